@@ -1,0 +1,1814 @@
+#!/usr/bin/env python3
+"""Convert a large diffusion transformer to one mixed-precision NVFP4 file that ComfyUI loads.
+
+NVFP4 stores a weight in 4 bits plus one 8-bit scale per 16 weights: a third of the memory of
+16-bit, and twice the speed on Blackwell cards. Not every layer survives it. This tool follows
+the choices of a good GGUF quantiser: what it spent few bits on becomes NVFP4, what it spent more
+on becomes FP8 or stays 16-bit. It reads sharded safetensors tensor by tensor and writes one
+file, which gets its name only once it is complete and checked.
+
+How a tensor's precision is chosen (first that applies wins, floors last):
+  1. --exclude keeps 16-bit; --include makes NVFP4
+  2. --gguf-keep-edge-blocks-fp16: the first two and last two transformer blocks stay 16-bit
+  3. the GGUF's type: F32 -> float32, F16/BF16 -> --dtype, up to --gguf-nvfp4-max-bitdepth bits
+     -> NVFP4, more -> FP8 with --use-fp8, else --dtype
+  4. floors: --min-ffn-fp8, --min-ffn2-fp16, layers ComfyUI recognises a model by, shapes that
+     Blackwell cannot multiply in FP4, anything that is not a linear layer's weight
+
+What is stored for a linear layer L with weight [N, K] (N16, K16: rounded up to 16):
+  NVFP4  L.weight         U8       [N16, K16/2]  two E2M1 codes a byte, even column high
+         L.weight_scale   F8_E4M3  [N128, K4]    a scale per 16 columns, in swizzled 128x4 tiles
+         L.weight_scale_2 F32      []            global scale
+  FP8    L.weight         F8_E4M3  [N, K]
+         L.weight_scale   F32      []
+  both   L.input_scale    F32      []            optional: the activation's global scale
+         L.comfy_quant    U8       [bytes]       JSON: format, full_precision_matrix_mult
+
+Wan 2.2, the documented command lines (one line each; high noise is the same with its own files):
+  I2V 14B  convert_nvfp4.py SRC.safetensors.index.json OUT.safetensors
+             --gguf Wan2.2-I2V-A14B-lowNoise-Q5_K_M.gguf --gguf-nvfp4-max-bitdepth 5 --use-fp8
+             --low-mem --gguf-keep-edge-blocks-fp16 --quant-dtype float32 --dtype float16
+             --input-scale-summary-json scales_summary_wan22_14b_lownoise.json
+             --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08
+             --full-precision-mm-layers sensitive_layers_wan22_i2v_14b_low.txt
+             --full-precision-mm-cross-attn-qkvo
+  TI2V 5B  the same with its own files and without --use-fp8
+  to calibrate  leave out all input-scale, full-precision and FP8 options; add --no-input-scale
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import sys
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+__version__ = "0.1.0"
+
+# ── 1. Constants and tables ──────────────────────────────────────────────────────────────────────
+
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # code 0..7; bit 3 is the sign
+E2M1_MAX = E2M1_VALUES[-1]
+E4M3_MAX = 448.0
+NVFP4_MAX = E2M1_MAX * E4M3_MAX  # largest multiple of the global scale: 2688
+BLOCK_SIZE = 16  # columns that share one block scale
+TILE_ROWS, TILE_COLUMNS = 128, 4  # cuBLAS block-scale tile
+FP4_MATMUL_K = 32  # Blackwell's FP4 matmul needs K % 32 == 0 ...
+FP4_MATMUL_N = 16  # ... and N % 16 == 0 where there is a bias
+
+# How far a float's bits move to become those of a wider float with the same value (see decoders).
+E2M1_TO_HALF_SCALE = 2.0**14  # exponent bias: 15 - 1
+E4M3_TO_HALF_SCALE = 2.0**8  # exponent bias: 15 - 7
+FLOAT32_EXPONENT = 0x7F800000
+ROUND_TO_HALVES = 2.0**22  # float32 at this size has a unit in the last place of 0.5
+
+CPU_CHUNK = 1 << 18  # weights a thread works on at once: measured best, fits a core's L2 cache
+CUDA_CHUNK = 1 << 25
+PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
+EDGE_BLOCKS = 2
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+EXAMPLES = 3  # names shown for a counted finding
+PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+HERE = Path(__file__).resolve().parent
+
+SAFETENSORS_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+TORCH_DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+SOURCE_FLOATS = ("F32", "BF16", "F16")
+DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+# Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
+GGUF_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I16": 16, "I32": 32, "I64": 64,
+    "Q1_0": 1, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q8_1": 8,
+    "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "Q8_K": 8,
+    "IQ1_S": 1, "IQ1_M": 1, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 2, "IQ3_XXS": 3, "IQ3_S": 3,
+    "IQ4_NL": 4, "IQ4_XS": 4, "TQ1_0": 1, "TQ2_0": 2, "MXFP4": 4, "NVFP4": 4,
+}  # fmt: skip
+
+# Layers whose shape ComfyUI's model detection reads (comfy/model_detection.py): packing halves it.
+NEVER_PACKED = {
+    "Wan": r"^patch_embedding|^head\.head$",
+    "Qwen-Image": r"^img_in$",
+    "Flux, Chroma, Flux 2": r"^(img_in|txt_in|vector_in\.in_layer)$",
+    "Lumina 2, Z-Image": r"^cap_embedder\.",
+    "Anima, Cosmos": r"^x_embedder\.proj\.1$",
+    "Hunyuan Video": r"^txt_in\.input_embedder$",
+}
+RECOGNISED_BY_ROWS = r"^blocks\.0\.ffn\.0$"  # Wan: its row count is ffn_dim, so no padding rows
+TRANSFORMER_BLOCKS = ("blocks", "transformer_blocks", "double_blocks", "single_blocks", "layers")
+KEEPS_SOURCE_PRECISION = r"bias$|norm|modulation|scale_shift_table"
+ALREADY_QUANTISED = r"\.(comfy_quant|weight_scale(_2)?|scale_weight|input_scale)$|(^|\.)scaled_fp8$"
+
+# Full-precision matmul (W4A16) by kind of layer: option, layers, what the help says.
+FULL_PRECISION_OPTIONS = {
+    "--full-precision-mm": (r"", "every quantised layer"),
+    "--full-precision-mm-cross-attn-kv": (r"\bcross_attn\.[kv](_img)?$", "cross-attention k and v"),
+    "--full-precision-mm-cross-attn-qkvo": (
+        r"\bcross_attn\.([qo]|[kv](_img)?)$",
+        "cross-attention q, k, v and o",
+    ),
+    "--full-precision-mm-self-attn-qkvo": (r"\bself_attn\.[qkvo]$", "self-attention q, k, v and o"),
+    "--full-precision-mm-ffn-up": (r"\bffn\.0$", "feed-forward up projections"),
+    "--full-precision-mm-ffn-down": (r"\bffn\.2$", "feed-forward down projections"),
+}
+MINIMUM_OPTIONS = {"--min-ffn-fp8": r"\bffn\.[02]$", "--min-ffn2-fp16": r"\bffn\.2$"}
+
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+GGUF_MAGIC = b"GGUF"
+
+# Options that contradict each other: given both, nobody can say which one was meant.
+CONFLICTS = (
+    ("no_input_scale", "input_scale_summary_json"),
+    ("no_input_scale", "input_scale_from"),
+    ("no_input_scale", "input_scale_value"),
+    ("no_input_scale", "input_scale_layer_summary"),
+    ("quiet", "verbose"),
+)
+REQUIRES = (
+    ("input_scale_summary_percentile", "input_scale_summary_json"),
+    ("input_scale_summary_multiplier", "input_scale_summary_json"),
+    ("gguf_nvfp4_max_bitdepth", "gguf"),
+    ("gguf_keep_edge_blocks_fp16", "gguf"),
+    ("use_fp8", "gguf"),
+)
+DEFAULTS = {
+    "input_scale_summary_percentile": 99.9,
+    "input_scale_summary_multiplier": 1.0,
+    "gguf_nvfp4_max_bitdepth": 4,
+}
+
+
+# ── 2. Errors and records ────────────────────────────────────────────────────────────────────────
+
+
+class ConvertError(Exception):
+    """What is wrong, where, and what to do: one line per problem, all problems of a step."""
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Float16OverflowError(Exception):
+    """A tensor planned as float16 holds a value beyond 65504; the plan has to change."""
+
+
+class Precision(IntEnum):
+    """How a tensor is stored, ordered: "at least FP8" is max(precision, Precision.FP8)."""
+
+    NVFP4 = 0
+    FP8 = 1
+    HALF = 2  # --dtype
+    FP32 = 3
+    KEPT = 4  # the source's bytes, untouched
+
+
+QUANTISED = {Precision.NVFP4: "nvfp4", Precision.FP8: "float8_e4m3fn"}  # comfy_quant "format"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """One conversion. Field names are the command line's long options; see `--help`."""
+
+    source: Path
+    output: Path
+    gguf: Path | None = None
+    gguf_nvfp4_max_bitdepth: int = DEFAULTS["gguf_nvfp4_max_bitdepth"]
+    gguf_keep_edge_blocks_fp16: bool = False
+    use_fp8: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    minimums: frozenset[str] = frozenset()
+    dtype: str = "bfloat16"
+    quant_dtype: str = "float32"
+    input_scale_summary_json: Path | None = None
+    input_scale_summary_percentile: float = DEFAULTS["input_scale_summary_percentile"]
+    input_scale_summary_multiplier: float = DEFAULTS["input_scale_summary_multiplier"]
+    input_scale_from: Path | None = None
+    input_scale_value: float | None = None
+    no_input_scale: bool = False
+    input_scale_layer_summary: bool = False
+    full_precision: frozenset[str] = frozenset()
+    full_precision_mm_layers: Path | None = None
+    full_precision_mm_pattern: tuple[str, ...] = ()
+    device: str = "auto"
+    low_mem: bool = False
+    dry_run: bool = False
+    verbose: bool = False
+    quiet: bool = False
+
+    @property
+    def buffers(self) -> int:
+        """Read buffers: one that is worked on, and one that is filled meanwhile."""
+        return 1 if self.low_mem else 2
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files named on the command line that the output must not overwrite."""
+        named = (
+            self.source,
+            self.gguf,
+            self.input_scale_summary_json,
+            self.input_scale_from,
+            self.full_precision_mm_layers,
+        )
+        return tuple(path for path in named if path is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRef:
+    """Where a tensor lies: `begin` is the absolute byte offset in `path`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    begin: int
+    nbytes: int
+
+    @property
+    def layer(self) -> str:
+        """Name of the module, prefix kept: what ComfyUI's metadata calls a layer."""
+        return self.name.removesuffix(".weight")
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in SOURCE_FLOATS and self.nbytes > 0
+
+    @property
+    def is_linear_weight(self) -> bool:
+        return self.is_float and len(self.shape) == 2 and self.name.endswith(".weight")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A checkpoint's headers: tensors in file order, merged metadata, the files they are in."""
+
+    tensors: dict[str, TensorRef]
+    metadata: dict[str, str]
+    files: tuple[Path, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(ref.nbytes for ref in self.tensors.values())
+
+    @property
+    def linear_weights(self) -> list[TensorRef]:
+        return [ref for ref in self.tensors.values() if ref.is_linear_weight]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """These tensors get this precision (or, as a floor, at least this one), and why."""
+
+    names: frozenset[str]
+    precision: Precision
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Input scales of one layer, by what its weight becomes; where they come from."""
+
+    scales: dict[Precision, float]
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlan:
+    """One tensor's fate and the reason, decided before any byte is written."""
+
+    ref: TensorRef
+    precision: Precision
+    reason: str
+    dtype: str  # safetensors dtype of the tensor itself in the output
+    full_precision: str = ""  # why its matmul stays 16-bit; "" means quantised activations
+    input_scale: float | None = None
+    input_scale_source: str = ""
+
+    @property
+    def is_quantised(self) -> bool:
+        return self.precision in QUANTISED
+
+    @property
+    def is_w4a4(self) -> bool:
+        return self.precision is Precision.NVFP4 and not self.full_precision
+
+    @property
+    def config(self) -> dict[str, str | bool]:
+        """What ComfyUI reads for this layer, in `comfy_quant` and in the header alike."""
+        flag = {"full_precision_matrix_mult": True} if self.full_precision else {}
+        return {"format": QUANTISED[self.precision], **flag}
+
+    @property
+    def config_bytes(self) -> bytes:
+        return json.dumps(self.config).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One tensor of the output: `begin` is its absolute offset in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The whole output file, known before it is written."""
+
+    header: bytes
+    slots: dict[str, Slot]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.header) + sum(slot.nbytes for slot in self.slots.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What is read and worked on at once: bytes [begin, end) of a planned tensor."""
+
+    plan: TensorPlan
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """Squared error of a decoded tensor and squared size of the original, summed."""
+
+    error: float
+    energy: float
+
+    @property
+    def relative_rmse(self) -> float:
+        return math.sqrt(self.error / self.energy) if self.energy else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What was done, as data; `render_report` makes text of it."""
+
+    options: Options
+    plans: tuple[TensorPlan, ...]
+    source_bytes: int
+    output_bytes: int
+    notes: tuple[str, ...]
+    damage: dict[str, Damage] = field(default_factory=dict)
+
+
+def bare(name: str) -> str:
+    """The name without the prefix that some checkpoints put before a diffusion model's keys."""
+    for prefix in PREFIXES:
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
+
+
+def examples(names: Iterable[str]) -> str:
+    """The first few names and how many more there are."""
+    names = sorted(names)
+    shown = ", ".join(names[:EXAMPLES])
+    return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
+
+
+def round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+# ── 3. Numeric core ──────────────────────────────────────────────────────────────────────────────
+
+
+def largest_magnitude(weight: torch.Tensor) -> torch.Tensor:
+    """max |w| as a float32 scalar; NaN where the weight holds a NaN, inf where it holds an inf."""
+    low, high = weight.aminmax()
+    return torch.maximum(-low, high).float()
+
+
+def nvfp4_global_scale(amax: torch.Tensor) -> torch.Tensor:
+    """amax / (448 * 6) in float32, as comfy_kitchen's TensorCoreNVFP4Layout computes it.
+
+    A weight of zeros, or one so small that the quotient underflows, gets 1: all codes are zero.
+    """
+    scale = amax / NVFP4_MAX
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def fp8_scale(amax: torch.Tensor) -> torch.Tensor:
+    """amax / 448 in float32, never so small that its reciprocal overflows; 1 for zeros."""
+    scale = (amax / E4M3_MAX).clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.where(amax > 0, scale, torch.ones_like(scale))
+
+
+def amax_block_scales(magnitude: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
+    """E4M3 scale of each block from its largest weight: [n, k] float32 -> [n, k/16] float8_e4m3fn.
+
+    Both divisions, in this order, are needed to match comfy_kitchen bit for bit.
+    """
+    # Pooling is three times faster than amax over an inner dimension of 16.
+    block_amax = torch.nn.functional.max_pool1d(magnitude, BLOCK_SIZE)
+    return (block_amax / E2M1_MAX / global_scale).clamp_(max=E4M3_MAX).to(torch.float8_e4m3fn)
+
+
+def encode_nvfp4(
+    weight: torch.Tensor, global_scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise rows of a weight to NVFP4 with amax block scales.
+
+    weight: [n, k] float32, bfloat16 or float16, finite; k is padded with zeros to K16.
+    Returns packed codes [n, K16/2] uint8 (even column in the high nibble) and block scales
+    [n, K16/16] float8_e4m3fn, not swizzled. Rounds to nearest, ties to even; bit-identical to
+    comfy_kitchen.quantize_nvfp4 at the same global scale.
+    """
+    rows, columns = weight.shape
+    values = weight.float()
+    if columns % BLOCK_SIZE:
+        values = torch.nn.functional.pad(values, (0, -columns % BLOCK_SIZE))
+    magnitude = values.abs()
+    block_scale = amax_block_scales(magnitude, global_scale)
+    step = decode_e4m3(block_scale) * global_scale
+    dead = step == 0
+    if dead.any():  # -0.0 and values lost to a zero scale become +0, as comfy_kitchen has it
+        values = values.unflatten(1, (-1, BLOCK_SIZE)).masked_fill(dead.unsqueeze(-1), 0.0)
+        magnitude, values = values.abs().flatten(1), values.flatten(1)
+        step = step.masked_fill(dead, 1.0)
+    blocks = magnitude.view(rows, -1, BLOCK_SIZE)
+    torch.div(blocks, step.unsqueeze(-1), out=blocks)
+    return pack_e2m1(round_to_e2m1(magnitude), values), block_scale
+
+
+def round_to_e2m1(scaled: torch.Tensor) -> torch.Tensor:
+    """E2M1 codes 0..7 (uint8) of non-negative float32 values, which are overwritten.
+
+    E2M1 has steps of a half of each value's power of two (of 1 below 1). Adding 2**22 times that
+    power lets float32's own rounding leave the code's step count in the lowest mantissa bits;
+    the power's exponent supplies the rest (127 * 2 = 6 modulo 8, hence the 2).
+    """
+    scaled.clamp_(max=E2M1_MAX)
+    power = scaled.clamp(min=1.0).view(torch.int32).bitwise_and_(FLOAT32_EXPONENT)
+    scaled.add_(power.view(torch.float32), alpha=ROUND_TO_HALVES)
+    steps = scaled.view(torch.int32).add_(power.bitwise_right_shift_(22))
+    return steps.to(torch.uint8).add_(2).bitwise_and_(7)
+
+
+def pack_e2m1(codes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Add the signs of float32 `values` [n, k] to the codes and pack two a byte, even one high."""
+    signs = torch.bitwise_right_shift(values.view(torch.int32), 28).to(torch.uint8)
+    pairs = codes.bitwise_or_(signs.bitwise_and_(8)).view(torch.int16)  # even column: low byte
+    high = torch.bitwise_left_shift(pairs, 4)
+    return high.bitwise_or_(pairs.bitwise_right_shift_(8)).to(torch.uint8)
+
+
+def decode_e2m1(packed: torch.Tensor) -> torch.Tensor:
+    """Packed codes [n, k/2] uint8 -> float32 [n, k]: placed as float16 bits, then rebiased.
+
+    A table look-up is ten times slower, and float32 bits would make 0.5 a slow denormal.
+    """
+    wide = packed.to(torch.int16)
+    pairs = ((wide & 15) << 8).bitwise_or_(wide >> 4)
+    codes = pairs.view(torch.uint8).to(torch.int16)
+    half = ((codes & 8) << 12).bitwise_or_((codes & 7) << 9)
+    return half.view(torch.float16).float().mul_(E2M1_TO_HALF_SCALE)
+
+
+def decode_e4m3(codes: torch.Tensor) -> torch.Tensor:
+    """float8_e4m3fn -> float32, through float16 bits: torch's own cast is many times slower."""
+    wide = codes.view(torch.uint8).to(torch.int16)
+    half = ((wide & 0x80) << 8).bitwise_or_((wide & 0x7F) << 7)
+    return half.view(torch.float16).float().mul_(E4M3_TO_HALF_SCALE)
+
+
+def decode_nvfp4(
+    packed: torch.Tensor, block_scale: torch.Tensor, global_scale: torch.Tensor
+) -> torch.Tensor:
+    """Inverse of `encode_nvfp4`: float32 [n, K16], what comfy_kitchen dequantises to."""
+    values = decode_e2m1(packed)
+    blocks = values.view(len(values), -1, BLOCK_SIZE)
+    blocks.mul_((decode_e4m3(block_scale) * global_scale).unsqueeze(-1))
+    return values
+
+
+def encode_fp8(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """[...] float -> float8_e4m3fn, bit-identical to comfy_kitchen.quantize_per_tensor_fp8."""
+    scaled = weight.float() * (1.0 / scale)
+    return scaled.clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+
+
+def decode_fp8(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Inverse of `encode_fp8`: float32."""
+    return decode_e4m3(codes).mul_(scale)
+
+
+def swizzle(block_scale: torch.Tensor) -> torch.Tensor:
+    """Block scales [n, b] into cuBLAS's 128x4 tiles: [roundup(n, 128), roundup(b, 4)], 0-padded.
+
+    Within a tile, row r and column c lie at byte (r % 32) * 16 + (r // 32) * 4 + c.
+    """
+    rows, columns = block_scale.shape
+    height, width = round_up(rows, TILE_ROWS), round_up(columns, TILE_COLUMNS)
+    padding = (0, width - columns, 0, height - rows)
+    scales = torch.nn.functional.pad(block_scale.view(torch.uint8), padding)
+    words = scales.view(torch.int32).view(-1, 4, 32, width // TILE_COLUMNS)  # a tile row's 4 bytes
+    tiles = words.permute(0, 3, 2, 1).contiguous()
+    return tiles.view(torch.uint8).view(height, width).view(block_scale.dtype)
+
+
+def unswizzle(tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Inverse of `swizzle`: [N128, B4] -> [rows, columns], the padding dropped."""
+    height, width = tiles.shape
+    words = tiles.view(torch.uint8).flatten().view(torch.int32)
+    scales = words.view(-1, width // TILE_COLUMNS, 32, 4).permute(0, 3, 2, 1).contiguous()
+    flat = scales.view(torch.uint8).view(height, width)[:rows, :columns]
+    return flat.contiguous().view(tiles.dtype)
+
+
+def damage(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
+    """What quantising cost; `decoded` may carry padding columns and is overwritten."""
+    original = original.float()
+    difference = decoded[:, : original.shape[1]].sub_(original).flatten()
+    original = original.flatten()
+    return Damage(
+        error=float(torch.dot(difference, difference)), energy=float(torch.dot(original, original))
+    )
+
+
+# ── 4. Read ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_json(path: Path, what: str) -> dict:
+    """A JSON object from a UTF-8 file; anything else is an error that names the file."""
+    try:
+        value = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read the {what}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConvertError(f"{path}: the {what} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConvertError(f"{path}: the {what} must be a JSON object")
+    return value
+
+
+def unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """json's default keeps the last of two equal keys: a tensor would vanish unnoticed."""
+    counts = Counter(key for key, _ in pairs)
+    repeated = [key for key, count in counts.items() if count > 1]
+    if repeated:
+        raise ValueError(f"duplicate key {repeated[0]!r}")
+    return dict(pairs)
+
+
+def refuse_other_formats(path: Path, start: bytes) -> None:
+    if path.suffix.lower() in PICKLE_SUFFIXES or start.startswith(PICKLE_MAGIC):
+        raise ConvertError(
+            f"{path}: is a pickle file, which can run code when opened; "
+            "give a .safetensors version of the model"
+        )
+    if start.startswith(GGUF_MAGIC):
+        raise ConvertError(f"{path}: is a GGUF; give the original .safetensors model here")
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    """Parse and check a safetensors header: {name: TensorRef} in file order, and its metadata.
+
+    The rules are those of the safetensors library: ranges within the file, each of its shape's
+    size, together covering the data exactly. Raises ConvertError.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            refuse_other_formats(path, start)
+            length = int.from_bytes(start, "little")
+            if len(start) < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+                raise ConvertError(
+                    f"{path}: not a safetensors file, or cut off: "
+                    f"its header should have {length:,} bytes, the file has {size:,}"
+                )
+            raw = file.read(length)
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
+    try:
+        header = json.loads(raw, object_pairs_hook=unique_keys)
+        metadata = header.pop("__metadata__", {})
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
+        raise ConvertError(f"{path}: the safetensors header is damaged: {error}") from error
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ConvertError(f"{path}: the safetensors header's __metadata__ must map to strings")
+    refs = [parse_entry(path, 8 + length, name, entry) for name, entry in header.items()]
+    refs.sort(key=lambda ref: (ref.begin, ref.nbytes))
+    check_coverage(path, refs, 8 + length, size)
+    return {ref.name: ref for ref in refs}, metadata
+
+
+def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> TensorRef:
+    """One tensor of a safetensors header, its types and its own arithmetic checked."""
+    try:
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        bits = SAFETENSORS_BITS[dtype]
+        if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+            raise ValueError
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConvertError(
+            f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:200]}"
+        ) from error
+    expected = math.prod(shape) * bits
+    if expected != (end - begin) * 8:
+        raise ConvertError(
+            f"{path}: tensor {name}: {dtype} {list(shape)} needs {expected // 8:,} bytes, "
+            f"the header gives it {end - begin:,}"
+        )
+    return TensorRef(
+        name=name, dtype=dtype, shape=shape, path=path, begin=data_begin + begin, nbytes=end - begin
+    )
+
+
+def check_coverage(path: Path, refs: list[TensorRef], data_begin: int, size: int) -> None:
+    """The tensors, in file order, must follow each other without gap or overlap to the end."""
+    position = data_begin
+    for ref in refs:
+        if ref.begin != position:
+            what = "overlaps another" if ref.begin < position else "leaves a gap before it"
+            raise ConvertError(f"{path}: tensor {ref.name} {what} at byte {ref.begin:,}")
+        position += ref.nbytes
+    if position != size:
+        raise ConvertError(
+            f"{path}: the tensors end at byte {position:,}, the file at {size:,}: "
+            + ("it is cut off; download it again" if size < position else "trailing bytes")
+        )
+
+
+def open_model(source: Path) -> Model:
+    """Read the headers of a single file, of an index, or of a directory that holds one of them."""
+    if source.is_dir():
+        found = sorted(source.glob("*.safetensors.index.json")) or sorted(
+            source.glob("*.safetensors")
+        )
+        if len(found) != 1:
+            raise ConvertError(
+                f"{source}: holds {len(found)} *.safetensors.index.json or *.safetensors files; "
+                "give the one to convert by name"
+            )
+        source = found[0]
+    if source.suffix.lower() == ".json":
+        return open_shards(source)
+    tensors, metadata = read_header(source)
+    return Model(tensors=tensors, metadata=metadata, files=(source,))
+
+
+def open_shards(index: Path) -> Model:
+    """Every shard's header, checked both ways against the index's weight_map."""
+    weight_map = load_json(index, "index").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(shard, str) for shard in weight_map.values()
+    ):
+        raise ConvertError(f"{index}: has no weight_map of tensor names to file names")
+    shards = sorted(set(weight_map.values()))
+    outside = [shard for shard in shards if re.search(r"[/\\:]|^\.*$", shard)]
+    if outside:
+        raise ConvertError(f"{index}: shard {outside[0]!r} is not a file name in its own folder")
+    headers, problems = {}, []
+    for shard in shards:
+        try:
+            headers[shard] = read_header(index.parent / shard)
+        except ConvertError as error:
+            problems += error.problems
+    for shard, (tensors, _) in headers.items():
+        listed = {name for name, where in weight_map.items() if where == shard}
+        if missing := listed - tensors.keys():
+            problems.append(f"{index.parent / shard}: the index lists {examples(missing)} in it")
+        if unlisted := tensors.keys() - listed:
+            problems.append(f"{index}: has no entry for {examples(unlisted)} of {shard}")
+    if problems:
+        raise ConvertError(*problems)
+    merged, metadata = {}, {}
+    for tensors, shard_metadata in headers.values():
+        merged |= tensors
+        metadata = shard_metadata | metadata
+    files = (index, *(index.parent / shard for shard in shards))
+    return Model(tensors=merged, metadata=metadata, files=files)
+
+
+def read_gguf(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{tensor name: (GGML type, shape in torch's order)} of a GGUF; its data are not read."""
+    import gguf  # takes a third of a second that `--help` need not
+
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != GGUF_MAGIC:
+                raise ConvertError(f"{path}: is not a GGUF file")
+        reader = gguf.GGUFReader(path)
+        stored = {
+            tensor.name: (tensor.tensor_type.name, tuple(map(int, reversed(tensor.shape))))
+            for tensor in reader.tensors
+        }
+        for name, (kind, _) in stored.items():
+            original = reader.get_field(f"comfy.gguf.orig_shape.{name}")
+            if original is not None:
+                stored[name] = (kind, tuple(int(original.parts[i][0]) for i in original.data))
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read: {error.strerror or error}") from error
+    except ConvertError:
+        raise
+    except Exception as error:  # a damaged file makes gguf's reader raise anything
+        raise ConvertError(f"{path}: the GGUF is damaged or of an unknown kind: {error}") from error
+    unknown = sorted({kind for kind, _ in stored.values()} - GGUF_BITS.keys())
+    if unknown:
+        raise ConvertError(f"{path}: unknown GGML types {', '.join(unknown)}; update this tool")
+    return stored
+
+
+def shapes_agree(shape: tuple[int, ...], stored: tuple[int, ...]) -> bool:
+    """A GGUF drops leading dimensions of 1 and may store a 5-D convolution in 4."""
+    if [size for size in shape if size != 1] == [size for size in stored if size != 1]:
+        return True
+    return len(shape) == 5 and len(stored) <= 4 and math.prod(shape) == math.prod(stored)
+
+
+def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
+    """{source tensor: GGML type}, and notes on what only one side has.
+
+    Names match exactly or without their prefix. A GGUF of another model is an error.
+    """
+    stored = read_gguf(path)
+    by_bare = {bare(name): name for name in stored}
+    matched = {name: name if name in stored else by_bare.get(bare(name)) for name in model.tensors}
+    matched = {name: other for name, other in matched.items() if other is not None}
+    if not any(ref.name in matched for ref in model.linear_weights):
+        raise ConvertError(
+            f"{path}: is of another model: no linear layer of the source is in it; "
+            f"the source has {examples(model.tensors)}; the GGUF has {examples(stored)}"
+        )
+    wrong = [
+        f"{path}: is of another model: {name} is {list(model.tensors[name].shape)} in the source, "
+        f"{list(stored[other][1])} as {other} in the GGUF"
+        for name, other in matched.items()
+        if not shapes_agree(model.tensors[name].shape, stored[other][1])
+    ]
+    if wrong:
+        more = [f"... and {len(wrong) - EXAMPLES} more shapes"] if len(wrong) > EXAMPLES else []
+        raise ConvertError(*wrong[:EXAMPLES], *more)
+    notes = []
+    if lacking := [ref.name for ref in model.linear_weights if ref.name not in matched]:
+        notes.append(f"{len(lacking)} weights not in the GGUF stay 16-bit: {examples(lacking)}")
+    if extra := stored.keys() - set(matched.values()):
+        notes.append(f"{len(extra)} tensors of the GGUF are not in the source: {examples(extra)}")
+    return {name: stored[other][0] for name, other in matched.items()}, notes
+
+
+def read_layer_list(path: Path) -> tuple[str, ...]:
+    """Layer names, one a line; text after # and blank lines are left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConvertError(f"{path}: cannot read the layer list: {error}") from error
+    names = (line.partition("#")[0].strip().removesuffix(".weight") for line in lines)
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def percentile_key(percentile: float) -> str:
+    """99.9 -> "p99_9", as calibration summaries name their columns."""
+    return f"p{percentile:g}".replace(".", "_")
+
+
+def read_summary(options: Options) -> dict[str, Calibration]:
+    """{bare layer: Calibration} from a calibration summary, at one percentile over calls."""
+    path = options.input_scale_summary_json
+    rows = load_json(path, "calibration summary").get("layers")
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
+    ):
+        raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
+    key = percentile_key(options.input_scale_summary_percentile)
+    lacking = [row["layer"] for row in rows if f"scale_{key}" not in row]
+    if lacking:
+        known = sorted({name for row in rows for name in row if name.startswith("scale_p")})
+        raise ConvertError(
+            f"{path}: has no scale_{key} for {examples(lacking)}; it has {', '.join(known)}"
+        )
+    multiplier = options.input_scale_summary_multiplier
+    columns = {Precision.NVFP4: (f"scale_{key}", 1.0), Precision.FP8: (f"amax_{key}", E4M3_MAX)}
+    source = f"summary {key.replace('_', '.')} x {multiplier:g}"
+    found = {}
+    for row in rows:
+        scales = {
+            precision: positive(path, row, column) * multiplier / divisor
+            for precision, (column, divisor) in columns.items()
+            if column in row
+        }
+        found[bare(row["layer"])] = Calibration(scales=scales, source=source)
+    return found
+
+
+def positive(path: Path, row: dict, column: str) -> float:
+    value = row[column]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConvertError(
+            f"{path}: layer {row['layer']}: {column} must be a positive number, not {value!r}"
+        )
+    return float(value)
+
+
+def read_reference_scales(path: Path) -> dict[str, Calibration]:
+    """{bare layer: Calibration} from the input_scale tensors of a quantised safetensors file."""
+    tensors, _ = read_header(path)
+    found = {}
+    for ref in tensors.values():
+        layer = ref.name.removesuffix(".input_scale")
+        if layer == ref.name:
+            continue
+        weight = tensors.get(f"{layer}.weight")
+        if ref.dtype != "F32" or ref.nbytes != 4 or weight is None:
+            raise ConvertError(f"{path}: {ref.name} is not one float32 beside a weight")
+        with path.open("rb") as file:
+            file.seek(ref.begin)
+            scale = torch.frombuffer(bytearray(file.read(4)), dtype=torch.float32).item()
+        row = {"layer": layer, "input_scale": scale}
+        amax = positive(path, row, "input_scale") * (
+            E4M3_MAX if weight.dtype.startswith("F8") else NVFP4_MAX
+        )
+        scales = {Precision.NVFP4: amax / NVFP4_MAX, Precision.FP8: amax / E4M3_MAX}
+        found[bare(layer)] = Calibration(scales=scales, source=path.name)
+    if not found:
+        raise ConvertError(f"{path}: has no input_scale tensors")
+    return found
+
+
+def read_calibration(options: Options, model: Model) -> dict[str, Calibration]:
+    """{layer: Calibration} for the model's linear layers: file before summary before value."""
+    sources = []
+    if options.input_scale_from:
+        sources.append((options.input_scale_from, read_reference_scales(options.input_scale_from)))
+    if options.input_scale_summary_json:
+        sources.append((options.input_scale_summary_json, read_summary(options)))
+    layers = {bare(ref.layer): ref.layer for ref in model.linear_weights}
+    found = {}
+    if options.input_scale_value is not None:
+        value = options.input_scale_value
+        scales = {Precision.NVFP4: value, Precision.FP8: value * NVFP4_MAX / E4M3_MAX}
+        calibration = Calibration(scales=scales, source="--input-scale-value")
+        found = dict.fromkeys(layers.values(), calibration)
+    for path, rows in reversed(sources):
+        if not rows.keys() & layers.keys():
+            raise ConvertError(
+                f"{path}: is of another model: none of its layers is in the source; "
+                f"it has {examples(rows)}; the source has {examples(layers)}"
+            )
+        found |= {layers[name]: row for name, row in rows.items() if name in layers}
+    return found
+
+
+# ── 5. Plan ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def select(model: Model, pattern: str, option: str) -> frozenset[str]:
+    """Linear weights whose bare layer name matches; none is an error, as a typo would be silent."""
+    found = re.compile(pattern, re.IGNORECASE)
+    names = frozenset(
+        ref.name
+        for ref in model.linear_weights
+        if found.search(bare(ref.layer)) or found.search(ref.name)
+    )
+    if not names:
+        layers = examples(ref.layer for ref in model.linear_weights) or "no linear layers at all"
+        raise ConvertError(f"{option}: matches no linear layer of the source, which has {layers}")
+    return names
+
+
+def edge_block_rules(model: Model) -> list[Rule]:
+    """The first and last EDGE_BLOCKS transformer blocks, in the order the model runs them."""
+    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d+)\.")
+    members = defaultdict(set)
+    for ref in model.linear_weights:
+        if found := inside.match(bare(ref.name)):
+            members[TRANSFORMER_BLOCKS.index(found[1]), int(found[2])].add(ref.name)
+    blocks = sorted(members)
+    if not blocks:
+        raise ConvertError(
+            "--gguf-keep-edge-blocks-fp16: the source has no transformer blocks named "
+            + ", ".join(f"{name}.N" for name in TRANSFORMER_BLOCKS)
+        )
+    edges = dict.fromkeys(blocks[:EDGE_BLOCKS] + blocks[-EDGE_BLOCKS:])
+    return [
+        Rule(names=frozenset(members[block]), precision=Precision.HALF, reason="edge block")
+        for block in edges
+    ]
+
+
+def gguf_precision(kind: str, options: Options) -> tuple[Precision, str]:
+    bits, limit = GGUF_BITS[kind], options.gguf_nvfp4_max_bitdepth
+    if kind in ("F32", "F64"):
+        return Precision.FP32, f"GGUF {kind}"
+    if kind in ("F16", "BF16") or bits > 8:
+        return Precision.HALF, f"GGUF {kind}"
+    if bits <= limit:
+        return Precision.NVFP4, f"GGUF {kind} <= {limit} bits"
+    if options.use_fp8:
+        return Precision.FP8, f"GGUF {kind} > {limit} bits"
+    return Precision.HALF, f"GGUF {kind} > {limit} bits, no --use-fp8"
+
+
+def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
+    by_kind = defaultdict(set)
+    for name, kind in kinds.items():
+        by_kind[kind].add(name)
+    rules = []
+    for kind, names in sorted(by_kind.items()):
+        precision, reason = gguf_precision(kind, options)
+        rules.append(Rule(names=frozenset(names), precision=precision, reason=reason))
+    return rules
+
+
+def choice_rules(options: Options, model: Model, kinds: dict[str, str] | None) -> list[Rule]:
+    """What decides a tensor's precision, in order: the first row that names it wins."""
+    refs = model.tensors.values()
+    other = frozenset(ref.name for ref in refs if not ref.is_float)
+    rules = [Rule(names=other, precision=Precision.KEPT, reason="empty, or not a 16/32-bit float")]
+    for option, patterns, precision in (
+        ("--exclude", options.exclude, Precision.HALF),
+        ("--include", options.include, Precision.NVFP4),
+    ):
+        for pattern in patterns:
+            reason = f"{option} {pattern}"
+            names = select(model, pattern, reason)
+            rules.append(Rule(names=names, precision=precision, reason=reason))
+    if options.gguf_keep_edge_blocks_fp16:
+        rules += edge_block_rules(model)
+    if kinds is not None:
+        return rules + gguf_rules(kinds, options)
+    small = frozenset(
+        ref.name
+        for ref in refs
+        if not ref.is_linear_weight
+        and (len(ref.shape) <= 1 or re.search(KEEPS_SOURCE_PRECISION, bare(ref.name)))
+    )
+    reason = "bias, norm or modulation: as in the source"
+    return [*rules, Rule(names=small, precision=Precision.KEPT, reason=reason)]
+
+
+def floor_rules(options: Options, model: Model) -> list[Rule]:
+    """Least precisions: each row that names a tensor raises it."""
+    minimum = {"--min-ffn-fp8": Precision.FP8, "--min-ffn2-fp16": Precision.HALF}
+    rules = [
+        Rule(names=select(model, pattern, option), precision=minimum[option], reason=option)
+        for option, pattern in MINIMUM_OPTIONS.items()
+        if option in options.minimums
+    ]
+    linear = model.linear_weights
+    for family, pattern in NEVER_PACKED.items():
+        names = frozenset(ref.name for ref in linear if re.search(pattern, bare(ref.layer)))
+        reason = f"ComfyUI recognises {family} by its shape"
+        rules.append(Rule(names=names, precision=Precision.HALF, reason=reason))
+    odd_columns = frozenset(ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K)
+    odd_rows = frozenset(
+        ref.name
+        for ref in linear
+        if ref.shape[0] % FP4_MATMUL_N
+        and (f"{ref.layer}.bias" in model.tensors or re.search(RECOGNISED_BY_ROWS, bare(ref.layer)))
+    )
+    nonlinear = model.tensors.keys() - {ref.name for ref in linear}
+    return [
+        *rules,
+        Rule(
+            names=odd_columns,
+            precision=Precision.FP8,
+            reason=f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0",
+        ),
+        Rule(
+            names=odd_rows,
+            precision=Precision.FP8,
+            reason=f"no FP4 matmul with a bias: rows % {FP4_MATMUL_N} != 0",
+        ),
+        Rule(
+            names=frozenset(nonlinear),
+            precision=Precision.HALF,
+            reason="not a linear layer's weight",
+        ),
+    ]
+
+
+def decide(name: str, choices: list[Rule], floors: list[Rule]) -> tuple[Precision, str]:
+    """The only place where a precision is born."""
+    precision, reason = Precision.HALF, "no rule names it"
+    for rule in choices:
+        if name in rule.names:
+            precision, reason = rule.precision, rule.reason
+            break
+    for rule in floors:
+        if name in rule.names and rule.precision > precision:
+            precision, reason = rule.precision, f"{rule.reason} (else {reason})"
+    return precision, reason
+
+
+def full_precision_rules(options: Options, model: Model) -> tuple[list[Rule], list[str]]:
+    """Layers marked for full-precision matmul with the option that did it, and notes."""
+    wanted = {
+        option: pattern
+        for option, (pattern, _) in FULL_PRECISION_OPTIONS.items()
+        if option in options.full_precision
+    }
+    wanted |= {f"--full-precision-mm-pattern {p}": p for p in options.full_precision_mm_pattern}
+    named = {option: select(model, pattern, option) for option, pattern in wanted.items()}
+    notes = []
+    if path := options.full_precision_mm_layers:
+        layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
+        listed = {bare(name): name for name in read_layer_list(path)}
+        found = frozenset(layers[name] for name in listed if name in layers)
+        if not found:
+            raise ConvertError(
+                f"{path}: names no layer of the source; it lists {examples(listed) or 'nothing'}; "
+                f"the source has {examples(layers)}"
+            )
+        if unknown := listed.keys() - layers.keys():
+            notes.append(f"{path.name}: {len(unknown)} names match nothing: {examples(unknown)}")
+        named[path.name] = found
+    # The matmul flag says nothing about precision, so these rows carry the neutral HALF.
+    rules = [
+        Rule(names=names, precision=Precision.HALF, reason=reason)
+        for reason, names in named.items()
+    ]
+    return rules, notes
+
+
+def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
+    """Give a quantised layer its input scale; an FP8 layer without one must not run in FP8.
+
+    ComfyUI casts the input of an FP8 layer that has no input_scale with scale 1, clamped at 448.
+    """
+    if row is not None:
+        if plan.precision not in row.scales:
+            raise ConvertError(f"{plan.ref.layer}: is FP8, and the {row.source} has no amax for it")
+        scale = row.scales[plan.precision]
+        return dataclasses.replace(plan, input_scale=scale, input_scale_source=row.source)
+    if plan.precision is Precision.FP8 and not plan.full_precision:
+        return dataclasses.replace(plan, full_precision="FP8 without an input scale")
+    return plan
+
+
+def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[str]]:
+    """Every tensor's plan in source order, and the notes that the report should carry."""
+    if found := [name for name in model.tensors if re.search(ALREADY_QUANTISED, name)]:
+        raise ConvertError(
+            f"{options.source}: is already quantised ({examples(found)}); "
+            "give the original 16- or 32-bit model"
+        )
+    kinds, notes = match_gguf(options.gguf, model) if options.gguf else (None, [])
+    choices, floors = choice_rules(options, model, kinds), floor_rules(options, model)
+    marks, mark_notes = full_precision_rules(options, model)
+    calibration = read_calibration(options, model)
+    half = DTYPE_OPTIONS[options.dtype]
+    plans = []
+    for ref in model.tensors.values():
+        precision, reason = decide(ref.name, choices, floors)
+        dtype = {Precision.HALF: half, Precision.FP32: "F32"}.get(precision, ref.dtype)
+        plan = TensorPlan(ref=ref, precision=precision, reason=reason, dtype=dtype)
+        if plan.is_quantised:
+            mark = next((rule.reason for rule in marks if ref.name in rule.names), "")
+            marked = dataclasses.replace(plan, full_precision=mark)
+            plan = attach_scale(marked, calibration.get(ref.layer))
+        plans.append(plan)
+    if not any(plan.is_quantised for plan in plans):
+        raise ConvertError(f"{options.source}: nothing would be quantised; see --dry-run --verbose")
+    return plans, [*notes, *mark_notes, *scale_notes(plans, bool(calibration))]
+
+
+def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
+    dynamic = [plan.ref.layer for plan in plans if plan.is_w4a4 and plan.input_scale is None]
+    forced = [
+        plan.ref.layer for plan in plans if plan.full_precision == "FP8 without an input scale"
+    ]
+    notes = []
+    if calibrated and dynamic:
+        notes.append(
+            f"{len(dynamic)} W4A4 layers have no calibration row and stay dynamic: "
+            + examples(dynamic)
+        )
+    if forced:
+        notes.append(
+            f"{len(forced)} FP8 layers have no input scale and get full-precision matmul: "
+            + examples(forced)
+        )
+    return notes
+
+
+def widen(plans: list[TensorPlan], names: set[str]) -> list[TensorPlan]:
+    """The plans with the named float16 tensors as float32."""
+    reason = "a value beyond float16's 65504 (else {})"
+    return [
+        dataclasses.replace(
+            plan, precision=Precision.FP32, dtype="F32", reason=reason.format(plan.reason)
+        )
+        if plan.ref.name in names
+        else plan
+        for plan in plans
+    ]
+
+
+# ── 6. Layout, encode, write, verify ─────────────────────────────────────────────────────────────
+
+
+def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{key: (dtype, shape)} of what a planned tensor becomes: the module docstring's table."""
+    ref, layer = plan.ref, plan.ref.layer
+    if not plan.is_quantised:
+        return {ref.name: (plan.dtype, ref.shape)}
+    rows, columns = ref.shape
+    if plan.precision is Precision.NVFP4:
+        height, width = round_up(rows, BLOCK_SIZE), round_up(columns, BLOCK_SIZE)
+        tiles = (round_up(height, TILE_ROWS), round_up(width // BLOCK_SIZE, TILE_COLUMNS))
+        stored = {
+            f"{layer}.weight": ("U8", (height, width // 2)),
+            f"{layer}.weight_scale": ("F8_E4M3", tiles),
+            f"{layer}.weight_scale_2": ("F32", ()),
+        }
+    else:
+        stored = {f"{layer}.weight": ("F8_E4M3", ref.shape), f"{layer}.weight_scale": ("F32", ())}
+    if plan.input_scale is not None:
+        stored[f"{layer}.input_scale"] = ("F32", ())
+    return stored | {f"{layer}.comfy_quant": ("U8", (len(plan.config_bytes),))}
+
+
+def make_layout(plans: Iterable[TensorPlan], metadata: dict[str, str]) -> Layout:
+    """Header and offsets of the output file.
+
+    Ordered by item size, so that every tensor starts at a multiple of its own; the odd-length
+    comfy_quant tensors come last.
+    """
+    stored = [(key, *value) for plan in plans for key, value in stored_tensors(plan).items()]
+    stored.sort(
+        key=lambda row: (-SAFETENSORS_BITS[row[1]], row[0].endswith(".comfy_quant"), row[0])
+    )
+    entries, begin, sizes = {"__metadata__": metadata}, 0, {}
+    for key, dtype, shape in stored:
+        if key in entries:
+            raise ConvertError(f"two tensors of the output would be named {key}")
+        sizes[key] = math.prod(shape) * SAFETENSORS_BITS[dtype] // 8
+        end = begin + sizes[key]
+        entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(round_up(len(text), 8))
+    header = len(text).to_bytes(8, "little") + text
+    slots = {
+        key: Slot(
+            name=key,
+            dtype=dtype,
+            shape=shape,
+            begin=len(header) + entries[key]["data_offsets"][0],
+            nbytes=sizes[key],
+        )
+        for key, dtype, shape in stored
+    }
+    return Layout(header=header, slots=slots)
+
+
+def make_metadata(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, str]:
+    """Header strings: the quantised layers as ComfyUI reads them, and how the file was made.
+
+    Names only, no folders and no times: the same input and options give the same bytes.
+    """
+    layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised}
+    recipe = {
+        "version": __version__,
+        "options": {
+            name: text
+            for name, value in dataclasses.asdict(options).items()
+            if (text := portable(value)) and name not in RUN_OPTIONS
+        },
+        "sources": {path.name: path.stat().st_size for path in model.files},
+        "plan": dict(sorted(Counter(plan.precision.name for plan in plans).items())),
+    }
+    return model.metadata | {
+        "_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers}),
+        "convert_nvfp4": json.dumps(recipe),
+    }
+
+
+RUN_OPTIONS = ("output", "device", "low_mem", "dry_run", "verbose", "quiet")  # leave no trace
+
+
+def portable(value: object) -> object:
+    """An option's value for the header: file names for paths, sorted lists for sets."""
+    if isinstance(value, Path):
+        return value.name
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+class Compute:
+    """Maps a function over row chunks: a CPU core each, or large ones on a GPU.
+
+    A chunk's every operation stays in one core's cache, which beats torch's own threads four to
+    one; results do not depend on how many threads there are.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.chunk = CPU_CHUNK if device.type == "cpu" else CUDA_CHUNK
+        self.pool = ThreadPoolExecutor(torch.get_num_threads() if device.type == "cpu" else 1)
+
+    def __enter__(self) -> Compute:
+        self.threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self.threads)
+
+    def map(self, function: Callable, weight: torch.Tensor) -> list:
+        return list(self.pool.map(function, weight.split(max(1, self.chunk // weight.shape[1]))))
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: a GPU if there is one. A device asked for by name that is not there is an error."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConvertError(f"--device {name}: torch sees {count} CUDA devices here")
+    return device
+
+
+def quantise(
+    plan: TensorPlan, weight: torch.Tensor, compute: Compute, dtype: torch.dtype
+) -> tuple[dict[str, torch.Tensor], Damage]:
+    """The stored tensors of one NVFP4 or FP8 layer, and the error of what they decode to."""
+    layer = plan.ref.layer
+    weight = weight.to(compute.device)
+    amax = torch.stack(compute.map(lambda rows: largest_magnitude(rows.to(dtype)), weight)).amax()
+    if not amax.isfinite():
+        cast = "" if dtype is torch.float32 else f" (as {dtype}, the --quant-dtype)"
+        raise ConvertError(
+            f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{cast}: the file is damaged, "
+            f"or leave the layer 16-bit with --exclude '^{re.escape(bare(layer))}$'"
+        )
+    to_scale, encode, decode = CODECS[plan.precision]
+    scale = to_scale(amax)
+
+    def encode_rows(rows: torch.Tensor) -> tuple:
+        parts = encode(rows.to(dtype), scale)
+        return *parts, damage(rows, decode(*parts, scale))
+
+    *parts, damages = zip(*compute.map(encode_rows, weight), strict=True)
+    stored = store(plan, [torch.cat(part) for part in parts], scale)
+    total = Damage(error=sum(d.error for d in damages), energy=sum(d.energy for d in damages))
+    return stored, total
+
+
+CODECS = {  # amax -> scale, (weight, scale) -> parts, (*parts, scale) -> float32
+    Precision.NVFP4: (nvfp4_global_scale, encode_nvfp4, decode_nvfp4),
+    Precision.FP8: (fp8_scale, lambda weight, scale: (encode_fp8(weight, scale),), decode_fp8),
+}
+
+
+def store(
+    plan: TensorPlan, parts: list[torch.Tensor], scale: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """{key: tensor} of a quantised layer, as `stored_tensors` announces it."""
+    layer = plan.ref.layer
+    if plan.precision is Precision.NVFP4:
+        packed, block_scale = parts
+        missing_rows = (0, 0, 0, -len(packed) % BLOCK_SIZE)
+        stored = {
+            f"{layer}.weight": torch.nn.functional.pad(packed, missing_rows),
+            f"{layer}.weight_scale": swizzle(block_scale),
+            f"{layer}.weight_scale_2": scale,
+        }
+    else:
+        stored = {f"{layer}.weight": parts[0], f"{layer}.weight_scale": scale}
+    if plan.input_scale is not None:
+        stored[f"{layer}.input_scale"] = torch.tensor(plan.input_scale, dtype=torch.float32)
+    config = torch.frombuffer(bytearray(plan.config_bytes), dtype=torch.uint8)
+    return stored | {f"{layer}.comfy_quant": config}
+
+
+def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
+    """A layer to be quantised whole, as its scale depends on all of it; others bit by bit."""
+    size = plan.ref.nbytes if plan.is_quantised else PIECE_BYTES
+    for begin in range(0, plan.ref.nbytes, max(size, 1)):
+        yield Piece(plan=plan, begin=begin, end=min(begin + size, plan.ref.nbytes))
+
+
+def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
+    """Fill the buffer with a piece's bytes and return them, typed where torch has to know."""
+    ref, size = piece.plan.ref, piece.end - piece.begin
+    view = memoryview(buffer.numpy())[:size]
+    try:
+        with ref.path.open("rb", buffering=0) as file:
+            file.seek(ref.begin + piece.begin)
+            filled = 0
+            while filled < size and (count := file.readinto(view[filled:])):
+                filled += count
+    except OSError as error:
+        raise ConvertError(f"{ref.path}: cannot read {ref.name}: {error.strerror}") from error
+    if filled < size:
+        raise ConvertError(f"{ref.path}: ended inside {ref.name}; it changed while being read")
+    data = buffer[:size]
+    if piece.plan.dtype != ref.dtype or piece.plan.is_quantised:
+        data = data.view(TORCH_DTYPES[ref.dtype])
+    return data.view(ref.shape) if piece.plan.is_quantised else data
+
+
+def read_ahead(pieces: Iterable[Piece], buffers: int) -> Iterator[tuple[Piece, torch.Tensor]]:
+    """Read pieces in order into reused buffers; all but one are filled while the caller works.
+
+    A yielded tensor is valid until the next one is asked for.
+    """
+    pieces = list(pieces)
+    size = max((piece.end - piece.begin for piece in pieces), default=0)
+    ring = [torch.empty(size, dtype=torch.uint8) for _ in range(buffers)]
+    waiting = deque()
+    with ThreadPoolExecutor(1) as reader:
+        for piece, buffer in zip(pieces, itertools.cycle(ring)):
+            waiting.append((piece, reader.submit(read_piece, piece, buffer)))
+            if len(waiting) == buffers:
+                piece, data = waiting.popleft()
+                yield piece, data.result()
+        for piece, data in waiting:
+            yield piece, data.result()
+
+
+def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
+    """A piece of a tensor that is not quantised, in its output dtype."""
+    plan = piece.plan
+    if plan.dtype == plan.ref.dtype:
+        return data
+    result = data.to(TORCH_DTYPES[plan.dtype])
+    if plan.dtype == "F16" and (result.isinf() & data.isfinite()).any():
+        raise Float16OverflowError(plan.ref.name)
+    return result
+
+
+def float16_overflows(plans: list[TensorPlan], options: Options) -> set[str]:
+    """Tensors planned as float16 with values beyond 65504: reads them all, writes nothing."""
+    candidates = [plan for plan in plans if plan.dtype == "F16" and plan.ref.dtype != "F16"]
+    pieces = [piece for plan in candidates for piece in pieces_of(plan)]
+    found = set()
+    with progress(pieces, options, "checking float16 range") as bar:
+        for piece, data in read_ahead(pieces, options.buffers):
+            try:
+                cast(piece, data)
+            except Float16OverflowError:
+                found.add(piece.plan.ref.name)
+            bar.update(piece.end - piece.begin)
+    return found
+
+
+def progress(pieces: list[Piece], options: Options, what: str) -> tqdm:
+    total = sum(piece.end - piece.begin for piece in pieces)
+    return tqdm(
+        total=total, desc=what, unit="B", unit_scale=True, disable=options.quiet, file=sys.stderr
+    )
+
+
+class PartialFile:
+    """OUTPUT.partial: written at known offsets, and gone unless it is published complete."""
+
+    def __init__(self, output: Path, layout: Layout):
+        self.output, self.layout = output, layout
+        self.path = output.with_name(output.name + ".partial")
+        self.written: Counter[str] = Counter()
+
+    def __enter__(self) -> PartialFile:
+        with self.translated():
+            self.file = self.path.open("wb")
+            self.file.write(self.layout.header)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not hide the first error
+            self.file.close()
+        self.path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """An operating system's error as one line: a full disk, a locked or forbidden file."""
+        try:
+            yield
+        except OSError as error:
+            raise ConvertError(f"{error.filename or self.path}: {error.strerror}") from error
+
+    def write(self, key: str, tensor: torch.Tensor) -> None:
+        """Append to the tensor `key`, which may come in several pieces."""
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        with self.translated():
+            self.file.seek(self.layout.slots[key].begin + self.written[key])
+            self.file.write(data)
+        self.written[key] += data.nbytes
+
+    def publish(self) -> None:
+        """Check the file, make it durable, and give it its name."""
+        for slot in self.layout.slots.values():
+            if self.written[slot.name] != slot.nbytes:
+                raise AssertionError(f"{slot.name}: {self.written[slot.name]} of {slot.nbytes}")
+        with self.translated():
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            verify(self.path, self.layout)
+            self.path.replace(self.output)
+            if os.name == "posix":  # else a crash could still lose the new name
+                folder = os.open(self.output.parent, os.O_RDONLY)
+                os.fsync(folder)
+                os.close(folder)
+
+
+def verify(path: Path, layout: Layout) -> None:
+    """Read the written header back: it must describe exactly the planned tensors."""
+    tensors, _ = read_header(path)
+    found = {
+        name: Slot(name=name, dtype=t.dtype, shape=t.shape, begin=t.begin, nbytes=t.nbytes)
+        for name, t in tensors.items()
+    }
+    if found != layout.slots:
+        raise ConvertError(f"{path}: does not read back as it was written; is the disk failing?")
+
+
+def write_model(plans: list[TensorPlan], layout: Layout, options: Options) -> dict[str, Damage]:
+    """Encode every tensor into OUTPUT.partial and publish it; returns each layer's damage."""
+    pieces = [piece for plan in plans for piece in pieces_of(plan)]
+    found = {}
+    with (
+        Compute(pick_device(options.device)) as compute,
+        PartialFile(options.output, layout) as output,
+        progress(pieces, options, "converting") as bar,
+    ):
+        for piece, data in read_ahead(pieces, options.buffers):
+            plan = piece.plan
+            bar.set_postfix_str(plan.ref.name[-40:], refresh=False)
+            if plan.is_quantised:
+                quant_dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
+                stored, found[plan.ref.layer] = quantise(plan, data, compute, quant_dtype)
+            else:
+                stored = {plan.ref.name: cast(piece, data)}
+            for key, tensor in stored.items():
+                output.write(key, tensor)
+            bar.update(piece.end - piece.begin)
+        output.publish()
+    return found
+
+
+def check_output(options: Options, model: Model, size: int) -> None:
+    """Refuse, before the long work, an output that could not be written or would eat an input."""
+    output, problems = options.output, []
+    partial_path = output.with_name(output.name + ".partial")
+    for path in {*options.inputs, *model.files}:
+        for target in (output, partial_path):
+            if target.exists() and path.exists() and target.samefile(path):
+                problems.append(f"{target}: is an input of this conversion ({path})")
+    if not output.parent.is_dir():
+        problems.append(f"{output.parent}: no such folder; create it first")
+    elif output.is_dir():
+        problems.append(f"{output}: is a folder; name the file to write")
+    elif (free := shutil.disk_usage(output.parent).free) < size:
+        problems.append(f"{output.parent}: {free:,} bytes are free, the output needs {size:,}")
+    if output.is_file() and not os.access(output, os.W_OK):
+        problems.append(f"{output}: may not be overwritten")
+    if problems:
+        raise ConvertError(*problems)
+
+
+# ── 7. Report ────────────────────────────────────────────────────────────────────────────────────
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
+
+
+def share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "-"
+
+
+def render_totals(report: Report) -> list[str]:
+    """One line per precision: layers, tensors, bytes, and how their matmuls run."""
+    groups = defaultdict(list)
+    for plan in report.plans:
+        label = plan.precision.name if plan.is_quantised else f"{plan.precision.name} {plan.dtype}"
+        groups[plan.precision, label].append(plan)
+    lines = [f"  {'':10} {'layers':>7} {'tensors':>8} {'size':>11}"]
+    for (_, label), plans in sorted(groups.items()):
+        slots = [stored for plan in plans for stored in stored_tensors(plan).values()]
+        size = sum(math.prod(shape) * SAFETENSORS_BITS[dtype] // 8 for dtype, shape in slots)
+        layers = sum(plan.ref.is_linear_weight for plan in plans)
+        lines.append(f"  {label:10} {layers:7} {len(slots):8} {gigabytes(size):>11}")
+    return lines
+
+
+def render_matmuls(report: Report) -> str:
+    """How the quantised layers multiply, by count and by share of all linear weights."""
+    linear = [plan for plan in report.plans if plan.ref.is_linear_weight]
+    work = sum(math.prod(plan.ref.shape) for plan in linear)
+    kinds = defaultdict(list)
+    for plan in linear:
+        if plan.is_quantised:
+            weight = "W4" if plan.precision is Precision.NVFP4 else "W8"
+            activation = "A16" if plan.full_precision else weight.replace("W", "A")
+            kinds[weight + activation].append(math.prod(plan.ref.shape))
+    parts = [f"{k} {len(v)} layers ({share(sum(v), work)})" for k, v in sorted(kinds.items())]
+    return f"  matmuls: {', '.join(parts)} of the linear weights"
+
+
+def render_worst(report: Report, count: int = 5) -> list[str]:
+    """The layers that quantising hurt most, by relative RMSE of the decoded weight."""
+    worst = sorted(report.damage.items(), key=lambda item: -item[1].relative_rmse)[:count]
+    lines = [f"    {found.relative_rmse:.4f}  {layer}" for layer, found in worst]
+    return ["  worst layers by relative RMSE of the decoded weight:", *lines] if lines else []
+
+
+def render_plan(report: Report) -> list[str]:
+    """Tensors of one kind, shape and fate on one line, or each on its own with --verbose."""
+    groups = defaultdict(list)
+    for plan in report.plans:
+        fate = plan.precision.name if plan.is_quantised else plan.dtype
+        mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
+        row = (fate, list(plan.ref.shape), plan.reason + mark)
+        number = None if report.options.verbose else re.search(r"(?<=\.)\d+(?=\.)", plan.ref.name)
+        name = plan.ref.name
+        if number and bare(name).startswith(TRANSFORMER_BLOCKS):
+            key = f"{name[: number.start()]}*{name[number.end() :]}"
+            groups[key, str(row)].append((int(number[0]), row))
+        else:
+            groups[name, str(row)].append((0, row))
+    lines = []
+    for (key, _), members in groups.items():
+        name = key.replace("*", f"{{{ranges([number for number, _ in members])}}}", 1)
+        fate, shape, reason = members[0][1]
+        lines.append(f"  {fate:8} {len(members):4} x {shape!s:20} {name}  [{reason}]")
+    return lines
+
+
+def ranges(numbers: list[int]) -> str:
+    """[2, 3, 4, 7] -> "2-4,7"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
+
+
+def render_scales(report: Report) -> list[str]:
+    """--input-scale-layer-summary: every quantised layer's input scale and its origin."""
+    return ["  input scales:"] + [
+        f"    {plan.ref.layer}  {plan.input_scale:.9g}  {plan.input_scale_source}"
+        if plan.input_scale is not None
+        else f"    {plan.ref.layer}  none ({'not used' if plan.full_precision else 'dynamic'})"
+        for plan in report.plans
+        if plan.is_quantised
+    ]
+
+
+def render_report(report: Report) -> str:
+    """The summary a person reads at the end; with --dry-run or --verbose, the plan before it."""
+    options = report.options
+    verb = "would become" if options.dry_run else "->"
+    lines = render_plan(report) if options.dry_run or options.verbose else []
+    lines += [
+        f"{options.source.name}: {gigabytes(report.source_bytes)} {verb} {options.output.name}: "
+        f"{gigabytes(report.output_bytes)}, exactly {report.output_bytes:,} bytes "
+        f"({share(report.output_bytes, report.source_bytes)})",
+        *render_totals(report),
+        render_matmuls(report),
+        *render_worst(report),
+        *(render_scales(report) if options.input_scale_layer_summary else []),
+        *(f"  note: {note}" for note in report.notes),
+    ]
+    return "\n".join(lines)
+
+
+# ── 8. Command line ──────────────────────────────────────────────────────────────────────────────
+
+
+def input_path(text: str) -> Path:
+    """A path as given; Windows separators work elsewhere too, so that batch lines can be shared."""
+    path = Path(text)
+    return path if path.exists() or os.name == "nt" else Path(text.replace("\\", "/"))
+
+
+def shipped_path(text: str, folder: str) -> Path:
+    """A file as given or, if there is none, of that name in a folder beside this script."""
+    path = input_path(text)
+    shipped = HERE / folder / path
+    return shipped if not path.exists() and shipped.exists() else path
+
+
+def pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a regular expression: {error}"
+        ) from error
+    return text
+
+
+def device_name(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    return text
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+SWITCH = {"action": "store_true"}
+FILE = {"metavar": "FILE", "type": input_path}
+REGEXES = {"action": "append", "default": [], "metavar": "REGEX", "type": pattern}
+DTYPE = {"choices": DTYPE_OPTIONS}
+SUMMARY = {"metavar": "FILE", "type": partial(shipped_path, folder="calib")}
+LAYERS = {"metavar": "FILE", "type": partial(shipped_path, folder="sensitive_layers")}
+DEVICE = {"metavar": "{auto,cpu,cuda,cuda:N}", "default": "auto", "type": device_name}
+
+# fmt: off
+COMMAND_LINE = {
+    "general": {
+        "--dtype": (DTYPE | {"default": "bfloat16"}, "of 16-bit tensors (default: %(default)s)"),
+        "--quant-dtype": (DTYPE | {"default": "float32"},
+            "what weights are cast to before they are quantised (default: %(default)s)"),
+        "--device": (DEVICE, "where to compute (default: auto, a GPU if there is one)"),
+        "--low-mem": (SWITCH, "read one tensor at a time, none ahead"),
+        "--dry-run": (SWITCH, "print the plan, its reasons and the exact size; write nothing"),
+        "--verbose": (SWITCH, "print the plan of every single tensor"),
+        "--quiet": (SWITCH, "no progress on stderr"),
+    },
+    "precision": {
+        "--gguf": (FILE, "a GGUF of the same model: its types choose the precisions"),
+        "--gguf-nvfp4-max-bitdepth": ({"metavar": "BITS", "type": int},
+            "GGUF types of up to this many bits become NVFP4 (default: 4)"),
+        "--gguf-keep-edge-blocks-fp16": (SWITCH,
+            "the first and last two transformer blocks stay 16-bit"),
+        "--use-fp8": (SWITCH, "GGUF types of more bits become FP8 instead of 16-bit"),
+        "--exclude": (REGEXES, "layers to keep 16-bit (repeatable, case-insensitive)"),
+        "--include": (REGEXES, "layers to make NVFP4 (repeatable, case-insensitive)"),
+        "--min-ffn-fp8": (SWITCH, "feed-forward layers are at least FP8"),
+        "--min-ffn2-fp16": (SWITCH, "feed-forward down projections are at least 16-bit"),
+    },
+    "input scales (file before summary before value)": {
+        "--input-scale-summary-json": (SUMMARY,
+            "calibration summary; also looked for in calib/ beside this script"),
+        "--input-scale-summary-percentile": ({"metavar": "P", "type": float},
+            "percentile over calls of each call's largest activation (default: 99.9)"),
+        "--input-scale-summary-multiplier": ({"metavar": "X", "type": positive_float},
+            "margin on the summary's scales (default: 1)"),
+        "--input-scale-from": (FILE, "copy input scales from a quantised .safetensors"),
+        "--input-scale-value": ({"metavar": "SCALE", "type": positive_float},
+            "NVFP4 input scale of every layer that has no other"),
+        "--no-input-scale": (SWITCH, "bake none: ComfyUI measures on every call (for calibration)"),
+        "--input-scale-layer-summary": (SWITCH, "print every quantised layer's input scale"),
+    },
+    "full-precision matmul (W4A16 instead of W4A4)": {
+        "--full-precision-mm-layers": (LAYERS,
+            "layer names, one a line; also looked for in sensitive_layers/ beside this script"),
+        "--full-precision-mm-pattern": (REGEXES, "matching layers (repeatable, case-insensitive)"),
+    } | {
+        option: ({"action": "append_const", "dest": "full_precision", "const": option}, layers)
+        for option, (_, layers) in FULL_PRECISION_OPTIONS.items()
+    },
+}
+# fmt: on
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="convert_nvfp4.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # else an option added later changes what a script's short form means
+    )
+    source = "*.safetensors.index.json, the folder it is in, or one .safetensors"
+    parser.add_argument("source", metavar="SOURCE", type=input_path, help=source)
+    output = "the .safetensors file to write"
+    parser.add_argument("output", metavar="OUTPUT", type=input_path, help=output)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    for title, options in COMMAND_LINE.items():
+        group = parser.add_argument_group(title)
+        for option, (keywords, text) in options.items():
+            group.add_argument(option, **keywords, help=text)
+    return parser
+
+
+def parse_options(argv: list[str] | None = None) -> Options:
+    """Command line to Options; a contradiction or a missing companion option exits with 2."""
+    parser = build_parser()
+    given = vars(parser.parse_args(argv))
+
+    def flag(name: str) -> str:
+        return "--" + name.replace("_", "-")
+
+    def is_given(name: str) -> bool:
+        return given[name] is not None and given[name] is not False
+
+    for one, other in CONFLICTS:
+        if is_given(one) and is_given(other):
+            parser.error(f"{flag(one)} contradicts {flag(other)}")
+    for option, needed in REQUIRES:
+        if is_given(option) and not is_given(needed):
+            parser.error(f"{flag(option)} needs {flag(needed)}")
+    if not given["gguf"] and not given["include"]:
+        parser.error("nothing says what to quantise: give --gguf FILE or --include REGEX")
+    if given["output"].suffix.lower() != ".safetensors":
+        parser.error(f"OUTPUT must end in .safetensors, as ComfyUI looks for it: {given['output']}")
+    given |= {name: value for name, value in DEFAULTS.items() if given[name] is None}
+    minimums = [name for name in MINIMUM_OPTIONS if given.pop(name[2:].replace("-", "_"))]
+    return Options(
+        **given
+        | {
+            "include": tuple(given["include"]),
+            "exclude": tuple(given["exclude"]),
+            "full_precision_mm_pattern": tuple(given["full_precision_mm_pattern"]),
+            "full_precision": frozenset(given["full_precision"] or ()),
+            "minimums": frozenset(minimums),
+        }
+    )
+
+
+def convert(options: Options) -> Report:
+    """Run a conversion, or with `dry_run` plan it. Raises ConvertError, leaving nothing behind."""
+    model = open_model(options.source)
+    plans, notes = make_plans(options, model)
+    pick_device(options.device)
+    overflows = float16_overflows(plans, options) if options.dry_run else set()
+    while True:
+        plans = widen(plans, overflows)
+        layout = make_layout(plans, make_metadata(options, model, plans))
+        check_output(options, model, layout.nbytes)
+        try:
+            found = {} if options.dry_run else write_model(plans, layout, options)
+            break
+        except Float16OverflowError:  # rare: look at all candidates once, then start again
+            overflows = float16_overflows(plans, options)
+    if overflows:
+        notes.append(f"{len(overflows)} tensors do not fit float16: {examples(overflows)}")
+    return Report(
+        options=options,
+        plans=tuple(plans),
+        source_bytes=model.nbytes,
+        output_bytes=layout.nbytes,
+        notes=tuple(notes),
+        damage=found,
+    )
+
+
+def printable(text: str) -> str:
+    """Control characters from a file's names must not reach the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a Windows console may lack a name's characters
+    options = parse_options(argv)
+    try:
+        report = convert(options)
+    except ConvertError as error:
+        for problem in error.problems:
+            print(f"error: {printable(problem)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    print(printable(render_report(report)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
