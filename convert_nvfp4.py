@@ -1100,7 +1100,10 @@ def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[s
             plan = attach_scale(marked, calibration.get(ref.layer))
         plans.append(plan)
     if not any(plan.is_quantised for plan in plans):
-        raise ConvertError(f"{options.source}: nothing would be quantised; see --dry-run --verbose")
+        raise ConvertError(
+            f"{options.source}: no layer would become NVFP4 or FP8; "
+            "raise --gguf-nvfp4-max-bitdepth, or name layers with --include"
+        )
     return plans, [*notes, *mark_notes, *scale_notes(plans, bool(calibration))]
 
 

@@ -1,0 +1,39 @@
+"""Make a tiny Wan-shaped model and convert it as the documented Wan 2.2 command line does.
+
+Usage: python examples/tiny_wan.py [FOLDER]     (default: out/tiny_wan in the current folder)
+"""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from make_wan import wan_shapes, write_gguf, write_model
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(folder: Path) -> int:
+    shapes = wan_shapes("tiny")
+    index = write_model(folder, shapes, torch.float32)
+    gguf = folder / "tiny-wan-Q5_K_M.gguf"
+    write_gguf(gguf, shapes)
+    # fmt: off
+    command = [
+        sys.executable, str(ROOT / "convert_nvfp4.py"),
+        str(index), str(folder / "tiny-wan-nvfp4mixed.safetensors"),
+        "--gguf", str(gguf), "--gguf-nvfp4-max-bitdepth", "5", "--use-fp8", "--low-mem",
+        "--gguf-keep-edge-blocks-fp16", "--quant-dtype", "float32", "--dtype", "float16",
+        "--input-scale-summary-json", "scales_summary_wan22_5b.json",
+        "--input-scale-summary-percentile", "99.9", "--input-scale-summary-multiplier", "1.08",
+        "--full-precision-mm-layers", "sensitive_layers_wan22_5b.txt",
+        "--full-precision-mm-cross-attn-qkvo",
+    ]
+    # fmt: on
+    print(shlex.join(["python", "convert_nvfp4.py", *command[2:]]), flush=True)
+    return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "out/tiny_wan")))

@@ -1,0 +1,52 @@
+"""Shared builders: a tiny Wan-shaped model with its GGUF, and safetensors files made by hand."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+
+from make_wan import wan_shapes, write_gguf, write_model  # noqa: E402
+
+# fmt: off
+RECIPE = [
+    "--gguf-nvfp4-max-bitdepth", "5", "--use-fp8", "--low-mem", "--gguf-keep-edge-blocks-fp16",
+    "--quant-dtype", "float32", "--dtype", "float16",
+    "--input-scale-summary-json", "scales_summary_wan22_5b.json",
+    "--input-scale-summary-percentile", "99.9", "--input-scale-summary-multiplier", "1.08",
+    "--full-precision-mm-layers", "sensitive_layers_wan22_5b.txt",
+    "--full-precision-mm-cross-attn-qkvo",
+]
+# fmt: on
+"""The documented Wan 2.2 options, source, output and GGUF aside."""
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A folder with a sharded tiny Wan (float32, 8 blocks) and model.gguf; not to be changed."""
+    folder = tmp_path_factory.mktemp("tiny")
+    shapes = wan_shapes("tiny")
+    write_model(folder, shapes, torch.float32)
+    write_gguf(folder / "model.gguf", shapes)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def converted(tiny, tmp_path_factory):
+    """The tiny Wan converted with the documented options."""
+    from convert_nvfp4 import main
+
+    out = tmp_path_factory.mktemp("out") / "tiny-nvfp4.safetensors"
+    assert main([str(tiny), str(out), "--gguf", str(tiny / "model.gguf"), *RECIPE]) == 0
+    return out
+
+
+def raw_safetensors(path: Path, entries: object, data: bytes) -> Path:
+    """A safetensors file with exactly this header, valid or not."""
+    header = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data)
+    return path

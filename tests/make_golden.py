@@ -1,0 +1,94 @@
+"""Make tests/golden/*.txt, the plans of the documented commands, and the README's flag tables.
+
+Usage: python tests/make_golden.py      (then read the difference before committing it)
+"""
+
+import tempfile
+from pathlib import Path
+
+from conftest import RECIPE
+from make_wan import wan_shapes, write_gguf
+
+import convert_nvfp4 as c
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+LOW_14B = [
+    option.replace("wan22_5b.json", "wan22_14b_lownoise.json").replace(
+        "wan22_5b.txt", "wan22_i2v_14b_low.txt"
+    )
+    for option in RECIPE
+]
+HIGH_14B = [
+    option.replace("lownoise", "highnoise").replace("14b_low.txt", "14b_high.txt")
+    for option in LOW_14B
+]
+FINAL_5B = [option for option in RECIPE if option != "--use-fp8"]
+CALIBRATE_5B = [*FINAL_5B[: FINAL_5B.index("--input-scale-summary-json")], "--no-input-scale"]
+COMMANDS = {  # the owner's four, and the size of the model each is for
+    "wan22_i2v_14b_low": ("14b", LOW_14B),
+    "wan22_i2v_14b_high": ("14b", HIGH_14B),
+    "wan22_ti2v_5b_calibrate": ("5b", CALIBRATE_5B),
+    "wan22_ti2v_5b": ("5b", FINAL_5B),
+}
+
+
+def planned(size: str, arguments: list[str], gguf: Path) -> c.Report:
+    """The report of a dry run on a model of which only names and shapes exist."""
+    shapes = wan_shapes(size)
+    write_gguf(gguf, shapes)
+    refs = {
+        name: c.TensorRef(
+            name=name, dtype="F32", shape=shape, path=gguf, begin=0, nbytes=4 * c.math.prod(shape)
+        )
+        for name, shape in shapes.items()
+    }
+    model = c.Model(tensors=refs, metadata={}, files=())
+    command = ["SOURCE", "OUT.safetensors", "--gguf", str(gguf), *arguments, "--dry-run"]
+    options = c.parse_options(command)
+    plans, notes = c.make_plans(options, model)
+    layout = c.make_layout(plans, c.make_metadata(options, model, plans))
+    return c.Report(
+        options=options,
+        plans=tuple(plans),
+        source_bytes=model.nbytes,
+        output_bytes=layout.nbytes,
+        notes=tuple(notes),
+    )
+
+
+def golden_texts() -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        gguf = Path(folder) / "wan-Q5_K_M.gguf"
+        return {
+            name: c.render_report(planned(size, arguments, gguf)) + "\n"
+            for name, (size, arguments) in COMMANDS.items()
+        }
+
+
+def flag_tables() -> str:
+    """The command line's options as the README shows them, from the parser's own table."""
+    lines = []
+    for title, options in c.COMMAND_LINE.items():
+        lines += [f"**{title[0].upper()}{title[1:]}**", "", "| option | |", "|---|---|"]
+        for option, (keywords, text) in options.items():
+            value = "|".join(keywords.get("choices", ())) or keywords.get("metavar", "")
+            shown = f"{option} {value}".strip().replace("|", "\\|")
+            lines.append(f"| `{shown}` | {text % keywords if '%(' in text else text} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def write_readme() -> None:
+    """Replace what stands between the README's two flag marks."""
+    path = c.HERE / "README.md"
+    before, mark, rest = path.read_text(encoding="utf-8").partition("<!-- flags -->\n")
+    _, end, after = rest.partition("<!-- /flags -->")
+    path.write_text(before + mark + flag_tables() + end + after, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    write_readme()
+    GOLDEN.mkdir(exist_ok=True)
+    for name, text in golden_texts().items():
+        (GOLDEN / f"{name}.txt").write_text(text, encoding="utf-8", newline="\n")

@@ -1,0 +1,333 @@
+"""Layout, encoding and publishing: the bytes of the output, and what a failure leaves behind."""
+
+import errno
+import json
+import os
+import shutil
+
+import comfy_kitchen
+import pytest
+import torch
+from conftest import RECIPE
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import convert_nvfp4 as c
+
+CONFIGS = (
+    {"format": "nvfp4"},
+    {"format": "nvfp4", "full_precision_matrix_mult": True},
+    {"format": "float8_e4m3fn", "full_precision_matrix_mult": True},
+)
+
+
+@pytest.fixture(scope="module")
+def stored(converted):
+    return load_file(converted)
+
+
+@pytest.fixture(scope="module")
+def source(tiny):
+    tensors = {}
+    for shard in tiny.glob("*.safetensors"):
+        tensors |= load_file(shard)
+    return tensors
+
+
+def config(stored, layer):
+    return json.loads(bytes(stored[f"{layer}.comfy_quant"].tolist()))
+
+
+def quantised(stored):
+    names = (name for name in stored if name.endswith(".comfy_quant"))
+    return [name.removesuffix(".comfy_quant") for name in names]
+
+
+def test_both_metadata_forms_say_the_same(converted, stored):
+    with safe_open(converted, "pt") as file:
+        metadata = file.metadata()
+    found = json.loads(metadata["_quantization_metadata"])
+    assert found["format_version"] == "1.0"
+    assert found["layers"] == {layer: config(stored, layer) for layer in quantised(stored)}
+    assert {json.dumps(value) for value in found["layers"].values()} == {
+        json.dumps(value) for value in CONFIGS
+    }
+
+
+def test_the_header_tells_how_the_file_was_made(converted, tiny):
+    with safe_open(converted, "pt") as file:
+        recipe = json.loads(file.metadata()["convert_nvfp4"])
+    assert recipe["version"] == c.__version__
+    assert recipe["options"]["gguf"] == "model.gguf"
+    assert recipe["options"]["input_scale_summary_multiplier"] == 1.08
+    shards = {path.name: path.stat().st_size for path in tiny.glob("*.safetensors*")}
+    assert recipe["sources"] == shards
+    assert recipe["plan"] == {"FP32": 145, "FP8": 12, "HALF": 46, "NVFP4": 28}
+    assert str(tiny.parent) not in json.dumps(recipe)
+
+
+def test_nvfp4_layers_are_what_comfy_kitchen_makes_of_them(stored, source):
+    layers = [name for name in quantised(stored) if config(stored, name)["format"] == "nvfp4"]
+    assert len(layers) == 28
+    for layer in layers:
+        weight, scale = source[f"{layer}.weight"], stored[f"{layer}.weight_scale_2"]
+        assert scale.dtype == torch.float32
+        assert scale.shape == ()
+        assert scale == weight.abs().max() / (448 * 6)
+        packed, block_scale = comfy_kitchen.quantize_nvfp4(weight, scale)
+        assert torch.equal(packed, stored[f"{layer}.weight"])
+        found = stored[f"{layer}.weight_scale"]
+        assert torch.equal(block_scale.view(torch.uint8), found.view(torch.uint8))
+
+
+def test_fp8_layers_are_what_comfy_kitchen_makes_of_them(stored, source):
+    layers = [name for name in quantised(stored) if "float8" in config(stored, name)["format"]]
+    assert len(layers) == 12
+    for layer in layers:
+        weight, scale = source[f"{layer}.weight"], stored[f"{layer}.weight_scale"]
+        expected = comfy_kitchen.quantize_per_tensor_fp8(weight, scale)
+        found = stored[f"{layer}.weight"]
+        assert torch.equal(expected.view(torch.uint8), found.view(torch.uint8))
+
+
+def test_all_other_tensors_are_cast_or_kept(stored, source):
+    others = [name for name in source if name.removesuffix(".weight") not in quantised(stored)]
+    assert {stored[name].dtype for name in others} == {torch.float16, torch.float32}
+    for name in others:
+        assert torch.equal(stored[name], source[name].to(stored[name].dtype))
+        assert stored[name].dtype == torch.float32 or name.endswith(".weight")
+
+
+def test_no_tensor_is_lost_or_invented(stored, source):
+    scales = (".weight_scale", ".weight_scale_2", ".input_scale", ".comfy_quant")
+    assert {name for name in stored if not name.endswith(scales)} == set(source)
+
+
+def test_every_tensor_starts_at_a_multiple_of_its_item_size(converted):
+    tensors, _ = c.read_header(converted)
+    ends = [name for name in tensors if name.endswith(".comfy_quant")]
+    assert list(tensors)[-len(ends) :] == sorted(ends)
+    for ref in tensors.values():
+        assert ref.begin % (c.SAFETENSORS_BITS[ref.dtype] // 8) == 0
+
+
+def test_the_file_is_the_one_the_safetensors_library_writes(tmp_path):
+    tensors = {
+        "z": torch.arange(6.0).view(2, 3),
+        "a": torch.ones(3, dtype=torch.bfloat16),
+        "ä": torch.tensor(2.0),
+        "empty": torch.empty(0, 4),
+    }
+    save_file(tensors, tmp_path / "m.safetensors", metadata={"format": "pt"})
+    model = c.open_model(tmp_path / "m.safetensors")
+    plans = [
+        c.TensorPlan(ref=ref, precision=c.Precision.KEPT, reason="", dtype=ref.dtype)
+        for ref in model.tensors.values()
+    ]
+    options = c.Options(
+        source=tmp_path / "m.safetensors", output=tmp_path / "o.safetensors", quiet=True
+    )
+    c.write_model(plans, c.make_layout(plans, model.metadata), options)
+    assert options.output.read_bytes() == options.source.read_bytes()
+
+
+def test_padding_of_rows_and_columns(tmp_path):
+    """24 rows without a bias are padded to 32; the block scales to a 128x4 tile."""
+    weight = torch.randn(24, 96, generator=torch.Generator().manual_seed(5))
+    save_file({"x.weight": weight}, tmp_path / "m.safetensors")
+    command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors")]
+    assert c.main([*command, "--include", "x", "--quiet"]) == 0
+    found = load_file(tmp_path / "o.safetensors")
+    packed, block_scale = comfy_kitchen.quantize_nvfp4(
+        weight, found["x.weight_scale_2"], pad_16x=True
+    )
+    assert found["x.weight"].shape == (32, 48)
+    assert found["x.weight_scale"].shape == (128, 8)
+    assert torch.equal(found["x.weight"], packed)
+    assert torch.equal(found["x.weight_scale"].view(torch.uint8), block_scale.view(torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("quant_dtype", ["float32", "bfloat16", "float16"])
+def test_quant_dtype_is_what_is_quantised(tmp_path, dtype, quant_dtype):
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(6)).to(dtype)
+    save_file({"x.weight": weight}, tmp_path / "m.safetensors")
+    command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors")]
+    assert c.main([*command, "--include", "x", "--quiet", "--quant-dtype", quant_dtype]) == 0
+    found = load_file(tmp_path / "o.safetensors")
+    cast = weight.to(getattr(torch, quant_dtype))
+    packed, _ = comfy_kitchen.quantize_nvfp4(cast, found["x.weight_scale_2"])
+    assert torch.equal(found["x.weight"], packed)
+
+
+def test_reading_ahead_thread_count_and_chunks_do_not_change_a_byte(
+    tiny, converted, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(c, "CPU_CHUNK", 7 * 256)
+    monkeypatch.setattr(c, "PIECE_BYTES", 4096)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    out = tmp_path / "o.safetensors"
+    arguments = [option for option in RECIPE if option != "--low-mem"]
+    command = [str(tiny), str(out), "--gguf", str(tiny / "model.gguf"), *arguments]
+    assert c.main(command) == 0
+    assert out.read_bytes() == converted.read_bytes()
+
+
+def test_a_dry_run_knows_the_exact_size_and_writes_nothing(tiny, converted, tmp_path, capsys):
+    out = tmp_path / "o.safetensors"
+    command = [str(tiny), str(out), "--gguf", str(tiny / "model.gguf"), *RECIPE, "--dry-run"]
+    assert c.main(command) == 0
+    assert f"exactly {converted.stat().st_size:,} bytes" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_what_float16_cannot_hold_stays_float32(tmp_path, capsys, dry_run):
+    tensors = {
+        "x.weight": torch.ones(16, 32),
+        "big": torch.tensor([[[1e5]]]),
+        "fits": torch.tensor([[[65504.0]]]),
+        "endless": torch.tensor([[[float("inf")]]]),
+    }
+    save_file(tensors, tmp_path / "m.safetensors")
+    out = tmp_path / "o.safetensors"
+    command = [str(tmp_path / "m.safetensors"), str(out), "--include", "x", "--dtype", "float16"]
+    assert c.main([*command, "--quiet", *dry_run]) == 0
+    text = capsys.readouterr().out
+    assert "note: 1 tensors do not fit float16: big" in text
+    if not dry_run:
+        found = load_file(out)
+        assert found["big"] == tensors["big"]
+        assert found["fits"].dtype == found["endless"].dtype == torch.float16
+        assert f"exactly {out.stat().st_size:,} bytes" in text
+
+
+def test_metadata_of_the_source_survives(tmp_path):
+    metadata = {"config": '{"a": 1}', "format": "pt"}
+    save_file({"x.weight": torch.ones(16, 32)}, tmp_path / "m.safetensors", metadata=metadata)
+    command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors")]
+    assert c.main([*command, "--include", "x", "--quiet"]) == 0
+    with safe_open(tmp_path / "o.safetensors", "pt") as file:
+        assert metadata.items() <= file.metadata().items()
+
+
+# Failures
+
+
+@pytest.fixture
+def simple(tmp_path):
+    """A source, and an older output whose bytes must survive every failure."""
+    tensors = {"x.weight": torch.ones(16, 32), "y.weight": torch.ones(16, 32)}
+    save_file(tensors, tmp_path / "m.safetensors")
+    (tmp_path / "o.safetensors").write_bytes(b"older")
+    return tmp_path
+
+
+def run(folder, *arguments, source="m.safetensors", output="o.safetensors"):
+    include = ("--include", "x", "--quiet")
+    return c.main([str(folder / source), str(folder / output), *include, *arguments])
+
+
+def assert_untouched(folder):
+    assert (folder / "o.safetensors").read_bytes() == b"older"
+    assert not list(folder.glob("*.partial"))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(simple, capsys, bad):
+    weight = torch.ones(16, 32)
+    weight[7, 9] = bad
+    save_file({"x.weight": weight}, simple / "m.safetensors")
+    assert run(simple) == 1
+    error = capsys.readouterr().err
+    assert "m.safetensors: x.weight holds NaN or Inf: the file is damaged" in error
+    assert error.count("\n") == 1
+    assert_untouched(simple)
+
+
+def test_a_full_disk_leaves_the_older_file(simple, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run(simple) == 1
+    assert "o.safetensors.partial: No space left on device" in capsys.readouterr().err
+    assert_untouched(simple)
+
+
+def test_too_little_space_is_known_before_the_work(simple, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))
+    monkeypatch.setattr(c, "write_model", None)
+    assert run(simple) == 1
+    assert "5 bytes are free, the output needs" in capsys.readouterr().err
+    assert_untouched(simple)
+
+
+def test_ctrl_c_leaves_the_older_file(simple, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(c, "quantise", interrupt)
+    assert run(simple) == 130
+    assert capsys.readouterr().err == "interrupted: nothing was written\n"
+    assert_untouched(simple)
+
+
+def test_a_source_that_shrinks_under_way(simple, capsys, monkeypatch):
+    check_output = c.check_output
+
+    def shrink(*arguments):
+        check_output(*arguments)
+        os.truncate(simple / "m.safetensors", 2000)
+
+    monkeypatch.setattr(c, "check_output", shrink)
+    assert run(simple) == 1
+    assert "ended inside x.weight; it changed while being read" in capsys.readouterr().err
+    assert_untouched(simple)
+
+
+def test_a_partial_file_that_reads_back_wrong_is_not_published(simple, capsys, monkeypatch):
+    write = c.PartialFile.publish
+
+    def corrupt(self):
+        self.file.seek(9)
+        self.file.write(b"#")
+        write(self)
+
+    monkeypatch.setattr(c.PartialFile, "publish", corrupt)
+    assert run(simple) == 1
+    assert "the safetensors header is damaged" in capsys.readouterr().err
+    assert_untouched(simple)
+
+
+def test_an_output_that_is_an_input_is_refused(simple, capsys):
+    before = (simple / "m.safetensors").read_bytes()
+    (simple / "link.safetensors").symlink_to(simple / "m.safetensors")
+    for name in ("m.safetensors", "link.safetensors"):
+        assert run(simple, output=name) == 1
+        assert f"{name}: is an input of this conversion" in capsys.readouterr().err
+    assert (simple / "m.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("missing/o.safetensors", "missing: no such folder; create it first"),
+        ("folder.safetensors", "folder.safetensors: is a folder; name the file to write"),
+    ],
+)
+def test_an_output_that_cannot_be_written(simple, capsys, output, message):
+    (simple / "folder.safetensors").mkdir()
+    assert run(simple, output=output) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write all")
+def test_a_folder_without_permission(simple, capsys):
+    simple.chmod(0o500)
+    try:
+        assert run(simple) == 1
+        assert "o.safetensors.partial: Permission denied" in capsys.readouterr().err
+    finally:
+        simple.chmod(0o700)
+    assert_untouched(simple)
