@@ -1032,34 +1032,31 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> tuple[Precisio
     return precision, reason
 
 
-def full_precision_rules(options: Options, model: Model) -> tuple[list[Rule], list[str]]:
-    """Layers marked for full-precision matmul with the option that did it, and notes."""
+def full_precision_marks(
+    options: Options, model: Model
+) -> tuple[dict[str, frozenset[str]], list[str]]:
+    """{option or list: weights it marks for full-precision matmul}, and notes."""
     wanted = {
         option: pattern
         for option, (pattern, _) in FULL_PRECISION_OPTIONS.items()
         if option in options.full_precision
     }
     wanted |= {f"--full-precision-mm-pattern {p}": p for p in options.full_precision_mm_pattern}
-    named = {option: select(model, pattern, option) for option, pattern in wanted.items()}
-    notes = []
-    if path := options.full_precision_mm_layers:
-        layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
-        listed = {bare(name): name for name in read_layer_list(path)}
-        found = frozenset(layers[name] for name in listed if name in layers)
-        if not found:
-            raise ConvertError(
-                f"{path}: names no layer of the source; it lists {examples(listed) or 'nothing'}; "
-                f"the source has {examples(layers)}"
-            )
-        if unknown := listed.keys() - layers.keys():
-            notes.append(f"{path.name}: {len(unknown)} names match nothing: {examples(unknown)}")
-        named[path.name] = found
-    # The matmul flag says nothing about precision, so these rows carry the neutral HALF.
-    rules = [
-        Rule(names=names, precision=Precision.HALF, reason=reason)
-        for reason, names in named.items()
-    ]
-    return rules, notes
+    marks = {option: select(model, pattern, option) for option, pattern in wanted.items()}
+    path = options.full_precision_mm_layers
+    if path is None:
+        return marks, []
+    layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
+    listed = {bare(name) for name in read_layer_list(path)}
+    marks[path.name] = frozenset(layers[name] for name in listed & layers.keys())
+    if not marks[path.name]:
+        raise ConvertError(
+            f"{path}: names no layer of the source; it lists {examples(listed) or 'nothing'}; "
+            f"the source has {examples(layers)}"
+        )
+    unknown = listed - layers.keys()
+    note = f"{path.name}: {len(unknown)} names match nothing: {examples(unknown)}"
+    return marks, [note] if unknown else []
 
 
 def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
@@ -1086,7 +1083,7 @@ def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[s
         )
     kinds, notes = match_gguf(options.gguf, model) if options.gguf else (None, [])
     choices, floors = choice_rules(options, model, kinds), floor_rules(options, model)
-    marks, mark_notes = full_precision_rules(options, model)
+    marks, mark_notes = full_precision_marks(options, model)
     calibration = read_calibration(options, model)
     half = DTYPE_OPTIONS[options.dtype]
     plans = []
@@ -1095,7 +1092,7 @@ def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[s
         dtype = {Precision.HALF: half, Precision.FP32: "F32"}.get(precision, ref.dtype)
         plan = TensorPlan(ref=ref, precision=precision, reason=reason, dtype=dtype)
         if plan.is_quantised:
-            mark = next((rule.reason for rule in marks if ref.name in rule.names), "")
+            mark = next((reason for reason, names in marks.items() if ref.name in names), "")
             marked = dataclasses.replace(plan, full_precision=mark)
             plan = attach_scale(marked, calibration.get(ref.layer))
         plans.append(plan)
