@@ -78,7 +78,22 @@ E4M3_TO_HALF_SCALE = 2.0**8  # exponent bias: 15 - 7
 FLOAT32_EXPONENT = 0x7F800000
 ROUND_TO_HALVES = 2.0**22  # float32 at this size has a unit in the last place of 0.5
 
-CPU_CHUNK = 1 << 18  # weights a thread works on at once: measured best, fits a core's L2 cache
+# The scale search, in codes from the smallest scale that clips nothing; why: `mse_block_scales`.
+SEARCH_OFFSETS = range(-3, 7)
+MAY_CLIP = 3  # only so many of the smallest candidates can be exceeded by a weight
+LAST_E4M3_CODE = 126  # 448; 127 is NaN
+UNHALVED_E4M3_CODE = 15  # from here on, half of every E4M3 value is one too
+DOUBT = 2.0**-20  # widens the search's bounds by more than float32 rounding can move them
+FIRST_NORMAL_E4M3_CODE = 8
+# Global scales tried where more than so many block scales fall into E4M3's subnormals: the
+# largest weight is 6 times 448 or one of these E4M3 values, so that it stays exact. Smaller
+# global scales would clip it, which cost more than they gave in every tensor tried.
+MANY_SUBNORMALS = 0.01
+OTHER_LARGEST_SCALES = (416, 384, 352, 320, 288, 256)
+FUSE_FROM = 4_000_000_000  # NVFP4 weights from which 20 s of compiling pays on a middling GPU
+
+CPU_CHUNK = 1 << 19  # weights a thread works on at once: measured best on two cores
+CPU_SLICE = 1 << 13  # blocks whose errors are summed at once
 CUDA_CHUNK = 1 << 25
 PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
 EDGE_BLOCKS = 2
@@ -151,6 +166,7 @@ CONFLICTS = (
     ("no_input_scale", "input_scale_value"),
     ("no_input_scale", "input_scale_layer_summary"),
     ("quiet", "verbose"),
+    ("use_ck_quant", "scale_search"),
 )
 REQUIRES = (
     ("input_scale_summary_percentile", "input_scale_summary_json"),
@@ -163,6 +179,7 @@ DEFAULTS = {
     "input_scale_summary_percentile": 99.9,
     "input_scale_summary_multiplier": 1.0,
     "gguf_nvfp4_max_bitdepth": 4,
+    "scale_search": "mse",
 }
 
 
@@ -209,6 +226,7 @@ class Options:
     minimums: frozenset[str] = frozenset()
     dtype: str = "bfloat16"
     quant_dtype: str = "float32"
+    scale_search: str = DEFAULTS["scale_search"]
     input_scale_summary_json: Path | None = None
     input_scale_summary_percentile: float = DEFAULTS["input_scale_summary_percentile"]
     input_scale_summary_multiplier: float = DEFAULTS["input_scale_summary_multiplier"]
@@ -219,6 +237,7 @@ class Options:
     full_precision: frozenset[str] = frozenset()
     full_precision_mm_layers: Path | None = None
     full_precision_mm_pattern: tuple[str, ...] = ()
+    report: Path | None = None
     device: str = "auto"
     low_mem: bool = False
     dry_run: bool = False
@@ -376,6 +395,28 @@ class Damage:
     def relative_rmse(self) -> float:
         return math.sqrt(self.error / self.energy) if self.energy else 0.0
 
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantisation noise; infinite where nothing was lost."""
+        return 10 * math.log10(self.energy / self.error) if self.error else math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Codec:
+    """A quantised format: (weight, scale) -> parts, (*parts, scale) -> float32."""
+
+    encode: Callable[..., tuple[torch.Tensor, ...]]
+    decode: Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A layer's codes (and block scales), the scale they are multiples of, and what it cost."""
+
+    parts: tuple[torch.Tensor, ...]
+    scale: torch.Tensor
+    damage: Damage
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -442,22 +483,167 @@ def amax_block_scales(magnitude: torch.Tensor, global_scale: torch.Tensor) -> to
     return (block_amax / E2M1_MAX / global_scale).clamp_(max=E4M3_MAX).to(torch.float8_e4m3fn)
 
 
+def mse_block_scales(
+    magnitude: torch.Tensor, global_scale: torch.Tensor, sums: Callable | None = None
+) -> torch.Tensor:
+    """E4M3 scale of each block with the least squared error over all 126 positive E4M3 values.
+
+    magnitude: [n, k] float32 >= 0, global_scale: at least max / 2688; sums: `sum_of_errors` or
+    what `fused_sums` makes. Returns [n, k/16] float8_e4m3fn; equal errors go to the smaller
+    scale; a block of zeros gets scale 0.
+
+    Only some scales are tried, but the best is among them. Let a be the block's largest
+    magnitude, u = block scale * global scale, c the code of the smallest scale with 6u >= a:
+      - Too large: where u >= 2a/7, no magnitude exceeds 3.5u, so all of them round to
+        {0, .5, 1, 1.5, 2, 3}u. The grid of u/2 contains these, so u/2 is no worse, and smaller.
+        Codes above c + 6 have u >= 2a/7, as seven codes up from a normal one are a factor of
+        at least 16/9 > 12/7. Half of a scale is an E4M3 value too, unless the scale's code is
+        odd and at most 15: where c <= 8, all codes up to 15 are tried.
+      - Too small: rounding a alone costs (a - 6u)**2. Codes below c - 3 are tried as far down
+        as this is less than the best error found; few blocks have any.
+    """
+    blocks = magnitude.view(-1, BLOCK_SIZE).t()  # [16, b]: sums in a fixed order
+    if not blocks.is_cuda:  # a fused kernel reads it as it lies, single operations crawl
+        blocks = blocks.contiguous()
+    block_amax = blocks.amax(0) / global_scale
+    first = e4m3_code_of_at_least(block_amax / E2M1_MAX * (1 + DOUBT))
+    offsets = torch.tensor(SEARCH_OFFSETS, dtype=torch.int16, device=first.device).unsqueeze(1)
+    codes = (first + offsets).clamp_(1, LAST_E4M3_CODE)
+    errors = scale_errors(blocks, codes, global_scale, sums or sum_of_errors)
+    error = errors.amin(0)
+    best = codes.masked_fill_(errors > error, LAST_E4M3_CODE).amin(0)  # the smaller one of equals
+
+    lowest = (block_amax - error.sqrt()) / E2M1_MAX * (1 - DOUBT)
+    few = first <= FIRST_NORMAL_E4M3_CODE
+    low = e4m3_code_of_at_least(lowest).clamp_(min=1).masked_fill_(few, 1)
+    high = (first + (SEARCH_OFFSETS.start - 1)).masked_fill_(few, UNHALVED_E4M3_CODE)
+    rest = ((low <= high) & (block_amax > 0)).nonzero().squeeze(1)
+    if len(rest):
+        bounds, so_far = (low[rest], high[rest]), (best[rest], error[rest])
+        best[rest] = search_codes(blocks.index_select(1, rest), bounds, so_far, global_scale)
+    best.masked_fill_(block_amax == 0, 0)
+    return best.to(torch.uint8).view(torch.float8_e4m3fn).view(len(magnitude), -1)
+
+
+def search_codes(
+    blocks: torch.Tensor,
+    bounds: tuple[torch.Tensor, torch.Tensor],
+    so_far: tuple[torch.Tensor, torch.Tensor],
+    global_scale: torch.Tensor,
+) -> torch.Tensor:
+    """Each block's best code from its lowest to its highest bound, or the best one so far."""
+    (low, high), (best, error) = bounds, so_far
+    for step in range(int((high - low).max()) + 1):
+        code = torch.minimum(low + step, high)
+        found = scale_errors(blocks, code.unsqueeze(0), global_scale, sum_of_errors)[0]
+        better = (found < error) | ((found == error) & (code < best))
+        best, error = torch.where(better, code, best), torch.where(better, found, error)
+    return best
+
+
+def scale_errors(
+    blocks: torch.Tensor, codes: torch.Tensor, global_scale: torch.Tensor, sums: Callable
+) -> torch.Tensor:
+    """Squared error of every block under each of its candidate scales.
+
+    blocks: [16, b] float32 >= 0; codes: [m, b] int16, E4M3 codes 1..126, ascending. Returns
+    [m, b] float32 in units of global_scale**2.
+    """
+    scales = e4m3_value(codes)
+    return sums(blocks, 1.0 / (scales * global_scale)).mul_(scales).mul_(scales)
+
+
+def sum_of_errors(blocks: torch.Tensor, reciprocals: torch.Tensor) -> torch.Tensor:
+    """Squared distance of blocks * reciprocals to E2M1's values, summed: [16, b] -> [m, b].
+
+    Every operation is exact or rounded once and the sum is a tree, so that the fused version
+    below gives the same bits. On a CPU, slices that stay in a core's cache.
+    """
+    sums = torch.empty_like(reciprocals)
+    width = blocks.shape[1] if blocks.is_cuda else min(CPU_SLICE, blocks.shape[1])
+    scratch = blocks.new_empty(3, BLOCK_SIZE, width)
+    parts = (tensor.split(width, dim=1) for tensor in (blocks, reciprocals, sums))
+    for part, some_reciprocals, some_sums in zip(*parts, strict=True):
+        write_sums(part, some_reciprocals, some_sums, scratch[:, :, : part.shape[1]])
+    return sums
+
+
+def write_sums(
+    blocks: torch.Tensor, reciprocals: torch.Tensor, sums: torch.Tensor, scratch: torch.Tensor
+) -> None:
+    """One slice of `sum_of_errors`, in place and with few calls: Python's lock is shared."""
+    scaled, power, rounded = scratch
+    bits, (low, high) = power.view(torch.int32), scaled.chunk(2)
+    quarters, pairs, halves = low.chunk(2), low[:4].chunk(2), low[:2].unbind(0)
+    for index, (reciprocal, total) in enumerate(zip(reciprocals, sums, strict=True)):
+        torch.mul(blocks, reciprocal, out=scaled)
+        torch.clamp(scaled, 1.0, 4.0, out=power)
+        bits.bitwise_and_(FLOAT32_EXPONENT)
+        torch.add(scaled, power, alpha=ROUND_TO_HALVES, out=rounded)
+        rounded.sub_(power, alpha=ROUND_TO_HALVES)
+        if index < MAY_CLIP:
+            rounded.clamp_(max=E2M1_MAX)
+        torch.ops.aten.mse_loss.out(scaled, rounded, 0, out=scaled)  # the difference, squared
+        low.add_(high)
+        quarters[0].add_(quarters[1])
+        pairs[0].add_(pairs[1])
+        torch.add(*halves, out=total)
+
+
+def functional_sum_of_errors(blocks: torch.Tensor, reciprocals: torch.Tensor) -> torch.Tensor:
+    """`sum_of_errors` as torch.compile fuses it best: the same arithmetic, nothing in place."""
+    sums = []
+    for reciprocal in reciprocals.unbind(0):
+        scaled = blocks * reciprocal
+        bits = scaled.clamp(1.0, 4.0).view(torch.int32) & FLOAT32_EXPONENT
+        power = bits.view(torch.float32) * ROUND_TO_HALVES
+        error = scaled - (scaled + power - power).clamp(max=E2M1_MAX)
+        error = error * error
+        for half in (8, 4, 2):
+            error = error[:half] + error[half:]
+        sums.append(error[0] + error[1])
+    return torch.stack(sums)
+
+
+def fused_sums(device: torch.device) -> Callable:
+    """`functional_sum_of_errors` as one GPU kernel, five times as fast as single operations.
+
+    Raises RuntimeError where torch.compile does not work or, checked on a sample, where it does
+    not keep the bits.
+    """
+    options = {
+        "emulate_precision_casts": True,  # also forbids contracting a * b + c, which rounds once
+        "realize_opcount_threshold": 1 << 20,  # else it writes intermediate results to memory
+        "realize_reads_threshold": 1 << 20,
+    }
+    fused = torch.compile(functional_sum_of_errors, dynamic=True, options=options)
+    count = len(SEARCH_OFFSETS)
+    sample = torch.rand(4096, BLOCK_SIZE, generator=torch.Generator().manual_seed(0)).to(device)
+    reciprocals = torch.linspace(3.0, 9.0, count * 4096, device=device).view(count, -1)
+    if not torch.equal(fused(sample.t(), reciprocals), sum_of_errors(sample.t(), reciprocals)):
+        raise RuntimeError("the compiled search rounds differently")
+    return fused
+
+
+SCALE_SEARCHES = {"mse": mse_block_scales, "amax": amax_block_scales}
+
+
 def encode_nvfp4(
-    weight: torch.Tensor, global_scale: torch.Tensor
+    weight: torch.Tensor, global_scale: torch.Tensor, block_scales: Callable = amax_block_scales
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantise rows of a weight to NVFP4 with amax block scales.
+    """Quantise rows of a weight to NVFP4, with block scales chosen by one of SCALE_SEARCHES.
 
     weight: [n, k] float32, bfloat16 or float16, finite; k is padded with zeros to K16.
     Returns packed codes [n, K16/2] uint8 (even column in the high nibble) and block scales
-    [n, K16/16] float8_e4m3fn, not swizzled. Rounds to nearest, ties to even; bit-identical to
-    comfy_kitchen.quantize_nvfp4 at the same global scale.
+    [n, K16/16] float8_e4m3fn, not swizzled. Rounds to nearest, ties to even; with
+    `amax_block_scales` bit-identical to comfy_kitchen.quantize_nvfp4 at the same global scale.
     """
     rows, columns = weight.shape
     values = weight.float()
     if columns % BLOCK_SIZE:
         values = torch.nn.functional.pad(values, (0, -columns % BLOCK_SIZE))
     magnitude = values.abs()
-    block_scale = amax_block_scales(magnitude, global_scale)
+    block_scale = block_scales(magnitude, global_scale)
     step = decode_e4m3(block_scale) * global_scale
     dead = step == 0
     if dead.any():  # -0.0 and values lost to a zero scale become +0, as comfy_kitchen has it
@@ -510,6 +696,17 @@ def decode_e4m3(codes: torch.Tensor) -> torch.Tensor:
     return half.view(torch.float16).float().mul_(E4M3_TO_HALF_SCALE)
 
 
+def e4m3_value(code: torch.Tensor) -> torch.Tensor:
+    """Values (float32) of positive E4M3 codes (int16, up to 127, which counts on to 480)."""
+    return (code << 7).view(torch.float16).float().mul_(E4M3_TO_HALF_SCALE)
+
+
+def e4m3_code_of_at_least(value: torch.Tensor) -> torch.Tensor:
+    """The smallest E4M3 code (int16) whose value is at least `value`; 127 beyond 448."""
+    nearest = value.clamp(0.0, E4M3_MAX).to(torch.float8_e4m3fn).view(torch.uint8).to(torch.int16)
+    return nearest + (e4m3_value(nearest) < value).to(torch.int16)
+
+
 def decode_nvfp4(
     packed: torch.Tensor, block_scale: torch.Tensor, global_scale: torch.Tensor
 ) -> torch.Tensor:
@@ -554,7 +751,7 @@ def unswizzle(tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     return flat.contiguous().view(tiles.dtype)
 
 
-def damage(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
+def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
     """What quantising cost; `decoded` may carry padding columns and is overwritten."""
     original = original.float()
     difference = decoded[:, : original.shape[1]].sub_(original).flatten()
@@ -1216,7 +1413,15 @@ def make_metadata(options: Options, model: Model, plans: list[TensorPlan]) -> di
     }
 
 
-RUN_OPTIONS = ("output", "device", "low_mem", "dry_run", "verbose", "quiet")  # leave no trace
+RUN_OPTIONS = (
+    "output",
+    "report",
+    "device",
+    "low_mem",
+    "dry_run",
+    "verbose",
+    "quiet",
+)  # leave no trace
 
 
 def portable(value: object) -> object:
@@ -1233,10 +1438,19 @@ class Compute:
     one; results do not depend on how many threads there are.
     """
 
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.chunk = CPU_CHUNK if device.type == "cpu" else CUDA_CHUNK
-        self.pool = ThreadPoolExecutor(torch.get_num_threads() if device.type == "cpu" else 1)
+    def __init__(self, options: Options, weights: int):
+        self.device = pick_device(options.device)
+        self.dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
+        on_cpu = self.device.type == "cpu"
+        self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
+        self.pool = ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1)
+        self.search, self.notes = SCALE_SEARCHES[options.scale_search], []
+        if self.search is mse_block_scales and not on_cpu and weights >= FUSE_FROM:
+            try:
+                self.search = partial(mse_block_scales, sums=fused_sums(self.device))
+            except (RuntimeError, ImportError) as error:
+                reason = str(error).partition("\n")[0]
+                self.notes.append(f"slower scale search, same result: torch.compile: {reason}")
 
     def __enter__(self) -> Compute:
         self.threads = torch.get_num_threads()
@@ -1263,44 +1477,57 @@ def pick_device(name: str) -> torch.device:
 
 
 def quantise(
-    plan: TensorPlan, weight: torch.Tensor, compute: Compute, dtype: torch.dtype
+    plan: TensorPlan, weight: torch.Tensor, compute: Compute
 ) -> tuple[dict[str, torch.Tensor], Damage]:
     """The stored tensors of one NVFP4 or FP8 layer, and the error of what they decode to."""
-    layer = plan.ref.layer
-    weight = weight.to(compute.device)
+    weight, dtype = weight.to(compute.device), compute.dtype
     amax = torch.stack(compute.map(lambda rows: largest_magnitude(rows.to(dtype)), weight)).amax()
     if not amax.isfinite():
         cast = "" if dtype is torch.float32 else f" (as {dtype}, the --quant-dtype)"
         raise ConvertError(
-            f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{cast}: the file is damaged, "
-            f"or leave the layer 16-bit with --exclude '^{re.escape(bare(layer))}$'"
+            f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{cast}: the file is damaged, or "
+            f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
-    to_scale, encode, decode = CODECS[plan.precision]
-    scale = to_scale(amax)
+    if plan.precision is Precision.FP8:
+        codec = Codec(encode=lambda w, s: (encode_fp8(w, s),), decode=decode_fp8)
+        best = encode_layer(weight, fp8_scale(amax), codec, compute)
+    else:
+        encode = partial(encode_nvfp4, block_scales=compute.search)
+        codec, scale = Codec(encode=encode, decode=decode_nvfp4), nvfp4_global_scale(amax)
+        best = encode_layer(weight, scale, codec, compute)
+        if compute.search is not amax_block_scales and has_many_subnormals(best.parts[1]):
+            scales = (scale * (E4M3_MAX / largest) for largest in OTHER_LARGEST_SCALES)
+            tries = (encode_layer(weight, other, codec, compute) for other in scales)
+            best = min(best, *tries, key=lambda encoded: encoded.damage.error)
+    return store(plan, best), best.damage
+
+
+def has_many_subnormals(block_scale: torch.Tensor) -> bool:
+    """Whether a good part of the scales is in E4M3's subnormals, with fewer than four bits."""
+    codes = block_scale.view(torch.uint8)
+    subnormal = (codes > 0) & (codes < FIRST_NORMAL_E4M3_CODE)
+    return int(subnormal.sum()) > MANY_SUBNORMALS * int((codes > 0).sum())
+
+
+def encode_layer(
+    weight: torch.Tensor, scale: torch.Tensor, codec: Codec, compute: Compute
+) -> Encoded:
+    """Encode all rows at one scale, decode what came out, and measure it."""
 
     def encode_rows(rows: torch.Tensor) -> tuple:
-        parts = encode(rows.to(dtype), scale)
-        return *parts, damage(rows, decode(*parts, scale))
+        parts = codec.encode(rows.to(compute.dtype), scale)
+        return *parts, measure(rows, codec.decode(*parts, scale))
 
     *parts, damages = zip(*compute.map(encode_rows, weight), strict=True)
-    stored = store(plan, [torch.cat(part) for part in parts], scale)
     total = Damage(error=sum(d.error for d in damages), energy=sum(d.energy for d in damages))
-    return stored, total
+    return Encoded(parts=tuple(map(torch.cat, parts)), scale=scale, damage=total)
 
 
-CODECS = {  # amax -> scale, (weight, scale) -> parts, (*parts, scale) -> float32
-    Precision.NVFP4: (nvfp4_global_scale, encode_nvfp4, decode_nvfp4),
-    Precision.FP8: (fp8_scale, lambda weight, scale: (encode_fp8(weight, scale),), decode_fp8),
-}
-
-
-def store(
-    plan: TensorPlan, parts: list[torch.Tensor], scale: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def store(plan: TensorPlan, encoded: Encoded) -> dict[str, torch.Tensor]:
     """{key: tensor} of a quantised layer, as `stored_tensors` announces it."""
-    layer = plan.ref.layer
+    layer, scale = plan.ref.layer, encoded.scale
     if plan.precision is Precision.NVFP4:
-        packed, block_scale = parts
+        packed, block_scale = encoded.parts
         missing_rows = (0, 0, 0, -len(packed) % BLOCK_SIZE)
         stored = {
             f"{layer}.weight": torch.nn.functional.pad(packed, missing_rows),
@@ -1308,7 +1535,7 @@ def store(
             f"{layer}.weight_scale_2": scale,
         }
     else:
-        stored = {f"{layer}.weight": parts[0], f"{layer}.weight_scale": scale}
+        stored = {f"{layer}.weight": encoded.parts[0], f"{layer}.weight_scale": scale}
     if plan.input_scale is not None:
         stored[f"{layer}.input_scale"] = torch.tensor(plan.input_scale, dtype=torch.float32)
     config = torch.frombuffer(bytearray(plan.config_bytes), dtype=torch.uint8)
@@ -1457,12 +1684,15 @@ def verify(path: Path, layout: Layout) -> None:
         raise ConvertError(f"{path}: does not read back as it was written; is the disk failing?")
 
 
-def write_model(plans: list[TensorPlan], layout: Layout, options: Options) -> dict[str, Damage]:
-    """Encode every tensor into OUTPUT.partial and publish it; returns each layer's damage."""
+def write_model(
+    plans: list[TensorPlan], layout: Layout, options: Options
+) -> tuple[dict[str, Damage], list[str]]:
+    """Encode every tensor into OUTPUT.partial and publish it; returns layers' damage and notes."""
     pieces = [piece for plan in plans for piece in pieces_of(plan)]
+    weights = sum(math.prod(p.ref.shape) for p in plans if p.precision is Precision.NVFP4)
     found = {}
     with (
-        Compute(pick_device(options.device)) as compute,
+        Compute(options, weights) as compute,
         PartialFile(options.output, layout) as output,
         progress(pieces, options, "converting") as bar,
     ):
@@ -1470,15 +1700,14 @@ def write_model(plans: list[TensorPlan], layout: Layout, options: Options) -> di
             plan = piece.plan
             bar.set_postfix_str(plan.ref.name[-40:], refresh=False)
             if plan.is_quantised:
-                quant_dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
-                stored, found[plan.ref.layer] = quantise(plan, data, compute, quant_dtype)
+                stored, found[plan.ref.layer] = quantise(plan, data, compute)
             else:
                 stored = {plan.ref.name: cast(piece, data)}
             for key, tensor in stored.items():
                 output.write(key, tensor)
             bar.update(piece.end - piece.begin)
         output.publish()
-    return found
+    return found, compute.notes
 
 
 def check_output(options: Options, model: Model, size: int) -> None:
@@ -1486,9 +1715,11 @@ def check_output(options: Options, model: Model, size: int) -> None:
     output, problems = options.output, []
     partial_path = output.with_name(output.name + ".partial")
     for path in {*options.inputs, *model.files}:
-        for target in (output, partial_path):
+        for target in filter(None, (output, partial_path, options.report)):
             if target.exists() and path.exists() and target.samefile(path):
                 problems.append(f"{target}: is an input of this conversion ({path})")
+    if options.report and not options.report.parent.is_dir():
+        problems.append(f"{options.report.parent}: no such folder; create it first")
     if not output.parent.is_dir():
         problems.append(f"{output.parent}: no such folder; create it first")
     elif output.is_dir():
@@ -1544,8 +1775,9 @@ def render_matmuls(report: Report) -> str:
 def render_worst(report: Report, count: int = 5) -> list[str]:
     """The layers that quantising hurt most, by relative RMSE of the decoded weight."""
     worst = sorted(report.damage.items(), key=lambda item: -item[1].relative_rmse)[:count]
-    lines = [f"    {found.relative_rmse:.4f}  {layer}" for layer, found in worst]
-    return ["  worst layers by relative RMSE of the decoded weight:", *lines] if lines else []
+    lines = [f"    {d.relative_rmse:.4f}  {d.sqnr_db:5.1f} dB  {layer}" for layer, d in worst]
+    title = "  worst layers by relative RMSE and SQNR of the decoded weight:"
+    return [title, *lines] if lines else []
 
 
 def render_plan(report: Report) -> list[str]:
@@ -1579,6 +1811,43 @@ def ranges(numbers: list[int]) -> str:
         else:
             runs.append([number])
     return ",".join("-".join(map(str, run)) for run in runs)
+
+
+def report_data(report: Report) -> dict:
+    """The whole report as JSON: every tensor's plan and reason, every layer's error, totals."""
+    return {
+        "version": __version__,
+        "source": report.options.source.name,
+        "output": report.options.output.name,
+        "source_bytes": report.source_bytes,
+        "output_bytes": report.output_bytes,
+        "notes": list(report.notes),
+        "tensors": [tensor_data(plan, report.damage.get(plan.ref.layer)) for plan in report.plans],
+    }
+
+
+def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
+    data = {
+        "name": plan.ref.name,
+        "shape": plan.ref.shape,
+        "source_dtype": plan.ref.dtype,
+        "precision": plan.precision.name,
+        "reason": plan.reason,
+        "stored": {key: dtype for key, (dtype, _) in stored_tensors(plan).items()},
+    }
+    if plan.is_quantised:
+        data |= {
+            "full_precision_mm": plan.full_precision or None,
+            "input_scale": plan.input_scale,
+            "input_scale_source": plan.input_scale_source or None,
+        }
+        if damage is not None and plan.is_quantised:
+            lossless = math.isinf(damage.sqnr_db)  # JSON has no infinity
+            data |= {
+                "relative_rmse": damage.relative_rmse,
+                "sqnr_db": None if lossless else damage.sqnr_db,
+            }
+    return data
 
 
 def render_scales(report: Report) -> list[str]:
@@ -1663,6 +1932,11 @@ COMMAND_LINE = {
         "--dtype": (DTYPE | {"default": "bfloat16"}, "of 16-bit tensors (default: %(default)s)"),
         "--quant-dtype": (DTYPE | {"default": "float32"},
             "what weights are cast to before they are quantised (default: %(default)s)"),
+        "--scale-search": ({"choices": ("mse", "amax")},
+            "block scales by least squared error, or from each block's largest weight "
+            "(default: mse)"),
+        "--use-ck-quant": (SWITCH, "another name for --scale-search amax"),
+        "--report": (FILE, "write the plan, its reasons and every layer's error to a .json"),
         "--device": (DEVICE, "where to compute (default: auto, a GPU if there is one)"),
         "--low-mem": (SWITCH, "read one tensor at a time, none ahead"),
         "--dry-run": (SWITCH, "print the plan, its reasons and the exact size; write nothing"),
@@ -1725,6 +1999,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def wrong_files(given: dict[str, object]) -> Iterator[str]:
+    if not given["gguf"] and not given["include"]:
+        yield "nothing says what to quantise: give --gguf FILE or --include REGEX"
+    if given["output"].suffix.lower() != ".safetensors":
+        yield f"OUTPUT must end in .safetensors, as ComfyUI looks for it: {given['output']}"
+    if given["report"] and given["report"].suffix.lower() != ".json":
+        yield f"--report must end in .json: {given['report']}"
+
+
 def parse_options(argv: list[str] | None = None) -> Options:
     """Command line to Options; a contradiction or a missing companion option exits with 2."""
     parser = build_parser()
@@ -1736,16 +2019,22 @@ def parse_options(argv: list[str] | None = None) -> Options:
     def is_given(name: str) -> bool:
         return given[name] is not None and given[name] is not False
 
-    for one, other in CONFLICTS:
-        if is_given(one) and is_given(other):
-            parser.error(f"{flag(one)} contradicts {flag(other)}")
-    for option, needed in REQUIRES:
-        if is_given(option) and not is_given(needed):
-            parser.error(f"{flag(option)} needs {flag(needed)}")
-    if not given["gguf"] and not given["include"]:
-        parser.error("nothing says what to quantise: give --gguf FILE or --include REGEX")
-    if given["output"].suffix.lower() != ".safetensors":
-        parser.error(f"OUTPUT must end in .safetensors, as ComfyUI looks for it: {given['output']}")
+    for problem in itertools.chain(
+        (
+            f"{flag(one)} contradicts {flag(other)}"
+            for one, other in CONFLICTS
+            if is_given(one) and is_given(other)
+        ),
+        (
+            f"{flag(option)} needs {flag(needed)}"
+            for option, needed in REQUIRES
+            if is_given(option) and not is_given(needed)
+        ),
+        wrong_files(given),
+    ):
+        parser.error(problem)
+    if given.pop("use_ck_quant"):
+        given["scale_search"] = "amax"
     given |= {name: value for name, value in DEFAULTS.items() if given[name] is None}
     minimums = [name for name in MINIMUM_OPTIONS if given.pop(name[2:].replace("-", "_"))]
     return Options(
@@ -1771,7 +2060,7 @@ def convert(options: Options) -> Report:
         layout = make_layout(plans, make_metadata(options, model, plans))
         check_output(options, model, layout.nbytes)
         try:
-            found = {} if options.dry_run else write_model(plans, layout, options)
+            found, more = ({}, []) if options.dry_run else write_model(plans, layout, options)
             break
         except Float16OverflowError:  # rare: look at all candidates once, then start again
             overflows = float16_overflows(plans, options)
@@ -1782,7 +2071,7 @@ def convert(options: Options) -> Report:
         plans=tuple(plans),
         source_bytes=model.nbytes,
         output_bytes=layout.nbytes,
-        notes=tuple(notes),
+        notes=(*notes, *more),
         damage=found,
     )
 
@@ -1807,6 +2096,9 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
     print(printable(render_report(report)))
+    if options.report:
+        text = json.dumps(report_data(report), indent=1)
+        options.report.write_text(text + "\n", encoding="utf-8", newline="\n")
     return 0
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
 from make_wan import wan_shapes, write_gguf, write_model  # noqa: E402
 
@@ -35,14 +35,25 @@ def tiny(tmp_path_factory):
     return folder
 
 
+def convert_tiny(tiny, out, *arguments):
+    from convert_nvfp4 import main
+
+    command = [str(tiny), str(out), "--gguf", str(tiny / "model.gguf"), *RECIPE, *arguments]
+    assert main(command) == 0
+    return out
+
+
 @pytest.fixture(scope="session")
 def converted(tiny, tmp_path_factory):
     """The tiny Wan converted with the documented options."""
-    from convert_nvfp4 import main
+    return convert_tiny(tiny, tmp_path_factory.mktemp("out") / "tiny-nvfp4.safetensors")
 
-    out = tmp_path_factory.mktemp("out") / "tiny-nvfp4.safetensors"
-    assert main([str(tiny), str(out), "--gguf", str(tiny / "model.gguf"), *RECIPE]) == 0
-    return out
+
+@pytest.fixture(scope="session")
+def converted_amax(tiny, tmp_path_factory):
+    """The same, with the block scales that comfy_kitchen chooses."""
+    out = tmp_path_factory.mktemp("out") / "tiny-nvfp4-amax.safetensors"
+    return convert_tiny(tiny, out, "--use-ck-quant")
 
 
 def raw_safetensors(path: Path, entries: object, data: bytes) -> Path:

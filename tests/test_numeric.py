@@ -157,7 +157,102 @@ def test_damage_is_the_error_of_the_decoded_weight():
     scale = c.nvfp4_global_scale(c.largest_magnitude(weight))
     decoded = c.decode_nvfp4(*c.encode_nvfp4(weight, scale), scale)
     expected = (decoded[:, :40] - weight).norm() / weight.norm()
-    assert c.damage(weight, decoded).relative_rmse == pytest.approx(float(expected), rel=1e-5)
+    assert c.measure(weight, decoded).relative_rmse == pytest.approx(float(expected), rel=1e-5)
+
+
+# The scale search
+
+
+def brute_force(magnitude, global_scale):
+    """All 126 positive codes: the first of the least errors, and the errors, in float32."""
+    blocks = magnitude.view(-1, 16).t().contiguous()
+    codes = torch.arange(1, 127, dtype=torch.int16).unsqueeze(1).expand(126, blocks.shape[1])
+    scales = codes.to(torch.uint8).view(torch.float8_e4m3fn).float()
+    scaled = blocks * (1.0 / (scales * global_scale)).unsqueeze(1)
+    grid = torch.tensor(c.E2M1_VALUES)
+    distance = torch.stack([(scaled - value).abs() for value in grid]).amin(0)
+    error = distance * distance
+    for half in (8, 4, 2, 1):  # the order in which the search adds
+        error = error[:, :half] + error[:, half:]
+    error = error.squeeze(1) * scales * scales
+    return error.argmin(0) + 1, error
+
+
+def assert_search_is_brute_force(weight):
+    global_scale = c.nvfp4_global_scale(c.largest_magnitude(weight))
+    magnitude = weight.abs()
+    found = c.mse_block_scales(magnitude, global_scale).view(torch.uint8).flatten().long()
+    expected, _ = brute_force(magnitude, global_scale)
+    zero = magnitude.view(-1, 16).amax(1) == 0
+    assert torch.equal(found, expected.masked_fill(zero, 0))
+
+
+KINDS = {
+    "normal": lambda w: w,
+    "heavy tails": lambda w: w.pow(5),
+    "tiny blocks": lambda w: w * torch.logspace(-7, 0, len(w)).unsqueeze(1),
+    "one outlier a block": lambda w: torch.where(torch.arange(w.shape[1]) % 16 == 3, 40 * w, w),
+    "one huge outlier": lambda w: torch.where(torch.arange(w.numel()).view(w.shape) == 5, 3e5, w),
+    "constant blocks": lambda w: w[:, :1].expand_as(w).contiguous(),
+    "few values": lambda w: (w * 2).round() / 2,
+    "bfloat16": lambda w: w.bfloat16().float(),
+    "uniform": lambda w: torch.special.ndtr(w),
+    "zeros between": lambda w: w.where(w.abs() > 1, 0.0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), rows=st.integers(1, 24), exponent=st.integers(-20, 20))
+def test_the_search_finds_what_brute_force_finds(kind, seed, rows, exponent):
+    weight = torch.randn(rows, 96, generator=torch.Generator().manual_seed(seed))
+    assert_search_is_brute_force(KINDS[kind](weight) * 2.0**exponent)
+
+
+def test_every_position_between_two_e4m3_values_is_searched_right():
+    """Largest weights of all sizes from the subnormals up, against a fixed global scale."""
+    weight = torch.rand(4096, 16, generator=torch.Generator().manual_seed(9))
+    weight *= torch.logspace(-6, 0, 4096).unsqueeze(1) / weight.amax(1, keepdim=True)
+    assert_search_is_brute_force(weight)
+
+
+def test_the_search_is_best_in_exact_arithmetic_too():
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(10))
+    scale = c.nvfp4_global_scale(c.largest_magnitude(weight))
+    found = c.mse_block_scales(weight.abs(), scale)
+    blocks = weight.double().view(-1, 16)
+    grid = torch.tensor(c.E2M1_VALUES, dtype=torch.float64)
+    steps = torch.arange(1, 127, dtype=torch.uint8).view(torch.float8_e4m3fn).double() * scale
+
+    def error(step):
+        distance = (blocks.abs().unsqueeze(-1) - grid * step.view(-1, 1, 1)).abs().amin(-1)
+        return distance.square().sum(1)
+
+    least = torch.stack([error(step.expand(len(blocks))) for step in steps]).amin(0)
+    chosen = error(found.flatten().double() * scale.double())
+    assert torch.all(chosen <= least * (1 + 1e-6))
+
+
+def test_the_functional_sums_keep_the_bits():
+    generator = torch.Generator().manual_seed(11)
+    blocks = torch.rand(16, 1000, generator=generator)
+    reciprocals = torch.rand(10, 1000, generator=generator).mul(4).add(5).sort(0, True).values
+    reciprocals[3:].clamp_(max=6.0)
+    expected = c.sum_of_errors(blocks, reciprocals)
+    assert torch.equal(c.functional_sum_of_errors(blocks, reciprocals), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_fused_search_on_a_gpu_gives_the_same_bytes():
+    weight = torch.randn(4096, 1024, generator=torch.Generator().manual_seed(12))
+    scale = c.nvfp4_global_scale(c.largest_magnitude(weight))
+    expected = c.mse_block_scales(weight.abs(), scale).view(torch.uint8)
+    magnitude, on_gpu = weight.abs().cuda(), scale.cuda()
+    eager = c.mse_block_scales(magnitude, on_gpu)
+    fused = c.mse_block_scales(magnitude, on_gpu, c.fused_sums(torch.device("cuda")))
+    assert torch.equal(eager.view(torch.uint8).cpu(), expected)
+    assert torch.equal(fused.view(torch.uint8).cpu(), expected)
 
 
 @pytest.mark.gpu

@@ -2,13 +2,14 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 
 import comfy_kitchen
 import pytest
 import torch
-from conftest import RECIPE
+from conftest import RECIPE, convert_tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -66,7 +67,8 @@ def test_the_header_tells_how_the_file_was_made(converted, tiny):
     assert str(tiny.parent) not in json.dumps(recipe)
 
 
-def test_nvfp4_layers_are_what_comfy_kitchen_makes_of_them(stored, source):
+def test_nvfp4_layers_are_what_comfy_kitchen_makes_of_them(converted_amax, source):
+    stored = load_file(converted_amax)
     layers = [name for name in quantised(stored) if config(stored, name)["format"] == "nvfp4"]
     assert len(layers) == 28
     for layer in layers:
@@ -78,6 +80,61 @@ def test_nvfp4_layers_are_what_comfy_kitchen_makes_of_them(stored, source):
         assert torch.equal(packed, stored[f"{layer}.weight"])
         found = stored[f"{layer}.weight_scale"]
         assert torch.equal(block_scale.view(torch.uint8), found.view(torch.uint8))
+
+
+def test_the_search_is_nearer_in_every_layer_and_as_big(converted, converted_amax, source):
+    """Both files decoded by comfy_kitchen, which knows nothing of how scales were chosen."""
+    assert converted.stat().st_size - converted_amax.stat().st_size == len("mse") - len("amax") + 1
+    errors = []
+    for path in (converted, converted_amax):
+        stored = load_file(path)
+        layers = [name for name in quantised(stored) if config(stored, name)["format"] == "nvfp4"]
+        errors.append({layer: squared_error(stored, source, layer) for layer in layers})
+    ratios = [errors[0][layer] / errors[1][layer] for layer in errors[0]]
+    assert len(ratios) == 28
+    assert max(ratios) < 0.92  # its outlier channels are exact under amax, too
+
+
+def squared_error(stored, source, layer):
+    parts = (f"{layer}.weight", f"{layer}.weight_scale_2", f"{layer}.weight_scale")
+    decoded = comfy_kitchen.dequantize_nvfp4(*(stored[part] for part in parts), torch.float32)
+    return float((decoded - source[f"{layer}.weight"]).square().sum())
+
+
+def test_the_reports_error_is_that_of_the_decoded_file(tiny, source, tmp_path):
+    out, report = tmp_path / "o.safetensors", tmp_path / "r.json"
+    convert_tiny(tiny, out, "--report", str(report))
+    stored, data = load_file(out), json.loads(report.read_text())
+    assert data["output_bytes"] == out.stat().st_size
+    assert [row["name"] for row in data["tensors"]] == list(c.open_model(tiny).tensors)
+    rows = [row for row in data["tensors"] if row["precision"] == "NVFP4"]
+    assert len(rows) == 28
+    for row in rows:
+        layer = row["name"].removesuffix(".weight")
+        energy = float(source[row["name"]].square().sum())
+        expected = (squared_error(stored, source, layer) / energy) ** 0.5
+        assert row["relative_rmse"] == pytest.approx(expected, rel=1e-4)
+        assert row["sqnr_db"] == pytest.approx(-20 * math.log10(expected), abs=1e-3)
+        assert row["input_scale"] == pytest.approx(float(stored[f"{layer}.input_scale"]))
+    fp8 = next(row for row in data["tensors"] if row["precision"] == "FP8")
+    assert 0 < fp8["relative_rmse"] < 0.04
+
+
+def test_a_better_global_scale_is_found_for_blocks_in_e4m3s_subnormals(tmp_path):
+    """Rows of very different size leave many blocks few block-scale values to choose from."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(512, 512, generator=generator)
+    weight *= torch.exp(4 * torch.randn(512, 1, generator=generator))
+    save_file({"x.weight": weight}, tmp_path / "m.safetensors")
+    out = tmp_path / "o.safetensors"
+    assert c.main([str(tmp_path / "m.safetensors"), str(out), "--include", "x", "--quiet"]) == 0
+    found, plain = load_file(out)["x.weight_scale_2"], weight.abs().max() / 2688
+    assert found in [plain * (448 / largest) for largest in c.OTHER_LARGEST_SCALES]
+    plain_error, error = (
+        c.measure(weight, c.decode_nvfp4(*c.encode_nvfp4(weight, s, c.mse_block_scales), s)).error
+        for s in (plain, found)
+    )
+    assert error < plain_error
 
 
 def test_fp8_layers_are_what_comfy_kitchen_makes_of_them(stored, source):
@@ -136,7 +193,7 @@ def test_padding_of_rows_and_columns(tmp_path):
     weight = torch.randn(24, 96, generator=torch.Generator().manual_seed(5))
     save_file({"x.weight": weight}, tmp_path / "m.safetensors")
     command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors")]
-    assert c.main([*command, "--include", "x", "--quiet"]) == 0
+    assert c.main([*command, "--include", "x", "--quiet", "--scale-search", "amax"]) == 0
     found = load_file(tmp_path / "o.safetensors")
     packed, block_scale = comfy_kitchen.quantize_nvfp4(
         weight, found["x.weight_scale_2"], pad_16x=True
@@ -153,7 +210,8 @@ def test_quant_dtype_is_what_is_quantised(tmp_path, dtype, quant_dtype):
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(6)).to(dtype)
     save_file({"x.weight": weight}, tmp_path / "m.safetensors")
     command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors")]
-    assert c.main([*command, "--include", "x", "--quiet", "--quant-dtype", quant_dtype]) == 0
+    command += ["--include", "x", "--quiet", "--use-ck-quant", "--quant-dtype", quant_dtype]
+    assert c.main(command) == 0
     found = load_file(tmp_path / "o.safetensors")
     cast = weight.to(getattr(torch, quant_dtype))
     packed, _ = comfy_kitchen.quantize_nvfp4(cast, found["x.weight_scale_2"])

