@@ -94,7 +94,8 @@ FUSE_FROM = 4_000_000_000  # NVFP4 weights from which 20 s of compiling pays on 
 
 CPU_CHUNK = 1 << 19  # weights a thread works on at once: measured best on two cores
 CPU_SLICE = 1 << 13  # blocks whose errors are summed at once
-CUDA_CHUNK = 1 << 25
+CPU_THREADS = 4  # more only wait for Python's lock: slower again on 16 cores
+CUDA_CHUNK = 1 << 26
 PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
 EDGE_BLOCKS = 2
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
@@ -458,18 +459,23 @@ def largest_magnitude(weight: torch.Tensor) -> torch.Tensor:
     return torch.maximum(-low, high).float()
 
 
+def divide(values: torch.Tensor, number: float) -> torch.Tensor:
+    """values / number, rounded once: CUDA would multiply by the reciprocal of a plain number."""
+    return values / torch.tensor(number, dtype=values.dtype, device=values.device)
+
+
 def nvfp4_global_scale(amax: torch.Tensor) -> torch.Tensor:
     """amax / (448 * 6) in float32, as comfy_kitchen's TensorCoreNVFP4Layout computes it.
 
     A weight of zeros, or one so small that the quotient underflows, gets 1: all codes are zero.
     """
-    scale = amax / NVFP4_MAX
+    scale = divide(amax, NVFP4_MAX)
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def fp8_scale(amax: torch.Tensor) -> torch.Tensor:
     """amax / 448 in float32, never so small that its reciprocal overflows; 1 for zeros."""
-    scale = (amax / E4M3_MAX).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = divide(amax, E4M3_MAX).clamp(min=torch.finfo(torch.float32).tiny)
     return torch.where(amax > 0, scale, torch.ones_like(scale))
 
 
@@ -480,7 +486,8 @@ def amax_block_scales(magnitude: torch.Tensor, global_scale: torch.Tensor) -> to
     """
     # Pooling is three times faster than amax over an inner dimension of 16.
     block_amax = torch.nn.functional.max_pool1d(magnitude, BLOCK_SIZE)
-    return (block_amax / E2M1_MAX / global_scale).clamp_(max=E4M3_MAX).to(torch.float8_e4m3fn)
+    block_scale = divide(block_amax, E2M1_MAX) / global_scale
+    return block_scale.clamp_(max=E4M3_MAX).to(torch.float8_e4m3fn)
 
 
 def mse_block_scales(
@@ -488,8 +495,8 @@ def mse_block_scales(
 ) -> torch.Tensor:
     """E4M3 scale of each block with the least squared error over all 126 positive E4M3 values.
 
-    magnitude: [n, k] float32 >= 0, global_scale: at least max / 2688; sums: `sum_of_errors` or
-    what `fused_sums` makes. Returns [n, k/16] float8_e4m3fn; equal errors go to the smaller
+    magnitude: [n, k] float32 >= 0, global_scale: at least max / 2688; sums: what `fused_sums`
+    made, if that is used. Returns [n, k/16] float8_e4m3fn; equal errors go to the smaller
     scale; a block of zeros gets scale 0.
 
     Only some scales are tried, but the best is among them. Let a be the block's largest
@@ -503,13 +510,13 @@ def mse_block_scales(
         as this is less than the best error found; few blocks have any.
     """
     blocks = magnitude.view(-1, BLOCK_SIZE).t()  # [16, b]: sums in a fixed order
-    if not blocks.is_cuda:  # a fused kernel reads it as it lies, single operations crawl
-        blocks = blocks.contiguous()
+    if sums is None:  # a fused kernel reads it as it lies, single operations would crawl
+        blocks, sums = blocks.contiguous(), sum_of_errors
     block_amax = blocks.amax(0) / global_scale
     first = e4m3_code_of_at_least(block_amax / E2M1_MAX * (1 + DOUBT))
     offsets = torch.tensor(SEARCH_OFFSETS, dtype=torch.int16, device=first.device).unsqueeze(1)
     codes = (first + offsets).clamp_(1, LAST_E4M3_CODE)
-    errors = scale_errors(blocks, codes, global_scale, sums or sum_of_errors)
+    errors = scale_errors(blocks, codes, global_scale, sums)
     error = errors.amin(0)
     best = codes.masked_fill_(errors > error, LAST_E4M3_CODE).amin(0)  # the smaller one of equals
 
@@ -619,7 +626,8 @@ def fused_sums(device: torch.device) -> Callable:
     fused = torch.compile(functional_sum_of_errors, dynamic=True, options=options)
     count = len(SEARCH_OFFSETS)
     sample = torch.rand(4096, BLOCK_SIZE, generator=torch.Generator().manual_seed(0)).to(device)
-    reciprocals = torch.linspace(3.0, 9.0, count * 4096, device=device).view(count, -1)
+    reciprocals = torch.linspace(9.0, 3.0, count * 4096, device=device).view(count, -1)
+    reciprocals[MAY_CLIP:].clamp_(max=E2M1_MAX)
     if not torch.equal(fused(sample.t(), reciprocals), sum_of_errors(sample.t(), reciprocals)):
         raise RuntimeError("the compiled search rounds differently")
     return fused
@@ -1443,7 +1451,7 @@ class Compute:
         self.dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
         on_cpu = self.device.type == "cpu"
         self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
-        self.pool = ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1)
+        self.pool = ThreadPoolExecutor(min(CPU_THREADS, torch.get_num_threads()) if on_cpu else 1)
         self.search, self.notes = SCALE_SEARCHES[options.scale_search], []
         if self.search is mse_block_scales and not on_cpu and weights >= FUSE_FROM:
             try:

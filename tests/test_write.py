@@ -231,6 +231,18 @@ def test_reading_ahead_thread_count_and_chunks_do_not_change_a_byte(
     assert out.read_bytes() == converted.read_bytes()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("search", ["mse", "amax"])
+@pytest.mark.parametrize("fuse_from", [0, 1 << 60])
+def test_a_gpu_writes_the_same_file(tiny, tmp_path, monkeypatch, search, fuse_from):
+    monkeypatch.setattr(c, "FUSE_FROM", fuse_from)
+    one, other = tmp_path / "cpu.safetensors", tmp_path / "cuda.safetensors"
+    convert_tiny(tiny, one, "--scale-search", search, "--device", "cpu")
+    convert_tiny(tiny, other, "--scale-search", search, "--device", "cuda")
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_a_dry_run_knows_the_exact_size_and_writes_nothing(tiny, converted, tmp_path, capsys):
     out = tmp_path / "o.safetensors"
     command = [str(tiny), str(out), "--gguf", str(tiny / "model.gguf"), *RECIPE, "--dry-run"]
