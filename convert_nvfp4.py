@@ -83,6 +83,7 @@ SEARCH_OFFSETS = range(-3, 7)
 MAY_CLIP = 3  # only so many of the smallest candidates can be exceeded by a weight
 LAST_E4M3_CODE = 126  # 448; 127 is NaN
 UNHALVED_E4M3_CODE = 15  # from here on, half of every E4M3 value is one too
+LEAST_SEARCHED_SCALE = 2.0**-100  # reciprocals of smaller global scales leave float32's range
 DOUBT = 2.0**-20  # widens the search's bounds by more than float32 rounding can move them
 FIRST_NORMAL_E4M3_CODE = 8
 # Global scales tried where more than so many block scales fall into E4M3's subnormals: the
@@ -495,9 +496,9 @@ def mse_block_scales(
 ) -> torch.Tensor:
     """E4M3 scale of each block with the least squared error over all 126 positive E4M3 values.
 
-    magnitude: [n, k] float32 >= 0, global_scale: at least max / 2688; sums: what `fused_sums`
-    made, if that is used. Returns [n, k/16] float8_e4m3fn; equal errors go to the smaller
-    scale; a block of zeros gets scale 0.
+    magnitude: [n, k] float32 >= 0, global_scale: at least max / 2688 and 2**-100; sums: what
+    `fused_sums` made, if that is used. Returns [n, k/16] float8_e4m3fn; equal errors go to the
+    smaller scale; a block of zeros gets scale 0.
 
     Only some scales are tried, but the best is among them. Let a be the block's largest
     magnitude, u = block scale * global scale, c the code of the smallest scale with 6u >= a:
@@ -1500,10 +1501,11 @@ def quantise(
         codec = Codec(encode=lambda w, s: (encode_fp8(w, s),), decode=decode_fp8)
         best = encode_layer(weight, fp8_scale(amax), codec, compute)
     else:
-        encode = partial(encode_nvfp4, block_scales=compute.search)
-        codec, scale = Codec(encode=encode, decode=decode_nvfp4), nvfp4_global_scale(amax)
+        scale = nvfp4_global_scale(amax)
+        search = compute.search if scale >= LEAST_SEARCHED_SCALE else amax_block_scales
+        codec = Codec(encode=partial(encode_nvfp4, block_scales=search), decode=decode_nvfp4)
         best = encode_layer(weight, scale, codec, compute)
-        if compute.search is not amax_block_scales and has_many_subnormals(best.parts[1]):
+        if search is not amax_block_scales and has_many_subnormals(best.parts[1]):
             scales = (scale * (E4M3_MAX / largest) for largest in OTHER_LARGEST_SCALES)
             tries = (encode_layer(weight, other, codec, compute) for other in scales)
             best = min(best, *tries, key=lambda encoded: encoded.damage.error)
@@ -1522,12 +1524,17 @@ def encode_layer(
 ) -> Encoded:
     """Encode all rows at one scale, decode what came out, and measure it."""
 
+    one = torch.ones_like(scale)
+
     def encode_rows(rows: torch.Tensor) -> tuple:
         parts = codec.encode(rows.to(compute.dtype), scale)
-        return *parts, measure(rows, codec.decode(*parts, scale))
+        # In units of the scale, as the squares of huge and tiny weights leave float32's range.
+        return *parts, measure(rows / scale, codec.decode(*parts, one))
 
     *parts, damages = zip(*compute.map(encode_rows, weight), strict=True)
-    total = Damage(error=sum(d.error for d in damages), energy=sum(d.energy for d in damages))
+    unit = float(scale) ** 2
+    error, energy = sum(d.error for d in damages), sum(d.energy for d in damages)
+    total = Damage(error=error * unit, energy=energy * unit)
     return Encoded(parts=tuple(map(torch.cat, parts)), scale=scale, damage=total)
 
 

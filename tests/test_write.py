@@ -272,6 +272,26 @@ def test_what_float16_cannot_hold_stays_float32(tmp_path, capsys, dry_run):
         assert f"exactly {out.stat().st_size:,} bytes" in text
 
 
+@pytest.mark.parametrize("factor", [1e-42, 1e-38, 1e-30, 1.0, 1e30, 5e37])
+@pytest.mark.parametrize("search", ["mse", "amax"])
+def test_the_reported_error_holds_for_huge_and_tiny_weights(tmp_path, factor, search):
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(7)) * factor
+    save_file({"x.weight": weight}, tmp_path / "m.safetensors")
+    command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors"), "--include", "x"]
+    report = tmp_path / "r.json"
+    command += ["--quiet", "--scale-search", search, "--report", str(report)]
+    assert c.main(command) == 0
+    reported = json.loads(report.read_text())["tensors"][0]["relative_rmse"]
+    stored = load_file(tmp_path / "o.safetensors")
+    parts = ("x.weight", "x.weight_scale_2", "x.weight_scale")
+    decoded = comfy_kitchen.dequantize_nvfp4(*(stored[part] for part in parts), torch.float32)
+    exact = weight.double()
+    expected = float((decoded.double() - exact).norm() / exact.norm())
+    # What 1e-42 leaves of a weight are a few denormals: there decoding itself rounds.
+    assert reported == pytest.approx(expected, rel=1e-3 if factor > 1e-40 else 0.5)
+    assert expected < (0.11 if factor > 1e-40 else 1.01)
+
+
 def test_metadata_of_the_source_survives(tmp_path):
     metadata = {"config": '{"a": 1}', "format": "pt"}
     save_file({"x.weight": torch.ones(16, 32)}, tmp_path / "m.safetensors", metadata=metadata)
