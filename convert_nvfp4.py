@@ -75,6 +75,7 @@ FP4_MATMUL_N = 16  # ... and N % 16 == 0 where there is a bias
 # How far a float's bits move to become those of a wider float with the same value (see decoders).
 E2M1_TO_HALF_SCALE = 2.0**14  # exponent bias: 15 - 1
 E4M3_TO_HALF_SCALE = 2.0**8  # exponent bias: 15 - 7
+HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
 FLOAT32_EXPONENT = 0x7F800000
 ROUND_TO_HALVES = 2.0**22  # float32 at this size has a unit in the last place of 0.5
 
@@ -99,6 +100,7 @@ CPU_THREADS = 4  # more only wait for Python's lock: slower again on 16 cores
 CUDA_CHUNK = 1 << 26
 PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
 EDGE_BLOCKS = 2
+MAX_DIMENSIONS = 32
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 EXAMPLES = 3  # names shown for a counted finding
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
@@ -141,7 +143,9 @@ NEVER_PACKED = {
 RECOGNISED_BY_ROWS = r"^blocks\.0\.ffn\.0$"  # Wan: its row count is ffn_dim, so no padding rows
 TRANSFORMER_BLOCKS = ("blocks", "transformer_blocks", "double_blocks", "single_blocks", "layers")
 KEEPS_SOURCE_PRECISION = r"bias$|norm|modulation|scale_shift_table"
-ALREADY_QUANTISED = r"\.(comfy_quant|weight_scale(_2)?|scale_weight|input_scale)$|(^|\.)scaled_fp8$"
+ALREADY_QUANTISED = (
+    r"(^|\.)(comfy_quant|weight_scale(_2|_inv)?|scale_weight|scale_input|input_scale|scaled_fp8)$"
+)
 
 # Full-precision matmul (W4A16) by kind of layer: option, layers, what the help says.
 FULL_PRECISION_OPTIONS = {
@@ -440,9 +444,14 @@ def bare(name: str) -> str:
     return name
 
 
+def printable(text: str) -> str:
+    """Control characters from a file's names must not reach the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def examples(names: Iterable[str]) -> str:
     """The first few names and how many more there are."""
-    names = sorted(names)
+    names = sorted(names) or ["nothing"]
     shown = ", ".join(names[:EXAMPLES])
     return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
 
@@ -727,7 +736,7 @@ def decode_nvfp4(
 
 
 def encode_fp8(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """[...] float -> float8_e4m3fn, bit-identical to comfy_kitchen.quantize_per_tensor_fp8."""
+    """float -> float8_e4m3fn: comfy_kitchen.quantize_per_tensor_fp8 of the float32 weight."""
     scaled = weight.float() * (1.0 / scale)
     return scaled.clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
@@ -844,7 +853,12 @@ def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> Tensor
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
         bits = SAFETENSORS_BITS[dtype]
-        if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        name.encode()  # a lone surrogate could not be written again
+        if not all(
+            type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end)
+        ):
+            raise ValueError
+        if len(shape) > MAX_DIMENSIONS:
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise ConvertError(
@@ -902,7 +916,7 @@ def open_shards(index: Path) -> Model:
     ):
         raise ConvertError(f"{index}: has no weight_map of tensor names to file names")
     shards = sorted(set(weight_map.values()))
-    outside = [shard for shard in shards if re.search(r"[/\\:]|^\.*$", shard)]
+    outside = [shard for shard in shards if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard)]
     if outside:
         raise ConvertError(f"{index}: shard {outside[0]!r} is not a file name in its own folder")
     headers, problems = {}, []
@@ -987,8 +1001,9 @@ def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
         more = [f"... and {len(wrong) - EXAMPLES} more shapes"] if len(wrong) > EXAMPLES else []
         raise ConvertError(*wrong[:EXAMPLES], *more)
     notes = []
-    if lacking := [ref.name for ref in model.linear_weights if ref.name not in matched]:
-        notes.append(f"{len(lacking)} weights not in the GGUF stay 16-bit: {examples(lacking)}")
+    lacking = [r.name for r in model.tensors.values() if r.is_float and r.name not in matched]
+    if lacking:
+        notes.append(f"{len(lacking)} tensors not in the GGUF stay 16-bit: {examples(lacking)}")
     if extra := stored.keys() - set(matched.values()):
         notes.append(f"{len(extra)} tensors of the GGUF are not in the source: {examples(extra)}")
     return {name: stored[other][0] for name, other in matched.items()}, notes
@@ -997,7 +1012,7 @@ def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
 def read_layer_list(path: Path) -> tuple[str, ...]:
     """Layer names, one a line; text after # and blank lines are left out."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Notepad writes a mark
     except (OSError, UnicodeDecodeError) as error:
         raise ConvertError(f"{path}: cannot read the layer list: {error}") from error
     names = (line.partition("#")[0].strip().removesuffix(".weight") for line in lines)
@@ -1034,13 +1049,16 @@ def read_summary(options: Options) -> dict[str, Calibration]:
             for precision, (column, divisor) in columns.items()
             if column in row
         }
+        if bare(row["layer"]) in found:
+            raise ConvertError(f"{path}: has two rows for layer {row['layer']}")
         found[bare(row["layer"])] = Calibration(scales=scales, source=source)
     return found
 
 
 def positive(path: Path, row: dict, column: str) -> float:
     value = row[column]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < torch.finfo(torch.float32).max:
         raise ConvertError(
             f"{path}: layer {row['layer']}: {column} must be a positive number, not {value!r}"
         )
@@ -1056,15 +1074,15 @@ def read_reference_scales(path: Path) -> dict[str, Calibration]:
         if layer == ref.name:
             continue
         weight = tensors.get(f"{layer}.weight")
-        if ref.dtype != "F32" or ref.nbytes != 4 or weight is None:
-            raise ConvertError(f"{path}: {ref.name} is not one float32 beside a weight")
+        largest = {"U8": NVFP4_MAX, "F8_E4M3": E4M3_MAX}.get(weight.dtype if weight else "")
+        if ref.dtype != "F32" or ref.nbytes != 4 or largest is None:
+            problem = f"{ref.name} is not one float32 beside an NVFP4 or FP8 weight"
+            raise ConvertError(f"{path}: {problem}")
         with path.open("rb") as file:
             file.seek(ref.begin)
             scale = torch.frombuffer(bytearray(file.read(4)), dtype=torch.float32).item()
         row = {"layer": layer, "input_scale": scale}
-        amax = positive(path, row, "input_scale") * (
-            E4M3_MAX if weight.dtype.startswith("F8") else NVFP4_MAX
-        )
+        amax = positive(path, row, "input_scale") * largest
         scales = {Precision.NVFP4: amax / NVFP4_MAX, Precision.FP8: amax / E4M3_MAX}
         found[bare(layer)] = Calibration(scales=scales, source=path.name)
     if not found:
@@ -1173,7 +1191,12 @@ def choice_rules(options: Options, model: Model, kinds: dict[str, str] | None) -
     if options.gguf_keep_edge_blocks_fp16:
         rules += edge_block_rules(model)
     if kinds is not None:
-        return rules + gguf_rules(kinds, options)
+        lacking = Rule(
+            names=frozenset(model.tensors.keys() - kinds.keys()),
+            precision=Precision.HALF,
+            reason="not in the GGUF",
+        )
+        return [*rules, *gguf_rules(kinds, options), lacking]
     small = frozenset(
         ref.name
         for ref in refs
@@ -1257,7 +1280,7 @@ def full_precision_marks(
     marks[path.name] = frozenset(layers[name] for name in listed & layers.keys())
     if not marks[path.name]:
         raise ConvertError(
-            f"{path}: names no layer of the source; it lists {examples(listed) or 'nothing'}; "
+            f"{path}: names no layer of the source; it lists {examples(listed)}; "
             f"the source has {examples(layers)}"
         )
     unknown = listed - layers.keys()
@@ -1270,10 +1293,12 @@ def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
 
     ComfyUI casts the input of an FP8 layer that has no input_scale with scale 1, clamped at 448.
     """
-    if row is not None:
-        if plan.precision not in row.scales:
-            raise ConvertError(f"{plan.ref.layer}: is FP8, and the {row.source} has no amax for it")
+    if row is not None and plan.precision in row.scales:
         scale = row.scales[plan.precision]
+        if not 0 < torch.tensor(scale, dtype=torch.float32) < math.inf:
+            raise ConvertError(
+                f"{plan.ref.layer}: input scale {scale:g} ({row.source}) is no positive float32"
+            )
         return dataclasses.replace(plan, input_scale=scale, input_scale_source=row.source)
     if plan.precision is Precision.FP8 and not plan.full_precision:
         return dataclasses.replace(plan, full_precision="FP8 without an input scale")
@@ -1501,14 +1526,14 @@ def quantise(
         codec = Codec(encode=lambda w, s: (encode_fp8(w, s),), decode=decode_fp8)
         best = encode_layer(weight, fp8_scale(amax), codec, compute)
     else:
-        scale = nvfp4_global_scale(amax)
-        search = compute.search if scale >= LEAST_SEARCHED_SCALE else amax_block_scales
+        scale, search = nvfp4_global_scale(amax), compute.search
+        if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
+            search = amax_block_scales
+            compute.notes.append(f"{plan.ref.layer}: too small weights for the scale search")
         codec = Codec(encode=partial(encode_nvfp4, block_scales=search), decode=decode_nvfp4)
         best = encode_layer(weight, scale, codec, compute)
-        if search is not amax_block_scales and has_many_subnormals(best.parts[1]):
-            scales = (scale * (E4M3_MAX / largest) for largest in OTHER_LARGEST_SCALES)
-            tries = (encode_layer(weight, other, codec, compute) for other in scales)
-            best = min(best, *tries, key=lambda encoded: encoded.damage.error)
+        if search is not amax_block_scales:
+            best = try_other_global_scales(weight, best, codec, compute)
     return store(plan, best), best.damage
 
 
@@ -1517,6 +1542,18 @@ def has_many_subnormals(block_scale: torch.Tensor) -> bool:
     codes = block_scale.view(torch.uint8)
     subnormal = (codes > 0) & (codes < FIRST_NORMAL_E4M3_CODE)
     return int(subnormal.sum()) > MANY_SUBNORMALS * int((codes > 0).sum())
+
+
+def try_other_global_scales(
+    weight: torch.Tensor, best: Encoded, codec: Codec, compute: Compute
+) -> Encoded:
+    """The encoding with the least error in all, where block scales run out of E4M3's precision."""
+    if has_many_subnormals(best.parts[1]):
+        plain = best.scale
+        for largest in OTHER_LARGEST_SCALES:
+            other = encode_layer(weight, plain * (E4M3_MAX / largest), codec, compute)
+            best = min(best, other, key=lambda encoded: encoded.damage.error)
+    return best
 
 
 def encode_layer(
@@ -1529,7 +1566,7 @@ def encode_layer(
     def encode_rows(rows: torch.Tensor) -> tuple:
         parts = codec.encode(rows.to(compute.dtype), scale)
         # In units of the scale, as the squares of huge and tiny weights leave float32's range.
-        return *parts, measure(rows / scale, codec.decode(*parts, one))
+        return *parts, measure(rows.float() / scale, codec.decode(*parts, one))
 
     *parts, damages = zip(*compute.map(encode_rows, weight), strict=True)
     unit = float(scale) ** 2
@@ -1609,7 +1646,9 @@ def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
     if plan.dtype == plan.ref.dtype:
         return data
     result = data.to(TORCH_DTYPES[plan.dtype])
-    if plan.dtype == "F16" and (result.isinf() & data.isfinite()).any():
+    # largest_magnitude is quick, and NaN where it cannot tell
+    suspect = plan.dtype == "F16" and not largest_magnitude(data) < HALF_OVERFLOWS
+    if suspect and (result.isinf() & data.isfinite()).any():
         raise Float16OverflowError(plan.ref.name)
     return result
 
@@ -1647,7 +1686,12 @@ class PartialFile:
     def __enter__(self) -> PartialFile:
         with self.translated():
             self.file = self.path.open("wb")
-            self.file.write(self.layout.header)
+            try:
+                self.file.write(self.layout.header)
+                self.file.flush()  # a full disk shows here, and not first when closing
+            except BaseException:
+                self.__exit__()
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -1681,11 +1725,18 @@ class PartialFile:
             os.fsync(self.file.fileno())
             self.file.close()
             verify(self.path, self.layout)
-            self.path.replace(self.output)
-            if os.name == "posix":  # else a crash could still lose the new name
+            try:
+                self.path.replace(self.output)
+            except OSError as error:
+                busy = f"{self.output}: {error.strerror}; is it open in another program?"
+                raise ConvertError(busy) from error
+        if os.name == "posix":  # a crash could still lose the new name; some file systems refuse
+            with contextlib.suppress(OSError):
                 folder = os.open(self.output.parent, os.O_RDONLY)
-                os.fsync(folder)
-                os.close(folder)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
 
 
 def verify(path: Path, layout: Layout) -> None:
@@ -1713,7 +1764,7 @@ def write_model(
     ):
         for piece, data in read_ahead(pieces, options.buffers):
             plan = piece.plan
-            bar.set_postfix_str(plan.ref.name[-40:], refresh=False)
+            bar.set_postfix_str(printable(plan.ref.name[-40:]), refresh=False)
             if plan.is_quantised:
                 stored, found[plan.ref.layer] = quantise(plan, data, compute)
             else:
@@ -1725,26 +1776,31 @@ def write_model(
     return found, compute.notes
 
 
-def check_output(options: Options, model: Model, size: int) -> None:
-    """Refuse, before the long work, an output that could not be written or would eat an input."""
+def output_problems(options: Options, model: Model, size: int) -> list[str]:
+    """What is known, before the long work, to keep the output from being written."""
     output, problems = options.output, []
     partial_path = output.with_name(output.name + ".partial")
-    for path in {*options.inputs, *model.files}:
-        for target in filter(None, (output, partial_path, options.report)):
+    targets = [path for path in (output, partial_path, options.report) if path is not None]
+    try:
+        for path, target in itertools.product({*options.inputs, *model.files}, targets):
             if target.exists() and path.exists() and target.samefile(path):
                 problems.append(f"{target}: is an input of this conversion ({path})")
-    if options.report and not options.report.parent.is_dir():
-        problems.append(f"{options.report.parent}: no such folder; create it first")
-    if not output.parent.is_dir():
-        problems.append(f"{output.parent}: no such folder; create it first")
-    elif output.is_dir():
-        problems.append(f"{output}: is a folder; name the file to write")
-    elif (free := shutil.disk_usage(output.parent).free) < size:
-        problems.append(f"{output.parent}: {free:,} bytes are free, the output needs {size:,}")
-    if output.is_file() and not os.access(output, os.W_OK):
-        problems.append(f"{output}: may not be overwritten")
-    if problems:
-        raise ConvertError(*problems)
+        for target in targets:
+            problems += target_problems(target)
+        if output.parent.is_dir() and (free := shutil.disk_usage(output.parent).free) < size:
+            problems.append(f"{output.parent}: {free:,} bytes are free, the output needs {size:,}")
+    except OSError as error:
+        problems.append(f"{error.filename or output}: {error.strerror}")
+    return list(dict.fromkeys(problems))
+
+
+def target_problems(target: Path) -> Iterator[str]:
+    if not target.parent.is_dir():
+        yield f"{target.parent}: no such folder; create it first"
+    elif target.is_dir():
+        yield f"{target}: is a folder; name the file to write"
+    elif target.exists():
+        target.open("r+b").close()  # raises if forbidden or, on Windows, locked by a program
 
 
 # ── 7. Report ────────────────────────────────────────────────────────────────────────────────────
@@ -1865,6 +1921,19 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
     return data
 
 
+def write_report(report: Report, path: Path) -> None:
+    """Write --report, whole or not at all."""
+    unfinished = path.with_name(path.name + ".partial")
+    try:
+        text = json.dumps(report_data(report), indent=1, allow_nan=False)
+        unfinished.write_text(text + "\n", encoding="utf-8", newline="\n")
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        problem = f"{path}: cannot write the report: {error.strerror}"
+        raise ConvertError(problem) from error
+
+
 def render_scales(report: Report) -> list[str]:
     """--input-scale-layer-summary: every quantised layer's input scale and its origin."""
     return ["  input scales:"] + [
@@ -1900,14 +1969,21 @@ def render_report(report: Report) -> str:
 def input_path(text: str) -> Path:
     """A path as given; Windows separators work elsewhere too, so that batch lines can be shared."""
     path = Path(text)
-    return path if path.exists() or os.name == "nt" else Path(text.replace("\\", "/"))
+    return path if exists(path) or os.name == "nt" else Path(text.replace("\\", "/"))
+
+
+def exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a forbidden folder or too long a name: opening it will say so
+        return False
 
 
 def shipped_path(text: str, folder: str) -> Path:
     """A file as given or, if there is none, of that name in a folder beside this script."""
     path = input_path(text)
     shipped = HERE / folder / path
-    return shipped if not path.exists() and shipped.exists() else path
+    return shipped if not exists(path) and exists(shipped) else path
 
 
 def pattern(text: str) -> str:
@@ -1921,7 +1997,7 @@ def pattern(text: str) -> str:
 
 
 def device_name(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
     return text
 
@@ -2073,12 +2149,18 @@ def convert(options: Options) -> Report:
     while True:
         plans = widen(plans, overflows)
         layout = make_layout(plans, make_metadata(options, model, plans))
-        check_output(options, model, layout.nbytes)
-        try:
-            found, more = ({}, []) if options.dry_run else write_model(plans, layout, options)
+        problems = output_problems(options, model, layout.nbytes)
+        if options.dry_run:
+            found, more = {}, [f"would fail: {problem}" for problem in problems]
             break
-        except Float16OverflowError:  # rare: look at all candidates once, then start again
-            overflows = float16_overflows(plans, options)
+        if problems:
+            raise ConvertError(*problems)
+        try:
+            found, more = write_model(plans, layout, options)
+            break
+        except Float16OverflowError:
+            pass  # rare: look at all candidates once, then start again
+        overflows = float16_overflows(plans, options)
     if overflows:
         notes.append(f"{len(overflows)} tensors do not fit float16: {examples(overflows)}")
     return Report(
@@ -2091,11 +2173,6 @@ def convert(options: Options) -> Report:
     )
 
 
-def printable(text: str) -> str:
-    """Control characters from a file's names must not reach the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-
-
 def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -2103,6 +2180,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     try:
         report = convert(options)
+        if options.report:
+            write_report(report, options.report)
     except ConvertError as error:
         for problem in error.problems:
             print(f"error: {printable(problem)}", file=sys.stderr)
@@ -2111,9 +2190,6 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
     print(printable(render_report(report)))
-    if options.report:
-        text = json.dumps(report_data(report), indent=1)
-        options.report.write_text(text + "\n", encoding="utf-8", newline="\n")
     return 0
 
 

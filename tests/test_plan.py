@@ -2,9 +2,11 @@
 
 import json
 
+import gguf
 import pytest
 import torch
 from make_golden import COMMANDS, GOLDEN, golden_texts, planned
+from make_wan import write_gguf
 from safetensors.torch import save_file
 
 import convert_nvfp4 as c
@@ -152,7 +154,10 @@ def test_without_a_gguf_small_tensors_keep_the_sources_precision(tmp_path):
 
 def test_file_goes_before_summary_before_value(tmp_path):
     save_file(
-        {"blocks.0.ffn.0.weight": weight(), "blocks.0.ffn.0.input_scale": torch.tensor(0.25)},
+        {
+            "blocks.0.ffn.0.weight": torch.zeros(32, 32, dtype=torch.uint8),
+            "blocks.0.ffn.0.input_scale": torch.tensor(0.25),
+        },
         tmp_path / "ref.safetensors",
     )
     rows = [
@@ -184,6 +189,34 @@ def test_an_fp8_layer_has_an_input_scale_or_full_precision(tmp_path):
     assert plans["blocks.0.x.weight"].config == {"format": "float8_e4m3fn"}
     assert plans["blocks.0.x.weight"].input_scale == pytest.approx(0.06)
     assert notes == []
+
+
+def test_an_fp8_layer_whose_row_has_no_amax_runs_in_full_precision(tmp_path):
+    (tmp_path / "s.json").write_text('{"layers": [{"layer": "blocks.0.x", "scale_p99_9": 1}]}')
+    summary = ("--input-scale-summary-json", str(tmp_path / "s.json"))
+    tensors = BLOCK | {"blocks.0.x.weight": weight(32, 48)}
+    plans, notes = plan_of(tmp_path, tensors, "--include", ".", *summary)
+    assert plans["blocks.0.x.weight"].full_precision == "FP8 without an input scale"
+    assert plans["blocks.0.x.weight"].input_scale is None
+    assert any(note.startswith("1 FP8 layers have no input scale") for note in notes)
+
+
+@pytest.mark.parametrize("value", ["1e300", "1e-60"])
+def test_an_input_scale_that_float32_cannot_hold_is_an_error(tmp_path, value):
+    with pytest.raises(c.ConvertError, match="is no positive float32"):
+        plan_of(tmp_path, BLOCK, "--include", ".", "--input-scale-value", value)
+
+
+def test_what_the_gguf_lacks_is_named(tmp_path):
+    tensors = BLOCK | {"blocks.0.modulation": torch.ones(1, 6, 32)}
+    shapes = {"blocks.0.ffn.0.weight": (32, 64)}
+    write_gguf(tmp_path / "m.gguf", shapes, lambda *_: gguf.GGMLQuantizationType.Q4_0)
+    plans, notes = plan_of(tmp_path, tensors, "--gguf", str(tmp_path / "m.gguf"))
+    assert plans["blocks.0.modulation"].reason == "not in the GGUF"
+    assert notes == [
+        "3 tensors not in the GGUF stay 16-bit: "
+        "blocks.0.ffn.2.weight, blocks.0.modulation, blocks.0.self_attn.v.weight"
+    ]
 
 
 def test_w4a4_layers_without_a_row_stay_dynamic_and_are_counted(tmp_path):
@@ -270,7 +303,8 @@ def test_lists_and_summaries_of_another_model_are_errors(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["a.comfy_quant", "a.weight_scale", "a.scale_weight", "scaled_fp8", "a.weight_scale_2"]
+    "name",
+    ["a.comfy_quant", "a.scale_weight", "scaled_fp8", "a.weight_scale_2", "weight_scale_inv"],
 )
 def test_a_source_that_is_already_quantised_is_refused(tmp_path, name):
     with pytest.raises(c.ConvertError, match="is already quantised"):

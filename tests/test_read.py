@@ -59,6 +59,17 @@ HEADERS = {
         "tensor a: F32 [3] needs 12 bytes, the header gives it 8",
     ),
     "backward offsets": ({"a": F32_PAIR | {"data_offsets": [8, 0]}}, bytes(8), "gives it -8"),
+    "a number beyond 64 bits": (
+        {"a": F32_PAIR | {"shape": [10**3000, 10**3000]}},
+        bytes(8),
+        "tensor a: damaged or unknown",
+    ),
+    "a hundred dimensions": ({"a": F32_PAIR | {"shape": [2**62] * 100}}, bytes(8), "tensor a: dam"),
+    "a name that is no text": (
+        b'{"\\ud800": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}',
+        bytes(8),
+        "damaged or unknown",
+    ),
     "overlap": (
         {"a": F32_PAIR, "b": F32_PAIR | {"data_offsets": [4, 12]}},
         bytes(12),
@@ -157,7 +168,9 @@ def test_index_and_shards_must_list_the_same_tensors(copy):
     assert "has no entry for head.head.bias of" in unlisted
 
 
-@pytest.mark.parametrize("shard", ["../x.safetensors", "/etc/passwd", "a\\b", "C:x", "", ".."])
+@pytest.mark.parametrize(
+    "shard", ["../x", "/etc/passwd", "a\\b", "C:x", "", "..", "a\0b", "a\ud800"]
+)
 def test_a_shard_must_be_in_the_indexs_folder(copy, shard):
     change_index(copy, lambda weight_map: weight_map.update({"head.head.bias": shard}))
     with pytest.raises(c.ConvertError, match="is not a file name in its own folder"):
@@ -232,7 +245,7 @@ def test_what_only_one_side_has_is_noted(tmp_path):
     path = gguf_with(tmp_path / "m.gguf", ["a.weight", "extra.weight"])
     _, notes = c.match_gguf(path, model_with(["a.weight", "lacking.weight"]))
     assert notes == [
-        "1 weights not in the GGUF stay 16-bit: lacking.weight",
+        "1 tensors not in the GGUF stay 16-bit: lacking.weight",
         "1 tensors of the GGUF are not in the source: extra.weight",
     ]
 
@@ -296,6 +309,11 @@ def test_layer_lists_have_comments_and_blank_lines(tmp_path):
     assert c.read_layer_list(path) == ("blocks.2.ffn.0", "blocks.3.ffn.0")
 
 
+def test_a_byte_order_mark_does_not_hide_the_first_layer(tmp_path):
+    (tmp_path / "layers.txt").write_text("x\ny\n", encoding="utf-8-sig")
+    assert c.read_layer_list(tmp_path / "layers.txt") == ("x", "y")
+
+
 def options_with(path, percentile=99.9, multiplier=1.0):
     return c.Options(
         source=path,
@@ -329,6 +347,14 @@ SUMMARIES = {
         "layer a: scale_p99_9 must be a positive number, not '1'",
     ),
     "zero": ('{"layers": [{"layer": "a", "scale_p99_9": 0}]}', "must be a positive number, not 0"),
+    "beyond float32": (
+        '{"layers": [{"layer": "a", "scale_p99_9": 1%s}]}' % ("0" * 400),
+        "positive",
+    ),
+    "two rows": (
+        '{"layers": [{"layer": "a", "scale_p99_9": 1}, {"layer": "a", "scale_p99_9": 2}]}',
+        "has two rows for layer a",
+    ),
     "NaN": ('{"layers": [{"layer": "a", "scale_p99_9": NaN}]}', "must be a positive number"),
 }
 
@@ -357,6 +383,13 @@ def test_reference_scales_are_read_by_the_format_of_their_layer(tmp_path):
     assert found["a"].scales[c.Precision.NVFP4] == pytest.approx(0.01)
     assert found["a"].scales[c.Precision.FP8] == pytest.approx(0.06)
     assert found["b"].scales[c.Precision.NVFP4] == pytest.approx(0.5 / 6)
+
+
+def test_a_reference_scale_of_a_layer_that_is_not_quantised_is_an_error(tmp_path):
+    tensors = {"a.weight": torch.zeros(16, 8), "a.input_scale": torch.tensor(0.01)}
+    save_file(tensors, tmp_path / "r.safetensors")
+    with pytest.raises(c.ConvertError, match="beside an NVFP4 or FP8 weight"):
+        c.read_reference_scales(tmp_path / "r.safetensors")
 
 
 def test_a_reference_without_scales_is_an_error(tiny):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import stat
 
 import comfy_kitchen
 import pytest
@@ -345,6 +346,65 @@ def test_a_full_disk_leaves_the_older_file(simple, capsys, monkeypatch):
     assert_untouched(simple)
 
 
+def test_a_disk_that_is_full_at_the_header_leaves_the_older_file(simple, capsys):
+    """The limit on file sizes stands in for the full disk: a real error from a real write."""
+    resource = pytest.importorskip("resource", reason="file size limits are POSIX")
+    weights = {f"{'x' * 200}{index}.weight": torch.ones(16, 32) for index in range(60)}
+    save_file(weights, simple / "m.safetensors")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        status = run(simple)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert status == 1
+    assert "o.safetensors.partial: File too large" in capsys.readouterr().err
+    assert_untouched(simple)
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(simple, monkeypatch):
+    calls = []
+
+    def refuse_folders(descriptor, fsync=os.fsync):
+        calls.append(descriptor)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    assert run(simple) == 0
+    assert len(calls) == 2
+    assert (simple / "o.safetensors").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("report", ["missing/r.json", "folder.json", "m.safetensors"])
+def test_a_report_that_cannot_be_written_is_known_before_the_work(simple, capsys, report):
+    (simple / "folder.json").mkdir()
+    if report == "m.safetensors":
+        (simple / "link.json").symlink_to(simple / report)
+        report = "link.json"
+    assert run(simple, "--report", str(simple / report)) == 1
+    assert str(simple) in capsys.readouterr().err
+    assert_untouched(simple)
+
+
+def test_a_dry_run_tells_what_would_fail(simple, capsys):
+    assert run(simple, "--dry-run", output="missing/o.safetensors") == 0
+    assert "note: would fail: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_error_of_16_bit_sources_is_measured_in_float32(tmp_path, dtype):
+    weight = (torch.randn(64, 128, generator=torch.Generator().manual_seed(7)) * 2e-3).to(dtype)
+    compute = c.Compute(c.Options(source=tmp_path, output=tmp_path, device="cpu"), 0)
+    scale = c.nvfp4_global_scale(c.largest_magnitude(weight))
+    codec = c.Codec(encode=c.encode_nvfp4, decode=c.decode_nvfp4)
+    found = c.encode_layer(weight, scale, codec, compute)
+    decoded = c.decode_nvfp4(*found.parts, scale)
+    expected = float((decoded - weight.float()).norm() / weight.float().norm())
+    assert found.damage.relative_rmse == pytest.approx(expected, rel=1e-5)
+
+
 def test_too_little_space_is_known_before_the_work(simple, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))
     monkeypatch.setattr(c, "write_model", None)
@@ -364,13 +424,14 @@ def test_ctrl_c_leaves_the_older_file(simple, capsys, monkeypatch):
 
 
 def test_a_source_that_shrinks_under_way(simple, capsys, monkeypatch):
-    check_output = c.check_output
+    output_problems = c.output_problems
 
     def shrink(*arguments):
-        check_output(*arguments)
+        problems = output_problems(*arguments)
         os.truncate(simple / "m.safetensors", 2000)
+        return problems
 
-    monkeypatch.setattr(c, "check_output", shrink)
+    monkeypatch.setattr(c, "output_problems", shrink)
     assert run(simple) == 1
     assert "ended inside x.weight; it changed while being read" in capsys.readouterr().err
     assert_untouched(simple)
