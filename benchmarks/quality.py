@@ -51,7 +51,10 @@ def encode(weight: torch.Tensor, method: str, compute: c.Compute) -> c.Encoded:
     codec = c.Codec(
         encode=lambda rows, s: c.encode_nvfp4(rows, s, block_scales), decode=c.decode_nvfp4
     )
-    return c.encode_layer(weight, scale, codec, compute)
+    encoded = c.encode_layer(weight, scale, codec, compute)
+    if block_scales is c.mse_block_scales:
+        return c.try_other_global_scales(weight, encoded, codec, compute)
+    return encoded
 
 
 def speed(weight: torch.Tensor, method: str, compute: c.Compute) -> float:
@@ -75,6 +78,7 @@ def synthetic() -> dict[str, torch.Tensor]:
         "normal": normal,
         "Student-t(5)": torch.randn(ROWS, COLUMNS, generator=generator) / (chi / 5).sqrt(),
         "outlier channels": normal * channels,
+        "rows e^-12 to e^12": normal * torch.linspace(-12, 12, ROWS).exp().unsqueeze(1),
     }
 
 
