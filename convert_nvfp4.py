@@ -219,7 +219,9 @@ QUANTISED = {Precision.NVFP4: "nvfp4", Precision.FP8: "float8_e4m3fn"}  # comfy_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """One conversion. Field names are the command line's long options; see `--help`."""
+    """One conversion. Fields are the command line's long options, see `--help`; two collect
+    switches: `minimums` ("--min-...") and `full_precision` ("--full-precision-mm...").
+    """
 
     source: Path
     output: Path
@@ -249,6 +251,11 @@ class Options:
     dry_run: bool = False
     verbose: bool = False
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):  # plain strings are welcome as paths
+            if "Path" in entry.type and (value := getattr(self, entry.name)) is not None:
+                object.__setattr__(self, entry.name, Path(value))
 
     @property
     def buffers(self) -> int:
@@ -963,7 +970,9 @@ def read_gguf(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     except ConvertError:
         raise
     except Exception as error:  # a damaged file makes gguf's reader raise anything
-        raise ConvertError(f"{path}: the GGUF is damaged or of an unknown kind: {error}") from error
+        raise ConvertError(
+            f"{path}: the GGUF is cut off, damaged or of an unknown kind: {error}"
+        ) from error
     unknown = sorted({kind for kind, _ in stored.values()} - GGUF_BITS.keys())
     if unknown:
         raise ConvertError(f"{path}: unknown GGML types {', '.join(unknown)}; update this tool")
@@ -1840,7 +1849,7 @@ def render_matmuls(report: Report) -> str:
             activation = "A16" if plan.full_precision else weight.replace("W", "A")
             kinds[weight + activation].append(math.prod(plan.ref.shape))
     parts = [f"{k} {len(v)} layers ({share(sum(v), work)})" for k, v in sorted(kinds.items())]
-    return f"  matmuls: {', '.join(parts)} of the linear weights"
+    return f"  matmuls: {', '.join(parts)} of the linear weights, the rest 16-bit"
 
 
 def render_worst(report: Report, count: int = 5) -> list[str]:
@@ -2074,6 +2083,7 @@ COMMAND_LINE = {
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="convert_nvfp4.py",
+        usage="%(prog)s SOURCE OUTPUT [options]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # else an option added later changes what a script's short form means

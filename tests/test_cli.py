@@ -122,6 +122,17 @@ def test_errors_are_lines_on_stderr_and_exit_1(tmp_path, capsys):
     assert err == f"error: {path}: cannot read: No such file or directory\n"
 
 
+def test_the_python_interface_takes_strings(tiny, tmp_path):
+    out = tmp_path / "o.safetensors"
+    gguf = str(tiny / "model.gguf")
+    options = c.Options(
+        source=str(tiny), output=str(out), gguf=gguf, gguf_nvfp4_max_bitdepth=5, quiet=True
+    )
+    report = c.convert(options)
+    assert report.output_bytes == out.stat().st_size
+    assert len(report.damage) == 56
+
+
 def test_a_missing_gpu_is_an_error_not_the_cpu(tiny, tmp_path, capsys):
     command = [str(tiny), str(tmp_path / "o.safetensors"), "--gguf", str(tiny / "model.gguf")]
     assert c.main([*command, *RECIPE, "--device", "cuda:99"]) == 1
