@@ -467,6 +467,15 @@ def round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
+def bits_of(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * SAFETENSORS_BITS[dtype]
+
+
+def unfinished(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return path.with_name(path.name + ".partial")
+
+
 # ── 3. Numeric core ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -859,19 +868,16 @@ def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> Tensor
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        bits = SAFETENSORS_BITS[dtype]
         name.encode()  # a lone surrogate could not be written again
-        if not all(
-            type(number) is int and 0 <= number < 1 << 63 for number in (*shape, begin, end)
-        ):
+        numbers = (*shape, begin, end)
+        sound = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
+        if not sound or len(shape) > MAX_DIMENSIONS:
             raise ValueError
-        if len(shape) > MAX_DIMENSIONS:
-            raise ValueError
+        expected = bits_of(dtype, shape)
     except (KeyError, TypeError, ValueError) as error:
         raise ConvertError(
             f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:200]}"
         ) from error
-    expected = math.prod(shape) * bits
     if expected != (end - begin) * 8:
         raise ConvertError(
             f"{path}: tensor {name}: {dtype} {list(shape)} needs {expected // 8:,} bytes, "
@@ -1410,27 +1416,21 @@ def make_layout(plans: Iterable[TensorPlan], metadata: dict[str, str]) -> Layout
     stored.sort(
         key=lambda row: (-SAFETENSORS_BITS[row[1]], row[0].endswith(".comfy_quant"), row[0])
     )
-    entries, begin, sizes = {"__metadata__": metadata}, 0, {}
+    entries, begin = {"__metadata__": metadata}, 0
     for key, dtype, shape in stored:
         if key in entries:
             raise ConvertError(f"two tensors of the output would be named {key}")
-        sizes[key] = math.prod(shape) * SAFETENSORS_BITS[dtype] // 8
-        end = begin + sizes[key]
+        end = begin + bits_of(dtype, shape) // 8
         entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(round_up(len(text), 8))
     header = len(text).to_bytes(8, "little") + text
-    slots = {
-        key: Slot(
-            name=key,
-            dtype=dtype,
-            shape=shape,
-            begin=len(header) + entries[key]["data_offsets"][0],
-            nbytes=sizes[key],
-        )
-        for key, dtype, shape in stored
-    }
+    slots = {}
+    for key, dtype, shape in stored:
+        begin, end = entries[key]["data_offsets"]
+        at, size = len(header) + begin, end - begin
+        slots[key] = Slot(name=key, dtype=dtype, shape=shape, begin=at, nbytes=size)
     return Layout(header=header, slots=slots)
 
 
@@ -1689,7 +1689,7 @@ class PartialFile:
 
     def __init__(self, output: Path, layout: Layout):
         self.output, self.layout = output, layout
-        self.path = output.with_name(output.name + ".partial")
+        self.path = unfinished(output)
         self.written: Counter[str] = Counter()
 
     def __enter__(self) -> PartialFile:
@@ -1788,8 +1788,7 @@ def write_model(
 def output_problems(options: Options, model: Model, size: int) -> list[str]:
     """What is known, before the long work, to keep the output from being written."""
     output, problems = options.output, []
-    partial_path = output.with_name(output.name + ".partial")
-    targets = [path for path in (output, partial_path, options.report) if path is not None]
+    targets = [output, unfinished(output), *filter(None, [options.report])]
     try:
         for path, target in itertools.product({*options.inputs, *model.files}, targets):
             if target.exists() and path.exists() and target.samefile(path):
@@ -1832,7 +1831,7 @@ def render_totals(report: Report) -> list[str]:
     lines = [f"  {'':10} {'layers':>7} {'tensors':>8} {'size':>11}"]
     for (_, label), plans in sorted(groups.items()):
         slots = [stored for plan in plans for stored in stored_tensors(plan).values()]
-        size = sum(math.prod(shape) * SAFETENSORS_BITS[dtype] // 8 for dtype, shape in slots)
+        size = sum(bits_of(dtype, shape) // 8 for dtype, shape in slots)
         layers = sum(plan.ref.is_linear_weight for plan in plans)
         lines.append(f"  {label:10} {layers:7} {len(slots):8} {gigabytes(size):>11}")
     return lines
@@ -1932,13 +1931,13 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
 
 def write_report(report: Report, path: Path) -> None:
     """Write --report, whole or not at all."""
-    unfinished = path.with_name(path.name + ".partial")
+    temporary = unfinished(path)
     try:
         text = json.dumps(report_data(report), indent=1, allow_nan=False)
-        unfinished.write_text(text + "\n", encoding="utf-8", newline="\n")
-        unfinished.replace(path)
+        temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
+        temporary.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         problem = f"{path}: cannot write the report: {error.strerror}"
         raise ConvertError(problem) from error
 

@@ -61,3 +61,14 @@ def raw_safetensors(path: Path, entries: object, data: bytes) -> Path:
     header = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + data)
     return path
+
+
+def model_with(names, shape=(4, 256)):
+    """A model of which only names and one shape exist, as float32."""
+    import convert_nvfp4 as c
+
+    refs = {
+        name: c.TensorRef(name=name, dtype="F32", shape=shape, path=None, begin=0, nbytes=4096)
+        for name in names
+    }
+    return c.Model(tensors=refs, metadata={}, files=())

@@ -5,6 +5,7 @@ import json
 import gguf
 import pytest
 import torch
+from conftest import model_with
 from make_golden import COMMANDS, GOLDEN, golden_texts, planned
 from make_wan import write_gguf
 from safetensors.torch import save_file
@@ -314,11 +315,7 @@ def test_a_source_that_is_already_quantised_is_refused(tmp_path, name):
 def test_edge_blocks_are_the_first_and_last_in_running_order():
     names = [f"double_blocks.{i}.x.weight" for i in range(3)]
     names += [f"single_blocks.{i}.x.weight" for i in range(12)]
-    refs = {
-        name: c.TensorRef(name=name, dtype="F32", shape=(16, 32), path=None, begin=0, nbytes=2048)
-        for name in names
-    }
-    rules = c.edge_block_rules(c.Model(tensors=refs, metadata={}, files=()))
+    rules = c.edge_block_rules(model_with(names))
     assert sorted(name for rule in rules for name in rule.names) == [
         "double_blocks.0.x.weight",
         "double_blocks.1.x.weight",
@@ -328,10 +325,5 @@ def test_edge_blocks_are_the_first_and_last_in_running_order():
 
 
 def test_edge_blocks_need_blocks():
-    refs = {
-        "head.weight": c.TensorRef(
-            name="head.weight", dtype="F32", shape=(16, 32), path=None, begin=0, nbytes=2048
-        )
-    }
     with pytest.raises(c.ConvertError, match=r"has no transformer blocks named blocks\.N"):
-        c.edge_block_rules(c.Model(tensors=refs, metadata={}, files=()))
+        c.edge_block_rules(model_with(["head.weight"]))

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import raw_safetensors
+from conftest import model_with, raw_safetensors
 from make_wan import write_gguf
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -208,14 +208,6 @@ def test_bits_are_the_storage_cost_rounded_down(kind):
 def gguf_with(path, names, shape=(4, 256)):
     write_gguf(path, dict.fromkeys(names, shape), lambda *_: gguf.GGMLQuantizationType.Q5_K)
     return path
-
-
-def model_with(names, shape=(4, 256), path=None):
-    refs = {
-        name: c.TensorRef(name=name, dtype="F32", shape=shape, path=path, begin=0, nbytes=4096)
-        for name in names
-    }
-    return c.Model(tensors=refs, metadata={}, files=())
 
 
 @pytest.mark.parametrize("ours", ["", *c.PREFIXES])
