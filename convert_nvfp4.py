@@ -437,6 +437,7 @@ class Report:
 
     options: Options
     plans: tuple[TensorPlan, ...]
+    origin: dict[str, object]  # how the file was made, as its header tells
     source_bytes: int
     output_bytes: int
     notes: tuple[str, ...]
@@ -1434,13 +1435,9 @@ def make_layout(plans: Iterable[TensorPlan], metadata: dict[str, str]) -> Layout
     return Layout(header=header, slots=slots)
 
 
-def make_metadata(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, str]:
-    """Header strings: the quantised layers as ComfyUI reads them, and how the file was made.
-
-    Names only, no folders and no times: the same input and options give the same bytes.
-    """
-    layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised}
-    recipe = {
+def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, object]:
+    """How a file was made. Names only, no folders and no times: equal runs give equal bytes."""
+    return {
         "version": __version__,
         "options": {
             name: text
@@ -1450,9 +1447,16 @@ def make_metadata(options: Options, model: Model, plans: list[TensorPlan]) -> di
         "sources": {path.name: path.stat().st_size for path in model.files},
         "plan": dict(sorted(Counter(plan.precision.name for plan in plans).items())),
     }
+
+
+def make_metadata(
+    model: Model, plans: list[TensorPlan], origin: dict[str, object]
+) -> dict[str, str]:
+    """Header strings: the quantised layers as ComfyUI reads them, and how the file was made."""
+    layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised}
     return model.metadata | {
         "_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers}),
-        "convert_nvfp4": json.dumps(recipe),
+        "convert_nvfp4": json.dumps(origin),
     }
 
 
@@ -1822,32 +1826,63 @@ def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "-"
 
 
-def render_totals(report: Report) -> list[str]:
-    """One line per precision: layers, tensors, bytes, and how their matmuls run."""
+def stored_as(plan: TensorPlan) -> str:
+    return plan.precision.name if plan.is_quantised else plan.dtype
+
+
+def stored_bytes(plan: TensorPlan) -> int:
+    return sum(bits_of(*stored) // 8 for stored in stored_tensors(plan).values())
+
+
+def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
+    """{how it is stored: layers, tensors and bytes}, quantised ones first."""
     groups = defaultdict(list)
-    for plan in report.plans:
-        label = plan.precision.name if plan.is_quantised else f"{plan.precision.name} {plan.dtype}"
-        groups[plan.precision, label].append(plan)
+    for plan in plans:
+        groups[min(plan.precision, Precision.HALF), stored_as(plan)].append(plan)
+    return {
+        label: {
+            "layers": sum(plan.ref.is_linear_weight for plan in members),
+            "tensors": sum(len(stored_tensors(plan)) for plan in members),
+            "bytes": sum(map(stored_bytes, members)),
+        }
+        for (_, label), members in sorted(groups.items())
+    }
+
+
+def render_totals(report: Report) -> list[str]:
+    """One line per precision: layers, tensors and bytes."""
     lines = [f"  {'':10} {'layers':>7} {'tensors':>8} {'size':>11}"]
-    for (_, label), plans in sorted(groups.items()):
-        slots = [stored for plan in plans for stored in stored_tensors(plan).values()]
-        size = sum(bits_of(dtype, shape) // 8 for dtype, shape in slots)
-        layers = sum(plan.ref.is_linear_weight for plan in plans)
-        lines.append(f"  {label:10} {layers:7} {len(slots):8} {gigabytes(size):>11}")
+    for label, total in totals(report.plans).items():
+        size = gigabytes(total["bytes"])
+        lines.append(f"  {label:10} {total['layers']:7} {total['tensors']:8} {size:>11}")
     return lines
 
 
-def render_matmuls(report: Report) -> str:
-    """How the quantised layers multiply, by count and by share of all linear weights."""
-    linear = [plan for plan in report.plans if plan.ref.is_linear_weight]
+def matmul(plan: TensorPlan) -> str:
+    """W4A4, W4A16, W8A8 or W8A16: bits of the weight and of the activations it multiplies."""
+    weight = "4" if plan.precision is Precision.NVFP4 else "8"
+    return f"W{weight}A{'16' if plan.full_precision else weight}"
+
+
+def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
+    """{matmul: layers, and their share of all linear weights}; the rest is 16-bit."""
+    linear = [plan for plan in plans if plan.ref.is_linear_weight]
     work = sum(math.prod(plan.ref.shape) for plan in linear)
     kinds = defaultdict(list)
     for plan in linear:
         if plan.is_quantised:
-            weight = "W4" if plan.precision is Precision.NVFP4 else "W8"
-            activation = "A16" if plan.full_precision else weight.replace("W", "A")
-            kinds[weight + activation].append(math.prod(plan.ref.shape))
-    parts = [f"{k} {len(v)} layers ({share(sum(v), work)})" for k, v in sorted(kinds.items())]
+            kinds[matmul(plan)].append(math.prod(plan.ref.shape))
+    return {
+        kind: {"layers": len(sizes), "share": sum(sizes) / work}
+        for kind, sizes in sorted(kinds.items())
+    }
+
+
+def render_matmuls(report: Report) -> str:
+    parts = [
+        f"{kind} {found['layers']} layers ({100 * found['share']:.0f} %)"
+        for kind, found in matmuls(report.plans).items()
+    ]
     return f"  matmuls: {', '.join(parts)} of the linear weights, the rest 16-bit"
 
 
@@ -1863,7 +1898,7 @@ def render_plan(report: Report) -> list[str]:
     """Tensors of one kind, shape and fate on one line, or each on its own with --verbose."""
     groups = defaultdict(list)
     for plan in report.plans:
-        fate = plan.precision.name if plan.is_quantised else plan.dtype
+        fate = stored_as(plan)
         mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
         row = (fate, list(plan.ref.shape), plan.reason + mark)
         number = None if report.options.verbose else re.search(r"(?<=\.)\d+(?=\.)", plan.ref.name)
@@ -1900,6 +1935,9 @@ def report_data(report: Report) -> dict:
         "output": report.options.output.name,
         "source_bytes": report.source_bytes,
         "output_bytes": report.output_bytes,
+        "origin": report.origin,
+        "totals": totals(report.plans),
+        "matmuls": matmuls(report.plans),
         "notes": list(report.notes),
         "tensors": [tensor_data(plan, report.damage.get(plan.ref.layer)) for plan in report.plans],
     }
@@ -1912,10 +1950,13 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
         "source_dtype": plan.ref.dtype,
         "precision": plan.precision.name,
         "reason": plan.reason,
+        "stored_as": stored_as(plan),
         "stored": {key: dtype for key, (dtype, _) in stored_tensors(plan).items()},
+        "bytes": stored_bytes(plan),
     }
     if plan.is_quantised:
         data |= {
+            "matmul": matmul(plan),
             "full_precision_mm": plan.full_precision or None,
             "input_scale": plan.input_scale,
             "input_scale_source": plan.input_scale_source or None,
@@ -2157,7 +2198,8 @@ def convert(options: Options) -> Report:
     overflows = float16_overflows(plans, options) if options.dry_run else set()
     while True:
         plans = widen(plans, overflows)
-        layout = make_layout(plans, make_metadata(options, model, plans))
+        origin = origin_of(options, model, plans)
+        layout = make_layout(plans, make_metadata(model, plans, origin))
         problems = output_problems(options, model, layout.nbytes)
         if options.dry_run:
             found, more = {}, [f"would fail: {problem}" for problem in problems]
@@ -2175,6 +2217,7 @@ def convert(options: Options) -> Report:
     return Report(
         options=options,
         plans=tuple(plans),
+        origin=origin,
         source_bytes=model.nbytes,
         output_bytes=layout.nbytes,
         notes=(*notes, *more),

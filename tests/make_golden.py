@@ -47,10 +47,12 @@ def planned(size: str, arguments: list[str], gguf: Path) -> c.Report:
     command = ["SOURCE", "OUT.safetensors", "--gguf", str(gguf), *arguments, "--dry-run"]
     options = c.parse_options(command)
     plans, notes = c.make_plans(options, model)
-    layout = c.make_layout(plans, c.make_metadata(options, model, plans))
+    origin = c.origin_of(options, model, plans)
+    layout = c.make_layout(plans, c.make_metadata(model, plans, origin))
     return c.Report(
         options=options,
         plans=tuple(plans),
+        origin=origin,
         source_bytes=model.nbytes,
         output_bytes=layout.nbytes,
         notes=tuple(notes),
