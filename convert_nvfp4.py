@@ -23,6 +23,9 @@ What is stored for a linear layer L with weight [N, K] (N16, K16: rounded up to 
          L.weight_scale   F32      []
   both   L.input_scale    F32      []            optional: the activation's global scale
          L.comfy_quant    U8       [bytes]       JSON: format, full_precision_matrix_mult
+  --recipe fp8 makes FP8 of all that would be NVFP4. --recipe scaled-fp8 does so in the older
+  form: L.scale_weight F32 [1], L.scale_input F32 [1], no L.comfy_quant, and in the file one
+  scaled_fp8 F8_E4M3 with 2 elements if all layers get full-precision matmul, with 0 if none does
 
 Wan 2.2, the documented command lines (one line each; high noise is the same with its own files):
   I2V 14B  convert_nvfp4.py SRC.safetensors.index.json OUT.safetensors
@@ -119,7 +122,9 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
     "F8_E4M3": torch.float8_e4m3fn,
 }
+DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 SOURCE_FLOATS = ("F32", "BF16", "F16")
+ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2")  # what quantised weights are stored in
 DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 # Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
@@ -146,6 +151,27 @@ KEEPS_SOURCE_PRECISION = r"bias$|norm|modulation|scale_shift_table"
 ALREADY_QUANTISED = (
     r"(^|\.)(comfy_quant|weight_scale(_2|_inv)?|scale_weight|scale_input|input_scale|scaled_fp8)$"
 )
+
+# How a stored weight is quantised: name, its dtype, and the scale beside it that tells.
+SCHEMES = (
+    ("NVFP4", "U8", "weight_scale_2"),
+    ("scaled FP8", "F8_E4M3", "scale_weight"),
+    ("FP8", "F8_E4M3", "weight_scale"),
+    ("plain FP8", "F8_E4M3", None),
+)
+LAYER_PARTS = (
+    "weight", "bias", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale",
+    "comfy_quant", "scale_weight", "scale_input",
+)  # fmt: skip
+LEGACY_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}
+LEGACY_SCALES = tuple(LEGACY_NAMES.values())
+SCALAR_SCALES = ("weight_scale_2", "weight_scale", "input_scale", *LEGACY_SCALES)
+OTHER_FORMATS = ("float8_e5m2", "mxfp8", "int8_tensorwise", "convrot_w4a4")  # known to ComfyUI
+MARKER = "scaled_fp8"  # legacy scaled FP8: 2 elements ask for full-precision matmul, 0 do not
+DECODED = tuple(scheme for scheme, *_ in SCHEMES)
+WRONG_FROM = 0.3  # relative RMSE no honest NVFP4 or FP8 weight has: normal ones have 0.09, 0.03
+ROUNDED_TO = 0.005  # ... nor a rounded one: bfloat16 has 0.002
+NAN_E4M3 = 0x7F  # from here on, bytes are NaN or negative
 
 # Full-precision matmul (W4A16) by kind of layer: option, layers, what the help says.
 FULL_PRECISION_OPTIONS = {
@@ -181,7 +207,11 @@ REQUIRES = (
     ("gguf_keep_edge_blocks_fp16", "gguf"),
     ("use_fp8", "gguf"),
 )
+# Each recipe's --dtype, unless one is given: working scaled-FP8 models keep float32.
+RECIPES = {"mixed": "bfloat16", "fp8": "bfloat16", "scaled-fp8": "float32"}
+LEGACY_RECIPE = "scaled-fp8"
 DEFAULTS = {
+    "recipe": "mixed",
     "input_scale_summary_percentile": 99.9,
     "input_scale_summary_multiplier": 1.0,
     "gguf_nvfp4_max_bitdepth": 4,
@@ -215,6 +245,7 @@ class Precision(IntEnum):
 
 
 QUANTISED = {Precision.NVFP4: "nvfp4", Precision.FP8: "float8_e4m3fn"}  # comfy_quant "format"
+FORMATS = {name: precision for precision, name in QUANTISED.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +263,8 @@ class Options:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     minimums: frozenset[str] = frozenset()
-    dtype: str = "bfloat16"
+    recipe: str = DEFAULTS["recipe"]
+    dtype: str | None = None  # None: the recipe's own
     quant_dtype: str = "float32"
     scale_search: str = DEFAULTS["scale_search"]
     input_scale_summary_json: Path | None = None
@@ -243,6 +275,7 @@ class Options:
     no_input_scale: bool = False
     input_scale_layer_summary: bool = False
     full_precision: frozenset[str] = frozenset()
+    fp8_full_precision_mm: bool = False
     full_precision_mm_layers: Path | None = None
     full_precision_mm_pattern: tuple[str, ...] = ()
     report: Path | None = None
@@ -256,6 +289,12 @@ class Options:
         for entry in dataclasses.fields(self):  # plain strings are welcome as paths
             if "Path" in entry.type and (value := getattr(self, entry.name)) is not None:
                 object.__setattr__(self, entry.name, Path(value))
+        if self.dtype is None:
+            object.__setattr__(self, "dtype", RECIPES[self.recipe])
+
+    @property
+    def only_fp8(self) -> bool:
+        return self.recipe != "mixed"
 
     @property
     def buffers(self) -> int:
@@ -317,6 +356,89 @@ class Model:
         return [ref for ref in self.tensors.values() if ref.is_linear_weight]
 
 
+class Outcome(IntEnum):
+    """What a defect does in ComfyUI, ordered: the worst of a file's decides its verdict."""
+
+    LOADS = 0  # as it should; other programs may not
+    SLOWER = 1
+    WORSE = 2  # a visibly poorer picture
+    WRONG = 3  # noise, or black
+    FAILS = 4  # an error when the model is loaded or first run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One defect of a file: a key of DEFECTS, the layer or tensor, and what is there instead."""
+
+    defect: str
+    name: str
+    detail: str = ""
+
+    @property
+    def outcome(self) -> Outcome:
+        return DEFECTS[self.defect][0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredLayer:
+    """A layer as a file holds it: its tensors by suffix, and its configuration in both places.
+
+    An unreadable configuration is {}, none at all is None.
+    """
+
+    name: str
+    parts: dict[str, TensorRef]
+    in_header: dict | None = None
+    in_tensor: dict | None = None
+
+    @property
+    def weight(self) -> TensorRef | None:
+        return self.parts.get("weight")
+
+    @property
+    def config(self) -> dict | None:
+        """What ComfyUI goes by: the header overrides the tensor."""
+        return self.in_tensor if self.in_header is None else self.in_header
+
+    @property
+    def full_precision(self) -> bool:
+        return bool((self.config or {}).get("full_precision_matrix_mult"))
+
+    @property
+    def scheme(self) -> str:
+        """How the weight is quantised as its tensors show it, or its dtype."""
+        if self.weight is None:
+            return "no weight"
+        for scheme, dtype, scale in SCHEMES:
+            if self.weight.dtype == dtype and (scale is None or scale in self.parts):
+                return scheme
+        return (self.config or {}).get("format") or self.weight.dtype
+
+    @property
+    def precision(self) -> Precision | None:
+        """NVFP4 or FP8 where ComfyUI's current formats hold it, going by its configuration."""
+        return FORMATS.get((self.config or {}).get("format"))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight before it was packed; the padding of rows is told from the bias."""
+        shape = self.weight.shape
+        if self.scheme != "NVFP4" or len(shape) != 2:
+            return shape
+        bias = self.parts.get("bias")
+        rows = bias.shape[0] if bias and len(bias.shape) == 1 else shape[0]
+        return rows if round_up(rows, BLOCK_SIZE) == shape[0] else shape[0], shape[1] * 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFacts:
+    """What a layer's reading depends on besides the layer itself."""
+
+    legacy: bool  # scaled FP8's marker is there and in force
+    fp8_matmul: bool  # ... and asks for FP8 activations
+    scaled: bool  # some FP8 weight has a scale
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """These tensors get this precision (or, as a floor, at least this one), and why."""
@@ -343,6 +465,7 @@ class TensorPlan:
     reason: str
     dtype: str  # safetensors dtype of the tensor itself in the output
     full_precision: str = ""  # why its matmul stays 16-bit; "" means quantised activations
+    legacy: bool = False  # an FP8 layer stored as scaled FP8
     input_scale: float | None = None
     input_scale_source: str = ""
 
@@ -408,6 +531,14 @@ class Damage:
     def relative_rmse(self) -> float:
         return math.sqrt(self.error / self.energy) if self.energy else 0.0
 
+    @classmethod
+    def total(cls, damages: Iterable[Damage], scale: torch.Tensor) -> Damage:
+        """The sum of what was measured in units of `scale`."""
+        error, energy, unit = 0.0, 0.0, float(scale) ** 2
+        for damage in damages:
+            error, energy = error + damage.error, energy + damage.energy
+        return cls(error=error * unit, energy=energy * unit)
+
     @property
     def sqnr_db(self) -> float:
         """Signal to quantisation noise; infinite where nothing was lost."""
@@ -432,6 +563,24 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """`--verify FILE`, with a source to measure it against or without."""
+
+    file: Path
+    source: Path | None = None
+    quiet: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """What a verification found; `render_check` makes text of it."""
+
+    model: Model
+    findings: tuple[Finding, ...]
+    damage: dict[str, Damage]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What was done, as data; `render_report` makes text of it."""
 
@@ -442,6 +591,124 @@ class Report:
     output_bytes: int
     notes: tuple[str, ...]
     damage: dict[str, Damage] = field(default_factory=dict)
+
+
+# Defects of a quantised file: what they do in ComfyUI, seen in 0.29 and 0.33 with files broken in
+# this way (tests/test_verify.py does it again), what is wrong, and how ComfyUI takes it.
+DEFECTS = {
+    "unaligned": (
+        Outcome.LOADS,
+        "tensors start at no multiple of their item size",
+        "ComfyUI copies them; programs that map the file may refuse it",
+    ),
+    "one form": (
+        Outcome.LOADS,
+        "layers have only one of comfy_quant and the header's entry",
+        "ComfyUI is content with either; other loaders read the one or the other",
+    ),
+    "two forms": (
+        Outcome.LOADS,
+        "layers have a comfy_quant that differs from the header's entry",
+        "ComfyUI follows the header; other loaders follow the tensor",
+    ),
+    "stray": (
+        Outcome.LOADS,
+        "scales or configurations belong to no quantised weight",
+        "ComfyUI warns of unexpected keys and ignores them",
+    ),
+    "same bits": (
+        Outcome.LOADS,
+        "tensors have another dtype of the same size",
+        "ComfyUI reads the same bits; other loaders take them for numbers",
+    ),
+    "padding": (
+        Outcome.LOADS,
+        "block scales are not zero in the padding of their tiles",
+        "ComfyUI's own decoding never reads it; FP4 matmul does",
+    ),
+    "not scalar": (
+        Outcome.LOADS,
+        "scales have one element but are not scalars",
+        "ComfyUI takes them all the same; other loaders may not",
+    ),
+    "slow shape": (
+        Outcome.SLOWER,
+        f"W4A4 layers have columns % {FP4_MATMUL_K} != 0, or rows % {FP4_MATMUL_N} != 0 and a bias",
+        "every call decodes the weight instead of multiplying in FP4",
+    ),
+    "clamped": (
+        Outcome.WORSE,
+        "FP8 layers have neither an input scale nor full-precision matmul",
+        "ComfyUI casts their input to FP8 unscaled and clamps it at 448",
+    ),
+    "float16 scale": (
+        Outcome.WORSE,
+        "scales are not float32",
+        "ComfyUI takes the rounded or overflowed values",
+    ),
+    "bad scale": (
+        Outcome.WRONG,
+        "scales are NaN, infinite, zero or negative",
+        "ComfyUI multiplies by them: black frames or noise",
+    ),
+    "unscaled": (
+        Outcome.WRONG,
+        "FP8 weights have no scale, though others of the file do",
+        "ComfyUI takes them unscaled: noise",
+    ),
+    "values": (
+        Outcome.WRONG,
+        "tensors do not decode to what the source holds",
+        "ComfyUI computes with other weights: noise",
+    ),
+    "missing": (
+        Outcome.WRONG,
+        "tensors of the source are not in the file",
+        "ComfyUI warns of missing keys and starts with weights of no meaning",
+    ),
+    "unread scale": (
+        Outcome.WRONG,
+        "FP8 weights have a scale that nothing makes ComfyUI read: no configuration, or "
+        f"scale_weight without the {MARKER} tensor or beside _quantization_metadata",
+        "ComfyUI takes them unscaled: noise",
+    ),
+    "unconfigured": (
+        Outcome.FAILS,
+        "packed weights have neither comfy_quant nor an entry in the header",
+        "ComfyUI takes the packed bytes for numbers and stops at their shape",
+    ),
+    "no scale": (Outcome.FAILS, "quantised weights lack a scale", "ComfyUI stops while loading"),
+    "no weight": (
+        Outcome.FAILS,
+        "configurations are for layers that have no weight (names must carry the file's prefix)",
+        "ComfyUI stops, or does not recognise the model",
+    ),
+    "dtype": (
+        Outcome.FAILS,
+        "tensors have another dtype than their format says",
+        "ComfyUI stops when the layer first runs",
+    ),
+    "shape": (
+        Outcome.FAILS,
+        "tensors have another shape than their format says",
+        "ComfyUI stops when the layer is loaded or first runs (unless just flattened)",
+    ),
+    "unknown format": (
+        Outcome.FAILS,
+        "configurations cannot be read or name a format that ComfyUI does not know",
+        "ComfyUI stops while loading",
+    ),
+    "header": (
+        Outcome.FAILS,
+        "_quantization_metadata is not JSON with an object of layers",
+        "ComfyUI stops while loading",
+    ),
+    "recognised by": (
+        Outcome.FAILS,
+        "packed or padded layers are among those whose shape ComfyUI recognises the model by",
+        "ComfyUI takes it for another model, or for none",
+    ),
+}
 
 
 def bare(name: str) -> str:
@@ -955,6 +1222,73 @@ def open_shards(index: Path) -> Model:
     return Model(tensors=merged, metadata=metadata, files=files)
 
 
+def fill(ref: TensorRef, begin: int, view: memoryview) -> None:
+    """Read a tensor's bytes from offset `begin` into all of `view`."""
+    try:
+        with ref.path.open("rb", buffering=0) as file:
+            file.seek(ref.begin + begin)
+            filled = 0
+            while filled < len(view) and (count := file.readinto(view[filled:])):
+                filled += count
+    except OSError as error:
+        raise ConvertError(f"{ref.path}: cannot read {ref.name}: {error.strerror}") from error
+    if filled < len(view):
+        raise ConvertError(f"{ref.path}: ended inside {ref.name}; it changed while being read")
+
+
+def load_bytes(ref: TensorRef) -> torch.Tensor:
+    data = torch.empty(ref.nbytes, dtype=torch.uint8)
+    fill(ref, 0, memoryview(data.numpy()))
+    return data
+
+
+def load(ref: TensorRef) -> torch.Tensor:
+    """A whole tensor, of one of TORCH_DTYPES."""
+    return load_bytes(ref).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
+
+
+def header_layers(model: Model) -> dict | None:
+    """The layers of `_quantization_metadata`: {} without it, None where it cannot be read."""
+    text = model.metadata.get("_quantization_metadata", '{"layers": {}}')
+    try:
+        layers = json.loads(text)["layers"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return layers if isinstance(layers, dict) else None
+
+
+def stored_layers(model: Model) -> dict[str, StoredLayer]:
+    """{name: layer} of every layer that a file holds a part of or a configuration for."""
+    parts = defaultdict(dict)
+    for ref in model.tensors.values():
+        layer, _, suffix = ref.name.rpartition(".")
+        if suffix in LAYER_PARTS:
+            parts[layer][suffix] = ref
+    listed = header_layers(model) or {}
+    return {
+        name: StoredLayer(
+            name=name,
+            parts=parts.get(name, {}),
+            in_header=as_config(listed[name]) if name in listed else None,
+            in_tensor=config_of(parts.get(name, {}).get("comfy_quant")),
+        )
+        for name in [*parts, *(name for name in listed if name not in parts)]
+    }
+
+
+def config_of(ref: TensorRef | None) -> dict | None:
+    if ref is None:
+        return None
+    try:
+        return as_config(json.loads(bytes(load(ref).tolist())))
+    except (KeyError, TypeError, ValueError, RecursionError):  # of another dtype, or not JSON
+        return {}
+
+
+def as_config(value: object) -> dict:
+    return value if isinstance(value, dict) and isinstance(value.get("format"), str) else {}
+
+
 def read_gguf(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """{tensor name: (GGML type, shape in torch's order)} of a GGUF; its data are not read."""
     import gguf  # takes a third of a second that `--help` need not
@@ -1094,10 +1428,7 @@ def read_reference_scales(path: Path) -> dict[str, Calibration]:
         if ref.dtype != "F32" or ref.nbytes != 4 or largest is None:
             problem = f"{ref.name} is not one float32 beside an NVFP4 or FP8 weight"
             raise ConvertError(f"{path}: {problem}")
-        with path.open("rb") as file:
-            file.seek(ref.begin)
-            scale = torch.frombuffer(bytearray(file.read(4)), dtype=torch.float32).item()
-        row = {"layer": layer, "input_scale": scale}
+        row = {"layer": layer, "input_scale": load(ref).item()}
         amax = positive(path, row, "input_scale") * largest
         scales = {Precision.NVFP4: amax / NVFP4_MAX, Precision.FP8: amax / E4M3_MAX}
         found[bare(layer)] = Calibration(scales=scales, source=path.name)
@@ -1175,7 +1506,7 @@ def gguf_precision(kind: str, options: Options) -> tuple[Precision, str]:
         return Precision.HALF, f"GGUF {kind}"
     if bits <= limit:
         return Precision.NVFP4, f"GGUF {kind} <= {limit} bits"
-    if options.use_fp8:
+    if options.use_fp8 or options.only_fp8:
         return Precision.FP8, f"GGUF {kind} > {limit} bits"
     return Precision.HALF, f"GGUF {kind} > {limit} bits, no --use-fp8"
 
@@ -1232,6 +1563,9 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
         if option in options.minimums
     ]
     linear = model.linear_weights
+    if options.only_fp8:
+        names, reason = frozenset(ref.name for ref in linear), f"--recipe {options.recipe}"
+        rules.append(Rule(names=names, precision=Precision.FP8, reason=reason))
     for family, pattern in NEVER_PACKED.items():
         names = frozenset(ref.name for ref in linear if re.search(pattern, bare(ref.layer)))
         reason = f"ComfyUI recognises {family} by its shape"
@@ -1321,13 +1655,41 @@ def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
     return plan
 
 
-def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[str]]:
-    """Every tensor's plan in source order, and the notes that the report should carry."""
-    if found := [name for name in model.tensors if re.search(ALREADY_QUANTISED, name)]:
+def refuse_quantised(source: Path, model: Model) -> None:
+    quantised = [
+        ref.name
+        for ref in model.tensors.values()
+        if re.search(ALREADY_QUANTISED, ref.name)
+        or (ref.dtype in ONE_BYTE and len(ref.shape) == 2 and ref.name.endswith(".weight"))
+    ]
+    if quantised:
         raise ConvertError(
-            f"{options.source}: is already quantised ({examples(found)}); "
+            f"{source}: is already quantised ({examples(quantised)}); "
             "give the original 16- or 32-bit model"
         )
+
+
+def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
+    """FP8 layers as scaled FP8, whose one switch for full-precision matmul holds for all."""
+    layers = [plan for plan in plans if plan.is_quantised]
+    needing = sum(bool(plan.full_precision) for plan in layers)
+    reason = f"{MARKER} holds for every layer" if needing else ""
+    shared = [
+        dataclasses.replace(plan, legacy=True, full_precision=plan.full_precision or reason)
+        if plan.is_quantised
+        else plan
+        for plan in plans
+    ]
+    note = (
+        f"scaled FP8 has one switch for all its {len(layers)} layers: full-precision matmul for "
+        f"all, as {needing} need it"
+    )
+    return shared, [note] if 0 < needing < len(layers) else []
+
+
+def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[str]]:
+    """Every tensor's plan in source order, and the notes that the report should carry."""
+    refuse_quantised(options.source, model)
     kinds, notes = match_gguf(options.gguf, model) if options.gguf else (None, [])
     choices, floors = choice_rules(options, model, kinds), floor_rules(options, model)
     marks, mark_notes = full_precision_marks(options, model)
@@ -1340,6 +1702,8 @@ def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[s
         plan = TensorPlan(ref=ref, precision=precision, reason=reason, dtype=dtype)
         if plan.is_quantised:
             mark = next((reason for reason, names in marks.items() if ref.name in names), "")
+            if precision is Precision.FP8 and options.fp8_full_precision_mm:
+                mark = "--fp8-full-precision-mm"
             marked = dataclasses.replace(plan, full_precision=mark)
             plan = attach_scale(marked, calibration.get(ref.layer))
         plans.append(plan)
@@ -1348,7 +1712,11 @@ def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[s
             f"{options.source}: no layer would become NVFP4 or FP8; "
             "raise --gguf-nvfp4-max-bitdepth, or name layers with --include"
         )
-    return plans, [*notes, *mark_notes, *scale_notes(plans, bool(calibration))]
+    notes += [*mark_notes, *scale_notes(plans, bool(calibration))]
+    if options.recipe == LEGACY_RECIPE:
+        plans, more = share_marker(plans)
+        notes += more
+    return plans, notes
 
 
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
@@ -1386,25 +1754,44 @@ def widen(plans: list[TensorPlan], names: set[str]) -> list[TensorPlan]:
 # ── 6. Layout, encode, write, verify ─────────────────────────────────────────────────────────────
 
 
+def format_parts(precision: Precision, shape: tuple[int, int]) -> dict[str, tuple]:
+    """{suffix: (dtype, shape)} that a weight becomes: the module docstring's table."""
+    rows, columns = shape
+    if precision is Precision.FP8:
+        return {"weight": ("F8_E4M3", (rows, columns)), "weight_scale": ("F32", ())}
+    height, width = round_up(rows, BLOCK_SIZE), round_up(columns, BLOCK_SIZE)
+    tiles = (round_up(height, TILE_ROWS), round_up(width // BLOCK_SIZE, TILE_COLUMNS))
+    return {
+        "weight": ("U8", (height, width // 2)),
+        "weight_scale": ("F8_E4M3", tiles),
+        "weight_scale_2": ("F32", ()),
+    }
+
+
 def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{key: (dtype, shape)} of what a planned tensor becomes: the module docstring's table."""
-    ref, layer = plan.ref, plan.ref.layer
+    """{key: (dtype, shape)} of what a planned tensor becomes."""
     if not plan.is_quantised:
-        return {ref.name: (plan.dtype, ref.shape)}
-    rows, columns = ref.shape
-    if plan.precision is Precision.NVFP4:
-        height, width = round_up(rows, BLOCK_SIZE), round_up(columns, BLOCK_SIZE)
-        tiles = (round_up(height, TILE_ROWS), round_up(width // BLOCK_SIZE, TILE_COLUMNS))
-        stored = {
-            f"{layer}.weight": ("U8", (height, width // 2)),
-            f"{layer}.weight_scale": ("F8_E4M3", tiles),
-            f"{layer}.weight_scale_2": ("F32", ()),
+        return {plan.ref.name: (plan.dtype, plan.ref.shape)}
+    parts = format_parts(plan.precision, plan.ref.shape)
+    if plan.input_scale is not None:
+        parts["input_scale"] = ("F32", ())
+    if plan.legacy:  # working files of that kind have scales of shape [1]
+        parts = {
+            LEGACY_NAMES.get(suffix, suffix): (dtype, shape or (1,))
+            for suffix, (dtype, shape) in parts.items()
         }
     else:
-        stored = {f"{layer}.weight": ("F8_E4M3", ref.shape), f"{layer}.weight_scale": ("F32", ())}
-    if plan.input_scale is not None:
-        stored[f"{layer}.input_scale"] = ("F32", ())
-    return stored | {f"{layer}.comfy_quant": ("U8", (len(plan.config_bytes),))}
+        parts["comfy_quant"] = ("U8", (len(plan.config_bytes),))
+    return {f"{plan.ref.layer}.{suffix}": part for suffix, part in parts.items()}
+
+
+def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
+    """Scaled FP8's marker tensor, for a file of that form."""
+    plan = next((plan for plan in plans if plan.legacy), None)
+    if plan is None:
+        return {}
+    prefix = plan.ref.layer.removesuffix(bare(plan.ref.layer))
+    return {prefix + MARKER: torch.zeros(2 if plan.full_precision else 0).to(torch.float8_e4m3fn)}
 
 
 def make_layout(plans: Iterable[TensorPlan], metadata: dict[str, str]) -> Layout:
@@ -1413,7 +1800,9 @@ def make_layout(plans: Iterable[TensorPlan], metadata: dict[str, str]) -> Layout
     Ordered by item size, so that every tensor starts at a multiple of its own; the odd-length
     comfy_quant tensors come last.
     """
+    plans = list(plans)
     stored = [(key, *value) for plan in plans for key, value in stored_tensors(plan).items()]
+    stored += [(key, "F8_E4M3", tuple(tensor.shape)) for key, tensor in marker_of(plans).items()]
     stored.sort(
         key=lambda row: (-SAFETENSORS_BITS[row[1]], row[0].endswith(".comfy_quant"), row[0])
     )
@@ -1453,11 +1842,13 @@ def make_metadata(
     model: Model, plans: list[TensorPlan], origin: dict[str, object]
 ) -> dict[str, str]:
     """Header strings: the quantised layers as ComfyUI reads them, and how the file was made."""
+    metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
+    metadata.pop("_quantization_metadata", None)
     layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised}
-    return model.metadata | {
-        "_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers}),
-        "convert_nvfp4": json.dumps(origin),
-    }
+    if not any(plan.legacy for plan in plans):  # else ComfyUI would not read the scales
+        quantisation = {"format_version": "1.0", "layers": layers}
+        metadata["_quantization_metadata"] = json.dumps(quantisation)
+    return metadata
 
 
 RUN_OPTIONS = (
@@ -1485,19 +1876,16 @@ class Compute:
     one; results do not depend on how many threads there are.
     """
 
-    def __init__(self, options: Options, weights: int):
-        self.device = pick_device(options.device)
-        self.dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
-        on_cpu = self.device.type == "cpu"
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        search: Callable = amax_block_scales,
+    ):
+        self.device, self.dtype, self.search, self.notes = device, dtype, search, []
+        on_cpu = device.type == "cpu"
         self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
         self.pool = ThreadPoolExecutor(min(CPU_THREADS, torch.get_num_threads()) if on_cpu else 1)
-        self.search, self.notes = SCALE_SEARCHES[options.scale_search], []
-        if self.search is mse_block_scales and not on_cpu and weights >= FUSE_FROM:
-            try:
-                self.search = partial(mse_block_scales, sums=fused_sums(self.device))
-            except (RuntimeError, ImportError) as error:
-                reason = str(error).partition("\n")[0]
-                self.notes.append(f"slower scale search, same result: torch.compile: {reason}")
 
     def __enter__(self) -> Compute:
         self.threads = torch.get_num_threads()
@@ -1508,8 +1896,22 @@ class Compute:
         self.pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self.threads)
 
-    def map(self, function: Callable, weight: torch.Tensor) -> list:
-        return list(self.pool.map(function, weight.split(max(1, self.chunk // weight.shape[1]))))
+    def map(self, function: Callable, weight: torch.Tensor, *more: torch.Tensor) -> list:
+        """The function's results for every chunk of rows of a matrix and of what goes with it."""
+        rows = max(1, self.chunk // weight.shape[1])
+        return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
+
+
+def pick_search(name: str, device: torch.device, weights: int) -> tuple[Callable, list[str]]:
+    """How block scales are chosen, compiled for a GPU where that pays, and notes."""
+    search = SCALE_SEARCHES[name]
+    if search is mse_block_scales and device.type != "cpu" and weights >= FUSE_FROM:
+        try:
+            return partial(mse_block_scales, sums=fused_sums(device)), []
+        except (RuntimeError, ImportError) as error:
+            reason = str(error).partition("\n")[0]
+            return search, [f"slower scale search, same result: torch.compile: {reason}"]
+    return search, []
 
 
 def pick_device(name: str) -> torch.device:
@@ -1582,29 +1984,23 @@ def encode_layer(
         return *parts, measure(rows.float() / scale, codec.decode(*parts, one))
 
     *parts, damages = zip(*compute.map(encode_rows, weight), strict=True)
-    unit = float(scale) ** 2
-    error, energy = sum(d.error for d in damages), sum(d.energy for d in damages)
-    total = Damage(error=error * unit, energy=energy * unit)
+    total = Damage.total(damages, scale)
     return Encoded(parts=tuple(map(torch.cat, parts)), scale=scale, damage=total)
 
 
 def store(plan: TensorPlan, encoded: Encoded) -> dict[str, torch.Tensor]:
-    """{key: tensor} of a quantised layer, as `stored_tensors` announces it."""
-    layer, scale = plan.ref.layer, encoded.scale
+    """{key: tensor} of a quantised layer, in the order in which `stored_tensors` names them."""
+    parts = [*encoded.parts, encoded.scale]
     if plan.precision is Precision.NVFP4:
         packed, block_scale = encoded.parts
         missing_rows = (0, 0, 0, -len(packed) % BLOCK_SIZE)
-        stored = {
-            f"{layer}.weight": torch.nn.functional.pad(packed, missing_rows),
-            f"{layer}.weight_scale": swizzle(block_scale),
-            f"{layer}.weight_scale_2": scale,
-        }
-    else:
-        stored = {f"{layer}.weight": encoded.parts[0], f"{layer}.weight_scale": scale}
+        packed = torch.nn.functional.pad(packed, missing_rows)
+        parts = [packed, swizzle(block_scale), encoded.scale]
     if plan.input_scale is not None:
-        stored[f"{layer}.input_scale"] = torch.tensor(plan.input_scale, dtype=torch.float32)
-    config = torch.frombuffer(bytearray(plan.config_bytes), dtype=torch.uint8)
-    return stored | {f"{layer}.comfy_quant": config}
+        parts.append(torch.tensor(plan.input_scale, dtype=torch.float32))
+    if not plan.legacy:
+        parts.append(torch.frombuffer(bytearray(plan.config_bytes), dtype=torch.uint8))
+    return dict(zip(stored_tensors(plan), parts, strict=True))
 
 
 def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
@@ -1617,17 +2013,7 @@ def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
 def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
     """Fill the buffer with a piece's bytes and return them, typed where torch has to know."""
     ref, size = piece.plan.ref, piece.end - piece.begin
-    view = memoryview(buffer.numpy())[:size]
-    try:
-        with ref.path.open("rb", buffering=0) as file:
-            file.seek(ref.begin + piece.begin)
-            filled = 0
-            while filled < size and (count := file.readinto(view[filled:])):
-                filled += count
-    except OSError as error:
-        raise ConvertError(f"{ref.path}: cannot read {ref.name}: {error.strerror}") from error
-    if filled < size:
-        raise ConvertError(f"{ref.path}: ended inside {ref.name}; it changed while being read")
+    fill(ref, piece.begin, memoryview(buffer.numpy())[:size])
     data = buffer[:size]
     if piece.plan.dtype != ref.dtype or piece.plan.is_quantised:
         data = data.view(TORCH_DTYPES[ref.dtype])
@@ -1753,14 +2139,277 @@ class PartialFile:
 
 
 def verify(path: Path, layout: Layout) -> None:
-    """Read the written header back: it must describe exactly the planned tensors."""
-    tensors, _ = read_header(path)
+    """Read the written file back: exactly the planned tensors, and no defect among them."""
+    tensors, metadata = read_header(path)
     found = {
         name: Slot(name=name, dtype=t.dtype, shape=t.shape, begin=t.begin, nbytes=t.nbytes)
         for name, t in tensors.items()
     }
     if found != layout.slots:
         raise ConvertError(f"{path}: does not read back as it was written; is the disk failing?")
+    defects = lint(Model(tensors=tensors, metadata=metadata, files=(path,)))
+    if defects:
+        raise ConvertError(*(f"{path}: {line}" for line in render_findings(defects)))
+
+
+def lint(model: Model) -> list[Finding]:
+    """Every defect of a quantised file that its headers, configurations and scales show."""
+    layers = stored_layers(model)
+    marker = next((ref for name, ref in model.tensors.items() if bare(name) == MARKER), None)
+    # ComfyUI reads the legacy form only where there is a marker and no current metadata.
+    legacy = marker is not None and "_quantization_metadata" not in model.metadata
+    facts = FileFacts(
+        legacy=legacy,
+        fp8_matmul=legacy and math.prod(marker.shape) != 2,
+        scaled=any(layer.scheme in ("FP8", "scaled FP8") for layer in layers.values()),
+    )
+    found = [
+        Finding(defect="unaligned", name=ref.name, detail=f"byte {ref.begin:,}")
+        for ref in model.tensors.values()
+        if ref.nbytes and ref.begin % max(1, SAFETENSORS_BITS[ref.dtype] // 8)
+    ]
+    if header_layers(model) is None:
+        found.append(Finding(defect="header", name="the header"))
+    for layer in layers.values():
+        found += lint_layer(layer, facts)
+    return found
+
+
+def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
+    """A layer's configuration, then its tensors by what it makes of them."""
+    config, finding = layer.config, partial(Finding, name=layer.name)
+    if layer.weight is None:
+        if config is not None:
+            yield finding(defect="no weight")
+        elif not layer.parts.keys() <= {"bias"}:
+            yield finding(defect="stray", detail=", ".join(layer.parts))
+    elif config is None:
+        yield from lint_unconfigured(layer, facts)
+    elif config.get("format") not in {*FORMATS, *OTHER_FORMATS}:
+        yield finding(defect="unknown format", detail=str(config.get("format", "unreadable")))
+    else:
+        if layer.in_header is None or layer.in_tensor is None:
+            only = "comfy_quant" if layer.in_header is None else "header"
+            yield finding(defect="one form", detail=only)
+        elif layer.in_header != layer.in_tensor:
+            yield finding(defect="two forms")
+        if layer.precision is not None:
+            yield from lint_quantised(layer)
+
+
+def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
+    """A weight without configuration: 16-bit, legacy scaled FP8, or a mistake."""
+    finding = partial(Finding, name=layer.name)
+    if layer.scheme == "NVFP4" or (layer.weight.dtype == "U8" and len(layer.weight.shape) == 2):
+        yield finding(defect="unconfigured")
+    elif layer.scheme == "FP8" or (layer.scheme == "scaled FP8" and not facts.legacy):
+        yield finding(defect="unread scale")
+    elif layer.scheme == "scaled FP8":
+        yield from lint_scalars(layer)
+        scale = layer.parts.get("scale_input")
+        # ComfyUI drops an input scale of exactly 1.
+        if facts.fp8_matmul and (scale is None or (load(scale) == 1).all()):
+            yield finding(defect="clamped")
+    elif layer.scheme == "plain FP8" and facts.scaled and len(layer.weight.shape) == 2:
+        yield finding(defect="unscaled")
+    elif strays := layer.parts.keys() - {"weight", "bias"}:
+        yield finding(defect="stray", detail=", ".join(sorted(strays)))
+
+
+def lint_quantised(layer: StoredLayer) -> Iterator[Finding]:
+    """An NVFP4 or FP8 layer with a configuration: every tensor, and how it will multiply."""
+    finding, weight = partial(Finding, name=layer.name), layer.weight
+    is_nvfp4 = layer.precision is Precision.NVFP4
+    if len(weight.shape) != 2:
+        yield finding(defect="shape", detail=f"weight {list(weight.shape)}")
+        return
+    rows, columns = weight.shape[0], weight.shape[1] * (2 if is_nvfp4 else 1)
+    expected = format_parts(layer.precision, (rows, columns))
+    faults = [fault for suffix in expected for fault in lint_part(layer, suffix, expected[suffix])]
+    yield from faults
+    yield from lint_scalars(layer)
+    bias, smoothing = layer.parts.get("bias"), layer.parts.get("pre_quant_scale")
+    if bias and round_up(math.prod(bias.shape), BLOCK_SIZE if is_nvfp4 else 1) != rows:
+        yield finding(defect="shape", detail=f"bias {list(bias.shape)}, weight rows {rows}")
+    if smoothing and smoothing.shape != (columns,):
+        yield finding(defect="shape", detail=f"pre_quant_scale {list(smoothing.shape)}")
+    if is_nvfp4:
+        yield from lint_packed(layer)
+        if not faults:
+            yield from lint_block_scales(layer)
+    elif not layer.full_precision and "input_scale" not in layer.parts:
+        yield finding(defect="clamped")
+
+
+def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Finding]:
+    """One tensor's dtype and shape against what its format stores."""
+    ref, (dtype, shape) = layer.parts.get(suffix), expected
+    if ref is None:
+        yield Finding(defect="no scale", name=layer.name, detail=suffix)
+        return
+    detail = f"{suffix} {ref.dtype} {list(ref.shape)}"
+    if ref.dtype != dtype and dtype != "F32":
+        # What ComfyUI views or wraps into the dtype it wants, without changing a bit.
+        same = (suffix, ref.dtype) in (("weight", "I8"), ("weight_scale", "U8"))
+        yield Finding(defect="same bits" if same else "dtype", name=layer.name, detail=detail)
+    if ref.shape != shape and dtype != "F32":
+        yield Finding(defect="shape", name=layer.name, detail=detail)
+
+
+def lint_scalars(layer: StoredLayer) -> Iterator[Finding]:
+    """Global, FP8 and input scales: one positive, finite float32 each."""
+    for suffix in SCALAR_SCALES:
+        ref = layer.parts.get(suffix)
+        if ref is None or (suffix == "weight_scale" and layer.precision is Precision.NVFP4):
+            continue
+        finding = partial(
+            Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}"
+        )
+        if ref.dtype not in SOURCE_FLOATS:
+            yield finding(defect="dtype")
+        elif ref.nbytes * 8 != SAFETENSORS_BITS[ref.dtype]:
+            yield finding(defect="shape")
+        else:
+            if ref.dtype != "F32":
+                yield finding(defect="float16 scale")
+            if ref.shape and suffix not in LEGACY_SCALES:  # working legacy files have [1]
+                yield finding(defect="not scalar")
+            if not 0 < (value := load(ref).item()) < math.inf:
+                yield finding(defect="bad scale", detail=f"{suffix} {value}")
+
+
+def lint_packed(layer: StoredLayer) -> Iterator[Finding]:
+    """What packing an NVFP4 layer, and the padding of its rows, cost."""
+    (rows, columns), name = layer.shape, bare(layer.name)
+    odd_rows = rows % FP4_MATMUL_N
+    if any(re.search(pattern, name) for pattern in NEVER_PACKED.values()) or (
+        odd_rows and re.search(RECOGNISED_BY_ROWS, name)
+    ):
+        yield Finding(defect="recognised by", name=layer.name)
+    if not layer.full_precision and (odd_rows or columns % FP4_MATMUL_K):
+        yield Finding(defect="slow shape", name=layer.name, detail=f"[{rows}, {columns}]")
+
+
+def lint_block_scales(layer: StoredLayer) -> Iterator[Finding]:
+    """Block scales are E4M3 numbers without a sign, and zero in the padding of their tiles."""
+    tiles = load(layer.parts["weight_scale"]).view(torch.uint8)
+    if (tiles >= NAN_E4M3).any():  # NaN, or the sign bit
+        yield Finding(defect="bad scale", name=layer.name, detail="weight_scale")
+    rows, blocks = layer.weight.shape[0], layer.weight.shape[1] * 2 // BLOCK_SIZE
+    if tiles.shape != (rows, blocks):
+        scales = unswizzle(tiles, *tiles.shape)
+        if scales[rows:].any() or scales[:, blocks:].any():
+            yield Finding(defect="padding", name=layer.name)
+
+
+def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What a quantised layer's decoder takes: codes (and block scales) by rows, and the scale."""
+    codes = load(layer.weight)
+    if layer.scheme != "NVFP4":
+        ref = layer.parts.get("weight_scale") or layer.parts.get("scale_weight")
+        return [codes], load(ref).float().reshape(()) if ref else torch.ones(())
+    blocks = codes.shape[1] * 2 // BLOCK_SIZE
+    block_scale = unswizzle(load(layer.parts["weight_scale"]), len(codes), blocks)
+    return [codes, block_scale], load(layer.parts["weight_scale_2"]).float().reshape(())
+
+
+def decoded_damage(
+    original: torch.Tensor, stored: tuple[list[torch.Tensor], torch.Tensor], compute: Compute
+) -> Damage:
+    """Error of a stored layer against its original weight; padding is left out."""
+    parts, scale = stored
+    decode, one = decode_nvfp4 if len(parts) == 2 else decode_fp8, torch.ones(())
+
+    def measure_rows(rows: torch.Tensor, *some: torch.Tensor) -> Damage:
+        return measure(rows.float() / scale, decode(*some, one))
+
+    trimmed = (part[: len(original)] for part in parts)
+    return Damage.total(compute.map(measure_rows, original, *trimmed), scale)
+
+
+def misread(
+    original: torch.Tensor, stored: tuple[list[torch.Tensor], torch.Tensor], compute: Compute
+) -> str:
+    """How a layer that decodes to something else was packed, if another order explains it."""
+    parts, scale = stored
+    if len(parts) == 1:
+        return "its scale or codes are of another weight"
+    codes, block_scale = parts
+    swapped = torch.bitwise_left_shift(codes, 4) | torch.bitwise_right_shift(codes, 4)
+    rows, blocks = block_scale.shape
+    plain = swizzle(block_scale)[:rows, :blocks]  # as they would lie in the file unswizzled
+    for what, others in {
+        "packed with the even column in the low nibble": [swapped, block_scale],
+        "block scales not swizzled": [codes, plain],
+        "even column in the low nibble, block scales not swizzled": [swapped, plain],
+    }.items():
+        if decoded_damage(original, (others, scale), compute).relative_rmse < WRONG_FROM:
+            return what
+    return "no other order of its codes and scales explains it"
+
+
+def compare_kept(ref: TensorRef, other: TensorRef) -> str:
+    """How a tensor that is not quantised differs from its original, rounding aside; or ""."""
+    if not (ref.is_float and other.is_float):
+        same = ref.dtype == other.dtype and torch.equal(load_bytes(ref), load_bytes(other))
+        return "" if same else f"{other.dtype}, the source's is {ref.dtype}"
+    original, stored = load(ref).double(), load(other).double()
+    size, difference = float(original.norm()), float((stored - original).norm())
+    return "" if difference <= ROUNDED_TO * size else f"relative RMSE {difference / size:.2g}"
+
+
+def compare_layer(
+    ref: TensorRef, layer: StoredLayer, compute: Compute
+) -> tuple[Damage | None, str]:
+    """A quantised layer's error against its original, and what is wrong with it or ""."""
+    original, stored = load(ref), stored_parts(layer)
+    damage = decoded_damage(original, stored, compute)
+    wrong = not damage.relative_rmse < WRONG_FROM
+    return damage, misread(original, stored, compute) if wrong else ""
+
+
+def check_against(
+    source: Model, model: Model, skip: set[str], quiet: bool
+) -> tuple[list[Finding], dict[str, Damage]]:
+    """Every tensor of the source against what the file decodes to, and each layer's error."""
+    stored, layers = {bare(name): ref for name, ref in model.tensors.items()}, stored_layers(model)
+    found, damage = [], {}
+    with Compute(torch.device("cpu")) as compute:
+        for ref in tqdm(source.tensors.values(), "decoding", disable=quiet, file=sys.stderr):
+            other = stored.get(bare(ref.name))
+            if other is None:
+                found.append(Finding(defect="missing", name=ref.name))
+                continue
+            layer, expected, detail = layers.get(other.layer), ref.shape, ""
+            packed = ref.is_linear_weight and layer is not None and layer.scheme in DECODED
+            if packed and layer.scheme == "NVFP4":
+                expected = format_parts(Precision.NVFP4, ref.shape)["weight"][1]
+            if other.shape != expected:
+                detail = f"{list(other.shape)} for the source's {list(ref.shape)}"
+            elif packed and layer.name not in skip:
+                damage[layer.name], detail = compare_layer(ref, layer, compute)
+            elif not packed:
+                detail = compare_kept(ref, other)
+            if detail:
+                found.append(Finding(defect="values", name=other.layer, detail=detail))
+    return found, damage
+
+
+def verify_file(task: Verification) -> Check:
+    """Lint a file and, with a source, decode every tensor and measure it against that.
+
+    Raises ConvertError where either cannot be read or they are of different models.
+    """
+    model = open_model(task.file)
+    found, damage = lint(model), {}
+    if task.source is not None:
+        source = open_model(task.source)
+        if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:
+            raise ConvertError(f"{task.source}: is of another model: no tensor is in {task.file}")
+        undecodable = {finding.name for finding in found if finding.outcome is Outcome.FAILS}
+        more, damage = check_against(source, model, undecodable, task.quiet)
+        found += more
+    return Check(model=model, findings=tuple(found), damage=damage)
 
 
 def write_model(
@@ -1769,9 +2418,11 @@ def write_model(
     """Encode every tensor into OUTPUT.partial and publish it; returns layers' damage and notes."""
     pieces = [piece for plan in plans for piece in pieces_of(plan)]
     weights = sum(math.prod(p.ref.shape) for p in plans if p.precision is Precision.NVFP4)
-    found = {}
+    found, device = {}, pick_device(options.device)
+    dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
+    search, notes = pick_search(options.scale_search, device, weights)
     with (
-        Compute(options, weights) as compute,
+        Compute(device, dtype, search) as compute,
         PartialFile(options.output, layout) as output,
         progress(pieces, options, "converting") as bar,
     ):
@@ -1785,8 +2436,10 @@ def write_model(
             for key, tensor in stored.items():
                 output.write(key, tensor)
             bar.update(piece.end - piece.begin)
+        for key, tensor in marker_of(plans).items():
+            output.write(key, tensor)
         output.publish()
-    return found, compute.notes
+    return found, [*notes, *compute.notes]
 
 
 def output_problems(options: Options, model: Model, size: int) -> list[str]:
@@ -1849,6 +2502,30 @@ def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
     }
 
 
+def render_findings(found: Iterable[Finding]) -> list[str]:
+    """One line per defect, the worst first: what it does, how many, what is wrong, where."""
+    groups = defaultdict(list)
+    for finding in found:
+        detail = f" ({finding.detail})" if finding.detail else ""
+        groups[-finding.outcome, finding.defect].append(finding.name + detail)
+    lines = []
+    for (_, defect), names in sorted(groups.items()):
+        outcome, what, consequence = DEFECTS[defect]
+        where = examples(names)
+        lines.append(f"{outcome.name.lower()}: {len(names)} x {what}; {consequence}: {where}")
+    return lines
+
+
+def render_check(check: Check) -> str:
+    """The file's schemes, its defects the worst first, and its layers' errors if measured."""
+    schemes = Counter(layer.scheme for layer in stored_layers(check.model).values())
+    quantised = ", ".join(f"{schemes[name]} {name}" for name in DECODED if schemes[name])
+    path, size = check.model.files[0], gigabytes(check.model.nbytes)
+    title = f"{path.name}: {len(check.model.tensors):,} tensors, {size}, {quantised or 'no'} layers"
+    defects = render_findings(check.findings) or ["no defect found"]
+    return "\n".join([title, *(f"  {line}" for line in defects), *render_worst(check.damage)])
+
+
 def render_totals(report: Report) -> list[str]:
     """One line per precision: layers, tensors and bytes."""
     lines = [f"  {'':10} {'layers':>7} {'tensors':>8} {'size':>11}"]
@@ -1883,12 +2560,12 @@ def render_matmuls(report: Report) -> str:
         f"{kind} {found['layers']} layers ({100 * found['share']:.0f} %)"
         for kind, found in matmuls(report.plans).items()
     ]
-    return f"  matmuls: {', '.join(parts)} of the linear weights, the rest 16-bit"
+    return f"  matmuls: {', '.join(parts)} of the linear weights, the rest unquantised"
 
 
-def render_worst(report: Report, count: int = 5) -> list[str]:
+def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
     """The layers that quantising hurt most, by relative RMSE of the decoded weight."""
-    worst = sorted(report.damage.items(), key=lambda item: -item[1].relative_rmse)[:count]
+    worst = sorted(damage.items(), key=lambda item: -item[1].relative_rmse)[:count]
     lines = [f"    {d.relative_rmse:.4f}  {d.sqnr_db:5.1f} dB  {layer}" for layer, d in worst]
     title = "  worst layers by relative RMSE and SQNR of the decoded weight:"
     return [title, *lines] if lines else []
@@ -2005,7 +2682,7 @@ def render_report(report: Report) -> str:
         f"({share(report.output_bytes, report.source_bytes)})",
         *render_totals(report),
         render_matmuls(report),
-        *render_worst(report),
+        *render_worst(report.damage),
         *(render_scales(report) if options.input_scale_layer_summary else []),
         *(f"  note: {note}" for note in report.notes),
     ]
@@ -2062,6 +2739,7 @@ SWITCH = {"action": "store_true"}
 FILE = {"metavar": "FILE", "type": input_path}
 REGEXES = {"action": "append", "default": [], "metavar": "REGEX", "type": pattern}
 DTYPE = {"choices": DTYPE_OPTIONS}
+RECIPE = {"choices": RECIPES}
 SUMMARY = {"metavar": "FILE", "type": partial(shipped_path, folder="calib")}
 LAYERS = {"metavar": "FILE", "type": partial(shipped_path, folder="sensitive_layers")}
 DEVICE = {"metavar": "{auto,cpu,cuda,cuda:N}", "default": "auto", "type": device_name}
@@ -2069,7 +2747,11 @@ DEVICE = {"metavar": "{auto,cpu,cuda,cuda:N}", "default": "auto", "type": device
 # fmt: off
 COMMAND_LINE = {
     "general": {
-        "--dtype": (DTYPE | {"default": "bfloat16"}, "of 16-bit tensors (default: %(default)s)"),
+        "--recipe": (RECIPE,
+            "mixed: NVFP4, FP8 and 16-bit; fp8: FP8 instead of NVFP4; scaled-fp8: that in the "
+            "older form with scale_weight and float32 (default: mixed)"),
+        "--dtype": (DTYPE,
+            "of what is not quantised (default: bfloat16, with --recipe scaled-fp8 float32)"),
         "--quant-dtype": (DTYPE | {"default": "float32"},
             "what weights are cast to before they are quantised (default: %(default)s)"),
         "--scale-search": ({"choices": ("mse", "amax")},
@@ -2112,9 +2794,16 @@ COMMAND_LINE = {
         "--full-precision-mm-layers": (LAYERS,
             "layer names, one a line; also looked for in sensitive_layers/ beside this script"),
         "--full-precision-mm-pattern": (REGEXES, "matching layers (repeatable, case-insensitive)"),
+        "--fp8-full-precision-mm": (SWITCH,
+            "every FP8 layer (W8A16); with --recipe scaled-fp8, the size of its marker"),
     } | {
         option: ({"action": "append_const", "dest": "full_precision", "const": option}, layers)
         for option, (_, layers) in FULL_PRECISION_OPTIONS.items()
+    },
+    "verify (instead of converting)": {
+        "--verify": (FILE, "name every defect of a quantised file and what ComfyUI does about it"),
+        "--source": (FILE | {"dest": "original"},
+            "the model it was made from: decode everything and measure each layer's error"),
     },
 }
 # fmt: on
@@ -2123,15 +2812,15 @@ COMMAND_LINE = {
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="convert_nvfp4.py",
-        usage="%(prog)s SOURCE OUTPUT [options]",
+        usage="%(prog)s SOURCE OUTPUT [options]\n       %(prog)s --verify FILE [--source SOURCE]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # else an option added later changes what a script's short form means
     )
     source = "*.safetensors.index.json, the folder it is in, or one .safetensors"
-    parser.add_argument("source", metavar="SOURCE", type=input_path, help=source)
+    parser.add_argument("source", metavar="SOURCE", nargs="?", type=input_path, help=source)
     output = "the .safetensors file to write"
-    parser.add_argument("output", metavar="OUTPUT", type=input_path, help=output)
+    parser.add_argument("output", metavar="OUTPUT", nargs="?", type=input_path, help=output)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     for title, options in COMMAND_LINE.items():
         group = parser.add_argument_group(title)
@@ -2149,10 +2838,23 @@ def wrong_files(given: dict[str, object]) -> Iterator[str]:
         yield f"--report must end in .json: {given['report']}"
 
 
-def parse_options(argv: list[str] | None = None) -> Options:
-    """Command line to Options; a contradiction or a missing companion option exits with 2."""
+def parse_verification(parser: argparse.ArgumentParser, given: dict) -> Verification:
+    """--verify and what goes with it; any other option exits with 2."""
+    task = ("verify", "original", "quiet")
+    if any(value != parser.get_default(name) for name, value in given.items() if name not in task):
+        parser.error("--verify goes with --source and --quiet only")
+    return Verification(file=given["verify"], source=given["original"], quiet=given["quiet"])
+
+
+def parse_options(argv: list[str] | None = None) -> Options | Verification:
+    """Command line to a task; a contradiction or a missing companion option exits with 2."""
     parser = build_parser()
     given = vars(parser.parse_args(argv))
+    if given["verify"] is not None:
+        return parse_verification(parser, given)
+    if given["output"] is None or given.pop("original") is not None:
+        parser.error("give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]")
+    given.pop("verify")
 
     def flag(name: str) -> str:
         return "--" + name.replace("_", "-")
@@ -2225,15 +2927,24 @@ def convert(options: Options) -> Report:
     )
 
 
+def run(task: Options | Verification) -> tuple[str, int]:
+    """What the command line prints, and its exit status."""
+    if isinstance(task, Verification):
+        check = verify_file(task)
+        return render_check(check), int(bool(check.findings))
+    report = convert(task)
+    if task.report:
+        write_report(report, task.report)
+    return render_report(report), 0
+
+
 def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a Windows console may lack a name's characters
-    options = parse_options(argv)
+    task = parse_options(argv)
     try:
-        report = convert(options)
-        if options.report:
-            write_report(report, options.report)
+        text, status = run(task)
     except ConvertError as error:
         for problem in error.problems:
             print(f"error: {printable(problem)}", file=sys.stderr)
@@ -2241,8 +2952,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
-    print(printable(render_report(report)))
-    return 0
+    print(printable(text))
+    return status
 
 
 if __name__ == "__main__":

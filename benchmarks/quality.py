@@ -142,8 +142,7 @@ def main() -> None:
         for name, weight in load_file(checkpoint()).items()
         if name.startswith("encoder.") and weight.ndim == 2
     }
-    options = c.Options(source=Path(), output=Path(), device="cpu")
-    with c.Compute(options, 0) as compute:
+    with c.Compute(torch.device("cpu")) as compute:
         print("\n".join(weight_table(real, compute)))
         print("\ncosine of sentence embeddings to the float model's")
         print("\n".join(encoder_table(real, compute)))

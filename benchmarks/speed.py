@@ -33,8 +33,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu")
-    options = c.Options(source=Path(), output=Path(), device=parser.parse_args().device)
-    with c.Compute(options, 0) as compute:
+    with c.Compute(c.pick_device(parser.parse_args().device)) as compute:
         device = compute.device
         rows = 16384 if device.type == "cuda" else 8192
         weight = torch.randn(rows, 8192 if device.type == "cuda" else 3072).to(device)

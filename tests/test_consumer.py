@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from broken import CASES, OF_ANOTHER_SHAPE, write_case
 from conftest import ROOT
 from encoder import checkpoint, cosines
 from safetensors.torch import load_file
@@ -30,7 +31,7 @@ needs_comfyui = pytest.mark.skipif(
     "COMFYUI_ROOT" not in os.environ, reason="COMFYUI_ROOT names no ComfyUI checkout"
 )
 
-LOAD = """
+PREAMBLE = """
 import logging, os, sys
 sys.argv = ["x"]
 sys.path.insert(0, os.environ["COMFYUI_ROOT"])
@@ -56,6 +57,10 @@ import torch
 from comfy.cli_args import args
 args.cpu = True
 import comfy.sd, comfy.utils
+"""
+LOAD = (
+    PREAMBLE
+    + """
 state, metadata = comfy.utils.load_torch_file(os.environ["MODEL"], return_metadata=True)
 patcher = comfy.sd.load_diffusion_model_state_dict(state, model_options={}, metadata=metadata)
 model = patcher.model.diffusion_model
@@ -73,6 +78,7 @@ with torch.no_grad():
 import json
 print("RESULT", json.dumps({"layers": layers, "finite": bool(out.isfinite().all())}))
 """
+)
 
 
 @needs_comfyui
@@ -98,3 +104,72 @@ def test_comfyui_loads_and_runs_the_file_as_planned(converted):
                 None if scale is None else float(scale),
             ]
     assert found["layers"] == planned
+
+
+RUN_ALL = (
+    PREAMBLE
+    + """
+import json, pathlib
+
+def outputs(path):
+    "The model's output with 16-bit activations and with quantised ones, or None if it fails."
+    try:
+        state, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+        load = comfy.sd.load_diffusion_model_state_dict
+        patcher = load(state, model_options={}, metadata=metadata)
+        model, found = patcher.model.diffusion_model, []
+        noise = torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        context = torch.randn(1, 16, 4096, generator=torch.Generator().manual_seed(1))
+        dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
+        for quantised in (False, True):
+            for module in model.modules():
+                if hasattr(module, "_full_precision_mm"):
+                    asked = module._full_precision_mm_config
+                    module._full_precision_mm = asked if quantised else True
+            with torch.no_grad():
+                out = model(noise.to(dtype), torch.tensor([500.0]).to(dtype), context.to(dtype))
+            found.append(out.double())
+        return found
+    except Exception as error:
+        print(path.stem, repr(error)[:200])
+        return None
+
+def error(found, sound):
+    return None if found is None else [
+        float((a - b).norm() / b.norm()) for a, b in zip(found, sound)
+    ]
+
+folder = pathlib.Path(os.environ["MODEL"])
+sound = outputs(folder / "sound.safetensors")
+found = {path.stem: error(outputs(path), sound) for path in sorted(folder.glob("*.safetensors"))}
+print("RESULT", json.dumps(found))
+"""
+)
+
+
+def as_seen(errors: list[float] | None) -> set[c.Outcome]:
+    """What ComfyUI made of a file, by its output's relative error to the sound file's."""
+    if errors is None:
+        return {c.Outcome.FAILS}
+    if not all(error < float("inf") for error in errors):  # NaN
+        return {c.Outcome.WRONG}
+    return {c.Outcome.WORSE, c.Outcome.WRONG} if max(errors) > 0 else {c.Outcome.LOADS}
+
+
+@needs_comfyui
+def test_comfyui_does_to_broken_files_what_verify_says(converted, tmp_path):
+    for name in CASES.keys() - set(OF_ANOTHER_SHAPE):
+        write_case(name, converted, tmp_path / f"{name}.safetensors")
+    (tmp_path / "sound.safetensors").write_bytes(converted.read_bytes())
+    environment = os.environ | {"MODEL": str(tmp_path)}
+    command = [sys.executable, "-c", RUN_ALL]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.partition("RESULT ")[2])
+    assert found.pop("sound") == [0, 0]
+    otherwise = {
+        name: errors
+        for name, errors in found.items()
+        if c.DEFECTS[CASES[name][0]][0] not in as_seen(errors)
+    }
+    assert otherwise == {}

@@ -1,0 +1,188 @@
+"""--verify: every rule on a file broken in just that way, and decoding against a source."""
+
+import json
+
+import pytest
+import torch
+from broken import CASES, Stored, write_case
+from conftest import convert_tiny, raw_safetensors
+from safetensors.torch import load_file, save_file
+
+import convert_nvfp4 as c
+
+
+def verify(path, *arguments, capsys):
+    status = c.main(["--verify", str(path), "--quiet", *map(str, arguments)])
+    return status, capsys.readouterr().out
+
+
+def test_every_defect_has_a_broken_file():
+    by_hand = {"unaligned", "values", "missing"}  # below
+    assert {defect for defect, _ in CASES.values()} | by_hand == c.DEFECTS.keys()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_broken_file_is_named_for_what_it_is(name, converted, tmp_path, capsys):
+    path = write_case(name, converted, tmp_path / "broken.safetensors")
+    status, out = verify(path, capsys=capsys)
+    assert status == 1
+    outcome, what, consequence = c.DEFECTS[CASES[name][0]]
+    lines = [line for line in out.splitlines() if f" x {what}; {consequence}: " in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(f"  {outcome.name.lower()}: ")
+
+
+def test_the_worst_defect_comes_first(converted, tmp_path, capsys):
+    path = write_case("nothing_configured", converted, tmp_path / "broken.safetensors")
+    _, out = verify(path, capsys=capsys)
+    assert [line.split(":")[0].strip() for line in out.splitlines()[1:]] == ["fails", "wrong"]
+    assert "28 x packed weights" in out
+    assert "12 x FP8 weights" in out
+
+
+@pytest.mark.parametrize("recipe", ["mixed", "fp8", "scaled-fp8"])
+@pytest.mark.parametrize("marked", [[], ["--fp8-full-precision-mm"]])
+def test_what_this_tool_writes_is_sound(recipe, marked, tiny, tmp_path, capsys):
+    out = convert_tiny(tiny, tmp_path / "o.safetensors", "--recipe", recipe, *marked, "--quiet")
+    capsys.readouterr()
+    status, text = verify(out, "--source", tiny, capsys=capsys)
+    assert (status, text.splitlines()[1]) == (0, "  no defect found")
+
+
+def test_a_model_without_quantised_layers_is_sound(tiny, capsys):
+    status, text = verify(tiny, capsys=capsys)
+    assert status == 0
+    assert ", no layers\n" in text
+
+
+def test_a_tensor_off_its_alignment(tmp_path, capsys):
+    entries = {
+        "a.comfy": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+        "b.bias": {"dtype": "F32", "shape": [1], "data_offsets": [1, 5]},
+    }
+    path = raw_safetensors(tmp_path / "m.safetensors", entries, bytes(5))
+    status, text = verify(path, capsys=capsys)
+    assert status == 1
+    assert f"loads: 1 x {c.DEFECTS['unaligned'][1]}" in text
+
+
+@pytest.mark.parametrize(
+    ("begin", "data", "message"),
+    [(4, 8, "leaves a gap"), (0, 9, "trailing bytes"), (0, 3, "it is cut off")],
+)
+def test_a_damaged_structure_is_an_error(begin, data, message, tmp_path, capsys):
+    entries = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [begin, begin + 4]}}
+    path = raw_safetensors(tmp_path / "m.safetensors", entries, bytes(data))
+    assert c.main(["--verify", str(path)]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def sound(converted, tmp_path):
+    """A sound file in memory, to be changed, and where to save it."""
+    return Stored(converted), tmp_path / "changed.safetensors"
+
+
+def swap_nibbles(file):
+    codes = file.get("weight")
+    file.put("weight", (codes << 4) | (codes >> 4))
+
+
+def leave_unswizzled(file):
+    tiles = file.get("weight_scale")
+    file.put("weight_scale", c.unswizzle(tiles, *tiles.shape))
+
+
+def both(file):
+    swap_nibbles(file)
+    leave_unswizzled(file)
+
+
+def another_weight(file):
+    file.put("weight", file.get("weight").flip(0))
+
+
+def another_fp8_weight(file):
+    file.put("weight", file.get("weight", file.fp8).view(torch.uint8).flip(0).view(
+        torch.float8_e4m3fn), file.fp8)  # fmt: skip
+
+
+def another_norm(file):
+    file.put("weight", file.get("weight", "blocks.0.norm3") * 1.1, "blocks.0.norm3")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (swap_nibbles, "(packed with the even column in the low nibble)"),
+        (leave_unswizzled, "(block scales not swizzled)"),
+        (both, "(even column in the low nibble, block scales not swizzled)"),
+        (another_weight, "(no other order of its codes and scales explains it)"),
+        (another_fp8_weight, "(its scale or codes are of another weight)"),
+        (another_norm, "blocks.0.norm3 (relative RMSE 0.1)"),
+    ],
+)
+def test_with_the_source_wrong_values_are_found_and_explained(case, sound, tiny, capsys):
+    (change, detail), (file, path) = case, sound
+    change(file)
+    file.save(path)
+    assert verify(path, capsys=capsys)[0] == 0
+    status, text = verify(path, "--source", tiny, capsys=capsys)
+    assert status == 1
+    assert f"  wrong: 1 x {c.DEFECTS['values'][1]}; " in text
+    assert detail in text
+
+
+def test_with_the_source_missing_tensors_and_other_shapes_are_found(sound, tiny, capsys):
+    file, path = sound
+    file.drop("modulation", "blocks.1")
+    file.put("weight", torch.zeros(128, 256), "blocks.0.ffn.0")
+    status, text = verify(file.save(path), "--source", tiny, capsys=capsys)
+    assert status == 1
+    assert f"1 x {c.DEFECTS['missing'][1]}" in text
+    assert "blocks.1.modulation" in text
+    assert "blocks.0.ffn.0 ([128, 256] for the source's [512, 256])" in text
+
+
+def test_the_error_with_the_source_is_that_of_the_conversion(tiny, tmp_path):
+    report = tmp_path / "report.json"
+    again = convert_tiny(tiny, tmp_path / "again.safetensors", "--report", str(report), "--quiet")
+    rows = json.loads(report.read_text(encoding="utf-8"))["tensors"]
+    expected = {
+        row["name"].removesuffix(".weight"): row["relative_rmse"]
+        for row in rows
+        if "relative_rmse" in row
+    }
+    check = c.verify_file(c.Verification(file=again, source=tiny, quiet=True))
+    found = {layer: damage.relative_rmse for layer, damage in check.damage.items()}
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert len(found) == 40
+
+
+def test_a_source_of_another_model(converted, tmp_path, capsys):
+    save_file({"x.weight": torch.zeros(4, 4)}, tmp_path / "x.safetensors")
+    task = ["--verify", str(converted), "--source", str(tmp_path / "x.safetensors")]
+    assert c.main(task) == 1
+    assert "x.safetensors: is of another model: no tensor is in " in capsys.readouterr().err
+
+
+def test_a_defect_of_a_conversion_keeps_it_from_being_published(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "o.safetensors"
+    out.write_bytes(b"older")
+    swizzle = c.swizzle
+    monkeypatch.setattr(c, "swizzle", lambda scales: swizzle(scales).view(torch.uint8).fill_(0x7F))
+    assert c.main([str(tiny), str(out), "--include", r"blocks\.3\.ffn\.0", "--quiet"]) == 1
+    assert "o.safetensors.partial: wrong: 1 x scales are NaN" in capsys.readouterr().err
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"older"]
+
+
+def test_legacy_files_need_input_scales_only_for_fp8_matmul(tiny, tmp_path, capsys):
+    value = ["--input-scale-value", "1e-3"]
+    base = [str(tiny), str(tmp_path / "o.safetensors"), "--include", r"blocks\.3\.", "--quiet"]
+    assert c.main([*base, "--recipe", "scaled-fp8", *value]) == 0
+    stored = load_file(tmp_path / "o.safetensors")
+    assert stored["scaled_fp8"].shape == (0,)
+    capsys.readouterr()
+    assert verify(tmp_path / "o.safetensors", capsys=capsys)[0] == 0
