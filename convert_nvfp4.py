@@ -57,6 +57,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
+from html import escape
 from pathlib import Path
 
 import torch
@@ -2647,12 +2648,15 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
     return data
 
 
+def render_json(data: dict) -> str:
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+
 def write_report(report: Report, path: Path) -> None:
-    """Write --report, whole or not at all."""
-    temporary = unfinished(path)
+    """Write --report as its name says, whole or not at all."""
+    temporary, render = unfinished(path), REPORTS[path.suffix.lower()]
     try:
-        text = json.dumps(report_data(report), indent=1, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8", newline="\n")
+        temporary.write_text(render(report_data(report)), encoding="utf-8", newline="\n")
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -2689,7 +2693,344 @@ def render_report(report: Report) -> str:
     return "\n".join(lines)
 
 
-# ── 8. Command line ──────────────────────────────────────────────────────────────────────────────
+# ── 8. Report as a page ──────────────────────────────────────────────────────────────────────────
+
+WORST_SHOWN = 20  # layers; the others are folded away
+PAGE_HEAD = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+"""
+# How a weight is stored and multiplied are classes: coloured is quantised, grey is not, and a
+# marked corner is a full-precision matmul. Details float at their cell where browsers can keep
+# them on the screen there (anchor-scope), else and on phones they lie at the screen's lower edge.
+PAGE_STYLE = """
+:root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #17202b; --soft: #56616f;
+  --line: #dde2e8; --fill: #d98cbb; }
+.NVFP4, .W4A4, .W4A16 { --fill: #a6cbf0; } .FP8, .W8A8, .W8A16 { --fill: #f7c877; }
+.F16, .W16A16 { --fill: #d6dbe2; } .BF16 { --fill: #b9c3cf; } .F32 { --fill: #94a2b3; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #10141a; --card: #181e26; --ink: #e8edf3; --soft: #a3aebb; --line: #303a46;
+    --fill: #94447c; }
+  .NVFP4, .W4A4, .W4A16 { --fill: #1d5591; } .FP8, .W8A8, .W8A16 { --fill: #855306; }
+  .F16, .W16A16 { --fill: #323b47; } .BF16 { --fill: #485462; } .F32 { --fill: #5d6a7a; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
+  overflow-wrap: anywhere; }
+main { max-width: 72rem; margin: auto; padding: 2rem 1rem 4rem; }
+header { padding: 0 1.5rem; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: .75rem;
+  padding: 1.25rem 1.5rem 1.5rem; margin-top: 1.25rem; }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; } h2 { font-size: 1.2rem; margin: 0; }
+p { margin: .25rem 0; } p, caption, dt, thead, small, .notes { color: var(--soft); }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; }
+dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
+small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
+.notes { padding-left: 1.2rem; margin: 1rem 0 0; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
+  margin: .75rem 0 0; font-size: .875rem; }
+table { width: 100%; border-collapse: collapse; margin-top: 1rem; font-size: .875rem;
+  font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .35rem; }
+thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-align: left; }
+td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
+:is(td, th):first-child { padding-left: 0; }
+:is(td, th):last-child { padding-right: 0; }
+:is(td, th):last-child, .pair :is(td, th):not(:first-child) { text-align: right; }
+td:has(> .bar) { width: 40%; } td:has(> .bar) + td, .pair > :last-child td { white-space: nowrap; }
+.chip, .cell, .bar, .stack > * { color: var(--ink); print-color-adjust: exact;
+  forced-color-adjust: none; }
+.chip, .cell, .stack > * { background-color: var(--fill); border-radius: .2rem; }
+.W4A16, .W8A16 { background-image: linear-gradient(225deg, var(--ink) .24rem, transparent .28rem); }
+.chip { padding: .1rem .5rem; font-size: .8rem; white-space: nowrap; }
+.bar { background: linear-gradient(var(--fill) 0 0) no-repeat 0 / var(--part); padding: 0 .4rem; }
+.stack { display: flex; gap: 2px; margin-top: 1rem; font: .8rem/1.9rem system-ui, sans-serif;
+  height: 1.9rem; text-align: center; }
+.stack > * { min-width: 2px; } summary { cursor: pointer; margin-top: 1rem; }
+.map table { table-layout: fixed; border-collapse: separate; border-spacing: 2px; }
+.map table :is(td, th) { padding: 0; border: 0; text-align: center; }
+.map thead { position: sticky; top: 0; z-index: 1; }
+.map thead th { background: var(--card); box-shadow: 0 0 0 2px var(--card); }
+.map table [scope=colgroup] { border-bottom: 1px solid var(--line); }
+.map :is([rowspan]:first-child, [scope=row]) { width: 2rem; color: var(--soft); }
+.cell { line-height: 1.6rem; min-height: 1.6rem; min-width: 3.6rem; padding: 0 .1rem;
+  font-size: .8rem; text-align: center; cursor: default; } .map .cell { min-width: 0; }
+.cell:is(:hover, :focus) { outline: 2px solid; } .cell:is(:hover, :focus) > .tip { display: block; }
+.cell:focus > .tip { pointer-events: auto; } .cell:hover > .tip { z-index: 3; }
+.tip { display: none; position: fixed; z-index: 2; inset: auto 0 0; max-height: 90vh; margin: .3rem;
+  padding: .75rem 1rem; line-height: 1.5; text-align: left; overflow: auto; pointer-events: none;
+  background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
+  box-shadow: 0 .4rem 1.5rem #0006; }
+.tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
+.fit { container-type: inline-size; }
+@container (max-width: 3.2rem) { .long { writing-mode: vertical-rl; padding-bottom: .25rem; }
+  .stack span { display: none; } }
+@container (max-width: 2.3rem) { .cell i { display: none; } }
+@container (max-width: 1.6rem) { .cell span { display: none; } }
+@media (min-width: 60em) {
+  .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 0 2.5rem; align-items: start; }
+  .tip { width: max-content; max-width: 28rem; margin: .3rem auto; }
+  @supports (anchor-scope: all) {
+    .cell { anchor-name: --cell; anchor-scope: --cell; }
+    .tip { position-anchor: --cell; position-area: bottom; position-try-fallbacks: flip-block;
+      inset: auto; margin: .3rem; } } }
+@media (max-width: 60em) {
+  .map { overflow-x: auto; } .map table { min-width: calc(var(--kinds) * 1.5rem + 2rem); } }
+@media (max-width: 40em) {
+  main { padding: 1.25rem .5rem; } section, header { padding: 1rem .75rem; }
+  h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
+  .map thead, .cell { font-size: .7rem; } .map table { border-spacing: 1px; }
+  td:has(> .bar) { width: 28%; } }
+"""
+
+
+def escaped(value: object) -> str:
+    return escape(printable(str(value)))
+
+
+def chip(label: str) -> str:
+    """A label in its own colour: what it says are its classes."""
+    return f'<span class="chip {escaped(label)}">{escaped(label)}</span>'
+
+
+def marks(layer: dict) -> str:
+    return f"{layer['stored_as']} {layer.get('matmul', '')}".strip()
+
+
+def decibels(sqnr_db: float | None) -> str:
+    return "lossless" if sqnr_db is None else f"{sqnr_db:.1f} dB"
+
+
+def html_name(layer: dict) -> str:
+    """A layer's name, which may break after its dots."""
+    return escaped(layer["name"].removesuffix(".weight")).replace(".", ".<wbr>")
+
+
+def html_head(*columns: str) -> str:
+    return "<tr>" + "".join(f'<th scope="col">{column}</th>' for column in columns) + "</tr>"
+
+
+def html_table(caption: str, head: str, rows: Iterable[Iterable[str]]) -> str:
+    """A table of ready cells, of which a row's first is its heading."""
+    lines = "".join(
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
+        for name, *cells in rows
+    )
+    head = f"<caption>{caption}</caption><thead>{head}</thead>"
+    return f"<table>{head}<tbody>\n{lines}</tbody></table>\n"
+
+
+def html_tip(layer: dict) -> str:
+    """All about a layer, shown while its cell is pointed at, focused or tapped."""
+    facts = {
+        "stored as": f"{layer['stored_as']}, {gigabytes(layer['bytes'])}",
+        "shape": " x ".join(map(str, layer["shape"])),
+        "reason": layer["reason"],
+    }
+    if "matmul" in layer:
+        full, scale = layer["full_precision_mm"], layer["input_scale"]
+        facts["matmul"] = layer["matmul"] + (f", {full}" if full else "")
+        facts["input scale"] = f"none, {'not used' if full else 'dynamic'}"
+        if scale is not None:
+            facts["input scale"] = f"{scale:.9g}, {layer['input_scale_source']}"
+    if "relative_rmse" in layer:
+        facts["relative RMSE"] = f"{layer['relative_rmse']:.6f}"
+        facts["SQNR"] = decibels(layer["sqnr_db"])
+    lines = "".join(f"<dt>{name}</dt><dd>{escaped(fact)}</dd>" for name, fact in facts.items())
+    return f'<div class="tip"><b>{html_name(layer)}</b><dl>{lines}</dl></div>'
+
+
+def html_cell(layer: dict, label: str = "") -> str:
+    """A coloured cell; where it is narrow, its number loses the leading zero, then vanishes."""
+    data = {"name": layer["name"], "stored": layer["stored_as"]}
+    label = escaped(label)
+    if "relative_rmse" in layer:
+        data["rmse"] = repr(layer["relative_rmse"])
+        label += f" {layer['relative_rmse']:.3f}".replace(" 0.", " <i>0</i>.")
+    attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
+    return (
+        f'<div class="cell {escaped(marks(layer))}" tabindex="0"{attributes}>'
+        f'<div class="fit"><span>{label}</span></div>{html_tip(layer)}</div>'
+    )
+
+
+def html_heading(name: str, attributes: str) -> str:
+    """A column's heading, which turns upright where its column is narrow."""
+    long = ' class="long"' if len(name) > 3 else ""
+    return f'<th {attributes}><div class="fit"><span{long}>{escaped(name)}</span></div></th>'
+
+
+def html_blocks(family: str, layers: dict[tuple[str, str], dict]) -> str:
+    """A row per block and a column per kind of layer: "self_attn" over "q", "k", ..."""
+    groups = defaultdict(list)
+    for kind in dict.fromkeys(kind for _, kind in layers):
+        groups[kind.partition(".")[0]].append(kind)
+    columns = [kind for kinds in groups.values() for kind in kinds]
+    upper = "".join(
+        html_heading(group, f'scope="colgroup" colspan="{len(kinds)}"')
+        for group, kinds in groups.items()
+    )
+    lower = "".join(html_heading(kind.partition(".")[2], 'scope="col"') for kind in columns)
+    corner = '<th scope="col" rowspan="2">N</th>'
+    rows = [
+        [block]
+        + [html_cell(layers[block, kind]) if (block, kind) in layers else "" for kind in columns]
+        for block in sorted({block for block, _ in layers}, key=int)
+    ]
+    table = html_table(f"{escaped(family)}.N", f"<tr>{corner}{upper}</tr><tr>{lower}</tr>", rows)
+    return f'<div class="map" style="--kinds:{len(columns)}">{table}</div>'
+
+
+def html_map(layers: list[dict]) -> str:
+    """Every layer as a coloured cell: tables of blocks, and a list of what is outside them."""
+    families, outside = defaultdict(dict), []
+    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d+)\.(.+)\.weight", re.DOTALL)
+    for layer in layers:
+        name = bare(layer["name"])
+        if found := inside.fullmatch(name):
+            families[layer["name"].removesuffix(name) + found[1]][found[2], found[3]] = layer
+        else:
+            outside.append(layer)
+    tables = "".join(html_blocks(family, members) for family, members in families.items())
+    if outside:
+        head = html_head("Layer", "Reason", "Stored as")
+        rows = (
+            (html_name(layer), escaped(layer["reason"]), html_cell(layer, layer["stored_as"]))
+            for layer in outside
+        )
+        tables += html_table("Outside the blocks", head, rows)
+    legend = "".join(
+        f"<li>{chip(kind)} {count} layers</li>"
+        for kind, count in Counter(map(marks, layers)).most_common()
+    )
+    measured = any("relative_rmse" in layer for layer in layers)
+    return (
+        "<section><h2>Precision map</h2>\n<p>A marked corner is a full-precision matmul"
+        f"{', numbers are the relative RMSE of the stored weight' if measured else ''}. Point at a"
+        " cell, tap it or move to it by keyboard for all about its layer.</p>\n"
+        f'<ul class="legend">{legend}</ul>\n{tables}</section>\n'
+    )
+
+
+def html_errors(layers: list[dict]) -> str:
+    """Every quantised layer's error as a bar, worst first; nothing after a dry run."""
+    damaged = [layer for layer in layers if "relative_rmse" in layer]
+    damaged.sort(key=lambda layer: -layer["relative_rmse"])
+    if not damaged:
+        return ""
+    worst = damaged[0]["relative_rmse"] or 1
+    rows = [
+        (
+            html_name(layer),
+            chip(layer["stored_as"]),
+            f'<div class="bar {escaped(layer["stored_as"])}" style="--part:'
+            f'{100 * layer["relative_rmse"] / worst:.1f}%">{layer["relative_rmse"]:.4f}</div>',
+            decibels(layer["sqnr_db"]),
+        )
+        for layer in damaged
+    ]
+    head = html_head("Layer", "Stored as", "Relative RMSE", "SQNR")
+    table = html_table("Worst first", head, rows[:WORST_SHOWN])
+    if more := rows[WORST_SHOWN:]:
+        rest = html_table("In the same order", head, more)
+        table += f"<details><summary>{len(more)} more layers</summary>{rest}</details>"
+    return f"<section><h2>Error per layer</h2>\n{table}</section>\n"
+
+
+def html_shares(caption: str, columns: tuple[str, ...], rows: list[tuple]) -> str:
+    """A stacked bar and its table, of rows (label, share, further numbers)."""
+    parts = "".join(
+        f'<div class="fit {escaped(label)}" style="width:{100 * part:.3f}%">'
+        f"<span>{escaped(label)}</span></div>"
+        for label, part, *_ in rows
+    )
+    lines = (
+        (chip(label), *(f"{number:,}" for number in numbers), share(part, 1))
+        for label, part, *numbers in rows
+    )
+    table = html_table(caption, html_head(*columns, "Share"), lines)
+    return f'<div><div class="stack" aria-hidden="true">{parts}</div>{table}</div>'
+
+
+def html_totals(totals: dict, matmuls: dict) -> str:
+    """What each precision takes of the file, and each kind of matmul of the work."""
+    size = sum(total["bytes"] for total in totals.values()) or 1
+    stored = [
+        (name, total["bytes"] / size, total["layers"], total["tensors"], total["bytes"])
+        for name, total in totals.items()
+    ]
+    work = [(kind, found["share"], found["layers"]) for kind, found in matmuls.items()]
+    layers = sum(total["layers"] for total in totals.values())
+    if rest := layers - sum(found["layers"] for found in matmuls.values()):
+        work.append(("W16A16", 1 - sum(found["share"] for found in matmuls.values()), rest))
+    return (
+        '<section><h2>Size and work</h2><div class="pair">'
+        + html_shares("Bytes per precision", ("Stored as", "Layers", "Tensors", "Bytes"), stored)
+        + html_shares("Matmuls, by share of the linear weights", ("Matmul", "Layers"), work)
+        + "</div></section>\n"
+    )
+
+
+def command_line(options: dict) -> Iterator[tuple[str, str]]:
+    """Options under the names and with the values they have on the command line."""
+    for name, value in options.items():
+        flag = "SOURCE" if name == "source" else "--" + name.replace("_", "-")
+        for one in value if isinstance(value, list | tuple) else [value]:
+            pair = (one, True) if name in ("minimums", "full_precision") else (flag, one)
+            yield escaped(pair[0]), "on" if pair[1] is True else escaped(pair[1])
+
+
+def html_origin(origin: dict) -> str:
+    """How the file was made: version, options, source files."""
+    files = [(escaped(name), gigabytes(size)) for name, size in origin["sources"].items()]
+    return (
+        f"<section><h2>Origin</h2><p>Made by convert_nvfp4.py {escaped(origin['version'])}</p>\n"
+        '<div class="pair"><div>'
+        + html_table("Options", html_head("Option", "Value"), command_line(origin["options"]))
+        + "</div><div>"
+        + (html_table("Source files", html_head("File", "Size"), files) if files else "")
+        + "</div></div></section>\n"
+    )
+
+
+def html_title(data: dict, layers: list[dict]) -> str:
+    """The file, where it came from, its size, and what there is to know about it."""
+    output, source = data["output_bytes"], data["source_bytes"]
+    facts = (
+        ("Output", gigabytes(output), f"{output:,} bytes"),
+        ("Source", gigabytes(source), f"{source:,} bytes"),
+        ("Ratio", share(output, source), "of the source's size"),
+        ("Quantised", sum("matmul" in layer for layer in layers), f"of {len(layers)} layers"),
+    )
+    tiles = "".join(
+        f"<div><dt>{name}</dt><dd>{value}<small>{more}</small></dd></div>"
+        for name, value, more in facts
+    )
+    notes = "".join(f"<li>{escaped(note)}</li>" for note in data["notes"])
+    return (
+        f"<header><h1>{escaped(data['output'])}</h1><p>from {escaped(data['source'])}</p>\n"
+        f'<dl class="facts">{tiles}</dl>\n'
+        + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
+        + "</header>\n"
+    )
+
+
+def render_html(data: dict) -> str:
+    """The report as one self-contained page, from the same data as the JSON."""
+    layers = [
+        tensor
+        for tensor in data["tensors"]
+        if len(tensor["shape"]) == 2 and tensor["name"].endswith(".weight")
+    ]
+    return (
+        f"{PAGE_HEAD}<title>{escaped(data['output'])}: conversion report</title>\n"
+        f"<style>{PAGE_STYLE}</style></head>\n<body><main>\n{html_title(data, layers)}"
+        f"{html_map(layers)}{html_errors(layers)}{html_totals(data['totals'], data['matmuls'])}"
+        f"{html_origin(data['origin'])}</main></body></html>\n"
+    )
+
+
+# ── 9. Command line ──────────────────────────────────────────────────────────────────────────────
 
 
 def input_path(text: str) -> Path:
@@ -2735,6 +3076,7 @@ def positive_float(text: str) -> float:
     return value
 
 
+REPORTS = {".json": render_json, ".html": render_html}
 SWITCH = {"action": "store_true"}
 FILE = {"metavar": "FILE", "type": input_path}
 REGEXES = {"action": "append", "default": [], "metavar": "REGEX", "type": pattern}
@@ -2758,7 +3100,8 @@ COMMAND_LINE = {
             "block scales by least squared error, or from each block's largest weight "
             "(default: mse)"),
         "--use-ck-quant": (SWITCH, "another name for --scale-search amax"),
-        "--report": (FILE, "write the plan, its reasons and every layer's error to a .json"),
+        "--report": (FILE,
+            "write the plan, its reasons and every layer's error: as data (.json) or a page (.html)"),
         "--device": (DEVICE, "where to compute (default: auto, a GPU if there is one)"),
         "--low-mem": (SWITCH, "read one tensor at a time, none ahead"),
         "--dry-run": (SWITCH, "print the plan, its reasons and the exact size; write nothing"),
@@ -2834,8 +3177,8 @@ def wrong_files(given: dict[str, object]) -> Iterator[str]:
         yield "nothing says what to quantise: give --gguf FILE or --include REGEX"
     if given["output"].suffix.lower() != ".safetensors":
         yield f"OUTPUT must end in .safetensors, as ComfyUI looks for it: {given['output']}"
-    if given["report"] and given["report"].suffix.lower() != ".json":
-        yield f"--report must end in .json: {given['report']}"
+    if given["report"] and given["report"].suffix.lower() not in REPORTS:
+        yield f"--report must end in {' or '.join(REPORTS)}: {given['report']}"
 
 
 def parse_verification(parser: argparse.ArgumentParser, given: dict) -> Verification:
