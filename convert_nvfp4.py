@@ -3101,7 +3101,7 @@ COMMAND_LINE = {
             "(default: mse)"),
         "--use-ck-quant": (SWITCH, "another name for --scale-search amax"),
         "--report": (FILE,
-            "write the plan, its reasons and every layer's error: as data (.json) or a page (.html)"),
+            "the plan, its reasons and every layer's error as data (.json) or a page (.html)"),
         "--device": (DEVICE, "where to compute (default: auto, a GPU if there is one)"),
         "--low-mem": (SWITCH, "read one tensor at a time, none ahead"),
         "--dry-run": (SWITCH, "print the plan, its reasons and the exact size; write nothing"),
