@@ -367,6 +367,16 @@ class Outcome(IntEnum):
     FAILS = 4  # an error when the model is loaded or first run
 
 
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """A way in which a file breaks ComfyUI's contract: a row of DEFECTS."""
+
+    outcome: Outcome
+    what: str
+    consequence: str
+    remedy: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One defect of a file: a key of DEFECTS, the layer or tensor, and what is there instead."""
@@ -377,7 +387,7 @@ class Finding:
 
     @property
     def outcome(self) -> Outcome:
-        return DEFECTS[self.defect][0]
+        return DEFECTS[self.defect].outcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -438,6 +448,7 @@ class FileFacts:
     legacy: bool  # scaled FP8's marker is there and in force
     fp8_matmul: bool  # ... and asks for FP8 activations
     scaled: bool  # some FP8 weight has a scale
+    values: bool  # scales may be read, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -594,120 +605,147 @@ class Report:
     damage: dict[str, Damage] = field(default_factory=dict)
 
 
-# Defects of a quantised file: what they do in ComfyUI, seen in 0.29 and 0.33 with files broken in
-# this way (tests/test_verify.py does it again), what is wrong, and how ComfyUI takes it.
+# Defects of a quantised file: outcome, what is wrong, how ComfyUI takes it, what to do. Seen in
+# ComfyUI 0.29 and 0.33 with files broken in this way; tests/test_consumer.py does it again.
 DEFECTS = {
-    "unaligned": (
+    "unaligned": Defect(
         Outcome.LOADS,
         "tensors start at no multiple of their item size",
         "ComfyUI copies them; programs that map the file may refuse it",
+        "write the file again with a current safetensors library",
     ),
-    "one form": (
+    "one form": Defect(
         Outcome.LOADS,
         "layers have only one of comfy_quant and the header's entry",
         "ComfyUI is content with either; other loaders read the one or the other",
+        "write both, identical",
     ),
-    "two forms": (
+    "two forms": Defect(
         Outcome.LOADS,
         "layers have a comfy_quant that differs from the header's entry",
         "ComfyUI follows the header; other loaders follow the tensor",
+        "write both, identical",
     ),
-    "stray": (
+    "stray": Defect(
         Outcome.LOADS,
         "scales or configurations belong to no quantised weight",
         "ComfyUI warns of unexpected keys and ignores them",
+        "leave them out, or quantise the weight",
     ),
-    "same bits": (
+    "same bits": Defect(
         Outcome.LOADS,
         "tensors have another dtype of the same size",
         "ComfyUI reads the same bits; other loaders take them for numbers",
+        "store block scales as F8_E4M3 and codes as U8",
     ),
-    "padding": (
+    "padding": Defect(
         Outcome.LOADS,
         "block scales are not zero in the padding of their tiles",
         "ComfyUI's own decoding never reads it; FP4 matmul does",
+        "fill the padding with zeros",
     ),
-    "not scalar": (
+    "not scalar": Defect(
         Outcome.LOADS,
         "scales have one element but are not scalars",
         "ComfyUI takes them all the same; other loaders may not",
+        "store them with shape []",
     ),
-    "slow shape": (
+    "slow shape": Defect(
         Outcome.SLOWER,
         f"W4A4 layers have columns % {FP4_MATMUL_K} != 0, or rows % {FP4_MATMUL_N} != 0 and a bias",
         "every call decodes the weight instead of multiplying in FP4",
+        "keep these layers FP8 or 16-bit",
     ),
-    "clamped": (
+    "clamped": Defect(
         Outcome.WORSE,
         "FP8 layers have neither an input scale nor full-precision matmul",
         "ComfyUI casts their input to FP8 unscaled and clamps it at 448",
+        "add input scales, or mark them for full-precision matmul",
     ),
-    "float16 scale": (
+    "float16 scale": Defect(
         Outcome.WORSE,
         "scales are not float32",
         "ComfyUI takes the rounded or overflowed values",
+        "store scales as F32, whatever the model's own dtype",
     ),
-    "bad scale": (
+    "bad scale": Defect(
         Outcome.WRONG,
         "scales are NaN, infinite, zero or negative",
         "ComfyUI multiplies by them: black frames or noise",
+        "quantise these layers again",
     ),
-    "unscaled": (
-        Outcome.WRONG,
-        "FP8 weights have no scale, though others of the file do",
-        "ComfyUI takes them unscaled: noise",
-    ),
-    "values": (
+    "values": Defect(
         Outcome.WRONG,
         "tensors do not decode to what the source holds",
         "ComfyUI computes with other weights: noise",
+        "convert again from this source",
     ),
-    "missing": (
+    "missing": Defect(
         Outcome.WRONG,
         "tensors of the source are not in the file",
         "ComfyUI warns of missing keys and starts with weights of no meaning",
+        "convert again from this source",
     ),
-    "unread scale": (
+    "unscaled": Defect(
+        Outcome.WRONG,
+        "FP8 weights have no scale, though others of the file do",
+        "ComfyUI takes them unscaled: noise",
+        "quantise these layers again",
+    ),
+    "unread scale": Defect(
         Outcome.WRONG,
         "FP8 weights have a scale that nothing makes ComfyUI read: no configuration, or "
         f"scale_weight without the {MARKER} tensor or beside _quantization_metadata",
         "ComfyUI takes them unscaled: noise",
+        f"configure weight_scale layers; for scale_weight add {MARKER} and drop that metadata",
     ),
-    "unconfigured": (
+    "unconfigured": Defect(
         Outcome.FAILS,
         "packed weights have neither comfy_quant nor an entry in the header",
         "ComfyUI takes the packed bytes for numbers and stops at their shape",
+        "write both for every layer",
     ),
-    "no scale": (Outcome.FAILS, "quantised weights lack a scale", "ComfyUI stops while loading"),
-    "no weight": (
+    "no scale": Defect(
         Outcome.FAILS,
-        "configurations are for layers that have no weight (names must carry the file's prefix)",
-        "ComfyUI stops, or does not recognise the model",
+        "quantised weights lack a scale",
+        "ComfyUI stops while loading",
+        "quantise these layers again",
     ),
-    "dtype": (
+    "no weight": Defect(
+        Outcome.FAILS,
+        "configurations are for layers that have no weight",
+        "ComfyUI stops, or does not recognise the model",
+        "name layers as the file does, with its prefix",
+    ),
+    "dtype": Defect(
         Outcome.FAILS,
         "tensors have another dtype than their format says",
         "ComfyUI stops when the layer first runs",
+        "quantise these layers again",
     ),
-    "shape": (
+    "shape": Defect(
         Outcome.FAILS,
         "tensors have another shape than their format says",
         "ComfyUI stops when the layer is loaded or first runs (unless just flattened)",
+        "quantise these layers again, padded to 16 rows and columns and 128 x 4 scales",
     ),
-    "unknown format": (
+    "unknown format": Defect(
         Outcome.FAILS,
         "configurations cannot be read or name a format that ComfyUI does not know",
         "ComfyUI stops while loading",
+        "name nvfp4 or float8_e4m3fn",
     ),
-    "header": (
+    "header": Defect(
         Outcome.FAILS,
         "_quantization_metadata is not JSON with an object of layers",
         "ComfyUI stops while loading",
+        "write it right, or leave it out",
     ),
-    "recognised by": (
+    "recognised by": Defect(
         Outcome.FAILS,
         "packed or padded layers are among those whose shape ComfyUI recognises the model by",
-        "ComfyUI takes it for another model, or for none",
+        "ComfyUI may take it for another model, and stop",
+        "keep these layers 16-bit",
     ),
 }
 
@@ -1290,8 +1328,8 @@ def as_config(value: object) -> dict:
     return value if isinstance(value, dict) and isinstance(value.get("format"), str) else {}
 
 
-def read_gguf(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{tensor name: (GGML type, shape in torch's order)} of a GGUF; its data are not read."""
+def open_gguf(path: Path) -> Model:
+    """A GGUF's tensors, with GGML types as dtypes and shapes in torch's order; no data are read."""
     import gguf  # takes a third of a second that `--help` need not
 
     try:
@@ -1299,14 +1337,12 @@ def read_gguf(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
             if file.read(4) != GGUF_MAGIC:
                 raise ConvertError(f"{path}: is not a GGUF file")
         reader = gguf.GGUFReader(path)
-        stored = {
-            tensor.name: (tensor.tensor_type.name, tuple(map(int, reversed(tensor.shape))))
-            for tensor in reader.tensors
+        refs = {tensor.name: gguf_tensor(path, tensor, reader) for tensor in reader.tensors}
+        metadata = {
+            name: bytes(entry.parts[entry.data[0]]).decode("utf-8", "replace")
+            for name, entry in reader.fields.items()
+            if entry.types == [gguf.GGUFValueType.STRING]
         }
-        for name, (kind, _) in stored.items():
-            original = reader.get_field(f"comfy.gguf.orig_shape.{name}")
-            if original is not None:
-                stored[name] = (kind, tuple(int(original.parts[i][0]) for i in original.data))
     except OSError as error:
         raise ConvertError(f"{path}: cannot read: {error.strerror or error}") from error
     except ConvertError:
@@ -1315,10 +1351,25 @@ def read_gguf(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise ConvertError(
             f"{path}: the GGUF is cut off, damaged or of an unknown kind: {error}"
         ) from error
-    unknown = sorted({kind for kind, _ in stored.values()} - GGUF_BITS.keys())
+    unknown = sorted({ref.dtype for ref in refs.values()} - GGUF_BITS.keys())
     if unknown:
         raise ConvertError(f"{path}: unknown GGML types {', '.join(unknown)}; update this tool")
-    return stored
+    return Model(tensors=refs, metadata=metadata, files=(path,))
+
+
+def gguf_tensor(path: Path, tensor: object, reader: object) -> TensorRef:
+    shape = tuple(map(int, reversed(tensor.shape)))
+    original = reader.get_field(f"comfy.gguf.orig_shape.{tensor.name}")
+    if original is not None:
+        shape = tuple(int(original.parts[i][0]) for i in original.data)
+    return TensorRef(
+        name=tensor.name,
+        dtype=tensor.tensor_type.name,
+        shape=shape,
+        path=path,
+        begin=int(tensor.data_offset),
+        nbytes=int(tensor.n_bytes),
+    )
 
 
 def shapes_agree(shape: tuple[int, ...], stored: tuple[int, ...]) -> bool:
@@ -1333,7 +1384,7 @@ def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
 
     Names match exactly or without their prefix. A GGUF of another model is an error.
     """
-    stored = read_gguf(path)
+    stored = open_gguf(path).tensors
     by_bare = {bare(name): name for name in stored}
     matched = {name: name if name in stored else by_bare.get(bare(name)) for name in model.tensors}
     matched = {name: other for name, other in matched.items() if other is not None}
@@ -1344,9 +1395,9 @@ def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
         )
     wrong = [
         f"{path}: is of another model: {name} is {list(model.tensors[name].shape)} in the source, "
-        f"{list(stored[other][1])} as {other} in the GGUF"
+        f"{list(stored[other].shape)} as {other} in the GGUF"
         for name, other in matched.items()
-        if not shapes_agree(model.tensors[name].shape, stored[other][1])
+        if not shapes_agree(model.tensors[name].shape, stored[other].shape)
     ]
     if wrong:
         more = [f"... and {len(wrong) - EXAMPLES} more shapes"] if len(wrong) > EXAMPLES else []
@@ -1357,7 +1408,7 @@ def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
         notes.append(f"{len(lacking)} tensors not in the GGUF stay 16-bit: {examples(lacking)}")
     if extra := stored.keys() - set(matched.values()):
         notes.append(f"{len(extra)} tensors of the GGUF are not in the source: {examples(extra)}")
-    return {name: stored[other][0] for name, other in matched.items()}, notes
+    return {name: stored[other].dtype for name, other in matched.items()}, notes
 
 
 def read_layer_list(path: Path) -> tuple[str, ...]:
@@ -2150,11 +2201,17 @@ def verify(path: Path, layout: Layout) -> None:
         raise ConvertError(f"{path}: does not read back as it was written; is the disk failing?")
     defects = lint(Model(tensors=tensors, metadata=metadata, files=(path,)))
     if defects:
-        raise ConvertError(*(f"{path}: {line}" for line in render_findings(defects)))
+        problems = grouped(defects).items()
+        raise ConvertError(
+            *(f"{path}: {DEFECTS[key].what}: {examples(where)}" for key, where in problems)
+        )
 
 
-def lint(model: Model) -> list[Finding]:
-    """Every defect of a quantised file that its headers, configurations and scales show."""
+def lint(model: Model, *, values: bool = True) -> list[Finding]:
+    """Every defect of a quantised file that its headers, configurations and scales show.
+
+    Without `values`, scales are not read: nothing but headers and configurations is.
+    """
     layers = stored_layers(model)
     marker = next((ref for name, ref in model.tensors.items() if bare(name) == MARKER), None)
     # ComfyUI reads the legacy form only where there is a marker and no current metadata.
@@ -2163,6 +2220,7 @@ def lint(model: Model) -> list[Finding]:
         legacy=legacy,
         fp8_matmul=legacy and math.prod(marker.shape) != 2,
         scaled=any(layer.scheme in ("FP8", "scaled FP8") for layer in layers.values()),
+        values=values,
     )
     found = [
         Finding(defect="unaligned", name=ref.name, detail=f"byte {ref.begin:,}")
@@ -2195,7 +2253,7 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
         elif layer.in_header != layer.in_tensor:
             yield finding(defect="two forms")
         if layer.precision is not None:
-            yield from lint_quantised(layer)
+            yield from lint_quantised(layer, facts)
 
 
 def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
@@ -2206,10 +2264,10 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
     elif layer.scheme == "FP8" or (layer.scheme == "scaled FP8" and not facts.legacy):
         yield finding(defect="unread scale")
     elif layer.scheme == "scaled FP8":
-        yield from lint_scalars(layer)
+        yield from lint_scalars(layer, facts)
         scale = layer.parts.get("scale_input")
         # ComfyUI drops an input scale of exactly 1.
-        if facts.fp8_matmul and (scale is None or (load(scale) == 1).all()):
+        if facts.fp8_matmul and (scale is None or (facts.values and (load(scale) == 1).all())):
             yield finding(defect="clamped")
     elif layer.scheme == "plain FP8" and facts.scaled and len(layer.weight.shape) == 2:
         yield finding(defect="unscaled")
@@ -2217,7 +2275,7 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
         yield finding(defect="stray", detail=", ".join(sorted(strays)))
 
 
-def lint_quantised(layer: StoredLayer) -> Iterator[Finding]:
+def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """An NVFP4 or FP8 layer with a configuration: every tensor, and how it will multiply."""
     finding, weight = partial(Finding, name=layer.name), layer.weight
     is_nvfp4 = layer.precision is Precision.NVFP4
@@ -2228,7 +2286,7 @@ def lint_quantised(layer: StoredLayer) -> Iterator[Finding]:
     expected = format_parts(layer.precision, (rows, columns))
     faults = [fault for suffix in expected for fault in lint_part(layer, suffix, expected[suffix])]
     yield from faults
-    yield from lint_scalars(layer)
+    yield from lint_scalars(layer, facts)
     bias, smoothing = layer.parts.get("bias"), layer.parts.get("pre_quant_scale")
     if bias and round_up(math.prod(bias.shape), BLOCK_SIZE if is_nvfp4 else 1) != rows:
         yield finding(defect="shape", detail=f"bias {list(bias.shape)}, weight rows {rows}")
@@ -2236,7 +2294,7 @@ def lint_quantised(layer: StoredLayer) -> Iterator[Finding]:
         yield finding(defect="shape", detail=f"pre_quant_scale {list(smoothing.shape)}")
     if is_nvfp4:
         yield from lint_packed(layer)
-        if not faults:
+        if facts.values and not faults:
             yield from lint_block_scales(layer)
     elif not layer.full_precision and "input_scale" not in layer.parts:
         yield finding(defect="clamped")
@@ -2257,7 +2315,7 @@ def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Find
         yield Finding(defect="shape", name=layer.name, detail=detail)
 
 
-def lint_scalars(layer: StoredLayer) -> Iterator[Finding]:
+def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """Global, FP8 and input scales: one positive, finite float32 each."""
     for suffix in SCALAR_SCALES:
         ref = layer.parts.get(suffix)
@@ -2275,7 +2333,7 @@ def lint_scalars(layer: StoredLayer) -> Iterator[Finding]:
                 yield finding(defect="float16 scale")
             if ref.shape and suffix not in LEGACY_SCALES:  # working legacy files have [1]
                 yield finding(defect="not scalar")
-            if not 0 < (value := load(ref).item()) < math.inf:
+            if facts.values and not 0 < (value := load(ref).item()) < math.inf:
                 yield finding(defect="bad scale", detail=f"{suffix} {value}")
 
 
@@ -2503,17 +2561,25 @@ def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
     }
 
 
-def render_findings(found: Iterable[Finding]) -> list[str]:
-    """One line per defect, the worst first: what it does, how many, what is wrong, where."""
+def grouped(found: Iterable[Finding]) -> dict[str, list[str]]:
+    """{defect: where}, the worst outcome first."""
     groups = defaultdict(list)
-    for finding in found:
+    for finding in sorted(found, key=lambda finding: (-finding.outcome, finding.defect)):
         detail = f" ({finding.detail})" if finding.detail else ""
-        groups[-finding.outcome, finding.defect].append(finding.name + detail)
+        groups[finding.defect].append(finding.name + detail)
+    return groups
+
+
+def render_findings(found: Iterable[Finding]) -> list[str]:
+    """A paragraph per defect: outcome, how often, what; what ComfyUI does, what to do, where."""
     lines = []
-    for (_, defect), names in sorted(groups.items()):
-        outcome, what, consequence = DEFECTS[defect]
-        where = examples(names)
-        lines.append(f"{outcome.name.lower()}: {len(names)} x {what}; {consequence}: {where}")
+    for key, where in grouped(found).items():
+        defect = DEFECTS[key]
+        lines += [
+            f"  {defect.outcome.name:6} {len(where)} x {defect.what}",
+            f"         {defect.consequence}; to do: {defect.remedy}",
+            f"         {examples(where)}",
+        ]
     return lines
 
 
@@ -2523,8 +2589,8 @@ def render_check(check: Check) -> str:
     quantised = ", ".join(f"{schemes[name]} {name}" for name in DECODED if schemes[name])
     path, size = check.model.files[0], gigabytes(check.model.nbytes)
     title = f"{path.name}: {len(check.model.tensors):,} tensors, {size}, {quantised or 'no'} layers"
-    defects = render_findings(check.findings) or ["no defect found"]
-    return "\n".join([title, *(f"  {line}" for line in defects), *render_worst(check.damage)])
+    defects = render_findings(check.findings) or ["  no defect found"]
+    return "\n".join([title, *defects, *render_worst(check.damage)])
 
 
 def render_totals(report: Report) -> list[str]:

@@ -26,16 +26,18 @@ def test_a_broken_file_is_named_for_what_it_is(name, converted, tmp_path, capsys
     path = write_case(name, converted, tmp_path / "broken.safetensors")
     status, out = verify(path, capsys=capsys)
     assert status == 1
-    outcome, what, consequence = c.DEFECTS[CASES[name][0]]
-    lines = [line for line in out.splitlines() if f" x {what}; {consequence}: " in line]
-    assert len(lines) == 1
-    assert lines[0].startswith(f"  {outcome.name.lower()}: ")
+    defect = c.DEFECTS[CASES[name][0]]
+    lines = out.splitlines()
+    found = [index for index, line in enumerate(lines) if line.endswith(f" x {defect.what}")]
+    assert len(found) == 1
+    assert lines[found[0]].split()[0] == defect.outcome.name
+    assert lines[found[0] + 1].strip() == f"{defect.consequence}; to do: {defect.remedy}"
 
 
 def test_the_worst_defect_comes_first(converted, tmp_path, capsys):
     path = write_case("nothing_configured", converted, tmp_path / "broken.safetensors")
     _, out = verify(path, capsys=capsys)
-    assert [line.split(":")[0].strip() for line in out.splitlines()[1:]] == ["fails", "wrong"]
+    assert [line.split()[0] for line in out.splitlines()[1::3]] == ["FAILS", "WRONG"]
     assert "28 x packed weights" in out
     assert "12 x FP8 weights" in out
 
@@ -63,7 +65,7 @@ def test_a_tensor_off_its_alignment(tmp_path, capsys):
     path = raw_safetensors(tmp_path / "m.safetensors", entries, bytes(5))
     status, text = verify(path, capsys=capsys)
     assert status == 1
-    assert f"loads: 1 x {c.DEFECTS['unaligned'][1]}" in text
+    assert f"LOADS  1 x {c.DEFECTS['unaligned'].what}" in text
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_with_the_source_wrong_values_are_found_and_explained(case, sound, tiny,
     assert verify(path, capsys=capsys)[0] == 0
     status, text = verify(path, "--source", tiny, capsys=capsys)
     assert status == 1
-    assert f"  wrong: 1 x {c.DEFECTS['values'][1]}; " in text
+    assert f"  WRONG  1 x {c.DEFECTS['values'].what}\n" in text
     assert detail in text
 
 
@@ -139,7 +141,7 @@ def test_with_the_source_missing_tensors_and_other_shapes_are_found(sound, tiny,
     file.put("weight", torch.zeros(128, 256), "blocks.0.ffn.0")
     status, text = verify(file.save(path), "--source", tiny, capsys=capsys)
     assert status == 1
-    assert f"1 x {c.DEFECTS['missing'][1]}" in text
+    assert f"1 x {c.DEFECTS['missing'].what}" in text
     assert "blocks.1.modulation" in text
     assert "blocks.0.ffn.0 ([128, 256] for the source's [512, 256])" in text
 
@@ -174,7 +176,7 @@ def test_a_defect_of_a_conversion_keeps_it_from_being_published(
     swizzle = c.swizzle
     monkeypatch.setattr(c, "swizzle", lambda scales: swizzle(scales).view(torch.uint8).fill_(0x7F))
     assert c.main([str(tiny), str(out), "--include", r"blocks\.3\.ffn\.0", "--quiet"]) == 1
-    assert "o.safetensors.partial: wrong: 1 x scales are NaN" in capsys.readouterr().err
+    assert "o.safetensors.partial: scales are NaN" in capsys.readouterr().err
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"older"]
 
 
