@@ -146,7 +146,8 @@ NEVER_PACKED = {
     "Anima, Cosmos": r"^x_embedder\.proj\.1$",
     "Hunyuan Video": r"^txt_in\.input_embedder$",
 }
-RECOGNISED_BY_ROWS = r"^blocks\.0\.ffn\.0$"  # Wan: its row count is ffn_dim, so no padding rows
+# Wan: their rows are ffn_dim and the output channels, so no padding rows.
+RECOGNISED_BY_ROWS = r"^blocks\.0\.ffn\.0$|^head\.head$"
 TRANSFORMER_BLOCKS = ("blocks", "transformer_blocks", "double_blocks", "single_blocks", "layers")
 KEEPS_SOURCE_PRECISION = r"bias$|norm|modulation|scale_shift_table"
 ALREADY_QUANTISED = (
@@ -655,6 +656,12 @@ DEFECTS = {
         f"W4A4 layers have columns % {FP4_MATMUL_K} != 0, or rows % {FP4_MATMUL_N} != 0 and a bias",
         "every call decodes the weight instead of multiplying in FP4",
         "keep these layers FP8 or 16-bit",
+    ),
+    "output layer": Defect(
+        Outcome.WORSE,
+        "layers whose rows ComfyUI recognises the model by are packed",
+        "ComfyUI loads them, as these need no padding; 4 bits in the output layer show",
+        "keep these layers 16-bit",
     ),
     "clamped": Defect(
         Outcome.WORSE,
@@ -2341,10 +2348,12 @@ def lint_packed(layer: StoredLayer) -> Iterator[Finding]:
     """What packing an NVFP4 layer, and the padding of its rows, cost."""
     (rows, columns), name = layer.shape, bare(layer.name)
     odd_rows = rows % FP4_MATMUL_N
-    if any(re.search(pattern, name) for pattern in NEVER_PACKED.values()) or (
-        odd_rows and re.search(RECOGNISED_BY_ROWS, name)
-    ):
+    by_rows = re.search(RECOGNISED_BY_ROWS, name)
+    never_packed = any(re.search(pattern, name) for pattern in NEVER_PACKED.values())
+    if odd_rows if by_rows else never_packed:
         yield Finding(defect="recognised by", name=layer.name)
+    elif never_packed:
+        yield Finding(defect="output layer", name=layer.name)
     if not layer.full_precision and (odd_rows or columns % FP4_MATMUL_K):
         yield Finding(defect="slow shape", name=layer.name, detail=f"[{rows}, {columns}]")
 
@@ -3347,10 +3356,15 @@ def run(task: Options | Verification) -> tuple[str, int]:
     return render_report(report), 0
 
 
-def main(argv: list[str] | None = None) -> int:
+def tolerate_consoles() -> None:
+    """A Windows console may lack a name's characters: print a question mark then."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a Windows console may lack a name's characters
+            stream.reconfigure(errors="replace")
+
+
+def main(argv: list[str] | None = None) -> int:
+    tolerate_consoles()
     task = parse_options(argv)
     try:
         text, status = run(task)

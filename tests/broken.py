@@ -287,6 +287,12 @@ def header_without_layers(file):
     file.metadata["_quantization_metadata"] = "[]"
 
 
+@case("output layer")
+def the_head_in_4_bits(file):
+    pack(file, "head.head", file.get("weight", "head.head").float())
+    file.configure("head.head", {"format": "nvfp4", "full_precision_matrix_mult": True})
+
+
 @case("recognised by")
 def feed_forward_rows_padded(file):
     """ComfyUI takes Wan's ffn_dim from blocks.0.ffn.0: 500 rows become 512."""
