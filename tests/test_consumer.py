@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from broken import CASES, OF_ANOTHER_SHAPE, write_case
-from conftest import ROOT
+from conftest import ROOT, convert_tiny
 from encoder import checkpoint, cosines
 from safetensors.torch import load_file
 
@@ -81,9 +81,35 @@ print("RESULT", json.dumps({"layers": layers, "finite": bool(out.isfinite().all(
 )
 
 
+def planned(stored: dict) -> dict[str, list]:
+    """{layer: format, full-precision matmul, input scale} that a file asks for."""
+    marker, found = stored.get("scaled_fp8"), {}
+    for name, tensor in stored.items():
+        layer, _, part = name.rpartition(".")
+        scale = stored.get(f"{layer}.input_scale", stored.get(f"{layer}.scale_input"))
+        scale = None if scale is None else float(scale)
+        if part == "comfy_quant":
+            config = json.loads(bytes(tensor.tolist()))
+            full_precision = config.get("full_precision_matrix_mult", False)
+            found[layer] = [config["format"], full_precision, scale]
+        if part == "scale_weight":
+            found[layer] = ["float8_e4m3fn", len(marker) == 2, scale]
+    return found
+
+
 @needs_comfyui
-def test_comfyui_loads_and_runs_the_file_as_planned(converted):
-    environment = os.environ | {"MODEL": str(converted)}
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--recipe", "mixed"),
+        ("--recipe", "fp8"),
+        ("--recipe", "scaled-fp8"),
+        ("--recipe", "scaled-fp8", "--dtype", "float32", "--input-scale-value", "1e-3"),
+    ],
+)
+def test_comfyui_loads_and_runs_the_file_as_planned(arguments, tiny, tmp_path):
+    out = convert_tiny(tiny, tmp_path / "o.safetensors", *arguments, "--quiet")
+    environment = os.environ | {"MODEL": str(out)}
     command = [sys.executable, "-c", LOAD]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -91,19 +117,8 @@ def test_comfyui_loads_and_runs_the_file_as_planned(converted):
     assert "unexpected" not in done.stdout.lower()
     found = json.loads(done.stdout.partition("RESULT ")[2])
     assert found["finite"]
-    stored = load_file(converted)
-    planned = {}
-    for name, tensor in stored.items():
-        if name.endswith(".comfy_quant"):
-            layer = name.removesuffix(".comfy_quant")
-            config = json.loads(bytes(tensor.tolist()))
-            scale = stored.get(f"{layer}.input_scale")
-            planned[layer] = [
-                config["format"],
-                config.get("full_precision_matrix_mult", False),
-                None if scale is None else float(scale),
-            ]
-    assert found["layers"] == planned
+    assert found["layers"] == planned(load_file(out))
+    assert len(found["layers"]) == 40
 
 
 RUN_ALL = (
