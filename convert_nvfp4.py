@@ -2468,7 +2468,13 @@ def verify_file(task: Verification) -> Check:
 
     Raises ConvertError where either cannot be read or they are of different models.
     """
-    model = open_model(task.file)
+    try:
+        model = open_model(task.file)
+    except ConvertError as error:
+        if not task.file.is_file():
+            raise
+        problems = (f"{problem}; ComfyUI stops while loading it" for problem in error.problems)
+        raise ConvertError(*problems) from error
     found, damage = lint(model), {}
     if task.source is not None:
         source = open_model(task.source)

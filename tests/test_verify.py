@@ -76,7 +76,9 @@ def test_a_damaged_structure_is_an_error(begin, data, message, tmp_path, capsys)
     entries = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [begin, begin + 4]}}
     path = raw_safetensors(tmp_path / "m.safetensors", entries, bytes(data))
     assert c.main(["--verify", str(path)]) == 1
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.endswith("; ComfyUI stops while loading it\n")
 
 
 @pytest.fixture
