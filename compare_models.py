@@ -453,7 +453,7 @@ def render_two(data: dict) -> str:
     ]
     for row in data["layers_that_differ"]:
         kinds = ((x["kind"], str(x["layers"]), x["stored"]) for x in row["kinds"])
-        lines += table(f"{row['layers']} layers: {row['a']} -> {row['b']}", kinds)
+        lines += table(f"{row['layers']} x {row['a']} -> {row['b']}", kinds)
     lines += side_by_side("not quantised", a["not_quantised"], b["not_quantised"], counted)
     lines += side_by_side("scales and configurations", a["naming"], b["naming"])
     for letter in "ab":
