@@ -517,7 +517,7 @@ def main(argv: list[str] | None = None) -> int:
         for problem in error.problems:
             print(f"error: {c.printable(problem)}", file=sys.stderr)
         return 2
-    print(json.dumps(data, indent=1) if options.json else c.printable(render(data)))
+    c.show(json.dumps(data, indent=1) if options.json else c.printable(render(data)))
     return status
 
 

@@ -421,10 +421,12 @@ class StoredLayer:
         """How the weight is quantised as its tensors show it, or its dtype."""
         if self.weight is None:
             return "no weight"
+        configured = (self.config or {}).get("format")
         for scheme, dtype, scale in SCHEMES:
-            if self.weight.dtype == dtype and (scale is None or scale in self.parts):
+            suits = self.weight.dtype == dtype and (scale is None or scale in self.parts)
+            if suits and configured not in OTHER_FORMATS:
                 return scheme
-        return (self.config or {}).get("format") or self.weight.dtype
+        return configured or self.weight.dtype
 
     @property
     def precision(self) -> Precision | None:
@@ -1615,45 +1617,34 @@ def choice_rules(options: Options, model: Model, kinds: dict[str, str] | None) -
 
 def floor_rules(options: Options, model: Model) -> list[Rule]:
     """Least precisions: each row that names a tensor raises it."""
+    linear = model.linear_weights
     minimum = {"--min-ffn-fp8": Precision.FP8, "--min-ffn2-fp16": Precision.HALF}
-    rules = [
-        Rule(names=select(model, pattern, option), precision=minimum[option], reason=option)
+    rows = [
+        (select(model, pattern, option), minimum[option], option)
         for option, pattern in MINIMUM_OPTIONS.items()
         if option in options.minimums
     ]
-    linear = model.linear_weights
     if options.only_fp8:
-        names, reason = frozenset(ref.name for ref in linear), f"--recipe {options.recipe}"
-        rules.append(Rule(names=names, precision=Precision.FP8, reason=reason))
+        rows.append(({ref.name for ref in linear}, Precision.FP8, f"--recipe {options.recipe}"))
     for family, pattern in NEVER_PACKED.items():
-        names = frozenset(ref.name for ref in linear if re.search(pattern, bare(ref.layer)))
-        reason = f"ComfyUI recognises {family} by its shape"
-        rules.append(Rule(names=names, precision=Precision.HALF, reason=reason))
-    odd_columns = frozenset(ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K)
-    odd_rows = frozenset(
+        names = {ref.name for ref in linear if re.search(pattern, bare(ref.layer))}
+        rows.append((names, Precision.HALF, f"ComfyUI recognises {family} by its shape"))
+    odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
+    odd_rows = {
         ref.name
         for ref in linear
         if ref.shape[0] % FP4_MATMUL_N
         and (f"{ref.layer}.bias" in model.tensors or re.search(RECOGNISED_BY_ROWS, bare(ref.layer)))
-    )
+    }
     nonlinear = model.tensors.keys() - {ref.name for ref in linear}
+    rows += [
+        (odd_columns, Precision.FP8, f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0"),
+        (odd_rows, Precision.FP8, f"no FP4 matmul with a bias: rows % {FP4_MATMUL_N} != 0"),
+        (nonlinear, Precision.HALF, "not a linear layer's weight"),
+    ]
     return [
-        *rules,
-        Rule(
-            names=odd_columns,
-            precision=Precision.FP8,
-            reason=f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0",
-        ),
-        Rule(
-            names=odd_rows,
-            precision=Precision.FP8,
-            reason=f"no FP4 matmul with a bias: rows % {FP4_MATMUL_N} != 0",
-        ),
-        Rule(
-            names=frozenset(nonlinear),
-            precision=Precision.HALF,
-            reason="not a linear layer's weight",
-        ),
+        Rule(names=frozenset(names), precision=precision, reason=reason)
+        for names, precision, reason in rows
     ]
 
 
@@ -3262,6 +3253,23 @@ def wrong_files(given: dict[str, object]) -> Iterator[str]:
         yield f"--report must end in {' or '.join(REPORTS)}: {given['report']}"
 
 
+def contradictions(given: dict[str, object]) -> Iterator[str]:
+    """Options that exclude each other, or that do nothing without another."""
+
+    def flag(name: str) -> str:
+        return "--" + name.replace("_", "-")
+
+    def is_given(name: str) -> bool:
+        return given[name] is not None and given[name] is not False
+
+    for one, other in CONFLICTS:
+        if is_given(one) and is_given(other):
+            yield f"{flag(one)} contradicts {flag(other)}"
+    for option, needed in REQUIRES:
+        if is_given(option) and not is_given(needed):
+            yield f"{flag(option)} needs {flag(needed)}"
+
+
 def parse_verification(parser: argparse.ArgumentParser, given: dict) -> Verification:
     """--verify and what goes with it; any other option exits with 2."""
     task = ("verify", "original", "quiet")
@@ -3279,26 +3287,7 @@ def parse_options(argv: list[str] | None = None) -> Options | Verification:
     if given["output"] is None or given.pop("original") is not None:
         parser.error("give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]")
     given.pop("verify")
-
-    def flag(name: str) -> str:
-        return "--" + name.replace("_", "-")
-
-    def is_given(name: str) -> bool:
-        return given[name] is not None and given[name] is not False
-
-    for problem in itertools.chain(
-        (
-            f"{flag(one)} contradicts {flag(other)}"
-            for one, other in CONFLICTS
-            if is_given(one) and is_given(other)
-        ),
-        (
-            f"{flag(option)} needs {flag(needed)}"
-            for option, needed in REQUIRES
-            if is_given(option) and not is_given(needed)
-        ),
-        wrong_files(given),
-    ):
+    for problem in itertools.chain(contradictions(given), wrong_files(given)):
         parser.error(problem)
     if given.pop("use_ck_quant"):
         given["scale_search"] = "amax"
@@ -3369,6 +3358,14 @@ def tolerate_consoles() -> None:
             stream.reconfigure(errors="replace")
 
 
+def show(text: str) -> None:
+    """Print a result; a reader that has seen enough, such as `head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else exiting fails
+
+
 def main(argv: list[str] | None = None) -> int:
     tolerate_consoles()
     task = parse_options(argv)
@@ -3381,7 +3378,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
-    print(printable(text))
+    show(printable(text))
     return status
 
 
