@@ -2,8 +2,8 @@
 """Compare two checkpoints, or list one, and say what ComfyUI will do with each.
 
 A and B are .safetensors files, *.safetensors.index.json, folders with one of these, or GGUFs.
-Nothing but headers and configurations is read, so that 20 GB take a second; --values decodes both
-sides and measures every layer. With A alone: every layer's shape, precision and size.
+Nothing but headers and configurations is read, so that 57 GB take a few seconds; --values decodes
+both sides and measures every layer. With A alone: every layer's shape, precision and size.
 
 Exit status: 0 the same structure (or A alone), 1 different, 2 unreadable or wrong usage.
 """
@@ -50,10 +50,10 @@ RUNS = {
     "plain FP8": "FP8 weights without a scale, cast to 16-bit",
 }
 ENDINGS = {
-    c.Outcome.LOADS: "loads and runs",
+    c.Outcome.LOADS: "loads and runs, as far as its headers tell",
     c.Outcome.SLOWER: "loads and runs, slower than it could",
     c.Outcome.WORSE: "loads and runs, with a poorer picture",
-    c.Outcome.WRONG: "loads, and gives noise or black frames",
+    c.Outcome.WRONG: "loads; expect noise or black frames",
     c.Outcome.FAILS: "does not load, or stops at its first step",
 }
 TOO_MUCH_NVFP4 = 0.9  # of the linear weights: known to give noise
@@ -68,21 +68,9 @@ class Side:
     model: c.Model
     is_gguf: bool
     layers: dict[str, c.StoredLayer]  # by bare name; all that has a weight
+    linear: dict[str, c.StoredLayer]  # those whose weight is a matrix
+    marker: int | None  # elements of scaled FP8's marker tensor, if there is one
     findings: tuple[c.Finding, ...]
-
-    @property
-    def marker(self) -> int | None:
-        """Elements of scaled FP8's marker tensor, if there is one."""
-        sizes = (
-            math.prod(ref.shape)
-            for name, ref in self.model.tensors.items()
-            if c.bare(name) == c.MARKER
-        )
-        return next(sizes, None)
-
-    @property
-    def linear(self) -> dict[str, c.StoredLayer]:
-        return {name: layer for name, layer in self.layers.items() if len(layer.shape) == 2}
 
 
 def open_side(path: Path) -> Side:
@@ -93,16 +81,18 @@ def open_side(path: Path) -> Side:
     except OSError:
         is_gguf = False  # a folder, or nothing: open_model tells
     model = c.open_gguf(path) if is_gguf else c.open_model(path)
+    stored = c.stored_layers(model).items()
+    layers = {c.bare(name): layer for name, layer in stored if layer.weight is not None}
+    sizes = (math.prod(r.shape) for name, r in model.tensors.items() if c.bare(name) == c.MARKER)
+    found = () if is_gguf else (*c.lint(model, values=False), *c.lint_file(model))
     return Side(
         path=path,
         model=model,
         is_gguf=is_gguf,
-        layers={
-            c.bare(name): layer
-            for name, layer in c.stored_layers(model).items()
-            if layer.weight is not None
-        },
-        findings=() if is_gguf else tuple(c.lint(model, values=False)),
+        layers=layers,
+        linear={name: layer for name, layer in layers.items() if len(layer.shape) == 2},
+        marker=next(sizes, None),
+        findings=found,
     )
 
 
@@ -114,8 +104,9 @@ def how(layer: c.StoredLayer, side: Side) -> str:
     scheme, legacy = layer.scheme, layer.scheme == "scaled FP8"
     if scheme not in c.DECODED or scheme == "plain FP8":
         return scheme
-    if layer.config is None and not (legacy and side.marker is not None):
-        return f"{scheme}, {'no marker' if legacy else 'no configuration'}"
+    read = side.marker is not None and "_quantization_metadata" not in side.model.metadata
+    if layer.config is None and not (legacy and read):
+        return f"{scheme}, {'which is not read' if legacy else 'no configuration'}"
     bits = "W4A4" if scheme == "NVFP4" else "W8A8"
     if layer.full_precision or (legacy and side.marker == 2):
         return f"{scheme} {bits[:2]}A16"
@@ -142,11 +133,8 @@ def layer_bytes(layer: c.StoredLayer) -> int:
 
 def base_precision(side: Side) -> dict[str, dict[str, int]]:
     """{role: {dtype: tensors}} of what is not quantised."""
-    quantised = {
-        layer.weight.name
-        for layer in side.layers.values()
-        if layer.scheme in c.DECODED or layer.weight.dtype not in c.SAFETENSORS_BITS
-    }
+    floats = (*c.SOURCE_FLOATS, "F64")
+    quantised = {x.weight.name for x in side.layers.values() if x.weight.dtype not in floats}
     found = {role: Counter() for role in ROLES}
     for name, ref in side.model.tensors.items():
         if name in quantised or name.rpartition(".")[2] in NOT_BASE or c.bare(name) == c.MARKER:
@@ -163,7 +151,7 @@ def naming(side: Side) -> dict[str, int]:
     )
     if side.marker is not None:
         counts[f"{c.MARKER}, {side.marker} elements"] = 1
-    if listed := c.header_layers(side.model):
+    if listed := c.header_layers(side.model.metadata):
         counts["layers in _quantization_metadata"] = len(listed)
     return dict(sorted(counts.items()))
 
@@ -176,11 +164,11 @@ def advice(side: Side) -> list[tuple[c.Outcome, str]]:
     share = sum(math.prod(layer.shape) for layer in packed) / work if work else 0
     if share > TOO_MUCH_NVFP4:
         text = (
-            f"{100 * share:.0f} % of the linear weights are NVFP4, which is known to give noise: "
-            "keep the first and last blocks, the embeddings and the head 16-bit "
+            f"{100 * share:.0f} % of the linear weights are NVFP4, which gave noise on Wan and on "
+            "image models: keep the first and last blocks, the embeddings and the head 16-bit "
             "(--gguf FILE --gguf-keep-edge-blocks-fp16), or take --recipe scaled-fp8"
         )
-        found.append((c.Outcome.WORSE, text))
+        found.append((c.Outcome.WRONG, text))
     dynamic = sum(how(layer, side) == "NVFP4 W4A4, no input scale" for layer in linear)
     if dynamic:
         text = (
@@ -195,7 +183,7 @@ def advice(side: Side) -> list[tuple[c.Outcome, str]]:
             f"{', '.join(narrow)} are float16, where working files keep float32: "
             "convert with a GGUF that keeps them F32, or with --dtype float32"
         )
-        found.append((c.Outcome.WORSE if packed else c.Outcome.LOADS, text))
+        found.append((c.Outcome.LOADS, text))
     if not side.is_gguf and len(side.model.files) > 1:
         text = "ComfyUI's diffusion-model loader takes one file, not shards: convert it to one"
         found.append((c.Outcome.FAILS, text))
@@ -205,6 +193,8 @@ def advice(side: Side) -> list[tuple[c.Outcome, str]]:
 def verdict(side: Side) -> dict:
     """What ComfyUI does with a file, how it runs its layers, and what to change."""
     counts = Counter(how(layer, side) for layer in side.linear.values())
+    foreign = {name: "a format of ComfyUI's own, not checked here" for name in c.OTHER_FORMATS}
+    known = RUNS | foreign
     if side.is_gguf:
         ending = (
             "is not for ComfyUI's own loader; ComfyUI-GGUF's loads it, and multiplies in 16-bit"
@@ -225,9 +215,9 @@ def verdict(side: Side) -> dict:
         for key, where in c.grouped(side.findings).items()
     ]
     runs = {
-        label: {"layers": count, "how": RUNS[label.removeprefix("scaled ")]}
+        label: {"layers": count, "how": known[label.removeprefix("scaled ")]}
         for label, count in counts.items()
-        if label.removeprefix("scaled ") in RUNS
+        if label.removeprefix("scaled ") in known
     }
     return {
         "outcome": outcome.name,
@@ -240,7 +230,7 @@ def verdict(side: Side) -> dict:
 
 def describe(side: Side, pattern: str = "") -> dict:
     """Everything about one side, as data; `pattern` chooses the layers that are listed."""
-    chosen = {name: x for name, x in side.linear.items() if re.search(pattern, name)}
+    chosen = {name: x for name, x in side.linear.items() if matches(pattern, name)}
     schemes, kinds = defaultdict(Counter), defaultdict(lambda: defaultdict(Counter))
     for name, layer in chosen.items():
         label, size = how(layer, side), {"layers": 1, "bytes": layer_bytes(layer)}
@@ -249,12 +239,12 @@ def describe(side: Side, pattern: str = "") -> dict:
     return {
         "file": side.path.name,
         "tensors": len(side.model.tensors),
-        "bytes": side.model.nbytes,
+        "bytes": c.file_bytes(side.model),
         "schemes": {label: dict(sizes) for label, sizes in schemes.items()},
         "kinds": {kind: {k: dict(v) for k, v in found.items()} for kind, found in kinds.items()},
         "not_quantised": base_precision(side),
         "naming": naming(side),
-        "metadata": {key: summary(key, value) for key, value in side.model.metadata.items()},
+        "metadata": {key: summary(key, side.model) for key in side.model.metadata},
         "verdict": verdict(side),
         "layers": [
             {
@@ -269,10 +259,16 @@ def describe(side: Side, pattern: str = "") -> dict:
     }
 
 
-def summary(key: str, value: str) -> str:
+def matches(pattern: str, name: str) -> bool:
+    return re.search(pattern, name, re.IGNORECASE) is not None
+
+
+def summary(key: str, model: c.Model) -> str:
     """A metadata value in a few words."""
     if key == "_quantization_metadata":
-        return f"{value.count('format') - value.count('format_version')} layers"
+        listed = c.header_layers(model.metadata)
+        return "unreadable" if listed is None else f"{len(listed)} layers"
+    value = c.one_line(model.metadata[key])
     return value if len(value) <= 60 else f"{value[:57]}..."
 
 
@@ -292,7 +288,7 @@ def differences(a: Side, b: Side, pattern: str) -> list[dict]:
         layers = a.linear[name], b.linear[name]
         labels = tuple(map(how, layers, (a, b)))
         stored = tuple((layer.weight.dtype, layer.weight.shape) for layer in layers)
-        if (labels[0] != labels[1] or stored[0] != stored[1]) and re.search(pattern, name):
+        if (labels[0] != labels[1] or stored[0] != stored[1]) and matches(pattern, name):
             texts = (f"{dtype} {list(shape)}" for dtype, shape in stored)
             groups[labels][kind_of(name), " -> ".join(texts)] += 1
     return [
@@ -316,6 +312,15 @@ def only_in(side: Side, other: Side) -> dict[str, int]:
     return dict(Counter(map(kind_of_tensor, names)).most_common())
 
 
+def not_decoded(layer: c.StoredLayer) -> str:
+    """Why `decode` cannot take a layer; or ""."""
+    if layer.scheme in c.DECODED:
+        return c.undecodable(layer)
+    floats = (*c.SOURCE_FLOATS, *(c.GGUF_BITS.keys() - c.SAFETENSORS_BITS.keys()))
+    known = layer.weight.dtype in floats and layer.config is None
+    return "" if known and layer.weight.nbytes else f"{layer.scheme} is not decoded here"
+
+
 def decode(layer: c.StoredLayer) -> torch.Tensor:
     """A layer's weight as float32 [N, K], from whatever it is stored as."""
     if layer.scheme in c.DECODED:
@@ -331,26 +336,32 @@ def decode(layer: c.StoredLayer) -> torch.Tensor:
     return torch.from_numpy(gguf.quants.dequantize(data, kind)).view(layer.shape)
 
 
-def compare_values(a: Side, b: Side, pattern: str) -> dict[str, float]:
-    """{layer: relative RMSE of B's decoded weight against A's}, for layers of one shape."""
-    broken = {finding.name for side in (a, b) for finding in side.findings
-              if finding.outcome is c.Outcome.FAILS}  # fmt: skip
-    shared = [
-        name
-        for name, layer in a.linear.items()
-        if name in b.linear
-        and re.search(pattern, name)
-        and not broken & {layer.name, b.linear[name].name}
-    ]
-    found = {}
+def relative_rmse(one: c.StoredLayer, other: c.StoredLayer) -> float:
+    """Of the other's weight against the one's, where both have rows; NaN where either has one."""
+    rows, columns = map(min, one.shape, other.shape)
+    left, right = (decode(layer)[:rows, :columns].contiguous() for layer in (one, other))
+    unit = c.largest_magnitude(left)  # squares of huge and tiny weights leave float32's range
+    unit = torch.where(unit > 0, unit, torch.ones(()))
+    return c.measure(left / unit, right / unit).relative_rmse
+
+
+def compare_values(a: Side, b: Side, pattern: str) -> dict:
+    """Relative RMSE of B's decoded weight against A's, and why layers have none."""
+    found, left_out = {}, {}
+    shared = [name for name in a.linear if name in b.linear and matches(pattern, name)]
     for name in tqdm(shared, "decoding", file=sys.stderr):
-        one, other = a.linear[name], b.linear[name]
-        shape = tuple(map(min, one.shape, other.shape))  # rows may be padded on one side
-        if all(c.round_up(x, c.BLOCK_SIZE) == c.round_up(y, c.BLOCK_SIZE)
-               for x, y in zip(one.shape, other.shape, strict=True)):  # fmt: skip
-            left, right = (decode(layer)[: shape[0], : shape[1]] for layer in (one, other))
-            found[name] = c.measure(left.contiguous(), right.contiguous()).relative_rmse
-    return found
+        layers = a.linear[name], b.linear[name]
+        # Rows and columns may be padded on one side.
+        sizes = [tuple(c.round_up(size, c.BLOCK_SIZE) for size in x.shape) for x in layers]
+        reasons = [reason for layer in layers if (reason := not_decoded(layer))]
+        if sizes[0] != sizes[1]:
+            reasons.append(f"{list(layers[0].shape)} against {list(layers[1].shape)}")
+        if reasons:
+            left_out[name] = reasons[0]
+        else:
+            found[name] = relative_rmse(*layers)
+    finite = {name: error if math.isfinite(error) else None for name, error in found.items()}
+    return {"relative_rmse": finite, "not_compared": left_out}
 
 
 def compare(a: Side, b: Side, pattern: str, values: bool) -> dict:
@@ -363,7 +374,7 @@ def compare(a: Side, b: Side, pattern: str, values: bool) -> dict:
         "only_in_a": only_in(a, b),
         "only_in_b": only_in(b, a),
     }
-    return data | ({"relative_rmse": compare_values(a, b, pattern)} if values else {})
+    return data | (compare_values(a, b, pattern) if values else {})
 
 
 # ── 4. Text ──────────────────────────────────────────────────────────────────────────────────────
@@ -381,6 +392,7 @@ def column(cells: tuple[str, ...]) -> list[str]:
 
 def table(title: str, rows: Iterable[tuple[str, ...]]) -> list[str]:
     """Columns under a title; nothing without rows."""
+    rows = [tuple(map(c.one_line, row)) for row in rows]
     lines = zip(*map(column, zip(*rows, strict=True)), strict=True)
     lines = [f"  {'  '.join(cells)}".rstrip() for cells in lines]
     return ["", title, *lines] if lines else []
@@ -461,23 +473,28 @@ def render_two(data: dict) -> str:
         title = f"only in {letter.upper()}"
         lines += table(title, ((kind, str(count)) for kind, count in only))
     lines += side_by_side("metadata", a["metadata"], b["metadata"])
-    lines += render_values(data.get("relative_rmse", {}))
+    lines += render_values(data)
     same = "the same structure" if data["same_structure"] else "different structures"
     return "\n".join([*lines, *render_verdict("A", a), *render_verdict("B", b), "", same])
 
 
-def render_values(found: dict[str, float]) -> list[str]:
-    """Relative RMSE of B's weights against A's: the worst layers and the mean of each kind."""
-    worst = sorted(found.items(), key=lambda item: -item[1])[:WORST_SHOWN]
+def render_values(data: dict) -> list[str]:
+    """Relative RMSE of B's weights against A's: the worst layers, the mean of each kind."""
+    found = {name: math.nan if error is None else error  # JSON has no NaN
+             for name, error in data.get("relative_rmse", {}).items()}  # fmt: skip
+    labels = {layer["name"]: layer["scheme"] for layer in data["b"]["layers"]}
+    worst = sorted(found.items(), key=lambda item: c.least_first(-item[1]))[:WORST_SHOWN]
     kinds = defaultdict(list)
     for name, error in found.items():
-        kinds[kind_of(name)].append(error)
+        kinds[kind_of(name), labels[name]].append(error)
+    means = (
+        (kind, label, str(len(errors)), f"{sum(errors) / len(errors):.4f}")
+        for (kind, label), errors in sorted(kinds.items())
+    )
     return [
         *table("relative RMSE, worst layers", ((name, f"{error:.4f}") for name, error in worst)),
-        *table(
-            "relative RMSE, mean by kind",
-            ((kind, f"{sum(errors) / len(errors):.4f}") for kind, errors in kinds.items()),
-        ),
+        *table("relative RMSE, mean by kind and scheme in B", means),
+        *table("not compared", data.get("not_compared", {}).items()),
     ]
 
 
@@ -491,11 +508,13 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("a", metavar="A", type=c.input_path)
-    parser.add_argument("b", metavar="B", type=c.input_path, nargs="?")
+    parser.add_argument(
+        "a", metavar="A", type=c.input_path, help="the file to list or compare with"
+    )
+    parser.add_argument("b", metavar="B", type=c.input_path, nargs="?", help="the other file")
     parser.add_argument("--values", action="store_true", help="decode both and measure B against A")
     parser.add_argument("--pattern", metavar="REGEX", default="", type=c.pattern,
-                        help="only layers whose names match")  # fmt: skip
+                        help="list and compare only the layers whose names match")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print data instead of text")
     return parser
 
@@ -513,10 +532,16 @@ def main(argv: list[str] | None = None) -> int:
         else:
             data = compare(a, open_side(options.b), options.pattern, options.values)
             render, status = render_two, int(not data["same_structure"])
+        if options.pattern and not any(
+            side["layers"] for side in [data.get("a", data), data.get("b", data)]
+        ):
+            raise c.ConvertError(f"--pattern {options.pattern}: matches no linear layer")
     except c.ConvertError as error:
         for problem in error.problems:
-            print(f"error: {c.printable(problem)}", file=sys.stderr)
+            print(f"error: {c.one_line(problem)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     c.show(json.dumps(data, indent=1) if options.json else c.printable(render(data)))
     return status
 

@@ -60,6 +60,7 @@ from functools import partial
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -84,7 +85,8 @@ FLOAT32_EXPONENT = 0x7F800000
 ROUND_TO_HALVES = 2.0**22  # float32 at this size has a unit in the last place of 0.5
 
 # The scale search, in codes from the smallest scale that clips nothing; why: `mse_block_scales`.
-SEARCH_OFFSETS = range(-3, 7)
+FIRST_OFFSET, LAST_OFFSET = -3, 6
+SEARCH_OFFSETS = range(FIRST_OFFSET, LAST_OFFSET + 1)
 MAY_CLIP = 3  # only so many of the smallest candidates can be exceeded by a weight
 LAST_E4M3_CODE = 126  # 448; 127 is NaN
 UNHALVED_E4M3_CODE = 15  # from here on, half of every E4M3 value is one too
@@ -96,6 +98,7 @@ FIRST_NORMAL_E4M3_CODE = 8
 # global scales would clip it, which cost more than they gave in every tensor tried.
 MANY_SUBNORMALS = 0.01
 OTHER_LARGEST_SCALES = (416, 384, 352, 320, 288, 256)
+COMPILE_FROM = 100_000_000  # weights to quantise from which compiling for the CPU pays
 FUSE_FROM = 4_000_000_000  # NVFP4 weights from which 20 s of compiling pays on a middling GPU
 
 CPU_CHUNK = 1 << 19  # weights a thread works on at once: measured best on two cores
@@ -106,8 +109,10 @@ PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in piece
 EDGE_BLOCKS = 2
 MAX_DIMENSIONS = 32
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+MAX_CONFIG_BYTES = 1 << 16  # of a comfy_quant tensor: some 60 are usual
 EXAMPLES = 3  # names shown for a counted finding
-PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
+COMFYUI_PREFIXES = ("model.", "net.")  # what ComfyUI strips, and takes any such name for
 HERE = Path(__file__).resolve().parent
 
 SAFETENSORS_BITS = {
@@ -121,6 +126,7 @@ TORCH_DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "U8": torch.uint8,
+    "I8": torch.int8,
     "F8_E4M3": torch.float8_e4m3fn,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -173,6 +179,8 @@ MARKER = "scaled_fp8"  # legacy scaled FP8: 2 elements ask for full-precision ma
 DECODED = tuple(scheme for scheme, *_ in SCHEMES)
 WRONG_FROM = 0.3  # relative RMSE no honest NVFP4 or FP8 weight has: normal ones have 0.09, 0.03
 ROUNDED_TO = 0.005  # ... nor a rounded one: bfloat16 has 0.002
+VIEWED = ("U8", "I8")  # dtypes whose bits ComfyUI takes for block scales
+LARGE_WEIGHT = 100.0  # no trained model has one; FP8 codes without their scale reach 448
 NAN_E4M3 = 0x7F  # from here on, bytes are NaN or negative
 
 # Full-precision matmul (W4A16) by kind of layer: option, layers, what the help says.
@@ -230,6 +238,10 @@ class ConvertError(Exception):
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class DamagedFileError(ConvertError):
+    """A safetensors header or data section that the safetensors library refuses, too."""
 
 
 class Float16OverflowError(Exception):
@@ -423,7 +435,9 @@ class StoredLayer:
             return "no weight"
         configured = (self.config or {}).get("format")
         for scheme, dtype, scale in SCHEMES:
-            suits = self.weight.dtype == dtype and (scale is None or scale in self.parts)
+            signed = (self.weight.dtype, dtype, configured) == ("I8", "U8", "nvfp4")
+            suits = self.weight.dtype == dtype or signed
+            suits = suits and (scale is None or scale in self.parts)
             if suits and configured not in OTHER_FORMATS:
                 return scheme
         return configured or self.weight.dtype
@@ -450,7 +464,6 @@ class FileFacts:
 
     legacy: bool  # scaled FP8's marker is there and in force
     fp8_matmul: bool  # ... and asks for FP8 activations
-    scaled: bool  # some FP8 weight has a scale
     values: bool  # scales may be read, too
 
 
@@ -544,7 +557,9 @@ class Damage:
 
     @property
     def relative_rmse(self) -> float:
-        return math.sqrt(self.error / self.energy) if self.energy else 0.0
+        if not self.energy:
+            return math.inf if self.error else 0.0
+        return math.sqrt(self.error / self.energy)
 
     @classmethod
     def total(cls, damages: Iterable[Damage], scale: torch.Tensor) -> Damage:
@@ -556,16 +571,9 @@ class Damage:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to quantisation noise; infinite where nothing was lost."""
-        return 10 * math.log10(self.energy / self.error) if self.error else math.inf
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Codec:
-    """A quantised format: (weight, scale) -> parts, (*parts, scale) -> float32."""
-
-    encode: Callable[..., tuple[torch.Tensor, ...]]
-    decode: Callable[..., torch.Tensor]
+        """Signal to quantisation noise; infinite where nothing was lost, or nothing is right."""
+        ratio = self.relative_rmse
+        return -20 * math.log10(ratio) if ratio else math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -593,6 +601,10 @@ class Check:
     model: Model
     findings: tuple[Finding, ...]
     damage: dict[str, Damage]
+
+    @property
+    def outcome(self) -> Outcome:
+        return max((finding.outcome for finding in self.findings), default=Outcome.LOADS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -649,9 +661,15 @@ DEFECTS = {
     ),
     "not scalar": Defect(
         Outcome.LOADS,
-        "scales have one element but are not scalars",
+        "scales are float64, or of one element but no scalars",
         "ComfyUI takes them all the same; other loaders may not",
-        "store them with shape []",
+        "store them as F32 with shape []",
+    ),
+    "per row": Defect(
+        Outcome.LOADS,
+        "FP8 scales are one for every row",
+        "ComfyUI decodes such weights rightly; FP8 matmul takes a single scale",
+        "mark these layers for full-precision matmul, or quantise them with one scale",
     ),
     "slow shape": Defect(
         Outcome.SLOWER,
@@ -695,10 +713,28 @@ DEFECTS = {
         "ComfyUI warns of missing keys and starts with weights of no meaning",
         "convert again from this source",
     ),
+    "extra": Defect(
+        Outcome.LOADS,
+        "tensors of the file are not in the source",
+        "nothing says whether they are right",
+        "give the source that this file was made from",
+    ),
     "unscaled": Defect(
         Outcome.WRONG,
-        "FP8 weights have no scale, though others of the file do",
-        "ComfyUI takes them unscaled: noise",
+        "FP8 weights have no scale, and are too large to need none",
+        "ComfyUI takes them as they are: noise",
+        "quantise these layers again",
+    ),
+    "integers": Defect(
+        Outcome.WRONG,
+        "integer weights have neither comfy_quant nor an entry in the header",
+        "ComfyUI takes the integers for the weights: noise, or a stop at their shape",
+        "configure them, or give the 16-bit weights",
+    ),
+    "weight dtype": Defect(
+        Outcome.WRONG,
+        "weights have another dtype than their format stores",
+        "ComfyUI casts them to it: other weights",
         "quantise these layers again",
     ),
     "unread scale": Defect(
@@ -714,6 +750,18 @@ DEFECTS = {
         "ComfyUI takes the packed bytes for numbers and stops at their shape",
         "write both for every layer",
     ),
+    "empty": Defect(
+        Outcome.FAILS,
+        "files hold no tensors",
+        "ComfyUI does not recognise a model in them",
+        "get the file again",
+    ),
+    "prefix": Defect(
+        Outcome.FAILS,
+        "files name all tensors diffusion_model.*",
+        "ComfyUI strips model.diffusion_model. and net. alone, and recognises no model",
+        "rename them, or take a file without the prefix",
+    ),
     "no scale": Defect(
         Outcome.FAILS,
         "quantised weights lack a scale",
@@ -728,7 +776,7 @@ DEFECTS = {
     ),
     "dtype": Defect(
         Outcome.FAILS,
-        "tensors have another dtype than their format says",
+        "scales have another dtype than their format says",
         "ComfyUI stops when the layer first runs",
         "quantise these layers again",
     ),
@@ -772,10 +820,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
+def one_line(text: str) -> str:
+    """What is printable, and cannot forge a line of its own."""
+    return printable(text).replace("\n", "\\n")
+
+
 def examples(names: Iterable[str]) -> str:
     """The first few names and how many more there are."""
     names = sorted(names) or ["nothing"]
-    shown = ", ".join(names[:EXAMPLES])
+    shown = ", ".join(map(one_line, names[:EXAMPLES]))
     return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
 
 
@@ -865,7 +918,7 @@ def mse_block_scales(
     lowest = (block_amax - error.sqrt()) / E2M1_MAX * (1 - DOUBT)
     few = first <= FIRST_NORMAL_E4M3_CODE
     low = e4m3_code_of_at_least(lowest).clamp_(min=1).masked_fill_(few, 1)
-    high = (first + (SEARCH_OFFSETS.start - 1)).masked_fill_(few, UNHALVED_E4M3_CODE)
+    high = (first + (FIRST_OFFSET - 1)).masked_fill_(few, UNHALVED_E4M3_CODE)
     rest = ((low <= high) & (block_amax > 0)).nonzero().squeeze(1)
     if len(rest):
         bounds, so_far = (low[rest], high[rest]), (best[rest], error[rest])
@@ -1111,6 +1164,288 @@ def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
     )
 
 
+# Loops that numba compiles: what the functions above do to a few rows, in one pass over memory
+# and without Python's lock. Same bits; torch's single operations are ten times slower on a CPU.
+
+E4M3_VALUES = torch.arange(128, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
+LANES = 64  # blocks worked on side by side: their 16 magnitudes stay in the first-level cache
+FLOAT32 = np.float32
+LARGEST_FLOAT32 = FLOAT32(3e38)
+
+
+def e4m3_codes(values: np.ndarray, codes: np.ndarray) -> None:
+    """Nearest E4M3 codes, ties to even, of float32 values from 0 to 448."""
+    bits = values.view(np.int32)
+    for j in range(len(values)):
+        normal = ((bits[j] + 0x7FFFF + ((bits[j] >> 20) & 1)) >> 20) - 960
+        subnormal = np.int32((values[j] * FLOAT32(512) + FLOAT32(8388608)) - FLOAT32(8388608))
+        codes[j] = normal if values[j] >= FLOAT32(2**-6) else subnormal
+
+
+def e4m3_codes_of_at_least(values: np.ndarray, codes: np.ndarray) -> None:
+    """The smallest codes whose values are at least `values`, which are clamped to 0..448."""
+    for j in range(len(values)):
+        values[j] = min(max(values[j], FLOAT32(0)), FLOAT32(E4M3_MAX))
+    e4m3_codes(values, codes)
+    for j in range(len(values)):
+        codes[j] += E4M3_VALUES[codes[j]] < values[j]
+
+
+def block_errors(
+    magnitudes: np.ndarray, codes: np.ndarray, global_scale: np.float32, errors: np.ndarray
+) -> None:
+    """`scale_errors` of blocks side by side, [16, b], each at one code; sums in the same order."""
+    count = magnitudes.shape[1]
+    sums, reciprocals = np.zeros((8, count), FLOAT32), np.empty(count, FLOAT32)
+    for j in range(count):
+        reciprocals[j] = FLOAT32(1) / (E4M3_VALUES[codes[j]] * global_scale)
+    for i in range(BLOCK_SIZE):
+        row, total = magnitudes[i], sums[i % 8]
+        for j in range(count):
+            scaled = row[j] * reciprocals[j]
+            large = FLOAT32(ROUND_TO_HALVES)
+            large = FLOAT32(2 * ROUND_TO_HALVES) if scaled >= FLOAT32(2) else large
+            large = FLOAT32(4 * ROUND_TO_HALVES) if scaled >= FLOAT32(4) else large
+            error = scaled - min((scaled + large) - large, FLOAT32(E2M1_MAX))
+            total[j] += error * error
+    for half in (4, 2, 1):
+        for i in range(half):
+            for j in range(count):
+                sums[i, j] += sums[i + half, j]
+    for j in range(count):
+        scale = E4M3_VALUES[codes[j]]
+        errors[j] = sums[0, j] * scale * scale
+
+
+def keep_better(codes: np.ndarray, errors: np.ndarray, best: np.ndarray, least: np.ndarray) -> None:
+    """Where a code has a smaller error, or an equal one and is smaller, it is the best so far."""
+    for j in range(len(codes)):
+        better = errors[j] < least[j] or (errors[j] == least[j] and codes[j] < best[j])
+        best[j] = codes[j] if better else best[j]
+        least[j] = errors[j] if better else least[j]
+
+
+def best_codes(
+    magnitudes: np.ndarray, block_amax: np.ndarray, global_scale: np.float32, best: np.ndarray
+) -> None:
+    """`mse_block_scales` of blocks side by side, [16, b]; `block_amax` is overwritten."""
+    count = len(block_amax)
+    first, codes = np.empty(count, np.int32), np.empty(count, np.int32)
+    values, errors, least = (
+        np.empty(count, FLOAT32),
+        np.empty(count, FLOAT32),
+        np.empty(count, FLOAT32),
+    )
+    for j in range(count):
+        block_amax[j] /= global_scale
+        values[j] = block_amax[j] / FLOAT32(E2M1_MAX) * FLOAT32(1 + DOUBT)
+        best[j], least[j] = LAST_E4M3_CODE + 1, LARGEST_FLOAT32
+    e4m3_codes_of_at_least(values, first)
+    for offset in range(FIRST_OFFSET, LAST_OFFSET + 1):
+        for j in range(count):
+            codes[j] = min(max(first[j] + offset, 1), LAST_E4M3_CODE)
+        block_errors(magnitudes, codes, global_scale, errors)
+        keep_better(codes, errors, best, least)
+    for j in range(count):
+        values[j] = (block_amax[j] - np.sqrt(least[j])) / FLOAT32(E2M1_MAX) * FLOAT32(1 - DOUBT)
+    e4m3_codes_of_at_least(values, codes)
+    steps = 0
+    for j in range(count):
+        few = first[j] <= FIRST_NORMAL_E4M3_CODE
+        first[j] = UNHALVED_E4M3_CODE if few else first[j] + FIRST_OFFSET - 1
+        codes[j] = 1 if few else max(codes[j], 1)
+        if block_amax[j] > 0:
+            steps = max(steps, first[j] - codes[j] + 1)
+    for _ in range(steps):  # nearly always none or one
+        block_errors(magnitudes, codes, global_scale, errors)
+        keep_better(codes, errors, best, least)
+        for j in range(count):
+            codes[j] = min(codes[j] + 1, max(first[j], 1))
+    for j in range(count):
+        best[j] = best[j] if block_amax[j] > 0 else 0
+
+
+def round_blocks(
+    magnitudes: np.ndarray, best: np.ndarray, global_scale: np.float32, codes: np.ndarray
+) -> tuple[float, float]:
+    """E2M1 codes of blocks side by side, [16, b], at their scales' codes; error and energy."""
+    count = len(best)
+    steps, errors = np.empty(count, FLOAT32), np.zeros(count, FLOAT32)
+    energies = np.zeros(count, FLOAT32)
+    for j in range(count):
+        steps[j] = E4M3_VALUES[best[j]] * global_scale
+    for i in range(BLOCK_SIZE):
+        for j in range(count):
+            scaled = magnitudes[i, j] / (steps[j] if steps[j] > 0 else FLOAT32(1))
+            scaled = min(scaled, FLOAT32(E2M1_MAX)) if steps[j] > 0 else FLOAT32(0)
+            power = FLOAT32(4) if scaled >= 4 else FLOAT32(2) if scaled >= 2 else FLOAT32(1)
+            large = power * FLOAT32(ROUND_TO_HALVES)
+            rounded = scaled + large - large
+            # A power's values are steps of half of it; each power begins two codes further up.
+            start = 4 if scaled >= 4 else 2 if scaled >= 2 else 0
+            codes[i, j] = np.int32(rounded * FLOAT32(2) / power) + start
+            original = magnitudes[i, j] / global_scale
+            error = rounded * E4M3_VALUES[best[j]] - original
+            errors[j] += error * error
+            energies[j] += original * original
+    error, energy = 0.0, 0.0
+    for j in range(count):
+        error, energy = error + errors[j], energy + energies[j]
+    return error, energy
+
+
+def encode_blocks(
+    blocks: np.ndarray,
+    global_scale: np.float32,
+    search: bool,
+    packed: np.ndarray,
+    scales: np.ndarray,
+) -> tuple[float, float]:
+    """`encode_nvfp4` of blocks [b, 16] float32 into packed [b, 8] and scales [b], both uint8.
+
+    Returns squared error and energy in units of the global scale.
+    """
+    magnitudes, codes = (
+        np.zeros((BLOCK_SIZE, LANES), FLOAT32),
+        np.empty((BLOCK_SIZE, LANES), np.int32),
+    )
+    block_amax, best = np.empty(LANES, FLOAT32), np.empty(LANES, np.int32)
+    bits, error, energy = blocks.view(np.int32), 0.0, 0.0
+    for begin in range(0, len(blocks), LANES):
+        count = min(LANES, len(blocks) - begin)
+        if count < LANES:
+            magnitudes[:] = 0
+        for j in range(count):
+            for i in range(BLOCK_SIZE):
+                magnitudes[i, j] = abs(blocks[begin + j, i])
+        block_amax[:] = 0
+        for i in range(BLOCK_SIZE):
+            for j in range(LANES):
+                block_amax[j] = max(block_amax[j], magnitudes[i, j])
+        if search:
+            best_codes(magnitudes, block_amax, global_scale, best)
+        else:
+            for j in range(LANES):
+                scale = block_amax[j] / FLOAT32(E2M1_MAX) / global_scale
+                block_amax[j] = min(scale, FLOAT32(E4M3_MAX))
+            e4m3_codes(block_amax, best)
+        more_error, more_energy = round_blocks(magnitudes, best, global_scale, codes)
+        error, energy = error + more_error, energy + more_energy
+        end = begin + count
+        scales[begin:end] = best[:count]
+        for j in range(count):
+            dead = E4M3_VALUES[best[j]] * global_scale == 0  # what a zero scale loses is +0
+            best[j] = 0 if dead else 8
+        pack_blocks(codes, best, bits[begin:end], packed[begin:end])
+    return error, energy
+
+
+def pack_blocks(codes: np.ndarray, signs: np.ndarray, bits: np.ndarray, packed: np.ndarray) -> None:
+    """`pack_e2m1` of codes [16, b] into packed [b, 8], with signs from float32 `bits` [b, 16]
+    where `signs` [b] is 8, and without where it is 0.
+    """
+    for j in range(len(packed)):
+        for i in range(BLOCK_SIZE // 2):
+            high = codes[2 * i, j] | ((bits[j, 2 * i] >> 28) & signs[j])
+            low = codes[2 * i + 1, j] | ((bits[j, 2 * i + 1] >> 28) & signs[j])
+            packed[j, i] = (high << 4) | low
+
+
+def encode_bytes(weights: np.ndarray, scale: np.float32, codes: np.ndarray) -> tuple[float, float]:
+    """`encode_fp8` of float32 weights [n] into codes [n] uint8; error and energy as above."""
+    reciprocal, error, energy = FLOAT32(1) / scale, 0.0, 0.0
+    scaled, found = np.empty(LANES * BLOCK_SIZE, FLOAT32), np.empty(LANES * BLOCK_SIZE, np.int32)
+    bits = weights.view(np.int32)
+    for begin in range(0, len(weights), len(scaled)):
+        count = min(len(scaled), len(weights) - begin)
+        for j in range(count):
+            scaled[j] = min(abs(weights[begin + j]) * reciprocal, FLOAT32(E4M3_MAX))
+        e4m3_codes(scaled, found)
+        errors, energies = FLOAT32(0), FLOAT32(0)
+        for j in range(count):
+            codes[begin + j] = found[j] | ((bits[begin + j] >> 24) & 0x80)
+            original = abs(weights[begin + j]) / scale
+            difference = E4M3_VALUES[found[j]] - original
+            errors += difference * difference
+            energies += original * original
+        error, energy = error + errors, energy + energies
+    return error, energy
+
+
+KERNELS = (
+    e4m3_codes,
+    e4m3_codes_of_at_least,
+    block_errors,
+    keep_better,
+    best_codes,
+    round_blocks,
+    pack_blocks,
+    encode_blocks,
+    encode_bytes,
+)  # in the order in which they call each other
+
+
+def compile_kernels() -> None:
+    """Replace KERNELS by machine code, which is kept beside this file for the next run.
+
+    Raises ImportError without numba, and RuntimeError where the code, checked on a sample, does
+    not keep the bits. No value there is NaN or infinite; contracting a * b + c, which rounds
+    once, stays forbidden.
+    """
+    import numba  # optional, and takes half a second
+
+    for kernel in KERNELS:
+        options = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan", "ninf"}}
+        try:
+            compiled = numba.njit(kernel, cache=True, **options)
+        except RuntimeError:  # no folder to keep it in
+            compiled = numba.njit(kernel, **options)
+        globals()[kernel.__name__] = compiled
+    sample = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
+    sample[:8] *= torch.logspace(-6, 0, 8).unsqueeze(1)  # subnormal scales, and none
+    scale = nvfp4_global_scale(largest_magnitude(sample))
+    pairs = (
+        (encode_fp8_compiled(sample, scale), (encode_fp8(sample, scale),)),
+        *(
+            (encode_nvfp4_compiled(sample, scale, search), encode_nvfp4(sample, scale, search))
+            for search in SCALE_SEARCHES.values()
+        ),
+    )
+    for (*found, _), expected in pairs:
+        if not all(map(torch.equal, map(as_bytes, found), map(as_bytes, expected))):
+            raise RuntimeError("the compiled code rounds differently")
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(torch.uint8)
+
+
+def encode_nvfp4_compiled(
+    weight: torch.Tensor, global_scale: torch.Tensor, block_scales: Callable
+) -> tuple[torch.Tensor, torch.Tensor, Damage]:
+    """`encode_nvfp4` of float32, bfloat16 or float16 by KERNELS, and its damage."""
+    values = weight.float()
+    if values.shape[1] % BLOCK_SIZE:
+        values = torch.nn.functional.pad(values, (0, -values.shape[1] % BLOCK_SIZE))
+    blocks = values.contiguous().view(-1, BLOCK_SIZE).numpy()
+    packed = np.empty((len(blocks), BLOCK_SIZE // 2), np.uint8)
+    scales = np.empty(len(blocks), np.uint8)
+    search = block_scales is mse_block_scales
+    error, energy = encode_blocks(blocks, FLOAT32(global_scale), search, packed, scales)
+    block_scale = torch.from_numpy(scales).view(torch.float8_e4m3fn).view(len(weight), -1)
+    damage = Damage(error=error, energy=energy)
+    return torch.from_numpy(packed).view(len(weight), -1), block_scale, damage
+
+
+def encode_fp8_compiled(weight: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, Damage]:
+    """`encode_fp8` by KERNELS, and its damage."""
+    values = weight.float().contiguous().flatten().numpy()
+    codes = np.empty(len(values), np.uint8)
+    error, energy = encode_bytes(values, FLOAT32(scale), codes)
+    stored = torch.from_numpy(codes).view(torch.float8_e4m3fn).view(weight.shape)
+    return stored, Damage(error=error, energy=energy)
+
+
 # ── 4. Read ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -1143,7 +1478,7 @@ def refuse_other_formats(path: Path, start: bytes) -> None:
             "give a .safetensors version of the model"
         )
     if start.startswith(GGUF_MAGIC):
-        raise ConvertError(f"{path}: is a GGUF; give the original .safetensors model here")
+        raise ConvertError(f"{path}: is a GGUF; give a .safetensors model here")
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
@@ -1159,10 +1494,10 @@ def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
             refuse_other_formats(path, start)
             length = int.from_bytes(start, "little")
             if len(start) < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-                raise ConvertError(
-                    f"{path}: not a safetensors file, or cut off: "
-                    f"its header should have {length:,} bytes, the file has {size:,}"
-                )
+                cut = length <= MAX_HEADER_BYTES and len(start) == 8
+                cut = f", or cut off: its header should have {length:,} bytes" if cut else ""
+                problem = f"not a safetensors file{cut}; it has {size:,} bytes"
+                raise DamagedFileError(f"{path}: {problem}")
             raw = file.read(length)
     except OSError as error:
         raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
@@ -1170,9 +1505,9 @@ def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
         header = json.loads(raw, object_pairs_hook=unique_keys)
         metadata = header.pop("__metadata__", {})
     except (ValueError, RecursionError, AttributeError, TypeError) as error:
-        raise ConvertError(f"{path}: the safetensors header is damaged: {error}") from error
+        raise DamagedFileError(f"{path}: the safetensors header is damaged: {error}") from error
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ConvertError(f"{path}: the safetensors header's __metadata__ must map to strings")
+        raise DamagedFileError(f"{path}: the safetensors header's __metadata__ must map to strings")
     refs = [parse_entry(path, 8 + length, name, entry) for name, entry in header.items()]
     refs.sort(key=lambda ref: (ref.begin, ref.nbytes))
     check_coverage(path, refs, 8 + length, size)
@@ -1184,18 +1519,19 @@ def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> Tensor
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        name.encode()  # a lone surrogate could not be written again
+        if not name.isprintable():  # nor could a lone surrogate be written again
+            raise ValueError
         numbers = (*shape, begin, end)
         sound = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
         if not sound or len(shape) > MAX_DIMENSIONS:
             raise ValueError
         expected = bits_of(dtype, shape)
     except (KeyError, TypeError, ValueError) as error:
-        raise ConvertError(
+        raise DamagedFileError(
             f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:200]}"
         ) from error
     if expected != (end - begin) * 8:
-        raise ConvertError(
+        raise DamagedFileError(
             f"{path}: tensor {name}: {dtype} {list(shape)} needs {expected // 8:,} bytes, "
             f"the header gives it {end - begin:,}"
         )
@@ -1210,10 +1546,10 @@ def check_coverage(path: Path, refs: list[TensorRef], data_begin: int, size: int
     for ref in refs:
         if ref.begin != position:
             what = "overlaps another" if ref.begin < position else "leaves a gap before it"
-            raise ConvertError(f"{path}: tensor {ref.name} {what} at byte {ref.begin:,}")
+            raise DamagedFileError(f"{path}: tensor {ref.name} {what} at byte {ref.begin:,}")
         position += ref.nbytes
     if position != size:
-        raise ConvertError(
+        raise DamagedFileError(
             f"{path}: the tensors end at byte {position:,}, the file at {size:,}: "
             + ("it is cut off; download it again" if size < position else "trailing bytes")
         )
@@ -1227,8 +1563,9 @@ def open_model(source: Path) -> Model:
         )
         if len(found) != 1:
             raise ConvertError(
-                f"{source}: holds {len(found)} *.safetensors.index.json or *.safetensors files; "
-                "give the one to convert by name"
+                f"{source}: holds {len(found) or 'no'} *.safetensors.index.json or *.safetensors "
+                "files; "
+                "give one by name"
             )
         source = found[0]
     if source.suffix.lower() == ".json":
@@ -1262,12 +1599,21 @@ def open_shards(index: Path) -> Model:
             problems.append(f"{index}: has no entry for {examples(unlisted)} of {shard}")
     if problems:
         raise ConvertError(*problems)
-    merged, metadata = {}, {}
-    for tensors, shard_metadata in headers.values():
-        merged |= tensors
-        metadata = shard_metadata | metadata
+    merged = {name: ref for tensors, _ in headers.values() for name, ref in tensors.items()}
     files = (index, *(index.parent / shard for shard in shards))
+    metadata = merge_metadata([metadata for _, metadata in headers.values()])
     return Model(tensors=merged, metadata=metadata, files=files)
+
+
+def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
+    """The first shard's word counts, but quantised layers are each shard's own."""
+    merged, layers = {}, {}
+    for metadata in shards:
+        merged = metadata | merged
+        layers |= header_layers(metadata) or {}
+    if layers:
+        merged["_quantization_metadata"] = json.dumps({"layers": layers})
+    return merged
 
 
 def fill(ref: TensorRef, begin: int, view: memoryview) -> None:
@@ -1295,9 +1641,9 @@ def load(ref: TensorRef) -> torch.Tensor:
     return load_bytes(ref).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
 
 
-def header_layers(model: Model) -> dict | None:
+def header_layers(metadata: dict[str, str]) -> dict | None:
     """The layers of `_quantization_metadata`: {} without it, None where it cannot be read."""
-    text = model.metadata.get("_quantization_metadata", '{"layers": {}}')
+    text = metadata.get("_quantization_metadata", '{"layers": {}}')
     try:
         layers = json.loads(text)["layers"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -1312,7 +1658,7 @@ def stored_layers(model: Model) -> dict[str, StoredLayer]:
         layer, _, suffix = ref.name.rpartition(".")
         if suffix in LAYER_PARTS:
             parts[layer][suffix] = ref
-    listed = header_layers(model) or {}
+    listed = header_layers(model.metadata) or {}
     return {
         name: StoredLayer(
             name=name,
@@ -1327,6 +1673,8 @@ def stored_layers(model: Model) -> dict[str, StoredLayer]:
 def config_of(ref: TensorRef | None) -> dict | None:
     if ref is None:
         return None
+    if ref.nbytes > MAX_CONFIG_BYTES:
+        return {}
     try:
         return as_config(json.loads(bytes(load(ref).tolist())))
     except (KeyError, TypeError, ValueError, RecursionError):  # of another dtype, or not JSON
@@ -1424,8 +1772,10 @@ def read_layer_list(path: Path) -> tuple[str, ...]:
     """Layer names, one a line; text after # and blank lines are left out."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # Notepad writes a mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConvertError(f"{path}: cannot read the layer list: {error}") from error
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read the layer list: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConvertError(f"{path}: the layer list is not UTF-8: {error}") from error
     names = (line.partition("#")[0].strip().removesuffix(".weight") for line in lines)
     return tuple(dict.fromkeys(name for name in names if name))
 
@@ -1541,7 +1891,7 @@ def select(model: Model, pattern: str, option: str) -> frozenset[str]:
 
 def edge_block_rules(model: Model) -> list[Rule]:
     """The first and last EDGE_BLOCKS transformer blocks, in the order the model runs them."""
-    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d+)\.")
+    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.")
     members = defaultdict(set)
     for ref in model.linear_weights:
         if found := inside.match(bare(ref.name)):
@@ -1611,6 +1961,8 @@ def choice_rules(options: Options, model: Model, kinds: dict[str, str] | None) -
         if not ref.is_linear_weight
         and (len(ref.shape) <= 1 or re.search(KEEPS_SOURCE_PRECISION, bare(ref.name)))
     )
+    if options.recipe == LEGACY_RECIPE:  # everything else is --dtype
+        return rules
     reason = "bias, norm or modulation: as in the source"
     return [*rules, Rule(names=small, precision=Precision.KEPT, reason=reason)]
 
@@ -1722,7 +2074,10 @@ def refuse_quantised(source: Path, model: Model) -> None:
 def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
     """FP8 layers as scaled FP8, whose one switch for full-precision matmul holds for all."""
     layers = [plan for plan in plans if plan.is_quantised]
-    needing = sum(bool(plan.full_precision) for plan in layers)
+    needing = sum(
+        bool(plan.full_precision) or np.float32(plan.input_scale) == 1  # ComfyUI drops a 1
+        for plan in layers
+    )
     reason = f"{MARKER} holds for every layer" if needing else ""
     shared = [
         dataclasses.replace(plan, legacy=True, full_precision=plan.full_precision or reason)
@@ -1758,9 +2113,11 @@ def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[s
             plan = attach_scale(marked, calibration.get(ref.layer))
         plans.append(plan)
     if not any(plan.is_quantised for plan in plans):
+        bits = [GGUF_BITS[kind] for kind in (kinds or {}).values() if GGUF_BITS[kind] <= 8]
+        depth = f"give --gguf-nvfp4-max-bitdepth {min(bits)}" if bits else "take another GGUF"
         raise ConvertError(
             f"{options.source}: no layer would become NVFP4 or FP8; "
-            "raise --gguf-nvfp4-max-bitdepth, or name layers with --include"
+            f"{depth}, or name layers with --include"
         )
     notes += [*mark_notes, *scale_notes(plans, bool(calibration))]
     if options.recipe == LEGACY_RECIPE:
@@ -1933,6 +2290,7 @@ class Compute:
         search: Callable = amax_block_scales,
     ):
         self.device, self.dtype, self.search, self.notes = device, dtype, search, []
+        self.compiled = False  # KERNELS are machine code, and for this device and dtype
         on_cpu = device.type == "cpu"
         self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
         self.pool = ThreadPoolExecutor(min(CPU_THREADS, torch.get_num_threads()) if on_cpu else 1)
@@ -1945,6 +2303,19 @@ class Compute:
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self.threads)
+
+    def compile(self, weights: int) -> None:
+        """Use compiled kernels on the CPU where they pay; what keeps them away is a note."""
+        plain = self.device.type == "cpu" and self.dtype is torch.float32
+        if not plain or weights < COMPILE_FROM:
+            return
+        try:
+            compile_kernels()
+            self.compiled = True
+        except ImportError:
+            self.notes.append("pip install numba makes this several times faster, same result")
+        except RuntimeError as error:
+            self.notes.append(f"slower, same result: numba: {error}")
 
     def map(self, function: Callable, weight: torch.Tensor, *more: torch.Tensor) -> list:
         """The function's results for every chunk of rows of a matrix and of what goes with it."""
@@ -1988,17 +2359,20 @@ def quantise(
             f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
     if plan.precision is Precision.FP8:
-        codec = Codec(encode=lambda w, s: (encode_fp8(w, s),), decode=decode_fp8)
-        best = encode_layer(weight, fp8_scale(amax), codec, compute)
+        plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, dtype)
+        encode = encode_fp8_compiled if compute.compiled else plain
+        best = encode_layer(weight, fp8_scale(amax), encode, compute)
     else:
         scale, search = nvfp4_global_scale(amax), compute.search
         if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
             search = amax_block_scales
             compute.notes.append(f"{plan.ref.layer}: too small weights for the scale search")
-        codec = Codec(encode=partial(encode_nvfp4, block_scales=search), decode=decode_nvfp4)
-        best = encode_layer(weight, scale, codec, compute)
+        encode = measured(partial(encode_nvfp4, block_scales=search), decode_nvfp4, dtype)
+        if compute.compiled:
+            encode = partial(encode_nvfp4_compiled, block_scales=search)
+        best = encode_layer(weight, scale, encode, compute)
         if search is not amax_block_scales:
-            best = try_other_global_scales(weight, best, codec, compute)
+            best = try_other_global_scales(weight, best, encode, compute)
     return store(plan, best), best.damage
 
 
@@ -2010,30 +2384,33 @@ def has_many_subnormals(block_scale: torch.Tensor) -> bool:
 
 
 def try_other_global_scales(
-    weight: torch.Tensor, best: Encoded, codec: Codec, compute: Compute
+    weight: torch.Tensor, best: Encoded, encode: Callable, compute: Compute
 ) -> Encoded:
     """The encoding with the least error in all, where block scales run out of E4M3's precision."""
     if has_many_subnormals(best.parts[1]):
         plain = best.scale
         for largest in OTHER_LARGEST_SCALES:
-            other = encode_layer(weight, plain * (E4M3_MAX / largest), codec, compute)
+            other = encode_layer(weight, plain * (E4M3_MAX / largest), encode, compute)
             best = min(best, other, key=lambda encoded: encoded.damage.error)
     return best
 
 
-def encode_layer(
-    weight: torch.Tensor, scale: torch.Tensor, codec: Codec, compute: Compute
-) -> Encoded:
-    """Encode all rows at one scale, decode what came out, and measure it."""
+def measured(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
+    """(rows, scale) -> their parts, encoded from `dtype`, and the error of what those decode to."""
 
-    one = torch.ones_like(scale)
-
-    def encode_rows(rows: torch.Tensor) -> tuple:
-        parts = codec.encode(rows.to(compute.dtype), scale)
+    def encode_rows(rows: torch.Tensor, scale: torch.Tensor) -> tuple:
+        parts = encode(rows.to(dtype), scale)
         # In units of the scale, as the squares of huge and tiny weights leave float32's range.
-        return *parts, measure(rows.float() / scale, codec.decode(*parts, one))
+        return *parts, measure(rows.float() / scale, decode(*parts, torch.ones_like(scale)))
 
-    *parts, damages = zip(*compute.map(encode_rows, weight), strict=True)
+    return encode_rows
+
+
+def encode_layer(
+    weight: torch.Tensor, scale: torch.Tensor, encode: Callable, compute: Compute
+) -> Encoded:
+    """All rows at one scale, by what `measured` returns or a compiled encoder."""
+    *parts, damages = zip(*compute.map(lambda rows: encode(rows, scale), weight), strict=True)
     total = Damage.total(damages, scale)
     return Encoded(parts=tuple(map(torch.cat, parts)), scale=scale, damage=total)
 
@@ -2215,17 +2592,14 @@ def lint(model: Model, *, values: bool = True) -> list[Finding]:
     # ComfyUI reads the legacy form only where there is a marker and no current metadata.
     legacy = marker is not None and "_quantization_metadata" not in model.metadata
     facts = FileFacts(
-        legacy=legacy,
-        fp8_matmul=legacy and math.prod(marker.shape) != 2,
-        scaled=any(layer.scheme in ("FP8", "scaled FP8") for layer in layers.values()),
-        values=values,
+        legacy=legacy, fp8_matmul=legacy and math.prod(marker.shape) != 2, values=values
     )
     found = [
         Finding(defect="unaligned", name=ref.name, detail=f"byte {ref.begin:,}")
         for ref in model.tensors.values()
         if ref.nbytes and ref.begin % max(1, SAFETENSORS_BITS[ref.dtype] // 8)
     ]
-    if header_layers(model) is None:
+    if header_layers(model.metadata) is None:
         found.append(Finding(defect="header", name="the header"))
     for layer in layers.values():
         found += lint_layer(layer, facts)
@@ -2236,9 +2610,11 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """A layer's configuration, then its tensors by what it makes of them."""
     config, finding = layer.config, partial(Finding, name=layer.name)
     if layer.weight is None:
-        if config is not None:
+        # A name with a prefix that nothing else has makes ComfyUI look for the model there.
+        misleading = not layer.parts and layer.name.startswith(COMFYUI_PREFIXES)
+        if config is not None and (misleading or layer.parts.keys() - {"comfy_quant"}):
             yield finding(defect="no weight")
-        elif not layer.parts.keys() <= {"bias"}:
+        elif not layer.parts.keys() <= {"bias"} or config is not None:
             yield finding(defect="stray", detail=", ".join(layer.parts))
     elif config is None:
         yield from lint_unconfigured(layer, facts)
@@ -2256,82 +2632,100 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
 
 def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """A weight without configuration: 16-bit, legacy scaled FP8, or a mistake."""
-    finding = partial(Finding, name=layer.name)
-    if layer.scheme == "NVFP4" or (layer.weight.dtype == "U8" and len(layer.weight.shape) == 2):
+    finding, weight = partial(Finding, name=layer.name), layer.weight
+    if layer.scheme == "NVFP4":
         yield finding(defect="unconfigured")
-    elif layer.scheme == "FP8" or (layer.scheme == "scaled FP8" and not facts.legacy):
+    elif weight.dtype in ("U8", "I8") and len(weight.shape) == 2:
+        yield finding(defect="integers", detail=weight.dtype)
+    elif facts.legacy and "scale_weight" in layer.parts:
+        yield from lint_legacy(layer, facts)
+    elif layer.scheme in ("FP8", "scaled FP8"):
         yield finding(defect="unread scale")
-    elif layer.scheme == "scaled FP8":
-        yield from lint_scalars(layer, facts)
-        scale = layer.parts.get("scale_input")
-        # ComfyUI drops an input scale of exactly 1.
-        if facts.fp8_matmul and (scale is None or (facts.values and (load(scale) == 1).all())):
-            yield finding(defect="clamped")
-    elif layer.scheme == "plain FP8" and facts.scaled and len(layer.weight.shape) == 2:
-        yield finding(defect="unscaled")
+    elif layer.scheme == "plain FP8" and len(weight.shape) == 2:
+        if facts.values and weight.nbytes and decode_e4m3(load(weight)).abs().max() > LARGE_WEIGHT:
+            yield finding(defect="unscaled")
     elif strays := layer.parts.keys() - {"weight", "bias"}:
         yield finding(defect="stray", detail=", ".join(sorted(strays)))
+
+
+def lint_legacy(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
+    """A layer of scaled FP8: ComfyUI casts whatever has a scale_weight to F8_E4M3."""
+    finding, scale = partial(Finding, name=layer.name), layer.parts.get("scale_input")
+    yield from lint_scalars(layer, facts)
+    if layer.weight.dtype != "F8_E4M3":
+        yield finding(defect="weight dtype", detail=layer.weight.dtype)
+    readable = scale is not None and scale.dtype in SOURCE_FLOATS and facts.values
+    # ComfyUI drops an input scale of exactly 1.
+    if facts.fp8_matmul and (scale is None or (readable and (load(scale) == 1).all())):
+        yield finding(defect="clamped")
 
 
 def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """An NVFP4 or FP8 layer with a configuration: every tensor, and how it will multiply."""
     finding, weight = partial(Finding, name=layer.name), layer.weight
     is_nvfp4 = layer.precision is Precision.NVFP4
-    if len(weight.shape) != 2:
+    if len(weight.shape) != 2 or 0 in weight.shape:
         yield finding(defect="shape", detail=f"weight {list(weight.shape)}")
         return
     rows, columns = weight.shape[0], weight.shape[1] * (2 if is_nvfp4 else 1)
     expected = format_parts(layer.precision, (rows, columns))
-    faults = [fault for suffix in expected for fault in lint_part(layer, suffix, expected[suffix])]
-    yield from faults
+    for suffix, part in expected.items():
+        yield from lint_part(layer, suffix, part)
     yield from lint_scalars(layer, facts)
-    bias, smoothing = layer.parts.get("bias"), layer.parts.get("pre_quant_scale")
-    if bias and round_up(math.prod(bias.shape), BLOCK_SIZE if is_nvfp4 else 1) != rows:
-        yield finding(defect="shape", detail=f"bias {list(bias.shape)}, weight rows {rows}")
-    if smoothing and smoothing.shape != (columns,):
-        yield finding(defect="shape", detail=f"pre_quant_scale {list(smoothing.shape)}")
+    multiple = BLOCK_SIZE if is_nvfp4 else 1
+    for suffix, size in (("bias", rows), ("pre_quant_scale", columns)):
+        ref = layer.parts.get(suffix)
+        if ref and tuple(round_up(length, multiple) for length in ref.shape) != (size,):
+            yield finding(defect="shape", detail=f"{suffix} {list(ref.shape)} for {size}")
     if is_nvfp4:
         yield from lint_packed(layer)
-        if facts.values and not faults:
+        if facts.values and not undecodable(layer):
             yield from lint_block_scales(layer)
     elif not layer.full_precision and "input_scale" not in layer.parts:
         yield finding(defect="clamped")
 
 
 def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Finding]:
-    """One tensor's dtype and shape against what its format stores."""
+    """One tensor's dtype and shape against what its format stores; `lint_scalars` has scalars."""
     ref, (dtype, shape) = layer.parts.get(suffix), expected
     if ref is None:
         yield Finding(defect="no scale", name=layer.name, detail=suffix)
         return
-    detail = f"{suffix} {ref.dtype} {list(ref.shape)}"
-    if ref.dtype != dtype and dtype != "F32":
+    finding = partial(Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}")
+    if dtype == "F32":
+        return
+    if ref.dtype != dtype:
         # What ComfyUI views or wraps into the dtype it wants, without changing a bit.
-        same = (suffix, ref.dtype) in (("weight", "I8"), ("weight_scale", "U8"))
-        yield Finding(defect="same bits" if same else "dtype", name=layer.name, detail=detail)
-    if ref.shape != shape and dtype != "F32":
-        yield Finding(defect="shape", name=layer.name, detail=detail)
+        same = (
+            ref.dtype in VIEWED if suffix == "weight_scale" else (ref.dtype, dtype) == ("I8", "U8")
+        )
+        other = "weight dtype" if suffix == "weight" else "dtype"
+        yield finding(defect="same bits" if same else other)
+    if ref.shape != shape:
+        yield finding(defect="shape")
 
 
 def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """Global, FP8 and input scales: one positive, finite float32 each."""
     for suffix in SCALAR_SCALES:
         ref = layer.parts.get(suffix)
-        if ref is None or (suffix == "weight_scale" and layer.precision is Precision.NVFP4):
+        if ref is None or (suffix == "weight_scale" and layer.scheme == "NVFP4"):
             continue
         finding = partial(
             Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}"
         )
-        if ref.dtype not in SOURCE_FLOATS:
+        per_row = math.prod(ref.shape) == layer.weight.shape[0] > 1 and suffix == "weight_scale"
+        if ref.dtype not in (*SOURCE_FLOATS, "F64"):
             yield finding(defect="dtype")
-        elif ref.nbytes * 8 != SAFETENSORS_BITS[ref.dtype]:
-            yield finding(defect="shape")
+        elif math.prod(ref.shape) != 1:
+            yield finding(defect="per row" if per_row else "shape")
         else:
-            if ref.dtype != "F32":
+            if ref.dtype in ("F16", "BF16"):
                 yield finding(defect="float16 scale")
-            if ref.shape and suffix not in LEGACY_SCALES:  # working legacy files have [1]
-                yield finding(defect="not scalar")
-            if facts.values and not 0 < (value := load(ref).item()) < math.inf:
+            if ref.dtype == "F64" or (ref.shape and suffix not in LEGACY_SCALES):
+                yield finding(defect="not scalar")  # working legacy files have [1]
+            value = load(ref).item() if facts.values and ref.dtype in SOURCE_FLOATS else 1.0
+            if not 0 < value < math.inf:
                 yield finding(defect="bad scale", detail=f"{suffix} {value}")
 
 
@@ -2361,6 +2755,26 @@ def lint_block_scales(layer: StoredLayer) -> Iterator[Finding]:
             yield Finding(defect="padding", name=layer.name)
 
 
+def undecodable(layer: StoredLayer) -> str:
+    """Why `stored_parts` cannot take a layer of one of SCHEMES; or ""."""
+    scale = "scale_weight" if layer.scheme == "scaled FP8" else "weight_scale"
+    ref = layer.parts.get("weight_scale_2" if layer.scheme == "NVFP4" else scale)
+    if ref is not None and (ref.dtype not in SOURCE_FLOATS or math.prod(ref.shape) != 1):
+        return f"its scale is {ref.dtype} {list(ref.shape)}"
+    if len(layer.weight.shape) != 2 or 0 in layer.weight.shape:
+        return f"its weight is {list(layer.weight.shape)}"
+    if layer.scheme == "NVFP4":
+        expected = format_parts(Precision.NVFP4, (layer.weight.shape[0], layer.shape[1]))
+        tiles = layer.parts.get("weight_scale")
+        if layer.weight.shape != expected["weight"][1]:
+            return f"its weight is {list(layer.weight.shape)}"
+        if tiles is None or tiles.shape != expected["weight_scale"][1]:
+            return "its block scales have no or another shape"
+        if tiles.dtype not in ("F8_E4M3", *VIEWED):
+            return f"its block scales are {tiles.dtype}"
+    return ""
+
+
 def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
     """What a quantised layer's decoder takes: codes (and block scales) by rows, and the scale."""
     codes = load(layer.weight)
@@ -2369,7 +2783,8 @@ def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
         return [codes], load(ref).float().reshape(()) if ref else torch.ones(())
     blocks = codes.shape[1] * 2 // BLOCK_SIZE
     block_scale = unswizzle(load(layer.parts["weight_scale"]), len(codes), blocks)
-    return [codes, block_scale], load(layer.parts["weight_scale_2"]).float().reshape(())
+    scale = load(layer.parts["weight_scale_2"]).float().reshape(())
+    return [codes.view(torch.uint8), block_scale], scale
 
 
 def decoded_damage(
@@ -2377,13 +2792,15 @@ def decoded_damage(
 ) -> Damage:
     """Error of a stored layer against its original weight; padding is left out."""
     parts, scale = stored
-    decode, one = decode_nvfp4 if len(parts) == 2 else decode_fp8, torch.ones(())
+    decode = decode_nvfp4 if len(parts) == 2 else decode_fp8
+    unit = torch.stack(compute.map(largest_magnitude, original)).amax()
+    unit = torch.where(unit > 0, unit, torch.ones(()))  # a wrong scale may be of any size
 
     def measure_rows(rows: torch.Tensor, *some: torch.Tensor) -> Damage:
-        return measure(rows.float() / scale, decode(*some, one))
+        return measure(rows.float() / unit, decode(*some, scale / unit))
 
     trimmed = (part[: len(original)] for part in parts)
-    return Damage.total(compute.map(measure_rows, original, *trimmed), scale)
+    return Damage.total(compute.map(measure_rows, original, *trimmed), unit)
 
 
 def misread(
@@ -2427,35 +2844,54 @@ def compare_layer(
     """A quantised layer's error against its original, and what is wrong with it or ""."""
     original, stored = load(ref), stored_parts(layer)
     damage = decoded_damage(original, stored, compute)
-    wrong = not damage.relative_rmse < WRONG_FROM
+    wrong = not damage.relative_rmse < WRONG_FROM  # NaN is wrong, too
     return damage, misread(original, stored, compute) if wrong else ""
 
 
+def compare_tensor(
+    ref: TensorRef, other: TensorRef, layer: StoredLayer | None, compute: Compute
+) -> tuple[Damage | None, str]:
+    """A stored tensor against its original: a layer's error, and what is wrong or ""."""
+    packed = ref.is_linear_weight and layer is not None and layer.scheme in DECODED
+    nvfp4 = packed and layer.scheme == "NVFP4"
+    expected = format_parts(Precision.NVFP4, ref.shape)["weight"][1] if nvfp4 else ref.shape
+    if other.shape != expected:
+        return None, f"{list(other.shape)} for the source's {list(ref.shape)}"
+    if not packed:
+        return None, compare_kept(ref, other)
+    reason = undecodable(layer)
+    return (None, f"not measured: {reason}") if reason else compare_layer(ref, layer, compute)
+
+
 def check_against(
-    source: Model, model: Model, skip: set[str], quiet: bool
+    source: Model, model: Model, quiet: bool
 ) -> tuple[list[Finding], dict[str, Damage]]:
     """Every tensor of the source against what the file decodes to, and each layer's error."""
     stored, layers = {bare(name): ref for name, ref in model.tensors.items()}, stored_layers(model)
     found, damage = [], {}
     with Compute(torch.device("cpu")) as compute:
         for ref in tqdm(source.tensors.values(), "decoding", disable=quiet, file=sys.stderr):
-            other = stored.get(bare(ref.name))
+            other = stored.pop(bare(ref.name), None)
             if other is None:
                 found.append(Finding(defect="missing", name=ref.name))
                 continue
-            layer, expected, detail = layers.get(other.layer), ref.shape, ""
-            packed = ref.is_linear_weight and layer is not None and layer.scheme in DECODED
-            if packed and layer.scheme == "NVFP4":
-                expected = format_parts(Precision.NVFP4, ref.shape)["weight"][1]
-            if other.shape != expected:
-                detail = f"{list(other.shape)} for the source's {list(ref.shape)}"
-            elif packed and layer.name not in skip:
-                damage[layer.name], detail = compare_layer(ref, layer, compute)
-            elif not packed:
-                detail = compare_kept(ref, other)
+            error, detail = compare_tensor(ref, other, layers.get(other.layer), compute)
+            if error is not None:
+                damage[other.layer] = error
             if detail:
                 found.append(Finding(defect="values", name=other.layer, detail=detail))
-    return found, damage
+    parts = {*LAYER_PARTS, MARKER} - {"weight", "bias"}
+    extra = (ref.name for name, ref in stored.items() if name.rpartition(".")[2] not in parts)
+    return [*found, *(Finding(defect="extra", name=name) for name in extra)], damage
+
+
+def lint_file(model: Model) -> list[Finding]:
+    """Defects of a file as a whole, which no conversion makes of a source that has none."""
+    if not model.tensors:
+        return [Finding(defect="empty", name=str(model.files[0]))]
+    if all(name.startswith("diffusion_model.") for name in model.tensors):
+        return [Finding(defect="prefix", name=next(iter(model.tensors)))]
+    return []
 
 
 def verify_file(task: Verification) -> Check:
@@ -2465,18 +2901,16 @@ def verify_file(task: Verification) -> Check:
     """
     try:
         model = open_model(task.file)
-    except ConvertError as error:
-        if not task.file.is_file():
-            raise
+    except DamagedFileError as error:
         problems = (f"{problem}; ComfyUI stops while loading it" for problem in error.problems)
         raise ConvertError(*problems) from error
-    found, damage = lint(model), {}
+    found, damage = [*lint(model), *lint_file(model)], {}
     if task.source is not None:
         source = open_model(task.source)
+        refuse_quantised(task.source, source)
         if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:
             raise ConvertError(f"{task.source}: is of another model: no tensor is in {task.file}")
-        undecodable = {finding.name for finding in found if finding.outcome is Outcome.FAILS}
-        more, damage = check_against(source, model, undecodable, task.quiet)
+        more, damage = check_against(source, model, task.quiet)
         found += more
     return Check(model=model, findings=tuple(found), damage=damage)
 
@@ -2486,15 +2920,17 @@ def write_model(
 ) -> tuple[dict[str, Damage], list[str]]:
     """Encode every tensor into OUTPUT.partial and publish it; returns layers' damage and notes."""
     pieces = [piece for plan in plans for piece in pieces_of(plan)]
-    weights = sum(math.prod(p.ref.shape) for p in plans if p.precision is Precision.NVFP4)
+    sizes = [(plan.precision, math.prod(plan.ref.shape)) for plan in plans if plan.is_quantised]
+    packed = sum(size for precision, size in sizes if precision is Precision.NVFP4)
     found, device = {}, pick_device(options.device)
     dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
-    search, notes = pick_search(options.scale_search, device, weights)
+    search, notes = pick_search(options.scale_search, device, packed)
     with (
         Compute(device, dtype, search) as compute,
         PartialFile(options.output, layout) as output,
         progress(pieces, options, "converting") as bar,
     ):
+        compute.compile(sum(size for _, size in sizes))
         for piece, data in read_ahead(pieces, options.buffers):
             plan = piece.plan
             bar.set_postfix_str(printable(plan.ref.name[-40:]), refresh=False)
@@ -2593,13 +3029,20 @@ def render_findings(found: Iterable[Finding]) -> list[str]:
     return lines
 
 
+def file_bytes(model: Model) -> int:
+    return sum(path.stat().st_size for path in model.files if path.suffix.lower() != ".json")
+
+
 def render_check(check: Check) -> str:
     """The file's schemes, its defects the worst first, and its layers' errors if measured."""
     schemes = Counter(layer.scheme for layer in stored_layers(check.model).values())
     quantised = ", ".join(f"{schemes[name]} {name}" for name in DECODED if schemes[name])
-    path, size = check.model.files[0], gigabytes(check.model.nbytes)
-    title = f"{path.name}: {len(check.model.tensors):,} tensors, {size}, {quantised or 'no'} layers"
+    quantised = f"{quantised} layers" if quantised else "nothing is quantised"
+    path, size = check.model.files[0], gigabytes(file_bytes(check.model))
+    title = f"{path.name}: {len(check.model.tensors):,} tensors, {size}, {quantised}"
     defects = render_findings(check.findings) or ["  no defect found"]
+    if check.outcome > Outcome.LOADS:
+        defects.append("  to have none of these, convert the original model again")
     return "\n".join([title, *defects, *render_worst(check.damage)])
 
 
@@ -2640,9 +3083,14 @@ def render_matmuls(report: Report) -> str:
     return f"  matmuls: {', '.join(parts)} of the linear weights, the rest unquantised"
 
 
+def least_first(number: float) -> float:
+    """A key to sort by that puts NaN before everything."""
+    return -math.inf if math.isnan(number) else number
+
+
 def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
     """The layers that quantising hurt most, by relative RMSE of the decoded weight."""
-    worst = sorted(damage.items(), key=lambda item: -item[1].relative_rmse)[:count]
+    worst = sorted(damage.items(), key=lambda item: least_first(-item[1].relative_rmse))[:count]
     lines = [f"    {d.relative_rmse:.4f}  {d.sqnr_db:5.1f} dB  {layer}" for layer, d in worst]
     title = "  worst layers by relative RMSE and SQNR of the decoded weight:"
     return [title, *lines] if lines else []
@@ -2655,7 +3103,9 @@ def render_plan(report: Report) -> list[str]:
         fate = stored_as(plan)
         mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
         row = (fate, list(plan.ref.shape), plan.reason + mark)
-        number = None if report.options.verbose else re.search(r"(?<=\.)\d+(?=\.)", plan.ref.name)
+        number = (
+            None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
+        )
         name = plan.ref.name
         if number and bare(name).startswith(TRANSFORMER_BLOCKS):
             key = f"{name[: number.start()]}*{name[number.end() :]}"
@@ -2960,7 +3410,7 @@ def html_blocks(family: str, layers: dict[tuple[str, str], dict]) -> str:
 def html_map(layers: list[dict]) -> str:
     """Every layer as a coloured cell: tables of blocks, and a list of what is outside them."""
     families, outside = defaultdict(dict), []
-    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d+)\.(.+)\.weight", re.DOTALL)
+    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
     for layer in layers:
         name = bare(layer["name"])
         if found := inside.fullmatch(name):
@@ -3126,7 +3576,11 @@ def shipped_path(text: str, folder: str) -> Path:
     """A file as given or, if there is none, of that name in a folder beside this script."""
     path = input_path(text)
     shipped = HERE / folder / path
-    return shipped if not exists(path) and exists(shipped) else path
+    if exists(path) or exists(shipped):
+        return path if exists(path) else shipped
+    kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
+    there = ", ".join(sorted(file.name for file in (HERE / folder).glob(kind)))
+    raise argparse.ArgumentTypeError(f"no file {text}, neither as given nor in {folder}/: {there}")
 
 
 def pattern(text: str) -> str:
@@ -3166,10 +3620,10 @@ DEVICE = {"metavar": "{auto,cpu,cuda,cuda:N}", "default": "auto", "type": device
 COMMAND_LINE = {
     "general": {
         "--recipe": (RECIPE,
-            "mixed: NVFP4, FP8 and 16-bit; fp8: FP8 instead of NVFP4; scaled-fp8: that in the "
-            "older form with scale_weight and float32 (default: mixed)"),
+            "mixed; fp8: FP8 for all that a GGUF quantises; scaled-fp8: the same as files of the "
+            "older kind have it, with scale_weight and the rest in float32 (default: mixed)"),
         "--dtype": (DTYPE,
-            "of what is not quantised (default: bfloat16, with --recipe scaled-fp8 float32)"),
+            "of tensors that are not quantised (default: bfloat16; float32 with scaled-fp8)"),
         "--quant-dtype": (DTYPE | {"default": "float32"},
             "what weights are cast to before they are quantised (default: %(default)s)"),
         "--scale-search": ({"choices": ("mse", "amax")},
@@ -3180,7 +3634,7 @@ COMMAND_LINE = {
             "the plan, its reasons and every layer's error as data (.json) or a page (.html)"),
         "--device": (DEVICE, "where to compute (default: auto, a GPU if there is one)"),
         "--low-mem": (SWITCH, "read one tensor at a time, none ahead"),
-        "--dry-run": (SWITCH, "print the plan, its reasons and the exact size; write nothing"),
+        "--dry-run": (SWITCH, "print the plan, its reasons and the exact size; write no model"),
         "--verbose": (SWITCH, "print the plan of every single tensor"),
         "--quiet": (SWITCH, "no progress on stderr"),
     },
@@ -3214,7 +3668,7 @@ COMMAND_LINE = {
             "layer names, one a line; also looked for in sensitive_layers/ beside this script"),
         "--full-precision-mm-pattern": (REGEXES, "matching layers (repeatable, case-insensitive)"),
         "--fp8-full-precision-mm": (SWITCH,
-            "every FP8 layer (W8A16); with --recipe scaled-fp8, the size of its marker"),
+            "every FP8 layer; for --recipe scaled-fp8 this is the size of its marker tensor"),
     } | {
         option: ({"action": "append_const", "dest": "full_precision", "const": option}, layers)
         for option, (_, layers) in FULL_PRECISION_OPTIONS.items()
@@ -3249,6 +3703,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def wrong_files(given: dict[str, object]) -> Iterator[str]:
+    if given["source"].suffix.lower() == ".gguf":
+        yield "SOURCE must be the original .safetensors; a GGUF goes with --gguf"
     if not given["gguf"] and not given["include"]:
         yield "nothing says what to quantise: give --gguf FILE or --include REGEX"
     if given["output"].suffix.lower() != ".safetensors":
@@ -3278,7 +3734,7 @@ def parse_verification(parser: argparse.ArgumentParser, given: dict) -> Verifica
     """--verify and what goes with it; any other option exits with 2."""
     task = ("verify", "original", "quiet")
     if any(value != parser.get_default(name) for name, value in given.items() if name not in task):
-        parser.error("--verify goes with --source and --quiet only")
+        parser.error("--verify FILE goes with --source and --quiet only, and without OUTPUT")
     return Verification(file=given["verify"], source=given["original"], quiet=given["quiet"])
 
 
@@ -3311,6 +3767,11 @@ def parse_options(argv: list[str] | None = None) -> Options | Verification:
 
 def convert(options: Options) -> Report:
     """Run a conversion, or with `dry_run` plan it. Raises ConvertError, leaving nothing behind."""
+    if re.search(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$", options.source.name):
+        raise ConvertError(
+            f"{options.source}: is one shard of several; give the *.safetensors.index.json "
+            "beside it, or the folder"
+        )
     model = open_model(options.source)
     plans, notes = make_plans(options, model)
     pick_device(options.device)
@@ -3348,7 +3809,7 @@ def run(task: Options | Verification) -> tuple[str, int]:
     """What the command line prints, and its exit status."""
     if isinstance(task, Verification):
         check = verify_file(task)
-        return render_check(check), int(bool(check.findings))
+        return render_check(check), int(check.outcome > Outcome.LOADS)
     report = convert(task)
     if task.report:
         write_report(report, task.report)
@@ -3377,7 +3838,7 @@ def main(argv: list[str] | None = None) -> int:
         text, status = run(task)
     except ConvertError as error:
         for problem in error.problems:
-            print(f"error: {printable(problem)}", file=sys.stderr)
+            print(f"error: {one_line(problem)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)

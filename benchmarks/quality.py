@@ -6,6 +6,7 @@ one of them really trained; then what reaches the end of that trained model, a s
 Usage: python benchmarks/quality.py      (needs tests/requirements.txt; a minute on two cores)
 """
 
+import functools
 import os
 import sys
 import time
@@ -48,12 +49,11 @@ METHODS: dict[str, tuple[Callable, float]] = {  # block scales, largest block sc
 def encode(weight: torch.Tensor, method: str, compute: c.Compute) -> c.Encoded:
     block_scales, largest = METHODS[method]
     scale = c.largest_magnitude(weight) / (c.E2M1_MAX * largest)
-    codec = c.Codec(
-        encode=lambda rows, s: c.encode_nvfp4(rows, s, block_scales), decode=c.decode_nvfp4
-    )
-    encoded = c.encode_layer(weight, scale, codec, compute)
+    plain = functools.partial(c.encode_nvfp4, block_scales=block_scales)
+    rows = c.measured(plain, c.decode_nvfp4, torch.float32)
+    encoded = c.encode_layer(weight, scale, rows, compute)
     if block_scales is c.mse_block_scales:
-        return c.try_other_global_scales(weight, encoded, codec, compute)
+        return c.try_other_global_scales(weight, encoded, rows, compute)
     return encoded
 
 

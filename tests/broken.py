@@ -1,9 +1,10 @@
 """Quantised files with one defect each: what verification must name, and ComfyUI's own answer.
 
 A case is a function of a sound file's tensors and metadata, which it changes, and of its layers;
-`CASES` says which defect that is. `python tests/broken.py FILE FOLDER` writes them all.
+`CASES` says which defect that is. Usage: python tests/broken.py FILE FOLDER
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -147,6 +148,16 @@ def weight_is_gone(file):
     file.drop("weight")
 
 
+@case("stray")
+def configuration_of_no_layer(file):
+    file.layers["blocks.99.x"] = {"format": "nvfp4"}
+
+
+@case("shape")
+def bias_of_two_dimensions(file):
+    file.put("bias", file.get("bias").unsqueeze(1))
+
+
 @case("no scale")
 def no_global_scale(file):
     file.drop("weight_scale_2")
@@ -218,6 +229,36 @@ def padding_not_zero(file):
     tiles = file.get("weight_scale").view(torch.uint8).clone()
     tiles[-1, -1] = 0x38
     file.put("weight_scale", tiles.view(torch.float8_e4m3fn))
+
+
+@case("integers")
+def int8_weight_without_configuration(file):
+    shape = file.get("weight", "blocks.0.self_attn.q").shape
+    file.put("weight", torch.full(shape, 5, dtype=torch.int8), "blocks.0.self_attn.q")
+
+
+@case("weight dtype")
+def float_weight_with_an_fp8_configuration(file):
+    weight = file.get("weight", file.fp8).float() * 2**-12
+    file.put("weight", weight.bfloat16(), file.fp8)
+
+
+@case("weight dtype")
+def legacy_weight_in_e5m2(file):
+    file.make_legacy(2)
+    weight = file.get("weight", file.fp8).float() * 300
+    file.put("weight", weight.to(torch.float8_e5m2), file.fp8)
+
+
+@case("per row")
+def fp8_scale_for_every_row(file):
+    scale = file.get("weight_scale", file.fp8)
+    file.put("weight_scale", scale.repeat(256, 1), file.fp8)
+
+
+@case("not scalar")
+def global_scale_in_float64(file):
+    file.put("weight_scale_2", file.get("weight_scale_2").double())
 
 
 @case("slow shape")
@@ -341,7 +382,11 @@ def write_case(name: str, sound: Path, path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[2])
-    folder.mkdir(parents=True, exist_ok=True)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("file", type=Path, help="a sound file, as examples/tiny_wan.py makes it")
+    parser.add_argument("folder", type=Path, help="where to put the broken ones")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
     for name in CASES:
-        write_case(name, Path(sys.argv[1]), folder / f"{name}.safetensors")
+        write_case(name, options.file, options.folder / f"{name}.safetensors")
+    print(f"{len(CASES)} files in {options.folder}")

@@ -26,7 +26,12 @@ def usage_error(capsys, *arguments):
     [
         ((), "nothing says what to quantise: give --gguf FILE or --include REGEX"),
         (
-            (*INCLUDE, "--no-input-scale", "--input-scale-summary-json", "s"),
+            (
+                *INCLUDE,
+                "--no-input-scale",
+                "--input-scale-summary-json",
+                "scales_summary_wan22_5b.json",
+            ),
             "--no-input-scale contradicts --input-scale-summary-json",
         ),
         (

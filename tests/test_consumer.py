@@ -9,7 +9,7 @@ import pytest
 from broken import CASES, OF_ANOTHER_SHAPE, write_case
 from conftest import ROOT, convert_tiny
 from encoder import checkpoint, cosines
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import convert_nvfp4 as c
 
@@ -171,20 +171,41 @@ def as_seen(errors: list[float] | None) -> set[c.Outcome]:
     return {c.Outcome.WORSE, c.Outcome.WRONG} if max(errors) > 0 else {c.Outcome.LOADS}
 
 
-@needs_comfyui
-def test_comfyui_does_to_broken_files_what_verify_says(converted, tmp_path):
-    for name in CASES.keys() - set(OF_ANOTHER_SHAPE):
-        write_case(name, converted, tmp_path / f"{name}.safetensors")
-    (tmp_path / "sound.safetensors").write_bytes(converted.read_bytes())
-    environment = os.environ | {"MODEL": str(tmp_path)}
+def errors_in_comfyui(folder) -> dict[str, list[float] | None]:
+    """{file: its output's relative error to sound.safetensors's, with 16-bit activations and
+    with quantised ones, or None where it fails}."""
+    environment = os.environ | {"MODEL": str(folder)}
     command = [sys.executable, "-c", RUN_ALL]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.partition("RESULT ")[2])
     assert found.pop("sound") == [0, 0]
+    return found
+
+
+@needs_comfyui
+def test_recipes_cost_what_their_bits_say(tiny, tmp_path):
+    """Output error in ComfyUI: float16 < FP8, whatever its names < the mix with NVFP4."""
+    source = {}
+    for shard in tiny.glob("*.safetensors"):
+        source |= load_file(shard)
+    save_file(source, tmp_path / "sound.safetensors")
+    save_file({name: t.half() for name, t in source.items()}, tmp_path / "float16.safetensors")
+    for recipe in ("mixed", "fp8", "scaled-fp8"):
+        convert_tiny(tiny, tmp_path / f"{recipe}.safetensors", "--recipe", recipe, "--quiet")
+    found = {name: errors[0] for name, errors in errors_in_comfyui(tmp_path).items()}
+    assert 0 < found["float16"] < found["fp8"] < found["mixed"] < 0.5
+    assert found["scaled-fp8"] == pytest.approx(found["fp8"], rel=1e-3)
+
+
+@needs_comfyui
+def test_comfyui_does_to_broken_files_what_verify_says(converted, tmp_path):
+    for name in CASES.keys() - set(OF_ANOTHER_SHAPE):
+        write_case(name, converted, tmp_path / f"{name}.safetensors")
+    (tmp_path / "sound.safetensors").write_bytes(converted.read_bytes())
     otherwise = {
         name: errors
-        for name, errors in found.items()
+        for name, errors in errors_in_comfyui(tmp_path).items()
         if c.DEFECTS[CASES[name][0]].outcome not in as_seen(errors)
     }
     assert otherwise == {}

@@ -41,7 +41,7 @@ def test_tensor_bytes_are_where_the_header_says(tmp_path):
 
 
 HEADERS = {
-    "empty file": (None, b"", "not a safetensors file, or cut off"),
+    "empty file": (None, b"", "not a safetensors file; it has 0 bytes"),
     "garbage header": (b"{not json", b"", "the safetensors header is damaged"),
     "not UTF-8": (b'{"\xff": 1}', b"", "the safetensors header is damaged"),
     "deep nesting": (b"[" * 100_000, b"", "the safetensors header is damaged"),
@@ -102,7 +102,7 @@ def test_a_damaged_file_is_one_error_that_names_it(tmp_path, header, data, messa
 def test_a_header_longer_than_the_file(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", 5000) + b"{}")
-    message = "its header should have 5,000 bytes, the file has 10"
+    message = "its header should have 5,000 bytes; it has 10 bytes"
     with pytest.raises(c.ConvertError, match=message):
         c.read_header(path)
 
@@ -122,7 +122,7 @@ def test_pickles_are_refused_unread(tmp_path, name, start):
 
 
 def test_a_gguf_as_source_is_refused(tiny):
-    with pytest.raises(c.ConvertError, match="is a GGUF; give the original"):
+    with pytest.raises(c.ConvertError, match="is a GGUF; give a"):
         c.open_model(tiny / "model.gguf")
 
 
@@ -185,8 +185,25 @@ def test_a_malformed_index(tmp_path, text):
         c.open_model(path)
 
 
+@pytest.mark.parametrize("name", ["a\x1b[2Jb", "a\nerror: all is well", "a\u202eb", "\0"])
+def test_a_name_that_could_forge_output_is_refused(name, tmp_path, capsys):
+    save_file({name: torch.zeros(1)}, tmp_path / "m.safetensors")
+    command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors"), "--include", "a"]
+    assert c.main(command) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert name not in error
+
+
+def test_one_shard_alone_is_refused(tiny, tmp_path, capsys):
+    shard = min(tiny.glob("*-00001-of-*.safetensors"))
+    command = [str(shard), str(tmp_path / "o.safetensors"), "--include", "ffn"]
+    assert c.main(command) == 1
+    assert "is one shard of several; give the *.safetensors.index.json" in capsys.readouterr().err
+
+
 def test_a_folder_must_hold_one_model(tmp_path):
-    with pytest.raises(c.ConvertError, match="holds 0 "):
+    with pytest.raises(c.ConvertError, match="holds no "):
         c.open_model(tmp_path)
 
 

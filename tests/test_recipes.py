@@ -88,6 +88,24 @@ def test_the_marker_asks_for_what_every_layer_can_do(arguments, elements, tiny, 
     assert all(scale == torch.tensor(1e-3 * 2688 / 448) for scale in scales)
 
 
+def test_an_input_scale_of_one_is_none_to_comfyui(tiny, tmp_path):
+    """It drops a scale_input of exactly 1 and would clamp: so the marker asks for 16-bit."""
+    value = str(448 / 2688)
+    tensors, _ = convert(tiny, tmp_path, "scaled-fp8", "--input-scale-value", value)
+    assert tensors["scaled_fp8"].shape == (2,)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", "F32"), ("float16", "F16")])
+def test_without_a_gguf_everything_else_is_dtype_too(dtype, expected, tmp_path):
+    weights = {"x.weight": torch.ones(32, 32), "x.bias": torch.ones(32), "norm": torch.ones(32)}
+    save_file({name: t.bfloat16() for name, t in weights.items()}, tmp_path / "m.safetensors")
+    out = tmp_path / "o.safetensors"
+    command = [str(tmp_path / "m.safetensors"), str(out), "--include", "x", "--quiet"]
+    assert c.main([*command, "--recipe", "scaled-fp8", "--dtype", dtype]) == 0
+    tensors, _ = c.read_header(out)
+    assert {tensors["x.bias"].dtype, tensors["norm"].dtype} == {expected}
+
+
 def test_one_layer_that_needs_full_precision_decides_for_all_and_is_reported(
     tiny, tmp_path, capsys
 ):

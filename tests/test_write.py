@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import stat
+import sys
 
 import comfy_kitchen
 import pytest
@@ -400,11 +401,26 @@ def test_the_error_of_16_bit_sources_is_measured_in_float32(dtype):
     weight = (torch.randn(64, 128, generator=torch.Generator().manual_seed(7)) * 2e-3).to(dtype)
     compute = c.Compute(torch.device("cpu"))
     scale = c.nvfp4_global_scale(c.largest_magnitude(weight))
-    codec = c.Codec(encode=c.encode_nvfp4, decode=c.decode_nvfp4)
-    found = c.encode_layer(weight, scale, codec, compute)
+    encode = c.measured(c.encode_nvfp4, c.decode_nvfp4, torch.float32)
+    found = c.encode_layer(weight, scale, encode, compute)
     decoded = c.decode_nvfp4(*found.parts, scale)
     expected = float((decoded - weight.float()).norm() / weight.float().norm())
     assert found.damage.relative_rmse == pytest.approx(expected, rel=1e-5)
+
+
+def test_compiled_and_plain_runs_write_the_same_file(tiny, tmp_path, monkeypatch):
+    pytest.importorskip("numba")
+    plain = convert_tiny(tiny, tmp_path / "plain.safetensors", "--quiet")
+    monkeypatch.setattr(c, "COMPILE_FROM", 0)
+    compiled = convert_tiny(tiny, tmp_path / "compiled.safetensors", "--quiet")
+    assert plain.read_bytes() == compiled.read_bytes()
+
+
+def test_without_numba_a_large_run_says_so(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(c, "COMPILE_FROM", 0)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    convert_tiny(tiny, tmp_path / "o.safetensors", "--quiet")
+    assert "note: pip install numba makes this several times faster" in capsys.readouterr().out
 
 
 def test_too_little_space_is_known_before_the_work(simple, capsys, monkeypatch):
