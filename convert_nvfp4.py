@@ -1220,7 +1220,7 @@ def block_errors(
 def keep_better(codes: np.ndarray, errors: np.ndarray, best: np.ndarray, least: np.ndarray) -> None:
     """Where a code has a smaller error, or an equal one and is smaller, it is the best so far."""
     for j in range(len(codes)):
-        better = errors[j] < least[j] or (errors[j] == least[j] and codes[j] < best[j])
+        better = (errors[j] < least[j]) | ((errors[j] == least[j]) & (codes[j] < best[j]))
         best[j] = codes[j] if better else best[j]
         least[j] = errors[j] if better else least[j]
 
@@ -1246,23 +1246,43 @@ def best_codes(
             codes[j] = min(max(first[j] + offset, 1), LAST_E4M3_CODE)
         block_errors(magnitudes, codes, global_scale, errors)
         keep_better(codes, errors, best, least)
-    for j in range(count):
-        values[j] = (block_amax[j] - np.sqrt(least[j])) / FLOAT32(E2M1_MAX) * FLOAT32(1 - DOUBT)
-    e4m3_codes_of_at_least(values, codes)
-    steps = 0
-    for j in range(count):
-        few = first[j] <= FIRST_NORMAL_E4M3_CODE
-        first[j] = UNHALVED_E4M3_CODE if few else first[j] + FIRST_OFFSET - 1
-        codes[j] = 1 if few else max(codes[j], 1)
-        if block_amax[j] > 0:
-            steps = max(steps, first[j] - codes[j] + 1)
-    for _ in range(steps):  # nearly always none or one
-        block_errors(magnitudes, codes, global_scale, errors)
-        keep_better(codes, errors, best, least)
-        for j in range(count):
-            codes[j] = min(codes[j] + 1, max(first[j], 1))
+    search_below(magnitudes, block_amax, global_scale, (first, best, least))
     for j in range(count):
         best[j] = best[j] if block_amax[j] > 0 else 0
+
+
+def search_below(
+    magnitudes: np.ndarray,
+    block_amax: np.ndarray,
+    global_scale: np.float32,
+    so_far: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """`search_codes` for the few blocks whose bound leaves codes below those tried."""
+    first, best, least = so_far
+    values, low = np.empty(len(first), FLOAT32), np.empty(len(first), np.int32)
+    for j in range(len(first)):
+        bound = (block_amax[j] - np.sqrt(least[j])) / FLOAT32(E2M1_MAX)
+        values[j] = bound * FLOAT32(1 - DOUBT)
+    e4m3_codes_of_at_least(values, low)
+    count, steps, rest = 0, 0, np.empty(len(first), np.int32)
+    for j in range(len(first)):
+        few = first[j] <= FIRST_NORMAL_E4M3_CODE
+        low[j] = 1 if few else max(low[j], 1)
+        first[j] = UNHALVED_E4M3_CODE if few else first[j] + FIRST_OFFSET - 1
+        if low[j] <= first[j] and block_amax[j] > 0:
+            rest[count] = j
+            count += 1
+            steps = max(steps, first[j] - low[j] + 1)
+    rest = rest[:count]
+    some, codes, errors = magnitudes[:, rest], low[rest], np.empty(count, FLOAT32)
+    some_best, some_least = best[rest], least[rest]
+    for _ in range(steps):
+        block_errors(some, codes, global_scale, errors)
+        keep_better(codes, errors, some_best, some_least)
+        for j in range(count):
+            codes[j] = min(codes[j] + 1, first[rest[j]])
+    for j in range(count):
+        best[rest[j]] = some_best[j]
 
 
 def round_blocks(
@@ -1377,6 +1397,7 @@ KERNELS = (
     e4m3_codes_of_at_least,
     block_errors,
     keep_better,
+    search_below,
     best_codes,
     round_blocks,
     pack_blocks,
