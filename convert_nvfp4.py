@@ -53,7 +53,7 @@ import shutil
 import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
@@ -105,6 +105,8 @@ CPU_CHUNK = 1 << 19  # weights a thread works on at once: measured best on two c
 CPU_SLICE = 1 << 13  # blocks whose errors are summed at once
 CPU_THREADS = 4  # more only wait for Python's lock: slower again on 16 cores
 CUDA_CHUNK = 1 << 26
+WRITE_AHEAD = 96 << 20  # bytes that may wait for the writer
+SYNC_BYTES = 128 << 20  # after so many, they are brought to the disk while the rest is computed
 PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
 EDGE_BLOCKS = 2
 MAX_DIMENSIONS = 32
@@ -314,6 +316,11 @@ class Options:
     def buffers(self) -> int:
         """Read buffers: one that is worked on, and one that is filled meanwhile."""
         return 1 if self.low_mem else 2
+
+    @property
+    def ahead(self) -> int:
+        """Encoded bytes that may wait to be written."""
+        return 0 if self.low_mem else WRITE_AHEAD
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -2523,25 +2530,32 @@ def progress(pieces: list[Piece], options: Options, what: str) -> tqdm:
 
 
 class PartialFile:
-    """OUTPUT.partial: written at known offsets, and gone unless it is published complete."""
+    """OUTPUT.partial: written at known offsets, and gone unless it is published complete.
 
-    def __init__(self, output: Path, layout: Layout):
-        self.output, self.layout = output, layout
+    A thread writes while the caller computes on, up to `ahead` bytes behind; its first error
+    comes up at the next `write` or at `publish`.
+    """
+
+    def __init__(self, output: Path, layout: Layout, ahead: int = 0):
+        self.output, self.layout, self.ahead = output, layout, ahead
         self.path = unfinished(output)
-        self.written: Counter[str] = Counter()
+        self.given: Counter[str] = Counter()
+        self.pending: deque[tuple[Future, int]] = deque()
+        self.waiting = self.unsynced = 0
 
     def __enter__(self) -> PartialFile:
         with self.translated():
-            self.file = self.path.open("wb")
+            self.file = self.path.open("wb", buffering=0)
+            self.writer = ThreadPoolExecutor(1)
             try:
-                self.file.write(self.layout.header)
-                self.file.flush()  # a full disk shows here, and not first when closing
+                self.put(0, memoryview(self.layout.header))  # a full disk may show here already
             except BaseException:
                 self.__exit__()
                 raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.writer.shutdown(cancel_futures=True)
         with contextlib.suppress(OSError):  # a full disk must not hide the first error
             self.file.close()
         self.path.unlink(missing_ok=True)
@@ -2555,20 +2569,39 @@ class PartialFile:
             raise ConvertError(f"{error.filename or self.path}: {error.strerror}") from error
 
     def write(self, key: str, tensor: torch.Tensor) -> None:
-        """Append to the tensor `key`, which may come in several pieces."""
+        """Append to the tensor `key`, which may come in several pieces, and keep the memory."""
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        begin = self.layout.slots[key].begin + self.given[key]
+        self.given[key] += data.nbytes
+        self.waiting += data.nbytes
+        self.pending.append((self.writer.submit(self.put, begin, memoryview(data)), data.nbytes))
+        self.wait(self.ahead)
+
+    def wait(self, ahead: int) -> None:
+        """Until no more than `ahead` bytes are still to be written."""
         with self.translated():
-            self.file.seek(self.layout.slots[key].begin + self.written[key])
-            self.file.write(data)
-        self.written[key] += data.nbytes
+            while self.pending and (self.waiting > ahead or self.pending[0][0].done()):
+                written, size = self.pending.popleft()
+                written.result()
+                self.waiting -= size
+
+    def put(self, begin: int, data: memoryview) -> None:
+        """Write at an offset; now and then to the disk itself, so that the end need not wait."""
+        self.file.seek(begin)
+        self.unsynced += data.nbytes
+        while data:
+            data = data[self.file.write(data) :]
+        if self.ahead and self.unsynced > SYNC_BYTES:
+            os.fsync(self.file.fileno())
+            self.unsynced = 0
 
     def publish(self) -> None:
         """Check the file, make it durable, and give it its name."""
+        self.wait(0)
         for slot in self.layout.slots.values():
-            if self.written[slot.name] != slot.nbytes:
-                raise AssertionError(f"{slot.name}: {self.written[slot.name]} of {slot.nbytes}")
+            if self.given[slot.name] != slot.nbytes:
+                raise AssertionError(f"{slot.name}: {self.given[slot.name]} of {slot.nbytes}")
         with self.translated():
-            self.file.flush()
             os.fsync(self.file.fileno())
             self.file.close()
             verify(self.path, self.layout)
@@ -2948,7 +2981,7 @@ def write_model(
     search, notes = pick_search(options.scale_search, device, packed)
     with (
         Compute(device, dtype, search) as compute,
-        PartialFile(options.output, layout) as output,
+        PartialFile(options.output, layout, options.ahead) as output,
         progress(pieces, options, "converting") as bar,
     ):
         compute.compile(sum(size for _, size in sizes))
@@ -2958,7 +2991,10 @@ def write_model(
             if plan.is_quantised:
                 stored, found[plan.ref.layer] = quantise(plan, data, compute)
             else:
-                stored = {plan.ref.name: cast(piece, data)}
+                kept = cast(
+                    piece, data
+                )  # the reader's buffer is filled again while this is written
+                stored = {plan.ref.name: kept.clone() if kept is data else kept}
             for key, tensor in stored.items():
                 output.write(key, tensor)
             bar.update(piece.end - piece.begin)
