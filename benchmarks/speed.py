@@ -51,11 +51,17 @@ def main() -> None:
         if fused:
             runs["search, fused"] = lambda w: fused(w.abs(), scale)
             runs["search, fused, encode"] = lambda w: c.encode_nvfp4(w, scale, fused)
+        if device.type == "cpu":
+            c.compile_kernels()
+            for label, scales in (("amax scales", c.amax_block_scales), ("search", search)):
+                encode = functools.partial(c.encode_nvfp4_compiled, block_scales=scales)
+                runs[f"{label}, encode, measure, compiled"] = lambda w, e=encode: e(w, scale)
+            runs["FP8, encode, measure, compiled"] = lambda w: c.encode_fp8_compiled(w, scale)
         name = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
         print(f"{device} ({name}), torch {torch.__version__}, {weight.numel() / 1e6:.0f} M weights")
         for label, run in runs.items():
             taken = seconds(lambda run=run: compute.map(run, weight), device)
-            print(f"  {label:22} {weight.numel() / taken / 1e6:10,.0f} million weights/s")
+            print(f"  {label:38} {weight.numel() / taken / 1e6:10,.0f} million weights/s")
 
 
 if __name__ == "__main__":

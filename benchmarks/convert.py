@@ -1,0 +1,149 @@
+"""Whole conversions against the disk: time, peak memory, and how both grow with the model.
+
+Makes Wan-shaped models of one width and a growing number of blocks, and for each measures, in this
+order and in this run: the floor (the same bytes read and written with fsync), then a conversion,
+each in a process of its own, with the source out of the page cache (where it can be dropped: Linux,
+root) and in it. A last row is the line through them: seconds per GB, and memory's growth.
+
+Usage: python benchmarks/convert.py FOLDER [--size 5b] [--blocks 5 10 20] [-- OPTIONS...]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+
+from make_wan import wan_shapes, write_gguf, write_model  # noqa: E402
+
+PIECE = 32 << 20
+DEFAULT_OPTIONS = ["--gguf-nvfp4-max-bitdepth", "5", "--use-fp8", "--dtype", "float16"]
+CONVERT = """
+import json, sys, time
+sys.path.insert(0, sys.argv[1])
+begin = time.perf_counter()
+import convert_nvfp4 as c
+options = c.parse_options(sys.argv[2:])
+ready = time.perf_counter()
+report = c.convert(options)
+done = time.perf_counter()
+peak = next((int(line.split()[1]) << 10 for line in open("/proc/self/status")
+             if line.startswith("VmHWM")), 0) if sys.platform == "linux" else 0
+print(json.dumps({"start": ready - begin, "seconds": done - ready, "peak": peak,
+                  "read": report.source_bytes, "written": report.output_bytes}))
+"""
+
+
+def drop_cache(files: list[Path]) -> bool:
+    """Forget the files' pages, so that reading them takes the disk."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
+
+
+def floor(files: list[Path], written: int, out: Path) -> float:
+    """Seconds to read the files and write `written` bytes with fsync, one after the other."""
+    buffer = memoryview(bytearray(PIECE))
+    begin = time.perf_counter()
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    noise = np.random.default_rng(0).bytes(PIECE)
+    with out.open("wb", buffering=0) as file:
+        for start in range(0, written, PIECE):
+            file.write(noise[: written - start])
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - begin
+    out.unlink()
+    return seconds
+
+
+def convert(source: Path, out: Path, options: list[str]) -> dict[str, float]:
+    command = [sys.executable, "-c", CONVERT, str(ROOT), str(source), str(out), "--quiet", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(folder: Path, size: str, blocks: int, options: list[str]) -> list[dict]:
+    """A cold and a warm row for a model of so many blocks, which is made first if need be."""
+    source = folder / f"{size}-{blocks}"
+    index = source / "diffusion_pytorch_model.safetensors.index.json"
+    gguf, out = source / "model.gguf", source / "out.safetensors"
+    shapes = wan_shapes(size, blocks)
+    if not index.exists():
+        write_model(source, shapes, torch.float32)
+        write_gguf(gguf, shapes)
+    files = sorted(source.glob("diffusion*.safetensors"))
+    command = ["--gguf", str(gguf), *options]
+    convert(index, out, command)  # compiles, and warms up
+    written, rows = out.stat().st_size, []
+    for cache in ("cold", "warm"):
+        seconds = []
+        for run in (lambda: floor(files, written, source / "floor"), None):
+            if cache == "cold" and not drop_cache(files):
+                break
+            seconds.append(run() if run else convert(index, out, command))
+        if len(seconds) == 2:
+            rows.append({"blocks": blocks, "cache": cache, "floor": seconds[0]} | seconds[1])
+    return rows
+
+
+def render(rows: list[dict]) -> str:
+    lines = [
+        "| blocks | source, GB | output, GB | cache | floor, s | taken, s | ratio | peak, GiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['blocks']} | {row['read'] / 1e9:.2f} | {row['written'] / 1e9:.2f} "
+            f"| {row['cache']} | {row['floor']:.1f} | {row['seconds']:.1f} "
+            f"| {row['seconds'] / row['floor']:.2f} | {row['peak'] / 2**30:.2f} |"
+        )
+    starts = sorted(row["start"] for row in rows)
+    lines.append(f"\nnot in it: {starts[len(starts) // 2]:.1f} s to start Python and torch")
+    for cache in ("cold", "warm"):
+        some = [row for row in rows if row["cache"] == cache]
+        if len(some) > 1:
+            sizes = np.array([row["read"] / 1e9 for row in some])
+            seconds = np.array([row["seconds"] for row in some])
+            slope, start = np.polyfit(sizes, seconds, 1)
+            off = np.abs(slope * sizes + start - seconds).max()
+            lines.append(
+                f"\n{cache}: {slope:.2f} s per GB of source and {start:.1f} s once, "
+                f"at most {off:.1f} s off that line"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="on the disk to measure; models stay there")
+    parser.add_argument("--size", default="5b", choices=("tiny", "5b", "14b"))
+    parser.add_argument("--blocks", type=int, nargs="+", default=[5, 10, 20])
+    parser.add_argument("options", nargs="*", help="for convert_nvfp4.py, after --")
+    given = parser.parse_args()
+    options = [*DEFAULT_OPTIONS, *given.options]
+    print(f"convert_nvfp4.py SOURCE OUTPUT --gguf GGUF {' '.join(options)}", flush=True)
+    rows = []
+    for blocks in given.blocks:
+        rows += measure(given.folder, given.size, blocks, options)
+    print(render(rows))
+
+
+if __name__ == "__main__":
+    main()
