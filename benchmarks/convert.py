@@ -135,9 +135,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="on the disk to measure; models stay there")
     parser.add_argument("--size", default="5b", choices=("tiny", "5b", "14b"))
     parser.add_argument("--blocks", type=int, nargs="+", default=[5, 10, 20])
-    parser.add_argument("options", nargs="*", help="for convert_nvfp4.py, after --")
-    given = parser.parse_args()
-    options = [*DEFAULT_OPTIONS, *given.options]
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    given = parser.parse_args(sys.argv[1:split])
+    options = [*DEFAULT_OPTIONS, *sys.argv[split + 1 :]]
     print(f"convert_nvfp4.py SOURCE OUTPUT --gguf GGUF {' '.join(options)}", flush=True)
     rows = []
     for blocks in given.blocks:
