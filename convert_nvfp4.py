@@ -107,6 +107,7 @@ CPU_THREADS = 4  # more only wait for Python's lock: slower again on 16 cores
 CUDA_CHUNK = 1 << 26
 WRITE_AHEAD = 96 << 20  # bytes that may wait for the writer
 SYNC_BYTES = 128 << 20  # after so many, they are brought to the disk while the rest is computed
+SMALL_PIECE, MOST_AHEAD = 1 << 20, 32  # pieces read into no buffer of their own, and how many
 PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
 EDGE_BLOCKS = 2
 MAX_DIMENSIONS = 32
@@ -2475,23 +2476,31 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
     return data.view(ref.shape) if piece.plan.is_quantised else data
 
 
-def read_ahead(pieces: Iterable[Piece], buffers: int) -> Iterator[tuple[Piece, torch.Tensor]]:
+def read_ahead(
+    pieces: Iterable[Piece], buffers: int, *, pinned: bool = False
+) -> Iterator[tuple[Piece, torch.Tensor]]:
     """Read pieces in order into reused buffers; all but one are filled while the caller works.
 
-    A yielded tensor is valid until the next one is asked for.
+    Small pieces take none, or a bias between two weights would keep the second from being read
+    while the first is worked on. A yielded tensor is valid until the next one is asked for.
     """
-    pieces = list(pieces)
+    pieces = deque(pieces)
     size = max((piece.end - piece.begin for piece in pieces), default=0)
-    ring = [torch.empty(size, dtype=torch.uint8) for _ in range(buffers)]
+    free = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(buffers)]
     waiting = deque()
     with ThreadPoolExecutor(1) as reader:
-        for piece, buffer in zip(pieces, itertools.cycle(ring)):
-            waiting.append((piece, reader.submit(read_piece, piece, buffer)))
-            if len(waiting) == buffers:
-                piece, data = waiting.popleft()
-                yield piece, data.result()
-        for piece, data in waiting:
+        while pieces or waiting:
+            while pieces and len(waiting) < MOST_AHEAD:
+                small = pieces[0].end - pieces[0].begin <= SMALL_PIECE
+                if not small and not free:
+                    break
+                piece = pieces.popleft()
+                buffer = torch.empty(SMALL_PIECE, dtype=torch.uint8) if small else free.pop()
+                waiting.append((piece, buffer, reader.submit(read_piece, piece, buffer)))
+            piece, buffer, data = waiting.popleft()
             yield piece, data.result()
+            if buffer.numel() > SMALL_PIECE:
+                free.append(buffer)
 
 
 def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
@@ -2985,7 +2994,8 @@ def write_model(
         progress(pieces, options, "converting") as bar,
     ):
         compute.compile(sum(size for _, size in sizes))
-        for piece, data in read_ahead(pieces, options.buffers):
+        pinned = device.type == "cuda"
+        for piece, data in read_ahead(pieces, options.buffers, pinned=pinned):
             plan = piece.plan
             bar.set_postfix_str(printable(plan.ref.name[-40:]), refresh=False)
             if plan.is_quantised:
