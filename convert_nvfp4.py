@@ -99,7 +99,9 @@ FIRST_NORMAL_E4M3_CODE = 8
 MANY_SUBNORMALS = 0.01
 OTHER_LARGEST_SCALES = (416, 384, 352, 320, 288, 256)
 COMPILE_FROM = 100_000_000  # weights to quantise from which compiling for the CPU pays
-FUSE_FROM = 4_000_000_000  # NVFP4 weights from which 20 s of compiling pays on a middling GPU
+# NVFP4 weights from which 20 s of compiling pays on a GPU: an H100's single operations search 2.9
+# billion a second, which is 6 GB of bfloat16, more than disks deliver.
+FUSE_FROM = 50_000_000_000
 
 CPU_CHUNK = 1 << 19  # weights a thread works on at once: measured best on two cores
 CPU_SLICE = 1 << 13  # blocks whose errors are summed at once
