@@ -1419,9 +1419,9 @@ KERNELS = (
 def compile_kernels() -> None:
     """Replace KERNELS by machine code, which is kept beside this file for the next run.
 
-    Raises ImportError without numba, and RuntimeError where the code, checked on a sample, does
-    not keep the bits. No value there is NaN or infinite; contracting a * b + c, which rounds
-    once, stays forbidden.
+    Raises ImportError without numba, and RuntimeError where it fails or its code, checked on a
+    sample, does not keep the bits. No value there is NaN or infinite; contracting a * b + c,
+    which rounds once, stays forbidden.
     """
     import numba  # optional, and takes half a second
 
@@ -1435,14 +1435,14 @@ def compile_kernels() -> None:
     sample = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
     sample[:8] *= torch.logspace(-6, 0, 8).unsqueeze(1)  # subnormal scales, and none
     scale = nvfp4_global_scale(largest_magnitude(sample))
-    pairs = (
-        (encode_fp8_compiled(sample, scale), (encode_fp8(sample, scale),)),
-        *(
-            (encode_nvfp4_compiled(sample, scale, search), encode_nvfp4(sample, scale, search))
-            for search in SCALE_SEARCHES.values()
-        ),
-    )
-    for (*found, _), expected in pairs:
+    searches = SCALE_SEARCHES.values()
+    try:
+        made = [encode_nvfp4_compiled(sample, scale, search) for search in searches]
+        made.append(encode_fp8_compiled(sample, scale))
+    except numba.core.errors.NumbaError as error:
+        raise RuntimeError(str(error).partition("\n")[0]) from error
+    plain = [encode_nvfp4(sample, scale, search) for search in searches]
+    for (*found, _), expected in zip(made, [*plain, [encode_fp8(sample, scale)]], strict=True):
         if not all(map(torch.equal, map(as_bytes, found), map(as_bytes, expected))):
             raise RuntimeError("the compiled code rounds differently")
 
