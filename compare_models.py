@@ -81,17 +81,16 @@ def open_side(path: Path) -> Side:
     except OSError:
         is_gguf = False  # a folder, or nothing: open_model tells
     model = c.open_gguf(path) if is_gguf else c.open_model(path)
-    stored = c.stored_layers(model).items()
-    layers = {c.bare(name): layer for name, layer in stored if layer.weight is not None}
-    sizes = (math.prod(r.shape) for name, r in model.tensors.items() if c.bare(name) == c.MARKER)
-    found = () if is_gguf else (*c.lint(model, values=False), *c.lint_file(model))
+    stored, marker = c.stored_layers(model), c.find_marker(model)
+    layers = {c.bare(name): x for name, x in stored.items() if x.weight is not None}
+    found = () if is_gguf else (*c.lint(model, stored, values=False), *c.lint_file(model))
     return Side(
         path=path,
         model=model,
         is_gguf=is_gguf,
         layers=layers,
         linear={name: layer for name, layer in layers.items() if len(layer.shape) == 2},
-        marker=next(sizes, None),
+        marker=None if marker is None else math.prod(marker.shape),
         findings=found,
     )
 

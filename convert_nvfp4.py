@@ -134,7 +134,6 @@ TORCH_DTYPES = {
     "I8": torch.int8,
     "F8_E4M3": torch.float8_e4m3fn,
 }
-DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 SOURCE_FLOATS = ("F32", "BF16", "F16")
 ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2")  # what quantised weights are stored in
 DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -609,6 +608,7 @@ class Check:
     """What a verification found; `render_check` makes text of it."""
 
     model: Model
+    layers: dict[str, StoredLayer]
     findings: tuple[Finding, ...]
     damage: dict[str, Damage]
 
@@ -1595,8 +1595,7 @@ def open_model(source: Path) -> Model:
         if len(found) != 1:
             raise ConvertError(
                 f"{source}: holds {len(found) or 'no'} *.safetensors.index.json or *.safetensors "
-                "files; "
-                "give one by name"
+                "files; give one by name"
             )
         source = found[0]
     if source.suffix.lower() == ".json":
@@ -2639,7 +2638,8 @@ def verify(path: Path, layout: Layout) -> None:
     }
     if found != layout.slots:
         raise ConvertError(f"{path}: does not read back as it was written; is the disk failing?")
-    defects = lint(Model(tensors=tensors, metadata=metadata, files=(path,)))
+    model = Model(tensors=tensors, metadata=metadata, files=(path,))
+    defects = lint(model, stored_layers(model))
     if defects:
         problems = grouped(defects).items()
         raise ConvertError(
@@ -2647,13 +2647,17 @@ def verify(path: Path, layout: Layout) -> None:
         )
 
 
-def lint(model: Model, *, values: bool = True) -> list[Finding]:
+def find_marker(model: Model) -> TensorRef | None:
+    """Scaled FP8's marker tensor, whether it is in force or not."""
+    return next((ref for name, ref in model.tensors.items() if bare(name) == MARKER), None)
+
+
+def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -> list[Finding]:
     """Every defect of a quantised file that its headers, configurations and scales show.
 
     Without `values`, scales are not read: nothing but headers and configurations is.
     """
-    layers = stored_layers(model)
-    marker = next((ref for name, ref in model.tensors.items() if bare(name) == MARKER), None)
+    marker = find_marker(model)
     # ComfyUI reads the legacy form only where there is a marker and no current metadata.
     legacy = marker is not None and "_quantization_metadata" not in model.metadata
     facts = FileFacts(
@@ -2929,10 +2933,10 @@ def compare_tensor(
 
 
 def check_against(
-    source: Model, model: Model, quiet: bool
+    source: Model, model: Model, layers: dict[str, StoredLayer], quiet: bool
 ) -> tuple[list[Finding], dict[str, Damage]]:
     """Every tensor of the source against what the file decodes to, and each layer's error."""
-    stored, layers = {bare(name): ref for name, ref in model.tensors.items()}, stored_layers(model)
+    stored = {bare(name): ref for name, ref in model.tensors.items()}
     found, damage = [], {}
     with Compute(torch.device("cpu")) as compute:
         for ref in tqdm(source.tensors.values(), "decoding", disable=quiet, file=sys.stderr):
@@ -2969,15 +2973,16 @@ def verify_file(task: Verification) -> Check:
     except DamagedFileError as error:
         problems = (f"{problem}; ComfyUI stops while loading it" for problem in error.problems)
         raise ConvertError(*problems) from error
-    found, damage = [*lint(model), *lint_file(model)], {}
+    layers = stored_layers(model)
+    found, damage = [*lint(model, layers), *lint_file(model)], {}
     if task.source is not None:
         source = open_model(task.source)
         refuse_quantised(task.source, source)
         if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:
             raise ConvertError(f"{task.source}: is of another model: no tensor is in {task.file}")
-        more, damage = check_against(source, model, task.quiet)
+        more, damage = check_against(source, model, layers, task.quiet)
         found += more
-    return Check(model=model, findings=tuple(found), damage=damage)
+    return Check(model=model, layers=layers, findings=tuple(found), damage=damage)
 
 
 def write_model(
@@ -3104,7 +3109,7 @@ def file_bytes(model: Model) -> int:
 
 def render_check(check: Check) -> str:
     """The file's schemes, its defects the worst first, and its layers' errors if measured."""
-    schemes = Counter(layer.scheme for layer in stored_layers(check.model).values())
+    schemes = Counter(layer.scheme for layer in check.layers.values())
     quantised = ", ".join(f"{schemes[name]} {name}" for name in DECODED if schemes[name])
     quantised = f"{quantised} layers" if quantised else "nothing is quantised"
     path, size = check.model.files[0], gigabytes(file_bytes(check.model))

@@ -43,6 +43,18 @@ def convert_tiny(tiny, out, *arguments):
     return out
 
 
+def convert_and_measure(tiny, out):
+    """The tiny Wan converted, and each quantised layer's relative RMSE as its report has it."""
+    report = out.with_suffix(".json")
+    convert_tiny(tiny, out, "--report", str(report), "--quiet")
+    rows = json.loads(report.read_text(encoding="utf-8"))["tensors"]
+    return out, {
+        row["name"].removesuffix(".weight"): row["relative_rmse"]
+        for row in rows
+        if "relative_rmse" in row
+    }
+
+
 @pytest.fixture(scope="session")
 def converted(tiny, tmp_path_factory):
     """The tiny Wan converted with the documented options."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from broken import CASES, write_case
-from conftest import convert_tiny, header_only
+from conftest import convert_and_measure, header_only
 from make_wan import wan_shapes, write_gguf
 from safetensors.torch import load_file, save_file
 
@@ -207,14 +207,7 @@ def test_shards_and_ggufs_are_sides_too(tiny, converted, capsys):
 
 
 def test_values_measure_b_against_a(tiny, tmp_path, capsys):
-    report = tmp_path / "r.json"
-    out = convert_tiny(tiny, tmp_path / "o.safetensors", "--report", str(report), "--quiet")
-    rows = json.loads(report.read_text(encoding="utf-8"))["tensors"]
-    expected = {
-        row["name"].removesuffix(".weight"): row["relative_rmse"]
-        for row in rows
-        if "relative_rmse" in row
-    }
+    out, expected = convert_and_measure(tiny, tmp_path / "o.safetensors")
     capsys.readouterr()
     _, data = data_of(tiny, out, "--values", capsys=capsys)
     assert len(data["relative_rmse"]) == 86

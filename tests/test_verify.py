@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from broken import CASES, Stored, write_case
-from conftest import convert_tiny, raw_safetensors
+from conftest import convert_and_measure, convert_tiny, raw_safetensors
 from safetensors.torch import load_file, save_file
 
 import convert_nvfp4 as c
@@ -149,14 +149,7 @@ def test_with_the_source_missing_tensors_and_other_shapes_are_found(sound, tiny,
 
 
 def test_the_error_with_the_source_is_that_of_the_conversion(tiny, tmp_path):
-    report = tmp_path / "report.json"
-    again = convert_tiny(tiny, tmp_path / "again.safetensors", "--report", str(report), "--quiet")
-    rows = json.loads(report.read_text(encoding="utf-8"))["tensors"]
-    expected = {
-        row["name"].removesuffix(".weight"): row["relative_rmse"]
-        for row in rows
-        if "relative_rmse" in row
-    }
+    again, expected = convert_and_measure(tiny, tmp_path / "again.safetensors")
     check = c.verify_file(c.Verification(file=again, source=tiny, quiet=True))
     found = {layer: damage.relative_rmse for layer, damage in check.damage.items()}
     assert found == pytest.approx(expected, rel=1e-5)
