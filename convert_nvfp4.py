@@ -99,9 +99,6 @@ FIRST_NORMAL_E4M3_CODE = 8
 MANY_SUBNORMALS = 0.01
 OTHER_LARGEST_SCALES = (416, 384, 352, 320, 288, 256)
 COMPILE_FROM = 100_000_000  # weights to quantise from which compiling for the CPU pays
-# NVFP4 weights from which 20 s of compiling pays on a GPU: an H100's single operations search 2.9
-# billion a second, which is 6 GB of bfloat16, more than disks deliver.
-FUSE_FROM = 50_000_000_000
 
 CPU_CHUNK = 1 << 19  # weights a thread works on at once: measured best on two cores
 CPU_SLICE = 1 << 13  # blocks whose errors are summed at once
@@ -895,14 +892,11 @@ def amax_block_scales(magnitude: torch.Tensor, global_scale: torch.Tensor) -> to
     return block_scale.clamp_(max=E4M3_MAX).to(torch.float8_e4m3fn)
 
 
-def mse_block_scales(
-    magnitude: torch.Tensor, global_scale: torch.Tensor, sums: Callable | None = None
-) -> torch.Tensor:
+def mse_block_scales(magnitude: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
     """E4M3 scale of each block with the least squared error over all 126 positive E4M3 values.
 
-    magnitude: [n, k] float32 >= 0, global_scale: at least max / 2688 and 2**-100; sums: what
-    `fused_sums` made, if that is used. Returns [n, k/16] float8_e4m3fn; equal errors go to the
-    smaller scale; a block of zeros gets scale 0.
+    magnitude: [n, k] float32 >= 0, global_scale: at least max / 2688 and 2**-100. Returns
+    [n, k/16] float8_e4m3fn; equal errors go to the smaller scale; a block of zeros gets scale 0.
 
     Only some scales are tried, but the best is among them. Let a be the block's largest
     magnitude, u = block scale * global scale, c the code of the smallest scale with 6u >= a:
@@ -914,14 +908,12 @@ def mse_block_scales(
       - Too small: rounding a alone costs (a - 6u)**2. Codes below c - 3 are tried as far down
         as this is less than the best error found; few blocks have any.
     """
-    blocks = magnitude.view(-1, BLOCK_SIZE).t()  # [16, b]: sums in a fixed order
-    if sums is None:  # a fused kernel reads it as it lies, single operations would crawl
-        blocks, sums = blocks.contiguous(), sum_of_errors
+    blocks = magnitude.view(-1, BLOCK_SIZE).t().contiguous()  # [16, b]: sums in a fixed order
     block_amax = blocks.amax(0) / global_scale
     first = e4m3_code_of_at_least(block_amax / E2M1_MAX * (1 + DOUBT))
     offsets = torch.tensor(SEARCH_OFFSETS, dtype=torch.int16, device=first.device).unsqueeze(1)
     codes = (first + offsets).clamp_(1, LAST_E4M3_CODE)
-    errors = scale_errors(blocks, codes, global_scale, sums)
+    errors = scale_errors(blocks, codes, global_scale)
     error = errors.amin(0)
     best = codes.masked_fill_(errors > error, LAST_E4M3_CODE).amin(0)  # the smaller one of equals
 
@@ -947,14 +939,14 @@ def search_codes(
     (low, high), (best, error) = bounds, so_far
     for step in range(int((high - low).max()) + 1):
         code = torch.minimum(low + step, high)
-        found = scale_errors(blocks, code.unsqueeze(0), global_scale, sum_of_errors)[0]
+        found = scale_errors(blocks, code.unsqueeze(0), global_scale)[0]
         better = (found < error) | ((found == error) & (code < best))
         best, error = torch.where(better, code, best), torch.where(better, found, error)
     return best
 
 
 def scale_errors(
-    blocks: torch.Tensor, codes: torch.Tensor, global_scale: torch.Tensor, sums: Callable
+    blocks: torch.Tensor, codes: torch.Tensor, global_scale: torch.Tensor
 ) -> torch.Tensor:
     """Squared error of every block under each of its candidate scales.
 
@@ -962,13 +954,13 @@ def scale_errors(
     [m, b] float32 in units of global_scale**2.
     """
     scales = e4m3_value(codes)
-    return sums(blocks, 1.0 / (scales * global_scale)).mul_(scales).mul_(scales)
+    return sum_of_errors(blocks, 1.0 / (scales * global_scale)).mul_(scales).mul_(scales)
 
 
 def sum_of_errors(blocks: torch.Tensor, reciprocals: torch.Tensor) -> torch.Tensor:
     """Squared distance of blocks * reciprocals to E2M1's values, summed: [16, b] -> [m, b].
 
-    Every operation is exact or rounded once and the sum is a tree, so that the fused version
+    Every operation is exact or rounded once and the sum is a tree, so that the compiled version
     below gives the same bits. On a CPU, slices that stay in a core's cache.
     """
     sums = torch.empty_like(reciprocals)
@@ -1000,42 +992,6 @@ def write_sums(
         quarters[0].add_(quarters[1])
         pairs[0].add_(pairs[1])
         torch.add(*halves, out=total)
-
-
-def functional_sum_of_errors(blocks: torch.Tensor, reciprocals: torch.Tensor) -> torch.Tensor:
-    """`sum_of_errors` as torch.compile fuses it best: the same arithmetic, nothing in place."""
-    sums = []
-    for reciprocal in reciprocals.unbind(0):
-        scaled = blocks * reciprocal
-        bits = scaled.clamp(1.0, 4.0).view(torch.int32) & FLOAT32_EXPONENT
-        power = bits.view(torch.float32) * ROUND_TO_HALVES
-        error = scaled - (scaled + power - power).clamp(max=E2M1_MAX)
-        error = error * error
-        for half in (8, 4, 2):
-            error = error[:half] + error[half:]
-        sums.append(error[0] + error[1])
-    return torch.stack(sums)
-
-
-def fused_sums(device: torch.device) -> Callable:
-    """`functional_sum_of_errors` as one GPU kernel, five times as fast as single operations.
-
-    Raises RuntimeError where torch.compile does not work or, checked on a sample, where it does
-    not keep the bits.
-    """
-    options = {
-        "emulate_precision_casts": True,  # also forbids contracting a * b + c, which rounds once
-        "realize_opcount_threshold": 1 << 20,  # else it writes intermediate results to memory
-        "realize_reads_threshold": 1 << 20,
-    }
-    fused = torch.compile(functional_sum_of_errors, dynamic=True, options=options)
-    count = len(SEARCH_OFFSETS)
-    sample = torch.rand(4096, BLOCK_SIZE, generator=torch.Generator().manual_seed(0)).to(device)
-    reciprocals = torch.linspace(9.0, 3.0, count * 4096, device=device).view(count, -1)
-    reciprocals[MAY_CLIP:].clamp_(max=E2M1_MAX)
-    if not torch.equal(fused(sample.t(), reciprocals), sum_of_errors(sample.t(), reciprocals)):
-        raise RuntimeError("the compiled search rounds differently")
-    return fused
 
 
 SCALE_SEARCHES = {"mse": mse_block_scales, "amax": amax_block_scales}
@@ -2353,18 +2309,6 @@ class Compute:
         return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
 
 
-def pick_search(name: str, device: torch.device, weights: int) -> tuple[Callable, list[str]]:
-    """How block scales are chosen, compiled for a GPU where that pays, and notes."""
-    search = SCALE_SEARCHES[name]
-    if search is mse_block_scales and device.type != "cpu" and weights >= FUSE_FROM:
-        try:
-            return partial(mse_block_scales, sums=fused_sums(device)), []
-        except (RuntimeError, ImportError) as error:
-            reason = str(error).partition("\n")[0]
-            return search, [f"slower scale search, same result: torch.compile: {reason}"]
-    return search, []
-
-
 def pick_device(name: str) -> torch.device:
     """auto: a GPU if there is one. A device asked for by name that is not there is an error."""
     if name == "auto":
@@ -2990,17 +2934,15 @@ def write_model(
 ) -> tuple[dict[str, Damage], list[str]]:
     """Encode every tensor into OUTPUT.partial and publish it; returns layers' damage and notes."""
     pieces = [piece for plan in plans for piece in pieces_of(plan)]
-    sizes = [(plan.precision, math.prod(plan.ref.shape)) for plan in plans if plan.is_quantised]
-    packed = sum(size for precision, size in sizes if precision is Precision.NVFP4)
     found, device = {}, pick_device(options.device)
     dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
-    search, notes = pick_search(options.scale_search, device, packed)
+    search = SCALE_SEARCHES[options.scale_search]
     with (
         Compute(device, dtype, search) as compute,
         PartialFile(options.output, layout, options.ahead) as output,
         progress(pieces, options, "converting") as bar,
     ):
-        compute.compile(sum(size for _, size in sizes))
+        compute.compile(sum(math.prod(plan.ref.shape) for plan in plans if plan.is_quantised))
         pinned = device.type == "cuda"
         for piece, data in read_ahead(pieces, options.buffers, pinned=pinned):
             plan = piece.plan
@@ -3018,7 +2960,7 @@ def write_model(
         for key, tensor in marker_of(plans).items():
             output.write(key, tensor)
         output.publish()
-    return found, [*notes, *compute.notes]
+    return found, compute.notes
 
 
 def output_problems(options: Options, model: Model, size: int) -> list[str]:

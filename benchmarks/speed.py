@@ -39,18 +39,12 @@ def main() -> None:
         weight = torch.randn(rows, 8192 if device.type == "cuda" else 3072).to(device)
         scale = c.nvfp4_global_scale(c.largest_magnitude(weight))
         search = c.mse_block_scales
-        fused = (
-            functools.partial(search, sums=c.fused_sums(device)) if device.type == "cuda" else None
-        )
         runs: dict[str, Callable] = {
             "copy": torch.clone,
             "amax scales, encode": lambda w: c.encode_nvfp4(w, scale),
             "search": lambda w: search(w.abs(), scale),
             "search, encode": lambda w: c.encode_nvfp4(w, scale, search),
         }
-        if fused:
-            runs["search, fused"] = lambda w: fused(w.abs(), scale)
-            runs["search, fused, encode"] = lambda w: c.encode_nvfp4(w, scale, fused)
         if device.type == "cpu":
             c.compile_kernels()
             for label, scales in (("amax scales", c.amax_block_scales), ("search", search)):

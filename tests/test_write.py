@@ -238,9 +238,7 @@ def test_reading_ahead_thread_count_and_chunks_do_not_change_a_byte(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("search", ["mse", "amax"])
-@pytest.mark.parametrize("fuse_from", [0, 1 << 60])
-def test_a_gpu_writes_the_same_file(tiny, tmp_path, monkeypatch, search, fuse_from):
-    monkeypatch.setattr(c, "FUSE_FROM", fuse_from)
+def test_a_gpu_writes_the_same_file(tiny, tmp_path, search):
     one, other = tmp_path / "cpu.safetensors", tmp_path / "cuda.safetensors"
     convert_tiny(tiny, one, "--scale-search", search, "--device", "cpu")
     convert_tiny(tiny, other, "--scale-search", search, "--device", "cuda")
