@@ -44,21 +44,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
 import os
 import re
 import shutil
+import signal
 import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import IntEnum
 from functools import partial
 from html import escape
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -81,6 +85,7 @@ FP4_MATMUL_N = 16  # ... and N % 16 == 0 where there is a bias
 E2M1_TO_HALF_SCALE = 2.0**14  # exponent bias: 15 - 1
 E4M3_TO_HALF_SCALE = 2.0**8  # exponent bias: 15 - 7
 HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
+WIDENED = "a value beyond float16's 65504"  # the reason of what becomes float32 for it
 FLOAT32_EXPONENT = 0x7F800000
 ROUND_TO_HALVES = 2.0**22  # float32 at this size has a unit in the last place of 0.5
 
@@ -104,6 +109,9 @@ CPU_CHUNK = 1 << 19  # weights a thread works on at once: measured best on two c
 CPU_SLICE = 1 << 13  # blocks whose errors are summed at once
 CPU_THREADS = 4  # more only wait for Python's lock: slower again on 16 cores
 CUDA_CHUNK = 1 << 26
+# What a weight costs a rank besides its bytes, in bytes that are read or written meanwhile.
+ENCODING_COST = {"NVFP4": 4, "FP8": 2}
+LONGEST_WAIT = timedelta(hours=12)  # of one rank for another; one that dies is noticed at once
 WRITE_AHEAD = 96 << 20  # bytes that may wait for the writer
 SYNC_BYTES = 128 << 20  # after so many, they are brought to the disk while the rest is computed
 SMALL_PIECE, MOST_AHEAD = 1 << 20, 32  # pieces read into no buffer of their own, and how many
@@ -210,6 +218,7 @@ CONFLICTS = (
     ("no_input_scale", "input_scale_layer_summary"),
     ("quiet", "verbose"),
     ("use_ck_quant", "scale_search"),
+    ("resume", "dry_run"),
 )
 REQUIRES = (
     ("input_scale_summary_percentile", "input_scale_summary_json"),
@@ -217,6 +226,7 @@ REQUIRES = (
     ("gguf_nvfp4_max_bitdepth", "gguf"),
     ("gguf_keep_edge_blocks_fp16", "gguf"),
     ("use_fp8", "gguf"),
+    ("max_shard_size", "output_sharded"),
 )
 # Each recipe's --dtype, unless one is given: working scaled-FP8 models keep float32.
 RECIPES = {"mixed": "bfloat16", "fp8": "bfloat16", "scaled-fp8": "float32"}
@@ -227,6 +237,7 @@ DEFAULTS = {
     "input_scale_summary_multiplier": 1.0,
     "gguf_nvfp4_max_bitdepth": 4,
     "scale_search": "mse",
+    "max_shard_size": 5 * 10**9,
 }
 
 
@@ -296,6 +307,9 @@ class Options:
     report: Path | None = None
     device: str = "auto"
     low_mem: bool = False
+    resume: bool = False
+    output_sharded: bool = False
+    max_shard_size: int = DEFAULTS["max_shard_size"]
     dry_run: bool = False
     verbose: bool = False
     quiet: bool = False
@@ -543,6 +557,58 @@ class Layout:
     @property
     def nbytes(self) -> int:
         return len(self.header) + sum(slot.nbytes for slot in self.slots.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A conversion planned to the byte: one output file, or shards and their index."""
+
+    options: Options
+    model: Model
+    plans: list[TensorPlan]
+    origin: dict[str, object]  # how the file is made, as its header tells
+    layouts: dict[Path, Layout]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layout.nbytes for layout in self.layouts.values())
+
+    @property
+    def index(self) -> Path | None:
+        output = self.options.output
+        return (
+            output.with_name(output.name + ".index.json") if self.options.output_sharded else None
+        )
+
+    @property
+    def fingerprint(self) -> dict[str, object]:
+        """What the output's bytes depend on, so that another conversion is told from this one."""
+        plan = hashlib.sha256()
+        for path, layout in self.layouts.items():
+            plan.update(path.name.encode() + layout.header)
+        plan.update(str([plan.input_scale for plan in self.plans]).encode())
+        facts = {path: path.stat() for path in [*self.options.inputs, *self.model.files]}
+        files = [[path.name, fact.st_size, fact.st_mtime_ns] for path, fact in facts.items()]
+        return {"plan": plan.hexdigest(), "files": files}
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those that `torchrun` started; one alone without it."""
+
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, value: object = None) -> list:
+        """Every rank's value, in order; returns once all ranks have come here."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        try:
+            torch.distributed.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise ConvertError(f"rank {self.rank}: stopped, as another rank did") from error
+        return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -2131,12 +2197,11 @@ def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
     return notes
 
 
-def widen(plans: list[TensorPlan], names: set[str]) -> list[TensorPlan]:
+def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
     """The plans with the named float16 tensors as float32."""
-    reason = "a value beyond float16's 65504 (else {})"
     return [
         dataclasses.replace(
-            plan, precision=Precision.FP32, dtype="F32", reason=reason.format(plan.reason)
+            plan, precision=Precision.FP32, dtype="F32", reason=f"{WIDENED} (else {plan.reason})"
         )
         if plan.ref.name in names
         else plan
@@ -2187,15 +2252,48 @@ def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
     return {prefix + MARKER: torch.zeros(2 if plan.full_precision else 0).to(torch.float8_e4m3fn)}
 
 
-def make_layout(plans: Iterable[TensorPlan], metadata: dict[str, str]) -> Layout:
-    """Header and offsets of the output file.
+def stored_bytes(plan: TensorPlan) -> int:
+    return sum(bits_of(*stored) // 8 for stored in stored_tensors(plan).values())
+
+
+def make_job(
+    options: Options, model: Model, plans: list[TensorPlan], widened: frozenset[str] = frozenset()
+) -> Job:
+    """The output's files, with the tensors in `widened` as float32 instead of float16."""
+    plans = widen(plans, widened)
+    origin, marker = origin_of(options, model, plans), marker_of(plans)
+    shards = split_shards(plans, options.max_shard_size) if options.output_sharded else [plans]
+    layouts, output = {}, options.output
+    for number, members in enumerate(shards, 1):
+        name = f"{output.stem}-{number:05}-of-{len(shards):05}{output.suffix}"
+        path = output.with_name(name) if options.output_sharded else output
+        layouts[path] = make_layout(members, make_metadata(model, members, origin), marker)
+        marker = {}
+    return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
+
+
+def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]]:
+    """Plans in source order, by shards of up to `largest` bytes, or of one larger layer."""
+    shards, size = [[]], 0
+    for plan in plans:
+        size += stored_bytes(plan)
+        if size > largest and shards[-1]:
+            shards.append([])
+            size = stored_bytes(plan)
+        shards[-1].append(plan)
+    return shards
+
+
+def make_layout(
+    plans: Iterable[TensorPlan], metadata: dict[str, str], marker: dict[str, torch.Tensor]
+) -> Layout:
+    """Header and offsets of an output file.
 
     Ordered by item size, so that every tensor starts at a multiple of its own; the odd-length
     comfy_quant tensors come last.
     """
-    plans = list(plans)
     stored = [(key, *value) for plan in plans for key, value in stored_tensors(plan).items()]
-    stored += [(key, "F8_E4M3", tuple(tensor.shape)) for key, tensor in marker_of(plans).items()]
+    stored += [(key, "F8_E4M3", tuple(tensor.shape)) for key, tensor in marker.items()]
     stored.sort(
         key=lambda row: (-SAFETENSORS_BITS[row[1]], row[0].endswith(".comfy_quant"), row[0])
     )
@@ -2238,7 +2336,7 @@ def make_metadata(
     metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
     metadata.pop("_quantization_metadata", None)
     layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised}
-    if not any(plan.legacy for plan in plans):  # else ComfyUI would not read the scales
+    if layers and not any(plan.legacy for plan in plans):  # with it, legacy scales go unread
         quantisation = {"format_version": "1.0", "layers": layers}
         metadata["_quantization_metadata"] = json.dumps(quantisation)
     return metadata
@@ -2249,6 +2347,9 @@ RUN_OPTIONS = (
     "report",
     "device",
     "low_mem",
+    "resume",
+    "output_sharded",
+    "max_shard_size",
     "dry_run",
     "verbose",
     "quiet",
@@ -2310,14 +2411,57 @@ class Compute:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: a GPU if there is one. A device asked for by name that is not there is an error."""
+    """auto: a GPU if there is one. A device asked for by name that is not there is an error.
+
+    The ranks of a machine take its GPUs in turn, unless one is asked for by number.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    count = torch.cuda.device_count()
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device, count = torch.device(name), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConvertError(f"--device {name}: torch sees {count} CUDA devices here")
+    if name == "cuda" and under_torchrun():
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % count)
     return device
+
+
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks, among those of a `torchrun`."""
+    return not under_torchrun() or os.environ["RANK"] == "0"
+
+
+@contextlib.contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """Meet the other processes of a `torchrun`, if there is one."""
+    if not under_torchrun():
+        yield Ranks()
+        return
+    torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+    try:
+        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
+    """A rank's tensors, in source order: the costliest are dealt first, to whom has least."""
+    loads, mine = [0] * ranks.size, set()
+    costs = {
+        plan.ref.name: plan.ref.nbytes
+        + stored_bytes(plan)
+        + ENCODING_COST.get(plan.precision.name, 0) * math.prod(plan.ref.shape)
+        for plan in plans
+    }
+    for name in sorted(costs, key=lambda name: (-costs[name], name)):
+        rank = loads.index(min(loads))
+        loads[rank] += costs[name]
+        if rank == ranks.rank:
+            mine.add(name)
+    return [plan for plan in plans if plan.ref.name in mine]
 
 
 def quantise(
@@ -2461,7 +2605,7 @@ def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def float16_overflows(plans: list[TensorPlan], options: Options) -> set[str]:
+def float16_overflows(plans: list[TensorPlan], options: Options) -> frozenset[str]:
     """Tensors planned as float16 with values beyond 65504: reads them all, writes nothing."""
     candidates = [plan for plan in plans if plan.dtype == "F16" and plan.ref.dtype != "F16"]
     pieces = [piece for plan in candidates for piece in pieces_of(plan)]
@@ -2473,121 +2617,326 @@ def float16_overflows(plans: list[TensorPlan], options: Options) -> set[str]:
             except Float16OverflowError:
                 found.add(piece.plan.ref.name)
             bar.update(piece.end - piece.begin)
-    return found
+    return frozenset(found)
 
 
 def progress(pieces: list[Piece], options: Options, what: str) -> tqdm:
     total = sum(piece.end - piece.begin for piece in pieces)
     return tqdm(
-        total=total, desc=what, unit="B", unit_scale=True, disable=options.quiet, file=sys.stderr
+        total=total,
+        desc=what,
+        unit="B",
+        unit_scale=True,
+        disable=options.quiet or not is_first(),
+        file=sys.stderr,
     )
 
 
-class PartialFile:
-    """OUTPUT.partial: written at known offsets, and gone unless it is published complete.
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """An operating system's error as one line: a full disk, a locked or forbidden file."""
+    try:
+        yield
+    except OSError as error:
+        raise ConvertError(f"{error.filename or path}: {error.strerror}") from error
 
-    A thread writes while the caller computes on, up to `ahead` bytes behind; its first error
-    comes up at the next `write` or at `publish`.
+
+def lock(file: BinaryIO) -> None:
+    """Hold an open file for this process alone; raises OSError if another one does."""
+    if os.name == "nt":
+        import msvcrt
+
+        file.seek(1 << 40)  # what is locked there cannot be read either
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class Journal:
+    """OUTPUT.partial.journal: which tensors of the partial files are on the disk.
+
+    Its first line tells what conversion it is of; each further one names a tensor that was synced,
+    with its error. A rank beyond the first keeps one of its own. The first rank's is locked, which
+    keeps a second run from the same output. It goes with the partial files unless `keep` is set.
     """
 
-    def __init__(self, output: Path, layout: Layout, ahead: int = 0):
-        self.output, self.layout, self.ahead = output, layout, ahead
-        self.path = unfinished(output)
+    def __init__(self, options: Options, ranks: Ranks):
+        self.path = unfinished(options.output).with_name(options.output.name + ".partial.journal")
+        self.ranks, self.keep, self.resume = ranks, options.resume, options.resume
+        self.file: BinaryIO | None = None
+        self.widened: frozenset[str] = frozenset()
+        self.done: dict[str, Damage | None] = {}
+        self.notes: list[str] = []
+
+    def __enter__(self) -> Journal:
+        head = {}
+        if self.ranks.rank == 0:
+            self.take()
+            head = next(self.lines(), {}) if self.resume else {}
+            head = head if "fingerprint" in head else {}
+        self.head = self.ranks.gather(head)[0]
+        self.widened = frozenset(self.head.get("widened", ()))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file:
+            self.file.close()
+        if self.ranks.rank == 0 and not self.keep:
+            for path in self.files():
+                path.unlink(missing_ok=True)
+
+    def take(self) -> None:
+        """Open and lock the file; another run may have removed it while it was waited for."""
+        with translated(self.path):
+            while True:
+                self.file = self.path.open("a+b", buffering=0)
+                try:
+                    lock(self.file)
+                except OSError as error:
+                    self.file.close()
+                    busy = f"{self.path}: another run is writing this output; wait for it"
+                    raise ConvertError(busy) from error
+                if self.path.exists() and os.path.samestat(
+                    os.fstat(self.file.fileno()), self.path.stat()
+                ):
+                    return
+                self.file.close()
+
+    def files(self) -> list[Path]:
+        """The first rank's, and those of the others."""
+        folder = self.path.parent.iterdir()
+        return sorted(path for path in folder if path.name.startswith(self.path.name))
+
+    def lines(self) -> Iterator[dict]:
+        """What was noted; a line that a kill cut short is as good as none."""
+        for path in self.files():
+            for line in path.read_bytes().splitlines():
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)
+
+    def begin(self, job: Job) -> None:
+        """Take up the conversion that was noted, which has to be this one, or start a new one."""
+        partial = [unfinished(path) for path in job.layouts]
+        if self.ranks.rank == 0:
+            with translated(self.path):
+                if self.head and all(path.exists() for path in partial):
+                    self.check(job)
+                    self.done = {
+                        line["tensor"]: Damage(**line["damage"]) if line["damage"] else None
+                        for line in self.lines()
+                        if "tensor" in line
+                    }
+                else:
+                    self.start(job, partial)
+        self.head, self.done = {}, self.ranks.gather(self.done)[0]
+        if self.ranks.rank:
+            with translated(self.path):
+                own = self.path.with_name(f"{self.path.name}.{self.ranks.rank}")
+                self.file = own.open("ab", buffering=0)
+        self.file.write(b"\n")  # ends a line that was cut short
+
+    def check(self, job: Job) -> None:
+        """Refuse to go on with what was made by other options or from other files."""
+        noted, now = self.head["fingerprint"], job.fingerprint
+        over = f"delete {self.path} to start over"
+        changed = [file[0] for file in now["files"] if file not in noted["files"]]
+        if changed:
+            raise ConvertError(f"--resume: {examples(changed)} changed since; {over}")
+        if now["plan"] != noted["plan"]:
+            raise ConvertError(f"--resume: other options than before; give those again, or {over}")
+
+    def start(self, job: Job, partial: list[Path]) -> None:
+        stale = [path.name for path in partial if path.exists()]
+        if stale and not self.resume:
+            name = examples(stale)
+            self.notes = [f"{name} of an earlier run was overwritten; --resume goes on with such"]
+        for path in self.files()[1:]:
+            path.unlink()
+        self.file.truncate(0)
+        head = {"fingerprint": job.fingerprint, "widened": sorted(self.widened)}
+        self.file.write(json.dumps(head).encode())
+        self.done = {}
+
+    def add(self, finished: dict[str, Damage | None]) -> None:
+        """Note tensors whose bytes have been synced."""
+        for name, damage in finished.items():
+            line = {"tensor": name, "damage": damage and dataclasses.asdict(damage)}
+            self.file.write(json.dumps(line).encode() + b"\n")
+
+
+class PartialFiles:
+    """The output's files as *.partial: written at known offsets, and named once all is complete.
+
+    A thread writes while the caller computes on, up to WRITE_AHEAD bytes behind; its first error
+    comes up at the next `write` or at `flush`.
+    """
+
+    def __init__(self, job: Job, journal: Journal, ranks: Ranks):
+        self.job, self.journal, self.ranks = job, journal, ranks
+        self.ahead = job.options.ahead
+        self.slots = {
+            key: (path, slot)
+            for path, layout in job.layouts.items()
+            for key, slot in layout.slots.items()
+        }
+        self.files: dict[Path, BinaryIO] = {}
         self.given: Counter[str] = Counter()
         self.pending: deque[tuple[Future, int]] = deque()
+        self.finished: dict[str, Damage | None] = {}
         self.waiting = self.unsynced = 0
 
-    def __enter__(self) -> PartialFile:
-        with self.translated():
-            self.file = self.path.open("wb", buffering=0)
-            self.writer = ThreadPoolExecutor(1)
-            try:
-                self.put(0, memoryview(self.layout.header))  # a full disk may show here already
-            except BaseException:
-                self.__exit__()
-                raise
+    def __enter__(self) -> PartialFiles:
+        self.writer = ThreadPoolExecutor(1)
+        try:
+            if self.ranks.rank == 0:
+                self.open("r+b" if self.journal.done else "wb")
+                for path, layout in self.job.layouts.items():
+                    with translated(unfinished(path)):  # a full disk may show here already
+                        self.put(path, 0, memoryview(layout.header))
+            self.ranks.gather()  # from here on the files exist
+            if self.ranks.rank:
+                self.open("r+b")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.writer.shutdown(cancel_futures=True)
-        with contextlib.suppress(OSError):  # a full disk must not hide the first error
-            self.file.close()
-        self.path.unlink(missing_ok=True)
+        for file in self.files.values():
+            with contextlib.suppress(OSError):  # a full disk must not hide the first error
+                file.close()
+        if self.ranks.rank == 0 and not self.journal.keep:
+            for path in self.job.layouts:
+                unfinished(path).unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def translated(self) -> Iterator[None]:
-        """An operating system's error as one line: a full disk, a locked or forbidden file."""
-        try:
-            yield
-        except OSError as error:
-            raise ConvertError(f"{error.filename or self.path}: {error.strerror}") from error
+    def open(self, mode: str) -> None:
+        for path in self.job.layouts:
+            with translated(unfinished(path)):
+                self.files[path] = unfinished(path).open(mode, buffering=0)
 
     def write(self, key: str, tensor: torch.Tensor) -> None:
         """Append to the tensor `key`, which may come in several pieces, and keep the memory."""
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        begin = self.layout.slots[key].begin + self.given[key]
+        path, slot = self.slots[key]
+        begin = slot.begin + self.given[key]
         self.given[key] += data.nbytes
         self.waiting += data.nbytes
-        self.pending.append((self.writer.submit(self.put, begin, memoryview(data)), data.nbytes))
+        written = self.writer.submit(self.put, path, begin, memoryview(data))
+        self.pending.append((written, data.nbytes))
         self.wait(self.ahead)
+
+    def finish(self, name: str, damage: Damage | None) -> None:
+        """All of a source tensor was given: the journal may have it after the next sync."""
+        self.writer.submit(self.finished.__setitem__, name, damage)
 
     def wait(self, ahead: int) -> None:
         """Until no more than `ahead` bytes are still to be written."""
-        with self.translated():
+        with translated(unfinished(self.job.options.output)):
             while self.pending and (self.waiting > ahead or self.pending[0][0].done()):
                 written, size = self.pending.popleft()
                 written.result()
                 self.waiting -= size
 
-    def put(self, begin: int, data: memoryview) -> None:
+    def put(self, path: Path, begin: int, data: memoryview) -> None:
         """Write at an offset; now and then to the disk itself, so that the end need not wait."""
-        self.file.seek(begin)
+        file = self.files[path]
+        file.seek(begin)
         self.unsynced += data.nbytes
         while data:
-            data = data[self.file.write(data) :]
-        if self.ahead and self.unsynced > SYNC_BYTES:
-            os.fsync(self.file.fileno())
-            self.unsynced = 0
+            data = data[file.write(data) :]
+        if self.unsynced > SYNC_BYTES:
+            self.sync()
+
+    def sync(self) -> None:
+        """Bring what was written to the disk, and only then into the journal."""
+        finished, self.finished = self.finished, {}
+        for file in self.files.values():
+            os.fsync(file.fileno())
+        self.journal.add(finished)
+        self.unsynced = 0
+
+    def flush(self, keys: Iterable[str]) -> None:
+        """End this rank's part, which was to write these tensors."""
+        self.wait(0)
+        for key in keys:
+            if self.given[key] != self.slots[key][1].nbytes:
+                raise AssertionError(f"{key}: {self.given[key]} of {self.slots[key][1].nbytes}")
+        with translated(unfinished(self.job.options.output)):
+            self.writer.submit(self.sync).result()
+            for file in self.files.values():
+                file.close()
 
     def publish(self) -> None:
-        """Check the file, make it durable, and give it its name."""
-        self.wait(0)
-        for slot in self.layout.slots.values():
-            if self.given[slot.name] != slot.nbytes:
-                raise AssertionError(f"{slot.name}: {self.given[slot.name]} of {slot.nbytes}")
-        with self.translated():
-            os.fsync(self.file.fileno())
-            self.file.close()
-            verify(self.path, self.layout)
+        """Check the files and give them their names: the index of shards comes last."""
+        try:
+            verify({unfinished(path): layout for path, layout in self.job.layouts.items()})
+        except ConvertError:
+            self.journal.keep = False  # going on could not mend it
+            raise
+        for path in self.job.layouts:
+            rename(unfinished(path), path)
+        if self.job.index:
+            with translated(self.job.index):
+                unfinished(self.job.index).write_text(render_index(self.job), encoding="utf-8")
+            rename(unfinished(self.job.index), self.job.index)
+        self.journal.keep = False
+        sync_folder(self.job.options.output.parent)
+
+
+def rename(path: Path, name: Path) -> None:
+    try:
+        path.replace(name)
+    except OSError as error:
+        raise ConvertError(f"{name}: {error.strerror}; is it open in another program?") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """A crash could still lose new names; Windows and some file systems refuse."""
+    if os.name == "posix":
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
             try:
-                self.path.replace(self.output)
-            except OSError as error:
-                busy = f"{self.output}: {error.strerror}; is it open in another program?"
-                raise ConvertError(busy) from error
-        if os.name == "posix":  # a crash could still lose the new name; some file systems refuse
-            with contextlib.suppress(OSError):
-                folder = os.open(self.output.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
-def verify(path: Path, layout: Layout) -> None:
-    """Read the written file back: exactly the planned tensors, and no defect among them."""
-    tensors, metadata = read_header(path)
-    found = {
-        name: Slot(name=name, dtype=t.dtype, shape=t.shape, begin=t.begin, nbytes=t.nbytes)
-        for name, t in tensors.items()
+def render_index(job: Job) -> str:
+    """The *.index.json of shards, as the transformers and diffusers libraries write it."""
+    slots = {
+        key: (path.name, slot.nbytes)
+        for path, layout in job.layouts.items()
+        for key, slot in layout.slots.items()
     }
-    if found != layout.slots:
-        raise ConvertError(f"{path}: does not read back as it was written; is the disk failing?")
-    model = Model(tensors=tensors, metadata=metadata, files=(path,))
-    defects = lint(model, stored_layers(model))
+    total = sum(size for _, size in slots.values())
+    weight_map = {key: name for key, (name, _) in sorted(slots.items())}
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
+
+
+def verify(written: dict[Path, Layout]) -> None:
+    """Read what was written back: exactly the planned tensors, and no defect among them."""
+    tensors, metadata = {}, []
+    for path, layout in written.items():
+        refs, strings = read_header(path)
+        found = {
+            name: Slot(name=name, dtype=t.dtype, shape=t.shape, begin=t.begin, nbytes=t.nbytes)
+            for name, t in refs.items()
+        }
+        if found != layout.slots:
+            raise ConvertError(
+                f"{path}: does not read back as it was written; is the disk failing?"
+            )
+        tensors |= refs
+        metadata.append(strings)
+    model = Model(tensors=tensors, metadata=merge_metadata(metadata), files=tuple(written))
+    defects = grouped(lint(model, stored_layers(model)))
     if defects:
-        problems = grouped(defects).items()
+        where = examples(map(str, written))
         raise ConvertError(
-            *(f"{path}: {DEFECTS[key].what}: {examples(where)}" for key, where in problems)
+            *(f"{where}: {DEFECTS[key].what}: {examples(names)}" for key, names in defects.items())
         )
 
 
@@ -2929,55 +3278,97 @@ def verify_file(task: Verification) -> Check:
     return Check(model=model, layers=layers, findings=tuple(found), damage=damage)
 
 
-def write_model(
-    plans: list[TensorPlan], layout: Layout, options: Options
-) -> tuple[dict[str, Damage], list[str]]:
-    """Encode every tensor into OUTPUT.partial and publish it; returns layers' damage and notes."""
-    pieces = [piece for plan in plans for piece in pieces_of(plan)]
-    found, device = {}, pick_device(options.device)
+def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Damage], list[str]]:
+    """Encode every tensor into partial files and publish them; returns layers' damage and notes."""
+    options = job.options
+    plans = [plan for plan in share_of(job.plans, ranks) if plan.ref.name not in journal.done]
+    marker = marker_of(job.plans) if ranks.rank == 0 else {}
     dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
     search = SCALE_SEARCHES[options.scale_search]
     with (
-        Compute(device, dtype, search) as compute,
-        PartialFile(options.output, layout, options.ahead) as output,
-        progress(pieces, options, "converting") as bar,
+        Compute(pick_device(options.device), dtype, search) as compute,
+        PartialFiles(job, journal, ranks) as output,
     ):
-        compute.compile(sum(math.prod(plan.ref.shape) for plan in plans if plan.is_quantised))
-        pinned = device.type == "cuda"
+        overflows = False
+        try:
+            found = encode_share(plans, output, compute, options)
+        except Float16OverflowError:
+            overflows, found = True, {}
+        else:
+            for key, tensor in marker.items():
+                output.write(key, tensor)
+            output.flush([*marker, *(key for plan in plans for key in stored_tensors(plan))])
+        shares = ranks.gather((found, compute.notes, overflows))
+        if any(overflows for *_, overflows in shares):
+            raise Float16OverflowError
+        if ranks.rank == 0:
+            output.publish()
+        ranks.gather()  # no rank ends well unless all of it is published
+    found = journal.done | {name: damage for found, *_ in shares for name, damage in found.items()}
+    if journal.done:
+        journal.notes.append(f"{len(journal.done)} of {len(job.plans)} tensors were there already")
+    damage = {plan.ref.layer: found[plan.ref.name] for plan in job.plans if plan.is_quantised}
+    notes = [*journal.notes, *(note for _, notes, _ in shares for note in notes)]
+    return damage, list(dict.fromkeys(notes))
+
+
+def encode_share(
+    plans: list[TensorPlan], output: PartialFiles, compute: Compute, options: Options
+) -> dict[str, Damage]:
+    """Read, encode and write these tensors; returns the damage of those that were quantised."""
+    pieces = [piece for plan in plans for piece in pieces_of(plan)]
+    compute.compile(sum(math.prod(plan.ref.shape) for plan in plans if plan.is_quantised))
+    pinned, found = compute.device.type == "cuda", {}
+    with progress(pieces, options, "converting") as bar:
         for piece, data in read_ahead(pieces, options.buffers, pinned=pinned):
-            plan = piece.plan
-            bar.set_postfix_str(printable(plan.ref.name[-40:]), refresh=False)
+            plan, name = piece.plan, piece.plan.ref.name
+            bar.set_postfix_str(printable(name[-40:]), refresh=False)
             if plan.is_quantised:
-                stored, found[plan.ref.layer] = quantise(plan, data, compute)
+                stored, found[name] = quantise(plan, data, compute)
             else:
-                kept = cast(
-                    piece, data
-                )  # the reader's buffer is filled again while this is written
-                stored = {plan.ref.name: kept.clone() if kept is data else kept}
+                kept = cast(piece, data)
+                # the reader's buffer is filled again while this is written
+                stored = {name: kept.clone() if kept is data else kept}
             for key, tensor in stored.items():
                 output.write(key, tensor)
+            if piece.end == plan.ref.nbytes:
+                output.finish(name, found.get(name))
             bar.update(piece.end - piece.begin)
-        for key, tensor in marker_of(plans).items():
-            output.write(key, tensor)
-        output.publish()
-    return found, compute.notes
+    return found
 
 
-def output_problems(options: Options, model: Model, size: int) -> list[str]:
+def output_problems(job: Job) -> list[str]:
     """What is known, before the long work, to keep the output from being written."""
-    output, problems = options.output, []
-    targets = [output, unfinished(output), *filter(None, [options.report])]
+    output, report, problems = job.options.output, job.options.report, []
+    targets = [*job.layouts, *filter(None, [job.index, report])]
+    partial = [unfinished(path) for path in job.layouts]
     try:
-        for path, target in itertools.product({*options.inputs, *model.files}, targets):
-            if target.exists() and path.exists() and target.samefile(path):
-                problems.append(f"{target}: is an input of this conversion ({path})")
-        for target in targets:
+        for path in {*job.options.inputs, *job.model.files}:
+            for target in (*targets, *partial):
+                if target.exists() and path.exists() and target.samefile(path):
+                    problems.append(f"{target}: is an input of this conversion ({path})")
+        for target in (*targets, *partial):
             problems += target_problems(target)
-        if output.parent.is_dir() and (free := shutil.disk_usage(output.parent).free) < size:
-            problems.append(f"{output.parent}: {free:,} bytes are free, the output needs {size:,}")
+        if job.index and (there := [path.name for path in targets[:-1] if path.exists()]):
+            problems.append(
+                f"{examples(there)}: exists; delete it, or old and new shards could mix"
+            )
+        if output.parent.is_dir():
+            free = shutil.disk_usage(output.parent).free + sum(map(allocated, partial))
+            if free < job.nbytes:
+                need = f"{free:,} bytes are free, the output needs {job.nbytes:,}"
+                problems.append(f"{output.parent}: {need}")
     except OSError as error:
         problems.append(f"{error.filename or output}: {error.strerror}")
     return list(dict.fromkeys(problems))
+
+
+def allocated(path: Path) -> int:
+    """Bytes of disk a file takes, holes aside; 0 if there is none."""
+    if not path.exists():
+        return 0
+    status = path.stat()
+    return getattr(status, "st_blocks", status.st_size // 512) * 512
 
 
 def target_problems(target: Path) -> Iterator[str]:
@@ -3002,10 +3393,6 @@ def share(part: float, whole: float) -> str:
 
 def stored_as(plan: TensorPlan) -> str:
     return plan.precision.name if plan.is_quantised else plan.dtype
-
-
-def stored_bytes(plan: TensorPlan) -> int:
-    return sum(bits_of(*stored) // 8 for stored in stored_tensors(plan).values())
 
 
 def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
@@ -3622,6 +4009,19 @@ def positive_float(text: str) -> float:
     return value
 
 
+def size_in_bytes(text: str) -> int:
+    """5GB, 500 MB, 4GiB or a plain number of bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?)B?|B)?", text, re.IGNORECASE)
+    size = 0
+    if found:
+        number, unit, binary = found.groups()
+        power = " KMGT".index((unit or " ").upper())
+        size = int(float(number) * (1024 if binary else 1000) ** power)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size like 5GB, 500MB or 4GiB")
+    return size
+
+
 REPORTS = {".json": render_json, ".html": render_html}
 SWITCH = {"action": "store_true"}
 FILE = {"metavar": "FILE", "type": input_path}
@@ -3650,6 +4050,12 @@ COMMAND_LINE = {
             "the plan, its reasons and every layer's error as data (.json) or a page (.html)"),
         "--device": (DEVICE, "where to compute (default: auto, a GPU if there is one)"),
         "--low-mem": (SWITCH, "read one tensor at a time, none ahead"),
+        "--resume": (SWITCH,
+            "go on where a run of the same command was stopped; keep what this one does if it is"),
+        "--output-sharded": (SWITCH,
+            "write OUTPUT's name-00001-of-0000N.safetensors, and OUTPUT.index.json"),
+        "--max-shard-size": ({"metavar": "SIZE", "type": size_in_bytes},
+            "bytes of tensors in a shard at most: 5GB, 500MB, 4GiB ... (default: 5GB)"),
         "--dry-run": (SWITCH, "print the plan, its reasons and the exact size; write no model"),
         "--verbose": (SWITCH, "print the plan of every single tensor"),
         "--quiet": (SWITCH, "no progress on stderr"),
@@ -3791,34 +4197,42 @@ def convert(options: Options) -> Report:
     model = open_model(options.source)
     plans, notes = make_plans(options, model)
     pick_device(options.device)
-    overflows = float16_overflows(plans, options) if options.dry_run else set()
-    while True:
-        plans = widen(plans, overflows)
-        origin = origin_of(options, model, plans)
-        layout = make_layout(plans, make_metadata(model, plans, origin))
-        problems = output_problems(options, model, layout.nbytes)
-        if options.dry_run:
-            found, more = {}, [f"would fail: {problem}" for problem in problems]
-            break
-        if problems:
-            raise ConvertError(*problems)
-        try:
-            found, more = write_model(plans, layout, options)
-            break
-        except Float16OverflowError:
-            pass  # rare: look at all candidates once, then start again
-        overflows = float16_overflows(plans, options)
-    if overflows:
-        notes.append(f"{len(overflows)} tensors do not fit float16: {examples(overflows)}")
+    carry_out = rehearse if options.dry_run else write
+    job, damage, more = carry_out(make_job(options, model, plans))
+    widened = [plan.ref.name for plan in job.plans if plan.reason.startswith(WIDENED)]
+    if widened:
+        notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")
     return Report(
         options=options,
-        plans=tuple(plans),
-        origin=origin,
+        plans=tuple(job.plans),
+        origin=job.origin,
         source_bytes=model.nbytes,
-        output_bytes=layout.nbytes,
+        output_bytes=job.nbytes,
         notes=(*notes, *more),
-        damage=found,
+        damage=damage,
     )
+
+
+def rehearse(job: Job) -> tuple[Job, dict[str, Damage], list[str]]:
+    """What the job would come to, and what would keep it from being done."""
+    overflows = float16_overflows(job.plans, job.options)
+    job = make_job(job.options, job.model, job.plans, overflows)
+    return job, {}, [f"would fail: {problem}" for problem in output_problems(job)]
+
+
+def write(job: Job) -> tuple[Job, dict[str, Damage], list[str]]:
+    """Carry the job out; a tensor that does not fit float16 makes it start again with float32."""
+    if problems := output_problems(job):
+        raise ConvertError(*problems)
+    options, model, plans = job.options, job.model, job.plans
+    with join_ranks() as ranks, Journal(options, ranks) as journal:
+        while True:
+            job = make_job(options, model, plans, journal.widened)
+            journal.begin(job)
+            try:
+                return job, *write_model(job, journal, ranks)
+            except Float16OverflowError:  # rare: look at all candidates once
+                journal.widened = float16_overflows(plans, options)
 
 
 def run(task: Options | Verification) -> tuple[str, int]:
@@ -3827,6 +4241,8 @@ def run(task: Options | Verification) -> tuple[str, int]:
         check = verify_file(task)
         return render_check(check), int(check.outcome > Outcome.LOADS)
     report = convert(task)
+    if not is_first():
+        return "", 0
     if task.report:
         write_report(report, task.report)
     return render_report(report), 0
@@ -3857,11 +4273,19 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {one_line(problem)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        resumes = isinstance(task, Options) and task.resume
+        left = "the same command goes on from here" if resumes else "nothing was written"
+        print(f"interrupted: {left}", file=sys.stderr)
         return 130
-    show(printable(text))
+    if text:
+        show(printable(text))
     return status
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupt)  # torchrun's way, and a shutdown's: clean up first
     sys.exit(main())

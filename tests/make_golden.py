@@ -47,14 +47,13 @@ def planned(size: str, arguments: list[str], gguf: Path) -> c.Report:
     command = ["SOURCE", "OUT.safetensors", "--gguf", str(gguf), *arguments, "--dry-run"]
     options = c.parse_options(command)
     plans, notes = c.make_plans(options, model)
-    origin = c.origin_of(options, model, plans)
-    layout = c.make_layout(plans, c.make_metadata(model, plans, origin))
+    job = c.make_job(options, model, plans)
     return c.Report(
         options=options,
         plans=tuple(plans),
-        origin=origin,
+        origin=job.origin,
         source_bytes=model.nbytes,
-        output_bytes=layout.nbytes,
+        output_bytes=job.nbytes,
         notes=tuple(notes),
     )
 

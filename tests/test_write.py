@@ -188,7 +188,16 @@ def test_the_file_is_the_one_the_safetensors_library_writes(tmp_path):
     options = c.Options(
         source=tmp_path / "m.safetensors", output=tmp_path / "o.safetensors", quiet=True
     )
-    c.write_model(plans, c.make_layout(plans, model.metadata), options)
+    job = c.Job(
+        options=options,
+        model=model,
+        plans=plans,
+        origin={},
+        layouts={options.output: c.make_layout(plans, model.metadata, {})},
+    )
+    with c.Journal(options, c.Ranks()) as journal:
+        journal.begin(job)
+        c.write_model(job, journal, c.Ranks())
     assert options.output.read_bytes() == options.source.read_bytes()
 
 
@@ -322,7 +331,7 @@ def run(folder, *arguments, source="m.safetensors", output="o.safetensors"):
 
 def assert_untouched(folder):
     assert (folder / "o.safetensors").read_bytes() == b"older"
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob("*.partial*"))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -454,14 +463,15 @@ def test_a_source_that_shrinks_under_way(simple, capsys, monkeypatch):
 
 
 def test_a_partial_file_that_reads_back_wrong_is_not_published(simple, capsys, monkeypatch):
-    write = c.PartialFile.publish
+    publish = c.PartialFiles.publish
 
     def corrupt(self):
-        self.file.seek(9)
-        self.file.write(b"#")
-        write(self)
+        with (simple / "o.safetensors.partial").open("r+b") as file:
+            file.seek(9)
+            file.write(b"#")
+        publish(self)
 
-    monkeypatch.setattr(c.PartialFile, "publish", corrupt)
+    monkeypatch.setattr(c.PartialFiles, "publish", corrupt)
     assert run(simple) == 1
     assert "the safetensors header is damaged" in capsys.readouterr().err
     assert_untouched(simple)

@@ -1,0 +1,377 @@
+"""Runs that were killed and go on, shards, and several processes: the same bytes in the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import RECIPE, ROOT, convert_tiny
+from safetensors.torch import load_file, save_file
+
+import convert_nvfp4 as c
+
+KILL = """
+import os, signal, sys
+import convert_nvfp4 as c
+c.SYNC_BYTES = 1 << 18  # the tiny model is journalled on the way, too
+finish = c.PartialFiles.finish
+def kill(self, name, damage):
+    finish(self, name, damage)
+    if name == sys.argv[1]:
+        self.writer.submit(int).result()
+        os.kill(os.getpid(), signal.SIGKILL)
+c.PartialFiles.finish = kill
+sys.exit(c.main(sys.argv[2:]))
+"""
+
+
+def command(tiny, out, *more):
+    return [str(tiny), str(out), "--gguf", str(tiny / "model.gguf"), *RECIPE, "--quiet", *more]
+
+
+def killed(tiny, out, *more, at="blocks.4.ffn.0.weight"):
+    """A conversion that gets SIGKILL once a tensor is written; what it leaves."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILL, at, *command(tiny, out, *more)],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.journal")
+
+
+needs_sigkill = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
+
+
+@needs_sigkill
+@pytest.mark.parametrize(
+    "at", ["patch_embedding.weight", "blocks.4.ffn.0.weight", "head.modulation"]
+)
+@pytest.mark.parametrize("first", [["--resume"], []])
+def test_a_killed_run_goes_on(tiny, converted, tmp_path, at, first):
+    out, report = tmp_path / "o.safetensors", tmp_path / "r.json"
+    partial, journal = killed(tiny, out, *first, at=at)
+    assert not out.exists()
+    assert partial.exists()
+    there = sum("tensor" in json.loads(line) for line in journal.read_text().splitlines())
+    with journal.open("a") as file:
+        file.write('{"tensor": "blocks.7.ffn.2.wei')  # as a kill within a line leaves it
+    assert c.main(command(tiny, out, "--resume", "--report", str(report))) == 0
+    assert out.read_bytes() == converted.read_bytes()
+    assert sorted(tmp_path.iterdir()) == [out, report]
+    assert there > 0 or at == "patch_embedding.weight"
+    plain, data = tmp_path / "plain.json", json.loads(report.read_text())
+    assert (f"{there} of 231 tensors were there already" in data["notes"]) == bool(there)
+    convert_tiny(tiny, out, "--quiet", "--report", str(plain))
+    assert data["tensors"] == json.loads(plain.read_text())["tensors"]
+
+
+@needs_sigkill
+def test_what_was_synced_is_not_done_again(tiny, converted, tmp_path, monkeypatch):
+    out, encoded, quantise = tmp_path / "o.safetensors", [], c.quantise
+    _, journal = killed(tiny, out)
+    done = {json.loads(line).get("tensor") for line in journal.read_text().splitlines()}
+    monkeypatch.setattr(
+        c, "quantise", lambda plan, *rest: encoded.append(plan.ref.name) or quantise(plan, *rest)
+    )
+    assert c.main(command(tiny, out, "--resume")) == 0
+    assert out.read_bytes() == converted.read_bytes()
+    assert 0 < len(encoded) < 40
+    assert not done & set(encoded)
+
+
+@needs_sigkill
+def test_without_resume_it_starts_over_and_says_so(tiny, converted, tmp_path, capsys):
+    out = tmp_path / "o.safetensors"
+    killed(tiny, out)
+    assert c.main(command(tiny, out)) == 0
+    assert out.read_bytes() == converted.read_bytes()
+    note = "note: o.safetensors.partial of an earlier run was overwritten; --resume goes on with"
+    assert note in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@needs_sigkill
+def test_other_options_or_a_changed_source_are_refused(tmp_path, capsys):
+    out, source = tmp_path / "o.safetensors", tmp_path / "m.safetensors"
+    save_file({f"x.{i}.weight": torch.randn(512, 512) for i in range(4)}, source)
+    arguments = [str(source), str(out), "--include", "x", "--quiet", "--resume"]
+    done = subprocess.run(
+        [sys.executable, "-c", KILL, "x.2.weight", *arguments], check=False, cwd=ROOT
+    )
+    assert done.returncode == -signal.SIGKILL
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for other in (["--scale-search", "amax"], ["--input-scale-value", "0.01"]):
+        assert c.main([*arguments, *other]) == 1
+        error = capsys.readouterr().err
+        assert "error: --resume: other options than before; give those again, or delete" in error
+    os.utime(source, ns=(0, 0))
+    assert c.main(arguments) == 1
+    assert "error: --resume: m.safetensors changed since; delete" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@needs_sigkill
+def test_a_lost_partial_file_is_made_anew(tiny, converted, tmp_path):
+    out = tmp_path / "o.safetensors"
+    partial, _ = killed(tiny, out)
+    partial.unlink()
+    assert c.main(command(tiny, out, "--resume")) == 0
+    assert out.read_bytes() == converted.read_bytes()
+
+
+def test_ctrl_c_with_resume_keeps_what_was_done(tiny, converted, tmp_path, capsys, monkeypatch):
+    out, quantise, calls = tmp_path / "o.safetensors", c.quantise, []
+
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return quantise(*arguments)
+
+    monkeypatch.setattr(c, "quantise", interrupt)
+    monkeypatch.setattr(c, "SYNC_BYTES", 1 << 18)
+    assert c.main(command(tiny, out, "--resume")) == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on from here\n"
+    assert not out.exists()
+    calls.clear()
+    monkeypatch.setattr(c, "quantise", lambda *arguments: calls.append(1) or quantise(*arguments))
+    assert c.main(command(tiny, out, "--resume")) == 0
+    assert len(calls) < 35
+    assert out.read_bytes() == converted.read_bytes()
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_float16_overflow_is_remembered(tmp_path, monkeypatch):
+    """The plan changes under way; a run that goes on has to come to the changed one at once."""
+    tensors = {"a": torch.full((2, 2, 2), 1e5)}
+    tensors |= {f"x.{i}.weight": torch.randn(16, 32) for i in range(4)}
+    source, out = tmp_path / "m.safetensors", tmp_path / "o.safetensors"
+    save_file(tensors, source)
+    arguments = [str(source), str(out), "--include", "x", "--dtype", "float16", "--quiet"]
+    assert c.main(arguments) == 0
+    expected, quantise, calls = out.read_bytes(), c.quantise, []
+    out.unlink()
+
+    def fail_late(*given):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return quantise(*given)
+
+    monkeypatch.setattr(c, "quantise", fail_late)
+    monkeypatch.setattr(c, "SYNC_BYTES", 0)
+    assert c.main([*arguments, "--resume"]) == 130
+    monkeypatch.setattr(c, "quantise", quantise)
+    monkeypatch.setattr(c, "float16_overflows", None)
+    assert c.main([*arguments, "--resume"]) == 0
+    assert out.read_bytes() == expected
+
+
+def test_a_second_run_to_the_same_output_is_refused(tiny, tmp_path, monkeypatch):
+    out, quantise, statuses = tmp_path / "o.safetensors", c.quantise, []
+
+    def run_again(*arguments):
+        if not statuses:
+            statuses.append(None)
+            statuses[0] = subprocess.run(
+                [sys.executable, "convert_nvfp4.py", *command(tiny, out)],
+                check=False,
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+            )
+        return quantise(*arguments)
+
+    monkeypatch.setattr(c, "quantise", run_again)
+    assert c.main(command(tiny, out)) == 0
+    assert statuses[0].returncode == 1
+    expected = "o.safetensors.partial.journal: another run is writing this output; wait for it\n"
+    assert statuses[0].stderr.endswith(expected)
+    assert c.main(["--verify", str(out)]) == 0
+    assert list(tmp_path.iterdir()) == [out]
+
+
+# Shards
+
+
+@pytest.fixture(scope="module")
+def sharded(tiny, tmp_path_factory):
+    out = tmp_path_factory.mktemp("sharded") / "o.safetensors"
+    convert_tiny(tiny, out, "--quiet", "--output-sharded", "--max-shard-size", "3MB")
+    return out
+
+
+def test_shards_hold_what_the_single_file_holds(sharded, converted):
+    shards = sorted(sharded.parent.glob("o-*.safetensors"))
+    assert [path.name for path in shards] == [
+        f"o-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)
+    ]
+    assert len(shards) > 3
+    single, found = load_file(converted), {}
+    index = json.loads(sharded.with_name("o.safetensors.index.json").read_text())
+    for path in shards:
+        part = load_file(path)
+        assert sum(tensor.nbytes for tensor in part.values()) <= 3e6
+        assert all(index["weight_map"][name] == path.name for name in part)
+        found |= part
+    assert found.keys() == single.keys() == index["weight_map"].keys()
+    assert index["metadata"] == {"total_size": sum(t.nbytes for t in single.values())}
+    for name, tensor in single.items():
+        assert torch.equal(
+            tensor.view(-1).view(torch.uint8), found[name].view(-1).view(torch.uint8)
+        )
+
+
+def test_every_shard_tells_of_its_own_layers(sharded):
+    for path in sharded.parent.glob("o-*.safetensors"):
+        tensors, metadata = c.read_header(path)
+        packed = {name[:-12] for name in tensors if name.endswith(".comfy_quant")}
+        assert packed == set(c.header_layers(metadata))
+        assert json.loads(metadata["convert_nvfp4"])["plan"]["NVFP4"] == 28
+        assert c.main(["--verify", str(path), "--quiet"]) == 0
+
+
+def test_shards_are_verified_against_their_source(sharded, tiny, capsys):
+    index = sharded.with_name("o.safetensors.index.json")
+    assert c.main(["--verify", str(index), "--source", str(tiny), "--quiet"]) == 0
+    assert "28 NVFP4, 12 FP8 layers\n  no defect found" in capsys.readouterr().out
+
+
+def test_shards_are_not_written_over(sharded, tiny, capsys):
+    before = {path: path.read_bytes() for path in sharded.parent.iterdir()}
+    more = ["--output-sharded", "--max-shard-size", "3MB"]
+    assert c.main(command(tiny, sharded, *more)) == 1
+    assert "exists; delete it, or old and new shards could mix" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in sharded.parent.iterdir()} == before
+
+
+@needs_sigkill
+def test_shards_go_on_after_a_kill(sharded, tiny, tmp_path):
+    out, more = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
+    killed(tiny, out, "--resume", *more)
+    assert c.main(command(tiny, out, "--resume", *more)) == 0
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert made == {path.name: path.read_bytes() for path in sharded.parent.iterdir()}
+
+
+def test_shards_of_scaled_fp8_have_one_marker(tiny, tmp_path):
+    arguments = [str(tiny), str(tmp_path / "o.safetensors"), "--gguf", str(tiny / "model.gguf")]
+    arguments += ["--recipe", "scaled-fp8", "--output-sharded", "--max-shard-size", "5MB"]
+    assert c.main([*arguments, "--quiet"]) == 0
+    index = json.loads((tmp_path / "o.safetensors.index.json").read_text())["weight_map"]
+    assert sum(name == "scaled_fp8" for name in index) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5GB", 5 * 10**9), ("4GiB", 4 << 30), ("1.5 mb", 1500000), ("7", 7), ("2T", 2 * 10**12)],
+)
+def test_sizes(text, size):
+    assert c.size_in_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "5 XB", "0", "1e9", "5iB"])
+def test_what_is_no_size(text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        c.parse_options(["a", "o.safetensors", "--output-sharded", "--max-shard-size", text])
+    assert stop.value.code == 2
+    assert "is no size like 5GB" in capsys.readouterr().err
+
+
+# Several processes
+
+
+def torchrun(*arguments, script="convert_nvfp4.py", ranks=2, **keywords):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    return subprocess.Popen(
+        [*launch, str(ranks), script, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **keywords,
+    )
+
+
+def test_two_ranks_write_the_same_file(tiny, converted, tmp_path):
+    out, report = tmp_path / "o.safetensors", tmp_path / "r.json"
+    process = torchrun(*command(tiny, out, "--report", str(report)))
+    text, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert out.read_bytes() == converted.read_bytes()
+    assert sorted(tmp_path.iterdir()) == [out, report]
+    assert text.count("\n  NVFP4 ") == 1
+    rows = json.loads(report.read_text())["tensors"]
+    assert sum("relative_rmse" in row for row in rows) == 40
+
+
+def test_work_is_dealt_evenly_and_once(tiny):
+    options = c.parse_options(command(tiny, "o.safetensors"))
+    plans, _ = c.make_plans(options, c.open_model(tiny))
+    for size in (1, 2, 3, 4):
+        shares = [c.share_of(plans, c.Ranks(rank, size)) for rank in range(size)]
+        dealt = [plan.ref.name for share in shares for plan in share]
+        assert sorted(dealt) == sorted(plan.ref.name for plan in plans)
+        loads = [sum(plan.ref.nbytes for plan in share) for share in shares]
+        assert max(loads) < 1.3 * min(loads)
+
+
+def test_an_error_in_one_rank_ends_all_of_them(tmp_path):
+    weights = {f"x.{i}.weight": torch.randn(256, 256) for i in range(8)}
+    weights["x.5.weight"][3, 3] = float("nan")
+    save_file(weights, tmp_path / "m.safetensors")
+    (tmp_path / "o.safetensors").write_bytes(b"older")
+    arguments = [str(tmp_path / name) for name in ("m.safetensors", "o.safetensors")]
+    process = torchrun(*arguments, "--include", "x", "--quiet")
+    text, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert text == ""
+    assert errors.count("x.5.weight holds NaN or Inf: the file is damaged") == 1
+    assert (tmp_path / "o.safetensors").read_bytes() == b"older"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@needs_sigkill
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_dies_fails_the_run_and_another_run_goes_on(tiny, converted, tmp_path, rank):
+    out, script = tmp_path / "o.safetensors", tmp_path / "kill.py"
+    script.write_text(KILL.replace("if name ==", f'if os.environ["RANK"] == "{rank}" and name =='))
+    plans, _ = c.make_plans(c.parse_options(command(tiny, out, "--resume")), c.open_model(tiny))
+    at = [plan.ref.name for plan in c.share_of(plans, c.Ranks(rank, 2)) if plan.is_quantised][-2]
+    more = {"env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    process = torchrun(at, *command(tiny, out, "--resume"), script=str(script), **more)
+    process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert not out.exists()
+    noted = [line for path in tmp_path.glob("*.journal*") for line in path.open()]
+    assert sum('"tensor"' in line for line in noted) > 20
+    assert c.main(command(tiny, out, "--resume")) == 0
+    assert out.read_bytes() == converted.read_bytes()
+    assert sorted(tmp_path.iterdir()) == [script, out]
+
+
+@needs_sigkill
+def test_sigterm_cleans_up(tmp_path):
+    save_file({"x.weight": torch.randn(8192, 4096)}, tmp_path / "m.safetensors")
+    arguments = [str(tmp_path / name) for name in ("m.safetensors", "o.safetensors")]
+    process = subprocess.Popen(
+        [sys.executable, "convert_nvfp4.py", *arguments, "--include", "x", "--quiet"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "o.safetensors.partial").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "interrupted: nothing was written\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
