@@ -650,9 +650,10 @@ class Damage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """A layer's codes (and block scales), the scale they are multiples of, and what it cost."""
+    """A layer's codes by chunks of rows, block scales if NVFP4, the scale, and what it cost."""
 
-    parts: tuple[torch.Tensor, ...]
+    codes: tuple[torch.Tensor, ...]
+    block_scale: torch.Tensor | None
     scale: torch.Tensor
     damage: Damage
 
@@ -1322,58 +1323,57 @@ def round_blocks(
 ) -> tuple[float, float]:
     """E2M1 codes of blocks side by side, [16, b], at their scales' codes; error and energy."""
     count = len(best)
-    steps, errors = np.empty(count, FLOAT32), np.zeros(count, FLOAT32)
-    energies = np.zeros(count, FLOAT32)
+    steps, scales = np.empty(count, FLOAT32), np.empty(count, FLOAT32)
+    errors, energies = np.zeros(count, FLOAT32), np.zeros(count, FLOAT32)
+    unit = FLOAT32(1) / global_scale
     for j in range(count):
-        steps[j] = E4M3_VALUES[best[j]] * global_scale
+        scales[j] = E4M3_VALUES[best[j]]
+        steps[j] = scales[j] * global_scale
     for i in range(BLOCK_SIZE):
+        magnitude, code = magnitudes[i], codes[i]
         for j in range(count):
-            scaled = magnitudes[i, j] / (steps[j] if steps[j] > 0 else FLOAT32(1))
+            scaled = magnitude[j] / (steps[j] if steps[j] > 0 else FLOAT32(1))
             scaled = min(scaled, FLOAT32(E2M1_MAX)) if steps[j] > 0 else FLOAT32(0)
             power = FLOAT32(4) if scaled >= 4 else FLOAT32(2) if scaled >= 2 else FLOAT32(1)
             large = power * FLOAT32(ROUND_TO_HALVES)
             rounded = scaled + large - large
             # A power's values are steps of half of it; each power begins two codes further up.
             start = 4 if scaled >= 4 else 2 if scaled >= 2 else 0
-            codes[i, j] = np.int32(rounded * FLOAT32(2) / power) + start
-            original = magnitudes[i, j] / global_scale
-            error = rounded * E4M3_VALUES[best[j]] - original
+            code[j] = np.int32(rounded * (FLOAT32(2) / power)) + start
+            original = magnitude[j] * unit
+            error = rounded * scales[j] - original
             errors[j] += error * error
             energies[j] += original * original
-    error, energy = 0.0, 0.0
-    for j in range(count):
-        error, energy = error + errors[j], energy + energies[j]
-    return error, energy
+    return total(errors), total(energies)
 
 
 def encode_blocks(
-    blocks: np.ndarray,
-    global_scale: np.float32,
-    search: bool,
-    packed: np.ndarray,
-    scales: np.ndarray,
+    bits: np.ndarray, global_scale: np.float32, search: bool, packed: np.ndarray, scales: np.ndarray
 ) -> tuple[float, float]:
-    """`encode_nvfp4` of blocks [b, 16] float32 into packed [b, 8] and scales [b], both uint8.
+    """`encode_nvfp4` of blocks [b, 16], given as float32's bits (int32), into packed [b] uint64,
+    whose bytes are in order, and scales [b] uint8.
 
     Returns squared error and energy in units of the global scale.
     """
-    magnitudes, codes = (
-        np.zeros((BLOCK_SIZE, LANES), FLOAT32),
-        np.empty((BLOCK_SIZE, LANES), np.int32),
-    )
+    shape = (BLOCK_SIZE, LANES)
+    turned, codes = np.empty(shape, np.int32), np.empty(shape, np.int32)
+    magnitudes = np.empty(shape, FLOAT32)
     block_amax, best = np.empty(LANES, FLOAT32), np.empty(LANES, np.int32)
-    bits, error, energy = blocks.view(np.int32), 0.0, 0.0
-    for begin in range(0, len(blocks), LANES):
-        count = min(LANES, len(blocks) - begin)
+    error, energy = 0.0, 0.0
+    for begin in range(0, len(bits), LANES):
+        count = min(LANES, len(bits) - begin)
         if count < LANES:
-            magnitudes[:] = 0
+            turned[:] = 0
+        some = bits[begin : begin + count]
         for j in range(count):
             for i in range(BLOCK_SIZE):
-                magnitudes[i, j] = abs(blocks[begin + j, i])
-        block_amax[:] = 0
+                turned[i, j] = some[j, i]
+        values, block_amax[:] = turned.view(FLOAT32), 0
         for i in range(BLOCK_SIZE):
+            row, magnitude = values[i], magnitudes[i]
             for j in range(LANES):
-                block_amax[j] = max(block_amax[j], magnitudes[i, j])
+                magnitude[j] = abs(row[j])
+                block_amax[j] = max(block_amax[j], magnitude[j])
         if search:
             best_codes(magnitudes, block_amax, global_scale, best)
         else:
@@ -1383,50 +1383,76 @@ def encode_blocks(
             e4m3_codes(block_amax, best)
         more_error, more_energy = round_blocks(magnitudes, best, global_scale, codes)
         error, energy = error + more_error, energy + more_energy
-        end = begin + count
-        scales[begin:end] = best[:count]
+        scales[begin : begin + count] = best[:count]
         for j in range(count):
             dead = E4M3_VALUES[best[j]] * global_scale == 0  # what a zero scale loses is +0
             best[j] = 0 if dead else 8
-        pack_blocks(codes, best, bits[begin:end], packed[begin:end])
+        pack_blocks(codes, turned, best, packed[begin : begin + count])
     return error, energy
 
 
-def pack_blocks(codes: np.ndarray, signs: np.ndarray, bits: np.ndarray, packed: np.ndarray) -> None:
-    """`pack_e2m1` of codes [16, b] into packed [b, 8], with signs from float32 `bits` [b, 16]
-    where `signs` [b] is 8, and without where it is 0.
+def pack_blocks(codes: np.ndarray, bits: np.ndarray, signs: np.ndarray, packed: np.ndarray) -> None:
+    """`pack_e2m1` of codes [16, b] into packed [b] uint64, the first byte lowest; signs are those
+    of float32 `bits` [16, b] where `signs` [b] is 8, and none where it is 0.
     """
-    for j in range(len(packed)):
-        for i in range(BLOCK_SIZE // 2):
-            high = codes[2 * i, j] | ((bits[j, 2 * i] >> 28) & signs[j])
-            low = codes[2 * i + 1, j] | ((bits[j, 2 * i + 1] >> 28) & signs[j])
-            packed[j, i] = (high << 4) | low
+    packed[:] = 0
+    for i in range(BLOCK_SIZE // 2):
+        even, odd = codes[2 * i], codes[2 * i + 1]
+        even_bits, odd_bits = bits[2 * i], bits[2 * i + 1]
+        for j in range(len(packed)):
+            high = even[j] | ((even_bits[j] >> 28) & signs[j])
+            low = odd[j] | ((odd_bits[j] >> 28) & signs[j])
+            packed[j] |= np.uint64((high << 4) | low) << np.uint64(8 * i)
+
+
+def e4m3_values(codes: np.ndarray, values: np.ndarray) -> None:
+    """The float32 values of codes: a look-up in E4M3_VALUES would take one at a time."""
+    bits = values.view(np.int32)
+    for j in range(len(codes)):
+        bits[j] = (codes[j] + 960) << 20
+    for j in range(len(codes)):
+        subnormal = FLOAT32(codes[j]) * FLOAT32(2**-9)
+        values[j] = values[j] if codes[j] >= FIRST_NORMAL_E4M3_CODE else subnormal
 
 
 def encode_bytes(weights: np.ndarray, scale: np.float32, codes: np.ndarray) -> tuple[float, float]:
     """`encode_fp8` of float32 weights [n] into codes [n] uint8; error and energy as above."""
-    reciprocal, error, energy = FLOAT32(1) / scale, 0.0, 0.0
-    scaled, found = np.empty(LANES * BLOCK_SIZE, FLOAT32), np.empty(LANES * BLOCK_SIZE, np.int32)
-    bits = weights.view(np.int32)
-    for begin in range(0, len(weights), len(scaled)):
-        count = min(len(scaled), len(weights) - begin)
-        for j in range(count):
-            scaled[j] = min(abs(weights[begin + j]) * reciprocal, FLOAT32(E4M3_MAX))
-        e4m3_codes(scaled, found)
-        errors, energies = FLOAT32(0), FLOAT32(0)
-        for j in range(count):
-            codes[begin + j] = found[j] | ((bits[begin + j] >> 24) & 0x80)
-            original = abs(weights[begin + j]) / scale
-            difference = E4M3_VALUES[found[j]] - original
-            errors += difference * difference
-            energies += original * original
-        error, energy = error + errors, energy + energies
-    return error, energy
+    width, bits = LANES * BLOCK_SIZE, weights.view(np.int32)
+    reciprocal = FLOAT32(1) / scale
+    magnitudes, values = np.empty(width, FLOAT32), np.empty(width, FLOAT32)
+    errors, energies = np.zeros(width, FLOAT32), np.zeros(width, FLOAT32)
+    found = np.empty(width, np.int32)
+    for begin in range(0, len(weights), width):
+        end = begin + width  # numba vectorises slices, not indices that it cannot prove positive
+        some, signs, out = weights[begin:end], bits[begin:end], codes[begin:end]
+        for j in range(len(some)):
+            magnitudes[j] = abs(some[j]) * reciprocal
+            values[j] = min(magnitudes[j], FLOAT32(E4M3_MAX))
+        e4m3_codes(values, found)
+        for j in range(len(some)):
+            out[j] = found[j] | ((signs[j] >> 24) & 0x80)
+        e4m3_values(found, values)
+        for j in range(
+            len(some)
+        ):  # one sum for each: a single one would wait for its last addition
+            difference = values[j] - magnitudes[j]
+            errors[j] += difference * difference
+            energies[j] += magnitudes[j] * magnitudes[j]
+    return total(errors), total(energies)
+
+
+def total(values: np.ndarray) -> float:
+    result = 0.0
+    for value in values:
+        result += value
+    return result
 
 
 KERNELS = (
     e4m3_codes,
     e4m3_codes_of_at_least,
+    e4m3_values,
+    total,
     block_errors,
     keep_better,
     search_below,
@@ -1480,14 +1506,14 @@ def encode_nvfp4_compiled(
     values = weight.float()
     if values.shape[1] % BLOCK_SIZE:
         values = torch.nn.functional.pad(values, (0, -values.shape[1] % BLOCK_SIZE))
-    blocks = values.contiguous().view(-1, BLOCK_SIZE).numpy()
-    packed = np.empty((len(blocks), BLOCK_SIZE // 2), np.uint8)
-    scales = np.empty(len(blocks), np.uint8)
+    blocks = values.contiguous().view(-1, BLOCK_SIZE).view(torch.int32).numpy()
+    packed, scales = np.empty(len(blocks), "<u8"), np.empty(len(blocks), np.uint8)
     search = block_scales is mse_block_scales
     error, energy = encode_blocks(blocks, FLOAT32(global_scale), search, packed, scales)
     block_scale = torch.from_numpy(scales).view(torch.float8_e4m3fn).view(len(weight), -1)
     damage = Damage(error=error, energy=energy)
-    return torch.from_numpy(packed).view(len(weight), -1), block_scale, damage
+    codes = torch.from_numpy(packed.view(np.uint8)).view(len(weight), -1)
+    return codes, block_scale, damage
 
 
 def encode_fp8_compiled(weight: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, Damage]:
@@ -2466,7 +2492,7 @@ def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
 
 def quantise(
     plan: TensorPlan, weight: torch.Tensor, compute: Compute
-) -> tuple[dict[str, torch.Tensor], Damage]:
+) -> tuple[dict[str, list[torch.Tensor]], Damage]:
     """The stored tensors of one NVFP4 or FP8 layer, and the error of what they decode to."""
     weight, dtype = weight.to(compute.device), compute.dtype
     amax = torch.stack(compute.map(lambda rows: largest_magnitude(rows.to(dtype)), weight)).amax()
@@ -2505,7 +2531,7 @@ def try_other_global_scales(
     weight: torch.Tensor, best: Encoded, encode: Callable, compute: Compute
 ) -> Encoded:
     """The encoding with the least error in all, where block scales run out of E4M3's precision."""
-    if has_many_subnormals(best.parts[1]):
+    if has_many_subnormals(best.block_scale):
         plain = best.scale
         for largest in OTHER_LARGEST_SCALES:
             other = encode_layer(weight, plain * (E4M3_MAX / largest), encode, compute)
@@ -2528,23 +2554,27 @@ def encode_layer(
     weight: torch.Tensor, scale: torch.Tensor, encode: Callable, compute: Compute
 ) -> Encoded:
     """All rows at one scale, by what `measured` returns or a compiled encoder."""
-    *parts, damages = zip(*compute.map(lambda rows: encode(rows, scale), weight), strict=True)
-    total = Damage.total(damages, scale)
-    return Encoded(parts=tuple(map(torch.cat, parts)), scale=scale, damage=total)
+    made = compute.map(lambda rows: encode(rows, scale), weight)
+    codes, *scales, damages = zip(*made, strict=True)
+    return Encoded(
+        codes=codes,
+        block_scale=torch.cat(*scales) if scales else None,
+        scale=scale,
+        damage=Damage.total(damages, scale),
+    )
 
 
-def store(plan: TensorPlan, encoded: Encoded) -> dict[str, torch.Tensor]:
-    """{key: tensor} of a quantised layer, in the order in which `stored_tensors` names them."""
-    parts = [*encoded.parts, encoded.scale]
+def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
+    """{key: its rows in pieces} of a quantised layer, in the order of `stored_tensors`."""
+    parts = [[*encoded.codes], [encoded.scale]]
     if plan.precision is Precision.NVFP4:
-        packed, block_scale = encoded.parts
-        missing_rows = (0, 0, 0, -len(packed) % BLOCK_SIZE)
-        packed = torch.nn.functional.pad(packed, missing_rows)
-        parts = [packed, swizzle(block_scale), encoded.scale]
+        columns, missing = encoded.codes[0].shape[1], -plan.ref.shape[0] % BLOCK_SIZE
+        padding = torch.zeros(missing, columns, dtype=torch.uint8)
+        parts = [[*encoded.codes, padding], [swizzle(encoded.block_scale)], [encoded.scale]]
     if plan.input_scale is not None:
-        parts.append(torch.tensor(plan.input_scale, dtype=torch.float32))
+        parts.append([torch.tensor(plan.input_scale, dtype=torch.float32)])
     if not plan.legacy:
-        parts.append(torch.frombuffer(bytearray(plan.config_bytes), dtype=torch.uint8))
+        parts.append([torch.frombuffer(bytearray(plan.config_bytes), dtype=torch.uint8)])
     return dict(zip(stored_tensors(plan), parts, strict=True))
 
 
@@ -3316,11 +3346,11 @@ def encode_share(
     plans: list[TensorPlan], output: PartialFiles, compute: Compute, options: Options
 ) -> dict[str, Damage]:
     """Read, encode and write these tensors; returns the damage of those that were quantised."""
-    pieces = [piece for plan in plans for piece in pieces_of(plan)]
+    todo = [piece for plan in plans for piece in pieces_of(plan)]
     compute.compile(sum(math.prod(plan.ref.shape) for plan in plans if plan.is_quantised))
     pinned, found = compute.device.type == "cuda", {}
-    with progress(pieces, options, "converting") as bar:
-        for piece, data in read_ahead(pieces, options.buffers, pinned=pinned):
+    with progress(todo, options, "converting") as bar:
+        for piece, data in read_ahead(todo, options.buffers, pinned=pinned):
             plan, name = piece.plan, piece.plan.ref.name
             bar.set_postfix_str(printable(name[-40:]), refresh=False)
             if plan.is_quantised:
@@ -3328,9 +3358,10 @@ def encode_share(
             else:
                 kept = cast(piece, data)
                 # the reader's buffer is filled again while this is written
-                stored = {name: kept.clone() if kept is data else kept}
-            for key, tensor in stored.items():
-                output.write(key, tensor)
+                stored = {name: [kept.clone() if kept is data else kept]}
+            for key, pieces in stored.items():
+                for tensor in pieces:
+                    output.write(key, tensor)
             if piece.end == plan.ref.nbytes:
                 output.finish(name, found.get(name))
             bar.update(piece.end - piece.begin)

@@ -3,9 +3,11 @@
 Makes Wan-shaped models of one width and a growing number of blocks, and for each measures, in this
 order and in this run: the floor (the same bytes read and written with fsync), then a conversion,
 each in a process of its own, with the source out of the page cache (where it can be dropped: Linux,
-root) and in it. A last row is the line through them: seconds per GB, and memory's growth.
+root) and in it. Then comes what each stage does while it is busy (they overlap, so that the slowest
+one decides), and the line through the rows: seconds per GB.
 
-Usage: python benchmarks/convert.py FOLDER [--size 5b] [--blocks 5 10 20] [-- OPTIONS...]
+Usage: python benchmarks/convert.py FOLDER [--size 5b] [--blocks 5 10 20] [--dtype float32]
+       [--ranks 1 2] [-- OPTIONS...]
 """
 
 import argparse
@@ -27,18 +29,38 @@ from make_wan import wan_shapes, write_gguf, write_model  # noqa: E402
 PIECE = 32 << 20
 DEFAULT_OPTIONS = ["--gguf-nvfp4-max-bitdepth", "5", "--use-fp8", "--dtype", "float16"]
 CONVERT = """
-import json, sys, time
+import json, math, os, sys, time
 sys.path.insert(0, sys.argv[1])
 begin = time.perf_counter()
 import convert_nvfp4 as c
+busy = dict.fromkeys(("read", "encode", "write", "sync", "verify"), 0.0)
+def timed(owner, name, stage):
+    function = getattr(owner, name)
+    def run(*arguments, **keywords):
+        start = time.perf_counter()
+        try:
+            return function(*arguments, **keywords)
+        finally:
+            busy[stage] += time.perf_counter() - start
+    setattr(owner, name, run)
+timed(c, "read_piece", "read")
+timed(c, "quantise", "encode")
+timed(c, "cast", "encode")
+timed(c.PartialFiles, "put", "write")
+timed(c.PartialFiles, "sync", "sync")
+timed(c, "verify", "verify")
 options = c.parse_options(sys.argv[2:])
 ready = time.perf_counter()
 report = c.convert(options)
 done = time.perf_counter()
+busy["write"] -= busy["sync"]
 peak = next((int(line.split()[1]) << 10 for line in open("/proc/self/status")
              if line.startswith("VmHWM")), 0) if sys.platform == "linux" else 0
-print(json.dumps({"start": ready - begin, "seconds": done - ready, "peak": peak,
-                  "read": report.source_bytes, "written": report.output_bytes}))
+weights = sum(math.prod(plan.ref.shape) for plan in report.plans if plan.is_quantised)
+if c.is_first():
+    print(json.dumps({"start": ready - begin, "seconds": done - ready, "peak": peak, "busy": busy,
+                      "read": report.source_bytes, "written": report.output_bytes,
+                      "weights": weights}))
 """
 
 
@@ -71,48 +93,61 @@ def floor(files: list[Path], written: int, out: Path) -> float:
     return seconds
 
 
-def convert(source: Path, out: Path, options: list[str]) -> dict[str, float]:
+def convert(source: Path, out: Path, options: list[str], ranks: int = 1) -> dict:
     command = [sys.executable, "-c", CONVERT, str(ROOT), str(source), str(out), "--quiet", *options]
+    if ranks > 1:
+        launch = ["-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node"]
+        command = [sys.executable, *launch, str(ranks), *command]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(folder: Path, size: str, blocks: int, options: list[str]) -> list[dict]:
-    """A cold and a warm row for a model of so many blocks, which is made first if need be."""
-    source = folder / f"{size}-{blocks}"
+def measure(source: Path, blocks: int, ranks: int, options: list[str]) -> list[dict]:
+    """A cold and a warm row for the model in a folder."""
     index = source / "diffusion_pytorch_model.safetensors.index.json"
-    gguf, out = source / "model.gguf", source / "out.safetensors"
-    shapes = wan_shapes(size, blocks)
-    if not index.exists():
-        write_model(source, shapes, torch.float32)
-        write_gguf(gguf, shapes)
-    files = sorted(source.glob("diffusion*.safetensors"))
-    command = ["--gguf", str(gguf), *options]
-    convert(index, out, command)  # compiles, and warms up
+    files, out = sorted(source.glob("diffusion*.safetensors")), source / "out.safetensors"
+    command = ["--gguf", str(source / "model.gguf"), *options]
+    convert(index, out, command, ranks)  # compiles, and warms up
     written, rows = out.stat().st_size, []
     for cache in ("cold", "warm"):
         seconds = []
         for run in (lambda: floor(files, written, source / "floor"), None):
             if cache == "cold" and not drop_cache(files):
                 break
-            seconds.append(run() if run else convert(index, out, command))
+            seconds.append(run() if run else convert(index, out, command, ranks))
         if len(seconds) == 2:
-            rows.append({"blocks": blocks, "cache": cache, "floor": seconds[0]} | seconds[1])
+            facts = {"blocks": blocks, "ranks": ranks, "cache": cache, "floor": seconds[0]}
+            rows.append(facts | seconds[1])
     return rows
+
+
+def make(source: Path, size: str, blocks: int, dtype: torch.dtype) -> Path:
+    """A model of so many blocks, and its GGUF, unless they are there already."""
+    shapes = wan_shapes(size, blocks)
+    if not (source / "model.gguf").exists():
+        write_model(source, shapes, dtype)
+        write_gguf(source / "model.gguf", shapes)
+    return source
 
 
 def render(rows: list[dict]) -> str:
     lines = [
-        "| blocks | source, GB | output, GB | cache | floor, s | taken, s | ratio | peak, GiB |",
-        "|---|---|---|---|---|---|---|---|",
+        "| blocks | ranks | source, GB | output, GB | cache | floor, s | taken, s | ratio "
+        "| peak, GiB | read, GB/s | encode, M/s | write, GB/s | sync, s | verify, s |",
+        "|" + "---|" * 14,
     ]
     for row in rows:
+        busy, share = row["busy"], 1e9 * row["ranks"]  # the first rank's stages
         lines.append(
-            f"| {row['blocks']} | {row['read'] / 1e9:.2f} | {row['written'] / 1e9:.2f} "
-            f"| {row['cache']} | {row['floor']:.1f} | {row['seconds']:.1f} "
-            f"| {row['seconds'] / row['floor']:.2f} | {row['peak'] / 2**30:.2f} |"
+            f"| {row['blocks']} | {row['ranks']} | {row['read'] / 1e9:.2f} "
+            f"| {row['written'] / 1e9:.2f} | {row['cache']} | {row['floor']:.1f} "
+            f"| {row['seconds']:.1f} | {row['seconds'] / row['floor']:.2f} "
+            f"| {row['peak'] / 2**30:.2f} | {row['read'] / share / busy['read']:.2f} "
+            f"| {1e3 * row['weights'] / share / busy['encode']:.0f} "
+            f"| {row['written'] / share / busy['write']:.2f} | {busy['sync']:.1f} "
+            f"| {busy['verify']:.1f} |"
         )
     starts = sorted(row["start"] for row in rows)
     lines.append(f"\nnot in it: {starts[len(starts) // 2]:.1f} s to start Python and torch")
@@ -135,13 +170,18 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="on the disk to measure; models stay there")
     parser.add_argument("--size", default="5b", choices=("tiny", "5b", "14b"))
     parser.add_argument("--blocks", type=int, nargs="+", default=[5, 10, 20])
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1], help="torchrun's processes")
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     given = parser.parse_args(sys.argv[1:split])
     options = [*DEFAULT_OPTIONS, *sys.argv[split + 1 :]]
     print(f"convert_nvfp4.py SOURCE OUTPUT --gguf GGUF {' '.join(options)}", flush=True)
     rows = []
     for blocks in given.blocks:
-        rows += measure(given.folder, given.size, blocks, options)
+        folder = given.folder / f"{given.size}-{blocks}"
+        source = make(folder, given.size, blocks, getattr(torch, given.dtype))
+        for ranks in given.ranks:
+            rows += measure(source, blocks, ranks, options)
     print(render(rows))
 
 

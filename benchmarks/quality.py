@@ -129,7 +129,7 @@ def encoder_table(real: dict[str, torch.Tensor], compute: c.Compute) -> list[str
         layers: dict[str, Packed] = {}
         for layer, weight in real.items():
             found = encode(weight, method, compute)
-            layers[layer] = (found.parts[0], found.scale, c.swizzle(found.parts[1]))
+            layers[layer] = (torch.cat(found.codes), found.scale, c.swizzle(found.block_scale))
         results = [cosines(layers, activations) for activations in (False, True)]
         cells = [f"{value:.4f}" for r in results for value in (r.mean(), r.min())]
         lines.append(f"| {method:8} | " + " | ".join(cells) + " |")
