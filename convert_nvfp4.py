@@ -135,8 +135,10 @@ TORCH_DTYPES = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
+    "F64": torch.float64,
     "U8": torch.uint8,
     "I8": torch.int8,
+    "I64": torch.int64,
     "F8_E4M3": torch.float8_e4m3fn,
 }
 SOURCE_FLOATS = ("F32", "BF16", "F16")
@@ -192,6 +194,26 @@ VIEWED = ("U8", "I8")  # dtypes whose bits ComfyUI takes for block scales
 LARGE_WEIGHT = 100.0  # no trained model has one; FP8 codes without their scale reach 448
 NAN_E4M3 = 0x7F  # from here on, bytes are NaN or negative
 
+# The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
+# 2**(-24 + (i - 1) / 8), the last one at 2**16.
+RECORDING_FORMAT = "nvfp4_recording"
+RECORDING_PARTS = {
+    "tokens": "I64",
+    "absmax": "F32",
+    "block_histogram": "I64",
+    "quantisation": "F64",
+}
+BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
+SMALL_BLOCKS = 0.01  # so many of the blocks may fall into E4M3's subnormals ...
+LEAST_NORMAL_E4M3 = 2.0**-6  # ... which begin below this
+MANY_SATURATED = 0.001  # share of a layer's blocks that is worth a note
+
+# Thresholds on measured figures: option, its figure, the option that says what happens above it.
+MEASURED_THRESHOLDS = (
+    ("sensitivity_threshold", "rel_rmse", "sensitivity_action"),
+    ("clip_rate_threshold", "clip_rate", "clip_rate_action"),
+)
+
 # Full-precision matmul (W4A16) by kind of layer: option, layers, what the help says.
 FULL_PRECISION_OPTIONS = {
     "--full-precision-mm": (r"", "every quantised layer"),
@@ -219,6 +241,7 @@ CONFLICTS = (
     ("quiet", "verbose"),
     ("use_ck_quant", "scale_search"),
     ("resume", "dry_run"),
+    ("no_input_scale", "input_scale_policy"),
 )
 REQUIRES = (
     ("input_scale_summary_percentile", "input_scale_summary_json"),
@@ -227,6 +250,15 @@ REQUIRES = (
     ("gguf_keep_edge_blocks_fp16", "gguf"),
     ("use_fp8", "gguf"),
     ("max_shard_size", "output_sharded"),
+    ("input_scale_policy", "activation_stats"),
+    ("input_scale_headroom", "input_scale_policy"),
+    ("sensitivity_threshold", "sensitivity_json"),
+    ("clip_rate_threshold", "sensitivity_json"),
+    ("sensitivity_action", "sensitivity_threshold"),
+    ("clip_rate_action", "clip_rate_threshold"),
+    ("input_scale_summary_fp16_std", "input_scale_summary_json"),
+    ("input_scale_summary_std_threshold", "input_scale_summary_fp16_std"),
+    ("input_scale_summary_cv_threshold", "input_scale_summary_fp16_std"),
 )
 # Each recipe's --dtype, unless one is given: working scaled-FP8 models keep float32.
 RECIPES = {"mixed": "bfloat16", "fp8": "bfloat16", "scaled-fp8": "float32"}
@@ -238,6 +270,11 @@ DEFAULTS = {
     "gguf_nvfp4_max_bitdepth": 4,
     "scale_search": "mse",
     "max_shard_size": 5 * 10**9,
+    "input_scale_policy": "percentile",
+    "input_scale_headroom": 2.0,
+    "input_scale_summary_cv_threshold": 0.4,
+    "sensitivity_action": "fp16",
+    "clip_rate_action": "fp16",
 }
 
 
@@ -296,6 +333,12 @@ class Options:
     input_scale_summary_json: Path | None = None
     input_scale_summary_percentile: float = DEFAULTS["input_scale_summary_percentile"]
     input_scale_summary_multiplier: float = DEFAULTS["input_scale_summary_multiplier"]
+    input_scale_summary_fp16_std: bool = False
+    input_scale_summary_std_threshold: float | None = None
+    input_scale_summary_cv_threshold: float = DEFAULTS["input_scale_summary_cv_threshold"]
+    activation_stats: Path | None = None
+    input_scale_policy: str = DEFAULTS["input_scale_policy"]
+    input_scale_headroom: float = DEFAULTS["input_scale_headroom"]
     input_scale_from: Path | None = None
     input_scale_value: float | None = None
     no_input_scale: bool = False
@@ -304,6 +347,11 @@ class Options:
     fp8_full_precision_mm: bool = False
     full_precision_mm_layers: Path | None = None
     full_precision_mm_pattern: tuple[str, ...] = ()
+    sensitivity_json: Path | None = None
+    sensitivity_threshold: float | None = None
+    sensitivity_action: str = DEFAULTS["sensitivity_action"]
+    clip_rate_threshold: float | None = None
+    clip_rate_action: str = DEFAULTS["clip_rate_action"]
     report: Path | None = None
     device: str = "auto"
     low_mem: bool = False
@@ -342,6 +390,8 @@ class Options:
             self.source,
             self.gguf,
             self.input_scale_summary_json,
+            self.activation_stats,
+            self.sensitivity_json,
             self.input_scale_from,
             self.full_precision_mm_layers,
         )
@@ -505,6 +555,38 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What a recording tells of one layer's input."""
+
+    amax: float  # over all calls
+    block_histogram: np.ndarray  # int64, one bin more than BIN_EDGES has steps
+    rel_rmse: float  # of quantising it to NVFP4, scaled anew on every call
+
+    @property
+    def small_block(self) -> float:
+        """Largest magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros aside."""
+        counts = self.block_histogram[1:].cumsum()
+        index = int(np.searchsorted(counts, SMALL_BLOCKS * counts[-1], side="right"))
+        return float(BIN_EDGES[1:][index]) if counts[-1] else self.amax
+
+    def headroom(self, margin: float) -> float:
+        """The largest magnitude to scale for: `margin` times what was seen, or less if that would
+        bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals.
+        """
+        ceiling = self.small_block * E4M3_MAX / LEAST_NORMAL_E4M3
+        return max(self.amax, min(self.amax * margin, ceiling))
+
+    def saturated(self, scale: float) -> float:
+        """Share of the blocks seen whose block scale would exceed 448 at this input scale."""
+        limit, counts = scale * NVFP4_MAX, self.block_histogram
+        if limit >= self.amax or not counts.sum():
+            return 0.0
+        widths = np.append(np.diff(BIN_EDGES), BIN_EDGES[-1])
+        above = np.clip((BIN_EDGES + widths - limit) / widths, 0.0, 1.0)
+        return float((counts * above).sum() / counts.sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TensorPlan:
     """One tensor's fate and the reason, decided before any byte is written."""
 
@@ -516,6 +598,7 @@ class TensorPlan:
     legacy: bool = False  # an FP8 layer stored as scaled FP8
     input_scale: float | None = None
     input_scale_source: str = ""
+    saturated_blocks: float | None = None  # share of the recorded input that clips at that scale
 
     @property
     def is_quantised(self) -> bool:
@@ -1550,8 +1633,9 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict:
     return dict(pairs)
 
 
-def refuse_other_formats(path: Path, start: bytes) -> None:
-    if path.suffix.lower() in PICKLE_SUFFIXES or start.startswith(PICKLE_MAGIC):
+def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
+    """`sound`: the first bytes may be a header's length, as 640 begins like a pickle."""
+    if path.suffix.lower() in PICKLE_SUFFIXES or (not sound and start.startswith(PICKLE_MAGIC)):
         raise ConvertError(
             f"{path}: is a pickle file, which can run code when opened; "
             "give a .safetensors version of the model"
@@ -1570,9 +1654,10 @@ def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
-            refuse_other_formats(path, start)
             length = int.from_bytes(start, "little")
-            if len(start) < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+            sound = len(start) == 8 and 2 <= length <= min(size - 8, MAX_HEADER_BYTES)
+            refuse_other_formats(path, start, sound)
+            if not sound:
                 cut = length <= MAX_HEADER_BYTES and len(start) == 8
                 cut = f", or cut off: its header should have {length:,} bytes" if cut else ""
                 problem = f"not a safetensors file{cut}; it has {size:,} bytes"
@@ -1863,14 +1948,23 @@ def percentile_key(percentile: float) -> str:
     return f"p{percentile:g}".replace(".", "_")
 
 
-def read_summary(options: Options) -> dict[str, Calibration]:
-    """{bare layer: Calibration} from a calibration summary, at one percentile over calls."""
-    path = options.input_scale_summary_json
-    rows = load_json(path, "calibration summary").get("layers")
+def read_rows(path: Path, what: str) -> list[dict]:
+    """The `layers` of a JSON file, each an object with a `layer` name, no name twice."""
+    rows = load_json(path, what).get("layers")
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
     ):
         raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
+    counts = Counter(bare(row["layer"]) for row in rows)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
+    return rows
+
+
+def read_summary(options: Options) -> dict[str, Calibration]:
+    """{bare layer: Calibration} from a calibration summary, at one percentile over calls."""
+    path = options.input_scale_summary_json
+    rows = read_rows(path, "calibration summary")
     key = percentile_key(options.input_scale_summary_percentile)
     lacking = [row["layer"] for row in rows if f"scale_{key}" not in row]
     if lacking:
@@ -1881,17 +1975,117 @@ def read_summary(options: Options) -> dict[str, Calibration]:
     multiplier = options.input_scale_summary_multiplier
     columns = {Precision.NVFP4: (f"scale_{key}", 1.0), Precision.FP8: (f"amax_{key}", E4M3_MAX)}
     source = f"summary {key.replace('_', '.')} x {multiplier:g}"
+    return {
+        bare(row["layer"]): Calibration(
+            scales={
+                precision: positive(path, row, column) * multiplier / divisor
+                for precision, (column, divisor) in columns.items()
+                if column in row
+            },
+            source=source,
+        )
+        for row in rows
+    }
+
+
+def read_recording(path: Path) -> dict[str, Recorded]:
+    """{bare layer: Recorded} from what the ComfyUI node in calib/ wrote.
+
+    Layers that saw NaN or infinities are an error: their figures mean nothing.
+    """
+    tensors, metadata = read_header(path)
+    if metadata.get("format") != RECORDING_FORMAT:
+        raise ConvertError(f"{path}: is no recording of the NVFP4 Calibration Recorder")
+    layers = defaultdict(dict)
+    for ref in tensors.values():
+        layer, _, part = ref.name.rpartition(".")
+        layers[layer][part] = ref
     found = {}
-    for row in rows:
-        scales = {
-            precision: positive(path, row, column) * multiplier / divisor
-            for precision, (column, divisor) in columns.items()
-            if column in row
-        }
-        if bare(row["layer"]) in found:
-            raise ConvertError(f"{path}: has two rows for layer {row['layer']}")
-        found[bare(row["layer"])] = Calibration(scales=scales, source=source)
+    for layer, parts in layers.items():
+        wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
+        if wrong:
+            raise ConvertError(f"{path}: layer {layer}: {', '.join(wrong)} missing or malformed")
+        error, energy = load(parts["quantisation"]).tolist()
+        recorded = Recorded(
+            amax=float(load(parts["absmax"]).max()),
+            block_histogram=load(parts["block_histogram"]).numpy(),
+            rel_rmse=math.sqrt(error / energy) if energy else 0.0,
+        )
+        if not math.isfinite(recorded.amax + error + energy):
+            raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
+        found[bare(layer)] = recorded
     return found
+
+
+def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
+    """Whether a recording's tensor is there, of its dtype, and of its size where that is fixed."""
+    sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
+    ref = parts.get(part)
+    size = math.prod(ref.shape) if ref else 0
+    return size > 0 and ref.dtype == dtype and size == sizes.get(part, size)
+
+
+def recorded_calibration(options: Options) -> dict[str, Calibration]:
+    """{bare layer: Calibration} with headroom over the largest magnitude that was recorded."""
+    margin = options.input_scale_headroom
+    found = {}
+    for layer, recorded in read_recording(options.activation_stats).items():
+        if recorded.amax > 0:
+            fp8 = recorded.amax * margin / E4M3_MAX
+            scales = {Precision.NVFP4: recorded.headroom(margin) / NVFP4_MAX, Precision.FP8: fp8}
+            found[layer] = Calibration(scales=scales, source=f"headroom x {margin:g}")
+    return found
+
+
+def read_sensitivity(
+    path: Path, calibration: dict[str, Calibration]
+) -> dict[str, dict[str, float]]:
+    """{bare layer: {"rel_rmse": ..., "clip_rate": ...}} from a sensitivity JSON or a recording.
+
+    A recording's clip rate is the share of blocks that saturate at the layer's input scale.
+    """
+    if path.suffix.lower() == ".safetensors":
+        scales = {
+            bare(layer): row.scales[Precision.NVFP4]
+            for layer, row in calibration.items()
+            if Precision.NVFP4 in row.scales
+        }
+        return {
+            layer: {
+                "rel_rmse": recorded.rel_rmse,
+                "clip_rate": recorded.saturated(scales.get(layer, math.inf)),
+            }
+            for layer, recorded in read_recording(path).items()
+        }
+    figures = {}
+    for row in read_rows(path, "sensitivity file"):
+        found = {figure: row.get(f"{figure}_mean") for _, figure, _ in MEASURED_THRESHOLDS}
+        if not all(isinstance(value, int | float) and value >= 0 for value in found.values()):
+            lacking = " and ".join(f"{figure}_mean" for figure in found)
+            raise ConvertError(f"{path}: layer {row['layer']}: needs {lacking}")
+        figures[bare(row["layer"])] = found
+    return figures
+
+
+def varying_layers(options: Options) -> set[str]:
+    """Bare layers whose input scale varies over calls, by deviation or coefficient of variation.
+
+    Without a threshold on the deviation, that of nine tenths of the layers is one.
+    """
+    path = options.input_scale_summary_json
+    rows = {bare(row["layer"]): row for row in read_rows(path, "calibration summary")}
+    lacking = [name for name, row in rows.items() if not {"scale_std", "scale_mean"} <= row.keys()]
+    if lacking:
+        raise ConvertError(f"{path}: has no scale_std and scale_mean for {examples(lacking)}")
+    limit = options.input_scale_summary_std_threshold
+    if limit is None:
+        limit = sorted(row["scale_std"] for row in rows.values())[int((len(rows) - 1) * 0.9)]
+    return {
+        name
+        for name, row in rows.items()
+        if row["scale_std"] >= limit
+        or row["scale_std"] >= options.input_scale_summary_cv_threshold * row["scale_mean"]
+    }
 
 
 def positive(path: Path, row: dict, column: str) -> float:
@@ -1927,10 +2121,12 @@ def read_reference_scales(path: Path) -> dict[str, Calibration]:
 
 
 def read_calibration(options: Options, model: Model) -> dict[str, Calibration]:
-    """{layer: Calibration} for the model's linear layers: file before summary before value."""
+    """{layer: Calibration} of the model's linear layers: file, recording, summary, value."""
     sources = []
     if options.input_scale_from:
         sources.append((options.input_scale_from, read_reference_scales(options.input_scale_from)))
+    if options.input_scale_policy == "headroom":
+        sources.append((options.activation_stats, recorded_calibration(options)))
     if options.input_scale_summary_json:
         sources.append((options.input_scale_summary_json, read_summary(options)))
     layers = {bare(ref.layer): ref.layer for ref in model.linear_weights}
@@ -2118,6 +2314,28 @@ def full_precision_marks(
     return marks, [note] if unknown else []
 
 
+def measured_layers(
+    options: Options, model: Model, calibration: dict[str, Calibration]
+) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """What measured figures ask for: action ("fp16" or "full_precision_mm"), reason, weights."""
+    asked = []
+    path = options.sensitivity_json
+    if path is not None:
+        figures = read_sensitivity(path, calibration)
+        for option, figure, action in MEASURED_THRESHOLDS:
+            limit = getattr(options, option)
+            if limit is not None:
+                above = {layer for layer, row in figures.items() if row[figure] > limit}
+                asked.append((getattr(options, action), f"{figure} > {limit:g}", above))
+        if not figures.keys() & {bare(ref.layer) for ref in model.linear_weights}:
+            raise ConvertError(f"{path}: is of another model: it has {examples(figures)}")
+    if options.input_scale_summary_fp16_std:
+        asked.append(("fp16", "input scale varies from call to call", varying_layers(options)))
+    for action, reason, layers in asked:
+        names = (ref.name for ref in model.linear_weights if bare(ref.layer) in layers)
+        yield action, reason, frozenset(names)
+
+
 def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
     """Give a quantised layer its input scale; an FP8 layer without one must not run in FP8.
 
@@ -2177,6 +2395,11 @@ def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[s
     choices, floors = choice_rules(options, model, kinds), floor_rules(options, model)
     marks, mark_notes = full_precision_marks(options, model)
     calibration = read_calibration(options, model)
+    for action, reason, names in measured_layers(options, model, calibration):
+        if action == "fp16":
+            floors.append(Rule(names=names, precision=Precision.HALF, reason=reason))
+        else:
+            marks[reason] = names
     half = DTYPE_OPTIONS[options.dtype]
     plans = []
     for ref in model.tensors.values():
@@ -2197,11 +2420,31 @@ def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[s
             f"{options.source}: no layer would become NVFP4 or FP8; "
             f"{depth}, or name layers with --include"
         )
+    if options.activation_stats:
+        plans, more = count_saturated(plans, read_recording(options.activation_stats))
+        notes += more
     notes += [*mark_notes, *scale_notes(plans, bool(calibration))]
     if options.recipe == LEGACY_RECIPE:
         plans, more = share_marker(plans)
         notes += more
     return plans, notes
+
+
+def count_saturated(
+    plans: list[TensorPlan], recording: dict[str, Recorded]
+) -> tuple[list[TensorPlan], list[str]]:
+    """The plans with the share of recorded blocks that clip at their scales, and a note if many."""
+    counted = []
+    for plan in plans:
+        recorded = recording.get(bare(plan.ref.layer))
+        if recorded and plan.precision is Precision.NVFP4 and plan.input_scale is not None:
+            clipped = recorded.saturated(plan.input_scale)
+            counted.append(dataclasses.replace(plan, saturated_blocks=clipped))
+        else:
+            counted.append(plan)
+    many = [plan.ref.layer for plan in counted if (plan.saturated_blocks or 0) > MANY_SATURATED]
+    note = f"input scales of {len(many)} layers clip more than {MANY_SATURATED:.1%} of the blocks"
+    return counted, [f"{note} recorded: {examples(many)}"] if many else []
 
 
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
@@ -2343,13 +2586,14 @@ def make_layout(
 
 def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, object]:
     """How a file was made. Names only, no folders and no times: equal runs give equal bytes."""
+    given = {
+        entry.name: getattr(options, entry.name)
+        for entry in dataclasses.fields(options)
+        if entry.name not in RUN_OPTIONS and getattr(options, entry.name) != entry.default
+    }
     return {
         "version": __version__,
-        "options": {
-            name: text
-            for name, value in dataclasses.asdict(options).items()
-            if (text := portable(value)) and name not in RUN_OPTIONS
-        },
+        "options": {name: portable(value) for name, value in given.items()},
         "sources": {path.name: path.stat().st_size for path in model.files},
         "plan": dict(sorted(Counter(plan.precision.name for plan in plans).items())),
     }
@@ -3598,6 +3842,7 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
             "full_precision_mm": plan.full_precision or None,
             "input_scale": plan.input_scale,
             "input_scale_source": plan.input_scale_source or None,
+            "saturated_blocks": plan.saturated_blocks,
         }
         if damage is not None and plan.is_quantised:
             lossless = math.isinf(damage.sqnr_db)  # JSON has no infinity
@@ -3626,8 +3871,13 @@ def write_report(report: Report, path: Path) -> None:
 
 def render_scales(report: Report) -> list[str]:
     """--input-scale-layer-summary: every quantised layer's input scale and its origin."""
+
+    def clipped(plan: TensorPlan) -> str:
+        share = plan.saturated_blocks
+        return "" if share is None else f"  clips {100 * share:.3g} % of the blocks"
+
     return ["  input scales:"] + [
-        f"    {plan.ref.layer}  {plan.input_scale:.9g}  {plan.input_scale_source}"
+        f"    {plan.ref.layer}  {plan.input_scale:.9g}  {plan.input_scale_source}{clipped(plan)}"
         if plan.input_scale is not None
         else f"    {plan.ref.layer}  none ({'not used' if plan.full_precision else 'dynamic'})"
         for plan in report.plans
@@ -4061,6 +4311,7 @@ DTYPE = {"choices": DTYPE_OPTIONS}
 RECIPE = {"choices": RECIPES}
 SUMMARY = {"metavar": "FILE", "type": partial(shipped_path, folder="calib")}
 LAYERS = {"metavar": "FILE", "type": partial(shipped_path, folder="sensitive_layers")}
+ACTION = {"choices": ("fp16", "full_precision_mm")}
 DEVICE = {"metavar": "{auto,cpu,cuda,cuda:N}", "default": "auto", "type": device_name}
 
 # fmt: off
@@ -4103,18 +4354,41 @@ COMMAND_LINE = {
         "--min-ffn-fp8": (SWITCH, "feed-forward layers are at least FP8"),
         "--min-ffn2-fp16": (SWITCH, "feed-forward down projections are at least 16-bit"),
     },
-    "input scales (file before summary before value)": {
+    "input scales (file before recording before summary before value)": {
         "--input-scale-summary-json": (SUMMARY,
             "calibration summary; also looked for in calib/ beside this script"),
         "--input-scale-summary-percentile": ({"metavar": "P", "type": float},
             "percentile over calls of each call's largest activation (default: 99.9)"),
         "--input-scale-summary-multiplier": ({"metavar": "X", "type": positive_float},
             "margin on the summary's scales (default: 1)"),
+        "--input-scale-summary-fp16-std": (SWITCH,
+            "layers whose scale varies from call to call stay 16-bit, by the next two thresholds"),
+        "--input-scale-summary-std-threshold": ({"metavar": "STD", "type": positive_float},
+            "... from this deviation up (default: that of nine tenths of the layers)"),
+        "--input-scale-summary-cv-threshold": ({"metavar": "CV", "type": positive_float},
+            "... or from this deviation over the mean up (default: 0.4)"),
+        "--activation-stats": (FILE,
+            "what the ComfyUI recorder in calib/ wrote (.safetensors)"),
+        "--input-scale-policy": ({"choices": ("percentile", "headroom")},
+            "from the summary, or the largest value in --activation-stats with a margin "
+            "(default: percentile)"),
+        "--input-scale-headroom": ({"metavar": "X", "type": positive_float},
+            "that margin, less where small blocks would become subnormal (default: 2)"),
         "--input-scale-from": (FILE, "copy input scales from a quantised .safetensors"),
         "--input-scale-value": ({"metavar": "SCALE", "type": positive_float},
             "NVFP4 input scale of every layer that has no other"),
         "--no-input-scale": (SWITCH, "bake none: ComfyUI measures on every call (for calibration)"),
         "--input-scale-layer-summary": (SWITCH, "print every quantised layer's input scale"),
+    },
+    "sensitivity": {
+        "--sensitivity-json": (FILE,
+            "layers' rel_rmse_mean and clip_rate_mean (.json), or a recording (.safetensors)"),
+        "--sensitivity-threshold": ({"metavar": "X", "type": positive_float},
+            "for layers whose inputs lose more than this in NVFP4, ..."),
+        "--sensitivity-action": (ACTION, "... do this (default: fp16)"),
+        "--clip-rate-threshold": ({"metavar": "X", "type": positive_float},
+            "for layers that clip more than this share of their input, ..."),
+        "--clip-rate-action": (ACTION, "... do this (default: fp16)"),
     },
     "full-precision matmul (W4A16 instead of W4A4)": {
         "--full-precision-mm-layers": (LAYERS,

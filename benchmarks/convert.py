@@ -152,7 +152,7 @@ def render(rows: list[dict]) -> str:
     starts = sorted(row["start"] for row in rows)
     lines.append(f"\nnot in it: {starts[len(starts) // 2]:.1f} s to start Python and torch")
     for cache in ("cold", "warm"):
-        some = [row for row in rows if row["cache"] == cache]
+        some = [row for row in rows if row["cache"] == cache and row["ranks"] == rows[0]["ranks"]]
         if len(some) > 1:
             sizes = np.array([row["read"] / 1e9 for row in some])
             seconds = np.array([row["seconds"] for row in some])

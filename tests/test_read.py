@@ -121,6 +121,13 @@ def test_pickles_are_refused_unread(tmp_path, name, start):
         c.open_model(tmp_path / name)
 
 
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
+def test_a_header_whose_length_looks_like_a_pickles_start(length, tmp_path):
+    header = json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path = raw_safetensors(tmp_path / "m.safetensors", header.ljust(length), b"1234")
+    assert c.read_header(path)[0]["x"].nbytes == 4
+
+
 def test_a_gguf_as_source_is_refused(tiny):
     with pytest.raises(c.ConvertError, match="is a GGUF; give a"):
         c.open_model(tiny / "model.gguf")
