@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Wan 2.2 I2V 14B, high and low noise, one after the other; stops at the first failure.
+# More options go through to both: examples/convert_wan22_i2v_14b.sh --dry-run
+set -euo pipefail
+
+# Where things are: the original models' folders, the GGUFs, and where ComfyUI looks for models.
+SOURCES="${SOURCES:-$HOME/models}"
+GGUFS="${GGUFS:-$HOME/ComfyUI/models/diffusion_models}"
+OUTPUTS="${OUTPUTS:-$HOME/ComfyUI/models/diffusion_models}"
+PYTHON="${PYTHON:-python}"
+
+cd "$(dirname "$0")/.."
+
+convert() { # high or low
+  local noise=$1
+  shift
+  "$PYTHON" convert_nvfp4.py \
+    "$SOURCES/wan2.2-i2v-a14b-$noise-noise/diffusion_pytorch_model.safetensors.index.json" \
+    "$OUTPUTS/wan2.2-i2v-${noise}noise-nvfp4mixed.safetensors" \
+    --gguf "$GGUFS/Wan2.2-I2V-A14B-${noise}Noise-Q5_K_M.gguf" --gguf-nvfp4-max-bitdepth 5 --use-fp8 \
+    --low-mem --gguf-keep-edge-blocks-fp16 --quant-dtype float32 --dtype float16 \
+    --input-scale-summary-json "scales_summary_wan22_14b_${noise}noise.json" \
+    --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08 \
+    --full-precision-mm-layers "sensitive_layers_wan22_i2v_14b_$noise.txt" \
+    --full-precision-mm-cross-attn-qkvo "$@"
+}
+
+convert high "$@"
+convert low "$@"
