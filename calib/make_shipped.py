@@ -1,14 +1,22 @@
 """Make the shipped calibration summaries and sensitive-layer lists from the published figures.
 
 Usage: python calib/make_shipped.py FOLDER     (the *_input_scales.csv files; see calib/README.md)
+       python calib/make_shipped.py --trade    (what each threshold costs, as a Markdown table)
 """
 
 import csv
 import json
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+
+from make_wan import wan_shapes  # noqa: E402
+
+import analyze_input_scale_log as a  # noqa: E402
 
 # published figures -> summary, sensitive-layer list, scale_cv from which a layer is on the list
 SHIPPED = (
@@ -17,6 +25,15 @@ SHIPPED = (
     ("wan22_i2v_14b_high", "wan22_14b_highnoise", "wan22_i2v_14b_high", 0.12),
 )
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+
+# summary -> what people call the model, its size in make_wan.py, tokens of the recorded calls
+MODELS = {
+    "wan22_5b": ("TI2V 5B", "5b", 33_440),
+    "wan22_14b_lownoise": ("I2V 14B low", "14b", 32_760),
+    "wan22_14b_highnoise": ("I2V 14B high", "14b", 32_760),
+}
+TEXT_TOKENS = 512  # what cross-attention k and v multiply
+THRESHOLDS = (0.01, 0.05, 0.1, 0.11, 0.12, 0.16, 0.2, 0.3, None)  # None: no layer by scale_cv
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -31,17 +48,64 @@ def read_rows(path: Path) -> list[dict]:
         ]
 
 
-def sensitive_lines(rows: list[dict], threshold: float) -> list[str]:
-    """The list's lines: every cross-attention layer, then layers whose input scale varies."""
-    blocks = sorted({int(row["layer"].split(".")[1]) for row in rows})
-    lines = ["# every cross-attention layer of the inner blocks"]
-    lines += [f"blocks.{block}.cross_attn.{part}" for block in blocks for part in "qkvo"]
-    lines += ["", f"# layers whose input scale varies: scale_cv = std / mean >= {threshold}"]
-    for row in sorted(rows, key=lambda row: (int(row["layer"].split(".")[1]), row["layer"])):
-        cv = row["scale_std"] / row["scale_mean"]
-        if cv >= threshold and ".cross_attn." not in row["layer"]:
-            lines.append(f"{row['layer']}  # {cv:.3f}")
-    return lines
+def shipped_summary(name: str) -> a.Summary:
+    return a.read_summary(ROOT / "calib" / f"scales_summary_{name}.json")
+
+
+def criteria(threshold: float | None, cross_attention: bool = True) -> a.Criteria:
+    limits = {} if threshold is None else {"scale_cv": threshold}
+    return a.Criteria(thresholds=limits, cross_attention=cross_attention)
+
+
+def shipped_list(name: str, threshold: float) -> str:
+    """The shipped list of sensitive layers that follows from a shipped summary."""
+    return a.render_list(shipped_summary(name).rows, criteria(threshold))
+
+
+def layer_work(name: str) -> dict[str, int]:
+    """{layer: tokens x rows x columns of one call}, of the layers that a summary has."""
+    _, size, tokens = MODELS[name]
+    shapes = wan_shapes(size)
+    work = {}
+    for row in shipped_summary(name).rows:
+        rows, columns = shapes[f"{row['layer']}.weight"]
+        text = re.search(r"cross_attn\.[kv]$", row["layer"])
+        work[row["layer"]] = (TEXT_TOKENS if text else tokens) * rows * columns
+    return work
+
+
+def trade(name: str) -> Iterator[tuple[float | None, float, float, float]]:
+    """For each threshold: the share of measured layers that scale_cv flags, and the share of
+    their multiply work that stays W4A4 without these, and without all cross-attention, too."""
+    rows, work = shipped_summary(name).rows, layer_work(name)
+    for threshold in THRESHOLDS:
+        flagged = [a.sensitive_layers(rows, criteria(threshold, also)) for also in (False, True)]
+        kept = [
+            sum(size for layer, size in work.items() if layer not in names) for names in flagged
+        ]
+        yield (
+            threshold,
+            len(flagged[0]) / len(rows),
+            kept[0] / sum(work.values()),
+            kept[1] / sum(work.values()),
+        )
+
+
+def render_trade() -> str:
+    """The trade-off as a Markdown table, three shares in per cent for each model."""
+    lines = [
+        "Per cent of the measured layers flagged by `scale_cv` / of their multiply work that stays "
+        "W4A4 without these / and without all cross-attention.",
+        "",
+        f"| `scale_cv` from | {' | '.join(title for title, _, _ in MODELS.values())} |",
+        "|---|" + "---|" * len(MODELS),
+    ]
+    for found in zip(*map(trade, MODELS), strict=True):
+        threshold = found[0][0]
+        cells = (" / ".join(f"{100 * share:.0f}" for share in shares) for _, *shares in found)
+        label = "none" if threshold is None else f"{threshold:g}"
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main(folder: Path) -> None:
@@ -51,9 +115,11 @@ def main(folder: Path) -> None:
         out = ROOT / "calib" / f"scales_summary_{summary}.json"
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8", newline="\n")
         out = ROOT / "sensitive_layers" / f"sensitive_layers_{layers}.txt"
-        text = "\n".join(sensitive_lines(rows, threshold)) + "\n"
-        out.write_text(text, encoding="utf-8", newline="\n")
+        out.write_text(shipped_list(summary, threshold), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[1:] == ["--trade"]:
+        print(render_trade())
+    else:
+        main(Path(sys.argv[1]))
