@@ -11,6 +11,7 @@ from conftest import ROOT, convert_tiny
 from encoder import checkpoint, cosines
 from safetensors.torch import load_file, save_file
 
+import analyze_input_scale_log
 import convert_nvfp4 as c
 
 
@@ -209,3 +210,71 @@ def test_comfyui_does_to_broken_files_what_verify_says(converted, tmp_path):
         if c.DEFECTS[CASES[name][0]].outcome not in as_seen(errors)
     }
     assert otherwise == {}
+
+
+RECORD = (
+    PREAMBLE
+    + """
+import importlib.util, json, pathlib
+import comfy.sample
+
+torch.inference_mode().__enter__()  # as ComfyUI runs a workflow, loading included
+folder = pathlib.Path.cwd() / "calib" / "comfyui_nvfp4_recorder"
+spec = importlib.util.spec_from_file_location(
+    "recorder_node", folder / "__init__.py", submodule_search_locations=[str(folder)])
+node = sys.modules["recorder_node"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(node)
+state, metadata = comfy.utils.load_torch_file(os.environ["MODEL"], return_metadata=True)
+load = comfy.sd.load_diffusion_model_state_dict
+plain = load(state, model_options={}, metadata=metadata)
+record = node.NODE_CLASS_MAPPINGS["NVFP4CalibrationRecorder"]().record
+prompt = {"1": {"inputs": {"unet_name": "wan_high.safetensors"}},
+          "2": {"inputs": {"model": ["1", 0]}}}
+recorded, = record(plain, True, "", os.environ["FOLDER"], "", 64, prompt, "2")
+assert record(plain, enabled=False) == (plain,)
+
+def sample(model, seed):
+    noise = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+    context = torch.randn(1, 16, 4096, generator=torch.Generator().manual_seed(seed + 1))
+    return comfy.sample.sample(
+        model, noise, 3, 2.0, "euler", "simple", [[context, {}]], [[-context, {}]],
+        torch.zeros_like(noise), seed=seed, disable_pbar=True)
+
+same = all(torch.equal(sample(plain, seed), sample(recorded, seed)) for seed in (0, 1))
+print("RESULT", json.dumps(same))
+"""
+)
+
+
+@needs_comfyui
+@pytest.mark.parametrize("precision", ["float", "nvfp4"])
+def test_the_calibration_loop_in_comfyui(precision, tiny, tmp_path):
+    """Recorded through the node while sampling, analysed, and baked into the final file."""
+    model = tmp_path / "model.safetensors"
+    if precision == "float":
+        save_file(
+            {k: v for p in tiny.glob("*.safetensors") for k, v in load_file(p).items()}, model
+        )
+    else:
+        convert_tiny(tiny, model, "--quiet")
+    environment = os.environ | {"MODEL": str(model), "FOLDER": str(tmp_path)}
+    command = [sys.executable, "-c", RECORD]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.partition("RESULT ")[2]) is True
+    recording, summary = tmp_path / "wan_high.safetensors", tmp_path / "summary.json"
+    layers = {ref.layer for ref in c.open_model(tiny).linear_weights}
+    assert c.read_recording(recording).keys() == layers
+    arguments = ["--input", str(tmp_path / "wan_high.log"), "--json", str(summary)]
+    assert analyze_input_scale_log.main(arguments) == 0
+    rows = json.loads(summary.read_text())["layers"]
+    assert {row["count"] for row in rows} == {2 * 3}  # prompts x steps, both CFG passes at once
+    for policy in (
+        ["--input-scale-summary-json", str(summary)],
+        ["--activation-stats", str(recording), "--input-scale-policy", "headroom"],
+    ):
+        out = tmp_path / "o.safetensors"
+        base = ["--gguf", str(tiny / "model.gguf"), "--gguf-nvfp4-max-bitdepth", "5", "--use-fp8"]
+        assert c.main([str(tiny), str(out), *base, *policy, "--quiet"]) == 0
+        found = planned(load_file(out)).values()
+        assert all(scale and not full_precision for _, full_precision, scale in found)
