@@ -374,6 +374,12 @@ class Options:
         return self.recipe != "mixed"
 
     @property
+    def written(self) -> Path:
+        """The file that a person names to load what was written."""
+        index = self.output.with_name(self.output.name + ".index.json")
+        return index if self.output_sharded else self.output
+
+    @property
     def buffers(self) -> int:
         """Read buffers: one that is worked on, and one that is filled meanwhile."""
         return 1 if self.low_mem else 2
@@ -658,10 +664,7 @@ class Job:
 
     @property
     def index(self) -> Path | None:
-        output = self.options.output
-        return (
-            output.with_name(output.name + ".index.json") if self.options.output_sharded else None
-        )
+        return self.options.written if self.options.output_sharded else None
 
     @property
     def fingerprint(self) -> dict[str, object]:
@@ -3814,7 +3817,7 @@ def report_data(report: Report) -> dict:
     return {
         "version": __version__,
         "source": report.options.source.name,
-        "output": report.options.output.name,
+        "output": report.options.written.name,
         "source_bytes": report.source_bytes,
         "output_bytes": report.output_bytes,
         "origin": report.origin,
@@ -3891,7 +3894,7 @@ def render_report(report: Report) -> str:
     verb = "would become" if options.dry_run else "->"
     lines = render_plan(report) if options.dry_run or options.verbose else []
     lines += [
-        f"{options.source.name}: {gigabytes(report.source_bytes)} {verb} {options.output.name}: "
+        f"{options.source.name}: {gigabytes(report.source_bytes)} {verb} {options.written.name}: "
         f"{gigabytes(report.output_bytes)}, exactly {report.output_bytes:,} bytes "
         f"({share(report.output_bytes, report.source_bytes)})",
         *render_totals(report),

@@ -17,6 +17,7 @@ and appends a line per call to a log: format, mode, layer, scale, amax and shape
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import weakref
 from collections.abc import Iterator
@@ -36,11 +37,18 @@ NVFP4_MAX = E2M1_VALUES[-1] * E4M3_MAX  # scale = amax / 2688, as ComfyUI takes 
 # one those from 2**16 up.
 FIRST_OCTAVE, LAST_OCTAVE, BINS_PER_OCTAVE = -24, 16, 8
 BINS = (LAST_OCTAVE - FIRST_OCTAVE) * BINS_PER_OCTAVE + 2
-LOG_LINES_HELD = (
-    1024  # calls whose largest magnitude stays on the device: fetching one waits for it
-)
+CALLS_HELD = 1024  # whose figures stay on the device: fetching them waits for it
+
+SUMS = ("sum", "sum_of_squares", "block_histogram", "quantisation")
 
 Facts = dict[str, torch.Tensor]
+
+
+@functools.cache
+def e2m1_grid(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """E2M1's values and the edges between them, sent to a device once: it would wait for it."""
+    values = torch.tensor(E2M1_VALUES)
+    return values.to(device), ((values[1:] + values[:-1]) / 2).to(device)
 
 
 def nvfp4_error(rows: torch.Tensor, block_amax: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
@@ -48,10 +56,10 @@ def nvfp4_error(rows: torch.Tensor, block_amax: torch.Tensor, amax: torch.Tensor
     scale = (amax / NVFP4_MAX).clamp(min=torch.finfo(torch.float32).tiny)
     block_scale = (block_amax / E2M1_VALUES[-1] / scale).clamp(max=E4M3_MAX)
     step = block_scale.to(torch.float8_e4m3fn).float() * scale
-    values = torch.tensor(E2M1_VALUES, device=rows.device)
+    values, edges = e2m1_grid(rows.device)
     blocks = rows.unflatten(1, (-1, BLOCK_SIZE)).abs()
     scaled = blocks / step.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
-    rounded = values[torch.bucketize(scaled, (values[1:] + values[:-1]) / 2)]
+    rounded = values[torch.bucketize(scaled, edges)]
     error = rounded * step.unsqueeze(-1) - blocks
     return torch.stack([error.square().sum(), blocks.square().sum()])
 
@@ -63,25 +71,33 @@ def histogram(block_amax: torch.Tensor) -> torch.Tensor:
     return torch.histc(bins.float(), bins=BINS, min=-0.5, max=BINS - 0.5)
 
 
-def facts_of(rows: torch.Tensor, sample: torch.Tensor) -> Facts:
-    """What one call adds: rows [T, K] of any float dtype, and the indices of the sampled ones."""
-    low, high = rows.aminmax(dim=0)
-    absmax = torch.maximum(-low, high).float()
+def facts_of(rows: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What one call adds: the largest magnitude of rows [T, K] and of each channel, and SUMS over
+    the sampled rows in one tensor, as small operations cost a GPU more than their arithmetic.
+    """
+    absmax = torch.maximum(-rows.amin(0), rows.amax(0)).float()
     amax, picked = absmax.amax(), rows[sample].float()
     padded = torch.nn.functional.pad(picked, (0, -picked.shape[1] % BLOCK_SIZE))
     block_amax = padded.unflatten(1, (-1, BLOCK_SIZE)).abs().amax(-1)
-    return {
-        "amax": amax,
-        "absmax": absmax,
-        "sum": picked.sum(0),
-        "sum_of_squares": picked.square().sum(0),
-        "block_histogram": histogram(block_amax),
-        "quantisation": nvfp4_error(padded, block_amax, amax),
-    }
+    sums = (
+        picked.sum(0),
+        picked.square().sum(0),
+        histogram(block_amax),
+        nvfp4_error(padded, block_amax, amax),
+    )
+    return amax, absmax, torch.cat(sums)
+
+
+def split(absmax: torch.Tensor, sums: torch.Tensor) -> Facts:
+    """{part: tensor} in the dtypes of the file."""
+    channels = len(absmax)
+    parts = sums.cpu().double().split([channels, channels, BINS, 2])
+    facts = {"absmax": absmax.cpu(), **dict(zip(SUMS, parts, strict=True))}
+    return facts | {"block_histogram": facts["block_histogram"].long()}
 
 
 def add(total: Facts, more: Facts) -> None:
-    """Add one call, or another recording of the same layer, in place."""
+    """Add another recording of the same layer, in place."""
     for name, value in more.items():
         if name == "absmax":
             torch.maximum(total[name], value, out=total[name])
@@ -95,11 +111,11 @@ class Recording:
     def __init__(self, folder: Path, name: str):
         self.path, self.log = folder / f"{name}.safetensors", folder / f"{name}.log"
         self.configure()
-        self.generator = torch.Generator().manual_seed(0)
+        self.generators: dict[torch.device, torch.Generator] = {}
         self.model = self.last = lambda: None
-        self.last_facts: Facts = {}
+        self.last_facts: tuple[torch.Tensor, ...] = ()
         self.parent = ""
-        self.seen: dict[str, Facts] = {}  # of this prompt, on the device
+        self.seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # on the device
         self.calls: dict[str, tuple[int, int]] = {}
         self.pending: list[tuple[str, torch.Tensor, tuple[int, ...]]] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,53 +178,57 @@ class Recording:
             return
         parent = name.rpartition(".")[0]
         if self.last() is not given or self.parent != parent:
-            sample = torch.randint(len(rows), (self.tokens,), generator=self.generator)
-            if len(rows) <= self.tokens:
-                sample = torch.arange(len(rows))
-            self.last_facts = facts_of(rows, sample.to(rows.device, non_blocking=True))
+            self.last_facts = facts_of(rows, self.sample(rows))
             self.last, self.parent = weakref.ref(given), parent
-        facts = dict(self.last_facts)
-        self.pending.append((name, facts.pop("amax"), tuple(rows.shape)))
+        amax, absmax, sums = self.last_facts
+        self.pending.append((name, amax, tuple(rows.shape)))
         if name in self.seen:
-            add(self.seen[name], facts)
+            total = self.seen[name]
+            torch.maximum(total[0], absmax, out=total[0])
+            total[1].add_(sums)
         else:
-            self.seen[name] = {part: value.clone() for part, value in facts.items()}
+            self.seen[name] = absmax.clone(), sums.clone()
         calls, tokens = self.calls.get(name, (0, 0))
         self.calls[name] = calls + 1, tokens + min(len(rows), self.tokens)
-        if len(self.pending) >= LOG_LINES_HELD:
-            self.write_log()
+        if len(self.pending) >= CALLS_HELD:
+            self.settle()
 
-    def write_log(self) -> None:
-        """Append a line per call; this is where the device is waited for."""
-        lines = []
+    def sample(self, rows: torch.Tensor) -> torch.Tensor:
+        """Indices of some rows: always the same for the same calls."""
+        if len(rows) <= self.tokens:
+            return torch.arange(len(rows), device=rows.device)
+        if rows.device not in self.generators:
+            self.generators[rows.device] = torch.Generator(rows.device).manual_seed(0)
+        generator = self.generators[rows.device]
+        size = (self.tokens,)
+        return torch.randint(len(rows), size, generator=generator, device=rows.device)
+
+    def settle(self) -> None:
+        """Log the last calls and add up what they gave: here the device is waited for."""
         by_device: dict[torch.device, list] = {}
-        for entry in self.pending:
-            by_device.setdefault(entry[1].device, []).append(entry)
-        for entries in by_device.values():
-            found = torch.stack([amax for _, amax, _ in entries]).tolist()
-            for (name, _, shape), amax in zip(entries, found, strict=True):
+        for index, (_, amax, _) in enumerate(self.pending):
+            by_device.setdefault(amax.device, []).append(index)
+        lines = [""] * len(self.pending)
+        for indices in by_device.values():
+            found = torch.stack([self.pending[index][1] for index in indices]).tolist()
+            for index, amax in zip(indices, found, strict=True):
+                name, _, shape = self.pending[index]
                 scale = amax / NVFP4_MAX
-                lines.append(f"nvfp4\tdynamic\t{name}\t{scale:.6g}\t{amax:.6g}\t{shape}\n")
-        self.pending.clear()
+                lines[index] = f"nvfp4\tdynamic\t{name}\t{scale:.6g}\t{amax:.6g}\t{shape}\n"
         with self.log.open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(lines))
-
-    def save(self) -> None:
-        """Add what this prompt gave, and replace the file at once."""
-        self.write_log()
         for name, facts in self.seen.items():
-            more = {
-                part: value.cpu().to(torch.int64 if part == "block_histogram" else torch.float64)
-                for part, value in facts.items()
-            }
-            more["absmax"] = more["absmax"].float()
-            calls, tokens = self.calls[name]
-            more |= {"calls": torch.tensor(calls), "tokens": torch.tensor(tokens)}
+            calls, tokens = map(torch.tensor, self.calls[name])
+            more = split(*facts) | {"calls": calls, "tokens": tokens}
             if name in self.layers:
                 add(self.layers[name], more)
             else:
                 self.layers[name] = more
-        self.seen, self.calls = {}, {}
+        self.pending, self.seen, self.calls = [], {}, {}
+
+    def save(self) -> None:
+        """Replace the file at once."""
+        self.settle()
         tensors = {
             f"{name}.{part}": value
             for name, facts in self.layers.items()

@@ -1,0 +1,106 @@
+"""What recording costs: Wan-shaped transformer blocks, with and without the recorder's hooks.
+
+The blocks have the linear layers, the attention and the norms of Wan at full width, and random
+weights. Runs with and without take turns, and the medians are compared.
+
+Usage: python benchmarks/recorder.py [--size 14b] [--blocks 4] [--tokens 32760] [--sampled 256]
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "calib" / "comfyui_nvfp4_recorder"), str(ROOT / "examples")]
+
+from make_wan import SIZES  # noqa: E402
+from recorder import Recording  # noqa: E402
+
+HEAD, TEXT_TOKENS = 128, 512
+
+
+class Attention(torch.nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (torch.nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        parts = (self.q(x), self.k(context), self.v(context))
+        heads = (part.unflatten(-1, (-1, HEAD)).transpose(1, 2) for part in parts)
+        return self.o(scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+
+
+class Block(torch.nn.Module):
+    def __init__(self, dim: int, ffn: int):
+        super().__init__()
+        self.self_attn, self.cross_attn = Attention(dim), Attention(dim)
+        self.ffn = torch.nn.ModuleList([torch.nn.Linear(dim, ffn), torch.nn.Linear(ffn, dim)])
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        normed = layer_norm(x, x.shape[-1:])
+        x = x + self.self_attn(normed, normed)
+        x = x + self.cross_attn(layer_norm(x, x.shape[-1:]), text)
+        normed = layer_norm(x, x.shape[-1:])
+        return x + self.ffn[1](gelu(self.ffn[0](normed), approximate="tanh"))
+
+
+def seconds(run, device: torch.device) -> float:
+    begin = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", default="14b", choices=SIZES)
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=32760)
+    parser.add_argument("--sampled", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=7)
+    given = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dim, ffn, *_ = SIZES[given.size]
+    with torch.device(device):
+        blocks = torch.nn.ModuleList(Block(dim, ffn) for _ in range(given.blocks)).to(dtype)
+        x = torch.randn(1, given.tokens, dim, dtype=dtype)
+        text = torch.randn(1, TEXT_TOKENS, dim, dtype=dtype)
+
+    def step() -> None:
+        state = x
+        for block in blocks:
+            state = block(state, text)
+
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        recording = Recording(Path(folder), "m")
+        recording.configure("", given.sampled)
+        times = {"plain": [], "recorded": [], "saving": []}
+        for repeat in range(given.repeats + 1):
+            plain = seconds(step, device)
+            begin = time.perf_counter()
+            with recording.watching(blocks):
+                recorded = seconds(step, device)
+            whole = time.perf_counter() - begin
+            if repeat:  # the first one warms up
+                for name, taken in zip(times, (plain, recorded, whole - recorded), strict=True):
+                    times[name].append(taken)
+        plain, recorded, saving = map(statistics.median, times.values())
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    share = 100 * (recorded / plain - 1)
+    print(
+        f"{name}, {given.size}, {given.blocks} blocks, {given.tokens:,} tokens, {given.sampled} "
+        f"sampled: {plain:.4f} s, recorded {recorded:.4f} s (+{share:.1f} %), "
+        f"writing the file {saving:.3f} s a prompt"
+    )
+
+
+if __name__ == "__main__":
+    main()
