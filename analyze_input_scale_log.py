@@ -98,13 +98,14 @@ class Log:
     path: Path
     lines: int = 0
     malformed: int = 0
+    zeros: int = 0  # calls whose input was all zeros, such as an empty prompt's
     shown: list[str] = field(default_factory=list)  # the first malformed ones
     left_out: Counter = field(default_factory=Counter)  # lines by (format, mode)
     incomplete: bool = False  # the last line has no end yet
 
     @property
     def used(self) -> int:
-        return self.lines - self.malformed - sum(self.left_out.values())
+        return self.lines - self.malformed - self.zeros - sum(self.left_out.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +201,10 @@ def folded(values: np.ndarray) -> np.ndarray:
     return (bits & ~FOLDED_BITS | HALF_FOLDED).view(np.float32).astype(np.float64)
 
 
+class ZeroInputError(ValueError):
+    """A call whose input was all zeros: no scale to learn from."""
+
+
 class Series:
     """All calls of one layer."""
 
@@ -214,6 +219,8 @@ class Series:
     def add(self, scale: bytes, amax: bytes) -> None:
         """Count a call. Raises ValueError."""
         numbers = float(scale), float(amax)
+        if numbers == (0, 0):
+            raise ZeroInputError
         if not (LEAST <= numbers[0] <= MOST and LEAST <= numbers[1] <= MOST):
             raise ValueError("scale and amax must be positive and finite")
         self.pending.extend(numbers)
@@ -291,6 +298,8 @@ def read_log(path: Path, choice: Choice, found: dict[str, Series]) -> Log:
                 if target is None:
                     target = known[columns[0]] = open_target(columns, log, choice, found)
                 target.add(columns[1], columns[2])
+            except ZeroInputError:
+                log.zeros += 1
             except ValueError as error:
                 log.malformed += 1
                 if log.malformed <= c.EXAMPLES:
@@ -522,6 +531,8 @@ def log_notes(log: Log) -> Iterator[str]:
     yield f"{log.path}: {log.lines:,} lines, {log.used:,} used"
     for (kind, mode), count in log.left_out.most_common():
         yield f"  left out: {count:,} of format {kind}, mode {mode}"
+    if log.zeros:
+        yield f"  left out: {log.zeros:,} calls whose input was all zeros"
     if log.malformed:
         yield f"  left out: {log.malformed:,} malformed"
     yield from (f"    {c.one_line(text)}" for text in log.shown)

@@ -44,6 +44,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
@@ -111,6 +112,7 @@ CPU_THREADS = 4  # more only wait for Python's lock: slower again on 16 cores
 CUDA_CHUNK = 1 << 26
 # What a weight costs a rank besides its bytes, in bytes that are read or written meanwhile.
 ENCODING_COST = {"NVFP4": 4, "FP8": 2}
+LEAST_SHARD = 1_000_000  # bytes: less is a forgotten unit
 LONGEST_WAIT = timedelta(hours=12)  # of one rank for another; one that dies is noticed at once
 WRITE_AHEAD = 96 << 20  # bytes that may wait for the writer
 SYNC_BYTES = 128 << 20  # after so many, they are brought to the disk while the rest is computed
@@ -228,6 +230,10 @@ FULL_PRECISION_OPTIONS = {
 }
 MINIMUM_OPTIONS = {"--min-ffn-fp8": r"\bffn\.[02]$", "--min-ffn2-fp16": r"\bffn\.2$"}
 
+JSON_HINTS = {  # what is given instead, by its suffix
+    ".log": "; analyze_input_scale_log.py makes a summary of a log",
+    ".safetensors": "; a recording goes with --activation-stats",
+}
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 GGUF_MAGIC = b"GGUF"
@@ -251,7 +257,7 @@ REQUIRES = (
     ("use_fp8", "gguf"),
     ("max_shard_size", "output_sharded"),
     ("input_scale_policy", "activation_stats"),
-    ("input_scale_headroom", "input_scale_policy"),
+    ("sensitivity_json", "sensitivity_threshold", "clip_rate_threshold"),
     ("sensitivity_threshold", "sensitivity_json"),
     ("clip_rate_threshold", "sensitivity_json"),
     ("sensitivity_action", "sensitivity_threshold"),
@@ -565,6 +571,7 @@ class Recorded:
     """What a recording tells of one layer's input."""
 
     amax: float  # over all calls
+    channels: int
     block_histogram: np.ndarray  # int64, one bin more than BIN_EDGES has steps
     rel_rmse: float  # of quantising it to NVFP4, scaled anew on every call
 
@@ -1621,7 +1628,8 @@ def load_json(path: Path, what: str) -> dict:
     except OSError as error:
         raise ConvertError(f"{path}: cannot read the {what}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ConvertError(f"{path}: the {what} is not valid JSON: {error}") from error
+        hint = JSON_HINTS.get(path.suffix.lower(), "")
+        raise ConvertError(f"{path}: the {what} is not valid JSON: {error}{hint}") from error
     if not isinstance(value, dict):
         raise ConvertError(f"{path}: the {what} must be a JSON object")
     return value
@@ -1997,8 +2005,8 @@ def read_recording(path: Path) -> dict[str, Recorded]:
     Layers that saw NaN or infinities are an error: their figures mean nothing.
     """
     tensors, metadata = read_header(path)
-    if metadata.get("format") != RECORDING_FORMAT:
-        raise ConvertError(f"{path}: is no recording of the NVFP4 Calibration Recorder")
+    if (metadata.get("format"), metadata.get("version")) != (RECORDING_FORMAT, "1"):
+        raise ConvertError(f"{path}: is no recording (version 1) of the NVFP4 Calibration Recorder")
     layers = defaultdict(dict)
     for ref in tensors.values():
         layer, _, part = ref.name.rpartition(".")
@@ -2009,14 +2017,17 @@ def read_recording(path: Path) -> dict[str, Recorded]:
         if wrong:
             raise ConvertError(f"{path}: layer {layer}: {', '.join(wrong)} missing or malformed")
         error, energy = load(parts["quantisation"]).tolist()
-        recorded = Recorded(
-            amax=float(load(parts["absmax"]).max()),
-            block_histogram=load(parts["block_histogram"]).numpy(),
+        amax, counts = float(load(parts["absmax"]).max()), load(parts["block_histogram"]).numpy()
+        if not all(map(is_figure, (amax, error, energy))):
+            raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
+        if (counts < 0).any():
+            raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
+        found[bare(layer)] = Recorded(
+            amax=amax,
+            channels=math.prod(parts["absmax"].shape),
+            block_histogram=counts,
             rel_rmse=math.sqrt(error / energy) if energy else 0.0,
         )
-        if not math.isfinite(recorded.amax + error + energy):
-            raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
-        found[bare(layer)] = recorded
     return found
 
 
@@ -2036,14 +2047,16 @@ def recorded_calibration(options: Options) -> dict[str, Calibration]:
         if recorded.amax > 0:
             fp8 = recorded.amax * margin / E4M3_MAX
             scales = {Precision.NVFP4: recorded.headroom(margin) / NVFP4_MAX, Precision.FP8: fp8}
-            found[layer] = Calibration(scales=scales, source=f"headroom x {margin:g}")
+            actual = recorded.headroom(margin) / recorded.amax
+            found[layer] = Calibration(scales=scales, source=f"headroom x {actual:.3g}")
     return found
 
 
 def read_sensitivity(
-    path: Path, calibration: dict[str, Calibration]
+    path: Path, wanted: list[str], calibration: dict[str, Calibration]
 ) -> dict[str, dict[str, float]]:
-    """{bare layer: {"rel_rmse": ..., "clip_rate": ...}} from a sensitivity JSON or a recording.
+    """{bare layer: {"rel_rmse": ..., "clip_rate": ...}} from a sensitivity JSON, which may lack
+    what is not wanted, a summary with rel_rmse, or a recording.
 
     A recording's clip rate is the share of blocks that saturate at the layer's input scale.
     """
@@ -2062,10 +2075,9 @@ def read_sensitivity(
         }
     figures = {}
     for row in read_rows(path, "sensitivity file"):
-        found = {figure: row.get(f"{figure}_mean") for _, figure, _ in MEASURED_THRESHOLDS}
-        if not all(isinstance(value, int | float) and value >= 0 for value in found.values()):
-            lacking = " and ".join(f"{figure}_mean" for figure in found)
-            raise ConvertError(f"{path}: layer {row['layer']}: needs {lacking}")
+        found = {figure: row.get(f"{figure}_mean", row.get(figure)) for figure in wanted}
+        if wrong := [figure for figure, value in found.items() if not is_figure(value)]:
+            raise ConvertError(f"{path}: layer {row['layer']}: needs a number as {wrong[0]}_mean")
         figures[bare(row["layer"])] = found
     return figures
 
@@ -2077,18 +2089,30 @@ def varying_layers(options: Options) -> set[str]:
     """
     path = options.input_scale_summary_json
     rows = {bare(row["layer"]): row for row in read_rows(path, "calibration summary")}
-    lacking = [name for name, row in rows.items() if not {"scale_std", "scale_mean"} <= row.keys()]
-    if lacking:
-        raise ConvertError(f"{path}: has no scale_std and scale_mean for {examples(lacking)}")
+    wrong = [
+        name
+        for name, row in rows.items()
+        if not all(is_figure(row.get(column)) for column in ("scale_std", "scale_mean"))
+    ]
+    if wrong:
+        raise ConvertError(f"{path}: has no scale_std and scale_mean for {examples(wrong)}")
     limit = options.input_scale_summary_std_threshold
     if limit is None:
         limit = sorted(row["scale_std"] for row in rows.values())[int((len(rows) - 1) * 0.9)]
     return {
         name
         for name, row in rows.items()
-        if row["scale_std"] >= limit
-        or row["scale_std"] >= options.input_scale_summary_cv_threshold * row["scale_mean"]
+        if row["scale_std"] > 0
+        and (
+            row["scale_std"] >= limit
+            or row["scale_std"] >= options.input_scale_summary_cv_threshold * row["scale_mean"]
+        )
     }
+
+
+def is_figure(value: object) -> bool:
+    """A number that can be compared: no truth value, NaN, infinity or negative."""
+    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 def positive(path: Path, row: dict, column: str) -> float:
@@ -2324,12 +2348,15 @@ def measured_layers(
     asked = []
     path = options.sensitivity_json
     if path is not None:
-        figures = read_sensitivity(path, calibration)
-        for option, figure, action in MEASURED_THRESHOLDS:
-            limit = getattr(options, option)
-            if limit is not None:
-                above = {layer for layer, row in figures.items() if row[figure] > limit}
-                asked.append((getattr(options, action), f"{figure} > {limit:g}", above))
+        limits = [
+            (figure, getattr(options, option), getattr(options, action))
+            for option, figure, action in MEASURED_THRESHOLDS
+            if getattr(options, option) is not None
+        ]
+        figures = read_sensitivity(path, [figure for figure, *_ in limits], calibration)
+        for figure, limit, action in limits:
+            above = {layer for layer, row in figures.items() if row[figure] > limit}
+            asked.append((action, f"{figure} > {limit:g}", above))
         if not figures.keys() & {bare(ref.layer) for ref in model.linear_weights}:
             raise ConvertError(f"{path}: is of another model: it has {examples(figures)}")
     if options.input_scale_summary_fp16_std:
@@ -2397,12 +2424,16 @@ def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[s
     kinds, notes = match_gguf(options.gguf, model) if options.gguf else (None, [])
     choices, floors = choice_rules(options, model, kinds), floor_rules(options, model)
     marks, mark_notes = full_precision_marks(options, model)
-    calibration = read_calibration(options, model)
+    calibration, sensitive = read_calibration(options, model), {}
     for action, reason, names in measured_layers(options, model, calibration):
         if action == "fp16":
             floors.append(Rule(names=names, precision=Precision.HALF, reason=reason))
         else:
-            marks[reason] = names
+            sensitive[reason] = names  # in NVFP4: an FP8 layer was not measured
+    fp8_marks = dict(marks)
+    if options.fp8_full_precision_mm:
+        fp8_marks = {"--fp8-full-precision-mm": model.tensors}
+    by_precision = {Precision.NVFP4: marks | sensitive, Precision.FP8: fp8_marks}
     half = DTYPE_OPTIONS[options.dtype]
     plans = []
     for ref in model.tensors.values():
@@ -2410,34 +2441,54 @@ def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[s
         dtype = {Precision.HALF: half, Precision.FP32: "F32"}.get(precision, ref.dtype)
         plan = TensorPlan(ref=ref, precision=precision, reason=reason, dtype=dtype)
         if plan.is_quantised:
-            mark = next((reason for reason, names in marks.items() if ref.name in names), "")
-            if precision is Precision.FP8 and options.fp8_full_precision_mm:
-                mark = "--fp8-full-precision-mm"
-            marked = dataclasses.replace(plan, full_precision=mark)
+            asked = (why for why, names in by_precision[precision].items() if ref.name in names)
+            marked = dataclasses.replace(plan, full_precision=next(asked, ""))
             plan = attach_scale(marked, calibration.get(ref.layer))
         plans.append(plan)
-    if not any(plan.is_quantised for plan in plans):
-        bits = [GGUF_BITS[kind] for kind in (kinds or {}).values() if GGUF_BITS[kind] <= 8]
-        depth = f"give --gguf-nvfp4-max-bitdepth {min(bits)}" if bits else "take another GGUF"
-        raise ConvertError(
-            f"{options.source}: no layer would become NVFP4 or FP8; "
-            f"{depth}, or name layers with --include"
-        )
-    if options.activation_stats:
-        plans, more = count_saturated(plans, read_recording(options.activation_stats))
-        notes += more
-    notes += [*mark_notes, *scale_notes(plans, bool(calibration))]
+    refuse_unquantised(options, plans, kinds or {})
+    plans, clipped = count_saturated(options, model, plans)
+    notes += [*clipped, *mark_notes, *scale_notes(plans, bool(calibration))]
     if options.recipe == LEGACY_RECIPE:
         plans, more = share_marker(plans)
         notes += more
     return plans, notes
 
 
+def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> None:
+    """A plan that quantises nothing is a mistake; say what is behind it."""
+    if any(plan.is_quantised for plan in plans):
+        return
+    bits = [GGUF_BITS[kind] for kind in kinds.values() if GGUF_BITS[kind] <= 8]
+    depth = f"give --gguf-nvfp4-max-bitdepth {min(bits)}" if bits else "take another GGUF"
+    if bits and min(bits) <= options.gguf_nvfp4_max_bitdepth:
+        depth = "relax what keeps them"
+    kept = Counter(plan.reason for plan in plans if plan.ref.is_linear_weight)
+    usual = f" (mostly: {kept.most_common(1)[0][0]})" if kept else ""
+    raise ConvertError(
+        f"{options.source}: no layer would become NVFP4 or FP8{usual}; "
+        f"{depth}, or name layers with --include"
+    )
+
+
+def check_recording(path: Path, recording: dict[str, Recorded], model: Model) -> None:
+    """A recording has to be of this model: of its layers, by their number of columns."""
+    columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
+    known = recording.keys() & columns.keys()
+    wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
+    if wrong or not known:
+        what = f"{examples(wrong)} has other columns" if wrong else "it has none of its layers"
+        raise ConvertError(f"{path}: is of another model than the source: {what}")
+
+
 def count_saturated(
-    plans: list[TensorPlan], recording: dict[str, Recorded]
+    options: Options, model: Model, plans: list[TensorPlan]
 ) -> tuple[list[TensorPlan], list[str]]:
-    """The plans with the share of recorded blocks that clip at their scales, and a note if many."""
-    counted = []
+    """The plans with the share of recorded blocks that clip at their scales, and notes."""
+    path, counted = options.activation_stats, []
+    if path is None:
+        return plans, []
+    recording = read_recording(path)
+    check_recording(path, recording, model)
     for plan in plans:
         recorded = recording.get(bare(plan.ref.layer))
         if recorded and plan.precision is Precision.NVFP4 and plan.input_scale is not None:
@@ -2445,9 +2496,14 @@ def count_saturated(
             counted.append(dataclasses.replace(plan, saturated_blocks=clipped))
         else:
             counted.append(plan)
+    notes = []
     many = [plan.ref.layer for plan in counted if (plan.saturated_blocks or 0) > MANY_SATURATED]
-    note = f"input scales of {len(many)} layers clip more than {MANY_SATURATED:.1%} of the blocks"
-    return counted, [f"{note} recorded: {examples(many)}"] if many else []
+    if many:
+        what = f"clip more than {MANY_SATURATED:.1%} of the blocks recorded"
+        notes.append(f"input scales of {len(many)} layers {what}: {examples(many)}")
+    if not any(plan.input_scale for plan in plans):
+        notes.append(f"{path.name} gives no input scales without --input-scale-policy headroom")
+    return counted, notes
 
 
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
@@ -2918,17 +2974,28 @@ def translated(path: Path) -> Iterator[None]:
         raise ConvertError(f"{error.filename or path}: {error.strerror}") from error
 
 
-def lock(file: BinaryIO) -> None:
-    """Hold an open file for this process alone; raises OSError if another one does."""
-    if os.name == "nt":
-        import msvcrt
+def lock(file: BinaryIO) -> bool:
+    """Hold an open file for this process alone; False if another one does.
 
-        file.seek(1 << 40)  # what is locked there cannot be read either
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
+    A file system without locks lets everyone pass.
+    """
+    try:
+        if os.name == "nt":
+            import msvcrt
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.seek(1 << 40)  # what is locked there cannot be read either
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return True
+
+
+def is_of_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 class Journal:
@@ -2941,6 +3008,8 @@ class Journal:
 
     def __init__(self, options: Options, ranks: Ranks):
         self.path = unfinished(options.output).with_name(options.output.name + ".partial.journal")
+        suffix = f".{ranks.rank}" if ranks.rank else ""
+        self.own = self.path.with_name(self.path.name + suffix)
         self.ranks, self.keep, self.resume = ranks, options.resume, options.resume
         self.file: BinaryIO | None = None
         self.widened: frozenset[str] = frozenset()
@@ -2948,92 +3017,115 @@ class Journal:
         self.notes: list[str] = []
 
     def __enter__(self) -> Journal:
-        head = {}
         if self.ranks.rank == 0:
             self.take()
-            head = next(self.lines(), {}) if self.resume else {}
-            head = head if "fingerprint" in head else {}
-        self.head = self.ranks.gather(head)[0]
-        self.widened = frozenset(self.head.get("widened", ()))
+            self.refuse_orphans()
+        self.ranks.gather()  # no rank takes its own before the first one has looked for orphans
+        if self.ranks.rank:
+            self.take()
+        head = next(self.lines(), {}) if self.resume and self.ranks.rank == 0 else {}
+        self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
+        widened = self.head.get("widened")
+        self.widened = frozenset(widened if isinstance(widened, list) else ())
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.file:
-            self.file.close()
         if self.ranks.rank == 0 and not self.keep:
-            for path in self.files():
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # open in another rank, on Windows
+                for path in self.files():
+                    if path != self.own:
+                        path.unlink(missing_ok=True)
+        self.file.close()
+        if not self.keep:
+            with contextlib.suppress(OSError):
+                self.own.unlink(missing_ok=True)
 
     def take(self) -> None:
-        """Open and lock the file; another run may have removed it while it was waited for."""
+        """Open and lock this rank's file; another run may remove it while it is waited for."""
         with translated(self.path):
             while True:
-                self.file = self.path.open("a+b", buffering=0)
-                try:
-                    lock(self.file)
-                except OSError as error:
+                self.file = self.own.open("a+b", buffering=0)
+                if not lock(self.file):
                     self.file.close()
-                    busy = f"{self.path}: another run is writing this output; wait for it"
-                    raise ConvertError(busy) from error
-                if self.path.exists() and os.path.samestat(
-                    os.fstat(self.file.fileno()), self.path.stat()
+                    busy = f"{self.own}: another run is writing this output; wait for it"
+                    raise ConvertError(busy)
+                if self.own.exists() and os.path.samestat(
+                    os.fstat(self.file.fileno()), self.own.stat()
                 ):
                     return
                 self.file.close()
 
+    def refuse_orphans(self) -> None:
+        """A rank whose first one died would go on writing into the same files."""
+        for path in self.files():
+            if path != self.own:
+                with translated(path), path.open("r+b", buffering=0) as file:
+                    if not lock(file):
+                        raise ConvertError(f"{path}: a rank of another run still writes; end it")
+
     def files(self) -> list[Path]:
         """The first rank's, and those of the others."""
-        folder = self.path.parent.iterdir()
-        return sorted(path for path in folder if path.name.startswith(self.path.name))
+        name = re.compile(re.escape(self.path.name) + r"(\.\d{1,6})?")
+        return sorted(path for path in self.path.parent.iterdir() if name.fullmatch(path.name))
 
     def lines(self) -> Iterator[dict]:
         """What was noted; a line that a kill cut short is as good as none."""
         for path in self.files():
-            for line in path.read_bytes().splitlines():
-                with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+            for text in path.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, RecursionError):
+                    line = json.loads(text)
+                    if isinstance(line, dict):
+                        yield line
 
     def begin(self, job: Job) -> None:
         """Take up the conversion that was noted, which has to be this one, or start a new one."""
-        partial = [unfinished(path) for path in job.layouts]
         if self.ranks.rank == 0:
             with translated(self.path):
-                if self.head and all(path.exists() for path in partial):
+                if self.head:
                     self.check(job)
-                    self.done = {
-                        line["tensor"]: Damage(**line["damage"]) if line["damage"] else None
-                        for line in self.lines()
-                        if "tensor" in line
-                    }
+                whole = {unfinished(path): layout.nbytes for path, layout in job.layouts.items()}
+                if self.head and all(is_of_size(*file) for file in whole.items()):
+                    self.done = dict(self.entries(job))
                 else:
-                    self.start(job, partial)
+                    self.start(job, list(whole))
         self.head, self.done = {}, self.ranks.gather(self.done)[0]
-        if self.ranks.rank:
-            with translated(self.path):
-                own = self.path.with_name(f"{self.path.name}.{self.ranks.rank}")
-                self.file = own.open("ab", buffering=0)
         self.file.write(b"\n")  # ends a line that was cut short
+
+    def entries(self, job: Job) -> Iterator[tuple[str, Damage | None]]:
+        """Tensors that were noted as this job has them; any other line is as good as none."""
+        plans = {plan.ref.name: plan for plan in job.plans}
+        for line in self.lines():
+            name, damage = line.get("tensor"), line.get("damage")
+            plan = plans.get(name) if isinstance(name, str) else None
+            if plan and "damage" in line and plan.is_quantised == (damage is not None):
+                with contextlib.suppress(TypeError):
+                    yield name, Damage(**damage) if damage else None
 
     def check(self, job: Job) -> None:
         """Refuse to go on with what was made by other options or from other files."""
         noted, now = self.head["fingerprint"], job.fingerprint
         over = f"delete {self.path} to start over"
-        changed = [file[0] for file in now["files"] if file not in noted["files"]]
-        if changed:
+        same = isinstance(noted, dict) and noted.keys() == now.keys()
+        names = [file[0] for file in noted["files"]] if same else []
+        if names == [file[0] for file in now["files"]] and noted["files"] != now["files"]:
+            changed = [file[0] for file in now["files"] if file not in noted["files"]]
             raise ConvertError(f"--resume: {examples(changed)} changed since; {over}")
-        if now["plan"] != noted["plan"]:
+        if noted != now:
             raise ConvertError(f"--resume: other options than before; give those again, or {over}")
 
     def start(self, job: Job, partial: list[Path]) -> None:
+        """Note what this conversion is, durably, before anything of an older one is overwritten."""
         stale = [path.name for path in partial if path.exists()]
         if stale and not self.resume:
             name = examples(stale)
             self.notes = [f"{name} of an earlier run was overwritten; --resume goes on with such"]
-        for path in self.files()[1:]:
-            path.unlink()
         self.file.truncate(0)
+        for path in self.files():
+            if path != self.own:  # held open by its rank
+                os.truncate(path, 0)
         head = {"fingerprint": job.fingerprint, "widened": sorted(self.widened)}
         self.file.write(json.dumps(head).encode())
+        os.fsync(self.file.fileno())
         self.done = {}
 
     def add(self, finished: dict[str, Damage | None]) -> None:
@@ -3068,10 +3160,13 @@ class PartialFiles:
         self.writer = ThreadPoolExecutor(1)
         try:
             if self.ranks.rank == 0:
+                if not self.journal.done:
+                    self.remove()  # what an orphan still writes must not get into the new one
                 self.open("r+b" if self.journal.done else "wb")
                 for path, layout in self.job.layouts.items():
                     with translated(unfinished(path)):  # a full disk may show here already
                         self.put(path, 0, memoryview(layout.header))
+                        self.files[path].truncate(layout.nbytes)
             self.ranks.gather()  # from here on the files exist
             if self.ranks.rank:
                 self.open("r+b")
@@ -3086,8 +3181,12 @@ class PartialFiles:
             with contextlib.suppress(OSError):  # a full disk must not hide the first error
                 file.close()
         if self.ranks.rank == 0 and not self.journal.keep:
-            for path in self.job.layouts:
-                unfinished(path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # open in another rank, on Windows
+                self.remove()
+
+    def remove(self) -> None:
+        for path in filter(None, [*self.job.layouts, self.job.index]):
+            unfinished(path).unlink(missing_ok=True)
 
     def open(self, mode: str) -> None:
         for path in self.job.layouts:
@@ -3153,12 +3252,18 @@ class PartialFiles:
         except ConvertError:
             self.journal.keep = False  # going on could not mend it
             raise
-        for path in self.job.layouts:
-            rename(unfinished(path), path)
-        if self.job.index:
-            with translated(self.job.index):
-                unfinished(self.job.index).write_text(render_index(self.job), encoding="utf-8")
-            rename(unfinished(self.job.index), self.job.index)
+        named = []
+        try:
+            if self.job.index:
+                with translated(self.job.index):
+                    unfinished(self.job.index).write_text(render_index(self.job), encoding="utf-8")
+            for path in filter(None, [*self.job.layouts, self.job.index]):
+                rename(unfinished(path), path)
+                named.append(path)
+        except ConvertError:
+            for path in named:  # some shards without the others are no model
+                rename(path, unfinished(path))
+            raise
         self.journal.keep = False
         sync_folder(self.job.options.output.parent)
 
@@ -3577,6 +3682,8 @@ def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Dam
             output.flush([*marker, *(key for plan in plans for key in stored_tensors(plan))])
         shares = ranks.gather((found, compute.notes, overflows))
         if any(overflows for *_, overflows in shares):
+            if ranks.rank == 0:
+                output.remove()  # the next plan may have other shards
             raise Float16OverflowError
         if ranks.rank == 0:
             output.publish()
@@ -3618,7 +3725,8 @@ def encode_share(
 def output_problems(job: Job) -> list[str]:
     """What is known, before the long work, to keep the output from being written."""
     output, report, problems = job.options.output, job.options.report, []
-    targets = [*job.layouts, *filter(None, [job.index, report])]
+    files = [*job.layouts, *filter(None, [job.index])]
+    targets = [*files, *filter(None, [report])]
     partial = [unfinished(path) for path in job.layouts]
     try:
         for path in {*job.options.inputs, *job.model.files}:
@@ -3627,7 +3735,7 @@ def output_problems(job: Job) -> list[str]:
                     problems.append(f"{target}: is an input of this conversion ({path})")
         for target in (*targets, *partial):
             problems += target_problems(target)
-        if job.index and (there := [path.name for path in targets[:-1] if path.exists()]):
+        if job.index and (there := [path.name for path in files if path.exists()]):
             problems.append(
                 f"{examples(there)}: exists; delete it, or old and new shards could mix"
             )
@@ -4293,9 +4401,18 @@ def positive_float(text: str) -> float:
     return value
 
 
+def margin(text: str) -> float:
+    value = float(text)
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no margin: less than 1 would clip what was seen"
+        )
+    return value
+
+
 def size_in_bytes(text: str) -> int:
     """5GB, 500 MB, 4GiB or a plain number of bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i?)B?|B)?", text, re.IGNORECASE)
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?(?:([KMGT])(i?)B?|B)?", text, re.IGNORECASE)
     size = 0
     if found:
         number, unit, binary = found.groups()
@@ -4371,11 +4488,11 @@ COMMAND_LINE = {
         "--input-scale-summary-cv-threshold": ({"metavar": "CV", "type": positive_float},
             "... or from this deviation over the mean up (default: 0.4)"),
         "--activation-stats": (FILE,
-            "what the ComfyUI recorder in calib/ wrote (.safetensors)"),
+            "what the ComfyUI recorder in calib/ wrote: the report counts what scales clip"),
         "--input-scale-policy": ({"choices": ("percentile", "headroom")},
             "from the summary, or the largest value in --activation-stats with a margin "
             "(default: percentile)"),
-        "--input-scale-headroom": ({"metavar": "X", "type": positive_float},
+        "--input-scale-headroom": ({"metavar": "X", "type": margin},
             "that margin, less where small blocks would become subnormal (default: 2)"),
         "--input-scale-from": (FILE, "copy input scales from a quantised .safetensors"),
         "--input-scale-value": ({"metavar": "SCALE", "type": positive_float},
@@ -4385,9 +4502,9 @@ COMMAND_LINE = {
     },
     "sensitivity": {
         "--sensitivity-json": (FILE,
-            "layers' rel_rmse_mean and clip_rate_mean (.json), or a recording (.safetensors)"),
+            "layers' rel_rmse and clip_rate means (.json), or a recording (.safetensors)"),
         "--sensitivity-threshold": ({"metavar": "X", "type": positive_float},
-            "for layers whose inputs lose more than this in NVFP4, ..."),
+            "for layers whose inputs lose more than this rel_rmse in NVFP4, ..."),
         "--sensitivity-action": (ACTION, "... do this (default: fp16)"),
         "--clip-rate-threshold": ({"metavar": "X", "type": positive_float},
             "for layers that clip more than this share of their input, ..."),
@@ -4455,9 +4572,13 @@ def contradictions(given: dict[str, object]) -> Iterator[str]:
     for one, other in CONFLICTS:
         if is_given(one) and is_given(other):
             yield f"{flag(one)} contradicts {flag(other)}"
-    for option, needed in REQUIRES:
-        if is_given(option) and not is_given(needed):
-            yield f"{flag(option)} needs {flag(needed)}"
+    for option, *needed in REQUIRES:
+        if is_given(option) and not any(map(is_given, needed)):
+            yield f"{flag(option)} needs {' or '.join(map(flag, needed))}"
+    if is_given("max_shard_size") and given["max_shard_size"] < LEAST_SHARD:
+        yield f"--max-shard-size: {given['max_shard_size']:,} bytes are too few; give 5GB or so"
+    if is_given("input_scale_headroom") and given["input_scale_policy"] != "headroom":
+        yield "--input-scale-headroom needs --input-scale-policy headroom"
 
 
 def parse_verification(parser: argparse.ArgumentParser, given: dict) -> Verification:
@@ -4502,11 +4623,12 @@ def convert(options: Options) -> Report:
             f"{options.source}: is one shard of several; give the *.safetensors.index.json "
             "beside it, or the folder"
         )
-    model = open_model(options.source)
-    plans, notes = make_plans(options, model)
-    pick_device(options.device)
-    carry_out = rehearse if options.dry_run else write
-    job, damage, more = carry_out(make_job(options, model, plans))
+    with join_ranks() as ranks:  # first, so that one that fails is known to all
+        model = open_model(options.source)
+        plans, notes = make_plans(options, model)
+        pick_device(options.device)
+        carry_out = rehearse if options.dry_run else write
+        job, damage, more = carry_out(make_job(options, model, plans), ranks)
     widened = [plan.ref.name for plan in job.plans if plan.reason.startswith(WIDENED)]
     if widened:
         notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")
@@ -4521,19 +4643,19 @@ def convert(options: Options) -> Report:
     )
 
 
-def rehearse(job: Job) -> tuple[Job, dict[str, Damage], list[str]]:
+def rehearse(job: Job, _: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
     """What the job would come to, and what would keep it from being done."""
     overflows = float16_overflows(job.plans, job.options)
     job = make_job(job.options, job.model, job.plans, overflows)
     return job, {}, [f"would fail: {problem}" for problem in output_problems(job)]
 
 
-def write(job: Job) -> tuple[Job, dict[str, Damage], list[str]]:
+def write(job: Job, ranks: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
     """Carry the job out; a tensor that does not fit float16 makes it start again with float32."""
     if problems := output_problems(job):
         raise ConvertError(*problems)
     options, model, plans = job.options, job.model, job.plans
-    with join_ranks() as ranks, Journal(options, ranks) as journal:
+    with Journal(options, ranks) as journal:
         while True:
             job = make_job(options, model, plans, journal.widened)
             journal.begin(job)

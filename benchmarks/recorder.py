@@ -81,12 +81,12 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         recording = Recording(Path(folder), "m")
-        recording.configure("", given.sampled)
+
         times = {"plain": [], "recorded": [], "saving": []}
         for repeat in range(given.repeats + 1):
             plain = seconds(step, device)
             begin = time.perf_counter()
-            with recording.watching(blocks):
+            with recording.watching(blocks, "", given.sampled):
                 recorded = seconds(step, device)
             whole = time.perf_counter() - begin
             if repeat:  # the first one warms up

@@ -8,22 +8,18 @@ $Ggufs = if ($env:GGUFS) { $env:GGUFS } else { "D:\ComfyUI\ComfyUI\models\diffus
 $Outputs = if ($env:OUTPUTS) { $env:OUTPUTS } else { "D:\ComfyUI\ComfyUI\models\diffusion_models" }
 $Python = if ($env:PYTHON) { $env:PYTHON } else { "python" }
 
+$Script = Join-Path (Join-Path $PSScriptRoot "..") "convert_nvfp4.py"
 $More = $args
-Push-Location (Join-Path $PSScriptRoot "..")
-try {
-    foreach ($Noise in "high", "low") {
-        & $Python convert_nvfp4.py `
-            (Join-Path (Join-Path $Sources "wan2.2-i2v-a14b-$Noise-noise") "diffusion_pytorch_model.safetensors.index.json") `
-            (Join-Path $Outputs "wan2.2-i2v-${Noise}noise-nvfp4mixed.safetensors") `
-            --gguf (Join-Path $Ggufs "Wan2.2-I2V-A14B-${Noise}Noise-Q5_K_M.gguf") `
-            --gguf-nvfp4-max-bitdepth 5 --use-fp8 --low-mem --gguf-keep-edge-blocks-fp16 `
-            --quant-dtype float32 --dtype float16 `
-            --input-scale-summary-json "scales_summary_wan22_14b_${Noise}noise.json" `
-            --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08 `
-            --full-precision-mm-layers "sensitive_layers_wan22_i2v_14b_$Noise.txt" `
-            --full-precision-mm-cross-attn-qkvo @More
-        if ($LASTEXITCODE -ne 0) { exit $LASTEXITCODE }
-    }
-} finally {
-    Pop-Location
+foreach ($Noise in "high", "low") {
+    & $Python $Script `
+        (Join-Path (Join-Path $Sources "wan2.2-i2v-a14b-$Noise-noise") "diffusion_pytorch_model.safetensors.index.json") `
+        (Join-Path $Outputs "wan2.2-i2v-${Noise}noise-nvfp4mixed.safetensors") `
+        --gguf (Join-Path $Ggufs "Wan2.2-I2V-A14B-${Noise}Noise-Q5_K_M.gguf") `
+        --gguf-nvfp4-max-bitdepth 5 --use-fp8 --low-mem --gguf-keep-edge-blocks-fp16 `
+        --quant-dtype float32 --dtype float16 `
+        --input-scale-summary-json "scales_summary_wan22_14b_${Noise}noise.json" `
+        --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08 `
+        --full-precision-mm-layers "sensitive_layers_wan22_i2v_14b_$Noise.txt" `
+        --full-precision-mm-cross-attn-qkvo @More
+    if ($LASTEXITCODE -ne 0) { exit $LASTEXITCODE }
 }

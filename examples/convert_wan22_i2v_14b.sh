@@ -9,12 +9,12 @@ GGUFS="${GGUFS:-$HOME/ComfyUI/models/diffusion_models}"
 OUTPUTS="${OUTPUTS:-$HOME/ComfyUI/models/diffusion_models}"
 PYTHON="${PYTHON:-python}"
 
-cd "$(dirname "$0")/.."
+SCRIPT="$(cd "$(dirname "$0")/.." && pwd)/convert_nvfp4.py"
 
 convert() { # high or low
   local noise=$1
   shift
-  "$PYTHON" convert_nvfp4.py \
+  "$PYTHON" "$SCRIPT" \
     "$SOURCES/wan2.2-i2v-a14b-$noise-noise/diffusion_pytorch_model.safetensors.index.json" \
     "$OUTPUTS/wan2.2-i2v-${noise}noise-nvfp4mixed.safetensors" \
     --gguf "$GGUFS/Wan2.2-I2V-A14B-${noise}Noise-Q5_K_M.gguf" --gguf-nvfp4-max-bitdepth 5 --use-fp8 \

@@ -7,19 +7,15 @@ $Ggufs = if ($env:GGUFS) { $env:GGUFS } else { "D:\ComfyUI\ComfyUI\models\diffus
 $Outputs = if ($env:OUTPUTS) { $env:OUTPUTS } else { "D:\ComfyUI\ComfyUI\models\diffusion_models" }
 $Python = if ($env:PYTHON) { $env:PYTHON } else { "python" }
 
-Push-Location (Join-Path $PSScriptRoot "..")
-try {
-    & $Python convert_nvfp4.py `
-        (Join-Path (Join-Path $Sources "wan2.2-ti2v-5b") "diffusion_pytorch_model.safetensors.index.json") `
-        (Join-Path $Outputs "wan2.2-ti2v-5b-nvp4mixed.safetensors") `
-        --gguf (Join-Path $Ggufs "Wan2.2-TI2V-5B-Q5_K_M.gguf") `
-        --gguf-nvfp4-max-bitdepth 5 --low-mem --gguf-keep-edge-blocks-fp16 `
-        --quant-dtype float32 --dtype float16 `
-        --input-scale-summary-json scales_summary_wan22_5b.json `
-        --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08 `
-        --full-precision-mm-layers sensitive_layers_wan22_5b.txt `
-        --full-precision-mm-cross-attn-qkvo @args
-    exit $LASTEXITCODE
-} finally {
-    Pop-Location
-}
+$Script = Join-Path (Join-Path $PSScriptRoot "..") "convert_nvfp4.py"
+& $Python $Script `
+    (Join-Path (Join-Path $Sources "wan2.2-ti2v-5b") "diffusion_pytorch_model.safetensors.index.json") `
+    (Join-Path $Outputs "wan2.2-ti2v-5b-nvp4mixed.safetensors") `
+    --gguf (Join-Path $Ggufs "Wan2.2-TI2V-5B-Q5_K_M.gguf") `
+    --gguf-nvfp4-max-bitdepth 5 --low-mem --gguf-keep-edge-blocks-fp16 `
+    --quant-dtype float32 --dtype float16 `
+    --input-scale-summary-json scales_summary_wan22_5b.json `
+    --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08 `
+    --full-precision-mm-layers sensitive_layers_wan22_5b.txt `
+    --full-precision-mm-cross-attn-qkvo @args
+exit $LASTEXITCODE

@@ -8,9 +8,9 @@ GGUFS="${GGUFS:-$HOME/ComfyUI/models/diffusion_models}"
 OUTPUTS="${OUTPUTS:-$HOME/ComfyUI/models/diffusion_models}"
 PYTHON="${PYTHON:-python}"
 
-cd "$(dirname "$0")/.."
+SCRIPT="$(cd "$(dirname "$0")/.." && pwd)/convert_nvfp4.py"
 
-"$PYTHON" convert_nvfp4.py \
+"$PYTHON" "$SCRIPT" \
   "$SOURCES/wan2.2-ti2v-5b/diffusion_pytorch_model.safetensors.index.json" \
   "$OUTPUTS/wan2.2-ti2v-5b-nvp4mixed.safetensors" \
   --gguf "$GGUFS/Wan2.2-TI2V-5B-Q5_K_M.gguf" --gguf-nvfp4-max-bitdepth 5 \

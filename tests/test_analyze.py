@@ -150,7 +150,6 @@ def test_folded_values_do_not_move_again():
         (line(amax=-1), "scale and amax must be positive and finite"),
         (line(amax=float("nan")), "scale and amax must be positive and finite"),
         (line(amax=float("inf")), "scale and amax must be positive and finite"),
-        (line(amax=0), "scale and amax must be positive and finite"),
         (line().replace("2.688", "2,688"), "could not convert string to float"),
         (line("new").replace("2.688", "2,688"), "could not convert string to float"),
     ],
@@ -531,3 +530,11 @@ def test_help_has_the_docstring_every_option_and_the_trade():
     for options in a.COMMAND_LINE.values():
         for option in options:
             assert option in text
+
+
+def test_calls_with_nothing_but_zeros_are_no_malformed_lines(tmp_path, capsys):
+    log = log_of(tmp_path, line(), line(amax=0), line())
+    _, rows, text = rows_of(tmp_path, "--input", log, capsys=capsys)
+    assert "left out: 1 calls whose input was all zeros" in text
+    assert "malformed" not in text
+    assert len(rows) == 1

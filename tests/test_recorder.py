@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import math
+import re
+import shutil
 import sys
 
 import comfy_kitchen
@@ -54,8 +56,7 @@ def model():
 
 def record(folder, model, batches, tokens=4096, name="m"):
     recording = recorder.Recording(folder, name)
-    recording.configure("", tokens)
-    with torch.inference_mode(), recording.watching(model):
+    with torch.inference_mode(), recording.watching(model, "", tokens):
         for batch in batches:
             model(batch)
     return load_file(folder / f"{name}.safetensors")
@@ -138,24 +139,66 @@ def test_what_was_seen_before_an_interruption_is_kept(tmp_path, model):
     assert load_file(tmp_path / "m.safetensors")["q.calls"] == 1
 
 
-def test_two_models_cannot_share_a_name(tmp_path, model):
-    recording, other = recorder.Recording(tmp_path, "m"), Attention()
+def test_two_recorders_cannot_write_one_file(tmp_path, model):
+    recording = recorder.Recording(tmp_path, "m")
     with recording.watching(model):
-        pass
-    with pytest.raises(RuntimeError, match="two models record as"), recording.watching(other):
-        pass
+        inner = recording.watching(model)
+        with pytest.raises(RuntimeError, match="two recorders write"):
+            inner.__enter__()
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_another_safetensors_file_is_not_overwritten(tmp_path):
+def test_a_recording_of_other_widths_is_refused_before_sampling(tmp_path, model):
+    record(tmp_path, model, inputs(1))
+    model.q = torch.nn.Linear(32, 32)
+    with pytest.raises(RuntimeError, match="is of another model"):
+        record(tmp_path, model, [])
+
+
+def test_a_model_that_was_loaded_again_goes_on(tmp_path, model):
+    record(tmp_path, model, inputs(1))
+    assert record(tmp_path, Attention(), inputs(1))["q.calls"] == 2
+
+
+def test_deleting_the_files_starts_again(tmp_path, model):
+    folder, batches = tmp_path / "f", inputs(1)
+    recording = recorder.Recording(folder, "m")
+    for _ in range(2):
+        with recording.watching(model):
+            model(batches[0])
+        assert load_file(folder / "m.safetensors")["q.calls"] == 1
+        shutil.rmtree(folder)
+
+
+def test_another_safetensors_file_is_not_overwritten(tmp_path, model):
     save_file({"x": torch.zeros(1)}, tmp_path / "m.safetensors")
     with pytest.raises(RuntimeError, match=r"m\.safetensors is no recording"):
-        recorder.Recording(tmp_path, "m")
+        record(tmp_path, model, inputs(1))
+
+
+def test_only_matching_layers_are_recorded(tmp_path, model):
+    recording = recorder.Recording(tmp_path, "m")
+    with recording.watching(model, "^q$"):
+        model(inputs(1)[0])
+    with recording.watching(model, "out"):
+        model(inputs(1)[0])
+    found = load_file(tmp_path / "m.safetensors")
+    assert {key.partition(".")[0] for key in found} == {"q", "out"}
+
+
+def test_a_tensor_changed_in_place_is_measured_again(tmp_path, model):
+    recording, x = recorder.Recording(tmp_path, "m"), torch.ones(4, 64)
+    with torch.inference_mode(), recording.watching(model):
+        model.q(x)
+        x.mul_(100)
+        model.q(x)
+    assert load_file(tmp_path / "m.safetensors")["q.absmax"].max() == 100
 
 
 def test_the_name_comes_from_the_workflows_loader():
     prompt = {
         "1": {"inputs": {"unet_name": "wan\\wan2.2_high.safetensors", "weight_dtype": "default"}},
-        "2": {"inputs": {"model": ["1", 0], "shift": 8.0}},
+        "2": {"inputs": {"model": ["1", 0], "lora_name": "lightx2v.safetensors"}},
         "3": {"inputs": {"model": ["2", 0], "name": ""}},
     }
     assert node.file_behind(prompt, "3") == "wan2.2_high"
@@ -170,7 +213,8 @@ def histogram_of(blocks):
 
 
 def recorded(blocks):
-    return c.Recorded(amax=float(max(blocks)), block_histogram=histogram_of(blocks), rel_rmse=0.1)
+    counts = histogram_of(blocks)
+    return c.Recorded(amax=float(max(blocks)), channels=16, block_histogram=counts, rel_rmse=0.1)
 
 
 def test_headroom_is_the_margin_unless_small_blocks_would_suffer():
@@ -196,6 +240,7 @@ def recording(tiny, tmp_path_factory):
     """A recording with a row for every linear layer of the tiny Wan, by the recorder itself."""
     folder = tmp_path_factory.mktemp("recording")
     made, generator = recorder.Recording(folder, "m"), torch.Generator().manual_seed(5)
+    made.begin({}, 256)
     for index, ref in enumerate(c.open_model(tiny).linear_weights):
         x = torch.randn(64, ref.shape[1], generator=generator)
         x[:, 3] *= 1 + index % 20
@@ -254,7 +299,8 @@ def test_sensitive_layers_by_a_recording(tiny, recording):
             assert kept[layer].precision is c.Precision.HALF
             assert kept[layer].reason.startswith("rel_rmse > ")
             assert marked[layer].precision is plan.precision
-            assert marked[layer].full_precision.startswith("rel_rmse > ")
+            by_error = marked[layer].full_precision.startswith("rel_rmse > ")
+            assert by_error == (plan.precision is c.Precision.NVFP4)  # it is NVFP4's error
         else:
             assert kept[layer] == plan
 
@@ -301,6 +347,9 @@ def test_layers_whose_scale_varies_stay_16_bit(tiny):
         (["--input-scale-policy", "headroom"], "--input-scale-policy needs --activation-stats"),
         (["--sensitivity-threshold", "0.1"], "--sensitivity-threshold needs --sensitivity-json"),
         (["--input-scale-summary-fp16-std"], "needs --input-scale-summary-json"),
+        (["--sensitivity-json", __file__], "needs --sensitivity-threshold or --clip-rate-thre"),
+        (["--input-scale-headroom", "2"], "needs --input-scale-policy headroom"),
+        (["--input-scale-headroom", "0.5"], "0.5 is no margin: less than 1 would clip"),
     ],
 )
 def test_options_that_need_another(arguments, message, capsys):
@@ -315,6 +364,8 @@ def test_options_that_need_another(arguments, message, capsys):
         (lambda t: t.pop("blocks.0.ffn.0.quantisation"), "quantisation missing or malformed"),
         (lambda t: t["blocks.0.ffn.0.absmax"].fill_(math.nan), "saw NaN or Inf; record it again"),
         (lambda t: t.update({"blocks.0.ffn.0.tokens": torch.ones(2)}), "tokens missing or malf"),
+        (lambda t: t["blocks.0.ffn.0.quantisation"].fill_(-1), "saw NaN or Inf; record it again"),
+        (lambda t: t["blocks.0.ffn.0.block_histogram"].fill_(-1), "block_histogram is damaged"),
     ],
 )
 def test_a_damaged_recording_is_refused(recording, tmp_path, change, message):
@@ -332,7 +383,40 @@ def test_a_model_is_no_recording(tiny, converted, tmp_path, capsys):
     command = [str(tiny), str(tmp_path / "o.safetensors"), "--gguf", str(tiny / "model.gguf")]
     command += ["--gguf-nvfp4-max-bitdepth", "5", "--activation-stats", str(converted)]
     assert c.main(command) == 1
-    assert "is no recording of the NVFP4 Calibration Recorder" in capsys.readouterr().err
+    assert "is no recording (version 1) of the NVFP4 Calib" in capsys.readouterr().err
+
+
+def test_a_recording_of_another_model_is_refused(tiny, recording, tmp_path):
+    tensors = load_file(recording)
+    tensors["blocks.2.ffn.0.absmax"] = torch.ones(128)
+    wrong, other = tmp_path / "wrong.safetensors", tmp_path / "other.safetensors"
+    metadata = {"format": c.RECORDING_FORMAT, "version": "1"}
+    save_file(tensors, wrong, metadata=metadata)
+    save_file({f"other.{name}": t for name, t in tensors.items()}, other, metadata=metadata)
+    for path, what in ((wrong, "blocks.2.ffn.0 has other columns"), (other, "it has none of its")):
+        with pytest.raises(c.ConvertError, match=f"is of another model than the source: {what}"):
+            plans_of(tiny, "--activation-stats", str(path))
+
+
+@pytest.mark.parametrize("bad", [None, math.nan, math.inf, "1", True, -1])
+@pytest.mark.parametrize("key", ["rel_rmse_mean", "scale_std"])
+def test_figures_that_are_no_numbers_are_refused(tiny, tmp_path, bad, key):
+    row = {"layer": "blocks.2.ffn.0", "scale_p99_9": 1.0, "scale_mean": 1.0, "scale_std": 0.1}
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"layers": [row | {"rel_rmse_mean": 0.1} | {key: bad}]}))
+    more = {
+        "rel_rmse_mean": ["--sensitivity-json", str(path), "--sensitivity-threshold", "0.1"],
+        "scale_std": ["--input-scale-summary-json", str(path), "--input-scale-summary-fp16-std"],
+    }
+    with pytest.raises(c.ConvertError, match=re.escape(str(path))):
+        plans_of(tiny, *more[key])
+
+
+def test_the_analysis_own_summary_is_a_sensitivity_file(tiny, tmp_path):
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"layers": [{"layer": "blocks.2.self_attn.q", "rel_rmse": 0.2}]}))
+    plans, _ = plans_of(tiny, "--sensitivity-json", str(path), "--sensitivity-threshold", "0.1")
+    assert plans["blocks.2.self_attn.q"].reason.startswith("rel_rmse > 0.1")
 
 
 def test_both_sides_mean_the_same_bins():

@@ -1,5 +1,6 @@
 """Runs that were killed and go on, shards, and several processes: the same bytes in the end."""
 
+import errno
 import json
 import os
 import signal
@@ -198,6 +199,70 @@ def test_a_second_run_to_the_same_output_is_refused(tiny, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == [out]
 
 
+@needs_sigkill
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"123",
+        b"null",
+        b'{"tensor": "blocks.7.ffn.2.weight"}',
+        b'{"tensor": "blocks.7.ffn.2.weight", "damage": {"foo": 1}}',
+        b'{"tensor": "blocks.3.ffn.2.weight", "damage": null}',
+        b'{"tensor": ["x"], "damage": null}',
+        b"[" * 100_000,
+    ],
+)
+def test_lines_that_nobody_wrote_count_for_nothing(tiny, converted, tmp_path, line):
+    out = tmp_path / "o.safetensors"
+    _, journal = killed(tiny, out)
+    with journal.open("ab") as file:
+        file.write(b"\n" + line + b"\n")
+    assert c.main(command(tiny, out, "--resume")) == 0
+    assert out.read_bytes() == converted.read_bytes()
+
+
+@needs_sigkill
+def test_a_partial_file_of_another_size_is_made_anew(tiny, converted, tmp_path):
+    out = tmp_path / "o.safetensors"
+    partial, _ = killed(tiny, out)
+    os.truncate(partial, 1000)
+    assert c.main(command(tiny, out, "--resume")) == 0
+    assert out.read_bytes() == converted.read_bytes()
+
+
+def test_files_with_similar_names_are_left_alone(tiny, tmp_path):
+    out = tmp_path / "o.safetensors"
+    others = [tmp_path / f"o.safetensors.partial.journal{end}" for end in (".bak", "s.txt", ".1.x")]
+    for path in others:
+        path.write_text("mine")
+    assert c.main(command(tiny, out)) == 0
+    assert [path.read_text() for path in others] == ["mine"] * 3
+
+
+def test_a_rank_that_outlived_its_run_keeps_the_next_one_out(tiny, tmp_path, capsys):
+    out = tmp_path / "o.safetensors"
+    with c.Journal(c.parse_options(command(tiny, out)), c.Ranks()) as left:
+        orphan = left.path.with_name(left.path.name + ".1")
+    with orphan.open("ab") as file:
+        assert c.lock(file)
+        assert c.main(command(tiny, out)) == 1
+    assert "journal.1: a rank of another run still writes; end it" in capsys.readouterr().err
+    assert c.main(command(tiny, out)) == 0
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_without_locks_it_converts_all_the_same(tiny, converted, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="POSIX")
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    out = tmp_path / "o.safetensors"
+    assert c.main(command(tiny, out)) == 0
+    assert out.read_bytes() == converted.read_bytes()
+
+
 # Shards
 
 
@@ -250,6 +315,34 @@ def test_shards_are_not_written_over(sharded, tiny, capsys):
     assert c.main(command(tiny, sharded, *more)) == 1
     assert "exists; delete it, or old and new shards could mix" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in sharded.parent.iterdir()} == before
+
+
+def test_shards_whose_names_fail_half_way_get_none(tiny, sharded, tmp_path, capsys, monkeypatch):
+    out, rename, calls = tmp_path / "o.safetensors", c.rename, []
+
+    def fail(path, name):
+        calls.append(name)
+        if len(calls) == 2:
+            raise c.ConvertError(f"{name}: is open in another program")
+        rename(path, name)
+
+    monkeypatch.setattr(c, "rename", fail)
+    more = ["--output-sharded", "--max-shard-size", "3MB", "--resume"]
+    assert c.main(command(tiny, out, *more)) == 1
+    assert "is open in another program" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.safetensors"))
+    monkeypatch.setattr(c, "rename", rename)
+    monkeypatch.setattr(c, "quantise", None)  # nothing is left to do
+    assert c.main(command(tiny, out, *more)) == 0
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert made == {path.name: path.read_bytes() for path in sharded.parent.iterdir()}
+
+
+def test_shards_of_another_size_do_not_join_older_ones(sharded, tiny, capsys):
+    before = set(sharded.parent.iterdir())
+    assert c.main(command(tiny, sharded, "--output-sharded", "--max-shard-size", "2MB")) == 1
+    assert "exists; delete it, or old and new shards could mix" in capsys.readouterr().err
+    assert set(sharded.parent.iterdir()) == before
 
 
 @needs_sigkill

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,16 +12,26 @@ MODEL_SUFFIXES = (".safetensors", ".gguf", ".sft", ".ckpt", ".pt", ".pth")
 
 
 def file_behind(prompt: dict, node: str) -> str:
-    """The name of the model file that a node's MODEL comes from, going up the workflow; or ""."""
+    """The name of the model file that a node's MODEL comes from, or "".
+
+    Goes up the workflow by what looks like a model's link; only a node that has none is a loader:
+    the others on the way may name a LoRA.
+    """
     seen = set()
     while node in prompt and node not in seen:
         seen.add(node)
         inputs = prompt[node].get("inputs", {})
+        links = [
+            value[0]
+            for key, value in inputs.items()
+            if isinstance(value, list) and key.lower().startswith("model")
+        ]
+        if links:
+            node = str(links[0])
+            continue
         for value in inputs.values():
             if isinstance(value, str) and value.lower().endswith(MODEL_SUFFIXES):
                 return Path(value.replace("\\", "/")).stem
-        link = inputs.get("model")
-        node = str(link[0]) if isinstance(link, list) else ""
     return ""
 
 
@@ -83,18 +94,22 @@ class NVFP4CalibrationRecorder:
         import folder_paths
 
         name = name or file_behind(prompt or {}, str(unique_id))
-        if not name or Path(name).name != name:
+        if not name:
+            raise ValueError(
+                "the workflow does not tell the model's file: give the recorder a name"
+            )
+        if not re.fullmatch(r"\w[\w .()+-]*", name):
             raise ValueError(f"name must be a plain file name, not {name!r}")
+        re.compile(layers)  # a mistake in it shows now, and not after the model was loaded
         base = Path(folder or Path(folder_paths.get_output_directory()) / "nvfp4_calibration")
         key = (base.resolve(), name)
         recording = self.recordings.get(key)
         if recording is None:
             recording = self.recordings[key] = Recording(base, name)
-        recording.configure(layers, tokens)
 
         def outer_sample(executor, *arguments, **keywords):
             diffusion_model = executor.class_obj.model_patcher.model.diffusion_model
-            with recording.watching(diffusion_model):
+            with recording.watching(diffusion_model, layers, tokens):
                 return executor(*arguments, **keywords)
 
         model = model.clone()

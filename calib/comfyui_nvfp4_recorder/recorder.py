@@ -110,20 +110,15 @@ class Recording:
 
     def __init__(self, folder: Path, name: str):
         self.path, self.log = folder / f"{name}.safetensors", folder / f"{name}.log"
-        self.configure()
+        self.watched: dict[str, int] = {}  # {layer: columns} while a model is sampled
         self.generators: dict[torch.device, torch.Generator] = {}
-        self.model = self.last = lambda: None
+        self.last = lambda: None
         self.last_facts: tuple[torch.Tensor, ...] = ()
-        self.parent = ""
+        self.parent, self.given_to = "", set()
         self.seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # on the device
         self.calls: dict[str, tuple[int, int]] = {}
         self.pending: list[tuple[str, torch.Tensor, tuple[int, ...]]] = []
-        folder.mkdir(parents=True, exist_ok=True)
-        self.layers = self.load() if self.path.exists() else {}
-
-    def configure(self, pattern: str = "", tokens: int = 256) -> None:
-        """Which layers to record from now on, and how many input rows of each call."""
-        self.pattern, self.tokens = re.compile(pattern), tokens
+        self.layers: dict[str, Facts] = {}
 
     def load(self) -> dict[str, Facts]:
         with safe_open(self.path, "pt") as file:
@@ -136,19 +131,24 @@ class Recording:
         return layers
 
     @contextlib.contextmanager
-    def watching(self, model: torch.nn.Module) -> Iterator[None]:
-        """Record every linear layer of a model while it is sampled; writes the file at the end."""
-        other = self.model()
-        if other is not None and other is not model:
-            raise RuntimeError(f"two models record as {self.path}; give each a name of its own")
-        self.model = weakref.ref(model)
+    def watching(
+        self, model: torch.nn.Module, pattern: str = "", tokens: int = 256
+    ) -> Iterator[None]:
+        """Record the linear layers that match while a model is sampled; writes the file at the end.
+
+        Raises RuntimeError, before anything is sampled, where the file is no recording or one of
+        a model of other widths, and where another node records into it already.
+        """
+        if self.watched:
+            raise RuntimeError(f"two recorders write {self.path}: give each a name of its own")
         layers = {
             name: module
             for name, module in model.named_modules()
-            if hasattr(module, "in_features") and self.pattern.search(name)
+            if hasattr(module, "in_features") and re.search(pattern, name)
         }
         if not layers:
-            raise RuntimeError(f"no linear layer of the model matches {self.pattern.pattern!r}")
+            raise RuntimeError(f"no linear layer of the model matches {pattern!r}")
+        self.begin({name: module.in_features for name, module in layers.items()}, tokens)
         hooks = [
             module.register_forward_pre_hook(self.hook(name), with_kwargs=True)
             for name, module in layers.items()
@@ -158,7 +158,22 @@ class Recording:
         finally:
             for hook in hooks:
                 hook.remove()
-            self.save()
+            try:
+                self.save()
+            except OSError as error:  # what was sampled must not be lost for it
+                print(f"NVFP4 recorder: this prompt is not in {self.path}: {error}")
+            self.watched = {}
+
+    def begin(self, widths: dict[str, int], tokens: int) -> None:
+        """Go on with the file as it is now, which may have been deleted to start again."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.layers = self.load() if self.path.exists() else {}
+        for name, facts in self.layers.items():
+            if name in widths and len(facts["absmax"]) != widths[name]:
+                raise RuntimeError(f"{self.path} is of another model: choose another name")
+        self.watched, self.tokens = widths, tokens
+        self.last, self.given_to = (lambda: None), set()
+        self.pending, self.seen, self.calls = [], {}, {}
 
     def hook(self, name: str):
         def observe(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
@@ -170,16 +185,17 @@ class Recording:
     def observe(self, name: str, given: torch.Tensor) -> None:
         """One call of a layer. q, k and v are given the same tensor, which is measured once.
 
-        Siblings only: elsewhere the same tensor may have been changed in place meanwhile, which
-        an inference tensor does not tell.
+        Once for each sibling: elsewhere, or on another call, the same tensor may have been changed
+        in place meanwhile, which an inference tensor does not tell.
         """
         rows = given.detach().reshape(-1, given.shape[-1])
         if not rows.numel():
             return
         parent = name.rpartition(".")[0]
-        if self.last() is not given or self.parent != parent:
+        if self.last() is not given or self.parent != parent or name in self.given_to:
             self.last_facts = facts_of(rows, self.sample(rows))
-            self.last, self.parent = weakref.ref(given), parent
+            self.last, self.parent, self.given_to = weakref.ref(given), parent, set()
+        self.given_to.add(name)
         amax, absmax, sums = self.last_facts
         self.pending.append((name, amax, tuple(rows.shape)))
         if name in self.seen:
@@ -205,26 +221,27 @@ class Recording:
 
     def settle(self) -> None:
         """Log the last calls and add up what they gave: here the device is waited for."""
+        pending, seen, counts = self.pending, self.seen, self.calls
+        self.pending, self.seen, self.calls = [], {}, {}
         by_device: dict[torch.device, list] = {}
-        for index, (_, amax, _) in enumerate(self.pending):
+        for index, (_, amax, _) in enumerate(pending):
             by_device.setdefault(amax.device, []).append(index)
-        lines = [""] * len(self.pending)
+        lines = [""] * len(pending)
         for indices in by_device.values():
-            found = torch.stack([self.pending[index][1] for index in indices]).tolist()
+            found = torch.stack([pending[index][1] for index in indices]).tolist()
             for index, amax in zip(indices, found, strict=True):
-                name, _, shape = self.pending[index]
+                name, _, shape = pending[index]
                 scale = amax / NVFP4_MAX
                 lines[index] = f"nvfp4\tdynamic\t{name}\t{scale:.6g}\t{amax:.6g}\t{shape}\n"
         with self.log.open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(lines))
-        for name, facts in self.seen.items():
-            calls, tokens = map(torch.tensor, self.calls[name])
+        for name, facts in seen.items():
+            calls, tokens = map(torch.tensor, counts[name])
             more = split(*facts) | {"calls": calls, "tokens": tokens}
             if name in self.layers:
                 add(self.layers[name], more)
             else:
                 self.layers[name] = more
-        self.pending, self.seen, self.calls = [], {}, {}
 
     def save(self) -> None:
         """Replace the file at once."""
