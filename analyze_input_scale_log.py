@@ -1071,8 +1071,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         text = run(given)
     except c.ConvertError as error:
-        for problem in error.problems:
-            print(f"error: {c.one_line(problem)}", file=sys.stderr)
+        c.show_problems(error)
         return 1
     except KeyboardInterrupt:
         return 130

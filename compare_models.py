@@ -536,8 +536,7 @@ def main(argv: list[str] | None = None) -> int:
         ):
             raise c.ConvertError(f"--pattern {options.pattern}: matches no linear layer")
     except c.ConvertError as error:
-        for problem in error.problems:
-            print(f"error: {c.one_line(problem)}", file=sys.stderr)
+        c.show_problems(error)
         return 2
     except KeyboardInterrupt:
         return 130

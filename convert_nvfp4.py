@@ -1525,9 +1525,8 @@ def encode_bytes(weights: np.ndarray, scale: np.float32, codes: np.ndarray) -> t
         for j in range(len(some)):
             out[j] = found[j] | ((signs[j] >> 24) & 0x80)
         e4m3_values(found, values)
-        for j in range(
-            len(some)
-        ):  # one sum for each: a single one would wait for its last addition
+        # One sum for each lane: a single one would wait for its last addition.
+        for j in range(len(some)):
             difference = values[j] - magnitudes[j]
             errors[j] += difference * difference
             energies[j] += magnitudes[j] * magnitudes[j]
@@ -3002,13 +3001,13 @@ class Journal:
     """OUTPUT.partial.journal: which tensors of the partial files are on the disk.
 
     Its first line tells what conversion it is of; each further one names a tensor that was synced,
-    with its error. A rank beyond the first keeps one of its own. The first rank's is locked, which
-    keeps a second run from the same output. It goes with the partial files unless `keep` is set.
+    with its error. A rank beyond the first keeps one of its own. All are locked, which keeps out a
+    second run to the same output. They go with the partial files unless `keep` is set.
     """
 
     def __init__(self, options: Options, ranks: Ranks):
-        self.path = unfinished(options.output).with_name(options.output.name + ".partial.journal")
-        suffix = f".{ranks.rank}" if ranks.rank else ""
+        partial, suffix = unfinished(options.output), f".{ranks.rank}" if ranks.rank else ""
+        self.path = partial.with_name(partial.name + ".journal")
         self.own = self.path.with_name(self.path.name + suffix)
         self.ranks, self.keep, self.resume = ranks, options.resume, options.resume
         self.file: BinaryIO | None = None
@@ -4693,14 +4692,19 @@ def show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else exiting fails
 
 
+def show_problems(error: ConvertError) -> None:
+    """One line for each, on stderr."""
+    for problem in error.problems:
+        print(f"error: {one_line(problem)}", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> int:
     tolerate_consoles()
     task = parse_options(argv)
     try:
         text, status = run(task)
     except ConvertError as error:
-        for problem in error.problems:
-            print(f"error: {one_line(problem)}", file=sys.stderr)
+        show_problems(error)
         return 1
     except KeyboardInterrupt:
         resumes = isinstance(task, Options) and task.resume

@@ -112,13 +112,6 @@ class Recording:
         self.path, self.log = folder / f"{name}.safetensors", folder / f"{name}.log"
         self.watched: dict[str, int] = {}  # {layer: columns} while a model is sampled
         self.generators: dict[torch.device, torch.Generator] = {}
-        self.last = lambda: None
-        self.last_facts: tuple[torch.Tensor, ...] = ()
-        self.parent, self.given_to = "", set()
-        self.seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # on the device
-        self.calls: dict[str, tuple[int, int]] = {}
-        self.pending: list[tuple[str, torch.Tensor, tuple[int, ...]]] = []
-        self.layers: dict[str, Facts] = {}
 
     def load(self) -> dict[str, Facts]:
         with safe_open(self.path, "pt") as file:
@@ -167,13 +160,15 @@ class Recording:
     def begin(self, widths: dict[str, int], tokens: int) -> None:
         """Go on with the file as it is now, which may have been deleted to start again."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.layers = self.load() if self.path.exists() else {}
+        self.layers: dict[str, Facts] = self.load() if self.path.exists() else {}
         for name, facts in self.layers.items():
             if name in widths and len(facts["absmax"]) != widths[name]:
                 raise RuntimeError(f"{self.path} is of another model: choose another name")
         self.watched, self.tokens = widths, tokens
-        self.last, self.given_to = (lambda: None), set()
-        self.pending, self.seen, self.calls = [], {}, {}
+        self.last = lambda: None  # the input that was measured last; not kept alive
+        self.seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # on the device
+        self.calls: dict[str, tuple[int, int]] = {}
+        self.pending: list[tuple[str, torch.Tensor, tuple[int, ...]]] = []
 
     def hook(self, name: str):
         def observe(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
