@@ -350,28 +350,14 @@ def nothing_usable(log: Log, choice: Choice) -> str:
     return f"{wanted}; it has {', '.join(has) or 'no line at all'}{advice}"
 
 
-def read_recordings(paths: Iterable[Path]) -> dict[str, float | None]:
-    """{bare layer: relative RMSE of its inputs in NVFP4}, summed over recordings.
+def read_errors(paths: Iterable[Path]) -> dict[str, float | None]:
+    """{bare layer: relative RMSE of its inputs in NVFP4}, of all recordings together.
 
-    Each has L.quantisation, F64 [2]: squared error and energy of the inputs that were sampled.
     None where no input had energy. Raises ConvertError.
     """
-    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
-    for path in paths:
-        tensors, metadata = c.read_header(path)
-        if (metadata.get("format"), metadata.get("version")) != ("nvfp4_recording", "1"):
-            raise c.ConvertError(f"{path}: is no recording of version 1, as its metadata tells")
-        refs = [ref for name, ref in tensors.items() if name.endswith(".quantisation")]
-        for ref in refs:
-            if (ref.dtype, ref.shape) != ("F64", (2,)):
-                raise c.ConvertError(f"{path}: {ref.name} must be F64 [2]")
-            pair = c.load_bytes(ref).numpy().view(np.float64)
-            if not (np.isfinite(pair) & (pair >= 0)).all():
-                raise c.ConvertError(f"{path}: {ref.name} must be two sums of squares, not {pair}")
-            sums[c.bare(ref.name.removesuffix(".quantisation"))] += pair
     return {
-        layer: rounded(math.sqrt(error / energy)) if energy else None
-        for layer, (error, energy) in sums.items()
+        layer: rounded(recorded.rel_rmse) if recorded.energy else None
+        for layer, recorded in c.read_recordings(paths).items()
     }
 
 
@@ -1022,7 +1008,7 @@ def check_files(given: dict[str, object]) -> None:
 
 def summarise(given: dict[str, object]) -> Summary:
     """From logs or an earlier summary, with errors from recordings. Raises ConvertError."""
-    errors = read_recordings(given["recording"] or [])  # quickly read: first
+    errors = read_errors(given["recording"] or [])  # quickly read: first
     if given["summary"]:
         summary = read_summary(given["summary"])
     else:

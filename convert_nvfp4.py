@@ -63,7 +63,7 @@ from enum import IntEnum
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -105,6 +105,16 @@ FIRST_NORMAL_E4M3_CODE = 8
 MANY_SUBNORMALS = 0.01
 OTHER_LARGEST_SCALES = (416, 384, 352, 320, 288, 256)
 COMPILE_FROM = 100_000_000  # weights to quantise from which compiling for the CPU pays
+
+# Rounding with feedback: damping is tried on some rows of a weight, relative to the mean of the
+# second moment's diagonal.
+DAMPINGS = (0.001, 0.01, 0.1)
+DAMPING_ROWS = 256
+SWEEPS = 1  # over all columns after they were rounded once: the second gained a third of the first
+FEEDBACK_BATCH = 128  # columns whose errors reach all others by one matrix product
+FEEDBACK_ROWS = 1280  # of a weight, that a thread rounds at once
+RECALLED = 4  # statistics of 2 inputs, and their feedbacks
+E4M3_ONE = 56  # the code of 1.0
 
 CPU_CHUNK = 1 << 19  # weights a thread works on at once: measured best on two cores
 CPU_SLICE = 1 << 13  # blocks whose errors are summed at once
@@ -191,6 +201,7 @@ OTHER_FORMATS = ("float8_e5m2", "mxfp8", "int8_tensorwise", "convrot_w4a4")  # k
 MARKER = "scaled_fp8"  # legacy scaled FP8: 2 elements ask for full-precision matmul, 0 do not
 DECODED = tuple(scheme for scheme, *_ in SCHEMES)
 WRONG_FROM = 0.3  # relative RMSE no honest NVFP4 or FP8 weight has: normal ones have 0.09, 0.03
+ROUNDED_WRONG_FROM = 0.7  # ... nor one that was rounded by statistics; misread ones have 1 or more
 ROUNDED_TO = 0.005  # ... nor a rounded one: bfloat16 has 0.002
 VIEWED = ("U8", "I8")  # dtypes whose bits ComfyUI takes for block scales
 LARGE_WEIGHT = 100.0  # no trained model has one; FP8 codes without their scale reach 448
@@ -205,6 +216,15 @@ RECORDING_PARTS = {
     "block_histogram": "I64",
     "quantisation": "F64",
 }
+# ... and of its second moments, if there are any, see calib/comfyui_nvfp4_recorder.
+MOMENT_PARTS = {
+    "moment_tokens": "I64",
+    "first_moment": "F64",
+    "rows": "BF16",
+    "second_moment": "BF16",
+    "second_moment_low": "U8",
+}
+STRIP_ROWS = 128
 BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
 SMALL_BLOCKS = 0.01  # so many of the blocks may fall into E4M3's subnormals ...
 LEAST_NORMAL_E4M3 = 2.0**-6  # ... which begin below this
@@ -342,7 +362,7 @@ class Options:
     input_scale_summary_fp16_std: bool = False
     input_scale_summary_std_threshold: float | None = None
     input_scale_summary_cv_threshold: float = DEFAULTS["input_scale_summary_cv_threshold"]
-    activation_stats: Path | None = None
+    activation_stats: tuple[Path, ...] = ()
     input_scale_policy: str = DEFAULTS["input_scale_policy"]
     input_scale_headroom: float = DEFAULTS["input_scale_headroom"]
     input_scale_from: Path | None = None
@@ -370,7 +390,10 @@ class Options:
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):  # plain strings are welcome as paths
-            if "Path" in entry.type and (value := getattr(self, entry.name)) is not None:
+            value = getattr(self, entry.name)
+            if "tuple[Path" in entry.type:
+                object.__setattr__(self, entry.name, tuple(map(Path, value)))
+            elif "Path" in entry.type and value is not None:
                 object.__setattr__(self, entry.name, Path(value))
         if self.dtype is None:
             object.__setattr__(self, "dtype", RECIPES[self.recipe])
@@ -402,7 +425,7 @@ class Options:
             self.source,
             self.gguf,
             self.input_scale_summary_json,
-            self.activation_stats,
+            *self.activation_stats,
             self.sensitivity_json,
             self.input_scale_from,
             self.full_precision_mm_layers,
@@ -573,7 +596,25 @@ class Recorded:
     amax: float  # over all calls
     channels: int
     block_histogram: np.ndarray  # int64, one bin more than BIN_EDGES has steps
-    rel_rmse: float  # of quantising it to NVFP4, scaled anew on every call
+    error: float  # of quantising it to NVFP4, scaled anew on every call, squared and summed
+    energy: float
+    moments: Moments | None = None
+
+    def __add__(self, other: Recorded) -> Recorded:
+        moments = [*self.moments.recordings] if self.moments else []
+        moments += other.moments.recordings if other.moments else ()
+        return Recorded(
+            amax=max(self.amax, other.amax),
+            channels=self.channels,
+            block_histogram=self.block_histogram + other.block_histogram,
+            error=self.error + other.error,
+            energy=self.energy + other.energy,
+            moments=Moments(recordings=tuple(moments)) if moments else None,
+        )
+
+    @property
+    def rel_rmse(self) -> float:
+        return math.sqrt(self.error / self.energy) if self.energy else 0.0
 
     @property
     def small_block(self) -> float:
@@ -612,6 +653,8 @@ class TensorPlan:
     input_scale: float | None = None
     input_scale_source: str = ""
     saturated_blocks: float | None = None  # share of the recorded input that clips at that scale
+    moments: Moments | None = None  # of its input, to round it by
+    bias: TensorPlan | None = None  # the layer's bias, which makes up for the mean error
 
     @property
     def is_quantised(self) -> bool:
@@ -719,6 +762,11 @@ class Damage:
 
     error: float
     energy: float
+    # Relative RMSE of a layer's output by its input's statistics, if there are any: after the plain
+    # search, as it is stored, and with 4-bit activations.
+    output_before: float | None = None
+    output_after: float | None = None
+    output_w4a4: float | None = None
 
     @property
     def relative_rmse(self) -> float:
@@ -749,6 +797,67 @@ class Encoded:
     block_scale: torch.Tensor | None
     scale: torch.Tensor
     damage: Damage
+
+
+class FloatGrid(NamedTuple):
+    """The values of a float format: bits of the mantissa, its smallest normal, its largest."""
+
+    mantissa_bits: int
+    least_normal: float
+    largest: float
+
+
+E2M1 = FloatGrid(1, 1.0, E2M1_MAX)
+E4M3 = FloatGrid(3, 2.0**-6, E4M3_MAX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
+
+    recordings: tuple[tuple[TensorRef, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Of a layer's recorded input of K channels: mean [K], second moment [K, K], rows [r, K]."""
+
+    mean: torch.Tensor
+    second: torch.Tensor
+    rows: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """A damped second moment S [K, K] in the order of rounding: S = lower.T * pivots @ lower."""
+
+    order: torch.Tensor  # [K]
+    lower: torch.Tensor  # unit lower triangular
+    full: torch.Tensor  # S, each row divided by its diagonal
+    diagonal: torch.Tensor
+    pivots: torch.Tensor
+    added: float  # to the diagonal, as damping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounding:
+    """How a layer is rounded by its statistics."""
+
+    feedback: Feedback
+    mean: torch.Tensor  # of its input [K], in the feedback's order; zeros without a bias
+    grid: FloatGrid
+    decode: Callable
+    scale: torch.Tensor
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounded:
+    """Rows of a weight while they are rounded, [K, n] in the order of a Feedback."""
+
+    levels: torch.Tensor
+    residual: torch.Tensor
+    codes: torch.Tensor  # int16 E4M3 codes of block scales [K/16, n]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -879,6 +988,12 @@ DEFECTS = {
         "tensors of the source are not in the file",
         "ComfyUI warns of missing keys and starts with weights of no meaning",
         "convert again from this source",
+    ),
+    "moved bias": Defect(
+        Outcome.LOADS,
+        "biases are not the source's, in a file that was rounded by --activation-stats",
+        "their change makes up for the mean error of the weights; ComfyUI adds them as any",
+        "nothing",
     ),
     "extra": Defect(
         Outcome.LOADS,
@@ -1288,6 +1403,259 @@ def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
     return Damage(
         error=float(torch.dot(difference, difference)), energy=float(torch.dot(original, original))
     )
+
+
+# Rounding that knows what a weight multiplies. With X a layer's recorded input and E = W - decoded
+# W, its output is off by X E^T, in the mean square tr(E S E^T), S = X^T X / tokens. A weight may be
+# rounded to the farther value where that makes up for the errors of others.
+#
+# Weights are transposed here, their columns in the order they are rounded in, and in units of the
+# layer's scale: [K, n]. Residual: weight - decoded weight. Level: decoded weight / block scale.
+
+
+def round_to_grid(values: torch.Tensor, grid: FloatGrid, out: torch.Tensor) -> torch.Tensor:
+    """Nearest values of a float format, ties to even, saturating; any sign. float32."""
+    power = values.abs().clamp_(grid.least_normal, grid.largest)
+    power = power.view(torch.int32).bitwise_and_(FLOAT32_EXPONENT).view(torch.float32)
+    shift = 1.5 * 2.0 ** (23 - grid.mantissa_bits)
+    torch.add(values, power, alpha=shift, out=out)
+    return out.sub_(power, alpha=shift).clamp_(-grid.largest, grid.largest)
+
+
+def round_columns(
+    wanted: torch.Tensor,
+    free: torch.Tensor,
+    coefficients: tuple[torch.Tensor, torch.Tensor],
+    steps: torch.Tensor,
+    grid: FloatGrid,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Round the columns of a block one after the other, each knowing the errors of those before.
+
+    wanted [c, n]: what to round, with the feedback of all other blocks; free [c, n]: the decoded
+    weights that would change no residual; coefficients: of the feedback within the block [c, c] and
+    the cost of an error of 1 in each column [c]; steps [m, n]: block scales to try.
+    Returns levels and changes of the residuals [c, m, n], and costs [m, n].
+    """
+    within, pivots = coefficients
+    levels, changes = wanted.new_empty(2, len(wanted), *steps.shape)
+    costs, scaled, inverse = torch.zeros_like(steps), torch.empty_like(steps), 1 / steps
+    for column in range(len(wanted)):
+        want = wanted[column].expand_as(steps)
+        if column:
+            before = changes[:column].view(column, -1).t()
+            want = want + torch.mv(before, within[column, :column]).view_as(steps)
+        torch.mul(want, inverse, out=scaled)
+        decoded = round_to_grid(scaled, grid, levels[column]) * steps
+        torch.sub(free[column], decoded, out=changes[column])
+        if len(steps) > 1:
+            error = decoded.sub_(want)
+            costs.addcmul_(error, error * pivots[column])
+    return levels, changes, costs
+
+
+def feed_back(
+    weight: torch.Tensor, rounded: Rounded, feedback: Feedback, grid: FloatGrid, *, first: bool
+) -> None:
+    """One pass over all columns: the first rounds them in order, further ones improve on it.
+
+    In the first, errors of the columns before are fed back (GPTQ, in the form that needs no
+    inverse: S = L^T D L), and each block takes the scale with the least cost. In a further one
+    those of all columns are (coordinate descent), under the scales that there are.
+    """
+    coefficients = feedback.lower if first else feedback.full
+    residual, columns = rounded.residual, len(weight)
+    rounder = ROUNDERS.get(weight.device.type, round_columns)
+    for begin in range(0, columns, FEEDBACK_BATCH):
+        end = min(begin + FEEDBACK_BATCH, columns)
+        reach = begin if first else columns
+        fed = coefficients[begin:end, :reach] @ residual[:reach]
+        for at in range(begin, end, BLOCK_SIZE):
+            block = slice(at, min(at + BLOCK_SIZE, end))
+            own, rest = slice(at - begin, block.stop - begin), slice(block.stop - begin, None)
+            old = residual[block].clone()
+            wanted = (weight[block] - old).add_(fed[own])  # a column's own coefficient is 1
+            index = at // BLOCK_SIZE
+            codes = rounded.codes[index : index + 1]
+            if first and grid is E2M1:
+                codes = candidate_codes(wanted)
+            within = (coefficients[block, block], feedback.pivots[block])
+            tried = rounder(wanted, weight[block] - old, within, e4m3_value(codes), grid)
+            levels, changes, codes = take_best(*tried, codes)
+            rounded.codes[index], rounded.levels[block] = codes, levels
+            residual[block] += changes
+            fed[rest] += coefficients[block.stop : end, block] @ changes
+
+
+def take_best(
+    levels: torch.Tensor, changes: torch.Tensor, costs: torch.Tensor, codes: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Of m block scales that were tried, what each row [n] takes: that with the least cost."""
+    if len(codes) == 1:
+        return levels[:, 0], changes[:, 0], codes[0]
+    best = costs.argmin(0, keepdim=True)
+    index = best.expand(len(levels), 1, -1)
+    return levels.gather(1, index)[:, 0], changes.gather(1, index)[:, 0], codes.gather(0, best)[0]
+
+
+def candidate_codes(wanted: torch.Tensor) -> torch.Tensor:
+    """E4M3 codes [m, n] (int16) of block scales to try for blocks [16, n]."""
+    first = e4m3_code_of_at_least(wanted.abs().amax(0) / E2M1_MAX)
+    offsets = torch.arange(FIRST_OFFSET, LAST_OFFSET + 1, dtype=torch.int16, device=wanted.device)
+    return (first + offsets.unsqueeze(1)).clamp_(1, LAST_E4M3_CODE)
+
+
+def make_feedback(
+    given: Statistics, damping: float, group: int, *, centred: bool
+) -> Feedback | None:
+    """What rounding by a second moment needs, or by the covariance where a bias makes up for the
+    mean; None if it is not positive definite.
+
+    `damping` times the mean of the diagonal is added to it. Groups of columns with the largest
+    moments come first: their errors can be made up for by all the others.
+    """
+    second = given.second
+    if centred:
+        second = second - given.mean.unsqueeze(1) * given.mean
+    energy = second.diagonal().view(-1, group).sum(1)
+    order = energy.argsort(descending=True, stable=True).unsqueeze(1) * group
+    order = (order + torch.arange(group, device=order.device)).flatten()
+    damped = second[order][:, order].double()
+    damped.diagonal().add_(damping * damped.diagonal().mean())
+    reverse, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+    root = reverse.flip(0, 1)  # upper triangular, damped = root @ root.T
+    pivots = root.diagonal().clone()
+    if failed or not torch.isfinite(pivots).all():
+        return None
+    return Feedback(
+        order=order,
+        lower=root.div_(pivots).t().float().contiguous(),
+        full=(damped / damped.diagonal().unsqueeze(1)).float(),
+        diagonal=damped.diagonal().float(),
+        pivots=pivots.square().float(),
+        added=float(damping * second.diagonal().double().mean()),
+    )
+
+
+def round_rows(rows: torch.Tensor, feedback: Feedback, grid: FloatGrid) -> Rounded:
+    """Round rows [n, K] float32 of a weight, in units of its scale, to the least output error."""
+    weight = rows.t()[feedback.order].contiguous()
+    if weight.is_cuda and "cuda" in ROUNDERS:
+        return replay(weight, feedback, grid)
+    rounded = unrounded(weight)
+    make_passes(weight, rounded, feedback, grid)
+    return rounded
+
+
+def unrounded(weight: torch.Tensor) -> Rounded:
+    codes = torch.empty(-(-len(weight) // BLOCK_SIZE), weight.shape[1], device=weight.device)
+    return Rounded(
+        levels=torch.zeros_like(weight),
+        residual=torch.zeros_like(weight),
+        codes=torch.full_like(codes, E4M3_ONE, dtype=torch.int16),
+    )
+
+
+def make_passes(
+    weight: torch.Tensor, rounded: Rounded, feedback: Feedback, grid: FloatGrid
+) -> None:
+    feed_back(weight, rounded, feedback, grid, first=True)
+    for _ in range(SWEEPS):
+        feed_back(weight, rounded, feedback, grid, first=False)
+
+
+def replay(weight: torch.Tensor, feedback: Feedback, grid: FloatGrid) -> Rounded:
+    """`make_passes` as a CUDA graph: its ten thousand kernels take less time than their launches.
+
+    The graph of each shape is captured once, and works on tensors of its own.
+    """
+    key = (weight.device, weight.shape, grid)
+    if key not in GRAPHS:
+        own = (weight.clone(), unrounded(weight), dataclasses.replace(feedback))
+        for name in FEEDBACK_TENSORS:
+            object.__setattr__(own[2], name, getattr(feedback, name).clone())
+        make_passes(*own, grid)  # compiles what has to be
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            make_passes(*own, grid)
+        GRAPHS[key] = graph, *own
+    graph, own_weight, own_rounded, own_feedback = GRAPHS[key]
+    own_weight.copy_(weight)
+    for name in FEEDBACK_TENSORS:
+        getattr(own_feedback, name).copy_(getattr(feedback, name))
+    own_rounded.residual.zero_()
+    own_rounded.codes.fill_(E4M3_ONE)
+    graph.replay()
+    return Rounded(**{name: getattr(own_rounded, name).clone() for name in Rounded.__slots__})
+
+
+GRAPHS: dict[tuple, tuple] = {}
+FEEDBACK_TENSORS = ("lower", "full", "pivots")
+
+
+def output_error(residual: torch.Tensor, feedback: Feedback) -> float:
+    """tr(E S E^T) of a residual [K, n], S without the damping; in units of the weight's scale."""
+    costs = torch.mul(feedback.full @ residual, residual).sum(1, dtype=torch.float64)
+    damping = feedback.added * float(residual.square().sum(dtype=torch.float64))
+    return max(float(costs @ feedback.diagonal.double()) - damping, 0.0)
+
+
+def compile_rounder() -> None:
+    """Let a GPU do `round_columns` in one kernel. Raises ImportError without triton.
+
+    A thread works on one row under one block scale. Sums are contracted, so that bits may differ
+    from those of other devices.
+    """
+    global tl  # where triton looks for what a kernel names
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def kernel(  # noqa: PLR0913
+        wanted, free, within, pivots, steps, levels, changes, costs, rows, lanes, stride, columns,
+        least: tl.constexpr, largest: tl.constexpr, shift: tl.constexpr, width: tl.constexpr,
+    ):  # fmt: skip
+        lane = tl.program_id(0) * width + tl.arange(0, width)
+        inside, row = lane < lanes, lane % rows
+        step = tl.load(steps + lane, mask=inside, other=1.0)
+        cost = tl.zeros((width,), dtype=tl.float32)
+        for column in range(columns):
+            want = tl.load(wanted + column * rows + row, mask=inside)
+            for other in range(column):
+                change = tl.load(changes + other * lanes + lane, mask=inside)
+                want += tl.load(within + column * stride + other) * change
+            scaled = want / step
+            power = tl.minimum(tl.maximum(tl.abs(scaled), least), largest)
+            power = (power.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+            level = (scaled + power * shift) - power * shift
+            level = tl.minimum(tl.maximum(level, -largest), largest)
+            error = level * step - want
+            cost += tl.load(pivots + column) * error * error
+            tl.store(levels + column * lanes + lane, level, mask=inside)
+            change = tl.load(free + column * rows + row, mask=inside) - level * step
+            tl.store(changes + column * lanes + lane, change, mask=inside)
+        tl.store(costs + lane, cost, mask=inside)
+
+    def rounder(
+        wanted: torch.Tensor,
+        free: torch.Tensor,
+        coefficients: tuple[torch.Tensor, torch.Tensor],
+        steps: torch.Tensor,
+        grid: FloatGrid,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        (within, pivots), lanes, width = coefficients, steps.numel(), 128
+        levels, changes = wanted.new_empty(2, len(wanted), *steps.shape)
+        costs, shift = torch.empty_like(steps), 1.5 * 2.0 ** (23 - grid.mantissa_bits)
+        inputs = (wanted, free, within, pivots, steps.contiguous())
+        sizes = (wanted.shape[1], lanes, within.stride(0), len(wanted))
+        kernel[(-(-lanes // width),)](
+            *inputs, levels, changes, costs, *sizes, grid.least_normal, grid.largest, shift, width
+        )
+        return levels, changes, costs
+
+    ROUNDERS["cuda"] = rounder
+
+
+ROUNDERS: dict[str, Callable] = {}  # by device, instead of `round_columns`
 
 
 # Loops that numba compiles: what the functions above do to a few rows, in one pass over memory
@@ -2010,6 +2378,7 @@ def read_recording(path: Path) -> dict[str, Recorded]:
     for ref in tensors.values():
         layer, _, part = ref.name.rpartition(".")
         layers[layer][part] = ref
+    moments = read_moments(path, metadata, layers)
     found = {}
     for layer, parts in layers.items():
         wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
@@ -2025,8 +2394,85 @@ def read_recording(path: Path) -> dict[str, Recorded]:
             amax=amax,
             channels=math.prod(parts["absmax"].shape),
             block_histogram=counts,
-            rel_rmse=math.sqrt(error / energy) if energy else 0.0,
+            error=error,
+            energy=energy,
+            moments=moments.get(layer),
         )
+    return found
+
+
+def read_moments(
+    path: Path, metadata: dict[str, str], layers: dict[str, dict[str, TensorRef]]
+) -> dict[str, Moments]:
+    """{layer: where the moments of its input are}, by the recording's own word on which share one.
+
+    Raises ConvertError where that, or a tensor of them, is not as the recorder writes it.
+    """
+    try:
+        shared = json.loads(metadata.get("inputs", "{}")).items()
+    except (ValueError, RecursionError, AttributeError):
+        raise ConvertError(f"{path}: its list of inputs is damaged") from None
+    found = {}
+    for layer, first in shared:
+        parts = layers.get(first, {}) if isinstance(first, str) else {}
+        refs = tuple(parts[part] for part in MOMENT_PARTS if part in parts)
+        channels = parts["absmax"].shape if "absmax" in parts else ()
+        if layer not in layers or not are_moments(refs, channels, layers[layer]):
+            raise ConvertError(f"{path}: the second moments of layer {layer} are damaged")
+        found[layer] = Moments(recordings=(refs,))
+    return found
+
+
+def are_moments(
+    refs: tuple[TensorRef, ...], channels: tuple[int, ...], layer: dict[str, TensorRef]
+) -> bool:
+    """Whether these are MOMENT_PARTS of a layer, of the shapes that its channels ask for."""
+    if len(refs) < len(MOMENT_PARTS) or len(channels) != 1 or layer["absmax"].shape != channels:
+        return False
+    _, first, rows, upper, lower = (ref.shape for ref in refs)
+    packed = (sum(height * width for height, width in strip_shapes(*channels)),)
+    return (
+        [ref.dtype for ref in refs] == [*MOMENT_PARTS.values()]
+        and (first, rows[1:], upper, lower) == (channels, channels, packed, packed)
+        and rows[0] > 0
+        and int(load(refs[0])) > 0
+    )
+
+
+def strip_shapes(channels: int) -> list[tuple[int, int]]:
+    """The upper half of a second moment [K, K] as it is recorded: rows by STRIP_ROWS."""
+    starts = range(0, channels, STRIP_ROWS)
+    return [(min(STRIP_ROWS, channels - start), channels - start) for start in starts]
+
+
+def load_statistics(moments: Moments, device: torch.device) -> Statistics:
+    """Sum up what the recordings have of an input: mean and second moment of a token, rows."""
+    tokens, first, packed, rows = 0, 0.0, 0.0, []
+    for refs in moments.recordings:
+        count, total, some, upper, lower = map(load, refs)
+        tokens, first = tokens + int(count), first + total
+        bits = upper.view(torch.int16).to(torch.int32) << 16
+        packed = packed + bits.bitwise_or_(lower.to(torch.int32) << 8).view(torch.float32)
+        rows.append(some.float())
+    channels = len(first)
+    second, shapes = torch.empty(channels, channels), strip_shapes(channels)
+    packed = packed.div_(tokens).split([height * width for height, width in shapes])
+    for strip, (height, width) in zip(packed, shapes, strict=True):
+        begin = channels - width
+        second[begin : begin + height, begin:] = strip.view(height, width)
+        second[begin:, begin : begin + height] = strip.view(height, width).t()
+    mean = (first / tokens).float().to(device)
+    return Statistics(mean=mean, second=second.to(device), rows=torch.cat(rows).to(device))
+
+
+def read_recordings(paths: Iterable[Path]) -> dict[str, Recorded]:
+    """{bare layer: Recorded} of all recordings together."""
+    found: dict[str, Recorded] = {}
+    for path in paths:
+        for layer, recorded in read_recording(path).items():
+            if layer in found and found[layer].channels != recorded.channels:
+                raise ConvertError(f"{path}: layer {layer} has other columns than in the others")
+            found[layer] = found[layer] + recorded if layer in found else recorded
     return found
 
 
@@ -2042,7 +2488,7 @@ def recorded_calibration(options: Options) -> dict[str, Calibration]:
     """{bare layer: Calibration} with headroom over the largest magnitude that was recorded."""
     margin = options.input_scale_headroom
     found = {}
-    for layer, recorded in read_recording(options.activation_stats).items():
+    for layer, recorded in read_recordings(options.activation_stats).items():
         if recorded.amax > 0:
             fp8 = recorded.amax * margin / E4M3_MAX
             scales = {Precision.NVFP4: recorded.headroom(margin) / NVFP4_MAX, Precision.FP8: fp8}
@@ -2152,7 +2598,7 @@ def read_calibration(options: Options, model: Model) -> dict[str, Calibration]:
     if options.input_scale_from:
         sources.append((options.input_scale_from, read_reference_scales(options.input_scale_from)))
     if options.input_scale_policy == "headroom":
-        sources.append((options.activation_stats, recorded_calibration(options)))
+        sources.append((options.activation_stats[0], recorded_calibration(options)))
     if options.input_scale_summary_json:
         sources.append((options.input_scale_summary_json, read_summary(options)))
     layers = {bare(ref.layer): ref.layer for ref in model.linear_weights}
@@ -2445,8 +2891,10 @@ def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[s
             plan = attach_scale(marked, calibration.get(ref.layer))
         plans.append(plan)
     refuse_unquantised(options, plans, kinds or {})
-    plans, clipped = count_saturated(options, model, plans)
-    notes += [*clipped, *mark_notes, *scale_notes(plans, bool(calibration))]
+    recording = read_recordings(options.activation_stats)
+    plans, clipped = count_saturated(options, model, plans, recording)
+    plans, aware = attach_moments(options, plans, recording)
+    notes += [*clipped, *aware, *mark_notes, *scale_notes(plans, bool(calibration))]
     if options.recipe == LEGACY_RECIPE:
         plans, more = share_marker(plans)
         notes += more
@@ -2469,25 +2917,24 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
     )
 
 
-def check_recording(path: Path, recording: dict[str, Recorded], model: Model) -> None:
+def check_recording(recording: dict[str, Recorded], model: Model) -> None:
     """A recording has to be of this model: of its layers, by their number of columns."""
     columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
     known = recording.keys() & columns.keys()
     wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
     if wrong or not known:
         what = f"{examples(wrong)} has other columns" if wrong else "it has none of its layers"
-        raise ConvertError(f"{path}: is of another model than the source: {what}")
+        raise ConvertError(f"--activation-stats: is of another model than the source: {what}")
 
 
 def count_saturated(
-    options: Options, model: Model, plans: list[TensorPlan]
+    options: Options, model: Model, plans: list[TensorPlan], recording: dict[str, Recorded]
 ) -> tuple[list[TensorPlan], list[str]]:
     """The plans with the share of recorded blocks that clip at their scales, and notes."""
-    path, counted = options.activation_stats, []
-    if path is None:
+    if not options.activation_stats:
         return plans, []
-    recording = read_recording(path)
-    check_recording(path, recording, model)
+    check_recording(recording, model)
+    counted = []
     for plan in plans:
         recorded = recording.get(bare(plan.ref.layer))
         if recorded and plan.precision is Precision.NVFP4 and plan.input_scale is not None:
@@ -2500,9 +2947,37 @@ def count_saturated(
     if many:
         what = f"clip more than {MANY_SATURATED:.1%} of the blocks recorded"
         notes.append(f"input scales of {len(many)} layers {what}: {examples(many)}")
-    if not any(plan.input_scale for plan in plans):
-        notes.append(f"{path.name} gives no input scales without --input-scale-policy headroom")
     return counted, notes
+
+
+def attach_moments(
+    options: Options, plans: list[TensorPlan], recording: dict[str, Recorded]
+) -> tuple[list[TensorPlan], list[str]]:
+    """Give quantised layers the statistics they are rounded by, and the bias that goes along."""
+    moments = {layer: recorded.moments for layer, recorded in recording.items() if recorded.moments}
+    if not recording:
+        return plans, []
+    if not moments:
+        if any(plan.input_scale for plan in plans):
+            return plans, []
+        none = "has no second moments, and gives no input scales without --input-scale-policy"
+        return plans, [f"--activation-stats {none} headroom: nothing is done with it"]
+    if options.scale_search == "amax":
+        return plans, ["--scale-search amax: second moments are not used"]
+    biases = {plan.ref.name: plan for plan in plans if plan.ref.is_float}
+    given = [
+        dataclasses.replace(
+            plan,
+            moments=moments.get(bare(plan.ref.layer)),
+            bias=biases.get(f"{plan.ref.layer}.bias") if bare(plan.ref.layer) in moments else None,
+        )
+        if plan.is_quantised
+        else plan
+        for plan in plans
+    ]
+    lacking = [plan.ref.layer for plan in given if plan.is_quantised and not plan.moments]
+    note = f"{len(lacking)} layers have no second moments, and the plain search: "
+    return given, [note + examples(lacking)] if lacking else []
 
 
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
@@ -2526,14 +3001,17 @@ def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
 
 def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
     """The plans with the named float16 tensors as float32."""
-    return [
-        dataclasses.replace(
-            plan, precision=Precision.FP32, dtype="F32", reason=f"{WIDENED} (else {plan.reason})"
-        )
-        if plan.ref.name in names
-        else plan
-        for plan in plans
-    ]
+
+    def widened(plan: TensorPlan) -> TensorPlan:
+        if plan.bias:
+            (bias,) = widen([plan.bias], names)
+            plan = dataclasses.replace(plan, bias=bias)
+        if plan.ref.name not in names:
+            return plan
+        reason = f"{WIDENED} (else {plan.reason})"
+        return dataclasses.replace(plan, precision=Precision.FP32, dtype="F32", reason=reason)
+
+    return [*map(widened, plans)]
 
 
 # ── 6. Layout, encode, write, verify ─────────────────────────────────────────────────────────────
@@ -2688,6 +3166,8 @@ def portable(value: object) -> object:
     """An option's value for the header: file names for paths, sorted lists for sets."""
     if isinstance(value, Path):
         return value.name
+    if isinstance(value, tuple):
+        return [*map(portable, value)]
     return sorted(value) if isinstance(value, frozenset) else value
 
 
@@ -2705,6 +3185,7 @@ class Compute:
         search: Callable = amax_block_scales,
     ):
         self.device, self.dtype, self.search, self.notes = device, dtype, search, []
+        self.recalled: dict[object, object] = {}  # the last statistics, as siblings share them
         self.compiled = False  # KERNELS are machine code, and for this device and dtype
         on_cpu = device.type == "cpu"
         self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
@@ -2732,9 +3213,26 @@ class Compute:
         except RuntimeError as error:
             self.notes.append(f"slower, same result: numba: {error}")
 
-    def map(self, function: Callable, weight: torch.Tensor, *more: torch.Tensor) -> list:
-        """The function's results for every chunk of rows of a matrix and of what goes with it."""
-        rows = max(1, self.chunk // weight.shape[1])
+    def recall(self, key: Moments | tuple, make: Callable) -> object:
+        """What `make(key, device)` or its last call with this key returned."""
+        if key in self.recalled:
+            self.recalled[key] = self.recalled.pop(key)  # the newest comes last
+            return self.recalled[key]
+        while len(self.recalled) >= RECALLED:
+            del self.recalled[next(iter(self.recalled))]
+        self.recalled[key] = make(key, self.device)
+        return self.recalled[key]
+
+    def map(
+        self, function: Callable, weight: torch.Tensor, *more: torch.Tensor, rows: int = 0
+    ) -> list:
+        """The function's results for every chunk of rows of a matrix and of what goes with it.
+
+        With `rows`, chunks have so many of them on a CPU; a GPU takes all at once.
+        """
+        if rows:
+            rows = rows if self.device.type == "cpu" else len(weight)
+        rows = rows or max(1, self.chunk // weight.shape[1])
         return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
 
 
@@ -2776,7 +3274,12 @@ def join_ranks() -> Iterator[Ranks]:
 
 
 def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
-    """A rank's tensors, in source order: the costliest are dealt first, to whom has least."""
+    """A rank's tensors, in source order: the costliest are dealt first, to whom has least.
+
+    Biases that go along with their layers are not among them.
+    """
+    along = {plan.bias.ref.name for plan in plans if plan.bias}
+    plans = [plan for plan in plans if plan.ref.name not in along]
     loads, mine = [0] * ranks.size, set()
     costs = {
         plan.ref.name: plan.ref.nbytes
@@ -2796,30 +3299,183 @@ def quantise(
     plan: TensorPlan, weight: torch.Tensor, compute: Compute
 ) -> tuple[dict[str, list[torch.Tensor]], Damage]:
     """The stored tensors of one NVFP4 or FP8 layer, and the error of what they decode to."""
-    weight, dtype = weight.to(compute.device), compute.dtype
+    weight = weight.to(compute.device)
+    best, bias = search_scales(plan, weight, compute), None
+    if plan.moments:
+        best, bias = round_by_moments(plan, weight, best, compute)
+    stored = store(plan, best)
+    if plan.bias:
+        whole = Piece(plan=plan.bias, begin=0, end=plan.bias.ref.nbytes)
+        stored[plan.bias.ref.name] = [cast(whole, load(plan.bias.ref)) if bias is None else bias]
+    return stored, best.damage
+
+
+def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> Encoded:
+    """The layer with the least squared error of its weight."""
+    dtype = compute.dtype
     amax = torch.stack(compute.map(lambda rows: largest_magnitude(rows.to(dtype)), weight)).amax()
     if not amax.isfinite():
-        cast = "" if dtype is torch.float32 else f" (as {dtype}, the --quant-dtype)"
+        as_cast = "" if dtype is torch.float32 else f" (as {dtype}, the --quant-dtype)"
         raise ConvertError(
-            f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{cast}: the file is damaged, or "
+            f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{as_cast}: the file is damaged, or "
             f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
     if plan.precision is Precision.FP8:
         plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, dtype)
         encode = encode_fp8_compiled if compute.compiled else plain
-        best = encode_layer(weight, fp8_scale(amax), encode, compute)
+        return encode_layer(weight, fp8_scale(amax), encode, compute)
+    scale, search = nvfp4_global_scale(amax), compute.search
+    if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
+        search = amax_block_scales
+        compute.notes.append(f"{plan.ref.layer}: too small weights for the scale search")
+    encode = measured(partial(encode_nvfp4, block_scales=search), decode_nvfp4, dtype)
+    if compute.compiled:
+        encode = partial(encode_nvfp4_compiled, block_scales=search)
+    best = encode_layer(weight, scale, encode, compute)
+    if search is not amax_block_scales:
+        best = try_other_global_scales(weight, best, encode, compute)
+    return best
+
+
+def round_by_moments(
+    plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
+) -> tuple[Encoded, torch.Tensor | None]:
+    """The layer rounded to the least output error, and the bias that goes with it if it gains.
+
+    Where no second moment is positive definite, and where rounding by it does not lower the output
+    error, `plain` comes back.
+    """
+    rounding = choose_rounding(plan, weight, plain, compute)
+    if rounding is None:
+        return plain, None
+    parts = [torch.cat(plain.codes), *([] if plain.block_scale is None else [plain.block_scale])]
+    made = compute.map(partial(round_piece, rounding), weight, *parts, rows=FEEDBACK_ROWS)
+    codes, *scales, errors, means, damages = zip(*made, strict=True)
+    unit = float(plain.scale)
+    energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
+    output, drift, new_drift = torch.cat(means, dim=1) * unit
+    energy, before = energy + squared(output), before + squared(drift)
+    bias, left = moved_bias(plan, new_drift)
+    if not after + left < before:
+        best, after, bias = plain, before, None
     else:
-        scale, search = nvfp4_global_scale(amax), compute.search
-        if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
-            search = amax_block_scales
-            compute.notes.append(f"{plan.ref.layer}: too small weights for the scale search")
-        encode = measured(partial(encode_nvfp4, block_scales=search), decode_nvfp4, dtype)
-        if compute.compiled:
-            encode = partial(encode_nvfp4_compiled, block_scales=search)
-        best = encode_layer(weight, scale, encode, compute)
-        if search is not amax_block_scales:
-            best = try_other_global_scales(weight, best, encode, compute)
-    return store(plan, best), best.damage
+        after += left
+        damage = Damage.total(damages, plain.scale)
+        block_scale = torch.cat(*scales) if scales else None
+        best = Encoded(codes=codes, block_scale=block_scale, scale=plain.scale, damage=damage)
+    measured = {
+        "output_before": math.sqrt(before / energy) if energy else 0.0,
+        "output_after": math.sqrt(after / energy) if energy else 0.0,
+    }
+    if plan.precision is Precision.NVFP4:
+        moved = 0.0 if bias is None else bias.to(compute.device).float() - load_bias(plan, compute)
+        measured["output_w4a4"] = w4a4_error(plan, weight, best, moved, compute)
+    return dataclasses.replace(best, damage=dataclasses.replace(best.damage, **measured)), bias
+
+
+def choose_rounding(
+    plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
+) -> Rounding | None:
+    """With the damping that has the least output error on some rows; None without a feedback."""
+    given, centred = compute.recall(plan.moments, load_statistics), plan.bias is not None
+    grid, group, decode = E2M1, BLOCK_SIZE, decode_nvfp4
+    if plan.precision is Precision.FP8:
+        grid, group, decode = E4M3, 1, decode_fp8
+
+    def make(_: object, __: torch.device) -> list[Feedback | None]:
+        maker = partial(make_feedback, given, group=group, centred=centred)
+        return [*compute.pool.map(maker, DAMPINGS)]
+
+    def error(feedback: Feedback) -> float:
+        return output_error(round_rows(some, feedback, grid).residual, feedback)
+
+    feedbacks = [*filter(None, compute.recall((plan.moments, group, centred), make))]
+    if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
+        return None
+    some = weight[:: max(1, len(weight) // DAMPING_ROWS)].to(compute.dtype).float() / plain.scale
+    errors = [*compute.pool.map(error, feedbacks)]
+    best = feedbacks[errors.index(min(errors))]
+    mean = given.mean if centred else torch.zeros_like(given.mean)
+    return Rounding(
+        feedback=best,
+        mean=mean[best.order],
+        grid=grid,
+        decode=decode,
+        scale=plain.scale,
+        dtype=compute.dtype,
+    )
+
+
+def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) -> tuple:
+    """Rows [n, K] of a weight and what the plain search stores of them -> what is stored now, the
+    squared outputs, errors before and after, their means [3, n], and the damage; in its units.
+    """
+    feedback, unit = rounding.feedback, rounding.scale
+    values = rows.to(rounding.dtype).float() / unit
+    rounded = round_rows(values, feedback, rounding.grid)
+    decoded = rounding.decode(*plain, torch.ones_like(unit))
+    before = (values - decoded).t()[feedback.order]
+    parts = (values.t()[feedback.order], before, rounded.residual)
+    errors = [output_error(part, feedback) for part in parts]
+    means = torch.stack([rounding.mean @ part for part in parts])
+    damage = Damage(error=squared(rounded.residual), energy=squared(values))
+    return *stored_levels(rounded, feedback, rounding.grid), errors, means, damage
+
+
+def stored_levels(rounded: Rounded, feedback: Feedback, grid: FloatGrid) -> list[torch.Tensor]:
+    """Codes (and block scales) of rounded rows, as the plain encoders return them."""
+    levels = torch.empty_like(rounded.levels)
+    levels[feedback.order] = rounded.levels
+    levels = levels.t().contiguous()
+    if grid is E4M3:
+        return [levels.to(torch.float8_e4m3fn)]
+    codes = torch.empty_like(rounded.codes)
+    codes[feedback.order[::BLOCK_SIZE] // BLOCK_SIZE] = rounded.codes
+    packed = pack_e2m1(round_to_e2m1(levels.abs()), levels)
+    return [packed, codes.t().contiguous().to(torch.uint8).view(torch.float8_e4m3fn)]
+
+
+def squared(values: torch.Tensor) -> float:
+    return float(values.square().sum(dtype=torch.float64))
+
+
+def load_bias(plan: TensorPlan, compute: Compute) -> torch.Tensor:
+    return load(plan.bias.ref).to(compute.device).float()
+
+
+def moved_bias(plan: TensorPlan, drift: torch.Tensor) -> tuple[torch.Tensor | None, float]:
+    """The layer's bias [N] with a mean error [N] made up for, and what its own rounding leaves."""
+    if plan.bias is None:
+        return None, 0.0
+    bias = load(plan.bias.ref).to(drift.device).float()
+    moved = (bias + drift).to(TORCH_DTYPES[plan.bias.dtype])
+    return moved, squared(bias + drift - moved.float())
+
+
+def w4a4_error(
+    plan: TensorPlan,
+    weight: torch.Tensor,
+    stored: Encoded,
+    moved: torch.Tensor | float,
+    compute: Compute,
+) -> float:
+    """Relative RMSE of the layer's output for recorded rows, quantised as they are on Blackwell."""
+    rows = compute.recall(plan.moments, load_statistics).rows
+    scale = nvfp4_global_scale(largest_magnitude(rows))
+    if plan.input_scale is not None:
+        scale = torch.full_like(scale, plan.input_scale)
+    quantised = decode_nvfp4(*encode_nvfp4(rows, scale), scale)
+
+    def outputs(some: torch.Tensor, codes: torch.Tensor, block_scale: torch.Tensor) -> tuple:
+        exact = rows @ some.float().t()
+        decoded = decode_nvfp4(codes, block_scale, stored.scale)
+        return exact, quantised @ decoded.t() - exact
+
+    codes = torch.cat(stored.codes)
+    made = compute.map(outputs, weight, codes, stored.block_scale, rows=FEEDBACK_ROWS)
+    exact, error = (torch.cat(parts, dim=1) for parts in zip(*made, strict=True))
+    energy = squared(exact)
+    return math.sqrt(squared(error + moved) / energy) if energy else 0.0
 
 
 def has_many_subnormals(block_scale: torch.Tensor) -> bool:
@@ -3582,17 +4238,21 @@ def compare_kept(ref: TensorRef, other: TensorRef) -> str:
 
 
 def compare_layer(
-    ref: TensorRef, layer: StoredLayer, compute: Compute
+    ref: TensorRef, layer: StoredLayer, compute: Compute, limit: float = WRONG_FROM
 ) -> tuple[Damage | None, str]:
     """A quantised layer's error against its original, and what is wrong with it or ""."""
     original, stored = load(ref), stored_parts(layer)
     damage = decoded_damage(original, stored, compute)
-    wrong = not damage.relative_rmse < WRONG_FROM  # NaN is wrong, too
+    wrong = not damage.relative_rmse < limit  # NaN is wrong, too
     return damage, misread(original, stored, compute) if wrong else ""
 
 
 def compare_tensor(
-    ref: TensorRef, other: TensorRef, layer: StoredLayer | None, compute: Compute
+    ref: TensorRef,
+    other: TensorRef,
+    layer: StoredLayer | None,
+    compute: Compute,
+    limit: float = WRONG_FROM,
 ) -> tuple[Damage | None, str]:
     """A stored tensor against its original: a layer's error, and what is wrong or ""."""
     packed = ref.is_linear_weight and layer is not None and layer.scheme in DECODED
@@ -3603,7 +4263,17 @@ def compare_tensor(
     if not packed:
         return None, compare_kept(ref, other)
     reason = undecodable(layer)
-    return (None, f"not measured: {reason}") if reason else compare_layer(ref, layer, compute)
+    if reason:
+        return None, f"not measured: {reason}"
+    return compare_layer(ref, layer, compute, limit)
+
+
+def was_rounded_by_statistics(metadata: dict[str, str]) -> bool:
+    """Whether a file's header says so."""
+    try:
+        return bool(json.loads(metadata["convert_nvfp4"])["options"]["activation_stats"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False
 
 
 def check_against(
@@ -3611,18 +4281,22 @@ def check_against(
 ) -> tuple[list[Finding], dict[str, Damage]]:
     """Every tensor of the source against what the file decodes to, and each layer's error."""
     stored = {bare(name): ref for name, ref in model.tensors.items()}
-    found, damage = [], {}
+    found, damage, aware = [], {}, was_rounded_by_statistics(model.metadata)
+    limit = ROUNDED_WRONG_FROM if aware else WRONG_FROM
     with Compute(torch.device("cpu")) as compute:
         for ref in tqdm(source.tensors.values(), "decoding", disable=quiet, file=sys.stderr):
             other = stored.pop(bare(ref.name), None)
             if other is None:
                 found.append(Finding(defect="missing", name=ref.name))
                 continue
-            error, detail = compare_tensor(ref, other, layers.get(other.layer), compute)
+            error, detail = compare_tensor(ref, other, layers.get(other.layer), compute, limit)
             if error is not None:
                 damage[other.layer] = error
             if detail:
-                found.append(Finding(defect="values", name=other.layer, detail=detail))
+                layer = other.name.removesuffix(".bias")
+                moved = aware and layer != other.name and f"{layer}.weight_scale" in model.tensors
+                defect = "moved bias" if moved and load(other).isfinite().all() else "values"
+                found.append(Finding(defect=defect, name=other.layer, detail=detail))
     parts = {*LAYER_PARTS, MARKER} - {"weight", "bias"}
     extra = (ref.name for name, ref in stored.items() if name.rpartition(".")[2] not in parts)
     return [*found, *(Finding(defect="extra", name=name) for name in extra)], damage
@@ -3678,7 +4352,8 @@ def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Dam
         else:
             for key, tensor in marker.items():
                 output.write(key, tensor)
-            output.flush([*marker, *(key for plan in plans for key in stored_tensors(plan))])
+            own = [*plans, *(plan.bias for plan in plans if plan.bias)]
+            output.flush([*marker, *(key for plan in own for key in stored_tensors(plan))])
         shares = ranks.gather((found, compute.notes, overflows))
         if any(overflows for *_, overflows in shares):
             if ranks.rank == 0:
@@ -3716,6 +4391,8 @@ def encode_share(
                 for tensor in pieces:
                     output.write(key, tensor)
             if piece.end == plan.ref.nbytes:
+                if plan.bias:  # noted first: a layer that is noted has its bias
+                    output.finish(plan.bias.ref.name, None)
                 output.finish(name, found.get(name))
             bar.update(piece.end - piece.begin)
     return found
@@ -3884,6 +4561,42 @@ def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
     return [title, *lines] if lines else []
 
 
+def render_output_errors(report: Report, count: int = 5) -> list[str]:
+    """What rounding by statistics gained: how many layers, by how much, and the worst of them."""
+    found = {
+        layer: damage for layer, damage in report.damage.items() if damage.output_before is not None
+    }
+    asked = [plan.ref.layer for plan in report.plans if plan.moments]
+    failed = [layer for layer in asked if layer in report.damage.keys() - found.keys()]
+    lines = []
+    if failed:
+        what = "second moments are not positive definite: the plain search"
+        lines.append(f"  {len(failed)} layers' {what}: {examples(failed)}")
+    if not found:
+        return lines
+    pairs = [(damage.output_before, damage.output_after) for damage in found.values()]
+    kept = sum(before == after for before, after in pairs)
+    before, after = (geometric_mean(errors) for errors in zip(*pairs, strict=True))
+    lines += [
+        f"  output errors of the {len(found)} layers rounded by their input's statistics: "
+        f"{before:.4f} -> {after:.4f} (geometric mean; {kept} did not gain), the largest:"
+    ]
+    worst = sorted(found.items(), key=lambda item: -item[1].output_after)[:count]
+    for layer, damage in worst:
+        lines.append(f"    {output_errors(dataclasses.asdict(damage))}  {layer}")
+    return lines
+
+
+def output_errors(data: dict) -> str:
+    w4a4 = "" if data["output_w4a4"] is None else f", W4A4 {data['output_w4a4']:.4f}"
+    return f"{data['output_before']:.4f} -> {data['output_after']:.4f}{w4a4}"
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    logarithms = [math.log(value) if value > 0 else -math.inf for value in values]
+    return math.exp(sum(logarithms) / len(logarithms))
+
+
 def render_plan(report: Report) -> list[str]:
     """Tensors of one kind, shape and fate on one line, or each on its own with --verbose."""
     groups = defaultdict(list)
@@ -3959,6 +4672,9 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
             data |= {
                 "relative_rmse": damage.relative_rmse,
                 "sqnr_db": None if lossless else damage.sqnr_db,
+                "output_before": damage.output_before,
+                "output_after": damage.output_after,
+                "output_w4a4": damage.output_w4a4,
             }
     return data
 
@@ -4007,6 +4723,7 @@ def render_report(report: Report) -> str:
         *render_totals(report),
         render_matmuls(report),
         *render_worst(report.damage),
+        *render_output_errors(report),
         *(render_scales(report) if options.input_scale_layer_summary else []),
         *(f"  note: {note}" for note in report.notes),
     ]
@@ -4156,6 +4873,8 @@ def html_tip(layer: dict) -> str:
     if "relative_rmse" in layer:
         facts["relative RMSE"] = f"{layer['relative_rmse']:.6f}"
         facts["SQNR"] = decibels(layer["sqnr_db"])
+        if layer["output_before"] is not None:
+            facts["output error"] = output_errors(layer)
     lines = "".join(f"<dt>{name}</dt><dd>{escaped(fact)}</dd>" for name, fact in facts.items())
     return f'<div class="tip"><b>{html_name(layer)}</b><dl>{lines}</dl></div>'
 
@@ -4239,6 +4958,11 @@ def html_errors(layers: list[dict]) -> str:
     if not damaged:
         return ""
     worst = damaged[0]["relative_rmse"] or 1
+    measured = any(layer["output_before"] is not None for layer in damaged)
+
+    def known(layer: dict) -> str:
+        return "-" if layer["output_before"] is None else escaped(output_errors(layer))
+
     rows = [
         (
             html_name(layer),
@@ -4246,10 +4970,12 @@ def html_errors(layers: list[dict]) -> str:
             f'<div class="bar {escaped(layer["stored_as"])}" style="--part:'
             f'{100 * layer["relative_rmse"] / worst:.1f}%">{layer["relative_rmse"]:.4f}</div>',
             decibels(layer["sqnr_db"]),
+            *([known(layer)] if measured else []),
         )
         for layer in damaged
     ]
-    head = html_head("Layer", "Stored as", "Relative RMSE", "SQNR")
+    output = ["Output error"] if measured else []
+    head = html_head("Layer", "Stored as", "Relative RMSE", "SQNR", *output)
     table = html_table("Worst first", head, rows[:WORST_SHOWN])
     if more := rows[WORST_SHOWN:]:
         rest = html_table("In the same order", head, more)
@@ -4486,8 +5212,9 @@ COMMAND_LINE = {
             "... from this deviation up (default: that of nine tenths of the layers)"),
         "--input-scale-summary-cv-threshold": ({"metavar": "CV", "type": positive_float},
             "... or from this deviation over the mean up (default: 0.4)"),
-        "--activation-stats": (FILE,
-            "what the ComfyUI recorder in calib/ wrote: the report counts what scales clip"),
+        "--activation-stats": ({"action": "append", "default": [], **FILE},
+            "what the ComfyUI recorder in calib/ wrote (repeatable, adds up): counts what scales "
+            "clip; with second moments in it, weights are rounded to the least output error"),
         "--input-scale-policy": ({"choices": ("percentile", "headroom")},
             "from the summary, or the largest value in --activation-stats with a margin "
             "(default: percentile)"),
@@ -4566,7 +5293,7 @@ def contradictions(given: dict[str, object]) -> Iterator[str]:
         return "--" + name.replace("_", "-")
 
     def is_given(name: str) -> bool:
-        return given[name] is not None and given[name] is not False
+        return given[name] not in (None, False, [])
 
     for one, other in CONFLICTS:
         if is_given(one) and is_given(other):
@@ -4606,6 +5333,7 @@ def parse_options(argv: list[str] | None = None) -> Options | Verification:
     return Options(
         **given
         | {
+            "activation_stats": tuple(given["activation_stats"]),
             "include": tuple(given["include"]),
             "exclude": tuple(given["exclude"]),
             "full_precision_mm_pattern": tuple(given["full_precision_mm_pattern"]),

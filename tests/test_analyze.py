@@ -311,9 +311,14 @@ def test_steps_go_on_over_pending_calls_and_files(tmp_path, capsys):
 
 
 def recording(path, layers, metadata=None):
-    tensors = {f"{name}.quantisation": torch.tensor(pair, dtype=torch.float64)
-               for name, pair in layers.items()}  # fmt: skip
-    tensors |= {f"{name}.calls": torch.tensor(3) for name in layers}
+    tensors = {}
+    for name, pair in layers.items():
+        tensors |= {
+            f"{name}.quantisation": torch.tensor(pair, dtype=torch.float64),
+            f"{name}.absmax": torch.ones(16),
+            f"{name}.block_histogram": torch.zeros(len(c.BIN_EDGES), dtype=torch.int64),
+            f"{name}.tokens": torch.tensor(3),
+        }
     save_file(tensors, path, metadata or {"format": "nvfp4_recording", "version": "1"})
     return path
 
@@ -340,9 +345,9 @@ def test_recordings_add_up_to_a_relative_error(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("layers", "metadata", "message"),
     [
-        ({"x": [1, 2]}, {"format": "pt"}, "is no recording of version 1"),
-        ({"x": [1, 2, 3]}, None, "x.quantisation must be F64 [2]"),
-        ({"x": [float("nan"), 1]}, None, "must be two sums of squares"),
+        ({"x": [1, 2]}, {"format": "pt"}, "is no recording (version 1)"),
+        ({"x": [1, 2, 3]}, None, "layer x: quantisation missing or malformed"),
+        ({"x": [float("nan"), 1]}, None, "layer x saw NaN or Inf"),
     ],
 )
 def test_what_is_no_recording_is_an_error(tmp_path, capsys, layers, metadata, message):

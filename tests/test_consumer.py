@@ -230,7 +230,8 @@ plain = load(state, model_options={}, metadata=metadata)
 record = node.NODE_CLASS_MAPPINGS["NVFP4CalibrationRecorder"]().record
 prompt = {"1": {"inputs": {"unet_name": "wan_high.safetensors"}},
           "2": {"inputs": {"model": ["1", 0]}}}
-recorded, = record(plain, True, "", os.environ["FOLDER"], "", 64, prompt, "2")
+recorded, = record(plain, True, "", os.environ["FOLDER"], "", 64, "all",
+                   prompt=prompt, unique_id="2")
 assert record(plain, enabled=False) == (plain,)
 
 def sample(model, seed):

@@ -214,7 +214,8 @@ def histogram_of(blocks):
 
 def recorded(blocks):
     counts = histogram_of(blocks)
-    return c.Recorded(amax=float(max(blocks)), channels=16, block_histogram=counts, rel_rmse=0.1)
+    amax = float(max(blocks))
+    return c.Recorded(amax=amax, channels=16, block_histogram=counts, error=1.0, energy=100.0)
 
 
 def test_headroom_is_the_margin_unless_small_blocks_would_suffer():
@@ -240,7 +241,7 @@ def recording(tiny, tmp_path_factory):
     """A recording with a row for every linear layer of the tiny Wan, by the recorder itself."""
     folder = tmp_path_factory.mktemp("recording")
     made, generator = recorder.Recording(folder, "m"), torch.Generator().manual_seed(5)
-    made.begin({}, 256)
+    made.begin({}, 256, {})
     for index, ref in enumerate(c.open_model(tiny).linear_weights):
         x = torch.randn(64, ref.shape[1], generator=generator)
         x[:, 3] *= 1 + index % 20

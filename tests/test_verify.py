@@ -18,6 +18,7 @@ def verify(path, *arguments, capsys):
 
 def test_every_defect_has_a_broken_file():
     by_hand = {"unaligned", "values", "missing", "extra", "empty", "prefix"}  # below
+    by_hand.add("moved bias")  # test_rounding.py
     assert {defect for defect, _ in CASES.values()} | by_hand == c.DEFECTS.keys()
 
 

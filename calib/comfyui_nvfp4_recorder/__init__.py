@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from .recorder import Recording
+from .second_moments import LAYERS
 
 MODEL_SUFFIXES = (".safetensors", ".gguf", ".sft", ".ckpt", ".pt", ".pth")
 
@@ -73,6 +74,19 @@ class NVFP4CalibrationRecorder:
                         "tooltip": "input rows sampled at every call for all but the maxima",
                     },
                 ),
+                "second_moments": (
+                    list(LAYERS),
+                    {"tooltip": "also record what activation-aware rounding needs (gigabytes)"},
+                ),
+                "widest": (
+                    "INT",
+                    {
+                        "default": 8192,
+                        "min": 16,
+                        "max": 1 << 20,
+                        "tooltip": "layers of more input channels have no second moments",
+                    },
+                ),
             },
             "hidden": {"prompt": "PROMPT", "unique_id": "UNIQUE_ID"},
         }
@@ -85,6 +99,8 @@ class NVFP4CalibrationRecorder:
         folder="",
         layers="",
         tokens=256,
+        second_moments="none",
+        widest=8192,
         prompt=None,
         unique_id="",
     ) -> tuple:
@@ -109,7 +125,7 @@ class NVFP4CalibrationRecorder:
 
         def outer_sample(executor, *arguments, **keywords):
             diffusion_model = executor.class_obj.model_patcher.model.diffusion_model
-            with recording.watching(diffusion_model, layers, tokens):
+            with recording.watching(diffusion_model, layers, tokens, second_moments, widest):
                 return executor(*arguments, **keywords)
 
         model = model.clone()

@@ -11,13 +11,16 @@ recordings add up:
   L.block_histogram   I64 [322]  largest magnitudes of blocks of 16 channels, see BINS
   L.quantisation      F64 [2]    squared error and energy of sampled rows as dynamic NVFP4
 
-and appends a line per call to a log: format, mode, layer, scale, amax and shape, tab-separated.
+and what second_moments.py tells if asked. It appends a line per call to a log: format, mode,
+layer, scale, amax and shape, tab-separated.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import json
+import math
 import re
 import weakref
 from collections.abc import Iterator
@@ -25,7 +28,8 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+
+from .second_moments import Part, SecondMoments, chosen, part
 
 FORMAT, VERSION = "nvfp4_recording", "1"
 BLOCK_SIZE = 16
@@ -71,12 +75,12 @@ def histogram(block_amax: torch.Tensor) -> torch.Tensor:
     return torch.histc(bins.float(), bins=BINS, min=-0.5, max=BINS - 0.5)
 
 
-def facts_of(rows: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def facts_of(rows: torch.Tensor, picked: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """What one call adds: the largest magnitude of rows [T, K] and of each channel, and SUMS over
-    the sampled rows in one tensor, as small operations cost a GPU more than their arithmetic.
+    the picked rows in one tensor, as small operations cost a GPU more than their arithmetic.
     """
     absmax = torch.maximum(-rows.amin(0), rows.amax(0)).float()
-    amax, picked = absmax.amax(), rows[sample].float()
+    amax, picked = absmax.amax(), picked.float()
     padded = torch.nn.functional.pad(picked, (0, -picked.shape[1] % BLOCK_SIZE))
     block_amax = padded.unflatten(1, (-1, BLOCK_SIZE)).abs().amax(-1)
     sums = (
@@ -94,6 +98,31 @@ def split(absmax: torch.Tensor, sums: torch.Tensor) -> Facts:
     parts = sums.cpu().double().split([channels, channels, BINS, 2])
     facts = {"absmax": absmax.cpu(), **dict(zip(SUMS, parts, strict=True))}
     return facts | {"block_histogram": facts["block_histogram"].long()}
+
+
+DTYPES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.uint8: "U8",
+}
+
+
+def write(path: Path, metadata: dict[str, str], parts: dict[str, Part]) -> None:
+    """A safetensors file of tensors that are made one after the other: all would not fit."""
+    header, end = {"__metadata__": metadata}, 0
+    parts = dict(sorted(parts.items(), key=lambda part: -part[1][0].itemsize))
+    for name, (dtype, shape, _) in parts.items():
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        entry = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        header[name] = entry
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, _, make in parts.values():
+            file.write(make().contiguous().view(-1).view(torch.uint8).numpy())
 
 
 def add(total: Facts, more: Facts) -> None:
@@ -114,20 +143,32 @@ class Recording:
         self.generators: dict[torch.device, torch.Generator] = {}
 
     def load(self) -> dict[str, Facts]:
+        """{layer: its sums} of the file; its second moments go where they are added up."""
+        if not self.path.exists():
+            return {}
         with safe_open(self.path, "pt") as file:
-            if (file.metadata() or {}).get("format") != FORMAT:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
                 raise RuntimeError(f"{self.path} is no recording; choose another name or folder")
             layers: dict[str, Facts] = {}
             for key in file.keys():  # noqa: SIM118 (it is no dict)
-                layer, _, part = key.rpartition(".")
-                layers.setdefault(layer, {})[part] = file.get_tensor(key)
+                layer, _, name = key.rpartition(".")
+                layers.setdefault(layer, {})[name] = file.get_tensor(key)
+        self.moments.go_on(json.loads(metadata.get("inputs", "{}")), layers)
         return layers
 
     @contextlib.contextmanager
     def watching(
-        self, model: torch.nn.Module, pattern: str = "", tokens: int = 256
+        self,
+        model: torch.nn.Module,
+        pattern: str = "",
+        tokens: int = 256,
+        second_moments: str = "none",
+        widest: int = 8192,
     ) -> Iterator[None]:
         """Record the linear layers that match while a model is sampled; writes the file at the end.
+
+        Second moments are those of "inner blocks" or "all" of them with up to `widest` channels.
 
         Raises RuntimeError, before anything is sampled, where the file is no recording or one of
         a model of other widths, and where another node records into it already.
@@ -141,7 +182,10 @@ class Recording:
         }
         if not layers:
             raise RuntimeError(f"no linear layer of the model matches {pattern!r}")
-        self.begin({name: module.in_features for name, module in layers.items()}, tokens)
+        widths = {name: module.in_features for name, module in layers.items()}
+        names = chosen([*widths], second_moments)
+        squared = {name: widths[name] for name in names if widths[name] <= widest}
+        self.begin(widths, tokens, squared)
         hooks = [
             module.register_forward_pre_hook(self.hook(name), with_kwargs=True)
             for name, module in layers.items()
@@ -157,10 +201,11 @@ class Recording:
                 print(f"NVFP4 recorder: this prompt is not in {self.path}: {error}")
             self.watched = {}
 
-    def begin(self, widths: dict[str, int], tokens: int) -> None:
+    def begin(self, widths: dict[str, int], tokens: int, squared: dict[str, int]) -> None:
         """Go on with the file as it is now, which may have been deleted to start again."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.layers: dict[str, Facts] = self.load() if self.path.exists() else {}
+        self.moments = SecondMoments(squared)
+        self.layers: dict[str, Facts] = self.load()
         for name, facts in self.layers.items():
             if name in widths and len(facts["absmax"]) != widths[name]:
                 raise RuntimeError(f"{self.path} is of another model: choose another name")
@@ -188,9 +233,11 @@ class Recording:
             return
         parent = name.rpartition(".")[0]
         if self.last() is not given or self.parent != parent or name in self.given_to:
-            self.last_facts = facts_of(rows, self.sample(rows))
+            self.picked = rows[self.sample(rows)]
+            self.last_facts = facts_of(rows, self.picked)
             self.last, self.parent, self.given_to = weakref.ref(given), parent, set()
         self.given_to.add(name)
+        self.moments.observe(name, rows, self.picked)
         amax, absmax, sums = self.last_facts
         self.pending.append((name, amax, tuple(rows.shape)))
         if name in self.seen:
@@ -241,14 +288,22 @@ class Recording:
     def save(self) -> None:
         """Replace the file at once."""
         self.settle()
-        tensors = {
-            f"{name}.{part}": value
-            for name, facts in self.layers.items()
-            for part, value in facts.items()
+        for name, facts in self.layers.items():
+            if not all(value.isfinite().all() for value in facts.values()):
+                print(f"NVFP4 recorder: NaN or Inf in the input of {name}")
+                break
+        self.moments.settle({name: facts["absmax"] for name, facts in self.layers.items()})
+        parts = {
+            f"{layer}.{name}": part(value)
+            for layer, facts in self.layers.items()
+            for name, value in facts.items()
         }
-        broken = [key for key, value in tensors.items() if not value.isfinite().all()]
-        if broken:
-            print(f"NVFP4 recorder: NaN or Inf in the input of {broken[0].rpartition('.')[0]}")
+        for layer, given in self.moments.inputs.items():
+            parts |= {f"{layer}.{name}": made for name, made in given.parts().items()}
+        metadata = {"format": FORMAT, "version": VERSION}
+        if self.moments.first_of:
+            metadata["inputs"] = json.dumps(self.moments.first_of)
         partial = self.path.with_name(self.path.name + ".partial")
-        save_file(tensors, partial, metadata={"format": FORMAT, "version": VERSION})
+        write(partial, metadata, parts)
         partial.replace(self.path)
+        self.moments = SecondMoments({})  # what it held are gigabytes
