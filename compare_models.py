@@ -325,7 +325,9 @@ def decode(layer: c.StoredLayer) -> torch.Tensor:
     if layer.scheme in c.DECODED:
         parts, scale = c.stored_parts(layer)
         decoded = (c.decode_nvfp4 if len(parts) == 2 else c.decode_fp8)(*parts, scale)
-        return decoded[: layer.shape[0], : layer.shape[1]]
+        decoded = decoded[: layer.shape[0], : layer.shape[1]]
+        smoothing = layer.parts.get("pre_quant_scale")
+        return decoded * c.load(smoothing).float() if smoothing else decoded
     if layer.weight.dtype in c.SOURCE_FLOATS:
         return c.load(layer.weight).float()
     import gguf

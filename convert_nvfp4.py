@@ -112,6 +112,11 @@ DAMPINGS = (0.001, 0.01, 0.1)
 DAMPING_ROWS = 256
 SWEEPS = 1  # over all columns after they were rounded once: the second gained a third of the first
 FEEDBACK_BATCH = 128  # columns whose errors reach all others by one matrix product
+STUDIED_ROWS, STRIPES = 256, 8  # of a weight, when layers are compared: in so many places
+SMOOTHING = (0.25, 0.5, 0.75)  # shares of an input's range that go over to the weight
+LEAST_SMOOTHING_GAIN = 0.05  # of the W4A4 output error
+FEEDBACK_LEAVES = 0.1  # of the plain search's squared output error
+FEEDBACK_COST = 100  # times that of the plain search
 FEEDBACK_ROWS = 1280  # of a weight, that a thread rounds at once
 RECALLED = 4  # statistics of 2 inputs, and their feedbacks
 E4M3_ONE = 56  # the code of 1.0
@@ -132,6 +137,7 @@ EDGE_BLOCKS = 2
 MAX_DIMENSIONS = 32
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 MAX_CONFIG_BYTES = 1 << 16  # of a comfy_quant tensor: some 60 are usual
+CURVE_POINTS = 10  # of a trade-off that are printed
 EXAMPLES = 3  # names shown for a counted finding
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
 COMFYUI_PREFIXES = ("model.", "net.")  # what ComfyUI strips, and takes any such name for
@@ -223,6 +229,7 @@ MOMENT_PARTS = {
     "rows": "BF16",
     "second_moment": "BF16",
     "second_moment_low": "U8",
+    "absmax": "F32",
 }
 STRIP_ROWS = 128
 BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
@@ -277,6 +284,8 @@ REQUIRES = (
     ("use_fp8", "gguf"),
     ("max_shard_size", "output_sharded"),
     ("input_scale_policy", "activation_stats"),
+    ("w4a4_share", "activation_stats"),
+    ("pre_quant_scale", "activation_stats"),
     ("sensitivity_json", "sensitivity_threshold", "clip_rate_threshold"),
     ("sensitivity_threshold", "sensitivity_json"),
     ("clip_rate_threshold", "sensitivity_json"),
@@ -363,6 +372,8 @@ class Options:
     input_scale_summary_std_threshold: float | None = None
     input_scale_summary_cv_threshold: float = DEFAULTS["input_scale_summary_cv_threshold"]
     activation_stats: tuple[Path, ...] = ()
+    w4a4_share: float | None = None
+    pre_quant_scale: bool = False
     input_scale_policy: str = DEFAULTS["input_scale_policy"]
     input_scale_headroom: float = DEFAULTS["input_scale_headroom"]
     input_scale_from: Path | None = None
@@ -654,6 +665,7 @@ class TensorPlan:
     input_scale_source: str = ""
     saturated_blocks: float | None = None  # share of the recorded input that clips at that scale
     moments: Moments | None = None  # of its input, to round it by
+    smoothing: torch.Tensor | None = None  # [K] BF16: multiplies the input and divides the weight
     bias: TensorPlan | None = None  # the layer's bias, which makes up for the mean error
 
     @property
@@ -673,6 +685,14 @@ class TensorPlan:
     @property
     def config_bytes(self) -> bytes:
         return json.dumps(self.config).encode()
+
+
+class CurvePoint(NamedTuple):
+    """One more layer with full-precision matmul, and what that leaves."""
+
+    layer: str
+    share: float  # of the linear weights, in W4A4
+    error: float  # of the squared output error that 4-bit activations add
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -825,6 +845,13 @@ class Statistics:
     mean: torch.Tensor
     second: torch.Tensor
     rows: torch.Tensor
+    independent: float  # different rows that the moments are of
+
+    @property
+    def dampings(self) -> list[float]:
+        """What is worth trying: with n rows, the energy of K directions is known to K / n."""
+        least = len(self.mean) / self.independent
+        return sorted({min(max(damping, least), 1.0) for damping in DAMPINGS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -894,6 +921,7 @@ class Report:
     output_bytes: int
     notes: tuple[str, ...]
     damage: dict[str, Damage] = field(default_factory=dict)
+    curve: tuple[CurvePoint, ...] = ()
 
 
 # Defects of a quantised file: outcome, what is wrong, how ComfyUI takes it, what to do. Seen in
@@ -1662,6 +1690,7 @@ ROUNDERS: dict[str, Callable] = {}  # by device, instead of `round_columns`
 # and without Python's lock. Same bits; torch's single operations are ten times slower on a CPU.
 
 E4M3_VALUES = torch.arange(128, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
+ROWS_IN_TURN = 256  # 16 columns of so many float32 are 16 kB
 LANES = 64  # blocks worked on side by side: their 16 magnitudes stay in the first-level cache
 FLOAT32 = np.float32
 LARGEST_FLOAT32 = FLOAT32(3e38)
@@ -1901,6 +1930,72 @@ def encode_bytes(weights: np.ndarray, scale: np.float32, codes: np.ndarray) -> t
     return total(errors), total(energies)
 
 
+def add_feedback(want: np.ndarray, factors: np.ndarray, changes: np.ndarray) -> None:
+    """want [n] += factors [c] @ changes [c, n], one column after the other."""
+    for column in range(len(factors)):
+        factor, change = factors[column], changes[column]
+        for row in range(len(want)):
+            want[row] += factor * change[row]
+
+
+def round_levels(
+    want: np.ndarray, step: np.ndarray, grid: tuple[np.float32, ...], level: np.ndarray
+) -> None:
+    """`round_to_grid` of want / step [n]; grid: least normal, largest value, the shift there."""
+    least, largest, shift = grid
+    powers = np.empty(len(want), FLOAT32)
+    bits = powers.view(np.int32)
+    for row in range(len(want)):
+        level[row] = want[row] / step[row]
+        powers[row] = min(max(abs(level[row]), least), largest)
+    for row in range(len(want)):
+        bits[row] &= FLOAT32_EXPONENT
+    for row in range(len(want)):
+        large = powers[row] * shift
+        level[row] = min(max(level[row] + large - large, -largest), largest)
+
+
+def round_in_turn(
+    inputs: tuple[np.ndarray, ...], grid: tuple[np.float32, ...], made: tuple[np.ndarray, ...]
+) -> None:
+    """`round_columns`, a few rows at a time: what they need stays in the first-level cache.
+
+    inputs: wanted, free, within, pivots, steps; made: levels, changes, costs.
+    """
+    (wanted, free, within, pivots, steps), (levels, changes, costs) = inputs, made
+    columns, rows = wanted.shape
+    for scale in range(len(steps)):
+        for begin in range(0, rows, ROWS_IN_TURN):
+            some = slice(begin, min(begin + ROWS_IN_TURN, rows))
+            step, cost = steps[scale, some], costs[scale, some]
+            for column in range(columns):
+                want, spare = wanted[column, some].copy(), free[column, some]
+                add_feedback(want, within[column, :column], changes[:column, scale, some])
+                level, change = levels[column, scale, some], changes[column, scale, some]
+                round_levels(want, step, grid, level)
+                for row in range(len(want)):
+                    decoded = level[row] * step[row]
+                    change[row] = spare[row] - decoded
+                    cost[row] += (decoded - want[row]) * (decoded - want[row]) * pivots[column]
+
+
+def round_columns_compiled(
+    wanted: torch.Tensor,
+    free: torch.Tensor,
+    coefficients: tuple[torch.Tensor, torch.Tensor],
+    steps: torch.Tensor,
+    grid: FloatGrid,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`round_columns` by KERNELS; sums in another order may move the last bits."""
+    levels, changes = wanted.new_empty(2, len(wanted), *steps.shape)
+    made = (levels, changes, torch.zeros_like(steps))
+    inputs = (wanted, free, coefficients[0].contiguous(), coefficients[1], steps)
+    shift = FLOAT32(1.5 * 2.0 ** (23 - grid.mantissa_bits))
+    limits = (FLOAT32(grid.least_normal), FLOAT32(grid.largest), shift)
+    round_in_turn(tuple(one.numpy() for one in inputs), limits, tuple(one.numpy() for one in made))
+    return made
+
+
 def total(values: np.ndarray) -> float:
     result = 0.0
     for value in values:
@@ -1921,6 +2016,9 @@ KERNELS = (
     pack_blocks,
     encode_blocks,
     encode_bytes,
+    add_feedback,
+    round_levels,
+    round_in_turn,
 )  # in the order in which they call each other
 
 
@@ -1953,6 +2051,7 @@ def compile_kernels() -> None:
     for (*found, _), expected in zip(made, [*plain, [encode_fp8(sample, scale)]], strict=True):
         if not all(map(torch.equal, map(as_bytes, found), map(as_bytes, expected))):
             raise RuntimeError("the compiled code rounds differently")
+    ROUNDERS["cpu"] = round_columns_compiled
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -2429,7 +2528,7 @@ def are_moments(
     """Whether these are MOMENT_PARTS of a layer, of the shapes that its channels ask for."""
     if len(refs) < len(MOMENT_PARTS) or len(channels) != 1 or layer["absmax"].shape != channels:
         return False
-    _, first, rows, upper, lower = (ref.shape for ref in refs)
+    _, first, rows, upper, lower, _ = (ref.shape for ref in refs)
     packed = (sum(height * width for height, width in strip_shapes(*channels)),)
     return (
         [ref.dtype for ref in refs] == [*MOMENT_PARTS.values()]
@@ -2449,7 +2548,7 @@ def load_statistics(moments: Moments, device: torch.device) -> Statistics:
     """Sum up what the recordings have of an input: mean and second moment of a token, rows."""
     tokens, first, packed, rows = 0, 0.0, 0.0, []
     for refs in moments.recordings:
-        count, total, some, upper, lower = map(load, refs)
+        count, total, some, upper, lower, _ = map(load, refs)
         tokens, first = tokens + int(count), first + total
         bits = upper.view(torch.int16).to(torch.int32) << 16
         packed = packed + bits.bitwise_or_(lower.to(torch.int32) << 8).view(torch.float32)
@@ -2461,8 +2560,25 @@ def load_statistics(moments: Moments, device: torch.device) -> Statistics:
         begin = channels - width
         second[begin : begin + height, begin:] = strip.view(height, width)
         second[begin:, begin : begin + height] = strip.view(height, width).t()
-    mean = (first / tokens).float().to(device)
-    return Statistics(mean=mean, second=second.to(device), rows=torch.cat(rows).to(device))
+    mean, rows = (first / tokens).float(), torch.cat(rows)
+    mean, second = mean.to(device), second.to(device)
+    return Statistics(
+        mean=mean, second=second, rows=rows.to(device), independent=count_different(rows, tokens)
+    )
+
+
+def count_different(rows: torch.Tensor, tokens: int) -> float:
+    """How many of all rows differ and are not zero, by how often some [r, K] of them are equal.
+
+    A prompt's text is the same at every step, and padded with zeros.
+    """
+    filled = rows[rows.any(1)]
+    count = len(filled)
+    same = filled.unique(dim=0, return_counts=True)[1].double() if count else torch.zeros(1)
+    pairs = float((same * (same - 1)).sum())
+    return max(
+        min(tokens * count / len(rows), count * (count - 1) / pairs if pairs else math.inf), 1.0
+    )
 
 
 def read_recordings(paths: Iterable[Path]) -> dict[str, Recorded]:
@@ -2980,6 +3096,143 @@ def attach_moments(
     return given, [note + examples(lacking)] if lacking else []
 
 
+def added_by_w4a4(plan: TensorPlan) -> float:
+    """Squared output error that 4-bit activations add, relative to the output's energy."""
+    rows, weight = study(plan)
+    energy = squared(rows @ weight.t())
+    error = quantised_rows(rows, plan.input_scale) - rows
+    return squared(error @ weight.t()) / energy if energy else 0.0
+
+
+def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer's recorded input rows [r, K] and some rows of its weight [n, K], float32."""
+    rows = torch.cat([load(refs[2]).float() for refs in plan.moments.recordings])
+    return rows, load_some_rows(plan.ref).float()
+
+
+def load_some_rows(ref: TensorRef) -> torch.Tensor:
+    """STUDIED_ROWS rows of a weight [N, K], or all if there are no more, from STRIPES places."""
+    height, (count, columns) = STUDIED_ROWS // STRIPES, ref.shape
+    if count <= STUDIED_ROWS:
+        return load(ref)
+    row = ref.nbytes // count
+    data = torch.empty(STRIPES, height * row, dtype=torch.uint8)
+    for index, stripe in enumerate(data):
+        begin = index * (count - height) // (STRIPES - 1)
+        fill(ref, begin * row, memoryview(stripe.numpy()))
+    return data.view(-1).view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
+
+
+def share_w4a4(
+    options: Options, plans: list[TensorPlan]
+) -> tuple[list[TensorPlan], list[str], tuple[CurvePoint, ...]]:
+    """Mark W4A4 layers for full-precision matmul, those first that gain most for their work.
+
+    Until no more than --w4a4-share of the linear weights is left in W4A4. Returns plans, notes, and
+    the whole curve, whatever other options marked.
+    """
+    wanted = options.w4a4_share
+    if wanted is None:
+        return plans, [], ()
+    studied = [plan for plan in plans if plan.precision is Precision.NVFP4 and plan.moments]
+    if not studied:
+        raise ConvertError("--w4a4-share: no NVFP4 layer has second moments in --activation-stats")
+    linear = [plan for plan in plans if plan.ref.is_linear_weight]
+    whole = sum(math.prod(plan.ref.shape) for plan in linear)
+    work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
+    bar = tqdm(studied, "comparing", disable=options.quiet or not is_first(), file=sys.stderr)
+    added = {plan.ref.name: added_by_w4a4(plan) for plan in bar}
+    order = sorted(added, key=lambda name: (-added[name] / work[name], name))
+    left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
+    marked = {plan.ref.name for plan in studied if plan.full_precision}
+    curve = trade_off(order, added, work, left + sum(work[name] for name in marked))
+    notes = []
+    if marked:
+        error = 1 - sum(added[name] for name in marked) / (sum(added.values()) or 1)
+        best = next(point for point in curve if point.share <= left + 1e-9)
+        notes.append(
+            f"other options mark {len(marked)} layers: W4A4 {100 * left:.0f} %, which leave "
+            f"{100 * error:.0f} % of the error that 4-bit activations add; the layers that gain "
+            f"most for their work would leave {100 * best.error:.0f} %"
+        )
+    chosen = set()
+    for name in order:
+        if left > wanted and name not in marked:
+            chosen.add(name)
+            left -= work[name]
+    if left > wanted:
+        notes.append(f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments")
+    reason = f"--w4a4-share {wanted:g}"
+    plans = [
+        dataclasses.replace(plan, full_precision=reason) if plan.ref.name in chosen else plan
+        for plan in plans
+    ]
+    return plans, notes, curve
+
+
+def trade_off(
+    order: list[str], added: dict[str, float], work: dict[str, float], share: float
+) -> tuple[CurvePoint, ...]:
+    """What is left in W4A4, and of the error it adds, after each layer in turn."""
+    names, points = [*order], [CurvePoint("", share, 1.0)]
+    whole = sum(added.values()) or 1.0
+    while names:
+        name = names.pop(0)
+        share, error = max(share - work[name], 0.0), sum(added[name] for name in names) / whole
+        points.append(CurvePoint(name.removesuffix(".weight"), share, error))
+    return tuple(points)
+
+
+def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
+    """Give W4A4 layers a pre_quant_scale where that lowers their output error."""
+    if not options.pre_quant_scale:
+        return plans, []
+    candidates = [plan for plan in plans if plan.is_w4a4 and plan.moments]
+    bar = tqdm(candidates, "smoothing", disable=options.quiet or not is_first(), file=sys.stderr)
+    found = {plan.ref.name: plan for plan in map(smoothed, bar) if plan.smoothing is not None}
+    note = (
+        f"{len(found)} of {len(candidates)} layers have a pre_quant_scale: ComfyUI 0.29 and older "
+        "ignore it and give noise, and LoRAs on these layers come out wrong"
+    )
+    return [found.get(plan.ref.name, plan) for plan in plans], [note]
+
+
+def smoothed(plan: TensorPlan) -> TensorPlan:
+    """The plan with the per-channel scales that leave the least W4A4 output error, if any gain."""
+    rows, weight = study(plan)
+    exact = rows @ weight.t()
+    absmax = torch.stack([load(refs[-1]) for refs in plan.moments.recordings]).amax(0)
+    ranges = absmax.clamp(min=float(absmax.max()) * 2.0**-10 or 1.0)
+    weights = weight.abs().amax(0)
+    weights = weights.clamp(min=float(weights.max()) * 2.0**-10 or 1.0)
+
+    def error(scale: torch.Tensor, input_scale: float | None) -> float:
+        folded = weight / scale
+        amax = nvfp4_global_scale(largest_magnitude(folded))
+        decoded = decode_nvfp4(*encode_nvfp4(folded, amax, mse_block_scales), amax)
+        given = rows * scale
+        activations = (quantised_rows(given, input_scale) - given) @ folded.t()
+        return squared(activations) + FEEDBACK_LEAVES * squared(given @ decoded.t() - exact)
+
+    def input_scale(scale: torch.Tensor) -> float | None:
+        if plan.input_scale is None:
+            return None
+        return plan.input_scale * float((absmax * scale).max() / absmax.max())
+
+    best, least = plan, error(torch.ones_like(absmax), plan.input_scale)
+    least *= (1 - LEAST_SMOOTHING_GAIN) ** 2
+    for share in SMOOTHING:
+        scale = weights ** (1 - share) / ranges**share
+        scale = (scale / scale.log().mean().exp()).bfloat16()  # what any matmul's dtype can hold
+        found = error(scale.float(), input_scale(scale.float()))
+        if found < least:
+            least = found
+            best = dataclasses.replace(
+                plan, smoothing=scale, input_scale=input_scale(scale.float())
+            )
+    return best
+
+
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
     dynamic = [plan.ref.layer for plan in plans if plan.is_w4a4 and plan.input_scale is None]
     forced = [
@@ -3038,6 +3291,8 @@ def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
     parts = format_parts(plan.precision, plan.ref.shape)
     if plan.input_scale is not None:
         parts["input_scale"] = ("F32", ())
+    if plan.smoothing is not None:
+        parts["pre_quant_scale"] = ("BF16", tuple(plan.smoothing.shape))
     if plan.legacy:  # working files of that kind have scales of shape [1]
         parts = {
             LEGACY_NAMES.get(suffix, suffix): (dtype, shape or (1,))
@@ -3200,10 +3455,16 @@ class Compute:
         self.pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self.threads)
 
-    def compile(self, weights: int) -> None:
-        """Use compiled kernels on the CPU where they pay; what keeps them away is a note."""
+    def compile(self, plans: list[TensorPlan]) -> None:
+        """Use compiled kernels where they pay; what keeps them away is a note."""
+        if self.device.type == "cuda" and any(plan.moments for plan in plans):
+            try:
+                compile_rounder()
+            except ImportError:
+                faster = "pip install triton (on Windows triton-windows) makes rounding by"
+                self.notes.append(f"{faster} statistics several times faster")
         plain = self.device.type == "cpu" and self.dtype is torch.float32
-        if not plain or weights < COMPILE_FROM:
+        if not plain or sum(map(work, plans)) < COMPILE_FROM:
             return
         try:
             compile_kernels()
@@ -3300,6 +3561,8 @@ def quantise(
 ) -> tuple[dict[str, list[torch.Tensor]], Damage]:
     """The stored tensors of one NVFP4 or FP8 layer, and the error of what they decode to."""
     weight = weight.to(compute.device)
+    if plan.smoothing is not None:
+        weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
     best, bias = search_scales(plan, weight, compute), None
     if plan.moments:
         best, bias = round_by_moments(plan, weight, best, compute)
@@ -3377,19 +3640,20 @@ def choose_rounding(
     plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
 ) -> Rounding | None:
     """With the damping that has the least output error on some rows; None without a feedback."""
-    given, centred = compute.recall(plan.moments, load_statistics), plan.bias is not None
+    given, centred = recall_statistics(plan, compute), plan.bias is not None
     grid, group, decode = E2M1, BLOCK_SIZE, decode_nvfp4
     if plan.precision is Precision.FP8:
         grid, group, decode = E4M3, 1, decode_fp8
 
     def make(_: object, __: torch.device) -> list[Feedback | None]:
         maker = partial(make_feedback, given, group=group, centred=centred)
-        return [*compute.pool.map(maker, DAMPINGS)]
+        return [*compute.pool.map(maker, given.dampings)]
 
     def error(feedback: Feedback) -> float:
         return output_error(round_rows(some, feedback, grid).residual, feedback)
 
-    feedbacks = [*filter(None, compute.recall((plan.moments, group, centred), make))]
+    own = plan.ref.name if plan.smoothing is not None else ""
+    feedbacks = [*filter(None, compute.recall((plan.moments, group, centred, own), make))]
     if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
         return None
     some = weight[:: max(1, len(weight) // DAMPING_ROWS)].to(compute.dtype).float() / plain.scale
@@ -3404,6 +3668,24 @@ def choose_rounding(
         scale=plain.scale,
         dtype=compute.dtype,
     )
+
+
+def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
+    """Of what the layer's weight multiplies."""
+    given = compute.recall(plan.moments, load_statistics)
+    if plan.smoothing is None:
+        return given
+    scale = plan.smoothing.to(compute.device).float()
+    second = given.second * scale * scale.unsqueeze(1)
+    mean, rows = given.mean * scale, given.rows * scale
+    return dataclasses.replace(given, mean=mean, second=second, rows=rows)
+
+
+def quantised_rows(rows: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """Input rows [r, K] as W4A4 sees them, at an input scale or at that of these rows."""
+    amax = largest_magnitude(rows)
+    scale = nvfp4_global_scale(amax) if scale is None else torch.full_like(amax, scale)
+    return decode_nvfp4(*encode_nvfp4(rows, scale), scale)[:, : rows.shape[1]]
 
 
 def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) -> tuple:
@@ -3460,11 +3742,8 @@ def w4a4_error(
     compute: Compute,
 ) -> float:
     """Relative RMSE of the layer's output for recorded rows, quantised as they are on Blackwell."""
-    rows = compute.recall(plan.moments, load_statistics).rows
-    scale = nvfp4_global_scale(largest_magnitude(rows))
-    if plan.input_scale is not None:
-        scale = torch.full_like(scale, plan.input_scale)
-    quantised = decode_nvfp4(*encode_nvfp4(rows, scale), scale)
+    rows = recall_statistics(plan, compute).rows
+    quantised = quantised_rows(rows, plan.input_scale)
 
     def outputs(some: torch.Tensor, codes: torch.Tensor, block_scale: torch.Tensor) -> tuple:
         exact = rows @ some.float().t()
@@ -3531,6 +3810,8 @@ def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
         parts = [[*encoded.codes, padding], [swizzle(encoded.block_scale)], [encoded.scale]]
     if plan.input_scale is not None:
         parts.append([torch.tensor(plan.input_scale, dtype=torch.float32)])
+    if plan.smoothing is not None:
+        parts.append([plan.smoothing])
     if not plan.legacy:
         parts.append([torch.frombuffer(bytearray(plan.config_bytes), dtype=torch.uint8)])
     return dict(zip(stored_tensors(plan), parts, strict=True))
@@ -4242,6 +4523,8 @@ def compare_layer(
 ) -> tuple[Damage | None, str]:
     """A quantised layer's error against its original, and what is wrong with it or ""."""
     original, stored = load(ref), stored_parts(layer)
+    if "pre_quant_scale" in layer.parts:
+        original = original.float() / load(layer.parts["pre_quant_scale"]).float()
     damage = decoded_damage(original, stored, compute)
     wrong = not damage.relative_rmse < limit  # NaN is wrong, too
     return damage, misread(original, stored, compute) if wrong else ""
@@ -4370,12 +4653,17 @@ def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Dam
     return damage, list(dict.fromkeys(notes))
 
 
+def work(plan: TensorPlan) -> int:
+    """Weights to encode, or as many as take as long as rounding by statistics does."""
+    return math.prod(plan.ref.shape) * (FEEDBACK_COST if plan.moments else 1)
+
+
 def encode_share(
     plans: list[TensorPlan], output: PartialFiles, compute: Compute, options: Options
 ) -> dict[str, Damage]:
     """Read, encode and write these tensors; returns the damage of those that were quantised."""
     todo = [piece for plan in plans for piece in pieces_of(plan)]
-    compute.compile(sum(math.prod(plan.ref.shape) for plan in plans if plan.is_quantised))
+    compute.compile([plan for plan in plans if plan.is_quantised])
     pinned, found = compute.device.type == "cuda", {}
     with progress(todo, options, "converting") as bar:
         for piece, data in read_ahead(todo, options.buffers, pinned=pinned):
@@ -4587,6 +4875,19 @@ def render_output_errors(report: Report, count: int = 5) -> list[str]:
     return lines
 
 
+def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
+    """--w4a4-share's trade-off at some points."""
+    if not curve:
+        return []
+    step = max(1, (len(curve) - 1) // (CURVE_POINTS - 1))
+    points = [*curve[:-1:step], curve[-1]]
+    return [
+        "  W4A4 share of the linear weights, and what is left of the squared error it adds:",
+        "    " + "  ".join(f"{100 * point.share:3.0f} %" for point in points),
+        "    " + "  ".join(f"{100 * point.error:3.0f} %" for point in points),
+    ]
+
+
 def output_errors(data: dict) -> str:
     w4a4 = "" if data["output_w4a4"] is None else f", W4A4 {data['output_w4a4']:.4f}"
     return f"{data['output_before']:.4f} -> {data['output_after']:.4f}{w4a4}"
@@ -4644,6 +4945,7 @@ def report_data(report: Report) -> dict:
         "totals": totals(report.plans),
         "matmuls": matmuls(report.plans),
         "notes": list(report.notes),
+        "w4a4_curve": [point._asdict() for point in report.curve],
         "tensors": [tensor_data(plan, report.damage.get(plan.ref.layer)) for plan in report.plans],
     }
 
@@ -4724,6 +5026,7 @@ def render_report(report: Report) -> str:
         render_matmuls(report),
         *render_worst(report.damage),
         *render_output_errors(report),
+        *render_curve(report.curve),
         *(render_scales(report) if options.input_scale_layer_summary else []),
         *(f"  note: {note}" for note in report.notes),
     ]
@@ -5126,6 +5429,13 @@ def positive_float(text: str) -> float:
     return value
 
 
+def fraction(text: str) -> float:
+    number = positive_float(text)
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share: 1 is all")
+    return number
+
+
 def margin(text: str) -> float:
     value = float(text)
     if not 1 <= value < math.inf:
@@ -5212,9 +5522,6 @@ COMMAND_LINE = {
             "... from this deviation up (default: that of nine tenths of the layers)"),
         "--input-scale-summary-cv-threshold": ({"metavar": "CV", "type": positive_float},
             "... or from this deviation over the mean up (default: 0.4)"),
-        "--activation-stats": ({"action": "append", "default": [], **FILE},
-            "what the ComfyUI recorder in calib/ wrote (repeatable, adds up): counts what scales "
-            "clip; with second moments in it, weights are rounded to the least output error"),
         "--input-scale-policy": ({"choices": ("percentile", "headroom")},
             "from the summary, or the largest value in --activation-stats with a margin "
             "(default: percentile)"),
@@ -5225,6 +5532,17 @@ COMMAND_LINE = {
             "NVFP4 input scale of every layer that has no other"),
         "--no-input-scale": (SWITCH, "bake none: ComfyUI measures on every call (for calibration)"),
         "--input-scale-layer-summary": (SWITCH, "print every quantised layer's input scale"),
+    },
+    "activation statistics": {
+        "--activation-stats": ({"action": "append", "default": [], **FILE},
+            "what the ComfyUI recorder in calib/ wrote (repeatable, adds up): counts what scales "
+            "clip; with second moments in it, weights are rounded to the least output error"),
+        "--w4a4-share": ({"metavar": "SHARE", "type": fraction},
+            "mark layers for full-precision matmul, those first that it gains most, until this "
+            "share of the linear weights is left in W4A4: 0.6"),
+        "--pre-quant-scale": (SWITCH,
+            "scale the channels of W4A4 layers where it lowers their output error by 5 %% or more; "
+            "ComfyUI after 0.29 only, and not for LoRAs"),
     },
     "sensitivity": {
         "--sensitivity-json": (FILE,
@@ -5354,6 +5672,9 @@ def convert(options: Options) -> Report:
         model = open_model(options.source)
         plans, notes = make_plans(options, model)
         pick_device(options.device)
+        plans, shared, curve = share_w4a4(options, plans)
+        plans, smoothing = smooth(options, plans)
+        notes += [*shared, *smoothing]
         carry_out = rehearse if options.dry_run else write
         job, damage, more = carry_out(make_job(options, model, plans), ranks)
     widened = [plan.ref.name for plan in job.plans if plan.reason.startswith(WIDENED)]
@@ -5367,6 +5688,7 @@ def convert(options: Options) -> Report:
         output_bytes=job.nbytes,
         notes=(*notes, *more),
         damage=damage,
+        curve=curve,
     )
 
 
