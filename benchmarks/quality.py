@@ -34,7 +34,7 @@ def four_over_six(magnitude: torch.Tensor, global_scale: torch.Tensor) -> torch.
         [(amax / top).clamp(max=c.E4M3_MAX).to(torch.float8_e4m3fn) for top in (6.0, 4.0)]
     )
     codes = codes.view(torch.uint8).to(torch.int16)
-    errors = c.scale_errors(blocks, codes, global_scale, c.sum_of_errors)
+    errors = c.scale_errors(blocks, codes, global_scale)
     best = torch.where(errors[1] < errors[0], codes[1], codes[0])
     return best.to(torch.uint8).view(torch.float8_e4m3fn).view(len(magnitude), -1)
 

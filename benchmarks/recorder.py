@@ -3,7 +3,10 @@
 The blocks have the linear layers, the attention and the norms of Wan at full width, and random
 weights. Runs with and without take turns, and the medians are compared.
 
+With --second-moments a run has eight steps: after so many they are brought to memory.
+
 Usage: python benchmarks/recorder.py [--size 14b] [--blocks 4] [--tokens 32760] [--sampled 256]
+       [--second-moments]
 """
 
 import argparse
@@ -17,10 +20,10 @@ import torch
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "calib" / "comfyui_nvfp4_recorder"), str(ROOT / "examples")]
+sys.path[:0] = [str(ROOT / "calib"), str(ROOT / "examples")]
 
+from comfyui_nvfp4_recorder.recorder import Recording  # noqa: E402
 from make_wan import SIZES  # noqa: E402
-from recorder import Recording  # noqa: E402
 
 HEAD, TEXT_TOKENS = 128, 512
 
@@ -65,7 +68,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32760)
     parser.add_argument("--sampled", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--second-moments", action="store_true")
     given = parser.parse_args()
+    steps, moments = (8, "all") if given.second_moments else (1, "none")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     dim, ffn, *_ = SIZES[given.size]
@@ -75,9 +80,10 @@ def main() -> None:
         text = torch.randn(1, TEXT_TOKENS, dim, dtype=dtype)
 
     def step() -> None:
-        state = x
-        for block in blocks:
-            state = block(state, text)
+        for _ in range(steps):
+            state = x
+            for block in blocks:
+                state = block(state, text)
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         recording = Recording(Path(folder), "m")
@@ -86,7 +92,7 @@ def main() -> None:
         for repeat in range(given.repeats + 1):
             plain = seconds(step, device)
             begin = time.perf_counter()
-            with recording.watching(blocks, "", given.sampled):
+            with recording.watching(blocks, "", given.sampled, moments):
                 recorded = seconds(step, device)
             whole = time.perf_counter() - begin
             if repeat:  # the first one warms up

@@ -261,6 +261,7 @@ class Recording:
         size = (self.tokens,)
         return torch.randint(len(rows), size, generator=generator, device=rows.device)
 
+    @torch.inference_mode()  # where what is added to may have been made
     def settle(self) -> None:
         """Log the last calls and add up what they gave: here the device is waited for."""
         pending, seen, counts = self.pending, self.seen, self.calls

@@ -97,17 +97,22 @@ class Input:
         }
         return {name: part(tensor) for name, tensor in ready.items()} | bits
 
-    def flush(self, device: torch.device, generator: torch.Generator) -> None:
+    @torch.inference_mode()  # where what is updated may have been made
+    def flush(self, where: Scratch, generator: torch.Generator) -> None:
         """Add the rows that wait: X^T X in float32, on the device where they came from."""
         if not self.held:
             return
         held, self.held = torch.cat(self.held), []
-        rows = held.to(device).float()
+        rows = held.to(where.device).float()
         shapes = strip_shapes(rows.shape[1])
-        strips = self.sums.split([height * width for height, width in shapes])
+        made, fetched = where.tensors(len(self.sums))
+        strips = made.split([height * width for height, width in shapes])
         for strip, (height, width) in zip(strips, shapes, strict=True):
             rest = rows[:, -width:]
-            strip.view(height, width).add_((rest[:, :height].t() @ rest).cpu())
+            torch.mm(rest[:, :height].t(), rest, out=strip.view(height, width))
+        if where.device.type == "cuda":
+            fetched.copy_(made)
+        self.sums += fetched
         self.first_moment += rows.double().sum(0).cpu()
         self.keep(held.bfloat16(), generator)
         self.tokens += len(held)
@@ -124,6 +129,22 @@ class Input:
         self.rows[places] = shuffled[: len(places)]
 
 
+class Scratch:
+    """Where products are made before they are added up: on a GPU and, pinned, in memory."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.size = device, 0
+
+    def tensors(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both [size]; one and the same on a CPU."""
+        if size > self.size:
+            self.made = self.fetched = torch.empty(size, device=self.device)
+            if self.device.type == "cuda":
+                self.fetched = torch.empty(size, pin_memory=True)
+            self.size = size
+        return self.made[:size], self.fetched[:size]
+
+
 class SecondMoments:
     """The inputs of layers, each under the first layer that is given it."""
 
@@ -132,7 +153,7 @@ class SecondMoments:
         self.inputs: dict[str, Input] = {}
         self.first_of: dict[str, str] = {}  # {layer: the first one that is given the same}
         self.known: dict[bytes, str] = {}
-        self.device = torch.device("cpu")
+        self.where = Scratch(torch.device("cpu"))
         self.generator = torch.Generator().manual_seed(0)
 
     def go_on(self, first_of: dict[str, str], layers: dict[str, dict[str, torch.Tensor]]) -> None:
@@ -151,9 +172,10 @@ class SecondMoments:
             return
         given = self.inputs[name]
         given.held.append(picked.cpu())
-        self.device = picked.device
+        if self.where.device != picked.device:
+            self.where = Scratch(picked.device)
         if sum(map(len, given.held)) >= ROWS_HELD:
-            given.flush(self.device, self.generator)
+            given.flush(self.where, self.generator)
 
     def find(self, name: str, rows: torch.Tensor) -> str:
         """The layer that was given the same before, by content: objects are used again."""
@@ -167,7 +189,7 @@ class SecondMoments:
     def settle(self, absmax: dict[str, torch.Tensor]) -> None:
         """Add all that waits. A layer that was not always given the same has no statistics."""
         for given in self.inputs.values():
-            given.flush(self.device, self.generator)
+            given.flush(self.where, self.generator)
         for name, first in list(self.first_of.items()):
             if not torch.equal(absmax[name], absmax[first]):
                 print(f"NVFP4 recorder: {name} is not given what {first} is; no second moments")
