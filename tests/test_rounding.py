@@ -297,8 +297,8 @@ def test_a_gpu_rounds_as_a_cpu_does(compiled, monkeypatch):
     moved = {name: getattr(here, name).cuda() for name in ("mean", "second", "rows")}
     there = dataclasses.replace(here, **moved)
     errors = []
-    for given, rows in ((here, weight), (there, weight.cuda()), (there, weight.cuda())):
-        feedback = c.make_feedback(given, 0.01, 16, centred=True)
+    for stats, rows in ((here, weight), (there, weight.cuda()), (there, weight.cuda())):
+        feedback = c.make_feedback(stats, 0.01, 16, centred=True)
         rounded = c.round_rows(rows, feedback, c.E2M1)
         errors.append(c.output_error(rounded.residual, feedback))
     assert errors[1:] == [pytest.approx(errors[0], rel=1e-3)] * 2
