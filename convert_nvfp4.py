@@ -15,10 +15,14 @@ How a tensor's precision is chosen (first that applies wins, floors last):
   4. floors: --min-ffn-fp8, --min-ffn2-fp16, layers ComfyUI recognises a model by, shapes that
      Blackwell cannot multiply in FP4, anything that is not a linear layer's weight
 
+How a weight is rounded: to the least error of itself, or with --activation-stats, where the layer's
+input was recorded with second moments, to the least error of the layer's output.
+
 What is stored for a linear layer L with weight [N, K] (N16, K16: rounded up to 16):
   NVFP4  L.weight         U8       [N16, K16/2]  two E2M1 codes a byte, even column high
          L.weight_scale   F8_E4M3  [N128, K4]    a scale per 16 columns, in swizzled 128x4 tiles
          L.weight_scale_2 F32      []            global scale
+         L.pre_quant_scale BF16    [K]           --pre-quant-scale: multiplies the input
   FP8    L.weight         F8_E4M3  [N, K]
          L.weight_scale   F32      []
   both   L.input_scale    F32      []            optional: the activation's global scale

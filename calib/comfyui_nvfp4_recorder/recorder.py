@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from .second_moments import Part, SecondMoments, chosen, part
+from .second_moments import PARTS, Part, SecondMoments, chosen, part
 
 FORMAT, VERSION = "nvfp4_recording", "1"
 BLOCK_SIZE = 16
@@ -153,8 +153,9 @@ class Recording:
             layers: dict[str, Facts] = {}
             for key in file.keys():  # noqa: SIM118 (it is no dict)
                 layer, _, name = key.rpartition(".")
-                layers.setdefault(layer, {})[name] = file.get_tensor(key)
-        self.moments.go_on(json.loads(metadata.get("inputs", "{}")), layers)
+                if name not in PARTS:
+                    layers.setdefault(layer, {})[name] = file.get_tensor(key)
+            self.moments.go_on(json.loads(metadata.get("inputs", "{}")), file.get_tensor)
         return layers
 
     @contextlib.contextmanager

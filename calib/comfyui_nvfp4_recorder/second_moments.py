@@ -29,6 +29,7 @@ ROWS_COMPARED = 64  # that tell whether two layers are given the same
 EDGE_BLOCKS = 2
 BLOCK = re.compile(r"(.*?(?:blocks|layers))\.(\d+)\.")
 LAYERS = ("none", "inner blocks", "all")
+PARTS = ("moment_tokens", "first_moment", "second_moment", "second_moment_low", "rows")
 
 Part = tuple[torch.dtype, tuple[int, ...], Callable[[], torch.Tensor]]
 
@@ -77,12 +78,12 @@ class Input:
         self.tokens = 0
 
     @classmethod
-    def from_parts(cls, parts: dict[str, torch.Tensor]) -> Input:
-        """Go on from a file's tensors, which are taken out of `parts`."""
+    def of_file(cls, read: Callable[[str], torch.Tensor]) -> Input:
+        """Go on from a file's tensors, which `read` returns by the names above without the L."""
         given = cls.__new__(cls)
-        given.sums = join_bits(parts.pop("second_moment"), parts.pop("second_moment_low"))
-        given.first_moment, given.rows = parts.pop("first_moment"), parts.pop("rows")
-        given.tokens, given.held = int(parts.pop("moment_tokens")), []
+        given.sums = join_bits(read("second_moment"), read("second_moment_low"))
+        given.first_moment, given.rows = read("first_moment"), read("rows")
+        given.tokens, given.held = int(read("moment_tokens")), []
         return given
 
     def parts(self) -> dict[str, Part]:
@@ -156,10 +157,11 @@ class SecondMoments:
         self.where = Scratch(torch.device("cpu"))
         self.generator = torch.Generator().manual_seed(0)
 
-    def go_on(self, first_of: dict[str, str], layers: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Take what a file has out of `layers` {layer: {part: tensor}}."""
+    def go_on(self, first_of: dict[str, str], read: Callable[[str], torch.Tensor]) -> None:
+        """Take over what a file has, one input after the other; `read` returns a tensor of it."""
         self.first_of = first_of
-        self.inputs = {first: Input.from_parts(layers[first]) for first in {*first_of.values()}}
+        for first in dict.fromkeys(first_of.values()):
+            self.inputs[first] = Input.of_file(lambda name, first=first: read(f"{first}.{name}"))
 
     def observe(self, name: str, rows: torch.Tensor, picked: torch.Tensor) -> None:
         """One call: all rows [T, K] of a layer's input, and the sampled ones [t, K]."""
