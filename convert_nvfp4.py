@@ -4599,7 +4599,8 @@ def check_against(
                 damage[other.layer] = error
             if detail:
                 layer = other.name.removesuffix(".bias")
-                moved = aware and layer != other.name and f"{layer}.weight_scale" in model.tensors
+                quantised = layer in layers and layers[layer].scheme in DECODED
+                moved = aware and quantised and layer != other.name
                 defect = "moved bias" if moved and load(other).isfinite().all() else "values"
                 found.append(Finding(defect=defect, name=other.layer, detail=detail))
     parts = {*LAYER_PARTS, MARKER} - {"weight", "bias"}
