@@ -113,6 +113,7 @@ COMPILE_FROM = 100_000_000  # weights to quantise from which compiling for the C
 # Rounding with feedback: damping is tried on some rows of a weight, relative to the mean of the
 # second moment's diagonal.
 DAMPINGS = (0.002, 0.02)
+MORE_DAMPINGS = (0.1, 0.3, 1.0)  # where none of those leaves it positive definite
 DAMPING_ROWS = 256
 SWEEPS = 1  # over all columns after they were rounded once: the second gained a third of the first
 FEEDBACK_BATCH = 128  # columns whose errors reach all others by one matrix product
@@ -1576,7 +1577,8 @@ def round_rows(
     """Round rows [n, K] float32 of a weight, in units of its scale, to the least output error."""
     weight = rows.t()[feedback.order].contiguous()
     if weight.is_cuda:
-        return replay(weight, feedback, grid, sweeps)
+        with torch.cuda.device(weight.device):  # graphs and triton take the current one
+            return replay(weight, feedback, grid, sweeps)
     rounded = unrounded(weight)
     make_passes(weight, rounded, feedback, grid, sweeps)
     return rounded
@@ -1620,7 +1622,10 @@ def replay(weight: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: in
         getattr(own_feedback, name).copy_(getattr(feedback, name))
     own_rounded.residual.zero_()
     own_rounded.codes.fill_(E4M3_ONE)
+    own_rounded.levels.fill_(math.nan)
     graph.replay()
+    if not own_rounded.levels.isfinite().all():
+        raise ConvertError(f"{weight.device}: a CUDA graph left its work undone; try --device cpu")
     return Rounded(**{name: getattr(own_rounded, name).clone() for name in Rounded.__slots__})
 
 
@@ -2542,7 +2547,9 @@ def are_moments(
     refs: tuple[TensorRef, ...], channels: tuple[int, ...], layer: dict[str, TensorRef]
 ) -> bool:
     """Whether these are MOMENT_PARTS of a layer, of the shapes that its channels ask for."""
-    if len(refs) < len(MOMENT_PARTS) or len(channels) != 1 or layer["absmax"].shape != channels:
+    if len(refs) < len(MOMENT_PARTS) or len(channels) != 1:
+        return False
+    if "absmax" not in layer or layer["absmax"].shape != channels or math.prod(refs[0].shape) != 1:
         return False
     _, first, rows, upper, lower, _ = (ref.shape for ref in refs)
     packed = (sum(height * width for height, width in strip_shapes(*channels)),)
@@ -2551,6 +2558,7 @@ def are_moments(
         and (first, rows[1:], upper, lower) == (channels, channels, packed, packed)
         and rows[0] > 0
         and int(load(refs[0])) > 0
+        and bool(load(refs[2]).isfinite().all())
     )
 
 
@@ -3213,6 +3221,8 @@ def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan],
         f"{len(found)} of {len(candidates)} layers have a pre_quant_scale: ComfyUI 0.29 and older "
         "ignore it and give noise, and LoRAs on these layers come out wrong"
     )
+    if not found:
+        note = f"--pre-quant-scale: none of {len(candidates)} W4A4 layers gains by it"
     return [found.get(plan.ref.name, plan) for plan in plans], [note]
 
 
@@ -3666,7 +3676,10 @@ def choose_rounding(
 
     def make(_: object, __: torch.device) -> list[Feedback | None]:
         maker = partial(make_feedback, given, group=group, centred=centred)
-        return [*compute.pool.map(maker, given.dampings)]
+        found = [*compute.pool.map(maker, given.dampings)]
+        # Means far larger than deviations leave the covariance few of its bits: damp it more.
+        more = (damping for damping in MORE_DAMPINGS if damping > given.dampings[-1])
+        return found if any(found) else [next(filter(None, map(maker, more)), None)]
 
     def error(feedback: Feedback) -> float:
         return output_error(round_rows(some, feedback, grid, 0).residual, feedback)
@@ -4545,8 +4558,9 @@ def compare_layer(
 ) -> tuple[Damage | None, str]:
     """A quantised layer's error against its original, and what is wrong with it or ""."""
     original, stored = load(ref), stored_parts(layer)
-    if "pre_quant_scale" in layer.parts:
-        original = original.float() / load(layer.parts["pre_quant_scale"]).float()
+    smoothing = layer.parts.get("pre_quant_scale")
+    if smoothing and smoothing.dtype in SOURCE_FLOATS and smoothing.shape == ref.shape[1:]:
+        original = original.float() / load(smoothing).float()  # else lint has said so
     damage = decoded_damage(original, stored, compute)
     wrong = not damage.relative_rmse < limit  # NaN is wrong, too
     return damage, misread(original, stored, compute) if wrong else ""
@@ -4917,8 +4931,9 @@ def output_errors(data: dict) -> str:
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    logarithms = [math.log(value) if value > 0 else -math.inf for value in values]
-    return math.exp(sum(logarithms) / len(logarithms))
+    """Of those above zero; 0 if there are none."""
+    logarithms = [math.log(value) for value in values if value > 0]
+    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else 0.0
 
 
 def render_plan(report: Report) -> list[str]:
@@ -5634,7 +5649,7 @@ def contradictions(given: dict[str, object]) -> Iterator[str]:
         return "--" + name.replace("_", "-")
 
     def is_given(name: str) -> bool:
-        return given[name] not in (None, False, [])
+        return given[name] is not None and given[name] is not False and given[name] != []
 
     for one, other in CONFLICTS:
         if is_given(one) and is_given(other):
@@ -5646,6 +5661,14 @@ def contradictions(given: dict[str, object]) -> Iterator[str]:
         yield f"--max-shard-size: {given['max_shard_size']:,} bytes are too few; give 5GB or so"
     if is_given("input_scale_headroom") and given["input_scale_policy"] != "headroom":
         yield "--input-scale-headroom needs --input-scale-policy headroom"
+
+
+def unused_statistics(given: dict[str, object]) -> Iterator[str]:
+    amax = given["use_ck_quant"] or given["scale_search"] == "amax"
+    options = {"--w4a4-share": given["w4a4_share"], "--pre-quant-scale": given["pre_quant_scale"]}
+    for option, value in options.items():
+        if amax and value:
+            yield f"{option} contradicts --scale-search amax, which uses no statistics"
 
 
 def parse_verification(parser: argparse.ArgumentParser, given: dict) -> Verification:
@@ -5665,7 +5688,8 @@ def parse_options(argv: list[str] | None = None) -> Options | Verification:
     if given["output"] is None or given.pop("original") is not None:
         parser.error("give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]")
     given.pop("verify")
-    for problem in itertools.chain(contradictions(given), wrong_files(given)):
+    checks = (contradictions(given), unused_statistics(given), wrong_files(given))
+    for problem in itertools.chain(*checks):
         parser.error(problem)
     if given.pop("use_ck_quant"):
         given["scale_search"] = "amax"

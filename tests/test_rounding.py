@@ -443,6 +443,9 @@ def test_ranks_write_what_one_process_writes(tiny, recording, aware, tmp_path):
         ({"second_moment_low": torch.zeros(3).byte()}, "layer blocks.2.ffn.0 are damaged"),
         ({"second_moment": None}, "layer blocks.2.ffn.0 are damaged"),
         ({"moment_tokens": torch.tensor(0)}, "layer blocks.2.ffn.0 are damaged"),
+        ({"moment_tokens": torch.ones(2).long()}, "layer blocks.2.ffn.0 are damaged"),
+        ({"absmax": None}, "layer blocks.2.ffn.0 are damaged"),
+        ({"rows": torch.full((4, 256), math.nan).bfloat16()}, "layer blocks.2.ffn.0 are dam"),
     ],
 )
 def test_damaged_moments_are_refused(recording, tmp_path, change, message):
@@ -459,6 +462,33 @@ def test_damaged_moments_are_refused(recording, tmp_path, change, message):
     save_file(tensors, path, metadata)
     with pytest.raises(c.ConvertError, match=message):
         c.read_recording(path)
+
+
+def test_inputs_whose_means_are_far_larger_than_their_deviations(tiny, tmp_path):
+    made = recorder.Recording(tmp_path, "m")
+    made.begin({}, 4096, {"blocks.2.ffn.0": 256})
+    rows = torch.randn(4096, 256, generator=torch.Generator().manual_seed(0))
+    made.observe("blocks.2.ffn.0", rows + 20 * correlated(256, 1))
+    made.save()
+    out, report = tmp_path / "o.safetensors", tmp_path / "r.json"
+    base = [str(tiny), str(out), "--include", r"blocks\.2\.ffn\.0", "--quiet"]
+    base += ["--activation-stats", str(tmp_path / "m.safetensors"), "--report", str(report)]
+    assert c.main(base) == 0
+    rows = json.loads(report.read_text(encoding="utf-8"))["tensors"]
+    (row,) = (row for row in rows if "matmul" in row)
+    assert row["output_after"] < 0.5 * row["output_before"]
+
+
+def test_kept_rows_are_of_all_prompts(tmp_path):
+    layer = torch.nn.ModuleDict({"a": torch.nn.Linear(32, 32)})
+    for prompt in range(16):
+        with recorder.Recording(tmp_path, "m").watching(layer, second_moments="all"):
+            layer["a"](torch.full((300, 32), float(prompt + 1)))
+    rows = load_file(tmp_path / "m.safetensors")["a.rows"][:, 0]
+    counts = torch.stack([(rows == prompt + 1).sum() for prompt in range(16)])
+    assert counts.sum() == 256
+    assert int(counts.min()) >= 4
+    assert int(counts.max()) <= 40  # 16 are expected
 
 
 # Which layers run W4A4
@@ -531,6 +561,10 @@ def test_layers_without_statistics_cannot_be_compared(tiny, tmp_path, capsys):
         with pytest.raises(SystemExit):
             c.parse_options([*base, option])
         assert "needs --activation-stats" in capsys.readouterr().err
+    stats = ["--activation-stats", str(path)]
+    with pytest.raises(SystemExit):
+        c.parse_options([*base, *stats, "--pre-quant-scale", "--use-ck-quant"])
+    assert "--pre-quant-scale contradicts --scale-search amax" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         c.parse_options([*base, "--w4a4-share", "60"])
     assert "60 is no share: 1 is all" in capsys.readouterr().err

@@ -200,7 +200,8 @@ class Recording:
                 self.save()
             except OSError as error:  # what was sampled must not be lost for it
                 print(f"NVFP4 recorder: this prompt is not in {self.path}: {error}")
-            self.watched = {}
+            finally:
+                self.watched = {}
 
     def begin(self, widths: dict[str, int], tokens: int, squared: dict[str, int]) -> None:
         """Go on with the file as it is now, which may have been deleted to start again."""

@@ -126,7 +126,7 @@ class Input:
         shuffled = shuffled[missing:]
         chance = len(shuffled) / (self.tokens + len(rows))
         places = (torch.rand(ROWS_KEPT, generator=generator) < chance).nonzero().flatten()
-        places = places[: len(shuffled)]
+        places = places[torch.randperm(len(places), generator=generator)][: len(shuffled)]
         self.rows[places] = shuffled[: len(places)]
 
 
@@ -162,6 +162,8 @@ class SecondMoments:
         self.first_of = first_of
         for first in dict.fromkeys(first_of.values()):
             self.inputs[first] = Input.of_file(lambda name, first=first: read(f"{first}.{name}"))
+        seen = sum(given.tokens for given in self.inputs.values())
+        self.generator.manual_seed(seen)  # or each prompt would replace the same rows
 
     def observe(self, name: str, rows: torch.Tensor, picked: torch.Tensor) -> None:
         """One call: all rows [T, K] of a layer's input, and the sampled ones [t, K]."""
