@@ -1613,7 +1613,7 @@ def replay(weight: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: in
             object.__setattr__(own[2], name, getattr(feedback, name).clone())
         make_passes(*own, grid, sweeps)  # compiles what has to be
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # of this device
             make_passes(*own, grid, sweeps)
         GRAPHS[key] = graph, *own
     graph, own_weight, own_rounded, own_feedback = GRAPHS[key]
