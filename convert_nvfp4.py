@@ -96,7 +96,6 @@ ROUND_TO_HALVES = 2.0**22  # float32 at this size has a unit in the last place o
 
 # The scale search, in codes from the smallest scale that clips nothing; why: `mse_block_scales`.
 FIRST_OFFSET, LAST_OFFSET = -3, 6
-SEARCH_OFFSETS = range(FIRST_OFFSET, LAST_OFFSET + 1)
 MAY_CLIP = 3  # only so many of the smallest candidates can be exceeded by a weight
 LAST_E4M3_CODE = 126  # 448; 127 is NaN
 UNHALVED_E4M3_CODE = 15  # from here on, half of every E4M3 value is one too
@@ -831,6 +830,11 @@ class FloatGrid(NamedTuple):
     least_normal: float
     largest: float
 
+    @property
+    def shift(self) -> float:
+        """Added to a value times its power of two and taken away, it leaves the value rounded."""
+        return 1.5 * 2.0 ** (23 - self.mantissa_bits)
+
 
 E2M1 = FloatGrid(1, 1.0, E2M1_MAX)
 E4M3 = FloatGrid(3, 2.0**-6, E4M3_MAX)
@@ -1221,8 +1225,7 @@ def mse_block_scales(magnitude: torch.Tensor, global_scale: torch.Tensor) -> tor
     blocks = magnitude.view(-1, BLOCK_SIZE).t().contiguous()  # [16, b]: sums in a fixed order
     block_amax = blocks.amax(0) / global_scale
     first = e4m3_code_of_at_least(block_amax / E2M1_MAX * (1 + DOUBT))
-    offsets = torch.tensor(SEARCH_OFFSETS, dtype=torch.int16, device=first.device).unsqueeze(1)
-    codes = (first + offsets).clamp_(1, LAST_E4M3_CODE)
+    codes = candidate_codes(first)
     errors = scale_errors(blocks, codes, global_scale)
     error = errors.amin(0)
     best = codes.masked_fill_(errors > error, LAST_E4M3_CODE).amin(0)  # the smaller one of equals
@@ -1452,9 +1455,8 @@ def round_to_grid(values: torch.Tensor, grid: FloatGrid, out: torch.Tensor) -> t
     """Nearest values of a float format, ties to even, saturating; any sign. float32."""
     power = values.abs().clamp_(grid.least_normal, grid.largest)
     power = power.view(torch.int32).bitwise_and_(FLOAT32_EXPONENT).view(torch.float32)
-    shift = 1.5 * 2.0 ** (23 - grid.mantissa_bits)
-    torch.add(values, power, alpha=shift, out=out)
-    return out.sub_(power, alpha=shift).clamp_(-grid.largest, grid.largest)
+    torch.add(values, power, alpha=grid.shift, out=out)
+    return out.sub_(power, alpha=grid.shift).clamp_(-grid.largest, grid.largest)
 
 
 def round_columns(
@@ -1472,8 +1474,8 @@ def round_columns(
     Returns levels and changes of the residuals [c, m, n], and costs [m, n].
     """
     within, pivots = coefficients
-    levels, changes = wanted.new_empty(2, len(wanted), *steps.shape)
-    costs, scaled, inverse = torch.zeros_like(steps), torch.empty_like(steps), 1 / steps
+    levels, changes, costs = made = room_for(wanted, steps)
+    scaled, inverse = torch.empty_like(steps), 1 / steps
     for column in range(len(wanted)):
         want = wanted[column].expand_as(steps)
         if column:
@@ -1485,7 +1487,13 @@ def round_columns(
         if len(steps) > 1:
             error = decoded.sub_(want)
             costs.addcmul_(error, error * pivots[column])
-    return levels, changes, costs
+    return made
+
+
+def room_for(wanted: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What `round_columns` returns: levels and changes to be filled, costs of zero."""
+    levels, changes = wanted.new_empty(2, len(wanted), *steps.shape)
+    return levels, changes, torch.zeros_like(steps)
 
 
 def feed_back(
@@ -1512,7 +1520,8 @@ def feed_back(
             index = at // BLOCK_SIZE
             codes = rounded.codes[index : index + 1]
             if first and grid is E2M1:
-                codes = candidate_codes(wanted)
+                least = e4m3_code_of_at_least(wanted.abs().amax(0) / E2M1_MAX)
+                codes = candidate_codes(least)
             within = (coefficients[block, block], feedback.pivots[block])
             tried = rounder(wanted, weight[block] - old, within, e4m3_value(codes), grid)
             levels, changes, codes = take_best(*tried, codes)
@@ -1532,10 +1541,9 @@ def take_best(
     return levels.gather(1, index)[:, 0], changes.gather(1, index)[:, 0], codes.gather(0, best)[0]
 
 
-def candidate_codes(wanted: torch.Tensor) -> torch.Tensor:
-    """E4M3 codes [m, n] (int16) of block scales to try for blocks [16, n]."""
-    first = e4m3_code_of_at_least(wanted.abs().amax(0) / E2M1_MAX)
-    offsets = torch.arange(FIRST_OFFSET, LAST_OFFSET + 1, dtype=torch.int16, device=wanted.device)
+def candidate_codes(first: torch.Tensor) -> torch.Tensor:
+    """E4M3 codes [m, b] (int16) of block scales to try, around the smallest that clips nothing."""
+    offsets = torch.arange(FIRST_OFFSET, LAST_OFFSET + 1, dtype=torch.int16, device=first.device)
     return (first + offsets.unsqueeze(1)).clamp_(1, LAST_E4M3_CODE)
 
 
@@ -1608,9 +1616,8 @@ def replay(weight: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: in
     """
     key = (weight.device, weight.shape, grid, sweeps)
     if key not in GRAPHS:
-        own = (weight.clone(), unrounded(weight), dataclasses.replace(feedback))
-        for name in FEEDBACK_TENSORS:
-            object.__setattr__(own[2], name, getattr(feedback, name).clone())
+        tensors = {name: getattr(feedback, name).clone() for name in FEEDBACK_TENSORS}
+        own = (weight.clone(), unrounded(weight), dataclasses.replace(feedback, **tensors))
         make_passes(*own, grid, sweeps)  # compiles what has to be
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # of this device
@@ -1684,14 +1691,11 @@ def compile_rounder() -> None:
         grid: FloatGrid,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         (within, pivots), lanes, width = coefficients, steps.numel(), 128
-        levels, changes = wanted.new_empty(2, len(wanted), *steps.shape)
-        costs, shift = torch.empty_like(steps), 1.5 * 2.0 ** (23 - grid.mantissa_bits)
+        made, limits = room_for(wanted, steps), (grid.least_normal, grid.largest, grid.shift)
         inputs = (wanted, free, within, pivots, steps.contiguous())
         sizes = (wanted.shape[1], lanes, within.stride(0), len(wanted))
-        kernel[(-(-lanes // width),)](
-            *inputs, levels, changes, costs, *sizes, grid.least_normal, grid.largest, shift, width
-        )
-        return levels, changes, costs
+        kernel[(-(-lanes // width),)](*inputs, *made, *sizes, *limits, width)
+        return made
 
     ROUNDERS["cuda"] = rounder
 
@@ -2000,11 +2004,9 @@ def round_columns_compiled(
     grid: FloatGrid,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`round_columns` by KERNELS; sums in another order may move the last bits."""
-    levels, changes = wanted.new_empty(2, len(wanted), *steps.shape)
-    made = (levels, changes, torch.zeros_like(steps))
+    made = room_for(wanted, steps)
     inputs = (wanted, free, coefficients[0].contiguous(), coefficients[1], steps)
-    shift = FLOAT32(1.5 * 2.0 ** (23 - grid.mantissa_bits))
-    limits = (FLOAT32(grid.least_normal), FLOAT32(grid.largest), shift)
+    limits = (FLOAT32(grid.least_normal), FLOAT32(grid.largest), FLOAT32(grid.shift))
     round_in_turn(tuple(one.numpy() for one in inputs), limits, tuple(one.numpy() for one in made))
     return made
 
@@ -3647,9 +3649,9 @@ def round_by_moments(
     energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
     output, drift, new_drift = torch.cat(means, dim=1) * unit
     energy, before = energy + squared(output), before + squared(drift)
-    bias, left = moved_bias(plan, new_drift)
+    bias, moved, left = moved_bias(plan, new_drift)
     if not after + left < before:
-        best, after, bias = plain, before, None
+        best, after, bias, moved = plain, before, None, 0.0
     else:
         after += left
         damage = Damage.total(damages, plain.scale)
@@ -3660,7 +3662,6 @@ def round_by_moments(
         "output_after": math.sqrt(after / energy) if energy else 0.0,
     }
     if plan.precision is Precision.NVFP4:
-        moved = 0.0 if bias is None else bias.to(compute.device).float() - load_bias(plan, compute)
         measured["output_w4a4"] = w4a4_error(plan, weight, best, moved, compute)
     return dataclasses.replace(best, damage=dataclasses.replace(best.damage, **measured)), bias
 
@@ -3756,17 +3757,15 @@ def squared(values: torch.Tensor) -> float:
     return float(values.square().sum(dtype=torch.float64))
 
 
-def load_bias(plan: TensorPlan, compute: Compute) -> torch.Tensor:
-    return load(plan.bias.ref).to(compute.device).float()
-
-
-def moved_bias(plan: TensorPlan, drift: torch.Tensor) -> tuple[torch.Tensor | None, float]:
-    """The layer's bias [N] with a mean error [N] made up for, and what its own rounding leaves."""
+def moved_bias(
+    plan: TensorPlan, drift: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor | float, float]:
+    """The layer's bias [N] with a mean error [N] made up for, its change, and what is left."""
     if plan.bias is None:
-        return None, 0.0
+        return None, 0.0, 0.0
     bias = load(plan.bias.ref).to(drift.device).float()
     moved = (bias + drift).to(TORCH_DTYPES[plan.bias.dtype])
-    return moved, squared(bias + drift - moved.float())
+    return moved, moved.float() - bias, squared(bias + drift - moved.float())
 
 
 def w4a4_error(
