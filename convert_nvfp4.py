@@ -90,6 +90,8 @@ FP4_MATMUL_N = 16  # ... and N % 16 == 0 where there is a bias
 E2M1_TO_HALF_SCALE = 2.0**14  # exponent bias: 15 - 1
 E4M3_TO_HALF_SCALE = 2.0**8  # exponent bias: 15 - 7
 HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
+TARGET = "--target-size"
+NO_FP4_MATMUL = "no FP4 matmul"  # the reason of what is FP8 for its shape
 WIDENED = "a value beyond float16's 65504"  # the reason of what becomes float32 for it
 FLOAT32_EXPONENT = 0x7F800000
 ROUND_TO_HALVES = 2.0**22  # float32 at this size has a unit in the last place of 0.5
@@ -138,12 +140,17 @@ SYNC_BYTES = 128 << 20  # after so many, they are brought to the disk while the 
 SMALL_PIECE, MOST_AHEAD = 1 << 20, 32  # pieces read into no buffer of their own, and how many
 PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
 EDGE_BLOCKS = 2
+# What a model of no family is taken to have transformer blocks by: numbers, and share of weights.
+LEAST_REPEATS, LEAST_REPEATED_SHARE = 4, 0.05
+SIZE_TRIALS = 8  # until a header's size is that of the choice it depends on
+MOST_NVFP4 = 0.9  # of an image model's linear weights
 MAX_DIMENSIONS = 32
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 MAX_CONFIG_BYTES = 1 << 16  # of a comfy_quant tensor: some 60 are usual
 CURVE_POINTS = 10  # of a trade-off that are printed
 EXAMPLES = 3  # names shown for a counted finding
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
+UNREAD_PREFIXES = ("diffusion_model.",)
 COMFYUI_PREFIXES = ("model.", "net.")  # what ComfyUI strips, and takes any such name for
 HERE = Path(__file__).resolve().parent
 
@@ -176,18 +183,8 @@ GGUF_BITS = {
     "IQ4_NL": 4, "IQ4_XS": 4, "TQ1_0": 1, "TQ2_0": 2, "MXFP4": 4, "NVFP4": 4,
 }  # fmt: skip
 
-# Layers whose shape ComfyUI's model detection reads (comfy/model_detection.py): packing halves it.
-NEVER_PACKED = {
-    "Wan": r"^patch_embedding|^head\.head$",
-    "Qwen-Image": r"^img_in$",
-    "Flux, Chroma, Flux 2": r"^(img_in|txt_in|vector_in\.in_layer)$",
-    "Lumina 2, Z-Image": r"^cap_embedder\.",
-    "Anima, Cosmos": r"^x_embedder\.proj\.1$",
-    "Hunyuan Video": r"^txt_in\.input_embedder$",
-}
 # Wan: their rows are ffn_dim and the output channels, so no padding rows.
 RECOGNISED_BY_ROWS = r"^blocks\.0\.ffn\.0$|^head\.head$"
-TRANSFORMER_BLOCKS = ("blocks", "transformer_blocks", "double_blocks", "single_blocks", "layers")
 KEEPS_SOURCE_PRECISION = r"bias$|norm|modulation|scale_shift_table"
 ALREADY_QUANTISED = (
     r"(^|\.)(comfy_quant|weight_scale(_2|_inv)?|scale_weight|scale_input|input_scale|scaled_fp8)$"
@@ -210,6 +207,7 @@ SCALAR_SCALES = ("weight_scale_2", "weight_scale", "input_scale", *LEGACY_SCALES
 OTHER_FORMATS = ("float8_e5m2", "mxfp8", "int8_tensorwise", "convrot_w4a4")  # known to ComfyUI
 MARKER = "scaled_fp8"  # legacy scaled FP8: 2 elements ask for full-precision matmul, 0 do not
 DECODED = tuple(scheme for scheme, *_ in SCHEMES)
+ADOPTED = ("NVFP4", "scaled FP8", "FP8")  # schemes of layers that a source may have
 WRONG_FROM = 0.3  # relative RMSE no honest NVFP4 or FP8 weight has: normal ones have 0.09, 0.03
 ROUNDED_WRONG_FROM = 0.7  # ... nor one that was rounded by statistics; misread ones have 1 or more
 ROUNDED_TO = 0.005  # ... nor a rounded one: bfloat16 has 0.002
@@ -279,6 +277,10 @@ CONFLICTS = (
     ("use_ck_quant", "scale_search"),
     ("resume", "dry_run"),
     ("no_input_scale", "input_scale_policy"),
+    ("gguf", "preset"),
+    ("gguf", "mode"),
+    ("preset", "mode"),
+    ("target_size", "target_ratio"),
 )
 REQUIRES = (
     ("input_scale_summary_percentile", "input_scale_summary_json"),
@@ -348,6 +350,19 @@ class Precision(IntEnum):
 
 QUANTISED = {Precision.NVFP4: "nvfp4", Precision.FP8: "float8_e4m3fn"}  # comfy_quant "format"
 FORMATS = {name: precision for precision, name in QUANTISED.items()}
+# --layer-config: what is in an entry, and its formats as precision and dtype.
+SETTING_KEYS = {
+    "format": (str,),
+    "full_precision_matrix_mult": (bool,),
+    "input_scale": (int, float),
+}
+SETTING_FORMATS = {
+    **{name: (precision, "") for name, precision in FORMATS.items()},
+    "bfloat16": (Precision.HALF, "BF16"),
+    "float16": (Precision.HALF, "F16"),
+    "float32": (Precision.FP32, "F32"),
+    "source": (Precision.KEPT, ""),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,6 +376,12 @@ class Options:
     gguf: Path | None = None
     gguf_nvfp4_max_bitdepth: int = DEFAULTS["gguf_nvfp4_max_bitdepth"]
     gguf_keep_edge_blocks_fp16: bool = False
+    preset: str | None = None  # None: the GGUF decides
+    edge_blocks: int | None = None  # None: the preset's
+    layer_config: Path | None = None
+    layer_config_out: Path | None = None
+    target_size: int | None = None
+    target_ratio: float | None = None
     use_fp8: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -412,6 +433,13 @@ class Options:
                 object.__setattr__(self, entry.name, Path(value))
         if self.dtype is None:
             object.__setattr__(self, "dtype", RECIPES[self.recipe])
+        if self.preset is None and self.gguf is None:
+            object.__setattr__(self, "preset", "auto")
+
+    @property
+    def has_family(self) -> bool:
+        """Whether rows of a family decide."""
+        return self.preset not in (None, "all", "none")
 
     @property
     def only_fp8(self) -> bool:
@@ -444,13 +472,14 @@ class Options:
             self.sensitivity_json,
             self.input_scale_from,
             self.full_precision_mm_layers,
+            self.layer_config,
         )
         return tuple(path for path in named if path is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRef:
-    """Where a tensor lies: `begin` is the absolute byte offset in `path`."""
+    """Where a tensor lies: `begin` is the absolute byte offset in `path`; what it stands for."""
 
     name: str
     dtype: str
@@ -458,6 +487,14 @@ class TensorRef:
     path: Path
     begin: int
     nbytes: int
+    scale: float | None = None  # of an FP8 weight, which is decoded when it is read
+    is_kept: bool = False  # a part of an NVFP4 layer of the source, which goes over as it is
+    config: str = ""  # of such a layer, with its weight: JSON
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether what is read is float32, and not what is stored."""
+        return self.scale is not None
 
     @property
     def layer(self) -> str:
@@ -466,7 +503,7 @@ class TensorRef:
 
     @property
     def is_float(self) -> bool:
-        return self.dtype in SOURCE_FLOATS and self.nbytes > 0
+        return (self.dtype in SOURCE_FLOATS or self.scale is not None) and self.nbytes > 0
 
     @property
     def is_linear_weight(self) -> bool:
@@ -594,6 +631,22 @@ class Rule:
     names: frozenset[str]
     precision: Precision
     reason: str
+    is_open: bool = False  # --target-size may choose otherwise
+    dtype: str = ""  # instead of --dtype, or of the source's
+
+
+UNNAMED = Rule(names=frozenset(), precision=Precision.HALF, reason="no rule names it")
+
+
+class Setting(NamedTuple):
+    """What --layer-config says of the tensors that one of its keys names."""
+
+    key: str
+    precision: Precision
+    dtype: str
+    full_precision: bool
+    input_scale: float | None
+    names: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -663,6 +716,7 @@ class TensorPlan:
     precision: Precision
     reason: str
     dtype: str  # safetensors dtype of the tensor itself in the output
+    is_open: bool = False  # --target-size may choose otherwise
     full_precision: str = ""  # why its matmul stays 16-bit; "" means quantised activations
     legacy: bool = False  # an FP8 layer stored as scaled FP8
     input_scale: float | None = None
@@ -683,6 +737,8 @@ class TensorPlan:
     @property
     def config(self) -> dict[str, str | bool]:
         """What ComfyUI reads for this layer, in `comfy_quant` and in the header alike."""
+        if self.ref.config:
+            return json.loads(self.ref.config)
         flag = {"full_precision_matrix_mult": True} if self.full_precision else {}
         return {"format": QUANTISED[self.precision], **flag}
 
@@ -697,6 +753,21 @@ class CurvePoint(NamedTuple):
     layer: str
     share: float  # of the linear weights, in W4A4
     error: float  # of the squared output error that 4-bit activations add
+
+
+class Alternative(NamedTuple):
+    """A precision that a layer could have, the bytes it would take, and its error."""
+
+    precision: Precision
+    nbytes: int
+    error: float  # squared, relative to the layer
+
+
+class SizePoint(NamedTuple):
+    """A file that --target-size could have made, and the error it would have."""
+
+    nbytes: int
+    error: float  # relative RMSE, in the mean over the layers that could be chosen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -933,6 +1004,277 @@ class Report:
     notes: tuple[str, ...]
     damage: dict[str, Damage] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
+    sizes: tuple[SizePoint, ...] = ()
+
+
+class Keep(NamedTuple):
+    """Layers inside a family's blocks, by the end of their names, that get more than NVFP4."""
+
+    layers: str  # regular expression
+    precision: Precision
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """Models of one architecture: how to recognise one, and what its preset does with it.
+
+    Keys are regular expressions for the beginning of a header's lines, `name [shape]`, without
+    the prefix of names.
+    """
+
+    title: str
+    keys: tuple[str, ...]  # all of them are there
+    variants: dict[str, str] = field(default_factory=dict)  # {name: key}, the first that is there
+    # Where the transformer blocks are, in the order they run in: edge blocks are at the ends of
+    # each of these rows.
+    blocks: tuple[tuple[str, ...], ...]
+    beside: tuple[str, ...] = ()  # blocks without ends
+    edge_blocks: int = EDGE_BLOCKS
+    keeps: tuple[Keep, ...] = ()
+    full_precision: str = ""  # layers that the preset marks for full-precision matmul
+    shape_read: str = r"(?!)"  # layers whose shape ComfyUI's model detection reads
+    image: bool = False  # not video
+
+    @property
+    def inside(self) -> re.Pattern:
+        names = [*itertools.chain(*self.blocks), *self.beside]
+        return re.compile(rf"({'|'.join(map(re.escape, names))})\.(\d{{1,9}})\.")
+
+
+# What K-quants of llama.cpp give more bits in diffusion models, by names that families share
+# (city96/ComfyUI-GGUF, tools/lcpp.patch).
+ATTENTION_V = Keep(
+    r"\.(v|v_img|to_v|add_v_proj|v_proj|wv|value)$", Precision.FP8, "attention V: Q6_K in a Q5_K_M"
+)
+ATTENTION_QKV = Keep(
+    r"\.((img_|txt_)?attn[._](img_attn_|txt_attn_)?qkv|attention\.qkv|(img|txt)_attn_qkv)$",
+    Precision.FP8,
+    "fused attention QKV: Q6_K in a Q5_K_M",
+)
+DOWN_PROJECTION = Keep(
+    r"\.(ffn\.2|net\.2|feed_forward\.w2|mlp\.layer2|mlp\.down_proj|mlp\.w2|fc2)$",
+    Precision.FP8,
+    "feed-forward down projection: Q6_K in a Q5_K_M",
+)
+ONE_STEP_HIGHER = (ATTENTION_V, ATTENTION_QKV, DOWN_PROJECTION)
+MODULATION = Keep(
+    r"(_mod\.(lin|linear)|\.modulation\.(lin|linear))$",
+    Precision.FP8,
+    "modulation reaches every token: 16-bit in sglang's NVFP4 Flux",
+)
+TEXT_ATTENTION = r"\.txt_attn[._]"
+ADALN_AND_MLP = (
+    Keep(
+        r"\.adaln_modulation_",
+        Precision.HALF,
+        "modulation reaches every token, and is small: 16-bit in bedovyy/comfy-dit-quantizer",
+    ),
+    Keep(
+        r"\.mlp\.|\.v_proj$",
+        Precision.FP8,
+        "MLP and V: FP8 in bedovyy/comfy-dit-quantizer, noise in NVFP4 "
+        "(silveroxides/convert_to_quant#41)",
+    ),
+)
+FLUX_SHAPES = r"^(img_in|txt_in|vector_in\.in_layer)$"
+FLUX_BLOCKS = (("double_blocks", "single_blocks"),)
+FLUX_KEY = r"double_blocks\.0\.img_attn\.norm\.key_norm\.(weight|scale) "
+
+# In the order they are looked for. Keys and shapes as ComfyUI 0.29 reads them
+# (comfy/model_detection.py); outside of blocks, every tool these rows name keeps 16-bit.
+FAMILIES = {
+    "wan": Family(
+        title="Wan",
+        keys=(r"head\.modulation ", r"blocks\.0\.ffn\.0\.weight "),
+        variants={
+            "VACE": r"vace_patch_embedding\.weight ",
+            "camera": r"control_adapter\.conv\.weight ",
+            "S2V": r"casual_audio_encoder\.encoder\.final_linear\.weight ",
+            "HuMo": r"audio_proj\.audio_proj_glob_1\.layer\.bias ",
+            "Animate": r"face_adapter\.fuser_blocks\.0\.k_norm\.weight ",
+            "I2V": r"(img_emb\.proj\.0\.bias |patch_embedding\.weight \[\d+, 36,)",
+            "TI2V": r"patch_embedding\.weight \[\d+, 48,",
+            "T2V": r"patch_embedding\.weight \[\d+, 16,",
+        },
+        blocks=(("blocks",),),
+        beside=("vace_blocks",),
+        keeps=(
+            Keep(
+                r"^vace_blocks\.", Precision.FP8, "control blocks: 16-bit in jorismak/convert_nvfp4"
+            ),
+            ATTENTION_V,
+            DOWN_PROJECTION,
+        ),
+        full_precision=r"\bcross_attn\.",
+        shape_read=r"^patch_embedding|^head\.head$",
+    ),
+    "qwen-image": Family(
+        title="Qwen-Image",
+        keys=(r"txt_norm\.weight ", r"transformer_blocks\.0\.img_mod\.1\.weight "),
+        variants={
+            "Edit 2511": r"__index_timestep_zero__ ",
+            "Layered": r"time_text_embed\.addition_t_embedding\.weight ",
+        },
+        blocks=(("transformer_blocks",),),
+        keeps=(
+            Keep(
+                r"\.(img|txt)_mod\.1$",
+                Precision.FP8,
+                "modulation reaches every token: FP8 in bedovyy/comfy-dit-quantizer",
+            ),
+            Keep(r"\.txt_mlp\.", Precision.FP8, "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
+            ATTENTION_V,
+        ),
+        shape_read=r"^img_in$",
+        image=True,
+    ),
+    "flux2": Family(
+        title="Flux 2",
+        keys=(FLUX_KEY, r"double_stream_modulation_img\.lin\.weight "),
+        blocks=FLUX_BLOCKS,
+        keeps=(
+            Keep(TEXT_ATTENTION, Precision.HALF, "text attention: 16-bit in BFL's own NVFP4 file"),
+            ATTENTION_QKV,
+        ),
+        shape_read=FLUX_SHAPES,
+        image=True,
+    ),
+    "chroma": Family(
+        title="Chroma",
+        keys=(FLUX_KEY, r"distilled_guidance_layer\.(norms\.0\.|0\.norms\.0\.)"),
+        blocks=FLUX_BLOCKS,
+        keeps=(
+            Keep(
+                TEXT_ATTENTION,
+                Precision.FP8,
+                "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter",
+            ),
+            ATTENTION_QKV,
+        ),
+        shape_read=FLUX_SHAPES,
+        image=True,
+    ),
+    "flux": Family(
+        title="Flux",
+        keys=(FLUX_KEY, r"img_in\.weight "),
+        variants={"dev": r"guidance_in\.", "schnell": r"vector_in\."},
+        blocks=FLUX_BLOCKS,
+        keeps=(
+            MODULATION,
+            Keep(
+                TEXT_ATTENTION,
+                Precision.FP8,
+                "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter",
+            ),
+            ATTENTION_QKV,
+        ),
+        shape_read=FLUX_SHAPES,
+        image=True,
+    ),
+    "z-image": Family(
+        title="Z-Image",
+        keys=(
+            r"(cap_pad_token |cap_embedder\.1\.weight \[3840, )",
+            r"noise_refiner\.0\.attention\.k_norm\.weight ",
+        ),
+        blocks=(("layers",),),
+        keeps=(
+            Keep(
+                r"\.adaLN_modulation\.",
+                Precision.HALF,
+                "modulation reaches every token, and is small: 16-bit in convert-to-quant",
+            ),
+            Keep(
+                r"\.attention\.",
+                Precision.FP8,
+                "attention: pure noise in NVFP4 (silveroxides/convert_to_quant#14)",
+            ),
+            DOWN_PROJECTION,
+        ),
+        shape_read=r"^cap_embedder\.",
+        image=True,
+    ),
+    "lumina2": Family(
+        title="Lumina 2",
+        keys=(r"cap_embedder\.1\.weight ", r"noise_refiner\.0\.attention\.k_norm\.weight "),
+        blocks=(("layers",),),
+        keeps=(ATTENTION_QKV, DOWN_PROJECTION),
+        shape_read=r"^cap_embedder\.",
+        image=True,
+    ),
+    "ltx2": Family(
+        title="LTX-2",
+        keys=(
+            r"adaln_single\.emb\.timestep_embedder\.linear_1\.bias ",
+            r"audio_adaln_single\.linear\.weight ",
+        ),
+        blocks=(("transformer_blocks",),),
+        keeps=(
+            Keep(r"\.to_gate_logits$", Precision.HALF, "gates: 16-bit in convert-to-quant"),
+            ATTENTION_V,
+            DOWN_PROJECTION,
+        ),
+        shape_read=r"^transformer_blocks\.0\.attn2\.to_k$",
+    ),
+    "ltx-video": Family(
+        title="LTX-Video",
+        keys=(
+            r"adaln_single\.emb\.timestep_embedder\.linear_1\.bias ",
+            r"transformer_blocks\.0\.attn2\.to_k\.weight ",
+        ),
+        blocks=(("transformer_blocks",),),
+        keeps=(ATTENTION_V, DOWN_PROJECTION),
+        shape_read=r"^transformer_blocks\.0\.attn2\.to_k$",
+    ),
+    "hunyuan-video": Family(
+        title="Hunyuan Video",
+        keys=(r"txt_in\.individual_token_refiner\.blocks\.0\.norm1\.weight ",),
+        variants={"1.5": r"cond_type_embedding\.weight "},
+        blocks=FLUX_BLOCKS,
+        keeps=(MODULATION, ATTENTION_QKV),
+        shape_read=r"^txt_in\.input_embedder$",
+    ),
+    "anima": Family(
+        title="Anima",
+        keys=(r"blocks\.0\.mlp\.layer1\.weight ", r"llm_adapter\.blocks\.0\.cross_attn\.q_proj\."),
+        blocks=(("blocks",),),
+        keeps=ADALN_AND_MLP,
+        shape_read=r"^x_embedder\.proj\.1$",
+        image=True,
+    ),
+    "cosmos-predict2": Family(
+        title="Cosmos-Predict2",
+        keys=(r"blocks\.0\.mlp\.layer1\.weight ", r"x_embedder\.proj\.1\.weight "),
+        blocks=(("blocks",),),
+        keeps=ADALN_AND_MLP,
+        shape_read=r"^x_embedder\.proj\.1$",
+    ),
+}
+# For a model that is of none of them.
+ANY_FAMILY = Family(
+    title="unknown",
+    keys=(),
+    blocks=(("blocks", "transformer_blocks", "double_blocks", "single_blocks", "layers"),),
+    edge_blocks=0,
+)
+# Names that diffusers gives where ComfyUI has others, by one key of each.
+DIFFUSERS_NAMES = {
+    "Wan": r"condition_embedder\.text_embedder\.linear_1\.weight ",
+    "Flux, Flux 2 or Hunyuan Video": r"single_transformer_blocks\.0\.",
+    "Z-Image": r"layers\.0\.attention\.to_q\.weight ",
+    "Lumina 2": r"layers\.0\.attn\.to_q\.weight ",
+    "LTX": r"time_embed\.emb\.timestep_embedder\.linear_1\.weight ",
+    "Cosmos": r"time_embed\.t_embedder\.linear_1\.weight ",
+}
+NEVER_PACKED = {family.title: family.shape_read for family in FAMILIES.values()}
+TRANSFORMER_BLOCKS = tuple(
+    dict.fromkeys(
+        name
+        for family in (ANY_FAMILY, *FAMILIES.values())
+        for name in (*itertools.chain(*family.blocks), *family.beside)
+    )
+)
 
 
 # Defects of a quantised file: outcome, what is wrong, how ComfyUI takes it, what to do. Seen in
@@ -2237,6 +2579,74 @@ def open_model(source: Path) -> Model:
     return Model(tensors=tensors, metadata=metadata, files=(source,))
 
 
+def open_source(path: Path) -> tuple[Model, list[str]]:
+    """A model to convert, and notes on what it is taken for.
+
+    FP8 layers with their scales are decoded as they are read, NVFP4 layers go over as they are;
+    what is quantised in any other way is refused.
+    """
+    model = open_model(path)
+    layers = {
+        name: layer for name, layer in stored_layers(model).items() if layer.scheme in ADOPTED
+    }
+    problems = {name: problem for name, layer in layers.items() if (problem := foreign(layer))}
+    tensors = {}
+    for ref in model.tensors.values():
+        name, _, suffix = ref.name.rpartition(".")
+        if name in layers and name not in problems and suffix != "bias":
+            ref = adopted(ref, layers[name], suffix)
+        if ref is not None and suffix != MARKER:
+            tensors[ref.name] = ref
+    refuse_quantised(path, tensors.values(), problems)
+    notes = []
+    for prefix in UNREAD_PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            refs = (dataclasses.replace(ref, name=bare(ref.name)) for ref in tensors.values())
+            tensors = {ref.name: ref for ref in refs}
+            notes.append(f"names lose their {prefix}, which ComfyUI does not know")
+    return dataclasses.replace(model, tensors=tensors), notes
+
+
+def foreign(layer: StoredLayer) -> str:
+    """Why a quantised layer of a source cannot be used; or ""."""
+    if layer.scheme == "NVFP4" and layer.precision is not Precision.NVFP4:
+        return "has no configuration"
+    reason = undecodable(layer)
+    if not reason and layer.scheme != "NVFP4" and not 0 < stored_scale(layer) < math.inf:
+        reason = f"its scale is {float(stored_scale(layer))}"
+    return reason
+
+
+def adopted(ref: TensorRef, layer: StoredLayer, suffix: str) -> TensorRef | None:
+    """A part of a quantised layer as the source of a conversion has it; None if it goes."""
+    if layer.scheme != "NVFP4":
+        scale = float(stored_scale(layer))
+        return dataclasses.replace(ref, scale=scale) if suffix == "weight" else None
+    if suffix == "comfy_quant":  # written anew, as it may be in the header alone
+        return None
+    config = json.dumps(layer.config) if suffix == "weight" else ""
+    return dataclasses.replace(ref, config=config, is_kept=True)
+
+
+def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str, str]) -> None:
+    quantised = [
+        ref.name
+        for ref in refs
+        if not ref.is_kept
+        and ref.scale is None
+        and (
+            re.search(ALREADY_QUANTISED, ref.name)
+            or (ref.dtype in ONE_BYTE and len(ref.shape) == 2 and ref.name.endswith(".weight"))
+        )
+    ]
+    if quantised:
+        why = "".join(f"; {name}: {problem}" for name, problem in [*problems.items()][:1])
+        raise ConvertError(
+            f"{source}: is already quantised ({examples(quantised)}), and not as NVFP4 or as FP8 "
+            f"with a scale for each weight{why}; give the original 16- or 32-bit model"
+        )
+
+
 def open_shards(index: Path) -> Model:
     """Every shard's header, checked both ways against the index's weight_map."""
     weight_map = load_json(index, "index").get("weight_map")
@@ -2302,6 +2712,16 @@ def load_bytes(ref: TensorRef) -> torch.Tensor:
 def load(ref: TensorRef) -> torch.Tensor:
     """A whole tensor, of one of TORCH_DTYPES."""
     return load_bytes(ref).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
+
+
+def load_weight(ref: TensorRef) -> torch.Tensor:
+    """A whole tensor as it is to be converted."""
+    return changed(ref, load(ref)) if ref.is_changed else load(ref)
+
+
+def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
+    """Some or all of a stored tensor as what it stands for: float32."""
+    return data.float() if ref.scale is None else decode_e4m3(data).mul_(ref.scale)
 
 
 def header_layers(metadata: dict[str, str]) -> dict | None:
@@ -2441,6 +2861,50 @@ def read_layer_list(path: Path) -> tuple[str, ...]:
         raise ConvertError(f"{path}: the layer list is not UTF-8: {error}") from error
     names = (line.partition("#")[0].strip().removesuffix(".weight") for line in lines)
     return tuple(dict.fromkeys(name for name in names if name))
+
+
+def read_layer_config(path: Path, model: Model) -> list[Setting]:
+    """The settings of a --layer-config; a tensor goes by its own name before any pattern."""
+    names = {config_key(ref): ref for ref in model.tensors.values()}
+    settings, problems, left = [], [], {*names}
+    found = load_json(path, "layer config")
+    for key in sorted(found, key=lambda key: key not in names):  # exact names first
+        try:
+            matched = {key} if key in names else {n for n in names if re.fullmatch(key, n)}
+            settings.append(as_setting(key, found[key], [names[name] for name in matched & left]))
+        except (re.error, ValueError, RecursionError) as error:
+            problems.append(f"{path}: {key}: {error}")
+            continue
+        left -= matched
+        if not matched:
+            problems.append(f"{path}: {key}: matches no tensor of the source")
+    if problems:
+        raise ConvertError(*problems)
+    return settings
+
+
+def config_key(ref: TensorRef) -> str:
+    """How a layer config names a tensor: a linear layer's weight by the layer."""
+    return bare(ref.layer if ref.is_linear_weight else ref.name)
+
+
+def as_setting(key: str, value: object, refs: list[TensorRef]) -> Setting:
+    """One entry of a layer config; raises ValueError."""
+    if not isinstance(value, dict) or value.get("format") not in SETTING_FORMATS:
+        raise ValueError(f"needs a format among {', '.join(SETTING_FORMATS)}")
+    if unknown := value.keys() - SETTING_KEYS.keys():
+        raise ValueError(f"has {examples(unknown)}; known are {', '.join(SETTING_KEYS)}")
+    for name, kinds in SETTING_KEYS.items():
+        if name in value and type(value[name]) not in kinds:
+            raise ValueError(f"{name} {value[name]!r} is no {kinds[-1].__name__}")
+    scale = value.get("input_scale")
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"input_scale {scale} is not a positive number")
+    precision, dtype = SETTING_FORMATS[value["format"]]
+    flag = value.get("full_precision_matrix_mult", False)
+    if precision not in QUANTISED and (flag or scale is not None):
+        raise ValueError(f"{value['format']} takes nothing else")
+    return Setting(key, precision, dtype, flag, scale, frozenset(ref.name for ref in refs))
 
 
 def percentile_key(percentile: float) -> str:
@@ -2780,24 +3244,125 @@ def select(model: Model, pattern: str, option: str) -> frozenset[str]:
     return names
 
 
-def edge_block_rules(model: Model) -> list[Rule]:
-    """The first and last EDGE_BLOCKS transformer blocks, in the order the model runs them."""
-    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.")
+def recognise(model: Model) -> tuple[str, str]:
+    """Name of the model's row in FAMILIES, and its variant; each "" if there is none."""
+    header = "\n".join(f"{bare(ref.name)} {[*ref.shape]}" for ref in model.tensors.values())
+
+    def there(key: str) -> bool:
+        return re.search(rf"^{key}", header, re.MULTILINE) is not None
+
+    for title, key in DIFFUSERS_NAMES.items():
+        if there(key):
+            raise ConvertError(
+                f"the source names its tensors as diffusers does ({title}): ComfyUI loads "
+                "quantised layers by its own names only; take the file repackaged for ComfyUI"
+            )
+    for name, family in FAMILIES.items():
+        if all(map(there, family.keys)):
+            return name, next((kind for kind, key in family.variants.items() if there(key)), "")
+    return "", ""
+
+
+def repeated_blocks(model: Model) -> Family:
+    """A family for a model that has none: blocks are what is numbered, has layers, and repeats."""
+    members, sizes = defaultdict(set), Counter()
+    for ref in model.linear_weights:
+        if found := re.match(r"([^\d]+)\.(\d{1,9})\..*\.weight", bare(ref.name), re.DOTALL):
+            members[found[1]].add(int(found[2]))
+            sizes[found[1]] += ref.nbytes
+    least = LEAST_REPEATED_SHARE * sum(ref.nbytes for ref in model.linear_weights)
+    found = [
+        name
+        for name, numbers in members.items()
+        if len(numbers) >= LEAST_REPEATS and sizes[name] >= least
+    ]
+    if not found:
+        raise ConvertError(
+            "--preset smart: the source has no repeated blocks, as blocks.0, blocks.1 ...; "
+            "--preset all quantises every linear layer, or name some with --include"
+        )
+    return Family(
+        title="unknown", keys=(), blocks=tuple((name,) for name in found), keeps=ONE_STEP_HIGHER
+    )
+
+
+def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
+    """The row of FAMILIES to go by, or one made for the source, and a note on why."""
+    name, variant = recognise(model)
+    preset = options.preset
+    known = FAMILIES.get(name, ANY_FAMILY)
+    if preset in (None, "all", "none"):
+        return known, []
+    if preset == "smart":
+        family = repeated_blocks(model)
+        where = ", ".join(f"{name}.N" for name in itertools.chain(*family.blocks))
+        return family, [f"--preset smart: the repeated blocks are {where}"]
+    if preset == "auto" and name:
+        of_kind = f" ({variant})" if variant else ""
+        return known, [f"recognised as {known.title}{of_kind}: --preset {name}"]
+    if preset == "auto" and (options.include or options.layer_config):
+        return known, ["no family recognised: only what options name is quantised"]
+    if preset == "auto":
+        raise ConvertError(
+            f"{options.source}: is of no family that --list-presets has; give --gguf, "
+            "--preset smart, --preset all, or --include REGEX"
+        )
+    if name != preset:
+        is_known = f"is recognised as {known.title}" if name else "is of no known family"
+        raise ConvertError(f"--preset {preset}: {options.source} {is_known}")
+    return known, []
+
+
+def edge_count(options: Options, family: Family) -> int:
+    """How many transformer blocks stay 16-bit at each end."""
+    if options.edge_blocks is not None:
+        return options.edge_blocks
+    if options.gguf_keep_edge_blocks_fp16:
+        return EDGE_BLOCKS
+    return family.edge_blocks if options.has_family else 0
+
+
+def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
+    """The first and last `count` transformer blocks of a family, in the order they run in."""
+    if not count:
+        return []
     members = defaultdict(set)
     for ref in model.linear_weights:
-        if found := inside.match(bare(ref.name)):
-            members[TRANSFORMER_BLOCKS.index(found[1]), int(found[2])].add(ref.name)
-    blocks = sorted(members)
-    if not blocks:
-        raise ConvertError(
-            "--gguf-keep-edge-blocks-fp16: the source has no transformer blocks named "
-            + ", ".join(f"{name}.N" for name in TRANSFORMER_BLOCKS)
-        )
-    edges = dict.fromkeys(blocks[:EDGE_BLOCKS] + blocks[-EDGE_BLOCKS:])
-    return [
-        Rule(names=frozenset(members[block]), precision=Precision.HALF, reason="edge block")
-        for block in edges
+        if found := family.inside.match(bare(ref.name)):
+            members[found[1], int(found[2])].add(ref.name)
+    rows = [
+        sorted((run.index(name), number, name) for name, number in members if name in run)
+        for run in family.blocks
     ]
+    if not any(rows):
+        raise ConvertError(
+            "edge blocks: the source has no transformer blocks named "
+            + ", ".join(f"{name}.N" for name in itertools.chain(*family.blocks))
+        )
+    return [
+        Rule(names=frozenset(members[name, number]), precision=Precision.HALF, reason="edge block")
+        for row in rows
+        for _, number, name in dict.fromkeys(row[:count] + row[-count:])
+    ]
+
+
+def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
+    """What a preset makes of linear layers, but for its edge blocks."""
+    every = {ref.name: bare(ref.layer) for ref in model.linear_weights}
+    reason = f"--preset {options.preset}"
+    rest = Rule(names=frozenset(every), precision=Precision.NVFP4, reason=reason, is_open=True)
+    if options.preset == "all":
+        return [rest]
+    if options.preset == "none" or family is ANY_FAMILY:
+        return []
+    outside = frozenset(name for name, layer in every.items() if not family.inside.match(layer))
+    rules = [Rule(names=outside, precision=Precision.HALF, reason="outside the transformer blocks")]
+    for keep in family.keeps:
+        names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
+        is_open = keep.precision is Precision.FP8
+        rule = Rule(names=names, precision=keep.precision, reason=keep.why, is_open=is_open)
+        rules.append(rule)
+    return [*rules, rest]
 
 
 def gguf_precision(kind: str, options: Options) -> tuple[Precision, str]:
@@ -2820,15 +3385,30 @@ def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
     rules = []
     for kind, names in sorted(by_kind.items()):
         precision, reason = gguf_precision(kind, options)
-        rules.append(Rule(names=frozenset(names), precision=precision, reason=reason))
+        names = frozenset(names)
+        is_open = precision in QUANTISED
+        rules.append(Rule(names=names, precision=precision, reason=reason, is_open=is_open))
     return rules
 
 
-def choice_rules(options: Options, model: Model, kinds: dict[str, str] | None) -> list[Rule]:
+def choice_rules(
+    options: Options,
+    model: Model,
+    family: Family,
+    kinds: dict[str, str] | None,
+    settings: list[Rule],
+) -> list[Rule]:
     """What decides a tensor's precision, in order: the first row that names it wins."""
     refs = model.tensors.values()
     other = frozenset(ref.name for ref in refs if not ref.is_float)
-    rules = [Rule(names=other, precision=Precision.KEPT, reason="empty, or not a 16/32-bit float")]
+    prefix = next((p for p in PREFIXES if any(ref.name.startswith(p) for ref in refs)), "")
+    beside = frozenset(ref.name for ref in refs if not ref.name.startswith(prefix))
+    packed = frozenset(ref.name for ref in refs if ref.is_kept)
+    rules = [
+        Rule(names=packed, precision=Precision.KEPT, reason="NVFP4 in the source: as it is"),
+        Rule(names=other, precision=Precision.KEPT, reason="empty, or not a 16/32-bit float"),
+        Rule(names=beside, precision=Precision.KEPT, reason="not of the diffusion model"),
+    ]
     for option, patterns, precision in (
         ("--exclude", options.exclude, Precision.HALF),
         ("--include", options.include, Precision.NVFP4),
@@ -2837,8 +3417,8 @@ def choice_rules(options: Options, model: Model, kinds: dict[str, str] | None) -
             reason = f"{option} {pattern}"
             names = select(model, pattern, reason)
             rules.append(Rule(names=names, precision=precision, reason=reason))
-    if options.gguf_keep_edge_blocks_fp16:
-        rules += edge_block_rules(model)
+    rules += settings
+    rules += edge_block_rules(model, family, edge_count(options, family))
     if kinds is not None:
         lacking = Rule(
             names=frozenset(model.tensors.keys() - kinds.keys()),
@@ -2846,6 +3426,7 @@ def choice_rules(options: Options, model: Model, kinds: dict[str, str] | None) -
             reason="not in the GGUF",
         )
         return [*rules, *gguf_rules(kinds, options), lacking]
+    rules += preset_rules(options, model, family)
     small = frozenset(
         ref.name
         for ref in refs
@@ -2881,8 +3462,8 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     }
     nonlinear = model.tensors.keys() - {ref.name for ref in linear}
     rows += [
-        (odd_columns, Precision.FP8, f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0"),
-        (odd_rows, Precision.FP8, f"no FP4 matmul with a bias: rows % {FP4_MATMUL_N} != 0"),
+        (odd_columns, Precision.FP8, f"{NO_FP4_MATMUL}: columns % {FP4_MATMUL_K} != 0"),
+        (odd_rows, Precision.FP8, f"{NO_FP4_MATMUL} with a bias: rows % {FP4_MATMUL_N} != 0"),
         (nonlinear, Precision.HALF, "not a linear layer's weight"),
     ]
     return [
@@ -2891,21 +3472,18 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     ]
 
 
-def decide(name: str, choices: list[Rule], floors: list[Rule]) -> tuple[Precision, str]:
-    """The only place where a precision is born."""
-    precision, reason = Precision.HALF, "no rule names it"
-    for rule in choices:
-        if name in rule.names:
-            precision, reason = rule.precision, rule.reason
-            break
+def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
+    """The only place where a precision is born: the rule that a tensor goes by."""
+    decided = next((rule for rule in choices if name in rule.names), UNNAMED)
     for rule in floors:
-        if name in rule.names and rule.precision > precision:
-            precision, reason = rule.precision, f"{rule.reason} (else {reason})"
-    return precision, reason
+        if name in rule.names and rule.precision > decided.precision:
+            reason = f"{rule.reason} (else {decided.reason})"
+            decided = dataclasses.replace(rule, reason=reason, is_open=decided.is_open)
+    return decided
 
 
 def full_precision_marks(
-    options: Options, model: Model
+    options: Options, model: Model, settings: list[Setting]
 ) -> tuple[dict[str, frozenset[str]], list[str]]:
     """{option or list: weights it marks for full-precision matmul}, and notes."""
     wanted = {
@@ -2915,6 +3493,11 @@ def full_precision_marks(
     }
     wanted |= {f"--full-precision-mm-pattern {p}": p for p in options.full_precision_mm_pattern}
     marks = {option: select(model, pattern, option) for option, pattern in wanted.items()}
+    marks |= {
+        "--layer-config": frozenset(
+            name for setting in settings if setting.full_precision for name in setting.names
+        )
+    }
     path = options.full_precision_mm_layers
     if path is None:
         return marks, []
@@ -2929,6 +3512,18 @@ def full_precision_marks(
     unknown = listed - layers.keys()
     note = f"{path.name}: {len(unknown)} names match nothing: {examples(unknown)}"
     return marks, [note] if unknown else []
+
+
+def preset_marks(
+    options: Options, model: Model, family: Family, settings: list[Setting]
+) -> dict[str, frozenset[str]]:
+    """NVFP4 layers that a preset marks for full-precision matmul, if no --layer-config has them."""
+    if not options.has_family or not family.full_precision:
+        return {}
+    pattern = re.compile(family.full_precision)
+    names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
+    configured = frozenset().union(*(setting.names for setting in settings))
+    return {f"--preset {options.preset}": frozenset(names - configured)}
 
 
 def measured_layers(
@@ -2973,20 +3568,6 @@ def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
     return plan
 
 
-def refuse_quantised(source: Path, model: Model) -> None:
-    quantised = [
-        ref.name
-        for ref in model.tensors.values()
-        if re.search(ALREADY_QUANTISED, ref.name)
-        or (ref.dtype in ONE_BYTE and len(ref.shape) == 2 and ref.name.endswith(".weight"))
-    ]
-    if quantised:
-        raise ConvertError(
-            f"{source}: is already quantised ({examples(quantised)}); "
-            "give the original 16- or 32-bit model"
-        )
-
-
 def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
     """FP8 layers as scaled FP8, whose one switch for full-precision matmul holds for all."""
     layers = [plan for plan in plans if plan.is_quantised]
@@ -3008,13 +3589,64 @@ def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
     return shared, [note] if 0 < needing < len(layers) else []
 
 
-def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[str]]:
-    """Every tensor's plan in source order, and the notes that the report should carry."""
-    refuse_quantised(options.source, model)
-    kinds, notes = match_gguf(options.gguf, model) if options.gguf else (None, [])
-    choices, floors = choice_rules(options, model, kinds), floor_rules(options, model)
-    marks, mark_notes = full_precision_marks(options, model)
-    calibration, sensitive = read_calibration(options, model), {}
+def setting_rules(settings: list[Setting], chosen: dict[str, Precision]) -> list[Rule]:
+    """What --layer-config says and --target-size chose, as rules."""
+    rules = [
+        Rule(
+            names=setting.names,
+            precision=setting.precision,
+            reason="--layer-config",
+            dtype=setting.dtype,
+        )
+        for setting in settings
+    ]
+    for precision in sorted({*chosen.values()}):
+        names = frozenset(name for name, other in chosen.items() if other is precision)
+        rules.append(Rule(names=names, precision=precision, reason=TARGET, is_open=True))
+    return rules
+
+
+def configured_scales(settings: list[Setting]) -> dict[str, Calibration]:
+    """{layer: Calibration} of a --layer-config."""
+    return {
+        name.removesuffix(".weight"): Calibration(
+            scales={setting.precision: setting.input_scale}, source="--layer-config"
+        )
+        for setting in settings
+        for name in setting.names
+        if setting.input_scale is not None
+    }
+
+
+def plan_tensor(ref: TensorRef, rule: Rule, half: str) -> TensorPlan:
+    usual = {Precision.HALF: half, Precision.FP32: "F32"}.get(rule.precision, ref.dtype)
+    return TensorPlan(
+        ref=ref,
+        precision=rule.precision,
+        reason=rule.reason,
+        dtype=rule.dtype or usual,
+        is_open=rule.is_open,
+    )
+
+
+def make_plans(
+    options: Options, model: Model, chosen: dict[str, Precision] | None = None
+) -> tuple[list[TensorPlan], list[str]]:
+    """Every tensor's plan in source order, and the notes that the report should carry.
+
+    `chosen`: precisions that --target-size settled on.
+    """
+    if options.recipe == LEGACY_RECIPE and any(ref.is_kept for ref in model.tensors.values()):
+        raise ConvertError(f"--recipe {LEGACY_RECIPE}: the source has NVFP4 layers already")
+    family, notes = find_family(options, model)
+    kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
+    settings = read_layer_config(options.layer_config, model) if options.layer_config else []
+    given = setting_rules(settings, chosen or {})
+    choices = choice_rules(options, model, family, kinds, given)
+    floors = floor_rules(options, model)
+    marks, unknown = full_precision_marks(options, model, settings)
+    calibration = read_calibration(options, model) | configured_scales(settings)
+    sensitive = preset_marks(options, model, family, settings)
     for action, reason, names in measured_layers(options, model, calibration):
         if action == "fp16":
             floors.append(Rule(names=names, precision=Precision.HALF, reason=reason))
@@ -3024,14 +3656,13 @@ def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[s
     if options.fp8_full_precision_mm:
         fp8_marks = {"--fp8-full-precision-mm": model.tensors}
     by_precision = {Precision.NVFP4: marks | sensitive, Precision.FP8: fp8_marks}
-    half = DTYPE_OPTIONS[options.dtype]
     plans = []
     for ref in model.tensors.values():
-        precision, reason = decide(ref.name, choices, floors)
-        dtype = {Precision.HALF: half, Precision.FP32: "F32"}.get(precision, ref.dtype)
-        plan = TensorPlan(ref=ref, precision=precision, reason=reason, dtype=dtype)
+        rule = decide(ref.name, choices, floors)
+        plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
         if plan.is_quantised:
-            asked = (why for why, names in by_precision[precision].items() if ref.name in names)
+            marked_by = by_precision[plan.precision].items()
+            asked = (why for why, names in marked_by if ref.name in names)
             marked = dataclasses.replace(plan, full_precision=next(asked, ""))
             plan = attach_scale(marked, calibration.get(ref.layer))
         plans.append(plan)
@@ -3039,7 +3670,8 @@ def make_plans(options: Options, model: Model) -> tuple[list[TensorPlan], list[s
     recording = read_recordings(options.activation_stats)
     plans, clipped = count_saturated(options, model, plans, recording)
     plans, aware = attach_moments(options, plans, recording)
-    notes += [*clipped, *aware, *mark_notes, *scale_notes(plans, bool(calibration))]
+    notes += [*lacking, *clipped, *aware, *unknown, *scale_notes(plans, bool(calibration))]
+    notes += plan_notes(plans, family)
     if options.recipe == LEGACY_RECIPE:
         plans, more = share_marker(plans)
         notes += more
@@ -3143,13 +3775,14 @@ def load_some_rows(ref: TensorRef) -> torch.Tensor:
     """STUDIED_ROWS rows of a weight [N, K], or all if there are no more, from STRIPES places."""
     height, (count, columns) = STUDIED_ROWS // STRIPES, ref.shape
     if count <= STUDIED_ROWS:
-        return load(ref)
+        return load_weight(ref)
     row = ref.nbytes // count
     data = torch.empty(STRIPES, height * row, dtype=torch.uint8)
     for index, stripe in enumerate(data):
         begin = index * (count - height) // (STRIPES - 1)
         fill(ref, begin * row, memoryview(stripe.numpy()))
-    return data.view(-1).view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
+    stored = data.view(-1).view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
+    return changed(ref, stored) if ref.is_changed else stored
 
 
 def share_w4a4(
@@ -3264,6 +3897,67 @@ def smoothed(plan: TensorPlan) -> TensorPlan:
     return best
 
 
+def lower_hull(alternatives: Iterable[Alternative]) -> list[Alternative]:
+    """Those that are best at some price of a byte, from the smallest to the largest."""
+    kept: list[Alternative] = []
+    for more in sorted(alternatives, key=lambda row: (row.nbytes, row.error)):
+        if kept and more.error >= kept[-1].error:
+            continue
+        while len(kept) > 1 and gain(kept[-2], more) >= gain(kept[-2], kept[-1]):
+            kept.pop()
+        kept.append(more)
+    return kept
+
+
+def gain(less: Alternative, more: Alternative) -> float:
+    """Error that a byte more takes away."""
+    return (less.error - more.error) / (more.nbytes - less.nbytes)
+
+
+def upgrades(layers: dict[str, list[Alternative]]) -> list[tuple[str, Alternative, Alternative]]:
+    """Every step along the layers' hulls, the one that gains most for its bytes first."""
+    steps = [
+        (name, less, more)
+        for name, hull in layers.items()
+        for less, more in itertools.pairwise(hull)
+    ]
+    return sorted(steps, key=lambda step: -gain(*step[1:]))
+
+
+def choose_for_size(layers: dict[str, list[Alternative]], budget: int) -> dict[str, Alternative]:
+    """The layers' precisions with the least total error in `budget` bytes, but for one step.
+
+    What is left when the next step does not fit is filled with any that do. Where the smallest
+    ones do not fit they come back all the same.
+    """
+    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
+    chosen = {name: hull[0] for name, hull in hulls.items()}
+    left = budget - sum(row.nbytes for row in chosen.values())
+    steps = [(name, more) for name, _, more in upgrades(hulls)]
+    every = sorted((row.error, name, row) for name, rows in layers.items() for row in rows)
+    for name, more in [*steps, *((name, row) for _, name, row in every)]:
+        cost = more.nbytes - chosen[name].nbytes
+        if more.error < chosen[name].error and cost <= left:
+            chosen[name], left = more, left - cost
+    return chosen
+
+
+def size_curve(layers: dict[str, list[Alternative]], fixed: int) -> list[SizePoint]:
+    """Size and error after each step from the smallest file to the largest."""
+    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
+    size = fixed + sum(hull[0].nbytes for hull in hulls.values())
+    error = sum(hull[0].error for hull in hulls.values())
+    points = [SizePoint(size, mean_error(error, layers))]
+    for _, less, more in upgrades(hulls):
+        size, error = size + more.nbytes - less.nbytes, error + more.error - less.error
+        points.append(SizePoint(size, mean_error(error, layers)))
+    return points
+
+
+def mean_error(total: float, layers: dict) -> float:
+    return math.sqrt(max(total, 0.0) / len(layers))
+
+
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
     dynamic = [plan.ref.layer for plan in plans if plan.is_w4a4 and plan.input_scale is None]
     forced = [
@@ -3281,6 +3975,37 @@ def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
             + examples(forced)
         )
     return notes
+
+
+def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
+    """What a plan is likely to be regretted for."""
+    notes, linear = [], [plan for plan in plans if plan.ref.is_linear_weight]
+    twice = [plan for plan in linear if plan.ref.scale is not None and plan.is_quantised]
+    twice = [plan.ref.layer for plan in twice if plan.precision is Precision.NVFP4]
+    if twice:
+        notes.append(
+            f"{len(twice)} layers are FP8 in the source and quantised twice, which is worse than "
+            f"from the 16-bit model; errors are against the FP8 weights: {examples(twice)}"
+        )
+    if passed := sum(bool(plan.ref.config) for plan in plans):
+        notes.append(f"{passed} layers are NVFP4 in the source and go over as they are")
+    packed = [plan for plan in linear if plan.precision is Precision.NVFP4]
+    part = weights_of(packed) / (weights_of(linear) or 1)
+    if family.image and part > MOST_NVFP4:
+        notes.append(
+            f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give "
+            "noise then; keep more layers with --exclude, --edge-blocks or --target-size"
+        )
+    if packed and not any(plan.is_w4a4 for plan in packed):
+        notes.append("no layer is W4A4: the file saves memory, and no time over 16-bit")
+    shaped = [plan.ref.layer for plan in linear if plan.reason.startswith(NO_FP4_MATMUL)]
+    if shaped:
+        notes.append(f"{len(shaped)} layers are FP8 for their shape: {examples(shaped)}")
+    return notes
+
+
+def weights_of(plans: Iterable[TensorPlan]) -> int:
+    return sum(math.prod(plan.ref.shape) for plan in plans)
 
 
 def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
@@ -3318,7 +4043,9 @@ def format_parts(precision: Precision, shape: tuple[int, int]) -> dict[str, tupl
 def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
     """{key: (dtype, shape)} of what a planned tensor becomes."""
     if not plan.is_quantised:
-        return {plan.ref.name: (plan.dtype, plan.ref.shape)}
+        stored = {plan.ref.name: (plan.dtype, plan.ref.shape)}
+        config = {f"{plan.ref.layer}.comfy_quant": ("U8", (len(plan.ref.config),))}
+        return stored | (config if plan.ref.config else {})
     parts = format_parts(plan.precision, plan.ref.shape)
     if plan.input_scale is not None:
         parts["input_scale"] = ("F32", ())
@@ -3427,7 +4154,7 @@ def make_metadata(
     """Header strings: the quantised layers as ComfyUI reads them, and how the file was made."""
     metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
     metadata.pop("_quantization_metadata", None)
-    layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised}
+    layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised or plan.ref.config}
     if layers and not any(plan.legacy for plan in plans):  # with it, legacy scales go unread
         quantisation = {"format_version": "1.0", "layers": layers}
         metadata["_quantization_metadata"] = json.dumps(quantisation)
@@ -3437,6 +4164,7 @@ def make_metadata(
 RUN_OPTIONS = (
     "output",
     "report",
+    "layer_config_out",
     "device",
     "low_mem",
     "resume",
@@ -3600,7 +4328,9 @@ def quantise(
     stored = store(plan, best)
     if plan.bias:
         whole = Piece(plan=plan.bias, begin=0, end=plan.bias.ref.nbytes)
-        stored[plan.bias.ref.name] = [cast(whole, load(plan.bias.ref)) if bias is None else bias]
+        stored[plan.bias.ref.name] = [
+            cast(whole, load_weight(plan.bias.ref)) if bias is None else bias
+        ]
     return stored, best.damage
 
 
@@ -3617,7 +4347,9 @@ def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> E
     if plan.precision is Precision.FP8:
         plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, dtype)
         encode = encode_fp8_compiled if compute.compiled else plain
-        return encode_layer(weight, fp8_scale(amax), encode, compute)
+        stored = plan.ref.scale  # with it, FP8 codes of the source come back as they were
+        scale = fp8_scale(amax) if stored is None else torch.tensor(stored)
+        return encode_layer(weight, scale.to(amax), encode, compute)
     scale, search = nvfp4_global_scale(amax), compute.search
     if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
         search = amax_block_scales
@@ -3863,7 +4595,9 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
     ref, size = piece.plan.ref, piece.end - piece.begin
     fill(ref, piece.begin, memoryview(buffer.numpy())[:size])
     data = buffer[:size]
-    if piece.plan.dtype != ref.dtype or piece.plan.is_quantised:
+    if ref.is_changed:
+        data = changed(ref, data.view(TORCH_DTYPES[ref.dtype]))
+    elif piece.plan.dtype != ref.dtype or piece.plan.is_quantised:
         data = data.view(TORCH_DTYPES[ref.dtype])
     return data.view(ref.shape) if piece.plan.is_quantised else data
 
@@ -3898,7 +4632,7 @@ def read_ahead(
 def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
     """A piece of a tensor that is not quantised, in its output dtype."""
     plan = piece.plan
-    if plan.dtype == plan.ref.dtype:
+    if plan.dtype == plan.ref.dtype and not plan.ref.is_changed:
         return data
     result = data.to(TORCH_DTYPES[plan.dtype])
     # largest_magnitude is quick, and NaN where it cannot tell
@@ -4489,12 +5223,17 @@ def undecodable(layer: StoredLayer) -> str:
     return ""
 
 
+def stored_scale(layer: StoredLayer) -> torch.Tensor:
+    """The scale of an FP8 layer, float32; 1 where it has none."""
+    ref = layer.parts.get("weight_scale") or layer.parts.get("scale_weight")
+    return load(ref).float().reshape(()) if ref else torch.ones(())
+
+
 def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
     """What a quantised layer's decoder takes: codes (and block scales) by rows, and the scale."""
     codes = load(layer.weight)
     if layer.scheme != "NVFP4":
-        ref = layer.parts.get("weight_scale") or layer.parts.get("scale_weight")
-        return [codes], load(ref).float().reshape(()) if ref else torch.ones(())
+        return [codes], stored_scale(layer)
     blocks = codes.shape[1] * 2 // BLOCK_SIZE
     block_scale = unswizzle(load(layer.parts["weight_scale"]), len(codes), blocks)
     scale = load(layer.parts["weight_scale_2"]).float().reshape(())
@@ -4543,7 +5282,7 @@ def compare_kept(ref: TensorRef, other: TensorRef) -> str:
     if not (ref.is_float and other.is_float):
         same = ref.dtype == other.dtype and torch.equal(load_bytes(ref), load_bytes(other))
         return "" if same else f"{other.dtype}, the source's is {ref.dtype}"
-    chunks = (load(one).flatten().split(CPU_CHUNK) for one in (ref, other))
+    chunks = (load_weight(one).flatten().split(CPU_CHUNK) for one in (ref, other))
     size = difference = 0.0
     for original, stored in zip(*chunks, strict=True):  # in float64, so little at once
         size += float(original.double().square().sum())
@@ -4556,7 +5295,7 @@ def compare_layer(
     ref: TensorRef, layer: StoredLayer, compute: Compute, limit: float = WRONG_FROM
 ) -> tuple[Damage | None, str]:
     """A quantised layer's error against its original, and what is wrong with it or ""."""
-    original, stored = load(ref), stored_parts(layer)
+    original, stored = load_weight(ref), stored_parts(layer)
     smoothing = layer.parts.get("pre_quant_scale")
     if smoothing and smoothing.dtype in SOURCE_FLOATS and smoothing.shape == ref.shape[1:]:
         original = original.float() / load(smoothing).float()  # else lint has said so
@@ -4643,8 +5382,7 @@ def verify_file(task: Verification) -> Check:
     layers = stored_layers(model)
     found, damage = [*lint(model, layers), *lint_file(model)], {}
     if task.source is not None:
-        source = open_model(task.source)
-        refuse_quantised(task.source, source)
+        source, _ = open_source(task.source)
         if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:
             raise ConvertError(f"{task.source}: is of another model: no tensor is in {task.file}")
         more, damage = check_against(source, model, layers, task.quiet)
@@ -4711,6 +5449,11 @@ def encode_share(
                 kept = cast(piece, data)
                 # the reader's buffer is filled again while this is written
                 stored = {name: [kept.clone() if kept is data else kept]}
+                if plan.ref.config:
+                    text = bytearray(plan.config_bytes)
+                    stored[f"{plan.ref.layer}.comfy_quant"] = [
+                        torch.frombuffer(text, dtype=torch.uint8)
+                    ]
             for key, pieces in stored.items():
                 for tensor in pieces:
                     output.write(key, tensor)
@@ -4722,14 +5465,100 @@ def encode_share(
     return found
 
 
+def measure_alternatives(
+    options: Options, candidates: dict[str, list[TensorPlan]], ranks: Ranks
+) -> dict[str, list[Alternative]]:
+    """Every candidate's size and error: each weight is read once, and quantised in each way."""
+    plans = share_of([rows[0] for rows in candidates.values()], ranks)
+    pieces = [piece for plan in plans for piece in pieces_of(plan)]
+    dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
+    found = {}
+    with (
+        Compute(pick_device(options.device), dtype, SCALE_SEARCHES[search]) as compute,
+        progress(pieces, options, "measuring") as bar,
+    ):
+        compute.compile(plans)
+        pinned = compute.device.type == "cuda"
+        for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):
+            name = piece.plan.ref.name
+            found[name] = [
+                Alternative(plan.precision, stored_bytes(plan), damage_of(plan, weight, compute))
+                for plan in candidates[name]
+            ]
+            bar.update(piece.end - piece.begin)
+    return {name: rows for share in ranks.gather(found) for name, rows in share.items()}
+
+
+def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float:
+    """Squared relative error of a layer as planned: of its output, if that is known."""
+    if not plan.is_quantised:
+        dtype = TORCH_DTYPES[plan.dtype]
+        made = compute.map(lambda rows: measure(rows, rows.to(dtype).float()), weight)
+        return Damage.total(made, torch.ones(())).relative_rmse ** 2
+    _, damage = quantise(plan, weight, compute)
+    known = damage.relative_rmse if damage.output_after is None else damage.output_after
+    return known**2
+
+
+def plan_for_size(
+    options: Options, model: Model, ranks: Ranks
+) -> tuple[list[TensorPlan], list[str], tuple[SizePoint, ...]]:
+    """Plans of --target-size: from those of the GGUF or preset, raised or lowered by error."""
+    target = options.target_size or int(options.target_ratio * model.nbytes)
+    start = {plan.ref.name: plan for plan in make_plans(options, model)[0]}
+    too_large = make_job(options, model, [*start.values()]).nbytes > target
+    candidates = list_candidates(options, model, start, lower=too_large)
+    layers = measure_alternatives(options, candidates, ranks)
+    layers = {name: layers[name] for name in candidates}  # in source order, whatever the ranks
+    fixed = 0
+    for _ in range(SIZE_TRIALS):  # each knows better what the header takes
+        chosen = choose_for_size(layers, target - fixed)
+        precisions = {name: row.precision for name, row in chosen.items()}
+        plans, notes = make_plans(options, model, precisions)
+        size = make_job(options, model, plans).nbytes
+        taken = sum(row.nbytes for row in chosen.values())
+        if fixed == size - taken and size <= target:
+            break
+        fixed = max(size - taken, fixed if size > target else 0)
+    if size > target:
+        raise ConvertError(
+            f"{TARGET}: {target:,} bytes are too few: the smallest this plan allows is {size:,}; "
+            "--edge-blocks 0 or --preset all leave more to choose, without --exclude"
+        )
+    return plans, notes, tuple(size_curve(layers, fixed))
+
+
+def list_candidates(
+    options: Options, model: Model, start: dict[str, TensorPlan], *, lower: bool
+) -> dict[str, list[TensorPlan]]:
+    """What each open layer could be besides what it is: all lower precisions, or all higher."""
+    names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
+    ways = [make_plans(options, model, dict.fromkeys(names, kind))[0] for kind in QUANTISED]
+    by_name = [{plan.ref.name: plan for plan in plans} for plans in ways]
+    candidates = {}
+    for name in names:
+        first = start[name]
+        half = plan_tensor(first.ref, UNNAMED, DTYPE_OPTIONS[options.dtype])
+        plans = {plan.precision: plan for plan in [*(way[name] for way in by_name), half]}
+        candidates[name] = [
+            plan
+            for precision, plan in sorted(plans.items())
+            if (precision <= first.precision if lower else precision >= first.precision)
+        ]
+    candidates = {name: plans for name, plans in candidates.items() if len(plans) > 1}
+    if not candidates:
+        raise ConvertError(f"{TARGET}: other options leave no layer to choose for")
+    return candidates
+
+
 def output_problems(job: Job) -> list[str]:
     """What is known, before the long work, to keep the output from being written."""
-    output, report, problems = job.options.output, job.options.report, []
+    options, output, problems = job.options, job.options.output, []
     files = [*job.layouts, *filter(None, [job.index])]
-    targets = [*files, *filter(None, [report])]
+    targets = [*files, *filter(None, [options.report, options.layer_config_out])]
     partial = [unfinished(path) for path in job.layouts]
     try:
-        for path in {*job.options.inputs, *job.model.files}:
+        for path in {*options.inputs, *job.model.files}:
             for target in (*targets, *partial):
                 if target.exists() and path.exists() and target.samefile(path):
                     problems.append(f"{target}: is an input of this conversion ({path})")
@@ -4924,6 +5753,25 @@ def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
     ]
 
 
+def render_sizes(report: Report) -> list[str]:
+    """--target-size: what other sizes cost, and what one more gigabyte would buy."""
+    points, size = report.sizes, report.output_bytes
+    if not points:
+        return []
+    here = min(points, key=lambda point: abs(point.nbytes - size))
+    some = {round(i * (len(points) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
+    lines = ["  size and mean relative RMSE of the layers that could be chosen:"]
+    for point in sorted({here, *(points[index] for index in some)}):
+        mark = "  <- this file" if point is here else ""
+        lines.append(f"    {gigabytes(point.nbytes):>10}  {point.error:.4f}{mark}")
+    more = max((point for point in points if point.nbytes <= size + 10**9), default=here)
+    if more.nbytes > here.nbytes and here.error:
+        left = (more.error / here.error) ** 2
+        added = gigabytes(more.nbytes - here.nbytes)
+        lines.append(f"    {added} more would leave {100 * left:.0f} % of the squared error")
+    return lines
+
+
 def output_errors(data: dict) -> str:
     w4a4 = "" if data["output_w4a4"] is None else f", W4A4 {data['output_w4a4']:.4f}"
     return f"{data['output_before']:.4f} -> {data['output_after']:.4f}{w4a4}"
@@ -4983,6 +5831,7 @@ def report_data(report: Report) -> dict:
         "matmuls": matmuls(report.plans),
         "notes": list(report.notes),
         "w4a4_curve": [point._asdict() for point in report.curve],
+        "size_curve": [point._asdict() for point in report.sizes],
         "tensors": [tensor_data(plan, report.damage.get(plan.ref.layer)) for plan in report.plans],
     }
 
@@ -5022,16 +5871,31 @@ def render_json(data: dict) -> str:
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
-def write_report(report: Report, path: Path) -> None:
-    """Write --report as its name says, whole or not at all."""
-    temporary, render = unfinished(path), REPORTS[path.suffix.lower()]
+def write_text(text: str, path: Path) -> None:
+    """Write a file whole or not at all."""
+    temporary = unfinished(path)
     try:
-        temporary.write_text(render(report_data(report)), encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        problem = f"{path}: cannot write the report: {error.strerror}"
-        raise ConvertError(problem) from error
+        raise ConvertError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def layer_config(plans: Iterable[TensorPlan]) -> str:
+    """The plan as --layer-config reads it, one line for each tensor."""
+    formats = {setting: name for name, setting in SETTING_FORMATS.items()}
+    entries = {}
+    for plan in plans:
+        dtype = plan.dtype if plan.precision in (Precision.HALF, Precision.FP32) else ""
+        entry = {"format": formats.get((plan.precision, dtype), "float32")}
+        if plan.full_precision:
+            entry["full_precision_matrix_mult"] = True
+        if plan.input_scale is not None:
+            entry["input_scale"] = plan.input_scale
+        entries[config_key(plan.ref)] = entry
+    lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
 def render_scales(report: Report) -> list[str]:
@@ -5050,6 +5914,21 @@ def render_scales(report: Report) -> list[str]:
     ]
 
 
+def render_presets() -> str:
+    """--list-presets: the rows of FAMILIES, and the presets for any model."""
+    lines = []
+    for name, family in FAMILIES.items():
+        runs = " then ".join(f"{block}.N" for block in itertools.chain(*family.blocks))
+        ends = f"the first and last {family.edge_blocks} blocks" if family.edge_blocks else ""
+        lines += [f"{name}: {family.title}, blocks {runs}"]
+        lines += [f"  16-bit  {ends}, and what is outside the blocks"]
+        for keep in family.keeps:
+            kept = "16-bit" if keep.precision is Precision.HALF else keep.precision.name
+            lines.append(f"  {kept:7} {keep.layers}  ({keep.why})")
+        lines += ["  NVFP4   the other linear layers of the blocks"]
+    return "\n".join([*lines, *(f"{name}: {text}" for name, text in GENERAL_PRESETS.items())])
+
+
 def render_report(report: Report) -> str:
     """The summary a person reads at the end; with --dry-run or --verbose, the plan before it."""
     options = report.options
@@ -5064,6 +5943,7 @@ def render_report(report: Report) -> str:
         *render_worst(report.damage),
         *render_output_errors(report),
         *render_curve(report.curve),
+        *render_sizes(report),
         *(render_scales(report) if options.input_scale_layer_summary else []),
         *(f"  note: {note}" for note in report.notes),
     ]
@@ -5482,6 +6362,12 @@ def margin(text: str) -> float:
     return value
 
 
+def natural(text: str) -> int:
+    if not re.fullmatch(r"\d{1,6}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of blocks")
+    return int(text)
+
+
 def size_in_bytes(text: str) -> int:
     """5GB, 500 MB, 4GiB or a plain number of bytes."""
     found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?(?:([KMGT])(i?)B?|B)?", text, re.IGNORECASE)
@@ -5495,6 +6381,15 @@ def size_in_bytes(text: str) -> int:
     return size
 
 
+GENERAL_PRESETS = {
+    "auto": "the family that the source is recognised as (default)",
+    "smart": "any model by its structure: 16-bit outside the repeated blocks, FP8 for attention V "
+    "and feed-forward down projections, NVFP4 for the rest of the blocks",
+    "all": "NVFP4 for every linear layer that ComfyUI does not recognise a model by",
+    "none": "nothing but what --include names",
+}
+PRESETS = ("auto", *FAMILIES, *list(GENERAL_PRESETS)[1:])
+MODES = {"safe": "auto", "all": "all"}
 REPORTS = {".json": render_json, ".html": render_html}
 SWITCH = {"action": "store_true"}
 FILE = {"metavar": "FILE", "type": input_path}
@@ -5536,6 +6431,20 @@ COMMAND_LINE = {
     },
     "precision": {
         "--gguf": (FILE, "a GGUF of the same model: its types choose the precisions"),
+        "--preset": ({"choices": PRESETS, "metavar": "NAME"},
+            "without a GGUF: auto, a family of --list-presets, smart (unknown models, by their "
+            "structure), all (every linear layer), none (what --include names) (default: auto)"),
+        "--mode": ({"choices": MODES}, "another name for --preset: safe is auto, all is all"),
+        "--edge-blocks": ({"metavar": "N", "type": natural},
+            "the first and last N transformer blocks stay 16-bit (default: the preset's own)"),
+        "--target-size": ({"metavar": "SIZE", "type": size_in_bytes},
+            "measure every layer, and raise or lower precisions by what they gain for their bytes "
+            "until the file is just smaller: 8GB, 7500MB, 7GiB"),
+        "--target-ratio": ({"metavar": "SHARE", "type": fraction},
+            "the same with a share of the source's size: 0.35"),
+        "--layer-config": (FILE,
+            "a .json of layer names or patterns: format, full-precision matmul, input scale"),
+        "--layer-config-out": (FILE, "write the plan as such a file, to edit and to replay"),
         "--gguf-nvfp4-max-bitdepth": ({"metavar": "BITS", "type": int},
             "GGUF types of up to this many bits become NVFP4 (default: 4)"),
         "--gguf-keep-edge-blocks-fp16": (SWITCH,
@@ -5623,6 +6532,8 @@ def build_parser() -> argparse.ArgumentParser:
     output = "the .safetensors file to write"
     parser.add_argument("output", metavar="OUTPUT", nargs="?", type=input_path, help=output)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    presets = {"action": "version", "version": render_presets()}
+    parser.add_argument("--list-presets", **presets, help="what each preset does, and why")
     for title, options in COMMAND_LINE.items():
         group = parser.add_argument_group(title)
         for option, (keywords, text) in options.items():
@@ -5633,8 +6544,8 @@ def build_parser() -> argparse.ArgumentParser:
 def wrong_files(given: dict[str, object]) -> Iterator[str]:
     if given["source"].suffix.lower() == ".gguf":
         yield "SOURCE must be the original .safetensors; a GGUF goes with --gguf"
-    if not given["gguf"] and not given["include"]:
-        yield "nothing says what to quantise: give --gguf FILE or --include REGEX"
+    if given["preset"] == "none" and not given["include"]:
+        yield "--preset none quantises what --include REGEX names: give that"
     if given["output"].suffix.lower() != ".safetensors":
         yield f"OUTPUT must end in .safetensors, as ComfyUI looks for it: {given['output']}"
     if given["report"] and given["report"].suffix.lower() not in REPORTS:
@@ -5692,6 +6603,7 @@ def parse_options(argv: list[str] | None = None) -> Options | Verification:
         parser.error(problem)
     if given.pop("use_ck_quant"):
         given["scale_search"] = "amax"
+    given["preset"] = MODES.get(given.pop("mode"), given["preset"])
     given |= {name: value for name, value in DEFAULTS.items() if given[name] is None}
     minimums = [name for name in MINIMUM_OPTIONS if given.pop(name[2:].replace("-", "_"))]
     return Options(
@@ -5715,12 +6627,15 @@ def convert(options: Options) -> Report:
             "beside it, or the folder"
         )
     with join_ranks() as ranks:  # first, so that one that fails is known to all
-        model = open_model(options.source)
-        plans, notes = make_plans(options, model)
+        model, adoption = open_source(options.source)
         pick_device(options.device)
+        if options.target_size or options.target_ratio:
+            plans, notes, sizes = plan_for_size(options, model, ranks)
+        else:
+            (plans, notes), sizes = make_plans(options, model), ()
         plans, shared, curve = share_w4a4(options, plans)
         plans, smoothing = smooth(options, plans)
-        notes += [*shared, *smoothing]
+        notes += [*adoption, *shared, *smoothing]
         carry_out = rehearse if options.dry_run else write
         job, damage, more = carry_out(make_job(options, model, plans), ranks)
     widened = [plan.ref.name for plan in job.plans if plan.reason.startswith(WIDENED)]
@@ -5735,6 +6650,7 @@ def convert(options: Options) -> Report:
         notes=(*notes, *more),
         damage=damage,
         curve=curve,
+        sizes=sizes,
     )
 
 
@@ -5769,7 +6685,10 @@ def run(task: Options | Verification) -> tuple[str, int]:
     if not is_first():
         return "", 0
     if task.report:
-        write_report(report, task.report)
+        render = REPORTS[task.report.suffix.lower()]
+        write_text(render(report_data(report)), task.report)
+    if task.layer_config_out:
+        write_text(layer_config(report.plans), task.layer_config_out)
     return render_report(report), 0
 
 

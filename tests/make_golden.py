@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from conftest import RECIPE
+from make_families import FAMILIES, read_headers
 from make_wan import wan_shapes, write_gguf
 
 import convert_nvfp4 as c
@@ -34,18 +35,26 @@ COMMANDS = {  # the owner's four, and the size of the model each is for
 
 
 def planned(size: str, arguments: list[str], gguf: Path) -> c.Report:
-    """The report of a dry run on a model of which only names and shapes exist."""
+    """The report of a dry run on a Wan model of which only names and shapes exist."""
     shapes = wan_shapes(size)
     write_gguf(gguf, shapes)
+    return planned_for(shapes, ["--gguf", str(gguf), *arguments], "F32")
+
+
+def planned_for(shapes: dict[str, tuple], arguments: list[str], dtype: str = "BF16") -> c.Report:
     refs = {
         name: c.TensorRef(
-            name=name, dtype="F32", shape=shape, path=gguf, begin=0, nbytes=4 * c.math.prod(shape)
+            name=name,
+            dtype=dtype,
+            shape=shape,
+            path=Path("SOURCE"),
+            begin=0,
+            nbytes=c.bits_of(dtype, shape) // 8,
         )
         for name, shape in shapes.items()
     }
     model = c.Model(tensors=refs, metadata={}, files=())
-    command = ["SOURCE", "OUT.safetensors", "--gguf", str(gguf), *arguments, "--dry-run"]
-    options = c.parse_options(command)
+    options = c.parse_options(["SOURCE", "OUT.safetensors", *arguments, "--dry-run"])
     plans, notes = c.make_plans(options, model)
     job = c.make_job(options, model, plans)
     return c.Report(
@@ -67,13 +76,19 @@ def golden_texts() -> dict[str, str]:
         }
 
 
+def family_text(name: str) -> str:
+    """What --preset auto plans for a published model."""
+    report = planned_for(read_headers(FAMILIES / f"{name}.txt"), [])
+    return c.render_report(report) + "\n"
+
+
 def flag_tables() -> str:
     """The command line's options as the README shows them, from the parser's own table."""
     lines = []
     for title, options in c.COMMAND_LINE.items():
         lines += [f"**{title[0].upper()}{title[1:]}**", "", "| option | |", "|---|---|"]
         for option, (keywords, text) in options.items():
-            value = "|".join(keywords.get("choices", ())) or keywords.get("metavar", "")
+            value = keywords.get("metavar") or "|".join(keywords.get("choices", ()))
             shown = f"{option} {value}".strip().replace("|", "\\|")
             lines.append(f"| `{shown}` | {text % keywords if '%(' in text else text} |")
         lines.append("")
@@ -91,5 +106,6 @@ def write_readme() -> None:
 if __name__ == "__main__":
     write_readme()
     GOLDEN.mkdir(exist_ok=True)
-    for name, text in golden_texts().items():
+    families = {f"auto_{path.stem}": family_text(path.stem) for path in FAMILIES.glob("*.txt")}
+    for name, text in (golden_texts() | families).items():
         (GOLDEN / f"{name}.txt").write_text(text, encoding="utf-8", newline="\n")

@@ -24,7 +24,7 @@ def usage_error(capsys, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "nothing says what to quantise: give --gguf FILE or --include REGEX"),
+        (("--preset", "none"), "--preset none quantises what --include REGEX names: give that"),
         (
             (
                 *INCLUDE,

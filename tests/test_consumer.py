@@ -1,13 +1,11 @@
 """Converted files in the programs that use them: a real trained model, and ComfyUI itself."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from broken import CASES, OF_ANOTHER_SHAPE, write_case
-from conftest import ROOT, convert_tiny
+from comfyui import PREAMBLE, needs_comfyui, run_comfyui
+from conftest import convert_tiny
 from encoder import checkpoint, cosines
 from safetensors.torch import load_file, save_file
 
@@ -28,37 +26,6 @@ def test_a_real_encoder_keeps_its_meaning_in_4_bits(tmp_path):
     assert found.mean() >= 0.975
 
 
-needs_comfyui = pytest.mark.skipif(
-    "COMFYUI_ROOT" not in os.environ, reason="COMFYUI_ROOT names no ComfyUI checkout"
-)
-
-PREAMBLE = """
-import logging, os, sys
-sys.argv = ["x"]
-sys.path.insert(0, os.environ["COMFYUI_ROOT"])
-logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s")
-import importlib.abc, importlib.machinery, types
-from unittest.mock import MagicMock
-
-class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    "torchaudio and torchvision have no CPU build here; diffusion models use neither."
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torchaudio", "torchvision"):
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-    def create_module(self, spec):
-        module = types.ModuleType(spec.name)
-        module.__path__ = []
-        module.__getattr__ = lambda name: MagicMock(name=name)
-        return module
-    def exec_module(self, module):
-        pass
-
-sys.meta_path.insert(0, Absent())
-import torch
-from comfy.cli_args import args
-args.cpu = True
-import comfy.sd, comfy.utils
-"""
 LOAD = (
     PREAMBLE
     + """
@@ -110,13 +77,9 @@ def planned(stored: dict) -> dict[str, list]:
 )
 def test_comfyui_loads_and_runs_the_file_as_planned(arguments, tiny, tmp_path):
     out = convert_tiny(tiny, tmp_path / "o.safetensors", *arguments, "--quiet")
-    environment = os.environ | {"MODEL": str(out)}
-    command = [sys.executable, "-c", LOAD]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "missing" not in done.stdout.lower()
-    assert "unexpected" not in done.stdout.lower()
-    found = json.loads(done.stdout.partition("RESULT ")[2])
+    found, log = run_comfyui(LOAD, MODEL=str(out))
+    assert "missing" not in log.lower()
+    assert "unexpected" not in log.lower()
     assert found["finite"]
     assert found["layers"] == planned(load_file(out))
     assert len(found["layers"]) == 40
@@ -175,11 +138,7 @@ def as_seen(errors: list[float] | None) -> set[c.Outcome]:
 def errors_in_comfyui(folder) -> dict[str, list[float] | None]:
     """{file: its output's relative error to sound.safetensors's, with 16-bit activations and
     with quantised ones, or None where it fails}."""
-    environment = os.environ | {"MODEL": str(folder)}
-    command = [sys.executable, "-c", RUN_ALL]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.partition("RESULT ")[2])
+    found, _ = run_comfyui(RUN_ALL, MODEL=str(folder))
     assert found.pop("sound") == [0, 0]
     return found
 
@@ -258,11 +217,7 @@ def test_the_calibration_loop_in_comfyui(precision, tiny, tmp_path):
         )
     else:
         convert_tiny(tiny, model, "--quiet")
-    environment = os.environ | {"MODEL": str(model), "FOLDER": str(tmp_path)}
-    command = [sys.executable, "-c", RECORD]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.partition("RESULT ")[2]) is True
+    assert run_comfyui(RECORD, MODEL=str(model), FOLDER=str(tmp_path))[0] is True
     recording, summary = tmp_path / "wan_high.safetensors", tmp_path / "summary.json"
     layers = {ref.layer for ref in c.open_model(tiny).linear_weights}
     assert c.read_recording(recording).keys() == layers

@@ -57,6 +57,9 @@ def plan_of(tmp_path, tensors, *arguments):
     return {plan.ref.name: plan for plan in plans}, notes
 
 
+ALL = ("--preset", "none", "--include", ".")
+
+
 def weight(rows=32, columns=64, dtype=torch.float32):
     return torch.ones(rows, columns, dtype=dtype)
 
@@ -183,13 +186,15 @@ def test_file_goes_before_summary_before_value(tmp_path):
 
 def test_an_fp8_layer_has_an_input_scale_or_full_precision(tmp_path):
     fp8 = {"blocks.0.x.weight": weight(32, 48)}
-    plans, notes = plan_of(tmp_path, fp8, "--include", ".")
+    plans, notes = plan_of(tmp_path, fp8, *ALL)
     assert plans["blocks.0.x.weight"].config["full_precision_matrix_mult"] is True
-    assert notes == ["1 FP8 layers have no input scale and get full-precision matmul: blocks.0.x"]
-    plans, notes = plan_of(tmp_path, fp8, "--include", ".", "--input-scale-value", "0.01")
+    shaped = "1 layers are FP8 for their shape: blocks.0.x"
+    lacking = "1 FP8 layers have no input scale and get full-precision matmul: blocks.0.x"
+    assert notes == [lacking, shaped]
+    plans, notes = plan_of(tmp_path, fp8, *ALL, "--input-scale-value", "0.01")
     assert plans["blocks.0.x.weight"].config == {"format": "float8_e4m3fn"}
     assert plans["blocks.0.x.weight"].input_scale == pytest.approx(0.06)
-    assert notes == []
+    assert notes == [shaped]
 
 
 def test_an_fp8_layer_whose_row_has_no_amax_runs_in_full_precision(tmp_path):
@@ -224,7 +229,7 @@ def test_w4a4_layers_without_a_row_stay_dynamic_and_are_counted(tmp_path):
     row = {"layer": "blocks.0.ffn.0", "scale_p99_9": 0.5}
     (tmp_path / "s.json").write_text(json.dumps({"layers": [row]}))
     summary = ("--input-scale-summary-json", str(tmp_path / "s.json"))
-    plans, notes = plan_of(tmp_path, BLOCK, "--include", ".", *summary)
+    plans, notes = plan_of(tmp_path, BLOCK, *ALL, *summary)
     assert plans["blocks.0.ffn.2.weight"].input_scale is None
     assert notes == [
         "2 W4A4 layers have no calibration row and stay dynamic: "
@@ -235,7 +240,7 @@ def test_w4a4_layers_without_a_row_stay_dynamic_and_are_counted(tmp_path):
 def test_a_layer_list_marks_its_layers_and_counts_the_rest(tmp_path):
     (tmp_path / "l.txt").write_text("blocks.0.ffn.0\nblocks.9.ffn.0 # gone\n")
     listed = ("--full-precision-mm-layers", str(tmp_path / "l.txt"))
-    plans, notes = plan_of(tmp_path, BLOCK, "--include", ".", *listed)
+    plans, notes = plan_of(tmp_path, BLOCK, *ALL, *listed)
     marked = {name: plan.full_precision for name, plan in plans.items() if plan.full_precision}
     assert marked == {"blocks.0.ffn.0.weight": "l.txt"}
     assert notes == ["l.txt: 1 names match nothing: blocks.9.ffn.0"]
@@ -304,18 +309,18 @@ def test_lists_and_summaries_of_another_model_are_errors(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["a.comfy_quant", "a.scale_weight", "scaled_fp8", "a.weight_scale_2", "weight_scale_inv"],
+    "name", ["a.comfy_quant", "a.scale_weight", "a.weight_scale_2", "weight_scale_inv"]
 )
 def test_a_source_that_is_already_quantised_is_refused(tmp_path, name):
+    save_file(BLOCK | {name: torch.ones(1)}, tmp_path / "m.safetensors")
     with pytest.raises(c.ConvertError, match="is already quantised"):
-        plan_of(tmp_path, BLOCK | {name: torch.ones(1)}, "--include", ".")
+        c.open_source(tmp_path / "m.safetensors")
 
 
 def test_edge_blocks_are_the_first_and_last_in_running_order():
     names = [f"double_blocks.{i}.x.weight" for i in range(3)]
     names += [f"single_blocks.{i}.x.weight" for i in range(12)]
-    rules = c.edge_block_rules(model_with(names))
+    rules = c.edge_block_rules(model_with(names), c.ANY_FAMILY, 2)
     assert sorted(name for rule in rules for name in rule.names) == [
         "double_blocks.0.x.weight",
         "double_blocks.1.x.weight",
@@ -326,4 +331,4 @@ def test_edge_blocks_are_the_first_and_last_in_running_order():
 
 def test_edge_blocks_need_blocks():
     with pytest.raises(c.ConvertError, match=r"has no transformer blocks named blocks\.N"):
-        c.edge_block_rules(model_with(["head.weight"]))
+        c.edge_block_rules(model_with(["head.weight"]), c.ANY_FAMILY, 2)

@@ -471,7 +471,7 @@ def test_inputs_whose_means_are_far_larger_than_their_deviations(tiny, tmp_path)
     made.observe("blocks.2.ffn.0", rows + 20 * correlated(256, 1))
     made.save()
     out, report = tmp_path / "o.safetensors", tmp_path / "r.json"
-    base = [str(tiny), str(out), "--include", r"blocks\.2\.ffn\.0", "--quiet"]
+    base = [str(tiny), str(out), "--preset", "none", "--include", r"blocks\.2\.ffn\.0", "--quiet"]
     base += ["--activation-stats", str(tmp_path / "m.safetensors"), "--report", str(report)]
     assert c.main(base) == 0
     rows = json.loads(report.read_text(encoding="utf-8"))["tensors"]
@@ -549,7 +549,15 @@ def test_layers_that_gain_most_get_full_precision_matmul(tiny, recording, tmp_pa
 
 
 def test_layers_without_statistics_cannot_be_compared(tiny, tmp_path, capsys):
-    base = [str(tiny), str(tmp_path / "o.safetensors"), "--include", r"blocks\.7\.ffn", "--quiet"]
+    base = [
+        str(tiny),
+        str(tmp_path / "o.safetensors"),
+        "--preset",
+        "none",
+        "--include",
+        r"blocks\.7\.ffn",
+        "--quiet",
+    ]
     path = tmp_path / "m.safetensors"
     made = recorder.Recording(tmp_path, "m")
     made.begin({}, 64, {})
@@ -588,7 +596,15 @@ def test_channels_are_scaled_where_it_gains(tiny, outliers, tmp_path, capsys):
     found = {}
     for name, more in (("plain", []), ("smooth", ["--pre-quant-scale"])):
         out, report = tmp_path / f"{name}.safetensors", tmp_path / f"{name}.json"
-        base = [str(tiny), str(out), "--include", r"blocks\.[23]\.(self_attn|ffn)", "--quiet"]
+        base = [
+            str(tiny),
+            str(out),
+            "--preset",
+            "none",
+            "--include",
+            r"blocks\.[23]\.(self_attn|ffn)",
+            "--quiet",
+        ]
         base += ["--activation-stats", str(outliers), "--input-scale-policy", "headroom"]
         assert c.main([*base, *more, "--report", str(report)]) == 0
         rows = json.loads(report.read_text(encoding="utf-8"))["tensors"]
