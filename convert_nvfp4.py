@@ -267,6 +267,98 @@ PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 GGUF_MAGIC = b"GGUF"
 
+# A LoRA's key is a layer and a part of it; the group that matches is the kind of patch.
+LORA_KEY = re.compile(
+    r"(?P<layer>.+?)(?:"
+    r"[._]lora(?:_linear_layer)?[._](?P<lora>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"
+    r"|\.hada_(?P<loha>w[12]_[ab]|t[12])"
+    r"|\.lokr_(?P<lokr>w[12](?:_[ab])?|t2)"
+    r"|\.(?:(?P<diff>diff|w_norm)|(?P<bias>diff_b|b_norm)|(?P<set>set_weight))"
+    r"|\.(?P<scaling>alpha|dora_scale))"
+)
+LORA_PARTS = {"A": "down", "B": "up", "w_norm": "diff", "diff_b": "diff", "b_norm": "diff"}
+LORA_PREFIX = re.compile(
+    r"(model\.)?diffusion_model\.|net\.|unet\.|transformer\.|base_model\.model\."
+    r"|lora_unet_+|lora_transformer_|lycoris_"  # kohya; __ is of Wan Fun; OneTrainer; SimpleTuner
+)
+NOT_MERGED = {  # what keys that match nothing are, where it can be told
+    "of a text encoder": r"lora_te|text_encoder|clip_|t5xxl",
+    "of OFT": r".+\.(oft_|rescale$)",
+    "of GLoRA": r".+\.[ab][12]\.weight$",
+    "of PEFT's DoRA": r".+\.lora_magnitude_vector",
+    "a new shape of a layer": r".+\.reshape_weight$",
+}
+
+# Names with _ for every dot, as kohya's trainers write them. One layer's two native spellings,
+# in the published file and in ComfyUI, are brought to one:
+SPELLINGS = (
+    (r"(_mod|modulation)_linear", r"\1_lin"),
+    (r"mlp_fc1", "mlp_0"),
+    (r"mlp_fc2", "mlp_2"),
+    (r"_norm_(q|k)(uery|ey)_norm", r"_\1_norm"),
+    (r"(_in|_embedder)_(mlp_0|linear_1)", r"\1_in_layer"),
+    (r"(_in|_embedder)_(mlp_2|linear_2)", r"\1_out_layer"),
+)
+# ... diffusers' block, the native block, {diffusers' layer: native layer}. `rows` is a part of a
+# fused layer, see FUSED_ROWS; `swapped`: scale and shift lie in the other order.
+DIFFUSERS = (
+    (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {  # Flux, Hunyuan Video
+        r"attn_to_(?P<rows>[qkv])": "img_attn_qkv",
+        r"attn_add_(?P<rows>[qkv])_proj": "txt_attn_qkv",
+        "attn_to_out_0": "img_attn_proj",
+        "attn_to_add_out": "txt_attn_proj",
+        "norm1_linear": "img_mod_lin",
+        "norm1_context_linear": "txt_mod_lin",
+        "ff_(net_0_proj|linear_in)": "img_mlp_0",
+        "ff_(net_2|linear_out)": "img_mlp_2",
+        "ff_context_(net_0_proj|linear_in)": "txt_mlp_0",
+        "ff_context_(net_2|linear_out)": "txt_mlp_2",
+        r"attn_norm_([qk])": r"img_attn_\2_norm",
+        r"attn_norm_added_([qk])": r"txt_attn_\2_norm",
+    }),
+    (r"single_transformer_blocks_(\d+)_", r"single_blocks_\1_", {
+        r"attn_to_(?P<rows>[qkv])": "linear1",
+        r"(?P<rows>proj_mlp)": "linear1",
+        "attn_to_qkv_mlp_proj": "linear1",  # Flux 2
+        "proj_out|attn_to_out": "linear2",
+        "norm_linear": "modulation_lin",
+        r"attn_norm_([qk])": r"\2_norm",
+    }),
+    (r"single_blocks_(\d+)_", r"single_blocks_\1_", {r"linear1_(?P<rows>qkv)": "linear1"}),
+    ("", "", {
+        "x_embedder": "img_in",
+        "context_embedder": "txt_in",
+        r"time_text_embed_timestep_embedder_(\w+)": r"time_in_\1",
+        r"time_text_embed_text_embedder_(\w+)": r"vector_in_\1",
+        r"time_text_embed_guidance_embedder_(\w+)": r"guidance_in_\1",
+        "proj_out": "final_layer_linear",
+        "norm_out_(?P<swapped>linear)": "final_layer_adaLN_modulation_1",
+        "all_x_embedder_2-1": "x_embedder",  # Z-Image
+        "all_final_layer_2-1_(.+)": r"final_layer_\1",
+    }),
+    (r"((?:layers|context_refiner|noise_refiner)_\d+)_attention_", r"\1_attention_", {
+        r"to_(?P<rows>[qkv])": "qkv",
+        "to_out_0": "out",
+        r"norm_([qk])": r"\2_norm",
+    }),
+    (r"(blocks_\d+)_", r"\1_", {  # Wan, in names ComfyUI leaves out
+        r"attn1_(?:to_(?=[qkv])|(?=norm_))(\w+)": r"self_attn_\2",
+        r"attn2_(?:to_(?=[qkv])|(?=norm_[qk]$))(\w+)": r"cross_attn_\2",
+        r"attn2_add_([kv])_proj": r"cross_attn_\2_img",
+        "attn1_to_out_0": "self_attn_o",
+        "attn2_to_out_0": "cross_attn_o",
+        "ffn_net_0_proj": "ffn_0",
+        "ffn_net_2": "ffn_2",
+    }),
+)  # fmt: skip
+NATIVE_NAMES = [
+    (re.compile(block + f"(?:{layer})"), native_block + native)
+    for block, native_block, layers in DIFFUSERS
+    for layer, native in layers.items()
+]
+# Where a part begins and ends among a fused layer's rows, in multiples of its columns
+FUSED_ROWS = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "qkv": (0, 3), "proj_mlp": (3, 7)}
+
 # Options that contradict each other: given both, nobody can say which one was meant.
 CONFLICTS = (
     ("no_input_scale", "input_scale_summary_json"),
@@ -289,6 +381,7 @@ REQUIRES = (
     ("gguf_keep_edge_blocks_fp16", "gguf"),
     ("use_fp8", "gguf"),
     ("max_shard_size", "output_sharded"),
+    ("lora_partial", "merge_lora"),
     ("input_scale_policy", "activation_stats"),
     ("w4a4_share", "activation_stats"),
     ("pre_quant_scale", "activation_stats"),
@@ -383,6 +476,8 @@ class Options:
     target_size: int | None = None
     target_ratio: float | None = None
     use_fp8: bool = False
+    merge_lora: tuple[Lora, ...] = ()
+    lora_partial: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     minimums: frozenset[str] = frozenset()
@@ -469,6 +564,7 @@ class Options:
             self.gguf,
             self.input_scale_summary_json,
             *self.activation_stats,
+            *(lora.path for lora in self.merge_lora),
             self.sensitivity_json,
             self.input_scale_from,
             self.full_precision_mm_layers,
@@ -490,11 +586,12 @@ class TensorRef:
     scale: float | None = None  # of an FP8 weight, which is decoded when it is read
     is_kept: bool = False  # a part of an NVFP4 layer of the source, which goes over as it is
     config: str = ""  # of such a layer, with its weight: JSON
+    patches: tuple[Patch, ...] = ()  # LoRAs that are merged into it when it is read
 
     @property
     def is_changed(self) -> bool:
         """Whether what is read is float32, and not what is stored."""
-        return self.scale is not None
+        return self.scale is not None or bool(self.patches)
 
     @property
     def layer(self) -> str:
@@ -508,6 +605,24 @@ class TensorRef:
     @property
     def is_linear_weight(self) -> bool:
         return self.is_float and len(self.shape) == 2 and self.name.endswith(".weight")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """What a LoRA file does to `rows` of a tensor: its kind's parts, alpha and dora_scale too."""
+
+    kind: str
+    parts: dict[str, TensorRef]
+    strength: float
+    rows: slice
+    swapped: bool = False  # the change's halves belong in the other order
+
+
+class Lora(NamedTuple):
+    """A LoRA file to merge, and how strongly."""
+
+    path: Path
+    strength: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -975,6 +1090,8 @@ class Verification:
 
     file: Path
     source: Path | None = None
+    merge_lora: tuple[Lora, ...] = ()
+    lora_partial: bool = False
     quiet: bool = False
 
 
@@ -1783,6 +1900,82 @@ def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
     return Damage(
         error=float(torch.dot(difference, difference)), energy=float(torch.dot(original, original))
     )
+
+
+# Merging LoRAs, as ComfyUI patches a weight (comfy/weight_adapter, comfy/lora.py), in float32.
+
+
+def lora_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """up x down, and the rank; a convolution may have its kernel in a third factor."""
+    up, down = parts["up"], parts["down"]
+    rank = down.shape[0]
+    if "mid" in parts:
+        down = torch.einsum("mn...,nj->mj...", parts["mid"], down.flatten(1))
+    return up.flatten(1) @ down.flatten(1), rank
+
+
+def product(parts: dict[str, torch.Tensor], which: int) -> tuple[torch.Tensor, int | None]:
+    """One of the two matrices of LoHa and LoKr, and its rank; one stored whole has none."""
+    if (whole := parts.get(f"w{which}")) is not None:
+        return whole, None
+    a, b, core = parts[f"w{which}_a"], parts[f"w{which}_b"], parts.get(f"t{which}")
+    whole = a @ b if core is None else torch.einsum("ij...,jr,ip->pr...", core, b, a)
+    return whole.contiguous(), b.shape[0]  # torch.kron refuses the strides einsum leaves
+
+
+def loha_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """The two products, multiplied element by element."""
+    (first, rank), (second, _) = product(parts, 1), product(parts, 2)
+    return first * second, rank
+
+
+def lokr_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int | None]:
+    """Their Kronecker product; the second one holds a convolution's kernel, and counts as rank."""
+    (first, first_rank), (second, rank) = product(parts, 1), product(parts, 2)
+    first = first.reshape(first.shape + (1,) * (second.ndim - first.ndim))
+    return torch.kron(first, second), rank or first_rank
+
+
+CHANGES = {
+    "lora": lora_change,
+    "loha": loha_change,
+    "lokr": lokr_change,
+    "diff": lambda parts: (parts["diff"], None),
+    "set": lambda parts: (parts["set_weight"], None),
+}
+
+
+def dora(weight: torch.Tensor, merged: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """`merged`, each row or column scaled to a length that was trained.
+
+    As in ComfyUI, the length is relative to the unmerged rows', but to the merged columns'.
+    """
+    if scale.shape[0] == weight.shape[0]:
+        length = weight.flatten(1).norm(dim=1)
+        length = length.reshape(-1, *[1] * (weight.ndim - 1))
+    else:
+        length = merged.transpose(0, 1).flatten(1).norm(dim=1)
+        length = length.reshape(1, -1, *[1] * (weight.ndim - 2))
+    return merged * (scale.reshape(length.shape) / (length + torch.finfo(torch.float32).eps))
+
+
+def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) -> None:
+    """`weight[rows] += strength * alpha / rank * change`, in place."""
+    weight = weight[patch.rows]
+    change, rank = CHANGES[patch.kind](parts)
+    if change.shape[:1] != weight.shape[:1]:
+        raise ValueError(change.shape)  # reshape alone would take a transposed one
+    change = change.reshape(weight.shape)
+    if patch.swapped:
+        change = torch.cat(change.chunk(2)[::-1])
+    if patch.kind == "set":
+        weight.copy_(change)
+        return
+    if "alpha" in parts and rank is not None:
+        change = change * (parts["alpha"].reshape(()) / rank)
+    if "dora_scale" in parts and patch.kind != "diff":
+        change = dora(weight, weight + change, parts["dora_scale"]) - weight
+    weight.add_(change, alpha=patch.strength)
 
 
 # Rounding that knows what a weight multiplies. With X a layer's recorded input and E = W - decoded
@@ -2720,8 +2913,14 @@ def load_weight(ref: TensorRef) -> torch.Tensor:
 
 
 def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
-    """Some or all of a stored tensor as what it stands for: float32."""
-    return data.float() if ref.scale is None else decode_e4m3(data).mul_(ref.scale)
+    """A stored tensor as what it stands for, float32; some of it will do if it has no patches."""
+    data = data.float() if ref.scale is None else decode_e4m3(data).mul_(ref.scale)
+    if ref.patches:
+        data = data.view(ref.shape)
+    for patch in ref.patches:
+        parts = {part: load(other).float() for part, other in patch.parts.items()}
+        merge(patch, parts, data)
+    return data
 
 
 def header_layers(metadata: dict[str, str]) -> dict | None:
@@ -2849,6 +3048,135 @@ def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
     if extra := stored.keys() - set(matched.values()):
         notes.append(f"{len(extra)} tensors of the GGUF are not in the source: {examples(extra)}")
     return {name: stored[other].dtype for name, other in matched.items()}, notes
+
+
+def canonical(name: str) -> str:
+    """A layer's name in the one spelling in which models and LoRA files are compared."""
+    name = name.replace(".", "_")
+    for spelling, other in SPELLINGS:
+        name = re.sub(f"{spelling}(?=(_bias)?$)", other, name)
+    return name
+
+
+def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | None:
+    """The model's tensor that a LoRA's layer is, and which part of it; {canonical: tensor}."""
+    while True:
+        name = canonical(layer)
+        if name in names:
+            return names[name], {}
+        for pattern, native in NATIVE_NAMES:
+            match = pattern.fullmatch(name)
+            if match and (native := match.expand(native)) in names:
+                return names[native], match.groupdict()
+        if not (prefix := LORA_PREFIX.match(layer)):
+            return None
+        layer = layer[prefix.end() :]
+
+
+def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], list[str]]:
+    """{layer: {kind: {part: TensorRef}}} of a LoRA file, and keys that are no part of a layer."""
+    layers, unknown = defaultdict(lambda: defaultdict(dict)), []
+    for key, ref in read_header(path)[0].items():
+        if not (match := LORA_KEY.fullmatch(key)):
+            unknown.append(key)
+            continue
+        if ref.dtype not in TORCH_DTYPES:
+            raise ConvertError(f"{path}: {key} is {ref.dtype}; give the LoRA in a 16-bit type")
+        kind = match.lastgroup
+        part = LORA_PARTS.get(match[kind], match[kind])
+        parts = layers[match["layer"]][kind]
+        if part in parts:
+            raise ConvertError(f"{path}: {key} and {parts[part].name} are the same thing twice")
+        parts[part] = ref
+    for layer, kinds in layers.items():
+        scaling = kinds.pop("scaling", {})
+        if len(kinds.keys() - {"bias"}) > 1:
+            raise ConvertError(f"{path}: {layer} is {' and '.join(kinds)} at once; keep one kind")
+        for kind in kinds.keys() - {"bias"}:
+            kinds[kind] |= scaling
+        if not kinds:
+            unknown += [ref.name for ref in scaling.values()]
+    return layers, unknown
+
+
+def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[str]]:
+    """{tensor: patches} of a LoRA file, and what of it cannot be merged."""
+    layers, unmatched = group_keys(lora.path)
+    names = {canonical(re.sub(r"\.(weight|scale)$", "", bare(n))): n for n in model.tensors}
+    patches, problems = defaultdict(list), []
+    for layer, kinds in layers.items():
+        name, found = locate(layer, names) or ("", {})
+        for kind, parts in kinds.items():
+            target = f"{name.removesuffix('.weight')}.bias" if kind == "bias" else name
+            if target not in model.tensors:
+                unmatched += [ref.name for ref in parts.values()]
+                continue
+            patch = Patch(
+                kind="diff" if kind == "bias" else kind,
+                parts=parts,
+                strength=lora.strength,
+                rows=rows_of(found.get("rows"), model.tensors[name]),
+                swapped="swapped" in found,
+            )
+            if any(other.rows == patch.rows for other in patches[target]):
+                raise ConvertError(f"{lora.path}: {layer} and another name are both {target}")
+            if misfit := find_misfit(patch, model.tensors[target]):
+                problems.append(f"is of another model: {misfit}")
+            else:
+                patches[target].append(patch)
+    if unmatched:
+        problems.append(describe_unmatched(unmatched))
+    return patches, problems
+
+
+def rows_of(part: str | None, target: TensorRef) -> slice:
+    """The rows of a fused layer that are its q, k, v or MLP; all of them without a part."""
+    if part is None:
+        return slice(None)
+    begin, end = FUSED_ROWS[part]
+    return slice(begin * target.shape[-1], end * target.shape[-1])
+
+
+def find_misfit(patch: Patch, target: TensorRef) -> str:
+    """Why a patch is not for a tensor, or "": its shapes are merged, without any data."""
+    if target.is_kept:
+        return f"{target.name} is NVFP4 already"
+    parts = {part: torch.empty(ref.shape, device="meta") for part, ref in patch.parts.items()}
+    shown = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in patch.parts.values())
+    try:
+        merge(patch, parts, torch.empty(target.shape, device="meta"))
+    except KeyError as error:
+        return f"{shown}: {error.args[0]} is missing"
+    except (IndexError, RuntimeError, ValueError):
+        rows = "" if patch.rows == slice(None) else f"rows {patch.rows.start} on of "
+        return f"{shown} do not fit {rows}{target.name} {list(target.shape)}"
+    return ""
+
+
+def describe_unmatched(keys: list[str]) -> str:
+    """How many keys match nothing, what they are where that can be told, and the first few."""
+    kinds = {what: sum(bool(re.match(row, k)) for k in keys) for what, row in NOT_MERGED.items()}
+    told = "".join(f", {count} {what}" for what, count in kinds.items() if count)
+    return f"{len(keys)} keys match no tensor of the model{told}: {examples(keys)}"
+
+
+def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> tuple[Model, list[str]]:
+    """The model with LoRAs to be merged when it is read, and notes."""
+    tensors, notes = dict(model.tensors), []
+    for lora in loras:
+        patches, problems = read_lora(lora, model)
+        merged = sum(map(bool, patches.values()))
+        notes += [f"{lora.path.name}: merged into {merged} tensors at strength {lora.strength:g}"]
+        notes += problems
+        if not merged or (problems and not partial):
+            end = "--lora-partial goes on" if merged else "nothing of it can be merged"
+            problems = [f"{lora.path}: {problem}" for problem in problems[-EXAMPLES:]]
+            last = problems.pop() if problems else f"{lora.path}: holds no LoRA"
+            raise ConvertError(*problems, f"{last}; {end}")
+        for name, found in patches.items():
+            old = tensors[name]
+            tensors[name] = dataclasses.replace(old, patches=(*old.patches, *found))
+    return dataclasses.replace(model, tensors=tensors), notes
 
 
 def read_layer_list(path: Path) -> tuple[str, ...]:
@@ -3776,6 +4104,10 @@ def load_some_rows(ref: TensorRef) -> torch.Tensor:
     height, (count, columns) = STUDIED_ROWS // STRIPES, ref.shape
     if count <= STUDIED_ROWS:
         return load_weight(ref)
+    if ref.patches:
+        weight, steps = load_weight(ref), range(STRIPES)
+        begins = (index * (count - height) // (STRIPES - 1) for index in steps)
+        return torch.cat([weight[begin : begin + height] for begin in begins])
     row = ref.nbytes // count
     data = torch.empty(STRIPES, height * row, dtype=torch.uint8)
     for index, stripe in enumerate(data):
@@ -4347,7 +4679,8 @@ def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> E
     if plan.precision is Precision.FP8:
         plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, dtype)
         encode = encode_fp8_compiled if compute.compiled else plain
-        stored = plan.ref.scale  # with it, FP8 codes of the source come back as they were
+        # with it, FP8 codes of the source come back as they were
+        stored = None if plan.ref.patches else plan.ref.scale
         scale = fp8_scale(amax) if stored is None else torch.tensor(stored)
         return encode_layer(weight, scale.to(amax), encode, compute)
     scale, search = nvfp4_global_scale(amax), compute.search
@@ -4584,8 +4917,12 @@ def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
 
 
 def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
-    """A layer to be quantised whole, as its scale depends on all of it; others bit by bit."""
-    size = plan.ref.nbytes if plan.is_quantised else PIECE_BYTES
+    """A layer to be quantised whole, as its scale depends on all of it; others bit by bit.
+
+    What a LoRA is merged into is read whole, too.
+    """
+    whole = plan.is_quantised or plan.ref.patches
+    size = plan.ref.nbytes if whole else PIECE_BYTES
     for begin in range(0, plan.ref.nbytes, max(size, 1)):
         yield Piece(plan=plan, begin=begin, end=min(begin + size, plan.ref.nbytes))
 
@@ -4644,7 +4981,11 @@ def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
 
 def float16_overflows(plans: list[TensorPlan], options: Options) -> frozenset[str]:
     """Tensors planned as float16 with values beyond 65504: reads them all, writes nothing."""
-    candidates = [plan for plan in plans if plan.dtype == "F16" and plan.ref.dtype != "F16"]
+    candidates = [
+        plan
+        for plan in plans
+        if plan.dtype == "F16" and (plan.ref.dtype != "F16" or plan.ref.patches)
+    ]
     pieces = [piece for plan in candidates for piece in pieces_of(plan)]
     found = set()
     with progress(pieces, options, "checking float16 range") as bar:
@@ -5383,6 +5724,7 @@ def verify_file(task: Verification) -> Check:
     found, damage = [*lint(model, layers), *lint_file(model)], {}
     if task.source is not None:
         source, _ = open_source(task.source)
+        source, _ = merge_loras(task.merge_lora, source, partial=task.lora_partial)
         if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:
             raise ConvertError(f"{task.source}: is of another model: no tensor is in {task.file}")
         more, damage = check_against(source, model, layers, task.quiet)
@@ -6362,6 +6704,15 @@ def margin(text: str) -> float:
     return value
 
 
+def lora_file(text: str) -> Lora:
+    """FILE[:STRENGTH]; a colon that no number follows is the file's, as in C:\\x.safetensors."""
+    number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+    found = re.fullmatch(rf"(.+?)(?::({number}))?", text, re.DOTALL)
+    if not found or not math.isfinite(float(found[2] or 1)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FILE or FILE:STRENGTH")
+    return Lora(input_path(found[1]), float(found[2] or 1))
+
+
 def natural(text: str) -> int:
     if not re.fullmatch(r"\d{1,6}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of blocks")
@@ -6415,6 +6766,10 @@ COMMAND_LINE = {
             "block scales by least squared error, or from each block's largest weight "
             "(default: mse)"),
         "--use-ck-quant": (SWITCH, "another name for --scale-search amax"),
+        "--merge-lora": ({"action": "append", "default": [], "metavar": "FILE[:STRENGTH]",
+                          "type": lora_file},
+            "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)"),
+        "--lora-partial": (SWITCH, "... and count what of it is of no tensor of the model"),
         "--report": (FILE,
             "the plan, its reasons and every layer's error as data (.json) or a page (.html)"),
         "--device": (DEVICE, "where to compute (default: auto, a GPU if there is one)"),
@@ -6583,10 +6938,16 @@ def unused_statistics(given: dict[str, object]) -> Iterator[str]:
 
 def parse_verification(parser: argparse.ArgumentParser, given: dict) -> Verification:
     """--verify and what goes with it; any other option exits with 2."""
-    task = ("verify", "original", "quiet")
+    task = ("verify", "original", "quiet", "merge_lora", "lora_partial")
     if any(value != parser.get_default(name) for name, value in given.items() if name not in task):
-        parser.error("--verify FILE goes with --source and --quiet only, and without OUTPUT")
-    return Verification(file=given["verify"], source=given["original"], quiet=given["quiet"])
+        parser.error("--verify FILE goes with --source, --merge-lora and --quiet, without OUTPUT")
+    return Verification(
+        file=given["verify"],
+        source=given["original"],
+        merge_lora=tuple(given["merge_lora"]),
+        lora_partial=given["lora_partial"],
+        quiet=given["quiet"],
+    )
 
 
 def parse_options(argv: list[str] | None = None) -> Options | Verification:
@@ -6610,6 +6971,7 @@ def parse_options(argv: list[str] | None = None) -> Options | Verification:
         **given
         | {
             "activation_stats": tuple(given["activation_stats"]),
+            "merge_lora": tuple(given["merge_lora"]),
             "include": tuple(given["include"]),
             "exclude": tuple(given["exclude"]),
             "full_precision_mm_pattern": tuple(given["full_precision_mm_pattern"]),
@@ -6628,6 +6990,7 @@ def convert(options: Options) -> Report:
         )
     with join_ranks() as ranks:  # first, so that one that fails is known to all
         model, adoption = open_source(options.source)
+        model, merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
         pick_device(options.device)
         if options.target_size or options.target_ratio:
             plans, notes, sizes = plan_for_size(options, model, ranks)
@@ -6635,7 +6998,7 @@ def convert(options: Options) -> Report:
             (plans, notes), sizes = make_plans(options, model), ()
         plans, shared, curve = share_w4a4(options, plans)
         plans, smoothing = smooth(options, plans)
-        notes += [*adoption, *shared, *smoothing]
+        notes += [*adoption, *merged, *shared, *smoothing]
         carry_out = rehearse if options.dry_run else write
         job, damage, more = carry_out(make_job(options, model, plans), ranks)
     widened = [plan.ref.name for plan in job.plans if plan.reason.startswith(WIDENED)]
