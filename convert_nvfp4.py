@@ -4015,6 +4015,8 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
     if bits and min(bits) <= options.gguf_nvfp4_max_bitdepth:
         depth = "relax what keeps them"
     kept = Counter(plan.reason for plan in plans if plan.ref.is_linear_weight)
+    if TARGET in kept:
+        depth = f"give a smaller {TARGET}"
     usual = f" (mostly: {kept.most_common(1)[0][0]})" if kept else ""
     raise ConvertError(
         f"{options.source}: no layer would become NVFP4 or FP8{usual}; "
@@ -5848,11 +5850,11 @@ def plan_for_size(
     """Plans of --target-size: from those of the GGUF or preset, raised or lowered by error."""
     target = options.target_size or int(options.target_ratio * model.nbytes)
     start = {plan.ref.name: plan for plan in make_plans(options, model)[0]}
-    too_large = make_job(options, model, [*start.values()]).nbytes > target
-    candidates = list_candidates(options, model, start, lower=too_large)
+    size = make_job(options, model, [*start.values()]).nbytes
+    candidates = list_candidates(options, model, start, lower=size > target)
     layers = measure_alternatives(options, candidates, ranks)
     layers = {name: layers[name] for name in candidates}  # in source order, whatever the ranks
-    fixed = 0
+    fixed = size - sum(stored_bytes(start[name]) for name in candidates)
     for _ in range(SIZE_TRIALS):  # each knows better what the header takes
         chosen = choose_for_size(layers, target - fixed)
         precisions = {name: row.precision for name, row in chosen.items()}

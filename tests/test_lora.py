@@ -355,7 +355,7 @@ def flux(comfy):
 
 
 @needs_comfyui
-@pytest.mark.parametrize("given_as", itertools.product(DTYPES, [1.0, -0.7]))
+@pytest.mark.parametrize("given_as", [*itertools.product(DTYPES, [1.0, -0.7])])
 @pytest.mark.parametrize("what", IN_FLUX)
 def test_every_kind_is_merged_as_by_comfyui(comfy, flux, tmp_path, what, given_as):
     (state, key_map), (dtype, strength) = flux, given_as

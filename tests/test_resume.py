@@ -393,6 +393,16 @@ def torchrun(*arguments, script="convert_nvfp4.py", ranks=2, **keywords):
     )
 
 
+def test_two_ranks_choose_for_a_size_as_one_does(tiny, tmp_path):
+    one, two = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
+    size = ["--target-ratio", "0.4", "--quiet"]
+    assert c.main([str(tiny), str(one), *size]) == 0
+    process = torchrun(str(tiny), str(two), *size)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert two.read_bytes() == one.read_bytes()
+
+
 def test_two_ranks_write_the_same_file(tiny, converted, tmp_path):
     out, report = tmp_path / "o.safetensors", tmp_path / "r.json"
     process = torchrun(*command(tiny, out, "--report", str(report)))

@@ -1,0 +1,150 @@
+"""--target-size: the choice on its own, against brute force, and on real files."""
+
+import itertools
+import json
+
+import pytest
+from encoder import checkpoint
+from hypothesis import given
+from hypothesis import strategies as st
+
+import convert_nvfp4 as c
+
+P = c.Precision
+ORDER = (P.NVFP4, P.FP8, P.HALF)
+
+
+def error_of(chosen) -> float:
+    return sum(row.error for row in chosen)
+
+
+def size_of(chosen) -> int:
+    return sum(row.nbytes for row in chosen)
+
+
+@st.composite
+def choices(draw):
+    """Some layers' alternatives, where more bytes mean less error, mostly."""
+    layers = {}
+    for index in range(draw(st.integers(1, 5))):
+        sizes = sorted(draw(st.sets(st.integers(1, 50), min_size=2, max_size=3)))
+        errors = draw(st.lists(st.floats(0, 1), min_size=len(sizes), max_size=len(sizes)))
+        layers[f"l{index}"] = [
+            c.Alternative(*row) for row in zip(ORDER, sizes, errors, strict=False)
+        ]
+    return layers
+
+
+@given(choices(), st.integers(0, 260))
+def test_the_choice_is_the_best_one_but_for_a_step(layers, budget):
+    chosen = c.choose_for_size(layers, budget).values()
+    fits = [rows for rows in itertools.product(*layers.values()) if size_of(rows) <= budget]
+    if not fits:
+        assert size_of(chosen) == sum(min(row.nbytes for row in rows) for rows in layers.values())
+        return
+    assert size_of(chosen) <= budget
+    best = min(map(error_of, fits))
+    hulls = map(c.lower_hull, layers.values())
+    step = max(
+        a.error - b.error for hull in hulls for a, b in itertools.pairwise([*hull, hull[-1]])
+    )
+    assert best <= error_of(chosen) <= best + step + 1e-9
+
+
+@pytest.fixture(scope="module")
+def measured(tiny):
+    """{model: (command, its layers' alternatives)}: the synthetic Wan and a trained encoder."""
+    found = {}
+    for name, command in {
+        "wan": [str(tiny), "--edge-blocks", "0"],
+        "encoder": [str(checkpoint()), "--preset", "smart", "--edge-blocks", "0"],
+    }.items():
+        options = c.parse_options([command[0], "o.safetensors", *command[1:], "--quiet"])
+        model, _ = c.open_source(options.source)
+        start = {plan.ref.name: plan for plan in c.make_plans(options, model)[0]}
+        candidates = c.list_candidates(options, model, start, lower=False)
+        found[name] = command, c.measure_alternatives(options, candidates, c.Ranks())
+    return found
+
+
+def uniform(layers, budget):
+    """As many layers as fit, evenly spread over the model, are FP8; the rest is NVFP4."""
+    rows = list(layers.values())
+    for count in range(len(rows), -1, -1):
+        raised = {index * len(rows) // count for index in range(count)} if count else set()
+        chosen = [row[1] if i in raised else row[0] for i, row in enumerate(rows)]
+        if size_of(chosen) <= budget:
+            return chosen
+    raise AssertionError("not even the smallest fits")
+
+
+@pytest.mark.parametrize("name", ["wan", "encoder"])
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_it_beats_a_uniform_choice(measured, name, share):
+    _, layers = measured[name]
+    layers = {name: rows for name, rows in layers.items() if rows[0].precision is P.NVFP4}
+    least = sum(rows[0].nbytes for rows in layers.values())
+    budget = int(least + share * (sum(rows[1].nbytes for rows in layers.values()) - least))
+    ours, theirs = c.choose_for_size(layers, budget).values(), uniform(layers, budget)
+    assert size_of(ours) <= budget
+    assert error_of(ours) < error_of(theirs)
+
+
+@pytest.mark.parametrize(  # one of the encoder's 36 layers is 1.4 % of it
+    ("name", "share"),
+    [("wan", 0.2), ("wan", 0.5), ("wan", 0.8), ("encoder", 0.2), ("encoder", 0.5)],
+)
+def test_the_file_is_just_smaller(measured, name, share, tmp_path):
+    (source, *command), layers = measured[name]
+    out, report = tmp_path / "o.safetensors", tmp_path / "r.json"
+    planned = c.convert(c.parse_options([source, str(out), *command, "--dry-run", "--quiet"]))
+    least, most = (sum(rows[end].nbytes for rows in layers.values()) for end in (0, -1))
+    target = int(planned.output_bytes + share * (most - least))
+    command += ["--target-size", str(target), "--quiet", "--report", str(report)]
+    assert c.main([source, str(out), *command]) == 0
+    size, first = out.stat().st_size, out.read_bytes()
+    assert 0.99 * target < size <= target
+    curve = json.loads(report.read_text(encoding="utf-8"))["size_curve"]
+    assert min(abs(point["nbytes"] - size) for point in curve) < 0.02 * target
+    assert [point["error"] for point in curve] == sorted((p["error"] for p in curve), reverse=True)
+    assert c.main([source, str(out), *command]) == 0
+    assert out.read_bytes() == first
+
+
+def test_what_other_options_say_stays(tiny, tmp_path):
+    out = tmp_path / "o.safetensors"
+    given = ["--target-ratio", "0.4", "--exclude", r"blocks\.5\.", "--include", r"blocks\.6\."]
+    options = c.parse_options([str(tiny), str(out), "--edge-blocks", "1", *given, "--quiet"])
+    plans = {plan.ref.layer: plan for plan in c.convert(options).plans}
+    for layer, plan in plans.items():
+        if plan.ref.is_linear_weight and layer.startswith("blocks."):
+            block = int(layer.split(".")[1])
+            pinned = {0: P.HALF, 5: P.HALF, 6: P.NVFP4, 7: P.HALF}.get(block)
+            assert pinned is None or plan.precision is pinned, layer
+            assert (plan.reason == c.TARGET) <= (pinned is None)
+
+
+@pytest.mark.parametrize(("ratio", "direction"), [("0.25", -1), ("0.4", 1)])
+def test_a_ggufs_choices_are_where_it_starts(tiny, tmp_path, ratio, direction):
+    out = tmp_path / "o.safetensors"
+    arguments = ["--gguf", str(tiny / "model.gguf"), "--gguf-nvfp4-max-bitdepth", "5", "--use-fp8"]
+    base = [str(tiny), str(out), *arguments, "--quiet"]
+    start = {p.ref.name: p for p in c.convert(c.parse_options([*base, "--dry-run"])).plans}
+    report = c.convert(c.parse_options([*base, "--target-ratio", ratio]))
+    moved = {direction * (p.precision - start[p.ref.name].precision) for p in report.plans}
+    assert min(moved) == 0 < max(moved)
+
+
+def test_a_size_that_cannot_be_had_is_an_error(tiny, tmp_path, capsys):
+    out = tmp_path / "o.safetensors"
+    assert c.main([str(tiny), str(out), "--target-size", "1MB", "--quiet"]) == 1
+    assert "--target-size: 1,000,000 bytes are too few: the smallest" in capsys.readouterr().err
+    assert c.main([str(tiny), str(out), "--target-size", "1GB", "--quiet"]) == 1
+    assert "give a smaller --target-size" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_without_open_layers_it_is_an_error(tiny, tmp_path, capsys):
+    command = [str(tiny), str(tmp_path / "o.safetensors"), "--preset", "none", "--include", "ffn"]
+    assert c.main([*command, "--target-size", "9MB", "--quiet"]) == 1
+    assert "--target-size: other options leave no layer to choose for" in capsys.readouterr().err
