@@ -1180,7 +1180,11 @@ MODULATION = Keep(
     Precision.FP8,
     "modulation reaches every token: 16-bit in sglang's NVFP4 Flux",
 )
-TEXT_ATTENTION = r"\.txt_attn[._]"
+TEXT_ATTENTION = Keep(
+    r"\.txt_attn[._]",
+    Precision.FP8,
+    "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter",
+)
 ADALN_AND_MLP = (
     Keep(
         r"\.adaln_modulation_",
@@ -1251,7 +1255,11 @@ FAMILIES = {
         keys=(FLUX_KEY, r"double_stream_modulation_img\.lin\.weight "),
         blocks=FLUX_BLOCKS,
         keeps=(
-            Keep(TEXT_ATTENTION, Precision.HALF, "text attention: 16-bit in BFL's own NVFP4 file"),
+            Keep(
+                TEXT_ATTENTION.layers,
+                Precision.HALF,
+                "text attention: 16-bit in BFL's own NVFP4 file",
+            ),
             ATTENTION_QKV,
         ),
         shape_read=FLUX_SHAPES,
@@ -1261,14 +1269,7 @@ FAMILIES = {
         title="Chroma",
         keys=(FLUX_KEY, r"distilled_guidance_layer\.(norms\.0\.|0\.norms\.0\.)"),
         blocks=FLUX_BLOCKS,
-        keeps=(
-            Keep(
-                TEXT_ATTENTION,
-                Precision.FP8,
-                "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter",
-            ),
-            ATTENTION_QKV,
-        ),
+        keeps=(TEXT_ATTENTION, ATTENTION_QKV),
         shape_read=FLUX_SHAPES,
         image=True,
     ),
@@ -1277,15 +1278,7 @@ FAMILIES = {
         keys=(FLUX_KEY, r"img_in\.weight "),
         variants={"dev": r"guidance_in\.", "schnell": r"vector_in\."},
         blocks=FLUX_BLOCKS,
-        keeps=(
-            MODULATION,
-            Keep(
-                TEXT_ATTENTION,
-                Precision.FP8,
-                "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter",
-            ),
-            ATTENTION_QKV,
-        ),
+        keeps=(MODULATION, TEXT_ATTENTION, ATTENTION_QKV),
         shape_read=FLUX_SHAPES,
         image=True,
     ),
@@ -3674,10 +3667,15 @@ def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
     ]
 
 
+def preset_reason(options: Options, family: Family) -> str:
+    name = next((name for name, row in FAMILIES.items() if row is family), "")
+    return f"--preset {name if options.preset == 'auto' and name else options.preset}"
+
+
 def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     """What a preset makes of linear layers, but for its edge blocks."""
     every = {ref.name: bare(ref.layer) for ref in model.linear_weights}
-    reason = f"--preset {options.preset}"
+    reason = preset_reason(options, family)
     rest = Rule(names=frozenset(every), precision=Precision.NVFP4, reason=reason, is_open=True)
     if options.preset == "all":
         return [rest]
@@ -3719,6 +3717,35 @@ def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
     return rules
 
 
+def untouched_rules(model: Model) -> list[Rule]:
+    """Tensors that go over as they are, whatever else names them."""
+    refs = model.tensors.values()
+    prefix = next((p for p in PREFIXES if any(ref.name.startswith(p) for ref in refs)), "")
+    rows = {
+        "NVFP4 in the source: as it is": (ref.name for ref in refs if ref.is_kept),
+        "empty, or not a 16/32-bit float": (ref.name for ref in refs if not ref.is_float),
+        "not of the diffusion model": (r.name for r in refs if not r.name.startswith(prefix)),
+    }
+    return [
+        Rule(names=frozenset(names), precision=Precision.KEPT, reason=reason)
+        for reason, names in rows.items()
+    ]
+
+
+def option_rules(options: Options, model: Model) -> list[Rule]:
+    """--exclude, then --include."""
+    rows = [("--exclude", pattern, Precision.HALF) for pattern in options.exclude]
+    rows += [("--include", pattern, Precision.NVFP4) for pattern in options.include]
+    return [
+        Rule(
+            names=select(model, pattern, f"{option} {pattern}"),
+            precision=precision,
+            reason=f"{option} {pattern}",
+        )
+        for option, pattern, precision in rows
+    ]
+
+
 def choice_rules(
     options: Options,
     model: Model,
@@ -3727,25 +3754,7 @@ def choice_rules(
     settings: list[Rule],
 ) -> list[Rule]:
     """What decides a tensor's precision, in order: the first row that names it wins."""
-    refs = model.tensors.values()
-    other = frozenset(ref.name for ref in refs if not ref.is_float)
-    prefix = next((p for p in PREFIXES if any(ref.name.startswith(p) for ref in refs)), "")
-    beside = frozenset(ref.name for ref in refs if not ref.name.startswith(prefix))
-    packed = frozenset(ref.name for ref in refs if ref.is_kept)
-    rules = [
-        Rule(names=packed, precision=Precision.KEPT, reason="NVFP4 in the source: as it is"),
-        Rule(names=other, precision=Precision.KEPT, reason="empty, or not a 16/32-bit float"),
-        Rule(names=beside, precision=Precision.KEPT, reason="not of the diffusion model"),
-    ]
-    for option, patterns, precision in (
-        ("--exclude", options.exclude, Precision.HALF),
-        ("--include", options.include, Precision.NVFP4),
-    ):
-        for pattern in patterns:
-            reason = f"{option} {pattern}"
-            names = select(model, pattern, reason)
-            rules.append(Rule(names=names, precision=precision, reason=reason))
-    rules += settings
+    rules = [*untouched_rules(model), *option_rules(options, model), *settings]
     rules += edge_block_rules(model, family, edge_count(options, family))
     if kinds is not None:
         lacking = Rule(
@@ -3757,7 +3766,7 @@ def choice_rules(
     rules += preset_rules(options, model, family)
     small = frozenset(
         ref.name
-        for ref in refs
+        for ref in model.tensors.values()
         if not ref.is_linear_weight
         and (len(ref.shape) <= 1 or re.search(KEEPS_SOURCE_PRECISION, bare(ref.name)))
     )
@@ -3851,7 +3860,7 @@ def preset_marks(
     pattern = re.compile(family.full_precision)
     names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
     configured = frozenset().union(*(setting.names for setting in settings))
-    return {f"--preset {options.preset}": frozenset(names - configured)}
+    return {preset_reason(options, family): frozenset(names - configured)}
 
 
 def measured_layers(
@@ -3972,33 +3981,30 @@ def make_plans(
     given = setting_rules(settings, chosen or {})
     choices = choice_rules(options, model, family, kinds, given)
     floors = floor_rules(options, model)
-    marks, unknown = full_precision_marks(options, model, settings)
     calibration = read_calibration(options, model) | configured_scales(settings)
+    marks, unknown = full_precision_marks(options, model, settings)
     sensitive = preset_marks(options, model, family, settings)
     for action, reason, names in measured_layers(options, model, calibration):
         if action == "fp16":
             floors.append(Rule(names=names, precision=Precision.HALF, reason=reason))
         else:
-            sensitive[reason] = names  # in NVFP4: an FP8 layer was not measured
-    fp8_marks = dict(marks)
+            sensitive[reason] = names
+    # in NVFP4 alone: FP8 layers were not measured, and no preset means them
+    marks = {Precision.NVFP4: marks | sensitive, Precision.FP8: marks}
     if options.fp8_full_precision_mm:
-        fp8_marks = {"--fp8-full-precision-mm": model.tensors}
-    by_precision = {Precision.NVFP4: marks | sensitive, Precision.FP8: fp8_marks}
+        marks[Precision.FP8] = {"--fp8-full-precision-mm": model.tensors}
     plans = []
     for ref in model.tensors.values():
         rule = decide(ref.name, choices, floors)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
         if plan.is_quantised:
-            marked_by = by_precision[plan.precision].items()
-            asked = (why for why, names in marked_by if ref.name in names)
+            asked = (why for why, names in marks[plan.precision].items() if ref.name in names)
             marked = dataclasses.replace(plan, full_precision=next(asked, ""))
             plan = attach_scale(marked, calibration.get(ref.layer))
         plans.append(plan)
     refuse_unquantised(options, plans, kinds or {})
-    recording = read_recordings(options.activation_stats)
-    plans, clipped = count_saturated(options, model, plans, recording)
-    plans, aware = attach_moments(options, plans, recording)
-    notes += [*lacking, *clipped, *aware, *unknown, *scale_notes(plans, bool(calibration))]
+    plans, recorded = attach_recording(options, model, plans)
+    notes += [*lacking, *recorded, *unknown, *scale_notes(plans, bool(calibration))]
     notes += plan_notes(plans, family)
     if options.recipe == LEGACY_RECIPE:
         plans, more = share_marker(plans)
@@ -4032,6 +4038,16 @@ def check_recording(recording: dict[str, Recorded], model: Model) -> None:
     if wrong or not known:
         what = f"{examples(wrong)} has other columns" if wrong else "it has none of its layers"
         raise ConvertError(f"--activation-stats: is of another model than the source: {what}")
+
+
+def attach_recording(
+    options: Options, model: Model, plans: list[TensorPlan]
+) -> tuple[list[TensorPlan], list[str]]:
+    """The plans with what --activation-stats tells of their layers' inputs, and notes."""
+    recording = read_recordings(options.activation_stats)
+    plans, clipped = count_saturated(options, model, plans, recording)
+    plans, aware = attach_moments(options, plans, recording)
+    return plans, [*clipped, *aware]
 
 
 def count_saturated(
@@ -6264,12 +6280,14 @@ def render_presets() -> str:
     for name, family in FAMILIES.items():
         runs = " then ".join(f"{block}.N" for block in itertools.chain(*family.blocks))
         ends = f"the first and last {family.edge_blocks} blocks" if family.edge_blocks else ""
-        lines += [f"{name}: {family.title}, blocks {runs}"]
+        lines += [f"{name}: {family.title}, in {runs}"]
         lines += [f"  16-bit  {ends}, and what is outside the blocks"]
         for keep in family.keeps:
             kept = "16-bit" if keep.precision is Precision.HALF else keep.precision.name
             lines.append(f"  {kept:7} {keep.layers}  ({keep.why})")
         lines += ["  NVFP4   the other linear layers of the blocks"]
+        if family.full_precision:
+            lines += [f"  W4A16   {family.full_precision}  (of what is NVFP4)"]
     return "\n".join([*lines, *(f"{name}: {text}" for name, text in GENERAL_PRESETS.items())])
 
 
@@ -6758,7 +6776,7 @@ DEVICE = {"metavar": "{auto,cpu,cuda,cuda:N}", "default": "auto", "type": device
 COMMAND_LINE = {
     "general": {
         "--recipe": (RECIPE,
-            "mixed; fp8: FP8 for all that a GGUF quantises; scaled-fp8: the same as files of the "
+            "mixed; fp8: FP8 for all that would be NVFP4; scaled-fp8: the same as files of the "
             "older kind have it, with scale_weight and the rest in float32 (default: mixed)"),
         "--dtype": (DTYPE,
             "of tensors that are not quantised (default: bfloat16; float32 with scaled-fp8)"),

@@ -7,6 +7,7 @@ import pytest
 from encoder import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
+from target_size import uniform
 
 import convert_nvfp4 as c
 
@@ -65,17 +66,6 @@ def measured(tiny):
         candidates = c.list_candidates(options, model, start, lower=False)
         found[name] = command, c.measure_alternatives(options, candidates, c.Ranks())
     return found
-
-
-def uniform(layers, budget):
-    """As many layers as fit, evenly spread over the model, are FP8; the rest is NVFP4."""
-    rows = list(layers.values())
-    for count in range(len(rows), -1, -1):
-        raised = {index * len(rows) // count for index in range(count)} if count else set()
-        chosen = [row[1] if i in raised else row[0] for i, row in enumerate(rows)]
-        if size_of(chosen) <= budget:
-            return chosen
-    raise AssertionError("not even the smallest fits")
 
 
 @pytest.mark.parametrize("name", ["wan", "encoder"])

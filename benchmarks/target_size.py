@@ -1,0 +1,73 @@
+"""What --target-size gains over choices of the same size that measure nothing.
+
+Usage: python benchmarks/target_size.py SOURCE [SOURCE ...] [--share 0.25 0.5 0.75] [-- OPTIONS]
+
+Between the file whose open layers are all NVFP4 and the one where they are all FP8, shares of the
+way: total squared error (relative to each layer, summed) of three choices, over the measured one's.
+`even`: as many layers as fit are FP8, evenly spread over the model; `first`: the first ones;
+`largest`: the largest ones. Nothing is written.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import convert_nvfp4 as c
+
+Layers = dict[str, list[c.Alternative]]
+
+
+def measure(source: str, *options: str) -> Layers:
+    """{weight: what it is as NVFP4, FP8 and 16-bit} of the layers that are open."""
+    asked = c.parse_options([source, "o.safetensors", "--edge-blocks", "0", *options])
+    model, _ = c.open_source(asked.source)
+    start = {plan.ref.name: plan for plan in c.make_plans(asked, model)[0]}
+    candidates = c.list_candidates(asked, model, start, lower=False)
+    candidates = {name: rows for name, rows in candidates.items() if len(rows) == 3}
+    return c.measure_alternatives(asked, candidates, c.Ranks())
+
+
+def raised(layers: Layers, names: set[str]) -> list[c.Alternative]:
+    return [rows[1] if name in names else rows[0] for name, rows in layers.items()]
+
+
+def uniform(layers: Layers, budget: int, order: str = "even") -> list[c.Alternative]:
+    """As many layers as fit are FP8, the rest NVFP4, chosen without any measurement."""
+    names = list(layers)
+    if order == "largest":
+        names.sort(key=lambda name: -layers[name][1].nbytes)
+    for count in range(len(names), -1, -1):
+        picked = names[:count]
+        if order == "even" and count:
+            picked = [names[index * len(names) // count] for index in range(count)]
+        chosen = raised(layers, set(picked))
+        if sum(row.nbytes for row in chosen) <= budget:
+            return chosen
+    raise ValueError(f"{budget} bytes do not hold the smallest choice")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", nargs="+")
+    parser.add_argument("--share", type=float, nargs="+", default=[0.25, 0.5, 0.75])
+    here = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    given, options = parser.parse_args(sys.argv[1:here]), sys.argv[here + 1 :]
+    print("| source | share | layers | bytes | measured | even | first | largest |")
+    print("|---|---|---|---|---|---|---|---|")
+    for source in given.source:
+        layers = measure(source, *options)
+        least, most = (sum(rows[end].nbytes for rows in layers.values()) for end in (0, 1))
+        for share in given.share:
+            budget = int(least + share * (most - least))
+            ours = list(c.choose_for_size(layers, budget).values())
+            error = sum(row.error for row in ours)
+            others = (uniform(layers, budget, order) for order in ("even", "first", "largest"))
+            ratios = " | ".join(f"{sum(r.error for r in rows) / error:.2f}" for rows in others)
+            size = sum(row.nbytes for row in ours)
+            print(f"| {Path(source).name} | {share:g} | {len(layers)} | {size:,} | 1 | {ratios} |")
+
+
+if __name__ == "__main__":
+    main()
