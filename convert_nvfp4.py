@@ -4,15 +4,17 @@
 NVFP4 stores a weight in 4 bits plus one 8-bit scale per 16 weights: a third of the memory of
 16-bit, and twice the speed on Blackwell cards. Not every layer survives it. This tool follows
 the choices of a good GGUF quantiser: what it spent few bits on becomes NVFP4, what it spent more
-on becomes FP8 or stays 16-bit. It reads sharded safetensors tensor by tensor and writes one
-file, which gets its name only once it is complete and checked.
+on becomes FP8 or stays 16-bit; without a GGUF, the model's family decides. It reads sharded
+safetensors tensor by tensor and writes one file, which gets its name only once it is complete and
+checked.
 
 How a tensor's precision is chosen (first that applies wins, floors last):
-  1. --exclude keeps 16-bit; --include makes NVFP4
-  2. --gguf-keep-edge-blocks-fp16: the first two and last two transformer blocks stay 16-bit
+  1. --exclude keeps 16-bit; --include makes NVFP4; then --layer-config and --target-size
+  2. edge blocks: the first and last transformer blocks stay 16-bit, --edge-blocks N of them
   3. the GGUF's type: F32 -> float32, F16/BF16 -> --dtype, up to --gguf-nvfp4-max-bitdepth bits
      -> NVFP4, more -> FP8 with --use-fp8, else --dtype
-  4. floors: --min-ffn-fp8, --min-ffn2-fp16, layers ComfyUI recognises a model by, shapes that
+  4. without a GGUF the model family's row: --preset, --list-presets
+  5. floors: --min-ffn-fp8, --min-ffn2-fp16, layers ComfyUI recognises a model by, shapes that
      Blackwell cannot multiply in FP4, anything that is not a linear layer's weight
 
 How a weight is rounded: to the least error of itself, or with --activation-stats, where the layer's
