@@ -5870,9 +5870,10 @@ def plan_for_size(
     start = {plan.ref.name: plan for plan in make_plans(options, model)[0]}
     size = make_job(options, model, [*start.values()]).nbytes
     candidates = list_candidates(options, model, start, lower=size > target)
+    fixed = size - sum(stored_bytes(start[name]) for name in candidates)
+    refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
     layers = measure_alternatives(options, candidates, ranks)
     layers = {name: layers[name] for name in candidates}  # in source order, whatever the ranks
-    fixed = size - sum(stored_bytes(start[name]) for name in candidates)
     for _ in range(SIZE_TRIALS):  # each knows better what the header takes
         chosen = choose_for_size(layers, target - fixed)
         precisions = {name: row.precision for name, row in chosen.items()}
@@ -5882,12 +5883,16 @@ def plan_for_size(
         if fixed == size - taken and size <= target:
             break
         fixed = max(size - taken, fixed if size > target else 0)
-    if size > target:
+    refuse_too_small(target, size)
+    return plans, notes, tuple(size_curve(layers, fixed))
+
+
+def refuse_too_small(target: int, least: int) -> None:
+    if least > target:
         raise ConvertError(
-            f"{TARGET}: {target:,} bytes are too few: the smallest this plan allows is {size:,}; "
+            f"{TARGET}: {target:,} bytes are too few: the smallest this plan allows is {least:,}; "
             "--edge-blocks 0 or --preset all leave more to choose, without --exclude"
         )
-    return plans, notes, tuple(size_curve(layers, fixed))
 
 
 def list_candidates(
