@@ -94,6 +94,7 @@ E4M3_TO_HALF_SCALE = 2.0**8  # exponent bias: 15 - 7
 HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
 TARGET = "--target-size"
 NO_FP4_MATMUL = "no FP4 matmul"  # the reason of what is FP8 for its shape
+AS_IT_WAS = "as it was"  # how layers are stored that were quantised in the source
 WIDENED = "a value beyond float16's 65504"  # the reason of what becomes float32 for it
 FLOAT32_EXPONENT = 0x7F800000
 ROUND_TO_HALVES = 2.0**22  # float32 at this size has a unit in the last place of 0.5
@@ -145,6 +146,8 @@ EDGE_BLOCKS = 2
 # What a model of no family is taken to have transformer blocks by: numbers, and share of weights.
 LEAST_REPEATS, LEAST_REPEATED_SHARE = 4, 0.05
 SIZE_TRIALS = 8  # until a header's size is that of the choice it depends on
+MARK_BYTES = 96  # of a layer's full-precision mark, in its comfy_quant and in the header
+SCALE_BYTES = 200  # of a pre_quant_scale's entry in the header, and the alignment
 MOST_NVFP4 = 0.9  # of an image model's linear weights
 MAX_DIMENSIONS = 32
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
@@ -153,6 +156,8 @@ CURVE_POINTS = 10  # of a trade-off that are printed
 EXAMPLES = 3  # names shown for a counted finding
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
 UNREAD_PREFIXES = ("diffusion_model.",)
+COMFYUI_PREFIX = "model.diffusion_model."
+LEAST_PREFIXED = 0.1  # of a file's names, or a prefix is none
 COMFYUI_PREFIXES = ("model.", "net.")  # what ComfyUI strips, and takes any such name for
 HERE = Path(__file__).resolve().parent
 
@@ -375,6 +380,8 @@ CONFLICTS = (
     ("gguf", "mode"),
     ("preset", "mode"),
     ("target_size", "target_ratio"),
+    ("gguf_keep_edge_blocks_fp16", "edge_blocks"),
+    ("layer_config_out", "pre_quant_scale"),
 )
 REQUIRES = (
     ("input_scale_summary_percentile", "input_scale_summary_json"),
@@ -532,6 +539,10 @@ class Options:
             object.__setattr__(self, "dtype", RECIPES[self.recipe])
         if self.preset is None and self.gguf is None:
             object.__setattr__(self, "preset", "auto")
+
+    def target(self, model: Model) -> int:
+        """Bytes of --target-size, or 0."""
+        return self.target_size or int((self.target_ratio or 0) * model.nbytes)
 
     @property
     def has_family(self) -> bool:
@@ -848,14 +859,28 @@ class TensorPlan:
         return self.precision in QUANTISED
 
     @property
+    def is_layer(self) -> bool:
+        """Whether it is a linear layer's weight, packed in the source or not."""
+        return self.ref.is_linear_weight or bool(self.ref.config)
+
+    @property
+    def weights(self) -> int:
+        packed = self.ref.dtype in VIEWED
+        return math.prod(self.ref.shape) * (2 if packed and self.ref.config else 1)
+
+    @property
+    def is_nvfp4(self) -> bool:
+        return self.precision is Precision.NVFP4 or self.config.get("format") == "nvfp4"
+
+    @property
     def is_w4a4(self) -> bool:
-        return self.precision is Precision.NVFP4 and not self.full_precision
+        return self.is_nvfp4 and "full_precision_matrix_mult" not in self.config
 
     @property
     def config(self) -> dict[str, str | bool]:
         """What ComfyUI reads for this layer, in `comfy_quant` and in the header alike."""
-        if self.ref.config:
-            return json.loads(self.ref.config)
+        if self.ref.config or not self.is_quantised:
+            return json.loads(self.ref.config or "{}")
         flag = {"full_precision_matrix_mult": True} if self.full_precision else {}
         return {"format": QUANTISED[self.precision], **flag}
 
@@ -2770,44 +2795,75 @@ def open_model(source: Path) -> Model:
 def open_source(path: Path) -> tuple[Model, list[str]]:
     """A model to convert, and notes on what it is taken for.
 
-    FP8 layers with their scales are decoded as they are read, NVFP4 layers go over as they are;
-    what is quantised in any other way is refused.
+    FP8 layers with their scales are decoded as they are read; NVFP4 layers, and quantised ones
+    that are not of the diffusion model, go over as they are; any others are refused.
     """
     model = open_model(path)
+    if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
+        raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
+    prefix, notes = diffusion_prefix(model.tensors), []
     layers = {
         name: layer for name, layer in stored_layers(model).items() if layer.scheme in ADOPTED
     }
-    problems = {name: problem for name, layer in layers.items() if (problem := foreign(layer))}
-    tensors = {}
+    problems = {name: foreign(layer, name.startswith(prefix)) for name, layer in layers.items()}
+    tensors, scales = {}, 0
     for ref in model.tensors.values():
         name, _, suffix = ref.name.rpartition(".")
-        if name in layers and name not in problems and suffix != "bias":
-            ref = adopted(ref, layers[name], suffix)
-        if ref is not None and suffix != MARKER:
-            tensors[ref.name] = ref
-    refuse_quantised(path, tensors.values(), problems)
-    notes = []
-    for prefix in UNREAD_PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            refs = (dataclasses.replace(ref, name=bare(ref.name)) for ref in tensors.values())
-            tensors = {ref.name: ref for ref in refs}
-            notes.append(f"names lose their {prefix}, which ComfyUI does not know")
+        inside = name.startswith(prefix)
+        part = ref
+        if name in layers and not problems[name] and suffix in LAYER_PARTS and suffix != "bias":
+            part = adopted(ref, layers[name], inside)
+        if part is not None and suffix != MARKER:
+            tensors[ref.name] = part
+        scales += part is None and suffix in ("input_scale", "scale_input")
+    refuse_quantised(path, tensors.values(), prefix, problems)
+    kept = {ref.layer: layers[ref.layer] for ref in tensors.values() if ref.config}
+    for defect, names in grouped(lint(model, kept)).items():
+        notes.append(f"in the source, {DEFECTS[defect].what}: {examples(names)}")
+    if scales:
+        notes.append(
+            f"{scales} input scales of FP8 layers are left out; --input-scale-from takes those "
+            "that are named input_scale from any file"
+        )
+    if prefix in UNREAD_PREFIXES:
+        whole = all(name.startswith(prefix) for name in tensors)
+        new = "" if whole else COMFYUI_PREFIX
+        refs = (
+            dataclasses.replace(ref, name=renamed(ref, prefix, new)) for ref in tensors.values()
+        )
+        tensors = {ref.name: ref for ref in refs}
+        instead = f"have {new} instead of" if new else "lose"
+        notes.append(f"names {instead} their {prefix}, which ComfyUI does not know")
     return dataclasses.replace(model, tensors=tensors), notes
 
 
-def foreign(layer: StoredLayer) -> str:
+def diffusion_prefix(names: Iterable[str]) -> str:
+    """What the names of the diffusion model begin with, if some other things are in the file."""
+    names = list(names)
+    least = LEAST_PREFIXED * len(names)
+    usual = (p for p in PREFIXES if sum(name.startswith(p) for name in names) >= least)
+    return next(usual, "") if names else ""
+
+
+def renamed(ref: TensorRef, prefix: str, new: str) -> str:
+    return new + ref.name.removeprefix(prefix) if ref.name.startswith(prefix) else ref.name
+
+
+def foreign(layer: StoredLayer, inside: bool) -> str:
     """Why a quantised layer of a source cannot be used; or ""."""
-    if layer.scheme == "NVFP4" and layer.precision is not Precision.NVFP4:
+    decoded = inside and layer.scheme != "NVFP4"
+    if not decoded and layer.precision is None:
         return "has no configuration"
     reason = undecodable(layer)
-    if not reason and layer.scheme != "NVFP4" and not 0 < stored_scale(layer) < math.inf:
+    if decoded and not reason and not 0 < stored_scale(layer) < math.inf:
         reason = f"its scale is {float(stored_scale(layer))}"
     return reason
 
 
-def adopted(ref: TensorRef, layer: StoredLayer, suffix: str) -> TensorRef | None:
+def adopted(ref: TensorRef, layer: StoredLayer, inside: bool) -> TensorRef | None:
     """A part of a quantised layer as the source of a conversion has it; None if it goes."""
-    if layer.scheme != "NVFP4":
+    suffix = ref.name.rpartition(".")[2]
+    if inside and layer.scheme != "NVFP4":
         scale = float(stored_scale(layer))
         return dataclasses.replace(ref, scale=scale) if suffix == "weight" else None
     if suffix == "comfy_quant":  # written anew, as it may be in the header alone
@@ -2816,22 +2872,27 @@ def adopted(ref: TensorRef, layer: StoredLayer, suffix: str) -> TensorRef | None
     return dataclasses.replace(ref, config=config, is_kept=True)
 
 
-def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str, str]) -> None:
+def refuse_quantised(
+    source: Path, refs: Iterable[TensorRef], prefix: str, problems: dict[str, str]
+) -> None:
+    """Raises ConvertError for quantised tensors that nobody can decode."""
     quantised = [
         ref.name
         for ref in refs
         if not ref.is_kept
         and ref.scale is None
+        and ref.name.startswith(prefix)
         and (
             re.search(ALREADY_QUANTISED, ref.name)
+            or ref.dtype.startswith("F8_")
             or (ref.dtype in ONE_BYTE and len(ref.shape) == 2 and ref.name.endswith(".weight"))
         )
     ]
     if quantised:
-        why = "".join(f"; {name}: {problem}" for name, problem in [*problems.items()][:1])
+        named = (f"; {name}: {problem}" for name, problem in problems.items() if problem)
         raise ConvertError(
             f"{source}: is already quantised ({examples(quantised)}), and not as NVFP4 or as FP8 "
-            f"with a scale for each weight{why}; give the original 16- or 32-bit model"
+            f"with a scale for each weight{next(named, '')}; give the original 16- or 32-bit model"
         )
 
 
@@ -2909,12 +2970,21 @@ def load_weight(ref: TensorRef) -> torch.Tensor:
 
 def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
     """A stored tensor as what it stands for, float32; some of it will do if it has no patches."""
-    data = data.float() if ref.scale is None else decode_e4m3(data).mul_(ref.scale)
-    if ref.patches:
-        data = data.view(ref.shape)
+    if ref.scale is not None:
+        if (data.view(torch.uint8) & NAN_E4M3 == NAN_E4M3).any():
+            raise ConvertError(f"{ref.path}: {ref.name} holds NaN: the file is damaged")
+        data = decode_e4m3(data).mul_(ref.scale)
+    if not ref.patches:
+        return data
+    data = data.float().view(ref.shape)
     for patch in ref.patches:
-        parts = {part: load(other).float() for part, other in patch.parts.items()}
-        merge(patch, parts, data)
+        merge(patch, {part: load(other).float() for part, other in patch.parts.items()}, data)
+        if not data.isfinite().all():
+            lora = next(iter(patch.parts.values())).path
+            raise ConvertError(
+                f"{lora}: {ref.name} holds NaN or Inf after it is merged: the LoRA or the model "
+                "is damaged, or its strength too large"
+            )
     return data
 
 
@@ -3098,7 +3168,7 @@ def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[st
     """{tensor: patches} of a LoRA file, and what of it cannot be merged."""
     layers, unmatched = group_keys(lora.path)
     names = {canonical(re.sub(r"\.(weight|scale)$", "", bare(n))): n for n in model.tensors}
-    patches, problems = defaultdict(list), []
+    patches, misfits, packed = defaultdict(list), [], []
     for layer, kinds in layers.items():
         name, found = locate(layer, names) or ("", {})
         for kind, parts in kinds.items():
@@ -3115,13 +3185,28 @@ def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[st
             )
             if any(other.rows == patch.rows for other in patches[target]):
                 raise ConvertError(f"{lora.path}: {layer} and another name are both {target}")
-            if misfit := find_misfit(patch, model.tensors[target]):
-                problems.append(f"is of another model: {misfit}")
+            misfit = find_misfit(patch, model.tensors[target])
+            if model.tensors[target].is_kept:
+                packed.append(target)
+            elif misfit:
+                misfits.append(misfit)
             else:
                 patches[target].append(patch)
+    return patches, lora_problems(misfits, packed, unmatched)
+
+
+def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -> list[str]:
+    """What of a LoRA cannot be merged, counted: a line for each kind."""
+    problems = []
+    if misfits:
+        more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
+        problems.append(f"does not fit the model: {misfits[0]}{more}")
+    if packed:
+        what = "layers are quantised in the source already, so nothing can be merged into them"
+        problems.append(f"{len(packed)} {what}: {examples(packed)}")
     if unmatched:
         problems.append(describe_unmatched(unmatched))
-    return patches, problems
+    return problems
 
 
 def rows_of(part: str | None, target: TensorRef) -> slice:
@@ -3134,8 +3219,6 @@ def rows_of(part: str | None, target: TensorRef) -> slice:
 
 def find_misfit(patch: Patch, target: TensorRef) -> str:
     """Why a patch is not for a tensor, or "": its shapes are merged, without any data."""
-    if target.is_kept:
-        return f"{target.name} is NVFP4 already"
     parts = {part: torch.empty(ref.shape, device="meta") for part, ref in patch.parts.items()}
     shown = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in patch.parts.values())
     try:
@@ -3191,32 +3274,57 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
     names = {config_key(ref): ref for ref in model.tensors.values()}
     settings, problems, left = [], [], {*names}
     found = load_json(path, "layer config")
+    if not found:
+        raise ConvertError(f"{path}: the layer config is empty")
     for key in sorted(found, key=lambda key: key not in names):  # exact names first
         try:
+            setting = as_setting(key, found[key])
             matched = {key} if key in names else {n for n in names if re.fullmatch(key, n)}
-            settings.append(as_setting(key, found[key], [names[name] for name in matched & left]))
+            if key not in names and setting.precision in QUANTISED:
+                matched = {name for name in matched if names[name].is_linear_weight}
+            refuse_setting(setting, [names[name] for name in matched])
         except (re.error, ValueError, RecursionError) as error:
             problems.append(f"{path}: {key}: {error}")
             continue
+        refs = frozenset(names[name].name for name in matched & left)
+        settings.append(setting._replace(names=refs))
         left -= matched
-        if not matched:
-            problems.append(f"{path}: {key}: matches no tensor of the source")
     if problems:
         raise ConvertError(*problems)
     return settings
 
 
+def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
+    """Raises ValueError where a setting is not for the tensors that it names."""
+    if not refs:
+        raise ValueError(
+            "matches nothing of the source: keys are linear layers without .weight, other tensors "
+            "by their whole names, both without prefix, or regular expressions for all of these"
+        )
+    for ref in refs:
+        name = config_key(ref)
+        if setting.precision in QUANTISED and not (ref.is_linear_weight or ref.config):
+            raise ValueError(f"{name} is no linear layer")
+        if ref.is_kept and setting.precision is not Precision.KEPT:
+            raise ValueError(f"{name} is quantised in the source and goes over as it is: source")
+        if ref.scale is not None and setting.precision is Precision.KEPT:
+            raise ValueError(f"{name} is FP8 in the source: float8_e4m3fn keeps it")
+
+
 def config_key(ref: TensorRef) -> str:
     """How a layer config names a tensor: a linear layer's weight by the layer."""
-    return bare(ref.layer if ref.is_linear_weight else ref.name)
+    return bare(ref.layer if ref.is_linear_weight or ref.config else ref.name)
 
 
-def as_setting(key: str, value: object, refs: list[TensorRef]) -> Setting:
-    """One entry of a layer config; raises ValueError."""
-    if not isinstance(value, dict) or value.get("format") not in SETTING_FORMATS:
-        raise ValueError(f"needs a format among {', '.join(SETTING_FORMATS)}")
+def as_setting(key: str, value: object) -> Setting:
+    """One entry of a layer config, for no tensors yet; raises ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError('needs an object like {"format": "nvfp4"}')
     if unknown := value.keys() - SETTING_KEYS.keys():
         raise ValueError(f"has {examples(unknown)}; known are {', '.join(SETTING_KEYS)}")
+    if not isinstance(value.get("format"), str) or value["format"] not in SETTING_FORMATS:
+        given, known = value.get("format"), ", ".join(SETTING_FORMATS)
+        raise ValueError(f"format {given!r} is none of {known}")
     for name, kinds in SETTING_KEYS.items():
         if name in value and type(value[name]) not in kinds:
             raise ValueError(f"{name} {value[name]!r} is no {kinds[-1].__name__}")
@@ -3227,7 +3335,7 @@ def as_setting(key: str, value: object, refs: list[TensorRef]) -> Setting:
     flag = value.get("full_precision_matrix_mult", False)
     if precision not in QUANTISED and (flag or scale is not None):
         raise ValueError(f"{value['format']} takes nothing else")
-    return Setting(key, precision, dtype, flag, scale, frozenset(ref.name for ref in refs))
+    return Setting(key, precision, dtype, flag, scale, frozenset())
 
 
 def percentile_key(percentile: float) -> str:
@@ -3632,7 +3740,9 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
         )
     if name != preset:
         is_known = f"is recognised as {known.title}" if name else "is of no known family"
-        raise ConvertError(f"--preset {preset}: {options.source} {is_known}")
+        raise ConvertError(
+            f"--preset {preset}: {options.source} {is_known}; give --preset {name or 'smart'}"
+        )
     return known, []
 
 
@@ -3650,9 +3760,9 @@ def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
     if not count:
         return []
     members = defaultdict(set)
-    for ref in model.linear_weights:
+    for ref in model.tensors.values():
         if found := family.inside.match(bare(ref.name)):
-            members[found[1], int(found[2])].add(ref.name)
+            members[found[1], int(found[2])] |= {ref.name} if ref.is_linear_weight else set()
     rows = [
         sorted((run.index(name), number, name) for name, number in members if name in run)
         for run in family.blocks
@@ -3722,11 +3832,9 @@ def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
 def untouched_rules(model: Model) -> list[Rule]:
     """Tensors that go over as they are, whatever else names them."""
     refs = model.tensors.values()
-    prefix = next((p for p in PREFIXES if any(ref.name.startswith(p) for ref in refs)), "")
     rows = {
-        "NVFP4 in the source: as it is": (ref.name for ref in refs if ref.is_kept),
+        "quantised in the source: as it is": (ref.name for ref in refs if ref.is_kept),
         "empty, or not a 16/32-bit float": (ref.name for ref in refs if not ref.is_float),
-        "not of the diffusion model": (r.name for r in refs if not r.name.startswith(prefix)),
     }
     return [
         Rule(names=frozenset(names), precision=Precision.KEPT, reason=reason)
@@ -3756,7 +3864,14 @@ def choice_rules(
     settings: list[Rule],
 ) -> list[Rule]:
     """What decides a tensor's precision, in order: the first row that names it wins."""
-    rules = [*untouched_rules(model), *option_rules(options, model), *settings]
+    prefix = diffusion_prefix(model.tensors)
+    beside = frozenset(name for name in model.tensors if not name.startswith(prefix))
+    rules = [
+        *untouched_rules(model),
+        *option_rules(options, model),
+        *settings,
+        Rule(names=beside, precision=Precision.KEPT, reason="not of the diffusion model"),
+    ]
     rules += edge_block_rules(model, family, edge_count(options, family))
     if kinds is not None:
         lacking = Rule(
@@ -3928,6 +4043,20 @@ def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
     return shared, [note] if 0 < needing < len(layers) else []
 
 
+def refuse_for_kept(options: Options, model: Model) -> None:
+    """Layers that are NVFP4 in the source stay so: options that mean otherwise are errors."""
+    packed = {bare(ref.layer): ref.name for ref in model.tensors.values() if ref.config}
+    if packed and options.only_fp8:
+        raise ConvertError(f"--recipe {options.recipe}: the source has NVFP4 layers already")
+    for pattern in options.exclude:
+        found = re.compile(pattern, re.IGNORECASE)
+        if named := [layer for layer in packed if found.search(layer)]:
+            raise ConvertError(
+                f"--exclude {pattern}: {examples(named)}: NVFP4 in the source already, and goes "
+                "over as it is"
+            )
+
+
 def setting_rules(settings: list[Setting], chosen: dict[str, Precision]) -> list[Rule]:
     """What --layer-config says and --target-size chose, as rules."""
     rules = [
@@ -3975,8 +4104,7 @@ def make_plans(
 
     `chosen`: precisions that --target-size settled on.
     """
-    if options.recipe == LEGACY_RECIPE and any(ref.is_kept for ref in model.tensors.values()):
-        raise ConvertError(f"--recipe {LEGACY_RECIPE}: the source has NVFP4 layers already")
+    refuse_for_kept(options, model)
     family, notes = find_family(options, model)
     kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
     settings = read_layer_config(options.layer_config, model) if options.layer_config else []
@@ -4006,7 +4134,8 @@ def make_plans(
         plans.append(plan)
     refuse_unquantised(options, plans, kinds or {})
     plans, recorded = attach_recording(options, model, plans)
-    notes += [*lacking, *recorded, *unknown, *scale_notes(plans, bool(calibration))]
+    calibrated = len(calibration) > len(configured_scales(settings))
+    notes += [*lacking, *recorded, *unknown, *scale_notes(plans, calibrated)]
     notes += plan_notes(plans, family)
     if options.recipe == LEGACY_RECIPE:
         plans, more = share_marker(plans)
@@ -4020,9 +4149,13 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
         return
     bits = [GGUF_BITS[kind] for kind in kinds.values() if GGUF_BITS[kind] <= 8]
     depth = f"give --gguf-nvfp4-max-bitdepth {min(bits)}" if bits else "take another GGUF"
+    if not kinds:
+        depth = "give fewer --edge-blocks"
     if bits and min(bits) <= options.gguf_nvfp4_max_bitdepth:
         depth = "relax what keeps them"
-    kept = Counter(plan.reason for plan in plans if plan.ref.is_linear_weight)
+    kept = Counter(plan.reason for plan in plans if plan.is_layer)
+    if any(plan.ref.config for plan in plans):
+        depth = "nothing is left to quantise: take the 16-bit model"
     if TARGET in kept:
         depth = f"give a smaller {TARGET}"
     usual = f" (mostly: {kept.most_common(1)[0][0]})" if kept else ""
@@ -4331,18 +4464,25 @@ def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
 
 def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     """What a plan is likely to be regretted for."""
-    notes, linear = [], [plan for plan in plans if plan.ref.is_linear_weight]
-    twice = [plan for plan in linear if plan.ref.scale is not None and plan.is_quantised]
-    twice = [plan.ref.layer for plan in twice if plan.precision is Precision.NVFP4]
+    notes, layers = [], [plan for plan in plans if plan.is_layer]
+    twice = [
+        plan.ref.layer
+        for plan in layers
+        if plan.ref.scale is not None
+        and (plan.precision is Precision.NVFP4 or (plan.is_quantised and plan.ref.patches))
+    ]
     if twice:
         notes.append(
             f"{len(twice)} layers are FP8 in the source and quantised twice, which is worse than "
             f"from the 16-bit model; errors are against the FP8 weights: {examples(twice)}"
         )
     if passed := sum(bool(plan.ref.config) for plan in plans):
-        notes.append(f"{passed} layers are NVFP4 in the source and go over as they are")
-    packed = [plan for plan in linear if plan.precision is Precision.NVFP4]
-    part = weights_of(packed) / (weights_of(linear) or 1)
+        notes.append(f"{passed} layers are quantised in the source and go over as they are")
+    raised = [plan.ref.layer for plan in layers if "(else --layer-config" in plan.reason]
+    if raised:
+        notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
+    packed = [plan for plan in layers if plan.is_nvfp4]
+    part = weights_of(packed) / (weights_of(layers) or 1)
     if family.image and part > MOST_NVFP4:
         notes.append(
             f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give "
@@ -4350,14 +4490,14 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
         )
     if packed and not any(plan.is_w4a4 for plan in packed):
         notes.append("no layer is W4A4: the file saves memory, and no time over 16-bit")
-    shaped = [plan.ref.layer for plan in linear if plan.reason.startswith(NO_FP4_MATMUL)]
+    shaped = [plan.ref.layer for plan in layers if plan.reason.startswith(NO_FP4_MATMUL)]
     if shaped:
         notes.append(f"{len(shaped)} layers are FP8 for their shape: {examples(shaped)}")
     return notes
 
 
 def weights_of(plans: Iterable[TensorPlan]) -> int:
-    return sum(math.prod(plan.ref.shape) for plan in plans)
+    return sum(plan.weights for plan in plans)
 
 
 def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
@@ -5313,7 +5453,8 @@ class PartialFiles:
     def publish(self) -> None:
         """Check the files and give them their names: the index of shards comes last."""
         try:
-            verify({unfinished(path): layout for path, layout in self.job.layouts.items()})
+            kept = {plan.ref.layer for plan in self.job.plans if plan.ref.config}
+            verify({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
         except ConvertError:
             self.journal.keep = False  # going on could not mend it
             raise
@@ -5363,8 +5504,11 @@ def render_index(job: Job) -> str:
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
 
 
-def verify(written: dict[Path, Layout]) -> None:
-    """Read what was written back: exactly the planned tensors, and no defect among them."""
+def verify(written: dict[Path, Layout], kept: set[str]) -> None:
+    """Read what was written back: exactly the planned tensors, and no defect among them.
+
+    Defects of `kept` layers are the source's own, and noted when that is opened.
+    """
     tensors, metadata = {}, []
     for path, layout in written.items():
         refs, strings = read_header(path)
@@ -5379,7 +5523,8 @@ def verify(written: dict[Path, Layout]) -> None:
         tensors |= refs
         metadata.append(strings)
     model = Model(tensors=tensors, metadata=merge_metadata(metadata), files=tuple(written))
-    defects = grouped(lint(model, stored_layers(model)))
+    found = lint(model, stored_layers(model))
+    defects = grouped(finding for finding in found if finding.name not in kept)
     if defects:
         where = examples(map(str, written))
         raise ConvertError(
@@ -5866,37 +6011,62 @@ def plan_for_size(
     options: Options, model: Model, ranks: Ranks
 ) -> tuple[list[TensorPlan], list[str], tuple[SizePoint, ...]]:
     """Plans of --target-size: from those of the GGUF or preset, raised or lowered by error."""
-    target = options.target_size or int(options.target_ratio * model.nbytes)
+    target = options.target(model)
     start = {plan.ref.name: plan for plan in make_plans(options, model)[0]}
-    size = make_job(options, model, [*start.values()]).nbytes
-    candidates = list_candidates(options, model, start, lower=size > target)
+    target -= reserved(options, start.values())
+    widened = wide_halves(options, start.values())
+    size = make_job(options, model, [*start.values()], widened).nbytes
+    candidates = list_candidates(options, model, start, widened, lower=size > target)
     fixed = size - sum(stored_bytes(start[name]) for name in candidates)
     refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
     layers = measure_alternatives(options, candidates, ranks)
     layers = {name: layers[name] for name in candidates}  # in source order, whatever the ranks
-    for _ in range(SIZE_TRIALS):  # each knows better what the header takes
+    # The header's size depends on the choice, which depends on it: `fixed` is what the last choice
+    # left for others. Should they never agree, the last one that fits is as good.
+    for _ in range(SIZE_TRIALS):
         chosen = choose_for_size(layers, target - fixed)
         precisions = {name: row.precision for name, row in chosen.items()}
         plans, notes = make_plans(options, model, precisions)
-        size = make_job(options, model, plans).nbytes
-        taken = sum(row.nbytes for row in chosen.values())
-        if fixed == size - taken and size <= target:
+        size = make_job(options, model, plans, widened).nbytes
+        left = size - sum(row.nbytes for row in chosen.values())
+        if size <= target and left == fixed:
             break
-        fixed = max(size - taken, fixed if size > target else 0)
+        fixed = left if size <= target else max(left, fixed)
     refuse_too_small(target, size)
     return plans, notes, tuple(size_curve(layers, fixed))
+
+
+def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
+    """Bytes that options may add to a plan once its precisions are settled, at most."""
+    layers = [plan for plan in plans if plan.is_layer]
+    added = len(layers) * MARK_BYTES if options.w4a4_share else 0
+    if options.pre_quant_scale:
+        added += sum(2 * plan.ref.shape[-1] + SCALE_BYTES for plan in layers if plan.moments)
+    return added
+
+
+def wide_halves(options: Options, plans: Iterable[TensorPlan]) -> frozenset[str]:
+    """Tensors that would be float32 for a value beyond float16's, if they are not quantised."""
+    half = DTYPE_OPTIONS[options.dtype]
+    halves = [plan_tensor(plan.ref, UNNAMED, half) if plan.is_quantised else plan for plan in plans]
+    return float16_overflows(halves, options)
 
 
 def refuse_too_small(target: int, least: int) -> None:
     if least > target:
         raise ConvertError(
-            f"{TARGET}: {target:,} bytes are too few: the smallest this plan allows is {least:,}; "
-            "--edge-blocks 0 or --preset all leave more to choose, without --exclude"
+            f"{TARGET}: {target:,} bytes are too few: the smallest this plan allows is about "
+            f"{least:,}; fewer --edge-blocks and --exclude, or --preset all, leave more to choose"
         )
 
 
 def list_candidates(
-    options: Options, model: Model, start: dict[str, TensorPlan], *, lower: bool
+    options: Options,
+    model: Model,
+    start: dict[str, TensorPlan],
+    widened: frozenset[str] = frozenset(),
+    *,
+    lower: bool,
 ) -> dict[str, list[TensorPlan]]:
     """What each open layer could be besides what it is: all lower precisions, or all higher."""
     names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
@@ -5905,7 +6075,7 @@ def list_candidates(
     candidates = {}
     for name in names:
         first = start[name]
-        half = plan_tensor(first.ref, UNNAMED, DTYPE_OPTIONS[options.dtype])
+        (half,) = widen([plan_tensor(first.ref, UNNAMED, DTYPE_OPTIONS[options.dtype])], widened)
         plans = {plan.precision: plan for plan in [*(way[name] for way in by_name), half]}
         candidates[name] = [
             plan
@@ -5914,17 +6084,22 @@ def list_candidates(
         ]
     candidates = {name: plans for name, plans in candidates.items() if len(plans) > 1}
     if not candidates:
-        raise ConvertError(f"{TARGET}: other options leave no layer to choose for")
+        what = "everything is as small as it may be" if lower and names else "no layer is left"
+        raise ConvertError(f"{TARGET}: {what}: other options decide for all")
     return candidates
 
 
 def output_problems(job: Job) -> list[str]:
     """What is known, before the long work, to keep the output from being written."""
     options, output, problems = job.options, job.options.output, []
-    files = [*job.layouts, *filter(None, [job.index])]
-    targets = [*files, *filter(None, [options.report, options.layer_config_out])]
+    targets = files = [*job.layouts, *filter(None, [job.index])]
     partial = [unfinished(path) for path in job.layouts]
     try:
+        if output.exists() and is_converted(job.model) and not is_ours(output):
+            problems.append(
+                f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are "
+                "they swapped? If not, delete it first"
+            )
         for path in {*options.inputs, *job.model.files}:
             for target in (*targets, *partial):
                 if target.exists() and path.exists() and target.samefile(path):
@@ -5943,6 +6118,38 @@ def output_problems(job: Job) -> list[str]:
     except OSError as error:
         problems.append(f"{error.filename or output}: {error.strerror}")
     return list(dict.fromkeys(problems))
+
+
+def refuse_text_targets(options: Options, model: Model) -> None:
+    """Raises ConvertError where --report or --layer-config-out would cost another file."""
+    problems, partial = [], unfinished(options.output)
+    others = [*options.inputs, *model.files, options.output, options.written, partial]
+    for target in filter(None, (options.report, options.layer_config_out)):
+        if any(path == target or is_same(path, target) for path in others):
+            problems.append(f"{target}: is another input or output of this conversion")
+        try:
+            problems += target_problems(target)
+        except OSError as error:
+            problems.append(f"{target}: {error.strerror}")
+        others.append(target)
+    if problems:
+        raise ConvertError(*problems)
+
+
+def is_same(path: Path, other: Path) -> bool:
+    return exists(path) and exists(other) and path.samefile(other)
+
+
+def is_converted(model: Model) -> bool:
+    return any(ref.is_kept or ref.scale is not None for ref in model.tensors.values())
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this tool made a file."""
+    try:
+        return "convert_nvfp4" in read_header(path)[1]
+    except ConvertError:
+        return False
 
 
 def allocated(path: Path) -> int:
@@ -5974,6 +6181,8 @@ def share(part: float, whole: float) -> str:
 
 
 def stored_as(plan: TensorPlan) -> str:
+    if plan.ref.is_kept:
+        return AS_IT_WAS
     return plan.precision.name if plan.is_quantised else plan.dtype
 
 
@@ -5984,7 +6193,7 @@ def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
         groups[min(plan.precision, Precision.HALF), stored_as(plan)].append(plan)
     return {
         label: {
-            "layers": sum(plan.ref.is_linear_weight for plan in members),
+            "layers": sum(plan.is_layer for plan in members),
             "tensors": sum(len(stored_tensors(plan)) for plan in members),
             "bytes": sum(map(stored_bytes, members)),
         }
@@ -6042,21 +6251,20 @@ def render_totals(report: Report) -> list[str]:
 
 def matmul(plan: TensorPlan) -> str:
     """W4A4, W4A16, W8A8 or W8A16: bits of the weight and of the activations it multiplies."""
-    weight = "4" if plan.precision is Precision.NVFP4 else "8"
-    return f"W{weight}A{'16' if plan.full_precision else weight}"
+    weight = "4" if plan.is_nvfp4 else "8"
+    return f"W{weight}A{'16' if plan.config.get('full_precision_matrix_mult') else weight}"
 
 
 def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
     """{matmul: layers, and their share of all linear weights}; the rest is 16-bit."""
-    linear = [plan for plan in plans if plan.ref.is_linear_weight]
-    work = sum(math.prod(plan.ref.shape) for plan in linear)
+    layers = [plan for plan in plans if plan.is_layer]
     kinds = defaultdict(list)
-    for plan in linear:
-        if plan.is_quantised:
-            kinds[matmul(plan)].append(math.prod(plan.ref.shape))
+    for plan in layers:
+        if plan.is_quantised or plan.ref.config:
+            kinds[matmul(plan)].append(plan)
     return {
-        kind: {"layers": len(sizes), "share": sum(sizes) / work}
-        for kind, sizes in sorted(kinds.items())
+        kind: {"layers": len(found), "share": weights_of(found) / weights_of(layers)}
+        for kind, found in sorted(kinds.items())
     }
 
 
@@ -6735,8 +6943,10 @@ def lora_file(text: str) -> Lora:
     """FILE[:STRENGTH]; a colon that no number follows is the file's, as in C:\\x.safetensors."""
     number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
     found = re.fullmatch(rf"(.+?)(?::({number}))?", text, re.DOTALL)
-    if not found or not math.isfinite(float(found[2] or 1)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not FILE or FILE:STRENGTH")
+    if not found or not math.isfinite(float(found[2] or 1)) or float(found[2] or 1) == 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not FILE or FILE:STRENGTH, a number other than 0"
+        )
     return Lora(input_path(found[1]), float(found[2] or 1))
 
 
@@ -6814,8 +7024,9 @@ COMMAND_LINE = {
     "precision": {
         "--gguf": (FILE, "a GGUF of the same model: its types choose the precisions"),
         "--preset": ({"choices": PRESETS, "metavar": "NAME"},
-            "without a GGUF: auto, a family of --list-presets, smart (unknown models, by their "
-            "structure), all (every linear layer), none (what --include names) (default: auto)"),
+            "without a GGUF: auto, a family's name, smart (unknown models, by their structure), "
+            "all (every linear layer), none (what --include names); --list-presets prints what "
+            "each does (default: auto)"),
         "--mode": ({"choices": MODES}, "another name for --preset: safe is auto, all is all"),
         "--edge-blocks": ({"metavar": "N", "type": natural},
             "the first and last N transformer blocks stay 16-bit (default: the preset's own)"),
@@ -6932,6 +7143,9 @@ def wrong_files(given: dict[str, object]) -> Iterator[str]:
         yield f"OUTPUT must end in .safetensors, as ComfyUI looks for it: {given['output']}"
     if given["report"] and given["report"].suffix.lower() not in REPORTS:
         yield f"--report must end in {' or '.join(REPORTS)}: {given['report']}"
+    config = given["layer_config_out"]
+    if config and config.suffix.lower() != ".json":
+        yield f"--layer-config-out must end in .json: {config}"
 
 
 def contradictions(given: dict[str, object]) -> Iterator[str]:
@@ -6968,6 +7182,8 @@ def parse_verification(parser: argparse.ArgumentParser, given: dict) -> Verifica
     task = ("verify", "original", "quiet", "merge_lora", "lora_partial")
     if any(value != parser.get_default(name) for name, value in given.items() if name not in task):
         parser.error("--verify FILE goes with --source, --merge-lora and --quiet, without OUTPUT")
+    if given["merge_lora"] and not given["original"]:
+        parser.error("--merge-lora needs --source to verify against")
     return Verification(
         file=given["verify"],
         source=given["original"],
@@ -7019,7 +7235,8 @@ def convert(options: Options) -> Report:
         model, adoption = open_source(options.source)
         model, merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
         pick_device(options.device)
-        if options.target_size or options.target_ratio:
+        refuse_text_targets(options, model)
+        if options.target(model):
             plans, notes, sizes = plan_for_size(options, model, ranks)
         else:
             (plans, notes), sizes = make_plans(options, model), ()
@@ -7028,6 +7245,10 @@ def convert(options: Options) -> Report:
         notes += [*adoption, *merged, *shared, *smoothing]
         carry_out = rehearse if options.dry_run else write
         job, damage, more = carry_out(make_job(options, model, plans), ranks)
+    if 0 < options.target(model) < job.nbytes:
+        notes.append(
+            f"{TARGET}: the file is larger, by {job.nbytes - options.target(model):,} bytes"
+        )
     widened = [plan.ref.name for plan in job.plans if plan.reason.startswith(WIDENED)]
     if widened:
         notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")

@@ -90,7 +90,7 @@ def flag_tables() -> str:
         for option, (keywords, text) in options.items():
             value = keywords.get("metavar") or "|".join(keywords.get("choices", ()))
             shown = f"{option} {value}".strip().replace("|", "\\|")
-            lines.append(f"| `{shown}` | {text % keywords if '%(' in text else text} |")
+            lines.append(f"| `{shown}` | {text % keywords} |")
         lines.append("")
     return "\n".join(lines)
 

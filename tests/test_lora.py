@@ -632,7 +632,7 @@ def test_unmatched_keys_are_an_error_or_counted(tmp_path):
         "11 keys match no tensor of the model, 4 of a text encoder, 1 of OFT: "
         "lora_te_y.lora_down.weight, lora_te_y.lora_up.weight, lost.alpha and 8 more"
     )
-    misfit = "is of another model: x.diff_b [3] do not fit model.diffusion_model.x.bias [32]"
+    misfit = "does not fit the model: x.diff_b [3] do not fit model.diffusion_model.x.bias [32]"
     (path,) = opened(tmp_path, given, "lora").files
     files, model = [c.Lora(path, 1.0)], opened(tmp_path, LINEAR)
     with pytest.raises(c.ConvertError) as error:
@@ -650,9 +650,9 @@ def test_a_lora_that_matches_nothing_is_an_error_even_partially(tmp_path):
 
 
 WRONG = {
-    "of another model: x.lora_down.weight [4, 32], x.lora_up.weight [16, 4] do not fit "
+    "not fit the model: x.lora_down.weight [4, 32], x.lora_up.weight [16, 4] do not fit "
     "model.diffusion_model.x.weight [32, 16]": lora("x", (16, 32)),
-    "of another model: x.lora_down.weight [5, 16], x.lora_up.weight [32, 4] do not fit "
+    "not fit the model: x.lora_down.weight [5, 16], x.lora_up.weight [32, 4] do not fit "
     "model.diffusion_model.x.weight [32, 16]": {
         "x.lora_up.weight": rand(32, 4),
         "x.lora_down.weight": rand(5, 16),
@@ -694,7 +694,6 @@ def test_rows_are_named_in_an_error(tmp_path):
         ("x.safetensors:0.8", "x.safetensors", 0.8),
         ("x.safetensors:-1", "x.safetensors", -1.0),
         ("x.safetensors:+.5", "x.safetensors", 0.5),
-        ("x.safetensors:0", "x.safetensors", 0.0),
         ("x:1e-2", "x", 0.01),
         (r"C:\x\y.safetensors:0.8", r"C:\x\y.safetensors", 0.8),
         (r"C:\x\y.safetensors", r"C:\x\y.safetensors", 1.0),
@@ -707,7 +706,7 @@ def test_file_and_strength(text, file, strength):
     assert c.lora_file(text) == (c.input_path(file), strength)
 
 
-@pytest.mark.parametrize("text", ["", "x:1e999"])
+@pytest.mark.parametrize("text", ["", "x:1e999", "x:0", "x:-0.0"])
 def test_no_file_or_no_strength(text):
     with pytest.raises(argparse.ArgumentTypeError):
         c.lora_file(text)
@@ -780,3 +779,30 @@ def test_a_merged_file_is_that_of_the_merged_model(tiny, tmp_path, capsys):
         assert torch.equal(c.load_bytes(ref), c.load_bytes(expected[name])), name
     assert c.main(["--verify", out, "--source", model, "--quiet"]) == 1
     assert c.main(["--verify", out, "--source", model, "--merge-lora", file, "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": torch.tensor(float("inf"))}, {"rank": 0}])
+def test_a_lora_that_leaves_no_numbers_is_an_error(tmp_path, wrong):
+    given = lora("x", (32, 16), **({"alpha": torch.tensor(1.0)} | wrong))
+    with pytest.raises(
+        c.ConvertError, match=r"lora0\.safetensors: .*x\.weight holds NaN or Inf aft"
+    ):
+        ours(tmp_path, LINEAR, (given, 1.0))
+
+
+def test_layers_that_are_quantised_already_are_counted_apart(converted, tmp_path):
+    shape = (256, 256)
+    given = lora("blocks.3.self_attn.q", shape) | lora("blocks.0.self_attn.q", shape)
+    (path,) = opened(tmp_path, given, "lora").files
+    model, _ = c.open_source(converted)
+    with pytest.raises(c.ConvertError, match=r"1 layers are quantised in the source already, so"):
+        c.merge_loras([c.Lora(path, 1.0)], model, partial=False)
+    _, notes = c.merge_loras([c.Lora(path, 1.0)], model, partial=True)
+    assert notes[0].startswith("lora.safetensors: merged into 1 tensors")
+    assert len(notes) == 2
+
+
+def test_a_lora_as_the_source_is_named(tmp_path):
+    (path,) = opened(tmp_path, lora("blocks.0.x", (32, 32)), "lora").files
+    with pytest.raises(c.ConvertError, match="is a LoRA: give the model, and this with --merge-l"):
+        c.open_source(path)

@@ -80,7 +80,7 @@ def test_nvfp4_layers_go_over_untouched(tiny, converted, tmp_path, capsys):
     text = capsys.readouterr().out
     before, after = (c.stored_layers(c.open_model(path)) for path in (converted, out))
     packed = [name for name, layer in before.items() if layer.precision is P.NVFP4]
-    assert f"{len(packed)} layers are NVFP4 in the source and go over as they are" in text
+    assert f"{len(packed)} layers are quantised in the source and go over as they are" in text
     for layer in packed:
         assert stored_parts(out, layer) == stored_parts(converted, layer)
         assert after[layer].in_header == after[layer].in_tensor == before[layer].in_header
@@ -154,6 +154,100 @@ def test_what_is_not_the_diffusion_model_stays_as_it_is(tmp_path):
         assert torch.equal(stored[name], tensors[name])
 
 
+@pytest.fixture(scope="module")
+def all_in_one(tmp_path_factory):
+    """A 16-bit diffusion model beside a text encoder that is FP8."""
+    path = tmp_path_factory.mktemp("all") / "all.safetensors"
+    config = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    tensors = {f"model.diffusion_model.blocks.{i}.x.weight": torch.ones(32, 32) for i in range(4)}
+    tensors |= {
+        "text_encoders.blocks.0.x.weight": torch.ones(32, 32).to(torch.float8_e4m3fn),
+        "text_encoders.blocks.0.x.weight_scale": torch.tensor(1e-3),
+        "text_encoders.blocks.0.x.comfy_quant": config,
+        "text_encoders.blocks.1.x.weight": torch.ones(32, 32).to(torch.float8_e4m3fn),
+    }
+    save_file(tensors, path)
+    return path
+
+
+def test_what_is_quantised_beside_the_diffusion_model_stays_whole(all_in_one, tmp_path, capsys):
+    out = tmp_path / "o.safetensors"
+    assert c.main([str(all_in_one), str(out), "--preset", "all", "--quiet"]) == 0
+    assert "in the source, FP8 layers have neither an input scale" in capsys.readouterr().out
+    for layer in ("text_encoders.blocks.0.x", "text_encoders.blocks.1.x"):
+        assert stored_parts(out, layer) == stored_parts(all_in_one, layer)
+    again = tmp_path / "again.safetensors"
+    assert c.main([str(out), str(again), "--preset", "all", "--quiet"]) == 1  # nothing is left
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--exclude", r"blocks\.3\.self_attn\.q"], "NVFP4 in the source already, and goes over"),
+        (["--recipe", "fp8"], "--recipe fp8: the source has NVFP4 layers already"),
+    ],
+)
+def test_options_against_nvfp4_layers_of_the_source_are_errors(
+    converted, tmp_path, capsys, arguments, problem
+):
+    assert c.main([str(converted), str(tmp_path / "o.safetensors"), *NONE, *arguments]) == 1
+    assert problem in capsys.readouterr().err
+
+
+def test_edge_blocks_count_blocks_that_are_packed_already(tiny, tmp_path):
+    """All but the feed-forward layers of blocks 2 to 5 are packed: the edges are 0, 1, 6 and 7."""
+    out, other = tmp_path / "o.safetensors", tmp_path / "other.safetensors"
+    include = ["--preset", "none", "--include", r"blocks\.\d\.(self|cross)", "--quiet"]
+    include += ["--include", r"blocks\.[0167]\.ffn"]
+    assert c.main([str(tiny), str(out), *include]) == 0
+    plans = c.make_plans(*with_model(c.parse_options([str(out), str(other)])))[0]
+    quantised = {plan.ref.layer for plan in plans if plan.is_quantised}
+    assert quantised == {f"blocks.{block}.ffn.{i}" for block in (2, 3, 4, 5) for i in (0, 2)}
+
+
+def with_model(options):
+    return options, c.open_source(options.source)[0]
+
+
+def test_swapped_arguments_do_not_cost_the_original(converted, tmp_path, capsys):
+    out = tmp_path / "original.safetensors"
+    save_file({"blocks.0.x.weight": torch.ones(32, 32)}, out)
+    before = out.read_bytes()
+    assert c.main([str(converted), str(out), *NONE]) == 1
+    assert "did not make it, but SOURCE is quantised: are they swapped?" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    save_file({"blocks.0.x.weight": torch.ones(32, 32)}, out, {"convert_nvfp4": "{}"})
+    assert c.main([str(converted), str(out), *NONE]) == 0
+
+
+def test_nan_in_an_fp8_source_is_an_error(tiny, tmp_path, capsys):
+    source = convert_tiny(tiny, tmp_path / "m.safetensors", "--recipe", "fp8", "--quiet")
+    tensors, metadata = load_file(source), c.open_model(source).metadata
+    tensors["blocks.3.ffn.0.weight"].view(torch.uint8)[0, 0] = 0xFF
+    save_file(tensors, source, metadata)
+    capsys.readouterr()
+    assert c.main([str(source), str(tmp_path / "o.safetensors"), *NONE]) == 1
+    assert "blocks.3.ffn.0.weight holds NaN: the file is damaged" in capsys.readouterr().err
+
+
+def test_a_report_or_plan_never_costs_another_file(tiny, tmp_path, capsys):
+    out, source = tmp_path / "o.safetensors", tmp_path / "m.json"
+    for dry in ([], ["--dry-run"]):
+        for given in (
+            ["--report", str(tmp_path / "r.json"), "--layer-config-out", str(tmp_path / "r.json")],
+            ["--layer-config-out", str(source), "--layer-config", str(source)],
+        ):
+            source.write_text("{}", encoding="utf-8")
+            assert c.main([str(tiny), str(out), *given, *dry, "--quiet"]) == 1
+            assert "is another input or output of this conversion" in capsys.readouterr().err
+            assert [*tmp_path.iterdir()] == [source]
+    with pytest.raises(SystemExit):
+        c.main([str(tiny), str(out), "--layer-config-out", str(out)])
+    missing = str(tmp_path / "no" / "x.json")
+    assert c.main([str(tiny), str(out), "--layer-config-out", missing, "--dry-run"]) == 1
+    assert "no such folder; create it first" in capsys.readouterr().err
+
+
 # ── Layer configs ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -211,14 +305,18 @@ def test_a_config_lifts_the_presets_mark(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
-        ({"blocks.3.ffn.9": {"format": "nvfp4"}}, "blocks.3.ffn.9: matches no tensor"),
+        ({"blocks.3.ffn.9": {"format": "nvfp4"}}, "blocks.3.ffn.9: matches nothing of the source"),
         ({"(": {"format": "nvfp4"}}, r"\(: missing \), unterminated"),
-        ({"head.head": {"format": "int4"}}, "needs a format among nvfp4, float8_e4m3fn, bf"),
-        ({"head.head": "nvfp4"}, "needs a format among"),
+        ({"head.head": {"format": "int4"}}, "format 'int4' is none of nvfp4, float8_e4m3fn, bf"),
+        ({"head.head": "nvfp4"}, "needs an object like"),
+        ({"head.head": {}}, "format None is none of"),
+        ({}, "the layer config is empty"),
         ({"head.head": {"format": "nvfp4", "scale": 1}}, "has scale; known are format, full_p"),
         ({"head.head": {"format": "nvfp4", "input_scale": "1"}}, "input_scale '1' is no float"),
         ({"head.head": {"format": "nvfp4", "input_scale": 0}}, "is not a positive number"),
         ({"head.head": {"format": "bfloat16", "input_scale": 1}}, "bfloat16 takes nothing else"),
+        ({"head.head.bias": {"format": "nvfp4"}}, "head.head.bias is no linear layer"),
+        ({r".*\.bias": {"format": "nvfp4"}}, "matches nothing of the source: keys are"),
         (
             {"head.head": {"format": "nvfp4", "full_precision_matrix_mult": 1}},
             "full_precision_matrix_mult 1 is no bool",
@@ -254,7 +352,7 @@ def test_names_of_diffusers_are_refused_with_the_reason(tmp_path, name):
     [
         ("auto", "is of no family that --list-presets has; give --gguf, --preset smart"),
         ("smart", "--preset smart: the source has no repeated blocks"),
-        ("wan", "m.safetensors is of no known family"),
+        ("wan", "m.safetensors is of no known family; give --preset smart"),
     ],
 )
 def test_a_preset_that_does_not_suit_is_an_error(tmp_path, preset, problem):
@@ -266,7 +364,9 @@ def test_a_preset_that_does_not_suit_is_an_error(tmp_path, preset, problem):
 
 def test_another_familys_preset_is_an_error(tiny, tmp_path):
     command = [str(tiny), str(tmp_path / "o.safetensors"), "--preset", "flux"]
-    with pytest.raises(c.ConvertError, match=r"--preset flux: .* is recognised as Wan"):
+    with pytest.raises(
+        c.ConvertError, match=r"--preset flux: .* is recognised as Wan; give --preset wan"
+    ):
         c.convert(c.parse_options(command))
 
 

@@ -7,6 +7,7 @@ import pytest
 from encoder import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from target_size import uniform
 
 import convert_nvfp4 as c
@@ -137,4 +138,20 @@ def test_a_size_that_cannot_be_had_is_an_error(tiny, tmp_path, capsys):
 def test_without_open_layers_it_is_an_error(tiny, tmp_path, capsys):
     command = [str(tiny), str(tmp_path / "o.safetensors"), "--preset", "none", "--include", "ffn"]
     assert c.main([*command, "--target-size", "9MB", "--quiet"]) == 1
-    assert "--target-size: other options leave no layer to choose for" in capsys.readouterr().err
+    assert (
+        "--target-size: no layer is left: other options decide for all" in capsys.readouterr().err
+    )
+
+
+def test_tensors_that_float16_cannot_hold_are_counted(tiny, tmp_path):
+    state = {}
+    for shard in tiny.glob("*.safetensors"):
+        state |= load_file(shard)
+    state["text_embedding.0.weight"][0, 0] = 1e5
+    save_file(state, tmp_path / "m.safetensors")
+    out = tmp_path / "o.safetensors"
+    command = [str(tmp_path / "m.safetensors"), str(out), "--dtype", "float16", "--quiet"]
+    report = c.convert(c.parse_options([*command, "--target-size", "14MB"]))
+    assert 0.99 * 14e6 < out.stat().st_size <= 14e6
+    assert any("do not fit float16" in note for note in report.notes)
+    assert not any("the file is larger" in note for note in report.notes)
