@@ -97,6 +97,7 @@ NO_FP4_MATMUL = "no FP4 matmul"  # the reason of what is FP8 for its shape
 AS_IT_WAS = "as it was"  # how layers are stored that were quantised in the source
 WIDENED = "a value beyond float16's 65504"  # the reason of what becomes float32 for it
 FLOAT32_EXPONENT = 0x7F800000
+LEAST_FLOAT32 = 2.0**-149
 ROUND_TO_HALVES = 2.0**22  # float32 at this size has a unit in the last place of 0.5
 
 # The scale search, in codes from the smallest scale that clips nothing; why: `mse_block_scales`.
@@ -4853,6 +4854,8 @@ def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> E
     best = encode_layer(weight, scale, encode, compute)
     if search is not amax_block_scales:
         best = try_other_global_scales(weight, best, encode, compute)
+    if 0 < amax <= NVFP4_MAX * LEAST_FLOAT32 / 2:  # all is lost, and its squares are 0, too
+        best = dataclasses.replace(best, damage=Damage(error=1.0, energy=1.0))
     return best
 
 
@@ -7245,24 +7248,34 @@ def convert(options: Options) -> Report:
         notes += [*adoption, *merged, *shared, *smoothing]
         carry_out = rehearse if options.dry_run else write
         job, damage, more = carry_out(make_job(options, model, plans), ranks)
-    if 0 < options.target(model) < job.nbytes:
-        notes.append(
-            f"{TARGET}: the file is larger, by {job.nbytes - options.target(model):,} bytes"
-        )
-    widened = [plan.ref.name for plan in job.plans if plan.reason.startswith(WIDENED)]
-    if widened:
-        notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")
     return Report(
         options=options,
         plans=tuple(job.plans),
         origin=job.origin,
         source_bytes=model.nbytes,
         output_bytes=job.nbytes,
-        notes=(*notes, *more),
+        notes=(*notes, *outcome_notes(job, damage), *more),
         damage=damage,
         curve=curve,
         sizes=sizes,
     )
+
+
+def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
+    """What came otherwise than it was asked for."""
+    notes, target = [], job.options.target(job.model)
+    lost = [layer for layer, found in damage.items() if found.relative_rmse > ROUNDED_WRONG_FROM]
+    if lost:
+        notes.append(
+            f"{len(lost)} layers lose most of their weights, which are too small for any scale; "
+            f"keep them 16-bit with --exclude: {examples(lost)}"
+        )
+    if 0 < target < job.nbytes:
+        notes.append(f"{TARGET}: the file is larger, by {job.nbytes - target:,} bytes")
+    widened = [plan.ref.name for plan in job.plans if plan.reason.startswith(WIDENED)]
+    if widened:
+        notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")
+    return notes
 
 
 def rehearse(job: Job, _: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
