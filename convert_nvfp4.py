@@ -59,7 +59,9 @@ import os
 import re
 import shutil
 import signal
+import stat
 import sys
+import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -147,7 +149,16 @@ LEAST_REPEATS, LEAST_REPEATED_SHARE = 4, 0.05
 SIZE_TRIALS = 8  # until a header's size is that of the choice it depends on
 MOST_NVFP4 = 0.9  # of an image model's linear weights
 MAX_DIMENSIONS = 32
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too
+# What hostile files announce must not cost memory or time. The largest published models have
+# 2,000 tensors a diffusion model and 140,000 a language model, names of up to 100 characters,
+# and JSON that is 5 deep.
+MAX_TENSORS, MAX_NAME, MAX_SHARDS = 200_000, 1_000, 10_000
+MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 3_000_000, 64, 4_300
+MAX_GGUF_VALUES = 1_000_000  # in lists: a tokenizer has three of up to 262,144
+MAX_RECORDED_CHANNELS = 1 << 20
+MAX_PROBLEMS, MAX_PROBLEM = 50, 2_000  # lines printed, and characters of one
+EXCERPT = 200  # characters of what is damaged
 MAX_CONFIG_BYTES = 1 << 16  # of a comfy_quant tensor: some 60 are usual
 CURVE_POINTS = 10  # of a trade-off that are printed
 EXAMPLES = 3  # names shown for a counted finding
@@ -268,6 +279,8 @@ JSON_HINTS = {  # what is given instead, by its suffix
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 GGUF_MAGIC = b"GGUF"
+GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of a type
+GGUF_STRING, GGUF_LIST = 8, 9
 
 # A LoRA's key is a layer and a part of it; the group that matches is the kind of patch.
 LORA_KEY = re.compile(
@@ -2640,13 +2653,41 @@ def encode_fp8_compiled(weight: torch.Tensor, scale: torch.Tensor) -> tuple[torc
 # ── 4. Read ──────────────────────────────────────────────────────────────────────────────────────
 
 
+def read_whole(path: Path) -> bytes:
+    """All bytes of a small file; an endless one would fill the memory. Raises ValueError."""
+    with path.open("rb") as file:
+        raw = file.read(MAX_HEADER_BYTES + 1)
+    if len(raw) > MAX_HEADER_BYTES:
+        raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
+    return raw
+
+
+def parse_json(text: str, hook: Callable | None = None) -> object:
+    """JSON of a size and depth that parsing, and what is done with it, can bear.
+
+    An empty list takes two bytes here and 72 in memory; nesting ends in a RecursionError wherever
+    the value is written again; a number of a million digits takes minutes. Raises ValueError.
+    """
+    outside = re.sub(r'"[^"]*"?', "", text.replace(r"\\", "").replace(r"\"", ""))
+    if sum(map(outside.count, ",[{")) > MAX_JSON_VALUES:
+        raise ValueError(f"it holds more than {MAX_JSON_VALUES:,} values")
+    brackets = np.frombuffer(re.sub(r"[^][{}]+", "", outside).encode(), np.uint8)
+    steps = np.where(np.isin(brackets, bytearray(b"[{")), 1, -1)
+    if steps.cumsum().max(initial=0) > MAX_JSON_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep")
+    if re.search(rf"(?<!\d)\d{{{MAX_DIGITS}}}", outside):
+        raise ValueError(f"it has a number of {MAX_DIGITS:,} digits or more")
+    return json.loads(text, object_pairs_hook=hook)
+
+
 def load_json(path: Path, what: str) -> dict:
-    """A JSON object from a UTF-8 file; anything else is an error that names the file."""
+    """A JSON object from a Unicode file; anything else is an error that names the file."""
     try:
-        value = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
+        raw = read_whole(path)
+        value = parse_json(raw.decode(json.detect_encoding(raw)), unique_keys)
     except OSError as error:
         raise ConvertError(f"{path}: cannot read the {what}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         hint = JSON_HINTS.get(path.suffix.lower(), "")
         raise ConvertError(f"{path}: the {what} is not valid JSON: {error}{hint}") from error
     if not isinstance(value, dict):
@@ -2659,8 +2700,16 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict:
     counts = Counter(key for key, _ in pairs)
     repeated = [key for key, count in counts.items() if count > 1]
     if repeated:
-        raise ValueError(f"duplicate key {repeated[0]!r}")
+        raise ValueError(f"duplicate key {repeated[0][:MAX_NAME]!r}")
     return dict(pairs)
+
+
+def size_of(path: Path) -> int:
+    """A regular file's bytes; opening a pipe would wait for a writer. Raises OSError."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.EINVAL, "is a pipe or a device, not a file")
+    return status.st_size
 
 
 def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
@@ -2681,7 +2730,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
     size, together covering the data exactly. Raises ConvertError.
     """
     try:
-        size = path.stat().st_size
+        size = size_of(path)
         with path.open("rb") as file:
             start = file.read(8)
             length = int.from_bytes(start, "little")
@@ -2696,10 +2745,14 @@ def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
     except OSError as error:
         raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
     try:
-        header = json.loads(raw, object_pairs_hook=unique_keys)
-        metadata = header.pop("__metadata__", {})
-    except (ValueError, RecursionError, AttributeError, TypeError) as error:
+        header = parse_json(raw.decode(), unique_keys)
+        if not raw.startswith(b"{"):  # a list, or spaces that the library refuses
+            raise ValueError("it does not begin with {")
+    except ValueError as error:
         raise DamagedFileError(f"{path}: the safetensors header is damaged: {error}") from error
+    metadata = header.pop("__metadata__", {})
+    if len(header) > MAX_TENSORS:
+        raise ConvertError(f"{path}: has {len(header):,} tensors; {MAX_TENSORS:,} are read")
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise DamagedFileError(f"{path}: the safetensors header's __metadata__ must map to strings")
     refs = [parse_entry(path, 8 + length, name, entry) for name, entry in header.items()]
@@ -2710,11 +2763,16 @@ def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
 
 def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> TensorRef:
     """One tensor of a safetensors header, its types and its own arithmetic checked."""
+    if len(name) > MAX_NAME or not name.isprintable():  # a lone surrogate cannot be written, too
+        long = f"{len(name):,} characters" if len(name) > MAX_NAME else "a control character"
+        raise DamagedFileError(
+            f"{path}: tensor {name[:EXCERPT]}: damaged or unknown entry: its name has {long}"
+        )
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        if not name.isprintable():  # nor could a lone surrogate be written again
-            raise ValueError
+        if not isinstance(entry["shape"], list):  # "" and {} would pass for a scalar's []
+            raise ValueError("its shape is no list")
         numbers = (*shape, begin, end)
         sound = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
         if not sound or len(shape) > MAX_DIMENSIONS:
@@ -2722,7 +2780,7 @@ def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> Tensor
         expected = bits_of(dtype, shape)
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(
-            f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:200]}"
+            f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:EXCERPT]}"
         ) from error
     if expected != (end - begin) * 8:
         raise DamagedFileError(
@@ -2835,17 +2893,28 @@ def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str
         )
 
 
-def open_shards(index: Path) -> Model:
-    """Every shard's header, checked both ways against the index's weight_map."""
+def read_index(index: Path) -> dict[str, set[str]]:
+    """{shard: the tensors listed in it}, shards sorted; none of them is of another folder."""
     weight_map = load_json(index, "index").get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(shard, str) for shard in weight_map.values()
     ):
         raise ConvertError(f"{index}: has no weight_map of tensor names to file names")
-    shards = sorted(set(weight_map.values()))
-    outside = [shard for shard in shards if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard)]
-    if outside:
-        raise ConvertError(f"{index}: shard {outside[0]!r} is not a file name in its own folder")
+    shards = {shard: set() for shard in sorted(set(weight_map.values()))}
+    if len(shards) > MAX_SHARDS or len(weight_map) > MAX_TENSORS:
+        sizes = f"{len(weight_map):,} tensors in {len(shards):,} shards"
+        raise ConvertError(f"{index}: has {sizes}; {MAX_TENSORS:,} in {MAX_SHARDS:,} are read")
+    if outside := [shard for shard in shards if leads_outside(index, shard)]:
+        name = outside[0][:EXCERPT]
+        raise ConvertError(f"{index}: shard {name!r} is not a file name in its own folder")
+    for name, shard in weight_map.items():
+        shards[shard].add(name)
+    return shards
+
+
+def open_shards(index: Path) -> Model:
+    """Every shard's header, checked both ways against the index's weight_map."""
+    shards = read_index(index)
     headers, problems = {}, []
     for shard in shards:
         try:
@@ -2853,10 +2922,9 @@ def open_shards(index: Path) -> Model:
         except ConvertError as error:
             problems += error.problems
     for shard, (tensors, _) in headers.items():
-        listed = {name for name, where in weight_map.items() if where == shard}
-        if missing := listed - tensors.keys():
+        if missing := shards[shard] - tensors.keys():
             problems.append(f"{index.parent / shard}: the index lists {examples(missing)} in it")
-        if unlisted := tensors.keys() - listed:
+        if unlisted := tensors.keys() - shards[shard]:
             problems.append(f"{index}: has no entry for {examples(unlisted)} of {shard}")
     if problems:
         raise ConvertError(*problems)
@@ -2864,6 +2932,23 @@ def open_shards(index: Path) -> Model:
     files = (index, *(index.parent / shard for shard in shards))
     metadata = merge_metadata([metadata for _, metadata in headers.values()])
     return Model(tensors=merged, metadata=metadata, files=files)
+
+
+def leads_outside(index: Path, shard: str) -> bool:
+    """Whether a shard's name, or the link of that name, is of a file elsewhere.
+
+    Hugging Face's cache links an index and its shards to one folder: that one is allowed, too.
+    """
+    if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard):
+        return True
+    path = index.parent / shard
+    try:
+        return path.is_symlink() and path.resolve(strict=True).parent not in (
+            index.parent.resolve(),
+            index.resolve().parent,
+        )
+    except (OSError, RuntimeError):  # missing, in a circle or too long: opening it will say so
+        return False
 
 
 def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
@@ -2922,8 +3007,8 @@ def header_layers(metadata: dict[str, str]) -> dict | None:
     """The layers of `_quantization_metadata`: {} without it, None where it cannot be read."""
     text = metadata.get("_quantization_metadata", '{"layers": {}}')
     try:
-        layers = json.loads(text)["layers"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        layers = parse_json(text)["layers"]
+    except (ValueError, KeyError, TypeError):
         return None
     return layers if isinstance(layers, dict) else None
 
@@ -2953,8 +3038,8 @@ def config_of(ref: TensorRef | None) -> dict | None:
     if ref.nbytes > MAX_CONFIG_BYTES:
         return {}
     try:
-        return as_config(json.loads(bytes(load(ref).tolist())))
-    except (KeyError, TypeError, ValueError, RecursionError):  # of another dtype, or not JSON
+        return as_config(parse_json(bytes(load(ref).tolist()).decode()))
+    except (KeyError, TypeError, ValueError):  # of another dtype, or not JSON
         return {}
 
 
@@ -2967,9 +3052,7 @@ def open_gguf(path: Path) -> Model:
     import gguf  # takes a third of a second that `--help` need not
 
     try:
-        with path.open("rb") as file:
-            if file.read(4) != GGUF_MAGIC:
-                raise ConvertError(f"{path}: is not a GGUF file")
+        GGUFWalk(path)
         reader = gguf.GGUFReader(path)
         refs = {tensor.name: gguf_tensor(path, tensor, reader) for tensor in reader.tensors}
         metadata = {
@@ -2989,6 +3072,67 @@ def open_gguf(path: Path) -> Model:
     if unknown:
         raise ConvertError(f"{path}: unknown GGML types {', '.join(unknown)}; update this tool")
     return Model(tensors=refs, metadata=metadata, files=(path,))
+
+
+class GGUFWalk:
+    """Goes over a GGUF's header and keeps none of it; raises ConvertError or ValueError.
+
+    gguf's reader believes every count: past the file's end it goes on with nothing, for ever.
+    """
+
+    def __init__(self, path: Path):
+        self.size, self.values = size_of(path), 0
+        with path.open("rb") as self.file:
+            if self.file.read(4) != GGUF_MAGIC:
+                raise ConvertError(f"{path}: is not a GGUF file")
+            self.order = "big" if self.file.read(4)[:2] == bytes(2) else "little"
+            tensors, entries = self.number(8), self.number(8)
+            if max(tensors, entries) > MAX_TENSORS:
+                counts = f"{tensors:,} tensors and {entries:,} entries"
+                raise ValueError(f"it announces {counts}; {MAX_TENSORS:,} are read")
+            for _ in range(entries):
+                self.skip(self.number(8))
+                self.skip_value(self.number(4))
+            for _ in range(tensors):
+                self.skip_tensor()
+
+    def number(self, width: int) -> int:
+        if len(raw := self.file.read(width)) < width:
+            raise ValueError("it ends inside its header")
+        return int.from_bytes(raw, self.order)
+
+    def skip(self, length: int) -> None:
+        here = self.file.tell()
+        if length > self.size - here:
+            raise ValueError(f"at byte {here:,} it announces {length:,}, beyond its end")
+        self.file.seek(length, os.SEEK_CUR)
+
+    def skip_value(self, kind: int) -> None:
+        if kind == GGUF_STRING:
+            self.skip(self.number(8))
+        elif kind != GGUF_LIST:
+            self.skip(GGUF_WIDTHS.get(kind, 0))  # the reader refuses what is unknown
+        else:
+            inner, count = self.number(4), self.number(8)
+            self.values += count
+            if self.values > MAX_GGUF_VALUES or inner == GGUF_LIST:
+                raise ValueError(f"it has a list in a list, or {self.values:,} values in lists")
+            if inner == GGUF_STRING:
+                for _ in range(count):
+                    self.skip(self.number(8))
+            else:
+                self.skip(GGUF_WIDTHS.get(inner, 0) * count)
+
+    def skip_tensor(self) -> None:
+        if (length := self.number(8)) > MAX_NAME:
+            raise ValueError(f"it has a name of {length:,} bytes")
+        self.skip(length)
+        if (dimensions := self.number(4)) > MAX_DIMENSIONS:
+            raise ValueError(f"it has a tensor of {dimensions:,} dimensions")
+        elements = math.prod(self.number(8) for _ in range(dimensions))
+        _, begin = self.number(4), self.number(8)
+        if begin > self.size or elements >= 1 << 63:
+            raise ValueError(f"a tensor of {elements:,} elements at byte {begin:,} cannot be in it")
 
 
 def gguf_tensor(path: Path, tensor: object, reader: object) -> TensorRef:
@@ -3136,9 +3280,9 @@ def find_misfit(patch: Patch, target: TensorRef) -> str:
     """Why a patch is not for a tensor, or "": its shapes are merged, without any data."""
     if target.is_kept:
         return f"{target.name} is NVFP4 already"
-    parts = {part: torch.empty(ref.shape, device="meta") for part, ref in patch.parts.items()}
     shown = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in patch.parts.values())
     try:
+        parts = {part: torch.empty(ref.shape, device="meta") for part, ref in patch.parts.items()}
         merge(patch, parts, torch.empty(target.shape, device="meta"))
     except KeyError as error:
         return f"{shown}: {error.args[0]} is missing"
@@ -3177,11 +3321,12 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> tuple[
 def read_layer_list(path: Path) -> tuple[str, ...]:
     """Layer names, one a line; text after # and blank lines are left out."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Notepad writes a mark
+        lines = read_whole(path).decode("utf-8-sig").splitlines()  # Notepad writes a mark
     except OSError as error:
         raise ConvertError(f"{path}: cannot read the layer list: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConvertError(f"{path}: the layer list is not UTF-8: {error}") from error
+    except ValueError as error:
+        what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
+        raise ConvertError(f"{path}: the layer list {what}: {error}") from error
     names = (line.partition("#")[0].strip().removesuffix(".weight") for line in lines)
     return tuple(dict.fromkeys(name for name in names if name))
 
@@ -3193,9 +3338,9 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
     found = load_json(path, "layer config")
     for key in sorted(found, key=lambda key: key not in names):  # exact names first
         try:
-            matched = {key} if key in names else {n for n in names if re.fullmatch(key, n)}
+            matched = {key} if key in names else {*filter(compiled(key).fullmatch, names)}
             settings.append(as_setting(key, found[key], [names[name] for name in matched & left]))
-        except (re.error, ValueError, RecursionError) as error:
+        except ValueError as error:
             problems.append(f"{path}: {key}: {error}")
             continue
         left -= matched
@@ -3206,6 +3351,16 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
     return settings
 
 
+def compiled(pattern: str) -> re.Pattern:
+    """A regular expression, without Python's own warnings on stderr; raises ValueError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(error) from error
+
+
 def config_key(ref: TensorRef) -> str:
     """How a layer config names a tensor: a linear layer's weight by the layer."""
     return bare(ref.layer if ref.is_linear_weight else ref.name)
@@ -3213,7 +3368,7 @@ def config_key(ref: TensorRef) -> str:
 
 def as_setting(key: str, value: object, refs: list[TensorRef]) -> Setting:
     """One entry of a layer config; raises ValueError."""
-    if not isinstance(value, dict) or value.get("format") not in SETTING_FORMATS:
+    if not isinstance(value, dict) or value.get("format") not in [*SETTING_FORMATS]:
         raise ValueError(f"needs a format among {', '.join(SETTING_FORMATS)}")
     if unknown := value.keys() - SETTING_KEYS.keys():
         raise ValueError(f"has {examples(unknown)}; known are {', '.join(SETTING_KEYS)}")
@@ -3221,7 +3376,7 @@ def as_setting(key: str, value: object, refs: list[TensorRef]) -> Setting:
         if name in value and type(value[name]) not in kinds:
             raise ValueError(f"{name} {value[name]!r} is no {kinds[-1].__name__}")
     scale = value.get("input_scale")
-    if scale is not None and not 0 < scale < math.inf:
+    if scale is not None and not 0 < scale < torch.finfo(torch.float32).max:
         raise ValueError(f"input_scale {scale} is not a positive number")
     precision, dtype = SETTING_FORMATS[value["format"]]
     flag = value.get("full_precision_matrix_mult", False)
@@ -3489,7 +3644,7 @@ def varying_layers(options: Options) -> set[str]:
 
 def is_figure(value: object) -> bool:
     """A number that can be compared: no truth value, NaN, infinity or negative."""
-    return type(value) in (int, float) and 0 <= value < math.inf
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
 
 
 def positive(path: Path, row: dict, column: str) -> float:
@@ -6689,8 +6844,8 @@ def shipped_path(text: str, folder: str) -> Path:
 
 def pattern(text: str) -> str:
     try:
-        re.compile(text)
-    except re.error as error:
+        compiled(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a regular expression: {error}"
         ) from error
@@ -7094,8 +7249,12 @@ def show(text: str) -> None:
 
 def show_problems(error: ConvertError) -> None:
     """One line for each, on stderr."""
-    for problem in error.problems:
-        print(f"error: {one_line(problem)}", file=sys.stderr)
+    shown = [one_line(problem) for problem in error.problems[:MAX_PROBLEMS]]
+    if more := error.problems[MAX_PROBLEMS:]:
+        shown.append(f"... and {len(more):,} more")
+    for line in shown:
+        cut = f" ... ({len(line):,} characters)" if len(line) > MAX_PROBLEM else ""
+        print(f"error: {line[:MAX_PROBLEM]}{cut}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
