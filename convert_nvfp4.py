@@ -150,13 +150,12 @@ SIZE_TRIALS = 8  # until a header's size is that of the choice it depends on
 MOST_NVFP4 = 0.9  # of an image model's linear weights
 MAX_DIMENSIONS = 32
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too
-# What hostile files announce must not cost memory or time. The largest published models have
-# 2,000 tensors a diffusion model and 140,000 a language model, names of up to 100 characters,
-# and JSON that is 5 deep.
-MAX_TENSORS, MAX_NAME, MAX_SHARDS = 200_000, 1_000, 10_000
-MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 3_000_000, 64, 4_300
+# What hostile files announce must not cost memory or time. Published diffusion models have up to
+# 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep.
+MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 1_000, 10_000, 255
+MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 2_000_000, 64, 4_300
 MAX_GGUF_VALUES = 1_000_000  # in lists: a tokenizer has three of up to 262,144
-MAX_RECORDED_CHANNELS = 1 << 20
+MAX_CALLS = 1 << 50  # of a bin of a histogram: sums over bins and recordings fit 64 bits
 MAX_PROBLEMS, MAX_PROBLEM = 50, 2_000  # lines printed, and characters of one
 EXCERPT = 200  # characters of what is damaged
 MAX_CONFIG_BYTES = 1 << 16  # of a comfy_quant tensor: some 60 are usual
@@ -1616,7 +1615,7 @@ def one_line(text: str) -> str:
 def examples(names: Iterable[str]) -> str:
     """The first few names and how many more there are."""
     names = sorted(names) or ["nothing"]
-    shown = ", ".join(map(one_line, names[:EXAMPLES]))
+    shown = ", ".join(one_line(name[:EXCERPT]) for name in names[:EXAMPLES])
     return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
 
 
@@ -1971,7 +1970,7 @@ def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) ->
     """`weight[rows] += strength * alpha / rank * change`, in place."""
     weight = weight[patch.rows]
     change, rank = CHANGES[patch.kind](parts)
-    if change.shape[:1] != weight.shape[:1]:
+    if change.shape[:1] != weight.shape[:1] or rank == 0:
         raise ValueError(change.shape)  # reshape alone would take a transposed one
     change = change.reshape(weight.shape)
     if patch.swapped:
@@ -2697,11 +2696,11 @@ def load_json(path: Path, what: str) -> dict:
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
     """json's default keeps the last of two equal keys: a tensor would vanish unnoticed."""
-    counts = Counter(key for key, _ in pairs)
-    repeated = [key for key, count in counts.items() if count > 1]
-    if repeated:
-        raise ValueError(f"duplicate key {repeated[0][:MAX_NAME]!r}")
-    return dict(pairs)
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(repeated, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"duplicate key {repeated[:EXCERPT]!r}")
+    return found
 
 
 def size_of(path: Path) -> int:
@@ -2783,8 +2782,9 @@ def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> Tensor
             f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:EXCERPT]}"
         ) from error
     if expected != (end - begin) * 8:
+        needed = f"{expected // 8:,} bytes" if expected % 8 == 0 else f"{expected:,} bits"
         raise DamagedFileError(
-            f"{path}: tensor {name}: {dtype} {list(shape)} needs {expected // 8:,} bytes, "
+            f"{path}: tensor {name}: {dtype} {list(shape)} needs {needed}, "
             f"the header gives it {end - begin:,}"
         )
     return TensorRef(
@@ -2860,6 +2860,11 @@ def foreign(layer: StoredLayer) -> str:
     reason = undecodable(layer)
     if not reason and layer.scheme != "NVFP4" and not 0 < stored_scale(layer) < math.inf:
         reason = f"its scale is {float(stored_scale(layer))}"
+    if not reason and layer.scheme == "NVFP4":
+        facts = FileFacts(legacy=False, fp8_matmul=False, values=True)
+        found = [*lint_scalars(layer, facts), *lint_block_scales(layer)]
+        bad = [finding.detail for finding in found if finding.defect == "bad scale"]
+        reason = f"it has a scale that is none, {bad[0]}" if bad else ""
     return reason
 
 
@@ -2904,9 +2909,9 @@ def read_index(index: Path) -> dict[str, set[str]]:
     if len(shards) > MAX_SHARDS or len(weight_map) > MAX_TENSORS:
         sizes = f"{len(weight_map):,} tensors in {len(shards):,} shards"
         raise ConvertError(f"{index}: has {sizes}; {MAX_TENSORS:,} in {MAX_SHARDS:,} are read")
-    if outside := [shard for shard in shards if leads_outside(index, shard)]:
-        name = outside[0][:EXCERPT]
-        raise ConvertError(f"{index}: shard {name!r} is not a file name in its own folder")
+    for shard in shards:
+        if reason := leads_outside(index, shard):
+            raise ConvertError(f"{index}: shard {shard[:EXCERPT]!r} {reason}")
     for name, shard in weight_map.items():
         shards[shard].add(name)
     return shards
@@ -2934,21 +2939,24 @@ def open_shards(index: Path) -> Model:
     return Model(tensors=merged, metadata=metadata, files=files)
 
 
-def leads_outside(index: Path, shard: str) -> bool:
-    """Whether a shard's name, or the link of that name, is of a file elsewhere.
+def leads_outside(index: Path, shard: str) -> str:
+    """Why a shard's name, or the link of that name, is of a file elsewhere; or "".
 
     Hugging Face's cache links an index and its shards to one folder: that one is allowed, too.
     """
     if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard):
-        return True
+        return "is not a file name in its own folder"
+    if len(shard) > MAX_FILE_NAME:
+        return f"has a name of {len(shard):,} characters"
     path = index.parent / shard
     try:
-        return path.is_symlink() and path.resolve(strict=True).parent not in (
-            index.parent.resolve(),
-            index.resolve().parent,
-        )
+        if path.is_symlink():
+            path = path.resolve(strict=True)
+            if path.parent not in (index.parent.resolve(), index.resolve().parent):
+                return f"is a link to {path}, which is not in its own folder; copy it there"
     except (OSError, RuntimeError):  # missing, in a circle or too long: opening it will say so
-        return False
+        pass
+    return ""
 
 
 def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
@@ -3115,8 +3123,10 @@ class GGUFWalk:
         else:
             inner, count = self.number(4), self.number(8)
             self.values += count
-            if self.values > MAX_GGUF_VALUES or inner == GGUF_LIST:
-                raise ValueError(f"it has a list in a list, or {self.values:,} values in lists")
+            if inner == GGUF_LIST:
+                raise ValueError("it has a list in a list")
+            if self.values > MAX_GGUF_VALUES:
+                raise ValueError(f"it has {self.values:,} values or more in lists")
             if inner == GGUF_STRING:
                 for _ in range(count):
                     self.skip(self.number(8))
@@ -3132,7 +3142,7 @@ class GGUFWalk:
         elements = math.prod(self.number(8) for _ in range(dimensions))
         _, begin = self.number(4), self.number(8)
         if begin > self.size or elements >= 1 << 63:
-            raise ValueError(f"a tensor of {elements:,} elements at byte {begin:,} cannot be in it")
+            raise ValueError(f"it has no {elements:,} elements at byte {begin:,} of its data")
 
 
 def gguf_tensor(path: Path, tensor: object, reader: object) -> TensorRef:
@@ -3341,11 +3351,11 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
             matched = {key} if key in names else {*filter(compiled(key).fullmatch, names)}
             settings.append(as_setting(key, found[key], [names[name] for name in matched & left]))
         except ValueError as error:
-            problems.append(f"{path}: {key}: {error}")
+            problems.append(f"{path}: {key[:EXCERPT]}: {error}")
             continue
         left -= matched
         if not matched:
-            problems.append(f"{path}: {key}: matches no tensor of the source")
+            problems.append(f"{path}: {key[:EXCERPT]}: matches no tensor of the source")
     if problems:
         raise ConvertError(*problems)
     return settings
@@ -3357,7 +3367,9 @@ def compiled(pattern: str) -> re.Pattern:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+    except (re.error, OverflowError) as error:
         raise ValueError(error) from error
 
 
@@ -3374,10 +3386,10 @@ def as_setting(key: str, value: object, refs: list[TensorRef]) -> Setting:
         raise ValueError(f"has {examples(unknown)}; known are {', '.join(SETTING_KEYS)}")
     for name, kinds in SETTING_KEYS.items():
         if name in value and type(value[name]) not in kinds:
-            raise ValueError(f"{name} {value[name]!r} is no {kinds[-1].__name__}")
+            raise ValueError(f"{name} {repr(value[name])[:EXCERPT]} is no {kinds[-1].__name__}")
     scale = value.get("input_scale")
     if scale is not None and not 0 < scale < torch.finfo(torch.float32).max:
-        raise ValueError(f"input_scale {scale} is not a positive number")
+        raise ValueError(f"input_scale {str(scale)[:EXCERPT]} is not a positive number")
     precision, dtype = SETTING_FORMATS[value["format"]]
     flag = value.get("full_precision_matrix_mult", False)
     if precision not in QUANTISED and (flag or scale is not None):
@@ -3412,7 +3424,7 @@ def read_summary(options: Options) -> dict[str, Calibration]:
     if lacking:
         known = sorted({name for row in rows for name in row if name.startswith("scale_p")})
         raise ConvertError(
-            f"{path}: has no scale_{key} for {examples(lacking)}; it has {', '.join(known)}"
+            f"{path}: has no scale_{key} for {examples(lacking)}; it has {examples(known)}"
         )
     multiplier = options.input_scale_summary_multiplier
     columns = {Precision.NVFP4: (f"scale_{key}", 1.0), Precision.FP8: (f"amax_{key}", E4M3_MAX)}
@@ -3452,7 +3464,7 @@ def read_recording(path: Path) -> dict[str, Recorded]:
         amax, counts = float(load(parts["absmax"]).max()), load(parts["block_histogram"]).numpy()
         if not all(map(is_figure, (amax, error, energy))):
             raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
-        if (counts < 0).any():
+        if not ((counts >= 0) & (counts < MAX_CALLS)).all():
             raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
         found[bare(layer)] = Recorded(
             amax=amax,
@@ -3530,6 +3542,9 @@ def load_statistics(moments: Moments, device: torch.device) -> Statistics:
         second[begin : begin + height, begin:] = strip.view(height, width)
         second[begin:, begin : begin + height] = strip.view(height, width).t()
     mean, rows = (first / tokens).float(), torch.cat(rows)
+    if not (mean.isfinite().all() and second.isfinite().all()):
+        ref = moments.recordings[0][0]
+        raise ConvertError(f"{ref.path}: {ref.name} and what goes with it hold NaN or Inf")
     return Statistics(
         mean=mean.to(device),
         second=second,
@@ -3567,7 +3582,7 @@ def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
     """Whether a recording's tensor is there, of its dtype, and of its size where that is fixed."""
     sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
     ref = parts.get(part)
-    size = math.prod(ref.shape) if ref else 0
+    size = math.prod(ref.shape) if ref and len(ref.shape) < 2 else 0
     return size > 0 and ref.dtype == dtype and size == sizes.get(part, size)
 
 
@@ -3652,7 +3667,8 @@ def positive(path: Path, row: dict, column: str) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < torch.finfo(torch.float32).max:
         raise ConvertError(
-            f"{path}: layer {row['layer']}: {column} must be a positive number, not {value!r}"
+            f"{path}: layer {row['layer']}: {column} must be a positive number, "
+            f"not {repr(value)[:EXCERPT]}"
         )
     return float(value)
 
@@ -5678,7 +5694,8 @@ def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
         finding = partial(
             Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}"
         )
-        per_row = math.prod(ref.shape) == layer.weight.shape[0] > 1 and suffix == "weight_scale"
+        rows = math.prod(layer.weight.shape[:1])
+        per_row = math.prod(ref.shape) == rows > 1 and suffix == "weight_scale"
         if ref.dtype not in (*SOURCE_FLOATS, "F64"):
             yield finding(defect="dtype")
         elif math.prod(ref.shape) != 1:
@@ -6885,7 +6902,7 @@ def lora_file(text: str) -> Lora:
     """FILE[:STRENGTH]; a colon that no number follows is the file's, as in C:\\x.safetensors."""
     number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
     found = re.fullmatch(rf"(.+?)(?::({number}))?", text, re.DOTALL)
-    if not found or not math.isfinite(float(found[2] or 1)):
+    if not found or not abs(float(found[2] or 1)) < torch.finfo(torch.float32).max:
         raise argparse.ArgumentTypeError(f"{text!r} is not FILE or FILE:STRENGTH")
     return Lora(input_path(found[1]), float(found[2] or 1))
 

@@ -707,7 +707,7 @@ def test_file_and_strength(text, file, strength):
     assert c.lora_file(text) == (c.input_path(file), strength)
 
 
-@pytest.mark.parametrize("text", ["", "x:1e999"])
+@pytest.mark.parametrize("text", ["", "x:1e999", "x:1e39", "x:-1e308"])
 def test_no_file_or_no_strength(text):
     with pytest.raises(argparse.ArgumentTypeError):
         c.lora_file(text)
