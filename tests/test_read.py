@@ -185,7 +185,7 @@ def test_a_shard_must_be_in_the_indexs_folder(copy, shard):
 
 
 def test_shards_in_hugging_faces_cache_are_read(tiny, tmp_path):
-    """Its folder of a revision has nothing but links, to one folder of files named by their hash."""
+    """Its folder of a revision is links to one folder of files named by their hash."""
     blobs, revision = tmp_path / "blobs", tmp_path / "snapshots" / "main"
     blobs.mkdir()
     revision.mkdir(parents=True)
