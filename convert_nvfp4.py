@@ -152,9 +152,10 @@ MAX_DIMENSIONS = 32
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too
 # What hostile files announce must not cost memory or time. Published diffusion models have up to
 # 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep.
-MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 1_000, 10_000, 255
+MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
 MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 2_000_000, 64, 4_300
 MAX_GGUF_VALUES = 1_000_000  # in lists: a tokenizer has three of up to 262,144
+MAX_PREFIXES = 10  # of a LoRA's key
 MAX_CALLS = 1 << 50  # of a bin of a histogram: sums over bins and recordings fit 64 bits
 MAX_PROBLEMS, MAX_PROBLEM = 50, 2_000  # lines printed, and characters of one
 EXCERPT = 200  # characters of what is damaged
@@ -3209,7 +3210,7 @@ def canonical(name: str) -> str:
 
 def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | None:
     """The model's tensor that a LoRA's layer is, and which part of it; {canonical: tensor}."""
-    while True:
+    for _ in range(MAX_PREFIXES):  # each time costs a search, and a name may consist of them
         name = canonical(layer)
         if name in names:
             return names[name], {}
@@ -3218,8 +3219,9 @@ def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | No
             if match and (native := match.expand(native)) in names:
                 return names[native], match.groupdict()
         if not (prefix := LORA_PREFIX.match(layer)):
-            return None
+            break
         layer = layer[prefix.end() :]
+    return None
 
 
 def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], list[str]]:
