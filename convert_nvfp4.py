@@ -154,8 +154,9 @@ MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON a
 # 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep.
 MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
 MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 2_000_000, 64, 4_300
-MAX_GGUF_VALUES = 1_000_000  # in lists: a tokenizer has three of up to 262,144
+MAX_GGUF_PARTS = 50_000  # tensors, entries, values in lists: its reader takes 1 kB for each
 MAX_PREFIXES = 10  # of a LoRA's key
+MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16  # of a recording's layer: a file may be a hole
 MAX_CALLS = 1 << 50  # of a bin of a histogram: sums over bins and recordings fit 64 bits
 MAX_PROBLEMS, MAX_PROBLEM = 50, 2_000  # lines printed, and characters of one
 EXCERPT = 200  # characters of what is damaged
@@ -3090,20 +3091,24 @@ class GGUFWalk:
     """
 
     def __init__(self, path: Path):
-        self.size, self.values = size_of(path), 0
+        self.size, self.parts = size_of(path), 0
         with path.open("rb") as self.file:
             if self.file.read(4) != GGUF_MAGIC:
                 raise ConvertError(f"{path}: is not a GGUF file")
             self.order = "big" if self.file.read(4)[:2] == bytes(2) else "little"
             tensors, entries = self.number(8), self.number(8)
-            if max(tensors, entries) > MAX_TENSORS:
-                counts = f"{tensors:,} tensors and {entries:,} entries"
-                raise ValueError(f"it announces {counts}; {MAX_TENSORS:,} are read")
+            self.announce(tensors + entries)
             for _ in range(entries):
                 self.skip(self.number(8))
                 self.skip_value(self.number(4))
             for _ in range(tensors):
                 self.skip_tensor()
+
+    def announce(self, count: int) -> None:
+        self.parts += count
+        if self.parts > MAX_GGUF_PARTS:
+            what = f"it has {self.parts:,} tensors, entries and values in lists, or more"
+            raise ValueError(f"{what}; {MAX_GGUF_PARTS:,} are read (language models have more)")
 
     def number(self, width: int) -> int:
         if len(raw := self.file.read(width)) < width:
@@ -3123,11 +3128,9 @@ class GGUFWalk:
             self.skip(GGUF_WIDTHS.get(kind, 0))  # the reader refuses what is unknown
         else:
             inner, count = self.number(4), self.number(8)
-            self.values += count
             if inner == GGUF_LIST:
                 raise ValueError("it has a list in a list")
-            if self.values > MAX_GGUF_VALUES:
-                raise ValueError(f"it has {self.values:,} values or more in lists")
+            self.announce(count)
             if inner == GGUF_STRING:
                 for _ in range(count):
                     self.skip(self.number(8))
@@ -3411,6 +3414,8 @@ def read_rows(path: Path, what: str) -> list[dict]:
         isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
     ):
         raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
+    if not rows:
+        raise ConvertError(f"{path}: has no layers")
     counts = Counter(bare(row["layer"]) for row in rows)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
@@ -3514,7 +3519,7 @@ def are_moments(
     return (
         [ref.dtype for ref in refs] == [*MOMENT_PARTS.values()]
         and (first, rows[1:], upper, lower) == (channels, channels, packed, packed)
-        and rows[0] > 0
+        and 0 < rows[0] <= MAX_ROWS
         and int(load(refs[0])) > 0
         and bool(load(refs[2]).isfinite().all())
     )
@@ -3585,7 +3590,7 @@ def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
     sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
     ref = parts.get(part)
     size = math.prod(ref.shape) if ref and len(ref.shape) < 2 else 0
-    return size > 0 and ref.dtype == dtype and size == sizes.get(part, size)
+    return 0 < size <= MAX_CHANNELS and ref.dtype == dtype and size == sizes.get(part, size)
 
 
 def recorded_calibration(options: Options) -> dict[str, Calibration]:

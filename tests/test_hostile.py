@@ -28,6 +28,13 @@ def test_the_golden_text_is_of_this_corpus():
     assert len(GOLDEN) > 300
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported(tmp_path_factory):
+    """What gguf and torch import at the first use takes seconds that no case is to blame for."""
+    for name in ("gguf: of another shape", "lora: of another size"):
+        hostile.outcome(hostile.CASES[name], tmp_path_factory.mktemp("first") / "f")
+
+
 @pytest.mark.parametrize("name", hostile.CASES)
 def test_refused(name, tmp_path):
     before = peak()

@@ -142,6 +142,11 @@ def change_lines(draw: random.Random, data: bytes) -> bytes:
     return b"\n".join(lines)
 
 
+BINARY = (change_header, change_header, change_bytes)
+TEXT = (change_json, change_json, change_json, change_bytes)
+LINES = (change_lines, change_bytes)
+
+
 # ── Readers ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -176,20 +181,16 @@ def command(*arguments: str, program: Callable = c.main) -> Callable[[Path], obj
         assert status == bool(problems.getvalue()) or "--verify" in arguments, (
             f"ended with {status}"
         )
-        if status:
+        if problems.getvalue():
             raise c.ConvertError(problems.getvalue())
         return status
 
     return read
 
 
-def model() -> c.Model:
+def sound_model() -> c.Model:
     with tempfile.TemporaryDirectory() as folder:
         return c.open_model(hostile.sound(Path(folder)) / "m.safetensors")
-
-
-def sound_bytes(tensors: dict, metadata: dict | None = None) -> bytes:
-    return to_bytes(tensors, metadata)
 
 
 def read_statistics(path: Path) -> None:
@@ -197,18 +198,6 @@ def read_statistics(path: Path) -> None:
         recorded.headroom(2.0), recorded.saturated(0.1), recorded.rel_rmse
         if recorded.moments:
             c.load_statistics(recorded.moments, c.torch.device("cpu"))
-
-
-def read_lora(known: c.Model) -> Callable[[Path], object]:
-    def read(path: Path) -> None:
-        merged, _ = c.merge_loras([c.Lora(path, 1.0)], known, partial=True)
-        del merged
-
-    return read
-
-
-def options(path: Path, **more: object) -> c.Options:
-    return c.Options(source=path, output=path, **more)
 
 
 def read_scales(path: Path) -> None:
@@ -221,31 +210,56 @@ def read_scales(path: Path) -> None:
     c.varying_layers(found)
 
 
-def json_samples(*values: object) -> list[bytes]:
+def read_converted(path: Path) -> object:
+    """Convert, and lint what was written: a wrong file is a find, too."""
+    out = path.parent / "o.safetensors"
+    status = CONVERT_SOURCE(path)
+    written = c.open_model(out)
+    found = c.lint(written, c.stored_layers(written))
+    wrong = [finding for finding in found if finding.outcome >= c.Outcome.WRONG]
+    assert not wrong, f"wrote a file with {wrong[0]}"
+    return status
+
+
+def as_json(*values: object) -> list[bytes]:
     return [json.dumps(value).encode() for value in values]
 
 
+def lora_samples() -> list[bytes]:
+    loha = {f"hada_w{n}_{x}": (32, 4) if x == "a" else (4, 32) for n in (1, 2) for x in "ab"}
+    kinds = (
+        {**hostile.DOWN_UP, "alpha": (), "dora_scale": (32, 1)},
+        {"lokr_w1": (2, 2), "lokr_w2": (16, 16)},
+        {"diff": (32, 32), "diff_b": (32,)},
+        loha,
+    )
+    return [to_bytes(hostile.parts(**shapes)) for shapes in kinds]
+
+
 def safetensors_samples() -> list[bytes]:
-    torch = c.torch
+    ones = c.torch.ones
     return [
-        sound_bytes({"a": torch.ones(2), "b.weight": torch.ones(2, 2).half()}, {"k": "v"}),
-        sound_bytes(
-            {"a.x": torch.ones(3, dtype=torch.uint8), "b": torch.ones(0), "c": torch.ones(())}
-        ),
-        sound_bytes({}),
+        to_bytes({"a": ones(2), "b.weight": ones(2, 2).half()}, {"k": "v"}),
+        to_bytes({"a.x": ones(3, dtype=c.torch.uint8), "b": ones(0), "c": ones(())}),
+        to_bytes({}),
     ]
 
 
-def quantised_samples() -> list[bytes]:
-    header = {
-        "_quantization_metadata": json.dumps({"layers": {hostile.LAYER: {"format": "nvfp4"}}})
-    }
-    legacy = hostile.TO_VERIFY["legacy scale of float32"]
+def source_samples() -> list[bytes]:
+    layers = json.dumps({"layers": {hostile.LAYER: {"format": "nvfp4"}}})
+    packed = hostile.nvfp4_source(bias=c.torch.zeros(128))
     return [
-        sound_bytes(hostile.nvfp4_source(bias=c.torch.zeros(128)), header),
-        sound_bytes(hostile.fp8_source()),
-        sound_bytes(legacy),
+        to_bytes(packed, {"_quantization_metadata": layers}),
+        to_bytes(hostile.fp8_source()),
+        to_bytes(hostile.TO_VERIFY["legacy scale of float32"]),
+        to_bytes({f"blocks.{n}.x.weight": c.torch.ones(32, 32) for n in (0, 1)}),
     ]
+
+
+def gguf_samples() -> list[bytes]:
+    words = struct.pack("<IQ", hostile.TEXT, 2) + hostile.text("x") * 2
+    entries = hostile.pair("a", hostile.LIST, words), hostile.pair("b", hostile.U32, bytes(4))
+    return [hostile.GOOD, hostile.gguf(*entries, hostile.tensor(), pairs=2)]
 
 
 def summary_samples() -> list[bytes]:
@@ -253,72 +267,61 @@ def summary_samples() -> list[bytes]:
            "scale_mean": 0.2, "scale_p50": 0.1, "rel_rmse": 0.1}  # fmt: skip
     other = row | {"layer": "net.blocks.1.x", "rel_rmse_mean": 0.2}
     steps = [{"layer": hostile.LAYER, "step": 0, "scale_mean": 0.1}]
-    return json_samples({"layers": [row]}, {"layers": [row, other], "steps": steps})
+    return as_json({"layers": [row]}, {"layers": [row, other], "steps": steps})
 
 
-def readers() -> dict[str, Reader]:
-    """Every reader by its name; those of a command line run the whole program."""
-    known, binary = model(), (change_header, change_header, change_bytes)
-    text = (change_json, change_json, change_json, change_bytes)
-    config = {
-        hostile.LAYER: {"format": "nvfp4", "input_scale": 0.5},
-        r"blocks\..*": {"format": "float16"},
-    }
-    index = {"metadata": {}, "weight_map": {f"{hostile.LAYER}.weight": "m.safetensors",
-             f"{hostile.LAYER}.bias": "m.safetensors"}}  # fmt: skip
-    loras = [hostile.parts(**hostile.DOWN_UP, alpha=(), dora_scale=(32, 1)),
-             hostile.parts(lokr_w1=(2, 2), lokr_w2=(16, 16)), hostile.parts(diff=(32, 32), diff_b=(32,)),
-             hostile.parts(hada_w1_a=(32, 4), hada_w1_b=(4, 32), hada_w2_a=(32, 4), hada_w2_b=(4, 32))]  # fmt: skip
-    sources = quantised_samples()
-    lists = hostile.gguf(hostile.pair("a", hostile.LIST, struct.pack("<IQ", 8, 2) + hostile.text("x") * 2),
-                         hostile.pair("b", hostile.U32, bytes(4)), hostile.tensor(), pairs=2)  # fmt: skip
-    recordings = [sound_bytes(hostile.recorded(), hostile.KIND),
-                  sound_bytes(hostile.with_moments(), hostile.MOMENTS)]  # fmt: skip
-    log = (
-        hostile.LINE * 3 + hostile.LINE.replace("nvfp4", "fp8") + hostile.LINE.replace(".0.", ".1.")
-    )
-    scales = {
-        "a.weight": c.torch.ones(4, 4, dtype=c.torch.uint8),
-        "a.input_scale": c.torch.ones(()),
-    }
-    rows = {
-        "header": ("h.safetensors", safetensors_samples(), binary, c.read_header),
-        "index": ("m.json", json_samples(index), text, c.open_model),
-        "gguf": ("f.gguf", [hostile.GOOD, lists], (change_bytes,), c.open_gguf),
-        "source": ("s.safetensors", sources, binary, c.open_source),
-        "summary": ("f.json", summary_samples(), text, read_scales),
-        "sensitivity": ("f.json", summary_samples(), text,
-                        lambda path: c.read_sensitivity(path, ["rel_rmse"], {})),
-        "config": ("f.json", json_samples(config), text,
-                   lambda path: c.read_layer_config(path, known)),
-        "list": ("f.txt", [b"# x\nblocks.0.ffn.0\nblocks.1.ffn.2.weight # 1\n"],
-                 (change_bytes, change_lines), c.read_layer_list),
-        "lora": ("f.safetensors", [sound_bytes(x) for x in loras], binary, read_lora(known)),
-        "recording": ("f.safetensors", recordings, binary, read_statistics),
-        "scales": ("f.safetensors", [sound_bytes(scales)], binary, c.read_reference_scales),
-        "log": ("f.log", [log.encode()], (change_lines, change_bytes), command(
-            "--input", "FOLDER/f.log", "--csv", "FOLDER/o.csv", program=analyze.main)),
-        "log summary": ("f.json", summary_samples(), text, command(
-            "--summary", "FOLDER/f.json", "--json", "FOLDER/o.json", program=analyze.main)),
-        "verify": ("s.safetensors", sources, binary, command("--verify", "FOLDER/s.safetensors")),
-        "convert": ("s.safetensors", [*sources, sound_bytes({
-            "blocks.0.x.weight": c.torch.ones(32, 32), "blocks.1.x.weight": c.torch.ones(16, 16)})],
-            binary, command("FOLDER/s.safetensors", "FOLDER/o.safetensors", "--preset", "all",
-                            "--include", "x", "--quiet")),
-        "convert with lora": ("f.safetensors", [sound_bytes(x) for x in loras], binary, command(
-            *hostile.CONVERT[:1], "FOLDER/o.safetensors", "--preset", "all", "--quiet",
-            "--merge-lora", "FOLDER/f.safetensors")),
-        "convert with recording": ("f.safetensors", recordings, binary, command(
-            *hostile.CONVERT[:1], "FOLDER/o.safetensors", "--preset", "all", "--quiet",
-            "--activation-stats", "FOLDER/f.safetensors", "--input-scale-policy", "headroom")),
-        "convert with config": ("f.json", json_samples(config), text, command(
-            *hostile.CONVERT[:1], "FOLDER/o.safetensors", "--quiet", "--dry-run",
-            "--layer-config", "FOLDER/f.json")),
-        "convert with summary": ("f.json", summary_samples(), text, command(
-            *hostile.CONVERT[:1], "FOLDER/o.safetensors", "--preset", "all", "--quiet",
-            "--dry-run", *hostile.SUMMARY)),
-    }  # fmt: skip
-    return {name: Reader(*row) for name, row in rows.items()}
+LAYERS = [f"{hostile.LAYER}.weight", f"{hostile.LAYER}.bias"]
+INDEX = {"metadata": {}, "weight_map": dict.fromkeys(LAYERS, "m.safetensors")}
+CONFIG = {
+    hostile.LAYER: {"format": "nvfp4", "input_scale": 0.5},
+    r"blocks\..*": {"format": "float16"},
+}
+SCALES = {"a.weight": c.torch.ones(4, 4, dtype=c.torch.uint8), "a.input_scale": c.torch.ones(())}
+LOG = hostile.LINE * 3 + hostile.LINE.replace("vfp4", "x") + hostile.LINE.replace(".0.", ".1.")
+SAMPLES: dict[str, tuple[str, list[bytes], tuple[Change, ...]]] = {  # file, contents, changes
+    "header": ("f.safetensors", safetensors_samples(), BINARY),
+    "source": ("s.safetensors", source_samples(), BINARY),
+    "lora": ("f.safetensors", lora_samples(), BINARY),
+    "scales": ("f.safetensors", [to_bytes(SCALES)], BINARY),
+    "recording": ("f.safetensors", [to_bytes(hostile.recorded(), hostile.KIND),
+                                    to_bytes(hostile.with_moments(), hostile.MOMENTS)], BINARY),
+    "gguf": ("f.gguf", gguf_samples(), (change_bytes,)),
+    "index": ("f.json", as_json(INDEX), TEXT),
+    "config": ("f.json", as_json(CONFIG), TEXT),
+    "summary": ("f.json", summary_samples(), TEXT),
+    "list": ("f.txt", [b"# x\nblocks.0.ffn.0\nblocks.1.ffn.2.weight # 1\n"], LINES),
+    "log": ("f.log", [LOG.encode()], LINES),
+}  # fmt: skip
+
+OUT = ("FOLDER/o.safetensors", "--quiet")
+ALL = (hostile.CONVERT[0], *OUT, "--preset", "all")
+CONVERT_SOURCE = command("FOLDER/s.safetensors", *OUT, "--preset", "all", "--include", r"\.x$")
+KNOWN = sound_model()
+READERS: dict[str, tuple[str, Callable[[Path], object]]] = {  # samples, and what reads them
+    "header": ("header", c.read_header),
+    "index": ("index", c.open_model),
+    "gguf": ("gguf", c.open_gguf),
+    "source": ("source", c.open_source),
+    "summary": ("summary", read_scales),
+    "sensitivity": ("summary", lambda path: c.read_sensitivity(path, ["rel_rmse"], {})),
+    "config": ("config", lambda path: c.read_layer_config(path, KNOWN)),
+    "list": ("list", c.read_layer_list),
+    "lora": ("lora", lambda path: c.merge_loras([c.Lora(path, 1.0)], KNOWN, partial=True)),
+    "recording": ("recording", read_statistics),
+    "scales": ("scales", c.read_reference_scales),
+    "log": ("log", command(
+        "--input", "FOLDER/f.log", "--csv", "FOLDER/o.csv", program=analyze.main)),
+    "log summary": ("summary", command(
+        "--summary", "FOLDER/f.json", "--json", "FOLDER/o.json", program=analyze.main)),
+    "verify": ("source", command("--verify", "FOLDER/s.safetensors")),
+    "convert": ("source", read_converted),
+    "convert with lora": ("lora", command(*ALL, "--merge-lora", "FOLDER/f.safetensors")),
+    "convert with recording": ("recording", command(
+        *ALL, "--activation-stats", "FOLDER/f.safetensors", "--input-scale-policy", "headroom")),
+    "convert with config": ("config", command(
+        hostile.CONVERT[0], *OUT, "--dry-run", "--layer-config", "FOLDER/f.json")),
+    "convert with summary": ("summary", command(*ALL, "--dry-run", *hostile.SUMMARY)),
+}  # fmt: skip
 
 
 # ── The run ──────────────────────────────────────────────────────────────────────────────────────
@@ -368,6 +371,10 @@ def fuzz(name: str, reader: Reader, seconds: float, seed: int, finds: Path) -> i
     draw = random.Random(f"{seed} {name}")
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as tmp:
         folder = hostile.sound(Path(tmp))
+        for data in reader.samples:  # what is imported at the first use takes seconds
+            (folder / reader.file).write_bytes(data)
+            with contextlib.suppress(c.ConvertError):
+                reader.read(folder / reader.file)
         for _ in range(200):  # caches fill
             read_one(reader, reader.make(draw), folder, finds / name)
         before, end = resident(), time.monotonic() + seconds
@@ -375,13 +382,16 @@ def fuzz(name: str, reader: Reader, seconds: float, seed: int, finds: Path) -> i
             read_one(reader, reader.make(draw), folder, finds / name)
     grown, counts = (resident() - before) / 2**20, reader.counts
     good = counts["read"] + counts["refused"]
-    print(f"{name:24} {counts.total():9,} inputs  {counts['refused']:9,} refused  "
-          f"{counts['read']:8,} read  {counts.total() - good:5,} finds  {grown:+6.1f} MB", flush=True)  # fmt: skip
+    print(
+        f"{name:24} {counts.total():9,} inputs  {counts['refused']:9,} refused  "
+        f"{counts['read']:8,} read  {counts.total() - good:5,} finds  {grown:+6.1f} MB",
+        flush=True,
+    )
     return counts.total() - good
 
 
 def main() -> int:
-    known = readers()
+    known = {name: Reader(*SAMPLES[sample], read) for name, (sample, read) in READERS.items()}
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="for all readers together")
     parser.add_argument("--reader", choices=known, action="append", help="default: all")
