@@ -12,6 +12,9 @@ import resource
 
 import hostile
 
+sys.path.append(str(hostile.ROOT / "tests" / "fuzz"))
+import fuzz
+
 MEMORY = 300 << 20  # bytes beyond what was taken before
 SECONDS = 2.0
 GOLDEN = dict(
@@ -47,6 +50,15 @@ def test_refused(name, tmp_path):
     assert [*(tmp_path / "f" / "out").iterdir()] == []
     assert seconds < SECONDS
     assert peak() - before < MEMORY
+
+
+@pytest.mark.parametrize("name", fuzz.READERS)
+def test_a_few_fuzzed_inputs_are_read_or_refused(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fuzz, "WARM_UP", 25)
+    sample, read = fuzz.READERS[name]
+    reader = fuzz.Reader(*fuzz.SAMPLES[sample], read)
+    assert fuzz.fuzz(name, reader, 0, 0, tmp_path) == 0, capsys.readouterr().out
+    assert reader.counts.total() == 25
 
 
 LIMITED = """

@@ -37,6 +37,7 @@ import analyze_input_scale_log as analyze  # noqa: E402
 import convert_nvfp4 as c  # noqa: E402
 
 Change = Callable[[random.Random, bytes], bytes]
+WARM_UP = 200  # inputs before memory is watched
 SLOW = 2.0  # seconds for one input, which are a few kilobytes
 WORDS = (
     None, True, False, 0, 1, -1, 2, 7, 255, 2**31, 2**32, 2**53, 2**62, 2**63, 2**64, -(2**63),
@@ -338,7 +339,7 @@ def read_one(reader: Reader, data: bytes, folder: Path, finds: Path) -> None:
     """Read an input; what is neither read nor refused is saved, once for each place."""
     path = folder / reader.file
     path.write_bytes(data)
-    begin, what = time.perf_counter(), "read"
+    begin, what = time.process_time(), "read"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -352,8 +353,8 @@ def read_one(reader: Reader, data: bytes, folder: Path, finds: Path) -> None:
         what = f"{type(error).__name__} in {where}"
         first = str(error).partition("\n")[0]
         save(finds, what, path, f"{what}: {first[:200]}")
-    if time.perf_counter() - begin > SLOW:
-        save(finds, "slow", path, f"slow: {time.perf_counter() - begin:.1f} s")
+    if time.process_time() - begin > SLOW:
+        save(finds, "slow", path, f"slow: {time.process_time() - begin:.1f} s")
         what = "slow"
     reader.counts[what] += 1
 
@@ -375,7 +376,7 @@ def fuzz(name: str, reader: Reader, seconds: float, seed: int, finds: Path) -> i
             (folder / reader.file).write_bytes(data)
             with contextlib.suppress(c.ConvertError):
                 reader.read(folder / reader.file)
-        for _ in range(200):  # caches fill
+        for _ in range(WARM_UP):  # caches fill
             read_one(reader, reader.make(draw), folder, finds / name)
         before, end = resident(), time.monotonic() + seconds
         while time.monotonic() < end:
