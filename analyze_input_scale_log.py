@@ -51,10 +51,14 @@ CHUNK = 1 << 20  # bytes of log read at once
 LONGEST_LINE = 1 << 16  # bytes; a file without line ends would otherwise fill the memory
 SHOWN_TEXT = 80  # characters of a malformed line
 
+LARGEST = sys.float_info.max  # JSON's integers can be larger, and then not be compared
 LEAST, MOST = map(float, (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 PENDING = 2 * 2048  # numbers a layer collects before they are counted: a scale and an amax a call
 MOST_VALUES = 16_384  # distinct values of a layer that are kept exactly; beyond, 12 bits of each
 MOST_STEP_VALUES = 512  # the same for one step of a layer
+MOST_LAYERS = 20_000  # of a log: each costs some kilobytes
+MOST_MALFORMED = 100_000  # lines of a file that has no other: it is no log
+MOST_LEFT_OUT = 20  # formats and modes that are listed
 FOLDED_BITS = np.uint32(0x7FF)  # of a float32 that are given up: a resolution of 2**-12
 HALF_FOLDED = np.uint32(0x400)  # the middle of what shares the other bits: at most 2**-13 off
 DIGITS = 6  # significant ones, of every number that is written
@@ -304,6 +308,9 @@ def read_log(path: Path, choice: Choice, found: dict[str, Series]) -> Log:
                 log.malformed += 1
                 if log.malformed <= c.EXAMPLES:
                     log.shown.append(f"{path} line {number}: {error}: {excerpt(line)}")
+                elif log.malformed == number > MOST_MALFORMED:
+                    problem = f"is no log: its first {number:,} lines are malformed"
+                    raise c.ConvertError(f"{path}: {problem}") from error
         log.lines += len(lines)
     if not log.used:
         raise c.ConvertError(f"{path}: {nothing_usable(log, choice)}")
@@ -333,7 +340,9 @@ def open_target(
     float(columns[1]), float(columns[2])  # else a damaged line's name would become a layer
     if not choice.takes(kind, mode):
         return LeftOut(counts=log.left_out, kind=(kind, mode))
-    series = found.setdefault(c.bare(layer), Series(choice))
+    series = found.get(c.bare(layer)) or found.setdefault(c.bare(layer), Series(choice))
+    if len(found) > MOST_LAYERS:
+        raise c.ConvertError(f"{log.path}: is of no model: it has more than {MOST_LAYERS:,} layers")
     series.kinds.add((kind, mode))
     return series
 
@@ -341,7 +350,10 @@ def open_target(
 def nothing_usable(log: Log, choice: Choice) -> str:
     """Why a log gave nothing: what it has instead."""
     wanted = f"no line of format {choice.format} and mode {choice.mode}"
-    has = [f"{count:,} of {kind} {mode}" for (kind, mode), count in log.left_out.most_common()]
+    has = [
+        f"{count:,} of {kind} {mode}"
+        for (kind, mode), count in log.left_out.most_common(c.EXAMPLES)
+    ]
     if log.malformed:
         has.append(f"{log.malformed:,} malformed, as {log.shown[0].removeprefix(f'{log.path} ')}")
     if log.incomplete:
@@ -396,7 +408,10 @@ def is_row(row: object, needed: str) -> bool:
         return False
     numbers = {key: value for key, value in row.items() if key != "layer" and value is not None}
     return (
-        all(type(value) in (int, float) and math.isfinite(value) for value in numbers.values())
+        all(
+            type(value) in (int, float) and -LARGEST <= value <= LARGEST
+            for value in numbers.values()
+        )
         and numbers.get("scale_mean", 0) > 0
         and numbers.get(needed, -1) >= 0
     )
@@ -411,7 +426,9 @@ def shared_percentiles(rows: Iterable[dict]) -> tuple[float, ...]:
     """Those of the scale that every row has: scale_p99_9 -> 99.9."""
     positive = ({key for key, value in row.items() if key != "layer" and value is not None
                  and value > 0} for row in rows)  # fmt: skip
-    found = (re.fullmatch(r"scale_p(\d+)(?:_(\d+))?", key) for key in set.intersection(*positive))
+    found = (
+        re.fullmatch(r"scale_p(\d{1,3})(?:_(\d{1,9}))?", key) for key in set.intersection(*positive)
+    )
     return tuple(sorted(float(f"{match[1]}.{match[2] or 0}") for match in found if match))
 
 
@@ -515,7 +532,7 @@ def analyse(paths: Iterable[Path], choice: Choice, percentiles: tuple[float, ...
 def log_notes(log: Log) -> Iterator[str]:
     """What was not used of a log, and why."""
     yield f"{log.path}: {log.lines:,} lines, {log.used:,} used"
-    for (kind, mode), count in log.left_out.most_common():
+    for (kind, mode), count in log.left_out.most_common(MOST_LEFT_OUT):
         yield f"  left out: {count:,} of format {kind}, mode {mode}"
     if log.zeros:
         yield f"  left out: {log.zeros:,} calls whose input was all zeros"

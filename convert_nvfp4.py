@@ -59,7 +59,9 @@ import os
 import re
 import shutil
 import signal
+import stat
 import sys
+import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -151,7 +153,17 @@ MARK_BYTES = 96  # of a layer's full-precision mark, in its comfy_quant and in t
 SCALE_BYTES = 200  # of a pre_quant_scale's entry in the header, and the alignment
 MOST_NVFP4 = 0.9  # of an image model's linear weights
 MAX_DIMENSIONS = 32
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too
+# What hostile files announce must not cost memory or time. Published diffusion models have up to
+# 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep.
+MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
+MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 2_000_000, 64, 4_300
+MAX_GGUF_PARTS = 50_000  # tensors, entries, values in lists: its reader takes 1 kB for each
+MAX_PREFIXES = 10  # of a LoRA's key
+MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16  # of a recording's layer: a file may be a hole
+MAX_CALLS = 1 << 50  # of a bin of a histogram: sums over bins and recordings fit 64 bits
+MAX_PROBLEMS, MAX_PROBLEM = 50, 2_000  # lines printed, and characters of one
+EXCERPT = 200  # characters of what is damaged
 MAX_CONFIG_BYTES = 1 << 16  # of a comfy_quant tensor: some 60 are usual
 CURVE_POINTS = 10  # of a trade-off that are printed
 EXAMPLES = 3  # names shown for a counted finding
@@ -274,6 +286,8 @@ JSON_HINTS = {  # what is given instead, by its suffix
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 GGUF_MAGIC = b"GGUF"
+GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of a type
+GGUF_STRING, GGUF_LIST = 8, 9
 
 # A LoRA's key is a layer and a part of it; the group that matches is the kind of patch.
 LORA_KEY = re.compile(
@@ -1629,7 +1643,7 @@ def one_line(text: str) -> str:
 def examples(names: Iterable[str]) -> str:
     """The first few names and how many more there are."""
     names = sorted(names) or ["nothing"]
-    shown = ", ".join(map(one_line, names[:EXAMPLES]))
+    shown = ", ".join(one_line(name[:EXCERPT]) for name in names[:EXAMPLES])
     return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
 
 
@@ -1984,7 +1998,7 @@ def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) ->
     """`weight[rows] += strength * alpha / rank * change`, in place."""
     weight = weight[patch.rows]
     change, rank = CHANGES[patch.kind](parts)
-    if change.shape[:1] != weight.shape[:1]:
+    if change.shape[:1] != weight.shape[:1] or rank == 0:
         raise ValueError(change.shape)  # reshape alone would take a transposed one
     change = change.reshape(weight.shape)
     if patch.swapped:
@@ -2666,13 +2680,41 @@ def encode_fp8_compiled(weight: torch.Tensor, scale: torch.Tensor) -> tuple[torc
 # ── 4. Read ──────────────────────────────────────────────────────────────────────────────────────
 
 
+def read_whole(path: Path) -> bytes:
+    """All bytes of a small file; an endless one would fill the memory. Raises ValueError."""
+    with path.open("rb") as file:
+        raw = file.read(MAX_HEADER_BYTES + 1)
+    if len(raw) > MAX_HEADER_BYTES:
+        raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
+    return raw
+
+
+def parse_json(text: str, hook: Callable | None = None) -> object:
+    """JSON of a size and depth that parsing, and what is done with it, can bear.
+
+    An empty list takes two bytes here and 72 in memory; nesting ends in a RecursionError wherever
+    the value is written again; a number of a million digits takes minutes. Raises ValueError.
+    """
+    outside = re.sub(r'"[^"]*"?', "", text.replace(r"\\", "").replace(r"\"", ""))
+    if sum(map(outside.count, ",[{")) > MAX_JSON_VALUES:
+        raise ValueError(f"it holds more than {MAX_JSON_VALUES:,} values")
+    brackets = np.frombuffer(re.sub(r"[^][{}]+", "", outside).encode(), np.uint8)
+    steps = np.where(np.isin(brackets, bytearray(b"[{")), 1, -1)
+    if steps.cumsum().max(initial=0) > MAX_JSON_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep")
+    if re.search(rf"(?<!\d)\d{{{MAX_DIGITS}}}", outside):
+        raise ValueError(f"it has a number of {MAX_DIGITS:,} digits or more")
+    return json.loads(text, object_pairs_hook=hook)
+
+
 def load_json(path: Path, what: str) -> dict:
-    """A JSON object from a UTF-8 file; anything else is an error that names the file."""
+    """A JSON object from a Unicode file; anything else is an error that names the file."""
     try:
-        value = json.loads(path.read_bytes(), object_pairs_hook=unique_keys)
+        raw = read_whole(path)
+        value = parse_json(raw.decode(json.detect_encoding(raw)), unique_keys)
     except OSError as error:
         raise ConvertError(f"{path}: cannot read the {what}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         hint = JSON_HINTS.get(path.suffix.lower(), "")
         raise ConvertError(f"{path}: the {what} is not valid JSON: {error}{hint}") from error
     if not isinstance(value, dict):
@@ -2682,11 +2724,19 @@ def load_json(path: Path, what: str) -> dict:
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
     """json's default keeps the last of two equal keys: a tensor would vanish unnoticed."""
-    counts = Counter(key for key, _ in pairs)
-    repeated = [key for key, count in counts.items() if count > 1]
-    if repeated:
-        raise ValueError(f"duplicate key {repeated[0]!r}")
-    return dict(pairs)
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(repeated, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"duplicate key {repeated[:EXCERPT]!r}")
+    return found
+
+
+def size_of(path: Path) -> int:
+    """A regular file's bytes; opening a pipe would wait for a writer. Raises OSError."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.EINVAL, "is a pipe or a device, not a file")
+    return status.st_size
 
 
 def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
@@ -2707,7 +2757,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
     size, together covering the data exactly. Raises ConvertError.
     """
     try:
-        size = path.stat().st_size
+        size = size_of(path)
         with path.open("rb") as file:
             start = file.read(8)
             length = int.from_bytes(start, "little")
@@ -2722,10 +2772,14 @@ def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
     except OSError as error:
         raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
     try:
-        header = json.loads(raw, object_pairs_hook=unique_keys)
-        metadata = header.pop("__metadata__", {})
-    except (ValueError, RecursionError, AttributeError, TypeError) as error:
+        header = parse_json(raw.decode(), unique_keys)
+        if not raw.startswith(b"{"):  # a list, or spaces that the library refuses
+            raise ValueError("it does not begin with {")
+    except ValueError as error:
         raise DamagedFileError(f"{path}: the safetensors header is damaged: {error}") from error
+    metadata = header.pop("__metadata__", {})
+    if len(header) > MAX_TENSORS:
+        raise ConvertError(f"{path}: has {len(header):,} tensors; {MAX_TENSORS:,} are read")
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise DamagedFileError(f"{path}: the safetensors header's __metadata__ must map to strings")
     refs = [parse_entry(path, 8 + length, name, entry) for name, entry in header.items()]
@@ -2736,11 +2790,16 @@ def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
 
 def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> TensorRef:
     """One tensor of a safetensors header, its types and its own arithmetic checked."""
+    if len(name) > MAX_NAME or not name.isprintable():  # a lone surrogate cannot be written, too
+        long = f"{len(name):,} characters" if len(name) > MAX_NAME else "a control character"
+        raise DamagedFileError(
+            f"{path}: tensor {name[:EXCERPT]}: damaged or unknown entry: its name has {long}"
+        )
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        if not name.isprintable():  # nor could a lone surrogate be written again
-            raise ValueError
+        if not isinstance(entry["shape"], list):  # "" and {} would pass for a scalar's []
+            raise ValueError("its shape is no list")
         numbers = (*shape, begin, end)
         sound = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
         if not sound or len(shape) > MAX_DIMENSIONS:
@@ -2748,11 +2807,12 @@ def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> Tensor
         expected = bits_of(dtype, shape)
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(
-            f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:200]}"
+            f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:EXCERPT]}"
         ) from error
     if expected != (end - begin) * 8:
+        needed = f"{expected // 8:,} bytes" if expected % 8 == 0 else f"{expected:,} bits"
         raise DamagedFileError(
-            f"{path}: tensor {name}: {dtype} {list(shape)} needs {expected // 8:,} bytes, "
+            f"{path}: tensor {name}: {dtype} {list(shape)} needs {needed}, "
             f"the header gives it {end - begin:,}"
         )
     return TensorRef(
@@ -2853,11 +2913,17 @@ def renamed(ref: TensorRef, prefix: str, new: str) -> str:
 def foreign(layer: StoredLayer, inside: bool) -> str:
     """Why a quantised layer of a source cannot be used; or ""."""
     decoded = inside and layer.scheme != "NVFP4"
-    if not decoded and layer.precision is None:
-        return "has no configuration"
+    expected = Precision.NVFP4 if layer.scheme == "NVFP4" else Precision.FP8
+    if not decoded and layer.precision is not expected:
+        return "has no configuration of its format"
     reason = undecodable(layer)
     if decoded and not reason and not 0 < stored_scale(layer) < math.inf:
         reason = f"its scale is {float(stored_scale(layer))}"
+    if not reason and layer.scheme == "NVFP4":
+        facts = FileFacts(legacy=False, fp8_matmul=False, values=True)
+        found = [*lint_scalars(layer, facts), *lint_block_scales(layer)]
+        bad = [finding.detail for finding in found if finding.defect == "bad scale"]
+        reason = f"it has a scale that is none, {bad[0]}" if bad else ""
     return reason
 
 
@@ -2897,17 +2963,28 @@ def refuse_quantised(
         )
 
 
-def open_shards(index: Path) -> Model:
-    """Every shard's header, checked both ways against the index's weight_map."""
+def read_index(index: Path) -> dict[str, set[str]]:
+    """{shard: the tensors listed in it}, shards sorted; none of them is of another folder."""
     weight_map = load_json(index, "index").get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(shard, str) for shard in weight_map.values()
     ):
         raise ConvertError(f"{index}: has no weight_map of tensor names to file names")
-    shards = sorted(set(weight_map.values()))
-    outside = [shard for shard in shards if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard)]
-    if outside:
-        raise ConvertError(f"{index}: shard {outside[0]!r} is not a file name in its own folder")
+    shards = {shard: set() for shard in sorted(set(weight_map.values()))}
+    if len(shards) > MAX_SHARDS or len(weight_map) > MAX_TENSORS:
+        sizes = f"{len(weight_map):,} tensors in {len(shards):,} shards"
+        raise ConvertError(f"{index}: has {sizes}; {MAX_TENSORS:,} in {MAX_SHARDS:,} are read")
+    for shard in shards:
+        if reason := leads_outside(index, shard):
+            raise ConvertError(f"{index}: shard {shard[:EXCERPT]!r} {reason}")
+    for name, shard in weight_map.items():
+        shards[shard].add(name)
+    return shards
+
+
+def open_shards(index: Path) -> Model:
+    """Every shard's header, checked both ways against the index's weight_map."""
+    shards = read_index(index)
     headers, problems = {}, []
     for shard in shards:
         try:
@@ -2915,10 +2992,9 @@ def open_shards(index: Path) -> Model:
         except ConvertError as error:
             problems += error.problems
     for shard, (tensors, _) in headers.items():
-        listed = {name for name, where in weight_map.items() if where == shard}
-        if missing := listed - tensors.keys():
+        if missing := shards[shard] - tensors.keys():
             problems.append(f"{index.parent / shard}: the index lists {examples(missing)} in it")
-        if unlisted := tensors.keys() - listed:
+        if unlisted := tensors.keys() - shards[shard]:
             problems.append(f"{index}: has no entry for {examples(unlisted)} of {shard}")
     if problems:
         raise ConvertError(*problems)
@@ -2926,6 +3002,26 @@ def open_shards(index: Path) -> Model:
     files = (index, *(index.parent / shard for shard in shards))
     metadata = merge_metadata([metadata for _, metadata in headers.values()])
     return Model(tensors=merged, metadata=metadata, files=files)
+
+
+def leads_outside(index: Path, shard: str) -> str:
+    """Why a shard's name, or the link of that name, is of a file elsewhere; or "".
+
+    Hugging Face's cache links an index and its shards to one folder: that one is allowed, too.
+    """
+    if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard):
+        return "is not a file name in its own folder"
+    if len(shard) > MAX_FILE_NAME:
+        return f"has a name of {len(shard):,} characters"
+    path = index.parent / shard
+    try:
+        if path.is_symlink():
+            path = path.resolve(strict=True)
+            if path.parent not in (index.parent.resolve(), index.resolve().parent):
+                return f"is a link to {path}, which is not in its own folder; copy it there"
+    except (OSError, RuntimeError):  # missing, in a circle or too long: opening it will say so
+        pass
+    return ""
 
 
 def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
@@ -2993,8 +3089,8 @@ def header_layers(metadata: dict[str, str]) -> dict | None:
     """The layers of `_quantization_metadata`: {} without it, None where it cannot be read."""
     text = metadata.get("_quantization_metadata", '{"layers": {}}')
     try:
-        layers = json.loads(text)["layers"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        layers = parse_json(text)["layers"]
+    except (ValueError, KeyError, TypeError):
         return None
     return layers if isinstance(layers, dict) else None
 
@@ -3024,8 +3120,8 @@ def config_of(ref: TensorRef | None) -> dict | None:
     if ref.nbytes > MAX_CONFIG_BYTES:
         return {}
     try:
-        return as_config(json.loads(bytes(load(ref).tolist())))
-    except (KeyError, TypeError, ValueError, RecursionError):  # of another dtype, or not JSON
+        return as_config(parse_json(bytes(load(ref).tolist()).decode()))
+    except (KeyError, TypeError, ValueError):  # of another dtype, or not JSON
         return {}
 
 
@@ -3038,9 +3134,7 @@ def open_gguf(path: Path) -> Model:
     import gguf  # takes a third of a second that `--help` need not
 
     try:
-        with path.open("rb") as file:
-            if file.read(4) != GGUF_MAGIC:
-                raise ConvertError(f"{path}: is not a GGUF file")
+        GGUFWalk(path)
         reader = gguf.GGUFReader(path)
         refs = {tensor.name: gguf_tensor(path, tensor, reader) for tensor in reader.tensors}
         metadata = {
@@ -3060,6 +3154,71 @@ def open_gguf(path: Path) -> Model:
     if unknown:
         raise ConvertError(f"{path}: unknown GGML types {', '.join(unknown)}; update this tool")
     return Model(tensors=refs, metadata=metadata, files=(path,))
+
+
+class GGUFWalk:
+    """Goes over a GGUF's header and keeps none of it; raises ConvertError or ValueError.
+
+    gguf's reader believes every count: past the file's end it goes on with nothing, for ever.
+    """
+
+    def __init__(self, path: Path):
+        self.size, self.parts = size_of(path), 0
+        with path.open("rb") as self.file:
+            if self.file.read(4) != GGUF_MAGIC:
+                raise ConvertError(f"{path}: is not a GGUF file")
+            self.order = "big" if self.file.read(4)[:2] == bytes(2) else "little"
+            tensors, entries = self.number(8), self.number(8)
+            self.announce(tensors + entries)
+            for _ in range(entries):
+                self.skip(self.number(8))
+                self.skip_value(self.number(4))
+            for _ in range(tensors):
+                self.skip_tensor()
+
+    def announce(self, count: int) -> None:
+        self.parts += count
+        if self.parts > MAX_GGUF_PARTS:
+            what = f"it has {self.parts:,} tensors, entries and values in lists, or more"
+            raise ValueError(f"{what}; {MAX_GGUF_PARTS:,} are read (language models have more)")
+
+    def number(self, width: int) -> int:
+        if len(raw := self.file.read(width)) < width:
+            raise ValueError("it ends inside its header")
+        return int.from_bytes(raw, self.order)
+
+    def skip(self, length: int) -> None:
+        here = self.file.tell()
+        if length > self.size - here:
+            raise ValueError(f"at byte {here:,} it announces {length:,}, beyond its end")
+        self.file.seek(length, os.SEEK_CUR)
+
+    def skip_value(self, kind: int) -> None:
+        if kind == GGUF_STRING:
+            self.skip(self.number(8))
+        elif kind != GGUF_LIST:
+            self.skip(GGUF_WIDTHS.get(kind, 0))  # the reader refuses what is unknown
+        else:
+            inner, count = self.number(4), self.number(8)
+            if inner == GGUF_LIST:
+                raise ValueError("it has a list in a list")
+            self.announce(count)
+            if inner == GGUF_STRING:
+                for _ in range(count):
+                    self.skip(self.number(8))
+            else:
+                self.skip(GGUF_WIDTHS.get(inner, 0) * count)
+
+    def skip_tensor(self) -> None:
+        if (length := self.number(8)) > MAX_NAME:
+            raise ValueError(f"it has a name of {length:,} bytes")
+        self.skip(length)
+        if (dimensions := self.number(4)) > MAX_DIMENSIONS:
+            raise ValueError(f"it has a tensor of {dimensions:,} dimensions")
+        elements = math.prod(self.number(8) for _ in range(dimensions))
+        _, begin = self.number(4), self.number(8)
+        if begin > self.size or elements >= 1 << 63:
+            raise ValueError(f"it has no {elements:,} elements at byte {begin:,} of its data")
 
 
 def gguf_tensor(path: Path, tensor: object, reader: object) -> TensorRef:
@@ -3126,7 +3285,7 @@ def canonical(name: str) -> str:
 
 def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | None:
     """The model's tensor that a LoRA's layer is, and which part of it; {canonical: tensor}."""
-    while True:
+    for _ in range(MAX_PREFIXES):  # each time costs a search, and a name may consist of them
         name = canonical(layer)
         if name in names:
             return names[name], {}
@@ -3135,8 +3294,9 @@ def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | No
             if match and (native := match.expand(native)) in names:
                 return names[native], match.groupdict()
         if not (prefix := LORA_PREFIX.match(layer)):
-            return None
+            break
         layer = layer[prefix.end() :]
+    return None
 
 
 def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], list[str]]:
@@ -3220,9 +3380,9 @@ def rows_of(part: str | None, target: TensorRef) -> slice:
 
 def find_misfit(patch: Patch, target: TensorRef) -> str:
     """Why a patch is not for a tensor, or "": its shapes are merged, without any data."""
-    parts = {part: torch.empty(ref.shape, device="meta") for part, ref in patch.parts.items()}
     shown = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in patch.parts.values())
     try:
+        parts = {part: torch.empty(ref.shape, device="meta") for part, ref in patch.parts.items()}
         merge(patch, parts, torch.empty(target.shape, device="meta"))
     except KeyError as error:
         return f"{shown}: {error.args[0]} is missing"
@@ -3261,11 +3421,12 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> tuple[
 def read_layer_list(path: Path) -> tuple[str, ...]:
     """Layer names, one a line; text after # and blank lines are left out."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Notepad writes a mark
+        lines = read_whole(path).decode("utf-8-sig").splitlines()  # Notepad writes a mark
     except OSError as error:
         raise ConvertError(f"{path}: cannot read the layer list: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConvertError(f"{path}: the layer list is not UTF-8: {error}") from error
+    except ValueError as error:
+        what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
+        raise ConvertError(f"{path}: the layer list {what}: {error}") from error
     names = (line.partition("#")[0].strip().removesuffix(".weight") for line in lines)
     return tuple(dict.fromkeys(name for name in names if name))
 
@@ -3280,12 +3441,12 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
     for key in sorted(found, key=lambda key: key not in names):  # exact names first
         try:
             setting = as_setting(key, found[key])
-            matched = {key} if key in names else {n for n in names if re.fullmatch(key, n)}
+            matched = {key} if key in names else {*filter(compiled(key).fullmatch, names)}
             if key not in names and setting.precision in QUANTISED:
                 matched = {name for name in matched if names[name].is_linear_weight}
             refuse_setting(setting, [names[name] for name in matched])
-        except (re.error, ValueError, RecursionError) as error:
-            problems.append(f"{path}: {key}: {error}")
+        except ValueError as error:
+            problems.append(f"{path}: {key[:EXCERPT]}: {error}")
             continue
         refs = frozenset(names[name].name for name in matched & left)
         settings.append(setting._replace(names=refs))
@@ -3312,6 +3473,18 @@ def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
             raise ValueError(f"{name} is FP8 in the source: float8_e4m3fn keeps it")
 
 
+def compiled(pattern: str) -> re.Pattern:
+    """A regular expression, without Python's own warnings on stderr; raises ValueError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return re.compile(pattern)
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+    except (re.error, OverflowError) as error:
+        raise ValueError(error) from error
+
+
 def config_key(ref: TensorRef) -> str:
     """How a layer config names a tensor: a linear layer's weight by the layer."""
     return bare(ref.layer if ref.is_linear_weight or ref.config else ref.name)
@@ -3328,10 +3501,10 @@ def as_setting(key: str, value: object) -> Setting:
         raise ValueError(f"format {given!r} is none of {known}")
     for name, kinds in SETTING_KEYS.items():
         if name in value and type(value[name]) not in kinds:
-            raise ValueError(f"{name} {value[name]!r} is no {kinds[-1].__name__}")
+            raise ValueError(f"{name} {repr(value[name])[:EXCERPT]} is no {kinds[-1].__name__}")
     scale = value.get("input_scale")
-    if scale is not None and not 0 < scale < math.inf:
-        raise ValueError(f"input_scale {scale} is not a positive number")
+    if scale is not None and not 0 < scale < torch.finfo(torch.float32).max:
+        raise ValueError(f"input_scale {str(scale)[:EXCERPT]} is not a positive number")
     precision, dtype = SETTING_FORMATS[value["format"]]
     flag = value.get("full_precision_matrix_mult", False)
     if precision not in QUANTISED and (flag or scale is not None):
@@ -3351,6 +3524,8 @@ def read_rows(path: Path, what: str) -> list[dict]:
         isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
     ):
         raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
+    if not rows:
+        raise ConvertError(f"{path}: has no layers")
     counts = Counter(bare(row["layer"]) for row in rows)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
@@ -3366,7 +3541,7 @@ def read_summary(options: Options) -> dict[str, Calibration]:
     if lacking:
         known = sorted({name for row in rows for name in row if name.startswith("scale_p")})
         raise ConvertError(
-            f"{path}: has no scale_{key} for {examples(lacking)}; it has {', '.join(known)}"
+            f"{path}: has no scale_{key} for {examples(lacking)}; it has {examples(known)}"
         )
     multiplier = options.input_scale_summary_multiplier
     columns = {Precision.NVFP4: (f"scale_{key}", 1.0), Precision.FP8: (f"amax_{key}", E4M3_MAX)}
@@ -3406,7 +3581,7 @@ def read_recording(path: Path) -> dict[str, Recorded]:
         amax, counts = float(load(parts["absmax"]).max()), load(parts["block_histogram"]).numpy()
         if not all(map(is_figure, (amax, error, energy))):
             raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
-        if (counts < 0).any():
+        if not ((counts >= 0) & (counts < MAX_CALLS)).all():
             raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
         found[bare(layer)] = Recorded(
             amax=amax,
@@ -3454,7 +3629,7 @@ def are_moments(
     return (
         [ref.dtype for ref in refs] == [*MOMENT_PARTS.values()]
         and (first, rows[1:], upper, lower) == (channels, channels, packed, packed)
-        and rows[0] > 0
+        and 0 < rows[0] <= MAX_ROWS
         and int(load(refs[0])) > 0
         and bool(load(refs[2]).isfinite().all())
     )
@@ -3484,6 +3659,9 @@ def load_statistics(moments: Moments, device: torch.device) -> Statistics:
         second[begin : begin + height, begin:] = strip.view(height, width)
         second[begin:, begin : begin + height] = strip.view(height, width).t()
     mean, rows = (first / tokens).float(), torch.cat(rows)
+    if not (mean.isfinite().all() and second.isfinite().all()):
+        ref = moments.recordings[0][0]
+        raise ConvertError(f"{ref.path}: {ref.name} and what goes with it hold NaN or Inf")
     return Statistics(
         mean=mean.to(device),
         second=second,
@@ -3521,8 +3699,8 @@ def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
     """Whether a recording's tensor is there, of its dtype, and of its size where that is fixed."""
     sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
     ref = parts.get(part)
-    size = math.prod(ref.shape) if ref else 0
-    return size > 0 and ref.dtype == dtype and size == sizes.get(part, size)
+    size = math.prod(ref.shape) if ref and len(ref.shape) < 2 else 0
+    return 0 < size <= MAX_CHANNELS and ref.dtype == dtype and size == sizes.get(part, size)
 
 
 def recorded_calibration(options: Options) -> dict[str, Calibration]:
@@ -3598,7 +3776,7 @@ def varying_layers(options: Options) -> set[str]:
 
 def is_figure(value: object) -> bool:
     """A number that can be compared: no truth value, NaN, infinity or negative."""
-    return type(value) in (int, float) and 0 <= value < math.inf
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
 
 
 def positive(path: Path, row: dict, column: str) -> float:
@@ -3606,7 +3784,8 @@ def positive(path: Path, row: dict, column: str) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < torch.finfo(torch.float32).max:
         raise ConvertError(
-            f"{path}: layer {row['layer']}: {column} must be a positive number, not {value!r}"
+            f"{path}: layer {row['layer']}: {column} must be a positive number, "
+            f"not {repr(value)[:EXCERPT]}"
         )
     return float(value)
 
@@ -5671,7 +5850,8 @@ def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
         finding = partial(
             Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}"
         )
-        per_row = math.prod(ref.shape) == layer.weight.shape[0] > 1 and suffix == "weight_scale"
+        rows = math.prod(layer.weight.shape[:1])
+        per_row = math.prod(ref.shape) == rows > 1 and suffix == "weight_scale"
         if ref.dtype not in (*SOURCE_FLOATS, "F64"):
             yield finding(defect="dtype")
         elif math.prod(ref.shape) != 1:
@@ -6905,8 +7085,8 @@ def shipped_path(text: str, folder: str) -> Path:
 
 def pattern(text: str) -> str:
     try:
-        re.compile(text)
-    except re.error as error:
+        compiled(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a regular expression: {error}"
         ) from error
@@ -6946,11 +7126,12 @@ def lora_file(text: str) -> Lora:
     """FILE[:STRENGTH]; a colon that no number follows is the file's, as in C:\\x.safetensors."""
     number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
     found = re.fullmatch(rf"(.+?)(?::({number}))?", text, re.DOTALL)
-    if not found or not math.isfinite(float(found[2] or 1)) or float(found[2] or 1) == 0:
+    strength = float(found[2] or 1) if found else 0.0
+    if not 0 < abs(strength) < torch.finfo(torch.float32).max:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not FILE or FILE:STRENGTH, a number other than 0"
         )
-    return Lora(input_path(found[1]), float(found[2] or 1))
+    return Lora(input_path(found[1]), strength)
 
 
 def natural(text: str) -> int:
@@ -7333,8 +7514,12 @@ def show(text: str) -> None:
 
 def show_problems(error: ConvertError) -> None:
     """One line for each, on stderr."""
-    for problem in error.problems:
-        print(f"error: {one_line(problem)}", file=sys.stderr)
+    shown = [one_line(problem) for problem in error.problems[:MAX_PROBLEMS]]
+    if more := error.problems[MAX_PROBLEMS:]:
+        shown.append(f"... and {len(more):,} more")
+    for line in shown:
+        cut = f" ... ({len(line):,} characters)" if len(line) > MAX_PROBLEM else ""
+        print(f"error: {line[:MAX_PROBLEM]}{cut}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -706,7 +706,7 @@ def test_file_and_strength(text, file, strength):
     assert c.lora_file(text) == (c.input_path(file), strength)
 
 
-@pytest.mark.parametrize("text", ["", "x:1e999", "x:0", "x:-0.0"])
+@pytest.mark.parametrize("text", ["", "x:0", "x:-0.0", "x:1e999", "x:1e39", "x:-1e308"])
 def test_no_file_or_no_strength(text):
     with pytest.raises(argparse.ArgumentTypeError):
         c.lora_file(text)
@@ -781,9 +781,8 @@ def test_a_merged_file_is_that_of_the_merged_model(tiny, tmp_path, capsys):
     assert c.main(["--verify", out, "--source", model, "--merge-lora", file, "--quiet"]) == 0
 
 
-@pytest.mark.parametrize("wrong", [{"alpha": torch.tensor(float("inf"))}, {"rank": 0}])
-def test_a_lora_that_leaves_no_numbers_is_an_error(tmp_path, wrong):
-    given = lora("x", (32, 16), **({"alpha": torch.tensor(1.0)} | wrong))
+def test_a_lora_that_leaves_no_numbers_is_an_error(tmp_path):
+    given = lora("x", (32, 16), alpha=torch.tensor(float("inf")))
     with pytest.raises(
         c.ConvertError, match=r"lora0\.safetensors: .*x\.weight holds NaN or Inf aft"
     ):

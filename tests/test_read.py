@@ -184,6 +184,17 @@ def test_a_shard_must_be_in_the_indexs_folder(copy, shard):
         c.open_model(copy)
 
 
+def test_shards_in_hugging_faces_cache_are_read(tiny, tmp_path):
+    """Its folder of a revision is links to one folder of files named by their hash."""
+    blobs, revision = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    blobs.mkdir()
+    revision.mkdir(parents=True)
+    for number, path in enumerate([*tiny.glob("*.safetensors"), *tiny.glob("*.json")]):
+        shutil.copy(path, blobs / f"{number:064}")
+        (revision / path.name).symlink_to(f"../../blobs/{number:064}")
+    assert c.open_model(revision).tensors.keys() == c.open_model(tiny).tensors.keys()
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"weight_map": []}', '{"weight_map": {"a": 1}}'])
 def test_a_malformed_index(tmp_path, text):
     path = tmp_path / "m.safetensors.index.json"
