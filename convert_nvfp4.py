@@ -638,6 +638,9 @@ class Lora(NamedTuple):
     strength: float
 
 
+Stamp = tuple[int, int]  # a file's size, and when it changed
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A checkpoint's headers: tensors in file order, merged metadata, the files they are in."""
@@ -645,6 +648,7 @@ class Model:
     tensors: dict[str, TensorRef]
     metadata: dict[str, str]
     files: tuple[Path, ...]
+    stamps: dict[Path, Stamp] = field(default_factory=dict)  # of what is read while converting
 
     @property
     def nbytes(self) -> int:
@@ -960,9 +964,16 @@ class Job:
         for path, layout in self.layouts.items():
             plan.update(path.name.encode() + layout.header)
         plan.update(str([plan.input_scale for plan in self.plans]).encode())
-        facts = {path: path.stat() for path in [*self.options.inputs, *self.model.files]}
-        files = [[path.name, fact.st_size, fact.st_mtime_ns] for path, fact in facts.items()]
+        paths = dict.fromkeys([*self.options.inputs, *self.model.files])
+        stamps = {path: self.model.stamps.get(path) or stamp(path) for path in paths}
+        files = [[path.name, *stamp] for path, stamp in stamps.items()]
         return {"plan": plan.hexdigest(), "files": files}
+
+    def refuse_changed(self) -> None:
+        """Files that are no longer those whose headers were read: old and new weights would mix."""
+        stamps = self.model.stamps
+        if changed := [str(path) for path, before in stamps.items() if stamp(path) != before]:
+            raise ConvertError(f"{examples(changed)}: changed while being read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -2925,6 +2936,18 @@ def open_shards(index: Path) -> Model:
     files = (index, *(index.parent / shard for shard in shards))
     metadata = merge_metadata([metadata for _, metadata in headers.values()])
     return Model(tensors=merged, metadata=metadata, files=files)
+
+
+def stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
+    """Of the files that are read while converting, too, and not only before."""
+    paths = [*model.files, *(lora.path for lora in options.merge_lora), *options.activation_stats]
+    with translated(options.source):
+        return {path: stamp(path) for path in paths}
 
 
 def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
@@ -5199,6 +5222,11 @@ def lock(file: BinaryIO) -> bool:
     return True
 
 
+def is_still(opened: os.stat_result, path: Path) -> bool:
+    """Whether a path leads to the file that was opened, and not to a later one."""
+    return path.exists() and os.path.samestat(opened, path.stat())
+
+
 def is_of_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
@@ -5235,6 +5263,8 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self.keep |= not is_still(os.fstat(self.file.fileno()), self.own)  # another run's
         if self.ranks.rank == 0 and not self.keep:
             with contextlib.suppress(OSError):  # open in another rank, on Windows
                 for path in self.files():
@@ -5254,19 +5284,20 @@ class Journal:
                     self.file.close()
                     busy = f"{self.own}: another run is writing this output; wait for it"
                     raise ConvertError(busy)
-                if self.own.exists() and os.path.samestat(
-                    os.fstat(self.file.fileno()), self.own.stat()
-                ):
+                if is_still(os.fstat(self.file.fileno()), self.own):
                     return
                 self.file.close()
 
     def refuse_orphans(self) -> None:
         """A rank whose first one died would go on writing into the same files."""
-        for path in self.files():
-            if path != self.own:
-                with translated(path), path.open("r+b", buffering=0) as file:
-                    if not lock(file):
-                        raise ConvertError(f"{path}: a rank of another run still writes; end it")
+        with translated(self.path):
+            for path in self.files():
+                if path != self.own:
+                    with path.open("r+b", buffering=0) as file:
+                        if not lock(file):
+                            raise ConvertError(
+                                f"{path}: a rank of another run still writes; end it"
+                            )
 
     def files(self) -> list[Path]:
         """The first rank's, and those of the others."""
@@ -5356,6 +5387,7 @@ class PartialFiles:
             for key, slot in layout.slots.items()
         }
         self.files: dict[Path, BinaryIO] = {}
+        self.opened: dict[Path, os.stat_result] = {}
         self.given: Counter[str] = Counter()
         self.pending: deque[tuple[Future, int]] = deque()
         self.finished: dict[str, Damage | None] = {}
@@ -5366,7 +5398,8 @@ class PartialFiles:
         try:
             if self.ranks.rank == 0:
                 if not self.journal.done:
-                    self.remove()  # what an orphan still writes must not get into the new one
+                    with translated(self.job.options.output):
+                        self.remove()  # what an orphan still writes must not get into the new one
                 self.open("r+b" if self.journal.done else "wb")
                 for path, layout in self.job.layouts.items():
                     with translated(unfinished(path)):  # a full disk may show here already
@@ -5391,12 +5424,14 @@ class PartialFiles:
 
     def remove(self) -> None:
         for path in filter(None, [*self.job.layouts, self.job.index]):
-            unfinished(path).unlink(missing_ok=True)
+            if path not in self.opened or is_still(self.opened[path], unfinished(path)):
+                unfinished(path).unlink(missing_ok=True)
 
     def open(self, mode: str) -> None:
         for path in self.job.layouts:
             with translated(unfinished(path)):
-                self.files[path] = unfinished(path).open(mode, buffering=0)
+                self.files[path] = file = unfinished(path).open(mode, buffering=0)
+                self.opened[path] = os.fstat(file.fileno())
 
     def write(self, key: str, tensor: torch.Tensor) -> None:
         """Append to the tensor `key`, which may come in several pieces, and keep the memory."""
@@ -5436,6 +5471,7 @@ class PartialFiles:
         finished, self.finished = self.finished, {}
         for file in self.files.values():
             os.fsync(file.fileno())
+        self.job.refuse_changed()
         self.journal.add(finished)
         self.unsynced = 0
 
@@ -5452,6 +5488,9 @@ class PartialFiles:
 
     def publish(self) -> None:
         """Check the files and give them their names: the index of shards comes last."""
+        for path, opened in self.opened.items():
+            if not is_still(opened, unfinished(path)):  # what is there now is another run's
+                raise ConvertError(f"{unfinished(path)}: was deleted meanwhile; run again")
         try:
             kept = {plan.ref.layer for plan in self.job.plans if plan.ref.config}
             verify({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
@@ -5466,8 +5505,8 @@ class PartialFiles:
             for path in filter(None, [*self.job.layouts, self.job.index]):
                 rename(unfinished(path), path)
                 named.append(path)
-        except ConvertError:
-            for path in named:  # some shards without the others are no model
+        except BaseException:
+            for path in named if self.job.index else ():  # some shards alone are no model
                 rename(path, unfinished(path))
             raise
         self.journal.keep = False
@@ -7233,6 +7272,7 @@ def convert(options: Options) -> Report:
         )
     with join_ranks() as ranks:  # first, so that one that fails is known to all
         model, adoption = open_source(options.source)
+        model = dataclasses.replace(model, stamps=stamps_of(options, model))
         model, merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
         pick_device(options.device)
         refuse_text_targets(options, model)
@@ -7327,6 +7367,8 @@ def show_problems(error: ConvertError) -> None:
 def main(argv: list[str] | None = None) -> int:
     tolerate_consoles()
     task = parse_options(argv)
+    path = task.written if isinstance(task, Options) else task.file
+    older = path.stat() if exists(path) else None
     try:
         text, status = run(task)
     except ConvertError as error:
@@ -7335,6 +7377,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         resumes = isinstance(task, Options) and task.resume
         left = "the same command goes on from here" if resumes else "nothing was written"
+        if exists(path) and not (older and is_still(older, path)):
+            left = f"{path} was complete already"
         print(f"interrupted: {left}", file=sys.stderr)
         return 130
     if text:

@@ -263,7 +263,8 @@ def terminations(world: World) -> Iterator[Row]:
             there = world.judge(row, out)
             row.seen[there] += 1
             expected = (0, 130) if there == "published" else (130,)
-            if status not in expected or errors.count("\n") > 1:
+            fooled = there == "published" and "nothing was written" in errors
+            if status not in expected or errors.count("\n") > 1 or fooled:
                 row.complain(f"{there}, ended with {status}: {errors}")
             left = len(list(out.parent.iterdir())) > 1
             if left and not resume:
@@ -286,7 +287,7 @@ def die_after(names: int) -> None:
 
 
 def sharded_kills(world: World) -> Iterator[Row]:
-    """Shards without their index are no model; --resume gives them back."""
+    """Shards without their index are no model: they have to be deleted, and the message says so."""
     row = Row(fault="SIGKILL while publishing shards, then --resume")
     more = ["--output-sharded", "--max-shard-size", "1MB", "--resume"]
     with world.folder(older=False) as out:
@@ -302,10 +303,14 @@ def sharded_kills(world: World) -> Iterator[Row]:
             row.seen["whole" if index else "no name" if not named else "some names"] += 1
             if index:
                 continue
+            if named:
+                world.refused(row, Run(world.command(out, *more)), "exists; delete it, or old and")
+                for path in out.parent.glob("o-*.safetensors"):
+                    path.unlink()
             status, _, errors = Run(world.command(out, *more)).end()
             if status or {p.name: p.read_bytes() for p in out.parent.iterdir()} != reference:
                 row.lost += 1
-                row.complain(f"{named} of {len(reference) - 1} named: {errors}")
+                row.complain(f"{named} of {len(reference) - 1} named: {status} {errors}")
     yield row
 
 
@@ -453,9 +458,8 @@ def permissions(world: World) -> Iterator[Row]:
         return
     for name, arrange in FORBIDDEN.items():
         with world.own_source() as source, world.folder() as out:
-            for path in (source.parent, out.parent, out):
+            for path in (source.parent, *source.parent.iterdir(), out.parent, out):
                 os.chown(path, NOBODY, NOBODY)
-            source.parent.chmod(0o755)
             arrange(source, out)
             row.times += 1
             run = Run(world.command(out, source=source), as_nobody)
@@ -463,9 +467,8 @@ def permissions(world: World) -> Iterator[Row]:
             row.seen[name] += bool(errors)
             world.judge(row, out)
             out.parent.chmod(0o755)
-            out.chmod(0o644)
-            for path in (*source.parent.iterdir(), *out.parent.iterdir()):
-                path.chmod(0o644)
+            for path in (*source.parent.iterdir(), out.parent, *out.parent.iterdir()):
+                path.chmod(0o755)
                 os.chown(path, NOBODY, NOBODY)
             status, _, errors = Run(world.command(out, source=source), as_nobody).end()
             if status or world.judge(row, out) != "published":
@@ -475,9 +478,8 @@ def permissions(world: World) -> Iterator[Row]:
 
 def foreign_partial(_: Path, out: Path) -> None:
     """Another user's unfinished file in a folder like /tmp: writable, and not to be removed."""
-    for path in (c.unfinished(out), out.with_name(out.name + ".partial.journal")):
-        path.write_bytes(b"")
-        path.chmod(0o666)
+    c.unfinished(out).write_bytes(b"")
+    c.unfinished(out).chmod(0o666)
     os.chown(out.parent, 0, 0)
     out.parent.chmod(0o1777)
 
@@ -554,7 +556,9 @@ def gone_folder(world: World) -> Iterator[Row]:
             time.sleep(world.random.uniform(0, world.publishes - world.begins) * 0.8)
             shutil.rmtree(out.parent)
             row.times += 1
-            row.seen["refused"] += bool(world.refused(row, run, "No such file"))
+            row.seen["refused"] += bool(
+                world.refused(row, run, "was deleted meanwhile", "No such file")
+            )
             out.parent.mkdir()
             world.finish(row, out)
     yield row
