@@ -5387,7 +5387,7 @@ class PartialFiles:
             for key, slot in layout.slots.items()
         }
         self.files: dict[Path, BinaryIO] = {}
-        self.opened: dict[Path, os.stat_result] = {}
+        self.lost: set[Path] = set()
         self.given: Counter[str] = Counter()
         self.pending: deque[tuple[Future, int]] = deque()
         self.finished: dict[str, Damage | None] = {}
@@ -5415,23 +5415,28 @@ class PartialFiles:
 
     def __exit__(self, *_: object) -> None:
         self.writer.shutdown(cancel_futures=True)
-        for file in self.files.values():
-            with contextlib.suppress(OSError):  # a full disk must not hide the first error
-                file.close()
+        self.close()
         if self.ranks.rank == 0 and not self.journal.keep:
             with contextlib.suppress(OSError):  # open in another rank, on Windows
                 self.remove()
 
+    def close(self) -> None:
+        """Let go of the files, but know which were deleted: those of their names are others'."""
+        for path, file in self.files.items():
+            with contextlib.suppress(OSError):  # a full disk must not hide the first error
+                if not file.closed and not is_still(os.fstat(file.fileno()), unfinished(path)):
+                    self.lost.add(path)
+                file.close()
+
     def remove(self) -> None:
         for path in filter(None, [*self.job.layouts, self.job.index]):
-            if path not in self.opened or is_still(self.opened[path], unfinished(path)):
+            if path not in self.lost:
                 unfinished(path).unlink(missing_ok=True)
 
     def open(self, mode: str) -> None:
         for path in self.job.layouts:
             with translated(unfinished(path)):
-                self.files[path] = file = unfinished(path).open(mode, buffering=0)
-                self.opened[path] = os.fstat(file.fileno())
+                self.files[path] = unfinished(path).open(mode, buffering=0)
 
     def write(self, key: str, tensor: torch.Tensor) -> None:
         """Append to the tensor `key`, which may come in several pieces, and keep the memory."""
@@ -5483,20 +5488,25 @@ class PartialFiles:
                 raise AssertionError(f"{key}: {self.given[key]} of {self.slots[key][1].nbytes}")
         with translated(unfinished(self.job.options.output)):
             self.writer.submit(self.sync).result()
-            for file in self.files.values():
-                file.close()
+        if self.ranks.rank:
+            self.close()  # on Windows, the first one could not name them
+
+    def refuse_lost(self) -> None:
+        """Another run may have made files anew that someone deleted: they are not to be named."""
+        self.close()
+        for path in self.lost:
+            raise ConvertError(f"{unfinished(path)}: was deleted meanwhile; run again")
 
     def publish(self) -> None:
         """Check the files and give them their names: the index of shards comes last."""
-        for path, opened in self.opened.items():
-            if not is_still(opened, unfinished(path)):  # what is there now is another run's
-                raise ConvertError(f"{unfinished(path)}: was deleted meanwhile; run again")
         try:
             kept = {plan.ref.layer for plan in self.job.plans if plan.ref.config}
             verify({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
         except ConvertError:
             self.journal.keep = False  # going on could not mend it
             raise
+        finally:
+            self.refuse_lost()
         named = []
         try:
             if self.job.index:

@@ -1,6 +1,6 @@
 """What faults do to a conversion: kills, full disks, changing sources, forbidden files, clocks.
 
-Usage: python benchmarks/faults.py [--kills 100] [--seed 0] [--folder /tmp] [--blocks 24]
+Usage: python benchmarks/faults.py [--kills 100] [--seed 0] [--folder /tmp] [--blocks 20]
        [--only WORD]
 
 Every run is a process forked after the imports, so that all moments lie within the run itself; it
@@ -251,7 +251,7 @@ def kills(world: World) -> Iterator[Row]:
 def terminations(world: World) -> Iterator[Row]:
     """SIGTERM and SIGINT clean up, or leave what --resume goes on with."""
     row = Row(fault="SIGTERM or Ctrl-C, then the same command")
-    for number in range(world.kills // 5):
+    for number in range(world.kills // 8):
         resume = ["--resume"] * (number % 2)
         with world.folder() as out:
             run = Run(world.command(out, *resume))
@@ -333,7 +333,7 @@ def full_disk(world: World) -> Iterator[Row]:
     row, size = Row(fault="disk fills (tmpfs)"), len(world.reference)
     try:
         with mounted(world.root / "small", 2 * size + (8 << 20)) as folder:
-            for number in range(20):
+            for number in range(12):
                 fill_once(world, row, folder, number)
     except subprocess.CalledProcessError:
         row.fault = "file size limit (no mount here)"
@@ -737,7 +737,7 @@ def kill_ranks(world: World, row: Row, who: str, number: int) -> None:
 def ranks(world: World) -> Iterator[Row]:
     for who in ("rank 0", "rank 1", "launcher", "all"):
         row = Row(fault=f"torchrun, 2 ranks: SIGKILL of {who}")
-        for number in range(max(2, world.kills // 25)):
+        for number in range(max(2, world.kills // 50)):
             kill_ranks(world, row, who, number)
         yield row
 
@@ -802,7 +802,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--blocks", type=int, default=24)
+    parser.add_argument("--blocks", type=int, default=20)
     parser.add_argument("--only", default="", help="faults with this in their function's name")
     given = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="faults-", dir=given.folder))
