@@ -745,6 +745,9 @@ def ranks(world: World) -> Iterator[Row]:
 # The table
 
 FAULTS = (
+    two_runs,
+    clocks,
+    ranks,
     kills,
     terminations,
     sharded_kills,
@@ -757,9 +760,6 @@ FAULTS = (
     gone_folder,
     usurped,
     open_output,
-    two_runs,
-    clocks,
-    ranks,
 )
 
 
