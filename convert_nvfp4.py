@@ -973,7 +973,8 @@ class Job:
         """Files that are no longer those whose headers were read: old and new weights would mix."""
         stamps = self.model.stamps
         if changed := [str(path) for path, before in stamps.items() if stamp(path) != before]:
-            raise ConvertError(f"{examples(changed)}: changed while being read")
+            over = "convert again once nothing writes to it"
+            raise ConvertError(f"{examples(changed)}: changed while it was read; {over}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -5433,6 +5434,15 @@ class PartialFiles:
             if path not in self.lost:
                 unfinished(path).unlink(missing_ok=True)
 
+    def discard(self) -> None:
+        """Give these files up, in all ranks: the next plan may have other shards."""
+        self.writer.shutdown(cancel_futures=True)
+        self.close()
+        self.ranks.gather()  # on Windows, the first one could not delete what another has open
+        if self.ranks.rank == 0:
+            with translated(self.job.options.output):
+                self.remove()
+
     def open(self, mode: str) -> None:
         for path in self.job.layouts:
             with translated(unfinished(path)):
@@ -5969,8 +5979,7 @@ def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Dam
             output.flush([*marker, *(key for plan in own for key in stored_tensors(plan))])
         shares = ranks.gather((found, compute.notes, overflows))
         if any(overflows for *_, overflows in shares):
-            if ranks.rank == 0:
-                output.remove()  # the next plan may have other shards
+            output.discard()
             raise Float16OverflowError
         if ranks.rank == 0:
             output.publish()

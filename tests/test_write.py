@@ -1,5 +1,6 @@
 """Layout, encoding and publishing: the bytes of the output, and what a failure leaves behind."""
 
+import contextlib
 import errno
 import json
 import math
@@ -7,6 +8,7 @@ import os
 import shutil
 import stat
 import sys
+from pathlib import Path
 
 import comfy_kitchen
 import pytest
@@ -489,7 +491,8 @@ def test_a_source_that_changes_under_way(simple, capsys, monkeypatch, change, re
     monkeypatch.setattr(c, "quantise", change_first)
     assert run(simple, *resume) == 1
     error = capsys.readouterr().err
-    assert error == f"error: {simple / 'm.safetensors'}: changed while being read\n"
+    source, told = simple / "m.safetensors", "convert again once nothing writes to it"
+    assert error == f"error: {source}: changed while it was read; {told}\n"
     assert (simple / "o.safetensors").read_bytes() == b"older"
     assert bool(list(simple.glob("*.partial"))) == bool(resume)
     monkeypatch.setattr(c, "quantise", quantise)
@@ -584,6 +587,71 @@ def test_a_partial_file_that_reads_back_wrong_is_not_published(simple, capsys, m
     assert run(simple) == 1
     assert "the safetensors header is damaged" in capsys.readouterr().err
     assert_untouched(simple)
+
+
+# Windows, as far as it can be shown
+
+
+@pytest.fixture
+def like_windows(monkeypatch):
+    """What is open can neither be deleted, nor renamed, nor replaced."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc/self/fd")
+
+    def is_open(path):
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if link.readlink() == path.absolute():
+                    return True
+        return False
+
+    def guard(function):
+        def guarded(path, *others, **keywords):
+            if any(map(is_open, (path, *others))):
+                raise PermissionError(errno.EACCES, "is in use", str(path))
+            return function(path, *others, **keywords)
+
+        return guarded
+
+    for name in ("unlink", "replace"):
+        monkeypatch.setattr(Path, name, guard(getattr(Path, name)))
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.usefixtures("like_windows")
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_nothing_is_open_when_it_is_named_or_deleted(simple, monkeypatch, resume):
+    assert run(simple, *resume) == 0
+    assert left_in(simple) == ["m.safetensors", "o.safetensors"]
+    monkeypatch.setattr(c, "verify", None)  # a failure, and no ConvertError
+    with pytest.raises(TypeError):
+        run(simple)
+    assert left_in(simple) == ["m.safetensors", "o.safetensors"]
+
+
+@pytest.mark.usefixtures("like_windows")
+@pytest.mark.parametrize("shards", [[], ["--output-sharded", "--max-shard-size", "1MB"]])
+def test_a_float16_overflow_where_open_files_cannot_be_deleted(simple, shards):
+    (simple / "o.safetensors").unlink()
+    save_file({"x.weight": torch.ones(16, 32), "big": torch.ones(2, 2, 2) * 1e5}, simple / "b.st")
+    (simple / "b.st").replace(simple / "m.safetensors")
+    assert run(simple, "--dtype", "float16", "--resume", *shards) == 0
+    assert not list(simple.glob("*.partial*"))
+
+
+@pytest.mark.usefixtures("like_windows")
+def test_an_older_output_that_is_open_elsewhere(simple, capsys, monkeypatch):
+    with (simple / "o.safetensors").open("rb") as reader:
+        assert run(simple, "--resume") == 1
+        told = f"error: {simple / 'o.safetensors'}: is in use; is it open in another program?\n"
+        assert capsys.readouterr().err == told
+        assert reader.read() == b"older"
+    monkeypatch.setattr(c, "quantise", None)  # nothing is left to do
+    assert run(simple, "--resume") == 0
+    assert left_in(simple) == ["m.safetensors", "o.safetensors"]
 
 
 def test_an_output_that_is_an_input_is_refused(simple, capsys):
