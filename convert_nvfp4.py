@@ -653,6 +653,9 @@ class Lora(NamedTuple):
     strength: float
 
 
+Stamp = tuple[int, int]  # a file's size, and when it changed
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A checkpoint's headers: tensors in file order, merged metadata, the files they are in."""
@@ -660,6 +663,7 @@ class Model:
     tensors: dict[str, TensorRef]
     metadata: dict[str, str]
     files: tuple[Path, ...]
+    stamps: dict[Path, Stamp] = field(default_factory=dict)  # of what is read while converting
 
     @property
     def nbytes(self) -> int:
@@ -975,9 +979,17 @@ class Job:
         for path, layout in self.layouts.items():
             plan.update(path.name.encode() + layout.header)
         plan.update(str([plan.input_scale for plan in self.plans]).encode())
-        facts = {path: path.stat() for path in [*self.options.inputs, *self.model.files]}
-        files = [[path.name, fact.st_size, fact.st_mtime_ns] for path, fact in facts.items()]
+        paths = dict.fromkeys([*self.options.inputs, *self.model.files])
+        stamps = {path: self.model.stamps.get(path) or stamp(path) for path in paths}
+        files = [[path.name, *stamp] for path, stamp in stamps.items()]
         return {"plan": plan.hexdigest(), "files": files}
+
+    def refuse_changed(self) -> None:
+        """Files that are no longer those whose headers were read: old and new weights would mix."""
+        stamps = self.model.stamps
+        if changed := [str(path) for path, before in stamps.items() if stamp(path) != before]:
+            over = "convert again once nothing writes to it"
+            raise ConvertError(f"{examples(changed)}: changed while it was read; {over}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -3022,6 +3034,18 @@ def leads_outside(index: Path, shard: str) -> str:
     except (OSError, RuntimeError):  # missing, in a circle or too long: opening it will say so
         pass
     return ""
+
+
+def stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
+    """Of the files that are read while converting, too, and not only before."""
+    paths = [*model.files, *(lora.path for lora in options.merge_lora), *options.activation_stats]
+    with translated(options.source):
+        return {path: stamp(path) for path in paths}
 
 
 def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
@@ -5381,6 +5405,11 @@ def lock(file: BinaryIO) -> bool:
     return True
 
 
+def is_still(opened: os.stat_result, path: Path) -> bool:
+    """Whether a path leads to the file that was opened, and not to a later one."""
+    return path.exists() and os.path.samestat(opened, path.stat())
+
+
 def is_of_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
@@ -5417,6 +5446,8 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self.keep |= not is_still(os.fstat(self.file.fileno()), self.own)  # another run's
         if self.ranks.rank == 0 and not self.keep:
             with contextlib.suppress(OSError):  # open in another rank, on Windows
                 for path in self.files():
@@ -5436,19 +5467,20 @@ class Journal:
                     self.file.close()
                     busy = f"{self.own}: another run is writing this output; wait for it"
                     raise ConvertError(busy)
-                if self.own.exists() and os.path.samestat(
-                    os.fstat(self.file.fileno()), self.own.stat()
-                ):
+                if is_still(os.fstat(self.file.fileno()), self.own):
                     return
                 self.file.close()
 
     def refuse_orphans(self) -> None:
         """A rank whose first one died would go on writing into the same files."""
-        for path in self.files():
-            if path != self.own:
-                with translated(path), path.open("r+b", buffering=0) as file:
-                    if not lock(file):
-                        raise ConvertError(f"{path}: a rank of another run still writes; end it")
+        with translated(self.path):
+            for path in self.files():
+                if path != self.own:
+                    with path.open("r+b", buffering=0) as file:
+                        if not lock(file):
+                            raise ConvertError(
+                                f"{path}: a rank of another run still writes; end it"
+                            )
 
     def files(self) -> list[Path]:
         """The first rank's, and those of the others."""
@@ -5538,6 +5570,7 @@ class PartialFiles:
             for key, slot in layout.slots.items()
         }
         self.files: dict[Path, BinaryIO] = {}
+        self.lost: set[Path] = set()
         self.given: Counter[str] = Counter()
         self.pending: deque[tuple[Future, int]] = deque()
         self.finished: dict[str, Damage | None] = {}
@@ -5548,7 +5581,8 @@ class PartialFiles:
         try:
             if self.ranks.rank == 0:
                 if not self.journal.done:
-                    self.remove()  # what an orphan still writes must not get into the new one
+                    with translated(self.job.options.output):
+                        self.remove()  # what an orphan still writes must not get into the new one
                 self.open("r+b" if self.journal.done else "wb")
                 for path, layout in self.job.layouts.items():
                     with translated(unfinished(path)):  # a full disk may show here already
@@ -5564,16 +5598,32 @@ class PartialFiles:
 
     def __exit__(self, *_: object) -> None:
         self.writer.shutdown(cancel_futures=True)
-        for file in self.files.values():
-            with contextlib.suppress(OSError):  # a full disk must not hide the first error
-                file.close()
+        self.close()
         if self.ranks.rank == 0 and not self.journal.keep:
             with contextlib.suppress(OSError):  # open in another rank, on Windows
                 self.remove()
 
+    def close(self) -> None:
+        """Let go of the files, but know which were deleted: those of their names are others'."""
+        for path, file in self.files.items():
+            with contextlib.suppress(OSError):  # a full disk must not hide the first error
+                if not file.closed and not is_still(os.fstat(file.fileno()), unfinished(path)):
+                    self.lost.add(path)
+                file.close()
+
     def remove(self) -> None:
         for path in filter(None, [*self.job.layouts, self.job.index]):
-            unfinished(path).unlink(missing_ok=True)
+            if path not in self.lost:
+                unfinished(path).unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Give these files up, in all ranks: the next plan may have other shards."""
+        self.writer.shutdown(cancel_futures=True)
+        self.close()
+        self.ranks.gather()  # on Windows, the first one could not delete what another has open
+        if self.ranks.rank == 0:
+            with translated(self.job.options.output):
+                self.remove()
 
     def open(self, mode: str) -> None:
         for path in self.job.layouts:
@@ -5618,6 +5668,7 @@ class PartialFiles:
         finished, self.finished = self.finished, {}
         for file in self.files.values():
             os.fsync(file.fileno())
+        self.job.refuse_changed()
         self.journal.add(finished)
         self.unsynced = 0
 
@@ -5629,8 +5680,14 @@ class PartialFiles:
                 raise AssertionError(f"{key}: {self.given[key]} of {self.slots[key][1].nbytes}")
         with translated(unfinished(self.job.options.output)):
             self.writer.submit(self.sync).result()
-            for file in self.files.values():
-                file.close()
+        if self.ranks.rank:
+            self.close()  # on Windows, the first one could not name them
+
+    def refuse_lost(self) -> None:
+        """Another run may have made files anew that someone deleted: they are not to be named."""
+        self.close()
+        for path in self.lost:
+            raise ConvertError(f"{unfinished(path)}: was deleted meanwhile; run again")
 
     def publish(self) -> None:
         """Check the files and give them their names: the index of shards comes last."""
@@ -5640,6 +5697,8 @@ class PartialFiles:
         except ConvertError:
             self.journal.keep = False  # going on could not mend it
             raise
+        finally:
+            self.refuse_lost()
         named = []
         try:
             if self.job.index:
@@ -5648,8 +5707,8 @@ class PartialFiles:
             for path in filter(None, [*self.job.layouts, self.job.index]):
                 rename(unfinished(path), path)
                 named.append(path)
-        except ConvertError:
-            for path in named:  # some shards without the others are no model
+        except BaseException:
+            for path in named if self.job.index else ():  # some shards alone are no model
                 rename(path, unfinished(path))
             raise
         self.journal.keep = False
@@ -6103,8 +6162,7 @@ def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Dam
             output.flush([*marker, *(key for plan in own for key in stored_tensors(plan))])
         shares = ranks.gather((found, compute.notes, overflows))
         if any(overflows for *_, overflows in shares):
-            if ranks.rank == 0:
-                output.remove()  # the next plan may have other shards
+            output.discard()
             raise Float16OverflowError
         if ranks.rank == 0:
             output.publish()
@@ -7417,6 +7475,7 @@ def convert(options: Options) -> Report:
         )
     with join_ranks() as ranks:  # first, so that one that fails is known to all
         model, adoption = open_source(options.source)
+        model = dataclasses.replace(model, stamps=stamps_of(options, model))
         model, merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
         pick_device(options.device)
         refuse_text_targets(options, model)
@@ -7525,6 +7584,8 @@ def show_problems(error: ConvertError) -> None:
 def main(argv: list[str] | None = None) -> int:
     tolerate_consoles()
     task = parse_options(argv)
+    path = task.written if isinstance(task, Options) else task.file
+    older = path.stat() if exists(path) else None
     try:
         text, status = run(task)
     except ConvertError as error:
@@ -7533,6 +7594,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         resumes = isinstance(task, Options) and task.resume
         left = "the same command goes on from here" if resumes else "nothing was written"
+        if exists(path) and not (older and is_still(older, path)):
+            left = f"{path} was complete already"
         print(f"interrupted: {left}", file=sys.stderr)
         return 130
     if text:

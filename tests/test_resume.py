@@ -478,3 +478,17 @@ def test_sigterm_cleans_up(tmp_path):
     assert process.returncode == 130
     assert errors == "interrupted: nothing was written\n"
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_two_ranks_give_up_a_plan_together(tmp_path):
+    """A value that float16 cannot hold shows in one rank only; all go on with the changed plan."""
+    tensors = {f"x.{i}.weight": torch.randn(64, 64) for i in range(4)} | {"big": torch.tensor(1e5)}
+    save_file(tensors, tmp_path / "m.safetensors")
+    one, two = (str(tmp_path / name) for name in ("1.safetensors", "2.safetensors"))
+    more = ["--include", "x", "--dtype", "float16", "--quiet"]
+    assert c.main([str(tmp_path / "m.safetensors"), one, *more]) == 0
+    process = torchrun(str(tmp_path / "m.safetensors"), two, *more)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 3

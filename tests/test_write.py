@@ -1,5 +1,6 @@
 """Layout, encoding and publishing: the bytes of the output, and what a failure leaves behind."""
 
+import contextlib
 import errno
 import json
 import math
@@ -7,6 +8,7 @@ import os
 import shutil
 import stat
 import sys
+from pathlib import Path
 
 import comfy_kitchen
 import pytest
@@ -466,6 +468,112 @@ def test_a_source_that_shrinks_under_way(simple, capsys, monkeypatch):
     assert_untouched(simple)
 
 
+def rewrite(path):
+    """The same size, other weights."""
+    path.write_bytes(path.read_bytes()[:-64] + bytes(64))
+    os.utime(path, ns=(0, 0))  # a clock of whole seconds could miss the change
+
+
+def replace(path):
+    shutil.copy(path, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize("change", [rewrite, replace])
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_source_that_changes_under_way(simple, capsys, monkeypatch, change, resume):
+    quantise = c.quantise
+
+    def change_first(*arguments):
+        change(simple / "m.safetensors")
+        return quantise(*arguments)
+
+    monkeypatch.setattr(c, "quantise", change_first)
+    assert run(simple, *resume) == 1
+    error = capsys.readouterr().err
+    source, told = simple / "m.safetensors", "convert again once nothing writes to it"
+    assert error == f"error: {source}: changed while it was read; {told}\n"
+    assert (simple / "o.safetensors").read_bytes() == b"older"
+    assert bool(list(simple.glob("*.partial"))) == bool(resume)
+    monkeypatch.setattr(c, "quantise", quantise)
+    assert run(simple, *resume) == len(resume)
+    assert ("m.safetensors changed since; delete" in capsys.readouterr().err) == bool(resume)
+
+
+def test_a_list_that_changes_under_way_was_read_already(simple, monkeypatch):
+    (simple / "layers.txt").write_text("y\n")
+    publish = c.PartialFiles.publish
+    monkeypatch.setattr(
+        c.PartialFiles,
+        "publish",
+        lambda self: (simple / "layers.txt").write_text("x\n") and publish(self),
+    )
+    assert run(simple, "--full-precision-mm-layers", str(simple / "layers.txt")) == 0
+
+
+def test_a_run_whose_files_were_deleted_leaves_the_next_one_alone(simple, capsys, monkeypatch):
+    publish, partial = c.PartialFiles.publish, simple / "o.safetensors.partial"
+    journal = simple / "o.safetensors.partial.journal"
+
+    def usurp(self):
+        for path in (partial, journal):
+            path.unlink()
+            path.write_bytes(b"another run's")
+        publish(self)
+
+    monkeypatch.setattr(c.PartialFiles, "publish", usurp)
+    assert run(simple) == 1
+    assert capsys.readouterr().err == f"error: {partial}: was deleted meanwhile; run again\n"
+    assert (simple / "o.safetensors").read_bytes() == b"older"
+    assert partial.read_bytes() == journal.read_bytes() == b"another run's"
+
+
+def test_a_partial_file_that_may_not_be_deleted(simple, capsys, monkeypatch):
+    """As in a folder like /tmp, where it is another user's."""
+    partial, unlink = simple / "o.safetensors.partial", type(simple).unlink
+    partial.write_bytes(b"")
+
+    def forbid(path, **keywords):
+        if path == partial:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        unlink(path, **keywords)
+
+    monkeypatch.setattr(type(simple), "unlink", forbid)
+    assert run(simple) == 1
+    assert capsys.readouterr().err == f"error: {partial}: Operation not permitted\n"
+    assert (simple / "o.safetensors").read_bytes() == b"older"
+
+
+def test_ctrl_c_after_the_file_got_its_name(simple, capsys, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(c, "sync_folder", interrupt)
+    assert run(simple) == 130
+    out = simple / "o.safetensors"
+    assert capsys.readouterr().err == f"interrupted: {out} was complete already\n"
+    assert c.main(["--verify", str(out)]) == 0
+    assert not list(simple.glob("*.partial*"))
+
+
+def test_ctrl_c_between_the_names_of_shards(simple, capsys, monkeypatch):
+    rename, calls = c.rename, []
+
+    def interrupt(path, name):
+        calls.append(name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        rename(path, name)
+
+    big = {f"x.{index}.weight": torch.ones(1024, 1024) for index in range(4)}
+    save_file(big, simple / "m.safetensors")
+    monkeypatch.setattr(c, "rename", interrupt)
+    shards = ("--output-sharded", "--max-shard-size", "1MB")
+    assert run(simple, *shards, output="s.safetensors") == 130
+    assert capsys.readouterr().err == "interrupted: nothing was written\n"
+    assert not list(simple.glob("s*"))
+
+
 def test_a_partial_file_that_reads_back_wrong_is_not_published(simple, capsys, monkeypatch):
     publish = c.PartialFiles.publish
 
@@ -479,6 +587,71 @@ def test_a_partial_file_that_reads_back_wrong_is_not_published(simple, capsys, m
     assert run(simple) == 1
     assert "the safetensors header is damaged" in capsys.readouterr().err
     assert_untouched(simple)
+
+
+# Windows, as far as it can be shown
+
+
+@pytest.fixture
+def like_windows(monkeypatch):
+    """What is open can neither be deleted, nor renamed, nor replaced."""
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc/self/fd")
+
+    def is_open(path):
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if link.readlink() == path.absolute():
+                    return True
+        return False
+
+    def guard(function):
+        def guarded(path, *others, **keywords):
+            if any(map(is_open, (path, *others))):
+                raise PermissionError(errno.EACCES, "is in use", str(path))
+            return function(path, *others, **keywords)
+
+        return guarded
+
+    for name in ("unlink", "replace"):
+        monkeypatch.setattr(Path, name, guard(getattr(Path, name)))
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.usefixtures("like_windows")
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_nothing_is_open_when_it_is_named_or_deleted(simple, monkeypatch, resume):
+    assert run(simple, *resume) == 0
+    assert left_in(simple) == ["m.safetensors", "o.safetensors"]
+    monkeypatch.setattr(c, "verify", None)  # a failure, and no ConvertError
+    with pytest.raises(TypeError):
+        run(simple)
+    assert left_in(simple) == ["m.safetensors", "o.safetensors"]
+
+
+@pytest.mark.usefixtures("like_windows")
+@pytest.mark.parametrize("shards", [[], ["--output-sharded", "--max-shard-size", "1MB"]])
+def test_a_float16_overflow_where_open_files_cannot_be_deleted(simple, shards):
+    (simple / "o.safetensors").unlink()
+    save_file({"x.weight": torch.ones(16, 32), "big": torch.ones(2, 2, 2) * 1e5}, simple / "b.st")
+    (simple / "b.st").replace(simple / "m.safetensors")
+    assert run(simple, "--dtype", "float16", "--resume", *shards) == 0
+    assert not list(simple.glob("*.partial*"))
+
+
+@pytest.mark.usefixtures("like_windows")
+def test_an_older_output_that_is_open_elsewhere(simple, capsys, monkeypatch):
+    with (simple / "o.safetensors").open("rb") as reader:
+        assert run(simple, "--resume") == 1
+        told = f"error: {simple / 'o.safetensors'}: is in use; is it open in another program?\n"
+        assert capsys.readouterr().err == told
+        assert reader.read() == b"older"
+    monkeypatch.setattr(c, "quantise", None)  # nothing is left to do
+    assert run(simple, "--resume") == 0
+    assert left_in(simple) == ["m.safetensors", "o.safetensors"]
 
 
 def test_an_output_that_is_an_input_is_refused(simple, capsys):
