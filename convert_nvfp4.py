@@ -2943,8 +2943,9 @@ def adopted(ref: TensorRef, layer: StoredLayer, inside: bool) -> TensorRef | Non
     """A part of a quantised layer as the source of a conversion has it; None if it goes."""
     suffix = ref.name.rpartition(".")[2]
     if inside and layer.scheme != "NVFP4":
-        scale = float(stored_scale(layer))
-        return dataclasses.replace(ref, scale=scale) if suffix == "weight" else None
+        if suffix != "weight":
+            return None
+        return dataclasses.replace(ref, scale=float(stored_scale(layer)))
     if suffix == "comfy_quant":  # written anew, as it may be in the header alone
         return None
     config = json.dumps(layer.config) if suffix == "weight" else ""
@@ -3926,7 +3927,7 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
     name, variant = recognise(model)
     preset = options.preset
     known = FAMILIES.get(name, ANY_FAMILY)
-    if preset in (None, "all", "none"):
+    if not options.has_family:
         return known, []
     if preset == "smart":
         family = repeated_blocks(model)
@@ -6112,7 +6113,7 @@ def lint_file(model: Model) -> list[Finding]:
     """Defects of a file as a whole, which no conversion makes of a source that has none."""
     if not model.tensors:
         return [Finding(defect="empty", name=str(model.files[0]))]
-    if all(name.startswith("diffusion_model.") for name in model.tensors):
+    if all(name.startswith(UNREAD_PREFIXES) for name in model.tensors):
         return [Finding(defect="prefix", name=next(iter(model.tensors)))]
     return []
 
@@ -6333,8 +6334,9 @@ def list_candidates(
 def output_problems(job: Job) -> list[str]:
     """What is known, before the long work, to keep the output from being written."""
     options, output, problems = job.options, job.options.output, []
-    targets = files = [*job.layouts, *filter(None, [job.index])]
+    files = [*job.layouts, *filter(None, [job.index])]
     partial = [unfinished(path) for path in job.layouts]
+    targets = [*files, *partial]
     try:
         if output.exists() and is_converted(job.model) and not is_ours(output):
             problems.append(
@@ -6342,10 +6344,10 @@ def output_problems(job: Job) -> list[str]:
                 "they swapped? If not, delete it first"
             )
         for path in {*options.inputs, *job.model.files}:
-            for target in (*targets, *partial):
-                if target.exists() and path.exists() and target.samefile(path):
+            for target in targets:
+                if is_same(target, path):
                     problems.append(f"{target}: is an input of this conversion ({path})")
-        for target in (*targets, *partial):
+        for target in targets:
             problems += target_problems(target)
         if job.index and (there := [path.name for path in files if path.exists()]):
             problems.append(
