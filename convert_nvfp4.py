@@ -98,6 +98,7 @@ TARGET = "--target-size"
 NO_FP4_MATMUL = "no FP4 matmul"  # the reason of what is FP8 for its shape
 AS_IT_WAS = "as it was"  # how layers are stored that were quantised in the source
 WIDENED = "a value beyond float16's 65504"  # the reason of what becomes float32 for it
+CHANGED_UNDER_WAY = "changed while it was read; convert again once nothing writes to it"
 FLOAT32_EXPONENT = 0x7F800000
 LEAST_FLOAT32 = 2.0**-149
 ROUND_TO_HALVES = 2.0**22  # float32 at this size has a unit in the last place of 0.5
@@ -988,8 +989,7 @@ class Job:
         """Files that are no longer those whose headers were read: old and new weights would mix."""
         stamps = self.model.stamps
         if changed := [str(path) for path, before in stamps.items() if stamp(path) != before]:
-            over = "convert again once nothing writes to it"
-            raise ConvertError(f"{examples(changed)}: changed while it was read; {over}")
+            raise ConvertError(f"{examples(changed)}: {CHANGED_UNDER_WAY}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -3071,7 +3071,7 @@ def fill(ref: TensorRef, begin: int, view: memoryview) -> None:
     except OSError as error:
         raise ConvertError(f"{ref.path}: cannot read {ref.name}: {error.strerror}") from error
     if filled < len(view):
-        raise ConvertError(f"{ref.path}: ended inside {ref.name}; it changed while being read")
+        raise ConvertError(f"{ref.path}: ended inside {ref.name}; {CHANGED_UNDER_WAY}")
 
 
 def load_bytes(ref: TensorRef) -> torch.Tensor:

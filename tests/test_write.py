@@ -464,13 +464,16 @@ def test_a_source_that_shrinks_under_way(simple, capsys, monkeypatch):
 
     monkeypatch.setattr(c, "output_problems", shrink)
     assert run(simple) == 1
-    assert "ended inside x.weight; it changed while being read" in capsys.readouterr().err
+    told = f"ended inside x.weight; {c.CHANGED_UNDER_WAY}"
+    assert capsys.readouterr().err == f"error: {simple / 'm.safetensors'}: {told}\n"
     assert_untouched(simple)
 
 
 def rewrite(path):
-    """The same size, other weights."""
-    path.write_bytes(path.read_bytes()[:-64] + bytes(64))
+    """The same size at every moment, other weights: a reader beside this one meets no short file."""
+    with path.open("r+b") as file:
+        file.seek(-64, os.SEEK_END)
+        file.write(bytes(64))
     os.utime(path, ns=(0, 0))  # a clock of whole seconds could miss the change
 
 
@@ -491,8 +494,7 @@ def test_a_source_that_changes_under_way(simple, capsys, monkeypatch, change, re
     monkeypatch.setattr(c, "quantise", change_first)
     assert run(simple, *resume) == 1
     error = capsys.readouterr().err
-    source, told = simple / "m.safetensors", "convert again once nothing writes to it"
-    assert error == f"error: {source}: changed while it was read; {told}\n"
+    assert error == f"error: {simple / 'm.safetensors'}: {c.CHANGED_UNDER_WAY}\n"
     assert (simple / "o.safetensors").read_bytes() == b"older"
     assert bool(list(simple.glob("*.partial"))) == bool(resume)
     monkeypatch.setattr(c, "quantise", quantise)
