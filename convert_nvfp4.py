@@ -288,7 +288,7 @@ PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 GGUF_MAGIC = b"GGUF"
 GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of a type
-GGUF_STRING, GGUF_LIST = 8, 9
+GGUF_UINT32, GGUF_STRING, GGUF_LIST = 4, 8, 9
 
 # A LoRA's key is a layer and a part of it; the group that matches is the kind of patch.
 LORA_KEY = re.compile(
@@ -1045,6 +1045,18 @@ class Damage:
         for damage in damages:
             error, energy = error + damage.error, energy + damage.energy
         return cls(error=error * unit, energy=energy * unit)
+
+    @classmethod
+    def noted(cls, values: dict) -> Damage:
+        """From a journal; raises TypeError or ValueError for what no `asdict` gave."""
+        found = cls(**values)
+        error, energy, *outputs = dataclasses.astuple(found)
+        given = [error, energy, *(value for value in outputs if value is not None)]
+        if not all(isinstance(value, float) and 0 <= value < math.inf for value in given):
+            raise ValueError("no squared sums or errors")
+        if (found.output_before is None) != (found.output_after is None):
+            raise ValueError("one error of an output alone")
+        return found
 
     @property
     def sqnr_db(self) -> float:
@@ -3184,7 +3196,8 @@ def open_gguf(path: Path) -> Model:
 class GGUFWalk:
     """Goes over a GGUF's header and keeps none of it; raises ConvertError or ValueError.
 
-    gguf's reader believes every count: past the file's end it goes on with nothing, for ever.
+    gguf's reader believes every count: past the file's end it goes on with nothing, for ever. Its
+    older versions take a key's first value of two, and any alignment.
     """
 
     def __init__(self, path: Path):
@@ -3195,9 +3208,9 @@ class GGUFWalk:
             self.order = "big" if self.file.read(4)[:2] == bytes(2) else "little"
             tensors, entries = self.number(8), self.number(8)
             self.announce(tensors + entries)
-            for _ in range(entries):
-                self.skip(self.number(8))
-                self.skip_value(self.number(4))
+            keys = Counter(self.entry() for _ in range(entries))
+            if twice := [key for key, count in keys.items() if count > 1]:
+                raise ValueError(f"it has the key {examples(twice)} more than once")
             for _ in range(tensors):
                 self.skip_tensor()
 
@@ -3215,8 +3228,21 @@ class GGUFWalk:
     def skip(self, length: int) -> None:
         here = self.file.tell()
         if length > self.size - here:
-            raise ValueError(f"at byte {here:,} it announces {length:,}, beyond its end")
+            raise ValueError(f"it announces {length:,} bytes at byte {here:,}, beyond its end")
         self.file.seek(length, os.SEEK_CUR)
+
+    def name(self) -> str:
+        if (length := self.number(8)) > MAX_NAME:
+            raise ValueError(f"it has a name of {length:,} bytes")
+        return self.file.read(length).decode(errors="replace")
+
+    def entry(self) -> str:
+        key, kind = self.name(), self.number(4)
+        if (key, kind) != ("general.alignment", GGUF_UINT32):
+            self.skip_value(kind)
+        elif (alignment := self.number(4)).bit_count() != 1:
+            raise ValueError(f"it has a general.alignment of {alignment}, no power of two")
+        return key
 
     def skip_value(self, kind: int) -> None:
         if kind == GGUF_STRING:
@@ -3235,9 +3261,7 @@ class GGUFWalk:
                 self.skip(GGUF_WIDTHS.get(inner, 0) * count)
 
     def skip_tensor(self) -> None:
-        if (length := self.number(8)) > MAX_NAME:
-            raise ValueError(f"it has a name of {length:,} bytes")
-        self.skip(length)
+        self.name()
         if (dimensions := self.number(4)) > MAX_DIMENSIONS:
             raise ValueError(f"it has a tensor of {dimensions:,} dimensions")
         elements = math.prod(self.number(8) for _ in range(dimensions))
@@ -5412,7 +5436,7 @@ def is_still(opened: os.stat_result, path: Path) -> bool:
 
 
 def is_of_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+    return path.is_file() and not path.is_symlink() and path.stat().st_size == size
 
 
 class Journal:
@@ -5443,7 +5467,8 @@ class Journal:
         head = next(self.lines(), {}) if self.resume and self.ranks.rank == 0 else {}
         self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
         widened = self.head.get("widened")
-        self.widened = frozenset(widened if isinstance(widened, list) else ())
+        names = widened if isinstance(widened, list) else []
+        self.widened = frozenset(name for name in names if isinstance(name, str))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -5463,6 +5488,8 @@ class Journal:
         """Open and lock this rank's file; another run may remove it while it is waited for."""
         with translated(self.path):
             while True:
+                if self.own.is_symlink():  # opening it would write into another file
+                    raise ConvertError(f"{self.own}: is a link; delete it")
                 self.file = self.own.open("a+b", buffering=0)
                 if not lock(self.file):
                     self.file.close()
@@ -5503,6 +5530,8 @@ class Journal:
             with translated(self.path):
                 if self.head:
                     self.check(job)
+                    for path in self.named(job.layouts):
+                        rename(path, unfinished(path))
                 whole = {unfinished(path): layout.nbytes for path, layout in job.layouts.items()}
                 if self.head and all(is_of_size(*file) for file in whole.items()):
                     self.done = dict(self.entries(job))
@@ -5518,17 +5547,18 @@ class Journal:
             name, damage = line.get("tensor"), line.get("damage")
             plan = plans.get(name) if isinstance(name, str) else None
             if plan and "damage" in line and plan.is_quantised == (damage is not None):
-                with contextlib.suppress(TypeError):
-                    yield name, Damage(**damage) if damage else None
+                with contextlib.suppress(TypeError, ValueError):
+                    yield name, None if damage is None else Damage.noted(damage)
 
     def check(self, job: Job) -> None:
         """Refuse to go on with what was made by other options or from other files."""
         noted, now = self.head["fingerprint"], job.fingerprint
         over = f"delete {self.path} to start over"
-        same = isinstance(noted, dict) and noted.keys() == now.keys()
-        names = [file[0] for file in noted["files"]] if same else []
-        if names == [file[0] for file in now["files"]] and noted["files"] != now["files"]:
-            changed = [file[0] for file in now["files"] if file not in noted["files"]]
+        files = noted.get("files") if isinstance(noted, dict) else None
+        before = files if isinstance(files, list) else []
+        names = [file[:1] for file in before if isinstance(file, list)]
+        changed = [file[0] for file in now["files"] if file not in before]
+        if changed and names == [file[:1] for file in now["files"]]:
             raise ConvertError(f"--resume: {examples(changed)} changed since; {over}")
         if noted != now:
             raise ConvertError(f"--resume: other options than before; give those again, or {over}")
@@ -5553,6 +5583,19 @@ class Journal:
         for name, damage in finished.items():
             line = {"tensor": name, "damage": damage and dataclasses.asdict(damage)}
             self.file.write(json.dumps(line).encode() + b"\n")
+
+    def name_shards(self, paths: Iterable[Path]) -> None:
+        """Note, durably, complete shards that are to get their names one after another."""
+        line = {"shards": [[path.name, *stamp(unfinished(path))] for path in paths]}
+        self.file.write(json.dumps(line).encode() + b"\n")
+        os.fsync(self.file.fileno())
+
+    def named(self, paths: Iterable[Path]) -> list[Path]:
+        """Those that are shards of a run that was killed before all of them had their names."""
+        there = {path: [path.name, *stamp(path)] for path in paths if path.is_file()}
+        noted = [line.get("shards") for line in self.lines()] if there else []
+        noted = [shard for shards in noted if isinstance(shards, list) for shard in shards]
+        return [path for path, shard in there.items() if shard in noted]
 
 
 class PartialFiles:
@@ -5705,6 +5748,7 @@ class PartialFiles:
             if self.job.index:
                 with translated(self.job.index):
                     unfinished(self.job.index).write_text(render_index(self.job), encoding="utf-8")
+                    self.journal.name_shards(self.job.layouts)
             for path in filter(None, [*self.job.layouts, self.job.index]):
                 rename(unfinished(path), path)
                 named.append(path)
@@ -6331,6 +6375,17 @@ def list_candidates(
     return candidates
 
 
+def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
+    """Shards that are there already: some of a run that was killed, or all of an older one."""
+    older = [path for path in (*job.layouts, job.index) if path.exists() and path not in named]
+    if older:
+        there = examples([path.name for path in older])
+        yield f"{there}: exists; delete it, or old and new shards could mix"
+    elif named and not job.options.resume:
+        there = examples([path.name for path in named])
+        yield f"{there}: its run was killed while naming shards; --resume names the rest"
+
+
 def output_problems(job: Job) -> list[str]:
     """What is known, before the long work, to keep the output from being written."""
     options, output, problems = job.options, job.options.output, []
@@ -6349,12 +6404,11 @@ def output_problems(job: Job) -> list[str]:
                     problems.append(f"{target}: is an input of this conversion ({path})")
         for target in targets:
             problems += target_problems(target)
-        if job.index and (there := [path.name for path in files if path.exists()]):
-            problems.append(
-                f"{examples(there)}: exists; delete it, or old and new shards could mix"
-            )
+        named = Journal(options, Ranks()).named(job.layouts) if job.index else []
+        if job.index:
+            problems += shard_problems(job, named)
         if output.parent.is_dir():
-            free = shutil.disk_usage(output.parent).free + sum(map(allocated, partial))
+            free = shutil.disk_usage(output.parent).free + sum(map(allocated, [*partial, *named]))
             if free < job.nbytes:
                 need = f"{free:,} bytes are free, the output needs {job.nbytes:,}"
                 problems.append(f"{output.parent}: {need}")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,7 +45,11 @@ def killed(tiny, out, *more, at="blocks.4.ffn.0.weight"):
         text=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    return out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.journal")
+    return unfinished(out)
+
+
+def unfinished(out):
+    return c.unfinished(out), c.unfinished(out).with_name(f"{out.name}.partial.journal")
 
 
 needs_sigkill = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
@@ -199,6 +204,11 @@ def test_a_second_run_to_the_same_output_is_refused(tiny, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.fixture(scope="module")
+def left(tiny, tmp_path_factory):
+    return killed(tiny, tmp_path_factory.mktemp("left") / "o.safetensors")
+
+
 @needs_sigkill
 @pytest.mark.parametrize(
     "line",
@@ -209,16 +219,52 @@ def test_a_second_run_to_the_same_output_is_refused(tiny, tmp_path, monkeypatch)
         b'{"tensor": "blocks.7.ffn.2.weight", "damage": {"foo": 1}}',
         b'{"tensor": "blocks.3.ffn.2.weight", "damage": null}',
         b'{"tensor": ["x"], "damage": null}',
+        b'{"tensor": "blocks.7.ffn.2.weight", "damage": 0.0}',
+        b'{"tensor": "blocks.7.ffn.2.weight", "damage": {"error": 1, "energy": "1"}}',
+        b'{"tensor": "blocks.7.ffn.2.weight", "damage": {"error": Infinity, "energy": 1.0}}',
+        b'{"tensor": "blocks.7.ffn.2.weight", "damage": {"error": 1.0, "energy": 1.0, '
+        b'"output_before": 0.5}}',
+        b'{"shards": 5}',
+        b'{"shards": [["o.safetensors", 0, 0], 5]}',
         b"[" * 100_000,
     ],
 )
-def test_lines_that_nobody_wrote_count_for_nothing(tiny, converted, tmp_path, line):
+def test_lines_that_nobody_wrote_count_for_nothing(tiny, converted, left, tmp_path, line):
     out = tmp_path / "o.safetensors"
-    _, journal = killed(tiny, out)
-    with journal.open("ab") as file:
+    for path in left:
+        shutil.copy(path, tmp_path)
+    with (tmp_path / left[1].name).open("ab") as file:
         file.write(b"\n" + line + b"\n")
     assert c.main(command(tiny, out, "--resume")) == 0
     assert out.read_bytes() == converted.read_bytes()
+
+
+@needs_sigkill
+@pytest.mark.parametrize("files", [5, [5], [[]], [{}], "m.safetensors", None])
+@pytest.mark.parametrize("plan", ["", []])
+def test_a_head_that_nobody_wrote_is_of_other_options(tiny, tmp_path, capsys, files, plan):
+    out = tmp_path / "o.safetensors"
+    _, journal = unfinished(out)
+    noted = {"plan": plan, "files": files}
+    journal.write_text(json.dumps({"fingerprint": noted, "widened": [["x"], "y", 5]}))
+    assert c.main(command(tiny, out, "--resume")) == 1
+    assert "--resume: other options than before; give those again" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@needs_sigkill
+@pytest.mark.parametrize("number", [0, 1])
+def test_links_are_not_written_through(tiny, tmp_path, capsys, number):
+    """One in an unpacked folder could name any file of the user's."""
+    out, victim = tmp_path / "o.safetensors", tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    link = unfinished(out)[number]
+    link.symlink_to(victim)
+    status = c.main(command(tiny, out, "--resume"))
+    assert victim.read_bytes() == b"mine"
+    assert status == number
+    if number:
+        assert capsys.readouterr().err == f"error: {link}: is a link; delete it\n"
 
 
 @needs_sigkill
@@ -352,6 +398,53 @@ def test_shards_go_on_after_a_kill(sharded, tiny, tmp_path):
     assert c.main(command(tiny, out, "--resume", *more)) == 0
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert made == {path.name: path.read_bytes() for path in sharded.parent.iterdir()}
+
+
+NAMES = """
+import os, signal, sys
+import convert_nvfp4 as c
+rename, named = c.rename, []
+def kill(path, name):
+    if len(named) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    named.append(name)
+    rename(path, name)
+c.rename = kill
+sys.exit(c.main(sys.argv[2:]))
+"""
+
+
+@needs_sigkill
+@pytest.mark.parametrize("named", [0, 1, 2])
+def test_shards_get_the_rest_of_their_names(sharded, tiny, tmp_path, capsys, named):
+    out, more = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
+    arguments = command(tiny, out, *more)
+    done = subprocess.run(
+        [sys.executable, "-c", NAMES, str(named), *arguments], check=False, cwd=ROOT
+    )
+    assert done.returncode == -signal.SIGKILL
+    shards = sorted(tmp_path.glob("o-*.safetensors"))
+    assert len(shards) == named
+    if named:
+        assert c.main(arguments) == 1
+        there = ", ".join(path.name for path in shards)
+        told = "its run was killed while naming shards; --resume names the rest"
+        assert capsys.readouterr().err == f"error: {there}: {told}\n"
+    assert c.main([*arguments, "--resume"]) == 0
+    assert "231 of 231 tensors were there already" in capsys.readouterr().out
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert made == {path.name: path.read_bytes() for path in sharded.parent.iterdir()}
+
+
+@needs_sigkill
+def test_a_shard_that_changed_since_is_an_older_one(tiny, tmp_path, capsys):
+    out, more = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
+    arguments = command(tiny, out, *more, "--resume")
+    subprocess.run([sys.executable, "-c", NAMES, "1", *arguments], check=False, cwd=ROOT)
+    (shard,) = tmp_path.glob("o-*.safetensors")
+    os.utime(shard, (0, 0))
+    assert c.main(arguments) == 1
+    assert f"{shard.name}: exists; delete it, or old and new" in capsys.readouterr().err
 
 
 def test_shards_of_scaled_fp8_have_one_marker(tiny, tmp_path):

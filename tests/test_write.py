@@ -470,7 +470,7 @@ def test_a_source_that_shrinks_under_way(simple, capsys, monkeypatch):
 
 
 def rewrite(path):
-    """The same size at every moment, other weights: a reader beside this one meets no short file."""
+    """The same size at every moment, other weights: no reader meets a short file."""
     with path.open("r+b") as file:
         file.seek(-64, os.SEEK_END)
         file.write(bytes(64))

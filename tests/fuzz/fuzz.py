@@ -143,9 +143,17 @@ def change_lines(draw: random.Random, data: bytes) -> bytes:
     return b"\n".join(lines)
 
 
+def change_json_line(draw: random.Random, data: bytes) -> bytes:
+    lines = data.split(b"\n")
+    row = draw.randrange(len(lines))
+    lines[row] = change_json(draw, lines[row])
+    return b"\n".join(lines)
+
+
 BINARY = (change_header, change_header, change_bytes)
 TEXT = (change_json, change_json, change_json, change_bytes)
 LINES = (change_lines, change_bytes)
+JSON_LINES = (change_json_line, change_json_line, change_json_line, change_bytes)
 
 
 # ── Readers ──────────────────────────────────────────────────────────────────────────────────────
@@ -222,6 +230,33 @@ def read_converted(path: Path) -> object:
     return status
 
 
+def lay_model(folder: Path) -> None:
+    os.utime(hostile.sound(folder) / "m.safetensors", (0, 0))  # a journal knows its source by that
+
+
+def left_behind() -> tuple[bytes, bytes]:
+    """The partial file and the journal of a run that failed once all tensors were written."""
+
+    def fail(_: c.PartialFiles) -> None:
+        raise c.ConvertError("no more")
+
+    with tempfile.TemporaryDirectory() as folder:
+        lay_model(Path(folder))
+        publish, c.PartialFiles.publish = c.PartialFiles.publish, fail
+        with contextlib.suppress(c.ConvertError):
+            GO_ON(Path(folder) / "any")
+        c.PartialFiles.publish = publish
+        names = ("o.safetensors.partial", "o.safetensors.partial.journal")
+        partial, journal = (Path(folder, name).read_bytes() for name in names)
+    return partial, journal
+
+
+def read_journal(path: Path) -> object:
+    lay_model(path.parent)
+    path.with_name("o.safetensors.partial").write_bytes(PARTIAL)
+    return GO_ON(path)
+
+
 def as_json(*values: object) -> list[bytes]:
     return [json.dumps(value).encode() for value in values]
 
@@ -271,6 +306,10 @@ def summary_samples() -> list[bytes]:
     return as_json({"layers": [row]}, {"layers": [row, other], "steps": steps})
 
 
+OUT = ("FOLDER/o.safetensors", "--quiet")
+GO_ON = command(hostile.CONVERT[0], *OUT, "--preset", "all", "--resume")
+PARTIAL, JOURNAL = left_behind()
+NAMED = JOURNAL + json.dumps({"shards": [["o.safetensors", 0, 0]]}).encode() + b"\n"
 LAYERS = [f"{hostile.LAYER}.weight", f"{hostile.LAYER}.bias"]
 INDEX = {"metadata": {}, "weight_map": dict.fromkeys(LAYERS, "m.safetensors")}
 CONFIG = {
@@ -291,10 +330,10 @@ SAMPLES: dict[str, tuple[str, list[bytes], tuple[Change, ...]]] = {  # file, con
     "config": ("f.json", as_json(CONFIG), TEXT),
     "summary": ("f.json", summary_samples(), TEXT),
     "list": ("f.txt", [b"# x\nblocks.0.ffn.0\nblocks.1.ffn.2.weight # 1\n"], LINES),
+    "journal": ("o.safetensors.partial.journal", [JOURNAL, NAMED], JSON_LINES),
     "log": ("f.log", [LOG.encode()], LINES),
 }  # fmt: skip
 
-OUT = ("FOLDER/o.safetensors", "--quiet")
 ALL = (hostile.CONVERT[0], *OUT, "--preset", "all")
 CONVERT_SOURCE = command("FOLDER/s.safetensors", *OUT, "--preset", "all", "--include", r"\.x$")
 KNOWN = sound_model()
@@ -321,6 +360,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {  # samples, and wha
         *ALL, "--activation-stats", "FOLDER/f.safetensors", "--input-scale-policy", "headroom")),
     "convert with config": ("config", command(
         hostile.CONVERT[0], *OUT, "--dry-run", "--layer-config", "FOLDER/f.json")),
+    "journal": ("journal", read_journal),
     "convert with summary": ("summary", command(*ALL, "--dry-run", *hostile.SUMMARY)),
 }  # fmt: skip
 
@@ -352,19 +392,19 @@ def read_one(reader: Reader, data: bytes, folder: Path, finds: Path) -> None:
         where = f"{ours[-1].name}:{ours[-1].lineno}" if ours else "check"
         what = f"{type(error).__name__} in {where}"
         first = str(error).partition("\n")[0]
-        save(finds, what, path, f"{what}: {first[:200]}")
+        save(finds / path.name, data, what, first[:200])
     if time.process_time() - begin > SLOW:
-        save(finds, "slow", path, f"slow: {time.process_time() - begin:.1f} s")
+        save(finds / path.name, data, "slow", f"{time.process_time() - begin:.1f} s")
         what = "slow"
     reader.counts[what] += 1
 
 
-def save(finds: Path, what: str, path: Path, shown: str) -> None:
-    name = "".join(x if x.isalnum() else "_" for x in what) + path.suffix
-    if not (finds / name).exists():
-        finds.mkdir(parents=True, exist_ok=True)
-        (finds / name).write_bytes(path.read_bytes())
-        print(f"  find: {shown}\n        {finds / name}", flush=True)
+def save(like: Path, data: bytes, what: str, why: str) -> None:
+    name = "".join(x if x.isalnum() else "_" for x in what)
+    if not (path := like.with_stem(name)).exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        print(f"  find: {what}: {why}\n        {path}", flush=True)
 
 
 def fuzz(name: str, reader: Reader, seconds: float, seed: int, finds: Path) -> int:
