@@ -4883,6 +4883,7 @@ def make_metadata(
 
 
 RUN_OPTIONS = (
+    "source",  # its files are told, and a folder's name would change with the machine
     "output",
     "report",
     "layer_config_out",

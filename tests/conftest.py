@@ -1,6 +1,7 @@
 """Shared builders: a tiny Wan-shaped model with its GGUF, and safetensors files made by hand."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,6 +54,18 @@ def convert_and_measure(tiny, out):
         for row in rows
         if "relative_rmse" in row
     }
+
+
+def torchrun(*arguments, script="convert_nvfp4.py", ranks=2, **keywords):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    return subprocess.Popen(
+        [*launch, str(ranks), script, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **keywords,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from conftest import RECIPE, ROOT, convert_tiny
+from conftest import RECIPE, ROOT, convert_tiny, torchrun
 from safetensors.torch import load_file, save_file
 
 import convert_nvfp4 as c
@@ -472,28 +472,6 @@ def test_what_is_no_size(text, capsys):
 
 
 # Several processes
-
-
-def torchrun(*arguments, script="convert_nvfp4.py", ranks=2, **keywords):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    return subprocess.Popen(
-        [*launch, str(ranks), script, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **keywords,
-    )
-
-
-def test_two_ranks_choose_for_a_size_as_one_does(tiny, tmp_path):
-    one, two = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
-    size = ["--target-ratio", "0.4", "--quiet"]
-    assert c.main([str(tiny), str(one), *size]) == 0
-    process = torchrun(str(tiny), str(two), *size)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert two.read_bytes() == one.read_bytes()
 
 
 def test_two_ranks_write_the_same_file(tiny, converted, tmp_path):

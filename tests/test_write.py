@@ -233,29 +233,6 @@ def test_quant_dtype_is_what_is_quantised(tmp_path, dtype, quant_dtype):
     assert torch.equal(found["x.weight"], packed)
 
 
-def test_reading_ahead_thread_count_and_chunks_do_not_change_a_byte(
-    tiny, converted, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(c, "CPU_CHUNK", 7 * 256)
-    monkeypatch.setattr(c, "PIECE_BYTES", 4096)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    out = tmp_path / "o.safetensors"
-    arguments = [option for option in RECIPE if option != "--low-mem"]
-    command = [str(tiny), str(out), "--gguf", str(tiny / "model.gguf"), *arguments]
-    assert c.main(command) == 0
-    assert out.read_bytes() == converted.read_bytes()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("search", ["mse", "amax"])
-def test_a_gpu_writes_the_same_file(tiny, tmp_path, search):
-    one, other = tmp_path / "cpu.safetensors", tmp_path / "cuda.safetensors"
-    convert_tiny(tiny, one, "--scale-search", search, "--device", "cpu")
-    convert_tiny(tiny, other, "--scale-search", search, "--device", "cuda")
-    assert one.read_bytes() == other.read_bytes()
-
-
 def test_a_dry_run_knows_the_exact_size_and_writes_nothing(tiny, converted, tmp_path, capsys):
     out = tmp_path / "o.safetensors"
     command = [str(tiny), str(out), "--gguf", str(tiny / "model.gguf"), *RECIPE, "--dry-run"]

@@ -49,6 +49,8 @@ def main() -> None:
         return draw.choice(reader.changes)(draw, data)[:limit]
 
     c.torch.set_num_threads(1)
+    for data in reader.samples:  # what is imported at the first use takes seconds
+        read_one(data)
     atheris.Setup([sys.argv[0], *sys.argv[2:]], read_one, custom_mutator=change)
     atheris.Fuzz()
 
