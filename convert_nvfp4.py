@@ -5920,7 +5920,7 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
             yield finding(defect="shape", detail=f"{suffix} {list(ref.shape)} for {size}")
     if is_nvfp4:
         yield from lint_packed(layer)
-        if facts.values and not undecodable(layer):
+        if facts.values and layer.scheme == "NVFP4" and not undecodable(layer):
             yield from lint_block_scales(layer)
     elif not layer.full_precision and "input_scale" not in layer.parts:
         yield finding(defect="clamped")

@@ -704,6 +704,7 @@ SOURCES = {
         comfy_quant=byte_text(b'{"format": "nvfp4"}' + b" " * 70_000)),
     "integers": {f"{LAYER}.weight": torch.ones(32, 32, dtype=torch.int8)},
 }  # fmt: skip
+E4M3_ZEROS = torch.zeros(0, 3).to(torch.float8_e4m3fn)
 TO_VERIFY = {  # what only --verify reads
     "legacy scale of a scalar": fp8_source(
         weight=torch.ones(()).to(torch.float8_e4m3fn), weight_scale=None,
@@ -713,6 +714,8 @@ TO_VERIFY = {  # what only --verify reads
         ) | {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)},
     "an empty packed weight": nvfp4_source(weight=torch.ones(0, 32, dtype=torch.uint8)),
     "an input scale of nothing": nvfp4_source(input_scale=torch.ones(0)),
+    "no scale": nvfp4_source(weight_scale=None, weight_scale_2=None),
+    "a block scale of nothing alone": nvfp4_source(weight_scale=E4M3_ZEROS, weight_scale_2=None),
 }  # fmt: skip
 
 
