@@ -73,6 +73,10 @@ from html import escape
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # Ctrl-C in the seconds that torch takes ends this at once, and without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -7665,5 +7669,7 @@ def interrupt(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, interrupt)  # torchrun's way, and a shutdown's: clean up first
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C; torchrun's way, and a shutdown's
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is after `nohup` and `&`
+            signal.signal(number, interrupt)  # clean up first
     sys.exit(main())

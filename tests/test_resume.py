@@ -532,6 +532,24 @@ def test_a_rank_that_dies_fails_the_run_and_another_run_goes_on(tiny, converted,
 
 
 @needs_sigkill
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_an_impatient_ctrl_c_leaves_no_traceback(tmp_path, before):
+    """While torch is imported; it counts for nothing where the shell had it ignored."""
+    early = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)"
+    (tmp_path / "torch.py").write_text(early)
+    done = subprocess.run(
+        [sys.executable, "convert_nvfp4.py", "--help"],
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, before),
+    )
+    assert done.stdout + done.stderr == b""
+    assert done.returncode == (7 if before is signal.SIG_IGN else -signal.SIGINT)
+
+
+@needs_sigkill
 def test_sigterm_cleans_up(tmp_path):
     save_file({"x.weight": torch.randn(8192, 4096)}, tmp_path / "m.safetensors")
     arguments = [str(tmp_path / name) for name in ("m.safetensors", "o.safetensors")]
