@@ -986,7 +986,8 @@ class Job:
         plan.update(str([plan.input_scale for plan in self.plans]).encode())
         paths = dict.fromkeys([*self.options.inputs, *self.model.files])
         stamps = {path: self.model.stamps.get(path) or stamp(path) for path in paths}
-        files = [[path.name, *stamp] for path, stamp in stamps.items()]
+        # A folder's time changes with each file in it, such as the output.
+        files = [[path.name, *stamp] for path, stamp in stamps.items() if not path.is_dir()]
         return {"plan": plan.hexdigest(), "files": files}
 
     def refuse_changed(self) -> None:

@@ -79,6 +79,16 @@ def test_a_killed_run_goes_on(tiny, converted, tmp_path, at, first):
 
 
 @needs_sigkill
+def test_an_output_in_its_sources_folder_goes_on(tiny, converted, tmp_path):
+    """The folder itself changes with every file that is made in it."""
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    out = folder / "o.safetensors"
+    killed(folder, out)
+    assert c.main(command(folder, out, "--resume")) == 0
+    assert out.read_bytes() == converted.read_bytes()
+
+
+@needs_sigkill
 def test_what_was_synced_is_not_done_again(tiny, converted, tmp_path, monkeypatch):
     out, encoded, quantise = tmp_path / "o.safetensors", [], c.quantise
     _, journal = killed(tiny, out)
