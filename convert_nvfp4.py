@@ -5752,8 +5752,10 @@ class PartialFiles:
         named = []
         try:
             if self.job.index:
+                index = unfinished(self.job.index)
                 with translated(self.job.index):
-                    unfinished(self.job.index).write_text(render_index(self.job), encoding="utf-8")
+                    index.unlink(missing_ok=True)  # if it is a link, what it leads to stays
+                    index.write_text(render_index(self.job), encoding="utf-8")
                     self.journal.name_shards(self.job.layouts)
             for path in filter(None, [*self.job.layouts, self.job.index]):
                 rename(unfinished(path), path)
