@@ -34,6 +34,7 @@ import hostile  # noqa: E402
 from safetensors.torch import save as to_bytes  # noqa: E402
 
 import analyze_input_scale_log as analyze  # noqa: E402
+import compare_models as compare  # noqa: E402
 import convert_nvfp4 as c  # noqa: E402
 
 Change = Callable[[random.Random, bytes], bytes]
@@ -187,9 +188,8 @@ def command(*arguments: str, program: Callable = c.main) -> Callable[[Path], obj
             assert line.startswith("error: "), f"stderr has {line!r}"
             assert line.isprintable(), f"stderr has {line!r}"
         assert all(map(str.isprintable, out.getvalue().split("\n"))), "stdout is not printable"
-        assert status == bool(problems.getvalue()) or "--verify" in arguments, (
-            f"ended with {status}"
-        )
+        finds = "--verify" in arguments or program is compare.main  # are told on stdout
+        assert status == bool(problems.getvalue()) or finds, f"ended with {status}"
         if problems.getvalue():
             raise c.ConvertError(problems.getvalue())
         return status
@@ -354,6 +354,9 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {  # samples, and wha
     "log summary": ("summary", command(
         "--summary", "FOLDER/f.json", "--json", "FOLDER/o.json", program=analyze.main)),
     "verify": ("source", command("--verify", "FOLDER/s.safetensors")),
+    "compare": ("source", command(
+        "FOLDER/s.safetensors", "FOLDER/m.safetensors", program=compare.main)),
+    "compare with gguf": ("gguf", command("FOLDER/f.gguf", program=compare.main)),
     "convert": ("source", read_converted),
     "convert with lora": ("lora", command(*ALL, "--merge-lora", "FOLDER/f.safetensors")),
     "convert with recording": ("recording", command(
