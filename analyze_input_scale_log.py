@@ -25,6 +25,7 @@ import itertools
 import lzma
 import math
 import re
+import signal
 import sys
 import zlib
 from array import array
@@ -33,6 +34,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
 
 import numpy as np
 from tqdm import tqdm

@@ -290,6 +290,11 @@ JSON_HINTS = {  # what is given instead, by its suffix
 }
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+FOREIGN_STARTS = {  # of what was downloaded in place of a model
+    b"version ": "a Git LFS pointer to the model; download the file itself",
+    b"<": "a web page; download the model again",
+}
+JOURNAL_STARTS = (b'{"fingerprint"', b'{"tensor"', b'{"shards"')
 GGUF_MAGIC = b"GGUF"
 GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of a type
 GGUF_UINT32, GGUF_STRING, GGUF_LIST = 4, 8, 9
@@ -978,17 +983,23 @@ class Job:
         return self.options.written if self.options.output_sharded else None
 
     @property
+    def files(self) -> list[Path]:
+        """In the order in which they get their names."""
+        return [*self.layouts, *filter(None, [self.index])]
+
+    @property
     def fingerprint(self) -> dict[str, object]:
         """What the output's bytes depend on, so that another conversion is told from this one."""
         plan = hashlib.sha256()
         for path, layout in self.layouts.items():
-            plan.update(path.name.encode() + layout.header)
+            plan.update(os.fsencode(path.name) + layout.header)
         plan.update(str([plan.input_scale for plan in self.plans]).encode())
-        paths = dict.fromkeys([*self.options.inputs, *self.model.files])
+        paths = [path for path in (*self.options.inputs, *self.model.files) if not path.is_dir()]
         stamps = {path: self.model.stamps.get(path) or stamp(path) for path in paths}
-        # A folder's time changes with each file in it, such as the output.
-        files = [[path.name, *stamp] for path, stamp in stamps.items() if not path.is_dir()]
-        return {"plan": plan.hexdigest(), "files": files}
+        # By folder, too: high and low noise may have the same names, sizes and times. Of a folder
+        # itself, not the time: it changes with each file in it, such as the output.
+        files = [[str(path.resolve()), *stamp] for path, stamp in stamps.items()]
+        return {"plan": plan.hexdigest(), "files": sorted(files)}
 
     def refuse_changed(self) -> None:
         """Files that are no longer those whose headers were read: old and new weights would mix."""
@@ -2777,6 +2788,9 @@ def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
         )
     if start.startswith(GGUF_MAGIC):
         raise ConvertError(f"{path}: is a GGUF; give a .safetensors model here")
+    for begin, what in FOREIGN_STARTS.items():
+        if not sound and start.startswith(begin):
+            raise ConvertError(f"{path}: is {what}")
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
@@ -3016,7 +3030,9 @@ def open_shards(index: Path) -> Model:
     """Every shard's header, checked both ways against the index's weight_map."""
     shards = read_index(index)
     headers, problems = {}, []
-    for shard in shards:
+    if absent := [shard for shard in shards if not exists(index.parent / shard)]:
+        problems.append(f"{index}: not beside it: {examples(absent)}; download again")
+    for shard in [shard for shard in shards if shard not in absent]:
         try:
             headers[shard] = read_header(index.parent / shard)
         except ConvertError as error:
@@ -3199,7 +3215,7 @@ def open_gguf(path: Path) -> Model:
 
 
 class GGUFWalk:
-    """Goes over a GGUF's header and keeps none of it; raises ConvertError or ValueError.
+    """Goes over a GGUF's header and keeps little of it; raises ConvertError or ValueError.
 
     gguf's reader believes every count: past the file's end it goes on with nothing, for ever. Its
     older versions take a key's first value of two, and any alignment.
@@ -3213,9 +3229,13 @@ class GGUFWalk:
             self.order = "big" if self.file.read(4)[:2] == bytes(2) else "little"
             tensors, entries = self.number(8), self.number(8)
             self.announce(tensors + entries)
-            keys = Counter(self.entry() for _ in range(entries))
-            if twice := [key for key, count in keys.items() if count > 1]:
-                raise ValueError(f"it has the key {examples(twice)} more than once")
+            seen = set()
+            for _ in range(entries):
+                key = self.entry()
+                digest = hashlib.blake2b(key, digest_size=16).digest()  # keys may be long
+                if digest in seen:
+                    raise ValueError(f"it has the key {key.decode()!r} more than once")
+                seen.add(digest)
             for _ in range(tensors):
                 self.skip_tensor()
 
@@ -3236,14 +3256,14 @@ class GGUFWalk:
             raise ValueError(f"it announces {length:,} bytes at byte {here:,}, beyond its end")
         self.file.seek(length, os.SEEK_CUR)
 
-    def name(self) -> str:
+    def name(self) -> bytes:
         if (length := self.number(8)) > MAX_NAME:
             raise ValueError(f"it has a name of {length:,} bytes")
-        return self.file.read(length).decode(errors="replace")
+        return self.file.read(length)
 
-    def entry(self) -> str:
+    def entry(self) -> bytes:
         key, kind = self.name(), self.number(4)
-        if (key, kind) != ("general.alignment", GGUF_UINT32):
+        if (key, kind) != (b"general.alignment", GGUF_UINT32):
             self.skip_value(kind)
         elif (alignment := self.number(4)).bit_count() != 1:
             raise ValueError(f"it has a general.alignment of {alignment}, no power of two")
@@ -5385,6 +5405,8 @@ def float16_overflows(plans: list[TensorPlan], options: Options) -> frozenset[st
     ]
     pieces = [piece for plan in candidates for piece in pieces_of(plan)]
     found = set()
+    if not pieces:
+        return frozenset()
     with progress(pieces, options, "checking float16 range") as bar:
         for piece, data in read_ahead(pieces, options.buffers):
             try:
@@ -5413,7 +5435,10 @@ def translated(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConvertError(f"{error.filename or path}: {error.strerror}") from error
+        to_do = (
+            "; make room, then run the same command again" if error.errno == errno.ENOSPC else ""
+        )
+        raise ConvertError(f"{error.filename or path}: {error.strerror}{to_do}") from error
 
 
 def lock(file: BinaryIO) -> bool:
@@ -5441,8 +5466,37 @@ def is_still(opened: os.stat_result, path: Path) -> bool:
     return path.exists() and os.path.samestat(opened, path.stat())
 
 
+def is_linked(path: Path) -> bool:
+    """Whether writing to a path would write into a file of another name."""
+    return path.is_symlink() or (path.exists() and path.stat().st_nlink > 1)
+
+
 def is_of_size(path: Path, size: int) -> bool:
-    return path.is_file() and not path.is_symlink() and path.stat().st_size == size
+    return path.is_file() and not is_linked(path) and path.stat().st_size == size
+
+
+def open_journal(path: Path, mode: str) -> BinaryIO | None:
+    """A journal, locked; or None if another process has it. Nothing else is taken for one."""
+    if is_linked(path):
+        raise ConvertError(f"{path}: is a link; delete it")
+    file = path.open(mode, buffering=0)
+    try:
+        if not lock(file):
+            file.close()
+            return None
+        file.seek(0)
+        start = file.read(max(map(len, JOURNAL_STARTS)) + 1).lstrip(b"\n")
+        if not any(start.startswith(known) or known.startswith(start) for known in JOURNAL_STARTS):
+            raise ConvertError(f"{path}: is no journal of this tool; move it away")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def strings(value: object) -> list[str]:
+    """Those in a list that a file has."""
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 class Journal:
@@ -5454,7 +5508,8 @@ class Journal:
     """
 
     def __init__(self, options: Options, ranks: Ranks):
-        partial, suffix = unfinished(options.output), f".{ranks.rank}" if ranks.rank else ""
+        self.output, suffix = options.output, f".{ranks.rank}" if ranks.rank else ""
+        partial = unfinished(options.output)
         self.path = partial.with_name(partial.name + ".journal")
         self.own = self.path.with_name(self.path.name + suffix)
         self.ranks, self.keep, self.resume = ranks, options.resume, options.resume
@@ -5466,15 +5521,20 @@ class Journal:
     def __enter__(self) -> Journal:
         if self.ranks.rank == 0:
             self.take()
-            self.refuse_orphans()
+            try:
+                self.refuse_orphans()
+            except BaseException:
+                is_new = not os.fstat(self.file.fileno()).st_size
+                self.file.close()
+                if is_new:
+                    self.own.unlink(missing_ok=True)
+                raise
         self.ranks.gather()  # no rank takes its own before the first one has looked for orphans
         if self.ranks.rank:
             self.take()
         head = next(self.lines(), {}) if self.resume and self.ranks.rank == 0 else {}
         self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
-        widened = self.head.get("widened")
-        names = widened if isinstance(widened, list) else []
-        self.widened = frozenset(name for name in names if isinstance(name, str))
+        self.widened = frozenset(strings(self.head.get("widened")))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -5494,12 +5554,9 @@ class Journal:
         """Open and lock this rank's file; another run may remove it while it is waited for."""
         with translated(self.path):
             while True:
-                if self.own.is_symlink():  # opening it would write into another file
-                    raise ConvertError(f"{self.own}: is a link; delete it")
-                self.file = self.own.open("a+b", buffering=0)
-                if not lock(self.file):
-                    self.file.close()
-                    busy = f"{self.own}: another run is writing this output; wait for it"
+                self.file = open_journal(self.own, "a+b")
+                if self.file is None:
+                    busy = f"{self.output}: another run is writing this output; wait for it"
                     raise ConvertError(busy)
                 if is_still(os.fstat(self.file.fileno()), self.own):
                     return
@@ -5510,11 +5567,9 @@ class Journal:
         with translated(self.path):
             for path in self.files():
                 if path != self.own:
-                    with path.open("r+b", buffering=0) as file:
-                        if not lock(file):
-                            raise ConvertError(
-                                f"{path}: a rank of another run still writes; end it"
-                            )
+                    if (file := open_journal(path, "r+b")) is None:
+                        raise ConvertError(f"{path}: a rank of another run still writes; end it")
+                    file.close()
 
     def files(self) -> list[Path]:
         """The first rank's, and those of the others."""
@@ -5559,30 +5614,41 @@ class Journal:
     def check(self, job: Job) -> None:
         """Refuse to go on with what was made by other options or from other files."""
         noted, now = self.head["fingerprint"], job.fingerprint
-        over = f"delete {self.path} to start over"
-        files = noted.get("files") if isinstance(noted, dict) else None
-        before = files if isinstance(files, list) else []
-        names = [file[:1] for file in before if isinstance(file, list)]
-        changed = [file[0] for file in now["files"] if file not in before]
-        if changed and names == [file[:1] for file in now["files"]]:
-            raise ConvertError(f"--resume: {examples(changed)} changed since; {over}")
-        if noted != now:
-            raise ConvertError(f"--resume: other options than before; give those again, or {over}")
+        over = "without --resume it starts over"
+        if not isinstance(noted, dict) or noted.get("plan") != now["plan"]:
+            raise ConvertError(f"--resume: other options than before; give those again; {over}")
+        before = noted["files"] if isinstance(noted.get("files"), list) else []
+        if before != now["files"]:
+            other = [file[0] for file in now["files"] if file not in before] or ["fewer files"]
+            raise ConvertError(f"--resume: {examples(other)} changed since, or was another; {over}")
 
     def start(self, job: Job, partial: list[Path]) -> None:
         """Note what this conversion is, durably, before anything of an older one is overwritten."""
+        left = [name for name in self.others(job) if (self.path.parent / name).exists()]
         stale = [path.name for path in partial if path.exists()]
-        if stale and not self.resume:
-            name = examples(stale)
-            self.notes = [f"{name} of an earlier run was overwritten; --resume goes on with such"]
+        if stale:
+            why = (
+                "nothing in it to go on with" if self.resume else "--resume goes on with such files"
+            )
+            self.notes = [f"overwrote {examples(stale)} of an earlier run; {why}"]
+        if left:
+            self.notes.append(f"{examples(left)} of an earlier run are still there; delete them")
         self.file.truncate(0)
         for path in self.files():
             if path != self.own:  # held open by its rank
                 os.truncate(path, 0)
         head = {"fingerprint": job.fingerprint, "widened": sorted(self.widened)}
+        head["partial"] = [unfinished(path).name for path in job.files]
         self.file.write(json.dumps(head).encode())
         os.fsync(self.file.fileno())
         self.done = {}
+
+    def others(self, job: Job) -> list[str]:
+        """Files that an earlier run, of other shards, may have left."""
+        names = {path.name for file in job.files for path in (file, unfinished(file))}
+        noted = [name for line in self.lines() for name in strings(line.get("partial"))]
+        noted += [name.removesuffix(".partial") for name in noted]  # that had its name already
+        return [name for name in noted if name not in names and Path(name).name == name]
 
     def add(self, finished: dict[str, Damage | None]) -> None:
         """Note tensors whose bytes have been synced."""
@@ -5662,7 +5728,7 @@ class PartialFiles:
                 file.close()
 
     def remove(self) -> None:
-        for path in filter(None, [*self.job.layouts, self.job.index]):
+        for path in self.job.files:
             if path not in self.lost:
                 unfinished(path).unlink(missing_ok=True)
 
@@ -5757,7 +5823,7 @@ class PartialFiles:
                     index.unlink(missing_ok=True)  # if it is a link, what it leads to stays
                     index.write_text(render_index(self.job), encoding="utf-8")
                     self.journal.name_shards(self.job.layouts)
-            for path in filter(None, [*self.job.layouts, self.job.index]):
+            for path in self.job.files:
                 rename(unfinished(path), path)
                 named.append(path)
         except BaseException:
@@ -6385,28 +6451,27 @@ def list_candidates(
 
 def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
     """Shards that are there already: some of a run that was killed, or all of an older one."""
-    older = [path for path in (*job.layouts, job.index) if path.exists() and path not in named]
+    known = [*named, job.index] if len(named) == len(job.layouts) else named
+    older = [path for path in job.files if path.exists() and path not in known]
+    there = examples([path.name for path in older or named])
     if older:
-        there = examples([path.name for path in older])
         yield f"{there}: exists; delete it, or old and new shards could mix"
     elif named and not job.options.resume:
-        there = examples([path.name for path in named])
         yield f"{there}: its run was killed while naming shards; --resume names the rest"
 
 
 def output_problems(job: Job) -> list[str]:
     """What is known, before the long work, to keep the output from being written."""
     options, output, problems = job.options, job.options.output, []
-    files = [*job.layouts, *filter(None, [job.index])]
-    partial = [unfinished(path) for path in job.layouts]
-    targets = [*files, *partial]
+    partial = [unfinished(path) for path in job.files]
+    targets = [*job.files, *partial]
     try:
         if output.exists() and is_converted(job.model) and not is_ours(output):
             problems.append(
                 f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are "
                 "they swapped? If not, delete it first"
             )
-        for path in {*options.inputs, *job.model.files}:
+        for path in (*options.inputs, *job.model.files):
             for target in targets:
                 if is_same(target, path):
                     problems.append(f"{target}: is an input of this conversion ({path})")
@@ -6418,7 +6483,7 @@ def output_problems(job: Job) -> list[str]:
         if output.parent.is_dir():
             free = shutil.disk_usage(output.parent).free + sum(map(allocated, [*partial, *named]))
             if free < job.nbytes:
-                need = f"{free:,} bytes are free, the output needs {job.nbytes:,}"
+                need = f"{gigabytes(free)} are free, the output needs {gigabytes(job.nbytes)}"
                 problems.append(f"{output.parent}: {need}")
     except OSError as error:
         problems.append(f"{error.filename or output}: {error.strerror}")
@@ -6429,7 +6494,8 @@ def refuse_text_targets(options: Options, model: Model) -> None:
     """Raises ConvertError where --report or --layer-config-out would cost another file."""
     problems, partial = [], unfinished(options.output)
     others = [*options.inputs, *model.files, options.output, options.written, partial]
-    for target in filter(None, (options.report, options.layer_config_out)):
+    named = [path for path in (options.report, options.layer_config_out) if path]
+    for target in [path for name in named for path in (name, unfinished(name))]:
         if any(path == target or is_same(path, target) for path in others):
             problems.append(f"{target}: is another input or output of this conversion")
         try:
@@ -6755,10 +6821,12 @@ def write_text(text: str, path: Path) -> None:
     """Write a file whole or not at all."""
     temporary = unfinished(path)
     try:
+        temporary.unlink(missing_ok=True)  # if it is a link, what it leads to stays
         temporary.write_text(text, encoding="utf-8", newline="\n")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise ConvertError(f"{path}: cannot write: {error.strerror}") from error
 
 
@@ -7597,6 +7665,8 @@ def write(job: Job, ranks: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
     with Journal(options, ranks) as journal:
         while True:
             job = make_job(options, model, plans, journal.widened)
+            if journal.widened and (problems := output_problems(job)):  # of other shards
+                raise ConvertError(*problems)
             journal.begin(job)
             try:
                 return job, *write_model(job, journal, ranks)
@@ -7612,12 +7682,17 @@ def run(task: Options | Verification) -> tuple[str, int]:
     report = convert(task)
     if not is_first():
         return "", 0
-    if task.report:
-        render = REPORTS[task.report.suffix.lower()]
-        write_text(render(report_data(report)), task.report)
-    if task.layer_config_out:
-        write_text(layer_config(report.plans), task.layer_config_out)
-    return render_report(report), 0
+    text = render_report(report)
+    try:
+        if task.report:
+            render = REPORTS[task.report.suffix.lower()]
+            write_text(render(report_data(report)), task.report)
+        if task.layer_config_out:
+            write_text(layer_config(report.plans), task.layer_config_out)
+    except ConvertError:
+        show(printable(text))  # the model itself was written
+        raise
+    return text, 0
 
 
 def tolerate_consoles() -> None:
@@ -7645,13 +7720,13 @@ def show_problems(error: ConvertError) -> None:
         print(f"error: {line[:MAX_PROBLEM]}{cut}", file=sys.stderr)
 
 
-def main(argv: list[str] | None = None) -> int:
-    tolerate_consoles()
-    task = parse_options(argv)
+def carry_out(task: Options | Verification) -> int:
     path = task.written if isinstance(task, Options) else task.file
     older = path.stat() if exists(path) else None
     try:
         text, status = run(task)
+        if text:
+            show(printable(text))
     except ConvertError as error:
         show_problems(error)
         return 1
@@ -7662,9 +7737,16 @@ def main(argv: list[str] | None = None) -> int:
             left = f"{path} was complete already"
         print(f"interrupted: {left}", file=sys.stderr)
         return 130
-    if text:
-        show(printable(text))
     return status
+
+
+def main(argv: list[str] | None = None) -> int:
+    tolerate_consoles()
+    try:
+        return carry_out(parse_options(argv))
+    except KeyboardInterrupt:  # before or after the work
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def interrupt(*_: object) -> None:
@@ -7673,6 +7755,6 @@ def interrupt(*_: object) -> None:
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C; torchrun's way, and a shutdown's
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is after `nohup` and `&`
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a script's shell has it after `&`
             signal.signal(number, interrupt)  # clean up first
     sys.exit(main())

@@ -231,7 +231,7 @@ def kill_once(world: World, row: Row, number: int, aim: str) -> None:
         world.judge(row, out, older=older)
         text = world.finish(row, out, *resume)
         row.seen["went on"] += "were there already" in text
-        named = "o.safetensors.partial of an earlier run was overwritten" in text
+        named = "overwrote o.safetensors.partial of an earlier run; --resume" in text
         row.seen["stale partial named"] += named
         if named != (there == "partial" and not resume):
             row.complain(f"{there}, then {resume}: {text}")
@@ -347,7 +347,7 @@ def fill_once(world: World, row: Row, folder: Path, number: int) -> None:
     free = shutil.disk_usage(folder).free
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(free - left, 1))
-    errors = world.refused(row, run, "No space left on device", "bytes are free, the output needs")
+    errors = world.refused(row, run, "No space left on device", "are free, the output needs")
     row.times += 1
     row.seen["refused"] += bool(errors)
     world.judge(row, out)
@@ -426,7 +426,7 @@ def replaced_source(world: World) -> Iterator[Row]:
             run.kill().end()
             (rewrite, replace)[number % 2](next(source.parent.glob("*.safetensors")))
             row.times += 1
-            errors = world.refused(row, Run(command), "changed since; delete")
+            errors = world.refused(row, Run(command), "changed since; without")
             row.seen["refused"] += bool(errors)
             world.judge(row, out)
             c.unfinished(out).with_name("o.safetensors.partial.journal").unlink()

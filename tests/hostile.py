@@ -184,6 +184,7 @@ FILES = {
     "a header of zeros": bytes_case(length(10_000_000), 10_000_008),
     "a web page": bytes_case(b"<!DOCTYPE html><html>Not found"),
     "a pickle": bytes_case(b"\x80\x02}q\x00."),
+    "a Git LFS pointer": bytes_case(b"version https://git-lfs.github.com/spec/v1\noid sha256:00"),
     "a GGUF": bytes_case(b"GGUF\3\0\0\0" + bytes(16)),
     "too many tensors": Case(many_tensors, CONVERT),
     "millions of values": Case(

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -108,7 +109,9 @@ def test_without_resume_it_starts_over_and_says_so(tiny, converted, tmp_path, ca
     killed(tiny, out)
     assert c.main(command(tiny, out)) == 0
     assert out.read_bytes() == converted.read_bytes()
-    note = "note: o.safetensors.partial of an earlier run was overwritten; --resume goes on with"
+    note = (
+        "note: overwrote o.safetensors.partial of an earlier run; --resume goes on with such files"
+    )
     assert note in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [out]
 
@@ -126,10 +129,11 @@ def test_other_options_or_a_changed_source_are_refused(tmp_path, capsys):
     for other in (["--scale-search", "amax"], ["--input-scale-value", "0.01"]):
         assert c.main([*arguments, *other]) == 1
         error = capsys.readouterr().err
-        assert "error: --resume: other options than before; give those again, or delete" in error
+        assert "error: --resume: other options than before; give those again; without" in error
     os.utime(source, ns=(0, 0))
     assert c.main(arguments) == 1
-    assert "error: --resume: m.safetensors changed since; delete" in capsys.readouterr().err
+    told = f"error: --resume: {source} changed since, or was another; without --resume it starts"
+    assert told in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -208,7 +212,7 @@ def test_a_second_run_to_the_same_output_is_refused(tiny, tmp_path, monkeypatch)
     monkeypatch.setattr(c, "quantise", run_again)
     assert c.main(command(tiny, out)) == 0
     assert statuses[0].returncode == 1
-    expected = "o.safetensors.partial.journal: another run is writing this output; wait for it\n"
+    expected = "o.safetensors: another run is writing this output; wait for it\n"
     assert statuses[0].stderr.endswith(expected)
     assert c.main(["--verify", str(out)]) == 0
     assert list(tmp_path.iterdir()) == [out]
@@ -262,19 +266,57 @@ def test_a_head_that_nobody_wrote_is_of_other_options(tiny, tmp_path, capsys, fi
     assert not out.exists()
 
 
+LINKS = [
+    "o.safetensors.partial",
+    "o.safetensors.partial.journal",
+    "o.safetensors.partial.journal.1",
+]
+
+
 @needs_sigkill
-@pytest.mark.parametrize("number", [0, 1])
-def test_links_are_not_written_through(tiny, tmp_path, capsys, number):
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("name", [*LINKS, "r.json.partial"])
+def test_links_are_not_written_through(tiny, tmp_path, capsys, name, hard):
     """One in an unpacked folder could name any file of the user's."""
-    out, victim = tmp_path / "o.safetensors", tmp_path / "victim"
+    victim, link = tmp_path / "victim", tmp_path / name
     victim.write_bytes(b"mine")
-    link = unfinished(out)[number]
-    link.symlink_to(victim)
-    status = c.main(command(tiny, out, "--resume"))
+    link.hardlink_to(victim) if hard else link.symlink_to(victim)
+    out, report = tmp_path / "o.safetensors", tmp_path / "r.json"
+    status = c.main(command(tiny, out, "--resume", "--report", str(report)))
     assert victim.read_bytes() == b"mine"
-    assert status == number
-    if number:
+    assert status == ("journal" in name)
+    if status:
         assert capsys.readouterr().err == f"error: {link}: is a link; delete it\n"
+        assert set(tmp_path.iterdir()) == {victim, link}
+    else:
+        assert not report.is_symlink()
+
+
+@pytest.mark.parametrize("name", LINKS[1:])
+def test_what_is_no_journal_is_left_alone(tiny, tmp_path, capsys, name):
+    (tmp_path / name).write_text("my notes")
+    assert c.main(command(tiny, tmp_path / "o.safetensors")) == 1
+    told = f"error: {tmp_path / name}: is no journal of this tool; move it away\n"
+    assert capsys.readouterr().err == told
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["my notes"]
+
+
+@needs_sigkill
+def test_a_source_of_the_same_name_size_and_time_is_another(tmp_path, capsys):
+    """As high and low noise may be, once unpacked."""
+    folders = [tmp_path / "high", tmp_path / "low"]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        weights = torch.full((512, 512), number + 1.0)
+        save_file({f"x.{i}.weight": weights.clone() for i in range(4)}, folder / "m.safetensors")
+        os.utime(folder / "m.safetensors", (0, 0))
+    high, low = ([str(folder), str(tmp_path / "o.safetensors")] for folder in folders)
+    more = ["--include", "x", "--quiet", "--resume"]
+    subprocess.run([sys.executable, "-c", KILL, "x.2.weight", *high, *more], check=False, cwd=ROOT)
+    assert c.main([*low, *more]) == 1
+    told = f"--resume: {folders[1] / 'm.safetensors'} changed since, or was another; without"
+    assert told in capsys.readouterr().err
+    assert c.main([*high, *more]) == 0
 
 
 @needs_sigkill
@@ -457,6 +499,33 @@ def test_a_shard_that_changed_since_is_an_older_one(tiny, tmp_path, capsys):
     assert f"{shard.name}: exists; delete it, or old and new" in capsys.readouterr().err
 
 
+@needs_sigkill
+def test_what_a_run_of_other_shards_left_is_told(tiny, tmp_path, capsys):
+    out, shards = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
+    arguments = [sys.executable, "-c", NAMES, "1", *command(tiny, out, *shards)]
+    subprocess.run(arguments, check=False, cwd=ROOT)
+    left = {path.name for path in tmp_path.iterdir()} - {"o.safetensors.partial.journal"}
+    assert len(left) > 3
+    assert c.main(command(tiny, out)) == 0
+    told = re.search(
+        r"note: (.*) of an earlier run are still there; delete them", capsys.readouterr().out
+    )
+    assert set(told[1].replace(" and ", ", ").split(", ")[:2]) < left
+    assert {path.name for path in tmp_path.iterdir()} == left | {"o.safetensors"}
+
+
+@needs_sigkill
+def test_a_kill_once_all_shards_are_named_is_made_good(tiny, sharded, tmp_path):
+    out, shards = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
+    arguments = command(tiny, out, *shards)
+    killed_late = NAMES.replace("c.rename = kill", "c.sync_folder = lambda _: kill(0, 0)")
+    subprocess.run([sys.executable, "-c", killed_late, "0", *arguments], check=False, cwd=ROOT)
+    assert len(list(tmp_path.glob("*.index.json"))) == 1
+    assert c.main([*arguments, "--resume"]) == 0
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert made == {path.name: path.read_bytes() for path in sharded.parent.iterdir()}
+
+
 def test_shards_of_scaled_fp8_have_one_marker(tiny, tmp_path):
     arguments = [str(tiny), str(tmp_path / "o.safetensors"), "--gguf", str(tiny / "model.gguf")]
     arguments += ["--recipe", "scaled-fp8", "--output-sharded", "--max-shard-size", "5MB"]
@@ -543,12 +612,13 @@ def test_a_rank_that_dies_fails_the_run_and_another_run_goes_on(tiny, converted,
 
 @needs_sigkill
 @pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
-def test_an_impatient_ctrl_c_leaves_no_traceback(tmp_path, before):
+@pytest.mark.parametrize("program", ["convert_nvfp4", "compare_models", "analyze_input_scale_log"])
+def test_an_impatient_ctrl_c_leaves_no_traceback(tmp_path, program, before):
     """While torch is imported; it counts for nothing where the shell had it ignored."""
     early = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)"
     (tmp_path / "torch.py").write_text(early)
     done = subprocess.run(
-        [sys.executable, "convert_nvfp4.py", "--help"],
+        [sys.executable, f"{program}.py", "--help"],
         check=False,
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},

@@ -370,6 +370,52 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(simple, monkeypatch):
     assert (simple / "o.safetensors").stat().st_size > 1000
 
 
+def test_a_report_that_fails_late_does_not_hide_the_model(simple, capsys, monkeypatch):
+    def fail(*_):
+        raise c.ConvertError("r.json: cannot write: No space left on device")
+
+    monkeypatch.setattr(c, "write_text", fail)
+    assert run(simple, "--report", str(simple / "r.json")) == 1
+    printed = capsys.readouterr()
+    assert f"exactly {(simple / 'o.safetensors').stat().st_size:,} bytes" in printed.out
+    assert printed.err == "error: r.json: cannot write: No space left on device\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are bytes on POSIX")
+def test_a_name_that_is_no_utf8(simple):
+    out = os.fsencode(simple) + b"/\xe4.safetensors"
+    assert c.main([str(simple / "m.safetensors"), os.fsdecode(out), "--preset", "all"]) == 0
+    assert os.stat(out).st_size  # noqa: PTH116
+
+
+@pytest.mark.parametrize("source", ["o-00001-of-00005.safetensors", "m.safetensors"])
+def test_shards_of_widened_tensors_spare_what_is_there(tmp_path, capsys, source):
+    """The plan changes on the way, and its files' names with it."""
+    weights = {f"blocks.{i}.ffn.0.weight": torch.randn(1024, 1024) for i in range(8)}
+    for i in range(4, 8):
+        weights[f"blocks.{i}.ffn.0.weight"][0, 0] = 1e6  # beyond float16
+    save_file(weights, tmp_path / source)
+    index, other = tmp_path / "x.safetensors.index.json", tmp_path / "o-00001-of-00005.safetensors"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weights, source)}))
+    if not other.exists():
+        other.write_bytes(b"mine")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    command = [
+        str(index),
+        str(tmp_path / "o.safetensors"),
+        "--output-sharded",
+        "--dtype",
+        "float16",
+    ]
+    command += ["--max-shard-size", "4500kB", "--preset", "all", "--exclude", "blocks.[4-7]"]
+    assert c.main([*command, "--quiet"]) == 1
+    told = (
+        "is an input of this conversion" if source == other.name else "old and new shards could mix"
+    )
+    assert told in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize("report", ["missing/r.json", "folder.json", "m.safetensors"])
 def test_a_report_that_cannot_be_written_is_known_before_the_work(simple, capsys, report):
     (simple / "folder.json").mkdir()
@@ -417,7 +463,7 @@ def test_too_little_space_is_known_before_the_work(simple, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))
     monkeypatch.setattr(c, "write_model", None)
     assert run(simple) == 1
-    assert "5 bytes are free, the output needs" in capsys.readouterr().err
+    assert "0.00 MB are free, the output needs" in capsys.readouterr().err
     assert_untouched(simple)
 
 
@@ -476,7 +522,9 @@ def test_a_source_that_changes_under_way(simple, capsys, monkeypatch, change, re
     assert bool(list(simple.glob("*.partial"))) == bool(resume)
     monkeypatch.setattr(c, "quantise", quantise)
     assert run(simple, *resume) == len(resume)
-    assert ("m.safetensors changed since; delete" in capsys.readouterr().err) == bool(resume)
+    assert ("m.safetensors changed since, or was another; " in capsys.readouterr().err) == bool(
+        resume
+    )
 
 
 def test_a_list_that_changes_under_way_was_read_already(simple, monkeypatch):

@@ -1,8 +1,7 @@
 """Fuzz one reader as coverage tells (atheris, which is libFuzzer), for runs longer than fuzz.py's.
 
-New inputs go into the corpus, so that the next run starts from them; the first find ends the run
-and is saved as crash-*, which `--reader` of fuzz.py need not know: give the file to the reader's
-command. Needs `pip install atheris` (Linux).
+New inputs go into the corpus, so that the next run starts from them. The first find ends the run
+with its traceback and is saved as crash-*. Needs `pip install atheris` (Linux).
 
 Usage: python tests/fuzz/guided.py READER CORPUS [libFuzzer's options, as -max_total_time=600]
 """
