@@ -3030,11 +3030,12 @@ def open_shards(index: Path) -> Model:
     """Every shard's header, checked both ways against the index's weight_map."""
     shards = read_index(index)
     headers, problems = {}, []
-    if absent := [shard for shard in shards if not exists(index.parent / shard)]:
-        problems.append(f"{index}: not beside it: {examples(absent)}; download again")
-    for shard in [shard for shard in shards if shard not in absent]:
+    for shard in shards:
+        path = index.parent / shard
         try:
-            headers[shard] = read_header(index.parent / shard)
+            if not exists(path):
+                raise ConvertError(f"{path}: is missing, but {index.name} lists it; download it")
+            headers[shard] = read_header(path)
         except ConvertError as error:
             problems += error.problems
     for shard, (tensors, _) in headers.items():
