@@ -5469,7 +5469,7 @@ def is_still(opened: os.stat_result, path: Path) -> bool:
 
 def is_linked(path: Path) -> bool:
     """Whether writing to a path would write into a file of another name."""
-    return path.is_symlink() or (path.exists() and path.stat().st_nlink > 1)
+    return path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1)
 
 
 def is_of_size(path: Path, size: int) -> bool:
