@@ -426,7 +426,7 @@ def replaced_source(world: World) -> Iterator[Row]:
             run.kill().end()
             (rewrite, replace)[number % 2](next(source.parent.glob("*.safetensors")))
             row.times += 1
-            errors = world.refused(row, Run(command), "changed since; without")
+            errors = world.refused(row, Run(command), "changed since, or was another; without")
             row.seen["refused"] += bool(errors)
             world.judge(row, out)
             c.unfinished(out).with_name("o.safetensors.partial.journal").unlink()
