@@ -30,8 +30,8 @@ def convert(source: Path, out: Path, arguments: list[str]) -> None:
 def by_small_chunks(source: Path, out: Path, arguments: list[str]) -> None:
     """As many threads, no reading ahead, and pieces that end anywhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(c, "CPU_CHUNK", 7 * 256)
-        patch.setattr(c, "PIECE_BYTES", 4096)
+        patch.setattr(c, "CPU_CHUNK", 61 * 256)
+        patch.setattr(c, "PIECE_BYTES", 20_480)
         patch.setattr(torch, "get_num_threads", lambda: 5)
         convert(source, out, [*arguments, "--low-mem"])
 
