@@ -5625,7 +5625,7 @@ class Journal:
 
     def start(self, job: Job, partial: list[Path]) -> None:
         """Note what this conversion is, durably, before anything of an older one is overwritten."""
-        left = [name for name in self.others(job) if (self.path.parent / name).exists()]
+        left = self.others(job)
         stale = [path.name for path in partial if path.exists()]
         if stale:
             why = (
@@ -5645,11 +5645,13 @@ class Journal:
         self.done = {}
 
     def others(self, job: Job) -> list[str]:
-        """Files that an earlier run, of other shards, may have left."""
-        names = {path.name for file in job.files for path in (file, unfinished(file))}
-        noted = [name for line in self.lines() for name in strings(line.get("partial"))]
-        noted += [name.removesuffix(".partial") for name in noted]  # that had its name already
-        return [name for name in noted if name not in names and Path(name).name == name]
+        """Files that an earlier run, of other shards, left; a complete OUTPUT is none of them."""
+        names = [name for line in self.lines() for name in strings(line.get("partial"))]
+        partial = [self.path.parent / name for name in names if Path(name).name == name]
+        shards = self.named(path.with_name(path.name.removesuffix(".partial")) for path in partial)
+        kept = {path for file in job.files for path in (file, unfinished(file))}
+        left = [*shards, *(path for path in partial if path.exists())]
+        return [path.name for path in left if path not in kept]
 
     def add(self, finished: dict[str, Damage | None]) -> None:
         """Note tensors whose bytes have been synced."""

@@ -515,6 +515,17 @@ def test_what_a_run_of_other_shards_left_is_told(tiny, tmp_path, capsys):
 
 
 @needs_sigkill
+def test_a_complete_output_is_not_left_by_a_killed_run(tiny, tmp_path, capsys):
+    out, shards = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
+    out.write_bytes(b"older")
+    killed(tiny, out)
+    assert c.main(command(tiny, out, *shards)) == 0
+    told = "note: o.safetensors.partial of an earlier run are still there; delete them\n"
+    assert told in capsys.readouterr().out
+    assert out.read_bytes() == b"older"
+
+
+@needs_sigkill
 def test_a_kill_once_all_shards_are_named_is_made_good(tiny, sharded, tmp_path):
     out, shards = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
     arguments = command(tiny, out, *shards)
