@@ -1,5 +1,66 @@
 #!/usr/bin/env python3
-"""Convert a large diffusion transformer to one mixed-precision NVFP4 file that ComfyUI loads.
+# Built from the package nvfp4/ by `python tools/single_file.py`. Change the package, not this file.
+#
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#   "torch>=2.4",
+#   "safetensors>=0.4.2",
+#   "gguf>=0.11",
+#   "numpy>=1.24",
+#   "tqdm>=4.60",
+# ]
+# ///
+"""Convert diffusion models to mixed-precision NVFP4 files for ComfyUI: `--help` tells how.
+
+This is the whole program in one file. Each section is a module of the package nvfp4/, with
+its name in the heading; what a section uses stands in the sections above it.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # Ctrl-C in the seconds that torch takes to load ends the program at once, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import warnings
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import IntEnum
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+
+# ── nvfp4/cli/description.py: What `--help` says before the options ───────────────────────────────
+
+DESCRIPTION = """\
+Convert a large diffusion transformer to one mixed-precision NVFP4 file that ComfyUI loads.
 
 NVFP4 stores a weight in 4 bits plus one 8-bit scale per 16 weights: a third of the memory of
 16-bit, and twice the speed on Blackwell cards. Not every layer survives it. This tool follows
@@ -45,45 +106,184 @@ Wan 2.2, the documented command lines (one line each; high noise is the same wit
   to calibrate  leave out all input-scale, full-precision and FP8 options; add --no-input-scale
 """
 
-from __future__ import annotations
 
-import argparse
-import contextlib
-import dataclasses
-import errno
-import hashlib
-import itertools
-import json
-import math
-import os
-import re
-import shutil
-import signal
-import stat
-import sys
-import warnings
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import timedelta
-from enum import IntEnum
-from functools import partial
-from html import escape
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+# ── nvfp4/errors.py: What goes wrong, and how names and sizes are told ────────────────────────────
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-    # Ctrl-C in the seconds that torch takes ends this at once, and without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+EXCERPT = 200  # characters of what is damaged
+EXAMPLES = 3  # names shown for a counted finding
 
-import numpy as np
-import torch
-from tqdm import tqdm
 
-__version__ = "0.1.0"
+class ConvertError(Exception):
+    """What is wrong, where, and what to do: one line per problem, all problems of a step."""
 
-# ── 1. Constants and tables ──────────────────────────────────────────────────────────────────────
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class DamagedFileError(ConvertError):
+    """A safetensors header or data section that the safetensors library refuses, too."""
+
+
+class Float16OverflowError(Exception):
+    """A tensor planned as float16 holds a value beyond 65504; the plan has to change."""
+
+
+def printable(text: str) -> str:
+    """Control characters from a file's names must not reach the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def one_line(text: str) -> str:
+    """What is printable, and cannot forge a line of its own."""
+    return printable(text).replace("\n", "\\n")
+
+
+def examples(names: Iterable[str]) -> str:
+    """The first few names and how many more there are."""
+    names = sorted(names) or ["nothing"]
+    shown = ", ".join(one_line(name[:EXCERPT]) for name in names[:EXAMPLES])
+    return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
+
+
+def gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
+
+
+def share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "-"
+
+
+# ── nvfp4/files.py: The file system: names, links, locks, times, disk space ───────────────────────
+
+CHANGED_UNDER_WAY = "changed while it was read; convert again once nothing writes to it"
+Stamp = tuple[int, int]  # a file's size, and when it changed
+
+
+def unfinished(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return path.with_name(path.name + ".partial")
+
+
+def size_of(path: Path) -> int:
+    """A regular file's bytes; opening a pipe would wait for a writer. Raises OSError."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.EINVAL, "is a pipe or a device, not a file")
+    return status.st_size
+
+
+def stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """An operating system's error as one line: a full disk, a locked or forbidden file."""
+    try:
+        yield
+    except OSError as error:
+        to_do = (
+            "; make room, then run the same command again" if error.errno == errno.ENOSPC else ""
+        )
+        raise ConvertError(f"{error.filename or path}: {error.strerror}{to_do}") from error
+
+
+def lock(file: BinaryIO) -> bool:
+    """Hold an open file for this process alone; False if another one does.
+
+    A file system without locks lets everyone pass.
+    """
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(1 << 40)  # what is locked there cannot be read either
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return True
+
+
+def is_still(opened: os.stat_result, path: Path) -> bool:
+    """Whether a path leads to the file that was opened, and not to a later one."""
+    return path.exists() and os.path.samestat(opened, path.stat())
+
+
+def is_linked(path: Path) -> bool:
+    """Whether writing to a path would write into a file of another name."""
+    return path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1)
+
+
+def is_of_size(path: Path, size: int) -> bool:
+    return path.is_file() and not is_linked(path) and path.stat().st_size == size
+
+
+def rename(path: Path, name: Path) -> None:
+    try:
+        path.replace(name)
+    except OSError as error:
+        raise ConvertError(f"{name}: {error.strerror}; is it open in another program?") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """A crash could still lose new names; Windows and some file systems refuse."""
+    if os.name == "posix":
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def is_same(path: Path, other: Path) -> bool:
+    return exists(path) and exists(other) and path.samefile(other)
+
+
+def allocated(path: Path) -> int:
+    """Bytes of disk a file takes, holes aside; 0 if there is none."""
+    if not path.exists():
+        return 0
+    status = path.stat()
+    return getattr(status, "st_blocks", status.st_size // 512) * 512
+
+
+def target_problems(target: Path) -> Iterator[str]:
+    if not target.parent.is_dir():
+        yield f"{target.parent}: no such folder; create it first"
+    elif target.is_dir():
+        yield f"{target}: is a folder; name the file to write"
+    elif target.exists():
+        target.open("r+b").close()  # raises if forbidden or, on Windows, locked by a program
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file whole or not at all."""
+    temporary = unfinished(path)
+    try:
+        temporary.unlink(missing_ok=True)  # if it is a link, what it leads to stays
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise ConvertError(f"{path}: cannot write: {error.strerror}") from error
+
+
+def exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a forbidden folder or too long a name: opening it will say so
+        return False
+
+
+# ── nvfp4/formats.py: What is stored: dtypes, precisions, the parts of a quantised layer ──────────
 
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # code 0..7; bit 3 is the sign
 E2M1_MAX = E2M1_VALUES[-1]
@@ -93,92 +293,7 @@ BLOCK_SIZE = 16  # columns that share one block scale
 TILE_ROWS, TILE_COLUMNS = 128, 4  # cuBLAS block-scale tile
 FP4_MATMUL_K = 32  # Blackwell's FP4 matmul needs K % 32 == 0 ...
 FP4_MATMUL_N = 16  # ... and N % 16 == 0 where there is a bias
-
-# How far a float's bits move to become those of a wider float with the same value (see decoders).
-E2M1_TO_HALF_SCALE = 2.0**14  # exponent bias: 15 - 1
-E4M3_TO_HALF_SCALE = 2.0**8  # exponent bias: 15 - 7
-HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
-TARGET = "--target-size"
-NO_FP4_MATMUL = "no FP4 matmul"  # the reason of what is FP8 for its shape
-AS_IT_WAS = "as it was"  # how layers are stored that were quantised in the source
-WIDENED = "a value beyond float16's 65504"  # the reason of what becomes float32 for it
-CHANGED_UNDER_WAY = "changed while it was read; convert again once nothing writes to it"
-FLOAT32_EXPONENT = 0x7F800000
-LEAST_FLOAT32 = 2.0**-149
-ROUND_TO_HALVES = 2.0**22  # float32 at this size has a unit in the last place of 0.5
-
-# The scale search, in codes from the smallest scale that clips nothing; why: `mse_block_scales`.
-FIRST_OFFSET, LAST_OFFSET = -3, 6
-MAY_CLIP = 3  # only so many of the smallest candidates can be exceeded by a weight
-LAST_E4M3_CODE = 126  # 448; 127 is NaN
-UNHALVED_E4M3_CODE = 15  # from here on, half of every E4M3 value is one too
-LEAST_SEARCHED_SCALE = 2.0**-100  # reciprocals of smaller global scales leave float32's range
-DOUBT = 2.0**-20  # widens the search's bounds by more than float32 rounding can move them
-FIRST_NORMAL_E4M3_CODE = 8
-# Global scales tried where more than so many block scales fall into E4M3's subnormals: the
-# largest weight is 6 times 448 or one of these E4M3 values, so that it stays exact. Smaller
-# global scales would clip it, which cost more than they gave in every tensor tried.
-MANY_SUBNORMALS = 0.01
-OTHER_LARGEST_SCALES = (416, 384, 352, 320, 288, 256)
-COMPILE_FROM = 100_000_000  # weights to quantise from which compiling for the CPU pays
-
-# Rounding with feedback: damping is tried on some rows of a weight, relative to the mean of the
-# second moment's diagonal.
-DAMPINGS = (0.002, 0.02)
-MORE_DAMPINGS = (0.1, 0.3, 1.0)  # where none of those leaves it positive definite
-DAMPING_ROWS = 256
-SWEEPS = 1  # over all columns after they were rounded once: the second gained a third of the first
-FEEDBACK_BATCH = 128  # columns whose errors reach all others by one matrix product
-STUDIED_ROWS, STRIPES = 256, 8  # of a weight, when layers are compared: in so many places
-SMOOTHING = (0.25, 0.5, 0.75)  # shares of an input's range that go over to the weight
-LEAST_SMOOTHING_GAIN = 0.05  # of the W4A4 output error
-FEEDBACK_LEAVES = 0.1  # of the plain search's squared output error
-FEEDBACK_COST = 100  # times that of the plain search
-FEEDBACK_ROWS = 1280  # of a weight, that a thread rounds at once
-RECALLED = {"cpu": 4, "cuda": 8}  # statistics and their feedbacks: of two inputs, of four
-E4M3_ONE = 56  # the code of 1.0
-
-CPU_CHUNK = 1 << 19  # weights a thread works on at once: measured best on two cores
-CPU_SLICE = 1 << 13  # blocks whose errors are summed at once
-CPU_THREADS = 4  # more only wait for Python's lock: slower again on 16 cores
-CUDA_CHUNK = 1 << 26
-# What a weight costs a rank besides its bytes, in bytes that are read or written meanwhile.
-ENCODING_COST = {"NVFP4": 4, "FP8": 2}
-LEAST_SHARD = 1_000_000  # bytes: less is a forgotten unit
-LONGEST_WAIT = timedelta(hours=12)  # of one rank for another; one that dies is noticed at once
-WRITE_AHEAD = 96 << 20  # bytes that may wait for the writer
-SYNC_BYTES = 128 << 20  # after so many, they are brought to the disk while the rest is computed
-SMALL_PIECE, MOST_AHEAD = 1 << 20, 32  # pieces read into no buffer of their own, and how many
-PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
-EDGE_BLOCKS = 2
-# What a model of no family is taken to have transformer blocks by: numbers, and share of weights.
-LEAST_REPEATS, LEAST_REPEATED_SHARE = 4, 0.05
-SIZE_TRIALS = 8  # until a header's size is that of the choice it depends on
-MARK_BYTES = 96  # of a layer's full-precision mark, in its comfy_quant and in the header
-SCALE_BYTES = 200  # of a pre_quant_scale's entry in the header, and the alignment
-MOST_NVFP4 = 0.9  # of an image model's linear weights
 MAX_DIMENSIONS = 32
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too
-# What hostile files announce must not cost memory or time. Published diffusion models have up to
-# 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep.
-MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
-MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 2_000_000, 64, 4_300
-MAX_GGUF_PARTS = 50_000  # tensors, entries, values in lists: its reader takes 1 kB for each
-MAX_PREFIXES = 10  # of a LoRA's key
-MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16  # of a recording's layer: a file may be a hole
-MAX_CALLS = 1 << 50  # of a bin of a histogram: sums over bins and recordings fit 64 bits
-MAX_PROBLEMS, MAX_PROBLEM = 50, 2_000  # lines printed, and characters of one
-EXCERPT = 200  # characters of what is damaged
-MAX_CONFIG_BYTES = 1 << 16  # of a comfy_quant tensor: some 60 are usual
-CURVE_POINTS = 10  # of a trade-off that are printed
-EXAMPLES = 3  # names shown for a counted finding
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
-UNREAD_PREFIXES = ("diffusion_model.",)
-COMFYUI_PREFIX = "model.diffusion_model."
-LEAST_PREFIXED = 0.1  # of a file's names, or a prefix is none
-COMFYUI_PREFIXES = ("model.", "net.")  # what ComfyUI strips, and takes any such name for
-HERE = Path(__file__).resolve().parent
-
 SAFETENSORS_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -198,23 +313,9 @@ TORCH_DTYPES = {
 SOURCE_FLOATS = ("F32", "BF16", "F16")
 ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2")  # what quantised weights are stored in
 DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-
-# Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
-GGUF_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I16": 16, "I32": 32, "I64": 64,
-    "Q1_0": 1, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q8_1": 8,
-    "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "Q8_K": 8,
-    "IQ1_S": 1, "IQ1_M": 1, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 2, "IQ3_XXS": 3, "IQ3_S": 3,
-    "IQ4_NL": 4, "IQ4_XS": 4, "TQ1_0": 1, "TQ2_0": 2, "MXFP4": 4, "NVFP4": 4,
-}  # fmt: skip
-
-# Wan: their rows are ffn_dim and the output channels, so no padding rows.
-RECOGNISED_BY_ROWS = r"^blocks\.0\.ffn\.0$|^head\.head$"
-KEEPS_SOURCE_PRECISION = r"bias$|norm|modulation|scale_shift_table"
 ALREADY_QUANTISED = (
     r"(^|\.)(comfy_quant|weight_scale(_2|_inv)?|scale_weight|scale_input|input_scale|scaled_fp8)$"
 )
-
 # How a stored weight is quantised: name, its dtype, and the scale beside it that tells.
 SCHEMES = (
     ("NVFP4", "U8", "weight_scale_2"),
@@ -233,236 +334,9 @@ OTHER_FORMATS = ("float8_e5m2", "mxfp8", "int8_tensorwise", "convrot_w4a4")  # k
 MARKER = "scaled_fp8"  # legacy scaled FP8: 2 elements ask for full-precision matmul, 0 do not
 DECODED = tuple(scheme for scheme, *_ in SCHEMES)
 ADOPTED = ("NVFP4", "scaled FP8", "FP8")  # schemes of layers that a source may have
-WRONG_FROM = 0.3  # relative RMSE no honest NVFP4 or FP8 weight has: normal ones have 0.09, 0.03
-ROUNDED_WRONG_FROM = 0.7  # ... nor one that was rounded by statistics; misread ones have 1 or more
-ROUNDED_TO = 0.005  # ... nor a rounded one: bfloat16 has 0.002
 VIEWED = ("U8", "I8")  # dtypes whose bits ComfyUI takes for block scales
-LARGE_WEIGHT = 100.0  # no trained model has one; FP8 codes without their scale reach 448
 NAN_E4M3 = 0x7F  # from here on, bytes are NaN or negative
-
-# The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
-# 2**(-24 + (i - 1) / 8), the last one at 2**16.
-RECORDING_FORMAT = "nvfp4_recording"
-RECORDING_PARTS = {
-    "tokens": "I64",
-    "absmax": "F32",
-    "block_histogram": "I64",
-    "quantisation": "F64",
-}
-# ... and of its second moments, if there are any, see calib/comfyui_nvfp4_recorder.
-MOMENT_PARTS = {
-    "moment_tokens": "I64",
-    "first_moment": "F64",
-    "rows": "BF16",
-    "second_moment": "BF16",
-    "second_moment_low": "U8",
-    "absmax": "F32",
-}
-STRIP_ROWS = 128
-BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
-SMALL_BLOCKS = 0.01  # so many of the blocks may fall into E4M3's subnormals ...
 LEAST_NORMAL_E4M3 = 2.0**-6  # ... which begin below this
-MANY_SATURATED = 0.001  # share of a layer's blocks that is worth a note
-
-# Thresholds on measured figures: option, its figure, the option that says what happens above it.
-MEASURED_THRESHOLDS = (
-    ("sensitivity_threshold", "rel_rmse", "sensitivity_action"),
-    ("clip_rate_threshold", "clip_rate", "clip_rate_action"),
-)
-
-# Full-precision matmul (W4A16) by kind of layer: option, layers, what the help says.
-FULL_PRECISION_OPTIONS = {
-    "--full-precision-mm": (r"", "every quantised layer"),
-    "--full-precision-mm-cross-attn-kv": (r"\bcross_attn\.[kv](_img)?$", "cross-attention k and v"),
-    "--full-precision-mm-cross-attn-qkvo": (
-        r"\bcross_attn\.([qo]|[kv](_img)?)$",
-        "cross-attention q, k, v and o",
-    ),
-    "--full-precision-mm-self-attn-qkvo": (r"\bself_attn\.[qkvo]$", "self-attention q, k, v and o"),
-    "--full-precision-mm-ffn-up": (r"\bffn\.0$", "feed-forward up projections"),
-    "--full-precision-mm-ffn-down": (r"\bffn\.2$", "feed-forward down projections"),
-}
-MINIMUM_OPTIONS = {"--min-ffn-fp8": r"\bffn\.[02]$", "--min-ffn2-fp16": r"\bffn\.2$"}
-
-JSON_HINTS = {  # what is given instead, by its suffix
-    ".log": "; analyze_input_scale_log.py makes a summary of a log",
-    ".safetensors": "; a recording goes with --activation-stats",
-}
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-FOREIGN_STARTS = {  # of what was downloaded in place of a model
-    b"version ": "a Git LFS pointer to the model; download the file itself",
-    b"<": "a web page; download the model again",
-}
-JOURNAL_STARTS = (b'{"fingerprint"', b'{"tensor"', b'{"shards"')
-GGUF_MAGIC = b"GGUF"
-GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of a type
-GGUF_UINT32, GGUF_STRING, GGUF_LIST = 4, 8, 9
-
-# A LoRA's key is a layer and a part of it; the group that matches is the kind of patch.
-LORA_KEY = re.compile(
-    r"(?P<layer>.+?)(?:"
-    r"[._]lora(?:_linear_layer)?[._](?P<lora>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"
-    r"|\.hada_(?P<loha>w[12]_[ab]|t[12])"
-    r"|\.lokr_(?P<lokr>w[12](?:_[ab])?|t2)"
-    r"|\.(?:(?P<diff>diff|w_norm)|(?P<bias>diff_b|b_norm)|(?P<set>set_weight))"
-    r"|\.(?P<scaling>alpha|dora_scale))"
-)
-LORA_PARTS = {"A": "down", "B": "up", "w_norm": "diff", "diff_b": "diff", "b_norm": "diff"}
-LORA_PREFIX = re.compile(
-    r"(model\.)?diffusion_model\.|net\.|unet\.|transformer\.|base_model\.model\."
-    r"|lora_unet_+|lora_transformer_|lycoris_"  # kohya; __ is of Wan Fun; OneTrainer; SimpleTuner
-)
-NOT_MERGED = {  # what keys that match nothing are, where it can be told
-    "of a text encoder": r"lora_te|text_encoder|clip_|t5xxl",
-    "of OFT": r".+\.(oft_|rescale$)",
-    "of GLoRA": r".+\.[ab][12]\.weight$",
-    "of PEFT's DoRA": r".+\.lora_magnitude_vector",
-    "a new shape of a layer": r".+\.reshape_weight$",
-}
-
-# Names with _ for every dot, as kohya's trainers write them. One layer's two native spellings,
-# in the published file and in ComfyUI, are brought to one:
-SPELLINGS = (
-    (r"(_mod|modulation)_linear", r"\1_lin"),
-    (r"mlp_fc1", "mlp_0"),
-    (r"mlp_fc2", "mlp_2"),
-    (r"_norm_(q|k)(uery|ey)_norm", r"_\1_norm"),
-    (r"(_in|_embedder)_(mlp_0|linear_1)", r"\1_in_layer"),
-    (r"(_in|_embedder)_(mlp_2|linear_2)", r"\1_out_layer"),
-)
-# ... diffusers' block, the native block, {diffusers' layer: native layer}. `rows` is a part of a
-# fused layer, see FUSED_ROWS; `swapped`: scale and shift lie in the other order.
-DIFFUSERS = (
-    (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {  # Flux, Hunyuan Video
-        r"attn_to_(?P<rows>[qkv])": "img_attn_qkv",
-        r"attn_add_(?P<rows>[qkv])_proj": "txt_attn_qkv",
-        "attn_to_out_0": "img_attn_proj",
-        "attn_to_add_out": "txt_attn_proj",
-        "norm1_linear": "img_mod_lin",
-        "norm1_context_linear": "txt_mod_lin",
-        "ff_(net_0_proj|linear_in)": "img_mlp_0",
-        "ff_(net_2|linear_out)": "img_mlp_2",
-        "ff_context_(net_0_proj|linear_in)": "txt_mlp_0",
-        "ff_context_(net_2|linear_out)": "txt_mlp_2",
-        r"attn_norm_([qk])": r"img_attn_\2_norm",
-        r"attn_norm_added_([qk])": r"txt_attn_\2_norm",
-    }),
-    (r"single_transformer_blocks_(\d+)_", r"single_blocks_\1_", {
-        r"attn_to_(?P<rows>[qkv])": "linear1",
-        r"(?P<rows>proj_mlp)": "linear1",
-        "attn_to_qkv_mlp_proj": "linear1",  # Flux 2
-        "proj_out|attn_to_out": "linear2",
-        "norm_linear": "modulation_lin",
-        r"attn_norm_([qk])": r"\2_norm",
-    }),
-    (r"single_blocks_(\d+)_", r"single_blocks_\1_", {r"linear1_(?P<rows>qkv)": "linear1"}),
-    ("", "", {
-        "x_embedder": "img_in",
-        "context_embedder": "txt_in",
-        r"time_text_embed_timestep_embedder_(\w+)": r"time_in_\1",
-        r"time_text_embed_text_embedder_(\w+)": r"vector_in_\1",
-        r"time_text_embed_guidance_embedder_(\w+)": r"guidance_in_\1",
-        "proj_out": "final_layer_linear",
-        "norm_out_(?P<swapped>linear)": "final_layer_adaLN_modulation_1",
-        "all_x_embedder_2-1": "x_embedder",  # Z-Image
-        "all_final_layer_2-1_(.+)": r"final_layer_\1",
-    }),
-    (r"((?:layers|context_refiner|noise_refiner)_\d+)_attention_", r"\1_attention_", {
-        r"to_(?P<rows>[qkv])": "qkv",
-        "to_out_0": "out",
-        r"norm_([qk])": r"\2_norm",
-    }),
-    (r"(blocks_\d+)_", r"\1_", {  # Wan, in names ComfyUI leaves out
-        r"attn1_(?:to_(?=[qkv])|(?=norm_))(\w+)": r"self_attn_\2",
-        r"attn2_(?:to_(?=[qkv])|(?=norm_[qk]$))(\w+)": r"cross_attn_\2",
-        r"attn2_add_([kv])_proj": r"cross_attn_\2_img",
-        "attn1_to_out_0": "self_attn_o",
-        "attn2_to_out_0": "cross_attn_o",
-        "ffn_net_0_proj": "ffn_0",
-        "ffn_net_2": "ffn_2",
-    }),
-)  # fmt: skip
-NATIVE_NAMES = [
-    (re.compile(block + f"(?:{layer})"), native_block + native)
-    for block, native_block, layers in DIFFUSERS
-    for layer, native in layers.items()
-]
-# Where a part begins and ends among a fused layer's rows, in multiples of its columns
-FUSED_ROWS = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "qkv": (0, 3), "proj_mlp": (3, 7)}
-
-# Options that contradict each other: given both, nobody can say which one was meant.
-CONFLICTS = (
-    ("no_input_scale", "input_scale_summary_json"),
-    ("no_input_scale", "input_scale_from"),
-    ("no_input_scale", "input_scale_value"),
-    ("no_input_scale", "input_scale_layer_summary"),
-    ("quiet", "verbose"),
-    ("use_ck_quant", "scale_search"),
-    ("resume", "dry_run"),
-    ("no_input_scale", "input_scale_policy"),
-    ("gguf", "preset"),
-    ("gguf", "mode"),
-    ("preset", "mode"),
-    ("target_size", "target_ratio"),
-    ("gguf_keep_edge_blocks_fp16", "edge_blocks"),
-    ("layer_config_out", "pre_quant_scale"),
-)
-REQUIRES = (
-    ("input_scale_summary_percentile", "input_scale_summary_json"),
-    ("input_scale_summary_multiplier", "input_scale_summary_json"),
-    ("gguf_nvfp4_max_bitdepth", "gguf"),
-    ("gguf_keep_edge_blocks_fp16", "gguf"),
-    ("use_fp8", "gguf"),
-    ("max_shard_size", "output_sharded"),
-    ("lora_partial", "merge_lora"),
-    ("input_scale_policy", "activation_stats"),
-    ("w4a4_share", "activation_stats"),
-    ("pre_quant_scale", "activation_stats"),
-    ("sensitivity_json", "sensitivity_threshold", "clip_rate_threshold"),
-    ("sensitivity_threshold", "sensitivity_json"),
-    ("clip_rate_threshold", "sensitivity_json"),
-    ("sensitivity_action", "sensitivity_threshold"),
-    ("clip_rate_action", "clip_rate_threshold"),
-    ("input_scale_summary_fp16_std", "input_scale_summary_json"),
-    ("input_scale_summary_std_threshold", "input_scale_summary_fp16_std"),
-    ("input_scale_summary_cv_threshold", "input_scale_summary_fp16_std"),
-)
-# Each recipe's --dtype, unless one is given: working scaled-FP8 models keep float32.
-RECIPES = {"mixed": "bfloat16", "fp8": "bfloat16", "scaled-fp8": "float32"}
-LEGACY_RECIPE = "scaled-fp8"
-DEFAULTS = {
-    "recipe": "mixed",
-    "input_scale_summary_percentile": 99.9,
-    "input_scale_summary_multiplier": 1.0,
-    "gguf_nvfp4_max_bitdepth": 4,
-    "scale_search": "mse",
-    "max_shard_size": 5 * 10**9,
-    "input_scale_policy": "percentile",
-    "input_scale_headroom": 2.0,
-    "input_scale_summary_cv_threshold": 0.4,
-    "sensitivity_action": "fp16",
-    "clip_rate_action": "fp16",
-}
-
-
-# ── 2. Errors and records ────────────────────────────────────────────────────────────────────────
-
-
-class ConvertError(Exception):
-    """What is wrong, where, and what to do: one line per problem, all problems of a step."""
-
-    def __init__(self, *problems: str):
-        super().__init__("\n".join(problems))
-        self.problems = problems
-
-
-class DamagedFileError(ConvertError):
-    """A safetensors header or data section that the safetensors library refuses, too."""
-
-
-class Float16OverflowError(Exception):
-    """A tensor planned as float16 holds a value beyond 65504; the plan has to change."""
 
 
 class Precision(IntEnum):
@@ -477,138 +351,37 @@ class Precision(IntEnum):
 
 QUANTISED = {Precision.NVFP4: "nvfp4", Precision.FP8: "float8_e4m3fn"}  # comfy_quant "format"
 FORMATS = {name: precision for precision, name in QUANTISED.items()}
-# --layer-config: what is in an entry, and its formats as precision and dtype.
-SETTING_KEYS = {
-    "format": (str,),
-    "full_precision_matrix_mult": (bool,),
-    "input_scale": (int, float),
-}
-SETTING_FORMATS = {
-    **{name: (precision, "") for name, precision in FORMATS.items()},
-    "bfloat16": (Precision.HALF, "BF16"),
-    "float16": (Precision.HALF, "F16"),
-    "float32": (Precision.FP32, "F32"),
-    "source": (Precision.KEPT, ""),
-}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """One conversion. Fields are the command line's long options, see `--help`; two collect
-    switches: `minimums` ("--min-...") and `full_precision` ("--full-precision-mm...").
-    """
+def round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
-    source: Path
-    output: Path
-    gguf: Path | None = None
-    gguf_nvfp4_max_bitdepth: int = DEFAULTS["gguf_nvfp4_max_bitdepth"]
-    gguf_keep_edge_blocks_fp16: bool = False
-    preset: str | None = None  # None: the GGUF decides
-    edge_blocks: int | None = None  # None: the preset's
-    layer_config: Path | None = None
-    layer_config_out: Path | None = None
-    target_size: int | None = None
-    target_ratio: float | None = None
-    use_fp8: bool = False
-    merge_lora: tuple[Lora, ...] = ()
-    lora_partial: bool = False
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    minimums: frozenset[str] = frozenset()
-    recipe: str = DEFAULTS["recipe"]
-    dtype: str | None = None  # None: the recipe's own
-    quant_dtype: str = "float32"
-    scale_search: str = DEFAULTS["scale_search"]
-    input_scale_summary_json: Path | None = None
-    input_scale_summary_percentile: float = DEFAULTS["input_scale_summary_percentile"]
-    input_scale_summary_multiplier: float = DEFAULTS["input_scale_summary_multiplier"]
-    input_scale_summary_fp16_std: bool = False
-    input_scale_summary_std_threshold: float | None = None
-    input_scale_summary_cv_threshold: float = DEFAULTS["input_scale_summary_cv_threshold"]
-    activation_stats: tuple[Path, ...] = ()
-    w4a4_share: float | None = None
-    pre_quant_scale: bool = False
-    input_scale_policy: str = DEFAULTS["input_scale_policy"]
-    input_scale_headroom: float = DEFAULTS["input_scale_headroom"]
-    input_scale_from: Path | None = None
-    input_scale_value: float | None = None
-    no_input_scale: bool = False
-    input_scale_layer_summary: bool = False
-    full_precision: frozenset[str] = frozenset()
-    fp8_full_precision_mm: bool = False
-    full_precision_mm_layers: Path | None = None
-    full_precision_mm_pattern: tuple[str, ...] = ()
-    sensitivity_json: Path | None = None
-    sensitivity_threshold: float | None = None
-    sensitivity_action: str = DEFAULTS["sensitivity_action"]
-    clip_rate_threshold: float | None = None
-    clip_rate_action: str = DEFAULTS["clip_rate_action"]
-    report: Path | None = None
-    device: str = "auto"
-    low_mem: bool = False
-    resume: bool = False
-    output_sharded: bool = False
-    max_shard_size: int = DEFAULTS["max_shard_size"]
-    dry_run: bool = False
-    verbose: bool = False
-    quiet: bool = False
 
-    def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):  # plain strings are welcome as paths
-            value = getattr(self, entry.name)
-            if "tuple[Path" in entry.type:
-                object.__setattr__(self, entry.name, tuple(map(Path, value)))
-            elif "Path" in entry.type and value is not None:
-                object.__setattr__(self, entry.name, Path(value))
-        if self.dtype is None:
-            object.__setattr__(self, "dtype", RECIPES[self.recipe])
-        if self.preset is None and self.gguf is None:
-            object.__setattr__(self, "preset", "auto")
+def bits_of(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * SAFETENSORS_BITS[dtype]
 
-    def target(self, model: Model) -> int:
-        """Bytes of --target-size, or 0."""
-        return self.target_size or int((self.target_ratio or 0) * model.nbytes)
 
-    @property
-    def has_family(self) -> bool:
-        """Whether rows of a family decide."""
-        return self.preset not in (None, "all", "none")
+def format_parts(precision: Precision, shape: tuple[int, int]) -> dict[str, tuple]:
+    """{suffix: (dtype, shape)} that a weight becomes: the module docstring's table."""
+    rows, columns = shape
+    if precision is Precision.FP8:
+        return {"weight": ("F8_E4M3", (rows, columns)), "weight_scale": ("F32", ())}
+    height, width = round_up(rows, BLOCK_SIZE), round_up(columns, BLOCK_SIZE)
+    tiles = (round_up(height, TILE_ROWS), round_up(width // BLOCK_SIZE, TILE_COLUMNS))
+    return {
+        "weight": ("U8", (height, width // 2)),
+        "weight_scale": ("F8_E4M3", tiles),
+        "weight_scale_2": ("F32", ()),
+    }
 
-    @property
-    def only_fp8(self) -> bool:
-        return self.recipe != "mixed"
 
-    @property
-    def written(self) -> Path:
-        """The file that a person names to load what was written."""
-        index = self.output.with_name(self.output.name + ".index.json")
-        return index if self.output_sharded else self.output
+# ── nvfp4/model.py: Records of a checkpoint: tensors, their names and prefixes, LoRAs ─────────────
 
-    @property
-    def buffers(self) -> int:
-        """Read buffers: one that is worked on, and one that is filled meanwhile."""
-        return 1 if self.low_mem else 2
-
-    @property
-    def ahead(self) -> int:
-        """Encoded bytes that may wait to be written."""
-        return 0 if self.low_mem else WRITE_AHEAD
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """Files named on the command line that the output must not overwrite."""
-        named = (
-            self.source,
-            self.gguf,
-            self.input_scale_summary_json,
-            *self.activation_stats,
-            *(lora.path for lora in self.merge_lora),
-            self.sensitivity_json,
-            self.input_scale_from,
-            self.full_precision_mm_layers,
-            self.layer_config,
-        )
-        return tuple(path for path in named if path is not None)
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
+UNREAD_PREFIXES = ("diffusion_model.",)
+COMFYUI_PREFIX = "model.diffusion_model."
+LEAST_PREFIXED = 0.1  # of a file's names, or a prefix is none
+COMFYUI_PREFIXES = ("model.", "net.")  # what ComfyUI strips, and takes any such name for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -663,9 +436,6 @@ class Lora(NamedTuple):
     strength: float
 
 
-Stamp = tuple[int, int]  # a file's size, and when it changed
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A checkpoint's headers: tensors in file order, merged metadata, the files they are in."""
@@ -684,526 +454,232 @@ class Model:
         return [ref for ref in self.tensors.values() if ref.is_linear_weight]
 
 
-class Outcome(IntEnum):
-    """What a defect does in ComfyUI, ordered: the worst of a file's decides its verdict."""
-
-    LOADS = 0  # as it should; other programs may not
-    SLOWER = 1
-    WORSE = 2  # a visibly poorer picture
-    WRONG = 3  # noise, or black
-    FAILS = 4  # an error when the model is loaded or first run
+def bare(name: str) -> str:
+    """The name without the prefix that some checkpoints put before a diffusion model's keys."""
+    for prefix in PREFIXES:
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
 
 
-@dataclass(frozen=True, slots=True)
-class Defect:
-    """A way in which a file breaks ComfyUI's contract: a row of DEFECTS."""
-
-    outcome: Outcome
-    what: str
-    consequence: str
-    remedy: str
+def diffusion_prefix(names: Iterable[str]) -> str:
+    """What the names of the diffusion model begin with, if some other things are in the file."""
+    names = list(names)
+    least = LEAST_PREFIXED * len(names)
+    usual = (p for p in PREFIXES if sum(name.startswith(p) for name in names) >= least)
+    return next(usual, "") if names else ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One defect of a file: a key of DEFECTS, the layer or tensor, and what is there instead."""
-
-    defect: str
-    name: str
-    detail: str = ""
-
-    @property
-    def outcome(self) -> Outcome:
-        return DEFECTS[self.defect].outcome
+def renamed(ref: TensorRef, prefix: str, new: str) -> str:
+    return new + ref.name.removeprefix(prefix) if ref.name.startswith(prefix) else ref.name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredLayer:
-    """A layer as a file holds it: its tensors by suffix, and its configuration in both places.
+def is_converted(model: Model) -> bool:
+    return any(ref.is_kept or ref.scale is not None for ref in model.tensors.values())
 
-    An unreadable configuration is {}, none at all is None.
+
+# ── nvfp4/read/json_files.py: JSON and lists of a size that can be borne ──────────────────────────
+
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too
+MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 2_000_000, 64, 4_300
+JSON_HINTS = {  # what is given instead, by its suffix
+    ".log": "; analyze_input_scale_log.py makes a summary of a log",
+    ".safetensors": "; a recording goes with --activation-stats",
+}
+
+
+def read_whole(path: Path) -> bytes:
+    """All bytes of a small file; an endless one would fill the memory. Raises ValueError."""
+    with path.open("rb") as file:
+        raw = file.read(MAX_HEADER_BYTES + 1)
+    if len(raw) > MAX_HEADER_BYTES:
+        raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
+    return raw
+
+
+def parse_json(text: str, hook: Callable | None = None) -> object:
+    """JSON of a size and depth that parsing, and what is done with it, can bear.
+
+    An empty list takes two bytes here and 72 in memory; nesting ends in a RecursionError wherever
+    the value is written again; a number of a million digits takes minutes. Raises ValueError.
     """
-
-    name: str
-    parts: dict[str, TensorRef]
-    in_header: dict | None = None
-    in_tensor: dict | None = None
-
-    @property
-    def weight(self) -> TensorRef | None:
-        return self.parts.get("weight")
-
-    @property
-    def config(self) -> dict | None:
-        """What ComfyUI goes by: the header overrides the tensor."""
-        return self.in_tensor if self.in_header is None else self.in_header
-
-    @property
-    def full_precision(self) -> bool:
-        return bool((self.config or {}).get("full_precision_matrix_mult"))
-
-    @property
-    def scheme(self) -> str:
-        """How the weight is quantised as its tensors show it, or its dtype."""
-        if self.weight is None:
-            return "no weight"
-        configured = (self.config or {}).get("format")
-        for scheme, dtype, scale in SCHEMES:
-            signed = (self.weight.dtype, dtype, configured) == ("I8", "U8", "nvfp4")
-            suits = self.weight.dtype == dtype or signed
-            suits = suits and (scale is None or scale in self.parts)
-            if suits and configured not in OTHER_FORMATS:
-                return scheme
-        return configured or self.weight.dtype
-
-    @property
-    def precision(self) -> Precision | None:
-        """NVFP4 or FP8 where ComfyUI's current formats hold it, going by its configuration."""
-        return FORMATS.get((self.config or {}).get("format"))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the weight before it was packed; the padding of rows is told from the bias."""
-        shape = self.weight.shape
-        if self.scheme != "NVFP4" or len(shape) != 2:
-            return shape
-        bias = self.parts.get("bias")
-        rows = bias.shape[0] if bias and len(bias.shape) == 1 else shape[0]
-        return rows if round_up(rows, BLOCK_SIZE) == shape[0] else shape[0], shape[1] * 2
+    outside = re.sub(r'"[^"]*"?', "", text.replace(r"\\", "").replace(r"\"", ""))
+    if sum(map(outside.count, ",[{")) > MAX_JSON_VALUES:
+        raise ValueError(f"it holds more than {MAX_JSON_VALUES:,} values")
+    brackets = np.frombuffer(re.sub(r"[^][{}]+", "", outside).encode(), np.uint8)
+    steps = np.where(np.isin(brackets, bytearray(b"[{")), 1, -1)
+    if steps.cumsum().max(initial=0) > MAX_JSON_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep")
+    if re.search(rf"(?<!\d)\d{{{MAX_DIGITS}}}", outside):
+        raise ValueError(f"it has a number of {MAX_DIGITS:,} digits or more")
+    return json.loads(text, object_pairs_hook=hook)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileFacts:
-    """What a layer's reading depends on besides the layer itself."""
-
-    legacy: bool  # scaled FP8's marker is there and in force
-    fp8_matmul: bool  # ... and asks for FP8 activations
-    values: bool  # scales may be read, too
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """These tensors get this precision (or, as a floor, at least this one), and why."""
-
-    names: frozenset[str]
-    precision: Precision
-    reason: str
-    is_open: bool = False  # --target-size may choose otherwise
-    dtype: str = ""  # instead of --dtype, or of the source's
+def load_json(path: Path, what: str) -> dict:
+    """A JSON object from a Unicode file; anything else is an error that names the file."""
+    try:
+        raw = read_whole(path)
+        value = parse_json(raw.decode(json.detect_encoding(raw)), unique_keys)
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read the {what}: {error.strerror}") from error
+    except ValueError as error:
+        hint = JSON_HINTS.get(path.suffix.lower(), "")
+        raise ConvertError(f"{path}: the {what} is not valid JSON: {error}{hint}") from error
+    if not isinstance(value, dict):
+        raise ConvertError(f"{path}: the {what} must be a JSON object")
+    return value
 
 
-UNNAMED = Rule(names=frozenset(), precision=Precision.HALF, reason="no rule names it")
+def unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """json's default keeps the last of two equal keys: a tensor would vanish unnoticed."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(repeated, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"duplicate key {repeated[:EXCERPT]!r}")
+    return found
 
 
-class Setting(NamedTuple):
-    """What --layer-config says of the tensors that one of its keys names."""
-
-    key: str
-    precision: Precision
-    dtype: str
-    full_precision: bool
-    input_scale: float | None
-    names: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """Input scales of one layer, by what its weight becomes; where they come from."""
-
-    scales: dict[Precision, float]
-    source: str
+def compiled(pattern: str) -> re.Pattern:
+    """A regular expression, without Python's own warnings on stderr; raises ValueError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return re.compile(pattern)
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+    except (re.error, OverflowError) as error:
+        raise ValueError(error) from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """What a recording tells of one layer's input."""
+def read_rows(path: Path, what: str) -> list[dict]:
+    """The `layers` of a JSON file, each an object with a `layer` name, no name twice."""
+    rows = load_json(path, what).get("layers")
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
+    ):
+        raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
+    if not rows:
+        raise ConvertError(f"{path}: has no layers")
+    counts = Counter(bare(row["layer"]) for row in rows)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
+    return rows
 
-    amax: float  # over all calls
-    channels: int
-    block_histogram: np.ndarray  # int64, one bin more than BIN_EDGES has steps
-    error: float  # of quantising it to NVFP4, scaled anew on every call, squared and summed
-    energy: float
-    moments: Moments | None = None
 
-    def __add__(self, other: Recorded) -> Recorded:
-        moments = [*self.moments.recordings] if self.moments else []
-        moments += other.moments.recordings if other.moments else ()
-        return Recorded(
-            amax=max(self.amax, other.amax),
-            channels=self.channels,
-            block_histogram=self.block_histogram + other.block_histogram,
-            error=self.error + other.error,
-            energy=self.energy + other.energy,
-            moments=Moments(recordings=tuple(moments)) if moments else None,
+def is_figure(value: object) -> bool:
+    """A number that can be compared: no truth value, NaN, infinity or negative."""
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+
+
+def positive(path: Path, row: dict, column: str) -> float:
+    value = row[column]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < torch.finfo(torch.float32).max:
+        raise ConvertError(
+            f"{path}: layer {row['layer']}: {column} must be a positive number, "
+            f"not {repr(value)[:EXCERPT]}"
         )
+    return float(value)
 
-    @property
-    def rel_rmse(self) -> float:
-        return math.sqrt(self.error / self.energy) if self.energy else 0.0
-
-    @property
-    def small_block(self) -> float:
-        """Largest magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros aside."""
-        counts = self.block_histogram[1:].cumsum()
-        index = int(np.searchsorted(counts, SMALL_BLOCKS * counts[-1], side="right"))
-        return float(BIN_EDGES[1:][index]) if counts[-1] else self.amax
-
-    def headroom(self, margin: float) -> float:
-        """The largest magnitude to scale for: `margin` times what was seen, or less if that would
-        bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals.
-        """
-        ceiling = self.small_block * E4M3_MAX / LEAST_NORMAL_E4M3
-        return max(self.amax, min(self.amax * margin, ceiling))
-
-    def saturated(self, scale: float) -> float:
-        """Share of the blocks seen whose block scale would exceed 448 at this input scale."""
-        limit, counts = scale * NVFP4_MAX, self.block_histogram
-        if limit >= self.amax or not counts.sum():
-            return 0.0
-        widths = np.append(np.diff(BIN_EDGES), BIN_EDGES[-1])
-        above = np.clip((BIN_EDGES + widths - limit) / widths, 0.0, 1.0)
-        return float((counts * above).sum() / counts.sum())
-
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorPlan:
-    """One tensor's fate and the reason, decided before any byte is written."""
+# ── nvfp4/cli/types.py: What an option's text may be ──────────────────────────────────────────────
 
-    ref: TensorRef
-    precision: Precision
-    reason: str
-    dtype: str  # safetensors dtype of the tensor itself in the output
-    is_open: bool = False  # --target-size may choose otherwise
-    full_precision: str = ""  # why its matmul stays 16-bit; "" means quantised activations
-    legacy: bool = False  # an FP8 layer stored as scaled FP8
-    input_scale: float | None = None
-    input_scale_source: str = ""
-    saturated_blocks: float | None = None  # share of the recorded input that clips at that scale
-    moments: Moments | None = None  # of its input, to round it by
-    smoothing: torch.Tensor | None = None  # [K] BF16: multiplies the input and divides the weight
-    bias: TensorPlan | None = None  # the layer's bias, which makes up for the mean error
-
-    @property
-    def is_quantised(self) -> bool:
-        return self.precision in QUANTISED
-
-    @property
-    def is_layer(self) -> bool:
-        """Whether it is a linear layer's weight, packed in the source or not."""
-        return self.ref.is_linear_weight or bool(self.ref.config)
-
-    @property
-    def weights(self) -> int:
-        packed = self.ref.dtype in VIEWED
-        return math.prod(self.ref.shape) * (2 if packed and self.ref.config else 1)
-
-    @property
-    def is_nvfp4(self) -> bool:
-        return self.precision is Precision.NVFP4 or self.config.get("format") == "nvfp4"
-
-    @property
-    def is_w4a4(self) -> bool:
-        return self.is_nvfp4 and "full_precision_matrix_mult" not in self.config
-
-    @property
-    def config(self) -> dict[str, str | bool]:
-        """What ComfyUI reads for this layer, in `comfy_quant` and in the header alike."""
-        if self.ref.config or not self.is_quantised:
-            return json.loads(self.ref.config or "{}")
-        flag = {"full_precision_matrix_mult": True} if self.full_precision else {}
-        return {"format": QUANTISED[self.precision], **flag}
-
-    @property
-    def config_bytes(self) -> bytes:
-        return json.dumps(self.config).encode()
-
-
-class CurvePoint(NamedTuple):
-    """One more layer with full-precision matmul, and what that leaves."""
-
-    layer: str
-    share: float  # of the linear weights, in W4A4
-    error: float  # of the squared output error that 4-bit activations add
-
-
-class Alternative(NamedTuple):
-    """A precision that a layer could have, the bytes it would take, and its error."""
-
-    precision: Precision
-    nbytes: int
-    error: float  # squared, relative to the layer
-
-
-class SizePoint(NamedTuple):
-    """A file that --target-size could have made, and the error it would have."""
-
-    nbytes: int
-    error: float  # relative RMSE, in the mean over the layers that could be chosen
-
+# The folder of calib/ and sensitive_layers/: the checkout, or where the single file lies.
+HERE = Path(__file__).resolve().parents[__name__.count(".")]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slot:
-    """One tensor of the output: `begin` is its absolute offset in the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """The whole output file, known before it is written."""
-
-    header: bytes
-    slots: dict[str, Slot]
-
-    @property
-    def nbytes(self) -> int:
-        return len(self.header) + sum(slot.nbytes for slot in self.slots.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A conversion planned to the byte: one output file, or shards and their index."""
-
-    options: Options
-    model: Model
-    plans: list[TensorPlan]
-    origin: dict[str, object]  # how the file is made, as its header tells
-    layouts: dict[Path, Layout]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(layout.nbytes for layout in self.layouts.values())
-
-    @property
-    def index(self) -> Path | None:
-        return self.options.written if self.options.output_sharded else None
-
-    @property
-    def files(self) -> list[Path]:
-        """In the order in which they get their names."""
-        return [*self.layouts, *filter(None, [self.index])]
-
-    @property
-    def fingerprint(self) -> dict[str, object]:
-        """What the output's bytes depend on, so that another conversion is told from this one."""
-        plan = hashlib.sha256()
-        for path, layout in self.layouts.items():
-            plan.update(os.fsencode(path.name) + layout.header)
-        plan.update(str([plan.input_scale for plan in self.plans]).encode())
-        paths = [path for path in (*self.options.inputs, *self.model.files) if not path.is_dir()]
-        stamps = {path: self.model.stamps.get(path) or stamp(path) for path in paths}
-        # By folder, too: high and low noise may have the same names, sizes and times. Of a folder
-        # itself, not the time: it changes with each file in it, such as the output.
-        files = [[str(path.resolve()), *stamp] for path, stamp in stamps.items()]
-        return {"plan": plan.hexdigest(), "files": sorted(files)}
-
-    def refuse_changed(self) -> None:
-        """Files that are no longer those whose headers were read: old and new weights would mix."""
-        stamps = self.model.stamps
-        if changed := [str(path) for path, before in stamps.items() if stamp(path) != before]:
-            raise ConvertError(f"{examples(changed)}: {CHANGED_UNDER_WAY}")
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """This process among those that `torchrun` started; one alone without it."""
-
-    rank: int = 0
-    size: int = 1
-
-    def gather(self, value: object = None) -> list:
-        """Every rank's value, in order; returns once all ranks have come here."""
-        if self.size == 1:
-            return [value]
-        values = [None] * self.size
-        try:
-            torch.distributed.all_gather_object(values, value)
-        except RuntimeError as error:
-            raise ConvertError(f"rank {self.rank}: stopped, as another rank did") from error
-        return values
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """What is read and worked on at once: bytes [begin, end) of a planned tensor."""
-
-    plan: TensorPlan
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Damage:
-    """Squared error of a decoded tensor and squared size of the original, summed."""
-
-    error: float
-    energy: float
-    # Relative RMSE of a layer's output by its input's statistics, if there are any: after the plain
-    # search, as it is stored, and with 4-bit activations.
-    output_before: float | None = None
-    output_after: float | None = None
-    output_w4a4: float | None = None
-
-    @property
-    def relative_rmse(self) -> float:
-        if not self.energy:
-            return math.inf if self.error else 0.0
-        return math.sqrt(self.error / self.energy)
-
-    @classmethod
-    def total(cls, damages: Iterable[Damage], scale: torch.Tensor) -> Damage:
-        """The sum of what was measured in units of `scale`."""
-        error, energy, unit = 0.0, 0.0, float(scale) ** 2
-        for damage in damages:
-            error, energy = error + damage.error, energy + damage.energy
-        return cls(error=error * unit, energy=energy * unit)
-
-    @classmethod
-    def noted(cls, values: dict) -> Damage:
-        """From a journal; raises TypeError or ValueError for what no `asdict` gave."""
-        found = cls(**values)
-        error, energy, *outputs = dataclasses.astuple(found)
-        given = [error, energy, *(value for value in outputs if value is not None)]
-        if not all(isinstance(value, float) and 0 <= value < math.inf for value in given):
-            raise ValueError("no squared sums or errors")
-        if (found.output_before is None) != (found.output_after is None):
-            raise ValueError("one error of an output alone")
-        return found
-
-    @property
-    def sqnr_db(self) -> float:
-        """Signal to quantisation noise; infinite where nothing was lost, or nothing is right."""
-        ratio = self.relative_rmse
-        return -20 * math.log10(ratio) if ratio else math.inf
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """A layer's codes by chunks of rows, block scales if NVFP4, the scale, and what it cost."""
-
-    codes: tuple[torch.Tensor, ...]
-    block_scale: torch.Tensor | None
-    scale: torch.Tensor
-    damage: Damage
-
-
-class FloatGrid(NamedTuple):
-    """The values of a float format: bits of the mantissa, its smallest normal, its largest."""
-
-    mantissa_bits: int
-    least_normal: float
-    largest: float
-
-    @property
-    def shift(self) -> float:
-        """Added to a value times its power of two and taken away, it leaves the value rounded."""
-        return 1.5 * 2.0 ** (23 - self.mantissa_bits)
-
-
-E2M1 = FloatGrid(1, 1.0, E2M1_MAX)
-E4M3 = FloatGrid(3, 2.0**-6, E4M3_MAX)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moments:
-    """Where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
-
-    recordings: tuple[tuple[TensorRef, ...], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statistics:
-    """Of a layer's recorded input of K channels: mean [K], second moment [K, K], rows [r, K]."""
-
-    mean: torch.Tensor
-    second: torch.Tensor
-    rows: torch.Tensor
-    independent: float  # different rows that the moments are of
-
-    @property
-    def dampings(self) -> list[float]:
-        """What is worth trying: with n rows, the energy of K directions is known to K / n."""
-        least = min(len(self.mean) / self.independent, 1.0)
-        return [damping for damping in DAMPINGS if damping > 2 * least] or [
-            max(least, DAMPINGS[-1])
-        ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Feedback:
-    """A damped second moment S [K, K] in the order of rounding: S = lower.T * pivots @ lower."""
-
-    order: torch.Tensor  # [K]
-    lower: torch.Tensor  # unit lower triangular
-    full: torch.Tensor  # S, each row divided by its diagonal
-    diagonal: torch.Tensor
-    pivots: torch.Tensor
-    added: float  # to the diagonal, as damping
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rounding:
-    """How a layer is rounded by its statistics."""
-
-    feedback: Feedback
-    mean: torch.Tensor  # of its input [K], in the feedback's order; zeros without a bias
-    grid: FloatGrid
-    decode: Callable
-    scale: torch.Tensor
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rounded:
-    """Rows of a weight while they are rounded, [K, n] in the order of a Feedback."""
-
-    levels: torch.Tensor
-    residual: torch.Tensor
-    codes: torch.Tensor  # int16 E4M3 codes of block scales [K/16, n]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """`--verify FILE`, with a source to measure it against or without."""
-
-    file: Path
-    source: Path | None = None
-    merge_lora: tuple[Lora, ...] = ()
-    lora_partial: bool = False
-    quiet: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """What a verification found; `render_check` makes text of it."""
-
-    model: Model
-    layers: dict[str, StoredLayer]
-    findings: tuple[Finding, ...]
-    damage: dict[str, Damage]
-
-    @property
-    def outcome(self) -> Outcome:
-        return max((finding.outcome for finding in self.findings), default=Outcome.LOADS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What was done, as data; `render_report` makes text of it."""
-
-    options: Options
-    plans: tuple[TensorPlan, ...]
-    origin: dict[str, object]  # how the file was made, as its header tells
-    source_bytes: int
-    output_bytes: int
-    notes: tuple[str, ...]
-    damage: dict[str, Damage] = field(default_factory=dict)
-    curve: tuple[CurvePoint, ...] = ()
-    sizes: tuple[SizePoint, ...] = ()
+
+def input_path(text: str) -> Path:
+    """A path as given; Windows separators work elsewhere too, so that batch lines can be shared."""
+    path = Path(text)
+    return path if exists(path) or os.name == "nt" else Path(text.replace("\\", "/"))
+
+
+def shipped_path(text: str, folder: str) -> Path:
+    """A file as given or, if there is none, of that name in a folder beside this script."""
+    path = input_path(text)
+    shipped = HERE / folder / path
+    if exists(path) or exists(shipped):
+        return path if exists(path) else shipped
+    kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
+    there = ", ".join(sorted(file.name for file in (HERE / folder).glob(kind)))
+    raise argparse.ArgumentTypeError(f"no file {text}, neither as given nor in {folder}/: {there}")
+
+
+def pattern(text: str) -> str:
+    try:
+        compiled(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a regular expression: {error}"
+        ) from error
+    return text
+
+
+def device_name(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    return text
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def fraction(text: str) -> float:
+    number = positive_float(text)
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share: 1 is all")
+    return number
+
+
+def margin(text: str) -> float:
+    value = float(text)
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no margin: less than 1 would clip what was seen"
+        )
+    return value
+
+
+def lora_file(text: str) -> Lora:
+    """FILE[:STRENGTH]; a colon that no number follows is the file's, as in C:\\x.safetensors."""
+    number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+    found = re.fullmatch(rf"(.+?)(?::({number}))?", text, re.DOTALL)
+    strength = float(found[2] or 1) if found else 0.0
+    if not 0 < abs(strength) < torch.finfo(torch.float32).max:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not FILE or FILE:STRENGTH, a number other than 0"
+        )
+    return Lora(input_path(found[1]), strength)
+
+
+def natural(text: str) -> int:
+    if not re.fullmatch(r"\d{1,6}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of blocks")
+    return int(text)
+
+
+def size_in_bytes(text: str) -> int:
+    """5GB, 500 MB, 4GiB or a plain number of bytes."""
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?(?:([KMGT])(i?)B?|B)?", text, re.IGNORECASE)
+    size = 0
+    if found:
+        number, unit, binary = found.groups()
+        power = " KMGT".index((unit or " ").upper())
+        size = int(float(number) * (1024 if binary else 1000) ** power)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size like 5GB, 500MB or 4GiB")
+    return size
+
+
+# ── nvfp4/families.py: Known model families and their presets, as rows ────────────────────────────
+
+EDGE_BLOCKS = 2
+# Wan: their rows are ffn_dim and the output channels, so no padding rows.
+RECOGNISED_BY_ROWS = r"^blocks\.0\.ffn\.0$|^head\.head$"
 
 
 class Keep(NamedTuple):
@@ -1283,7 +759,6 @@ ADALN_AND_MLP = (
 FLUX_SHAPES = r"^(img_in|txt_in|vector_in\.in_layer)$"
 FLUX_BLOCKS = (("double_blocks", "single_blocks"),)
 FLUX_KEY = r"double_blocks\.0\.img_attn\.norm\.key_norm\.(weight|scale) "
-
 # In the order they are looked for. Keys and shapes as ComfyUI 0.29 reads them
 # (comfy/model_detection.py); outside of blocks, every tool these rows name keeps 16-bit.
 FAMILIES = {
@@ -1469,238 +944,233 @@ TRANSFORMER_BLOCKS = tuple(
 )
 
 
-# Defects of a quantised file: outcome, what is wrong, how ComfyUI takes it, what to do. Seen in
-# ComfyUI 0.29 and 0.33 with files broken in this way; tests/test_consumer.py does it again.
-DEFECTS = {
-    "unaligned": Defect(
-        Outcome.LOADS,
-        "tensors start at no multiple of their item size",
-        "ComfyUI copies them; programs that map the file may refuse it",
-        "write the file again with a current safetensors library",
+def recognise(model: Model) -> tuple[str, str]:
+    """Name of the model's row in FAMILIES, and its variant; each "" if there is none."""
+    header = "\n".join(f"{bare(ref.name)} {[*ref.shape]}" for ref in model.tensors.values())
+
+    def there(key: str) -> bool:
+        return re.search(rf"^{key}", header, re.MULTILINE) is not None
+
+    for title, key in DIFFUSERS_NAMES.items():
+        if there(key):
+            raise ConvertError(
+                f"the source names its tensors as diffusers does ({title}): ComfyUI loads "
+                "quantised layers by its own names only; take the file repackaged for ComfyUI"
+            )
+    for name, family in FAMILIES.items():
+        if all(map(there, family.keys)):
+            return name, next((kind for kind, key in family.variants.items() if there(key)), "")
+    return "", ""
+
+
+GENERAL_PRESETS = {
+    "auto": "the family that the source is recognised as (default)",
+    "smart": "any model by its structure: 16-bit outside the repeated blocks, FP8 for attention V "
+    "and feed-forward down projections, NVFP4 for the rest of the blocks",
+    "all": "NVFP4 for every linear layer that ComfyUI does not recognise a model by",
+    "none": "nothing but what --include names",
+}
+PRESETS = ("auto", *FAMILIES, *list(GENERAL_PRESETS)[1:])
+
+
+# ── nvfp4/options.py: One task: every option, its default ─────────────────────────────────────────
+
+__version__ = "0.1.0"
+TARGET = "--target-size"
+WRITE_AHEAD = 96 << 20  # bytes that may wait for the writer
+# Full-precision matmul (W4A16) by kind of layer: option, layers, what the help says.
+FULL_PRECISION_OPTIONS = {
+    "--full-precision-mm": (r"", "every quantised layer"),
+    "--full-precision-mm-cross-attn-kv": (r"\bcross_attn\.[kv](_img)?$", "cross-attention k and v"),
+    "--full-precision-mm-cross-attn-qkvo": (
+        r"\bcross_attn\.([qo]|[kv](_img)?)$",
+        "cross-attention q, k, v and o",
     ),
-    "one form": Defect(
-        Outcome.LOADS,
-        "layers have only one of comfy_quant and the header's entry",
-        "ComfyUI is content with either; other loaders read the one or the other",
-        "write both, identical",
-    ),
-    "two forms": Defect(
-        Outcome.LOADS,
-        "layers have a comfy_quant that differs from the header's entry",
-        "ComfyUI follows the header; other loaders follow the tensor",
-        "write both, identical",
-    ),
-    "stray": Defect(
-        Outcome.LOADS,
-        "scales or configurations belong to no quantised weight",
-        "ComfyUI warns of unexpected keys and ignores them",
-        "leave them out, or quantise the weight",
-    ),
-    "same bits": Defect(
-        Outcome.LOADS,
-        "tensors have another dtype of the same size",
-        "ComfyUI reads the same bits; other loaders take them for numbers",
-        "store block scales as F8_E4M3 and codes as U8",
-    ),
-    "padding": Defect(
-        Outcome.LOADS,
-        "block scales are not zero in the padding of their tiles",
-        "ComfyUI's own decoding never reads it; FP4 matmul does",
-        "fill the padding with zeros",
-    ),
-    "not scalar": Defect(
-        Outcome.LOADS,
-        "scales are float64, or of one element but no scalars",
-        "ComfyUI takes them all the same; other loaders may not",
-        "store them as F32 with shape []",
-    ),
-    "per row": Defect(
-        Outcome.LOADS,
-        "FP8 scales are one for every row",
-        "ComfyUI decodes such weights rightly; FP8 matmul takes a single scale",
-        "mark these layers for full-precision matmul, or quantise them with one scale",
-    ),
-    "slow shape": Defect(
-        Outcome.SLOWER,
-        f"W4A4 layers have columns % {FP4_MATMUL_K} != 0, or rows % {FP4_MATMUL_N} != 0 and a bias",
-        "every call decodes the weight instead of multiplying in FP4",
-        "keep these layers FP8 or 16-bit",
-    ),
-    "output layer": Defect(
-        Outcome.WORSE,
-        "layers whose rows ComfyUI recognises the model by are packed",
-        "ComfyUI loads them, as these need no padding; 4 bits in the output layer show",
-        "keep these layers 16-bit",
-    ),
-    "clamped": Defect(
-        Outcome.WORSE,
-        "FP8 layers have neither an input scale nor full-precision matmul",
-        "ComfyUI casts their input to FP8 unscaled and clamps it at 448",
-        "add input scales, or mark them for full-precision matmul",
-    ),
-    "float16 scale": Defect(
-        Outcome.WORSE,
-        "scales are not float32",
-        "ComfyUI takes the rounded or overflowed values",
-        "store scales as F32, whatever the model's own dtype",
-    ),
-    "bad scale": Defect(
-        Outcome.WRONG,
-        "scales are NaN, infinite, zero or negative",
-        "ComfyUI multiplies by them: black frames or noise",
-        "quantise these layers again",
-    ),
-    "values": Defect(
-        Outcome.WRONG,
-        "tensors do not decode to what the source holds",
-        "ComfyUI computes with other weights: noise",
-        "convert again from this source",
-    ),
-    "missing": Defect(
-        Outcome.WRONG,
-        "tensors of the source are not in the file",
-        "ComfyUI warns of missing keys and starts with weights of no meaning",
-        "convert again from this source",
-    ),
-    "moved bias": Defect(
-        Outcome.LOADS,
-        "biases are not the source's, in a file that was rounded by --activation-stats",
-        "their change makes up for the mean error of the weights; ComfyUI adds them as any",
-        "nothing",
-    ),
-    "extra": Defect(
-        Outcome.LOADS,
-        "tensors of the file are not in the source",
-        "nothing says whether they are right",
-        "give the source that this file was made from",
-    ),
-    "unscaled": Defect(
-        Outcome.WRONG,
-        "FP8 weights have no scale, and are too large to need none",
-        "ComfyUI takes them as they are: noise",
-        "quantise these layers again",
-    ),
-    "integers": Defect(
-        Outcome.WRONG,
-        "integer weights have neither comfy_quant nor an entry in the header",
-        "ComfyUI takes the integers for the weights: noise, or a stop at their shape",
-        "configure them, or give the 16-bit weights",
-    ),
-    "weight dtype": Defect(
-        Outcome.WRONG,
-        "weights have another dtype than their format stores",
-        "ComfyUI casts them to it: other weights",
-        "quantise these layers again",
-    ),
-    "unread scale": Defect(
-        Outcome.WRONG,
-        "FP8 weights have a scale that nothing makes ComfyUI read: no configuration, or "
-        f"scale_weight without the {MARKER} tensor or beside _quantization_metadata",
-        "ComfyUI takes them unscaled: noise",
-        f"configure weight_scale layers; for scale_weight add {MARKER} and drop that metadata",
-    ),
-    "unconfigured": Defect(
-        Outcome.FAILS,
-        "packed weights have neither comfy_quant nor an entry in the header",
-        "ComfyUI takes the packed bytes for numbers and stops at their shape",
-        "write both for every layer",
-    ),
-    "empty": Defect(
-        Outcome.FAILS,
-        "files hold no tensors",
-        "ComfyUI does not recognise a model in them",
-        "get the file again",
-    ),
-    "prefix": Defect(
-        Outcome.FAILS,
-        "files name all tensors diffusion_model.*",
-        "ComfyUI strips model.diffusion_model. and net. alone, and recognises no model",
-        "rename them, or take a file without the prefix",
-    ),
-    "no scale": Defect(
-        Outcome.FAILS,
-        "quantised weights lack a scale",
-        "ComfyUI stops while loading",
-        "quantise these layers again",
-    ),
-    "no weight": Defect(
-        Outcome.FAILS,
-        "configurations are for layers that have no weight",
-        "ComfyUI stops, or does not recognise the model",
-        "name layers as the file does, with its prefix",
-    ),
-    "dtype": Defect(
-        Outcome.FAILS,
-        "scales have another dtype than their format says",
-        "ComfyUI stops when the layer first runs",
-        "quantise these layers again",
-    ),
-    "shape": Defect(
-        Outcome.FAILS,
-        "tensors have another shape than their format says",
-        "ComfyUI stops when the layer is loaded or first runs (unless just flattened)",
-        "quantise these layers again, padded to 16 rows and columns and 128 x 4 scales",
-    ),
-    "unknown format": Defect(
-        Outcome.FAILS,
-        "configurations cannot be read or name a format that ComfyUI does not know",
-        "ComfyUI stops while loading",
-        "name nvfp4 or float8_e4m3fn",
-    ),
-    "header": Defect(
-        Outcome.FAILS,
-        "_quantization_metadata is not JSON with an object of layers",
-        "ComfyUI stops while loading",
-        "write it right, or leave it out",
-    ),
-    "recognised by": Defect(
-        Outcome.FAILS,
-        "packed or padded layers are among those whose shape ComfyUI recognises the model by",
-        "ComfyUI may take it for another model, and stop",
-        "keep these layers 16-bit",
-    ),
+    "--full-precision-mm-self-attn-qkvo": (r"\bself_attn\.[qkvo]$", "self-attention q, k, v and o"),
+    "--full-precision-mm-ffn-up": (r"\bffn\.0$", "feed-forward up projections"),
+    "--full-precision-mm-ffn-down": (r"\bffn\.2$", "feed-forward down projections"),
+}
+MINIMUM_OPTIONS = {"--min-ffn-fp8": r"\bffn\.[02]$", "--min-ffn2-fp16": r"\bffn\.2$"}
+# Each recipe's --dtype, unless one is given: working scaled-FP8 models keep float32.
+RECIPES = {"mixed": "bfloat16", "fp8": "bfloat16", "scaled-fp8": "float32"}
+LEGACY_RECIPE = "scaled-fp8"
+DEFAULTS = {
+    "recipe": "mixed",
+    "input_scale_summary_percentile": 99.9,
+    "input_scale_summary_multiplier": 1.0,
+    "gguf_nvfp4_max_bitdepth": 4,
+    "scale_search": "mse",
+    "max_shard_size": 5 * 10**9,
+    "input_scale_policy": "percentile",
+    "input_scale_headroom": 2.0,
+    "input_scale_summary_cv_threshold": 0.4,
+    "sensitivity_action": "fp16",
+    "clip_rate_action": "fp16",
 }
 
 
-def bare(name: str) -> str:
-    """The name without the prefix that some checkpoints put before a diffusion model's keys."""
-    for prefix in PREFIXES:
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return name
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """One conversion. Fields are the command line's long options, see `--help`; two collect
+    switches: `minimums` ("--min-...") and `full_precision` ("--full-precision-mm...").
+    """
+
+    source: Path
+    output: Path
+    gguf: Path | None = None
+    gguf_nvfp4_max_bitdepth: int = DEFAULTS["gguf_nvfp4_max_bitdepth"]
+    gguf_keep_edge_blocks_fp16: bool = False
+    preset: str | None = None  # None: the GGUF decides
+    edge_blocks: int | None = None  # None: the preset's
+    layer_config: Path | None = None
+    layer_config_out: Path | None = None
+    target_size: int | None = None
+    target_ratio: float | None = None
+    use_fp8: bool = False
+    merge_lora: tuple[Lora, ...] = ()
+    lora_partial: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    minimums: frozenset[str] = frozenset()
+    recipe: str = DEFAULTS["recipe"]
+    dtype: str | None = None  # None: the recipe's own
+    quant_dtype: str = "float32"
+    scale_search: str = DEFAULTS["scale_search"]
+    input_scale_summary_json: Path | None = None
+    input_scale_summary_percentile: float = DEFAULTS["input_scale_summary_percentile"]
+    input_scale_summary_multiplier: float = DEFAULTS["input_scale_summary_multiplier"]
+    input_scale_summary_fp16_std: bool = False
+    input_scale_summary_std_threshold: float | None = None
+    input_scale_summary_cv_threshold: float = DEFAULTS["input_scale_summary_cv_threshold"]
+    activation_stats: tuple[Path, ...] = ()
+    w4a4_share: float | None = None
+    pre_quant_scale: bool = False
+    input_scale_policy: str = DEFAULTS["input_scale_policy"]
+    input_scale_headroom: float = DEFAULTS["input_scale_headroom"]
+    input_scale_from: Path | None = None
+    input_scale_value: float | None = None
+    no_input_scale: bool = False
+    input_scale_layer_summary: bool = False
+    full_precision: frozenset[str] = frozenset()
+    fp8_full_precision_mm: bool = False
+    full_precision_mm_layers: Path | None = None
+    full_precision_mm_pattern: tuple[str, ...] = ()
+    sensitivity_json: Path | None = None
+    sensitivity_threshold: float | None = None
+    sensitivity_action: str = DEFAULTS["sensitivity_action"]
+    clip_rate_threshold: float | None = None
+    clip_rate_action: str = DEFAULTS["clip_rate_action"]
+    report: Path | None = None
+    device: str = "auto"
+    low_mem: bool = False
+    resume: bool = False
+    output_sharded: bool = False
+    max_shard_size: int = DEFAULTS["max_shard_size"]
+    dry_run: bool = False
+    verbose: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):  # plain strings are welcome as paths
+            value = getattr(self, entry.name)
+            if "tuple[Path" in entry.type:
+                object.__setattr__(self, entry.name, tuple(map(Path, value)))
+            elif "Path" in entry.type and value is not None:
+                object.__setattr__(self, entry.name, Path(value))
+        if self.dtype is None:
+            object.__setattr__(self, "dtype", RECIPES[self.recipe])
+        if self.preset is None and self.gguf is None:
+            object.__setattr__(self, "preset", "auto")
+
+    def target(self, model: Model) -> int:
+        """Bytes of --target-size, or 0."""
+        return self.target_size or int((self.target_ratio or 0) * model.nbytes)
+
+    @property
+    def has_family(self) -> bool:
+        """Whether rows of a family decide."""
+        return self.preset not in (None, "all", "none")
+
+    @property
+    def only_fp8(self) -> bool:
+        return self.recipe != "mixed"
+
+    @property
+    def written(self) -> Path:
+        """The file that a person names to load what was written."""
+        index = self.output.with_name(self.output.name + ".index.json")
+        return index if self.output_sharded else self.output
+
+    @property
+    def buffers(self) -> int:
+        """Read buffers: one that is worked on, and one that is filled meanwhile."""
+        return 1 if self.low_mem else 2
+
+    @property
+    def ahead(self) -> int:
+        """Encoded bytes that may wait to be written."""
+        return 0 if self.low_mem else WRITE_AHEAD
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files named on the command line that the output must not overwrite."""
+        named = (
+            self.source,
+            self.gguf,
+            self.input_scale_summary_json,
+            *self.activation_stats,
+            *(lora.path for lora in self.merge_lora),
+            self.sensitivity_json,
+            self.input_scale_from,
+            self.full_precision_mm_layers,
+            self.layer_config,
+        )
+        return tuple(path for path in named if path is not None)
 
 
-def printable(text: str) -> str:
-    """Control characters from a file's names must not reach the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """`--verify FILE`, with a source to measure it against or without."""
+
+    file: Path
+    source: Path | None = None
+    merge_lora: tuple[Lora, ...] = ()
+    lora_partial: bool = False
+    quiet: bool = False
 
 
-def one_line(text: str) -> str:
-    """What is printable, and cannot forge a line of its own."""
-    return printable(text).replace("\n", "\\n")
+# ── nvfp4/numeric/codes.py: NVFP4 and FP8 of a tensor, and back ───────────────────────────────────
+
+# How far a float's bits move to become those of a wider float with the same value (see decoders).
+E2M1_TO_HALF_SCALE = 2.0**14  # exponent bias: 15 - 1
+E4M3_TO_HALF_SCALE = 2.0**8  # exponent bias: 15 - 7
+FLOAT32_EXPONENT = 0x7F800000
+LEAST_FLOAT32 = 2.0**-149
+ROUND_TO_HALVES = 2.0**22  # float32 at this size has a unit in the last place of 0.5
+LAST_E4M3_CODE = 126  # 448; 127 is NaN
+FIRST_NORMAL_E4M3_CODE = 8
+# Global scales tried where more than so many block scales fall into E4M3's subnormals: the
+# largest weight is 6 times 448 or one of these E4M3 values, so that it stays exact. Smaller
+# global scales would clip it, which cost more than they gave in every tensor tried.
+MANY_SUBNORMALS = 0.01
+E4M3_ONE = 56  # the code of 1.0
 
 
-def examples(names: Iterable[str]) -> str:
-    """The first few names and how many more there are."""
-    names = sorted(names) or ["nothing"]
-    shown = ", ".join(one_line(name[:EXCERPT]) for name in names[:EXAMPLES])
-    return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
+class FloatGrid(NamedTuple):
+    """The values of a float format: bits of the mantissa, its smallest normal, its largest."""
+
+    mantissa_bits: int
+    least_normal: float
+    largest: float
+
+    @property
+    def shift(self) -> float:
+        """Added to a value times its power of two and taken away, it leaves the value rounded."""
+        return 1.5 * 2.0 ** (23 - self.mantissa_bits)
 
 
-def round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
-
-
-def bits_of(dtype: str, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * SAFETENSORS_BITS[dtype]
-
-
-def unfinished(path: Path) -> Path:
-    """Where a file is written before it gets its name."""
-    return path.with_name(path.name + ".partial")
-
-
-# ── 3. Numeric core ──────────────────────────────────────────────────────────────────────────────
+E2M1 = FloatGrid(1, 1.0, E2M1_MAX)
+E4M3 = FloatGrid(3, 2.0**-6, E4M3_MAX)
 
 
 def largest_magnitude(weight: torch.Tensor) -> torch.Tensor:
@@ -1738,110 +1208,6 @@ def amax_block_scales(magnitude: torch.Tensor, global_scale: torch.Tensor) -> to
     block_amax = torch.nn.functional.max_pool1d(magnitude, BLOCK_SIZE)
     block_scale = divide(block_amax, E2M1_MAX) / global_scale
     return block_scale.clamp_(max=E4M3_MAX).to(torch.float8_e4m3fn)
-
-
-def mse_block_scales(magnitude: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
-    """E4M3 scale of each block with the least squared error over all 126 positive E4M3 values.
-
-    magnitude: [n, k] float32 >= 0, global_scale: at least max / 2688 and 2**-100. Returns
-    [n, k/16] float8_e4m3fn; equal errors go to the smaller scale; a block of zeros gets scale 0.
-
-    Only some scales are tried, but the best is among them. Let a be the block's largest
-    magnitude, u = block scale * global scale, c the code of the smallest scale with 6u >= a:
-      - Too large: where u >= 2a/7, no magnitude exceeds 3.5u, so all of them round to
-        {0, .5, 1, 1.5, 2, 3}u. The grid of u/2 contains these, so u/2 is no worse, and smaller.
-        Codes above c + 6 have u >= 2a/7, as seven codes up from a normal one are a factor of
-        at least 16/9 > 12/7. Half of a scale is an E4M3 value too, unless the scale's code is
-        odd and at most 15: where c <= 8, all codes up to 15 are tried.
-      - Too small: rounding a alone costs (a - 6u)**2. Codes below c - 3 are tried as far down
-        as this is less than the best error found; few blocks have any.
-    """
-    blocks = magnitude.view(-1, BLOCK_SIZE).t().contiguous()  # [16, b]: sums in a fixed order
-    block_amax = blocks.amax(0) / global_scale
-    first = e4m3_code_of_at_least(block_amax / E2M1_MAX * (1 + DOUBT))
-    codes = candidate_codes(first)
-    errors = scale_errors(blocks, codes, global_scale)
-    error = errors.amin(0)
-    best = codes.masked_fill_(errors > error, LAST_E4M3_CODE).amin(0)  # the smaller one of equals
-
-    lowest = (block_amax - error.sqrt()) / E2M1_MAX * (1 - DOUBT)
-    few = first <= FIRST_NORMAL_E4M3_CODE
-    low = e4m3_code_of_at_least(lowest).clamp_(min=1).masked_fill_(few, 1)
-    high = (first + (FIRST_OFFSET - 1)).masked_fill_(few, UNHALVED_E4M3_CODE)
-    rest = ((low <= high) & (block_amax > 0)).nonzero().squeeze(1)
-    if len(rest):
-        bounds, so_far = (low[rest], high[rest]), (best[rest], error[rest])
-        best[rest] = search_codes(blocks.index_select(1, rest), bounds, so_far, global_scale)
-    best.masked_fill_(block_amax == 0, 0)
-    return best.to(torch.uint8).view(torch.float8_e4m3fn).view(len(magnitude), -1)
-
-
-def search_codes(
-    blocks: torch.Tensor,
-    bounds: tuple[torch.Tensor, torch.Tensor],
-    so_far: tuple[torch.Tensor, torch.Tensor],
-    global_scale: torch.Tensor,
-) -> torch.Tensor:
-    """Each block's best code from its lowest to its highest bound, or the best one so far."""
-    (low, high), (best, error) = bounds, so_far
-    for step in range(int((high - low).max()) + 1):
-        code = torch.minimum(low + step, high)
-        found = scale_errors(blocks, code.unsqueeze(0), global_scale)[0]
-        better = (found < error) | ((found == error) & (code < best))
-        best, error = torch.where(better, code, best), torch.where(better, found, error)
-    return best
-
-
-def scale_errors(
-    blocks: torch.Tensor, codes: torch.Tensor, global_scale: torch.Tensor
-) -> torch.Tensor:
-    """Squared error of every block under each of its candidate scales.
-
-    blocks: [16, b] float32 >= 0; codes: [m, b] int16, E4M3 codes 1..126, ascending. Returns
-    [m, b] float32 in units of global_scale**2.
-    """
-    scales = e4m3_value(codes)
-    return sum_of_errors(blocks, 1.0 / (scales * global_scale)).mul_(scales).mul_(scales)
-
-
-def sum_of_errors(blocks: torch.Tensor, reciprocals: torch.Tensor) -> torch.Tensor:
-    """Squared distance of blocks * reciprocals to E2M1's values, summed: [16, b] -> [m, b].
-
-    Every operation is exact or rounded once and the sum is a tree, so that the compiled version
-    below gives the same bits. On a CPU, slices that stay in a core's cache.
-    """
-    sums = torch.empty_like(reciprocals)
-    width = blocks.shape[1] if blocks.is_cuda else min(CPU_SLICE, blocks.shape[1])
-    scratch = blocks.new_empty(3, BLOCK_SIZE, width)
-    parts = (tensor.split(width, dim=1) for tensor in (blocks, reciprocals, sums))
-    for part, some_reciprocals, some_sums in zip(*parts, strict=True):
-        write_sums(part, some_reciprocals, some_sums, scratch[:, :, : part.shape[1]])
-    return sums
-
-
-def write_sums(
-    blocks: torch.Tensor, reciprocals: torch.Tensor, sums: torch.Tensor, scratch: torch.Tensor
-) -> None:
-    """One slice of `sum_of_errors`, in place and with few calls: Python's lock is shared."""
-    scaled, power, rounded = scratch
-    bits, (low, high) = power.view(torch.int32), scaled.chunk(2)
-    quarters, pairs, halves = low.chunk(2), low[:4].chunk(2), low[:2].unbind(0)
-    for index, (reciprocal, total) in enumerate(zip(reciprocals, sums, strict=True)):
-        torch.mul(blocks, reciprocal, out=scaled)
-        torch.clamp(scaled, 1.0, 4.0, out=power)
-        bits.bitwise_and_(FLOAT32_EXPONENT)
-        torch.add(scaled, power, alpha=ROUND_TO_HALVES, out=rounded)
-        rounded.sub_(power, alpha=ROUND_TO_HALVES)
-        if index < MAY_CLIP:
-            rounded.clamp_(max=E2M1_MAX)
-        torch.ops.aten.mse_loss.out(scaled, rounded, 0, out=scaled)  # the difference, squared
-        low.add_(high)
-        quarters[0].add_(quarters[1])
-        pairs[0].add_(pairs[1])
-        torch.add(*halves, out=total)
-
-
-SCALE_SEARCHES = {"mse": mse_block_scales, "amax": amax_block_scales}
 
 
 def encode_nvfp4(
@@ -1967,90 +1333,189 @@ def unswizzle(tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     return flat.contiguous().view(tiles.dtype)
 
 
-def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
-    """What quantising cost; `decoded` may carry padding columns and is overwritten."""
-    original = original.float()
-    difference = decoded[:, : original.shape[1]].sub_(original).flatten()
-    original = original.flatten()
-    return Damage(
-        error=float(torch.dot(difference, difference)), energy=float(torch.dot(original, original))
-    )
+def quantised_rows(rows: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """Input rows [r, K] as W4A4 sees them, at an input scale or at that of these rows."""
+    amax = largest_magnitude(rows)
+    scale = nvfp4_global_scale(amax) if scale is None else torch.full_like(amax, scale)
+    return decode_nvfp4(*encode_nvfp4(rows, scale), scale)[:, : rows.shape[1]]
 
 
-# Merging LoRAs, as ComfyUI patches a weight (comfy/weight_adapter, comfy/lora.py), in float32.
+def has_many_subnormals(block_scale: torch.Tensor) -> bool:
+    """Whether a good part of the scales is in E4M3's subnormals, with fewer than four bits."""
+    codes = block_scale.view(torch.uint8)
+    subnormal = (codes > 0) & (codes < FIRST_NORMAL_E4M3_CODE)
+    return int(subnormal.sum()) > MANY_SUBNORMALS * int((codes > 0).sum())
 
 
-def lora_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """up x down, and the rank; a convolution may have its kernel in a third factor."""
-    up, down = parts["up"], parts["down"]
-    rank = down.shape[0]
-    if "mid" in parts:
-        down = torch.einsum("mn...,nj->mj...", parts["mid"], down.flatten(1))
-    return up.flatten(1) @ down.flatten(1), rank
+# ── nvfp4/numeric/scale_search.py: Block scales by least squared error ────────────────────────────
+
+# The scale search, in codes from the smallest scale that clips nothing; why: `mse_block_scales`.
+FIRST_OFFSET, LAST_OFFSET = -3, 6
+MAY_CLIP = 3  # only so many of the smallest candidates can be exceeded by a weight
+UNHALVED_E4M3_CODE = 15  # from here on, half of every E4M3 value is one too
+LEAST_SEARCHED_SCALE = 2.0**-100  # reciprocals of smaller global scales leave float32's range
+DOUBT = 2.0**-20  # widens the search's bounds by more than float32 rounding can move them
+OTHER_LARGEST_SCALES = (416, 384, 352, 320, 288, 256)
+CPU_SLICE = 1 << 13  # blocks whose errors are summed at once
 
 
-def product(parts: dict[str, torch.Tensor], which: int) -> tuple[torch.Tensor, int | None]:
-    """One of the two matrices of LoHa and LoKr, and its rank; one stored whole has none."""
-    if (whole := parts.get(f"w{which}")) is not None:
-        return whole, None
-    a, b, core = parts[f"w{which}_a"], parts[f"w{which}_b"], parts.get(f"t{which}")
-    whole = a @ b if core is None else torch.einsum("ij...,jr,ip->pr...", core, b, a)
-    return whole.contiguous(), b.shape[0]  # torch.kron refuses the strides einsum leaves
+def mse_block_scales(magnitude: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
+    """E4M3 scale of each block with the least squared error over all 126 positive E4M3 values.
 
+    magnitude: [n, k] float32 >= 0, global_scale: at least max / 2688 and 2**-100. Returns
+    [n, k/16] float8_e4m3fn; equal errors go to the smaller scale; a block of zeros gets scale 0.
 
-def loha_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """The two products, multiplied element by element."""
-    (first, rank), (second, _) = product(parts, 1), product(parts, 2)
-    return first * second, rank
-
-
-def lokr_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int | None]:
-    """Their Kronecker product; the second one holds a convolution's kernel, and counts as rank."""
-    (first, first_rank), (second, rank) = product(parts, 1), product(parts, 2)
-    first = first.reshape(first.shape + (1,) * (second.ndim - first.ndim))
-    return torch.kron(first, second), rank or first_rank
-
-
-CHANGES = {
-    "lora": lora_change,
-    "loha": loha_change,
-    "lokr": lokr_change,
-    "diff": lambda parts: (parts["diff"], None),
-    "set": lambda parts: (parts["set_weight"], None),
-}
-
-
-def dora(weight: torch.Tensor, merged: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """`merged`, each row or column scaled to a length that was trained.
-
-    As in ComfyUI, the length is relative to the unmerged rows', but to the merged columns'.
+    Only some scales are tried, but the best is among them. Let a be the block's largest
+    magnitude, u = block scale * global scale, c the code of the smallest scale with 6u >= a:
+      - Too large: where u >= 2a/7, no magnitude exceeds 3.5u, so all of them round to
+        {0, .5, 1, 1.5, 2, 3}u. The grid of u/2 contains these, so u/2 is no worse, and smaller.
+        Codes above c + 6 have u >= 2a/7, as seven codes up from a normal one are a factor of
+        at least 16/9 > 12/7. Half of a scale is an E4M3 value too, unless the scale's code is
+        odd and at most 15: where c <= 8, all codes up to 15 are tried.
+      - Too small: rounding a alone costs (a - 6u)**2. Codes below c - 3 are tried as far down
+        as this is less than the best error found; few blocks have any.
     """
-    if scale.shape[0] == weight.shape[0]:
-        length = weight.flatten(1).norm(dim=1)
-        length = length.reshape(-1, *[1] * (weight.ndim - 1))
-    else:
-        length = merged.transpose(0, 1).flatten(1).norm(dim=1)
-        length = length.reshape(1, -1, *[1] * (weight.ndim - 2))
-    return merged * (scale.reshape(length.shape) / (length + torch.finfo(torch.float32).eps))
+    blocks = magnitude.view(-1, BLOCK_SIZE).t().contiguous()  # [16, b]: sums in a fixed order
+    block_amax = blocks.amax(0) / global_scale
+    first = e4m3_code_of_at_least(block_amax / E2M1_MAX * (1 + DOUBT))
+    codes = candidate_codes(first)
+    errors = scale_errors(blocks, codes, global_scale)
+    error = errors.amin(0)
+    best = codes.masked_fill_(errors > error, LAST_E4M3_CODE).amin(0)  # the smaller one of equals
+
+    lowest = (block_amax - error.sqrt()) / E2M1_MAX * (1 - DOUBT)
+    few = first <= FIRST_NORMAL_E4M3_CODE
+    low = e4m3_code_of_at_least(lowest).clamp_(min=1).masked_fill_(few, 1)
+    high = (first + (FIRST_OFFSET - 1)).masked_fill_(few, UNHALVED_E4M3_CODE)
+    rest = ((low <= high) & (block_amax > 0)).nonzero().squeeze(1)
+    if len(rest):
+        bounds, so_far = (low[rest], high[rest]), (best[rest], error[rest])
+        best[rest] = search_codes(blocks.index_select(1, rest), bounds, so_far, global_scale)
+    best.masked_fill_(block_amax == 0, 0)
+    return best.to(torch.uint8).view(torch.float8_e4m3fn).view(len(magnitude), -1)
 
 
-def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) -> None:
-    """`weight[rows] += strength * alpha / rank * change`, in place."""
-    weight = weight[patch.rows]
-    change, rank = CHANGES[patch.kind](parts)
-    if change.shape[:1] != weight.shape[:1] or rank == 0:
-        raise ValueError(change.shape)  # reshape alone would take a transposed one
-    change = change.reshape(weight.shape)
-    if patch.swapped:
-        change = torch.cat(change.chunk(2)[::-1])
-    if patch.kind == "set":
-        weight.copy_(change)
-        return
-    if "alpha" in parts and rank is not None:
-        change = change * (parts["alpha"].reshape(()) / rank)
-    if "dora_scale" in parts and patch.kind != "diff":
-        change = dora(weight, weight + change, parts["dora_scale"]) - weight
-    weight.add_(change, alpha=patch.strength)
+def search_codes(
+    blocks: torch.Tensor,
+    bounds: tuple[torch.Tensor, torch.Tensor],
+    so_far: tuple[torch.Tensor, torch.Tensor],
+    global_scale: torch.Tensor,
+) -> torch.Tensor:
+    """Each block's best code from its lowest to its highest bound, or the best one so far."""
+    (low, high), (best, error) = bounds, so_far
+    for step in range(int((high - low).max()) + 1):
+        code = torch.minimum(low + step, high)
+        found = scale_errors(blocks, code.unsqueeze(0), global_scale)[0]
+        better = (found < error) | ((found == error) & (code < best))
+        best, error = torch.where(better, code, best), torch.where(better, found, error)
+    return best
+
+
+def scale_errors(
+    blocks: torch.Tensor, codes: torch.Tensor, global_scale: torch.Tensor
+) -> torch.Tensor:
+    """Squared error of every block under each of its candidate scales.
+
+    blocks: [16, b] float32 >= 0; codes: [m, b] int16, E4M3 codes 1..126, ascending. Returns
+    [m, b] float32 in units of global_scale**2.
+    """
+    scales = e4m3_value(codes)
+    return sum_of_errors(blocks, 1.0 / (scales * global_scale)).mul_(scales).mul_(scales)
+
+
+def sum_of_errors(blocks: torch.Tensor, reciprocals: torch.Tensor) -> torch.Tensor:
+    """Squared distance of blocks * reciprocals to E2M1's values, summed: [16, b] -> [m, b].
+
+    Every operation is exact or rounded once and the sum is a tree, so that the compiled version
+    below gives the same bits. On a CPU, slices that stay in a core's cache.
+    """
+    sums = torch.empty_like(reciprocals)
+    width = blocks.shape[1] if blocks.is_cuda else min(CPU_SLICE, blocks.shape[1])
+    scratch = blocks.new_empty(3, BLOCK_SIZE, width)
+    parts = (tensor.split(width, dim=1) for tensor in (blocks, reciprocals, sums))
+    for part, some_reciprocals, some_sums in zip(*parts, strict=True):
+        write_sums(part, some_reciprocals, some_sums, scratch[:, :, : part.shape[1]])
+    return sums
+
+
+def write_sums(
+    blocks: torch.Tensor, reciprocals: torch.Tensor, sums: torch.Tensor, scratch: torch.Tensor
+) -> None:
+    """One slice of `sum_of_errors`, in place and with few calls: Python's lock is shared."""
+    scaled, power, rounded = scratch
+    bits, (low, high) = power.view(torch.int32), scaled.chunk(2)
+    quarters, pairs, halves = low.chunk(2), low[:4].chunk(2), low[:2].unbind(0)
+    for index, (reciprocal, total) in enumerate(zip(reciprocals, sums, strict=True)):
+        torch.mul(blocks, reciprocal, out=scaled)
+        torch.clamp(scaled, 1.0, 4.0, out=power)
+        bits.bitwise_and_(FLOAT32_EXPONENT)
+        torch.add(scaled, power, alpha=ROUND_TO_HALVES, out=rounded)
+        rounded.sub_(power, alpha=ROUND_TO_HALVES)
+        if index < MAY_CLIP:
+            rounded.clamp_(max=E2M1_MAX)
+        torch.ops.aten.mse_loss.out(scaled, rounded, 0, out=scaled)  # the difference, squared
+        low.add_(high)
+        quarters[0].add_(quarters[1])
+        pairs[0].add_(pairs[1])
+        torch.add(*halves, out=total)
+
+
+SCALE_SEARCHES = {"mse": mse_block_scales, "amax": amax_block_scales}
+
+
+def candidate_codes(first: torch.Tensor) -> torch.Tensor:
+    """E4M3 codes [m, b] (int16) of block scales to try, around the smallest that clips nothing."""
+    offsets = torch.arange(FIRST_OFFSET, LAST_OFFSET + 1, dtype=torch.int16, device=first.device)
+    return (first + offsets.unsqueeze(1)).clamp_(1, LAST_E4M3_CODE)
+
+
+# ── nvfp4/numeric/feedback.py: Rounding by the statistics of a layer's input ──────────────────────
+
+# Rounding with feedback: damping is tried on some rows of a weight, relative to the mean of the
+# second moment's diagonal.
+DAMPINGS = (0.002, 0.02)
+MORE_DAMPINGS = (0.1, 0.3, 1.0)  # where none of those leaves it positive definite
+SWEEPS = 1  # over all columns after they were rounded once: the second gained a third of the first
+FEEDBACK_BATCH = 128  # columns whose errors reach all others by one matrix product
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Of a layer's recorded input of K channels: mean [K], second moment [K, K], rows [r, K]."""
+
+    mean: torch.Tensor
+    second: torch.Tensor
+    rows: torch.Tensor
+    independent: float  # different rows that the moments are of
+
+    @property
+    def dampings(self) -> list[float]:
+        """What is worth trying: with n rows, the energy of K directions is known to K / n."""
+        least = min(len(self.mean) / self.independent, 1.0)
+        return [damping for damping in DAMPINGS if damping > 2 * least] or [
+            max(least, DAMPINGS[-1])
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """A damped second moment S [K, K] in the order of rounding: S = lower.T * pivots @ lower."""
+
+    order: torch.Tensor  # [K]
+    lower: torch.Tensor  # unit lower triangular
+    full: torch.Tensor  # S, each row divided by its diagonal
+    diagonal: torch.Tensor
+    pivots: torch.Tensor
+    added: float  # to the diagonal, as damping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounded:
+    """Rows of a weight while they are rounded, [K, n] in the order of a Feedback."""
+
+    levels: torch.Tensor
+    residual: torch.Tensor
+    codes: torch.Tensor  # int16 E4M3 codes of block scales [K/16, n]
 
 
 # Rounding that knows what a weight multiplies. With X a layer's recorded input and E = W - decoded
@@ -2059,8 +1524,6 @@ def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) ->
 #
 # Weights are transposed here, their columns in the order they are rounded in, and in units of the
 # layer's scale: [K, n]. Residual: weight - decoded weight. Level: decoded weight / block scale.
-
-
 def round_to_grid(values: torch.Tensor, grid: FloatGrid, out: torch.Tensor) -> torch.Tensor:
     """Nearest values of a float format, ties to even, saturating; any sign. float32."""
     power = values.abs().clamp_(grid.least_normal, grid.largest)
@@ -2149,12 +1612,6 @@ def take_best(
     best = costs.argmin(0, keepdim=True)
     index = best.expand(len(levels), 1, -1)
     return levels.gather(1, index)[:, 0], changes.gather(1, index)[:, 0], codes.gather(0, best)[0]
-
-
-def candidate_codes(first: torch.Tensor) -> torch.Tensor:
-    """E4M3 codes [m, b] (int16) of block scales to try, around the smallest that clips nothing."""
-    offsets = torch.arange(FIRST_OFFSET, LAST_OFFSET + 1, dtype=torch.int16, device=first.device)
-    return (first + offsets.unsqueeze(1)).clamp_(1, LAST_E4M3_CODE)
 
 
 def make_feedback(
@@ -2313,9 +1770,1213 @@ def compile_rounder() -> None:
 ROUNDERS: dict[str, Callable] = {}  # by device, instead of `round_columns`
 
 
+def stored_levels(rounded: Rounded, feedback: Feedback, grid: FloatGrid) -> list[torch.Tensor]:
+    """Codes (and block scales) of rounded rows, as the plain encoders return them."""
+    levels = torch.empty_like(rounded.levels)
+    levels[feedback.order] = rounded.levels
+    levels = levels.t().contiguous()
+    if grid is E4M3:
+        return [levels.to(torch.float8_e4m3fn)]
+    codes = torch.empty_like(rounded.codes)
+    codes[feedback.order[::BLOCK_SIZE] // BLOCK_SIZE] = rounded.codes
+    packed = pack_e2m1(round_to_e2m1(levels.abs()), levels)
+    return [packed, codes.t().contiguous().to(torch.uint8).view(torch.float8_e4m3fn)]
+
+
+# ── nvfp4/read/checkpoint.py: Safetensors headers, indexes and shards ─────────────────────────────
+
+# What hostile files announce must not cost memory or time. Published diffusion models have up to
+# 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep.
+MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+FOREIGN_STARTS = {  # of what was downloaded in place of a model
+    b"version ": "a Git LFS pointer to the model; download the file itself",
+    b"<": "a web page; download the model again",
+}
+GGUF_MAGIC = b"GGUF"
+
+
+def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
+    """`sound`: the first bytes may be a header's length, as 640 begins like a pickle."""
+    if path.suffix.lower() in PICKLE_SUFFIXES or (not sound and start.startswith(PICKLE_MAGIC)):
+        raise ConvertError(
+            f"{path}: is a pickle file, which can run code when opened; "
+            "give a .safetensors version of the model"
+        )
+    if start.startswith(GGUF_MAGIC):
+        raise ConvertError(f"{path}: is a GGUF; give a .safetensors model here")
+    for begin, what in FOREIGN_STARTS.items():
+        if not sound and start.startswith(begin):
+            raise ConvertError(f"{path}: is {what}")
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    """Parse and check a safetensors header: {name: TensorRef} in file order, and its metadata.
+
+    The rules are those of the safetensors library: ranges within the file, each of its shape's
+    size, together covering the data exactly. Raises ConvertError.
+    """
+    try:
+        size = size_of(path)
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            sound = len(start) == 8 and 2 <= length <= min(size - 8, MAX_HEADER_BYTES)
+            refuse_other_formats(path, start, sound)
+            if not sound:
+                cut = length <= MAX_HEADER_BYTES and len(start) == 8
+                cut = f", or cut off: its header should have {length:,} bytes" if cut else ""
+                problem = f"not a safetensors file{cut}; it has {size:,} bytes"
+                raise DamagedFileError(f"{path}: {problem}")
+            raw = file.read(length)
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
+    try:
+        header = parse_json(raw.decode(), unique_keys)
+        if not raw.startswith(b"{"):  # a list, or spaces that the library refuses
+            raise ValueError("it does not begin with {")
+    except ValueError as error:
+        raise DamagedFileError(f"{path}: the safetensors header is damaged: {error}") from error
+    metadata = header.pop("__metadata__", {})
+    if len(header) > MAX_TENSORS:
+        raise ConvertError(f"{path}: has {len(header):,} tensors; {MAX_TENSORS:,} are read")
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise DamagedFileError(f"{path}: the safetensors header's __metadata__ must map to strings")
+    refs = [parse_entry(path, 8 + length, name, entry) for name, entry in header.items()]
+    refs.sort(key=lambda ref: (ref.begin, ref.nbytes))
+    check_coverage(path, refs, 8 + length, size)
+    return {ref.name: ref for ref in refs}, metadata
+
+
+def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> TensorRef:
+    """One tensor of a safetensors header, its types and its own arithmetic checked."""
+    if len(name) > MAX_NAME or not name.isprintable():  # a lone surrogate cannot be written, too
+        long = f"{len(name):,} characters" if len(name) > MAX_NAME else "a control character"
+        raise DamagedFileError(
+            f"{path}: tensor {name[:EXCERPT]}: damaged or unknown entry: its name has {long}"
+        )
+    try:
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        if not isinstance(entry["shape"], list):  # "" and {} would pass for a scalar's []
+            raise ValueError("its shape is no list")
+        numbers = (*shape, begin, end)
+        sound = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
+        if not sound or len(shape) > MAX_DIMENSIONS:
+            raise ValueError
+        expected = bits_of(dtype, shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(
+            f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:EXCERPT]}"
+        ) from error
+    if expected != (end - begin) * 8:
+        needed = f"{expected // 8:,} bytes" if expected % 8 == 0 else f"{expected:,} bits"
+        raise DamagedFileError(
+            f"{path}: tensor {name}: {dtype} {list(shape)} needs {needed}, "
+            f"the header gives it {end - begin:,}"
+        )
+    return TensorRef(
+        name=name, dtype=dtype, shape=shape, path=path, begin=data_begin + begin, nbytes=end - begin
+    )
+
+
+def check_coverage(path: Path, refs: list[TensorRef], data_begin: int, size: int) -> None:
+    """The tensors, in file order, must follow each other without gap or overlap to the end."""
+    position = data_begin
+    for ref in refs:
+        if ref.begin != position:
+            what = "overlaps another" if ref.begin < position else "leaves a gap before it"
+            raise DamagedFileError(f"{path}: tensor {ref.name} {what} at byte {ref.begin:,}")
+        position += ref.nbytes
+    if position != size:
+        raise DamagedFileError(
+            f"{path}: the tensors end at byte {position:,}, the file at {size:,}: "
+            + ("it is cut off; download it again" if size < position else "trailing bytes")
+        )
+
+
+def open_model(source: Path) -> Model:
+    """Read the headers of a single file, of an index, or of a directory that holds one of them."""
+    if source.is_dir():
+        found = sorted(source.glob("*.safetensors.index.json")) or sorted(
+            source.glob("*.safetensors")
+        )
+        if len(found) != 1:
+            raise ConvertError(
+                f"{source}: holds {len(found) or 'no'} *.safetensors.index.json or *.safetensors "
+                "files; give one by name"
+            )
+        source = found[0]
+    if source.suffix.lower() == ".json":
+        return open_shards(source)
+    tensors, metadata = read_header(source)
+    return Model(tensors=tensors, metadata=metadata, files=(source,))
+
+
+def read_index(index: Path) -> dict[str, set[str]]:
+    """{shard: the tensors listed in it}, shards sorted; none of them is of another folder."""
+    weight_map = load_json(index, "index").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(shard, str) for shard in weight_map.values()
+    ):
+        raise ConvertError(f"{index}: has no weight_map of tensor names to file names")
+    shards = {shard: set() for shard in sorted(set(weight_map.values()))}
+    if len(shards) > MAX_SHARDS or len(weight_map) > MAX_TENSORS:
+        sizes = f"{len(weight_map):,} tensors in {len(shards):,} shards"
+        raise ConvertError(f"{index}: has {sizes}; {MAX_TENSORS:,} in {MAX_SHARDS:,} are read")
+    for shard in shards:
+        if reason := leads_outside(index, shard):
+            raise ConvertError(f"{index}: shard {shard[:EXCERPT]!r} {reason}")
+    for name, shard in weight_map.items():
+        shards[shard].add(name)
+    return shards
+
+
+def open_shards(index: Path) -> Model:
+    """Every shard's header, checked both ways against the index's weight_map."""
+    shards = read_index(index)
+    headers, problems = {}, []
+    for shard in shards:
+        path = index.parent / shard
+        try:
+            if not exists(path):
+                raise ConvertError(f"{path}: is missing, but {index.name} lists it; download it")
+            headers[shard] = read_header(path)
+        except ConvertError as error:
+            problems += error.problems
+    for shard, (tensors, _) in headers.items():
+        if missing := shards[shard] - tensors.keys():
+            problems.append(f"{index.parent / shard}: the index lists {examples(missing)} in it")
+        if unlisted := tensors.keys() - shards[shard]:
+            problems.append(f"{index}: has no entry for {examples(unlisted)} of {shard}")
+    if problems:
+        raise ConvertError(*problems)
+    merged = {name: ref for tensors, _ in headers.values() for name, ref in tensors.items()}
+    files = (index, *(index.parent / shard for shard in shards))
+    metadata = merge_metadata([metadata for _, metadata in headers.values()])
+    return Model(tensors=merged, metadata=metadata, files=files)
+
+
+def leads_outside(index: Path, shard: str) -> str:
+    """Why a shard's name, or the link of that name, is of a file elsewhere; or "".
+
+    Hugging Face's cache links an index and its shards to one folder: that one is allowed, too.
+    """
+    if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard):
+        return "is not a file name in its own folder"
+    if len(shard) > MAX_FILE_NAME:
+        return f"has a name of {len(shard):,} characters"
+    path = index.parent / shard
+    try:
+        if path.is_symlink():
+            path = path.resolve(strict=True)
+            if path.parent not in (index.parent.resolve(), index.resolve().parent):
+                return f"is a link to {path}, which is not in its own folder; copy it there"
+    except (OSError, RuntimeError):  # missing, in a circle or too long: opening it will say so
+        pass
+    return ""
+
+
+def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
+    """The first shard's word counts, but quantised layers are each shard's own."""
+    merged, layers = {}, {}
+    for metadata in shards:
+        merged = metadata | merged
+        layers |= header_layers(metadata) or {}
+    if layers:
+        merged["_quantization_metadata"] = json.dumps({"layers": layers})
+    return merged
+
+
+def header_layers(metadata: dict[str, str]) -> dict | None:
+    """The layers of `_quantization_metadata`: {} without it, None where it cannot be read."""
+    text = metadata.get("_quantization_metadata", '{"layers": {}}')
+    try:
+        layers = parse_json(text)["layers"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return layers if isinstance(layers, dict) else None
+
+
+def file_bytes(model: Model) -> int:
+    return sum(path.stat().st_size for path in model.files if path.suffix.lower() != ".json")
+
+
+# ── nvfp4/numeric/lora.py: What a LoRA, LoHa, LoKr or DoRA adds to a weight ───────────────────────
+
+# Merging LoRAs, as ComfyUI patches a weight (comfy/weight_adapter, comfy/lora.py), in float32.
+def lora_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """up x down, and the rank; a convolution may have its kernel in a third factor."""
+    up, down = parts["up"], parts["down"]
+    rank = down.shape[0]
+    if "mid" in parts:
+        down = torch.einsum("mn...,nj->mj...", parts["mid"], down.flatten(1))
+    return up.flatten(1) @ down.flatten(1), rank
+
+
+def product(parts: dict[str, torch.Tensor], which: int) -> tuple[torch.Tensor, int | None]:
+    """One of the two matrices of LoHa and LoKr, and its rank; one stored whole has none."""
+    if (whole := parts.get(f"w{which}")) is not None:
+        return whole, None
+    a, b, core = parts[f"w{which}_a"], parts[f"w{which}_b"], parts.get(f"t{which}")
+    whole = a @ b if core is None else torch.einsum("ij...,jr,ip->pr...", core, b, a)
+    return whole.contiguous(), b.shape[0]  # torch.kron refuses the strides einsum leaves
+
+
+def loha_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """The two products, multiplied element by element."""
+    (first, rank), (second, _) = product(parts, 1), product(parts, 2)
+    return first * second, rank
+
+
+def lokr_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int | None]:
+    """Their Kronecker product; the second one holds a convolution's kernel, and counts as rank."""
+    (first, first_rank), (second, rank) = product(parts, 1), product(parts, 2)
+    first = first.reshape(first.shape + (1,) * (second.ndim - first.ndim))
+    return torch.kron(first, second), rank or first_rank
+
+
+CHANGES = {
+    "lora": lora_change,
+    "loha": loha_change,
+    "lokr": lokr_change,
+    "diff": lambda parts: (parts["diff"], None),
+    "set": lambda parts: (parts["set_weight"], None),
+}
+
+
+def dora(weight: torch.Tensor, merged: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """`merged`, each row or column scaled to a length that was trained.
+
+    As in ComfyUI, the length is relative to the unmerged rows', but to the merged columns'.
+    """
+    if scale.shape[0] == weight.shape[0]:
+        length = weight.flatten(1).norm(dim=1)
+        length = length.reshape(-1, *[1] * (weight.ndim - 1))
+    else:
+        length = merged.transpose(0, 1).flatten(1).norm(dim=1)
+        length = length.reshape(1, -1, *[1] * (weight.ndim - 2))
+    return merged * (scale.reshape(length.shape) / (length + torch.finfo(torch.float32).eps))
+
+
+def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) -> None:
+    """`weight[rows] += strength * alpha / rank * change`, in place."""
+    weight = weight[patch.rows]
+    change, rank = CHANGES[patch.kind](parts)
+    if change.shape[:1] != weight.shape[:1] or rank == 0:
+        raise ValueError(change.shape)  # reshape alone would take a transposed one
+    change = change.reshape(weight.shape)
+    if patch.swapped:
+        change = torch.cat(change.chunk(2)[::-1])
+    if patch.kind == "set":
+        weight.copy_(change)
+        return
+    if "alpha" in parts and rank is not None:
+        change = change * (parts["alpha"].reshape(()) / rank)
+    if "dora_scale" in parts and patch.kind != "diff":
+        change = dora(weight, weight + change, parts["dora_scale"]) - weight
+    weight.add_(change, alpha=patch.strength)
+
+
+# ── nvfp4/read/tensors.py: A tensor's bytes, decoded and with LoRAs merged ────────────────────────
+
+STUDIED_ROWS, STRIPES = 256, 8  # of a weight, when layers are compared: in so many places
+
+
+def fill(ref: TensorRef, begin: int, view: memoryview) -> None:
+    """Read a tensor's bytes from offset `begin` into all of `view`."""
+    try:
+        with ref.path.open("rb", buffering=0) as file:
+            file.seek(ref.begin + begin)
+            filled = 0
+            while filled < len(view) and (count := file.readinto(view[filled:])):
+                filled += count
+    except OSError as error:
+        raise ConvertError(f"{ref.path}: cannot read {ref.name}: {error.strerror}") from error
+    if filled < len(view):
+        raise ConvertError(f"{ref.path}: ended inside {ref.name}; {CHANGED_UNDER_WAY}")
+
+
+def load_bytes(ref: TensorRef) -> torch.Tensor:
+    data = torch.empty(ref.nbytes, dtype=torch.uint8)
+    fill(ref, 0, memoryview(data.numpy()))
+    return data
+
+
+def load(ref: TensorRef) -> torch.Tensor:
+    """A whole tensor, of one of TORCH_DTYPES."""
+    return load_bytes(ref).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
+
+
+def load_weight(ref: TensorRef) -> torch.Tensor:
+    """A whole tensor as it is to be converted."""
+    return changed(ref, load(ref)) if ref.is_changed else load(ref)
+
+
+def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
+    """A stored tensor as what it stands for, float32; some of it will do if it has no patches."""
+    if ref.scale is not None:
+        if (data.view(torch.uint8) & NAN_E4M3 == NAN_E4M3).any():
+            raise ConvertError(f"{ref.path}: {ref.name} holds NaN: the file is damaged")
+        data = decode_e4m3(data).mul_(ref.scale)
+    if not ref.patches:
+        return data
+    data = data.float().view(ref.shape)
+    for patch in ref.patches:
+        merge(patch, {part: load(other).float() for part, other in patch.parts.items()}, data)
+        if not data.isfinite().all():
+            lora = next(iter(patch.parts.values())).path
+            raise ConvertError(
+                f"{lora}: {ref.name} holds NaN or Inf after it is merged: the LoRA or the model "
+                "is damaged, or its strength too large"
+            )
+    return data
+
+
+def load_some_rows(ref: TensorRef) -> torch.Tensor:
+    """STUDIED_ROWS rows of a weight [N, K], or all if there are no more, from STRIPES places."""
+    height, (count, columns) = STUDIED_ROWS // STRIPES, ref.shape
+    if count <= STUDIED_ROWS:
+        return load_weight(ref)
+    if ref.patches:
+        weight, steps = load_weight(ref), range(STRIPES)
+        begins = (index * (count - height) // (STRIPES - 1) for index in steps)
+        return torch.cat([weight[begin : begin + height] for begin in begins])
+    row = ref.nbytes // count
+    data = torch.empty(STRIPES, height * row, dtype=torch.uint8)
+    for index, stripe in enumerate(data):
+        begin = index * (count - height) // (STRIPES - 1)
+        fill(ref, begin * row, memoryview(stripe.numpy()))
+    stored = data.view(-1).view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
+    return changed(ref, stored) if ref.is_changed else stored
+
+
+# ── nvfp4/guides/recording.py: What the ComfyUI recorder wrote ────────────────────────────────────
+
+MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16  # of a recording's layer: a file may be a hole
+MAX_CALLS = 1 << 50  # of a bin of a histogram: sums over bins and recordings fit 64 bits
+# The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
+# 2**(-24 + (i - 1) / 8), the last one at 2**16.
+RECORDING_FORMAT = "nvfp4_recording"
+RECORDING_PARTS = {
+    "tokens": "I64",
+    "absmax": "F32",
+    "block_histogram": "I64",
+    "quantisation": "F64",
+}
+# ... and of its second moments, if there are any, see calib/comfyui_nvfp4_recorder.
+MOMENT_PARTS = {
+    "moment_tokens": "I64",
+    "first_moment": "F64",
+    "rows": "BF16",
+    "second_moment": "BF16",
+    "second_moment_low": "U8",
+    "absmax": "F32",
+}
+STRIP_ROWS = 128
+BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
+SMALL_BLOCKS = 0.01  # so many of the blocks may fall into E4M3's subnormals ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What a recording tells of one layer's input."""
+
+    amax: float  # over all calls
+    channels: int
+    block_histogram: np.ndarray  # int64, one bin more than BIN_EDGES has steps
+    error: float  # of quantising it to NVFP4, scaled anew on every call, squared and summed
+    energy: float
+    moments: Moments | None = None
+
+    def __add__(self, other: Recorded) -> Recorded:
+        moments = [*self.moments.recordings] if self.moments else []
+        moments += other.moments.recordings if other.moments else ()
+        return Recorded(
+            amax=max(self.amax, other.amax),
+            channels=self.channels,
+            block_histogram=self.block_histogram + other.block_histogram,
+            error=self.error + other.error,
+            energy=self.energy + other.energy,
+            moments=Moments(recordings=tuple(moments)) if moments else None,
+        )
+
+    @property
+    def rel_rmse(self) -> float:
+        return math.sqrt(self.error / self.energy) if self.energy else 0.0
+
+    @property
+    def small_block(self) -> float:
+        """Largest magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros aside."""
+        counts = self.block_histogram[1:].cumsum()
+        index = int(np.searchsorted(counts, SMALL_BLOCKS * counts[-1], side="right"))
+        return float(BIN_EDGES[1:][index]) if counts[-1] else self.amax
+
+    def headroom(self, margin: float) -> float:
+        """The largest magnitude to scale for: `margin` times what was seen, or less if that would
+        bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals.
+        """
+        ceiling = self.small_block * E4M3_MAX / LEAST_NORMAL_E4M3
+        return max(self.amax, min(self.amax * margin, ceiling))
+
+    def saturated(self, scale: float) -> float:
+        """Share of the blocks seen whose block scale would exceed 448 at this input scale."""
+        limit, counts = scale * NVFP4_MAX, self.block_histogram
+        if limit >= self.amax or not counts.sum():
+            return 0.0
+        widths = np.append(np.diff(BIN_EDGES), BIN_EDGES[-1])
+        above = np.clip((BIN_EDGES + widths - limit) / widths, 0.0, 1.0)
+        return float((counts * above).sum() / counts.sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
+
+    recordings: tuple[tuple[TensorRef, ...], ...]
+
+
+def read_recording(path: Path) -> dict[str, Recorded]:
+    """{bare layer: Recorded} from what the ComfyUI node in calib/ wrote.
+
+    Layers that saw NaN or infinities are an error: their figures mean nothing.
+    """
+    tensors, metadata = read_header(path)
+    if (metadata.get("format"), metadata.get("version")) != (RECORDING_FORMAT, "1"):
+        raise ConvertError(f"{path}: is no recording (version 1) of the NVFP4 Calibration Recorder")
+    layers = defaultdict(dict)
+    for ref in tensors.values():
+        layer, _, part = ref.name.rpartition(".")
+        layers[layer][part] = ref
+    moments = read_moments(path, metadata, layers)
+    found = {}
+    for layer, parts in layers.items():
+        wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
+        if wrong:
+            raise ConvertError(f"{path}: layer {layer}: {', '.join(wrong)} missing or malformed")
+        error, energy = load(parts["quantisation"]).tolist()
+        amax, counts = float(load(parts["absmax"]).max()), load(parts["block_histogram"]).numpy()
+        if not all(map(is_figure, (amax, error, energy))):
+            raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
+        if not ((counts >= 0) & (counts < MAX_CALLS)).all():
+            raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
+        found[bare(layer)] = Recorded(
+            amax=amax,
+            channels=math.prod(parts["absmax"].shape),
+            block_histogram=counts,
+            error=error,
+            energy=energy,
+            moments=moments.get(layer),
+        )
+    return found
+
+
+def read_moments(
+    path: Path, metadata: dict[str, str], layers: dict[str, dict[str, TensorRef]]
+) -> dict[str, Moments]:
+    """{layer: where the moments of its input are}, by the recording's own word on which share one.
+
+    Raises ConvertError where that, or a tensor of them, is not as the recorder writes it.
+    """
+    try:
+        shared = json.loads(metadata.get("inputs", "{}")).items()
+    except (ValueError, RecursionError, AttributeError):
+        raise ConvertError(f"{path}: its list of inputs is damaged") from None
+    found = {}
+    for layer, first in shared:
+        parts = layers.get(first, {}) if isinstance(first, str) else {}
+        refs = tuple(parts[part] for part in MOMENT_PARTS if part in parts)
+        channels = parts["absmax"].shape if "absmax" in parts else ()
+        if layer not in layers or not are_moments(refs, channels, layers[layer]):
+            raise ConvertError(f"{path}: the second moments of layer {layer} are damaged")
+        found[layer] = Moments(recordings=(refs,))
+    return found
+
+
+def are_moments(
+    refs: tuple[TensorRef, ...], channels: tuple[int, ...], layer: dict[str, TensorRef]
+) -> bool:
+    """Whether these are MOMENT_PARTS of a layer, of the shapes that its channels ask for."""
+    if len(refs) < len(MOMENT_PARTS) or len(channels) != 1:
+        return False
+    if "absmax" not in layer or layer["absmax"].shape != channels or math.prod(refs[0].shape) != 1:
+        return False
+    _, first, rows, upper, lower, _ = (ref.shape for ref in refs)
+    packed = (sum(height * width for height, width in strip_shapes(*channels)),)
+    return (
+        [ref.dtype for ref in refs] == [*MOMENT_PARTS.values()]
+        and (first, rows[1:], upper, lower) == (channels, channels, packed, packed)
+        and 0 < rows[0] <= MAX_ROWS
+        and int(load(refs[0])) > 0
+        and bool(load(refs[2]).isfinite().all())
+    )
+
+
+def strip_shapes(channels: int) -> list[tuple[int, int]]:
+    """The upper half of a second moment [K, K] as it is recorded: rows by STRIP_ROWS."""
+    starts = range(0, channels, STRIP_ROWS)
+    return [(min(STRIP_ROWS, channels - start), channels - start) for start in starts]
+
+
+def load_statistics(moments: Moments, device: torch.device) -> Statistics:
+    """Sum up what the recordings have of an input: mean and second moment of a token, rows."""
+    tokens, first, packed, rows = 0, 0.0, 0.0, []
+    for refs in moments.recordings:
+        count, total, some, *packing, _ = map(load, refs)
+        tokens, first = tokens + int(count), first + total
+        upper, lower = (part.to(device) for part in packing)
+        bits = upper.view(torch.int16).to(torch.int32) << 16
+        packed = packed + bits.bitwise_or_(lower.to(torch.int32) << 8).view(torch.float32)
+        rows.append(some.float())
+    channels = len(first)
+    second, shapes = packed.new_empty(channels, channels), strip_shapes(channels)
+    packed = packed.div_(tokens).split([height * width for height, width in shapes])
+    for strip, (height, width) in zip(packed, shapes, strict=True):
+        begin = channels - width
+        second[begin : begin + height, begin:] = strip.view(height, width)
+        second[begin:, begin : begin + height] = strip.view(height, width).t()
+    mean, rows = (first / tokens).float(), torch.cat(rows)
+    if not (mean.isfinite().all() and second.isfinite().all()):
+        ref = moments.recordings[0][0]
+        raise ConvertError(f"{ref.path}: {ref.name} and what goes with it hold NaN or Inf")
+    return Statistics(
+        mean=mean.to(device),
+        second=second,
+        rows=rows.to(device),
+        independent=count_different(rows, tokens),
+    )
+
+
+def count_different(rows: torch.Tensor, tokens: int) -> float:
+    """How many of all rows differ and are not zero, by how often some [r, K] of them are equal.
+
+    A prompt's text is the same at every step, and padded with zeros.
+    """
+    filled = rows[rows.any(1)]
+    count = len(filled)
+    same = filled.unique(dim=0, return_counts=True)[1].double() if count else torch.zeros(1)
+    pairs = float((same * (same - 1)).sum())
+    return max(
+        min(tokens * count / len(rows), count * (count - 1) / pairs if pairs else math.inf), 1.0
+    )
+
+
+def read_recordings(paths: Iterable[Path]) -> dict[str, Recorded]:
+    """{bare layer: Recorded} of all recordings together."""
+    found: dict[str, Recorded] = {}
+    for path in paths:
+        for layer, recorded in read_recording(path).items():
+            if layer in found and found[layer].channels != recorded.channels:
+                raise ConvertError(f"{path}: layer {layer} has other columns than in the others")
+            found[layer] = found[layer] + recorded if layer in found else recorded
+    return found
+
+
+def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
+    """Whether a recording's tensor is there, of its dtype, and of its size where that is fixed."""
+    sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
+    ref = parts.get(part)
+    size = math.prod(ref.shape) if ref and len(ref.shape) < 2 else 0
+    return 0 < size <= MAX_CHANNELS and ref.dtype == dtype and size == sizes.get(part, size)
+
+
+def check_recording(recording: dict[str, Recorded], model: Model) -> None:
+    """A recording has to be of this model: of its layers, by their number of columns."""
+    columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
+    known = recording.keys() & columns.keys()
+    wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
+    if wrong or not known:
+        what = f"{examples(wrong)} has other columns" if wrong else "it has none of its layers"
+        raise ConvertError(f"--activation-stats: is of another model than the source: {what}")
+
+
+# ── nvfp4/plan/records.py: A tensor's fate, and the rules it comes from ───────────────────────────
+
+WIDENED = "a value beyond float16's 65504"  # the reason of what becomes float32 for it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """These tensors get this precision (or, as a floor, at least this one), and why."""
+
+    names: frozenset[str]
+    precision: Precision
+    reason: str
+    is_open: bool = False  # --target-size may choose otherwise
+    dtype: str = ""  # instead of --dtype, or of the source's
+
+
+UNNAMED = Rule(names=frozenset(), precision=Precision.HALF, reason="no rule names it")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlan:
+    """One tensor's fate and the reason, decided before any byte is written."""
+
+    ref: TensorRef
+    precision: Precision
+    reason: str
+    dtype: str  # safetensors dtype of the tensor itself in the output
+    is_open: bool = False  # --target-size may choose otherwise
+    full_precision: str = ""  # why its matmul stays 16-bit; "" means quantised activations
+    legacy: bool = False  # an FP8 layer stored as scaled FP8
+    input_scale: float | None = None
+    input_scale_source: str = ""
+    saturated_blocks: float | None = None  # share of the recorded input that clips at that scale
+    moments: Moments | None = None  # of its input, to round it by
+    smoothing: torch.Tensor | None = None  # [K] BF16: multiplies the input and divides the weight
+    bias: TensorPlan | None = None  # the layer's bias, which makes up for the mean error
+
+    @property
+    def is_quantised(self) -> bool:
+        return self.precision in QUANTISED
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a linear layer's weight, packed in the source or not."""
+        return self.ref.is_linear_weight or bool(self.ref.config)
+
+    @property
+    def weights(self) -> int:
+        packed = self.ref.dtype in VIEWED
+        return math.prod(self.ref.shape) * (2 if packed and self.ref.config else 1)
+
+    @property
+    def is_nvfp4(self) -> bool:
+        return self.precision is Precision.NVFP4 or self.config.get("format") == "nvfp4"
+
+    @property
+    def is_w4a4(self) -> bool:
+        return self.is_nvfp4 and "full_precision_matrix_mult" not in self.config
+
+    @property
+    def config(self) -> dict[str, str | bool]:
+        """What ComfyUI reads for this layer, in `comfy_quant` and in the header alike."""
+        if self.ref.config or not self.is_quantised:
+            return json.loads(self.ref.config or "{}")
+        flag = {"full_precision_matrix_mult": True} if self.full_precision else {}
+        return {"format": QUANTISED[self.precision], **flag}
+
+    @property
+    def config_bytes(self) -> bytes:
+        return json.dumps(self.config).encode()
+
+
+def plan_tensor(ref: TensorRef, rule: Rule, half: str) -> TensorPlan:
+    usual = {Precision.HALF: half, Precision.FP32: "F32"}.get(rule.precision, ref.dtype)
+    return TensorPlan(
+        ref=ref,
+        precision=rule.precision,
+        reason=rule.reason,
+        dtype=rule.dtype or usual,
+        is_open=rule.is_open,
+    )
+
+
+def weights_of(plans: Iterable[TensorPlan]) -> int:
+    return sum(plan.weights for plan in plans)
+
+
+def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
+    """The plans with the named float16 tensors as float32."""
+
+    def widened(plan: TensorPlan) -> TensorPlan:
+        if plan.bias:
+            (bias,) = widen([plan.bias], names)
+            plan = dataclasses.replace(plan, bias=bias)
+        if plan.ref.name not in names:
+            return plan
+        reason = f"{WIDENED} (else {plan.reason})"
+        return dataclasses.replace(plan, precision=Precision.FP32, dtype="F32", reason=reason)
+
+    return [*map(widened, plans)]
+
+
+# ── nvfp4/layout.py: The output to the byte: tensors, header, shards ──────────────────────────────
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One tensor of the output: `begin` is its absolute offset in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The whole output file, known before it is written."""
+
+    header: bytes
+    slots: dict[str, Slot]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.header) + sum(slot.nbytes for slot in self.slots.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A conversion planned to the byte: one output file, or shards and their index."""
+
+    options: Options
+    model: Model
+    plans: list[TensorPlan]
+    origin: dict[str, object]  # how the file is made, as its header tells
+    layouts: dict[Path, Layout]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layout.nbytes for layout in self.layouts.values())
+
+    @property
+    def index(self) -> Path | None:
+        return self.options.written if self.options.output_sharded else None
+
+    @property
+    def files(self) -> list[Path]:
+        """In the order in which they get their names."""
+        return [*self.layouts, *filter(None, [self.index])]
+
+    @property
+    def fingerprint(self) -> dict[str, object]:
+        """What the output's bytes depend on, so that another conversion is told from this one."""
+        plan = hashlib.sha256()
+        for path, layout in self.layouts.items():
+            plan.update(os.fsencode(path.name) + layout.header)
+        plan.update(str([plan.input_scale for plan in self.plans]).encode())
+        paths = [path for path in (*self.options.inputs, *self.model.files) if not path.is_dir()]
+        stamps = {path: self.model.stamps.get(path) or stamp(path) for path in paths}
+        # By folder, too: high and low noise may have the same names, sizes and times. Of a folder
+        # itself, not the time: it changes with each file in it, such as the output.
+        files = [[str(path.resolve()), *stamp] for path, stamp in stamps.items()]
+        return {"plan": plan.hexdigest(), "files": sorted(files)}
+
+    def refuse_changed(self) -> None:
+        """Files that are no longer those whose headers were read: old and new weights would mix."""
+        stamps = self.model.stamps
+        if changed := [str(path) for path, before in stamps.items() if stamp(path) != before]:
+            raise ConvertError(f"{examples(changed)}: {CHANGED_UNDER_WAY}")
+
+
+def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{key: (dtype, shape)} of what a planned tensor becomes."""
+    if not plan.is_quantised:
+        stored = {plan.ref.name: (plan.dtype, plan.ref.shape)}
+        config = {f"{plan.ref.layer}.comfy_quant": ("U8", (len(plan.ref.config),))}
+        return stored | (config if plan.ref.config else {})
+    parts = format_parts(plan.precision, plan.ref.shape)
+    if plan.input_scale is not None:
+        parts["input_scale"] = ("F32", ())
+    if plan.smoothing is not None:
+        parts["pre_quant_scale"] = ("BF16", tuple(plan.smoothing.shape))
+    if plan.legacy:  # working files of that kind have scales of shape [1]
+        parts = {
+            LEGACY_NAMES.get(suffix, suffix): (dtype, shape or (1,))
+            for suffix, (dtype, shape) in parts.items()
+        }
+    else:
+        parts["comfy_quant"] = ("U8", (len(plan.config_bytes),))
+    return {f"{plan.ref.layer}.{suffix}": part for suffix, part in parts.items()}
+
+
+def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
+    """Scaled FP8's marker tensor, for a file of that form."""
+    plan = next((plan for plan in plans if plan.legacy), None)
+    if plan is None:
+        return {}
+    prefix = plan.ref.layer.removesuffix(bare(plan.ref.layer))
+    return {prefix + MARKER: torch.zeros(2 if plan.full_precision else 0).to(torch.float8_e4m3fn)}
+
+
+def stored_bytes(plan: TensorPlan) -> int:
+    return sum(bits_of(*stored) // 8 for stored in stored_tensors(plan).values())
+
+
+def make_job(
+    options: Options, model: Model, plans: list[TensorPlan], widened: frozenset[str] = frozenset()
+) -> Job:
+    """The output's files, with the tensors in `widened` as float32 instead of float16."""
+    plans = widen(plans, widened)
+    origin, marker = origin_of(options, model, plans), marker_of(plans)
+    shards = split_shards(plans, options.max_shard_size) if options.output_sharded else [plans]
+    layouts, output = {}, options.output
+    for number, members in enumerate(shards, 1):
+        name = f"{output.stem}-{number:05}-of-{len(shards):05}{output.suffix}"
+        path = output.with_name(name) if options.output_sharded else output
+        layouts[path] = make_layout(members, make_metadata(model, members, origin), marker)
+        marker = {}
+    return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
+
+
+def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]]:
+    """Plans in source order, by shards of up to `largest` bytes, or of one larger layer."""
+    shards, size = [[]], 0
+    for plan in plans:
+        size += stored_bytes(plan)
+        if size > largest and shards[-1]:
+            shards.append([])
+            size = stored_bytes(plan)
+        shards[-1].append(plan)
+    return shards
+
+
+def make_layout(
+    plans: Iterable[TensorPlan], metadata: dict[str, str], marker: dict[str, torch.Tensor]
+) -> Layout:
+    """Header and offsets of an output file.
+
+    Ordered by item size, so that every tensor starts at a multiple of its own; the odd-length
+    comfy_quant tensors come last.
+    """
+    stored = [(key, *value) for plan in plans for key, value in stored_tensors(plan).items()]
+    stored += [(key, "F8_E4M3", tuple(tensor.shape)) for key, tensor in marker.items()]
+    stored.sort(
+        key=lambda row: (-SAFETENSORS_BITS[row[1]], row[0].endswith(".comfy_quant"), row[0])
+    )
+    entries, begin = {"__metadata__": metadata}, 0
+    for key, dtype, shape in stored:
+        if key in entries:
+            raise ConvertError(f"two tensors of the output would be named {key}")
+        end = begin + bits_of(dtype, shape) // 8
+        entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(round_up(len(text), 8))
+    header = len(text).to_bytes(8, "little") + text
+    slots = {}
+    for key, dtype, shape in stored:
+        begin, end = entries[key]["data_offsets"]
+        at, size = len(header) + begin, end - begin
+        slots[key] = Slot(name=key, dtype=dtype, shape=shape, begin=at, nbytes=size)
+    return Layout(header=header, slots=slots)
+
+
+def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, object]:
+    """How a file was made. Names only, no folders and no times: equal runs give equal bytes."""
+    given = {
+        entry.name: getattr(options, entry.name)
+        for entry in dataclasses.fields(options)
+        if entry.name not in RUN_OPTIONS and getattr(options, entry.name) != entry.default
+    }
+    return {
+        "version": __version__,
+        "options": {name: portable(value) for name, value in given.items()},
+        "sources": {path.name: path.stat().st_size for path in model.files},
+        "plan": dict(sorted(Counter(plan.precision.name for plan in plans).items())),
+    }
+
+
+def make_metadata(
+    model: Model, plans: list[TensorPlan], origin: dict[str, object]
+) -> dict[str, str]:
+    """Header strings: the quantised layers as ComfyUI reads them, and how the file was made."""
+    metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
+    metadata.pop("_quantization_metadata", None)
+    layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised or plan.ref.config}
+    if layers and not any(plan.legacy for plan in plans):  # with it, legacy scales go unread
+        quantisation = {"format_version": "1.0", "layers": layers}
+        metadata["_quantization_metadata"] = json.dumps(quantisation)
+    return metadata
+
+
+RUN_OPTIONS = (
+    "source",  # its files are told, and a folder's name would change with the machine
+    "output",
+    "report",
+    "layer_config_out",
+    "device",
+    "low_mem",
+    "resume",
+    "output_sharded",
+    "max_shard_size",
+    "dry_run",
+    "verbose",
+    "quiet",
+)  # leave no trace
+
+
+def portable(value: object) -> object:
+    """An option's value for the header: file names for paths, sorted lists for sets."""
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, tuple):
+        return [*map(portable, value)]
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+def render_index(job: Job) -> str:
+    """The *.index.json of shards, as the transformers and diffusers libraries write it."""
+    slots = {
+        key: (path.name, slot.nbytes)
+        for path, layout in job.layouts.items()
+        for key, slot in layout.slots.items()
+    }
+    total = sum(size for _, size in slots.values())
+    weight_map = {key: name for key, (name, _) in sorted(slots.items())}
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
+
+
+# ── nvfp4/numeric/damage.py: Error of decoded weights ─────────────────────────────────────────────
+
+WRONG_FROM = 0.3  # relative RMSE no honest NVFP4 or FP8 weight has: normal ones have 0.09, 0.03
+ROUNDED_WRONG_FROM = 0.7  # ... nor one that was rounded by statistics; misread ones have 1 or more
+ROUNDED_TO = 0.005  # ... nor a rounded one: bfloat16 has 0.002
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """Squared error of a decoded tensor and squared size of the original, summed."""
+
+    error: float
+    energy: float
+    # Relative RMSE of a layer's output by its input's statistics, if there are any: after the plain
+    # search, as it is stored, and with 4-bit activations.
+    output_before: float | None = None
+    output_after: float | None = None
+    output_w4a4: float | None = None
+
+    @property
+    def relative_rmse(self) -> float:
+        if not self.energy:
+            return math.inf if self.error else 0.0
+        return math.sqrt(self.error / self.energy)
+
+    @classmethod
+    def total(cls, damages: Iterable[Damage], scale: torch.Tensor) -> Damage:
+        """The sum of what was measured in units of `scale`."""
+        error, energy, unit = 0.0, 0.0, float(scale) ** 2
+        for damage in damages:
+            error, energy = error + damage.error, energy + damage.energy
+        return cls(error=error * unit, energy=energy * unit)
+
+    @classmethod
+    def noted(cls, values: dict) -> Damage:
+        """From a journal; raises TypeError or ValueError for what no `asdict` gave."""
+        found = cls(**values)
+        error, energy, *outputs = dataclasses.astuple(found)
+        given = [error, energy, *(value for value in outputs if value is not None)]
+        if not all(isinstance(value, float) and 0 <= value < math.inf for value in given):
+            raise ValueError("no squared sums or errors")
+        if (found.output_before is None) != (found.output_after is None):
+            raise ValueError("one error of an output alone")
+        return found
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantisation noise; infinite where nothing was lost, or nothing is right."""
+        ratio = self.relative_rmse
+        return -20 * math.log10(ratio) if ratio else math.inf
+
+
+def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
+    """What quantising cost; `decoded` may carry padding columns and is overwritten."""
+    original = original.float()
+    difference = decoded[:, : original.shape[1]].sub_(original).flatten()
+    original = original.flatten()
+    return Damage(
+        error=float(torch.dot(difference, difference)), energy=float(torch.dot(original, original))
+    )
+
+
+def squared(values: torch.Tensor) -> float:
+    return float(values.square().sum(dtype=torch.float64))
+
+
+# ── nvfp4/ranks.py: The processes of a torchrun ───────────────────────────────────────────────────
+
+LONGEST_WAIT = timedelta(hours=12)  # of one rank for another; one that dies is noticed at once
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those that `torchrun` started; one alone without it."""
+
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, value: object = None) -> list:
+        """Every rank's value, in order; returns once all ranks have come here."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        try:
+            torch.distributed.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise ConvertError(f"rank {self.rank}: stopped, as another rank did") from error
+        return values
+
+
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks, among those of a `torchrun`."""
+    return not under_torchrun() or os.environ["RANK"] == "0"
+
+
+@contextlib.contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """Meet the other processes of a `torchrun`, if there is one."""
+    if not under_torchrun():
+        yield Ranks()
+        return
+    torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+    try:
+        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# ── nvfp4/tune/activations.py: --w4a4-share and --pre-quant-scale ─────────────────────────────────
+
+SMOOTHING = (0.25, 0.5, 0.75)  # shares of an input's range that go over to the weight
+LEAST_SMOOTHING_GAIN = 0.05  # of the W4A4 output error
+FEEDBACK_LEAVES = 0.1  # of the plain search's squared output error
+
+
+class CurvePoint(NamedTuple):
+    """One more layer with full-precision matmul, and what that leaves."""
+
+    layer: str
+    share: float  # of the linear weights, in W4A4
+    error: float  # of the squared output error that 4-bit activations add
+
+
+def added_by_w4a4(plan: TensorPlan) -> float:
+    """Squared output error that 4-bit activations add, relative to the output's energy."""
+    rows, weight = study(plan)
+    energy = squared(rows @ weight.t())
+    error = quantised_rows(rows, plan.input_scale) - rows
+    return squared(error @ weight.t()) / energy if energy else 0.0
+
+
+def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer's recorded input rows [r, K] and some rows of its weight [n, K], float32."""
+    rows = torch.cat([load(refs[2]).float() for refs in plan.moments.recordings])
+    return rows, load_some_rows(plan.ref).float()
+
+
+def share_w4a4(
+    options: Options, plans: list[TensorPlan]
+) -> tuple[list[TensorPlan], list[str], tuple[CurvePoint, ...]]:
+    """Mark W4A4 layers for full-precision matmul, those first that gain most for their work.
+
+    Until no more than --w4a4-share of the linear weights is left in W4A4. Returns plans, notes, and
+    the whole curve, whatever other options marked.
+    """
+    wanted = options.w4a4_share
+    if wanted is None:
+        return plans, [], ()
+    studied = [plan for plan in plans if plan.precision is Precision.NVFP4 and plan.moments]
+    if not studied:
+        raise ConvertError("--w4a4-share: no NVFP4 layer has second moments in --activation-stats")
+    linear = [plan for plan in plans if plan.ref.is_linear_weight]
+    whole = sum(math.prod(plan.ref.shape) for plan in linear)
+    work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
+    bar = tqdm(studied, "comparing", disable=options.quiet or not is_first(), file=sys.stderr)
+    added = {plan.ref.name: added_by_w4a4(plan) for plan in bar}
+    order = sorted(added, key=lambda name: (-added[name] / work[name], name))
+    left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
+    marked = {plan.ref.name for plan in studied if plan.full_precision}
+    curve = trade_off(order, added, work, left + sum(work[name] for name in marked))
+    notes = []
+    if marked:
+        error = 1 - sum(added[name] for name in marked) / (sum(added.values()) or 1)
+        best = next(point for point in curve if point.share <= left + 1e-9)
+        notes.append(
+            f"other options mark {len(marked)} layers: W4A4 {100 * left:.0f} %, which leave "
+            f"{100 * error:.0f} % of the error that 4-bit activations add; the layers that gain "
+            f"most for their work would leave {100 * best.error:.0f} %"
+        )
+    chosen = set()
+    for name in order:
+        if left > wanted and name not in marked:
+            chosen.add(name)
+            left -= work[name]
+    if left > wanted:
+        notes.append(f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments")
+    reason = f"--w4a4-share {wanted:g}"
+    plans = [
+        dataclasses.replace(plan, full_precision=reason) if plan.ref.name in chosen else plan
+        for plan in plans
+    ]
+    return plans, notes, curve
+
+
+def trade_off(
+    order: list[str], added: dict[str, float], work: dict[str, float], share: float
+) -> tuple[CurvePoint, ...]:
+    """What is left in W4A4, and of the error it adds, after each layer in turn."""
+    names, points = [*order], [CurvePoint("", share, 1.0)]
+    whole = sum(added.values()) or 1.0
+    while names:
+        name = names.pop(0)
+        share, error = max(share - work[name], 0.0), sum(added[name] for name in names) / whole
+        points.append(CurvePoint(name.removesuffix(".weight"), share, error))
+    return tuple(points)
+
+
+def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
+    """Give W4A4 layers a pre_quant_scale where that lowers their output error."""
+    if not options.pre_quant_scale:
+        return plans, []
+    candidates = [plan for plan in plans if plan.is_w4a4 and plan.moments]
+    bar = tqdm(candidates, "smoothing", disable=options.quiet or not is_first(), file=sys.stderr)
+    found = {plan.ref.name: plan for plan in map(smoothed, bar) if plan.smoothing is not None}
+    note = (
+        f"{len(found)} of {len(candidates)} layers have a pre_quant_scale: ComfyUI 0.29 and older "
+        "ignore it and give noise, and LoRAs on these layers come out wrong"
+    )
+    if not found:
+        note = f"--pre-quant-scale: none of {len(candidates)} W4A4 layers gains by it"
+    return [found.get(plan.ref.name, plan) for plan in plans], [note]
+
+
+def smoothed(plan: TensorPlan) -> TensorPlan:
+    """The plan with the per-channel scales that leave the least W4A4 output error, if any gain."""
+    rows, weight = study(plan)
+    exact = rows @ weight.t()
+    absmax = torch.stack([load(refs[-1]) for refs in plan.moments.recordings]).amax(0)
+    ranges = absmax.clamp(min=float(absmax.max()) * 2.0**-10 or 1.0)
+    weights = weight.abs().amax(0)
+    weights = weights.clamp(min=float(weights.max()) * 2.0**-10 or 1.0)
+
+    def error(scale: torch.Tensor, input_scale: float | None) -> float:
+        folded = weight / scale
+        amax = nvfp4_global_scale(largest_magnitude(folded))
+        decoded = decode_nvfp4(*encode_nvfp4(folded, amax, mse_block_scales), amax)
+        given = rows * scale
+        activations = (quantised_rows(given, input_scale) - given) @ folded.t()
+        return squared(activations) + FEEDBACK_LEAVES * squared(given @ decoded.t() - exact)
+
+    def input_scale(scale: torch.Tensor) -> float | None:
+        if plan.input_scale is None:
+            return None
+        return plan.input_scale * float((absmax * scale).max() / absmax.max())
+
+    best, least = plan, error(torch.ones_like(absmax), plan.input_scale)
+    least *= (1 - LEAST_SMOOTHING_GAIN) ** 2
+    for share in SMOOTHING:
+        scale = weights ** (1 - share) / ranges**share
+        scale = (scale / scale.log().mean().exp()).bfloat16()  # what any matmul's dtype can hold
+        found = error(scale.float(), input_scale(scale.float()))
+        if found < least:
+            least = found
+            best = dataclasses.replace(
+                plan, smoothing=scale, input_scale=input_scale(scale.float())
+            )
+    return best
+
+
+# ── nvfp4/numeric/kernels.py: The same for numba on a CPU ─────────────────────────────────────────
+
 # Loops that numba compiles: what the functions above do to a few rows, in one pass over memory
 # and without Python's lock. Same bits; torch's single operations are ten times slower on a CPU.
-
 E4M3_VALUES = torch.arange(128, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
 ROWS_IN_TURN = 256  # 16 columns of so many float32 are 16 kB
 LANES = 64  # blocks worked on side by side: their 16 magnitudes stay in the first-level cache
@@ -2717,475 +3378,687 @@ def encode_fp8_compiled(weight: torch.Tensor, scale: torch.Tensor) -> tuple[torc
     return stored, Damage(error=error, energy=energy)
 
 
-# ── 4. Read ──────────────────────────────────────────────────────────────────────────────────────
+# ── nvfp4/encode/compute.py: Threads, devices, compiled kernels ───────────────────────────────────
+
+COMPILE_FROM = 100_000_000  # weights to quantise from which compiling for the CPU pays
+FEEDBACK_COST = 100  # times that of the plain search
+RECALLED = {"cpu": 4, "cuda": 8}  # statistics and their feedbacks: of two inputs, of four
+CPU_CHUNK = 1 << 19  # weights a thread works on at once: measured best on two cores
+CPU_THREADS = 4  # more only wait for Python's lock: slower again on 16 cores
+CUDA_CHUNK = 1 << 26
 
 
-def read_whole(path: Path) -> bytes:
-    """All bytes of a small file; an endless one would fill the memory. Raises ValueError."""
-    with path.open("rb") as file:
-        raw = file.read(MAX_HEADER_BYTES + 1)
-    if len(raw) > MAX_HEADER_BYTES:
-        raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
-    return raw
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A layer's codes by chunks of rows, block scales if NVFP4, the scale, and what it cost."""
+
+    codes: tuple[torch.Tensor, ...]
+    block_scale: torch.Tensor | None
+    scale: torch.Tensor
+    damage: Damage
 
 
-def parse_json(text: str, hook: Callable | None = None) -> object:
-    """JSON of a size and depth that parsing, and what is done with it, can bear.
+class Compute:
+    """Maps a function over row chunks: a CPU core each, or large ones on a GPU.
 
-    An empty list takes two bytes here and 72 in memory; nesting ends in a RecursionError wherever
-    the value is written again; a number of a million digits takes minutes. Raises ValueError.
+    A chunk's every operation stays in one core's cache, which beats torch's own threads four to
+    one; results do not depend on how many threads there are.
     """
-    outside = re.sub(r'"[^"]*"?', "", text.replace(r"\\", "").replace(r"\"", ""))
-    if sum(map(outside.count, ",[{")) > MAX_JSON_VALUES:
-        raise ValueError(f"it holds more than {MAX_JSON_VALUES:,} values")
-    brackets = np.frombuffer(re.sub(r"[^][{}]+", "", outside).encode(), np.uint8)
-    steps = np.where(np.isin(brackets, bytearray(b"[{")), 1, -1)
-    if steps.cumsum().max(initial=0) > MAX_JSON_DEPTH:
-        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep")
-    if re.search(rf"(?<!\d)\d{{{MAX_DIGITS}}}", outside):
-        raise ValueError(f"it has a number of {MAX_DIGITS:,} digits or more")
-    return json.loads(text, object_pairs_hook=hook)
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        search: Callable = amax_block_scales,
+    ):
+        self.device, self.dtype, self.search, self.notes = device, dtype, search, []
+        self.recalled: dict[object, object] = {}  # the last statistics, as siblings share them
+        self.compiled = False  # KERNELS are machine code, and for this device and dtype
+        on_cpu = device.type == "cpu"
+        self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
+        self.pool = ThreadPoolExecutor(min(CPU_THREADS, torch.get_num_threads()) if on_cpu else 1)
+
+    def __enter__(self) -> Compute:
+        self.threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self.threads)
+
+    def compile(self, plans: list[TensorPlan]) -> None:
+        """Use compiled kernels where they pay; what keeps them away is a note."""
+        if self.device.type == "cuda" and any(plan.moments for plan in plans):
+            try:
+                compile_rounder()
+            except ImportError:
+                faster = "pip install triton (on Windows triton-windows) makes rounding by"
+                self.notes.append(f"{faster} statistics several times faster")
+        plain = self.device.type == "cpu" and self.dtype is torch.float32
+        if not plain or sum(map(work, plans)) < COMPILE_FROM:
+            return
+        try:
+            compile_kernels()
+            self.compiled = True
+        except ImportError:
+            self.notes.append("pip install numba makes this several times faster, same result")
+        except RuntimeError as error:
+            self.notes.append(f"slower, same result: numba: {error}")
+
+    def recall(self, key: Moments | tuple, make: Callable) -> object:
+        """What `make(key, device)` or its last call with this key returned."""
+        if key in self.recalled:
+            self.recalled[key] = self.recalled.pop(key)  # the newest comes last
+            return self.recalled[key]
+        while len(self.recalled) >= RECALLED[self.device.type]:
+            del self.recalled[next(iter(self.recalled))]
+        self.recalled[key] = make(key, self.device)
+        return self.recalled[key]
+
+    def map(
+        self, function: Callable, weight: torch.Tensor, *more: torch.Tensor, rows: int = 0
+    ) -> list:
+        """The function's results for every chunk of rows of a matrix and of what goes with it.
+
+        With `rows`, chunks have so many of them on a CPU; a GPU takes all at once.
+        """
+        if rows:
+            rows = rows if self.device.type == "cpu" else len(weight)
+        rows = rows or max(1, self.chunk // weight.shape[1])
+        return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
 
 
-def load_json(path: Path, what: str) -> dict:
-    """A JSON object from a Unicode file; anything else is an error that names the file."""
-    try:
-        raw = read_whole(path)
-        value = parse_json(raw.decode(json.detect_encoding(raw)), unique_keys)
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read the {what}: {error.strerror}") from error
-    except ValueError as error:
-        hint = JSON_HINTS.get(path.suffix.lower(), "")
-        raise ConvertError(f"{path}: the {what} is not valid JSON: {error}{hint}") from error
-    if not isinstance(value, dict):
-        raise ConvertError(f"{path}: the {what} must be a JSON object")
-    return value
+def pick_device(name: str) -> torch.device:
+    """auto: a GPU if there is one. A device asked for by name that is not there is an error.
 
-
-def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """json's default keeps the last of two equal keys: a tensor would vanish unnoticed."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        [(repeated, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"duplicate key {repeated[:EXCERPT]!r}")
-    return found
-
-
-def size_of(path: Path) -> int:
-    """A regular file's bytes; opening a pipe would wait for a writer. Raises OSError."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-        raise OSError(errno.EINVAL, "is a pipe or a device, not a file")
-    return status.st_size
-
-
-def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
-    """`sound`: the first bytes may be a header's length, as 640 begins like a pickle."""
-    if path.suffix.lower() in PICKLE_SUFFIXES or (not sound and start.startswith(PICKLE_MAGIC)):
-        raise ConvertError(
-            f"{path}: is a pickle file, which can run code when opened; "
-            "give a .safetensors version of the model"
-        )
-    if start.startswith(GGUF_MAGIC):
-        raise ConvertError(f"{path}: is a GGUF; give a .safetensors model here")
-    for begin, what in FOREIGN_STARTS.items():
-        if not sound and start.startswith(begin):
-            raise ConvertError(f"{path}: is {what}")
-
-
-def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
-    """Parse and check a safetensors header: {name: TensorRef} in file order, and its metadata.
-
-    The rules are those of the safetensors library: ranges within the file, each of its shape's
-    size, together covering the data exactly. Raises ConvertError.
+    The ranks of a machine take its GPUs in turn, unless one is asked for by number.
     """
-    try:
-        size = size_of(path)
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            sound = len(start) == 8 and 2 <= length <= min(size - 8, MAX_HEADER_BYTES)
-            refuse_other_formats(path, start, sound)
-            if not sound:
-                cut = length <= MAX_HEADER_BYTES and len(start) == 8
-                cut = f", or cut off: its header should have {length:,} bytes" if cut else ""
-                problem = f"not a safetensors file{cut}; it has {size:,} bytes"
-                raise DamagedFileError(f"{path}: {problem}")
-            raw = file.read(length)
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
-    try:
-        header = parse_json(raw.decode(), unique_keys)
-        if not raw.startswith(b"{"):  # a list, or spaces that the library refuses
-            raise ValueError("it does not begin with {")
-    except ValueError as error:
-        raise DamagedFileError(f"{path}: the safetensors header is damaged: {error}") from error
-    metadata = header.pop("__metadata__", {})
-    if len(header) > MAX_TENSORS:
-        raise ConvertError(f"{path}: has {len(header):,} tensors; {MAX_TENSORS:,} are read")
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise DamagedFileError(f"{path}: the safetensors header's __metadata__ must map to strings")
-    refs = [parse_entry(path, 8 + length, name, entry) for name, entry in header.items()]
-    refs.sort(key=lambda ref: (ref.begin, ref.nbytes))
-    check_coverage(path, refs, 8 + length, size)
-    return {ref.name: ref for ref in refs}, metadata
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device, count = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConvertError(f"--device {name}: torch sees {count} CUDA devices here")
+    if name == "cuda" and under_torchrun():
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % count)
+    return device
 
 
-def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> TensorRef:
-    """One tensor of a safetensors header, its types and its own arithmetic checked."""
-    if len(name) > MAX_NAME or not name.isprintable():  # a lone surrogate cannot be written, too
-        long = f"{len(name):,} characters" if len(name) > MAX_NAME else "a control character"
-        raise DamagedFileError(
-            f"{path}: tensor {name[:EXCERPT]}: damaged or unknown entry: its name has {long}"
-        )
-    try:
-        dtype, shape = entry["dtype"], tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
-        if not isinstance(entry["shape"], list):  # "" and {} would pass for a scalar's []
-            raise ValueError("its shape is no list")
-        numbers = (*shape, begin, end)
-        sound = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
-        if not sound or len(shape) > MAX_DIMENSIONS:
-            raise ValueError
-        expected = bits_of(dtype, shape)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(
-            f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:EXCERPT]}"
-        ) from error
-    if expected != (end - begin) * 8:
-        needed = f"{expected // 8:,} bytes" if expected % 8 == 0 else f"{expected:,} bits"
-        raise DamagedFileError(
-            f"{path}: tensor {name}: {dtype} {list(shape)} needs {needed}, "
-            f"the header gives it {end - begin:,}"
-        )
-    return TensorRef(
-        name=name, dtype=dtype, shape=shape, path=path, begin=data_begin + begin, nbytes=end - begin
+def work(plan: TensorPlan) -> int:
+    """Weights to encode, or as many as take as long as rounding by statistics does."""
+    return math.prod(plan.ref.shape) * (FEEDBACK_COST if plan.moments else 1)
+
+
+# ── nvfp4/encode/pieces.py: What is read at once, and read ahead; casts ───────────────────────────
+
+HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
+# What a weight costs a rank besides its bytes, in bytes that are read or written meanwhile.
+ENCODING_COST = {"NVFP4": 4, "FP8": 2}
+SMALL_PIECE, MOST_AHEAD = 1 << 20, 32  # pieces read into no buffer of their own, and how many
+PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What is read and worked on at once: bytes [begin, end) of a planned tensor."""
+
+    plan: TensorPlan
+    begin: int
+    end: int
+
+
+def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
+    """A rank's tensors, in source order: the costliest are dealt first, to whom has least.
+
+    Biases that go along with their layers are not among them.
+    """
+    along = {plan.bias.ref.name for plan in plans if plan.bias}
+    plans = [plan for plan in plans if plan.ref.name not in along]
+    loads, mine = [0] * ranks.size, set()
+    costs = {
+        plan.ref.name: plan.ref.nbytes
+        + stored_bytes(plan)
+        + ENCODING_COST.get(plan.precision.name, 0) * math.prod(plan.ref.shape)
+        for plan in plans
+    }
+    for name in sorted(costs, key=lambda name: (-costs[name], name)):
+        rank = loads.index(min(loads))
+        loads[rank] += costs[name]
+        if rank == ranks.rank:
+            mine.add(name)
+    return [plan for plan in plans if plan.ref.name in mine]
+
+
+def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
+    """A layer to be quantised whole, as its scale depends on all of it; others bit by bit.
+
+    What a LoRA is merged into is read whole, too.
+    """
+    whole = plan.is_quantised or plan.ref.patches
+    size = plan.ref.nbytes if whole else PIECE_BYTES
+    for begin in range(0, plan.ref.nbytes, max(size, 1)):
+        yield Piece(plan=plan, begin=begin, end=min(begin + size, plan.ref.nbytes))
+
+
+def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
+    """Fill the buffer with a piece's bytes and return them, typed where torch has to know."""
+    ref, size = piece.plan.ref, piece.end - piece.begin
+    fill(ref, piece.begin, memoryview(buffer.numpy())[:size])
+    data = buffer[:size]
+    if ref.is_changed:
+        data = changed(ref, data.view(TORCH_DTYPES[ref.dtype]))
+    elif piece.plan.dtype != ref.dtype or piece.plan.is_quantised:
+        data = data.view(TORCH_DTYPES[ref.dtype])
+    return data.view(ref.shape) if piece.plan.is_quantised else data
+
+
+def read_ahead(
+    pieces: Iterable[Piece], buffers: int, *, pinned: bool = False
+) -> Iterator[tuple[Piece, torch.Tensor]]:
+    """Read pieces in order into reused buffers; all but one are filled while the caller works.
+
+    Small pieces take none, or a bias between two weights would keep the second from being read
+    while the first is worked on. A yielded tensor is valid until the next one is asked for.
+    """
+    pieces = deque(pieces)
+    size = max((piece.end - piece.begin for piece in pieces), default=0)
+    free = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(buffers)]
+    waiting = deque()
+    with ThreadPoolExecutor(1) as reader:
+        while pieces or waiting:
+            while pieces and len(waiting) < MOST_AHEAD:
+                small = pieces[0].end - pieces[0].begin <= SMALL_PIECE
+                if not small and not free:
+                    break
+                piece = pieces.popleft()
+                buffer = torch.empty(SMALL_PIECE, dtype=torch.uint8) if small else free.pop()
+                waiting.append((piece, buffer, reader.submit(read_piece, piece, buffer)))
+            piece, buffer, data = waiting.popleft()
+            yield piece, data.result()
+            if buffer.numel() > SMALL_PIECE:
+                free.append(buffer)
+
+
+def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
+    """A piece of a tensor that is not quantised, in its output dtype."""
+    plan = piece.plan
+    if plan.dtype == plan.ref.dtype and not plan.ref.is_changed:
+        return data
+    result = data.to(TORCH_DTYPES[plan.dtype])
+    # largest_magnitude is quick, and NaN where it cannot tell
+    suspect = plan.dtype == "F16" and not largest_magnitude(data) < HALF_OVERFLOWS
+    if suspect and (result.isinf() & data.isfinite()).any():
+        raise Float16OverflowError(plan.ref.name)
+    return result
+
+
+def float16_overflows(plans: list[TensorPlan], options: Options) -> frozenset[str]:
+    """Tensors planned as float16 with values beyond 65504: reads them all, writes nothing."""
+    candidates = [
+        plan
+        for plan in plans
+        if plan.dtype == "F16" and (plan.ref.dtype != "F16" or plan.ref.patches)
+    ]
+    pieces = [piece for plan in candidates for piece in pieces_of(plan)]
+    found = set()
+    if not pieces:
+        return frozenset()
+    with progress(pieces, options, "checking float16 range") as bar:
+        for piece, data in read_ahead(pieces, options.buffers):
+            try:
+                cast(piece, data)
+            except Float16OverflowError:
+                found.add(piece.plan.ref.name)
+            bar.update(piece.end - piece.begin)
+    return frozenset(found)
+
+
+def progress(pieces: list[Piece], options: Options, what: str) -> tqdm:
+    total = sum(piece.end - piece.begin for piece in pieces)
+    return tqdm(
+        total=total,
+        desc=what,
+        unit="B",
+        unit_scale=True,
+        disable=options.quiet or not is_first(),
+        file=sys.stderr,
     )
 
 
-def check_coverage(path: Path, refs: list[TensorRef], data_begin: int, size: int) -> None:
-    """The tensors, in file order, must follow each other without gap or overlap to the end."""
-    position = data_begin
-    for ref in refs:
-        if ref.begin != position:
-            what = "overlaps another" if ref.begin < position else "leaves a gap before it"
-            raise DamagedFileError(f"{path}: tensor {ref.name} {what} at byte {ref.begin:,}")
-        position += ref.nbytes
-    if position != size:
-        raise DamagedFileError(
-            f"{path}: the tensors end at byte {position:,}, the file at {size:,}: "
-            + ("it is cut off; download it again" if size < position else "trailing bytes")
-        )
+# ── nvfp4/encode/rounding.py: Rounding a layer to the least error of its output ───────────────────
+
+DAMPING_ROWS = 256
+FEEDBACK_ROWS = 1280  # of a weight, that a thread rounds at once
 
 
-def open_model(source: Path) -> Model:
-    """Read the headers of a single file, of an index, or of a directory that holds one of them."""
-    if source.is_dir():
-        found = sorted(source.glob("*.safetensors.index.json")) or sorted(
-            source.glob("*.safetensors")
-        )
-        if len(found) != 1:
-            raise ConvertError(
-                f"{source}: holds {len(found) or 'no'} *.safetensors.index.json or *.safetensors "
-                "files; give one by name"
-            )
-        source = found[0]
-    if source.suffix.lower() == ".json":
-        return open_shards(source)
-    tensors, metadata = read_header(source)
-    return Model(tensors=tensors, metadata=metadata, files=(source,))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounding:
+    """How a layer is rounded by its statistics."""
+
+    feedback: Feedback
+    mean: torch.Tensor  # of its input [K], in the feedback's order; zeros without a bias
+    grid: FloatGrid
+    decode: Callable
+    scale: torch.Tensor
+    dtype: torch.dtype
 
 
-def open_source(path: Path) -> tuple[Model, list[str]]:
-    """A model to convert, and notes on what it is taken for.
+def round_by_moments(
+    plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
+) -> tuple[Encoded, torch.Tensor | None]:
+    """The layer rounded to the least output error, and the bias that goes with it if it gains.
 
-    FP8 layers with their scales are decoded as they are read; NVFP4 layers, and quantised ones
-    that are not of the diffusion model, go over as they are; any others are refused.
+    Where no second moment is positive definite, and where rounding by it does not lower the output
+    error, `plain` comes back.
     """
-    model = open_model(path)
-    if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
-        raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
-    prefix, notes = diffusion_prefix(model.tensors), []
-    layers = {
-        name: layer for name, layer in stored_layers(model).items() if layer.scheme in ADOPTED
+    rounding = choose_rounding(plan, weight, plain, compute)
+    if rounding is None:
+        return plain, None
+    parts = [torch.cat(plain.codes), *([] if plain.block_scale is None else [plain.block_scale])]
+    made = compute.map(partial(round_piece, rounding), weight, *parts, rows=FEEDBACK_ROWS)
+    codes, *scales, errors, means, damages = zip(*made, strict=True)
+    unit = float(plain.scale)
+    energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
+    output, drift, new_drift = torch.cat(means, dim=1) * unit
+    energy, before = energy + squared(output), before + squared(drift)
+    bias, moved, left = moved_bias(plan, new_drift)
+    if not after + left < before:
+        best, after, bias, moved = plain, before, None, 0.0
+    else:
+        after += left
+        damage = Damage.total(damages, plain.scale)
+        block_scale = torch.cat(*scales) if scales else None
+        best = Encoded(codes=codes, block_scale=block_scale, scale=plain.scale, damage=damage)
+    measured = {
+        "output_before": math.sqrt(before / energy) if energy else 0.0,
+        "output_after": math.sqrt(after / energy) if energy else 0.0,
     }
-    problems = {name: foreign(layer, name.startswith(prefix)) for name, layer in layers.items()}
-    tensors, scales = {}, 0
-    for ref in model.tensors.values():
-        name, _, suffix = ref.name.rpartition(".")
-        inside = name.startswith(prefix)
-        part = ref
-        if name in layers and not problems[name] and suffix in LAYER_PARTS and suffix != "bias":
-            part = adopted(ref, layers[name], inside)
-        if part is not None and suffix != MARKER:
-            tensors[ref.name] = part
-        scales += part is None and suffix in ("input_scale", "scale_input")
-    refuse_quantised(path, tensors.values(), prefix, problems)
-    kept = {ref.layer: layers[ref.layer] for ref in tensors.values() if ref.config}
-    for defect, names in grouped(lint(model, kept)).items():
-        notes.append(f"in the source, {DEFECTS[defect].what}: {examples(names)}")
-    if scales:
-        notes.append(
-            f"{scales} input scales of FP8 layers are left out; --input-scale-from takes those "
-            "that are named input_scale from any file"
-        )
-    if prefix in UNREAD_PREFIXES:
-        whole = all(name.startswith(prefix) for name in tensors)
-        new = "" if whole else COMFYUI_PREFIX
-        refs = (
-            dataclasses.replace(ref, name=renamed(ref, prefix, new)) for ref in tensors.values()
-        )
-        tensors = {ref.name: ref for ref in refs}
-        instead = f"have {new} instead of" if new else "lose"
-        notes.append(f"names {instead} their {prefix}, which ComfyUI does not know")
-    return dataclasses.replace(model, tensors=tensors), notes
+    if plan.precision is Precision.NVFP4:
+        measured["output_w4a4"] = w4a4_error(plan, weight, best, moved, compute)
+    return dataclasses.replace(best, damage=dataclasses.replace(best.damage, **measured)), bias
 
 
-def diffusion_prefix(names: Iterable[str]) -> str:
-    """What the names of the diffusion model begin with, if some other things are in the file."""
-    names = list(names)
-    least = LEAST_PREFIXED * len(names)
-    usual = (p for p in PREFIXES if sum(name.startswith(p) for name in names) >= least)
-    return next(usual, "") if names else ""
+def choose_rounding(
+    plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
+) -> Rounding | None:
+    """With the damping that has the least output error on some rows; None without a feedback."""
+    given, centred = recall_statistics(plan, compute), plan.bias is not None
+    grid, group, decode = E2M1, BLOCK_SIZE, decode_nvfp4
+    if plan.precision is Precision.FP8:
+        grid, group, decode = E4M3, 1, decode_fp8
 
+    def make(_: object, __: torch.device) -> list[Feedback | None]:
+        maker = partial(make_feedback, given, group=group, centred=centred)
+        found = [*compute.pool.map(maker, given.dampings)]
+        # Means far larger than deviations leave the covariance few of its bits: damp it more.
+        more = (damping for damping in MORE_DAMPINGS if damping > given.dampings[-1])
+        return found if any(found) else [next(filter(None, map(maker, more)), None)]
 
-def renamed(ref: TensorRef, prefix: str, new: str) -> str:
-    return new + ref.name.removeprefix(prefix) if ref.name.startswith(prefix) else ref.name
+    def error(feedback: Feedback) -> float:
+        return output_error(round_rows(some, feedback, grid, 0).residual, feedback)
 
-
-def foreign(layer: StoredLayer, inside: bool) -> str:
-    """Why a quantised layer of a source cannot be used; or ""."""
-    decoded = inside and layer.scheme != "NVFP4"
-    expected = Precision.NVFP4 if layer.scheme == "NVFP4" else Precision.FP8
-    if not decoded and layer.precision is not expected:
-        return "has no configuration of its format"
-    reason = undecodable(layer)
-    if decoded and not reason and not 0 < stored_scale(layer) < math.inf:
-        reason = f"its scale is {float(stored_scale(layer))}"
-    if not reason and layer.scheme == "NVFP4":
-        facts = FileFacts(legacy=False, fp8_matmul=False, values=True)
-        found = [*lint_scalars(layer, facts), *lint_block_scales(layer)]
-        bad = [finding.detail for finding in found if finding.defect == "bad scale"]
-        reason = f"it has a scale that is none, {bad[0]}" if bad else ""
-    return reason
-
-
-def adopted(ref: TensorRef, layer: StoredLayer, inside: bool) -> TensorRef | None:
-    """A part of a quantised layer as the source of a conversion has it; None if it goes."""
-    suffix = ref.name.rpartition(".")[2]
-    if inside and layer.scheme != "NVFP4":
-        if suffix != "weight":
-            return None
-        return dataclasses.replace(ref, scale=float(stored_scale(layer)))
-    if suffix == "comfy_quant":  # written anew, as it may be in the header alone
+    own = plan.ref.name if plan.smoothing is not None else ""
+    feedbacks = [*filter(None, compute.recall((plan.moments, group, centred, own), make))]
+    if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
         return None
-    config = json.dumps(layer.config) if suffix == "weight" else ""
-    return dataclasses.replace(ref, config=config, is_kept=True)
+    best = feedbacks[0]
+    if len(feedbacks) > 1:
+        some = weight[:: max(1, len(weight) // DAMPING_ROWS)].to(compute.dtype).float()
+        some = some / plain.scale
+        errors = [*compute.pool.map(error, feedbacks)]
+        best = feedbacks[errors.index(min(errors))]
+    mean = given.mean if centred else torch.zeros_like(given.mean)
+    return Rounding(
+        feedback=best,
+        mean=mean[best.order],
+        grid=grid,
+        decode=decode,
+        scale=plain.scale,
+        dtype=compute.dtype,
+    )
 
 
-def refuse_quantised(
-    source: Path, refs: Iterable[TensorRef], prefix: str, problems: dict[str, str]
-) -> None:
-    """Raises ConvertError for quantised tensors that nobody can decode."""
-    quantised = [
-        ref.name
-        for ref in refs
-        if not ref.is_kept
-        and ref.scale is None
-        and ref.name.startswith(prefix)
-        and (
-            re.search(ALREADY_QUANTISED, ref.name)
-            or ref.dtype.startswith("F8_")
-            or (ref.dtype in ONE_BYTE and len(ref.shape) == 2 and ref.name.endswith(".weight"))
-        )
-    ]
-    if quantised:
-        named = (f"; {name}: {problem}" for name, problem in problems.items() if problem)
+def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
+    """Of what the layer's weight multiplies."""
+    given = compute.recall(plan.moments, load_statistics)
+    if plan.smoothing is None:
+        return given
+    scale = plan.smoothing.to(compute.device).float()
+    second = given.second * scale * scale.unsqueeze(1)
+    mean, rows = given.mean * scale, given.rows * scale
+    return dataclasses.replace(given, mean=mean, second=second, rows=rows)
+
+
+def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) -> tuple:
+    """Rows [n, K] of a weight and what the plain search stores of them -> what is stored now, the
+    squared outputs, errors before and after, their means [3, n], and the damage; in its units.
+    """
+    feedback, unit = rounding.feedback, rounding.scale
+    values = rows.to(rounding.dtype).float() / unit
+    rounded = round_rows(values, feedback, rounding.grid)
+    decoded = rounding.decode(*plain, torch.ones_like(unit))
+    before = (values - decoded).t()[feedback.order]
+    parts = (values.t()[feedback.order], before, rounded.residual)
+    errors = [output_error(part, feedback) for part in parts]
+    means = torch.stack([rounding.mean @ part for part in parts])
+    damage = Damage(error=squared(rounded.residual), energy=squared(values))
+    return *stored_levels(rounded, feedback, rounding.grid), errors, means, damage
+
+
+def moved_bias(
+    plan: TensorPlan, drift: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor | float, float]:
+    """The layer's bias [N] with a mean error [N] made up for, its change, and what is left."""
+    if plan.bias is None:
+        return None, 0.0, 0.0
+    bias = load(plan.bias.ref).to(drift.device).float()
+    moved = (bias + drift).to(TORCH_DTYPES[plan.bias.dtype])
+    return moved, moved.float() - bias, squared(bias + drift - moved.float())
+
+
+def w4a4_error(
+    plan: TensorPlan,
+    weight: torch.Tensor,
+    stored: Encoded,
+    moved: torch.Tensor | float,
+    compute: Compute,
+) -> float:
+    """Relative RMSE of the layer's output for recorded rows, quantised as they are on Blackwell."""
+    rows = recall_statistics(plan, compute).rows
+    quantised = quantised_rows(rows, plan.input_scale)
+
+    def outputs(some: torch.Tensor, codes: torch.Tensor, block_scale: torch.Tensor) -> tuple:
+        exact = rows @ some.float().t()
+        decoded = decode_nvfp4(codes, block_scale, stored.scale)
+        return exact, quantised @ decoded.t() - exact
+
+    codes = torch.cat(stored.codes)
+    made = compute.map(outputs, weight, codes, stored.block_scale, rows=FEEDBACK_ROWS)
+    exact, error = (torch.cat(parts, dim=1) for parts in zip(*made, strict=True))
+    energy = squared(exact)
+    return math.sqrt(squared(error + moved) / energy) if energy else 0.0
+
+
+# ── nvfp4/encode/layer.py: A planned layer to its stored tensors, by least error of the weight ────
+
+def quantise(
+    plan: TensorPlan, weight: torch.Tensor, compute: Compute
+) -> tuple[dict[str, list[torch.Tensor]], Damage]:
+    """The stored tensors of one NVFP4 or FP8 layer, and the error of what they decode to."""
+    weight = weight.to(compute.device)
+    if plan.smoothing is not None:
+        weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
+    best, bias = search_scales(plan, weight, compute), None
+    if plan.moments:
+        best, bias = round_by_moments(plan, weight, best, compute)
+    stored = store(plan, best)
+    if plan.bias:
+        whole = Piece(plan=plan.bias, begin=0, end=plan.bias.ref.nbytes)
+        stored[plan.bias.ref.name] = [
+            cast(whole, load_weight(plan.bias.ref)) if bias is None else bias
+        ]
+    return stored, best.damage
+
+
+def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> Encoded:
+    """The layer with the least squared error of its weight."""
+    dtype = compute.dtype
+    amax = torch.stack(compute.map(lambda rows: largest_magnitude(rows.to(dtype)), weight)).amax()
+    if not amax.isfinite():
+        as_cast = "" if dtype is torch.float32 else f" (as {dtype}, the --quant-dtype)"
         raise ConvertError(
-            f"{source}: is already quantised ({examples(quantised)}), and not as NVFP4 or as FP8 "
-            f"with a scale for each weight{next(named, '')}; give the original 16- or 32-bit model"
+            f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{as_cast}: the file is damaged, or "
+            f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
+    if plan.precision is Precision.FP8:
+        plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, dtype)
+        encode = encode_fp8_compiled if compute.compiled else plain
+        # with it, FP8 codes of the source come back as they were
+        stored = None if plan.ref.patches else plan.ref.scale
+        scale = fp8_scale(amax) if stored is None else torch.tensor(stored)
+        return encode_layer(weight, scale.to(amax), encode, compute)
+    scale, search = nvfp4_global_scale(amax), compute.search
+    if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
+        search = amax_block_scales
+        compute.notes.append(f"{plan.ref.layer}: too small weights for the scale search")
+    encode = measured(partial(encode_nvfp4, block_scales=search), decode_nvfp4, dtype)
+    if compute.compiled:
+        encode = partial(encode_nvfp4_compiled, block_scales=search)
+    best = encode_layer(weight, scale, encode, compute)
+    if search is not amax_block_scales:
+        best = try_other_global_scales(weight, best, encode, compute)
+    if 0 < amax <= NVFP4_MAX * LEAST_FLOAT32 / 2:  # all is lost, and its squares are 0, too
+        best = dataclasses.replace(best, damage=Damage(error=1.0, energy=1.0))
+    return best
 
 
-def read_index(index: Path) -> dict[str, set[str]]:
-    """{shard: the tensors listed in it}, shards sorted; none of them is of another folder."""
-    weight_map = load_json(index, "index").get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(shard, str) for shard in weight_map.values()
-    ):
-        raise ConvertError(f"{index}: has no weight_map of tensor names to file names")
-    shards = {shard: set() for shard in sorted(set(weight_map.values()))}
-    if len(shards) > MAX_SHARDS or len(weight_map) > MAX_TENSORS:
-        sizes = f"{len(weight_map):,} tensors in {len(shards):,} shards"
-        raise ConvertError(f"{index}: has {sizes}; {MAX_TENSORS:,} in {MAX_SHARDS:,} are read")
-    for shard in shards:
-        if reason := leads_outside(index, shard):
-            raise ConvertError(f"{index}: shard {shard[:EXCERPT]!r} {reason}")
-    for name, shard in weight_map.items():
-        shards[shard].add(name)
-    return shards
+def try_other_global_scales(
+    weight: torch.Tensor, best: Encoded, encode: Callable, compute: Compute
+) -> Encoded:
+    """The encoding with the least error in all, where block scales run out of E4M3's precision."""
+    if has_many_subnormals(best.block_scale):
+        plain = best.scale
+        for largest in OTHER_LARGEST_SCALES:
+            other = encode_layer(weight, plain * (E4M3_MAX / largest), encode, compute)
+            best = min(best, other, key=lambda encoded: encoded.damage.error)
+    return best
 
 
-def open_shards(index: Path) -> Model:
-    """Every shard's header, checked both ways against the index's weight_map."""
-    shards = read_index(index)
-    headers, problems = {}, []
-    for shard in shards:
-        path = index.parent / shard
-        try:
-            if not exists(path):
-                raise ConvertError(f"{path}: is missing, but {index.name} lists it; download it")
-            headers[shard] = read_header(path)
-        except ConvertError as error:
-            problems += error.problems
-    for shard, (tensors, _) in headers.items():
-        if missing := shards[shard] - tensors.keys():
-            problems.append(f"{index.parent / shard}: the index lists {examples(missing)} in it")
-        if unlisted := tensors.keys() - shards[shard]:
-            problems.append(f"{index}: has no entry for {examples(unlisted)} of {shard}")
-    if problems:
-        raise ConvertError(*problems)
-    merged = {name: ref for tensors, _ in headers.values() for name, ref in tensors.items()}
-    files = (index, *(index.parent / shard for shard in shards))
-    metadata = merge_metadata([metadata for _, metadata in headers.values()])
-    return Model(tensors=merged, metadata=metadata, files=files)
+def measured(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
+    """(rows, scale) -> their parts, encoded from `dtype`, and the error of what those decode to."""
+
+    def encode_rows(rows: torch.Tensor, scale: torch.Tensor) -> tuple:
+        parts = encode(rows.to(dtype), scale)
+        # In units of the scale, as the squares of huge and tiny weights leave float32's range.
+        return *parts, measure(rows.float() / scale, decode(*parts, torch.ones_like(scale)))
+
+    return encode_rows
 
 
-def leads_outside(index: Path, shard: str) -> str:
-    """Why a shard's name, or the link of that name, is of a file elsewhere; or "".
-
-    Hugging Face's cache links an index and its shards to one folder: that one is allowed, too.
-    """
-    if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard):
-        return "is not a file name in its own folder"
-    if len(shard) > MAX_FILE_NAME:
-        return f"has a name of {len(shard):,} characters"
-    path = index.parent / shard
-    try:
-        if path.is_symlink():
-            path = path.resolve(strict=True)
-            if path.parent not in (index.parent.resolve(), index.resolve().parent):
-                return f"is a link to {path}, which is not in its own folder; copy it there"
-    except (OSError, RuntimeError):  # missing, in a circle or too long: opening it will say so
-        pass
-    return ""
+def encode_layer(
+    weight: torch.Tensor, scale: torch.Tensor, encode: Callable, compute: Compute
+) -> Encoded:
+    """All rows at one scale, by what `measured` returns or a compiled encoder."""
+    made = compute.map(lambda rows: encode(rows, scale), weight)
+    codes, *scales, damages = zip(*made, strict=True)
+    return Encoded(
+        codes=codes,
+        block_scale=torch.cat(*scales) if scales else None,
+        scale=scale,
+        damage=Damage.total(damages, scale),
+    )
 
 
-def stamp(path: Path) -> Stamp:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
+    """{key: its rows in pieces} of a quantised layer, in the order of `stored_tensors`."""
+    parts = [[*encoded.codes], [encoded.scale]]
+    if plan.precision is Precision.NVFP4:
+        columns, missing = encoded.codes[0].shape[1], -plan.ref.shape[0] % BLOCK_SIZE
+        padding = torch.zeros(missing, columns, dtype=torch.uint8)
+        parts = [[*encoded.codes, padding], [swizzle(encoded.block_scale)], [encoded.scale]]
+    if plan.input_scale is not None:
+        parts.append([torch.tensor(plan.input_scale, dtype=torch.float32)])
+    if plan.smoothing is not None:
+        parts.append([plan.smoothing])
+    if not plan.legacy:
+        parts.append([torch.frombuffer(bytearray(plan.config_bytes), dtype=torch.uint8)])
+    return dict(zip(stored_tensors(plan), parts, strict=True))
 
 
-def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
-    """Of the files that are read while converting, too, and not only before."""
-    paths = [*model.files, *(lora.path for lora in options.merge_lora), *options.activation_stats]
-    with translated(options.source):
-        return {path: stamp(path) for path in paths}
+# ── nvfp4/guides/calibration.py: Input scales and sensitivities from files ────────────────────────
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Input scales of one layer, by what its weight becomes; where they come from."""
+
+    scales: dict[Precision, float]
+    source: str
 
 
-def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
-    """The first shard's word counts, but quantised layers are each shard's own."""
-    merged, layers = {}, {}
-    for metadata in shards:
-        merged = metadata | merged
-        layers |= header_layers(metadata) or {}
-    if layers:
-        merged["_quantization_metadata"] = json.dumps({"layers": layers})
-    return merged
+def percentile_key(percentile: float) -> str:
+    """99.9 -> "p99_9", as calibration summaries name their columns."""
+    return f"p{percentile:g}".replace(".", "_")
 
 
-def fill(ref: TensorRef, begin: int, view: memoryview) -> None:
-    """Read a tensor's bytes from offset `begin` into all of `view`."""
-    try:
-        with ref.path.open("rb", buffering=0) as file:
-            file.seek(ref.begin + begin)
-            filled = 0
-            while filled < len(view) and (count := file.readinto(view[filled:])):
-                filled += count
-    except OSError as error:
-        raise ConvertError(f"{ref.path}: cannot read {ref.name}: {error.strerror}") from error
-    if filled < len(view):
-        raise ConvertError(f"{ref.path}: ended inside {ref.name}; {CHANGED_UNDER_WAY}")
-
-
-def load_bytes(ref: TensorRef) -> torch.Tensor:
-    data = torch.empty(ref.nbytes, dtype=torch.uint8)
-    fill(ref, 0, memoryview(data.numpy()))
-    return data
-
-
-def load(ref: TensorRef) -> torch.Tensor:
-    """A whole tensor, of one of TORCH_DTYPES."""
-    return load_bytes(ref).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
-
-
-def load_weight(ref: TensorRef) -> torch.Tensor:
-    """A whole tensor as it is to be converted."""
-    return changed(ref, load(ref)) if ref.is_changed else load(ref)
-
-
-def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
-    """A stored tensor as what it stands for, float32; some of it will do if it has no patches."""
-    if ref.scale is not None:
-        if (data.view(torch.uint8) & NAN_E4M3 == NAN_E4M3).any():
-            raise ConvertError(f"{ref.path}: {ref.name} holds NaN: the file is damaged")
-        data = decode_e4m3(data).mul_(ref.scale)
-    if not ref.patches:
-        return data
-    data = data.float().view(ref.shape)
-    for patch in ref.patches:
-        merge(patch, {part: load(other).float() for part, other in patch.parts.items()}, data)
-        if not data.isfinite().all():
-            lora = next(iter(patch.parts.values())).path
-            raise ConvertError(
-                f"{lora}: {ref.name} holds NaN or Inf after it is merged: the LoRA or the model "
-                "is damaged, or its strength too large"
-            )
-    return data
-
-
-def header_layers(metadata: dict[str, str]) -> dict | None:
-    """The layers of `_quantization_metadata`: {} without it, None where it cannot be read."""
-    text = metadata.get("_quantization_metadata", '{"layers": {}}')
-    try:
-        layers = parse_json(text)["layers"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return layers if isinstance(layers, dict) else None
-
-
-def stored_layers(model: Model) -> dict[str, StoredLayer]:
-    """{name: layer} of every layer that a file holds a part of or a configuration for."""
-    parts = defaultdict(dict)
-    for ref in model.tensors.values():
-        layer, _, suffix = ref.name.rpartition(".")
-        if suffix in LAYER_PARTS:
-            parts[layer][suffix] = ref
-    listed = header_layers(model.metadata) or {}
+def read_summary(options: Options) -> dict[str, Calibration]:
+    """{bare layer: Calibration} from a calibration summary, at one percentile over calls."""
+    path = options.input_scale_summary_json
+    rows = read_rows(path, "calibration summary")
+    key = percentile_key(options.input_scale_summary_percentile)
+    lacking = [row["layer"] for row in rows if f"scale_{key}" not in row]
+    if lacking:
+        known = sorted({name for row in rows for name in row if name.startswith("scale_p")})
+        raise ConvertError(
+            f"{path}: has no scale_{key} for {examples(lacking)}; it has {examples(known)}"
+        )
+    multiplier = options.input_scale_summary_multiplier
+    columns = {Precision.NVFP4: (f"scale_{key}", 1.0), Precision.FP8: (f"amax_{key}", E4M3_MAX)}
+    source = f"summary {key.replace('_', '.')} x {multiplier:g}"
     return {
-        name: StoredLayer(
-            name=name,
-            parts=parts.get(name, {}),
-            in_header=as_config(listed[name]) if name in listed else None,
-            in_tensor=config_of(parts.get(name, {}).get("comfy_quant")),
+        bare(row["layer"]): Calibration(
+            scales={
+                precision: positive(path, row, column) * multiplier / divisor
+                for precision, (column, divisor) in columns.items()
+                if column in row
+            },
+            source=source,
         )
-        for name in [*parts, *(name for name in listed if name not in parts)]
+        for row in rows
     }
 
 
-def config_of(ref: TensorRef | None) -> dict | None:
-    if ref is None:
-        return None
-    if ref.nbytes > MAX_CONFIG_BYTES:
-        return {}
-    try:
-        return as_config(parse_json(bytes(load(ref).tolist()).decode()))
-    except (KeyError, TypeError, ValueError):  # of another dtype, or not JSON
-        return {}
+def recorded_calibration(options: Options) -> dict[str, Calibration]:
+    """{bare layer: Calibration} with headroom over the largest magnitude that was recorded."""
+    margin = options.input_scale_headroom
+    found = {}
+    for layer, recorded in read_recordings(options.activation_stats).items():
+        if recorded.amax > 0:
+            fp8 = recorded.amax * margin / E4M3_MAX
+            scales = {Precision.NVFP4: recorded.headroom(margin) / NVFP4_MAX, Precision.FP8: fp8}
+            actual = recorded.headroom(margin) / recorded.amax
+            found[layer] = Calibration(scales=scales, source=f"headroom x {actual:.3g}")
+    return found
 
 
-def as_config(value: object) -> dict:
-    return value if isinstance(value, dict) and isinstance(value.get("format"), str) else {}
+def read_sensitivity(
+    path: Path, wanted: list[str], calibration: dict[str, Calibration]
+) -> dict[str, dict[str, float]]:
+    """{bare layer: {"rel_rmse": ..., "clip_rate": ...}} from a sensitivity JSON, which may lack
+    what is not wanted, a summary with rel_rmse, or a recording.
+
+    A recording's clip rate is the share of blocks that saturate at the layer's input scale.
+    """
+    if path.suffix.lower() == ".safetensors":
+        scales = {
+            bare(layer): row.scales[Precision.NVFP4]
+            for layer, row in calibration.items()
+            if Precision.NVFP4 in row.scales
+        }
+        return {
+            layer: {
+                "rel_rmse": recorded.rel_rmse,
+                "clip_rate": recorded.saturated(scales.get(layer, math.inf)),
+            }
+            for layer, recorded in read_recording(path).items()
+        }
+    figures = {}
+    for row in read_rows(path, "sensitivity file"):
+        found = {figure: row.get(f"{figure}_mean", row.get(figure)) for figure in wanted}
+        if wrong := [figure for figure, value in found.items() if not is_figure(value)]:
+            raise ConvertError(f"{path}: layer {row['layer']}: needs a number as {wrong[0]}_mean")
+        figures[bare(row["layer"])] = found
+    return figures
+
+
+def varying_layers(options: Options) -> set[str]:
+    """Bare layers whose input scale varies over calls, by deviation or coefficient of variation.
+
+    Without a threshold on the deviation, that of nine tenths of the layers is one.
+    """
+    path = options.input_scale_summary_json
+    rows = {bare(row["layer"]): row for row in read_rows(path, "calibration summary")}
+    wrong = [
+        name
+        for name, row in rows.items()
+        if not all(is_figure(row.get(column)) for column in ("scale_std", "scale_mean"))
+    ]
+    if wrong:
+        raise ConvertError(f"{path}: has no scale_std and scale_mean for {examples(wrong)}")
+    limit = options.input_scale_summary_std_threshold
+    if limit is None:
+        limit = sorted(row["scale_std"] for row in rows.values())[int((len(rows) - 1) * 0.9)]
+    return {
+        name
+        for name, row in rows.items()
+        if row["scale_std"] > 0
+        and (
+            row["scale_std"] >= limit
+            or row["scale_std"] >= options.input_scale_summary_cv_threshold * row["scale_mean"]
+        )
+    }
+
+
+def read_reference_scales(path: Path) -> dict[str, Calibration]:
+    """{bare layer: Calibration} from the input_scale tensors of a quantised safetensors file."""
+    tensors, _ = read_header(path)
+    found = {}
+    for ref in tensors.values():
+        layer = ref.name.removesuffix(".input_scale")
+        if layer == ref.name:
+            continue
+        weight = tensors.get(f"{layer}.weight")
+        largest = {"U8": NVFP4_MAX, "F8_E4M3": E4M3_MAX}.get(weight.dtype if weight else "")
+        if ref.dtype != "F32" or ref.nbytes != 4 or largest is None:
+            problem = f"{ref.name} is not one float32 beside an NVFP4 or FP8 weight"
+            raise ConvertError(f"{path}: {problem}")
+        row = {"layer": layer, "input_scale": load(ref).item()}
+        amax = positive(path, row, "input_scale") * largest
+        scales = {Precision.NVFP4: amax / NVFP4_MAX, Precision.FP8: amax / E4M3_MAX}
+        found[bare(layer)] = Calibration(scales=scales, source=path.name)
+    if not found:
+        raise ConvertError(f"{path}: has no input_scale tensors")
+    return found
+
+
+def read_calibration(options: Options, model: Model) -> dict[str, Calibration]:
+    """{layer: Calibration} of the model's linear layers: file, recording, summary, value."""
+    sources = []
+    if options.input_scale_from:
+        sources.append((options.input_scale_from, read_reference_scales(options.input_scale_from)))
+    if options.input_scale_policy == "headroom":
+        sources.append((options.activation_stats[0], recorded_calibration(options)))
+    if options.input_scale_summary_json:
+        sources.append((options.input_scale_summary_json, read_summary(options)))
+    layers = {bare(ref.layer): ref.layer for ref in model.linear_weights}
+    found = {}
+    if options.input_scale_value is not None:
+        value = options.input_scale_value
+        scales = {Precision.NVFP4: value, Precision.FP8: value * NVFP4_MAX / E4M3_MAX}
+        calibration = Calibration(scales=scales, source="--input-scale-value")
+        found = dict.fromkeys(layers.values(), calibration)
+    for path, rows in reversed(sources):
+        if not rows.keys() & layers.keys():
+            raise ConvertError(
+                f"{path}: is of another model: none of its layers is in the source; "
+                f"it has {examples(rows)}; the source has {examples(layers)}"
+            )
+        found |= {layers[name]: row for name, row in rows.items() if name in layers}
+    return found
+
+
+# ── nvfp4/guides/gguf.py: A GGUF's types, matched to the model ────────────────────────────────────
+
+MAX_GGUF_PARTS = 50_000  # tensors, entries, values in lists: its reader takes 1 kB for each
+# Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
+GGUF_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I16": 16, "I32": 32, "I64": 64,
+    "Q1_0": 1, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q8_1": 8,
+    "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "Q8_K": 8,
+    "IQ1_S": 1, "IQ1_M": 1, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 2, "IQ3_XXS": 3, "IQ3_S": 3,
+    "IQ4_NL": 4, "IQ4_XS": 4, "TQ1_0": 1, "TQ2_0": 2, "MXFP4": 4, "NVFP4": 4,
+}  # fmt: skip
+GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of a type
+GGUF_UINT32, GGUF_STRING, GGUF_LIST = 4, 8, 9
 
 
 def open_gguf(path: Path) -> Model:
@@ -3350,6 +4223,1479 @@ def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
     return {name: stored[other].dtype for name, other in matched.items()}, notes
 
 
+# ── nvfp4/plan/layer_config.py: Plans as files: layer configs, read and written, and layer lists ──
+
+# --layer-config: what is in an entry, and its formats as precision and dtype.
+SETTING_KEYS = {
+    "format": (str,),
+    "full_precision_matrix_mult": (bool,),
+    "input_scale": (int, float),
+}
+SETTING_FORMATS = {
+    **{name: (precision, "") for name, precision in FORMATS.items()},
+    "bfloat16": (Precision.HALF, "BF16"),
+    "float16": (Precision.HALF, "F16"),
+    "float32": (Precision.FP32, "F32"),
+    "source": (Precision.KEPT, ""),
+}
+
+
+class Setting(NamedTuple):
+    """What --layer-config says of the tensors that one of its keys names."""
+
+    key: str
+    precision: Precision
+    dtype: str
+    full_precision: bool
+    input_scale: float | None
+    names: frozenset[str]
+
+
+def read_layer_list(path: Path) -> tuple[str, ...]:
+    """Layer names, one a line; text after # and blank lines are left out."""
+    try:
+        lines = read_whole(path).decode("utf-8-sig").splitlines()  # Notepad writes a mark
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read the layer list: {error.strerror}") from error
+    except ValueError as error:
+        what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
+        raise ConvertError(f"{path}: the layer list {what}: {error}") from error
+    names = (line.partition("#")[0].strip().removesuffix(".weight") for line in lines)
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def read_layer_config(path: Path, model: Model) -> list[Setting]:
+    """The settings of a --layer-config; a tensor goes by its own name before any pattern."""
+    names = {config_key(ref): ref for ref in model.tensors.values()}
+    settings, problems, left = [], [], {*names}
+    found = load_json(path, "layer config")
+    if not found:
+        raise ConvertError(f"{path}: the layer config is empty")
+    for key in sorted(found, key=lambda key: key not in names):  # exact names first
+        try:
+            setting = as_setting(key, found[key])
+            matched = {key} if key in names else {*filter(compiled(key).fullmatch, names)}
+            if key not in names and setting.precision in QUANTISED:
+                matched = {name for name in matched if names[name].is_linear_weight}
+            refuse_setting(setting, [names[name] for name in matched])
+        except ValueError as error:
+            problems.append(f"{path}: {key[:EXCERPT]}: {error}")
+            continue
+        refs = frozenset(names[name].name for name in matched & left)
+        settings.append(setting._replace(names=refs))
+        left -= matched
+    if problems:
+        raise ConvertError(*problems)
+    return settings
+
+
+def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
+    """Raises ValueError where a setting is not for the tensors that it names."""
+    if not refs:
+        raise ValueError(
+            "matches nothing of the source: keys are linear layers without .weight, other tensors "
+            "by their whole names, both without prefix, or regular expressions for all of these"
+        )
+    for ref in refs:
+        name = config_key(ref)
+        if setting.precision in QUANTISED and not (ref.is_linear_weight or ref.config):
+            raise ValueError(f"{name} is no linear layer")
+        if ref.is_kept and setting.precision is not Precision.KEPT:
+            raise ValueError(f"{name} is quantised in the source and goes over as it is: source")
+        if ref.scale is not None and setting.precision is Precision.KEPT:
+            raise ValueError(f"{name} is FP8 in the source: float8_e4m3fn keeps it")
+
+
+def config_key(ref: TensorRef) -> str:
+    """How a layer config names a tensor: a linear layer's weight by the layer."""
+    return bare(ref.layer if ref.is_linear_weight or ref.config else ref.name)
+
+
+def as_setting(key: str, value: object) -> Setting:
+    """One entry of a layer config, for no tensors yet; raises ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError('needs an object like {"format": "nvfp4"}')
+    if unknown := value.keys() - SETTING_KEYS.keys():
+        raise ValueError(f"has {examples(unknown)}; known are {', '.join(SETTING_KEYS)}")
+    if not isinstance(value.get("format"), str) or value["format"] not in SETTING_FORMATS:
+        given, known = value.get("format"), ", ".join(SETTING_FORMATS)
+        raise ValueError(f"format {given!r} is none of {known}")
+    for name, kinds in SETTING_KEYS.items():
+        if name in value and type(value[name]) not in kinds:
+            raise ValueError(f"{name} {repr(value[name])[:EXCERPT]} is no {kinds[-1].__name__}")
+    scale = value.get("input_scale")
+    if scale is not None and not 0 < scale < torch.finfo(torch.float32).max:
+        raise ValueError(f"input_scale {str(scale)[:EXCERPT]} is not a positive number")
+    precision, dtype = SETTING_FORMATS[value["format"]]
+    flag = value.get("full_precision_matrix_mult", False)
+    if precision not in QUANTISED and (flag or scale is not None):
+        raise ValueError(f"{value['format']} takes nothing else")
+    return Setting(key, precision, dtype, flag, scale, frozenset())
+
+
+def layer_config(plans: Iterable[TensorPlan]) -> str:
+    """The plan as --layer-config reads it, one line for each tensor."""
+    formats = {setting: name for name, setting in SETTING_FORMATS.items()}
+    entries = {}
+    for plan in plans:
+        dtype = plan.dtype if plan.precision in (Precision.HALF, Precision.FP32) else ""
+        entry = {"format": formats.get((plan.precision, dtype), "float32")}
+        if plan.full_precision:
+            entry["full_precision_matrix_mult"] = True
+        if plan.input_scale is not None:
+            entry["input_scale"] = plan.input_scale
+        entries[config_key(plan.ref)] = entry
+    lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
+
+
+# ── nvfp4/plan/presets.py: The family a model goes by, its edge blocks and rows ───────────────────
+
+# What a model of no family is taken to have transformer blocks by: numbers, and share of weights.
+LEAST_REPEATS, LEAST_REPEATED_SHARE = 4, 0.05
+
+
+def repeated_blocks(model: Model) -> Family:
+    """A family for a model that has none: blocks are what is numbered, has layers, and repeats."""
+    members, sizes = defaultdict(set), Counter()
+    for ref in model.linear_weights:
+        if found := re.match(r"([^\d]+)\.(\d{1,9})\..*\.weight", bare(ref.name), re.DOTALL):
+            members[found[1]].add(int(found[2]))
+            sizes[found[1]] += ref.nbytes
+    least = LEAST_REPEATED_SHARE * sum(ref.nbytes for ref in model.linear_weights)
+    found = [
+        name
+        for name, numbers in members.items()
+        if len(numbers) >= LEAST_REPEATS and sizes[name] >= least
+    ]
+    if not found:
+        raise ConvertError(
+            "--preset smart: the source has no repeated blocks, as blocks.0, blocks.1 ...; "
+            "--preset all quantises every linear layer, or name some with --include"
+        )
+    return Family(
+        title="unknown", keys=(), blocks=tuple((name,) for name in found), keeps=ONE_STEP_HIGHER
+    )
+
+
+def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
+    """The row of FAMILIES to go by, or one made for the source, and a note on why."""
+    name, variant = recognise(model)
+    preset = options.preset
+    known = FAMILIES.get(name, ANY_FAMILY)
+    if not options.has_family:
+        return known, []
+    if preset == "smart":
+        family = repeated_blocks(model)
+        where = ", ".join(f"{name}.N" for name in itertools.chain(*family.blocks))
+        return family, [f"--preset smart: the repeated blocks are {where}"]
+    if preset == "auto" and name:
+        of_kind = f" ({variant})" if variant else ""
+        return known, [f"recognised as {known.title}{of_kind}: --preset {name}"]
+    if preset == "auto" and (options.include or options.layer_config):
+        return known, ["no family recognised: only what options name is quantised"]
+    if preset == "auto":
+        raise ConvertError(
+            f"{options.source}: is of no family that --list-presets has; give --gguf, "
+            "--preset smart, --preset all, or --include REGEX"
+        )
+    if name != preset:
+        is_known = f"is recognised as {known.title}" if name else "is of no known family"
+        raise ConvertError(
+            f"--preset {preset}: {options.source} {is_known}; give --preset {name or 'smart'}"
+        )
+    return known, []
+
+
+def edge_count(options: Options, family: Family) -> int:
+    """How many transformer blocks stay 16-bit at each end."""
+    if options.edge_blocks is not None:
+        return options.edge_blocks
+    if options.gguf_keep_edge_blocks_fp16:
+        return EDGE_BLOCKS
+    return family.edge_blocks if options.has_family else 0
+
+
+def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
+    """The first and last `count` transformer blocks of a family, in the order they run in."""
+    if not count:
+        return []
+    members = defaultdict(set)
+    for ref in model.tensors.values():
+        if found := family.inside.match(bare(ref.name)):
+            members[found[1], int(found[2])] |= {ref.name} if ref.is_linear_weight else set()
+    rows = [
+        sorted((run.index(name), number, name) for name, number in members if name in run)
+        for run in family.blocks
+    ]
+    if not any(rows):
+        raise ConvertError(
+            "edge blocks: the source has no transformer blocks named "
+            + ", ".join(f"{name}.N" for name in itertools.chain(*family.blocks))
+        )
+    return [
+        Rule(names=frozenset(members[name, number]), precision=Precision.HALF, reason="edge block")
+        for row in rows
+        for _, number, name in dict.fromkeys(row[:count] + row[-count:])
+    ]
+
+
+def preset_reason(options: Options, family: Family) -> str:
+    name = next((name for name, row in FAMILIES.items() if row is family), "")
+    return f"--preset {name if options.preset == 'auto' and name else options.preset}"
+
+
+def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
+    """What a preset makes of linear layers, but for its edge blocks."""
+    every = {ref.name: bare(ref.layer) for ref in model.linear_weights}
+    reason = preset_reason(options, family)
+    rest = Rule(names=frozenset(every), precision=Precision.NVFP4, reason=reason, is_open=True)
+    if options.preset == "all":
+        return [rest]
+    if options.preset == "none" or family is ANY_FAMILY:
+        return []
+    outside = frozenset(name for name, layer in every.items() if not family.inside.match(layer))
+    rules = [Rule(names=outside, precision=Precision.HALF, reason="outside the transformer blocks")]
+    for keep in family.keeps:
+        names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
+        is_open = keep.precision is Precision.FP8
+        rule = Rule(names=names, precision=keep.precision, reason=keep.why, is_open=is_open)
+        rules.append(rule)
+    return [*rules, rest]
+
+
+# ── nvfp4/plan/rules.py: Which precision a tensor gets: the rules in order, the floors ────────────
+
+NO_FP4_MATMUL = "no FP4 matmul"  # the reason of what is FP8 for its shape
+KEEPS_SOURCE_PRECISION = r"bias$|norm|modulation|scale_shift_table"
+
+
+def select(model: Model, pattern: str, option: str) -> frozenset[str]:
+    """Linear weights whose bare layer name matches; none is an error, as a typo would be silent."""
+    found = re.compile(pattern, re.IGNORECASE)
+    names = frozenset(
+        ref.name
+        for ref in model.linear_weights
+        if found.search(bare(ref.layer)) or found.search(ref.name)
+    )
+    if not names:
+        layers = examples(ref.layer for ref in model.linear_weights) or "no linear layers at all"
+        raise ConvertError(f"{option}: matches no linear layer of the source, which has {layers}")
+    return names
+
+
+def gguf_precision(kind: str, options: Options) -> tuple[Precision, str]:
+    bits, limit = GGUF_BITS[kind], options.gguf_nvfp4_max_bitdepth
+    if kind in ("F32", "F64"):
+        return Precision.FP32, f"GGUF {kind}"
+    if kind in ("F16", "BF16") or bits > 8:
+        return Precision.HALF, f"GGUF {kind}"
+    if bits <= limit:
+        return Precision.NVFP4, f"GGUF {kind} <= {limit} bits"
+    if options.use_fp8 or options.only_fp8:
+        return Precision.FP8, f"GGUF {kind} > {limit} bits"
+    return Precision.HALF, f"GGUF {kind} > {limit} bits, no --use-fp8"
+
+
+def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
+    by_kind = defaultdict(set)
+    for name, kind in kinds.items():
+        by_kind[kind].add(name)
+    rules = []
+    for kind, names in sorted(by_kind.items()):
+        precision, reason = gguf_precision(kind, options)
+        names = frozenset(names)
+        is_open = precision in QUANTISED
+        rules.append(Rule(names=names, precision=precision, reason=reason, is_open=is_open))
+    return rules
+
+
+def untouched_rules(model: Model) -> list[Rule]:
+    """Tensors that go over as they are, whatever else names them."""
+    refs = model.tensors.values()
+    rows = {
+        "quantised in the source: as it is": (ref.name for ref in refs if ref.is_kept),
+        "empty, or not a 16/32-bit float": (ref.name for ref in refs if not ref.is_float),
+    }
+    return [
+        Rule(names=frozenset(names), precision=Precision.KEPT, reason=reason)
+        for reason, names in rows.items()
+    ]
+
+
+def option_rules(options: Options, model: Model) -> list[Rule]:
+    """--exclude, then --include."""
+    rows = [("--exclude", pattern, Precision.HALF) for pattern in options.exclude]
+    rows += [("--include", pattern, Precision.NVFP4) for pattern in options.include]
+    return [
+        Rule(
+            names=select(model, pattern, f"{option} {pattern}"),
+            precision=precision,
+            reason=f"{option} {pattern}",
+        )
+        for option, pattern, precision in rows
+    ]
+
+
+def choice_rules(
+    options: Options,
+    model: Model,
+    family: Family,
+    kinds: dict[str, str] | None,
+    settings: list[Rule],
+) -> list[Rule]:
+    """What decides a tensor's precision, in order: the first row that names it wins."""
+    prefix = diffusion_prefix(model.tensors)
+    beside = frozenset(name for name in model.tensors if not name.startswith(prefix))
+    rules = [
+        *untouched_rules(model),
+        *option_rules(options, model),
+        *settings,
+        Rule(names=beside, precision=Precision.KEPT, reason="not of the diffusion model"),
+    ]
+    rules += edge_block_rules(model, family, edge_count(options, family))
+    if kinds is not None:
+        lacking = Rule(
+            names=frozenset(model.tensors.keys() - kinds.keys()),
+            precision=Precision.HALF,
+            reason="not in the GGUF",
+        )
+        return [*rules, *gguf_rules(kinds, options), lacking]
+    rules += preset_rules(options, model, family)
+    small = frozenset(
+        ref.name
+        for ref in model.tensors.values()
+        if not ref.is_linear_weight
+        and (len(ref.shape) <= 1 or re.search(KEEPS_SOURCE_PRECISION, bare(ref.name)))
+    )
+    if options.recipe == LEGACY_RECIPE:  # everything else is --dtype
+        return rules
+    reason = "bias, norm or modulation: as in the source"
+    return [*rules, Rule(names=small, precision=Precision.KEPT, reason=reason)]
+
+
+def floor_rules(options: Options, model: Model) -> list[Rule]:
+    """Least precisions: each row that names a tensor raises it."""
+    linear = model.linear_weights
+    minimum = {"--min-ffn-fp8": Precision.FP8, "--min-ffn2-fp16": Precision.HALF}
+    rows = [
+        (select(model, pattern, option), minimum[option], option)
+        for option, pattern in MINIMUM_OPTIONS.items()
+        if option in options.minimums
+    ]
+    if options.only_fp8:
+        rows.append(({ref.name for ref in linear}, Precision.FP8, f"--recipe {options.recipe}"))
+    for family, pattern in NEVER_PACKED.items():
+        names = {ref.name for ref in linear if re.search(pattern, bare(ref.layer))}
+        rows.append((names, Precision.HALF, f"ComfyUI recognises {family} by its shape"))
+    odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
+    odd_rows = {
+        ref.name
+        for ref in linear
+        if ref.shape[0] % FP4_MATMUL_N
+        and (f"{ref.layer}.bias" in model.tensors or re.search(RECOGNISED_BY_ROWS, bare(ref.layer)))
+    }
+    nonlinear = model.tensors.keys() - {ref.name for ref in linear}
+    rows += [
+        (odd_columns, Precision.FP8, f"{NO_FP4_MATMUL}: columns % {FP4_MATMUL_K} != 0"),
+        (odd_rows, Precision.FP8, f"{NO_FP4_MATMUL} with a bias: rows % {FP4_MATMUL_N} != 0"),
+        (nonlinear, Precision.HALF, "not a linear layer's weight"),
+    ]
+    return [
+        Rule(names=frozenset(names), precision=precision, reason=reason)
+        for names, precision, reason in rows
+    ]
+
+
+def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
+    """The only place where a precision is born: the rule that a tensor goes by."""
+    decided = next((rule for rule in choices if name in rule.names), UNNAMED)
+    for rule in floors:
+        if name in rule.names and rule.precision > decided.precision:
+            reason = f"{rule.reason} (else {decided.reason})"
+            decided = dataclasses.replace(rule, reason=reason, is_open=decided.is_open)
+    return decided
+
+
+def refuse_for_kept(options: Options, model: Model) -> None:
+    """Layers that are NVFP4 in the source stay so: options that mean otherwise are errors."""
+    packed = {bare(ref.layer): ref.name for ref in model.tensors.values() if ref.config}
+    if packed and options.only_fp8:
+        raise ConvertError(f"--recipe {options.recipe}: the source has NVFP4 layers already")
+    for pattern in options.exclude:
+        found = re.compile(pattern, re.IGNORECASE)
+        if named := [layer for layer in packed if found.search(layer)]:
+            raise ConvertError(
+                f"--exclude {pattern}: {examples(named)}: NVFP4 in the source already, and goes "
+                "over as it is"
+            )
+
+
+def setting_rules(settings: list[Setting], chosen: dict[str, Precision]) -> list[Rule]:
+    """What --layer-config says and --target-size chose, as rules."""
+    rules = [
+        Rule(
+            names=setting.names,
+            precision=setting.precision,
+            reason="--layer-config",
+            dtype=setting.dtype,
+        )
+        for setting in settings
+    ]
+    for precision in sorted({*chosen.values()}):
+        names = frozenset(name for name, other in chosen.items() if other is precision)
+        rules.append(Rule(names=names, precision=precision, reason=TARGET, is_open=True))
+    return rules
+
+
+# ── nvfp4/plan/inputs.py: How a layer takes its input: input scale, full-precision matmul, statisti
+
+MANY_SATURATED = 0.001  # share of a layer's blocks that is worth a note
+# Thresholds on measured figures: option, its figure, the option that says what happens above it.
+MEASURED_THRESHOLDS = (
+    ("sensitivity_threshold", "rel_rmse", "sensitivity_action"),
+    ("clip_rate_threshold", "clip_rate", "clip_rate_action"),
+)
+
+
+def full_precision_marks(
+    options: Options, model: Model, settings: list[Setting]
+) -> tuple[dict[str, frozenset[str]], list[str]]:
+    """{option or list: weights it marks for full-precision matmul}, and notes."""
+    wanted = {
+        option: pattern
+        for option, (pattern, _) in FULL_PRECISION_OPTIONS.items()
+        if option in options.full_precision
+    }
+    wanted |= {f"--full-precision-mm-pattern {p}": p for p in options.full_precision_mm_pattern}
+    marks = {option: select(model, pattern, option) for option, pattern in wanted.items()}
+    marks |= {
+        "--layer-config": frozenset(
+            name for setting in settings if setting.full_precision for name in setting.names
+        )
+    }
+    path = options.full_precision_mm_layers
+    if path is None:
+        return marks, []
+    layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
+    listed = {bare(name) for name in read_layer_list(path)}
+    marks[path.name] = frozenset(layers[name] for name in listed & layers.keys())
+    if not marks[path.name]:
+        raise ConvertError(
+            f"{path}: names no layer of the source; it lists {examples(listed)}; "
+            f"the source has {examples(layers)}"
+        )
+    unknown = listed - layers.keys()
+    note = f"{path.name}: {len(unknown)} names match nothing: {examples(unknown)}"
+    return marks, [note] if unknown else []
+
+
+def preset_marks(
+    options: Options, model: Model, family: Family, settings: list[Setting]
+) -> dict[str, frozenset[str]]:
+    """NVFP4 layers that a preset marks for full-precision matmul, if no --layer-config has them."""
+    if not options.has_family or not family.full_precision:
+        return {}
+    pattern = re.compile(family.full_precision)
+    names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
+    configured = frozenset().union(*(setting.names for setting in settings))
+    return {preset_reason(options, family): frozenset(names - configured)}
+
+
+def measured_layers(
+    options: Options, model: Model, calibration: dict[str, Calibration]
+) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """What measured figures ask for: action ("fp16" or "full_precision_mm"), reason, weights."""
+    asked = []
+    path = options.sensitivity_json
+    if path is not None:
+        limits = [
+            (figure, getattr(options, option), getattr(options, action))
+            for option, figure, action in MEASURED_THRESHOLDS
+            if getattr(options, option) is not None
+        ]
+        figures = read_sensitivity(path, [figure for figure, *_ in limits], calibration)
+        for figure, limit, action in limits:
+            above = {layer for layer, row in figures.items() if row[figure] > limit}
+            asked.append((action, f"{figure} > {limit:g}", above))
+        if not figures.keys() & {bare(ref.layer) for ref in model.linear_weights}:
+            raise ConvertError(f"{path}: is of another model: it has {examples(figures)}")
+    if options.input_scale_summary_fp16_std:
+        asked.append(("fp16", "input scale varies from call to call", varying_layers(options)))
+    for action, reason, layers in asked:
+        names = (ref.name for ref in model.linear_weights if bare(ref.layer) in layers)
+        yield action, reason, frozenset(names)
+
+
+def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
+    """Give a quantised layer its input scale; an FP8 layer without one must not run in FP8.
+
+    ComfyUI casts the input of an FP8 layer that has no input_scale with scale 1, clamped at 448.
+    """
+    if row is not None and plan.precision in row.scales:
+        scale = row.scales[plan.precision]
+        if not 0 < torch.tensor(scale, dtype=torch.float32) < math.inf:
+            raise ConvertError(
+                f"{plan.ref.layer}: input scale {scale:g} ({row.source}) is no positive float32"
+            )
+        return dataclasses.replace(plan, input_scale=scale, input_scale_source=row.source)
+    if plan.precision is Precision.FP8 and not plan.full_precision:
+        return dataclasses.replace(plan, full_precision="FP8 without an input scale")
+    return plan
+
+
+def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
+    """FP8 layers as scaled FP8, whose one switch for full-precision matmul holds for all."""
+    layers = [plan for plan in plans if plan.is_quantised]
+    needing = sum(
+        bool(plan.full_precision) or np.float32(plan.input_scale) == 1  # ComfyUI drops a 1
+        for plan in layers
+    )
+    reason = f"{MARKER} holds for every layer" if needing else ""
+    shared = [
+        dataclasses.replace(plan, legacy=True, full_precision=plan.full_precision or reason)
+        if plan.is_quantised
+        else plan
+        for plan in plans
+    ]
+    note = (
+        f"scaled FP8 has one switch for all its {len(layers)} layers: full-precision matmul for "
+        f"all, as {needing} need it"
+    )
+    return shared, [note] if 0 < needing < len(layers) else []
+
+
+def configured_scales(settings: list[Setting]) -> dict[str, Calibration]:
+    """{layer: Calibration} of a --layer-config."""
+    return {
+        name.removesuffix(".weight"): Calibration(
+            scales={setting.precision: setting.input_scale}, source="--layer-config"
+        )
+        for setting in settings
+        for name in setting.names
+        if setting.input_scale is not None
+    }
+
+
+def attach_recording(
+    options: Options, model: Model, plans: list[TensorPlan]
+) -> tuple[list[TensorPlan], list[str]]:
+    """The plans with what --activation-stats tells of their layers' inputs, and notes."""
+    recording = read_recordings(options.activation_stats)
+    plans, clipped = count_saturated(options, model, plans, recording)
+    plans, aware = attach_moments(options, plans, recording)
+    return plans, [*clipped, *aware]
+
+
+def count_saturated(
+    options: Options, model: Model, plans: list[TensorPlan], recording: dict[str, Recorded]
+) -> tuple[list[TensorPlan], list[str]]:
+    """The plans with the share of recorded blocks that clip at their scales, and notes."""
+    if not options.activation_stats:
+        return plans, []
+    check_recording(recording, model)
+    counted = []
+    for plan in plans:
+        recorded = recording.get(bare(plan.ref.layer))
+        if recorded and plan.precision is Precision.NVFP4 and plan.input_scale is not None:
+            clipped = recorded.saturated(plan.input_scale)
+            counted.append(dataclasses.replace(plan, saturated_blocks=clipped))
+        else:
+            counted.append(plan)
+    notes = []
+    many = [plan.ref.layer for plan in counted if (plan.saturated_blocks or 0) > MANY_SATURATED]
+    if many:
+        what = f"clip more than {MANY_SATURATED:.1%} of the blocks recorded"
+        notes.append(f"input scales of {len(many)} layers {what}: {examples(many)}")
+    return counted, notes
+
+
+def attach_moments(
+    options: Options, plans: list[TensorPlan], recording: dict[str, Recorded]
+) -> tuple[list[TensorPlan], list[str]]:
+    """Give quantised layers the statistics they are rounded by, and the bias that goes along."""
+    moments = {layer: recorded.moments for layer, recorded in recording.items() if recorded.moments}
+    if not recording:
+        return plans, []
+    if not moments:
+        if any(plan.input_scale for plan in plans):
+            return plans, []
+        none = "has no second moments, and gives no input scales without --input-scale-policy"
+        return plans, [f"--activation-stats {none} headroom: nothing is done with it"]
+    if options.scale_search == "amax":
+        return plans, ["--scale-search amax: second moments are not used"]
+    biases = {plan.ref.name: plan for plan in plans if plan.ref.is_float}
+    given = [
+        dataclasses.replace(
+            plan,
+            moments=moments.get(bare(plan.ref.layer)),
+            bias=biases.get(f"{plan.ref.layer}.bias") if bare(plan.ref.layer) in moments else None,
+        )
+        if plan.is_quantised
+        else plan
+        for plan in plans
+    ]
+    lacking = [plan.ref.layer for plan in given if plan.is_quantised and not plan.moments]
+    note = f"{len(lacking)} layers have no second moments, and the plain search: "
+    return given, [note + examples(lacking)] if lacking else []
+
+
+# ── nvfp4/plan/make.py: Every tensor's plan, and notes on it ──────────────────────────────────────
+
+MOST_NVFP4 = 0.9  # of an image model's linear weights
+
+
+def make_plans(
+    options: Options, model: Model, chosen: dict[str, Precision] | None = None
+) -> tuple[list[TensorPlan], list[str]]:
+    """Every tensor's plan in source order, and the notes that the report should carry.
+
+    `chosen`: precisions that --target-size settled on.
+    """
+    refuse_for_kept(options, model)
+    family, notes = find_family(options, model)
+    kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
+    settings = read_layer_config(options.layer_config, model) if options.layer_config else []
+    given = setting_rules(settings, chosen or {})
+    choices = choice_rules(options, model, family, kinds, given)
+    floors = floor_rules(options, model)
+    calibration = read_calibration(options, model) | configured_scales(settings)
+    marks, unknown = full_precision_marks(options, model, settings)
+    sensitive = preset_marks(options, model, family, settings)
+    for action, reason, names in measured_layers(options, model, calibration):
+        if action == "fp16":
+            floors.append(Rule(names=names, precision=Precision.HALF, reason=reason))
+        else:
+            sensitive[reason] = names
+    # in NVFP4 alone: FP8 layers were not measured, and no preset means them
+    marks = {Precision.NVFP4: marks | sensitive, Precision.FP8: marks}
+    if options.fp8_full_precision_mm:
+        marks[Precision.FP8] = {"--fp8-full-precision-mm": model.tensors}
+    plans = []
+    for ref in model.tensors.values():
+        rule = decide(ref.name, choices, floors)
+        plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
+        if plan.is_quantised:
+            asked = (why for why, names in marks[plan.precision].items() if ref.name in names)
+            marked = dataclasses.replace(plan, full_precision=next(asked, ""))
+            plan = attach_scale(marked, calibration.get(ref.layer))
+        plans.append(plan)
+    refuse_unquantised(options, plans, kinds or {})
+    plans, recorded = attach_recording(options, model, plans)
+    calibrated = len(calibration) > len(configured_scales(settings))
+    notes += [*lacking, *recorded, *unknown, *scale_notes(plans, calibrated)]
+    notes += plan_notes(plans, family)
+    if options.recipe == LEGACY_RECIPE:
+        plans, more = share_marker(plans)
+        notes += more
+    return plans, notes
+
+
+def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> None:
+    """A plan that quantises nothing is a mistake; say what is behind it."""
+    if any(plan.is_quantised for plan in plans):
+        return
+    bits = [GGUF_BITS[kind] for kind in kinds.values() if GGUF_BITS[kind] <= 8]
+    depth = f"give --gguf-nvfp4-max-bitdepth {min(bits)}" if bits else "take another GGUF"
+    if not kinds:
+        depth = "give fewer --edge-blocks"
+    if bits and min(bits) <= options.gguf_nvfp4_max_bitdepth:
+        depth = "relax what keeps them"
+    kept = Counter(plan.reason for plan in plans if plan.is_layer)
+    if any(plan.ref.config for plan in plans):
+        depth = "nothing is left to quantise: take the 16-bit model"
+    if TARGET in kept:
+        depth = f"give a smaller {TARGET}"
+    usual = f" (mostly: {kept.most_common(1)[0][0]})" if kept else ""
+    raise ConvertError(
+        f"{options.source}: no layer would become NVFP4 or FP8{usual}; "
+        f"{depth}, or name layers with --include"
+    )
+
+
+def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
+    dynamic = [plan.ref.layer for plan in plans if plan.is_w4a4 and plan.input_scale is None]
+    forced = [
+        plan.ref.layer for plan in plans if plan.full_precision == "FP8 without an input scale"
+    ]
+    notes = []
+    if calibrated and dynamic:
+        notes.append(
+            f"{len(dynamic)} W4A4 layers have no calibration row and stay dynamic: "
+            + examples(dynamic)
+        )
+    if forced:
+        notes.append(
+            f"{len(forced)} FP8 layers have no input scale and get full-precision matmul: "
+            + examples(forced)
+        )
+    return notes
+
+
+def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
+    """What a plan is likely to be regretted for."""
+    notes, layers = [], [plan for plan in plans if plan.is_layer]
+    twice = [
+        plan.ref.layer
+        for plan in layers
+        if plan.ref.scale is not None
+        and (plan.precision is Precision.NVFP4 or (plan.is_quantised and plan.ref.patches))
+    ]
+    if twice:
+        notes.append(
+            f"{len(twice)} layers are FP8 in the source and quantised twice, which is worse than "
+            f"from the 16-bit model; errors are against the FP8 weights: {examples(twice)}"
+        )
+    if passed := sum(bool(plan.ref.config) for plan in plans):
+        notes.append(f"{passed} layers are quantised in the source and go over as they are")
+    raised = [plan.ref.layer for plan in layers if "(else --layer-config" in plan.reason]
+    if raised:
+        notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
+    packed = [plan for plan in layers if plan.is_nvfp4]
+    part = weights_of(packed) / (weights_of(layers) or 1)
+    if family.image and part > MOST_NVFP4:
+        notes.append(
+            f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give "
+            "noise then; keep more layers with --exclude, --edge-blocks or --target-size"
+        )
+    if packed and not any(plan.is_w4a4 for plan in packed):
+        notes.append("no layer is W4A4: the file saves memory, and no time over 16-bit")
+    shaped = [plan.ref.layer for plan in layers if plan.reason.startswith(NO_FP4_MATMUL)]
+    if shaped:
+        notes.append(f"{len(shaped)} layers are FP8 for their shape: {examples(shaped)}")
+    return notes
+
+
+# ── nvfp4/tune/target_size.py: --target-size ──────────────────────────────────────────────────────
+
+SIZE_TRIALS = 8  # until a header's size is that of the choice it depends on
+MARK_BYTES = 96  # of a layer's full-precision mark, in its comfy_quant and in the header
+SCALE_BYTES = 200  # of a pre_quant_scale's entry in the header, and the alignment
+
+
+class Alternative(NamedTuple):
+    """A precision that a layer could have, the bytes it would take, and its error."""
+
+    precision: Precision
+    nbytes: int
+    error: float  # squared, relative to the layer
+
+
+class SizePoint(NamedTuple):
+    """A file that --target-size could have made, and the error it would have."""
+
+    nbytes: int
+    error: float  # relative RMSE, in the mean over the layers that could be chosen
+
+
+def lower_hull(alternatives: Iterable[Alternative]) -> list[Alternative]:
+    """Those that are best at some price of a byte, from the smallest to the largest."""
+    kept: list[Alternative] = []
+    for more in sorted(alternatives, key=lambda row: (row.nbytes, row.error)):
+        if kept and more.error >= kept[-1].error:
+            continue
+        while len(kept) > 1 and gain(kept[-2], more) >= gain(kept[-2], kept[-1]):
+            kept.pop()
+        kept.append(more)
+    return kept
+
+
+def gain(less: Alternative, more: Alternative) -> float:
+    """Error that a byte more takes away."""
+    return (less.error - more.error) / (more.nbytes - less.nbytes)
+
+
+def upgrades(layers: dict[str, list[Alternative]]) -> list[tuple[str, Alternative, Alternative]]:
+    """Every step along the layers' hulls, the one that gains most for its bytes first."""
+    steps = [
+        (name, less, more)
+        for name, hull in layers.items()
+        for less, more in itertools.pairwise(hull)
+    ]
+    return sorted(steps, key=lambda step: -gain(*step[1:]))
+
+
+def choose_for_size(layers: dict[str, list[Alternative]], budget: int) -> dict[str, Alternative]:
+    """The layers' precisions with the least total error in `budget` bytes, but for one step.
+
+    What is left when the next step does not fit is filled with any that do. Where the smallest
+    ones do not fit they come back all the same.
+    """
+    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
+    chosen = {name: hull[0] for name, hull in hulls.items()}
+    left = budget - sum(row.nbytes for row in chosen.values())
+    steps = [(name, more) for name, _, more in upgrades(hulls)]
+    every = sorted((row.error, name, row) for name, rows in layers.items() for row in rows)
+    for name, more in [*steps, *((name, row) for _, name, row in every)]:
+        cost = more.nbytes - chosen[name].nbytes
+        if more.error < chosen[name].error and cost <= left:
+            chosen[name], left = more, left - cost
+    return chosen
+
+
+def size_curve(layers: dict[str, list[Alternative]], fixed: int) -> list[SizePoint]:
+    """Size and error after each step from the smallest file to the largest."""
+    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
+    size = fixed + sum(hull[0].nbytes for hull in hulls.values())
+    error = sum(hull[0].error for hull in hulls.values())
+    points = [SizePoint(size, mean_error(error, layers))]
+    for _, less, more in upgrades(hulls):
+        size, error = size + more.nbytes - less.nbytes, error + more.error - less.error
+        points.append(SizePoint(size, mean_error(error, layers)))
+    return points
+
+
+def mean_error(total: float, layers: dict) -> float:
+    return math.sqrt(max(total, 0.0) / len(layers))
+
+
+def measure_alternatives(
+    options: Options, candidates: dict[str, list[TensorPlan]], ranks: Ranks
+) -> dict[str, list[Alternative]]:
+    """Every candidate's size and error: each weight is read once, and quantised in each way."""
+    plans = share_of([rows[0] for rows in candidates.values()], ranks)
+    pieces = [piece for plan in plans for piece in pieces_of(plan)]
+    dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
+    found = {}
+    with (
+        Compute(pick_device(options.device), dtype, SCALE_SEARCHES[search]) as compute,
+        progress(pieces, options, "measuring") as bar,
+    ):
+        compute.compile(plans)
+        pinned = compute.device.type == "cuda"
+        for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):
+            name = piece.plan.ref.name
+            found[name] = [
+                Alternative(plan.precision, stored_bytes(plan), damage_of(plan, weight, compute))
+                for plan in candidates[name]
+            ]
+            bar.update(piece.end - piece.begin)
+    return {name: rows for share in ranks.gather(found) for name, rows in share.items()}
+
+
+def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float:
+    """Squared relative error of a layer as planned: of its output, if that is known."""
+    if not plan.is_quantised:
+        dtype = TORCH_DTYPES[plan.dtype]
+        made = compute.map(lambda rows: measure(rows, rows.to(dtype).float()), weight)
+        return Damage.total(made, torch.ones(())).relative_rmse ** 2
+    _, damage = quantise(plan, weight, compute)
+    known = damage.relative_rmse if damage.output_after is None else damage.output_after
+    return known**2
+
+
+def plan_for_size(
+    options: Options, model: Model, ranks: Ranks
+) -> tuple[list[TensorPlan], list[str], tuple[SizePoint, ...]]:
+    """Plans of --target-size: from those of the GGUF or preset, raised or lowered by error."""
+    target = options.target(model)
+    start = {plan.ref.name: plan for plan in make_plans(options, model)[0]}
+    target -= reserved(options, start.values())
+    widened = wide_halves(options, start.values())
+    size = make_job(options, model, [*start.values()], widened).nbytes
+    candidates = list_candidates(options, model, start, widened, lower=size > target)
+    fixed = size - sum(stored_bytes(start[name]) for name in candidates)
+    refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
+    layers = measure_alternatives(options, candidates, ranks)
+    layers = {name: layers[name] for name in candidates}  # in source order, whatever the ranks
+    # The header's size depends on the choice, which depends on it: `fixed` is what the last choice
+    # left for others. Should they never agree, the last one that fits is as good.
+    for _ in range(SIZE_TRIALS):
+        chosen = choose_for_size(layers, target - fixed)
+        precisions = {name: row.precision for name, row in chosen.items()}
+        plans, notes = make_plans(options, model, precisions)
+        size = make_job(options, model, plans, widened).nbytes
+        left = size - sum(row.nbytes for row in chosen.values())
+        if size <= target and left == fixed:
+            break
+        fixed = left if size <= target else max(left, fixed)
+    refuse_too_small(target, size)
+    return plans, notes, tuple(size_curve(layers, fixed))
+
+
+def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
+    """Bytes that options may add to a plan once its precisions are settled, at most."""
+    layers = [plan for plan in plans if plan.is_layer]
+    added = len(layers) * MARK_BYTES if options.w4a4_share else 0
+    if options.pre_quant_scale:
+        added += sum(2 * plan.ref.shape[-1] + SCALE_BYTES for plan in layers if plan.moments)
+    return added
+
+
+def wide_halves(options: Options, plans: Iterable[TensorPlan]) -> frozenset[str]:
+    """Tensors that would be float32 for a value beyond float16's, if they are not quantised."""
+    half = DTYPE_OPTIONS[options.dtype]
+    halves = [plan_tensor(plan.ref, UNNAMED, half) if plan.is_quantised else plan for plan in plans]
+    return float16_overflows(halves, options)
+
+
+def refuse_too_small(target: int, least: int) -> None:
+    if least > target:
+        raise ConvertError(
+            f"{TARGET}: {target:,} bytes are too few: the smallest this plan allows is about "
+            f"{least:,}; fewer --edge-blocks and --exclude, or --preset all, leave more to choose"
+        )
+
+
+def list_candidates(
+    options: Options,
+    model: Model,
+    start: dict[str, TensorPlan],
+    widened: frozenset[str] = frozenset(),
+    *,
+    lower: bool,
+) -> dict[str, list[TensorPlan]]:
+    """What each open layer could be besides what it is: all lower precisions, or all higher."""
+    names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
+    ways = [make_plans(options, model, dict.fromkeys(names, kind))[0] for kind in QUANTISED]
+    by_name = [{plan.ref.name: plan for plan in plans} for plans in ways]
+    candidates = {}
+    for name in names:
+        first = start[name]
+        (half,) = widen([plan_tensor(first.ref, UNNAMED, DTYPE_OPTIONS[options.dtype])], widened)
+        plans = {plan.precision: plan for plan in [*(way[name] for way in by_name), half]}
+        candidates[name] = [
+            plan
+            for precision, plan in sorted(plans.items())
+            if (precision <= first.precision if lower else precision >= first.precision)
+        ]
+    candidates = {name: plans for name, plans in candidates.items() if len(plans) > 1}
+    if not candidates:
+        what = "everything is as small as it may be" if lower and names else "no layer is left"
+        raise ConvertError(f"{TARGET}: {what}: other options decide for all")
+    return candidates
+
+
+# ── nvfp4/report/data.py: The report as data ──────────────────────────────────────────────────────
+
+AS_IT_WAS = "as it was"  # how layers are stored that were quantised in the source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What was done, as data; `render_report` makes text of it."""
+
+    options: Options
+    plans: tuple[TensorPlan, ...]
+    origin: dict[str, object]  # how the file was made, as its header tells
+    source_bytes: int
+    output_bytes: int
+    notes: tuple[str, ...]
+    damage: dict[str, Damage] = field(default_factory=dict)
+    curve: tuple[CurvePoint, ...] = ()
+    sizes: tuple[SizePoint, ...] = ()
+
+
+def stored_as(plan: TensorPlan) -> str:
+    if plan.ref.is_kept:
+        return AS_IT_WAS
+    return plan.precision.name if plan.is_quantised else plan.dtype
+
+
+def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
+    """{how it is stored: layers, tensors and bytes}, quantised ones first."""
+    groups = defaultdict(list)
+    for plan in plans:
+        groups[min(plan.precision, Precision.HALF), stored_as(plan)].append(plan)
+    return {
+        label: {
+            "layers": sum(plan.is_layer for plan in members),
+            "tensors": sum(len(stored_tensors(plan)) for plan in members),
+            "bytes": sum(map(stored_bytes, members)),
+        }
+        for (_, label), members in sorted(groups.items())
+    }
+
+
+def matmul(plan: TensorPlan) -> str:
+    """W4A4, W4A16, W8A8 or W8A16: bits of the weight and of the activations it multiplies."""
+    weight = "4" if plan.is_nvfp4 else "8"
+    return f"W{weight}A{'16' if plan.config.get('full_precision_matrix_mult') else weight}"
+
+
+def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
+    """{matmul: layers, and their share of all linear weights}; the rest is 16-bit."""
+    layers = [plan for plan in plans if plan.is_layer]
+    kinds = defaultdict(list)
+    for plan in layers:
+        if plan.is_quantised or plan.ref.config:
+            kinds[matmul(plan)].append(plan)
+    return {
+        kind: {"layers": len(found), "share": weights_of(found) / weights_of(layers)}
+        for kind, found in sorted(kinds.items())
+    }
+
+
+def report_data(report: Report) -> dict:
+    """The whole report as JSON: every tensor's plan and reason, every layer's error, totals."""
+    return {
+        "version": __version__,
+        "source": report.options.source.name,
+        "output": report.options.written.name,
+        "source_bytes": report.source_bytes,
+        "output_bytes": report.output_bytes,
+        "origin": report.origin,
+        "totals": totals(report.plans),
+        "matmuls": matmuls(report.plans),
+        "notes": list(report.notes),
+        "w4a4_curve": [point._asdict() for point in report.curve],
+        "size_curve": [point._asdict() for point in report.sizes],
+        "tensors": [tensor_data(plan, report.damage.get(plan.ref.layer)) for plan in report.plans],
+    }
+
+
+def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
+    data = {
+        "name": plan.ref.name,
+        "shape": plan.ref.shape,
+        "source_dtype": plan.ref.dtype,
+        "precision": plan.precision.name,
+        "reason": plan.reason,
+        "stored_as": stored_as(plan),
+        "stored": {key: dtype for key, (dtype, _) in stored_tensors(plan).items()},
+        "bytes": stored_bytes(plan),
+    }
+    if plan.is_quantised:
+        data |= {
+            "matmul": matmul(plan),
+            "full_precision_mm": plan.full_precision or None,
+            "input_scale": plan.input_scale,
+            "input_scale_source": plan.input_scale_source or None,
+            "saturated_blocks": plan.saturated_blocks,
+        }
+        if damage is not None and plan.is_quantised:
+            lossless = math.isinf(damage.sqnr_db)  # JSON has no infinity
+            data |= {
+                "relative_rmse": damage.relative_rmse,
+                "sqnr_db": None if lossless else damage.sqnr_db,
+                "output_before": damage.output_before,
+                "output_after": damage.output_after,
+                "output_w4a4": damage.output_w4a4,
+            }
+    return data
+
+
+def render_json(data: dict) -> str:
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+
+# ── nvfp4/report/page_style.py: Its style sheet ───────────────────────────────────────────────────
+
+# How a weight is stored and multiplied are classes: coloured is quantised, grey is not, and a
+# marked corner is a full-precision matmul. Details float at their cell where browsers can keep
+# them on the screen there (anchor-scope), else and on phones they lie at the screen's lower edge.
+PAGE_STYLE = """
+:root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #17202b; --soft: #56616f;
+  --line: #dde2e8; --fill: #d98cbb; }
+.NVFP4, .W4A4, .W4A16 { --fill: #a6cbf0; } .FP8, .W8A8, .W8A16 { --fill: #f7c877; }
+.F16, .W16A16 { --fill: #d6dbe2; } .BF16 { --fill: #b9c3cf; } .F32 { --fill: #94a2b3; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #10141a; --card: #181e26; --ink: #e8edf3; --soft: #a3aebb; --line: #303a46;
+    --fill: #94447c; }
+  .NVFP4, .W4A4, .W4A16 { --fill: #1d5591; } .FP8, .W8A8, .W8A16 { --fill: #855306; }
+  .F16, .W16A16 { --fill: #323b47; } .BF16 { --fill: #485462; } .F32 { --fill: #5d6a7a; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
+  overflow-wrap: anywhere; }
+main { max-width: 72rem; margin: auto; padding: 2rem 1rem 4rem; }
+header { padding: 0 1.5rem; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: .75rem;
+  padding: 1.25rem 1.5rem 1.5rem; margin-top: 1.25rem; }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; } h2 { font-size: 1.2rem; margin: 0; }
+p { margin: .25rem 0; } p, caption, dt, thead, small, .notes { color: var(--soft); }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; }
+dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
+small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
+.notes { padding-left: 1.2rem; margin: 1rem 0 0; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
+  margin: .75rem 0 0; font-size: .875rem; }
+table { width: 100%; border-collapse: collapse; margin-top: 1rem; font-size: .875rem;
+  font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .35rem; }
+thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-align: left; }
+td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
+:is(td, th):first-child { padding-left: 0; }
+:is(td, th):last-child { padding-right: 0; }
+:is(td, th):last-child, .pair :is(td, th):not(:first-child) { text-align: right; }
+td:has(> .bar) { width: 40%; } td:has(> .bar) + td, .pair > :last-child td { white-space: nowrap; }
+.chip, .cell, .bar, .stack > * { color: var(--ink); print-color-adjust: exact;
+  forced-color-adjust: none; }
+.chip, .cell, .stack > * { background-color: var(--fill); border-radius: .2rem; }
+.W4A16, .W8A16 { background-image: linear-gradient(225deg, var(--ink) .24rem, transparent .28rem); }
+.chip { padding: .1rem .5rem; font-size: .8rem; white-space: nowrap; }
+.bar { background: linear-gradient(var(--fill) 0 0) no-repeat 0 / var(--part); padding: 0 .4rem; }
+.stack { display: flex; gap: 2px; margin-top: 1rem; font: .8rem/1.9rem system-ui, sans-serif;
+  height: 1.9rem; text-align: center; }
+.stack > * { min-width: 2px; } summary { cursor: pointer; margin-top: 1rem; }
+.map table { table-layout: fixed; border-collapse: separate; border-spacing: 2px; }
+.map table :is(td, th) { padding: 0; border: 0; text-align: center; }
+.map thead { position: sticky; top: 0; z-index: 1; }
+.map thead th { background: var(--card); box-shadow: 0 0 0 2px var(--card); }
+.map table [scope=colgroup] { border-bottom: 1px solid var(--line); }
+.map :is([rowspan]:first-child, [scope=row]) { width: 2rem; color: var(--soft); }
+.cell { line-height: 1.6rem; min-height: 1.6rem; min-width: 3.6rem; padding: 0 .1rem;
+  font-size: .8rem; text-align: center; cursor: default; } .map .cell { min-width: 0; }
+.cell:is(:hover, :focus) { outline: 2px solid; } .cell:is(:hover, :focus) > .tip { display: block; }
+.cell:focus > .tip { pointer-events: auto; } .cell:hover > .tip { z-index: 3; }
+.tip { display: none; position: fixed; z-index: 2; inset: auto 0 0; max-height: 90vh; margin: .3rem;
+  padding: .75rem 1rem; line-height: 1.5; text-align: left; overflow: auto; pointer-events: none;
+  background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
+  box-shadow: 0 .4rem 1.5rem #0006; }
+.tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
+.fit { container-type: inline-size; }
+@container (max-width: 3.2rem) { .long { writing-mode: vertical-rl; padding-bottom: .25rem; }
+  .stack span { display: none; } }
+@container (max-width: 2.3rem) { .cell i { display: none; } }
+@container (max-width: 1.6rem) { .cell span { display: none; } }
+@media (min-width: 60em) {
+  .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 0 2.5rem; align-items: start; }
+  .tip { width: max-content; max-width: 28rem; margin: .3rem auto; }
+  @supports (anchor-scope: all) {
+    .cell { anchor-name: --cell; anchor-scope: --cell; }
+    .tip { position-anchor: --cell; position-area: bottom; position-try-fallbacks: flip-block;
+      inset: auto; margin: .3rem; } } }
+@media (max-width: 60em) {
+  .map { overflow-x: auto; } .map table { min-width: calc(var(--kinds) * 1.5rem + 2rem); } }
+@media (max-width: 40em) {
+  main { padding: 1.25rem .5rem; } section, header { padding: 1rem .75rem; }
+  h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
+  .map thead, .cell { font-size: .7rem; } .map table { border-spacing: 1px; }
+  td:has(> .bar) { width: 28%; } }
+"""
+
+
+# ── nvfp4/stored/defects.py: Every known defect, and what ComfyUI does about it ───────────────────
+
+class Outcome(IntEnum):
+    """What a defect does in ComfyUI, ordered: the worst of a file's decides its verdict."""
+
+    LOADS = 0  # as it should; other programs may not
+    SLOWER = 1
+    WORSE = 2  # a visibly poorer picture
+    WRONG = 3  # noise, or black
+    FAILS = 4  # an error when the model is loaded or first run
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """A way in which a file breaks ComfyUI's contract: a row of DEFECTS."""
+
+    outcome: Outcome
+    what: str
+    consequence: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One defect of a file: a key of DEFECTS, the layer or tensor, and what is there instead."""
+
+    defect: str
+    name: str
+    detail: str = ""
+
+    @property
+    def outcome(self) -> Outcome:
+        return DEFECTS[self.defect].outcome
+
+
+# Defects of a quantised file: outcome, what is wrong, how ComfyUI takes it, what to do. Seen in
+# ComfyUI 0.29 and 0.33 with files broken in this way; tests/test_consumer.py does it again.
+DEFECTS = {
+    "unaligned": Defect(
+        Outcome.LOADS,
+        "tensors start at no multiple of their item size",
+        "ComfyUI copies them; programs that map the file may refuse it",
+        "write the file again with a current safetensors library",
+    ),
+    "one form": Defect(
+        Outcome.LOADS,
+        "layers have only one of comfy_quant and the header's entry",
+        "ComfyUI is content with either; other loaders read the one or the other",
+        "write both, identical",
+    ),
+    "two forms": Defect(
+        Outcome.LOADS,
+        "layers have a comfy_quant that differs from the header's entry",
+        "ComfyUI follows the header; other loaders follow the tensor",
+        "write both, identical",
+    ),
+    "stray": Defect(
+        Outcome.LOADS,
+        "scales or configurations belong to no quantised weight",
+        "ComfyUI warns of unexpected keys and ignores them",
+        "leave them out, or quantise the weight",
+    ),
+    "same bits": Defect(
+        Outcome.LOADS,
+        "tensors have another dtype of the same size",
+        "ComfyUI reads the same bits; other loaders take them for numbers",
+        "store block scales as F8_E4M3 and codes as U8",
+    ),
+    "padding": Defect(
+        Outcome.LOADS,
+        "block scales are not zero in the padding of their tiles",
+        "ComfyUI's own decoding never reads it; FP4 matmul does",
+        "fill the padding with zeros",
+    ),
+    "not scalar": Defect(
+        Outcome.LOADS,
+        "scales are float64, or of one element but no scalars",
+        "ComfyUI takes them all the same; other loaders may not",
+        "store them as F32 with shape []",
+    ),
+    "per row": Defect(
+        Outcome.LOADS,
+        "FP8 scales are one for every row",
+        "ComfyUI decodes such weights rightly; FP8 matmul takes a single scale",
+        "mark these layers for full-precision matmul, or quantise them with one scale",
+    ),
+    "slow shape": Defect(
+        Outcome.SLOWER,
+        f"W4A4 layers have columns % {FP4_MATMUL_K} != 0, or rows % {FP4_MATMUL_N} != 0 and a bias",
+        "every call decodes the weight instead of multiplying in FP4",
+        "keep these layers FP8 or 16-bit",
+    ),
+    "output layer": Defect(
+        Outcome.WORSE,
+        "layers whose rows ComfyUI recognises the model by are packed",
+        "ComfyUI loads them, as these need no padding; 4 bits in the output layer show",
+        "keep these layers 16-bit",
+    ),
+    "clamped": Defect(
+        Outcome.WORSE,
+        "FP8 layers have neither an input scale nor full-precision matmul",
+        "ComfyUI casts their input to FP8 unscaled and clamps it at 448",
+        "add input scales, or mark them for full-precision matmul",
+    ),
+    "float16 scale": Defect(
+        Outcome.WORSE,
+        "scales are not float32",
+        "ComfyUI takes the rounded or overflowed values",
+        "store scales as F32, whatever the model's own dtype",
+    ),
+    "bad scale": Defect(
+        Outcome.WRONG,
+        "scales are NaN, infinite, zero or negative",
+        "ComfyUI multiplies by them: black frames or noise",
+        "quantise these layers again",
+    ),
+    "values": Defect(
+        Outcome.WRONG,
+        "tensors do not decode to what the source holds",
+        "ComfyUI computes with other weights: noise",
+        "convert again from this source",
+    ),
+    "missing": Defect(
+        Outcome.WRONG,
+        "tensors of the source are not in the file",
+        "ComfyUI warns of missing keys and starts with weights of no meaning",
+        "convert again from this source",
+    ),
+    "moved bias": Defect(
+        Outcome.LOADS,
+        "biases are not the source's, in a file that was rounded by --activation-stats",
+        "their change makes up for the mean error of the weights; ComfyUI adds them as any",
+        "nothing",
+    ),
+    "extra": Defect(
+        Outcome.LOADS,
+        "tensors of the file are not in the source",
+        "nothing says whether they are right",
+        "give the source that this file was made from",
+    ),
+    "unscaled": Defect(
+        Outcome.WRONG,
+        "FP8 weights have no scale, and are too large to need none",
+        "ComfyUI takes them as they are: noise",
+        "quantise these layers again",
+    ),
+    "integers": Defect(
+        Outcome.WRONG,
+        "integer weights have neither comfy_quant nor an entry in the header",
+        "ComfyUI takes the integers for the weights: noise, or a stop at their shape",
+        "configure them, or give the 16-bit weights",
+    ),
+    "weight dtype": Defect(
+        Outcome.WRONG,
+        "weights have another dtype than their format stores",
+        "ComfyUI casts them to it: other weights",
+        "quantise these layers again",
+    ),
+    "unread scale": Defect(
+        Outcome.WRONG,
+        "FP8 weights have a scale that nothing makes ComfyUI read: no configuration, or "
+        f"scale_weight without the {MARKER} tensor or beside _quantization_metadata",
+        "ComfyUI takes them unscaled: noise",
+        f"configure weight_scale layers; for scale_weight add {MARKER} and drop that metadata",
+    ),
+    "unconfigured": Defect(
+        Outcome.FAILS,
+        "packed weights have neither comfy_quant nor an entry in the header",
+        "ComfyUI takes the packed bytes for numbers and stops at their shape",
+        "write both for every layer",
+    ),
+    "empty": Defect(
+        Outcome.FAILS,
+        "files hold no tensors",
+        "ComfyUI does not recognise a model in them",
+        "get the file again",
+    ),
+    "prefix": Defect(
+        Outcome.FAILS,
+        "files name all tensors diffusion_model.*",
+        "ComfyUI strips model.diffusion_model. and net. alone, and recognises no model",
+        "rename them, or take a file without the prefix",
+    ),
+    "no scale": Defect(
+        Outcome.FAILS,
+        "quantised weights lack a scale",
+        "ComfyUI stops while loading",
+        "quantise these layers again",
+    ),
+    "no weight": Defect(
+        Outcome.FAILS,
+        "configurations are for layers that have no weight",
+        "ComfyUI stops, or does not recognise the model",
+        "name layers as the file does, with its prefix",
+    ),
+    "dtype": Defect(
+        Outcome.FAILS,
+        "scales have another dtype than their format says",
+        "ComfyUI stops when the layer first runs",
+        "quantise these layers again",
+    ),
+    "shape": Defect(
+        Outcome.FAILS,
+        "tensors have another shape than their format says",
+        "ComfyUI stops when the layer is loaded or first runs (unless just flattened)",
+        "quantise these layers again, padded to 16 rows and columns and 128 x 4 scales",
+    ),
+    "unknown format": Defect(
+        Outcome.FAILS,
+        "configurations cannot be read or name a format that ComfyUI does not know",
+        "ComfyUI stops while loading",
+        "name nvfp4 or float8_e4m3fn",
+    ),
+    "header": Defect(
+        Outcome.FAILS,
+        "_quantization_metadata is not JSON with an object of layers",
+        "ComfyUI stops while loading",
+        "write it right, or leave it out",
+    ),
+    "recognised by": Defect(
+        Outcome.FAILS,
+        "packed or padded layers are among those whose shape ComfyUI recognises the model by",
+        "ComfyUI may take it for another model, and stop",
+        "keep these layers 16-bit",
+    ),
+}
+
+
+def grouped(found: Iterable[Finding]) -> dict[str, list[str]]:
+    """{defect: where}, the worst outcome first."""
+    groups = defaultdict(list)
+    for finding in sorted(found, key=lambda finding: (-finding.outcome, finding.defect)):
+        detail = f" ({finding.detail})" if finding.detail else ""
+        groups[finding.defect].append(finding.name + detail)
+    return groups
+
+
+# ── nvfp4/source/loras.py: LoRA files to be merged: which tensor a key means, what fits ───────────
+
+MAX_PREFIXES = 10  # of a LoRA's key
+# A LoRA's key is a layer and a part of it; the group that matches is the kind of patch.
+LORA_KEY = re.compile(
+    r"(?P<layer>.+?)(?:"
+    r"[._]lora(?:_linear_layer)?[._](?P<lora>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"
+    r"|\.hada_(?P<loha>w[12]_[ab]|t[12])"
+    r"|\.lokr_(?P<lokr>w[12](?:_[ab])?|t2)"
+    r"|\.(?:(?P<diff>diff|w_norm)|(?P<bias>diff_b|b_norm)|(?P<set>set_weight))"
+    r"|\.(?P<scaling>alpha|dora_scale))"
+)
+LORA_PARTS = {"A": "down", "B": "up", "w_norm": "diff", "diff_b": "diff", "b_norm": "diff"}
+LORA_PREFIX = re.compile(
+    r"(model\.)?diffusion_model\.|net\.|unet\.|transformer\.|base_model\.model\."
+    r"|lora_unet_+|lora_transformer_|lycoris_"  # kohya; __ is of Wan Fun; OneTrainer; SimpleTuner
+)
+NOT_MERGED = {  # what keys that match nothing are, where it can be told
+    "of a text encoder": r"lora_te|text_encoder|clip_|t5xxl",
+    "of OFT": r".+\.(oft_|rescale$)",
+    "of GLoRA": r".+\.[ab][12]\.weight$",
+    "of PEFT's DoRA": r".+\.lora_magnitude_vector",
+    "a new shape of a layer": r".+\.reshape_weight$",
+}
+# Names with _ for every dot, as kohya's trainers write them. One layer's two native spellings,
+# in the published file and in ComfyUI, are brought to one:
+SPELLINGS = (
+    (r"(_mod|modulation)_linear", r"\1_lin"),
+    (r"mlp_fc1", "mlp_0"),
+    (r"mlp_fc2", "mlp_2"),
+    (r"_norm_(q|k)(uery|ey)_norm", r"_\1_norm"),
+    (r"(_in|_embedder)_(mlp_0|linear_1)", r"\1_in_layer"),
+    (r"(_in|_embedder)_(mlp_2|linear_2)", r"\1_out_layer"),
+)
+# ... diffusers' block, the native block, {diffusers' layer: native layer}. `rows` is a part of a
+# fused layer, see FUSED_ROWS; `swapped`: scale and shift lie in the other order.
+DIFFUSERS = (
+    (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {  # Flux, Hunyuan Video
+        r"attn_to_(?P<rows>[qkv])": "img_attn_qkv",
+        r"attn_add_(?P<rows>[qkv])_proj": "txt_attn_qkv",
+        "attn_to_out_0": "img_attn_proj",
+        "attn_to_add_out": "txt_attn_proj",
+        "norm1_linear": "img_mod_lin",
+        "norm1_context_linear": "txt_mod_lin",
+        "ff_(net_0_proj|linear_in)": "img_mlp_0",
+        "ff_(net_2|linear_out)": "img_mlp_2",
+        "ff_context_(net_0_proj|linear_in)": "txt_mlp_0",
+        "ff_context_(net_2|linear_out)": "txt_mlp_2",
+        r"attn_norm_([qk])": r"img_attn_\2_norm",
+        r"attn_norm_added_([qk])": r"txt_attn_\2_norm",
+    }),
+    (r"single_transformer_blocks_(\d+)_", r"single_blocks_\1_", {
+        r"attn_to_(?P<rows>[qkv])": "linear1",
+        r"(?P<rows>proj_mlp)": "linear1",
+        "attn_to_qkv_mlp_proj": "linear1",  # Flux 2
+        "proj_out|attn_to_out": "linear2",
+        "norm_linear": "modulation_lin",
+        r"attn_norm_([qk])": r"\2_norm",
+    }),
+    (r"single_blocks_(\d+)_", r"single_blocks_\1_", {r"linear1_(?P<rows>qkv)": "linear1"}),
+    ("", "", {
+        "x_embedder": "img_in",
+        "context_embedder": "txt_in",
+        r"time_text_embed_timestep_embedder_(\w+)": r"time_in_\1",
+        r"time_text_embed_text_embedder_(\w+)": r"vector_in_\1",
+        r"time_text_embed_guidance_embedder_(\w+)": r"guidance_in_\1",
+        "proj_out": "final_layer_linear",
+        "norm_out_(?P<swapped>linear)": "final_layer_adaLN_modulation_1",
+        "all_x_embedder_2-1": "x_embedder",  # Z-Image
+        "all_final_layer_2-1_(.+)": r"final_layer_\1",
+    }),
+    (r"((?:layers|context_refiner|noise_refiner)_\d+)_attention_", r"\1_attention_", {
+        r"to_(?P<rows>[qkv])": "qkv",
+        "to_out_0": "out",
+        r"norm_([qk])": r"\2_norm",
+    }),
+    (r"(blocks_\d+)_", r"\1_", {  # Wan, in names ComfyUI leaves out
+        r"attn1_(?:to_(?=[qkv])|(?=norm_))(\w+)": r"self_attn_\2",
+        r"attn2_(?:to_(?=[qkv])|(?=norm_[qk]$))(\w+)": r"cross_attn_\2",
+        r"attn2_add_([kv])_proj": r"cross_attn_\2_img",
+        "attn1_to_out_0": "self_attn_o",
+        "attn2_to_out_0": "cross_attn_o",
+        "ffn_net_0_proj": "ffn_0",
+        "ffn_net_2": "ffn_2",
+    }),
+)  # fmt: skip
+NATIVE_NAMES = [
+    (re.compile(block + f"(?:{layer})"), native_block + native)
+    for block, native_block, layers in DIFFUSERS
+    for layer, native in layers.items()
+]
+# Where a part begins and ends among a fused layer's rows, in multiples of its columns
+FUSED_ROWS = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "qkv": (0, 3), "proj_mlp": (3, 7)}
+
+
 def canonical(name: str) -> str:
     """A layer's name in the one spelling in which models and LoRA files are compared."""
     name = name.replace(".", "_")
@@ -3493,2411 +5839,154 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> tuple[
     return dataclasses.replace(model, tensors=tensors), notes
 
 
-def read_layer_list(path: Path) -> tuple[str, ...]:
-    """Layer names, one a line; text after # and blank lines are left out."""
-    try:
-        lines = read_whole(path).decode("utf-8-sig").splitlines()  # Notepad writes a mark
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read the layer list: {error.strerror}") from error
-    except ValueError as error:
-        what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
-        raise ConvertError(f"{path}: the layer list {what}: {error}") from error
-    names = (line.partition("#")[0].strip().removesuffix(".weight") for line in lines)
-    return tuple(dict.fromkeys(name for name in names if name))
+# ── nvfp4/stored/layers.py: Layers as a file holds them ───────────────────────────────────────────
+
+MAX_CONFIG_BYTES = 1 << 16  # of a comfy_quant tensor: some 60 are usual
 
 
-def read_layer_config(path: Path, model: Model) -> list[Setting]:
-    """The settings of a --layer-config; a tensor goes by its own name before any pattern."""
-    names = {config_key(ref): ref for ref in model.tensors.values()}
-    settings, problems, left = [], [], {*names}
-    found = load_json(path, "layer config")
-    if not found:
-        raise ConvertError(f"{path}: the layer config is empty")
-    for key in sorted(found, key=lambda key: key not in names):  # exact names first
-        try:
-            setting = as_setting(key, found[key])
-            matched = {key} if key in names else {*filter(compiled(key).fullmatch, names)}
-            if key not in names and setting.precision in QUANTISED:
-                matched = {name for name in matched if names[name].is_linear_weight}
-            refuse_setting(setting, [names[name] for name in matched])
-        except ValueError as error:
-            problems.append(f"{path}: {key[:EXCERPT]}: {error}")
-            continue
-        refs = frozenset(names[name].name for name in matched & left)
-        settings.append(setting._replace(names=refs))
-        left -= matched
-    if problems:
-        raise ConvertError(*problems)
-    return settings
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredLayer:
+    """A layer as a file holds it: its tensors by suffix, and its configuration in both places.
 
-
-def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
-    """Raises ValueError where a setting is not for the tensors that it names."""
-    if not refs:
-        raise ValueError(
-            "matches nothing of the source: keys are linear layers without .weight, other tensors "
-            "by their whole names, both without prefix, or regular expressions for all of these"
-        )
-    for ref in refs:
-        name = config_key(ref)
-        if setting.precision in QUANTISED and not (ref.is_linear_weight or ref.config):
-            raise ValueError(f"{name} is no linear layer")
-        if ref.is_kept and setting.precision is not Precision.KEPT:
-            raise ValueError(f"{name} is quantised in the source and goes over as it is: source")
-        if ref.scale is not None and setting.precision is Precision.KEPT:
-            raise ValueError(f"{name} is FP8 in the source: float8_e4m3fn keeps it")
-
-
-def compiled(pattern: str) -> re.Pattern:
-    """A regular expression, without Python's own warnings on stderr; raises ValueError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return re.compile(pattern)
-    except RecursionError:
-        raise ValueError("is nested too deep") from None
-    except (re.error, OverflowError) as error:
-        raise ValueError(error) from error
-
-
-def config_key(ref: TensorRef) -> str:
-    """How a layer config names a tensor: a linear layer's weight by the layer."""
-    return bare(ref.layer if ref.is_linear_weight or ref.config else ref.name)
-
-
-def as_setting(key: str, value: object) -> Setting:
-    """One entry of a layer config, for no tensors yet; raises ValueError."""
-    if not isinstance(value, dict):
-        raise ValueError('needs an object like {"format": "nvfp4"}')
-    if unknown := value.keys() - SETTING_KEYS.keys():
-        raise ValueError(f"has {examples(unknown)}; known are {', '.join(SETTING_KEYS)}")
-    if not isinstance(value.get("format"), str) or value["format"] not in SETTING_FORMATS:
-        given, known = value.get("format"), ", ".join(SETTING_FORMATS)
-        raise ValueError(f"format {given!r} is none of {known}")
-    for name, kinds in SETTING_KEYS.items():
-        if name in value and type(value[name]) not in kinds:
-            raise ValueError(f"{name} {repr(value[name])[:EXCERPT]} is no {kinds[-1].__name__}")
-    scale = value.get("input_scale")
-    if scale is not None and not 0 < scale < torch.finfo(torch.float32).max:
-        raise ValueError(f"input_scale {str(scale)[:EXCERPT]} is not a positive number")
-    precision, dtype = SETTING_FORMATS[value["format"]]
-    flag = value.get("full_precision_matrix_mult", False)
-    if precision not in QUANTISED and (flag or scale is not None):
-        raise ValueError(f"{value['format']} takes nothing else")
-    return Setting(key, precision, dtype, flag, scale, frozenset())
-
-
-def percentile_key(percentile: float) -> str:
-    """99.9 -> "p99_9", as calibration summaries name their columns."""
-    return f"p{percentile:g}".replace(".", "_")
-
-
-def read_rows(path: Path, what: str) -> list[dict]:
-    """The `layers` of a JSON file, each an object with a `layer` name, no name twice."""
-    rows = load_json(path, what).get("layers")
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
-    ):
-        raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
-    if not rows:
-        raise ConvertError(f"{path}: has no layers")
-    counts = Counter(bare(row["layer"]) for row in rows)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
-    return rows
-
-
-def read_summary(options: Options) -> dict[str, Calibration]:
-    """{bare layer: Calibration} from a calibration summary, at one percentile over calls."""
-    path = options.input_scale_summary_json
-    rows = read_rows(path, "calibration summary")
-    key = percentile_key(options.input_scale_summary_percentile)
-    lacking = [row["layer"] for row in rows if f"scale_{key}" not in row]
-    if lacking:
-        known = sorted({name for row in rows for name in row if name.startswith("scale_p")})
-        raise ConvertError(
-            f"{path}: has no scale_{key} for {examples(lacking)}; it has {examples(known)}"
-        )
-    multiplier = options.input_scale_summary_multiplier
-    columns = {Precision.NVFP4: (f"scale_{key}", 1.0), Precision.FP8: (f"amax_{key}", E4M3_MAX)}
-    source = f"summary {key.replace('_', '.')} x {multiplier:g}"
-    return {
-        bare(row["layer"]): Calibration(
-            scales={
-                precision: positive(path, row, column) * multiplier / divisor
-                for precision, (column, divisor) in columns.items()
-                if column in row
-            },
-            source=source,
-        )
-        for row in rows
-    }
-
-
-def read_recording(path: Path) -> dict[str, Recorded]:
-    """{bare layer: Recorded} from what the ComfyUI node in calib/ wrote.
-
-    Layers that saw NaN or infinities are an error: their figures mean nothing.
+    An unreadable configuration is {}, none at all is None.
     """
-    tensors, metadata = read_header(path)
-    if (metadata.get("format"), metadata.get("version")) != (RECORDING_FORMAT, "1"):
-        raise ConvertError(f"{path}: is no recording (version 1) of the NVFP4 Calibration Recorder")
-    layers = defaultdict(dict)
-    for ref in tensors.values():
-        layer, _, part = ref.name.rpartition(".")
-        layers[layer][part] = ref
-    moments = read_moments(path, metadata, layers)
-    found = {}
-    for layer, parts in layers.items():
-        wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
-        if wrong:
-            raise ConvertError(f"{path}: layer {layer}: {', '.join(wrong)} missing or malformed")
-        error, energy = load(parts["quantisation"]).tolist()
-        amax, counts = float(load(parts["absmax"]).max()), load(parts["block_histogram"]).numpy()
-        if not all(map(is_figure, (amax, error, energy))):
-            raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
-        if not ((counts >= 0) & (counts < MAX_CALLS)).all():
-            raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
-        found[bare(layer)] = Recorded(
-            amax=amax,
-            channels=math.prod(parts["absmax"].shape),
-            block_histogram=counts,
-            error=error,
-            energy=energy,
-            moments=moments.get(layer),
-        )
-    return found
+
+    name: str
+    parts: dict[str, TensorRef]
+    in_header: dict | None = None
+    in_tensor: dict | None = None
+
+    @property
+    def weight(self) -> TensorRef | None:
+        return self.parts.get("weight")
+
+    @property
+    def config(self) -> dict | None:
+        """What ComfyUI goes by: the header overrides the tensor."""
+        return self.in_tensor if self.in_header is None else self.in_header
+
+    @property
+    def full_precision(self) -> bool:
+        return bool((self.config or {}).get("full_precision_matrix_mult"))
+
+    @property
+    def scheme(self) -> str:
+        """How the weight is quantised as its tensors show it, or its dtype."""
+        if self.weight is None:
+            return "no weight"
+        configured = (self.config or {}).get("format")
+        for scheme, dtype, scale in SCHEMES:
+            signed = (self.weight.dtype, dtype, configured) == ("I8", "U8", "nvfp4")
+            suits = self.weight.dtype == dtype or signed
+            suits = suits and (scale is None or scale in self.parts)
+            if suits and configured not in OTHER_FORMATS:
+                return scheme
+        return configured or self.weight.dtype
+
+    @property
+    def precision(self) -> Precision | None:
+        """NVFP4 or FP8 where ComfyUI's current formats hold it, going by its configuration."""
+        return FORMATS.get((self.config or {}).get("format"))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight before it was packed; the padding of rows is told from the bias."""
+        shape = self.weight.shape
+        if self.scheme != "NVFP4" or len(shape) != 2:
+            return shape
+        bias = self.parts.get("bias")
+        rows = bias.shape[0] if bias and len(bias.shape) == 1 else shape[0]
+        return rows if round_up(rows, BLOCK_SIZE) == shape[0] else shape[0], shape[1] * 2
 
 
-def read_moments(
-    path: Path, metadata: dict[str, str], layers: dict[str, dict[str, TensorRef]]
-) -> dict[str, Moments]:
-    """{layer: where the moments of its input are}, by the recording's own word on which share one.
-
-    Raises ConvertError where that, or a tensor of them, is not as the recorder writes it.
-    """
-    try:
-        shared = json.loads(metadata.get("inputs", "{}")).items()
-    except (ValueError, RecursionError, AttributeError):
-        raise ConvertError(f"{path}: its list of inputs is damaged") from None
-    found = {}
-    for layer, first in shared:
-        parts = layers.get(first, {}) if isinstance(first, str) else {}
-        refs = tuple(parts[part] for part in MOMENT_PARTS if part in parts)
-        channels = parts["absmax"].shape if "absmax" in parts else ()
-        if layer not in layers or not are_moments(refs, channels, layers[layer]):
-            raise ConvertError(f"{path}: the second moments of layer {layer} are damaged")
-        found[layer] = Moments(recordings=(refs,))
-    return found
-
-
-def are_moments(
-    refs: tuple[TensorRef, ...], channels: tuple[int, ...], layer: dict[str, TensorRef]
-) -> bool:
-    """Whether these are MOMENT_PARTS of a layer, of the shapes that its channels ask for."""
-    if len(refs) < len(MOMENT_PARTS) or len(channels) != 1:
-        return False
-    if "absmax" not in layer or layer["absmax"].shape != channels or math.prod(refs[0].shape) != 1:
-        return False
-    _, first, rows, upper, lower, _ = (ref.shape for ref in refs)
-    packed = (sum(height * width for height, width in strip_shapes(*channels)),)
-    return (
-        [ref.dtype for ref in refs] == [*MOMENT_PARTS.values()]
-        and (first, rows[1:], upper, lower) == (channels, channels, packed, packed)
-        and 0 < rows[0] <= MAX_ROWS
-        and int(load(refs[0])) > 0
-        and bool(load(refs[2]).isfinite().all())
-    )
-
-
-def strip_shapes(channels: int) -> list[tuple[int, int]]:
-    """The upper half of a second moment [K, K] as it is recorded: rows by STRIP_ROWS."""
-    starts = range(0, channels, STRIP_ROWS)
-    return [(min(STRIP_ROWS, channels - start), channels - start) for start in starts]
-
-
-def load_statistics(moments: Moments, device: torch.device) -> Statistics:
-    """Sum up what the recordings have of an input: mean and second moment of a token, rows."""
-    tokens, first, packed, rows = 0, 0.0, 0.0, []
-    for refs in moments.recordings:
-        count, total, some, *packing, _ = map(load, refs)
-        tokens, first = tokens + int(count), first + total
-        upper, lower = (part.to(device) for part in packing)
-        bits = upper.view(torch.int16).to(torch.int32) << 16
-        packed = packed + bits.bitwise_or_(lower.to(torch.int32) << 8).view(torch.float32)
-        rows.append(some.float())
-    channels = len(first)
-    second, shapes = packed.new_empty(channels, channels), strip_shapes(channels)
-    packed = packed.div_(tokens).split([height * width for height, width in shapes])
-    for strip, (height, width) in zip(packed, shapes, strict=True):
-        begin = channels - width
-        second[begin : begin + height, begin:] = strip.view(height, width)
-        second[begin:, begin : begin + height] = strip.view(height, width).t()
-    mean, rows = (first / tokens).float(), torch.cat(rows)
-    if not (mean.isfinite().all() and second.isfinite().all()):
-        ref = moments.recordings[0][0]
-        raise ConvertError(f"{ref.path}: {ref.name} and what goes with it hold NaN or Inf")
-    return Statistics(
-        mean=mean.to(device),
-        second=second,
-        rows=rows.to(device),
-        independent=count_different(rows, tokens),
-    )
-
-
-def count_different(rows: torch.Tensor, tokens: int) -> float:
-    """How many of all rows differ and are not zero, by how often some [r, K] of them are equal.
-
-    A prompt's text is the same at every step, and padded with zeros.
-    """
-    filled = rows[rows.any(1)]
-    count = len(filled)
-    same = filled.unique(dim=0, return_counts=True)[1].double() if count else torch.zeros(1)
-    pairs = float((same * (same - 1)).sum())
-    return max(
-        min(tokens * count / len(rows), count * (count - 1) / pairs if pairs else math.inf), 1.0
-    )
-
-
-def read_recordings(paths: Iterable[Path]) -> dict[str, Recorded]:
-    """{bare layer: Recorded} of all recordings together."""
-    found: dict[str, Recorded] = {}
-    for path in paths:
-        for layer, recorded in read_recording(path).items():
-            if layer in found and found[layer].channels != recorded.channels:
-                raise ConvertError(f"{path}: layer {layer} has other columns than in the others")
-            found[layer] = found[layer] + recorded if layer in found else recorded
-    return found
-
-
-def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
-    """Whether a recording's tensor is there, of its dtype, and of its size where that is fixed."""
-    sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
-    ref = parts.get(part)
-    size = math.prod(ref.shape) if ref and len(ref.shape) < 2 else 0
-    return 0 < size <= MAX_CHANNELS and ref.dtype == dtype and size == sizes.get(part, size)
-
-
-def recorded_calibration(options: Options) -> dict[str, Calibration]:
-    """{bare layer: Calibration} with headroom over the largest magnitude that was recorded."""
-    margin = options.input_scale_headroom
-    found = {}
-    for layer, recorded in read_recordings(options.activation_stats).items():
-        if recorded.amax > 0:
-            fp8 = recorded.amax * margin / E4M3_MAX
-            scales = {Precision.NVFP4: recorded.headroom(margin) / NVFP4_MAX, Precision.FP8: fp8}
-            actual = recorded.headroom(margin) / recorded.amax
-            found[layer] = Calibration(scales=scales, source=f"headroom x {actual:.3g}")
-    return found
-
-
-def read_sensitivity(
-    path: Path, wanted: list[str], calibration: dict[str, Calibration]
-) -> dict[str, dict[str, float]]:
-    """{bare layer: {"rel_rmse": ..., "clip_rate": ...}} from a sensitivity JSON, which may lack
-    what is not wanted, a summary with rel_rmse, or a recording.
-
-    A recording's clip rate is the share of blocks that saturate at the layer's input scale.
-    """
-    if path.suffix.lower() == ".safetensors":
-        scales = {
-            bare(layer): row.scales[Precision.NVFP4]
-            for layer, row in calibration.items()
-            if Precision.NVFP4 in row.scales
-        }
-        return {
-            layer: {
-                "rel_rmse": recorded.rel_rmse,
-                "clip_rate": recorded.saturated(scales.get(layer, math.inf)),
-            }
-            for layer, recorded in read_recording(path).items()
-        }
-    figures = {}
-    for row in read_rows(path, "sensitivity file"):
-        found = {figure: row.get(f"{figure}_mean", row.get(figure)) for figure in wanted}
-        if wrong := [figure for figure, value in found.items() if not is_figure(value)]:
-            raise ConvertError(f"{path}: layer {row['layer']}: needs a number as {wrong[0]}_mean")
-        figures[bare(row["layer"])] = found
-    return figures
-
-
-def varying_layers(options: Options) -> set[str]:
-    """Bare layers whose input scale varies over calls, by deviation or coefficient of variation.
-
-    Without a threshold on the deviation, that of nine tenths of the layers is one.
-    """
-    path = options.input_scale_summary_json
-    rows = {bare(row["layer"]): row for row in read_rows(path, "calibration summary")}
-    wrong = [
-        name
-        for name, row in rows.items()
-        if not all(is_figure(row.get(column)) for column in ("scale_std", "scale_mean"))
-    ]
-    if wrong:
-        raise ConvertError(f"{path}: has no scale_std and scale_mean for {examples(wrong)}")
-    limit = options.input_scale_summary_std_threshold
-    if limit is None:
-        limit = sorted(row["scale_std"] for row in rows.values())[int((len(rows) - 1) * 0.9)]
-    return {
-        name
-        for name, row in rows.items()
-        if row["scale_std"] > 0
-        and (
-            row["scale_std"] >= limit
-            or row["scale_std"] >= options.input_scale_summary_cv_threshold * row["scale_mean"]
-        )
-    }
-
-
-def is_figure(value: object) -> bool:
-    """A number that can be compared: no truth value, NaN, infinity or negative."""
-    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
-
-
-def positive(path: Path, row: dict, column: str) -> float:
-    value = row[column]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < torch.finfo(torch.float32).max:
-        raise ConvertError(
-            f"{path}: layer {row['layer']}: {column} must be a positive number, "
-            f"not {repr(value)[:EXCERPT]}"
-        )
-    return float(value)
-
-
-def read_reference_scales(path: Path) -> dict[str, Calibration]:
-    """{bare layer: Calibration} from the input_scale tensors of a quantised safetensors file."""
-    tensors, _ = read_header(path)
-    found = {}
-    for ref in tensors.values():
-        layer = ref.name.removesuffix(".input_scale")
-        if layer == ref.name:
-            continue
-        weight = tensors.get(f"{layer}.weight")
-        largest = {"U8": NVFP4_MAX, "F8_E4M3": E4M3_MAX}.get(weight.dtype if weight else "")
-        if ref.dtype != "F32" or ref.nbytes != 4 or largest is None:
-            problem = f"{ref.name} is not one float32 beside an NVFP4 or FP8 weight"
-            raise ConvertError(f"{path}: {problem}")
-        row = {"layer": layer, "input_scale": load(ref).item()}
-        amax = positive(path, row, "input_scale") * largest
-        scales = {Precision.NVFP4: amax / NVFP4_MAX, Precision.FP8: amax / E4M3_MAX}
-        found[bare(layer)] = Calibration(scales=scales, source=path.name)
-    if not found:
-        raise ConvertError(f"{path}: has no input_scale tensors")
-    return found
-
-
-def read_calibration(options: Options, model: Model) -> dict[str, Calibration]:
-    """{layer: Calibration} of the model's linear layers: file, recording, summary, value."""
-    sources = []
-    if options.input_scale_from:
-        sources.append((options.input_scale_from, read_reference_scales(options.input_scale_from)))
-    if options.input_scale_policy == "headroom":
-        sources.append((options.activation_stats[0], recorded_calibration(options)))
-    if options.input_scale_summary_json:
-        sources.append((options.input_scale_summary_json, read_summary(options)))
-    layers = {bare(ref.layer): ref.layer for ref in model.linear_weights}
-    found = {}
-    if options.input_scale_value is not None:
-        value = options.input_scale_value
-        scales = {Precision.NVFP4: value, Precision.FP8: value * NVFP4_MAX / E4M3_MAX}
-        calibration = Calibration(scales=scales, source="--input-scale-value")
-        found = dict.fromkeys(layers.values(), calibration)
-    for path, rows in reversed(sources):
-        if not rows.keys() & layers.keys():
-            raise ConvertError(
-                f"{path}: is of another model: none of its layers is in the source; "
-                f"it has {examples(rows)}; the source has {examples(layers)}"
-            )
-        found |= {layers[name]: row for name, row in rows.items() if name in layers}
-    return found
-
-
-# ── 5. Plan ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def select(model: Model, pattern: str, option: str) -> frozenset[str]:
-    """Linear weights whose bare layer name matches; none is an error, as a typo would be silent."""
-    found = re.compile(pattern, re.IGNORECASE)
-    names = frozenset(
-        ref.name
-        for ref in model.linear_weights
-        if found.search(bare(ref.layer)) or found.search(ref.name)
-    )
-    if not names:
-        layers = examples(ref.layer for ref in model.linear_weights) or "no linear layers at all"
-        raise ConvertError(f"{option}: matches no linear layer of the source, which has {layers}")
-    return names
-
-
-def recognise(model: Model) -> tuple[str, str]:
-    """Name of the model's row in FAMILIES, and its variant; each "" if there is none."""
-    header = "\n".join(f"{bare(ref.name)} {[*ref.shape]}" for ref in model.tensors.values())
-
-    def there(key: str) -> bool:
-        return re.search(rf"^{key}", header, re.MULTILINE) is not None
-
-    for title, key in DIFFUSERS_NAMES.items():
-        if there(key):
-            raise ConvertError(
-                f"the source names its tensors as diffusers does ({title}): ComfyUI loads "
-                "quantised layers by its own names only; take the file repackaged for ComfyUI"
-            )
-    for name, family in FAMILIES.items():
-        if all(map(there, family.keys)):
-            return name, next((kind for kind, key in family.variants.items() if there(key)), "")
-    return "", ""
-
-
-def repeated_blocks(model: Model) -> Family:
-    """A family for a model that has none: blocks are what is numbered, has layers, and repeats."""
-    members, sizes = defaultdict(set), Counter()
-    for ref in model.linear_weights:
-        if found := re.match(r"([^\d]+)\.(\d{1,9})\..*\.weight", bare(ref.name), re.DOTALL):
-            members[found[1]].add(int(found[2]))
-            sizes[found[1]] += ref.nbytes
-    least = LEAST_REPEATED_SHARE * sum(ref.nbytes for ref in model.linear_weights)
-    found = [
-        name
-        for name, numbers in members.items()
-        if len(numbers) >= LEAST_REPEATS and sizes[name] >= least
-    ]
-    if not found:
-        raise ConvertError(
-            "--preset smart: the source has no repeated blocks, as blocks.0, blocks.1 ...; "
-            "--preset all quantises every linear layer, or name some with --include"
-        )
-    return Family(
-        title="unknown", keys=(), blocks=tuple((name,) for name in found), keeps=ONE_STEP_HIGHER
-    )
-
-
-def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
-    """The row of FAMILIES to go by, or one made for the source, and a note on why."""
-    name, variant = recognise(model)
-    preset = options.preset
-    known = FAMILIES.get(name, ANY_FAMILY)
-    if not options.has_family:
-        return known, []
-    if preset == "smart":
-        family = repeated_blocks(model)
-        where = ", ".join(f"{name}.N" for name in itertools.chain(*family.blocks))
-        return family, [f"--preset smart: the repeated blocks are {where}"]
-    if preset == "auto" and name:
-        of_kind = f" ({variant})" if variant else ""
-        return known, [f"recognised as {known.title}{of_kind}: --preset {name}"]
-    if preset == "auto" and (options.include or options.layer_config):
-        return known, ["no family recognised: only what options name is quantised"]
-    if preset == "auto":
-        raise ConvertError(
-            f"{options.source}: is of no family that --list-presets has; give --gguf, "
-            "--preset smart, --preset all, or --include REGEX"
-        )
-    if name != preset:
-        is_known = f"is recognised as {known.title}" if name else "is of no known family"
-        raise ConvertError(
-            f"--preset {preset}: {options.source} {is_known}; give --preset {name or 'smart'}"
-        )
-    return known, []
-
-
-def edge_count(options: Options, family: Family) -> int:
-    """How many transformer blocks stay 16-bit at each end."""
-    if options.edge_blocks is not None:
-        return options.edge_blocks
-    if options.gguf_keep_edge_blocks_fp16:
-        return EDGE_BLOCKS
-    return family.edge_blocks if options.has_family else 0
-
-
-def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
-    """The first and last `count` transformer blocks of a family, in the order they run in."""
-    if not count:
-        return []
-    members = defaultdict(set)
+def stored_layers(model: Model) -> dict[str, StoredLayer]:
+    """{name: layer} of every layer that a file holds a part of or a configuration for."""
+    parts = defaultdict(dict)
     for ref in model.tensors.values():
-        if found := family.inside.match(bare(ref.name)):
-            members[found[1], int(found[2])] |= {ref.name} if ref.is_linear_weight else set()
-    rows = [
-        sorted((run.index(name), number, name) for name, number in members if name in run)
-        for run in family.blocks
-    ]
-    if not any(rows):
-        raise ConvertError(
-            "edge blocks: the source has no transformer blocks named "
-            + ", ".join(f"{name}.N" for name in itertools.chain(*family.blocks))
-        )
-    return [
-        Rule(names=frozenset(members[name, number]), precision=Precision.HALF, reason="edge block")
-        for row in rows
-        for _, number, name in dict.fromkeys(row[:count] + row[-count:])
-    ]
-
-
-def preset_reason(options: Options, family: Family) -> str:
-    name = next((name for name, row in FAMILIES.items() if row is family), "")
-    return f"--preset {name if options.preset == 'auto' and name else options.preset}"
-
-
-def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
-    """What a preset makes of linear layers, but for its edge blocks."""
-    every = {ref.name: bare(ref.layer) for ref in model.linear_weights}
-    reason = preset_reason(options, family)
-    rest = Rule(names=frozenset(every), precision=Precision.NVFP4, reason=reason, is_open=True)
-    if options.preset == "all":
-        return [rest]
-    if options.preset == "none" or family is ANY_FAMILY:
-        return []
-    outside = frozenset(name for name, layer in every.items() if not family.inside.match(layer))
-    rules = [Rule(names=outside, precision=Precision.HALF, reason="outside the transformer blocks")]
-    for keep in family.keeps:
-        names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
-        is_open = keep.precision is Precision.FP8
-        rule = Rule(names=names, precision=keep.precision, reason=keep.why, is_open=is_open)
-        rules.append(rule)
-    return [*rules, rest]
-
-
-def gguf_precision(kind: str, options: Options) -> tuple[Precision, str]:
-    bits, limit = GGUF_BITS[kind], options.gguf_nvfp4_max_bitdepth
-    if kind in ("F32", "F64"):
-        return Precision.FP32, f"GGUF {kind}"
-    if kind in ("F16", "BF16") or bits > 8:
-        return Precision.HALF, f"GGUF {kind}"
-    if bits <= limit:
-        return Precision.NVFP4, f"GGUF {kind} <= {limit} bits"
-    if options.use_fp8 or options.only_fp8:
-        return Precision.FP8, f"GGUF {kind} > {limit} bits"
-    return Precision.HALF, f"GGUF {kind} > {limit} bits, no --use-fp8"
-
-
-def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
-    by_kind = defaultdict(set)
-    for name, kind in kinds.items():
-        by_kind[kind].add(name)
-    rules = []
-    for kind, names in sorted(by_kind.items()):
-        precision, reason = gguf_precision(kind, options)
-        names = frozenset(names)
-        is_open = precision in QUANTISED
-        rules.append(Rule(names=names, precision=precision, reason=reason, is_open=is_open))
-    return rules
-
-
-def untouched_rules(model: Model) -> list[Rule]:
-    """Tensors that go over as they are, whatever else names them."""
-    refs = model.tensors.values()
-    rows = {
-        "quantised in the source: as it is": (ref.name for ref in refs if ref.is_kept),
-        "empty, or not a 16/32-bit float": (ref.name for ref in refs if not ref.is_float),
-    }
-    return [
-        Rule(names=frozenset(names), precision=Precision.KEPT, reason=reason)
-        for reason, names in rows.items()
-    ]
-
-
-def option_rules(options: Options, model: Model) -> list[Rule]:
-    """--exclude, then --include."""
-    rows = [("--exclude", pattern, Precision.HALF) for pattern in options.exclude]
-    rows += [("--include", pattern, Precision.NVFP4) for pattern in options.include]
-    return [
-        Rule(
-            names=select(model, pattern, f"{option} {pattern}"),
-            precision=precision,
-            reason=f"{option} {pattern}",
-        )
-        for option, pattern, precision in rows
-    ]
-
-
-def choice_rules(
-    options: Options,
-    model: Model,
-    family: Family,
-    kinds: dict[str, str] | None,
-    settings: list[Rule],
-) -> list[Rule]:
-    """What decides a tensor's precision, in order: the first row that names it wins."""
-    prefix = diffusion_prefix(model.tensors)
-    beside = frozenset(name for name in model.tensors if not name.startswith(prefix))
-    rules = [
-        *untouched_rules(model),
-        *option_rules(options, model),
-        *settings,
-        Rule(names=beside, precision=Precision.KEPT, reason="not of the diffusion model"),
-    ]
-    rules += edge_block_rules(model, family, edge_count(options, family))
-    if kinds is not None:
-        lacking = Rule(
-            names=frozenset(model.tensors.keys() - kinds.keys()),
-            precision=Precision.HALF,
-            reason="not in the GGUF",
-        )
-        return [*rules, *gguf_rules(kinds, options), lacking]
-    rules += preset_rules(options, model, family)
-    small = frozenset(
-        ref.name
-        for ref in model.tensors.values()
-        if not ref.is_linear_weight
-        and (len(ref.shape) <= 1 or re.search(KEEPS_SOURCE_PRECISION, bare(ref.name)))
-    )
-    if options.recipe == LEGACY_RECIPE:  # everything else is --dtype
-        return rules
-    reason = "bias, norm or modulation: as in the source"
-    return [*rules, Rule(names=small, precision=Precision.KEPT, reason=reason)]
-
-
-def floor_rules(options: Options, model: Model) -> list[Rule]:
-    """Least precisions: each row that names a tensor raises it."""
-    linear = model.linear_weights
-    minimum = {"--min-ffn-fp8": Precision.FP8, "--min-ffn2-fp16": Precision.HALF}
-    rows = [
-        (select(model, pattern, option), minimum[option], option)
-        for option, pattern in MINIMUM_OPTIONS.items()
-        if option in options.minimums
-    ]
-    if options.only_fp8:
-        rows.append(({ref.name for ref in linear}, Precision.FP8, f"--recipe {options.recipe}"))
-    for family, pattern in NEVER_PACKED.items():
-        names = {ref.name for ref in linear if re.search(pattern, bare(ref.layer))}
-        rows.append((names, Precision.HALF, f"ComfyUI recognises {family} by its shape"))
-    odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
-    odd_rows = {
-        ref.name
-        for ref in linear
-        if ref.shape[0] % FP4_MATMUL_N
-        and (f"{ref.layer}.bias" in model.tensors or re.search(RECOGNISED_BY_ROWS, bare(ref.layer)))
-    }
-    nonlinear = model.tensors.keys() - {ref.name for ref in linear}
-    rows += [
-        (odd_columns, Precision.FP8, f"{NO_FP4_MATMUL}: columns % {FP4_MATMUL_K} != 0"),
-        (odd_rows, Precision.FP8, f"{NO_FP4_MATMUL} with a bias: rows % {FP4_MATMUL_N} != 0"),
-        (nonlinear, Precision.HALF, "not a linear layer's weight"),
-    ]
-    return [
-        Rule(names=frozenset(names), precision=precision, reason=reason)
-        for names, precision, reason in rows
-    ]
-
-
-def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
-    """The only place where a precision is born: the rule that a tensor goes by."""
-    decided = next((rule for rule in choices if name in rule.names), UNNAMED)
-    for rule in floors:
-        if name in rule.names and rule.precision > decided.precision:
-            reason = f"{rule.reason} (else {decided.reason})"
-            decided = dataclasses.replace(rule, reason=reason, is_open=decided.is_open)
-    return decided
-
-
-def full_precision_marks(
-    options: Options, model: Model, settings: list[Setting]
-) -> tuple[dict[str, frozenset[str]], list[str]]:
-    """{option or list: weights it marks for full-precision matmul}, and notes."""
-    wanted = {
-        option: pattern
-        for option, (pattern, _) in FULL_PRECISION_OPTIONS.items()
-        if option in options.full_precision
-    }
-    wanted |= {f"--full-precision-mm-pattern {p}": p for p in options.full_precision_mm_pattern}
-    marks = {option: select(model, pattern, option) for option, pattern in wanted.items()}
-    marks |= {
-        "--layer-config": frozenset(
-            name for setting in settings if setting.full_precision for name in setting.names
-        )
-    }
-    path = options.full_precision_mm_layers
-    if path is None:
-        return marks, []
-    layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
-    listed = {bare(name) for name in read_layer_list(path)}
-    marks[path.name] = frozenset(layers[name] for name in listed & layers.keys())
-    if not marks[path.name]:
-        raise ConvertError(
-            f"{path}: names no layer of the source; it lists {examples(listed)}; "
-            f"the source has {examples(layers)}"
-        )
-    unknown = listed - layers.keys()
-    note = f"{path.name}: {len(unknown)} names match nothing: {examples(unknown)}"
-    return marks, [note] if unknown else []
-
-
-def preset_marks(
-    options: Options, model: Model, family: Family, settings: list[Setting]
-) -> dict[str, frozenset[str]]:
-    """NVFP4 layers that a preset marks for full-precision matmul, if no --layer-config has them."""
-    if not options.has_family or not family.full_precision:
-        return {}
-    pattern = re.compile(family.full_precision)
-    names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
-    configured = frozenset().union(*(setting.names for setting in settings))
-    return {preset_reason(options, family): frozenset(names - configured)}
-
-
-def measured_layers(
-    options: Options, model: Model, calibration: dict[str, Calibration]
-) -> Iterator[tuple[str, str, frozenset[str]]]:
-    """What measured figures ask for: action ("fp16" or "full_precision_mm"), reason, weights."""
-    asked = []
-    path = options.sensitivity_json
-    if path is not None:
-        limits = [
-            (figure, getattr(options, option), getattr(options, action))
-            for option, figure, action in MEASURED_THRESHOLDS
-            if getattr(options, option) is not None
-        ]
-        figures = read_sensitivity(path, [figure for figure, *_ in limits], calibration)
-        for figure, limit, action in limits:
-            above = {layer for layer, row in figures.items() if row[figure] > limit}
-            asked.append((action, f"{figure} > {limit:g}", above))
-        if not figures.keys() & {bare(ref.layer) for ref in model.linear_weights}:
-            raise ConvertError(f"{path}: is of another model: it has {examples(figures)}")
-    if options.input_scale_summary_fp16_std:
-        asked.append(("fp16", "input scale varies from call to call", varying_layers(options)))
-    for action, reason, layers in asked:
-        names = (ref.name for ref in model.linear_weights if bare(ref.layer) in layers)
-        yield action, reason, frozenset(names)
-
-
-def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
-    """Give a quantised layer its input scale; an FP8 layer without one must not run in FP8.
-
-    ComfyUI casts the input of an FP8 layer that has no input_scale with scale 1, clamped at 448.
-    """
-    if row is not None and plan.precision in row.scales:
-        scale = row.scales[plan.precision]
-        if not 0 < torch.tensor(scale, dtype=torch.float32) < math.inf:
-            raise ConvertError(
-                f"{plan.ref.layer}: input scale {scale:g} ({row.source}) is no positive float32"
-            )
-        return dataclasses.replace(plan, input_scale=scale, input_scale_source=row.source)
-    if plan.precision is Precision.FP8 and not plan.full_precision:
-        return dataclasses.replace(plan, full_precision="FP8 without an input scale")
-    return plan
-
-
-def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
-    """FP8 layers as scaled FP8, whose one switch for full-precision matmul holds for all."""
-    layers = [plan for plan in plans if plan.is_quantised]
-    needing = sum(
-        bool(plan.full_precision) or np.float32(plan.input_scale) == 1  # ComfyUI drops a 1
-        for plan in layers
-    )
-    reason = f"{MARKER} holds for every layer" if needing else ""
-    shared = [
-        dataclasses.replace(plan, legacy=True, full_precision=plan.full_precision or reason)
-        if plan.is_quantised
-        else plan
-        for plan in plans
-    ]
-    note = (
-        f"scaled FP8 has one switch for all its {len(layers)} layers: full-precision matmul for "
-        f"all, as {needing} need it"
-    )
-    return shared, [note] if 0 < needing < len(layers) else []
-
-
-def refuse_for_kept(options: Options, model: Model) -> None:
-    """Layers that are NVFP4 in the source stay so: options that mean otherwise are errors."""
-    packed = {bare(ref.layer): ref.name for ref in model.tensors.values() if ref.config}
-    if packed and options.only_fp8:
-        raise ConvertError(f"--recipe {options.recipe}: the source has NVFP4 layers already")
-    for pattern in options.exclude:
-        found = re.compile(pattern, re.IGNORECASE)
-        if named := [layer for layer in packed if found.search(layer)]:
-            raise ConvertError(
-                f"--exclude {pattern}: {examples(named)}: NVFP4 in the source already, and goes "
-                "over as it is"
-            )
-
-
-def setting_rules(settings: list[Setting], chosen: dict[str, Precision]) -> list[Rule]:
-    """What --layer-config says and --target-size chose, as rules."""
-    rules = [
-        Rule(
-            names=setting.names,
-            precision=setting.precision,
-            reason="--layer-config",
-            dtype=setting.dtype,
-        )
-        for setting in settings
-    ]
-    for precision in sorted({*chosen.values()}):
-        names = frozenset(name for name, other in chosen.items() if other is precision)
-        rules.append(Rule(names=names, precision=precision, reason=TARGET, is_open=True))
-    return rules
-
-
-def configured_scales(settings: list[Setting]) -> dict[str, Calibration]:
-    """{layer: Calibration} of a --layer-config."""
+        layer, _, suffix = ref.name.rpartition(".")
+        if suffix in LAYER_PARTS:
+            parts[layer][suffix] = ref
+    listed = header_layers(model.metadata) or {}
     return {
-        name.removesuffix(".weight"): Calibration(
-            scales={setting.precision: setting.input_scale}, source="--layer-config"
+        name: StoredLayer(
+            name=name,
+            parts=parts.get(name, {}),
+            in_header=as_config(listed[name]) if name in listed else None,
+            in_tensor=config_of(parts.get(name, {}).get("comfy_quant")),
         )
-        for setting in settings
-        for name in setting.names
-        if setting.input_scale is not None
+        for name in [*parts, *(name for name in listed if name not in parts)]
     }
 
 
-def plan_tensor(ref: TensorRef, rule: Rule, half: str) -> TensorPlan:
-    usual = {Precision.HALF: half, Precision.FP32: "F32"}.get(rule.precision, ref.dtype)
-    return TensorPlan(
-        ref=ref,
-        precision=rule.precision,
-        reason=rule.reason,
-        dtype=rule.dtype or usual,
-        is_open=rule.is_open,
-    )
-
-
-def make_plans(
-    options: Options, model: Model, chosen: dict[str, Precision] | None = None
-) -> tuple[list[TensorPlan], list[str]]:
-    """Every tensor's plan in source order, and the notes that the report should carry.
-
-    `chosen`: precisions that --target-size settled on.
-    """
-    refuse_for_kept(options, model)
-    family, notes = find_family(options, model)
-    kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
-    settings = read_layer_config(options.layer_config, model) if options.layer_config else []
-    given = setting_rules(settings, chosen or {})
-    choices = choice_rules(options, model, family, kinds, given)
-    floors = floor_rules(options, model)
-    calibration = read_calibration(options, model) | configured_scales(settings)
-    marks, unknown = full_precision_marks(options, model, settings)
-    sensitive = preset_marks(options, model, family, settings)
-    for action, reason, names in measured_layers(options, model, calibration):
-        if action == "fp16":
-            floors.append(Rule(names=names, precision=Precision.HALF, reason=reason))
-        else:
-            sensitive[reason] = names
-    # in NVFP4 alone: FP8 layers were not measured, and no preset means them
-    marks = {Precision.NVFP4: marks | sensitive, Precision.FP8: marks}
-    if options.fp8_full_precision_mm:
-        marks[Precision.FP8] = {"--fp8-full-precision-mm": model.tensors}
-    plans = []
-    for ref in model.tensors.values():
-        rule = decide(ref.name, choices, floors)
-        plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
-        if plan.is_quantised:
-            asked = (why for why, names in marks[plan.precision].items() if ref.name in names)
-            marked = dataclasses.replace(plan, full_precision=next(asked, ""))
-            plan = attach_scale(marked, calibration.get(ref.layer))
-        plans.append(plan)
-    refuse_unquantised(options, plans, kinds or {})
-    plans, recorded = attach_recording(options, model, plans)
-    calibrated = len(calibration) > len(configured_scales(settings))
-    notes += [*lacking, *recorded, *unknown, *scale_notes(plans, calibrated)]
-    notes += plan_notes(plans, family)
-    if options.recipe == LEGACY_RECIPE:
-        plans, more = share_marker(plans)
-        notes += more
-    return plans, notes
-
-
-def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> None:
-    """A plan that quantises nothing is a mistake; say what is behind it."""
-    if any(plan.is_quantised for plan in plans):
-        return
-    bits = [GGUF_BITS[kind] for kind in kinds.values() if GGUF_BITS[kind] <= 8]
-    depth = f"give --gguf-nvfp4-max-bitdepth {min(bits)}" if bits else "take another GGUF"
-    if not kinds:
-        depth = "give fewer --edge-blocks"
-    if bits and min(bits) <= options.gguf_nvfp4_max_bitdepth:
-        depth = "relax what keeps them"
-    kept = Counter(plan.reason for plan in plans if plan.is_layer)
-    if any(plan.ref.config for plan in plans):
-        depth = "nothing is left to quantise: take the 16-bit model"
-    if TARGET in kept:
-        depth = f"give a smaller {TARGET}"
-    usual = f" (mostly: {kept.most_common(1)[0][0]})" if kept else ""
-    raise ConvertError(
-        f"{options.source}: no layer would become NVFP4 or FP8{usual}; "
-        f"{depth}, or name layers with --include"
-    )
-
-
-def check_recording(recording: dict[str, Recorded], model: Model) -> None:
-    """A recording has to be of this model: of its layers, by their number of columns."""
-    columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
-    known = recording.keys() & columns.keys()
-    wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
-    if wrong or not known:
-        what = f"{examples(wrong)} has other columns" if wrong else "it has none of its layers"
-        raise ConvertError(f"--activation-stats: is of another model than the source: {what}")
-
-
-def attach_recording(
-    options: Options, model: Model, plans: list[TensorPlan]
-) -> tuple[list[TensorPlan], list[str]]:
-    """The plans with what --activation-stats tells of their layers' inputs, and notes."""
-    recording = read_recordings(options.activation_stats)
-    plans, clipped = count_saturated(options, model, plans, recording)
-    plans, aware = attach_moments(options, plans, recording)
-    return plans, [*clipped, *aware]
-
-
-def count_saturated(
-    options: Options, model: Model, plans: list[TensorPlan], recording: dict[str, Recorded]
-) -> tuple[list[TensorPlan], list[str]]:
-    """The plans with the share of recorded blocks that clip at their scales, and notes."""
-    if not options.activation_stats:
-        return plans, []
-    check_recording(recording, model)
-    counted = []
-    for plan in plans:
-        recorded = recording.get(bare(plan.ref.layer))
-        if recorded and plan.precision is Precision.NVFP4 and plan.input_scale is not None:
-            clipped = recorded.saturated(plan.input_scale)
-            counted.append(dataclasses.replace(plan, saturated_blocks=clipped))
-        else:
-            counted.append(plan)
-    notes = []
-    many = [plan.ref.layer for plan in counted if (plan.saturated_blocks or 0) > MANY_SATURATED]
-    if many:
-        what = f"clip more than {MANY_SATURATED:.1%} of the blocks recorded"
-        notes.append(f"input scales of {len(many)} layers {what}: {examples(many)}")
-    return counted, notes
-
-
-def attach_moments(
-    options: Options, plans: list[TensorPlan], recording: dict[str, Recorded]
-) -> tuple[list[TensorPlan], list[str]]:
-    """Give quantised layers the statistics they are rounded by, and the bias that goes along."""
-    moments = {layer: recorded.moments for layer, recorded in recording.items() if recorded.moments}
-    if not recording:
-        return plans, []
-    if not moments:
-        if any(plan.input_scale for plan in plans):
-            return plans, []
-        none = "has no second moments, and gives no input scales without --input-scale-policy"
-        return plans, [f"--activation-stats {none} headroom: nothing is done with it"]
-    if options.scale_search == "amax":
-        return plans, ["--scale-search amax: second moments are not used"]
-    biases = {plan.ref.name: plan for plan in plans if plan.ref.is_float}
-    given = [
-        dataclasses.replace(
-            plan,
-            moments=moments.get(bare(plan.ref.layer)),
-            bias=biases.get(f"{plan.ref.layer}.bias") if bare(plan.ref.layer) in moments else None,
-        )
-        if plan.is_quantised
-        else plan
-        for plan in plans
-    ]
-    lacking = [plan.ref.layer for plan in given if plan.is_quantised and not plan.moments]
-    note = f"{len(lacking)} layers have no second moments, and the plain search: "
-    return given, [note + examples(lacking)] if lacking else []
-
-
-def added_by_w4a4(plan: TensorPlan) -> float:
-    """Squared output error that 4-bit activations add, relative to the output's energy."""
-    rows, weight = study(plan)
-    energy = squared(rows @ weight.t())
-    error = quantised_rows(rows, plan.input_scale) - rows
-    return squared(error @ weight.t()) / energy if energy else 0.0
-
-
-def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer's recorded input rows [r, K] and some rows of its weight [n, K], float32."""
-    rows = torch.cat([load(refs[2]).float() for refs in plan.moments.recordings])
-    return rows, load_some_rows(plan.ref).float()
-
-
-def load_some_rows(ref: TensorRef) -> torch.Tensor:
-    """STUDIED_ROWS rows of a weight [N, K], or all if there are no more, from STRIPES places."""
-    height, (count, columns) = STUDIED_ROWS // STRIPES, ref.shape
-    if count <= STUDIED_ROWS:
-        return load_weight(ref)
-    if ref.patches:
-        weight, steps = load_weight(ref), range(STRIPES)
-        begins = (index * (count - height) // (STRIPES - 1) for index in steps)
-        return torch.cat([weight[begin : begin + height] for begin in begins])
-    row = ref.nbytes // count
-    data = torch.empty(STRIPES, height * row, dtype=torch.uint8)
-    for index, stripe in enumerate(data):
-        begin = index * (count - height) // (STRIPES - 1)
-        fill(ref, begin * row, memoryview(stripe.numpy()))
-    stored = data.view(-1).view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
-    return changed(ref, stored) if ref.is_changed else stored
-
-
-def share_w4a4(
-    options: Options, plans: list[TensorPlan]
-) -> tuple[list[TensorPlan], list[str], tuple[CurvePoint, ...]]:
-    """Mark W4A4 layers for full-precision matmul, those first that gain most for their work.
-
-    Until no more than --w4a4-share of the linear weights is left in W4A4. Returns plans, notes, and
-    the whole curve, whatever other options marked.
-    """
-    wanted = options.w4a4_share
-    if wanted is None:
-        return plans, [], ()
-    studied = [plan for plan in plans if plan.precision is Precision.NVFP4 and plan.moments]
-    if not studied:
-        raise ConvertError("--w4a4-share: no NVFP4 layer has second moments in --activation-stats")
-    linear = [plan for plan in plans if plan.ref.is_linear_weight]
-    whole = sum(math.prod(plan.ref.shape) for plan in linear)
-    work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
-    bar = tqdm(studied, "comparing", disable=options.quiet or not is_first(), file=sys.stderr)
-    added = {plan.ref.name: added_by_w4a4(plan) for plan in bar}
-    order = sorted(added, key=lambda name: (-added[name] / work[name], name))
-    left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
-    marked = {plan.ref.name for plan in studied if plan.full_precision}
-    curve = trade_off(order, added, work, left + sum(work[name] for name in marked))
-    notes = []
-    if marked:
-        error = 1 - sum(added[name] for name in marked) / (sum(added.values()) or 1)
-        best = next(point for point in curve if point.share <= left + 1e-9)
-        notes.append(
-            f"other options mark {len(marked)} layers: W4A4 {100 * left:.0f} %, which leave "
-            f"{100 * error:.0f} % of the error that 4-bit activations add; the layers that gain "
-            f"most for their work would leave {100 * best.error:.0f} %"
-        )
-    chosen = set()
-    for name in order:
-        if left > wanted and name not in marked:
-            chosen.add(name)
-            left -= work[name]
-    if left > wanted:
-        notes.append(f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments")
-    reason = f"--w4a4-share {wanted:g}"
-    plans = [
-        dataclasses.replace(plan, full_precision=reason) if plan.ref.name in chosen else plan
-        for plan in plans
-    ]
-    return plans, notes, curve
-
-
-def trade_off(
-    order: list[str], added: dict[str, float], work: dict[str, float], share: float
-) -> tuple[CurvePoint, ...]:
-    """What is left in W4A4, and of the error it adds, after each layer in turn."""
-    names, points = [*order], [CurvePoint("", share, 1.0)]
-    whole = sum(added.values()) or 1.0
-    while names:
-        name = names.pop(0)
-        share, error = max(share - work[name], 0.0), sum(added[name] for name in names) / whole
-        points.append(CurvePoint(name.removesuffix(".weight"), share, error))
-    return tuple(points)
-
-
-def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
-    """Give W4A4 layers a pre_quant_scale where that lowers their output error."""
-    if not options.pre_quant_scale:
-        return plans, []
-    candidates = [plan for plan in plans if plan.is_w4a4 and plan.moments]
-    bar = tqdm(candidates, "smoothing", disable=options.quiet or not is_first(), file=sys.stderr)
-    found = {plan.ref.name: plan for plan in map(smoothed, bar) if plan.smoothing is not None}
-    note = (
-        f"{len(found)} of {len(candidates)} layers have a pre_quant_scale: ComfyUI 0.29 and older "
-        "ignore it and give noise, and LoRAs on these layers come out wrong"
-    )
-    if not found:
-        note = f"--pre-quant-scale: none of {len(candidates)} W4A4 layers gains by it"
-    return [found.get(plan.ref.name, plan) for plan in plans], [note]
-
-
-def smoothed(plan: TensorPlan) -> TensorPlan:
-    """The plan with the per-channel scales that leave the least W4A4 output error, if any gain."""
-    rows, weight = study(plan)
-    exact = rows @ weight.t()
-    absmax = torch.stack([load(refs[-1]) for refs in plan.moments.recordings]).amax(0)
-    ranges = absmax.clamp(min=float(absmax.max()) * 2.0**-10 or 1.0)
-    weights = weight.abs().amax(0)
-    weights = weights.clamp(min=float(weights.max()) * 2.0**-10 or 1.0)
-
-    def error(scale: torch.Tensor, input_scale: float | None) -> float:
-        folded = weight / scale
-        amax = nvfp4_global_scale(largest_magnitude(folded))
-        decoded = decode_nvfp4(*encode_nvfp4(folded, amax, mse_block_scales), amax)
-        given = rows * scale
-        activations = (quantised_rows(given, input_scale) - given) @ folded.t()
-        return squared(activations) + FEEDBACK_LEAVES * squared(given @ decoded.t() - exact)
-
-    def input_scale(scale: torch.Tensor) -> float | None:
-        if plan.input_scale is None:
-            return None
-        return plan.input_scale * float((absmax * scale).max() / absmax.max())
-
-    best, least = plan, error(torch.ones_like(absmax), plan.input_scale)
-    least *= (1 - LEAST_SMOOTHING_GAIN) ** 2
-    for share in SMOOTHING:
-        scale = weights ** (1 - share) / ranges**share
-        scale = (scale / scale.log().mean().exp()).bfloat16()  # what any matmul's dtype can hold
-        found = error(scale.float(), input_scale(scale.float()))
-        if found < least:
-            least = found
-            best = dataclasses.replace(
-                plan, smoothing=scale, input_scale=input_scale(scale.float())
-            )
-    return best
-
-
-def lower_hull(alternatives: Iterable[Alternative]) -> list[Alternative]:
-    """Those that are best at some price of a byte, from the smallest to the largest."""
-    kept: list[Alternative] = []
-    for more in sorted(alternatives, key=lambda row: (row.nbytes, row.error)):
-        if kept and more.error >= kept[-1].error:
-            continue
-        while len(kept) > 1 and gain(kept[-2], more) >= gain(kept[-2], kept[-1]):
-            kept.pop()
-        kept.append(more)
-    return kept
-
-
-def gain(less: Alternative, more: Alternative) -> float:
-    """Error that a byte more takes away."""
-    return (less.error - more.error) / (more.nbytes - less.nbytes)
-
-
-def upgrades(layers: dict[str, list[Alternative]]) -> list[tuple[str, Alternative, Alternative]]:
-    """Every step along the layers' hulls, the one that gains most for its bytes first."""
-    steps = [
-        (name, less, more)
-        for name, hull in layers.items()
-        for less, more in itertools.pairwise(hull)
-    ]
-    return sorted(steps, key=lambda step: -gain(*step[1:]))
-
-
-def choose_for_size(layers: dict[str, list[Alternative]], budget: int) -> dict[str, Alternative]:
-    """The layers' precisions with the least total error in `budget` bytes, but for one step.
-
-    What is left when the next step does not fit is filled with any that do. Where the smallest
-    ones do not fit they come back all the same.
-    """
-    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
-    chosen = {name: hull[0] for name, hull in hulls.items()}
-    left = budget - sum(row.nbytes for row in chosen.values())
-    steps = [(name, more) for name, _, more in upgrades(hulls)]
-    every = sorted((row.error, name, row) for name, rows in layers.items() for row in rows)
-    for name, more in [*steps, *((name, row) for _, name, row in every)]:
-        cost = more.nbytes - chosen[name].nbytes
-        if more.error < chosen[name].error and cost <= left:
-            chosen[name], left = more, left - cost
-    return chosen
-
-
-def size_curve(layers: dict[str, list[Alternative]], fixed: int) -> list[SizePoint]:
-    """Size and error after each step from the smallest file to the largest."""
-    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
-    size = fixed + sum(hull[0].nbytes for hull in hulls.values())
-    error = sum(hull[0].error for hull in hulls.values())
-    points = [SizePoint(size, mean_error(error, layers))]
-    for _, less, more in upgrades(hulls):
-        size, error = size + more.nbytes - less.nbytes, error + more.error - less.error
-        points.append(SizePoint(size, mean_error(error, layers)))
-    return points
-
-
-def mean_error(total: float, layers: dict) -> float:
-    return math.sqrt(max(total, 0.0) / len(layers))
-
-
-def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
-    dynamic = [plan.ref.layer for plan in plans if plan.is_w4a4 and plan.input_scale is None]
-    forced = [
-        plan.ref.layer for plan in plans if plan.full_precision == "FP8 without an input scale"
-    ]
-    notes = []
-    if calibrated and dynamic:
-        notes.append(
-            f"{len(dynamic)} W4A4 layers have no calibration row and stay dynamic: "
-            + examples(dynamic)
-        )
-    if forced:
-        notes.append(
-            f"{len(forced)} FP8 layers have no input scale and get full-precision matmul: "
-            + examples(forced)
-        )
-    return notes
-
-
-def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
-    """What a plan is likely to be regretted for."""
-    notes, layers = [], [plan for plan in plans if plan.is_layer]
-    twice = [
-        plan.ref.layer
-        for plan in layers
-        if plan.ref.scale is not None
-        and (plan.precision is Precision.NVFP4 or (plan.is_quantised and plan.ref.patches))
-    ]
-    if twice:
-        notes.append(
-            f"{len(twice)} layers are FP8 in the source and quantised twice, which is worse than "
-            f"from the 16-bit model; errors are against the FP8 weights: {examples(twice)}"
-        )
-    if passed := sum(bool(plan.ref.config) for plan in plans):
-        notes.append(f"{passed} layers are quantised in the source and go over as they are")
-    raised = [plan.ref.layer for plan in layers if "(else --layer-config" in plan.reason]
-    if raised:
-        notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
-    packed = [plan for plan in layers if plan.is_nvfp4]
-    part = weights_of(packed) / (weights_of(layers) or 1)
-    if family.image and part > MOST_NVFP4:
-        notes.append(
-            f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give "
-            "noise then; keep more layers with --exclude, --edge-blocks or --target-size"
-        )
-    if packed and not any(plan.is_w4a4 for plan in packed):
-        notes.append("no layer is W4A4: the file saves memory, and no time over 16-bit")
-    shaped = [plan.ref.layer for plan in layers if plan.reason.startswith(NO_FP4_MATMUL)]
-    if shaped:
-        notes.append(f"{len(shaped)} layers are FP8 for their shape: {examples(shaped)}")
-    return notes
-
-
-def weights_of(plans: Iterable[TensorPlan]) -> int:
-    return sum(plan.weights for plan in plans)
-
-
-def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
-    """The plans with the named float16 tensors as float32."""
-
-    def widened(plan: TensorPlan) -> TensorPlan:
-        if plan.bias:
-            (bias,) = widen([plan.bias], names)
-            plan = dataclasses.replace(plan, bias=bias)
-        if plan.ref.name not in names:
-            return plan
-        reason = f"{WIDENED} (else {plan.reason})"
-        return dataclasses.replace(plan, precision=Precision.FP32, dtype="F32", reason=reason)
-
-    return [*map(widened, plans)]
-
-
-# ── 6. Layout, encode, write, verify ─────────────────────────────────────────────────────────────
-
-
-def format_parts(precision: Precision, shape: tuple[int, int]) -> dict[str, tuple]:
-    """{suffix: (dtype, shape)} that a weight becomes: the module docstring's table."""
-    rows, columns = shape
-    if precision is Precision.FP8:
-        return {"weight": ("F8_E4M3", (rows, columns)), "weight_scale": ("F32", ())}
-    height, width = round_up(rows, BLOCK_SIZE), round_up(columns, BLOCK_SIZE)
-    tiles = (round_up(height, TILE_ROWS), round_up(width // BLOCK_SIZE, TILE_COLUMNS))
-    return {
-        "weight": ("U8", (height, width // 2)),
-        "weight_scale": ("F8_E4M3", tiles),
-        "weight_scale_2": ("F32", ()),
-    }
-
-
-def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{key: (dtype, shape)} of what a planned tensor becomes."""
-    if not plan.is_quantised:
-        stored = {plan.ref.name: (plan.dtype, plan.ref.shape)}
-        config = {f"{plan.ref.layer}.comfy_quant": ("U8", (len(plan.ref.config),))}
-        return stored | (config if plan.ref.config else {})
-    parts = format_parts(plan.precision, plan.ref.shape)
-    if plan.input_scale is not None:
-        parts["input_scale"] = ("F32", ())
-    if plan.smoothing is not None:
-        parts["pre_quant_scale"] = ("BF16", tuple(plan.smoothing.shape))
-    if plan.legacy:  # working files of that kind have scales of shape [1]
-        parts = {
-            LEGACY_NAMES.get(suffix, suffix): (dtype, shape or (1,))
-            for suffix, (dtype, shape) in parts.items()
-        }
-    else:
-        parts["comfy_quant"] = ("U8", (len(plan.config_bytes),))
-    return {f"{plan.ref.layer}.{suffix}": part for suffix, part in parts.items()}
-
-
-def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
-    """Scaled FP8's marker tensor, for a file of that form."""
-    plan = next((plan for plan in plans if plan.legacy), None)
-    if plan is None:
-        return {}
-    prefix = plan.ref.layer.removesuffix(bare(plan.ref.layer))
-    return {prefix + MARKER: torch.zeros(2 if plan.full_precision else 0).to(torch.float8_e4m3fn)}
-
-
-def stored_bytes(plan: TensorPlan) -> int:
-    return sum(bits_of(*stored) // 8 for stored in stored_tensors(plan).values())
-
-
-def make_job(
-    options: Options, model: Model, plans: list[TensorPlan], widened: frozenset[str] = frozenset()
-) -> Job:
-    """The output's files, with the tensors in `widened` as float32 instead of float16."""
-    plans = widen(plans, widened)
-    origin, marker = origin_of(options, model, plans), marker_of(plans)
-    shards = split_shards(plans, options.max_shard_size) if options.output_sharded else [plans]
-    layouts, output = {}, options.output
-    for number, members in enumerate(shards, 1):
-        name = f"{output.stem}-{number:05}-of-{len(shards):05}{output.suffix}"
-        path = output.with_name(name) if options.output_sharded else output
-        layouts[path] = make_layout(members, make_metadata(model, members, origin), marker)
-        marker = {}
-    return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
-
-
-def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]]:
-    """Plans in source order, by shards of up to `largest` bytes, or of one larger layer."""
-    shards, size = [[]], 0
-    for plan in plans:
-        size += stored_bytes(plan)
-        if size > largest and shards[-1]:
-            shards.append([])
-            size = stored_bytes(plan)
-        shards[-1].append(plan)
-    return shards
-
-
-def make_layout(
-    plans: Iterable[TensorPlan], metadata: dict[str, str], marker: dict[str, torch.Tensor]
-) -> Layout:
-    """Header and offsets of an output file.
-
-    Ordered by item size, so that every tensor starts at a multiple of its own; the odd-length
-    comfy_quant tensors come last.
-    """
-    stored = [(key, *value) for plan in plans for key, value in stored_tensors(plan).items()]
-    stored += [(key, "F8_E4M3", tuple(tensor.shape)) for key, tensor in marker.items()]
-    stored.sort(
-        key=lambda row: (-SAFETENSORS_BITS[row[1]], row[0].endswith(".comfy_quant"), row[0])
-    )
-    entries, begin = {"__metadata__": metadata}, 0
-    for key, dtype, shape in stored:
-        if key in entries:
-            raise ConvertError(f"two tensors of the output would be named {key}")
-        end = begin + bits_of(dtype, shape) // 8
-        entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text = text.ljust(round_up(len(text), 8))
-    header = len(text).to_bytes(8, "little") + text
-    slots = {}
-    for key, dtype, shape in stored:
-        begin, end = entries[key]["data_offsets"]
-        at, size = len(header) + begin, end - begin
-        slots[key] = Slot(name=key, dtype=dtype, shape=shape, begin=at, nbytes=size)
-    return Layout(header=header, slots=slots)
-
-
-def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, object]:
-    """How a file was made. Names only, no folders and no times: equal runs give equal bytes."""
-    given = {
-        entry.name: getattr(options, entry.name)
-        for entry in dataclasses.fields(options)
-        if entry.name not in RUN_OPTIONS and getattr(options, entry.name) != entry.default
-    }
-    return {
-        "version": __version__,
-        "options": {name: portable(value) for name, value in given.items()},
-        "sources": {path.name: path.stat().st_size for path in model.files},
-        "plan": dict(sorted(Counter(plan.precision.name for plan in plans).items())),
-    }
-
-
-def make_metadata(
-    model: Model, plans: list[TensorPlan], origin: dict[str, object]
-) -> dict[str, str]:
-    """Header strings: the quantised layers as ComfyUI reads them, and how the file was made."""
-    metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
-    metadata.pop("_quantization_metadata", None)
-    layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised or plan.ref.config}
-    if layers and not any(plan.legacy for plan in plans):  # with it, legacy scales go unread
-        quantisation = {"format_version": "1.0", "layers": layers}
-        metadata["_quantization_metadata"] = json.dumps(quantisation)
-    return metadata
-
-
-RUN_OPTIONS = (
-    "source",  # its files are told, and a folder's name would change with the machine
-    "output",
-    "report",
-    "layer_config_out",
-    "device",
-    "low_mem",
-    "resume",
-    "output_sharded",
-    "max_shard_size",
-    "dry_run",
-    "verbose",
-    "quiet",
-)  # leave no trace
-
-
-def portable(value: object) -> object:
-    """An option's value for the header: file names for paths, sorted lists for sets."""
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, tuple):
-        return [*map(portable, value)]
-    return sorted(value) if isinstance(value, frozenset) else value
-
-
-class Compute:
-    """Maps a function over row chunks: a CPU core each, or large ones on a GPU.
-
-    A chunk's every operation stays in one core's cache, which beats torch's own threads four to
-    one; results do not depend on how many threads there are.
-    """
-
-    def __init__(
-        self,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        search: Callable = amax_block_scales,
-    ):
-        self.device, self.dtype, self.search, self.notes = device, dtype, search, []
-        self.recalled: dict[object, object] = {}  # the last statistics, as siblings share them
-        self.compiled = False  # KERNELS are machine code, and for this device and dtype
-        on_cpu = device.type == "cpu"
-        self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
-        self.pool = ThreadPoolExecutor(min(CPU_THREADS, torch.get_num_threads()) if on_cpu else 1)
-
-    def __enter__(self) -> Compute:
-        self.threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(self.threads)
-
-    def compile(self, plans: list[TensorPlan]) -> None:
-        """Use compiled kernels where they pay; what keeps them away is a note."""
-        if self.device.type == "cuda" and any(plan.moments for plan in plans):
-            try:
-                compile_rounder()
-            except ImportError:
-                faster = "pip install triton (on Windows triton-windows) makes rounding by"
-                self.notes.append(f"{faster} statistics several times faster")
-        plain = self.device.type == "cpu" and self.dtype is torch.float32
-        if not plain or sum(map(work, plans)) < COMPILE_FROM:
-            return
-        try:
-            compile_kernels()
-            self.compiled = True
-        except ImportError:
-            self.notes.append("pip install numba makes this several times faster, same result")
-        except RuntimeError as error:
-            self.notes.append(f"slower, same result: numba: {error}")
-
-    def recall(self, key: Moments | tuple, make: Callable) -> object:
-        """What `make(key, device)` or its last call with this key returned."""
-        if key in self.recalled:
-            self.recalled[key] = self.recalled.pop(key)  # the newest comes last
-            return self.recalled[key]
-        while len(self.recalled) >= RECALLED[self.device.type]:
-            del self.recalled[next(iter(self.recalled))]
-        self.recalled[key] = make(key, self.device)
-        return self.recalled[key]
-
-    def map(
-        self, function: Callable, weight: torch.Tensor, *more: torch.Tensor, rows: int = 0
-    ) -> list:
-        """The function's results for every chunk of rows of a matrix and of what goes with it.
-
-        With `rows`, chunks have so many of them on a CPU; a GPU takes all at once.
-        """
-        if rows:
-            rows = rows if self.device.type == "cpu" else len(weight)
-        rows = rows or max(1, self.chunk // weight.shape[1])
-        return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
-
-
-def pick_device(name: str) -> torch.device:
-    """auto: a GPU if there is one. A device asked for by name that is not there is an error.
-
-    The ranks of a machine take its GPUs in turn, unless one is asked for by number.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device, count = torch.device(name), torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConvertError(f"--device {name}: torch sees {count} CUDA devices here")
-    if name == "cuda" and under_torchrun():
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % count)
-    return device
-
-
-def under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def is_first() -> bool:
-    """Whether this process is the one that speaks, among those of a `torchrun`."""
-    return not under_torchrun() or os.environ["RANK"] == "0"
-
-
-@contextlib.contextmanager
-def join_ranks() -> Iterator[Ranks]:
-    """Meet the other processes of a `torchrun`, if there is one."""
-    if not under_torchrun():
-        yield Ranks()
-        return
-    torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
-    try:
-        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
-    """A rank's tensors, in source order: the costliest are dealt first, to whom has least.
-
-    Biases that go along with their layers are not among them.
-    """
-    along = {plan.bias.ref.name for plan in plans if plan.bias}
-    plans = [plan for plan in plans if plan.ref.name not in along]
-    loads, mine = [0] * ranks.size, set()
-    costs = {
-        plan.ref.name: plan.ref.nbytes
-        + stored_bytes(plan)
-        + ENCODING_COST.get(plan.precision.name, 0) * math.prod(plan.ref.shape)
-        for plan in plans
-    }
-    for name in sorted(costs, key=lambda name: (-costs[name], name)):
-        rank = loads.index(min(loads))
-        loads[rank] += costs[name]
-        if rank == ranks.rank:
-            mine.add(name)
-    return [plan for plan in plans if plan.ref.name in mine]
-
-
-def quantise(
-    plan: TensorPlan, weight: torch.Tensor, compute: Compute
-) -> tuple[dict[str, list[torch.Tensor]], Damage]:
-    """The stored tensors of one NVFP4 or FP8 layer, and the error of what they decode to."""
-    weight = weight.to(compute.device)
-    if plan.smoothing is not None:
-        weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
-    best, bias = search_scales(plan, weight, compute), None
-    if plan.moments:
-        best, bias = round_by_moments(plan, weight, best, compute)
-    stored = store(plan, best)
-    if plan.bias:
-        whole = Piece(plan=plan.bias, begin=0, end=plan.bias.ref.nbytes)
-        stored[plan.bias.ref.name] = [
-            cast(whole, load_weight(plan.bias.ref)) if bias is None else bias
-        ]
-    return stored, best.damage
-
-
-def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> Encoded:
-    """The layer with the least squared error of its weight."""
-    dtype = compute.dtype
-    amax = torch.stack(compute.map(lambda rows: largest_magnitude(rows.to(dtype)), weight)).amax()
-    if not amax.isfinite():
-        as_cast = "" if dtype is torch.float32 else f" (as {dtype}, the --quant-dtype)"
-        raise ConvertError(
-            f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{as_cast}: the file is damaged, or "
-            f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
-        )
-    if plan.precision is Precision.FP8:
-        plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, dtype)
-        encode = encode_fp8_compiled if compute.compiled else plain
-        # with it, FP8 codes of the source come back as they were
-        stored = None if plan.ref.patches else plan.ref.scale
-        scale = fp8_scale(amax) if stored is None else torch.tensor(stored)
-        return encode_layer(weight, scale.to(amax), encode, compute)
-    scale, search = nvfp4_global_scale(amax), compute.search
-    if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
-        search = amax_block_scales
-        compute.notes.append(f"{plan.ref.layer}: too small weights for the scale search")
-    encode = measured(partial(encode_nvfp4, block_scales=search), decode_nvfp4, dtype)
-    if compute.compiled:
-        encode = partial(encode_nvfp4_compiled, block_scales=search)
-    best = encode_layer(weight, scale, encode, compute)
-    if search is not amax_block_scales:
-        best = try_other_global_scales(weight, best, encode, compute)
-    if 0 < amax <= NVFP4_MAX * LEAST_FLOAT32 / 2:  # all is lost, and its squares are 0, too
-        best = dataclasses.replace(best, damage=Damage(error=1.0, energy=1.0))
-    return best
-
-
-def round_by_moments(
-    plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
-) -> tuple[Encoded, torch.Tensor | None]:
-    """The layer rounded to the least output error, and the bias that goes with it if it gains.
-
-    Where no second moment is positive definite, and where rounding by it does not lower the output
-    error, `plain` comes back.
-    """
-    rounding = choose_rounding(plan, weight, plain, compute)
-    if rounding is None:
-        return plain, None
-    parts = [torch.cat(plain.codes), *([] if plain.block_scale is None else [plain.block_scale])]
-    made = compute.map(partial(round_piece, rounding), weight, *parts, rows=FEEDBACK_ROWS)
-    codes, *scales, errors, means, damages = zip(*made, strict=True)
-    unit = float(plain.scale)
-    energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
-    output, drift, new_drift = torch.cat(means, dim=1) * unit
-    energy, before = energy + squared(output), before + squared(drift)
-    bias, moved, left = moved_bias(plan, new_drift)
-    if not after + left < before:
-        best, after, bias, moved = plain, before, None, 0.0
-    else:
-        after += left
-        damage = Damage.total(damages, plain.scale)
-        block_scale = torch.cat(*scales) if scales else None
-        best = Encoded(codes=codes, block_scale=block_scale, scale=plain.scale, damage=damage)
-    measured = {
-        "output_before": math.sqrt(before / energy) if energy else 0.0,
-        "output_after": math.sqrt(after / energy) if energy else 0.0,
-    }
-    if plan.precision is Precision.NVFP4:
-        measured["output_w4a4"] = w4a4_error(plan, weight, best, moved, compute)
-    return dataclasses.replace(best, damage=dataclasses.replace(best.damage, **measured)), bias
-
-
-def choose_rounding(
-    plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
-) -> Rounding | None:
-    """With the damping that has the least output error on some rows; None without a feedback."""
-    given, centred = recall_statistics(plan, compute), plan.bias is not None
-    grid, group, decode = E2M1, BLOCK_SIZE, decode_nvfp4
-    if plan.precision is Precision.FP8:
-        grid, group, decode = E4M3, 1, decode_fp8
-
-    def make(_: object, __: torch.device) -> list[Feedback | None]:
-        maker = partial(make_feedback, given, group=group, centred=centred)
-        found = [*compute.pool.map(maker, given.dampings)]
-        # Means far larger than deviations leave the covariance few of its bits: damp it more.
-        more = (damping for damping in MORE_DAMPINGS if damping > given.dampings[-1])
-        return found if any(found) else [next(filter(None, map(maker, more)), None)]
-
-    def error(feedback: Feedback) -> float:
-        return output_error(round_rows(some, feedback, grid, 0).residual, feedback)
-
-    own = plan.ref.name if plan.smoothing is not None else ""
-    feedbacks = [*filter(None, compute.recall((plan.moments, group, centred, own), make))]
-    if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
+def config_of(ref: TensorRef | None) -> dict | None:
+    if ref is None:
         return None
-    best = feedbacks[0]
-    if len(feedbacks) > 1:
-        some = weight[:: max(1, len(weight) // DAMPING_ROWS)].to(compute.dtype).float()
-        some = some / plain.scale
-        errors = [*compute.pool.map(error, feedbacks)]
-        best = feedbacks[errors.index(min(errors))]
-    mean = given.mean if centred else torch.zeros_like(given.mean)
-    return Rounding(
-        feedback=best,
-        mean=mean[best.order],
-        grid=grid,
-        decode=decode,
-        scale=plain.scale,
-        dtype=compute.dtype,
-    )
-
-
-def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
-    """Of what the layer's weight multiplies."""
-    given = compute.recall(plan.moments, load_statistics)
-    if plan.smoothing is None:
-        return given
-    scale = plan.smoothing.to(compute.device).float()
-    second = given.second * scale * scale.unsqueeze(1)
-    mean, rows = given.mean * scale, given.rows * scale
-    return dataclasses.replace(given, mean=mean, second=second, rows=rows)
-
-
-def quantised_rows(rows: torch.Tensor, scale: float | None) -> torch.Tensor:
-    """Input rows [r, K] as W4A4 sees them, at an input scale or at that of these rows."""
-    amax = largest_magnitude(rows)
-    scale = nvfp4_global_scale(amax) if scale is None else torch.full_like(amax, scale)
-    return decode_nvfp4(*encode_nvfp4(rows, scale), scale)[:, : rows.shape[1]]
-
-
-def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) -> tuple:
-    """Rows [n, K] of a weight and what the plain search stores of them -> what is stored now, the
-    squared outputs, errors before and after, their means [3, n], and the damage; in its units.
-    """
-    feedback, unit = rounding.feedback, rounding.scale
-    values = rows.to(rounding.dtype).float() / unit
-    rounded = round_rows(values, feedback, rounding.grid)
-    decoded = rounding.decode(*plain, torch.ones_like(unit))
-    before = (values - decoded).t()[feedback.order]
-    parts = (values.t()[feedback.order], before, rounded.residual)
-    errors = [output_error(part, feedback) for part in parts]
-    means = torch.stack([rounding.mean @ part for part in parts])
-    damage = Damage(error=squared(rounded.residual), energy=squared(values))
-    return *stored_levels(rounded, feedback, rounding.grid), errors, means, damage
-
-
-def stored_levels(rounded: Rounded, feedback: Feedback, grid: FloatGrid) -> list[torch.Tensor]:
-    """Codes (and block scales) of rounded rows, as the plain encoders return them."""
-    levels = torch.empty_like(rounded.levels)
-    levels[feedback.order] = rounded.levels
-    levels = levels.t().contiguous()
-    if grid is E4M3:
-        return [levels.to(torch.float8_e4m3fn)]
-    codes = torch.empty_like(rounded.codes)
-    codes[feedback.order[::BLOCK_SIZE] // BLOCK_SIZE] = rounded.codes
-    packed = pack_e2m1(round_to_e2m1(levels.abs()), levels)
-    return [packed, codes.t().contiguous().to(torch.uint8).view(torch.float8_e4m3fn)]
-
-
-def squared(values: torch.Tensor) -> float:
-    return float(values.square().sum(dtype=torch.float64))
-
-
-def moved_bias(
-    plan: TensorPlan, drift: torch.Tensor
-) -> tuple[torch.Tensor | None, torch.Tensor | float, float]:
-    """The layer's bias [N] with a mean error [N] made up for, its change, and what is left."""
-    if plan.bias is None:
-        return None, 0.0, 0.0
-    bias = load(plan.bias.ref).to(drift.device).float()
-    moved = (bias + drift).to(TORCH_DTYPES[plan.bias.dtype])
-    return moved, moved.float() - bias, squared(bias + drift - moved.float())
-
-
-def w4a4_error(
-    plan: TensorPlan,
-    weight: torch.Tensor,
-    stored: Encoded,
-    moved: torch.Tensor | float,
-    compute: Compute,
-) -> float:
-    """Relative RMSE of the layer's output for recorded rows, quantised as they are on Blackwell."""
-    rows = recall_statistics(plan, compute).rows
-    quantised = quantised_rows(rows, plan.input_scale)
-
-    def outputs(some: torch.Tensor, codes: torch.Tensor, block_scale: torch.Tensor) -> tuple:
-        exact = rows @ some.float().t()
-        decoded = decode_nvfp4(codes, block_scale, stored.scale)
-        return exact, quantised @ decoded.t() - exact
-
-    codes = torch.cat(stored.codes)
-    made = compute.map(outputs, weight, codes, stored.block_scale, rows=FEEDBACK_ROWS)
-    exact, error = (torch.cat(parts, dim=1) for parts in zip(*made, strict=True))
-    energy = squared(exact)
-    return math.sqrt(squared(error + moved) / energy) if energy else 0.0
-
-
-def has_many_subnormals(block_scale: torch.Tensor) -> bool:
-    """Whether a good part of the scales is in E4M3's subnormals, with fewer than four bits."""
-    codes = block_scale.view(torch.uint8)
-    subnormal = (codes > 0) & (codes < FIRST_NORMAL_E4M3_CODE)
-    return int(subnormal.sum()) > MANY_SUBNORMALS * int((codes > 0).sum())
-
-
-def try_other_global_scales(
-    weight: torch.Tensor, best: Encoded, encode: Callable, compute: Compute
-) -> Encoded:
-    """The encoding with the least error in all, where block scales run out of E4M3's precision."""
-    if has_many_subnormals(best.block_scale):
-        plain = best.scale
-        for largest in OTHER_LARGEST_SCALES:
-            other = encode_layer(weight, plain * (E4M3_MAX / largest), encode, compute)
-            best = min(best, other, key=lambda encoded: encoded.damage.error)
-    return best
-
-
-def measured(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
-    """(rows, scale) -> their parts, encoded from `dtype`, and the error of what those decode to."""
-
-    def encode_rows(rows: torch.Tensor, scale: torch.Tensor) -> tuple:
-        parts = encode(rows.to(dtype), scale)
-        # In units of the scale, as the squares of huge and tiny weights leave float32's range.
-        return *parts, measure(rows.float() / scale, decode(*parts, torch.ones_like(scale)))
-
-    return encode_rows
-
-
-def encode_layer(
-    weight: torch.Tensor, scale: torch.Tensor, encode: Callable, compute: Compute
-) -> Encoded:
-    """All rows at one scale, by what `measured` returns or a compiled encoder."""
-    made = compute.map(lambda rows: encode(rows, scale), weight)
-    codes, *scales, damages = zip(*made, strict=True)
-    return Encoded(
-        codes=codes,
-        block_scale=torch.cat(*scales) if scales else None,
-        scale=scale,
-        damage=Damage.total(damages, scale),
-    )
-
-
-def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
-    """{key: its rows in pieces} of a quantised layer, in the order of `stored_tensors`."""
-    parts = [[*encoded.codes], [encoded.scale]]
-    if plan.precision is Precision.NVFP4:
-        columns, missing = encoded.codes[0].shape[1], -plan.ref.shape[0] % BLOCK_SIZE
-        padding = torch.zeros(missing, columns, dtype=torch.uint8)
-        parts = [[*encoded.codes, padding], [swizzle(encoded.block_scale)], [encoded.scale]]
-    if plan.input_scale is not None:
-        parts.append([torch.tensor(plan.input_scale, dtype=torch.float32)])
-    if plan.smoothing is not None:
-        parts.append([plan.smoothing])
-    if not plan.legacy:
-        parts.append([torch.frombuffer(bytearray(plan.config_bytes), dtype=torch.uint8)])
-    return dict(zip(stored_tensors(plan), parts, strict=True))
-
-
-def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
-    """A layer to be quantised whole, as its scale depends on all of it; others bit by bit.
-
-    What a LoRA is merged into is read whole, too.
-    """
-    whole = plan.is_quantised or plan.ref.patches
-    size = plan.ref.nbytes if whole else PIECE_BYTES
-    for begin in range(0, plan.ref.nbytes, max(size, 1)):
-        yield Piece(plan=plan, begin=begin, end=min(begin + size, plan.ref.nbytes))
-
-
-def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
-    """Fill the buffer with a piece's bytes and return them, typed where torch has to know."""
-    ref, size = piece.plan.ref, piece.end - piece.begin
-    fill(ref, piece.begin, memoryview(buffer.numpy())[:size])
-    data = buffer[:size]
-    if ref.is_changed:
-        data = changed(ref, data.view(TORCH_DTYPES[ref.dtype]))
-    elif piece.plan.dtype != ref.dtype or piece.plan.is_quantised:
-        data = data.view(TORCH_DTYPES[ref.dtype])
-    return data.view(ref.shape) if piece.plan.is_quantised else data
-
-
-def read_ahead(
-    pieces: Iterable[Piece], buffers: int, *, pinned: bool = False
-) -> Iterator[tuple[Piece, torch.Tensor]]:
-    """Read pieces in order into reused buffers; all but one are filled while the caller works.
-
-    Small pieces take none, or a bias between two weights would keep the second from being read
-    while the first is worked on. A yielded tensor is valid until the next one is asked for.
-    """
-    pieces = deque(pieces)
-    size = max((piece.end - piece.begin for piece in pieces), default=0)
-    free = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(buffers)]
-    waiting = deque()
-    with ThreadPoolExecutor(1) as reader:
-        while pieces or waiting:
-            while pieces and len(waiting) < MOST_AHEAD:
-                small = pieces[0].end - pieces[0].begin <= SMALL_PIECE
-                if not small and not free:
-                    break
-                piece = pieces.popleft()
-                buffer = torch.empty(SMALL_PIECE, dtype=torch.uint8) if small else free.pop()
-                waiting.append((piece, buffer, reader.submit(read_piece, piece, buffer)))
-            piece, buffer, data = waiting.popleft()
-            yield piece, data.result()
-            if buffer.numel() > SMALL_PIECE:
-                free.append(buffer)
-
-
-def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
-    """A piece of a tensor that is not quantised, in its output dtype."""
-    plan = piece.plan
-    if plan.dtype == plan.ref.dtype and not plan.ref.is_changed:
-        return data
-    result = data.to(TORCH_DTYPES[plan.dtype])
-    # largest_magnitude is quick, and NaN where it cannot tell
-    suspect = plan.dtype == "F16" and not largest_magnitude(data) < HALF_OVERFLOWS
-    if suspect and (result.isinf() & data.isfinite()).any():
-        raise Float16OverflowError(plan.ref.name)
-    return result
-
-
-def float16_overflows(plans: list[TensorPlan], options: Options) -> frozenset[str]:
-    """Tensors planned as float16 with values beyond 65504: reads them all, writes nothing."""
-    candidates = [
-        plan
-        for plan in plans
-        if plan.dtype == "F16" and (plan.ref.dtype != "F16" or plan.ref.patches)
-    ]
-    pieces = [piece for plan in candidates for piece in pieces_of(plan)]
-    found = set()
-    if not pieces:
-        return frozenset()
-    with progress(pieces, options, "checking float16 range") as bar:
-        for piece, data in read_ahead(pieces, options.buffers):
-            try:
-                cast(piece, data)
-            except Float16OverflowError:
-                found.add(piece.plan.ref.name)
-            bar.update(piece.end - piece.begin)
-    return frozenset(found)
-
-
-def progress(pieces: list[Piece], options: Options, what: str) -> tqdm:
-    total = sum(piece.end - piece.begin for piece in pieces)
-    return tqdm(
-        total=total,
-        desc=what,
-        unit="B",
-        unit_scale=True,
-        disable=options.quiet or not is_first(),
-        file=sys.stderr,
-    )
-
-
-@contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """An operating system's error as one line: a full disk, a locked or forbidden file."""
+    if ref.nbytes > MAX_CONFIG_BYTES:
+        return {}
     try:
-        yield
-    except OSError as error:
-        to_do = (
-            "; make room, then run the same command again" if error.errno == errno.ENOSPC else ""
-        )
-        raise ConvertError(f"{error.filename or path}: {error.strerror}{to_do}") from error
+        return as_config(parse_json(bytes(load(ref).tolist()).decode()))
+    except (KeyError, TypeError, ValueError):  # of another dtype, or not JSON
+        return {}
 
 
-def lock(file: BinaryIO) -> bool:
-    """Hold an open file for this process alone; False if another one does.
-
-    A file system without locks lets everyone pass.
-    """
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(1 << 40)  # what is locked there cannot be read either
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
-    return True
-
-
-def is_still(opened: os.stat_result, path: Path) -> bool:
-    """Whether a path leads to the file that was opened, and not to a later one."""
-    return path.exists() and os.path.samestat(opened, path.stat())
-
-
-def is_linked(path: Path) -> bool:
-    """Whether writing to a path would write into a file of another name."""
-    return path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1)
-
-
-def is_of_size(path: Path, size: int) -> bool:
-    return path.is_file() and not is_linked(path) and path.stat().st_size == size
-
-
-def open_journal(path: Path, mode: str) -> BinaryIO | None:
-    """A journal, locked; or None if another process has it. Nothing else is taken for one."""
-    if is_linked(path):
-        raise ConvertError(f"{path}: is a link; delete it")
-    file = path.open(mode, buffering=0)
-    try:
-        if not lock(file):
-            file.close()
-            return None
-        file.seek(0)
-        start = file.read(max(map(len, JOURNAL_STARTS)) + 1).lstrip(b"\n")
-        if not any(start.startswith(known) or known.startswith(start) for known in JOURNAL_STARTS):
-            raise ConvertError(f"{path}: is no journal of this tool; move it away")
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def strings(value: object) -> list[str]:
-    """Those in a list that a file has."""
-    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
-
-
-class Journal:
-    """OUTPUT.partial.journal: which tensors of the partial files are on the disk.
-
-    Its first line tells what conversion it is of; each further one names a tensor that was synced,
-    with its error. A rank beyond the first keeps one of its own. All are locked, which keeps out a
-    second run to the same output. They go with the partial files unless `keep` is set.
-    """
-
-    def __init__(self, options: Options, ranks: Ranks):
-        self.output, suffix = options.output, f".{ranks.rank}" if ranks.rank else ""
-        partial = unfinished(options.output)
-        self.path = partial.with_name(partial.name + ".journal")
-        self.own = self.path.with_name(self.path.name + suffix)
-        self.ranks, self.keep, self.resume = ranks, options.resume, options.resume
-        self.file: BinaryIO | None = None
-        self.widened: frozenset[str] = frozenset()
-        self.done: dict[str, Damage | None] = {}
-        self.notes: list[str] = []
-
-    def __enter__(self) -> Journal:
-        if self.ranks.rank == 0:
-            self.take()
-            try:
-                self.refuse_orphans()
-            except BaseException:
-                is_new = not os.fstat(self.file.fileno()).st_size
-                self.file.close()
-                if is_new:
-                    self.own.unlink(missing_ok=True)
-                raise
-        self.ranks.gather()  # no rank takes its own before the first one has looked for orphans
-        if self.ranks.rank:
-            self.take()
-        head = next(self.lines(), {}) if self.resume and self.ranks.rank == 0 else {}
-        self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
-        self.widened = frozenset(strings(self.head.get("widened")))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self.keep |= not is_still(os.fstat(self.file.fileno()), self.own)  # another run's
-        if self.ranks.rank == 0 and not self.keep:
-            with contextlib.suppress(OSError):  # open in another rank, on Windows
-                for path in self.files():
-                    if path != self.own:
-                        path.unlink(missing_ok=True)
-        self.file.close()
-        if not self.keep:
-            with contextlib.suppress(OSError):
-                self.own.unlink(missing_ok=True)
-
-    def take(self) -> None:
-        """Open and lock this rank's file; another run may remove it while it is waited for."""
-        with translated(self.path):
-            while True:
-                self.file = open_journal(self.own, "a+b")
-                if self.file is None:
-                    busy = f"{self.output}: another run is writing this output; wait for it"
-                    raise ConvertError(busy)
-                if is_still(os.fstat(self.file.fileno()), self.own):
-                    return
-                self.file.close()
-
-    def refuse_orphans(self) -> None:
-        """A rank whose first one died would go on writing into the same files."""
-        with translated(self.path):
-            for path in self.files():
-                if path != self.own:
-                    if (file := open_journal(path, "r+b")) is None:
-                        raise ConvertError(f"{path}: a rank of another run still writes; end it")
-                    file.close()
-
-    def files(self) -> list[Path]:
-        """The first rank's, and those of the others."""
-        name = re.compile(re.escape(self.path.name) + r"(\.\d{1,6})?")
-        return sorted(path for path in self.path.parent.iterdir() if name.fullmatch(path.name))
-
-    def lines(self) -> Iterator[dict]:
-        """What was noted; a line that a kill cut short is as good as none."""
-        for path in self.files():
-            for text in path.read_bytes().splitlines():
-                with contextlib.suppress(ValueError, RecursionError):
-                    line = json.loads(text)
-                    if isinstance(line, dict):
-                        yield line
-
-    def begin(self, job: Job) -> None:
-        """Take up the conversion that was noted, which has to be this one, or start a new one."""
-        if self.ranks.rank == 0:
-            with translated(self.path):
-                if self.head:
-                    self.check(job)
-                    for path in self.named(job.layouts):
-                        rename(path, unfinished(path))
-                whole = {unfinished(path): layout.nbytes for path, layout in job.layouts.items()}
-                if self.head and all(is_of_size(*file) for file in whole.items()):
-                    self.done = dict(self.entries(job))
-                else:
-                    self.start(job, list(whole))
-        self.head, self.done = {}, self.ranks.gather(self.done)[0]
-        self.file.write(b"\n")  # ends a line that was cut short
-
-    def entries(self, job: Job) -> Iterator[tuple[str, Damage | None]]:
-        """Tensors that were noted as this job has them; any other line is as good as none."""
-        plans = {plan.ref.name: plan for plan in job.plans}
-        for line in self.lines():
-            name, damage = line.get("tensor"), line.get("damage")
-            plan = plans.get(name) if isinstance(name, str) else None
-            if plan and "damage" in line and plan.is_quantised == (damage is not None):
-                with contextlib.suppress(TypeError, ValueError):
-                    yield name, None if damage is None else Damage.noted(damage)
-
-    def check(self, job: Job) -> None:
-        """Refuse to go on with what was made by other options or from other files."""
-        noted, now = self.head["fingerprint"], job.fingerprint
-        over = "without --resume it starts over"
-        if not isinstance(noted, dict) or noted.get("plan") != now["plan"]:
-            raise ConvertError(f"--resume: other options than before; give those again; {over}")
-        before = noted["files"] if isinstance(noted.get("files"), list) else []
-        if before != now["files"]:
-            other = [file[0] for file in now["files"] if file not in before] or ["fewer files"]
-            raise ConvertError(f"--resume: {examples(other)} changed since, or was another; {over}")
-
-    def start(self, job: Job, partial: list[Path]) -> None:
-        """Note what this conversion is, durably, before anything of an older one is overwritten."""
-        left = self.others(job)
-        stale = [path.name for path in partial if path.exists()]
-        if stale:
-            why = (
-                "nothing in it to go on with" if self.resume else "--resume goes on with such files"
-            )
-            self.notes = [f"overwrote {examples(stale)} of an earlier run; {why}"]
-        if left:
-            self.notes.append(f"{examples(left)} of an earlier run are still there; delete them")
-        self.file.truncate(0)
-        for path in self.files():
-            if path != self.own:  # held open by its rank
-                os.truncate(path, 0)
-        head = {"fingerprint": job.fingerprint, "widened": sorted(self.widened)}
-        head["partial"] = [unfinished(path).name for path in job.files]
-        self.file.write(json.dumps(head).encode())
-        os.fsync(self.file.fileno())
-        self.done = {}
-
-    def others(self, job: Job) -> list[str]:
-        """Files that an earlier run, of other shards, left; a complete OUTPUT is none of them."""
-        names = [name for line in self.lines() for name in strings(line.get("partial"))]
-        partial = [self.path.parent / name for name in names if Path(name).name == name]
-        shards = self.named(path.with_name(path.name.removesuffix(".partial")) for path in partial)
-        kept = {path for file in job.files for path in (file, unfinished(file))}
-        left = [*shards, *(path for path in partial if path.exists())]
-        return [path.name for path in left if path not in kept]
-
-    def add(self, finished: dict[str, Damage | None]) -> None:
-        """Note tensors whose bytes have been synced."""
-        for name, damage in finished.items():
-            line = {"tensor": name, "damage": damage and dataclasses.asdict(damage)}
-            self.file.write(json.dumps(line).encode() + b"\n")
-
-    def name_shards(self, paths: Iterable[Path]) -> None:
-        """Note, durably, complete shards that are to get their names one after another."""
-        line = {"shards": [[path.name, *stamp(unfinished(path))] for path in paths]}
-        self.file.write(json.dumps(line).encode() + b"\n")
-        os.fsync(self.file.fileno())
-
-    def named(self, paths: Iterable[Path]) -> list[Path]:
-        """Those that are shards of a run that was killed before all of them had their names."""
-        there = {path: [path.name, *stamp(path)] for path in paths if path.is_file()}
-        noted = [line.get("shards") for line in self.lines()] if there else []
-        noted = [shard for shards in noted if isinstance(shards, list) for shard in shards]
-        return [path for path, shard in there.items() if shard in noted]
-
-
-class PartialFiles:
-    """The output's files as *.partial: written at known offsets, and named once all is complete.
-
-    A thread writes while the caller computes on, up to WRITE_AHEAD bytes behind; its first error
-    comes up at the next `write` or at `flush`.
-    """
-
-    def __init__(self, job: Job, journal: Journal, ranks: Ranks):
-        self.job, self.journal, self.ranks = job, journal, ranks
-        self.ahead = job.options.ahead
-        self.slots = {
-            key: (path, slot)
-            for path, layout in job.layouts.items()
-            for key, slot in layout.slots.items()
-        }
-        self.files: dict[Path, BinaryIO] = {}
-        self.lost: set[Path] = set()
-        self.given: Counter[str] = Counter()
-        self.pending: deque[tuple[Future, int]] = deque()
-        self.finished: dict[str, Damage | None] = {}
-        self.waiting = self.unsynced = 0
-
-    def __enter__(self) -> PartialFiles:
-        self.writer = ThreadPoolExecutor(1)
-        try:
-            if self.ranks.rank == 0:
-                if not self.journal.done:
-                    with translated(self.job.options.output):
-                        self.remove()  # what an orphan still writes must not get into the new one
-                self.open("r+b" if self.journal.done else "wb")
-                for path, layout in self.job.layouts.items():
-                    with translated(unfinished(path)):  # a full disk may show here already
-                        self.put(path, 0, memoryview(layout.header))
-                        self.files[path].truncate(layout.nbytes)
-            self.ranks.gather()  # from here on the files exist
-            if self.ranks.rank:
-                self.open("r+b")
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.writer.shutdown(cancel_futures=True)
-        self.close()
-        if self.ranks.rank == 0 and not self.journal.keep:
-            with contextlib.suppress(OSError):  # open in another rank, on Windows
-                self.remove()
-
-    def close(self) -> None:
-        """Let go of the files, but know which were deleted: those of their names are others'."""
-        for path, file in self.files.items():
-            with contextlib.suppress(OSError):  # a full disk must not hide the first error
-                if not file.closed and not is_still(os.fstat(file.fileno()), unfinished(path)):
-                    self.lost.add(path)
-                file.close()
-
-    def remove(self) -> None:
-        for path in self.job.files:
-            if path not in self.lost:
-                unfinished(path).unlink(missing_ok=True)
-
-    def discard(self) -> None:
-        """Give these files up, in all ranks: the next plan may have other shards."""
-        self.writer.shutdown(cancel_futures=True)
-        self.close()
-        self.ranks.gather()  # on Windows, the first one could not delete what another has open
-        if self.ranks.rank == 0:
-            with translated(self.job.options.output):
-                self.remove()
-
-    def open(self, mode: str) -> None:
-        for path in self.job.layouts:
-            with translated(unfinished(path)):
-                self.files[path] = unfinished(path).open(mode, buffering=0)
-
-    def write(self, key: str, tensor: torch.Tensor) -> None:
-        """Append to the tensor `key`, which may come in several pieces, and keep the memory."""
-        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        path, slot = self.slots[key]
-        begin = slot.begin + self.given[key]
-        self.given[key] += data.nbytes
-        self.waiting += data.nbytes
-        written = self.writer.submit(self.put, path, begin, memoryview(data))
-        self.pending.append((written, data.nbytes))
-        self.wait(self.ahead)
-
-    def finish(self, name: str, damage: Damage | None) -> None:
-        """All of a source tensor was given: the journal may have it after the next sync."""
-        self.writer.submit(self.finished.__setitem__, name, damage)
-
-    def wait(self, ahead: int) -> None:
-        """Until no more than `ahead` bytes are still to be written."""
-        with translated(unfinished(self.job.options.output)):
-            while self.pending and (self.waiting > ahead or self.pending[0][0].done()):
-                written, size = self.pending.popleft()
-                written.result()
-                self.waiting -= size
-
-    def put(self, path: Path, begin: int, data: memoryview) -> None:
-        """Write at an offset; now and then to the disk itself, so that the end need not wait."""
-        file = self.files[path]
-        file.seek(begin)
-        self.unsynced += data.nbytes
-        while data:
-            data = data[file.write(data) :]
-        if self.unsynced > SYNC_BYTES:
-            self.sync()
-
-    def sync(self) -> None:
-        """Bring what was written to the disk, and only then into the journal."""
-        finished, self.finished = self.finished, {}
-        for file in self.files.values():
-            os.fsync(file.fileno())
-        self.job.refuse_changed()
-        self.journal.add(finished)
-        self.unsynced = 0
-
-    def flush(self, keys: Iterable[str]) -> None:
-        """End this rank's part, which was to write these tensors."""
-        self.wait(0)
-        for key in keys:
-            if self.given[key] != self.slots[key][1].nbytes:
-                raise AssertionError(f"{key}: {self.given[key]} of {self.slots[key][1].nbytes}")
-        with translated(unfinished(self.job.options.output)):
-            self.writer.submit(self.sync).result()
-        if self.ranks.rank:
-            self.close()  # on Windows, the first one could not name them
-
-    def refuse_lost(self) -> None:
-        """Another run may have made files anew that someone deleted: they are not to be named."""
-        self.close()
-        for path in self.lost:
-            raise ConvertError(f"{unfinished(path)}: was deleted meanwhile; run again")
-
-    def publish(self) -> None:
-        """Check the files and give them their names: the index of shards comes last."""
-        try:
-            kept = {plan.ref.layer for plan in self.job.plans if plan.ref.config}
-            verify({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
-        except ConvertError:
-            self.journal.keep = False  # going on could not mend it
-            raise
-        finally:
-            self.refuse_lost()
-        named = []
-        try:
-            if self.job.index:
-                index = unfinished(self.job.index)
-                with translated(self.job.index):
-                    index.unlink(missing_ok=True)  # if it is a link, what it leads to stays
-                    index.write_text(render_index(self.job), encoding="utf-8")
-                    self.journal.name_shards(self.job.layouts)
-            for path in self.job.files:
-                rename(unfinished(path), path)
-                named.append(path)
-        except BaseException:
-            for path in named if self.job.index else ():  # some shards alone are no model
-                rename(path, unfinished(path))
-            raise
-        self.journal.keep = False
-        sync_folder(self.job.options.output.parent)
-
-
-def rename(path: Path, name: Path) -> None:
-    try:
-        path.replace(name)
-    except OSError as error:
-        raise ConvertError(f"{name}: {error.strerror}; is it open in another program?") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """A crash could still lose new names; Windows and some file systems refuse."""
-    if os.name == "posix":
-        with contextlib.suppress(OSError):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-def render_index(job: Job) -> str:
-    """The *.index.json of shards, as the transformers and diffusers libraries write it."""
-    slots = {
-        key: (path.name, slot.nbytes)
-        for path, layout in job.layouts.items()
-        for key, slot in layout.slots.items()
-    }
-    total = sum(size for _, size in slots.values())
-    weight_map = {key: name for key, (name, _) in sorted(slots.items())}
-    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
-
-
-def verify(written: dict[Path, Layout], kept: set[str]) -> None:
-    """Read what was written back: exactly the planned tensors, and no defect among them.
-
-    Defects of `kept` layers are the source's own, and noted when that is opened.
-    """
-    tensors, metadata = {}, []
-    for path, layout in written.items():
-        refs, strings = read_header(path)
-        found = {
-            name: Slot(name=name, dtype=t.dtype, shape=t.shape, begin=t.begin, nbytes=t.nbytes)
-            for name, t in refs.items()
-        }
-        if found != layout.slots:
-            raise ConvertError(
-                f"{path}: does not read back as it was written; is the disk failing?"
-            )
-        tensors |= refs
-        metadata.append(strings)
-    model = Model(tensors=tensors, metadata=merge_metadata(metadata), files=tuple(written))
-    found = lint(model, stored_layers(model))
-    defects = grouped(finding for finding in found if finding.name not in kept)
-    if defects:
-        where = examples(map(str, written))
-        raise ConvertError(
-            *(f"{where}: {DEFECTS[key].what}: {examples(names)}" for key, names in defects.items())
-        )
+def as_config(value: object) -> dict:
+    return value if isinstance(value, dict) and isinstance(value.get("format"), str) else {}
 
 
 def find_marker(model: Model) -> TensorRef | None:
     """Scaled FP8's marker tensor, whether it is in force or not."""
     return next((ref for name, ref in model.tensors.items() if bare(name) == MARKER), None)
+
+
+def undecodable(layer: StoredLayer) -> str:
+    """Why `stored_parts` cannot take a layer of one of SCHEMES; or ""."""
+    scale = "scale_weight" if layer.scheme == "scaled FP8" else "weight_scale"
+    ref = layer.parts.get("weight_scale_2" if layer.scheme == "NVFP4" else scale)
+    if ref is not None and (ref.dtype not in SOURCE_FLOATS or math.prod(ref.shape) != 1):
+        return f"its scale is {ref.dtype} {list(ref.shape)}"
+    if len(layer.weight.shape) != 2 or 0 in layer.weight.shape:
+        return f"its weight is {list(layer.weight.shape)}"
+    if layer.scheme == "NVFP4":
+        expected = format_parts(Precision.NVFP4, (layer.weight.shape[0], layer.shape[1]))
+        tiles = layer.parts.get("weight_scale")
+        if layer.weight.shape != expected["weight"][1]:
+            return f"its weight is {list(layer.weight.shape)}"
+        if tiles is None or tiles.shape != expected["weight_scale"][1]:
+            return "its block scales have no or another shape"
+        if tiles.dtype not in ("F8_E4M3", *VIEWED):
+            return f"its block scales are {tiles.dtype}"
+    return ""
+
+
+def stored_scale(layer: StoredLayer) -> torch.Tensor:
+    """The scale of an FP8 layer, float32; 1 where it has none."""
+    ref = layer.parts.get("weight_scale") or layer.parts.get("scale_weight")
+    return load(ref).float().reshape(()) if ref else torch.ones(())
+
+
+def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What a quantised layer's decoder takes: codes (and block scales) by rows, and the scale."""
+    codes = load(layer.weight)
+    if layer.scheme != "NVFP4":
+        return [codes], stored_scale(layer)
+    blocks = codes.shape[1] * 2 // BLOCK_SIZE
+    block_scale = unswizzle(load(layer.parts["weight_scale"]), len(codes), blocks)
+    scale = load(layer.parts["weight_scale_2"]).float().reshape(())
+    return [codes.view(torch.uint8), block_scale], scale
+
+
+# ── nvfp4/stored/lint.py: A file held against ComfyUI's contract ──────────────────────────────────
+
+LARGE_WEIGHT = 100.0  # no trained model has one; FP8 codes without their scale reach 448
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFacts:
+    """What a layer's reading depends on besides the layer itself."""
+
+    legacy: bool  # scaled FP8's marker is there and in force
+    fp8_matmul: bool  # ... and asks for FP8 activations
+    values: bool  # scales may be read, too
 
 
 def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -> list[Finding]:
@@ -6073,41 +6162,137 @@ def lint_block_scales(layer: StoredLayer) -> Iterator[Finding]:
             yield Finding(defect="padding", name=layer.name)
 
 
-def undecodable(layer: StoredLayer) -> str:
-    """Why `stored_parts` cannot take a layer of one of SCHEMES; or ""."""
-    scale = "scale_weight" if layer.scheme == "scaled FP8" else "weight_scale"
-    ref = layer.parts.get("weight_scale_2" if layer.scheme == "NVFP4" else scale)
-    if ref is not None and (ref.dtype not in SOURCE_FLOATS or math.prod(ref.shape) != 1):
-        return f"its scale is {ref.dtype} {list(ref.shape)}"
-    if len(layer.weight.shape) != 2 or 0 in layer.weight.shape:
-        return f"its weight is {list(layer.weight.shape)}"
-    if layer.scheme == "NVFP4":
-        expected = format_parts(Precision.NVFP4, (layer.weight.shape[0], layer.shape[1]))
-        tiles = layer.parts.get("weight_scale")
-        if layer.weight.shape != expected["weight"][1]:
-            return f"its weight is {list(layer.weight.shape)}"
-        if tiles is None or tiles.shape != expected["weight_scale"][1]:
-            return "its block scales have no or another shape"
-        if tiles.dtype not in ("F8_E4M3", *VIEWED):
-            return f"its block scales are {tiles.dtype}"
-    return ""
+def lint_file(model: Model) -> list[Finding]:
+    """Defects of a file as a whole, which no conversion makes of a source that has none."""
+    if not model.tensors:
+        return [Finding(defect="empty", name=str(model.files[0]))]
+    if all(name.startswith(UNREAD_PREFIXES) for name in model.tensors):
+        return [Finding(defect="prefix", name=next(iter(model.tensors)))]
+    return []
 
 
-def stored_scale(layer: StoredLayer) -> torch.Tensor:
-    """The scale of an FP8 layer, float32; 1 where it has none."""
-    ref = layer.parts.get("weight_scale") or layer.parts.get("scale_weight")
-    return load(ref).float().reshape(()) if ref else torch.ones(())
+# ── nvfp4/source/open.py: A model to convert: quantised layers decoded, taken over or refused ─────
+
+def open_source(path: Path) -> tuple[Model, list[str]]:
+    """A model to convert, and notes on what it is taken for.
+
+    FP8 layers with their scales are decoded as they are read; NVFP4 layers, and quantised ones
+    that are not of the diffusion model, go over as they are; any others are refused.
+    """
+    model = open_model(path)
+    if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
+        raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
+    prefix, notes = diffusion_prefix(model.tensors), []
+    layers = {
+        name: layer for name, layer in stored_layers(model).items() if layer.scheme in ADOPTED
+    }
+    problems = {name: foreign(layer, name.startswith(prefix)) for name, layer in layers.items()}
+    tensors, scales = {}, 0
+    for ref in model.tensors.values():
+        name, _, suffix = ref.name.rpartition(".")
+        inside = name.startswith(prefix)
+        part = ref
+        if name in layers and not problems[name] and suffix in LAYER_PARTS and suffix != "bias":
+            part = adopted(ref, layers[name], inside)
+        if part is not None and suffix != MARKER:
+            tensors[ref.name] = part
+        scales += part is None and suffix in ("input_scale", "scale_input")
+    refuse_quantised(path, tensors.values(), prefix, problems)
+    kept = {ref.layer: layers[ref.layer] for ref in tensors.values() if ref.config}
+    for defect, names in grouped(lint(model, kept)).items():
+        notes.append(f"in the source, {DEFECTS[defect].what}: {examples(names)}")
+    if scales:
+        notes.append(
+            f"{scales} input scales of FP8 layers are left out; --input-scale-from takes those "
+            "that are named input_scale from any file"
+        )
+    if prefix in UNREAD_PREFIXES:
+        whole = all(name.startswith(prefix) for name in tensors)
+        new = "" if whole else COMFYUI_PREFIX
+        refs = (
+            dataclasses.replace(ref, name=renamed(ref, prefix, new)) for ref in tensors.values()
+        )
+        tensors = {ref.name: ref for ref in refs}
+        instead = f"have {new} instead of" if new else "lose"
+        notes.append(f"names {instead} their {prefix}, which ComfyUI does not know")
+    return dataclasses.replace(model, tensors=tensors), notes
 
 
-def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """What a quantised layer's decoder takes: codes (and block scales) by rows, and the scale."""
-    codes = load(layer.weight)
-    if layer.scheme != "NVFP4":
-        return [codes], stored_scale(layer)
-    blocks = codes.shape[1] * 2 // BLOCK_SIZE
-    block_scale = unswizzle(load(layer.parts["weight_scale"]), len(codes), blocks)
-    scale = load(layer.parts["weight_scale_2"]).float().reshape(())
-    return [codes.view(torch.uint8), block_scale], scale
+def foreign(layer: StoredLayer, inside: bool) -> str:
+    """Why a quantised layer of a source cannot be used; or ""."""
+    decoded = inside and layer.scheme != "NVFP4"
+    expected = Precision.NVFP4 if layer.scheme == "NVFP4" else Precision.FP8
+    if not decoded and layer.precision is not expected:
+        return "has no configuration of its format"
+    reason = undecodable(layer)
+    if decoded and not reason and not 0 < stored_scale(layer) < math.inf:
+        reason = f"its scale is {float(stored_scale(layer))}"
+    if not reason and layer.scheme == "NVFP4":
+        facts = FileFacts(legacy=False, fp8_matmul=False, values=True)
+        found = [*lint_scalars(layer, facts), *lint_block_scales(layer)]
+        bad = [finding.detail for finding in found if finding.defect == "bad scale"]
+        reason = f"it has a scale that is none, {bad[0]}" if bad else ""
+    return reason
+
+
+def adopted(ref: TensorRef, layer: StoredLayer, inside: bool) -> TensorRef | None:
+    """A part of a quantised layer as the source of a conversion has it; None if it goes."""
+    suffix = ref.name.rpartition(".")[2]
+    if inside and layer.scheme != "NVFP4":
+        if suffix != "weight":
+            return None
+        return dataclasses.replace(ref, scale=float(stored_scale(layer)))
+    if suffix == "comfy_quant":  # written anew, as it may be in the header alone
+        return None
+    config = json.dumps(layer.config) if suffix == "weight" else ""
+    return dataclasses.replace(ref, config=config, is_kept=True)
+
+
+def refuse_quantised(
+    source: Path, refs: Iterable[TensorRef], prefix: str, problems: dict[str, str]
+) -> None:
+    """Raises ConvertError for quantised tensors that nobody can decode."""
+    quantised = [
+        ref.name
+        for ref in refs
+        if not ref.is_kept
+        and ref.scale is None
+        and ref.name.startswith(prefix)
+        and (
+            re.search(ALREADY_QUANTISED, ref.name)
+            or ref.dtype.startswith("F8_")
+            or (ref.dtype in ONE_BYTE and len(ref.shape) == 2 and ref.name.endswith(".weight"))
+        )
+    ]
+    if quantised:
+        named = (f"; {name}: {problem}" for name, problem in problems.items() if problem)
+        raise ConvertError(
+            f"{source}: is already quantised ({examples(quantised)}), and not as NVFP4 or as FP8 "
+            f"with a scale for each weight{next(named, '')}; give the original 16- or 32-bit model"
+        )
+
+
+def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
+    """Of the files that are read while converting, too, and not only before."""
+    paths = [*model.files, *(lora.path for lora in options.merge_lora), *options.activation_stats]
+    with translated(options.source):
+        return {path: stamp(path) for path in paths}
+
+
+# ── nvfp4/verify.py: --verify: a file against its source ──────────────────────────────────────────
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """What a verification found; `render_check` makes text of it."""
+
+    model: Model
+    layers: dict[str, StoredLayer]
+    findings: tuple[Finding, ...]
+    damage: dict[str, Damage]
+
+    @property
+    def outcome(self) -> Outcome:
+        return max((finding.outcome for finding in self.findings), default=Outcome.LOADS)
 
 
 def decoded_damage(
@@ -6230,15 +6415,6 @@ def check_against(
     return [*found, *(Finding(defect="extra", name=name) for name in extra)], damage
 
 
-def lint_file(model: Model) -> list[Finding]:
-    """Defects of a file as a whole, which no conversion makes of a source that has none."""
-    if not model.tensors:
-        return [Finding(defect="empty", name=str(model.files[0]))]
-    if all(name.startswith(UNREAD_PREFIXES) for name in model.tensors):
-        return [Finding(defect="prefix", name=next(iter(model.tensors)))]
-    return []
-
-
 def verify_file(task: Verification) -> Check:
     """Lint a file and, with a source, decode every tensor and measure it against that.
 
@@ -6261,327 +6437,9 @@ def verify_file(task: Verification) -> Check:
     return Check(model=model, layers=layers, findings=tuple(found), damage=damage)
 
 
-def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Damage], list[str]]:
-    """Encode every tensor into partial files and publish them; returns layers' damage and notes."""
-    options = job.options
-    plans = [plan for plan in share_of(job.plans, ranks) if plan.ref.name not in journal.done]
-    marker = marker_of(job.plans) if ranks.rank == 0 else {}
-    dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
-    search = SCALE_SEARCHES[options.scale_search]
-    with (
-        Compute(pick_device(options.device), dtype, search) as compute,
-        PartialFiles(job, journal, ranks) as output,
-    ):
-        overflows = False
-        try:
-            found = encode_share(plans, output, compute, options)
-        except Float16OverflowError:
-            overflows, found = True, {}
-        else:
-            for key, tensor in marker.items():
-                output.write(key, tensor)
-            own = [*plans, *(plan.bias for plan in plans if plan.bias)]
-            output.flush([*marker, *(key for plan in own for key in stored_tensors(plan))])
-        shares = ranks.gather((found, compute.notes, overflows))
-        if any(overflows for *_, overflows in shares):
-            output.discard()
-            raise Float16OverflowError
-        if ranks.rank == 0:
-            output.publish()
-        ranks.gather()  # no rank ends well unless all of it is published
-    found = journal.done | {name: damage for found, *_ in shares for name, damage in found.items()}
-    if journal.done:
-        journal.notes.append(f"{len(journal.done)} of {len(job.plans)} tensors were there already")
-    damage = {plan.ref.layer: found[plan.ref.name] for plan in job.plans if plan.is_quantised}
-    notes = [*journal.notes, *(note for _, notes, _ in shares for note in notes)]
-    return damage, list(dict.fromkeys(notes))
+# ── nvfp4/report/summary.py: The report as text ───────────────────────────────────────────────────
 
-
-def work(plan: TensorPlan) -> int:
-    """Weights to encode, or as many as take as long as rounding by statistics does."""
-    return math.prod(plan.ref.shape) * (FEEDBACK_COST if plan.moments else 1)
-
-
-def encode_share(
-    plans: list[TensorPlan], output: PartialFiles, compute: Compute, options: Options
-) -> dict[str, Damage]:
-    """Read, encode and write these tensors; returns the damage of those that were quantised."""
-    todo = [piece for plan in plans for piece in pieces_of(plan)]
-    compute.compile([plan for plan in plans if plan.is_quantised])
-    pinned, found = compute.device.type == "cuda", {}
-    with progress(todo, options, "converting") as bar:
-        for piece, data in read_ahead(todo, options.buffers, pinned=pinned):
-            plan, name = piece.plan, piece.plan.ref.name
-            bar.set_postfix_str(printable(name[-40:]), refresh=False)
-            if plan.is_quantised:
-                stored, found[name] = quantise(plan, data, compute)
-            else:
-                kept = cast(piece, data)
-                # the reader's buffer is filled again while this is written
-                stored = {name: [kept.clone() if kept is data else kept]}
-                if plan.ref.config:
-                    text = bytearray(plan.config_bytes)
-                    stored[f"{plan.ref.layer}.comfy_quant"] = [
-                        torch.frombuffer(text, dtype=torch.uint8)
-                    ]
-            for key, pieces in stored.items():
-                for tensor in pieces:
-                    output.write(key, tensor)
-            if piece.end == plan.ref.nbytes:
-                if plan.bias:  # noted first: a layer that is noted has its bias
-                    output.finish(plan.bias.ref.name, None)
-                output.finish(name, found.get(name))
-            bar.update(piece.end - piece.begin)
-    return found
-
-
-def measure_alternatives(
-    options: Options, candidates: dict[str, list[TensorPlan]], ranks: Ranks
-) -> dict[str, list[Alternative]]:
-    """Every candidate's size and error: each weight is read once, and quantised in each way."""
-    plans = share_of([rows[0] for rows in candidates.values()], ranks)
-    pieces = [piece for plan in plans for piece in pieces_of(plan)]
-    dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
-    found = {}
-    with (
-        Compute(pick_device(options.device), dtype, SCALE_SEARCHES[search]) as compute,
-        progress(pieces, options, "measuring") as bar,
-    ):
-        compute.compile(plans)
-        pinned = compute.device.type == "cuda"
-        for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):
-            name = piece.plan.ref.name
-            found[name] = [
-                Alternative(plan.precision, stored_bytes(plan), damage_of(plan, weight, compute))
-                for plan in candidates[name]
-            ]
-            bar.update(piece.end - piece.begin)
-    return {name: rows for share in ranks.gather(found) for name, rows in share.items()}
-
-
-def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float:
-    """Squared relative error of a layer as planned: of its output, if that is known."""
-    if not plan.is_quantised:
-        dtype = TORCH_DTYPES[plan.dtype]
-        made = compute.map(lambda rows: measure(rows, rows.to(dtype).float()), weight)
-        return Damage.total(made, torch.ones(())).relative_rmse ** 2
-    _, damage = quantise(plan, weight, compute)
-    known = damage.relative_rmse if damage.output_after is None else damage.output_after
-    return known**2
-
-
-def plan_for_size(
-    options: Options, model: Model, ranks: Ranks
-) -> tuple[list[TensorPlan], list[str], tuple[SizePoint, ...]]:
-    """Plans of --target-size: from those of the GGUF or preset, raised or lowered by error."""
-    target = options.target(model)
-    start = {plan.ref.name: plan for plan in make_plans(options, model)[0]}
-    target -= reserved(options, start.values())
-    widened = wide_halves(options, start.values())
-    size = make_job(options, model, [*start.values()], widened).nbytes
-    candidates = list_candidates(options, model, start, widened, lower=size > target)
-    fixed = size - sum(stored_bytes(start[name]) for name in candidates)
-    refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
-    layers = measure_alternatives(options, candidates, ranks)
-    layers = {name: layers[name] for name in candidates}  # in source order, whatever the ranks
-    # The header's size depends on the choice, which depends on it: `fixed` is what the last choice
-    # left for others. Should they never agree, the last one that fits is as good.
-    for _ in range(SIZE_TRIALS):
-        chosen = choose_for_size(layers, target - fixed)
-        precisions = {name: row.precision for name, row in chosen.items()}
-        plans, notes = make_plans(options, model, precisions)
-        size = make_job(options, model, plans, widened).nbytes
-        left = size - sum(row.nbytes for row in chosen.values())
-        if size <= target and left == fixed:
-            break
-        fixed = left if size <= target else max(left, fixed)
-    refuse_too_small(target, size)
-    return plans, notes, tuple(size_curve(layers, fixed))
-
-
-def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
-    """Bytes that options may add to a plan once its precisions are settled, at most."""
-    layers = [plan for plan in plans if plan.is_layer]
-    added = len(layers) * MARK_BYTES if options.w4a4_share else 0
-    if options.pre_quant_scale:
-        added += sum(2 * plan.ref.shape[-1] + SCALE_BYTES for plan in layers if plan.moments)
-    return added
-
-
-def wide_halves(options: Options, plans: Iterable[TensorPlan]) -> frozenset[str]:
-    """Tensors that would be float32 for a value beyond float16's, if they are not quantised."""
-    half = DTYPE_OPTIONS[options.dtype]
-    halves = [plan_tensor(plan.ref, UNNAMED, half) if plan.is_quantised else plan for plan in plans]
-    return float16_overflows(halves, options)
-
-
-def refuse_too_small(target: int, least: int) -> None:
-    if least > target:
-        raise ConvertError(
-            f"{TARGET}: {target:,} bytes are too few: the smallest this plan allows is about "
-            f"{least:,}; fewer --edge-blocks and --exclude, or --preset all, leave more to choose"
-        )
-
-
-def list_candidates(
-    options: Options,
-    model: Model,
-    start: dict[str, TensorPlan],
-    widened: frozenset[str] = frozenset(),
-    *,
-    lower: bool,
-) -> dict[str, list[TensorPlan]]:
-    """What each open layer could be besides what it is: all lower precisions, or all higher."""
-    names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
-    ways = [make_plans(options, model, dict.fromkeys(names, kind))[0] for kind in QUANTISED]
-    by_name = [{plan.ref.name: plan for plan in plans} for plans in ways]
-    candidates = {}
-    for name in names:
-        first = start[name]
-        (half,) = widen([plan_tensor(first.ref, UNNAMED, DTYPE_OPTIONS[options.dtype])], widened)
-        plans = {plan.precision: plan for plan in [*(way[name] for way in by_name), half]}
-        candidates[name] = [
-            plan
-            for precision, plan in sorted(plans.items())
-            if (precision <= first.precision if lower else precision >= first.precision)
-        ]
-    candidates = {name: plans for name, plans in candidates.items() if len(plans) > 1}
-    if not candidates:
-        what = "everything is as small as it may be" if lower and names else "no layer is left"
-        raise ConvertError(f"{TARGET}: {what}: other options decide for all")
-    return candidates
-
-
-def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
-    """Shards that are there already: some of a run that was killed, or all of an older one."""
-    known = [*named, job.index] if len(named) == len(job.layouts) else named
-    older = [path for path in job.files if path.exists() and path not in known]
-    there = examples([path.name for path in older or named])
-    if older:
-        yield f"{there}: exists; delete it, or old and new shards could mix"
-    elif named and not job.options.resume:
-        yield f"{there}: its run was killed while naming shards; --resume names the rest"
-
-
-def output_problems(job: Job) -> list[str]:
-    """What is known, before the long work, to keep the output from being written."""
-    options, output, problems = job.options, job.options.output, []
-    partial = [unfinished(path) for path in job.files]
-    targets = [*job.files, *partial]
-    try:
-        if output.exists() and is_converted(job.model) and not is_ours(output):
-            problems.append(
-                f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are "
-                "they swapped? If not, delete it first"
-            )
-        for path in (*options.inputs, *job.model.files):
-            for target in targets:
-                if is_same(target, path):
-                    problems.append(f"{target}: is an input of this conversion ({path})")
-        for target in targets:
-            problems += target_problems(target)
-        named = Journal(options, Ranks()).named(job.layouts) if job.index else []
-        if job.index:
-            problems += shard_problems(job, named)
-        if output.parent.is_dir():
-            free = shutil.disk_usage(output.parent).free + sum(map(allocated, [*partial, *named]))
-            if free < job.nbytes:
-                need = f"{gigabytes(free)} are free, the output needs {gigabytes(job.nbytes)}"
-                problems.append(f"{output.parent}: {need}")
-    except OSError as error:
-        problems.append(f"{error.filename or output}: {error.strerror}")
-    return list(dict.fromkeys(problems))
-
-
-def refuse_text_targets(options: Options, model: Model) -> None:
-    """Raises ConvertError where --report or --layer-config-out would cost another file."""
-    problems, partial = [], unfinished(options.output)
-    others = [*options.inputs, *model.files, options.output, options.written, partial]
-    named = [path for path in (options.report, options.layer_config_out) if path]
-    for target in [path for name in named for path in (name, unfinished(name))]:
-        if any(path == target or is_same(path, target) for path in others):
-            problems.append(f"{target}: is another input or output of this conversion")
-        try:
-            problems += target_problems(target)
-        except OSError as error:
-            problems.append(f"{target}: {error.strerror}")
-        others.append(target)
-    if problems:
-        raise ConvertError(*problems)
-
-
-def is_same(path: Path, other: Path) -> bool:
-    return exists(path) and exists(other) and path.samefile(other)
-
-
-def is_converted(model: Model) -> bool:
-    return any(ref.is_kept or ref.scale is not None for ref in model.tensors.values())
-
-
-def is_ours(path: Path) -> bool:
-    """Whether this tool made a file."""
-    try:
-        return "convert_nvfp4" in read_header(path)[1]
-    except ConvertError:
-        return False
-
-
-def allocated(path: Path) -> int:
-    """Bytes of disk a file takes, holes aside; 0 if there is none."""
-    if not path.exists():
-        return 0
-    status = path.stat()
-    return getattr(status, "st_blocks", status.st_size // 512) * 512
-
-
-def target_problems(target: Path) -> Iterator[str]:
-    if not target.parent.is_dir():
-        yield f"{target.parent}: no such folder; create it first"
-    elif target.is_dir():
-        yield f"{target}: is a folder; name the file to write"
-    elif target.exists():
-        target.open("r+b").close()  # raises if forbidden or, on Windows, locked by a program
-
-
-# ── 7. Report ────────────────────────────────────────────────────────────────────────────────────
-
-
-def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
-
-
-def share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f} %" if whole else "-"
-
-
-def stored_as(plan: TensorPlan) -> str:
-    if plan.ref.is_kept:
-        return AS_IT_WAS
-    return plan.precision.name if plan.is_quantised else plan.dtype
-
-
-def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
-    """{how it is stored: layers, tensors and bytes}, quantised ones first."""
-    groups = defaultdict(list)
-    for plan in plans:
-        groups[min(plan.precision, Precision.HALF), stored_as(plan)].append(plan)
-    return {
-        label: {
-            "layers": sum(plan.is_layer for plan in members),
-            "tensors": sum(len(stored_tensors(plan)) for plan in members),
-            "bytes": sum(map(stored_bytes, members)),
-        }
-        for (_, label), members in sorted(groups.items())
-    }
-
-
-def grouped(found: Iterable[Finding]) -> dict[str, list[str]]:
-    """{defect: where}, the worst outcome first."""
-    groups = defaultdict(list)
-    for finding in sorted(found, key=lambda finding: (-finding.outcome, finding.defect)):
-        detail = f" ({finding.detail})" if finding.detail else ""
-        groups[finding.defect].append(finding.name + detail)
-    return groups
+CURVE_POINTS = 10  # of a trade-off that are printed
 
 
 def render_findings(found: Iterable[Finding]) -> list[str]:
@@ -6595,10 +6453,6 @@ def render_findings(found: Iterable[Finding]) -> list[str]:
             f"         {examples(where)}",
         ]
     return lines
-
-
-def file_bytes(model: Model) -> int:
-    return sum(path.stat().st_size for path in model.files if path.suffix.lower() != ".json")
 
 
 def render_check(check: Check) -> str:
@@ -6621,25 +6475,6 @@ def render_totals(report: Report) -> list[str]:
         size = gigabytes(total["bytes"])
         lines.append(f"  {label:10} {total['layers']:7} {total['tensors']:8} {size:>11}")
     return lines
-
-
-def matmul(plan: TensorPlan) -> str:
-    """W4A4, W4A16, W8A8 or W8A16: bits of the weight and of the activations it multiplies."""
-    weight = "4" if plan.is_nvfp4 else "8"
-    return f"W{weight}A{'16' if plan.config.get('full_precision_matrix_mult') else weight}"
-
-
-def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
-    """{matmul: layers, and their share of all linear weights}; the rest is 16-bit."""
-    layers = [plan for plan in plans if plan.is_layer]
-    kinds = defaultdict(list)
-    for plan in layers:
-        if plan.is_quantised or plan.ref.config:
-            kinds[matmul(plan)].append(plan)
-    return {
-        kind: {"layers": len(found), "share": weights_of(found) / weights_of(layers)}
-        for kind, found in sorted(kinds.items())
-    }
 
 
 def render_matmuls(report: Report) -> str:
@@ -6767,88 +6602,6 @@ def ranges(numbers: list[int]) -> str:
     return ",".join("-".join(map(str, run)) for run in runs)
 
 
-def report_data(report: Report) -> dict:
-    """The whole report as JSON: every tensor's plan and reason, every layer's error, totals."""
-    return {
-        "version": __version__,
-        "source": report.options.source.name,
-        "output": report.options.written.name,
-        "source_bytes": report.source_bytes,
-        "output_bytes": report.output_bytes,
-        "origin": report.origin,
-        "totals": totals(report.plans),
-        "matmuls": matmuls(report.plans),
-        "notes": list(report.notes),
-        "w4a4_curve": [point._asdict() for point in report.curve],
-        "size_curve": [point._asdict() for point in report.sizes],
-        "tensors": [tensor_data(plan, report.damage.get(plan.ref.layer)) for plan in report.plans],
-    }
-
-
-def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
-    data = {
-        "name": plan.ref.name,
-        "shape": plan.ref.shape,
-        "source_dtype": plan.ref.dtype,
-        "precision": plan.precision.name,
-        "reason": plan.reason,
-        "stored_as": stored_as(plan),
-        "stored": {key: dtype for key, (dtype, _) in stored_tensors(plan).items()},
-        "bytes": stored_bytes(plan),
-    }
-    if plan.is_quantised:
-        data |= {
-            "matmul": matmul(plan),
-            "full_precision_mm": plan.full_precision or None,
-            "input_scale": plan.input_scale,
-            "input_scale_source": plan.input_scale_source or None,
-            "saturated_blocks": plan.saturated_blocks,
-        }
-        if damage is not None and plan.is_quantised:
-            lossless = math.isinf(damage.sqnr_db)  # JSON has no infinity
-            data |= {
-                "relative_rmse": damage.relative_rmse,
-                "sqnr_db": None if lossless else damage.sqnr_db,
-                "output_before": damage.output_before,
-                "output_after": damage.output_after,
-                "output_w4a4": damage.output_w4a4,
-            }
-    return data
-
-
-def render_json(data: dict) -> str:
-    return json.dumps(data, indent=1, allow_nan=False) + "\n"
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a file whole or not at all."""
-    temporary = unfinished(path)
-    try:
-        temporary.unlink(missing_ok=True)  # if it is a link, what it leads to stays
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise ConvertError(f"{path}: cannot write: {error.strerror}") from error
-
-
-def layer_config(plans: Iterable[TensorPlan]) -> str:
-    """The plan as --layer-config reads it, one line for each tensor."""
-    formats = {setting: name for name, setting in SETTING_FORMATS.items()}
-    entries = {}
-    for plan in plans:
-        dtype = plan.dtype if plan.precision in (Precision.HALF, Precision.FP32) else ""
-        entry = {"format": formats.get((plan.precision, dtype), "float32")}
-        if plan.full_precision:
-            entry["full_precision_matrix_mult"] = True
-        if plan.input_scale is not None:
-            entry["input_scale"] = plan.input_scale
-        entries[config_key(plan.ref)] = entry
-    lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
-    return "{\n " + ",\n ".join(lines) + "\n}\n"
-
-
 def render_scales(report: Report) -> list[str]:
     """--input-scale-layer-summary: every quantised layer's input scale and its origin."""
 
@@ -6903,94 +6656,13 @@ def render_report(report: Report) -> str:
     return "\n".join(lines)
 
 
-# ── 8. Report as a page ──────────────────────────────────────────────────────────────────────────
+# ── nvfp4/report/page.py: The report as a page ────────────────────────────────────────────────────
 
 WORST_SHOWN = 20  # layers; the others are folded away
 PAGE_HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-"""
-# How a weight is stored and multiplied are classes: coloured is quantised, grey is not, and a
-# marked corner is a full-precision matmul. Details float at their cell where browsers can keep
-# them on the screen there (anchor-scope), else and on phones they lie at the screen's lower edge.
-PAGE_STYLE = """
-:root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #17202b; --soft: #56616f;
-  --line: #dde2e8; --fill: #d98cbb; }
-.NVFP4, .W4A4, .W4A16 { --fill: #a6cbf0; } .FP8, .W8A8, .W8A16 { --fill: #f7c877; }
-.F16, .W16A16 { --fill: #d6dbe2; } .BF16 { --fill: #b9c3cf; } .F32 { --fill: #94a2b3; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #10141a; --card: #181e26; --ink: #e8edf3; --soft: #a3aebb; --line: #303a46;
-    --fill: #94447c; }
-  .NVFP4, .W4A4, .W4A16 { --fill: #1d5591; } .FP8, .W8A8, .W8A16 { --fill: #855306; }
-  .F16, .W16A16 { --fill: #323b47; } .BF16 { --fill: #485462; } .F32 { --fill: #5d6a7a; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
-  overflow-wrap: anywhere; }
-main { max-width: 72rem; margin: auto; padding: 2rem 1rem 4rem; }
-header { padding: 0 1.5rem; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: .75rem;
-  padding: 1.25rem 1.5rem 1.5rem; margin-top: 1.25rem; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; } h2 { font-size: 1.2rem; margin: 0; }
-p { margin: .25rem 0; } p, caption, dt, thead, small, .notes { color: var(--soft); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; }
-dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
-small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
-.notes { padding-left: 1.2rem; margin: 1rem 0 0; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
-  margin: .75rem 0 0; font-size: .875rem; }
-table { width: 100%; border-collapse: collapse; margin-top: 1rem; font-size: .875rem;
-  font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .35rem; }
-thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-align: left; }
-td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
-:is(td, th):first-child { padding-left: 0; }
-:is(td, th):last-child { padding-right: 0; }
-:is(td, th):last-child, .pair :is(td, th):not(:first-child) { text-align: right; }
-td:has(> .bar) { width: 40%; } td:has(> .bar) + td, .pair > :last-child td { white-space: nowrap; }
-.chip, .cell, .bar, .stack > * { color: var(--ink); print-color-adjust: exact;
-  forced-color-adjust: none; }
-.chip, .cell, .stack > * { background-color: var(--fill); border-radius: .2rem; }
-.W4A16, .W8A16 { background-image: linear-gradient(225deg, var(--ink) .24rem, transparent .28rem); }
-.chip { padding: .1rem .5rem; font-size: .8rem; white-space: nowrap; }
-.bar { background: linear-gradient(var(--fill) 0 0) no-repeat 0 / var(--part); padding: 0 .4rem; }
-.stack { display: flex; gap: 2px; margin-top: 1rem; font: .8rem/1.9rem system-ui, sans-serif;
-  height: 1.9rem; text-align: center; }
-.stack > * { min-width: 2px; } summary { cursor: pointer; margin-top: 1rem; }
-.map table { table-layout: fixed; border-collapse: separate; border-spacing: 2px; }
-.map table :is(td, th) { padding: 0; border: 0; text-align: center; }
-.map thead { position: sticky; top: 0; z-index: 1; }
-.map thead th { background: var(--card); box-shadow: 0 0 0 2px var(--card); }
-.map table [scope=colgroup] { border-bottom: 1px solid var(--line); }
-.map :is([rowspan]:first-child, [scope=row]) { width: 2rem; color: var(--soft); }
-.cell { line-height: 1.6rem; min-height: 1.6rem; min-width: 3.6rem; padding: 0 .1rem;
-  font-size: .8rem; text-align: center; cursor: default; } .map .cell { min-width: 0; }
-.cell:is(:hover, :focus) { outline: 2px solid; } .cell:is(:hover, :focus) > .tip { display: block; }
-.cell:focus > .tip { pointer-events: auto; } .cell:hover > .tip { z-index: 3; }
-.tip { display: none; position: fixed; z-index: 2; inset: auto 0 0; max-height: 90vh; margin: .3rem;
-  padding: .75rem 1rem; line-height: 1.5; text-align: left; overflow: auto; pointer-events: none;
-  background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
-  box-shadow: 0 .4rem 1.5rem #0006; }
-.tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
-.fit { container-type: inline-size; }
-@container (max-width: 3.2rem) { .long { writing-mode: vertical-rl; padding-bottom: .25rem; }
-  .stack span { display: none; } }
-@container (max-width: 2.3rem) { .cell i { display: none; } }
-@container (max-width: 1.6rem) { .cell span { display: none; } }
-@media (min-width: 60em) {
-  .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 0 2.5rem; align-items: start; }
-  .tip { width: max-content; max-width: 28rem; margin: .3rem auto; }
-  @supports (anchor-scope: all) {
-    .cell { anchor-name: --cell; anchor-scope: --cell; }
-    .tip { position-anchor: --cell; position-area: bottom; position-try-fallbacks: flip-block;
-      inset: auto; margin: .3rem; } } }
-@media (max-width: 60em) {
-  .map { overflow-x: auto; } .map table { min-width: calc(var(--kinds) * 1.5rem + 2rem); } }
-@media (max-width: 40em) {
-  main { padding: 1.25rem .5rem; } section, header { padding: 1rem .75rem; }
-  h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
-  .map thead, .cell { font-size: .7rem; } .map table { border-spacing: 1px; }
-  td:has(> .bar) { width: 28%; } }
 """
 
 
@@ -7249,111 +6921,46 @@ def render_html(data: dict) -> str:
     )
 
 
-# ── 9. Command line ──────────────────────────────────────────────────────────────────────────────
+# ── nvfp4/cli/table.py: Every option, its kind and help ───────────────────────────────────────────
 
-
-def input_path(text: str) -> Path:
-    """A path as given; Windows separators work elsewhere too, so that batch lines can be shared."""
-    path = Path(text)
-    return path if exists(path) or os.name == "nt" else Path(text.replace("\\", "/"))
-
-
-def exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a forbidden folder or too long a name: opening it will say so
-        return False
-
-
-def shipped_path(text: str, folder: str) -> Path:
-    """A file as given or, if there is none, of that name in a folder beside this script."""
-    path = input_path(text)
-    shipped = HERE / folder / path
-    if exists(path) or exists(shipped):
-        return path if exists(path) else shipped
-    kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
-    there = ", ".join(sorted(file.name for file in (HERE / folder).glob(kind)))
-    raise argparse.ArgumentTypeError(f"no file {text}, neither as given nor in {folder}/: {there}")
-
-
-def pattern(text: str) -> str:
-    try:
-        compiled(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a regular expression: {error}"
-        ) from error
-    return text
-
-
-def device_name(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
-    return text
-
-
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def fraction(text: str) -> float:
-    number = positive_float(text)
-    if number > 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share: 1 is all")
-    return number
-
-
-def margin(text: str) -> float:
-    value = float(text)
-    if not 1 <= value < math.inf:
-        raise argparse.ArgumentTypeError(
-            f"{text} is no margin: less than 1 would clip what was seen"
-        )
-    return value
-
-
-def lora_file(text: str) -> Lora:
-    """FILE[:STRENGTH]; a colon that no number follows is the file's, as in C:\\x.safetensors."""
-    number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-    found = re.fullmatch(rf"(.+?)(?::({number}))?", text, re.DOTALL)
-    strength = float(found[2] or 1) if found else 0.0
-    if not 0 < abs(strength) < torch.finfo(torch.float32).max:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not FILE or FILE:STRENGTH, a number other than 0"
-        )
-    return Lora(input_path(found[1]), strength)
-
-
-def natural(text: str) -> int:
-    if not re.fullmatch(r"\d{1,6}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of blocks")
-    return int(text)
-
-
-def size_in_bytes(text: str) -> int:
-    """5GB, 500 MB, 4GiB or a plain number of bytes."""
-    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?(?:([KMGT])(i?)B?|B)?", text, re.IGNORECASE)
-    size = 0
-    if found:
-        number, unit, binary = found.groups()
-        power = " KMGT".index((unit or " ").upper())
-        size = int(float(number) * (1024 if binary else 1000) ** power)
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size like 5GB, 500MB or 4GiB")
-    return size
-
-
-GENERAL_PRESETS = {
-    "auto": "the family that the source is recognised as (default)",
-    "smart": "any model by its structure: 16-bit outside the repeated blocks, FP8 for attention V "
-    "and feed-forward down projections, NVFP4 for the rest of the blocks",
-    "all": "NVFP4 for every linear layer that ComfyUI does not recognise a model by",
-    "none": "nothing but what --include names",
-}
-PRESETS = ("auto", *FAMILIES, *list(GENERAL_PRESETS)[1:])
+LEAST_SHARD = 1_000_000  # bytes: less is a forgotten unit
+# Options that contradict each other: given both, nobody can say which one was meant.
+CONFLICTS = (
+    ("no_input_scale", "input_scale_summary_json"),
+    ("no_input_scale", "input_scale_from"),
+    ("no_input_scale", "input_scale_value"),
+    ("no_input_scale", "input_scale_layer_summary"),
+    ("quiet", "verbose"),
+    ("use_ck_quant", "scale_search"),
+    ("resume", "dry_run"),
+    ("no_input_scale", "input_scale_policy"),
+    ("gguf", "preset"),
+    ("gguf", "mode"),
+    ("preset", "mode"),
+    ("target_size", "target_ratio"),
+    ("gguf_keep_edge_blocks_fp16", "edge_blocks"),
+    ("layer_config_out", "pre_quant_scale"),
+)
+REQUIRES = (
+    ("input_scale_summary_percentile", "input_scale_summary_json"),
+    ("input_scale_summary_multiplier", "input_scale_summary_json"),
+    ("gguf_nvfp4_max_bitdepth", "gguf"),
+    ("gguf_keep_edge_blocks_fp16", "gguf"),
+    ("use_fp8", "gguf"),
+    ("max_shard_size", "output_sharded"),
+    ("lora_partial", "merge_lora"),
+    ("input_scale_policy", "activation_stats"),
+    ("w4a4_share", "activation_stats"),
+    ("pre_quant_scale", "activation_stats"),
+    ("sensitivity_json", "sensitivity_threshold", "clip_rate_threshold"),
+    ("sensitivity_threshold", "sensitivity_json"),
+    ("clip_rate_threshold", "sensitivity_json"),
+    ("sensitivity_action", "sensitivity_threshold"),
+    ("clip_rate_action", "clip_rate_threshold"),
+    ("input_scale_summary_fp16_std", "input_scale_summary_json"),
+    ("input_scale_summary_std_threshold", "input_scale_summary_fp16_std"),
+    ("input_scale_summary_cv_threshold", "input_scale_summary_fp16_std"),
+)
 MODES = {"safe": "auto", "all": "all"}
 REPORTS = {".json": render_json, ".html": render_html}
 SWITCH = {"action": "store_true"}
@@ -7365,7 +6972,6 @@ SUMMARY = {"metavar": "FILE", "type": partial(shipped_path, folder="calib")}
 LAYERS = {"metavar": "FILE", "type": partial(shipped_path, folder="sensitive_layers")}
 ACTION = {"choices": ("fp16", "full_precision_mm")}
 DEVICE = {"metavar": "{auto,cpu,cuda,cuda:N}", "default": "auto", "type": device_name}
-
 # fmt: off
 COMMAND_LINE = {
     "general": {
@@ -7489,11 +7095,13 @@ COMMAND_LINE = {
 # fmt: on
 
 
+# ── nvfp4/cli/parse.py: Read the command line: a parser, its checks, and the task that is asked for
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="convert_nvfp4.py",
         usage="%(prog)s SOURCE OUTPUT [options]\n       %(prog)s --verify FILE [--source SOURCE]",
-        description=__doc__,
+        description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # else an option added later changes what a script's short form means
     )
@@ -7601,6 +7209,544 @@ def parse_options(argv: list[str] | None = None) -> Options | Verification:
     )
 
 
+# ── nvfp4/write/journal.py: Which tensors are on the disk: --resume ───────────────────────────────
+
+JOURNAL_STARTS = (b'{"fingerprint"', b'{"tensor"', b'{"shards"')
+
+
+def open_journal(path: Path, mode: str) -> BinaryIO | None:
+    """A journal, locked; or None if another process has it. Nothing else is taken for one."""
+    if is_linked(path):
+        raise ConvertError(f"{path}: is a link; delete it")
+    file = path.open(mode, buffering=0)
+    try:
+        if not lock(file):
+            file.close()
+            return None
+        file.seek(0)
+        start = file.read(max(map(len, JOURNAL_STARTS)) + 1).lstrip(b"\n")
+        if not any(start.startswith(known) or known.startswith(start) for known in JOURNAL_STARTS):
+            raise ConvertError(f"{path}: is no journal of this tool; move it away")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def strings(value: object) -> list[str]:
+    """Those in a list that a file has."""
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+class Journal:
+    """OUTPUT.partial.journal: which tensors of the partial files are on the disk.
+
+    Its first line tells what conversion it is of; each further one names a tensor that was synced,
+    with its error. A rank beyond the first keeps one of its own. All are locked, which keeps out a
+    second run to the same output. They go with the partial files unless `keep` is set.
+    """
+
+    def __init__(self, options: Options, ranks: Ranks):
+        self.output, suffix = options.output, f".{ranks.rank}" if ranks.rank else ""
+        partial = unfinished(options.output)
+        self.path = partial.with_name(partial.name + ".journal")
+        self.own = self.path.with_name(self.path.name + suffix)
+        self.ranks, self.keep, self.resume = ranks, options.resume, options.resume
+        self.file: BinaryIO | None = None
+        self.widened: frozenset[str] = frozenset()
+        self.done: dict[str, Damage | None] = {}
+        self.notes: list[str] = []
+
+    def __enter__(self) -> Journal:
+        if self.ranks.rank == 0:
+            self.take()
+            try:
+                self.refuse_orphans()
+            except BaseException:
+                is_new = not os.fstat(self.file.fileno()).st_size
+                self.file.close()
+                if is_new:
+                    self.own.unlink(missing_ok=True)
+                raise
+        self.ranks.gather()  # no rank takes its own before the first one has looked for orphans
+        if self.ranks.rank:
+            self.take()
+        head = next(self.lines(), {}) if self.resume and self.ranks.rank == 0 else {}
+        self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
+        self.widened = frozenset(strings(self.head.get("widened")))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self.keep |= not is_still(os.fstat(self.file.fileno()), self.own)  # another run's
+        if self.ranks.rank == 0 and not self.keep:
+            with contextlib.suppress(OSError):  # open in another rank, on Windows
+                for path in self.files():
+                    if path != self.own:
+                        path.unlink(missing_ok=True)
+        self.file.close()
+        if not self.keep:
+            with contextlib.suppress(OSError):
+                self.own.unlink(missing_ok=True)
+
+    def take(self) -> None:
+        """Open and lock this rank's file; another run may remove it while it is waited for."""
+        with translated(self.path):
+            while True:
+                self.file = open_journal(self.own, "a+b")
+                if self.file is None:
+                    busy = f"{self.output}: another run is writing this output; wait for it"
+                    raise ConvertError(busy)
+                if is_still(os.fstat(self.file.fileno()), self.own):
+                    return
+                self.file.close()
+
+    def refuse_orphans(self) -> None:
+        """A rank whose first one died would go on writing into the same files."""
+        with translated(self.path):
+            for path in self.files():
+                if path != self.own:
+                    if (file := open_journal(path, "r+b")) is None:
+                        raise ConvertError(f"{path}: a rank of another run still writes; end it")
+                    file.close()
+
+    def files(self) -> list[Path]:
+        """The first rank's, and those of the others."""
+        name = re.compile(re.escape(self.path.name) + r"(\.\d{1,6})?")
+        return sorted(path for path in self.path.parent.iterdir() if name.fullmatch(path.name))
+
+    def lines(self) -> Iterator[dict]:
+        """What was noted; a line that a kill cut short is as good as none."""
+        for path in self.files():
+            for text in path.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, RecursionError):
+                    line = json.loads(text)
+                    if isinstance(line, dict):
+                        yield line
+
+    def begin(self, job: Job) -> None:
+        """Take up the conversion that was noted, which has to be this one, or start a new one."""
+        if self.ranks.rank == 0:
+            with translated(self.path):
+                if self.head:
+                    self.check(job)
+                    for path in self.named(job.layouts):
+                        rename(path, unfinished(path))
+                whole = {unfinished(path): layout.nbytes for path, layout in job.layouts.items()}
+                if self.head and all(is_of_size(*file) for file in whole.items()):
+                    self.done = dict(self.entries(job))
+                else:
+                    self.start(job, list(whole))
+        self.head, self.done = {}, self.ranks.gather(self.done)[0]
+        self.file.write(b"\n")  # ends a line that was cut short
+
+    def entries(self, job: Job) -> Iterator[tuple[str, Damage | None]]:
+        """Tensors that were noted as this job has them; any other line is as good as none."""
+        plans = {plan.ref.name: plan for plan in job.plans}
+        for line in self.lines():
+            name, damage = line.get("tensor"), line.get("damage")
+            plan = plans.get(name) if isinstance(name, str) else None
+            if plan and "damage" in line and plan.is_quantised == (damage is not None):
+                with contextlib.suppress(TypeError, ValueError):
+                    yield name, None if damage is None else Damage.noted(damage)
+
+    def check(self, job: Job) -> None:
+        """Refuse to go on with what was made by other options or from other files."""
+        noted, now = self.head["fingerprint"], job.fingerprint
+        over = "without --resume it starts over"
+        if not isinstance(noted, dict) or noted.get("plan") != now["plan"]:
+            raise ConvertError(f"--resume: other options than before; give those again; {over}")
+        before = noted["files"] if isinstance(noted.get("files"), list) else []
+        if before != now["files"]:
+            other = [file[0] for file in now["files"] if file not in before] or ["fewer files"]
+            raise ConvertError(f"--resume: {examples(other)} changed since, or was another; {over}")
+
+    def start(self, job: Job, partial: list[Path]) -> None:
+        """Note what this conversion is, durably, before anything of an older one is overwritten."""
+        left = self.others(job)
+        stale = [path.name for path in partial if path.exists()]
+        if stale:
+            why = (
+                "nothing in it to go on with" if self.resume else "--resume goes on with such files"
+            )
+            self.notes = [f"overwrote {examples(stale)} of an earlier run; {why}"]
+        if left:
+            self.notes.append(f"{examples(left)} of an earlier run are still there; delete them")
+        self.file.truncate(0)
+        for path in self.files():
+            if path != self.own:  # held open by its rank
+                os.truncate(path, 0)
+        head = {"fingerprint": job.fingerprint, "widened": sorted(self.widened)}
+        head["partial"] = [unfinished(path).name for path in job.files]
+        self.file.write(json.dumps(head).encode())
+        os.fsync(self.file.fileno())
+        self.done = {}
+
+    def others(self, job: Job) -> list[str]:
+        """Files that an earlier run, of other shards, left; a complete OUTPUT is none of them."""
+        names = [name for line in self.lines() for name in strings(line.get("partial"))]
+        partial = [self.path.parent / name for name in names if Path(name).name == name]
+        shards = self.named(path.with_name(path.name.removesuffix(".partial")) for path in partial)
+        kept = {path for file in job.files for path in (file, unfinished(file))}
+        left = [*shards, *(path for path in partial if path.exists())]
+        return [path.name for path in left if path not in kept]
+
+    def add(self, finished: dict[str, Damage | None]) -> None:
+        """Note tensors whose bytes have been synced."""
+        for name, damage in finished.items():
+            line = {"tensor": name, "damage": damage and dataclasses.asdict(damage)}
+            self.file.write(json.dumps(line).encode() + b"\n")
+
+    def name_shards(self, paths: Iterable[Path]) -> None:
+        """Note, durably, complete shards that are to get their names one after another."""
+        line = {"shards": [[path.name, *stamp(unfinished(path))] for path in paths]}
+        self.file.write(json.dumps(line).encode() + b"\n")
+        os.fsync(self.file.fileno())
+
+    def named(self, paths: Iterable[Path]) -> list[Path]:
+        """Those that are shards of a run that was killed before all of them had their names."""
+        there = {path: [path.name, *stamp(path)] for path in paths if path.is_file()}
+        noted = [line.get("shards") for line in self.lines()] if there else []
+        noted = [shard for shards in noted if isinstance(shards, list) for shard in shards]
+        return [path for path, shard in there.items() if shard in noted]
+
+
+# ── nvfp4/write/checks.py: What is known to keep the output from being written ────────────────────
+
+def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
+    """Shards that are there already: some of a run that was killed, or all of an older one."""
+    known = [*named, job.index] if len(named) == len(job.layouts) else named
+    older = [path for path in job.files if path.exists() and path not in known]
+    there = examples([path.name for path in older or named])
+    if older:
+        yield f"{there}: exists; delete it, or old and new shards could mix"
+    elif named and not job.options.resume:
+        yield f"{there}: its run was killed while naming shards; --resume names the rest"
+
+
+def output_problems(job: Job) -> list[str]:
+    """What is known, before the long work, to keep the output from being written."""
+    options, output, problems = job.options, job.options.output, []
+    partial = [unfinished(path) for path in job.files]
+    targets = [*job.files, *partial]
+    try:
+        if output.exists() and is_converted(job.model) and not is_ours(output):
+            problems.append(
+                f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are "
+                "they swapped? If not, delete it first"
+            )
+        for path in (*options.inputs, *job.model.files):
+            for target in targets:
+                if is_same(target, path):
+                    problems.append(f"{target}: is an input of this conversion ({path})")
+        for target in targets:
+            problems += target_problems(target)
+        named = Journal(options, Ranks()).named(job.layouts) if job.index else []
+        if job.index:
+            problems += shard_problems(job, named)
+        if output.parent.is_dir():
+            free = shutil.disk_usage(output.parent).free + sum(map(allocated, [*partial, *named]))
+            if free < job.nbytes:
+                need = f"{gigabytes(free)} are free, the output needs {gigabytes(job.nbytes)}"
+                problems.append(f"{output.parent}: {need}")
+    except OSError as error:
+        problems.append(f"{error.filename or output}: {error.strerror}")
+    return list(dict.fromkeys(problems))
+
+
+def refuse_text_targets(options: Options, model: Model) -> None:
+    """Raises ConvertError where --report or --layer-config-out would cost another file."""
+    problems, partial = [], unfinished(options.output)
+    others = [*options.inputs, *model.files, options.output, options.written, partial]
+    named = [path for path in (options.report, options.layer_config_out) if path]
+    for target in [path for name in named for path in (name, unfinished(name))]:
+        if any(path == target or is_same(path, target) for path in others):
+            problems.append(f"{target}: is another input or output of this conversion")
+        try:
+            problems += target_problems(target)
+        except OSError as error:
+            problems.append(f"{target}: {error.strerror}")
+        others.append(target)
+    if problems:
+        raise ConvertError(*problems)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this tool made a file."""
+    try:
+        return "convert_nvfp4" in read_header(path)[1]
+    except ConvertError:
+        return False
+
+
+# ── nvfp4/write/partial_files.py: The output until it has its name ────────────────────────────────
+
+SYNC_BYTES = 128 << 20  # after so many, they are brought to the disk while the rest is computed
+
+
+class PartialFiles:
+    """The output's files as *.partial: written at known offsets, and named once all is complete.
+
+    A thread writes while the caller computes on, up to WRITE_AHEAD bytes behind; its first error
+    comes up at the next `write` or at `flush`.
+    """
+
+    def __init__(self, job: Job, journal: Journal, ranks: Ranks):
+        self.job, self.journal, self.ranks = job, journal, ranks
+        self.ahead = job.options.ahead
+        self.slots = {
+            key: (path, slot)
+            for path, layout in job.layouts.items()
+            for key, slot in layout.slots.items()
+        }
+        self.files: dict[Path, BinaryIO] = {}
+        self.lost: set[Path] = set()
+        self.given: Counter[str] = Counter()
+        self.pending: deque[tuple[Future, int]] = deque()
+        self.finished: dict[str, Damage | None] = {}
+        self.waiting = self.unsynced = 0
+
+    def __enter__(self) -> PartialFiles:
+        self.writer = ThreadPoolExecutor(1)
+        try:
+            if self.ranks.rank == 0:
+                if not self.journal.done:
+                    with translated(self.job.options.output):
+                        self.remove()  # what an orphan still writes must not get into the new one
+                self.open("r+b" if self.journal.done else "wb")
+                for path, layout in self.job.layouts.items():
+                    with translated(unfinished(path)):  # a full disk may show here already
+                        self.put(path, 0, memoryview(layout.header))
+                        self.files[path].truncate(layout.nbytes)
+            self.ranks.gather()  # from here on the files exist
+            if self.ranks.rank:
+                self.open("r+b")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.writer.shutdown(cancel_futures=True)
+        self.close()
+        if self.ranks.rank == 0 and not self.journal.keep:
+            with contextlib.suppress(OSError):  # open in another rank, on Windows
+                self.remove()
+
+    def close(self) -> None:
+        """Let go of the files, but know which were deleted: those of their names are others'."""
+        for path, file in self.files.items():
+            with contextlib.suppress(OSError):  # a full disk must not hide the first error
+                if not file.closed and not is_still(os.fstat(file.fileno()), unfinished(path)):
+                    self.lost.add(path)
+                file.close()
+
+    def remove(self) -> None:
+        for path in self.job.files:
+            if path not in self.lost:
+                unfinished(path).unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Give these files up, in all ranks: the next plan may have other shards."""
+        self.writer.shutdown(cancel_futures=True)
+        self.close()
+        self.ranks.gather()  # on Windows, the first one could not delete what another has open
+        if self.ranks.rank == 0:
+            with translated(self.job.options.output):
+                self.remove()
+
+    def open(self, mode: str) -> None:
+        for path in self.job.layouts:
+            with translated(unfinished(path)):
+                self.files[path] = unfinished(path).open(mode, buffering=0)
+
+    def write(self, key: str, tensor: torch.Tensor) -> None:
+        """Append to the tensor `key`, which may come in several pieces, and keep the memory."""
+        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        path, slot = self.slots[key]
+        begin = slot.begin + self.given[key]
+        self.given[key] += data.nbytes
+        self.waiting += data.nbytes
+        written = self.writer.submit(self.put, path, begin, memoryview(data))
+        self.pending.append((written, data.nbytes))
+        self.wait(self.ahead)
+
+    def finish(self, name: str, damage: Damage | None) -> None:
+        """All of a source tensor was given: the journal may have it after the next sync."""
+        self.writer.submit(self.finished.__setitem__, name, damage)
+
+    def wait(self, ahead: int) -> None:
+        """Until no more than `ahead` bytes are still to be written."""
+        with translated(unfinished(self.job.options.output)):
+            while self.pending and (self.waiting > ahead or self.pending[0][0].done()):
+                written, size = self.pending.popleft()
+                written.result()
+                self.waiting -= size
+
+    def put(self, path: Path, begin: int, data: memoryview) -> None:
+        """Write at an offset; now and then to the disk itself, so that the end need not wait."""
+        file = self.files[path]
+        file.seek(begin)
+        self.unsynced += data.nbytes
+        while data:
+            data = data[file.write(data) :]
+        if self.unsynced > SYNC_BYTES:
+            self.sync()
+
+    def sync(self) -> None:
+        """Bring what was written to the disk, and only then into the journal."""
+        finished, self.finished = self.finished, {}
+        for file in self.files.values():
+            os.fsync(file.fileno())
+        self.job.refuse_changed()
+        self.journal.add(finished)
+        self.unsynced = 0
+
+    def flush(self, keys: Iterable[str]) -> None:
+        """End this rank's part, which was to write these tensors."""
+        self.wait(0)
+        for key in keys:
+            if self.given[key] != self.slots[key][1].nbytes:
+                raise AssertionError(f"{key}: {self.given[key]} of {self.slots[key][1].nbytes}")
+        with translated(unfinished(self.job.options.output)):
+            self.writer.submit(self.sync).result()
+        if self.ranks.rank:
+            self.close()  # on Windows, the first one could not name them
+
+    def refuse_lost(self) -> None:
+        """Another run may have made files anew that someone deleted: they are not to be named."""
+        self.close()
+        for path in self.lost:
+            raise ConvertError(f"{unfinished(path)}: was deleted meanwhile; run again")
+
+    def publish(self) -> None:
+        """Check the files and give them their names: the index of shards comes last."""
+        try:
+            kept = {plan.ref.layer for plan in self.job.plans if plan.ref.config}
+            verify({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
+        except ConvertError:
+            self.journal.keep = False  # going on could not mend it
+            raise
+        finally:
+            self.refuse_lost()
+        named = []
+        try:
+            if self.job.index:
+                index = unfinished(self.job.index)
+                with translated(self.job.index):
+                    index.unlink(missing_ok=True)  # if it is a link, what it leads to stays
+                    index.write_text(render_index(self.job), encoding="utf-8")
+                    self.journal.name_shards(self.job.layouts)
+            for path in self.job.files:
+                rename(unfinished(path), path)
+                named.append(path)
+        except BaseException:
+            for path in named if self.job.index else ():  # some shards alone are no model
+                rename(path, unfinished(path))
+            raise
+        self.journal.keep = False
+        sync_folder(self.job.options.output.parent)
+
+
+def verify(written: dict[Path, Layout], kept: set[str]) -> None:
+    """Read what was written back: exactly the planned tensors, and no defect among them.
+
+    Defects of `kept` layers are the source's own, and noted when that is opened.
+    """
+    tensors, metadata = {}, []
+    for path, layout in written.items():
+        refs, strings = read_header(path)
+        found = {
+            name: Slot(name=name, dtype=t.dtype, shape=t.shape, begin=t.begin, nbytes=t.nbytes)
+            for name, t in refs.items()
+        }
+        if found != layout.slots:
+            raise ConvertError(
+                f"{path}: does not read back as it was written; is the disk failing?"
+            )
+        tensors |= refs
+        metadata.append(strings)
+    model = Model(tensors=tensors, metadata=merge_metadata(metadata), files=tuple(written))
+    found = lint(model, stored_layers(model))
+    defects = grouped(finding for finding in found if finding.name not in kept)
+    if defects:
+        where = examples(map(str, written))
+        raise ConvertError(
+            *(f"{where}: {DEFECTS[key].what}: {examples(names)}" for key, names in defects.items())
+        )
+
+
+# ── nvfp4/conversion.py: One conversion from end to end ───────────────────────────────────────────
+
+def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Damage], list[str]]:
+    """Encode every tensor into partial files and publish them; returns layers' damage and notes."""
+    options = job.options
+    plans = [plan for plan in share_of(job.plans, ranks) if plan.ref.name not in journal.done]
+    marker = marker_of(job.plans) if ranks.rank == 0 else {}
+    dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
+    search = SCALE_SEARCHES[options.scale_search]
+    with (
+        Compute(pick_device(options.device), dtype, search) as compute,
+        PartialFiles(job, journal, ranks) as output,
+    ):
+        overflows = False
+        try:
+            found = encode_share(plans, output, compute, options)
+        except Float16OverflowError:
+            overflows, found = True, {}
+        else:
+            for key, tensor in marker.items():
+                output.write(key, tensor)
+            own = [*plans, *(plan.bias for plan in plans if plan.bias)]
+            output.flush([*marker, *(key for plan in own for key in stored_tensors(plan))])
+        shares = ranks.gather((found, compute.notes, overflows))
+        if any(overflows for *_, overflows in shares):
+            output.discard()
+            raise Float16OverflowError
+        if ranks.rank == 0:
+            output.publish()
+        ranks.gather()  # no rank ends well unless all of it is published
+    found = journal.done | {name: damage for found, *_ in shares for name, damage in found.items()}
+    if journal.done:
+        journal.notes.append(f"{len(journal.done)} of {len(job.plans)} tensors were there already")
+    damage = {plan.ref.layer: found[plan.ref.name] for plan in job.plans if plan.is_quantised}
+    notes = [*journal.notes, *(note for _, notes, _ in shares for note in notes)]
+    return damage, list(dict.fromkeys(notes))
+
+
+def encode_share(
+    plans: list[TensorPlan], output: PartialFiles, compute: Compute, options: Options
+) -> dict[str, Damage]:
+    """Read, encode and write these tensors; returns the damage of those that were quantised."""
+    todo = [piece for plan in plans for piece in pieces_of(plan)]
+    compute.compile([plan for plan in plans if plan.is_quantised])
+    pinned, found = compute.device.type == "cuda", {}
+    with progress(todo, options, "converting") as bar:
+        for piece, data in read_ahead(todo, options.buffers, pinned=pinned):
+            plan, name = piece.plan, piece.plan.ref.name
+            bar.set_postfix_str(printable(name[-40:]), refresh=False)
+            if plan.is_quantised:
+                stored, found[name] = quantise(plan, data, compute)
+            else:
+                kept = cast(piece, data)
+                # the reader's buffer is filled again while this is written
+                stored = {name: [kept.clone() if kept is data else kept]}
+                if plan.ref.config:
+                    text = bytearray(plan.config_bytes)
+                    stored[f"{plan.ref.layer}.comfy_quant"] = [
+                        torch.frombuffer(text, dtype=torch.uint8)
+                    ]
+            for key, pieces in stored.items():
+                for tensor in pieces:
+                    output.write(key, tensor)
+            if piece.end == plan.ref.nbytes:
+                if plan.bias:  # noted first: a layer that is noted has its bias
+                    output.finish(plan.bias.ref.name, None)
+                output.finish(name, found.get(name))
+            bar.update(piece.end - piece.begin)
+    return found
+
+
 def convert(options: Options) -> Report:
     """Run a conversion, or with `dry_run` plan it. Raises ConvertError, leaving nothing behind."""
     if re.search(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$", options.source.name):
@@ -7675,6 +7821,11 @@ def write(job: Job, ranks: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
                 return job, *write_model(job, journal, ranks)
             except Float16OverflowError:  # rare: look at all candidates once
                 journal.widened = float16_overflows(plans, options)
+
+
+# ── nvfp4/cli/entry.py: Running, printing, exit status ────────────────────────────────────────────
+
+MAX_PROBLEMS, MAX_PROBLEM = 50, 2_000  # lines printed, and characters of one
 
 
 def run(task: Options | Verification) -> tuple[str, int]:

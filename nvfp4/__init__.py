@@ -1,0 +1,1 @@
+"""NVFP4 files for ComfyUI: converting, checking."""

@@ -1,0 +1,48 @@
+"""What `--help` says before the options."""
+
+DESCRIPTION = """\
+Convert a large diffusion transformer to one mixed-precision NVFP4 file that ComfyUI loads.
+
+NVFP4 stores a weight in 4 bits plus one 8-bit scale per 16 weights: a third of the memory of
+16-bit, and twice the speed on Blackwell cards. Not every layer survives it. This tool follows
+the choices of a good GGUF quantiser: what it spent few bits on becomes NVFP4, what it spent more
+on becomes FP8 or stays 16-bit; without a GGUF, the model's family decides. It reads sharded
+safetensors tensor by tensor and writes one file, which gets its name only once it is complete and
+checked.
+
+How a tensor's precision is chosen (first that applies wins, floors last):
+  1. --exclude keeps 16-bit; --include makes NVFP4; then --layer-config and --target-size
+  2. edge blocks: the first and last transformer blocks stay 16-bit, --edge-blocks N of them
+  3. the GGUF's type: F32 -> float32, F16/BF16 -> --dtype, up to --gguf-nvfp4-max-bitdepth bits
+     -> NVFP4, more -> FP8 with --use-fp8, else --dtype
+  4. without a GGUF the model family's row: --preset, --list-presets
+  5. floors: --min-ffn-fp8, --min-ffn2-fp16, layers ComfyUI recognises a model by, shapes that
+     Blackwell cannot multiply in FP4, anything that is not a linear layer's weight
+
+How a weight is rounded: to the least error of itself, or with --activation-stats, where the layer's
+input was recorded with second moments, to the least error of the layer's output.
+
+What is stored for a linear layer L with weight [N, K] (N16, K16: rounded up to 16):
+  NVFP4  L.weight         U8       [N16, K16/2]  two E2M1 codes a byte, even column high
+         L.weight_scale   F8_E4M3  [N128, K4]    a scale per 16 columns, in swizzled 128x4 tiles
+         L.weight_scale_2 F32      []            global scale
+         L.pre_quant_scale BF16    [K]           --pre-quant-scale: multiplies the input
+  FP8    L.weight         F8_E4M3  [N, K]
+         L.weight_scale   F32      []
+  both   L.input_scale    F32      []            optional: the activation's global scale
+         L.comfy_quant    U8       [bytes]       JSON: format, full_precision_matrix_mult
+  --recipe fp8 makes FP8 of all that would be NVFP4. --recipe scaled-fp8 does so in the older
+  form: L.scale_weight F32 [1], L.scale_input F32 [1], no L.comfy_quant, and in the file one
+  scaled_fp8 F8_E4M3 with 2 elements if all layers get full-precision matmul, with 0 if none does
+
+Wan 2.2, the documented command lines (one line each; high noise is the same with its own files):
+  I2V 14B  convert_nvfp4.py SRC.safetensors.index.json OUT.safetensors
+             --gguf Wan2.2-I2V-A14B-lowNoise-Q5_K_M.gguf --gguf-nvfp4-max-bitdepth 5 --use-fp8
+             --low-mem --gguf-keep-edge-blocks-fp16 --quant-dtype float32 --dtype float16
+             --input-scale-summary-json scales_summary_wan22_14b_lownoise.json
+             --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08
+             --full-precision-mm-layers sensitive_layers_wan22_i2v_14b_low.txt
+             --full-precision-mm-cross-attn-qkvo
+  TI2V 5B  the same with its own files and without --use-fp8
+  to calibrate  leave out all input-scale, full-precision and FP8 options; add --no-input-scale
+"""

@@ -1,0 +1,174 @@
+"""One conversion from end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import torch
+
+from nvfp4.encode.compute import Compute, pick_device
+from nvfp4.encode.layer import quantise
+from nvfp4.encode.pieces import cast, float16_overflows, pieces_of, progress, read_ahead, share_of
+from nvfp4.errors import ConvertError, Float16OverflowError, examples, printable
+from nvfp4.formats import DTYPE_OPTIONS, TORCH_DTYPES
+from nvfp4.layout import Job, make_job, marker_of, stored_tensors
+from nvfp4.numeric.damage import ROUNDED_WRONG_FROM, Damage
+from nvfp4.numeric.scale_search import SCALE_SEARCHES
+from nvfp4.options import TARGET, Options
+from nvfp4.plan.make import make_plans
+from nvfp4.plan.records import WIDENED, TensorPlan
+from nvfp4.ranks import Ranks, join_ranks
+from nvfp4.report.data import Report
+from nvfp4.source.loras import merge_loras
+from nvfp4.source.open import open_source, stamps_of
+from nvfp4.tune.activations import share_w4a4, smooth
+from nvfp4.tune.target_size import plan_for_size
+from nvfp4.write.checks import output_problems, refuse_text_targets
+from nvfp4.write.journal import Journal
+from nvfp4.write.partial_files import PartialFiles
+
+
+def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Damage], list[str]]:
+    """Encode every tensor into partial files and publish them; returns layers' damage and notes."""
+    options = job.options
+    plans = [plan for plan in share_of(job.plans, ranks) if plan.ref.name not in journal.done]
+    marker = marker_of(job.plans) if ranks.rank == 0 else {}
+    dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
+    search = SCALE_SEARCHES[options.scale_search]
+    with (
+        Compute(pick_device(options.device), dtype, search) as compute,
+        PartialFiles(job, journal, ranks) as output,
+    ):
+        overflows = False
+        try:
+            found = encode_share(plans, output, compute, options)
+        except Float16OverflowError:
+            overflows, found = True, {}
+        else:
+            for key, tensor in marker.items():
+                output.write(key, tensor)
+            own = [*plans, *(plan.bias for plan in plans if plan.bias)]
+            output.flush([*marker, *(key for plan in own for key in stored_tensors(plan))])
+        shares = ranks.gather((found, compute.notes, overflows))
+        if any(overflows for *_, overflows in shares):
+            output.discard()
+            raise Float16OverflowError
+        if ranks.rank == 0:
+            output.publish()
+        ranks.gather()  # no rank ends well unless all of it is published
+    found = journal.done | {name: damage for found, *_ in shares for name, damage in found.items()}
+    if journal.done:
+        journal.notes.append(f"{len(journal.done)} of {len(job.plans)} tensors were there already")
+    damage = {plan.ref.layer: found[plan.ref.name] for plan in job.plans if plan.is_quantised}
+    notes = [*journal.notes, *(note for _, notes, _ in shares for note in notes)]
+    return damage, list(dict.fromkeys(notes))
+
+
+def encode_share(
+    plans: list[TensorPlan], output: PartialFiles, compute: Compute, options: Options
+) -> dict[str, Damage]:
+    """Read, encode and write these tensors; returns the damage of those that were quantised."""
+    todo = [piece for plan in plans for piece in pieces_of(plan)]
+    compute.compile([plan for plan in plans if plan.is_quantised])
+    pinned, found = compute.device.type == "cuda", {}
+    with progress(todo, options, "converting") as bar:
+        for piece, data in read_ahead(todo, options.buffers, pinned=pinned):
+            plan, name = piece.plan, piece.plan.ref.name
+            bar.set_postfix_str(printable(name[-40:]), refresh=False)
+            if plan.is_quantised:
+                stored, found[name] = quantise(plan, data, compute)
+            else:
+                kept = cast(piece, data)
+                # the reader's buffer is filled again while this is written
+                stored = {name: [kept.clone() if kept is data else kept]}
+                if plan.ref.config:
+                    text = bytearray(plan.config_bytes)
+                    stored[f"{plan.ref.layer}.comfy_quant"] = [
+                        torch.frombuffer(text, dtype=torch.uint8)
+                    ]
+            for key, pieces in stored.items():
+                for tensor in pieces:
+                    output.write(key, tensor)
+            if piece.end == plan.ref.nbytes:
+                if plan.bias:  # noted first: a layer that is noted has its bias
+                    output.finish(plan.bias.ref.name, None)
+                output.finish(name, found.get(name))
+            bar.update(piece.end - piece.begin)
+    return found
+
+
+def convert(options: Options) -> Report:
+    """Run a conversion, or with `dry_run` plan it. Raises ConvertError, leaving nothing behind."""
+    if re.search(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$", options.source.name):
+        raise ConvertError(
+            f"{options.source}: is one shard of several; give the *.safetensors.index.json "
+            "beside it, or the folder"
+        )
+    with join_ranks() as ranks:  # first, so that one that fails is known to all
+        model, adoption = open_source(options.source)
+        model = dataclasses.replace(model, stamps=stamps_of(options, model))
+        model, merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
+        pick_device(options.device)
+        refuse_text_targets(options, model)
+        if options.target(model):
+            plans, notes, sizes = plan_for_size(options, model, ranks)
+        else:
+            (plans, notes), sizes = make_plans(options, model), ()
+        plans, shared, curve = share_w4a4(options, plans)
+        plans, smoothing = smooth(options, plans)
+        notes += [*adoption, *merged, *shared, *smoothing]
+        carry_out = rehearse if options.dry_run else write
+        job, damage, more = carry_out(make_job(options, model, plans), ranks)
+    return Report(
+        options=options,
+        plans=tuple(job.plans),
+        origin=job.origin,
+        source_bytes=model.nbytes,
+        output_bytes=job.nbytes,
+        notes=(*notes, *outcome_notes(job, damage), *more),
+        damage=damage,
+        curve=curve,
+        sizes=sizes,
+    )
+
+
+def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
+    """What came otherwise than it was asked for."""
+    notes, target = [], job.options.target(job.model)
+    lost = [layer for layer, found in damage.items() if found.relative_rmse > ROUNDED_WRONG_FROM]
+    if lost:
+        notes.append(
+            f"{len(lost)} layers lose most of their weights, which are too small for any scale; "
+            f"keep them 16-bit with --exclude: {examples(lost)}"
+        )
+    if 0 < target < job.nbytes:
+        notes.append(f"{TARGET}: the file is larger, by {job.nbytes - target:,} bytes")
+    widened = [plan.ref.name for plan in job.plans if plan.reason.startswith(WIDENED)]
+    if widened:
+        notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")
+    return notes
+
+
+def rehearse(job: Job, _: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
+    """What the job would come to, and what would keep it from being done."""
+    overflows = float16_overflows(job.plans, job.options)
+    job = make_job(job.options, job.model, job.plans, overflows)
+    return job, {}, [f"would fail: {problem}" for problem in output_problems(job)]
+
+
+def write(job: Job, ranks: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
+    """Carry the job out; a tensor that does not fit float16 makes it start again with float32."""
+    if problems := output_problems(job):
+        raise ConvertError(*problems)
+    options, model, plans = job.options, job.model, job.plans
+    with Journal(options, ranks) as journal:
+        while True:
+            job = make_job(options, model, plans, journal.widened)
+            if journal.widened and (problems := output_problems(job)):  # of other shards
+                raise ConvertError(*problems)
+            journal.begin(job)
+            try:
+                return job, *write_model(job, journal, ranks)
+            except Float16OverflowError:  # rare: look at all candidates once
+                journal.widened = float16_overflows(plans, options)

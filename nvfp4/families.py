@@ -1,0 +1,307 @@
+"""Known model families and their presets, as rows."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from nvfp4.errors import ConvertError
+from nvfp4.formats import Precision
+from nvfp4.model import Model, bare
+
+EDGE_BLOCKS = 2
+# Wan: their rows are ffn_dim and the output channels, so no padding rows.
+RECOGNISED_BY_ROWS = r"^blocks\.0\.ffn\.0$|^head\.head$"
+
+
+class Keep(NamedTuple):
+    """Layers inside a family's blocks, by the end of their names, that get more than NVFP4."""
+
+    layers: str  # regular expression
+    precision: Precision
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """Models of one architecture: how to recognise one, and what its preset does with it.
+
+    Keys are regular expressions for the beginning of a header's lines, `name [shape]`, without
+    the prefix of names.
+    """
+
+    title: str
+    keys: tuple[str, ...]  # all of them are there
+    variants: dict[str, str] = field(default_factory=dict)  # {name: key}, the first that is there
+    # Where the transformer blocks are, in the order they run in: edge blocks are at the ends of
+    # each of these rows.
+    blocks: tuple[tuple[str, ...], ...]
+    beside: tuple[str, ...] = ()  # blocks without ends
+    edge_blocks: int = EDGE_BLOCKS
+    keeps: tuple[Keep, ...] = ()
+    full_precision: str = ""  # layers that the preset marks for full-precision matmul
+    shape_read: str = r"(?!)"  # layers whose shape ComfyUI's model detection reads
+    image: bool = False  # not video
+
+    @property
+    def inside(self) -> re.Pattern:
+        names = [*itertools.chain(*self.blocks), *self.beside]
+        return re.compile(rf"({'|'.join(map(re.escape, names))})\.(\d{{1,9}})\.")
+
+
+# What K-quants of llama.cpp give more bits in diffusion models, by names that families share
+# (city96/ComfyUI-GGUF, tools/lcpp.patch).
+ATTENTION_V = Keep(
+    r"\.(v|v_img|to_v|add_v_proj|v_proj|wv|value)$", Precision.FP8, "attention V: Q6_K in a Q5_K_M"
+)
+ATTENTION_QKV = Keep(
+    r"\.((img_|txt_)?attn[._](img_attn_|txt_attn_)?qkv|attention\.qkv|(img|txt)_attn_qkv)$",
+    Precision.FP8,
+    "fused attention QKV: Q6_K in a Q5_K_M",
+)
+DOWN_PROJECTION = Keep(
+    r"\.(ffn\.2|net\.2|feed_forward\.w2|mlp\.layer2|mlp\.down_proj|mlp\.w2|fc2)$",
+    Precision.FP8,
+    "feed-forward down projection: Q6_K in a Q5_K_M",
+)
+ONE_STEP_HIGHER = (ATTENTION_V, ATTENTION_QKV, DOWN_PROJECTION)
+MODULATION = Keep(
+    r"(_mod\.(lin|linear)|\.modulation\.(lin|linear))$",
+    Precision.FP8,
+    "modulation reaches every token: 16-bit in sglang's NVFP4 Flux",
+)
+TEXT_ATTENTION = Keep(
+    r"\.txt_attn[._]",
+    Precision.FP8,
+    "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter",
+)
+ADALN_AND_MLP = (
+    Keep(
+        r"\.adaln_modulation_",
+        Precision.HALF,
+        "modulation reaches every token, and is small: 16-bit in bedovyy/comfy-dit-quantizer",
+    ),
+    Keep(
+        r"\.mlp\.|\.v_proj$",
+        Precision.FP8,
+        "MLP and V: FP8 in bedovyy/comfy-dit-quantizer, noise in NVFP4 "
+        "(silveroxides/convert_to_quant#41)",
+    ),
+)
+FLUX_SHAPES = r"^(img_in|txt_in|vector_in\.in_layer)$"
+FLUX_BLOCKS = (("double_blocks", "single_blocks"),)
+FLUX_KEY = r"double_blocks\.0\.img_attn\.norm\.key_norm\.(weight|scale) "
+# In the order they are looked for. Keys and shapes as ComfyUI 0.29 reads them
+# (comfy/model_detection.py); outside of blocks, every tool these rows name keeps 16-bit.
+FAMILIES = {
+    "wan": Family(
+        title="Wan",
+        keys=(r"head\.modulation ", r"blocks\.0\.ffn\.0\.weight "),
+        variants={
+            "VACE": r"vace_patch_embedding\.weight ",
+            "camera": r"control_adapter\.conv\.weight ",
+            "S2V": r"casual_audio_encoder\.encoder\.final_linear\.weight ",
+            "HuMo": r"audio_proj\.audio_proj_glob_1\.layer\.bias ",
+            "Animate": r"face_adapter\.fuser_blocks\.0\.k_norm\.weight ",
+            "I2V": r"(img_emb\.proj\.0\.bias |patch_embedding\.weight \[\d+, 36,)",
+            "TI2V": r"patch_embedding\.weight \[\d+, 48,",
+            "T2V": r"patch_embedding\.weight \[\d+, 16,",
+        },
+        blocks=(("blocks",),),
+        beside=("vace_blocks",),
+        keeps=(
+            Keep(
+                r"^vace_blocks\.", Precision.FP8, "control blocks: 16-bit in jorismak/convert_nvfp4"
+            ),
+            ATTENTION_V,
+            DOWN_PROJECTION,
+        ),
+        full_precision=r"\bcross_attn\.",
+        shape_read=r"^patch_embedding|^head\.head$",
+    ),
+    "qwen-image": Family(
+        title="Qwen-Image",
+        keys=(r"txt_norm\.weight ", r"transformer_blocks\.0\.img_mod\.1\.weight "),
+        variants={
+            "Edit 2511": r"__index_timestep_zero__ ",
+            "Layered": r"time_text_embed\.addition_t_embedding\.weight ",
+        },
+        blocks=(("transformer_blocks",),),
+        keeps=(
+            Keep(
+                r"\.(img|txt)_mod\.1$",
+                Precision.FP8,
+                "modulation reaches every token: FP8 in bedovyy/comfy-dit-quantizer",
+            ),
+            Keep(r"\.txt_mlp\.", Precision.FP8, "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
+            ATTENTION_V,
+        ),
+        shape_read=r"^img_in$",
+        image=True,
+    ),
+    "flux2": Family(
+        title="Flux 2",
+        keys=(FLUX_KEY, r"double_stream_modulation_img\.lin\.weight "),
+        blocks=FLUX_BLOCKS,
+        keeps=(
+            Keep(
+                TEXT_ATTENTION.layers,
+                Precision.HALF,
+                "text attention: 16-bit in BFL's own NVFP4 file",
+            ),
+            ATTENTION_QKV,
+        ),
+        shape_read=FLUX_SHAPES,
+        image=True,
+    ),
+    "chroma": Family(
+        title="Chroma",
+        keys=(FLUX_KEY, r"distilled_guidance_layer\.(norms\.0\.|0\.norms\.0\.)"),
+        blocks=FLUX_BLOCKS,
+        keeps=(TEXT_ATTENTION, ATTENTION_QKV),
+        shape_read=FLUX_SHAPES,
+        image=True,
+    ),
+    "flux": Family(
+        title="Flux",
+        keys=(FLUX_KEY, r"img_in\.weight "),
+        variants={"dev": r"guidance_in\.", "schnell": r"vector_in\."},
+        blocks=FLUX_BLOCKS,
+        keeps=(MODULATION, TEXT_ATTENTION, ATTENTION_QKV),
+        shape_read=FLUX_SHAPES,
+        image=True,
+    ),
+    "z-image": Family(
+        title="Z-Image",
+        keys=(
+            r"(cap_pad_token |cap_embedder\.1\.weight \[3840, )",
+            r"noise_refiner\.0\.attention\.k_norm\.weight ",
+        ),
+        blocks=(("layers",),),
+        keeps=(
+            Keep(
+                r"\.adaLN_modulation\.",
+                Precision.HALF,
+                "modulation reaches every token, and is small: 16-bit in convert-to-quant",
+            ),
+            Keep(
+                r"\.attention\.",
+                Precision.FP8,
+                "attention: pure noise in NVFP4 (silveroxides/convert_to_quant#14)",
+            ),
+            DOWN_PROJECTION,
+        ),
+        shape_read=r"^cap_embedder\.",
+        image=True,
+    ),
+    "lumina2": Family(
+        title="Lumina 2",
+        keys=(r"cap_embedder\.1\.weight ", r"noise_refiner\.0\.attention\.k_norm\.weight "),
+        blocks=(("layers",),),
+        keeps=(ATTENTION_QKV, DOWN_PROJECTION),
+        shape_read=r"^cap_embedder\.",
+        image=True,
+    ),
+    "ltx2": Family(
+        title="LTX-2",
+        keys=(
+            r"adaln_single\.emb\.timestep_embedder\.linear_1\.bias ",
+            r"audio_adaln_single\.linear\.weight ",
+        ),
+        blocks=(("transformer_blocks",),),
+        keeps=(
+            Keep(r"\.to_gate_logits$", Precision.HALF, "gates: 16-bit in convert-to-quant"),
+            ATTENTION_V,
+            DOWN_PROJECTION,
+        ),
+        shape_read=r"^transformer_blocks\.0\.attn2\.to_k$",
+    ),
+    "ltx-video": Family(
+        title="LTX-Video",
+        keys=(
+            r"adaln_single\.emb\.timestep_embedder\.linear_1\.bias ",
+            r"transformer_blocks\.0\.attn2\.to_k\.weight ",
+        ),
+        blocks=(("transformer_blocks",),),
+        keeps=(ATTENTION_V, DOWN_PROJECTION),
+        shape_read=r"^transformer_blocks\.0\.attn2\.to_k$",
+    ),
+    "hunyuan-video": Family(
+        title="Hunyuan Video",
+        keys=(r"txt_in\.individual_token_refiner\.blocks\.0\.norm1\.weight ",),
+        variants={"1.5": r"cond_type_embedding\.weight "},
+        blocks=FLUX_BLOCKS,
+        keeps=(MODULATION, ATTENTION_QKV),
+        shape_read=r"^txt_in\.input_embedder$",
+    ),
+    "anima": Family(
+        title="Anima",
+        keys=(r"blocks\.0\.mlp\.layer1\.weight ", r"llm_adapter\.blocks\.0\.cross_attn\.q_proj\."),
+        blocks=(("blocks",),),
+        keeps=ADALN_AND_MLP,
+        shape_read=r"^x_embedder\.proj\.1$",
+        image=True,
+    ),
+    "cosmos-predict2": Family(
+        title="Cosmos-Predict2",
+        keys=(r"blocks\.0\.mlp\.layer1\.weight ", r"x_embedder\.proj\.1\.weight "),
+        blocks=(("blocks",),),
+        keeps=ADALN_AND_MLP,
+        shape_read=r"^x_embedder\.proj\.1$",
+    ),
+}
+# For a model that is of none of them.
+ANY_FAMILY = Family(
+    title="unknown",
+    keys=(),
+    blocks=(("blocks", "transformer_blocks", "double_blocks", "single_blocks", "layers"),),
+    edge_blocks=0,
+)
+# Names that diffusers gives where ComfyUI has others, by one key of each.
+DIFFUSERS_NAMES = {
+    "Wan": r"condition_embedder\.text_embedder\.linear_1\.weight ",
+    "Flux, Flux 2 or Hunyuan Video": r"single_transformer_blocks\.0\.",
+    "Z-Image": r"layers\.0\.attention\.to_q\.weight ",
+    "Lumina 2": r"layers\.0\.attn\.to_q\.weight ",
+    "LTX": r"time_embed\.emb\.timestep_embedder\.linear_1\.weight ",
+    "Cosmos": r"time_embed\.t_embedder\.linear_1\.weight ",
+}
+NEVER_PACKED = {family.title: family.shape_read for family in FAMILIES.values()}
+TRANSFORMER_BLOCKS = tuple(
+    dict.fromkeys(
+        name
+        for family in (ANY_FAMILY, *FAMILIES.values())
+        for name in (*itertools.chain(*family.blocks), *family.beside)
+    )
+)
+
+
+def recognise(model: Model) -> tuple[str, str]:
+    """Name of the model's row in FAMILIES, and its variant; each "" if there is none."""
+    header = "\n".join(f"{bare(ref.name)} {[*ref.shape]}" for ref in model.tensors.values())
+
+    def there(key: str) -> bool:
+        return re.search(rf"^{key}", header, re.MULTILINE) is not None
+
+    for title, key in DIFFUSERS_NAMES.items():
+        if there(key):
+            raise ConvertError(
+                f"the source names its tensors as diffusers does ({title}): ComfyUI loads "
+                "quantised layers by its own names only; take the file repackaged for ComfyUI"
+            )
+    for name, family in FAMILIES.items():
+        if all(map(there, family.keys)):
+            return name, next((kind for kind, key in family.variants.items() if there(key)), "")
+    return "", ""
+
+
+GENERAL_PRESETS = {
+    "auto": "the family that the source is recognised as (default)",
+    "smart": "any model by its structure: 16-bit outside the repeated blocks, FP8 for attention V "
+    "and feed-forward down projections, NVFP4 for the rest of the blocks",
+    "all": "NVFP4 for every linear layer that ComfyUI does not recognise a model by",
+    "none": "nothing but what --include names",
+}
+PRESETS = ("auto", *FAMILIES, *list(GENERAL_PRESETS)[1:])

@@ -1,0 +1,188 @@
+"""A GGUF's types, matched to the model."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from pathlib import Path
+
+from nvfp4.errors import EXAMPLES, ConvertError, examples
+from nvfp4.files import size_of
+from nvfp4.formats import MAX_DIMENSIONS
+from nvfp4.model import Model, TensorRef, bare
+from nvfp4.read.checkpoint import GGUF_MAGIC, MAX_NAME
+
+MAX_GGUF_PARTS = 50_000  # tensors, entries, values in lists: its reader takes 1 kB for each
+# Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
+GGUF_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I16": 16, "I32": 32, "I64": 64,
+    "Q1_0": 1, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q8_1": 8,
+    "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "Q8_K": 8,
+    "IQ1_S": 1, "IQ1_M": 1, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 2, "IQ3_XXS": 3, "IQ3_S": 3,
+    "IQ4_NL": 4, "IQ4_XS": 4, "TQ1_0": 1, "TQ2_0": 2, "MXFP4": 4, "NVFP4": 4,
+}  # fmt: skip
+GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of a type
+GGUF_UINT32, GGUF_STRING, GGUF_LIST = 4, 8, 9
+
+
+def open_gguf(path: Path) -> Model:
+    """A GGUF's tensors, with GGML types as dtypes and shapes in torch's order; no data are read."""
+    import gguf  # takes a third of a second that `--help` need not
+
+    try:
+        GGUFWalk(path)
+        reader = gguf.GGUFReader(path)
+        refs = {tensor.name: gguf_tensor(path, tensor, reader) for tensor in reader.tensors}
+        metadata = {
+            name: bytes(entry.parts[entry.data[0]]).decode("utf-8", "replace")
+            for name, entry in reader.fields.items()
+            if entry.types == [gguf.GGUFValueType.STRING]
+        }
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read: {error.strerror or error}") from error
+    except ConvertError:
+        raise
+    except Exception as error:  # a damaged file makes gguf's reader raise anything
+        raise ConvertError(
+            f"{path}: the GGUF is cut off, damaged or of an unknown kind: {error}"
+        ) from error
+    unknown = sorted({ref.dtype for ref in refs.values()} - GGUF_BITS.keys())
+    if unknown:
+        raise ConvertError(f"{path}: unknown GGML types {', '.join(unknown)}; update this tool")
+    return Model(tensors=refs, metadata=metadata, files=(path,))
+
+
+class GGUFWalk:
+    """Goes over a GGUF's header and keeps little of it; raises ConvertError or ValueError.
+
+    gguf's reader believes every count: past the file's end it goes on with nothing, for ever. Its
+    older versions take a key's first value of two, and any alignment.
+    """
+
+    def __init__(self, path: Path):
+        self.size, self.parts = size_of(path), 0
+        with path.open("rb") as self.file:
+            if self.file.read(4) != GGUF_MAGIC:
+                raise ConvertError(f"{path}: is not a GGUF file")
+            self.order = "big" if self.file.read(4)[:2] == bytes(2) else "little"
+            tensors, entries = self.number(8), self.number(8)
+            self.announce(tensors + entries)
+            seen = set()
+            for _ in range(entries):
+                key = self.entry()
+                digest = hashlib.blake2b(key, digest_size=16).digest()  # keys may be long
+                if digest in seen:
+                    raise ValueError(f"it has the key {key.decode()!r} more than once")
+                seen.add(digest)
+            for _ in range(tensors):
+                self.skip_tensor()
+
+    def announce(self, count: int) -> None:
+        self.parts += count
+        if self.parts > MAX_GGUF_PARTS:
+            what = f"it has {self.parts:,} tensors, entries and values in lists, or more"
+            raise ValueError(f"{what}; {MAX_GGUF_PARTS:,} are read (language models have more)")
+
+    def number(self, width: int) -> int:
+        if len(raw := self.file.read(width)) < width:
+            raise ValueError("it ends inside its header")
+        return int.from_bytes(raw, self.order)
+
+    def skip(self, length: int) -> None:
+        here = self.file.tell()
+        if length > self.size - here:
+            raise ValueError(f"it announces {length:,} bytes at byte {here:,}, beyond its end")
+        self.file.seek(length, os.SEEK_CUR)
+
+    def name(self) -> bytes:
+        if (length := self.number(8)) > MAX_NAME:
+            raise ValueError(f"it has a name of {length:,} bytes")
+        return self.file.read(length)
+
+    def entry(self) -> bytes:
+        key, kind = self.name(), self.number(4)
+        if (key, kind) != (b"general.alignment", GGUF_UINT32):
+            self.skip_value(kind)
+        elif (alignment := self.number(4)).bit_count() != 1:
+            raise ValueError(f"it has a general.alignment of {alignment}, no power of two")
+        return key
+
+    def skip_value(self, kind: int) -> None:
+        if kind == GGUF_STRING:
+            self.skip(self.number(8))
+        elif kind != GGUF_LIST:
+            self.skip(GGUF_WIDTHS.get(kind, 0))  # the reader refuses what is unknown
+        else:
+            inner, count = self.number(4), self.number(8)
+            if inner == GGUF_LIST:
+                raise ValueError("it has a list in a list")
+            self.announce(count)
+            if inner == GGUF_STRING:
+                for _ in range(count):
+                    self.skip(self.number(8))
+            else:
+                self.skip(GGUF_WIDTHS.get(inner, 0) * count)
+
+    def skip_tensor(self) -> None:
+        self.name()
+        if (dimensions := self.number(4)) > MAX_DIMENSIONS:
+            raise ValueError(f"it has a tensor of {dimensions:,} dimensions")
+        elements = math.prod(self.number(8) for _ in range(dimensions))
+        _, begin = self.number(4), self.number(8)
+        if begin > self.size or elements >= 1 << 63:
+            raise ValueError(f"it has no {elements:,} elements at byte {begin:,} of its data")
+
+
+def gguf_tensor(path: Path, tensor: object, reader: object) -> TensorRef:
+    shape = tuple(map(int, reversed(tensor.shape)))
+    original = reader.get_field(f"comfy.gguf.orig_shape.{tensor.name}")
+    if original is not None:
+        shape = tuple(int(original.parts[i][0]) for i in original.data)
+    return TensorRef(
+        name=tensor.name,
+        dtype=tensor.tensor_type.name,
+        shape=shape,
+        path=path,
+        begin=int(tensor.data_offset),
+        nbytes=int(tensor.n_bytes),
+    )
+
+
+def shapes_agree(shape: tuple[int, ...], stored: tuple[int, ...]) -> bool:
+    """A GGUF drops leading dimensions of 1 and may store a 5-D convolution in 4."""
+    if [size for size in shape if size != 1] == [size for size in stored if size != 1]:
+        return True
+    return len(shape) == 5 and len(stored) <= 4 and math.prod(shape) == math.prod(stored)
+
+
+def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
+    """{source tensor: GGML type}, and notes on what only one side has.
+
+    Names match exactly or without their prefix. A GGUF of another model is an error.
+    """
+    stored = open_gguf(path).tensors
+    by_bare = {bare(name): name for name in stored}
+    matched = {name: name if name in stored else by_bare.get(bare(name)) for name in model.tensors}
+    matched = {name: other for name, other in matched.items() if other is not None}
+    if not any(ref.name in matched for ref in model.linear_weights):
+        raise ConvertError(
+            f"{path}: is of another model: no linear layer of the source is in it; "
+            f"the source has {examples(model.tensors)}; the GGUF has {examples(stored)}"
+        )
+    wrong = [
+        f"{path}: is of another model: {name} is {list(model.tensors[name].shape)} in the source, "
+        f"{list(stored[other].shape)} as {other} in the GGUF"
+        for name, other in matched.items()
+        if not shapes_agree(model.tensors[name].shape, stored[other].shape)
+    ]
+    if wrong:
+        more = [f"... and {len(wrong) - EXAMPLES} more shapes"] if len(wrong) > EXAMPLES else []
+        raise ConvertError(*wrong[:EXAMPLES], *more)
+    notes = []
+    lacking = [r.name for r in model.tensors.values() if r.is_float and r.name not in matched]
+    if lacking:
+        notes.append(f"{len(lacking)} tensors not in the GGUF stay 16-bit: {examples(lacking)}")
+    if extra := stored.keys() - set(matched.values()):
+        notes.append(f"{len(extra)} tensors of the GGUF are not in the source: {examples(extra)}")
+    return {name: stored[other].dtype for name, other in matched.items()}, notes

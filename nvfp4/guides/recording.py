@@ -1,0 +1,257 @@
+"""What the ComfyUI recorder wrote."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nvfp4.errors import ConvertError, examples
+from nvfp4.formats import E4M3_MAX, LEAST_NORMAL_E4M3, NVFP4_MAX
+from nvfp4.model import Model, TensorRef, bare
+from nvfp4.numeric.feedback import Statistics
+from nvfp4.read.checkpoint import read_header
+from nvfp4.read.json_files import is_figure
+from nvfp4.read.tensors import load
+
+MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16  # of a recording's layer: a file may be a hole
+MAX_CALLS = 1 << 50  # of a bin of a histogram: sums over bins and recordings fit 64 bits
+# The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
+# 2**(-24 + (i - 1) / 8), the last one at 2**16.
+RECORDING_FORMAT = "nvfp4_recording"
+RECORDING_PARTS = {
+    "tokens": "I64",
+    "absmax": "F32",
+    "block_histogram": "I64",
+    "quantisation": "F64",
+}
+# ... and of its second moments, if there are any, see calib/comfyui_nvfp4_recorder.
+MOMENT_PARTS = {
+    "moment_tokens": "I64",
+    "first_moment": "F64",
+    "rows": "BF16",
+    "second_moment": "BF16",
+    "second_moment_low": "U8",
+    "absmax": "F32",
+}
+STRIP_ROWS = 128
+BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
+SMALL_BLOCKS = 0.01  # so many of the blocks may fall into E4M3's subnormals ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What a recording tells of one layer's input."""
+
+    amax: float  # over all calls
+    channels: int
+    block_histogram: np.ndarray  # int64, one bin more than BIN_EDGES has steps
+    error: float  # of quantising it to NVFP4, scaled anew on every call, squared and summed
+    energy: float
+    moments: Moments | None = None
+
+    def __add__(self, other: Recorded) -> Recorded:
+        moments = [*self.moments.recordings] if self.moments else []
+        moments += other.moments.recordings if other.moments else ()
+        return Recorded(
+            amax=max(self.amax, other.amax),
+            channels=self.channels,
+            block_histogram=self.block_histogram + other.block_histogram,
+            error=self.error + other.error,
+            energy=self.energy + other.energy,
+            moments=Moments(recordings=tuple(moments)) if moments else None,
+        )
+
+    @property
+    def rel_rmse(self) -> float:
+        return math.sqrt(self.error / self.energy) if self.energy else 0.0
+
+    @property
+    def small_block(self) -> float:
+        """Largest magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros aside."""
+        counts = self.block_histogram[1:].cumsum()
+        index = int(np.searchsorted(counts, SMALL_BLOCKS * counts[-1], side="right"))
+        return float(BIN_EDGES[1:][index]) if counts[-1] else self.amax
+
+    def headroom(self, margin: float) -> float:
+        """The largest magnitude to scale for: `margin` times what was seen, or less if that would
+        bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals.
+        """
+        ceiling = self.small_block * E4M3_MAX / LEAST_NORMAL_E4M3
+        return max(self.amax, min(self.amax * margin, ceiling))
+
+    def saturated(self, scale: float) -> float:
+        """Share of the blocks seen whose block scale would exceed 448 at this input scale."""
+        limit, counts = scale * NVFP4_MAX, self.block_histogram
+        if limit >= self.amax or not counts.sum():
+            return 0.0
+        widths = np.append(np.diff(BIN_EDGES), BIN_EDGES[-1])
+        above = np.clip((BIN_EDGES + widths - limit) / widths, 0.0, 1.0)
+        return float((counts * above).sum() / counts.sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
+
+    recordings: tuple[tuple[TensorRef, ...], ...]
+
+
+def read_recording(path: Path) -> dict[str, Recorded]:
+    """{bare layer: Recorded} from what the ComfyUI node in calib/ wrote.
+
+    Layers that saw NaN or infinities are an error: their figures mean nothing.
+    """
+    tensors, metadata = read_header(path)
+    if (metadata.get("format"), metadata.get("version")) != (RECORDING_FORMAT, "1"):
+        raise ConvertError(f"{path}: is no recording (version 1) of the NVFP4 Calibration Recorder")
+    layers = defaultdict(dict)
+    for ref in tensors.values():
+        layer, _, part = ref.name.rpartition(".")
+        layers[layer][part] = ref
+    moments = read_moments(path, metadata, layers)
+    found = {}
+    for layer, parts in layers.items():
+        wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
+        if wrong:
+            raise ConvertError(f"{path}: layer {layer}: {', '.join(wrong)} missing or malformed")
+        error, energy = load(parts["quantisation"]).tolist()
+        amax, counts = float(load(parts["absmax"]).max()), load(parts["block_histogram"]).numpy()
+        if not all(map(is_figure, (amax, error, energy))):
+            raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
+        if not ((counts >= 0) & (counts < MAX_CALLS)).all():
+            raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
+        found[bare(layer)] = Recorded(
+            amax=amax,
+            channels=math.prod(parts["absmax"].shape),
+            block_histogram=counts,
+            error=error,
+            energy=energy,
+            moments=moments.get(layer),
+        )
+    return found
+
+
+def read_moments(
+    path: Path, metadata: dict[str, str], layers: dict[str, dict[str, TensorRef]]
+) -> dict[str, Moments]:
+    """{layer: where the moments of its input are}, by the recording's own word on which share one.
+
+    Raises ConvertError where that, or a tensor of them, is not as the recorder writes it.
+    """
+    try:
+        shared = json.loads(metadata.get("inputs", "{}")).items()
+    except (ValueError, RecursionError, AttributeError):
+        raise ConvertError(f"{path}: its list of inputs is damaged") from None
+    found = {}
+    for layer, first in shared:
+        parts = layers.get(first, {}) if isinstance(first, str) else {}
+        refs = tuple(parts[part] for part in MOMENT_PARTS if part in parts)
+        channels = parts["absmax"].shape if "absmax" in parts else ()
+        if layer not in layers or not are_moments(refs, channels, layers[layer]):
+            raise ConvertError(f"{path}: the second moments of layer {layer} are damaged")
+        found[layer] = Moments(recordings=(refs,))
+    return found
+
+
+def are_moments(
+    refs: tuple[TensorRef, ...], channels: tuple[int, ...], layer: dict[str, TensorRef]
+) -> bool:
+    """Whether these are MOMENT_PARTS of a layer, of the shapes that its channels ask for."""
+    if len(refs) < len(MOMENT_PARTS) or len(channels) != 1:
+        return False
+    if "absmax" not in layer or layer["absmax"].shape != channels or math.prod(refs[0].shape) != 1:
+        return False
+    _, first, rows, upper, lower, _ = (ref.shape for ref in refs)
+    packed = (sum(height * width for height, width in strip_shapes(*channels)),)
+    return (
+        [ref.dtype for ref in refs] == [*MOMENT_PARTS.values()]
+        and (first, rows[1:], upper, lower) == (channels, channels, packed, packed)
+        and 0 < rows[0] <= MAX_ROWS
+        and int(load(refs[0])) > 0
+        and bool(load(refs[2]).isfinite().all())
+    )
+
+
+def strip_shapes(channels: int) -> list[tuple[int, int]]:
+    """The upper half of a second moment [K, K] as it is recorded: rows by STRIP_ROWS."""
+    starts = range(0, channels, STRIP_ROWS)
+    return [(min(STRIP_ROWS, channels - start), channels - start) for start in starts]
+
+
+def load_statistics(moments: Moments, device: torch.device) -> Statistics:
+    """Sum up what the recordings have of an input: mean and second moment of a token, rows."""
+    tokens, first, packed, rows = 0, 0.0, 0.0, []
+    for refs in moments.recordings:
+        count, total, some, *packing, _ = map(load, refs)
+        tokens, first = tokens + int(count), first + total
+        upper, lower = (part.to(device) for part in packing)
+        bits = upper.view(torch.int16).to(torch.int32) << 16
+        packed = packed + bits.bitwise_or_(lower.to(torch.int32) << 8).view(torch.float32)
+        rows.append(some.float())
+    channels = len(first)
+    second, shapes = packed.new_empty(channels, channels), strip_shapes(channels)
+    packed = packed.div_(tokens).split([height * width for height, width in shapes])
+    for strip, (height, width) in zip(packed, shapes, strict=True):
+        begin = channels - width
+        second[begin : begin + height, begin:] = strip.view(height, width)
+        second[begin:, begin : begin + height] = strip.view(height, width).t()
+    mean, rows = (first / tokens).float(), torch.cat(rows)
+    if not (mean.isfinite().all() and second.isfinite().all()):
+        ref = moments.recordings[0][0]
+        raise ConvertError(f"{ref.path}: {ref.name} and what goes with it hold NaN or Inf")
+    return Statistics(
+        mean=mean.to(device),
+        second=second,
+        rows=rows.to(device),
+        independent=count_different(rows, tokens),
+    )
+
+
+def count_different(rows: torch.Tensor, tokens: int) -> float:
+    """How many of all rows differ and are not zero, by how often some [r, K] of them are equal.
+
+    A prompt's text is the same at every step, and padded with zeros.
+    """
+    filled = rows[rows.any(1)]
+    count = len(filled)
+    same = filled.unique(dim=0, return_counts=True)[1].double() if count else torch.zeros(1)
+    pairs = float((same * (same - 1)).sum())
+    return max(
+        min(tokens * count / len(rows), count * (count - 1) / pairs if pairs else math.inf), 1.0
+    )
+
+
+def read_recordings(paths: Iterable[Path]) -> dict[str, Recorded]:
+    """{bare layer: Recorded} of all recordings together."""
+    found: dict[str, Recorded] = {}
+    for path in paths:
+        for layer, recorded in read_recording(path).items():
+            if layer in found and found[layer].channels != recorded.channels:
+                raise ConvertError(f"{path}: layer {layer} has other columns than in the others")
+            found[layer] = found[layer] + recorded if layer in found else recorded
+    return found
+
+
+def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
+    """Whether a recording's tensor is there, of its dtype, and of its size where that is fixed."""
+    sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
+    ref = parts.get(part)
+    size = math.prod(ref.shape) if ref and len(ref.shape) < 2 else 0
+    return 0 < size <= MAX_CHANNELS and ref.dtype == dtype and size == sizes.get(part, size)
+
+
+def check_recording(recording: dict[str, Recorded], model: Model) -> None:
+    """A recording has to be of this model: of its layers, by their number of columns."""
+    columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
+    known = recording.keys() & columns.keys()
+    wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
+    if wrong or not known:
+        what = f"{examples(wrong)} has other columns" if wrong else "it has none of its layers"
+        raise ConvertError(f"--activation-stats: is of another model than the source: {what}")

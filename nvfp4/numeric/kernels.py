@@ -1,0 +1,434 @@
+"""The same for numba on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from nvfp4.formats import BLOCK_SIZE, E2M1_MAX, E4M3_MAX
+from nvfp4.numeric.codes import (
+    E2M1,
+    FIRST_NORMAL_E4M3_CODE,
+    FLOAT32_EXPONENT,
+    LAST_E4M3_CODE,
+    ROUND_TO_HALVES,
+    FloatGrid,
+    encode_fp8,
+    encode_nvfp4,
+    largest_magnitude,
+    nvfp4_global_scale,
+)
+from nvfp4.numeric.damage import Damage
+from nvfp4.numeric.feedback import ROUNDERS, room_for, round_columns
+from nvfp4.numeric.scale_search import (
+    DOUBT,
+    FIRST_OFFSET,
+    LAST_OFFSET,
+    SCALE_SEARCHES,
+    UNHALVED_E4M3_CODE,
+    mse_block_scales,
+)
+
+# Loops that numba compiles: what the functions above do to a few rows, in one pass over memory
+# and without Python's lock. Same bits; torch's single operations are ten times slower on a CPU.
+E4M3_VALUES = torch.arange(128, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
+ROWS_IN_TURN = 256  # 16 columns of so many float32 are 16 kB
+LANES = 64  # blocks worked on side by side: their 16 magnitudes stay in the first-level cache
+FLOAT32 = np.float32
+LARGEST_FLOAT32 = FLOAT32(3e38)
+
+
+def e4m3_codes(values: np.ndarray, codes: np.ndarray) -> None:
+    """Nearest E4M3 codes, ties to even, of float32 values from 0 to 448."""
+    bits = values.view(np.int32)
+    for j in range(len(values)):
+        normal = ((bits[j] + 0x7FFFF + ((bits[j] >> 20) & 1)) >> 20) - 960
+        subnormal = np.int32((values[j] * FLOAT32(512) + FLOAT32(8388608)) - FLOAT32(8388608))
+        codes[j] = normal if values[j] >= FLOAT32(2**-6) else subnormal
+
+
+def e4m3_codes_of_at_least(values: np.ndarray, codes: np.ndarray) -> None:
+    """The smallest codes whose values are at least `values`, which are clamped to 0..448."""
+    for j in range(len(values)):
+        values[j] = min(max(values[j], FLOAT32(0)), FLOAT32(E4M3_MAX))
+    e4m3_codes(values, codes)
+    for j in range(len(values)):
+        codes[j] += E4M3_VALUES[codes[j]] < values[j]
+
+
+def block_errors(
+    magnitudes: np.ndarray, codes: np.ndarray, global_scale: np.float32, errors: np.ndarray
+) -> None:
+    """`scale_errors` of blocks side by side, [16, b], each at one code; sums in the same order."""
+    count = magnitudes.shape[1]
+    sums, reciprocals = np.zeros((8, count), FLOAT32), np.empty(count, FLOAT32)
+    for j in range(count):
+        reciprocals[j] = FLOAT32(1) / (E4M3_VALUES[codes[j]] * global_scale)
+    for i in range(BLOCK_SIZE):
+        row, total = magnitudes[i], sums[i % 8]
+        for j in range(count):
+            scaled = row[j] * reciprocals[j]
+            large = FLOAT32(ROUND_TO_HALVES)
+            large = FLOAT32(2 * ROUND_TO_HALVES) if scaled >= FLOAT32(2) else large
+            large = FLOAT32(4 * ROUND_TO_HALVES) if scaled >= FLOAT32(4) else large
+            error = scaled - min((scaled + large) - large, FLOAT32(E2M1_MAX))
+            total[j] += error * error
+    for half in (4, 2, 1):
+        for i in range(half):
+            for j in range(count):
+                sums[i, j] += sums[i + half, j]
+    for j in range(count):
+        scale = E4M3_VALUES[codes[j]]
+        errors[j] = sums[0, j] * scale * scale
+
+
+def keep_better(codes: np.ndarray, errors: np.ndarray, best: np.ndarray, least: np.ndarray) -> None:
+    """Where a code has a smaller error, or an equal one and is smaller, it is the best so far."""
+    for j in range(len(codes)):
+        better = (errors[j] < least[j]) | ((errors[j] == least[j]) & (codes[j] < best[j]))
+        best[j] = codes[j] if better else best[j]
+        least[j] = errors[j] if better else least[j]
+
+
+def best_codes(
+    magnitudes: np.ndarray, block_amax: np.ndarray, global_scale: np.float32, best: np.ndarray
+) -> None:
+    """`mse_block_scales` of blocks side by side, [16, b]; `block_amax` is overwritten."""
+    count = len(block_amax)
+    first, codes = np.empty(count, np.int32), np.empty(count, np.int32)
+    values, errors, least = (
+        np.empty(count, FLOAT32),
+        np.empty(count, FLOAT32),
+        np.empty(count, FLOAT32),
+    )
+    for j in range(count):
+        block_amax[j] /= global_scale
+        values[j] = block_amax[j] / FLOAT32(E2M1_MAX) * FLOAT32(1 + DOUBT)
+        best[j], least[j] = LAST_E4M3_CODE + 1, LARGEST_FLOAT32
+    e4m3_codes_of_at_least(values, first)
+    for offset in range(FIRST_OFFSET, LAST_OFFSET + 1):
+        for j in range(count):
+            codes[j] = min(max(first[j] + offset, 1), LAST_E4M3_CODE)
+        block_errors(magnitudes, codes, global_scale, errors)
+        keep_better(codes, errors, best, least)
+    search_below(magnitudes, block_amax, global_scale, (first, best, least))
+    for j in range(count):
+        best[j] = best[j] if block_amax[j] > 0 else 0
+
+
+def search_below(
+    magnitudes: np.ndarray,
+    block_amax: np.ndarray,
+    global_scale: np.float32,
+    so_far: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """`search_codes` for the few blocks whose bound leaves codes below those tried."""
+    first, best, least = so_far
+    values, low = np.empty(len(first), FLOAT32), np.empty(len(first), np.int32)
+    for j in range(len(first)):
+        bound = (block_amax[j] - np.sqrt(least[j])) / FLOAT32(E2M1_MAX)
+        values[j] = bound * FLOAT32(1 - DOUBT)
+    e4m3_codes_of_at_least(values, low)
+    count, steps, rest = 0, 0, np.empty(len(first), np.int32)
+    for j in range(len(first)):
+        few = first[j] <= FIRST_NORMAL_E4M3_CODE
+        low[j] = 1 if few else max(low[j], 1)
+        first[j] = UNHALVED_E4M3_CODE if few else first[j] + FIRST_OFFSET - 1
+        if low[j] <= first[j] and block_amax[j] > 0:
+            rest[count] = j
+            count += 1
+            steps = max(steps, first[j] - low[j] + 1)
+    rest = rest[:count]
+    some, codes, errors = magnitudes[:, rest], low[rest], np.empty(count, FLOAT32)
+    some_best, some_least = best[rest], least[rest]
+    for _ in range(steps):
+        block_errors(some, codes, global_scale, errors)
+        keep_better(codes, errors, some_best, some_least)
+        for j in range(count):
+            codes[j] = min(codes[j] + 1, first[rest[j]])
+    for j in range(count):
+        best[rest[j]] = some_best[j]
+
+
+def round_blocks(
+    magnitudes: np.ndarray, best: np.ndarray, global_scale: np.float32, codes: np.ndarray
+) -> tuple[float, float]:
+    """E2M1 codes of blocks side by side, [16, b], at their scales' codes; error and energy."""
+    count = len(best)
+    steps, scales = np.empty(count, FLOAT32), np.empty(count, FLOAT32)
+    errors, energies = np.zeros(count, FLOAT32), np.zeros(count, FLOAT32)
+    unit = FLOAT32(1) / global_scale
+    for j in range(count):
+        scales[j] = E4M3_VALUES[best[j]]
+        steps[j] = scales[j] * global_scale
+    for i in range(BLOCK_SIZE):
+        magnitude, code = magnitudes[i], codes[i]
+        for j in range(count):
+            scaled = magnitude[j] / (steps[j] if steps[j] > 0 else FLOAT32(1))
+            scaled = min(scaled, FLOAT32(E2M1_MAX)) if steps[j] > 0 else FLOAT32(0)
+            power = FLOAT32(4) if scaled >= 4 else FLOAT32(2) if scaled >= 2 else FLOAT32(1)
+            large = power * FLOAT32(ROUND_TO_HALVES)
+            rounded = scaled + large - large
+            # A power's values are steps of half of it; each power begins two codes further up.
+            start = 4 if scaled >= 4 else 2 if scaled >= 2 else 0
+            code[j] = np.int32(rounded * (FLOAT32(2) / power)) + start
+            original = magnitude[j] * unit
+            error = rounded * scales[j] - original
+            errors[j] += error * error
+            energies[j] += original * original
+    return total(errors), total(energies)
+
+
+def encode_blocks(
+    bits: np.ndarray, global_scale: np.float32, search: bool, packed: np.ndarray, scales: np.ndarray
+) -> tuple[float, float]:
+    """`encode_nvfp4` of blocks [b, 16], given as float32's bits (int32), into packed [b] uint64,
+    whose bytes are in order, and scales [b] uint8.
+
+    Returns squared error and energy in units of the global scale.
+    """
+    shape = (BLOCK_SIZE, LANES)
+    turned, codes = np.empty(shape, np.int32), np.empty(shape, np.int32)
+    magnitudes = np.empty(shape, FLOAT32)
+    block_amax, best = np.empty(LANES, FLOAT32), np.empty(LANES, np.int32)
+    error, energy = 0.0, 0.0
+    for begin in range(0, len(bits), LANES):
+        count = min(LANES, len(bits) - begin)
+        if count < LANES:
+            turned[:] = 0
+        some = bits[begin : begin + count]
+        for j in range(count):
+            for i in range(BLOCK_SIZE):
+                turned[i, j] = some[j, i]
+        values, block_amax[:] = turned.view(FLOAT32), 0
+        for i in range(BLOCK_SIZE):
+            row, magnitude = values[i], magnitudes[i]
+            for j in range(LANES):
+                magnitude[j] = abs(row[j])
+                block_amax[j] = max(block_amax[j], magnitude[j])
+        if search:
+            best_codes(magnitudes, block_amax, global_scale, best)
+        else:
+            for j in range(LANES):
+                scale = block_amax[j] / FLOAT32(E2M1_MAX) / global_scale
+                block_amax[j] = min(scale, FLOAT32(E4M3_MAX))
+            e4m3_codes(block_amax, best)
+        more_error, more_energy = round_blocks(magnitudes, best, global_scale, codes)
+        error, energy = error + more_error, energy + more_energy
+        scales[begin : begin + count] = best[:count]
+        for j in range(count):
+            dead = E4M3_VALUES[best[j]] * global_scale == 0  # what a zero scale loses is +0
+            best[j] = 0 if dead else 8
+        pack_blocks(codes, turned, best, packed[begin : begin + count])
+    return error, energy
+
+
+def pack_blocks(codes: np.ndarray, bits: np.ndarray, signs: np.ndarray, packed: np.ndarray) -> None:
+    """`pack_e2m1` of codes [16, b] into packed [b] uint64, the first byte lowest; signs are those
+    of float32 `bits` [16, b] where `signs` [b] is 8, and none where it is 0.
+    """
+    packed[:] = 0
+    for i in range(BLOCK_SIZE // 2):
+        even, odd = codes[2 * i], codes[2 * i + 1]
+        even_bits, odd_bits = bits[2 * i], bits[2 * i + 1]
+        for j in range(len(packed)):
+            high = even[j] | ((even_bits[j] >> 28) & signs[j])
+            low = odd[j] | ((odd_bits[j] >> 28) & signs[j])
+            packed[j] |= np.uint64((high << 4) | low) << np.uint64(8 * i)
+
+
+def e4m3_values(codes: np.ndarray, values: np.ndarray) -> None:
+    """The float32 values of codes: a look-up in E4M3_VALUES would take one at a time."""
+    bits = values.view(np.int32)
+    for j in range(len(codes)):
+        bits[j] = (codes[j] + 960) << 20
+    for j in range(len(codes)):
+        subnormal = FLOAT32(codes[j]) * FLOAT32(2**-9)
+        values[j] = values[j] if codes[j] >= FIRST_NORMAL_E4M3_CODE else subnormal
+
+
+def encode_bytes(weights: np.ndarray, scale: np.float32, codes: np.ndarray) -> tuple[float, float]:
+    """`encode_fp8` of float32 weights [n] into codes [n] uint8; error and energy as above."""
+    width, bits = LANES * BLOCK_SIZE, weights.view(np.int32)
+    reciprocal = FLOAT32(1) / scale
+    magnitudes, values = np.empty(width, FLOAT32), np.empty(width, FLOAT32)
+    errors, energies = np.zeros(width, FLOAT32), np.zeros(width, FLOAT32)
+    found = np.empty(width, np.int32)
+    for begin in range(0, len(weights), width):
+        end = begin + width  # numba vectorises slices, not indices that it cannot prove positive
+        some, signs, out = weights[begin:end], bits[begin:end], codes[begin:end]
+        for j in range(len(some)):
+            magnitudes[j] = abs(some[j]) * reciprocal
+            values[j] = min(magnitudes[j], FLOAT32(E4M3_MAX))
+        e4m3_codes(values, found)
+        for j in range(len(some)):
+            out[j] = found[j] | ((signs[j] >> 24) & 0x80)
+        e4m3_values(found, values)
+        # One sum for each lane: a single one would wait for its last addition.
+        for j in range(len(some)):
+            difference = values[j] - magnitudes[j]
+            errors[j] += difference * difference
+            energies[j] += magnitudes[j] * magnitudes[j]
+    return total(errors), total(energies)
+
+
+def add_feedback(want: np.ndarray, factors: np.ndarray, changes: np.ndarray) -> None:
+    """want [n] += factors [c] @ changes [c, n], one column after the other."""
+    for column in range(len(factors)):
+        factor, change = factors[column], changes[column]
+        for row in range(len(want)):
+            want[row] += factor * change[row]
+
+
+def round_levels(
+    want: np.ndarray, step: np.ndarray, grid: tuple[np.float32, ...], level: np.ndarray
+) -> None:
+    """`round_to_grid` of want / step [n]; grid: least normal, largest value, the shift there."""
+    least, largest, shift = grid
+    powers = np.empty(len(want), FLOAT32)
+    bits = powers.view(np.int32)
+    for row in range(len(want)):
+        level[row] = want[row] / step[row]
+        powers[row] = min(max(abs(level[row]), least), largest)
+    for row in range(len(want)):
+        bits[row] &= FLOAT32_EXPONENT
+    for row in range(len(want)):
+        large = powers[row] * shift
+        level[row] = min(max(level[row] + large - large, -largest), largest)
+
+
+def round_in_turn(
+    inputs: tuple[np.ndarray, ...], grid: tuple[np.float32, ...], made: tuple[np.ndarray, ...]
+) -> None:
+    """`round_columns`, a few rows at a time: what they need stays in the first-level cache.
+
+    inputs: wanted, free, within, pivots, steps; made: levels, changes, costs.
+    """
+    (wanted, free, within, pivots, steps), (levels, changes, costs) = inputs, made
+    columns, rows = wanted.shape
+    for scale in range(len(steps)):
+        for begin in range(0, rows, ROWS_IN_TURN):
+            some = slice(begin, min(begin + ROWS_IN_TURN, rows))
+            step, cost = steps[scale, some], costs[scale, some]
+            for column in range(columns):
+                want, spare = wanted[column, some].copy(), free[column, some]
+                add_feedback(want, within[column, :column], changes[:column, scale, some])
+                level, change = levels[column, scale, some], changes[column, scale, some]
+                round_levels(want, step, grid, level)
+                for row in range(len(want)):
+                    decoded = level[row] * step[row]
+                    change[row] = spare[row] - decoded
+                    cost[row] += (decoded - want[row]) * (decoded - want[row]) * pivots[column]
+
+
+def round_columns_compiled(
+    wanted: torch.Tensor,
+    free: torch.Tensor,
+    coefficients: tuple[torch.Tensor, torch.Tensor],
+    steps: torch.Tensor,
+    grid: FloatGrid,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`round_columns` by KERNELS; sums in another order may move the last bits."""
+    made = room_for(wanted, steps)
+    inputs = (wanted, free, coefficients[0].contiguous(), coefficients[1], steps)
+    limits = (FLOAT32(grid.least_normal), FLOAT32(grid.largest), FLOAT32(grid.shift))
+    round_in_turn(tuple(one.numpy() for one in inputs), limits, tuple(one.numpy() for one in made))
+    return made
+
+
+def total(values: np.ndarray) -> float:
+    result = 0.0
+    for value in values:
+        result += value
+    return result
+
+
+KERNELS = (
+    e4m3_codes,
+    e4m3_codes_of_at_least,
+    e4m3_values,
+    total,
+    block_errors,
+    keep_better,
+    search_below,
+    best_codes,
+    round_blocks,
+    pack_blocks,
+    encode_blocks,
+    encode_bytes,
+    add_feedback,
+    round_levels,
+    round_in_turn,
+)  # in the order in which they call each other
+
+
+def compile_kernels() -> None:
+    """Replace KERNELS by machine code, which is kept beside this file for the next run.
+
+    Raises ImportError without numba, and RuntimeError where it fails or its code, checked on a
+    sample, does not keep the bits. No value there is NaN or infinite; contracting a * b + c,
+    which rounds once, stays forbidden.
+    """
+    import numba  # optional, and takes half a second
+
+    for kernel in KERNELS:
+        options = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan", "ninf"}}
+        try:
+            compiled = numba.njit(kernel, cache=True, **options)
+        except RuntimeError:  # no folder to keep it in
+            compiled = numba.njit(kernel, **options)
+        globals()[kernel.__name__] = compiled
+    sample = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+    sample[:8] *= torch.logspace(-6, 0, 8).unsqueeze(1)  # subnormal scales, and none
+    scale = nvfp4_global_scale(largest_magnitude(sample))
+    searches = SCALE_SEARCHES.values()
+    try:
+        made = [encode_nvfp4_compiled(sample, scale, search) for search in searches]
+        made.append(encode_fp8_compiled(sample, scale))
+    except numba.core.errors.NumbaError as error:
+        raise RuntimeError(str(error).partition("\n")[0]) from error
+    plain = [encode_nvfp4(sample, scale, search) for search in searches]
+    for (*found, _), expected in zip(made, [*plain, [encode_fp8(sample, scale)]], strict=True):
+        if not all(map(torch.equal, map(as_bytes, found), map(as_bytes, expected))):
+            raise RuntimeError("the compiled code rounds differently")
+    wanted, within = sample[:BLOCK_SIZE], (sample[:BLOCK_SIZE, -BLOCK_SIZE:], torch.ones(16))
+    given = (wanted, wanted, within, torch.full((2, 512), 0.25), E2M1)
+    try:
+        pairs = zip(round_columns_compiled(*given), round_columns(*given), strict=True)
+    except numba.core.errors.NumbaError as error:
+        raise RuntimeError(str(error).partition("\n")[0]) from error
+    if not all(torch.isclose(one, other).float().mean() > 0.99 for one, other in pairs):
+        raise RuntimeError("the compiled code rounds differently")
+    ROUNDERS["cpu"] = round_columns_compiled
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(torch.uint8)
+
+
+def encode_nvfp4_compiled(
+    weight: torch.Tensor, global_scale: torch.Tensor, block_scales: Callable
+) -> tuple[torch.Tensor, torch.Tensor, Damage]:
+    """`encode_nvfp4` of float32, bfloat16 or float16 by KERNELS, and its damage."""
+    values = weight.float()
+    if values.shape[1] % BLOCK_SIZE:
+        values = torch.nn.functional.pad(values, (0, -values.shape[1] % BLOCK_SIZE))
+    blocks = values.contiguous().view(-1, BLOCK_SIZE).view(torch.int32).numpy()
+    packed, scales = np.empty(len(blocks), "<u8"), np.empty(len(blocks), np.uint8)
+    search = block_scales is mse_block_scales
+    error, energy = encode_blocks(blocks, FLOAT32(global_scale), search, packed, scales)
+    block_scale = torch.from_numpy(scales).view(torch.float8_e4m3fn).view(len(weight), -1)
+    damage = Damage(error=error, energy=energy)
+    codes = torch.from_numpy(packed.view(np.uint8)).view(len(weight), -1)
+    return codes, block_scale, damage
+
+
+def encode_fp8_compiled(weight: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, Damage]:
+    """`encode_fp8` by KERNELS, and its damage."""
+    values = weight.float().contiguous().flatten().numpy()
+    codes = np.empty(len(values), np.uint8)
+    error, energy = encode_bytes(values, FLOAT32(scale), codes)
+    stored = torch.from_numpy(codes).view(torch.float8_e4m3fn).view(weight.shape)
+    return stored, Damage(error=error, energy=energy)

@@ -1,0 +1,212 @@
+"""How a layer takes its input: input scale, full-precision matmul, statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from nvfp4.errors import ConvertError, examples
+from nvfp4.families import Family
+from nvfp4.formats import MARKER, Precision
+from nvfp4.guides.calibration import Calibration, read_sensitivity, varying_layers
+from nvfp4.guides.recording import Recorded, check_recording, read_recordings
+from nvfp4.model import Model, bare
+from nvfp4.options import FULL_PRECISION_OPTIONS, Options
+from nvfp4.plan.layer_config import Setting, read_layer_list
+from nvfp4.plan.presets import preset_reason
+from nvfp4.plan.records import TensorPlan
+from nvfp4.plan.rules import select
+
+MANY_SATURATED = 0.001  # share of a layer's blocks that is worth a note
+# Thresholds on measured figures: option, its figure, the option that says what happens above it.
+MEASURED_THRESHOLDS = (
+    ("sensitivity_threshold", "rel_rmse", "sensitivity_action"),
+    ("clip_rate_threshold", "clip_rate", "clip_rate_action"),
+)
+
+
+def full_precision_marks(
+    options: Options, model: Model, settings: list[Setting]
+) -> tuple[dict[str, frozenset[str]], list[str]]:
+    """{option or list: weights it marks for full-precision matmul}, and notes."""
+    wanted = {
+        option: pattern
+        for option, (pattern, _) in FULL_PRECISION_OPTIONS.items()
+        if option in options.full_precision
+    }
+    wanted |= {f"--full-precision-mm-pattern {p}": p for p in options.full_precision_mm_pattern}
+    marks = {option: select(model, pattern, option) for option, pattern in wanted.items()}
+    marks |= {
+        "--layer-config": frozenset(
+            name for setting in settings if setting.full_precision for name in setting.names
+        )
+    }
+    path = options.full_precision_mm_layers
+    if path is None:
+        return marks, []
+    layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
+    listed = {bare(name) for name in read_layer_list(path)}
+    marks[path.name] = frozenset(layers[name] for name in listed & layers.keys())
+    if not marks[path.name]:
+        raise ConvertError(
+            f"{path}: names no layer of the source; it lists {examples(listed)}; "
+            f"the source has {examples(layers)}"
+        )
+    unknown = listed - layers.keys()
+    note = f"{path.name}: {len(unknown)} names match nothing: {examples(unknown)}"
+    return marks, [note] if unknown else []
+
+
+def preset_marks(
+    options: Options, model: Model, family: Family, settings: list[Setting]
+) -> dict[str, frozenset[str]]:
+    """NVFP4 layers that a preset marks for full-precision matmul, if no --layer-config has them."""
+    if not options.has_family or not family.full_precision:
+        return {}
+    pattern = re.compile(family.full_precision)
+    names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
+    configured = frozenset().union(*(setting.names for setting in settings))
+    return {preset_reason(options, family): frozenset(names - configured)}
+
+
+def measured_layers(
+    options: Options, model: Model, calibration: dict[str, Calibration]
+) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """What measured figures ask for: action ("fp16" or "full_precision_mm"), reason, weights."""
+    asked = []
+    path = options.sensitivity_json
+    if path is not None:
+        limits = [
+            (figure, getattr(options, option), getattr(options, action))
+            for option, figure, action in MEASURED_THRESHOLDS
+            if getattr(options, option) is not None
+        ]
+        figures = read_sensitivity(path, [figure for figure, *_ in limits], calibration)
+        for figure, limit, action in limits:
+            above = {layer for layer, row in figures.items() if row[figure] > limit}
+            asked.append((action, f"{figure} > {limit:g}", above))
+        if not figures.keys() & {bare(ref.layer) for ref in model.linear_weights}:
+            raise ConvertError(f"{path}: is of another model: it has {examples(figures)}")
+    if options.input_scale_summary_fp16_std:
+        asked.append(("fp16", "input scale varies from call to call", varying_layers(options)))
+    for action, reason, layers in asked:
+        names = (ref.name for ref in model.linear_weights if bare(ref.layer) in layers)
+        yield action, reason, frozenset(names)
+
+
+def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
+    """Give a quantised layer its input scale; an FP8 layer without one must not run in FP8.
+
+    ComfyUI casts the input of an FP8 layer that has no input_scale with scale 1, clamped at 448.
+    """
+    if row is not None and plan.precision in row.scales:
+        scale = row.scales[plan.precision]
+        if not 0 < torch.tensor(scale, dtype=torch.float32) < math.inf:
+            raise ConvertError(
+                f"{plan.ref.layer}: input scale {scale:g} ({row.source}) is no positive float32"
+            )
+        return dataclasses.replace(plan, input_scale=scale, input_scale_source=row.source)
+    if plan.precision is Precision.FP8 and not plan.full_precision:
+        return dataclasses.replace(plan, full_precision="FP8 without an input scale")
+    return plan
+
+
+def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
+    """FP8 layers as scaled FP8, whose one switch for full-precision matmul holds for all."""
+    layers = [plan for plan in plans if plan.is_quantised]
+    needing = sum(
+        bool(plan.full_precision) or np.float32(plan.input_scale) == 1  # ComfyUI drops a 1
+        for plan in layers
+    )
+    reason = f"{MARKER} holds for every layer" if needing else ""
+    shared = [
+        dataclasses.replace(plan, legacy=True, full_precision=plan.full_precision or reason)
+        if plan.is_quantised
+        else plan
+        for plan in plans
+    ]
+    note = (
+        f"scaled FP8 has one switch for all its {len(layers)} layers: full-precision matmul for "
+        f"all, as {needing} need it"
+    )
+    return shared, [note] if 0 < needing < len(layers) else []
+
+
+def configured_scales(settings: list[Setting]) -> dict[str, Calibration]:
+    """{layer: Calibration} of a --layer-config."""
+    return {
+        name.removesuffix(".weight"): Calibration(
+            scales={setting.precision: setting.input_scale}, source="--layer-config"
+        )
+        for setting in settings
+        for name in setting.names
+        if setting.input_scale is not None
+    }
+
+
+def attach_recording(
+    options: Options, model: Model, plans: list[TensorPlan]
+) -> tuple[list[TensorPlan], list[str]]:
+    """The plans with what --activation-stats tells of their layers' inputs, and notes."""
+    recording = read_recordings(options.activation_stats)
+    plans, clipped = count_saturated(options, model, plans, recording)
+    plans, aware = attach_moments(options, plans, recording)
+    return plans, [*clipped, *aware]
+
+
+def count_saturated(
+    options: Options, model: Model, plans: list[TensorPlan], recording: dict[str, Recorded]
+) -> tuple[list[TensorPlan], list[str]]:
+    """The plans with the share of recorded blocks that clip at their scales, and notes."""
+    if not options.activation_stats:
+        return plans, []
+    check_recording(recording, model)
+    counted = []
+    for plan in plans:
+        recorded = recording.get(bare(plan.ref.layer))
+        if recorded and plan.precision is Precision.NVFP4 and plan.input_scale is not None:
+            clipped = recorded.saturated(plan.input_scale)
+            counted.append(dataclasses.replace(plan, saturated_blocks=clipped))
+        else:
+            counted.append(plan)
+    notes = []
+    many = [plan.ref.layer for plan in counted if (plan.saturated_blocks or 0) > MANY_SATURATED]
+    if many:
+        what = f"clip more than {MANY_SATURATED:.1%} of the blocks recorded"
+        notes.append(f"input scales of {len(many)} layers {what}: {examples(many)}")
+    return counted, notes
+
+
+def attach_moments(
+    options: Options, plans: list[TensorPlan], recording: dict[str, Recorded]
+) -> tuple[list[TensorPlan], list[str]]:
+    """Give quantised layers the statistics they are rounded by, and the bias that goes along."""
+    moments = {layer: recorded.moments for layer, recorded in recording.items() if recorded.moments}
+    if not recording:
+        return plans, []
+    if not moments:
+        if any(plan.input_scale for plan in plans):
+            return plans, []
+        none = "has no second moments, and gives no input scales without --input-scale-policy"
+        return plans, [f"--activation-stats {none} headroom: nothing is done with it"]
+    if options.scale_search == "amax":
+        return plans, ["--scale-search amax: second moments are not used"]
+    biases = {plan.ref.name: plan for plan in plans if plan.ref.is_float}
+    given = [
+        dataclasses.replace(
+            plan,
+            moments=moments.get(bare(plan.ref.layer)),
+            bias=biases.get(f"{plan.ref.layer}.bias") if bare(plan.ref.layer) in moments else None,
+        )
+        if plan.is_quantised
+        else plan
+        for plan in plans
+    ]
+    lacking = [plan.ref.layer for plan in given if plan.is_quantised and not plan.moments]
+    note = f"{len(lacking)} layers have no second moments, and the plain search: "
+    return given, [note + examples(lacking)] if lacking else []

@@ -1,0 +1,139 @@
+"""Plans as files: layer configs, read and written, and layer lists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from nvfp4.errors import EXCERPT, ConvertError, examples
+from nvfp4.formats import FORMATS, QUANTISED, Precision
+from nvfp4.model import Model, TensorRef, bare
+from nvfp4.plan.records import TensorPlan
+from nvfp4.read.json_files import compiled, load_json, read_whole
+
+# --layer-config: what is in an entry, and its formats as precision and dtype.
+SETTING_KEYS = {
+    "format": (str,),
+    "full_precision_matrix_mult": (bool,),
+    "input_scale": (int, float),
+}
+SETTING_FORMATS = {
+    **{name: (precision, "") for name, precision in FORMATS.items()},
+    "bfloat16": (Precision.HALF, "BF16"),
+    "float16": (Precision.HALF, "F16"),
+    "float32": (Precision.FP32, "F32"),
+    "source": (Precision.KEPT, ""),
+}
+
+
+class Setting(NamedTuple):
+    """What --layer-config says of the tensors that one of its keys names."""
+
+    key: str
+    precision: Precision
+    dtype: str
+    full_precision: bool
+    input_scale: float | None
+    names: frozenset[str]
+
+
+def read_layer_list(path: Path) -> tuple[str, ...]:
+    """Layer names, one a line; text after # and blank lines are left out."""
+    try:
+        lines = read_whole(path).decode("utf-8-sig").splitlines()  # Notepad writes a mark
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read the layer list: {error.strerror}") from error
+    except ValueError as error:
+        what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
+        raise ConvertError(f"{path}: the layer list {what}: {error}") from error
+    names = (line.partition("#")[0].strip().removesuffix(".weight") for line in lines)
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def read_layer_config(path: Path, model: Model) -> list[Setting]:
+    """The settings of a --layer-config; a tensor goes by its own name before any pattern."""
+    names = {config_key(ref): ref for ref in model.tensors.values()}
+    settings, problems, left = [], [], {*names}
+    found = load_json(path, "layer config")
+    if not found:
+        raise ConvertError(f"{path}: the layer config is empty")
+    for key in sorted(found, key=lambda key: key not in names):  # exact names first
+        try:
+            setting = as_setting(key, found[key])
+            matched = {key} if key in names else {*filter(compiled(key).fullmatch, names)}
+            if key not in names and setting.precision in QUANTISED:
+                matched = {name for name in matched if names[name].is_linear_weight}
+            refuse_setting(setting, [names[name] for name in matched])
+        except ValueError as error:
+            problems.append(f"{path}: {key[:EXCERPT]}: {error}")
+            continue
+        refs = frozenset(names[name].name for name in matched & left)
+        settings.append(setting._replace(names=refs))
+        left -= matched
+    if problems:
+        raise ConvertError(*problems)
+    return settings
+
+
+def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
+    """Raises ValueError where a setting is not for the tensors that it names."""
+    if not refs:
+        raise ValueError(
+            "matches nothing of the source: keys are linear layers without .weight, other tensors "
+            "by their whole names, both without prefix, or regular expressions for all of these"
+        )
+    for ref in refs:
+        name = config_key(ref)
+        if setting.precision in QUANTISED and not (ref.is_linear_weight or ref.config):
+            raise ValueError(f"{name} is no linear layer")
+        if ref.is_kept and setting.precision is not Precision.KEPT:
+            raise ValueError(f"{name} is quantised in the source and goes over as it is: source")
+        if ref.scale is not None and setting.precision is Precision.KEPT:
+            raise ValueError(f"{name} is FP8 in the source: float8_e4m3fn keeps it")
+
+
+def config_key(ref: TensorRef) -> str:
+    """How a layer config names a tensor: a linear layer's weight by the layer."""
+    return bare(ref.layer if ref.is_linear_weight or ref.config else ref.name)
+
+
+def as_setting(key: str, value: object) -> Setting:
+    """One entry of a layer config, for no tensors yet; raises ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError('needs an object like {"format": "nvfp4"}')
+    if unknown := value.keys() - SETTING_KEYS.keys():
+        raise ValueError(f"has {examples(unknown)}; known are {', '.join(SETTING_KEYS)}")
+    if not isinstance(value.get("format"), str) or value["format"] not in SETTING_FORMATS:
+        given, known = value.get("format"), ", ".join(SETTING_FORMATS)
+        raise ValueError(f"format {given!r} is none of {known}")
+    for name, kinds in SETTING_KEYS.items():
+        if name in value and type(value[name]) not in kinds:
+            raise ValueError(f"{name} {repr(value[name])[:EXCERPT]} is no {kinds[-1].__name__}")
+    scale = value.get("input_scale")
+    if scale is not None and not 0 < scale < torch.finfo(torch.float32).max:
+        raise ValueError(f"input_scale {str(scale)[:EXCERPT]} is not a positive number")
+    precision, dtype = SETTING_FORMATS[value["format"]]
+    flag = value.get("full_precision_matrix_mult", False)
+    if precision not in QUANTISED and (flag or scale is not None):
+        raise ValueError(f"{value['format']} takes nothing else")
+    return Setting(key, precision, dtype, flag, scale, frozenset())
+
+
+def layer_config(plans: Iterable[TensorPlan]) -> str:
+    """The plan as --layer-config reads it, one line for each tensor."""
+    formats = {setting: name for name, setting in SETTING_FORMATS.items()}
+    entries = {}
+    for plan in plans:
+        dtype = plan.dtype if plan.precision in (Precision.HALF, Precision.FP32) else ""
+        entry = {"format": formats.get((plan.precision, dtype), "float32")}
+        if plan.full_precision:
+            entry["full_precision_matrix_mult"] = True
+        if plan.input_scale is not None:
+            entry["input_scale"] = plan.input_scale
+        entries[config_key(plan.ref)] = entry
+    lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
+    return "{\n " + ",\n ".join(lines) + "\n}\n"

@@ -1,0 +1,157 @@
+"""Every tensor's plan, and notes on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+from nvfp4.errors import ConvertError, examples
+from nvfp4.families import Family
+from nvfp4.formats import DTYPE_OPTIONS, Precision
+from nvfp4.guides.calibration import read_calibration
+from nvfp4.guides.gguf import GGUF_BITS, match_gguf
+from nvfp4.model import Model
+from nvfp4.options import LEGACY_RECIPE, TARGET, Options
+from nvfp4.plan.inputs import (
+    attach_recording,
+    attach_scale,
+    configured_scales,
+    full_precision_marks,
+    measured_layers,
+    preset_marks,
+    share_marker,
+)
+from nvfp4.plan.layer_config import read_layer_config
+from nvfp4.plan.presets import find_family
+from nvfp4.plan.records import Rule, TensorPlan, plan_tensor, weights_of
+from nvfp4.plan.rules import (
+    NO_FP4_MATMUL,
+    choice_rules,
+    decide,
+    floor_rules,
+    refuse_for_kept,
+    setting_rules,
+)
+
+MOST_NVFP4 = 0.9  # of an image model's linear weights
+
+
+def make_plans(
+    options: Options, model: Model, chosen: dict[str, Precision] | None = None
+) -> tuple[list[TensorPlan], list[str]]:
+    """Every tensor's plan in source order, and the notes that the report should carry.
+
+    `chosen`: precisions that --target-size settled on.
+    """
+    refuse_for_kept(options, model)
+    family, notes = find_family(options, model)
+    kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
+    settings = read_layer_config(options.layer_config, model) if options.layer_config else []
+    given = setting_rules(settings, chosen or {})
+    choices = choice_rules(options, model, family, kinds, given)
+    floors = floor_rules(options, model)
+    calibration = read_calibration(options, model) | configured_scales(settings)
+    marks, unknown = full_precision_marks(options, model, settings)
+    sensitive = preset_marks(options, model, family, settings)
+    for action, reason, names in measured_layers(options, model, calibration):
+        if action == "fp16":
+            floors.append(Rule(names=names, precision=Precision.HALF, reason=reason))
+        else:
+            sensitive[reason] = names
+    # in NVFP4 alone: FP8 layers were not measured, and no preset means them
+    marks = {Precision.NVFP4: marks | sensitive, Precision.FP8: marks}
+    if options.fp8_full_precision_mm:
+        marks[Precision.FP8] = {"--fp8-full-precision-mm": model.tensors}
+    plans = []
+    for ref in model.tensors.values():
+        rule = decide(ref.name, choices, floors)
+        plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
+        if plan.is_quantised:
+            asked = (why for why, names in marks[plan.precision].items() if ref.name in names)
+            marked = dataclasses.replace(plan, full_precision=next(asked, ""))
+            plan = attach_scale(marked, calibration.get(ref.layer))
+        plans.append(plan)
+    refuse_unquantised(options, plans, kinds or {})
+    plans, recorded = attach_recording(options, model, plans)
+    calibrated = len(calibration) > len(configured_scales(settings))
+    notes += [*lacking, *recorded, *unknown, *scale_notes(plans, calibrated)]
+    notes += plan_notes(plans, family)
+    if options.recipe == LEGACY_RECIPE:
+        plans, more = share_marker(plans)
+        notes += more
+    return plans, notes
+
+
+def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> None:
+    """A plan that quantises nothing is a mistake; say what is behind it."""
+    if any(plan.is_quantised for plan in plans):
+        return
+    bits = [GGUF_BITS[kind] for kind in kinds.values() if GGUF_BITS[kind] <= 8]
+    depth = f"give --gguf-nvfp4-max-bitdepth {min(bits)}" if bits else "take another GGUF"
+    if not kinds:
+        depth = "give fewer --edge-blocks"
+    if bits and min(bits) <= options.gguf_nvfp4_max_bitdepth:
+        depth = "relax what keeps them"
+    kept = Counter(plan.reason for plan in plans if plan.is_layer)
+    if any(plan.ref.config for plan in plans):
+        depth = "nothing is left to quantise: take the 16-bit model"
+    if TARGET in kept:
+        depth = f"give a smaller {TARGET}"
+    usual = f" (mostly: {kept.most_common(1)[0][0]})" if kept else ""
+    raise ConvertError(
+        f"{options.source}: no layer would become NVFP4 or FP8{usual}; "
+        f"{depth}, or name layers with --include"
+    )
+
+
+def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
+    dynamic = [plan.ref.layer for plan in plans if plan.is_w4a4 and plan.input_scale is None]
+    forced = [
+        plan.ref.layer for plan in plans if plan.full_precision == "FP8 without an input scale"
+    ]
+    notes = []
+    if calibrated and dynamic:
+        notes.append(
+            f"{len(dynamic)} W4A4 layers have no calibration row and stay dynamic: "
+            + examples(dynamic)
+        )
+    if forced:
+        notes.append(
+            f"{len(forced)} FP8 layers have no input scale and get full-precision matmul: "
+            + examples(forced)
+        )
+    return notes
+
+
+def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
+    """What a plan is likely to be regretted for."""
+    notes, layers = [], [plan for plan in plans if plan.is_layer]
+    twice = [
+        plan.ref.layer
+        for plan in layers
+        if plan.ref.scale is not None
+        and (plan.precision is Precision.NVFP4 or (plan.is_quantised and plan.ref.patches))
+    ]
+    if twice:
+        notes.append(
+            f"{len(twice)} layers are FP8 in the source and quantised twice, which is worse than "
+            f"from the 16-bit model; errors are against the FP8 weights: {examples(twice)}"
+        )
+    if passed := sum(bool(plan.ref.config) for plan in plans):
+        notes.append(f"{passed} layers are quantised in the source and go over as they are")
+    raised = [plan.ref.layer for plan in layers if "(else --layer-config" in plan.reason]
+    if raised:
+        notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
+    packed = [plan for plan in layers if plan.is_nvfp4]
+    part = weights_of(packed) / (weights_of(layers) or 1)
+    if family.image and part > MOST_NVFP4:
+        notes.append(
+            f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give "
+            "noise then; keep more layers with --exclude, --edge-blocks or --target-size"
+        )
+    if packed and not any(plan.is_w4a4 for plan in packed):
+        notes.append("no layer is W4A4: the file saves memory, and no time over 16-bit")
+    shaped = [plan.ref.layer for plan in layers if plan.reason.startswith(NO_FP4_MATMUL)]
+    if shaped:
+        notes.append(f"{len(shaped)} layers are FP8 for their shape: {examples(shaped)}")
+    return notes

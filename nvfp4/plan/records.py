@@ -1,0 +1,114 @@
+"""A tensor's fate, and the rules it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from nvfp4.formats import QUANTISED, VIEWED, Precision
+from nvfp4.guides.recording import Moments
+from nvfp4.model import TensorRef
+
+WIDENED = "a value beyond float16's 65504"  # the reason of what becomes float32 for it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """These tensors get this precision (or, as a floor, at least this one), and why."""
+
+    names: frozenset[str]
+    precision: Precision
+    reason: str
+    is_open: bool = False  # --target-size may choose otherwise
+    dtype: str = ""  # instead of --dtype, or of the source's
+
+
+UNNAMED = Rule(names=frozenset(), precision=Precision.HALF, reason="no rule names it")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlan:
+    """One tensor's fate and the reason, decided before any byte is written."""
+
+    ref: TensorRef
+    precision: Precision
+    reason: str
+    dtype: str  # safetensors dtype of the tensor itself in the output
+    is_open: bool = False  # --target-size may choose otherwise
+    full_precision: str = ""  # why its matmul stays 16-bit; "" means quantised activations
+    legacy: bool = False  # an FP8 layer stored as scaled FP8
+    input_scale: float | None = None
+    input_scale_source: str = ""
+    saturated_blocks: float | None = None  # share of the recorded input that clips at that scale
+    moments: Moments | None = None  # of its input, to round it by
+    smoothing: torch.Tensor | None = None  # [K] BF16: multiplies the input and divides the weight
+    bias: TensorPlan | None = None  # the layer's bias, which makes up for the mean error
+
+    @property
+    def is_quantised(self) -> bool:
+        return self.precision in QUANTISED
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a linear layer's weight, packed in the source or not."""
+        return self.ref.is_linear_weight or bool(self.ref.config)
+
+    @property
+    def weights(self) -> int:
+        packed = self.ref.dtype in VIEWED
+        return math.prod(self.ref.shape) * (2 if packed and self.ref.config else 1)
+
+    @property
+    def is_nvfp4(self) -> bool:
+        return self.precision is Precision.NVFP4 or self.config.get("format") == "nvfp4"
+
+    @property
+    def is_w4a4(self) -> bool:
+        return self.is_nvfp4 and "full_precision_matrix_mult" not in self.config
+
+    @property
+    def config(self) -> dict[str, str | bool]:
+        """What ComfyUI reads for this layer, in `comfy_quant` and in the header alike."""
+        if self.ref.config or not self.is_quantised:
+            return json.loads(self.ref.config or "{}")
+        flag = {"full_precision_matrix_mult": True} if self.full_precision else {}
+        return {"format": QUANTISED[self.precision], **flag}
+
+    @property
+    def config_bytes(self) -> bytes:
+        return json.dumps(self.config).encode()
+
+
+def plan_tensor(ref: TensorRef, rule: Rule, half: str) -> TensorPlan:
+    usual = {Precision.HALF: half, Precision.FP32: "F32"}.get(rule.precision, ref.dtype)
+    return TensorPlan(
+        ref=ref,
+        precision=rule.precision,
+        reason=rule.reason,
+        dtype=rule.dtype or usual,
+        is_open=rule.is_open,
+    )
+
+
+def weights_of(plans: Iterable[TensorPlan]) -> int:
+    return sum(plan.weights for plan in plans)
+
+
+def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
+    """The plans with the named float16 tensors as float32."""
+
+    def widened(plan: TensorPlan) -> TensorPlan:
+        if plan.bias:
+            (bias,) = widen([plan.bias], names)
+            plan = dataclasses.replace(plan, bias=bias)
+        if plan.ref.name not in names:
+            return plan
+        reason = f"{WIDENED} (else {plan.reason})"
+        return dataclasses.replace(plan, precision=Precision.FP32, dtype="F32", reason=reason)
+
+    return [*map(widened, plans)]

@@ -1,0 +1,198 @@
+"""Which precision a tensor gets: the rules in order, the floors."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import defaultdict
+
+from nvfp4.errors import ConvertError, examples
+from nvfp4.families import NEVER_PACKED, RECOGNISED_BY_ROWS, Family
+from nvfp4.formats import FP4_MATMUL_K, FP4_MATMUL_N, QUANTISED, Precision
+from nvfp4.guides.gguf import GGUF_BITS
+from nvfp4.model import Model, bare, diffusion_prefix
+from nvfp4.options import LEGACY_RECIPE, MINIMUM_OPTIONS, TARGET, Options
+from nvfp4.plan.layer_config import Setting
+from nvfp4.plan.presets import edge_block_rules, edge_count, preset_rules
+from nvfp4.plan.records import UNNAMED, Rule
+
+NO_FP4_MATMUL = "no FP4 matmul"  # the reason of what is FP8 for its shape
+KEEPS_SOURCE_PRECISION = r"bias$|norm|modulation|scale_shift_table"
+
+
+def select(model: Model, pattern: str, option: str) -> frozenset[str]:
+    """Linear weights whose bare layer name matches; none is an error, as a typo would be silent."""
+    found = re.compile(pattern, re.IGNORECASE)
+    names = frozenset(
+        ref.name
+        for ref in model.linear_weights
+        if found.search(bare(ref.layer)) or found.search(ref.name)
+    )
+    if not names:
+        layers = examples(ref.layer for ref in model.linear_weights) or "no linear layers at all"
+        raise ConvertError(f"{option}: matches no linear layer of the source, which has {layers}")
+    return names
+
+
+def gguf_precision(kind: str, options: Options) -> tuple[Precision, str]:
+    bits, limit = GGUF_BITS[kind], options.gguf_nvfp4_max_bitdepth
+    if kind in ("F32", "F64"):
+        return Precision.FP32, f"GGUF {kind}"
+    if kind in ("F16", "BF16") or bits > 8:
+        return Precision.HALF, f"GGUF {kind}"
+    if bits <= limit:
+        return Precision.NVFP4, f"GGUF {kind} <= {limit} bits"
+    if options.use_fp8 or options.only_fp8:
+        return Precision.FP8, f"GGUF {kind} > {limit} bits"
+    return Precision.HALF, f"GGUF {kind} > {limit} bits, no --use-fp8"
+
+
+def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
+    by_kind = defaultdict(set)
+    for name, kind in kinds.items():
+        by_kind[kind].add(name)
+    rules = []
+    for kind, names in sorted(by_kind.items()):
+        precision, reason = gguf_precision(kind, options)
+        names = frozenset(names)
+        is_open = precision in QUANTISED
+        rules.append(Rule(names=names, precision=precision, reason=reason, is_open=is_open))
+    return rules
+
+
+def untouched_rules(model: Model) -> list[Rule]:
+    """Tensors that go over as they are, whatever else names them."""
+    refs = model.tensors.values()
+    rows = {
+        "quantised in the source: as it is": (ref.name for ref in refs if ref.is_kept),
+        "empty, or not a 16/32-bit float": (ref.name for ref in refs if not ref.is_float),
+    }
+    return [
+        Rule(names=frozenset(names), precision=Precision.KEPT, reason=reason)
+        for reason, names in rows.items()
+    ]
+
+
+def option_rules(options: Options, model: Model) -> list[Rule]:
+    """--exclude, then --include."""
+    rows = [("--exclude", pattern, Precision.HALF) for pattern in options.exclude]
+    rows += [("--include", pattern, Precision.NVFP4) for pattern in options.include]
+    return [
+        Rule(
+            names=select(model, pattern, f"{option} {pattern}"),
+            precision=precision,
+            reason=f"{option} {pattern}",
+        )
+        for option, pattern, precision in rows
+    ]
+
+
+def choice_rules(
+    options: Options,
+    model: Model,
+    family: Family,
+    kinds: dict[str, str] | None,
+    settings: list[Rule],
+) -> list[Rule]:
+    """What decides a tensor's precision, in order: the first row that names it wins."""
+    prefix = diffusion_prefix(model.tensors)
+    beside = frozenset(name for name in model.tensors if not name.startswith(prefix))
+    rules = [
+        *untouched_rules(model),
+        *option_rules(options, model),
+        *settings,
+        Rule(names=beside, precision=Precision.KEPT, reason="not of the diffusion model"),
+    ]
+    rules += edge_block_rules(model, family, edge_count(options, family))
+    if kinds is not None:
+        lacking = Rule(
+            names=frozenset(model.tensors.keys() - kinds.keys()),
+            precision=Precision.HALF,
+            reason="not in the GGUF",
+        )
+        return [*rules, *gguf_rules(kinds, options), lacking]
+    rules += preset_rules(options, model, family)
+    small = frozenset(
+        ref.name
+        for ref in model.tensors.values()
+        if not ref.is_linear_weight
+        and (len(ref.shape) <= 1 or re.search(KEEPS_SOURCE_PRECISION, bare(ref.name)))
+    )
+    if options.recipe == LEGACY_RECIPE:  # everything else is --dtype
+        return rules
+    reason = "bias, norm or modulation: as in the source"
+    return [*rules, Rule(names=small, precision=Precision.KEPT, reason=reason)]
+
+
+def floor_rules(options: Options, model: Model) -> list[Rule]:
+    """Least precisions: each row that names a tensor raises it."""
+    linear = model.linear_weights
+    minimum = {"--min-ffn-fp8": Precision.FP8, "--min-ffn2-fp16": Precision.HALF}
+    rows = [
+        (select(model, pattern, option), minimum[option], option)
+        for option, pattern in MINIMUM_OPTIONS.items()
+        if option in options.minimums
+    ]
+    if options.only_fp8:
+        rows.append(({ref.name for ref in linear}, Precision.FP8, f"--recipe {options.recipe}"))
+    for family, pattern in NEVER_PACKED.items():
+        names = {ref.name for ref in linear if re.search(pattern, bare(ref.layer))}
+        rows.append((names, Precision.HALF, f"ComfyUI recognises {family} by its shape"))
+    odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
+    odd_rows = {
+        ref.name
+        for ref in linear
+        if ref.shape[0] % FP4_MATMUL_N
+        and (f"{ref.layer}.bias" in model.tensors or re.search(RECOGNISED_BY_ROWS, bare(ref.layer)))
+    }
+    nonlinear = model.tensors.keys() - {ref.name for ref in linear}
+    rows += [
+        (odd_columns, Precision.FP8, f"{NO_FP4_MATMUL}: columns % {FP4_MATMUL_K} != 0"),
+        (odd_rows, Precision.FP8, f"{NO_FP4_MATMUL} with a bias: rows % {FP4_MATMUL_N} != 0"),
+        (nonlinear, Precision.HALF, "not a linear layer's weight"),
+    ]
+    return [
+        Rule(names=frozenset(names), precision=precision, reason=reason)
+        for names, precision, reason in rows
+    ]
+
+
+def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
+    """The only place where a precision is born: the rule that a tensor goes by."""
+    decided = next((rule for rule in choices if name in rule.names), UNNAMED)
+    for rule in floors:
+        if name in rule.names and rule.precision > decided.precision:
+            reason = f"{rule.reason} (else {decided.reason})"
+            decided = dataclasses.replace(rule, reason=reason, is_open=decided.is_open)
+    return decided
+
+
+def refuse_for_kept(options: Options, model: Model) -> None:
+    """Layers that are NVFP4 in the source stay so: options that mean otherwise are errors."""
+    packed = {bare(ref.layer): ref.name for ref in model.tensors.values() if ref.config}
+    if packed and options.only_fp8:
+        raise ConvertError(f"--recipe {options.recipe}: the source has NVFP4 layers already")
+    for pattern in options.exclude:
+        found = re.compile(pattern, re.IGNORECASE)
+        if named := [layer for layer in packed if found.search(layer)]:
+            raise ConvertError(
+                f"--exclude {pattern}: {examples(named)}: NVFP4 in the source already, and goes "
+                "over as it is"
+            )
+
+
+def setting_rules(settings: list[Setting], chosen: dict[str, Precision]) -> list[Rule]:
+    """What --layer-config says and --target-size chose, as rules."""
+    rules = [
+        Rule(
+            names=setting.names,
+            precision=setting.precision,
+            reason="--layer-config",
+            dtype=setting.dtype,
+        )
+        for setting in settings
+    ]
+    for precision in sorted({*chosen.values()}):
+        names = frozenset(name for name, other in chosen.items() if other is precision)
+        rules.append(Rule(names=names, precision=precision, reason=TARGET, is_open=True))
+    return rules

@@ -1,0 +1,230 @@
+"""Safetensors headers, indexes and shards."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from nvfp4.errors import EXCERPT, ConvertError, DamagedFileError, examples
+from nvfp4.files import exists, size_of
+from nvfp4.formats import MAX_DIMENSIONS, bits_of
+from nvfp4.model import Model, TensorRef
+from nvfp4.read.json_files import MAX_HEADER_BYTES, load_json, parse_json, unique_keys
+
+# What hostile files announce must not cost memory or time. Published diffusion models have up to
+# 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep.
+MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+FOREIGN_STARTS = {  # of what was downloaded in place of a model
+    b"version ": "a Git LFS pointer to the model; download the file itself",
+    b"<": "a web page; download the model again",
+}
+GGUF_MAGIC = b"GGUF"
+
+
+def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
+    """`sound`: the first bytes may be a header's length, as 640 begins like a pickle."""
+    if path.suffix.lower() in PICKLE_SUFFIXES or (not sound and start.startswith(PICKLE_MAGIC)):
+        raise ConvertError(
+            f"{path}: is a pickle file, which can run code when opened; "
+            "give a .safetensors version of the model"
+        )
+    if start.startswith(GGUF_MAGIC):
+        raise ConvertError(f"{path}: is a GGUF; give a .safetensors model here")
+    for begin, what in FOREIGN_STARTS.items():
+        if not sound and start.startswith(begin):
+            raise ConvertError(f"{path}: is {what}")
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    """Parse and check a safetensors header: {name: TensorRef} in file order, and its metadata.
+
+    The rules are those of the safetensors library: ranges within the file, each of its shape's
+    size, together covering the data exactly. Raises ConvertError.
+    """
+    try:
+        size = size_of(path)
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            sound = len(start) == 8 and 2 <= length <= min(size - 8, MAX_HEADER_BYTES)
+            refuse_other_formats(path, start, sound)
+            if not sound:
+                cut = length <= MAX_HEADER_BYTES and len(start) == 8
+                cut = f", or cut off: its header should have {length:,} bytes" if cut else ""
+                problem = f"not a safetensors file{cut}; it has {size:,} bytes"
+                raise DamagedFileError(f"{path}: {problem}")
+            raw = file.read(length)
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
+    try:
+        header = parse_json(raw.decode(), unique_keys)
+        if not raw.startswith(b"{"):  # a list, or spaces that the library refuses
+            raise ValueError("it does not begin with {")
+    except ValueError as error:
+        raise DamagedFileError(f"{path}: the safetensors header is damaged: {error}") from error
+    metadata = header.pop("__metadata__", {})
+    if len(header) > MAX_TENSORS:
+        raise ConvertError(f"{path}: has {len(header):,} tensors; {MAX_TENSORS:,} are read")
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise DamagedFileError(f"{path}: the safetensors header's __metadata__ must map to strings")
+    refs = [parse_entry(path, 8 + length, name, entry) for name, entry in header.items()]
+    refs.sort(key=lambda ref: (ref.begin, ref.nbytes))
+    check_coverage(path, refs, 8 + length, size)
+    return {ref.name: ref for ref in refs}, metadata
+
+
+def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> TensorRef:
+    """One tensor of a safetensors header, its types and its own arithmetic checked."""
+    if len(name) > MAX_NAME or not name.isprintable():  # a lone surrogate cannot be written, too
+        long = f"{len(name):,} characters" if len(name) > MAX_NAME else "a control character"
+        raise DamagedFileError(
+            f"{path}: tensor {name[:EXCERPT]}: damaged or unknown entry: its name has {long}"
+        )
+    try:
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        if not isinstance(entry["shape"], list):  # "" and {} would pass for a scalar's []
+            raise ValueError("its shape is no list")
+        numbers = (*shape, begin, end)
+        sound = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
+        if not sound or len(shape) > MAX_DIMENSIONS:
+            raise ValueError
+        expected = bits_of(dtype, shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(
+            f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:EXCERPT]}"
+        ) from error
+    if expected != (end - begin) * 8:
+        needed = f"{expected // 8:,} bytes" if expected % 8 == 0 else f"{expected:,} bits"
+        raise DamagedFileError(
+            f"{path}: tensor {name}: {dtype} {list(shape)} needs {needed}, "
+            f"the header gives it {end - begin:,}"
+        )
+    return TensorRef(
+        name=name, dtype=dtype, shape=shape, path=path, begin=data_begin + begin, nbytes=end - begin
+    )
+
+
+def check_coverage(path: Path, refs: list[TensorRef], data_begin: int, size: int) -> None:
+    """The tensors, in file order, must follow each other without gap or overlap to the end."""
+    position = data_begin
+    for ref in refs:
+        if ref.begin != position:
+            what = "overlaps another" if ref.begin < position else "leaves a gap before it"
+            raise DamagedFileError(f"{path}: tensor {ref.name} {what} at byte {ref.begin:,}")
+        position += ref.nbytes
+    if position != size:
+        raise DamagedFileError(
+            f"{path}: the tensors end at byte {position:,}, the file at {size:,}: "
+            + ("it is cut off; download it again" if size < position else "trailing bytes")
+        )
+
+
+def open_model(source: Path) -> Model:
+    """Read the headers of a single file, of an index, or of a directory that holds one of them."""
+    if source.is_dir():
+        found = sorted(source.glob("*.safetensors.index.json")) or sorted(
+            source.glob("*.safetensors")
+        )
+        if len(found) != 1:
+            raise ConvertError(
+                f"{source}: holds {len(found) or 'no'} *.safetensors.index.json or *.safetensors "
+                "files; give one by name"
+            )
+        source = found[0]
+    if source.suffix.lower() == ".json":
+        return open_shards(source)
+    tensors, metadata = read_header(source)
+    return Model(tensors=tensors, metadata=metadata, files=(source,))
+
+
+def read_index(index: Path) -> dict[str, set[str]]:
+    """{shard: the tensors listed in it}, shards sorted; none of them is of another folder."""
+    weight_map = load_json(index, "index").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(shard, str) for shard in weight_map.values()
+    ):
+        raise ConvertError(f"{index}: has no weight_map of tensor names to file names")
+    shards = {shard: set() for shard in sorted(set(weight_map.values()))}
+    if len(shards) > MAX_SHARDS or len(weight_map) > MAX_TENSORS:
+        sizes = f"{len(weight_map):,} tensors in {len(shards):,} shards"
+        raise ConvertError(f"{index}: has {sizes}; {MAX_TENSORS:,} in {MAX_SHARDS:,} are read")
+    for shard in shards:
+        if reason := leads_outside(index, shard):
+            raise ConvertError(f"{index}: shard {shard[:EXCERPT]!r} {reason}")
+    for name, shard in weight_map.items():
+        shards[shard].add(name)
+    return shards
+
+
+def open_shards(index: Path) -> Model:
+    """Every shard's header, checked both ways against the index's weight_map."""
+    shards = read_index(index)
+    headers, problems = {}, []
+    for shard in shards:
+        path = index.parent / shard
+        try:
+            if not exists(path):
+                raise ConvertError(f"{path}: is missing, but {index.name} lists it; download it")
+            headers[shard] = read_header(path)
+        except ConvertError as error:
+            problems += error.problems
+    for shard, (tensors, _) in headers.items():
+        if missing := shards[shard] - tensors.keys():
+            problems.append(f"{index.parent / shard}: the index lists {examples(missing)} in it")
+        if unlisted := tensors.keys() - shards[shard]:
+            problems.append(f"{index}: has no entry for {examples(unlisted)} of {shard}")
+    if problems:
+        raise ConvertError(*problems)
+    merged = {name: ref for tensors, _ in headers.values() for name, ref in tensors.items()}
+    files = (index, *(index.parent / shard for shard in shards))
+    metadata = merge_metadata([metadata for _, metadata in headers.values()])
+    return Model(tensors=merged, metadata=metadata, files=files)
+
+
+def leads_outside(index: Path, shard: str) -> str:
+    """Why a shard's name, or the link of that name, is of a file elsewhere; or "".
+
+    Hugging Face's cache links an index and its shards to one folder: that one is allowed, too.
+    """
+    if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard):
+        return "is not a file name in its own folder"
+    if len(shard) > MAX_FILE_NAME:
+        return f"has a name of {len(shard):,} characters"
+    path = index.parent / shard
+    try:
+        if path.is_symlink():
+            path = path.resolve(strict=True)
+            if path.parent not in (index.parent.resolve(), index.resolve().parent):
+                return f"is a link to {path}, which is not in its own folder; copy it there"
+    except (OSError, RuntimeError):  # missing, in a circle or too long: opening it will say so
+        pass
+    return ""
+
+
+def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
+    """The first shard's word counts, but quantised layers are each shard's own."""
+    merged, layers = {}, {}
+    for metadata in shards:
+        merged = metadata | merged
+        layers |= header_layers(metadata) or {}
+    if layers:
+        merged["_quantization_metadata"] = json.dumps({"layers": layers})
+    return merged
+
+
+def header_layers(metadata: dict[str, str]) -> dict | None:
+    """The layers of `_quantization_metadata`: {} without it, None where it cannot be read."""
+    text = metadata.get("_quantization_metadata", '{"layers": {}}')
+    try:
+        layers = parse_json(text)["layers"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return layers if isinstance(layers, dict) else None
+
+
+def file_bytes(model: Model) -> int:
+    return sum(path.stat().st_size for path in model.files if path.suffix.lower() != ".json")

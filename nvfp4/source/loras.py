@@ -1,0 +1,252 @@
+"""LoRA files to be merged: which tensor a key means, what fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from nvfp4.errors import EXAMPLES, ConvertError, examples
+from nvfp4.formats import TORCH_DTYPES
+from nvfp4.model import Lora, Model, Patch, TensorRef, bare
+from nvfp4.numeric.lora import merge
+from nvfp4.read.checkpoint import read_header
+
+MAX_PREFIXES = 10  # of a LoRA's key
+# A LoRA's key is a layer and a part of it; the group that matches is the kind of patch.
+LORA_KEY = re.compile(
+    r"(?P<layer>.+?)(?:"
+    r"[._]lora(?:_linear_layer)?[._](?P<lora>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"
+    r"|\.hada_(?P<loha>w[12]_[ab]|t[12])"
+    r"|\.lokr_(?P<lokr>w[12](?:_[ab])?|t2)"
+    r"|\.(?:(?P<diff>diff|w_norm)|(?P<bias>diff_b|b_norm)|(?P<set>set_weight))"
+    r"|\.(?P<scaling>alpha|dora_scale))"
+)
+LORA_PARTS = {"A": "down", "B": "up", "w_norm": "diff", "diff_b": "diff", "b_norm": "diff"}
+LORA_PREFIX = re.compile(
+    r"(model\.)?diffusion_model\.|net\.|unet\.|transformer\.|base_model\.model\."
+    r"|lora_unet_+|lora_transformer_|lycoris_"  # kohya; __ is of Wan Fun; OneTrainer; SimpleTuner
+)
+NOT_MERGED = {  # what keys that match nothing are, where it can be told
+    "of a text encoder": r"lora_te|text_encoder|clip_|t5xxl",
+    "of OFT": r".+\.(oft_|rescale$)",
+    "of GLoRA": r".+\.[ab][12]\.weight$",
+    "of PEFT's DoRA": r".+\.lora_magnitude_vector",
+    "a new shape of a layer": r".+\.reshape_weight$",
+}
+# Names with _ for every dot, as kohya's trainers write them. One layer's two native spellings,
+# in the published file and in ComfyUI, are brought to one:
+SPELLINGS = (
+    (r"(_mod|modulation)_linear", r"\1_lin"),
+    (r"mlp_fc1", "mlp_0"),
+    (r"mlp_fc2", "mlp_2"),
+    (r"_norm_(q|k)(uery|ey)_norm", r"_\1_norm"),
+    (r"(_in|_embedder)_(mlp_0|linear_1)", r"\1_in_layer"),
+    (r"(_in|_embedder)_(mlp_2|linear_2)", r"\1_out_layer"),
+)
+# ... diffusers' block, the native block, {diffusers' layer: native layer}. `rows` is a part of a
+# fused layer, see FUSED_ROWS; `swapped`: scale and shift lie in the other order.
+DIFFUSERS = (
+    (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {  # Flux, Hunyuan Video
+        r"attn_to_(?P<rows>[qkv])": "img_attn_qkv",
+        r"attn_add_(?P<rows>[qkv])_proj": "txt_attn_qkv",
+        "attn_to_out_0": "img_attn_proj",
+        "attn_to_add_out": "txt_attn_proj",
+        "norm1_linear": "img_mod_lin",
+        "norm1_context_linear": "txt_mod_lin",
+        "ff_(net_0_proj|linear_in)": "img_mlp_0",
+        "ff_(net_2|linear_out)": "img_mlp_2",
+        "ff_context_(net_0_proj|linear_in)": "txt_mlp_0",
+        "ff_context_(net_2|linear_out)": "txt_mlp_2",
+        r"attn_norm_([qk])": r"img_attn_\2_norm",
+        r"attn_norm_added_([qk])": r"txt_attn_\2_norm",
+    }),
+    (r"single_transformer_blocks_(\d+)_", r"single_blocks_\1_", {
+        r"attn_to_(?P<rows>[qkv])": "linear1",
+        r"(?P<rows>proj_mlp)": "linear1",
+        "attn_to_qkv_mlp_proj": "linear1",  # Flux 2
+        "proj_out|attn_to_out": "linear2",
+        "norm_linear": "modulation_lin",
+        r"attn_norm_([qk])": r"\2_norm",
+    }),
+    (r"single_blocks_(\d+)_", r"single_blocks_\1_", {r"linear1_(?P<rows>qkv)": "linear1"}),
+    ("", "", {
+        "x_embedder": "img_in",
+        "context_embedder": "txt_in",
+        r"time_text_embed_timestep_embedder_(\w+)": r"time_in_\1",
+        r"time_text_embed_text_embedder_(\w+)": r"vector_in_\1",
+        r"time_text_embed_guidance_embedder_(\w+)": r"guidance_in_\1",
+        "proj_out": "final_layer_linear",
+        "norm_out_(?P<swapped>linear)": "final_layer_adaLN_modulation_1",
+        "all_x_embedder_2-1": "x_embedder",  # Z-Image
+        "all_final_layer_2-1_(.+)": r"final_layer_\1",
+    }),
+    (r"((?:layers|context_refiner|noise_refiner)_\d+)_attention_", r"\1_attention_", {
+        r"to_(?P<rows>[qkv])": "qkv",
+        "to_out_0": "out",
+        r"norm_([qk])": r"\2_norm",
+    }),
+    (r"(blocks_\d+)_", r"\1_", {  # Wan, in names ComfyUI leaves out
+        r"attn1_(?:to_(?=[qkv])|(?=norm_))(\w+)": r"self_attn_\2",
+        r"attn2_(?:to_(?=[qkv])|(?=norm_[qk]$))(\w+)": r"cross_attn_\2",
+        r"attn2_add_([kv])_proj": r"cross_attn_\2_img",
+        "attn1_to_out_0": "self_attn_o",
+        "attn2_to_out_0": "cross_attn_o",
+        "ffn_net_0_proj": "ffn_0",
+        "ffn_net_2": "ffn_2",
+    }),
+)  # fmt: skip
+NATIVE_NAMES = [
+    (re.compile(block + f"(?:{layer})"), native_block + native)
+    for block, native_block, layers in DIFFUSERS
+    for layer, native in layers.items()
+]
+# Where a part begins and ends among a fused layer's rows, in multiples of its columns
+FUSED_ROWS = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "qkv": (0, 3), "proj_mlp": (3, 7)}
+
+
+def canonical(name: str) -> str:
+    """A layer's name in the one spelling in which models and LoRA files are compared."""
+    name = name.replace(".", "_")
+    for spelling, other in SPELLINGS:
+        name = re.sub(f"{spelling}(?=(_bias)?$)", other, name)
+    return name
+
+
+def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | None:
+    """The model's tensor that a LoRA's layer is, and which part of it; {canonical: tensor}."""
+    for _ in range(MAX_PREFIXES):  # each time costs a search, and a name may consist of them
+        name = canonical(layer)
+        if name in names:
+            return names[name], {}
+        for pattern, native in NATIVE_NAMES:
+            match = pattern.fullmatch(name)
+            if match and (native := match.expand(native)) in names:
+                return names[native], match.groupdict()
+        if not (prefix := LORA_PREFIX.match(layer)):
+            break
+        layer = layer[prefix.end() :]
+    return None
+
+
+def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], list[str]]:
+    """{layer: {kind: {part: TensorRef}}} of a LoRA file, and keys that are no part of a layer."""
+    layers, unknown = defaultdict(lambda: defaultdict(dict)), []
+    for key, ref in read_header(path)[0].items():
+        if not (match := LORA_KEY.fullmatch(key)):
+            unknown.append(key)
+            continue
+        if ref.dtype not in TORCH_DTYPES:
+            raise ConvertError(f"{path}: {key} is {ref.dtype}; give the LoRA in a 16-bit type")
+        kind = match.lastgroup
+        part = LORA_PARTS.get(match[kind], match[kind])
+        parts = layers[match["layer"]][kind]
+        if part in parts:
+            raise ConvertError(f"{path}: {key} and {parts[part].name} are the same thing twice")
+        parts[part] = ref
+    for layer, kinds in layers.items():
+        scaling = kinds.pop("scaling", {})
+        if len(kinds.keys() - {"bias"}) > 1:
+            raise ConvertError(f"{path}: {layer} is {' and '.join(kinds)} at once; keep one kind")
+        for kind in kinds.keys() - {"bias"}:
+            kinds[kind] |= scaling
+        if not kinds:
+            unknown += [ref.name for ref in scaling.values()]
+    return layers, unknown
+
+
+def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[str]]:
+    """{tensor: patches} of a LoRA file, and what of it cannot be merged."""
+    layers, unmatched = group_keys(lora.path)
+    names = {canonical(re.sub(r"\.(weight|scale)$", "", bare(n))): n for n in model.tensors}
+    patches, misfits, packed = defaultdict(list), [], []
+    for layer, kinds in layers.items():
+        name, found = locate(layer, names) or ("", {})
+        for kind, parts in kinds.items():
+            target = f"{name.removesuffix('.weight')}.bias" if kind == "bias" else name
+            if target not in model.tensors:
+                unmatched += [ref.name for ref in parts.values()]
+                continue
+            patch = Patch(
+                kind="diff" if kind == "bias" else kind,
+                parts=parts,
+                strength=lora.strength,
+                rows=rows_of(found.get("rows"), model.tensors[name]),
+                swapped="swapped" in found,
+            )
+            if any(other.rows == patch.rows for other in patches[target]):
+                raise ConvertError(f"{lora.path}: {layer} and another name are both {target}")
+            misfit = find_misfit(patch, model.tensors[target])
+            if model.tensors[target].is_kept:
+                packed.append(target)
+            elif misfit:
+                misfits.append(misfit)
+            else:
+                patches[target].append(patch)
+    return patches, lora_problems(misfits, packed, unmatched)
+
+
+def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -> list[str]:
+    """What of a LoRA cannot be merged, counted: a line for each kind."""
+    problems = []
+    if misfits:
+        more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
+        problems.append(f"does not fit the model: {misfits[0]}{more}")
+    if packed:
+        what = "layers are quantised in the source already, so nothing can be merged into them"
+        problems.append(f"{len(packed)} {what}: {examples(packed)}")
+    if unmatched:
+        problems.append(describe_unmatched(unmatched))
+    return problems
+
+
+def rows_of(part: str | None, target: TensorRef) -> slice:
+    """The rows of a fused layer that are its q, k, v or MLP; all of them without a part."""
+    if part is None:
+        return slice(None)
+    begin, end = FUSED_ROWS[part]
+    return slice(begin * target.shape[-1], end * target.shape[-1])
+
+
+def find_misfit(patch: Patch, target: TensorRef) -> str:
+    """Why a patch is not for a tensor, or "": its shapes are merged, without any data."""
+    shown = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in patch.parts.values())
+    try:
+        parts = {part: torch.empty(ref.shape, device="meta") for part, ref in patch.parts.items()}
+        merge(patch, parts, torch.empty(target.shape, device="meta"))
+    except KeyError as error:
+        return f"{shown}: {error.args[0]} is missing"
+    except (IndexError, RuntimeError, ValueError):
+        rows = "" if patch.rows == slice(None) else f"rows {patch.rows.start} on of "
+        return f"{shown} do not fit {rows}{target.name} {list(target.shape)}"
+    return ""
+
+
+def describe_unmatched(keys: list[str]) -> str:
+    """How many keys match nothing, what they are where that can be told, and the first few."""
+    kinds = {what: sum(bool(re.match(row, k)) for k in keys) for what, row in NOT_MERGED.items()}
+    told = "".join(f", {count} {what}" for what, count in kinds.items() if count)
+    return f"{len(keys)} keys match no tensor of the model{told}: {examples(keys)}"
+
+
+def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> tuple[Model, list[str]]:
+    """The model with LoRAs to be merged when it is read, and notes."""
+    tensors, notes = dict(model.tensors), []
+    for lora in loras:
+        patches, problems = read_lora(lora, model)
+        merged = sum(map(bool, patches.values()))
+        notes += [f"{lora.path.name}: merged into {merged} tensors at strength {lora.strength:g}"]
+        notes += problems
+        if not merged or (problems and not partial):
+            end = "--lora-partial goes on" if merged else "nothing of it can be merged"
+            problems = [f"{lora.path}: {problem}" for problem in problems[-EXAMPLES:]]
+            last = problems.pop() if problems else f"{lora.path}: holds no LoRA"
+            raise ConvertError(*problems, f"{last}; {end}")
+        for name, found in patches.items():
+            old = tensors[name]
+            tensors[name] = dataclasses.replace(old, patches=(*old.patches, *found))
+    return dataclasses.replace(model, tensors=tensors), notes

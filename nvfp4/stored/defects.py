@@ -1,0 +1,245 @@
+"""Every known defect, and what ComfyUI does about it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+from nvfp4.formats import FP4_MATMUL_K, FP4_MATMUL_N, MARKER
+
+
+class Outcome(IntEnum):
+    """What a defect does in ComfyUI, ordered: the worst of a file's decides its verdict."""
+
+    LOADS = 0  # as it should; other programs may not
+    SLOWER = 1
+    WORSE = 2  # a visibly poorer picture
+    WRONG = 3  # noise, or black
+    FAILS = 4  # an error when the model is loaded or first run
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """A way in which a file breaks ComfyUI's contract: a row of DEFECTS."""
+
+    outcome: Outcome
+    what: str
+    consequence: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One defect of a file: a key of DEFECTS, the layer or tensor, and what is there instead."""
+
+    defect: str
+    name: str
+    detail: str = ""
+
+    @property
+    def outcome(self) -> Outcome:
+        return DEFECTS[self.defect].outcome
+
+
+# Defects of a quantised file: outcome, what is wrong, how ComfyUI takes it, what to do. Seen in
+# ComfyUI 0.29 and 0.33 with files broken in this way; tests/test_consumer.py does it again.
+DEFECTS = {
+    "unaligned": Defect(
+        Outcome.LOADS,
+        "tensors start at no multiple of their item size",
+        "ComfyUI copies them; programs that map the file may refuse it",
+        "write the file again with a current safetensors library",
+    ),
+    "one form": Defect(
+        Outcome.LOADS,
+        "layers have only one of comfy_quant and the header's entry",
+        "ComfyUI is content with either; other loaders read the one or the other",
+        "write both, identical",
+    ),
+    "two forms": Defect(
+        Outcome.LOADS,
+        "layers have a comfy_quant that differs from the header's entry",
+        "ComfyUI follows the header; other loaders follow the tensor",
+        "write both, identical",
+    ),
+    "stray": Defect(
+        Outcome.LOADS,
+        "scales or configurations belong to no quantised weight",
+        "ComfyUI warns of unexpected keys and ignores them",
+        "leave them out, or quantise the weight",
+    ),
+    "same bits": Defect(
+        Outcome.LOADS,
+        "tensors have another dtype of the same size",
+        "ComfyUI reads the same bits; other loaders take them for numbers",
+        "store block scales as F8_E4M3 and codes as U8",
+    ),
+    "padding": Defect(
+        Outcome.LOADS,
+        "block scales are not zero in the padding of their tiles",
+        "ComfyUI's own decoding never reads it; FP4 matmul does",
+        "fill the padding with zeros",
+    ),
+    "not scalar": Defect(
+        Outcome.LOADS,
+        "scales are float64, or of one element but no scalars",
+        "ComfyUI takes them all the same; other loaders may not",
+        "store them as F32 with shape []",
+    ),
+    "per row": Defect(
+        Outcome.LOADS,
+        "FP8 scales are one for every row",
+        "ComfyUI decodes such weights rightly; FP8 matmul takes a single scale",
+        "mark these layers for full-precision matmul, or quantise them with one scale",
+    ),
+    "slow shape": Defect(
+        Outcome.SLOWER,
+        f"W4A4 layers have columns % {FP4_MATMUL_K} != 0, or rows % {FP4_MATMUL_N} != 0 and a bias",
+        "every call decodes the weight instead of multiplying in FP4",
+        "keep these layers FP8 or 16-bit",
+    ),
+    "output layer": Defect(
+        Outcome.WORSE,
+        "layers whose rows ComfyUI recognises the model by are packed",
+        "ComfyUI loads them, as these need no padding; 4 bits in the output layer show",
+        "keep these layers 16-bit",
+    ),
+    "clamped": Defect(
+        Outcome.WORSE,
+        "FP8 layers have neither an input scale nor full-precision matmul",
+        "ComfyUI casts their input to FP8 unscaled and clamps it at 448",
+        "add input scales, or mark them for full-precision matmul",
+    ),
+    "float16 scale": Defect(
+        Outcome.WORSE,
+        "scales are not float32",
+        "ComfyUI takes the rounded or overflowed values",
+        "store scales as F32, whatever the model's own dtype",
+    ),
+    "bad scale": Defect(
+        Outcome.WRONG,
+        "scales are NaN, infinite, zero or negative",
+        "ComfyUI multiplies by them: black frames or noise",
+        "quantise these layers again",
+    ),
+    "values": Defect(
+        Outcome.WRONG,
+        "tensors do not decode to what the source holds",
+        "ComfyUI computes with other weights: noise",
+        "convert again from this source",
+    ),
+    "missing": Defect(
+        Outcome.WRONG,
+        "tensors of the source are not in the file",
+        "ComfyUI warns of missing keys and starts with weights of no meaning",
+        "convert again from this source",
+    ),
+    "moved bias": Defect(
+        Outcome.LOADS,
+        "biases are not the source's, in a file that was rounded by --activation-stats",
+        "their change makes up for the mean error of the weights; ComfyUI adds them as any",
+        "nothing",
+    ),
+    "extra": Defect(
+        Outcome.LOADS,
+        "tensors of the file are not in the source",
+        "nothing says whether they are right",
+        "give the source that this file was made from",
+    ),
+    "unscaled": Defect(
+        Outcome.WRONG,
+        "FP8 weights have no scale, and are too large to need none",
+        "ComfyUI takes them as they are: noise",
+        "quantise these layers again",
+    ),
+    "integers": Defect(
+        Outcome.WRONG,
+        "integer weights have neither comfy_quant nor an entry in the header",
+        "ComfyUI takes the integers for the weights: noise, or a stop at their shape",
+        "configure them, or give the 16-bit weights",
+    ),
+    "weight dtype": Defect(
+        Outcome.WRONG,
+        "weights have another dtype than their format stores",
+        "ComfyUI casts them to it: other weights",
+        "quantise these layers again",
+    ),
+    "unread scale": Defect(
+        Outcome.WRONG,
+        "FP8 weights have a scale that nothing makes ComfyUI read: no configuration, or "
+        f"scale_weight without the {MARKER} tensor or beside _quantization_metadata",
+        "ComfyUI takes them unscaled: noise",
+        f"configure weight_scale layers; for scale_weight add {MARKER} and drop that metadata",
+    ),
+    "unconfigured": Defect(
+        Outcome.FAILS,
+        "packed weights have neither comfy_quant nor an entry in the header",
+        "ComfyUI takes the packed bytes for numbers and stops at their shape",
+        "write both for every layer",
+    ),
+    "empty": Defect(
+        Outcome.FAILS,
+        "files hold no tensors",
+        "ComfyUI does not recognise a model in them",
+        "get the file again",
+    ),
+    "prefix": Defect(
+        Outcome.FAILS,
+        "files name all tensors diffusion_model.*",
+        "ComfyUI strips model.diffusion_model. and net. alone, and recognises no model",
+        "rename them, or take a file without the prefix",
+    ),
+    "no scale": Defect(
+        Outcome.FAILS,
+        "quantised weights lack a scale",
+        "ComfyUI stops while loading",
+        "quantise these layers again",
+    ),
+    "no weight": Defect(
+        Outcome.FAILS,
+        "configurations are for layers that have no weight",
+        "ComfyUI stops, or does not recognise the model",
+        "name layers as the file does, with its prefix",
+    ),
+    "dtype": Defect(
+        Outcome.FAILS,
+        "scales have another dtype than their format says",
+        "ComfyUI stops when the layer first runs",
+        "quantise these layers again",
+    ),
+    "shape": Defect(
+        Outcome.FAILS,
+        "tensors have another shape than their format says",
+        "ComfyUI stops when the layer is loaded or first runs (unless just flattened)",
+        "quantise these layers again, padded to 16 rows and columns and 128 x 4 scales",
+    ),
+    "unknown format": Defect(
+        Outcome.FAILS,
+        "configurations cannot be read or name a format that ComfyUI does not know",
+        "ComfyUI stops while loading",
+        "name nvfp4 or float8_e4m3fn",
+    ),
+    "header": Defect(
+        Outcome.FAILS,
+        "_quantization_metadata is not JSON with an object of layers",
+        "ComfyUI stops while loading",
+        "write it right, or leave it out",
+    ),
+    "recognised by": Defect(
+        Outcome.FAILS,
+        "packed or padded layers are among those whose shape ComfyUI recognises the model by",
+        "ComfyUI may take it for another model, and stop",
+        "keep these layers 16-bit",
+    ),
+}
+
+
+def grouped(found: Iterable[Finding]) -> dict[str, list[str]]:
+    """{defect: where}, the worst outcome first."""
+    groups = defaultdict(list)
+    for finding in sorted(found, key=lambda finding: (-finding.outcome, finding.defect)):
+        detail = f" ({finding.detail})" if finding.detail else ""
+        groups[finding.defect].append(finding.name + detail)
+    return groups

@@ -1,0 +1,165 @@
+"""--w4a4-share and --pre-quant-scale."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from nvfp4.errors import ConvertError
+from nvfp4.formats import Precision
+from nvfp4.numeric.codes import (
+    decode_nvfp4,
+    encode_nvfp4,
+    largest_magnitude,
+    nvfp4_global_scale,
+    quantised_rows,
+)
+from nvfp4.numeric.damage import squared
+from nvfp4.numeric.scale_search import mse_block_scales
+from nvfp4.options import Options
+from nvfp4.plan.records import TensorPlan
+from nvfp4.ranks import is_first
+from nvfp4.read.tensors import load, load_some_rows
+
+SMOOTHING = (0.25, 0.5, 0.75)  # shares of an input's range that go over to the weight
+LEAST_SMOOTHING_GAIN = 0.05  # of the W4A4 output error
+FEEDBACK_LEAVES = 0.1  # of the plain search's squared output error
+
+
+class CurvePoint(NamedTuple):
+    """One more layer with full-precision matmul, and what that leaves."""
+
+    layer: str
+    share: float  # of the linear weights, in W4A4
+    error: float  # of the squared output error that 4-bit activations add
+
+
+def added_by_w4a4(plan: TensorPlan) -> float:
+    """Squared output error that 4-bit activations add, relative to the output's energy."""
+    rows, weight = study(plan)
+    energy = squared(rows @ weight.t())
+    error = quantised_rows(rows, plan.input_scale) - rows
+    return squared(error @ weight.t()) / energy if energy else 0.0
+
+
+def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer's recorded input rows [r, K] and some rows of its weight [n, K], float32."""
+    rows = torch.cat([load(refs[2]).float() for refs in plan.moments.recordings])
+    return rows, load_some_rows(plan.ref).float()
+
+
+def share_w4a4(
+    options: Options, plans: list[TensorPlan]
+) -> tuple[list[TensorPlan], list[str], tuple[CurvePoint, ...]]:
+    """Mark W4A4 layers for full-precision matmul, those first that gain most for their work.
+
+    Until no more than --w4a4-share of the linear weights is left in W4A4. Returns plans, notes, and
+    the whole curve, whatever other options marked.
+    """
+    wanted = options.w4a4_share
+    if wanted is None:
+        return plans, [], ()
+    studied = [plan for plan in plans if plan.precision is Precision.NVFP4 and plan.moments]
+    if not studied:
+        raise ConvertError("--w4a4-share: no NVFP4 layer has second moments in --activation-stats")
+    linear = [plan for plan in plans if plan.ref.is_linear_weight]
+    whole = sum(math.prod(plan.ref.shape) for plan in linear)
+    work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
+    bar = tqdm(studied, "comparing", disable=options.quiet or not is_first(), file=sys.stderr)
+    added = {plan.ref.name: added_by_w4a4(plan) for plan in bar}
+    order = sorted(added, key=lambda name: (-added[name] / work[name], name))
+    left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
+    marked = {plan.ref.name for plan in studied if plan.full_precision}
+    curve = trade_off(order, added, work, left + sum(work[name] for name in marked))
+    notes = []
+    if marked:
+        error = 1 - sum(added[name] for name in marked) / (sum(added.values()) or 1)
+        best = next(point for point in curve if point.share <= left + 1e-9)
+        notes.append(
+            f"other options mark {len(marked)} layers: W4A4 {100 * left:.0f} %, which leave "
+            f"{100 * error:.0f} % of the error that 4-bit activations add; the layers that gain "
+            f"most for their work would leave {100 * best.error:.0f} %"
+        )
+    chosen = set()
+    for name in order:
+        if left > wanted and name not in marked:
+            chosen.add(name)
+            left -= work[name]
+    if left > wanted:
+        notes.append(f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments")
+    reason = f"--w4a4-share {wanted:g}"
+    plans = [
+        dataclasses.replace(plan, full_precision=reason) if plan.ref.name in chosen else plan
+        for plan in plans
+    ]
+    return plans, notes, curve
+
+
+def trade_off(
+    order: list[str], added: dict[str, float], work: dict[str, float], share: float
+) -> tuple[CurvePoint, ...]:
+    """What is left in W4A4, and of the error it adds, after each layer in turn."""
+    names, points = [*order], [CurvePoint("", share, 1.0)]
+    whole = sum(added.values()) or 1.0
+    while names:
+        name = names.pop(0)
+        share, error = max(share - work[name], 0.0), sum(added[name] for name in names) / whole
+        points.append(CurvePoint(name.removesuffix(".weight"), share, error))
+    return tuple(points)
+
+
+def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
+    """Give W4A4 layers a pre_quant_scale where that lowers their output error."""
+    if not options.pre_quant_scale:
+        return plans, []
+    candidates = [plan for plan in plans if plan.is_w4a4 and plan.moments]
+    bar = tqdm(candidates, "smoothing", disable=options.quiet or not is_first(), file=sys.stderr)
+    found = {plan.ref.name: plan for plan in map(smoothed, bar) if plan.smoothing is not None}
+    note = (
+        f"{len(found)} of {len(candidates)} layers have a pre_quant_scale: ComfyUI 0.29 and older "
+        "ignore it and give noise, and LoRAs on these layers come out wrong"
+    )
+    if not found:
+        note = f"--pre-quant-scale: none of {len(candidates)} W4A4 layers gains by it"
+    return [found.get(plan.ref.name, plan) for plan in plans], [note]
+
+
+def smoothed(plan: TensorPlan) -> TensorPlan:
+    """The plan with the per-channel scales that leave the least W4A4 output error, if any gain."""
+    rows, weight = study(plan)
+    exact = rows @ weight.t()
+    absmax = torch.stack([load(refs[-1]) for refs in plan.moments.recordings]).amax(0)
+    ranges = absmax.clamp(min=float(absmax.max()) * 2.0**-10 or 1.0)
+    weights = weight.abs().amax(0)
+    weights = weights.clamp(min=float(weights.max()) * 2.0**-10 or 1.0)
+
+    def error(scale: torch.Tensor, input_scale: float | None) -> float:
+        folded = weight / scale
+        amax = nvfp4_global_scale(largest_magnitude(folded))
+        decoded = decode_nvfp4(*encode_nvfp4(folded, amax, mse_block_scales), amax)
+        given = rows * scale
+        activations = (quantised_rows(given, input_scale) - given) @ folded.t()
+        return squared(activations) + FEEDBACK_LEAVES * squared(given @ decoded.t() - exact)
+
+    def input_scale(scale: torch.Tensor) -> float | None:
+        if plan.input_scale is None:
+            return None
+        return plan.input_scale * float((absmax * scale).max() / absmax.max())
+
+    best, least = plan, error(torch.ones_like(absmax), plan.input_scale)
+    least *= (1 - LEAST_SMOOTHING_GAIN) ** 2
+    for share in SMOOTHING:
+        scale = weights ** (1 - share) / ranges**share
+        scale = (scale / scale.log().mean().exp()).bfloat16()  # what any matmul's dtype can hold
+        found = error(scale.float(), input_scale(scale.float()))
+        if found < least:
+            least = found
+            best = dataclasses.replace(
+                plan, smoothing=scale, input_scale=input_scale(scale.float())
+            )
+    return best

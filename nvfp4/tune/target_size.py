@@ -1,0 +1,221 @@
+"""--target-size."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+from nvfp4.encode.compute import Compute, pick_device
+from nvfp4.encode.layer import quantise
+from nvfp4.encode.pieces import float16_overflows, pieces_of, progress, read_ahead, share_of
+from nvfp4.errors import ConvertError
+from nvfp4.formats import DTYPE_OPTIONS, QUANTISED, TORCH_DTYPES, Precision
+from nvfp4.layout import make_job, stored_bytes
+from nvfp4.model import Model
+from nvfp4.numeric.damage import Damage, measure
+from nvfp4.numeric.scale_search import SCALE_SEARCHES
+from nvfp4.options import TARGET, Options
+from nvfp4.plan.make import make_plans
+from nvfp4.plan.records import UNNAMED, TensorPlan, plan_tensor, widen
+from nvfp4.ranks import Ranks
+
+SIZE_TRIALS = 8  # until a header's size is that of the choice it depends on
+MARK_BYTES = 96  # of a layer's full-precision mark, in its comfy_quant and in the header
+SCALE_BYTES = 200  # of a pre_quant_scale's entry in the header, and the alignment
+
+
+class Alternative(NamedTuple):
+    """A precision that a layer could have, the bytes it would take, and its error."""
+
+    precision: Precision
+    nbytes: int
+    error: float  # squared, relative to the layer
+
+
+class SizePoint(NamedTuple):
+    """A file that --target-size could have made, and the error it would have."""
+
+    nbytes: int
+    error: float  # relative RMSE, in the mean over the layers that could be chosen
+
+
+def lower_hull(alternatives: Iterable[Alternative]) -> list[Alternative]:
+    """Those that are best at some price of a byte, from the smallest to the largest."""
+    kept: list[Alternative] = []
+    for more in sorted(alternatives, key=lambda row: (row.nbytes, row.error)):
+        if kept and more.error >= kept[-1].error:
+            continue
+        while len(kept) > 1 and gain(kept[-2], more) >= gain(kept[-2], kept[-1]):
+            kept.pop()
+        kept.append(more)
+    return kept
+
+
+def gain(less: Alternative, more: Alternative) -> float:
+    """Error that a byte more takes away."""
+    return (less.error - more.error) / (more.nbytes - less.nbytes)
+
+
+def upgrades(layers: dict[str, list[Alternative]]) -> list[tuple[str, Alternative, Alternative]]:
+    """Every step along the layers' hulls, the one that gains most for its bytes first."""
+    steps = [
+        (name, less, more)
+        for name, hull in layers.items()
+        for less, more in itertools.pairwise(hull)
+    ]
+    return sorted(steps, key=lambda step: -gain(*step[1:]))
+
+
+def choose_for_size(layers: dict[str, list[Alternative]], budget: int) -> dict[str, Alternative]:
+    """The layers' precisions with the least total error in `budget` bytes, but for one step.
+
+    What is left when the next step does not fit is filled with any that do. Where the smallest
+    ones do not fit they come back all the same.
+    """
+    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
+    chosen = {name: hull[0] for name, hull in hulls.items()}
+    left = budget - sum(row.nbytes for row in chosen.values())
+    steps = [(name, more) for name, _, more in upgrades(hulls)]
+    every = sorted((row.error, name, row) for name, rows in layers.items() for row in rows)
+    for name, more in [*steps, *((name, row) for _, name, row in every)]:
+        cost = more.nbytes - chosen[name].nbytes
+        if more.error < chosen[name].error and cost <= left:
+            chosen[name], left = more, left - cost
+    return chosen
+
+
+def size_curve(layers: dict[str, list[Alternative]], fixed: int) -> list[SizePoint]:
+    """Size and error after each step from the smallest file to the largest."""
+    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
+    size = fixed + sum(hull[0].nbytes for hull in hulls.values())
+    error = sum(hull[0].error for hull in hulls.values())
+    points = [SizePoint(size, mean_error(error, layers))]
+    for _, less, more in upgrades(hulls):
+        size, error = size + more.nbytes - less.nbytes, error + more.error - less.error
+        points.append(SizePoint(size, mean_error(error, layers)))
+    return points
+
+
+def mean_error(total: float, layers: dict) -> float:
+    return math.sqrt(max(total, 0.0) / len(layers))
+
+
+def measure_alternatives(
+    options: Options, candidates: dict[str, list[TensorPlan]], ranks: Ranks
+) -> dict[str, list[Alternative]]:
+    """Every candidate's size and error: each weight is read once, and quantised in each way."""
+    plans = share_of([rows[0] for rows in candidates.values()], ranks)
+    pieces = [piece for plan in plans for piece in pieces_of(plan)]
+    dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
+    found = {}
+    with (
+        Compute(pick_device(options.device), dtype, SCALE_SEARCHES[search]) as compute,
+        progress(pieces, options, "measuring") as bar,
+    ):
+        compute.compile(plans)
+        pinned = compute.device.type == "cuda"
+        for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):
+            name = piece.plan.ref.name
+            found[name] = [
+                Alternative(plan.precision, stored_bytes(plan), damage_of(plan, weight, compute))
+                for plan in candidates[name]
+            ]
+            bar.update(piece.end - piece.begin)
+    return {name: rows for share in ranks.gather(found) for name, rows in share.items()}
+
+
+def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float:
+    """Squared relative error of a layer as planned: of its output, if that is known."""
+    if not plan.is_quantised:
+        dtype = TORCH_DTYPES[plan.dtype]
+        made = compute.map(lambda rows: measure(rows, rows.to(dtype).float()), weight)
+        return Damage.total(made, torch.ones(())).relative_rmse ** 2
+    _, damage = quantise(plan, weight, compute)
+    known = damage.relative_rmse if damage.output_after is None else damage.output_after
+    return known**2
+
+
+def plan_for_size(
+    options: Options, model: Model, ranks: Ranks
+) -> tuple[list[TensorPlan], list[str], tuple[SizePoint, ...]]:
+    """Plans of --target-size: from those of the GGUF or preset, raised or lowered by error."""
+    target = options.target(model)
+    start = {plan.ref.name: plan for plan in make_plans(options, model)[0]}
+    target -= reserved(options, start.values())
+    widened = wide_halves(options, start.values())
+    size = make_job(options, model, [*start.values()], widened).nbytes
+    candidates = list_candidates(options, model, start, widened, lower=size > target)
+    fixed = size - sum(stored_bytes(start[name]) for name in candidates)
+    refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
+    layers = measure_alternatives(options, candidates, ranks)
+    layers = {name: layers[name] for name in candidates}  # in source order, whatever the ranks
+    # The header's size depends on the choice, which depends on it: `fixed` is what the last choice
+    # left for others. Should they never agree, the last one that fits is as good.
+    for _ in range(SIZE_TRIALS):
+        chosen = choose_for_size(layers, target - fixed)
+        precisions = {name: row.precision for name, row in chosen.items()}
+        plans, notes = make_plans(options, model, precisions)
+        size = make_job(options, model, plans, widened).nbytes
+        left = size - sum(row.nbytes for row in chosen.values())
+        if size <= target and left == fixed:
+            break
+        fixed = left if size <= target else max(left, fixed)
+    refuse_too_small(target, size)
+    return plans, notes, tuple(size_curve(layers, fixed))
+
+
+def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
+    """Bytes that options may add to a plan once its precisions are settled, at most."""
+    layers = [plan for plan in plans if plan.is_layer]
+    added = len(layers) * MARK_BYTES if options.w4a4_share else 0
+    if options.pre_quant_scale:
+        added += sum(2 * plan.ref.shape[-1] + SCALE_BYTES for plan in layers if plan.moments)
+    return added
+
+
+def wide_halves(options: Options, plans: Iterable[TensorPlan]) -> frozenset[str]:
+    """Tensors that would be float32 for a value beyond float16's, if they are not quantised."""
+    half = DTYPE_OPTIONS[options.dtype]
+    halves = [plan_tensor(plan.ref, UNNAMED, half) if plan.is_quantised else plan for plan in plans]
+    return float16_overflows(halves, options)
+
+
+def refuse_too_small(target: int, least: int) -> None:
+    if least > target:
+        raise ConvertError(
+            f"{TARGET}: {target:,} bytes are too few: the smallest this plan allows is about "
+            f"{least:,}; fewer --edge-blocks and --exclude, or --preset all, leave more to choose"
+        )
+
+
+def list_candidates(
+    options: Options,
+    model: Model,
+    start: dict[str, TensorPlan],
+    widened: frozenset[str] = frozenset(),
+    *,
+    lower: bool,
+) -> dict[str, list[TensorPlan]]:
+    """What each open layer could be besides what it is: all lower precisions, or all higher."""
+    names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
+    ways = [make_plans(options, model, dict.fromkeys(names, kind))[0] for kind in QUANTISED]
+    by_name = [{plan.ref.name: plan for plan in plans} for plans in ways]
+    candidates = {}
+    for name in names:
+        first = start[name]
+        (half,) = widen([plan_tensor(first.ref, UNNAMED, DTYPE_OPTIONS[options.dtype])], widened)
+        plans = {plan.precision: plan for plan in [*(way[name] for way in by_name), half]}
+        candidates[name] = [
+            plan
+            for precision, plan in sorted(plans.items())
+            if (precision <= first.precision if lower else precision >= first.precision)
+        ]
+    candidates = {name: plans for name, plans in candidates.items() if len(plans) > 1}
+    if not candidates:
+        what = "everything is as small as it may be" if lower and names else "no layer is left"
+        raise ConvertError(f"{TARGET}: {what}: other options decide for all")
+    return candidates

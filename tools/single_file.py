@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""Build convert_nvfp4.py, the script that works alone, from the package nvfp4/.
+
+usage: python tools/single_file.py [--check]
+
+`nvfp4/__main__.py` is the template: its statements are copied, and where it imports from the
+package, the modules that this import needs follow as sections, those they depend on first. The
+same package gives the same bytes. `--check` writes nothing and exits with 1 if the script at the
+root is not what the package builds.
+
+It can be this simple because modules import each other by name, at their top, and no two modules
+give the same name to different things; tests/unit/test_rooms.py holds the package to that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "nvfp4"
+TEMPLATE = f"{PACKAGE}.__main__"
+BUILT = "convert_nvfp4.py"
+COMMAND = "python tools/single_file.py"
+STANDARD = (*sys.stdlib_module_names, "__future__")
+WIDTH = 100
+
+HEAD = '''\
+#!/usr/bin/env python3
+# Built from the package {package}/ by `{command}`. Change the package, not this file.
+#
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+{requirements}
+# ]
+# ///
+"""Convert diffusion models to mixed-precision NVFP4 files for ComfyUI: `--help` tells how.
+
+This is the whole program in one file. Each section is a module of the package {package}/, with
+its name in the heading; what a section uses stands in the sections above it.
+"""
+
+from __future__ import annotations
+'''
+
+
+class BuildError(Exception):
+    """A module of the package that cannot become a section of one file."""
+
+
+def requirements(root: Path = ROOT) -> list[str]:
+    """The lines of requirements.txt that are needed, comments and optional ones left out."""
+    lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def is_ours(node: ast.stmt) -> bool:
+    """Whether a statement imports from the package."""
+    return isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE
+
+
+def given_names(node: ast.stmt) -> list[str]:
+    """The names that a top-level statement defines, imports aside."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    return [
+        part.id for target in targets if target for part in ast.walk(target)
+        if isinstance(part, ast.Name)
+    ]  # fmt: skip
+
+
+class Module:
+    """One module: its text and the statements that are left of it in a single file."""
+
+    def __init__(self, name: str, root: Path):
+        self.name = name
+        self.path = root / Path(*name.split(".")).with_suffix(".py")
+        self.lines = self.path.read_text(encoding="utf-8").splitlines()
+        self.tree = ast.parse("\n".join(self.lines), str(self.path))
+
+    def fail(self, node: ast.stmt, problem: str) -> None:
+        raise BuildError(f"{self.path}:{node.lineno}: {problem}")
+
+    @property
+    def imports(self) -> list[ast.stmt]:
+        return [n for n in self.tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+
+    @property
+    def needed(self) -> list[str]:
+        """The package's modules that this one imports from."""
+        return [node.module for node in self.imports if is_ours(node)]
+
+    def check(self, owners: dict[str, str]) -> None:
+        """Raise BuildError for what one file for all modules could not hold."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                self.fail(node, "relative import; name the module")
+            if is_ours(node):
+                if node not in self.tree.body and self.name != TEMPLATE:
+                    self.fail(node, "imports from the package stand at the top of a module")
+                if renamed := [alias.name for alias in node.names if alias.asname]:
+                    self.fail(node, f"{renamed[0]} gets another name")
+            if isinstance(node, ast.Import) and any(
+                alias.name.split(".")[0] == PACKAGE for alias in node.names
+            ):
+                self.fail(node, f"import names with `from {PACKAGE}... import`")
+        for node in self.tree.body:
+            for name in given_names(node):
+                if owners.setdefault(name, self.name) != self.name:
+                    self.fail(node, f"{name} is a name of {owners[name]}, too")
+
+    @property
+    def statements(self) -> str:
+        """The text without docstring and imports; comments stay above what they are about."""
+        first = self.tree.body[0]
+        cut = set()
+        for node in self.tree.body:
+            is_docstring = node is first and ast.get_docstring(self.tree) is not None
+            if is_docstring or node in self.imports:
+                cut |= {*range(node.lineno, node.end_lineno + 1)}
+        kept = [line for number, line in enumerate(self.lines, 1) if number not in cut]
+        return "\n".join(kept).strip("\n")
+
+    @property
+    def heading(self) -> str:
+        what = (ast.get_docstring(self.tree) or "").splitlines()[0].rstrip(".")
+        path = self.path.relative_to(self.path.parents[self.name.count(".")])
+        return f"# ── {path.as_posix()}: {what} ".ljust(WIDTH, "─")[:WIDTH]
+
+
+class Builder:
+    """Collects sections in the order in which the template asks for them."""
+
+    def __init__(self, root: Path):
+        self.root, self.owners = root, {}
+        self.imported: set[str] = set()  # lines of imports that are written already
+        self.done: set[str] = {TEMPLATE}
+        self.parts: list[str] = []
+
+    def closure(self, name: str, found: list[Module], path: tuple[str, ...] = ()) -> None:
+        """Append the module to `found`, after those it imports from."""
+        if name in path:
+            raise BuildError(f"import cycle: {' -> '.join((*path, name))}")
+        if name in self.done:
+            return
+        module = Module(name, self.root)
+        for needed in module.needed:
+            self.closure(needed, found, (*path, name))
+        self.done.add(name)
+        module.check(self.owners)
+        found.append(module)
+
+    def add_imports(self, nodes: list[ast.stmt]) -> None:
+        """Write imports of other packages that are not there yet: standard library first."""
+        plain, named = set(), defaultdict(set)
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                plain |= {ast.unparse(ast.Import([alias])) for alias in node.names}
+            elif not is_ours(node) and node.module != "__future__":
+                named[node.module] |= {ast.unparse(ast.alias(a.name, a.asname)) for a in node.names}
+        lines = {line: line.split()[1] for line in plain - self.imported}
+        for module, names in named.items():
+            fresh = sorted(names - {n for n in names if f"{module}:{n}" in self.imported})
+            self.imported |= {f"{module}:{name}" for name in fresh}
+            if fresh:
+                lines[f"from {module} import {', '.join(fresh)}"] = module
+        self.imported |= plain
+        is_standard = {line: name.split(".")[0] in STANDARD for line, name in lines.items()}
+        groups = [
+            sorted((line for line in lines if is_standard[line] is wanted),
+                   key=lambda line: (line.startswith("from"), line))
+            for wanted in (True, False)
+        ]  # fmt: skip
+        self.parts += ["\n\n".join("\n".join(group) for group in groups if group)] if lines else []
+
+    def add_sections(self, name: str) -> None:
+        modules: list[Module] = []
+        self.closure(name, modules)
+        self.add_imports([node for module in modules for node in module.imports])
+        self.parts += [f"{module.heading}\n\n{module.statements}" for module in modules]
+
+    def build(self) -> str:
+        template = Module(TEMPLATE, self.root)
+        body = template.tree.body[1:]  # without the docstring
+        self.add_imports([node for node in template.imports if not is_ours(node)])
+        position = body[0].lineno - 1
+        for node in body:
+            if is_ours(node):
+                self.add_sections(node.module)
+            elif node not in template.imports:
+                text = template.lines[position : node.end_lineno]
+                self.parts.append("\n".join(text).strip("\n"))
+            position = node.end_lineno
+        listed = "\n".join(f'#   "{line}",' for line in requirements(self.root))
+        head = HEAD.format(package=PACKAGE, command=COMMAND, requirements=listed)
+        return head + "\n" + "\n\n\n".join(self.parts) + "\n"
+
+
+def formatted(text: str) -> str:
+    """Long import lines as ruff would write them: one name a line."""
+    lines = []
+    for line in text.splitlines():
+        if line.startswith("from ") and len(line) > WIDTH:
+            start, names = line.split(" import ")
+            lines += [f"{start} import (", *(f"    {name}," for name in names.split(", ")), ")"]
+        else:
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if it differs")
+    only_check = parser.parse_args().check
+    target = ROOT / BUILT
+    try:
+        text = formatted(Builder(ROOT).build())
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    there = target.read_text(encoding="utf-8") if target.exists() else ""
+    if only_check and text != there:
+        print(f"{BUILT} is not what {PACKAGE}/ builds: run `{COMMAND}`", file=sys.stderr)
+        return 1
+    if not only_check and text != there:
+        target.write_text(text, encoding="utf-8", newline="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
