@@ -28,83 +28,8 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-import argparse
-import contextlib
-import dataclasses
-import errno
-import hashlib
-import itertools
-import json
-import math
 import os
-import re
-import shutil
-import stat
-import warnings
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import timedelta
-from enum import IntEnum
-from functools import partial
-from html import escape
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
-
-import numpy as np
-import torch
-from tqdm import tqdm
-
-
-# ── nvfp4/cli/description.py: What `--help` says before the options ───────────────────────────────
-
-DESCRIPTION = """\
-Convert a large diffusion transformer to one mixed-precision NVFP4 file that ComfyUI loads.
-
-NVFP4 stores a weight in 4 bits plus one 8-bit scale per 16 weights: a third of the memory of
-16-bit, and twice the speed on Blackwell cards. Not every layer survives it. This tool follows
-the choices of a good GGUF quantiser: what it spent few bits on becomes NVFP4, what it spent more
-on becomes FP8 or stays 16-bit; without a GGUF, the model's family decides. It reads sharded
-safetensors tensor by tensor and writes one file, which gets its name only once it is complete and
-checked.
-
-How a tensor's precision is chosen (first that applies wins, floors last):
-  1. --exclude keeps 16-bit; --include makes NVFP4; then --layer-config and --target-size
-  2. edge blocks: the first and last transformer blocks stay 16-bit, --edge-blocks N of them
-  3. the GGUF's type: F32 -> float32, F16/BF16 -> --dtype, up to --gguf-nvfp4-max-bitdepth bits
-     -> NVFP4, more -> FP8 with --use-fp8, else --dtype
-  4. without a GGUF the model family's row: --preset, --list-presets
-  5. floors: --min-ffn-fp8, --min-ffn2-fp16, layers ComfyUI recognises a model by, shapes that
-     Blackwell cannot multiply in FP4, anything that is not a linear layer's weight
-
-How a weight is rounded: to the least error of itself, or with --activation-stats, where the layer's
-input was recorded with second moments, to the least error of the layer's output.
-
-What is stored for a linear layer L with weight [N, K] (N16, K16: rounded up to 16):
-  NVFP4  L.weight         U8       [N16, K16/2]  two E2M1 codes a byte, even column high
-         L.weight_scale   F8_E4M3  [N128, K4]    a scale per 16 columns, in swizzled 128x4 tiles
-         L.weight_scale_2 F32      []            global scale
-         L.pre_quant_scale BF16    [K]           --pre-quant-scale: multiplies the input
-  FP8    L.weight         F8_E4M3  [N, K]
-         L.weight_scale   F32      []
-  both   L.input_scale    F32      []            optional: the activation's global scale
-         L.comfy_quant    U8       [bytes]       JSON: format, full_precision_matrix_mult
-  --recipe fp8 makes FP8 of all that would be NVFP4. --recipe scaled-fp8 does so in the older
-  form: L.scale_weight F32 [1], L.scale_input F32 [1], no L.comfy_quant, and in the file one
-  scaled_fp8 F8_E4M3 with 2 elements if all layers get full-precision matmul, with 0 if none does
-
-Wan 2.2, the documented command lines (one line each; high noise is the same with its own files):
-  I2V 14B  convert_nvfp4.py SRC.safetensors.index.json OUT.safetensors
-             --gguf Wan2.2-I2V-A14B-lowNoise-Q5_K_M.gguf --gguf-nvfp4-max-bitdepth 5 --use-fp8
-             --low-mem --gguf-keep-edge-blocks-fp16 --quant-dtype float32 --dtype float16
-             --input-scale-summary-json scales_summary_wan22_14b_lownoise.json
-             --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08
-             --full-precision-mm-layers sensitive_layers_wan22_i2v_14b_low.txt
-             --full-precision-mm-cross-attn-qkvo
-  TI2V 5B  the same with its own files and without --use-fp8
-  to calibrate  leave out all input-scale, full-precision and FP8 options; add --no-input-scale
-"""
+from collections.abc import Iterable
 
 
 # ── nvfp4/errors.py: What goes wrong, and how names and sizes are told ────────────────────────────
@@ -152,6 +77,136 @@ def gigabytes(size: int) -> str:
 
 def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "-"
+
+
+# ── nvfp4/cli/console.py: Print results on stdout and problems on stderr, whatever the console can 
+
+MAX_PROBLEMS, MAX_PROBLEM = 50, 2_000  # lines printed, and characters of one
+
+
+def tolerate_consoles() -> None:
+    """A Windows console may lack a name's characters: print a question mark then."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def show(text: str) -> None:
+    """Print a result; a reader that has seen enough, such as `head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else exiting fails
+
+
+def show_problems(error: ConvertError) -> None:
+    """One line for each, on stderr."""
+    shown = [one_line(problem) for problem in error.problems[:MAX_PROBLEMS]]
+    if more := error.problems[MAX_PROBLEMS:]:
+        shown.append(f"... and {len(more):,} more")
+    for line in shown:
+        cut = f" ... ({len(line):,} characters)" if len(line) > MAX_PROBLEM else ""
+        print(f"error: {line[:MAX_PROBLEM]}{cut}", file=sys.stderr)
+
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import itertools
+import math
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+
+# ── nvfp4/formats.py: What is stored: dtypes, precisions, the parts of a quantised layer ──────────
+
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # code 0..7; bit 3 is the sign
+E2M1_MAX = E2M1_VALUES[-1]
+E4M3_MAX = 448.0
+FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
+NVFP4_MAX = E2M1_MAX * E4M3_MAX  # largest multiple of the global scale: 2688
+BLOCK_SIZE = 16  # columns that share one block scale
+TILE_ROWS, TILE_COLUMNS = 128, 4  # cuBLAS block-scale tile
+FP4_MATMUL_K = 32  # Blackwell's FP4 matmul needs K % 32 == 0 ...
+FP4_MATMUL_N = 16  # ... and N % 16 == 0 where there is a bias
+MAX_DIMENSIONS = 32
+SAFETENSORS_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+SOURCE_FLOATS = ("F32", "BF16", "F16")
+ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2")  # what quantised weights are stored in
+DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+ALREADY_QUANTISED = (
+    r"(^|\.)(comfy_quant|weight_scale(_2|_inv)?|scale_weight|scale_input|input_scale|scaled_fp8)$"
+)
+# How a stored weight is quantised: name, its dtype, and the scale beside it that tells.
+SCHEMES = (
+    ("NVFP4", "U8", "weight_scale_2"),
+    ("scaled FP8", "F8_E4M3", "scale_weight"),
+    ("FP8", "F8_E4M3", "weight_scale"),
+    ("plain FP8", "F8_E4M3", None),
+)
+LAYER_PARTS = (
+    "weight", "bias", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale",
+    "comfy_quant", "scale_weight", "scale_input",
+)  # fmt: skip
+LEGACY_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}
+LEGACY_SCALES = tuple(LEGACY_NAMES.values())
+SCALAR_SCALES = ("weight_scale_2", "weight_scale", "input_scale", *LEGACY_SCALES)
+OTHER_FORMATS = ("float8_e5m2", "mxfp8", "int8_tensorwise", "convrot_w4a4")  # known to ComfyUI
+MARKER = "scaled_fp8"  # legacy scaled FP8: 2 elements ask for full-precision matmul, 0 do not
+DECODED = tuple(scheme for scheme, *_ in SCHEMES)
+ADOPTED = ("NVFP4", "scaled FP8", "FP8")  # schemes of layers that a source may have
+VIEWED = ("U8", "I8")  # dtypes whose bits ComfyUI takes for block scales
+NAN_E4M3 = 0x7F  # from here on, bytes are NaN or negative
+LEAST_NORMAL_E4M3 = 2.0**-6  # ... which begin below this
+
+
+class Precision(IntEnum):
+    """How a tensor is stored, ordered: "at least FP8" is max(precision, Precision.FP8)."""
+
+    NVFP4 = 0
+    FP8 = 1
+    HALF = 2  # --dtype
+    FP32 = 3
+    KEPT = 4  # the source's bytes, untouched
+
+
+QUANTISED = {Precision.NVFP4: "nvfp4", Precision.FP8: "float8_e4m3fn"}  # comfy_quant "format"
+FORMATS = {name: precision for precision, name in QUANTISED.items()}
+
+
+def round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def bits_of(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * SAFETENSORS_BITS[dtype]
+
+
+def format_parts(precision: Precision, shape: tuple[int, int]) -> dict[str, tuple]:
+    """{suffix: (dtype, shape)} that a weight becomes: the module docstring's table."""
+    rows, columns = shape
+    if precision is Precision.FP8:
+        return {"weight": ("F8_E4M3", (rows, columns)), "weight_scale": ("F32", ())}
+    height, width = round_up(rows, BLOCK_SIZE), round_up(columns, BLOCK_SIZE)
+    tiles = (round_up(height, TILE_ROWS), round_up(width // BLOCK_SIZE, TILE_COLUMNS))
+    return {
+        "weight": ("U8", (height, width // 2)),
+        "weight_scale": ("F8_E4M3", tiles),
+        "weight_scale_2": ("F32", ()),
+    }
 
 
 # ── nvfp4/files.py: The file system: names, links, locks, times, disk space ───────────────────────
@@ -283,98 +338,6 @@ def exists(path: Path) -> bool:
         return False
 
 
-# ── nvfp4/formats.py: What is stored: dtypes, precisions, the parts of a quantised layer ──────────
-
-E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # code 0..7; bit 3 is the sign
-E2M1_MAX = E2M1_VALUES[-1]
-E4M3_MAX = 448.0
-NVFP4_MAX = E2M1_MAX * E4M3_MAX  # largest multiple of the global scale: 2688
-BLOCK_SIZE = 16  # columns that share one block scale
-TILE_ROWS, TILE_COLUMNS = 128, 4  # cuBLAS block-scale tile
-FP4_MATMUL_K = 32  # Blackwell's FP4 matmul needs K % 32 == 0 ...
-FP4_MATMUL_N = 16  # ... and N % 16 == 0 where there is a bias
-MAX_DIMENSIONS = 32
-SAFETENSORS_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
-}  # fmt: skip
-TORCH_DTYPES = {
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F64": torch.float64,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
-SOURCE_FLOATS = ("F32", "BF16", "F16")
-ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2")  # what quantised weights are stored in
-DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-ALREADY_QUANTISED = (
-    r"(^|\.)(comfy_quant|weight_scale(_2|_inv)?|scale_weight|scale_input|input_scale|scaled_fp8)$"
-)
-# How a stored weight is quantised: name, its dtype, and the scale beside it that tells.
-SCHEMES = (
-    ("NVFP4", "U8", "weight_scale_2"),
-    ("scaled FP8", "F8_E4M3", "scale_weight"),
-    ("FP8", "F8_E4M3", "weight_scale"),
-    ("plain FP8", "F8_E4M3", None),
-)
-LAYER_PARTS = (
-    "weight", "bias", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale",
-    "comfy_quant", "scale_weight", "scale_input",
-)  # fmt: skip
-LEGACY_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}
-LEGACY_SCALES = tuple(LEGACY_NAMES.values())
-SCALAR_SCALES = ("weight_scale_2", "weight_scale", "input_scale", *LEGACY_SCALES)
-OTHER_FORMATS = ("float8_e5m2", "mxfp8", "int8_tensorwise", "convrot_w4a4")  # known to ComfyUI
-MARKER = "scaled_fp8"  # legacy scaled FP8: 2 elements ask for full-precision matmul, 0 do not
-DECODED = tuple(scheme for scheme, *_ in SCHEMES)
-ADOPTED = ("NVFP4", "scaled FP8", "FP8")  # schemes of layers that a source may have
-VIEWED = ("U8", "I8")  # dtypes whose bits ComfyUI takes for block scales
-NAN_E4M3 = 0x7F  # from here on, bytes are NaN or negative
-LEAST_NORMAL_E4M3 = 2.0**-6  # ... which begin below this
-
-
-class Precision(IntEnum):
-    """How a tensor is stored, ordered: "at least FP8" is max(precision, Precision.FP8)."""
-
-    NVFP4 = 0
-    FP8 = 1
-    HALF = 2  # --dtype
-    FP32 = 3
-    KEPT = 4  # the source's bytes, untouched
-
-
-QUANTISED = {Precision.NVFP4: "nvfp4", Precision.FP8: "float8_e4m3fn"}  # comfy_quant "format"
-FORMATS = {name: precision for precision, name in QUANTISED.items()}
-
-
-def round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
-
-
-def bits_of(dtype: str, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * SAFETENSORS_BITS[dtype]
-
-
-def format_parts(precision: Precision, shape: tuple[int, int]) -> dict[str, tuple]:
-    """{suffix: (dtype, shape)} that a weight becomes: the module docstring's table."""
-    rows, columns = shape
-    if precision is Precision.FP8:
-        return {"weight": ("F8_E4M3", (rows, columns)), "weight_scale": ("F32", ())}
-    height, width = round_up(rows, BLOCK_SIZE), round_up(columns, BLOCK_SIZE)
-    tiles = (round_up(height, TILE_ROWS), round_up(width // BLOCK_SIZE, TILE_COLUMNS))
-    return {
-        "weight": ("U8", (height, width // 2)),
-        "weight_scale": ("F8_E4M3", tiles),
-        "weight_scale_2": ("F32", ()),
-    }
-
-
 # ── nvfp4/model.py: Records of a checkpoint: tensors, their names and prefixes, LoRAs ─────────────
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
@@ -478,67 +441,6 @@ def is_converted(model: Model) -> bool:
     return any(ref.is_kept or ref.scale is not None for ref in model.tensors.values())
 
 
-# ── nvfp4/read/json_files.py: JSON and lists of a size that can be borne ──────────────────────────
-
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too
-MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 2_000_000, 64, 4_300
-JSON_HINTS = {  # what is given instead, by its suffix
-    ".log": "; analyze_input_scale_log.py makes a summary of a log",
-    ".safetensors": "; a recording goes with --activation-stats",
-}
-
-
-def read_whole(path: Path) -> bytes:
-    """All bytes of a small file; an endless one would fill the memory. Raises ValueError."""
-    with path.open("rb") as file:
-        raw = file.read(MAX_HEADER_BYTES + 1)
-    if len(raw) > MAX_HEADER_BYTES:
-        raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
-    return raw
-
-
-def parse_json(text: str, hook: Callable | None = None) -> object:
-    """JSON of a size and depth that parsing, and what is done with it, can bear.
-
-    An empty list takes two bytes here and 72 in memory; nesting ends in a RecursionError wherever
-    the value is written again; a number of a million digits takes minutes. Raises ValueError.
-    """
-    outside = re.sub(r'"[^"]*"?', "", text.replace(r"\\", "").replace(r"\"", ""))
-    if sum(map(outside.count, ",[{")) > MAX_JSON_VALUES:
-        raise ValueError(f"it holds more than {MAX_JSON_VALUES:,} values")
-    brackets = np.frombuffer(re.sub(r"[^][{}]+", "", outside).encode(), np.uint8)
-    steps = np.where(np.isin(brackets, bytearray(b"[{")), 1, -1)
-    if steps.cumsum().max(initial=0) > MAX_JSON_DEPTH:
-        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep")
-    if re.search(rf"(?<!\d)\d{{{MAX_DIGITS}}}", outside):
-        raise ValueError(f"it has a number of {MAX_DIGITS:,} digits or more")
-    return json.loads(text, object_pairs_hook=hook)
-
-
-def load_json(path: Path, what: str) -> dict:
-    """A JSON object from a Unicode file; anything else is an error that names the file."""
-    try:
-        raw = read_whole(path)
-        value = parse_json(raw.decode(json.detect_encoding(raw)), unique_keys)
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read the {what}: {error.strerror}") from error
-    except ValueError as error:
-        hint = JSON_HINTS.get(path.suffix.lower(), "")
-        raise ConvertError(f"{path}: the {what} is not valid JSON: {error}{hint}") from error
-    if not isinstance(value, dict):
-        raise ConvertError(f"{path}: the {what} must be a JSON object")
-    return value
-
-
-def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """json's default keeps the last of two equal keys: a tensor would vanish unnoticed."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        [(repeated, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"duplicate key {repeated[:EXCERPT]!r}")
-    return found
-
-
 def compiled(pattern: str) -> re.Pattern:
     """A regular expression, without Python's own warnings on stderr; raises ValueError."""
     try:
@@ -549,130 +451,6 @@ def compiled(pattern: str) -> re.Pattern:
         raise ValueError("is nested too deep") from None
     except (re.error, OverflowError) as error:
         raise ValueError(error) from error
-
-
-def read_rows(path: Path, what: str) -> list[dict]:
-    """The `layers` of a JSON file, each an object with a `layer` name, no name twice."""
-    rows = load_json(path, what).get("layers")
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
-    ):
-        raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
-    if not rows:
-        raise ConvertError(f"{path}: has no layers")
-    counts = Counter(bare(row["layer"]) for row in rows)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
-    return rows
-
-
-def is_figure(value: object) -> bool:
-    """A number that can be compared: no truth value, NaN, infinity or negative."""
-    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
-
-
-def positive(path: Path, row: dict, column: str) -> float:
-    value = row[column]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < torch.finfo(torch.float32).max:
-        raise ConvertError(
-            f"{path}: layer {row['layer']}: {column} must be a positive number, "
-            f"not {repr(value)[:EXCERPT]}"
-        )
-    return float(value)
-
-
-# ── nvfp4/cli/types.py: What an option's text may be ──────────────────────────────────────────────
-
-# The folder of calib/ and sensitive_layers/: the checkout, or where the single file lies.
-HERE = Path(__file__).resolve().parents[__name__.count(".")]
-
-
-def input_path(text: str) -> Path:
-    """A path as given; Windows separators work elsewhere too, so that batch lines can be shared."""
-    path = Path(text)
-    return path if exists(path) or os.name == "nt" else Path(text.replace("\\", "/"))
-
-
-def shipped_path(text: str, folder: str) -> Path:
-    """A file as given or, if there is none, of that name in a folder beside this script."""
-    path = input_path(text)
-    shipped = HERE / folder / path
-    if exists(path) or exists(shipped):
-        return path if exists(path) else shipped
-    kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
-    there = ", ".join(sorted(file.name for file in (HERE / folder).glob(kind)))
-    raise argparse.ArgumentTypeError(f"no file {text}, neither as given nor in {folder}/: {there}")
-
-
-def pattern(text: str) -> str:
-    try:
-        compiled(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a regular expression: {error}"
-        ) from error
-    return text
-
-
-def device_name(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
-    return text
-
-
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def fraction(text: str) -> float:
-    number = positive_float(text)
-    if number > 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share: 1 is all")
-    return number
-
-
-def margin(text: str) -> float:
-    value = float(text)
-    if not 1 <= value < math.inf:
-        raise argparse.ArgumentTypeError(
-            f"{text} is no margin: less than 1 would clip what was seen"
-        )
-    return value
-
-
-def lora_file(text: str) -> Lora:
-    """FILE[:STRENGTH]; a colon that no number follows is the file's, as in C:\\x.safetensors."""
-    number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-    found = re.fullmatch(rf"(.+?)(?::({number}))?", text, re.DOTALL)
-    strength = float(found[2] or 1) if found else 0.0
-    if not 0 < abs(strength) < torch.finfo(torch.float32).max:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not FILE or FILE:STRENGTH, a number other than 0"
-        )
-    return Lora(input_path(found[1]), strength)
-
-
-def natural(text: str) -> int:
-    if not re.fullmatch(r"\d{1,6}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of blocks")
-    return int(text)
-
-
-def size_in_bytes(text: str) -> int:
-    """5GB, 500 MB, 4GiB or a plain number of bytes."""
-    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?(?:([KMGT])(i?)B?|B)?", text, re.IGNORECASE)
-    size = 0
-    if found:
-        number, unit, binary = found.groups()
-        power = " KMGT".index((unit or " ").upper())
-        size = int(float(number) * (1024 if binary else 1000) ** power)
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size like 5GB, 500MB or 4GiB")
-    return size
 
 
 # ── nvfp4/families.py: Known model families and their presets, as rows ────────────────────────────
@@ -973,6 +751,166 @@ GENERAL_PRESETS = {
 PRESETS = ("auto", *FAMILIES, *list(GENERAL_PRESETS)[1:])
 
 
+# ── nvfp4/cli/description.py: What `--help` says before the options, and what `--list-presets` prin
+
+DESCRIPTION = """\
+Convert a large diffusion transformer to one mixed-precision NVFP4 file that ComfyUI loads.
+
+NVFP4 stores a weight in 4 bits plus one 8-bit scale per 16 weights: a third of the memory of
+16-bit, and twice the speed on Blackwell cards. Not every layer survives it. This tool follows
+the choices of a good GGUF quantiser: what it spent few bits on becomes NVFP4, what it spent more
+on becomes FP8 or stays 16-bit; without a GGUF, the model's family decides. It reads sharded
+safetensors tensor by tensor and writes one file, which gets its name only once it is complete and
+checked.
+
+How a tensor's precision is chosen (first that applies wins, floors last):
+  1. --exclude keeps 16-bit; --include makes NVFP4; then --layer-config and --target-size
+  2. edge blocks: the first and last transformer blocks stay 16-bit, --edge-blocks N of them
+  3. the GGUF's type: F32 -> float32, F16/BF16 -> --dtype, up to --gguf-nvfp4-max-bitdepth bits
+     -> NVFP4, more -> FP8 with --use-fp8, else --dtype
+  4. without a GGUF the model family's row: --preset, --list-presets
+  5. floors: --min-ffn-fp8, --min-ffn2-fp16, layers ComfyUI recognises a model by, shapes that
+     Blackwell cannot multiply in FP4, anything that is not a linear layer's weight
+
+How a weight is rounded: to the least error of itself, or with --activation-stats, where the layer's
+input was recorded with second moments, to the least error of the layer's output.
+
+What is stored for a linear layer L with weight [N, K] (N16, K16: rounded up to 16):
+  NVFP4  L.weight         U8       [N16, K16/2]  two E2M1 codes a byte, even column high
+         L.weight_scale   F8_E4M3  [N128, K4]    a scale per 16 columns, in swizzled 128x4 tiles
+         L.weight_scale_2 F32      []            global scale
+         L.pre_quant_scale BF16    [K]           --pre-quant-scale: multiplies the input
+  FP8    L.weight         F8_E4M3  [N, K]
+         L.weight_scale   F32      []
+  both   L.input_scale    F32      []            optional: the activation's global scale
+         L.comfy_quant    U8       [bytes]       JSON: format, full_precision_matrix_mult
+  --recipe fp8 makes FP8 of all that would be NVFP4. --recipe scaled-fp8 does so in the older
+  form: L.scale_weight F32 [1], L.scale_input F32 [1], no L.comfy_quant, and in the file one
+  scaled_fp8 F8_E4M3 with 2 elements if all layers get full-precision matmul, with 0 if none does
+
+Wan 2.2, the documented command lines (one line each; high noise is the same with its own files):
+  I2V 14B  convert_nvfp4.py SRC.safetensors.index.json OUT.safetensors
+             --gguf Wan2.2-I2V-A14B-lowNoise-Q5_K_M.gguf --gguf-nvfp4-max-bitdepth 5 --use-fp8
+             --low-mem --gguf-keep-edge-blocks-fp16 --quant-dtype float32 --dtype float16
+             --input-scale-summary-json scales_summary_wan22_14b_lownoise.json
+             --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08
+             --full-precision-mm-layers sensitive_layers_wan22_i2v_14b_low.txt
+             --full-precision-mm-cross-attn-qkvo
+  TI2V 5B  the same with its own files and without --use-fp8
+  to calibrate  leave out all input-scale, full-precision and FP8 options; add --no-input-scale
+"""
+
+
+def render_presets() -> str:
+    """--list-presets: the rows of FAMILIES, and the presets for any model."""
+    lines = []
+    for name, family in FAMILIES.items():
+        runs = " then ".join(f"{block}.N" for block in itertools.chain(*family.blocks))
+        ends = f"the first and last {family.edge_blocks} blocks" if family.edge_blocks else ""
+        lines += [f"{name}: {family.title}, in {runs}"]
+        lines += [f"  16-bit  {ends}, and what is outside the blocks"]
+        for keep in family.keeps:
+            kept = "16-bit" if keep.precision is Precision.HALF else keep.precision.name
+            lines.append(f"  {kept:7} {keep.layers}  ({keep.why})")
+        lines += ["  NVFP4   the other linear layers of the blocks"]
+        if family.full_precision:
+            lines += [f"  W4A16   {family.full_precision}  (of what is NVFP4)"]
+    return "\n".join([*lines, *(f"{name}: {text}" for name, text in GENERAL_PRESETS.items())])
+
+
+# ── nvfp4/cli/types.py: What an option's text may be ──────────────────────────────────────────────
+
+# The folder of calib/ and sensitive_layers/: the checkout, or where the single file lies.
+HERE = Path(__file__).resolve().parents[__name__.count(".")]
+
+
+def input_path(text: str) -> Path:
+    """A path as given; Windows separators work elsewhere too, so that batch lines can be shared."""
+    path = Path(text)
+    return path if exists(path) or os.name == "nt" else Path(text.replace("\\", "/"))
+
+
+def shipped_path(text: str, folder: str) -> Path:
+    """A file as given or, if there is none, of that name in a folder beside this script."""
+    path = input_path(text)
+    shipped = HERE / folder / path
+    if exists(path) or exists(shipped):
+        return path if exists(path) else shipped
+    kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
+    there = ", ".join(sorted(file.name for file in (HERE / folder).glob(kind)))
+    raise argparse.ArgumentTypeError(f"no file {text}, neither as given nor in {folder}/: {there}")
+
+
+def pattern(text: str) -> str:
+    try:
+        compiled(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a regular expression: {error}"
+        ) from error
+    return text
+
+
+def device_name(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    return text
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def fraction(text: str) -> float:
+    number = positive_float(text)
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share: 1 is all")
+    return number
+
+
+def margin(text: str) -> float:
+    value = float(text)
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no margin: less than 1 would clip what was seen"
+        )
+    return value
+
+
+def lora_file(text: str) -> Lora:
+    """FILE[:STRENGTH]; a colon that no number follows is the file's, as in C:\\x.safetensors."""
+    number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+    found = re.fullmatch(rf"(.+?)(?::({number}))?", text, re.DOTALL)
+    strength = float(found[2] or 1) if found else 0.0
+    if not 0 < abs(strength) < FLOAT32_MAX:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not FILE or FILE:STRENGTH, a number other than 0"
+        )
+    return Lora(input_path(found[1]), strength)
+
+
+def natural(text: str) -> int:
+    if not re.fullmatch(r"\d{1,6}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of blocks")
+    return int(text)
+
+
+def size_in_bytes(text: str) -> int:
+    """5GB, 500 MB, 4GiB or a plain number of bytes."""
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?(?:([KMGT])(i?)B?|B)?", text, re.IGNORECASE)
+    size = 0
+    if found:
+        number, unit, binary = found.groups()
+        power = " KMGT".index((unit or " ").upper())
+        size = int(float(number) * (1024 if binary else 1000) ** power)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size like 5GB, 500MB or 4GiB")
+    return size
+
+
 # ── nvfp4/options.py: One task: every option, its default ─────────────────────────────────────────
 
 __version__ = "0.1.0"
@@ -1137,6 +1075,337 @@ class Verification:
     merge_lora: tuple[Lora, ...] = ()
     lora_partial: bool = False
     quiet: bool = False
+
+
+# ── nvfp4/cli/table.py: Every option, its kind and help ───────────────────────────────────────────
+
+LEAST_SHARD = 1_000_000  # bytes: less is a forgotten unit
+# Options that contradict each other: given both, nobody can say which one was meant.
+CONFLICTS = (
+    ("no_input_scale", "input_scale_summary_json"),
+    ("no_input_scale", "input_scale_from"),
+    ("no_input_scale", "input_scale_value"),
+    ("no_input_scale", "input_scale_layer_summary"),
+    ("quiet", "verbose"),
+    ("use_ck_quant", "scale_search"),
+    ("resume", "dry_run"),
+    ("no_input_scale", "input_scale_policy"),
+    ("gguf", "preset"),
+    ("gguf", "mode"),
+    ("preset", "mode"),
+    ("target_size", "target_ratio"),
+    ("gguf_keep_edge_blocks_fp16", "edge_blocks"),
+    ("layer_config_out", "pre_quant_scale"),
+)
+REQUIRES = (
+    ("input_scale_summary_percentile", "input_scale_summary_json"),
+    ("input_scale_summary_multiplier", "input_scale_summary_json"),
+    ("gguf_nvfp4_max_bitdepth", "gguf"),
+    ("gguf_keep_edge_blocks_fp16", "gguf"),
+    ("use_fp8", "gguf"),
+    ("max_shard_size", "output_sharded"),
+    ("lora_partial", "merge_lora"),
+    ("input_scale_policy", "activation_stats"),
+    ("w4a4_share", "activation_stats"),
+    ("pre_quant_scale", "activation_stats"),
+    ("sensitivity_json", "sensitivity_threshold", "clip_rate_threshold"),
+    ("sensitivity_threshold", "sensitivity_json"),
+    ("clip_rate_threshold", "sensitivity_json"),
+    ("sensitivity_action", "sensitivity_threshold"),
+    ("clip_rate_action", "clip_rate_threshold"),
+    ("input_scale_summary_fp16_std", "input_scale_summary_json"),
+    ("input_scale_summary_std_threshold", "input_scale_summary_fp16_std"),
+    ("input_scale_summary_cv_threshold", "input_scale_summary_fp16_std"),
+)
+MODES = {"safe": "auto", "all": "all"}
+REPORT_KINDS = (".json", ".html")
+SWITCH = {"action": "store_true"}
+FILE = {"metavar": "FILE", "type": input_path}
+REGEXES = {"action": "append", "default": [], "metavar": "REGEX", "type": pattern}
+DTYPE = {"choices": DTYPE_OPTIONS}
+RECIPE = {"choices": RECIPES}
+SUMMARY = {"metavar": "FILE", "type": partial(shipped_path, folder="calib")}
+LAYERS = {"metavar": "FILE", "type": partial(shipped_path, folder="sensitive_layers")}
+ACTION = {"choices": ("fp16", "full_precision_mm")}
+DEVICE = {"metavar": "{auto,cpu,cuda,cuda:N}", "default": "auto", "type": device_name}
+# fmt: off
+COMMAND_LINE = {
+    "general": {
+        "--recipe": (RECIPE,
+            "mixed; fp8: FP8 for all that would be NVFP4; scaled-fp8: the same as files of the "
+            "older kind have it, with scale_weight and the rest in float32 (default: mixed)"),
+        "--dtype": (DTYPE,
+            "of tensors that are not quantised (default: bfloat16; float32 with scaled-fp8)"),
+        "--quant-dtype": (DTYPE | {"default": "float32"},
+            "what weights are cast to before they are quantised (default: %(default)s)"),
+        "--scale-search": ({"choices": ("mse", "amax")},
+            "block scales by least squared error, or from each block's largest weight "
+            "(default: mse)"),
+        "--use-ck-quant": (SWITCH, "another name for --scale-search amax"),
+        "--merge-lora": ({"action": "append", "default": [], "metavar": "FILE[:STRENGTH]",
+                          "type": lora_file},
+            "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)"),
+        "--lora-partial": (SWITCH, "... and count what of it is of no tensor of the model"),
+        "--report": (FILE,
+            "the plan, its reasons and every layer's error as data (.json) or a page (.html)"),
+        "--device": (DEVICE, "where to compute (default: auto, a GPU if there is one)"),
+        "--low-mem": (SWITCH, "read one tensor at a time, none ahead"),
+        "--resume": (SWITCH,
+            "go on where a run of the same command was stopped; keep what this one does if it is"),
+        "--output-sharded": (SWITCH,
+            "write OUTPUT's name-00001-of-0000N.safetensors, and OUTPUT.index.json"),
+        "--max-shard-size": ({"metavar": "SIZE", "type": size_in_bytes},
+            "bytes of tensors in a shard at most: 5GB, 500MB, 4GiB ... (default: 5GB)"),
+        "--dry-run": (SWITCH, "print the plan, its reasons and the exact size; write no model"),
+        "--verbose": (SWITCH, "print the plan of every single tensor"),
+        "--quiet": (SWITCH, "no progress on stderr"),
+    },
+    "precision": {
+        "--gguf": (FILE, "a GGUF of the same model: its types choose the precisions"),
+        "--preset": ({"choices": PRESETS, "metavar": "NAME"},
+            "without a GGUF: auto, a family's name, smart (unknown models, by their structure), "
+            "all (every linear layer), none (what --include names); --list-presets prints what "
+            "each does (default: auto)"),
+        "--mode": ({"choices": MODES}, "another name for --preset: safe is auto, all is all"),
+        "--edge-blocks": ({"metavar": "N", "type": natural},
+            "the first and last N transformer blocks stay 16-bit (default: the preset's own)"),
+        "--target-size": ({"metavar": "SIZE", "type": size_in_bytes},
+            "measure every layer, and raise or lower precisions by what they gain for their bytes "
+            "until the file is just smaller: 8GB, 7500MB, 7GiB"),
+        "--target-ratio": ({"metavar": "SHARE", "type": fraction},
+            "the same with a share of the source's size: 0.35"),
+        "--layer-config": (FILE,
+            "a .json of layer names or patterns: format, full-precision matmul, input scale"),
+        "--layer-config-out": (FILE, "write the plan as such a file, to edit and to replay"),
+        "--gguf-nvfp4-max-bitdepth": ({"metavar": "BITS", "type": int},
+            "GGUF types of up to this many bits become NVFP4 (default: 4)"),
+        "--gguf-keep-edge-blocks-fp16": (SWITCH,
+            "the first and last two transformer blocks stay 16-bit"),
+        "--use-fp8": (SWITCH, "GGUF types of more bits become FP8 instead of 16-bit"),
+        "--exclude": (REGEXES, "layers to keep 16-bit (repeatable, case-insensitive)"),
+        "--include": (REGEXES, "layers to make NVFP4 (repeatable, case-insensitive)"),
+        "--min-ffn-fp8": (SWITCH, "feed-forward layers are at least FP8"),
+        "--min-ffn2-fp16": (SWITCH, "feed-forward down projections are at least 16-bit"),
+    },
+    "input scales (file before recording before summary before value)": {
+        "--input-scale-summary-json": (SUMMARY,
+            "calibration summary; also looked for in calib/ beside this script"),
+        "--input-scale-summary-percentile": ({"metavar": "P", "type": float},
+            "percentile over calls of each call's largest activation (default: 99.9)"),
+        "--input-scale-summary-multiplier": ({"metavar": "X", "type": positive_float},
+            "margin on the summary's scales (default: 1)"),
+        "--input-scale-summary-fp16-std": (SWITCH,
+            "layers whose scale varies from call to call stay 16-bit, by the next two thresholds"),
+        "--input-scale-summary-std-threshold": ({"metavar": "STD", "type": positive_float},
+            "... from this deviation up (default: that of nine tenths of the layers)"),
+        "--input-scale-summary-cv-threshold": ({"metavar": "CV", "type": positive_float},
+            "... or from this deviation over the mean up (default: 0.4)"),
+        "--input-scale-policy": ({"choices": ("percentile", "headroom")},
+            "from the summary, or the largest value in --activation-stats with a margin "
+            "(default: percentile)"),
+        "--input-scale-headroom": ({"metavar": "X", "type": margin},
+            "that margin, less where small blocks would become subnormal (default: 2)"),
+        "--input-scale-from": (FILE, "copy input scales from a quantised .safetensors"),
+        "--input-scale-value": ({"metavar": "SCALE", "type": positive_float},
+            "NVFP4 input scale of every layer that has no other"),
+        "--no-input-scale": (SWITCH, "bake none: ComfyUI measures on every call (for calibration)"),
+        "--input-scale-layer-summary": (SWITCH, "print every quantised layer's input scale"),
+    },
+    "activation statistics": {
+        "--activation-stats": ({"action": "append", "default": [], **FILE},
+            "what the ComfyUI recorder in calib/ wrote (repeatable, adds up): counts what scales "
+            "clip; with second moments in it, weights are rounded to the least output error"),
+        "--w4a4-share": ({"metavar": "SHARE", "type": fraction},
+            "mark layers for full-precision matmul, those first that it gains most, until this "
+            "share of the linear weights is left in W4A4: 0.6"),
+        "--pre-quant-scale": (SWITCH,
+            "scale the channels of W4A4 layers where it lowers their output error by 5 %% or more; "
+            "ComfyUI after 0.29 only, and not for LoRAs"),
+    },
+    "sensitivity": {
+        "--sensitivity-json": (FILE,
+            "layers' rel_rmse and clip_rate means (.json), or a recording (.safetensors)"),
+        "--sensitivity-threshold": ({"metavar": "X", "type": positive_float},
+            "for layers whose inputs lose more than this rel_rmse in NVFP4, ..."),
+        "--sensitivity-action": (ACTION, "... do this (default: fp16)"),
+        "--clip-rate-threshold": ({"metavar": "X", "type": positive_float},
+            "for layers that clip more than this share of their input, ..."),
+        "--clip-rate-action": (ACTION, "... do this (default: fp16)"),
+    },
+    "full-precision matmul (W4A16 instead of W4A4)": {
+        "--full-precision-mm-layers": (LAYERS,
+            "layer names, one a line; also looked for in sensitive_layers/ beside this script"),
+        "--full-precision-mm-pattern": (REGEXES, "matching layers (repeatable, case-insensitive)"),
+        "--fp8-full-precision-mm": (SWITCH,
+            "every FP8 layer; for --recipe scaled-fp8 this is the size of its marker tensor"),
+    } | {
+        option: ({"action": "append_const", "dest": "full_precision", "const": option}, layers)
+        for option, (_, layers) in FULL_PRECISION_OPTIONS.items()
+    },
+    "verify (instead of converting)": {
+        "--verify": (FILE, "name every defect of a quantised file and what ComfyUI does about it"),
+        "--source": (FILE | {"dest": "original"},
+            "the model it was made from: decode everything and measure each layer's error"),
+    },
+}
+# fmt: on
+
+
+# ── nvfp4/cli/parse.py: Read the command line: a parser, its checks, and the task that is asked for
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="convert_nvfp4.py",
+        usage="%(prog)s SOURCE OUTPUT [options]\n       %(prog)s --verify FILE [--source SOURCE]",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # else an option added later changes what a script's short form means
+    )
+    source = "*.safetensors.index.json, the folder it is in, or one .safetensors"
+    parser.add_argument("source", metavar="SOURCE", nargs="?", type=input_path, help=source)
+    output = "the .safetensors file to write"
+    parser.add_argument("output", metavar="OUTPUT", nargs="?", type=input_path, help=output)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    presets = {"action": "version", "version": render_presets()}
+    parser.add_argument("--list-presets", **presets, help="what each preset does, and why")
+    for title, options in COMMAND_LINE.items():
+        group = parser.add_argument_group(title)
+        for option, (keywords, text) in options.items():
+            group.add_argument(option, **keywords, help=text)
+    return parser
+
+
+def wrong_files(given: dict[str, object]) -> Iterator[str]:
+    if given["source"].suffix.lower() == ".gguf":
+        yield "SOURCE must be the original .safetensors; a GGUF goes with --gguf"
+    if given["preset"] == "none" and not given["include"]:
+        yield "--preset none quantises what --include REGEX names: give that"
+    if given["output"].suffix.lower() != ".safetensors":
+        yield f"OUTPUT must end in .safetensors, as ComfyUI looks for it: {given['output']}"
+    if given["report"] and given["report"].suffix.lower() not in REPORT_KINDS:
+        yield f"--report must end in {' or '.join(REPORT_KINDS)}: {given['report']}"
+    config = given["layer_config_out"]
+    if config and config.suffix.lower() != ".json":
+        yield f"--layer-config-out must end in .json: {config}"
+
+
+def contradictions(given: dict[str, object]) -> Iterator[str]:
+    """Options that exclude each other, or that do nothing without another."""
+
+    def flag(name: str) -> str:
+        return "--" + name.replace("_", "-")
+
+    def is_given(name: str) -> bool:
+        return given[name] is not None and given[name] is not False and given[name] != []
+
+    for one, other in CONFLICTS:
+        if is_given(one) and is_given(other):
+            yield f"{flag(one)} contradicts {flag(other)}"
+    for option, *needed in REQUIRES:
+        if is_given(option) and not any(map(is_given, needed)):
+            yield f"{flag(option)} needs {' or '.join(map(flag, needed))}"
+    if is_given("max_shard_size") and given["max_shard_size"] < LEAST_SHARD:
+        yield f"--max-shard-size: {given['max_shard_size']:,} bytes are too few; give 5GB or so"
+    if is_given("input_scale_headroom") and given["input_scale_policy"] != "headroom":
+        yield "--input-scale-headroom needs --input-scale-policy headroom"
+
+
+def unused_statistics(given: dict[str, object]) -> Iterator[str]:
+    amax = given["use_ck_quant"] or given["scale_search"] == "amax"
+    options = {"--w4a4-share": given["w4a4_share"], "--pre-quant-scale": given["pre_quant_scale"]}
+    for option, value in options.items():
+        if amax and value:
+            yield f"{option} contradicts --scale-search amax, which uses no statistics"
+
+
+def parse_verification(parser: argparse.ArgumentParser, given: dict) -> Verification:
+    """--verify and what goes with it; any other option exits with 2."""
+    task = ("verify", "original", "quiet", "merge_lora", "lora_partial")
+    if any(value != parser.get_default(name) for name, value in given.items() if name not in task):
+        parser.error("--verify FILE goes with --source, --merge-lora and --quiet, without OUTPUT")
+    if given["merge_lora"] and not given["original"]:
+        parser.error("--merge-lora needs --source to verify against")
+    return Verification(
+        file=given["verify"],
+        source=given["original"],
+        merge_lora=tuple(given["merge_lora"]),
+        lora_partial=given["lora_partial"],
+        quiet=given["quiet"],
+    )
+
+
+def parse_options(argv: list[str] | None = None) -> Options | Verification:
+    """Command line to a task; a contradiction or a missing companion option exits with 2."""
+    parser = build_parser()
+    given = vars(parser.parse_args(argv))
+    if given["verify"] is not None:
+        return parse_verification(parser, given)
+    if given["output"] is None or given.pop("original") is not None:
+        parser.error("give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]")
+    given.pop("verify")
+    checks = (contradictions(given), unused_statistics(given), wrong_files(given))
+    for problem in itertools.chain(*checks):
+        parser.error(problem)
+    if given.pop("use_ck_quant"):
+        given["scale_search"] = "amax"
+    given["preset"] = MODES.get(given.pop("mode"), given["preset"])
+    given |= {name: value for name, value in DEFAULTS.items() if given[name] is None}
+    minimums = [name for name in MINIMUM_OPTIONS if given.pop(name[2:].replace("-", "_"))]
+    return Options(
+        **given
+        | {
+            "activation_stats": tuple(given["activation_stats"]),
+            "merge_lora": tuple(given["merge_lora"]),
+            "include": tuple(given["include"]),
+            "exclude": tuple(given["exclude"]),
+            "full_precision_mm_pattern": tuple(given["full_precision_mm_pattern"]),
+            "full_precision": frozenset(given["full_precision"] or ()),
+            "minimums": frozenset(minimums),
+        }
+    )
+
+
+import importlib.util
+
+
+# ── nvfp4/requirements.py: What has to be installed, and one line for whoever lacks it ────────────
+
+# What `import` calls the packages of requirements.txt; the names on PyPI are the same.
+REQUIRED = ("torch", "safetensors", "gguf", "numpy", "tqdm")
+
+
+def require(*names: str) -> None:
+    """End the program with one line on stderr, and status 1, where packages are not installed.
+
+    names: top-level packages. Nothing is imported, so this takes milliseconds.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        there = Path(sys.argv[0]).with_name("requirements.txt").is_file()
+        what = "-r requirements.txt" if there else " ".join(missing)
+        verb = "is" if len(missing) == 1 else "are"
+        sys.exit(f"error: {', '.join(missing)} {verb} missing: python -m pip install {what}")
+
+
+if __name__ == "__main__":
+    # --help, --version and wrong options are answered here, before torch takes seconds to load.
+    tolerate_consoles()
+    parse_options()
+    require(*REQUIRED)
+
+
+import hashlib
+import json
+import shutil
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from html import escape
+
+import numpy as np
+import torch
+from tqdm import tqdm
 
 
 # ── nvfp4/numeric/codes.py: NVFP4 and FP8 of a tensor, and back ───────────────────────────────────
@@ -1783,6 +2052,98 @@ def stored_levels(rounded: Rounded, feedback: Feedback, grid: FloatGrid) -> list
     return [packed, codes.t().contiguous().to(torch.uint8).view(torch.float8_e4m3fn)]
 
 
+# ── nvfp4/read/json_files.py: JSON and lists of a size that can be borne ──────────────────────────
+
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too
+MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 2_000_000, 64, 4_300
+JSON_HINTS = {  # what is given instead, by its suffix
+    ".log": "; analyze_input_scale_log.py makes a summary of a log",
+    ".safetensors": "; a recording goes with --activation-stats",
+}
+
+
+def read_whole(path: Path) -> bytes:
+    """All bytes of a small file; an endless one would fill the memory. Raises ValueError."""
+    with path.open("rb") as file:
+        raw = file.read(MAX_HEADER_BYTES + 1)
+    if len(raw) > MAX_HEADER_BYTES:
+        raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
+    return raw
+
+
+def parse_json(text: str, hook: Callable | None = None) -> object:
+    """JSON of a size and depth that parsing, and what is done with it, can bear.
+
+    An empty list takes two bytes here and 72 in memory; nesting ends in a RecursionError wherever
+    the value is written again; a number of a million digits takes minutes. Raises ValueError.
+    """
+    outside = re.sub(r'"[^"]*"?', "", text.replace(r"\\", "").replace(r"\"", ""))
+    if sum(map(outside.count, ",[{")) > MAX_JSON_VALUES:
+        raise ValueError(f"it holds more than {MAX_JSON_VALUES:,} values")
+    brackets = np.frombuffer(re.sub(r"[^][{}]+", "", outside).encode(), np.uint8)
+    steps = np.where(np.isin(brackets, bytearray(b"[{")), 1, -1)
+    if steps.cumsum().max(initial=0) > MAX_JSON_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep")
+    if re.search(rf"(?<!\d)\d{{{MAX_DIGITS}}}", outside):
+        raise ValueError(f"it has a number of {MAX_DIGITS:,} digits or more")
+    return json.loads(text, object_pairs_hook=hook)
+
+
+def load_json(path: Path, what: str) -> dict:
+    """A JSON object from a Unicode file; anything else is an error that names the file."""
+    try:
+        raw = read_whole(path)
+        value = parse_json(raw.decode(json.detect_encoding(raw)), unique_keys)
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read the {what}: {error.strerror}") from error
+    except ValueError as error:
+        hint = JSON_HINTS.get(path.suffix.lower(), "")
+        raise ConvertError(f"{path}: the {what} is not valid JSON: {error}{hint}") from error
+    if not isinstance(value, dict):
+        raise ConvertError(f"{path}: the {what} must be a JSON object")
+    return value
+
+
+def unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """json's default keeps the last of two equal keys: a tensor would vanish unnoticed."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(repeated, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"duplicate key {repeated[:EXCERPT]!r}")
+    return found
+
+
+def read_rows(path: Path, what: str) -> list[dict]:
+    """The `layers` of a JSON file, each an object with a `layer` name, no name twice."""
+    rows = load_json(path, what).get("layers")
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
+    ):
+        raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
+    if not rows:
+        raise ConvertError(f"{path}: has no layers")
+    counts = Counter(bare(row["layer"]) for row in rows)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
+    return rows
+
+
+def is_figure(value: object) -> bool:
+    """A number that can be compared: no truth value, NaN, infinity or negative."""
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+
+
+def positive(path: Path, row: dict, column: str) -> float:
+    value = row[column]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < FLOAT32_MAX:
+        raise ConvertError(
+            f"{path}: layer {row['layer']}: {column} must be a positive number, "
+            f"not {repr(value)[:EXCERPT]}"
+        )
+    return float(value)
+
+
 # ── nvfp4/read/checkpoint.py: Safetensors headers, indexes and shards ─────────────────────────────
 
 # What hostile files announce must not cost memory or time. Published diffusion models have up to
@@ -2001,6 +2362,20 @@ def header_layers(metadata: dict[str, str]) -> dict | None:
 
 def file_bytes(model: Model) -> int:
     return sum(path.stat().st_size for path in model.files if path.suffix.lower() != ".json")
+
+
+# ── nvfp4/numeric/dtypes.py: How torch calls the dtypes that safetensors names ────────────────────
+
+TORCH_DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F64": torch.float64,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
 
 
 # ── nvfp4/numeric/lora.py: What a LoRA, LoHa, LoKr or DoRA adds to a weight ───────────────────────
@@ -2391,335 +2766,6 @@ def check_recording(recording: dict[str, Recorded], model: Model) -> None:
         raise ConvertError(f"--activation-stats: is of another model than the source: {what}")
 
 
-# ── nvfp4/plan/records.py: A tensor's fate, and the rules it comes from ───────────────────────────
-
-WIDENED = "a value beyond float16's 65504"  # the reason of what becomes float32 for it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """These tensors get this precision (or, as a floor, at least this one), and why."""
-
-    names: frozenset[str]
-    precision: Precision
-    reason: str
-    is_open: bool = False  # --target-size may choose otherwise
-    dtype: str = ""  # instead of --dtype, or of the source's
-
-
-UNNAMED = Rule(names=frozenset(), precision=Precision.HALF, reason="no rule names it")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorPlan:
-    """One tensor's fate and the reason, decided before any byte is written."""
-
-    ref: TensorRef
-    precision: Precision
-    reason: str
-    dtype: str  # safetensors dtype of the tensor itself in the output
-    is_open: bool = False  # --target-size may choose otherwise
-    full_precision: str = ""  # why its matmul stays 16-bit; "" means quantised activations
-    legacy: bool = False  # an FP8 layer stored as scaled FP8
-    input_scale: float | None = None
-    input_scale_source: str = ""
-    saturated_blocks: float | None = None  # share of the recorded input that clips at that scale
-    moments: Moments | None = None  # of its input, to round it by
-    smoothing: torch.Tensor | None = None  # [K] BF16: multiplies the input and divides the weight
-    bias: TensorPlan | None = None  # the layer's bias, which makes up for the mean error
-
-    @property
-    def is_quantised(self) -> bool:
-        return self.precision in QUANTISED
-
-    @property
-    def is_layer(self) -> bool:
-        """Whether it is a linear layer's weight, packed in the source or not."""
-        return self.ref.is_linear_weight or bool(self.ref.config)
-
-    @property
-    def weights(self) -> int:
-        packed = self.ref.dtype in VIEWED
-        return math.prod(self.ref.shape) * (2 if packed and self.ref.config else 1)
-
-    @property
-    def is_nvfp4(self) -> bool:
-        return self.precision is Precision.NVFP4 or self.config.get("format") == "nvfp4"
-
-    @property
-    def is_w4a4(self) -> bool:
-        return self.is_nvfp4 and "full_precision_matrix_mult" not in self.config
-
-    @property
-    def config(self) -> dict[str, str | bool]:
-        """What ComfyUI reads for this layer, in `comfy_quant` and in the header alike."""
-        if self.ref.config or not self.is_quantised:
-            return json.loads(self.ref.config or "{}")
-        flag = {"full_precision_matrix_mult": True} if self.full_precision else {}
-        return {"format": QUANTISED[self.precision], **flag}
-
-    @property
-    def config_bytes(self) -> bytes:
-        return json.dumps(self.config).encode()
-
-
-def plan_tensor(ref: TensorRef, rule: Rule, half: str) -> TensorPlan:
-    usual = {Precision.HALF: half, Precision.FP32: "F32"}.get(rule.precision, ref.dtype)
-    return TensorPlan(
-        ref=ref,
-        precision=rule.precision,
-        reason=rule.reason,
-        dtype=rule.dtype or usual,
-        is_open=rule.is_open,
-    )
-
-
-def weights_of(plans: Iterable[TensorPlan]) -> int:
-    return sum(plan.weights for plan in plans)
-
-
-def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
-    """The plans with the named float16 tensors as float32."""
-
-    def widened(plan: TensorPlan) -> TensorPlan:
-        if plan.bias:
-            (bias,) = widen([plan.bias], names)
-            plan = dataclasses.replace(plan, bias=bias)
-        if plan.ref.name not in names:
-            return plan
-        reason = f"{WIDENED} (else {plan.reason})"
-        return dataclasses.replace(plan, precision=Precision.FP32, dtype="F32", reason=reason)
-
-    return [*map(widened, plans)]
-
-
-# ── nvfp4/layout.py: The output to the byte: tensors, header, shards ──────────────────────────────
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slot:
-    """One tensor of the output: `begin` is its absolute offset in the file."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """The whole output file, known before it is written."""
-
-    header: bytes
-    slots: dict[str, Slot]
-
-    @property
-    def nbytes(self) -> int:
-        return len(self.header) + sum(slot.nbytes for slot in self.slots.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A conversion planned to the byte: one output file, or shards and their index."""
-
-    options: Options
-    model: Model
-    plans: list[TensorPlan]
-    origin: dict[str, object]  # how the file is made, as its header tells
-    layouts: dict[Path, Layout]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(layout.nbytes for layout in self.layouts.values())
-
-    @property
-    def index(self) -> Path | None:
-        return self.options.written if self.options.output_sharded else None
-
-    @property
-    def files(self) -> list[Path]:
-        """In the order in which they get their names."""
-        return [*self.layouts, *filter(None, [self.index])]
-
-    @property
-    def fingerprint(self) -> dict[str, object]:
-        """What the output's bytes depend on, so that another conversion is told from this one."""
-        plan = hashlib.sha256()
-        for path, layout in self.layouts.items():
-            plan.update(os.fsencode(path.name) + layout.header)
-        plan.update(str([plan.input_scale for plan in self.plans]).encode())
-        paths = [path for path in (*self.options.inputs, *self.model.files) if not path.is_dir()]
-        stamps = {path: self.model.stamps.get(path) or stamp(path) for path in paths}
-        # By folder, too: high and low noise may have the same names, sizes and times. Of a folder
-        # itself, not the time: it changes with each file in it, such as the output.
-        files = [[str(path.resolve()), *stamp] for path, stamp in stamps.items()]
-        return {"plan": plan.hexdigest(), "files": sorted(files)}
-
-    def refuse_changed(self) -> None:
-        """Files that are no longer those whose headers were read: old and new weights would mix."""
-        stamps = self.model.stamps
-        if changed := [str(path) for path, before in stamps.items() if stamp(path) != before]:
-            raise ConvertError(f"{examples(changed)}: {CHANGED_UNDER_WAY}")
-
-
-def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{key: (dtype, shape)} of what a planned tensor becomes."""
-    if not plan.is_quantised:
-        stored = {plan.ref.name: (plan.dtype, plan.ref.shape)}
-        config = {f"{plan.ref.layer}.comfy_quant": ("U8", (len(plan.ref.config),))}
-        return stored | (config if plan.ref.config else {})
-    parts = format_parts(plan.precision, plan.ref.shape)
-    if plan.input_scale is not None:
-        parts["input_scale"] = ("F32", ())
-    if plan.smoothing is not None:
-        parts["pre_quant_scale"] = ("BF16", tuple(plan.smoothing.shape))
-    if plan.legacy:  # working files of that kind have scales of shape [1]
-        parts = {
-            LEGACY_NAMES.get(suffix, suffix): (dtype, shape or (1,))
-            for suffix, (dtype, shape) in parts.items()
-        }
-    else:
-        parts["comfy_quant"] = ("U8", (len(plan.config_bytes),))
-    return {f"{plan.ref.layer}.{suffix}": part for suffix, part in parts.items()}
-
-
-def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
-    """Scaled FP8's marker tensor, for a file of that form."""
-    plan = next((plan for plan in plans if plan.legacy), None)
-    if plan is None:
-        return {}
-    prefix = plan.ref.layer.removesuffix(bare(plan.ref.layer))
-    return {prefix + MARKER: torch.zeros(2 if plan.full_precision else 0).to(torch.float8_e4m3fn)}
-
-
-def stored_bytes(plan: TensorPlan) -> int:
-    return sum(bits_of(*stored) // 8 for stored in stored_tensors(plan).values())
-
-
-def make_job(
-    options: Options, model: Model, plans: list[TensorPlan], widened: frozenset[str] = frozenset()
-) -> Job:
-    """The output's files, with the tensors in `widened` as float32 instead of float16."""
-    plans = widen(plans, widened)
-    origin, marker = origin_of(options, model, plans), marker_of(plans)
-    shards = split_shards(plans, options.max_shard_size) if options.output_sharded else [plans]
-    layouts, output = {}, options.output
-    for number, members in enumerate(shards, 1):
-        name = f"{output.stem}-{number:05}-of-{len(shards):05}{output.suffix}"
-        path = output.with_name(name) if options.output_sharded else output
-        layouts[path] = make_layout(members, make_metadata(model, members, origin), marker)
-        marker = {}
-    return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
-
-
-def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]]:
-    """Plans in source order, by shards of up to `largest` bytes, or of one larger layer."""
-    shards, size = [[]], 0
-    for plan in plans:
-        size += stored_bytes(plan)
-        if size > largest and shards[-1]:
-            shards.append([])
-            size = stored_bytes(plan)
-        shards[-1].append(plan)
-    return shards
-
-
-def make_layout(
-    plans: Iterable[TensorPlan], metadata: dict[str, str], marker: dict[str, torch.Tensor]
-) -> Layout:
-    """Header and offsets of an output file.
-
-    Ordered by item size, so that every tensor starts at a multiple of its own; the odd-length
-    comfy_quant tensors come last.
-    """
-    stored = [(key, *value) for plan in plans for key, value in stored_tensors(plan).items()]
-    stored += [(key, "F8_E4M3", tuple(tensor.shape)) for key, tensor in marker.items()]
-    stored.sort(
-        key=lambda row: (-SAFETENSORS_BITS[row[1]], row[0].endswith(".comfy_quant"), row[0])
-    )
-    entries, begin = {"__metadata__": metadata}, 0
-    for key, dtype, shape in stored:
-        if key in entries:
-            raise ConvertError(f"two tensors of the output would be named {key}")
-        end = begin + bits_of(dtype, shape) // 8
-        entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text = text.ljust(round_up(len(text), 8))
-    header = len(text).to_bytes(8, "little") + text
-    slots = {}
-    for key, dtype, shape in stored:
-        begin, end = entries[key]["data_offsets"]
-        at, size = len(header) + begin, end - begin
-        slots[key] = Slot(name=key, dtype=dtype, shape=shape, begin=at, nbytes=size)
-    return Layout(header=header, slots=slots)
-
-
-def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, object]:
-    """How a file was made. Names only, no folders and no times: equal runs give equal bytes."""
-    given = {
-        entry.name: getattr(options, entry.name)
-        for entry in dataclasses.fields(options)
-        if entry.name not in RUN_OPTIONS and getattr(options, entry.name) != entry.default
-    }
-    return {
-        "version": __version__,
-        "options": {name: portable(value) for name, value in given.items()},
-        "sources": {path.name: path.stat().st_size for path in model.files},
-        "plan": dict(sorted(Counter(plan.precision.name for plan in plans).items())),
-    }
-
-
-def make_metadata(
-    model: Model, plans: list[TensorPlan], origin: dict[str, object]
-) -> dict[str, str]:
-    """Header strings: the quantised layers as ComfyUI reads them, and how the file was made."""
-    metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
-    metadata.pop("_quantization_metadata", None)
-    layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised or plan.ref.config}
-    if layers and not any(plan.legacy for plan in plans):  # with it, legacy scales go unread
-        quantisation = {"format_version": "1.0", "layers": layers}
-        metadata["_quantization_metadata"] = json.dumps(quantisation)
-    return metadata
-
-
-RUN_OPTIONS = (
-    "source",  # its files are told, and a folder's name would change with the machine
-    "output",
-    "report",
-    "layer_config_out",
-    "device",
-    "low_mem",
-    "resume",
-    "output_sharded",
-    "max_shard_size",
-    "dry_run",
-    "verbose",
-    "quiet",
-)  # leave no trace
-
-
-def portable(value: object) -> object:
-    """An option's value for the header: file names for paths, sorted lists for sets."""
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, tuple):
-        return [*map(portable, value)]
-    return sorted(value) if isinstance(value, frozenset) else value
-
-
-def render_index(job: Job) -> str:
-    """The *.index.json of shards, as the transformers and diffusers libraries write it."""
-    slots = {
-        key: (path.name, slot.nbytes)
-        for path, layout in job.layouts.items()
-        for key, slot in layout.slots.items()
-    }
-    total = sum(size for _, size in slots.values())
-    weight_map = {key: name for key, (name, _) in sorted(slots.items())}
-    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
-
-
 # ── nvfp4/numeric/damage.py: Error of decoded weights ─────────────────────────────────────────────
 
 WRONG_FROM = 0.3  # relative RMSE no honest NVFP4 or FP8 weight has: normal ones have 0.09, 0.03
@@ -2784,193 +2830,6 @@ def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
 
 def squared(values: torch.Tensor) -> float:
     return float(values.square().sum(dtype=torch.float64))
-
-
-# ── nvfp4/ranks.py: The processes of a torchrun ───────────────────────────────────────────────────
-
-LONGEST_WAIT = timedelta(hours=12)  # of one rank for another; one that dies is noticed at once
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """This process among those that `torchrun` started; one alone without it."""
-
-    rank: int = 0
-    size: int = 1
-
-    def gather(self, value: object = None) -> list:
-        """Every rank's value, in order; returns once all ranks have come here."""
-        if self.size == 1:
-            return [value]
-        values = [None] * self.size
-        try:
-            torch.distributed.all_gather_object(values, value)
-        except RuntimeError as error:
-            raise ConvertError(f"rank {self.rank}: stopped, as another rank did") from error
-        return values
-
-
-def under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def is_first() -> bool:
-    """Whether this process is the one that speaks, among those of a `torchrun`."""
-    return not under_torchrun() or os.environ["RANK"] == "0"
-
-
-@contextlib.contextmanager
-def join_ranks() -> Iterator[Ranks]:
-    """Meet the other processes of a `torchrun`, if there is one."""
-    if not under_torchrun():
-        yield Ranks()
-        return
-    torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
-    try:
-        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-# ── nvfp4/tune/activations.py: --w4a4-share and --pre-quant-scale ─────────────────────────────────
-
-SMOOTHING = (0.25, 0.5, 0.75)  # shares of an input's range that go over to the weight
-LEAST_SMOOTHING_GAIN = 0.05  # of the W4A4 output error
-FEEDBACK_LEAVES = 0.1  # of the plain search's squared output error
-
-
-class CurvePoint(NamedTuple):
-    """One more layer with full-precision matmul, and what that leaves."""
-
-    layer: str
-    share: float  # of the linear weights, in W4A4
-    error: float  # of the squared output error that 4-bit activations add
-
-
-def added_by_w4a4(plan: TensorPlan) -> float:
-    """Squared output error that 4-bit activations add, relative to the output's energy."""
-    rows, weight = study(plan)
-    energy = squared(rows @ weight.t())
-    error = quantised_rows(rows, plan.input_scale) - rows
-    return squared(error @ weight.t()) / energy if energy else 0.0
-
-
-def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer's recorded input rows [r, K] and some rows of its weight [n, K], float32."""
-    rows = torch.cat([load(refs[2]).float() for refs in plan.moments.recordings])
-    return rows, load_some_rows(plan.ref).float()
-
-
-def share_w4a4(
-    options: Options, plans: list[TensorPlan]
-) -> tuple[list[TensorPlan], list[str], tuple[CurvePoint, ...]]:
-    """Mark W4A4 layers for full-precision matmul, those first that gain most for their work.
-
-    Until no more than --w4a4-share of the linear weights is left in W4A4. Returns plans, notes, and
-    the whole curve, whatever other options marked.
-    """
-    wanted = options.w4a4_share
-    if wanted is None:
-        return plans, [], ()
-    studied = [plan for plan in plans if plan.precision is Precision.NVFP4 and plan.moments]
-    if not studied:
-        raise ConvertError("--w4a4-share: no NVFP4 layer has second moments in --activation-stats")
-    linear = [plan for plan in plans if plan.ref.is_linear_weight]
-    whole = sum(math.prod(plan.ref.shape) for plan in linear)
-    work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
-    bar = tqdm(studied, "comparing", disable=options.quiet or not is_first(), file=sys.stderr)
-    added = {plan.ref.name: added_by_w4a4(plan) for plan in bar}
-    order = sorted(added, key=lambda name: (-added[name] / work[name], name))
-    left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
-    marked = {plan.ref.name for plan in studied if plan.full_precision}
-    curve = trade_off(order, added, work, left + sum(work[name] for name in marked))
-    notes = []
-    if marked:
-        error = 1 - sum(added[name] for name in marked) / (sum(added.values()) or 1)
-        best = next(point for point in curve if point.share <= left + 1e-9)
-        notes.append(
-            f"other options mark {len(marked)} layers: W4A4 {100 * left:.0f} %, which leave "
-            f"{100 * error:.0f} % of the error that 4-bit activations add; the layers that gain "
-            f"most for their work would leave {100 * best.error:.0f} %"
-        )
-    chosen = set()
-    for name in order:
-        if left > wanted and name not in marked:
-            chosen.add(name)
-            left -= work[name]
-    if left > wanted:
-        notes.append(f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments")
-    reason = f"--w4a4-share {wanted:g}"
-    plans = [
-        dataclasses.replace(plan, full_precision=reason) if plan.ref.name in chosen else plan
-        for plan in plans
-    ]
-    return plans, notes, curve
-
-
-def trade_off(
-    order: list[str], added: dict[str, float], work: dict[str, float], share: float
-) -> tuple[CurvePoint, ...]:
-    """What is left in W4A4, and of the error it adds, after each layer in turn."""
-    names, points = [*order], [CurvePoint("", share, 1.0)]
-    whole = sum(added.values()) or 1.0
-    while names:
-        name = names.pop(0)
-        share, error = max(share - work[name], 0.0), sum(added[name] for name in names) / whole
-        points.append(CurvePoint(name.removesuffix(".weight"), share, error))
-    return tuple(points)
-
-
-def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
-    """Give W4A4 layers a pre_quant_scale where that lowers their output error."""
-    if not options.pre_quant_scale:
-        return plans, []
-    candidates = [plan for plan in plans if plan.is_w4a4 and plan.moments]
-    bar = tqdm(candidates, "smoothing", disable=options.quiet or not is_first(), file=sys.stderr)
-    found = {plan.ref.name: plan for plan in map(smoothed, bar) if plan.smoothing is not None}
-    note = (
-        f"{len(found)} of {len(candidates)} layers have a pre_quant_scale: ComfyUI 0.29 and older "
-        "ignore it and give noise, and LoRAs on these layers come out wrong"
-    )
-    if not found:
-        note = f"--pre-quant-scale: none of {len(candidates)} W4A4 layers gains by it"
-    return [found.get(plan.ref.name, plan) for plan in plans], [note]
-
-
-def smoothed(plan: TensorPlan) -> TensorPlan:
-    """The plan with the per-channel scales that leave the least W4A4 output error, if any gain."""
-    rows, weight = study(plan)
-    exact = rows @ weight.t()
-    absmax = torch.stack([load(refs[-1]) for refs in plan.moments.recordings]).amax(0)
-    ranges = absmax.clamp(min=float(absmax.max()) * 2.0**-10 or 1.0)
-    weights = weight.abs().amax(0)
-    weights = weights.clamp(min=float(weights.max()) * 2.0**-10 or 1.0)
-
-    def error(scale: torch.Tensor, input_scale: float | None) -> float:
-        folded = weight / scale
-        amax = nvfp4_global_scale(largest_magnitude(folded))
-        decoded = decode_nvfp4(*encode_nvfp4(folded, amax, mse_block_scales), amax)
-        given = rows * scale
-        activations = (quantised_rows(given, input_scale) - given) @ folded.t()
-        return squared(activations) + FEEDBACK_LEAVES * squared(given @ decoded.t() - exact)
-
-    def input_scale(scale: torch.Tensor) -> float | None:
-        if plan.input_scale is None:
-            return None
-        return plan.input_scale * float((absmax * scale).max() / absmax.max())
-
-    best, least = plan, error(torch.ones_like(absmax), plan.input_scale)
-    least *= (1 - LEAST_SMOOTHING_GAIN) ** 2
-    for share in SMOOTHING:
-        scale = weights ** (1 - share) / ranges**share
-        scale = (scale / scale.log().mean().exp()).bfloat16()  # what any matmul's dtype can hold
-        found = error(scale.float(), input_scale(scale.float()))
-        if found < least:
-            least = found
-            best = dataclasses.replace(
-                plan, smoothing=scale, input_scale=input_scale(scale.float())
-            )
-    return best
 
 
 # ── nvfp4/numeric/kernels.py: The same for numba on a CPU ─────────────────────────────────────────
@@ -3378,6 +3237,154 @@ def encode_fp8_compiled(weight: torch.Tensor, scale: torch.Tensor) -> tuple[torc
     return stored, Damage(error=error, energy=energy)
 
 
+# ── nvfp4/plan/records.py: A tensor's fate, and the rules it comes from ───────────────────────────
+
+WIDENED = "a value beyond float16's 65504"  # the reason of what becomes float32 for it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """These tensors get this precision (or, as a floor, at least this one), and why."""
+
+    names: frozenset[str]
+    precision: Precision
+    reason: str
+    is_open: bool = False  # --target-size may choose otherwise
+    dtype: str = ""  # instead of --dtype, or of the source's
+
+
+UNNAMED = Rule(names=frozenset(), precision=Precision.HALF, reason="no rule names it")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlan:
+    """One tensor's fate and the reason, decided before any byte is written."""
+
+    ref: TensorRef
+    precision: Precision
+    reason: str
+    dtype: str  # safetensors dtype of the tensor itself in the output
+    is_open: bool = False  # --target-size may choose otherwise
+    full_precision: str = ""  # why its matmul stays 16-bit; "" means quantised activations
+    legacy: bool = False  # an FP8 layer stored as scaled FP8
+    input_scale: float | None = None
+    input_scale_source: str = ""
+    saturated_blocks: float | None = None  # share of the recorded input that clips at that scale
+    moments: Moments | None = None  # of its input, to round it by
+    smoothing: torch.Tensor | None = None  # [K] BF16: multiplies the input and divides the weight
+    bias: TensorPlan | None = None  # the layer's bias, which makes up for the mean error
+
+    @property
+    def is_quantised(self) -> bool:
+        return self.precision in QUANTISED
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a linear layer's weight, packed in the source or not."""
+        return self.ref.is_linear_weight or bool(self.ref.config)
+
+    @property
+    def weights(self) -> int:
+        packed = self.ref.dtype in VIEWED
+        return math.prod(self.ref.shape) * (2 if packed and self.ref.config else 1)
+
+    @property
+    def is_nvfp4(self) -> bool:
+        return self.precision is Precision.NVFP4 or self.config.get("format") == "nvfp4"
+
+    @property
+    def is_w4a4(self) -> bool:
+        return self.is_nvfp4 and "full_precision_matrix_mult" not in self.config
+
+    @property
+    def config(self) -> dict[str, str | bool]:
+        """What ComfyUI reads for this layer, in `comfy_quant` and in the header alike."""
+        if self.ref.config or not self.is_quantised:
+            return json.loads(self.ref.config or "{}")
+        flag = {"full_precision_matrix_mult": True} if self.full_precision else {}
+        return {"format": QUANTISED[self.precision], **flag}
+
+    @property
+    def config_bytes(self) -> bytes:
+        return json.dumps(self.config).encode()
+
+
+def plan_tensor(ref: TensorRef, rule: Rule, half: str) -> TensorPlan:
+    usual = {Precision.HALF: half, Precision.FP32: "F32"}.get(rule.precision, ref.dtype)
+    return TensorPlan(
+        ref=ref,
+        precision=rule.precision,
+        reason=rule.reason,
+        dtype=rule.dtype or usual,
+        is_open=rule.is_open,
+    )
+
+
+def weights_of(plans: Iterable[TensorPlan]) -> int:
+    return sum(plan.weights for plan in plans)
+
+
+def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
+    """The plans with the named float16 tensors as float32."""
+
+    def widened(plan: TensorPlan) -> TensorPlan:
+        if plan.bias:
+            (bias,) = widen([plan.bias], names)
+            plan = dataclasses.replace(plan, bias=bias)
+        if plan.ref.name not in names:
+            return plan
+        reason = f"{WIDENED} (else {plan.reason})"
+        return dataclasses.replace(plan, precision=Precision.FP32, dtype="F32", reason=reason)
+
+    return [*map(widened, plans)]
+
+
+# ── nvfp4/ranks.py: The processes of a torchrun ───────────────────────────────────────────────────
+
+LONGEST_WAIT = timedelta(hours=12)  # of one rank for another; one that dies is noticed at once
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those that `torchrun` started; one alone without it."""
+
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, value: object = None) -> list:
+        """Every rank's value, in order; returns once all ranks have come here."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        try:
+            torch.distributed.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise ConvertError(f"rank {self.rank}: stopped, as another rank did") from error
+        return values
+
+
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks, among those of a `torchrun`."""
+    return not under_torchrun() or os.environ["RANK"] == "0"
+
+
+@contextlib.contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """Meet the other processes of a `torchrun`, if there is one."""
+    if not under_torchrun():
+        yield Ranks()
+        return
+    torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+    try:
+        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 # ── nvfp4/encode/compute.py: Threads, devices, compiled kernels ───────────────────────────────────
 
 COMPILE_FROM = 100_000_000  # weights to quantise from which compiling for the CPU pays
@@ -3487,6 +3494,233 @@ def pick_device(name: str) -> torch.device:
 def work(plan: TensorPlan) -> int:
     """Weights to encode, or as many as take as long as rounding by statistics does."""
     return math.prod(plan.ref.shape) * (FEEDBACK_COST if plan.moments else 1)
+
+
+# ── nvfp4/layout.py: The output to the byte: tensors, header, shards ──────────────────────────────
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One tensor of the output: `begin` is its absolute offset in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The whole output file, known before it is written."""
+
+    header: bytes
+    slots: dict[str, Slot]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.header) + sum(slot.nbytes for slot in self.slots.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A conversion planned to the byte: one output file, or shards and their index."""
+
+    options: Options
+    model: Model
+    plans: list[TensorPlan]
+    origin: dict[str, object]  # how the file is made, as its header tells
+    layouts: dict[Path, Layout]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layout.nbytes for layout in self.layouts.values())
+
+    @property
+    def index(self) -> Path | None:
+        return self.options.written if self.options.output_sharded else None
+
+    @property
+    def files(self) -> list[Path]:
+        """In the order in which they get their names."""
+        return [*self.layouts, *filter(None, [self.index])]
+
+    @property
+    def fingerprint(self) -> dict[str, object]:
+        """What the output's bytes depend on, so that another conversion is told from this one."""
+        plan = hashlib.sha256()
+        for path, layout in self.layouts.items():
+            plan.update(os.fsencode(path.name) + layout.header)
+        plan.update(str([plan.input_scale for plan in self.plans]).encode())
+        paths = [path for path in (*self.options.inputs, *self.model.files) if not path.is_dir()]
+        stamps = {path: self.model.stamps.get(path) or stamp(path) for path in paths}
+        # By folder, too: high and low noise may have the same names, sizes and times. Of a folder
+        # itself, not the time: it changes with each file in it, such as the output.
+        files = [[str(path.resolve()), *stamp] for path, stamp in stamps.items()]
+        return {"plan": plan.hexdigest(), "files": sorted(files)}
+
+    def refuse_changed(self) -> None:
+        """Files that are no longer those whose headers were read: old and new weights would mix."""
+        stamps = self.model.stamps
+        if changed := [str(path) for path, before in stamps.items() if stamp(path) != before]:
+            raise ConvertError(f"{examples(changed)}: {CHANGED_UNDER_WAY}")
+
+
+def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{key: (dtype, shape)} of what a planned tensor becomes."""
+    if not plan.is_quantised:
+        stored = {plan.ref.name: (plan.dtype, plan.ref.shape)}
+        config = {f"{plan.ref.layer}.comfy_quant": ("U8", (len(plan.ref.config),))}
+        return stored | (config if plan.ref.config else {})
+    parts = format_parts(plan.precision, plan.ref.shape)
+    if plan.input_scale is not None:
+        parts["input_scale"] = ("F32", ())
+    if plan.smoothing is not None:
+        parts["pre_quant_scale"] = ("BF16", tuple(plan.smoothing.shape))
+    if plan.legacy:  # working files of that kind have scales of shape [1]
+        parts = {
+            LEGACY_NAMES.get(suffix, suffix): (dtype, shape or (1,))
+            for suffix, (dtype, shape) in parts.items()
+        }
+    else:
+        parts["comfy_quant"] = ("U8", (len(plan.config_bytes),))
+    return {f"{plan.ref.layer}.{suffix}": part for suffix, part in parts.items()}
+
+
+def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
+    """Scaled FP8's marker tensor, for a file of that form."""
+    plan = next((plan for plan in plans if plan.legacy), None)
+    if plan is None:
+        return {}
+    prefix = plan.ref.layer.removesuffix(bare(plan.ref.layer))
+    return {prefix + MARKER: torch.zeros(2 if plan.full_precision else 0).to(torch.float8_e4m3fn)}
+
+
+def stored_bytes(plan: TensorPlan) -> int:
+    return sum(bits_of(*stored) // 8 for stored in stored_tensors(plan).values())
+
+
+def make_job(
+    options: Options, model: Model, plans: list[TensorPlan], widened: frozenset[str] = frozenset()
+) -> Job:
+    """The output's files, with the tensors in `widened` as float32 instead of float16."""
+    plans = widen(plans, widened)
+    origin, marker = origin_of(options, model, plans), marker_of(plans)
+    shards = split_shards(plans, options.max_shard_size) if options.output_sharded else [plans]
+    layouts, output = {}, options.output
+    for number, members in enumerate(shards, 1):
+        name = f"{output.stem}-{number:05}-of-{len(shards):05}{output.suffix}"
+        path = output.with_name(name) if options.output_sharded else output
+        layouts[path] = make_layout(members, make_metadata(model, members, origin), marker)
+        marker = {}
+    return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
+
+
+def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]]:
+    """Plans in source order, by shards of up to `largest` bytes, or of one larger layer."""
+    shards, size = [[]], 0
+    for plan in plans:
+        size += stored_bytes(plan)
+        if size > largest and shards[-1]:
+            shards.append([])
+            size = stored_bytes(plan)
+        shards[-1].append(plan)
+    return shards
+
+
+def make_layout(
+    plans: Iterable[TensorPlan], metadata: dict[str, str], marker: dict[str, torch.Tensor]
+) -> Layout:
+    """Header and offsets of an output file.
+
+    Ordered by item size, so that every tensor starts at a multiple of its own; the odd-length
+    comfy_quant tensors come last.
+    """
+    stored = [(key, *value) for plan in plans for key, value in stored_tensors(plan).items()]
+    stored += [(key, "F8_E4M3", tuple(tensor.shape)) for key, tensor in marker.items()]
+    stored.sort(
+        key=lambda row: (-SAFETENSORS_BITS[row[1]], row[0].endswith(".comfy_quant"), row[0])
+    )
+    entries, begin = {"__metadata__": metadata}, 0
+    for key, dtype, shape in stored:
+        if key in entries:
+            raise ConvertError(f"two tensors of the output would be named {key}")
+        end = begin + bits_of(dtype, shape) // 8
+        entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(round_up(len(text), 8))
+    header = len(text).to_bytes(8, "little") + text
+    slots = {}
+    for key, dtype, shape in stored:
+        begin, end = entries[key]["data_offsets"]
+        at, size = len(header) + begin, end - begin
+        slots[key] = Slot(name=key, dtype=dtype, shape=shape, begin=at, nbytes=size)
+    return Layout(header=header, slots=slots)
+
+
+def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, object]:
+    """How a file was made. Names only, no folders and no times: equal runs give equal bytes."""
+    given = {
+        entry.name: getattr(options, entry.name)
+        for entry in dataclasses.fields(options)
+        if entry.name not in RUN_OPTIONS and getattr(options, entry.name) != entry.default
+    }
+    return {
+        "version": __version__,
+        "options": {name: portable(value) for name, value in given.items()},
+        "sources": {path.name: path.stat().st_size for path in model.files},
+        "plan": dict(sorted(Counter(plan.precision.name for plan in plans).items())),
+    }
+
+
+def make_metadata(
+    model: Model, plans: list[TensorPlan], origin: dict[str, object]
+) -> dict[str, str]:
+    """Header strings: the quantised layers as ComfyUI reads them, and how the file was made."""
+    metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
+    metadata.pop("_quantization_metadata", None)
+    layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised or plan.ref.config}
+    if layers and not any(plan.legacy for plan in plans):  # with it, legacy scales go unread
+        quantisation = {"format_version": "1.0", "layers": layers}
+        metadata["_quantization_metadata"] = json.dumps(quantisation)
+    return metadata
+
+
+RUN_OPTIONS = (
+    "source",  # its files are told, and a folder's name would change with the machine
+    "output",
+    "report",
+    "layer_config_out",
+    "device",
+    "low_mem",
+    "resume",
+    "output_sharded",
+    "max_shard_size",
+    "dry_run",
+    "verbose",
+    "quiet",
+)  # leave no trace
+
+
+def portable(value: object) -> object:
+    """An option's value for the header: file names for paths, sorted lists for sets."""
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, tuple):
+        return [*map(portable, value)]
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+def render_index(job: Job) -> str:
+    """The *.index.json of shards, as the transformers and diffusers libraries write it."""
+    slots = {
+        key: (path.name, slot.nbytes)
+        for path, layout in job.layouts.items()
+        for key, slot in layout.slots.items()
+    }
+    total = sum(size for _, size in slots.values())
+    weight_map = {key: name for key, (name, _) in sorted(slots.items())}
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
 
 
 # ── nvfp4/encode/pieces.py: What is read at once, and read ahead; casts ───────────────────────────
@@ -4324,7 +4558,7 @@ def as_setting(key: str, value: object) -> Setting:
         if name in value and type(value[name]) not in kinds:
             raise ValueError(f"{name} {repr(value[name])[:EXCERPT]} is no {kinds[-1].__name__}")
     scale = value.get("input_scale")
-    if scale is not None and not 0 < scale < torch.finfo(torch.float32).max:
+    if scale is not None and not 0 < scale < FLOAT32_MAX:
         raise ValueError(f"input_scale {str(scale)[:EXCERPT]} is not a positive number")
     precision, dtype = SETTING_FORMATS[value["format"]]
     flag = value.get("full_precision_matrix_mult", False)
@@ -4966,6 +5200,147 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     return notes
 
 
+# ── nvfp4/tune/activations.py: --w4a4-share and --pre-quant-scale ─────────────────────────────────
+
+SMOOTHING = (0.25, 0.5, 0.75)  # shares of an input's range that go over to the weight
+LEAST_SMOOTHING_GAIN = 0.05  # of the W4A4 output error
+FEEDBACK_LEAVES = 0.1  # of the plain search's squared output error
+
+
+class CurvePoint(NamedTuple):
+    """One more layer with full-precision matmul, and what that leaves."""
+
+    layer: str
+    share: float  # of the linear weights, in W4A4
+    error: float  # of the squared output error that 4-bit activations add
+
+
+def added_by_w4a4(plan: TensorPlan) -> float:
+    """Squared output error that 4-bit activations add, relative to the output's energy."""
+    rows, weight = study(plan)
+    energy = squared(rows @ weight.t())
+    error = quantised_rows(rows, plan.input_scale) - rows
+    return squared(error @ weight.t()) / energy if energy else 0.0
+
+
+def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer's recorded input rows [r, K] and some rows of its weight [n, K], float32."""
+    rows = torch.cat([load(refs[2]).float() for refs in plan.moments.recordings])
+    return rows, load_some_rows(plan.ref).float()
+
+
+def share_w4a4(
+    options: Options, plans: list[TensorPlan]
+) -> tuple[list[TensorPlan], list[str], tuple[CurvePoint, ...]]:
+    """Mark W4A4 layers for full-precision matmul, those first that gain most for their work.
+
+    Until no more than --w4a4-share of the linear weights is left in W4A4. Returns plans, notes, and
+    the whole curve, whatever other options marked.
+    """
+    wanted = options.w4a4_share
+    if wanted is None:
+        return plans, [], ()
+    studied = [plan for plan in plans if plan.precision is Precision.NVFP4 and plan.moments]
+    if not studied:
+        raise ConvertError("--w4a4-share: no NVFP4 layer has second moments in --activation-stats")
+    linear = [plan for plan in plans if plan.ref.is_linear_weight]
+    whole = sum(math.prod(plan.ref.shape) for plan in linear)
+    work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
+    bar = tqdm(studied, "comparing", disable=options.quiet or not is_first(), file=sys.stderr)
+    added = {plan.ref.name: added_by_w4a4(plan) for plan in bar}
+    order = sorted(added, key=lambda name: (-added[name] / work[name], name))
+    left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
+    marked = {plan.ref.name for plan in studied if plan.full_precision}
+    curve = trade_off(order, added, work, left + sum(work[name] for name in marked))
+    notes = []
+    if marked:
+        error = 1 - sum(added[name] for name in marked) / (sum(added.values()) or 1)
+        best = next(point for point in curve if point.share <= left + 1e-9)
+        notes.append(
+            f"other options mark {len(marked)} layers: W4A4 {100 * left:.0f} %, which leave "
+            f"{100 * error:.0f} % of the error that 4-bit activations add; the layers that gain "
+            f"most for their work would leave {100 * best.error:.0f} %"
+        )
+    chosen = set()
+    for name in order:
+        if left > wanted and name not in marked:
+            chosen.add(name)
+            left -= work[name]
+    if left > wanted:
+        notes.append(f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments")
+    reason = f"--w4a4-share {wanted:g}"
+    plans = [
+        dataclasses.replace(plan, full_precision=reason) if plan.ref.name in chosen else plan
+        for plan in plans
+    ]
+    return plans, notes, curve
+
+
+def trade_off(
+    order: list[str], added: dict[str, float], work: dict[str, float], share: float
+) -> tuple[CurvePoint, ...]:
+    """What is left in W4A4, and of the error it adds, after each layer in turn."""
+    names, points = [*order], [CurvePoint("", share, 1.0)]
+    whole = sum(added.values()) or 1.0
+    while names:
+        name = names.pop(0)
+        share, error = max(share - work[name], 0.0), sum(added[name] for name in names) / whole
+        points.append(CurvePoint(name.removesuffix(".weight"), share, error))
+    return tuple(points)
+
+
+def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
+    """Give W4A4 layers a pre_quant_scale where that lowers their output error."""
+    if not options.pre_quant_scale:
+        return plans, []
+    candidates = [plan for plan in plans if plan.is_w4a4 and plan.moments]
+    bar = tqdm(candidates, "smoothing", disable=options.quiet or not is_first(), file=sys.stderr)
+    found = {plan.ref.name: plan for plan in map(smoothed, bar) if plan.smoothing is not None}
+    note = (
+        f"{len(found)} of {len(candidates)} layers have a pre_quant_scale: ComfyUI 0.29 and older "
+        "ignore it and give noise, and LoRAs on these layers come out wrong"
+    )
+    if not found:
+        note = f"--pre-quant-scale: none of {len(candidates)} W4A4 layers gains by it"
+    return [found.get(plan.ref.name, plan) for plan in plans], [note]
+
+
+def smoothed(plan: TensorPlan) -> TensorPlan:
+    """The plan with the per-channel scales that leave the least W4A4 output error, if any gain."""
+    rows, weight = study(plan)
+    exact = rows @ weight.t()
+    absmax = torch.stack([load(refs[-1]) for refs in plan.moments.recordings]).amax(0)
+    ranges = absmax.clamp(min=float(absmax.max()) * 2.0**-10 or 1.0)
+    weights = weight.abs().amax(0)
+    weights = weights.clamp(min=float(weights.max()) * 2.0**-10 or 1.0)
+
+    def error(scale: torch.Tensor, input_scale: float | None) -> float:
+        folded = weight / scale
+        amax = nvfp4_global_scale(largest_magnitude(folded))
+        decoded = decode_nvfp4(*encode_nvfp4(folded, amax, mse_block_scales), amax)
+        given = rows * scale
+        activations = (quantised_rows(given, input_scale) - given) @ folded.t()
+        return squared(activations) + FEEDBACK_LEAVES * squared(given @ decoded.t() - exact)
+
+    def input_scale(scale: torch.Tensor) -> float | None:
+        if plan.input_scale is None:
+            return None
+        return plan.input_scale * float((absmax * scale).max() / absmax.max())
+
+    best, least = plan, error(torch.ones_like(absmax), plan.input_scale)
+    least *= (1 - LEAST_SMOOTHING_GAIN) ** 2
+    for share in SMOOTHING:
+        scale = weights ** (1 - share) / ranges**share
+        scale = (scale / scale.log().mean().exp()).bfloat16()  # what any matmul's dtype can hold
+        found = error(scale.float(), input_scale(scale.float()))
+        if found < least:
+            least = found
+            best = dataclasses.replace(
+                plan, smoothing=scale, input_scale=input_scale(scale.float())
+            )
+    return best
+
+
 # ── nvfp4/tune/target_size.py: --target-size ──────────────────────────────────────────────────────
 
 SIZE_TRIALS = 8  # until a header's size is that of the choice it depends on
@@ -5279,89 +5654,242 @@ def render_json(data: dict) -> str:
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
-# ── nvfp4/report/page_style.py: Its style sheet ───────────────────────────────────────────────────
+# ── nvfp4/source/loras.py: LoRA files to be merged: which tensor a key means, what fits ───────────
 
-# How a weight is stored and multiplied are classes: coloured is quantised, grey is not, and a
-# marked corner is a full-precision matmul. Details float at their cell where browsers can keep
-# them on the screen there (anchor-scope), else and on phones they lie at the screen's lower edge.
-PAGE_STYLE = """
-:root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #17202b; --soft: #56616f;
-  --line: #dde2e8; --fill: #d98cbb; }
-.NVFP4, .W4A4, .W4A16 { --fill: #a6cbf0; } .FP8, .W8A8, .W8A16 { --fill: #f7c877; }
-.F16, .W16A16 { --fill: #d6dbe2; } .BF16 { --fill: #b9c3cf; } .F32 { --fill: #94a2b3; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #10141a; --card: #181e26; --ink: #e8edf3; --soft: #a3aebb; --line: #303a46;
-    --fill: #94447c; }
-  .NVFP4, .W4A4, .W4A16 { --fill: #1d5591; } .FP8, .W8A8, .W8A16 { --fill: #855306; }
-  .F16, .W16A16 { --fill: #323b47; } .BF16 { --fill: #485462; } .F32 { --fill: #5d6a7a; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
-  overflow-wrap: anywhere; }
-main { max-width: 72rem; margin: auto; padding: 2rem 1rem 4rem; }
-header { padding: 0 1.5rem; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: .75rem;
-  padding: 1.25rem 1.5rem 1.5rem; margin-top: 1.25rem; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; } h2 { font-size: 1.2rem; margin: 0; }
-p { margin: .25rem 0; } p, caption, dt, thead, small, .notes { color: var(--soft); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; }
-dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
-small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
-.notes { padding-left: 1.2rem; margin: 1rem 0 0; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
-  margin: .75rem 0 0; font-size: .875rem; }
-table { width: 100%; border-collapse: collapse; margin-top: 1rem; font-size: .875rem;
-  font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .35rem; }
-thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-align: left; }
-td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
-:is(td, th):first-child { padding-left: 0; }
-:is(td, th):last-child { padding-right: 0; }
-:is(td, th):last-child, .pair :is(td, th):not(:first-child) { text-align: right; }
-td:has(> .bar) { width: 40%; } td:has(> .bar) + td, .pair > :last-child td { white-space: nowrap; }
-.chip, .cell, .bar, .stack > * { color: var(--ink); print-color-adjust: exact;
-  forced-color-adjust: none; }
-.chip, .cell, .stack > * { background-color: var(--fill); border-radius: .2rem; }
-.W4A16, .W8A16 { background-image: linear-gradient(225deg, var(--ink) .24rem, transparent .28rem); }
-.chip { padding: .1rem .5rem; font-size: .8rem; white-space: nowrap; }
-.bar { background: linear-gradient(var(--fill) 0 0) no-repeat 0 / var(--part); padding: 0 .4rem; }
-.stack { display: flex; gap: 2px; margin-top: 1rem; font: .8rem/1.9rem system-ui, sans-serif;
-  height: 1.9rem; text-align: center; }
-.stack > * { min-width: 2px; } summary { cursor: pointer; margin-top: 1rem; }
-.map table { table-layout: fixed; border-collapse: separate; border-spacing: 2px; }
-.map table :is(td, th) { padding: 0; border: 0; text-align: center; }
-.map thead { position: sticky; top: 0; z-index: 1; }
-.map thead th { background: var(--card); box-shadow: 0 0 0 2px var(--card); }
-.map table [scope=colgroup] { border-bottom: 1px solid var(--line); }
-.map :is([rowspan]:first-child, [scope=row]) { width: 2rem; color: var(--soft); }
-.cell { line-height: 1.6rem; min-height: 1.6rem; min-width: 3.6rem; padding: 0 .1rem;
-  font-size: .8rem; text-align: center; cursor: default; } .map .cell { min-width: 0; }
-.cell:is(:hover, :focus) { outline: 2px solid; } .cell:is(:hover, :focus) > .tip { display: block; }
-.cell:focus > .tip { pointer-events: auto; } .cell:hover > .tip { z-index: 3; }
-.tip { display: none; position: fixed; z-index: 2; inset: auto 0 0; max-height: 90vh; margin: .3rem;
-  padding: .75rem 1rem; line-height: 1.5; text-align: left; overflow: auto; pointer-events: none;
-  background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
-  box-shadow: 0 .4rem 1.5rem #0006; }
-.tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
-.fit { container-type: inline-size; }
-@container (max-width: 3.2rem) { .long { writing-mode: vertical-rl; padding-bottom: .25rem; }
-  .stack span { display: none; } }
-@container (max-width: 2.3rem) { .cell i { display: none; } }
-@container (max-width: 1.6rem) { .cell span { display: none; } }
-@media (min-width: 60em) {
-  .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 0 2.5rem; align-items: start; }
-  .tip { width: max-content; max-width: 28rem; margin: .3rem auto; }
-  @supports (anchor-scope: all) {
-    .cell { anchor-name: --cell; anchor-scope: --cell; }
-    .tip { position-anchor: --cell; position-area: bottom; position-try-fallbacks: flip-block;
-      inset: auto; margin: .3rem; } } }
-@media (max-width: 60em) {
-  .map { overflow-x: auto; } .map table { min-width: calc(var(--kinds) * 1.5rem + 2rem); } }
-@media (max-width: 40em) {
-  main { padding: 1.25rem .5rem; } section, header { padding: 1rem .75rem; }
-  h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
-  .map thead, .cell { font-size: .7rem; } .map table { border-spacing: 1px; }
-  td:has(> .bar) { width: 28%; } }
-"""
+MAX_PREFIXES = 10  # of a LoRA's key
+# A LoRA's key is a layer and a part of it; the group that matches is the kind of patch.
+LORA_KEY = re.compile(
+    r"(?P<layer>.+?)(?:"
+    r"[._]lora(?:_linear_layer)?[._](?P<lora>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"
+    r"|\.hada_(?P<loha>w[12]_[ab]|t[12])"
+    r"|\.lokr_(?P<lokr>w[12](?:_[ab])?|t2)"
+    r"|\.(?:(?P<diff>diff|w_norm)|(?P<bias>diff_b|b_norm)|(?P<set>set_weight))"
+    r"|\.(?P<scaling>alpha|dora_scale))"
+)
+LORA_PARTS = {"A": "down", "B": "up", "w_norm": "diff", "diff_b": "diff", "b_norm": "diff"}
+LORA_PREFIX = re.compile(
+    r"(model\.)?diffusion_model\.|net\.|unet\.|transformer\.|base_model\.model\."
+    r"|lora_unet_+|lora_transformer_|lycoris_"  # kohya; __ is of Wan Fun; OneTrainer; SimpleTuner
+)
+NOT_MERGED = {  # what keys that match nothing are, where it can be told
+    "of a text encoder": r"lora_te|text_encoder|clip_|t5xxl",
+    "of OFT": r".+\.(oft_|rescale$)",
+    "of GLoRA": r".+\.[ab][12]\.weight$",
+    "of PEFT's DoRA": r".+\.lora_magnitude_vector",
+    "a new shape of a layer": r".+\.reshape_weight$",
+}
+# Names with _ for every dot, as kohya's trainers write them. One layer's two native spellings,
+# in the published file and in ComfyUI, are brought to one:
+SPELLINGS = (
+    (r"(_mod|modulation)_linear", r"\1_lin"),
+    (r"mlp_fc1", "mlp_0"),
+    (r"mlp_fc2", "mlp_2"),
+    (r"_norm_(q|k)(uery|ey)_norm", r"_\1_norm"),
+    (r"(_in|_embedder)_(mlp_0|linear_1)", r"\1_in_layer"),
+    (r"(_in|_embedder)_(mlp_2|linear_2)", r"\1_out_layer"),
+)
+# ... diffusers' block, the native block, {diffusers' layer: native layer}. `rows` is a part of a
+# fused layer, see FUSED_ROWS; `swapped`: scale and shift lie in the other order.
+DIFFUSERS = (
+    (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {  # Flux, Hunyuan Video
+        r"attn_to_(?P<rows>[qkv])": "img_attn_qkv",
+        r"attn_add_(?P<rows>[qkv])_proj": "txt_attn_qkv",
+        "attn_to_out_0": "img_attn_proj",
+        "attn_to_add_out": "txt_attn_proj",
+        "norm1_linear": "img_mod_lin",
+        "norm1_context_linear": "txt_mod_lin",
+        "ff_(net_0_proj|linear_in)": "img_mlp_0",
+        "ff_(net_2|linear_out)": "img_mlp_2",
+        "ff_context_(net_0_proj|linear_in)": "txt_mlp_0",
+        "ff_context_(net_2|linear_out)": "txt_mlp_2",
+        r"attn_norm_([qk])": r"img_attn_\2_norm",
+        r"attn_norm_added_([qk])": r"txt_attn_\2_norm",
+    }),
+    (r"single_transformer_blocks_(\d+)_", r"single_blocks_\1_", {
+        r"attn_to_(?P<rows>[qkv])": "linear1",
+        r"(?P<rows>proj_mlp)": "linear1",
+        "attn_to_qkv_mlp_proj": "linear1",  # Flux 2
+        "proj_out|attn_to_out": "linear2",
+        "norm_linear": "modulation_lin",
+        r"attn_norm_([qk])": r"\2_norm",
+    }),
+    (r"single_blocks_(\d+)_", r"single_blocks_\1_", {r"linear1_(?P<rows>qkv)": "linear1"}),
+    ("", "", {
+        "x_embedder": "img_in",
+        "context_embedder": "txt_in",
+        r"time_text_embed_timestep_embedder_(\w+)": r"time_in_\1",
+        r"time_text_embed_text_embedder_(\w+)": r"vector_in_\1",
+        r"time_text_embed_guidance_embedder_(\w+)": r"guidance_in_\1",
+        "proj_out": "final_layer_linear",
+        "norm_out_(?P<swapped>linear)": "final_layer_adaLN_modulation_1",
+        "all_x_embedder_2-1": "x_embedder",  # Z-Image
+        "all_final_layer_2-1_(.+)": r"final_layer_\1",
+    }),
+    (r"((?:layers|context_refiner|noise_refiner)_\d+)_attention_", r"\1_attention_", {
+        r"to_(?P<rows>[qkv])": "qkv",
+        "to_out_0": "out",
+        r"norm_([qk])": r"\2_norm",
+    }),
+    (r"(blocks_\d+)_", r"\1_", {  # Wan, in names ComfyUI leaves out
+        r"attn1_(?:to_(?=[qkv])|(?=norm_))(\w+)": r"self_attn_\2",
+        r"attn2_(?:to_(?=[qkv])|(?=norm_[qk]$))(\w+)": r"cross_attn_\2",
+        r"attn2_add_([kv])_proj": r"cross_attn_\2_img",
+        "attn1_to_out_0": "self_attn_o",
+        "attn2_to_out_0": "cross_attn_o",
+        "ffn_net_0_proj": "ffn_0",
+        "ffn_net_2": "ffn_2",
+    }),
+)  # fmt: skip
+NATIVE_NAMES = [
+    (re.compile(block + f"(?:{layer})"), native_block + native)
+    for block, native_block, layers in DIFFUSERS
+    for layer, native in layers.items()
+]
+# Where a part begins and ends among a fused layer's rows, in multiples of its columns
+FUSED_ROWS = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "qkv": (0, 3), "proj_mlp": (3, 7)}
+
+
+def canonical(name: str) -> str:
+    """A layer's name in the one spelling in which models and LoRA files are compared."""
+    name = name.replace(".", "_")
+    for spelling, other in SPELLINGS:
+        name = re.sub(f"{spelling}(?=(_bias)?$)", other, name)
+    return name
+
+
+def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | None:
+    """The model's tensor that a LoRA's layer is, and which part of it; {canonical: tensor}."""
+    for _ in range(MAX_PREFIXES):  # each time costs a search, and a name may consist of them
+        name = canonical(layer)
+        if name in names:
+            return names[name], {}
+        for pattern, native in NATIVE_NAMES:
+            match = pattern.fullmatch(name)
+            if match and (native := match.expand(native)) in names:
+                return names[native], match.groupdict()
+        if not (prefix := LORA_PREFIX.match(layer)):
+            break
+        layer = layer[prefix.end() :]
+    return None
+
+
+def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], list[str]]:
+    """{layer: {kind: {part: TensorRef}}} of a LoRA file, and keys that are no part of a layer."""
+    layers, unknown = defaultdict(lambda: defaultdict(dict)), []
+    for key, ref in read_header(path)[0].items():
+        if not (match := LORA_KEY.fullmatch(key)):
+            unknown.append(key)
+            continue
+        if ref.dtype not in TORCH_DTYPES:
+            raise ConvertError(f"{path}: {key} is {ref.dtype}; give the LoRA in a 16-bit type")
+        kind = match.lastgroup
+        part = LORA_PARTS.get(match[kind], match[kind])
+        parts = layers[match["layer"]][kind]
+        if part in parts:
+            raise ConvertError(f"{path}: {key} and {parts[part].name} are the same thing twice")
+        parts[part] = ref
+    for layer, kinds in layers.items():
+        scaling = kinds.pop("scaling", {})
+        if len(kinds.keys() - {"bias"}) > 1:
+            raise ConvertError(f"{path}: {layer} is {' and '.join(kinds)} at once; keep one kind")
+        for kind in kinds.keys() - {"bias"}:
+            kinds[kind] |= scaling
+        if not kinds:
+            unknown += [ref.name for ref in scaling.values()]
+    return layers, unknown
+
+
+def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[str]]:
+    """{tensor: patches} of a LoRA file, and what of it cannot be merged."""
+    layers, unmatched = group_keys(lora.path)
+    names = {canonical(re.sub(r"\.(weight|scale)$", "", bare(n))): n for n in model.tensors}
+    patches, misfits, packed = defaultdict(list), [], []
+    for layer, kinds in layers.items():
+        name, found = locate(layer, names) or ("", {})
+        for kind, parts in kinds.items():
+            target = f"{name.removesuffix('.weight')}.bias" if kind == "bias" else name
+            if target not in model.tensors:
+                unmatched += [ref.name for ref in parts.values()]
+                continue
+            patch = Patch(
+                kind="diff" if kind == "bias" else kind,
+                parts=parts,
+                strength=lora.strength,
+                rows=rows_of(found.get("rows"), model.tensors[name]),
+                swapped="swapped" in found,
+            )
+            if any(other.rows == patch.rows for other in patches[target]):
+                raise ConvertError(f"{lora.path}: {layer} and another name are both {target}")
+            misfit = find_misfit(patch, model.tensors[target])
+            if model.tensors[target].is_kept:
+                packed.append(target)
+            elif misfit:
+                misfits.append(misfit)
+            else:
+                patches[target].append(patch)
+    return patches, lora_problems(misfits, packed, unmatched)
+
+
+def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -> list[str]:
+    """What of a LoRA cannot be merged, counted: a line for each kind."""
+    problems = []
+    if misfits:
+        more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
+        problems.append(f"does not fit the model: {misfits[0]}{more}")
+    if packed:
+        what = "layers are quantised in the source already, so nothing can be merged into them"
+        problems.append(f"{len(packed)} {what}: {examples(packed)}")
+    if unmatched:
+        problems.append(describe_unmatched(unmatched))
+    return problems
+
+
+def rows_of(part: str | None, target: TensorRef) -> slice:
+    """The rows of a fused layer that are its q, k, v or MLP; all of them without a part."""
+    if part is None:
+        return slice(None)
+    begin, end = FUSED_ROWS[part]
+    return slice(begin * target.shape[-1], end * target.shape[-1])
+
+
+def find_misfit(patch: Patch, target: TensorRef) -> str:
+    """Why a patch is not for a tensor, or "": its shapes are merged, without any data."""
+    shown = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in patch.parts.values())
+    try:
+        parts = {part: torch.empty(ref.shape, device="meta") for part, ref in patch.parts.items()}
+        merge(patch, parts, torch.empty(target.shape, device="meta"))
+    except KeyError as error:
+        return f"{shown}: {error.args[0]} is missing"
+    except (IndexError, RuntimeError, ValueError):
+        rows = "" if patch.rows == slice(None) else f"rows {patch.rows.start} on of "
+        return f"{shown} do not fit {rows}{target.name} {list(target.shape)}"
+    return ""
+
+
+def describe_unmatched(keys: list[str]) -> str:
+    """How many keys match nothing, what they are where that can be told, and the first few."""
+    kinds = {what: sum(bool(re.match(row, k)) for k in keys) for what, row in NOT_MERGED.items()}
+    told = "".join(f", {count} {what}" for what, count in kinds.items() if count)
+    return f"{len(keys)} keys match no tensor of the model{told}: {examples(keys)}"
+
+
+def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> tuple[Model, list[str]]:
+    """The model with LoRAs to be merged when it is read, and notes."""
+    tensors, notes = dict(model.tensors), []
+    for lora in loras:
+        patches, problems = read_lora(lora, model)
+        merged = sum(map(bool, patches.values()))
+        notes += [f"{lora.path.name}: merged into {merged} tensors at strength {lora.strength:g}"]
+        notes += problems
+        if not merged or (problems and not partial):
+            end = "--lora-partial goes on" if merged else "nothing of it can be merged"
+            problems = [f"{lora.path}: {problem}" for problem in problems[-EXAMPLES:]]
+            last = problems.pop() if problems else f"{lora.path}: holds no LoRA"
+            raise ConvertError(*problems, f"{last}; {end}")
+        for name, found in patches.items():
+            old = tensors[name]
+            tensors[name] = dataclasses.replace(old, patches=(*old.patches, *found))
+    return dataclasses.replace(model, tensors=tensors), notes
 
 
 # ── nvfp4/stored/defects.py: Every known defect, and what ComfyUI does about it ───────────────────
@@ -5599,244 +6127,6 @@ def grouped(found: Iterable[Finding]) -> dict[str, list[str]]:
         detail = f" ({finding.detail})" if finding.detail else ""
         groups[finding.defect].append(finding.name + detail)
     return groups
-
-
-# ── nvfp4/source/loras.py: LoRA files to be merged: which tensor a key means, what fits ───────────
-
-MAX_PREFIXES = 10  # of a LoRA's key
-# A LoRA's key is a layer and a part of it; the group that matches is the kind of patch.
-LORA_KEY = re.compile(
-    r"(?P<layer>.+?)(?:"
-    r"[._]lora(?:_linear_layer)?[._](?P<lora>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"
-    r"|\.hada_(?P<loha>w[12]_[ab]|t[12])"
-    r"|\.lokr_(?P<lokr>w[12](?:_[ab])?|t2)"
-    r"|\.(?:(?P<diff>diff|w_norm)|(?P<bias>diff_b|b_norm)|(?P<set>set_weight))"
-    r"|\.(?P<scaling>alpha|dora_scale))"
-)
-LORA_PARTS = {"A": "down", "B": "up", "w_norm": "diff", "diff_b": "diff", "b_norm": "diff"}
-LORA_PREFIX = re.compile(
-    r"(model\.)?diffusion_model\.|net\.|unet\.|transformer\.|base_model\.model\."
-    r"|lora_unet_+|lora_transformer_|lycoris_"  # kohya; __ is of Wan Fun; OneTrainer; SimpleTuner
-)
-NOT_MERGED = {  # what keys that match nothing are, where it can be told
-    "of a text encoder": r"lora_te|text_encoder|clip_|t5xxl",
-    "of OFT": r".+\.(oft_|rescale$)",
-    "of GLoRA": r".+\.[ab][12]\.weight$",
-    "of PEFT's DoRA": r".+\.lora_magnitude_vector",
-    "a new shape of a layer": r".+\.reshape_weight$",
-}
-# Names with _ for every dot, as kohya's trainers write them. One layer's two native spellings,
-# in the published file and in ComfyUI, are brought to one:
-SPELLINGS = (
-    (r"(_mod|modulation)_linear", r"\1_lin"),
-    (r"mlp_fc1", "mlp_0"),
-    (r"mlp_fc2", "mlp_2"),
-    (r"_norm_(q|k)(uery|ey)_norm", r"_\1_norm"),
-    (r"(_in|_embedder)_(mlp_0|linear_1)", r"\1_in_layer"),
-    (r"(_in|_embedder)_(mlp_2|linear_2)", r"\1_out_layer"),
-)
-# ... diffusers' block, the native block, {diffusers' layer: native layer}. `rows` is a part of a
-# fused layer, see FUSED_ROWS; `swapped`: scale and shift lie in the other order.
-DIFFUSERS = (
-    (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {  # Flux, Hunyuan Video
-        r"attn_to_(?P<rows>[qkv])": "img_attn_qkv",
-        r"attn_add_(?P<rows>[qkv])_proj": "txt_attn_qkv",
-        "attn_to_out_0": "img_attn_proj",
-        "attn_to_add_out": "txt_attn_proj",
-        "norm1_linear": "img_mod_lin",
-        "norm1_context_linear": "txt_mod_lin",
-        "ff_(net_0_proj|linear_in)": "img_mlp_0",
-        "ff_(net_2|linear_out)": "img_mlp_2",
-        "ff_context_(net_0_proj|linear_in)": "txt_mlp_0",
-        "ff_context_(net_2|linear_out)": "txt_mlp_2",
-        r"attn_norm_([qk])": r"img_attn_\2_norm",
-        r"attn_norm_added_([qk])": r"txt_attn_\2_norm",
-    }),
-    (r"single_transformer_blocks_(\d+)_", r"single_blocks_\1_", {
-        r"attn_to_(?P<rows>[qkv])": "linear1",
-        r"(?P<rows>proj_mlp)": "linear1",
-        "attn_to_qkv_mlp_proj": "linear1",  # Flux 2
-        "proj_out|attn_to_out": "linear2",
-        "norm_linear": "modulation_lin",
-        r"attn_norm_([qk])": r"\2_norm",
-    }),
-    (r"single_blocks_(\d+)_", r"single_blocks_\1_", {r"linear1_(?P<rows>qkv)": "linear1"}),
-    ("", "", {
-        "x_embedder": "img_in",
-        "context_embedder": "txt_in",
-        r"time_text_embed_timestep_embedder_(\w+)": r"time_in_\1",
-        r"time_text_embed_text_embedder_(\w+)": r"vector_in_\1",
-        r"time_text_embed_guidance_embedder_(\w+)": r"guidance_in_\1",
-        "proj_out": "final_layer_linear",
-        "norm_out_(?P<swapped>linear)": "final_layer_adaLN_modulation_1",
-        "all_x_embedder_2-1": "x_embedder",  # Z-Image
-        "all_final_layer_2-1_(.+)": r"final_layer_\1",
-    }),
-    (r"((?:layers|context_refiner|noise_refiner)_\d+)_attention_", r"\1_attention_", {
-        r"to_(?P<rows>[qkv])": "qkv",
-        "to_out_0": "out",
-        r"norm_([qk])": r"\2_norm",
-    }),
-    (r"(blocks_\d+)_", r"\1_", {  # Wan, in names ComfyUI leaves out
-        r"attn1_(?:to_(?=[qkv])|(?=norm_))(\w+)": r"self_attn_\2",
-        r"attn2_(?:to_(?=[qkv])|(?=norm_[qk]$))(\w+)": r"cross_attn_\2",
-        r"attn2_add_([kv])_proj": r"cross_attn_\2_img",
-        "attn1_to_out_0": "self_attn_o",
-        "attn2_to_out_0": "cross_attn_o",
-        "ffn_net_0_proj": "ffn_0",
-        "ffn_net_2": "ffn_2",
-    }),
-)  # fmt: skip
-NATIVE_NAMES = [
-    (re.compile(block + f"(?:{layer})"), native_block + native)
-    for block, native_block, layers in DIFFUSERS
-    for layer, native in layers.items()
-]
-# Where a part begins and ends among a fused layer's rows, in multiples of its columns
-FUSED_ROWS = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "qkv": (0, 3), "proj_mlp": (3, 7)}
-
-
-def canonical(name: str) -> str:
-    """A layer's name in the one spelling in which models and LoRA files are compared."""
-    name = name.replace(".", "_")
-    for spelling, other in SPELLINGS:
-        name = re.sub(f"{spelling}(?=(_bias)?$)", other, name)
-    return name
-
-
-def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | None:
-    """The model's tensor that a LoRA's layer is, and which part of it; {canonical: tensor}."""
-    for _ in range(MAX_PREFIXES):  # each time costs a search, and a name may consist of them
-        name = canonical(layer)
-        if name in names:
-            return names[name], {}
-        for pattern, native in NATIVE_NAMES:
-            match = pattern.fullmatch(name)
-            if match and (native := match.expand(native)) in names:
-                return names[native], match.groupdict()
-        if not (prefix := LORA_PREFIX.match(layer)):
-            break
-        layer = layer[prefix.end() :]
-    return None
-
-
-def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], list[str]]:
-    """{layer: {kind: {part: TensorRef}}} of a LoRA file, and keys that are no part of a layer."""
-    layers, unknown = defaultdict(lambda: defaultdict(dict)), []
-    for key, ref in read_header(path)[0].items():
-        if not (match := LORA_KEY.fullmatch(key)):
-            unknown.append(key)
-            continue
-        if ref.dtype not in TORCH_DTYPES:
-            raise ConvertError(f"{path}: {key} is {ref.dtype}; give the LoRA in a 16-bit type")
-        kind = match.lastgroup
-        part = LORA_PARTS.get(match[kind], match[kind])
-        parts = layers[match["layer"]][kind]
-        if part in parts:
-            raise ConvertError(f"{path}: {key} and {parts[part].name} are the same thing twice")
-        parts[part] = ref
-    for layer, kinds in layers.items():
-        scaling = kinds.pop("scaling", {})
-        if len(kinds.keys() - {"bias"}) > 1:
-            raise ConvertError(f"{path}: {layer} is {' and '.join(kinds)} at once; keep one kind")
-        for kind in kinds.keys() - {"bias"}:
-            kinds[kind] |= scaling
-        if not kinds:
-            unknown += [ref.name for ref in scaling.values()]
-    return layers, unknown
-
-
-def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[str]]:
-    """{tensor: patches} of a LoRA file, and what of it cannot be merged."""
-    layers, unmatched = group_keys(lora.path)
-    names = {canonical(re.sub(r"\.(weight|scale)$", "", bare(n))): n for n in model.tensors}
-    patches, misfits, packed = defaultdict(list), [], []
-    for layer, kinds in layers.items():
-        name, found = locate(layer, names) or ("", {})
-        for kind, parts in kinds.items():
-            target = f"{name.removesuffix('.weight')}.bias" if kind == "bias" else name
-            if target not in model.tensors:
-                unmatched += [ref.name for ref in parts.values()]
-                continue
-            patch = Patch(
-                kind="diff" if kind == "bias" else kind,
-                parts=parts,
-                strength=lora.strength,
-                rows=rows_of(found.get("rows"), model.tensors[name]),
-                swapped="swapped" in found,
-            )
-            if any(other.rows == patch.rows for other in patches[target]):
-                raise ConvertError(f"{lora.path}: {layer} and another name are both {target}")
-            misfit = find_misfit(patch, model.tensors[target])
-            if model.tensors[target].is_kept:
-                packed.append(target)
-            elif misfit:
-                misfits.append(misfit)
-            else:
-                patches[target].append(patch)
-    return patches, lora_problems(misfits, packed, unmatched)
-
-
-def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -> list[str]:
-    """What of a LoRA cannot be merged, counted: a line for each kind."""
-    problems = []
-    if misfits:
-        more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
-        problems.append(f"does not fit the model: {misfits[0]}{more}")
-    if packed:
-        what = "layers are quantised in the source already, so nothing can be merged into them"
-        problems.append(f"{len(packed)} {what}: {examples(packed)}")
-    if unmatched:
-        problems.append(describe_unmatched(unmatched))
-    return problems
-
-
-def rows_of(part: str | None, target: TensorRef) -> slice:
-    """The rows of a fused layer that are its q, k, v or MLP; all of them without a part."""
-    if part is None:
-        return slice(None)
-    begin, end = FUSED_ROWS[part]
-    return slice(begin * target.shape[-1], end * target.shape[-1])
-
-
-def find_misfit(patch: Patch, target: TensorRef) -> str:
-    """Why a patch is not for a tensor, or "": its shapes are merged, without any data."""
-    shown = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in patch.parts.values())
-    try:
-        parts = {part: torch.empty(ref.shape, device="meta") for part, ref in patch.parts.items()}
-        merge(patch, parts, torch.empty(target.shape, device="meta"))
-    except KeyError as error:
-        return f"{shown}: {error.args[0]} is missing"
-    except (IndexError, RuntimeError, ValueError):
-        rows = "" if patch.rows == slice(None) else f"rows {patch.rows.start} on of "
-        return f"{shown} do not fit {rows}{target.name} {list(target.shape)}"
-    return ""
-
-
-def describe_unmatched(keys: list[str]) -> str:
-    """How many keys match nothing, what they are where that can be told, and the first few."""
-    kinds = {what: sum(bool(re.match(row, k)) for k in keys) for what, row in NOT_MERGED.items()}
-    told = "".join(f", {count} {what}" for what, count in kinds.items() if count)
-    return f"{len(keys)} keys match no tensor of the model{told}: {examples(keys)}"
-
-
-def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> tuple[Model, list[str]]:
-    """The model with LoRAs to be merged when it is read, and notes."""
-    tensors, notes = dict(model.tensors), []
-    for lora in loras:
-        patches, problems = read_lora(lora, model)
-        merged = sum(map(bool, patches.values()))
-        notes += [f"{lora.path.name}: merged into {merged} tensors at strength {lora.strength:g}"]
-        notes += problems
-        if not merged or (problems and not partial):
-            end = "--lora-partial goes on" if merged else "nothing of it can be merged"
-            problems = [f"{lora.path}: {problem}" for problem in problems[-EXAMPLES:]]
-            last = problems.pop() if problems else f"{lora.path}: holds no LoRA"
-            raise ConvertError(*problems, f"{last}; {end}")
-        for name, found in patches.items():
-            old = tensors[name]
-            tensors[name] = dataclasses.replace(old, patches=(*old.patches, *found))
-    return dataclasses.replace(model, tensors=tensors), notes
 
 
 # ── nvfp4/stored/layers.py: Layers as a file holds them ───────────────────────────────────────────
@@ -6277,936 +6567,6 @@ def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
     paths = [*model.files, *(lora.path for lora in options.merge_lora), *options.activation_stats]
     with translated(options.source):
         return {path: stamp(path) for path in paths}
-
-
-# ── nvfp4/verify.py: --verify: a file against its source ──────────────────────────────────────────
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """What a verification found; `render_check` makes text of it."""
-
-    model: Model
-    layers: dict[str, StoredLayer]
-    findings: tuple[Finding, ...]
-    damage: dict[str, Damage]
-
-    @property
-    def outcome(self) -> Outcome:
-        return max((finding.outcome for finding in self.findings), default=Outcome.LOADS)
-
-
-def decoded_damage(
-    original: torch.Tensor, stored: tuple[list[torch.Tensor], torch.Tensor], compute: Compute
-) -> Damage:
-    """Error of a stored layer against its original weight; padding is left out."""
-    parts, scale = stored
-    decode = decode_nvfp4 if len(parts) == 2 else decode_fp8
-    unit = torch.stack(compute.map(largest_magnitude, original)).amax()
-    unit = torch.where(unit > 0, unit, torch.ones(()))  # a wrong scale may be of any size
-
-    def measure_rows(rows: torch.Tensor, *some: torch.Tensor) -> Damage:
-        return measure(rows.float() / unit, decode(*some, scale / unit))
-
-    trimmed = (part[: len(original)] for part in parts)
-    return Damage.total(compute.map(measure_rows, original, *trimmed), unit)
-
-
-def misread(
-    original: torch.Tensor, stored: tuple[list[torch.Tensor], torch.Tensor], compute: Compute
-) -> str:
-    """How a layer that decodes to something else was packed, if another order explains it."""
-    parts, scale = stored
-    if len(parts) == 1:
-        return "its scale or codes are of another weight"
-    codes, block_scale = parts
-    swapped = torch.bitwise_left_shift(codes, 4) | torch.bitwise_right_shift(codes, 4)
-    rows, blocks = block_scale.shape
-    plain = swizzle(block_scale)[:rows, :blocks]  # as they would lie in the file unswizzled
-    for what, others in {
-        "packed with the even column in the low nibble": [swapped, block_scale],
-        "block scales not swizzled": [codes, plain],
-        "even column in the low nibble, block scales not swizzled": [swapped, plain],
-    }.items():
-        if decoded_damage(original, (others, scale), compute).relative_rmse < WRONG_FROM:
-            return what
-    return "no other order of its codes and scales explains it"
-
-
-def compare_kept(ref: TensorRef, other: TensorRef) -> str:
-    """How a tensor that is not quantised differs from its original, rounding aside; or ""."""
-    if not (ref.is_float and other.is_float):
-        same = ref.dtype == other.dtype and torch.equal(load_bytes(ref), load_bytes(other))
-        return "" if same else f"{other.dtype}, the source's is {ref.dtype}"
-    chunks = (load_weight(one).flatten().split(CPU_CHUNK) for one in (ref, other))
-    size = difference = 0.0
-    for original, stored in zip(*chunks, strict=True):  # in float64, so little at once
-        size += float(original.double().square().sum())
-        difference += float((stored.double() - original.double()).square().sum())
-    close = difference <= ROUNDED_TO**2 * size
-    return "" if close else f"relative RMSE {math.sqrt(difference / (size or math.nan)):.2g}"
-
-
-def compare_layer(
-    ref: TensorRef, layer: StoredLayer, compute: Compute, limit: float = WRONG_FROM
-) -> tuple[Damage | None, str]:
-    """A quantised layer's error against its original, and what is wrong with it or ""."""
-    original, stored = load_weight(ref), stored_parts(layer)
-    smoothing = layer.parts.get("pre_quant_scale")
-    if smoothing and smoothing.dtype in SOURCE_FLOATS and smoothing.shape == ref.shape[1:]:
-        original = original.float() / load(smoothing).float()  # else lint has said so
-    damage = decoded_damage(original, stored, compute)
-    wrong = not damage.relative_rmse < limit  # NaN is wrong, too
-    return damage, misread(original, stored, compute) if wrong else ""
-
-
-def compare_tensor(
-    ref: TensorRef,
-    other: TensorRef,
-    layer: StoredLayer | None,
-    compute: Compute,
-    limit: float = WRONG_FROM,
-) -> tuple[Damage | None, str]:
-    """A stored tensor against its original: a layer's error, and what is wrong or ""."""
-    packed = ref.is_linear_weight and layer is not None and layer.scheme in DECODED
-    nvfp4 = packed and layer.scheme == "NVFP4"
-    expected = format_parts(Precision.NVFP4, ref.shape)["weight"][1] if nvfp4 else ref.shape
-    if other.shape != expected:
-        return None, f"{list(other.shape)} for the source's {list(ref.shape)}"
-    if not packed:
-        return None, compare_kept(ref, other)
-    reason = undecodable(layer)
-    if reason:
-        return None, f"not measured: {reason}"
-    return compare_layer(ref, layer, compute, limit)
-
-
-def was_rounded_by_statistics(metadata: dict[str, str]) -> bool:
-    """Whether a file's header says so."""
-    try:
-        return bool(json.loads(metadata["convert_nvfp4"])["options"]["activation_stats"])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return False
-
-
-def check_against(
-    source: Model, model: Model, layers: dict[str, StoredLayer], quiet: bool
-) -> tuple[list[Finding], dict[str, Damage]]:
-    """Every tensor of the source against what the file decodes to, and each layer's error."""
-    stored = {bare(name): ref for name, ref in model.tensors.items()}
-    found, damage, aware = [], {}, was_rounded_by_statistics(model.metadata)
-    limit = ROUNDED_WRONG_FROM if aware else WRONG_FROM
-    with Compute(torch.device("cpu")) as compute:
-        for ref in tqdm(source.tensors.values(), "decoding", disable=quiet, file=sys.stderr):
-            other = stored.pop(bare(ref.name), None)
-            if other is None:
-                found.append(Finding(defect="missing", name=ref.name))
-                continue
-            error, detail = compare_tensor(ref, other, layers.get(other.layer), compute, limit)
-            if error is not None:
-                damage[other.layer] = error
-            if detail:
-                layer = other.name.removesuffix(".bias")
-                quantised = layer in layers and layers[layer].scheme in DECODED
-                moved = aware and quantised and layer != other.name
-                defect = "moved bias" if moved and load(other).isfinite().all() else "values"
-                found.append(Finding(defect=defect, name=other.layer, detail=detail))
-    parts = {*LAYER_PARTS, MARKER} - {"weight", "bias"}
-    extra = (ref.name for name, ref in stored.items() if name.rpartition(".")[2] not in parts)
-    return [*found, *(Finding(defect="extra", name=name) for name in extra)], damage
-
-
-def verify_file(task: Verification) -> Check:
-    """Lint a file and, with a source, decode every tensor and measure it against that.
-
-    Raises ConvertError where either cannot be read or they are of different models.
-    """
-    try:
-        model = open_model(task.file)
-    except DamagedFileError as error:
-        problems = (f"{problem}; ComfyUI stops while loading it" for problem in error.problems)
-        raise ConvertError(*problems) from error
-    layers = stored_layers(model)
-    found, damage = [*lint(model, layers), *lint_file(model)], {}
-    if task.source is not None:
-        source, _ = open_source(task.source)
-        source, _ = merge_loras(task.merge_lora, source, partial=task.lora_partial)
-        if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:
-            raise ConvertError(f"{task.source}: is of another model: no tensor is in {task.file}")
-        more, damage = check_against(source, model, layers, task.quiet)
-        found += more
-    return Check(model=model, layers=layers, findings=tuple(found), damage=damage)
-
-
-# ── nvfp4/report/summary.py: The report as text ───────────────────────────────────────────────────
-
-CURVE_POINTS = 10  # of a trade-off that are printed
-
-
-def render_findings(found: Iterable[Finding]) -> list[str]:
-    """A paragraph per defect: outcome, how often, what; what ComfyUI does, what to do, where."""
-    lines = []
-    for key, where in grouped(found).items():
-        defect = DEFECTS[key]
-        lines += [
-            f"  {defect.outcome.name:6} {len(where)} x {defect.what}",
-            f"         {defect.consequence}; to do: {defect.remedy}",
-            f"         {examples(where)}",
-        ]
-    return lines
-
-
-def render_check(check: Check) -> str:
-    """The file's schemes, its defects the worst first, and its layers' errors if measured."""
-    schemes = Counter(layer.scheme for layer in check.layers.values())
-    quantised = ", ".join(f"{schemes[name]} {name}" for name in DECODED if schemes[name])
-    quantised = f"{quantised} layers" if quantised else "nothing is quantised"
-    path, size = check.model.files[0], gigabytes(file_bytes(check.model))
-    title = f"{path.name}: {len(check.model.tensors):,} tensors, {size}, {quantised}"
-    defects = render_findings(check.findings) or ["  no defect found"]
-    if check.outcome > Outcome.LOADS:
-        defects.append("  to have none of these, convert the original model again")
-    return "\n".join([title, *defects, *render_worst(check.damage)])
-
-
-def render_totals(report: Report) -> list[str]:
-    """One line per precision: layers, tensors and bytes."""
-    lines = [f"  {'':10} {'layers':>7} {'tensors':>8} {'size':>11}"]
-    for label, total in totals(report.plans).items():
-        size = gigabytes(total["bytes"])
-        lines.append(f"  {label:10} {total['layers']:7} {total['tensors']:8} {size:>11}")
-    return lines
-
-
-def render_matmuls(report: Report) -> str:
-    parts = [
-        f"{kind} {found['layers']} layers ({100 * found['share']:.0f} %)"
-        for kind, found in matmuls(report.plans).items()
-    ]
-    return f"  matmuls: {', '.join(parts)} of the linear weights, the rest unquantised"
-
-
-def least_first(number: float) -> float:
-    """A key to sort by that puts NaN before everything."""
-    return -math.inf if math.isnan(number) else number
-
-
-def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
-    """The layers that quantising hurt most, by relative RMSE of the decoded weight."""
-    worst = sorted(damage.items(), key=lambda item: least_first(-item[1].relative_rmse))[:count]
-    lines = [f"    {d.relative_rmse:.4f}  {d.sqnr_db:5.1f} dB  {layer}" for layer, d in worst]
-    title = "  worst layers by relative RMSE and SQNR of the decoded weight:"
-    return [title, *lines] if lines else []
-
-
-def render_output_errors(report: Report, count: int = 5) -> list[str]:
-    """What rounding by statistics gained: how many layers, by how much, and the worst of them."""
-    found = {
-        layer: damage for layer, damage in report.damage.items() if damage.output_before is not None
-    }
-    asked = [plan.ref.layer for plan in report.plans if plan.moments]
-    failed = [layer for layer in asked if layer in report.damage.keys() - found.keys()]
-    lines = []
-    if failed:
-        what = "second moments are not positive definite: the plain search"
-        lines.append(f"  {len(failed)} layers' {what}: {examples(failed)}")
-    if not found:
-        return lines
-    pairs = [(damage.output_before, damage.output_after) for damage in found.values()]
-    kept = sum(before == after for before, after in pairs)
-    before, after = (geometric_mean(errors) for errors in zip(*pairs, strict=True))
-    lines += [
-        f"  output errors of the {len(found)} layers rounded by their input's statistics: "
-        f"{before:.4f} -> {after:.4f} (geometric mean; {kept} did not gain), the largest:"
-    ]
-    worst = sorted(found.items(), key=lambda item: -item[1].output_after)[:count]
-    for layer, damage in worst:
-        lines.append(f"    {output_errors(dataclasses.asdict(damage))}  {layer}")
-    return lines
-
-
-def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
-    """--w4a4-share's trade-off at some points."""
-    if not curve:
-        return []
-    step = max(1, (len(curve) - 1) // (CURVE_POINTS - 1))
-    points = [*curve[:-1:step], curve[-1]]
-    return [
-        "  W4A4 share of the linear weights, and what is left of the squared error it adds:",
-        "    " + "  ".join(f"{100 * point.share:3.0f} %" for point in points),
-        "    " + "  ".join(f"{100 * point.error:3.0f} %" for point in points),
-    ]
-
-
-def render_sizes(report: Report) -> list[str]:
-    """--target-size: what other sizes cost, and what one more gigabyte would buy."""
-    points, size = report.sizes, report.output_bytes
-    if not points:
-        return []
-    here = min(points, key=lambda point: abs(point.nbytes - size))
-    some = {round(i * (len(points) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
-    lines = ["  size and mean relative RMSE of the layers that could be chosen:"]
-    for point in sorted({here, *(points[index] for index in some)}):
-        mark = "  <- this file" if point is here else ""
-        lines.append(f"    {gigabytes(point.nbytes):>10}  {point.error:.4f}{mark}")
-    more = max((point for point in points if point.nbytes <= size + 10**9), default=here)
-    if more.nbytes > here.nbytes and here.error:
-        left = (more.error / here.error) ** 2
-        added = gigabytes(more.nbytes - here.nbytes)
-        lines.append(f"    {added} more would leave {100 * left:.0f} % of the squared error")
-    return lines
-
-
-def output_errors(data: dict) -> str:
-    w4a4 = "" if data["output_w4a4"] is None else f", W4A4 {data['output_w4a4']:.4f}"
-    return f"{data['output_before']:.4f} -> {data['output_after']:.4f}{w4a4}"
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Of those above zero; 0 if there are none."""
-    logarithms = [math.log(value) for value in values if value > 0]
-    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else 0.0
-
-
-def render_plan(report: Report) -> list[str]:
-    """Tensors of one kind, shape and fate on one line, or each on its own with --verbose."""
-    groups = defaultdict(list)
-    for plan in report.plans:
-        fate = stored_as(plan)
-        mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
-        row = (fate, list(plan.ref.shape), plan.reason + mark)
-        number = (
-            None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
-        )
-        name = plan.ref.name
-        if number and bare(name).startswith(TRANSFORMER_BLOCKS):
-            key = f"{name[: number.start()]}*{name[number.end() :]}"
-            groups[key, str(row)].append((int(number[0]), row))
-        else:
-            groups[name, str(row)].append((0, row))
-    lines = []
-    for (key, _), members in groups.items():
-        name = key.replace("*", f"{{{ranges([number for number, _ in members])}}}", 1)
-        fate, shape, reason = members[0][1]
-        lines.append(f"  {fate:8} {len(members):4} x {shape!s:20} {name}  [{reason}]")
-    return lines
-
-
-def ranges(numbers: list[int]) -> str:
-    """[2, 3, 4, 7] -> "2-4,7"."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1] = [runs[-1][0], number]
-        else:
-            runs.append([number])
-    return ",".join("-".join(map(str, run)) for run in runs)
-
-
-def render_scales(report: Report) -> list[str]:
-    """--input-scale-layer-summary: every quantised layer's input scale and its origin."""
-
-    def clipped(plan: TensorPlan) -> str:
-        share = plan.saturated_blocks
-        return "" if share is None else f"  clips {100 * share:.3g} % of the blocks"
-
-    return ["  input scales:"] + [
-        f"    {plan.ref.layer}  {plan.input_scale:.9g}  {plan.input_scale_source}{clipped(plan)}"
-        if plan.input_scale is not None
-        else f"    {plan.ref.layer}  none ({'not used' if plan.full_precision else 'dynamic'})"
-        for plan in report.plans
-        if plan.is_quantised
-    ]
-
-
-def render_presets() -> str:
-    """--list-presets: the rows of FAMILIES, and the presets for any model."""
-    lines = []
-    for name, family in FAMILIES.items():
-        runs = " then ".join(f"{block}.N" for block in itertools.chain(*family.blocks))
-        ends = f"the first and last {family.edge_blocks} blocks" if family.edge_blocks else ""
-        lines += [f"{name}: {family.title}, in {runs}"]
-        lines += [f"  16-bit  {ends}, and what is outside the blocks"]
-        for keep in family.keeps:
-            kept = "16-bit" if keep.precision is Precision.HALF else keep.precision.name
-            lines.append(f"  {kept:7} {keep.layers}  ({keep.why})")
-        lines += ["  NVFP4   the other linear layers of the blocks"]
-        if family.full_precision:
-            lines += [f"  W4A16   {family.full_precision}  (of what is NVFP4)"]
-    return "\n".join([*lines, *(f"{name}: {text}" for name, text in GENERAL_PRESETS.items())])
-
-
-def render_report(report: Report) -> str:
-    """The summary a person reads at the end; with --dry-run or --verbose, the plan before it."""
-    options = report.options
-    verb = "would become" if options.dry_run else "->"
-    lines = render_plan(report) if options.dry_run or options.verbose else []
-    lines += [
-        f"{options.source.name}: {gigabytes(report.source_bytes)} {verb} {options.written.name}: "
-        f"{gigabytes(report.output_bytes)}, exactly {report.output_bytes:,} bytes "
-        f"({share(report.output_bytes, report.source_bytes)})",
-        *render_totals(report),
-        render_matmuls(report),
-        *render_worst(report.damage),
-        *render_output_errors(report),
-        *render_curve(report.curve),
-        *render_sizes(report),
-        *(render_scales(report) if options.input_scale_layer_summary else []),
-        *(f"  note: {note}" for note in report.notes),
-    ]
-    return "\n".join(lines)
-
-
-# ── nvfp4/report/page.py: The report as a page ────────────────────────────────────────────────────
-
-WORST_SHOWN = 20  # layers; the others are folded away
-PAGE_HEAD = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-"""
-
-
-def escaped(value: object) -> str:
-    return escape(printable(str(value)))
-
-
-def chip(label: str) -> str:
-    """A label in its own colour: what it says are its classes."""
-    return f'<span class="chip {escaped(label)}">{escaped(label)}</span>'
-
-
-def marks(layer: dict) -> str:
-    return f"{layer['stored_as']} {layer.get('matmul', '')}".strip()
-
-
-def decibels(sqnr_db: float | None) -> str:
-    return "lossless" if sqnr_db is None else f"{sqnr_db:.1f} dB"
-
-
-def html_name(layer: dict) -> str:
-    """A layer's name, which may break after its dots."""
-    return escaped(layer["name"].removesuffix(".weight")).replace(".", ".<wbr>")
-
-
-def html_head(*columns: str) -> str:
-    return "<tr>" + "".join(f'<th scope="col">{column}</th>' for column in columns) + "</tr>"
-
-
-def html_table(caption: str, head: str, rows: Iterable[Iterable[str]]) -> str:
-    """A table of ready cells, of which a row's first is its heading."""
-    lines = "".join(
-        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
-        for name, *cells in rows
-    )
-    head = f"<caption>{caption}</caption><thead>{head}</thead>"
-    return f"<table>{head}<tbody>\n{lines}</tbody></table>\n"
-
-
-def html_tip(layer: dict) -> str:
-    """All about a layer, shown while its cell is pointed at, focused or tapped."""
-    facts = {
-        "stored as": f"{layer['stored_as']}, {gigabytes(layer['bytes'])}",
-        "shape": " x ".join(map(str, layer["shape"])),
-        "reason": layer["reason"],
-    }
-    if "matmul" in layer:
-        full, scale = layer["full_precision_mm"], layer["input_scale"]
-        facts["matmul"] = layer["matmul"] + (f", {full}" if full else "")
-        facts["input scale"] = f"none, {'not used' if full else 'dynamic'}"
-        if scale is not None:
-            facts["input scale"] = f"{scale:.9g}, {layer['input_scale_source']}"
-    if "relative_rmse" in layer:
-        facts["relative RMSE"] = f"{layer['relative_rmse']:.6f}"
-        facts["SQNR"] = decibels(layer["sqnr_db"])
-        if layer["output_before"] is not None:
-            facts["output error"] = output_errors(layer)
-    lines = "".join(f"<dt>{name}</dt><dd>{escaped(fact)}</dd>" for name, fact in facts.items())
-    return f'<div class="tip"><b>{html_name(layer)}</b><dl>{lines}</dl></div>'
-
-
-def html_cell(layer: dict, label: str = "") -> str:
-    """A coloured cell; where it is narrow, its number loses the leading zero, then vanishes."""
-    data = {"name": layer["name"], "stored": layer["stored_as"]}
-    label = escaped(label)
-    if "relative_rmse" in layer:
-        data["rmse"] = repr(layer["relative_rmse"])
-        label += f" {layer['relative_rmse']:.3f}".replace(" 0.", " <i>0</i>.")
-    attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
-    return (
-        f'<div class="cell {escaped(marks(layer))}" tabindex="0"{attributes}>'
-        f'<div class="fit"><span>{label}</span></div>{html_tip(layer)}</div>'
-    )
-
-
-def html_heading(name: str, attributes: str) -> str:
-    """A column's heading, which turns upright where its column is narrow."""
-    long = ' class="long"' if len(name) > 3 else ""
-    return f'<th {attributes}><div class="fit"><span{long}>{escaped(name)}</span></div></th>'
-
-
-def html_blocks(family: str, layers: dict[tuple[str, str], dict]) -> str:
-    """A row per block and a column per kind of layer: "self_attn" over "q", "k", ..."""
-    groups = defaultdict(list)
-    for kind in dict.fromkeys(kind for _, kind in layers):
-        groups[kind.partition(".")[0]].append(kind)
-    columns = [kind for kinds in groups.values() for kind in kinds]
-    upper = "".join(
-        html_heading(group, f'scope="colgroup" colspan="{len(kinds)}"')
-        for group, kinds in groups.items()
-    )
-    lower = "".join(html_heading(kind.partition(".")[2], 'scope="col"') for kind in columns)
-    corner = '<th scope="col" rowspan="2">N</th>'
-    rows = [
-        [block]
-        + [html_cell(layers[block, kind]) if (block, kind) in layers else "" for kind in columns]
-        for block in sorted({block for block, _ in layers}, key=int)
-    ]
-    table = html_table(f"{escaped(family)}.N", f"<tr>{corner}{upper}</tr><tr>{lower}</tr>", rows)
-    return f'<div class="map" style="--kinds:{len(columns)}">{table}</div>'
-
-
-def html_map(layers: list[dict]) -> str:
-    """Every layer as a coloured cell: tables of blocks, and a list of what is outside them."""
-    families, outside = defaultdict(dict), []
-    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
-    for layer in layers:
-        name = bare(layer["name"])
-        if found := inside.fullmatch(name):
-            families[layer["name"].removesuffix(name) + found[1]][found[2], found[3]] = layer
-        else:
-            outside.append(layer)
-    tables = "".join(html_blocks(family, members) for family, members in families.items())
-    if outside:
-        head = html_head("Layer", "Reason", "Stored as")
-        rows = (
-            (html_name(layer), escaped(layer["reason"]), html_cell(layer, layer["stored_as"]))
-            for layer in outside
-        )
-        tables += html_table("Outside the blocks", head, rows)
-    legend = "".join(
-        f"<li>{chip(kind)} {count} layers</li>"
-        for kind, count in Counter(map(marks, layers)).most_common()
-    )
-    measured = any("relative_rmse" in layer for layer in layers)
-    return (
-        "<section><h2>Precision map</h2>\n<p>A marked corner is a full-precision matmul"
-        f"{', numbers are the relative RMSE of the stored weight' if measured else ''}. Point at a"
-        " cell, tap it or move to it by keyboard for all about its layer.</p>\n"
-        f'<ul class="legend">{legend}</ul>\n{tables}</section>\n'
-    )
-
-
-def html_errors(layers: list[dict]) -> str:
-    """Every quantised layer's error as a bar, worst first; nothing after a dry run."""
-    damaged = [layer for layer in layers if "relative_rmse" in layer]
-    damaged.sort(key=lambda layer: -layer["relative_rmse"])
-    if not damaged:
-        return ""
-    worst = damaged[0]["relative_rmse"] or 1
-    measured = any(layer["output_before"] is not None for layer in damaged)
-
-    def known(layer: dict) -> str:
-        return "-" if layer["output_before"] is None else escaped(output_errors(layer))
-
-    rows = [
-        (
-            html_name(layer),
-            chip(layer["stored_as"]),
-            f'<div class="bar {escaped(layer["stored_as"])}" style="--part:'
-            f'{100 * layer["relative_rmse"] / worst:.1f}%">{layer["relative_rmse"]:.4f}</div>',
-            decibels(layer["sqnr_db"]),
-            *([known(layer)] if measured else []),
-        )
-        for layer in damaged
-    ]
-    output = ["Output error"] if measured else []
-    head = html_head("Layer", "Stored as", "Relative RMSE", "SQNR", *output)
-    table = html_table("Worst first", head, rows[:WORST_SHOWN])
-    if more := rows[WORST_SHOWN:]:
-        rest = html_table("In the same order", head, more)
-        table += f"<details><summary>{len(more)} more layers</summary>{rest}</details>"
-    return f"<section><h2>Error per layer</h2>\n{table}</section>\n"
-
-
-def html_shares(caption: str, columns: tuple[str, ...], rows: list[tuple]) -> str:
-    """A stacked bar and its table, of rows (label, share, further numbers)."""
-    parts = "".join(
-        f'<div class="fit {escaped(label)}" style="width:{100 * part:.3f}%">'
-        f"<span>{escaped(label)}</span></div>"
-        for label, part, *_ in rows
-    )
-    lines = (
-        (chip(label), *(f"{number:,}" for number in numbers), share(part, 1))
-        for label, part, *numbers in rows
-    )
-    table = html_table(caption, html_head(*columns, "Share"), lines)
-    return f'<div><div class="stack" aria-hidden="true">{parts}</div>{table}</div>'
-
-
-def html_totals(totals: dict, matmuls: dict) -> str:
-    """What each precision takes of the file, and each kind of matmul of the work."""
-    size = sum(total["bytes"] for total in totals.values()) or 1
-    stored = [
-        (name, total["bytes"] / size, total["layers"], total["tensors"], total["bytes"])
-        for name, total in totals.items()
-    ]
-    work = [(kind, found["share"], found["layers"]) for kind, found in matmuls.items()]
-    layers = sum(total["layers"] for total in totals.values())
-    if rest := layers - sum(found["layers"] for found in matmuls.values()):
-        work.append(("W16A16", 1 - sum(found["share"] for found in matmuls.values()), rest))
-    return (
-        '<section><h2>Size and work</h2><div class="pair">'
-        + html_shares("Bytes per precision", ("Stored as", "Layers", "Tensors", "Bytes"), stored)
-        + html_shares("Matmuls, by share of the linear weights", ("Matmul", "Layers"), work)
-        + "</div></section>\n"
-    )
-
-
-def command_line(options: dict) -> Iterator[tuple[str, str]]:
-    """Options under the names and with the values they have on the command line."""
-    for name, value in options.items():
-        flag = "SOURCE" if name == "source" else "--" + name.replace("_", "-")
-        for one in value if isinstance(value, list | tuple) else [value]:
-            pair = (one, True) if name in ("minimums", "full_precision") else (flag, one)
-            yield escaped(pair[0]), "on" if pair[1] is True else escaped(pair[1])
-
-
-def html_origin(origin: dict) -> str:
-    """How the file was made: version, options, source files."""
-    files = [(escaped(name), gigabytes(size)) for name, size in origin["sources"].items()]
-    return (
-        f"<section><h2>Origin</h2><p>Made by convert_nvfp4.py {escaped(origin['version'])}</p>\n"
-        '<div class="pair"><div>'
-        + html_table("Options", html_head("Option", "Value"), command_line(origin["options"]))
-        + "</div><div>"
-        + (html_table("Source files", html_head("File", "Size"), files) if files else "")
-        + "</div></div></section>\n"
-    )
-
-
-def html_title(data: dict, layers: list[dict]) -> str:
-    """The file, where it came from, its size, and what there is to know about it."""
-    output, source = data["output_bytes"], data["source_bytes"]
-    facts = (
-        ("Output", gigabytes(output), f"{output:,} bytes"),
-        ("Source", gigabytes(source), f"{source:,} bytes"),
-        ("Ratio", share(output, source), "of the source's size"),
-        ("Quantised", sum("matmul" in layer for layer in layers), f"of {len(layers)} layers"),
-    )
-    tiles = "".join(
-        f"<div><dt>{name}</dt><dd>{value}<small>{more}</small></dd></div>"
-        for name, value, more in facts
-    )
-    notes = "".join(f"<li>{escaped(note)}</li>" for note in data["notes"])
-    return (
-        f"<header><h1>{escaped(data['output'])}</h1><p>from {escaped(data['source'])}</p>\n"
-        f'<dl class="facts">{tiles}</dl>\n'
-        + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
-        + "</header>\n"
-    )
-
-
-def render_html(data: dict) -> str:
-    """The report as one self-contained page, from the same data as the JSON."""
-    layers = [
-        tensor
-        for tensor in data["tensors"]
-        if len(tensor["shape"]) == 2 and tensor["name"].endswith(".weight")
-    ]
-    return (
-        f"{PAGE_HEAD}<title>{escaped(data['output'])}: conversion report</title>\n"
-        f"<style>{PAGE_STYLE}</style></head>\n<body><main>\n{html_title(data, layers)}"
-        f"{html_map(layers)}{html_errors(layers)}{html_totals(data['totals'], data['matmuls'])}"
-        f"{html_origin(data['origin'])}</main></body></html>\n"
-    )
-
-
-# ── nvfp4/cli/table.py: Every option, its kind and help ───────────────────────────────────────────
-
-LEAST_SHARD = 1_000_000  # bytes: less is a forgotten unit
-# Options that contradict each other: given both, nobody can say which one was meant.
-CONFLICTS = (
-    ("no_input_scale", "input_scale_summary_json"),
-    ("no_input_scale", "input_scale_from"),
-    ("no_input_scale", "input_scale_value"),
-    ("no_input_scale", "input_scale_layer_summary"),
-    ("quiet", "verbose"),
-    ("use_ck_quant", "scale_search"),
-    ("resume", "dry_run"),
-    ("no_input_scale", "input_scale_policy"),
-    ("gguf", "preset"),
-    ("gguf", "mode"),
-    ("preset", "mode"),
-    ("target_size", "target_ratio"),
-    ("gguf_keep_edge_blocks_fp16", "edge_blocks"),
-    ("layer_config_out", "pre_quant_scale"),
-)
-REQUIRES = (
-    ("input_scale_summary_percentile", "input_scale_summary_json"),
-    ("input_scale_summary_multiplier", "input_scale_summary_json"),
-    ("gguf_nvfp4_max_bitdepth", "gguf"),
-    ("gguf_keep_edge_blocks_fp16", "gguf"),
-    ("use_fp8", "gguf"),
-    ("max_shard_size", "output_sharded"),
-    ("lora_partial", "merge_lora"),
-    ("input_scale_policy", "activation_stats"),
-    ("w4a4_share", "activation_stats"),
-    ("pre_quant_scale", "activation_stats"),
-    ("sensitivity_json", "sensitivity_threshold", "clip_rate_threshold"),
-    ("sensitivity_threshold", "sensitivity_json"),
-    ("clip_rate_threshold", "sensitivity_json"),
-    ("sensitivity_action", "sensitivity_threshold"),
-    ("clip_rate_action", "clip_rate_threshold"),
-    ("input_scale_summary_fp16_std", "input_scale_summary_json"),
-    ("input_scale_summary_std_threshold", "input_scale_summary_fp16_std"),
-    ("input_scale_summary_cv_threshold", "input_scale_summary_fp16_std"),
-)
-MODES = {"safe": "auto", "all": "all"}
-REPORTS = {".json": render_json, ".html": render_html}
-SWITCH = {"action": "store_true"}
-FILE = {"metavar": "FILE", "type": input_path}
-REGEXES = {"action": "append", "default": [], "metavar": "REGEX", "type": pattern}
-DTYPE = {"choices": DTYPE_OPTIONS}
-RECIPE = {"choices": RECIPES}
-SUMMARY = {"metavar": "FILE", "type": partial(shipped_path, folder="calib")}
-LAYERS = {"metavar": "FILE", "type": partial(shipped_path, folder="sensitive_layers")}
-ACTION = {"choices": ("fp16", "full_precision_mm")}
-DEVICE = {"metavar": "{auto,cpu,cuda,cuda:N}", "default": "auto", "type": device_name}
-# fmt: off
-COMMAND_LINE = {
-    "general": {
-        "--recipe": (RECIPE,
-            "mixed; fp8: FP8 for all that would be NVFP4; scaled-fp8: the same as files of the "
-            "older kind have it, with scale_weight and the rest in float32 (default: mixed)"),
-        "--dtype": (DTYPE,
-            "of tensors that are not quantised (default: bfloat16; float32 with scaled-fp8)"),
-        "--quant-dtype": (DTYPE | {"default": "float32"},
-            "what weights are cast to before they are quantised (default: %(default)s)"),
-        "--scale-search": ({"choices": ("mse", "amax")},
-            "block scales by least squared error, or from each block's largest weight "
-            "(default: mse)"),
-        "--use-ck-quant": (SWITCH, "another name for --scale-search amax"),
-        "--merge-lora": ({"action": "append", "default": [], "metavar": "FILE[:STRENGTH]",
-                          "type": lora_file},
-            "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)"),
-        "--lora-partial": (SWITCH, "... and count what of it is of no tensor of the model"),
-        "--report": (FILE,
-            "the plan, its reasons and every layer's error as data (.json) or a page (.html)"),
-        "--device": (DEVICE, "where to compute (default: auto, a GPU if there is one)"),
-        "--low-mem": (SWITCH, "read one tensor at a time, none ahead"),
-        "--resume": (SWITCH,
-            "go on where a run of the same command was stopped; keep what this one does if it is"),
-        "--output-sharded": (SWITCH,
-            "write OUTPUT's name-00001-of-0000N.safetensors, and OUTPUT.index.json"),
-        "--max-shard-size": ({"metavar": "SIZE", "type": size_in_bytes},
-            "bytes of tensors in a shard at most: 5GB, 500MB, 4GiB ... (default: 5GB)"),
-        "--dry-run": (SWITCH, "print the plan, its reasons and the exact size; write no model"),
-        "--verbose": (SWITCH, "print the plan of every single tensor"),
-        "--quiet": (SWITCH, "no progress on stderr"),
-    },
-    "precision": {
-        "--gguf": (FILE, "a GGUF of the same model: its types choose the precisions"),
-        "--preset": ({"choices": PRESETS, "metavar": "NAME"},
-            "without a GGUF: auto, a family's name, smart (unknown models, by their structure), "
-            "all (every linear layer), none (what --include names); --list-presets prints what "
-            "each does (default: auto)"),
-        "--mode": ({"choices": MODES}, "another name for --preset: safe is auto, all is all"),
-        "--edge-blocks": ({"metavar": "N", "type": natural},
-            "the first and last N transformer blocks stay 16-bit (default: the preset's own)"),
-        "--target-size": ({"metavar": "SIZE", "type": size_in_bytes},
-            "measure every layer, and raise or lower precisions by what they gain for their bytes "
-            "until the file is just smaller: 8GB, 7500MB, 7GiB"),
-        "--target-ratio": ({"metavar": "SHARE", "type": fraction},
-            "the same with a share of the source's size: 0.35"),
-        "--layer-config": (FILE,
-            "a .json of layer names or patterns: format, full-precision matmul, input scale"),
-        "--layer-config-out": (FILE, "write the plan as such a file, to edit and to replay"),
-        "--gguf-nvfp4-max-bitdepth": ({"metavar": "BITS", "type": int},
-            "GGUF types of up to this many bits become NVFP4 (default: 4)"),
-        "--gguf-keep-edge-blocks-fp16": (SWITCH,
-            "the first and last two transformer blocks stay 16-bit"),
-        "--use-fp8": (SWITCH, "GGUF types of more bits become FP8 instead of 16-bit"),
-        "--exclude": (REGEXES, "layers to keep 16-bit (repeatable, case-insensitive)"),
-        "--include": (REGEXES, "layers to make NVFP4 (repeatable, case-insensitive)"),
-        "--min-ffn-fp8": (SWITCH, "feed-forward layers are at least FP8"),
-        "--min-ffn2-fp16": (SWITCH, "feed-forward down projections are at least 16-bit"),
-    },
-    "input scales (file before recording before summary before value)": {
-        "--input-scale-summary-json": (SUMMARY,
-            "calibration summary; also looked for in calib/ beside this script"),
-        "--input-scale-summary-percentile": ({"metavar": "P", "type": float},
-            "percentile over calls of each call's largest activation (default: 99.9)"),
-        "--input-scale-summary-multiplier": ({"metavar": "X", "type": positive_float},
-            "margin on the summary's scales (default: 1)"),
-        "--input-scale-summary-fp16-std": (SWITCH,
-            "layers whose scale varies from call to call stay 16-bit, by the next two thresholds"),
-        "--input-scale-summary-std-threshold": ({"metavar": "STD", "type": positive_float},
-            "... from this deviation up (default: that of nine tenths of the layers)"),
-        "--input-scale-summary-cv-threshold": ({"metavar": "CV", "type": positive_float},
-            "... or from this deviation over the mean up (default: 0.4)"),
-        "--input-scale-policy": ({"choices": ("percentile", "headroom")},
-            "from the summary, or the largest value in --activation-stats with a margin "
-            "(default: percentile)"),
-        "--input-scale-headroom": ({"metavar": "X", "type": margin},
-            "that margin, less where small blocks would become subnormal (default: 2)"),
-        "--input-scale-from": (FILE, "copy input scales from a quantised .safetensors"),
-        "--input-scale-value": ({"metavar": "SCALE", "type": positive_float},
-            "NVFP4 input scale of every layer that has no other"),
-        "--no-input-scale": (SWITCH, "bake none: ComfyUI measures on every call (for calibration)"),
-        "--input-scale-layer-summary": (SWITCH, "print every quantised layer's input scale"),
-    },
-    "activation statistics": {
-        "--activation-stats": ({"action": "append", "default": [], **FILE},
-            "what the ComfyUI recorder in calib/ wrote (repeatable, adds up): counts what scales "
-            "clip; with second moments in it, weights are rounded to the least output error"),
-        "--w4a4-share": ({"metavar": "SHARE", "type": fraction},
-            "mark layers for full-precision matmul, those first that it gains most, until this "
-            "share of the linear weights is left in W4A4: 0.6"),
-        "--pre-quant-scale": (SWITCH,
-            "scale the channels of W4A4 layers where it lowers their output error by 5 %% or more; "
-            "ComfyUI after 0.29 only, and not for LoRAs"),
-    },
-    "sensitivity": {
-        "--sensitivity-json": (FILE,
-            "layers' rel_rmse and clip_rate means (.json), or a recording (.safetensors)"),
-        "--sensitivity-threshold": ({"metavar": "X", "type": positive_float},
-            "for layers whose inputs lose more than this rel_rmse in NVFP4, ..."),
-        "--sensitivity-action": (ACTION, "... do this (default: fp16)"),
-        "--clip-rate-threshold": ({"metavar": "X", "type": positive_float},
-            "for layers that clip more than this share of their input, ..."),
-        "--clip-rate-action": (ACTION, "... do this (default: fp16)"),
-    },
-    "full-precision matmul (W4A16 instead of W4A4)": {
-        "--full-precision-mm-layers": (LAYERS,
-            "layer names, one a line; also looked for in sensitive_layers/ beside this script"),
-        "--full-precision-mm-pattern": (REGEXES, "matching layers (repeatable, case-insensitive)"),
-        "--fp8-full-precision-mm": (SWITCH,
-            "every FP8 layer; for --recipe scaled-fp8 this is the size of its marker tensor"),
-    } | {
-        option: ({"action": "append_const", "dest": "full_precision", "const": option}, layers)
-        for option, (_, layers) in FULL_PRECISION_OPTIONS.items()
-    },
-    "verify (instead of converting)": {
-        "--verify": (FILE, "name every defect of a quantised file and what ComfyUI does about it"),
-        "--source": (FILE | {"dest": "original"},
-            "the model it was made from: decode everything and measure each layer's error"),
-    },
-}
-# fmt: on
-
-
-# ── nvfp4/cli/parse.py: Read the command line: a parser, its checks, and the task that is asked for
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="convert_nvfp4.py",
-        usage="%(prog)s SOURCE OUTPUT [options]\n       %(prog)s --verify FILE [--source SOURCE]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # else an option added later changes what a script's short form means
-    )
-    source = "*.safetensors.index.json, the folder it is in, or one .safetensors"
-    parser.add_argument("source", metavar="SOURCE", nargs="?", type=input_path, help=source)
-    output = "the .safetensors file to write"
-    parser.add_argument("output", metavar="OUTPUT", nargs="?", type=input_path, help=output)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    presets = {"action": "version", "version": render_presets()}
-    parser.add_argument("--list-presets", **presets, help="what each preset does, and why")
-    for title, options in COMMAND_LINE.items():
-        group = parser.add_argument_group(title)
-        for option, (keywords, text) in options.items():
-            group.add_argument(option, **keywords, help=text)
-    return parser
-
-
-def wrong_files(given: dict[str, object]) -> Iterator[str]:
-    if given["source"].suffix.lower() == ".gguf":
-        yield "SOURCE must be the original .safetensors; a GGUF goes with --gguf"
-    if given["preset"] == "none" and not given["include"]:
-        yield "--preset none quantises what --include REGEX names: give that"
-    if given["output"].suffix.lower() != ".safetensors":
-        yield f"OUTPUT must end in .safetensors, as ComfyUI looks for it: {given['output']}"
-    if given["report"] and given["report"].suffix.lower() not in REPORTS:
-        yield f"--report must end in {' or '.join(REPORTS)}: {given['report']}"
-    config = given["layer_config_out"]
-    if config and config.suffix.lower() != ".json":
-        yield f"--layer-config-out must end in .json: {config}"
-
-
-def contradictions(given: dict[str, object]) -> Iterator[str]:
-    """Options that exclude each other, or that do nothing without another."""
-
-    def flag(name: str) -> str:
-        return "--" + name.replace("_", "-")
-
-    def is_given(name: str) -> bool:
-        return given[name] is not None and given[name] is not False and given[name] != []
-
-    for one, other in CONFLICTS:
-        if is_given(one) and is_given(other):
-            yield f"{flag(one)} contradicts {flag(other)}"
-    for option, *needed in REQUIRES:
-        if is_given(option) and not any(map(is_given, needed)):
-            yield f"{flag(option)} needs {' or '.join(map(flag, needed))}"
-    if is_given("max_shard_size") and given["max_shard_size"] < LEAST_SHARD:
-        yield f"--max-shard-size: {given['max_shard_size']:,} bytes are too few; give 5GB or so"
-    if is_given("input_scale_headroom") and given["input_scale_policy"] != "headroom":
-        yield "--input-scale-headroom needs --input-scale-policy headroom"
-
-
-def unused_statistics(given: dict[str, object]) -> Iterator[str]:
-    amax = given["use_ck_quant"] or given["scale_search"] == "amax"
-    options = {"--w4a4-share": given["w4a4_share"], "--pre-quant-scale": given["pre_quant_scale"]}
-    for option, value in options.items():
-        if amax and value:
-            yield f"{option} contradicts --scale-search amax, which uses no statistics"
-
-
-def parse_verification(parser: argparse.ArgumentParser, given: dict) -> Verification:
-    """--verify and what goes with it; any other option exits with 2."""
-    task = ("verify", "original", "quiet", "merge_lora", "lora_partial")
-    if any(value != parser.get_default(name) for name, value in given.items() if name not in task):
-        parser.error("--verify FILE goes with --source, --merge-lora and --quiet, without OUTPUT")
-    if given["merge_lora"] and not given["original"]:
-        parser.error("--merge-lora needs --source to verify against")
-    return Verification(
-        file=given["verify"],
-        source=given["original"],
-        merge_lora=tuple(given["merge_lora"]),
-        lora_partial=given["lora_partial"],
-        quiet=given["quiet"],
-    )
-
-
-def parse_options(argv: list[str] | None = None) -> Options | Verification:
-    """Command line to a task; a contradiction or a missing companion option exits with 2."""
-    parser = build_parser()
-    given = vars(parser.parse_args(argv))
-    if given["verify"] is not None:
-        return parse_verification(parser, given)
-    if given["output"] is None or given.pop("original") is not None:
-        parser.error("give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]")
-    given.pop("verify")
-    checks = (contradictions(given), unused_statistics(given), wrong_files(given))
-    for problem in itertools.chain(*checks):
-        parser.error(problem)
-    if given.pop("use_ck_quant"):
-        given["scale_search"] = "amax"
-    given["preset"] = MODES.get(given.pop("mode"), given["preset"])
-    given |= {name: value for name, value in DEFAULTS.items() if given[name] is None}
-    minimums = [name for name in MINIMUM_OPTIONS if given.pop(name[2:].replace("-", "_"))]
-    return Options(
-        **given
-        | {
-            "activation_stats": tuple(given["activation_stats"]),
-            "merge_lora": tuple(given["merge_lora"]),
-            "include": tuple(given["include"]),
-            "exclude": tuple(given["exclude"]),
-            "full_precision_mm_pattern": tuple(given["full_precision_mm_pattern"]),
-            "full_precision": frozenset(given["full_precision"] or ()),
-            "minimums": frozenset(minimums),
-        }
-    )
 
 
 # ── nvfp4/write/journal.py: Which tensors are on the disk: --resume ───────────────────────────────
@@ -7823,9 +7183,720 @@ def write(job: Job, ranks: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
                 journal.widened = float16_overflows(plans, options)
 
 
+# ── nvfp4/report/page_style.py: Its style sheet ───────────────────────────────────────────────────
+
+# How a weight is stored and multiplied are classes: coloured is quantised, grey is not, and a
+# marked corner is a full-precision matmul. Details float at their cell where browsers can keep
+# them on the screen there (anchor-scope), else and on phones they lie at the screen's lower edge.
+PAGE_STYLE = """
+:root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #17202b; --soft: #56616f;
+  --line: #dde2e8; --fill: #d98cbb; }
+.NVFP4, .W4A4, .W4A16 { --fill: #a6cbf0; } .FP8, .W8A8, .W8A16 { --fill: #f7c877; }
+.F16, .W16A16 { --fill: #d6dbe2; } .BF16 { --fill: #b9c3cf; } .F32 { --fill: #94a2b3; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #10141a; --card: #181e26; --ink: #e8edf3; --soft: #a3aebb; --line: #303a46;
+    --fill: #94447c; }
+  .NVFP4, .W4A4, .W4A16 { --fill: #1d5591; } .FP8, .W8A8, .W8A16 { --fill: #855306; }
+  .F16, .W16A16 { --fill: #323b47; } .BF16 { --fill: #485462; } .F32 { --fill: #5d6a7a; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
+  overflow-wrap: anywhere; }
+main { max-width: 72rem; margin: auto; padding: 2rem 1rem 4rem; }
+header { padding: 0 1.5rem; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: .75rem;
+  padding: 1.25rem 1.5rem 1.5rem; margin-top: 1.25rem; }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; } h2 { font-size: 1.2rem; margin: 0; }
+p { margin: .25rem 0; } p, caption, dt, thead, small, .notes { color: var(--soft); }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; }
+dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
+small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
+.notes { padding-left: 1.2rem; margin: 1rem 0 0; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
+  margin: .75rem 0 0; font-size: .875rem; }
+table { width: 100%; border-collapse: collapse; margin-top: 1rem; font-size: .875rem;
+  font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .35rem; }
+thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-align: left; }
+td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
+:is(td, th):first-child { padding-left: 0; }
+:is(td, th):last-child { padding-right: 0; }
+:is(td, th):last-child, .pair :is(td, th):not(:first-child) { text-align: right; }
+td:has(> .bar) { width: 40%; } td:has(> .bar) + td, .pair > :last-child td { white-space: nowrap; }
+.chip, .cell, .bar, .stack > * { color: var(--ink); print-color-adjust: exact;
+  forced-color-adjust: none; }
+.chip, .cell, .stack > * { background-color: var(--fill); border-radius: .2rem; }
+.W4A16, .W8A16 { background-image: linear-gradient(225deg, var(--ink) .24rem, transparent .28rem); }
+.chip { padding: .1rem .5rem; font-size: .8rem; white-space: nowrap; }
+.bar { background: linear-gradient(var(--fill) 0 0) no-repeat 0 / var(--part); padding: 0 .4rem; }
+.stack { display: flex; gap: 2px; margin-top: 1rem; font: .8rem/1.9rem system-ui, sans-serif;
+  height: 1.9rem; text-align: center; }
+.stack > * { min-width: 2px; } summary { cursor: pointer; margin-top: 1rem; }
+.map table { table-layout: fixed; border-collapse: separate; border-spacing: 2px; }
+.map table :is(td, th) { padding: 0; border: 0; text-align: center; }
+.map thead { position: sticky; top: 0; z-index: 1; }
+.map thead th { background: var(--card); box-shadow: 0 0 0 2px var(--card); }
+.map table [scope=colgroup] { border-bottom: 1px solid var(--line); }
+.map :is([rowspan]:first-child, [scope=row]) { width: 2rem; color: var(--soft); }
+.cell { line-height: 1.6rem; min-height: 1.6rem; min-width: 3.6rem; padding: 0 .1rem;
+  font-size: .8rem; text-align: center; cursor: default; } .map .cell { min-width: 0; }
+.cell:is(:hover, :focus) { outline: 2px solid; } .cell:is(:hover, :focus) > .tip { display: block; }
+.cell:focus > .tip { pointer-events: auto; } .cell:hover > .tip { z-index: 3; }
+.tip { display: none; position: fixed; z-index: 2; inset: auto 0 0; max-height: 90vh; margin: .3rem;
+  padding: .75rem 1rem; line-height: 1.5; text-align: left; overflow: auto; pointer-events: none;
+  background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
+  box-shadow: 0 .4rem 1.5rem #0006; }
+.tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
+.fit { container-type: inline-size; }
+@container (max-width: 3.2rem) { .long { writing-mode: vertical-rl; padding-bottom: .25rem; }
+  .stack span { display: none; } }
+@container (max-width: 2.3rem) { .cell i { display: none; } }
+@container (max-width: 1.6rem) { .cell span { display: none; } }
+@media (min-width: 60em) {
+  .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 0 2.5rem; align-items: start; }
+  .tip { width: max-content; max-width: 28rem; margin: .3rem auto; }
+  @supports (anchor-scope: all) {
+    .cell { anchor-name: --cell; anchor-scope: --cell; }
+    .tip { position-anchor: --cell; position-area: bottom; position-try-fallbacks: flip-block;
+      inset: auto; margin: .3rem; } } }
+@media (max-width: 60em) {
+  .map { overflow-x: auto; } .map table { min-width: calc(var(--kinds) * 1.5rem + 2rem); } }
+@media (max-width: 40em) {
+  main { padding: 1.25rem .5rem; } section, header { padding: 1rem .75rem; }
+  h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
+  .map thead, .cell { font-size: .7rem; } .map table { border-spacing: 1px; }
+  td:has(> .bar) { width: 28%; } }
+"""
+
+
+# ── nvfp4/verify.py: --verify: a file against its source ──────────────────────────────────────────
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """What a verification found; `render_check` makes text of it."""
+
+    model: Model
+    layers: dict[str, StoredLayer]
+    findings: tuple[Finding, ...]
+    damage: dict[str, Damage]
+
+    @property
+    def outcome(self) -> Outcome:
+        return max((finding.outcome for finding in self.findings), default=Outcome.LOADS)
+
+
+def decoded_damage(
+    original: torch.Tensor, stored: tuple[list[torch.Tensor], torch.Tensor], compute: Compute
+) -> Damage:
+    """Error of a stored layer against its original weight; padding is left out."""
+    parts, scale = stored
+    decode = decode_nvfp4 if len(parts) == 2 else decode_fp8
+    unit = torch.stack(compute.map(largest_magnitude, original)).amax()
+    unit = torch.where(unit > 0, unit, torch.ones(()))  # a wrong scale may be of any size
+
+    def measure_rows(rows: torch.Tensor, *some: torch.Tensor) -> Damage:
+        return measure(rows.float() / unit, decode(*some, scale / unit))
+
+    trimmed = (part[: len(original)] for part in parts)
+    return Damage.total(compute.map(measure_rows, original, *trimmed), unit)
+
+
+def misread(
+    original: torch.Tensor, stored: tuple[list[torch.Tensor], torch.Tensor], compute: Compute
+) -> str:
+    """How a layer that decodes to something else was packed, if another order explains it."""
+    parts, scale = stored
+    if len(parts) == 1:
+        return "its scale or codes are of another weight"
+    codes, block_scale = parts
+    swapped = torch.bitwise_left_shift(codes, 4) | torch.bitwise_right_shift(codes, 4)
+    rows, blocks = block_scale.shape
+    plain = swizzle(block_scale)[:rows, :blocks]  # as they would lie in the file unswizzled
+    for what, others in {
+        "packed with the even column in the low nibble": [swapped, block_scale],
+        "block scales not swizzled": [codes, plain],
+        "even column in the low nibble, block scales not swizzled": [swapped, plain],
+    }.items():
+        if decoded_damage(original, (others, scale), compute).relative_rmse < WRONG_FROM:
+            return what
+    return "no other order of its codes and scales explains it"
+
+
+def compare_kept(ref: TensorRef, other: TensorRef) -> str:
+    """How a tensor that is not quantised differs from its original, rounding aside; or ""."""
+    if not (ref.is_float and other.is_float):
+        same = ref.dtype == other.dtype and torch.equal(load_bytes(ref), load_bytes(other))
+        return "" if same else f"{other.dtype}, the source's is {ref.dtype}"
+    chunks = (load_weight(one).flatten().split(CPU_CHUNK) for one in (ref, other))
+    size = difference = 0.0
+    for original, stored in zip(*chunks, strict=True):  # in float64, so little at once
+        size += float(original.double().square().sum())
+        difference += float((stored.double() - original.double()).square().sum())
+    close = difference <= ROUNDED_TO**2 * size
+    return "" if close else f"relative RMSE {math.sqrt(difference / (size or math.nan)):.2g}"
+
+
+def compare_layer(
+    ref: TensorRef, layer: StoredLayer, compute: Compute, limit: float = WRONG_FROM
+) -> tuple[Damage | None, str]:
+    """A quantised layer's error against its original, and what is wrong with it or ""."""
+    original, stored = load_weight(ref), stored_parts(layer)
+    smoothing = layer.parts.get("pre_quant_scale")
+    if smoothing and smoothing.dtype in SOURCE_FLOATS and smoothing.shape == ref.shape[1:]:
+        original = original.float() / load(smoothing).float()  # else lint has said so
+    damage = decoded_damage(original, stored, compute)
+    wrong = not damage.relative_rmse < limit  # NaN is wrong, too
+    return damage, misread(original, stored, compute) if wrong else ""
+
+
+def compare_tensor(
+    ref: TensorRef,
+    other: TensorRef,
+    layer: StoredLayer | None,
+    compute: Compute,
+    limit: float = WRONG_FROM,
+) -> tuple[Damage | None, str]:
+    """A stored tensor against its original: a layer's error, and what is wrong or ""."""
+    packed = ref.is_linear_weight and layer is not None and layer.scheme in DECODED
+    nvfp4 = packed and layer.scheme == "NVFP4"
+    expected = format_parts(Precision.NVFP4, ref.shape)["weight"][1] if nvfp4 else ref.shape
+    if other.shape != expected:
+        return None, f"{list(other.shape)} for the source's {list(ref.shape)}"
+    if not packed:
+        return None, compare_kept(ref, other)
+    reason = undecodable(layer)
+    if reason:
+        return None, f"not measured: {reason}"
+    return compare_layer(ref, layer, compute, limit)
+
+
+def was_rounded_by_statistics(metadata: dict[str, str]) -> bool:
+    """Whether a file's header says so."""
+    try:
+        return bool(json.loads(metadata["convert_nvfp4"])["options"]["activation_stats"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return False
+
+
+def check_against(
+    source: Model, model: Model, layers: dict[str, StoredLayer], quiet: bool
+) -> tuple[list[Finding], dict[str, Damage]]:
+    """Every tensor of the source against what the file decodes to, and each layer's error."""
+    stored = {bare(name): ref for name, ref in model.tensors.items()}
+    found, damage, aware = [], {}, was_rounded_by_statistics(model.metadata)
+    limit = ROUNDED_WRONG_FROM if aware else WRONG_FROM
+    with Compute(torch.device("cpu")) as compute:
+        for ref in tqdm(source.tensors.values(), "decoding", disable=quiet, file=sys.stderr):
+            other = stored.pop(bare(ref.name), None)
+            if other is None:
+                found.append(Finding(defect="missing", name=ref.name))
+                continue
+            error, detail = compare_tensor(ref, other, layers.get(other.layer), compute, limit)
+            if error is not None:
+                damage[other.layer] = error
+            if detail:
+                layer = other.name.removesuffix(".bias")
+                quantised = layer in layers and layers[layer].scheme in DECODED
+                moved = aware and quantised and layer != other.name
+                defect = "moved bias" if moved and load(other).isfinite().all() else "values"
+                found.append(Finding(defect=defect, name=other.layer, detail=detail))
+    parts = {*LAYER_PARTS, MARKER} - {"weight", "bias"}
+    extra = (ref.name for name, ref in stored.items() if name.rpartition(".")[2] not in parts)
+    return [*found, *(Finding(defect="extra", name=name) for name in extra)], damage
+
+
+def verify_file(task: Verification) -> Check:
+    """Lint a file and, with a source, decode every tensor and measure it against that.
+
+    Raises ConvertError where either cannot be read or they are of different models.
+    """
+    try:
+        model = open_model(task.file)
+    except DamagedFileError as error:
+        problems = (f"{problem}; ComfyUI stops while loading it" for problem in error.problems)
+        raise ConvertError(*problems) from error
+    layers = stored_layers(model)
+    found, damage = [*lint(model, layers), *lint_file(model)], {}
+    if task.source is not None:
+        source, _ = open_source(task.source)
+        source, _ = merge_loras(task.merge_lora, source, partial=task.lora_partial)
+        if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:
+            raise ConvertError(f"{task.source}: is of another model: no tensor is in {task.file}")
+        more, damage = check_against(source, model, layers, task.quiet)
+        found += more
+    return Check(model=model, layers=layers, findings=tuple(found), damage=damage)
+
+
+# ── nvfp4/report/summary.py: The report as text ───────────────────────────────────────────────────
+
+CURVE_POINTS = 10  # of a trade-off that are printed
+
+
+def render_findings(found: Iterable[Finding]) -> list[str]:
+    """A paragraph per defect: outcome, how often, what; what ComfyUI does, what to do, where."""
+    lines = []
+    for key, where in grouped(found).items():
+        defect = DEFECTS[key]
+        lines += [
+            f"  {defect.outcome.name:6} {len(where)} x {defect.what}",
+            f"         {defect.consequence}; to do: {defect.remedy}",
+            f"         {examples(where)}",
+        ]
+    return lines
+
+
+def render_check(check: Check) -> str:
+    """The file's schemes, its defects the worst first, and its layers' errors if measured."""
+    schemes = Counter(layer.scheme for layer in check.layers.values())
+    quantised = ", ".join(f"{schemes[name]} {name}" for name in DECODED if schemes[name])
+    quantised = f"{quantised} layers" if quantised else "nothing is quantised"
+    path, size = check.model.files[0], gigabytes(file_bytes(check.model))
+    title = f"{path.name}: {len(check.model.tensors):,} tensors, {size}, {quantised}"
+    defects = render_findings(check.findings) or ["  no defect found"]
+    if check.outcome > Outcome.LOADS:
+        defects.append("  to have none of these, convert the original model again")
+    return "\n".join([title, *defects, *render_worst(check.damage)])
+
+
+def render_totals(report: Report) -> list[str]:
+    """One line per precision: layers, tensors and bytes."""
+    lines = [f"  {'':10} {'layers':>7} {'tensors':>8} {'size':>11}"]
+    for label, total in totals(report.plans).items():
+        size = gigabytes(total["bytes"])
+        lines.append(f"  {label:10} {total['layers']:7} {total['tensors']:8} {size:>11}")
+    return lines
+
+
+def render_matmuls(report: Report) -> str:
+    parts = [
+        f"{kind} {found['layers']} layers ({100 * found['share']:.0f} %)"
+        for kind, found in matmuls(report.plans).items()
+    ]
+    return f"  matmuls: {', '.join(parts)} of the linear weights, the rest unquantised"
+
+
+def least_first(number: float) -> float:
+    """A key to sort by that puts NaN before everything."""
+    return -math.inf if math.isnan(number) else number
+
+
+def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
+    """The layers that quantising hurt most, by relative RMSE of the decoded weight."""
+    worst = sorted(damage.items(), key=lambda item: least_first(-item[1].relative_rmse))[:count]
+    lines = [f"    {d.relative_rmse:.4f}  {d.sqnr_db:5.1f} dB  {layer}" for layer, d in worst]
+    title = "  worst layers by relative RMSE and SQNR of the decoded weight:"
+    return [title, *lines] if lines else []
+
+
+def render_output_errors(report: Report, count: int = 5) -> list[str]:
+    """What rounding by statistics gained: how many layers, by how much, and the worst of them."""
+    found = {
+        layer: damage for layer, damage in report.damage.items() if damage.output_before is not None
+    }
+    asked = [plan.ref.layer for plan in report.plans if plan.moments]
+    failed = [layer for layer in asked if layer in report.damage.keys() - found.keys()]
+    lines = []
+    if failed:
+        what = "second moments are not positive definite: the plain search"
+        lines.append(f"  {len(failed)} layers' {what}: {examples(failed)}")
+    if not found:
+        return lines
+    pairs = [(damage.output_before, damage.output_after) for damage in found.values()]
+    kept = sum(before == after for before, after in pairs)
+    before, after = (geometric_mean(errors) for errors in zip(*pairs, strict=True))
+    lines += [
+        f"  output errors of the {len(found)} layers rounded by their input's statistics: "
+        f"{before:.4f} -> {after:.4f} (geometric mean; {kept} did not gain), the largest:"
+    ]
+    worst = sorted(found.items(), key=lambda item: -item[1].output_after)[:count]
+    for layer, damage in worst:
+        lines.append(f"    {output_errors(dataclasses.asdict(damage))}  {layer}")
+    return lines
+
+
+def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
+    """--w4a4-share's trade-off at some points."""
+    if not curve:
+        return []
+    step = max(1, (len(curve) - 1) // (CURVE_POINTS - 1))
+    points = [*curve[:-1:step], curve[-1]]
+    return [
+        "  W4A4 share of the linear weights, and what is left of the squared error it adds:",
+        "    " + "  ".join(f"{100 * point.share:3.0f} %" for point in points),
+        "    " + "  ".join(f"{100 * point.error:3.0f} %" for point in points),
+    ]
+
+
+def render_sizes(report: Report) -> list[str]:
+    """--target-size: what other sizes cost, and what one more gigabyte would buy."""
+    points, size = report.sizes, report.output_bytes
+    if not points:
+        return []
+    here = min(points, key=lambda point: abs(point.nbytes - size))
+    some = {round(i * (len(points) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
+    lines = ["  size and mean relative RMSE of the layers that could be chosen:"]
+    for point in sorted({here, *(points[index] for index in some)}):
+        mark = "  <- this file" if point is here else ""
+        lines.append(f"    {gigabytes(point.nbytes):>10}  {point.error:.4f}{mark}")
+    more = max((point for point in points if point.nbytes <= size + 10**9), default=here)
+    if more.nbytes > here.nbytes and here.error:
+        left = (more.error / here.error) ** 2
+        added = gigabytes(more.nbytes - here.nbytes)
+        lines.append(f"    {added} more would leave {100 * left:.0f} % of the squared error")
+    return lines
+
+
+def output_errors(data: dict) -> str:
+    w4a4 = "" if data["output_w4a4"] is None else f", W4A4 {data['output_w4a4']:.4f}"
+    return f"{data['output_before']:.4f} -> {data['output_after']:.4f}{w4a4}"
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Of those above zero; 0 if there are none."""
+    logarithms = [math.log(value) for value in values if value > 0]
+    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else 0.0
+
+
+def render_plan(report: Report) -> list[str]:
+    """Tensors of one kind, shape and fate on one line, or each on its own with --verbose."""
+    groups = defaultdict(list)
+    for plan in report.plans:
+        fate = stored_as(plan)
+        mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
+        row = (fate, list(plan.ref.shape), plan.reason + mark)
+        number = (
+            None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
+        )
+        name = plan.ref.name
+        if number and bare(name).startswith(TRANSFORMER_BLOCKS):
+            key = f"{name[: number.start()]}*{name[number.end() :]}"
+            groups[key, str(row)].append((int(number[0]), row))
+        else:
+            groups[name, str(row)].append((0, row))
+    lines = []
+    for (key, _), members in groups.items():
+        name = key.replace("*", f"{{{ranges([number for number, _ in members])}}}", 1)
+        fate, shape, reason = members[0][1]
+        lines.append(f"  {fate:8} {len(members):4} x {shape!s:20} {name}  [{reason}]")
+    return lines
+
+
+def ranges(numbers: list[int]) -> str:
+    """[2, 3, 4, 7] -> "2-4,7"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
+
+
+def render_scales(report: Report) -> list[str]:
+    """--input-scale-layer-summary: every quantised layer's input scale and its origin."""
+
+    def clipped(plan: TensorPlan) -> str:
+        share = plan.saturated_blocks
+        return "" if share is None else f"  clips {100 * share:.3g} % of the blocks"
+
+    return ["  input scales:"] + [
+        f"    {plan.ref.layer}  {plan.input_scale:.9g}  {plan.input_scale_source}{clipped(plan)}"
+        if plan.input_scale is not None
+        else f"    {plan.ref.layer}  none ({'not used' if plan.full_precision else 'dynamic'})"
+        for plan in report.plans
+        if plan.is_quantised
+    ]
+
+
+def render_report(report: Report) -> str:
+    """The summary a person reads at the end; with --dry-run or --verbose, the plan before it."""
+    options = report.options
+    verb = "would become" if options.dry_run else "->"
+    lines = render_plan(report) if options.dry_run or options.verbose else []
+    lines += [
+        f"{options.source.name}: {gigabytes(report.source_bytes)} {verb} {options.written.name}: "
+        f"{gigabytes(report.output_bytes)}, exactly {report.output_bytes:,} bytes "
+        f"({share(report.output_bytes, report.source_bytes)})",
+        *render_totals(report),
+        render_matmuls(report),
+        *render_worst(report.damage),
+        *render_output_errors(report),
+        *render_curve(report.curve),
+        *render_sizes(report),
+        *(render_scales(report) if options.input_scale_layer_summary else []),
+        *(f"  note: {note}" for note in report.notes),
+    ]
+    return "\n".join(lines)
+
+
+# ── nvfp4/report/page.py: The report as a page ────────────────────────────────────────────────────
+
+WORST_SHOWN = 20  # layers; the others are folded away
+PAGE_HEAD = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+"""
+
+
+def escaped(value: object) -> str:
+    return escape(printable(str(value)))
+
+
+def chip(label: str) -> str:
+    """A label in its own colour: what it says are its classes."""
+    return f'<span class="chip {escaped(label)}">{escaped(label)}</span>'
+
+
+def marks(layer: dict) -> str:
+    return f"{layer['stored_as']} {layer.get('matmul', '')}".strip()
+
+
+def decibels(sqnr_db: float | None) -> str:
+    return "lossless" if sqnr_db is None else f"{sqnr_db:.1f} dB"
+
+
+def html_name(layer: dict) -> str:
+    """A layer's name, which may break after its dots."""
+    return escaped(layer["name"].removesuffix(".weight")).replace(".", ".<wbr>")
+
+
+def html_head(*columns: str) -> str:
+    return "<tr>" + "".join(f'<th scope="col">{column}</th>' for column in columns) + "</tr>"
+
+
+def html_table(caption: str, head: str, rows: Iterable[Iterable[str]]) -> str:
+    """A table of ready cells, of which a row's first is its heading."""
+    lines = "".join(
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
+        for name, *cells in rows
+    )
+    head = f"<caption>{caption}</caption><thead>{head}</thead>"
+    return f"<table>{head}<tbody>\n{lines}</tbody></table>\n"
+
+
+def html_tip(layer: dict) -> str:
+    """All about a layer, shown while its cell is pointed at, focused or tapped."""
+    facts = {
+        "stored as": f"{layer['stored_as']}, {gigabytes(layer['bytes'])}",
+        "shape": " x ".join(map(str, layer["shape"])),
+        "reason": layer["reason"],
+    }
+    if "matmul" in layer:
+        full, scale = layer["full_precision_mm"], layer["input_scale"]
+        facts["matmul"] = layer["matmul"] + (f", {full}" if full else "")
+        facts["input scale"] = f"none, {'not used' if full else 'dynamic'}"
+        if scale is not None:
+            facts["input scale"] = f"{scale:.9g}, {layer['input_scale_source']}"
+    if "relative_rmse" in layer:
+        facts["relative RMSE"] = f"{layer['relative_rmse']:.6f}"
+        facts["SQNR"] = decibels(layer["sqnr_db"])
+        if layer["output_before"] is not None:
+            facts["output error"] = output_errors(layer)
+    lines = "".join(f"<dt>{name}</dt><dd>{escaped(fact)}</dd>" for name, fact in facts.items())
+    return f'<div class="tip"><b>{html_name(layer)}</b><dl>{lines}</dl></div>'
+
+
+def html_cell(layer: dict, label: str = "") -> str:
+    """A coloured cell; where it is narrow, its number loses the leading zero, then vanishes."""
+    data = {"name": layer["name"], "stored": layer["stored_as"]}
+    label = escaped(label)
+    if "relative_rmse" in layer:
+        data["rmse"] = repr(layer["relative_rmse"])
+        label += f" {layer['relative_rmse']:.3f}".replace(" 0.", " <i>0</i>.")
+    attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
+    return (
+        f'<div class="cell {escaped(marks(layer))}" tabindex="0"{attributes}>'
+        f'<div class="fit"><span>{label}</span></div>{html_tip(layer)}</div>'
+    )
+
+
+def html_heading(name: str, attributes: str) -> str:
+    """A column's heading, which turns upright where its column is narrow."""
+    long = ' class="long"' if len(name) > 3 else ""
+    return f'<th {attributes}><div class="fit"><span{long}>{escaped(name)}</span></div></th>'
+
+
+def html_blocks(family: str, layers: dict[tuple[str, str], dict]) -> str:
+    """A row per block and a column per kind of layer: "self_attn" over "q", "k", ..."""
+    groups = defaultdict(list)
+    for kind in dict.fromkeys(kind for _, kind in layers):
+        groups[kind.partition(".")[0]].append(kind)
+    columns = [kind for kinds in groups.values() for kind in kinds]
+    upper = "".join(
+        html_heading(group, f'scope="colgroup" colspan="{len(kinds)}"')
+        for group, kinds in groups.items()
+    )
+    lower = "".join(html_heading(kind.partition(".")[2], 'scope="col"') for kind in columns)
+    corner = '<th scope="col" rowspan="2">N</th>'
+    rows = [
+        [block]
+        + [html_cell(layers[block, kind]) if (block, kind) in layers else "" for kind in columns]
+        for block in sorted({block for block, _ in layers}, key=int)
+    ]
+    table = html_table(f"{escaped(family)}.N", f"<tr>{corner}{upper}</tr><tr>{lower}</tr>", rows)
+    return f'<div class="map" style="--kinds:{len(columns)}">{table}</div>'
+
+
+def html_map(layers: list[dict]) -> str:
+    """Every layer as a coloured cell: tables of blocks, and a list of what is outside them."""
+    families, outside = defaultdict(dict), []
+    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
+    for layer in layers:
+        name = bare(layer["name"])
+        if found := inside.fullmatch(name):
+            families[layer["name"].removesuffix(name) + found[1]][found[2], found[3]] = layer
+        else:
+            outside.append(layer)
+    tables = "".join(html_blocks(family, members) for family, members in families.items())
+    if outside:
+        head = html_head("Layer", "Reason", "Stored as")
+        rows = (
+            (html_name(layer), escaped(layer["reason"]), html_cell(layer, layer["stored_as"]))
+            for layer in outside
+        )
+        tables += html_table("Outside the blocks", head, rows)
+    legend = "".join(
+        f"<li>{chip(kind)} {count} layers</li>"
+        for kind, count in Counter(map(marks, layers)).most_common()
+    )
+    measured = any("relative_rmse" in layer for layer in layers)
+    return (
+        "<section><h2>Precision map</h2>\n<p>A marked corner is a full-precision matmul"
+        f"{', numbers are the relative RMSE of the stored weight' if measured else ''}. Point at a"
+        " cell, tap it or move to it by keyboard for all about its layer.</p>\n"
+        f'<ul class="legend">{legend}</ul>\n{tables}</section>\n'
+    )
+
+
+def html_errors(layers: list[dict]) -> str:
+    """Every quantised layer's error as a bar, worst first; nothing after a dry run."""
+    damaged = [layer for layer in layers if "relative_rmse" in layer]
+    damaged.sort(key=lambda layer: -layer["relative_rmse"])
+    if not damaged:
+        return ""
+    worst = damaged[0]["relative_rmse"] or 1
+    measured = any(layer["output_before"] is not None for layer in damaged)
+
+    def known(layer: dict) -> str:
+        return "-" if layer["output_before"] is None else escaped(output_errors(layer))
+
+    rows = [
+        (
+            html_name(layer),
+            chip(layer["stored_as"]),
+            f'<div class="bar {escaped(layer["stored_as"])}" style="--part:'
+            f'{100 * layer["relative_rmse"] / worst:.1f}%">{layer["relative_rmse"]:.4f}</div>',
+            decibels(layer["sqnr_db"]),
+            *([known(layer)] if measured else []),
+        )
+        for layer in damaged
+    ]
+    output = ["Output error"] if measured else []
+    head = html_head("Layer", "Stored as", "Relative RMSE", "SQNR", *output)
+    table = html_table("Worst first", head, rows[:WORST_SHOWN])
+    if more := rows[WORST_SHOWN:]:
+        rest = html_table("In the same order", head, more)
+        table += f"<details><summary>{len(more)} more layers</summary>{rest}</details>"
+    return f"<section><h2>Error per layer</h2>\n{table}</section>\n"
+
+
+def html_shares(caption: str, columns: tuple[str, ...], rows: list[tuple]) -> str:
+    """A stacked bar and its table, of rows (label, share, further numbers)."""
+    parts = "".join(
+        f'<div class="fit {escaped(label)}" style="width:{100 * part:.3f}%">'
+        f"<span>{escaped(label)}</span></div>"
+        for label, part, *_ in rows
+    )
+    lines = (
+        (chip(label), *(f"{number:,}" for number in numbers), share(part, 1))
+        for label, part, *numbers in rows
+    )
+    table = html_table(caption, html_head(*columns, "Share"), lines)
+    return f'<div><div class="stack" aria-hidden="true">{parts}</div>{table}</div>'
+
+
+def html_totals(totals: dict, matmuls: dict) -> str:
+    """What each precision takes of the file, and each kind of matmul of the work."""
+    size = sum(total["bytes"] for total in totals.values()) or 1
+    stored = [
+        (name, total["bytes"] / size, total["layers"], total["tensors"], total["bytes"])
+        for name, total in totals.items()
+    ]
+    work = [(kind, found["share"], found["layers"]) for kind, found in matmuls.items()]
+    layers = sum(total["layers"] for total in totals.values())
+    if rest := layers - sum(found["layers"] for found in matmuls.values()):
+        work.append(("W16A16", 1 - sum(found["share"] for found in matmuls.values()), rest))
+    return (
+        '<section><h2>Size and work</h2><div class="pair">'
+        + html_shares("Bytes per precision", ("Stored as", "Layers", "Tensors", "Bytes"), stored)
+        + html_shares("Matmuls, by share of the linear weights", ("Matmul", "Layers"), work)
+        + "</div></section>\n"
+    )
+
+
+def command_line(options: dict) -> Iterator[tuple[str, str]]:
+    """Options under the names and with the values they have on the command line."""
+    for name, value in options.items():
+        flag = "SOURCE" if name == "source" else "--" + name.replace("_", "-")
+        for one in value if isinstance(value, list | tuple) else [value]:
+            pair = (one, True) if name in ("minimums", "full_precision") else (flag, one)
+            yield escaped(pair[0]), "on" if pair[1] is True else escaped(pair[1])
+
+
+def html_origin(origin: dict) -> str:
+    """How the file was made: version, options, source files."""
+    files = [(escaped(name), gigabytes(size)) for name, size in origin["sources"].items()]
+    return (
+        f"<section><h2>Origin</h2><p>Made by convert_nvfp4.py {escaped(origin['version'])}</p>\n"
+        '<div class="pair"><div>'
+        + html_table("Options", html_head("Option", "Value"), command_line(origin["options"]))
+        + "</div><div>"
+        + (html_table("Source files", html_head("File", "Size"), files) if files else "")
+        + "</div></div></section>\n"
+    )
+
+
+def html_title(data: dict, layers: list[dict]) -> str:
+    """The file, where it came from, its size, and what there is to know about it."""
+    output, source = data["output_bytes"], data["source_bytes"]
+    facts = (
+        ("Output", gigabytes(output), f"{output:,} bytes"),
+        ("Source", gigabytes(source), f"{source:,} bytes"),
+        ("Ratio", share(output, source), "of the source's size"),
+        ("Quantised", sum("matmul" in layer for layer in layers), f"of {len(layers)} layers"),
+    )
+    tiles = "".join(
+        f"<div><dt>{name}</dt><dd>{value}<small>{more}</small></dd></div>"
+        for name, value, more in facts
+    )
+    notes = "".join(f"<li>{escaped(note)}</li>" for note in data["notes"])
+    return (
+        f"<header><h1>{escaped(data['output'])}</h1><p>from {escaped(data['source'])}</p>\n"
+        f'<dl class="facts">{tiles}</dl>\n'
+        + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
+        + "</header>\n"
+    )
+
+
+def render_html(data: dict) -> str:
+    """The report as one self-contained page, from the same data as the JSON."""
+    layers = [
+        tensor
+        for tensor in data["tensors"]
+        if len(tensor["shape"]) == 2 and tensor["name"].endswith(".weight")
+    ]
+    return (
+        f"{PAGE_HEAD}<title>{escaped(data['output'])}: conversion report</title>\n"
+        f"<style>{PAGE_STYLE}</style></head>\n<body><main>\n{html_title(data, layers)}"
+        f"{html_map(layers)}{html_errors(layers)}{html_totals(data['totals'], data['matmuls'])}"
+        f"{html_origin(data['origin'])}</main></body></html>\n"
+    )
+
+
 # ── nvfp4/cli/entry.py: Running, printing, exit status ────────────────────────────────────────────
 
-MAX_PROBLEMS, MAX_PROBLEM = 50, 2_000  # lines printed, and characters of one
+# What writes --report, by the suffix of its file: a row for each of REPORT_KINDS.
+REPORTS = {".json": render_json, ".html": render_html}
 
 
 def run(task: Options | Verification) -> tuple[str, int]:
@@ -7847,31 +7918,6 @@ def run(task: Options | Verification) -> tuple[str, int]:
         show(printable(text))  # the model itself was written
         raise
     return text, 0
-
-
-def tolerate_consoles() -> None:
-    """A Windows console may lack a name's characters: print a question mark then."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-
-
-def show(text: str) -> None:
-    """Print a result; a reader that has seen enough, such as `head`, is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else exiting fails
-
-
-def show_problems(error: ConvertError) -> None:
-    """One line for each, on stderr."""
-    shown = [one_line(problem) for problem in error.problems[:MAX_PROBLEMS]]
-    if more := error.problems[MAX_PROBLEMS:]:
-        shown.append(f"... and {len(more):,} more")
-    for line in shown:
-        cut = f" ... ({len(line):,} characters)" if len(line) > MAX_PROBLEM else ""
-        print(f"error: {line[:MAX_PROBLEM]}{cut}", file=sys.stderr)
 
 
 def carry_out(task: Options | Verification) -> int:

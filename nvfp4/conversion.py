@@ -11,9 +11,10 @@ from nvfp4.encode.compute import Compute, pick_device
 from nvfp4.encode.layer import quantise
 from nvfp4.encode.pieces import cast, float16_overflows, pieces_of, progress, read_ahead, share_of
 from nvfp4.errors import ConvertError, Float16OverflowError, examples, printable
-from nvfp4.formats import DTYPE_OPTIONS, TORCH_DTYPES
+from nvfp4.formats import DTYPE_OPTIONS
 from nvfp4.layout import Job, make_job, marker_of, stored_tensors
 from nvfp4.numeric.damage import ROUNDED_WRONG_FROM, Damage
+from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.scale_search import SCALE_SEARCHES
 from nvfp4.options import TARGET, Options
 from nvfp4.plan.make import make_plans

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from enum import IntEnum
 
-import torch
-
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # code 0..7; bit 3 is the sign
 E2M1_MAX = E2M1_VALUES[-1]
 E4M3_MAX = 448.0
+FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
 NVFP4_MAX = E2M1_MAX * E4M3_MAX  # largest multiple of the global scale: 2688
 BLOCK_SIZE = 16  # columns that share one block scale
 TILE_ROWS, TILE_COLUMNS = 128, 4  # cuBLAS block-scale tile
@@ -22,16 +21,6 @@ SAFETENSORS_BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
-TORCH_DTYPES = {
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F64": torch.float64,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
 SOURCE_FLOATS = ("F32", "BF16", "F16")
 ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2")  # what quantised weights are stored in
 DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,3 +111,15 @@ def renamed(ref: TensorRef, prefix: str, new: str) -> str:
 
 def is_converted(model: Model) -> bool:
     return any(ref.is_kept or ref.scale is not None for ref in model.tensors.values())
+
+
+def compiled(pattern: str) -> re.Pattern:
+    """A regular expression, without Python's own warnings on stderr; raises ValueError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return re.compile(pattern)
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+    except (re.error, OverflowError) as error:
+        raise ValueError(error) from error

@@ -143,7 +143,15 @@ class Builder:
         self.parts: list[str] = []
 
     def closure(self, name: str, found: list[Module], path: tuple[str, ...] = ()) -> None:
-        """Append the module to `found`, after those it imports from."""
+        """Append the module to `found`, after those it imports from.
+
+        A room, such as nvfp4.formats, stands for all its modules, as its __init__.py loads them.
+        """
+        folder = self.root / Path(*name.split("."))
+        if folder.is_dir():
+            for file in sorted(folder.glob("[!_]*.py")):
+                self.closure(f"{name}.{file.stem}", found, path)
+            return
         if name in path:
             raise BuildError(f"import cycle: {' -> '.join((*path, name))}")
         if name in self.done:

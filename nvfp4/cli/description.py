@@ -1,4 +1,11 @@
-"""What `--help` says before the options."""
+"""What `--help` says before the options, and what `--list-presets` prints."""
+
+from __future__ import annotations
+
+import itertools
+
+from nvfp4.families import FAMILIES, GENERAL_PRESETS
+from nvfp4.formats import Precision
 
 DESCRIPTION = """\
 Convert a large diffusion transformer to one mixed-precision NVFP4 file that ComfyUI loads.
@@ -46,3 +53,20 @@ Wan 2.2, the documented command lines (one line each; high noise is the same wit
   TI2V 5B  the same with its own files and without --use-fp8
   to calibrate  leave out all input-scale, full-precision and FP8 options; add --no-input-scale
 """
+
+
+def render_presets() -> str:
+    """--list-presets: the rows of FAMILIES, and the presets for any model."""
+    lines = []
+    for name, family in FAMILIES.items():
+        runs = " then ".join(f"{block}.N" for block in itertools.chain(*family.blocks))
+        ends = f"the first and last {family.edge_blocks} blocks" if family.edge_blocks else ""
+        lines += [f"{name}: {family.title}, in {runs}"]
+        lines += [f"  16-bit  {ends}, and what is outside the blocks"]
+        for keep in family.keeps:
+            kept = "16-bit" if keep.precision is Precision.HALF else keep.precision.name
+            lines.append(f"  {kept:7} {keep.layers}  ({keep.why})")
+        lines += ["  NVFP4   the other linear layers of the blocks"]
+        if family.full_precision:
+            lines += [f"  W4A16   {family.full_precision}  (of what is NVFP4)"]
+    return "\n".join([*lines, *(f"{name}: {text}" for name, text in GENERAL_PRESETS.items())])

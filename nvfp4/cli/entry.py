@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
+from nvfp4.cli.console import show, show_problems, tolerate_consoles
 from nvfp4.cli.parse import parse_options
-from nvfp4.cli.table import REPORTS
 from nvfp4.conversion import convert
-from nvfp4.errors import ConvertError, one_line, printable
+from nvfp4.errors import ConvertError, printable
 from nvfp4.files import exists, is_still, write_text
 from nvfp4.options import Options, Verification
 from nvfp4.plan.layer_config import layer_config
 from nvfp4.ranks import is_first
-from nvfp4.report.data import report_data
+from nvfp4.report.data import render_json, report_data
+from nvfp4.report.page import render_html
 from nvfp4.report.summary import render_check, render_report
 from nvfp4.stored.defects import Outcome
 from nvfp4.verify import verify_file
 
-MAX_PROBLEMS, MAX_PROBLEM = 50, 2_000  # lines printed, and characters of one
+# What writes --report, by the suffix of its file: a row for each of REPORT_KINDS.
+REPORTS = {".json": render_json, ".html": render_html}
 
 
 def run(task: Options | Verification) -> tuple[str, int]:
@@ -40,31 +41,6 @@ def run(task: Options | Verification) -> tuple[str, int]:
         show(printable(text))  # the model itself was written
         raise
     return text, 0
-
-
-def tolerate_consoles() -> None:
-    """A Windows console may lack a name's characters: print a question mark then."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-
-
-def show(text: str) -> None:
-    """Print a result; a reader that has seen enough, such as `head`, is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else exiting fails
-
-
-def show_problems(error: ConvertError) -> None:
-    """One line for each, on stderr."""
-    shown = [one_line(problem) for problem in error.problems[:MAX_PROBLEMS]]
-    if more := error.problems[MAX_PROBLEMS:]:
-        shown.append(f"... and {len(more):,} more")
-    for line in shown:
-        cut = f" ... ({len(line):,} characters)" if len(line) > MAX_PROBLEM else ""
-        print(f"error: {line[:MAX_PROBLEM]}{cut}", file=sys.stderr)
 
 
 def carry_out(task: Options | Verification) -> int:

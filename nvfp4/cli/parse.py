@@ -6,11 +6,10 @@ import argparse
 import itertools
 from collections.abc import Iterator
 
-from nvfp4.cli.description import DESCRIPTION
-from nvfp4.cli.table import COMMAND_LINE, CONFLICTS, LEAST_SHARD, MODES, REPORTS, REQUIRES
+from nvfp4.cli.description import DESCRIPTION, render_presets
+from nvfp4.cli.table import COMMAND_LINE, CONFLICTS, LEAST_SHARD, MODES, REPORT_KINDS, REQUIRES
 from nvfp4.cli.types import input_path
 from nvfp4.options import DEFAULTS, MINIMUM_OPTIONS, Options, Verification, __version__
-from nvfp4.report.summary import render_presets
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,8 +41,8 @@ def wrong_files(given: dict[str, object]) -> Iterator[str]:
         yield "--preset none quantises what --include REGEX names: give that"
     if given["output"].suffix.lower() != ".safetensors":
         yield f"OUTPUT must end in .safetensors, as ComfyUI looks for it: {given['output']}"
-    if given["report"] and given["report"].suffix.lower() not in REPORTS:
-        yield f"--report must end in {' or '.join(REPORTS)}: {given['report']}"
+    if given["report"] and given["report"].suffix.lower() not in REPORT_KINDS:
+        yield f"--report must end in {' or '.join(REPORT_KINDS)}: {given['report']}"
     config = given["layer_config_out"]
     if config and config.suffix.lower() != ".json":
         yield f"--layer-config-out must end in .json: {config}"

@@ -19,8 +19,6 @@ from nvfp4.cli.types import (
 from nvfp4.families import PRESETS
 from nvfp4.formats import DTYPE_OPTIONS
 from nvfp4.options import FULL_PRECISION_OPTIONS, RECIPES
-from nvfp4.report.data import render_json
-from nvfp4.report.page import render_html
 
 LEAST_SHARD = 1_000_000  # bytes: less is a forgotten unit
 # Options that contradict each other: given both, nobody can say which one was meant.
@@ -61,7 +59,7 @@ REQUIRES = (
     ("input_scale_summary_cv_threshold", "input_scale_summary_fp16_std"),
 )
 MODES = {"safe": "auto", "all": "all"}
-REPORTS = {".json": render_json, ".html": render_html}
+REPORT_KINDS = (".json", ".html")
 SWITCH = {"action": "store_true"}
 FILE = {"metavar": "FILE", "type": input_path}
 REGEXES = {"action": "append", "default": [], "metavar": "REGEX", "type": pattern}

@@ -8,11 +8,9 @@ import os
 import re
 from pathlib import Path
 
-import torch
-
 from nvfp4.files import exists
-from nvfp4.model import Lora
-from nvfp4.read.json_files import compiled
+from nvfp4.formats import FLOAT32_MAX
+from nvfp4.model import Lora, compiled
 
 # The folder of calib/ and sensitive_layers/: the checkout, or where the single file lies.
 HERE = Path(__file__).resolve().parents[__name__.count(".")]
@@ -79,7 +77,7 @@ def lora_file(text: str) -> Lora:
     number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
     found = re.fullmatch(rf"(.+?)(?::({number}))?", text, re.DOTALL)
     strength = float(found[2] or 1) if found else 0.0
-    if not 0 < abs(strength) < torch.finfo(torch.float32).max:
+    if not 0 < abs(strength) < FLOAT32_MAX:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not FILE or FILE:STRENGTH, a number other than 0"
         )

@@ -13,9 +13,9 @@ import torch
 from tqdm import tqdm
 
 from nvfp4.errors import Float16OverflowError
-from nvfp4.formats import TORCH_DTYPES
 from nvfp4.layout import stored_bytes
 from nvfp4.numeric.codes import largest_magnitude
+from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.options import Options
 from nvfp4.plan.records import TensorPlan
 from nvfp4.ranks import Ranks, is_first

@@ -11,10 +11,11 @@ from functools import partial
 import torch
 
 from nvfp4.encode.compute import Compute, Encoded
-from nvfp4.formats import BLOCK_SIZE, TORCH_DTYPES, Precision
+from nvfp4.formats import BLOCK_SIZE, Precision
 from nvfp4.guides.recording import load_statistics
 from nvfp4.numeric.codes import E2M1, E4M3, FloatGrid, decode_fp8, decode_nvfp4, quantised_rows
 from nvfp4.numeric.damage import Damage, squared
+from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.feedback import (
     MORE_DAMPINGS,
     Feedback,

@@ -7,13 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from nvfp4.errors import EXCERPT, ConvertError, examples
-from nvfp4.formats import FORMATS, QUANTISED, Precision
-from nvfp4.model import Model, TensorRef, bare
+from nvfp4.formats import FLOAT32_MAX, FORMATS, QUANTISED, Precision
+from nvfp4.model import Model, TensorRef, bare, compiled
 from nvfp4.plan.records import TensorPlan
-from nvfp4.read.json_files import compiled, load_json, read_whole
+from nvfp4.read.json_files import load_json, read_whole
 
 # --layer-config: what is in an entry, and its formats as precision and dtype.
 SETTING_KEYS = {
@@ -114,7 +112,7 @@ def as_setting(key: str, value: object) -> Setting:
         if name in value and type(value[name]) not in kinds:
             raise ValueError(f"{name} {repr(value[name])[:EXCERPT]} is no {kinds[-1].__name__}")
     scale = value.get("input_scale")
-    if scale is not None and not 0 < scale < torch.finfo(torch.float32).max:
+    if scale is not None and not 0 < scale < FLOAT32_MAX:
         raise ValueError(f"input_scale {str(scale)[:EXCERPT]} is not a positive number")
     precision, dtype = SETTING_FORMATS[value["format"]]
     flag = value.get("full_precision_matrix_mult", False)

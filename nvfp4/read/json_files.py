@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from nvfp4.errors import EXCERPT, ConvertError
+from nvfp4.formats import FLOAT32_MAX
 from nvfp4.model import bare
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too
@@ -75,18 +74,6 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict:
     return found
 
 
-def compiled(pattern: str) -> re.Pattern:
-    """A regular expression, without Python's own warnings on stderr; raises ValueError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return re.compile(pattern)
-    except RecursionError:
-        raise ValueError("is nested too deep") from None
-    except (re.error, OverflowError) as error:
-        raise ValueError(error) from error
-
-
 def read_rows(path: Path, what: str) -> list[dict]:
     """The `layers` of a JSON file, each an object with a `layer` name, no name twice."""
     rows = load_json(path, what).get("layers")
@@ -110,7 +97,7 @@ def is_figure(value: object) -> bool:
 def positive(path: Path, row: dict, column: str) -> float:
     value = row[column]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < torch.finfo(torch.float32).max:
+    if not number or not 0 < value < FLOAT32_MAX:
         raise ConvertError(
             f"{path}: layer {row['layer']}: {column} must be a positive number, "
             f"not {repr(value)[:EXCERPT]}"

@@ -6,9 +6,10 @@ import torch
 
 from nvfp4.errors import ConvertError
 from nvfp4.files import CHANGED_UNDER_WAY
-from nvfp4.formats import NAN_E4M3, TORCH_DTYPES
+from nvfp4.formats import NAN_E4M3
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import decode_e4m3
+from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.lora import merge
 
 STUDIED_ROWS, STRIPES = 256, 8  # of a weight, when layers are compared: in so many places

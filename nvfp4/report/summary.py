@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from nvfp4.errors import examples, gigabytes, share
-from nvfp4.families import FAMILIES, GENERAL_PRESETS, TRANSFORMER_BLOCKS
-from nvfp4.formats import DECODED, Precision
+from nvfp4.families import TRANSFORMER_BLOCKS
+from nvfp4.formats import DECODED
 from nvfp4.model import bare
 from nvfp4.numeric.damage import Damage
 from nvfp4.plan.records import TensorPlan
@@ -198,23 +197,6 @@ def render_scales(report: Report) -> list[str]:
         for plan in report.plans
         if plan.is_quantised
     ]
-
-
-def render_presets() -> str:
-    """--list-presets: the rows of FAMILIES, and the presets for any model."""
-    lines = []
-    for name, family in FAMILIES.items():
-        runs = " then ".join(f"{block}.N" for block in itertools.chain(*family.blocks))
-        ends = f"the first and last {family.edge_blocks} blocks" if family.edge_blocks else ""
-        lines += [f"{name}: {family.title}, in {runs}"]
-        lines += [f"  16-bit  {ends}, and what is outside the blocks"]
-        for keep in family.keeps:
-            kept = "16-bit" if keep.precision is Precision.HALF else keep.precision.name
-            lines.append(f"  {kept:7} {keep.layers}  ({keep.why})")
-        lines += ["  NVFP4   the other linear layers of the blocks"]
-        if family.full_precision:
-            lines += [f"  W4A16   {family.full_precision}  (of what is NVFP4)"]
-    return "\n".join([*lines, *(f"{name}: {text}" for name, text in GENERAL_PRESETS.items())])
 
 
 def render_report(report: Report) -> str:

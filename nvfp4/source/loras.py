@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from nvfp4.errors import EXAMPLES, ConvertError, examples
-from nvfp4.formats import TORCH_DTYPES
 from nvfp4.model import Lora, Model, Patch, TensorRef, bare
+from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.lora import merge
 from nvfp4.read.checkpoint import read_header
 

@@ -13,10 +13,11 @@ from nvfp4.encode.compute import Compute, pick_device
 from nvfp4.encode.layer import quantise
 from nvfp4.encode.pieces import float16_overflows, pieces_of, progress, read_ahead, share_of
 from nvfp4.errors import ConvertError
-from nvfp4.formats import DTYPE_OPTIONS, QUANTISED, TORCH_DTYPES, Precision
+from nvfp4.formats import DTYPE_OPTIONS, QUANTISED, Precision
 from nvfp4.layout import make_job, stored_bytes
 from nvfp4.model import Model
 from nvfp4.numeric.damage import Damage, measure
+from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.scale_search import SCALE_SEARCHES
 from nvfp4.options import TARGET, Options
 from nvfp4.plan.make import make_plans
