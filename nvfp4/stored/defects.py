@@ -44,7 +44,7 @@ class Finding:
 
 
 # Defects of a quantised file: outcome, what is wrong, how ComfyUI takes it, what to do. Seen in
-# ComfyUI 0.29 and 0.33 with files broken in this way; tests/test_consumer.py does it again.
+# ComfyUI 0.29 and 0.33 with files broken in this way; tests/whole/test_consumer.py does it again.
 DEFECTS = {
     "unaligned": Defect(
         Outcome.LOADS,

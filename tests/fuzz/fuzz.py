@@ -27,15 +27,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import hostile  # noqa: E402
-from safetensors.torch import save as to_bytes  # noqa: E402
+from safetensors.torch import save as to_bytes
 
-import analyze_input_scale_log as analyze  # noqa: E402
-import compare_models as compare  # noqa: E402
-import convert_nvfp4 as c  # noqa: E402
+import analyze_input_scale_log as analyze
+import compare_models as compare
+import convert_nvfp4 as c
+from support import hostile
+from support.paths import ROOT
 
 Change = Callable[[random.Random, bytes], bytes]
 WARM_UP = 200  # inputs before memory is watched

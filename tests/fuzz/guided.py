@@ -18,10 +18,9 @@ import atheris
 sys.path.append(str(Path(__file__).resolve().parent))
 
 with atheris.instrument_imports(include=["convert_nvfp4", "analyze_input_scale_log"]):
-    import fuzz
-    import hostile
-
     import convert_nvfp4 as c
+    import fuzz
+    from support import hostile
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""What tests share: makers of models and files, broken and hostile ones, and of the goldens."""

@@ -1,0 +1,51 @@
+"""Conversions of the tiny Wan by the documented options, in this process and by torchrun."""
+
+import json
+import subprocess
+import sys
+
+from support.paths import ROOT
+
+# fmt: off
+RECIPE = [
+    "--gguf-nvfp4-max-bitdepth", "5", "--use-fp8", "--low-mem", "--gguf-keep-edge-blocks-fp16",
+    "--quant-dtype", "float32", "--dtype", "float16",
+    "--input-scale-summary-json", "scales_summary_wan22_5b.json",
+    "--input-scale-summary-percentile", "99.9", "--input-scale-summary-multiplier", "1.08",
+    "--full-precision-mm-layers", "sensitive_layers_wan22_5b.txt",
+    "--full-precision-mm-cross-attn-qkvo",
+]
+# fmt: on
+"""The documented Wan 2.2 options, source, output and GGUF aside."""
+
+
+def convert_tiny(tiny, out, *arguments):
+    from convert_nvfp4 import main
+
+    command = [str(tiny), str(out), "--gguf", str(tiny / "model.gguf"), *RECIPE, *arguments]
+    assert main(command) == 0
+    return out
+
+
+def convert_and_measure(tiny, out):
+    """The tiny Wan converted, and each quantised layer's relative RMSE as its report has it."""
+    report = out.with_suffix(".json")
+    convert_tiny(tiny, out, "--report", str(report), "--quiet")
+    rows = json.loads(report.read_text(encoding="utf-8"))["tensors"]
+    return out, {
+        row["name"].removesuffix(".weight"): row["relative_rmse"]
+        for row in rows
+        if "relative_rmse" in row
+    }
+
+
+def torchrun(*arguments, script="convert_nvfp4.py", ranks=2, **keywords):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    return subprocess.Popen(
+        [*launch, str(ranks), script, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **keywords,
+    )

@@ -1,0 +1,217 @@
+"""Writes the tensor names and shapes of published diffusion transformers, as ComfyUI has them.
+
+usage: COMFYUI_ROOT=<checkout> python tests/support/make_families.py [NAME ...]
+
+Each model is built on the meta device, so nothing is downloaded and no weight takes memory. A file
+tests/families/NAME.txt results, which read_headers() expands again, and ComfyUI must recognise it.
+"""
+
+import importlib
+import itertools
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support.comfyui import PREAMBLE
+from support.paths import FAMILIES
+
+Shapes = dict[str, tuple[int, ...]]
+NUMBER = re.compile(r"(?<![^.])(\d+)(?![^.])")  # a whole part of a dotted name
+RANGE = re.compile(r"\{(\d+)-(\d+)\}")
+
+
+def collapse(shapes: Shapes) -> list[str]:
+    """One line per run of equal tensors whose names differ only in their first number."""
+    groups: dict[tuple, list[int]] = {}
+    for name, shape in shapes.items():
+        head, *rest = NUMBER.split(name, maxsplit=1)
+        numbers = groups.setdefault((head, rest[1] if rest else None, shape), [])
+        numbers.append(int(rest[0]) if rest else 0)
+    lines = []
+    for (head, tail, shape), numbers in groups.items():
+        for run in runs(numbers):
+            span = f"{{{run[0]}-{run[-1]}}}" if len(run) > 1 else str(run[0])
+            name = head if tail is None else head + span + tail
+            lines.append(f"[{','.join(map(str, shape))}] {name}")
+    return lines
+
+
+def runs(numbers: list[int]) -> list[list[int]]:
+    """[0, 1, 2, 5] -> [[0, 1, 2], [5]]"""
+    steps = itertools.groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])
+    return [[number for _, number in step] for _, step in steps]
+
+
+def read_headers(path: Path) -> Shapes:
+    """{tensor name: shape} of a file in families/."""
+    shapes = {}
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            continue
+        size, name = line[1:].split("] ")
+        shape = tuple(int(number) for number in size.split(",") if number)
+        span = RANGE.search(name)
+        numbers = range(int(span[1]), int(span[2]) + 1) if span else [0]
+        shapes |= {RANGE.sub(str(number), name): shape for number in numbers}
+    return shapes
+
+
+WAN = "wan.model.WanModel"
+WAN_14B = {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}
+WAN_I2V = {"model_type": "i2v", "in_dim": 36}
+FLUX = {
+    "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096,
+    "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 19,
+    "depth_single_blocks": 38, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2,
+    "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
+}  # fmt: skip
+FLUX2 = FLUX | {
+    "in_channels": 128, "out_channels": 128, "vec_in_dim": None, "context_in_dim": 15360,
+    "hidden_size": 6144, "mlp_ratio": 3.0, "num_heads": 48, "depth": 8,
+    "depth_single_blocks": 48, "axes_dim": [32] * 4, "theta": 2000, "patch_size": 1,
+    "qkv_bias": False, "txt_ids_dims": [3], "global_modulation": True, "mlp_silu_act": True,
+    "ops_bias": False,
+}  # fmt: skip
+KLEIN_4B = FLUX2 | {
+    "context_in_dim": 7680, "hidden_size": 3072, "num_heads": 24, "depth": 5,
+    "depth_single_blocks": 20, "guidance_embed": False,
+}  # fmt: skip
+KLEIN_9B = KLEIN_4B | {
+    "context_in_dim": 12288, "hidden_size": 4096, "num_heads": 32, "depth": 8,
+    "depth_single_blocks": 24,
+}  # fmt: skip
+CHROMA = {name: value for name, value in FLUX.items() if name != "guidance_embed"} | {
+    "in_channels": 64, "out_channels": 64, "vec_in_dim": None, "in_dim": 64, "out_dim": 3072,
+    "hidden_dim": 5120, "n_layers": 5,
+}  # fmt: skip
+LUMINA2 = {
+    "in_channels": 16, "dim": 2304, "n_layers": 26, "n_heads": 24, "n_kv_heads": 8,
+    "qk_norm": True, "cap_feat_dim": 2304, "axes_dims": [32] * 3,
+}  # fmt: skip
+Z_IMAGE = LUMINA2 | {
+    "dim": 3840, "n_layers": 30, "n_heads": 30, "n_kv_heads": 30, "cap_feat_dim": 2560,
+    "axes_dims": [32, 48, 48], "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True,
+    "pad_tokens_multiple": 32,
+}  # fmt: skip
+HUNYUAN = {
+    "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096,
+    "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 20,
+    "depth_single_blocks": 40, "axes_dim": [16, 56, 56], "theta": 256, "patch_size": [1, 2, 2],
+    "qkv_bias": True, "guidance_embed": True, "byt5": False, "meanflow": False,
+    "use_cond_type_embedding": False, "vision_in_dim": None, "meanflow_sum": False,
+}  # fmt: skip
+HUNYUAN_15 = HUNYUAN | {
+    "in_channels": 65, "out_channels": 32, "vec_in_dim": None, "context_in_dim": 3584,
+    "hidden_size": 2048, "num_heads": 16, "depth": 54, "depth_single_blocks": 0,
+    "patch_size": [1, 1, 1], "guidance_embed": False, "byt5": True,
+    "use_cond_type_embedding": True, "vision_in_dim": 1152, "meanflow_sum": True,
+}  # fmt: skip
+COSMOS_2B = {
+    "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16,
+    "out_channels": 16, "patch_spatial": 2, "patch_temporal": 1, "model_channels": 2048,
+    "num_blocks": 28, "num_heads": 16, "pos_emb_cls": "rope3d", "use_adaln_lora": True,
+}  # fmt: skip
+COSMOS_14B = COSMOS_2B | {"model_channels": 5120, "num_blocks": 36, "num_heads": 40}
+COSMOS = "cosmos.predict2.MiniTrainDIT"
+LTXV_13B = {"cross_attention_dim": 4096, "attention_head_dim": 128, "num_layers": 48}
+QWEN = "qwen_image.model.QwenImageTransformer2DModel"
+EDIT_2511 = {"default_ref_method": "index_timestep_zero"}
+
+# {file: (class in comfy.ldm, its arguments where they differ from its defaults, class in
+# comfy.supported_models that ComfyUI must find)}
+MODELS = {
+    "wan21_t2v_14b": (WAN, WAN_14B, "WAN21_T2V"),
+    "wan21_t2v_1.3b": (
+        WAN, {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}, "WAN21_T2V"
+    ),
+    "wan21_i2v_14b": (WAN, WAN_14B | WAN_I2V, "WAN21_I2V"),
+    "wan22_t2v_14b": (WAN, WAN_14B, "WAN21_T2V"),
+    "wan22_i2v_14b": (WAN, WAN_14B | {"in_dim": 36}, "WAN21_T2V"),  # without CLIP's embedding
+    "wan22_ti2v_5b": (
+        WAN,
+        {"dim": 3072, "ffn_dim": 14336, "num_heads": 24, "num_layers": 30, "in_dim": 48,
+         "out_dim": 48},
+        "WAN22_T2V",
+    ),
+    "wan21_vace_14b": (
+        "wan.model.VaceWanModel", WAN_14B | {"vace_layers": 8, "vace_in_dim": 96}, "WAN21_Vace"
+    ),
+    "qwen_image": (QWEN, {}, "QwenImage"),
+    "qwen_image_edit_2511": (QWEN, EDIT_2511, "QwenImage"),
+    "flux_dev": ("flux.model.Flux", FLUX, "Flux"),
+    "flux_schnell": ("flux.model.Flux", FLUX | {"guidance_embed": False}, "FluxSchnell"),
+    "flux2_dev": ("flux.model.Flux", FLUX2, "Flux2"),
+    "flux2_klein_4b": ("flux.model.Flux", KLEIN_4B, "Flux2"),
+    "flux2_klein_9b": ("flux.model.Flux", KLEIN_9B, "Flux2"),
+    "chroma": ("chroma.model.Chroma", CHROMA, "Chroma"),
+    "z_image": ("lumina.model.NextDiT", Z_IMAGE, "ZImage"),
+    "lumina2": ("lumina.model.NextDiT", LUMINA2, "Lumina2"),
+    "ltx2": ("lightricks.av_model.LTXAVModel", {}, "LTXAV"),
+    "ltxv_2b": ("lightricks.model.LTXVModel", {}, "LTXV"),
+    "ltxv_13b": ("lightricks.model.LTXVModel", LTXV_13B, "LTXV"),
+    "hunyuan_video": ("hunyuan_video.model.HunyuanVideo", HUNYUAN, "HunyuanVideo"),
+    "hunyuan_video_15": ("hunyuan_video.model.HunyuanVideo", HUNYUAN_15, "HunyuanVideo15"),
+    "anima": ("anima.model.Anima", COSMOS_2B, "Anima"),
+    "cosmos_predict2_2b": (COSMOS, COSMOS_2B, "CosmosT2IPredict2"),
+    "cosmos_predict2_14b": (COSMOS, COSMOS_14B, "CosmosT2IPredict2"),
+}  # fmt: skip
+
+
+def import_comfyui() -> None:
+    """Make comfy importable, on the CPU."""
+    exec(PREAMBLE, {})
+
+
+def build(path: str, arguments: dict) -> Shapes:
+    """The state dict of a class in comfy.ldm, {name: shape}."""
+    import comfy.ops
+    import torch
+
+    module, _, name = path.rpartition(".")
+    kind = getattr(importlib.import_module(f"comfy.ldm.{module}"), name)
+    arguments = {"dtype": torch.bfloat16} | arguments
+    model = kind(**arguments, device="meta", operations=comfy.ops.disable_weight_init)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def published(shapes: Shapes, path: str) -> Shapes:
+    """The names in the published file, where ComfyUI renames on loading: a norm's `scale`."""
+    if not path.startswith(("flux.", "chroma.")):
+        return shapes
+    norm = re.compile(r"(_norm|\.norms\.\d+)\.weight$")
+    return {norm.sub(r"\1.scale", name): shape for name, shape in shapes.items()}
+
+
+def check(shapes: Shapes, path: str, expected: str) -> None:
+    """ComfyUI recognises these tensors, and the model that it would build has just these."""
+    import torch
+    from comfy.model_detection import detect_unet_config, model_config_from_unet
+
+    meta = {"dtype": torch.bfloat16, "device": "meta"}
+    state = {name: torch.empty(shape, **meta) for name, shape in shapes.items()}
+    assert detect_unet_config(state, "") is not None
+    config = model_config_from_unet(state, "")
+    assert type(config).__name__ == expected, (type(config), expected)
+    renamed = config.process_unet_state_dict(state)
+    renamed = {name: tuple(tensor.shape) for name, tensor in renamed.items()}
+    assert build(path, config.unet_config) == renamed
+
+
+def main(names: list[str]) -> None:
+    import_comfyui()
+    FAMILIES.mkdir(exist_ok=True)
+    for name in names or MODELS:
+        path, arguments, expected = MODELS[name]
+        shapes = published(build(path, arguments), path)
+        check(shapes, path, expected)
+        title = f"# {name}: BF16; ComfyUI's {path}, which it recognises as {expected}"
+        out = FAMILIES / f"{name}.txt"
+        out.write_text("\n".join([title, *collapse(shapes)]) + "\n", encoding="utf-8", newline="\n")
+        assert read_headers(out) == shapes
+        print(name, expected, len(shapes), "tensors", out.stat().st_size, "bytes", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,115 @@
+"""Make tests/golden/*.txt, the plans of the documented commands, and the README's flag tables.
+
+Usage: python tests/support/make_golden.py      (then read the difference before committing it)
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from make_wan import wan_shapes, write_gguf
+
+import convert_nvfp4 as c
+from support.conversions import RECIPE
+from support.make_families import read_headers
+from support.paths import FAMILIES, GOLDEN
+
+LOW_14B = [
+    option.replace("wan22_5b.json", "wan22_14b_lownoise.json").replace(
+        "wan22_5b.txt", "wan22_i2v_14b_low.txt"
+    )
+    for option in RECIPE
+]
+HIGH_14B = [
+    option.replace("lownoise", "highnoise").replace("14b_low.txt", "14b_high.txt")
+    for option in LOW_14B
+]
+FINAL_5B = [option for option in RECIPE if option != "--use-fp8"]
+CALIBRATE_5B = [*FINAL_5B[: FINAL_5B.index("--input-scale-summary-json")], "--no-input-scale"]
+COMMANDS = {  # the owner's four, and the size of the model each is for
+    "wan22_i2v_14b_low": ("14b", LOW_14B),
+    "wan22_i2v_14b_high": ("14b", HIGH_14B),
+    "wan22_ti2v_5b_calibrate": ("5b", CALIBRATE_5B),
+    "wan22_ti2v_5b": ("5b", FINAL_5B),
+}
+
+
+def planned(size: str, arguments: list[str], gguf: Path) -> c.Report:
+    """The report of a dry run on a Wan model of which only names and shapes exist."""
+    shapes = wan_shapes(size)
+    write_gguf(gguf, shapes)
+    return planned_for(shapes, ["--gguf", str(gguf), *arguments], "F32")
+
+
+def planned_for(shapes: dict[str, tuple], arguments: list[str], dtype: str = "BF16") -> c.Report:
+    refs = {
+        name: c.TensorRef(
+            name=name,
+            dtype=dtype,
+            shape=shape,
+            path=Path("SOURCE"),
+            begin=0,
+            nbytes=c.bits_of(dtype, shape) // 8,
+        )
+        for name, shape in shapes.items()
+    }
+    model = c.Model(tensors=refs, metadata={}, files=())
+    options = c.parse_options(["SOURCE", "OUT.safetensors", *arguments, "--dry-run"])
+    plans, notes = c.make_plans(options, model)
+    job = c.make_job(options, model, plans)
+    return c.Report(
+        options=options,
+        plans=tuple(plans),
+        origin=job.origin,
+        source_bytes=model.nbytes,
+        output_bytes=job.nbytes,
+        notes=tuple(notes),
+    )
+
+
+def golden_texts() -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        gguf = Path(folder) / "wan-Q5_K_M.gguf"
+        return {
+            name: c.render_report(planned(size, arguments, gguf)) + "\n"
+            for name, (size, arguments) in COMMANDS.items()
+        }
+
+
+def family_text(name: str) -> str:
+    """What --preset auto plans for a published model."""
+    report = planned_for(read_headers(FAMILIES / f"{name}.txt"), [])
+    return c.render_report(report) + "\n"
+
+
+def flag_tables() -> str:
+    """The command line's options as the README shows them, from the parser's own table."""
+    lines = []
+    for title, options in c.COMMAND_LINE.items():
+        lines += [f"**{title[0].upper()}{title[1:]}**", "", "| option | |", "|---|---|"]
+        for option, (keywords, text) in options.items():
+            value = keywords.get("metavar") or "|".join(keywords.get("choices", ()))
+            shown = f"{option} {value}".strip().replace("|", "\\|")
+            lines.append(f"| `{shown}` | {text % keywords} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def write_readme() -> None:
+    """Replace what stands between the README's two flag marks."""
+    path = c.HERE / "README.md"
+    before, mark, rest = path.read_text(encoding="utf-8").partition("<!-- flags -->\n")
+    _, end, after = rest.partition("<!-- /flags -->")
+    path.write_text(before + mark + flag_tables() + end + after, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    write_readme()
+    GOLDEN.mkdir(exist_ok=True)
+    families = {f"auto_{path.stem}": family_text(path.stem) for path in FAMILIES.glob("*.txt")}
+    for name, text in (golden_texts() | families).items():
+        (GOLDEN / f"{name}.txt").write_text(text, encoding="utf-8", newline="\n")

@@ -1,0 +1,154 @@
+"""--report: the page shows what the JSON says, and nothing in a name can break out of it."""
+
+import html.parser
+import json
+import shutil
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import convert_nvfp4 as c
+from support.conversions import convert_tiny
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+# fmt: off
+QUIET_CHROMIUM = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]
+# fmt: on
+
+
+class Page(html.parser.HTMLParser):
+    """The cells' data, every table as rows of texts, and the elements there are."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.cells, self.tables, self.elements, self.texts = [], [], set(), []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.add(tag)
+        values = dict(attributes)
+        if "data-name" in values:
+            self.cells.append(values)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th", "caption"):
+            self.texts = []
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("".join(self.texts).strip())
+        if tag == "caption":
+            self.tables[-1].append("".join(self.texts))
+
+    def table(self, caption):
+        return next(rows[2:] for rows in self.tables if rows[0] == caption)
+
+
+@pytest.fixture(scope="module")
+def reports(tiny, tmp_path_factory):
+    """The page and the JSON data of one conversion, each written by the command line."""
+    folder = tmp_path_factory.mktemp("report")
+    for name in ("r.json", "r.html"):
+        convert_tiny(tiny, folder / "o.safetensors", "--report", str(folder / name), "--quiet")
+    return folder / "r.html", json.loads((folder / "r.json").read_text(encoding="utf-8"))
+
+
+def opened_as_text(path, _):
+    return path.read_text(encoding="utf-8")
+
+
+def opened_in_chromium(path, tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    command = [
+        CHROMIUM,
+        *QUIET_CHROMIUM,
+        f"--user-data-dir={tmp_path}",
+        "--dump-dom",
+        path.as_uri(),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.parametrize("opened", [opened_as_text, opened_in_chromium])
+def test_the_page_shows_the_numbers_of_the_json(opened, reports, tmp_path):
+    path, data = reports
+    page = Page(opened(path, tmp_path))
+    layers = [row for row in data["tensors"] if row["name"].endswith(".weight")]
+    layers = {row["name"]: row for row in layers if len(row["shape"]) == 2}
+    assert len(page.cells) == len(layers) == 86
+    for cell in page.cells:
+        row = layers.pop(cell["data-name"])
+        assert cell["data-stored"] == row["stored_as"]
+        assert cell["class"].split()[1:] == [row["stored_as"], *filter(None, [row.get("matmul")])]
+        assert float(cell.get("data-rmse", "nan")) == pytest.approx(
+            row.get("relative_rmse", float("nan")), rel=0, abs=0, nan_ok=True
+        )
+    assert [row[:4] for row in page.table("Bytes per precision")] == [
+        [name, *(f"{total[key]:,}" for key in ("layers", "tensors", "bytes"))]
+        for name, total in data["totals"].items()
+    ]
+    shown = [row for row in page.table("Matmuls, by share of the linear weights")]
+    assert [row[:2] for row in shown if row[0] != "W16A16"] == [
+        [kind, str(found["layers"])] for kind, found in data["matmuls"].items()
+    ]
+    worst = sorted((row for row in data["tensors"] if "sqnr_db" in row),
+                   key=lambda row: -row["relative_rmse"])  # fmt: skip
+    assert [row[2:] for row in page.table("Worst first")] == [
+        [f"{row['relative_rmse']:.4f}", f"{row['sqnr_db']:.1f} dB"] for row in worst[:20]
+    ]
+    assert len(page.table("In the same order")) == len(worst) - 20
+
+
+def test_the_page_needs_nothing_else(reports):
+    text = reports[0].read_text(encoding="utf-8")
+    assert not Page(text).elements & {"script", "link", "img", "iframe", "object", "svg"}
+    assert "//" not in text.replace("<!DOCTYPE", "")
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<script>alert(1)</script>\"'",
+        "</style><img src=x onerror=alert(1)>",
+        "a\u00e9\u5b57' onfocus=\"b",
+        "&lt;",
+    ],
+)
+def test_a_name_cannot_break_out_of_the_page(name, tmp_path):
+    weights = {f"blocks.0.{name}.weight": torch.randn(32, 32), f"{name}.weight": torch.ones(4, 4)}
+    save_file(weights, tmp_path / "m.safetensors")
+    command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors"), "--quiet"]
+    report = tmp_path / "r.html"
+    assert (
+        c.main([*command, "--preset", "none", "--include", r"^blocks", "--report", str(report)])
+        == 0
+    )
+    text = report.read_text(encoding="utf-8")
+    page = Page(text)
+    assert not page.elements & {"script", "img"}
+    assert {cell["data-name"] for cell in page.cells} == {c.printable(name) for name in weights}
+    assert "\x1b" not in text
+
+
+def test_a_dry_run_has_a_page_without_errors(tiny, tmp_path):
+    report = tmp_path / "r.html"
+    convert_tiny(tiny, tmp_path / "o.safetensors", "--dry-run", "--report", str(report))
+    text = report.read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(page.cells) == 86
+    assert all("data-rmse" not in cell for cell in page.cells)
+    assert "Error per layer" not in text

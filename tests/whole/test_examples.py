@@ -1,0 +1,95 @@
+"""The batch scripts for Wan 2.2: run with a tiny model in the places where they look."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import convert_nvfp4 as c
+from support.paths import ROOT
+
+EXAMPLES = ROOT / "examples"
+NAMES = {  # script: the models it converts, as (folder, GGUF, output)
+    "convert_wan22_i2v_14b": [
+        (
+            f"wan2.2-i2v-a14b-{noise}-noise",
+            f"Wan2.2-I2V-A14B-{noise}Noise-Q5_K_M.gguf",
+            f"wan2.2-i2v-{noise}noise-nvfp4mixed.safetensors",
+        )
+        for noise in ("high", "low")
+    ],
+    "convert_wan22_ti2v_5b": [
+        ("wan2.2-ti2v-5b", "Wan2.2-TI2V-5B-Q5_K_M.gguf", "wan2.2-ti2v-5b-nvp4mixed.safetensors")
+    ],
+}
+needs_bash = pytest.mark.skipif(
+    os.name == "nt" or not shutil.which("bash"), reason="bash scripts; .ps1 is for Windows"
+)
+
+
+@pytest.fixture
+def places(tiny, tmp_path):
+    """Folders for SOURCES, GGUFS and OUTPUTS: the tiny Wan under the names of the real models."""
+    found = {name: tmp_path / name.lower() for name in ("SOURCES", "GGUFS", "OUTPUTS")}
+    for folder in found.values():
+        folder.mkdir()
+    for folder, gguf, _ in (model for models in NAMES.values() for model in models):
+        (found["SOURCES"] / folder).mkdir()
+        for path in tiny.glob("diffusion*"):
+            (found["SOURCES"] / folder / path.name).symlink_to(path)
+        (found["GGUFS"] / gguf).symlink_to(tiny / "model.gguf")
+    return found
+
+
+def run(script, places, *arguments):
+    return subprocess.run(
+        ["bash", str(EXAMPLES / f"{script}.sh"), *arguments],
+        env=os.environ | {"PYTHON": sys.executable} | {k: str(v) for k, v in places.items()},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+@needs_bash
+@pytest.mark.parametrize("script", NAMES)
+def test_the_script_converts_its_models(script, places):
+    done = run(script, places, "--quiet")
+    assert done.returncode == 0, done.stderr
+    made = {path.name for path in places["OUTPUTS"].iterdir()}
+    assert made == {output for _, _, output in NAMES[script]}
+    for name in made:
+        assert c.main(["--verify", str(places["OUTPUTS"] / name), "--quiet"]) == 0
+
+
+@needs_bash
+@pytest.mark.parametrize("script", NAMES)
+def test_a_dry_run_passes_through(script, places):
+    done = run(script, places, "--dry-run", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(", exactly ") == len(NAMES[script])
+    assert not list(places["OUTPUTS"].iterdir())
+
+
+@needs_bash
+def test_the_first_failure_ends_it(places):
+    (places["GGUFS"] / NAMES["convert_wan22_i2v_14b"][0][1]).unlink()
+    done = run("convert_wan22_i2v_14b", places, "--quiet")
+    assert done.returncode == 1
+    assert "highNoise-Q5_K_M.gguf" in done.stderr
+    assert not list(places["OUTPUTS"].iterdir())
+
+
+@pytest.mark.parametrize("script", NAMES)
+def test_both_shells_give_the_same_options(script):
+    """PowerShell is not run here: its script has the same options and values as the other."""
+    texts = [(EXAMPLES / f"{script}{suffix}").read_text("utf-8") for suffix in (".sh", ".ps1")]
+    options = [re.findall(r"--[a-z0-9-]+(?: [0-9a-z._]+)?(?=[ \n`\\])", text) for text in texts]
+    names = [set(re.findall(r"[\w.${},-]+\.(?:json|gguf|safetensors|txt)", t)) for t in texts]
+    plain = [{re.sub(r"\$\{?\w+\}?", "*", name) for name in found} for found in names]
+    assert len(options[0]) > 10
+    assert sorted(options[0]) == sorted(options[1])
+    assert plain[0] == plain[1]
