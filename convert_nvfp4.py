@@ -1402,6 +1402,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from html import escape
+from types import FunctionType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -1838,40 +1840,6 @@ def room_for(wanted: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, .
     return levels, changes, torch.zeros_like(steps)
 
 
-def feed_back(
-    weight: torch.Tensor, rounded: Rounded, feedback: Feedback, grid: FloatGrid, *, first: bool
-) -> None:
-    """One pass over all columns: the first rounds them in order, further ones improve on it.
-
-    In the first, errors of the columns before are fed back (GPTQ, in the form that needs no
-    inverse: S = L^T D L), and each block takes the scale with the least cost. In a further one
-    those of all columns are (coordinate descent), under the scales that there are.
-    """
-    coefficients = feedback.lower if first else feedback.full
-    residual, columns = rounded.residual, len(weight)
-    rounder = ROUNDERS.get(weight.device.type, round_columns)
-    for begin in range(0, columns, FEEDBACK_BATCH):
-        end = min(begin + FEEDBACK_BATCH, columns)
-        reach = begin if first else columns
-        fed = coefficients[begin:end, :reach] @ residual[:reach]
-        for at in range(begin, end, BLOCK_SIZE):
-            block = slice(at, min(at + BLOCK_SIZE, end))
-            own, rest = slice(at - begin, block.stop - begin), slice(block.stop - begin, None)
-            old = residual[block].clone()
-            wanted = (weight[block] - old).add_(fed[own])  # a column's own coefficient is 1
-            index = at // BLOCK_SIZE
-            codes = rounded.codes[index : index + 1]
-            if first and grid is E2M1:
-                least = e4m3_code_of_at_least(wanted.abs().amax(0) / E2M1_MAX)
-                codes = candidate_codes(least)
-            within = (coefficients[block, block], feedback.pivots[block])
-            tried = rounder(wanted, weight[block] - old, within, e4m3_value(codes), grid)
-            levels, changes, codes = take_best(*tried, codes)
-            rounded.codes[index], rounded.levels[block] = codes, levels
-            residual[block] += changes
-            fed[rest] += coefficients[block.stop : end, block] @ changes
-
-
 def take_best(
     levels: torch.Tensor, changes: torch.Tensor, costs: torch.Tensor, codes: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
@@ -1915,19 +1883,6 @@ def make_feedback(
     )
 
 
-def round_rows(
-    rows: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int = SWEEPS
-) -> Rounded:
-    """Round rows [n, K] float32 of a weight, in units of its scale, to the least output error."""
-    weight = rows.t()[feedback.order].contiguous()
-    if weight.is_cuda:
-        with torch.cuda.device(weight.device):  # graphs and triton take the current one
-            return replay(weight, feedback, grid, sweeps)
-    rounded = unrounded(weight)
-    make_passes(weight, rounded, feedback, grid, sweeps)
-    return rounded
-
-
 def unrounded(weight: torch.Tensor) -> Rounded:
     codes = torch.empty(-(-len(weight) // BLOCK_SIZE), weight.shape[1], device=weight.device)
     return Rounded(
@@ -1937,43 +1892,118 @@ def unrounded(weight: torch.Tensor) -> Rounded:
     )
 
 
-def make_passes(
-    weight: torch.Tensor, rounded: Rounded, feedback: Feedback, grid: FloatGrid, sweeps: int
-) -> None:
-    feed_back(weight, rounded, feedback, grid, first=True)
-    for _ in range(sweeps):
-        feed_back(weight, rounded, feedback, grid, first=False)
+# What `round_columns` is given and returns, whatever compiled it.
+RoundColumns = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+FEEDBACK_TENSORS = ("lower", "full", "pivots")  # of a Feedback, that passes over columns read
 
 
-def replay(weight: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int) -> Rounded:
-    """`make_passes` as a CUDA graph: its ten thousand kernels take less time than their launches.
+class Rounder:
+    """Rounds rows of weights by feedback; one serves all layers of a conversion on one device.
 
-    The graph of each shape is captured once, and works on tensors of its own.
+    It knows what rounds the columns of a block: `round_columns`, or compiled code that does the
+    same. On a GPU it keeps a CUDA graph for each shape of rows, with tensors as large as those:
+    they live as long as the rounder does.
     """
-    key = (weight.device, weight.shape, grid, sweeps)
-    if key not in GRAPHS:
-        tensors = {name: getattr(feedback, name).clone() for name in FEEDBACK_TENSORS}
-        own = (weight.clone(), unrounded(weight), dataclasses.replace(feedback, **tensors))
-        make_passes(*own, grid, sweeps)  # compiles what has to be
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # of this device
-            make_passes(*own, grid, sweeps)
-        GRAPHS[key] = graph, *own
-    graph, own_weight, own_rounded, own_feedback = GRAPHS[key]
-    own_weight.copy_(weight)
-    for name in FEEDBACK_TENSORS:
-        getattr(own_feedback, name).copy_(getattr(feedback, name))
-    own_rounded.residual.zero_()
-    own_rounded.codes.fill_(E4M3_ONE)
-    own_rounded.levels.fill_(math.nan)
-    graph.replay()
-    if not own_rounded.levels.isfinite().all():
-        raise ConvertError(f"{weight.device}: a CUDA graph left its work undone; try --device cpu")
-    return Rounded(**{name: getattr(own_rounded, name).clone() for name in Rounded.__slots__})
 
+    def __init__(self, columns: RoundColumns = round_columns):
+        self.round_columns = columns
+        self.graphs: dict[tuple, tuple] = {}
 
-GRAPHS: dict[tuple, tuple] = {}
-FEEDBACK_TENSORS = ("lower", "full", "pivots")
+    def round_rows(
+        self, rows: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int = SWEEPS
+    ) -> Rounded:
+        """Round rows [n, K] float32 of a weight, in units of its scale, to the least output error.
+
+        Raises ConvertError where a GPU left its work undone.
+        """
+        weight = rows.t()[feedback.order].contiguous()
+        if weight.is_cuda:
+            with torch.cuda.device(weight.device):  # graphs and triton take the current one
+                return self.replay(weight, feedback, grid, sweeps)
+        rounded = unrounded(weight)
+        self.make_passes(weight, rounded, feedback, grid, sweeps)
+        return rounded
+
+    def make_passes(
+        self,
+        weight: torch.Tensor,
+        rounded: Rounded,
+        feedback: Feedback,
+        grid: FloatGrid,
+        sweeps: int,
+    ) -> None:
+        self.feed_back(weight, rounded, feedback, grid, first=True)
+        for _ in range(sweeps):
+            self.feed_back(weight, rounded, feedback, grid, first=False)
+
+    def replay(
+        self, weight: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int
+    ) -> Rounded:
+        """Do `make_passes` as a CUDA graph: launching its ten thousand kernels takes longer.
+
+        The graph of each shape is captured once, and works on tensors of its own.
+        """
+        key = (weight.device, weight.shape, grid, sweeps)
+        if key not in self.graphs:
+            tensors = {name: getattr(feedback, name).clone() for name in FEEDBACK_TENSORS}
+            own = (weight.clone(), unrounded(weight), dataclasses.replace(feedback, **tensors))
+            self.make_passes(*own, grid, sweeps)  # compiles what has to be
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # of this device
+                self.make_passes(*own, grid, sweeps)
+            self.graphs[key] = graph, *own
+        graph, own_weight, own_rounded, own_feedback = self.graphs[key]
+        own_weight.copy_(weight)
+        for name in FEEDBACK_TENSORS:
+            getattr(own_feedback, name).copy_(getattr(feedback, name))
+        own_rounded.residual.zero_()
+        own_rounded.codes.fill_(E4M3_ONE)
+        own_rounded.levels.fill_(math.nan)
+        graph.replay()
+        if not own_rounded.levels.isfinite().all():
+            raise ConvertError(
+                f"{weight.device}: a CUDA graph left its work undone; try --device cpu"
+            )
+        return Rounded(**{name: getattr(own_rounded, name).clone() for name in Rounded.__slots__})
+
+    def feed_back(
+        self,
+        weight: torch.Tensor,
+        rounded: Rounded,
+        feedback: Feedback,
+        grid: FloatGrid,
+        *,
+        first: bool,
+    ) -> None:
+        """One pass over all columns: the first rounds them in order, further ones improve on it.
+
+        In the first, errors of the columns before are fed back (GPTQ, in the form that needs no
+        inverse: S = L^T D L), and each block takes the scale with the least cost. In a further one
+        those of all columns are (coordinate descent), under the scales that there are.
+        """
+        coefficients = feedback.lower if first else feedback.full
+        residual, columns = rounded.residual, len(weight)
+        for begin in range(0, columns, FEEDBACK_BATCH):
+            end = min(begin + FEEDBACK_BATCH, columns)
+            reach = begin if first else columns
+            fed = coefficients[begin:end, :reach] @ residual[:reach]
+            for at in range(begin, end, BLOCK_SIZE):
+                block = slice(at, min(at + BLOCK_SIZE, end))
+                own, rest = slice(at - begin, block.stop - begin), slice(block.stop - begin, None)
+                old = residual[block].clone()
+                wanted = (weight[block] - old).add_(fed[own])  # a column's own coefficient is 1
+                index = at // BLOCK_SIZE
+                codes = rounded.codes[index : index + 1]
+                if first and grid is E2M1:
+                    least = e4m3_code_of_at_least(wanted.abs().amax(0) / E2M1_MAX)
+                    codes = candidate_codes(least)
+                within = (coefficients[block, block], feedback.pivots[block])
+                free, steps = weight[block] - old, e4m3_value(codes)
+                tried = self.round_columns(wanted, free, within, steps, grid)
+                levels, changes, codes = take_best(*tried, codes)
+                rounded.codes[index], rounded.levels[block] = codes, levels
+                residual[block] += changes
+                fed[rest] += coefficients[block.stop : end, block] @ changes
 
 
 def output_error(residual: torch.Tensor, feedback: Feedback) -> float:
@@ -1981,62 +2011,6 @@ def output_error(residual: torch.Tensor, feedback: Feedback) -> float:
     costs = torch.mul(feedback.full @ residual, residual).sum(1, dtype=torch.float64)
     damping = feedback.added * float(residual.square().sum(dtype=torch.float64))
     return max(float(costs @ feedback.diagonal.double()) - damping, 0.0)
-
-
-def compile_rounder() -> None:
-    """Let a GPU do `round_columns` in one kernel. Raises ImportError without triton.
-
-    A thread works on one row under one block scale. Sums are contracted, so that bits may differ
-    from those of other devices.
-    """
-    global tl  # where triton looks for what a kernel names
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def kernel(  # noqa: PLR0913
-        wanted, free, within, pivots, steps, levels, changes, costs, rows, lanes, stride, columns,
-        least: tl.constexpr, largest: tl.constexpr, shift: tl.constexpr, width: tl.constexpr,
-    ):  # fmt: skip
-        lane = tl.program_id(0) * width + tl.arange(0, width)
-        inside, row = lane < lanes, lane % rows
-        step = tl.load(steps + lane, mask=inside, other=1.0)
-        cost = tl.zeros((width,), dtype=tl.float32)
-        for column in range(columns):
-            want = tl.load(wanted + column * rows + row, mask=inside)
-            for other in range(column):
-                change = tl.load(changes + other * lanes + lane, mask=inside)
-                want += tl.load(within + column * stride + other) * change
-            scaled = want / step
-            power = tl.minimum(tl.maximum(tl.abs(scaled), least), largest)
-            power = (power.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-            level = (scaled + power * shift) - power * shift
-            level = tl.minimum(tl.maximum(level, -largest), largest)
-            error = level * step - want
-            cost += tl.load(pivots + column) * error * error
-            tl.store(levels + column * lanes + lane, level, mask=inside)
-            change = tl.load(free + column * rows + row, mask=inside) - level * step
-            tl.store(changes + column * lanes + lane, change, mask=inside)
-        tl.store(costs + lane, cost, mask=inside)
-
-    def rounder(
-        wanted: torch.Tensor,
-        free: torch.Tensor,
-        coefficients: tuple[torch.Tensor, torch.Tensor],
-        steps: torch.Tensor,
-        grid: FloatGrid,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        (within, pivots), lanes, width = coefficients, steps.numel(), 128
-        made, limits = room_for(wanted, steps), (grid.least_normal, grid.largest, grid.shift)
-        inputs = (wanted, free, within, pivots, steps.contiguous())
-        sizes = (wanted.shape[1], lanes, within.stride(0), len(wanted))
-        kernel[(-(-lanes // width),)](*inputs, *made, *sizes, *limits, width)
-        return made
-
-    ROUNDERS["cuda"] = rounder
-
-
-ROUNDERS: dict[str, Callable] = {}  # by device, instead of `round_columns`
 
 
 def stored_levels(rounded: Rounded, feedback: Feedback, grid: FloatGrid) -> list[torch.Tensor]:
@@ -2832,10 +2806,47 @@ def squared(values: torch.Tensor) -> float:
     return float(values.square().sum(dtype=torch.float64))
 
 
-# ── nvfp4/numeric/kernels.py: The same for numba on a CPU ─────────────────────────────────────────
+# ── nvfp4/numeric/gpu_kernel.py: Rounding columns on a GPU, as triton can compile it: compiled.py d
 
-# Loops that numba compiles: what the functions above do to a few rows, in one pass over memory
-# and without Python's lock. Same bits; torch's single operations are ten times slower on a CPU.
+if TYPE_CHECKING:
+    # Nothing at run time: triton is optional, and compile_rounder hands `tl` to the kernel.
+    import triton.language as tl
+
+
+def round_lanes(  # noqa: PLR0913
+    wanted, free, within, pivots, steps, levels, changes, costs, rows, lanes, stride, columns,
+    least: tl.constexpr, largest: tl.constexpr, shift: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    """Do what `round_columns` does, in one kernel: a lane is one row under one block scale.
+
+    Sums are contracted, so that bits may differ from those of other devices.
+    """
+    lane = tl.program_id(0) * width + tl.arange(0, width)
+    inside, row = lane < lanes, lane % rows
+    step = tl.load(steps + lane, mask=inside, other=1.0)
+    cost = tl.zeros((width,), dtype=tl.float32)
+    for column in range(columns):
+        want = tl.load(wanted + column * rows + row, mask=inside)
+        for other in range(column):
+            change = tl.load(changes + other * lanes + lane, mask=inside)
+            want += tl.load(within + column * stride + other) * change
+        scaled = want / step
+        power = tl.minimum(tl.maximum(tl.abs(scaled), least), largest)
+        power = (power.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+        level = (scaled + power * shift) - power * shift
+        level = tl.minimum(tl.maximum(level, -largest), largest)
+        error = level * step - want
+        cost += tl.load(pivots + column) * error * error
+        tl.store(levels + column * lanes + lane, level, mask=inside)
+        change = tl.load(free + column * rows + row, mask=inside) - level * step
+        tl.store(changes + column * lanes + lane, change, mask=inside)
+    tl.store(costs + lane, cost, mask=inside)
+
+
+# ── nvfp4/numeric/kernels.py: Loops over a few rows, as numba can compile them for a CPU: compiled.
+
+# What codes.py, scale_search.py and feedback.py do in torch's operations, these loops do in one
+# pass over memory and without Python's lock. Same bits, and ten times faster once compiled.
 E4M3_VALUES = torch.arange(128, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
 ROWS_IN_TURN = 256  # 16 columns of so many float32 are 16 kB
 LANES = 64  # blocks worked on side by side: their 16 magnitudes stay in the first-level cache
@@ -3126,21 +3137,6 @@ def round_in_turn(
                     cost[row] += (decoded - want[row]) * (decoded - want[row]) * pivots[column]
 
 
-def round_columns_compiled(
-    wanted: torch.Tensor,
-    free: torch.Tensor,
-    coefficients: tuple[torch.Tensor, torch.Tensor],
-    steps: torch.Tensor,
-    grid: FloatGrid,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`round_columns` by KERNELS; sums in another order may move the last bits."""
-    made = room_for(wanted, steps)
-    inputs = (wanted, free, coefficients[0].contiguous(), coefficients[1], steps)
-    limits = (FLOAT32(grid.least_normal), FLOAT32(grid.largest), FLOAT32(grid.shift))
-    round_in_turn(tuple(one.numpy() for one in inputs), limits, tuple(one.numpy() for one in made))
-    return made
-
-
 def total(values: np.ndarray) -> float:
     result = 0.0
     for value in values:
@@ -3148,6 +3144,7 @@ def total(values: np.ndarray) -> float:
     return result
 
 
+# Those that call others come after them: compile_kernels takes them in this order.
 KERNELS = (
     e4m3_codes,
     e4m3_codes_of_at_least,
@@ -3164,11 +3161,75 @@ KERNELS = (
     add_feedback,
     round_levels,
     round_in_turn,
-)  # in the order in which they call each other
+)
 
 
-def compile_kernels() -> None:
-    """Replace KERNELS by machine code, which is kept beside this file for the next run.
+# ── nvfp4/numeric/compiled.py: Machine code of the kernels: numba's for a CPU, triton's for a GPU. 
+
+LANES_AT_ONCE = 128  # that a program of triton's works on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """The loops of kernels.py as machine code, and what they do to tensors on a CPU.
+
+    The fields are those loops that Python calls; they call the others without it.
+    """
+
+    encode_blocks: Callable
+    encode_bytes: Callable
+    round_in_turn: Callable
+
+    def encode_nvfp4(
+        self, weight: torch.Tensor, global_scale: torch.Tensor, block_scales: Callable
+    ) -> tuple[torch.Tensor, torch.Tensor, Damage]:
+        """`encode_nvfp4` of float32, bfloat16 or float16, and its damage."""
+        values = weight.float()
+        if values.shape[1] % BLOCK_SIZE:
+            values = torch.nn.functional.pad(values, (0, -values.shape[1] % BLOCK_SIZE))
+        blocks = values.contiguous().view(-1, BLOCK_SIZE).view(torch.int32).numpy()
+        packed, scales = np.empty(len(blocks), "<u8"), np.empty(len(blocks), np.uint8)
+        search = block_scales is mse_block_scales
+        error, energy = self.encode_blocks(blocks, FLOAT32(global_scale), search, packed, scales)
+        block_scale = torch.from_numpy(scales).view(torch.float8_e4m3fn).view(len(weight), -1)
+        damage = Damage(error=error, energy=energy)
+        codes = torch.from_numpy(packed.view(np.uint8)).view(len(weight), -1)
+        return codes, block_scale, damage
+
+    def encode_fp8(self, weight: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, Damage]:
+        """`encode_fp8`, and its damage."""
+        values = weight.float().contiguous().flatten().numpy()
+        codes = np.empty(len(values), np.uint8)
+        error, energy = self.encode_bytes(values, FLOAT32(scale), codes)
+        stored = torch.from_numpy(codes).view(torch.float8_e4m3fn).view(weight.shape)
+        return stored, Damage(error=error, energy=energy)
+
+    def round_columns(
+        self,
+        wanted: torch.Tensor,
+        free: torch.Tensor,
+        coefficients: tuple[torch.Tensor, torch.Tensor],
+        steps: torch.Tensor,
+        grid: FloatGrid,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`round_columns`; sums in another order may move the last bits."""
+        made = room_for(wanted, steps)
+        given = (wanted, free, coefficients[0].contiguous(), coefficients[1], steps)
+        limits = (FLOAT32(grid.least_normal), FLOAT32(grid.largest), FLOAT32(grid.shift))
+        inputs, outputs = (tuple(tensor.numpy() for tensor in some) for some in (given, made))
+        self.round_in_turn(inputs, limits, outputs)
+        return made
+
+
+def with_names(function: FunctionType, names: dict[str, object]) -> FunctionType:
+    """Copy a function so that it looks up global names in `names`, and not in its module."""
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
+    copy.__annotations__ = function.__annotations__  # triton finds there what is constant
+    return copy
+
+
+def compile_kernels() -> Kernels:
+    """Make machine code of KERNELS, which is kept beside their file for the next run.
 
     Raises ImportError without numba, and RuntimeError where it fails or its code, checked on a
     sample, does not keep the bits. No value there is NaN or infinite; contracting a * b + c,
@@ -3176,65 +3237,71 @@ def compile_kernels() -> None:
     """
     import numba  # optional, and takes half a second
 
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan", "ninf"}}
+    names = dict(encode_blocks.__globals__)  # in them each kernel finds those compiled before it
     for kernel in KERNELS:
-        options = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan", "ninf"}}
+        kernel = with_names(kernel, names)
         try:
-            compiled = numba.njit(kernel, cache=True, **options)
+            names[kernel.__name__] = numba.njit(kernel, cache=True, **options)
         except RuntimeError:  # no folder to keep it in
-            compiled = numba.njit(kernel, **options)
-        globals()[kernel.__name__] = compiled
+            names[kernel.__name__] = numba.njit(kernel, **options)
+    kernels = Kernels(**{name: names[name] for name in Kernels.__slots__})
+    try:
+        check_kernels(kernels)
+    except numba.core.errors.NumbaError as error:
+        raise RuntimeError(str(error).partition("\n")[0]) from error
+    return kernels
+
+
+def check_kernels(kernels: Kernels) -> None:
+    """Raise RuntimeError unless these kernels encode a sample to the bytes of torch's encoders."""
     sample = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
     sample[:8] *= torch.logspace(-6, 0, 8).unsqueeze(1)  # subnormal scales, and none
     scale = nvfp4_global_scale(largest_magnitude(sample))
     searches = SCALE_SEARCHES.values()
-    try:
-        made = [encode_nvfp4_compiled(sample, scale, search) for search in searches]
-        made.append(encode_fp8_compiled(sample, scale))
-    except numba.core.errors.NumbaError as error:
-        raise RuntimeError(str(error).partition("\n")[0]) from error
+    made = [kernels.encode_nvfp4(sample, scale, search) for search in searches]
+    made.append(kernels.encode_fp8(sample, scale))
     plain = [encode_nvfp4(sample, scale, search) for search in searches]
     for (*found, _), expected in zip(made, [*plain, [encode_fp8(sample, scale)]], strict=True):
         if not all(map(torch.equal, map(as_bytes, found), map(as_bytes, expected))):
             raise RuntimeError("the compiled code rounds differently")
     wanted, within = sample[:BLOCK_SIZE], (sample[:BLOCK_SIZE, -BLOCK_SIZE:], torch.ones(16))
     given = (wanted, wanted, within, torch.full((2, 512), 0.25), E2M1)
-    try:
-        pairs = zip(round_columns_compiled(*given), round_columns(*given), strict=True)
-    except numba.core.errors.NumbaError as error:
-        raise RuntimeError(str(error).partition("\n")[0]) from error
+    pairs = zip(kernels.round_columns(*given), round_columns(*given), strict=True)
     if not all(torch.isclose(one, other).float().mean() > 0.99 for one, other in pairs):
         raise RuntimeError("the compiled code rounds differently")
-    ROUNDERS["cpu"] = round_columns_compiled
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.uint8)
 
 
-def encode_nvfp4_compiled(
-    weight: torch.Tensor, global_scale: torch.Tensor, block_scales: Callable
-) -> tuple[torch.Tensor, torch.Tensor, Damage]:
-    """`encode_nvfp4` of float32, bfloat16 or float16 by KERNELS, and its damage."""
-    values = weight.float()
-    if values.shape[1] % BLOCK_SIZE:
-        values = torch.nn.functional.pad(values, (0, -values.shape[1] % BLOCK_SIZE))
-    blocks = values.contiguous().view(-1, BLOCK_SIZE).view(torch.int32).numpy()
-    packed, scales = np.empty(len(blocks), "<u8"), np.empty(len(blocks), np.uint8)
-    search = block_scales is mse_block_scales
-    error, energy = encode_blocks(blocks, FLOAT32(global_scale), search, packed, scales)
-    block_scale = torch.from_numpy(scales).view(torch.float8_e4m3fn).view(len(weight), -1)
-    damage = Damage(error=error, energy=energy)
-    codes = torch.from_numpy(packed.view(np.uint8)).view(len(weight), -1)
-    return codes, block_scale, damage
+def compile_rounder() -> RoundColumns:
+    """Make a GPU's `round_columns`, one kernel that triton compiles at its first call.
 
+    Raises ImportError without triton. Bits may differ from those of other devices.
+    """
+    import triton  # optional, and there is none for some systems
+    import triton.language
 
-def encode_fp8_compiled(weight: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, Damage]:
-    """`encode_fp8` by KERNELS, and its damage."""
-    values = weight.float().contiguous().flatten().numpy()
-    codes = np.empty(len(values), np.uint8)
-    error, energy = encode_bytes(values, FLOAT32(scale), codes)
-    stored = torch.from_numpy(codes).view(torch.float8_e4m3fn).view(weight.shape)
-    return stored, Damage(error=error, energy=energy)
+    names = {**round_lanes.__globals__, "tl": triton.language}
+    kernel = triton.jit(with_names(round_lanes, names))
+
+    def compiled(
+        wanted: torch.Tensor,
+        free: torch.Tensor,
+        coefficients: tuple[torch.Tensor, torch.Tensor],
+        steps: torch.Tensor,
+        grid: FloatGrid,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        (within, pivots), lanes, width = coefficients, steps.numel(), LANES_AT_ONCE
+        made, limits = room_for(wanted, steps), (grid.least_normal, grid.largest, grid.shift)
+        inputs = (wanted, free, within, pivots, steps.contiguous())
+        sizes = (wanted.shape[1], lanes, within.stride(0), len(wanted))
+        kernel[(-(-lanes // width),)](*inputs, *made, *sizes, *limits, width)
+        return made
+
+    return compiled
 
 
 # ── nvfp4/plan/records.py: A tensor's fate, and the rules it comes from ───────────────────────────
@@ -3420,7 +3487,8 @@ class Compute:
     ):
         self.device, self.dtype, self.search, self.notes = device, dtype, search, []
         self.recalled: dict[object, object] = {}  # the last statistics, as siblings share them
-        self.compiled = False  # KERNELS are machine code, and for this device and dtype
+        self.kernels: Kernels | None = None  # once they are compiled for this device and dtype
+        self.rounder = Rounder()
         on_cpu = device.type == "cpu"
         self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
         self.pool = ThreadPoolExecutor(min(CPU_THREADS, torch.get_num_threads()) if on_cpu else 1)
@@ -3438,7 +3506,7 @@ class Compute:
         """Use compiled kernels where they pay; what keeps them away is a note."""
         if self.device.type == "cuda" and any(plan.moments for plan in plans):
             try:
-                compile_rounder()
+                self.rounder = Rounder(compile_rounder())
             except ImportError:
                 faster = "pip install triton (on Windows triton-windows) makes rounding by"
                 self.notes.append(f"{faster} statistics several times faster")
@@ -3446,8 +3514,8 @@ class Compute:
         if not plain or sum(map(work, plans)) < COMPILE_FROM:
             return
         try:
-            compile_kernels()
-            self.compiled = True
+            self.kernels = compile_kernels()
+            self.rounder = Rounder(self.kernels.round_columns)
         except ImportError:
             self.notes.append("pip install numba makes this several times faster, same result")
         except RuntimeError as error:
@@ -3869,6 +3937,7 @@ FEEDBACK_ROWS = 1280  # of a weight, that a thread rounds at once
 class Rounding:
     """How a layer is rounded by its statistics."""
 
+    rounder: Rounder
     feedback: Feedback
     mean: torch.Tensor  # of its input [K], in the feedback's order; zeros without a bias
     grid: FloatGrid
@@ -3929,7 +3998,7 @@ def choose_rounding(
         return found if any(found) else [next(filter(None, map(maker, more)), None)]
 
     def error(feedback: Feedback) -> float:
-        return output_error(round_rows(some, feedback, grid, 0).residual, feedback)
+        return output_error(compute.rounder.round_rows(some, feedback, grid, 0).residual, feedback)
 
     own = plan.ref.name if plan.smoothing is not None else ""
     feedbacks = [*filter(None, compute.recall((plan.moments, group, centred, own), make))]
@@ -3943,6 +4012,7 @@ def choose_rounding(
         best = feedbacks[errors.index(min(errors))]
     mean = given.mean if centred else torch.zeros_like(given.mean)
     return Rounding(
+        rounder=compute.rounder,
         feedback=best,
         mean=mean[best.order],
         grid=grid,
@@ -3969,7 +4039,7 @@ def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) ->
     """
     feedback, unit = rounding.feedback, rounding.scale
     values = rows.to(rounding.dtype).float() / unit
-    rounded = round_rows(values, feedback, rounding.grid)
+    rounded = rounding.rounder.round_rows(values, feedback, rounding.grid)
     decoded = rounding.decode(*plain, torch.ones_like(unit))
     before = (values - decoded).t()[feedback.order]
     parts = (values.t()[feedback.order], before, rounded.residual)
@@ -4046,7 +4116,7 @@ def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> E
         )
     if plan.precision is Precision.FP8:
         plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, dtype)
-        encode = encode_fp8_compiled if compute.compiled else plain
+        encode = compute.kernels.encode_fp8 if compute.kernels else plain
         # with it, FP8 codes of the source come back as they were
         stored = None if plan.ref.patches else plan.ref.scale
         scale = fp8_scale(amax) if stored is None else torch.tensor(stored)
@@ -4056,8 +4126,8 @@ def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> E
         search = amax_block_scales
         compute.notes.append(f"{plan.ref.layer}: too small weights for the scale search")
     encode = measured(partial(encode_nvfp4, block_scales=search), decode_nvfp4, dtype)
-    if compute.compiled:
-        encode = partial(encode_nvfp4_compiled, block_scales=search)
+    if compute.kernels:
+        encode = partial(compute.kernels.encode_nvfp4, block_scales=search)
     best = encode_layer(weight, scale, encode, compute)
     if search is not amax_block_scales:
         best = try_other_global_scales(weight, best, encode, compute)

@@ -46,11 +46,11 @@ def main() -> None:
             "search, encode": lambda w: c.encode_nvfp4(w, scale, search),
         }
         if device.type == "cpu":
-            c.compile_kernels()
+            kernels = c.compile_kernels()
             for label, scales in (("amax scales", c.amax_block_scales), ("search", search)):
-                encode = functools.partial(c.encode_nvfp4_compiled, block_scales=scales)
+                encode = functools.partial(kernels.encode_nvfp4, block_scales=scales)
                 runs[f"{label}, encode, measure, compiled"] = lambda w, e=encode: e(w, scale)
-            runs["FP8, encode, measure, compiled"] = lambda w: c.encode_fp8_compiled(w, scale)
+            runs["FP8, encode, measure, compiled"] = lambda w: kernels.encode_fp8(w, scale)
         name = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
         print(f"{device} ({name}), torch {torch.__version__}, {weight.numel() / 1e6:.0f} M weights")
         for label, run in runs.items():

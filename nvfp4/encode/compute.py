@@ -13,9 +13,9 @@ import torch
 from nvfp4.errors import ConvertError
 from nvfp4.guides.recording import Moments
 from nvfp4.numeric.codes import amax_block_scales
+from nvfp4.numeric.compiled import Kernels, compile_kernels, compile_rounder
 from nvfp4.numeric.damage import Damage
-from nvfp4.numeric.feedback import compile_rounder
-from nvfp4.numeric.kernels import compile_kernels
+from nvfp4.numeric.feedback import Rounder
 from nvfp4.plan.records import TensorPlan
 from nvfp4.ranks import under_torchrun
 
@@ -52,7 +52,8 @@ class Compute:
     ):
         self.device, self.dtype, self.search, self.notes = device, dtype, search, []
         self.recalled: dict[object, object] = {}  # the last statistics, as siblings share them
-        self.compiled = False  # KERNELS are machine code, and for this device and dtype
+        self.kernels: Kernels | None = None  # once they are compiled for this device and dtype
+        self.rounder = Rounder()
         on_cpu = device.type == "cpu"
         self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
         self.pool = ThreadPoolExecutor(min(CPU_THREADS, torch.get_num_threads()) if on_cpu else 1)
@@ -70,7 +71,7 @@ class Compute:
         """Use compiled kernels where they pay; what keeps them away is a note."""
         if self.device.type == "cuda" and any(plan.moments for plan in plans):
             try:
-                compile_rounder()
+                self.rounder = Rounder(compile_rounder())
             except ImportError:
                 faster = "pip install triton (on Windows triton-windows) makes rounding by"
                 self.notes.append(f"{faster} statistics several times faster")
@@ -78,8 +79,8 @@ class Compute:
         if not plain or sum(map(work, plans)) < COMPILE_FROM:
             return
         try:
-            compile_kernels()
-            self.compiled = True
+            self.kernels = compile_kernels()
+            self.rounder = Rounder(self.kernels.round_columns)
         except ImportError:
             self.notes.append("pip install numba makes this several times faster, same result")
         except RuntimeError as error:

@@ -30,7 +30,6 @@ from nvfp4.numeric.codes import (
     swizzle,
 )
 from nvfp4.numeric.damage import Damage, measure
-from nvfp4.numeric.kernels import encode_fp8_compiled, encode_nvfp4_compiled
 from nvfp4.numeric.scale_search import LEAST_SEARCHED_SCALE, OTHER_LARGEST_SCALES
 from nvfp4.plan.records import TensorPlan
 from nvfp4.read.tensors import load_weight
@@ -67,7 +66,7 @@ def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> E
         )
     if plan.precision is Precision.FP8:
         plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, dtype)
-        encode = encode_fp8_compiled if compute.compiled else plain
+        encode = compute.kernels.encode_fp8 if compute.kernels else plain
         # with it, FP8 codes of the source come back as they were
         stored = None if plan.ref.patches else plan.ref.scale
         scale = fp8_scale(amax) if stored is None else torch.tensor(stored)
@@ -77,8 +76,8 @@ def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> E
         search = amax_block_scales
         compute.notes.append(f"{plan.ref.layer}: too small weights for the scale search")
     encode = measured(partial(encode_nvfp4, block_scales=search), decode_nvfp4, dtype)
-    if compute.compiled:
-        encode = partial(encode_nvfp4_compiled, block_scales=search)
+    if compute.kernels:
+        encode = partial(compute.kernels.encode_nvfp4, block_scales=search)
     best = encode_layer(weight, scale, encode, compute)
     if search is not amax_block_scales:
         best = try_other_global_scales(weight, best, encode, compute)

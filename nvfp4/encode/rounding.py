@@ -19,10 +19,10 @@ from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.feedback import (
     MORE_DAMPINGS,
     Feedback,
+    Rounder,
     Statistics,
     make_feedback,
     output_error,
-    round_rows,
     stored_levels,
 )
 from nvfp4.numeric.scale_search import LEAST_SEARCHED_SCALE
@@ -37,6 +37,7 @@ FEEDBACK_ROWS = 1280  # of a weight, that a thread rounds at once
 class Rounding:
     """How a layer is rounded by its statistics."""
 
+    rounder: Rounder
     feedback: Feedback
     mean: torch.Tensor  # of its input [K], in the feedback's order; zeros without a bias
     grid: FloatGrid
@@ -97,7 +98,7 @@ def choose_rounding(
         return found if any(found) else [next(filter(None, map(maker, more)), None)]
 
     def error(feedback: Feedback) -> float:
-        return output_error(round_rows(some, feedback, grid, 0).residual, feedback)
+        return output_error(compute.rounder.round_rows(some, feedback, grid, 0).residual, feedback)
 
     own = plan.ref.name if plan.smoothing is not None else ""
     feedbacks = [*filter(None, compute.recall((plan.moments, group, centred, own), make))]
@@ -111,6 +112,7 @@ def choose_rounding(
         best = feedbacks[errors.index(min(errors))]
     mean = given.mean if centred else torch.zeros_like(given.mean)
     return Rounding(
+        rounder=compute.rounder,
         feedback=best,
         mean=mean[best.order],
         grid=grid,
@@ -137,7 +139,7 @@ def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) ->
     """
     feedback, unit = rounding.feedback, rounding.scale
     values = rows.to(rounding.dtype).float() / unit
-    rounded = round_rows(values, feedback, rounding.grid)
+    rounded = rounding.rounder.round_rows(values, feedback, rounding.grid)
     decoded = rounding.decode(*plain, torch.ones_like(unit))
     before = (values - decoded).t()[feedback.order]
     parts = (values.t()[feedback.order], before, rounded.residual)

@@ -122,40 +122,6 @@ def room_for(wanted: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, .
     return levels, changes, torch.zeros_like(steps)
 
 
-def feed_back(
-    weight: torch.Tensor, rounded: Rounded, feedback: Feedback, grid: FloatGrid, *, first: bool
-) -> None:
-    """One pass over all columns: the first rounds them in order, further ones improve on it.
-
-    In the first, errors of the columns before are fed back (GPTQ, in the form that needs no
-    inverse: S = L^T D L), and each block takes the scale with the least cost. In a further one
-    those of all columns are (coordinate descent), under the scales that there are.
-    """
-    coefficients = feedback.lower if first else feedback.full
-    residual, columns = rounded.residual, len(weight)
-    rounder = ROUNDERS.get(weight.device.type, round_columns)
-    for begin in range(0, columns, FEEDBACK_BATCH):
-        end = min(begin + FEEDBACK_BATCH, columns)
-        reach = begin if first else columns
-        fed = coefficients[begin:end, :reach] @ residual[:reach]
-        for at in range(begin, end, BLOCK_SIZE):
-            block = slice(at, min(at + BLOCK_SIZE, end))
-            own, rest = slice(at - begin, block.stop - begin), slice(block.stop - begin, None)
-            old = residual[block].clone()
-            wanted = (weight[block] - old).add_(fed[own])  # a column's own coefficient is 1
-            index = at // BLOCK_SIZE
-            codes = rounded.codes[index : index + 1]
-            if first and grid is E2M1:
-                least = e4m3_code_of_at_least(wanted.abs().amax(0) / E2M1_MAX)
-                codes = candidate_codes(least)
-            within = (coefficients[block, block], feedback.pivots[block])
-            tried = rounder(wanted, weight[block] - old, within, e4m3_value(codes), grid)
-            levels, changes, codes = take_best(*tried, codes)
-            rounded.codes[index], rounded.levels[block] = codes, levels
-            residual[block] += changes
-            fed[rest] += coefficients[block.stop : end, block] @ changes
-
-
 def take_best(
     levels: torch.Tensor, changes: torch.Tensor, costs: torch.Tensor, codes: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
@@ -199,19 +165,6 @@ def make_feedback(
     )
 
 
-def round_rows(
-    rows: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int = SWEEPS
-) -> Rounded:
-    """Round rows [n, K] float32 of a weight, in units of its scale, to the least output error."""
-    weight = rows.t()[feedback.order].contiguous()
-    if weight.is_cuda:
-        with torch.cuda.device(weight.device):  # graphs and triton take the current one
-            return replay(weight, feedback, grid, sweeps)
-    rounded = unrounded(weight)
-    make_passes(weight, rounded, feedback, grid, sweeps)
-    return rounded
-
-
 def unrounded(weight: torch.Tensor) -> Rounded:
     codes = torch.empty(-(-len(weight) // BLOCK_SIZE), weight.shape[1], device=weight.device)
     return Rounded(
@@ -221,43 +174,118 @@ def unrounded(weight: torch.Tensor) -> Rounded:
     )
 
 
-def make_passes(
-    weight: torch.Tensor, rounded: Rounded, feedback: Feedback, grid: FloatGrid, sweeps: int
-) -> None:
-    feed_back(weight, rounded, feedback, grid, first=True)
-    for _ in range(sweeps):
-        feed_back(weight, rounded, feedback, grid, first=False)
+# What `round_columns` is given and returns, whatever compiled it.
+RoundColumns = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+FEEDBACK_TENSORS = ("lower", "full", "pivots")  # of a Feedback, that passes over columns read
 
 
-def replay(weight: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int) -> Rounded:
-    """`make_passes` as a CUDA graph: its ten thousand kernels take less time than their launches.
+class Rounder:
+    """Rounds rows of weights by feedback; one serves all layers of a conversion on one device.
 
-    The graph of each shape is captured once, and works on tensors of its own.
+    It knows what rounds the columns of a block: `round_columns`, or compiled code that does the
+    same. On a GPU it keeps a CUDA graph for each shape of rows, with tensors as large as those:
+    they live as long as the rounder does.
     """
-    key = (weight.device, weight.shape, grid, sweeps)
-    if key not in GRAPHS:
-        tensors = {name: getattr(feedback, name).clone() for name in FEEDBACK_TENSORS}
-        own = (weight.clone(), unrounded(weight), dataclasses.replace(feedback, **tensors))
-        make_passes(*own, grid, sweeps)  # compiles what has to be
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # of this device
-            make_passes(*own, grid, sweeps)
-        GRAPHS[key] = graph, *own
-    graph, own_weight, own_rounded, own_feedback = GRAPHS[key]
-    own_weight.copy_(weight)
-    for name in FEEDBACK_TENSORS:
-        getattr(own_feedback, name).copy_(getattr(feedback, name))
-    own_rounded.residual.zero_()
-    own_rounded.codes.fill_(E4M3_ONE)
-    own_rounded.levels.fill_(math.nan)
-    graph.replay()
-    if not own_rounded.levels.isfinite().all():
-        raise ConvertError(f"{weight.device}: a CUDA graph left its work undone; try --device cpu")
-    return Rounded(**{name: getattr(own_rounded, name).clone() for name in Rounded.__slots__})
 
+    def __init__(self, columns: RoundColumns = round_columns):
+        self.round_columns = columns
+        self.graphs: dict[tuple, tuple] = {}
 
-GRAPHS: dict[tuple, tuple] = {}
-FEEDBACK_TENSORS = ("lower", "full", "pivots")
+    def round_rows(
+        self, rows: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int = SWEEPS
+    ) -> Rounded:
+        """Round rows [n, K] float32 of a weight, in units of its scale, to the least output error.
+
+        Raises ConvertError where a GPU left its work undone.
+        """
+        weight = rows.t()[feedback.order].contiguous()
+        if weight.is_cuda:
+            with torch.cuda.device(weight.device):  # graphs and triton take the current one
+                return self.replay(weight, feedback, grid, sweeps)
+        rounded = unrounded(weight)
+        self.make_passes(weight, rounded, feedback, grid, sweeps)
+        return rounded
+
+    def make_passes(
+        self,
+        weight: torch.Tensor,
+        rounded: Rounded,
+        feedback: Feedback,
+        grid: FloatGrid,
+        sweeps: int,
+    ) -> None:
+        self.feed_back(weight, rounded, feedback, grid, first=True)
+        for _ in range(sweeps):
+            self.feed_back(weight, rounded, feedback, grid, first=False)
+
+    def replay(
+        self, weight: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int
+    ) -> Rounded:
+        """Do `make_passes` as a CUDA graph: launching its ten thousand kernels takes longer.
+
+        The graph of each shape is captured once, and works on tensors of its own.
+        """
+        key = (weight.device, weight.shape, grid, sweeps)
+        if key not in self.graphs:
+            tensors = {name: getattr(feedback, name).clone() for name in FEEDBACK_TENSORS}
+            own = (weight.clone(), unrounded(weight), dataclasses.replace(feedback, **tensors))
+            self.make_passes(*own, grid, sweeps)  # compiles what has to be
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # of this device
+                self.make_passes(*own, grid, sweeps)
+            self.graphs[key] = graph, *own
+        graph, own_weight, own_rounded, own_feedback = self.graphs[key]
+        own_weight.copy_(weight)
+        for name in FEEDBACK_TENSORS:
+            getattr(own_feedback, name).copy_(getattr(feedback, name))
+        own_rounded.residual.zero_()
+        own_rounded.codes.fill_(E4M3_ONE)
+        own_rounded.levels.fill_(math.nan)
+        graph.replay()
+        if not own_rounded.levels.isfinite().all():
+            raise ConvertError(
+                f"{weight.device}: a CUDA graph left its work undone; try --device cpu"
+            )
+        return Rounded(**{name: getattr(own_rounded, name).clone() for name in Rounded.__slots__})
+
+    def feed_back(
+        self,
+        weight: torch.Tensor,
+        rounded: Rounded,
+        feedback: Feedback,
+        grid: FloatGrid,
+        *,
+        first: bool,
+    ) -> None:
+        """One pass over all columns: the first rounds them in order, further ones improve on it.
+
+        In the first, errors of the columns before are fed back (GPTQ, in the form that needs no
+        inverse: S = L^T D L), and each block takes the scale with the least cost. In a further one
+        those of all columns are (coordinate descent), under the scales that there are.
+        """
+        coefficients = feedback.lower if first else feedback.full
+        residual, columns = rounded.residual, len(weight)
+        for begin in range(0, columns, FEEDBACK_BATCH):
+            end = min(begin + FEEDBACK_BATCH, columns)
+            reach = begin if first else columns
+            fed = coefficients[begin:end, :reach] @ residual[:reach]
+            for at in range(begin, end, BLOCK_SIZE):
+                block = slice(at, min(at + BLOCK_SIZE, end))
+                own, rest = slice(at - begin, block.stop - begin), slice(block.stop - begin, None)
+                old = residual[block].clone()
+                wanted = (weight[block] - old).add_(fed[own])  # a column's own coefficient is 1
+                index = at // BLOCK_SIZE
+                codes = rounded.codes[index : index + 1]
+                if first and grid is E2M1:
+                    least = e4m3_code_of_at_least(wanted.abs().amax(0) / E2M1_MAX)
+                    codes = candidate_codes(least)
+                within = (coefficients[block, block], feedback.pivots[block])
+                free, steps = weight[block] - old, e4m3_value(codes)
+                tried = self.round_columns(wanted, free, within, steps, grid)
+                levels, changes, codes = take_best(*tried, codes)
+                rounded.codes[index], rounded.levels[block] = codes, levels
+                residual[block] += changes
+                fed[rest] += coefficients[block.stop : end, block] @ changes
 
 
 def output_error(residual: torch.Tensor, feedback: Feedback) -> float:
@@ -265,62 +293,6 @@ def output_error(residual: torch.Tensor, feedback: Feedback) -> float:
     costs = torch.mul(feedback.full @ residual, residual).sum(1, dtype=torch.float64)
     damping = feedback.added * float(residual.square().sum(dtype=torch.float64))
     return max(float(costs @ feedback.diagonal.double()) - damping, 0.0)
-
-
-def compile_rounder() -> None:
-    """Let a GPU do `round_columns` in one kernel. Raises ImportError without triton.
-
-    A thread works on one row under one block scale. Sums are contracted, so that bits may differ
-    from those of other devices.
-    """
-    global tl  # where triton looks for what a kernel names
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def kernel(  # noqa: PLR0913
-        wanted, free, within, pivots, steps, levels, changes, costs, rows, lanes, stride, columns,
-        least: tl.constexpr, largest: tl.constexpr, shift: tl.constexpr, width: tl.constexpr,
-    ):  # fmt: skip
-        lane = tl.program_id(0) * width + tl.arange(0, width)
-        inside, row = lane < lanes, lane % rows
-        step = tl.load(steps + lane, mask=inside, other=1.0)
-        cost = tl.zeros((width,), dtype=tl.float32)
-        for column in range(columns):
-            want = tl.load(wanted + column * rows + row, mask=inside)
-            for other in range(column):
-                change = tl.load(changes + other * lanes + lane, mask=inside)
-                want += tl.load(within + column * stride + other) * change
-            scaled = want / step
-            power = tl.minimum(tl.maximum(tl.abs(scaled), least), largest)
-            power = (power.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-            level = (scaled + power * shift) - power * shift
-            level = tl.minimum(tl.maximum(level, -largest), largest)
-            error = level * step - want
-            cost += tl.load(pivots + column) * error * error
-            tl.store(levels + column * lanes + lane, level, mask=inside)
-            change = tl.load(free + column * rows + row, mask=inside) - level * step
-            tl.store(changes + column * lanes + lane, change, mask=inside)
-        tl.store(costs + lane, cost, mask=inside)
-
-    def rounder(
-        wanted: torch.Tensor,
-        free: torch.Tensor,
-        coefficients: tuple[torch.Tensor, torch.Tensor],
-        steps: torch.Tensor,
-        grid: FloatGrid,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        (within, pivots), lanes, width = coefficients, steps.numel(), 128
-        made, limits = room_for(wanted, steps), (grid.least_normal, grid.largest, grid.shift)
-        inputs = (wanted, free, within, pivots, steps.contiguous())
-        sizes = (wanted.shape[1], lanes, within.stride(0), len(wanted))
-        kernel[(-(-lanes // width),)](*inputs, *made, *sizes, *limits, width)
-        return made
-
-    ROUNDERS["cuda"] = rounder
-
-
-ROUNDERS: dict[str, Callable] = {}  # by device, instead of `round_columns`
 
 
 def stored_levels(rounded: Rounded, feedback: Feedback, grid: FloatGrid) -> list[torch.Tensor]:

@@ -1,38 +1,21 @@
-"""The same for numba on a CPU."""
+"""Loops over a few rows, as numba can compile them for a CPU: compiled.py does."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from nvfp4.formats import BLOCK_SIZE, E2M1_MAX, E4M3_MAX
 from nvfp4.numeric.codes import (
-    E2M1,
     FIRST_NORMAL_E4M3_CODE,
     FLOAT32_EXPONENT,
     LAST_E4M3_CODE,
     ROUND_TO_HALVES,
-    FloatGrid,
-    encode_fp8,
-    encode_nvfp4,
-    largest_magnitude,
-    nvfp4_global_scale,
 )
-from nvfp4.numeric.damage import Damage
-from nvfp4.numeric.feedback import ROUNDERS, room_for, round_columns
-from nvfp4.numeric.scale_search import (
-    DOUBT,
-    FIRST_OFFSET,
-    LAST_OFFSET,
-    SCALE_SEARCHES,
-    UNHALVED_E4M3_CODE,
-    mse_block_scales,
-)
+from nvfp4.numeric.scale_search import DOUBT, FIRST_OFFSET, LAST_OFFSET, UNHALVED_E4M3_CODE
 
-# Loops that numba compiles: what the functions above do to a few rows, in one pass over memory
-# and without Python's lock. Same bits; torch's single operations are ten times slower on a CPU.
+# What codes.py, scale_search.py and feedback.py do in torch's operations, these loops do in one
+# pass over memory and without Python's lock. Same bits, and ten times faster once compiled.
 E4M3_VALUES = torch.arange(128, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
 ROWS_IN_TURN = 256  # 16 columns of so many float32 are 16 kB
 LANES = 64  # blocks worked on side by side: their 16 magnitudes stay in the first-level cache
@@ -323,21 +306,6 @@ def round_in_turn(
                     cost[row] += (decoded - want[row]) * (decoded - want[row]) * pivots[column]
 
 
-def round_columns_compiled(
-    wanted: torch.Tensor,
-    free: torch.Tensor,
-    coefficients: tuple[torch.Tensor, torch.Tensor],
-    steps: torch.Tensor,
-    grid: FloatGrid,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`round_columns` by KERNELS; sums in another order may move the last bits."""
-    made = room_for(wanted, steps)
-    inputs = (wanted, free, coefficients[0].contiguous(), coefficients[1], steps)
-    limits = (FLOAT32(grid.least_normal), FLOAT32(grid.largest), FLOAT32(grid.shift))
-    round_in_turn(tuple(one.numpy() for one in inputs), limits, tuple(one.numpy() for one in made))
-    return made
-
-
 def total(values: np.ndarray) -> float:
     result = 0.0
     for value in values:
@@ -345,6 +313,7 @@ def total(values: np.ndarray) -> float:
     return result
 
 
+# Those that call others come after them: compile_kernels takes them in this order.
 KERNELS = (
     e4m3_codes,
     e4m3_codes_of_at_least,
@@ -361,74 +330,4 @@ KERNELS = (
     add_feedback,
     round_levels,
     round_in_turn,
-)  # in the order in which they call each other
-
-
-def compile_kernels() -> None:
-    """Replace KERNELS by machine code, which is kept beside this file for the next run.
-
-    Raises ImportError without numba, and RuntimeError where it fails or its code, checked on a
-    sample, does not keep the bits. No value there is NaN or infinite; contracting a * b + c,
-    which rounds once, stays forbidden.
-    """
-    import numba  # optional, and takes half a second
-
-    for kernel in KERNELS:
-        options = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan", "ninf"}}
-        try:
-            compiled = numba.njit(kernel, cache=True, **options)
-        except RuntimeError:  # no folder to keep it in
-            compiled = numba.njit(kernel, **options)
-        globals()[kernel.__name__] = compiled
-    sample = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
-    sample[:8] *= torch.logspace(-6, 0, 8).unsqueeze(1)  # subnormal scales, and none
-    scale = nvfp4_global_scale(largest_magnitude(sample))
-    searches = SCALE_SEARCHES.values()
-    try:
-        made = [encode_nvfp4_compiled(sample, scale, search) for search in searches]
-        made.append(encode_fp8_compiled(sample, scale))
-    except numba.core.errors.NumbaError as error:
-        raise RuntimeError(str(error).partition("\n")[0]) from error
-    plain = [encode_nvfp4(sample, scale, search) for search in searches]
-    for (*found, _), expected in zip(made, [*plain, [encode_fp8(sample, scale)]], strict=True):
-        if not all(map(torch.equal, map(as_bytes, found), map(as_bytes, expected))):
-            raise RuntimeError("the compiled code rounds differently")
-    wanted, within = sample[:BLOCK_SIZE], (sample[:BLOCK_SIZE, -BLOCK_SIZE:], torch.ones(16))
-    given = (wanted, wanted, within, torch.full((2, 512), 0.25), E2M1)
-    try:
-        pairs = zip(round_columns_compiled(*given), round_columns(*given), strict=True)
-    except numba.core.errors.NumbaError as error:
-        raise RuntimeError(str(error).partition("\n")[0]) from error
-    if not all(torch.isclose(one, other).float().mean() > 0.99 for one, other in pairs):
-        raise RuntimeError("the compiled code rounds differently")
-    ROUNDERS["cpu"] = round_columns_compiled
-
-
-def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(torch.uint8)
-
-
-def encode_nvfp4_compiled(
-    weight: torch.Tensor, global_scale: torch.Tensor, block_scales: Callable
-) -> tuple[torch.Tensor, torch.Tensor, Damage]:
-    """`encode_nvfp4` of float32, bfloat16 or float16 by KERNELS, and its damage."""
-    values = weight.float()
-    if values.shape[1] % BLOCK_SIZE:
-        values = torch.nn.functional.pad(values, (0, -values.shape[1] % BLOCK_SIZE))
-    blocks = values.contiguous().view(-1, BLOCK_SIZE).view(torch.int32).numpy()
-    packed, scales = np.empty(len(blocks), "<u8"), np.empty(len(blocks), np.uint8)
-    search = block_scales is mse_block_scales
-    error, energy = encode_blocks(blocks, FLOAT32(global_scale), search, packed, scales)
-    block_scale = torch.from_numpy(scales).view(torch.float8_e4m3fn).view(len(weight), -1)
-    damage = Damage(error=error, energy=energy)
-    codes = torch.from_numpy(packed.view(np.uint8)).view(len(weight), -1)
-    return codes, block_scale, damage
-
-
-def encode_fp8_compiled(weight: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, Damage]:
-    """`encode_fp8` by KERNELS, and its damage."""
-    values = weight.float().contiguous().flatten().numpy()
-    codes = np.empty(len(values), np.uint8)
-    error, energy = encode_bytes(values, FLOAT32(scale), codes)
-    stored = torch.from_numpy(codes).view(torch.float8_e4m3fn).view(weight.shape)
-    return stored, Damage(error=error, energy=energy)
+)

@@ -231,7 +231,7 @@ def test_rounding_by_statistics_lowers_the_output_error(grid):
     unit = c.nvfp4_global_scale(amax) if grid is c.E2M1 else c.fp8_scale(amax)
     group = 16 if grid is c.E2M1 else 1
     feedback = c.make_feedback(statistics(rows), 0.01, group, centred=False)
-    rounded = c.round_rows(weight / unit, feedback, grid)
+    rounded = c.Rounder().round_rows(weight / unit, feedback, grid)
     stored = c.stored_levels(rounded, feedback, grid)
     decode, plain = c.decode_nvfp4, c.encode_nvfp4(weight, unit, c.mse_block_scales)
     if grid is c.E4M3:
@@ -253,12 +253,12 @@ def test_further_passes_never_raise_the_error(seed, passes, columns):
     feedback = c.make_feedback(statistics(rows), 0.01, 16, centred=False)
     weight = torch.randn(columns, 8, generator=torch.Generator().manual_seed(seed)) * 200
     rounded = c.unrounded(weight)
-    c.feed_back(weight, rounded, feedback, c.E2M1, first=True)
+    c.Rounder().feed_back(weight, rounded, feedback, c.E2M1, first=True)
     errors = []
     for _ in range(passes + 1):
         squares = float(rounded.residual.square().sum())
         errors.append(c.output_error(rounded.residual, feedback) + feedback.added * squares)
-        c.feed_back(weight, rounded, feedback, c.E2M1, first=False)
+        c.Rounder().feed_back(weight, rounded, feedback, c.E2M1, first=False)
     assert all(later <= earlier * (1 + 1e-5) for earlier, later in pairwise(errors))
 
 
@@ -287,32 +287,28 @@ def test_few_different_rows_are_damped_more():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_gpu_rounds_as_a_cpu_does(compiled, monkeypatch):
-    monkeypatch.setattr(c, "GRAPHS", {})
-    monkeypatch.setattr(c, "ROUNDERS", {})
-    if compiled:
-        c.compile_rounder()
+def test_a_gpu_rounds_as_a_cpu_does(compiled):
+    on_gpu = c.Rounder(c.compile_rounder()) if compiled else c.Rounder()
     here, weight = statistics(correlated(256)), torch.randn(64, 256) * 300
     moved = {name: getattr(here, name).cuda() for name in ("mean", "second", "rows")}
     there = dataclasses.replace(here, **moved)
     errors = []
     for stats, rows in ((here, weight), (there, weight.cuda()), (there, weight.cuda())):
         feedback = c.make_feedback(stats, 0.01, 16, centred=True)
-        rounded = c.round_rows(rows, feedback, c.E2M1)
+        rounder = on_gpu if rows.is_cuda else c.Rounder()
+        rounded = rounder.round_rows(rows, feedback, c.E2M1)
         errors.append(c.output_error(rounded.residual, feedback))
     assert errors[1:] == [pytest.approx(errors[0], rel=1e-3)] * 2
     assert errors[1] == errors[2]  # the graph that is replayed
 
 
-def test_compiled_rounding_is_that_of_torch(monkeypatch):
+def test_compiled_rounding_is_that_of_torch():
     pytest.importorskip("numba")
     feedback = c.make_feedback(statistics(correlated(256)), 0.01, 16, centred=True)
     weight = torch.randn(300, 256, generator=torch.Generator().manual_seed(2)) * 300
-    monkeypatch.setattr(c, "ROUNDERS", {})
-    plain = c.round_rows(weight, feedback, c.E2M1)
-    c.compile_kernels()
-    assert "cpu" in c.ROUNDERS
-    compiled = c.round_rows(weight, feedback, c.E2M1)
+    plain = c.Rounder().round_rows(weight, feedback, c.E2M1)
+    rounder = c.Rounder(c.compile_kernels().round_columns)
+    compiled = rounder.round_rows(weight, feedback, c.E2M1)
     assert (plain.levels != compiled.levels).float().mean() < 0.01
     errors = [c.output_error(one.residual, feedback) for one in (plain, compiled)]
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)

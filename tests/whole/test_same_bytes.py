@@ -40,8 +40,6 @@ def by_numba(source: Path, out: Path, arguments: list[str]) -> None:
     pytest.importorskip("numba")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(c, "COMPILE_FROM", 0)
-        for kernel in c.KERNELS:  # put back afterwards
-            patch.setattr(c, kernel.__name__, kernel)
         convert(source, out, arguments)
 
 

@@ -212,26 +212,25 @@ def test_the_search_finds_what_brute_force_finds(kind, seed, rows, exponent):
 @pytest.fixture(scope="module")
 def kernels():
     pytest.importorskip("numba")
-    c.compile_kernels()
+    return c.compile_kernels()
 
 
 def as_bytes(tensors):
     return [tensor.view(torch.uint8) for tensor in tensors]
 
 
-@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("search", c.SCALE_SEARCHES)
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), rows=st.integers(1, 24), exponent=st.integers(-40, 40))
-def test_compiled_kernels_keep_every_bit(kind, search, seed, rows, exponent):
+def test_compiled_kernels_keep_every_bit(kernels, kind, search, seed, rows, exponent):  # noqa: PLR0913
     noise = torch.randn(rows, 100, generator=torch.Generator().manual_seed(seed))
     weight = (KINDS[kind](noise) * 2.0**exponent).float()
     scale, block_scales = (
         c.nvfp4_global_scale(c.largest_magnitude(weight)),
         c.SCALE_SEARCHES[search],
     )
-    *found, damage = c.encode_nvfp4_compiled(weight, scale, block_scales)
+    *found, damage = kernels.encode_nvfp4(weight, scale, block_scales)
     expected = c.encode_nvfp4(weight, scale, block_scales)
     assert all(map(torch.equal, as_bytes(found), as_bytes(expected)))
     decoded = c.decode_nvfp4(*expected, torch.ones(()))
@@ -239,26 +238,24 @@ def test_compiled_kernels_keep_every_bit(kind, search, seed, rows, exponent):
     assert damage.relative_rmse == pytest.approx(plain.relative_rmse, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("kind", KINDS)
-def test_compiled_fp8_keeps_every_bit(kind):
+def test_compiled_fp8_keeps_every_bit(kernels, kind):
     weight = KINDS[kind](torch.randn(33, 100, generator=torch.Generator().manual_seed(4)))
     for exponent in (-60, 0, 60):
         scaled = (weight * 2.0**exponent).float()
         scale = c.fp8_scale(c.largest_magnitude(scaled))
-        found, damage = c.encode_fp8_compiled(scaled, scale)
+        found, damage = kernels.encode_fp8(scaled, scale)
         expected = c.encode_fp8(scaled, scale)
         assert all(map(torch.equal, as_bytes([found]), as_bytes([expected])))
         plain = c.measure(scaled / scale, c.decode_fp8(expected, torch.ones(())))
         assert damage.relative_rmse == pytest.approx(plain.relative_rmse, rel=1e-4)
 
 
-@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_compiled_kernels_take_16_bit_weights(dtype):
+def test_compiled_kernels_take_16_bit_weights(kernels, dtype):
     weight = torch.randn(40, 70, generator=torch.Generator().manual_seed(6)).to(dtype)
     scale = c.nvfp4_global_scale(c.largest_magnitude(weight))
-    *found, _ = c.encode_nvfp4_compiled(weight, scale, c.mse_block_scales)
+    *found, _ = kernels.encode_nvfp4(weight, scale, c.mse_block_scales)
     expected = c.encode_nvfp4(weight, scale, c.mse_block_scales)
     assert all(map(torch.equal, as_bytes(found), as_bytes(expected)))
 
