@@ -1394,6 +1394,7 @@ if __name__ == "__main__":
     require(*REQUIRED)
 
 
+import functools
 import hashlib
 import json
 import shutil
@@ -1408,6 +1409,149 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from tqdm import tqdm
+
+
+# ── nvfp4/guides/records.py: What guides say, as records: planning takes these, and opens no file ─
+
+# Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
+GGUF_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I16": 16, "I32": 32, "I64": 64,
+    "Q1_0": 1, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q8_1": 8,
+    "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "Q8_K": 8,
+    "IQ1_S": 1, "IQ1_M": 1, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 2, "IQ3_XXS": 3, "IQ3_S": 3,
+    "IQ4_NL": 4, "IQ4_XS": 4, "TQ1_0": 1, "TQ2_0": 2, "MXFP4": 4, "NVFP4": 4,
+}  # fmt: skip
+# The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
+# 2**(-24 + (i - 1) / 8), the last one at 2**16.
+BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
+SMALL_BLOCKS = 0.01  # so many of the blocks may fall into E4M3's subnormals ...
+
+
+class Setting(NamedTuple):
+    """What --layer-config says of the tensors that one of its keys names."""
+
+    key: str
+    precision: Precision
+    dtype: str
+    full_precision: bool
+    input_scale: float | None
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Input scales of one layer, by what its weight becomes; where they come from."""
+
+    scales: dict[Precision, float]
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What a recording tells of one layer's input."""
+
+    amax: float  # over all calls
+    channels: int
+    block_histogram: np.ndarray  # int64, one bin more than BIN_EDGES has steps
+    error: float  # of quantising it to NVFP4, scaled anew on every call, squared and summed
+    energy: float
+    moments: Moments | None = None
+
+    def __add__(self, other: Recorded) -> Recorded:
+        moments = [*self.moments.recordings] if self.moments else []
+        moments += other.moments.recordings if other.moments else ()
+        return Recorded(
+            amax=max(self.amax, other.amax),
+            channels=self.channels,
+            block_histogram=self.block_histogram + other.block_histogram,
+            error=self.error + other.error,
+            energy=self.energy + other.energy,
+            moments=Moments(recordings=tuple(moments)) if moments else None,
+        )
+
+    @property
+    def rel_rmse(self) -> float:
+        return math.sqrt(self.error / self.energy) if self.energy else 0.0
+
+    @property
+    def small_block(self) -> float:
+        """Largest magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros aside."""
+        counts = self.block_histogram[1:].cumsum()
+        index = int(np.searchsorted(counts, SMALL_BLOCKS * counts[-1], side="right"))
+        return float(BIN_EDGES[1:][index]) if counts[-1] else self.amax
+
+    def headroom(self, margin: float) -> float:
+        """The largest magnitude to scale for: `margin` times what was seen, or less if that would
+        bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals.
+        """
+        ceiling = self.small_block * E4M3_MAX / LEAST_NORMAL_E4M3
+        return max(self.amax, min(self.amax * margin, ceiling))
+
+    def saturated(self, scale: float) -> float:
+        """Share of the blocks seen whose block scale would exceed 448 at this input scale."""
+        limit, counts = scale * NVFP4_MAX, self.block_histogram
+        if limit >= self.amax or not counts.sum():
+            return 0.0
+        widths = np.append(np.diff(BIN_EDGES), BIN_EDGES[-1])
+        above = np.clip((BIN_EDGES + widths - limit) / widths, 0.0, 1.0)
+        return float((counts * above).sum() / counts.sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
+
+    recordings: tuple[tuple[TensorRef, ...], ...]
+
+
+class LayerList(NamedTuple):
+    """What --full-precision-mm-layers names: weights of the source, and what matches nothing."""
+
+    weights: frozenset[str]
+    unknown: frozenset[str]
+
+
+class Measured(NamedTuple):
+    """Weights that a measured figure asks more for: 16-bit, or only a full-precision matmul."""
+
+    is_half: bool
+    reason: str
+    weights: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guides:
+    """All that steers a plan besides its options, matched to the source: read once.
+
+    What files say, and the row of FAMILIES that the source goes by. Nothing in it is read again,
+    however many plans are made.
+    """
+
+    family: Family
+    kinds: dict[str, str] | None = None  # {tensor: GGML type}; None without a GGUF
+    settings: tuple[Setting, ...] = ()
+    calibration: dict[str, Calibration] = field(default_factory=dict)  # by layer
+    recording: dict[str, Recorded] = field(default_factory=dict)  # by bare layer
+    listed: LayerList | None = None
+    measured: tuple[Measured, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def configured(self) -> dict[str, Calibration]:
+        """The input scales of a --layer-config, {layer: Calibration}."""
+        return {
+            name.removesuffix(".weight"): Calibration(
+                scales={setting.precision: setting.input_scale}, source="--layer-config"
+            )
+            for setting in self.settings
+            for name in setting.names
+            if setting.input_scale is not None
+        }
+
+    @property
+    def scales(self) -> dict[str, Calibration]:
+        """Every layer's input scales, {layer: Calibration}: a --layer-config's go before others."""
+        return self.calibration | self.configured
 
 
 # ── nvfp4/numeric/codes.py: NVFP4 and FP8 of a tensor, and back ───────────────────────────────────
@@ -1616,6 +1760,72 @@ def has_many_subnormals(block_scale: torch.Tensor) -> bool:
     codes = block_scale.view(torch.uint8)
     subnormal = (codes > 0) & (codes < FIRST_NORMAL_E4M3_CODE)
     return int(subnormal.sum()) > MANY_SUBNORMALS * int((codes > 0).sum())
+
+
+# ── nvfp4/numeric/damage.py: Error of decoded weights ─────────────────────────────────────────────
+
+WRONG_FROM = 0.3  # relative RMSE no honest NVFP4 or FP8 weight has: normal ones have 0.09, 0.03
+ROUNDED_WRONG_FROM = 0.7  # ... nor one that was rounded by statistics; misread ones have 1 or more
+ROUNDED_TO = 0.005  # ... nor a rounded one: bfloat16 has 0.002
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """Squared error of a decoded tensor and squared size of the original, summed."""
+
+    error: float
+    energy: float
+    # Relative RMSE of a layer's output by its input's statistics, if there are any: after the plain
+    # search, as it is stored, and with 4-bit activations.
+    output_before: float | None = None
+    output_after: float | None = None
+    output_w4a4: float | None = None
+
+    @property
+    def relative_rmse(self) -> float:
+        if not self.energy:
+            return math.inf if self.error else 0.0
+        return math.sqrt(self.error / self.energy)
+
+    @classmethod
+    def total(cls, damages: Iterable[Damage], scale: torch.Tensor) -> Damage:
+        """The sum of what was measured in units of `scale`."""
+        error, energy, unit = 0.0, 0.0, float(scale) ** 2
+        for damage in damages:
+            error, energy = error + damage.error, energy + damage.energy
+        return cls(error=error * unit, energy=energy * unit)
+
+    @classmethod
+    def noted(cls, values: dict) -> Damage:
+        """From a journal; raises TypeError or ValueError for what no `asdict` gave."""
+        found = cls(**values)
+        error, energy, *outputs = dataclasses.astuple(found)
+        given = [error, energy, *(value for value in outputs if value is not None)]
+        if not all(isinstance(value, float) and 0 <= value < math.inf for value in given):
+            raise ValueError("no squared sums or errors")
+        if (found.output_before is None) != (found.output_after is None):
+            raise ValueError("one error of an output alone")
+        return found
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantisation noise; infinite where nothing was lost, or nothing is right."""
+        ratio = self.relative_rmse
+        return -20 * math.log10(ratio) if ratio else math.inf
+
+
+def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
+    """What quantising cost; `decoded` may carry padding columns and is overwritten."""
+    original = original.float()
+    difference = decoded[:, : original.shape[1]].sub_(original).flatten()
+    original = original.flatten()
+    return Damage(
+        error=float(torch.dot(difference, difference)), energy=float(torch.dot(original, original))
+    )
+
+
+def squared(values: torch.Tensor) -> float:
+    return float(values.square().sum(dtype=torch.float64))
 
 
 # ── nvfp4/numeric/scale_search.py: Block scales by least squared error ────────────────────────────
@@ -2024,786 +2234,6 @@ def stored_levels(rounded: Rounded, feedback: Feedback, grid: FloatGrid) -> list
     codes[feedback.order[::BLOCK_SIZE] // BLOCK_SIZE] = rounded.codes
     packed = pack_e2m1(round_to_e2m1(levels.abs()), levels)
     return [packed, codes.t().contiguous().to(torch.uint8).view(torch.float8_e4m3fn)]
-
-
-# ── nvfp4/read/json_files.py: JSON and lists of a size that can be borne ──────────────────────────
-
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too
-MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 2_000_000, 64, 4_300
-JSON_HINTS = {  # what is given instead, by its suffix
-    ".log": "; analyze_input_scale_log.py makes a summary of a log",
-    ".safetensors": "; a recording goes with --activation-stats",
-}
-
-
-def read_whole(path: Path) -> bytes:
-    """All bytes of a small file; an endless one would fill the memory. Raises ValueError."""
-    with path.open("rb") as file:
-        raw = file.read(MAX_HEADER_BYTES + 1)
-    if len(raw) > MAX_HEADER_BYTES:
-        raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
-    return raw
-
-
-def parse_json(text: str, hook: Callable | None = None) -> object:
-    """JSON of a size and depth that parsing, and what is done with it, can bear.
-
-    An empty list takes two bytes here and 72 in memory; nesting ends in a RecursionError wherever
-    the value is written again; a number of a million digits takes minutes. Raises ValueError.
-    """
-    outside = re.sub(r'"[^"]*"?', "", text.replace(r"\\", "").replace(r"\"", ""))
-    if sum(map(outside.count, ",[{")) > MAX_JSON_VALUES:
-        raise ValueError(f"it holds more than {MAX_JSON_VALUES:,} values")
-    brackets = np.frombuffer(re.sub(r"[^][{}]+", "", outside).encode(), np.uint8)
-    steps = np.where(np.isin(brackets, bytearray(b"[{")), 1, -1)
-    if steps.cumsum().max(initial=0) > MAX_JSON_DEPTH:
-        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep")
-    if re.search(rf"(?<!\d)\d{{{MAX_DIGITS}}}", outside):
-        raise ValueError(f"it has a number of {MAX_DIGITS:,} digits or more")
-    return json.loads(text, object_pairs_hook=hook)
-
-
-def load_json(path: Path, what: str) -> dict:
-    """A JSON object from a Unicode file; anything else is an error that names the file."""
-    try:
-        raw = read_whole(path)
-        value = parse_json(raw.decode(json.detect_encoding(raw)), unique_keys)
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read the {what}: {error.strerror}") from error
-    except ValueError as error:
-        hint = JSON_HINTS.get(path.suffix.lower(), "")
-        raise ConvertError(f"{path}: the {what} is not valid JSON: {error}{hint}") from error
-    if not isinstance(value, dict):
-        raise ConvertError(f"{path}: the {what} must be a JSON object")
-    return value
-
-
-def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """json's default keeps the last of two equal keys: a tensor would vanish unnoticed."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        [(repeated, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"duplicate key {repeated[:EXCERPT]!r}")
-    return found
-
-
-def read_rows(path: Path, what: str) -> list[dict]:
-    """The `layers` of a JSON file, each an object with a `layer` name, no name twice."""
-    rows = load_json(path, what).get("layers")
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
-    ):
-        raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
-    if not rows:
-        raise ConvertError(f"{path}: has no layers")
-    counts = Counter(bare(row["layer"]) for row in rows)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
-    return rows
-
-
-def is_figure(value: object) -> bool:
-    """A number that can be compared: no truth value, NaN, infinity or negative."""
-    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
-
-
-def positive(path: Path, row: dict, column: str) -> float:
-    value = row[column]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < FLOAT32_MAX:
-        raise ConvertError(
-            f"{path}: layer {row['layer']}: {column} must be a positive number, "
-            f"not {repr(value)[:EXCERPT]}"
-        )
-    return float(value)
-
-
-# ── nvfp4/read/checkpoint.py: Safetensors headers, indexes and shards ─────────────────────────────
-
-# What hostile files announce must not cost memory or time. Published diffusion models have up to
-# 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep.
-MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-FOREIGN_STARTS = {  # of what was downloaded in place of a model
-    b"version ": "a Git LFS pointer to the model; download the file itself",
-    b"<": "a web page; download the model again",
-}
-GGUF_MAGIC = b"GGUF"
-
-
-def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
-    """`sound`: the first bytes may be a header's length, as 640 begins like a pickle."""
-    if path.suffix.lower() in PICKLE_SUFFIXES or (not sound and start.startswith(PICKLE_MAGIC)):
-        raise ConvertError(
-            f"{path}: is a pickle file, which can run code when opened; "
-            "give a .safetensors version of the model"
-        )
-    if start.startswith(GGUF_MAGIC):
-        raise ConvertError(f"{path}: is a GGUF; give a .safetensors model here")
-    for begin, what in FOREIGN_STARTS.items():
-        if not sound and start.startswith(begin):
-            raise ConvertError(f"{path}: is {what}")
-
-
-def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
-    """Parse and check a safetensors header: {name: TensorRef} in file order, and its metadata.
-
-    The rules are those of the safetensors library: ranges within the file, each of its shape's
-    size, together covering the data exactly. Raises ConvertError.
-    """
-    try:
-        size = size_of(path)
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            sound = len(start) == 8 and 2 <= length <= min(size - 8, MAX_HEADER_BYTES)
-            refuse_other_formats(path, start, sound)
-            if not sound:
-                cut = length <= MAX_HEADER_BYTES and len(start) == 8
-                cut = f", or cut off: its header should have {length:,} bytes" if cut else ""
-                problem = f"not a safetensors file{cut}; it has {size:,} bytes"
-                raise DamagedFileError(f"{path}: {problem}")
-            raw = file.read(length)
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
-    try:
-        header = parse_json(raw.decode(), unique_keys)
-        if not raw.startswith(b"{"):  # a list, or spaces that the library refuses
-            raise ValueError("it does not begin with {")
-    except ValueError as error:
-        raise DamagedFileError(f"{path}: the safetensors header is damaged: {error}") from error
-    metadata = header.pop("__metadata__", {})
-    if len(header) > MAX_TENSORS:
-        raise ConvertError(f"{path}: has {len(header):,} tensors; {MAX_TENSORS:,} are read")
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise DamagedFileError(f"{path}: the safetensors header's __metadata__ must map to strings")
-    refs = [parse_entry(path, 8 + length, name, entry) for name, entry in header.items()]
-    refs.sort(key=lambda ref: (ref.begin, ref.nbytes))
-    check_coverage(path, refs, 8 + length, size)
-    return {ref.name: ref for ref in refs}, metadata
-
-
-def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> TensorRef:
-    """One tensor of a safetensors header, its types and its own arithmetic checked."""
-    if len(name) > MAX_NAME or not name.isprintable():  # a lone surrogate cannot be written, too
-        long = f"{len(name):,} characters" if len(name) > MAX_NAME else "a control character"
-        raise DamagedFileError(
-            f"{path}: tensor {name[:EXCERPT]}: damaged or unknown entry: its name has {long}"
-        )
-    try:
-        dtype, shape = entry["dtype"], tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
-        if not isinstance(entry["shape"], list):  # "" and {} would pass for a scalar's []
-            raise ValueError("its shape is no list")
-        numbers = (*shape, begin, end)
-        sound = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
-        if not sound or len(shape) > MAX_DIMENSIONS:
-            raise ValueError
-        expected = bits_of(dtype, shape)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(
-            f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:EXCERPT]}"
-        ) from error
-    if expected != (end - begin) * 8:
-        needed = f"{expected // 8:,} bytes" if expected % 8 == 0 else f"{expected:,} bits"
-        raise DamagedFileError(
-            f"{path}: tensor {name}: {dtype} {list(shape)} needs {needed}, "
-            f"the header gives it {end - begin:,}"
-        )
-    return TensorRef(
-        name=name, dtype=dtype, shape=shape, path=path, begin=data_begin + begin, nbytes=end - begin
-    )
-
-
-def check_coverage(path: Path, refs: list[TensorRef], data_begin: int, size: int) -> None:
-    """The tensors, in file order, must follow each other without gap or overlap to the end."""
-    position = data_begin
-    for ref in refs:
-        if ref.begin != position:
-            what = "overlaps another" if ref.begin < position else "leaves a gap before it"
-            raise DamagedFileError(f"{path}: tensor {ref.name} {what} at byte {ref.begin:,}")
-        position += ref.nbytes
-    if position != size:
-        raise DamagedFileError(
-            f"{path}: the tensors end at byte {position:,}, the file at {size:,}: "
-            + ("it is cut off; download it again" if size < position else "trailing bytes")
-        )
-
-
-def open_model(source: Path) -> Model:
-    """Read the headers of a single file, of an index, or of a directory that holds one of them."""
-    if source.is_dir():
-        found = sorted(source.glob("*.safetensors.index.json")) or sorted(
-            source.glob("*.safetensors")
-        )
-        if len(found) != 1:
-            raise ConvertError(
-                f"{source}: holds {len(found) or 'no'} *.safetensors.index.json or *.safetensors "
-                "files; give one by name"
-            )
-        source = found[0]
-    if source.suffix.lower() == ".json":
-        return open_shards(source)
-    tensors, metadata = read_header(source)
-    return Model(tensors=tensors, metadata=metadata, files=(source,))
-
-
-def read_index(index: Path) -> dict[str, set[str]]:
-    """{shard: the tensors listed in it}, shards sorted; none of them is of another folder."""
-    weight_map = load_json(index, "index").get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(shard, str) for shard in weight_map.values()
-    ):
-        raise ConvertError(f"{index}: has no weight_map of tensor names to file names")
-    shards = {shard: set() for shard in sorted(set(weight_map.values()))}
-    if len(shards) > MAX_SHARDS or len(weight_map) > MAX_TENSORS:
-        sizes = f"{len(weight_map):,} tensors in {len(shards):,} shards"
-        raise ConvertError(f"{index}: has {sizes}; {MAX_TENSORS:,} in {MAX_SHARDS:,} are read")
-    for shard in shards:
-        if reason := leads_outside(index, shard):
-            raise ConvertError(f"{index}: shard {shard[:EXCERPT]!r} {reason}")
-    for name, shard in weight_map.items():
-        shards[shard].add(name)
-    return shards
-
-
-def open_shards(index: Path) -> Model:
-    """Every shard's header, checked both ways against the index's weight_map."""
-    shards = read_index(index)
-    headers, problems = {}, []
-    for shard in shards:
-        path = index.parent / shard
-        try:
-            if not exists(path):
-                raise ConvertError(f"{path}: is missing, but {index.name} lists it; download it")
-            headers[shard] = read_header(path)
-        except ConvertError as error:
-            problems += error.problems
-    for shard, (tensors, _) in headers.items():
-        if missing := shards[shard] - tensors.keys():
-            problems.append(f"{index.parent / shard}: the index lists {examples(missing)} in it")
-        if unlisted := tensors.keys() - shards[shard]:
-            problems.append(f"{index}: has no entry for {examples(unlisted)} of {shard}")
-    if problems:
-        raise ConvertError(*problems)
-    merged = {name: ref for tensors, _ in headers.values() for name, ref in tensors.items()}
-    files = (index, *(index.parent / shard for shard in shards))
-    metadata = merge_metadata([metadata for _, metadata in headers.values()])
-    return Model(tensors=merged, metadata=metadata, files=files)
-
-
-def leads_outside(index: Path, shard: str) -> str:
-    """Why a shard's name, or the link of that name, is of a file elsewhere; or "".
-
-    Hugging Face's cache links an index and its shards to one folder: that one is allowed, too.
-    """
-    if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard):
-        return "is not a file name in its own folder"
-    if len(shard) > MAX_FILE_NAME:
-        return f"has a name of {len(shard):,} characters"
-    path = index.parent / shard
-    try:
-        if path.is_symlink():
-            path = path.resolve(strict=True)
-            if path.parent not in (index.parent.resolve(), index.resolve().parent):
-                return f"is a link to {path}, which is not in its own folder; copy it there"
-    except (OSError, RuntimeError):  # missing, in a circle or too long: opening it will say so
-        pass
-    return ""
-
-
-def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
-    """The first shard's word counts, but quantised layers are each shard's own."""
-    merged, layers = {}, {}
-    for metadata in shards:
-        merged = metadata | merged
-        layers |= header_layers(metadata) or {}
-    if layers:
-        merged["_quantization_metadata"] = json.dumps({"layers": layers})
-    return merged
-
-
-def header_layers(metadata: dict[str, str]) -> dict | None:
-    """The layers of `_quantization_metadata`: {} without it, None where it cannot be read."""
-    text = metadata.get("_quantization_metadata", '{"layers": {}}')
-    try:
-        layers = parse_json(text)["layers"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return layers if isinstance(layers, dict) else None
-
-
-def file_bytes(model: Model) -> int:
-    return sum(path.stat().st_size for path in model.files if path.suffix.lower() != ".json")
-
-
-# ── nvfp4/numeric/dtypes.py: How torch calls the dtypes that safetensors names ────────────────────
-
-TORCH_DTYPES = {
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F64": torch.float64,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
-
-
-# ── nvfp4/numeric/lora.py: What a LoRA, LoHa, LoKr or DoRA adds to a weight ───────────────────────
-
-# Merging LoRAs, as ComfyUI patches a weight (comfy/weight_adapter, comfy/lora.py), in float32.
-def lora_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """up x down, and the rank; a convolution may have its kernel in a third factor."""
-    up, down = parts["up"], parts["down"]
-    rank = down.shape[0]
-    if "mid" in parts:
-        down = torch.einsum("mn...,nj->mj...", parts["mid"], down.flatten(1))
-    return up.flatten(1) @ down.flatten(1), rank
-
-
-def product(parts: dict[str, torch.Tensor], which: int) -> tuple[torch.Tensor, int | None]:
-    """One of the two matrices of LoHa and LoKr, and its rank; one stored whole has none."""
-    if (whole := parts.get(f"w{which}")) is not None:
-        return whole, None
-    a, b, core = parts[f"w{which}_a"], parts[f"w{which}_b"], parts.get(f"t{which}")
-    whole = a @ b if core is None else torch.einsum("ij...,jr,ip->pr...", core, b, a)
-    return whole.contiguous(), b.shape[0]  # torch.kron refuses the strides einsum leaves
-
-
-def loha_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """The two products, multiplied element by element."""
-    (first, rank), (second, _) = product(parts, 1), product(parts, 2)
-    return first * second, rank
-
-
-def lokr_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int | None]:
-    """Their Kronecker product; the second one holds a convolution's kernel, and counts as rank."""
-    (first, first_rank), (second, rank) = product(parts, 1), product(parts, 2)
-    first = first.reshape(first.shape + (1,) * (second.ndim - first.ndim))
-    return torch.kron(first, second), rank or first_rank
-
-
-CHANGES = {
-    "lora": lora_change,
-    "loha": loha_change,
-    "lokr": lokr_change,
-    "diff": lambda parts: (parts["diff"], None),
-    "set": lambda parts: (parts["set_weight"], None),
-}
-
-
-def dora(weight: torch.Tensor, merged: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """`merged`, each row or column scaled to a length that was trained.
-
-    As in ComfyUI, the length is relative to the unmerged rows', but to the merged columns'.
-    """
-    if scale.shape[0] == weight.shape[0]:
-        length = weight.flatten(1).norm(dim=1)
-        length = length.reshape(-1, *[1] * (weight.ndim - 1))
-    else:
-        length = merged.transpose(0, 1).flatten(1).norm(dim=1)
-        length = length.reshape(1, -1, *[1] * (weight.ndim - 2))
-    return merged * (scale.reshape(length.shape) / (length + torch.finfo(torch.float32).eps))
-
-
-def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) -> None:
-    """`weight[rows] += strength * alpha / rank * change`, in place."""
-    weight = weight[patch.rows]
-    change, rank = CHANGES[patch.kind](parts)
-    if change.shape[:1] != weight.shape[:1] or rank == 0:
-        raise ValueError(change.shape)  # reshape alone would take a transposed one
-    change = change.reshape(weight.shape)
-    if patch.swapped:
-        change = torch.cat(change.chunk(2)[::-1])
-    if patch.kind == "set":
-        weight.copy_(change)
-        return
-    if "alpha" in parts and rank is not None:
-        change = change * (parts["alpha"].reshape(()) / rank)
-    if "dora_scale" in parts and patch.kind != "diff":
-        change = dora(weight, weight + change, parts["dora_scale"]) - weight
-    weight.add_(change, alpha=patch.strength)
-
-
-# ── nvfp4/read/tensors.py: A tensor's bytes, decoded and with LoRAs merged ────────────────────────
-
-STUDIED_ROWS, STRIPES = 256, 8  # of a weight, when layers are compared: in so many places
-
-
-def fill(ref: TensorRef, begin: int, view: memoryview) -> None:
-    """Read a tensor's bytes from offset `begin` into all of `view`."""
-    try:
-        with ref.path.open("rb", buffering=0) as file:
-            file.seek(ref.begin + begin)
-            filled = 0
-            while filled < len(view) and (count := file.readinto(view[filled:])):
-                filled += count
-    except OSError as error:
-        raise ConvertError(f"{ref.path}: cannot read {ref.name}: {error.strerror}") from error
-    if filled < len(view):
-        raise ConvertError(f"{ref.path}: ended inside {ref.name}; {CHANGED_UNDER_WAY}")
-
-
-def load_bytes(ref: TensorRef) -> torch.Tensor:
-    data = torch.empty(ref.nbytes, dtype=torch.uint8)
-    fill(ref, 0, memoryview(data.numpy()))
-    return data
-
-
-def load(ref: TensorRef) -> torch.Tensor:
-    """A whole tensor, of one of TORCH_DTYPES."""
-    return load_bytes(ref).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
-
-
-def load_weight(ref: TensorRef) -> torch.Tensor:
-    """A whole tensor as it is to be converted."""
-    return changed(ref, load(ref)) if ref.is_changed else load(ref)
-
-
-def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
-    """A stored tensor as what it stands for, float32; some of it will do if it has no patches."""
-    if ref.scale is not None:
-        if (data.view(torch.uint8) & NAN_E4M3 == NAN_E4M3).any():
-            raise ConvertError(f"{ref.path}: {ref.name} holds NaN: the file is damaged")
-        data = decode_e4m3(data).mul_(ref.scale)
-    if not ref.patches:
-        return data
-    data = data.float().view(ref.shape)
-    for patch in ref.patches:
-        merge(patch, {part: load(other).float() for part, other in patch.parts.items()}, data)
-        if not data.isfinite().all():
-            lora = next(iter(patch.parts.values())).path
-            raise ConvertError(
-                f"{lora}: {ref.name} holds NaN or Inf after it is merged: the LoRA or the model "
-                "is damaged, or its strength too large"
-            )
-    return data
-
-
-def load_some_rows(ref: TensorRef) -> torch.Tensor:
-    """STUDIED_ROWS rows of a weight [N, K], or all if there are no more, from STRIPES places."""
-    height, (count, columns) = STUDIED_ROWS // STRIPES, ref.shape
-    if count <= STUDIED_ROWS:
-        return load_weight(ref)
-    if ref.patches:
-        weight, steps = load_weight(ref), range(STRIPES)
-        begins = (index * (count - height) // (STRIPES - 1) for index in steps)
-        return torch.cat([weight[begin : begin + height] for begin in begins])
-    row = ref.nbytes // count
-    data = torch.empty(STRIPES, height * row, dtype=torch.uint8)
-    for index, stripe in enumerate(data):
-        begin = index * (count - height) // (STRIPES - 1)
-        fill(ref, begin * row, memoryview(stripe.numpy()))
-    stored = data.view(-1).view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
-    return changed(ref, stored) if ref.is_changed else stored
-
-
-# ── nvfp4/guides/recording.py: What the ComfyUI recorder wrote ────────────────────────────────────
-
-MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16  # of a recording's layer: a file may be a hole
-MAX_CALLS = 1 << 50  # of a bin of a histogram: sums over bins and recordings fit 64 bits
-# The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
-# 2**(-24 + (i - 1) / 8), the last one at 2**16.
-RECORDING_FORMAT = "nvfp4_recording"
-RECORDING_PARTS = {
-    "tokens": "I64",
-    "absmax": "F32",
-    "block_histogram": "I64",
-    "quantisation": "F64",
-}
-# ... and of its second moments, if there are any, see calib/comfyui_nvfp4_recorder.
-MOMENT_PARTS = {
-    "moment_tokens": "I64",
-    "first_moment": "F64",
-    "rows": "BF16",
-    "second_moment": "BF16",
-    "second_moment_low": "U8",
-    "absmax": "F32",
-}
-STRIP_ROWS = 128
-BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
-SMALL_BLOCKS = 0.01  # so many of the blocks may fall into E4M3's subnormals ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """What a recording tells of one layer's input."""
-
-    amax: float  # over all calls
-    channels: int
-    block_histogram: np.ndarray  # int64, one bin more than BIN_EDGES has steps
-    error: float  # of quantising it to NVFP4, scaled anew on every call, squared and summed
-    energy: float
-    moments: Moments | None = None
-
-    def __add__(self, other: Recorded) -> Recorded:
-        moments = [*self.moments.recordings] if self.moments else []
-        moments += other.moments.recordings if other.moments else ()
-        return Recorded(
-            amax=max(self.amax, other.amax),
-            channels=self.channels,
-            block_histogram=self.block_histogram + other.block_histogram,
-            error=self.error + other.error,
-            energy=self.energy + other.energy,
-            moments=Moments(recordings=tuple(moments)) if moments else None,
-        )
-
-    @property
-    def rel_rmse(self) -> float:
-        return math.sqrt(self.error / self.energy) if self.energy else 0.0
-
-    @property
-    def small_block(self) -> float:
-        """Largest magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros aside."""
-        counts = self.block_histogram[1:].cumsum()
-        index = int(np.searchsorted(counts, SMALL_BLOCKS * counts[-1], side="right"))
-        return float(BIN_EDGES[1:][index]) if counts[-1] else self.amax
-
-    def headroom(self, margin: float) -> float:
-        """The largest magnitude to scale for: `margin` times what was seen, or less if that would
-        bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals.
-        """
-        ceiling = self.small_block * E4M3_MAX / LEAST_NORMAL_E4M3
-        return max(self.amax, min(self.amax * margin, ceiling))
-
-    def saturated(self, scale: float) -> float:
-        """Share of the blocks seen whose block scale would exceed 448 at this input scale."""
-        limit, counts = scale * NVFP4_MAX, self.block_histogram
-        if limit >= self.amax or not counts.sum():
-            return 0.0
-        widths = np.append(np.diff(BIN_EDGES), BIN_EDGES[-1])
-        above = np.clip((BIN_EDGES + widths - limit) / widths, 0.0, 1.0)
-        return float((counts * above).sum() / counts.sum())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moments:
-    """Where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
-
-    recordings: tuple[tuple[TensorRef, ...], ...]
-
-
-def read_recording(path: Path) -> dict[str, Recorded]:
-    """{bare layer: Recorded} from what the ComfyUI node in calib/ wrote.
-
-    Layers that saw NaN or infinities are an error: their figures mean nothing.
-    """
-    tensors, metadata = read_header(path)
-    if (metadata.get("format"), metadata.get("version")) != (RECORDING_FORMAT, "1"):
-        raise ConvertError(f"{path}: is no recording (version 1) of the NVFP4 Calibration Recorder")
-    layers = defaultdict(dict)
-    for ref in tensors.values():
-        layer, _, part = ref.name.rpartition(".")
-        layers[layer][part] = ref
-    moments = read_moments(path, metadata, layers)
-    found = {}
-    for layer, parts in layers.items():
-        wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
-        if wrong:
-            raise ConvertError(f"{path}: layer {layer}: {', '.join(wrong)} missing or malformed")
-        error, energy = load(parts["quantisation"]).tolist()
-        amax, counts = float(load(parts["absmax"]).max()), load(parts["block_histogram"]).numpy()
-        if not all(map(is_figure, (amax, error, energy))):
-            raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
-        if not ((counts >= 0) & (counts < MAX_CALLS)).all():
-            raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
-        found[bare(layer)] = Recorded(
-            amax=amax,
-            channels=math.prod(parts["absmax"].shape),
-            block_histogram=counts,
-            error=error,
-            energy=energy,
-            moments=moments.get(layer),
-        )
-    return found
-
-
-def read_moments(
-    path: Path, metadata: dict[str, str], layers: dict[str, dict[str, TensorRef]]
-) -> dict[str, Moments]:
-    """{layer: where the moments of its input are}, by the recording's own word on which share one.
-
-    Raises ConvertError where that, or a tensor of them, is not as the recorder writes it.
-    """
-    try:
-        shared = json.loads(metadata.get("inputs", "{}")).items()
-    except (ValueError, RecursionError, AttributeError):
-        raise ConvertError(f"{path}: its list of inputs is damaged") from None
-    found = {}
-    for layer, first in shared:
-        parts = layers.get(first, {}) if isinstance(first, str) else {}
-        refs = tuple(parts[part] for part in MOMENT_PARTS if part in parts)
-        channels = parts["absmax"].shape if "absmax" in parts else ()
-        if layer not in layers or not are_moments(refs, channels, layers[layer]):
-            raise ConvertError(f"{path}: the second moments of layer {layer} are damaged")
-        found[layer] = Moments(recordings=(refs,))
-    return found
-
-
-def are_moments(
-    refs: tuple[TensorRef, ...], channels: tuple[int, ...], layer: dict[str, TensorRef]
-) -> bool:
-    """Whether these are MOMENT_PARTS of a layer, of the shapes that its channels ask for."""
-    if len(refs) < len(MOMENT_PARTS) or len(channels) != 1:
-        return False
-    if "absmax" not in layer or layer["absmax"].shape != channels or math.prod(refs[0].shape) != 1:
-        return False
-    _, first, rows, upper, lower, _ = (ref.shape for ref in refs)
-    packed = (sum(height * width for height, width in strip_shapes(*channels)),)
-    return (
-        [ref.dtype for ref in refs] == [*MOMENT_PARTS.values()]
-        and (first, rows[1:], upper, lower) == (channels, channels, packed, packed)
-        and 0 < rows[0] <= MAX_ROWS
-        and int(load(refs[0])) > 0
-        and bool(load(refs[2]).isfinite().all())
-    )
-
-
-def strip_shapes(channels: int) -> list[tuple[int, int]]:
-    """The upper half of a second moment [K, K] as it is recorded: rows by STRIP_ROWS."""
-    starts = range(0, channels, STRIP_ROWS)
-    return [(min(STRIP_ROWS, channels - start), channels - start) for start in starts]
-
-
-def load_statistics(moments: Moments, device: torch.device) -> Statistics:
-    """Sum up what the recordings have of an input: mean and second moment of a token, rows."""
-    tokens, first, packed, rows = 0, 0.0, 0.0, []
-    for refs in moments.recordings:
-        count, total, some, *packing, _ = map(load, refs)
-        tokens, first = tokens + int(count), first + total
-        upper, lower = (part.to(device) for part in packing)
-        bits = upper.view(torch.int16).to(torch.int32) << 16
-        packed = packed + bits.bitwise_or_(lower.to(torch.int32) << 8).view(torch.float32)
-        rows.append(some.float())
-    channels = len(first)
-    second, shapes = packed.new_empty(channels, channels), strip_shapes(channels)
-    packed = packed.div_(tokens).split([height * width for height, width in shapes])
-    for strip, (height, width) in zip(packed, shapes, strict=True):
-        begin = channels - width
-        second[begin : begin + height, begin:] = strip.view(height, width)
-        second[begin:, begin : begin + height] = strip.view(height, width).t()
-    mean, rows = (first / tokens).float(), torch.cat(rows)
-    if not (mean.isfinite().all() and second.isfinite().all()):
-        ref = moments.recordings[0][0]
-        raise ConvertError(f"{ref.path}: {ref.name} and what goes with it hold NaN or Inf")
-    return Statistics(
-        mean=mean.to(device),
-        second=second,
-        rows=rows.to(device),
-        independent=count_different(rows, tokens),
-    )
-
-
-def count_different(rows: torch.Tensor, tokens: int) -> float:
-    """How many of all rows differ and are not zero, by how often some [r, K] of them are equal.
-
-    A prompt's text is the same at every step, and padded with zeros.
-    """
-    filled = rows[rows.any(1)]
-    count = len(filled)
-    same = filled.unique(dim=0, return_counts=True)[1].double() if count else torch.zeros(1)
-    pairs = float((same * (same - 1)).sum())
-    return max(
-        min(tokens * count / len(rows), count * (count - 1) / pairs if pairs else math.inf), 1.0
-    )
-
-
-def read_recordings(paths: Iterable[Path]) -> dict[str, Recorded]:
-    """{bare layer: Recorded} of all recordings together."""
-    found: dict[str, Recorded] = {}
-    for path in paths:
-        for layer, recorded in read_recording(path).items():
-            if layer in found and found[layer].channels != recorded.channels:
-                raise ConvertError(f"{path}: layer {layer} has other columns than in the others")
-            found[layer] = found[layer] + recorded if layer in found else recorded
-    return found
-
-
-def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
-    """Whether a recording's tensor is there, of its dtype, and of its size where that is fixed."""
-    sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
-    ref = parts.get(part)
-    size = math.prod(ref.shape) if ref and len(ref.shape) < 2 else 0
-    return 0 < size <= MAX_CHANNELS and ref.dtype == dtype and size == sizes.get(part, size)
-
-
-def check_recording(recording: dict[str, Recorded], model: Model) -> None:
-    """A recording has to be of this model: of its layers, by their number of columns."""
-    columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
-    known = recording.keys() & columns.keys()
-    wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
-    if wrong or not known:
-        what = f"{examples(wrong)} has other columns" if wrong else "it has none of its layers"
-        raise ConvertError(f"--activation-stats: is of another model than the source: {what}")
-
-
-# ── nvfp4/numeric/damage.py: Error of decoded weights ─────────────────────────────────────────────
-
-WRONG_FROM = 0.3  # relative RMSE no honest NVFP4 or FP8 weight has: normal ones have 0.09, 0.03
-ROUNDED_WRONG_FROM = 0.7  # ... nor one that was rounded by statistics; misread ones have 1 or more
-ROUNDED_TO = 0.005  # ... nor a rounded one: bfloat16 has 0.002
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Damage:
-    """Squared error of a decoded tensor and squared size of the original, summed."""
-
-    error: float
-    energy: float
-    # Relative RMSE of a layer's output by its input's statistics, if there are any: after the plain
-    # search, as it is stored, and with 4-bit activations.
-    output_before: float | None = None
-    output_after: float | None = None
-    output_w4a4: float | None = None
-
-    @property
-    def relative_rmse(self) -> float:
-        if not self.energy:
-            return math.inf if self.error else 0.0
-        return math.sqrt(self.error / self.energy)
-
-    @classmethod
-    def total(cls, damages: Iterable[Damage], scale: torch.Tensor) -> Damage:
-        """The sum of what was measured in units of `scale`."""
-        error, energy, unit = 0.0, 0.0, float(scale) ** 2
-        for damage in damages:
-            error, energy = error + damage.error, energy + damage.energy
-        return cls(error=error * unit, energy=energy * unit)
-
-    @classmethod
-    def noted(cls, values: dict) -> Damage:
-        """From a journal; raises TypeError or ValueError for what no `asdict` gave."""
-        found = cls(**values)
-        error, energy, *outputs = dataclasses.astuple(found)
-        given = [error, energy, *(value for value in outputs if value is not None)]
-        if not all(isinstance(value, float) and 0 <= value < math.inf for value in given):
-            raise ValueError("no squared sums or errors")
-        if (found.output_before is None) != (found.output_after is None):
-            raise ValueError("one error of an output alone")
-        return found
-
-    @property
-    def sqnr_db(self) -> float:
-        """Signal to quantisation noise; infinite where nothing was lost, or nothing is right."""
-        ratio = self.relative_rmse
-        return -20 * math.log10(ratio) if ratio else math.inf
-
-
-def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
-    """What quantising cost; `decoded` may carry padding columns and is overwritten."""
-    original = original.float()
-    difference = decoded[:, : original.shape[1]].sub_(original).flatten()
-    original = original.flatten()
-    return Damage(
-        error=float(torch.dot(difference, difference)), energy=float(torch.dot(original, original))
-    )
-
-
-def squared(values: torch.Tensor) -> float:
-    return float(values.square().sum(dtype=torch.float64))
 
 
 # ── nvfp4/numeric/gpu_kernel.py: Rounding columns on a GPU, as triton can compile it: compiled.py d
@@ -3791,6 +3221,169 @@ def render_index(job: Job) -> str:
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
 
 
+# ── nvfp4/numeric/dtypes.py: How torch calls the dtypes that safetensors names ────────────────────
+
+TORCH_DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F64": torch.float64,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+
+
+# ── nvfp4/numeric/lora.py: What a LoRA, LoHa, LoKr or DoRA adds to a weight ───────────────────────
+
+# Merging LoRAs, as ComfyUI patches a weight (comfy/weight_adapter, comfy/lora.py), in float32.
+def lora_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """up x down, and the rank; a convolution may have its kernel in a third factor."""
+    up, down = parts["up"], parts["down"]
+    rank = down.shape[0]
+    if "mid" in parts:
+        down = torch.einsum("mn...,nj->mj...", parts["mid"], down.flatten(1))
+    return up.flatten(1) @ down.flatten(1), rank
+
+
+def product(parts: dict[str, torch.Tensor], which: int) -> tuple[torch.Tensor, int | None]:
+    """One of the two matrices of LoHa and LoKr, and its rank; one stored whole has none."""
+    if (whole := parts.get(f"w{which}")) is not None:
+        return whole, None
+    a, b, core = parts[f"w{which}_a"], parts[f"w{which}_b"], parts.get(f"t{which}")
+    whole = a @ b if core is None else torch.einsum("ij...,jr,ip->pr...", core, b, a)
+    return whole.contiguous(), b.shape[0]  # torch.kron refuses the strides einsum leaves
+
+
+def loha_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """The two products, multiplied element by element."""
+    (first, rank), (second, _) = product(parts, 1), product(parts, 2)
+    return first * second, rank
+
+
+def lokr_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int | None]:
+    """Their Kronecker product; the second one holds a convolution's kernel, and counts as rank."""
+    (first, first_rank), (second, rank) = product(parts, 1), product(parts, 2)
+    first = first.reshape(first.shape + (1,) * (second.ndim - first.ndim))
+    return torch.kron(first, second), rank or first_rank
+
+
+CHANGES = {
+    "lora": lora_change,
+    "loha": loha_change,
+    "lokr": lokr_change,
+    "diff": lambda parts: (parts["diff"], None),
+    "set": lambda parts: (parts["set_weight"], None),
+}
+
+
+def dora(weight: torch.Tensor, merged: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """`merged`, each row or column scaled to a length that was trained.
+
+    As in ComfyUI, the length is relative to the unmerged rows', but to the merged columns'.
+    """
+    if scale.shape[0] == weight.shape[0]:
+        length = weight.flatten(1).norm(dim=1)
+        length = length.reshape(-1, *[1] * (weight.ndim - 1))
+    else:
+        length = merged.transpose(0, 1).flatten(1).norm(dim=1)
+        length = length.reshape(1, -1, *[1] * (weight.ndim - 2))
+    return merged * (scale.reshape(length.shape) / (length + torch.finfo(torch.float32).eps))
+
+
+def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) -> None:
+    """`weight[rows] += strength * alpha / rank * change`, in place."""
+    weight = weight[patch.rows]
+    change, rank = CHANGES[patch.kind](parts)
+    if change.shape[:1] != weight.shape[:1] or rank == 0:
+        raise ValueError(change.shape)  # reshape alone would take a transposed one
+    change = change.reshape(weight.shape)
+    if patch.swapped:
+        change = torch.cat(change.chunk(2)[::-1])
+    if patch.kind == "set":
+        weight.copy_(change)
+        return
+    if "alpha" in parts and rank is not None:
+        change = change * (parts["alpha"].reshape(()) / rank)
+    if "dora_scale" in parts and patch.kind != "diff":
+        change = dora(weight, weight + change, parts["dora_scale"]) - weight
+    weight.add_(change, alpha=patch.strength)
+
+
+# ── nvfp4/read/tensors.py: A tensor's bytes, decoded and with LoRAs merged ────────────────────────
+
+STUDIED_ROWS, STRIPES = 256, 8  # of a weight, when layers are compared: in so many places
+
+
+def fill(ref: TensorRef, begin: int, view: memoryview, file: BinaryIO | None = None) -> None:
+    """Read a tensor's bytes from offset `begin` into all of `view`; `file` is its own, if open."""
+    try:
+        with contextlib.nullcontext(file) if file else ref.path.open("rb", buffering=0) as file:
+            file.seek(ref.begin + begin)
+            filled = 0
+            while filled < len(view) and (count := file.readinto(view[filled:])):
+                filled += count
+    except OSError as error:
+        raise ConvertError(f"{ref.path}: cannot read {ref.name}: {error.strerror}") from error
+    if filled < len(view):
+        raise ConvertError(f"{ref.path}: ended inside {ref.name}; {CHANGED_UNDER_WAY}")
+
+
+def load_bytes(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
+    data = torch.empty(ref.nbytes, dtype=torch.uint8)
+    fill(ref, 0, memoryview(data.numpy()), file)
+    return data
+
+
+def load(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
+    """Load a whole tensor, of one of TORCH_DTYPES; `file` is its own, if it is open already."""
+    return load_bytes(ref, file).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
+
+
+def load_weight(ref: TensorRef) -> torch.Tensor:
+    """A whole tensor as it is to be converted."""
+    return changed(ref, load(ref)) if ref.is_changed else load(ref)
+
+
+def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
+    """A stored tensor as what it stands for, float32; some of it will do if it has no patches."""
+    if ref.scale is not None:
+        if (data.view(torch.uint8) & NAN_E4M3 == NAN_E4M3).any():
+            raise ConvertError(f"{ref.path}: {ref.name} holds NaN: the file is damaged")
+        data = decode_e4m3(data).mul_(ref.scale)
+    if not ref.patches:
+        return data
+    data = data.float().view(ref.shape)
+    for patch in ref.patches:
+        merge(patch, {part: load(other).float() for part, other in patch.parts.items()}, data)
+        if not data.isfinite().all():
+            lora = next(iter(patch.parts.values())).path
+            raise ConvertError(
+                f"{lora}: {ref.name} holds NaN or Inf after it is merged: the LoRA or the model "
+                "is damaged, or its strength too large"
+            )
+    return data
+
+
+def load_some_rows(ref: TensorRef) -> torch.Tensor:
+    """STUDIED_ROWS rows of a weight [N, K], or all if there are no more, from STRIPES places."""
+    height, (count, columns) = STUDIED_ROWS // STRIPES, ref.shape
+    if count <= STUDIED_ROWS:
+        return load_weight(ref)
+    if ref.patches:
+        weight, steps = load_weight(ref), range(STRIPES)
+        begins = (index * (count - height) // (STRIPES - 1) for index in steps)
+        return torch.cat([weight[begin : begin + height] for begin in begins])
+    row = ref.nbytes // count
+    data = torch.empty(STRIPES, height * row, dtype=torch.uint8)
+    for index, stripe in enumerate(data):
+        begin = index * (count - height) // (STRIPES - 1)
+        fill(ref, begin * row, memoryview(stripe.numpy()))
+    stored = data.view(-1).view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
+    return changed(ref, stored) if ref.is_changed else stored
+
+
 # ── nvfp4/encode/pieces.py: What is read at once, and read ahead; casts ───────────────────────────
 
 HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
@@ -3925,6 +3518,528 @@ def progress(pieces: list[Piece], options: Options, what: str) -> tqdm:
         disable=options.quiet or not is_first(),
         file=sys.stderr,
     )
+
+
+# ── nvfp4/read/json_files.py: JSON and lists of a size that can be borne ──────────────────────────
+
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too
+MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 2_000_000, 64, 4_300
+JSON_HINTS = {  # what is given instead, by its suffix
+    ".log": "; analyze_input_scale_log.py makes a summary of a log",
+    ".safetensors": "; a recording goes with --activation-stats",
+}
+
+
+def read_whole(path: Path) -> bytes:
+    """All bytes of a small file; an endless one would fill the memory. Raises ValueError."""
+    with path.open("rb") as file:
+        raw = file.read(MAX_HEADER_BYTES + 1)
+    if len(raw) > MAX_HEADER_BYTES:
+        raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
+    return raw
+
+
+def parse_json(text: str, hook: Callable | None = None) -> object:
+    """JSON of a size and depth that parsing, and what is done with it, can bear.
+
+    An empty list takes two bytes here and 72 in memory; nesting ends in a RecursionError wherever
+    the value is written again; a number of a million digits takes minutes. Raises ValueError.
+    """
+    outside = re.sub(r'"[^"]*"?', "", text.replace(r"\\", "").replace(r"\"", ""))
+    if sum(map(outside.count, ",[{")) > MAX_JSON_VALUES:
+        raise ValueError(f"it holds more than {MAX_JSON_VALUES:,} values")
+    brackets = np.frombuffer(re.sub(r"[^][{}]+", "", outside).encode(), np.uint8)
+    steps = np.where(np.isin(brackets, bytearray(b"[{")), 1, -1)
+    if steps.cumsum().max(initial=0) > MAX_JSON_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep")
+    if re.search(rf"(?<!\d)\d{{{MAX_DIGITS}}}", outside):
+        raise ValueError(f"it has a number of {MAX_DIGITS:,} digits or more")
+    return json.loads(text, object_pairs_hook=hook)
+
+
+def load_json(path: Path, what: str) -> dict:
+    """A JSON object from a Unicode file; anything else is an error that names the file."""
+    try:
+        raw = read_whole(path)
+        value = parse_json(raw.decode(json.detect_encoding(raw)), unique_keys)
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read the {what}: {error.strerror}") from error
+    except ValueError as error:
+        hint = JSON_HINTS.get(path.suffix.lower(), "")
+        raise ConvertError(f"{path}: the {what} is not valid JSON: {error}{hint}") from error
+    if not isinstance(value, dict):
+        raise ConvertError(f"{path}: the {what} must be a JSON object")
+    return value
+
+
+def unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """json's default keeps the last of two equal keys: a tensor would vanish unnoticed."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(repeated, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"duplicate key {repeated[:EXCERPT]!r}")
+    return found
+
+
+def read_rows(path: Path, what: str) -> list[dict]:
+    """The `layers` of a JSON file, each an object with a `layer` name, no name twice."""
+    rows = load_json(path, what).get("layers")
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
+    ):
+        raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
+    if not rows:
+        raise ConvertError(f"{path}: has no layers")
+    counts = Counter(bare(row["layer"]) for row in rows)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
+    return rows
+
+
+def is_figure(value: object) -> bool:
+    """A number that can be compared: no truth value, NaN, infinity or negative."""
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+
+
+def positive(path: Path, row: dict, column: str) -> float:
+    value = row[column]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < FLOAT32_MAX:
+        raise ConvertError(
+            f"{path}: layer {row['layer']}: {column} must be a positive number, "
+            f"not {repr(value)[:EXCERPT]}"
+        )
+    return float(value)
+
+
+# ── nvfp4/read/checkpoint.py: Safetensors headers, indexes and shards ─────────────────────────────
+
+# What hostile files announce must not cost memory or time. Published diffusion models have up to
+# 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep.
+MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+FOREIGN_STARTS = {  # of what was downloaded in place of a model
+    b"version ": "a Git LFS pointer to the model; download the file itself",
+    b"<": "a web page; download the model again",
+}
+GGUF_MAGIC = b"GGUF"
+
+
+def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
+    """`sound`: the first bytes may be a header's length, as 640 begins like a pickle."""
+    if path.suffix.lower() in PICKLE_SUFFIXES or (not sound and start.startswith(PICKLE_MAGIC)):
+        raise ConvertError(
+            f"{path}: is a pickle file, which can run code when opened; "
+            "give a .safetensors version of the model"
+        )
+    if start.startswith(GGUF_MAGIC):
+        raise ConvertError(f"{path}: is a GGUF; give a .safetensors model here")
+    for begin, what in FOREIGN_STARTS.items():
+        if not sound and start.startswith(begin):
+            raise ConvertError(f"{path}: is {what}")
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read; raises ConvertError where it cannot be, as a pipe, which would wait."""
+    try:
+        size_of(path)
+        file = path.open("rb")
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
+    with file:
+        yield file
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    """Open a safetensors file for its header: {name: TensorRef} in file order, and its metadata."""
+    with opened(path) as file:
+        return parse_header(path, file)
+
+
+def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    """Parse and check a safetensors header: {name: TensorRef} in file order, and its metadata.
+
+    The rules are those of the safetensors library: ranges within the file, each of its shape's
+    size, together covering the data exactly. Raises ConvertError.
+    """
+    try:
+        size = size_of(path)
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        sound = len(start) == 8 and 2 <= length <= min(size - 8, MAX_HEADER_BYTES)
+        refuse_other_formats(path, start, sound)
+        if not sound:
+            cut = length <= MAX_HEADER_BYTES and len(start) == 8
+            cut = f", or cut off: its header should have {length:,} bytes" if cut else ""
+            problem = f"not a safetensors file{cut}; it has {size:,} bytes"
+            raise DamagedFileError(f"{path}: {problem}")
+        raw = file.read(length)
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
+    try:
+        header = parse_json(raw.decode(), unique_keys)
+        if not raw.startswith(b"{"):  # a list, or spaces that the library refuses
+            raise ValueError("it does not begin with {")
+    except ValueError as error:
+        raise DamagedFileError(f"{path}: the safetensors header is damaged: {error}") from error
+    metadata = header.pop("__metadata__", {})
+    if len(header) > MAX_TENSORS:
+        raise ConvertError(f"{path}: has {len(header):,} tensors; {MAX_TENSORS:,} are read")
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise DamagedFileError(f"{path}: the safetensors header's __metadata__ must map to strings")
+    refs = [parse_entry(path, 8 + length, name, entry) for name, entry in header.items()]
+    refs.sort(key=lambda ref: (ref.begin, ref.nbytes))
+    check_coverage(path, refs, 8 + length, size)
+    return {ref.name: ref for ref in refs}, metadata
+
+
+def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> TensorRef:
+    """One tensor of a safetensors header, its types and its own arithmetic checked."""
+    if len(name) > MAX_NAME or not name.isprintable():  # a lone surrogate cannot be written, too
+        long = f"{len(name):,} characters" if len(name) > MAX_NAME else "a control character"
+        raise DamagedFileError(
+            f"{path}: tensor {name[:EXCERPT]}: damaged or unknown entry: its name has {long}"
+        )
+    try:
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        if not isinstance(entry["shape"], list):  # "" and {} would pass for a scalar's []
+            raise ValueError("its shape is no list")
+        numbers = (*shape, begin, end)
+        sound = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
+        if not sound or len(shape) > MAX_DIMENSIONS:
+            raise ValueError
+        expected = bits_of(dtype, shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(
+            f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:EXCERPT]}"
+        ) from error
+    if expected != (end - begin) * 8:
+        needed = f"{expected // 8:,} bytes" if expected % 8 == 0 else f"{expected:,} bits"
+        raise DamagedFileError(
+            f"{path}: tensor {name}: {dtype} {list(shape)} needs {needed}, "
+            f"the header gives it {end - begin:,}"
+        )
+    return TensorRef(
+        name=name, dtype=dtype, shape=shape, path=path, begin=data_begin + begin, nbytes=end - begin
+    )
+
+
+def check_coverage(path: Path, refs: list[TensorRef], data_begin: int, size: int) -> None:
+    """The tensors, in file order, must follow each other without gap or overlap to the end."""
+    position = data_begin
+    for ref in refs:
+        if ref.begin != position:
+            what = "overlaps another" if ref.begin < position else "leaves a gap before it"
+            raise DamagedFileError(f"{path}: tensor {ref.name} {what} at byte {ref.begin:,}")
+        position += ref.nbytes
+    if position != size:
+        raise DamagedFileError(
+            f"{path}: the tensors end at byte {position:,}, the file at {size:,}: "
+            + ("it is cut off; download it again" if size < position else "trailing bytes")
+        )
+
+
+def open_model(source: Path) -> Model:
+    """Read the headers of a single file, of an index, or of a directory that holds one of them."""
+    if source.is_dir():
+        found = sorted(source.glob("*.safetensors.index.json")) or sorted(
+            source.glob("*.safetensors")
+        )
+        if len(found) != 1:
+            raise ConvertError(
+                f"{source}: holds {len(found) or 'no'} *.safetensors.index.json or *.safetensors "
+                "files; give one by name"
+            )
+        source = found[0]
+    if source.suffix.lower() == ".json":
+        return open_shards(source)
+    tensors, metadata = read_header(source)
+    return Model(tensors=tensors, metadata=metadata, files=(source,))
+
+
+def read_index(index: Path) -> dict[str, set[str]]:
+    """{shard: the tensors listed in it}, shards sorted; none of them is of another folder."""
+    weight_map = load_json(index, "index").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(shard, str) for shard in weight_map.values()
+    ):
+        raise ConvertError(f"{index}: has no weight_map of tensor names to file names")
+    shards = {shard: set() for shard in sorted(set(weight_map.values()))}
+    if len(shards) > MAX_SHARDS or len(weight_map) > MAX_TENSORS:
+        sizes = f"{len(weight_map):,} tensors in {len(shards):,} shards"
+        raise ConvertError(f"{index}: has {sizes}; {MAX_TENSORS:,} in {MAX_SHARDS:,} are read")
+    for shard in shards:
+        if reason := leads_outside(index, shard):
+            raise ConvertError(f"{index}: shard {shard[:EXCERPT]!r} {reason}")
+    for name, shard in weight_map.items():
+        shards[shard].add(name)
+    return shards
+
+
+def open_shards(index: Path) -> Model:
+    """Every shard's header, checked both ways against the index's weight_map."""
+    shards = read_index(index)
+    headers, problems = {}, []
+    for shard in shards:
+        path = index.parent / shard
+        try:
+            if not exists(path):
+                raise ConvertError(f"{path}: is missing, but {index.name} lists it; download it")
+            headers[shard] = read_header(path)
+        except ConvertError as error:
+            problems += error.problems
+    for shard, (tensors, _) in headers.items():
+        if missing := shards[shard] - tensors.keys():
+            problems.append(f"{index.parent / shard}: the index lists {examples(missing)} in it")
+        if unlisted := tensors.keys() - shards[shard]:
+            problems.append(f"{index}: has no entry for {examples(unlisted)} of {shard}")
+    if problems:
+        raise ConvertError(*problems)
+    merged = {name: ref for tensors, _ in headers.values() for name, ref in tensors.items()}
+    files = (index, *(index.parent / shard for shard in shards))
+    metadata = merge_metadata([metadata for _, metadata in headers.values()])
+    return Model(tensors=merged, metadata=metadata, files=files)
+
+
+def leads_outside(index: Path, shard: str) -> str:
+    """Why a shard's name, or the link of that name, is of a file elsewhere; or "".
+
+    Hugging Face's cache links an index and its shards to one folder: that one is allowed, too.
+    """
+    if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard):
+        return "is not a file name in its own folder"
+    if len(shard) > MAX_FILE_NAME:
+        return f"has a name of {len(shard):,} characters"
+    path = index.parent / shard
+    try:
+        if path.is_symlink():
+            path = path.resolve(strict=True)
+            if path.parent not in (index.parent.resolve(), index.resolve().parent):
+                return f"is a link to {path}, which is not in its own folder; copy it there"
+    except (OSError, RuntimeError):  # missing, in a circle or too long: opening it will say so
+        pass
+    return ""
+
+
+def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
+    """The first shard's word counts, but quantised layers are each shard's own."""
+    merged, layers = {}, {}
+    for metadata in shards:
+        merged = metadata | merged
+        layers |= header_layers(metadata) or {}
+    if layers:
+        merged["_quantization_metadata"] = json.dumps({"layers": layers})
+    return merged
+
+
+def header_layers(metadata: dict[str, str]) -> dict | None:
+    """The layers of `_quantization_metadata`: {} without it, None where it cannot be read."""
+    text = metadata.get("_quantization_metadata", '{"layers": {}}')
+    try:
+        layers = parse_json(text)["layers"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return layers if isinstance(layers, dict) else None
+
+
+def file_bytes(model: Model) -> int:
+    return sum(path.stat().st_size for path in model.files if path.suffix.lower() != ".json")
+
+
+# ── nvfp4/guides/recording.py: What the ComfyUI recorder wrote ────────────────────────────────────
+
+MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16  # of a recording's layer: a file may be a hole
+MAX_CALLS = 1 << 50  # of a bin of a histogram: sums over bins and recordings fit 64 bits
+RECORDING_FORMAT = "nvfp4_recording"
+RECORDING_PARTS = {
+    "tokens": "I64",
+    "absmax": "F32",
+    "block_histogram": "I64",
+    "quantisation": "F64",
+}
+# ... and of its second moments, if there are any, see calib/comfyui_nvfp4_recorder.
+MOMENT_PARTS = {
+    "moment_tokens": "I64",
+    "first_moment": "F64",
+    "rows": "BF16",
+    "second_moment": "BF16",
+    "second_moment_low": "U8",
+    "absmax": "F32",
+}
+STRIP_ROWS = 128
+
+
+def read_recording(path: Path) -> dict[str, Recorded]:
+    """{bare layer: Recorded} from what the ComfyUI node in calib/ wrote.
+
+    Layers that saw NaN or infinities are an error: their figures mean nothing.
+    """
+    with opened(path) as file:
+        return parse_recording(path, file)
+
+
+def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
+    """Check an open recording, and take every layer's figures from it; raises ConvertError."""
+    tensors, metadata = parse_header(path, file)
+    if (metadata.get("format"), metadata.get("version")) != (RECORDING_FORMAT, "1"):
+        raise ConvertError(f"{path}: is no recording (version 1) of the NVFP4 Calibration Recorder")
+    layers = defaultdict(dict)
+    for ref in tensors.values():
+        layer, _, part = ref.name.rpartition(".")
+        layers[layer][part] = ref
+    moments = read_moments(path, file, metadata, layers)
+    found = {}
+    for layer, parts in layers.items():
+        wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
+        if wrong:
+            raise ConvertError(f"{path}: layer {layer}: {', '.join(wrong)} missing or malformed")
+        error, energy = load(parts["quantisation"], file).tolist()
+        amax = float(load(parts["absmax"], file).max())
+        counts = load(parts["block_histogram"], file).numpy()
+        if not all(map(is_figure, (amax, error, energy))):
+            raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
+        if not ((counts >= 0) & (counts < MAX_CALLS)).all():
+            raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
+        found[bare(layer)] = Recorded(
+            amax=amax,
+            channels=math.prod(parts["absmax"].shape),
+            block_histogram=counts,
+            error=error,
+            energy=energy,
+            moments=moments.get(layer),
+        )
+    return found
+
+
+def read_moments(
+    path: Path, file: BinaryIO, metadata: dict[str, str], layers: dict[str, dict[str, TensorRef]]
+) -> dict[str, Moments]:
+    """{layer: where the moments of its input are}, by the recording's own word on which share one.
+
+    Raises ConvertError where that, or a tensor of them, is not as the recorder writes it.
+    """
+    try:
+        shared = json.loads(metadata.get("inputs", "{}")).items()
+    except (ValueError, RecursionError, AttributeError):
+        raise ConvertError(f"{path}: its list of inputs is damaged") from None
+    found = {}
+    for layer, first in shared:
+        parts = layers.get(first, {}) if isinstance(first, str) else {}
+        refs = tuple(parts[part] for part in MOMENT_PARTS if part in parts)
+        channels = parts["absmax"].shape if "absmax" in parts else ()
+        own = layers.get(layer, {})
+        if not (are_moments(refs, channels, own) and are_finite(refs, file)):
+            raise ConvertError(f"{path}: the second moments of layer {layer} are damaged")
+        found[layer] = Moments(recordings=(refs,))
+    return found
+
+
+def are_moments(
+    refs: tuple[TensorRef, ...], channels: tuple[int, ...], layer: dict[str, TensorRef]
+) -> bool:
+    """Whether these are MOMENT_PARTS of a layer, of the shapes that its channels ask for."""
+    if len(refs) < len(MOMENT_PARTS) or len(channels) != 1:
+        return False
+    if "absmax" not in layer or layer["absmax"].shape != channels or math.prod(refs[0].shape) != 1:
+        return False
+    _, first, rows, upper, lower, _ = (ref.shape for ref in refs)
+    packed = (sum(height * width for height, width in strip_shapes(*channels)),)
+    return (
+        [ref.dtype for ref in refs] == [*MOMENT_PARTS.values()]
+        and (first, rows[1:], upper, lower) == (channels, channels, packed, packed)
+        and 0 < rows[0] <= MAX_ROWS
+    )
+
+
+def are_finite(refs: tuple[TensorRef, ...], file: BinaryIO) -> bool:
+    """Whether moments are of any tokens, and their rows, which every use of them needs, finite."""
+    return int(load(refs[0], file)) > 0 and bool(load(refs[2], file).isfinite().all())
+
+
+def strip_shapes(channels: int) -> list[tuple[int, int]]:
+    """The upper half of a second moment [K, K] as it is recorded: rows by STRIP_ROWS."""
+    starts = range(0, channels, STRIP_ROWS)
+    return [(min(STRIP_ROWS, channels - start), channels - start) for start in starts]
+
+
+def load_statistics(moments: Moments, device: torch.device) -> Statistics:
+    """Sum up what the recordings have of an input: mean and second moment of a token, rows."""
+    tokens, first, packed, rows = 0, 0.0, 0.0, []
+    for refs in moments.recordings:
+        count, total, some, *packing, _ = map(load, refs)
+        tokens, first = tokens + int(count), first + total
+        upper, lower = (part.to(device) for part in packing)
+        bits = upper.view(torch.int16).to(torch.int32) << 16
+        packed = packed + bits.bitwise_or_(lower.to(torch.int32) << 8).view(torch.float32)
+        rows.append(some.float())
+    channels = len(first)
+    second, shapes = packed.new_empty(channels, channels), strip_shapes(channels)
+    packed = packed.div_(tokens).split([height * width for height, width in shapes])
+    for strip, (height, width) in zip(packed, shapes, strict=True):
+        begin = channels - width
+        second[begin : begin + height, begin:] = strip.view(height, width)
+        second[begin:, begin : begin + height] = strip.view(height, width).t()
+    mean, rows = (first / tokens).float(), torch.cat(rows)
+    if not (mean.isfinite().all() and second.isfinite().all()):
+        ref = moments.recordings[0][0]
+        raise ConvertError(f"{ref.path}: {ref.name} and what goes with it hold NaN or Inf")
+    return Statistics(
+        mean=mean.to(device),
+        second=second,
+        rows=rows.to(device),
+        independent=count_different(rows, tokens),
+    )
+
+
+def count_different(rows: torch.Tensor, tokens: int) -> float:
+    """How many of all rows differ and are not zero, by how often some [r, K] of them are equal.
+
+    A prompt's text is the same at every step, and padded with zeros.
+    """
+    filled = rows[rows.any(1)]
+    count = len(filled)
+    same = filled.unique(dim=0, return_counts=True)[1].double() if count else torch.zeros(1)
+    pairs = float((same * (same - 1)).sum())
+    return max(
+        min(tokens * count / len(rows), count * (count - 1) / pairs if pairs else math.inf), 1.0
+    )
+
+
+def read_recordings(paths: Iterable[Path]) -> dict[str, Recorded]:
+    """{bare layer: Recorded} of all recordings together."""
+    return add_recordings((path, read_recording(path)) for path in paths)
+
+
+def add_recordings(recordings: Iterable[tuple[Path, dict[str, Recorded]]]) -> dict[str, Recorded]:
+    """{bare layer: Recorded} of what was read from several files together."""
+    found: dict[str, Recorded] = {}
+    for path, layers in recordings:
+        for layer, recorded in layers.items():
+            if layer in found and found[layer].channels != recorded.channels:
+                raise ConvertError(f"{path}: layer {layer} has other columns than in the others")
+            found[layer] = found[layer] + recorded if layer in found else recorded
+    return found
+
+
+def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
+    """Whether a recording's tensor is there, of its dtype, and of its size where that is fixed."""
+    sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
+    ref = parts.get(part)
+    size = math.prod(ref.shape) if ref and len(ref.shape) < 2 else 0
+    return 0 < size <= MAX_CHANNELS and ref.dtype == dtype and size == sizes.get(part, size)
+
+
+def check_recording(recording: dict[str, Recorded], model: Model) -> None:
+    """A recording has to be of this model: of its layers, by their number of columns."""
+    columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
+    known = recording.keys() & columns.keys()
+    wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
+    if wrong or not known:
+        what = f"{examples(wrong)} has other columns" if wrong else "it has none of its layers"
+        raise ConvertError(f"--activation-stats: is of another model than the source: {what}")
 
 
 # ── nvfp4/encode/rounding.py: Rounding a layer to the least error of its output ───────────────────
@@ -4189,25 +4304,16 @@ def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
     return dict(zip(stored_tensors(plan), parts, strict=True))
 
 
-# ── nvfp4/guides/calibration.py: Input scales and sensitivities from files ────────────────────────
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """Input scales of one layer, by what its weight becomes; where they come from."""
-
-    scales: dict[Precision, float]
-    source: str
-
+# ── nvfp4/guides/calibration.py: Input scales from files ──────────────────────────────────────────
 
 def percentile_key(percentile: float) -> str:
     """99.9 -> "p99_9", as calibration summaries name their columns."""
     return f"p{percentile:g}".replace(".", "_")
 
 
-def read_summary(options: Options) -> dict[str, Calibration]:
-    """{bare layer: Calibration} from a calibration summary, at one percentile over calls."""
+def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibration]:
+    """{bare layer: Calibration} from a calibration summary's rows, at one percentile over calls."""
     path = options.input_scale_summary_json
-    rows = read_rows(path, "calibration summary")
     key = percentile_key(options.input_scale_summary_percentile)
     lacking = [row["layer"] for row in rows if f"scale_{key}" not in row]
     if lacking:
@@ -4231,11 +4337,13 @@ def read_summary(options: Options) -> dict[str, Calibration]:
     }
 
 
-def recorded_calibration(options: Options) -> dict[str, Calibration]:
+def recorded_calibration(
+    options: Options, recording: dict[str, Recorded]
+) -> dict[str, Calibration]:
     """{bare layer: Calibration} with headroom over the largest magnitude that was recorded."""
     margin = options.input_scale_headroom
     found = {}
-    for layer, recorded in read_recordings(options.activation_stats).items():
+    for layer, recorded in recording.items():
         if recorded.amax > 0:
             fp8 = recorded.amax * margin / E4M3_MAX
             scales = {Precision.NVFP4: recorded.headroom(margin) / NVFP4_MAX, Precision.FP8: fp8}
@@ -4244,67 +4352,15 @@ def recorded_calibration(options: Options) -> dict[str, Calibration]:
     return found
 
 
-def read_sensitivity(
-    path: Path, wanted: list[str], calibration: dict[str, Calibration]
-) -> dict[str, dict[str, float]]:
-    """{bare layer: {"rel_rmse": ..., "clip_rate": ...}} from a sensitivity JSON, which may lack
-    what is not wanted, a summary with rel_rmse, or a recording.
-
-    A recording's clip rate is the share of blocks that saturate at the layer's input scale.
-    """
-    if path.suffix.lower() == ".safetensors":
-        scales = {
-            bare(layer): row.scales[Precision.NVFP4]
-            for layer, row in calibration.items()
-            if Precision.NVFP4 in row.scales
-        }
-        return {
-            layer: {
-                "rel_rmse": recorded.rel_rmse,
-                "clip_rate": recorded.saturated(scales.get(layer, math.inf)),
-            }
-            for layer, recorded in read_recording(path).items()
-        }
-    figures = {}
-    for row in read_rows(path, "sensitivity file"):
-        found = {figure: row.get(f"{figure}_mean", row.get(figure)) for figure in wanted}
-        if wrong := [figure for figure, value in found.items() if not is_figure(value)]:
-            raise ConvertError(f"{path}: layer {row['layer']}: needs a number as {wrong[0]}_mean")
-        figures[bare(row["layer"])] = found
-    return figures
-
-
-def varying_layers(options: Options) -> set[str]:
-    """Bare layers whose input scale varies over calls, by deviation or coefficient of variation.
-
-    Without a threshold on the deviation, that of nine tenths of the layers is one.
-    """
-    path = options.input_scale_summary_json
-    rows = {bare(row["layer"]): row for row in read_rows(path, "calibration summary")}
-    wrong = [
-        name
-        for name, row in rows.items()
-        if not all(is_figure(row.get(column)) for column in ("scale_std", "scale_mean"))
-    ]
-    if wrong:
-        raise ConvertError(f"{path}: has no scale_std and scale_mean for {examples(wrong)}")
-    limit = options.input_scale_summary_std_threshold
-    if limit is None:
-        limit = sorted(row["scale_std"] for row in rows.values())[int((len(rows) - 1) * 0.9)]
-    return {
-        name
-        for name, row in rows.items()
-        if row["scale_std"] > 0
-        and (
-            row["scale_std"] >= limit
-            or row["scale_std"] >= options.input_scale_summary_cv_threshold * row["scale_mean"]
-        )
-    }
-
-
 def read_reference_scales(path: Path) -> dict[str, Calibration]:
     """{bare layer: Calibration} from the input_scale tensors of a quantised safetensors file."""
-    tensors, _ = read_header(path)
+    with opened(path) as file:
+        return parse_reference_scales(path, file)
+
+
+def parse_reference_scales(path: Path, file: BinaryIO) -> dict[str, Calibration]:
+    """Read the input_scale tensors of an open file; raises ConvertError where one is malformed."""
+    tensors, _ = parse_header(path, file)
     found = {}
     for ref in tensors.values():
         layer = ref.name.removesuffix(".input_scale")
@@ -4315,7 +4371,7 @@ def read_reference_scales(path: Path) -> dict[str, Calibration]:
         if ref.dtype != "F32" or ref.nbytes != 4 or largest is None:
             problem = f"{ref.name} is not one float32 beside an NVFP4 or FP8 weight"
             raise ConvertError(f"{path}: {problem}")
-        row = {"layer": layer, "input_scale": load(ref).item()}
+        row = {"layer": layer, "input_scale": load(ref, file).item()}
         amax = positive(path, row, "input_scale") * largest
         scales = {Precision.NVFP4: amax / NVFP4_MAX, Precision.FP8: amax / E4M3_MAX}
         found[bare(layer)] = Calibration(scales=scales, source=path.name)
@@ -4324,15 +4380,13 @@ def read_reference_scales(path: Path) -> dict[str, Calibration]:
     return found
 
 
-def read_calibration(options: Options, model: Model) -> dict[str, Calibration]:
-    """{layer: Calibration} of the model's linear layers: file, recording, summary, value."""
-    sources = []
-    if options.input_scale_from:
-        sources.append((options.input_scale_from, read_reference_scales(options.input_scale_from)))
-    if options.input_scale_policy == "headroom":
-        sources.append((options.activation_stats[0], recorded_calibration(options)))
-    if options.input_scale_summary_json:
-        sources.append((options.input_scale_summary_json, read_summary(options)))
+def match_calibration(
+    options: Options, model: Model, sources: list[tuple[Path, dict[str, Calibration]]]
+) -> dict[str, Calibration]:
+    """{layer: Calibration} of the model's linear layers, those of the first source before others.
+
+    --input-scale-value goes last. Raises ConvertError for a source that has none of the layers.
+    """
     layers = {bare(ref.layer): ref.layer for ref in model.linear_weights}
     found = {}
     if options.input_scale_value is not None:
@@ -4350,17 +4404,67 @@ def read_calibration(options: Options, model: Model) -> dict[str, Calibration]:
     return found
 
 
+# ── nvfp4/guides/family.py: The family a source goes by ───────────────────────────────────────────
+
+# What a model of no family is taken to have transformer blocks by: numbers, and share of weights.
+LEAST_REPEATS, LEAST_REPEATED_SHARE = 4, 0.05
+
+
+def repeated_blocks(model: Model) -> Family:
+    """A family for a model that has none: blocks are what is numbered, has layers, and repeats."""
+    members, sizes = defaultdict(set), Counter()
+    for ref in model.linear_weights:
+        if found := re.match(r"([^\d]+)\.(\d{1,9})\..*\.weight", bare(ref.name), re.DOTALL):
+            members[found[1]].add(int(found[2]))
+            sizes[found[1]] += ref.nbytes
+    least = LEAST_REPEATED_SHARE * sum(ref.nbytes for ref in model.linear_weights)
+    found = [
+        name
+        for name, numbers in members.items()
+        if len(numbers) >= LEAST_REPEATS and sizes[name] >= least
+    ]
+    if not found:
+        raise ConvertError(
+            "--preset smart: the source has no repeated blocks, as blocks.0, blocks.1 ...; "
+            "--preset all quantises every linear layer, or name some with --include"
+        )
+    return Family(
+        title="unknown", keys=(), blocks=tuple((name,) for name in found), keeps=ONE_STEP_HIGHER
+    )
+
+
+def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
+    """The row of FAMILIES to go by, or one made for the source, and a note on why."""
+    name, variant = recognise(model)
+    preset = options.preset
+    known = FAMILIES.get(name, ANY_FAMILY)
+    if not options.has_family:
+        return known, []
+    if preset == "smart":
+        family = repeated_blocks(model)
+        where = ", ".join(f"{name}.N" for name in itertools.chain(*family.blocks))
+        return family, [f"--preset smart: the repeated blocks are {where}"]
+    if preset == "auto" and name:
+        of_kind = f" ({variant})" if variant else ""
+        return known, [f"recognised as {known.title}{of_kind}: --preset {name}"]
+    if preset == "auto" and (options.include or options.layer_config):
+        return known, ["no family recognised: only what options name is quantised"]
+    if preset == "auto":
+        raise ConvertError(
+            f"{options.source}: is of no family that --list-presets has; give --gguf, "
+            "--preset smart, --preset all, or --include REGEX"
+        )
+    if name != preset:
+        is_known = f"is recognised as {known.title}" if name else "is of no known family"
+        raise ConvertError(
+            f"--preset {preset}: {options.source} {is_known}; give --preset {name or 'smart'}"
+        )
+    return known, []
+
+
 # ── nvfp4/guides/gguf.py: A GGUF's types, matched to the model ────────────────────────────────────
 
 MAX_GGUF_PARTS = 50_000  # tensors, entries, values in lists: its reader takes 1 kB for each
-# Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
-GGUF_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I16": 16, "I32": 32, "I64": 64,
-    "Q1_0": 1, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q8_1": 8,
-    "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "Q8_K": 8,
-    "IQ1_S": 1, "IQ1_M": 1, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 2, "IQ3_XXS": 3, "IQ3_S": 3,
-    "IQ4_NL": 4, "IQ4_XS": 4, "TQ1_0": 1, "TQ2_0": 2, "MXFP4": 4, "NVFP4": 4,
-}  # fmt: skip
 GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of a type
 GGUF_UINT32, GGUF_STRING, GGUF_LIST = 4, 8, 9
 
@@ -4370,8 +4474,10 @@ def open_gguf(path: Path) -> Model:
     import gguf  # takes a third of a second that `--help` need not
 
     try:
-        GGUFWalk(path)
-        reader = gguf.GGUFReader(path)
+        size = size_of(path)  # refuses a pipe, which opening would wait for
+        with path.open("rb") as file:
+            GGUFWalk(path, file, size)
+            reader = gguf.GGUFReader(file)  # numpy's memmap, to which it goes, takes either
         refs = {tensor.name: gguf_tensor(path, tensor, reader) for tensor in reader.tensors}
         metadata = {
             name: bytes(entry.parts[entry.data[0]]).decode("utf-8", "replace")
@@ -4399,23 +4505,22 @@ class GGUFWalk:
     older versions take a key's first value of two, and any alignment.
     """
 
-    def __init__(self, path: Path):
-        self.size, self.parts = size_of(path), 0
-        with path.open("rb") as self.file:
-            if self.file.read(4) != GGUF_MAGIC:
-                raise ConvertError(f"{path}: is not a GGUF file")
-            self.order = "big" if self.file.read(4)[:2] == bytes(2) else "little"
-            tensors, entries = self.number(8), self.number(8)
-            self.announce(tensors + entries)
-            seen = set()
-            for _ in range(entries):
-                key = self.entry()
-                digest = hashlib.blake2b(key, digest_size=16).digest()  # keys may be long
-                if digest in seen:
-                    raise ValueError(f"it has the key {key.decode()!r} more than once")
-                seen.add(digest)
-            for _ in range(tensors):
-                self.skip_tensor()
+    def __init__(self, path: Path, file: BinaryIO, size: int):
+        self.file, self.size, self.parts = file, size, 0
+        if file.read(4) != GGUF_MAGIC:
+            raise ConvertError(f"{path}: is not a GGUF file")
+        self.order = "big" if file.read(4)[:2] == bytes(2) else "little"
+        tensors, entries = self.number(8), self.number(8)
+        self.announce(tensors + entries)
+        seen = set()
+        for _ in range(entries):
+            key = self.entry()
+            digest = hashlib.blake2b(key, digest_size=16).digest()  # keys may be long
+            if digest in seen:
+                raise ValueError(f"it has the key {key.decode()!r} more than once")
+            seen.add(digest)
+        for _ in range(tensors):
+            self.skip_tensor()
 
     def announce(self, count: int) -> None:
         self.parts += count
@@ -4527,7 +4632,7 @@ def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
     return {name: stored[other].dtype for name, other in matched.items()}, notes
 
 
-# ── nvfp4/plan/layer_config.py: Plans as files: layer configs, read and written, and layer lists ──
+# ── nvfp4/guides/layer_config.py: Layer configs and layer lists ───────────────────────────────────
 
 # --layer-config: what is in an entry, and its formats as precision and dtype.
 SETTING_KEYS = {
@@ -4544,17 +4649,6 @@ SETTING_FORMATS = {
 }
 
 
-class Setting(NamedTuple):
-    """What --layer-config says of the tensors that one of its keys names."""
-
-    key: str
-    precision: Precision
-    dtype: str
-    full_precision: bool
-    input_scale: float | None
-    names: frozenset[str]
-
-
 def read_layer_list(path: Path) -> tuple[str, ...]:
     """Layer names, one a line; text after # and blank lines are left out."""
     try:
@@ -4566,6 +4660,19 @@ def read_layer_list(path: Path) -> tuple[str, ...]:
         raise ConvertError(f"{path}: the layer list {what}: {error}") from error
     names = (line.partition("#")[0].strip().removesuffix(".weight") for line in lines)
     return tuple(dict.fromkeys(name for name in names if name))
+
+
+def match_layer_list(path: Path, model: Model) -> LayerList:
+    """The linear weights of the source that a list names; raises ConvertError for none of them."""
+    layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
+    listed = {bare(name) for name in read_layer_list(path)}
+    weights = frozenset(layers[name] for name in listed & layers.keys())
+    if not weights:
+        raise ConvertError(
+            f"{path}: names no layer of the source; it lists {examples(listed)}; "
+            f"the source has {examples(layers)}"
+        )
+    return LayerList(weights=weights, unknown=frozenset(listed - layers.keys()))
 
 
 def read_layer_config(path: Path, model: Model) -> list[Setting]:
@@ -4637,79 +4744,183 @@ def as_setting(key: str, value: object) -> Setting:
     return Setting(key, precision, dtype, flag, scale, frozenset())
 
 
-def layer_config(plans: Iterable[TensorPlan]) -> str:
-    """The plan as --layer-config reads it, one line for each tensor."""
-    formats = {setting: name for name, setting in SETTING_FORMATS.items()}
-    entries = {}
-    for plan in plans:
-        dtype = plan.dtype if plan.precision in (Precision.HALF, Precision.FP32) else ""
-        entry = {"format": formats.get((plan.precision, dtype), "float32")}
-        if plan.full_precision:
-            entry["full_precision_matrix_mult"] = True
-        if plan.input_scale is not None:
-            entry["input_scale"] = plan.input_scale
-        entries[config_key(plan.ref)] = entry
-    lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
-    return "{\n " + ",\n ".join(lines) + "\n}\n"
+# ── nvfp4/guides/sensitivity.py: Measured figures of layers, and what they ask for ────────────────
+
+# Thresholds on measured figures: option, its figure, the option that says what happens above it.
+MEASURED_THRESHOLDS = (
+    ("sensitivity_threshold", "rel_rmse", "sensitivity_action"),
+    ("clip_rate_threshold", "clip_rate", "clip_rate_action"),
+)
 
 
-# ── nvfp4/plan/presets.py: The family a model goes by, its edge blocks and rows ───────────────────
+def recorded_sensitivity(
+    recording: dict[str, Recorded], calibration: dict[str, Calibration]
+) -> dict[str, dict[str, float]]:
+    """{bare layer: {"rel_rmse": ..., "clip_rate": ...}} from a recording.
 
-# What a model of no family is taken to have transformer blocks by: numbers, and share of weights.
-LEAST_REPEATS, LEAST_REPEATED_SHARE = 4, 0.05
+    Its clip rate is the share of blocks that saturate at the layer's input scale.
+    """
+    scales = {
+        bare(layer): row.scales[Precision.NVFP4]
+        for layer, row in calibration.items()
+        if Precision.NVFP4 in row.scales
+    }
+    return {
+        layer: {
+            "rel_rmse": recorded.rel_rmse,
+            "clip_rate": recorded.saturated(scales.get(layer, math.inf)),
+        }
+        for layer, recorded in recording.items()
+    }
 
 
-def repeated_blocks(model: Model) -> Family:
-    """A family for a model that has none: blocks are what is numbered, has layers, and repeats."""
-    members, sizes = defaultdict(set), Counter()
-    for ref in model.linear_weights:
-        if found := re.match(r"([^\d]+)\.(\d{1,9})\..*\.weight", bare(ref.name), re.DOTALL):
-            members[found[1]].add(int(found[2]))
-            sizes[found[1]] += ref.nbytes
-    least = LEAST_REPEATED_SHARE * sum(ref.nbytes for ref in model.linear_weights)
-    found = [
+def listed_sensitivity(options: Options, rows: list[dict]) -> dict[str, dict[str, float]]:
+    """{bare layer: {figure: ...}} of the rows of a sensitivity JSON, or of a summary that has them.
+
+    Only figures that have a threshold need be there.
+    """
+    path, figures = options.sensitivity_json, {}
+    wanted = [row[1] for row in MEASURED_THRESHOLDS if getattr(options, row[0]) is not None]
+    for row in rows:
+        found = {figure: row.get(f"{figure}_mean", row.get(figure)) for figure in wanted}
+        if wrong := [figure for figure, value in found.items() if not is_figure(value)]:
+            raise ConvertError(f"{path}: layer {row['layer']}: needs a number as {wrong[0]}_mean")
+        figures[bare(row["layer"])] = found
+    return figures
+
+
+def varying_layers(options: Options, summary: list[dict]) -> set[str]:
+    """Bare layers whose input scale varies over calls, by deviation or coefficient of variation.
+
+    Without a threshold on the deviation, that of nine tenths of the layers is one.
+    """
+    path = options.input_scale_summary_json
+    rows = {bare(row["layer"]): row for row in summary}
+    wrong = [
         name
-        for name, numbers in members.items()
-        if len(numbers) >= LEAST_REPEATS and sizes[name] >= least
+        for name, row in rows.items()
+        if not all(is_figure(row.get(column)) for column in ("scale_std", "scale_mean"))
     ]
-    if not found:
-        raise ConvertError(
-            "--preset smart: the source has no repeated blocks, as blocks.0, blocks.1 ...; "
-            "--preset all quantises every linear layer, or name some with --include"
+    if wrong:
+        raise ConvertError(f"{path}: has no scale_std and scale_mean for {examples(wrong)}")
+    limit = options.input_scale_summary_std_threshold
+    if limit is None:
+        limit = sorted(row["scale_std"] for row in rows.values())[int((len(rows) - 1) * 0.9)]
+    return {
+        name
+        for name, row in rows.items()
+        if row["scale_std"] > 0
+        and (
+            row["scale_std"] >= limit
+            or row["scale_std"] >= options.input_scale_summary_cv_threshold * row["scale_mean"]
         )
-    return Family(
-        title="unknown", keys=(), blocks=tuple((name,) for name in found), keeps=ONE_STEP_HIGHER
+    }
+
+
+def measured_layers(
+    options: Options, model: Model, figures: dict[str, dict[str, float]], summary: list[dict]
+) -> tuple[Measured, ...]:
+    """What --sensitivity-json's figures, {bare layer: {figure: ...}}, and a summary's rows ask for.
+
+    Without these files they are empty, and nothing is asked for on their account. Raises
+    ConvertError where the figures are of another model.
+    """
+    asked, path = [], options.sensitivity_json
+    for option, figure, action in MEASURED_THRESHOLDS:
+        limit = getattr(options, option)
+        if path is not None and limit is not None:
+            above = {layer for layer, row in figures.items() if row[figure] > limit}
+            asked.append((getattr(options, action), f"{figure} > {limit:g}", above))
+    known = {bare(ref.layer) for ref in model.linear_weights}
+    if path is not None and not figures.keys() & known:
+        raise ConvertError(f"{path}: is of another model: it has {examples(figures)}")
+    if options.input_scale_summary_fp16_std:
+        varying = varying_layers(options, summary)
+        asked.append(("fp16", "input scale varies from call to call", varying))
+    return tuple(
+        Measured(
+            is_half=action == "fp16",
+            reason=reason,
+            weights=frozenset(
+                ref.name for ref in model.linear_weights if bare(ref.layer) in layers
+            ),
+        )
+        for action, reason, layers in asked
     )
 
 
-def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
-    """The row of FAMILIES to go by, or one made for the source, and a note on why."""
-    name, variant = recognise(model)
-    preset = options.preset
-    known = FAMILIES.get(name, ANY_FAMILY)
-    if not options.has_family:
-        return known, []
-    if preset == "smart":
-        family = repeated_blocks(model)
-        where = ", ".join(f"{name}.N" for name in itertools.chain(*family.blocks))
-        return family, [f"--preset smart: the repeated blocks are {where}"]
-    if preset == "auto" and name:
-        of_kind = f" ({variant})" if variant else ""
-        return known, [f"recognised as {known.title}{of_kind}: --preset {name}"]
-    if preset == "auto" and (options.include or options.layer_config):
-        return known, ["no family recognised: only what options name is quantised"]
-    if preset == "auto":
-        raise ConvertError(
-            f"{options.source}: is of no family that --list-presets has; give --gguf, "
-            "--preset smart, --preset all, or --include REGEX"
-        )
-    if name != preset:
-        is_known = f"is recognised as {known.title}" if name else "is of no known family"
-        raise ConvertError(
-            f"--preset {preset}: {options.source} {is_known}; give --preset {name or 'smart'}"
-        )
-    return known, []
+# ── nvfp4/guides/read.py: All guides of a conversion, each file read once ─────────────────────────
 
+def read_guides(options: Options, model: Model) -> Guides:
+    """Read what options name beside the source, and match it to the source's layers.
+
+    Every file is read once, also where two options name the same one. Raises ConvertError for a
+    file that cannot be read, is damaged, or is of another model.
+    """
+    family, notes = find_family(options, model)
+    kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
+    settings = read_layer_config(options.layer_config, model) if options.layer_config else []
+    reference = read_reference_scales(options.input_scale_from) if options.input_scale_from else {}
+    recordings = {path: read_recording(path) for path in dict.fromkeys(options.activation_stats)}
+    recording = add_recordings((path, recordings[path]) for path in options.activation_stats)
+    path = options.input_scale_summary_json
+    summary = read_rows(path, "calibration summary") if path else []
+    listed = options.full_precision_mm_layers
+    guides = Guides(
+        family=family,
+        kinds=kinds,
+        settings=tuple(settings),
+        calibration=read_calibration(options, model, reference, recording, summary),
+        recording=recording,
+        listed=match_layer_list(listed, model) if listed else None,
+        notes=(*notes, *lacking),
+    )
+    figures = read_sensitivity(options, recordings, summary, guides.scales)
+    measured = measured_layers(options, model, figures, summary)
+    if options.activation_stats:
+        check_recording(recording, model)
+    return dataclasses.replace(guides, measured=measured)
+
+
+def read_calibration(
+    options: Options,
+    model: Model,
+    reference: dict[str, Calibration],
+    recording: dict[str, Recorded],
+    summary: list[dict],
+) -> dict[str, Calibration]:
+    """{layer: Calibration}: those of another file, of the recordings, of the summary's rows."""
+    sources = []
+    if options.input_scale_from:
+        sources.append((options.input_scale_from, reference))
+    if options.input_scale_policy == "headroom":
+        sources.append((options.activation_stats[0], recorded_calibration(options, recording)))
+    if options.input_scale_summary_json:
+        rows = summary_calibration(options, summary)
+        sources.append((options.input_scale_summary_json, rows))
+    return match_calibration(options, model, sources)
+
+
+def read_sensitivity(
+    options: Options,
+    recordings: dict[Path, dict[str, Recorded]],
+    summary: list[dict],
+    scales: dict[str, Calibration],
+) -> dict[str, dict[str, float]]:
+    """{bare layer: {figure: ...}} of --sensitivity-json, which may be another guide, too."""
+    path = options.sensitivity_json
+    if path is None:
+        return {}
+    if path.suffix.lower() == ".safetensors":
+        read_already = path in recordings
+        recording = recordings[path] if read_already else read_recording(path)
+        return recorded_sensitivity(recording, scales)
+    is_summary = path == options.input_scale_summary_json
+    rows = summary if is_summary else read_rows(path, "sensitivity file")
+    return listed_sensitivity(options, rows)
+
+
+# ── nvfp4/plan/presets.py: What a family makes of a model: its edge blocks and rows ───────────────
 
 def edge_count(options: Options, family: Family) -> int:
     """How many transformer blocks stay 16-bit at each end."""
@@ -4842,11 +5053,7 @@ def option_rules(options: Options, model: Model) -> list[Rule]:
 
 
 def choice_rules(
-    options: Options,
-    model: Model,
-    family: Family,
-    kinds: dict[str, str] | None,
-    settings: list[Rule],
+    options: Options, model: Model, guides: Guides, chosen: dict[str, Precision]
 ) -> list[Rule]:
     """What decides a tensor's precision, in order: the first row that names it wins."""
     prefix = diffusion_prefix(model.tensors)
@@ -4854,18 +5061,18 @@ def choice_rules(
     rules = [
         *untouched_rules(model),
         *option_rules(options, model),
-        *settings,
+        *setting_rules(guides.settings, chosen),
         Rule(names=beside, precision=Precision.KEPT, reason="not of the diffusion model"),
     ]
-    rules += edge_block_rules(model, family, edge_count(options, family))
-    if kinds is not None:
+    rules += edge_block_rules(model, guides.family, edge_count(options, guides.family))
+    if guides.kinds is not None:
         lacking = Rule(
-            names=frozenset(model.tensors.keys() - kinds.keys()),
+            names=frozenset(model.tensors.keys() - guides.kinds.keys()),
             precision=Precision.HALF,
             reason="not in the GGUF",
         )
-        return [*rules, *gguf_rules(kinds, options), lacking]
-    rules += preset_rules(options, model, family)
+        return [*rules, *gguf_rules(guides.kinds, options), lacking]
+    rules += preset_rules(options, model, guides.family)
     small = frozenset(
         ref.name
         for ref in model.tensors.values()
@@ -4935,7 +5142,7 @@ def refuse_for_kept(options: Options, model: Model) -> None:
             )
 
 
-def setting_rules(settings: list[Setting], chosen: dict[str, Precision]) -> list[Rule]:
+def setting_rules(settings: Iterable[Setting], chosen: dict[str, Precision]) -> list[Rule]:
     """What --layer-config says and --target-size chose, as rules."""
     rules = [
         Rule(
@@ -4955,15 +5162,10 @@ def setting_rules(settings: list[Setting], chosen: dict[str, Precision]) -> list
 # ── nvfp4/plan/inputs.py: How a layer takes its input: input scale, full-precision matmul, statisti
 
 MANY_SATURATED = 0.001  # share of a layer's blocks that is worth a note
-# Thresholds on measured figures: option, its figure, the option that says what happens above it.
-MEASURED_THRESHOLDS = (
-    ("sensitivity_threshold", "rel_rmse", "sensitivity_action"),
-    ("clip_rate_threshold", "clip_rate", "clip_rate_action"),
-)
 
 
 def full_precision_marks(
-    options: Options, model: Model, settings: list[Setting]
+    options: Options, model: Model, guides: Guides
 ) -> tuple[dict[str, frozenset[str]], list[str]]:
     """{option or list: weights it marks for full-precision matmul}, and notes."""
     wanted = {
@@ -4975,60 +5177,26 @@ def full_precision_marks(
     marks = {option: select(model, pattern, option) for option, pattern in wanted.items()}
     marks |= {
         "--layer-config": frozenset(
-            name for setting in settings if setting.full_precision for name in setting.names
+            name for setting in guides.settings if setting.full_precision for name in setting.names
         )
     }
-    path = options.full_precision_mm_layers
-    if path is None:
+    if guides.listed is None:
         return marks, []
-    layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
-    listed = {bare(name) for name in read_layer_list(path)}
-    marks[path.name] = frozenset(layers[name] for name in listed & layers.keys())
-    if not marks[path.name]:
-        raise ConvertError(
-            f"{path}: names no layer of the source; it lists {examples(listed)}; "
-            f"the source has {examples(layers)}"
-        )
-    unknown = listed - layers.keys()
-    note = f"{path.name}: {len(unknown)} names match nothing: {examples(unknown)}"
+    name, unknown = options.full_precision_mm_layers.name, guides.listed.unknown
+    marks[name] = guides.listed.weights
+    note = f"{name}: {len(unknown)} names match nothing: {examples(unknown)}"
     return marks, [note] if unknown else []
 
 
-def preset_marks(
-    options: Options, model: Model, family: Family, settings: list[Setting]
-) -> dict[str, frozenset[str]]:
+def preset_marks(options: Options, model: Model, guides: Guides) -> dict[str, frozenset[str]]:
     """NVFP4 layers that a preset marks for full-precision matmul, if no --layer-config has them."""
+    family = guides.family
     if not options.has_family or not family.full_precision:
         return {}
     pattern = re.compile(family.full_precision)
     names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
-    configured = frozenset().union(*(setting.names for setting in settings))
+    configured = frozenset().union(*(setting.names for setting in guides.settings))
     return {preset_reason(options, family): frozenset(names - configured)}
-
-
-def measured_layers(
-    options: Options, model: Model, calibration: dict[str, Calibration]
-) -> Iterator[tuple[str, str, frozenset[str]]]:
-    """What measured figures ask for: action ("fp16" or "full_precision_mm"), reason, weights."""
-    asked = []
-    path = options.sensitivity_json
-    if path is not None:
-        limits = [
-            (figure, getattr(options, option), getattr(options, action))
-            for option, figure, action in MEASURED_THRESHOLDS
-            if getattr(options, option) is not None
-        ]
-        figures = read_sensitivity(path, [figure for figure, *_ in limits], calibration)
-        for figure, limit, action in limits:
-            above = {layer for layer, row in figures.items() if row[figure] > limit}
-            asked.append((action, f"{figure} > {limit:g}", above))
-        if not figures.keys() & {bare(ref.layer) for ref in model.linear_weights}:
-            raise ConvertError(f"{path}: is of another model: it has {examples(figures)}")
-    if options.input_scale_summary_fp16_std:
-        asked.append(("fp16", "input scale varies from call to call", varying_layers(options)))
-    for action, reason, layers in asked:
-        names = (ref.name for ref in model.linear_weights if bare(ref.layer) in layers)
-        yield action, reason, frozenset(names)
 
 
 def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
@@ -5069,35 +5237,19 @@ def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
     return shared, [note] if 0 < needing < len(layers) else []
 
 
-def configured_scales(settings: list[Setting]) -> dict[str, Calibration]:
-    """{layer: Calibration} of a --layer-config."""
-    return {
-        name.removesuffix(".weight"): Calibration(
-            scales={setting.precision: setting.input_scale}, source="--layer-config"
-        )
-        for setting in settings
-        for name in setting.names
-        if setting.input_scale is not None
-    }
-
-
 def attach_recording(
-    options: Options, model: Model, plans: list[TensorPlan]
+    options: Options, plans: list[TensorPlan], recording: dict[str, Recorded]
 ) -> tuple[list[TensorPlan], list[str]]:
     """The plans with what --activation-stats tells of their layers' inputs, and notes."""
-    recording = read_recordings(options.activation_stats)
-    plans, clipped = count_saturated(options, model, plans, recording)
+    plans, clipped = count_saturated(plans, recording)
     plans, aware = attach_moments(options, plans, recording)
     return plans, [*clipped, *aware]
 
 
 def count_saturated(
-    options: Options, model: Model, plans: list[TensorPlan], recording: dict[str, Recorded]
+    plans: list[TensorPlan], recording: dict[str, Recorded]
 ) -> tuple[list[TensorPlan], list[str]]:
     """The plans with the share of recorded blocks that clip at their scales, and notes."""
-    if not options.activation_stats:
-        return plans, []
-    check_recording(recording, model)
     counted = []
     for plan in plans:
         recorded = recording.get(bare(plan.ref.layer))
@@ -5150,45 +5302,43 @@ MOST_NVFP4 = 0.9  # of an image model's linear weights
 
 
 def make_plans(
-    options: Options, model: Model, chosen: dict[str, Precision] | None = None
+    options: Options, model: Model, guides: Guides, chosen: dict[str, Precision] | None = None
 ) -> tuple[list[TensorPlan], list[str]]:
-    """Every tensor's plan in source order, and the notes that the report should carry.
+    """Plan every tensor of a model, in source order, and note what the report should carry.
 
-    `chosen`: precisions that --target-size settled on.
+    No file is opened: the same arguments give the same plans. `chosen`: precisions that
+    --target-size settled on. Raises ConvertError where options name what the model lacks, where a
+    layer's input scale is none, and where nothing would be quantised.
     """
     refuse_for_kept(options, model)
-    family, notes = find_family(options, model)
-    kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
-    settings = read_layer_config(options.layer_config, model) if options.layer_config else []
-    given = setting_rules(settings, chosen or {})
-    choices = choice_rules(options, model, family, kinds, given)
+    choices = choice_rules(options, model, guides, chosen or {})
     floors = floor_rules(options, model)
-    calibration = read_calibration(options, model) | configured_scales(settings)
-    marks, unknown = full_precision_marks(options, model, settings)
-    sensitive = preset_marks(options, model, family, settings)
-    for action, reason, names in measured_layers(options, model, calibration):
-        if action == "fp16":
-            floors.append(Rule(names=names, precision=Precision.HALF, reason=reason))
+    marks, unknown = full_precision_marks(options, model, guides)
+    sensitive = preset_marks(options, model, guides)
+    for measured in guides.measured:
+        if measured.is_half:
+            rule = Rule(names=measured.weights, precision=Precision.HALF, reason=measured.reason)
+            floors.append(rule)
         else:
-            sensitive[reason] = names
+            sensitive[measured.reason] = measured.weights
     # in NVFP4 alone: FP8 layers were not measured, and no preset means them
     marks = {Precision.NVFP4: marks | sensitive, Precision.FP8: marks}
     if options.fp8_full_precision_mm:
         marks[Precision.FP8] = {"--fp8-full-precision-mm": model.tensors}
-    plans = []
+    plans, scales = [], guides.scales
     for ref in model.tensors.values():
         rule = decide(ref.name, choices, floors)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
         if plan.is_quantised:
             asked = (why for why, names in marks[plan.precision].items() if ref.name in names)
             marked = dataclasses.replace(plan, full_precision=next(asked, ""))
-            plan = attach_scale(marked, calibration.get(ref.layer))
+            plan = attach_scale(marked, scales.get(ref.layer))
         plans.append(plan)
-    refuse_unquantised(options, plans, kinds or {})
-    plans, recorded = attach_recording(options, model, plans)
-    calibrated = len(calibration) > len(configured_scales(settings))
-    notes += [*lacking, *recorded, *unknown, *scale_notes(plans, calibrated)]
-    notes += plan_notes(plans, family)
+    refuse_unquantised(options, plans, guides.kinds or {})
+    plans, recorded = attach_recording(options, plans, guides.recording)
+    calibrated = not guides.calibration.keys() <= guides.configured.keys()
+    notes = [*guides.notes, *recorded, *unknown, *scale_notes(plans, calibrated)]
+    notes += plan_notes(plans, guides.family)
     if options.recipe == LEGACY_RECIPE:
         plans, more = share_marker(plans)
         notes += more
@@ -5530,15 +5680,16 @@ def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float
 
 
 def plan_for_size(
-    options: Options, model: Model, ranks: Ranks
+    options: Options, model: Model, guides: Guides, ranks: Ranks
 ) -> tuple[list[TensorPlan], list[str], tuple[SizePoint, ...]]:
     """Plans of --target-size: from those of the GGUF or preset, raised or lowered by error."""
     target = options.target(model)
-    start = {plan.ref.name: plan for plan in make_plans(options, model)[0]}
+    planner = functools.partial(make_plans, options, model, guides)
+    start = {plan.ref.name: plan for plan in planner()[0]}
     target -= reserved(options, start.values())
     widened = wide_halves(options, start.values())
     size = make_job(options, model, [*start.values()], widened).nbytes
-    candidates = list_candidates(options, model, start, widened, lower=size > target)
+    candidates = list_candidates(options, planner, start, widened, lower=size > target)
     fixed = size - sum(stored_bytes(start[name]) for name in candidates)
     refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
     layers = measure_alternatives(options, candidates, ranks)
@@ -5548,7 +5699,7 @@ def plan_for_size(
     for _ in range(SIZE_TRIALS):
         chosen = choose_for_size(layers, target - fixed)
         precisions = {name: row.precision for name, row in chosen.items()}
-        plans, notes = make_plans(options, model, precisions)
+        plans, notes = planner(chosen=precisions)
         size = make_job(options, model, plans, widened).nbytes
         left = size - sum(row.nbytes for row in chosen.values())
         if size <= target and left == fixed:
@@ -5584,15 +5735,18 @@ def refuse_too_small(target: int, least: int) -> None:
 
 def list_candidates(
     options: Options,
-    model: Model,
+    planner: Callable,
     start: dict[str, TensorPlan],
     widened: frozenset[str] = frozenset(),
     *,
     lower: bool,
 ) -> dict[str, list[TensorPlan]]:
-    """What each open layer could be besides what it is: all lower precisions, or all higher."""
+    """What each open layer could be besides what it is: all lower precisions, or all higher.
+
+    `planner` makes plans and notes for {layer: precision}.
+    """
     names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
-    ways = [make_plans(options, model, dict.fromkeys(names, kind))[0] for kind in QUANTISED]
+    ways = [planner(chosen=dict.fromkeys(names, kind))[0] for kind in QUANTISED]
     by_name = [{plan.ref.name: plan for plan in plans} for plans in ways]
     candidates = {}
     for name in names:
@@ -7190,10 +7344,11 @@ def convert(options: Options) -> Report:
         model, merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
         pick_device(options.device)
         refuse_text_targets(options, model)
+        guides = read_guides(options, model)
         if options.target(model):
-            plans, notes, sizes = plan_for_size(options, model, ranks)
+            plans, notes, sizes = plan_for_size(options, model, guides, ranks)
         else:
-            (plans, notes), sizes = make_plans(options, model), ()
+            (plans, notes), sizes = make_plans(options, model, guides), ()
         plans, shared, curve = share_w4a4(options, plans)
         plans, smoothing = smooth(options, plans)
         notes += [*adoption, *merged, *shared, *smoothing]
@@ -7251,6 +7406,24 @@ def write(job: Job, ranks: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
                 return job, *write_model(job, journal, ranks)
             except Float16OverflowError:  # rare: look at all candidates once
                 journal.widened = float16_overflows(plans, options)
+
+
+# ── nvfp4/report/layer_config.py: The plan as a file that --layer-config reads ────────────────────
+
+def layer_config(plans: Iterable[TensorPlan]) -> str:
+    """The plan as --layer-config reads it, one line for each tensor."""
+    formats = {setting: name for name, setting in SETTING_FORMATS.items()}
+    entries = {}
+    for plan in plans:
+        dtype = plan.dtype if plan.precision in (Precision.HALF, Precision.FP32) else ""
+        entry = {"format": formats.get((plan.precision, dtype), "float32")}
+        if plan.full_precision:
+            entry["full_precision_matrix_mult"] = True
+        if plan.input_scale is not None:
+            entry["input_scale"] = plan.input_scale
+        entries[config_key(plan.ref)] = entry
+    lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
 # ── nvfp4/report/page_style.py: Its style sheet ───────────────────────────────────────────────────

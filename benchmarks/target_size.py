@@ -9,6 +9,7 @@ way: total squared error (relative to each layer, summed) of three choices, over
 """
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
@@ -23,8 +24,9 @@ def measure(source: str, *options: str) -> Layers:
     """{weight: what it is as NVFP4, FP8 and 16-bit} of the layers that are open."""
     asked = c.parse_options([source, "o.safetensors", "--edge-blocks", "0", *options])
     model, _ = c.open_source(asked.source)
-    start = {plan.ref.name: plan for plan in c.make_plans(asked, model)[0]}
-    candidates = c.list_candidates(asked, model, start, lower=False)
+    planner = functools.partial(c.make_plans, asked, model, c.read_guides(asked, model))
+    start = {plan.ref.name: plan for plan in planner()[0]}
+    candidates = c.list_candidates(asked, planner, start, lower=False)
     candidates = {name: rows for name, rows in candidates.items() if len(rows) == 3}
     return c.measure_alternatives(asked, candidates, c.Ranks())
 

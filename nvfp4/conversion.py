@@ -12,6 +12,7 @@ from nvfp4.encode.layer import quantise
 from nvfp4.encode.pieces import cast, float16_overflows, pieces_of, progress, read_ahead, share_of
 from nvfp4.errors import ConvertError, Float16OverflowError, examples, printable
 from nvfp4.formats import DTYPE_OPTIONS
+from nvfp4.guides.read import read_guides
 from nvfp4.layout import Job, make_job, marker_of, stored_tensors
 from nvfp4.numeric.damage import ROUNDED_WRONG_FROM, Damage
 from nvfp4.numeric.dtypes import TORCH_DTYPES
@@ -112,10 +113,11 @@ def convert(options: Options) -> Report:
         model, merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
         pick_device(options.device)
         refuse_text_targets(options, model)
+        guides = read_guides(options, model)
         if options.target(model):
-            plans, notes, sizes = plan_for_size(options, model, ranks)
+            plans, notes, sizes = plan_for_size(options, model, guides, ranks)
         else:
-            (plans, notes), sizes = make_plans(options, model), ()
+            (plans, notes), sizes = make_plans(options, model, guides), ()
         plans, shared, curve = share_w4a4(options, plans)
         plans, smoothing = smooth(options, plans)
         notes += [*adoption, *merged, *shared, *smoothing]

@@ -10,9 +10,9 @@ from nvfp4.conversion import convert
 from nvfp4.errors import ConvertError, printable
 from nvfp4.files import exists, is_still, write_text
 from nvfp4.options import Options, Verification
-from nvfp4.plan.layer_config import layer_config
 from nvfp4.ranks import is_first
 from nvfp4.report.data import render_json, report_data
+from nvfp4.report.layer_config import layer_config
 from nvfp4.report.page import render_html
 from nvfp4.report.summary import render_check, render_report
 from nvfp4.stored.defects import Outcome

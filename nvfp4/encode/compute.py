@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from nvfp4.errors import ConvertError
-from nvfp4.guides.recording import Moments
+from nvfp4.guides.records import Moments
 from nvfp4.numeric.codes import amax_block_scales
 from nvfp4.numeric.compiled import Kernels, compile_kernels, compile_rounder
 from nvfp4.numeric.damage import Damage

@@ -1,27 +1,18 @@
-"""Input scales and sensitivities from files."""
+"""Input scales from files."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from nvfp4.errors import ConvertError, examples
 from nvfp4.formats import E4M3_MAX, NVFP4_MAX, Precision
-from nvfp4.guides.recording import read_recording, read_recordings
+from nvfp4.guides.records import Calibration, Recorded
 from nvfp4.model import Model, bare
 from nvfp4.options import Options
-from nvfp4.read.checkpoint import read_header
-from nvfp4.read.json_files import is_figure, positive, read_rows
+from nvfp4.read.checkpoint import opened, parse_header
+from nvfp4.read.json_files import positive
 from nvfp4.read.tensors import load
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """Input scales of one layer, by what its weight becomes; where they come from."""
-
-    scales: dict[Precision, float]
-    source: str
 
 
 def percentile_key(percentile: float) -> str:
@@ -29,10 +20,9 @@ def percentile_key(percentile: float) -> str:
     return f"p{percentile:g}".replace(".", "_")
 
 
-def read_summary(options: Options) -> dict[str, Calibration]:
-    """{bare layer: Calibration} from a calibration summary, at one percentile over calls."""
+def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibration]:
+    """{bare layer: Calibration} from a calibration summary's rows, at one percentile over calls."""
     path = options.input_scale_summary_json
-    rows = read_rows(path, "calibration summary")
     key = percentile_key(options.input_scale_summary_percentile)
     lacking = [row["layer"] for row in rows if f"scale_{key}" not in row]
     if lacking:
@@ -56,11 +46,13 @@ def read_summary(options: Options) -> dict[str, Calibration]:
     }
 
 
-def recorded_calibration(options: Options) -> dict[str, Calibration]:
+def recorded_calibration(
+    options: Options, recording: dict[str, Recorded]
+) -> dict[str, Calibration]:
     """{bare layer: Calibration} with headroom over the largest magnitude that was recorded."""
     margin = options.input_scale_headroom
     found = {}
-    for layer, recorded in read_recordings(options.activation_stats).items():
+    for layer, recorded in recording.items():
         if recorded.amax > 0:
             fp8 = recorded.amax * margin / E4M3_MAX
             scales = {Precision.NVFP4: recorded.headroom(margin) / NVFP4_MAX, Precision.FP8: fp8}
@@ -69,67 +61,15 @@ def recorded_calibration(options: Options) -> dict[str, Calibration]:
     return found
 
 
-def read_sensitivity(
-    path: Path, wanted: list[str], calibration: dict[str, Calibration]
-) -> dict[str, dict[str, float]]:
-    """{bare layer: {"rel_rmse": ..., "clip_rate": ...}} from a sensitivity JSON, which may lack
-    what is not wanted, a summary with rel_rmse, or a recording.
-
-    A recording's clip rate is the share of blocks that saturate at the layer's input scale.
-    """
-    if path.suffix.lower() == ".safetensors":
-        scales = {
-            bare(layer): row.scales[Precision.NVFP4]
-            for layer, row in calibration.items()
-            if Precision.NVFP4 in row.scales
-        }
-        return {
-            layer: {
-                "rel_rmse": recorded.rel_rmse,
-                "clip_rate": recorded.saturated(scales.get(layer, math.inf)),
-            }
-            for layer, recorded in read_recording(path).items()
-        }
-    figures = {}
-    for row in read_rows(path, "sensitivity file"):
-        found = {figure: row.get(f"{figure}_mean", row.get(figure)) for figure in wanted}
-        if wrong := [figure for figure, value in found.items() if not is_figure(value)]:
-            raise ConvertError(f"{path}: layer {row['layer']}: needs a number as {wrong[0]}_mean")
-        figures[bare(row["layer"])] = found
-    return figures
-
-
-def varying_layers(options: Options) -> set[str]:
-    """Bare layers whose input scale varies over calls, by deviation or coefficient of variation.
-
-    Without a threshold on the deviation, that of nine tenths of the layers is one.
-    """
-    path = options.input_scale_summary_json
-    rows = {bare(row["layer"]): row for row in read_rows(path, "calibration summary")}
-    wrong = [
-        name
-        for name, row in rows.items()
-        if not all(is_figure(row.get(column)) for column in ("scale_std", "scale_mean"))
-    ]
-    if wrong:
-        raise ConvertError(f"{path}: has no scale_std and scale_mean for {examples(wrong)}")
-    limit = options.input_scale_summary_std_threshold
-    if limit is None:
-        limit = sorted(row["scale_std"] for row in rows.values())[int((len(rows) - 1) * 0.9)]
-    return {
-        name
-        for name, row in rows.items()
-        if row["scale_std"] > 0
-        and (
-            row["scale_std"] >= limit
-            or row["scale_std"] >= options.input_scale_summary_cv_threshold * row["scale_mean"]
-        )
-    }
-
-
 def read_reference_scales(path: Path) -> dict[str, Calibration]:
     """{bare layer: Calibration} from the input_scale tensors of a quantised safetensors file."""
-    tensors, _ = read_header(path)
+    with opened(path) as file:
+        return parse_reference_scales(path, file)
+
+
+def parse_reference_scales(path: Path, file: BinaryIO) -> dict[str, Calibration]:
+    """Read the input_scale tensors of an open file; raises ConvertError where one is malformed."""
+    tensors, _ = parse_header(path, file)
     found = {}
     for ref in tensors.values():
         layer = ref.name.removesuffix(".input_scale")
@@ -140,7 +80,7 @@ def read_reference_scales(path: Path) -> dict[str, Calibration]:
         if ref.dtype != "F32" or ref.nbytes != 4 or largest is None:
             problem = f"{ref.name} is not one float32 beside an NVFP4 or FP8 weight"
             raise ConvertError(f"{path}: {problem}")
-        row = {"layer": layer, "input_scale": load(ref).item()}
+        row = {"layer": layer, "input_scale": load(ref, file).item()}
         amax = positive(path, row, "input_scale") * largest
         scales = {Precision.NVFP4: amax / NVFP4_MAX, Precision.FP8: amax / E4M3_MAX}
         found[bare(layer)] = Calibration(scales=scales, source=path.name)
@@ -149,15 +89,13 @@ def read_reference_scales(path: Path) -> dict[str, Calibration]:
     return found
 
 
-def read_calibration(options: Options, model: Model) -> dict[str, Calibration]:
-    """{layer: Calibration} of the model's linear layers: file, recording, summary, value."""
-    sources = []
-    if options.input_scale_from:
-        sources.append((options.input_scale_from, read_reference_scales(options.input_scale_from)))
-    if options.input_scale_policy == "headroom":
-        sources.append((options.activation_stats[0], recorded_calibration(options)))
-    if options.input_scale_summary_json:
-        sources.append((options.input_scale_summary_json, read_summary(options)))
+def match_calibration(
+    options: Options, model: Model, sources: list[tuple[Path, dict[str, Calibration]]]
+) -> dict[str, Calibration]:
+    """{layer: Calibration} of the model's linear layers, those of the first source before others.
+
+    --input-scale-value goes last. Raises ConvertError for a source that has none of the layers.
+    """
     layers = {bare(ref.layer): ref.layer for ref in model.linear_weights}
     found = {}
     if options.input_scale_value is not None:

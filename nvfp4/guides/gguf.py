@@ -6,22 +6,16 @@ import hashlib
 import math
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from nvfp4.errors import EXAMPLES, ConvertError, examples
 from nvfp4.files import size_of
 from nvfp4.formats import MAX_DIMENSIONS
+from nvfp4.guides.records import GGUF_BITS
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.read.checkpoint import GGUF_MAGIC, MAX_NAME
 
 MAX_GGUF_PARTS = 50_000  # tensors, entries, values in lists: its reader takes 1 kB for each
-# Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
-GGUF_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I16": 16, "I32": 32, "I64": 64,
-    "Q1_0": 1, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q8_1": 8,
-    "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "Q8_K": 8,
-    "IQ1_S": 1, "IQ1_M": 1, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 2, "IQ3_XXS": 3, "IQ3_S": 3,
-    "IQ4_NL": 4, "IQ4_XS": 4, "TQ1_0": 1, "TQ2_0": 2, "MXFP4": 4, "NVFP4": 4,
-}  # fmt: skip
 GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of a type
 GGUF_UINT32, GGUF_STRING, GGUF_LIST = 4, 8, 9
 
@@ -31,8 +25,10 @@ def open_gguf(path: Path) -> Model:
     import gguf  # takes a third of a second that `--help` need not
 
     try:
-        GGUFWalk(path)
-        reader = gguf.GGUFReader(path)
+        size = size_of(path)  # refuses a pipe, which opening would wait for
+        with path.open("rb") as file:
+            GGUFWalk(path, file, size)
+            reader = gguf.GGUFReader(file)  # numpy's memmap, to which it goes, takes either
         refs = {tensor.name: gguf_tensor(path, tensor, reader) for tensor in reader.tensors}
         metadata = {
             name: bytes(entry.parts[entry.data[0]]).decode("utf-8", "replace")
@@ -60,23 +56,22 @@ class GGUFWalk:
     older versions take a key's first value of two, and any alignment.
     """
 
-    def __init__(self, path: Path):
-        self.size, self.parts = size_of(path), 0
-        with path.open("rb") as self.file:
-            if self.file.read(4) != GGUF_MAGIC:
-                raise ConvertError(f"{path}: is not a GGUF file")
-            self.order = "big" if self.file.read(4)[:2] == bytes(2) else "little"
-            tensors, entries = self.number(8), self.number(8)
-            self.announce(tensors + entries)
-            seen = set()
-            for _ in range(entries):
-                key = self.entry()
-                digest = hashlib.blake2b(key, digest_size=16).digest()  # keys may be long
-                if digest in seen:
-                    raise ValueError(f"it has the key {key.decode()!r} more than once")
-                seen.add(digest)
-            for _ in range(tensors):
-                self.skip_tensor()
+    def __init__(self, path: Path, file: BinaryIO, size: int):
+        self.file, self.size, self.parts = file, size, 0
+        if file.read(4) != GGUF_MAGIC:
+            raise ConvertError(f"{path}: is not a GGUF file")
+        self.order = "big" if file.read(4)[:2] == bytes(2) else "little"
+        tensors, entries = self.number(8), self.number(8)
+        self.announce(tensors + entries)
+        seen = set()
+        for _ in range(entries):
+            key = self.entry()
+            digest = hashlib.blake2b(key, digest_size=16).digest()  # keys may be long
+            if digest in seen:
+                raise ValueError(f"it has the key {key.decode()!r} more than once")
+            seen.add(digest)
+        for _ in range(tensors):
+            self.skip_tensor()
 
     def announce(self, count: int) -> None:
         self.parts += count

@@ -6,24 +6,21 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
 import torch
 
 from nvfp4.errors import ConvertError, examples
-from nvfp4.formats import E4M3_MAX, LEAST_NORMAL_E4M3, NVFP4_MAX
+from nvfp4.guides.records import BIN_EDGES, Moments, Recorded
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.numeric.feedback import Statistics
-from nvfp4.read.checkpoint import read_header
+from nvfp4.read.checkpoint import opened, parse_header
 from nvfp4.read.json_files import is_figure
 from nvfp4.read.tensors import load
 
 MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16  # of a recording's layer: a file may be a hole
 MAX_CALLS = 1 << 50  # of a bin of a histogram: sums over bins and recordings fit 64 bits
-# The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
-# 2**(-24 + (i - 1) / 8), the last one at 2**16.
 RECORDING_FORMAT = "nvfp4_recording"
 RECORDING_PARTS = {
     "tokens": "I64",
@@ -41,66 +38,6 @@ MOMENT_PARTS = {
     "absmax": "F32",
 }
 STRIP_ROWS = 128
-BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
-SMALL_BLOCKS = 0.01  # so many of the blocks may fall into E4M3's subnormals ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """What a recording tells of one layer's input."""
-
-    amax: float  # over all calls
-    channels: int
-    block_histogram: np.ndarray  # int64, one bin more than BIN_EDGES has steps
-    error: float  # of quantising it to NVFP4, scaled anew on every call, squared and summed
-    energy: float
-    moments: Moments | None = None
-
-    def __add__(self, other: Recorded) -> Recorded:
-        moments = [*self.moments.recordings] if self.moments else []
-        moments += other.moments.recordings if other.moments else ()
-        return Recorded(
-            amax=max(self.amax, other.amax),
-            channels=self.channels,
-            block_histogram=self.block_histogram + other.block_histogram,
-            error=self.error + other.error,
-            energy=self.energy + other.energy,
-            moments=Moments(recordings=tuple(moments)) if moments else None,
-        )
-
-    @property
-    def rel_rmse(self) -> float:
-        return math.sqrt(self.error / self.energy) if self.energy else 0.0
-
-    @property
-    def small_block(self) -> float:
-        """Largest magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros aside."""
-        counts = self.block_histogram[1:].cumsum()
-        index = int(np.searchsorted(counts, SMALL_BLOCKS * counts[-1], side="right"))
-        return float(BIN_EDGES[1:][index]) if counts[-1] else self.amax
-
-    def headroom(self, margin: float) -> float:
-        """The largest magnitude to scale for: `margin` times what was seen, or less if that would
-        bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals.
-        """
-        ceiling = self.small_block * E4M3_MAX / LEAST_NORMAL_E4M3
-        return max(self.amax, min(self.amax * margin, ceiling))
-
-    def saturated(self, scale: float) -> float:
-        """Share of the blocks seen whose block scale would exceed 448 at this input scale."""
-        limit, counts = scale * NVFP4_MAX, self.block_histogram
-        if limit >= self.amax or not counts.sum():
-            return 0.0
-        widths = np.append(np.diff(BIN_EDGES), BIN_EDGES[-1])
-        above = np.clip((BIN_EDGES + widths - limit) / widths, 0.0, 1.0)
-        return float((counts * above).sum() / counts.sum())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moments:
-    """Where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
-
-    recordings: tuple[tuple[TensorRef, ...], ...]
 
 
 def read_recording(path: Path) -> dict[str, Recorded]:
@@ -108,21 +45,28 @@ def read_recording(path: Path) -> dict[str, Recorded]:
 
     Layers that saw NaN or infinities are an error: their figures mean nothing.
     """
-    tensors, metadata = read_header(path)
+    with opened(path) as file:
+        return parse_recording(path, file)
+
+
+def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
+    """Check an open recording, and take every layer's figures from it; raises ConvertError."""
+    tensors, metadata = parse_header(path, file)
     if (metadata.get("format"), metadata.get("version")) != (RECORDING_FORMAT, "1"):
         raise ConvertError(f"{path}: is no recording (version 1) of the NVFP4 Calibration Recorder")
     layers = defaultdict(dict)
     for ref in tensors.values():
         layer, _, part = ref.name.rpartition(".")
         layers[layer][part] = ref
-    moments = read_moments(path, metadata, layers)
+    moments = read_moments(path, file, metadata, layers)
     found = {}
     for layer, parts in layers.items():
         wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
         if wrong:
             raise ConvertError(f"{path}: layer {layer}: {', '.join(wrong)} missing or malformed")
-        error, energy = load(parts["quantisation"]).tolist()
-        amax, counts = float(load(parts["absmax"]).max()), load(parts["block_histogram"]).numpy()
+        error, energy = load(parts["quantisation"], file).tolist()
+        amax = float(load(parts["absmax"], file).max())
+        counts = load(parts["block_histogram"], file).numpy()
         if not all(map(is_figure, (amax, error, energy))):
             raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
         if not ((counts >= 0) & (counts < MAX_CALLS)).all():
@@ -139,7 +83,7 @@ def read_recording(path: Path) -> dict[str, Recorded]:
 
 
 def read_moments(
-    path: Path, metadata: dict[str, str], layers: dict[str, dict[str, TensorRef]]
+    path: Path, file: BinaryIO, metadata: dict[str, str], layers: dict[str, dict[str, TensorRef]]
 ) -> dict[str, Moments]:
     """{layer: where the moments of its input are}, by the recording's own word on which share one.
 
@@ -154,7 +98,8 @@ def read_moments(
         parts = layers.get(first, {}) if isinstance(first, str) else {}
         refs = tuple(parts[part] for part in MOMENT_PARTS if part in parts)
         channels = parts["absmax"].shape if "absmax" in parts else ()
-        if layer not in layers or not are_moments(refs, channels, layers[layer]):
+        own = layers.get(layer, {})
+        if not (are_moments(refs, channels, own) and are_finite(refs, file)):
             raise ConvertError(f"{path}: the second moments of layer {layer} are damaged")
         found[layer] = Moments(recordings=(refs,))
     return found
@@ -174,9 +119,12 @@ def are_moments(
         [ref.dtype for ref in refs] == [*MOMENT_PARTS.values()]
         and (first, rows[1:], upper, lower) == (channels, channels, packed, packed)
         and 0 < rows[0] <= MAX_ROWS
-        and int(load(refs[0])) > 0
-        and bool(load(refs[2]).isfinite().all())
     )
+
+
+def are_finite(refs: tuple[TensorRef, ...], file: BinaryIO) -> bool:
+    """Whether moments are of any tokens, and their rows, which every use of them needs, finite."""
+    return int(load(refs[0], file)) > 0 and bool(load(refs[2], file).isfinite().all())
 
 
 def strip_shapes(channels: int) -> list[tuple[int, int]]:
@@ -230,9 +178,14 @@ def count_different(rows: torch.Tensor, tokens: int) -> float:
 
 def read_recordings(paths: Iterable[Path]) -> dict[str, Recorded]:
     """{bare layer: Recorded} of all recordings together."""
+    return add_recordings((path, read_recording(path)) for path in paths)
+
+
+def add_recordings(recordings: Iterable[tuple[Path, dict[str, Recorded]]]) -> dict[str, Recorded]:
+    """{bare layer: Recorded} of what was read from several files together."""
     found: dict[str, Recorded] = {}
-    for path in paths:
-        for layer, recorded in read_recording(path).items():
+    for path, layers in recordings:
+        for layer, recorded in layers.items():
             if layer in found and found[layer].channels != recorded.channels:
                 raise ConvertError(f"{path}: layer {layer} has other columns than in the others")
             found[layer] = found[layer] + recorded if layer in found else recorded

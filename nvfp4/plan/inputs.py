@@ -5,33 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from nvfp4.errors import ConvertError, examples
-from nvfp4.families import Family
 from nvfp4.formats import MARKER, Precision
-from nvfp4.guides.calibration import Calibration, read_sensitivity, varying_layers
-from nvfp4.guides.recording import Recorded, check_recording, read_recordings
+from nvfp4.guides.records import Calibration, Guides, Recorded
 from nvfp4.model import Model, bare
 from nvfp4.options import FULL_PRECISION_OPTIONS, Options
-from nvfp4.plan.layer_config import Setting, read_layer_list
 from nvfp4.plan.presets import preset_reason
 from nvfp4.plan.records import TensorPlan
 from nvfp4.plan.rules import select
 
 MANY_SATURATED = 0.001  # share of a layer's blocks that is worth a note
-# Thresholds on measured figures: option, its figure, the option that says what happens above it.
-MEASURED_THRESHOLDS = (
-    ("sensitivity_threshold", "rel_rmse", "sensitivity_action"),
-    ("clip_rate_threshold", "clip_rate", "clip_rate_action"),
-)
 
 
 def full_precision_marks(
-    options: Options, model: Model, settings: list[Setting]
+    options: Options, model: Model, guides: Guides
 ) -> tuple[dict[str, frozenset[str]], list[str]]:
     """{option or list: weights it marks for full-precision matmul}, and notes."""
     wanted = {
@@ -43,60 +34,26 @@ def full_precision_marks(
     marks = {option: select(model, pattern, option) for option, pattern in wanted.items()}
     marks |= {
         "--layer-config": frozenset(
-            name for setting in settings if setting.full_precision for name in setting.names
+            name for setting in guides.settings if setting.full_precision for name in setting.names
         )
     }
-    path = options.full_precision_mm_layers
-    if path is None:
+    if guides.listed is None:
         return marks, []
-    layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
-    listed = {bare(name) for name in read_layer_list(path)}
-    marks[path.name] = frozenset(layers[name] for name in listed & layers.keys())
-    if not marks[path.name]:
-        raise ConvertError(
-            f"{path}: names no layer of the source; it lists {examples(listed)}; "
-            f"the source has {examples(layers)}"
-        )
-    unknown = listed - layers.keys()
-    note = f"{path.name}: {len(unknown)} names match nothing: {examples(unknown)}"
+    name, unknown = options.full_precision_mm_layers.name, guides.listed.unknown
+    marks[name] = guides.listed.weights
+    note = f"{name}: {len(unknown)} names match nothing: {examples(unknown)}"
     return marks, [note] if unknown else []
 
 
-def preset_marks(
-    options: Options, model: Model, family: Family, settings: list[Setting]
-) -> dict[str, frozenset[str]]:
+def preset_marks(options: Options, model: Model, guides: Guides) -> dict[str, frozenset[str]]:
     """NVFP4 layers that a preset marks for full-precision matmul, if no --layer-config has them."""
+    family = guides.family
     if not options.has_family or not family.full_precision:
         return {}
     pattern = re.compile(family.full_precision)
     names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
-    configured = frozenset().union(*(setting.names for setting in settings))
+    configured = frozenset().union(*(setting.names for setting in guides.settings))
     return {preset_reason(options, family): frozenset(names - configured)}
-
-
-def measured_layers(
-    options: Options, model: Model, calibration: dict[str, Calibration]
-) -> Iterator[tuple[str, str, frozenset[str]]]:
-    """What measured figures ask for: action ("fp16" or "full_precision_mm"), reason, weights."""
-    asked = []
-    path = options.sensitivity_json
-    if path is not None:
-        limits = [
-            (figure, getattr(options, option), getattr(options, action))
-            for option, figure, action in MEASURED_THRESHOLDS
-            if getattr(options, option) is not None
-        ]
-        figures = read_sensitivity(path, [figure for figure, *_ in limits], calibration)
-        for figure, limit, action in limits:
-            above = {layer for layer, row in figures.items() if row[figure] > limit}
-            asked.append((action, f"{figure} > {limit:g}", above))
-        if not figures.keys() & {bare(ref.layer) for ref in model.linear_weights}:
-            raise ConvertError(f"{path}: is of another model: it has {examples(figures)}")
-    if options.input_scale_summary_fp16_std:
-        asked.append(("fp16", "input scale varies from call to call", varying_layers(options)))
-    for action, reason, layers in asked:
-        names = (ref.name for ref in model.linear_weights if bare(ref.layer) in layers)
-        yield action, reason, frozenset(names)
 
 
 def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
@@ -137,35 +94,19 @@ def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
     return shared, [note] if 0 < needing < len(layers) else []
 
 
-def configured_scales(settings: list[Setting]) -> dict[str, Calibration]:
-    """{layer: Calibration} of a --layer-config."""
-    return {
-        name.removesuffix(".weight"): Calibration(
-            scales={setting.precision: setting.input_scale}, source="--layer-config"
-        )
-        for setting in settings
-        for name in setting.names
-        if setting.input_scale is not None
-    }
-
-
 def attach_recording(
-    options: Options, model: Model, plans: list[TensorPlan]
+    options: Options, plans: list[TensorPlan], recording: dict[str, Recorded]
 ) -> tuple[list[TensorPlan], list[str]]:
     """The plans with what --activation-stats tells of their layers' inputs, and notes."""
-    recording = read_recordings(options.activation_stats)
-    plans, clipped = count_saturated(options, model, plans, recording)
+    plans, clipped = count_saturated(plans, recording)
     plans, aware = attach_moments(options, plans, recording)
     return plans, [*clipped, *aware]
 
 
 def count_saturated(
-    options: Options, model: Model, plans: list[TensorPlan], recording: dict[str, Recorded]
+    plans: list[TensorPlan], recording: dict[str, Recorded]
 ) -> tuple[list[TensorPlan], list[str]]:
     """The plans with the share of recorded blocks that clip at their scales, and notes."""
-    if not options.activation_stats:
-        return plans, []
-    check_recording(recording, model)
     counted = []
     for plan in plans:
         recorded = recording.get(bare(plan.ref.layer))

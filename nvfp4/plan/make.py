@@ -8,74 +8,60 @@ from collections import Counter
 from nvfp4.errors import ConvertError, examples
 from nvfp4.families import Family
 from nvfp4.formats import DTYPE_OPTIONS, Precision
-from nvfp4.guides.calibration import read_calibration
-from nvfp4.guides.gguf import GGUF_BITS, match_gguf
+from nvfp4.guides.records import GGUF_BITS, Guides
 from nvfp4.model import Model
 from nvfp4.options import LEGACY_RECIPE, TARGET, Options
 from nvfp4.plan.inputs import (
     attach_recording,
     attach_scale,
-    configured_scales,
     full_precision_marks,
-    measured_layers,
     preset_marks,
     share_marker,
 )
-from nvfp4.plan.layer_config import read_layer_config
-from nvfp4.plan.presets import find_family
 from nvfp4.plan.records import Rule, TensorPlan, plan_tensor, weights_of
-from nvfp4.plan.rules import (
-    NO_FP4_MATMUL,
-    choice_rules,
-    decide,
-    floor_rules,
-    refuse_for_kept,
-    setting_rules,
-)
+from nvfp4.plan.rules import NO_FP4_MATMUL, choice_rules, decide, floor_rules, refuse_for_kept
 
 MOST_NVFP4 = 0.9  # of an image model's linear weights
 
 
 def make_plans(
-    options: Options, model: Model, chosen: dict[str, Precision] | None = None
+    options: Options, model: Model, guides: Guides, chosen: dict[str, Precision] | None = None
 ) -> tuple[list[TensorPlan], list[str]]:
-    """Every tensor's plan in source order, and the notes that the report should carry.
+    """Plan every tensor of a model, in source order, and note what the report should carry.
 
-    `chosen`: precisions that --target-size settled on.
+    No file is opened: the same arguments give the same plans. `chosen`: precisions that
+    --target-size settled on. Raises ConvertError where options name what the model lacks, where a
+    layer's input scale is none, and where nothing would be quantised.
     """
     refuse_for_kept(options, model)
-    family, notes = find_family(options, model)
-    kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
-    settings = read_layer_config(options.layer_config, model) if options.layer_config else []
-    given = setting_rules(settings, chosen or {})
-    choices = choice_rules(options, model, family, kinds, given)
+    choices = choice_rules(options, model, guides, chosen or {})
     floors = floor_rules(options, model)
-    calibration = read_calibration(options, model) | configured_scales(settings)
-    marks, unknown = full_precision_marks(options, model, settings)
-    sensitive = preset_marks(options, model, family, settings)
-    for action, reason, names in measured_layers(options, model, calibration):
-        if action == "fp16":
-            floors.append(Rule(names=names, precision=Precision.HALF, reason=reason))
+    marks, unknown = full_precision_marks(options, model, guides)
+    sensitive = preset_marks(options, model, guides)
+    for measured in guides.measured:
+        if measured.is_half:
+            rule = Rule(names=measured.weights, precision=Precision.HALF, reason=measured.reason)
+            floors.append(rule)
         else:
-            sensitive[reason] = names
+            sensitive[measured.reason] = measured.weights
     # in NVFP4 alone: FP8 layers were not measured, and no preset means them
     marks = {Precision.NVFP4: marks | sensitive, Precision.FP8: marks}
     if options.fp8_full_precision_mm:
         marks[Precision.FP8] = {"--fp8-full-precision-mm": model.tensors}
-    plans = []
+    plans, scales = [], guides.scales
     for ref in model.tensors.values():
         rule = decide(ref.name, choices, floors)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
         if plan.is_quantised:
             asked = (why for why, names in marks[plan.precision].items() if ref.name in names)
             marked = dataclasses.replace(plan, full_precision=next(asked, ""))
-            plan = attach_scale(marked, calibration.get(ref.layer))
+            plan = attach_scale(marked, scales.get(ref.layer))
         plans.append(plan)
-    refuse_unquantised(options, plans, kinds or {})
-    plans, recorded = attach_recording(options, model, plans)
-    calibrated = len(calibration) > len(configured_scales(settings))
-    notes += [*lacking, *recorded, *unknown, *scale_notes(plans, calibrated)]
-    notes += plan_notes(plans, family)
+    refuse_unquantised(options, plans, guides.kinds or {})
+    plans, recorded = attach_recording(options, plans, guides.recording)
+    calibrated = not guides.calibration.keys() <= guides.configured.keys()
+    notes = [*guides.notes, *recorded, *unknown, *scale_notes(plans, calibrated)]
+    notes += plan_notes(plans, guides.family)
     if options.recipe == LEGACY_RECIPE:
         plans, more = share_marker(plans)
         notes += more

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from nvfp4.formats import QUANTISED, VIEWED, Precision
-from nvfp4.guides.recording import Moments
+from nvfp4.guides.records import Moments
 from nvfp4.model import TensorRef
 
 WIDENED = "a value beyond float16's 65504"  # the reason of what becomes float32 for it

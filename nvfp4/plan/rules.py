@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 
 from nvfp4.errors import ConvertError, examples
-from nvfp4.families import NEVER_PACKED, RECOGNISED_BY_ROWS, Family
+from nvfp4.families import NEVER_PACKED, RECOGNISED_BY_ROWS
 from nvfp4.formats import FP4_MATMUL_K, FP4_MATMUL_N, QUANTISED, Precision
-from nvfp4.guides.gguf import GGUF_BITS
+from nvfp4.guides.records import GGUF_BITS, Guides, Setting
 from nvfp4.model import Model, bare, diffusion_prefix
 from nvfp4.options import LEGACY_RECIPE, MINIMUM_OPTIONS, TARGET, Options
-from nvfp4.plan.layer_config import Setting
 from nvfp4.plan.presets import edge_block_rules, edge_count, preset_rules
 from nvfp4.plan.records import UNNAMED, Rule
 
@@ -88,11 +88,7 @@ def option_rules(options: Options, model: Model) -> list[Rule]:
 
 
 def choice_rules(
-    options: Options,
-    model: Model,
-    family: Family,
-    kinds: dict[str, str] | None,
-    settings: list[Rule],
+    options: Options, model: Model, guides: Guides, chosen: dict[str, Precision]
 ) -> list[Rule]:
     """What decides a tensor's precision, in order: the first row that names it wins."""
     prefix = diffusion_prefix(model.tensors)
@@ -100,18 +96,18 @@ def choice_rules(
     rules = [
         *untouched_rules(model),
         *option_rules(options, model),
-        *settings,
+        *setting_rules(guides.settings, chosen),
         Rule(names=beside, precision=Precision.KEPT, reason="not of the diffusion model"),
     ]
-    rules += edge_block_rules(model, family, edge_count(options, family))
-    if kinds is not None:
+    rules += edge_block_rules(model, guides.family, edge_count(options, guides.family))
+    if guides.kinds is not None:
         lacking = Rule(
-            names=frozenset(model.tensors.keys() - kinds.keys()),
+            names=frozenset(model.tensors.keys() - guides.kinds.keys()),
             precision=Precision.HALF,
             reason="not in the GGUF",
         )
-        return [*rules, *gguf_rules(kinds, options), lacking]
-    rules += preset_rules(options, model, family)
+        return [*rules, *gguf_rules(guides.kinds, options), lacking]
+    rules += preset_rules(options, model, guides.family)
     small = frozenset(
         ref.name
         for ref in model.tensors.values()
@@ -181,7 +177,7 @@ def refuse_for_kept(options: Options, model: Model) -> None:
             )
 
 
-def setting_rules(settings: list[Setting], chosen: dict[str, Precision]) -> list[Rule]:
+def setting_rules(settings: Iterable[Setting], chosen: dict[str, Precision]) -> list[Rule]:
     """What --layer-config says and --target-size chose, as rules."""
     rules = [
         Rule(

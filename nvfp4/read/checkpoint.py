@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from nvfp4.errors import EXCERPT, ConvertError, DamagedFileError, examples
 from nvfp4.files import exists, size_of
@@ -38,7 +41,25 @@ def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
             raise ConvertError(f"{path}: is {what}")
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read; raises ConvertError where it cannot be, as a pipe, which would wait."""
+    try:
+        size_of(path)
+        file = path.open("rb")
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
+    with file:
+        yield file
+
+
 def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    """Open a safetensors file for its header: {name: TensorRef} in file order, and its metadata."""
+    with opened(path) as file:
+        return parse_header(path, file)
+
+
+def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict[str, str]]:
     """Parse and check a safetensors header: {name: TensorRef} in file order, and its metadata.
 
     The rules are those of the safetensors library: ranges within the file, each of its shape's
@@ -46,17 +67,16 @@ def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
     """
     try:
         size = size_of(path)
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            sound = len(start) == 8 and 2 <= length <= min(size - 8, MAX_HEADER_BYTES)
-            refuse_other_formats(path, start, sound)
-            if not sound:
-                cut = length <= MAX_HEADER_BYTES and len(start) == 8
-                cut = f", or cut off: its header should have {length:,} bytes" if cut else ""
-                problem = f"not a safetensors file{cut}; it has {size:,} bytes"
-                raise DamagedFileError(f"{path}: {problem}")
-            raw = file.read(length)
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        sound = len(start) == 8 and 2 <= length <= min(size - 8, MAX_HEADER_BYTES)
+        refuse_other_formats(path, start, sound)
+        if not sound:
+            cut = length <= MAX_HEADER_BYTES and len(start) == 8
+            cut = f", or cut off: its header should have {length:,} bytes" if cut else ""
+            problem = f"not a safetensors file{cut}; it has {size:,} bytes"
+            raise DamagedFileError(f"{path}: {problem}")
+        raw = file.read(length)
     except OSError as error:
         raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
     try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import BinaryIO
+
 import torch
 
 from nvfp4.errors import ConvertError
@@ -15,10 +18,10 @@ from nvfp4.numeric.lora import merge
 STUDIED_ROWS, STRIPES = 256, 8  # of a weight, when layers are compared: in so many places
 
 
-def fill(ref: TensorRef, begin: int, view: memoryview) -> None:
-    """Read a tensor's bytes from offset `begin` into all of `view`."""
+def fill(ref: TensorRef, begin: int, view: memoryview, file: BinaryIO | None = None) -> None:
+    """Read a tensor's bytes from offset `begin` into all of `view`; `file` is its own, if open."""
     try:
-        with ref.path.open("rb", buffering=0) as file:
+        with contextlib.nullcontext(file) if file else ref.path.open("rb", buffering=0) as file:
             file.seek(ref.begin + begin)
             filled = 0
             while filled < len(view) and (count := file.readinto(view[filled:])):
@@ -29,15 +32,15 @@ def fill(ref: TensorRef, begin: int, view: memoryview) -> None:
         raise ConvertError(f"{ref.path}: ended inside {ref.name}; {CHANGED_UNDER_WAY}")
 
 
-def load_bytes(ref: TensorRef) -> torch.Tensor:
+def load_bytes(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
     data = torch.empty(ref.nbytes, dtype=torch.uint8)
-    fill(ref, 0, memoryview(data.numpy()))
+    fill(ref, 0, memoryview(data.numpy()), file)
     return data
 
 
-def load(ref: TensorRef) -> torch.Tensor:
-    """A whole tensor, of one of TORCH_DTYPES."""
-    return load_bytes(ref).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
+def load(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
+    """Load a whole tensor, of one of TORCH_DTYPES; `file` is its own, if it is open already."""
+    return load_bytes(ref, file).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
 
 
 def load_weight(ref: TensorRef) -> torch.Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from nvfp4.encode.layer import quantise
 from nvfp4.encode.pieces import float16_overflows, pieces_of, progress, read_ahead, share_of
 from nvfp4.errors import ConvertError
 from nvfp4.formats import DTYPE_OPTIONS, QUANTISED, Precision
+from nvfp4.guides.records import Guides
 from nvfp4.layout import make_job, stored_bytes
 from nvfp4.model import Model
 from nvfp4.numeric.damage import Damage, measure
@@ -141,15 +143,16 @@ def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float
 
 
 def plan_for_size(
-    options: Options, model: Model, ranks: Ranks
+    options: Options, model: Model, guides: Guides, ranks: Ranks
 ) -> tuple[list[TensorPlan], list[str], tuple[SizePoint, ...]]:
     """Plans of --target-size: from those of the GGUF or preset, raised or lowered by error."""
     target = options.target(model)
-    start = {plan.ref.name: plan for plan in make_plans(options, model)[0]}
+    planner = functools.partial(make_plans, options, model, guides)
+    start = {plan.ref.name: plan for plan in planner()[0]}
     target -= reserved(options, start.values())
     widened = wide_halves(options, start.values())
     size = make_job(options, model, [*start.values()], widened).nbytes
-    candidates = list_candidates(options, model, start, widened, lower=size > target)
+    candidates = list_candidates(options, planner, start, widened, lower=size > target)
     fixed = size - sum(stored_bytes(start[name]) for name in candidates)
     refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
     layers = measure_alternatives(options, candidates, ranks)
@@ -159,7 +162,7 @@ def plan_for_size(
     for _ in range(SIZE_TRIALS):
         chosen = choose_for_size(layers, target - fixed)
         precisions = {name: row.precision for name, row in chosen.items()}
-        plans, notes = make_plans(options, model, precisions)
+        plans, notes = planner(chosen=precisions)
         size = make_job(options, model, plans, widened).nbytes
         left = size - sum(row.nbytes for row in chosen.values())
         if size <= target and left == fixed:
@@ -195,15 +198,18 @@ def refuse_too_small(target: int, least: int) -> None:
 
 def list_candidates(
     options: Options,
-    model: Model,
+    planner: Callable,
     start: dict[str, TensorPlan],
     widened: frozenset[str] = frozenset(),
     *,
     lower: bool,
 ) -> dict[str, list[TensorPlan]]:
-    """What each open layer could be besides what it is: all lower precisions, or all higher."""
+    """What each open layer could be besides what it is: all lower precisions, or all higher.
+
+    `planner` makes plans and notes for {layer: precision}.
+    """
     names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
-    ways = [make_plans(options, model, dict.fromkeys(names, kind))[0] for kind in QUANTISED]
+    ways = [planner(chosen=dict.fromkeys(names, kind))[0] for kind in QUANTISED]
     by_name = [{plan.ref.name: plan for plan in plans} for plans in ways]
     candidates = {}
     for name in names:

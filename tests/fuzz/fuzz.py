@@ -216,8 +216,14 @@ def read_scales(path: Path) -> None:
         input_scale_summary_percentile=99.9, input_scale_summary_multiplier=1.0,
         input_scale_summary_cv_threshold=0.4,
     )  # fmt: skip
-    c.read_summary(found)
-    c.varying_layers(found)
+    rows = c.read_rows(path, "calibration summary")
+    c.summary_calibration(found, rows)
+    c.varying_layers(found, rows)
+
+
+def read_figures(path: Path) -> None:
+    found = c.Options(source=path, output=path, sensitivity_json=path, sensitivity_threshold=0.1)
+    c.read_sensitivity(found, {}, [], {})
 
 
 def read_converted(path: Path) -> object:
@@ -348,7 +354,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {  # samples, and wha
     "gguf": ("gguf", c.open_gguf),
     "source": ("source", c.open_source),
     "summary": ("summary", read_scales),
-    "sensitivity": ("summary", lambda path: c.read_sensitivity(path, ["rel_rmse"], {})),
+    "sensitivity": ("summary", read_figures),
     "config": ("config", lambda path: c.read_layer_config(path, KNOWN)),
     "list": ("list", c.read_layer_list),
     "lora": ("lora", lambda path: c.merge_loras([c.Lora(path, 1.0)], KNOWN, partial=True)),

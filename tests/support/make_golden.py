@@ -59,7 +59,7 @@ def planned_for(shapes: dict[str, tuple], arguments: list[str], dtype: str = "BF
     }
     model = c.Model(tensors=refs, metadata={}, files=())
     options = c.parse_options(["SOURCE", "OUT.safetensors", *arguments, "--dry-run"])
-    plans, notes = c.make_plans(options, model)
+    plans, notes = c.make_plans(options, model, c.read_guides(options, model))
     job = c.make_job(options, model, plans)
     return c.Report(
         options=options,

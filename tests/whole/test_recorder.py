@@ -237,7 +237,8 @@ def plans_of(tiny, *arguments):
     """{layer: plan} of the documented 5-bit mix with these options."""
     base = ["--gguf", str(tiny / "model.gguf"), "--gguf-nvfp4-max-bitdepth", "5", "--use-fp8"]
     options = c.parse_options([str(tiny), "o.safetensors", *base, *arguments])
-    plans, notes = c.make_plans(options, c.open_model(tiny))
+    model = c.open_model(tiny)
+    plans, notes = c.make_plans(options, model, c.read_guides(options, model))
     return {plan.ref.layer: plan for plan in plans}, notes
 
 

@@ -563,7 +563,8 @@ def test_two_ranks_write_the_same_file(tiny, converted, tmp_path):
 
 def test_work_is_dealt_evenly_and_once(tiny):
     options = c.parse_options(command(tiny, "o.safetensors"))
-    plans, _ = c.make_plans(options, c.open_model(tiny))
+    model = c.open_model(tiny)
+    plans, _ = c.make_plans(options, model, c.read_guides(options, model))
     for size in (1, 2, 3, 4):
         shares = [c.share_of(plans, c.Ranks(rank, size)) for rank in range(size)]
         dealt = [plan.ref.name for share in shares for plan in share]
@@ -592,7 +593,8 @@ def test_an_error_in_one_rank_ends_all_of_them(tmp_path):
 def test_a_rank_that_dies_fails_the_run_and_another_run_goes_on(tiny, converted, tmp_path, rank):
     out, script = tmp_path / "o.safetensors", tmp_path / "kill.py"
     script.write_text(KILL.replace("if name ==", f'if os.environ["RANK"] == "{rank}" and name =='))
-    plans, _ = c.make_plans(c.parse_options(command(tiny, out, "--resume")), c.open_model(tiny))
+    options, model = c.parse_options(command(tiny, out, "--resume")), c.open_model(tiny)
+    plans, _ = c.make_plans(options, model, c.read_guides(options, model))
     at = [plan.ref.name for plan in c.share_of(plans, c.Ranks(rank, 2)) if plan.is_quantised][-2]
     more = {"env": os.environ | {"PYTHONPATH": str(ROOT)}}
     process = torchrun(at, *command(tiny, out, "--resume"), script=str(script), **more)

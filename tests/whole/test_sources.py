@@ -200,7 +200,8 @@ def test_edge_blocks_count_blocks_that_are_packed_already(tiny, tmp_path):
     include = ["--preset", "none", "--include", r"blocks\.\d\.(self|cross)", "--quiet"]
     include += ["--include", r"blocks\.[0167]\.ffn"]
     assert c.main([str(tiny), str(out), *include]) == 0
-    plans = c.make_plans(*with_model(c.parse_options([str(out), str(other)])))[0]
+    options, model = with_model(c.parse_options([str(out), str(other)]))
+    plans, _ = c.make_plans(options, model, c.read_guides(options, model))
     quantised = {plan.ref.layer for plan in plans if plan.is_quantised}
     assert quantised == {f"blocks.{block}.ffn.{i}" for block in (2, 3, 4, 5) for i in (0, 2)}
 

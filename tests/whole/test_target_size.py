@@ -1,5 +1,6 @@
 """--target-size: the choice on its own, against brute force, and on real files."""
 
+import functools
 import itertools
 import json
 
@@ -63,8 +64,9 @@ def measured(tiny):
     }.items():
         options = c.parse_options([command[0], "o.safetensors", *command[1:], "--quiet"])
         model, _ = c.open_source(options.source)
-        start = {plan.ref.name: plan for plan in c.make_plans(options, model)[0]}
-        candidates = c.list_candidates(options, model, start, lower=False)
+        planner = functools.partial(c.make_plans, options, model, c.read_guides(options, model))
+        start = {plan.ref.name: plan for plan in planner()[0]}
+        candidates = c.list_candidates(options, planner, start, lower=False)
         found[name] = command, c.measure_alternatives(options, candidates, c.Ranks())
     return found
 

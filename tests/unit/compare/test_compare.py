@@ -115,7 +115,7 @@ def test_the_recipe_makes_the_working_structure(documented, tmp_path, capsys):
     )
     options = c.Options(source=source, output=tmp_path / "o", gguf=kinds, recipe="scaled-fp8")
     model = c.open_model(source)
-    plans, _ = c.make_plans(options, model)
+    plans, _ = c.make_plans(options, model, c.read_guides(options, model))
     (layout,) = c.make_job(options, model, plans).layouts.values()
     made = header_only(
         tmp_path / "made.safetensors", {n: (s.dtype, s.shape) for n, s in layout.slots.items()}, {}

@@ -54,7 +54,8 @@ def plan_of(tmp_path, tensors, *arguments):
     source = tmp_path / "m.safetensors"
     save_file(tensors, source)
     options = c.parse_options([str(source), str(tmp_path / "o.safetensors"), *arguments])
-    plans, notes = c.make_plans(options, c.open_model(source))
+    model = c.open_model(source)
+    plans, notes = c.make_plans(options, model, c.read_guides(options, model))
     return {plan.ref.name: plan for plan in plans}, notes
 
 

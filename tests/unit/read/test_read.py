@@ -359,7 +359,8 @@ def test_a_summary_gives_both_scales_with_its_multiplier(tmp_path):
     row = {"layer": "diffusion_model.a", "scale_p99_9": 0.001, "amax_p99_9": 2.0}
     path = tmp_path / "s.json"
     path.write_text(json.dumps({"layers": [row]}))
-    found = c.read_summary(options_with(path, multiplier=1.5))
+    rows = c.read_rows(path, "calibration summary")
+    found = c.summary_calibration(options_with(path, multiplier=1.5), rows)
     assert found["a"].scales[c.Precision.NVFP4] == pytest.approx(0.0015)
     assert found["a"].scales[c.Precision.FP8] == pytest.approx(3.0 / 448)
     assert found["a"].source == "summary p99.9 x 1.5"
@@ -395,7 +396,7 @@ def test_a_wrong_summary_is_one_error(tmp_path, text, message):
     path = tmp_path / "s.json"
     path.write_text(text)
     with pytest.raises(c.ConvertError) as caught:
-        c.read_summary(options_with(path))
+        c.summary_calibration(options_with(path), c.read_rows(path, "calibration summary"))
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
 

@@ -1,16 +1,13 @@
-"""Plans as files: layer configs, read and written, and layer lists."""
+"""Layer configs and layer lists."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from nvfp4.errors import EXCERPT, ConvertError, examples
 from nvfp4.formats import FLOAT32_MAX, FORMATS, QUANTISED, Precision
+from nvfp4.guides.records import LayerList, Setting
 from nvfp4.model import Model, TensorRef, bare, compiled
-from nvfp4.plan.records import TensorPlan
 from nvfp4.read.json_files import load_json, read_whole
 
 # --layer-config: what is in an entry, and its formats as precision and dtype.
@@ -28,17 +25,6 @@ SETTING_FORMATS = {
 }
 
 
-class Setting(NamedTuple):
-    """What --layer-config says of the tensors that one of its keys names."""
-
-    key: str
-    precision: Precision
-    dtype: str
-    full_precision: bool
-    input_scale: float | None
-    names: frozenset[str]
-
-
 def read_layer_list(path: Path) -> tuple[str, ...]:
     """Layer names, one a line; text after # and blank lines are left out."""
     try:
@@ -50,6 +36,19 @@ def read_layer_list(path: Path) -> tuple[str, ...]:
         raise ConvertError(f"{path}: the layer list {what}: {error}") from error
     names = (line.partition("#")[0].strip().removesuffix(".weight") for line in lines)
     return tuple(dict.fromkeys(name for name in names if name))
+
+
+def match_layer_list(path: Path, model: Model) -> LayerList:
+    """The linear weights of the source that a list names; raises ConvertError for none of them."""
+    layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
+    listed = {bare(name) for name in read_layer_list(path)}
+    weights = frozenset(layers[name] for name in listed & layers.keys())
+    if not weights:
+        raise ConvertError(
+            f"{path}: names no layer of the source; it lists {examples(listed)}; "
+            f"the source has {examples(layers)}"
+        )
+    return LayerList(weights=weights, unknown=frozenset(listed - layers.keys()))
 
 
 def read_layer_config(path: Path, model: Model) -> list[Setting]:
@@ -119,19 +118,3 @@ def as_setting(key: str, value: object) -> Setting:
     if precision not in QUANTISED and (flag or scale is not None):
         raise ValueError(f"{value['format']} takes nothing else")
     return Setting(key, precision, dtype, flag, scale, frozenset())
-
-
-def layer_config(plans: Iterable[TensorPlan]) -> str:
-    """The plan as --layer-config reads it, one line for each tensor."""
-    formats = {setting: name for name, setting in SETTING_FORMATS.items()}
-    entries = {}
-    for plan in plans:
-        dtype = plan.dtype if plan.precision in (Precision.HALF, Precision.FP32) else ""
-        entry = {"format": formats.get((plan.precision, dtype), "float32")}
-        if plan.full_precision:
-            entry["full_precision_matrix_mult"] = True
-        if plan.input_scale is not None:
-            entry["input_scale"] = plan.input_scale
-        entries[config_key(plan.ref)] = entry
-    lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
-    return "{\n " + ",\n ".join(lines) + "\n}\n"

@@ -1,0 +1,153 @@
+"""What guides say, as records: planning takes these, and opens no file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from nvfp4.families import Family
+from nvfp4.formats import E4M3_MAX, LEAST_NORMAL_E4M3, NVFP4_MAX, Precision
+from nvfp4.model import TensorRef
+
+# Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
+GGUF_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I16": 16, "I32": 32, "I64": 64,
+    "Q1_0": 1, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q8_1": 8,
+    "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "Q8_K": 8,
+    "IQ1_S": 1, "IQ1_M": 1, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 2, "IQ3_XXS": 3, "IQ3_S": 3,
+    "IQ4_NL": 4, "IQ4_XS": 4, "TQ1_0": 1, "TQ2_0": 2, "MXFP4": 4, "NVFP4": 4,
+}  # fmt: skip
+# The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
+# 2**(-24 + (i - 1) / 8), the last one at 2**16.
+BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
+SMALL_BLOCKS = 0.01  # so many of the blocks may fall into E4M3's subnormals ...
+
+
+class Setting(NamedTuple):
+    """What --layer-config says of the tensors that one of its keys names."""
+
+    key: str
+    precision: Precision
+    dtype: str
+    full_precision: bool
+    input_scale: float | None
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Input scales of one layer, by what its weight becomes; where they come from."""
+
+    scales: dict[Precision, float]
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What a recording tells of one layer's input."""
+
+    amax: float  # over all calls
+    channels: int
+    block_histogram: np.ndarray  # int64, one bin more than BIN_EDGES has steps
+    error: float  # of quantising it to NVFP4, scaled anew on every call, squared and summed
+    energy: float
+    moments: Moments | None = None
+
+    def __add__(self, other: Recorded) -> Recorded:
+        moments = [*self.moments.recordings] if self.moments else []
+        moments += other.moments.recordings if other.moments else ()
+        return Recorded(
+            amax=max(self.amax, other.amax),
+            channels=self.channels,
+            block_histogram=self.block_histogram + other.block_histogram,
+            error=self.error + other.error,
+            energy=self.energy + other.energy,
+            moments=Moments(recordings=tuple(moments)) if moments else None,
+        )
+
+    @property
+    def rel_rmse(self) -> float:
+        return math.sqrt(self.error / self.energy) if self.energy else 0.0
+
+    @property
+    def small_block(self) -> float:
+        """Largest magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros aside."""
+        counts = self.block_histogram[1:].cumsum()
+        index = int(np.searchsorted(counts, SMALL_BLOCKS * counts[-1], side="right"))
+        return float(BIN_EDGES[1:][index]) if counts[-1] else self.amax
+
+    def headroom(self, margin: float) -> float:
+        """The largest magnitude to scale for: `margin` times what was seen, or less if that would
+        bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals.
+        """
+        ceiling = self.small_block * E4M3_MAX / LEAST_NORMAL_E4M3
+        return max(self.amax, min(self.amax * margin, ceiling))
+
+    def saturated(self, scale: float) -> float:
+        """Share of the blocks seen whose block scale would exceed 448 at this input scale."""
+        limit, counts = scale * NVFP4_MAX, self.block_histogram
+        if limit >= self.amax or not counts.sum():
+            return 0.0
+        widths = np.append(np.diff(BIN_EDGES), BIN_EDGES[-1])
+        above = np.clip((BIN_EDGES + widths - limit) / widths, 0.0, 1.0)
+        return float((counts * above).sum() / counts.sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
+
+    recordings: tuple[tuple[TensorRef, ...], ...]
+
+
+class LayerList(NamedTuple):
+    """What --full-precision-mm-layers names: weights of the source, and what matches nothing."""
+
+    weights: frozenset[str]
+    unknown: frozenset[str]
+
+
+class Measured(NamedTuple):
+    """Weights that a measured figure asks more for: 16-bit, or only a full-precision matmul."""
+
+    is_half: bool
+    reason: str
+    weights: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guides:
+    """All that steers a plan besides its options, matched to the source: read once.
+
+    What files say, and the row of FAMILIES that the source goes by. Nothing in it is read again,
+    however many plans are made.
+    """
+
+    family: Family
+    kinds: dict[str, str] | None = None  # {tensor: GGML type}; None without a GGUF
+    settings: tuple[Setting, ...] = ()
+    calibration: dict[str, Calibration] = field(default_factory=dict)  # by layer
+    recording: dict[str, Recorded] = field(default_factory=dict)  # by bare layer
+    listed: LayerList | None = None
+    measured: tuple[Measured, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def configured(self) -> dict[str, Calibration]:
+        """The input scales of a --layer-config, {layer: Calibration}."""
+        return {
+            name.removesuffix(".weight"): Calibration(
+                scales={setting.precision: setting.input_scale}, source="--layer-config"
+            )
+            for setting in self.settings
+            for name in setting.names
+            if setting.input_scale is not None
+        }
+
+    @property
+    def scales(self) -> dict[str, Calibration]:
+        """Every layer's input scales, {layer: Calibration}: a --layer-config's go before others."""
+        return self.calibration | self.configured

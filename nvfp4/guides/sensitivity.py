@@ -1,0 +1,114 @@
+"""Measured figures of layers, and what they ask for."""
+
+from __future__ import annotations
+
+import math
+
+from nvfp4.errors import ConvertError, examples
+from nvfp4.formats import Precision
+from nvfp4.guides.records import Calibration, Measured, Recorded
+from nvfp4.model import Model, bare
+from nvfp4.options import Options
+from nvfp4.read.json_files import is_figure
+
+# Thresholds on measured figures: option, its figure, the option that says what happens above it.
+MEASURED_THRESHOLDS = (
+    ("sensitivity_threshold", "rel_rmse", "sensitivity_action"),
+    ("clip_rate_threshold", "clip_rate", "clip_rate_action"),
+)
+
+
+def recorded_sensitivity(
+    recording: dict[str, Recorded], calibration: dict[str, Calibration]
+) -> dict[str, dict[str, float]]:
+    """{bare layer: {"rel_rmse": ..., "clip_rate": ...}} from a recording.
+
+    Its clip rate is the share of blocks that saturate at the layer's input scale.
+    """
+    scales = {
+        bare(layer): row.scales[Precision.NVFP4]
+        for layer, row in calibration.items()
+        if Precision.NVFP4 in row.scales
+    }
+    return {
+        layer: {
+            "rel_rmse": recorded.rel_rmse,
+            "clip_rate": recorded.saturated(scales.get(layer, math.inf)),
+        }
+        for layer, recorded in recording.items()
+    }
+
+
+def listed_sensitivity(options: Options, rows: list[dict]) -> dict[str, dict[str, float]]:
+    """{bare layer: {figure: ...}} of the rows of a sensitivity JSON, or of a summary that has them.
+
+    Only figures that have a threshold need be there.
+    """
+    path, figures = options.sensitivity_json, {}
+    wanted = [row[1] for row in MEASURED_THRESHOLDS if getattr(options, row[0]) is not None]
+    for row in rows:
+        found = {figure: row.get(f"{figure}_mean", row.get(figure)) for figure in wanted}
+        if wrong := [figure for figure, value in found.items() if not is_figure(value)]:
+            raise ConvertError(f"{path}: layer {row['layer']}: needs a number as {wrong[0]}_mean")
+        figures[bare(row["layer"])] = found
+    return figures
+
+
+def varying_layers(options: Options, summary: list[dict]) -> set[str]:
+    """Bare layers whose input scale varies over calls, by deviation or coefficient of variation.
+
+    Without a threshold on the deviation, that of nine tenths of the layers is one.
+    """
+    path = options.input_scale_summary_json
+    rows = {bare(row["layer"]): row for row in summary}
+    wrong = [
+        name
+        for name, row in rows.items()
+        if not all(is_figure(row.get(column)) for column in ("scale_std", "scale_mean"))
+    ]
+    if wrong:
+        raise ConvertError(f"{path}: has no scale_std and scale_mean for {examples(wrong)}")
+    limit = options.input_scale_summary_std_threshold
+    if limit is None:
+        limit = sorted(row["scale_std"] for row in rows.values())[int((len(rows) - 1) * 0.9)]
+    return {
+        name
+        for name, row in rows.items()
+        if row["scale_std"] > 0
+        and (
+            row["scale_std"] >= limit
+            or row["scale_std"] >= options.input_scale_summary_cv_threshold * row["scale_mean"]
+        )
+    }
+
+
+def measured_layers(
+    options: Options, model: Model, figures: dict[str, dict[str, float]], summary: list[dict]
+) -> tuple[Measured, ...]:
+    """What --sensitivity-json's figures, {bare layer: {figure: ...}}, and a summary's rows ask for.
+
+    Without these files they are empty, and nothing is asked for on their account. Raises
+    ConvertError where the figures are of another model.
+    """
+    asked, path = [], options.sensitivity_json
+    for option, figure, action in MEASURED_THRESHOLDS:
+        limit = getattr(options, option)
+        if path is not None and limit is not None:
+            above = {layer for layer, row in figures.items() if row[figure] > limit}
+            asked.append((getattr(options, action), f"{figure} > {limit:g}", above))
+    known = {bare(ref.layer) for ref in model.linear_weights}
+    if path is not None and not figures.keys() & known:
+        raise ConvertError(f"{path}: is of another model: it has {examples(figures)}")
+    if options.input_scale_summary_fp16_std:
+        varying = varying_layers(options, summary)
+        asked.append(("fp16", "input scale varies from call to call", varying))
+    return tuple(
+        Measured(
+            is_half=action == "fp16",
+            reason=reason,
+            weights=frozenset(
+                ref.name for ref in model.linear_weights if bare(ref.layer) in layers
+            ),
+        )
+        for action, reason, layers in asked
+    )
