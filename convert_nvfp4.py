@@ -1399,9 +1399,10 @@ import hashlib
 import json
 import shutil
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from enum import Enum, auto
 from html import escape
 from types import FunctionType
 from typing import TYPE_CHECKING
@@ -1409,6 +1410,53 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from tqdm import tqdm
+
+
+# ── nvfp4/reasons.py: Why something is planned as it is: a kind that code asks for, and a text that
+
+class Why(Enum):
+    """What decided."""
+
+    NOTHING = auto()  # no rule names the tensor
+    SOURCE = auto()  # what it is in the source: packed already, no linear layer's weight, a norm
+    OPTION = auto()  # one that names layers, or kinds of layers, or a recipe
+    LAYER_CONFIG = auto()
+    LAYER_LIST = auto()
+    TARGET_SIZE = auto()
+    W4A4_SHARE = auto()
+    EDGE_BLOCK = auto()
+    GGUF = auto()
+    FAMILY = auto()  # the preset's rows
+    MEASURED = auto()  # a figure of a sensitivity file or a summary
+    RECOGNITION = auto()  # ComfyUI tells what model it is by this tensor's shape
+    FP4_MATMUL = auto()  # no card multiplies this shape in FP4
+    NO_INPUT_SCALE = auto()
+    SHARED_SWITCH = auto()  # scaled FP8 has one for all its layers
+    FLOAT16 = auto()  # a value that float16 cannot hold
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One decision's kind and text; and the decision that stood before it, if it overruled one."""
+
+    kind: Why
+    text: str
+    overruled: Reason | None = None
+
+    def __str__(self) -> str:
+        return f"{self.text} (else {self.overruled})" if self.overruled else self.text
+
+    def over(self, other: Reason) -> Reason:
+        """This reason as one that overrules another."""
+        return dataclasses.replace(self, overruled=other)
+
+    @property
+    def overruled_kinds(self) -> Iterator[Why]:
+        """The kinds of all decisions that it overruled, the latest first."""
+        reason = self.overruled
+        while reason is not None:
+            yield reason.kind
+            reason = reason.overruled
 
 
 # ── nvfp4/guides/records.py: What guides say, as records: planning takes these, and opens no file ─
@@ -1515,7 +1563,7 @@ class Measured(NamedTuple):
     """Weights that a measured figure asks more for: 16-bit, or only a full-precision matmul."""
 
     is_half: bool
-    reason: str
+    reason: Reason
     weights: frozenset[str]
 
 
@@ -2736,7 +2784,7 @@ def compile_rounder() -> RoundColumns:
 
 # ── nvfp4/plan/records.py: A tensor's fate, and the rules it comes from ───────────────────────────
 
-WIDENED = "a value beyond float16's 65504"  # the reason of what becomes float32 for it
+BEYOND_FLOAT16 = Reason(Why.FLOAT16, "a value beyond float16's 65504")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -2745,12 +2793,14 @@ class Rule:
 
     names: frozenset[str]
     precision: Precision
-    reason: str
+    reason: Reason
     is_open: bool = False  # --target-size may choose otherwise
     dtype: str = ""  # instead of --dtype, or of the source's
 
 
-UNNAMED = Rule(names=frozenset(), precision=Precision.HALF, reason="no rule names it")
+UNNAMED = Rule(
+    names=frozenset(), precision=Precision.HALF, reason=Reason(Why.NOTHING, "no rule names it")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -2759,10 +2809,10 @@ class TensorPlan:
 
     ref: TensorRef
     precision: Precision
-    reason: str
+    reason: Reason
     dtype: str  # safetensors dtype of the tensor itself in the output
     is_open: bool = False  # --target-size may choose otherwise
-    full_precision: str = ""  # why its matmul stays 16-bit; "" means quantised activations
+    full_precision: Reason | None = None  # why its matmul stays 16-bit; else activations are, too
     legacy: bool = False  # an FP8 layer stored as scaled FP8
     input_scale: float | None = None
     input_scale_source: str = ""
@@ -2830,7 +2880,7 @@ def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
             plan = dataclasses.replace(plan, bias=bias)
         if plan.ref.name not in names:
             return plan
-        reason = f"{WIDENED} (else {plan.reason})"
+        reason = BEYOND_FLOAT16.over(plan.reason)
         return dataclasses.replace(plan, precision=Precision.FP32, dtype="F32", reason=reason)
 
     return [*map(widened, plans)]
@@ -4840,12 +4890,12 @@ def measured_layers(
     return tuple(
         Measured(
             is_half=action == "fp16",
-            reason=reason,
+            reason=Reason(Why.MEASURED, text),
             weights=frozenset(
                 ref.name for ref in model.linear_weights if bare(ref.layer) in layers
             ),
         )
-        for action, reason, layers in asked
+        for action, text, layers in asked
     )
 
 
@@ -4949,15 +4999,20 @@ def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
             + ", ".join(f"{name}.N" for name in itertools.chain(*family.blocks))
         )
     return [
-        Rule(names=frozenset(members[name, number]), precision=Precision.HALF, reason="edge block")
+        Rule(
+            names=frozenset(members[name, number]),
+            precision=Precision.HALF,
+            reason=Reason(Why.EDGE_BLOCK, "edge block"),
+        )
         for row in rows
         for _, number, name in dict.fromkeys(row[:count] + row[-count:])
     ]
 
 
-def preset_reason(options: Options, family: Family) -> str:
+def preset_reason(options: Options, family: Family) -> Reason:
     name = next((name for name, row in FAMILIES.items() if row is family), "")
-    return f"--preset {name if options.preset == 'auto' and name else options.preset}"
+    shown = name if options.preset == "auto" and name else options.preset
+    return Reason(Why.FAMILY, f"--preset {shown}")
 
 
 def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
@@ -4970,18 +5025,21 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     if options.preset == "none" or family is ANY_FAMILY:
         return []
     outside = frozenset(name for name, layer in every.items() if not family.inside.match(layer))
-    rules = [Rule(names=outside, precision=Precision.HALF, reason="outside the transformer blocks")]
+    reason = Reason(Why.FAMILY, "outside the transformer blocks")
+    rules = [Rule(names=outside, precision=Precision.HALF, reason=reason)]
     for keep in family.keeps:
         names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
         is_open = keep.precision is Precision.FP8
-        rule = Rule(names=names, precision=keep.precision, reason=keep.why, is_open=is_open)
+        reason = Reason(Why.FAMILY, keep.why)
+        rule = Rule(names=names, precision=keep.precision, reason=reason, is_open=is_open)
         rules.append(rule)
     return [*rules, rest]
 
 
 # ── nvfp4/plan/rules.py: Which precision a tensor gets: the rules in order, the floors ────────────
 
-NO_FP4_MATMUL = "no FP4 matmul"  # the reason of what is FP8 for its shape
+NOT_DIFFUSION = Reason(Why.SOURCE, "not of the diffusion model")
+BY_LAYER_CONFIG = Reason(Why.LAYER_CONFIG, "--layer-config")
 KEEPS_SOURCE_PRECISION = r"bias$|norm|modulation|scale_shift_table"
 
 
@@ -5018,8 +5076,8 @@ def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
         by_kind[kind].add(name)
     rules = []
     for kind, names in sorted(by_kind.items()):
-        precision, reason = gguf_precision(kind, options)
-        names = frozenset(names)
+        precision, text = gguf_precision(kind, options)
+        names, reason = frozenset(names), Reason(Why.GGUF, text)
         is_open = precision in QUANTISED
         rules.append(Rule(names=names, precision=precision, reason=reason, is_open=is_open))
     return rules
@@ -5033,8 +5091,8 @@ def untouched_rules(model: Model) -> list[Rule]:
         "empty, or not a 16/32-bit float": (ref.name for ref in refs if not ref.is_float),
     }
     return [
-        Rule(names=frozenset(names), precision=Precision.KEPT, reason=reason)
-        for reason, names in rows.items()
+        Rule(names=frozenset(names), precision=Precision.KEPT, reason=Reason(Why.SOURCE, text))
+        for text, names in rows.items()
     ]
 
 
@@ -5046,7 +5104,7 @@ def option_rules(options: Options, model: Model) -> list[Rule]:
         Rule(
             names=select(model, pattern, f"{option} {pattern}"),
             precision=precision,
-            reason=f"{option} {pattern}",
+            reason=Reason(Why.OPTION, f"{option} {pattern}"),
         )
         for option, pattern, precision in rows
     ]
@@ -5062,14 +5120,14 @@ def choice_rules(
         *untouched_rules(model),
         *option_rules(options, model),
         *setting_rules(guides.settings, chosen),
-        Rule(names=beside, precision=Precision.KEPT, reason="not of the diffusion model"),
+        Rule(names=beside, precision=Precision.KEPT, reason=NOT_DIFFUSION),
     ]
     rules += edge_block_rules(model, guides.family, edge_count(options, guides.family))
     if guides.kinds is not None:
         lacking = Rule(
             names=frozenset(model.tensors.keys() - guides.kinds.keys()),
             precision=Precision.HALF,
-            reason="not in the GGUF",
+            reason=Reason(Why.GGUF, "not in the GGUF"),
         )
         return [*rules, *gguf_rules(guides.kinds, options), lacking]
     rules += preset_rules(options, model, guides.family)
@@ -5081,7 +5139,7 @@ def choice_rules(
     )
     if options.recipe == LEGACY_RECIPE:  # everything else is --dtype
         return rules
-    reason = "bias, norm or modulation: as in the source"
+    reason = Reason(Why.SOURCE, "bias, norm or modulation: as in the source")
     return [*rules, Rule(names=small, precision=Precision.KEPT, reason=reason)]
 
 
@@ -5090,15 +5148,17 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     linear = model.linear_weights
     minimum = {"--min-ffn-fp8": Precision.FP8, "--min-ffn2-fp16": Precision.HALF}
     rows = [
-        (select(model, pattern, option), minimum[option], option)
+        (select(model, pattern, option), minimum[option], Reason(Why.OPTION, option))
         for option, pattern in MINIMUM_OPTIONS.items()
         if option in options.minimums
     ]
     if options.only_fp8:
-        rows.append(({ref.name for ref in linear}, Precision.FP8, f"--recipe {options.recipe}"))
+        recipe = Reason(Why.OPTION, f"--recipe {options.recipe}")
+        rows.append(({ref.name for ref in linear}, Precision.FP8, recipe))
     for family, pattern in NEVER_PACKED.items():
         names = {ref.name for ref in linear if re.search(pattern, bare(ref.layer))}
-        rows.append((names, Precision.HALF, f"ComfyUI recognises {family} by its shape"))
+        recognised = Reason(Why.RECOGNITION, f"ComfyUI recognises {family} by its shape")
+        rows.append((names, Precision.HALF, recognised))
     odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
     odd_rows = {
         ref.name
@@ -5107,10 +5167,12 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
         and (f"{ref.layer}.bias" in model.tensors or re.search(RECOGNISED_BY_ROWS, bare(ref.layer)))
     }
     nonlinear = model.tensors.keys() - {ref.name for ref in linear}
+    columns = f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0"
+    with_bias = f"no FP4 matmul with a bias: rows % {FP4_MATMUL_N} != 0"
     rows += [
-        (odd_columns, Precision.FP8, f"{NO_FP4_MATMUL}: columns % {FP4_MATMUL_K} != 0"),
-        (odd_rows, Precision.FP8, f"{NO_FP4_MATMUL} with a bias: rows % {FP4_MATMUL_N} != 0"),
-        (nonlinear, Precision.HALF, "not a linear layer's weight"),
+        (odd_columns, Precision.FP8, Reason(Why.FP4_MATMUL, columns)),
+        (odd_rows, Precision.FP8, Reason(Why.FP4_MATMUL, with_bias)),
+        (nonlinear, Precision.HALF, Reason(Why.SOURCE, "not a linear layer's weight")),
     ]
     return [
         Rule(names=frozenset(names), precision=precision, reason=reason)
@@ -5123,7 +5185,7 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
     decided = next((rule for rule in choices if name in rule.names), UNNAMED)
     for rule in floors:
         if name in rule.names and rule.precision > decided.precision:
-            reason = f"{rule.reason} (else {decided.reason})"
+            reason = rule.reason.over(decided.reason)
             decided = dataclasses.replace(rule, reason=reason, is_open=decided.is_open)
     return decided
 
@@ -5148,55 +5210,78 @@ def setting_rules(settings: Iterable[Setting], chosen: dict[str, Precision]) -> 
         Rule(
             names=setting.names,
             precision=setting.precision,
-            reason="--layer-config",
+            reason=BY_LAYER_CONFIG,
             dtype=setting.dtype,
         )
         for setting in settings
     ]
+    reason = Reason(Why.TARGET_SIZE, TARGET)
     for precision in sorted({*chosen.values()}):
         names = frozenset(name for name, other in chosen.items() if other is precision)
-        rules.append(Rule(names=names, precision=precision, reason=TARGET, is_open=True))
+        rules.append(Rule(names=names, precision=precision, reason=reason, is_open=True))
     return rules
 
 
 # ── nvfp4/plan/inputs.py: How a layer takes its input: input scale, full-precision matmul, statisti
 
+SCALELESS_FP8 = Reason(Why.NO_INPUT_SCALE, "FP8 without an input scale")
 MANY_SATURATED = 0.001  # share of a layer's blocks that is worth a note
+
+
+class Mark(NamedTuple):
+    """Weights whose matmul is to stay 16-bit if they are quantised, and why."""
+
+    reason: Reason
+    names: Container[str]
 
 
 def full_precision_marks(
     options: Options, model: Model, guides: Guides
-) -> tuple[dict[str, frozenset[str]], list[str]]:
-    """{option or list: weights it marks for full-precision matmul}, and notes."""
+) -> tuple[list[Mark], list[str]]:
+    """What options and lists mark for full-precision matmul, and notes."""
     wanted = {
         option: pattern
         for option, (pattern, _) in FULL_PRECISION_OPTIONS.items()
         if option in options.full_precision
     }
     wanted |= {f"--full-precision-mm-pattern {p}": p for p in options.full_precision_mm_pattern}
-    marks = {option: select(model, pattern, option) for option, pattern in wanted.items()}
-    marks |= {
-        "--layer-config": frozenset(
-            name for setting in guides.settings if setting.full_precision for name in setting.names
-        )
-    }
+    marks = [
+        Mark(Reason(Why.OPTION, option), select(model, pattern, option))
+        for option, pattern in wanted.items()
+    ]
+    configured = (setting.names for setting in guides.settings if setting.full_precision)
+    marks.append(Mark(BY_LAYER_CONFIG, frozenset().union(*configured)))
     if guides.listed is None:
         return marks, []
-    name, unknown = options.full_precision_mm_layers.name, guides.listed.unknown
-    marks[name] = guides.listed.weights
+    name, (weights, unknown) = options.full_precision_mm_layers.name, guides.listed
+    marks.append(Mark(Reason(Why.LAYER_LIST, name), weights))
     note = f"{name}: {len(unknown)} names match nothing: {examples(unknown)}"
     return marks, [note] if unknown else []
 
 
-def preset_marks(options: Options, model: Model, guides: Guides) -> dict[str, frozenset[str]]:
-    """NVFP4 layers that a preset marks for full-precision matmul, if no --layer-config has them."""
+def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[Mark]:
+    """NVFP4 layers that a preset marks, if no --layer-config has them, and measured ones."""
     family = guides.family
-    if not options.has_family or not family.full_precision:
-        return {}
-    pattern = re.compile(family.full_precision)
-    names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
-    configured = frozenset().union(*(setting.names for setting in guides.settings))
-    return {preset_reason(options, family): frozenset(names - configured)}
+    if options.has_family and family.full_precision:
+        pattern = re.compile(family.full_precision)
+        names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
+        configured = frozenset().union(*(setting.names for setting in guides.settings))
+        yield Mark(preset_reason(options, family), names - configured)
+    for measured in guides.measured:
+        if not measured.is_half:
+            yield Mark(measured.reason, measured.weights)
+
+
+def marks_by_precision(
+    options: Options, model: Model, guides: Guides
+) -> tuple[dict[Precision, list[Mark]], list[str]]:
+    """{precision: its layers' marks, of which the first one counts}, and notes."""
+    marks, notes = full_precision_marks(options, model, guides)
+    # In NVFP4 alone: FP8 layers were not measured, and no preset means them.
+    found = {Precision.NVFP4: [*marks, *sensitive_marks(options, model, guides)]}
+    every = Mark(Reason(Why.OPTION, "--fp8-full-precision-mm"), model.tensors)
+    found[Precision.FP8] = [every] if options.fp8_full_precision_mm else marks
+    return found, notes
 
 
 def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
@@ -5212,7 +5297,7 @@ def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
             )
         return dataclasses.replace(plan, input_scale=scale, input_scale_source=row.source)
     if plan.precision is Precision.FP8 and not plan.full_precision:
-        return dataclasses.replace(plan, full_precision="FP8 without an input scale")
+        return dataclasses.replace(plan, full_precision=SCALELESS_FP8)
     return plan
 
 
@@ -5223,7 +5308,7 @@ def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
         bool(plan.full_precision) or np.float32(plan.input_scale) == 1  # ComfyUI drops a 1
         for plan in layers
     )
-    reason = f"{MARKER} holds for every layer" if needing else ""
+    reason = Reason(Why.SHARED_SWITCH, f"{MARKER} holds for every layer") if needing else None
     shared = [
         dataclasses.replace(plan, legacy=True, full_precision=plan.full_precision or reason)
         if plan.is_quantised
@@ -5313,25 +5398,19 @@ def make_plans(
     refuse_for_kept(options, model)
     choices = choice_rules(options, model, guides, chosen or {})
     floors = floor_rules(options, model)
-    marks, unknown = full_precision_marks(options, model, guides)
-    sensitive = preset_marks(options, model, guides)
-    for measured in guides.measured:
-        if measured.is_half:
-            rule = Rule(names=measured.weights, precision=Precision.HALF, reason=measured.reason)
-            floors.append(rule)
-        else:
-            sensitive[measured.reason] = measured.weights
-    # in NVFP4 alone: FP8 layers were not measured, and no preset means them
-    marks = {Precision.NVFP4: marks | sensitive, Precision.FP8: marks}
-    if options.fp8_full_precision_mm:
-        marks[Precision.FP8] = {"--fp8-full-precision-mm": model.tensors}
+    floors += [
+        Rule(names=measured.weights, precision=Precision.HALF, reason=measured.reason)
+        for measured in guides.measured
+        if measured.is_half
+    ]
+    marks, unknown = marks_by_precision(options, model, guides)
     plans, scales = [], guides.scales
     for ref in model.tensors.values():
         rule = decide(ref.name, choices, floors)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
         if plan.is_quantised:
-            asked = (why for why, names in marks[plan.precision].items() if ref.name in names)
-            marked = dataclasses.replace(plan, full_precision=next(asked, ""))
+            asked = (mark.reason for mark in marks[plan.precision] if ref.name in mark.names)
+            marked = dataclasses.replace(plan, full_precision=next(asked, None))
             plan = attach_scale(marked, scales.get(ref.layer))
         plans.append(plan)
     refuse_unquantised(options, plans, guides.kinds or {})
@@ -5358,7 +5437,7 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
     kept = Counter(plan.reason for plan in plans if plan.is_layer)
     if any(plan.ref.config for plan in plans):
         depth = "nothing is left to quantise: take the 16-bit model"
-    if TARGET in kept:
+    if any(reason.kind is Why.TARGET_SIZE for reason in kept):
         depth = f"give a smaller {TARGET}"
     usual = f" (mostly: {kept.most_common(1)[0][0]})" if kept else ""
     raise ConvertError(
@@ -5370,7 +5449,9 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
     dynamic = [plan.ref.layer for plan in plans if plan.is_w4a4 and plan.input_scale is None]
     forced = [
-        plan.ref.layer for plan in plans if plan.full_precision == "FP8 without an input scale"
+        plan.ref.layer
+        for plan in plans
+        if plan.full_precision and plan.full_precision.kind is Why.NO_INPUT_SCALE
     ]
     notes = []
     if calibrated and dynamic:
@@ -5402,7 +5483,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
         )
     if passed := sum(bool(plan.ref.config) for plan in plans):
         notes.append(f"{passed} layers are quantised in the source and go over as they are")
-    raised = [plan.ref.layer for plan in layers if "(else --layer-config" in plan.reason]
+    raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
     if raised:
         notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
     packed = [plan for plan in layers if plan.is_nvfp4]
@@ -5414,7 +5495,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
         )
     if packed and not any(plan.is_w4a4 for plan in packed):
         notes.append("no layer is W4A4: the file saves memory, and no time over 16-bit")
-    shaped = [plan.ref.layer for plan in layers if plan.reason.startswith(NO_FP4_MATMUL)]
+    shaped = [plan.ref.layer for plan in layers if plan.reason.kind is Why.FP4_MATMUL]
     if shaped:
         notes.append(f"{len(shaped)} layers are FP8 for their shape: {examples(shaped)}")
     return notes
@@ -5488,7 +5569,7 @@ def share_w4a4(
             left -= work[name]
     if left > wanted:
         notes.append(f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments")
-    reason = f"--w4a4-share {wanted:g}"
+    reason = Reason(Why.W4A4_SHARE, f"--w4a4-share {wanted:g}")
     plans = [
         dataclasses.replace(plan, full_precision=reason) if plan.ref.name in chosen else plan
         for plan in plans
@@ -5849,7 +5930,7 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
         "shape": plan.ref.shape,
         "source_dtype": plan.ref.dtype,
         "precision": plan.precision.name,
-        "reason": plan.reason,
+        "reason": str(plan.reason),
         "stored_as": stored_as(plan),
         "stored": {key: dtype for key, (dtype, _) in stored_tensors(plan).items()},
         "bytes": stored_bytes(plan),
@@ -5857,7 +5938,7 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
     if plan.is_quantised:
         data |= {
             "matmul": matmul(plan),
-            "full_precision_mm": plan.full_precision or None,
+            "full_precision_mm": str(plan.full_precision) if plan.full_precision else None,
             "input_scale": plan.input_scale,
             "input_scale_source": plan.input_scale_source or None,
             "saturated_blocks": plan.saturated_blocks,
@@ -7378,7 +7459,7 @@ def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
         )
     if 0 < target < job.nbytes:
         notes.append(f"{TARGET}: the file is larger, by {job.nbytes - target:,} bytes")
-    widened = [plan.ref.name for plan in job.plans if plan.reason.startswith(WIDENED)]
+    widened = [plan.ref.name for plan in job.plans if plan.reason.kind is Why.FLOAT16]
     if widened:
         notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")
     return notes
@@ -7805,7 +7886,7 @@ def render_plan(report: Report) -> list[str]:
     for plan in report.plans:
         fate = stored_as(plan)
         mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
-        row = (fate, list(plan.ref.shape), plan.reason + mark)
+        row = (fate, list(plan.ref.shape), f"{plan.reason}{mark}")
         number = (
             None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
         )

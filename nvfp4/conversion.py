@@ -19,8 +19,9 @@ from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.scale_search import SCALE_SEARCHES
 from nvfp4.options import TARGET, Options
 from nvfp4.plan.make import make_plans
-from nvfp4.plan.records import WIDENED, TensorPlan
+from nvfp4.plan.records import TensorPlan
 from nvfp4.ranks import Ranks, join_ranks
+from nvfp4.reasons import Why
 from nvfp4.report.data import Report
 from nvfp4.source.loras import merge_loras
 from nvfp4.source.open import open_source, stamps_of
@@ -147,7 +148,7 @@ def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
         )
     if 0 < target < job.nbytes:
         notes.append(f"{TARGET}: the file is larger, by {job.nbytes - target:,} bytes")
-    widened = [plan.ref.name for plan in job.plans if plan.reason.startswith(WIDENED)]
+    widened = [plan.ref.name for plan in job.plans if plan.reason.kind is Why.FLOAT16]
     if widened:
         notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")
     return notes

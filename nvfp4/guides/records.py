@@ -11,6 +11,7 @@ import numpy as np
 from nvfp4.families import Family
 from nvfp4.formats import E4M3_MAX, LEAST_NORMAL_E4M3, NVFP4_MAX, Precision
 from nvfp4.model import TensorRef
+from nvfp4.reasons import Reason
 
 # Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
 GGUF_BITS = {
@@ -114,7 +115,7 @@ class Measured(NamedTuple):
     """Weights that a measured figure asks more for: 16-bit, or only a full-precision matmul."""
 
     is_half: bool
-    reason: str
+    reason: Reason
     weights: frozenset[str]
 
 

@@ -10,6 +10,7 @@ from nvfp4.guides.records import Calibration, Measured, Recorded
 from nvfp4.model import Model, bare
 from nvfp4.options import Options
 from nvfp4.read.json_files import is_figure
+from nvfp4.reasons import Reason, Why
 
 # Thresholds on measured figures: option, its figure, the option that says what happens above it.
 MEASURED_THRESHOLDS = (
@@ -105,10 +106,10 @@ def measured_layers(
     return tuple(
         Measured(
             is_half=action == "fp16",
-            reason=reason,
+            reason=Reason(Why.MEASURED, text),
             weights=frozenset(
                 ref.name for ref in model.linear_weights if bare(ref.layer) in layers
             ),
         )
-        for action, reason, layers in asked
+        for action, text, layers in asked
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Container, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,44 +18,67 @@ from nvfp4.model import Model, bare
 from nvfp4.options import FULL_PRECISION_OPTIONS, Options
 from nvfp4.plan.presets import preset_reason
 from nvfp4.plan.records import TensorPlan
-from nvfp4.plan.rules import select
+from nvfp4.plan.rules import BY_LAYER_CONFIG, select
+from nvfp4.reasons import Reason, Why
 
+SCALELESS_FP8 = Reason(Why.NO_INPUT_SCALE, "FP8 without an input scale")
 MANY_SATURATED = 0.001  # share of a layer's blocks that is worth a note
+
+
+class Mark(NamedTuple):
+    """Weights whose matmul is to stay 16-bit if they are quantised, and why."""
+
+    reason: Reason
+    names: Container[str]
 
 
 def full_precision_marks(
     options: Options, model: Model, guides: Guides
-) -> tuple[dict[str, frozenset[str]], list[str]]:
-    """{option or list: weights it marks for full-precision matmul}, and notes."""
+) -> tuple[list[Mark], list[str]]:
+    """What options and lists mark for full-precision matmul, and notes."""
     wanted = {
         option: pattern
         for option, (pattern, _) in FULL_PRECISION_OPTIONS.items()
         if option in options.full_precision
     }
     wanted |= {f"--full-precision-mm-pattern {p}": p for p in options.full_precision_mm_pattern}
-    marks = {option: select(model, pattern, option) for option, pattern in wanted.items()}
-    marks |= {
-        "--layer-config": frozenset(
-            name for setting in guides.settings if setting.full_precision for name in setting.names
-        )
-    }
+    marks = [
+        Mark(Reason(Why.OPTION, option), select(model, pattern, option))
+        for option, pattern in wanted.items()
+    ]
+    configured = (setting.names for setting in guides.settings if setting.full_precision)
+    marks.append(Mark(BY_LAYER_CONFIG, frozenset().union(*configured)))
     if guides.listed is None:
         return marks, []
-    name, unknown = options.full_precision_mm_layers.name, guides.listed.unknown
-    marks[name] = guides.listed.weights
+    name, (weights, unknown) = options.full_precision_mm_layers.name, guides.listed
+    marks.append(Mark(Reason(Why.LAYER_LIST, name), weights))
     note = f"{name}: {len(unknown)} names match nothing: {examples(unknown)}"
     return marks, [note] if unknown else []
 
 
-def preset_marks(options: Options, model: Model, guides: Guides) -> dict[str, frozenset[str]]:
-    """NVFP4 layers that a preset marks for full-precision matmul, if no --layer-config has them."""
+def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[Mark]:
+    """NVFP4 layers that a preset marks, if no --layer-config has them, and measured ones."""
     family = guides.family
-    if not options.has_family or not family.full_precision:
-        return {}
-    pattern = re.compile(family.full_precision)
-    names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
-    configured = frozenset().union(*(setting.names for setting in guides.settings))
-    return {preset_reason(options, family): frozenset(names - configured)}
+    if options.has_family and family.full_precision:
+        pattern = re.compile(family.full_precision)
+        names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
+        configured = frozenset().union(*(setting.names for setting in guides.settings))
+        yield Mark(preset_reason(options, family), names - configured)
+    for measured in guides.measured:
+        if not measured.is_half:
+            yield Mark(measured.reason, measured.weights)
+
+
+def marks_by_precision(
+    options: Options, model: Model, guides: Guides
+) -> tuple[dict[Precision, list[Mark]], list[str]]:
+    """{precision: its layers' marks, of which the first one counts}, and notes."""
+    marks, notes = full_precision_marks(options, model, guides)
+    # In NVFP4 alone: FP8 layers were not measured, and no preset means them.
+    found = {Precision.NVFP4: [*marks, *sensitive_marks(options, model, guides)]}
+    every = Mark(Reason(Why.OPTION, "--fp8-full-precision-mm"), model.tensors)
+    found[Precision.FP8] = [every] if options.fp8_full_precision_mm else marks
+    return found, notes
 
 
 def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
@@ -69,7 +94,7 @@ def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
             )
         return dataclasses.replace(plan, input_scale=scale, input_scale_source=row.source)
     if plan.precision is Precision.FP8 and not plan.full_precision:
-        return dataclasses.replace(plan, full_precision="FP8 without an input scale")
+        return dataclasses.replace(plan, full_precision=SCALELESS_FP8)
     return plan
 
 
@@ -80,7 +105,7 @@ def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
         bool(plan.full_precision) or np.float32(plan.input_scale) == 1  # ComfyUI drops a 1
         for plan in layers
     )
-    reason = f"{MARKER} holds for every layer" if needing else ""
+    reason = Reason(Why.SHARED_SWITCH, f"{MARKER} holds for every layer") if needing else None
     shared = [
         dataclasses.replace(plan, legacy=True, full_precision=plan.full_precision or reason)
         if plan.is_quantised

@@ -11,15 +11,10 @@ from nvfp4.formats import DTYPE_OPTIONS, Precision
 from nvfp4.guides.records import GGUF_BITS, Guides
 from nvfp4.model import Model
 from nvfp4.options import LEGACY_RECIPE, TARGET, Options
-from nvfp4.plan.inputs import (
-    attach_recording,
-    attach_scale,
-    full_precision_marks,
-    preset_marks,
-    share_marker,
-)
+from nvfp4.plan.inputs import attach_recording, attach_scale, marks_by_precision, share_marker
 from nvfp4.plan.records import Rule, TensorPlan, plan_tensor, weights_of
-from nvfp4.plan.rules import NO_FP4_MATMUL, choice_rules, decide, floor_rules, refuse_for_kept
+from nvfp4.plan.rules import choice_rules, decide, floor_rules, refuse_for_kept
+from nvfp4.reasons import Why
 
 MOST_NVFP4 = 0.9  # of an image model's linear weights
 
@@ -36,25 +31,19 @@ def make_plans(
     refuse_for_kept(options, model)
     choices = choice_rules(options, model, guides, chosen or {})
     floors = floor_rules(options, model)
-    marks, unknown = full_precision_marks(options, model, guides)
-    sensitive = preset_marks(options, model, guides)
-    for measured in guides.measured:
-        if measured.is_half:
-            rule = Rule(names=measured.weights, precision=Precision.HALF, reason=measured.reason)
-            floors.append(rule)
-        else:
-            sensitive[measured.reason] = measured.weights
-    # in NVFP4 alone: FP8 layers were not measured, and no preset means them
-    marks = {Precision.NVFP4: marks | sensitive, Precision.FP8: marks}
-    if options.fp8_full_precision_mm:
-        marks[Precision.FP8] = {"--fp8-full-precision-mm": model.tensors}
+    floors += [
+        Rule(names=measured.weights, precision=Precision.HALF, reason=measured.reason)
+        for measured in guides.measured
+        if measured.is_half
+    ]
+    marks, unknown = marks_by_precision(options, model, guides)
     plans, scales = [], guides.scales
     for ref in model.tensors.values():
         rule = decide(ref.name, choices, floors)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
         if plan.is_quantised:
-            asked = (why for why, names in marks[plan.precision].items() if ref.name in names)
-            marked = dataclasses.replace(plan, full_precision=next(asked, ""))
+            asked = (mark.reason for mark in marks[plan.precision] if ref.name in mark.names)
+            marked = dataclasses.replace(plan, full_precision=next(asked, None))
             plan = attach_scale(marked, scales.get(ref.layer))
         plans.append(plan)
     refuse_unquantised(options, plans, guides.kinds or {})
@@ -81,7 +70,7 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
     kept = Counter(plan.reason for plan in plans if plan.is_layer)
     if any(plan.ref.config for plan in plans):
         depth = "nothing is left to quantise: take the 16-bit model"
-    if TARGET in kept:
+    if any(reason.kind is Why.TARGET_SIZE for reason in kept):
         depth = f"give a smaller {TARGET}"
     usual = f" (mostly: {kept.most_common(1)[0][0]})" if kept else ""
     raise ConvertError(
@@ -93,7 +82,9 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
     dynamic = [plan.ref.layer for plan in plans if plan.is_w4a4 and plan.input_scale is None]
     forced = [
-        plan.ref.layer for plan in plans if plan.full_precision == "FP8 without an input scale"
+        plan.ref.layer
+        for plan in plans
+        if plan.full_precision and plan.full_precision.kind is Why.NO_INPUT_SCALE
     ]
     notes = []
     if calibrated and dynamic:
@@ -125,7 +116,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
         )
     if passed := sum(bool(plan.ref.config) for plan in plans):
         notes.append(f"{passed} layers are quantised in the source and go over as they are")
-    raised = [plan.ref.layer for plan in layers if "(else --layer-config" in plan.reason]
+    raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
     if raised:
         notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
     packed = [plan for plan in layers if plan.is_nvfp4]
@@ -137,7 +128,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
         )
     if packed and not any(plan.is_w4a4 for plan in packed):
         notes.append("no layer is W4A4: the file saves memory, and no time over 16-bit")
-    shaped = [plan.ref.layer for plan in layers if plan.reason.startswith(NO_FP4_MATMUL)]
+    shaped = [plan.ref.layer for plan in layers if plan.reason.kind is Why.FP4_MATMUL]
     if shaped:
         notes.append(f"{len(shaped)} layers are FP8 for their shape: {examples(shaped)}")
     return notes

@@ -12,6 +12,7 @@ from nvfp4.formats import Precision
 from nvfp4.model import Model, bare
 from nvfp4.options import Options
 from nvfp4.plan.records import Rule
+from nvfp4.reasons import Reason, Why
 
 
 def edge_count(options: Options, family: Family) -> int:
@@ -41,15 +42,20 @@ def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
             + ", ".join(f"{name}.N" for name in itertools.chain(*family.blocks))
         )
     return [
-        Rule(names=frozenset(members[name, number]), precision=Precision.HALF, reason="edge block")
+        Rule(
+            names=frozenset(members[name, number]),
+            precision=Precision.HALF,
+            reason=Reason(Why.EDGE_BLOCK, "edge block"),
+        )
         for row in rows
         for _, number, name in dict.fromkeys(row[:count] + row[-count:])
     ]
 
 
-def preset_reason(options: Options, family: Family) -> str:
+def preset_reason(options: Options, family: Family) -> Reason:
     name = next((name for name, row in FAMILIES.items() if row is family), "")
-    return f"--preset {name if options.preset == 'auto' and name else options.preset}"
+    shown = name if options.preset == "auto" and name else options.preset
+    return Reason(Why.FAMILY, f"--preset {shown}")
 
 
 def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
@@ -62,10 +68,12 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     if options.preset == "none" or family is ANY_FAMILY:
         return []
     outside = frozenset(name for name, layer in every.items() if not family.inside.match(layer))
-    rules = [Rule(names=outside, precision=Precision.HALF, reason="outside the transformer blocks")]
+    reason = Reason(Why.FAMILY, "outside the transformer blocks")
+    rules = [Rule(names=outside, precision=Precision.HALF, reason=reason)]
     for keep in family.keeps:
         names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
         is_open = keep.precision is Precision.FP8
-        rule = Rule(names=names, precision=keep.precision, reason=keep.why, is_open=is_open)
+        reason = Reason(Why.FAMILY, keep.why)
+        rule = Rule(names=names, precision=keep.precision, reason=reason, is_open=is_open)
         rules.append(rule)
     return [*rules, rest]

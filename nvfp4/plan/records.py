@@ -13,8 +13,9 @@ import torch
 from nvfp4.formats import QUANTISED, VIEWED, Precision
 from nvfp4.guides.records import Moments
 from nvfp4.model import TensorRef
+from nvfp4.reasons import Reason, Why
 
-WIDENED = "a value beyond float16's 65504"  # the reason of what becomes float32 for it
+BEYOND_FLOAT16 = Reason(Why.FLOAT16, "a value beyond float16's 65504")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,12 +24,14 @@ class Rule:
 
     names: frozenset[str]
     precision: Precision
-    reason: str
+    reason: Reason
     is_open: bool = False  # --target-size may choose otherwise
     dtype: str = ""  # instead of --dtype, or of the source's
 
 
-UNNAMED = Rule(names=frozenset(), precision=Precision.HALF, reason="no rule names it")
+UNNAMED = Rule(
+    names=frozenset(), precision=Precision.HALF, reason=Reason(Why.NOTHING, "no rule names it")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +40,10 @@ class TensorPlan:
 
     ref: TensorRef
     precision: Precision
-    reason: str
+    reason: Reason
     dtype: str  # safetensors dtype of the tensor itself in the output
     is_open: bool = False  # --target-size may choose otherwise
-    full_precision: str = ""  # why its matmul stays 16-bit; "" means quantised activations
+    full_precision: Reason | None = None  # why its matmul stays 16-bit; else activations are, too
     legacy: bool = False  # an FP8 layer stored as scaled FP8
     input_scale: float | None = None
     input_scale_source: str = ""
@@ -108,7 +111,7 @@ def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
             plan = dataclasses.replace(plan, bias=bias)
         if plan.ref.name not in names:
             return plan
-        reason = f"{WIDENED} (else {plan.reason})"
+        reason = BEYOND_FLOAT16.over(plan.reason)
         return dataclasses.replace(plan, precision=Precision.FP32, dtype="F32", reason=reason)
 
     return [*map(widened, plans)]

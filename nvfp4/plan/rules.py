@@ -15,8 +15,10 @@ from nvfp4.model import Model, bare, diffusion_prefix
 from nvfp4.options import LEGACY_RECIPE, MINIMUM_OPTIONS, TARGET, Options
 from nvfp4.plan.presets import edge_block_rules, edge_count, preset_rules
 from nvfp4.plan.records import UNNAMED, Rule
+from nvfp4.reasons import Reason, Why
 
-NO_FP4_MATMUL = "no FP4 matmul"  # the reason of what is FP8 for its shape
+NOT_DIFFUSION = Reason(Why.SOURCE, "not of the diffusion model")
+BY_LAYER_CONFIG = Reason(Why.LAYER_CONFIG, "--layer-config")
 KEEPS_SOURCE_PRECISION = r"bias$|norm|modulation|scale_shift_table"
 
 
@@ -53,8 +55,8 @@ def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
         by_kind[kind].add(name)
     rules = []
     for kind, names in sorted(by_kind.items()):
-        precision, reason = gguf_precision(kind, options)
-        names = frozenset(names)
+        precision, text = gguf_precision(kind, options)
+        names, reason = frozenset(names), Reason(Why.GGUF, text)
         is_open = precision in QUANTISED
         rules.append(Rule(names=names, precision=precision, reason=reason, is_open=is_open))
     return rules
@@ -68,8 +70,8 @@ def untouched_rules(model: Model) -> list[Rule]:
         "empty, or not a 16/32-bit float": (ref.name for ref in refs if not ref.is_float),
     }
     return [
-        Rule(names=frozenset(names), precision=Precision.KEPT, reason=reason)
-        for reason, names in rows.items()
+        Rule(names=frozenset(names), precision=Precision.KEPT, reason=Reason(Why.SOURCE, text))
+        for text, names in rows.items()
     ]
 
 
@@ -81,7 +83,7 @@ def option_rules(options: Options, model: Model) -> list[Rule]:
         Rule(
             names=select(model, pattern, f"{option} {pattern}"),
             precision=precision,
-            reason=f"{option} {pattern}",
+            reason=Reason(Why.OPTION, f"{option} {pattern}"),
         )
         for option, pattern, precision in rows
     ]
@@ -97,14 +99,14 @@ def choice_rules(
         *untouched_rules(model),
         *option_rules(options, model),
         *setting_rules(guides.settings, chosen),
-        Rule(names=beside, precision=Precision.KEPT, reason="not of the diffusion model"),
+        Rule(names=beside, precision=Precision.KEPT, reason=NOT_DIFFUSION),
     ]
     rules += edge_block_rules(model, guides.family, edge_count(options, guides.family))
     if guides.kinds is not None:
         lacking = Rule(
             names=frozenset(model.tensors.keys() - guides.kinds.keys()),
             precision=Precision.HALF,
-            reason="not in the GGUF",
+            reason=Reason(Why.GGUF, "not in the GGUF"),
         )
         return [*rules, *gguf_rules(guides.kinds, options), lacking]
     rules += preset_rules(options, model, guides.family)
@@ -116,7 +118,7 @@ def choice_rules(
     )
     if options.recipe == LEGACY_RECIPE:  # everything else is --dtype
         return rules
-    reason = "bias, norm or modulation: as in the source"
+    reason = Reason(Why.SOURCE, "bias, norm or modulation: as in the source")
     return [*rules, Rule(names=small, precision=Precision.KEPT, reason=reason)]
 
 
@@ -125,15 +127,17 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     linear = model.linear_weights
     minimum = {"--min-ffn-fp8": Precision.FP8, "--min-ffn2-fp16": Precision.HALF}
     rows = [
-        (select(model, pattern, option), minimum[option], option)
+        (select(model, pattern, option), minimum[option], Reason(Why.OPTION, option))
         for option, pattern in MINIMUM_OPTIONS.items()
         if option in options.minimums
     ]
     if options.only_fp8:
-        rows.append(({ref.name for ref in linear}, Precision.FP8, f"--recipe {options.recipe}"))
+        recipe = Reason(Why.OPTION, f"--recipe {options.recipe}")
+        rows.append(({ref.name for ref in linear}, Precision.FP8, recipe))
     for family, pattern in NEVER_PACKED.items():
         names = {ref.name for ref in linear if re.search(pattern, bare(ref.layer))}
-        rows.append((names, Precision.HALF, f"ComfyUI recognises {family} by its shape"))
+        recognised = Reason(Why.RECOGNITION, f"ComfyUI recognises {family} by its shape")
+        rows.append((names, Precision.HALF, recognised))
     odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
     odd_rows = {
         ref.name
@@ -142,10 +146,12 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
         and (f"{ref.layer}.bias" in model.tensors or re.search(RECOGNISED_BY_ROWS, bare(ref.layer)))
     }
     nonlinear = model.tensors.keys() - {ref.name for ref in linear}
+    columns = f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0"
+    with_bias = f"no FP4 matmul with a bias: rows % {FP4_MATMUL_N} != 0"
     rows += [
-        (odd_columns, Precision.FP8, f"{NO_FP4_MATMUL}: columns % {FP4_MATMUL_K} != 0"),
-        (odd_rows, Precision.FP8, f"{NO_FP4_MATMUL} with a bias: rows % {FP4_MATMUL_N} != 0"),
-        (nonlinear, Precision.HALF, "not a linear layer's weight"),
+        (odd_columns, Precision.FP8, Reason(Why.FP4_MATMUL, columns)),
+        (odd_rows, Precision.FP8, Reason(Why.FP4_MATMUL, with_bias)),
+        (nonlinear, Precision.HALF, Reason(Why.SOURCE, "not a linear layer's weight")),
     ]
     return [
         Rule(names=frozenset(names), precision=precision, reason=reason)
@@ -158,7 +164,7 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
     decided = next((rule for rule in choices if name in rule.names), UNNAMED)
     for rule in floors:
         if name in rule.names and rule.precision > decided.precision:
-            reason = f"{rule.reason} (else {decided.reason})"
+            reason = rule.reason.over(decided.reason)
             decided = dataclasses.replace(rule, reason=reason, is_open=decided.is_open)
     return decided
 
@@ -183,12 +189,13 @@ def setting_rules(settings: Iterable[Setting], chosen: dict[str, Precision]) -> 
         Rule(
             names=setting.names,
             precision=setting.precision,
-            reason="--layer-config",
+            reason=BY_LAYER_CONFIG,
             dtype=setting.dtype,
         )
         for setting in settings
     ]
+    reason = Reason(Why.TARGET_SIZE, TARGET)
     for precision in sorted({*chosen.values()}):
         names = frozenset(name for name, other in chosen.items() if other is precision)
-        rules.append(Rule(names=names, precision=precision, reason=TARGET, is_open=True))
+        rules.append(Rule(names=names, precision=precision, reason=reason, is_open=True))
     return rules

@@ -98,7 +98,7 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
         "shape": plan.ref.shape,
         "source_dtype": plan.ref.dtype,
         "precision": plan.precision.name,
-        "reason": plan.reason,
+        "reason": str(plan.reason),
         "stored_as": stored_as(plan),
         "stored": {key: dtype for key, (dtype, _) in stored_tensors(plan).items()},
         "bytes": stored_bytes(plan),
@@ -106,7 +106,7 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
     if plan.is_quantised:
         data |= {
             "matmul": matmul(plan),
-            "full_precision_mm": plan.full_precision or None,
+            "full_precision_mm": str(plan.full_precision) if plan.full_precision else None,
             "input_scale": plan.input_scale,
             "input_scale_source": plan.input_scale_source or None,
             "saturated_blocks": plan.saturated_blocks,

@@ -154,7 +154,7 @@ def render_plan(report: Report) -> list[str]:
     for plan in report.plans:
         fate = stored_as(plan)
         mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
-        row = (fate, list(plan.ref.shape), plan.reason + mark)
+        row = (fate, list(plan.ref.shape), f"{plan.reason}{mark}")
         number = (
             None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
         )

@@ -25,6 +25,7 @@ from nvfp4.options import Options
 from nvfp4.plan.records import TensorPlan
 from nvfp4.ranks import is_first
 from nvfp4.read.tensors import load, load_some_rows
+from nvfp4.reasons import Reason, Why
 
 SMOOTHING = (0.25, 0.5, 0.75)  # shares of an input's range that go over to the weight
 LEAST_SMOOTHING_GAIN = 0.05  # of the W4A4 output error
@@ -92,7 +93,7 @@ def share_w4a4(
             left -= work[name]
     if left > wanted:
         notes.append(f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments")
-    reason = f"--w4a4-share {wanted:g}"
+    reason = Reason(Why.W4A4_SHARE, f"--w4a4-share {wanted:g}")
     plans = [
         dataclasses.replace(plan, full_precision=reason) if plan.ref.name in chosen else plan
         for plan in plans

@@ -287,20 +287,20 @@ def test_exact_names_go_before_patterns_and_options_before_both(tiny, tmp_path):
     }
     plans = planned(tiny, tmp_path, config, "--exclude", r"blocks\.5\.ffn\.2")
     fp8 = plans["blocks.2.ffn.2"]
-    assert (fp8.precision, fp8.input_scale, fp8.full_precision) == (P.FP8, 0.5, "")
+    assert (fp8.precision, fp8.input_scale, fp8.full_precision) == (P.FP8, 0.5, None)
     packed = plans["blocks.3.ffn.0"]
-    assert (packed.precision, packed.full_precision) == (P.NVFP4, "--layer-config")
+    assert (packed.precision, str(packed.full_precision)) == (P.NVFP4, "--layer-config")
     assert plans["blocks.4.ffn.0"].precision is P.FP32
     assert plans["blocks.5.ffn.2"].precision is P.HALF
     assert plans["patch_embedding"].dtype == "F32"
-    assert plans["blocks.4.self_attn.q"].reason == "--preset wan"
+    assert plans["blocks.4.self_attn.q"].reason.text == "--preset wan"
 
 
 def test_a_config_lifts_the_presets_mark(tiny, tmp_path):
     """Wan's preset marks cross-attention for full-precision matmul; an entry need not."""
     plans = planned(tiny, tmp_path, {"blocks.3.cross_attn.q": {"format": "nvfp4"}})
-    assert plans["blocks.3.cross_attn.q"].full_precision == ""
-    assert plans["blocks.4.cross_attn.q"].full_precision == "--preset wan"
+    assert plans["blocks.3.cross_attn.q"].full_precision is None
+    assert plans["blocks.4.cross_attn.q"].full_precision.text == "--preset wan"
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_edge_blocks_are_as_many_as_asked_for(tiny, tmp_path, count, kept, by):
     source = ["--gguf", str(tiny / "model.gguf"), "--gguf-nvfp4-max-bitdepth", "6"]
     command = [str(tiny), str(tmp_path / "o.safetensors"), *(source if by == "gguf" else [])]
     plans = c.convert(c.parse_options([*command, "--edge-blocks", count, "--dry-run"])).plans
-    edges = [plan.ref.name for plan in plans if plan.reason == "edge block"]
+    edges = [plan.ref.name for plan in plans if plan.reason.kind is c.Why.EDGE_BLOCK]
     assert {int(name.split(".")[1]) for name in edges} == kept
     assert len(edges) == 10 * len(kept)
 

@@ -114,7 +114,7 @@ def test_what_other_options_say_stays(tiny, tmp_path):
             block = int(layer.split(".")[1])
             pinned = {0: P.HALF, 5: P.HALF, 6: P.NVFP4, 7: P.HALF}.get(block)
             assert pinned is None or plan.precision is pinned, layer
-            assert (plan.reason == c.TARGET) <= (pinned is None)
+            assert (plan.reason.kind is c.Why.TARGET_SIZE) <= (pinned is None)
 
 
 @pytest.mark.parametrize(("ratio", "direction"), [("0.25", -1), ("0.4", 1)])

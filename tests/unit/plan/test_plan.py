@@ -76,7 +76,7 @@ BLOCK = {
 def test_exclude_goes_before_include(tmp_path):
     plans, _ = plan_of(tmp_path, BLOCK, "--include", "", "--exclude", r"FFN\.2$")
     assert plans["blocks.0.ffn.2.weight"].precision is P.HALF
-    assert plans["blocks.0.ffn.2.weight"].reason == r"--exclude FFN\.2$"
+    assert plans["blocks.0.ffn.2.weight"].reason.text == r"--exclude FFN\.2$"
     assert plans["blocks.0.ffn.0.weight"].precision is P.NVFP4
 
 
@@ -84,7 +84,7 @@ def test_minimums_raise_and_say_what_they_raised(tmp_path):
     minimums = ("--min-ffn-fp8", "--min-ffn2-fp16")
     plans, _ = plan_of(tmp_path, BLOCK, "--include", ".", *minimums)
     assert plans["blocks.0.ffn.0.weight"].precision is P.FP8
-    assert plans["blocks.0.ffn.0.weight"].reason == "--min-ffn-fp8 (else --include .)"
+    assert str(plans["blocks.0.ffn.0.weight"].reason) == "--min-ffn-fp8 (else --include .)"
     assert plans["blocks.0.ffn.2.weight"].precision is P.HALF
     assert plans["blocks.0.self_attn.v.weight"].precision is P.NVFP4
 
@@ -131,7 +131,7 @@ def test_layers_that_comfyui_recognises_a_model_by_are_never_packed(tmp_path, la
     tensors = {f"{prefix}{layer}.weight": weight(), f"{prefix}other.weight": weight()}
     plans, _ = plan_of(tmp_path, tensors, "--include", ".")
     assert plans[f"{prefix}{layer}.weight"].precision is P.HALF
-    assert "by its shape" in plans[f"{prefix}{layer}.weight"].reason
+    assert "by its shape" in str(plans[f"{prefix}{layer}.weight"].reason)
     assert plans[f"{prefix}other.weight"].precision is P.NVFP4
 
 
@@ -204,7 +204,7 @@ def test_an_fp8_layer_whose_row_has_no_amax_runs_in_full_precision(tmp_path):
     summary = ("--input-scale-summary-json", str(tmp_path / "s.json"))
     tensors = BLOCK | {"blocks.0.x.weight": weight(32, 48)}
     plans, notes = plan_of(tmp_path, tensors, "--include", ".", *summary)
-    assert plans["blocks.0.x.weight"].full_precision == "FP8 without an input scale"
+    assert plans["blocks.0.x.weight"].full_precision.kind is c.Why.NO_INPUT_SCALE
     assert plans["blocks.0.x.weight"].input_scale is None
     assert any(note.startswith("1 FP8 layers have no input scale") for note in notes)
 
@@ -220,7 +220,7 @@ def test_what_the_gguf_lacks_is_named(tmp_path):
     shapes = {"blocks.0.ffn.0.weight": (32, 64)}
     write_gguf(tmp_path / "m.gguf", shapes, lambda *_: gguf.GGMLQuantizationType.Q4_0)
     plans, notes = plan_of(tmp_path, tensors, "--gguf", str(tmp_path / "m.gguf"))
-    assert plans["blocks.0.modulation"].reason == "not in the GGUF"
+    assert plans["blocks.0.modulation"].reason.text == "not in the GGUF"
     assert notes == [
         "3 tensors not in the GGUF stay 16-bit: "
         "blocks.0.ffn.2.weight, blocks.0.modulation, blocks.0.self_attn.v.weight"
@@ -243,7 +243,7 @@ def test_a_layer_list_marks_its_layers_and_counts_the_rest(tmp_path):
     (tmp_path / "l.txt").write_text("blocks.0.ffn.0\nblocks.9.ffn.0 # gone\n")
     listed = ("--full-precision-mm-layers", str(tmp_path / "l.txt"))
     plans, notes = plan_of(tmp_path, BLOCK, *ALL, *listed)
-    marked = {name: plan.full_precision for name, plan in plans.items() if plan.full_precision}
+    marked = {name: str(plan.full_precision) for name, plan in plans.items() if plan.full_precision}
     assert marked == {"blocks.0.ffn.0.weight": "l.txt"}
     assert notes == ["l.txt: 1 names match nothing: blocks.9.ffn.0"]
 

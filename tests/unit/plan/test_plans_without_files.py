@@ -15,6 +15,7 @@ from nvfp4.guides.records import Calibration, Guides, LayerList, Measured, Setti
 from nvfp4.model import Model, TensorRef
 from nvfp4.options import Options
 from nvfp4.plan.make import make_plans
+from nvfp4.reasons import Reason, Why
 
 NAMES = [f"blocks.{block}.{layer}.weight" for block in range(3) for layer in ("q", "k", "ffn")]
 READING = ("open", "os.listdir", "os.scandir", "glob.glob")  # what Python tells audit hooks
@@ -64,7 +65,7 @@ def test_kinds_decide_by_their_bits():
     plans, _ = planned({"kinds": kinds}, gguf="a.gguf", use_fp8=True)
     expected = (Precision.NVFP4, Precision.FP8, Precision.FP32, Precision.HALF, Precision.HALF)
     assert tuple(plans[name].precision for name in NAMES[:5]) == expected
-    assert plans[NAMES[4]].reason == "not in the GGUF"
+    assert str(plans[NAMES[4]].reason) == "not in the GGUF"
 
 
 def test_settings_go_before_a_preset_and_give_scales():
@@ -81,34 +82,35 @@ def test_settings_go_before_a_preset_and_give_scales():
         for name in NAMES[:2]
     }
     plans, _ = planned({"settings": (setting,), "calibration": calibration}, preset="all")
-    assert plans[NAMES[0]].reason == "--layer-config"
-    assert plans[NAMES[0]].full_precision == "--layer-config"
+    assert str(plans[NAMES[0]].reason) == "--layer-config"
+    assert str(plans[NAMES[0]].full_precision) == "--layer-config"
     assert [plans[name].input_scale for name in NAMES[:3]] == [0.5, 0.25, None]
 
 
 def test_measured_layers_are_raised_or_marked():
     measured = (
-        Measured(is_half=True, reason="rel_rmse > 0.1", weights=frozenset(NAMES[:1])),
-        Measured(is_half=False, reason="clip_rate > 0.2", weights=frozenset(NAMES[1:2])),
+        Measured(True, Reason(Why.MEASURED, "rel_rmse > 0.1"), frozenset(NAMES[:1])),
+        Measured(False, Reason(Why.MEASURED, "clip_rate > 0.2"), frozenset(NAMES[1:2])),
     )
     plans, _ = planned({"measured": measured}, preset="all")
     assert plans[NAMES[0]].precision is Precision.HALF
-    assert plans[NAMES[0]].reason == "rel_rmse > 0.1 (else --preset all)"
-    assert plans[NAMES[1]].full_precision == "clip_rate > 0.2"
+    assert [*plans[NAMES[0]].reason.overruled_kinds] == [Why.FAMILY]
+    assert str(plans[NAMES[0]].reason) == "rel_rmse > 0.1 (else --preset all)"
+    assert str(plans[NAMES[1]].full_precision) == "clip_rate > 0.2"
     assert not plans[NAMES[2]].full_precision
 
 
 def test_a_list_marks_its_layers_and_tells_the_others():
     listed = LayerList(weights=frozenset(NAMES[:1]), unknown=frozenset({"blocks.9.q"}))
     plans, notes = planned({"listed": listed}, preset="all", full_precision_mm_layers="l.txt")
-    assert plans[NAMES[0]].full_precision == "l.txt"
+    assert str(plans[NAMES[0]].full_precision) == "l.txt"
     assert "l.txt: 1 names match nothing: blocks.9.q" in notes
 
 
 def test_what_was_chosen_for_a_size_replaces_what_is_open():
     plans, _ = planned({}, {NAMES[0]: Precision.FP8}, preset="all", target_size=10**9)
     assert plans[NAMES[0]].precision is Precision.FP8
-    assert plans[NAMES[0]].reason == "--target-size"
+    assert str(plans[NAMES[0]].reason) == "--target-size"
     assert plans[NAMES[1]].precision is Precision.NVFP4
 
 
