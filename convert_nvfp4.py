@@ -2897,6 +2897,12 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    local: int | None = None  # torchrun's number of it on its machine
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that speaks."""
+        return self.rank == 0
 
     def gather(self, value: object = None) -> list:
         """Every rank's value, in order; returns once all ranks have come here."""
@@ -2910,24 +2916,28 @@ class Ranks:
         return values
 
 
-def under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
+# What is asked of a process before it meets others, or where it need not.
+ALONE = Ranks()
 
 
-def is_first() -> bool:
-    """Whether this process is the one that speaks, among those of a `torchrun`."""
-    return not under_torchrun() or os.environ["RANK"] == "0"
+def read_ranks() -> Ranks:
+    """Tell which process this is by the variables that `torchrun` sets; nothing else reads them."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ALONE
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    return Ranks(*(int(os.environ[name]) for name in names))
 
 
 @contextlib.contextmanager
 def join_ranks() -> Iterator[Ranks]:
     """Meet the other processes of a `torchrun`, if there is one."""
-    if not under_torchrun():
-        yield Ranks()
+    ranks = read_ranks()
+    if ranks.local is None:
+        yield ranks
         return
     torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
     try:
-        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        yield ranks
     finally:
         torch.distributed.destroy_process_group()
 
@@ -2952,11 +2962,28 @@ class Encoded:
     damage: Damage
 
 
+@contextlib.contextmanager
+def single_threaded() -> Iterator[int]:
+    """Keep torch's operations to the thread that calls them; yield how many threads there were.
+
+    Whoever works on chunks of rows in threads of his own wants this: torch's threads would contend
+    for the same cores. What is summed over a whole tensor comes out the same on any number of
+    cores, too. Torch has one setting for a process: its other threads work so meanwhile.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Compute:
     """Maps a function over row chunks: a CPU core each, or large ones on a GPU.
 
     A chunk's every operation stays in one core's cache, which beats torch's own threads four to
-    one; results do not depend on how many threads there are.
+    one; results do not depend on how many threads there are. `threads` are those that
+    `single_threaded` yields; a CPU may take that many chunks at once.
     """
 
     def __init__(
@@ -2964,6 +2991,7 @@ class Compute:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         search: Callable = amax_block_scales,
+        threads: int = 1,
     ):
         self.device, self.dtype, self.search, self.notes = device, dtype, search, []
         self.recalled: dict[object, object] = {}  # the last statistics, as siblings share them
@@ -2971,16 +2999,13 @@ class Compute:
         self.rounder = Rounder()
         on_cpu = device.type == "cpu"
         self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
-        self.pool = ThreadPoolExecutor(min(CPU_THREADS, torch.get_num_threads()) if on_cpu else 1)
+        self.pool = ThreadPoolExecutor(min(CPU_THREADS, threads) if on_cpu else 1)
 
     def __enter__(self) -> Compute:
-        self.threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(self.threads)
 
     def compile(self, plans: list[TensorPlan]) -> None:
         """Use compiled kernels where they pay; what keeps them away is a note."""
@@ -3024,7 +3049,7 @@ class Compute:
         return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """auto: a GPU if there is one. A device asked for by name that is not there is an error.
 
     The ranks of a machine take its GPUs in turn, unless one is asked for by number.
@@ -3034,8 +3059,8 @@ def pick_device(name: str) -> torch.device:
     device, count = torch.device(name), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConvertError(f"--device {name}: torch sees {count} CUDA devices here")
-    if name == "cuda" and under_torchrun():
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % count)
+    if name == "cuda" and ranks.local is not None:
+        return torch.device("cuda", ranks.local % count)
     return device
 
 
@@ -3285,6 +3310,19 @@ TORCH_DTYPES = {
 }
 
 
+# ── nvfp4/progress.py: Progress on stderr ─────────────────────────────────────────────────────────
+
+def progress_bar(
+    what: str, items: Iterable | None = None, *, nbytes: int | None = None, quiet: bool
+) -> tqdm:
+    """Open a bar that goes on with each of `items` it yields, or to `nbytes` by its `update`.
+
+    All of the program's bars are made here, so that all go to stderr, and none is shown if `quiet`.
+    """
+    in_bytes = {} if nbytes is None else {"total": nbytes, "unit": "B", "unit_scale": True}
+    return tqdm(items, what, disable=quiet, file=sys.stderr, **in_bytes)
+
+
 # ── nvfp4/numeric/lora.py: What a LoRA, LoHa, LoKr or DoRA adds to a weight ───────────────────────
 
 # Merging LoRAs, as ComfyUI patches a weight (comfy/weight_adapter, comfy/lora.py), in float32.
@@ -3451,6 +3489,10 @@ class Piece:
     begin: int
     end: int
 
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
 
 def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
     """A rank's tensors, in source order: the costliest are dealt first, to whom has least.
@@ -3487,7 +3529,7 @@ def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
 
 def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
     """Fill the buffer with a piece's bytes and return them, typed where torch has to know."""
-    ref, size = piece.plan.ref, piece.end - piece.begin
+    ref, size = piece.plan.ref, piece.nbytes
     fill(ref, piece.begin, memoryview(buffer.numpy())[:size])
     data = buffer[:size]
     if ref.is_changed:
@@ -3506,13 +3548,13 @@ def read_ahead(
     while the first is worked on. A yielded tensor is valid until the next one is asked for.
     """
     pieces = deque(pieces)
-    size = max((piece.end - piece.begin for piece in pieces), default=0)
+    size = max((piece.nbytes for piece in pieces), default=0)
     free = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(buffers)]
     waiting = deque()
     with ThreadPoolExecutor(1) as reader:
         while pieces or waiting:
             while pieces and len(waiting) < MOST_AHEAD:
-                small = pieces[0].end - pieces[0].begin <= SMALL_PIECE
+                small = pieces[0].nbytes <= SMALL_PIECE
                 if not small and not free:
                     break
                 piece = pieces.popleft()
@@ -3548,26 +3590,15 @@ def float16_overflows(plans: list[TensorPlan], options: Options) -> frozenset[st
     found = set()
     if not pieces:
         return frozenset()
-    with progress(pieces, options, "checking float16 range") as bar:
+    nbytes = sum(piece.nbytes for piece in pieces)
+    with progress_bar("checking float16 range", nbytes=nbytes, quiet=options.quiet) as bar:
         for piece, data in read_ahead(pieces, options.buffers):
             try:
                 cast(piece, data)
             except Float16OverflowError:
                 found.add(piece.plan.ref.name)
-            bar.update(piece.end - piece.begin)
+            bar.update(piece.nbytes)
     return frozenset(found)
-
-
-def progress(pieces: list[Piece], options: Options, what: str) -> tqdm:
-    total = sum(piece.end - piece.begin for piece in pieces)
-    return tqdm(
-        total=total,
-        desc=what,
-        unit="B",
-        unit_scale=True,
-        disable=options.quiet or not is_first(),
-        file=sys.stderr,
-    )
 
 
 # ── nvfp4/read/json_files.py: JSON and lists of a size that can be borne ──────────────────────────
@@ -5547,7 +5578,7 @@ def share_w4a4(
     linear = [plan for plan in plans if plan.ref.is_linear_weight]
     whole = sum(math.prod(plan.ref.shape) for plan in linear)
     work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
-    bar = tqdm(studied, "comparing", disable=options.quiet or not is_first(), file=sys.stderr)
+    bar = progress_bar("comparing", studied, quiet=options.quiet)
     added = {plan.ref.name: added_by_w4a4(plan) for plan in bar}
     order = sorted(added, key=lambda name: (-added[name] / work[name], name))
     left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
@@ -5595,7 +5626,7 @@ def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan],
     if not options.pre_quant_scale:
         return plans, []
     candidates = [plan for plan in plans if plan.is_w4a4 and plan.moments]
-    bar = tqdm(candidates, "smoothing", disable=options.quiet or not is_first(), file=sys.stderr)
+    bar = progress_bar("smoothing", candidates, quiet=options.quiet)
     found = {plan.ref.name: plan for plan in map(smoothed, bar) if plan.smoothing is not None}
     note = (
         f"{len(found)} of {len(candidates)} layers have a pre_quant_scale: ComfyUI 0.29 and older "
@@ -5733,9 +5764,11 @@ def measure_alternatives(
     pieces = [piece for plan in plans for piece in pieces_of(plan)]
     dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
     found = {}
+    device, nbytes = pick_device(options.device, ranks), sum(piece.nbytes for piece in pieces)
     with (
-        Compute(pick_device(options.device), dtype, SCALE_SEARCHES[search]) as compute,
-        progress(pieces, options, "measuring") as bar,
+        single_threaded() as threads,
+        Compute(device, dtype, SCALE_SEARCHES[search], threads) as compute,
+        progress_bar("measuring", nbytes=nbytes, quiet=options.quiet) as bar,
     ):
         compute.compile(plans)
         pinned = compute.device.type == "cuda"
@@ -5745,7 +5778,7 @@ def measure_alternatives(
                 Alternative(plan.precision, stored_bytes(plan), damage_of(plan, weight, compute))
                 for plan in candidates[name]
             ]
-            bar.update(piece.end - piece.begin)
+            bar.update(piece.nbytes)
     return {name: rows for share in ranks.gather(found) for name, rows in share.items()}
 
 
@@ -7350,8 +7383,10 @@ def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Dam
     marker = marker_of(job.plans) if ranks.rank == 0 else {}
     dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
     search = SCALE_SEARCHES[options.scale_search]
+    device = pick_device(options.device, ranks)
     with (
-        Compute(pick_device(options.device), dtype, search) as compute,
+        single_threaded() as threads,
+        Compute(device, dtype, search, threads) as compute,
         PartialFiles(job, journal, ranks) as output,
     ):
         overflows = False
@@ -7386,7 +7421,8 @@ def encode_share(
     todo = [piece for plan in plans for piece in pieces_of(plan)]
     compute.compile([plan for plan in plans if plan.is_quantised])
     pinned, found = compute.device.type == "cuda", {}
-    with progress(todo, options, "converting") as bar:
+    nbytes = sum(piece.nbytes for piece in todo)
+    with progress_bar("converting", nbytes=nbytes, quiet=options.quiet) as bar:
         for piece, data in read_ahead(todo, options.buffers, pinned=pinned):
             plan, name = piece.plan, piece.plan.ref.name
             bar.set_postfix_str(printable(name[-40:]), refresh=False)
@@ -7408,7 +7444,7 @@ def encode_share(
                 if plan.bias:  # noted first: a layer that is noted has its bias
                     output.finish(plan.bias.ref.name, None)
                 output.finish(name, found.get(name))
-            bar.update(piece.end - piece.begin)
+            bar.update(piece.nbytes)
     return found
 
 
@@ -7420,10 +7456,12 @@ def convert(options: Options) -> Report:
             "beside it, or the folder"
         )
     with join_ranks() as ranks:  # first, so that one that fails is known to all
+        if not ranks.is_first:
+            options = dataclasses.replace(options, quiet=True)
         model, adoption = open_source(options.source)
         model = dataclasses.replace(model, stamps=stamps_of(options, model))
         model, merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
-        pick_device(options.device)
+        pick_device(options.device, ranks)
         refuse_text_targets(options, model)
         guides = read_guides(options, model)
         if options.target(model):
@@ -7708,8 +7746,9 @@ def check_against(
     stored = {bare(name): ref for name, ref in model.tensors.items()}
     found, damage, aware = [], {}, was_rounded_by_statistics(model.metadata)
     limit = ROUNDED_WRONG_FROM if aware else WRONG_FROM
-    with Compute(torch.device("cpu")) as compute:
-        for ref in tqdm(source.tensors.values(), "decoding", disable=quiet, file=sys.stderr):
+    cpu = torch.device("cpu")
+    with single_threaded() as threads, Compute(cpu, threads=threads) as compute:
+        for ref in progress_bar("decoding", source.tensors.values(), quiet=quiet):
             other = stored.pop(bare(ref.name), None)
             if other is None:
                 found.append(Finding(defect="missing", name=ref.name))
@@ -8229,7 +8268,7 @@ def run(task: Options | Verification) -> tuple[str, int]:
         check = verify_file(task)
         return render_check(check), int(check.outcome > Outcome.LOADS)
     report = convert(task)
-    if not is_first():
+    if not read_ranks().is_first:
         return "", 0
     text = render_report(report)
     try:

@@ -57,7 +57,7 @@ busy["write"] -= busy["sync"]
 peak = next((int(line.split()[1]) << 10 for line in open("/proc/self/status")
              if line.startswith("VmHWM")), 0) if sys.platform == "linux" else 0
 weights = sum(math.prod(plan.ref.shape) for plan in report.plans if plan.is_quantised)
-if c.is_first():
+if c.read_ranks().is_first:
     print(json.dumps({"start": ready - begin, "seconds": done - ready, "peak": peak, "busy": busy,
                       "read": report.source_bytes, "written": report.output_bytes,
                       "weights": weights}))

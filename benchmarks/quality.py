@@ -142,7 +142,8 @@ def main() -> None:
         for name, weight in load_file(checkpoint()).items()
         if name.startswith("encoder.") and weight.ndim == 2
     }
-    with c.Compute(torch.device("cpu")) as compute:
+    cpu = torch.device("cpu")
+    with c.single_threaded() as threads, c.Compute(cpu, threads=threads) as compute:
         print("\n".join(weight_table(real, compute)))
         print("\ncosine of sentence embeddings to the float model's")
         print("\n".join(encoder_table(real, compute)))

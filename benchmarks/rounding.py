@@ -202,7 +202,10 @@ def layer(given: argparse.Namespace) -> None:
                       nbytes=1)  # fmt: skip
     plan = c.TensorPlan(ref=ref, precision=c.Precision.NVFP4, reason="", dtype="F32",
                         moments=c.Moments(recordings=()))  # fmt: skip
-    with c.Compute(device, search=c.mse_block_scales) as compute:
+    with (
+        c.single_threaded() as threads,
+        c.Compute(device, search=c.mse_block_scales, threads=threads) as compute,
+    ):
         compute.compile([plan] * 10)
         there = weight.to(device)
         seconds, plain = timed(lambda: c.search_scales(plan, there, compute), device)

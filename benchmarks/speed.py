@@ -33,8 +33,8 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu")
-    with c.Compute(c.pick_device(parser.parse_args().device)) as compute:
-        device = compute.device
+    device = c.pick_device(parser.parse_args().device)
+    with c.single_threaded() as threads, c.Compute(device, threads=threads) as compute:
         rows = 16384 if device.type == "cuda" else 8192
         weight = torch.randn(rows, 8192 if device.type == "cuda" else 3072).to(device)
         scale = c.nvfp4_global_scale(c.largest_magnitude(weight))

@@ -7,9 +7,9 @@ import re
 
 import torch
 
-from nvfp4.encode.compute import Compute, pick_device
+from nvfp4.encode.compute import Compute, pick_device, single_threaded
 from nvfp4.encode.layer import quantise
-from nvfp4.encode.pieces import cast, float16_overflows, pieces_of, progress, read_ahead, share_of
+from nvfp4.encode.pieces import cast, float16_overflows, pieces_of, read_ahead, share_of
 from nvfp4.errors import ConvertError, Float16OverflowError, examples, printable
 from nvfp4.formats import DTYPE_OPTIONS
 from nvfp4.guides.read import read_guides
@@ -20,6 +20,7 @@ from nvfp4.numeric.scale_search import SCALE_SEARCHES
 from nvfp4.options import TARGET, Options
 from nvfp4.plan.make import make_plans
 from nvfp4.plan.records import TensorPlan
+from nvfp4.progress import progress_bar
 from nvfp4.ranks import Ranks, join_ranks
 from nvfp4.reasons import Why
 from nvfp4.report.data import Report
@@ -39,8 +40,10 @@ def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Dam
     marker = marker_of(job.plans) if ranks.rank == 0 else {}
     dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
     search = SCALE_SEARCHES[options.scale_search]
+    device = pick_device(options.device, ranks)
     with (
-        Compute(pick_device(options.device), dtype, search) as compute,
+        single_threaded() as threads,
+        Compute(device, dtype, search, threads) as compute,
         PartialFiles(job, journal, ranks) as output,
     ):
         overflows = False
@@ -75,7 +78,8 @@ def encode_share(
     todo = [piece for plan in plans for piece in pieces_of(plan)]
     compute.compile([plan for plan in plans if plan.is_quantised])
     pinned, found = compute.device.type == "cuda", {}
-    with progress(todo, options, "converting") as bar:
+    nbytes = sum(piece.nbytes for piece in todo)
+    with progress_bar("converting", nbytes=nbytes, quiet=options.quiet) as bar:
         for piece, data in read_ahead(todo, options.buffers, pinned=pinned):
             plan, name = piece.plan, piece.plan.ref.name
             bar.set_postfix_str(printable(name[-40:]), refresh=False)
@@ -97,7 +101,7 @@ def encode_share(
                 if plan.bias:  # noted first: a layer that is noted has its bias
                     output.finish(plan.bias.ref.name, None)
                 output.finish(name, found.get(name))
-            bar.update(piece.end - piece.begin)
+            bar.update(piece.nbytes)
     return found
 
 
@@ -109,10 +113,12 @@ def convert(options: Options) -> Report:
             "beside it, or the folder"
         )
     with join_ranks() as ranks:  # first, so that one that fails is known to all
+        if not ranks.is_first:
+            options = dataclasses.replace(options, quiet=True)
         model, adoption = open_source(options.source)
         model = dataclasses.replace(model, stamps=stamps_of(options, model))
         model, merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
-        pick_device(options.device)
+        pick_device(options.device, ranks)
         refuse_text_targets(options, model)
         guides = read_guides(options, model)
         if options.target(model):

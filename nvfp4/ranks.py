@@ -21,6 +21,12 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    local: int | None = None  # torchrun's number of it on its machine
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that speaks."""
+        return self.rank == 0
 
     def gather(self, value: object = None) -> list:
         """Every rank's value, in order; returns once all ranks have come here."""
@@ -34,23 +40,27 @@ class Ranks:
         return values
 
 
-def under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
+# What is asked of a process before it meets others, or where it need not.
+ALONE = Ranks()
 
 
-def is_first() -> bool:
-    """Whether this process is the one that speaks, among those of a `torchrun`."""
-    return not under_torchrun() or os.environ["RANK"] == "0"
+def read_ranks() -> Ranks:
+    """Tell which process this is by the variables that `torchrun` sets; nothing else reads them."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ALONE
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    return Ranks(*(int(os.environ[name]) for name in names))
 
 
 @contextlib.contextmanager
 def join_ranks() -> Iterator[Ranks]:
     """Meet the other processes of a `torchrun`, if there is one."""
-    if not under_torchrun():
-        yield Ranks()
+    ranks = read_ranks()
+    if ranks.local is None:
+        yield ranks
         return
     torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
     try:
-        yield Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        yield ranks
     finally:
         torch.distributed.destroy_process_group()

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
-from nvfp4.encode.compute import CPU_CHUNK, Compute
+from nvfp4.encode.compute import CPU_CHUNK, Compute, single_threaded
 from nvfp4.errors import ConvertError, DamagedFileError
 from nvfp4.formats import DECODED, LAYER_PARTS, MARKER, SOURCE_FLOATS, Precision, format_parts
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.numeric.codes import decode_fp8, decode_nvfp4, largest_magnitude, swizzle
 from nvfp4.numeric.damage import ROUNDED_TO, ROUNDED_WRONG_FROM, WRONG_FROM, Damage, measure
 from nvfp4.options import Verification
+from nvfp4.progress import progress_bar
 from nvfp4.read.checkpoint import open_model
 from nvfp4.read.tensors import load, load_bytes, load_weight
 from nvfp4.source.loras import merge_loras
@@ -140,8 +139,9 @@ def check_against(
     stored = {bare(name): ref for name, ref in model.tensors.items()}
     found, damage, aware = [], {}, was_rounded_by_statistics(model.metadata)
     limit = ROUNDED_WRONG_FROM if aware else WRONG_FROM
-    with Compute(torch.device("cpu")) as compute:
-        for ref in tqdm(source.tensors.values(), "decoding", disable=quiet, file=sys.stderr):
+    cpu = torch.device("cpu")
+    with single_threaded() as threads, Compute(cpu, threads=threads) as compute:
+        for ref in progress_bar("decoding", source.tensors.values(), quiet=quiet):
             other = stored.pop(bare(ref.name), None)
             if other is None:
                 found.append(Finding(defect="missing", name=ref.name))

@@ -10,7 +10,7 @@ from nvfp4.conversion import convert
 from nvfp4.errors import ConvertError, printable
 from nvfp4.files import exists, is_still, write_text
 from nvfp4.options import Options, Verification
-from nvfp4.ranks import is_first
+from nvfp4.ranks import read_ranks
 from nvfp4.report.data import render_json, report_data
 from nvfp4.report.layer_config import layer_config
 from nvfp4.report.page import render_html
@@ -28,7 +28,7 @@ def run(task: Options | Verification) -> tuple[str, int]:
         check = verify_file(task)
         return render_check(check), int(check.outcome > Outcome.LOADS)
     report = convert(task)
-    if not is_first():
+    if not read_ranks().is_first:
         return "", 0
     text = render_report(report)
     try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from nvfp4.numeric.compiled import Kernels, compile_kernels, compile_rounder
 from nvfp4.numeric.damage import Damage
 from nvfp4.numeric.feedback import Rounder
 from nvfp4.plan.records import TensorPlan
-from nvfp4.ranks import under_torchrun
+from nvfp4.ranks import ALONE, Ranks
 
 COMPILE_FROM = 100_000_000  # weights to quantise from which compiling for the CPU pays
 FEEDBACK_COST = 100  # times that of the plain search
@@ -37,11 +37,28 @@ class Encoded:
     damage: Damage
 
 
+@contextlib.contextmanager
+def single_threaded() -> Iterator[int]:
+    """Keep torch's operations to the thread that calls them; yield how many threads there were.
+
+    Whoever works on chunks of rows in threads of his own wants this: torch's threads would contend
+    for the same cores. What is summed over a whole tensor comes out the same on any number of
+    cores, too. Torch has one setting for a process: its other threads work so meanwhile.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Compute:
     """Maps a function over row chunks: a CPU core each, or large ones on a GPU.
 
     A chunk's every operation stays in one core's cache, which beats torch's own threads four to
-    one; results do not depend on how many threads there are.
+    one; results do not depend on how many threads there are. `threads` are those that
+    `single_threaded` yields; a CPU may take that many chunks at once.
     """
 
     def __init__(
@@ -49,6 +66,7 @@ class Compute:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         search: Callable = amax_block_scales,
+        threads: int = 1,
     ):
         self.device, self.dtype, self.search, self.notes = device, dtype, search, []
         self.recalled: dict[object, object] = {}  # the last statistics, as siblings share them
@@ -56,16 +74,13 @@ class Compute:
         self.rounder = Rounder()
         on_cpu = device.type == "cpu"
         self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
-        self.pool = ThreadPoolExecutor(min(CPU_THREADS, torch.get_num_threads()) if on_cpu else 1)
+        self.pool = ThreadPoolExecutor(min(CPU_THREADS, threads) if on_cpu else 1)
 
     def __enter__(self) -> Compute:
-        self.threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(self.threads)
 
     def compile(self, plans: list[TensorPlan]) -> None:
         """Use compiled kernels where they pay; what keeps them away is a note."""
@@ -109,7 +124,7 @@ class Compute:
         return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """auto: a GPU if there is one. A device asked for by name that is not there is an error.
 
     The ranks of a machine take its GPUs in turn, unless one is asked for by number.
@@ -119,8 +134,8 @@ def pick_device(name: str) -> torch.device:
     device, count = torch.device(name), torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConvertError(f"--device {name}: torch sees {count} CUDA devices here")
-    if name == "cuda" and under_torchrun():
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % count)
+    if name == "cuda" and ranks.local is not None:
+        return torch.device("cuda", ranks.local % count)
     return device
 
 

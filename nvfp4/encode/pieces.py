@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 from nvfp4.errors import Float16OverflowError
 from nvfp4.layout import stored_bytes
@@ -18,7 +16,8 @@ from nvfp4.numeric.codes import largest_magnitude
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.options import Options
 from nvfp4.plan.records import TensorPlan
-from nvfp4.ranks import Ranks, is_first
+from nvfp4.progress import progress_bar
+from nvfp4.ranks import Ranks
 from nvfp4.read.tensors import changed, fill
 
 HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
@@ -35,6 +34,10 @@ class Piece:
     plan: TensorPlan
     begin: int
     end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
 
 
 def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
@@ -72,7 +75,7 @@ def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
 
 def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
     """Fill the buffer with a piece's bytes and return them, typed where torch has to know."""
-    ref, size = piece.plan.ref, piece.end - piece.begin
+    ref, size = piece.plan.ref, piece.nbytes
     fill(ref, piece.begin, memoryview(buffer.numpy())[:size])
     data = buffer[:size]
     if ref.is_changed:
@@ -91,13 +94,13 @@ def read_ahead(
     while the first is worked on. A yielded tensor is valid until the next one is asked for.
     """
     pieces = deque(pieces)
-    size = max((piece.end - piece.begin for piece in pieces), default=0)
+    size = max((piece.nbytes for piece in pieces), default=0)
     free = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(buffers)]
     waiting = deque()
     with ThreadPoolExecutor(1) as reader:
         while pieces or waiting:
             while pieces and len(waiting) < MOST_AHEAD:
-                small = pieces[0].end - pieces[0].begin <= SMALL_PIECE
+                small = pieces[0].nbytes <= SMALL_PIECE
                 if not small and not free:
                     break
                 piece = pieces.popleft()
@@ -133,23 +136,12 @@ def float16_overflows(plans: list[TensorPlan], options: Options) -> frozenset[st
     found = set()
     if not pieces:
         return frozenset()
-    with progress(pieces, options, "checking float16 range") as bar:
+    nbytes = sum(piece.nbytes for piece in pieces)
+    with progress_bar("checking float16 range", nbytes=nbytes, quiet=options.quiet) as bar:
         for piece, data in read_ahead(pieces, options.buffers):
             try:
                 cast(piece, data)
             except Float16OverflowError:
                 found.add(piece.plan.ref.name)
-            bar.update(piece.end - piece.begin)
+            bar.update(piece.nbytes)
     return frozenset(found)
-
-
-def progress(pieces: list[Piece], options: Options, what: str) -> tqdm:
-    total = sum(piece.end - piece.begin for piece in pieces)
-    return tqdm(
-        total=total,
-        desc=what,
-        unit="B",
-        unit_scale=True,
-        disable=options.quiet or not is_first(),
-        file=sys.stderr,
-    )

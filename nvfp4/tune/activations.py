@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from nvfp4.errors import ConvertError
 from nvfp4.formats import Precision
@@ -23,7 +21,7 @@ from nvfp4.numeric.damage import squared
 from nvfp4.numeric.scale_search import mse_block_scales
 from nvfp4.options import Options
 from nvfp4.plan.records import TensorPlan
-from nvfp4.ranks import is_first
+from nvfp4.progress import progress_bar
 from nvfp4.read.tensors import load, load_some_rows
 from nvfp4.reasons import Reason, Why
 
@@ -71,7 +69,7 @@ def share_w4a4(
     linear = [plan for plan in plans if plan.ref.is_linear_weight]
     whole = sum(math.prod(plan.ref.shape) for plan in linear)
     work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
-    bar = tqdm(studied, "comparing", disable=options.quiet or not is_first(), file=sys.stderr)
+    bar = progress_bar("comparing", studied, quiet=options.quiet)
     added = {plan.ref.name: added_by_w4a4(plan) for plan in bar}
     order = sorted(added, key=lambda name: (-added[name] / work[name], name))
     left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
@@ -119,7 +117,7 @@ def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan],
     if not options.pre_quant_scale:
         return plans, []
     candidates = [plan for plan in plans if plan.is_w4a4 and plan.moments]
-    bar = tqdm(candidates, "smoothing", disable=options.quiet or not is_first(), file=sys.stderr)
+    bar = progress_bar("smoothing", candidates, quiet=options.quiet)
     found = {plan.ref.name: plan for plan in map(smoothed, bar) if plan.smoothing is not None}
     note = (
         f"{len(found)} of {len(candidates)} layers have a pre_quant_scale: ComfyUI 0.29 and older "

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from nvfp4.encode.compute import Compute, pick_device
+from nvfp4.encode.compute import Compute, pick_device, single_threaded
 from nvfp4.encode.layer import quantise
-from nvfp4.encode.pieces import float16_overflows, pieces_of, progress, read_ahead, share_of
+from nvfp4.encode.pieces import float16_overflows, pieces_of, read_ahead, share_of
 from nvfp4.errors import ConvertError
 from nvfp4.formats import DTYPE_OPTIONS, QUANTISED, Precision
 from nvfp4.guides.records import Guides
@@ -24,6 +24,7 @@ from nvfp4.numeric.scale_search import SCALE_SEARCHES
 from nvfp4.options import TARGET, Options
 from nvfp4.plan.make import make_plans
 from nvfp4.plan.records import UNNAMED, TensorPlan, plan_tensor, widen
+from nvfp4.progress import progress_bar
 from nvfp4.ranks import Ranks
 
 SIZE_TRIALS = 8  # until a header's size is that of the choice it depends on
@@ -115,9 +116,11 @@ def measure_alternatives(
     pieces = [piece for plan in plans for piece in pieces_of(plan)]
     dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
     found = {}
+    device, nbytes = pick_device(options.device, ranks), sum(piece.nbytes for piece in pieces)
     with (
-        Compute(pick_device(options.device), dtype, SCALE_SEARCHES[search]) as compute,
-        progress(pieces, options, "measuring") as bar,
+        single_threaded() as threads,
+        Compute(device, dtype, SCALE_SEARCHES[search], threads) as compute,
+        progress_bar("measuring", nbytes=nbytes, quiet=options.quiet) as bar,
     ):
         compute.compile(plans)
         pinned = compute.device.type == "cuda"
@@ -127,7 +130,7 @@ def measure_alternatives(
                 Alternative(plan.precision, stored_bytes(plan), damage_of(plan, weight, compute))
                 for plan in candidates[name]
             ]
-            bar.update(piece.end - piece.begin)
+            bar.update(piece.nbytes)
     return {name: rows for share in ranks.gather(found) for name, rows in share.items()}
 
 
