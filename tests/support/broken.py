@@ -17,7 +17,14 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import convert_nvfp4 as c
+from nvfp4.numeric.codes import (
+    decode_nvfp4,
+    encode_nvfp4,
+    largest_magnitude,
+    nvfp4_global_scale,
+    swizzle,
+    unswizzle,
+)
 
 CASES: dict[str, tuple[str, Callable]] = {}
 
@@ -70,8 +77,8 @@ class Stored:
                 self.drop("weight_scale", layer)
             else:
                 packed, tiles = self.get("weight", layer), self.get("weight_scale", layer)
-                scales = c.unswizzle(tiles, len(packed), packed.shape[1] * 2 // 16)
-                weight = c.decode_nvfp4(packed, scales, self.get("weight_scale_2", layer))
+                scales = unswizzle(tiles, len(packed), packed.shape[1] * 2 // 16)
+                weight = decode_nvfp4(packed, scales, self.get("weight_scale_2", layer))
                 self.put("weight", weight, layer)
                 for suffix in ("weight_scale", "weight_scale_2"):
                     self.drop(suffix, layer)
@@ -360,10 +367,10 @@ def set_first_block_scale(file: Stored, code: int) -> None:
 
 
 def pack(file: Stored, layer: str, weight: torch.Tensor) -> None:
-    scale = c.nvfp4_global_scale(c.largest_magnitude(weight))
-    packed, block_scale = c.encode_nvfp4(weight, scale)
+    scale = nvfp4_global_scale(largest_magnitude(weight))
+    packed, block_scale = encode_nvfp4(weight, scale)
     file.put("weight", torch.nn.functional.pad(packed, (0, 0, 0, -len(packed) % 16)), layer)
-    file.put("weight_scale", c.swizzle(block_scale), layer)
+    file.put("weight_scale", swizzle(block_scale), layer)
     file.put("weight_scale_2", scale, layer)
 
 

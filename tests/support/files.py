@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-import convert_nvfp4 as c
+from nvfp4.formats import bits_of
+from nvfp4.model import Model, TensorRef
 
 
 def raw_safetensors(path: Path, entries: object, data: bytes) -> Path:
@@ -17,7 +18,7 @@ def header_only(path: Path, tensors: dict[str, tuple], metadata: dict[str, str])
     """A safetensors file of {name: (dtype, shape)} over a hole: sound, and no bytes on the disk."""
     entries, begin = {"__metadata__": metadata}, 0
     for name, (dtype, shape) in tensors.items():
-        end = begin + c.bits_of(dtype, shape) // 8
+        end = begin + bits_of(dtype, shape) // 8
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
     header = json.dumps(entries).encode()
@@ -30,7 +31,7 @@ def header_only(path: Path, tensors: dict[str, tuple], metadata: dict[str, str])
 def model_with(names, shape=(4, 256)):
     """A model of which only names and one shape exist, as float32."""
     refs = {
-        name: c.TensorRef(name=name, dtype="F32", shape=shape, path=None, begin=0, nbytes=4096)
+        name: TensorRef(name=name, dtype="F32", shape=shape, path=None, begin=0, nbytes=4096)
         for name in names
     }
-    return c.Model(tensors=refs, metadata={}, files=())
+    return Model(tensors=refs, metadata={}, files=())

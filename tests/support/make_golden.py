@@ -13,10 +13,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from make_wan import wan_shapes, write_gguf
 
-import convert_nvfp4 as c
+from nvfp4.cli.parse import parse_options
+from nvfp4.cli.table import COMMAND_LINE
+from nvfp4.formats import bits_of
+from nvfp4.guides.read import read_guides
+from nvfp4.layout import make_job
+from nvfp4.model import Model, TensorRef
+from nvfp4.plan.make import make_plans
+from nvfp4.report.data import Report
+from nvfp4.report.summary import render_report
 from support.conversions import RECIPE
 from support.make_families import read_headers
-from support.paths import FAMILIES, GOLDEN
+from support.paths import FAMILIES, GOLDEN, ROOT
 
 LOW_14B = [
     option.replace("wan22_5b.json", "wan22_14b_lownoise.json").replace(
@@ -38,30 +46,30 @@ COMMANDS = {  # the owner's four, and the size of the model each is for
 }
 
 
-def planned(size: str, arguments: list[str], gguf: Path) -> c.Report:
+def planned(size: str, arguments: list[str], gguf: Path) -> Report:
     """The report of a dry run on a Wan model of which only names and shapes exist."""
     shapes = wan_shapes(size)
     write_gguf(gguf, shapes)
     return planned_for(shapes, ["--gguf", str(gguf), *arguments], "F32")
 
 
-def planned_for(shapes: dict[str, tuple], arguments: list[str], dtype: str = "BF16") -> c.Report:
+def planned_for(shapes: dict[str, tuple], arguments: list[str], dtype: str = "BF16") -> Report:
     refs = {
-        name: c.TensorRef(
+        name: TensorRef(
             name=name,
             dtype=dtype,
             shape=shape,
             path=Path("SOURCE"),
             begin=0,
-            nbytes=c.bits_of(dtype, shape) // 8,
+            nbytes=bits_of(dtype, shape) // 8,
         )
         for name, shape in shapes.items()
     }
-    model = c.Model(tensors=refs, metadata={}, files=())
-    options = c.parse_options(["SOURCE", "OUT.safetensors", *arguments, "--dry-run"])
-    plans, notes = c.make_plans(options, model, c.read_guides(options, model))
-    job = c.make_job(options, model, plans)
-    return c.Report(
+    model = Model(tensors=refs, metadata={}, files=())
+    options = parse_options(["SOURCE", "OUT.safetensors", *arguments, "--dry-run"])
+    plans, notes = make_plans(options, model, read_guides(options, model))
+    job = make_job(options, model, plans)
+    return Report(
         options=options,
         plans=tuple(plans),
         origin=job.origin,
@@ -75,7 +83,7 @@ def golden_texts() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         gguf = Path(folder) / "wan-Q5_K_M.gguf"
         return {
-            name: c.render_report(planned(size, arguments, gguf)) + "\n"
+            name: render_report(planned(size, arguments, gguf)) + "\n"
             for name, (size, arguments) in COMMANDS.items()
         }
 
@@ -83,13 +91,13 @@ def golden_texts() -> dict[str, str]:
 def family_text(name: str) -> str:
     """What --preset auto plans for a published model."""
     report = planned_for(read_headers(FAMILIES / f"{name}.txt"), [])
-    return c.render_report(report) + "\n"
+    return render_report(report) + "\n"
 
 
 def flag_tables() -> str:
     """The command line's options as the README shows them, from the parser's own table."""
     lines = []
-    for title, options in c.COMMAND_LINE.items():
+    for title, options in COMMAND_LINE.items():
         lines += [f"**{title[0].upper()}{title[1:]}**", "", "| option | |", "|---|---|"]
         for option, (keywords, text) in options.items():
             value = keywords.get("metavar") or "|".join(keywords.get("choices", ()))
@@ -101,7 +109,7 @@ def flag_tables() -> str:
 
 def write_readme() -> None:
     """Replace what stands between the README's two flag marks."""
-    path = c.HERE / "README.md"
+    path = ROOT / "README.md"
     before, mark, rest = path.read_text(encoding="utf-8").partition("<!-- flags -->\n")
     _, end, after = rest.partition("<!-- /flags -->")
     path.write_text(before + mark + flag_tables() + end + after, encoding="utf-8", newline="\n")

@@ -608,15 +608,23 @@ def test_a_rank_that_dies_fails_the_run_and_another_run_goes_on(tiny, converted,
     assert sorted(tmp_path.iterdir()) == [script, out]
 
 
+EARLY = {  # what makes each script import torch or numpy
+    "convert_nvfp4": ("m.safetensors", "o.safetensors"),
+    "compare_models": ("a.safetensors", "b.safetensors"),
+    "analyze_input_scale_log": ("--input", "calls.tsv"),
+}
+
+
 @needs_sigkill
 @pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
-@pytest.mark.parametrize("program", ["convert_nvfp4", "compare_models", "analyze_input_scale_log"])
+@pytest.mark.parametrize("program", EARLY)
 def test_an_impatient_ctrl_c_leaves_no_traceback(tmp_path, program, before):
     """While torch is imported; it counts for nothing where the shell had it ignored."""
     early = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)"
-    (tmp_path / "torch.py").write_text(early)
+    for name in ("torch", "numpy"):
+        (tmp_path / f"{name}.py").write_text(early)
     done = subprocess.run(
-        [sys.executable, f"{program}.py", "--help"],
+        [sys.executable, f"{program}.py", *EARLY[program]],
         check=False,
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},

@@ -1,0 +1,116 @@
+"""Input scales from summaries and from files that have them."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nvfp4.errors import ConvertError
+from nvfp4.formats import Precision
+from nvfp4.guides.calibration import read_reference_scales, summary_calibration
+from nvfp4.options import Options
+from nvfp4.read.json_files import read_rows
+from support.plans import BLOCK, plan_of
+
+
+def options_with(path, percentile=99.9, multiplier=1.0):
+    return Options(
+        source=path,
+        output=path,
+        input_scale_summary_json=path,
+        input_scale_summary_percentile=percentile,
+        input_scale_summary_multiplier=multiplier,
+    )
+
+
+def test_a_summary_gives_both_scales_with_its_multiplier(tmp_path):
+    row = {"layer": "diffusion_model.a", "scale_p99_9": 0.001, "amax_p99_9": 2.0}
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"layers": [row]}))
+    rows = read_rows(path, "calibration summary")
+    found = summary_calibration(options_with(path, multiplier=1.5), rows)
+    assert found["a"].scales[Precision.NVFP4] == pytest.approx(0.0015)
+    assert found["a"].scales[Precision.FP8] == pytest.approx(3.0 / 448)
+    assert found["a"].source == "summary p99.9 x 1.5"
+
+
+SUMMARIES = {
+    "not JSON": ("{", "the calibration summary is not valid JSON"),
+    "no layers": ("{}", "has no list of `layers`"),
+    "a row without a name": ('{"layers": [{}]}', "has no list of `layers`"),
+    "lacks the percentile": (
+        '{"layers": [{"layer": "a", "scale_p50": 1}]}',
+        "has no scale_p99_9 for a; it has scale_p50",
+    ),
+    "text for a number": (
+        '{"layers": [{"layer": "a", "scale_p99_9": "1"}]}',
+        "layer a: scale_p99_9 must be a positive number, not '1'",
+    ),
+    "zero": ('{"layers": [{"layer": "a", "scale_p99_9": 0}]}', "must be a positive number, not 0"),
+    "beyond float32": (
+        '{"layers": [{"layer": "a", "scale_p99_9": 1%s}]}' % ("0" * 400),
+        "positive",
+    ),
+    "two rows": (
+        '{"layers": [{"layer": "a", "scale_p99_9": 1}, {"layer": "a", "scale_p99_9": 2}]}',
+        "has two rows for layer a",
+    ),
+    "NaN": ('{"layers": [{"layer": "a", "scale_p99_9": NaN}]}', "must be a positive number"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), SUMMARIES.values(), ids=SUMMARIES.keys())
+def test_a_wrong_summary_is_one_error(tmp_path, text, message):
+    path = tmp_path / "s.json"
+    path.write_text(text)
+    with pytest.raises(ConvertError) as caught:
+        summary_calibration(options_with(path), read_rows(path, "calibration summary"))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+
+
+def test_reference_scales_are_read_by_the_format_of_their_layer(tmp_path):
+    save_file(
+        {
+            "a.weight": torch.zeros(16, 8, dtype=torch.uint8),
+            "a.input_scale": torch.tensor(0.01),
+            "b.weight": torch.zeros(16, 16).to(torch.float8_e4m3fn),
+            "b.input_scale": torch.tensor(0.5),
+        },
+        tmp_path / "r.safetensors",
+    )
+    found = read_reference_scales(tmp_path / "r.safetensors")
+    assert found["a"].scales[Precision.NVFP4] == pytest.approx(0.01)
+    assert found["a"].scales[Precision.FP8] == pytest.approx(0.06)
+    assert found["b"].scales[Precision.NVFP4] == pytest.approx(0.5 / 6)
+
+
+def test_a_reference_scale_of_a_layer_that_is_not_quantised_is_an_error(tmp_path):
+    tensors = {"a.weight": torch.zeros(16, 8), "a.input_scale": torch.tensor(0.01)}
+    save_file(tensors, tmp_path / "r.safetensors")
+    with pytest.raises(ConvertError, match="beside an NVFP4 or FP8 weight"):
+        read_reference_scales(tmp_path / "r.safetensors")
+
+
+def test_a_reference_without_scales_is_an_error(tiny):
+    with pytest.raises(ConvertError, match="has no input_scale tensors"):
+        read_reference_scales(sorted(tiny.glob("*.safetensors"))[0])
+
+
+def test_lists_and_summaries_of_another_model_are_errors(tmp_path):
+    (tmp_path / "l.txt").write_text("double_blocks.0.img_mlp.0\n")
+    with pytest.raises(ConvertError, match=r"l\.txt: names no layer of the source"):
+        plan_of(
+            tmp_path, BLOCK, "--include", ".", "--full-precision-mm-layers", str(tmp_path / "l.txt")
+        )
+    (tmp_path / "s.json").write_text('{"layers": [{"layer": "x", "scale_p99_9": 1}]}')
+    with pytest.raises(ConvertError, match=r"s\.json: is of another model"):
+        plan_of(
+            tmp_path,
+            BLOCK,
+            "--include",
+            ".",
+            "--input-scale-summary-json",
+            str(tmp_path / "s.json"),
+        )

@@ -1,0 +1,64 @@
+"""Kernels compiled by numba: the bytes of the plain ones."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvfp4.numeric.codes import (
+    decode_fp8,
+    decode_nvfp4,
+    encode_fp8,
+    encode_nvfp4,
+    fp8_scale,
+    largest_magnitude,
+    nvfp4_global_scale,
+)
+from nvfp4.numeric.compiled import compile_kernels
+from nvfp4.numeric.damage import measure
+from nvfp4.numeric.scale_search import SCALE_SEARCHES, mse_block_scales
+from support.weights import KINDS, as_bytes
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    pytest.importorskip("numba")
+    return compile_kernels()
+
+
+@pytest.mark.parametrize("search", SCALE_SEARCHES)
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), rows=st.integers(1, 24), exponent=st.integers(-40, 40))
+def test_compiled_kernels_keep_every_bit(kernels, kind, search, seed, rows, exponent):  # noqa: PLR0913
+    noise = torch.randn(rows, 100, generator=torch.Generator().manual_seed(seed))
+    weight = (KINDS[kind](noise) * 2.0**exponent).float()
+    scale, block_scales = (nvfp4_global_scale(largest_magnitude(weight)), SCALE_SEARCHES[search])
+    *found, damage = kernels.encode_nvfp4(weight, scale, block_scales)
+    expected = encode_nvfp4(weight, scale, block_scales)
+    assert all(map(torch.equal, as_bytes(found), as_bytes(expected)))
+    decoded = decode_nvfp4(*expected, torch.ones(()))
+    plain = measure(weight / scale, decoded)
+    assert damage.relative_rmse == pytest.approx(plain.relative_rmse, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_fp8_keeps_every_bit(kernels, kind):
+    weight = KINDS[kind](torch.randn(33, 100, generator=torch.Generator().manual_seed(4)))
+    for exponent in (-60, 0, 60):
+        scaled = (weight * 2.0**exponent).float()
+        scale = fp8_scale(largest_magnitude(scaled))
+        found, damage = kernels.encode_fp8(scaled, scale)
+        expected = encode_fp8(scaled, scale)
+        assert all(map(torch.equal, as_bytes([found]), as_bytes([expected])))
+        plain = measure(scaled / scale, decode_fp8(expected, torch.ones(())))
+        assert damage.relative_rmse == pytest.approx(plain.relative_rmse, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_compiled_kernels_take_16_bit_weights(kernels, dtype):
+    weight = torch.randn(40, 70, generator=torch.Generator().manual_seed(6)).to(dtype)
+    scale = nvfp4_global_scale(largest_magnitude(weight))
+    *found, _ = kernels.encode_nvfp4(weight, scale, mse_block_scales)
+    expected = encode_nvfp4(weight, scale, mse_block_scales)
+    assert all(map(torch.equal, as_bytes(found), as_bytes(expected)))

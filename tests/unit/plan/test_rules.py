@@ -1,0 +1,124 @@
+"""Which precision a tensor gets: each rule on its own."""
+
+import gguf
+import pytest
+import torch
+from make_wan import write_gguf
+
+from nvfp4.errors import ConvertError
+from nvfp4.formats import Precision
+from nvfp4.model import PREFIXES
+from support.plans import BLOCK, plan_of, weight
+
+
+def test_exclude_goes_before_include(tmp_path):
+    plans, _ = plan_of(tmp_path, BLOCK, "--include", "", "--exclude", r"FFN\.2$")
+    assert plans["blocks.0.ffn.2.weight"].precision is Precision.HALF
+    assert plans["blocks.0.ffn.2.weight"].reason.text == r"--exclude FFN\.2$"
+    assert plans["blocks.0.ffn.0.weight"].precision is Precision.NVFP4
+
+
+def test_minimums_raise_and_say_what_they_raised(tmp_path):
+    minimums = ("--min-ffn-fp8", "--min-ffn2-fp16")
+    plans, _ = plan_of(tmp_path, BLOCK, "--include", ".", *minimums)
+    assert plans["blocks.0.ffn.0.weight"].precision is Precision.FP8
+    assert str(plans["blocks.0.ffn.0.weight"].reason) == "--min-ffn-fp8 (else --include .)"
+    assert plans["blocks.0.ffn.2.weight"].precision is Precision.HALF
+    assert plans["blocks.0.self_attn.v.weight"].precision is Precision.NVFP4
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "bias", "precision"),
+    [
+        (32, 64, True, Precision.NVFP4),
+        (32, 48, False, Precision.FP8),
+        (24, 64, True, Precision.FP8),
+        (24, 64, False, Precision.NVFP4),
+    ],
+)
+def test_shapes_that_blackwell_cannot_multiply_go_to_fp8(tmp_path, rows, columns, bias, precision):
+    tensors = {"blocks.1.x.weight": weight(rows, columns)}
+    if bias:
+        tensors["blocks.1.x.bias"] = torch.ones(rows)
+    plans, _ = plan_of(tmp_path, tensors | BLOCK, "--include", ".")
+    assert plans["blocks.1.x.weight"].precision is precision
+
+
+def test_wans_first_ffn_is_not_padded(tmp_path):
+    tensors = BLOCK | {"blocks.0.ffn.0.weight": weight(24, 64)}
+    plans, _ = plan_of(tmp_path, tensors, "--include", ".")
+    assert plans["blocks.0.ffn.0.weight"].precision is Precision.FP8
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "patch_embedding",
+        "patch_embedding_pose",
+        "head.head",
+        "img_in",
+        "txt_in",
+        "vector_in.in_layer",
+        "cap_embedder.1",
+        "x_embedder.proj.1",
+        "txt_in.input_embedder",
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", *PREFIXES])
+def test_layers_that_comfyui_recognises_a_model_by_are_never_packed(tmp_path, layer, prefix):
+    tensors = {f"{prefix}{layer}.weight": weight(), f"{prefix}other.weight": weight()}
+    plans, _ = plan_of(tmp_path, tensors, "--include", ".")
+    assert plans[f"{prefix}{layer}.weight"].precision is Precision.HALF
+    assert "by its shape" in str(plans[f"{prefix}{layer}.weight"].reason)
+    assert plans[f"{prefix}other.weight"].precision is Precision.NVFP4
+
+
+def test_without_a_gguf_small_tensors_keep_the_sources_precision(tmp_path):
+    tensors = BLOCK | {
+        "blocks.0.ffn.0.bias": torch.ones(32),
+        "blocks.0.modulation": torch.ones(1, 6, 32),
+        "patch_embedding.weight": torch.ones(32, 4, 1, 2, 2),
+        "ids": torch.arange(4),
+        "__index_timestep_zero__": torch.empty(0),
+        "half": torch.ones(4, 4, 4, dtype=torch.bfloat16),
+        "double": torch.ones(4, 4, dtype=torch.float64),
+    }
+    plans, _ = plan_of(tmp_path, tensors, "--include", "ffn", "--dtype", "float16")
+    kept = {name for name, plan in plans.items() if plan.precision is Precision.KEPT}
+    assert kept == {
+        "blocks.0.ffn.0.bias",
+        "blocks.0.modulation",
+        "ids",
+        "__index_timestep_zero__",
+        "double",
+    }
+    assert plans["patch_embedding.weight"].dtype == "F16"
+    assert plans["half"].dtype == "F16"
+
+
+def test_what_the_gguf_lacks_is_named(tmp_path):
+    tensors = BLOCK | {"blocks.0.modulation": torch.ones(1, 6, 32)}
+    shapes = {"blocks.0.ffn.0.weight": (32, 64)}
+    write_gguf(tmp_path / "m.gguf", shapes, lambda *_: gguf.GGMLQuantizationType.Q4_0)
+    plans, notes = plan_of(tmp_path, tensors, "--gguf", str(tmp_path / "m.gguf"))
+    assert plans["blocks.0.modulation"].reason.text == "not in the GGUF"
+    assert notes == [
+        "3 tensors not in the GGUF stay 16-bit: "
+        "blocks.0.ffn.2.weight, blocks.0.modulation, blocks.0.self_attn.v.weight"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--include", "nope"], "--include nope: matches no linear layer of the source, which has"),
+        (["--include", ".", "--exclude", "nope"], "--exclude nope: matches no linear layer"),
+        (["--include", ".", "--full-precision-mm-pattern", "nope"], "-pattern nope: matches no"),
+        (["--include", ".", "--full-precision-mm-cross-attn-kv"], "cross-attn-kv: matches no"),
+        (["--include", ".", "--exclude", "."], "no layer would become NVFP4 or FP8"),
+    ],
+)
+def test_what_matches_nothing_is_an_error(tmp_path, arguments, message):
+    with pytest.raises(ConvertError) as caught:
+        plan_of(tmp_path, BLOCK, *arguments)
+    assert message in str(caught.value)
