@@ -928,7 +928,7 @@ LOGS = {"metavar": "LOG", "type": c.input_path, "nargs": "+"}
 COMMAND_LINE = {
     "read (--input or --summary)": {
         "--input": (LOGS, "calibration logs, plain or .gz, .xz, .bz2"),
-        "--summary": (c.SUMMARY,
+        "--summary": (c.SUMMARY.keywords,
             "a summary made earlier; also looked for in calib/ beside this script"),
         "--recording": (LOGS | {"metavar": "FILE"},
             "the recorder's .safetensors: each layer's error in NVFP4 (rel_rmse)"),
@@ -941,10 +941,10 @@ COMMAND_LINE = {
             "calls of a layer in one step, 2 with classifier-free guidance (default: 1)"),
     },
     "write": {
-        "--csv": (c.FILE, "a row for each layer"),
-        "--json": (c.FILE, "the summary, for convert_nvfp4.py --input-scale-summary-json"),
-        "--plots-dir": (c.FILE | {"metavar": "DIR"}, "plots as PNG (needs matplotlib)"),
-        "--sensitive-layers": (c.FILE,
+        "--csv": (c.FILE.keywords, "a row for each layer"),
+        "--json": (c.FILE.keywords, "the summary, for convert_nvfp4.py --input-scale-summary-json"),
+        "--plots-dir": (c.FILE.keywords | {"metavar": "DIR"}, "plots as PNG (needs matplotlib)"),
+        "--sensitive-layers": (c.FILE.keywords,
             "a list for convert_nvfp4.py --full-precision-mm-layers, by the following"),
     },
     "what makes a layer sensitive (no defaults)": {
@@ -952,7 +952,8 @@ COMMAND_LINE = {
         "--kurtosis-threshold": (THRESHOLD, "scale_kurtosis of X or more (a normal one has 0)"),
         "--rel-rmse-threshold": (THRESHOLD,
             "rel_rmse of X or more: root of squared error / energy of inputs in NVFP4"),
-        "--cross-attn": (c.SWITCH, "cross-attention q, k, v, o of every block that was measured"),
+        "--cross-attn": (c.SWITCH.keywords,
+            "cross-attention q, k, v, o of every block that was measured"),
     },
 }
 # fmt: on

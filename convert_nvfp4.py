@@ -118,12 +118,13 @@ import math
 import re
 import stat
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field
 from enum import IntEnum
 from functools import partial
+from numbers import Real
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 
 # ── nvfp4/formats.py: What is stored: dtypes, precisions, the parts of a quantised layer ──────────
@@ -818,30 +819,40 @@ def render_presets() -> str:
     return "\n".join([*lines, *(f"{name}: {text}" for name, text in GENERAL_PRESETS.items())])
 
 
-# ── nvfp4/cli/types.py: What an option's text may be ──────────────────────────────────────────────
+# ── nvfp4/options/kinds.py: What values an option takes: how a text is read, what a value given in 
 
 # The folder of calib/ and sensitive_layers/: the checkout, or where the single file lies.
 HERE = Path(__file__).resolve().parents[__name__.count(".")]
 
 
-def input_path(text: str) -> Path:
-    """A path as given; Windows separators work elsewhere too, so that batch lines can be shared."""
-    path = Path(text)
-    return path if exists(path) or os.name == "nt" else Path(text.replace("\\", "/"))
+def input_path(given: str | Path) -> Path:
+    """Make a path of a text; Windows separators work elsewhere too, so batch lines can be shared.
+
+    What is a path already is taken as it is.
+    """
+    path = Path(given)
+    if exists(path) or os.name == "nt" or not isinstance(given, str):
+        return path
+    return Path(given.replace("\\", "/"))
 
 
-def shipped_path(text: str, folder: str) -> Path:
-    """A file as given or, if there is none, of that name in a folder beside this script."""
-    path = input_path(text)
+def shipped_path(given: str | Path, folder: str) -> Path:
+    """Find a file as given or, if there is none, of that name in a folder beside this script."""
+    path = input_path(given)
     shipped = HERE / folder / path
-    if exists(path) or exists(shipped):
-        return path if exists(path) else shipped
+    if exists(path) or not isinstance(given, str):
+        return path
+    if exists(shipped):
+        return shipped
     kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
     there = ", ".join(sorted(file.name for file in (HERE / folder).glob(kind)))
-    raise argparse.ArgumentTypeError(f"no file {text}, neither as given nor in {folder}/: {there}")
+    raise argparse.ArgumentTypeError(f"no file {given}, neither as given nor in {folder}/: {there}")
 
 
 def pattern(text: str) -> str:
+    """Check a regular expression."""
+    if not isinstance(text, str):
+        raise TypeError
     try:
         compiled(text)
     except ValueError as error:
@@ -852,169 +863,635 @@ def pattern(text: str) -> str:
 
 
 def device_name(text: str) -> str:
+    """Check the name of a device; whether there is one, torch is asked later."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
     return text
 
 
-def positive_float(text: str) -> float:
-    value = float(text)
+def positive_float(given: str | float) -> float:
+    """Read a finite number above 0."""
+    value = float(given)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+        raise argparse.ArgumentTypeError(f"{given} is not a positive number")
     return value
 
 
-def fraction(text: str) -> float:
-    number = positive_float(text)
+def fraction(given: str | float) -> float:
+    """Read a share: above 0, and at most 1."""
+    number = positive_float(given)
     if number > 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share: 1 is all")
+        raise argparse.ArgumentTypeError(f"{given} is no share: 1 is all")
     return number
 
 
-def margin(text: str) -> float:
-    value = float(text)
+def margin(given: str | float) -> float:
+    """Read a factor that only makes larger."""
+    value = float(given)
     if not 1 <= value < math.inf:
         raise argparse.ArgumentTypeError(
-            f"{text} is no margin: less than 1 would clip what was seen"
+            f"{given} is no margin: less than 1 would clip what was seen"
         )
     return value
 
 
-def lora_file(text: str) -> Lora:
-    """FILE[:STRENGTH]; a colon that no number follows is the file's, as in C:\\x.safetensors."""
-    number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-    found = re.fullmatch(rf"(.+?)(?::({number}))?", text, re.DOTALL)
-    strength = float(found[2] or 1) if found else 0.0
+def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
+    """Read FILE[:STRENGTH]; without a strength, it is 1.
+
+    A colon that no number follows is the file's, as in C:\\x.safetensors. A path, or a pair of path
+    and strength such as a Lora, is taken as it is.
+    """
+    if isinstance(given, str):
+        number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+        found = re.fullmatch(rf"(.+?)(?::({number}))?", given, re.DOTALL)
+        file, strength = (found[1], float(found[2] or 1)) if found else ("", 0.0)
+    else:
+        file, strength = (given, 1.0) if isinstance(given, Path) else given
     if not 0 < abs(strength) < FLOAT32_MAX:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not FILE or FILE:STRENGTH, a number other than 0"
+            f"{given!r} is not FILE or FILE:STRENGTH, a number other than 0"
         )
-    return Lora(input_path(found[1]), strength)
+    return Lora(input_path(file), strength)
 
 
-def natural(text: str) -> int:
-    if not re.fullmatch(r"\d{1,6}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of blocks")
-    return int(text)
+def natural(given: str | int) -> int:
+    """Read a number of blocks: 0 or more, of up to six digits."""
+    if not re.fullmatch(r"\d{1,6}", str(given)):
+        raise argparse.ArgumentTypeError(f"{given!r} is no number of blocks")
+    return int(given)
 
 
-def size_in_bytes(text: str) -> int:
-    """5GB, 500 MB, 4GiB or a plain number of bytes."""
-    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?) ?(?:([KMGT])(i?)B?|B)?", text, re.IGNORECASE)
+def size_in_bytes(given: str | int) -> int:
+    """Read 5GB, 500 MB, 4GiB or a plain number of bytes."""
+    found = re.fullmatch(
+        r"(\d{1,18}(?:\.\d{1,9})?) ?(?:([KMGT])(i?)B?|B)?", str(given), re.IGNORECASE
+    )
     size = 0
     if found:
         number, unit, binary = found.groups()
         power = " KMGT".index((unit or " ").upper())
         size = int(float(number) * (1024 if binary else 1000) ** power)
     if size < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size like 5GB, 500MB or 4GiB")
+        raise argparse.ArgumentTypeError(f"{given!r} is no size like 5GB, 500MB or 4GiB")
     return size
 
 
-# ── nvfp4/options.py: One task: every option, its default ─────────────────────────────────────────
+def on_or_off(given: bool) -> bool:
+    """Check a switch's value; the command line has no text for it."""
+    if given not in (True, False):
+        raise argparse.ArgumentTypeError(f"{given!r} is not True or False")
+    return bool(given)
+
+
+class Kind(NamedTuple):
+    """The values that an option takes, and how `--help` writes them."""
+
+    read: Callable[..., object] = str
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+    repeatable: bool = False
+
+    @property
+    def keywords(self) -> dict[str, object]:
+        """What argparse's add_argument() is told."""
+        if self.read is on_or_off:
+            return {"action": "store_true"}
+        known = {"action": "append"} if self.repeatable else {}
+        known |= {"choices": self.choices} if self.choices else {"type": self.read}
+        return known | ({"metavar": self.metavar} if self.metavar else {})
+
+    @property
+    def shown(self) -> str:
+        """What stands behind the option in a list of options."""
+        return self.metavar or "|".join(self.choices)
+
+    def accept(self, given: object) -> object:
+        """Check a value that a program gives; raises argparse.ArgumentTypeError.
+
+        Text is read as the command line's is. Of a repeatable option, one alone is welcome, too.
+        """
+        if self.repeatable:
+            one = Kind(self.read, self.metavar, self.choices)
+            several = isinstance(given, Iterable) and not isinstance(given, str | Lora)
+            return tuple(map(one.accept, given if several else [given]))
+        if self.choices and given not in self.choices:
+            known = ", ".join(map(repr, self.choices))
+            raise argparse.ArgumentTypeError(f"invalid choice: {given!r} (choose from {known})")
+        try:
+            value = self.read(given)
+            if isinstance(given, Real) and value != given:  # as int() of 4.5
+                raise ValueError
+        except (TypeError, ValueError, OverflowError) as error:
+            name = getattr(self.read, "__name__", repr(self.read))
+            raise argparse.ArgumentTypeError(f"invalid {name} value: {given!r}") from error
+        return value
+
+
+SWITCH = Kind(on_or_off)
+FILE = Kind(input_path, "FILE")
+SUMMARY = Kind(partial(shipped_path, folder="calib"), "FILE")
+LAYER_LIST = Kind(partial(shipped_path, folder="sensitive_layers"), "FILE")
+REGEXES = Kind(pattern, "REGEX", repeatable=True)
+NATURAL = Kind(natural, "N")
+SIZE = Kind(size_in_bytes, "SIZE")
+SHARE = Kind(fraction, "SHARE")
+
+
+# ── nvfp4/options/option.py: One row of the options: what is to be known of an option, and the chec
+
+GivenOptions = Mapping[str, object]
+ROW = "option"  # The key of a row in its field's metadata.
+
+
+class Other(NamedTuple):
+    """An option that another one excludes or needs, with any value or with one.
+
+    `why` ends the sentence that says so.
+    """
+
+    flag: str
+    value: str = ""
+    why: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{self.flag} {self.value}".strip()
+
+    def is_in(self, given: GivenOptions) -> bool:
+        return self.flag in given and self.value in ("", given[self.flag])
+
+
+class Alias(NamedTuple):
+    """Another name of an option: a switch that means one value, or words that mean values."""
+
+    flag: str
+    meaning: str | dict[str, str]
+    help: str
+    conflicts: tuple[Other, ...] = ()
+    needs: tuple[Other, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        return SWITCH if isinstance(self.meaning, str) else Kind(choices=tuple(self.meaning))
+
+
+class LayerSwitch(NamedTuple):
+    """A switch for the layers whose name has a regular expression; such switches add up."""
+
+    layers: str
+    help: str
+
+
+class Argument(NamedTuple):
+    """What the command line takes for a row: a flag, or SOURCE and OUTPUT, which have no dashes."""
+
+    flag: str
+    kind: Kind
+    help: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """All there is to know of an option. `option(...)` makes one; name and default are a field's.
+
+    default: MISSING for an option that has to be given.
+    shown: the default as it was written, for the help.
+    group: the heading in `--help` and in the README; "" for SOURCE and OUTPUT.
+    kind: what its values may be.
+    help: its text; `{default}` stands for the default.
+    flag: how the command line calls it; "" for the field's name with dashes.
+    conflicts: what must not be given with it. One of the two rows names the other.
+    needs: of these at least one must be given with it.
+    check: what is wrong with a value that its kind accepts: gets the flag, the value and all that
+        is given, returns a sentence or "".
+    aliases: other names, listed after it.
+    switches: {flag: layers} of an option that is a set of switches and has no flag of its own.
+    trace: whether the header of OUTPUT tells it: whether the bytes can depend on it.
+    reads: whether it names files that OUTPUT must not overwrite.
+    writes: whether it names a text file that is written beside OUTPUT.
+    """
+
+    group: str
+    kind: Kind
+    help: str
+    name: str = ""
+    default: object = None
+    shown: str = ""
+    flag: str = ""
+    conflicts: tuple[Other, ...] = ()
+    needs: tuple[Other, ...] = ()
+    check: Callable[[str, Any, GivenOptions], str] | None = None
+    aliases: tuple[Alias, ...] = ()
+    switches: Mapping[str, LayerSwitch] = field(default_factory=dict)
+    trace: bool = True
+    reads: bool = False
+    writes: bool = False
+
+    @property
+    def arguments(self) -> list[Argument]:
+        """What the command line and the README list, in their order."""
+        own = [Argument(flag, SWITCH, switch.help) for flag, switch in self.switches.items()]
+        own = own or [Argument(self.flag, self.kind, self.help.replace("{default}", self.shown))]
+        return [*own, *(Argument(alias.flag, alias.kind, alias.help) for alias in self.aliases)]
+
+    @property
+    def flags(self) -> list[str]:
+        return [argument.flag for argument in self.arguments]
+
+    def value_in(self, given: GivenOptions) -> object:
+        """Its value by what the command line named, or its default."""
+        if self.switches:
+            return frozenset(flag for flag in self.switches if flag in given)
+        for alias in self.aliases:
+            if alias.flag in given:
+                meaning = alias.meaning
+                return meaning if isinstance(meaning, str) else meaning[given[alias.flag]]
+        return given.get(self.flag, self.default)
+
+    def named_by(self, value: object) -> dict[str, object]:
+        """What would have to be named for a value; nothing for the default."""
+        if value == self.default:
+            return {}
+        return dict.fromkeys(value, True) if self.switches else {self.flag: value}
+
+    def accept(self, value: object) -> object:
+        """Check a value given in Python; raises argparse.ArgumentTypeError."""
+        if value == self.default:
+            return self.default
+        if not self.switches:
+            return self.kind.accept(value)
+        return frozenset(Kind(choices=tuple(self.switches), repeatable=True).accept(value))
+
+
+def others(given: Iterable[Other | str]) -> tuple[Other, ...]:
+    return tuple(other if isinstance(other, Other) else Other(other) for other in given)
+
+
+def option(default: object, group: str, kind: Kind, text: str = "", **facts: Any) -> Any:
+    """Make the field of an option, of a task that is a dataclass.
+
+    default: MISSING for an option that has to be given; a text is read as the command line's is.
+    facts: what else an Option knows; `conflicts` and `needs` may name others by their flags alone.
+    """
+    shown = default if isinstance(default, str) else f"{default:g}" if is_number(default) else ""
+    value = kind.read(default) if isinstance(default, str) else default
+    for relation in {"conflicts", "needs"} & facts.keys():
+        facts[relation] = others(facts[relation])
+    row = Option(group=group, kind=kind, help=text, shown=shown, **facts)
+    return field(default=value, metadata={ROW: row})
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def shared_option(task: type, name: str, **facts: Any) -> Any:
+    """Make the field of an option that another task has, too, with what is else about it here."""
+    (entry,) = (entry for entry in dataclasses.fields(task) if entry.name == name)
+    for relation in {"conflicts", "needs"} & facts.keys():
+        facts[relation] = others(facts[relation])
+    row = dataclasses.replace(entry.metadata[ROW], **facts)
+    return field(default=entry.default, metadata={ROW: row})
+
+
+def options_of(task: type) -> list[Option]:
+    """The rows of a task's fields, in their order, with names and defaults filled in."""
+    rows = []
+    for entry in dataclasses.fields(task):
+        row = entry.metadata[ROW]
+        flag = row.flag or "--" + entry.name.replace("_", "-")
+        rows.append(dataclasses.replace(row, name=entry.name, default=entry.default, flag=flag))
+    return rows
+
+
+def all_options(*tasks: type) -> list[Option]:
+    """The rows of several tasks; what they share is listed once."""
+    rows: dict[str, Option] = {}
+    for row in (row for task in tasks for row in options_of(task)):
+        rows.setdefault(row.flag, row)
+    return [*rows.values()]
+
+
+def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]:
+    """Options that exclude each other, that do nothing without another, or have wrong values."""
+    rows = list(rows)
+    named = [one for row in rows for one in (row, *row.aliases) if one.flag in given]
+    for one in named:
+        for other in one.conflicts:
+            if other.is_in(given):
+                yield f"{one.flag} contradicts {other.text}{other.why}"
+    for one in named:
+        if one.needs and not any(other.is_in(given) for other in one.needs):
+            needed = " or ".join(other.text + other.why for other in one.needs)
+            yield f"{one.flag} needs {needed}"
+    for row in rows:
+        if row.check and row.flag in given:
+            problem = row.check(row.flag, given[row.flag], given)
+            if problem:
+                yield problem
+
+
+def check_task(task: Any) -> None:
+    """Make a task's values of the right kinds, and raise ConvertError with all that is wrong.
+
+    Called by a task that is being made, so a frozen one can be changed still.
+    """
+    problems, given = [], {}
+    rows = options_of(type(task))
+    for row in rows:
+        try:
+            value = row.accept(getattr(task, row.name))
+        except argparse.ArgumentTypeError as error:
+            problems.append(f"argument {row.flag}: {error}")
+            continue
+        object.__setattr__(task, row.name, value)
+        given |= row.named_by(value)
+    problems = problems or [*contradictions(rows, given)]
+    if problems:
+        raise ConvertError(*problems)
+
+
+def paths_of(value: object) -> Iterator[Path]:
+    """The paths that an option's value names: none, one, or several, LoRAs too."""
+    if isinstance(value, Lora):
+        yield value.path
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from paths_of(one)
+    elif value is not None:
+        yield value
+
+
+def portable(value: object) -> object:
+    """An option's value for the header: file names for paths, sorted lists for sets."""
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, tuple):
+        return [*map(portable, value)]
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+# ── nvfp4/options/table.py: The options table: one row for each option, in the order of `--help` ──
 
 __version__ = "0.1.0"
 TARGET = "--target-size"
-WRITE_AHEAD = 96 << 20  # bytes that may wait for the writer
-# Full-precision matmul (W4A16) by kind of layer: option, layers, what the help says.
+# Encoded bytes that may wait for the writer, unless --low-mem is given.
+WRITE_AHEAD = 96 << 20
+# Shards of fewer bytes are refused: their unit was forgotten.
+LEAST_SHARD = 1_000_000
+# Full-precision matmul (W4A16) by kind of layer.
 FULL_PRECISION_OPTIONS = {
-    "--full-precision-mm": (r"", "every quantised layer"),
-    "--full-precision-mm-cross-attn-kv": (r"\bcross_attn\.[kv](_img)?$", "cross-attention k and v"),
-    "--full-precision-mm-cross-attn-qkvo": (
-        r"\bcross_attn\.([qo]|[kv](_img)?)$",
-        "cross-attention q, k, v and o",
+    "--full-precision-mm": LayerSwitch(r"", "every quantised layer"),
+    "--full-precision-mm-cross-attn-kv": LayerSwitch(
+        r"\bcross_attn\.[kv](_img)?$", "cross-attention k and v"
     ),
-    "--full-precision-mm-self-attn-qkvo": (r"\bself_attn\.[qkvo]$", "self-attention q, k, v and o"),
-    "--full-precision-mm-ffn-up": (r"\bffn\.0$", "feed-forward up projections"),
-    "--full-precision-mm-ffn-down": (r"\bffn\.2$", "feed-forward down projections"),
+    "--full-precision-mm-cross-attn-qkvo": LayerSwitch(
+        r"\bcross_attn\.([qo]|[kv](_img)?)$", "cross-attention q, k, v and o"
+    ),
+    "--full-precision-mm-self-attn-qkvo": LayerSwitch(
+        r"\bself_attn\.[qkvo]$", "self-attention q, k, v and o"
+    ),
+    "--full-precision-mm-ffn-up": LayerSwitch(r"\bffn\.0$", "feed-forward up projections"),
+    "--full-precision-mm-ffn-down": LayerSwitch(r"\bffn\.2$", "feed-forward down projections"),
 }
-MINIMUM_OPTIONS = {"--min-ffn-fp8": r"\bffn\.[02]$", "--min-ffn2-fp16": r"\bffn\.2$"}
+MINIMUM_OPTIONS = {
+    "--min-ffn-fp8": LayerSwitch(r"\bffn\.[02]$", "feed-forward layers are at least FP8"),
+    "--min-ffn2-fp16": LayerSwitch(
+        r"\bffn\.2$", "feed-forward down projections are at least 16-bit"
+    ),
+}
 # Each recipe's --dtype, unless one is given: working scaled-FP8 models keep float32.
 RECIPES = {"mixed": "bfloat16", "fp8": "bfloat16", "scaled-fp8": "float32"}
 LEGACY_RECIPE = "scaled-fp8"
-DEFAULTS = {
-    "recipe": "mixed",
-    "input_scale_summary_percentile": 99.9,
-    "input_scale_summary_multiplier": 1.0,
-    "gguf_nvfp4_max_bitdepth": 4,
-    "scale_search": "mse",
-    "max_shard_size": 5 * 10**9,
-    "input_scale_policy": "percentile",
-    "input_scale_headroom": 2.0,
-    "input_scale_summary_cv_threshold": 0.4,
-    "sensitivity_action": "fp16",
-    "clip_rate_action": "fp16",
-}
+REPORT_KINDS = (".json", ".html")
+
+GENERAL = "general"
+PRECISION = "precision"
+INPUT_SCALES = "input scales (file before recording before summary before value)"
+STATISTICS = "activation statistics"
+SENSITIVITY = "sensitivity"
+FULL_PRECISION = "full-precision matmul (W4A16 instead of W4A4)"
+VERIFY = "verify (instead of converting)"
+
+DTYPE = Kind(choices=tuple(DTYPE_OPTIONS))
+ACTION = Kind(choices=("fp16", "full_precision_mm"))
+AMAX = Other("--scale-search", "amax", ", which uses no statistics")
+# The header of version 0.1.0 tells options in this order; the same command goes on giving the same
+# bytes. What is not in here follows, in the table's order, so a new option needs nothing here.
+HEADER_ORDER = (
+    "gguf", "gguf_nvfp4_max_bitdepth", "gguf_keep_edge_blocks_fp16", "preset", "edge_blocks",
+    "layer_config", "target_size", "target_ratio", "use_fp8", "merge_lora", "lora_partial",
+    "include", "exclude", "minimums", "recipe", "dtype", "quant_dtype", "scale_search",
+    "input_scale_summary_json", "input_scale_summary_percentile", "input_scale_summary_multiplier",
+    "input_scale_summary_fp16_std", "input_scale_summary_std_threshold",
+    "input_scale_summary_cv_threshold", "activation_stats", "w4a4_share", "pre_quant_scale",
+    "input_scale_policy", "input_scale_headroom", "input_scale_from", "input_scale_value",
+    "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
+    "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
+    "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
+)  # fmt: skip
+
+
+def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions], str]:
+    """Make the check of a file's suffix; `why` goes on with the sentence."""
+
+    def check(flag: str, path: Path, _: GivenOptions) -> str:
+        wrong = path.suffix.lower() not in kinds
+        return f"{flag} must end in {' or '.join(kinds)}{why}: {path}" if wrong else ""
+
+    return check
+
+
+def original_only(flag: str, path: Path, _: GivenOptions) -> str:
+    """A GGUF is no source: what it was made from is."""
+    wrong = path.suffix.lower() == ".gguf"
+    return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
+
+
+def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
+    """`--preset none` quantises nothing by itself."""
+    wrong = preset == "none" and "--include" not in given
+    return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
+
+
+def large_enough(flag: str, size: int, _: GivenOptions) -> str:
+    """Refuse shards of a few bytes."""
+    wrong = size < LEAST_SHARD
+    return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """One conversion. Fields are the command line's long options, see `--help`; two collect
-    switches: `minimums` ("--min-...") and `full_precision` ("--full-precision-mm...").
+    """One conversion: the options table. Its rows are fields, named as on the command line.
+
+    Two fields collect switches, by their names: `minimums` ("--min-...") and `full_precision`
+    ("--full-precision-mm..."). Text is welcome as the command line takes it: for paths, sizes,
+    LoRAs. Raises ConvertError where a value is not allowed, where options contradict each other,
+    or where one does nothing without another.
     """
 
-    source: Path
-    output: Path
-    gguf: Path | None = None
-    gguf_nvfp4_max_bitdepth: int = DEFAULTS["gguf_nvfp4_max_bitdepth"]
-    gguf_keep_edge_blocks_fp16: bool = False
-    preset: str | None = None  # None: the GGUF decides
-    edge_blocks: int | None = None  # None: the preset's
-    layer_config: Path | None = None
-    layer_config_out: Path | None = None
-    target_size: int | None = None
-    target_ratio: float | None = None
-    use_fp8: bool = False
-    merge_lora: tuple[Lora, ...] = ()
-    lora_partial: bool = False
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    minimums: frozenset[str] = frozenset()
-    recipe: str = DEFAULTS["recipe"]
-    dtype: str | None = None  # None: the recipe's own
-    quant_dtype: str = "float32"
-    scale_search: str = DEFAULTS["scale_search"]
-    input_scale_summary_json: Path | None = None
-    input_scale_summary_percentile: float = DEFAULTS["input_scale_summary_percentile"]
-    input_scale_summary_multiplier: float = DEFAULTS["input_scale_summary_multiplier"]
-    input_scale_summary_fp16_std: bool = False
-    input_scale_summary_std_threshold: float | None = None
-    input_scale_summary_cv_threshold: float = DEFAULTS["input_scale_summary_cv_threshold"]
-    activation_stats: tuple[Path, ...] = ()
-    w4a4_share: float | None = None
-    pre_quant_scale: bool = False
-    input_scale_policy: str = DEFAULTS["input_scale_policy"]
-    input_scale_headroom: float = DEFAULTS["input_scale_headroom"]
-    input_scale_from: Path | None = None
-    input_scale_value: float | None = None
-    no_input_scale: bool = False
-    input_scale_layer_summary: bool = False
-    full_precision: frozenset[str] = frozenset()
-    fp8_full_precision_mm: bool = False
-    full_precision_mm_layers: Path | None = None
-    full_precision_mm_pattern: tuple[str, ...] = ()
-    sensitivity_json: Path | None = None
-    sensitivity_threshold: float | None = None
-    sensitivity_action: str = DEFAULTS["sensitivity_action"]
-    clip_rate_threshold: float | None = None
-    clip_rate_action: str = DEFAULTS["clip_rate_action"]
-    report: Path | None = None
-    device: str = "auto"
-    low_mem: bool = False
-    resume: bool = False
-    output_sharded: bool = False
-    max_shard_size: int = DEFAULTS["max_shard_size"]
-    dry_run: bool = False
-    verbose: bool = False
-    quiet: bool = False
+    # fmt: off
+    source: Path = option(MISSING, "", Kind(input_path),
+        "*.safetensors.index.json, the folder it is in, or one .safetensors",
+        flag="SOURCE", check=original_only, reads=True,
+        trace=False)  # its files are told; a folder's name would change with the machine
+    output: Path = option(MISSING, "", Kind(input_path), "the .safetensors file to write",
+        flag="OUTPUT", check=must_end_in(".safetensors", why=", as ComfyUI looks for it"),
+        trace=False)
+
+    recipe: str = option("mixed", GENERAL, Kind(choices=tuple(RECIPES)),
+        "mixed; fp8: FP8 for all that would be NVFP4; scaled-fp8: the same as files of the older "
+        "kind have it, with scale_weight and the rest in float32 (default: {default})")
+    dtype: str | None = option(None, GENERAL, DTYPE,  # None: the recipe's own
+        "of tensors that are not quantised (default: bfloat16; float32 with scaled-fp8)")
+    quant_dtype: str = option("float32", GENERAL, DTYPE,
+        "what weights are cast to before they are quantised (default: {default})")
+    scale_search: str = option("mse", GENERAL, Kind(choices=("mse", "amax")),
+        "block scales by least squared error, or from each block's largest weight "
+        "(default: {default})",
+        aliases=(Alias("--use-ck-quant", "amax", "another name for --scale-search amax",
+                       conflicts=(Other("--scale-search"),)),))
+    merge_lora: tuple[Lora, ...] = option(
+        (), GENERAL, Kind(lora_file, "FILE[:STRENGTH]", repeatable=True),
+        "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)", reads=True)
+    lora_partial: bool = option(False, GENERAL, SWITCH,
+        "... and count what of it is of no tensor of the model", needs=["--merge-lora"])
+    report: Path | None = option(None, GENERAL, FILE,
+        "the plan, its reasons and every layer's error as data (.json) or a page (.html)",
+        check=must_end_in(*REPORT_KINDS), trace=False, writes=True)
+    device: str = option("auto", GENERAL, Kind(device_name, "{auto,cpu,cuda,cuda:N}"),
+        "where to compute (default: {default}, a GPU if there is one)", trace=False)
+    low_mem: bool = option(False, GENERAL, SWITCH, "read one tensor at a time, none ahead",
+        trace=False)
+    resume: bool = option(False, GENERAL, SWITCH,
+        "go on where a run of the same command was stopped; keep what this one does if it is",
+        conflicts=["--dry-run"], trace=False)
+    output_sharded: bool = option(False, GENERAL, SWITCH,
+        "write OUTPUT's name-00001-of-0000N.safetensors, and OUTPUT.index.json", trace=False)
+    max_shard_size: int = option("5GB", GENERAL, SIZE,
+        "bytes of tensors in a shard at most: 5GB, 500MB, 4GiB ... (default: {default})",
+        needs=["--output-sharded"], check=large_enough, trace=False)
+    dry_run: bool = option(False, GENERAL, SWITCH,
+        "print the plan, its reasons and the exact size; write no model", trace=False)
+    verbose: bool = option(False, GENERAL, SWITCH, "print the plan of every single tensor",
+        trace=False)
+    quiet: bool = option(False, GENERAL, SWITCH, "no progress on stderr",
+        conflicts=["--verbose"], trace=False)
+
+    gguf: Path | None = option(None, PRECISION, FILE,
+        "a GGUF of the same model: its types choose the precisions",
+        conflicts=["--preset", "--mode"], reads=True)
+    preset: str | None = option(  # None: the GGUF decides, or without one: auto
+        None, PRECISION, Kind(metavar="NAME", choices=PRESETS),
+        "without a GGUF: auto, a family's name, smart (unknown models, by their structure), "
+        "all (every linear layer), none (what --include names); --list-presets prints what "
+        "each does (default: auto)",
+        check=none_needs_include, conflicts=["--mode"],
+        aliases=(Alias("--mode", {"safe": "auto", "all": "all"},
+                       "another name for --preset: safe is auto, all is all"),))
+    edge_blocks: int | None = option(None, PRECISION, NATURAL,
+        "the first and last N transformer blocks stay 16-bit (default: the preset's own)")
+    target_size: int | None = option(None, PRECISION, SIZE,
+        "measure every layer, and raise or lower precisions by what they gain for their bytes "
+        "until the file is just smaller: 8GB, 7500MB, 7GiB", conflicts=["--target-ratio"])
+    target_ratio: float | None = option(None, PRECISION, SHARE,
+        "the same with a share of the source's size: 0.35")
+    layer_config: Path | None = option(None, PRECISION, FILE,
+        "a .json of layer names or patterns: format, full-precision matmul, input scale",
+        reads=True)
+    layer_config_out: Path | None = option(None, PRECISION, FILE,
+        "write the plan as such a file, to edit and to replay",
+        conflicts=["--pre-quant-scale"], check=must_end_in(".json"), trace=False, writes=True)
+    gguf_nvfp4_max_bitdepth: int = option(4, PRECISION, Kind(int, "BITS"),
+        "GGUF types of up to this many bits become NVFP4 (default: {default})", needs=["--gguf"])
+    gguf_keep_edge_blocks_fp16: bool = option(False, PRECISION, SWITCH,
+        "the first and last two transformer blocks stay 16-bit",
+        conflicts=["--edge-blocks"], needs=["--gguf"])
+    use_fp8: bool = option(False, PRECISION, SWITCH,
+        "GGUF types of more bits become FP8 instead of 16-bit", needs=["--gguf"])
+    exclude: tuple[str, ...] = option((), PRECISION, REGEXES,
+        "layers to keep 16-bit (repeatable, case-insensitive)")
+    include: tuple[str, ...] = option((), PRECISION, REGEXES,
+        "layers to make NVFP4 (repeatable, case-insensitive)")
+    minimums: frozenset[str] = option(frozenset(), PRECISION, SWITCH, switches=MINIMUM_OPTIONS)
+
+    input_scale_summary_json: Path | None = option(None, INPUT_SCALES, SUMMARY,
+        "calibration summary; also looked for in calib/ beside this script", reads=True)
+    input_scale_summary_percentile: float = option(99.9, INPUT_SCALES, Kind(float, "P"),
+        "percentile over calls of each call's largest activation (default: {default})",
+        needs=["--input-scale-summary-json"])
+    input_scale_summary_multiplier: float = option(1.0, INPUT_SCALES, Kind(positive_float, "X"),
+        "margin on the summary's scales (default: {default})",
+        needs=["--input-scale-summary-json"])
+    input_scale_summary_fp16_std: bool = option(False, INPUT_SCALES, SWITCH,
+        "layers whose scale varies from call to call stay 16-bit, by the next two thresholds",
+        needs=["--input-scale-summary-json"])
+    input_scale_summary_std_threshold: float | None = option(
+        None, INPUT_SCALES, Kind(positive_float, "STD"),
+        "... from this deviation up (default: that of nine tenths of the layers)",
+        needs=["--input-scale-summary-fp16-std"])
+    input_scale_summary_cv_threshold: float = option(0.4, INPUT_SCALES, Kind(positive_float, "CV"),
+        "... or from this deviation over the mean up (default: {default})",
+        needs=["--input-scale-summary-fp16-std"])
+    input_scale_policy: str = option(
+        "percentile", INPUT_SCALES, Kind(choices=("percentile", "headroom")),
+        "from the summary, or the largest value in --activation-stats with a margin "
+        "(default: {default})", needs=["--activation-stats"])
+    input_scale_headroom: float = option(2.0, INPUT_SCALES, Kind(margin, "X"),
+        "that margin, less where small blocks would become subnormal (default: {default})",
+        needs=[Other("--input-scale-policy", "headroom")])
+    input_scale_from: Path | None = option(None, INPUT_SCALES, FILE,
+        "copy input scales from a quantised .safetensors", reads=True)
+    input_scale_value: float | None = option(None, INPUT_SCALES, Kind(positive_float, "SCALE"),
+        "NVFP4 input scale of every layer that has no other")
+    no_input_scale: bool = option(False, INPUT_SCALES, SWITCH,
+        "bake none: ComfyUI measures on every call (for calibration)",
+        conflicts=["--input-scale-summary-json", "--input-scale-from", "--input-scale-value",
+                   "--input-scale-layer-summary", "--input-scale-policy"])
+    input_scale_layer_summary: bool = option(False, INPUT_SCALES, SWITCH,
+        "print every quantised layer's input scale")
+
+    activation_stats: tuple[Path, ...] = option(
+        (), STATISTICS, FILE._replace(repeatable=True),
+        "what the ComfyUI recorder in calib/ wrote (repeatable, adds up): counts what scales "
+        "clip; with second moments in it, weights are rounded to the least output error",
+        reads=True)
+    w4a4_share: float | None = option(None, STATISTICS, SHARE,
+        "mark layers for full-precision matmul, those first that it gains most, until this "
+        "share of the linear weights is left in W4A4: 0.6",
+        conflicts=[AMAX], needs=["--activation-stats"])
+    pre_quant_scale: bool = option(False, STATISTICS, SWITCH,
+        "scale the channels of W4A4 layers where it lowers their output error by 5 % or more; "
+        "ComfyUI after 0.29 only, and not for LoRAs",
+        conflicts=[AMAX], needs=["--activation-stats"])
+
+    sensitivity_json: Path | None = option(None, SENSITIVITY, FILE,
+        "layers' rel_rmse and clip_rate means (.json), or a recording (.safetensors)",
+        needs=["--sensitivity-threshold", "--clip-rate-threshold"], reads=True)
+    sensitivity_threshold: float | None = option(None, SENSITIVITY, Kind(positive_float, "X"),
+        "for layers whose inputs lose more than this rel_rmse in NVFP4, ...",
+        needs=["--sensitivity-json"])
+    sensitivity_action: str = option("fp16", SENSITIVITY, ACTION,
+        "... do this (default: {default})", needs=["--sensitivity-threshold"])
+    clip_rate_threshold: float | None = option(None, SENSITIVITY, Kind(positive_float, "X"),
+        "for layers that clip more than this share of their input, ...",
+        needs=["--sensitivity-json"])
+    clip_rate_action: str = option("fp16", SENSITIVITY, ACTION,
+        "... do this (default: {default})", needs=["--clip-rate-threshold"])
+
+    full_precision_mm_layers: Path | None = option(None, FULL_PRECISION, LAYER_LIST,
+        "layer names, one a line; also looked for in sensitive_layers/ beside this script",
+        reads=True)
+    full_precision_mm_pattern: tuple[str, ...] = option((), FULL_PRECISION, REGEXES,
+        "matching layers (repeatable, case-insensitive)")
+    fp8_full_precision_mm: bool = option(False, FULL_PRECISION, SWITCH,
+        "every FP8 layer; for --recipe scaled-fp8 this is the size of its marker tensor")
+    full_precision: frozenset[str] = option(frozenset(), FULL_PRECISION, SWITCH,
+        switches=FULL_PRECISION_OPTIONS)
+    # fmt: on
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):  # plain strings are welcome as paths
-            value = getattr(self, entry.name)
-            if "tuple[Path" in entry.type:
-                object.__setattr__(self, entry.name, tuple(map(Path, value)))
-            elif "Path" in entry.type and value is not None:
-                object.__setattr__(self, entry.name, Path(value))
+        check_task(self)
         if self.dtype is None:
             object.__setattr__(self, "dtype", RECIPES[self.recipe])
         if self.preset is None and self.gguf is None:
@@ -1052,208 +1529,59 @@ class Options:
     @property
     def inputs(self) -> tuple[Path, ...]:
         """Files named on the command line that the output must not overwrite."""
-        named = (
-            self.source,
-            self.gguf,
-            self.input_scale_summary_json,
-            *self.activation_stats,
-            *(lora.path for lora in self.merge_lora),
-            self.sensitivity_json,
-            self.input_scale_from,
-            self.full_precision_mm_layers,
-            self.layer_config,
-        )
-        return tuple(path for path in named if path is not None)
+        rows = [row for row in options_of(type(self)) if row.reads]
+        return tuple(path for row in rows for path in paths_of(getattr(self, row.name)))
+
+    @property
+    def texts(self) -> tuple[Path, ...]:
+        """Text files to write beside the model."""
+        rows = [row for row in options_of(type(self)) if row.writes]
+        return tuple(path for row in rows for path in paths_of(getattr(self, row.name)))
+
+    @property
+    def recorded(self) -> dict[str, object]:
+        """What the header of OUTPUT tells of the options: {field: value for JSON}.
+
+        Defaults are left out; of files only the names are told, so equal runs give equal bytes.
+        """
+        values = {
+            row.name: portable(getattr(self, row.name))
+            for row in options_of(type(self))
+            if row.trace and getattr(self, row.name) != row.default
+        }
+        order = dict.fromkeys([*HEADER_ORDER, *values])
+        return {name: values[name] for name in order if name in values}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """`--verify FILE`, with a source to measure it against or without."""
+    """`--verify FILE`, with a source to measure it against or without.
 
-    file: Path
-    source: Path | None = None
-    merge_lora: tuple[Lora, ...] = ()
-    lora_partial: bool = False
-    quiet: bool = False
+    Its fields are the options that go with it. Raises ConvertError as `Options` does.
+    """
 
+    # fmt: off
+    file: Path = option(MISSING, VERIFY, FILE,
+        "name every defect of a quantised file and what ComfyUI does about it", flag="--verify")
+    source: Path | None = option(None, VERIFY, FILE,
+        "the model it was made from: decode everything and measure each layer's error")
+    merge_lora: tuple[Lora, ...] = shared_option(
+        Options, "merge_lora", needs=[Other("--source", why=" to verify against")])
+    lora_partial: bool = shared_option(Options, "lora_partial")
+    quiet: bool = shared_option(Options, "quiet")
+    # fmt: on
 
-# ── nvfp4/cli/table.py: Every option, its kind and help ───────────────────────────────────────────
-
-LEAST_SHARD = 1_000_000  # bytes: less is a forgotten unit
-# Options that contradict each other: given both, nobody can say which one was meant.
-CONFLICTS = (
-    ("no_input_scale", "input_scale_summary_json"),
-    ("no_input_scale", "input_scale_from"),
-    ("no_input_scale", "input_scale_value"),
-    ("no_input_scale", "input_scale_layer_summary"),
-    ("quiet", "verbose"),
-    ("use_ck_quant", "scale_search"),
-    ("resume", "dry_run"),
-    ("no_input_scale", "input_scale_policy"),
-    ("gguf", "preset"),
-    ("gguf", "mode"),
-    ("preset", "mode"),
-    ("target_size", "target_ratio"),
-    ("gguf_keep_edge_blocks_fp16", "edge_blocks"),
-    ("layer_config_out", "pre_quant_scale"),
-)
-REQUIRES = (
-    ("input_scale_summary_percentile", "input_scale_summary_json"),
-    ("input_scale_summary_multiplier", "input_scale_summary_json"),
-    ("gguf_nvfp4_max_bitdepth", "gguf"),
-    ("gguf_keep_edge_blocks_fp16", "gguf"),
-    ("use_fp8", "gguf"),
-    ("max_shard_size", "output_sharded"),
-    ("lora_partial", "merge_lora"),
-    ("input_scale_policy", "activation_stats"),
-    ("w4a4_share", "activation_stats"),
-    ("pre_quant_scale", "activation_stats"),
-    ("sensitivity_json", "sensitivity_threshold", "clip_rate_threshold"),
-    ("sensitivity_threshold", "sensitivity_json"),
-    ("clip_rate_threshold", "sensitivity_json"),
-    ("sensitivity_action", "sensitivity_threshold"),
-    ("clip_rate_action", "clip_rate_threshold"),
-    ("input_scale_summary_fp16_std", "input_scale_summary_json"),
-    ("input_scale_summary_std_threshold", "input_scale_summary_fp16_std"),
-    ("input_scale_summary_cv_threshold", "input_scale_summary_fp16_std"),
-)
-MODES = {"safe": "auto", "all": "all"}
-REPORT_KINDS = (".json", ".html")
-SWITCH = {"action": "store_true"}
-FILE = {"metavar": "FILE", "type": input_path}
-REGEXES = {"action": "append", "default": [], "metavar": "REGEX", "type": pattern}
-DTYPE = {"choices": DTYPE_OPTIONS}
-RECIPE = {"choices": RECIPES}
-SUMMARY = {"metavar": "FILE", "type": partial(shipped_path, folder="calib")}
-LAYERS = {"metavar": "FILE", "type": partial(shipped_path, folder="sensitive_layers")}
-ACTION = {"choices": ("fp16", "full_precision_mm")}
-DEVICE = {"metavar": "{auto,cpu,cuda,cuda:N}", "default": "auto", "type": device_name}
-# fmt: off
-COMMAND_LINE = {
-    "general": {
-        "--recipe": (RECIPE,
-            "mixed; fp8: FP8 for all that would be NVFP4; scaled-fp8: the same as files of the "
-            "older kind have it, with scale_weight and the rest in float32 (default: mixed)"),
-        "--dtype": (DTYPE,
-            "of tensors that are not quantised (default: bfloat16; float32 with scaled-fp8)"),
-        "--quant-dtype": (DTYPE | {"default": "float32"},
-            "what weights are cast to before they are quantised (default: %(default)s)"),
-        "--scale-search": ({"choices": ("mse", "amax")},
-            "block scales by least squared error, or from each block's largest weight "
-            "(default: mse)"),
-        "--use-ck-quant": (SWITCH, "another name for --scale-search amax"),
-        "--merge-lora": ({"action": "append", "default": [], "metavar": "FILE[:STRENGTH]",
-                          "type": lora_file},
-            "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)"),
-        "--lora-partial": (SWITCH, "... and count what of it is of no tensor of the model"),
-        "--report": (FILE,
-            "the plan, its reasons and every layer's error as data (.json) or a page (.html)"),
-        "--device": (DEVICE, "where to compute (default: auto, a GPU if there is one)"),
-        "--low-mem": (SWITCH, "read one tensor at a time, none ahead"),
-        "--resume": (SWITCH,
-            "go on where a run of the same command was stopped; keep what this one does if it is"),
-        "--output-sharded": (SWITCH,
-            "write OUTPUT's name-00001-of-0000N.safetensors, and OUTPUT.index.json"),
-        "--max-shard-size": ({"metavar": "SIZE", "type": size_in_bytes},
-            "bytes of tensors in a shard at most: 5GB, 500MB, 4GiB ... (default: 5GB)"),
-        "--dry-run": (SWITCH, "print the plan, its reasons and the exact size; write no model"),
-        "--verbose": (SWITCH, "print the plan of every single tensor"),
-        "--quiet": (SWITCH, "no progress on stderr"),
-    },
-    "precision": {
-        "--gguf": (FILE, "a GGUF of the same model: its types choose the precisions"),
-        "--preset": ({"choices": PRESETS, "metavar": "NAME"},
-            "without a GGUF: auto, a family's name, smart (unknown models, by their structure), "
-            "all (every linear layer), none (what --include names); --list-presets prints what "
-            "each does (default: auto)"),
-        "--mode": ({"choices": MODES}, "another name for --preset: safe is auto, all is all"),
-        "--edge-blocks": ({"metavar": "N", "type": natural},
-            "the first and last N transformer blocks stay 16-bit (default: the preset's own)"),
-        "--target-size": ({"metavar": "SIZE", "type": size_in_bytes},
-            "measure every layer, and raise or lower precisions by what they gain for their bytes "
-            "until the file is just smaller: 8GB, 7500MB, 7GiB"),
-        "--target-ratio": ({"metavar": "SHARE", "type": fraction},
-            "the same with a share of the source's size: 0.35"),
-        "--layer-config": (FILE,
-            "a .json of layer names or patterns: format, full-precision matmul, input scale"),
-        "--layer-config-out": (FILE, "write the plan as such a file, to edit and to replay"),
-        "--gguf-nvfp4-max-bitdepth": ({"metavar": "BITS", "type": int},
-            "GGUF types of up to this many bits become NVFP4 (default: 4)"),
-        "--gguf-keep-edge-blocks-fp16": (SWITCH,
-            "the first and last two transformer blocks stay 16-bit"),
-        "--use-fp8": (SWITCH, "GGUF types of more bits become FP8 instead of 16-bit"),
-        "--exclude": (REGEXES, "layers to keep 16-bit (repeatable, case-insensitive)"),
-        "--include": (REGEXES, "layers to make NVFP4 (repeatable, case-insensitive)"),
-        "--min-ffn-fp8": (SWITCH, "feed-forward layers are at least FP8"),
-        "--min-ffn2-fp16": (SWITCH, "feed-forward down projections are at least 16-bit"),
-    },
-    "input scales (file before recording before summary before value)": {
-        "--input-scale-summary-json": (SUMMARY,
-            "calibration summary; also looked for in calib/ beside this script"),
-        "--input-scale-summary-percentile": ({"metavar": "P", "type": float},
-            "percentile over calls of each call's largest activation (default: 99.9)"),
-        "--input-scale-summary-multiplier": ({"metavar": "X", "type": positive_float},
-            "margin on the summary's scales (default: 1)"),
-        "--input-scale-summary-fp16-std": (SWITCH,
-            "layers whose scale varies from call to call stay 16-bit, by the next two thresholds"),
-        "--input-scale-summary-std-threshold": ({"metavar": "STD", "type": positive_float},
-            "... from this deviation up (default: that of nine tenths of the layers)"),
-        "--input-scale-summary-cv-threshold": ({"metavar": "CV", "type": positive_float},
-            "... or from this deviation over the mean up (default: 0.4)"),
-        "--input-scale-policy": ({"choices": ("percentile", "headroom")},
-            "from the summary, or the largest value in --activation-stats with a margin "
-            "(default: percentile)"),
-        "--input-scale-headroom": ({"metavar": "X", "type": margin},
-            "that margin, less where small blocks would become subnormal (default: 2)"),
-        "--input-scale-from": (FILE, "copy input scales from a quantised .safetensors"),
-        "--input-scale-value": ({"metavar": "SCALE", "type": positive_float},
-            "NVFP4 input scale of every layer that has no other"),
-        "--no-input-scale": (SWITCH, "bake none: ComfyUI measures on every call (for calibration)"),
-        "--input-scale-layer-summary": (SWITCH, "print every quantised layer's input scale"),
-    },
-    "activation statistics": {
-        "--activation-stats": ({"action": "append", "default": [], **FILE},
-            "what the ComfyUI recorder in calib/ wrote (repeatable, adds up): counts what scales "
-            "clip; with second moments in it, weights are rounded to the least output error"),
-        "--w4a4-share": ({"metavar": "SHARE", "type": fraction},
-            "mark layers for full-precision matmul, those first that it gains most, until this "
-            "share of the linear weights is left in W4A4: 0.6"),
-        "--pre-quant-scale": (SWITCH,
-            "scale the channels of W4A4 layers where it lowers their output error by 5 %% or more; "
-            "ComfyUI after 0.29 only, and not for LoRAs"),
-    },
-    "sensitivity": {
-        "--sensitivity-json": (FILE,
-            "layers' rel_rmse and clip_rate means (.json), or a recording (.safetensors)"),
-        "--sensitivity-threshold": ({"metavar": "X", "type": positive_float},
-            "for layers whose inputs lose more than this rel_rmse in NVFP4, ..."),
-        "--sensitivity-action": (ACTION, "... do this (default: fp16)"),
-        "--clip-rate-threshold": ({"metavar": "X", "type": positive_float},
-            "for layers that clip more than this share of their input, ..."),
-        "--clip-rate-action": (ACTION, "... do this (default: fp16)"),
-    },
-    "full-precision matmul (W4A16 instead of W4A4)": {
-        "--full-precision-mm-layers": (LAYERS,
-            "layer names, one a line; also looked for in sensitive_layers/ beside this script"),
-        "--full-precision-mm-pattern": (REGEXES, "matching layers (repeatable, case-insensitive)"),
-        "--fp8-full-precision-mm": (SWITCH,
-            "every FP8 layer; for --recipe scaled-fp8 this is the size of its marker tensor"),
-    } | {
-        option: ({"action": "append_const", "dest": "full_precision", "const": option}, layers)
-        for option, (_, layers) in FULL_PRECISION_OPTIONS.items()
-    },
-    "verify (instead of converting)": {
-        "--verify": (FILE, "name every defect of a quantised file and what ComfyUI does about it"),
-        "--source": (FILE | {"dest": "original"},
-            "the model it was made from: decode everything and measure each layer's error"),
-    },
-}
-# fmt: on
+    def __post_init__(self) -> None:
+        check_task(self)
 
 
-# ── nvfp4/cli/parse.py: Read the command line: a parser, its checks, and the task that is asked for
+OPTIONS = tuple(all_options(Options, Verification))
 
-def build_parser() -> argparse.ArgumentParser:
+
+# ── nvfp4/cli/parse.py: Read the command line: a parser made of the options table, and the task tha
+
+def build_parser(rows: Iterable[Option] = OPTIONS) -> argparse.ArgumentParser:
+    """Make a parser that gives {flag: value}, and None for what is not named."""
     parser = argparse.ArgumentParser(
         prog="convert_nvfp4.py",
         usage="%(prog)s SOURCE OUTPUT [options]\n       %(prog)s --verify FILE [--source SOURCE]",
@@ -1261,108 +1589,43 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # else an option added later changes what a script's short form means
     )
-    source = "*.safetensors.index.json, the folder it is in, or one .safetensors"
-    parser.add_argument("source", metavar="SOURCE", nargs="?", type=input_path, help=source)
-    output = "the .safetensors file to write"
-    parser.add_argument("output", metavar="OUTPUT", nargs="?", type=input_path, help=output)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     presets = {"action": "version", "version": render_presets()}
     parser.add_argument("--list-presets", **presets, help="what each preset does, and why")
-    for title, options in COMMAND_LINE.items():
-        group = parser.add_argument_group(title)
-        for option, (keywords, text) in options.items():
-            group.add_argument(option, **keywords, help=text)
+    groups = {"": parser}
+    for row in rows:
+        if row.group not in groups:
+            groups[row.group] = parser.add_argument_group(row.group)
+        for flag, kind, text in row.arguments:
+            how = {"dest": flag} if flag.startswith("-") else {"nargs": "?"}
+            text = text.replace("%", "%%")
+            groups[row.group].add_argument(flag, default=None, help=text, **how, **kind.keywords)
     return parser
 
 
-def wrong_files(given: dict[str, object]) -> Iterator[str]:
-    if given["source"].suffix.lower() == ".gguf":
-        yield "SOURCE must be the original .safetensors; a GGUF goes with --gguf"
-    if given["preset"] == "none" and not given["include"]:
-        yield "--preset none quantises what --include REGEX names: give that"
-    if given["output"].suffix.lower() != ".safetensors":
-        yield f"OUTPUT must end in .safetensors, as ComfyUI looks for it: {given['output']}"
-    if given["report"] and given["report"].suffix.lower() not in REPORT_KINDS:
-        yield f"--report must end in {' or '.join(REPORT_KINDS)}: {given['report']}"
-    config = given["layer_config_out"]
-    if config and config.suffix.lower() != ".json":
-        yield f"--layer-config-out must end in .json: {config}"
-
-
-def contradictions(given: dict[str, object]) -> Iterator[str]:
-    """Options that exclude each other, or that do nothing without another."""
-
-    def flag(name: str) -> str:
-        return "--" + name.replace("_", "-")
-
-    def is_given(name: str) -> bool:
-        return given[name] is not None and given[name] is not False and given[name] != []
-
-    for one, other in CONFLICTS:
-        if is_given(one) and is_given(other):
-            yield f"{flag(one)} contradicts {flag(other)}"
-    for option, *needed in REQUIRES:
-        if is_given(option) and not any(map(is_given, needed)):
-            yield f"{flag(option)} needs {' or '.join(map(flag, needed))}"
-    if is_given("max_shard_size") and given["max_shard_size"] < LEAST_SHARD:
-        yield f"--max-shard-size: {given['max_shard_size']:,} bytes are too few; give 5GB or so"
-    if is_given("input_scale_headroom") and given["input_scale_policy"] != "headroom":
-        yield "--input-scale-headroom needs --input-scale-policy headroom"
-
-
-def unused_statistics(given: dict[str, object]) -> Iterator[str]:
-    amax = given["use_ck_quant"] or given["scale_search"] == "amax"
-    options = {"--w4a4-share": given["w4a4_share"], "--pre-quant-scale": given["pre_quant_scale"]}
-    for option, value in options.items():
-        if amax and value:
-            yield f"{option} contradicts --scale-search amax, which uses no statistics"
-
-
-def parse_verification(parser: argparse.ArgumentParser, given: dict) -> Verification:
-    """--verify and what goes with it; any other option exits with 2."""
-    task = ("verify", "original", "quiet", "merge_lora", "lora_partial")
-    if any(value != parser.get_default(name) for name, value in given.items() if name not in task):
-        parser.error("--verify FILE goes with --source, --merge-lora and --quiet, without OUTPUT")
-    if given["merge_lora"] and not given["original"]:
-        parser.error("--merge-lora needs --source to verify against")
-    return Verification(
-        file=given["verify"],
-        source=given["original"],
-        merge_lora=tuple(given["merge_lora"]),
-        lora_partial=given["lora_partial"],
-        quiet=given["quiet"],
-    )
-
-
-def parse_options(argv: list[str] | None = None) -> Options | Verification:
+def parse_options(
+    argv: list[str] | None = None, conversion: type[Options] = Options
+) -> Options | Verification:
     """Command line to a task; a contradiction or a missing companion option exits with 2."""
-    parser = build_parser()
-    given = vars(parser.parse_args(argv))
-    if given["verify"] is not None:
-        return parse_verification(parser, given)
-    if given["output"] is None or given.pop("original") is not None:
-        parser.error("give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]")
-    given.pop("verify")
-    checks = (contradictions(given), unused_statistics(given), wrong_files(given))
-    for problem in itertools.chain(*checks):
+    parser = build_parser(all_options(conversion, Verification))
+    named = vars(parser.parse_args(argv)).items()
+    given = {flag: value for flag, value in named if value is not None}
+    verify, *beside = options_of(Verification)
+    task = Verification if verify.flag in given else conversion
+    rows = options_of(task)
+    foreign = given.keys() - {flag for row in rows for flag in row.flags}
+    if foreign and task is Verification:
+        *some, last = (row.flag for row in beside)
+        goes = f"{', '.join(some)} and {last}"
+        parser.error(f"{verify.flag} FILE goes with {goes}, without OUTPUT")
+    if foreign or any(row.default is MISSING and row.flag not in given for row in rows):
+        parser.error(f"give SOURCE and OUTPUT, or {verify.flag} FILE [--source SOURCE]")
+    for problem in contradictions(rows, given):
         parser.error(problem)
-    if given.pop("use_ck_quant"):
-        given["scale_search"] = "amax"
-    given["preset"] = MODES.get(given.pop("mode"), given["preset"])
-    given |= {name: value for name, value in DEFAULTS.items() if given[name] is None}
-    minimums = [name for name in MINIMUM_OPTIONS if given.pop(name[2:].replace("-", "_"))]
-    return Options(
-        **given
-        | {
-            "activation_stats": tuple(given["activation_stats"]),
-            "merge_lora": tuple(given["merge_lora"]),
-            "include": tuple(given["include"]),
-            "exclude": tuple(given["exclude"]),
-            "full_precision_mm_pattern": tuple(given["full_precision_mm_pattern"]),
-            "full_precision": frozenset(given["full_precision"] or ()),
-            "minimums": frozenset(minimums),
-        }
-    )
+    try:
+        return task(**{row.name: row.value_in(given) for row in rows})
+    except ConvertError as error:
+        parser.error(error.problems[0])
 
 
 import importlib.util
@@ -1399,7 +1662,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Container
+from collections.abc import Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from enum import Enum, auto
@@ -3233,14 +3496,9 @@ def make_layout(
 
 def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, object]:
     """How a file was made. Names only, no folders and no times: equal runs give equal bytes."""
-    given = {
-        entry.name: getattr(options, entry.name)
-        for entry in dataclasses.fields(options)
-        if entry.name not in RUN_OPTIONS and getattr(options, entry.name) != entry.default
-    }
     return {
         "version": __version__,
-        "options": {name: portable(value) for name, value in given.items()},
+        "options": options.recorded,
         "sources": {path.name: path.stat().st_size for path in model.files},
         "plan": dict(sorted(Counter(plan.precision.name for plan in plans).items())),
     }
@@ -3257,31 +3515,6 @@ def make_metadata(
         quantisation = {"format_version": "1.0", "layers": layers}
         metadata["_quantization_metadata"] = json.dumps(quantisation)
     return metadata
-
-
-RUN_OPTIONS = (
-    "source",  # its files are told, and a folder's name would change with the machine
-    "output",
-    "report",
-    "layer_config_out",
-    "device",
-    "low_mem",
-    "resume",
-    "output_sharded",
-    "max_shard_size",
-    "dry_run",
-    "verbose",
-    "quiet",
-)  # leave no trace
-
-
-def portable(value: object) -> object:
-    """An option's value for the header: file names for paths, sorted lists for sets."""
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, tuple):
-        return [*map(portable, value)]
-    return sorted(value) if isinstance(value, frozenset) else value
 
 
 def render_index(job: Job) -> str:
@@ -5180,7 +5413,7 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     minimum = {"--min-ffn-fp8": Precision.FP8, "--min-ffn2-fp16": Precision.HALF}
     rows = [
         (select(model, pattern, option), minimum[option], Reason(Why.OPTION, option))
-        for option, pattern in MINIMUM_OPTIONS.items()
+        for option, (pattern, _) in MINIMUM_OPTIONS.items()
         if option in options.minimums
     ]
     if options.only_fp8:
@@ -7153,11 +7386,10 @@ def output_problems(job: Job) -> list[str]:
 
 
 def refuse_text_targets(options: Options, model: Model) -> None:
-    """Raises ConvertError where --report or --layer-config-out would cost another file."""
+    """Raise ConvertError where a text file, such as --report, would cost another file."""
     problems, partial = [], unfinished(options.output)
     others = [*options.inputs, *model.files, options.output, options.written, partial]
-    named = [path for path in (options.report, options.layer_config_out) if path]
-    for target in [path for name in named for path in (name, unfinished(name))]:
+    for target in [path for name in options.texts for path in (name, unfinished(name))]:
         if any(path == target or is_same(path, target) for path in others):
             problems.append(f"{target}: is another input or output of this conversion")
         try:
@@ -8199,10 +8431,10 @@ def html_totals(totals: dict, matmuls: dict) -> str:
 
 def command_line(options: dict) -> Iterator[tuple[str, str]]:
     """Options under the names and with the values they have on the command line."""
+    rows = {row.name: row for row in options_of(Options)}
     for name, value in options.items():
-        flag = "SOURCE" if name == "source" else "--" + name.replace("_", "-")
         for one in value if isinstance(value, list | tuple) else [value]:
-            pair = (one, True) if name in ("minimums", "full_precision") else (flag, one)
+            pair = (one, True) if rows[name].switches else (rows[name].flag, one)
             yield escaped(pair[0]), "on" if pair[1] is True else escaped(pair[1])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -183,14 +182,9 @@ def make_layout(
 
 def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, object]:
     """How a file was made. Names only, no folders and no times: equal runs give equal bytes."""
-    given = {
-        entry.name: getattr(options, entry.name)
-        for entry in dataclasses.fields(options)
-        if entry.name not in RUN_OPTIONS and getattr(options, entry.name) != entry.default
-    }
     return {
         "version": __version__,
-        "options": {name: portable(value) for name, value in given.items()},
+        "options": options.recorded,
         "sources": {path.name: path.stat().st_size for path in model.files},
         "plan": dict(sorted(Counter(plan.precision.name for plan in plans).items())),
     }
@@ -207,31 +201,6 @@ def make_metadata(
         quantisation = {"format_version": "1.0", "layers": layers}
         metadata["_quantization_metadata"] = json.dumps(quantisation)
     return metadata
-
-
-RUN_OPTIONS = (
-    "source",  # its files are told, and a folder's name would change with the machine
-    "output",
-    "report",
-    "layer_config_out",
-    "device",
-    "low_mem",
-    "resume",
-    "output_sharded",
-    "max_shard_size",
-    "dry_run",
-    "verbose",
-    "quiet",
-)  # leave no trace
-
-
-def portable(value: object) -> object:
-    """An option's value for the header: file names for paths, sorted lists for sets."""
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, tuple):
-        return [*map(portable, value)]
-    return sorted(value) if isinstance(value, frozenset) else value
 
 
 def render_index(job: Job) -> str:

@@ -128,7 +128,7 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     minimum = {"--min-ffn-fp8": Precision.FP8, "--min-ffn2-fp16": Precision.HALF}
     rows = [
         (select(model, pattern, option), minimum[option], Reason(Why.OPTION, option))
-        for option, pattern in MINIMUM_OPTIONS.items()
+        for option, (pattern, _) in MINIMUM_OPTIONS.items()
         if option in options.minimums
     ]
     if options.only_fp8:

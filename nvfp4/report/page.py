@@ -10,6 +10,7 @@ from html import escape
 from nvfp4.errors import gigabytes, printable, share
 from nvfp4.families import TRANSFORMER_BLOCKS
 from nvfp4.model import bare
+from nvfp4.options import Options, options_of
 from nvfp4.report.page_style import PAGE_STYLE
 from nvfp4.report.summary import output_errors
 
@@ -219,10 +220,10 @@ def html_totals(totals: dict, matmuls: dict) -> str:
 
 def command_line(options: dict) -> Iterator[tuple[str, str]]:
     """Options under the names and with the values they have on the command line."""
+    rows = {row.name: row for row in options_of(Options)}
     for name, value in options.items():
-        flag = "SOURCE" if name == "source" else "--" + name.replace("_", "-")
         for one in value if isinstance(value, list | tuple) else [value]:
-            pair = (one, True) if name in ("minimums", "full_precision") else (flag, one)
+            pair = (one, True) if rows[name].switches else (rows[name].flag, one)
             yield escaped(pair[0]), "on" if pair[1] is True else escaped(pair[1])
 
 

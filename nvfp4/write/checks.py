@@ -58,11 +58,10 @@ def output_problems(job: Job) -> list[str]:
 
 
 def refuse_text_targets(options: Options, model: Model) -> None:
-    """Raises ConvertError where --report or --layer-config-out would cost another file."""
+    """Raise ConvertError where a text file, such as --report, would cost another file."""
     problems, partial = [], unfinished(options.output)
     others = [*options.inputs, *model.files, options.output, options.written, partial]
-    named = [path for path in (options.report, options.layer_config_out) if path]
-    for target in [path for name in named for path in (name, unfinished(name))]:
+    for target in [path for name in options.texts for path in (name, unfinished(name))]:
         if any(path == target or is_same(path, target) for path in others):
             problems.append(f"{target}: is another input or output of this conversion")
         try:

@@ -211,18 +211,16 @@ def read_statistics(path: Path) -> None:
 
 
 def read_scales(path: Path) -> None:
-    found = c.Options(
-        source=path, output=path, input_scale_summary_json=path,
-        input_scale_summary_percentile=99.9, input_scale_summary_multiplier=1.0,
-        input_scale_summary_cv_threshold=0.4,
-    )  # fmt: skip
+    found = c.Options(source=path, output="o.safetensors", input_scale_summary_json=path)
     rows = c.read_rows(path, "calibration summary")
     c.summary_calibration(found, rows)
     c.varying_layers(found, rows)
 
 
 def read_figures(path: Path) -> None:
-    found = c.Options(source=path, output=path, sensitivity_json=path, sensitivity_threshold=0.1)
+    found = c.Options(
+        source=path, output="o.safetensors", sensitivity_json=path, sensitivity_threshold=0.1
+    )
     c.read_sensitivity(found, {}, [], {})
 
 

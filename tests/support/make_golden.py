@@ -1,4 +1,4 @@
-"""Make tests/golden/*.txt, the plans of the documented commands, and the README's flag tables.
+"""Make tests/golden/*.txt, the plans of the documented commands.
 
 Usage: python tests/support/make_golden.py      (then read the difference before committing it)
 """
@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from make_wan import wan_shapes, write_gguf
 
 from nvfp4.cli.parse import parse_options
-from nvfp4.cli.table import COMMAND_LINE
 from nvfp4.formats import bits_of
 from nvfp4.guides.read import read_guides
 from nvfp4.layout import make_job
@@ -24,7 +23,7 @@ from nvfp4.report.data import Report
 from nvfp4.report.summary import render_report
 from support.conversions import RECIPE
 from support.make_families import read_headers
-from support.paths import FAMILIES, GOLDEN, ROOT
+from support.paths import FAMILIES, GOLDEN
 
 LOW_14B = [
     option.replace("wan22_5b.json", "wan22_14b_lownoise.json").replace(
@@ -94,29 +93,7 @@ def family_text(name: str) -> str:
     return render_report(report) + "\n"
 
 
-def flag_tables() -> str:
-    """The command line's options as the README shows them, from the parser's own table."""
-    lines = []
-    for title, options in COMMAND_LINE.items():
-        lines += [f"**{title[0].upper()}{title[1:]}**", "", "| option | |", "|---|---|"]
-        for option, (keywords, text) in options.items():
-            value = keywords.get("metavar") or "|".join(keywords.get("choices", ()))
-            shown = f"{option} {value}".strip().replace("|", "\\|")
-            lines.append(f"| `{shown}` | {text % keywords} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def write_readme() -> None:
-    """Replace what stands between the README's two flag marks."""
-    path = ROOT / "README.md"
-    before, mark, rest = path.read_text(encoding="utf-8").partition("<!-- flags -->\n")
-    _, end, after = rest.partition("<!-- /flags -->")
-    path.write_text(before + mark + flag_tables() + end + after, encoding="utf-8", newline="\n")
-
-
 if __name__ == "__main__":
-    write_readme()
     GOLDEN.mkdir(exist_ok=True)
     families = {f"auto_{path.stem}": family_text(path.stem) for path in FAMILIES.glob("*.txt")}
     for name, text in (golden_texts() | families).items():

@@ -154,7 +154,8 @@ def test_the_documented_options_work_with_every_recipe(tiny, tmp_path):
     ],
 )
 def test_a_recipe_brings_its_dtype_unless_one_is_given(recipe, dtype, expected):
-    assert c.Options(source="a", output="b", recipe=recipe, dtype=dtype).dtype == expected
+    options = c.Options(source="a", output="b.safetensors", recipe=recipe, dtype=dtype)
+    assert options.dtype == expected
     given = ["--dtype", dtype] if dtype else []
     command = ["a", "b.safetensors", "--include", "x", "--recipe", recipe, *given]
     assert c.parse_options(command).dtype == expected

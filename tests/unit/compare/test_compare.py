@@ -113,7 +113,7 @@ def test_the_recipe_makes_the_working_structure(documented, tmp_path, capsys):
     source = header_only(
         tmp_path / "m.safetensors", {name: ("F32", shape) for name, shape in shapes.items()}, {}
     )
-    options = c.Options(source=source, output=tmp_path / "o", gguf=kinds, recipe="scaled-fp8")
+    options = c.Options(source=source, output="o.safetensors", gguf=kinds, recipe="scaled-fp8")
     model = c.open_model(source)
     plans, _ = c.make_plans(options, model, c.read_guides(options, model))
     (layout,) = c.make_job(options, model, plans).layouts.values()

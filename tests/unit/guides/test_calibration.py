@@ -17,7 +17,7 @@ from support.plans import BLOCK, plan_of
 def options_with(path, percentile=99.9, multiplier=1.0):
     return Options(
         source=path,
-        output=path,
+        output="o.safetensors",
         input_scale_summary_json=path,
         input_scale_summary_percentile=percentile,
         input_scale_summary_multiplier=multiplier,

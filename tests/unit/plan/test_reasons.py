@@ -26,7 +26,7 @@ def test_a_pattern_that_reads_like_a_reason_is_taken_for_none():
         name="x.weight", dtype="F32", shape=(32, 64), path=Path("nowhere"), begin=0, nbytes=8192
     )
     model = Model(tensors={ref.name: ref}, metadata={}, files=())
-    options = Options(source="in", output="out", include=(pattern,))
+    options = Options(source="in", output="out.safetensors", include=(pattern,))
     (plan,), notes = make_plans(options, model, Guides(family=ANY_FAMILY))
     assert plan.reason == Reason(Why.OPTION, f"--include {pattern}")
     assert notes == []

@@ -1,0 +1,45 @@
+"""The options of a conversion, one row each, and all that follows from the rows."""
+
+from nvfp4.options.option import (
+    Alias,
+    LayerSwitch,
+    Option,
+    Other,
+    all_options,
+    contradictions,
+    option,
+    options_of,
+)
+from nvfp4.options.table import (
+    FULL_PRECISION_OPTIONS,
+    LEGACY_RECIPE,
+    MINIMUM_OPTIONS,
+    OPTIONS,
+    RECIPES,
+    REPORT_KINDS,
+    TARGET,
+    Options,
+    Verification,
+    __version__,
+)
+
+__all__ = [
+    "FULL_PRECISION_OPTIONS",
+    "LEGACY_RECIPE",
+    "MINIMUM_OPTIONS",
+    "OPTIONS",
+    "RECIPES",
+    "REPORT_KINDS",
+    "TARGET",
+    "Alias",
+    "LayerSwitch",
+    "Option",
+    "Options",
+    "Other",
+    "Verification",
+    "__version__",
+    "all_options",
+    "contradictions",
+    "option",
+    "options_of",
+]

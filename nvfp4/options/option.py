@@ -1,0 +1,252 @@
+"""One row of the options: what is to be known of an option, and the checks that follow from it.
+
+An option is a field of a frozen dataclass, the task: `option(...)` gives the field its default and
+keeps everything else about the option, an `Option`, with it. `given` is, here and in the parser,
+what somebody asked for: {flag: value}. On the command line that is what was named; for a task made
+in Python, what differs from the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nvfp4.errors import ConvertError
+from nvfp4.model import Lora
+from nvfp4.options.kinds import SWITCH, Kind
+
+GivenOptions = Mapping[str, object]
+ROW = "option"  # The key of a row in its field's metadata.
+
+
+class Other(NamedTuple):
+    """An option that another one excludes or needs, with any value or with one.
+
+    `why` ends the sentence that says so.
+    """
+
+    flag: str
+    value: str = ""
+    why: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{self.flag} {self.value}".strip()
+
+    def is_in(self, given: GivenOptions) -> bool:
+        return self.flag in given and self.value in ("", given[self.flag])
+
+
+class Alias(NamedTuple):
+    """Another name of an option: a switch that means one value, or words that mean values."""
+
+    flag: str
+    meaning: str | dict[str, str]
+    help: str
+    conflicts: tuple[Other, ...] = ()
+    needs: tuple[Other, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        return SWITCH if isinstance(self.meaning, str) else Kind(choices=tuple(self.meaning))
+
+
+class LayerSwitch(NamedTuple):
+    """A switch for the layers whose name has a regular expression; such switches add up."""
+
+    layers: str
+    help: str
+
+
+class Argument(NamedTuple):
+    """What the command line takes for a row: a flag, or SOURCE and OUTPUT, which have no dashes."""
+
+    flag: str
+    kind: Kind
+    help: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """All there is to know of an option. `option(...)` makes one; name and default are a field's.
+
+    default: MISSING for an option that has to be given.
+    shown: the default as it was written, for the help.
+    group: the heading in `--help` and in the README; "" for SOURCE and OUTPUT.
+    kind: what its values may be.
+    help: its text; `{default}` stands for the default.
+    flag: how the command line calls it; "" for the field's name with dashes.
+    conflicts: what must not be given with it. One of the two rows names the other.
+    needs: of these at least one must be given with it.
+    check: what is wrong with a value that its kind accepts: gets the flag, the value and all that
+        is given, returns a sentence or "".
+    aliases: other names, listed after it.
+    switches: {flag: layers} of an option that is a set of switches and has no flag of its own.
+    trace: whether the header of OUTPUT tells it: whether the bytes can depend on it.
+    reads: whether it names files that OUTPUT must not overwrite.
+    writes: whether it names a text file that is written beside OUTPUT.
+    """
+
+    group: str
+    kind: Kind
+    help: str
+    name: str = ""
+    default: object = None
+    shown: str = ""
+    flag: str = ""
+    conflicts: tuple[Other, ...] = ()
+    needs: tuple[Other, ...] = ()
+    check: Callable[[str, Any, GivenOptions], str] | None = None
+    aliases: tuple[Alias, ...] = ()
+    switches: Mapping[str, LayerSwitch] = field(default_factory=dict)
+    trace: bool = True
+    reads: bool = False
+    writes: bool = False
+
+    @property
+    def arguments(self) -> list[Argument]:
+        """What the command line and the README list, in their order."""
+        own = [Argument(flag, SWITCH, switch.help) for flag, switch in self.switches.items()]
+        own = own or [Argument(self.flag, self.kind, self.help.replace("{default}", self.shown))]
+        return [*own, *(Argument(alias.flag, alias.kind, alias.help) for alias in self.aliases)]
+
+    @property
+    def flags(self) -> list[str]:
+        return [argument.flag for argument in self.arguments]
+
+    def value_in(self, given: GivenOptions) -> object:
+        """Its value by what the command line named, or its default."""
+        if self.switches:
+            return frozenset(flag for flag in self.switches if flag in given)
+        for alias in self.aliases:
+            if alias.flag in given:
+                meaning = alias.meaning
+                return meaning if isinstance(meaning, str) else meaning[given[alias.flag]]
+        return given.get(self.flag, self.default)
+
+    def named_by(self, value: object) -> dict[str, object]:
+        """What would have to be named for a value; nothing for the default."""
+        if value == self.default:
+            return {}
+        return dict.fromkeys(value, True) if self.switches else {self.flag: value}
+
+    def accept(self, value: object) -> object:
+        """Check a value given in Python; raises argparse.ArgumentTypeError."""
+        if value == self.default:
+            return self.default
+        if not self.switches:
+            return self.kind.accept(value)
+        return frozenset(Kind(choices=tuple(self.switches), repeatable=True).accept(value))
+
+
+def others(given: Iterable[Other | str]) -> tuple[Other, ...]:
+    return tuple(other if isinstance(other, Other) else Other(other) for other in given)
+
+
+def option(default: object, group: str, kind: Kind, text: str = "", **facts: Any) -> Any:
+    """Make the field of an option, of a task that is a dataclass.
+
+    default: MISSING for an option that has to be given; a text is read as the command line's is.
+    facts: what else an Option knows; `conflicts` and `needs` may name others by their flags alone.
+    """
+    shown = default if isinstance(default, str) else f"{default:g}" if is_number(default) else ""
+    value = kind.read(default) if isinstance(default, str) else default
+    for relation in {"conflicts", "needs"} & facts.keys():
+        facts[relation] = others(facts[relation])
+    row = Option(group=group, kind=kind, help=text, shown=shown, **facts)
+    return field(default=value, metadata={ROW: row})
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def shared_option(task: type, name: str, **facts: Any) -> Any:
+    """Make the field of an option that another task has, too, with what is else about it here."""
+    (entry,) = (entry for entry in dataclasses.fields(task) if entry.name == name)
+    for relation in {"conflicts", "needs"} & facts.keys():
+        facts[relation] = others(facts[relation])
+    row = dataclasses.replace(entry.metadata[ROW], **facts)
+    return field(default=entry.default, metadata={ROW: row})
+
+
+def options_of(task: type) -> list[Option]:
+    """The rows of a task's fields, in their order, with names and defaults filled in."""
+    rows = []
+    for entry in dataclasses.fields(task):
+        row = entry.metadata[ROW]
+        flag = row.flag or "--" + entry.name.replace("_", "-")
+        rows.append(dataclasses.replace(row, name=entry.name, default=entry.default, flag=flag))
+    return rows
+
+
+def all_options(*tasks: type) -> list[Option]:
+    """The rows of several tasks; what they share is listed once."""
+    rows: dict[str, Option] = {}
+    for row in (row for task in tasks for row in options_of(task)):
+        rows.setdefault(row.flag, row)
+    return [*rows.values()]
+
+
+def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]:
+    """Options that exclude each other, that do nothing without another, or have wrong values."""
+    rows = list(rows)
+    named = [one for row in rows for one in (row, *row.aliases) if one.flag in given]
+    for one in named:
+        for other in one.conflicts:
+            if other.is_in(given):
+                yield f"{one.flag} contradicts {other.text}{other.why}"
+    for one in named:
+        if one.needs and not any(other.is_in(given) for other in one.needs):
+            needed = " or ".join(other.text + other.why for other in one.needs)
+            yield f"{one.flag} needs {needed}"
+    for row in rows:
+        if row.check and row.flag in given:
+            problem = row.check(row.flag, given[row.flag], given)
+            if problem:
+                yield problem
+
+
+def check_task(task: Any) -> None:
+    """Make a task's values of the right kinds, and raise ConvertError with all that is wrong.
+
+    Called by a task that is being made, so a frozen one can be changed still.
+    """
+    problems, given = [], {}
+    rows = options_of(type(task))
+    for row in rows:
+        try:
+            value = row.accept(getattr(task, row.name))
+        except argparse.ArgumentTypeError as error:
+            problems.append(f"argument {row.flag}: {error}")
+            continue
+        object.__setattr__(task, row.name, value)
+        given |= row.named_by(value)
+    problems = problems or [*contradictions(rows, given)]
+    if problems:
+        raise ConvertError(*problems)
+
+
+def paths_of(value: object) -> Iterator[Path]:
+    """The paths that an option's value names: none, one, or several, LoRAs too."""
+    if isinstance(value, Lora):
+        yield value.path
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from paths_of(one)
+    elif value is not None:
+        yield value
+
+
+def portable(value: object) -> object:
+    """An option's value for the header: file names for paths, sorted lists for sets."""
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, tuple):
+        return [*map(portable, value)]
+    return sorted(value) if isinstance(value, frozenset) else value

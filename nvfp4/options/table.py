@@ -1,0 +1,393 @@
+"""The options table: one row for each option, in the order of `--help`.
+
+To add an option, say `--crop N`:
+  1. Add a row to `Options`, in its group: `crop: int = option(0, GENERAL, NATURAL, "...")`.
+  2. Say there what it `conflicts` with or `needs`, whether it `reads` or `writes` files, and
+     `trace=False` if the bytes of OUTPUT cannot depend on it. A new kind of value goes to kinds.py.
+  3. Use it: `options.crop`.
+  4. Run `python tools/readme_flags.py --write` and `python tools/single_file.py`.
+Parser, help, README, checks of both interfaces and header follow from the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from nvfp4.families import PRESETS
+from nvfp4.formats import DTYPE_OPTIONS
+from nvfp4.model import Lora, Model
+from nvfp4.options.kinds import (
+    FILE,
+    LAYER_LIST,
+    NATURAL,
+    REGEXES,
+    SHARE,
+    SIZE,
+    SUMMARY,
+    SWITCH,
+    Kind,
+    device_name,
+    input_path,
+    lora_file,
+    margin,
+    positive_float,
+)
+from nvfp4.options.option import (
+    Alias,
+    GivenOptions,
+    LayerSwitch,
+    Other,
+    all_options,
+    check_task,
+    option,
+    options_of,
+    paths_of,
+    portable,
+    shared_option,
+)
+
+__version__ = "0.1.0"
+TARGET = "--target-size"
+# Encoded bytes that may wait for the writer, unless --low-mem is given.
+WRITE_AHEAD = 96 << 20
+# Shards of fewer bytes are refused: their unit was forgotten.
+LEAST_SHARD = 1_000_000
+# Full-precision matmul (W4A16) by kind of layer.
+FULL_PRECISION_OPTIONS = {
+    "--full-precision-mm": LayerSwitch(r"", "every quantised layer"),
+    "--full-precision-mm-cross-attn-kv": LayerSwitch(
+        r"\bcross_attn\.[kv](_img)?$", "cross-attention k and v"
+    ),
+    "--full-precision-mm-cross-attn-qkvo": LayerSwitch(
+        r"\bcross_attn\.([qo]|[kv](_img)?)$", "cross-attention q, k, v and o"
+    ),
+    "--full-precision-mm-self-attn-qkvo": LayerSwitch(
+        r"\bself_attn\.[qkvo]$", "self-attention q, k, v and o"
+    ),
+    "--full-precision-mm-ffn-up": LayerSwitch(r"\bffn\.0$", "feed-forward up projections"),
+    "--full-precision-mm-ffn-down": LayerSwitch(r"\bffn\.2$", "feed-forward down projections"),
+}
+MINIMUM_OPTIONS = {
+    "--min-ffn-fp8": LayerSwitch(r"\bffn\.[02]$", "feed-forward layers are at least FP8"),
+    "--min-ffn2-fp16": LayerSwitch(
+        r"\bffn\.2$", "feed-forward down projections are at least 16-bit"
+    ),
+}
+# Each recipe's --dtype, unless one is given: working scaled-FP8 models keep float32.
+RECIPES = {"mixed": "bfloat16", "fp8": "bfloat16", "scaled-fp8": "float32"}
+LEGACY_RECIPE = "scaled-fp8"
+REPORT_KINDS = (".json", ".html")
+
+GENERAL = "general"
+PRECISION = "precision"
+INPUT_SCALES = "input scales (file before recording before summary before value)"
+STATISTICS = "activation statistics"
+SENSITIVITY = "sensitivity"
+FULL_PRECISION = "full-precision matmul (W4A16 instead of W4A4)"
+VERIFY = "verify (instead of converting)"
+
+DTYPE = Kind(choices=tuple(DTYPE_OPTIONS))
+ACTION = Kind(choices=("fp16", "full_precision_mm"))
+AMAX = Other("--scale-search", "amax", ", which uses no statistics")
+# The header of version 0.1.0 tells options in this order; the same command goes on giving the same
+# bytes. What is not in here follows, in the table's order, so a new option needs nothing here.
+HEADER_ORDER = (
+    "gguf", "gguf_nvfp4_max_bitdepth", "gguf_keep_edge_blocks_fp16", "preset", "edge_blocks",
+    "layer_config", "target_size", "target_ratio", "use_fp8", "merge_lora", "lora_partial",
+    "include", "exclude", "minimums", "recipe", "dtype", "quant_dtype", "scale_search",
+    "input_scale_summary_json", "input_scale_summary_percentile", "input_scale_summary_multiplier",
+    "input_scale_summary_fp16_std", "input_scale_summary_std_threshold",
+    "input_scale_summary_cv_threshold", "activation_stats", "w4a4_share", "pre_quant_scale",
+    "input_scale_policy", "input_scale_headroom", "input_scale_from", "input_scale_value",
+    "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
+    "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
+    "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
+)  # fmt: skip
+
+
+def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions], str]:
+    """Make the check of a file's suffix; `why` goes on with the sentence."""
+
+    def check(flag: str, path: Path, _: GivenOptions) -> str:
+        wrong = path.suffix.lower() not in kinds
+        return f"{flag} must end in {' or '.join(kinds)}{why}: {path}" if wrong else ""
+
+    return check
+
+
+def original_only(flag: str, path: Path, _: GivenOptions) -> str:
+    """A GGUF is no source: what it was made from is."""
+    wrong = path.suffix.lower() == ".gguf"
+    return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
+
+
+def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
+    """`--preset none` quantises nothing by itself."""
+    wrong = preset == "none" and "--include" not in given
+    return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
+
+
+def large_enough(flag: str, size: int, _: GivenOptions) -> str:
+    """Refuse shards of a few bytes."""
+    wrong = size < LEAST_SHARD
+    return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """One conversion: the options table. Its rows are fields, named as on the command line.
+
+    Two fields collect switches, by their names: `minimums` ("--min-...") and `full_precision`
+    ("--full-precision-mm..."). Text is welcome as the command line takes it: for paths, sizes,
+    LoRAs. Raises ConvertError where a value is not allowed, where options contradict each other,
+    or where one does nothing without another.
+    """
+
+    # fmt: off
+    source: Path = option(MISSING, "", Kind(input_path),
+        "*.safetensors.index.json, the folder it is in, or one .safetensors",
+        flag="SOURCE", check=original_only, reads=True,
+        trace=False)  # its files are told; a folder's name would change with the machine
+    output: Path = option(MISSING, "", Kind(input_path), "the .safetensors file to write",
+        flag="OUTPUT", check=must_end_in(".safetensors", why=", as ComfyUI looks for it"),
+        trace=False)
+
+    recipe: str = option("mixed", GENERAL, Kind(choices=tuple(RECIPES)),
+        "mixed; fp8: FP8 for all that would be NVFP4; scaled-fp8: the same as files of the older "
+        "kind have it, with scale_weight and the rest in float32 (default: {default})")
+    dtype: str | None = option(None, GENERAL, DTYPE,  # None: the recipe's own
+        "of tensors that are not quantised (default: bfloat16; float32 with scaled-fp8)")
+    quant_dtype: str = option("float32", GENERAL, DTYPE,
+        "what weights are cast to before they are quantised (default: {default})")
+    scale_search: str = option("mse", GENERAL, Kind(choices=("mse", "amax")),
+        "block scales by least squared error, or from each block's largest weight "
+        "(default: {default})",
+        aliases=(Alias("--use-ck-quant", "amax", "another name for --scale-search amax",
+                       conflicts=(Other("--scale-search"),)),))
+    merge_lora: tuple[Lora, ...] = option(
+        (), GENERAL, Kind(lora_file, "FILE[:STRENGTH]", repeatable=True),
+        "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)", reads=True)
+    lora_partial: bool = option(False, GENERAL, SWITCH,
+        "... and count what of it is of no tensor of the model", needs=["--merge-lora"])
+    report: Path | None = option(None, GENERAL, FILE,
+        "the plan, its reasons and every layer's error as data (.json) or a page (.html)",
+        check=must_end_in(*REPORT_KINDS), trace=False, writes=True)
+    device: str = option("auto", GENERAL, Kind(device_name, "{auto,cpu,cuda,cuda:N}"),
+        "where to compute (default: {default}, a GPU if there is one)", trace=False)
+    low_mem: bool = option(False, GENERAL, SWITCH, "read one tensor at a time, none ahead",
+        trace=False)
+    resume: bool = option(False, GENERAL, SWITCH,
+        "go on where a run of the same command was stopped; keep what this one does if it is",
+        conflicts=["--dry-run"], trace=False)
+    output_sharded: bool = option(False, GENERAL, SWITCH,
+        "write OUTPUT's name-00001-of-0000N.safetensors, and OUTPUT.index.json", trace=False)
+    max_shard_size: int = option("5GB", GENERAL, SIZE,
+        "bytes of tensors in a shard at most: 5GB, 500MB, 4GiB ... (default: {default})",
+        needs=["--output-sharded"], check=large_enough, trace=False)
+    dry_run: bool = option(False, GENERAL, SWITCH,
+        "print the plan, its reasons and the exact size; write no model", trace=False)
+    verbose: bool = option(False, GENERAL, SWITCH, "print the plan of every single tensor",
+        trace=False)
+    quiet: bool = option(False, GENERAL, SWITCH, "no progress on stderr",
+        conflicts=["--verbose"], trace=False)
+
+    gguf: Path | None = option(None, PRECISION, FILE,
+        "a GGUF of the same model: its types choose the precisions",
+        conflicts=["--preset", "--mode"], reads=True)
+    preset: str | None = option(  # None: the GGUF decides, or without one: auto
+        None, PRECISION, Kind(metavar="NAME", choices=PRESETS),
+        "without a GGUF: auto, a family's name, smart (unknown models, by their structure), "
+        "all (every linear layer), none (what --include names); --list-presets prints what "
+        "each does (default: auto)",
+        check=none_needs_include, conflicts=["--mode"],
+        aliases=(Alias("--mode", {"safe": "auto", "all": "all"},
+                       "another name for --preset: safe is auto, all is all"),))
+    edge_blocks: int | None = option(None, PRECISION, NATURAL,
+        "the first and last N transformer blocks stay 16-bit (default: the preset's own)")
+    target_size: int | None = option(None, PRECISION, SIZE,
+        "measure every layer, and raise or lower precisions by what they gain for their bytes "
+        "until the file is just smaller: 8GB, 7500MB, 7GiB", conflicts=["--target-ratio"])
+    target_ratio: float | None = option(None, PRECISION, SHARE,
+        "the same with a share of the source's size: 0.35")
+    layer_config: Path | None = option(None, PRECISION, FILE,
+        "a .json of layer names or patterns: format, full-precision matmul, input scale",
+        reads=True)
+    layer_config_out: Path | None = option(None, PRECISION, FILE,
+        "write the plan as such a file, to edit and to replay",
+        conflicts=["--pre-quant-scale"], check=must_end_in(".json"), trace=False, writes=True)
+    gguf_nvfp4_max_bitdepth: int = option(4, PRECISION, Kind(int, "BITS"),
+        "GGUF types of up to this many bits become NVFP4 (default: {default})", needs=["--gguf"])
+    gguf_keep_edge_blocks_fp16: bool = option(False, PRECISION, SWITCH,
+        "the first and last two transformer blocks stay 16-bit",
+        conflicts=["--edge-blocks"], needs=["--gguf"])
+    use_fp8: bool = option(False, PRECISION, SWITCH,
+        "GGUF types of more bits become FP8 instead of 16-bit", needs=["--gguf"])
+    exclude: tuple[str, ...] = option((), PRECISION, REGEXES,
+        "layers to keep 16-bit (repeatable, case-insensitive)")
+    include: tuple[str, ...] = option((), PRECISION, REGEXES,
+        "layers to make NVFP4 (repeatable, case-insensitive)")
+    minimums: frozenset[str] = option(frozenset(), PRECISION, SWITCH, switches=MINIMUM_OPTIONS)
+
+    input_scale_summary_json: Path | None = option(None, INPUT_SCALES, SUMMARY,
+        "calibration summary; also looked for in calib/ beside this script", reads=True)
+    input_scale_summary_percentile: float = option(99.9, INPUT_SCALES, Kind(float, "P"),
+        "percentile over calls of each call's largest activation (default: {default})",
+        needs=["--input-scale-summary-json"])
+    input_scale_summary_multiplier: float = option(1.0, INPUT_SCALES, Kind(positive_float, "X"),
+        "margin on the summary's scales (default: {default})",
+        needs=["--input-scale-summary-json"])
+    input_scale_summary_fp16_std: bool = option(False, INPUT_SCALES, SWITCH,
+        "layers whose scale varies from call to call stay 16-bit, by the next two thresholds",
+        needs=["--input-scale-summary-json"])
+    input_scale_summary_std_threshold: float | None = option(
+        None, INPUT_SCALES, Kind(positive_float, "STD"),
+        "... from this deviation up (default: that of nine tenths of the layers)",
+        needs=["--input-scale-summary-fp16-std"])
+    input_scale_summary_cv_threshold: float = option(0.4, INPUT_SCALES, Kind(positive_float, "CV"),
+        "... or from this deviation over the mean up (default: {default})",
+        needs=["--input-scale-summary-fp16-std"])
+    input_scale_policy: str = option(
+        "percentile", INPUT_SCALES, Kind(choices=("percentile", "headroom")),
+        "from the summary, or the largest value in --activation-stats with a margin "
+        "(default: {default})", needs=["--activation-stats"])
+    input_scale_headroom: float = option(2.0, INPUT_SCALES, Kind(margin, "X"),
+        "that margin, less where small blocks would become subnormal (default: {default})",
+        needs=[Other("--input-scale-policy", "headroom")])
+    input_scale_from: Path | None = option(None, INPUT_SCALES, FILE,
+        "copy input scales from a quantised .safetensors", reads=True)
+    input_scale_value: float | None = option(None, INPUT_SCALES, Kind(positive_float, "SCALE"),
+        "NVFP4 input scale of every layer that has no other")
+    no_input_scale: bool = option(False, INPUT_SCALES, SWITCH,
+        "bake none: ComfyUI measures on every call (for calibration)",
+        conflicts=["--input-scale-summary-json", "--input-scale-from", "--input-scale-value",
+                   "--input-scale-layer-summary", "--input-scale-policy"])
+    input_scale_layer_summary: bool = option(False, INPUT_SCALES, SWITCH,
+        "print every quantised layer's input scale")
+
+    activation_stats: tuple[Path, ...] = option(
+        (), STATISTICS, FILE._replace(repeatable=True),
+        "what the ComfyUI recorder in calib/ wrote (repeatable, adds up): counts what scales "
+        "clip; with second moments in it, weights are rounded to the least output error",
+        reads=True)
+    w4a4_share: float | None = option(None, STATISTICS, SHARE,
+        "mark layers for full-precision matmul, those first that it gains most, until this "
+        "share of the linear weights is left in W4A4: 0.6",
+        conflicts=[AMAX], needs=["--activation-stats"])
+    pre_quant_scale: bool = option(False, STATISTICS, SWITCH,
+        "scale the channels of W4A4 layers where it lowers their output error by 5 % or more; "
+        "ComfyUI after 0.29 only, and not for LoRAs",
+        conflicts=[AMAX], needs=["--activation-stats"])
+
+    sensitivity_json: Path | None = option(None, SENSITIVITY, FILE,
+        "layers' rel_rmse and clip_rate means (.json), or a recording (.safetensors)",
+        needs=["--sensitivity-threshold", "--clip-rate-threshold"], reads=True)
+    sensitivity_threshold: float | None = option(None, SENSITIVITY, Kind(positive_float, "X"),
+        "for layers whose inputs lose more than this rel_rmse in NVFP4, ...",
+        needs=["--sensitivity-json"])
+    sensitivity_action: str = option("fp16", SENSITIVITY, ACTION,
+        "... do this (default: {default})", needs=["--sensitivity-threshold"])
+    clip_rate_threshold: float | None = option(None, SENSITIVITY, Kind(positive_float, "X"),
+        "for layers that clip more than this share of their input, ...",
+        needs=["--sensitivity-json"])
+    clip_rate_action: str = option("fp16", SENSITIVITY, ACTION,
+        "... do this (default: {default})", needs=["--clip-rate-threshold"])
+
+    full_precision_mm_layers: Path | None = option(None, FULL_PRECISION, LAYER_LIST,
+        "layer names, one a line; also looked for in sensitive_layers/ beside this script",
+        reads=True)
+    full_precision_mm_pattern: tuple[str, ...] = option((), FULL_PRECISION, REGEXES,
+        "matching layers (repeatable, case-insensitive)")
+    fp8_full_precision_mm: bool = option(False, FULL_PRECISION, SWITCH,
+        "every FP8 layer; for --recipe scaled-fp8 this is the size of its marker tensor")
+    full_precision: frozenset[str] = option(frozenset(), FULL_PRECISION, SWITCH,
+        switches=FULL_PRECISION_OPTIONS)
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        check_task(self)
+        if self.dtype is None:
+            object.__setattr__(self, "dtype", RECIPES[self.recipe])
+        if self.preset is None and self.gguf is None:
+            object.__setattr__(self, "preset", "auto")
+
+    def target(self, model: Model) -> int:
+        """Bytes of --target-size, or 0."""
+        return self.target_size or int((self.target_ratio or 0) * model.nbytes)
+
+    @property
+    def has_family(self) -> bool:
+        """Whether rows of a family decide."""
+        return self.preset not in (None, "all", "none")
+
+    @property
+    def only_fp8(self) -> bool:
+        return self.recipe != "mixed"
+
+    @property
+    def written(self) -> Path:
+        """The file that a person names to load what was written."""
+        index = self.output.with_name(self.output.name + ".index.json")
+        return index if self.output_sharded else self.output
+
+    @property
+    def buffers(self) -> int:
+        """Read buffers: one that is worked on, and one that is filled meanwhile."""
+        return 1 if self.low_mem else 2
+
+    @property
+    def ahead(self) -> int:
+        """Encoded bytes that may wait to be written."""
+        return 0 if self.low_mem else WRITE_AHEAD
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files named on the command line that the output must not overwrite."""
+        rows = [row for row in options_of(type(self)) if row.reads]
+        return tuple(path for row in rows for path in paths_of(getattr(self, row.name)))
+
+    @property
+    def texts(self) -> tuple[Path, ...]:
+        """Text files to write beside the model."""
+        rows = [row for row in options_of(type(self)) if row.writes]
+        return tuple(path for row in rows for path in paths_of(getattr(self, row.name)))
+
+    @property
+    def recorded(self) -> dict[str, object]:
+        """What the header of OUTPUT tells of the options: {field: value for JSON}.
+
+        Defaults are left out; of files only the names are told, so equal runs give equal bytes.
+        """
+        values = {
+            row.name: portable(getattr(self, row.name))
+            for row in options_of(type(self))
+            if row.trace and getattr(self, row.name) != row.default
+        }
+        order = dict.fromkeys([*HEADER_ORDER, *values])
+        return {name: values[name] for name in order if name in values}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """`--verify FILE`, with a source to measure it against or without.
+
+    Its fields are the options that go with it. Raises ConvertError as `Options` does.
+    """
+
+    # fmt: off
+    file: Path = option(MISSING, VERIFY, FILE,
+        "name every defect of a quantised file and what ComfyUI does about it", flag="--verify")
+    source: Path | None = option(None, VERIFY, FILE,
+        "the model it was made from: decode everything and measure each layer's error")
+    merge_lora: tuple[Lora, ...] = shared_option(
+        Options, "merge_lora", needs=[Other("--source", why=" to verify against")])
+    lora_partial: bool = shared_option(Options, "lora_partial")
+    quiet: bool = shared_option(Options, "quiet")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        check_task(self)
+
+
+OPTIONS = tuple(all_options(Options, Verification))
