@@ -71,6 +71,22 @@ def examples(names: Iterable[str]) -> str:
     return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
 
 
+def of_another_model(
+    named: object,
+    what: str = "none of its layers is in the source",
+    *,
+    it_has: Iterable[str],
+    other_has: Iterable[str],
+    other: str = "the source",
+) -> ConvertError:
+    """Make the error for a file that does not go with a model, with examples of both sides.
+
+    `named` is the file, or the option that gave it; `other` is what it was compared with.
+    """
+    sides = f"it has {examples(it_has)}; {other} has {examples(other_has)}"
+    return ConvertError(f"{named}: is of another model: {what}; {sides}")
+
+
 def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
@@ -4351,9 +4367,15 @@ def check_recording(recording: dict[str, Recorded], model: Model) -> None:
     columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
     known = recording.keys() & columns.keys()
     wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
-    if wrong or not known:
-        what = f"{examples(wrong)} has other columns" if wrong else "it has none of its layers"
-        raise ConvertError(f"--activation-stats: is of another model than the source: {what}")
+    if not known:
+        raise of_another_model("--activation-stats", it_has=recording, other_has=columns)
+    if wrong:
+        raise of_another_model(
+            "--activation-stats",
+            "layers have other columns",
+            it_has=(f"{layer} with {recording[layer].channels:,}" for layer in wrong),
+            other_has=(f"{layer} with {columns[layer]:,}" for layer in wrong),
+        )
 
 
 # ── nvfp4/encode/rounding.py: Rounding a layer to the least error of its output ───────────────────
@@ -4710,10 +4732,7 @@ def match_calibration(
         found = dict.fromkeys(layers.values(), calibration)
     for path, rows in reversed(sources):
         if not rows.keys() & layers.keys():
-            raise ConvertError(
-                f"{path}: is of another model: none of its layers is in the source; "
-                f"it has {examples(rows)}; the source has {examples(layers)}"
-            )
+            raise of_another_model(path, it_has=rows, other_has=layers)
         found |= {layers[name]: row for name, row in rows.items() if name in layers}
     return found
 
@@ -4924,19 +4943,20 @@ def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
     matched = {name: name if name in stored else by_bare.get(bare(name)) for name in model.tensors}
     matched = {name: other for name, other in matched.items() if other is not None}
     if not any(ref.name in matched for ref in model.linear_weights):
-        raise ConvertError(
-            f"{path}: is of another model: no linear layer of the source is in it; "
-            f"the source has {examples(model.tensors)}; the GGUF has {examples(stored)}"
-        )
-    wrong = [
-        f"{path}: is of another model: {name} is {list(model.tensors[name].shape)} in the source, "
-        f"{list(stored[other].shape)} as {other} in the GGUF"
+        what = "no linear layer of the source is in it"
+        raise of_another_model(path, what, it_has=stored, other_has=model.tensors)
+    wrong = {
+        name: other
         for name, other in matched.items()
         if not shapes_agree(model.tensors[name].shape, stored[other].shape)
-    ]
+    }
     if wrong:
-        more = [f"... and {len(wrong) - EXAMPLES} more shapes"] if len(wrong) > EXAMPLES else []
-        raise ConvertError(*wrong[:EXAMPLES], *more)
+        raise of_another_model(
+            path,
+            f"{len(wrong)} tensors have other shapes",
+            it_has=(f"{other} {list(stored[other].shape)}" for other in wrong.values()),
+            other_has=(f"{name} {list(model.tensors[name].shape)}" for name in wrong),
+        )
     notes = []
     lacking = [r.name for r in model.tensors.values() if r.is_float and r.name not in matched]
     if lacking:
@@ -4982,10 +5002,7 @@ def match_layer_list(path: Path, model: Model) -> LayerList:
     listed = {bare(name) for name in read_layer_list(path)}
     weights = frozenset(layers[name] for name in listed & layers.keys())
     if not weights:
-        raise ConvertError(
-            f"{path}: names no layer of the source; it lists {examples(listed)}; "
-            f"the source has {examples(layers)}"
-        )
+        raise of_another_model(path, it_has=listed, other_has=layers)
     return LayerList(weights=weights, unknown=frozenset(listed - layers.keys()))
 
 
@@ -5147,7 +5164,7 @@ def measured_layers(
             asked.append((getattr(options, action), f"{figure} > {limit:g}", above))
     known = {bare(ref.layer) for ref in model.linear_weights}
     if path is not None and not figures.keys() & known:
-        raise ConvertError(f"{path}: is of another model: it has {examples(figures)}")
+        raise of_another_model(path, it_has=figures, other_has=known)
     if options.input_scale_summary_fp16_std:
         varying = varying_layers(options, summary)
         asked.append(("fp16", "input scale varies from call to call", varying))
@@ -8015,7 +8032,10 @@ def verify_file(task: Verification) -> Check:
         source, _ = open_source(task.source)
         source, _ = merge_loras(task.merge_lora, source, partial=task.lora_partial)
         if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:
-            raise ConvertError(f"{task.source}: is of another model: no tensor is in {task.file}")
+            what, file = f"no tensor is in {task.file}", task.file.name
+            raise of_another_model(
+                task.source, what, it_has=source.tensors, other_has=model.tensors, other=file
+            )
         more, damage = check_against(source, model, layers, task.quiet)
         found += more
     return Check(model=model, layers=layers, findings=tuple(found), damage=damage)

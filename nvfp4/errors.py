@@ -41,6 +41,22 @@ def examples(names: Iterable[str]) -> str:
     return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
 
 
+def of_another_model(
+    named: object,
+    what: str = "none of its layers is in the source",
+    *,
+    it_has: Iterable[str],
+    other_has: Iterable[str],
+    other: str = "the source",
+) -> ConvertError:
+    """Make the error for a file that does not go with a model, with examples of both sides.
+
+    `named` is the file, or the option that gave it; `other` is what it was compared with.
+    """
+    sides = f"it has {examples(it_has)}; {other} has {examples(other_has)}"
+    return ConvertError(f"{named}: is of another model: {what}; {sides}")
+
+
 def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 

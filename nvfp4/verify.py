@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from nvfp4.encode.compute import CPU_CHUNK, Compute, single_threaded
-from nvfp4.errors import ConvertError, DamagedFileError
+from nvfp4.errors import ConvertError, DamagedFileError, of_another_model
 from nvfp4.formats import DECODED, LAYER_PARTS, MARKER, SOURCE_FLOATS, Precision, format_parts
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.numeric.codes import decode_fp8, decode_nvfp4, largest_magnitude, swizzle
@@ -176,7 +176,10 @@ def verify_file(task: Verification) -> Check:
         source, _ = open_source(task.source)
         source, _ = merge_loras(task.merge_lora, source, partial=task.lora_partial)
         if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:
-            raise ConvertError(f"{task.source}: is of another model: no tensor is in {task.file}")
+            what, file = f"no tensor is in {task.file}", task.file.name
+            raise of_another_model(
+                task.source, what, it_has=source.tensors, other_has=model.tensors, other=file
+            )
         more, damage = check_against(source, model, layers, task.quiet)
         found += more
     return Check(model=model, layers=layers, findings=tuple(found), damage=damage)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
-from nvfp4.errors import ConvertError, examples
+from nvfp4.errors import ConvertError, examples, of_another_model
 from nvfp4.formats import E4M3_MAX, NVFP4_MAX, Precision
 from nvfp4.guides.records import Calibration, Recorded
 from nvfp4.model import Model, bare
@@ -105,9 +105,6 @@ def match_calibration(
         found = dict.fromkeys(layers.values(), calibration)
     for path, rows in reversed(sources):
         if not rows.keys() & layers.keys():
-            raise ConvertError(
-                f"{path}: is of another model: none of its layers is in the source; "
-                f"it has {examples(rows)}; the source has {examples(layers)}"
-            )
+            raise of_another_model(path, it_has=rows, other_has=layers)
         found |= {layers[name]: row for name, row in rows.items() if name in layers}
     return found

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from nvfp4.errors import EXAMPLES, ConvertError, examples
+from nvfp4.errors import ConvertError, examples, of_another_model
 from nvfp4.files import size_of
 from nvfp4.formats import MAX_DIMENSIONS
 from nvfp4.guides.records import GGUF_BITS
@@ -161,19 +161,20 @@ def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
     matched = {name: name if name in stored else by_bare.get(bare(name)) for name in model.tensors}
     matched = {name: other for name, other in matched.items() if other is not None}
     if not any(ref.name in matched for ref in model.linear_weights):
-        raise ConvertError(
-            f"{path}: is of another model: no linear layer of the source is in it; "
-            f"the source has {examples(model.tensors)}; the GGUF has {examples(stored)}"
-        )
-    wrong = [
-        f"{path}: is of another model: {name} is {list(model.tensors[name].shape)} in the source, "
-        f"{list(stored[other].shape)} as {other} in the GGUF"
+        what = "no linear layer of the source is in it"
+        raise of_another_model(path, what, it_has=stored, other_has=model.tensors)
+    wrong = {
+        name: other
         for name, other in matched.items()
         if not shapes_agree(model.tensors[name].shape, stored[other].shape)
-    ]
+    }
     if wrong:
-        more = [f"... and {len(wrong) - EXAMPLES} more shapes"] if len(wrong) > EXAMPLES else []
-        raise ConvertError(*wrong[:EXAMPLES], *more)
+        raise of_another_model(
+            path,
+            f"{len(wrong)} tensors have other shapes",
+            it_has=(f"{other} {list(stored[other].shape)}" for other in wrong.values()),
+            other_has=(f"{name} {list(model.tensors[name].shape)}" for name in wrong),
+        )
     notes = []
     lacking = [r.name for r in model.tensors.values() if r.is_float and r.name not in matched]
     if lacking:

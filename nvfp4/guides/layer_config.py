@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nvfp4.errors import EXCERPT, ConvertError, examples
+from nvfp4.errors import EXCERPT, ConvertError, examples, of_another_model
 from nvfp4.formats import FLOAT32_MAX, FORMATS, QUANTISED, Precision
 from nvfp4.guides.records import LayerList, Setting
 from nvfp4.model import Model, TensorRef, bare, compiled
@@ -44,10 +44,7 @@ def match_layer_list(path: Path, model: Model) -> LayerList:
     listed = {bare(name) for name in read_layer_list(path)}
     weights = frozenset(layers[name] for name in listed & layers.keys())
     if not weights:
-        raise ConvertError(
-            f"{path}: names no layer of the source; it lists {examples(listed)}; "
-            f"the source has {examples(layers)}"
-        )
+        raise of_another_model(path, it_has=listed, other_has=layers)
     return LayerList(weights=weights, unknown=frozenset(listed - layers.keys()))
 
 

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import torch
 
-from nvfp4.errors import ConvertError, examples
+from nvfp4.errors import ConvertError, of_another_model
 from nvfp4.guides.records import BIN_EDGES, Moments, Recorded
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.numeric.feedback import Statistics
@@ -205,6 +205,12 @@ def check_recording(recording: dict[str, Recorded], model: Model) -> None:
     columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
     known = recording.keys() & columns.keys()
     wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
-    if wrong or not known:
-        what = f"{examples(wrong)} has other columns" if wrong else "it has none of its layers"
-        raise ConvertError(f"--activation-stats: is of another model than the source: {what}")
+    if not known:
+        raise of_another_model("--activation-stats", it_has=recording, other_has=columns)
+    if wrong:
+        raise of_another_model(
+            "--activation-stats",
+            "layers have other columns",
+            it_has=(f"{layer} with {recording[layer].channels:,}" for layer in wrong),
+            other_has=(f"{layer} with {columns[layer]:,}" for layer in wrong),
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nvfp4.errors import ConvertError, examples
+from nvfp4.errors import ConvertError, examples, of_another_model
 from nvfp4.formats import Precision
 from nvfp4.guides.records import Calibration, Measured, Recorded
 from nvfp4.model import Model, bare
@@ -99,7 +99,7 @@ def measured_layers(
             asked.append((getattr(options, action), f"{figure} > {limit:g}", above))
     known = {bare(ref.layer) for ref in model.linear_weights}
     if path is not None and not figures.keys() & known:
-        raise ConvertError(f"{path}: is of another model: it has {examples(figures)}")
+        raise of_another_model(path, it_has=figures, other_has=known)
     if options.input_scale_summary_fp16_std:
         varying = varying_layers(options, summary)
         asked.append(("fp16", "input scale varies from call to call", varying))

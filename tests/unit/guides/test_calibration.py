@@ -100,7 +100,7 @@ def test_a_reference_without_scales_is_an_error(tiny):
 
 def test_lists_and_summaries_of_another_model_are_errors(tmp_path):
     (tmp_path / "l.txt").write_text("double_blocks.0.img_mlp.0\n")
-    with pytest.raises(ConvertError, match=r"l\.txt: names no layer of the source"):
+    with pytest.raises(ConvertError, match=r"l\.txt: is of another model"):
         plan_of(
             tmp_path, BLOCK, "--include", ".", "--full-precision-mm-layers", str(tmp_path / "l.txt")
         )

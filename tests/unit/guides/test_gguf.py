@@ -45,12 +45,12 @@ def test_a_gguf_of_another_model_shows_both_sides(tmp_path):
     with pytest.raises(ConvertError) as caught:
         match_gguf(path, model_with(["blocks.0.ffn.0.weight"]))
     assert "the source has blocks.0.ffn.0.weight" in str(caught.value)
-    assert "the GGUF has double_blocks.0.img_attn.qkv.weight" in str(caught.value)
+    assert "it has double_blocks.0.img_attn.qkv.weight" in str(caught.value)
 
 
 def test_a_gguf_of_another_size_shows_both_shapes(tmp_path):
     path = gguf_with(tmp_path / "m.gguf", ["blocks.0.ffn.0.weight"])
-    with pytest.raises(ConvertError, match=r"is \[8, 256\] in the source, \[4, 256\] as"):
+    with pytest.raises(ConvertError, match=r"\[4, 256\]; the source has .* \[8, 256\]"):
         match_gguf(path, model_with(["blocks.0.ffn.0.weight"], (8, 256)))
 
 
