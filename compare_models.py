@@ -39,7 +39,7 @@ ROLES = {
     "weights": r"",
 }
 BASE_ROLES = ("biases", "norms", "modulation")
-NOT_BASE = {*c.LAYER_PARTS} - {"weight", "bias"}
+NOT_BASE = {*c.layer_parts()} - {"weight", "bias"}
 
 # How ComfyUI runs a layer, by the label `how` gives it.
 RUNS = {
@@ -104,13 +104,13 @@ def open_side(path: Path) -> Side:
 
 def how(layer: c.StoredLayer, side: Side) -> str:
     """A layer's scheme and how it multiplies: "NVFP4 W4A4, no input scale", or its dtype."""
-    scheme, legacy = layer.scheme, layer.scheme == "scaled FP8"
-    if scheme not in c.DECODED or scheme == "plain FP8":
+    scheme, legacy = layer.scheme, bool(layer.format and layer.format.marker)
+    if layer.format is None or not layer.format.is_quantised:
         return scheme
     read = side.marker is not None and "_quantization_metadata" not in side.model.metadata
     if layer.config is None and not (legacy and read):
         return f"{scheme}, {'which is not read' if legacy else 'no configuration'}"
-    bits = "W4A4" if scheme == "NVFP4" else "W8A8"
+    bits = f"W{layer.format.weight_bits}A{layer.format.activation_bits}"
     if layer.full_precision or (legacy and side.marker == 2):
         return f"{scheme} {bits[:2]}A16"
     scale = {"input_scale", "scale_input"} & layer.parts.keys()
@@ -163,7 +163,7 @@ def advice(side: Side) -> list[tuple[c.Outcome, str]]:
     """What no rule forbids and yet costs quality: how much, and what to change."""
     found, linear = [], side.linear.values()
     work = sum(math.prod(layer.shape) for layer in linear)
-    packed = [layer for layer in linear if layer.scheme == "NVFP4"]
+    packed = [layer for layer in linear if layer.format and layer.format.activation_bits == 4]
     share = sum(math.prod(layer.shape) for layer in packed) / work if work else 0
     if share > TOO_MUCH_NVFP4:
         text = (
@@ -196,7 +196,7 @@ def advice(side: Side) -> list[tuple[c.Outcome, str]]:
 def verdict(side: Side) -> dict:
     """What ComfyUI does with a file, how it runs its layers, and what to change."""
     counts = Counter(how(layer, side) for layer in side.linear.values())
-    foreign = {name: "a format of ComfyUI's own, not checked here" for name in c.OTHER_FORMATS}
+    foreign = {name: "a format of ComfyUI's own, not checked here" for name in c.NAMED_ONLY}
     known = RUNS | foreign
     if side.is_gguf:
         ending = (
@@ -317,7 +317,7 @@ def only_in(side: Side, other: Side) -> dict[str, int]:
 
 def not_decoded(layer: c.StoredLayer) -> str:
     """Why `decode` cannot take a layer; or ""."""
-    if layer.scheme in c.DECODED:
+    if layer.format is not None:
         return c.undecodable(layer)
     floats = (*c.SOURCE_FLOATS, *(c.GGUF_BITS.keys() - c.SAFETENSORS_BITS.keys()))
     known = layer.weight.dtype in floats and layer.config is None
@@ -326,9 +326,9 @@ def not_decoded(layer: c.StoredLayer) -> str:
 
 def decode(layer: c.StoredLayer) -> torch.Tensor:
     """A layer's weight as float32 [N, K], from whatever it is stored as."""
-    if layer.scheme in c.DECODED:
+    if layer.format is not None:
         parts, scale = c.stored_parts(layer)
-        decoded = (c.decode_nvfp4 if len(parts) == 2 else c.decode_fp8)(*parts, scale)
+        decoded = layer.format.decode(*parts, scale)
         decoded = decoded[: layer.shape[0], : layer.shape[1]]
         smoothing = layer.parts.get("pre_quant_scale")
         return decoded * c.load(smoothing).float() if smoothing else decoded

@@ -136,14 +136,13 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
-from enum import IntEnum
 from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 
-# ── nvfp4/formats.py: What is stored: dtypes, precisions, the parts of a quantised layer ──────────
+# ── nvfp4/dtypes.py: Facts about the numbers that tensors hold: dtypes, ranges, block and tile size
 
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # code 0..7; bit 3 is the sign
 E2M1_MAX = E2M1_VALUES[-1]
@@ -164,44 +163,9 @@ SAFETENSORS_BITS = {
 SOURCE_FLOATS = ("F32", "BF16", "F16")
 ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2")  # what quantised weights are stored in
 DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-ALREADY_QUANTISED = (
-    r"(^|\.)(comfy_quant|weight_scale(_2|_inv)?|scale_weight|scale_input|input_scale|scaled_fp8)$"
-)
-# How a stored weight is quantised: name, its dtype, and the scale beside it that tells.
-SCHEMES = (
-    ("NVFP4", "U8", "weight_scale_2"),
-    ("scaled FP8", "F8_E4M3", "scale_weight"),
-    ("FP8", "F8_E4M3", "weight_scale"),
-    ("plain FP8", "F8_E4M3", None),
-)
-LAYER_PARTS = (
-    "weight", "bias", "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale",
-    "comfy_quant", "scale_weight", "scale_input",
-)  # fmt: skip
-LEGACY_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}
-LEGACY_SCALES = tuple(LEGACY_NAMES.values())
-SCALAR_SCALES = ("weight_scale_2", "weight_scale", "input_scale", *LEGACY_SCALES)
-OTHER_FORMATS = ("float8_e5m2", "mxfp8", "int8_tensorwise", "convrot_w4a4")  # known to ComfyUI
-MARKER = "scaled_fp8"  # legacy scaled FP8: 2 elements ask for full-precision matmul, 0 do not
-DECODED = tuple(scheme for scheme, *_ in SCHEMES)
-ADOPTED = ("NVFP4", "scaled FP8", "FP8")  # schemes of layers that a source may have
 VIEWED = ("U8", "I8")  # dtypes whose bits ComfyUI takes for block scales
 NAN_E4M3 = 0x7F  # from here on, bytes are NaN or negative
 LEAST_NORMAL_E4M3 = 2.0**-6  # ... which begin below this
-
-
-class Precision(IntEnum):
-    """How a tensor is stored, ordered: "at least FP8" is max(precision, Precision.FP8)."""
-
-    NVFP4 = 0
-    FP8 = 1
-    HALF = 2  # --dtype
-    FP32 = 3
-    KEPT = 4  # the source's bytes, untouched
-
-
-QUANTISED = {Precision.NVFP4: "nvfp4", Precision.FP8: "float8_e4m3fn"}  # comfy_quant "format"
-FORMATS = {name: precision for precision, name in QUANTISED.items()}
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -210,20 +174,6 @@ def round_up(size: int, multiple: int) -> int:
 
 def bits_of(dtype: str, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * SAFETENSORS_BITS[dtype]
-
-
-def format_parts(precision: Precision, shape: tuple[int, int]) -> dict[str, tuple]:
-    """{suffix: (dtype, shape)} that a weight becomes: the module docstring's table."""
-    rows, columns = shape
-    if precision is Precision.FP8:
-        return {"weight": ("F8_E4M3", (rows, columns)), "weight_scale": ("F32", ())}
-    height, width = round_up(rows, BLOCK_SIZE), round_up(columns, BLOCK_SIZE)
-    tiles = (round_up(height, TILE_ROWS), round_up(width // BLOCK_SIZE, TILE_COLUMNS))
-    return {
-        "weight": ("U8", (height, width // 2)),
-        "weight_scale": ("F8_E4M3", tiles),
-        "weight_scale_2": ("F32", ()),
-    }
 
 
 # ── nvfp4/files.py: The file system: names, links, locks, times, disk space ───────────────────────
@@ -481,7 +431,7 @@ class Keep(NamedTuple):
     """Layers inside a family's blocks, by the end of their names, that get more than NVFP4."""
 
     layers: str  # regular expression
-    precision: Precision
+    precision: str  # the title of a format: "FP8", "16-bit"
     why: str
 
 
@@ -515,38 +465,36 @@ class Family:
 # What K-quants of llama.cpp give more bits in diffusion models, by names that families share
 # (city96/ComfyUI-GGUF, tools/lcpp.patch).
 ATTENTION_V = Keep(
-    r"\.(v|v_img|to_v|add_v_proj|v_proj|wv|value)$", Precision.FP8, "attention V: Q6_K in a Q5_K_M"
+    r"\.(v|v_img|to_v|add_v_proj|v_proj|wv|value)$", "FP8", "attention V: Q6_K in a Q5_K_M"
 )
 ATTENTION_QKV = Keep(
     r"\.((img_|txt_)?attn[._](img_attn_|txt_attn_)?qkv|attention\.qkv|(img|txt)_attn_qkv)$",
-    Precision.FP8,
+    "FP8",
     "fused attention QKV: Q6_K in a Q5_K_M",
 )
 DOWN_PROJECTION = Keep(
     r"\.(ffn\.2|net\.2|feed_forward\.w2|mlp\.layer2|mlp\.down_proj|mlp\.w2|fc2)$",
-    Precision.FP8,
+    "FP8",
     "feed-forward down projection: Q6_K in a Q5_K_M",
 )
 ONE_STEP_HIGHER = (ATTENTION_V, ATTENTION_QKV, DOWN_PROJECTION)
 MODULATION = Keep(
     r"(_mod\.(lin|linear)|\.modulation\.(lin|linear))$",
-    Precision.FP8,
+    "FP8",
     "modulation reaches every token: 16-bit in sglang's NVFP4 Flux",
 )
 TEXT_ATTENTION = Keep(
-    r"\.txt_attn[._]",
-    Precision.FP8,
-    "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter",
+    r"\.txt_attn[._]", "FP8", "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter"
 )
 ADALN_AND_MLP = (
     Keep(
         r"\.adaln_modulation_",
-        Precision.HALF,
+        "16-bit",
         "modulation reaches every token, and is small: 16-bit in bedovyy/comfy-dit-quantizer",
     ),
     Keep(
         r"\.mlp\.|\.v_proj$",
-        Precision.FP8,
+        "FP8",
         "MLP and V: FP8 in bedovyy/comfy-dit-quantizer, noise in NVFP4 "
         "(silveroxides/convert_to_quant#41)",
     ),
@@ -573,9 +521,7 @@ FAMILIES = {
         blocks=(("blocks",),),
         beside=("vace_blocks",),
         keeps=(
-            Keep(
-                r"^vace_blocks\.", Precision.FP8, "control blocks: 16-bit in jorismak/convert_nvfp4"
-            ),
+            Keep(r"^vace_blocks\.", "FP8", "control blocks: 16-bit in jorismak/convert_nvfp4"),
             ATTENTION_V,
             DOWN_PROJECTION,
         ),
@@ -593,10 +539,10 @@ FAMILIES = {
         keeps=(
             Keep(
                 r"\.(img|txt)_mod\.1$",
-                Precision.FP8,
+                "FP8",
                 "modulation reaches every token: FP8 in bedovyy/comfy-dit-quantizer",
             ),
-            Keep(r"\.txt_mlp\.", Precision.FP8, "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
+            Keep(r"\.txt_mlp\.", "FP8", "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
             ATTENTION_V,
         ),
         shape_read=r"^img_in$",
@@ -607,11 +553,7 @@ FAMILIES = {
         keys=(FLUX_KEY, r"double_stream_modulation_img\.lin\.weight "),
         blocks=FLUX_BLOCKS,
         keeps=(
-            Keep(
-                TEXT_ATTENTION.layers,
-                Precision.HALF,
-                "text attention: 16-bit in BFL's own NVFP4 file",
-            ),
+            Keep(TEXT_ATTENTION.layers, "16-bit", "text attention: 16-bit in BFL's own NVFP4 file"),
             ATTENTION_QKV,
         ),
         shape_read=FLUX_SHAPES,
@@ -644,12 +586,12 @@ FAMILIES = {
         keeps=(
             Keep(
                 r"\.adaLN_modulation\.",
-                Precision.HALF,
+                "16-bit",
                 "modulation reaches every token, and is small: 16-bit in convert-to-quant",
             ),
             Keep(
                 r"\.attention\.",
-                Precision.FP8,
+                "FP8",
                 "attention: pure noise in NVFP4 (silveroxides/convert_to_quant#14)",
             ),
             DOWN_PROJECTION,
@@ -673,7 +615,7 @@ FAMILIES = {
         ),
         blocks=(("transformer_blocks",),),
         keeps=(
-            Keep(r"\.to_gate_logits$", Precision.HALF, "gates: 16-bit in convert-to-quant"),
+            Keep(r"\.to_gate_logits$", "16-bit", "gates: 16-bit in convert-to-quant"),
             ATTENTION_V,
             DOWN_PROJECTION,
         ),
@@ -827,8 +769,7 @@ def render_presets() -> str:
         lines += [f"{name}: {family.title}, in {runs}"]
         lines += [f"  16-bit  {ends}, and what is outside the blocks"]
         for keep in family.keeps:
-            kept = "16-bit" if keep.precision is Precision.HALF else keep.precision.name
-            lines.append(f"  {kept:7} {keep.layers}  ({keep.why})")
+            lines.append(f"  {keep.precision:7} {keep.layers}  ({keep.why})")
         lines += ["  NVFP4   the other linear layers of the blocks"]
         if family.full_precision:
             lines += [f"  W4A16   {family.full_precision}  (of what is NVFP4)"]
@@ -1681,204 +1622,14 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 from html import escape
 from types import FunctionType
-from typing import TYPE_CHECKING
+from typing import ClassVar, Protocol, TYPE_CHECKING
 
 import numpy as np
 import torch
 from tqdm import tqdm
-
-
-# ── nvfp4/reasons.py: Why something is planned as it is: a kind that code asks for, and a text that
-
-class Why(Enum):
-    """What decided."""
-
-    NOTHING = auto()  # no rule names the tensor
-    SOURCE = auto()  # what it is in the source: packed already, no linear layer's weight, a norm
-    OPTION = auto()  # one that names layers, or kinds of layers, or a recipe
-    LAYER_CONFIG = auto()
-    LAYER_LIST = auto()
-    TARGET_SIZE = auto()
-    W4A4_SHARE = auto()
-    EDGE_BLOCK = auto()
-    GGUF = auto()
-    FAMILY = auto()  # the preset's rows
-    MEASURED = auto()  # a figure of a sensitivity file or a summary
-    RECOGNITION = auto()  # ComfyUI tells what model it is by this tensor's shape
-    FP4_MATMUL = auto()  # no card multiplies this shape in FP4
-    NO_INPUT_SCALE = auto()
-    SHARED_SWITCH = auto()  # scaled FP8 has one for all its layers
-    FLOAT16 = auto()  # a value that float16 cannot hold
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """One decision's kind and text; and the decision that stood before it, if it overruled one."""
-
-    kind: Why
-    text: str
-    overruled: Reason | None = None
-
-    def __str__(self) -> str:
-        return f"{self.text} (else {self.overruled})" if self.overruled else self.text
-
-    def over(self, other: Reason) -> Reason:
-        """This reason as one that overrules another."""
-        return dataclasses.replace(self, overruled=other)
-
-    @property
-    def overruled_kinds(self) -> Iterator[Why]:
-        """The kinds of all decisions that it overruled, the latest first."""
-        reason = self.overruled
-        while reason is not None:
-            yield reason.kind
-            reason = reason.overruled
-
-
-# ── nvfp4/guides/records.py: What guides say, as records: planning takes these, and opens no file ─
-
-# Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
-GGUF_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I16": 16, "I32": 32, "I64": 64,
-    "Q1_0": 1, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q8_1": 8,
-    "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "Q8_K": 8,
-    "IQ1_S": 1, "IQ1_M": 1, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 2, "IQ3_XXS": 3, "IQ3_S": 3,
-    "IQ4_NL": 4, "IQ4_XS": 4, "TQ1_0": 1, "TQ2_0": 2, "MXFP4": 4, "NVFP4": 4,
-}  # fmt: skip
-# The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
-# 2**(-24 + (i - 1) / 8), the last one at 2**16.
-BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
-SMALL_BLOCKS = 0.01  # so many of the blocks may fall into E4M3's subnormals ...
-
-
-class Setting(NamedTuple):
-    """What --layer-config says of the tensors that one of its keys names."""
-
-    key: str
-    precision: Precision
-    dtype: str
-    full_precision: bool
-    input_scale: float | None
-    names: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """Input scales of one layer, by what its weight becomes; where they come from."""
-
-    scales: dict[Precision, float]
-    source: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """What a recording tells of one layer's input."""
-
-    amax: float  # over all calls
-    channels: int
-    block_histogram: np.ndarray  # int64, one bin more than BIN_EDGES has steps
-    error: float  # of quantising it to NVFP4, scaled anew on every call, squared and summed
-    energy: float
-    moments: Moments | None = None
-
-    def __add__(self, other: Recorded) -> Recorded:
-        moments = [*self.moments.recordings] if self.moments else []
-        moments += other.moments.recordings if other.moments else ()
-        return Recorded(
-            amax=max(self.amax, other.amax),
-            channels=self.channels,
-            block_histogram=self.block_histogram + other.block_histogram,
-            error=self.error + other.error,
-            energy=self.energy + other.energy,
-            moments=Moments(recordings=tuple(moments)) if moments else None,
-        )
-
-    @property
-    def rel_rmse(self) -> float:
-        return math.sqrt(self.error / self.energy) if self.energy else 0.0
-
-    @property
-    def small_block(self) -> float:
-        """Largest magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros aside."""
-        counts = self.block_histogram[1:].cumsum()
-        index = int(np.searchsorted(counts, SMALL_BLOCKS * counts[-1], side="right"))
-        return float(BIN_EDGES[1:][index]) if counts[-1] else self.amax
-
-    def headroom(self, margin: float) -> float:
-        """The largest magnitude to scale for: `margin` times what was seen, or less if that would
-        bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals.
-        """
-        ceiling = self.small_block * E4M3_MAX / LEAST_NORMAL_E4M3
-        return max(self.amax, min(self.amax * margin, ceiling))
-
-    def saturated(self, scale: float) -> float:
-        """Share of the blocks seen whose block scale would exceed 448 at this input scale."""
-        limit, counts = scale * NVFP4_MAX, self.block_histogram
-        if limit >= self.amax or not counts.sum():
-            return 0.0
-        widths = np.append(np.diff(BIN_EDGES), BIN_EDGES[-1])
-        above = np.clip((BIN_EDGES + widths - limit) / widths, 0.0, 1.0)
-        return float((counts * above).sum() / counts.sum())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moments:
-    """Where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
-
-    recordings: tuple[tuple[TensorRef, ...], ...]
-
-
-class LayerList(NamedTuple):
-    """What --full-precision-mm-layers names: weights of the source, and what matches nothing."""
-
-    weights: frozenset[str]
-    unknown: frozenset[str]
-
-
-class Measured(NamedTuple):
-    """Weights that a measured figure asks more for: 16-bit, or only a full-precision matmul."""
-
-    is_half: bool
-    reason: Reason
-    weights: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guides:
-    """All that steers a plan besides its options, matched to the source: read once.
-
-    What files say, and the row of FAMILIES that the source goes by. Nothing in it is read again,
-    however many plans are made.
-    """
-
-    family: Family
-    kinds: dict[str, str] | None = None  # {tensor: GGML type}; None without a GGUF
-    settings: tuple[Setting, ...] = ()
-    calibration: dict[str, Calibration] = field(default_factory=dict)  # by layer
-    recording: dict[str, Recorded] = field(default_factory=dict)  # by bare layer
-    listed: LayerList | None = None
-    measured: tuple[Measured, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def configured(self) -> dict[str, Calibration]:
-        """The input scales of a --layer-config, {layer: Calibration}."""
-        return {
-            name.removesuffix(".weight"): Calibration(
-                scales={setting.precision: setting.input_scale}, source="--layer-config"
-            )
-            for setting in self.settings
-            for name in setting.names
-            if setting.input_scale is not None
-        }
-
-    @property
-    def scales(self) -> dict[str, Calibration]:
-        """Every layer's input scales, {layer: Calibration}: a --layer-config's go before others."""
-        return self.calibration | self.configured
 
 
 # ── nvfp4/numeric/codes.py: NVFP4 and FP8 of a tensor, and back ───────────────────────────────────
@@ -2550,17 +2301,11 @@ def output_error(residual: torch.Tensor, feedback: Feedback) -> float:
     return max(float(costs @ feedback.diagonal.double()) - damping, 0.0)
 
 
-def stored_levels(rounded: Rounded, feedback: Feedback, grid: FloatGrid) -> list[torch.Tensor]:
-    """Codes (and block scales) of rounded rows, as the plain encoders return them."""
+def levels_in_order(rounded: Rounded, feedback: Feedback) -> torch.Tensor:
+    """The levels of rounded rows [n, K], their columns in the weight's own order again."""
     levels = torch.empty_like(rounded.levels)
     levels[feedback.order] = rounded.levels
-    levels = levels.t().contiguous()
-    if grid is E4M3:
-        return [levels.to(torch.float8_e4m3fn)]
-    codes = torch.empty_like(rounded.codes)
-    codes[feedback.order[::BLOCK_SIZE] // BLOCK_SIZE] = rounded.codes
-    packed = pack_e2m1(round_to_e2m1(levels.abs()), levels)
-    return [packed, codes.t().contiguous().to(torch.uint8).view(torch.float8_e4m3fn)]
+    return levels.t().contiguous()
 
 
 # ── nvfp4/numeric/gpu_kernel.py: Rounding columns on a GPU, as triton can compile it: compiled.py d
@@ -3061,6 +2806,749 @@ def compile_rounder() -> RoundColumns:
     return compiled
 
 
+# ── nvfp4/formats/base.py: What a format has to say of itself, and the table of all formats ───────
+
+# {suffix: (safetensors dtype, shape)} of a layer's tensors, in the order in which they are written.
+Parts = dict[str, tuple[str, tuple[int, ...]]]
+
+# What may lie beside a quantised weight whatever its format is.
+COMMON_PARTS = ("weight", "bias", "input_scale", "pre_quant_scale", "comfy_quant")
+
+# Formats whose names ComfyUI knows in `comfy_quant` but that no file of this room describes: layers
+# of them are named, not decoded.
+NAMED_ONLY = ("float8_e5m2", "mxfp8", "int8_tensorwise", "convrot_w4a4")
+
+
+class Given(NamedTuple):
+    """A weight that is to be encoded."""
+
+    layer: str
+    weight: torch.Tensor  # [N, K], float32, bfloat16 or float16, on the device that computes
+    amax: torch.Tensor  # its largest magnitude, a finite float32 scalar
+    # The scale that the source stored this FP8 weight with; None if it was none, or was changed.
+    source_scale: float | None = None
+
+
+class Encoder(Protocol):
+    """What a format may use to encode a weight: `encode.compute.Compute`."""
+
+    dtype: torch.dtype  # weights are cast to it first: --quant-dtype
+    search: Callable  # one of SCALE_SEARCHES
+    kernels: Kernels | None  # numba's, where they serve this device and dtype
+    notes: list[str]
+
+    def map(self, function: Callable, weight: torch.Tensor, *more: torch.Tensor) -> list:
+        """Call the function for every chunk of rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A weight's codes by chunks of rows, what else goes by rows, the scale, and the damage."""
+
+    codes: tuple[torch.Tensor, ...]
+    by_rows: tuple[torch.Tensor, ...] = ()  # block or row scales, whole
+    scale: torch.Tensor  # float32 scalar
+    damage: Damage
+
+
+class Format:
+    """One way to store a tensor; creating one enters it into the table.
+
+    Subclasses set the attributes that differ and override what their layers do otherwise. N and K
+    are the rows and columns of the weight as a linear layer multiplies by it.
+    """
+
+    rows: ClassVar[list[Format]] = []
+
+    name: str = ""  # in plans, reports and the header
+    title: str = ""  # among the formats that a file may hold; no two have the same one
+    # Bits of precision: a floor that asks for FP8 is met by everything with at least as many.
+    rank: int = 0
+    config: str = ""  # its name in `comfy_quant`; "" for what is not quantised
+
+    # How it is stored.
+    is_configured: bool = True  # `comfy_quant` and the header tell of it; else a marker does
+    is_copy: bool = False  # the source's bytes, untouched
+    weight_dtype: str = ""
+    scale_suffix: str = ""  # of the tensor beside the weight by which the format is recognised
+    scalar_shape: tuple[int, ...] = ()  # of scales that are one number
+    marker: str = ""  # the tensor that tells of layers without a configuration
+    row_multiple: int = 1  # rows of the weight are padded to it
+    # What is missing when such a weight lies in a file without a configuration: a key of DEFECTS.
+    unconfigured: str = "unconfigured"
+
+    # How ComfyUI multiplies it.
+    weight_bits: int = 16
+    activation_bits: int = 16  # without full-precision matmul
+    needs_input_scale: bool = False  # or full-precision matmul: ComfyUI would clip the input at 448
+    # The largest activation over the input scale; 0 where the format takes no input scale.
+    activation_max: float = 0.0
+    # Column of a calibration summary that input scales are from, and what it is divided by.
+    summary_column: tuple[str, float] | None = None
+    full_precision_option: str = ""  # the field of Options that marks all layers of this format
+
+    # What a conversion does with it.
+    is_candidate: bool = False  # --target-size may choose it
+    is_adopted: bool = False  # layers of a source that have it are taken over or decoded
+    is_decoded: bool = False  # ... decoded: they are 16-bit weights again while converting
+    encoding_cost: int = 0  # of a weight, in bytes that are read or written meanwhile
+    grid: FloatGrid | None = None  # rounding by statistics rounds to it; None: it cannot
+    group: int = 1  # columns that share a scale
+
+    def __init__(self) -> None:
+        Format.rows.append(self)
+
+    def __repr__(self) -> str:
+        return self.title
+
+    def __reduce__(self) -> tuple:
+        """Pickle the row by its title: ranks send each other plans, and compare formats by `is`."""
+        return format_titled, (self.title,)
+
+    def __lt__(self, other: Format) -> bool:
+        return self.rank < other.rank
+
+    def __le__(self, other: Format) -> bool:
+        return self.rank <= other.rank
+
+    @property
+    def is_quantised(self) -> bool:
+        return bool(self.config)
+
+    def dtype_of(self, source: str, half: str) -> str:
+        """The dtype in the output of a tensor that the source has in another one."""
+        return source
+
+    def stored_name(self, suffix: str) -> str:
+        """What this format calls a part of a layer in the file."""
+        return suffix
+
+    # Shapes and dtypes
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tensors that a weight [N, K] becomes, without those in COMMON_PARTS but the weight."""
+        return {"weight": (self.weight_dtype, shape)}
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Of all tensors that such a layer may have in a file, by the names they have there."""
+        names = (*self.parts((1, 1)), "input_scale") if self.is_quantised else ()
+        return tuple(self.stored_name(name) for name in names)
+
+    def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
+        """Whether a stored layer is of this format, as its tensors show it.
+
+        configured: the format's name in its `comfy_quant`, if it has one.
+        """
+        fits = bool(self.weight_dtype) and weight.dtype == self.weight_dtype
+        return fits and (not self.scale_suffix or self.scale_suffix in parts)
+
+    def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
+        """[N, K] of a stored weight's shape; `bias_rows` tells padded rows from others."""
+        return stored
+
+    def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
+        """Why a stored layer cannot be decoded, by its dtypes and shapes; or ""."""
+        scale, weight = parts.get(self.scale_suffix), parts["weight"]
+        if scale is not None and (scale.dtype not in SOURCE_FLOATS or math.prod(scale.shape) != 1):
+            return f"its scale is {scale.dtype} {list(scale.shape)}"
+        if len(weight.shape) != 2 or 0 in weight.shape:
+            return f"its weight is {list(weight.shape)}"
+        return ""
+
+    def is_slow(self, shape: tuple[int, int]) -> bool:
+        """Whether quantised activations cannot be multiplied by a weight [N, K] of this shape."""
+        return False
+
+    # Values
+
+    def encode(self, given: Given, encoder: Encoder) -> Encoded:
+        """Choose scales and codes with the least squared error of the weight."""
+        raise NotImplementedError
+
+    def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        """{suffix: its rows in pieces} of an encoded weight [N, K], in the order of `parts`."""
+        raise NotImplementedError
+
+    def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """What `decode` takes, of a layer's stored tensors: parts by rows, and the scale.
+
+        tensors: by suffix, as the file holds them.
+        """
+        scale = tensors.get(self.scale_suffix)
+        return [tensors["weight"]], torch.ones(()) if scale is None else scale.float().reshape(())
+
+    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        """Rows [n, K] float32 (K padded) of parts by rows, the scale coming last."""
+        raise NotImplementedError
+
+    def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
+        """Parts by rows, codes first, of rows that were rounded by statistics."""
+        raise NotImplementedError
+
+    def faults(
+        self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
+    ) -> list[tuple[str, str]]:
+        """Defects (keys of DEFECTS, with a detail) that the values of scales show.
+
+        scales: by suffix, those that are more than one number; weight: its stored shape.
+        """
+        return []
+
+    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        """{what may have gone wrong: parts by rows as they would be then}."""
+        return {}
+
+
+def encode_rows(
+    weight: torch.Tensor, scale: torch.Tensor, encode: Callable, encoder: Encoder
+) -> Encoded:
+    """Encode all rows of a weight [N, K] at one scale.
+
+    encode: (rows [n, K], scale) -> codes, further parts by rows, Damage in units of the scale.
+    """
+    made = encoder.map(lambda rows: encode(rows, scale), weight)
+    codes, *by_rows, damages = zip(*made, strict=True)
+    return Encoded(
+        codes=codes,
+        by_rows=tuple(map(torch.cat, by_rows)),
+        scale=scale,
+        damage=Damage.total(damages, scale),
+    )
+
+
+def measured(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
+    """(rows, scale) -> their parts, encoded from `dtype`, and the error of what those decode to."""
+
+    def encode_and_measure(rows: torch.Tensor, scale: torch.Tensor) -> tuple:
+        parts = encode(rows.to(dtype), scale)
+        # In units of the scale, as the squares of huge and tiny weights leave float32's range.
+        return *parts, measure(rows.float() / scale, decode(*parts, torch.ones_like(scale)))
+
+    return encode_and_measure
+
+
+def format_titled(title: str) -> Format:
+    """The row of that title. Raises KeyError where there is none."""
+    return {row.title: row for row in Format.rows}[title]
+
+
+def configured_formats() -> dict[str, Format]:
+    """{name in comfy_quant: format} of all that a conversion can write by that name."""
+    return {row.config: row for row in sorted(Format.rows) if row.config and row.is_configured}
+
+
+def candidate_formats() -> list[Format]:
+    """What --target-size may choose from, the smallest first."""
+    return sorted((row for row in Format.rows if row.is_candidate), key=lambda row: row.rank)
+
+
+def stored_formats() -> list[Format]:
+    """What a stored layer may be, those first that have more tensors to be told by."""
+    rows = (row for row in Format.rows if row.weight_dtype)
+    return sorted(rows, key=lambda row: (row.rank, not row.scale_suffix, row.is_configured))
+
+
+def is_known(config: object) -> bool:
+    """Whether ComfyUI knows a format by this name, described here or only named."""
+    return config in NAMED_ONLY or config in configured_formats()
+
+
+def layer_parts() -> tuple[str, ...]:
+    """Suffixes of all tensors that belong to a layer, in any format."""
+    own = (suffix for row in Format.rows for suffix in row.suffixes)
+    return tuple(dict.fromkeys((*COMMON_PARTS, *own)))
+
+
+def marker_names() -> set[str]:
+    """Names of the tensors that tell of layers without a configuration."""
+    return {row.marker for row in Format.rows if row.marker}
+
+
+def is_quantised_part(name: str) -> bool:
+    """Whether a tensor of this name shows that its layer is quantised already.
+
+    `weight_scale_inv` is what other tools call the scale of FP8 weights.
+    """
+    own = {*layer_parts(), "weight_scale_inv", *marker_names()}
+    return name.rpartition(".")[2] in own - {"weight", "bias", "pre_quant_scale"}
+
+
+def scalar_scales() -> dict[str, tuple[int, ...]]:
+    """{suffix: its shape where it is written} of the scales that are one number.
+
+    Those of formats with a configuration come first, the input scale after their own.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for configured in (True, False):
+        rows = [r for r in stored_formats() if r.is_quantised and r.is_configured is configured]
+        for row in rows:
+            parts = {suffix: shape for suffix, (_, shape) in row.parts((32, 32)).items()}
+            scalars = {k: shape for k, shape in parts.items() if math.prod(shape) == 1}
+            found |= {row.stored_name(suffix): shape for suffix, shape in scalars.items()}
+        found |= {row.stored_name("input_scale"): row.scalar_shape for row in rows}
+    return found
+
+
+# ── nvfp4/formats/floats.py: What is not quantised: 16-bit, 32-bit, and the source's own bytes ────
+
+class Half(Format):
+    """16-bit floats, or whatever else --dtype says."""
+
+    name, title, rank = "HALF", "16-bit", 16
+
+    def dtype_of(self, source: str, half: str) -> str:
+        return half
+
+
+class Float32(Format):
+    """float32, for what loses too much in fewer bits."""
+
+    name, title, rank = "FP32", "32-bit", 32
+
+    def dtype_of(self, source: str, half: str) -> str:
+        return "F32"
+
+
+class Kept(Format):
+    """The source's bytes, whatever they are. No floor raises them."""
+
+    name, title, rank = "KEPT", "as in the source", 64
+    is_copy = True
+
+
+HALF, FP32, KEPT = Half(), Float32(), Kept()
+
+
+# ── nvfp4/formats/fp8.py: FP8: 8-bit floats with one scale for the whole weight ───────────────────
+
+class Fp8(Format):
+    """Weights [N, K] as F8_E4M3 [N, K] and one float32 scale.
+
+    Multiplied in FP8 (W8A8) where there is an input scale, else decoded to 16 bits: without one
+    ComfyUI casts activations with scale 1, clipped at 448.
+    """
+
+    name = title = "FP8"
+    rank = 8
+    config = "float8_e4m3fn"
+    weight_dtype = "F8_E4M3"
+    scale_suffix = "weight_scale"
+    unconfigured = "unread scale"
+    weight_bits = activation_bits = 8
+    needs_input_scale = True
+    activation_max = E4M3_MAX
+    summary_column = ("amax", E4M3_MAX)
+    full_precision_option = "fp8_full_precision_mm"
+    is_candidate = is_adopted = is_decoded = True
+    encoding_cost = 2
+    grid = E4M3
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        return {"weight": (self.weight_dtype, shape), "weight_scale": ("F32", self.scalar_shape)}
+
+    def encode(self, given: Given, encoder: Encoder) -> Encoded:
+        plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, encoder.dtype)
+        encode = encoder.kernels.encode_fp8 if encoder.kernels else plain
+        # With the source's own scale, its FP8 codes come back as they were.
+        known = given.source_scale
+        scale = fp8_scale(given.amax) if known is None else torch.tensor(known)
+        return encode_rows(given.weight, scale.to(given.amax), encode, encoder)
+
+    def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        return {"weight": [*encoded.codes], "weight_scale": [encoded.scale]}
+
+    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        return decode_fp8(*parts_and_scale)
+
+    def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
+        return [levels_in_order(rounded, feedback).to(torch.float8_e4m3fn)]
+
+
+FP8 = Fp8()
+
+
+# ── nvfp4/formats/nvfp4.py: NVFP4: 4-bit floats, an 8-bit scale for every 16 of them, and one scale
+
+class Nvfp4(Format):
+    """Weights [N, K] as U8 [N16, K16/2], block scales F8_E4M3 in swizzled tiles, a global scale.
+
+    N16 and K16 are N and K rounded up to 16. Multiplied in FP4 on Blackwell (W4A4), decoded to 16
+    bits elsewhere and with full-precision matmul (W4A16). In ComfyUI since 0.10.
+    """
+
+    name = title = "NVFP4"
+    rank = 4
+    config = "nvfp4"
+    weight_dtype = "U8"
+    scale_suffix = "weight_scale_2"
+    row_multiple = BLOCK_SIZE
+    weight_bits = activation_bits = 4
+    activation_max = NVFP4_MAX
+    summary_column = ("scale", 1.0)
+    is_candidate = is_adopted = True
+    encoding_cost = 4
+    grid = E2M1
+    group = BLOCK_SIZE
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        height, width = (round_up(size, BLOCK_SIZE) for size in shape)
+        tiles = (round_up(height, TILE_ROWS), round_up(width // BLOCK_SIZE, TILE_COLUMNS))
+        return {
+            "weight": (self.weight_dtype, (height, width // 2)),
+            "weight_scale": ("F8_E4M3", tiles),
+            "weight_scale_2": ("F32", ()),
+        }
+
+    def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
+        signed = weight.dtype == "I8" and configured == self.config
+        return (weight.dtype == self.weight_dtype or signed) and self.scale_suffix in parts
+
+    def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
+        rows = stored[0] if bias_rows is None else bias_rows
+        return rows if round_up(rows, BLOCK_SIZE) == stored[0] else stored[0], stored[1] * 2
+
+    def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
+        if reason := super().undecodable(parts, shape):
+            return reason
+        weight, tiles = parts["weight"], parts.get("weight_scale")
+        expected = self.parts((weight.shape[0], shape[1]))
+        if weight.shape != expected["weight"][1]:
+            return f"its weight is {list(weight.shape)}"
+        if tiles is None or tiles.shape != expected["weight_scale"][1]:
+            return "its block scales have no or another shape"
+        if tiles.dtype not in ("F8_E4M3", *VIEWED):
+            return f"its block scales are {tiles.dtype}"
+        return ""
+
+    def is_slow(self, shape: tuple[int, int]) -> bool:
+        return bool(shape[0] % FP4_MATMUL_N or shape[1] % FP4_MATMUL_K)
+
+    def encode(self, given: Given, encoder: Encoder) -> Encoded:
+        scale, search = nvfp4_global_scale(given.amax), encoder.search
+        if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
+            search = amax_block_scales
+            encoder.notes.append(f"{given.layer}: too small weights for the scale search")
+        encode = measured(partial(encode_nvfp4, block_scales=search), decode_nvfp4, encoder.dtype)
+        if encoder.kernels:
+            encode = partial(encoder.kernels.encode_nvfp4, block_scales=search)
+        best = encode_rows(given.weight, scale, encode, encoder)
+        if search is not amax_block_scales:
+            best = try_other_global_scales(given.weight, best, encode, encoder)
+        if 0 < given.amax <= NVFP4_MAX * LEAST_FLOAT32 / 2:
+            # All is lost, and the squares of such weights are 0, too.
+            best = dataclasses.replace(best, damage=Damage(error=1.0, energy=1.0))
+        return best
+
+    def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        columns, missing = encoded.codes[0].shape[1], -shape[0] % BLOCK_SIZE
+        padding = torch.zeros(missing, columns, dtype=torch.uint8)
+        return {
+            "weight": [*encoded.codes, padding],
+            "weight_scale": [swizzle(encoded.by_rows[0])],
+            "weight_scale_2": [encoded.scale],
+        }
+
+    def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        codes = tensors["weight"]
+        blocks = codes.shape[1] * 2 // BLOCK_SIZE
+        block_scale = unswizzle(tensors["weight_scale"], len(codes), blocks)
+        scale = tensors["weight_scale_2"].float().reshape(())
+        return [codes.view(torch.uint8), block_scale], scale
+
+    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        return decode_nvfp4(*parts_and_scale)
+
+    def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
+        levels = levels_in_order(rounded, feedback)
+        codes = torch.empty_like(rounded.codes)
+        codes[feedback.order[::BLOCK_SIZE] // BLOCK_SIZE] = rounded.codes
+        packed = pack_e2m1(round_to_e2m1(levels.abs()), levels)
+        return [packed, codes.t().contiguous().to(torch.uint8).view(torch.float8_e4m3fn)]
+
+    def faults(
+        self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
+    ) -> list[tuple[str, str]]:
+        """Block scales are E4M3 numbers without a sign, and zero in the padding of their tiles."""
+        tiles, found = scales["weight_scale"].view(torch.uint8), []
+        if (tiles >= NAN_E4M3).any():  # NaN, or the sign bit
+            found.append(("bad scale", "weight_scale"))
+        rows, blocks = weight[0], weight[1] * 2 // BLOCK_SIZE
+        if tiles.shape != (rows, blocks):
+            plain = unswizzle(tiles, *tiles.shape)
+            if plain[rows:].any() or plain[:, blocks:].any():
+                found.append(("padding", ""))
+        return found
+
+    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        codes, block_scale = parts
+        swapped = torch.bitwise_left_shift(codes, 4) | torch.bitwise_right_shift(codes, 4)
+        rows, blocks = block_scale.shape
+        plain = swizzle(block_scale)[:rows, :blocks]  # as they would lie in the file unswizzled
+        return {
+            "packed with the even column in the low nibble": [swapped, block_scale],
+            "block scales not swizzled": [codes, plain],
+            "even column in the low nibble, block scales not swizzled": [swapped, plain],
+        }
+
+
+def try_other_global_scales(
+    weight: torch.Tensor, best: Encoded, encode: Callable, encoder: Encoder
+) -> Encoded:
+    """The encoding with the least error in all, where block scales run out of E4M3's precision."""
+    if has_many_subnormals(best.by_rows[0]):
+        plain = best.scale
+        for largest in OTHER_LARGEST_SCALES:
+            other = encode_rows(weight, plain * (E4M3_MAX / largest), encode, encoder)
+            best = min(best, other, key=lambda encoded: encoded.damage.error)
+    return best
+
+
+NVFP4 = Nvfp4()
+
+
+# ── nvfp4/formats/plain_fp8.py: Plain FP8: weights cast to 8-bit floats without any scale. It is re
+
+class PlainFp8(Format):
+    """F8_E4M3 weights that stand for themselves; ComfyUI casts them to 16 bits."""
+
+    title = "plain FP8"
+    rank = 8
+    is_configured = False
+    unconfigured = ""
+    weight_dtype = "F8_E4M3"
+    weight_bits = 8
+
+    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        return decode_fp8(*parts_and_scale)
+
+
+PLAIN_FP8 = PlainFp8()
+
+
+# ── nvfp4/formats/scaled_fp8.py: Scaled FP8: the older form of FP8 files, which a marker tensor tel
+
+# Its number of elements decides for every layer: 2 ask for full-precision matmul, 0 for FP8 matmul.
+MARKER = "scaled_fp8"
+LEGACY_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}
+
+
+class ScaledFp8(Fp8):
+    """FP8 with other names for its scales, of shape [1], and no configuration.
+
+    Working Wan FP8 files have this form. ComfyUI reads it where MARKER is in the file and
+    `_quantization_metadata` is not.
+    """
+
+    title = "scaled FP8"
+    is_configured = is_candidate = False
+    scale_suffix = "scale_weight"
+    scalar_shape = (1,)
+    marker = MARKER
+    full_precision_option = ""
+
+    def stored_name(self, suffix: str) -> str:
+        return LEGACY_NAMES.get(suffix, suffix)
+
+
+def marker_tensor(*, full_precision: bool) -> torch.Tensor:
+    """The marker of a file whose layers all get full-precision matmul, or all FP8 matmul."""
+    return torch.zeros(2 if full_precision else 0).to(torch.float8_e4m3fn)
+
+
+SCALED_FP8 = ScaledFp8()
+
+
+# ── nvfp4/reasons.py: Why something is planned as it is: a kind that code asks for, and a text that
+
+class Why(Enum):
+    """What decided."""
+
+    NOTHING = auto()  # no rule names the tensor
+    SOURCE = auto()  # what it is in the source: packed already, no linear layer's weight, a norm
+    OPTION = auto()  # one that names layers, or kinds of layers, or a recipe
+    LAYER_CONFIG = auto()
+    LAYER_LIST = auto()
+    TARGET_SIZE = auto()
+    W4A4_SHARE = auto()
+    EDGE_BLOCK = auto()
+    GGUF = auto()
+    FAMILY = auto()  # the preset's rows
+    MEASURED = auto()  # a figure of a sensitivity file or a summary
+    RECOGNITION = auto()  # ComfyUI tells what model it is by this tensor's shape
+    FP4_MATMUL = auto()  # no card multiplies this shape in FP4
+    NO_INPUT_SCALE = auto()
+    SHARED_SWITCH = auto()  # scaled FP8 has one for all its layers
+    FLOAT16 = auto()  # a value that float16 cannot hold
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One decision's kind and text; and the decision that stood before it, if it overruled one."""
+
+    kind: Why
+    text: str
+    overruled: Reason | None = None
+
+    def __str__(self) -> str:
+        return f"{self.text} (else {self.overruled})" if self.overruled else self.text
+
+    def over(self, other: Reason) -> Reason:
+        """This reason as one that overrules another."""
+        return dataclasses.replace(self, overruled=other)
+
+    @property
+    def overruled_kinds(self) -> Iterator[Why]:
+        """The kinds of all decisions that it overruled, the latest first."""
+        reason = self.overruled
+        while reason is not None:
+            yield reason.kind
+            reason = reason.overruled
+
+
+# ── nvfp4/guides/records.py: What guides say, as records: planning takes these, and opens no file ─
+
+# Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
+GGUF_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I16": 16, "I32": 32, "I64": 64,
+    "Q1_0": 1, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q8_1": 8,
+    "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "Q8_K": 8,
+    "IQ1_S": 1, "IQ1_M": 1, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 2, "IQ3_XXS": 3, "IQ3_S": 3,
+    "IQ4_NL": 4, "IQ4_XS": 4, "TQ1_0": 1, "TQ2_0": 2, "MXFP4": 4, "NVFP4": 4,
+}  # fmt: skip
+# The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
+# 2**(-24 + (i - 1) / 8), the last one at 2**16.
+BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
+SMALL_BLOCKS = 0.01  # so many of the blocks may fall into E4M3's subnormals ...
+
+
+class Setting(NamedTuple):
+    """What --layer-config says of the tensors that one of its keys names."""
+
+    key: str
+    precision: Format
+    dtype: str
+    full_precision: bool
+    input_scale: float | None
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Input scales of one layer, by what its weight becomes; where they come from."""
+
+    scales: dict[Format, float]
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What a recording tells of one layer's input."""
+
+    amax: float  # over all calls
+    channels: int
+    block_histogram: np.ndarray  # int64, one bin more than BIN_EDGES has steps
+    error: float  # of quantising it to NVFP4, scaled anew on every call, squared and summed
+    energy: float
+    moments: Moments | None = None
+
+    def __add__(self, other: Recorded) -> Recorded:
+        moments = [*self.moments.recordings] if self.moments else []
+        moments += other.moments.recordings if other.moments else ()
+        return Recorded(
+            amax=max(self.amax, other.amax),
+            channels=self.channels,
+            block_histogram=self.block_histogram + other.block_histogram,
+            error=self.error + other.error,
+            energy=self.energy + other.energy,
+            moments=Moments(recordings=tuple(moments)) if moments else None,
+        )
+
+    @property
+    def rel_rmse(self) -> float:
+        return math.sqrt(self.error / self.energy) if self.energy else 0.0
+
+    @property
+    def small_block(self) -> float:
+        """Largest magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros aside."""
+        counts = self.block_histogram[1:].cumsum()
+        index = int(np.searchsorted(counts, SMALL_BLOCKS * counts[-1], side="right"))
+        return float(BIN_EDGES[1:][index]) if counts[-1] else self.amax
+
+    def headroom(self, margin: float) -> float:
+        """The largest magnitude to scale for: `margin` times what was seen, or less if that would
+        bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals.
+        """
+        ceiling = self.small_block * E4M3_MAX / LEAST_NORMAL_E4M3
+        return max(self.amax, min(self.amax * margin, ceiling))
+
+    def saturated(self, scale: float) -> float:
+        """Share of the blocks seen whose block scale would exceed 448 at this input scale."""
+        limit, counts = scale * NVFP4_MAX, self.block_histogram
+        if limit >= self.amax or not counts.sum():
+            return 0.0
+        widths = np.append(np.diff(BIN_EDGES), BIN_EDGES[-1])
+        above = np.clip((BIN_EDGES + widths - limit) / widths, 0.0, 1.0)
+        return float((counts * above).sum() / counts.sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
+
+    recordings: tuple[tuple[TensorRef, ...], ...]
+
+
+class LayerList(NamedTuple):
+    """What --full-precision-mm-layers names: weights of the source, and what matches nothing."""
+
+    weights: frozenset[str]
+    unknown: frozenset[str]
+
+
+class Measured(NamedTuple):
+    """Weights that a measured figure asks more for: 16-bit, or only a full-precision matmul."""
+
+    is_half: bool
+    reason: Reason
+    weights: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guides:
+    """All that steers a plan besides its options, matched to the source: read once.
+
+    What files say, and the row of FAMILIES that the source goes by. Nothing in it is read again,
+    however many plans are made.
+    """
+
+    family: Family
+    kinds: dict[str, str] | None = None  # {tensor: GGML type}; None without a GGUF
+    settings: tuple[Setting, ...] = ()
+    calibration: dict[str, Calibration] = field(default_factory=dict)  # by layer
+    recording: dict[str, Recorded] = field(default_factory=dict)  # by bare layer
+    listed: LayerList | None = None
+    measured: tuple[Measured, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def configured(self) -> dict[str, Calibration]:
+        """The input scales of a --layer-config, {layer: Calibration}."""
+        return {
+            name.removesuffix(".weight"): Calibration(
+                scales={setting.precision: setting.input_scale}, source="--layer-config"
+            )
+            for setting in self.settings
+            for name in setting.names
+            if setting.input_scale is not None
+        }
+
+    @property
+    def scales(self) -> dict[str, Calibration]:
+        """Every layer's input scales, {layer: Calibration}: a --layer-config's go before others."""
+        return self.calibration | self.configured
+
+
 # ── nvfp4/plan/records.py: A tensor's fate, and the rules it comes from ───────────────────────────
 
 BEYOND_FLOAT16 = Reason(Why.FLOAT16, "a value beyond float16's 65504")
@@ -3071,15 +3559,13 @@ class Rule:
     """These tensors get this precision (or, as a floor, at least this one), and why."""
 
     names: frozenset[str]
-    precision: Precision
+    precision: Format
     reason: Reason
     is_open: bool = False  # --target-size may choose otherwise
     dtype: str = ""  # instead of --dtype, or of the source's
 
 
-UNNAMED = Rule(
-    names=frozenset(), precision=Precision.HALF, reason=Reason(Why.NOTHING, "no rule names it")
-)
+UNNAMED = Rule(names=frozenset(), precision=HALF, reason=Reason(Why.NOTHING, "no rule names it"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -3087,12 +3573,11 @@ class TensorPlan:
     """One tensor's fate and the reason, decided before any byte is written."""
 
     ref: TensorRef
-    precision: Precision
+    precision: Format
     reason: Reason
     dtype: str  # safetensors dtype of the tensor itself in the output
     is_open: bool = False  # --target-size may choose otherwise
     full_precision: Reason | None = None  # why its matmul stays 16-bit; else activations are, too
-    legacy: bool = False  # an FP8 layer stored as scaled FP8
     input_scale: float | None = None
     input_scale_source: str = ""
     saturated_blocks: float | None = None  # share of the recorded input that clips at that scale
@@ -3102,7 +3587,7 @@ class TensorPlan:
 
     @property
     def is_quantised(self) -> bool:
-        return self.precision in QUANTISED
+        return self.precision.is_quantised
 
     @property
     def is_layer(self) -> bool:
@@ -3115,12 +3600,18 @@ class TensorPlan:
         return math.prod(self.ref.shape) * (2 if packed and self.ref.config else 1)
 
     @property
-    def is_nvfp4(self) -> bool:
-        return self.precision is Precision.NVFP4 or self.config.get("format") == "nvfp4"
+    def format(self) -> Format:
+        """How the layer lies in the output, whether it is quantised now or was in the source."""
+        return configured_formats()[self.config["format"]] if self.ref.config else self.precision
+
+    @property
+    def is_fp4(self) -> bool:
+        """Whether Blackwell can multiply the layer in 4 bits."""
+        return self.format.activation_bits == 4
 
     @property
     def is_w4a4(self) -> bool:
-        return self.is_nvfp4 and "full_precision_matrix_mult" not in self.config
+        return self.is_fp4 and "full_precision_matrix_mult" not in self.config
 
     @property
     def config(self) -> dict[str, str | bool]:
@@ -3128,7 +3619,7 @@ class TensorPlan:
         if self.ref.config or not self.is_quantised:
             return json.loads(self.ref.config or "{}")
         flag = {"full_precision_matrix_mult": True} if self.full_precision else {}
-        return {"format": QUANTISED[self.precision], **flag}
+        return {"format": self.precision.config, **flag}
 
     @property
     def config_bytes(self) -> bytes:
@@ -3136,12 +3627,11 @@ class TensorPlan:
 
 
 def plan_tensor(ref: TensorRef, rule: Rule, half: str) -> TensorPlan:
-    usual = {Precision.HALF: half, Precision.FP32: "F32"}.get(rule.precision, ref.dtype)
     return TensorPlan(
         ref=ref,
         precision=rule.precision,
         reason=rule.reason,
-        dtype=rule.dtype or usual,
+        dtype=rule.dtype or rule.precision.dtype_of(ref.dtype, half),
         is_open=rule.is_open,
     )
 
@@ -3160,7 +3650,7 @@ def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
         if plan.ref.name not in names:
             return plan
         reason = BEYOND_FLOAT16.over(plan.reason)
-        return dataclasses.replace(plan, precision=Precision.FP32, dtype="F32", reason=reason)
+        return dataclasses.replace(plan, precision=FP32, dtype="F32", reason=reason)
 
     return [*map(widened, plans)]
 
@@ -3229,16 +3719,6 @@ RECALLED = {"cpu": 4, "cuda": 8}  # statistics and their feedbacks: of two input
 CPU_CHUNK = 1 << 19  # weights a thread works on at once: measured best on two cores
 CPU_THREADS = 4  # more only wait for Python's lock: slower again on 16 cores
 CUDA_CHUNK = 1 << 26
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """A layer's codes by chunks of rows, block scales if NVFP4, the scale, and what it cost."""
-
-    codes: tuple[torch.Tensor, ...]
-    block_scale: torch.Tensor | None
-    scale: torch.Tensor
-    damage: Damage
 
 
 @contextlib.contextmanager
@@ -3423,28 +3903,25 @@ def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
         stored = {plan.ref.name: (plan.dtype, plan.ref.shape)}
         config = {f"{plan.ref.layer}.comfy_quant": ("U8", (len(plan.ref.config),))}
         return stored | (config if plan.ref.config else {})
-    parts = format_parts(plan.precision, plan.ref.shape)
+    form = plan.precision
+    parts = form.parts(plan.ref.shape)
     if plan.input_scale is not None:
-        parts["input_scale"] = ("F32", ())
+        parts["input_scale"] = ("F32", form.scalar_shape)
     if plan.smoothing is not None:
         parts["pre_quant_scale"] = ("BF16", tuple(plan.smoothing.shape))
-    if plan.legacy:  # working files of that kind have scales of shape [1]
-        parts = {
-            LEGACY_NAMES.get(suffix, suffix): (dtype, shape or (1,))
-            for suffix, (dtype, shape) in parts.items()
-        }
-    else:
+    if form.is_configured:
         parts["comfy_quant"] = ("U8", (len(plan.config_bytes),))
-    return {f"{plan.ref.layer}.{suffix}": part for suffix, part in parts.items()}
+    return {f"{plan.ref.layer}.{form.stored_name(suffix)}": part for suffix, part in parts.items()}
 
 
 def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
-    """Scaled FP8's marker tensor, for a file of that form."""
-    plan = next((plan for plan in plans if plan.legacy), None)
+    """The tensor by which ComfyUI knows the quantised layers of a file that configures none."""
+    plan = next((plan for plan in plans if plan.precision.marker), None)
     if plan is None:
         return {}
     prefix = plan.ref.layer.removesuffix(bare(plan.ref.layer))
-    return {prefix + MARKER: torch.zeros(2 if plan.full_precision else 0).to(torch.float8_e4m3fn)}
+    marker = marker_tensor(full_precision=bool(plan.full_precision))
+    return {prefix + plan.precision.marker: marker}
 
 
 def stored_bytes(plan: TensorPlan) -> int:
@@ -3527,7 +4004,7 @@ def make_metadata(
     metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
     metadata.pop("_quantization_metadata", None)
     layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised or plan.ref.config}
-    if layers and not any(plan.legacy for plan in plans):  # with it, legacy scales go unread
+    if layers and not any(plan.precision.marker for plan in plans):  # with it, a marker is not read
         quantisation = {"format_version": "1.0", "layers": layers}
         metadata["_quantization_metadata"] = json.dumps(quantisation)
     return metadata
@@ -3724,8 +4201,6 @@ def load_some_rows(ref: TensorRef) -> torch.Tensor:
 # ── nvfp4/encode/pieces.py: What is read at once, and read ahead; casts ───────────────────────────
 
 HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
-# What a weight costs a rank besides its bytes, in bytes that are read or written meanwhile.
-ENCODING_COST = {"NVFP4": 4, "FP8": 2}
 SMALL_PIECE, MOST_AHEAD = 1 << 20, 32  # pieces read into no buffer of their own, and how many
 PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
 
@@ -3754,7 +4229,7 @@ def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
     costs = {
         plan.ref.name: plan.ref.nbytes
         + stored_bytes(plan)
-        + ENCODING_COST.get(plan.precision.name, 0) * math.prod(plan.ref.shape)
+        + plan.precision.encoding_cost * math.prod(plan.ref.shape)
         for plan in plans
     }
     for name in sorted(costs, key=lambda name: (-costs[name], name)):
@@ -4391,8 +4866,7 @@ class Rounding:
     rounder: Rounder
     feedback: Feedback
     mean: torch.Tensor  # of its input [K], in the feedback's order; zeros without a bias
-    grid: FloatGrid
-    decode: Callable
+    format: Format
     scale: torch.Tensor
     dtype: torch.dtype
 
@@ -4405,12 +4879,12 @@ def round_by_moments(
     Where no second moment is positive definite, and where rounding by it does not lower the output
     error, `plain` comes back.
     """
-    rounding = choose_rounding(plan, weight, plain, compute)
+    rounding = choose_rounding(plan, weight, plain, compute) if plan.precision.grid else None
     if rounding is None:
         return plain, None
-    parts = [torch.cat(plain.codes), *([] if plain.block_scale is None else [plain.block_scale])]
+    parts = [torch.cat(plain.codes), *plain.by_rows]
     made = compute.map(partial(round_piece, rounding), weight, *parts, rows=FEEDBACK_ROWS)
-    codes, *scales, errors, means, damages = zip(*made, strict=True)
+    codes, *by_rows, errors, means, damages = zip(*made, strict=True)
     unit = float(plain.scale)
     energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
     output, drift, new_drift = torch.cat(means, dim=1) * unit
@@ -4421,13 +4895,13 @@ def round_by_moments(
     else:
         after += left
         damage = Damage.total(damages, plain.scale)
-        block_scale = torch.cat(*scales) if scales else None
-        best = Encoded(codes=codes, block_scale=block_scale, scale=plain.scale, damage=damage)
+        whole = tuple(map(torch.cat, by_rows))
+        best = Encoded(codes=codes, by_rows=whole, scale=plain.scale, damage=damage)
     measured = {
         "output_before": math.sqrt(before / energy) if energy else 0.0,
         "output_after": math.sqrt(after / energy) if energy else 0.0,
     }
-    if plan.precision is Precision.NVFP4:
+    if plan.precision.activation_bits == 4:
         measured["output_w4a4"] = w4a4_error(plan, weight, best, moved, compute)
     return dataclasses.replace(best, damage=dataclasses.replace(best.damage, **measured)), bias
 
@@ -4437,9 +4911,7 @@ def choose_rounding(
 ) -> Rounding | None:
     """With the damping that has the least output error on some rows; None without a feedback."""
     given, centred = recall_statistics(plan, compute), plan.bias is not None
-    grid, group, decode = E2M1, BLOCK_SIZE, decode_nvfp4
-    if plan.precision is Precision.FP8:
-        grid, group, decode = E4M3, 1, decode_fp8
+    grid, group = plan.precision.grid, plan.precision.group
 
     def make(_: object, __: torch.device) -> list[Feedback | None]:
         maker = partial(make_feedback, given, group=group, centred=centred)
@@ -4466,8 +4938,7 @@ def choose_rounding(
         rounder=compute.rounder,
         feedback=best,
         mean=mean[best.order],
-        grid=grid,
-        decode=decode,
+        format=plan.precision,
         scale=plain.scale,
         dtype=compute.dtype,
     )
@@ -4490,14 +4961,14 @@ def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) ->
     """
     feedback, unit = rounding.feedback, rounding.scale
     values = rows.to(rounding.dtype).float() / unit
-    rounded = rounding.rounder.round_rows(values, feedback, rounding.grid)
-    decoded = rounding.decode(*plain, torch.ones_like(unit))
+    rounded = rounding.rounder.round_rows(values, feedback, rounding.format.grid)
+    decoded = rounding.format.decode(*plain, torch.ones_like(unit))
     before = (values - decoded).t()[feedback.order]
     parts = (values.t()[feedback.order], before, rounded.residual)
     errors = [output_error(part, feedback) for part in parts]
     means = torch.stack([rounding.mean @ part for part in parts])
     damage = Damage(error=squared(rounded.residual), energy=squared(values))
-    return *stored_levels(rounded, feedback, rounding.grid), errors, means, damage
+    return *rounding.format.round_to_levels(rounded, feedback), errors, means, damage
 
 
 def moved_bias(
@@ -4522,13 +4993,13 @@ def w4a4_error(
     rows = recall_statistics(plan, compute).rows
     quantised = quantised_rows(rows, plan.input_scale)
 
-    def outputs(some: torch.Tensor, codes: torch.Tensor, block_scale: torch.Tensor) -> tuple:
+    def outputs(some: torch.Tensor, *parts: torch.Tensor) -> tuple:
         exact = rows @ some.float().t()
-        decoded = decode_nvfp4(codes, block_scale, stored.scale)
+        decoded = plan.precision.decode(*parts, stored.scale)
         return exact, quantised @ decoded.t() - exact
 
-    codes = torch.cat(stored.codes)
-    made = compute.map(outputs, weight, codes, stored.block_scale, rows=FEEDBACK_ROWS)
+    parts = (torch.cat(stored.codes), *stored.by_rows)
+    made = compute.map(outputs, weight, *parts, rows=FEEDBACK_ROWS)
     exact, error = (torch.cat(parts, dim=1) for parts in zip(*made, strict=True))
     energy = squared(exact)
     return math.sqrt(squared(error + moved) / energy) if energy else 0.0
@@ -4539,7 +5010,7 @@ def w4a4_error(
 def quantise(
     plan: TensorPlan, weight: torch.Tensor, compute: Compute
 ) -> tuple[dict[str, list[torch.Tensor]], Damage]:
-    """The stored tensors of one NVFP4 or FP8 layer, and the error of what they decode to."""
+    """The stored tensors of one quantised layer, and the error of what they decode to."""
     weight = weight.to(compute.device)
     if plan.smoothing is not None:
         weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
@@ -4565,77 +5036,18 @@ def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> E
             f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{as_cast}: the file is damaged, or "
             f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
-    if plan.precision is Precision.FP8:
-        plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, dtype)
-        encode = compute.kernels.encode_fp8 if compute.kernels else plain
-        # with it, FP8 codes of the source come back as they were
-        stored = None if plan.ref.patches else plan.ref.scale
-        scale = fp8_scale(amax) if stored is None else torch.tensor(stored)
-        return encode_layer(weight, scale.to(amax), encode, compute)
-    scale, search = nvfp4_global_scale(amax), compute.search
-    if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
-        search = amax_block_scales
-        compute.notes.append(f"{plan.ref.layer}: too small weights for the scale search")
-    encode = measured(partial(encode_nvfp4, block_scales=search), decode_nvfp4, dtype)
-    if compute.kernels:
-        encode = partial(compute.kernels.encode_nvfp4, block_scales=search)
-    best = encode_layer(weight, scale, encode, compute)
-    if search is not amax_block_scales:
-        best = try_other_global_scales(weight, best, encode, compute)
-    if 0 < amax <= NVFP4_MAX * LEAST_FLOAT32 / 2:  # all is lost, and its squares are 0, too
-        best = dataclasses.replace(best, damage=Damage(error=1.0, energy=1.0))
-    return best
-
-
-def try_other_global_scales(
-    weight: torch.Tensor, best: Encoded, encode: Callable, compute: Compute
-) -> Encoded:
-    """The encoding with the least error in all, where block scales run out of E4M3's precision."""
-    if has_many_subnormals(best.block_scale):
-        plain = best.scale
-        for largest in OTHER_LARGEST_SCALES:
-            other = encode_layer(weight, plain * (E4M3_MAX / largest), encode, compute)
-            best = min(best, other, key=lambda encoded: encoded.damage.error)
-    return best
-
-
-def measured(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
-    """(rows, scale) -> their parts, encoded from `dtype`, and the error of what those decode to."""
-
-    def encode_rows(rows: torch.Tensor, scale: torch.Tensor) -> tuple:
-        parts = encode(rows.to(dtype), scale)
-        # In units of the scale, as the squares of huge and tiny weights leave float32's range.
-        return *parts, measure(rows.float() / scale, decode(*parts, torch.ones_like(scale)))
-
-    return encode_rows
-
-
-def encode_layer(
-    weight: torch.Tensor, scale: torch.Tensor, encode: Callable, compute: Compute
-) -> Encoded:
-    """All rows at one scale, by what `measured` returns or a compiled encoder."""
-    made = compute.map(lambda rows: encode(rows, scale), weight)
-    codes, *scales, damages = zip(*made, strict=True)
-    return Encoded(
-        codes=codes,
-        block_scale=torch.cat(*scales) if scales else None,
-        scale=scale,
-        damage=Damage.total(damages, scale),
-    )
+    source_scale = None if plan.ref.patches else plan.ref.scale
+    return plan.precision.encode(Given(plan.ref.layer, weight, amax, source_scale), compute)
 
 
 def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
     """{key: its rows in pieces} of a quantised layer, in the order of `stored_tensors`."""
-    parts = [[*encoded.codes], [encoded.scale]]
-    if plan.precision is Precision.NVFP4:
-        columns, missing = encoded.codes[0].shape[1], -plan.ref.shape[0] % BLOCK_SIZE
-        padding = torch.zeros(missing, columns, dtype=torch.uint8)
-        parts = [[*encoded.codes, padding], [swizzle(encoded.block_scale)], [encoded.scale]]
+    parts = [*plan.precision.stored(encoded, plan.ref.shape).values()]
     if plan.input_scale is not None:
         parts.append([torch.tensor(plan.input_scale, dtype=torch.float32)])
     if plan.smoothing is not None:
         parts.append([plan.smoothing])
-    if not plan.legacy:
+    if plan.precision.is_configured:
         parts.append([torch.frombuffer(bytearray(plan.config_bytes), dtype=torch.uint8)])
     return dict(zip(stored_tensors(plan), parts, strict=True))
 
@@ -4658,7 +5070,7 @@ def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibra
             f"{path}: has no scale_{key} for {examples(lacking)}; it has {examples(known)}"
         )
     multiplier = options.input_scale_summary_multiplier
-    columns = {Precision.NVFP4: (f"scale_{key}", 1.0), Precision.FP8: (f"amax_{key}", E4M3_MAX)}
+    columns = {NVFP4: (f"scale_{key}", 1.0), FP8: (f"amax_{key}", E4M3_MAX)}
     source = f"summary {key.replace('_', '.')} x {multiplier:g}"
     return {
         bare(row["layer"]): Calibration(
@@ -4682,7 +5094,7 @@ def recorded_calibration(
     for layer, recorded in recording.items():
         if recorded.amax > 0:
             fp8 = recorded.amax * margin / E4M3_MAX
-            scales = {Precision.NVFP4: recorded.headroom(margin) / NVFP4_MAX, Precision.FP8: fp8}
+            scales = {NVFP4: recorded.headroom(margin) / NVFP4_MAX, FP8: fp8}
             actual = recorded.headroom(margin) / recorded.amax
             found[layer] = Calibration(scales=scales, source=f"headroom x {actual:.3g}")
     return found
@@ -4709,7 +5121,7 @@ def parse_reference_scales(path: Path, file: BinaryIO) -> dict[str, Calibration]
             raise ConvertError(f"{path}: {problem}")
         row = {"layer": layer, "input_scale": load(ref, file).item()}
         amax = positive(path, row, "input_scale") * largest
-        scales = {Precision.NVFP4: amax / NVFP4_MAX, Precision.FP8: amax / E4M3_MAX}
+        scales = {NVFP4: amax / NVFP4_MAX, FP8: amax / E4M3_MAX}
         found[bare(layer)] = Calibration(scales=scales, source=path.name)
     if not found:
         raise ConvertError(f"{path}: has no input_scale tensors")
@@ -4727,7 +5139,7 @@ def match_calibration(
     found = {}
     if options.input_scale_value is not None:
         value = options.input_scale_value
-        scales = {Precision.NVFP4: value, Precision.FP8: value * NVFP4_MAX / E4M3_MAX}
+        scales = {NVFP4: value, FP8: value * NVFP4_MAX / E4M3_MAX}
         calibration = Calibration(scales=scales, source="--input-scale-value")
         found = dict.fromkeys(layers.values(), calibration)
     for path, rows in reversed(sources):
@@ -4974,13 +5386,17 @@ SETTING_KEYS = {
     "full_precision_matrix_mult": (bool,),
     "input_scale": (int, float),
 }
-SETTING_FORMATS = {
-    **{name: (precision, "") for name, precision in FORMATS.items()},
-    "bfloat16": (Precision.HALF, "BF16"),
-    "float16": (Precision.HALF, "F16"),
-    "float32": (Precision.FP32, "F32"),
-    "source": (Precision.KEPT, ""),
+UNQUANTISED_SETTINGS = {
+    "bfloat16": (HALF, "BF16"),
+    "float16": (HALF, "F16"),
+    "float32": (FP32, "F32"),
+    "source": (KEPT, ""),
 }
+
+
+def setting_formats() -> dict[str, tuple[Format, str]]:
+    """{what an entry calls it: format, and the dtype of what is not quantised}."""
+    return {name: (row, "") for name, row in configured_formats().items()} | UNQUANTISED_SETTINGS
 
 
 def read_layer_list(path: Path) -> tuple[str, ...]:
@@ -5017,7 +5433,7 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
         try:
             setting = as_setting(key, found[key])
             matched = {key} if key in names else {*filter(compiled(key).fullmatch, names)}
-            if key not in names and setting.precision in QUANTISED:
+            if key not in names and setting.precision.is_quantised:
                 matched = {name for name in matched if names[name].is_linear_weight}
             refuse_setting(setting, [names[name] for name in matched])
         except ValueError as error:
@@ -5040,11 +5456,11 @@ def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
         )
     for ref in refs:
         name = config_key(ref)
-        if setting.precision in QUANTISED and not (ref.is_linear_weight or ref.config):
+        if setting.precision.is_quantised and not (ref.is_linear_weight or ref.config):
             raise ValueError(f"{name} is no linear layer")
-        if ref.is_kept and setting.precision is not Precision.KEPT:
+        if ref.is_kept and not setting.precision.is_copy:
             raise ValueError(f"{name} is quantised in the source and goes over as it is: source")
-        if ref.scale is not None and setting.precision is Precision.KEPT:
+        if ref.scale is not None and setting.precision.is_copy:
             raise ValueError(f"{name} is FP8 in the source: float8_e4m3fn keeps it")
 
 
@@ -5059,8 +5475,8 @@ def as_setting(key: str, value: object) -> Setting:
         raise ValueError('needs an object like {"format": "nvfp4"}')
     if unknown := value.keys() - SETTING_KEYS.keys():
         raise ValueError(f"has {examples(unknown)}; known are {', '.join(SETTING_KEYS)}")
-    if not isinstance(value.get("format"), str) or value["format"] not in SETTING_FORMATS:
-        given, known = value.get("format"), ", ".join(SETTING_FORMATS)
+    if not isinstance(value.get("format"), str) or value["format"] not in setting_formats():
+        given, known = value.get("format"), ", ".join(setting_formats())
         raise ValueError(f"format {given!r} is none of {known}")
     for name, kinds in SETTING_KEYS.items():
         if name in value and type(value[name]) not in kinds:
@@ -5068,9 +5484,9 @@ def as_setting(key: str, value: object) -> Setting:
     scale = value.get("input_scale")
     if scale is not None and not 0 < scale < FLOAT32_MAX:
         raise ValueError(f"input_scale {str(scale)[:EXCERPT]} is not a positive number")
-    precision, dtype = SETTING_FORMATS[value["format"]]
+    precision, dtype = setting_formats()[value["format"]]
     flag = value.get("full_precision_matrix_mult", False)
-    if precision not in QUANTISED and (flag or scale is not None):
+    if not precision.is_quantised and (flag or scale is not None):
         raise ValueError(f"{value['format']} takes nothing else")
     return Setting(key, precision, dtype, flag, scale, frozenset())
 
@@ -5092,9 +5508,7 @@ def recorded_sensitivity(
     Its clip rate is the share of blocks that saturate at the layer's input scale.
     """
     scales = {
-        bare(layer): row.scales[Precision.NVFP4]
-        for layer, row in calibration.items()
-        if Precision.NVFP4 in row.scales
+        bare(layer): row.scales[NVFP4] for layer, row in calibration.items() if NVFP4 in row.scales
     }
     return {
         layer: {
@@ -5282,7 +5696,7 @@ def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
     return [
         Rule(
             names=frozenset(members[name, number]),
-            precision=Precision.HALF,
+            precision=HALF,
             reason=Reason(Why.EDGE_BLOCK, "edge block"),
         )
         for row in rows
@@ -5300,19 +5714,20 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     """What a preset makes of linear layers, but for its edge blocks."""
     every = {ref.name: bare(ref.layer) for ref in model.linear_weights}
     reason = preset_reason(options, family)
-    rest = Rule(names=frozenset(every), precision=Precision.NVFP4, reason=reason, is_open=True)
+    rest = Rule(names=frozenset(every), precision=NVFP4, reason=reason, is_open=True)
     if options.preset == "all":
         return [rest]
     if options.preset == "none" or family is ANY_FAMILY:
         return []
     outside = frozenset(name for name, layer in every.items() if not family.inside.match(layer))
     reason = Reason(Why.FAMILY, "outside the transformer blocks")
-    rules = [Rule(names=outside, precision=Precision.HALF, reason=reason)]
+    rules = [Rule(names=outside, precision=HALF, reason=reason)]
     for keep in family.keeps:
         names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
-        is_open = keep.precision is Precision.FP8
+        kept = format_titled(keep.precision)
+        is_open = kept.is_quantised
         reason = Reason(Why.FAMILY, keep.why)
-        rule = Rule(names=names, precision=keep.precision, reason=reason, is_open=is_open)
+        rule = Rule(names=names, precision=kept, reason=reason, is_open=is_open)
         rules.append(rule)
     return [*rules, rest]
 
@@ -5338,17 +5753,17 @@ def select(model: Model, pattern: str, option: str) -> frozenset[str]:
     return names
 
 
-def gguf_precision(kind: str, options: Options) -> tuple[Precision, str]:
+def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
     bits, limit = GGUF_BITS[kind], options.gguf_nvfp4_max_bitdepth
     if kind in ("F32", "F64"):
-        return Precision.FP32, f"GGUF {kind}"
+        return FP32, f"GGUF {kind}"
     if kind in ("F16", "BF16") or bits > 8:
-        return Precision.HALF, f"GGUF {kind}"
+        return HALF, f"GGUF {kind}"
     if bits <= limit:
-        return Precision.NVFP4, f"GGUF {kind} <= {limit} bits"
+        return NVFP4, f"GGUF {kind} <= {limit} bits"
     if options.use_fp8 or options.only_fp8:
-        return Precision.FP8, f"GGUF {kind} > {limit} bits"
-    return Precision.HALF, f"GGUF {kind} > {limit} bits, no --use-fp8"
+        return FP8, f"GGUF {kind} > {limit} bits"
+    return HALF, f"GGUF {kind} > {limit} bits, no --use-fp8"
 
 
 def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
@@ -5359,7 +5774,7 @@ def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
     for kind, names in sorted(by_kind.items()):
         precision, text = gguf_precision(kind, options)
         names, reason = frozenset(names), Reason(Why.GGUF, text)
-        is_open = precision in QUANTISED
+        is_open = precision.is_quantised
         rules.append(Rule(names=names, precision=precision, reason=reason, is_open=is_open))
     return rules
 
@@ -5372,15 +5787,15 @@ def untouched_rules(model: Model) -> list[Rule]:
         "empty, or not a 16/32-bit float": (ref.name for ref in refs if not ref.is_float),
     }
     return [
-        Rule(names=frozenset(names), precision=Precision.KEPT, reason=Reason(Why.SOURCE, text))
+        Rule(names=frozenset(names), precision=KEPT, reason=Reason(Why.SOURCE, text))
         for text, names in rows.items()
     ]
 
 
 def option_rules(options: Options, model: Model) -> list[Rule]:
     """--exclude, then --include."""
-    rows = [("--exclude", pattern, Precision.HALF) for pattern in options.exclude]
-    rows += [("--include", pattern, Precision.NVFP4) for pattern in options.include]
+    rows = [("--exclude", pattern, HALF) for pattern in options.exclude]
+    rows += [("--include", pattern, NVFP4) for pattern in options.include]
     return [
         Rule(
             names=select(model, pattern, f"{option} {pattern}"),
@@ -5392,7 +5807,7 @@ def option_rules(options: Options, model: Model) -> list[Rule]:
 
 
 def choice_rules(
-    options: Options, model: Model, guides: Guides, chosen: dict[str, Precision]
+    options: Options, model: Model, guides: Guides, chosen: dict[str, Format]
 ) -> list[Rule]:
     """What decides a tensor's precision, in order: the first row that names it wins."""
     prefix = diffusion_prefix(model.tensors)
@@ -5401,13 +5816,13 @@ def choice_rules(
         *untouched_rules(model),
         *option_rules(options, model),
         *setting_rules(guides.settings, chosen),
-        Rule(names=beside, precision=Precision.KEPT, reason=NOT_DIFFUSION),
+        Rule(names=beside, precision=KEPT, reason=NOT_DIFFUSION),
     ]
     rules += edge_block_rules(model, guides.family, edge_count(options, guides.family))
     if guides.kinds is not None:
         lacking = Rule(
             names=frozenset(model.tensors.keys() - guides.kinds.keys()),
-            precision=Precision.HALF,
+            precision=HALF,
             reason=Reason(Why.GGUF, "not in the GGUF"),
         )
         return [*rules, *gguf_rules(guides.kinds, options), lacking]
@@ -5421,13 +5836,13 @@ def choice_rules(
     if options.recipe == LEGACY_RECIPE:  # everything else is --dtype
         return rules
     reason = Reason(Why.SOURCE, "bias, norm or modulation: as in the source")
-    return [*rules, Rule(names=small, precision=Precision.KEPT, reason=reason)]
+    return [*rules, Rule(names=small, precision=KEPT, reason=reason)]
 
 
 def floor_rules(options: Options, model: Model) -> list[Rule]:
     """Least precisions: each row that names a tensor raises it."""
     linear = model.linear_weights
-    minimum = {"--min-ffn-fp8": Precision.FP8, "--min-ffn2-fp16": Precision.HALF}
+    minimum = {"--min-ffn-fp8": FP8, "--min-ffn2-fp16": HALF}
     rows = [
         (select(model, pattern, option), minimum[option], Reason(Why.OPTION, option))
         for option, (pattern, _) in MINIMUM_OPTIONS.items()
@@ -5435,11 +5850,11 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     ]
     if options.only_fp8:
         recipe = Reason(Why.OPTION, f"--recipe {options.recipe}")
-        rows.append(({ref.name for ref in linear}, Precision.FP8, recipe))
+        rows.append(({ref.name for ref in linear}, FP8, recipe))
     for family, pattern in NEVER_PACKED.items():
         names = {ref.name for ref in linear if re.search(pattern, bare(ref.layer))}
         recognised = Reason(Why.RECOGNITION, f"ComfyUI recognises {family} by its shape")
-        rows.append((names, Precision.HALF, recognised))
+        rows.append((names, HALF, recognised))
     odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
     odd_rows = {
         ref.name
@@ -5451,9 +5866,9 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     columns = f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0"
     with_bias = f"no FP4 matmul with a bias: rows % {FP4_MATMUL_N} != 0"
     rows += [
-        (odd_columns, Precision.FP8, Reason(Why.FP4_MATMUL, columns)),
-        (odd_rows, Precision.FP8, Reason(Why.FP4_MATMUL, with_bias)),
-        (nonlinear, Precision.HALF, Reason(Why.SOURCE, "not a linear layer's weight")),
+        (odd_columns, FP8, Reason(Why.FP4_MATMUL, columns)),
+        (odd_rows, FP8, Reason(Why.FP4_MATMUL, with_bias)),
+        (nonlinear, HALF, Reason(Why.SOURCE, "not a linear layer's weight")),
     ]
     return [
         Rule(names=frozenset(names), precision=precision, reason=reason)
@@ -5485,7 +5900,7 @@ def refuse_for_kept(options: Options, model: Model) -> None:
             )
 
 
-def setting_rules(settings: Iterable[Setting], chosen: dict[str, Precision]) -> list[Rule]:
+def setting_rules(settings: Iterable[Setting], chosen: dict[str, Format]) -> list[Rule]:
     """What --layer-config says and --target-size chose, as rules."""
     rules = [
         Rule(
@@ -5505,7 +5920,6 @@ def setting_rules(settings: Iterable[Setting], chosen: dict[str, Precision]) -> 
 
 # ── nvfp4/plan/inputs.py: How a layer takes its input: input scale, full-precision matmul, statisti
 
-SCALELESS_FP8 = Reason(Why.NO_INPUT_SCALE, "FP8 without an input scale")
 MANY_SATURATED = 0.001  # share of a layer's blocks that is worth a note
 
 
@@ -5555,13 +5969,18 @@ def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[
 
 def marks_by_precision(
     options: Options, model: Model, guides: Guides
-) -> tuple[dict[Precision, list[Mark]], list[str]]:
-    """{precision: its layers' marks, of which the first one counts}, and notes."""
+) -> tuple[dict[Format, list[Mark]], list[str]]:
+    """{format: its layers' marks, of which the first one counts}, and notes."""
     marks, notes = full_precision_marks(options, model, guides)
-    # In NVFP4 alone: FP8 layers were not measured, and no preset means them.
-    found = {Precision.NVFP4: [*marks, *sensitive_marks(options, model, guides)]}
-    every = Mark(Reason(Why.OPTION, "--fp8-full-precision-mm"), model.tensors)
-    found[Precision.FP8] = [every] if options.fp8_full_precision_mm else marks
+    # Sensitive layers were measured in 4 bits, and presets mean these alone.
+    sensitive = [*marks, *sensitive_marks(options, model, guides)]
+    found = {}
+    for form in configured_formats().values():
+        found[form] = sensitive if form.activation_bits == 4 else marks
+        option = form.full_precision_option
+        if option and getattr(options, option):
+            why = Reason(Why.OPTION, "--" + option.replace("_", "-"))
+            found[form] = [Mark(why, model.tensors)]
     return found, notes
 
 
@@ -5577,8 +5996,9 @@ def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
                 f"{plan.ref.layer}: input scale {scale:g} ({row.source}) is no positive float32"
             )
         return dataclasses.replace(plan, input_scale=scale, input_scale_source=row.source)
-    if plan.precision is Precision.FP8 and not plan.full_precision:
-        return dataclasses.replace(plan, full_precision=SCALELESS_FP8)
+    if plan.precision.needs_input_scale and not plan.full_precision:
+        why = Reason(Why.NO_INPUT_SCALE, f"{plan.precision} without an input scale")
+        return dataclasses.replace(plan, full_precision=why)
     return plan
 
 
@@ -5591,7 +6011,9 @@ def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
     )
     reason = Reason(Why.SHARED_SWITCH, f"{MARKER} holds for every layer") if needing else None
     shared = [
-        dataclasses.replace(plan, legacy=True, full_precision=plan.full_precision or reason)
+        dataclasses.replace(
+            plan, precision=SCALED_FP8, full_precision=plan.full_precision or reason
+        )
         if plan.is_quantised
         else plan
         for plan in plans
@@ -5619,7 +6041,7 @@ def count_saturated(
     counted = []
     for plan in plans:
         recorded = recording.get(bare(plan.ref.layer))
-        if recorded and plan.precision is Precision.NVFP4 and plan.input_scale is not None:
+        if recorded and plan.is_fp4 and plan.input_scale is not None:
             clipped = recorded.saturated(plan.input_scale)
             counted.append(dataclasses.replace(plan, saturated_blocks=clipped))
         else:
@@ -5668,7 +6090,7 @@ MOST_NVFP4 = 0.9  # of an image model's linear weights
 
 
 def make_plans(
-    options: Options, model: Model, guides: Guides, chosen: dict[str, Precision] | None = None
+    options: Options, model: Model, guides: Guides, chosen: dict[str, Format] | None = None
 ) -> tuple[list[TensorPlan], list[str]]:
     """Plan every tensor of a model, in source order, and note what the report should carry.
 
@@ -5680,7 +6102,7 @@ def make_plans(
     choices = choice_rules(options, model, guides, chosen or {})
     floors = floor_rules(options, model)
     floors += [
-        Rule(names=measured.weights, precision=Precision.HALF, reason=measured.reason)
+        Rule(names=measured.weights, precision=HALF, reason=measured.reason)
         for measured in guides.measured
         if measured.is_half
     ]
@@ -5703,6 +6125,14 @@ def make_plans(
         plans, more = share_marker(plans)
         notes += more
     return plans, notes
+
+
+def why_full_precision(plan: TensorPlan, options: Options, marks: dict[str, frozenset[str]]) -> str:
+    """Why a quantised layer gets full-precision matmul; "" if nothing asks for it."""
+    option = plan.precision.full_precision_option
+    if option and getattr(options, option):
+        return "--" + option.replace("_", "-")
+    return next((why for why, names in marks.items() if plan.ref.name in names), "")
 
 
 def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> None:
@@ -5755,7 +6185,8 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
         plan.ref.layer
         for plan in layers
         if plan.ref.scale is not None
-        and (plan.precision is Precision.NVFP4 or (plan.is_quantised and plan.ref.patches))
+        and plan.is_quantised
+        and (plan.ref.patches or not plan.precision.is_decoded)
     ]
     if twice:
         notes.append(
@@ -5767,7 +6198,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
     if raised:
         notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
-    packed = [plan for plan in layers if plan.is_nvfp4]
+    packed = [plan for plan in layers if plan.is_fp4]
     part = weights_of(packed) / (weights_of(layers) or 1)
     if family.image and part > MOST_NVFP4:
         notes.append(
@@ -5822,7 +6253,7 @@ def share_w4a4(
     wanted = options.w4a4_share
     if wanted is None:
         return plans, [], ()
-    studied = [plan for plan in plans if plan.precision is Precision.NVFP4 and plan.moments]
+    studied = [plan for plan in plans if plan.is_fp4 and plan.moments]
     if not studied:
         raise ConvertError("--w4a4-share: no NVFP4 layer has second moments in --activation-stats")
     linear = [plan for plan in plans if plan.ref.is_linear_weight]
@@ -5933,7 +6364,7 @@ SCALE_BYTES = 200  # of a pre_quant_scale's entry in the header, and the alignme
 class Alternative(NamedTuple):
     """A precision that a layer could have, the bytes it would take, and its error."""
 
-    precision: Precision
+    precision: Format
     nbytes: int
     error: float  # squared, relative to the layer
 
@@ -6110,7 +6541,7 @@ def list_candidates(
     `planner` makes plans and notes for {layer: precision}.
     """
     names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
-    ways = [planner(chosen=dict.fromkeys(names, kind))[0] for kind in QUANTISED]
+    ways = [planner(chosen=dict.fromkeys(names, kind))[0] for kind in candidate_formats()]
     by_name = [{plan.ref.name: plan for plan in plans} for plans in ways]
     candidates = {}
     for name in names:
@@ -6159,7 +6590,7 @@ def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
     """{how it is stored: layers, tensors and bytes}, quantised ones first."""
     groups = defaultdict(list)
     for plan in plans:
-        groups[min(plan.precision, Precision.HALF), stored_as(plan)].append(plan)
+        groups[min(plan.precision, HALF), stored_as(plan)].append(plan)
     return {
         label: {
             "layers": sum(plan.is_layer for plan in members),
@@ -6172,8 +6603,9 @@ def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
 
 def matmul(plan: TensorPlan) -> str:
     """W4A4, W4A16, W8A8 or W8A16: bits of the weight and of the activations it multiplies."""
-    weight = "4" if plan.is_nvfp4 else "8"
-    return f"W{weight}A{'16' if plan.config.get('full_precision_matrix_mult') else weight}"
+    form = plan.format
+    activations = 16 if plan.config.get("full_precision_matrix_mult") else form.activation_bits
+    return f"W{form.weight_bits}A{activations}"
 
 
 def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
@@ -6748,41 +7180,49 @@ class StoredLayer:
         return bool((self.config or {}).get("full_precision_matrix_mult"))
 
     @property
-    def scheme(self) -> str:
-        """How the weight is quantised as its tensors show it, or its dtype."""
-        if self.weight is None:
-            return "no weight"
+    def format(self) -> Format | None:
+        """The format that the layer's tensors show; None where no row of ours describes it."""
         configured = (self.config or {}).get("format")
-        for scheme, dtype, scale in SCHEMES:
-            signed = (self.weight.dtype, dtype, configured) == ("I8", "U8", "nvfp4")
-            suits = self.weight.dtype == dtype or signed
-            suits = suits and (scale is None or scale in self.parts)
-            if suits and configured not in OTHER_FORMATS:
-                return scheme
-        return configured or self.weight.dtype
+        if self.weight is None or (is_known(configured) and not self.is_described):
+            return None
+        fitting = [f for f in stored_formats() if f.holds(self.weight, self.parts, configured)]
+        first = fitting[0] if fitting else None
+        return next((row for row in fitting if row.config == configured), first)
 
     @property
-    def precision(self) -> Precision | None:
-        """NVFP4 or FP8 where ComfyUI's current formats hold it, going by its configuration."""
-        return FORMATS.get((self.config or {}).get("format"))
+    def is_described(self) -> bool:
+        return self.configured is not None
+
+    @property
+    def configured(self) -> Format | None:
+        """The format that ComfyUI takes the layer for, going by its configuration."""
+        return configured_formats().get((self.config or {}).get("format"))
+
+    @property
+    def scheme(self) -> str:
+        """What to call the way in which the weight is stored."""
+        if self.weight is None:
+            return "no weight"
+        named = (self.config or {}).get("format") or self.weight.dtype
+        return self.format.title if self.format else named
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the weight before it was packed; the padding of rows is told from the bias."""
-        shape = self.weight.shape
-        if self.scheme != "NVFP4" or len(shape) != 2:
+        shape, bias = self.weight.shape, self.parts.get("bias")
+        if self.format is None or len(shape) != 2:
             return shape
-        bias = self.parts.get("bias")
-        rows = bias.shape[0] if bias and len(bias.shape) == 1 else shape[0]
-        return rows if round_up(rows, BLOCK_SIZE) == shape[0] else shape[0], shape[1] * 2
+        return self.format.logical_shape(
+            shape, bias.shape[0] if bias and len(bias.shape) == 1 else None
+        )
 
 
 def stored_layers(model: Model) -> dict[str, StoredLayer]:
     """{name: layer} of every layer that a file holds a part of or a configuration for."""
-    parts = defaultdict(dict)
+    parts, known = defaultdict(dict), layer_parts()
     for ref in model.tensors.values():
         layer, _, suffix = ref.name.rpartition(".")
-        if suffix in LAYER_PARTS:
+        if suffix in known:
             parts[layer][suffix] = ref
     listed = header_layers(model.metadata) or {}
     return {
@@ -6817,40 +7257,25 @@ def find_marker(model: Model) -> TensorRef | None:
 
 
 def undecodable(layer: StoredLayer) -> str:
-    """Why `stored_parts` cannot take a layer of one of SCHEMES; or ""."""
-    scale = "scale_weight" if layer.scheme == "scaled FP8" else "weight_scale"
-    ref = layer.parts.get("weight_scale_2" if layer.scheme == "NVFP4" else scale)
-    if ref is not None and (ref.dtype not in SOURCE_FLOATS or math.prod(ref.shape) != 1):
-        return f"its scale is {ref.dtype} {list(ref.shape)}"
-    if len(layer.weight.shape) != 2 or 0 in layer.weight.shape:
-        return f"its weight is {list(layer.weight.shape)}"
-    if layer.scheme == "NVFP4":
-        expected = format_parts(Precision.NVFP4, (layer.weight.shape[0], layer.shape[1]))
-        tiles = layer.parts.get("weight_scale")
-        if layer.weight.shape != expected["weight"][1]:
-            return f"its weight is {list(layer.weight.shape)}"
-        if tiles is None or tiles.shape != expected["weight_scale"][1]:
-            return "its block scales have no or another shape"
-        if tiles.dtype not in ("F8_E4M3", *VIEWED):
-            return f"its block scales are {tiles.dtype}"
-    return ""
+    """Why `stored_parts` cannot take a layer that has a format; or ""."""
+    return layer.format.undecodable(layer.parts, layer.shape)
 
 
 def stored_scale(layer: StoredLayer) -> torch.Tensor:
-    """The scale of an FP8 layer, float32; 1 where it has none."""
-    ref = layer.parts.get("weight_scale") or layer.parts.get("scale_weight")
+    """The scale of a layer that has a single one, float32; 1 where it has none."""
+    ref = layer.parts.get(layer.format.scale_suffix)
     return load(ref).float().reshape(()) if ref else torch.ones(())
 
 
+def stored_tensors_of(layer: StoredLayer) -> dict[str, torch.Tensor]:
+    """{suffix: tensor} of all that the layer's weight is decoded from, read whole."""
+    names = map(layer.format.stored_name, layer.format.parts((1, 1)))
+    return {suffix: load(layer.parts[suffix]) for suffix in names if suffix in layer.parts}
+
+
 def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """What a quantised layer's decoder takes: codes (and block scales) by rows, and the scale."""
-    codes = load(layer.weight)
-    if layer.scheme != "NVFP4":
-        return [codes], stored_scale(layer)
-    blocks = codes.shape[1] * 2 // BLOCK_SIZE
-    block_scale = unswizzle(load(layer.parts["weight_scale"]), len(codes), blocks)
-    scale = load(layer.parts["weight_scale_2"]).float().reshape(())
-    return [codes.view(torch.uint8), block_scale], scale
+    """What the decoder of a layer's format takes: parts by rows, codes first, and the scale."""
+    return layer.format.unpack(stored_tensors_of(layer))
 
 
 # ── nvfp4/stored/lint.py: A file held against ComfyUI's contract ──────────────────────────────────
@@ -6902,7 +7327,7 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
             yield finding(defect="stray", detail=", ".join(layer.parts))
     elif config is None:
         yield from lint_unconfigured(layer, facts)
-    elif config.get("format") not in {*FORMATS, *OTHER_FORMATS}:
+    elif not is_known(config.get("format")):
         yield finding(defect="unknown format", detail=str(config.get("format", "unreadable")))
     else:
         if layer.in_header is None or layer.in_tensor is None:
@@ -6910,22 +7335,23 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
             yield finding(defect="one form", detail=only)
         elif layer.in_header != layer.in_tensor:
             yield finding(defect="two forms")
-        if layer.precision is not None:
+        if layer.configured is not None:
             yield from lint_quantised(layer, facts)
 
 
 def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """A weight without configuration: 16-bit, legacy scaled FP8, or a mistake."""
     finding, weight = partial(Finding, name=layer.name), layer.weight
-    if layer.scheme == "NVFP4":
-        yield finding(defect="unconfigured")
+    form = layer.format
+    if form and weight.dtype in VIEWED:
+        yield finding(defect=form.unconfigured)
     elif weight.dtype in ("U8", "I8") and len(weight.shape) == 2:
         yield finding(defect="integers", detail=weight.dtype)
     elif facts.legacy and "scale_weight" in layer.parts:
         yield from lint_legacy(layer, facts)
-    elif layer.scheme in ("FP8", "scaled FP8"):
-        yield finding(defect="unread scale")
-    elif layer.scheme == "plain FP8" and len(weight.shape) == 2:
+    elif form and form.unconfigured:
+        yield finding(defect=form.unconfigured)
+    elif form and len(weight.shape) == 2:
         if facts.values and weight.nbytes and decode_e4m3(load(weight)).abs().max() > LARGE_WEIGHT:
             yield finding(defect="unscaled")
     elif strays := layer.parts.keys() - {"weight", "bias"}:
@@ -6945,27 +7371,26 @@ def lint_legacy(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
 
 
 def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
-    """An NVFP4 or FP8 layer with a configuration: every tensor, and how it will multiply."""
+    """A layer whose configuration we know: every tensor, and how it will multiply."""
     finding, weight = partial(Finding, name=layer.name), layer.weight
-    is_nvfp4 = layer.precision is Precision.NVFP4
+    form = layer.configured
     if len(weight.shape) != 2 or 0 in weight.shape:
         yield finding(defect="shape", detail=f"weight {list(weight.shape)}")
         return
-    rows, columns = weight.shape[0], weight.shape[1] * (2 if is_nvfp4 else 1)
-    expected = format_parts(layer.precision, (rows, columns))
+    rows, columns = form.logical_shape(weight.shape, None)
+    expected = form.parts((rows, columns))
     for suffix, part in expected.items():
         yield from lint_part(layer, suffix, part)
     yield from lint_scalars(layer, facts)
-    multiple = BLOCK_SIZE if is_nvfp4 else 1
     for suffix, size in (("bias", rows), ("pre_quant_scale", columns)):
         ref = layer.parts.get(suffix)
-        if ref and tuple(round_up(length, multiple) for length in ref.shape) != (size,):
+        if ref and tuple(round_up(length, form.row_multiple) for length in ref.shape) != (size,):
             yield finding(defect="shape", detail=f"{suffix} {list(ref.shape)} for {size}")
-    if is_nvfp4:
+    if expected["weight"][1] != (rows, columns):
         yield from lint_packed(layer)
-        if facts.values and layer.scheme == "NVFP4" and not undecodable(layer):
-            yield from lint_block_scales(layer)
-    elif not layer.full_precision and "input_scale" not in layer.parts:
+    if facts.values and layer.format is form and not undecodable(layer):
+        yield from lint_values(layer)
+    if form.needs_input_scale and not layer.full_precision and "input_scale" not in layer.parts:
         yield finding(defect="clamped")
 
 
@@ -6991,9 +7416,10 @@ def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Find
 
 def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """Global, FP8 and input scales: one positive, finite float32 each."""
-    for suffix in SCALAR_SCALES:
+    own = layer.format.parts((32, 32)) if layer.format else {}
+    for suffix, written in scalar_scales().items():
         ref = layer.parts.get(suffix)
-        if ref is None or (suffix == "weight_scale" and layer.scheme == "NVFP4"):
+        if ref is None or math.prod(own.get(suffix, ("", ()))[1]) != 1:
             continue
         finding = partial(
             Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}"
@@ -7007,37 +7433,34 @@ def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
         else:
             if ref.dtype in ("F16", "BF16"):
                 yield finding(defect="float16 scale")
-            if ref.dtype == "F64" or (ref.shape and suffix not in LEGACY_SCALES):
-                yield finding(defect="not scalar")  # working legacy files have [1]
+            if ref.dtype == "F64" or (ref.shape and not written):
+                yield finding(defect="not scalar")
             value = load(ref).item() if facts.values and ref.dtype in SOURCE_FLOATS else 1.0
             if not 0 < value < math.inf:
                 yield finding(defect="bad scale", detail=f"{suffix} {value}")
 
 
 def lint_packed(layer: StoredLayer) -> Iterator[Finding]:
-    """What packing an NVFP4 layer, and the padding of its rows, cost."""
+    """What packing a layer, and the padding of its rows, cost."""
     (rows, columns), name = layer.shape, bare(layer.name)
-    odd_rows = rows % FP4_MATMUL_N
+    odd_rows = rows % layer.configured.row_multiple
     by_rows = re.search(RECOGNISED_BY_ROWS, name)
     never_packed = any(re.search(pattern, name) for pattern in NEVER_PACKED.values())
     if odd_rows if by_rows else never_packed:
         yield Finding(defect="recognised by", name=layer.name)
     elif never_packed:
         yield Finding(defect="output layer", name=layer.name)
-    if not layer.full_precision and (odd_rows or columns % FP4_MATMUL_K):
+    if not layer.full_precision and layer.configured.is_slow((rows, columns)):
         yield Finding(defect="slow shape", name=layer.name, detail=f"[{rows}, {columns}]")
 
 
-def lint_block_scales(layer: StoredLayer) -> Iterator[Finding]:
-    """Block scales are E4M3 numbers without a sign, and zero in the padding of their tiles."""
-    tiles = load(layer.parts["weight_scale"]).view(torch.uint8)
-    if (tiles >= NAN_E4M3).any():  # NaN, or the sign bit
-        yield Finding(defect="bad scale", name=layer.name, detail="weight_scale")
-    rows, blocks = layer.weight.shape[0], layer.weight.shape[1] * 2 // BLOCK_SIZE
-    if tiles.shape != (rows, blocks):
-        scales = unswizzle(tiles, *tiles.shape)
-        if scales[rows:].any() or scales[:, blocks:].any():
-            yield Finding(defect="padding", name=layer.name)
+def lint_values(layer: StoredLayer) -> Iterator[Finding]:
+    """Defects that the values of a decodable layer's block or row scales show."""
+    parts = layer.format.parts(layer.shape)
+    names = [suffix for suffix, (_, shape) in parts.items() if math.prod(shape) != 1]
+    scales = {suffix: load(layer.parts[suffix]) for suffix in names if suffix != "weight"}
+    for defect, detail in layer.format.faults(scales, layer.weight.shape):
+        yield Finding(defect=defect, name=layer.name, detail=detail)
 
 
 def lint_file(model: Model) -> list[Finding]:
@@ -7061,18 +7484,17 @@ def open_source(path: Path) -> tuple[Model, list[str]]:
     if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
         raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
     prefix, notes = diffusion_prefix(model.tensors), []
-    layers = {
-        name: layer for name, layer in stored_layers(model).items() if layer.scheme in ADOPTED
-    }
+    found = stored_layers(model).items()
+    layers = {name: layer for name, layer in found if layer.format and layer.format.is_adopted}
     problems = {name: foreign(layer, name.startswith(prefix)) for name, layer in layers.items()}
-    tensors, scales = {}, 0
+    tensors, scales, known, markers = {}, 0, layer_parts(), marker_names()
     for ref in model.tensors.values():
         name, _, suffix = ref.name.rpartition(".")
         inside = name.startswith(prefix)
         part = ref
-        if name in layers and not problems[name] and suffix in LAYER_PARTS and suffix != "bias":
+        if name in layers and not problems[name] and suffix in known and suffix != "bias":
             part = adopted(ref, layers[name], inside)
-        if part is not None and suffix != MARKER:
+        if part is not None and suffix not in markers:
             tensors[ref.name] = part
         scales += part is None and suffix in ("input_scale", "scale_input")
     refuse_quantised(path, tensors.values(), prefix, problems)
@@ -7098,16 +7520,16 @@ def open_source(path: Path) -> tuple[Model, list[str]]:
 
 def foreign(layer: StoredLayer, inside: bool) -> str:
     """Why a quantised layer of a source cannot be used; or ""."""
-    decoded = inside and layer.scheme != "NVFP4"
-    expected = Precision.NVFP4 if layer.scheme == "NVFP4" else Precision.FP8
-    if not decoded and layer.precision is not expected:
+    decoded = inside and layer.format.is_decoded
+    configured = layer.configured.config if layer.configured else ""
+    if not decoded and configured != layer.format.config:
         return "has no configuration of its format"
     reason = undecodable(layer)
     if decoded and not reason and not 0 < stored_scale(layer) < math.inf:
         reason = f"its scale is {float(stored_scale(layer))}"
-    if not reason and layer.scheme == "NVFP4":
+    if not reason and not layer.format.is_decoded:
         facts = FileFacts(legacy=False, fp8_matmul=False, values=True)
-        found = [*lint_scalars(layer, facts), *lint_block_scales(layer)]
+        found = [*lint_scalars(layer, facts), *lint_values(layer)]
         bad = [finding.detail for finding in found if finding.defect == "bad scale"]
         reason = f"it has a scale that is none, {bad[0]}" if bad else ""
     return reason
@@ -7116,7 +7538,7 @@ def foreign(layer: StoredLayer, inside: bool) -> str:
 def adopted(ref: TensorRef, layer: StoredLayer, inside: bool) -> TensorRef | None:
     """A part of a quantised layer as the source of a conversion has it; None if it goes."""
     suffix = ref.name.rpartition(".")[2]
-    if inside and layer.scheme != "NVFP4":
+    if inside and layer.format.is_decoded:
         if suffix != "weight":
             return None
         return dataclasses.replace(ref, scale=float(stored_scale(layer)))
@@ -7137,7 +7559,7 @@ def refuse_quantised(
         and ref.scale is None
         and ref.name.startswith(prefix)
         and (
-            re.search(ALREADY_QUANTISED, ref.name)
+            is_quantised_part(ref.name)
             or ref.dtype.startswith("F8_")
             or (ref.dtype in ONE_BYTE and len(ref.shape) == 2 and ref.name.endswith(".weight"))
         )
@@ -7780,10 +8202,10 @@ def write(job: Job, ranks: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
 
 def layer_config(plans: Iterable[TensorPlan]) -> str:
     """The plan as --layer-config reads it, one line for each tensor."""
-    formats = {setting: name for name, setting in SETTING_FORMATS.items()}
+    formats = {setting: name for name, setting in setting_formats().items()}
     entries = {}
     for plan in plans:
-        dtype = plan.dtype if plan.precision in (Precision.HALF, Precision.FP32) else ""
+        dtype = "" if plan.is_quantised or plan.precision.is_copy else plan.dtype
         entry = {"format": formats.get((plan.precision, dtype), "float32")}
         if plan.full_precision:
             entry["full_precision_matrix_mult"] = True
@@ -7896,38 +8318,37 @@ class Check:
 
 
 def decoded_damage(
-    original: torch.Tensor, stored: tuple[list[torch.Tensor], torch.Tensor], compute: Compute
+    original: torch.Tensor,
+    stored: tuple[list[torch.Tensor], torch.Tensor],
+    form: Format,
+    compute: Compute,
 ) -> Damage:
     """Error of a stored layer against its original weight; padding is left out."""
     parts, scale = stored
-    decode = decode_nvfp4 if len(parts) == 2 else decode_fp8
     unit = torch.stack(compute.map(largest_magnitude, original)).amax()
     unit = torch.where(unit > 0, unit, torch.ones(()))  # a wrong scale may be of any size
 
     def measure_rows(rows: torch.Tensor, *some: torch.Tensor) -> Damage:
-        return measure(rows.float() / unit, decode(*some, scale / unit))
+        return measure(rows.float() / unit, form.decode(*some, scale / unit))
 
     trimmed = (part[: len(original)] for part in parts)
     return Damage.total(compute.map(measure_rows, original, *trimmed), unit)
 
 
 def misread(
-    original: torch.Tensor, stored: tuple[list[torch.Tensor], torch.Tensor], compute: Compute
+    original: torch.Tensor,
+    stored: tuple[list[torch.Tensor], torch.Tensor],
+    form: Format,
+    compute: Compute,
 ) -> str:
     """How a layer that decodes to something else was packed, if another order explains it."""
     parts, scale = stored
-    if len(parts) == 1:
+    others = form.misreadings(parts)
+    if not others:
         return "its scale or codes are of another weight"
-    codes, block_scale = parts
-    swapped = torch.bitwise_left_shift(codes, 4) | torch.bitwise_right_shift(codes, 4)
-    rows, blocks = block_scale.shape
-    plain = swizzle(block_scale)[:rows, :blocks]  # as they would lie in the file unswizzled
-    for what, others in {
-        "packed with the even column in the low nibble": [swapped, block_scale],
-        "block scales not swizzled": [codes, plain],
-        "even column in the low nibble, block scales not swizzled": [swapped, plain],
-    }.items():
-        if decoded_damage(original, (others, scale), compute).relative_rmse < WRONG_FROM:
+    for what, reordered in others.items():
+        damage = decoded_damage(original, (reordered, scale), form, compute)
+        if damage.relative_rmse < WRONG_FROM:
             return what
     return "no other order of its codes and scales explains it"
 
@@ -7954,9 +8375,9 @@ def compare_layer(
     smoothing = layer.parts.get("pre_quant_scale")
     if smoothing and smoothing.dtype in SOURCE_FLOATS and smoothing.shape == ref.shape[1:]:
         original = original.float() / load(smoothing).float()  # else lint has said so
-    damage = decoded_damage(original, stored, compute)
+    damage = decoded_damage(original, stored, layer.format, compute)
     wrong = not damage.relative_rmse < limit  # NaN is wrong, too
-    return damage, misread(original, stored, compute) if wrong else ""
+    return damage, misread(original, stored, layer.format, compute) if wrong else ""
 
 
 def compare_tensor(
@@ -7967,9 +8388,8 @@ def compare_tensor(
     limit: float = WRONG_FROM,
 ) -> tuple[Damage | None, str]:
     """A stored tensor against its original: a layer's error, and what is wrong or ""."""
-    packed = ref.is_linear_weight and layer is not None and layer.scheme in DECODED
-    nvfp4 = packed and layer.scheme == "NVFP4"
-    expected = format_parts(Precision.NVFP4, ref.shape)["weight"][1] if nvfp4 else ref.shape
+    packed = ref.is_linear_weight and layer is not None and layer.format is not None
+    expected = layer.format.parts(ref.shape)["weight"][1] if packed else ref.shape
     if other.shape != expected:
         return None, f"{list(other.shape)} for the source's {list(ref.shape)}"
     if not packed:
@@ -8007,11 +8427,11 @@ def check_against(
                 damage[other.layer] = error
             if detail:
                 layer = other.name.removesuffix(".bias")
-                quantised = layer in layers and layers[layer].scheme in DECODED
+                quantised = layer in layers and layers[layer].format
                 moved = aware and quantised and layer != other.name
                 defect = "moved bias" if moved and load(other).isfinite().all() else "values"
                 found.append(Finding(defect=defect, name=other.layer, detail=detail))
-    parts = {*LAYER_PARTS, MARKER} - {"weight", "bias"}
+    parts = {*layer_parts(), *marker_names()} - {"weight", "bias"}
     extra = (ref.name for name, ref in stored.items() if name.rpartition(".")[2] not in parts)
     return [*found, *(Finding(defect="extra", name=name) for name in extra)], damage
 
@@ -8062,7 +8482,8 @@ def render_findings(found: Iterable[Finding]) -> list[str]:
 def render_check(check: Check) -> str:
     """The file's schemes, its defects the worst first, and its layers' errors if measured."""
     schemes = Counter(layer.scheme for layer in check.layers.values())
-    quantised = ", ".join(f"{schemes[name]} {name}" for name in DECODED if schemes[name])
+    titles = [row.title for row in stored_formats() if schemes[row.title]]
+    quantised = ", ".join(f"{schemes[title]} {title}" for title in titles)
     quantised = f"{quantised} layers" if quantised else "nothing is quantised"
     path, size = check.model.files[0], gigabytes(file_bytes(check.model))
     title = f"{path.name}: {len(check.model.tensors):,} tensors, {size}, {quantised}"

@@ -51,7 +51,7 @@ def encode(weight: torch.Tensor, method: str, compute: c.Compute) -> c.Encoded:
     scale = c.largest_magnitude(weight) / (c.E2M1_MAX * largest)
     plain = functools.partial(c.encode_nvfp4, block_scales=block_scales)
     rows = c.measured(plain, c.decode_nvfp4, torch.float32)
-    encoded = c.encode_layer(weight, scale, rows, compute)
+    encoded = c.encode_rows(weight, scale, rows, compute)
     if block_scales is c.mse_block_scales:
         return c.try_other_global_scales(weight, encoded, rows, compute)
     return encoded
@@ -129,7 +129,7 @@ def encoder_table(real: dict[str, torch.Tensor], compute: c.Compute) -> list[str
         layers: dict[str, Packed] = {}
         for layer, weight in real.items():
             found = encode(weight, method, compute)
-            layers[layer] = (torch.cat(found.codes), found.scale, c.swizzle(found.block_scale))
+            layers[layer] = (torch.cat(found.codes), found.scale, c.swizzle(found.by_rows[0]))
         results = [cosines(layers, activations) for activations in (False, True)]
         cells = [f"{value:.4f}" for r in results for value in (r.mean(), r.min())]
         lines.append(f"| {method:8} | " + " | ".join(cells) + " |")

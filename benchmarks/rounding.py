@@ -200,7 +200,7 @@ def layer(given: argparse.Namespace) -> None:
     )
     ref = c.TensorRef(name="l.weight", dtype="F32", shape=tuple(given.shape), path=Path(), begin=0,
                       nbytes=1)  # fmt: skip
-    plan = c.TensorPlan(ref=ref, precision=c.Precision.NVFP4, reason="", dtype="F32",
+    plan = c.TensorPlan(ref=ref, precision=c.NVFP4, reason="", dtype="F32",
                         moments=c.Moments(recordings=()))  # fmt: skip
     with (
         c.single_threaded() as threads,

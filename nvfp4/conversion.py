@@ -7,11 +7,11 @@ import re
 
 import torch
 
+from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.encode.compute import Compute, pick_device, single_threaded
 from nvfp4.encode.layer import quantise
 from nvfp4.encode.pieces import cast, float16_overflows, pieces_of, read_ahead, share_of
 from nvfp4.errors import ConvertError, Float16OverflowError, examples, printable
-from nvfp4.formats import DTYPE_OPTIONS
 from nvfp4.guides.read import read_guides
 from nvfp4.layout import Job, make_job, marker_of, stored_tensors
 from nvfp4.numeric.damage import ROUNDED_WRONG_FROM, Damage

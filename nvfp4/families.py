@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from nvfp4.errors import ConvertError
-from nvfp4.formats import Precision
 from nvfp4.model import Model, bare
 
 EDGE_BLOCKS = 2
@@ -20,7 +19,7 @@ class Keep(NamedTuple):
     """Layers inside a family's blocks, by the end of their names, that get more than NVFP4."""
 
     layers: str  # regular expression
-    precision: Precision
+    precision: str  # the title of a format: "FP8", "16-bit"
     why: str
 
 
@@ -54,38 +53,36 @@ class Family:
 # What K-quants of llama.cpp give more bits in diffusion models, by names that families share
 # (city96/ComfyUI-GGUF, tools/lcpp.patch).
 ATTENTION_V = Keep(
-    r"\.(v|v_img|to_v|add_v_proj|v_proj|wv|value)$", Precision.FP8, "attention V: Q6_K in a Q5_K_M"
+    r"\.(v|v_img|to_v|add_v_proj|v_proj|wv|value)$", "FP8", "attention V: Q6_K in a Q5_K_M"
 )
 ATTENTION_QKV = Keep(
     r"\.((img_|txt_)?attn[._](img_attn_|txt_attn_)?qkv|attention\.qkv|(img|txt)_attn_qkv)$",
-    Precision.FP8,
+    "FP8",
     "fused attention QKV: Q6_K in a Q5_K_M",
 )
 DOWN_PROJECTION = Keep(
     r"\.(ffn\.2|net\.2|feed_forward\.w2|mlp\.layer2|mlp\.down_proj|mlp\.w2|fc2)$",
-    Precision.FP8,
+    "FP8",
     "feed-forward down projection: Q6_K in a Q5_K_M",
 )
 ONE_STEP_HIGHER = (ATTENTION_V, ATTENTION_QKV, DOWN_PROJECTION)
 MODULATION = Keep(
     r"(_mod\.(lin|linear)|\.modulation\.(lin|linear))$",
-    Precision.FP8,
+    "FP8",
     "modulation reaches every token: 16-bit in sglang's NVFP4 Flux",
 )
 TEXT_ATTENTION = Keep(
-    r"\.txt_attn[._]",
-    Precision.FP8,
-    "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter",
+    r"\.txt_attn[._]", "FP8", "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter"
 )
 ADALN_AND_MLP = (
     Keep(
         r"\.adaln_modulation_",
-        Precision.HALF,
+        "16-bit",
         "modulation reaches every token, and is small: 16-bit in bedovyy/comfy-dit-quantizer",
     ),
     Keep(
         r"\.mlp\.|\.v_proj$",
-        Precision.FP8,
+        "FP8",
         "MLP and V: FP8 in bedovyy/comfy-dit-quantizer, noise in NVFP4 "
         "(silveroxides/convert_to_quant#41)",
     ),
@@ -112,9 +109,7 @@ FAMILIES = {
         blocks=(("blocks",),),
         beside=("vace_blocks",),
         keeps=(
-            Keep(
-                r"^vace_blocks\.", Precision.FP8, "control blocks: 16-bit in jorismak/convert_nvfp4"
-            ),
+            Keep(r"^vace_blocks\.", "FP8", "control blocks: 16-bit in jorismak/convert_nvfp4"),
             ATTENTION_V,
             DOWN_PROJECTION,
         ),
@@ -132,10 +127,10 @@ FAMILIES = {
         keeps=(
             Keep(
                 r"\.(img|txt)_mod\.1$",
-                Precision.FP8,
+                "FP8",
                 "modulation reaches every token: FP8 in bedovyy/comfy-dit-quantizer",
             ),
-            Keep(r"\.txt_mlp\.", Precision.FP8, "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
+            Keep(r"\.txt_mlp\.", "FP8", "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
             ATTENTION_V,
         ),
         shape_read=r"^img_in$",
@@ -146,11 +141,7 @@ FAMILIES = {
         keys=(FLUX_KEY, r"double_stream_modulation_img\.lin\.weight "),
         blocks=FLUX_BLOCKS,
         keeps=(
-            Keep(
-                TEXT_ATTENTION.layers,
-                Precision.HALF,
-                "text attention: 16-bit in BFL's own NVFP4 file",
-            ),
+            Keep(TEXT_ATTENTION.layers, "16-bit", "text attention: 16-bit in BFL's own NVFP4 file"),
             ATTENTION_QKV,
         ),
         shape_read=FLUX_SHAPES,
@@ -183,12 +174,12 @@ FAMILIES = {
         keeps=(
             Keep(
                 r"\.adaLN_modulation\.",
-                Precision.HALF,
+                "16-bit",
                 "modulation reaches every token, and is small: 16-bit in convert-to-quant",
             ),
             Keep(
                 r"\.attention\.",
-                Precision.FP8,
+                "FP8",
                 "attention: pure noise in NVFP4 (silveroxides/convert_to_quant#14)",
             ),
             DOWN_PROJECTION,
@@ -212,7 +203,7 @@ FAMILIES = {
         ),
         blocks=(("transformer_blocks",),),
         keeps=(
-            Keep(r"\.to_gate_logits$", Precision.HALF, "gates: 16-bit in convert-to-quant"),
+            Keep(r"\.to_gate_logits$", "16-bit", "gates: 16-bit in convert-to-quant"),
             ATTENTION_V,
             DOWN_PROJECTION,
         ),

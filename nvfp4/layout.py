@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from nvfp4.dtypes import SAFETENSORS_BITS, bits_of, round_up
 from nvfp4.errors import ConvertError, examples
 from nvfp4.files import CHANGED_UNDER_WAY, stamp
-from nvfp4.formats import LEGACY_NAMES, MARKER, SAFETENSORS_BITS, bits_of, format_parts, round_up
+from nvfp4.formats.scaled_fp8 import marker_tensor
 from nvfp4.model import Model, bare
 from nvfp4.options import Options, __version__
 from nvfp4.plan.records import TensorPlan, widen
@@ -93,28 +94,25 @@ def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
         stored = {plan.ref.name: (plan.dtype, plan.ref.shape)}
         config = {f"{plan.ref.layer}.comfy_quant": ("U8", (len(plan.ref.config),))}
         return stored | (config if plan.ref.config else {})
-    parts = format_parts(plan.precision, plan.ref.shape)
+    form = plan.precision
+    parts = form.parts(plan.ref.shape)
     if plan.input_scale is not None:
-        parts["input_scale"] = ("F32", ())
+        parts["input_scale"] = ("F32", form.scalar_shape)
     if plan.smoothing is not None:
         parts["pre_quant_scale"] = ("BF16", tuple(plan.smoothing.shape))
-    if plan.legacy:  # working files of that kind have scales of shape [1]
-        parts = {
-            LEGACY_NAMES.get(suffix, suffix): (dtype, shape or (1,))
-            for suffix, (dtype, shape) in parts.items()
-        }
-    else:
+    if form.is_configured:
         parts["comfy_quant"] = ("U8", (len(plan.config_bytes),))
-    return {f"{plan.ref.layer}.{suffix}": part for suffix, part in parts.items()}
+    return {f"{plan.ref.layer}.{form.stored_name(suffix)}": part for suffix, part in parts.items()}
 
 
 def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
-    """Scaled FP8's marker tensor, for a file of that form."""
-    plan = next((plan for plan in plans if plan.legacy), None)
+    """The tensor by which ComfyUI knows the quantised layers of a file that configures none."""
+    plan = next((plan for plan in plans if plan.precision.marker), None)
     if plan is None:
         return {}
     prefix = plan.ref.layer.removesuffix(bare(plan.ref.layer))
-    return {prefix + MARKER: torch.zeros(2 if plan.full_precision else 0).to(torch.float8_e4m3fn)}
+    marker = marker_tensor(full_precision=bool(plan.full_precision))
+    return {prefix + plan.precision.marker: marker}
 
 
 def stored_bytes(plan: TensorPlan) -> int:
@@ -197,7 +195,7 @@ def make_metadata(
     metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
     metadata.pop("_quantization_metadata", None)
     layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised or plan.ref.config}
-    if layers and not any(plan.legacy for plan in plans):  # with it, legacy scales go unread
+    if layers and not any(plan.precision.marker for plan in plans):  # with it, a marker is not read
         quantisation = {"format_version": "1.0", "layers": layers}
         metadata["_quantization_metadata"] = json.dumps(quantisation)
     return metadata

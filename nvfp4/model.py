@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from nvfp4.dtypes import SOURCE_FLOATS
 from nvfp4.files import Stamp
-from nvfp4.formats import SOURCE_FLOATS
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
 UNREAD_PREFIXES = ("diffusion_model.",)

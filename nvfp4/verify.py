@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from nvfp4.dtypes import SOURCE_FLOATS
 from nvfp4.encode.compute import CPU_CHUNK, Compute, single_threaded
 from nvfp4.errors import ConvertError, DamagedFileError, of_another_model
-from nvfp4.formats import DECODED, LAYER_PARTS, MARKER, SOURCE_FLOATS, Precision, format_parts
+from nvfp4.formats.base import Format, layer_parts, marker_names
 from nvfp4.model import Model, TensorRef, bare
-from nvfp4.numeric.codes import decode_fp8, decode_nvfp4, largest_magnitude, swizzle
+from nvfp4.numeric.codes import largest_magnitude
 from nvfp4.numeric.damage import ROUNDED_TO, ROUNDED_WRONG_FROM, WRONG_FROM, Damage, measure
 from nvfp4.options import Verification
 from nvfp4.progress import progress_bar
@@ -40,38 +41,37 @@ class Check:
 
 
 def decoded_damage(
-    original: torch.Tensor, stored: tuple[list[torch.Tensor], torch.Tensor], compute: Compute
+    original: torch.Tensor,
+    stored: tuple[list[torch.Tensor], torch.Tensor],
+    form: Format,
+    compute: Compute,
 ) -> Damage:
     """Error of a stored layer against its original weight; padding is left out."""
     parts, scale = stored
-    decode = decode_nvfp4 if len(parts) == 2 else decode_fp8
     unit = torch.stack(compute.map(largest_magnitude, original)).amax()
     unit = torch.where(unit > 0, unit, torch.ones(()))  # a wrong scale may be of any size
 
     def measure_rows(rows: torch.Tensor, *some: torch.Tensor) -> Damage:
-        return measure(rows.float() / unit, decode(*some, scale / unit))
+        return measure(rows.float() / unit, form.decode(*some, scale / unit))
 
     trimmed = (part[: len(original)] for part in parts)
     return Damage.total(compute.map(measure_rows, original, *trimmed), unit)
 
 
 def misread(
-    original: torch.Tensor, stored: tuple[list[torch.Tensor], torch.Tensor], compute: Compute
+    original: torch.Tensor,
+    stored: tuple[list[torch.Tensor], torch.Tensor],
+    form: Format,
+    compute: Compute,
 ) -> str:
     """How a layer that decodes to something else was packed, if another order explains it."""
     parts, scale = stored
-    if len(parts) == 1:
+    others = form.misreadings(parts)
+    if not others:
         return "its scale or codes are of another weight"
-    codes, block_scale = parts
-    swapped = torch.bitwise_left_shift(codes, 4) | torch.bitwise_right_shift(codes, 4)
-    rows, blocks = block_scale.shape
-    plain = swizzle(block_scale)[:rows, :blocks]  # as they would lie in the file unswizzled
-    for what, others in {
-        "packed with the even column in the low nibble": [swapped, block_scale],
-        "block scales not swizzled": [codes, plain],
-        "even column in the low nibble, block scales not swizzled": [swapped, plain],
-    }.items():
-        if decoded_damage(original, (others, scale), compute).relative_rmse < WRONG_FROM:
+    for what, reordered in others.items():
+        damage = decoded_damage(original, (reordered, scale), form, compute)
+        if damage.relative_rmse < WRONG_FROM:
             return what
     return "no other order of its codes and scales explains it"
 
@@ -98,9 +98,9 @@ def compare_layer(
     smoothing = layer.parts.get("pre_quant_scale")
     if smoothing and smoothing.dtype in SOURCE_FLOATS and smoothing.shape == ref.shape[1:]:
         original = original.float() / load(smoothing).float()  # else lint has said so
-    damage = decoded_damage(original, stored, compute)
+    damage = decoded_damage(original, stored, layer.format, compute)
     wrong = not damage.relative_rmse < limit  # NaN is wrong, too
-    return damage, misread(original, stored, compute) if wrong else ""
+    return damage, misread(original, stored, layer.format, compute) if wrong else ""
 
 
 def compare_tensor(
@@ -111,9 +111,8 @@ def compare_tensor(
     limit: float = WRONG_FROM,
 ) -> tuple[Damage | None, str]:
     """A stored tensor against its original: a layer's error, and what is wrong or ""."""
-    packed = ref.is_linear_weight and layer is not None and layer.scheme in DECODED
-    nvfp4 = packed and layer.scheme == "NVFP4"
-    expected = format_parts(Precision.NVFP4, ref.shape)["weight"][1] if nvfp4 else ref.shape
+    packed = ref.is_linear_weight and layer is not None and layer.format is not None
+    expected = layer.format.parts(ref.shape)["weight"][1] if packed else ref.shape
     if other.shape != expected:
         return None, f"{list(other.shape)} for the source's {list(ref.shape)}"
     if not packed:
@@ -151,11 +150,11 @@ def check_against(
                 damage[other.layer] = error
             if detail:
                 layer = other.name.removesuffix(".bias")
-                quantised = layer in layers and layers[layer].scheme in DECODED
+                quantised = layer in layers and layers[layer].format
                 moved = aware and quantised and layer != other.name
                 defect = "moved bias" if moved and load(other).isfinite().all() else "values"
                 found.append(Finding(defect=defect, name=other.layer, detail=detail))
-    parts = {*LAYER_PARTS, MARKER} - {"weight", "bias"}
+    parts = {*layer_parts(), *marker_names()} - {"weight", "bias"}
     extra = (ref.name for name, ref in stored.items() if name.rpartition(".")[2] not in parts)
     return [*found, *(Finding(defect="extra", name=name) for name in extra)], damage
 

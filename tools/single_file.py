@@ -74,6 +74,11 @@ def given_names(node: ast.stmt) -> list[str]:
     ]  # fmt: skip
 
 
+def loads_all(room: Path) -> bool:
+    """Whether importing a module of a room imports all of them, as its __init__.py does."""
+    return "iter_modules" in (room / "__init__.py").read_text(encoding="utf-8")
+
+
 class Module:
     """One module: its text and the statements that are left of it in a single file."""
 
@@ -145,23 +150,25 @@ class Builder:
     def closure(self, name: str, found: list[Module], path: tuple[str, ...] = ()) -> None:
         """Append the module to `found`, after those it imports from.
 
-        A room, such as nvfp4.formats, stands for all its modules, as its __init__.py loads them.
+        A room stands for all its modules.
         """
         folder = self.root / Path(*name.split("."))
         if folder.is_dir():
             for file in sorted(folder.glob("[!_]*.py")):
                 self.closure(f"{name}.{file.stem}", found, path)
             return
-        if name in path:
-            raise BuildError(f"import cycle: {' -> '.join((*path, name))}")
         if name in self.done:
             return
+        if name in path:
+            raise BuildError(f"import cycle: {' -> '.join((*path, name))}")
         module = Module(name, self.root)
         for needed in module.needed:
             self.closure(needed, found, (*path, name))
         self.done.add(name)
         module.check(self.owners)
         found.append(module)
+        if loads_all(module.path.parent):
+            self.closure(name.rpartition(".")[0], found, path)
 
     def add_imports(self, nodes: list[ast.stmt]) -> None:
         """Write imports of other packages that are not there yet: standard library first."""

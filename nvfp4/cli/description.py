@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 from nvfp4.families import FAMILIES, GENERAL_PRESETS
-from nvfp4.formats import Precision
 
 DESCRIPTION = """\
 Convert a large diffusion transformer to one mixed-precision NVFP4 file that ComfyUI loads.
@@ -64,8 +63,7 @@ def render_presets() -> str:
         lines += [f"{name}: {family.title}, in {runs}"]
         lines += [f"  16-bit  {ends}, and what is outside the blocks"]
         for keep in family.keeps:
-            kept = "16-bit" if keep.precision is Precision.HALF else keep.precision.name
-            lines.append(f"  {kept:7} {keep.layers}  ({keep.why})")
+            lines.append(f"  {keep.precision:7} {keep.layers}  ({keep.why})")
         lines += ["  NVFP4   the other linear layers of the blocks"]
         if family.full_precision:
             lines += [f"  W4A16   {family.full_precision}  (of what is NVFP4)"]

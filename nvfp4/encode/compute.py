@@ -6,7 +6,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 
@@ -14,7 +13,6 @@ from nvfp4.errors import ConvertError
 from nvfp4.guides.records import Moments
 from nvfp4.numeric.codes import amax_block_scales
 from nvfp4.numeric.compiled import Kernels, compile_kernels, compile_rounder
-from nvfp4.numeric.damage import Damage
 from nvfp4.numeric.feedback import Rounder
 from nvfp4.plan.records import TensorPlan
 from nvfp4.ranks import ALONE, Ranks
@@ -25,16 +23,6 @@ RECALLED = {"cpu": 4, "cuda": 8}  # statistics and their feedbacks: of two input
 CPU_CHUNK = 1 << 19  # weights a thread works on at once: measured best on two cores
 CPU_THREADS = 4  # more only wait for Python's lock: slower again on 16 cores
 CUDA_CHUNK = 1 << 26
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """A layer's codes by chunks of rows, block scales if NVFP4, the scale, and what it cost."""
-
-    codes: tuple[torch.Tensor, ...]
-    block_scale: torch.Tensor | None
-    scale: torch.Tensor
-    damage: Damage
 
 
 @contextlib.contextmanager

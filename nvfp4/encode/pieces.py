@@ -21,8 +21,6 @@ from nvfp4.ranks import Ranks
 from nvfp4.read.tensors import changed, fill
 
 HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
-# What a weight costs a rank besides its bytes, in bytes that are read or written meanwhile.
-ENCODING_COST = {"NVFP4": 4, "FP8": 2}
 SMALL_PIECE, MOST_AHEAD = 1 << 20, 32  # pieces read into no buffer of their own, and how many
 PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
 
@@ -51,7 +49,7 @@ def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
     costs = {
         plan.ref.name: plan.ref.nbytes
         + stored_bytes(plan)
-        + ENCODING_COST.get(plan.precision.name, 0) * math.prod(plan.ref.shape)
+        + plan.precision.encoding_cost * math.prod(plan.ref.shape)
         for plan in plans
     }
     for name in sorted(costs, key=lambda name: (-costs[name], name)):

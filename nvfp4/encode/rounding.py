@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
-from nvfp4.encode.compute import Compute, Encoded
-from nvfp4.formats import BLOCK_SIZE, Precision
+from nvfp4.encode.compute import Compute
+from nvfp4.formats.base import Encoded, Format
 from nvfp4.guides.recording import load_statistics
-from nvfp4.numeric.codes import E2M1, E4M3, FloatGrid, decode_fp8, decode_nvfp4, quantised_rows
+from nvfp4.numeric.codes import quantised_rows
 from nvfp4.numeric.damage import Damage, squared
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.feedback import (
@@ -23,7 +22,6 @@ from nvfp4.numeric.feedback import (
     Statistics,
     make_feedback,
     output_error,
-    stored_levels,
 )
 from nvfp4.numeric.scale_search import LEAST_SEARCHED_SCALE
 from nvfp4.plan.records import TensorPlan
@@ -40,8 +38,7 @@ class Rounding:
     rounder: Rounder
     feedback: Feedback
     mean: torch.Tensor  # of its input [K], in the feedback's order; zeros without a bias
-    grid: FloatGrid
-    decode: Callable
+    format: Format
     scale: torch.Tensor
     dtype: torch.dtype
 
@@ -54,12 +51,12 @@ def round_by_moments(
     Where no second moment is positive definite, and where rounding by it does not lower the output
     error, `plain` comes back.
     """
-    rounding = choose_rounding(plan, weight, plain, compute)
+    rounding = choose_rounding(plan, weight, plain, compute) if plan.precision.grid else None
     if rounding is None:
         return plain, None
-    parts = [torch.cat(plain.codes), *([] if plain.block_scale is None else [plain.block_scale])]
+    parts = [torch.cat(plain.codes), *plain.by_rows]
     made = compute.map(partial(round_piece, rounding), weight, *parts, rows=FEEDBACK_ROWS)
-    codes, *scales, errors, means, damages = zip(*made, strict=True)
+    codes, *by_rows, errors, means, damages = zip(*made, strict=True)
     unit = float(plain.scale)
     energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
     output, drift, new_drift = torch.cat(means, dim=1) * unit
@@ -70,13 +67,13 @@ def round_by_moments(
     else:
         after += left
         damage = Damage.total(damages, plain.scale)
-        block_scale = torch.cat(*scales) if scales else None
-        best = Encoded(codes=codes, block_scale=block_scale, scale=plain.scale, damage=damage)
+        whole = tuple(map(torch.cat, by_rows))
+        best = Encoded(codes=codes, by_rows=whole, scale=plain.scale, damage=damage)
     measured = {
         "output_before": math.sqrt(before / energy) if energy else 0.0,
         "output_after": math.sqrt(after / energy) if energy else 0.0,
     }
-    if plan.precision is Precision.NVFP4:
+    if plan.precision.activation_bits == 4:
         measured["output_w4a4"] = w4a4_error(plan, weight, best, moved, compute)
     return dataclasses.replace(best, damage=dataclasses.replace(best.damage, **measured)), bias
 
@@ -86,9 +83,7 @@ def choose_rounding(
 ) -> Rounding | None:
     """With the damping that has the least output error on some rows; None without a feedback."""
     given, centred = recall_statistics(plan, compute), plan.bias is not None
-    grid, group, decode = E2M1, BLOCK_SIZE, decode_nvfp4
-    if plan.precision is Precision.FP8:
-        grid, group, decode = E4M3, 1, decode_fp8
+    grid, group = plan.precision.grid, plan.precision.group
 
     def make(_: object, __: torch.device) -> list[Feedback | None]:
         maker = partial(make_feedback, given, group=group, centred=centred)
@@ -115,8 +110,7 @@ def choose_rounding(
         rounder=compute.rounder,
         feedback=best,
         mean=mean[best.order],
-        grid=grid,
-        decode=decode,
+        format=plan.precision,
         scale=plain.scale,
         dtype=compute.dtype,
     )
@@ -139,14 +133,14 @@ def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) ->
     """
     feedback, unit = rounding.feedback, rounding.scale
     values = rows.to(rounding.dtype).float() / unit
-    rounded = rounding.rounder.round_rows(values, feedback, rounding.grid)
-    decoded = rounding.decode(*plain, torch.ones_like(unit))
+    rounded = rounding.rounder.round_rows(values, feedback, rounding.format.grid)
+    decoded = rounding.format.decode(*plain, torch.ones_like(unit))
     before = (values - decoded).t()[feedback.order]
     parts = (values.t()[feedback.order], before, rounded.residual)
     errors = [output_error(part, feedback) for part in parts]
     means = torch.stack([rounding.mean @ part for part in parts])
     damage = Damage(error=squared(rounded.residual), energy=squared(values))
-    return *stored_levels(rounded, feedback, rounding.grid), errors, means, damage
+    return *rounding.format.round_to_levels(rounded, feedback), errors, means, damage
 
 
 def moved_bias(
@@ -171,13 +165,13 @@ def w4a4_error(
     rows = recall_statistics(plan, compute).rows
     quantised = quantised_rows(rows, plan.input_scale)
 
-    def outputs(some: torch.Tensor, codes: torch.Tensor, block_scale: torch.Tensor) -> tuple:
+    def outputs(some: torch.Tensor, *parts: torch.Tensor) -> tuple:
         exact = rows @ some.float().t()
-        decoded = decode_nvfp4(codes, block_scale, stored.scale)
+        decoded = plan.precision.decode(*parts, stored.scale)
         return exact, quantised @ decoded.t() - exact
 
-    codes = torch.cat(stored.codes)
-    made = compute.map(outputs, weight, codes, stored.block_scale, rows=FEEDBACK_ROWS)
+    parts = (torch.cat(stored.codes), *stored.by_rows)
+    made = compute.map(outputs, weight, *parts, rows=FEEDBACK_ROWS)
     exact, error = (torch.cat(parts, dim=1) for parts in zip(*made, strict=True))
     energy = squared(exact)
     return math.sqrt(squared(error + moved) / energy) if energy else 0.0

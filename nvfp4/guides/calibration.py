@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
+from nvfp4.dtypes import E4M3_MAX, NVFP4_MAX
 from nvfp4.errors import ConvertError, examples, of_another_model
-from nvfp4.formats import E4M3_MAX, NVFP4_MAX, Precision
+from nvfp4.formats.fp8 import FP8
+from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.records import Calibration, Recorded
 from nvfp4.model import Model, bare
 from nvfp4.options import Options
@@ -31,7 +33,7 @@ def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibra
             f"{path}: has no scale_{key} for {examples(lacking)}; it has {examples(known)}"
         )
     multiplier = options.input_scale_summary_multiplier
-    columns = {Precision.NVFP4: (f"scale_{key}", 1.0), Precision.FP8: (f"amax_{key}", E4M3_MAX)}
+    columns = {NVFP4: (f"scale_{key}", 1.0), FP8: (f"amax_{key}", E4M3_MAX)}
     source = f"summary {key.replace('_', '.')} x {multiplier:g}"
     return {
         bare(row["layer"]): Calibration(
@@ -55,7 +57,7 @@ def recorded_calibration(
     for layer, recorded in recording.items():
         if recorded.amax > 0:
             fp8 = recorded.amax * margin / E4M3_MAX
-            scales = {Precision.NVFP4: recorded.headroom(margin) / NVFP4_MAX, Precision.FP8: fp8}
+            scales = {NVFP4: recorded.headroom(margin) / NVFP4_MAX, FP8: fp8}
             actual = recorded.headroom(margin) / recorded.amax
             found[layer] = Calibration(scales=scales, source=f"headroom x {actual:.3g}")
     return found
@@ -82,7 +84,7 @@ def parse_reference_scales(path: Path, file: BinaryIO) -> dict[str, Calibration]
             raise ConvertError(f"{path}: {problem}")
         row = {"layer": layer, "input_scale": load(ref, file).item()}
         amax = positive(path, row, "input_scale") * largest
-        scales = {Precision.NVFP4: amax / NVFP4_MAX, Precision.FP8: amax / E4M3_MAX}
+        scales = {NVFP4: amax / NVFP4_MAX, FP8: amax / E4M3_MAX}
         found[bare(layer)] = Calibration(scales=scales, source=path.name)
     if not found:
         raise ConvertError(f"{path}: has no input_scale tensors")
@@ -100,7 +102,7 @@ def match_calibration(
     found = {}
     if options.input_scale_value is not None:
         value = options.input_scale_value
-        scales = {Precision.NVFP4: value, Precision.FP8: value * NVFP4_MAX / E4M3_MAX}
+        scales = {NVFP4: value, FP8: value * NVFP4_MAX / E4M3_MAX}
         calibration = Calibration(scales=scales, source="--input-scale-value")
         found = dict.fromkeys(layers.values(), calibration)
     for path, rows in reversed(sources):

@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from nvfp4.dtypes import MAX_DIMENSIONS
 from nvfp4.errors import ConvertError, examples, of_another_model
 from nvfp4.files import size_of
-from nvfp4.formats import MAX_DIMENSIONS
 from nvfp4.guides.records import GGUF_BITS
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.read.checkpoint import GGUF_MAGIC, MAX_NAME

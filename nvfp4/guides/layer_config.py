@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nvfp4.dtypes import FLOAT32_MAX
 from nvfp4.errors import EXCERPT, ConvertError, examples, of_another_model
-from nvfp4.formats import FLOAT32_MAX, FORMATS, QUANTISED, Precision
+from nvfp4.formats.base import Format, configured_formats
+from nvfp4.formats.floats import FP32, HALF, KEPT
 from nvfp4.guides.records import LayerList, Setting
 from nvfp4.model import Model, TensorRef, bare, compiled
 from nvfp4.read.json_files import load_json, read_whole
@@ -16,13 +18,17 @@ SETTING_KEYS = {
     "full_precision_matrix_mult": (bool,),
     "input_scale": (int, float),
 }
-SETTING_FORMATS = {
-    **{name: (precision, "") for name, precision in FORMATS.items()},
-    "bfloat16": (Precision.HALF, "BF16"),
-    "float16": (Precision.HALF, "F16"),
-    "float32": (Precision.FP32, "F32"),
-    "source": (Precision.KEPT, ""),
+UNQUANTISED_SETTINGS = {
+    "bfloat16": (HALF, "BF16"),
+    "float16": (HALF, "F16"),
+    "float32": (FP32, "F32"),
+    "source": (KEPT, ""),
 }
+
+
+def setting_formats() -> dict[str, tuple[Format, str]]:
+    """{what an entry calls it: format, and the dtype of what is not quantised}."""
+    return {name: (row, "") for name, row in configured_formats().items()} | UNQUANTISED_SETTINGS
 
 
 def read_layer_list(path: Path) -> tuple[str, ...]:
@@ -59,7 +65,7 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
         try:
             setting = as_setting(key, found[key])
             matched = {key} if key in names else {*filter(compiled(key).fullmatch, names)}
-            if key not in names and setting.precision in QUANTISED:
+            if key not in names and setting.precision.is_quantised:
                 matched = {name for name in matched if names[name].is_linear_weight}
             refuse_setting(setting, [names[name] for name in matched])
         except ValueError as error:
@@ -82,11 +88,11 @@ def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
         )
     for ref in refs:
         name = config_key(ref)
-        if setting.precision in QUANTISED and not (ref.is_linear_weight or ref.config):
+        if setting.precision.is_quantised and not (ref.is_linear_weight or ref.config):
             raise ValueError(f"{name} is no linear layer")
-        if ref.is_kept and setting.precision is not Precision.KEPT:
+        if ref.is_kept and not setting.precision.is_copy:
             raise ValueError(f"{name} is quantised in the source and goes over as it is: source")
-        if ref.scale is not None and setting.precision is Precision.KEPT:
+        if ref.scale is not None and setting.precision.is_copy:
             raise ValueError(f"{name} is FP8 in the source: float8_e4m3fn keeps it")
 
 
@@ -101,8 +107,8 @@ def as_setting(key: str, value: object) -> Setting:
         raise ValueError('needs an object like {"format": "nvfp4"}')
     if unknown := value.keys() - SETTING_KEYS.keys():
         raise ValueError(f"has {examples(unknown)}; known are {', '.join(SETTING_KEYS)}")
-    if not isinstance(value.get("format"), str) or value["format"] not in SETTING_FORMATS:
-        given, known = value.get("format"), ", ".join(SETTING_FORMATS)
+    if not isinstance(value.get("format"), str) or value["format"] not in setting_formats():
+        given, known = value.get("format"), ", ".join(setting_formats())
         raise ValueError(f"format {given!r} is none of {known}")
     for name, kinds in SETTING_KEYS.items():
         if name in value and type(value[name]) not in kinds:
@@ -110,8 +116,8 @@ def as_setting(key: str, value: object) -> Setting:
     scale = value.get("input_scale")
     if scale is not None and not 0 < scale < FLOAT32_MAX:
         raise ValueError(f"input_scale {str(scale)[:EXCERPT]} is not a positive number")
-    precision, dtype = SETTING_FORMATS[value["format"]]
+    precision, dtype = setting_formats()[value["format"]]
     flag = value.get("full_precision_matrix_mult", False)
-    if precision not in QUANTISED and (flag or scale is not None):
+    if not precision.is_quantised and (flag or scale is not None):
         raise ValueError(f"{value['format']} takes nothing else")
     return Setting(key, precision, dtype, flag, scale, frozenset())

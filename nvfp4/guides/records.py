@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nvfp4.dtypes import E4M3_MAX, LEAST_NORMAL_E4M3, NVFP4_MAX
 from nvfp4.families import Family
-from nvfp4.formats import E4M3_MAX, LEAST_NORMAL_E4M3, NVFP4_MAX, Precision
+from nvfp4.formats.base import Format
 from nvfp4.model import TensorRef
 from nvfp4.reasons import Reason
 
@@ -31,7 +32,7 @@ class Setting(NamedTuple):
     """What --layer-config says of the tensors that one of its keys names."""
 
     key: str
-    precision: Precision
+    precision: Format
     dtype: str
     full_precision: bool
     input_scale: float | None
@@ -42,7 +43,7 @@ class Setting(NamedTuple):
 class Calibration:
     """Input scales of one layer, by what its weight becomes; where they come from."""
 
-    scales: dict[Precision, float]
+    scales: dict[Format, float]
     source: str
 
 

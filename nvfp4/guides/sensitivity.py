@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from nvfp4.errors import ConvertError, examples, of_another_model
-from nvfp4.formats import Precision
+from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.records import Calibration, Measured, Recorded
 from nvfp4.model import Model, bare
 from nvfp4.options import Options
@@ -27,9 +27,7 @@ def recorded_sensitivity(
     Its clip rate is the share of blocks that saturate at the layer's input scale.
     """
     scales = {
-        bare(layer): row.scales[Precision.NVFP4]
-        for layer, row in calibration.items()
-        if Precision.NVFP4 in row.scales
+        bare(layer): row.scales[NVFP4] for layer, row in calibration.items() if NVFP4 in row.scales
     }
     return {
         layer: {

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from nvfp4.formats import (
+from nvfp4.dtypes import (
     BLOCK_SIZE,
     E2M1_MAX,
     E4M3_MAX,

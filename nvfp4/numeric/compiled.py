@@ -9,7 +9,7 @@ from types import FunctionType
 import numpy as np
 import torch
 
-from nvfp4.formats import BLOCK_SIZE
+from nvfp4.dtypes import BLOCK_SIZE
 from nvfp4.numeric.codes import (
     E2M1,
     FloatGrid,

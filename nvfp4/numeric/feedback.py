@@ -9,18 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
+from nvfp4.dtypes import BLOCK_SIZE, E2M1_MAX
 from nvfp4.errors import ConvertError
-from nvfp4.formats import BLOCK_SIZE, E2M1_MAX
 from nvfp4.numeric.codes import (
     E2M1,
-    E4M3,
     E4M3_ONE,
     FLOAT32_EXPONENT,
     FloatGrid,
     e4m3_code_of_at_least,
     e4m3_value,
-    pack_e2m1,
-    round_to_e2m1,
 )
 from nvfp4.numeric.scale_search import candidate_codes
 
@@ -295,14 +292,8 @@ def output_error(residual: torch.Tensor, feedback: Feedback) -> float:
     return max(float(costs @ feedback.diagonal.double()) - damping, 0.0)
 
 
-def stored_levels(rounded: Rounded, feedback: Feedback, grid: FloatGrid) -> list[torch.Tensor]:
-    """Codes (and block scales) of rounded rows, as the plain encoders return them."""
+def levels_in_order(rounded: Rounded, feedback: Feedback) -> torch.Tensor:
+    """The levels of rounded rows [n, K], their columns in the weight's own order again."""
     levels = torch.empty_like(rounded.levels)
     levels[feedback.order] = rounded.levels
-    levels = levels.t().contiguous()
-    if grid is E4M3:
-        return [levels.to(torch.float8_e4m3fn)]
-    codes = torch.empty_like(rounded.codes)
-    codes[feedback.order[::BLOCK_SIZE] // BLOCK_SIZE] = rounded.codes
-    packed = pack_e2m1(round_to_e2m1(levels.abs()), levels)
-    return [packed, codes.t().contiguous().to(torch.uint8).view(torch.float8_e4m3fn)]
+    return levels.t().contiguous()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from nvfp4.formats import BLOCK_SIZE, E2M1_MAX, E4M3_MAX
+from nvfp4.dtypes import BLOCK_SIZE, E2M1_MAX, E4M3_MAX
 from nvfp4.numeric.codes import (
     FIRST_NORMAL_E4M3_CODE,
     FLOAT32_EXPONENT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nvfp4.formats import BLOCK_SIZE, E2M1_MAX
+from nvfp4.dtypes import BLOCK_SIZE, E2M1_MAX
 from nvfp4.numeric.codes import (
     FIRST_NORMAL_E4M3_CODE,
     FLOAT32_EXPONENT,

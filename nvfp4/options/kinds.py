@@ -17,8 +17,8 @@ from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
+from nvfp4.dtypes import FLOAT32_MAX
 from nvfp4.files import exists
-from nvfp4.formats import FLOAT32_MAX
 from nvfp4.model import Lora, compiled
 
 # The folder of calib/ and sensitive_layers/: the checkout, or where the single file lies.

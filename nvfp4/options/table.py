@@ -15,8 +15,8 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.families import PRESETS
-from nvfp4.formats import DTYPE_OPTIONS
 from nvfp4.model import Lora, Model
 from nvfp4.options.kinds import (
     FILE,

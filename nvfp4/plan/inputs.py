@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from nvfp4.errors import ConvertError, examples
-from nvfp4.formats import MARKER, Precision
+from nvfp4.formats.base import Format, configured_formats
+from nvfp4.formats.scaled_fp8 import MARKER, SCALED_FP8
 from nvfp4.guides.records import Calibration, Guides, Recorded
 from nvfp4.model import Model, bare
 from nvfp4.options import FULL_PRECISION_OPTIONS, Options
@@ -21,7 +22,6 @@ from nvfp4.plan.records import TensorPlan
 from nvfp4.plan.rules import BY_LAYER_CONFIG, select
 from nvfp4.reasons import Reason, Why
 
-SCALELESS_FP8 = Reason(Why.NO_INPUT_SCALE, "FP8 without an input scale")
 MANY_SATURATED = 0.001  # share of a layer's blocks that is worth a note
 
 
@@ -71,13 +71,18 @@ def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[
 
 def marks_by_precision(
     options: Options, model: Model, guides: Guides
-) -> tuple[dict[Precision, list[Mark]], list[str]]:
-    """{precision: its layers' marks, of which the first one counts}, and notes."""
+) -> tuple[dict[Format, list[Mark]], list[str]]:
+    """{format: its layers' marks, of which the first one counts}, and notes."""
     marks, notes = full_precision_marks(options, model, guides)
-    # In NVFP4 alone: FP8 layers were not measured, and no preset means them.
-    found = {Precision.NVFP4: [*marks, *sensitive_marks(options, model, guides)]}
-    every = Mark(Reason(Why.OPTION, "--fp8-full-precision-mm"), model.tensors)
-    found[Precision.FP8] = [every] if options.fp8_full_precision_mm else marks
+    # Sensitive layers were measured in 4 bits, and presets mean these alone.
+    sensitive = [*marks, *sensitive_marks(options, model, guides)]
+    found = {}
+    for form in configured_formats().values():
+        found[form] = sensitive if form.activation_bits == 4 else marks
+        option = form.full_precision_option
+        if option and getattr(options, option):
+            why = Reason(Why.OPTION, "--" + option.replace("_", "-"))
+            found[form] = [Mark(why, model.tensors)]
     return found, notes
 
 
@@ -93,8 +98,9 @@ def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
                 f"{plan.ref.layer}: input scale {scale:g} ({row.source}) is no positive float32"
             )
         return dataclasses.replace(plan, input_scale=scale, input_scale_source=row.source)
-    if plan.precision is Precision.FP8 and not plan.full_precision:
-        return dataclasses.replace(plan, full_precision=SCALELESS_FP8)
+    if plan.precision.needs_input_scale and not plan.full_precision:
+        why = Reason(Why.NO_INPUT_SCALE, f"{plan.precision} without an input scale")
+        return dataclasses.replace(plan, full_precision=why)
     return plan
 
 
@@ -107,7 +113,9 @@ def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
     )
     reason = Reason(Why.SHARED_SWITCH, f"{MARKER} holds for every layer") if needing else None
     shared = [
-        dataclasses.replace(plan, legacy=True, full_precision=plan.full_precision or reason)
+        dataclasses.replace(
+            plan, precision=SCALED_FP8, full_precision=plan.full_precision or reason
+        )
         if plan.is_quantised
         else plan
         for plan in plans
@@ -135,7 +143,7 @@ def count_saturated(
     counted = []
     for plan in plans:
         recorded = recording.get(bare(plan.ref.layer))
-        if recorded and plan.precision is Precision.NVFP4 and plan.input_scale is not None:
+        if recorded and plan.is_fp4 and plan.input_scale is not None:
             clipped = recorded.saturated(plan.input_scale)
             counted.append(dataclasses.replace(plan, saturated_blocks=clipped))
         else:

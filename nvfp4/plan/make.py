@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
+from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.errors import ConvertError, examples
 from nvfp4.families import Family
-from nvfp4.formats import DTYPE_OPTIONS, Precision
+from nvfp4.formats.base import Format
+from nvfp4.formats.floats import HALF
 from nvfp4.guides.records import GGUF_BITS, Guides
 from nvfp4.model import Model
 from nvfp4.options import LEGACY_RECIPE, TARGET, Options
@@ -20,7 +22,7 @@ MOST_NVFP4 = 0.9  # of an image model's linear weights
 
 
 def make_plans(
-    options: Options, model: Model, guides: Guides, chosen: dict[str, Precision] | None = None
+    options: Options, model: Model, guides: Guides, chosen: dict[str, Format] | None = None
 ) -> tuple[list[TensorPlan], list[str]]:
     """Plan every tensor of a model, in source order, and note what the report should carry.
 
@@ -32,7 +34,7 @@ def make_plans(
     choices = choice_rules(options, model, guides, chosen or {})
     floors = floor_rules(options, model)
     floors += [
-        Rule(names=measured.weights, precision=Precision.HALF, reason=measured.reason)
+        Rule(names=measured.weights, precision=HALF, reason=measured.reason)
         for measured in guides.measured
         if measured.is_half
     ]
@@ -55,6 +57,14 @@ def make_plans(
         plans, more = share_marker(plans)
         notes += more
     return plans, notes
+
+
+def why_full_precision(plan: TensorPlan, options: Options, marks: dict[str, frozenset[str]]) -> str:
+    """Why a quantised layer gets full-precision matmul; "" if nothing asks for it."""
+    option = plan.precision.full_precision_option
+    if option and getattr(options, option):
+        return "--" + option.replace("_", "-")
+    return next((why for why, names in marks.items() if plan.ref.name in names), "")
 
 
 def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> None:
@@ -107,7 +117,8 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
         plan.ref.layer
         for plan in layers
         if plan.ref.scale is not None
-        and (plan.precision is Precision.NVFP4 or (plan.is_quantised and plan.ref.patches))
+        and plan.is_quantised
+        and (plan.ref.patches or not plan.precision.is_decoded)
     ]
     if twice:
         notes.append(
@@ -119,7 +130,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
     if raised:
         notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
-    packed = [plan for plan in layers if plan.is_nvfp4]
+    packed = [plan for plan in layers if plan.is_fp4]
     part = weights_of(packed) / (weights_of(layers) or 1)
     if family.image and part > MOST_NVFP4:
         notes.append(

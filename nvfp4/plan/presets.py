@@ -8,7 +8,9 @@ from collections import defaultdict
 
 from nvfp4.errors import ConvertError
 from nvfp4.families import ANY_FAMILY, EDGE_BLOCKS, FAMILIES, Family
-from nvfp4.formats import Precision
+from nvfp4.formats.base import format_titled
+from nvfp4.formats.floats import HALF
+from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.model import Model, bare
 from nvfp4.options import Options
 from nvfp4.plan.records import Rule
@@ -44,7 +46,7 @@ def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
     return [
         Rule(
             names=frozenset(members[name, number]),
-            precision=Precision.HALF,
+            precision=HALF,
             reason=Reason(Why.EDGE_BLOCK, "edge block"),
         )
         for row in rows
@@ -62,18 +64,19 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     """What a preset makes of linear layers, but for its edge blocks."""
     every = {ref.name: bare(ref.layer) for ref in model.linear_weights}
     reason = preset_reason(options, family)
-    rest = Rule(names=frozenset(every), precision=Precision.NVFP4, reason=reason, is_open=True)
+    rest = Rule(names=frozenset(every), precision=NVFP4, reason=reason, is_open=True)
     if options.preset == "all":
         return [rest]
     if options.preset == "none" or family is ANY_FAMILY:
         return []
     outside = frozenset(name for name, layer in every.items() if not family.inside.match(layer))
     reason = Reason(Why.FAMILY, "outside the transformer blocks")
-    rules = [Rule(names=outside, precision=Precision.HALF, reason=reason)]
+    rules = [Rule(names=outside, precision=HALF, reason=reason)]
     for keep in family.keeps:
         names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
-        is_open = keep.precision is Precision.FP8
+        kept = format_titled(keep.precision)
+        is_open = kept.is_quantised
         reason = Reason(Why.FAMILY, keep.why)
-        rule = Rule(names=names, precision=keep.precision, reason=reason, is_open=is_open)
+        rule = Rule(names=names, precision=kept, reason=reason, is_open=is_open)
         rules.append(rule)
     return [*rules, rest]

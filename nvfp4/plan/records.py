@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from nvfp4.formats import QUANTISED, VIEWED, Precision
+from nvfp4.dtypes import VIEWED
+from nvfp4.formats.base import Format, configured_formats
+from nvfp4.formats.floats import FP32, HALF
 from nvfp4.guides.records import Moments
 from nvfp4.model import TensorRef
 from nvfp4.reasons import Reason, Why
@@ -23,15 +25,13 @@ class Rule:
     """These tensors get this precision (or, as a floor, at least this one), and why."""
 
     names: frozenset[str]
-    precision: Precision
+    precision: Format
     reason: Reason
     is_open: bool = False  # --target-size may choose otherwise
     dtype: str = ""  # instead of --dtype, or of the source's
 
 
-UNNAMED = Rule(
-    names=frozenset(), precision=Precision.HALF, reason=Reason(Why.NOTHING, "no rule names it")
-)
+UNNAMED = Rule(names=frozenset(), precision=HALF, reason=Reason(Why.NOTHING, "no rule names it"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +39,11 @@ class TensorPlan:
     """One tensor's fate and the reason, decided before any byte is written."""
 
     ref: TensorRef
-    precision: Precision
+    precision: Format
     reason: Reason
     dtype: str  # safetensors dtype of the tensor itself in the output
     is_open: bool = False  # --target-size may choose otherwise
     full_precision: Reason | None = None  # why its matmul stays 16-bit; else activations are, too
-    legacy: bool = False  # an FP8 layer stored as scaled FP8
     input_scale: float | None = None
     input_scale_source: str = ""
     saturated_blocks: float | None = None  # share of the recorded input that clips at that scale
@@ -54,7 +53,7 @@ class TensorPlan:
 
     @property
     def is_quantised(self) -> bool:
-        return self.precision in QUANTISED
+        return self.precision.is_quantised
 
     @property
     def is_layer(self) -> bool:
@@ -67,12 +66,18 @@ class TensorPlan:
         return math.prod(self.ref.shape) * (2 if packed and self.ref.config else 1)
 
     @property
-    def is_nvfp4(self) -> bool:
-        return self.precision is Precision.NVFP4 or self.config.get("format") == "nvfp4"
+    def format(self) -> Format:
+        """How the layer lies in the output, whether it is quantised now or was in the source."""
+        return configured_formats()[self.config["format"]] if self.ref.config else self.precision
+
+    @property
+    def is_fp4(self) -> bool:
+        """Whether Blackwell can multiply the layer in 4 bits."""
+        return self.format.activation_bits == 4
 
     @property
     def is_w4a4(self) -> bool:
-        return self.is_nvfp4 and "full_precision_matrix_mult" not in self.config
+        return self.is_fp4 and "full_precision_matrix_mult" not in self.config
 
     @property
     def config(self) -> dict[str, str | bool]:
@@ -80,7 +85,7 @@ class TensorPlan:
         if self.ref.config or not self.is_quantised:
             return json.loads(self.ref.config or "{}")
         flag = {"full_precision_matrix_mult": True} if self.full_precision else {}
-        return {"format": QUANTISED[self.precision], **flag}
+        return {"format": self.precision.config, **flag}
 
     @property
     def config_bytes(self) -> bytes:
@@ -88,12 +93,11 @@ class TensorPlan:
 
 
 def plan_tensor(ref: TensorRef, rule: Rule, half: str) -> TensorPlan:
-    usual = {Precision.HALF: half, Precision.FP32: "F32"}.get(rule.precision, ref.dtype)
     return TensorPlan(
         ref=ref,
         precision=rule.precision,
         reason=rule.reason,
-        dtype=rule.dtype or usual,
+        dtype=rule.dtype or rule.precision.dtype_of(ref.dtype, half),
         is_open=rule.is_open,
     )
 
@@ -112,6 +116,6 @@ def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
         if plan.ref.name not in names:
             return plan
         reason = BEYOND_FLOAT16.over(plan.reason)
-        return dataclasses.replace(plan, precision=Precision.FP32, dtype="F32", reason=reason)
+        return dataclasses.replace(plan, precision=FP32, dtype="F32", reason=reason)
 
     return [*map(widened, plans)]

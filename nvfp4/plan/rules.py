@@ -7,9 +7,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
+from nvfp4.dtypes import FP4_MATMUL_K, FP4_MATMUL_N
 from nvfp4.errors import ConvertError, examples
 from nvfp4.families import NEVER_PACKED, RECOGNISED_BY_ROWS
-from nvfp4.formats import FP4_MATMUL_K, FP4_MATMUL_N, QUANTISED, Precision
+from nvfp4.formats.base import Format
+from nvfp4.formats.floats import FP32, HALF, KEPT
+from nvfp4.formats.fp8 import FP8
+from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.records import GGUF_BITS, Guides, Setting
 from nvfp4.model import Model, bare, diffusion_prefix
 from nvfp4.options import LEGACY_RECIPE, MINIMUM_OPTIONS, TARGET, Options
@@ -36,17 +40,17 @@ def select(model: Model, pattern: str, option: str) -> frozenset[str]:
     return names
 
 
-def gguf_precision(kind: str, options: Options) -> tuple[Precision, str]:
+def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
     bits, limit = GGUF_BITS[kind], options.gguf_nvfp4_max_bitdepth
     if kind in ("F32", "F64"):
-        return Precision.FP32, f"GGUF {kind}"
+        return FP32, f"GGUF {kind}"
     if kind in ("F16", "BF16") or bits > 8:
-        return Precision.HALF, f"GGUF {kind}"
+        return HALF, f"GGUF {kind}"
     if bits <= limit:
-        return Precision.NVFP4, f"GGUF {kind} <= {limit} bits"
+        return NVFP4, f"GGUF {kind} <= {limit} bits"
     if options.use_fp8 or options.only_fp8:
-        return Precision.FP8, f"GGUF {kind} > {limit} bits"
-    return Precision.HALF, f"GGUF {kind} > {limit} bits, no --use-fp8"
+        return FP8, f"GGUF {kind} > {limit} bits"
+    return HALF, f"GGUF {kind} > {limit} bits, no --use-fp8"
 
 
 def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
@@ -57,7 +61,7 @@ def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
     for kind, names in sorted(by_kind.items()):
         precision, text = gguf_precision(kind, options)
         names, reason = frozenset(names), Reason(Why.GGUF, text)
-        is_open = precision in QUANTISED
+        is_open = precision.is_quantised
         rules.append(Rule(names=names, precision=precision, reason=reason, is_open=is_open))
     return rules
 
@@ -70,15 +74,15 @@ def untouched_rules(model: Model) -> list[Rule]:
         "empty, or not a 16/32-bit float": (ref.name for ref in refs if not ref.is_float),
     }
     return [
-        Rule(names=frozenset(names), precision=Precision.KEPT, reason=Reason(Why.SOURCE, text))
+        Rule(names=frozenset(names), precision=KEPT, reason=Reason(Why.SOURCE, text))
         for text, names in rows.items()
     ]
 
 
 def option_rules(options: Options, model: Model) -> list[Rule]:
     """--exclude, then --include."""
-    rows = [("--exclude", pattern, Precision.HALF) for pattern in options.exclude]
-    rows += [("--include", pattern, Precision.NVFP4) for pattern in options.include]
+    rows = [("--exclude", pattern, HALF) for pattern in options.exclude]
+    rows += [("--include", pattern, NVFP4) for pattern in options.include]
     return [
         Rule(
             names=select(model, pattern, f"{option} {pattern}"),
@@ -90,7 +94,7 @@ def option_rules(options: Options, model: Model) -> list[Rule]:
 
 
 def choice_rules(
-    options: Options, model: Model, guides: Guides, chosen: dict[str, Precision]
+    options: Options, model: Model, guides: Guides, chosen: dict[str, Format]
 ) -> list[Rule]:
     """What decides a tensor's precision, in order: the first row that names it wins."""
     prefix = diffusion_prefix(model.tensors)
@@ -99,13 +103,13 @@ def choice_rules(
         *untouched_rules(model),
         *option_rules(options, model),
         *setting_rules(guides.settings, chosen),
-        Rule(names=beside, precision=Precision.KEPT, reason=NOT_DIFFUSION),
+        Rule(names=beside, precision=KEPT, reason=NOT_DIFFUSION),
     ]
     rules += edge_block_rules(model, guides.family, edge_count(options, guides.family))
     if guides.kinds is not None:
         lacking = Rule(
             names=frozenset(model.tensors.keys() - guides.kinds.keys()),
-            precision=Precision.HALF,
+            precision=HALF,
             reason=Reason(Why.GGUF, "not in the GGUF"),
         )
         return [*rules, *gguf_rules(guides.kinds, options), lacking]
@@ -119,13 +123,13 @@ def choice_rules(
     if options.recipe == LEGACY_RECIPE:  # everything else is --dtype
         return rules
     reason = Reason(Why.SOURCE, "bias, norm or modulation: as in the source")
-    return [*rules, Rule(names=small, precision=Precision.KEPT, reason=reason)]
+    return [*rules, Rule(names=small, precision=KEPT, reason=reason)]
 
 
 def floor_rules(options: Options, model: Model) -> list[Rule]:
     """Least precisions: each row that names a tensor raises it."""
     linear = model.linear_weights
-    minimum = {"--min-ffn-fp8": Precision.FP8, "--min-ffn2-fp16": Precision.HALF}
+    minimum = {"--min-ffn-fp8": FP8, "--min-ffn2-fp16": HALF}
     rows = [
         (select(model, pattern, option), minimum[option], Reason(Why.OPTION, option))
         for option, (pattern, _) in MINIMUM_OPTIONS.items()
@@ -133,11 +137,11 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     ]
     if options.only_fp8:
         recipe = Reason(Why.OPTION, f"--recipe {options.recipe}")
-        rows.append(({ref.name for ref in linear}, Precision.FP8, recipe))
+        rows.append(({ref.name for ref in linear}, FP8, recipe))
     for family, pattern in NEVER_PACKED.items():
         names = {ref.name for ref in linear if re.search(pattern, bare(ref.layer))}
         recognised = Reason(Why.RECOGNITION, f"ComfyUI recognises {family} by its shape")
-        rows.append((names, Precision.HALF, recognised))
+        rows.append((names, HALF, recognised))
     odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
     odd_rows = {
         ref.name
@@ -149,9 +153,9 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     columns = f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0"
     with_bias = f"no FP4 matmul with a bias: rows % {FP4_MATMUL_N} != 0"
     rows += [
-        (odd_columns, Precision.FP8, Reason(Why.FP4_MATMUL, columns)),
-        (odd_rows, Precision.FP8, Reason(Why.FP4_MATMUL, with_bias)),
-        (nonlinear, Precision.HALF, Reason(Why.SOURCE, "not a linear layer's weight")),
+        (odd_columns, FP8, Reason(Why.FP4_MATMUL, columns)),
+        (odd_rows, FP8, Reason(Why.FP4_MATMUL, with_bias)),
+        (nonlinear, HALF, Reason(Why.SOURCE, "not a linear layer's weight")),
     ]
     return [
         Rule(names=frozenset(names), precision=precision, reason=reason)
@@ -183,7 +187,7 @@ def refuse_for_kept(options: Options, model: Model) -> None:
             )
 
 
-def setting_rules(settings: Iterable[Setting], chosen: dict[str, Precision]) -> list[Rule]:
+def setting_rules(settings: Iterable[Setting], chosen: dict[str, Format]) -> list[Rule]:
     """What --layer-config says and --target-size chose, as rules."""
     rules = [
         Rule(

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from nvfp4.dtypes import MAX_DIMENSIONS, bits_of
 from nvfp4.errors import EXCERPT, ConvertError, DamagedFileError, examples
 from nvfp4.files import exists, size_of
-from nvfp4.formats import MAX_DIMENSIONS, bits_of
 from nvfp4.model import Model, TensorRef
 from nvfp4.read.json_files import MAX_HEADER_BYTES, load_json, parse_json, unique_keys
 

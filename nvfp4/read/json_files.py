@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nvfp4.dtypes import FLOAT32_MAX
 from nvfp4.errors import EXCERPT, ConvertError
-from nvfp4.formats import FLOAT32_MAX
 from nvfp4.model import bare
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too

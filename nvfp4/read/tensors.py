@@ -7,9 +7,9 @@ from typing import BinaryIO
 
 import torch
 
+from nvfp4.dtypes import NAN_E4M3
 from nvfp4.errors import ConvertError
 from nvfp4.files import CHANGED_UNDER_WAY
-from nvfp4.formats import NAN_E4M3
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import decode_e4m3
 from nvfp4.numeric.dtypes import TORCH_DTYPES

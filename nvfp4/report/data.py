@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from nvfp4.formats import Precision
+from nvfp4.formats.floats import HALF
 from nvfp4.layout import stored_bytes, stored_tensors
 from nvfp4.numeric.damage import Damage
 from nvfp4.options import Options, __version__
@@ -44,7 +44,7 @@ def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
     """{how it is stored: layers, tensors and bytes}, quantised ones first."""
     groups = defaultdict(list)
     for plan in plans:
-        groups[min(plan.precision, Precision.HALF), stored_as(plan)].append(plan)
+        groups[min(plan.precision, HALF), stored_as(plan)].append(plan)
     return {
         label: {
             "layers": sum(plan.is_layer for plan in members),
@@ -57,8 +57,9 @@ def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
 
 def matmul(plan: TensorPlan) -> str:
     """W4A4, W4A16, W8A8 or W8A16: bits of the weight and of the activations it multiplies."""
-    weight = "4" if plan.is_nvfp4 else "8"
-    return f"W{weight}A{'16' if plan.config.get('full_precision_matrix_mult') else weight}"
+    form = plan.format
+    activations = 16 if plan.config.get("full_precision_matrix_mult") else form.activation_bits
+    return f"W{form.weight_bits}A{activations}"
 
 
 def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from nvfp4.formats import Precision
-from nvfp4.guides.layer_config import SETTING_FORMATS, config_key
+from nvfp4.guides.layer_config import config_key, setting_formats
 from nvfp4.plan.records import TensorPlan
 
 
 def layer_config(plans: Iterable[TensorPlan]) -> str:
     """The plan as --layer-config reads it, one line for each tensor."""
-    formats = {setting: name for name, setting in SETTING_FORMATS.items()}
+    formats = {setting: name for name, setting in setting_formats().items()}
     entries = {}
     for plan in plans:
-        dtype = plan.dtype if plan.precision in (Precision.HALF, Precision.FP32) else ""
+        dtype = "" if plan.is_quantised or plan.precision.is_copy else plan.dtype
         entry = {"format": formats.get((plan.precision, dtype), "float32")}
         if plan.full_precision:
             entry["full_precision_matrix_mult"] = True

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from nvfp4.errors import examples, gigabytes, share
 from nvfp4.families import TRANSFORMER_BLOCKS
-from nvfp4.formats import DECODED
+from nvfp4.formats.base import stored_formats
 from nvfp4.model import bare
 from nvfp4.numeric.damage import Damage
 from nvfp4.plan.records import TensorPlan
@@ -39,7 +39,8 @@ def render_findings(found: Iterable[Finding]) -> list[str]:
 def render_check(check: Check) -> str:
     """The file's schemes, its defects the worst first, and its layers' errors if measured."""
     schemes = Counter(layer.scheme for layer in check.layers.values())
-    quantised = ", ".join(f"{schemes[name]} {name}" for name in DECODED if schemes[name])
+    titles = [row.title for row in stored_formats() if schemes[row.title]]
+    quantised = ", ".join(f"{schemes[title]} {title}" for title in titles)
     quantised = f"{quantised} layers" if quantised else "nothing is quantised"
     path, size = check.model.files[0], gigabytes(file_bytes(check.model))
     title = f"{path.name}: {len(check.model.tensors):,} tensors, {size}, {quantised}"

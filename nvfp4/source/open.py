@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from nvfp4.dtypes import ONE_BYTE
 from nvfp4.errors import ConvertError, examples
 from nvfp4.files import Stamp, stamp, translated
-from nvfp4.formats import ADOPTED, ALREADY_QUANTISED, LAYER_PARTS, MARKER, ONE_BYTE, Precision
+from nvfp4.formats.base import is_quantised_part, layer_parts, marker_names
 from nvfp4.model import COMFYUI_PREFIX, UNREAD_PREFIXES, Model, TensorRef, diffusion_prefix, renamed
 from nvfp4.options import Options
 from nvfp4.read.checkpoint import open_model
 from nvfp4.source.loras import LORA_KEY
 from nvfp4.stored.defects import DEFECTS, grouped
 from nvfp4.stored.layers import StoredLayer, stored_layers, stored_scale, undecodable
-from nvfp4.stored.lint import FileFacts, lint, lint_block_scales, lint_scalars
+from nvfp4.stored.lint import FileFacts, lint, lint_scalars, lint_values
 
 
 def open_source(path: Path) -> tuple[Model, list[str]]:
@@ -31,18 +31,17 @@ def open_source(path: Path) -> tuple[Model, list[str]]:
     if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
         raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
     prefix, notes = diffusion_prefix(model.tensors), []
-    layers = {
-        name: layer for name, layer in stored_layers(model).items() if layer.scheme in ADOPTED
-    }
+    found = stored_layers(model).items()
+    layers = {name: layer for name, layer in found if layer.format and layer.format.is_adopted}
     problems = {name: foreign(layer, name.startswith(prefix)) for name, layer in layers.items()}
-    tensors, scales = {}, 0
+    tensors, scales, known, markers = {}, 0, layer_parts(), marker_names()
     for ref in model.tensors.values():
         name, _, suffix = ref.name.rpartition(".")
         inside = name.startswith(prefix)
         part = ref
-        if name in layers and not problems[name] and suffix in LAYER_PARTS and suffix != "bias":
+        if name in layers and not problems[name] and suffix in known and suffix != "bias":
             part = adopted(ref, layers[name], inside)
-        if part is not None and suffix != MARKER:
+        if part is not None and suffix not in markers:
             tensors[ref.name] = part
         scales += part is None and suffix in ("input_scale", "scale_input")
     refuse_quantised(path, tensors.values(), prefix, problems)
@@ -68,16 +67,16 @@ def open_source(path: Path) -> tuple[Model, list[str]]:
 
 def foreign(layer: StoredLayer, inside: bool) -> str:
     """Why a quantised layer of a source cannot be used; or ""."""
-    decoded = inside and layer.scheme != "NVFP4"
-    expected = Precision.NVFP4 if layer.scheme == "NVFP4" else Precision.FP8
-    if not decoded and layer.precision is not expected:
+    decoded = inside and layer.format.is_decoded
+    configured = layer.configured.config if layer.configured else ""
+    if not decoded and configured != layer.format.config:
         return "has no configuration of its format"
     reason = undecodable(layer)
     if decoded and not reason and not 0 < stored_scale(layer) < math.inf:
         reason = f"its scale is {float(stored_scale(layer))}"
-    if not reason and layer.scheme == "NVFP4":
+    if not reason and not layer.format.is_decoded:
         facts = FileFacts(legacy=False, fp8_matmul=False, values=True)
-        found = [*lint_scalars(layer, facts), *lint_block_scales(layer)]
+        found = [*lint_scalars(layer, facts), *lint_values(layer)]
         bad = [finding.detail for finding in found if finding.defect == "bad scale"]
         reason = f"it has a scale that is none, {bad[0]}" if bad else ""
     return reason
@@ -86,7 +85,7 @@ def foreign(layer: StoredLayer, inside: bool) -> str:
 def adopted(ref: TensorRef, layer: StoredLayer, inside: bool) -> TensorRef | None:
     """A part of a quantised layer as the source of a conversion has it; None if it goes."""
     suffix = ref.name.rpartition(".")[2]
-    if inside and layer.scheme != "NVFP4":
+    if inside and layer.format.is_decoded:
         if suffix != "weight":
             return None
         return dataclasses.replace(ref, scale=float(stored_scale(layer)))
@@ -107,7 +106,7 @@ def refuse_quantised(
         and ref.scale is None
         and ref.name.startswith(prefix)
         and (
-            re.search(ALREADY_QUANTISED, ref.name)
+            is_quantised_part(ref.name)
             or ref.dtype.startswith("F8_")
             or (ref.dtype in ONE_BYTE and len(ref.shape) == 2 and ref.name.endswith(".weight"))
         )

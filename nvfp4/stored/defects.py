@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from nvfp4.formats import FP4_MATMUL_K, FP4_MATMUL_N, MARKER
+from nvfp4.dtypes import FP4_MATMUL_K, FP4_MATMUL_N
+from nvfp4.formats.scaled_fp8 import MARKER
 
 
 class Outcome(IntEnum):

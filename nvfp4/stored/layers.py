@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 
-from nvfp4.formats import (
-    BLOCK_SIZE,
-    FORMATS,
-    LAYER_PARTS,
-    MARKER,
-    OTHER_FORMATS,
-    SCHEMES,
-    SOURCE_FLOATS,
-    VIEWED,
-    Precision,
-    format_parts,
-    round_up,
-)
+from nvfp4.formats.base import Format, configured_formats, is_known, layer_parts, stored_formats
+from nvfp4.formats.scaled_fp8 import MARKER
 from nvfp4.model import Model, TensorRef, bare
-from nvfp4.numeric.codes import unswizzle
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.json_files import parse_json
 from nvfp4.read.tensors import load
@@ -56,41 +43,49 @@ class StoredLayer:
         return bool((self.config or {}).get("full_precision_matrix_mult"))
 
     @property
-    def scheme(self) -> str:
-        """How the weight is quantised as its tensors show it, or its dtype."""
-        if self.weight is None:
-            return "no weight"
+    def format(self) -> Format | None:
+        """The format that the layer's tensors show; None where no row of ours describes it."""
         configured = (self.config or {}).get("format")
-        for scheme, dtype, scale in SCHEMES:
-            signed = (self.weight.dtype, dtype, configured) == ("I8", "U8", "nvfp4")
-            suits = self.weight.dtype == dtype or signed
-            suits = suits and (scale is None or scale in self.parts)
-            if suits and configured not in OTHER_FORMATS:
-                return scheme
-        return configured or self.weight.dtype
+        if self.weight is None or (is_known(configured) and not self.is_described):
+            return None
+        fitting = [f for f in stored_formats() if f.holds(self.weight, self.parts, configured)]
+        first = fitting[0] if fitting else None
+        return next((row for row in fitting if row.config == configured), first)
 
     @property
-    def precision(self) -> Precision | None:
-        """NVFP4 or FP8 where ComfyUI's current formats hold it, going by its configuration."""
-        return FORMATS.get((self.config or {}).get("format"))
+    def is_described(self) -> bool:
+        return self.configured is not None
+
+    @property
+    def configured(self) -> Format | None:
+        """The format that ComfyUI takes the layer for, going by its configuration."""
+        return configured_formats().get((self.config or {}).get("format"))
+
+    @property
+    def scheme(self) -> str:
+        """What to call the way in which the weight is stored."""
+        if self.weight is None:
+            return "no weight"
+        named = (self.config or {}).get("format") or self.weight.dtype
+        return self.format.title if self.format else named
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the weight before it was packed; the padding of rows is told from the bias."""
-        shape = self.weight.shape
-        if self.scheme != "NVFP4" or len(shape) != 2:
+        shape, bias = self.weight.shape, self.parts.get("bias")
+        if self.format is None or len(shape) != 2:
             return shape
-        bias = self.parts.get("bias")
-        rows = bias.shape[0] if bias and len(bias.shape) == 1 else shape[0]
-        return rows if round_up(rows, BLOCK_SIZE) == shape[0] else shape[0], shape[1] * 2
+        return self.format.logical_shape(
+            shape, bias.shape[0] if bias and len(bias.shape) == 1 else None
+        )
 
 
 def stored_layers(model: Model) -> dict[str, StoredLayer]:
     """{name: layer} of every layer that a file holds a part of or a configuration for."""
-    parts = defaultdict(dict)
+    parts, known = defaultdict(dict), layer_parts()
     for ref in model.tensors.values():
         layer, _, suffix = ref.name.rpartition(".")
-        if suffix in LAYER_PARTS:
+        if suffix in known:
             parts[layer][suffix] = ref
     listed = header_layers(model.metadata) or {}
     return {
@@ -125,37 +120,22 @@ def find_marker(model: Model) -> TensorRef | None:
 
 
 def undecodable(layer: StoredLayer) -> str:
-    """Why `stored_parts` cannot take a layer of one of SCHEMES; or ""."""
-    scale = "scale_weight" if layer.scheme == "scaled FP8" else "weight_scale"
-    ref = layer.parts.get("weight_scale_2" if layer.scheme == "NVFP4" else scale)
-    if ref is not None and (ref.dtype not in SOURCE_FLOATS or math.prod(ref.shape) != 1):
-        return f"its scale is {ref.dtype} {list(ref.shape)}"
-    if len(layer.weight.shape) != 2 or 0 in layer.weight.shape:
-        return f"its weight is {list(layer.weight.shape)}"
-    if layer.scheme == "NVFP4":
-        expected = format_parts(Precision.NVFP4, (layer.weight.shape[0], layer.shape[1]))
-        tiles = layer.parts.get("weight_scale")
-        if layer.weight.shape != expected["weight"][1]:
-            return f"its weight is {list(layer.weight.shape)}"
-        if tiles is None or tiles.shape != expected["weight_scale"][1]:
-            return "its block scales have no or another shape"
-        if tiles.dtype not in ("F8_E4M3", *VIEWED):
-            return f"its block scales are {tiles.dtype}"
-    return ""
+    """Why `stored_parts` cannot take a layer that has a format; or ""."""
+    return layer.format.undecodable(layer.parts, layer.shape)
 
 
 def stored_scale(layer: StoredLayer) -> torch.Tensor:
-    """The scale of an FP8 layer, float32; 1 where it has none."""
-    ref = layer.parts.get("weight_scale") or layer.parts.get("scale_weight")
+    """The scale of a layer that has a single one, float32; 1 where it has none."""
+    ref = layer.parts.get(layer.format.scale_suffix)
     return load(ref).float().reshape(()) if ref else torch.ones(())
 
 
+def stored_tensors_of(layer: StoredLayer) -> dict[str, torch.Tensor]:
+    """{suffix: tensor} of all that the layer's weight is decoded from, read whole."""
+    names = map(layer.format.stored_name, layer.format.parts((1, 1)))
+    return {suffix: load(layer.parts[suffix]) for suffix in names if suffix in layer.parts}
+
+
 def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """What a quantised layer's decoder takes: codes (and block scales) by rows, and the scale."""
-    codes = load(layer.weight)
-    if layer.scheme != "NVFP4":
-        return [codes], stored_scale(layer)
-    blocks = codes.shape[1] * 2 // BLOCK_SIZE
-    block_scale = unswizzle(load(layer.parts["weight_scale"]), len(codes), blocks)
-    scale = load(layer.parts["weight_scale_2"]).float().reshape(())
-    return [codes.view(torch.uint8), block_scale], scale
+    """What the decoder of a layer's format takes: parts by rows, codes first, and the scale."""
+    return layer.format.unpack(stored_tensors_of(layer))

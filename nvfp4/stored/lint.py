@@ -8,27 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-
+from nvfp4.dtypes import SAFETENSORS_BITS, SOURCE_FLOATS, VIEWED, round_up
 from nvfp4.families import NEVER_PACKED, RECOGNISED_BY_ROWS
-from nvfp4.formats import (
-    BLOCK_SIZE,
-    FORMATS,
-    FP4_MATMUL_K,
-    FP4_MATMUL_N,
-    LEGACY_SCALES,
-    NAN_E4M3,
-    OTHER_FORMATS,
-    SAFETENSORS_BITS,
-    SCALAR_SCALES,
-    SOURCE_FLOATS,
-    VIEWED,
-    Precision,
-    format_parts,
-    round_up,
-)
+from nvfp4.formats.base import is_known, scalar_scales
 from nvfp4.model import COMFYUI_PREFIXES, UNREAD_PREFIXES, Model, bare
-from nvfp4.numeric.codes import decode_e4m3, unswizzle
+from nvfp4.numeric.codes import decode_e4m3
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.tensors import load
 from nvfp4.stored.defects import Finding
@@ -81,7 +65,7 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
             yield finding(defect="stray", detail=", ".join(layer.parts))
     elif config is None:
         yield from lint_unconfigured(layer, facts)
-    elif config.get("format") not in {*FORMATS, *OTHER_FORMATS}:
+    elif not is_known(config.get("format")):
         yield finding(defect="unknown format", detail=str(config.get("format", "unreadable")))
     else:
         if layer.in_header is None or layer.in_tensor is None:
@@ -89,22 +73,23 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
             yield finding(defect="one form", detail=only)
         elif layer.in_header != layer.in_tensor:
             yield finding(defect="two forms")
-        if layer.precision is not None:
+        if layer.configured is not None:
             yield from lint_quantised(layer, facts)
 
 
 def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """A weight without configuration: 16-bit, legacy scaled FP8, or a mistake."""
     finding, weight = partial(Finding, name=layer.name), layer.weight
-    if layer.scheme == "NVFP4":
-        yield finding(defect="unconfigured")
+    form = layer.format
+    if form and weight.dtype in VIEWED:
+        yield finding(defect=form.unconfigured)
     elif weight.dtype in ("U8", "I8") and len(weight.shape) == 2:
         yield finding(defect="integers", detail=weight.dtype)
     elif facts.legacy and "scale_weight" in layer.parts:
         yield from lint_legacy(layer, facts)
-    elif layer.scheme in ("FP8", "scaled FP8"):
-        yield finding(defect="unread scale")
-    elif layer.scheme == "plain FP8" and len(weight.shape) == 2:
+    elif form and form.unconfigured:
+        yield finding(defect=form.unconfigured)
+    elif form and len(weight.shape) == 2:
         if facts.values and weight.nbytes and decode_e4m3(load(weight)).abs().max() > LARGE_WEIGHT:
             yield finding(defect="unscaled")
     elif strays := layer.parts.keys() - {"weight", "bias"}:
@@ -124,27 +109,26 @@ def lint_legacy(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
 
 
 def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
-    """An NVFP4 or FP8 layer with a configuration: every tensor, and how it will multiply."""
+    """A layer whose configuration we know: every tensor, and how it will multiply."""
     finding, weight = partial(Finding, name=layer.name), layer.weight
-    is_nvfp4 = layer.precision is Precision.NVFP4
+    form = layer.configured
     if len(weight.shape) != 2 or 0 in weight.shape:
         yield finding(defect="shape", detail=f"weight {list(weight.shape)}")
         return
-    rows, columns = weight.shape[0], weight.shape[1] * (2 if is_nvfp4 else 1)
-    expected = format_parts(layer.precision, (rows, columns))
+    rows, columns = form.logical_shape(weight.shape, None)
+    expected = form.parts((rows, columns))
     for suffix, part in expected.items():
         yield from lint_part(layer, suffix, part)
     yield from lint_scalars(layer, facts)
-    multiple = BLOCK_SIZE if is_nvfp4 else 1
     for suffix, size in (("bias", rows), ("pre_quant_scale", columns)):
         ref = layer.parts.get(suffix)
-        if ref and tuple(round_up(length, multiple) for length in ref.shape) != (size,):
+        if ref and tuple(round_up(length, form.row_multiple) for length in ref.shape) != (size,):
             yield finding(defect="shape", detail=f"{suffix} {list(ref.shape)} for {size}")
-    if is_nvfp4:
+    if expected["weight"][1] != (rows, columns):
         yield from lint_packed(layer)
-        if facts.values and layer.scheme == "NVFP4" and not undecodable(layer):
-            yield from lint_block_scales(layer)
-    elif not layer.full_precision and "input_scale" not in layer.parts:
+    if facts.values and layer.format is form and not undecodable(layer):
+        yield from lint_values(layer)
+    if form.needs_input_scale and not layer.full_precision and "input_scale" not in layer.parts:
         yield finding(defect="clamped")
 
 
@@ -170,9 +154,10 @@ def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Find
 
 def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """Global, FP8 and input scales: one positive, finite float32 each."""
-    for suffix in SCALAR_SCALES:
+    own = layer.format.parts((32, 32)) if layer.format else {}
+    for suffix, written in scalar_scales().items():
         ref = layer.parts.get(suffix)
-        if ref is None or (suffix == "weight_scale" and layer.scheme == "NVFP4"):
+        if ref is None or math.prod(own.get(suffix, ("", ()))[1]) != 1:
             continue
         finding = partial(
             Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}"
@@ -186,37 +171,34 @@ def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
         else:
             if ref.dtype in ("F16", "BF16"):
                 yield finding(defect="float16 scale")
-            if ref.dtype == "F64" or (ref.shape and suffix not in LEGACY_SCALES):
-                yield finding(defect="not scalar")  # working legacy files have [1]
+            if ref.dtype == "F64" or (ref.shape and not written):
+                yield finding(defect="not scalar")
             value = load(ref).item() if facts.values and ref.dtype in SOURCE_FLOATS else 1.0
             if not 0 < value < math.inf:
                 yield finding(defect="bad scale", detail=f"{suffix} {value}")
 
 
 def lint_packed(layer: StoredLayer) -> Iterator[Finding]:
-    """What packing an NVFP4 layer, and the padding of its rows, cost."""
+    """What packing a layer, and the padding of its rows, cost."""
     (rows, columns), name = layer.shape, bare(layer.name)
-    odd_rows = rows % FP4_MATMUL_N
+    odd_rows = rows % layer.configured.row_multiple
     by_rows = re.search(RECOGNISED_BY_ROWS, name)
     never_packed = any(re.search(pattern, name) for pattern in NEVER_PACKED.values())
     if odd_rows if by_rows else never_packed:
         yield Finding(defect="recognised by", name=layer.name)
     elif never_packed:
         yield Finding(defect="output layer", name=layer.name)
-    if not layer.full_precision and (odd_rows or columns % FP4_MATMUL_K):
+    if not layer.full_precision and layer.configured.is_slow((rows, columns)):
         yield Finding(defect="slow shape", name=layer.name, detail=f"[{rows}, {columns}]")
 
 
-def lint_block_scales(layer: StoredLayer) -> Iterator[Finding]:
-    """Block scales are E4M3 numbers without a sign, and zero in the padding of their tiles."""
-    tiles = load(layer.parts["weight_scale"]).view(torch.uint8)
-    if (tiles >= NAN_E4M3).any():  # NaN, or the sign bit
-        yield Finding(defect="bad scale", name=layer.name, detail="weight_scale")
-    rows, blocks = layer.weight.shape[0], layer.weight.shape[1] * 2 // BLOCK_SIZE
-    if tiles.shape != (rows, blocks):
-        scales = unswizzle(tiles, *tiles.shape)
-        if scales[rows:].any() or scales[:, blocks:].any():
-            yield Finding(defect="padding", name=layer.name)
+def lint_values(layer: StoredLayer) -> Iterator[Finding]:
+    """Defects that the values of a decodable layer's block or row scales show."""
+    parts = layer.format.parts(layer.shape)
+    names = [suffix for suffix, (_, shape) in parts.items() if math.prod(shape) != 1]
+    scales = {suffix: load(layer.parts[suffix]) for suffix in names if suffix != "weight"}
+    for defect, detail in layer.format.faults(scales, layer.weight.shape):
+        yield Finding(defect=defect, name=layer.name, detail=detail)
 
 
 def lint_file(model: Model) -> list[Finding]:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 
 from nvfp4.errors import ConvertError
-from nvfp4.formats import Precision
 from nvfp4.numeric.codes import (
     decode_nvfp4,
     encode_nvfp4,
@@ -63,7 +62,7 @@ def share_w4a4(
     wanted = options.w4a4_share
     if wanted is None:
         return plans, [], ()
-    studied = [plan for plan in plans if plan.precision is Precision.NVFP4 and plan.moments]
+    studied = [plan for plan in plans if plan.is_fp4 and plan.moments]
     if not studied:
         raise ConvertError("--w4a4-share: no NVFP4 layer has second moments in --activation-stats")
     linear = [plan for plan in plans if plan.ref.is_linear_weight]

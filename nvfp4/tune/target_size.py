@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import torch
 
+from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.encode.compute import Compute, pick_device, single_threaded
 from nvfp4.encode.layer import quantise
 from nvfp4.encode.pieces import float16_overflows, pieces_of, read_ahead, share_of
 from nvfp4.errors import ConvertError
-from nvfp4.formats import DTYPE_OPTIONS, QUANTISED, Precision
+from nvfp4.formats.base import Format, candidate_formats
 from nvfp4.guides.records import Guides
 from nvfp4.layout import make_job, stored_bytes
 from nvfp4.model import Model
@@ -35,7 +36,7 @@ SCALE_BYTES = 200  # of a pre_quant_scale's entry in the header, and the alignme
 class Alternative(NamedTuple):
     """A precision that a layer could have, the bytes it would take, and its error."""
 
-    precision: Precision
+    precision: Format
     nbytes: int
     error: float  # squared, relative to the layer
 
@@ -212,7 +213,7 @@ def list_candidates(
     `planner` makes plans and notes for {layer: precision}.
     """
     names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
-    ways = [planner(chosen=dict.fromkeys(names, kind))[0] for kind in QUANTISED]
+    ways = [planner(chosen=dict.fromkeys(names, kind))[0] for kind in candidate_formats()]
     by_name = [{plan.ref.name: plan for plan in plans} for plans in ways]
     candidates = {}
     for name in names:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from nvfp4.formats import bits_of
+from nvfp4.dtypes import bits_of
 from nvfp4.model import Model, TensorRef
 
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from make_wan import wan_shapes, write_gguf
 
 from nvfp4.cli.parse import parse_options
-from nvfp4.formats import bits_of
+from nvfp4.dtypes import bits_of
 from nvfp4.guides.read import read_guides
 from nvfp4.layout import make_job
 from nvfp4.model import Model, TensorRef

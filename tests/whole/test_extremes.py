@@ -30,13 +30,13 @@ def test_every_weight_is_stored_as_well_as_its_format_can(name, search, dtype, t
     assert c.main(["--verify", str(out), "--source", str(source), "--quiet"]) == 0
     layers, stored = c.stored_layers(c.open_model(out)), load_file(out)
     layer = layers["x"]
-    if layer.precision is None:
+    if layer.configured is None:
         assert torch.equal(stored["x.weight"].view(torch.uint8), weight.view(torch.uint8)) or (
             stored["x.weight"].dtype == torch.bfloat16
         )
         return
     with c.Compute(torch.device("cpu")) as compute:
-        damage = c.decoded_damage(weight.float(), c.stored_parts(layer), compute)
+        damage = c.decoded_damage(weight.float(), c.stored_parts(layer), layer.format, compute)
     # what is left of numbers that underflow any scale may be nothing, but never more than all
     assert damage.relative_rmse <= (1.0 if weight.abs().max() < 1e-37 else 0.12)
 

@@ -250,7 +250,7 @@ def test_headroom_scales_every_quantised_layer(tiny, recording):
     quantised = [plan for plan in plans.values() if plan.is_quantised]
     assert {plan.precision.name for plan in quantised} == {"NVFP4", "FP8"}
     for plan in quantised:
-        row, fp8 = figures[plan.ref.layer], plan.precision is c.Precision.FP8
+        row, fp8 = figures[plan.ref.layer], plan.precision is c.FP8
         assert plan.input_scale >= row.amax / (448 if fp8 else 2688)
         assert not plan.full_precision
         assert plan.saturated_blocks == (None if fp8 else 0.0)
@@ -281,11 +281,11 @@ def test_sensitive_layers_by_a_recording(tiny, recording):
     assert any(plain[layer].is_quantised for layer in above)
     for layer, plan in plain.items():
         if layer in above and plan.is_quantised:
-            assert kept[layer].precision is c.Precision.HALF
+            assert kept[layer].precision is c.HALF
             assert kept[layer].reason.text.startswith("rel_rmse > ")
             assert marked[layer].precision is plan.precision
             by_error = marked[layer].full_precision.text.startswith("rel_rmse > ")
-            assert by_error == (plan.precision is c.Precision.NVFP4)  # it is NVFP4's error
+            assert by_error == (plan.precision is c.NVFP4)  # it is NVFP4's error
         else:
             assert kept[layer] == plan
 

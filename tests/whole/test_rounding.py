@@ -232,7 +232,8 @@ def test_rounding_by_statistics_lowers_the_output_error(grid):
     group = 16 if grid is c.E2M1 else 1
     feedback = c.make_feedback(statistics(rows), 0.01, group, centred=False)
     rounded = c.Rounder().round_rows(weight / unit, feedback, grid)
-    stored = c.stored_levels(rounded, feedback, grid)
+    form = c.NVFP4 if grid is c.E2M1 else c.FP8
+    stored = form.round_to_levels(rounded, feedback)
     decode, plain = c.decode_nvfp4, c.encode_nvfp4(weight, unit, c.mse_block_scales)
     if grid is c.E4M3:
         decode, plain = c.decode_fp8, [c.encode_fp8(weight, unit)]
@@ -350,10 +351,9 @@ def decoded(path):
     model = c.open_model(path)
     weights = {}
     for name, layer in c.stored_layers(model).items():
-        if layer.scheme in ("NVFP4", "FP8"):
+        if layer.format is not None:
             parts, scale = c.stored_parts(layer)
-            decode = c.decode_nvfp4 if layer.scheme == "NVFP4" else c.decode_fp8
-            weights[name] = decode(*parts, scale)
+            weights[name] = layer.format.decode(*parts, scale)
     return weights
 
 

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 import convert_nvfp4 as c
 from support.conversions import convert_tiny
 
-P = c.Precision
 NONE = ("--preset", "none", "--include", r"blocks\.", "--quiet")
 
 
@@ -79,14 +78,14 @@ def test_nvfp4_layers_go_over_untouched(tiny, converted, tmp_path, capsys):
     assert c.main([str(converted), str(out), *NONE]) == 0
     text = capsys.readouterr().out
     before, after = (c.stored_layers(c.open_model(path)) for path in (converted, out))
-    packed = [name for name, layer in before.items() if layer.precision is P.NVFP4]
+    packed = [name for name, layer in before.items() if layer.configured is c.NVFP4]
     assert f"{len(packed)} layers are quantised in the source and go over as they are" in text
     for layer in packed:
         assert stored_parts(out, layer) == stored_parts(converted, layer)
         assert after[layer].in_header == after[layer].in_tensor == before[layer].in_header
-    again = [name for name, layer in before.items() if layer.precision is P.FP8]
+    again = [name for name, layer in before.items() if layer.configured is c.FP8]
     assert again
-    assert {after[name].precision for name in again} == {P.NVFP4}
+    assert {after[name].configured for name in again} == {c.NVFP4}
     assert c.main(["--verify", str(out), "--quiet"]) == 0
     assert c.main(["--verify", str(out), "--source", str(tiny), "--quiet"]) == 0
 
@@ -287,11 +286,11 @@ def test_exact_names_go_before_patterns_and_options_before_both(tiny, tmp_path):
     }
     plans = planned(tiny, tmp_path, config, "--exclude", r"blocks\.5\.ffn\.2")
     fp8 = plans["blocks.2.ffn.2"]
-    assert (fp8.precision, fp8.input_scale, fp8.full_precision) == (P.FP8, 0.5, None)
+    assert (fp8.precision, fp8.input_scale, fp8.full_precision) == (c.FP8, 0.5, None)
     packed = plans["blocks.3.ffn.0"]
-    assert (packed.precision, str(packed.full_precision)) == (P.NVFP4, "--layer-config")
-    assert plans["blocks.4.ffn.0"].precision is P.FP32
-    assert plans["blocks.5.ffn.2"].precision is P.HALF
+    assert (packed.precision, str(packed.full_precision)) == (c.NVFP4, "--layer-config")
+    assert plans["blocks.4.ffn.0"].precision is c.FP32
+    assert plans["blocks.5.ffn.2"].precision is c.HALF
     assert plans["patch_embedding"].dtype == "F32"
     assert plans["blocks.4.self_attn.q"].reason.text == "--preset wan"
 

@@ -13,8 +13,7 @@ from target_size import uniform
 
 import convert_nvfp4 as c
 
-P = c.Precision
-ORDER = (P.NVFP4, P.FP8, P.HALF)
+ORDER = (c.NVFP4, c.FP8, c.HALF)
 
 
 def error_of(chosen) -> float:
@@ -75,7 +74,7 @@ def measured(tiny):
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
 def test_it_beats_a_uniform_choice(measured, name, share):
     _, layers = measured[name]
-    layers = {name: rows for name, rows in layers.items() if rows[0].precision is P.NVFP4}
+    layers = {name: rows for name, rows in layers.items() if rows[0].precision is c.NVFP4}
     least = sum(rows[0].nbytes for rows in layers.values())
     budget = int(least + share * (sum(rows[1].nbytes for rows in layers.values()) - least))
     ours, theirs = c.choose_for_size(layers, budget).values(), uniform(layers, budget)
@@ -112,7 +111,7 @@ def test_what_other_options_say_stays(tiny, tmp_path):
     for layer, plan in plans.items():
         if plan.ref.is_linear_weight and layer.startswith("blocks."):
             block = int(layer.split(".")[1])
-            pinned = {0: P.HALF, 5: P.HALF, 6: P.NVFP4, 7: P.HALF}.get(block)
+            pinned = {0: c.HALF, 5: c.HALF, 6: c.NVFP4, 7: c.HALF}.get(block)
             assert pinned is None or plan.precision is pinned, layer
             assert (plan.reason.kind is c.Why.TARGET_SIZE) <= (pinned is None)
 
@@ -124,7 +123,9 @@ def test_a_ggufs_choices_are_where_it_starts(tiny, tmp_path, ratio, direction):
     base = [str(tiny), str(out), *arguments, "--quiet"]
     start = {p.ref.name: p for p in c.convert(c.parse_options([*base, "--dry-run"])).plans}
     report = c.convert(c.parse_options([*base, "--target-ratio", ratio]))
-    moved = {direction * (p.precision - start[p.ref.name].precision) for p in report.plans}
+    moved = {
+        direction * (p.precision.rank - start[p.ref.name].precision.rank) for p in report.plans
+    }
     assert min(moved) == 0 < max(moved)
 
 

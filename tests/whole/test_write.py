@@ -184,7 +184,7 @@ def test_the_file_is_the_one_the_safetensors_library_writes(tmp_path):
     save_file(tensors, tmp_path / "m.safetensors", metadata={"format": "pt"})
     model = c.open_model(tmp_path / "m.safetensors")
     plans = [
-        c.TensorPlan(ref=ref, precision=c.Precision.KEPT, reason="", dtype=ref.dtype)
+        c.TensorPlan(ref=ref, precision=c.KEPT, reason="", dtype=ref.dtype)
         for ref in model.tensors.values()
     ]
     options = c.Options(
@@ -438,8 +438,8 @@ def test_the_error_of_16_bit_sources_is_measured_in_float32(dtype):
     compute = c.Compute(torch.device("cpu"))
     scale = c.nvfp4_global_scale(c.largest_magnitude(weight))
     encode = c.measured(c.encode_nvfp4, c.decode_nvfp4, torch.float32)
-    found = c.encode_layer(weight, scale, encode, compute)
-    decoded = c.decode_nvfp4(torch.cat(found.codes), found.block_scale, scale)
+    found = c.encode_rows(weight, scale, encode, compute)
+    decoded = c.decode_nvfp4(torch.cat(found.codes), found.by_rows[0], scale)
     expected = float((decoded - weight.float()).norm() / weight.float().norm())
     assert found.damage.relative_rmse == pytest.approx(expected, rel=1e-5)
 

@@ -40,7 +40,7 @@ def documented(tmp_path_factory):
     working["scaled_fp8"] = ("F8_E4M3", (2,))
     noisy = {name: ("F16", shape) for name, shape in shapes.items()}
     for name in linear:
-        for suffix, part in c.format_parts(c.Precision.NVFP4, shapes[name]).items():
+        for suffix, part in c.NVFP4.parts(shapes[name]).items():
             noisy[name.removesuffix("weight") + suffix] = part
     layers = {name.removesuffix(".weight"): {"format": "nvfp4"} for name in linear}
     metadata = {"_quantization_metadata": json.dumps({"layers": layers})}

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from nvfp4.errors import ConvertError
-from nvfp4.formats import Precision
+from nvfp4.formats.fp8 import FP8
+from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.calibration import read_reference_scales, summary_calibration
 from nvfp4.options import Options
 from nvfp4.read.json_files import read_rows
@@ -30,8 +31,8 @@ def test_a_summary_gives_both_scales_with_its_multiplier(tmp_path):
     path.write_text(json.dumps({"layers": [row]}))
     rows = read_rows(path, "calibration summary")
     found = summary_calibration(options_with(path, multiplier=1.5), rows)
-    assert found["a"].scales[Precision.NVFP4] == pytest.approx(0.0015)
-    assert found["a"].scales[Precision.FP8] == pytest.approx(3.0 / 448)
+    assert found["a"].scales[NVFP4] == pytest.approx(0.0015)
+    assert found["a"].scales[FP8] == pytest.approx(3.0 / 448)
     assert found["a"].source == "summary p99.9 x 1.5"
 
 
@@ -81,9 +82,9 @@ def test_reference_scales_are_read_by_the_format_of_their_layer(tmp_path):
         tmp_path / "r.safetensors",
     )
     found = read_reference_scales(tmp_path / "r.safetensors")
-    assert found["a"].scales[Precision.NVFP4] == pytest.approx(0.01)
-    assert found["a"].scales[Precision.FP8] == pytest.approx(0.06)
-    assert found["b"].scales[Precision.NVFP4] == pytest.approx(0.5 / 6)
+    assert found["a"].scales[NVFP4] == pytest.approx(0.01)
+    assert found["a"].scales[FP8] == pytest.approx(0.06)
+    assert found["b"].scales[NVFP4] == pytest.approx(0.5 / 6)
 
 
 def test_a_reference_scale_of_a_layer_that_is_not_quantised_is_an_error(tmp_path):

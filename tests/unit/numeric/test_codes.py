@@ -8,7 +8,7 @@ from comfy_kitchen.tensor import TensorCoreNVFP4Layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvfp4.formats import E2M1_VALUES, round_up
+from nvfp4.dtypes import E2M1_VALUES, round_up
 from nvfp4.numeric.codes import (
     decode_e2m1,
     decode_e4m3,

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvfp4.formats import E2M1_VALUES
+from nvfp4.dtypes import E2M1_VALUES
 from nvfp4.numeric.codes import largest_magnitude, nvfp4_global_scale
 from nvfp4.numeric.scale_search import mse_block_scales
 from support.weights import KINDS

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from nvfp4.families import TRANSFORMER_BLOCKS
-from nvfp4.formats import Precision
+from nvfp4.formats.floats import HALF
+from nvfp4.formats.fp8 import FP8
+from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.model import PREFIXES, bare
 from nvfp4.plan.records import weights_of
 from support.make_families import read_headers
@@ -30,11 +32,11 @@ def test_plans_of_the_documented_commands(texts, name):
 def test_counts_of_the_documented_commands(tmp_path, name, nvfp4, fp8):
     size, arguments = COMMANDS[name]
     plans = planned(size, arguments, tmp_path / "m.gguf").plans
-    found = [plan for plan in plans if plan.precision is Precision.NVFP4]
+    found = [plan for plan in plans if plan.precision is NVFP4]
     assert len(found) == nvfp4
-    assert sum(plan.precision is Precision.FP8 for plan in plans) == fp8
+    assert sum(plan.precision is FP8 for plan in plans) == fp8
     assert all(plan.input_scale is not None for plan in found)
-    assert all(plan.full_precision for plan in plans if plan.precision is Precision.FP8)
+    assert all(plan.full_precision for plan in plans if plan.precision is FP8)
 
 
 def test_a_baked_scale_is_percentile_times_multiplier(tmp_path):
@@ -102,8 +104,8 @@ def test_prefixes_change_no_plan(name, prefix):
 def test_general_presets_suit_every_family(name, preset):
     plans = planned_for(read_headers(FAMILIES / f"{name}.txt"), ["--preset", preset]).plans
     linear = [plan for plan in plans if plan.ref.is_linear_weight]
-    packed = [plan for plan in linear if plan.precision is Precision.NVFP4]
+    packed = [plan for plan in linear if plan.precision is NVFP4]
     assert weights_of(packed) > 0.2 * weights_of(linear)
     for plan in linear:
         outside = not any(f"{block}." in plan.ref.name for block in TRANSFORMER_BLOCKS)
-        assert preset == "all" or not outside or plan.precision is Precision.HALF
+        assert preset == "all" or not outside or plan.precision is HALF

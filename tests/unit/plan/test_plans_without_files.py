@@ -10,7 +10,9 @@ import pytest
 from nvfp4 import plan as room
 from nvfp4.errors import ConvertError
 from nvfp4.families import ANY_FAMILY
-from nvfp4.formats import Precision
+from nvfp4.formats.floats import FP32, HALF
+from nvfp4.formats.fp8 import FP8
+from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.records import Calibration, Guides, LayerList, Measured, Setting
 from nvfp4.model import Model, TensorRef
 from nvfp4.options import Options
@@ -63,7 +65,7 @@ def test_a_plan_imports_no_reader():
 def test_kinds_decide_by_their_bits():
     kinds = {NAMES[0]: "Q4_K", NAMES[1]: "Q8_0", NAMES[2]: "F32", NAMES[3]: "BF16"}
     plans, _ = planned({"kinds": kinds}, gguf="a.gguf", use_fp8=True)
-    expected = (Precision.NVFP4, Precision.FP8, Precision.FP32, Precision.HALF, Precision.HALF)
+    expected = (NVFP4, FP8, FP32, HALF, HALF)
     assert tuple(plans[name].precision for name in NAMES[:5]) == expected
     assert str(plans[NAMES[4]].reason) == "not in the GGUF"
 
@@ -71,14 +73,14 @@ def test_kinds_decide_by_their_bits():
 def test_settings_go_before_a_preset_and_give_scales():
     setting = Setting(
         key="q",
-        precision=Precision.NVFP4,
+        precision=NVFP4,
         dtype="",
         full_precision=True,
         input_scale=0.5,
         names=frozenset({NAMES[0]}),
     )
     calibration = {
-        name.removesuffix(".weight"): Calibration(scales={Precision.NVFP4: 0.25}, source="file")
+        name.removesuffix(".weight"): Calibration(scales={NVFP4: 0.25}, source="file")
         for name in NAMES[:2]
     }
     plans, _ = planned({"settings": (setting,), "calibration": calibration}, preset="all")
@@ -93,7 +95,7 @@ def test_measured_layers_are_raised_or_marked():
         Measured(False, Reason(Why.MEASURED, "clip_rate > 0.2"), frozenset(NAMES[1:2])),
     )
     plans, _ = planned({"measured": measured}, preset="all")
-    assert plans[NAMES[0]].precision is Precision.HALF
+    assert plans[NAMES[0]].precision is HALF
     assert [*plans[NAMES[0]].reason.overruled_kinds] == [Why.FAMILY]
     assert str(plans[NAMES[0]].reason) == "rel_rmse > 0.1 (else --preset all)"
     assert str(plans[NAMES[1]].full_precision) == "clip_rate > 0.2"
@@ -108,10 +110,10 @@ def test_a_list_marks_its_layers_and_tells_the_others():
 
 
 def test_what_was_chosen_for_a_size_replaces_what_is_open():
-    plans, _ = planned({}, {NAMES[0]: Precision.FP8}, preset="all", target_size=10**9)
-    assert plans[NAMES[0]].precision is Precision.FP8
+    plans, _ = planned({}, {NAMES[0]: FP8}, preset="all", target_size=10**9)
+    assert plans[NAMES[0]].precision is FP8
     assert str(plans[NAMES[0]].reason) == "--target-size"
-    assert plans[NAMES[1]].precision is Precision.NVFP4
+    assert plans[NAMES[1]].precision is NVFP4
 
 
 def test_guides_cannot_be_changed():

@@ -6,35 +6,32 @@ import torch
 from make_wan import write_gguf
 
 from nvfp4.errors import ConvertError
-from nvfp4.formats import Precision
+from nvfp4.formats.floats import HALF, KEPT
+from nvfp4.formats.fp8 import FP8
+from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.model import PREFIXES
 from support.plans import BLOCK, plan_of, weight
 
 
 def test_exclude_goes_before_include(tmp_path):
     plans, _ = plan_of(tmp_path, BLOCK, "--include", "", "--exclude", r"FFN\.2$")
-    assert plans["blocks.0.ffn.2.weight"].precision is Precision.HALF
+    assert plans["blocks.0.ffn.2.weight"].precision is HALF
     assert plans["blocks.0.ffn.2.weight"].reason.text == r"--exclude FFN\.2$"
-    assert plans["blocks.0.ffn.0.weight"].precision is Precision.NVFP4
+    assert plans["blocks.0.ffn.0.weight"].precision is NVFP4
 
 
 def test_minimums_raise_and_say_what_they_raised(tmp_path):
     minimums = ("--min-ffn-fp8", "--min-ffn2-fp16")
     plans, _ = plan_of(tmp_path, BLOCK, "--include", ".", *minimums)
-    assert plans["blocks.0.ffn.0.weight"].precision is Precision.FP8
+    assert plans["blocks.0.ffn.0.weight"].precision is FP8
     assert str(plans["blocks.0.ffn.0.weight"].reason) == "--min-ffn-fp8 (else --include .)"
-    assert plans["blocks.0.ffn.2.weight"].precision is Precision.HALF
-    assert plans["blocks.0.self_attn.v.weight"].precision is Precision.NVFP4
+    assert plans["blocks.0.ffn.2.weight"].precision is HALF
+    assert plans["blocks.0.self_attn.v.weight"].precision is NVFP4
 
 
 @pytest.mark.parametrize(
     ("rows", "columns", "bias", "precision"),
-    [
-        (32, 64, True, Precision.NVFP4),
-        (32, 48, False, Precision.FP8),
-        (24, 64, True, Precision.FP8),
-        (24, 64, False, Precision.NVFP4),
-    ],
+    [(32, 64, True, NVFP4), (32, 48, False, FP8), (24, 64, True, FP8), (24, 64, False, NVFP4)],
 )
 def test_shapes_that_blackwell_cannot_multiply_go_to_fp8(tmp_path, rows, columns, bias, precision):
     tensors = {"blocks.1.x.weight": weight(rows, columns)}
@@ -47,7 +44,7 @@ def test_shapes_that_blackwell_cannot_multiply_go_to_fp8(tmp_path, rows, columns
 def test_wans_first_ffn_is_not_padded(tmp_path):
     tensors = BLOCK | {"blocks.0.ffn.0.weight": weight(24, 64)}
     plans, _ = plan_of(tmp_path, tensors, "--include", ".")
-    assert plans["blocks.0.ffn.0.weight"].precision is Precision.FP8
+    assert plans["blocks.0.ffn.0.weight"].precision is FP8
 
 
 @pytest.mark.parametrize(
@@ -68,9 +65,9 @@ def test_wans_first_ffn_is_not_padded(tmp_path):
 def test_layers_that_comfyui_recognises_a_model_by_are_never_packed(tmp_path, layer, prefix):
     tensors = {f"{prefix}{layer}.weight": weight(), f"{prefix}other.weight": weight()}
     plans, _ = plan_of(tmp_path, tensors, "--include", ".")
-    assert plans[f"{prefix}{layer}.weight"].precision is Precision.HALF
+    assert plans[f"{prefix}{layer}.weight"].precision is HALF
     assert "by its shape" in str(plans[f"{prefix}{layer}.weight"].reason)
-    assert plans[f"{prefix}other.weight"].precision is Precision.NVFP4
+    assert plans[f"{prefix}other.weight"].precision is NVFP4
 
 
 def test_without_a_gguf_small_tensors_keep_the_sources_precision(tmp_path):
@@ -84,7 +81,7 @@ def test_without_a_gguf_small_tensors_keep_the_sources_precision(tmp_path):
         "double": torch.ones(4, 4, dtype=torch.float64),
     }
     plans, _ = plan_of(tmp_path, tensors, "--include", "ffn", "--dtype", "float16")
-    kept = {name for name, plan in plans.items() if plan.precision is Precision.KEPT}
+    kept = {name for name, plan in plans.items() if plan.precision is KEPT}
     assert kept == {
         "blocks.0.ffn.0.bias",
         "blocks.0.modulation",

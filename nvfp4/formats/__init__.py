@@ -1,0 +1,11 @@
+"""Every way in which a tensor is stored: one file each, found by being in this folder.
+
+Importing the room loads all its modules, and each creates its rows (see `base.Format`). A new
+format is a new file here: nothing else lists them.
+"""
+
+import importlib
+import pkgutil
+
+for found in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{found.name}")

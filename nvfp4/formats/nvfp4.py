@@ -1,0 +1,177 @@
+"""NVFP4: 4-bit floats, an 8-bit scale for every 16 of them, and one scale for the whole weight."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+
+from nvfp4.dtypes import (
+    BLOCK_SIZE,
+    E4M3_MAX,
+    FP4_MATMUL_K,
+    FP4_MATMUL_N,
+    NAN_E4M3,
+    NVFP4_MAX,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    VIEWED,
+    round_up,
+)
+from nvfp4.formats.base import Encoded, Encoder, Format, Given, Parts, encode_rows, measured
+from nvfp4.model import TensorRef
+from nvfp4.numeric.codes import (
+    E2M1,
+    LEAST_FLOAT32,
+    amax_block_scales,
+    decode_nvfp4,
+    encode_nvfp4,
+    has_many_subnormals,
+    nvfp4_global_scale,
+    pack_e2m1,
+    round_to_e2m1,
+    swizzle,
+    unswizzle,
+)
+from nvfp4.numeric.damage import Damage
+from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order
+from nvfp4.numeric.scale_search import LEAST_SEARCHED_SCALE, OTHER_LARGEST_SCALES
+
+
+class Nvfp4(Format):
+    """Weights [N, K] as U8 [N16, K16/2], block scales F8_E4M3 in swizzled tiles, a global scale.
+
+    N16 and K16 are N and K rounded up to 16. Multiplied in FP4 on Blackwell (W4A4), decoded to 16
+    bits elsewhere and with full-precision matmul (W4A16). In ComfyUI since 0.10.
+    """
+
+    name = title = "NVFP4"
+    rank = 4
+    config = "nvfp4"
+    weight_dtype = "U8"
+    scale_suffix = "weight_scale_2"
+    row_multiple = BLOCK_SIZE
+    weight_bits = activation_bits = 4
+    activation_max = NVFP4_MAX
+    summary_column = ("scale", 1.0)
+    is_candidate = is_adopted = True
+    encoding_cost = 4
+    grid = E2M1
+    group = BLOCK_SIZE
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        height, width = (round_up(size, BLOCK_SIZE) for size in shape)
+        tiles = (round_up(height, TILE_ROWS), round_up(width // BLOCK_SIZE, TILE_COLUMNS))
+        return {
+            "weight": (self.weight_dtype, (height, width // 2)),
+            "weight_scale": ("F8_E4M3", tiles),
+            "weight_scale_2": ("F32", ()),
+        }
+
+    def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
+        signed = weight.dtype == "I8" and configured == self.config
+        return (weight.dtype == self.weight_dtype or signed) and self.scale_suffix in parts
+
+    def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
+        rows = stored[0] if bias_rows is None else bias_rows
+        return rows if round_up(rows, BLOCK_SIZE) == stored[0] else stored[0], stored[1] * 2
+
+    def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
+        if reason := super().undecodable(parts, shape):
+            return reason
+        weight, tiles = parts["weight"], parts.get("weight_scale")
+        expected = self.parts((weight.shape[0], shape[1]))
+        if weight.shape != expected["weight"][1]:
+            return f"its weight is {list(weight.shape)}"
+        if tiles is None or tiles.shape != expected["weight_scale"][1]:
+            return "its block scales have no or another shape"
+        if tiles.dtype not in ("F8_E4M3", *VIEWED):
+            return f"its block scales are {tiles.dtype}"
+        return ""
+
+    def is_slow(self, shape: tuple[int, int]) -> bool:
+        return bool(shape[0] % FP4_MATMUL_N or shape[1] % FP4_MATMUL_K)
+
+    def encode(self, given: Given, encoder: Encoder) -> Encoded:
+        scale, search = nvfp4_global_scale(given.amax), encoder.search
+        if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
+            search = amax_block_scales
+            encoder.notes.append(f"{given.layer}: too small weights for the scale search")
+        encode = measured(partial(encode_nvfp4, block_scales=search), decode_nvfp4, encoder.dtype)
+        if encoder.kernels:
+            encode = partial(encoder.kernels.encode_nvfp4, block_scales=search)
+        best = encode_rows(given.weight, scale, encode, encoder)
+        if search is not amax_block_scales:
+            best = try_other_global_scales(given.weight, best, encode, encoder)
+        if 0 < given.amax <= NVFP4_MAX * LEAST_FLOAT32 / 2:
+            # All is lost, and the squares of such weights are 0, too.
+            best = dataclasses.replace(best, damage=Damage(error=1.0, energy=1.0))
+        return best
+
+    def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        columns, missing = encoded.codes[0].shape[1], -shape[0] % BLOCK_SIZE
+        padding = torch.zeros(missing, columns, dtype=torch.uint8)
+        return {
+            "weight": [*encoded.codes, padding],
+            "weight_scale": [swizzle(encoded.by_rows[0])],
+            "weight_scale_2": [encoded.scale],
+        }
+
+    def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        codes = tensors["weight"]
+        blocks = codes.shape[1] * 2 // BLOCK_SIZE
+        block_scale = unswizzle(tensors["weight_scale"], len(codes), blocks)
+        scale = tensors["weight_scale_2"].float().reshape(())
+        return [codes.view(torch.uint8), block_scale], scale
+
+    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        return decode_nvfp4(*parts_and_scale)
+
+    def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
+        levels = levels_in_order(rounded, feedback)
+        codes = torch.empty_like(rounded.codes)
+        codes[feedback.order[::BLOCK_SIZE] // BLOCK_SIZE] = rounded.codes
+        packed = pack_e2m1(round_to_e2m1(levels.abs()), levels)
+        return [packed, codes.t().contiguous().to(torch.uint8).view(torch.float8_e4m3fn)]
+
+    def faults(
+        self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
+    ) -> list[tuple[str, str]]:
+        """Block scales are E4M3 numbers without a sign, and zero in the padding of their tiles."""
+        tiles, found = scales["weight_scale"].view(torch.uint8), []
+        if (tiles >= NAN_E4M3).any():  # NaN, or the sign bit
+            found.append(("bad scale", "weight_scale"))
+        rows, blocks = weight[0], weight[1] * 2 // BLOCK_SIZE
+        if tiles.shape != (rows, blocks):
+            plain = unswizzle(tiles, *tiles.shape)
+            if plain[rows:].any() or plain[:, blocks:].any():
+                found.append(("padding", ""))
+        return found
+
+    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        codes, block_scale = parts
+        swapped = torch.bitwise_left_shift(codes, 4) | torch.bitwise_right_shift(codes, 4)
+        rows, blocks = block_scale.shape
+        plain = swizzle(block_scale)[:rows, :blocks]  # as they would lie in the file unswizzled
+        return {
+            "packed with the even column in the low nibble": [swapped, block_scale],
+            "block scales not swizzled": [codes, plain],
+            "even column in the low nibble, block scales not swizzled": [swapped, plain],
+        }
+
+
+def try_other_global_scales(
+    weight: torch.Tensor, best: Encoded, encode: Callable, encoder: Encoder
+) -> Encoded:
+    """The encoding with the least error in all, where block scales run out of E4M3's precision."""
+    if has_many_subnormals(best.by_rows[0]):
+        plain = best.scale
+        for largest in OTHER_LARGEST_SCALES:
+            other = encode_rows(weight, plain * (E4M3_MAX / largest), encode, encoder)
+            best = min(best, other, key=lambda encoded: encoded.damage.error)
+    return best
+
+
+NVFP4 = Nvfp4()
