@@ -972,9 +972,11 @@ class Other(NamedTuple):
 
     @property
     def text(self) -> str:
+        """What one would type."""
         return f"{self.flag} {self.value}".strip()
 
     def is_in(self, given: GivenOptions) -> bool:
+        """Whether it was asked for, with the value that is meant."""
         return self.flag in given and self.value in ("", given[self.flag])
 
 
@@ -989,11 +991,12 @@ class Alias(NamedTuple):
 
     @property
     def kind(self) -> Kind:
+        """The values that it takes: its own words, not those of the option."""
         return SWITCH if isinstance(self.meaning, str) else Kind(choices=tuple(self.meaning))
 
 
 class LayerSwitch(NamedTuple):
-    """A switch for the layers whose name has a regular expression; such switches add up."""
+    """A switch for the layers whose names a regular expression finds; such switches add up."""
 
     layers: str
     help: str
@@ -1053,6 +1056,7 @@ class Option:
 
     @property
     def flags(self) -> list[str]:
+        """All that the command line knows it by, other names too."""
         return [argument.flag for argument in self.arguments]
 
     def value_in(self, given: GivenOptions) -> object:
@@ -1072,7 +1076,10 @@ class Option:
         return dict.fromkeys(value, True) if self.switches else {self.flag: value}
 
     def accept(self, value: object) -> object:
-        """Check a value given in Python; raises argparse.ArgumentTypeError."""
+        """Make a value given in Python one of its kind; raises argparse.ArgumentTypeError.
+
+        The default is taken as it is: None is no path, but stands for none.
+        """
         if value == self.default:
             return self.default
         if not self.switches:
@@ -1080,8 +1087,14 @@ class Option:
         return frozenset(Kind(choices=tuple(self.switches), repeatable=True).accept(value))
 
 
-def others(given: Iterable[Other | str]) -> tuple[Other, ...]:
-    return tuple(other if isinstance(other, Other) else Other(other) for other in given)
+def with_others(facts: dict[str, Any]) -> dict[str, Any]:
+    """Make Others of the flags that a row's facts name."""
+
+    def other(one: Other | str) -> Other:
+        return one if isinstance(one, Other) else Other(one)
+
+    relations = {"conflicts", "needs"} & facts.keys()
+    return facts | {relation: tuple(map(other, facts[relation])) for relation in relations}
 
 
 def option(default: object, group: str, kind: Kind, text: str = "", **facts: Any) -> Any:
@@ -1092,22 +1105,19 @@ def option(default: object, group: str, kind: Kind, text: str = "", **facts: Any
     """
     shown = default if isinstance(default, str) else f"{default:g}" if is_number(default) else ""
     value = kind.read(default) if isinstance(default, str) else default
-    for relation in {"conflicts", "needs"} & facts.keys():
-        facts[relation] = others(facts[relation])
-    row = Option(group=group, kind=kind, help=text, shown=shown, **facts)
+    row = Option(group=group, kind=kind, help=text, shown=shown, **with_others(facts))
     return field(default=value, metadata={ROW: row})
 
 
 def is_number(value: object) -> bool:
+    """Whether a value is a number; Python counts True and False as some."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def shared_option(task: type, name: str, **facts: Any) -> Any:
     """Make the field of an option that another task has, too, with what is else about it here."""
     (entry,) = (entry for entry in dataclasses.fields(task) if entry.name == name)
-    for relation in {"conflicts", "needs"} & facts.keys():
-        facts[relation] = others(facts[relation])
-    row = dataclasses.replace(entry.metadata[ROW], **facts)
+    row = dataclasses.replace(entry.metadata[ROW], **with_others(facts))
     return field(default=entry.default, metadata={ROW: row})
 
 
@@ -1130,7 +1140,11 @@ def all_options(*tasks: type) -> list[Option]:
 
 
 def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]:
-    """Options that exclude each other, that do nothing without another, or have wrong values."""
+    """Find options that exclude each other, do nothing without another, or have wrong values.
+
+    Yields a sentence for each: first the conflicts, then what is missing, then the values, each
+    in the order of the rows.
+    """
     rows = list(rows)
     named = [one for row in rows for one in (row, *row.aliases) if one.flag in given]
     for one in named:
@@ -1169,7 +1183,7 @@ def check_task(task: Any) -> None:
 
 
 def paths_of(value: object) -> Iterator[Path]:
-    """The paths that an option's value names: none, one, or several, LoRAs too."""
+    """Find the paths in an option's value, which may be None, a path, a LoRA or several of them."""
     if isinstance(value, Lora):
         yield value.path
     elif isinstance(value, tuple):
@@ -1180,7 +1194,7 @@ def paths_of(value: object) -> Iterator[Path]:
 
 
 def portable(value: object) -> object:
-    """An option's value for the header: file names for paths, sorted lists for sets."""
+    """Make an option's value one for the header: file names of paths, sorted lists of sets."""
     if isinstance(value, Path):
         return value.name
     if isinstance(value, tuple):
@@ -1196,7 +1210,7 @@ TARGET = "--target-size"
 WRITE_AHEAD = 96 << 20
 # Shards of fewer bytes are refused: their unit was forgotten.
 LEAST_SHARD = 1_000_000
-# Full-precision matmul (W4A16) by kind of layer.
+# Switches that mark layers of one kind for full-precision matmul (W4A16).
 FULL_PRECISION_OPTIONS = {
     "--full-precision-mm": LayerSwitch(r"", "every quantised layer"),
     "--full-precision-mm-cross-attn-kv": LayerSwitch(
@@ -1211,6 +1225,7 @@ FULL_PRECISION_OPTIONS = {
     "--full-precision-mm-ffn-up": LayerSwitch(r"\bffn\.0$", "feed-forward up projections"),
     "--full-precision-mm-ffn-down": LayerSwitch(r"\bffn\.2$", "feed-forward down projections"),
 }
+# Switches that raise layers of one kind to a least precision.
 MINIMUM_OPTIONS = {
     "--min-ffn-fp8": LayerSwitch(r"\bffn\.[02]$", "feed-forward layers are at least FP8"),
     "--min-ffn2-fp16": LayerSwitch(
@@ -1232,6 +1247,7 @@ VERIFY = "verify (instead of converting)"
 
 DTYPE = Kind(choices=tuple(DTYPE_OPTIONS))
 ACTION = Kind(choices=("fp16", "full_precision_mm"))
+# What needs statistics of a layer's inputs excludes the search that looks at weights alone.
 AMAX = Other("--scale-search", "amax", ", which uses no statistics")
 # The header of version 0.1.0 tells options in this order; the same command goes on giving the same
 # bytes. What is not in here follows, in the table's order, so a new option needs nothing here.
@@ -1465,6 +1481,7 @@ class Options:
 
     @property
     def only_fp8(self) -> bool:
+        """Whether the recipe makes FP8 of what would be NVFP4."""
         return self.recipe != "mixed"
 
     @property

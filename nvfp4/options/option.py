@@ -36,9 +36,11 @@ class Other(NamedTuple):
 
     @property
     def text(self) -> str:
+        """What one would type."""
         return f"{self.flag} {self.value}".strip()
 
     def is_in(self, given: GivenOptions) -> bool:
+        """Whether it was asked for, with the value that is meant."""
         return self.flag in given and self.value in ("", given[self.flag])
 
 
@@ -53,11 +55,12 @@ class Alias(NamedTuple):
 
     @property
     def kind(self) -> Kind:
+        """The values that it takes: its own words, not those of the option."""
         return SWITCH if isinstance(self.meaning, str) else Kind(choices=tuple(self.meaning))
 
 
 class LayerSwitch(NamedTuple):
-    """A switch for the layers whose name has a regular expression; such switches add up."""
+    """A switch for the layers whose names a regular expression finds; such switches add up."""
 
     layers: str
     help: str
@@ -117,6 +120,7 @@ class Option:
 
     @property
     def flags(self) -> list[str]:
+        """All that the command line knows it by, other names too."""
         return [argument.flag for argument in self.arguments]
 
     def value_in(self, given: GivenOptions) -> object:
@@ -136,7 +140,10 @@ class Option:
         return dict.fromkeys(value, True) if self.switches else {self.flag: value}
 
     def accept(self, value: object) -> object:
-        """Check a value given in Python; raises argparse.ArgumentTypeError."""
+        """Make a value given in Python one of its kind; raises argparse.ArgumentTypeError.
+
+        The default is taken as it is: None is no path, but stands for none.
+        """
         if value == self.default:
             return self.default
         if not self.switches:
@@ -144,8 +151,14 @@ class Option:
         return frozenset(Kind(choices=tuple(self.switches), repeatable=True).accept(value))
 
 
-def others(given: Iterable[Other | str]) -> tuple[Other, ...]:
-    return tuple(other if isinstance(other, Other) else Other(other) for other in given)
+def with_others(facts: dict[str, Any]) -> dict[str, Any]:
+    """Make Others of the flags that a row's facts name."""
+
+    def other(one: Other | str) -> Other:
+        return one if isinstance(one, Other) else Other(one)
+
+    relations = {"conflicts", "needs"} & facts.keys()
+    return facts | {relation: tuple(map(other, facts[relation])) for relation in relations}
 
 
 def option(default: object, group: str, kind: Kind, text: str = "", **facts: Any) -> Any:
@@ -156,22 +169,19 @@ def option(default: object, group: str, kind: Kind, text: str = "", **facts: Any
     """
     shown = default if isinstance(default, str) else f"{default:g}" if is_number(default) else ""
     value = kind.read(default) if isinstance(default, str) else default
-    for relation in {"conflicts", "needs"} & facts.keys():
-        facts[relation] = others(facts[relation])
-    row = Option(group=group, kind=kind, help=text, shown=shown, **facts)
+    row = Option(group=group, kind=kind, help=text, shown=shown, **with_others(facts))
     return field(default=value, metadata={ROW: row})
 
 
 def is_number(value: object) -> bool:
+    """Whether a value is a number; Python counts True and False as some."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def shared_option(task: type, name: str, **facts: Any) -> Any:
     """Make the field of an option that another task has, too, with what is else about it here."""
     (entry,) = (entry for entry in dataclasses.fields(task) if entry.name == name)
-    for relation in {"conflicts", "needs"} & facts.keys():
-        facts[relation] = others(facts[relation])
-    row = dataclasses.replace(entry.metadata[ROW], **facts)
+    row = dataclasses.replace(entry.metadata[ROW], **with_others(facts))
     return field(default=entry.default, metadata={ROW: row})
 
 
@@ -194,7 +204,11 @@ def all_options(*tasks: type) -> list[Option]:
 
 
 def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]:
-    """Options that exclude each other, that do nothing without another, or have wrong values."""
+    """Find options that exclude each other, do nothing without another, or have wrong values.
+
+    Yields a sentence for each: first the conflicts, then what is missing, then the values, each
+    in the order of the rows.
+    """
     rows = list(rows)
     named = [one for row in rows for one in (row, *row.aliases) if one.flag in given]
     for one in named:
@@ -233,7 +247,7 @@ def check_task(task: Any) -> None:
 
 
 def paths_of(value: object) -> Iterator[Path]:
-    """The paths that an option's value names: none, one, or several, LoRAs too."""
+    """Find the paths in an option's value, which may be None, a path, a LoRA or several of them."""
     if isinstance(value, Lora):
         yield value.path
     elif isinstance(value, tuple):
@@ -244,7 +258,7 @@ def paths_of(value: object) -> Iterator[Path]:
 
 
 def portable(value: object) -> object:
-    """An option's value for the header: file names for paths, sorted lists for sets."""
+    """Make an option's value one for the header: file names of paths, sorted lists of sets."""
     if isinstance(value, Path):
         return value.name
     if isinstance(value, tuple):

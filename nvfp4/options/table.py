@@ -6,7 +6,8 @@ To add an option, say `--crop N`:
      `trace=False` if the bytes of OUTPUT cannot depend on it. A new kind of value goes to kinds.py.
   3. Use it: `options.crop`.
   4. Run `python tools/readme_flags.py --write` and `python tools/single_file.py`.
-Parser, help, README, checks of both interfaces and header follow from the row.
+  5. Test what it does; that both interfaces check it alike, test_options.py tests for every row.
+Parser, help, README, checks of the command line and of Python, and the header follow from the row.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ TARGET = "--target-size"
 WRITE_AHEAD = 96 << 20
 # Shards of fewer bytes are refused: their unit was forgotten.
 LEAST_SHARD = 1_000_000
-# Full-precision matmul (W4A16) by kind of layer.
+# Switches that mark layers of one kind for full-precision matmul (W4A16).
 FULL_PRECISION_OPTIONS = {
     "--full-precision-mm": LayerSwitch(r"", "every quantised layer"),
     "--full-precision-mm-cross-attn-kv": LayerSwitch(
@@ -69,6 +70,7 @@ FULL_PRECISION_OPTIONS = {
     "--full-precision-mm-ffn-up": LayerSwitch(r"\bffn\.0$", "feed-forward up projections"),
     "--full-precision-mm-ffn-down": LayerSwitch(r"\bffn\.2$", "feed-forward down projections"),
 }
+# Switches that raise layers of one kind to a least precision.
 MINIMUM_OPTIONS = {
     "--min-ffn-fp8": LayerSwitch(r"\bffn\.[02]$", "feed-forward layers are at least FP8"),
     "--min-ffn2-fp16": LayerSwitch(
@@ -90,6 +92,7 @@ VERIFY = "verify (instead of converting)"
 
 DTYPE = Kind(choices=tuple(DTYPE_OPTIONS))
 ACTION = Kind(choices=("fp16", "full_precision_mm"))
+# What needs statistics of a layer's inputs excludes the search that looks at weights alone.
 AMAX = Other("--scale-search", "amax", ", which uses no statistics")
 # The header of version 0.1.0 tells options in this order; the same command goes on giving the same
 # bytes. What is not in here follows, in the table's order, so a new option needs nothing here.
@@ -323,6 +326,7 @@ class Options:
 
     @property
     def only_fp8(self) -> bool:
+        """Whether the recipe makes FP8 of what would be NVFP4."""
         return self.recipe != "mixed"
 
     @property
