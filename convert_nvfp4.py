@@ -996,10 +996,14 @@ class Alias(NamedTuple):
 
 
 class LayerSwitch(NamedTuple):
-    """A switch for the layers whose names a regular expression finds; such switches add up."""
+    """A switch for the layers whose names a regular expression finds; such switches add up.
+
+    `least` is the title of the format that the switch raises them to, if it does.
+    """
 
     layers: str
     help: str
+    least: str = ""
 
 
 class Argument(NamedTuple):
@@ -1227,9 +1231,9 @@ FULL_PRECISION_OPTIONS = {
 }
 # Switches that raise layers of one kind to a least precision.
 MINIMUM_OPTIONS = {
-    "--min-ffn-fp8": LayerSwitch(r"\bffn\.[02]$", "feed-forward layers are at least FP8"),
+    "--min-ffn-fp8": LayerSwitch(r"\bffn\.[02]$", "feed-forward layers are at least FP8", "FP8"),
     "--min-ffn2-fp16": LayerSwitch(
-        r"\bffn\.2$", "feed-forward down projections are at least 16-bit"
+        r"\bffn\.2$", "feed-forward down projections are at least 16-bit", "16-bit"
     ),
 }
 # Each recipe's --dtype, unless one is given: working scaled-FP8 models keep float32.
@@ -5859,10 +5863,13 @@ def choice_rules(
 def floor_rules(options: Options, model: Model) -> list[Rule]:
     """Least precisions: each row that names a tensor raises it."""
     linear = model.linear_weights
-    minimum = {"--min-ffn-fp8": FP8, "--min-ffn2-fp16": HALF}
     rows = [
-        (select(model, pattern, option), minimum[option], Reason(Why.OPTION, option))
-        for option, (pattern, _) in MINIMUM_OPTIONS.items()
+        (
+            select(model, switch.layers, option),
+            format_titled(switch.least),
+            Reason(Why.OPTION, option),
+        )
+        for option, switch in MINIMUM_OPTIONS.items()
         if option in options.minimums
     ]
     if options.only_fp8:
@@ -5952,8 +5959,8 @@ def full_precision_marks(
 ) -> tuple[list[Mark], list[str]]:
     """What options and lists mark for full-precision matmul, and notes."""
     wanted = {
-        option: pattern
-        for option, (pattern, _) in FULL_PRECISION_OPTIONS.items()
+        option: switch.layers
+        for option, switch in FULL_PRECISION_OPTIONS.items()
         if option in options.full_precision
     }
     wanted |= {f"--full-precision-mm-pattern {p}": p for p in options.full_precision_mm_pattern}

@@ -60,10 +60,14 @@ class Alias(NamedTuple):
 
 
 class LayerSwitch(NamedTuple):
-    """A switch for the layers whose names a regular expression finds; such switches add up."""
+    """A switch for the layers whose names a regular expression finds; such switches add up.
+
+    `least` is the title of the format that the switch raises them to, if it does.
+    """
 
     layers: str
     help: str
+    least: str = ""
 
 
 class Argument(NamedTuple):

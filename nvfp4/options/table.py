@@ -72,9 +72,9 @@ FULL_PRECISION_OPTIONS = {
 }
 # Switches that raise layers of one kind to a least precision.
 MINIMUM_OPTIONS = {
-    "--min-ffn-fp8": LayerSwitch(r"\bffn\.[02]$", "feed-forward layers are at least FP8"),
+    "--min-ffn-fp8": LayerSwitch(r"\bffn\.[02]$", "feed-forward layers are at least FP8", "FP8"),
     "--min-ffn2-fp16": LayerSwitch(
-        r"\bffn\.2$", "feed-forward down projections are at least 16-bit"
+        r"\bffn\.2$", "feed-forward down projections are at least 16-bit", "16-bit"
     ),
 }
 # Each recipe's --dtype, unless one is given: working scaled-FP8 models keep float32.

@@ -37,8 +37,8 @@ def full_precision_marks(
 ) -> tuple[list[Mark], list[str]]:
     """What options and lists mark for full-precision matmul, and notes."""
     wanted = {
-        option: pattern
-        for option, (pattern, _) in FULL_PRECISION_OPTIONS.items()
+        option: switch.layers
+        for option, switch in FULL_PRECISION_OPTIONS.items()
         if option in options.full_precision
     }
     wanted |= {f"--full-precision-mm-pattern {p}": p for p in options.full_precision_mm_pattern}

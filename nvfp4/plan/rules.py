@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from nvfp4.dtypes import FP4_MATMUL_K, FP4_MATMUL_N
 from nvfp4.errors import ConvertError, examples
 from nvfp4.families import NEVER_PACKED, RECOGNISED_BY_ROWS
-from nvfp4.formats.base import Format
+from nvfp4.formats.base import Format, format_titled
 from nvfp4.formats.floats import FP32, HALF, KEPT
 from nvfp4.formats.fp8 import FP8
 from nvfp4.formats.nvfp4 import NVFP4
@@ -129,10 +129,13 @@ def choice_rules(
 def floor_rules(options: Options, model: Model) -> list[Rule]:
     """Least precisions: each row that names a tensor raises it."""
     linear = model.linear_weights
-    minimum = {"--min-ffn-fp8": FP8, "--min-ffn2-fp16": HALF}
     rows = [
-        (select(model, pattern, option), minimum[option], Reason(Why.OPTION, option))
-        for option, (pattern, _) in MINIMUM_OPTIONS.items()
+        (
+            select(model, switch.layers, option),
+            format_titled(switch.least),
+            Reason(Why.OPTION, option),
+        )
+        for option, switch in MINIMUM_OPTIONS.items()
         if option in options.minimums
     ]
     if options.only_fp8:

@@ -11,6 +11,7 @@ import pytest
 
 from nvfp4.cli.parse import parse_options
 from nvfp4.errors import ConvertError
+from nvfp4.formats.base import format_titled
 from nvfp4.model import Lora
 from nvfp4.options import OPTIONS, Options, Verification, option, options_of
 from nvfp4.options.kinds import NATURAL, SHARE, SWITCH
@@ -126,6 +127,13 @@ def test_defaults_are_values_of_their_kinds(row):
     if row.default not in (None, MISSING):
         value = row.default if row.switches else row.kind.accept(row.default)
         assert (value, type(value)) == (row.default, type(row.default))
+
+
+def test_least_precisions_are_titles_of_formats():
+    for name in ("minimums", "full_precision"):
+        for switch in ROWS[name].switches.values():
+            assert not switch.least or format_titled(switch.least)
+            assert bool(switch.least) is (name == "minimums")
 
 
 def test_the_recorded_order_names_recorded_options():
