@@ -178,6 +178,7 @@ def bits_of(dtype: str, shape: tuple[int, ...]) -> int:
 
 # ── nvfp4/files.py: The file system: names, links, locks, times, disk space ───────────────────────
 
+MAKE_ROOM = "; make room, then run the same command again"
 CHANGED_UNDER_WAY = "changed while it was read; convert again once nothing writes to it"
 Stamp = tuple[int, int]  # a file's size, and when it changed
 
@@ -200,16 +201,25 @@ def stamp(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
+def os_problem(error: OSError, path: Path, what: str = "", to_do: str = "") -> str:
+    """Tell in one line what an operating system refused: a locked or forbidden file, a full disk.
+
+    `what` says what could not be done to `path`, such as "cannot read the index"; `to_do` what may
+    help. Without both, the line names the file that the system's error is about.
+    """
+    if not what and not to_do:
+        path = error.filename or path
+        to_do = MAKE_ROOM if error.errno == errno.ENOSPC else ""
+    return ": ".join(filter(None, [str(path), what, error.strerror or str(error)])) + to_do
+
+
 @contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """An operating system's error as one line: a full disk, a locked or forbidden file."""
+def translated(path: Path, what: str = "", to_do: str = "") -> Iterator[None]:
+    """Raise a ConvertError of the line that `os_problem` makes, in place of any OSError."""
     try:
         yield
     except OSError as error:
-        to_do = (
-            "; make room, then run the same command again" if error.errno == errno.ENOSPC else ""
-        )
-        raise ConvertError(f"{error.filename or path}: {error.strerror}{to_do}") from error
+        raise ConvertError(os_problem(error, path, what, to_do)) from error
 
 
 def lock(file: BinaryIO) -> bool:
@@ -247,10 +257,8 @@ def is_of_size(path: Path, size: int) -> bool:
 
 
 def rename(path: Path, name: Path) -> None:
-    try:
+    with translated(name, to_do="; is it open in another program?"):
         path.replace(name)
-    except OSError as error:
-        raise ConvertError(f"{name}: {error.strerror}; is it open in another program?") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -285,17 +293,31 @@ def target_problems(target: Path) -> Iterator[str]:
         target.open("r+b").close()  # raises if forbidden or, on Windows, locked by a program
 
 
-def write_text(text: str, path: Path) -> None:
-    """Write a file whole or not at all."""
+def write_unfinished(data: bytes, path: Path) -> Path:
+    """Write what is to become the file `path`, and return where it lies until it gets that name.
+
+    Raises OSError.
+    """
     temporary = unfinished(path)
+    temporary.unlink(missing_ok=True)  # if it is a link, what it leads to stays
+    temporary.write_bytes(data)
+    return temporary
+
+
+def write_bytes(data: bytes, path: Path) -> None:
+    """Write a file whole or not at all. Raises ConvertError."""
     try:
-        temporary.unlink(missing_ok=True)  # if it is a link, what it leads to stays
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    except OSError as error:
+        with translated(path, "cannot write"):
+            write_unfinished(data, path).replace(path)
+    except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise ConvertError(f"{path}: cannot write: {error.strerror}") from error
+            unfinished(path).unlink(missing_ok=True)
+        raise
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file of UTF-8 text, whole or not at all. Raises ConvertError."""
+    write_bytes(text.encode(), path)
 
 
 def exists(path: Path) -> bool:
@@ -4153,14 +4175,14 @@ STUDIED_ROWS, STRIPES = 256, 8  # of a weight, when layers are compared: in so m
 
 def fill(ref: TensorRef, begin: int, view: memoryview, file: BinaryIO | None = None) -> None:
     """Read a tensor's bytes from offset `begin` into all of `view`; `file` is its own, if open."""
-    try:
-        with contextlib.nullcontext(file) if file else ref.path.open("rb", buffering=0) as file:
-            file.seek(ref.begin + begin)
-            filled = 0
-            while filled < len(view) and (count := file.readinto(view[filled:])):
-                filled += count
-    except OSError as error:
-        raise ConvertError(f"{ref.path}: cannot read {ref.name}: {error.strerror}") from error
+    with (
+        translated(ref.path, f"cannot read {ref.name}"),
+        contextlib.nullcontext(file) if file else ref.path.open("rb", buffering=0) as file,
+    ):
+        file.seek(ref.begin + begin)
+        filled = 0
+        while filled < len(view) and (count := file.readinto(view[filled:])):
+            filled += count
     if filled < len(view):
         raise ConvertError(f"{ref.path}: ended inside {ref.name}; {CHANGED_UNDER_WAY}")
 
@@ -4386,10 +4408,9 @@ def parse_json(text: str, hook: Callable | None = None) -> object:
 def load_json(path: Path, what: str) -> dict:
     """A JSON object from a Unicode file; anything else is an error that names the file."""
     try:
-        raw = read_whole(path)
+        with translated(path, f"cannot read the {what}"):
+            raw = read_whole(path)
         value = parse_json(raw.decode(json.detect_encoding(raw)), unique_keys)
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read the {what}: {error.strerror}") from error
     except ValueError as error:
         hint = JSON_HINTS.get(path.suffix.lower(), "")
         raise ConvertError(f"{path}: the {what} is not valid JSON: {error}{hint}") from error
@@ -4469,11 +4490,9 @@ def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file to read; raises ConvertError where it cannot be, as a pipe, which would wait."""
-    try:
+    with translated(path, "cannot read"):
         size_of(path)
         file = path.open("rb")
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
     with file:
         yield file
 
@@ -4490,7 +4509,7 @@ def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict
     The rules are those of the safetensors library: ranges within the file, each of its shape's
     size, together covering the data exactly. Raises ConvertError.
     """
-    try:
+    with translated(path, "cannot read"):
         size = size_of(path)
         start = file.read(8)
         length = int.from_bytes(start, "little")
@@ -4502,8 +4521,6 @@ def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict
             problem = f"not a safetensors file{cut}; it has {size:,} bytes"
             raise DamagedFileError(f"{path}: {problem}")
         raw = file.read(length)
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
     try:
         header = parse_json(raw.decode(), unique_keys)
         if not raw.startswith(b"{"):  # a list, or spaces that the library refuses
@@ -5240,18 +5257,17 @@ def open_gguf(path: Path) -> Model:
     import gguf  # takes a third of a second that `--help` need not
 
     try:
-        size = size_of(path)  # refuses a pipe, which opening would wait for
-        with path.open("rb") as file:
-            GGUFWalk(path, file, size)
-            reader = gguf.GGUFReader(file)  # numpy's memmap, to which it goes, takes either
+        with translated(path, "cannot read"):
+            size = size_of(path)  # refuses a pipe, which opening would wait for
+            with path.open("rb") as file:
+                GGUFWalk(path, file, size)
+                reader = gguf.GGUFReader(file)  # numpy's memmap, to which it goes, takes either
         refs = {tensor.name: gguf_tensor(path, tensor, reader) for tensor in reader.tensors}
         metadata = {
             name: bytes(entry.parts[entry.data[0]]).decode("utf-8", "replace")
             for name, entry in reader.fields.items()
             if entry.types == [gguf.GGUFValueType.STRING]
         }
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read: {error.strerror or error}") from error
     except ConvertError:
         raise
     except Exception as error:  # a damaged file makes gguf's reader raise anything
@@ -5423,9 +5439,9 @@ def setting_formats() -> dict[str, tuple[Format, str]]:
 def read_layer_list(path: Path) -> tuple[str, ...]:
     """Layer names, one a line; text after # and blank lines are left out."""
     try:
-        lines = read_whole(path).decode("utf-8-sig").splitlines()  # Notepad writes a mark
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read the layer list: {error.strerror}") from error
+        with translated(path, "cannot read the layer list"):
+            raw = read_whole(path)
+        lines = raw.decode("utf-8-sig").splitlines()  # Notepad writes a mark
     except ValueError as error:
         what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
         raise ConvertError(f"{path}: the layer list {what}: {error}") from error
@@ -7844,7 +7860,7 @@ def output_problems(job: Job) -> list[str]:
                 need = f"{gigabytes(free)} are free, the output needs {gigabytes(job.nbytes)}"
                 problems.append(f"{output.parent}: {need}")
     except OSError as error:
-        problems.append(f"{error.filename or output}: {error.strerror}")
+        problems.append(os_problem(error, output))
     return list(dict.fromkeys(problems))
 
 
@@ -7858,7 +7874,7 @@ def refuse_text_targets(options: Options, model: Model) -> None:
         try:
             problems += target_problems(target)
         except OSError as error:
-            problems.append(f"{target}: {error.strerror}")
+            problems.append(os_problem(error, target))
         others.append(target)
     if problems:
         raise ConvertError(*problems)
@@ -8025,10 +8041,8 @@ class PartialFiles:
         named = []
         try:
             if self.job.index:
-                index = unfinished(self.job.index)
                 with translated(self.job.index):
-                    index.unlink(missing_ok=True)  # if it is a link, what it leads to stays
-                    index.write_text(render_index(self.job), encoding="utf-8")
+                    write_unfinished(render_index(self.job).encode(), self.job.index)
                     self.journal.name_shards(self.job.layouts)
             for path in self.job.files:
                 rename(unfinished(path), path)

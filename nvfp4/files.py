@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from nvfp4.errors import ConvertError
 
+MAKE_ROOM = "; make room, then run the same command again"
 CHANGED_UNDER_WAY = "changed while it was read; convert again once nothing writes to it"
 Stamp = tuple[int, int]  # a file's size, and when it changed
 
@@ -34,16 +35,25 @@ def stamp(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
+def os_problem(error: OSError, path: Path, what: str = "", to_do: str = "") -> str:
+    """Tell in one line what an operating system refused: a locked or forbidden file, a full disk.
+
+    `what` says what could not be done to `path`, such as "cannot read the index"; `to_do` what may
+    help. Without both, the line names the file that the system's error is about.
+    """
+    if not what and not to_do:
+        path = error.filename or path
+        to_do = MAKE_ROOM if error.errno == errno.ENOSPC else ""
+    return ": ".join(filter(None, [str(path), what, error.strerror or str(error)])) + to_do
+
+
 @contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """An operating system's error as one line: a full disk, a locked or forbidden file."""
+def translated(path: Path, what: str = "", to_do: str = "") -> Iterator[None]:
+    """Raise a ConvertError of the line that `os_problem` makes, in place of any OSError."""
     try:
         yield
     except OSError as error:
-        to_do = (
-            "; make room, then run the same command again" if error.errno == errno.ENOSPC else ""
-        )
-        raise ConvertError(f"{error.filename or path}: {error.strerror}{to_do}") from error
+        raise ConvertError(os_problem(error, path, what, to_do)) from error
 
 
 def lock(file: BinaryIO) -> bool:
@@ -81,10 +91,8 @@ def is_of_size(path: Path, size: int) -> bool:
 
 
 def rename(path: Path, name: Path) -> None:
-    try:
+    with translated(name, to_do="; is it open in another program?"):
         path.replace(name)
-    except OSError as error:
-        raise ConvertError(f"{name}: {error.strerror}; is it open in another program?") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -119,17 +127,31 @@ def target_problems(target: Path) -> Iterator[str]:
         target.open("r+b").close()  # raises if forbidden or, on Windows, locked by a program
 
 
-def write_text(text: str, path: Path) -> None:
-    """Write a file whole or not at all."""
+def write_unfinished(data: bytes, path: Path) -> Path:
+    """Write what is to become the file `path`, and return where it lies until it gets that name.
+
+    Raises OSError.
+    """
     temporary = unfinished(path)
+    temporary.unlink(missing_ok=True)  # if it is a link, what it leads to stays
+    temporary.write_bytes(data)
+    return temporary
+
+
+def write_bytes(data: bytes, path: Path) -> None:
+    """Write a file whole or not at all. Raises ConvertError."""
     try:
-        temporary.unlink(missing_ok=True)  # if it is a link, what it leads to stays
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    except OSError as error:
+        with translated(path, "cannot write"):
+            write_unfinished(data, path).replace(path)
+    except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise ConvertError(f"{path}: cannot write: {error.strerror}") from error
+            unfinished(path).unlink(missing_ok=True)
+        raise
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file of UTF-8 text, whole or not at all. Raises ConvertError."""
+    write_bytes(text.encode(), path)
 
 
 def exists(path: Path) -> bool:

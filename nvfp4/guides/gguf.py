@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from nvfp4.dtypes import MAX_DIMENSIONS
 from nvfp4.errors import ConvertError, examples, of_another_model
-from nvfp4.files import size_of
+from nvfp4.files import size_of, translated
 from nvfp4.guides.records import GGUF_BITS
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.read.checkpoint import GGUF_MAGIC, MAX_NAME
@@ -25,18 +25,17 @@ def open_gguf(path: Path) -> Model:
     import gguf  # takes a third of a second that `--help` need not
 
     try:
-        size = size_of(path)  # refuses a pipe, which opening would wait for
-        with path.open("rb") as file:
-            GGUFWalk(path, file, size)
-            reader = gguf.GGUFReader(file)  # numpy's memmap, to which it goes, takes either
+        with translated(path, "cannot read"):
+            size = size_of(path)  # refuses a pipe, which opening would wait for
+            with path.open("rb") as file:
+                GGUFWalk(path, file, size)
+                reader = gguf.GGUFReader(file)  # numpy's memmap, to which it goes, takes either
         refs = {tensor.name: gguf_tensor(path, tensor, reader) for tensor in reader.tensors}
         metadata = {
             name: bytes(entry.parts[entry.data[0]]).decode("utf-8", "replace")
             for name, entry in reader.fields.items()
             if entry.types == [gguf.GGUFValueType.STRING]
         }
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read: {error.strerror or error}") from error
     except ConvertError:
         raise
     except Exception as error:  # a damaged file makes gguf's reader raise anything

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nvfp4.dtypes import FLOAT32_MAX
 from nvfp4.errors import EXCERPT, ConvertError, examples, of_another_model
+from nvfp4.files import translated
 from nvfp4.formats.base import Format, configured_formats
 from nvfp4.formats.floats import FP32, HALF, KEPT
 from nvfp4.guides.records import LayerList, Setting
@@ -34,9 +35,9 @@ def setting_formats() -> dict[str, tuple[Format, str]]:
 def read_layer_list(path: Path) -> tuple[str, ...]:
     """Layer names, one a line; text after # and blank lines are left out."""
     try:
-        lines = read_whole(path).decode("utf-8-sig").splitlines()  # Notepad writes a mark
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read the layer list: {error.strerror}") from error
+        with translated(path, "cannot read the layer list"):
+            raw = read_whole(path)
+        lines = raw.decode("utf-8-sig").splitlines()  # Notepad writes a mark
     except ValueError as error:
         what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
         raise ConvertError(f"{path}: the layer list {what}: {error}") from error

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from nvfp4.dtypes import MAX_DIMENSIONS, bits_of
 from nvfp4.errors import EXCERPT, ConvertError, DamagedFileError, examples
-from nvfp4.files import exists, size_of
+from nvfp4.files import exists, size_of, translated
 from nvfp4.model import Model, TensorRef
 from nvfp4.read.json_files import MAX_HEADER_BYTES, load_json, parse_json, unique_keys
 
@@ -44,11 +44,9 @@ def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file to read; raises ConvertError where it cannot be, as a pipe, which would wait."""
-    try:
+    with translated(path, "cannot read"):
         size_of(path)
         file = path.open("rb")
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
     with file:
         yield file
 
@@ -65,7 +63,7 @@ def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict
     The rules are those of the safetensors library: ranges within the file, each of its shape's
     size, together covering the data exactly. Raises ConvertError.
     """
-    try:
+    with translated(path, "cannot read"):
         size = size_of(path)
         start = file.read(8)
         length = int.from_bytes(start, "little")
@@ -77,8 +75,6 @@ def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict
             problem = f"not a safetensors file{cut}; it has {size:,} bytes"
             raise DamagedFileError(f"{path}: {problem}")
         raw = file.read(length)
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
     try:
         header = parse_json(raw.decode(), unique_keys)
         if not raw.startswith(b"{"):  # a list, or spaces that the library refuses

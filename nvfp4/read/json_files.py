@@ -13,6 +13,7 @@ import numpy as np
 
 from nvfp4.dtypes import FLOAT32_MAX
 from nvfp4.errors import EXCERPT, ConvertError
+from nvfp4.files import translated
 from nvfp4.model import bare
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too
@@ -53,10 +54,9 @@ def parse_json(text: str, hook: Callable | None = None) -> object:
 def load_json(path: Path, what: str) -> dict:
     """A JSON object from a Unicode file; anything else is an error that names the file."""
     try:
-        raw = read_whole(path)
+        with translated(path, f"cannot read the {what}"):
+            raw = read_whole(path)
         value = parse_json(raw.decode(json.detect_encoding(raw)), unique_keys)
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read the {what}: {error.strerror}") from error
     except ValueError as error:
         hint = JSON_HINTS.get(path.suffix.lower(), "")
         raise ConvertError(f"{path}: the {what} is not valid JSON: {error}{hint}") from error

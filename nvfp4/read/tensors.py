@@ -9,7 +9,7 @@ import torch
 
 from nvfp4.dtypes import NAN_E4M3
 from nvfp4.errors import ConvertError
-from nvfp4.files import CHANGED_UNDER_WAY
+from nvfp4.files import CHANGED_UNDER_WAY, translated
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import decode_e4m3
 from nvfp4.numeric.dtypes import TORCH_DTYPES
@@ -20,14 +20,14 @@ STUDIED_ROWS, STRIPES = 256, 8  # of a weight, when layers are compared: in so m
 
 def fill(ref: TensorRef, begin: int, view: memoryview, file: BinaryIO | None = None) -> None:
     """Read a tensor's bytes from offset `begin` into all of `view`; `file` is its own, if open."""
-    try:
-        with contextlib.nullcontext(file) if file else ref.path.open("rb", buffering=0) as file:
-            file.seek(ref.begin + begin)
-            filled = 0
-            while filled < len(view) and (count := file.readinto(view[filled:])):
-                filled += count
-    except OSError as error:
-        raise ConvertError(f"{ref.path}: cannot read {ref.name}: {error.strerror}") from error
+    with (
+        translated(ref.path, f"cannot read {ref.name}"),
+        contextlib.nullcontext(file) if file else ref.path.open("rb", buffering=0) as file,
+    ):
+        file.seek(ref.begin + begin)
+        filled = 0
+        while filled < len(view) and (count := file.readinto(view[filled:])):
+            filled += count
     if filled < len(view):
         raise ConvertError(f"{ref.path}: ended inside {ref.name}; {CHANGED_UNDER_WAY}")
 

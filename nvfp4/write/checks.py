@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nvfp4.errors import ConvertError, examples, gigabytes
-from nvfp4.files import allocated, is_same, target_problems, unfinished
+from nvfp4.files import allocated, is_same, os_problem, target_problems, unfinished
 from nvfp4.layout import Job
 from nvfp4.model import Model, is_converted
 from nvfp4.options import Options
@@ -53,7 +53,7 @@ def output_problems(job: Job) -> list[str]:
                 need = f"{gigabytes(free)} are free, the output needs {gigabytes(job.nbytes)}"
                 problems.append(f"{output.parent}: {need}")
     except OSError as error:
-        problems.append(f"{error.filename or output}: {error.strerror}")
+        problems.append(os_problem(error, output))
     return list(dict.fromkeys(problems))
 
 
@@ -67,7 +67,7 @@ def refuse_text_targets(options: Options, model: Model) -> None:
         try:
             problems += target_problems(target)
         except OSError as error:
-            problems.append(f"{target}: {error.strerror}")
+            problems.append(os_problem(error, target))
         others.append(target)
     if problems:
         raise ConvertError(*problems)

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 
 from nvfp4.errors import ConvertError, examples
-from nvfp4.files import is_still, rename, sync_folder, translated, unfinished
+from nvfp4.files import is_still, rename, sync_folder, translated, unfinished, write_unfinished
 from nvfp4.layout import Job, Layout, Slot, render_index
 from nvfp4.model import Model
 from nvfp4.numeric.damage import Damage
@@ -175,10 +175,8 @@ class PartialFiles:
         named = []
         try:
             if self.job.index:
-                index = unfinished(self.job.index)
                 with translated(self.job.index):
-                    index.unlink(missing_ok=True)  # if it is a link, what it leads to stays
-                    index.write_text(render_index(self.job), encoding="utf-8")
+                    write_unfinished(render_index(self.job).encode(), self.job.index)
                     self.journal.name_shards(self.job.layouts)
             for path in self.job.files:
                 rename(unfinished(path), path)
