@@ -7,7 +7,10 @@ pytest.register_assert_rewrite("support")
 
 from make_wan import wan_shapes, write_gguf, write_model  # noqa: E402
 
+from nvfp4.read.checkpoint import open_model  # noqa: E402
+from support.activations import correlated  # noqa: E402
 from support.conversions import convert_tiny  # noqa: E402
+from support.recorder import recorder  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +34,31 @@ def converted_amax(tiny, tmp_path_factory):
     """The same, with the block scales that comfy_kitchen chooses."""
     out = tmp_path_factory.mktemp("out") / "tiny-nvfp4-amax.safetensors"
     return convert_tiny(tiny, out, "--use-ck-quant")
+
+
+@pytest.fixture(scope="session")
+def recording(tiny, tmp_path_factory):
+    """A recording with a row for every linear layer of the tiny Wan, by the recorder itself."""
+    folder = tmp_path_factory.mktemp("recording")
+    made, generator = recorder.Recording(folder, "m"), torch.Generator().manual_seed(5)
+    made.begin({}, 256, {})
+    for index, ref in enumerate(open_model(tiny).linear_weights):
+        x = torch.randn(64, ref.shape[1], generator=generator)
+        x[:, 3] *= 1 + index % 20
+        made.observe(ref.layer, x)
+    made.save()
+    return folder / "m.safetensors"
+
+
+@pytest.fixture(scope="session")
+def moments(tiny, tmp_path_factory):
+    """A recording with second moments of some layers of the tiny Wan, one of them of zeros."""
+    folder = tmp_path_factory.mktemp("moments")
+    made, weights = recorder.Recording(folder, "m"), open_model(tiny).linear_weights
+    squared = {ref.layer: ref.shape[1] for ref in weights if "blocks.7" not in ref.layer}
+    made.begin({}, 4096, squared)
+    for index, ref in enumerate(weights):
+        dead = ref.layer == "blocks.3.self_attn.o"
+        made.observe(ref.layer, correlated(ref.shape[1], 512, index) * (not dead))
+    made.save()
+    return folder / "m.safetensors"

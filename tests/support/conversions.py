@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+from nvfp4.read.checkpoint import open_model
+from nvfp4.stored.layers import stored_layers, stored_parts
 from support.paths import ROOT
 
 # fmt: off
@@ -49,3 +51,14 @@ def torchrun(*arguments, script="convert_nvfp4.py", ranks=2, **keywords):
         text=True,
         **keywords,
     )
+
+
+def decoded(path):
+    """{layer: float32 weight} of a file's quantised layers."""
+    model = open_model(path)
+    weights = {}
+    for name, layer in stored_layers(model).items():
+        if layer.format is not None:
+            parts, scale = stored_parts(layer)
+            weights[name] = layer.format.decode(*parts, scale)
+    return weights

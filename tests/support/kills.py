@@ -1,9 +1,18 @@
-"""A conversion that gets SIGKILL once a tensor is written."""
+"""Conversions that get SIGKILL at a chosen moment, and what they leave."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
+from nvfp4.files import unfinished
+from support.conversions import RECIPE
+from support.paths import ROOT
+
+needs_sigkill = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
+# Run by `python -c` with a tensor's name and a command line: killed once that tensor is written.
 KILL = """
 import os, signal, sys
 import convert_nvfp4 as c
@@ -17,5 +26,38 @@ def kill(self, name, damage):
 c.PartialFiles.finish = kill
 sys.exit(c.main(sys.argv[2:]))
 """
+# The same with a number: killed once so many shards have their names.
+NAMES = """
+import os, signal, sys
+import convert_nvfp4 as c
+rename, named = c.rename, []
+def kill(path, name):
+    if len(named) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    named.append(name)
+    rename(path, name)
+c.rename = kill
+sys.exit(c.main(sys.argv[2:]))
+"""
 
-needs_sigkill = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
+
+def command(tiny, out, *more):
+    return [str(tiny), str(out), "--gguf", str(tiny / "model.gguf"), *RECIPE, "--quiet", *more]
+
+
+def killed(tiny, out, *more, at="blocks.4.ffn.0.weight"):
+    """A conversion that gets SIGKILL once a tensor is written; what it leaves."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILL, at, *command(tiny, out, *more)],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return left_behind(out)
+
+
+def left_behind(out):
+    """The unfinished file and the journal of a run that was killed."""
+    return unfinished(out), unfinished(out).with_name(f"{out.name}.partial.journal")

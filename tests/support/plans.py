@@ -19,6 +19,15 @@ def plan_of(tmp_path, tensors, *arguments):
     return {plan.ref.name: plan for plan in plans}, notes
 
 
+def plans_of(tiny, *arguments):
+    """{layer: plan} of the documented 5-bit mix with these options."""
+    base = ["--gguf", str(tiny / "model.gguf"), "--gguf-nvfp4-max-bitdepth", "5", "--use-fp8"]
+    options = parse_options([str(tiny), "o.safetensors", *base, *arguments])
+    model = open_model(tiny)
+    plans, notes = make_plans(options, model, read_guides(options, model))
+    return {plan.ref.layer: plan for plan in plans}, notes
+
+
 ALL = ("--preset", "none", "--include", ".")
 
 

@@ -145,22 +145,6 @@ def test_the_documented_options_work_with_every_recipe(tiny, tmp_path):
     assert abs(sizes["scaled-fp8"] - sizes["fp8"]) < 10_000
 
 
-@pytest.mark.parametrize(
-    ("recipe", "dtype", "expected"),
-    [
-        ("mixed", None, "bfloat16"),
-        ("scaled-fp8", None, "float32"),
-        ("scaled-fp8", "float16", "float16"),
-    ],
-)
-def test_a_recipe_brings_its_dtype_unless_one_is_given(recipe, dtype, expected):
-    options = c.Options(source="a", output="b.safetensors", recipe=recipe, dtype=dtype)
-    assert options.dtype == expected
-    given = ["--dtype", dtype] if dtype else []
-    command = ["a", "b.safetensors", "--include", "x", "--recipe", recipe, *given]
-    assert c.parse_options(command).dtype == expected
-
-
 def test_plans_say_that_the_recipe_raised_them(tiny, tmp_path, capsys):
     command = [str(tiny), str(tmp_path / "o.safetensors"), "--gguf", str(tiny / "model.gguf")]
     assert c.main([*command, "--recipe", "fp8", "--dry-run", "--gguf-nvfp4-max-bitdepth", "5"]) == 0

@@ -1,19 +1,14 @@
-"""--target-size: the choice on its own, against brute force, and on real files."""
+"""--target-size on real files."""
 
 import functools
-import itertools
 import json
 
 import pytest
 from encoder import checkpoint
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from target_size import uniform
 
 import convert_nvfp4 as c
-
-ORDER = (c.NVFP4, c.FP8, c.HALF)
 
 
 def error_of(chosen) -> float:
@@ -22,35 +17,6 @@ def error_of(chosen) -> float:
 
 def size_of(chosen) -> int:
     return sum(row.nbytes for row in chosen)
-
-
-@st.composite
-def choices(draw):
-    """Some layers' alternatives, where more bytes mean less error, mostly."""
-    layers = {}
-    for index in range(draw(st.integers(1, 5))):
-        sizes = sorted(draw(st.sets(st.integers(1, 50), min_size=2, max_size=3)))
-        errors = draw(st.lists(st.floats(0, 1), min_size=len(sizes), max_size=len(sizes)))
-        layers[f"l{index}"] = [
-            c.Alternative(*row) for row in zip(ORDER, sizes, errors, strict=False)
-        ]
-    return layers
-
-
-@given(choices(), st.integers(0, 260))
-def test_the_choice_is_the_best_one_but_for_a_step(layers, budget):
-    chosen = c.choose_for_size(layers, budget).values()
-    fits = [rows for rows in itertools.product(*layers.values()) if size_of(rows) <= budget]
-    if not fits:
-        assert size_of(chosen) == sum(min(row.nbytes for row in rows) for rows in layers.values())
-        return
-    assert size_of(chosen) <= budget
-    best = min(map(error_of, fits))
-    hulls = map(c.lower_hull, layers.values())
-    step = max(
-        a.error - b.error for hull in hulls for a, b in itertools.pairwise([*hull, hull[-1]])
-    )
-    assert best <= error_of(chosen) <= best + step + 1e-9
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def test_a_guide_of_another_model_shows_both_sides(tmp_path, name):
     make(path)
     named = (path,) if name == "activation_stats" else path
     preset = None if name == "gguf" else "all"
-    options = Options(source="in", output="out", preset=preset, **{name: named}, **more)
+    options = Options(source="in", output="out.safetensors", preset=preset, **{name: named}, **more)
     with pytest.raises(ConvertError) as caught:
         read_guides(options, model(path))
     (problem,) = caught.value.problems

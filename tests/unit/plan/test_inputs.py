@@ -7,9 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from nvfp4.errors import ConvertError
+from nvfp4.formats.fp8 import FP8
+from nvfp4.guides.recording import read_recording
 from nvfp4.options import FULL_PRECISION_OPTIONS
 from nvfp4.reasons import Why
-from support.plans import ALL, BLOCK, plan_of, weight
+from support.plans import ALL, BLOCK, plan_of, plans_of, weight
 
 
 def test_file_goes_before_summary_before_value(tmp_path):
@@ -120,3 +122,17 @@ def test_full_precision_options_name_their_layers(tmp_path, option):
 
 def test_every_full_precision_shorthand_is_tested():
     assert FULL_PRECISION_OPTIONS.keys() <= SHORTHANDS.keys()
+
+
+def test_headroom_scales_every_quantised_layer(tiny, recording):
+    plans, _ = plans_of(
+        tiny, "--activation-stats", str(recording), "--input-scale-policy", "headroom"
+    )
+    figures = read_recording(recording)
+    quantised = [plan for plan in plans.values() if plan.is_quantised]
+    assert {plan.precision.name for plan in quantised} == {"NVFP4", "FP8"}
+    for plan in quantised:
+        row, fp8 = figures[plan.ref.layer], plan.precision is FP8
+        assert plan.input_scale >= row.amax / (448 if fp8 else 2688)
+        assert not plan.full_precision
+        assert plan.saturated_blocks == (None if fp8 else 0.0)

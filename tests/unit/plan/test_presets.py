@@ -1,10 +1,15 @@
 """Edge blocks and families."""
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from nvfp4.cli.parse import parse_options
+from nvfp4.conversion import convert
 from nvfp4.errors import ConvertError
 from nvfp4.families import ANY_FAMILY
 from nvfp4.plan.presets import edge_block_rules
+from nvfp4.reasons import Why
 from support.files import model_with
 
 
@@ -23,3 +28,57 @@ def test_edge_blocks_are_the_first_and_last_in_running_order():
 def test_edge_blocks_need_blocks():
     with pytest.raises(ConvertError, match=r"has no transformer blocks named blocks\.N"):
         edge_block_rules(model_with(["head.weight"]), ANY_FAMILY, 2)
+
+
+NONE = ("--preset", "none", "--include", r"blocks\.", "--quiet")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "condition_embedder.text_embedder.linear_1.weight",
+        "single_transformer_blocks.0.attn.to_q.weight",
+        "layers.0.attention.to_q.weight",
+    ],
+)
+def test_names_of_diffusers_are_refused_with_the_reason(tmp_path, name):
+    save_file({name: torch.ones(32, 32)}, tmp_path / "m.safetensors")
+    command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors"), *NONE]
+    with pytest.raises(ConvertError, match="names its tensors as diffusers does"):
+        convert(parse_options([*command[:-1], "--preset", "all"]))
+
+
+@pytest.mark.parametrize(
+    ("preset", "problem"),
+    [
+        ("auto", "is of no family that --list-presets has; give --gguf, --preset smart"),
+        ("smart", "--preset smart: the source has no repeated blocks"),
+        ("wan", "m.safetensors is of no known family; give --preset smart"),
+    ],
+)
+def test_a_preset_that_does_not_suit_is_an_error(tmp_path, preset, problem):
+    save_file({"x.weight": torch.ones(32, 32)}, tmp_path / "m.safetensors")
+    command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors")]
+    with pytest.raises(ConvertError, match=problem):
+        convert(parse_options([*command, "--preset", preset]))
+
+
+def test_another_familys_preset_is_an_error(tiny, tmp_path):
+    command = [str(tiny), str(tmp_path / "o.safetensors"), "--preset", "flux"]
+    with pytest.raises(
+        ConvertError, match=r"--preset flux: .* is recognised as Wan; give --preset wan"
+    ):
+        convert(parse_options(command))
+
+
+@pytest.mark.parametrize(
+    ("count", "kept"), [("0", set()), ("1", {0, 7}), ("3", {0, 1, 2, 5, 6, 7})]
+)
+@pytest.mark.parametrize("by", ["preset", "gguf"])
+def test_edge_blocks_are_as_many_as_asked_for(tiny, tmp_path, count, kept, by):
+    source = ["--gguf", str(tiny / "model.gguf"), "--gguf-nvfp4-max-bitdepth", "6"]
+    command = [str(tiny), str(tmp_path / "o.safetensors"), *(source if by == "gguf" else [])]
+    plans = convert(parse_options([*command, "--edge-blocks", count, "--dry-run"])).plans
+    edges = [plan.ref.name for plan in plans if plan.reason.kind is Why.EDGE_BLOCK]
+    assert {int(name.split(".")[1]) for name in edges} == kept
+    assert len(edges) == 10 * len(kept)

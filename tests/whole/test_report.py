@@ -1,58 +1,22 @@
 """--report: the page shows what the JSON says, and nothing in a name can break out of it."""
 
-import html.parser
 import json
 import shutil
 import subprocess
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
-import convert_nvfp4 as c
 from support.conversions import convert_tiny
+from support.pages import Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
 # fmt: off
 QUIET_CHROMIUM = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]
-# fmt: on
-
-
-class Page(html.parser.HTMLParser):
-    """The cells' data, every table as rows of texts, and the elements there are."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.cells, self.tables, self.elements, self.texts = [], [], set(), []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.add(tag)
-        values = dict(attributes)
-        if "data-name" in values:
-            self.cells.append(values)
-        if tag == "table":
-            self.tables.append([])
-        if tag == "tr":
-            self.tables[-1].append([])
-        if tag in ("td", "th", "caption"):
-            self.texts = []
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append("".join(self.texts).strip())
-        if tag == "caption":
-            self.tables[-1].append("".join(self.texts))
-
-    def table(self, caption):
-        return next(rows[2:] for rows in self.tables if rows[0] == caption)
 
 
 @pytest.fixture(scope="module")
@@ -117,38 +81,3 @@ def test_the_page_needs_nothing_else(reports):
     assert "//" not in text.replace("<!DOCTYPE", "")
     assert "url(" not in text
     assert "@import" not in text
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "<script>alert(1)</script>\"'",
-        "</style><img src=x onerror=alert(1)>",
-        "a\u00e9\u5b57' onfocus=\"b",
-        "&lt;",
-    ],
-)
-def test_a_name_cannot_break_out_of_the_page(name, tmp_path):
-    weights = {f"blocks.0.{name}.weight": torch.randn(32, 32), f"{name}.weight": torch.ones(4, 4)}
-    save_file(weights, tmp_path / "m.safetensors")
-    command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors"), "--quiet"]
-    report = tmp_path / "r.html"
-    assert (
-        c.main([*command, "--preset", "none", "--include", r"^blocks", "--report", str(report)])
-        == 0
-    )
-    text = report.read_text(encoding="utf-8")
-    page = Page(text)
-    assert not page.elements & {"script", "img"}
-    assert {cell["data-name"] for cell in page.cells} == {c.printable(name) for name in weights}
-    assert "\x1b" not in text
-
-
-def test_a_dry_run_has_a_page_without_errors(tiny, tmp_path):
-    report = tmp_path / "r.html"
-    convert_tiny(tiny, tmp_path / "o.safetensors", "--dry-run", "--report", str(report))
-    text = report.read_text(encoding="utf-8")
-    page = Page(text)
-    assert len(page.cells) == 86
-    assert all("data-rmse" not in cell for cell in page.cells)
-    assert "Error per layer" not in text

@@ -1,0 +1,156 @@
+"""Rounding by the statistics of a layer's input."""
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvfp4.dtypes import E2M1_VALUES
+from nvfp4.formats.fp8 import FP8
+from nvfp4.formats.nvfp4 import NVFP4
+from nvfp4.guides.recording import count_different
+from nvfp4.numeric.codes import (
+    E2M1,
+    E4M3,
+    decode_fp8,
+    decode_nvfp4,
+    encode_fp8,
+    encode_nvfp4,
+    fp8_scale,
+    nvfp4_global_scale,
+    round_to_e2m1,
+)
+from nvfp4.numeric.compiled import compile_kernels, compile_rounder
+from nvfp4.numeric.feedback import Rounder, make_feedback, output_error, round_to_grid, unrounded
+from nvfp4.numeric.scale_search import mse_block_scales
+from support.activations import correlated, statistics
+
+
+def test_rounding_to_a_grid_is_that_of_the_encoders():
+    values = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)) * 3
+    values[:6] = torch.tensor([0.25, 0.75, 2.5, 5.0, -5.0, 9.0])  # ties, and one beyond
+    levels = round_to_grid(values, E2M1, torch.empty_like(values))
+    codes = round_to_e2m1(values.abs())
+    assert torch.equal(levels.abs(), torch.tensor(E2M1_VALUES)[codes.long()])
+    wide = values * torch.logspace(-8, 4, len(values))
+    levels = round_to_grid(wide, E4M3, torch.empty_like(wide))
+    assert torch.equal(levels, wide.clamp(-448, 448).to(torch.float8_e4m3fn).float())
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_a_feedback_is_a_factor_of_the_second_moment(centred):
+    rows = correlated(96)
+    feedback = make_feedback(statistics(rows), 0.01, 16, centred=centred)
+    second = (rows - rows.mean(0) * centred).double()
+    second = second.t() @ second / len(rows)
+    second.diagonal().add_(0.01 * second.diagonal().mean())
+    expected = second[feedback.order][:, feedback.order]
+    lower = feedback.lower.double()
+    assert torch.allclose(lower.t() * feedback.pivots.double() @ lower, expected, atol=1e-5)
+    assert torch.allclose(
+        feedback.full * feedback.diagonal.unsqueeze(1), expected.float(), atol=1e-5
+    )
+    assert torch.equal(torch.tril(feedback.lower), feedback.lower)
+    energy = expected.diagonal().view(-1, 16).sum(1)
+    assert (energy.diff() <= 0).all()  # the largest blocks first
+
+
+def test_the_output_error_is_that_of_the_rows():
+    rows, residual = correlated(64), torch.randn(24, 64)
+    feedback = make_feedback(statistics(rows), 0.1, 16, centred=False)
+    found = output_error(residual.t()[feedback.order], feedback)
+    assert found == pytest.approx(float((rows @ residual.t()).square().sum()) / len(rows), rel=1e-4)
+
+
+@pytest.mark.parametrize("grid", [E2M1, E4M3])
+def test_rounding_by_statistics_lowers_the_output_error(grid):
+    rows, weight = correlated(256), torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
+    amax = weight.abs().max()
+    unit = nvfp4_global_scale(amax) if grid is E2M1 else fp8_scale(amax)
+    group = 16 if grid is E2M1 else 1
+    feedback = make_feedback(statistics(rows), 0.01, group, centred=False)
+    rounded = Rounder().round_rows(weight / unit, feedback, grid)
+    form = NVFP4 if grid is E2M1 else FP8
+    stored = form.round_to_levels(rounded, feedback)
+    decode, plain = decode_nvfp4, encode_nvfp4(weight, unit, mse_block_scales)
+    if grid is E4M3:
+        decode, plain = decode_fp8, [encode_fp8(weight, unit)]
+    before, after = (
+        float((rows @ (weight - decode(*parts, unit)).t()).square().sum())
+        for parts in (plain, stored)
+    )
+    assert after < 0.4 * before
+    residual = (weight - decode(*stored, unit)) / unit
+    expected = rounded.residual.t()
+    assert torch.allclose(residual[:, feedback.order], expected, rtol=1e-4, atol=1e-2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 3), st.sampled_from([16, 48, 160]))
+def test_further_passes_never_raise_the_error(seed, passes, columns):
+    rows = correlated(columns, 300, seed % 1000)
+    feedback = make_feedback(statistics(rows), 0.01, 16, centred=False)
+    weight = torch.randn(columns, 8, generator=torch.Generator().manual_seed(seed)) * 200
+    rounded = unrounded(weight)
+    Rounder().feed_back(weight, rounded, feedback, E2M1, first=True)
+    errors = []
+    for _ in range(passes + 1):
+        squares = float(rounded.residual.square().sum())
+        errors.append(output_error(rounded.residual, feedback) + feedback.added * squares)
+        Rounder().feed_back(weight, rounded, feedback, E2M1, first=False)
+    assert all(later <= earlier * (1 + 1e-5) for earlier, later in pairwise(errors))
+
+
+def test_inputs_that_are_linearly_dependent_are_damped():
+    rows = correlated(64)[:10]  # fewer rows than channels
+    assert make_feedback(statistics(rows), 0.001, 16, centred=False)
+
+
+def test_an_input_of_zeros_has_no_feedback():
+    assert make_feedback(statistics(torch.zeros(10, 64)), 0.1, 16, centred=False) is None
+
+
+def test_few_different_rows_are_damped_more():
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randn(300, 64, generator=generator)
+    picked = words[torch.randint(300, (256,), generator=generator)]
+    assert count_different(picked, 10**6) == pytest.approx(300, rel=0.4)
+    padded = torch.cat([picked[:128], torch.zeros(128, 64)])
+    assert count_different(padded, 10**6) == pytest.approx(300, rel=0.6)
+    assert count_different(torch.randn(256, 64, generator=generator), 10**6) == 10**6
+    assert count_different(torch.zeros(256, 64), 10**6) == 1
+    given = statistics(correlated(64))
+    for independent, expected in ((1e6, [0.002, 0.02]), (6400, [0.02]), (640, [0.1]), (32, [1.0])):
+        assert dataclasses.replace(given, independent=independent).dampings == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_rounds_as_a_cpu_does(compiled):
+    on_gpu = Rounder(compile_rounder()) if compiled else Rounder()
+    here, weight = statistics(correlated(256)), torch.randn(64, 256) * 300
+    moved = {name: getattr(here, name).cuda() for name in ("mean", "second", "rows")}
+    there = dataclasses.replace(here, **moved)
+    errors = []
+    for stats, rows in ((here, weight), (there, weight.cuda()), (there, weight.cuda())):
+        feedback = make_feedback(stats, 0.01, 16, centred=True)
+        rounder = on_gpu if rows.is_cuda else Rounder()
+        rounded = rounder.round_rows(rows, feedback, E2M1)
+        errors.append(output_error(rounded.residual, feedback))
+    assert errors[1:] == [pytest.approx(errors[0], rel=1e-3)] * 2
+    assert errors[1] == errors[2]  # the graph that is replayed
+
+
+def test_compiled_rounding_is_that_of_torch():
+    pytest.importorskip("numba")
+    feedback = make_feedback(statistics(correlated(256)), 0.01, 16, centred=True)
+    weight = torch.randn(300, 256, generator=torch.Generator().manual_seed(2)) * 300
+    plain = Rounder().round_rows(weight, feedback, E2M1)
+    rounder = Rounder(compile_kernels().round_columns)
+    compiled = rounder.round_rows(weight, feedback, E2M1)
+    assert (plain.levels != compiled.levels).float().mean() < 0.01
+    errors = [output_error(one.residual, feedback) for one in (plain, compiled)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)

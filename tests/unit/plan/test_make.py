@@ -1,0 +1,19 @@
+"""Notes on a whole plan."""
+
+import torch
+from safetensors.torch import save_file
+
+from nvfp4.cli.parse import parse_options
+from nvfp4.conversion import convert
+
+
+def test_plans_that_will_be_regretted_are_noted(tmp_path):
+    names = ["txt_norm.weight", *(f"transformer_blocks.{i}.img_mod.1.weight" for i in range(8))]
+    tensors = {name: torch.ones(32, 64) for name in names} | {"odd.weight": torch.ones(32, 40)}
+    save_file(tensors, tmp_path / "m.safetensors")
+    command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors"), "--dry-run"]
+    command += ["--preset", "all", "--full-precision-mm"]
+    notes = "\n".join(convert(parse_options(command)).notes)
+    assert "94 % of the linear weights are NVFP4: image models are known to give noise" in notes
+    assert "no layer is W4A4: the file saves memory, and no time over 16-bit" in notes
+    assert "1 layers are FP8 for their shape: odd" in notes

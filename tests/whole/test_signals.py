@@ -1,0 +1,60 @@
+"""Ctrl-C and SIGTERM."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from support.kills import needs_sigkill
+from support.paths import ROOT
+
+EARLY = {  # what makes each script import torch or numpy
+    "convert_nvfp4": ("m.safetensors", "o.safetensors"),
+    "compare_models": ("a.safetensors", "b.safetensors"),
+    "analyze_input_scale_log": ("--input", "calls.tsv"),
+}
+
+
+@needs_sigkill
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+@pytest.mark.parametrize("program", EARLY)
+def test_an_impatient_ctrl_c_leaves_no_traceback(tmp_path, program, before):
+    """While torch is imported; it counts for nothing where the shell had it ignored."""
+    early = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)"
+    for name in ("torch", "numpy"):
+        (tmp_path / f"{name}.py").write_text(early)
+    done = subprocess.run(
+        [sys.executable, f"{program}.py", *EARLY[program]],
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, before),
+    )
+    assert done.stdout + done.stderr == b""
+    assert done.returncode == (7 if before is signal.SIG_IGN else -signal.SIGINT)
+
+
+@needs_sigkill
+def test_sigterm_cleans_up(tmp_path):
+    save_file({"x.weight": torch.randn(8192, 4096)}, tmp_path / "m.safetensors")
+    arguments = [str(tmp_path / name) for name in ("m.safetensors", "o.safetensors")]
+    process = subprocess.Popen(
+        [sys.executable, "convert_nvfp4.py", *arguments, "--include", "x", "--quiet"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "o.safetensors.partial").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "interrupted: nothing was written\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
