@@ -2962,6 +2962,11 @@ class Format:
         """The dtype in the output of a tensor that the source has in another one."""
         return source
 
+    def configuration(self, *, full_precision: bool) -> dict[str, object]:
+        """What ComfyUI reads of a layer, in `comfy_quant` and in the header alike."""
+        flag = {"full_precision_matrix_mult": True} if full_precision else {}
+        return {"format": self.config, **flag}
+
     def stored_name(self, suffix: str) -> str:
         """What this format calls a part of a layer in the file."""
         return suffix
@@ -3639,8 +3644,9 @@ class TensorPlan:
 
     @property
     def weights(self) -> int:
-        packed = self.ref.dtype in VIEWED
-        return math.prod(self.ref.shape) * (2 if packed and self.ref.config else 1)
+        """How many weights the tensor stands for; two lie in a byte of a packed layer."""
+        shape = self.ref.shape
+        return math.prod(self.format.logical_shape(shape, None) if self.ref.config else shape)
 
     @property
     def format(self) -> Format:
@@ -3661,8 +3667,7 @@ class TensorPlan:
         """What ComfyUI reads for this layer, in `comfy_quant` and in the header alike."""
         if self.ref.config or not self.is_quantised:
             return json.loads(self.ref.config or "{}")
-        flag = {"full_precision_matrix_mult": True} if self.full_precision else {}
-        return {"format": self.precision.config, **flag}
+        return self.precision.configuration(full_precision=bool(self.full_precision))
 
     @property
     def config_bytes(self) -> bytes:
@@ -5544,9 +5549,7 @@ def recorded_sensitivity(
 
     Its clip rate is the share of blocks that saturate at the layer's input scale.
     """
-    scales = {
-        bare(layer): row.scales[NVFP4] for layer, row in calibration.items() if NVFP4 in row.scales
-    }
+    scales = {bare(layer): row.scales.get(NVFP4, math.inf) for layer, row in calibration.items()}
     return {
         layer: {
             "rel_rmse": recorded.rel_rmse,

@@ -127,6 +127,11 @@ class Format:
         """The dtype in the output of a tensor that the source has in another one."""
         return source
 
+    def configuration(self, *, full_precision: bool) -> dict[str, object]:
+        """What ComfyUI reads of a layer, in `comfy_quant` and in the header alike."""
+        flag = {"full_precision_matrix_mult": True} if full_precision else {}
+        return {"format": self.config, **flag}
+
     def stored_name(self, suffix: str) -> str:
         """What this format calls a part of a layer in the file."""
         return suffix

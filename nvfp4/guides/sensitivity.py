@@ -26,9 +26,7 @@ def recorded_sensitivity(
 
     Its clip rate is the share of blocks that saturate at the layer's input scale.
     """
-    scales = {
-        bare(layer): row.scales[NVFP4] for layer, row in calibration.items() if NVFP4 in row.scales
-    }
+    scales = {bare(layer): row.scales.get(NVFP4, math.inf) for layer, row in calibration.items()}
     return {
         layer: {
             "rel_rmse": recorded.rel_rmse,

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from nvfp4.dtypes import VIEWED
 from nvfp4.formats.base import Format, configured_formats
 from nvfp4.formats.floats import FP32, HALF
 from nvfp4.guides.records import Moments
@@ -62,8 +61,9 @@ class TensorPlan:
 
     @property
     def weights(self) -> int:
-        packed = self.ref.dtype in VIEWED
-        return math.prod(self.ref.shape) * (2 if packed and self.ref.config else 1)
+        """How many weights the tensor stands for; two lie in a byte of a packed layer."""
+        shape = self.ref.shape
+        return math.prod(self.format.logical_shape(shape, None) if self.ref.config else shape)
 
     @property
     def format(self) -> Format:
@@ -84,8 +84,7 @@ class TensorPlan:
         """What ComfyUI reads for this layer, in `comfy_quant` and in the header alike."""
         if self.ref.config or not self.is_quantised:
             return json.loads(self.ref.config or "{}")
-        flag = {"full_precision_matrix_mult": True} if self.full_precision else {}
-        return {"format": self.precision.config, **flag}
+        return self.precision.configuration(full_precision=bool(self.full_precision))
 
     @property
     def config_bytes(self) -> bytes:
