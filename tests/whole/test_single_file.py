@@ -1,0 +1,109 @@
+"""The script at the root: it is what the package builds, works alone, and says what it lacks."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from single_file import BUILT, requirements
+
+from support.paths import ROOT
+
+TOOL = "tools/single_file.py"
+SCRIPT = ROOT / BUILT
+# Run by `python -c` with packages, a script and its command line: the packages are not installed.
+WITHOUT = """
+import importlib.machinery, runpy, sys
+hidden, script, *arguments = sys.argv[1:]
+find = importlib.machinery.PathFinder.find_spec
+def find_others(name, *more):
+    return None if name.partition(".")[0] in hidden.split(",") else find(name, *more)
+importlib.machinery.PathFinder.find_spec = find_others
+sys.argv = [script, *arguments]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def python(*arguments, **keywords):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, **keywords)
+
+
+def without(packages, *arguments):
+    return python("-c", WITHOUT, packages, SCRIPT, *arguments)
+
+
+def test_it_is_what_the_package_builds():
+    done = python(TOOL, "--check", cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """What the script is built from, and nothing else."""
+    shutil.copytree(ROOT / "nvfp4", tmp_path / "nvfp4", ignore=shutil.ignore_patterns("*.pyc"))
+    (tmp_path / "tools").mkdir()
+    for name in (TOOL, "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def test_the_same_package_builds_the_same_bytes(copy):
+    """Elsewhere, and with sets in another order."""
+    done = python(TOOL, cwd=copy, env=os.environ | {"PYTHONHASHSEED": "1"})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (copy / BUILT).read_bytes() == SCRIPT.read_bytes()
+
+
+def test_a_stale_one_is_one_line(copy):
+    shutil.copy(SCRIPT, copy)
+    with (copy / "nvfp4/errors.py").open("a") as file:
+        file.write("\n\nANOTHER = 1\n")
+    done = python(TOOL, "--check", cwd=copy)
+    told = f"{BUILT} is not what nvfp4/ builds: run `python {TOOL}`\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", told)
+    assert (copy / BUILT).read_bytes() == SCRIPT.read_bytes()
+
+
+def test_it_names_the_requirements_for_uv():
+    """Its PEP 723 block has the lines of requirements.txt."""
+    (block,) = re.findall(r"^# /// script\n((?:#.*\n)+?)# ///$", SCRIPT.read_text("utf-8"), re.M)
+    text = re.sub(r"^# ?", "", block, flags=re.M)
+    (listed,) = re.findall(r"^dependencies = (\[.*?\])$", text, re.M | re.S)
+    assert ast.literal_eval(listed) == requirements()
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert requirements() == [line for line in lines if line and not line.startswith("#")]
+
+
+def test_it_works_alone(tiny, tmp_path):
+    script = shutil.copy(SCRIPT, tmp_path)
+    done = python("-I", script, "--version", cwd=tmp_path)
+    assert re.fullmatch(r"\S*nvfp4\S* \d+\.\d+\.\d+\n", done.stdout), done
+    done = python("-I", script, tiny, "o.safetensors", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = python("-I", script, "--verify", "o.safetensors", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [BUILT, "o.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("packages", "told"),
+    [("torch", "torch is missing"), ("numpy", "numpy is missing"), ("gguf,tqdm", "gguf, tqdm are")],
+)
+def test_a_missing_requirement_is_one_line(packages, told):
+    done = without(packages, "m.safetensors", "o.safetensors")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {told}")
+    assert done.stderr.endswith(": python -m pip install -r requirements.txt\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--help", "--version", "--wrong"])
+def test_what_needs_no_torch_is_answered_without(option):
+    done = without("torch,numpy,gguf,safetensors,tqdm", option)
+    assert done.returncode == (2 if option == "--wrong" else 0), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "missing" not in done.stderr
