@@ -1664,6 +1664,7 @@ import shutil
 from collections import Counter, defaultdict, deque
 from collections.abc import Container
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from enum import Enum, IntEnum, auto
 from html import escape
@@ -4246,6 +4247,20 @@ def load_some_rows(ref: TensorRef) -> torch.Tensor:
     return changed(ref, stored) if ref.is_changed else stored
 
 
+# ── nvfp4/stages.py: A hook for whoever wants to know what a conversion is busy with ──────────────
+
+# Called with a stage's name, it returns a context that lasts while that stage works on one piece:
+# "read", "encode", "write", "sync" (to bring what was written to the disk) or "verify". Reading and
+# writing have a thread each, so that stages overlap; one stage is never in two contexts at once.
+Observe = Callable[[str], AbstractContextManager]
+NOTHING = nullcontext()
+
+
+def unobserved(_: str) -> AbstractContextManager:
+    """Let a stage go by: what a conversion does where nobody asks."""
+    return NOTHING
+
+
 # ── nvfp4/encode/pieces.py: What is read at once, and read ahead; casts ───────────────────────────
 
 HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
@@ -4312,13 +4327,18 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
 
 
 def read_ahead(
-    pieces: Iterable[Piece], buffers: int, *, pinned: bool = False
+    pieces: Iterable[Piece], buffers: int, *, pinned: bool = False, observe: Observe = unobserved
 ) -> Iterator[tuple[Piece, torch.Tensor]]:
     """Read pieces in order into reused buffers; all but one are filled while the caller works.
 
     Small pieces take none, or a bias between two weights would keep the second from being read
     while the first is worked on. A yielded tensor is valid until the next one is asked for.
     """
+
+    def read(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
+        with observe("read"):
+            return read_piece(piece, buffer)
+
     pieces = deque(pieces)
     size = max((piece.nbytes for piece in pieces), default=0)
     free = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(buffers)]
@@ -4331,7 +4351,7 @@ def read_ahead(
                     break
                 piece = pieces.popleft()
                 buffer = torch.empty(SMALL_PIECE, dtype=torch.uint8) if small else free.pop()
-                waiting.append((piece, buffer, reader.submit(read_piece, piece, buffer)))
+                waiting.append((piece, buffer, reader.submit(read, piece, buffer)))
             piece, buffer, data = waiting.popleft()
             yield piece, data.result()
             if buffer.numel() > SMALL_PIECE:
@@ -7903,8 +7923,8 @@ class PartialFiles:
     comes up at the next `write` or at `flush`.
     """
 
-    def __init__(self, job: Job, journal: Journal, ranks: Ranks):
-        self.job, self.journal, self.ranks = job, journal, ranks
+    def __init__(self, job: Job, journal: Journal, ranks: Ranks, observe: Observe = unobserved):
+        self.job, self.journal, self.ranks, self.observe = job, journal, ranks, observe
         self.ahead = job.options.ahead
         self.slots = {
             key: (path, slot)
@@ -7998,20 +8018,22 @@ class PartialFiles:
     def put(self, path: Path, begin: int, data: memoryview) -> None:
         """Write at an offset; now and then to the disk itself, so that the end need not wait."""
         file = self.files[path]
-        file.seek(begin)
         self.unsynced += data.nbytes
-        while data:
-            data = data[file.write(data) :]
+        with self.observe("write"):
+            file.seek(begin)
+            while data:
+                data = data[file.write(data) :]
         if self.unsynced > SYNC_BYTES:
             self.sync()
 
     def sync(self) -> None:
         """Bring what was written to the disk, and only then into the journal."""
         finished, self.finished = self.finished, {}
-        for file in self.files.values():
-            os.fsync(file.fileno())
-        self.job.refuse_changed()
-        self.journal.add(finished)
+        with self.observe("sync"):
+            for file in self.files.values():
+                os.fsync(file.fileno())
+            self.job.refuse_changed()
+            self.journal.add(finished)
         self.unsynced = 0
 
     def flush(self, keys: Iterable[str]) -> None:
@@ -8035,7 +8057,8 @@ class PartialFiles:
         """Check the files and give them their names: the index of shards comes last."""
         try:
             kept = {plan.ref.layer for plan in self.job.plans if plan.ref.config}
-            verify({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
+            with self.observe("verify"):
+                verify({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
         except ConvertError:
             self.journal.keep = False  # going on could not mend it
             raise
@@ -8088,7 +8111,9 @@ def verify(written: dict[Path, Layout], kept: set[str]) -> None:
 
 # ── nvfp4/conversion.py: One conversion from end to end ───────────────────────────────────────────
 
-def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Damage], list[str]]:
+def write_model(
+    job: Job, journal: Journal, ranks: Ranks, observe: Observe = unobserved
+) -> tuple[dict[str, Damage], list[str]]:
     """Encode every tensor into partial files and publish them; returns layers' damage and notes."""
     options = job.options
     plans = [plan for plan in share_of(job.plans, ranks) if plan.ref.name not in journal.done]
@@ -8099,11 +8124,11 @@ def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Dam
     with (
         single_threaded() as threads,
         Compute(device, dtype, search, threads) as compute,
-        PartialFiles(job, journal, ranks) as output,
+        PartialFiles(job, journal, ranks, observe) as output,
     ):
         overflows = False
         try:
-            found = encode_share(plans, output, compute, options)
+            found = encode_share(plans, output, compute, options, observe)
         except Float16OverflowError:
             overflows, found = True, {}
         else:
@@ -8127,7 +8152,11 @@ def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Dam
 
 
 def encode_share(
-    plans: list[TensorPlan], output: PartialFiles, compute: Compute, options: Options
+    plans: list[TensorPlan],
+    output: PartialFiles,
+    compute: Compute,
+    options: Options,
+    observe: Observe = unobserved,
 ) -> dict[str, Damage]:
     """Read, encode and write these tensors; returns the damage of those that were quantised."""
     todo = [piece for plan in plans for piece in pieces_of(plan)]
@@ -8135,13 +8164,15 @@ def encode_share(
     pinned, found = compute.device.type == "cuda", {}
     nbytes = sum(piece.nbytes for piece in todo)
     with progress_bar("converting", nbytes=nbytes, quiet=options.quiet) as bar:
-        for piece, data in read_ahead(todo, options.buffers, pinned=pinned):
+        for piece, data in read_ahead(todo, options.buffers, pinned=pinned, observe=observe):
             plan, name = piece.plan, piece.plan.ref.name
             bar.set_postfix_str(printable(name[-40:]), refresh=False)
             if plan.is_quantised:
-                stored, found[name] = quantise(plan, data, compute)
+                with observe("encode"):
+                    stored, found[name] = quantise(plan, data, compute)
             else:
-                kept = cast(piece, data)
+                with observe("encode"):
+                    kept = cast(piece, data)
                 # the reader's buffer is filled again while this is written
                 stored = {name: [kept.clone() if kept is data else kept]}
                 if plan.ref.config:
@@ -8160,8 +8191,11 @@ def encode_share(
     return found
 
 
-def convert(options: Options) -> Report:
-    """Run a conversion, or with `dry_run` plan it. Raises ConvertError, leaving nothing behind."""
+def convert(options: Options, observe: Observe = unobserved) -> Report:
+    """Run a conversion, or with `dry_run` plan it. Raises ConvertError, leaving nothing behind.
+
+    `observe` is told what the writing of the output is busy with.
+    """
     if re.search(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$", options.source.name):
         raise ConvertError(
             f"{options.source}: is one shard of several; give the *.safetensors.index.json "
@@ -8183,7 +8217,7 @@ def convert(options: Options) -> Report:
         plans, shared, curve = share_w4a4(options, plans)
         plans, smoothing = smooth(options, plans)
         notes += [*adoption, *merged, *shared, *smoothing]
-        carry_out = rehearse if options.dry_run else write
+        carry_out = rehearse if options.dry_run else partial(write, observe=observe)
         job, damage, more = carry_out(make_job(options, model, plans), ranks)
     return Report(
         options=options,
@@ -8222,7 +8256,9 @@ def rehearse(job: Job, _: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
     return job, {}, [f"would fail: {problem}" for problem in output_problems(job)]
 
 
-def write(job: Job, ranks: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
+def write(
+    job: Job, ranks: Ranks, observe: Observe = unobserved
+) -> tuple[Job, dict[str, Damage], list[str]]:
     """Carry the job out; a tensor that does not fit float16 makes it start again with float32."""
     if problems := output_problems(job):
         raise ConvertError(*problems)
@@ -8234,7 +8270,7 @@ def write(job: Job, ranks: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
                 raise ConvertError(*problems)
             journal.begin(job)
             try:
-                return job, *write_model(job, journal, ranks)
+                return job, *write_model(job, journal, ranks, observe)
             except Float16OverflowError:  # rare: look at all candidates once
                 journal.widened = float16_overflows(plans, options)
 

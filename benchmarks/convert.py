@@ -28,40 +28,7 @@ from make_wan import wan_shapes, write_gguf, write_model  # noqa: E402
 
 PIECE = 32 << 20
 DEFAULT_OPTIONS = ["--gguf-nvfp4-max-bitdepth", "5", "--use-fp8", "--dtype", "float16"]
-CONVERT = """
-import json, math, os, sys, time
-sys.path.insert(0, sys.argv[1])
-begin = time.perf_counter()
-import convert_nvfp4 as c
-busy = dict.fromkeys(("read", "encode", "write", "sync", "verify"), 0.0)
-def timed(owner, name, stage):
-    function = getattr(owner, name)
-    def run(*arguments, **keywords):
-        start = time.perf_counter()
-        try:
-            return function(*arguments, **keywords)
-        finally:
-            busy[stage] += time.perf_counter() - start
-    setattr(owner, name, run)
-timed(c, "read_piece", "read")
-timed(c, "quantise", "encode")
-timed(c, "cast", "encode")
-timed(c.PartialFiles, "put", "write")
-timed(c.PartialFiles, "sync", "sync")
-timed(c, "verify", "verify")
-options = c.parse_options(sys.argv[2:])
-ready = time.perf_counter()
-report = c.convert(options)
-done = time.perf_counter()
-busy["write"] -= busy["sync"]
-peak = next((int(line.split()[1]) << 10 for line in open("/proc/self/status")
-             if line.startswith("VmHWM")), 0) if sys.platform == "linux" else 0
-weights = sum(math.prod(plan.ref.shape) for plan in report.plans if plan.is_quantised)
-if c.read_ranks().is_first:
-    print(json.dumps({"start": ready - begin, "seconds": done - ready, "peak": peak, "busy": busy,
-                      "read": report.source_bytes, "written": report.output_bytes,
-                      "weights": weights}))
-"""
+ONE = ROOT / "benchmarks" / "one_conversion.py"
 
 
 def drop_cache(files: list[Path]) -> bool:
@@ -94,7 +61,7 @@ def floor(files: list[Path], written: int, out: Path) -> float:
 
 
 def convert(source: Path, out: Path, options: list[str], ranks: int = 1) -> dict:
-    command = [sys.executable, "-c", CONVERT, str(ROOT), str(source), str(out), "--quiet", *options]
+    command = [sys.executable, str(ONE), str(source), str(out), "--quiet", *options]
     if ranks > 1:
         launch = ["-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node"]
         command = [sys.executable, *launch, str(ranks), *command]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import partial
 
 import torch
 
@@ -26,6 +27,7 @@ from nvfp4.reasons import Why
 from nvfp4.report.data import Report
 from nvfp4.source.loras import merge_loras
 from nvfp4.source.open import open_source, stamps_of
+from nvfp4.stages import Observe, unobserved
 from nvfp4.tune.activations import share_w4a4, smooth
 from nvfp4.tune.target_size import plan_for_size
 from nvfp4.write.checks import output_problems, refuse_text_targets
@@ -33,7 +35,9 @@ from nvfp4.write.journal import Journal
 from nvfp4.write.partial_files import PartialFiles
 
 
-def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Damage], list[str]]:
+def write_model(
+    job: Job, journal: Journal, ranks: Ranks, observe: Observe = unobserved
+) -> tuple[dict[str, Damage], list[str]]:
     """Encode every tensor into partial files and publish them; returns layers' damage and notes."""
     options = job.options
     plans = [plan for plan in share_of(job.plans, ranks) if plan.ref.name not in journal.done]
@@ -44,11 +48,11 @@ def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Dam
     with (
         single_threaded() as threads,
         Compute(device, dtype, search, threads) as compute,
-        PartialFiles(job, journal, ranks) as output,
+        PartialFiles(job, journal, ranks, observe) as output,
     ):
         overflows = False
         try:
-            found = encode_share(plans, output, compute, options)
+            found = encode_share(plans, output, compute, options, observe)
         except Float16OverflowError:
             overflows, found = True, {}
         else:
@@ -72,7 +76,11 @@ def write_model(job: Job, journal: Journal, ranks: Ranks) -> tuple[dict[str, Dam
 
 
 def encode_share(
-    plans: list[TensorPlan], output: PartialFiles, compute: Compute, options: Options
+    plans: list[TensorPlan],
+    output: PartialFiles,
+    compute: Compute,
+    options: Options,
+    observe: Observe = unobserved,
 ) -> dict[str, Damage]:
     """Read, encode and write these tensors; returns the damage of those that were quantised."""
     todo = [piece for plan in plans for piece in pieces_of(plan)]
@@ -80,13 +88,15 @@ def encode_share(
     pinned, found = compute.device.type == "cuda", {}
     nbytes = sum(piece.nbytes for piece in todo)
     with progress_bar("converting", nbytes=nbytes, quiet=options.quiet) as bar:
-        for piece, data in read_ahead(todo, options.buffers, pinned=pinned):
+        for piece, data in read_ahead(todo, options.buffers, pinned=pinned, observe=observe):
             plan, name = piece.plan, piece.plan.ref.name
             bar.set_postfix_str(printable(name[-40:]), refresh=False)
             if plan.is_quantised:
-                stored, found[name] = quantise(plan, data, compute)
+                with observe("encode"):
+                    stored, found[name] = quantise(plan, data, compute)
             else:
-                kept = cast(piece, data)
+                with observe("encode"):
+                    kept = cast(piece, data)
                 # the reader's buffer is filled again while this is written
                 stored = {name: [kept.clone() if kept is data else kept]}
                 if plan.ref.config:
@@ -105,8 +115,11 @@ def encode_share(
     return found
 
 
-def convert(options: Options) -> Report:
-    """Run a conversion, or with `dry_run` plan it. Raises ConvertError, leaving nothing behind."""
+def convert(options: Options, observe: Observe = unobserved) -> Report:
+    """Run a conversion, or with `dry_run` plan it. Raises ConvertError, leaving nothing behind.
+
+    `observe` is told what the writing of the output is busy with.
+    """
     if re.search(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$", options.source.name):
         raise ConvertError(
             f"{options.source}: is one shard of several; give the *.safetensors.index.json "
@@ -128,7 +141,7 @@ def convert(options: Options) -> Report:
         plans, shared, curve = share_w4a4(options, plans)
         plans, smoothing = smooth(options, plans)
         notes += [*adoption, *merged, *shared, *smoothing]
-        carry_out = rehearse if options.dry_run else write
+        carry_out = rehearse if options.dry_run else partial(write, observe=observe)
         job, damage, more = carry_out(make_job(options, model, plans), ranks)
     return Report(
         options=options,
@@ -167,7 +180,9 @@ def rehearse(job: Job, _: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
     return job, {}, [f"would fail: {problem}" for problem in output_problems(job)]
 
 
-def write(job: Job, ranks: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
+def write(
+    job: Job, ranks: Ranks, observe: Observe = unobserved
+) -> tuple[Job, dict[str, Damage], list[str]]:
     """Carry the job out; a tensor that does not fit float16 makes it start again with float32."""
     if problems := output_problems(job):
         raise ConvertError(*problems)
@@ -179,6 +194,6 @@ def write(job: Job, ranks: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
                 raise ConvertError(*problems)
             journal.begin(job)
             try:
-                return job, *write_model(job, journal, ranks)
+                return job, *write_model(job, journal, ranks, observe)
             except Float16OverflowError:  # rare: look at all candidates once
                 journal.widened = float16_overflows(plans, options)

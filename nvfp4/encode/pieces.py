@@ -19,6 +19,7 @@ from nvfp4.plan.records import TensorPlan
 from nvfp4.progress import progress_bar
 from nvfp4.ranks import Ranks
 from nvfp4.read.tensors import changed, fill
+from nvfp4.stages import Observe, unobserved
 
 HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
 SMALL_PIECE, MOST_AHEAD = 1 << 20, 32  # pieces read into no buffer of their own, and how many
@@ -84,13 +85,18 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
 
 
 def read_ahead(
-    pieces: Iterable[Piece], buffers: int, *, pinned: bool = False
+    pieces: Iterable[Piece], buffers: int, *, pinned: bool = False, observe: Observe = unobserved
 ) -> Iterator[tuple[Piece, torch.Tensor]]:
     """Read pieces in order into reused buffers; all but one are filled while the caller works.
 
     Small pieces take none, or a bias between two weights would keep the second from being read
     while the first is worked on. A yielded tensor is valid until the next one is asked for.
     """
+
+    def read(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
+        with observe("read"):
+            return read_piece(piece, buffer)
+
     pieces = deque(pieces)
     size = max((piece.nbytes for piece in pieces), default=0)
     free = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(buffers)]
@@ -103,7 +109,7 @@ def read_ahead(
                     break
                 piece = pieces.popleft()
                 buffer = torch.empty(SMALL_PIECE, dtype=torch.uint8) if small else free.pop()
-                waiting.append((piece, buffer, reader.submit(read_piece, piece, buffer)))
+                waiting.append((piece, buffer, reader.submit(read, piece, buffer)))
             piece, buffer, data = waiting.popleft()
             yield piece, data.result()
             if buffer.numel() > SMALL_PIECE:

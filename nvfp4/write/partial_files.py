@@ -19,6 +19,7 @@ from nvfp4.model import Model
 from nvfp4.numeric.damage import Damage
 from nvfp4.ranks import Ranks
 from nvfp4.read.checkpoint import merge_metadata, read_header
+from nvfp4.stages import Observe, unobserved
 from nvfp4.stored.defects import DEFECTS, grouped
 from nvfp4.stored.layers import stored_layers
 from nvfp4.stored.lint import lint
@@ -34,8 +35,8 @@ class PartialFiles:
     comes up at the next `write` or at `flush`.
     """
 
-    def __init__(self, job: Job, journal: Journal, ranks: Ranks):
-        self.job, self.journal, self.ranks = job, journal, ranks
+    def __init__(self, job: Job, journal: Journal, ranks: Ranks, observe: Observe = unobserved):
+        self.job, self.journal, self.ranks, self.observe = job, journal, ranks, observe
         self.ahead = job.options.ahead
         self.slots = {
             key: (path, slot)
@@ -129,20 +130,22 @@ class PartialFiles:
     def put(self, path: Path, begin: int, data: memoryview) -> None:
         """Write at an offset; now and then to the disk itself, so that the end need not wait."""
         file = self.files[path]
-        file.seek(begin)
         self.unsynced += data.nbytes
-        while data:
-            data = data[file.write(data) :]
+        with self.observe("write"):
+            file.seek(begin)
+            while data:
+                data = data[file.write(data) :]
         if self.unsynced > SYNC_BYTES:
             self.sync()
 
     def sync(self) -> None:
         """Bring what was written to the disk, and only then into the journal."""
         finished, self.finished = self.finished, {}
-        for file in self.files.values():
-            os.fsync(file.fileno())
-        self.job.refuse_changed()
-        self.journal.add(finished)
+        with self.observe("sync"):
+            for file in self.files.values():
+                os.fsync(file.fileno())
+            self.job.refuse_changed()
+            self.journal.add(finished)
         self.unsynced = 0
 
     def flush(self, keys: Iterable[str]) -> None:
@@ -166,7 +169,8 @@ class PartialFiles:
         """Check the files and give them their names: the index of shards comes last."""
         try:
             kept = {plan.ref.layer for plan in self.job.plans if plan.ref.config}
-            verify({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
+            with self.observe("verify"):
+                verify({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
         except ConvertError:
             self.journal.keep = False  # going on could not mend it
             raise

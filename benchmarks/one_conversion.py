@@ -1,0 +1,64 @@
+"""One conversion of benchmarks/convert.py, in a process of its own: what it took, as a JSON line.
+
+Usage: python benchmarks/one_conversion.py SOURCE OUTPUT [OPTIONS of convert_nvfp4.py...]
+"""
+
+import time
+
+BEGIN = time.perf_counter()  # before torch is loaded
+
+import contextlib  # noqa: E402
+import json  # noqa: E402
+import math  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import convert_nvfp4 as c  # noqa: E402
+
+
+class Stopwatch:
+    """Adds up the seconds in which each stage of a conversion is busy; they overlap."""
+
+    def __init__(self):
+        self.busy = dict.fromkeys(("read", "encode", "write", "sync", "verify"), 0.0)
+
+    @contextlib.contextmanager
+    def observe(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.busy[stage] += time.perf_counter() - start
+
+
+def peak_memory() -> int:
+    """The most bytes that this process held, or 0 where the system does not tell."""
+    if sys.platform != "linux":
+        return 0
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+def main() -> None:
+    options, watch = c.parse_options(sys.argv[1:]), Stopwatch()
+    ready = time.perf_counter()
+    report = c.convert(options, watch.observe)
+    done = time.perf_counter()
+    facts = {
+        "start": ready - BEGIN,
+        "seconds": done - ready,
+        "peak": peak_memory(),
+        "busy": watch.busy,
+        "read": report.source_bytes,
+        "written": report.output_bytes,
+        "weights": sum(math.prod(plan.ref.shape) for plan in report.plans if plan.is_quantised),
+    }
+    if c.read_ranks().is_first:
+        print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()
