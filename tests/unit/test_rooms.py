@@ -13,7 +13,7 @@ PACKAGE = ROOT / "nvfp4"
 # From the ground up. A room is a folder or a module of the package, and may import from the rooms
 # of lower floors and from itself; whoever adds one gives it a floor.
 FLOORS = (
-    ("errors", "dtypes", "reasons", "progress", "requirements"),
+    ("errors", "dtypes", "reasons", "progress", "stages", "requirements"),
     ("files", "ranks"),
     ("model",),
     ("numeric", "families"),
