@@ -3664,6 +3664,12 @@ class TensorPlan:
         return self.is_fp4 and "full_precision_matrix_mult" not in self.config
 
     @property
+    def may_overflow(self) -> bool:
+        """Whether it is to be float16, and may hold values that float16 cannot."""
+        is_made = self.ref.dtype != "F16" or bool(self.ref.patches)
+        return self.dtype == "F16" and is_made and not self.is_quantised
+
+    @property
     def config(self) -> dict[str, str | bool]:
         """What ComfyUI reads for this layer, in `comfy_quant` and in the header alike."""
         if self.ref.config or not self.is_quantised:
@@ -3689,14 +3695,14 @@ def weights_of(plans: Iterable[TensorPlan]) -> int:
     return sum(plan.weights for plan in plans)
 
 
-def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
-    """The plans with the named float16 tensors as float32."""
+def widen(plans: Iterable[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
+    """Plan those of the named tensors as float32 that were to be float16."""
 
     def widened(plan: TensorPlan) -> TensorPlan:
         if plan.bias:
             (bias,) = widen([plan.bias], names)
             plan = dataclasses.replace(plan, bias=bias)
-        if plan.ref.name not in names:
+        if plan.ref.name not in names or not plan.may_overflow:
             return plan
         reason = BEYOND_FLOAT16.over(plan.reason)
         return dataclasses.replace(plan, precision=FP32, dtype="F32", reason=reason)
@@ -3977,12 +3983,24 @@ def stored_bytes(plan: TensorPlan) -> int:
     return sum(bits_of(*stored) // 8 for stored in stored_tensors(plan).values())
 
 
-def make_job(
-    options: Options, model: Model, plans: list[TensorPlan], widened: frozenset[str] = frozenset()
-) -> Job:
-    """The output's files, with the tensors in `widened` as float32 instead of float16."""
-    plans = widen(plans, widened)
-    origin, marker = origin_of(options, model, plans), marker_of(plans)
+def make_job(options: Options, model: Model, plans: list[TensorPlan]) -> Job:
+    """Lay the output's files out to the byte, as planned."""
+    origin = origin_of(options, model, plans)
+    layouts = make_layouts(options, model, plans, origin)
+    return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
+
+
+def planned_bytes(options: Options, model: Model, plans: list[TensorPlan]) -> int:
+    """Tell the output's size, headers included, without a job to write it."""
+    layouts = make_layouts(options, model, plans, origin_of(options, model, plans))
+    return sum(layout.nbytes for layout in layouts.values())
+
+
+def make_layouts(
+    options: Options, model: Model, plans: list[TensorPlan], origin: dict[str, object]
+) -> dict[Path, Layout]:
+    """Lay out the one file, or the shards with --output-sharded: {path: Layout}."""
+    marker = marker_of(plans)
     shards = split_shards(plans, options.max_shard_size) if options.output_sharded else [plans]
     layouts, output = {}, options.output
     for number, members in enumerate(shards, 1):
@@ -3990,7 +4008,7 @@ def make_job(
         path = output.with_name(name) if options.output_sharded else output
         layouts[path] = make_layout(members, make_metadata(model, members, origin), marker)
         marker = {}
-    return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
+    return layouts
 
 
 def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]]:
@@ -4083,19 +4101,6 @@ TORCH_DTYPES = {
     "I64": torch.int64,
     "F8_E4M3": torch.float8_e4m3fn,
 }
-
-
-# ── nvfp4/progress.py: Progress on stderr ─────────────────────────────────────────────────────────
-
-def progress_bar(
-    what: str, items: Iterable | None = None, *, nbytes: int | None = None, quiet: bool
-) -> tqdm:
-    """Open a bar that goes on with each of `items` it yields, or to `nbytes` by its `update`.
-
-    All of the program's bars are made here, so that all go to stderr, and none is shown if `quiet`.
-    """
-    in_bytes = {} if nbytes is None else {"total": nbytes, "unit": "B", "unit_scale": True}
-    return tqdm(items, what, disable=quiet, file=sys.stderr, **in_bytes)
 
 
 # ── nvfp4/numeric/lora.py: What a LoRA, LoHa, LoKr or DoRA adds to a weight ───────────────────────
@@ -4261,9 +4266,8 @@ def unobserved(_: str) -> AbstractContextManager:
     return NOTHING
 
 
-# ── nvfp4/encode/pieces.py: What is read at once, and read ahead; casts ───────────────────────────
+# ── nvfp4/encode/pieces.py: What is read at once, and read ahead ──────────────────────────────────
 
-HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
 SMALL_PIECE, MOST_AHEAD = 1 << 20, 32  # pieces read into no buffer of their own, and how many
 PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
 
@@ -4358,8 +4362,29 @@ def read_ahead(
                 free.append(buffer)
 
 
+# ── nvfp4/progress.py: Progress on stderr ─────────────────────────────────────────────────────────
+
+def progress_bar(
+    what: str, items: Iterable | None = None, *, nbytes: int | None = None, quiet: bool
+) -> tqdm:
+    """Open a bar that goes on with each of `items` it yields, or to `nbytes` by its `update`.
+
+    All of the program's bars are made here, so that all go to stderr, and none is shown if `quiet`.
+    """
+    in_bytes = {} if nbytes is None else {"total": nbytes, "unit": "B", "unit_scale": True}
+    return tqdm(items, what, disable=quiet, file=sys.stderr, **in_bytes)
+
+
+# ── nvfp4/encode/float16.py: Whether float16 holds what is to be float16: `cast` tells, and it alon
+
+HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
+
+
 def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
-    """A piece of a tensor that is not quantised, in its output dtype."""
+    """Cast a piece of a tensor that is not quantised to its output dtype.
+
+    Raises Float16OverflowError where that makes infinities of finite values.
+    """
     plan = piece.plan
     if plan.dtype == plan.ref.dtype and not plan.ref.is_changed:
         return data
@@ -4371,14 +4396,9 @@ def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def float16_overflows(plans: list[TensorPlan], options: Options) -> frozenset[str]:
-    """Tensors planned as float16 with values beyond 65504: reads them all, writes nothing."""
-    candidates = [
-        plan
-        for plan in plans
-        if plan.dtype == "F16" and (plan.ref.dtype != "F16" or plan.ref.patches)
-    ]
-    pieces = [piece for plan in candidates for piece in pieces_of(plan)]
+def float16_overflows(plans: Iterable[TensorPlan], options: Options) -> frozenset[str]:
+    """Name the tensors that are to be float16 and do not fit: reads them all, writes nothing."""
+    pieces = [piece for plan in plans if plan.may_overflow for piece in pieces_of(plan)]
     found = set()
     if not pieces:
         return frozenset()
@@ -6540,13 +6560,17 @@ def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float
 def plan_for_size(
     options: Options, model: Model, guides: Guides, ranks: Ranks
 ) -> tuple[list[TensorPlan], list[str], tuple[SizePoint, ...]]:
-    """Plans of --target-size: from those of the GGUF or preset, raised or lowered by error."""
+    """Plans of --target-size: from those of the GGUF or preset, raised or lowered by error.
+
+    What float16 cannot hold is float32 in them. Returns plans, notes and the sizes there were.
+    """
     target = options.target(model)
     planner = functools.partial(make_plans, options, model, guides)
-    start = {plan.ref.name: plan for plan in planner()[0]}
-    target -= reserved(options, start.values())
-    widened = wide_halves(options, start.values())
-    size = make_job(options, model, [*start.values()], widened).nbytes
+    plans, _ = planner()
+    target -= reserved(options, plans)
+    widened = wide_halves(options, plans)
+    start = {plan.ref.name: plan for plan in widen(plans, widened)}
+    size = planned_bytes(options, model, [*start.values()])
     candidates = list_candidates(options, planner, start, widened, lower=size > target)
     fixed = size - sum(stored_bytes(start[name]) for name in candidates)
     refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
@@ -6558,7 +6582,8 @@ def plan_for_size(
         chosen = choose_for_size(layers, target - fixed)
         precisions = {name: row.precision for name, row in chosen.items()}
         plans, notes = planner(chosen=precisions)
-        size = make_job(options, model, plans, widened).nbytes
+        plans = widen(plans, widened)
+        size = planned_bytes(options, model, plans)
         left = size - sum(row.nbytes for row in chosen.values())
         if size <= target and left == fixed:
             break
@@ -8217,6 +8242,8 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
         plans, shared, curve = share_w4a4(options, plans)
         plans, smoothing = smooth(options, plans)
         notes += [*adoption, *merged, *shared, *smoothing]
+        if options.dry_run and not options.target(model):  # with a target it is known
+            plans = widen(plans, float16_overflows(plans, options))
         carry_out = rehearse if options.dry_run else partial(write, observe=observe)
         job, damage, more = carry_out(make_job(options, model, plans), ranks)
     return Report(
@@ -8250,28 +8277,30 @@ def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
 
 
 def rehearse(job: Job, _: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
-    """What the job would come to, and what would keep it from being done."""
-    overflows = float16_overflows(job.plans, job.options)
-    job = make_job(job.options, job.model, job.plans, overflows)
+    """What would keep the job from being done."""
     return job, {}, [f"would fail: {problem}" for problem in output_problems(job)]
+
+
+def refuse_problems(job: Job) -> None:
+    if problems := output_problems(job):
+        raise ConvertError(*problems)
 
 
 def write(
     job: Job, ranks: Ranks, observe: Observe = unobserved
 ) -> tuple[Job, dict[str, Damage], list[str]]:
     """Carry the job out; a tensor that does not fit float16 makes it start again with float32."""
-    if problems := output_problems(job):
-        raise ConvertError(*problems)
-    options, model, plans = job.options, job.model, job.plans
+    refuse_problems(job)
+    options, plans = job.options, job.plans
     with Journal(options, ranks) as journal:
         while True:
-            job = make_job(options, model, plans, journal.widened)
-            if journal.widened and (problems := output_problems(job)):  # of other shards
-                raise ConvertError(*problems)
+            if journal.widened:
+                job = make_job(options, job.model, widen(plans, journal.widened))
+                refuse_problems(job)  # of other shards
             journal.begin(job)
             try:
                 return job, *write_model(job, journal, ranks, observe)
-            except Float16OverflowError:  # rare: look at all candidates once
+            except Float16OverflowError:
                 journal.widened = float16_overflows(plans, options)
 
 

@@ -10,8 +10,9 @@ import torch
 
 from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.encode.compute import Compute, pick_device, single_threaded
+from nvfp4.encode.float16 import cast, float16_overflows
 from nvfp4.encode.layer import quantise
-from nvfp4.encode.pieces import cast, float16_overflows, pieces_of, read_ahead, share_of
+from nvfp4.encode.pieces import pieces_of, read_ahead, share_of
 from nvfp4.errors import ConvertError, Float16OverflowError, examples, printable
 from nvfp4.guides.read import read_guides
 from nvfp4.layout import Job, make_job, marker_of, stored_tensors
@@ -20,7 +21,7 @@ from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.scale_search import SCALE_SEARCHES
 from nvfp4.options import TARGET, Options
 from nvfp4.plan.make import make_plans
-from nvfp4.plan.records import TensorPlan
+from nvfp4.plan.records import TensorPlan, widen
 from nvfp4.progress import progress_bar
 from nvfp4.ranks import Ranks, join_ranks
 from nvfp4.reasons import Why
@@ -141,6 +142,8 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
         plans, shared, curve = share_w4a4(options, plans)
         plans, smoothing = smooth(options, plans)
         notes += [*adoption, *merged, *shared, *smoothing]
+        if options.dry_run and not options.target(model):  # with a target it is known
+            plans = widen(plans, float16_overflows(plans, options))
         carry_out = rehearse if options.dry_run else partial(write, observe=observe)
         job, damage, more = carry_out(make_job(options, model, plans), ranks)
     return Report(
@@ -174,26 +177,28 @@ def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
 
 
 def rehearse(job: Job, _: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
-    """What the job would come to, and what would keep it from being done."""
-    overflows = float16_overflows(job.plans, job.options)
-    job = make_job(job.options, job.model, job.plans, overflows)
+    """What would keep the job from being done."""
     return job, {}, [f"would fail: {problem}" for problem in output_problems(job)]
+
+
+def refuse_problems(job: Job) -> None:
+    if problems := output_problems(job):
+        raise ConvertError(*problems)
 
 
 def write(
     job: Job, ranks: Ranks, observe: Observe = unobserved
 ) -> tuple[Job, dict[str, Damage], list[str]]:
     """Carry the job out; a tensor that does not fit float16 makes it start again with float32."""
-    if problems := output_problems(job):
-        raise ConvertError(*problems)
-    options, model, plans = job.options, job.model, job.plans
+    refuse_problems(job)
+    options, plans = job.options, job.plans
     with Journal(options, ranks) as journal:
         while True:
-            job = make_job(options, model, plans, journal.widened)
-            if journal.widened and (problems := output_problems(job)):  # of other shards
-                raise ConvertError(*problems)
+            if journal.widened:
+                job = make_job(options, job.model, widen(plans, journal.widened))
+                refuse_problems(job)  # of other shards
             journal.begin(job)
             try:
                 return job, *write_model(job, journal, ranks, observe)
-            except Float16OverflowError:  # rare: look at all candidates once
+            except Float16OverflowError:
                 journal.widened = float16_overflows(plans, options)

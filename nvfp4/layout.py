@@ -18,7 +18,7 @@ from nvfp4.files import CHANGED_UNDER_WAY, stamp
 from nvfp4.formats.scaled_fp8 import marker_tensor
 from nvfp4.model import Model, bare
 from nvfp4.options import Options, __version__
-from nvfp4.plan.records import TensorPlan, widen
+from nvfp4.plan.records import TensorPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +119,24 @@ def stored_bytes(plan: TensorPlan) -> int:
     return sum(bits_of(*stored) // 8 for stored in stored_tensors(plan).values())
 
 
-def make_job(
-    options: Options, model: Model, plans: list[TensorPlan], widened: frozenset[str] = frozenset()
-) -> Job:
-    """The output's files, with the tensors in `widened` as float32 instead of float16."""
-    plans = widen(plans, widened)
-    origin, marker = origin_of(options, model, plans), marker_of(plans)
+def make_job(options: Options, model: Model, plans: list[TensorPlan]) -> Job:
+    """Lay the output's files out to the byte, as planned."""
+    origin = origin_of(options, model, plans)
+    layouts = make_layouts(options, model, plans, origin)
+    return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
+
+
+def planned_bytes(options: Options, model: Model, plans: list[TensorPlan]) -> int:
+    """Tell the output's size, headers included, without a job to write it."""
+    layouts = make_layouts(options, model, plans, origin_of(options, model, plans))
+    return sum(layout.nbytes for layout in layouts.values())
+
+
+def make_layouts(
+    options: Options, model: Model, plans: list[TensorPlan], origin: dict[str, object]
+) -> dict[Path, Layout]:
+    """Lay out the one file, or the shards with --output-sharded: {path: Layout}."""
+    marker = marker_of(plans)
     shards = split_shards(plans, options.max_shard_size) if options.output_sharded else [plans]
     layouts, output = {}, options.output
     for number, members in enumerate(shards, 1):
@@ -132,7 +144,7 @@ def make_job(
         path = output.with_name(name) if options.output_sharded else output
         layouts[path] = make_layout(members, make_metadata(model, members, origin), marker)
         marker = {}
-    return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
+    return layouts
 
 
 def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]]:

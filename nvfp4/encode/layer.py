@@ -7,7 +7,8 @@ import re
 import torch
 
 from nvfp4.encode.compute import Compute
-from nvfp4.encode.pieces import Piece, cast
+from nvfp4.encode.float16 import cast
+from nvfp4.encode.pieces import Piece
 from nvfp4.encode.rounding import round_by_moments
 from nvfp4.errors import ConvertError
 from nvfp4.formats.base import Encoded, Given

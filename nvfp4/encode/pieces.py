@@ -1,4 +1,4 @@
-"""What is read at once, and read ahead; casts."""
+"""What is read at once, and read ahead."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
-from nvfp4.errors import Float16OverflowError
 from nvfp4.layout import stored_bytes
-from nvfp4.numeric.codes import largest_magnitude
 from nvfp4.numeric.dtypes import TORCH_DTYPES
-from nvfp4.options import Options
 from nvfp4.plan.records import TensorPlan
-from nvfp4.progress import progress_bar
 from nvfp4.ranks import Ranks
 from nvfp4.read.tensors import changed, fill
 from nvfp4.stages import Observe, unobserved
 
-HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
 SMALL_PIECE, MOST_AHEAD = 1 << 20, 32  # pieces read into no buffer of their own, and how many
 PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
 
@@ -114,38 +109,3 @@ def read_ahead(
             yield piece, data.result()
             if buffer.numel() > SMALL_PIECE:
                 free.append(buffer)
-
-
-def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
-    """A piece of a tensor that is not quantised, in its output dtype."""
-    plan = piece.plan
-    if plan.dtype == plan.ref.dtype and not plan.ref.is_changed:
-        return data
-    result = data.to(TORCH_DTYPES[plan.dtype])
-    # largest_magnitude is quick, and NaN where it cannot tell
-    suspect = plan.dtype == "F16" and not largest_magnitude(data) < HALF_OVERFLOWS
-    if suspect and (result.isinf() & data.isfinite()).any():
-        raise Float16OverflowError(plan.ref.name)
-    return result
-
-
-def float16_overflows(plans: list[TensorPlan], options: Options) -> frozenset[str]:
-    """Tensors planned as float16 with values beyond 65504: reads them all, writes nothing."""
-    candidates = [
-        plan
-        for plan in plans
-        if plan.dtype == "F16" and (plan.ref.dtype != "F16" or plan.ref.patches)
-    ]
-    pieces = [piece for plan in candidates for piece in pieces_of(plan)]
-    found = set()
-    if not pieces:
-        return frozenset()
-    nbytes = sum(piece.nbytes for piece in pieces)
-    with progress_bar("checking float16 range", nbytes=nbytes, quiet=options.quiet) as bar:
-        for piece, data in read_ahead(pieces, options.buffers):
-            try:
-                cast(piece, data)
-            except Float16OverflowError:
-                found.add(piece.plan.ref.name)
-            bar.update(piece.nbytes)
-    return frozenset(found)

@@ -80,6 +80,12 @@ class TensorPlan:
         return self.is_fp4 and "full_precision_matrix_mult" not in self.config
 
     @property
+    def may_overflow(self) -> bool:
+        """Whether it is to be float16, and may hold values that float16 cannot."""
+        is_made = self.ref.dtype != "F16" or bool(self.ref.patches)
+        return self.dtype == "F16" and is_made and not self.is_quantised
+
+    @property
     def config(self) -> dict[str, str | bool]:
         """What ComfyUI reads for this layer, in `comfy_quant` and in the header alike."""
         if self.ref.config or not self.is_quantised:
@@ -105,14 +111,14 @@ def weights_of(plans: Iterable[TensorPlan]) -> int:
     return sum(plan.weights for plan in plans)
 
 
-def widen(plans: list[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
-    """The plans with the named float16 tensors as float32."""
+def widen(plans: Iterable[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
+    """Plan those of the named tensors as float32 that were to be float16."""
 
     def widened(plan: TensorPlan) -> TensorPlan:
         if plan.bias:
             (bias,) = widen([plan.bias], names)
             plan = dataclasses.replace(plan, bias=bias)
-        if plan.ref.name not in names:
+        if plan.ref.name not in names or not plan.may_overflow:
             return plan
         reason = BEYOND_FLOAT16.over(plan.reason)
         return dataclasses.replace(plan, precision=FP32, dtype="F32", reason=reason)

@@ -12,12 +12,13 @@ import torch
 
 from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.encode.compute import Compute, pick_device, single_threaded
+from nvfp4.encode.float16 import float16_overflows
 from nvfp4.encode.layer import quantise
-from nvfp4.encode.pieces import float16_overflows, pieces_of, read_ahead, share_of
+from nvfp4.encode.pieces import pieces_of, read_ahead, share_of
 from nvfp4.errors import ConvertError
 from nvfp4.formats.base import Format, candidate_formats
 from nvfp4.guides.records import Guides
-from nvfp4.layout import make_job, stored_bytes
+from nvfp4.layout import planned_bytes, stored_bytes
 from nvfp4.model import Model
 from nvfp4.numeric.damage import Damage, measure
 from nvfp4.numeric.dtypes import TORCH_DTYPES
@@ -149,13 +150,17 @@ def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float
 def plan_for_size(
     options: Options, model: Model, guides: Guides, ranks: Ranks
 ) -> tuple[list[TensorPlan], list[str], tuple[SizePoint, ...]]:
-    """Plans of --target-size: from those of the GGUF or preset, raised or lowered by error."""
+    """Plans of --target-size: from those of the GGUF or preset, raised or lowered by error.
+
+    What float16 cannot hold is float32 in them. Returns plans, notes and the sizes there were.
+    """
     target = options.target(model)
     planner = functools.partial(make_plans, options, model, guides)
-    start = {plan.ref.name: plan for plan in planner()[0]}
-    target -= reserved(options, start.values())
-    widened = wide_halves(options, start.values())
-    size = make_job(options, model, [*start.values()], widened).nbytes
+    plans, _ = planner()
+    target -= reserved(options, plans)
+    widened = wide_halves(options, plans)
+    start = {plan.ref.name: plan for plan in widen(plans, widened)}
+    size = planned_bytes(options, model, [*start.values()])
     candidates = list_candidates(options, planner, start, widened, lower=size > target)
     fixed = size - sum(stored_bytes(start[name]) for name in candidates)
     refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
@@ -167,7 +172,8 @@ def plan_for_size(
         chosen = choose_for_size(layers, target - fixed)
         precisions = {name: row.precision for name, row in chosen.items()}
         plans, notes = planner(chosen=precisions)
-        size = make_job(options, model, plans, widened).nbytes
+        plans = widen(plans, widened)
+        size = planned_bytes(options, model, plans)
         left = size - sum(row.nbytes for row in chosen.values())
         if size <= target and left == fixed:
             break

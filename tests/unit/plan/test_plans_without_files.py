@@ -17,6 +17,7 @@ from nvfp4.guides.records import Calibration, Guides, LayerList, Measured, Setti
 from nvfp4.model import Model, TensorRef
 from nvfp4.options import Options
 from nvfp4.plan.make import make_plans
+from nvfp4.plan.records import widen
 from nvfp4.reasons import Reason, Why
 
 NAMES = [f"blocks.{block}.{layer}.weight" for block in range(3) for layer in ("q", "k", "ffn")]
@@ -126,3 +127,14 @@ def test_nothing_to_quantise_is_an_error():
     kinds = dict.fromkeys(NAMES, "BF16")
     with pytest.raises(ConvertError, match=r"no layer would become NVFP4 or FP8 \(mostly: GGUF"):
         planned({"kinds": kinds}, gguf="a.gguf")
+
+
+def test_only_what_is_to_be_float16_is_widened():
+    """A quantised layer holds values beyond 65504, too: it has a scale."""
+    plans, _ = planned({}, preset="all", exclude=("ffn",), dtype="float16")
+    for before, after in zip(plans.values(), widen(plans.values(), frozenset(NAMES)), strict=True):
+        if "ffn" in before.ref.name:
+            assert (before.dtype, after.dtype) == ("F16", "F32")
+            assert after.reason.kind is Why.FLOAT16
+        else:
+            assert after == before
