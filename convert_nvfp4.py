@@ -7667,21 +7667,30 @@ def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
         return {path: stamp(path) for path in paths}
 
 
-# ── nvfp4/write/journal.py: Which tensors are on the disk: --resume ───────────────────────────────
+# ── nvfp4/write/journal.py: Note which tensors are safely on the disk, so that --resume can go on ─
 
+# How the first line of a journal can begin. A file that begins otherwise is somebody else's and is
+# left alone, since a journal is truncated and deleted without asking.
 JOURNAL_STARTS = (b'{"fingerprint"', b'{"tensor"', b'{"shards"')
 
 
 def open_journal(path: Path, mode: str) -> BinaryIO | None:
-    """A journal, locked; or None if another process has it. Nothing else is taken for one."""
+    """Open a journal and lock it for this process; return None if another process holds it.
+
+    `mode` is that of `open`, binary. Raises ConvertError for a link and for a file that does not
+    begin as a journal does, since a journal is truncated and deleted later: a user's file of that
+    name must survive. Raises OSError where the path cannot be opened.
+    """
     if is_linked(path):
         raise ConvertError(f"{path}: is a link; delete it")
+    # Unbuffered, so that a line is with the system as soon as it is written, whatever kills us.
     file = path.open(mode, buffering=0)
     try:
         if not lock(file):
             file.close()
             return None
         file.seek(0)
+        # A new or cut journal may be shorter than any start: a prefix of one is enough.
         start = file.read(max(map(len, JOURNAL_STARTS)) + 1).lstrip(b"\n")
         if not any(start.startswith(known) or known.startswith(start) for known in JOURNAL_STARTS):
             raise ConvertError(f"{path}: is no journal of this tool; move it away")
@@ -7692,16 +7701,23 @@ def open_journal(path: Path, mode: str) -> BinaryIO | None:
 
 
 def strings(value: object) -> list[str]:
-    """Those in a list that a file has."""
+    """Return the strings of a list that was read from a file; anything but a list gives none.
+
+    A journal may be damaged, so that no value in it is trusted to have its type.
+    """
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 class Journal:
-    """OUTPUT.partial.journal: which tensors of the partial files are on the disk.
+    """Keep OUTPUT.partial.journal: which tensors of the partial files are on the disk.
 
-    Its first line tells what conversion it is of; each further one names a tensor that was synced,
-    with its error. A rank beyond the first keeps one of its own. All are locked, which keeps out a
-    second run to the same output. They go with the partial files unless `keep` is set.
+    The first line has the conversion's fingerprint; each further line names a tensor that was
+    synced, with its error. Ranks beyond the first keep a file of their own, `.journal.1` and so on.
+    All of them are locked while open, which keeps out a second run to the same output. They are
+    deleted together with the partial files on leaving, unless `keep` is set: that is so with
+    --resume until the output has its name.
+
+    As a context manager it raises ConvertError where another run holds the output.
     """
 
     def __init__(self, options: Options, ranks: Ranks):
@@ -7709,6 +7725,7 @@ class Journal:
         partial = unfinished(options.output)
         self.path = partial.with_name(partial.name + ".journal")
         self.own = self.path.with_name(self.path.name + suffix)
+        # Without --resume nothing is left behind; with it, a failed run can be gone on with.
         self.ranks, self.keep, self.resume = ranks, options.resume, options.resume
         self.file: BinaryIO | None = None
         self.widened: frozenset[str] = frozenset()
@@ -7721,14 +7738,17 @@ class Journal:
             try:
                 self.refuse_orphans()
             except BaseException:
+                # An empty journal is of this run; one with lines may still be resumed.
                 is_new = not os.fstat(self.file.fileno()).st_size
                 self.file.close()
                 if is_new:
                     self.own.unlink(missing_ok=True)
                 raise
-        self.ranks.gather()  # no rank takes its own before the first one has looked for orphans
+        # A rank that took its journal earlier would look like an orphan to the first one.
+        self.ranks.gather()
         if self.ranks.rank:
             self.take()
+        # Only the first rank reads the head: the others might see it half written or truncated.
         head = next(self.lines(), {}) if self.resume and self.ranks.rank == 0 else {}
         self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
         self.widened = frozenset(strings(self.head.get("widened")))
@@ -7736,9 +7756,10 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
-            self.keep |= not is_still(os.fstat(self.file.fileno()), self.own)  # another run's
+            # If the file was deleted meanwhile, the path may lead to another run's journal.
+            self.keep |= not is_still(os.fstat(self.file.fileno()), self.own)
         if self.ranks.rank == 0 and not self.keep:
-            with contextlib.suppress(OSError):  # open in another rank, on Windows
+            with contextlib.suppress(OSError):  # Windows deletes no file that another rank has open
                 for path in self.files():
                     if path != self.own:
                         path.unlink(missing_ok=True)
@@ -7748,7 +7769,12 @@ class Journal:
                 self.own.unlink(missing_ok=True)
 
     def take(self) -> None:
-        """Open and lock this rank's file; another run may remove it while it is waited for."""
+        """Open and lock this rank's journal, and set `file`.
+
+        Raises ConvertError if another run holds it. The run that held it may delete the file
+        between our opening and our locking it; then the path leads to a new file or to none, and
+        opening starts over.
+        """
         with translated(self.path):
             while True:
                 self.file = open_journal(self.own, "a+b")
@@ -7760,7 +7786,11 @@ class Journal:
                 self.file.close()
 
     def refuse_orphans(self) -> None:
-        """A rank whose first one died would go on writing into the same files."""
+        """Raise ConvertError if a rank of an earlier run is still alive.
+
+        Where the first rank died, the others may go on for a while and would write into the files
+        of this run. A journal of another rank that can be locked has no owner any more.
+        """
         with translated(self.path):
             for path in self.files():
                 if path != self.own:
@@ -7769,12 +7799,16 @@ class Journal:
                     file.close()
 
     def files(self) -> list[Path]:
-        """The first rank's, and those of the others."""
+        """List the journals on the disk, of all ranks and earlier runs, the first rank's first."""
         name = re.compile(re.escape(self.path.name) + r"(\.\d{1,6})?")
         return sorted(path for path in self.path.parent.iterdir() if name.fullmatch(path.name))
 
     def lines(self) -> Iterator[dict]:
-        """What was noted; a line that a kill cut short is as good as none."""
+        """Yield all JSON objects that the journals on the disk hold.
+
+        Lines that cannot be parsed are skipped: a kill may have cut the last one short, and then
+        its tensor is simply converted again.
+        """
         for path in self.files():
             for text in path.read_bytes().splitlines():
                 with contextlib.suppress(ValueError, RecursionError):
@@ -7783,7 +7817,13 @@ class Journal:
                         yield line
 
     def begin(self, job: Job) -> None:
-        """Take up the conversion that was noted, which has to be this one, or start a new one."""
+        """Go on with the conversion that the journal notes, or start a new one.
+
+        With --resume the noted conversion must be this one, else ConvertError is raised (see
+        `check`). Shards that a killed run had named already become partial files again, so that all
+        of them lie in one state. Tensors are taken over only if every partial file has its planned
+        size; otherwise the work starts over. Afterwards `done` is the same in all ranks.
+        """
         if self.ranks.rank == 0:
             with translated(self.path):
                 if self.head:
@@ -7796,10 +7836,15 @@ class Journal:
                 else:
                     self.start(job, list(whole))
         self.head, self.done = {}, self.ranks.gather(self.done)[0]
-        self.file.write(b"\n")  # ends a line that was cut short
+        self.file.write(b"\n")  # a line that a kill cut short must not swallow the next one
 
     def entries(self, job: Job) -> Iterator[tuple[str, Damage | None]]:
-        """Tensors that were noted as this job has them; any other line is as good as none."""
+        """Yield (tensor name, Damage or None) for noted tensors that this job plans alike.
+
+        A quantised tensor must have been noted with its error and any other one without, in the
+        form that `Damage.noted` accepts. Lines that differ are skipped, and their tensors converted
+        again.
+        """
         plans = {plan.ref.name: plan for plan in job.plans}
         for line in self.lines():
             name, damage = line.get("tensor"), line.get("damage")
@@ -7809,7 +7854,11 @@ class Journal:
                     yield name, None if damage is None else Damage.noted(damage)
 
     def check(self, job: Job) -> None:
-        """Refuse to go on with what was made by other options or from other files."""
+        """Raise ConvertError if the noted conversion had other options or other input files.
+
+        Both the plan's hash and the list of files with sizes and times are compared. Mixing tensors
+        of two plans or of two models would give a file that loads and makes noise.
+        """
         noted, now = self.head["fingerprint"], job.fingerprint
         over = "without --resume it starts over"
         if not isinstance(noted, dict) or noted.get("plan") != now["plan"]:
@@ -7820,8 +7869,13 @@ class Journal:
             raise ConvertError(f"--resume: {examples(other)} changed since, or was another; {over}")
 
     def start(self, job: Job, partial: list[Path]) -> None:
-        """Note what this conversion is, durably, before anything of an older one is overwritten."""
-        left = self.others(job)
+        """Write and sync the journal's first line, before any file is overwritten.
+
+        `partial` are the files that this run will write. Where some are there already, `notes` gets
+        a line on what was overwritten; another tells of leftovers with other names, which stay for
+        the user to delete. The other ranks' journals become empty, and `done` too.
+        """
+        left = self.others(job)  # read before the journal is truncated below
         stale = [path.name for path in partial if path.exists()]
         if stale:
             why = (
@@ -7830,10 +7884,13 @@ class Journal:
             self.notes = [f"overwrote {examples(stale)} of an earlier run; {why}"]
         if left:
             self.notes.append(f"{examples(left)} of an earlier run are still there; delete them")
+        # Old lines must go before the new head: they would be read as this conversion's.
         self.file.truncate(0)
         for path in self.files():
-            if path != self.own:  # held open by its rank
+            if path != self.own:  # truncated, not deleted: its rank holds it open and locked
                 os.truncate(path, 0)
+        # "widened" names the tensors beyond float16, so that a resumed run plans float32 at once;
+        # "partial" the files, so that a later run with other shards can tell of leftovers.
         head = {"fingerprint": job.fingerprint, "widened": sorted(self.widened)}
         head["partial"] = [unfinished(path).name for path in job.files]
         self.file.write(json.dumps(head).encode())
@@ -7841,7 +7898,12 @@ class Journal:
         self.done = {}
 
     def others(self, job: Job) -> list[str]:
-        """Files that an earlier run, of other shards, left; a complete OUTPUT is none of them."""
+        """Name files that an earlier run of other shards left and this run will not write.
+
+        Only plain file names that the journal noted are believed, and only beside the journal
+        itself, so that a damaged line cannot point elsewhere. A complete OUTPUT is never among
+        them.
+        """
         names = [name for line in self.lines() for name in strings(line.get("partial"))]
         partial = [self.path.parent / name for name in names if Path(name).name == name]
         shards = self.named(path.with_name(path.name.removesuffix(".partial")) for path in partial)
@@ -7850,29 +7912,46 @@ class Journal:
         return [path.name for path in left if path not in kept]
 
     def add(self, finished: dict[str, Damage | None]) -> None:
-        """Note tensors whose bytes have been synced."""
+        """Note tensors whose bytes have been synced.
+
+        `finished` is {tensor name: its Damage, or None where it was not quantised}. The lines
+        themselves are not synced: a lost line costs a tensor's work, never a wrong file.
+        """
         for name, damage in finished.items():
             line = {"tensor": name, "damage": damage and dataclasses.asdict(damage)}
             self.file.write(json.dumps(line).encode() + b"\n")
 
     def name_shards(self, paths: Iterable[Path]) -> None:
-        """Note, durably, complete shards that are to get their names one after another."""
+        """Note, and sync, that complete shards are about to get their names one after another.
+
+        The line holds name, size and time of each shard. A run killed half-way leaves some shards
+        named; by this line the next run knows them for its own.
+        """
         line = {"shards": [[path.name, *stamp(unfinished(path))] for path in paths]}
         self.file.write(json.dumps(line).encode() + b"\n")
         os.fsync(self.file.fileno())
 
     def named(self, paths: Iterable[Path]) -> list[Path]:
-        """Those that are shards of a run that was killed before all of them had their names."""
+        """Return those of `paths` that a run named before it was killed while naming shards.
+
+        A file counts only if its name, size and time of change are those that `name_shards` noted.
+        """
         there = {path: [path.name, *stamp(path)] for path in paths if path.is_file()}
         noted = [line.get("shards") for line in self.lines()] if there else []
         noted = [shard for shards in noted if isinstance(shards, list) for shard in shards]
         return [path for path, shard in there.items() if shard in noted]
 
 
-# ── nvfp4/write/checks.py: What is known to keep the output from being written ────────────────────
+# ── nvfp4/write/checks.py: Find what keeps the output from being written, before hours of work ────
 
 def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
-    """Shards that are there already: some of a run that was killed, or all of an older one."""
+    """Yield a line if shards of an earlier run lie where this run's shards are to go.
+
+    `named` are the shards that the journal knows: a run that was killed while naming had given them
+    their final names. Those alone ask for --resume, unless it is given; any other shard has to be
+    deleted by the user, since old and new ones together would make a model of mixed weights.
+    """
+    # With every shard named, an index that is there belongs to the same run.
     known = [*named, job.index] if len(named) == len(job.layouts) else named
     older = [path for path in job.files if path.exists() and path not in known]
     there = examples([path.name for path in older or named])
@@ -7883,11 +7962,18 @@ def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
 
 
 def output_problems(job: Job) -> list[str]:
-    """What is known, before the long work, to keep the output from being written."""
+    """List what is known to keep the output from being written, one line a problem.
+
+    Checked are: an OUTPUT that this tool did not make while SOURCE is quantised (the arguments are
+    probably swapped), a target that is also an input, a missing folder, a forbidden or locked file,
+    leftover shards, and the disk's free space against the whole output. Partial files that will be
+    overwritten count as free space. An OSError becomes a line, too; nothing is raised.
+    """
     options, output, problems = job.options, job.options.output, []
     partial = [unfinished(path) for path in job.files]
     targets = [*job.files, *partial]
     try:
+        # The arguments swapped would overwrite the original by a conversion of the small file.
         if output.exists() and is_converted(job.model) and not is_ours(output):
             problems.append(
                 f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are "
@@ -7899,21 +7985,28 @@ def output_problems(job: Job) -> list[str]:
                     problems.append(f"{target}: is an input of this conversion ({path})")
         for target in targets:
             problems += target_problems(target)
+        # This journal is not entered, only read: nothing is locked or changed by a check.
         named = Journal(options, Ranks()).named(job.layouts) if job.index else []
         if job.index:
             problems += shard_problems(job, named)
         if output.parent.is_dir():
+            # Partial files and shards of an earlier run are overwritten: their space is free.
             free = shutil.disk_usage(output.parent).free + sum(map(allocated, [*partial, *named]))
             if free < job.nbytes:
                 need = f"{gigabytes(free)} are free, the output needs {gigabytes(job.nbytes)}"
                 problems.append(f"{output.parent}: {need}")
     except OSError as error:
         problems.append(os_problem(error, output))
-    return list(dict.fromkeys(problems))
+    return list(dict.fromkeys(problems))  # several targets may lie in the same missing folder
 
 
 def refuse_text_targets(options: Options, model: Model) -> None:
-    """Raise ConvertError where a text file, such as --report, would cost another file."""
+    """Raise ConvertError if a text output, such as that of --report, would overwrite another file.
+
+    Compared are the text files and their `.partial` names with every input, with the model's files,
+    with OUTPUT and its partial file, and with each other. Links to the same file count as the same.
+    All problems are in the one error.
+    """
     problems, partial = [], unfinished(options.output)
     others = [*options.inputs, *model.files, options.output, options.written, partial]
     for target in [path for name in options.texts for path in (name, unfinished(name))]:
@@ -7923,29 +8016,36 @@ def refuse_text_targets(options: Options, model: Model) -> None:
             problems += target_problems(target)
         except OSError as error:
             problems.append(os_problem(error, target))
-        others.append(target)
+        others.append(target)  # two text outputs must not be the same file either
     if problems:
         raise ConvertError(*problems)
 
 
 def is_ours(path: Path) -> bool:
-    """Whether this tool made a file."""
+    """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
+
+    A file that cannot be read as safetensors counts as foreign.
+    """
     try:
         return "convert_nvfp4" in read_header(path)[1]
     except ConvertError:
         return False
 
 
-# ── nvfp4/write/partial_files.py: The output until it has its name ────────────────────────────────
+# ── nvfp4/write/partial_files.py: Write the output under temporary names, check it, then give it it
 
-SYNC_BYTES = 128 << 20  # after so many, they are brought to the disk while the rest is computed
+# Written bytes are synced every 128 MiB, while the rest is still computed. Without that, the end of
+# a conversion would wait for the whole page cache, and a kill would lose the work since the start.
+SYNC_BYTES = 128 << 20
 
 
 class PartialFiles:
-    """The output's files as *.partial: written at known offsets, and named once all is complete.
+    """Hold the output's files as *.partial: written at known offsets, named once all is complete.
 
-    A thread writes while the caller computes on, up to WRITE_AHEAD bytes behind; its first error
-    comes up at the next `write` or at `flush`.
+    One thread writes while the caller computes, up to `Options.ahead` bytes behind. Its first error
+    is raised by the next `write` or by `flush`, as ConvertError. Used as a context manager: the
+    first rank creates the files at their full size, the others open them, and on leaving they are
+    deleted unless the journal is kept for --resume.
     """
 
     def __init__(self, job: Job, journal: Journal, ranks: Ranks, observe: Observe = unobserved):
@@ -7957,25 +8057,28 @@ class PartialFiles:
             for key, slot in layout.slots.items()
         }
         self.files: dict[Path, BinaryIO] = {}
-        self.lost: set[Path] = set()
-        self.given: Counter[str] = Counter()
-        self.pending: deque[tuple[Future, int]] = deque()
-        self.finished: dict[str, Damage | None] = {}
-        self.waiting = self.unsynced = 0
+        self.lost: set[Path] = set()  # deleted by somebody while they were written
+        self.given: Counter[str] = Counter()  # bytes of each output tensor so far
+        self.pending: deque[tuple[Future, int]] = deque()  # writes under way, and their bytes
+        self.finished: dict[str, Damage | None] = {}  # written, but not yet synced and noted
+        self.waiting = self.unsynced = 0  # bytes submitted, and bytes written since the last sync
 
     def __enter__(self) -> PartialFiles:
+        # One worker: writes, notes and syncs happen in the order in which they were submitted.
         self.writer = ThreadPoolExecutor(1)
         try:
             if self.ranks.rank == 0:
                 if not self.journal.done:
                     with translated(self.job.options.output):
-                        self.remove()  # what an orphan still writes must not get into the new one
+                        # Deleted, not truncated: what an orphan still writes goes to the old file.
+                        self.remove()
                 self.open("r+b" if self.journal.done else "wb")
                 for path, layout in self.job.layouts.items():
                     with translated(unfinished(path)):  # a full disk may show here already
                         self.put(path, 0, memoryview(layout.header))
+                        # At its full size at once: --resume takes a file of another size for cut.
                         self.files[path].truncate(layout.nbytes)
-            self.ranks.gather()  # from here on the files exist
+            self.ranks.gather()  # the other ranks can only open files that exist
             if self.ranks.rank:
                 self.open("r+b")
         except BaseException:
@@ -7987,11 +8090,15 @@ class PartialFiles:
         self.writer.shutdown(cancel_futures=True)
         self.close()
         if self.ranks.rank == 0 and not self.journal.keep:
-            with contextlib.suppress(OSError):  # open in another rank, on Windows
+            with contextlib.suppress(OSError):  # Windows deletes no file that another rank has open
                 self.remove()
 
     def close(self) -> None:
-        """Let go of the files, but know which were deleted: those of their names are others'."""
+        """Close the files, and note in `lost` those whose path leads to another file by now.
+
+        Such a path belongs to another run, which made the file anew after somebody deleted ours: it
+        must be neither renamed nor deleted.
+        """
         for path, file in self.files.items():
             with contextlib.suppress(OSError):  # a full disk must not hide the first error
                 if not file.closed and not is_still(os.fstat(file.fileno()), unfinished(path)):
@@ -7999,26 +8106,40 @@ class PartialFiles:
                 file.close()
 
     def remove(self) -> None:
+        """Delete the partial files, those in `lost` excepted. Raises OSError."""
         for path in self.job.files:
             if path not in self.lost:
                 unfinished(path).unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Give these files up, in all ranks: the next plan may have other shards."""
+        """Give these files up in all ranks, because the conversion is planned again.
+
+        That happens where float16 could not hold a value; the next plan may have other shards, so
+        that nothing of these files would be overwritten by it.
+        """
         self.writer.shutdown(cancel_futures=True)
         self.close()
-        self.ranks.gather()  # on Windows, the first one could not delete what another has open
+        # All ranks close first, as Windows deletes no file that another process has open.
+        self.ranks.gather()
         if self.ranks.rank == 0:
             with translated(self.job.options.output):
                 self.remove()
 
     def open(self, mode: str) -> None:
+        """Open every partial file in binary `mode`, unbuffered. Raises ConvertError."""
         for path in self.job.layouts:
             with translated(unfinished(path)):
                 self.files[path] = unfinished(path).open(mode, buffering=0)
 
     def write(self, key: str, tensor: torch.Tensor) -> None:
-        """Append to the tensor `key`, which may come in several pieces, and keep the memory."""
+        """Append a tensor, or one of several pieces of it, to the output tensor `key`.
+
+        `tensor` may be of any dtype and shape and on any device; its bytes are written in row-major
+        order. Its memory must not change afterwards, since the thread writes it later. Waits while
+        more than `ahead` bytes are still to be written; raises ConvertError where an earlier write
+        failed.
+        """
+        # numpy knows neither bfloat16 nor FP8, so that bytes are handed over.
         data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         path, slot = self.slots[key]
         begin = slot.begin + self.given[key]
@@ -8029,11 +8150,15 @@ class PartialFiles:
         self.wait(self.ahead)
 
     def finish(self, name: str, damage: Damage | None) -> None:
-        """All of a source tensor was given: the journal may have it after the next sync."""
+        """Tell that all of a source tensor was given, with its error; None if it was not quantised.
+
+        The note goes through the writing thread, so that it stands behind the tensor's bytes and
+        reaches the journal only with the sync that covers them.
+        """
         self.writer.submit(self.finished.__setitem__, name, damage)
 
     def wait(self, ahead: int) -> None:
-        """Until no more than `ahead` bytes are still to be written."""
+        """Wait until no more than `ahead` bytes are still to be written; raise what writing met."""
         with translated(unfinished(self.job.options.output)):
             while self.pending and (self.waiting > ahead or self.pending[0][0].done()):
                 written, size = self.pending.popleft()
@@ -8041,7 +8166,11 @@ class PartialFiles:
                 self.waiting -= size
 
     def put(self, path: Path, begin: int, data: memoryview) -> None:
-        """Write at an offset; now and then to the disk itself, so that the end need not wait."""
+        """Write bytes at an offset of a file; runs in the writing thread, one call at a time.
+
+        `data` is written whole, however little the system takes in one call. After SYNC_BYTES the
+        files are synced, so that the disk works meanwhile and the end need not wait for all of it.
+        """
         file = self.files[path]
         self.unsynced += data.nbytes
         with self.observe("write"):
@@ -8052,17 +8181,26 @@ class PartialFiles:
             self.sync()
 
     def sync(self) -> None:
-        """Bring what was written to the disk, and only then into the journal."""
+        """Bring what was written to the disk, then note the finished tensors in the journal.
+
+        Before noting, the source's files are compared with what they were when their headers were
+        read: raises ConvertError if one changed, since its tensors would be of two models.
+        """
         finished, self.finished = self.finished, {}
         with self.observe("sync"):
             for file in self.files.values():
                 os.fsync(file.fileno())
+            # A source that changed meanwhile is found before anything of it is noted as done.
             self.job.refuse_changed()
             self.journal.add(finished)
         self.unsynced = 0
 
     def flush(self, keys: Iterable[str]) -> None:
-        """End this rank's part, which was to write these tensors."""
+        """End this rank's part of the work: wait for the thread, and sync.
+
+        `keys` are the output tensors that this rank had to write. Raises AssertionError if one did
+        not get all its bytes (an error of this program) and ConvertError if the disk refused.
+        """
         self.wait(0)
         for key in keys:
             if self.given[key] != self.slots[key][1].nbytes:
@@ -8070,16 +8208,24 @@ class PartialFiles:
         with translated(unfinished(self.job.options.output)):
             self.writer.submit(self.sync).result()
         if self.ranks.rank:
-            self.close()  # on Windows, the first one could not name them
+            self.close()  # Windows renames no file that another process has open
 
     def refuse_lost(self) -> None:
-        """Another run may have made files anew that someone deleted: they are not to be named."""
+        """Close the files, and raise ConvertError if one was deleted while it was written.
+
+        Another run may have made the file anew since; what lies there now must not get our name.
+        """
         self.close()
         for path in self.lost:
             raise ConvertError(f"{unfinished(path)}: was deleted meanwhile; run again")
 
     def publish(self) -> None:
-        """Check the files and give them their names: the index of shards comes last."""
+        """Check the files, then give them their names; the index of shards comes last.
+
+        Raises ConvertError where the check or a rename fails. Without the index no program takes
+        shards for a model, and where one of several renames fails those before it are undone. A
+        file that fails the check is not kept for --resume, as going on could not mend it.
+        """
         try:
             kept = {plan.ref.layer for plan in self.job.plans if plan.ref.config}
             with self.observe("verify"):
@@ -8093,23 +8239,28 @@ class PartialFiles:
         try:
             if self.job.index:
                 with translated(self.job.index):
+                    # The index is written first and renamed last: a loader that finds it finds all.
                     write_unfinished(render_index(self.job).encode(), self.job.index)
                     self.journal.name_shards(self.job.layouts)
             for path in self.job.files:
                 rename(unfinished(path), path)
                 named.append(path)
         except BaseException:
-            for path in named if self.job.index else ():  # some shards alone are no model
+            # A part of the shards is no model: take their names back. A single file needs nothing.
+            for path in named if self.job.index else ():
                 rename(path, unfinished(path))
             raise
+        # The output has its name, so that nothing is left to resume.
         self.journal.keep = False
         sync_folder(self.job.options.output.parent)
 
 
 def verify(written: dict[Path, Layout], kept: set[str]) -> None:
-    """Read what was written back: exactly the planned tensors, and no defect among them.
+    """Read the written files back; raise ConvertError if they are not as planned.
 
-    Defects of `kept` layers are the source's own, and noted when that is opened.
+    `written` is {path: its Layout}: names, dtypes, shapes and offsets must be exactly those. All
+    files together then pass the lint that --verify uses, so that a defect of our own never gets a
+    name. Defects of the layers in `kept` are the source's own and were noted when it was opened.
     """
     tensors, metadata = {}, []
     for path, layout in written.items():

@@ -1,4 +1,10 @@
-"""What is known to keep the output from being written."""
+"""Find what keeps the output from being written, before hours of work.
+
+`conversion` asks here once the job is laid out to the byte and no weight was read yet. All problems
+of a step come back together, one line each, so that a user mends them in one go. Reading a path's
+own state (links, locks, folders) stands in `files`; the journal tells which shards a killed run
+left.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +23,13 @@ from nvfp4.write.journal import Journal
 
 
 def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
-    """Shards that are there already: some of a run that was killed, or all of an older one."""
+    """Yield a line if shards of an earlier run lie where this run's shards are to go.
+
+    `named` are the shards that the journal knows: a run that was killed while naming had given them
+    their final names. Those alone ask for --resume, unless it is given; any other shard has to be
+    deleted by the user, since old and new ones together would make a model of mixed weights.
+    """
+    # With every shard named, an index that is there belongs to the same run.
     known = [*named, job.index] if len(named) == len(job.layouts) else named
     older = [path for path in job.files if path.exists() and path not in known]
     there = examples([path.name for path in older or named])
@@ -28,11 +40,18 @@ def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
 
 
 def output_problems(job: Job) -> list[str]:
-    """What is known, before the long work, to keep the output from being written."""
+    """List what is known to keep the output from being written, one line a problem.
+
+    Checked are: an OUTPUT that this tool did not make while SOURCE is quantised (the arguments are
+    probably swapped), a target that is also an input, a missing folder, a forbidden or locked file,
+    leftover shards, and the disk's free space against the whole output. Partial files that will be
+    overwritten count as free space. An OSError becomes a line, too; nothing is raised.
+    """
     options, output, problems = job.options, job.options.output, []
     partial = [unfinished(path) for path in job.files]
     targets = [*job.files, *partial]
     try:
+        # The arguments swapped would overwrite the original by a conversion of the small file.
         if output.exists() and is_converted(job.model) and not is_ours(output):
             problems.append(
                 f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are "
@@ -44,21 +63,28 @@ def output_problems(job: Job) -> list[str]:
                     problems.append(f"{target}: is an input of this conversion ({path})")
         for target in targets:
             problems += target_problems(target)
+        # This journal is not entered, only read: nothing is locked or changed by a check.
         named = Journal(options, Ranks()).named(job.layouts) if job.index else []
         if job.index:
             problems += shard_problems(job, named)
         if output.parent.is_dir():
+            # Partial files and shards of an earlier run are overwritten: their space is free.
             free = shutil.disk_usage(output.parent).free + sum(map(allocated, [*partial, *named]))
             if free < job.nbytes:
                 need = f"{gigabytes(free)} are free, the output needs {gigabytes(job.nbytes)}"
                 problems.append(f"{output.parent}: {need}")
     except OSError as error:
         problems.append(os_problem(error, output))
-    return list(dict.fromkeys(problems))
+    return list(dict.fromkeys(problems))  # several targets may lie in the same missing folder
 
 
 def refuse_text_targets(options: Options, model: Model) -> None:
-    """Raise ConvertError where a text file, such as --report, would cost another file."""
+    """Raise ConvertError if a text output, such as that of --report, would overwrite another file.
+
+    Compared are the text files and their `.partial` names with every input, with the model's files,
+    with OUTPUT and its partial file, and with each other. Links to the same file count as the same.
+    All problems are in the one error.
+    """
     problems, partial = [], unfinished(options.output)
     others = [*options.inputs, *model.files, options.output, options.written, partial]
     for target in [path for name in options.texts for path in (name, unfinished(name))]:
@@ -68,13 +94,16 @@ def refuse_text_targets(options: Options, model: Model) -> None:
             problems += target_problems(target)
         except OSError as error:
             problems.append(os_problem(error, target))
-        others.append(target)
+        others.append(target)  # two text outputs must not be the same file either
     if problems:
         raise ConvertError(*problems)
 
 
 def is_ours(path: Path) -> bool:
-    """Whether this tool made a file."""
+    """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
+
+    A file that cannot be read as safetensors counts as foreign.
+    """
     try:
         return "convert_nvfp4" in read_header(path)[1]
     except ConvertError:

@@ -1,4 +1,10 @@
-"""Which tensors are on the disk: --resume."""
+"""Note which tensors are safely on the disk, so that --resume can go on.
+
+The journal lies beside the partial files as JSON lines: first the fingerprint of the conversion,
+then one line for each tensor whose bytes were synced. It is also the lock that keeps a second run
+from writing the same output. Tensors come from `PartialFiles`; what a fingerprint covers stands in
+`layout.Job`.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +24,28 @@ from nvfp4.numeric.damage import Damage
 from nvfp4.options import Options
 from nvfp4.ranks import Ranks
 
+# How the first line of a journal can begin. A file that begins otherwise is somebody else's and is
+# left alone, since a journal is truncated and deleted without asking.
 JOURNAL_STARTS = (b'{"fingerprint"', b'{"tensor"', b'{"shards"')
 
 
 def open_journal(path: Path, mode: str) -> BinaryIO | None:
-    """A journal, locked; or None if another process has it. Nothing else is taken for one."""
+    """Open a journal and lock it for this process; return None if another process holds it.
+
+    `mode` is that of `open`, binary. Raises ConvertError for a link and for a file that does not
+    begin as a journal does, since a journal is truncated and deleted later: a user's file of that
+    name must survive. Raises OSError where the path cannot be opened.
+    """
     if is_linked(path):
         raise ConvertError(f"{path}: is a link; delete it")
+    # Unbuffered, so that a line is with the system as soon as it is written, whatever kills us.
     file = path.open(mode, buffering=0)
     try:
         if not lock(file):
             file.close()
             return None
         file.seek(0)
+        # A new or cut journal may be shorter than any start: a prefix of one is enough.
         start = file.read(max(map(len, JOURNAL_STARTS)) + 1).lstrip(b"\n")
         if not any(start.startswith(known) or known.startswith(start) for known in JOURNAL_STARTS):
             raise ConvertError(f"{path}: is no journal of this tool; move it away")
@@ -41,16 +56,23 @@ def open_journal(path: Path, mode: str) -> BinaryIO | None:
 
 
 def strings(value: object) -> list[str]:
-    """Those in a list that a file has."""
+    """Return the strings of a list that was read from a file; anything but a list gives none.
+
+    A journal may be damaged, so that no value in it is trusted to have its type.
+    """
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
 class Journal:
-    """OUTPUT.partial.journal: which tensors of the partial files are on the disk.
+    """Keep OUTPUT.partial.journal: which tensors of the partial files are on the disk.
 
-    Its first line tells what conversion it is of; each further one names a tensor that was synced,
-    with its error. A rank beyond the first keeps one of its own. All are locked, which keeps out a
-    second run to the same output. They go with the partial files unless `keep` is set.
+    The first line has the conversion's fingerprint; each further line names a tensor that was
+    synced, with its error. Ranks beyond the first keep a file of their own, `.journal.1` and so on.
+    All of them are locked while open, which keeps out a second run to the same output. They are
+    deleted together with the partial files on leaving, unless `keep` is set: that is so with
+    --resume until the output has its name.
+
+    As a context manager it raises ConvertError where another run holds the output.
     """
 
     def __init__(self, options: Options, ranks: Ranks):
@@ -58,6 +80,7 @@ class Journal:
         partial = unfinished(options.output)
         self.path = partial.with_name(partial.name + ".journal")
         self.own = self.path.with_name(self.path.name + suffix)
+        # Without --resume nothing is left behind; with it, a failed run can be gone on with.
         self.ranks, self.keep, self.resume = ranks, options.resume, options.resume
         self.file: BinaryIO | None = None
         self.widened: frozenset[str] = frozenset()
@@ -70,14 +93,17 @@ class Journal:
             try:
                 self.refuse_orphans()
             except BaseException:
+                # An empty journal is of this run; one with lines may still be resumed.
                 is_new = not os.fstat(self.file.fileno()).st_size
                 self.file.close()
                 if is_new:
                     self.own.unlink(missing_ok=True)
                 raise
-        self.ranks.gather()  # no rank takes its own before the first one has looked for orphans
+        # A rank that took its journal earlier would look like an orphan to the first one.
+        self.ranks.gather()
         if self.ranks.rank:
             self.take()
+        # Only the first rank reads the head: the others might see it half written or truncated.
         head = next(self.lines(), {}) if self.resume and self.ranks.rank == 0 else {}
         self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
         self.widened = frozenset(strings(self.head.get("widened")))
@@ -85,9 +111,10 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
-            self.keep |= not is_still(os.fstat(self.file.fileno()), self.own)  # another run's
+            # If the file was deleted meanwhile, the path may lead to another run's journal.
+            self.keep |= not is_still(os.fstat(self.file.fileno()), self.own)
         if self.ranks.rank == 0 and not self.keep:
-            with contextlib.suppress(OSError):  # open in another rank, on Windows
+            with contextlib.suppress(OSError):  # Windows deletes no file that another rank has open
                 for path in self.files():
                     if path != self.own:
                         path.unlink(missing_ok=True)
@@ -97,7 +124,12 @@ class Journal:
                 self.own.unlink(missing_ok=True)
 
     def take(self) -> None:
-        """Open and lock this rank's file; another run may remove it while it is waited for."""
+        """Open and lock this rank's journal, and set `file`.
+
+        Raises ConvertError if another run holds it. The run that held it may delete the file
+        between our opening and our locking it; then the path leads to a new file or to none, and
+        opening starts over.
+        """
         with translated(self.path):
             while True:
                 self.file = open_journal(self.own, "a+b")
@@ -109,7 +141,11 @@ class Journal:
                 self.file.close()
 
     def refuse_orphans(self) -> None:
-        """A rank whose first one died would go on writing into the same files."""
+        """Raise ConvertError if a rank of an earlier run is still alive.
+
+        Where the first rank died, the others may go on for a while and would write into the files
+        of this run. A journal of another rank that can be locked has no owner any more.
+        """
         with translated(self.path):
             for path in self.files():
                 if path != self.own:
@@ -118,12 +154,16 @@ class Journal:
                     file.close()
 
     def files(self) -> list[Path]:
-        """The first rank's, and those of the others."""
+        """List the journals on the disk, of all ranks and earlier runs, the first rank's first."""
         name = re.compile(re.escape(self.path.name) + r"(\.\d{1,6})?")
         return sorted(path for path in self.path.parent.iterdir() if name.fullmatch(path.name))
 
     def lines(self) -> Iterator[dict]:
-        """What was noted; a line that a kill cut short is as good as none."""
+        """Yield all JSON objects that the journals on the disk hold.
+
+        Lines that cannot be parsed are skipped: a kill may have cut the last one short, and then
+        its tensor is simply converted again.
+        """
         for path in self.files():
             for text in path.read_bytes().splitlines():
                 with contextlib.suppress(ValueError, RecursionError):
@@ -132,7 +172,13 @@ class Journal:
                         yield line
 
     def begin(self, job: Job) -> None:
-        """Take up the conversion that was noted, which has to be this one, or start a new one."""
+        """Go on with the conversion that the journal notes, or start a new one.
+
+        With --resume the noted conversion must be this one, else ConvertError is raised (see
+        `check`). Shards that a killed run had named already become partial files again, so that all
+        of them lie in one state. Tensors are taken over only if every partial file has its planned
+        size; otherwise the work starts over. Afterwards `done` is the same in all ranks.
+        """
         if self.ranks.rank == 0:
             with translated(self.path):
                 if self.head:
@@ -145,10 +191,15 @@ class Journal:
                 else:
                     self.start(job, list(whole))
         self.head, self.done = {}, self.ranks.gather(self.done)[0]
-        self.file.write(b"\n")  # ends a line that was cut short
+        self.file.write(b"\n")  # a line that a kill cut short must not swallow the next one
 
     def entries(self, job: Job) -> Iterator[tuple[str, Damage | None]]:
-        """Tensors that were noted as this job has them; any other line is as good as none."""
+        """Yield (tensor name, Damage or None) for noted tensors that this job plans alike.
+
+        A quantised tensor must have been noted with its error and any other one without, in the
+        form that `Damage.noted` accepts. Lines that differ are skipped, and their tensors converted
+        again.
+        """
         plans = {plan.ref.name: plan for plan in job.plans}
         for line in self.lines():
             name, damage = line.get("tensor"), line.get("damage")
@@ -158,7 +209,11 @@ class Journal:
                     yield name, None if damage is None else Damage.noted(damage)
 
     def check(self, job: Job) -> None:
-        """Refuse to go on with what was made by other options or from other files."""
+        """Raise ConvertError if the noted conversion had other options or other input files.
+
+        Both the plan's hash and the list of files with sizes and times are compared. Mixing tensors
+        of two plans or of two models would give a file that loads and makes noise.
+        """
         noted, now = self.head["fingerprint"], job.fingerprint
         over = "without --resume it starts over"
         if not isinstance(noted, dict) or noted.get("plan") != now["plan"]:
@@ -169,8 +224,13 @@ class Journal:
             raise ConvertError(f"--resume: {examples(other)} changed since, or was another; {over}")
 
     def start(self, job: Job, partial: list[Path]) -> None:
-        """Note what this conversion is, durably, before anything of an older one is overwritten."""
-        left = self.others(job)
+        """Write and sync the journal's first line, before any file is overwritten.
+
+        `partial` are the files that this run will write. Where some are there already, `notes` gets
+        a line on what was overwritten; another tells of leftovers with other names, which stay for
+        the user to delete. The other ranks' journals become empty, and `done` too.
+        """
+        left = self.others(job)  # read before the journal is truncated below
         stale = [path.name for path in partial if path.exists()]
         if stale:
             why = (
@@ -179,10 +239,13 @@ class Journal:
             self.notes = [f"overwrote {examples(stale)} of an earlier run; {why}"]
         if left:
             self.notes.append(f"{examples(left)} of an earlier run are still there; delete them")
+        # Old lines must go before the new head: they would be read as this conversion's.
         self.file.truncate(0)
         for path in self.files():
-            if path != self.own:  # held open by its rank
+            if path != self.own:  # truncated, not deleted: its rank holds it open and locked
                 os.truncate(path, 0)
+        # "widened" names the tensors beyond float16, so that a resumed run plans float32 at once;
+        # "partial" the files, so that a later run with other shards can tell of leftovers.
         head = {"fingerprint": job.fingerprint, "widened": sorted(self.widened)}
         head["partial"] = [unfinished(path).name for path in job.files]
         self.file.write(json.dumps(head).encode())
@@ -190,7 +253,12 @@ class Journal:
         self.done = {}
 
     def others(self, job: Job) -> list[str]:
-        """Files that an earlier run, of other shards, left; a complete OUTPUT is none of them."""
+        """Name files that an earlier run of other shards left and this run will not write.
+
+        Only plain file names that the journal noted are believed, and only beside the journal
+        itself, so that a damaged line cannot point elsewhere. A complete OUTPUT is never among
+        them.
+        """
         names = [name for line in self.lines() for name in strings(line.get("partial"))]
         partial = [self.path.parent / name for name in names if Path(name).name == name]
         shards = self.named(path.with_name(path.name.removesuffix(".partial")) for path in partial)
@@ -199,19 +267,30 @@ class Journal:
         return [path.name for path in left if path not in kept]
 
     def add(self, finished: dict[str, Damage | None]) -> None:
-        """Note tensors whose bytes have been synced."""
+        """Note tensors whose bytes have been synced.
+
+        `finished` is {tensor name: its Damage, or None where it was not quantised}. The lines
+        themselves are not synced: a lost line costs a tensor's work, never a wrong file.
+        """
         for name, damage in finished.items():
             line = {"tensor": name, "damage": damage and dataclasses.asdict(damage)}
             self.file.write(json.dumps(line).encode() + b"\n")
 
     def name_shards(self, paths: Iterable[Path]) -> None:
-        """Note, durably, complete shards that are to get their names one after another."""
+        """Note, and sync, that complete shards are about to get their names one after another.
+
+        The line holds name, size and time of each shard. A run killed half-way leaves some shards
+        named; by this line the next run knows them for its own.
+        """
         line = {"shards": [[path.name, *stamp(unfinished(path))] for path in paths]}
         self.file.write(json.dumps(line).encode() + b"\n")
         os.fsync(self.file.fileno())
 
     def named(self, paths: Iterable[Path]) -> list[Path]:
-        """Those that are shards of a run that was killed before all of them had their names."""
+        """Return those of `paths` that a run named before it was killed while naming shards.
+
+        A file counts only if its name, size and time of change are those that `name_shards` noted.
+        """
         there = {path: [path.name, *stamp(path)] for path in paths if path.is_file()}
         noted = [line.get("shards") for line in self.lines()] if there else []
         noted = [shard for shards in noted if isinstance(shards, list) for shard in shards]
