@@ -5,7 +5,7 @@ To add an option, say `--crop N`:
   2. Say there what it `conflicts` with or `needs`, whether it `reads` or `writes` files, and
      `trace=False` if the bytes of OUTPUT cannot depend on it. A new kind of value goes to kinds.py.
   3. Use it: `options.crop`.
-  4. Run `python tools/readme_flags.py --write` and `python tools/single_file.py`.
+  4. Run `python tools/docs.py --write` and `python tools/single_file.py`.
   5. Test what it does; that both interfaces check it alike, test_options.py tests for every row.
 Parser, help, README, checks of the command line and of Python, and the header follow from the row.
 """

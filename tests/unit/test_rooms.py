@@ -8,27 +8,9 @@ from functools import cache
 from pathlib import Path
 
 from support.paths import ROOT
+from tools.rooms import FLOORS
 
 PACKAGE = ROOT / "nvfp4"
-# From the ground up. A room is a folder or a module of the package, and may import from the rooms
-# of lower floors and from itself; whoever adds one gives it a floor.
-FLOORS = (
-    ("errors", "dtypes", "reasons", "progress", "stages", "requirements"),
-    ("files", "ranks"),
-    ("model",),
-    ("numeric", "families"),
-    ("formats", "options"),
-    ("read",),
-    ("stored", "guides"),
-    ("source", "plan"),
-    ("layout",),
-    ("encode", "write"),
-    ("verify", "tune"),
-    ("report",),
-    ("conversion",),
-    ("cli", "logs", "compare"),
-    ("__init__", "__main__"),
-)
 LONGEST = 450
 # Modules that are tables of data, and as long as these.
 TABLES: tuple[str, ...] = ()
@@ -42,7 +24,9 @@ def module_of(path: Path) -> str:
     return ".".join(parts[: len(parts) - (parts[-1] == "__init__")])
 
 
+# Without nvfp4/__init__.py, which imports nothing.
 MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+del MODULES["nvfp4"]
 
 
 @cache
@@ -51,7 +35,7 @@ def tree_of(module: str) -> ast.Module:
 
 
 def room_of(module: str) -> str:
-    return f"{module}.__init__".split(".")[1]
+    return module.split(".")[1] if "." in module else module
 
 
 def imported(module: str) -> set[str]:

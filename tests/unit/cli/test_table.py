@@ -7,6 +7,6 @@ from support.paths import ROOT
 
 
 def test_readme_shows_the_flags_that_help_shows():
-    command = [sys.executable, str(ROOT / "tools/readme_flags.py"), "--check"]
+    command = [sys.executable, str(ROOT / "tools/docs.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Keep the generated parts of the documents what the code says.
+
+usage: python tools/docs.py (--check | --write)
+
+A part stands between two marks, `<!-- NAME -->` and `<!-- /NAME -->`: the README's tables of
+options, and the floors and files of docs/architecture.md. `--check` writes nothing and exits with
+1 if one of them differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from nvfp4.options import OPTIONS  # noqa: E402 - the package stands beside tools/
+from tools.rooms import FLOORS  # noqa: E402
+
+COMMAND = "python tools/docs.py --write"
+
+
+def flag_tables() -> str:
+    """Render a table for each group of options; SOURCE and OUTPUT are in no group."""
+    groups = defaultdict(list)
+    for row in OPTIONS:
+        groups[row.group] += row.arguments
+    lines = []
+    for title, arguments in groups.items():
+        if title:
+            lines += [f"**{title[0].upper()}{title[1:]}**", "", "| option | |", "|---|---|"]
+            for flag, kind, text in arguments:
+                shown = f"{flag} {kind.shown}".strip().replace("|", "\\|")
+                lines.append(f"| `{shown}` | {text} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def floor_table() -> str:
+    """Render a row for each floor, the ground first."""
+    lines = ["| floor | room | what lives there |", "|---|---|---|"]
+    for number, rooms in enumerate(FLOORS, 1):
+        for index, (room, what) in enumerate(rooms.items()):
+            lines.append(f"| {'' if index else number} | `{room}` | {what} |")
+    return "\n".join(lines) + "\n"
+
+
+def file_map() -> str:
+    """Render a line for each module of the package, by the first line of its docstring."""
+    lines = []
+    for path in sorted((ROOT / "nvfp4").rglob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        if text:
+            name = path.relative_to(ROOT).as_posix()
+            lines.append(f"- `{name}`: {text.splitlines()[0]}")
+    return "\n".join(lines) + "\n"
+
+
+# {document: {name of a part: what renders it}}
+PARTS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"flags": flag_tables},
+    "docs/architecture.md": {"floors": floor_table, "files": file_map},
+}
+
+
+def filled(name: str, text: str, parts: dict[str, Callable[[], str]]) -> str:
+    """Put each part between its marks in a document's text. Raises SystemExit without marks."""
+    for part, render in parts.items():
+        begin, end = f"<!-- {part} -->\n", f"<!-- /{part} -->"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise SystemExit(f"error: {name} has no {begin.strip()} ... {end}")
+        text = before + begin + render() + end + after
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--check", action="store_true", help="write nothing, exit 1 if they differ")
+    what.add_argument("--write", action="store_true", help="write the parts that differ")
+    only_check = parser.parse_args().check
+    stale = []
+    for name, parts in PARTS.items():
+        document = ROOT / name
+        text = document.read_text(encoding="utf-8")
+        wanted = filled(name, text, parts)
+        if wanted != text:
+            stale.append(name)
+            if not only_check:
+                document.write_text(wanted, encoding="utf-8", newline="\n")
+    if only_check and stale:
+        print(f"{', '.join(stale)}: not what the code says; run `{COMMAND}`", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""The rooms of the package nvfp4/ by floor: who may import from whom, and what lives there.
+
+A room is a folder or a module of the package. It may import from the rooms of lower floors and
+from itself. tests/unit/test_rooms.py holds the package to it; docs/architecture.md shows it.
+"""
+
+# From the ground up: {room: what lives there}. Whoever adds a room gives it a floor.
+FLOORS = (
+    {
+        "errors": "what goes wrong, and how names and sizes are told",
+        "dtypes": "facts about numbers: ranges, block and tile sizes, safetensors dtypes",
+        "reasons": "why something was decided: a kind for programs, a text for people",
+        "progress": "the one progress bar",
+        "stages": "how a conversion tells a benchmark what it is busy with",
+        "requirements": "what has to be installed",
+    },
+    {
+        "files": "links, locks, writing whole or not at all, errors of the operating system",
+        "ranks": "the processes of a torchrun",
+    },
+    {"model": "records of a checkpoint: tensors, names, prefixes, LoRAs"},
+    {
+        "numeric": "quantising and its inverse, scale search, rounding by statistics, kernels",
+        "families": "known models, as rows",
+    },
+    {
+        "formats": "one file for each way in which a tensor is stored",
+        "options": "one row for each option",
+    },
+    {"read": "safetensors headers, indexes, shards, JSON within limits, a tensor's values"},
+    {
+        "stored": "a quantised file: its layers, the known defects, ComfyUI's contract",
+        "guides": "files that steer a plan, each read once into one record",
+    },
+    {
+        "source": "what is converted: adopted layers, merged LoRAs",
+        "plan": "each tensor's fate and why; opens no file",
+    },
+    {"layout": "the output to the byte"},
+    {
+        "encode": "devices, reading ahead, a layer encoded",
+        "write": "journal, partial files, publishing",
+    },
+    {"verify": "a file against its source", "tune": "plans changed by measuring"},
+    {"report": "what was done: data, text, page"},
+    {"conversion": "one conversion, as the list of its phases"},
+    {
+        "cli": "the command line",
+        "logs": "the analyser of calibration logs",
+        "compare": "two checkpoints side by side",
+    },
+    {"__main__": "`python -m nvfp4`, and the template of the single file"},
+)
