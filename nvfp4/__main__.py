@@ -1,4 +1,9 @@
-"""Run the converter: `python -m nvfp4`. The built convert_nvfp4.py takes the same steps."""
+"""Run the converter as `python -m nvfp4`.
+
+This module is also the template of the built script convert_nvfp4.py, which takes the same steps in
+the same order: the options are read first, with nothing but the standard library, then the
+installed packages are looked for, and only then is everything imported that needs torch.
+"""
 
 import signal
 import sys
@@ -20,7 +25,10 @@ if __name__ == "__main__":
 from nvfp4.cli.entry import interrupt, main
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C; torchrun's way, and a shutdown's
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as a script's shell has it after `&`
-            signal.signal(number, interrupt)  # clean up first
+    # SIGINT is Ctrl-C; SIGTERM is what torchrun and a shutdown send. Both raise KeyboardInterrupt,
+    # so that partial files are deleted, or kept for --resume, before the program ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A shell starts a script's background job (`&`) with the signal ignored: leave it so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     sys.exit(main())

@@ -1,15 +1,26 @@
-"""What goes wrong, and how names and sizes are told."""
+"""The errors that a person is told, and how names and sizes are written.
+
+Every problem that a user can mend is raised as a ConvertError, anywhere in the package, and printed
+once, by `cli.console`. Names come from files that may be hostile, so whatever is printed of them
+goes through `printable` or `one_line`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-EXCERPT = 200  # characters of what is damaged
-EXAMPLES = 3  # names shown for a counted finding
+# A damaged entry or name may be megabytes long: messages quote this many characters of it.
+EXCERPT = 200
+# A finding on thousands of tensors is told with this many of their names, and with their number.
+EXAMPLES = 3
 
 
 class ConvertError(Exception):
-    """What is wrong, where, and what to do: one line per problem, all problems of a step."""
+    """Say what is wrong, where, and what to do about it, in one line for each problem.
+
+    A step collects its problems and raises them together, so that one run names all that has to be
+    mended; they stay apart as `problems`. The message is all of them, joined by line breaks.
+    """
 
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
@@ -17,25 +28,40 @@ class ConvertError(Exception):
 
 
 class DamagedFileError(ConvertError):
-    """A safetensors header or data section that the safetensors library refuses, too."""
+    """Say that a safetensors header or data section is damaged.
+
+    It is raised only where the safetensors library refuses the file, too; what merely exceeds a
+    limit of this program is a plain ConvertError.
+    """
 
 
 class Float16OverflowError(Exception):
-    """A tensor planned as float16 holds a value beyond 65504; the plan has to change."""
+    """Stop writing: a tensor planned as float16 holds a value beyond 65504.
+
+    It never reaches a user. `conversion.write` catches it, plans those tensors as float32 and
+    writes again.
+    """
 
 
 def printable(text: str) -> str:
-    """Control characters from a file's names must not reach the terminal."""
+    """Escape control characters, line breaks excepted, as Python writes them in a string.
+
+    Names in a file may hold terminal escape sequences; printed raw, they would colour, clear or
+    rewrite the screen.
+    """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def one_line(text: str) -> str:
-    """What is printable, and cannot forge a line of its own."""
+    """Escape control characters and line breaks, so that a name cannot forge a line of its own."""
     return printable(text).replace("\n", "\\n")
 
 
 def examples(names: Iterable[str]) -> str:
-    """The first few names and how many more there are."""
+    """Tell the first EXAMPLES of some names in sorted order, and how many more there are.
+
+    Each name is cut to EXCERPT characters and put on one line. Returns "nothing" if there are none.
+    """
     names = sorted(names) or ["nothing"]
     shown = ", ".join(one_line(name[:EXCERPT]) for name in names[:EXAMPLES])
     return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
@@ -51,15 +77,19 @@ def of_another_model(
 ) -> ConvertError:
     """Make the error for a file that does not go with a model, with examples of both sides.
 
-    `named` is the file, or the option that gave it; `other` is what it was compared with.
+    `named` is the file, or the option that gave it, and `it_has` the names in it; `other` is what
+    it was compared with, and `other_has` are the names there. `what` says how the two differ. The
+    error is returned, not raised.
     """
     sides = f"it has {examples(it_has)}; {other} has {examples(other_has)}"
     return ConvertError(f"{named}: is of another model: {what}; {sides}")
 
 
 def gigabytes(size: int) -> str:
+    """Write a number of bytes as GB, or as MB below 1 GB: decimal units, two decimals."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
 def share(part: float, whole: float) -> str:
+    """Write `part / whole` as a whole per cent, or as "-" where the whole is 0."""
     return f"{100 * part / whole:.0f} %" if whole else "-"

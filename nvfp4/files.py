@@ -1,4 +1,9 @@
-"""The file system: names, links, locks, times, disk space."""
+"""The file system: names, links, locks, times, writing whole files.
+
+Whatever is written gets its name only when it is complete: it lies beside its place as
+`NAME.partial` until then. Errors of the operating system become one line through `os_problem`, or a
+ConvertError through `translated`. The model itself is written by `write.partial_files`.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +17,25 @@ from typing import BinaryIO
 
 from nvfp4.errors import ConvertError
 
+# The end of a message about a full disk, and about an input that another program wrote to.
 MAKE_ROOM = "; make room, then run the same command again"
 CHANGED_UNDER_WAY = "changed while it was read; convert again once nothing writes to it"
-Stamp = tuple[int, int]  # a file's size, and when it changed
+# A file's size in bytes, and when it was last written in nanoseconds: the two tell whether an input
+# changed while it was read.
+Stamp = tuple[int, int]
 
 
 def unfinished(path: Path) -> Path:
-    """Where a file is written before it gets its name."""
+    """Name the file that holds what is written until it is complete: NAME.partial, beside NAME."""
     return path.with_name(path.name + ".partial")
 
 
 def size_of(path: Path) -> int:
-    """A regular file's bytes; opening a pipe would wait for a writer. Raises OSError."""
+    """Count a regular file's bytes, and refuse pipes and devices.
+
+    Opening a pipe would wait for a writer, perhaps for ever, and a device may never end. Raises
+    OSError for these, and where there is no file. A folder passes: opening it will fail.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise OSError(errno.EINVAL, "is a pipe or a device, not a file")
@@ -31,6 +43,7 @@ def size_of(path: Path) -> int:
 
 
 def stamp(path: Path) -> Stamp:
+    """Take a file's Stamp, to be compared with an earlier or a later one. Raises OSError."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
@@ -38,8 +51,9 @@ def stamp(path: Path) -> Stamp:
 def os_problem(error: OSError, path: Path, what: str = "", to_do: str = "") -> str:
     """Tell in one line what an operating system refused: a locked or forbidden file, a full disk.
 
-    `what` says what could not be done to `path`, such as "cannot read the index"; `to_do` what may
-    help. Without both, the line names the file that the system's error is about.
+    `what` says what could not be done to `path`, such as "cannot read the index"; `to_do`, which
+    begins with its own punctuation, what may help. Without both, the line names the file that the
+    system's error is about, and asks for room where the disk is full.
     """
     if not what and not to_do:
         path = error.filename or path
@@ -49,7 +63,11 @@ def os_problem(error: OSError, path: Path, what: str = "", to_do: str = "") -> s
 
 @contextlib.contextmanager
 def translated(path: Path, what: str = "", to_do: str = "") -> Iterator[None]:
-    """Raise a ConvertError of the line that `os_problem` makes, in place of any OSError."""
+    """Raise a ConvertError in place of any OSError of the `with` block.
+
+    The message is the line that `os_problem` makes of `path`, `what` and `to_do`; the OSError is
+    its cause.
+    """
     try:
         yield
     except OSError as error:
@@ -57,15 +75,17 @@ def translated(path: Path, what: str = "", to_do: str = "") -> Iterator[None]:
 
 
 def lock(file: BinaryIO) -> bool:
-    """Hold an open file for this process alone; False if another one does.
+    """Lock an open file for this process alone, without waiting, until the file is closed.
 
-    A file system without locks lets everyone pass.
+    Returns False if another process has locked it. A file system that knows no locks, as some
+    network drives, counts as locked: two runs at once are not noticed there.
     """
     try:
         if os.name == "nt":
             import msvcrt
 
-            file.seek(1 << 40)  # what is locked there cannot be read either
+            # Windows keeps others from reading what is locked: lock a byte far behind the end.
+            file.seek(1 << 40)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
@@ -77,26 +97,42 @@ def lock(file: BinaryIO) -> bool:
 
 
 def is_still(opened: os.stat_result, path: Path) -> bool:
-    """Whether a path leads to the file that was opened, and not to a later one."""
+    """Tell whether a path still leads to the file that was opened.
+
+    `opened` is its `os.stat_result` from then. False if the file was deleted, or if another run
+    has made a new one of that name.
+    """
     return path.exists() and os.path.samestat(opened, path.stat())
 
 
 def is_linked(path: Path) -> bool:
-    """Whether writing to a path would write into a file of another name."""
+    """Tell whether a path is a link, symbolic or hard.
+
+    Writing to it would change a file of another name, which may be anything.
+    """
     return path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1)
 
 
 def is_of_size(path: Path, size: int) -> bool:
+    """Tell whether a path is a regular file, no link, of exactly `size` bytes."""
     return path.is_file() and not is_linked(path) and path.stat().st_size == size
 
 
 def rename(path: Path, name: Path) -> None:
+    """Give a file another name on the same disk, replacing what had it; atomic on Linux.
+
+    Raises ConvertError, which on Windows is mostly because another program has the file open.
+    """
     with translated(name, to_do="; is it open in another program?"):
         path.replace(name)
 
 
 def sync_folder(folder: Path) -> None:
-    """A crash could still lose new names; Windows and some file systems refuse."""
+    """Bring a folder's names to the disk: without it, a crash could lose a file just renamed.
+
+    Windows offers no way to do so, and some file systems refuse; both are passed over in silence,
+    as the files' contents are on the disk already.
+    """
     if os.name == "posix":
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)
@@ -107,39 +143,54 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_same(path: Path, other: Path) -> bool:
+    """Tell whether two paths lead to one file, be it through links or other spellings."""
     return exists(path) and exists(other) and path.samefile(other)
 
 
 def allocated(path: Path) -> int:
-    """Bytes of disk a file takes, holes aside; 0 if there is none."""
+    """Count the bytes of disk that a file takes, without its holes; 0 if there is no file.
+
+    A partial file gets its full length at once but fills up over time: only what is allocated will
+    be free again when it is overwritten.
+    """
     if not path.exists():
         return 0
     status = path.stat()
+    # Windows has no st_blocks; elsewhere they are of 512 bytes whatever the file system's blocks.
     return getattr(status, "st_blocks", status.st_size // 512) * 512
 
 
 def target_problems(target: Path) -> Iterator[str]:
+    """Find what would keep a file from being written, before hours of work: a line for each.
+
+    Raises OSError if an existing file may not be written to, or if, on Windows, a program has
+    locked it. Nothing is changed.
+    """
     if not target.parent.is_dir():
         yield f"{target.parent}: no such folder; create it first"
     elif target.is_dir():
         yield f"{target}: is a folder; name the file to write"
     elif target.exists():
-        target.open("r+b").close()  # raises if forbidden or, on Windows, locked by a program
+        target.open("r+b").close()
 
 
 def write_unfinished(data: bytes, path: Path) -> Path:
     """Write what is to become the file `path`, and return where it lies until it gets that name.
 
-    Raises OSError.
+    The caller renames it. Raises OSError, and may then leave a part of the file behind.
     """
     temporary = unfinished(path)
-    temporary.unlink(missing_ok=True)  # if it is a link, what it leads to stays
+    # A link that somebody laid there is removed, so that what it leads to is not overwritten.
+    temporary.unlink(missing_ok=True)
     temporary.write_bytes(data)
     return temporary
 
 
 def write_bytes(data: bytes, path: Path) -> None:
-    """Write a file whole or not at all. Raises ConvertError."""
+    """Write a file whole or not at all: an older one stays until the new one is complete.
+
+    Raises ConvertError. Nothing is left behind then, nor after Ctrl-C.
+    """
     try:
         with translated(path, "cannot write"):
             write_unfinished(data, path).replace(path)
@@ -150,12 +201,20 @@ def write_bytes(data: bytes, path: Path) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a file of UTF-8 text, whole or not at all. Raises ConvertError."""
+    """Write a file of UTF-8 text, whole or not at all. Line breaks stay as they are.
+
+    Raises ConvertError.
+    """
     write_bytes(text.encode(), path)
 
 
 def exists(path: Path) -> bool:
+    """Tell whether there is a file or folder, without ever raising.
+
+    A folder that may not be entered and a name that is too long count as nothing there: the path is
+    opened later, and that tells what is wrong with it.
+    """
     try:
         return path.exists()
-    except OSError:  # a forbidden folder or too long a name: opening it will say so
+    except OSError:
         return False

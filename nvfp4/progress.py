@@ -1,4 +1,8 @@
-"""Progress on stderr."""
+"""Progress bars, all of them on stderr.
+
+Results go to stdout, so that they can be redirected to a file while the bars stay on the terminal.
+What a bar looks like and when it is redrawn is tqdm's business.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,9 @@ def progress_bar(
 ) -> tqdm:
     """Open a bar that goes on with each of `items` it yields, or to `nbytes` by its `update`.
 
-    All of the program's bars are made here, so that all go to stderr, and none is shown if `quiet`.
+    `what` stands in front of the bar. All of the program's bars are made here, so that all go to
+    stderr, and none is shown if `quiet`.
     """
     in_bytes = {} if nbytes is None else {"total": nbytes, "unit": "B", "unit_scale": True}
+    # sys.stderr is looked up now, as tqdm's own default would keep the stream of its import.
     return tqdm(items, what, disable=quiet, file=sys.stderr, **in_bytes)

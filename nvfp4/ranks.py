@@ -1,4 +1,9 @@
-"""The processes of a torchrun."""
+"""Processes of a torchrun: which one this is, and how they meet.
+
+Several processes, called ranks, may share one conversion: each encodes a part of the layers and
+writes them into the same files. They exchange plans, errors and figures as pickled Python objects
+over gloo, which needs no GPU. Without torchrun there is one rank, ALONE, and nothing is exchanged.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +17,36 @@ import torch
 
 from nvfp4.errors import ConvertError
 
-LONGEST_WAIT = timedelta(hours=12)  # of one rank for another; one that dies is noticed at once
+# One rank may wait for another for hours, where layers take unequal time. A rank that dies closes
+# its connections, and is noticed at once without any timeout.
+LONGEST_WAIT = timedelta(hours=12)
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those that `torchrun` started; one alone without it."""
+    """Tell which process this is among those that `torchrun` started.
+
+    rank: its number among all processes, 0 for one that runs alone.
+    size: how many processes there are, on all machines.
+    local: its number on its own machine, by which it picks a GPU; None without torchrun.
+    """
 
     rank: int = 0
     size: int = 1
-    local: int | None = None  # torchrun's number of it on its machine
+    local: int | None = None
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that speaks."""
+        """Whether this process is the one that prints, and that names the finished files."""
         return self.rank == 0
 
     def gather(self, value: object = None) -> list:
-        """Every rank's value, in order; returns once all ranks have come here."""
+        """Exchange a value with all ranks, waiting until each has come here.
+
+        value: anything that can be pickled; without one, the call just waits for the others.
+        Returns every rank's value in the order of their numbers. Raises ConvertError where another
+        rank has ended, or LONGEST_WAIT is over. All ranks have to call it equally often.
+        """
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -40,12 +57,16 @@ class Ranks:
         return values
 
 
-# What is asked of a process before it meets others, or where it need not.
+# The one process of a conversion that was started without torchrun.
 ALONE = Ranks()
 
 
 def read_ranks() -> Ranks:
-    """Tell which process this is by the variables that `torchrun` sets; nothing else reads them."""
+    """Tell which process this is by the environment variables that `torchrun` sets.
+
+    Nothing else in the package reads them. Returns ALONE if TORCHELASTIC_RUN_ID is not set: other
+    launchers set RANK, too, for purposes of their own.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ALONE
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -54,7 +75,12 @@ def read_ranks() -> Ranks:
 
 @contextlib.contextmanager
 def join_ranks() -> Iterator[Ranks]:
-    """Meet the other processes of a `torchrun`, if there is one."""
+    """Meet the other processes of a `torchrun` for the length of the `with` block.
+
+    Yields this process's Ranks. The process group is taken down at the end, after an error too, so
+    that the others, which may be waiting in `gather`, learn of it. Without torchrun this does
+    nothing.
+    """
     ranks = read_ranks()
     if ranks.local is None:
         yield ranks
