@@ -32,14 +32,20 @@ import os
 from collections.abc import Iterable
 
 
-# ── nvfp4/errors.py: What goes wrong, and how names and sizes are told ────────────────────────────
+# ── nvfp4/errors.py: The errors that a person is told, and how names and sizes are written ────────
 
-EXCERPT = 200  # characters of what is damaged
-EXAMPLES = 3  # names shown for a counted finding
+# A damaged entry or name may be megabytes long: messages quote this many characters of it.
+EXCERPT = 200
+# A finding on thousands of tensors is told with this many of their names, and with their number.
+EXAMPLES = 3
 
 
 class ConvertError(Exception):
-    """What is wrong, where, and what to do: one line per problem, all problems of a step."""
+    """Say what is wrong, where, and what to do about it, in one line for each problem.
+
+    A step collects its problems and raises them together, so that one run names all that has to be
+    mended; they stay apart as `problems`. The message is all of them, joined by line breaks.
+    """
 
     def __init__(self, *problems: str):
         super().__init__("\n".join(problems))
@@ -47,25 +53,40 @@ class ConvertError(Exception):
 
 
 class DamagedFileError(ConvertError):
-    """A safetensors header or data section that the safetensors library refuses, too."""
+    """Say that a safetensors header or data section is damaged.
+
+    It is raised only where the safetensors library refuses the file, too; what merely exceeds a
+    limit of this program is a plain ConvertError.
+    """
 
 
 class Float16OverflowError(Exception):
-    """A tensor planned as float16 holds a value beyond 65504; the plan has to change."""
+    """Stop writing: a tensor planned as float16 holds a value beyond 65504.
+
+    It never reaches a user. `conversion.write` catches it, plans those tensors as float32 and
+    writes again.
+    """
 
 
 def printable(text: str) -> str:
-    """Control characters from a file's names must not reach the terminal."""
+    """Escape control characters, line breaks excepted, as Python writes them in a string.
+
+    Names in a file may hold terminal escape sequences; printed raw, they would colour, clear or
+    rewrite the screen.
+    """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def one_line(text: str) -> str:
-    """What is printable, and cannot forge a line of its own."""
+    """Escape control characters and line breaks, so that a name cannot forge a line of its own."""
     return printable(text).replace("\n", "\\n")
 
 
 def examples(names: Iterable[str]) -> str:
-    """The first few names and how many more there are."""
+    """Tell the first EXAMPLES of some names in sorted order, and how many more there are.
+
+    Each name is cut to EXCERPT characters and put on one line. Returns "nothing" if there are none.
+    """
     names = sorted(names) or ["nothing"]
     shown = ", ".join(one_line(name[:EXCERPT]) for name in names[:EXAMPLES])
     return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
@@ -81,17 +102,21 @@ def of_another_model(
 ) -> ConvertError:
     """Make the error for a file that does not go with a model, with examples of both sides.
 
-    `named` is the file, or the option that gave it; `other` is what it was compared with.
+    `named` is the file, or the option that gave it, and `it_has` the names in it; `other` is what
+    it was compared with, and `other_has` are the names there. `what` says how the two differ. The
+    error is returned, not raised.
     """
     sides = f"it has {examples(it_has)}; {other} has {examples(other_has)}"
     return ConvertError(f"{named}: is of another model: {what}; {sides}")
 
 
 def gigabytes(size: int) -> str:
+    """Write a number of bytes as GB, or as MB below 1 GB: decimal units, two decimals."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
 def share(part: float, whole: float) -> str:
+    """Write `part / whole` as a whole per cent, or as "-" where the whole is 0."""
     return f"{100 * part / whole:.0f} %" if whole else "-"
 
 
@@ -142,54 +167,84 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 
-# ── nvfp4/dtypes.py: Facts about the numbers that tensors hold: dtypes, ranges, block and tile size
+# ── nvfp4/dtypes.py: Facts about numbers: dtypes, ranges, block and tile sizes ────────────────────
 
-E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # code 0..7; bit 3 is the sign
+# The magnitudes of the E2M1 codes 0 to 7. Bit 3 of a code is the sign.
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E2M1_MAX = E2M1_VALUES[-1]
+# The largest finite E4M3 number in the variant that torch calls float8_e4m3fn: no infinities.
 E4M3_MAX = 448.0
 FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
-NVFP4_MAX = E2M1_MAX * E4M3_MAX  # largest multiple of the global scale: 2688
-BLOCK_SIZE = 16  # columns that share one block scale
-TILE_ROWS, TILE_COLUMNS = 128, 4  # cuBLAS block-scale tile
-FP4_MATMUL_K = 32  # Blackwell's FP4 matmul needs K % 32 == 0 ...
-FP4_MATMUL_N = 16  # ... and N % 16 == 0 where there is a bias
+# The largest multiple of the global scale that NVFP4 holds, 2688: the largest code times the
+# largest block scale.
+NVFP4_MAX = E2M1_MAX * E4M3_MAX
+# Columns of a row that share one block scale in NVFP4.
+BLOCK_SIZE = 16
+# cuBLAS reads block scales in swizzled tiles of this size; comfy_kitchen stores them so.
+TILE_ROWS, TILE_COLUMNS = 128, 4
+# Blackwell's FP4 matmul needs K % 32 == 0, and N % 16 == 0 where there is a bias. ComfyUI decodes
+# a weight of another shape on every call.
+FP4_MATMUL_K = 32
+FP4_MATMUL_N = 16
+# Headers with more dimensions are refused. The patch embedding of a video model has 5, and numpy
+# before version 2 cannot hold more than 32.
 MAX_DIMENSIONS = 32
+# Bits of one element by the dtype's name in a safetensors header. All that the library knows are
+# here, so that a tensor which is copied may have any of them.
 SAFETENSORS_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
     "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
+# Dtypes of weights that can be quantised; tensors of others are copied.
 SOURCE_FLOATS = ("F32", "BF16", "F16")
-ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2")  # what quantised weights are stored in
+# Dtypes that quantised weights are stored in.
+ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2")
+# The dtype options of the command line, in the names of safetensors headers.
 DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-VIEWED = ("U8", "I8")  # dtypes whose bits ComfyUI takes for block scales
-NAN_E4M3 = 0x7F  # from here on, bytes are NaN or negative
-LEAST_NORMAL_E4M3 = 2.0**-6  # ... which begin below this
+# ComfyUI views block scales of these dtypes as E4M3, without changing a bit.
+VIEWED = ("U8", "I8")
+# The byte of the positive E4M3 NaN. All larger bytes are negative numbers, or the negative NaN.
+NAN_E4M3 = 0x7F
+# The smallest normal E4M3 number. Smaller block scales are subnormal and have fewer bits.
+LEAST_NORMAL_E4M3 = 2.0**-6
 
 
 def round_up(size: int, multiple: int) -> int:
+    """Round a size up to the next multiple; a size that is one stays."""
     return -(-size // multiple) * multiple
 
 
 def bits_of(dtype: str, shape: tuple[int, ...]) -> int:
+    """Count the bits of a tensor's data; dtypes of 4 and 6 bits need not fill whole bytes.
+
+    Raises KeyError for a dtype that is not in SAFETENSORS_BITS.
+    """
     return math.prod(shape) * SAFETENSORS_BITS[dtype]
 
 
-# ── nvfp4/files.py: The file system: names, links, locks, times, disk space ───────────────────────
+# ── nvfp4/files.py: The file system: names, links, locks, times, writing whole files ──────────────
 
+# The end of a message about a full disk, and about an input that another program wrote to.
 MAKE_ROOM = "; make room, then run the same command again"
 CHANGED_UNDER_WAY = "changed while it was read; convert again once nothing writes to it"
-Stamp = tuple[int, int]  # a file's size, and when it changed
+# A file's size in bytes, and when it was last written in nanoseconds: the two tell whether an input
+# changed while it was read.
+Stamp = tuple[int, int]
 
 
 def unfinished(path: Path) -> Path:
-    """Where a file is written before it gets its name."""
+    """Name the file that holds what is written until it is complete: NAME.partial, beside NAME."""
     return path.with_name(path.name + ".partial")
 
 
 def size_of(path: Path) -> int:
-    """A regular file's bytes; opening a pipe would wait for a writer. Raises OSError."""
+    """Count a regular file's bytes, and refuse pipes and devices.
+
+    Opening a pipe would wait for a writer, perhaps for ever, and a device may never end. Raises
+    OSError for these, and where there is no file. A folder passes: opening it will fail.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise OSError(errno.EINVAL, "is a pipe or a device, not a file")
@@ -197,6 +252,7 @@ def size_of(path: Path) -> int:
 
 
 def stamp(path: Path) -> Stamp:
+    """Take a file's Stamp, to be compared with an earlier or a later one. Raises OSError."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
@@ -204,8 +260,9 @@ def stamp(path: Path) -> Stamp:
 def os_problem(error: OSError, path: Path, what: str = "", to_do: str = "") -> str:
     """Tell in one line what an operating system refused: a locked or forbidden file, a full disk.
 
-    `what` says what could not be done to `path`, such as "cannot read the index"; `to_do` what may
-    help. Without both, the line names the file that the system's error is about.
+    `what` says what could not be done to `path`, such as "cannot read the index"; `to_do`, which
+    begins with its own punctuation, what may help. Without both, the line names the file that the
+    system's error is about, and asks for room where the disk is full.
     """
     if not what and not to_do:
         path = error.filename or path
@@ -215,7 +272,11 @@ def os_problem(error: OSError, path: Path, what: str = "", to_do: str = "") -> s
 
 @contextlib.contextmanager
 def translated(path: Path, what: str = "", to_do: str = "") -> Iterator[None]:
-    """Raise a ConvertError of the line that `os_problem` makes, in place of any OSError."""
+    """Raise a ConvertError in place of any OSError of the `with` block.
+
+    The message is the line that `os_problem` makes of `path`, `what` and `to_do`; the OSError is
+    its cause.
+    """
     try:
         yield
     except OSError as error:
@@ -223,15 +284,17 @@ def translated(path: Path, what: str = "", to_do: str = "") -> Iterator[None]:
 
 
 def lock(file: BinaryIO) -> bool:
-    """Hold an open file for this process alone; False if another one does.
+    """Lock an open file for this process alone, without waiting, until the file is closed.
 
-    A file system without locks lets everyone pass.
+    Returns False if another process has locked it. A file system that knows no locks, as some
+    network drives, counts as locked: two runs at once are not noticed there.
     """
     try:
         if os.name == "nt":
             import msvcrt
 
-            file.seek(1 << 40)  # what is locked there cannot be read either
+            # Windows keeps others from reading what is locked: lock a byte far behind the end.
+            file.seek(1 << 40)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
@@ -243,26 +306,42 @@ def lock(file: BinaryIO) -> bool:
 
 
 def is_still(opened: os.stat_result, path: Path) -> bool:
-    """Whether a path leads to the file that was opened, and not to a later one."""
+    """Tell whether a path still leads to the file that was opened.
+
+    `opened` is its `os.stat_result` from then. False if the file was deleted, or if another run
+    has made a new one of that name.
+    """
     return path.exists() and os.path.samestat(opened, path.stat())
 
 
 def is_linked(path: Path) -> bool:
-    """Whether writing to a path would write into a file of another name."""
+    """Tell whether a path is a link, symbolic or hard.
+
+    Writing to it would change a file of another name, which may be anything.
+    """
     return path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1)
 
 
 def is_of_size(path: Path, size: int) -> bool:
+    """Tell whether a path is a regular file, no link, of exactly `size` bytes."""
     return path.is_file() and not is_linked(path) and path.stat().st_size == size
 
 
 def rename(path: Path, name: Path) -> None:
+    """Give a file another name on the same disk, replacing what had it; atomic on Linux.
+
+    Raises ConvertError, which on Windows is mostly because another program has the file open.
+    """
     with translated(name, to_do="; is it open in another program?"):
         path.replace(name)
 
 
 def sync_folder(folder: Path) -> None:
-    """A crash could still lose new names; Windows and some file systems refuse."""
+    """Bring a folder's names to the disk: without it, a crash could lose a file just renamed.
+
+    Windows offers no way to do so, and some file systems refuse; both are passed over in silence,
+    as the files' contents are on the disk already.
+    """
     if os.name == "posix":
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)
@@ -273,39 +352,54 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_same(path: Path, other: Path) -> bool:
+    """Tell whether two paths lead to one file, be it through links or other spellings."""
     return exists(path) and exists(other) and path.samefile(other)
 
 
 def allocated(path: Path) -> int:
-    """Bytes of disk a file takes, holes aside; 0 if there is none."""
+    """Count the bytes of disk that a file takes, without its holes; 0 if there is no file.
+
+    A partial file gets its full length at once but fills up over time: only what is allocated will
+    be free again when it is overwritten.
+    """
     if not path.exists():
         return 0
     status = path.stat()
+    # Windows has no st_blocks; elsewhere they are of 512 bytes whatever the file system's blocks.
     return getattr(status, "st_blocks", status.st_size // 512) * 512
 
 
 def target_problems(target: Path) -> Iterator[str]:
+    """Find what would keep a file from being written, before hours of work: a line for each.
+
+    Raises OSError if an existing file may not be written to, or if, on Windows, a program has
+    locked it. Nothing is changed.
+    """
     if not target.parent.is_dir():
         yield f"{target.parent}: no such folder; create it first"
     elif target.is_dir():
         yield f"{target}: is a folder; name the file to write"
     elif target.exists():
-        target.open("r+b").close()  # raises if forbidden or, on Windows, locked by a program
+        target.open("r+b").close()
 
 
 def write_unfinished(data: bytes, path: Path) -> Path:
     """Write what is to become the file `path`, and return where it lies until it gets that name.
 
-    Raises OSError.
+    The caller renames it. Raises OSError, and may then leave a part of the file behind.
     """
     temporary = unfinished(path)
-    temporary.unlink(missing_ok=True)  # if it is a link, what it leads to stays
+    # A link that somebody laid there is removed, so that what it leads to is not overwritten.
+    temporary.unlink(missing_ok=True)
     temporary.write_bytes(data)
     return temporary
 
 
 def write_bytes(data: bytes, path: Path) -> None:
-    """Write a file whole or not at all. Raises ConvertError."""
+    """Write a file whole or not at all: an older one stays until the new one is complete.
+
+    Raises ConvertError. Nothing is left behind then, nor after Ctrl-C.
+    """
     try:
         with translated(path, "cannot write"):
             write_unfinished(data, path).replace(path)
@@ -316,29 +410,53 @@ def write_bytes(data: bytes, path: Path) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a file of UTF-8 text, whole or not at all. Raises ConvertError."""
+    """Write a file of UTF-8 text, whole or not at all. Line breaks stay as they are.
+
+    Raises ConvertError.
+    """
     write_bytes(text.encode(), path)
 
 
 def exists(path: Path) -> bool:
+    """Tell whether there is a file or folder, without ever raising.
+
+    A folder that may not be entered and a name that is too long count as nothing there: the path is
+    opened later, and that tells what is wrong with it.
+    """
     try:
         return path.exists()
-    except OSError:  # a forbidden folder or too long a name: opening it will say so
+    except OSError:
         return False
 
 
-# ── nvfp4/model.py: Records of a checkpoint: tensors, their names and prefixes, LoRAs ─────────────
+# ── nvfp4/model.py: Records of a checkpoint: tensors, names, prefixes, LoRA patches ───────────────
 
+# What checkpoints put before the names of a diffusion model's tensors.
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
+# Of these, what ComfyUI does not strip: it recognises no model in a file that has it.
 UNREAD_PREFIXES = ("diffusion_model.",)
+# What ComfyUI strips in a checkpoint that holds more than the diffusion model.
 COMFYUI_PREFIX = "model.diffusion_model."
-LEAST_PREFIXED = 0.1  # of a file's names, or a prefix is none
-COMFYUI_PREFIXES = ("model.", "net.")  # what ComfyUI strips, and takes any such name for
+# A prefix counts only if at least 10 % of a file's tensor names have it; else a few stray names
+# would make the whole diffusion model look like something beside it.
+LEAST_PREFIXED = 0.1
+# Beginnings of the prefixes that ComfyUI looks for (comfy/model_detection.py). A layer configured
+# in the header under such a name makes it look for the model there.
+COMFYUI_PREFIXES = ("model.", "net.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRef:
-    """Where a tensor lies: `begin` is the absolute byte offset in `path`; what it stands for."""
+    """Tell where a tensor lies in a file, and what is done with it when it is read.
+
+    name: as the file has it, prefix included.
+    dtype: as safetensors names it, such as "BF16": a key of SAFETENSORS_BITS.
+    path, begin, nbytes: the file, the absolute offset of the tensor's data in it, and its size.
+    scale: of an FP8 weight that is decoded when it is read; None for what is no such weight.
+    is_kept: whether it is part of a quantised layer of the source that is copied as it is.
+    config: the JSON for `comfy_quant` of such a layer; it is kept with the layer's weight.
+    patches: the LoRAs' changes that are added, in this order, when it is read.
+    """
 
     name: str
     dtype: str
@@ -346,43 +464,56 @@ class TensorRef:
     path: Path
     begin: int
     nbytes: int
-    scale: float | None = None  # of an FP8 weight, which is decoded when it is read
-    is_kept: bool = False  # a part of an NVFP4 layer of the source, which goes over as it is
-    config: str = ""  # of such a layer, with its weight: JSON
-    patches: tuple[Patch, ...] = ()  # LoRAs that are merged into it when it is read
+    scale: float | None = None
+    is_kept: bool = False
+    config: str = ""
+    patches: tuple[Patch, ...] = ()
 
     @property
     def is_changed(self) -> bool:
-        """Whether what is read is float32, and not what is stored."""
+        """Tell whether reading gives float32 values that differ from what is stored."""
         return self.scale is not None or bool(self.patches)
 
     @property
     def layer(self) -> str:
-        """Name of the module, prefix kept: what ComfyUI's metadata calls a layer."""
+        """Name the module whose weight this is, prefix kept: ComfyUI's metadata calls it so."""
         return self.name.removesuffix(".weight")
 
     @property
     def is_float(self) -> bool:
+        """Tell whether it holds numbers of 16 or 32 bits once it is read; an empty one does not."""
         return (self.dtype in SOURCE_FLOATS or self.scale is not None) and self.nbytes > 0
 
     @property
     def is_linear_weight(self) -> bool:
+        """Tell whether it looks like a linear layer's weight: a float matrix named `*.weight`.
+
+        The table of an embedding looks the same; presets keep it, as it is outside the blocks.
+        """
         return self.is_float and len(self.shape) == 2 and self.name.endswith(".weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patch:
-    """What a LoRA file does to `rows` of a tensor: its kind's parts, alpha and dora_scale too."""
+    """Describe what one layer of a LoRA file does to one tensor.
+
+    kind: "lora", "loha", "lokr", "diff" or "set": a key of `numeric.lora.CHANGES`.
+    parts: the tensors that the change is computed from, such as "up", "down" and "alpha".
+    strength: what the change is multiplied by.
+    rows: the rows of the tensor that are changed: a q, k or v of a fused layer, or all.
+    swapped: whether the two halves of the change belong in the other order, as diffusers has scale
+        and shift of the last modulation.
+    """
 
     kind: str
     parts: dict[str, TensorRef]
     strength: float
     rows: slice
-    swapped: bool = False  # the change's halves belong in the other order
+    swapped: bool = False
 
 
 class Lora(NamedTuple):
-    """A LoRA file to merge, and how strongly."""
+    """Name a LoRA file to merge, and the strength that its changes are multiplied by."""
 
     path: Path
     strength: float
@@ -390,24 +521,35 @@ class Lora(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A checkpoint's headers: tensors in file order, merged metadata, the files they are in."""
+    """Hold what a checkpoint's headers say.
+
+    tensors: by name, in the order of the file, and of the shards where there are several.
+    metadata: the header's `__metadata__`, merged where there are several shards.
+    files: the file, or the index followed by its shards.
+    stamps: of the files that are read while converting; what changes meanwhile is refused.
+    """
 
     tensors: dict[str, TensorRef]
     metadata: dict[str, str]
     files: tuple[Path, ...]
-    stamps: dict[Path, Stamp] = field(default_factory=dict)  # of what is read while converting
+    stamps: dict[Path, Stamp] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
+        """Count the bytes of all tensors as they are stored, headers left out."""
         return sum(ref.nbytes for ref in self.tensors.values())
 
     @property
     def linear_weights(self) -> list[TensorRef]:
+        """List what looks like a linear layer's weight, in the order of the tensors."""
         return [ref for ref in self.tensors.values() if ref.is_linear_weight]
 
 
 def bare(name: str) -> str:
-    """The name without the prefix that some checkpoints put before a diffusion model's keys."""
+    """Strip one of PREFIXES from a tensor's or layer's name, if it begins with one.
+
+    Names of models, calibration files, LoRAs and lists are compared in this form.
+    """
     for prefix in PREFIXES:
         if name.startswith(prefix):
             return name.removeprefix(prefix)
@@ -415,7 +557,11 @@ def bare(name: str) -> str:
 
 
 def diffusion_prefix(names: Iterable[str]) -> str:
-    """What the names of the diffusion model begin with, if some other things are in the file."""
+    """Find the prefix of the diffusion model's tensors among all names of a file.
+
+    Returns the first of PREFIXES that at least LEAST_PREFIXED of the names have, or "". What has
+    not that prefix, such as a text encoder or a VAE in the same file, is not converted.
+    """
     names = list(names)
     least = LEAST_PREFIXED * len(names)
     usual = (p for p in PREFIXES if sum(name.startswith(p) for name in names) >= least)
@@ -423,15 +569,20 @@ def diffusion_prefix(names: Iterable[str]) -> str:
 
 
 def renamed(ref: TensorRef, prefix: str, new: str) -> str:
+    """Name a tensor with `new` in place of `prefix`; a name without that prefix stays."""
     return new + ref.name.removeprefix(prefix) if ref.name.startswith(prefix) else ref.name
 
 
 def is_converted(model: Model) -> bool:
+    """Tell whether any layer of a source was quantised already: copied as it is, or decoded."""
     return any(ref.is_kept or ref.scale is not None for ref in model.tensors.values())
 
 
 def compiled(pattern: str) -> re.Pattern:
-    """A regular expression, without Python's own warnings on stderr; raises ValueError."""
+    """Compile a regular expression that a user gave, without Python's warnings on stderr.
+
+    Raises ValueError, whose text ends a sentence, for all that is wrong with it.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -1631,16 +1782,18 @@ def parse_options(
 import importlib.util
 
 
-# ── nvfp4/requirements.py: What has to be installed, and one line for whoever lacks it ────────────
+# ── nvfp4/requirements.py: Look for the packages that have to be installed ────────────────────────
 
-# What `import` calls the packages of requirements.txt; the names on PyPI are the same.
+# The names under which the packages of requirements.txt are imported; those on PyPI are the same.
 REQUIRED = ("torch", "safetensors", "gguf", "numpy", "tqdm")
 
 
 def require(*names: str) -> None:
     """End the program with one line on stderr, and status 1, where packages are not installed.
 
-    names: top-level packages. Nothing is imported, so this takes milliseconds.
+    names: top-level packages. Nothing is imported, so this takes milliseconds. The line suggests
+    `-r requirements.txt` where that file lies beside the script, or else the packages by name, for
+    whoever copied the script alone.
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
@@ -3408,32 +3561,49 @@ def marker_tensor(*, full_precision: bool) -> torch.Tensor:
 SCALED_FP8 = ScaledFp8()
 
 
-# ── nvfp4/reasons.py: Why something is planned as it is: a kind that code asks for, and a text that
+# ── nvfp4/reasons.py: Reasons for decisions: a kind for code, a text for people ───────────────────
 
 class Why(Enum):
-    """What decided."""
+    """Name what decided about a tensor's precision, or about a layer's full-precision matmul."""
 
-    NOTHING = auto()  # no rule names the tensor
-    SOURCE = auto()  # what it is in the source: packed already, no linear layer's weight, a norm
-    OPTION = auto()  # one that names layers, or kinds of layers, or a recipe
+    # No rule names the tensor.
+    NOTHING = auto()
+    # What it is in the source: quantised already, not a linear layer's weight, a bias or a norm.
+    SOURCE = auto()
+    # An option that names layers or kinds of layers, or a recipe.
+    OPTION = auto()
+    # The files of --layer-config and --full-precision-mm-layers.
     LAYER_CONFIG = auto()
     LAYER_LIST = auto()
+    # What was measured for --target-size or --target-ratio, and for --w4a4-share.
     TARGET_SIZE = auto()
     W4A4_SHARE = auto()
+    # One of the first or last transformer blocks.
     EDGE_BLOCK = auto()
+    # The tensor's type in the GGUF, or that it is not in there.
     GGUF = auto()
-    FAMILY = auto()  # the preset's rows
-    MEASURED = auto()  # a figure of a sensitivity file or a summary
-    RECOGNITION = auto()  # ComfyUI tells what model it is by this tensor's shape
-    FP4_MATMUL = auto()  # no card multiplies this shape in FP4
+    # The rows of the preset.
+    FAMILY = auto()
+    # A figure of a sensitivity file or of a calibration summary.
+    MEASURED = auto()
+    # ComfyUI tells what model it is by this tensor's shape.
+    RECOGNITION = auto()
+    # No card multiplies this shape in FP4.
+    FP4_MATMUL = auto()
+    # The format needs an input scale, and the layer has none.
     NO_INPUT_SCALE = auto()
-    SHARED_SWITCH = auto()  # scaled FP8 has one for all its layers
-    FLOAT16 = auto()  # a value that float16 cannot hold
+    # Scaled FP8 has one switch for full-precision matmul, which holds for all its layers.
+    SHARED_SWITCH = auto()
+    # A value that float16 cannot hold.
+    FLOAT16 = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One decision's kind and text; and the decision that stood before it, if it overruled one."""
+    """Give one decision's kind and text, and the decision that it overruled, if there was one.
+
+    `str()` tells both, such as "--exclude ^head (else GGUF Q4_K <= 4 bits)".
+    """
 
     kind: Why
     text: str
@@ -3443,12 +3613,12 @@ class Reason:
         return f"{self.text} (else {self.overruled})" if self.overruled else self.text
 
     def over(self, other: Reason) -> Reason:
-        """This reason as one that overrules another."""
+        """Return this reason as one that overrules `other`; neither of the two is changed."""
         return dataclasses.replace(self, overruled=other)
 
     @property
     def overruled_kinds(self) -> Iterator[Why]:
-        """The kinds of all decisions that it overruled, the latest first."""
+        """Yield the kinds of all decisions that it overruled, the latest first, without its own."""
         reason = self.overruled
         while reason is not None:
             yield reason.kind
@@ -3710,26 +3880,38 @@ def widen(plans: Iterable[TensorPlan], names: frozenset[str]) -> list[TensorPlan
     return [*map(widened, plans)]
 
 
-# ── nvfp4/ranks.py: The processes of a torchrun ───────────────────────────────────────────────────
+# ── nvfp4/ranks.py: Processes of a torchrun: which one this is, and how they meet ─────────────────
 
-LONGEST_WAIT = timedelta(hours=12)  # of one rank for another; one that dies is noticed at once
+# One rank may wait for another for hours, where layers take unequal time. A rank that dies closes
+# its connections, and is noticed at once without any timeout.
+LONGEST_WAIT = timedelta(hours=12)
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those that `torchrun` started; one alone without it."""
+    """Tell which process this is among those that `torchrun` started.
+
+    rank: its number among all processes, 0 for one that runs alone.
+    size: how many processes there are, on all machines.
+    local: its number on its own machine, by which it picks a GPU; None without torchrun.
+    """
 
     rank: int = 0
     size: int = 1
-    local: int | None = None  # torchrun's number of it on its machine
+    local: int | None = None
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that speaks."""
+        """Whether this process is the one that prints, and that names the finished files."""
         return self.rank == 0
 
     def gather(self, value: object = None) -> list:
-        """Every rank's value, in order; returns once all ranks have come here."""
+        """Exchange a value with all ranks, waiting until each has come here.
+
+        value: anything that can be pickled; without one, the call just waits for the others.
+        Returns every rank's value in the order of their numbers. Raises ConvertError where another
+        rank has ended, or LONGEST_WAIT is over. All ranks have to call it equally often.
+        """
         if self.size == 1:
             return [value]
         values = [None] * self.size
@@ -3740,12 +3922,16 @@ class Ranks:
         return values
 
 
-# What is asked of a process before it meets others, or where it need not.
+# The one process of a conversion that was started without torchrun.
 ALONE = Ranks()
 
 
 def read_ranks() -> Ranks:
-    """Tell which process this is by the variables that `torchrun` sets; nothing else reads them."""
+    """Tell which process this is by the environment variables that `torchrun` sets.
+
+    Nothing else in the package reads them. Returns ALONE if TORCHELASTIC_RUN_ID is not set: other
+    launchers set RANK, too, for purposes of their own.
+    """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return ALONE
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -3754,7 +3940,12 @@ def read_ranks() -> Ranks:
 
 @contextlib.contextmanager
 def join_ranks() -> Iterator[Ranks]:
-    """Meet the other processes of a `torchrun`, if there is one."""
+    """Meet the other processes of a `torchrun` for the length of the `with` block.
+
+    Yields this process's Ranks. The process group is taken down at the end, after an error too, so
+    that the others, which may be waiting in `gather`, learn of it. Without torchrun this does
+    nothing.
+    """
     ranks = read_ranks()
     if ranks.local is None:
         yield ranks
@@ -4362,16 +4553,18 @@ def read_ahead(
                 free.append(buffer)
 
 
-# ── nvfp4/progress.py: Progress on stderr ─────────────────────────────────────────────────────────
+# ── nvfp4/progress.py: Progress bars, all of them on stderr ───────────────────────────────────────
 
 def progress_bar(
     what: str, items: Iterable | None = None, *, nbytes: int | None = None, quiet: bool
 ) -> tqdm:
     """Open a bar that goes on with each of `items` it yields, or to `nbytes` by its `update`.
 
-    All of the program's bars are made here, so that all go to stderr, and none is shown if `quiet`.
+    `what` stands in front of the bar. All of the program's bars are made here, so that all go to
+    stderr, and none is shown if `quiet`.
     """
     in_bytes = {} if nbytes is None else {"total": nbytes, "unit": "B", "unit_scale": True}
+    # sys.stderr is looked up now, as tqdm's own default would keep the stream of its import.
     return tqdm(items, what, disable=quiet, file=sys.stderr, **in_bytes)
 
 
@@ -9247,7 +9440,10 @@ def interrupt(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C; torchrun's way, and a shutdown's
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as a script's shell has it after `&`
-            signal.signal(number, interrupt)  # clean up first
+    # SIGINT is Ctrl-C; SIGTERM is what torchrun and a shutdown send. Both raise KeyboardInterrupt,
+    # so that partial files are deleted, or kept for --resume, before the program ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A shell starts a script's background job (`&`) with the signal ignored: leave it so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     sys.exit(main())

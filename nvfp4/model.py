@@ -1,4 +1,9 @@
-"""Records of a checkpoint: tensors, their names and prefixes, LoRAs."""
+"""Records of a checkpoint: tensors, names, prefixes, LoRA patches.
+
+A Model is what the headers of a file, or of its shards, say; it holds no weights. `read.checkpoint`
+makes one, `source` replaces some of its TensorRefs by such as are decoded or patched when they are
+read, and `read.tensors` reads them. A record is never changed in place.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +17,32 @@ from typing import NamedTuple
 from nvfp4.dtypes import SOURCE_FLOATS
 from nvfp4.files import Stamp
 
+# What checkpoints put before the names of a diffusion model's tensors.
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
+# Of these, what ComfyUI does not strip: it recognises no model in a file that has it.
 UNREAD_PREFIXES = ("diffusion_model.",)
+# What ComfyUI strips in a checkpoint that holds more than the diffusion model.
 COMFYUI_PREFIX = "model.diffusion_model."
-LEAST_PREFIXED = 0.1  # of a file's names, or a prefix is none
-COMFYUI_PREFIXES = ("model.", "net.")  # what ComfyUI strips, and takes any such name for
+# A prefix counts only if at least 10 % of a file's tensor names have it; else a few stray names
+# would make the whole diffusion model look like something beside it.
+LEAST_PREFIXED = 0.1
+# Beginnings of the prefixes that ComfyUI looks for (comfy/model_detection.py). A layer configured
+# in the header under such a name makes it look for the model there.
+COMFYUI_PREFIXES = ("model.", "net.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorRef:
-    """Where a tensor lies: `begin` is the absolute byte offset in `path`; what it stands for."""
+    """Tell where a tensor lies in a file, and what is done with it when it is read.
+
+    name: as the file has it, prefix included.
+    dtype: as safetensors names it, such as "BF16": a key of SAFETENSORS_BITS.
+    path, begin, nbytes: the file, the absolute offset of the tensor's data in it, and its size.
+    scale: of an FP8 weight that is decoded when it is read; None for what is no such weight.
+    is_kept: whether it is part of a quantised layer of the source that is copied as it is.
+    config: the JSON for `comfy_quant` of such a layer; it is kept with the layer's weight.
+    patches: the LoRAs' changes that are added, in this order, when it is read.
+    """
 
     name: str
     dtype: str
@@ -29,43 +50,56 @@ class TensorRef:
     path: Path
     begin: int
     nbytes: int
-    scale: float | None = None  # of an FP8 weight, which is decoded when it is read
-    is_kept: bool = False  # a part of an NVFP4 layer of the source, which goes over as it is
-    config: str = ""  # of such a layer, with its weight: JSON
-    patches: tuple[Patch, ...] = ()  # LoRAs that are merged into it when it is read
+    scale: float | None = None
+    is_kept: bool = False
+    config: str = ""
+    patches: tuple[Patch, ...] = ()
 
     @property
     def is_changed(self) -> bool:
-        """Whether what is read is float32, and not what is stored."""
+        """Tell whether reading gives float32 values that differ from what is stored."""
         return self.scale is not None or bool(self.patches)
 
     @property
     def layer(self) -> str:
-        """Name of the module, prefix kept: what ComfyUI's metadata calls a layer."""
+        """Name the module whose weight this is, prefix kept: ComfyUI's metadata calls it so."""
         return self.name.removesuffix(".weight")
 
     @property
     def is_float(self) -> bool:
+        """Tell whether it holds numbers of 16 or 32 bits once it is read; an empty one does not."""
         return (self.dtype in SOURCE_FLOATS or self.scale is not None) and self.nbytes > 0
 
     @property
     def is_linear_weight(self) -> bool:
+        """Tell whether it looks like a linear layer's weight: a float matrix named `*.weight`.
+
+        The table of an embedding looks the same; presets keep it, as it is outside the blocks.
+        """
         return self.is_float and len(self.shape) == 2 and self.name.endswith(".weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patch:
-    """What a LoRA file does to `rows` of a tensor: its kind's parts, alpha and dora_scale too."""
+    """Describe what one layer of a LoRA file does to one tensor.
+
+    kind: "lora", "loha", "lokr", "diff" or "set": a key of `numeric.lora.CHANGES`.
+    parts: the tensors that the change is computed from, such as "up", "down" and "alpha".
+    strength: what the change is multiplied by.
+    rows: the rows of the tensor that are changed: a q, k or v of a fused layer, or all.
+    swapped: whether the two halves of the change belong in the other order, as diffusers has scale
+        and shift of the last modulation.
+    """
 
     kind: str
     parts: dict[str, TensorRef]
     strength: float
     rows: slice
-    swapped: bool = False  # the change's halves belong in the other order
+    swapped: bool = False
 
 
 class Lora(NamedTuple):
-    """A LoRA file to merge, and how strongly."""
+    """Name a LoRA file to merge, and the strength that its changes are multiplied by."""
 
     path: Path
     strength: float
@@ -73,24 +107,35 @@ class Lora(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A checkpoint's headers: tensors in file order, merged metadata, the files they are in."""
+    """Hold what a checkpoint's headers say.
+
+    tensors: by name, in the order of the file, and of the shards where there are several.
+    metadata: the header's `__metadata__`, merged where there are several shards.
+    files: the file, or the index followed by its shards.
+    stamps: of the files that are read while converting; what changes meanwhile is refused.
+    """
 
     tensors: dict[str, TensorRef]
     metadata: dict[str, str]
     files: tuple[Path, ...]
-    stamps: dict[Path, Stamp] = field(default_factory=dict)  # of what is read while converting
+    stamps: dict[Path, Stamp] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
+        """Count the bytes of all tensors as they are stored, headers left out."""
         return sum(ref.nbytes for ref in self.tensors.values())
 
     @property
     def linear_weights(self) -> list[TensorRef]:
+        """List what looks like a linear layer's weight, in the order of the tensors."""
         return [ref for ref in self.tensors.values() if ref.is_linear_weight]
 
 
 def bare(name: str) -> str:
-    """The name without the prefix that some checkpoints put before a diffusion model's keys."""
+    """Strip one of PREFIXES from a tensor's or layer's name, if it begins with one.
+
+    Names of models, calibration files, LoRAs and lists are compared in this form.
+    """
     for prefix in PREFIXES:
         if name.startswith(prefix):
             return name.removeprefix(prefix)
@@ -98,7 +143,11 @@ def bare(name: str) -> str:
 
 
 def diffusion_prefix(names: Iterable[str]) -> str:
-    """What the names of the diffusion model begin with, if some other things are in the file."""
+    """Find the prefix of the diffusion model's tensors among all names of a file.
+
+    Returns the first of PREFIXES that at least LEAST_PREFIXED of the names have, or "". What has
+    not that prefix, such as a text encoder or a VAE in the same file, is not converted.
+    """
     names = list(names)
     least = LEAST_PREFIXED * len(names)
     usual = (p for p in PREFIXES if sum(name.startswith(p) for name in names) >= least)
@@ -106,15 +155,20 @@ def diffusion_prefix(names: Iterable[str]) -> str:
 
 
 def renamed(ref: TensorRef, prefix: str, new: str) -> str:
+    """Name a tensor with `new` in place of `prefix`; a name without that prefix stays."""
     return new + ref.name.removeprefix(prefix) if ref.name.startswith(prefix) else ref.name
 
 
 def is_converted(model: Model) -> bool:
+    """Tell whether any layer of a source was quantised already: copied as it is, or decoded."""
     return any(ref.is_kept or ref.scale is not None for ref in model.tensors.values())
 
 
 def compiled(pattern: str) -> re.Pattern:
-    """A regular expression, without Python's own warnings on stderr; raises ValueError."""
+    """Compile a regular expression that a user gave, without Python's warnings on stderr.
+
+    Raises ValueError, whose text ends a sentence, for all that is wrong with it.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,9 @@
-"""Why something is planned as it is: a kind that code asks for, and a text that people read."""
+"""Reasons for decisions: a kind for code, a text for people.
+
+Every precision and every full-precision mark in a plan has a Reason. The report prints its text;
+code that wants to know what decided looks at its kind, and never reads the text back. A decision
+that overrules another keeps it, so that the report can say what would have been without it.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +14,46 @@ from enum import Enum, auto
 
 
 class Why(Enum):
-    """What decided."""
+    """Name what decided about a tensor's precision, or about a layer's full-precision matmul."""
 
-    NOTHING = auto()  # no rule names the tensor
-    SOURCE = auto()  # what it is in the source: packed already, no linear layer's weight, a norm
-    OPTION = auto()  # one that names layers, or kinds of layers, or a recipe
+    # No rule names the tensor.
+    NOTHING = auto()
+    # What it is in the source: quantised already, not a linear layer's weight, a bias or a norm.
+    SOURCE = auto()
+    # An option that names layers or kinds of layers, or a recipe.
+    OPTION = auto()
+    # The files of --layer-config and --full-precision-mm-layers.
     LAYER_CONFIG = auto()
     LAYER_LIST = auto()
+    # What was measured for --target-size or --target-ratio, and for --w4a4-share.
     TARGET_SIZE = auto()
     W4A4_SHARE = auto()
+    # One of the first or last transformer blocks.
     EDGE_BLOCK = auto()
+    # The tensor's type in the GGUF, or that it is not in there.
     GGUF = auto()
-    FAMILY = auto()  # the preset's rows
-    MEASURED = auto()  # a figure of a sensitivity file or a summary
-    RECOGNITION = auto()  # ComfyUI tells what model it is by this tensor's shape
-    FP4_MATMUL = auto()  # no card multiplies this shape in FP4
+    # The rows of the preset.
+    FAMILY = auto()
+    # A figure of a sensitivity file or of a calibration summary.
+    MEASURED = auto()
+    # ComfyUI tells what model it is by this tensor's shape.
+    RECOGNITION = auto()
+    # No card multiplies this shape in FP4.
+    FP4_MATMUL = auto()
+    # The format needs an input scale, and the layer has none.
     NO_INPUT_SCALE = auto()
-    SHARED_SWITCH = auto()  # scaled FP8 has one for all its layers
-    FLOAT16 = auto()  # a value that float16 cannot hold
+    # Scaled FP8 has one switch for full-precision matmul, which holds for all its layers.
+    SHARED_SWITCH = auto()
+    # A value that float16 cannot hold.
+    FLOAT16 = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """One decision's kind and text; and the decision that stood before it, if it overruled one."""
+    """Give one decision's kind and text, and the decision that it overruled, if there was one.
+
+    `str()` tells both, such as "--exclude ^head (else GGUF Q4_K <= 4 bits)".
+    """
 
     kind: Why
     text: str
@@ -41,12 +63,12 @@ class Reason:
         return f"{self.text} (else {self.overruled})" if self.overruled else self.text
 
     def over(self, other: Reason) -> Reason:
-        """This reason as one that overrules another."""
+        """Return this reason as one that overrules `other`; neither of the two is changed."""
         return dataclasses.replace(self, overruled=other)
 
     @property
     def overruled_kinds(self) -> Iterator[Why]:
-        """The kinds of all decisions that it overruled, the latest first."""
+        """Yield the kinds of all decisions that it overruled, the latest first, without its own."""
         reason = self.overruled
         while reason is not None:
             yield reason.kind
