@@ -6841,14 +6841,22 @@ def list_candidates(
     return candidates
 
 
-# ── nvfp4/report/data.py: The report as data ──────────────────────────────────────────────────────
+# ── nvfp4/report/data.py: Describe a finished or planned conversion as data ───────────────────────
 
-AS_IT_WAS = "as it was"  # how layers are stored that were quantised in the source
+# How reports call layers that were quantised in the source already and go over untouched: they are
+# kept apart from those that this conversion quantised, whose error is known.
+AS_IT_WAS = "as it was"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What was done, as data; `render_report` makes text of it."""
+    """Hold what a conversion did, or what it would do after --dry-run.
+
+    `plans` has every tensor's fate in the source's order, `origin` is what the header tells of how
+    the file was made, and sizes are in bytes, headers included in `output_bytes`. `damage` is
+    {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
+    --w4a4-share and --target-size found, empty without them.
+    """
 
     options: Options
     plans: tuple[TensorPlan, ...]
@@ -6862,15 +6870,21 @@ class Report:
 
 
 def stored_as(plan: TensorPlan) -> str:
+    """Name how a tensor lies in the output: "NVFP4", "FP8", AS_IT_WAS, or its safetensors dtype."""
     if plan.ref.is_kept:
         return AS_IT_WAS
     return plan.precision.name if plan.is_quantised else plan.dtype
 
 
 def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
-    """{how it is stored: layers, tensors and bytes}, quantised ones first."""
+    """Add up {how it is stored: {"layers", "tensors", "bytes"}}, quantised ones first.
+
+    "layers" counts linear layers, "tensors" those of the output file, scales and configurations
+    included, and "bytes" is their size without the header.
+    """
     groups = defaultdict(list)
     for plan in plans:
+        # Sorted by precision first; all unquantised formats count as one and go by their dtype.
         groups[min(plan.precision, HALF), stored_as(plan)].append(plan)
     return {
         label: {
@@ -6883,14 +6897,25 @@ def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
 
 
 def matmul(plan: TensorPlan) -> str:
-    """W4A4, W4A16, W8A8 or W8A16: bits of the weight and of the activations it multiplies."""
+    """Name a layer's matmul by bits: W4A4, W4A16, W8A8 or W8A16.
+
+    The first number is the bits of a stored weight, the second those of the activations that it is
+    multiplied by. With full-precision matmul the activations stay 16-bit.
+    """
+    # The mark is read from the configuration, as layers that were quantised in the source have it
+    # only there.
     form = plan.format
     activations = 16 if plan.config.get("full_precision_matrix_mult") else form.activation_bits
     return f"W{form.weight_bits}A{activations}"
 
 
 def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
-    """{matmul: layers, and their share of all linear weights}; the rest is 16-bit."""
+    """Add up {matmul: {"layers", "share"}} over the quantised layers.
+
+    "share" is the part of all linear weights, those of unquantised layers included, so that the
+    shares sum up to less than 1 where some layers stay 16-bit.
+    """
+    # Packed layers of the source count, too: their configuration tells how they are multiplied.
     layers = [plan for plan in plans if plan.is_layer]
     kinds = defaultdict(list)
     for plan in layers:
@@ -6903,7 +6928,11 @@ def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
 
 
 def report_data(report: Report) -> dict:
-    """The whole report as JSON: every tensor's plan and reason, every layer's error, totals."""
+    """Make the whole report JSON-ready: every tensor's plan and reason, errors, totals, trade-offs.
+
+    The keys are what --report's .json has, and a user's scripts may read them; the page is made of
+    the same data. Files appear by name only, without folders.
+    """
     return {
         "version": __version__,
         "source": report.options.source.name,
@@ -6921,6 +6950,12 @@ def report_data(report: Report) -> dict:
 
 
 def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
+    """Describe one tensor of the plan, with its layer's error where one was measured.
+
+    A quantised layer has its matmul and input scale besides; after a conversion also
+    `relative_rmse` and `sqnr_db` of the decoded weight, and the output errors if it was rounded by
+    statistics. Figures that there are none of are None.
+    """
     data = {
         "name": plan.ref.name,
         "shape": plan.ref.shape,
@@ -6940,7 +6975,7 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
             "saturated_blocks": plan.saturated_blocks,
         }
         if damage is not None and plan.is_quantised:
-            lossless = math.isinf(damage.sqnr_db)  # JSON has no infinity
+            lossless = math.isinf(damage.sqnr_db)  # stored as null, as JSON has no infinity
             data |= {
                 "relative_rmse": damage.relative_rmse,
                 "sqnr_db": None if lossless else damage.sqnr_db,
@@ -6952,6 +6987,8 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
 
 
 def render_json(data: dict) -> str:
+    """Render the data as the text of a .json file; raises ValueError for NaN and infinity."""
+    # Python would write NaN as a bare word that other JSON parsers refuse.
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
@@ -8648,10 +8685,16 @@ def write(
                 journal.widened = float16_overflows(plans, options)
 
 
-# ── nvfp4/report/layer_config.py: The plan as a file that --layer-config reads ────────────────────
+# ── nvfp4/report/layer_config.py: Write the plan as a file that --layer-config reads ──────────────
 
 def layer_config(plans: Iterable[TensorPlan]) -> str:
-    """The plan as --layer-config reads it, one line for each tensor."""
+    """Render the plan as JSON text: an object with one line for each tensor, in the source's order.
+
+    Keys are bare names (a linear layer without `.weight`). An entry has "format" and, for quantised
+    layers, "full_precision_matrix_mult" and "input_scale" where they are set. Tensors that are
+    copied get "source"; a dtype that --layer-config has no name for becomes "float32".
+    """
+    # The table of the reader, the other way round: (format, dtype) -> the entry's name.
     formats = {setting: name for name, setting in setting_formats().items()}
     entries = {}
     for plan in plans:
@@ -8662,15 +8705,17 @@ def layer_config(plans: Iterable[TensorPlan]) -> str:
         if plan.input_scale is not None:
             entry["input_scale"] = plan.input_scale
         entries[config_key(plan.ref)] = entry
+    # One line for each tensor, so that the file can be edited and compared line by line.
     lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
     return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
-# ── nvfp4/report/page_style.py: Its style sheet ───────────────────────────────────────────────────
+# ── nvfp4/report/page_style.py: Hold the style sheet of the report's page ─────────────────────────
 
-# How a weight is stored and multiplied are classes: coloured is quantised, grey is not, and a
-# marked corner is a full-precision matmul. Details float at their cell where browsers can keep
-# them on the screen there (anchor-scope), else and on phones they lie at the screen's lower edge.
+# The classes of a cell tell how a weight is stored and how it is multiplied. Colours are for
+# quantised layers and greys for the rest; a marked corner means full-precision matmul. Details
+# float beside their cell where the browser supports it (anchor-scope), and lie at the screen's
+# lower edge where it does not, and on phones.
 PAGE_STYLE = """
 :root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #17202b; --soft: #56616f;
   --line: #dde2e8; --fill: #d98cbb; }
@@ -8911,13 +8956,19 @@ def verify_file(task: Verification) -> Check:
     return Check(model=model, layers=layers, findings=tuple(found), damage=damage)
 
 
-# ── nvfp4/report/summary.py: The report as text ───────────────────────────────────────────────────
+# ── nvfp4/report/summary.py: Render the report as text for the terminal ───────────────────────────
 
-CURVE_POINTS = 10  # of a trade-off that are printed
+# A trade-off may have hundreds of steps, one for each layer. About 10 of them show its bend and
+# fit into a terminal of usual width.
+CURVE_POINTS = 10
 
 
 def render_findings(found: Iterable[Finding]) -> list[str]:
-    """A paragraph per defect: outcome, how often, what; what ComfyUI does, what to do, where."""
+    """Render defects, three lines for each kind, the worst outcome first.
+
+    The lines tell outcome, count and what is wrong; what ComfyUI does with it and what to do; and
+    examples of the layers or tensors concerned.
+    """
     lines = []
     for key, where in grouped(found).items():
         defect = DEFECTS[key]
@@ -8930,7 +8981,13 @@ def render_findings(found: Iterable[Finding]) -> list[str]:
 
 
 def render_check(check: Check) -> str:
-    """The file's schemes, its defects the worst first, and its layers' errors if measured."""
+    """Render what --verify found: the file's formats, its defects, and measured layers' errors.
+
+    The first line counts tensors and quantised layers by format, in the order of the format table.
+    Defects that are worse than harmless get the advice to convert the original again, since this
+    tool mends no quantised file.
+    """
+    # Formats that no row describes are among the defects, and not counted here.
     schemes = Counter(layer.scheme for layer in check.layers.values())
     titles = [row.title for row in stored_formats() if schemes[row.title]]
     quantised = ", ".join(f"{schemes[title]} {title}" for title in titles)
@@ -8938,13 +8995,14 @@ def render_check(check: Check) -> str:
     path, size = check.model.files[0], gigabytes(file_bytes(check.model))
     title = f"{path.name}: {len(check.model.tensors):,} tensors, {size}, {quantised}"
     defects = render_findings(check.findings) or ["  no defect found"]
+    # A file that loads as it should needs no advice, whatever other programs think of it.
     if check.outcome > Outcome.LOADS:
         defects.append("  to have none of these, convert the original model again")
     return "\n".join([title, *defects, *render_worst(check.damage)])
 
 
 def render_totals(report: Report) -> list[str]:
-    """One line per precision: layers, tensors and bytes."""
+    """Render a table with one line per precision: layers, tensors of the output, and bytes."""
     lines = [f"  {'':10} {'layers':>7} {'tensors':>8} {'size':>11}"]
     for label, total in totals(report.plans).items():
         size = gigabytes(total["bytes"])
@@ -8953,6 +9011,7 @@ def render_totals(report: Report) -> list[str]:
 
 
 def render_matmuls(report: Report) -> str:
+    """Render one line of how the linear layers are multiplied, each kind with its share."""
     parts = [
         f"{kind} {found['layers']} layers ({100 * found['share']:.0f} %)"
         for kind, found in matmuls(report.plans).items()
@@ -8961,12 +9020,17 @@ def render_matmuls(report: Report) -> str:
 
 
 def least_first(number: float) -> float:
-    """A key to sort by that puts NaN before everything."""
+    """Make a sort key that puts NaN before every number, as NaN compares false with everything."""
     return -math.inf if math.isnan(number) else number
 
 
 def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
-    """The layers that quantising hurt most, by relative RMSE of the decoded weight."""
+    """Render the `count` layers with the largest relative RMSE of the decoded weight, worst first.
+
+    `damage` is {layer: Damage}; SQNR in dB stands beside each figure. Layers without a number (NaN)
+    are the worst of all. No lines at all where nothing was measured.
+    """
+    # Negated, so that the largest comes first, and NaN before it.
     worst = sorted(damage.items(), key=lambda item: least_first(-item[1].relative_rmse))[:count]
     lines = [f"    {d.relative_rmse:.4f}  {d.sqnr_db:5.1f} dB  {layer}" for layer, d in worst]
     title = "  worst layers by relative RMSE and SQNR of the decoded weight:"
@@ -8974,10 +9038,16 @@ def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
 
 
 def render_output_errors(report: Report, count: int = 5) -> list[str]:
-    """What rounding by statistics gained: how many layers, by how much, and the worst of them."""
+    """Render what rounding by statistics gained over the plain search.
+
+    One line has the geometric means, over all such layers, of the output's relative RMSE before and
+    after, and how many layers did not gain; then follow the `count` layers with the largest error
+    left. Layers whose second moments could not be used are named first: they got the plain search.
+    """
     found = {
         layer: damage for layer, damage in report.damage.items() if damage.output_before is not None
     }
+    # Planned with moments, measured without an output error: its rounding fell back.
     asked = [plan.ref.layer for plan in report.plans if plan.moments]
     failed = [layer for layer in asked if layer in report.damage.keys() - found.keys()]
     lines = []
@@ -8986,6 +9056,7 @@ def render_output_errors(report: Report, count: int = 5) -> list[str]:
         lines.append(f"  {len(failed)} layers' {what}: {examples(failed)}")
     if not found:
         return lines
+    # The mean is geometric: a gain is a ratio, and each layer's counts alike.
     pairs = [(damage.output_before, damage.output_after) for damage in found.values()]
     kept = sum(before == after for before, after in pairs)
     before, after = (geometric_mean(errors) for errors in zip(*pairs, strict=True))
@@ -9000,11 +9071,15 @@ def render_output_errors(report: Report, count: int = 5) -> list[str]:
 
 
 def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
-    """--w4a4-share's trade-off at some points."""
+    """Render --w4a4-share's trade-off at about CURVE_POINTS points, as three lines.
+
+    For a share of the linear weights left in W4A4 they show the part that remains of the squared
+    output error that 4-bit activations add.
+    """
     if not curve:
         return []
     step = max(1, (len(curve) - 1) // (CURVE_POINTS - 1))
-    points = [*curve[:-1:step], curve[-1]]
+    points = [*curve[:-1:step], curve[-1]]  # both ends of the curve are always there
     return [
         "  W4A4 share of the linear weights, and what is left of the squared error it adds:",
         "    " + "  ".join(f"{100 * point.share:3.0f} %" for point in points),
@@ -9013,10 +9088,15 @@ def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
 
 
 def render_sizes(report: Report) -> list[str]:
-    """--target-size: what other sizes cost, and what one more gigabyte would buy."""
+    """Render --target-size's trade-off: sizes, their mean errors, and which of them is this file.
+
+    Errors are relative RMSE in the mean over the layers that could be chosen. The last line says
+    what one more gigabyte (1e9 bytes) would leave of the squared error, if there is such a size.
+    """
     points, size = report.sizes, report.output_bytes
     if not points:
         return []
+    # The file need not lie on the curve exactly: leftover bytes were filled with other layers.
     here = min(points, key=lambda point: abs(point.nbytes - size))
     some = {round(i * (len(points) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
     lines = ["  size and mean relative RMSE of the layers that could be chosen:"]
@@ -9025,30 +9105,41 @@ def render_sizes(report: Report) -> list[str]:
         lines.append(f"    {gigabytes(point.nbytes):>10}  {point.error:.4f}{mark}")
     more = max((point for point in points if point.nbytes <= size + 10**9), default=here)
     if more.nbytes > here.nbytes and here.error:
-        left = (more.error / here.error) ** 2
+        left = (more.error / here.error) ** 2  # errors are RMSE; what adds up is their square
         added = gigabytes(more.nbytes - here.nbytes)
         lines.append(f"    {added} more would leave {100 * left:.0f} % of the squared error")
     return lines
 
 
 def output_errors(data: dict) -> str:
+    """Render a layer's output error before and after rounding, and with 4-bit activations if known.
+
+    `data` has `output_before`, `output_after` and `output_w4a4` (or None), relative RMSE each; a
+    Damage as a dictionary and a tensor of the report's data both have them.
+    """
     w4a4 = "" if data["output_w4a4"] is None else f", W4A4 {data['output_w4a4']:.4f}"
     return f"{data['output_before']:.4f} -> {data['output_after']:.4f}{w4a4}"
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Of those above zero; 0 if there are none."""
+    """Return the geometric mean of the values above zero; 0 if there are none."""
     logarithms = [math.log(value) for value in values if value > 0]
     return math.exp(sum(logarithms) / len(logarithms)) if logarithms else 0.0
 
 
 def render_plan(report: Report) -> list[str]:
-    """Tensors of one kind, shape and fate on one line, or each on its own with --verbose."""
+    """Render every tensor's precision, shape, name and reason, alike blocks together on one line.
+
+    Tensors of the transformer blocks that differ in nothing but the block's number share a line,
+    such as `blocks.{0-3,7}.ffn.0.weight`, unless --verbose asks for each on its own.
+    """
     groups = defaultdict(list)
     for plan in report.plans:
         fate = stored_as(plan)
         mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
         row = (fate, list(plan.ref.shape), f"{plan.reason}{mark}")
+        # The first number in a name is the block's; only known families' blocks share a line, as
+        # other numbers may count anything.
         number = (
             None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
         )
@@ -9059,6 +9150,7 @@ def render_plan(report: Report) -> list[str]:
         else:
             groups[name, str(row)].append((0, row))
     lines = []
+    # Only the first "*" is ours: it stands for the block numbers.
     for (key, _), members in groups.items():
         name = key.replace("*", f"{{{ranges([number for number, _ in members])}}}", 1)
         fate, shape, reason = members[0][1]
@@ -9067,7 +9159,7 @@ def render_plan(report: Report) -> list[str]:
 
 
 def ranges(numbers: list[int]) -> str:
-    """[2, 3, 4, 7] -> "2-4,7"."""
+    """Render numbers as runs: [2, 3, 4, 7] becomes "2-4,7". They may come in any order."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and runs[-1][-1] == number - 1:
@@ -9078,7 +9170,12 @@ def ranges(numbers: list[int]) -> str:
 
 
 def render_scales(report: Report) -> list[str]:
-    """--input-scale-layer-summary: every quantised layer's input scale and its origin."""
+    """Render every quantised layer's input scale, where it is from, and what it clips.
+
+    That is --input-scale-layer-summary. A layer without one is "dynamic" where ComfyUI measures its
+    input on every call, or "not used" with full-precision matmul. The share of blocks that clip is
+    known only with a recording.
+    """
 
     def clipped(plan: TensorPlan) -> str:
         share = plan.saturated_blocks
@@ -9094,7 +9191,11 @@ def render_scales(report: Report) -> list[str]:
 
 
 def render_report(report: Report) -> str:
-    """The summary a person reads at the end; with --dry-run or --verbose, the plan before it."""
+    """Render the summary that a person reads at the end of a conversion.
+
+    With --dry-run or --verbose the plan stands before it. Size in bytes is exact in both cases,
+    since the layout is known before anything is written. Notes come last, nearest to the prompt.
+    """
     options = report.options
     verb = "would become" if options.dry_run else "->"
     lines = render_plan(report) if options.dry_run or options.verbose else []
@@ -9114,9 +9215,12 @@ def render_report(report: Report) -> str:
     return "\n".join(lines)
 
 
-# ── nvfp4/report/page.py: The report as a page ────────────────────────────────────────────────────
+# ── nvfp4/report/page.py: Render the report as one HTML page ──────────────────────────────────────
 
-WORST_SHOWN = 20  # layers; the others are folded away
+# The table of errors opens with the 20 worst layers: a model has hundreds, and the rest would push
+# all that follows off the page. They are folded, not left out.
+WORST_SHOWN = 20
+# The policy lets no script and no foreign file in, should a name ever get past `escaped`.
 PAGE_HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -9125,33 +9229,40 @@ PAGE_HEAD = """<!DOCTYPE html>
 
 
 def escaped(value: object) -> str:
+    """Make any value safe for HTML text and attributes, control characters included."""
     return escape(printable(str(value)))
 
 
 def chip(label: str) -> str:
-    """A label in its own colour: what it says are its classes."""
+    """Render a label in its own colour: its text is also the class that the style sheet colours."""
     return f'<span class="chip {escaped(label)}">{escaped(label)}</span>'
 
 
 def marks(layer: dict) -> str:
+    """Return a layer's classes: how it is stored, and its matmul if it is quantised."""
     return f"{layer['stored_as']} {layer.get('matmul', '')}".strip()
 
 
 def decibels(sqnr_db: float | None) -> str:
+    """Render an SQNR in dB; None, as the data have it where nothing was lost, is "lossless"."""
     return "lossless" if sqnr_db is None else f"{sqnr_db:.1f} dB"
 
 
 def html_name(layer: dict) -> str:
-    """A layer's name, which may break after its dots."""
+    """Render a layer's name so that a browser may break it after its dots."""
     return escaped(layer["name"].removesuffix(".weight")).replace(".", ".<wbr>")
 
 
 def html_head(*columns: str) -> str:
+    """Render a table's head row of ready column titles."""
     return "<tr>" + "".join(f'<th scope="col">{column}</th>' for column in columns) + "</tr>"
 
 
 def html_table(caption: str, head: str, rows: Iterable[Iterable[str]]) -> str:
-    """A table of ready cells, of which a row's first is its heading."""
+    """Render a table of ready HTML cells; the first cell of each row becomes the row's heading.
+
+    `caption`, `head` and the cells are inserted as they are, so the caller escapes them.
+    """
     lines = "".join(
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
         for name, *cells in rows
@@ -9161,7 +9272,10 @@ def html_table(caption: str, head: str, rows: Iterable[Iterable[str]]) -> str:
 
 
 def html_tip(layer: dict) -> str:
-    """All about a layer, shown while its cell is pointed at, focused or tapped."""
+    """Render the facts about a layer that show while its cell is pointed at, focused or tapped.
+
+    `layer` is a tensor of the report's data. Errors and matmul are left out where it has none.
+    """
     facts = {
         "stored as": f"{layer['stored_as']}, {gigabytes(layer['bytes'])}",
         "shape": " x ".join(map(str, layer["shape"])),
@@ -9183,11 +9297,17 @@ def html_tip(layer: dict) -> str:
 
 
 def html_cell(layer: dict, label: str = "") -> str:
-    """A coloured cell; where it is narrow, its number loses the leading zero, then vanishes."""
+    """Render a layer as a coloured cell with its error as a number, and the tip inside it.
+
+    Name, format and error also stand in data attributes, for scripts of a user and for the tests.
+    Where the cell is narrow its number loses the leading zero first, and then vanishes.
+    """
+    # The error has all its digits here, so that scripts need not read the rounded label.
     data = {"name": layer["name"], "stored": layer["stored_as"]}
     label = escaped(label)
     if "relative_rmse" in layer:
         data["rmse"] = repr(layer["relative_rmse"])
+        # The leading zero is an element of its own, which the style sheet hides in narrow cells.
         label += f" {layer['relative_rmse']:.3f}".replace(" 0.", " <i>0</i>.")
     attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
     return (
@@ -9197,13 +9317,19 @@ def html_cell(layer: dict, label: str = "") -> str:
 
 
 def html_heading(name: str, attributes: str) -> str:
-    """A column's heading, which turns upright where its column is narrow."""
+    """Render a column's heading; a long name is set upright where its column is narrow."""
     long = ' class="long"' if len(name) > 3 else ""
     return f'<th {attributes}><div class="fit"><span{long}>{escaped(name)}</span></div></th>'
 
 
 def html_blocks(family: str, layers: dict[tuple[str, str], dict]) -> str:
-    """A row per block and a column per kind of layer: "self_attn" over "q", "k", ..."""
+    """Render one family's blocks as a table: a row per block, a column per kind of layer.
+
+    `layers` is {(block number, kind): tensor of the data}. Kinds with a common first word share an
+    upper heading, such as "self_attn" over "q", "k" and "v". A block that lacks a kind has an empty
+    cell there.
+    """
+    # Kinds in the order in which the model has them, those of one module side by side.
     groups = defaultdict(list)
     for kind in dict.fromkeys(kind for _, kind in layers):
         groups[kind.partition(".")[0]].append(kind)
@@ -9213,19 +9339,26 @@ def html_blocks(family: str, layers: dict[tuple[str, str], dict]) -> str:
         for group, kinds in groups.items()
     )
     lower = "".join(html_heading(kind.partition(".")[2], 'scope="col"') for kind in columns)
+    # The corner over the block numbers spans both rows of headings.
     corner = '<th scope="col" rowspan="2">N</th>'
     rows = [
         [block]
         + [html_cell(layers[block, kind]) if (block, kind) in layers else "" for kind in columns]
-        for block in sorted({block for block, _ in layers}, key=int)
+        for block in sorted({block for block, _ in layers}, key=int)  # "10" comes after "9"
     ]
     table = html_table(f"{escaped(family)}.N", f"<tr>{corner}{upper}</tr><tr>{lower}</tr>", rows)
+    # The style sheet needs the number of columns to know how narrow the table may become.
     return f'<div class="map" style="--kinds:{len(columns)}">{table}</div>'
 
 
 def html_map(layers: list[dict]) -> str:
-    """Every layer as a coloured cell: tables of blocks, and a list of what is outside them."""
+    """Render the precision map: every layer as a coloured cell, and a legend that counts them.
+
+    Layers inside known transformer blocks are in tables of blocks; all others follow as a list with
+    the reason for their precision.
+    """
     families, outside = defaultdict(dict), []
+    # Matched on bare names; a prefix is put before the family's name again.
     inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
     for layer in layers:
         name = bare(layer["name"])
@@ -9245,7 +9378,7 @@ def html_map(layers: list[dict]) -> str:
         f"<li>{chip(kind)} {count} layers</li>"
         for kind, count in Counter(map(marks, layers)).most_common()
     )
-    measured = any("relative_rmse" in layer for layer in layers)
+    measured = any("relative_rmse" in layer for layer in layers)  # not after a dry run
     return (
         "<section><h2>Precision map</h2>\n<p>A marked corner is a full-precision matmul"
         f"{', numbers are the relative RMSE of the stored weight' if measured else ''}. Point at a"
@@ -9255,12 +9388,16 @@ def html_map(layers: list[dict]) -> str:
 
 
 def html_errors(layers: list[dict]) -> str:
-    """Every quantised layer's error as a bar, worst first; nothing after a dry run."""
+    """Render every quantised layer's error as a bar, worst first; "" after a dry run.
+
+    Bars are relative to the largest error. The column of output errors appears only if any layer
+    was rounded by statistics. All but the first WORST_SHOWN layers are folded away.
+    """
     damaged = [layer for layer in layers if "relative_rmse" in layer]
     damaged.sort(key=lambda layer: -layer["relative_rmse"])
     if not damaged:
         return ""
-    worst = damaged[0]["relative_rmse"] or 1
+    worst = damaged[0]["relative_rmse"] or 1  # all lossless: bars of no length, no division by 0
     measured = any(layer["output_before"] is not None for layer in damaged)
 
     def known(layer: dict) -> str:
@@ -9279,6 +9416,7 @@ def html_errors(layers: list[dict]) -> str:
     ]
     output = ["Output error"] if measured else []
     head = html_head("Layer", "Stored as", "Relative RMSE", "SQNR", *output)
+    # <details> folds without a script, which the page's policy would forbid.
     table = html_table("Worst first", head, rows[:WORST_SHOWN])
     if more := rows[WORST_SHOWN:]:
         rest = html_table("In the same order", head, more)
@@ -9287,7 +9425,13 @@ def html_errors(layers: list[dict]) -> str:
 
 
 def html_shares(caption: str, columns: tuple[str, ...], rows: list[tuple]) -> str:
-    """A stacked bar and its table, of rows (label, share, further numbers)."""
+    """Render a stacked bar and the table that explains it.
+
+    `rows` are (label, share from 0 to 1, further numbers ...); `columns` are the titles of the
+    label and of the further numbers. The bar is hidden from screen readers, as the table says the
+    same.
+    """
+    # Three digits of a per cent, as parts that were rounded more would not fill the bar.
     parts = "".join(
         f'<div class="fit {escaped(label)}" style="width:{100 * part:.3f}%">'
         f"<span>{escaped(label)}</span></div>"
@@ -9302,8 +9446,12 @@ def html_shares(caption: str, columns: tuple[str, ...], rows: list[tuple]) -> st
 
 
 def html_totals(totals: dict, matmuls: dict) -> str:
-    """What each precision takes of the file, and each kind of matmul of the work."""
-    size = sum(total["bytes"] for total in totals.values()) or 1
+    """Render two bars: each precision's part of the bytes, and each matmul's part of the weights.
+
+    `totals` and `matmuls` are those of the data. Unquantised layers, which `matmuls` leaves out,
+    are shown as W16A16, so that the second bar is whole.
+    """
+    size = sum(total["bytes"] for total in totals.values()) or 1  # a file may hold no bytes
     stored = [
         (name, total["bytes"] / size, total["layers"], total["tensors"], total["bytes"])
         for name, total in totals.items()
@@ -9321,16 +9469,21 @@ def html_totals(totals: dict, matmuls: dict) -> str:
 
 
 def command_line(options: dict) -> Iterator[tuple[str, str]]:
-    """Options under the names and with the values they have on the command line."""
+    """Yield (option, value) as the command line has them, both escaped.
+
+    `options` are those that the header records, by field name. A repeatable option yields a pair
+    for each value, a switch "on".
+    """
     rows = {row.name: row for row in options_of(Options)}
     for name, value in options.items():
         for one in value if isinstance(value, list | tuple) else [value]:
+            # A set of switches is recorded as the flags that were given; they have no value.
             pair = (one, True) if rows[name].switches else (rows[name].flag, one)
             yield escaped(pair[0]), "on" if pair[1] is True else escaped(pair[1])
 
 
 def html_origin(origin: dict) -> str:
-    """How the file was made: version, options, source files."""
+    """Render how the file was made: version, options, and the source's files with their sizes."""
     files = [(escaped(name), gigabytes(size)) for name, size in origin["sources"].items()]
     return (
         f"<section><h2>Origin</h2><p>Made by convert_nvfp4.py {escaped(origin['version'])}</p>\n"
@@ -9343,7 +9496,11 @@ def html_origin(origin: dict) -> str:
 
 
 def html_title(data: dict, layers: list[dict]) -> str:
-    """The file, where it came from, its size, and what there is to know about it."""
+    """Render the head of the page: file names, sizes, ratio, number of quantised layers, and notes.
+
+    `layers` are the linear layers among the data's tensors, of which the quantised ones are
+    counted.
+    """
     output, source = data["output_bytes"], data["source_bytes"]
     facts = (
         ("Output", gigabytes(output), f"{output:,} bytes"),
@@ -9365,7 +9522,12 @@ def html_title(data: dict, layers: list[dict]) -> str:
 
 
 def render_html(data: dict) -> str:
-    """The report as one self-contained page, from the same data as the JSON."""
+    """Render the report's data (see `data.report_data`) as a self-contained HTML page.
+
+    Layers are the 2-D tensors whose names end in `.weight`, quantised or not; biases and norms
+    count in the totals only.
+    """
+    # The JSON has no "layer" mark: a linear layer is told by shape and name, as in the plan.
     layers = [
         tensor
         for tensor in data["tensors"]

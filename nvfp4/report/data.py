@@ -1,4 +1,9 @@
-"""The report as data."""
+"""Describe a finished or planned conversion as data.
+
+`conversion` fills a Report; `report_data` makes JSON-ready objects of it. The text on the terminal
+(`summary`) reads the Report itself, the page (`page`) the data, so that --report's .json and .html
+always tell the same. Figures are computed here once; wording and layout stand in the others.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +21,20 @@ from nvfp4.plan.records import TensorPlan, weights_of
 from nvfp4.tune.activations import CurvePoint
 from nvfp4.tune.target_size import SizePoint
 
-AS_IT_WAS = "as it was"  # how layers are stored that were quantised in the source
+# How reports call layers that were quantised in the source already and go over untouched: they are
+# kept apart from those that this conversion quantised, whose error is known.
+AS_IT_WAS = "as it was"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What was done, as data; `render_report` makes text of it."""
+    """Hold what a conversion did, or what it would do after --dry-run.
+
+    `plans` has every tensor's fate in the source's order, `origin` is what the header tells of how
+    the file was made, and sizes are in bytes, headers included in `output_bytes`. `damage` is
+    {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
+    --w4a4-share and --target-size found, empty without them.
+    """
 
     options: Options
     plans: tuple[TensorPlan, ...]
@@ -35,15 +48,21 @@ class Report:
 
 
 def stored_as(plan: TensorPlan) -> str:
+    """Name how a tensor lies in the output: "NVFP4", "FP8", AS_IT_WAS, or its safetensors dtype."""
     if plan.ref.is_kept:
         return AS_IT_WAS
     return plan.precision.name if plan.is_quantised else plan.dtype
 
 
 def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
-    """{how it is stored: layers, tensors and bytes}, quantised ones first."""
+    """Add up {how it is stored: {"layers", "tensors", "bytes"}}, quantised ones first.
+
+    "layers" counts linear layers, "tensors" those of the output file, scales and configurations
+    included, and "bytes" is their size without the header.
+    """
     groups = defaultdict(list)
     for plan in plans:
+        # Sorted by precision first; all unquantised formats count as one and go by their dtype.
         groups[min(plan.precision, HALF), stored_as(plan)].append(plan)
     return {
         label: {
@@ -56,14 +75,25 @@ def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
 
 
 def matmul(plan: TensorPlan) -> str:
-    """W4A4, W4A16, W8A8 or W8A16: bits of the weight and of the activations it multiplies."""
+    """Name a layer's matmul by bits: W4A4, W4A16, W8A8 or W8A16.
+
+    The first number is the bits of a stored weight, the second those of the activations that it is
+    multiplied by. With full-precision matmul the activations stay 16-bit.
+    """
+    # The mark is read from the configuration, as layers that were quantised in the source have it
+    # only there.
     form = plan.format
     activations = 16 if plan.config.get("full_precision_matrix_mult") else form.activation_bits
     return f"W{form.weight_bits}A{activations}"
 
 
 def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
-    """{matmul: layers, and their share of all linear weights}; the rest is 16-bit."""
+    """Add up {matmul: {"layers", "share"}} over the quantised layers.
+
+    "share" is the part of all linear weights, those of unquantised layers included, so that the
+    shares sum up to less than 1 where some layers stay 16-bit.
+    """
+    # Packed layers of the source count, too: their configuration tells how they are multiplied.
     layers = [plan for plan in plans if plan.is_layer]
     kinds = defaultdict(list)
     for plan in layers:
@@ -76,7 +106,11 @@ def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
 
 
 def report_data(report: Report) -> dict:
-    """The whole report as JSON: every tensor's plan and reason, every layer's error, totals."""
+    """Make the whole report JSON-ready: every tensor's plan and reason, errors, totals, trade-offs.
+
+    The keys are what --report's .json has, and a user's scripts may read them; the page is made of
+    the same data. Files appear by name only, without folders.
+    """
     return {
         "version": __version__,
         "source": report.options.source.name,
@@ -94,6 +128,12 @@ def report_data(report: Report) -> dict:
 
 
 def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
+    """Describe one tensor of the plan, with its layer's error where one was measured.
+
+    A quantised layer has its matmul and input scale besides; after a conversion also
+    `relative_rmse` and `sqnr_db` of the decoded weight, and the output errors if it was rounded by
+    statistics. Figures that there are none of are None.
+    """
     data = {
         "name": plan.ref.name,
         "shape": plan.ref.shape,
@@ -113,7 +153,7 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
             "saturated_blocks": plan.saturated_blocks,
         }
         if damage is not None and plan.is_quantised:
-            lossless = math.isinf(damage.sqnr_db)  # JSON has no infinity
+            lossless = math.isinf(damage.sqnr_db)  # stored as null, as JSON has no infinity
             data |= {
                 "relative_rmse": damage.relative_rmse,
                 "sqnr_db": None if lossless else damage.sqnr_db,
@@ -125,4 +165,6 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
 
 
 def render_json(data: dict) -> str:
+    """Render the data as the text of a .json file; raises ValueError for NaN and infinity."""
+    # Python would write NaN as a bare word that other JSON parsers refuse.
     return json.dumps(data, indent=1, allow_nan=False) + "\n"

@@ -1,4 +1,9 @@
-"""The plan as a file that --layer-config reads."""
+"""Write the plan as a file that --layer-config reads.
+
+That is --layer-config-out: a plan can be edited by hand and replayed, on this model or on another
+one of the same family. The file's keys and formats are those that `guides.layer_config` accepts,
+taken from its own tables, so that reading and writing cannot drift apart.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,13 @@ from nvfp4.plan.records import TensorPlan
 
 
 def layer_config(plans: Iterable[TensorPlan]) -> str:
-    """The plan as --layer-config reads it, one line for each tensor."""
+    """Render the plan as JSON text: an object with one line for each tensor, in the source's order.
+
+    Keys are bare names (a linear layer without `.weight`). An entry has "format" and, for quantised
+    layers, "full_precision_matrix_mult" and "input_scale" where they are set. Tensors that are
+    copied get "source"; a dtype that --layer-config has no name for becomes "float32".
+    """
+    # The table of the reader, the other way round: (format, dtype) -> the entry's name.
     formats = {setting: name for name, setting in setting_formats().items()}
     entries = {}
     for plan in plans:
@@ -21,5 +32,6 @@ def layer_config(plans: Iterable[TensorPlan]) -> str:
         if plan.input_scale is not None:
             entry["input_scale"] = plan.input_scale
         entries[config_key(plan.ref)] = entry
+    # One line for each tensor, so that the file can be edited and compared line by line.
     lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
     return "{\n " + ",\n ".join(lines) + "\n}\n"

@@ -1,4 +1,10 @@
-"""The report as a page."""
+"""Render the report as one HTML page.
+
+`render_html` takes the data of `data.report_data`, the same as --report's .json has, and makes a
+page that needs no other file, no script and no network. Names from the source's headers are
+untrusted text: everything goes through `escaped`, and a Content-Security-Policy forbids scripts.
+The style sheet stands in `page_style`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,10 @@ from nvfp4.options import Options, options_of
 from nvfp4.report.page_style import PAGE_STYLE
 from nvfp4.report.summary import output_errors
 
-WORST_SHOWN = 20  # layers; the others are folded away
+# The table of errors opens with the 20 worst layers: a model has hundreds, and the rest would push
+# all that follows off the page. They are folded, not left out.
+WORST_SHOWN = 20
+# The policy lets no script and no foreign file in, should a name ever get past `escaped`.
 PAGE_HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -23,33 +32,40 @@ PAGE_HEAD = """<!DOCTYPE html>
 
 
 def escaped(value: object) -> str:
+    """Make any value safe for HTML text and attributes, control characters included."""
     return escape(printable(str(value)))
 
 
 def chip(label: str) -> str:
-    """A label in its own colour: what it says are its classes."""
+    """Render a label in its own colour: its text is also the class that the style sheet colours."""
     return f'<span class="chip {escaped(label)}">{escaped(label)}</span>'
 
 
 def marks(layer: dict) -> str:
+    """Return a layer's classes: how it is stored, and its matmul if it is quantised."""
     return f"{layer['stored_as']} {layer.get('matmul', '')}".strip()
 
 
 def decibels(sqnr_db: float | None) -> str:
+    """Render an SQNR in dB; None, as the data have it where nothing was lost, is "lossless"."""
     return "lossless" if sqnr_db is None else f"{sqnr_db:.1f} dB"
 
 
 def html_name(layer: dict) -> str:
-    """A layer's name, which may break after its dots."""
+    """Render a layer's name so that a browser may break it after its dots."""
     return escaped(layer["name"].removesuffix(".weight")).replace(".", ".<wbr>")
 
 
 def html_head(*columns: str) -> str:
+    """Render a table's head row of ready column titles."""
     return "<tr>" + "".join(f'<th scope="col">{column}</th>' for column in columns) + "</tr>"
 
 
 def html_table(caption: str, head: str, rows: Iterable[Iterable[str]]) -> str:
-    """A table of ready cells, of which a row's first is its heading."""
+    """Render a table of ready HTML cells; the first cell of each row becomes the row's heading.
+
+    `caption`, `head` and the cells are inserted as they are, so the caller escapes them.
+    """
     lines = "".join(
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
         for name, *cells in rows
@@ -59,7 +75,10 @@ def html_table(caption: str, head: str, rows: Iterable[Iterable[str]]) -> str:
 
 
 def html_tip(layer: dict) -> str:
-    """All about a layer, shown while its cell is pointed at, focused or tapped."""
+    """Render the facts about a layer that show while its cell is pointed at, focused or tapped.
+
+    `layer` is a tensor of the report's data. Errors and matmul are left out where it has none.
+    """
     facts = {
         "stored as": f"{layer['stored_as']}, {gigabytes(layer['bytes'])}",
         "shape": " x ".join(map(str, layer["shape"])),
@@ -81,11 +100,17 @@ def html_tip(layer: dict) -> str:
 
 
 def html_cell(layer: dict, label: str = "") -> str:
-    """A coloured cell; where it is narrow, its number loses the leading zero, then vanishes."""
+    """Render a layer as a coloured cell with its error as a number, and the tip inside it.
+
+    Name, format and error also stand in data attributes, for scripts of a user and for the tests.
+    Where the cell is narrow its number loses the leading zero first, and then vanishes.
+    """
+    # The error has all its digits here, so that scripts need not read the rounded label.
     data = {"name": layer["name"], "stored": layer["stored_as"]}
     label = escaped(label)
     if "relative_rmse" in layer:
         data["rmse"] = repr(layer["relative_rmse"])
+        # The leading zero is an element of its own, which the style sheet hides in narrow cells.
         label += f" {layer['relative_rmse']:.3f}".replace(" 0.", " <i>0</i>.")
     attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
     return (
@@ -95,13 +120,19 @@ def html_cell(layer: dict, label: str = "") -> str:
 
 
 def html_heading(name: str, attributes: str) -> str:
-    """A column's heading, which turns upright where its column is narrow."""
+    """Render a column's heading; a long name is set upright where its column is narrow."""
     long = ' class="long"' if len(name) > 3 else ""
     return f'<th {attributes}><div class="fit"><span{long}>{escaped(name)}</span></div></th>'
 
 
 def html_blocks(family: str, layers: dict[tuple[str, str], dict]) -> str:
-    """A row per block and a column per kind of layer: "self_attn" over "q", "k", ..."""
+    """Render one family's blocks as a table: a row per block, a column per kind of layer.
+
+    `layers` is {(block number, kind): tensor of the data}. Kinds with a common first word share an
+    upper heading, such as "self_attn" over "q", "k" and "v". A block that lacks a kind has an empty
+    cell there.
+    """
+    # Kinds in the order in which the model has them, those of one module side by side.
     groups = defaultdict(list)
     for kind in dict.fromkeys(kind for _, kind in layers):
         groups[kind.partition(".")[0]].append(kind)
@@ -111,19 +142,26 @@ def html_blocks(family: str, layers: dict[tuple[str, str], dict]) -> str:
         for group, kinds in groups.items()
     )
     lower = "".join(html_heading(kind.partition(".")[2], 'scope="col"') for kind in columns)
+    # The corner over the block numbers spans both rows of headings.
     corner = '<th scope="col" rowspan="2">N</th>'
     rows = [
         [block]
         + [html_cell(layers[block, kind]) if (block, kind) in layers else "" for kind in columns]
-        for block in sorted({block for block, _ in layers}, key=int)
+        for block in sorted({block for block, _ in layers}, key=int)  # "10" comes after "9"
     ]
     table = html_table(f"{escaped(family)}.N", f"<tr>{corner}{upper}</tr><tr>{lower}</tr>", rows)
+    # The style sheet needs the number of columns to know how narrow the table may become.
     return f'<div class="map" style="--kinds:{len(columns)}">{table}</div>'
 
 
 def html_map(layers: list[dict]) -> str:
-    """Every layer as a coloured cell: tables of blocks, and a list of what is outside them."""
+    """Render the precision map: every layer as a coloured cell, and a legend that counts them.
+
+    Layers inside known transformer blocks are in tables of blocks; all others follow as a list with
+    the reason for their precision.
+    """
     families, outside = defaultdict(dict), []
+    # Matched on bare names; a prefix is put before the family's name again.
     inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
     for layer in layers:
         name = bare(layer["name"])
@@ -143,7 +181,7 @@ def html_map(layers: list[dict]) -> str:
         f"<li>{chip(kind)} {count} layers</li>"
         for kind, count in Counter(map(marks, layers)).most_common()
     )
-    measured = any("relative_rmse" in layer for layer in layers)
+    measured = any("relative_rmse" in layer for layer in layers)  # not after a dry run
     return (
         "<section><h2>Precision map</h2>\n<p>A marked corner is a full-precision matmul"
         f"{', numbers are the relative RMSE of the stored weight' if measured else ''}. Point at a"
@@ -153,12 +191,16 @@ def html_map(layers: list[dict]) -> str:
 
 
 def html_errors(layers: list[dict]) -> str:
-    """Every quantised layer's error as a bar, worst first; nothing after a dry run."""
+    """Render every quantised layer's error as a bar, worst first; "" after a dry run.
+
+    Bars are relative to the largest error. The column of output errors appears only if any layer
+    was rounded by statistics. All but the first WORST_SHOWN layers are folded away.
+    """
     damaged = [layer for layer in layers if "relative_rmse" in layer]
     damaged.sort(key=lambda layer: -layer["relative_rmse"])
     if not damaged:
         return ""
-    worst = damaged[0]["relative_rmse"] or 1
+    worst = damaged[0]["relative_rmse"] or 1  # all lossless: bars of no length, no division by 0
     measured = any(layer["output_before"] is not None for layer in damaged)
 
     def known(layer: dict) -> str:
@@ -177,6 +219,7 @@ def html_errors(layers: list[dict]) -> str:
     ]
     output = ["Output error"] if measured else []
     head = html_head("Layer", "Stored as", "Relative RMSE", "SQNR", *output)
+    # <details> folds without a script, which the page's policy would forbid.
     table = html_table("Worst first", head, rows[:WORST_SHOWN])
     if more := rows[WORST_SHOWN:]:
         rest = html_table("In the same order", head, more)
@@ -185,7 +228,13 @@ def html_errors(layers: list[dict]) -> str:
 
 
 def html_shares(caption: str, columns: tuple[str, ...], rows: list[tuple]) -> str:
-    """A stacked bar and its table, of rows (label, share, further numbers)."""
+    """Render a stacked bar and the table that explains it.
+
+    `rows` are (label, share from 0 to 1, further numbers ...); `columns` are the titles of the
+    label and of the further numbers. The bar is hidden from screen readers, as the table says the
+    same.
+    """
+    # Three digits of a per cent, as parts that were rounded more would not fill the bar.
     parts = "".join(
         f'<div class="fit {escaped(label)}" style="width:{100 * part:.3f}%">'
         f"<span>{escaped(label)}</span></div>"
@@ -200,8 +249,12 @@ def html_shares(caption: str, columns: tuple[str, ...], rows: list[tuple]) -> st
 
 
 def html_totals(totals: dict, matmuls: dict) -> str:
-    """What each precision takes of the file, and each kind of matmul of the work."""
-    size = sum(total["bytes"] for total in totals.values()) or 1
+    """Render two bars: each precision's part of the bytes, and each matmul's part of the weights.
+
+    `totals` and `matmuls` are those of the data. Unquantised layers, which `matmuls` leaves out,
+    are shown as W16A16, so that the second bar is whole.
+    """
+    size = sum(total["bytes"] for total in totals.values()) or 1  # a file may hold no bytes
     stored = [
         (name, total["bytes"] / size, total["layers"], total["tensors"], total["bytes"])
         for name, total in totals.items()
@@ -219,16 +272,21 @@ def html_totals(totals: dict, matmuls: dict) -> str:
 
 
 def command_line(options: dict) -> Iterator[tuple[str, str]]:
-    """Options under the names and with the values they have on the command line."""
+    """Yield (option, value) as the command line has them, both escaped.
+
+    `options` are those that the header records, by field name. A repeatable option yields a pair
+    for each value, a switch "on".
+    """
     rows = {row.name: row for row in options_of(Options)}
     for name, value in options.items():
         for one in value if isinstance(value, list | tuple) else [value]:
+            # A set of switches is recorded as the flags that were given; they have no value.
             pair = (one, True) if rows[name].switches else (rows[name].flag, one)
             yield escaped(pair[0]), "on" if pair[1] is True else escaped(pair[1])
 
 
 def html_origin(origin: dict) -> str:
-    """How the file was made: version, options, source files."""
+    """Render how the file was made: version, options, and the source's files with their sizes."""
     files = [(escaped(name), gigabytes(size)) for name, size in origin["sources"].items()]
     return (
         f"<section><h2>Origin</h2><p>Made by convert_nvfp4.py {escaped(origin['version'])}</p>\n"
@@ -241,7 +299,11 @@ def html_origin(origin: dict) -> str:
 
 
 def html_title(data: dict, layers: list[dict]) -> str:
-    """The file, where it came from, its size, and what there is to know about it."""
+    """Render the head of the page: file names, sizes, ratio, number of quantised layers, and notes.
+
+    `layers` are the linear layers among the data's tensors, of which the quantised ones are
+    counted.
+    """
     output, source = data["output_bytes"], data["source_bytes"]
     facts = (
         ("Output", gigabytes(output), f"{output:,} bytes"),
@@ -263,7 +325,12 @@ def html_title(data: dict, layers: list[dict]) -> str:
 
 
 def render_html(data: dict) -> str:
-    """The report as one self-contained page, from the same data as the JSON."""
+    """Render the report's data (see `data.report_data`) as a self-contained HTML page.
+
+    Layers are the 2-D tensors whose names end in `.weight`, quantised or not; biases and norms
+    count in the totals only.
+    """
+    # The JSON has no "layer" mark: a linear layer is told by shape and name, as in the plan.
     layers = [
         tensor
         for tensor in data["tensors"]

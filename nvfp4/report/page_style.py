@@ -1,10 +1,16 @@
-"""Its style sheet."""
+"""Hold the style sheet of the report's page.
+
+It is embedded into every page, so that a page is one file. Classes are the names that `page` gives
+its elements: formats and matmuls (`NVFP4`, `W4A16`), `chip`, `cell`, `tip`, `bar`, `stack`, `map`.
+Light and dark, wide and narrow, print and forced colours are all handled by the rules here.
+"""
 
 from __future__ import annotations
 
-# How a weight is stored and multiplied are classes: coloured is quantised, grey is not, and a
-# marked corner is a full-precision matmul. Details float at their cell where browsers can keep
-# them on the screen there (anchor-scope), else and on phones they lie at the screen's lower edge.
+# The classes of a cell tell how a weight is stored and how it is multiplied. Colours are for
+# quantised layers and greys for the rest; a marked corner means full-precision matmul. Details
+# float beside their cell where the browser supports it (anchor-scope), and lie at the screen's
+# lower edge where it does not, and on phones.
 PAGE_STYLE = """
 :root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #17202b; --soft: #56616f;
   --line: #dde2e8; --fill: #d98cbb; }

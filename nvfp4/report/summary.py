@@ -1,4 +1,9 @@
-"""The report as text."""
+"""Render the report as text for the terminal.
+
+`render_report` is what a conversion prints on stdout at its end, `render_check` what --verify
+prints. All functions here take records and return text or lines; nothing is measured. The data come
+from `data.Report` and `verify.Check`; the page of --report is made by `page`.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +25,17 @@ from nvfp4.stored.defects import DEFECTS, Finding, Outcome, grouped
 from nvfp4.tune.activations import CurvePoint
 from nvfp4.verify import Check
 
-CURVE_POINTS = 10  # of a trade-off that are printed
+# A trade-off may have hundreds of steps, one for each layer. About 10 of them show its bend and
+# fit into a terminal of usual width.
+CURVE_POINTS = 10
 
 
 def render_findings(found: Iterable[Finding]) -> list[str]:
-    """A paragraph per defect: outcome, how often, what; what ComfyUI does, what to do, where."""
+    """Render defects, three lines for each kind, the worst outcome first.
+
+    The lines tell outcome, count and what is wrong; what ComfyUI does with it and what to do; and
+    examples of the layers or tensors concerned.
+    """
     lines = []
     for key, where in grouped(found).items():
         defect = DEFECTS[key]
@@ -37,7 +48,13 @@ def render_findings(found: Iterable[Finding]) -> list[str]:
 
 
 def render_check(check: Check) -> str:
-    """The file's schemes, its defects the worst first, and its layers' errors if measured."""
+    """Render what --verify found: the file's formats, its defects, and measured layers' errors.
+
+    The first line counts tensors and quantised layers by format, in the order of the format table.
+    Defects that are worse than harmless get the advice to convert the original again, since this
+    tool mends no quantised file.
+    """
+    # Formats that no row describes are among the defects, and not counted here.
     schemes = Counter(layer.scheme for layer in check.layers.values())
     titles = [row.title for row in stored_formats() if schemes[row.title]]
     quantised = ", ".join(f"{schemes[title]} {title}" for title in titles)
@@ -45,13 +62,14 @@ def render_check(check: Check) -> str:
     path, size = check.model.files[0], gigabytes(file_bytes(check.model))
     title = f"{path.name}: {len(check.model.tensors):,} tensors, {size}, {quantised}"
     defects = render_findings(check.findings) or ["  no defect found"]
+    # A file that loads as it should needs no advice, whatever other programs think of it.
     if check.outcome > Outcome.LOADS:
         defects.append("  to have none of these, convert the original model again")
     return "\n".join([title, *defects, *render_worst(check.damage)])
 
 
 def render_totals(report: Report) -> list[str]:
-    """One line per precision: layers, tensors and bytes."""
+    """Render a table with one line per precision: layers, tensors of the output, and bytes."""
     lines = [f"  {'':10} {'layers':>7} {'tensors':>8} {'size':>11}"]
     for label, total in totals(report.plans).items():
         size = gigabytes(total["bytes"])
@@ -60,6 +78,7 @@ def render_totals(report: Report) -> list[str]:
 
 
 def render_matmuls(report: Report) -> str:
+    """Render one line of how the linear layers are multiplied, each kind with its share."""
     parts = [
         f"{kind} {found['layers']} layers ({100 * found['share']:.0f} %)"
         for kind, found in matmuls(report.plans).items()
@@ -68,12 +87,17 @@ def render_matmuls(report: Report) -> str:
 
 
 def least_first(number: float) -> float:
-    """A key to sort by that puts NaN before everything."""
+    """Make a sort key that puts NaN before every number, as NaN compares false with everything."""
     return -math.inf if math.isnan(number) else number
 
 
 def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
-    """The layers that quantising hurt most, by relative RMSE of the decoded weight."""
+    """Render the `count` layers with the largest relative RMSE of the decoded weight, worst first.
+
+    `damage` is {layer: Damage}; SQNR in dB stands beside each figure. Layers without a number (NaN)
+    are the worst of all. No lines at all where nothing was measured.
+    """
+    # Negated, so that the largest comes first, and NaN before it.
     worst = sorted(damage.items(), key=lambda item: least_first(-item[1].relative_rmse))[:count]
     lines = [f"    {d.relative_rmse:.4f}  {d.sqnr_db:5.1f} dB  {layer}" for layer, d in worst]
     title = "  worst layers by relative RMSE and SQNR of the decoded weight:"
@@ -81,10 +105,16 @@ def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
 
 
 def render_output_errors(report: Report, count: int = 5) -> list[str]:
-    """What rounding by statistics gained: how many layers, by how much, and the worst of them."""
+    """Render what rounding by statistics gained over the plain search.
+
+    One line has the geometric means, over all such layers, of the output's relative RMSE before and
+    after, and how many layers did not gain; then follow the `count` layers with the largest error
+    left. Layers whose second moments could not be used are named first: they got the plain search.
+    """
     found = {
         layer: damage for layer, damage in report.damage.items() if damage.output_before is not None
     }
+    # Planned with moments, measured without an output error: its rounding fell back.
     asked = [plan.ref.layer for plan in report.plans if plan.moments]
     failed = [layer for layer in asked if layer in report.damage.keys() - found.keys()]
     lines = []
@@ -93,6 +123,7 @@ def render_output_errors(report: Report, count: int = 5) -> list[str]:
         lines.append(f"  {len(failed)} layers' {what}: {examples(failed)}")
     if not found:
         return lines
+    # The mean is geometric: a gain is a ratio, and each layer's counts alike.
     pairs = [(damage.output_before, damage.output_after) for damage in found.values()]
     kept = sum(before == after for before, after in pairs)
     before, after = (geometric_mean(errors) for errors in zip(*pairs, strict=True))
@@ -107,11 +138,15 @@ def render_output_errors(report: Report, count: int = 5) -> list[str]:
 
 
 def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
-    """--w4a4-share's trade-off at some points."""
+    """Render --w4a4-share's trade-off at about CURVE_POINTS points, as three lines.
+
+    For a share of the linear weights left in W4A4 they show the part that remains of the squared
+    output error that 4-bit activations add.
+    """
     if not curve:
         return []
     step = max(1, (len(curve) - 1) // (CURVE_POINTS - 1))
-    points = [*curve[:-1:step], curve[-1]]
+    points = [*curve[:-1:step], curve[-1]]  # both ends of the curve are always there
     return [
         "  W4A4 share of the linear weights, and what is left of the squared error it adds:",
         "    " + "  ".join(f"{100 * point.share:3.0f} %" for point in points),
@@ -120,10 +155,15 @@ def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
 
 
 def render_sizes(report: Report) -> list[str]:
-    """--target-size: what other sizes cost, and what one more gigabyte would buy."""
+    """Render --target-size's trade-off: sizes, their mean errors, and which of them is this file.
+
+    Errors are relative RMSE in the mean over the layers that could be chosen. The last line says
+    what one more gigabyte (1e9 bytes) would leave of the squared error, if there is such a size.
+    """
     points, size = report.sizes, report.output_bytes
     if not points:
         return []
+    # The file need not lie on the curve exactly: leftover bytes were filled with other layers.
     here = min(points, key=lambda point: abs(point.nbytes - size))
     some = {round(i * (len(points) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
     lines = ["  size and mean relative RMSE of the layers that could be chosen:"]
@@ -132,30 +172,41 @@ def render_sizes(report: Report) -> list[str]:
         lines.append(f"    {gigabytes(point.nbytes):>10}  {point.error:.4f}{mark}")
     more = max((point for point in points if point.nbytes <= size + 10**9), default=here)
     if more.nbytes > here.nbytes and here.error:
-        left = (more.error / here.error) ** 2
+        left = (more.error / here.error) ** 2  # errors are RMSE; what adds up is their square
         added = gigabytes(more.nbytes - here.nbytes)
         lines.append(f"    {added} more would leave {100 * left:.0f} % of the squared error")
     return lines
 
 
 def output_errors(data: dict) -> str:
+    """Render a layer's output error before and after rounding, and with 4-bit activations if known.
+
+    `data` has `output_before`, `output_after` and `output_w4a4` (or None), relative RMSE each; a
+    Damage as a dictionary and a tensor of the report's data both have them.
+    """
     w4a4 = "" if data["output_w4a4"] is None else f", W4A4 {data['output_w4a4']:.4f}"
     return f"{data['output_before']:.4f} -> {data['output_after']:.4f}{w4a4}"
 
 
 def geometric_mean(values: Iterable[float]) -> float:
-    """Of those above zero; 0 if there are none."""
+    """Return the geometric mean of the values above zero; 0 if there are none."""
     logarithms = [math.log(value) for value in values if value > 0]
     return math.exp(sum(logarithms) / len(logarithms)) if logarithms else 0.0
 
 
 def render_plan(report: Report) -> list[str]:
-    """Tensors of one kind, shape and fate on one line, or each on its own with --verbose."""
+    """Render every tensor's precision, shape, name and reason, alike blocks together on one line.
+
+    Tensors of the transformer blocks that differ in nothing but the block's number share a line,
+    such as `blocks.{0-3,7}.ffn.0.weight`, unless --verbose asks for each on its own.
+    """
     groups = defaultdict(list)
     for plan in report.plans:
         fate = stored_as(plan)
         mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
         row = (fate, list(plan.ref.shape), f"{plan.reason}{mark}")
+        # The first number in a name is the block's; only known families' blocks share a line, as
+        # other numbers may count anything.
         number = (
             None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
         )
@@ -166,6 +217,7 @@ def render_plan(report: Report) -> list[str]:
         else:
             groups[name, str(row)].append((0, row))
     lines = []
+    # Only the first "*" is ours: it stands for the block numbers.
     for (key, _), members in groups.items():
         name = key.replace("*", f"{{{ranges([number for number, _ in members])}}}", 1)
         fate, shape, reason = members[0][1]
@@ -174,7 +226,7 @@ def render_plan(report: Report) -> list[str]:
 
 
 def ranges(numbers: list[int]) -> str:
-    """[2, 3, 4, 7] -> "2-4,7"."""
+    """Render numbers as runs: [2, 3, 4, 7] becomes "2-4,7". They may come in any order."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and runs[-1][-1] == number - 1:
@@ -185,7 +237,12 @@ def ranges(numbers: list[int]) -> str:
 
 
 def render_scales(report: Report) -> list[str]:
-    """--input-scale-layer-summary: every quantised layer's input scale and its origin."""
+    """Render every quantised layer's input scale, where it is from, and what it clips.
+
+    That is --input-scale-layer-summary. A layer without one is "dynamic" where ComfyUI measures its
+    input on every call, or "not used" with full-precision matmul. The share of blocks that clip is
+    known only with a recording.
+    """
 
     def clipped(plan: TensorPlan) -> str:
         share = plan.saturated_blocks
@@ -201,7 +258,11 @@ def render_scales(report: Report) -> list[str]:
 
 
 def render_report(report: Report) -> str:
-    """The summary a person reads at the end; with --dry-run or --verbose, the plan before it."""
+    """Render the summary that a person reads at the end of a conversion.
+
+    With --dry-run or --verbose the plan stands before it. Size in bytes is exact in both cases,
+    since the layout is known before anything is written. Notes come last, nearest to the prompt.
+    """
     options = report.options
     verb = "would become" if options.dry_run else "->"
     lines = render_plan(report) if options.dry_run or options.verbose else []
