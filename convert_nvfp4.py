@@ -1829,25 +1829,34 @@ import torch
 from tqdm import tqdm
 
 
-# ── nvfp4/numeric/codes.py: NVFP4 and FP8 of a tensor, and back ───────────────────────────────────
+# ── nvfp4/numeric/codes.py: Quantise tensors to NVFP4 and FP8, and dequantise them again ──────────
 
-# How far a float's bits move to become those of a wider float with the same value (see decoders).
-E2M1_TO_HALF_SCALE = 2.0**14  # exponent bias: 15 - 1
-E4M3_TO_HALF_SCALE = 2.0**8  # exponent bias: 15 - 7
+# The decoders put a small float's bits where float16 has its exponent and mantissa. The value is
+# then too small by the difference of the exponent biases, 15 - 1 for E2M1 and 15 - 7 for E4M3.
+E2M1_TO_HALF_SCALE = 2.0**14
+E4M3_TO_HALF_SCALE = 2.0**8
+# A float32 masked with these bits is the power of two at or below its magnitude.
 FLOAT32_EXPONENT = 0x7F800000
+# The smallest subnormal float32: an amax that divides to less than half of it loses everything.
 LEAST_FLOAT32 = 2.0**-149
-ROUND_TO_HALVES = 2.0**22  # float32 at this size has a unit in the last place of 0.5
-LAST_E4M3_CODE = 126  # 448; 127 is NaN
+# A float32 of this size has a unit in the last place of 0.5, so adding it rounds to halves.
+ROUND_TO_HALVES = 2.0**22
+# Positive E4M3 codes run from 1 (2**-9) to 126 (448), with 127 a NaN; those below 8 are subnormal.
+LAST_E4M3_CODE = 126
 FIRST_NORMAL_E4M3_CODE = 8
-# Global scales tried where more than so many block scales fall into E4M3's subnormals: the
-# largest weight is 6 times 448 or one of these E4M3 values, so that it stays exact. Smaller
-# global scales would clip it, which cost more than they gave in every tensor tried.
+# Other global scales are tried where more than this share of the block scales is subnormal in E4M3.
 MANY_SUBNORMALS = 0.01
-E4M3_ONE = 56  # the code of 1.0
+# The E4M3 code of 1.0: the block scale of formats that have none, and of rows not yet rounded.
+E4M3_ONE = 56
 
 
 class FloatGrid(NamedTuple):
-    """The values of a float format: bits of the mantissa, its smallest normal, its largest."""
+    """Describe the values that a small float format can hold.
+
+    mantissa_bits: those stored, without the implied leading one; least_normal: the smallest normal
+    value, below which values are evenly spaced; largest: the magnitude where values saturate.
+    Rounding by statistics (`feedback`) and its compiled kernels round to any such grid.
+    """
 
     mantissa_bits: int
     least_normal: float
@@ -1855,7 +1864,12 @@ class FloatGrid(NamedTuple):
 
     @property
     def shift(self) -> float:
-        """Added to a value times its power of two and taken away, it leaves the value rounded."""
+        """Return the float32 constant that rounds when it is added and subtracted.
+
+        Scaled by the power of two at or below a value, it lifts a sum to where float32's unit in
+        the last place is the grid's step. The factor 1.5 keeps sums with negative values in the
+        same binade.
+        """
         return 1.5 * 2.0 ** (23 - self.mantissa_bits)
 
 
@@ -1864,37 +1878,56 @@ E4M3 = FloatGrid(3, 2.0**-6, E4M3_MAX)
 
 
 def largest_magnitude(weight: torch.Tensor) -> torch.Tensor:
-    """max |w| as a float32 scalar; NaN where the weight holds a NaN, inf where it holds an inf."""
+    """Find max |w| of a tensor of any shape and float dtype, as a float32 scalar.
+
+    The result is NaN where the tensor holds a NaN, and inf where it holds an infinity, so one look
+    at the scalar tells whether a whole weight is finite. One pass of aminmax needs no copy of the
+    absolute values.
+    """
     low, high = weight.aminmax()
     return torch.maximum(-low, high).float()
 
 
 def divide(values: torch.Tensor, number: float) -> torch.Tensor:
-    """values / number, rounded once: CUDA would multiply by the reciprocal of a plain number."""
+    """Divide a tensor by a Python number, in the tensor's dtype and rounded once.
+
+    On CUDA, torch multiplies by the reciprocal of a plain number, which rounds twice and may differ
+    in the last bit from what a CPU computes; a divisor that is a tensor on the device prevents it.
+    """
     return values / torch.tensor(number, dtype=values.dtype, device=values.device)
 
 
 def nvfp4_global_scale(amax: torch.Tensor) -> torch.Tensor:
-    """amax / (448 * 6) in float32, as comfy_kitchen's TensorCoreNVFP4Layout computes it.
+    """Compute the global scale of a weight: amax / (448 * 6), a float32 scalar.
 
-    A weight of zeros, or one so small that the quotient underflows, gets 1: all codes are zero.
+    amax: the largest magnitude, a float32 scalar. This is what comfy_kitchen's
+    TensorCoreNVFP4Layout computes, except that a weight of zeros, or one so small that the quotient
+    underflows to 0, gets scale 1: all its codes are zero either way, and nothing is divided by 0.
     """
+    # Parity: comfy_kitchen divides by the product 2688, not by 448 and then by 6.
     scale = divide(amax, NVFP4_MAX)
     return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def fp8_scale(amax: torch.Tensor) -> torch.Tensor:
-    """amax / 448 in float32, never so small that its reciprocal overflows; 1 for zeros."""
+    """Compute the scale of an FP8 weight: amax / 448, a float32 scalar.
+
+    amax: the largest magnitude, a float32 scalar. The scale is at least the smallest normal
+    float32, because `encode_fp8` multiplies by its reciprocal, which would overflow; zeros get
+    scale 1.
+    """
     scale = divide(amax, E4M3_MAX).clamp(min=torch.finfo(torch.float32).tiny)
     return torch.where(amax > 0, scale, torch.ones_like(scale))
 
 
 def amax_block_scales(magnitude: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
-    """E4M3 scale of each block from its largest weight: [n, k] float32 -> [n, k/16] float8_e4m3fn.
+    """Compute the block scale that makes each block's largest weight an E2M1 6.
 
-    Both divisions, in this order, are needed to match comfy_kitchen bit for bit.
+    magnitude: [n, k] float32 >= 0, k a multiple of 16; global_scale: float32 scalar. Returns [n,
+    k/16] float8_e4m3fn, saturated at 448. This is `--scale-search amax`. Both divisions, in this
+    order, are needed to match comfy_kitchen.quantize_nvfp4 bit for bit.
     """
-    # Pooling is three times faster than amax over an inner dimension of 16.
+    # Pooling is three times faster than amax over an inner dimension of 16, and exact as well.
     block_amax = torch.nn.functional.max_pool1d(magnitude, BLOCK_SIZE)
     block_scale = divide(block_amax, E2M1_MAX) / global_scale
     return block_scale.clamp_(max=E4M3_MAX).to(torch.float8_e4m3fn)
@@ -1903,12 +1936,14 @@ def amax_block_scales(magnitude: torch.Tensor, global_scale: torch.Tensor) -> to
 def encode_nvfp4(
     weight: torch.Tensor, global_scale: torch.Tensor, block_scales: Callable = amax_block_scales
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantise rows of a weight to NVFP4, with block scales chosen by one of SCALE_SEARCHES.
+    """Quantise rows of a weight to NVFP4 at a given global scale.
 
-    weight: [n, k] float32, bfloat16 or float16, finite; k is padded with zeros to K16.
-    Returns packed codes [n, K16/2] uint8 (even column in the high nibble) and block scales
-    [n, K16/16] float8_e4m3fn, not swizzled. Rounds to nearest, ties to even; with
-    `amax_block_scales` bit-identical to comfy_kitchen.quantize_nvfp4 at the same global scale.
+    weight: [n, k] float32, bfloat16 or float16, finite; k is padded with zeros to K16, a multiple
+    of 16. global_scale: float32 scalar. block_scales: one of SCALE_SEARCHES, which gets the
+    magnitudes [n, K16] and the global scale. Returns packed codes [n, K16/2] uint8 (the even column
+    in the high nibble) and block scales [n, K16/16] float8_e4m3fn, not swizzled. Rounds to nearest,
+    ties to even; with `amax_block_scales` bit-identical to comfy_kitchen.quantize_nvfp4 at the same
+    global scale.
     """
     rows, columns = weight.shape
     values = weight.float()
@@ -1917,23 +1952,30 @@ def encode_nvfp4(
     magnitude = values.abs()
     block_scale = block_scales(magnitude, global_scale)
     step = decode_e4m3(block_scale) * global_scale
+    # A block scale that rounds to 0 loses its block: its codes become +0 even for negative values,
+    # as comfy_kitchen has it.
     dead = step == 0
-    if dead.any():  # -0.0 and values lost to a zero scale become +0, as comfy_kitchen has it
+    if dead.any():
         values = values.unflatten(1, (-1, BLOCK_SIZE)).masked_fill(dead.unsqueeze(-1), 0.0)
         magnitude, values = values.abs().flatten(1), values.flatten(1)
         step = step.masked_fill(dead, 1.0)
+    # Parity: comfy_kitchen divides by the step; a multiplied reciprocal would move ties.
     blocks = magnitude.view(rows, -1, BLOCK_SIZE)
     torch.div(blocks, step.unsqueeze(-1), out=blocks)
     return pack_e2m1(round_to_e2m1(magnitude), values), block_scale
 
 
 def round_to_e2m1(scaled: torch.Tensor) -> torch.Tensor:
-    """E2M1 codes 0..7 (uint8) of non-negative float32 values, which are overwritten.
+    """Round magnitudes in units of their block's step to E2M1 codes.
 
-    E2M1 has steps of a half of each value's power of two (of 1 below 1). Adding 2**22 times that
-    power lets float32's own rounding leave the code's step count in the lowest mantissa bits;
-    the power's exponent supplies the rest (127 * 2 = 6 modulo 8, hence the 2).
+    scaled: float32 >= 0 of any shape, which is overwritten. Returns codes 0..7 (uint8) without a
+    sign; beyond 6 they saturate, and ties go to the even code. E2M1 has steps of half of each
+    value's power of two (of 0.5 below 1, as well). Adding 2**22 times that power makes float32's
+    own rounding leave the number of steps in the lowest mantissa bits. The power's exponent field,
+    shifted to count two codes for each power, supplies the rest of the code: power 1 has field 127,
+    and 127 * 2 is 6 modulo 8, hence the 2 that is added.
     """
+    # In place throughout: a chunk of rows is made to fit a core's cache.
     scaled.clamp_(max=E2M1_MAX)
     power = scaled.clamp(min=1.0).view(torch.int32).bitwise_and_(FLOAT32_EXPONENT)
     scaled.add_(power.view(torch.float32), alpha=ROUND_TO_HALVES)
@@ -1942,39 +1984,66 @@ def round_to_e2m1(scaled: torch.Tensor) -> torch.Tensor:
 
 
 def pack_e2m1(codes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Add the signs of float32 `values` [n, k] to the codes and pack two a byte, even one high."""
+    """Add signs to E2M1 codes and pack two columns into a byte.
+
+    codes: [n, k] uint8 0..7, which are overwritten; values: [n, k] float32 whose sign bits count,
+    so that a negative value rounded to zero stays -0. Returns [n, k/2] uint8 with the even column
+    in the high nibble, as comfy_kitchen packs with hi_first=True. Little-endian bytes are assumed.
+    """
+    # Float32's sign bit, moved down by 28, is bit 3, where an E2M1 code has its own.
     signs = torch.bitwise_right_shift(values.view(torch.int32), 28).to(torch.uint8)
-    pairs = codes.bitwise_or_(signs.bitwise_and_(8)).view(torch.int16)  # even column: low byte
+    # Two codes read as one int16 have the even column in the low byte.
+    pairs = codes.bitwise_or_(signs.bitwise_and_(8)).view(torch.int16)
     high = torch.bitwise_left_shift(pairs, 4)
     return high.bitwise_or_(pairs.bitwise_right_shift_(8)).to(torch.uint8)
 
 
 def decode_e2m1(packed: torch.Tensor) -> torch.Tensor:
-    """Packed codes [n, k/2] uint8 -> float32 [n, k]: placed as float16 bits, then rebiased.
+    """Unpack E2M1 codes to the values they stand for, without any scale.
 
-    A table look-up is ten times slower, and float32 bits would make 0.5 a slow denormal.
+    packed: [n, k/2] uint8, the even column in the high nibble. Returns [n, k] float32. Sign,
+    exponent and mantissa are moved to where float16 has them, and the difference of the exponents'
+    biases is multiplied away. A table look-up is ten times slower, and float32 bits would make 0.5
+    a subnormal, which CPUs handle slowly.
     """
+    # Each byte becomes an int16 whose low byte, read first, is the high nibble.
     wide = packed.to(torch.int16)
     pairs = ((wide & 15) << 8).bitwise_or_(wide >> 4)
     codes = pairs.view(torch.uint8).to(torch.int16)
+    # The sign goes to bit 15, the exponent's two bits and the mantissa's one to bits 9 to 11.
     half = ((codes & 8) << 12).bitwise_or_((codes & 7) << 9)
     return half.view(torch.float16).float().mul_(E2M1_TO_HALF_SCALE)
 
 
 def decode_e4m3(codes: torch.Tensor) -> torch.Tensor:
-    """float8_e4m3fn -> float32, through float16 bits: torch's own cast is many times slower."""
+    """Decode E4M3 numbers to float32, exactly.
+
+    codes: float8_e4m3fn of any shape, or uint8 with the same bits; a NaN (0x7F) becomes 480 and is
+    for the caller to refuse. The bits are moved to where float16 has them, as torch's own cast is
+    many times slower.
+    """
     wide = codes.view(torch.uint8).to(torch.int16)
+    # The sign goes to bit 15, exponent and mantissa to bits 7 to 13.
     half = ((wide & 0x80) << 8).bitwise_or_((wide & 0x7F) << 7)
     return half.view(torch.float16).float().mul_(E4M3_TO_HALF_SCALE)
 
 
 def e4m3_value(code: torch.Tensor) -> torch.Tensor:
-    """Values (float32) of positive E4M3 codes (int16, up to 127, which counts on to 480)."""
+    """Decode positive E4M3 codes that are held as int16, to float32.
+
+    code: int16 of any shape, 0 to 127. Code 127, a NaN in E4M3, counts on to 480: the scale
+    searches use it as the value after the last one.
+    """
     return (code << 7).view(torch.float16).float().mul_(E4M3_TO_HALF_SCALE)
 
 
 def e4m3_code_of_at_least(value: torch.Tensor) -> torch.Tensor:
-    """The smallest E4M3 code (int16) whose value is at least `value`; 127 beyond 448."""
+    """Find the smallest E4M3 code whose value is not below a number.
+
+    value: float32 of any shape; negative ones count as 0. Returns int16 of the same shape, 127
+    where the number is above 448. Scale searches turn a bound for a block scale into codes with it.
+    """
+    # The cast rounds to nearest, so that the code found may be one too low, never two.
     nearest = value.clamp(0.0, E4M3_MAX).to(torch.float8_e4m3fn).view(torch.uint8).to(torch.int16)
     return nearest + (e4m3_value(nearest) < value).to(torch.int16)
 
@@ -1982,7 +2051,12 @@ def e4m3_code_of_at_least(value: torch.Tensor) -> torch.Tensor:
 def decode_nvfp4(
     packed: torch.Tensor, block_scale: torch.Tensor, global_scale: torch.Tensor
 ) -> torch.Tensor:
-    """Inverse of `encode_nvfp4`: float32 [n, K16], what comfy_kitchen dequantises to."""
+    """Dequantise what `encode_nvfp4` returns, to float32.
+
+    packed: [n, K16/2] uint8; block_scale: [n, K16/16] float8_e4m3fn, not swizzled; global_scale:
+    float32 scalar. Returns [n, K16], padded columns included. Block scale and global scale are
+    multiplied first, as comfy_kitchen.dequantize_nvfp4 does it.
+    """
     values = decode_e2m1(packed)
     blocks = values.view(len(values), -1, BLOCK_SIZE)
     blocks.mul_((decode_e4m3(block_scale) * global_scale).unsqueeze(-1))
@@ -1990,32 +2064,50 @@ def decode_nvfp4(
 
 
 def encode_fp8(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """float -> float8_e4m3fn: comfy_kitchen.quantize_per_tensor_fp8 of the float32 weight."""
+    """Quantise a weight to FP8 (E4M3) at one scale.
+
+    weight: floats of any shape; scale: float32 scalar. Returns float8_e4m3fn of the same shape,
+    saturated at 448. Bit-identical to comfy_kitchen.quantize_per_tensor_fp8 of the weight in
+    float32, which multiplies by the reciprocal of the scale rather than dividing by it.
+    """
+    # Parity: comfy_kitchen multiplies by the reciprocal, and saturates before it casts.
     scaled = weight.float() * (1.0 / scale)
     return scaled.clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
 def decode_fp8(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Inverse of `encode_fp8`: float32."""
+    """Dequantise what `encode_fp8` returns, to float32 of the same shape.
+
+    codes: float8_e4m3fn of any shape; scale: a float32 tensor that broadcasts against them. Each
+    value is the code times the scale, rounded once.
+    """
     return decode_e4m3(codes).mul_(scale)
 
 
 def swizzle(block_scale: torch.Tensor) -> torch.Tensor:
-    """Block scales [n, b] into cuBLAS's 128x4 tiles: [roundup(n, 128), roundup(b, 4)], 0-padded.
+    """Rearrange block scales into the 128x4 tiles that cuBLAS reads.
 
-    Within a tile, row r and column c lie at byte (r % 32) * 16 + (r // 32) * 4 + c.
+    block_scale: [n, b] of a one-byte dtype, a row's scales in the order of its blocks. Returns
+    [roundup(n, 128), roundup(b, 4)] of the same dtype, the padding zero. Within a tile, row r and
+    column c lie at byte (r % 32) * 16 + (r // 32) * 4 + c, as in NVIDIA's documentation of cuBLAS
+    and comfy_kitchen's to_blocked.
     """
     rows, columns = block_scale.shape
     height, width = round_up(rows, TILE_ROWS), round_up(columns, TILE_COLUMNS)
     padding = (0, width - columns, 0, height - rows)
     scales = torch.nn.functional.pad(block_scale.view(torch.uint8), padding)
-    words = scales.view(torch.int32).view(-1, 4, 32, width // TILE_COLUMNS)  # a tile row's 4 bytes
+    # The 4 bytes of a tile's row move together, as one int32: [tile rows, 4, 32, tile columns].
+    words = scales.view(torch.int32).view(-1, 4, 32, width // TILE_COLUMNS)
     tiles = words.permute(0, 3, 2, 1).contiguous()
     return tiles.view(torch.uint8).view(height, width).view(block_scale.dtype)
 
 
 def unswizzle(tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Inverse of `swizzle`: [N128, B4] -> [rows, columns], the padding dropped."""
+    """Bring tiles of block scales back into rows, the inverse of `swizzle`.
+
+    tiles: [N128, B4] of a one-byte dtype, padded to whole tiles; rows, columns: how much of it is
+    not padding. Returns [rows, columns] of the same dtype, in memory of its own.
+    """
     height, width = tiles.shape
     words = tiles.view(torch.uint8).flatten().view(torch.int32)
     scales = words.view(-1, width // TILE_COLUMNS, 32, 4).permute(0, 3, 2, 1).contiguous()
@@ -2024,47 +2116,75 @@ def unswizzle(tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 
 
 def quantised_rows(rows: torch.Tensor, scale: float | None) -> torch.Tensor:
-    """Input rows [r, K] as W4A4 sees them, at an input scale or at that of these rows."""
+    """Quantise and dequantise input rows as a W4A4 matmul sees them.
+
+    rows: [r, K] floats; scale: the layer's input scale, or None to take that of these rows, as
+    ComfyUI does for a layer without one. Returns [r, K] float32. Block scales are those of amax:
+    ComfyUI searches for nothing while it samples.
+    """
     amax = largest_magnitude(rows)
     scale = nvfp4_global_scale(amax) if scale is None else torch.full_like(amax, scale)
     return decode_nvfp4(*encode_nvfp4(rows, scale), scale)[:, : rows.shape[1]]
 
 
 def has_many_subnormals(block_scale: torch.Tensor) -> bool:
-    """Whether a good part of the scales is in E4M3's subnormals, with fewer than four bits."""
+    """Tell whether over 1 % of the used block scales are E4M3 subnormals.
+
+    block_scale: float8_e4m3fn of any shape. Scales of zero do not count. A subnormal (below 2**-6)
+    has fewer than four significant bits, so another global scale may fit such blocks better.
+    """
     codes = block_scale.view(torch.uint8)
     subnormal = (codes > 0) & (codes < FIRST_NORMAL_E4M3_CODE)
     return int(subnormal.sum()) > MANY_SUBNORMALS * int((codes > 0).sum())
 
 
-# ── nvfp4/numeric/damage.py: Error of decoded weights ─────────────────────────────────────────────
+# ── nvfp4/numeric/damage.py: Measure how far decoded weights are from their originals ─────────────
 
-WRONG_FROM = 0.3  # relative RMSE no honest NVFP4 or FP8 weight has: normal ones have 0.09, 0.03
-ROUNDED_WRONG_FROM = 0.7  # ... nor one that was rounded by statistics; misread ones have 1 or more
-ROUNDED_TO = 0.005  # ... nor a rounded one: bfloat16 has 0.002
+# --verify takes a layer for damaged or misread from this relative RMSE on: weights that are
+# quantised to the nearest value have about 0.09 in NVFP4 and 0.03 in FP8.
+WRONG_FROM = 0.3
+# Rounding by statistics enlarges the error of the weight to lessen that of the output, so that
+# layers of such a file have a higher limit; misread layers have 1 or more.
+ROUNDED_WRONG_FROM = 0.7
+# A tensor that was only cast may have this relative RMSE: rounding to bfloat16 gives 0.002.
+ROUNDED_TO = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """Squared error of a decoded tensor and squared size of the original, summed."""
+    """Record the squared error of a decoded tensor and the squared size of its original.
+
+    error: the sum of (decoded - original)**2; energy: the sum of original**2, in the same units.
+    The three output figures are relative RMSEs, None where a layer was not rounded by statistics;
+    `output_before` and `output_after` are given together or not at all.
+    """
 
     error: float
     energy: float
-    # Relative RMSE of a layer's output by its input's statistics, if there are any: after the plain
-    # search, as it is stored, and with 4-bit activations.
+    # Relative RMSE of a layer's output, if there are statistics of its input: by the plain search,
+    # by what is stored, and by what is stored where activations are 4-bit, too.
     output_before: float | None = None
     output_after: float | None = None
     output_w4a4: float | None = None
 
     @property
     def relative_rmse(self) -> float:
+        """Return sqrt(error / energy), 0 where nothing is lost.
+
+        An original of zeros that does not decode to zeros gives infinity.
+        """
         if not self.energy:
             return math.inf if self.error else 0.0
         return math.sqrt(self.error / self.energy)
 
     @classmethod
     def total(cls, damages: Iterable[Damage], scale: torch.Tensor) -> Damage:
-        """The sum of what was measured in units of `scale`."""
+        """Add up damages that were measured in units of a scale, and bring them to plain units.
+
+        damages: those of chunks of rows; scale: a float32 scalar, the unit. Sums are float64, in
+        the order given. Output figures are not added: they are of a whole layer.
+        """
+        # Python's floats are float64, which holds the square of any float32 scale.
         error, energy, unit = 0.0, 0.0, float(scale) ** 2
         for damage in damages:
             error, energy = error + damage.error, energy + damage.energy
@@ -2072,7 +2192,12 @@ class Damage:
 
     @classmethod
     def noted(cls, values: dict) -> Damage:
-        """From a journal; raises TypeError or ValueError for what no `asdict` gave."""
+        """Read a damage back from a journal's line.
+
+        values: the fields as `dataclasses.asdict` gave them, which a file may have damaged. Raises
+        TypeError for unknown or missing fields and ValueError for what is no finite number >= 0, or
+        for one of the two output errors without the other.
+        """
         found = cls(**values)
         error, energy, *outputs = dataclasses.astuple(found)
         given = [error, energy, *(value for value in outputs if value is not None)]
@@ -2084,13 +2209,22 @@ class Damage:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to quantisation noise; infinite where nothing was lost, or nothing is right."""
+        """Return the signal-to-quantisation-noise ratio in dB, -20 * log10(relative RMSE).
+
+        Infinite where nothing was lost, -infinite where an original of zeros decodes to something
+        else.
+        """
         ratio = self.relative_rmse
         return -20 * math.log10(ratio) if ratio else math.inf
 
 
 def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
-    """What quantising cost; `decoded` may carry padding columns and is overwritten."""
+    """Measure the damage of decoded rows against their original.
+
+    original: [n, K] floats; decoded: [n, >= K] float32 in the same units, which is overwritten.
+    Columns beyond K are padding and do not count. Sums are float32 dot products: callers hand in
+    chunks of rows in units of a scale, so that squares stay in range.
+    """
     original = original.float()
     difference = decoded[:, : original.shape[1]].sub_(original).flatten()
     original = original.flatten()
@@ -2100,23 +2234,36 @@ def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
 
 
 def squared(values: torch.Tensor) -> float:
+    """Sum the squares of a tensor of any shape in float64.
+
+    A float32 sum over millions of elements would lose the small ones.
+    """
     return float(values.square().sum(dtype=torch.float64))
 
 
-# ── nvfp4/numeric/scale_search.py: Block scales by least squared error ────────────────────────────
+# ── nvfp4/numeric/scale_search.py: Choose the E4M3 block scales with the least squared error ──────
 
-# The scale search, in codes from the smallest scale that clips nothing; why: `mse_block_scales`.
+# Candidates are E4M3 codes counted from that of the smallest scale that clips nothing; the
+# docstring of `mse_block_scales` proves that the best scale lies within these offsets, or below.
 FIRST_OFFSET, LAST_OFFSET = -3, 6
-MAY_CLIP = 3  # only so many of the smallest candidates can be exceeded by a weight
-UNHALVED_E4M3_CODE = 15  # from here on, half of every E4M3 value is one too
-LEAST_SEARCHED_SCALE = 2.0**-100  # reciprocals of smaller global scales leave float32's range
-DOUBT = 2.0**-20  # widens the search's bounds by more than float32 rounding can move them
+# Only the candidates with negative offsets can clip a weight; the others are spared the clamp.
+MAY_CLIP = 3
+# Halves of E4M3 values above this code are E4M3 values; at or below it, those of odd codes are not.
+UNHALVED_E4M3_CODE = 15
+# At smaller global scales the reciprocals that the search multiplies by leave float32's range.
+LEAST_SEARCHED_SCALE = 2.0**-100
+# Bounds of the search are widened by this share, which is more than float32 rounding moves them.
+DOUBT = 2.0**-20
+# E4M3 values that the block scale of the largest weight gets under the other global scales tried:
+# a weight of 6 times one of these stays exact. Smaller global scales would clip that weight, which
+# cost more than they gave in every tensor tried.
 OTHER_LARGEST_SCALES = (416, 384, 352, 320, 288, 256)
-CPU_SLICE = 1 << 13  # blocks whose errors are summed at once
+# Blocks whose errors a CPU sums at once, so that the scratch memory stays in a core's cache.
+CPU_SLICE = 1 << 13
 
 
 def mse_block_scales(magnitude: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
-    """E4M3 scale of each block with the least squared error over all 126 positive E4M3 values.
+    """Choose each block's scale of least squared error among all 126 positive E4M3 values.
 
     magnitude: [n, k] float32 >= 0, global_scale: at least max / 2688 and 2**-100. Returns
     [n, k/16] float8_e4m3fn; equal errors go to the smaller scale; a block of zeros gets scale 0.
@@ -2131,14 +2278,17 @@ def mse_block_scales(magnitude: torch.Tensor, global_scale: torch.Tensor) -> tor
       - Too small: rounding a alone costs (a - 6u)**2. Codes below c - 3 are tried as far down
         as this is less than the best error found; few blocks have any.
     """
-    blocks = magnitude.view(-1, BLOCK_SIZE).t().contiguous()  # [16, b]: sums in a fixed order
+    # Transposed to [16, b], sums over a block have a fixed order on every device.
+    blocks = magnitude.view(-1, BLOCK_SIZE).t().contiguous()
     block_amax = blocks.amax(0) / global_scale
     first = e4m3_code_of_at_least(block_amax / E2M1_MAX * (1 + DOUBT))
     codes = candidate_codes(first)
     errors = scale_errors(blocks, codes, global_scale)
     error = errors.amin(0)
-    best = codes.masked_fill_(errors > error, LAST_E4M3_CODE).amin(0)  # the smaller one of equals
+    # Of codes with equal errors the smallest is taken.
+    best = codes.masked_fill_(errors > error, LAST_E4M3_CODE).amin(0)
 
+    # What is left below the candidates, or, for the few smallest scales, around them.
     lowest = (block_amax - error.sqrt()) / E2M1_MAX * (1 - DOUBT)
     few = first <= FIRST_NORMAL_E4M3_CODE
     low = e4m3_code_of_at_least(lowest).clamp_(min=1).masked_fill_(few, 1)
@@ -2157,7 +2307,13 @@ def search_codes(
     so_far: tuple[torch.Tensor, torch.Tensor],
     global_scale: torch.Tensor,
 ) -> torch.Tensor:
-    """Each block's best code from its lowest to its highest bound, or the best one so far."""
+    """Try the block scales that the candidates left out, from bound to bound.
+
+    blocks: [16, b] float32 magnitudes; bounds: lowest and highest E4M3 code of each block [b],
+    int16; so_far: each block's best code [b] int16 and its error [b] float32. Returns the best
+    codes [b] int16; of equal errors the smaller code wins. The longest range decides how many
+    rounds there are.
+    """
     (low, high), (best, error) = bounds, so_far
     for step in range(int((high - low).max()) + 1):
         code = torch.minimum(low + step, high)
@@ -2170,21 +2326,24 @@ def search_codes(
 def scale_errors(
     blocks: torch.Tensor, codes: torch.Tensor, global_scale: torch.Tensor
 ) -> torch.Tensor:
-    """Squared error of every block under each of its candidate scales.
+    """Compute the squared error of every block under each of its candidate scales.
 
-    blocks: [16, b] float32 >= 0; codes: [m, b] int16, E4M3 codes 1..126, ascending. Returns
-    [m, b] float32 in units of global_scale**2.
+    blocks: [16, b] float32 >= 0; codes: [m, b] int16, E4M3 codes 1..126, ascending, since those
+    after the third are taken not to clip; global_scale: float32 scalar. Returns [m, b] float32 in
+    units of global_scale**2.
     """
     scales = e4m3_value(codes)
     return sum_of_errors(blocks, 1.0 / (scales * global_scale)).mul_(scales).mul_(scales)
 
 
 def sum_of_errors(blocks: torch.Tensor, reciprocals: torch.Tensor) -> torch.Tensor:
-    """Squared distance of blocks * reciprocals to E2M1's values, summed: [16, b] -> [m, b].
+    """Sum the squared distances of scaled blocks to the nearest E2M1 values.
 
-    Every operation is exact or rounded once and the sum is a tree, so that the compiled version
-    below gives the same bits. On a CPU, slices that stay in a core's cache.
+    blocks: [16, b] float32 >= 0; reciprocals: [m, b] float32, of block scale times global scale.
+    Returns [m, b] float32. Every operation is exact or rounded once and the sum is a tree, so that
+    `block_errors` in `kernels` gives the same bits.
     """
+    # A GPU takes all blocks in one slice: there, launching many small kernels takes longer.
     sums = torch.empty_like(reciprocals)
     width = blocks.shape[1] if blocks.is_cuda else min(CPU_SLICE, blocks.shape[1])
     scratch = blocks.new_empty(3, BLOCK_SIZE, width)
@@ -2197,30 +2356,43 @@ def sum_of_errors(blocks: torch.Tensor, reciprocals: torch.Tensor) -> torch.Tens
 def write_sums(
     blocks: torch.Tensor, reciprocals: torch.Tensor, sums: torch.Tensor, scratch: torch.Tensor
 ) -> None:
-    """One slice of `sum_of_errors`, in place and with few calls: Python's lock is shared."""
+    """Compute one slice of `sum_of_errors` in place.
+
+    blocks: [16, s]; reciprocals and sums: [m, s], sums being filled; scratch: [3, 16, s],
+    overwritten; all float32. Calls of torch are few, because threads share Python's lock between
+    them.
+    """
     scaled, power, rounded = scratch
     bits, (low, high) = power.view(torch.int32), scaled.chunk(2)
     quarters, pairs, halves = low.chunk(2), low[:4].chunk(2), low[:2].unbind(0)
     for index, (reciprocal, total) in enumerate(zip(reciprocals, sums, strict=True)):
         torch.mul(blocks, reciprocal, out=scaled)
+        # The power of two at or below a value decides its step; E2M1 has the powers 1, 2 and 4.
         torch.clamp(scaled, 1.0, 4.0, out=power)
         bits.bitwise_and_(FLOAT32_EXPONENT)
         torch.add(scaled, power, alpha=ROUND_TO_HALVES, out=rounded)
         rounded.sub_(power, alpha=ROUND_TO_HALVES)
         if index < MAY_CLIP:
             rounded.clamp_(max=E2M1_MAX)
-        torch.ops.aten.mse_loss.out(scaled, rounded, 0, out=scaled)  # the difference, squared
+        # With reduction 0, mse_loss is the squared difference of each element in one call.
+        torch.ops.aten.mse_loss.out(scaled, rounded, 0, out=scaled)
+        # Sixteen squares become one sum by halves: 8 + 8, 4 + 4, 2 + 2, 1 + 1.
         low.add_(high)
         quarters[0].add_(quarters[1])
         pairs[0].add_(pairs[1])
         torch.add(*halves, out=total)
 
 
+# What --scale-search may choose.
 SCALE_SEARCHES = {"mse": mse_block_scales, "amax": amax_block_scales}
 
 
 def candidate_codes(first: torch.Tensor) -> torch.Tensor:
-    """E4M3 codes [m, b] (int16) of block scales to try, around the smallest that clips nothing."""
+    """List the E4M3 codes of block scales to try around the smallest that clips nothing.
+
+    first: [b] int16, the code of that smallest scale. Returns [10, b] int16 in ascending order,
+    from 3 codes below it to 6 above, clamped to 1..126.
+    """
     offsets = torch.arange(FIRST_OFFSET, LAST_OFFSET + 1, dtype=torch.int16, device=first.device)
     return (first + offsets.unsqueeze(1)).clamp_(1, LAST_E4M3_CODE)
 
@@ -4280,8 +4452,9 @@ def render_index(job: Job) -> str:
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
 
 
-# ── nvfp4/numeric/dtypes.py: How torch calls the dtypes that safetensors names ────────────────────
+# ── nvfp4/numeric/dtypes.py: Name the torch dtypes of tensors in safetensors files ────────────────
 
+# Only dtypes that a conversion computes with; tensors of others are copied as bytes, untyped.
 TORCH_DTYPES = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
@@ -4294,11 +4467,15 @@ TORCH_DTYPES = {
 }
 
 
-# ── nvfp4/numeric/lora.py: What a LoRA, LoHa, LoKr or DoRA adds to a weight ───────────────────────
+# ── nvfp4/numeric/lora.py: Compute what a LoRA, LoHa, LoKr or DoRA adds to a weight ───────────────
 
-# Merging LoRAs, as ComfyUI patches a weight (comfy/weight_adapter, comfy/lora.py), in float32.
 def lora_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """up x down, and the rank; a convolution may have its kernel in a third factor."""
+    """Multiply the factors of a LoRA, up x down.
+
+    parts: `up` [N, r, ...] and `down` [r, K, ...], float32; a convolution may keep its kernel in a
+    third factor `mid` (LoCon's CP decomposition). Returns the change as [N, K * kernel], and the
+    rank r that `alpha` is divided by.
+    """
     up, down = parts["up"], parts["down"]
     rank = down.shape[0]
     if "mid" in parts:
@@ -4307,27 +4484,45 @@ def lora_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
 
 
 def product(parts: dict[str, torch.Tensor], which: int) -> tuple[torch.Tensor, int | None]:
-    """One of the two matrices of LoHa and LoKr, and its rank; one stored whole has none."""
+    """Make one of the two matrices that LoHa and LoKr combine.
+
+    parts: either `w1` (`w2`) whole, or its factors `w1_a` [m, r] and `w1_b` [r, n], with a core
+    tensor `t1` for convolutions. which: 1 or 2. Returns the matrix, and its rank, None if it is
+    stored whole.
+    """
     if (whole := parts.get(f"w{which}")) is not None:
         return whole, None
     a, b, core = parts[f"w{which}_a"], parts[f"w{which}_b"], parts.get(f"t{which}")
     whole = a @ b if core is None else torch.einsum("ij...,jr,ip->pr...", core, b, a)
-    return whole.contiguous(), b.shape[0]  # torch.kron refuses the strides einsum leaves
+    # torch.kron refuses the strides that einsum leaves.
+    return whole.contiguous(), b.shape[0]
 
 
 def loha_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """The two products, multiplied element by element."""
+    """Multiply the two low-rank products of a LoHa element by element.
+
+    parts: float32 factors as `product` takes them, both products of the weight's shape. Returns the
+    change and the rank of the first product, which `alpha` is divided by.
+    """
     (first, rank), (second, _) = product(parts, 1), product(parts, 2)
     return first * second, rank
 
 
 def lokr_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int | None]:
-    """Their Kronecker product; the second one holds a convolution's kernel, and counts as rank."""
+    """Form the Kronecker product of the two matrices of a LoKr.
+
+    parts: float32 factors as `product` takes them; the second holds a convolution's kernel, if
+    there is one. Returns the change and the second one's rank, else the first one's; it is None if
+    both are stored whole, where ComfyUI leaves `alpha` out.
+    """
     (first, first_rank), (second, rank) = product(parts, 1), product(parts, 2)
+    # A plain matrix gets kernel dimensions of 1, as the Kronecker product needs equal dimensions.
     first = first.reshape(first.shape + (1,) * (second.ndim - first.ndim))
     return torch.kron(first, second), rank or first_rank
 
 
+# A patch's kind, as the names in a LoRA file tell it, and what makes a change and a rank of its
+# parts. "diff" and "set" hold a whole tensor, which is added, or takes the weight's place.
 CHANGES = {
     "lora": lora_change,
     "loha": loha_change,
@@ -4338,25 +4533,36 @@ CHANGES = {
 
 
 def dora(weight: torch.Tensor, merged: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """`merged`, each row or column scaled to a length that was trained.
+    """Scale each row or column of a merged weight to the length that was trained for it.
 
-    As in ComfyUI, the length is relative to the unmerged rows', but to the merged columns'.
+    weight: before merging; merged: after it, same shape [N, K, ...], float32; scale: `dora_scale`,
+    a length for each of N rows, else for each of K columns. As in ComfyUI, the lengths divided by
+    are those of the unmerged rows, but of the merged columns.
     """
+    # ComfyUI tells rows from columns by this first dimension alone, square weights included.
     if scale.shape[0] == weight.shape[0]:
         length = weight.flatten(1).norm(dim=1)
         length = length.reshape(-1, *[1] * (weight.ndim - 1))
     else:
         length = merged.transpose(0, 1).flatten(1).norm(dim=1)
         length = length.reshape(1, -1, *[1] * (weight.ndim - 2))
+    # Float32's epsilon keeps rows of zeros from being divided by 0, as in ComfyUI.
     return merged * (scale.reshape(length.shape) / (length + torch.finfo(torch.float32).eps))
 
 
 def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) -> None:
-    """`weight[rows] += strength * alpha / rank * change`, in place."""
+    """Add one patch to a weight in place: weight[rows] += strength * alpha / rank * change.
+
+    patch: its kind, strength, rows, and whether the halves of the change are swapped; parts: its
+    tensors in float32, `alpha` and `dora_scale` included; weight: float32, the whole tensor. A
+    patch of kind "set" replaces the rows instead. Raises ValueError, or torch's RuntimeError, where
+    the change does not fit the weight.
+    """
     weight = weight[patch.rows]
     change, rank = CHANGES[patch.kind](parts)
     if change.shape[:1] != weight.shape[:1] or rank == 0:
-        raise ValueError(change.shape)  # reshape alone would take a transposed one
+        # Reshape alone would accept a transposed change of the same number of elements.
+        raise ValueError(change.shape)
     change = change.reshape(weight.shape)
     if patch.swapped:
         change = torch.cat(change.chunk(2)[::-1])
@@ -4366,6 +4572,7 @@ def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) ->
     if "alpha" in parts and rank is not None:
         change = change * (parts["alpha"].reshape(()) / rank)
     if "dora_scale" in parts and patch.kind != "diff":
+        # The strength applies to the rescaled weight's difference, not to the LoRA's own change.
         change = dora(weight, weight + change, parts["dora_scale"]) - weight
     weight.add_(change, alpha=patch.strength)
 

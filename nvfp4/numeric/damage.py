@@ -1,4 +1,9 @@
-"""Error of decoded weights."""
+"""Measure how far decoded weights are from their originals.
+
+A Damage holds squared sums, so those of rows or of layers can be added up; relative RMSE and SQNR
+derive from them. Encoders return one, the journal keeps one for each tensor, and the report and
+--verify print them. The limits from which --verify calls a layer wrong stand here, too.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +14,51 @@ from dataclasses import dataclass
 
 import torch
 
-WRONG_FROM = 0.3  # relative RMSE no honest NVFP4 or FP8 weight has: normal ones have 0.09, 0.03
-ROUNDED_WRONG_FROM = 0.7  # ... nor one that was rounded by statistics; misread ones have 1 or more
-ROUNDED_TO = 0.005  # ... nor a rounded one: bfloat16 has 0.002
+# --verify takes a layer for damaged or misread from this relative RMSE on: weights that are
+# quantised to the nearest value have about 0.09 in NVFP4 and 0.03 in FP8.
+WRONG_FROM = 0.3
+# Rounding by statistics enlarges the error of the weight to lessen that of the output, so that
+# layers of such a file have a higher limit; misread layers have 1 or more.
+ROUNDED_WRONG_FROM = 0.7
+# A tensor that was only cast may have this relative RMSE: rounding to bfloat16 gives 0.002.
+ROUNDED_TO = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """Squared error of a decoded tensor and squared size of the original, summed."""
+    """Record the squared error of a decoded tensor and the squared size of its original.
+
+    error: the sum of (decoded - original)**2; energy: the sum of original**2, in the same units.
+    The three output figures are relative RMSEs, None where a layer was not rounded by statistics;
+    `output_before` and `output_after` are given together or not at all.
+    """
 
     error: float
     energy: float
-    # Relative RMSE of a layer's output by its input's statistics, if there are any: after the plain
-    # search, as it is stored, and with 4-bit activations.
+    # Relative RMSE of a layer's output, if there are statistics of its input: by the plain search,
+    # by what is stored, and by what is stored where activations are 4-bit, too.
     output_before: float | None = None
     output_after: float | None = None
     output_w4a4: float | None = None
 
     @property
     def relative_rmse(self) -> float:
+        """Return sqrt(error / energy), 0 where nothing is lost.
+
+        An original of zeros that does not decode to zeros gives infinity.
+        """
         if not self.energy:
             return math.inf if self.error else 0.0
         return math.sqrt(self.error / self.energy)
 
     @classmethod
     def total(cls, damages: Iterable[Damage], scale: torch.Tensor) -> Damage:
-        """The sum of what was measured in units of `scale`."""
+        """Add up damages that were measured in units of a scale, and bring them to plain units.
+
+        damages: those of chunks of rows; scale: a float32 scalar, the unit. Sums are float64, in
+        the order given. Output figures are not added: they are of a whole layer.
+        """
+        # Python's floats are float64, which holds the square of any float32 scale.
         error, energy, unit = 0.0, 0.0, float(scale) ** 2
         for damage in damages:
             error, energy = error + damage.error, energy + damage.energy
@@ -42,7 +66,12 @@ class Damage:
 
     @classmethod
     def noted(cls, values: dict) -> Damage:
-        """From a journal; raises TypeError or ValueError for what no `asdict` gave."""
+        """Read a damage back from a journal's line.
+
+        values: the fields as `dataclasses.asdict` gave them, which a file may have damaged. Raises
+        TypeError for unknown or missing fields and ValueError for what is no finite number >= 0, or
+        for one of the two output errors without the other.
+        """
         found = cls(**values)
         error, energy, *outputs = dataclasses.astuple(found)
         given = [error, energy, *(value for value in outputs if value is not None)]
@@ -54,13 +83,22 @@ class Damage:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to quantisation noise; infinite where nothing was lost, or nothing is right."""
+        """Return the signal-to-quantisation-noise ratio in dB, -20 * log10(relative RMSE).
+
+        Infinite where nothing was lost, -infinite where an original of zeros decodes to something
+        else.
+        """
         ratio = self.relative_rmse
         return -20 * math.log10(ratio) if ratio else math.inf
 
 
 def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
-    """What quantising cost; `decoded` may carry padding columns and is overwritten."""
+    """Measure the damage of decoded rows against their original.
+
+    original: [n, K] floats; decoded: [n, >= K] float32 in the same units, which is overwritten.
+    Columns beyond K are padding and do not count. Sums are float32 dot products: callers hand in
+    chunks of rows in units of a scale, so that squares stay in range.
+    """
     original = original.float()
     difference = decoded[:, : original.shape[1]].sub_(original).flatten()
     original = original.flatten()
@@ -70,4 +108,8 @@ def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
 
 
 def squared(values: torch.Tensor) -> float:
+    """Sum the squares of a tensor of any shape in float64.
+
+    A float32 sum over millions of elements would lose the small ones.
+    """
     return float(values.square().sum(dtype=torch.float64))

@@ -1,9 +1,14 @@
-"""How torch calls the dtypes that safetensors names."""
+"""Name the torch dtypes of tensors in safetensors files.
+
+`nvfp4.dtypes` has the facts that need no torch, sizes in bits above all, so that option parsing
+stays quick; this table is apart because it does.
+"""
 
 from __future__ import annotations
 
 import torch
 
+# Only dtypes that a conversion computes with; tensors of others are copied as bytes, untyped.
 TORCH_DTYPES = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
