@@ -545,6 +545,13 @@ class Model:
         return [ref for ref in self.tensors.values() if ref.is_linear_weight]
 
 
+class Source(NamedTuple):
+    """A model to convert, and notes on what it is taken for."""
+
+    model: Model
+    notes: tuple[str, ...] = ()
+
+
 def bare(name: str) -> str:
     """Strip one of PREFIXES from a tensor's or layer's name, if it begins with one.
 
@@ -1810,7 +1817,6 @@ if __name__ == "__main__":
     require(*REQUIRED)
 
 
-import functools
 import hashlib
 import json
 import shutil
@@ -4023,6 +4029,13 @@ class TensorPlan:
         return json.dumps(self.config).encode()
 
 
+class Plan(NamedTuple):
+    """Every tensor's plan in source order, and notes on them."""
+
+    plans: list[TensorPlan]
+    notes: tuple[str, ...]
+
+
 def plan_tensor(ref: TensorRef, rule: Rule, half: str) -> TensorPlan:
     return TensorPlan(
         ref=ref,
@@ -5137,404 +5150,6 @@ def file_bytes(model: Model) -> int:
     return sum(path.stat().st_size for path in model.files if path.suffix.lower() != ".json")
 
 
-# ── nvfp4/guides/recording.py: What the ComfyUI recorder wrote ────────────────────────────────────
-
-MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16  # of a recording's layer: a file may be a hole
-MAX_CALLS = 1 << 50  # of a bin of a histogram: sums over bins and recordings fit 64 bits
-RECORDING_FORMAT = "nvfp4_recording"
-RECORDING_PARTS = {
-    "tokens": "I64",
-    "absmax": "F32",
-    "block_histogram": "I64",
-    "quantisation": "F64",
-}
-# ... and of its second moments, if there are any, see calib/comfyui_nvfp4_recorder.
-MOMENT_PARTS = {
-    "moment_tokens": "I64",
-    "first_moment": "F64",
-    "rows": "BF16",
-    "second_moment": "BF16",
-    "second_moment_low": "U8",
-    "absmax": "F32",
-}
-STRIP_ROWS = 128
-
-
-def read_recording(path: Path) -> dict[str, Recorded]:
-    """{bare layer: Recorded} from what the ComfyUI node in calib/ wrote.
-
-    Layers that saw NaN or infinities are an error: their figures mean nothing.
-    """
-    with opened(path) as file:
-        return parse_recording(path, file)
-
-
-def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
-    """Check an open recording, and take every layer's figures from it; raises ConvertError."""
-    tensors, metadata = parse_header(path, file)
-    if (metadata.get("format"), metadata.get("version")) != (RECORDING_FORMAT, "1"):
-        raise ConvertError(f"{path}: is no recording (version 1) of the NVFP4 Calibration Recorder")
-    layers = defaultdict(dict)
-    for ref in tensors.values():
-        layer, _, part = ref.name.rpartition(".")
-        layers[layer][part] = ref
-    moments = read_moments(path, file, metadata, layers)
-    found = {}
-    for layer, parts in layers.items():
-        wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
-        if wrong:
-            raise ConvertError(f"{path}: layer {layer}: {', '.join(wrong)} missing or malformed")
-        error, energy = load(parts["quantisation"], file).tolist()
-        amax = float(load(parts["absmax"], file).max())
-        counts = load(parts["block_histogram"], file).numpy()
-        if not all(map(is_figure, (amax, error, energy))):
-            raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
-        if not ((counts >= 0) & (counts < MAX_CALLS)).all():
-            raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
-        found[bare(layer)] = Recorded(
-            amax=amax,
-            channels=math.prod(parts["absmax"].shape),
-            block_histogram=counts,
-            error=error,
-            energy=energy,
-            moments=moments.get(layer),
-        )
-    return found
-
-
-def read_moments(
-    path: Path, file: BinaryIO, metadata: dict[str, str], layers: dict[str, dict[str, TensorRef]]
-) -> dict[str, Moments]:
-    """{layer: where the moments of its input are}, by the recording's own word on which share one.
-
-    Raises ConvertError where that, or a tensor of them, is not as the recorder writes it.
-    """
-    try:
-        shared = json.loads(metadata.get("inputs", "{}")).items()
-    except (ValueError, RecursionError, AttributeError):
-        raise ConvertError(f"{path}: its list of inputs is damaged") from None
-    found = {}
-    for layer, first in shared:
-        parts = layers.get(first, {}) if isinstance(first, str) else {}
-        refs = tuple(parts[part] for part in MOMENT_PARTS if part in parts)
-        channels = parts["absmax"].shape if "absmax" in parts else ()
-        own = layers.get(layer, {})
-        if not (are_moments(refs, channels, own) and are_finite(refs, file)):
-            raise ConvertError(f"{path}: the second moments of layer {layer} are damaged")
-        found[layer] = Moments(recordings=(refs,))
-    return found
-
-
-def are_moments(
-    refs: tuple[TensorRef, ...], channels: tuple[int, ...], layer: dict[str, TensorRef]
-) -> bool:
-    """Whether these are MOMENT_PARTS of a layer, of the shapes that its channels ask for."""
-    if len(refs) < len(MOMENT_PARTS) or len(channels) != 1:
-        return False
-    if "absmax" not in layer or layer["absmax"].shape != channels or math.prod(refs[0].shape) != 1:
-        return False
-    _, first, rows, upper, lower, _ = (ref.shape for ref in refs)
-    packed = (sum(height * width for height, width in strip_shapes(*channels)),)
-    return (
-        [ref.dtype for ref in refs] == [*MOMENT_PARTS.values()]
-        and (first, rows[1:], upper, lower) == (channels, channels, packed, packed)
-        and 0 < rows[0] <= MAX_ROWS
-    )
-
-
-def are_finite(refs: tuple[TensorRef, ...], file: BinaryIO) -> bool:
-    """Whether moments are of any tokens, and their rows, which every use of them needs, finite."""
-    return int(load(refs[0], file)) > 0 and bool(load(refs[2], file).isfinite().all())
-
-
-def strip_shapes(channels: int) -> list[tuple[int, int]]:
-    """The upper half of a second moment [K, K] as it is recorded: rows by STRIP_ROWS."""
-    starts = range(0, channels, STRIP_ROWS)
-    return [(min(STRIP_ROWS, channels - start), channels - start) for start in starts]
-
-
-def load_statistics(moments: Moments, device: torch.device) -> Statistics:
-    """Sum up what the recordings have of an input: mean and second moment of a token, rows."""
-    tokens, first, packed, rows = 0, 0.0, 0.0, []
-    for refs in moments.recordings:
-        count, total, some, *packing, _ = map(load, refs)
-        tokens, first = tokens + int(count), first + total
-        upper, lower = (part.to(device) for part in packing)
-        bits = upper.view(torch.int16).to(torch.int32) << 16
-        packed = packed + bits.bitwise_or_(lower.to(torch.int32) << 8).view(torch.float32)
-        rows.append(some.float())
-    channels = len(first)
-    second, shapes = packed.new_empty(channels, channels), strip_shapes(channels)
-    packed = packed.div_(tokens).split([height * width for height, width in shapes])
-    for strip, (height, width) in zip(packed, shapes, strict=True):
-        begin = channels - width
-        second[begin : begin + height, begin:] = strip.view(height, width)
-        second[begin:, begin : begin + height] = strip.view(height, width).t()
-    mean, rows = (first / tokens).float(), torch.cat(rows)
-    if not (mean.isfinite().all() and second.isfinite().all()):
-        ref = moments.recordings[0][0]
-        raise ConvertError(f"{ref.path}: {ref.name} and what goes with it hold NaN or Inf")
-    return Statistics(
-        mean=mean.to(device),
-        second=second,
-        rows=rows.to(device),
-        independent=count_different(rows, tokens),
-    )
-
-
-def count_different(rows: torch.Tensor, tokens: int) -> float:
-    """How many of all rows differ and are not zero, by how often some [r, K] of them are equal.
-
-    A prompt's text is the same at every step, and padded with zeros.
-    """
-    filled = rows[rows.any(1)]
-    count = len(filled)
-    same = filled.unique(dim=0, return_counts=True)[1].double() if count else torch.zeros(1)
-    pairs = float((same * (same - 1)).sum())
-    return max(
-        min(tokens * count / len(rows), count * (count - 1) / pairs if pairs else math.inf), 1.0
-    )
-
-
-def read_recordings(paths: Iterable[Path]) -> dict[str, Recorded]:
-    """{bare layer: Recorded} of all recordings together."""
-    return add_recordings((path, read_recording(path)) for path in paths)
-
-
-def add_recordings(recordings: Iterable[tuple[Path, dict[str, Recorded]]]) -> dict[str, Recorded]:
-    """{bare layer: Recorded} of what was read from several files together."""
-    found: dict[str, Recorded] = {}
-    for path, layers in recordings:
-        for layer, recorded in layers.items():
-            if layer in found and found[layer].channels != recorded.channels:
-                raise ConvertError(f"{path}: layer {layer} has other columns than in the others")
-            found[layer] = found[layer] + recorded if layer in found else recorded
-    return found
-
-
-def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
-    """Whether a recording's tensor is there, of its dtype, and of its size where that is fixed."""
-    sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
-    ref = parts.get(part)
-    size = math.prod(ref.shape) if ref and len(ref.shape) < 2 else 0
-    return 0 < size <= MAX_CHANNELS and ref.dtype == dtype and size == sizes.get(part, size)
-
-
-def check_recording(recording: dict[str, Recorded], model: Model) -> None:
-    """A recording has to be of this model: of its layers, by their number of columns."""
-    columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
-    known = recording.keys() & columns.keys()
-    wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
-    if not known:
-        raise of_another_model("--activation-stats", it_has=recording, other_has=columns)
-    if wrong:
-        raise of_another_model(
-            "--activation-stats",
-            "layers have other columns",
-            it_has=(f"{layer} with {recording[layer].channels:,}" for layer in wrong),
-            other_has=(f"{layer} with {columns[layer]:,}" for layer in wrong),
-        )
-
-
-# ── nvfp4/encode/rounding.py: Rounding a layer to the least error of its output ───────────────────
-
-DAMPING_ROWS = 256
-FEEDBACK_ROWS = 1280  # of a weight, that a thread rounds at once
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rounding:
-    """How a layer is rounded by its statistics."""
-
-    rounder: Rounder
-    feedback: Feedback
-    mean: torch.Tensor  # of its input [K], in the feedback's order; zeros without a bias
-    format: Format
-    scale: torch.Tensor
-    dtype: torch.dtype
-
-
-def round_by_moments(
-    plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
-) -> tuple[Encoded, torch.Tensor | None]:
-    """The layer rounded to the least output error, and the bias that goes with it if it gains.
-
-    Where no second moment is positive definite, and where rounding by it does not lower the output
-    error, `plain` comes back.
-    """
-    rounding = choose_rounding(plan, weight, plain, compute) if plan.precision.grid else None
-    if rounding is None:
-        return plain, None
-    parts = [torch.cat(plain.codes), *plain.by_rows]
-    made = compute.map(partial(round_piece, rounding), weight, *parts, rows=FEEDBACK_ROWS)
-    codes, *by_rows, errors, means, damages = zip(*made, strict=True)
-    unit = float(plain.scale)
-    energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
-    output, drift, new_drift = torch.cat(means, dim=1) * unit
-    energy, before = energy + squared(output), before + squared(drift)
-    bias, moved, left = moved_bias(plan, new_drift)
-    if not after + left < before:
-        best, after, bias, moved = plain, before, None, 0.0
-    else:
-        after += left
-        damage = Damage.total(damages, plain.scale)
-        whole = tuple(map(torch.cat, by_rows))
-        best = Encoded(codes=codes, by_rows=whole, scale=plain.scale, damage=damage)
-    measured = {
-        "output_before": math.sqrt(before / energy) if energy else 0.0,
-        "output_after": math.sqrt(after / energy) if energy else 0.0,
-    }
-    if plan.precision.activation_bits == 4:
-        measured["output_w4a4"] = w4a4_error(plan, weight, best, moved, compute)
-    return dataclasses.replace(best, damage=dataclasses.replace(best.damage, **measured)), bias
-
-
-def choose_rounding(
-    plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
-) -> Rounding | None:
-    """With the damping that has the least output error on some rows; None without a feedback."""
-    given, centred = recall_statistics(plan, compute), plan.bias is not None
-    grid, group = plan.precision.grid, plan.precision.group
-
-    def make(_: object, __: torch.device) -> list[Feedback | None]:
-        maker = partial(make_feedback, given, group=group, centred=centred)
-        found = [*compute.pool.map(maker, given.dampings)]
-        # Means far larger than deviations leave the covariance few of its bits: damp it more.
-        more = (damping for damping in MORE_DAMPINGS if damping > given.dampings[-1])
-        return found if any(found) else [next(filter(None, map(maker, more)), None)]
-
-    def error(feedback: Feedback) -> float:
-        return output_error(compute.rounder.round_rows(some, feedback, grid, 0).residual, feedback)
-
-    own = plan.ref.name if plan.smoothing is not None else ""
-    feedbacks = [*filter(None, compute.recall((plan.moments, group, centred, own), make))]
-    if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
-        return None
-    best = feedbacks[0]
-    if len(feedbacks) > 1:
-        some = weight[:: max(1, len(weight) // DAMPING_ROWS)].to(compute.dtype).float()
-        some = some / plain.scale
-        errors = [*compute.pool.map(error, feedbacks)]
-        best = feedbacks[errors.index(min(errors))]
-    mean = given.mean if centred else torch.zeros_like(given.mean)
-    return Rounding(
-        rounder=compute.rounder,
-        feedback=best,
-        mean=mean[best.order],
-        format=plan.precision,
-        scale=plain.scale,
-        dtype=compute.dtype,
-    )
-
-
-def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
-    """Of what the layer's weight multiplies."""
-    given = compute.recall(plan.moments, load_statistics)
-    if plan.smoothing is None:
-        return given
-    scale = plan.smoothing.to(compute.device).float()
-    second = given.second * scale * scale.unsqueeze(1)
-    mean, rows = given.mean * scale, given.rows * scale
-    return dataclasses.replace(given, mean=mean, second=second, rows=rows)
-
-
-def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) -> tuple:
-    """Rows [n, K] of a weight and what the plain search stores of them -> what is stored now, the
-    squared outputs, errors before and after, their means [3, n], and the damage; in its units.
-    """
-    feedback, unit = rounding.feedback, rounding.scale
-    values = rows.to(rounding.dtype).float() / unit
-    rounded = rounding.rounder.round_rows(values, feedback, rounding.format.grid)
-    decoded = rounding.format.decode(*plain, torch.ones_like(unit))
-    before = (values - decoded).t()[feedback.order]
-    parts = (values.t()[feedback.order], before, rounded.residual)
-    errors = [output_error(part, feedback) for part in parts]
-    means = torch.stack([rounding.mean @ part for part in parts])
-    damage = Damage(error=squared(rounded.residual), energy=squared(values))
-    return *rounding.format.round_to_levels(rounded, feedback), errors, means, damage
-
-
-def moved_bias(
-    plan: TensorPlan, drift: torch.Tensor
-) -> tuple[torch.Tensor | None, torch.Tensor | float, float]:
-    """The layer's bias [N] with a mean error [N] made up for, its change, and what is left."""
-    if plan.bias is None:
-        return None, 0.0, 0.0
-    bias = load(plan.bias.ref).to(drift.device).float()
-    moved = (bias + drift).to(TORCH_DTYPES[plan.bias.dtype])
-    return moved, moved.float() - bias, squared(bias + drift - moved.float())
-
-
-def w4a4_error(
-    plan: TensorPlan,
-    weight: torch.Tensor,
-    stored: Encoded,
-    moved: torch.Tensor | float,
-    compute: Compute,
-) -> float:
-    """Relative RMSE of the layer's output for recorded rows, quantised as they are on Blackwell."""
-    rows = recall_statistics(plan, compute).rows
-    quantised = quantised_rows(rows, plan.input_scale)
-
-    def outputs(some: torch.Tensor, *parts: torch.Tensor) -> tuple:
-        exact = rows @ some.float().t()
-        decoded = plan.precision.decode(*parts, stored.scale)
-        return exact, quantised @ decoded.t() - exact
-
-    parts = (torch.cat(stored.codes), *stored.by_rows)
-    made = compute.map(outputs, weight, *parts, rows=FEEDBACK_ROWS)
-    exact, error = (torch.cat(parts, dim=1) for parts in zip(*made, strict=True))
-    energy = squared(exact)
-    return math.sqrt(squared(error + moved) / energy) if energy else 0.0
-
-
-# ── nvfp4/encode/layer.py: A planned layer to its stored tensors, by least error of the weight ────
-
-def quantise(
-    plan: TensorPlan, weight: torch.Tensor, compute: Compute
-) -> tuple[dict[str, list[torch.Tensor]], Damage]:
-    """The stored tensors of one quantised layer, and the error of what they decode to."""
-    weight = weight.to(compute.device)
-    if plan.smoothing is not None:
-        weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
-    best, bias = search_scales(plan, weight, compute), None
-    if plan.moments:
-        best, bias = round_by_moments(plan, weight, best, compute)
-    stored = store(plan, best)
-    if plan.bias:
-        whole = Piece(plan=plan.bias, begin=0, end=plan.bias.ref.nbytes)
-        stored[plan.bias.ref.name] = [
-            cast(whole, load_weight(plan.bias.ref)) if bias is None else bias
-        ]
-    return stored, best.damage
-
-
-def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> Encoded:
-    """The layer with the least squared error of its weight."""
-    dtype = compute.dtype
-    amax = torch.stack(compute.map(lambda rows: largest_magnitude(rows.to(dtype)), weight)).amax()
-    if not amax.isfinite():
-        as_cast = "" if dtype is torch.float32 else f" (as {dtype}, the --quant-dtype)"
-        raise ConvertError(
-            f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{as_cast}: the file is damaged, or "
-            f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
-        )
-    source_scale = None if plan.ref.patches else plan.ref.scale
-    return plan.precision.encode(Given(plan.ref.layer, weight, amax, source_scale), compute)
-
-
-def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
-    """{key: its rows in pieces} of a quantised layer, in the order of `stored_tensors`."""
-    parts = [*plan.precision.stored(encoded, plan.ref.shape).values()]
-    if plan.input_scale is not None:
-        parts.append([torch.tensor(plan.input_scale, dtype=torch.float32)])
-    if plan.smoothing is not None:
-        parts.append([plan.smoothing])
-    if plan.precision.is_configured:
-        parts.append([torch.frombuffer(bytearray(plan.config_bytes), dtype=torch.uint8)])
-    return dict(zip(stored_tensors(plan), parts, strict=True))
-
-
 # ── nvfp4/guides/calibration.py: Input scales from files ──────────────────────────────────────────
 
 def percentile_key(percentile: float) -> str:
@@ -5971,6 +5586,205 @@ def as_setting(key: str, value: object) -> Setting:
     if not precision.is_quantised and (flag or scale is not None):
         raise ValueError(f"{value['format']} takes nothing else")
     return Setting(key, precision, dtype, flag, scale, frozenset())
+
+
+# ── nvfp4/guides/recording.py: What the ComfyUI recorder wrote ────────────────────────────────────
+
+MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16  # of a recording's layer: a file may be a hole
+MAX_CALLS = 1 << 50  # of a bin of a histogram: sums over bins and recordings fit 64 bits
+RECORDING_FORMAT = "nvfp4_recording"
+RECORDING_PARTS = {
+    "tokens": "I64",
+    "absmax": "F32",
+    "block_histogram": "I64",
+    "quantisation": "F64",
+}
+# ... and of its second moments, if there are any, see calib/comfyui_nvfp4_recorder.
+MOMENT_PARTS = {
+    "moment_tokens": "I64",
+    "first_moment": "F64",
+    "rows": "BF16",
+    "second_moment": "BF16",
+    "second_moment_low": "U8",
+    "absmax": "F32",
+}
+STRIP_ROWS = 128
+
+
+def read_recording(path: Path) -> dict[str, Recorded]:
+    """{bare layer: Recorded} from what the ComfyUI node in calib/ wrote.
+
+    Layers that saw NaN or infinities are an error: their figures mean nothing.
+    """
+    with opened(path) as file:
+        return parse_recording(path, file)
+
+
+def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
+    """Check an open recording, and take every layer's figures from it; raises ConvertError."""
+    tensors, metadata = parse_header(path, file)
+    if (metadata.get("format"), metadata.get("version")) != (RECORDING_FORMAT, "1"):
+        raise ConvertError(f"{path}: is no recording (version 1) of the NVFP4 Calibration Recorder")
+    layers = defaultdict(dict)
+    for ref in tensors.values():
+        layer, _, part = ref.name.rpartition(".")
+        layers[layer][part] = ref
+    moments = read_moments(path, file, metadata, layers)
+    found = {}
+    for layer, parts in layers.items():
+        wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
+        if wrong:
+            raise ConvertError(f"{path}: layer {layer}: {', '.join(wrong)} missing or malformed")
+        error, energy = load(parts["quantisation"], file).tolist()
+        amax = float(load(parts["absmax"], file).max())
+        counts = load(parts["block_histogram"], file).numpy()
+        if not all(map(is_figure, (amax, error, energy))):
+            raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
+        if not ((counts >= 0) & (counts < MAX_CALLS)).all():
+            raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
+        found[bare(layer)] = Recorded(
+            amax=amax,
+            channels=math.prod(parts["absmax"].shape),
+            block_histogram=counts,
+            error=error,
+            energy=energy,
+            moments=moments.get(layer),
+        )
+    return found
+
+
+def read_moments(
+    path: Path, file: BinaryIO, metadata: dict[str, str], layers: dict[str, dict[str, TensorRef]]
+) -> dict[str, Moments]:
+    """{layer: where the moments of its input are}, by the recording's own word on which share one.
+
+    Raises ConvertError where that, or a tensor of them, is not as the recorder writes it.
+    """
+    try:
+        shared = json.loads(metadata.get("inputs", "{}")).items()
+    except (ValueError, RecursionError, AttributeError):
+        raise ConvertError(f"{path}: its list of inputs is damaged") from None
+    found = {}
+    for layer, first in shared:
+        parts = layers.get(first, {}) if isinstance(first, str) else {}
+        refs = tuple(parts[part] for part in MOMENT_PARTS if part in parts)
+        channels = parts["absmax"].shape if "absmax" in parts else ()
+        own = layers.get(layer, {})
+        if not (are_moments(refs, channels, own) and are_finite(refs, file)):
+            raise ConvertError(f"{path}: the second moments of layer {layer} are damaged")
+        found[layer] = Moments(recordings=(refs,))
+    return found
+
+
+def are_moments(
+    refs: tuple[TensorRef, ...], channels: tuple[int, ...], layer: dict[str, TensorRef]
+) -> bool:
+    """Whether these are MOMENT_PARTS of a layer, of the shapes that its channels ask for."""
+    if len(refs) < len(MOMENT_PARTS) or len(channels) != 1:
+        return False
+    if "absmax" not in layer or layer["absmax"].shape != channels or math.prod(refs[0].shape) != 1:
+        return False
+    _, first, rows, upper, lower, _ = (ref.shape for ref in refs)
+    packed = (sum(height * width for height, width in strip_shapes(*channels)),)
+    return (
+        [ref.dtype for ref in refs] == [*MOMENT_PARTS.values()]
+        and (first, rows[1:], upper, lower) == (channels, channels, packed, packed)
+        and 0 < rows[0] <= MAX_ROWS
+    )
+
+
+def are_finite(refs: tuple[TensorRef, ...], file: BinaryIO) -> bool:
+    """Whether moments are of any tokens, and their rows, which every use of them needs, finite."""
+    return int(load(refs[0], file)) > 0 and bool(load(refs[2], file).isfinite().all())
+
+
+def strip_shapes(channels: int) -> list[tuple[int, int]]:
+    """The upper half of a second moment [K, K] as it is recorded: rows by STRIP_ROWS."""
+    starts = range(0, channels, STRIP_ROWS)
+    return [(min(STRIP_ROWS, channels - start), channels - start) for start in starts]
+
+
+def load_statistics(moments: Moments, device: torch.device) -> Statistics:
+    """Sum up what the recordings have of an input: mean and second moment of a token, rows."""
+    tokens, first, packed, rows = 0, 0.0, 0.0, []
+    for refs in moments.recordings:
+        count, total, some, *packing, _ = map(load, refs)
+        tokens, first = tokens + int(count), first + total
+        upper, lower = (part.to(device) for part in packing)
+        bits = upper.view(torch.int16).to(torch.int32) << 16
+        packed = packed + bits.bitwise_or_(lower.to(torch.int32) << 8).view(torch.float32)
+        rows.append(some.float())
+    channels = len(first)
+    second, shapes = packed.new_empty(channels, channels), strip_shapes(channels)
+    packed = packed.div_(tokens).split([height * width for height, width in shapes])
+    for strip, (height, width) in zip(packed, shapes, strict=True):
+        begin = channels - width
+        second[begin : begin + height, begin:] = strip.view(height, width)
+        second[begin:, begin : begin + height] = strip.view(height, width).t()
+    mean, rows = (first / tokens).float(), torch.cat(rows)
+    if not (mean.isfinite().all() and second.isfinite().all()):
+        ref = moments.recordings[0][0]
+        raise ConvertError(f"{ref.path}: {ref.name} and what goes with it hold NaN or Inf")
+    return Statistics(
+        mean=mean.to(device),
+        second=second,
+        rows=rows.to(device),
+        independent=count_different(rows, tokens),
+    )
+
+
+def count_different(rows: torch.Tensor, tokens: int) -> float:
+    """How many of all rows differ and are not zero, by how often some [r, K] of them are equal.
+
+    A prompt's text is the same at every step, and padded with zeros.
+    """
+    filled = rows[rows.any(1)]
+    count = len(filled)
+    same = filled.unique(dim=0, return_counts=True)[1].double() if count else torch.zeros(1)
+    pairs = float((same * (same - 1)).sum())
+    return max(
+        min(tokens * count / len(rows), count * (count - 1) / pairs if pairs else math.inf), 1.0
+    )
+
+
+def read_recordings(paths: Iterable[Path]) -> dict[str, Recorded]:
+    """{bare layer: Recorded} of all recordings together."""
+    return add_recordings((path, read_recording(path)) for path in paths)
+
+
+def add_recordings(recordings: Iterable[tuple[Path, dict[str, Recorded]]]) -> dict[str, Recorded]:
+    """{bare layer: Recorded} of what was read from several files together."""
+    found: dict[str, Recorded] = {}
+    for path, layers in recordings:
+        for layer, recorded in layers.items():
+            if layer in found and found[layer].channels != recorded.channels:
+                raise ConvertError(f"{path}: layer {layer} has other columns than in the others")
+            found[layer] = found[layer] + recorded if layer in found else recorded
+    return found
+
+
+def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
+    """Whether a recording's tensor is there, of its dtype, and of its size where that is fixed."""
+    sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
+    ref = parts.get(part)
+    size = math.prod(ref.shape) if ref and len(ref.shape) < 2 else 0
+    return 0 < size <= MAX_CHANNELS and ref.dtype == dtype and size == sizes.get(part, size)
+
+
+def check_recording(recording: dict[str, Recorded], model: Model) -> None:
+    """A recording has to be of this model: of its layers, by their number of columns."""
+    columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
+    known = recording.keys() & columns.keys()
+    wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
+    if not known:
+        raise of_another_model("--activation-stats", it_has=recording, other_has=columns)
+    if wrong:
+        raise of_another_model(
+            "--activation-stats",
+            "layers have other columns",
+            it_has=(f"{layer} with {recording[layer].channels:,}" for layer in wrong),
+            other_has=(f"{layer} with {columns[layer]:,}" for layer in wrong),
+        )
 
 
 # ── nvfp4/guides/sensitivity.py: Measured figures of layers, and what they ask for ────────────────
@@ -6574,7 +6388,7 @@ MOST_NVFP4 = 0.9  # of an image model's linear weights
 
 def make_plans(
     options: Options, model: Model, guides: Guides, chosen: dict[str, Format] | None = None
-) -> tuple[list[TensorPlan], list[str]]:
+) -> Plan:
     """Plan every tensor of a model, in source order, and note what the report should carry.
 
     No file is opened: the same arguments give the same plans. `chosen`: precisions that
@@ -6607,7 +6421,7 @@ def make_plans(
     if options.recipe == LEGACY_RECIPE:
         plans, more = share_marker(plans)
         notes += more
-    return plans, notes
+    return Plan(plans, tuple(notes))
 
 
 def why_full_precision(plan: TensorPlan, options: Options, marks: dict[str, frozenset[str]]) -> str:
@@ -6696,745 +6510,571 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     return notes
 
 
-# ── nvfp4/tune/activations.py: --w4a4-share and --pre-quant-scale ─────────────────────────────────
+# ── nvfp4/encode/rounding.py: Rounding a layer to the least error of its output ───────────────────
 
-SMOOTHING = (0.25, 0.5, 0.75)  # shares of an input's range that go over to the weight
-LEAST_SMOOTHING_GAIN = 0.05  # of the W4A4 output error
-FEEDBACK_LEAVES = 0.1  # of the plain search's squared output error
-
-
-class CurvePoint(NamedTuple):
-    """One more layer with full-precision matmul, and what that leaves."""
-
-    layer: str
-    share: float  # of the linear weights, in W4A4
-    error: float  # of the squared output error that 4-bit activations add
-
-
-def added_by_w4a4(plan: TensorPlan) -> float:
-    """Squared output error that 4-bit activations add, relative to the output's energy."""
-    rows, weight = study(plan)
-    energy = squared(rows @ weight.t())
-    error = quantised_rows(rows, plan.input_scale) - rows
-    return squared(error @ weight.t()) / energy if energy else 0.0
-
-
-def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer's recorded input rows [r, K] and some rows of its weight [n, K], float32."""
-    rows = torch.cat([load(refs[2]).float() for refs in plan.moments.recordings])
-    return rows, load_some_rows(plan.ref).float()
-
-
-def share_w4a4(
-    options: Options, plans: list[TensorPlan]
-) -> tuple[list[TensorPlan], list[str], tuple[CurvePoint, ...]]:
-    """Mark W4A4 layers for full-precision matmul, those first that gain most for their work.
-
-    Until no more than --w4a4-share of the linear weights is left in W4A4. Returns plans, notes, and
-    the whole curve, whatever other options marked.
-    """
-    wanted = options.w4a4_share
-    if wanted is None:
-        return plans, [], ()
-    studied = [plan for plan in plans if plan.is_fp4 and plan.moments]
-    if not studied:
-        raise ConvertError("--w4a4-share: no NVFP4 layer has second moments in --activation-stats")
-    linear = [plan for plan in plans if plan.ref.is_linear_weight]
-    whole = sum(math.prod(plan.ref.shape) for plan in linear)
-    work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
-    bar = progress_bar("comparing", studied, quiet=options.quiet)
-    added = {plan.ref.name: added_by_w4a4(plan) for plan in bar}
-    order = sorted(added, key=lambda name: (-added[name] / work[name], name))
-    left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
-    marked = {plan.ref.name for plan in studied if plan.full_precision}
-    curve = trade_off(order, added, work, left + sum(work[name] for name in marked))
-    notes = []
-    if marked:
-        error = 1 - sum(added[name] for name in marked) / (sum(added.values()) or 1)
-        best = next(point for point in curve if point.share <= left + 1e-9)
-        notes.append(
-            f"other options mark {len(marked)} layers: W4A4 {100 * left:.0f} %, which leave "
-            f"{100 * error:.0f} % of the error that 4-bit activations add; the layers that gain "
-            f"most for their work would leave {100 * best.error:.0f} %"
-        )
-    chosen = set()
-    for name in order:
-        if left > wanted and name not in marked:
-            chosen.add(name)
-            left -= work[name]
-    if left > wanted:
-        notes.append(f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments")
-    reason = Reason(Why.W4A4_SHARE, f"--w4a4-share {wanted:g}")
-    plans = [
-        dataclasses.replace(plan, full_precision=reason) if plan.ref.name in chosen else plan
-        for plan in plans
-    ]
-    return plans, notes, curve
-
-
-def trade_off(
-    order: list[str], added: dict[str, float], work: dict[str, float], share: float
-) -> tuple[CurvePoint, ...]:
-    """What is left in W4A4, and of the error it adds, after each layer in turn."""
-    names, points = [*order], [CurvePoint("", share, 1.0)]
-    whole = sum(added.values()) or 1.0
-    while names:
-        name = names.pop(0)
-        share, error = max(share - work[name], 0.0), sum(added[name] for name in names) / whole
-        points.append(CurvePoint(name.removesuffix(".weight"), share, error))
-    return tuple(points)
-
-
-def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
-    """Give W4A4 layers a pre_quant_scale where that lowers their output error."""
-    if not options.pre_quant_scale:
-        return plans, []
-    candidates = [plan for plan in plans if plan.is_w4a4 and plan.moments]
-    bar = progress_bar("smoothing", candidates, quiet=options.quiet)
-    found = {plan.ref.name: plan for plan in map(smoothed, bar) if plan.smoothing is not None}
-    note = (
-        f"{len(found)} of {len(candidates)} layers have a pre_quant_scale: ComfyUI 0.29 and older "
-        "ignore it and give noise, and LoRAs on these layers come out wrong"
-    )
-    if not found:
-        note = f"--pre-quant-scale: none of {len(candidates)} W4A4 layers gains by it"
-    return [found.get(plan.ref.name, plan) for plan in plans], [note]
-
-
-def smoothed(plan: TensorPlan) -> TensorPlan:
-    """The plan with the per-channel scales that leave the least W4A4 output error, if any gain."""
-    rows, weight = study(plan)
-    exact = rows @ weight.t()
-    absmax = torch.stack([load(refs[-1]) for refs in plan.moments.recordings]).amax(0)
-    ranges = absmax.clamp(min=float(absmax.max()) * 2.0**-10 or 1.0)
-    weights = weight.abs().amax(0)
-    weights = weights.clamp(min=float(weights.max()) * 2.0**-10 or 1.0)
-
-    def error(scale: torch.Tensor, input_scale: float | None) -> float:
-        folded = weight / scale
-        amax = nvfp4_global_scale(largest_magnitude(folded))
-        decoded = decode_nvfp4(*encode_nvfp4(folded, amax, mse_block_scales), amax)
-        given = rows * scale
-        activations = (quantised_rows(given, input_scale) - given) @ folded.t()
-        return squared(activations) + FEEDBACK_LEAVES * squared(given @ decoded.t() - exact)
-
-    def input_scale(scale: torch.Tensor) -> float | None:
-        if plan.input_scale is None:
-            return None
-        return plan.input_scale * float((absmax * scale).max() / absmax.max())
-
-    best, least = plan, error(torch.ones_like(absmax), plan.input_scale)
-    least *= (1 - LEAST_SMOOTHING_GAIN) ** 2
-    for share in SMOOTHING:
-        scale = weights ** (1 - share) / ranges**share
-        scale = (scale / scale.log().mean().exp()).bfloat16()  # what any matmul's dtype can hold
-        found = error(scale.float(), input_scale(scale.float()))
-        if found < least:
-            least = found
-            best = dataclasses.replace(
-                plan, smoothing=scale, input_scale=input_scale(scale.float())
-            )
-    return best
-
-
-# ── nvfp4/tune/target_size.py: --target-size ──────────────────────────────────────────────────────
-
-SIZE_TRIALS = 8  # until a header's size is that of the choice it depends on
-MARK_BYTES = 96  # of a layer's full-precision mark, in its comfy_quant and in the header
-SCALE_BYTES = 200  # of a pre_quant_scale's entry in the header, and the alignment
-
-
-class Alternative(NamedTuple):
-    """A precision that a layer could have, the bytes it would take, and its error."""
-
-    precision: Format
-    nbytes: int
-    error: float  # squared, relative to the layer
-
-
-class SizePoint(NamedTuple):
-    """A file that --target-size could have made, and the error it would have."""
-
-    nbytes: int
-    error: float  # relative RMSE, in the mean over the layers that could be chosen
-
-
-def lower_hull(alternatives: Iterable[Alternative]) -> list[Alternative]:
-    """Those that are best at some price of a byte, from the smallest to the largest."""
-    kept: list[Alternative] = []
-    for more in sorted(alternatives, key=lambda row: (row.nbytes, row.error)):
-        if kept and more.error >= kept[-1].error:
-            continue
-        while len(kept) > 1 and gain(kept[-2], more) >= gain(kept[-2], kept[-1]):
-            kept.pop()
-        kept.append(more)
-    return kept
-
-
-def gain(less: Alternative, more: Alternative) -> float:
-    """Error that a byte more takes away."""
-    return (less.error - more.error) / (more.nbytes - less.nbytes)
-
-
-def upgrades(layers: dict[str, list[Alternative]]) -> list[tuple[str, Alternative, Alternative]]:
-    """Every step along the layers' hulls, the one that gains most for its bytes first."""
-    steps = [
-        (name, less, more)
-        for name, hull in layers.items()
-        for less, more in itertools.pairwise(hull)
-    ]
-    return sorted(steps, key=lambda step: -gain(*step[1:]))
-
-
-def choose_for_size(layers: dict[str, list[Alternative]], budget: int) -> dict[str, Alternative]:
-    """The layers' precisions with the least total error in `budget` bytes, but for one step.
-
-    What is left when the next step does not fit is filled with any that do. Where the smallest
-    ones do not fit they come back all the same.
-    """
-    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
-    chosen = {name: hull[0] for name, hull in hulls.items()}
-    left = budget - sum(row.nbytes for row in chosen.values())
-    steps = [(name, more) for name, _, more in upgrades(hulls)]
-    every = sorted((row.error, name, row) for name, rows in layers.items() for row in rows)
-    for name, more in [*steps, *((name, row) for _, name, row in every)]:
-        cost = more.nbytes - chosen[name].nbytes
-        if more.error < chosen[name].error and cost <= left:
-            chosen[name], left = more, left - cost
-    return chosen
-
-
-def size_curve(layers: dict[str, list[Alternative]], fixed: int) -> list[SizePoint]:
-    """Size and error after each step from the smallest file to the largest."""
-    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
-    size = fixed + sum(hull[0].nbytes for hull in hulls.values())
-    error = sum(hull[0].error for hull in hulls.values())
-    points = [SizePoint(size, mean_error(error, layers))]
-    for _, less, more in upgrades(hulls):
-        size, error = size + more.nbytes - less.nbytes, error + more.error - less.error
-        points.append(SizePoint(size, mean_error(error, layers)))
-    return points
-
-
-def mean_error(total: float, layers: dict) -> float:
-    return math.sqrt(max(total, 0.0) / len(layers))
-
-
-def measure_alternatives(
-    options: Options, candidates: dict[str, list[TensorPlan]], ranks: Ranks
-) -> dict[str, list[Alternative]]:
-    """Every candidate's size and error: each weight is read once, and quantised in each way."""
-    plans = share_of([rows[0] for rows in candidates.values()], ranks)
-    pieces = [piece for plan in plans for piece in pieces_of(plan)]
-    dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
-    found = {}
-    device, nbytes = pick_device(options.device, ranks), sum(piece.nbytes for piece in pieces)
-    with (
-        single_threaded() as threads,
-        Compute(device, dtype, SCALE_SEARCHES[search], threads) as compute,
-        progress_bar("measuring", nbytes=nbytes, quiet=options.quiet) as bar,
-    ):
-        compute.compile(plans)
-        pinned = compute.device.type == "cuda"
-        for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):
-            name = piece.plan.ref.name
-            found[name] = [
-                Alternative(plan.precision, stored_bytes(plan), damage_of(plan, weight, compute))
-                for plan in candidates[name]
-            ]
-            bar.update(piece.nbytes)
-    return {name: rows for share in ranks.gather(found) for name, rows in share.items()}
-
-
-def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float:
-    """Squared relative error of a layer as planned: of its output, if that is known."""
-    if not plan.is_quantised:
-        dtype = TORCH_DTYPES[plan.dtype]
-        made = compute.map(lambda rows: measure(rows, rows.to(dtype).float()), weight)
-        return Damage.total(made, torch.ones(())).relative_rmse ** 2
-    _, damage = quantise(plan, weight, compute)
-    known = damage.relative_rmse if damage.output_after is None else damage.output_after
-    return known**2
-
-
-def plan_for_size(
-    options: Options, model: Model, guides: Guides, ranks: Ranks
-) -> tuple[list[TensorPlan], list[str], tuple[SizePoint, ...]]:
-    """Plans of --target-size: from those of the GGUF or preset, raised or lowered by error.
-
-    What float16 cannot hold is float32 in them. Returns plans, notes and the sizes there were.
-    """
-    target = options.target(model)
-    planner = functools.partial(make_plans, options, model, guides)
-    plans, _ = planner()
-    target -= reserved(options, plans)
-    widened = wide_halves(options, plans)
-    start = {plan.ref.name: plan for plan in widen(plans, widened)}
-    size = planned_bytes(options, model, [*start.values()])
-    candidates = list_candidates(options, planner, start, widened, lower=size > target)
-    fixed = size - sum(stored_bytes(start[name]) for name in candidates)
-    refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
-    layers = measure_alternatives(options, candidates, ranks)
-    layers = {name: layers[name] for name in candidates}  # in source order, whatever the ranks
-    # The header's size depends on the choice, which depends on it: `fixed` is what the last choice
-    # left for others. Should they never agree, the last one that fits is as good.
-    for _ in range(SIZE_TRIALS):
-        chosen = choose_for_size(layers, target - fixed)
-        precisions = {name: row.precision for name, row in chosen.items()}
-        plans, notes = planner(chosen=precisions)
-        plans = widen(plans, widened)
-        size = planned_bytes(options, model, plans)
-        left = size - sum(row.nbytes for row in chosen.values())
-        if size <= target and left == fixed:
-            break
-        fixed = left if size <= target else max(left, fixed)
-    refuse_too_small(target, size)
-    return plans, notes, tuple(size_curve(layers, fixed))
-
-
-def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
-    """Bytes that options may add to a plan once its precisions are settled, at most."""
-    layers = [plan for plan in plans if plan.is_layer]
-    added = len(layers) * MARK_BYTES if options.w4a4_share else 0
-    if options.pre_quant_scale:
-        added += sum(2 * plan.ref.shape[-1] + SCALE_BYTES for plan in layers if plan.moments)
-    return added
-
-
-def wide_halves(options: Options, plans: Iterable[TensorPlan]) -> frozenset[str]:
-    """Tensors that would be float32 for a value beyond float16's, if they are not quantised."""
-    half = DTYPE_OPTIONS[options.dtype]
-    halves = [plan_tensor(plan.ref, UNNAMED, half) if plan.is_quantised else plan for plan in plans]
-    return float16_overflows(halves, options)
-
-
-def refuse_too_small(target: int, least: int) -> None:
-    if least > target:
-        raise ConvertError(
-            f"{TARGET}: {target:,} bytes are too few: the smallest this plan allows is about "
-            f"{least:,}; fewer --edge-blocks and --exclude, or --preset all, leave more to choose"
-        )
-
-
-def list_candidates(
-    options: Options,
-    planner: Callable,
-    start: dict[str, TensorPlan],
-    widened: frozenset[str] = frozenset(),
-    *,
-    lower: bool,
-) -> dict[str, list[TensorPlan]]:
-    """What each open layer could be besides what it is: all lower precisions, or all higher.
-
-    `planner` makes plans and notes for {layer: precision}.
-    """
-    names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
-    ways = [planner(chosen=dict.fromkeys(names, kind))[0] for kind in candidate_formats()]
-    by_name = [{plan.ref.name: plan for plan in plans} for plans in ways]
-    candidates = {}
-    for name in names:
-        first = start[name]
-        (half,) = widen([plan_tensor(first.ref, UNNAMED, DTYPE_OPTIONS[options.dtype])], widened)
-        plans = {plan.precision: plan for plan in [*(way[name] for way in by_name), half]}
-        candidates[name] = [
-            plan
-            for precision, plan in sorted(plans.items())
-            if (precision <= first.precision if lower else precision >= first.precision)
-        ]
-    candidates = {name: plans for name, plans in candidates.items() if len(plans) > 1}
-    if not candidates:
-        what = "everything is as small as it may be" if lower and names else "no layer is left"
-        raise ConvertError(f"{TARGET}: {what}: other options decide for all")
-    return candidates
-
-
-# ── nvfp4/report/data.py: Describe a finished or planned conversion as data ───────────────────────
-
-# How reports call layers that were quantised in the source already and go over untouched: they are
-# kept apart from those that this conversion quantised, whose error is known.
-AS_IT_WAS = "as it was"
+DAMPING_ROWS = 256
+FEEDBACK_ROWS = 1280  # of a weight, that a thread rounds at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """Hold what a conversion did, or what it would do after --dry-run.
+class Rounding:
+    """How a layer is rounded by its statistics."""
 
-    `plans` has every tensor's fate in the source's order, `origin` is what the header tells of how
-    the file was made, and sizes are in bytes, headers included in `output_bytes`. `damage` is
-    {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
-    --w4a4-share and --target-size found, empty without them.
+    rounder: Rounder
+    feedback: Feedback
+    mean: torch.Tensor  # of its input [K], in the feedback's order; zeros without a bias
+    format: Format
+    scale: torch.Tensor
+    dtype: torch.dtype
+
+
+def round_by_moments(
+    plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
+) -> tuple[Encoded, torch.Tensor | None]:
+    """The layer rounded to the least output error, and the bias that goes with it if it gains.
+
+    Where no second moment is positive definite, and where rounding by it does not lower the output
+    error, `plain` comes back.
     """
-
-    options: Options
-    plans: tuple[TensorPlan, ...]
-    origin: dict[str, object]  # how the file was made, as its header tells
-    source_bytes: int
-    output_bytes: int
-    notes: tuple[str, ...]
-    damage: dict[str, Damage] = field(default_factory=dict)
-    curve: tuple[CurvePoint, ...] = ()
-    sizes: tuple[SizePoint, ...] = ()
-
-
-def stored_as(plan: TensorPlan) -> str:
-    """Name how a tensor lies in the output: "NVFP4", "FP8", AS_IT_WAS, or its safetensors dtype."""
-    if plan.ref.is_kept:
-        return AS_IT_WAS
-    return plan.precision.name if plan.is_quantised else plan.dtype
-
-
-def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
-    """Add up {how it is stored: {"layers", "tensors", "bytes"}}, quantised ones first.
-
-    "layers" counts linear layers, "tensors" those of the output file, scales and configurations
-    included, and "bytes" is their size without the header.
-    """
-    groups = defaultdict(list)
-    for plan in plans:
-        # Sorted by precision first; all unquantised formats count as one and go by their dtype.
-        groups[min(plan.precision, HALF), stored_as(plan)].append(plan)
-    return {
-        label: {
-            "layers": sum(plan.is_layer for plan in members),
-            "tensors": sum(len(stored_tensors(plan)) for plan in members),
-            "bytes": sum(map(stored_bytes, members)),
-        }
-        for (_, label), members in sorted(groups.items())
+    rounding = choose_rounding(plan, weight, plain, compute) if plan.precision.grid else None
+    if rounding is None:
+        return plain, None
+    parts = [torch.cat(plain.codes), *plain.by_rows]
+    made = compute.map(partial(round_piece, rounding), weight, *parts, rows=FEEDBACK_ROWS)
+    codes, *by_rows, errors, means, damages = zip(*made, strict=True)
+    unit = float(plain.scale)
+    energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
+    output, drift, new_drift = torch.cat(means, dim=1) * unit
+    energy, before = energy + squared(output), before + squared(drift)
+    bias, moved, left = moved_bias(plan, new_drift)
+    if not after + left < before:
+        best, after, bias, moved = plain, before, None, 0.0
+    else:
+        after += left
+        damage = Damage.total(damages, plain.scale)
+        whole = tuple(map(torch.cat, by_rows))
+        best = Encoded(codes=codes, by_rows=whole, scale=plain.scale, damage=damage)
+    measured = {
+        "output_before": math.sqrt(before / energy) if energy else 0.0,
+        "output_after": math.sqrt(after / energy) if energy else 0.0,
     }
+    if plan.precision.activation_bits == 4:
+        measured["output_w4a4"] = w4a4_error(plan, weight, best, moved, compute)
+    return dataclasses.replace(best, damage=dataclasses.replace(best.damage, **measured)), bias
 
 
-def matmul(plan: TensorPlan) -> str:
-    """Name a layer's matmul by bits: W4A4, W4A16, W8A8 or W8A16.
+def choose_rounding(
+    plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
+) -> Rounding | None:
+    """With the damping that has the least output error on some rows; None without a feedback."""
+    given, centred = recall_statistics(plan, compute), plan.bias is not None
+    grid, group = plan.precision.grid, plan.precision.group
 
-    The first number is the bits of a stored weight, the second those of the activations that it is
-    multiplied by. With full-precision matmul the activations stay 16-bit.
+    def make(_: object, __: torch.device) -> list[Feedback | None]:
+        maker = partial(make_feedback, given, group=group, centred=centred)
+        found = [*compute.pool.map(maker, given.dampings)]
+        # Means far larger than deviations leave the covariance few of its bits: damp it more.
+        more = (damping for damping in MORE_DAMPINGS if damping > given.dampings[-1])
+        return found if any(found) else [next(filter(None, map(maker, more)), None)]
+
+    def error(feedback: Feedback) -> float:
+        return output_error(compute.rounder.round_rows(some, feedback, grid, 0).residual, feedback)
+
+    own = plan.ref.name if plan.smoothing is not None else ""
+    feedbacks = [*filter(None, compute.recall((plan.moments, group, centred, own), make))]
+    if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
+        return None
+    best = feedbacks[0]
+    if len(feedbacks) > 1:
+        some = weight[:: max(1, len(weight) // DAMPING_ROWS)].to(compute.dtype).float()
+        some = some / plain.scale
+        errors = [*compute.pool.map(error, feedbacks)]
+        best = feedbacks[errors.index(min(errors))]
+    mean = given.mean if centred else torch.zeros_like(given.mean)
+    return Rounding(
+        rounder=compute.rounder,
+        feedback=best,
+        mean=mean[best.order],
+        format=plan.precision,
+        scale=plain.scale,
+        dtype=compute.dtype,
+    )
+
+
+def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
+    """Of what the layer's weight multiplies."""
+    given = compute.recall(plan.moments, load_statistics)
+    if plan.smoothing is None:
+        return given
+    scale = plan.smoothing.to(compute.device).float()
+    second = given.second * scale * scale.unsqueeze(1)
+    mean, rows = given.mean * scale, given.rows * scale
+    return dataclasses.replace(given, mean=mean, second=second, rows=rows)
+
+
+def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) -> tuple:
+    """Rows [n, K] of a weight and what the plain search stores of them -> what is stored now, the
+    squared outputs, errors before and after, their means [3, n], and the damage; in its units.
     """
-    # The mark is read from the configuration, as layers that were quantised in the source have it
-    # only there.
-    form = plan.format
-    activations = 16 if plan.config.get("full_precision_matrix_mult") else form.activation_bits
-    return f"W{form.weight_bits}A{activations}"
+    feedback, unit = rounding.feedback, rounding.scale
+    values = rows.to(rounding.dtype).float() / unit
+    rounded = rounding.rounder.round_rows(values, feedback, rounding.format.grid)
+    decoded = rounding.format.decode(*plain, torch.ones_like(unit))
+    before = (values - decoded).t()[feedback.order]
+    parts = (values.t()[feedback.order], before, rounded.residual)
+    errors = [output_error(part, feedback) for part in parts]
+    means = torch.stack([rounding.mean @ part for part in parts])
+    damage = Damage(error=squared(rounded.residual), energy=squared(values))
+    return *rounding.format.round_to_levels(rounded, feedback), errors, means, damage
 
 
-def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
-    """Add up {matmul: {"layers", "share"}} over the quantised layers.
+def moved_bias(
+    plan: TensorPlan, drift: torch.Tensor
+) -> tuple[torch.Tensor | None, torch.Tensor | float, float]:
+    """The layer's bias [N] with a mean error [N] made up for, its change, and what is left."""
+    if plan.bias is None:
+        return None, 0.0, 0.0
+    bias = load(plan.bias.ref).to(drift.device).float()
+    moved = (bias + drift).to(TORCH_DTYPES[plan.bias.dtype])
+    return moved, moved.float() - bias, squared(bias + drift - moved.float())
 
-    "share" is the part of all linear weights, those of unquantised layers included, so that the
-    shares sum up to less than 1 where some layers stay 16-bit.
+
+def w4a4_error(
+    plan: TensorPlan,
+    weight: torch.Tensor,
+    stored: Encoded,
+    moved: torch.Tensor | float,
+    compute: Compute,
+) -> float:
+    """Relative RMSE of the layer's output for recorded rows, quantised as they are on Blackwell."""
+    rows = recall_statistics(plan, compute).rows
+    quantised = quantised_rows(rows, plan.input_scale)
+
+    def outputs(some: torch.Tensor, *parts: torch.Tensor) -> tuple:
+        exact = rows @ some.float().t()
+        decoded = plan.precision.decode(*parts, stored.scale)
+        return exact, quantised @ decoded.t() - exact
+
+    parts = (torch.cat(stored.codes), *stored.by_rows)
+    made = compute.map(outputs, weight, *parts, rows=FEEDBACK_ROWS)
+    exact, error = (torch.cat(parts, dim=1) for parts in zip(*made, strict=True))
+    energy = squared(exact)
+    return math.sqrt(squared(error + moved) / energy) if energy else 0.0
+
+
+# ── nvfp4/encode/layer.py: A planned layer to its stored tensors, by least error of the weight ────
+
+def quantise(
+    plan: TensorPlan, weight: torch.Tensor, compute: Compute
+) -> tuple[dict[str, list[torch.Tensor]], Damage]:
+    """The stored tensors of one quantised layer, and the error of what they decode to."""
+    weight = weight.to(compute.device)
+    if plan.smoothing is not None:
+        weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
+    best, bias = search_scales(plan, weight, compute), None
+    if plan.moments:
+        best, bias = round_by_moments(plan, weight, best, compute)
+    stored = store(plan, best)
+    if plan.bias:
+        whole = Piece(plan=plan.bias, begin=0, end=plan.bias.ref.nbytes)
+        stored[plan.bias.ref.name] = [
+            cast(whole, load_weight(plan.bias.ref)) if bias is None else bias
+        ]
+    return stored, best.damage
+
+
+def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> Encoded:
+    """The layer with the least squared error of its weight."""
+    dtype = compute.dtype
+    amax = torch.stack(compute.map(lambda rows: largest_magnitude(rows.to(dtype)), weight)).amax()
+    if not amax.isfinite():
+        as_cast = "" if dtype is torch.float32 else f" (as {dtype}, the --quant-dtype)"
+        raise ConvertError(
+            f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{as_cast}: the file is damaged, or "
+            f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
+        )
+    source_scale = None if plan.ref.patches else plan.ref.scale
+    return plan.precision.encode(Given(plan.ref.layer, weight, amax, source_scale), compute)
+
+
+def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
+    """{key: its rows in pieces} of a quantised layer, in the order of `stored_tensors`."""
+    parts = [*plan.precision.stored(encoded, plan.ref.shape).values()]
+    if plan.input_scale is not None:
+        parts.append([torch.tensor(plan.input_scale, dtype=torch.float32)])
+    if plan.smoothing is not None:
+        parts.append([plan.smoothing])
+    if plan.precision.is_configured:
+        parts.append([torch.frombuffer(bytearray(plan.config_bytes), dtype=torch.uint8)])
+    return dict(zip(stored_tensors(plan), parts, strict=True))
+
+
+# ── nvfp4/write/journal.py: Note which tensors are safely on the disk, so that --resume can go on ─
+
+# How the first line of a journal can begin. A file that begins otherwise is somebody else's and is
+# left alone, since a journal is truncated and deleted without asking.
+JOURNAL_STARTS = (b'{"fingerprint"', b'{"tensor"', b'{"shards"')
+
+
+def open_journal(path: Path, mode: str) -> BinaryIO | None:
+    """Open a journal and lock it for this process; return None if another process holds it.
+
+    `mode` is that of `open`, binary. Raises ConvertError for a link and for a file that does not
+    begin as a journal does, since a journal is truncated and deleted later: a user's file of that
+    name must survive. Raises OSError where the path cannot be opened.
     """
-    # Packed layers of the source count, too: their configuration tells how they are multiplied.
-    layers = [plan for plan in plans if plan.is_layer]
-    kinds = defaultdict(list)
-    for plan in layers:
-        if plan.is_quantised or plan.ref.config:
-            kinds[matmul(plan)].append(plan)
-    return {
-        kind: {"layers": len(found), "share": weights_of(found) / weights_of(layers)}
-        for kind, found in sorted(kinds.items())
-    }
-
-
-def report_data(report: Report) -> dict:
-    """Make the whole report JSON-ready: every tensor's plan and reason, errors, totals, trade-offs.
-
-    The keys are what --report's .json has, and a user's scripts may read them; the page is made of
-    the same data. Files appear by name only, without folders.
-    """
-    return {
-        "version": __version__,
-        "source": report.options.source.name,
-        "output": report.options.written.name,
-        "source_bytes": report.source_bytes,
-        "output_bytes": report.output_bytes,
-        "origin": report.origin,
-        "totals": totals(report.plans),
-        "matmuls": matmuls(report.plans),
-        "notes": list(report.notes),
-        "w4a4_curve": [point._asdict() for point in report.curve],
-        "size_curve": [point._asdict() for point in report.sizes],
-        "tensors": [tensor_data(plan, report.damage.get(plan.ref.layer)) for plan in report.plans],
-    }
-
-
-def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
-    """Describe one tensor of the plan, with its layer's error where one was measured.
-
-    A quantised layer has its matmul and input scale besides; after a conversion also
-    `relative_rmse` and `sqnr_db` of the decoded weight, and the output errors if it was rounded by
-    statistics. Figures that there are none of are None.
-    """
-    data = {
-        "name": plan.ref.name,
-        "shape": plan.ref.shape,
-        "source_dtype": plan.ref.dtype,
-        "precision": plan.precision.name,
-        "reason": str(plan.reason),
-        "stored_as": stored_as(plan),
-        "stored": {key: dtype for key, (dtype, _) in stored_tensors(plan).items()},
-        "bytes": stored_bytes(plan),
-    }
-    if plan.is_quantised:
-        data |= {
-            "matmul": matmul(plan),
-            "full_precision_mm": str(plan.full_precision) if plan.full_precision else None,
-            "input_scale": plan.input_scale,
-            "input_scale_source": plan.input_scale_source or None,
-            "saturated_blocks": plan.saturated_blocks,
-        }
-        if damage is not None and plan.is_quantised:
-            lossless = math.isinf(damage.sqnr_db)  # stored as null, as JSON has no infinity
-            data |= {
-                "relative_rmse": damage.relative_rmse,
-                "sqnr_db": None if lossless else damage.sqnr_db,
-                "output_before": damage.output_before,
-                "output_after": damage.output_after,
-                "output_w4a4": damage.output_w4a4,
-            }
-    return data
-
-
-def render_json(data: dict) -> str:
-    """Render the data as the text of a .json file; raises ValueError for NaN and infinity."""
-    # Python would write NaN as a bare word that other JSON parsers refuse.
-    return json.dumps(data, indent=1, allow_nan=False) + "\n"
-
-
-# ── nvfp4/source/loras.py: LoRA files to be merged: which tensor a key means, what fits ───────────
-
-MAX_PREFIXES = 10  # of a LoRA's key
-# A LoRA's key is a layer and a part of it; the group that matches is the kind of patch.
-LORA_KEY = re.compile(
-    r"(?P<layer>.+?)(?:"
-    r"[._]lora(?:_linear_layer)?[._](?P<lora>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"
-    r"|\.hada_(?P<loha>w[12]_[ab]|t[12])"
-    r"|\.lokr_(?P<lokr>w[12](?:_[ab])?|t2)"
-    r"|\.(?:(?P<diff>diff|w_norm)|(?P<bias>diff_b|b_norm)|(?P<set>set_weight))"
-    r"|\.(?P<scaling>alpha|dora_scale))"
-)
-LORA_PARTS = {"A": "down", "B": "up", "w_norm": "diff", "diff_b": "diff", "b_norm": "diff"}
-LORA_PREFIX = re.compile(
-    r"(model\.)?diffusion_model\.|net\.|unet\.|transformer\.|base_model\.model\."
-    r"|lora_unet_+|lora_transformer_|lycoris_"  # kohya; __ is of Wan Fun; OneTrainer; SimpleTuner
-)
-NOT_MERGED = {  # what keys that match nothing are, where it can be told
-    "of a text encoder": r"lora_te|text_encoder|clip_|t5xxl",
-    "of OFT": r".+\.(oft_|rescale$)",
-    "of GLoRA": r".+\.[ab][12]\.weight$",
-    "of PEFT's DoRA": r".+\.lora_magnitude_vector",
-    "a new shape of a layer": r".+\.reshape_weight$",
-}
-# Names with _ for every dot, as kohya's trainers write them. One layer's two native spellings,
-# in the published file and in ComfyUI, are brought to one:
-SPELLINGS = (
-    (r"(_mod|modulation)_linear", r"\1_lin"),
-    (r"mlp_fc1", "mlp_0"),
-    (r"mlp_fc2", "mlp_2"),
-    (r"_norm_(q|k)(uery|ey)_norm", r"_\1_norm"),
-    (r"(_in|_embedder)_(mlp_0|linear_1)", r"\1_in_layer"),
-    (r"(_in|_embedder)_(mlp_2|linear_2)", r"\1_out_layer"),
-)
-# ... diffusers' block, the native block, {diffusers' layer: native layer}. `rows` is a part of a
-# fused layer, see FUSED_ROWS; `swapped`: scale and shift lie in the other order.
-DIFFUSERS = (
-    (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {  # Flux, Hunyuan Video
-        r"attn_to_(?P<rows>[qkv])": "img_attn_qkv",
-        r"attn_add_(?P<rows>[qkv])_proj": "txt_attn_qkv",
-        "attn_to_out_0": "img_attn_proj",
-        "attn_to_add_out": "txt_attn_proj",
-        "norm1_linear": "img_mod_lin",
-        "norm1_context_linear": "txt_mod_lin",
-        "ff_(net_0_proj|linear_in)": "img_mlp_0",
-        "ff_(net_2|linear_out)": "img_mlp_2",
-        "ff_context_(net_0_proj|linear_in)": "txt_mlp_0",
-        "ff_context_(net_2|linear_out)": "txt_mlp_2",
-        r"attn_norm_([qk])": r"img_attn_\2_norm",
-        r"attn_norm_added_([qk])": r"txt_attn_\2_norm",
-    }),
-    (r"single_transformer_blocks_(\d+)_", r"single_blocks_\1_", {
-        r"attn_to_(?P<rows>[qkv])": "linear1",
-        r"(?P<rows>proj_mlp)": "linear1",
-        "attn_to_qkv_mlp_proj": "linear1",  # Flux 2
-        "proj_out|attn_to_out": "linear2",
-        "norm_linear": "modulation_lin",
-        r"attn_norm_([qk])": r"\2_norm",
-    }),
-    (r"single_blocks_(\d+)_", r"single_blocks_\1_", {r"linear1_(?P<rows>qkv)": "linear1"}),
-    ("", "", {
-        "x_embedder": "img_in",
-        "context_embedder": "txt_in",
-        r"time_text_embed_timestep_embedder_(\w+)": r"time_in_\1",
-        r"time_text_embed_text_embedder_(\w+)": r"vector_in_\1",
-        r"time_text_embed_guidance_embedder_(\w+)": r"guidance_in_\1",
-        "proj_out": "final_layer_linear",
-        "norm_out_(?P<swapped>linear)": "final_layer_adaLN_modulation_1",
-        "all_x_embedder_2-1": "x_embedder",  # Z-Image
-        "all_final_layer_2-1_(.+)": r"final_layer_\1",
-    }),
-    (r"((?:layers|context_refiner|noise_refiner)_\d+)_attention_", r"\1_attention_", {
-        r"to_(?P<rows>[qkv])": "qkv",
-        "to_out_0": "out",
-        r"norm_([qk])": r"\2_norm",
-    }),
-    (r"(blocks_\d+)_", r"\1_", {  # Wan, in names ComfyUI leaves out
-        r"attn1_(?:to_(?=[qkv])|(?=norm_))(\w+)": r"self_attn_\2",
-        r"attn2_(?:to_(?=[qkv])|(?=norm_[qk]$))(\w+)": r"cross_attn_\2",
-        r"attn2_add_([kv])_proj": r"cross_attn_\2_img",
-        "attn1_to_out_0": "self_attn_o",
-        "attn2_to_out_0": "cross_attn_o",
-        "ffn_net_0_proj": "ffn_0",
-        "ffn_net_2": "ffn_2",
-    }),
-)  # fmt: skip
-NATIVE_NAMES = [
-    (re.compile(block + f"(?:{layer})"), native_block + native)
-    for block, native_block, layers in DIFFUSERS
-    for layer, native in layers.items()
-]
-# Where a part begins and ends among a fused layer's rows, in multiples of its columns
-FUSED_ROWS = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "qkv": (0, 3), "proj_mlp": (3, 7)}
-
-
-def canonical(name: str) -> str:
-    """A layer's name in the one spelling in which models and LoRA files are compared."""
-    name = name.replace(".", "_")
-    for spelling, other in SPELLINGS:
-        name = re.sub(f"{spelling}(?=(_bias)?$)", other, name)
-    return name
-
-
-def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | None:
-    """The model's tensor that a LoRA's layer is, and which part of it; {canonical: tensor}."""
-    for _ in range(MAX_PREFIXES):  # each time costs a search, and a name may consist of them
-        name = canonical(layer)
-        if name in names:
-            return names[name], {}
-        for pattern, native in NATIVE_NAMES:
-            match = pattern.fullmatch(name)
-            if match and (native := match.expand(native)) in names:
-                return names[native], match.groupdict()
-        if not (prefix := LORA_PREFIX.match(layer)):
-            break
-        layer = layer[prefix.end() :]
-    return None
-
-
-def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], list[str]]:
-    """{layer: {kind: {part: TensorRef}}} of a LoRA file, and keys that are no part of a layer."""
-    layers, unknown = defaultdict(lambda: defaultdict(dict)), []
-    for key, ref in read_header(path)[0].items():
-        if not (match := LORA_KEY.fullmatch(key)):
-            unknown.append(key)
-            continue
-        if ref.dtype not in TORCH_DTYPES:
-            raise ConvertError(f"{path}: {key} is {ref.dtype}; give the LoRA in a 16-bit type")
-        kind = match.lastgroup
-        part = LORA_PARTS.get(match[kind], match[kind])
-        parts = layers[match["layer"]][kind]
-        if part in parts:
-            raise ConvertError(f"{path}: {key} and {parts[part].name} are the same thing twice")
-        parts[part] = ref
-    for layer, kinds in layers.items():
-        scaling = kinds.pop("scaling", {})
-        if len(kinds.keys() - {"bias"}) > 1:
-            raise ConvertError(f"{path}: {layer} is {' and '.join(kinds)} at once; keep one kind")
-        for kind in kinds.keys() - {"bias"}:
-            kinds[kind] |= scaling
-        if not kinds:
-            unknown += [ref.name for ref in scaling.values()]
-    return layers, unknown
-
-
-def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[str]]:
-    """{tensor: patches} of a LoRA file, and what of it cannot be merged."""
-    layers, unmatched = group_keys(lora.path)
-    names = {canonical(re.sub(r"\.(weight|scale)$", "", bare(n))): n for n in model.tensors}
-    patches, misfits, packed = defaultdict(list), [], []
-    for layer, kinds in layers.items():
-        name, found = locate(layer, names) or ("", {})
-        for kind, parts in kinds.items():
-            target = f"{name.removesuffix('.weight')}.bias" if kind == "bias" else name
-            if target not in model.tensors:
-                unmatched += [ref.name for ref in parts.values()]
-                continue
-            patch = Patch(
-                kind="diff" if kind == "bias" else kind,
-                parts=parts,
-                strength=lora.strength,
-                rows=rows_of(found.get("rows"), model.tensors[name]),
-                swapped="swapped" in found,
-            )
-            if any(other.rows == patch.rows for other in patches[target]):
-                raise ConvertError(f"{lora.path}: {layer} and another name are both {target}")
-            misfit = find_misfit(patch, model.tensors[target])
-            if model.tensors[target].is_kept:
-                packed.append(target)
-            elif misfit:
-                misfits.append(misfit)
-            else:
-                patches[target].append(patch)
-    return patches, lora_problems(misfits, packed, unmatched)
-
-
-def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -> list[str]:
-    """What of a LoRA cannot be merged, counted: a line for each kind."""
-    problems = []
-    if misfits:
-        more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
-        problems.append(f"does not fit the model: {misfits[0]}{more}")
-    if packed:
-        what = "layers are quantised in the source already, so nothing can be merged into them"
-        problems.append(f"{len(packed)} {what}: {examples(packed)}")
-    if unmatched:
-        problems.append(describe_unmatched(unmatched))
-    return problems
-
-
-def rows_of(part: str | None, target: TensorRef) -> slice:
-    """The rows of a fused layer that are its q, k, v or MLP; all of them without a part."""
-    if part is None:
-        return slice(None)
-    begin, end = FUSED_ROWS[part]
-    return slice(begin * target.shape[-1], end * target.shape[-1])
-
-
-def find_misfit(patch: Patch, target: TensorRef) -> str:
-    """Why a patch is not for a tensor, or "": its shapes are merged, without any data."""
-    shown = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in patch.parts.values())
+    if is_linked(path):
+        raise ConvertError(f"{path}: is a link; delete it")
+    # Unbuffered, so that a line is with the system as soon as it is written, whatever kills us.
+    file = path.open(mode, buffering=0)
     try:
-        parts = {part: torch.empty(ref.shape, device="meta") for part, ref in patch.parts.items()}
-        merge(patch, parts, torch.empty(target.shape, device="meta"))
-    except KeyError as error:
-        return f"{shown}: {error.args[0]} is missing"
-    except (IndexError, RuntimeError, ValueError):
-        rows = "" if patch.rows == slice(None) else f"rows {patch.rows.start} on of "
-        return f"{shown} do not fit {rows}{target.name} {list(target.shape)}"
-    return ""
+        if not lock(file):
+            file.close()
+            return None
+        file.seek(0)
+        # A new or cut journal may be shorter than any start: a prefix of one is enough.
+        start = file.read(max(map(len, JOURNAL_STARTS)) + 1).lstrip(b"\n")
+        if not any(start.startswith(known) or known.startswith(start) for known in JOURNAL_STARTS):
+            raise ConvertError(f"{path}: is no journal of this tool; move it away")
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
-def describe_unmatched(keys: list[str]) -> str:
-    """How many keys match nothing, what they are where that can be told, and the first few."""
-    kinds = {what: sum(bool(re.match(row, k)) for k in keys) for what, row in NOT_MERGED.items()}
-    told = "".join(f", {count} {what}" for what, count in kinds.items() if count)
-    return f"{len(keys)} keys match no tensor of the model{told}: {examples(keys)}"
+def strings(value: object) -> list[str]:
+    """Return the strings of a list that was read from a file; anything but a list gives none.
+
+    A journal may be damaged, so that no value in it is trusted to have its type.
+    """
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
-def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> tuple[Model, list[str]]:
-    """The model with LoRAs to be merged when it is read, and notes."""
-    tensors, notes = dict(model.tensors), []
-    for lora in loras:
-        patches, problems = read_lora(lora, model)
-        merged = sum(map(bool, patches.values()))
-        notes += [f"{lora.path.name}: merged into {merged} tensors at strength {lora.strength:g}"]
-        notes += problems
-        if not merged or (problems and not partial):
-            end = "--lora-partial goes on" if merged else "nothing of it can be merged"
-            problems = [f"{lora.path}: {problem}" for problem in problems[-EXAMPLES:]]
-            last = problems.pop() if problems else f"{lora.path}: holds no LoRA"
-            raise ConvertError(*problems, f"{last}; {end}")
-        for name, found in patches.items():
-            old = tensors[name]
-            tensors[name] = dataclasses.replace(old, patches=(*old.patches, *found))
-    return dataclasses.replace(model, tensors=tensors), notes
+class Journal:
+    """Keep OUTPUT.partial.journal: which tensors of the partial files are on the disk.
+
+    The first line has the conversion's fingerprint; each further line names a tensor that was
+    synced, with its error. Ranks beyond the first keep a file of their own, `.journal.1` and so on.
+    All of them are locked while open, which keeps out a second run to the same output. They are
+    deleted together with the partial files on leaving, unless `keep` is set: that is so with
+    --resume until the output has its name.
+
+    As a context manager it raises ConvertError where another run holds the output.
+    """
+
+    def __init__(self, options: Options, ranks: Ranks):
+        self.output, suffix = options.output, f".{ranks.rank}" if ranks.rank else ""
+        partial = unfinished(options.output)
+        self.path = partial.with_name(partial.name + ".journal")
+        self.own = self.path.with_name(self.path.name + suffix)
+        # Without --resume nothing is left behind; with it, a failed run can be gone on with.
+        self.ranks, self.keep, self.resume = ranks, options.resume, options.resume
+        self.file: BinaryIO | None = None
+        self.widened: frozenset[str] = frozenset()
+        self.done: dict[str, Damage | None] = {}
+
+    def __enter__(self) -> Journal:
+        if self.ranks.rank == 0:
+            self.take()
+            try:
+                self.refuse_orphans()
+            except BaseException:
+                # An empty journal is of this run; one with lines may still be resumed.
+                is_new = not os.fstat(self.file.fileno()).st_size
+                self.file.close()
+                if is_new:
+                    self.own.unlink(missing_ok=True)
+                raise
+        # A rank that took its journal earlier would look like an orphan to the first one.
+        self.ranks.gather()
+        if self.ranks.rank:
+            self.take()
+        # Only the first rank reads the head: the others might see it half written or truncated.
+        head = next(self.lines(), {}) if self.resume and self.ranks.rank == 0 else {}
+        self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
+        self.widened = frozenset(strings(self.head.get("widened")))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            # If the file was deleted meanwhile, the path may lead to another run's journal.
+            self.keep |= not is_still(os.fstat(self.file.fileno()), self.own)
+        if self.ranks.rank == 0 and not self.keep:
+            with contextlib.suppress(OSError):  # Windows deletes no file that another rank has open
+                for path in self.files():
+                    if path != self.own:
+                        path.unlink(missing_ok=True)
+        self.file.close()
+        if not self.keep:
+            with contextlib.suppress(OSError):
+                self.own.unlink(missing_ok=True)
+
+    def take(self) -> None:
+        """Open and lock this rank's journal, and set `file`.
+
+        Raises ConvertError if another run holds it. The run that held it may delete the file
+        between our opening and our locking it; then the path leads to a new file or to none, and
+        opening starts over.
+        """
+        with translated(self.path):
+            while True:
+                self.file = open_journal(self.own, "a+b")
+                if self.file is None:
+                    busy = f"{self.output}: another run is writing this output; wait for it"
+                    raise ConvertError(busy)
+                if is_still(os.fstat(self.file.fileno()), self.own):
+                    return
+                self.file.close()
+
+    def refuse_orphans(self) -> None:
+        """Raise ConvertError if a rank of an earlier run is still alive.
+
+        Where the first rank died, the others may go on for a while and would write into the files
+        of this run. A journal of another rank that can be locked has no owner any more.
+        """
+        with translated(self.path):
+            for path in self.files():
+                if path != self.own:
+                    if (file := open_journal(path, "r+b")) is None:
+                        raise ConvertError(f"{path}: a rank of another run still writes; end it")
+                    file.close()
+
+    def files(self) -> list[Path]:
+        """List the journals on the disk, of all ranks and earlier runs, the first rank's first."""
+        name = re.compile(re.escape(self.path.name) + r"(\.\d{1,6})?")
+        return sorted(path for path in self.path.parent.iterdir() if name.fullmatch(path.name))
+
+    def lines(self) -> Iterator[dict]:
+        """Yield all JSON objects that the journals on the disk hold.
+
+        Lines that cannot be parsed are skipped: a kill may have cut the last one short, and then
+        its tensor is simply converted again.
+        """
+        for path in self.files():
+            for text in path.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, RecursionError):
+                    line = json.loads(text)
+                    if isinstance(line, dict):
+                        yield line
+
+    def begin(self, job: Job) -> list[str]:
+        """Go on with the conversion that the journal notes, or start a new one.
+
+        With --resume the noted conversion must be this one, else ConvertError is raised (see
+        `check`). Shards that a killed run had named already become partial files again, so that all
+        of them lie in one state. Tensors are taken over only if every partial file has its planned
+        size; otherwise the work starts over. Afterwards `done` is the same in all ranks. Returns
+        the first rank's notes on what earlier runs left.
+        """
+        notes = []
+        if self.ranks.rank == 0:
+            with translated(self.path):
+                if self.head:
+                    self.check(job)
+                    for path in self.named(job.layouts):
+                        rename(path, unfinished(path))
+                whole = {unfinished(path): layout.nbytes for path, layout in job.layouts.items()}
+                if self.head and all(is_of_size(*file) for file in whole.items()):
+                    self.done = dict(self.entries(job))
+                else:
+                    notes = self.start(job, list(whole))
+        self.head, self.done = {}, self.ranks.gather(self.done)[0]
+        self.file.write(b"\n")  # a line that a kill cut short must not swallow the next one
+        return notes
+
+    def entries(self, job: Job) -> Iterator[tuple[str, Damage | None]]:
+        """Yield (tensor name, Damage or None) for noted tensors that this job plans alike.
+
+        A quantised tensor must have been noted with its error and any other one without, in the
+        form that `Damage.noted` accepts. Lines that differ are skipped, and their tensors converted
+        again.
+        """
+        plans = {plan.ref.name: plan for plan in job.plans}
+        for line in self.lines():
+            name, damage = line.get("tensor"), line.get("damage")
+            plan = plans.get(name) if isinstance(name, str) else None
+            if plan and "damage" in line and plan.is_quantised == (damage is not None):
+                with contextlib.suppress(TypeError, ValueError):
+                    yield name, None if damage is None else Damage.noted(damage)
+
+    def check(self, job: Job) -> None:
+        """Raise ConvertError if the noted conversion had other options or other input files.
+
+        Both the plan's hash and the list of files with sizes and times are compared. Mixing tensors
+        of two plans or of two models would give a file that loads and makes noise.
+        """
+        noted, now = self.head["fingerprint"], job.fingerprint
+        over = "without --resume it starts over"
+        if not isinstance(noted, dict) or noted.get("plan") != now["plan"]:
+            raise ConvertError(f"--resume: other options than before; give those again; {over}")
+        before = noted["files"] if isinstance(noted.get("files"), list) else []
+        if before != now["files"]:
+            other = [file[0] for file in now["files"] if file not in before] or ["fewer files"]
+            raise ConvertError(f"--resume: {examples(other)} changed since, or was another; {over}")
+
+    def start(self, job: Job, partial: list[Path]) -> list[str]:
+        """Write and sync the journal's first line, before any file is overwritten.
+
+        `partial` are the files that this run will write. Returns notes: one where some of them are
+        there already and get overwritten, another on leftovers with other names, which stay for the
+        user to delete. The other ranks' journals become empty, and `done` too.
+        """
+        left, notes = self.others(job), []  # read before the journal is truncated below
+        stale = [path.name for path in partial if path.exists()]
+        if stale:
+            why = (
+                "nothing in it to go on with" if self.resume else "--resume goes on with such files"
+            )
+            notes = [f"overwrote {examples(stale)} of an earlier run; {why}"]
+        if left:
+            notes.append(f"{examples(left)} of an earlier run are still there; delete them")
+        # Old lines must go before the new head: they would be read as this conversion's.
+        self.file.truncate(0)
+        for path in self.files():
+            if path != self.own:  # truncated, not deleted: its rank holds it open and locked
+                os.truncate(path, 0)
+        # "widened" names the tensors beyond float16, so that a resumed run plans float32 at once;
+        # "partial" the files, so that a later run with other shards can tell of leftovers.
+        head = {"fingerprint": job.fingerprint, "widened": sorted(self.widened)}
+        head["partial"] = [unfinished(path).name for path in job.files]
+        self.file.write(json.dumps(head).encode())
+        os.fsync(self.file.fileno())
+        self.done = {}
+        return notes
+
+    def others(self, job: Job) -> list[str]:
+        """Name files that an earlier run of other shards left and this run will not write.
+
+        Only plain file names that the journal noted are believed, and only beside the journal
+        itself, so that a damaged line cannot point elsewhere. A complete OUTPUT is never among
+        them.
+        """
+        names = [name for line in self.lines() for name in strings(line.get("partial"))]
+        partial = [self.path.parent / name for name in names if Path(name).name == name]
+        shards = self.named(path.with_name(path.name.removesuffix(".partial")) for path in partial)
+        kept = {path for file in job.files for path in (file, unfinished(file))}
+        left = [*shards, *(path for path in partial if path.exists())]
+        return [path.name for path in left if path not in kept]
+
+    def add(self, finished: dict[str, Damage | None]) -> None:
+        """Note tensors whose bytes have been synced.
+
+        `finished` is {tensor name: its Damage, or None where it was not quantised}. The lines
+        themselves are not synced: a lost line costs a tensor's work, never a wrong file.
+        """
+        for name, damage in finished.items():
+            line = {"tensor": name, "damage": damage and dataclasses.asdict(damage)}
+            self.file.write(json.dumps(line).encode() + b"\n")
+
+    def name_shards(self, paths: Iterable[Path]) -> None:
+        """Note, and sync, that complete shards are about to get their names one after another.
+
+        The line holds name, size and time of each shard. A run killed half-way leaves some shards
+        named; by this line the next run knows them for its own.
+        """
+        line = {"shards": [[path.name, *stamp(unfinished(path))] for path in paths]}
+        self.file.write(json.dumps(line).encode() + b"\n")
+        os.fsync(self.file.fileno())
+
+    def named(self, paths: Iterable[Path]) -> list[Path]:
+        """Return those of `paths` that a run named before it was killed while naming shards.
+
+        A file counts only if its name, size and time of change are those that `name_shards` noted.
+        """
+        there = {path: [path.name, *stamp(path)] for path in paths if path.is_file()}
+        noted = [line.get("shards") for line in self.lines()] if there else []
+        noted = [shard for shards in noted if isinstance(shards, list) for shard in shards]
+        return [path for path, shard in there.items() if shard in noted]
+
+
+# ── nvfp4/write/checks.py: Find what keeps the output from being written, before hours of work ────
+
+def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
+    """Yield a line if shards of an earlier run lie where this run's shards are to go.
+
+    `named` are the shards that the journal knows: a run that was killed while naming had given them
+    their final names. Those alone ask for --resume, unless it is given; any other shard has to be
+    deleted by the user, since old and new ones together would make a model of mixed weights.
+    """
+    # With every shard named, an index that is there belongs to the same run.
+    known = [*named, job.index] if len(named) == len(job.layouts) else named
+    older = [path for path in job.files if path.exists() and path not in known]
+    there = examples([path.name for path in older or named])
+    if older:
+        yield f"{there}: exists; delete it, or old and new shards could mix"
+    elif named and not job.options.resume:
+        yield f"{there}: its run was killed while naming shards; --resume names the rest"
+
+
+def output_problems(job: Job) -> list[str]:
+    """List what is known to keep the output from being written, one line a problem.
+
+    Checked are: an OUTPUT that this tool did not make while SOURCE is quantised (the arguments are
+    probably swapped), a target that is also an input, a missing folder, a forbidden or locked file,
+    leftover shards, and the disk's free space against the whole output. Partial files that will be
+    overwritten count as free space. An OSError becomes a line, too; nothing is raised.
+    """
+    options, output, problems = job.options, job.options.output, []
+    partial = [unfinished(path) for path in job.files]
+    targets = [*job.files, *partial]
+    try:
+        # The arguments swapped would overwrite the original by a conversion of the small file.
+        if output.exists() and is_converted(job.model) and not is_ours(output):
+            problems.append(
+                f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are "
+                "they swapped? If not, delete it first"
+            )
+        for path in (*options.inputs, *job.model.files):
+            for target in targets:
+                if is_same(target, path):
+                    problems.append(f"{target}: is an input of this conversion ({path})")
+        for target in targets:
+            problems += target_problems(target)
+        # This journal is not entered, only read: nothing is locked or changed by a check.
+        named = Journal(options, Ranks()).named(job.layouts) if job.index else []
+        if job.index:
+            problems += shard_problems(job, named)
+        if output.parent.is_dir():
+            # Partial files and shards of an earlier run are overwritten: their space is free.
+            free = shutil.disk_usage(output.parent).free + sum(map(allocated, [*partial, *named]))
+            if free < job.nbytes:
+                need = f"{gigabytes(free)} are free, the output needs {gigabytes(job.nbytes)}"
+                problems.append(f"{output.parent}: {need}")
+    except OSError as error:
+        problems.append(os_problem(error, output))
+    return list(dict.fromkeys(problems))  # several targets may lie in the same missing folder
+
+
+def refuse_text_targets(options: Options, model: Model) -> None:
+    """Raise ConvertError if a text output, such as that of --report, would overwrite another file.
+
+    Compared are the text files and their `.partial` names with every input, with the model's files,
+    with OUTPUT and its partial file, and with each other. Links to the same file count as the same.
+    All problems are in the one error.
+    """
+    problems, partial = [], unfinished(options.output)
+    others = [*options.inputs, *model.files, options.output, options.written, partial]
+    for target in [path for name in options.texts for path in (name, unfinished(name))]:
+        if any(path == target or is_same(path, target) for path in others):
+            problems.append(f"{target}: is another input or output of this conversion")
+        try:
+            problems += target_problems(target)
+        except OSError as error:
+            problems.append(os_problem(error, target))
+        others.append(target)  # two text outputs must not be the same file either
+    if problems:
+        raise ConvertError(*problems)
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
+
+    A file that cannot be read as safetensors counts as foreign.
+    """
+    try:
+        return "convert_nvfp4" in read_header(path)[1]
+    except ConvertError:
+        return False
 
 
 # ── nvfp4/stored/defects.py: Every known defect, and what ComfyUI does about it ───────────────────
@@ -7997,478 +7637,6 @@ def lint_file(model: Model) -> list[Finding]:
     return []
 
 
-# ── nvfp4/source/open.py: A model to convert: quantised layers decoded, taken over or refused ─────
-
-def open_source(path: Path) -> tuple[Model, list[str]]:
-    """A model to convert, and notes on what it is taken for.
-
-    FP8 layers with their scales are decoded as they are read; NVFP4 layers, and quantised ones
-    that are not of the diffusion model, go over as they are; any others are refused.
-    """
-    model = open_model(path)
-    if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
-        raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
-    prefix, notes = diffusion_prefix(model.tensors), []
-    found = stored_layers(model).items()
-    layers = {name: layer for name, layer in found if layer.format and layer.format.is_adopted}
-    problems = {name: foreign(layer, name.startswith(prefix)) for name, layer in layers.items()}
-    tensors, scales, known, markers = {}, 0, layer_parts(), marker_names()
-    for ref in model.tensors.values():
-        name, _, suffix = ref.name.rpartition(".")
-        inside = name.startswith(prefix)
-        part = ref
-        if name in layers and not problems[name] and suffix in known and suffix != "bias":
-            part = adopted(ref, layers[name], inside)
-        if part is not None and suffix not in markers:
-            tensors[ref.name] = part
-        scales += part is None and suffix in ("input_scale", "scale_input")
-    refuse_quantised(path, tensors.values(), prefix, problems)
-    kept = {ref.layer: layers[ref.layer] for ref in tensors.values() if ref.config}
-    for defect, names in grouped(lint(model, kept)).items():
-        notes.append(f"in the source, {DEFECTS[defect].what}: {examples(names)}")
-    if scales:
-        notes.append(
-            f"{scales} input scales of FP8 layers are left out; --input-scale-from takes those "
-            "that are named input_scale from any file"
-        )
-    if prefix in UNREAD_PREFIXES:
-        whole = all(name.startswith(prefix) for name in tensors)
-        new = "" if whole else COMFYUI_PREFIX
-        refs = (
-            dataclasses.replace(ref, name=renamed(ref, prefix, new)) for ref in tensors.values()
-        )
-        tensors = {ref.name: ref for ref in refs}
-        instead = f"have {new} instead of" if new else "lose"
-        notes.append(f"names {instead} their {prefix}, which ComfyUI does not know")
-    return dataclasses.replace(model, tensors=tensors), notes
-
-
-def foreign(layer: StoredLayer, inside: bool) -> str:
-    """Why a quantised layer of a source cannot be used; or ""."""
-    decoded = inside and layer.format.is_decoded
-    configured = layer.configured.config if layer.configured else ""
-    if not decoded and configured != layer.format.config:
-        return "has no configuration of its format"
-    reason = undecodable(layer)
-    if decoded and not reason and not 0 < stored_scale(layer) < math.inf:
-        reason = f"its scale is {float(stored_scale(layer))}"
-    if not reason and not layer.format.is_decoded:
-        facts = FileFacts(legacy=False, fp8_matmul=False, values=True)
-        found = [*lint_scalars(layer, facts), *lint_values(layer)]
-        bad = [finding.detail for finding in found if finding.defect == "bad scale"]
-        reason = f"it has a scale that is none, {bad[0]}" if bad else ""
-    return reason
-
-
-def adopted(ref: TensorRef, layer: StoredLayer, inside: bool) -> TensorRef | None:
-    """A part of a quantised layer as the source of a conversion has it; None if it goes."""
-    suffix = ref.name.rpartition(".")[2]
-    if inside and layer.format.is_decoded:
-        if suffix != "weight":
-            return None
-        return dataclasses.replace(ref, scale=float(stored_scale(layer)))
-    if suffix == "comfy_quant":  # written anew, as it may be in the header alone
-        return None
-    config = json.dumps(layer.config) if suffix == "weight" else ""
-    return dataclasses.replace(ref, config=config, is_kept=True)
-
-
-def refuse_quantised(
-    source: Path, refs: Iterable[TensorRef], prefix: str, problems: dict[str, str]
-) -> None:
-    """Raises ConvertError for quantised tensors that nobody can decode."""
-    quantised = [
-        ref.name
-        for ref in refs
-        if not ref.is_kept
-        and ref.scale is None
-        and ref.name.startswith(prefix)
-        and (
-            is_quantised_part(ref.name)
-            or ref.dtype.startswith("F8_")
-            or (ref.dtype in ONE_BYTE and len(ref.shape) == 2 and ref.name.endswith(".weight"))
-        )
-    ]
-    if quantised:
-        named = (f"; {name}: {problem}" for name, problem in problems.items() if problem)
-        raise ConvertError(
-            f"{source}: is already quantised ({examples(quantised)}), and not as NVFP4 or as FP8 "
-            f"with a scale for each weight{next(named, '')}; give the original 16- or 32-bit model"
-        )
-
-
-def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
-    """Of the files that are read while converting, too, and not only before."""
-    paths = [*model.files, *(lora.path for lora in options.merge_lora), *options.activation_stats]
-    with translated(options.source):
-        return {path: stamp(path) for path in paths}
-
-
-# ── nvfp4/write/journal.py: Note which tensors are safely on the disk, so that --resume can go on ─
-
-# How the first line of a journal can begin. A file that begins otherwise is somebody else's and is
-# left alone, since a journal is truncated and deleted without asking.
-JOURNAL_STARTS = (b'{"fingerprint"', b'{"tensor"', b'{"shards"')
-
-
-def open_journal(path: Path, mode: str) -> BinaryIO | None:
-    """Open a journal and lock it for this process; return None if another process holds it.
-
-    `mode` is that of `open`, binary. Raises ConvertError for a link and for a file that does not
-    begin as a journal does, since a journal is truncated and deleted later: a user's file of that
-    name must survive. Raises OSError where the path cannot be opened.
-    """
-    if is_linked(path):
-        raise ConvertError(f"{path}: is a link; delete it")
-    # Unbuffered, so that a line is with the system as soon as it is written, whatever kills us.
-    file = path.open(mode, buffering=0)
-    try:
-        if not lock(file):
-            file.close()
-            return None
-        file.seek(0)
-        # A new or cut journal may be shorter than any start: a prefix of one is enough.
-        start = file.read(max(map(len, JOURNAL_STARTS)) + 1).lstrip(b"\n")
-        if not any(start.startswith(known) or known.startswith(start) for known in JOURNAL_STARTS):
-            raise ConvertError(f"{path}: is no journal of this tool; move it away")
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def strings(value: object) -> list[str]:
-    """Return the strings of a list that was read from a file; anything but a list gives none.
-
-    A journal may be damaged, so that no value in it is trusted to have its type.
-    """
-    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
-
-
-class Journal:
-    """Keep OUTPUT.partial.journal: which tensors of the partial files are on the disk.
-
-    The first line has the conversion's fingerprint; each further line names a tensor that was
-    synced, with its error. Ranks beyond the first keep a file of their own, `.journal.1` and so on.
-    All of them are locked while open, which keeps out a second run to the same output. They are
-    deleted together with the partial files on leaving, unless `keep` is set: that is so with
-    --resume until the output has its name.
-
-    As a context manager it raises ConvertError where another run holds the output.
-    """
-
-    def __init__(self, options: Options, ranks: Ranks):
-        self.output, suffix = options.output, f".{ranks.rank}" if ranks.rank else ""
-        partial = unfinished(options.output)
-        self.path = partial.with_name(partial.name + ".journal")
-        self.own = self.path.with_name(self.path.name + suffix)
-        # Without --resume nothing is left behind; with it, a failed run can be gone on with.
-        self.ranks, self.keep, self.resume = ranks, options.resume, options.resume
-        self.file: BinaryIO | None = None
-        self.widened: frozenset[str] = frozenset()
-        self.done: dict[str, Damage | None] = {}
-        self.notes: list[str] = []
-
-    def __enter__(self) -> Journal:
-        if self.ranks.rank == 0:
-            self.take()
-            try:
-                self.refuse_orphans()
-            except BaseException:
-                # An empty journal is of this run; one with lines may still be resumed.
-                is_new = not os.fstat(self.file.fileno()).st_size
-                self.file.close()
-                if is_new:
-                    self.own.unlink(missing_ok=True)
-                raise
-        # A rank that took its journal earlier would look like an orphan to the first one.
-        self.ranks.gather()
-        if self.ranks.rank:
-            self.take()
-        # Only the first rank reads the head: the others might see it half written or truncated.
-        head = next(self.lines(), {}) if self.resume and self.ranks.rank == 0 else {}
-        self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
-        self.widened = frozenset(strings(self.head.get("widened")))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            # If the file was deleted meanwhile, the path may lead to another run's journal.
-            self.keep |= not is_still(os.fstat(self.file.fileno()), self.own)
-        if self.ranks.rank == 0 and not self.keep:
-            with contextlib.suppress(OSError):  # Windows deletes no file that another rank has open
-                for path in self.files():
-                    if path != self.own:
-                        path.unlink(missing_ok=True)
-        self.file.close()
-        if not self.keep:
-            with contextlib.suppress(OSError):
-                self.own.unlink(missing_ok=True)
-
-    def take(self) -> None:
-        """Open and lock this rank's journal, and set `file`.
-
-        Raises ConvertError if another run holds it. The run that held it may delete the file
-        between our opening and our locking it; then the path leads to a new file or to none, and
-        opening starts over.
-        """
-        with translated(self.path):
-            while True:
-                self.file = open_journal(self.own, "a+b")
-                if self.file is None:
-                    busy = f"{self.output}: another run is writing this output; wait for it"
-                    raise ConvertError(busy)
-                if is_still(os.fstat(self.file.fileno()), self.own):
-                    return
-                self.file.close()
-
-    def refuse_orphans(self) -> None:
-        """Raise ConvertError if a rank of an earlier run is still alive.
-
-        Where the first rank died, the others may go on for a while and would write into the files
-        of this run. A journal of another rank that can be locked has no owner any more.
-        """
-        with translated(self.path):
-            for path in self.files():
-                if path != self.own:
-                    if (file := open_journal(path, "r+b")) is None:
-                        raise ConvertError(f"{path}: a rank of another run still writes; end it")
-                    file.close()
-
-    def files(self) -> list[Path]:
-        """List the journals on the disk, of all ranks and earlier runs, the first rank's first."""
-        name = re.compile(re.escape(self.path.name) + r"(\.\d{1,6})?")
-        return sorted(path for path in self.path.parent.iterdir() if name.fullmatch(path.name))
-
-    def lines(self) -> Iterator[dict]:
-        """Yield all JSON objects that the journals on the disk hold.
-
-        Lines that cannot be parsed are skipped: a kill may have cut the last one short, and then
-        its tensor is simply converted again.
-        """
-        for path in self.files():
-            for text in path.read_bytes().splitlines():
-                with contextlib.suppress(ValueError, RecursionError):
-                    line = json.loads(text)
-                    if isinstance(line, dict):
-                        yield line
-
-    def begin(self, job: Job) -> None:
-        """Go on with the conversion that the journal notes, or start a new one.
-
-        With --resume the noted conversion must be this one, else ConvertError is raised (see
-        `check`). Shards that a killed run had named already become partial files again, so that all
-        of them lie in one state. Tensors are taken over only if every partial file has its planned
-        size; otherwise the work starts over. Afterwards `done` is the same in all ranks.
-        """
-        if self.ranks.rank == 0:
-            with translated(self.path):
-                if self.head:
-                    self.check(job)
-                    for path in self.named(job.layouts):
-                        rename(path, unfinished(path))
-                whole = {unfinished(path): layout.nbytes for path, layout in job.layouts.items()}
-                if self.head and all(is_of_size(*file) for file in whole.items()):
-                    self.done = dict(self.entries(job))
-                else:
-                    self.start(job, list(whole))
-        self.head, self.done = {}, self.ranks.gather(self.done)[0]
-        self.file.write(b"\n")  # a line that a kill cut short must not swallow the next one
-
-    def entries(self, job: Job) -> Iterator[tuple[str, Damage | None]]:
-        """Yield (tensor name, Damage or None) for noted tensors that this job plans alike.
-
-        A quantised tensor must have been noted with its error and any other one without, in the
-        form that `Damage.noted` accepts. Lines that differ are skipped, and their tensors converted
-        again.
-        """
-        plans = {plan.ref.name: plan for plan in job.plans}
-        for line in self.lines():
-            name, damage = line.get("tensor"), line.get("damage")
-            plan = plans.get(name) if isinstance(name, str) else None
-            if plan and "damage" in line and plan.is_quantised == (damage is not None):
-                with contextlib.suppress(TypeError, ValueError):
-                    yield name, None if damage is None else Damage.noted(damage)
-
-    def check(self, job: Job) -> None:
-        """Raise ConvertError if the noted conversion had other options or other input files.
-
-        Both the plan's hash and the list of files with sizes and times are compared. Mixing tensors
-        of two plans or of two models would give a file that loads and makes noise.
-        """
-        noted, now = self.head["fingerprint"], job.fingerprint
-        over = "without --resume it starts over"
-        if not isinstance(noted, dict) or noted.get("plan") != now["plan"]:
-            raise ConvertError(f"--resume: other options than before; give those again; {over}")
-        before = noted["files"] if isinstance(noted.get("files"), list) else []
-        if before != now["files"]:
-            other = [file[0] for file in now["files"] if file not in before] or ["fewer files"]
-            raise ConvertError(f"--resume: {examples(other)} changed since, or was another; {over}")
-
-    def start(self, job: Job, partial: list[Path]) -> None:
-        """Write and sync the journal's first line, before any file is overwritten.
-
-        `partial` are the files that this run will write. Where some are there already, `notes` gets
-        a line on what was overwritten; another tells of leftovers with other names, which stay for
-        the user to delete. The other ranks' journals become empty, and `done` too.
-        """
-        left = self.others(job)  # read before the journal is truncated below
-        stale = [path.name for path in partial if path.exists()]
-        if stale:
-            why = (
-                "nothing in it to go on with" if self.resume else "--resume goes on with such files"
-            )
-            self.notes = [f"overwrote {examples(stale)} of an earlier run; {why}"]
-        if left:
-            self.notes.append(f"{examples(left)} of an earlier run are still there; delete them")
-        # Old lines must go before the new head: they would be read as this conversion's.
-        self.file.truncate(0)
-        for path in self.files():
-            if path != self.own:  # truncated, not deleted: its rank holds it open and locked
-                os.truncate(path, 0)
-        # "widened" names the tensors beyond float16, so that a resumed run plans float32 at once;
-        # "partial" the files, so that a later run with other shards can tell of leftovers.
-        head = {"fingerprint": job.fingerprint, "widened": sorted(self.widened)}
-        head["partial"] = [unfinished(path).name for path in job.files]
-        self.file.write(json.dumps(head).encode())
-        os.fsync(self.file.fileno())
-        self.done = {}
-
-    def others(self, job: Job) -> list[str]:
-        """Name files that an earlier run of other shards left and this run will not write.
-
-        Only plain file names that the journal noted are believed, and only beside the journal
-        itself, so that a damaged line cannot point elsewhere. A complete OUTPUT is never among
-        them.
-        """
-        names = [name for line in self.lines() for name in strings(line.get("partial"))]
-        partial = [self.path.parent / name for name in names if Path(name).name == name]
-        shards = self.named(path.with_name(path.name.removesuffix(".partial")) for path in partial)
-        kept = {path for file in job.files for path in (file, unfinished(file))}
-        left = [*shards, *(path for path in partial if path.exists())]
-        return [path.name for path in left if path not in kept]
-
-    def add(self, finished: dict[str, Damage | None]) -> None:
-        """Note tensors whose bytes have been synced.
-
-        `finished` is {tensor name: its Damage, or None where it was not quantised}. The lines
-        themselves are not synced: a lost line costs a tensor's work, never a wrong file.
-        """
-        for name, damage in finished.items():
-            line = {"tensor": name, "damage": damage and dataclasses.asdict(damage)}
-            self.file.write(json.dumps(line).encode() + b"\n")
-
-    def name_shards(self, paths: Iterable[Path]) -> None:
-        """Note, and sync, that complete shards are about to get their names one after another.
-
-        The line holds name, size and time of each shard. A run killed half-way leaves some shards
-        named; by this line the next run knows them for its own.
-        """
-        line = {"shards": [[path.name, *stamp(unfinished(path))] for path in paths]}
-        self.file.write(json.dumps(line).encode() + b"\n")
-        os.fsync(self.file.fileno())
-
-    def named(self, paths: Iterable[Path]) -> list[Path]:
-        """Return those of `paths` that a run named before it was killed while naming shards.
-
-        A file counts only if its name, size and time of change are those that `name_shards` noted.
-        """
-        there = {path: [path.name, *stamp(path)] for path in paths if path.is_file()}
-        noted = [line.get("shards") for line in self.lines()] if there else []
-        noted = [shard for shards in noted if isinstance(shards, list) for shard in shards]
-        return [path for path, shard in there.items() if shard in noted]
-
-
-# ── nvfp4/write/checks.py: Find what keeps the output from being written, before hours of work ────
-
-def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
-    """Yield a line if shards of an earlier run lie where this run's shards are to go.
-
-    `named` are the shards that the journal knows: a run that was killed while naming had given them
-    their final names. Those alone ask for --resume, unless it is given; any other shard has to be
-    deleted by the user, since old and new ones together would make a model of mixed weights.
-    """
-    # With every shard named, an index that is there belongs to the same run.
-    known = [*named, job.index] if len(named) == len(job.layouts) else named
-    older = [path for path in job.files if path.exists() and path not in known]
-    there = examples([path.name for path in older or named])
-    if older:
-        yield f"{there}: exists; delete it, or old and new shards could mix"
-    elif named and not job.options.resume:
-        yield f"{there}: its run was killed while naming shards; --resume names the rest"
-
-
-def output_problems(job: Job) -> list[str]:
-    """List what is known to keep the output from being written, one line a problem.
-
-    Checked are: an OUTPUT that this tool did not make while SOURCE is quantised (the arguments are
-    probably swapped), a target that is also an input, a missing folder, a forbidden or locked file,
-    leftover shards, and the disk's free space against the whole output. Partial files that will be
-    overwritten count as free space. An OSError becomes a line, too; nothing is raised.
-    """
-    options, output, problems = job.options, job.options.output, []
-    partial = [unfinished(path) for path in job.files]
-    targets = [*job.files, *partial]
-    try:
-        # The arguments swapped would overwrite the original by a conversion of the small file.
-        if output.exists() and is_converted(job.model) and not is_ours(output):
-            problems.append(
-                f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are "
-                "they swapped? If not, delete it first"
-            )
-        for path in (*options.inputs, *job.model.files):
-            for target in targets:
-                if is_same(target, path):
-                    problems.append(f"{target}: is an input of this conversion ({path})")
-        for target in targets:
-            problems += target_problems(target)
-        # This journal is not entered, only read: nothing is locked or changed by a check.
-        named = Journal(options, Ranks()).named(job.layouts) if job.index else []
-        if job.index:
-            problems += shard_problems(job, named)
-        if output.parent.is_dir():
-            # Partial files and shards of an earlier run are overwritten: their space is free.
-            free = shutil.disk_usage(output.parent).free + sum(map(allocated, [*partial, *named]))
-            if free < job.nbytes:
-                need = f"{gigabytes(free)} are free, the output needs {gigabytes(job.nbytes)}"
-                problems.append(f"{output.parent}: {need}")
-    except OSError as error:
-        problems.append(os_problem(error, output))
-    return list(dict.fromkeys(problems))  # several targets may lie in the same missing folder
-
-
-def refuse_text_targets(options: Options, model: Model) -> None:
-    """Raise ConvertError if a text output, such as that of --report, would overwrite another file.
-
-    Compared are the text files and their `.partial` names with every input, with the model's files,
-    with OUTPUT and its partial file, and with each other. Links to the same file count as the same.
-    All problems are in the one error.
-    """
-    problems, partial = [], unfinished(options.output)
-    others = [*options.inputs, *model.files, options.output, options.written, partial]
-    for target in [path for name in options.texts for path in (name, unfinished(name))]:
-        if any(path == target or is_same(path, target) for path in others):
-            problems.append(f"{target}: is another input or output of this conversion")
-        try:
-            problems += target_problems(target)
-        except OSError as error:
-            problems.append(os_problem(error, target))
-        others.append(target)  # two text outputs must not be the same file either
-    if problems:
-        raise ConvertError(*problems)
-
-
-def is_ours(path: Path) -> bool:
-    """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
-
-    A file that cannot be read as safetensors counts as foreign.
-    """
-    try:
-        return "convert_nvfp4" in read_header(path)[1]
-    except ConvertError:
-        return False
-
-
 # ── nvfp4/write/partial_files.py: Write the output under temporary names, check it, then give it it
 
 # Written bytes are synced every 128 MiB, while the rest is still computed. Without that, the end of
@@ -8722,12 +7890,72 @@ def verify(written: dict[Path, Layout], kept: set[str]) -> None:
         )
 
 
-# ── nvfp4/conversion.py: One conversion from end to end ───────────────────────────────────────────
+# ── nvfp4/production.py: A job carried out, or rehearsed: its tensors encoded, written and publishe
+
+class Produced(NamedTuple):
+    """What became of a job: as it was carried out at last, its layers' errors, and notes."""
+
+    job: Job
+    damage: dict[str, Damage]
+    notes: tuple[str, ...]
+
+
+def rehearse(job: Job) -> Produced:
+    """Tell what would keep the job from being done; nothing is written."""
+    failures = (f"would fail: {problem}" for problem in output_problems(job))
+    return Produced(job, {}, (*outcome_notes(job, {}), *failures))
+
+
+def produce(job: Job, ranks: Ranks, observe: Observe = unobserved) -> Produced:
+    """Carry the job out; a tensor that does not fit float16 makes it start again with float32.
+
+    Raises ConvertError for what keeps it from being done, before the long work where it is known.
+    """
+    refuse_problems(job)
+    options, plans, notes = job.options, job.plans, []
+    with Journal(options, ranks) as journal:
+        while True:
+            if journal.widened:
+                job = make_job(options, job.model, widen(plans, journal.widened))
+                refuse_problems(job)  # of other shards
+            notes += journal.begin(job)
+            try:
+                damage, more = write_model(job, journal, ranks, observe)
+                break
+            except Float16OverflowError:
+                journal.widened = float16_overflows(plans, options)
+    return Produced(job, damage, (*outcome_notes(job, damage), *dict.fromkeys([*notes, *more])))
+
+
+def refuse_problems(job: Job) -> None:
+    if problems := output_problems(job):
+        raise ConvertError(*problems)
+
+
+def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
+    """What came otherwise than it was asked for."""
+    notes, target = [], job.options.target(job.model)
+    lost = [layer for layer, found in damage.items() if found.relative_rmse > ROUNDED_WRONG_FROM]
+    if lost:
+        notes.append(
+            f"{len(lost)} layers lose most of their weights, which are too small for any scale; "
+            f"keep them 16-bit with --exclude: {examples(lost)}"
+        )
+    if 0 < target < job.nbytes:
+        notes.append(f"{TARGET}: the file is larger, by {job.nbytes - target:,} bytes")
+    widened = [plan.ref.name for plan in job.plans if plan.reason.kind is Why.FLOAT16]
+    if widened:
+        notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")
+    return notes
+
 
 def write_model(
     job: Job, journal: Journal, ranks: Ranks, observe: Observe = unobserved
 ) -> tuple[dict[str, Damage], list[str]]:
-    """Encode every tensor into partial files and publish them; returns layers' damage and notes."""
+    """Encode every tensor into partial files and publish them; returns layers' damage and notes.
+
+    Raises Float16OverflowError in all ranks, and leaves no file, if a tensor of any does not fit.
+    """
     options = job.options
     plans = [plan for plan in share_of(job.plans, ranks) if plan.ref.name not in journal.done]
     marker = marker_of(job.plans) if ranks.rank == 0 else {}
@@ -8757,11 +7985,11 @@ def write_model(
             output.publish()
         ranks.gather()  # no rank ends well unless all of it is published
     found = journal.done | {name: damage for found, *_ in shares for name, damage in found.items()}
+    notes = [note for _, notes, _ in shares for note in notes]
     if journal.done:
-        journal.notes.append(f"{len(journal.done)} of {len(job.plans)} tensors were there already")
+        notes.insert(0, f"{len(journal.done)} of {len(job.plans)} tensors were there already")
     damage = {plan.ref.layer: found[plan.ref.name] for plan in job.plans if plan.is_quantised}
-    notes = [*journal.notes, *(note for _, notes, _ in shares for note in notes)]
-    return damage, list(dict.fromkeys(notes))
+    return damage, notes
 
 
 def encode_share(
@@ -8804,92 +8032,933 @@ def encode_share(
     return found
 
 
+# ── nvfp4/tune/activations.py: --w4a4-share and --pre-quant-scale ─────────────────────────────────
+
+SMOOTHING = (0.25, 0.5, 0.75)  # shares of an input's range that go over to the weight
+LEAST_SMOOTHING_GAIN = 0.05  # of the W4A4 output error
+FEEDBACK_LEAVES = 0.1  # of the plain search's squared output error
+
+
+class CurvePoint(NamedTuple):
+    """One more layer with full-precision matmul, and what that leaves."""
+
+    layer: str
+    share: float  # of the linear weights, in W4A4
+    error: float  # of the squared output error that 4-bit activations add
+
+
+class Tuned(NamedTuple):
+    """Plans by what was measured, notes, and --w4a4-share's whole trade-off if it was asked for."""
+
+    plans: list[TensorPlan]
+    notes: tuple[str, ...]
+    curve: tuple[CurvePoint, ...]
+
+
+def tune_activations(options: Options, plans: list[TensorPlan]) -> Tuned:
+    """Do what --w4a4-share and --pre-quant-scale ask for, the second for what the first leaves."""
+    plans, shared, curve = share_w4a4(options, plans)
+    plans, smoothing = smooth(options, plans)
+    return Tuned(plans, (*shared, *smoothing), curve)
+
+
+def added_by_w4a4(plan: TensorPlan) -> float:
+    """Squared output error that 4-bit activations add, relative to the output's energy."""
+    rows, weight = study(plan)
+    energy = squared(rows @ weight.t())
+    error = quantised_rows(rows, plan.input_scale) - rows
+    return squared(error @ weight.t()) / energy if energy else 0.0
+
+
+def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer's recorded input rows [r, K] and some rows of its weight [n, K], float32."""
+    rows = torch.cat([load(refs[2]).float() for refs in plan.moments.recordings])
+    return rows, load_some_rows(plan.ref).float()
+
+
+def share_w4a4(
+    options: Options, plans: list[TensorPlan]
+) -> tuple[list[TensorPlan], list[str], tuple[CurvePoint, ...]]:
+    """Mark W4A4 layers for full-precision matmul, those first that gain most for their work.
+
+    Until no more than --w4a4-share of the linear weights is left in W4A4. Returns plans, notes, and
+    the whole curve, whatever other options marked.
+    """
+    wanted = options.w4a4_share
+    if wanted is None:
+        return plans, [], ()
+    studied = [plan for plan in plans if plan.is_fp4 and plan.moments]
+    if not studied:
+        raise ConvertError("--w4a4-share: no NVFP4 layer has second moments in --activation-stats")
+    linear = [plan for plan in plans if plan.ref.is_linear_weight]
+    whole = sum(math.prod(plan.ref.shape) for plan in linear)
+    work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
+    bar = progress_bar("comparing", studied, quiet=options.quiet)
+    added = {plan.ref.name: added_by_w4a4(plan) for plan in bar}
+    order = sorted(added, key=lambda name: (-added[name] / work[name], name))
+    left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
+    marked = {plan.ref.name for plan in studied if plan.full_precision}
+    curve = trade_off(order, added, work, left + sum(work[name] for name in marked))
+    notes = []
+    if marked:
+        error = 1 - sum(added[name] for name in marked) / (sum(added.values()) or 1)
+        best = next(point for point in curve if point.share <= left + 1e-9)
+        notes.append(
+            f"other options mark {len(marked)} layers: W4A4 {100 * left:.0f} %, which leave "
+            f"{100 * error:.0f} % of the error that 4-bit activations add; the layers that gain "
+            f"most for their work would leave {100 * best.error:.0f} %"
+        )
+    chosen = set()
+    for name in order:
+        if left > wanted and name not in marked:
+            chosen.add(name)
+            left -= work[name]
+    if left > wanted:
+        notes.append(f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments")
+    reason = Reason(Why.W4A4_SHARE, f"--w4a4-share {wanted:g}")
+    plans = [
+        dataclasses.replace(plan, full_precision=reason) if plan.ref.name in chosen else plan
+        for plan in plans
+    ]
+    return plans, notes, curve
+
+
+def trade_off(
+    order: list[str], added: dict[str, float], work: dict[str, float], share: float
+) -> tuple[CurvePoint, ...]:
+    """What is left in W4A4, and of the error it adds, after each layer in turn."""
+    names, points = [*order], [CurvePoint("", share, 1.0)]
+    whole = sum(added.values()) or 1.0
+    while names:
+        name = names.pop(0)
+        share, error = max(share - work[name], 0.0), sum(added[name] for name in names) / whole
+        points.append(CurvePoint(name.removesuffix(".weight"), share, error))
+    return tuple(points)
+
+
+def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
+    """Give W4A4 layers a pre_quant_scale where that lowers their output error."""
+    if not options.pre_quant_scale:
+        return plans, []
+    candidates = [plan for plan in plans if plan.is_w4a4 and plan.moments]
+    bar = progress_bar("smoothing", candidates, quiet=options.quiet)
+    found = {plan.ref.name: plan for plan in map(smoothed, bar) if plan.smoothing is not None}
+    note = (
+        f"{len(found)} of {len(candidates)} layers have a pre_quant_scale: ComfyUI 0.29 and older "
+        "ignore it and give noise, and LoRAs on these layers come out wrong"
+    )
+    if not found:
+        note = f"--pre-quant-scale: none of {len(candidates)} W4A4 layers gains by it"
+    return [found.get(plan.ref.name, plan) for plan in plans], [note]
+
+
+def smoothed(plan: TensorPlan) -> TensorPlan:
+    """The plan with the per-channel scales that leave the least W4A4 output error, if any gain."""
+    rows, weight = study(plan)
+    exact = rows @ weight.t()
+    absmax = torch.stack([load(refs[-1]) for refs in plan.moments.recordings]).amax(0)
+    ranges = absmax.clamp(min=float(absmax.max()) * 2.0**-10 or 1.0)
+    weights = weight.abs().amax(0)
+    weights = weights.clamp(min=float(weights.max()) * 2.0**-10 or 1.0)
+
+    def error(scale: torch.Tensor, input_scale: float | None) -> float:
+        folded = weight / scale
+        amax = nvfp4_global_scale(largest_magnitude(folded))
+        decoded = decode_nvfp4(*encode_nvfp4(folded, amax, mse_block_scales), amax)
+        given = rows * scale
+        activations = (quantised_rows(given, input_scale) - given) @ folded.t()
+        return squared(activations) + FEEDBACK_LEAVES * squared(given @ decoded.t() - exact)
+
+    def input_scale(scale: torch.Tensor) -> float | None:
+        if plan.input_scale is None:
+            return None
+        return plan.input_scale * float((absmax * scale).max() / absmax.max())
+
+    best, least = plan, error(torch.ones_like(absmax), plan.input_scale)
+    least *= (1 - LEAST_SMOOTHING_GAIN) ** 2
+    for share in SMOOTHING:
+        scale = weights ** (1 - share) / ranges**share
+        scale = (scale / scale.log().mean().exp()).bfloat16()  # what any matmul's dtype can hold
+        found = error(scale.float(), input_scale(scale.float()))
+        if found < least:
+            least = found
+            best = dataclasses.replace(
+                plan, smoothing=scale, input_scale=input_scale(scale.float())
+            )
+    return best
+
+
+# ── nvfp4/tune/target_size.py: --target-size ──────────────────────────────────────────────────────
+
+SIZE_TRIALS = 8  # until a header's size is that of the choice it depends on
+MARK_BYTES = 96  # of a layer's full-precision mark, in its comfy_quant and in the header
+SCALE_BYTES = 200  # of a pre_quant_scale's entry in the header, and the alignment
+
+
+class Alternative(NamedTuple):
+    """A precision that a layer could have, the bytes it would take, and its error."""
+
+    precision: Format
+    nbytes: int
+    error: float  # squared, relative to the layer
+
+
+class SizePoint(NamedTuple):
+    """A file that --target-size could have made, and the error it would have."""
+
+    nbytes: int
+    error: float  # relative RMSE, in the mean over the layers that could be chosen
+
+
+class SizedPlan(NamedTuple):
+    """The plan of --target-size, and the files that it could have made instead."""
+
+    plan: Plan
+    sizes: tuple[SizePoint, ...]
+
+
+def lower_hull(alternatives: Iterable[Alternative]) -> list[Alternative]:
+    """Those that are best at some price of a byte, from the smallest to the largest."""
+    kept: list[Alternative] = []
+    for more in sorted(alternatives, key=lambda row: (row.nbytes, row.error)):
+        if kept and more.error >= kept[-1].error:
+            continue
+        while len(kept) > 1 and gain(kept[-2], more) >= gain(kept[-2], kept[-1]):
+            kept.pop()
+        kept.append(more)
+    return kept
+
+
+def gain(less: Alternative, more: Alternative) -> float:
+    """Error that a byte more takes away."""
+    return (less.error - more.error) / (more.nbytes - less.nbytes)
+
+
+def upgrades(layers: dict[str, list[Alternative]]) -> list[tuple[str, Alternative, Alternative]]:
+    """Every step along the layers' hulls, the one that gains most for its bytes first."""
+    steps = [
+        (name, less, more)
+        for name, hull in layers.items()
+        for less, more in itertools.pairwise(hull)
+    ]
+    return sorted(steps, key=lambda step: -gain(*step[1:]))
+
+
+def choose_for_size(layers: dict[str, list[Alternative]], budget: int) -> dict[str, Alternative]:
+    """The layers' precisions with the least total error in `budget` bytes, but for one step.
+
+    What is left when the next step does not fit is filled with any that do. Where the smallest
+    ones do not fit they come back all the same.
+    """
+    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
+    chosen = {name: hull[0] for name, hull in hulls.items()}
+    left = budget - sum(row.nbytes for row in chosen.values())
+    steps = [(name, more) for name, _, more in upgrades(hulls)]
+    every = sorted((row.error, name, row) for name, rows in layers.items() for row in rows)
+    for name, more in [*steps, *((name, row) for _, name, row in every)]:
+        cost = more.nbytes - chosen[name].nbytes
+        if more.error < chosen[name].error and cost <= left:
+            chosen[name], left = more, left - cost
+    return chosen
+
+
+def size_curve(layers: dict[str, list[Alternative]], fixed: int) -> list[SizePoint]:
+    """Size and error after each step from the smallest file to the largest."""
+    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
+    size = fixed + sum(hull[0].nbytes for hull in hulls.values())
+    error = sum(hull[0].error for hull in hulls.values())
+    points = [SizePoint(size, mean_error(error, layers))]
+    for _, less, more in upgrades(hulls):
+        size, error = size + more.nbytes - less.nbytes, error + more.error - less.error
+        points.append(SizePoint(size, mean_error(error, layers)))
+    return points
+
+
+def mean_error(total: float, layers: dict) -> float:
+    return math.sqrt(max(total, 0.0) / len(layers))
+
+
+def measure_alternatives(
+    options: Options, candidates: dict[str, list[TensorPlan]], ranks: Ranks
+) -> dict[str, list[Alternative]]:
+    """Every candidate's size and error: each weight is read once, and quantised in each way."""
+    plans = share_of([rows[0] for rows in candidates.values()], ranks)
+    pieces = [piece for plan in plans for piece in pieces_of(plan)]
+    dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
+    found = {}
+    device, nbytes = pick_device(options.device, ranks), sum(piece.nbytes for piece in pieces)
+    with (
+        single_threaded() as threads,
+        Compute(device, dtype, SCALE_SEARCHES[search], threads) as compute,
+        progress_bar("measuring", nbytes=nbytes, quiet=options.quiet) as bar,
+    ):
+        compute.compile(plans)
+        pinned = compute.device.type == "cuda"
+        for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):
+            name = piece.plan.ref.name
+            found[name] = [
+                Alternative(plan.precision, stored_bytes(plan), damage_of(plan, weight, compute))
+                for plan in candidates[name]
+            ]
+            bar.update(piece.nbytes)
+    return {name: rows for share in ranks.gather(found) for name, rows in share.items()}
+
+
+def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float:
+    """Squared relative error of a layer as planned: of its output, if that is known."""
+    if not plan.is_quantised:
+        dtype = TORCH_DTYPES[plan.dtype]
+        made = compute.map(lambda rows: measure(rows, rows.to(dtype).float()), weight)
+        return Damage.total(made, torch.ones(())).relative_rmse ** 2
+    _, damage = quantise(plan, weight, compute)
+    known = damage.relative_rmse if damage.output_after is None else damage.output_after
+    return known**2
+
+
+def plan_for_size(
+    options: Options, model: Model, planner: Callable[..., Plan], ranks: Ranks
+) -> SizedPlan | None:
+    """Choose precisions for --target-size by error, from those that `planner` begins with.
+
+    `planner` makes a plan for {layer: precision}. What float16 cannot hold is float32 in the plan
+    that comes back. None without a target; raises ConvertError for one that cannot be reached.
+    """
+    target = options.target(model)
+    if not target:
+        return None
+    plans, _ = planner()
+    target -= reserved(options, plans)
+    widened = wide_halves(options, plans)
+    start = {plan.ref.name: plan for plan in widen(plans, widened)}
+    size = planned_bytes(options, model, [*start.values()])
+    candidates = list_candidates(options, planner, start, widened, lower=size > target)
+    fixed = size - sum(stored_bytes(start[name]) for name in candidates)
+    refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
+    layers = measure_alternatives(options, candidates, ranks)
+    layers = {name: layers[name] for name in candidates}  # in source order, whatever the ranks
+    # The header's size depends on the choice, which depends on it: `fixed` is what the last choice
+    # left for others. Should they never agree, the last one that fits is as good.
+    for _ in range(SIZE_TRIALS):
+        chosen = choose_for_size(layers, target - fixed)
+        precisions = {name: row.precision for name, row in chosen.items()}
+        plans, notes = planner(chosen=precisions)
+        plans = widen(plans, widened)
+        size = planned_bytes(options, model, plans)
+        left = size - sum(row.nbytes for row in chosen.values())
+        if size <= target and left == fixed:
+            break
+        fixed = left if size <= target else max(left, fixed)
+    refuse_too_small(target, size)
+    return SizedPlan(Plan(plans, notes), tuple(size_curve(layers, fixed)))
+
+
+def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
+    """Bytes that options may add to a plan once its precisions are settled, at most."""
+    layers = [plan for plan in plans if plan.is_layer]
+    added = len(layers) * MARK_BYTES if options.w4a4_share else 0
+    if options.pre_quant_scale:
+        added += sum(2 * plan.ref.shape[-1] + SCALE_BYTES for plan in layers if plan.moments)
+    return added
+
+
+def wide_halves(options: Options, plans: Iterable[TensorPlan]) -> frozenset[str]:
+    """Tensors that would be float32 for a value beyond float16's, if they are not quantised."""
+    half = DTYPE_OPTIONS[options.dtype]
+    halves = [plan_tensor(plan.ref, UNNAMED, half) if plan.is_quantised else plan for plan in plans]
+    return float16_overflows(halves, options)
+
+
+def refuse_too_small(target: int, least: int) -> None:
+    if least > target:
+        raise ConvertError(
+            f"{TARGET}: {target:,} bytes are too few: the smallest this plan allows is about "
+            f"{least:,}; fewer --edge-blocks and --exclude, or --preset all, leave more to choose"
+        )
+
+
+def list_candidates(
+    options: Options,
+    planner: Callable[..., Plan],
+    start: dict[str, TensorPlan],
+    widened: frozenset[str] = frozenset(),
+    *,
+    lower: bool,
+) -> dict[str, list[TensorPlan]]:
+    """What each open layer could be besides what it is: all lower precisions, or all higher."""
+    names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
+    ways = [planner(chosen=dict.fromkeys(names, kind))[0] for kind in candidate_formats()]
+    by_name = [{plan.ref.name: plan for plan in plans} for plans in ways]
+    candidates = {}
+    for name in names:
+        first = start[name]
+        (half,) = widen([plan_tensor(first.ref, UNNAMED, DTYPE_OPTIONS[options.dtype])], widened)
+        plans = {plan.precision: plan for plan in [*(way[name] for way in by_name), half]}
+        candidates[name] = [
+            plan
+            for precision, plan in sorted(plans.items())
+            if (precision <= first.precision if lower else precision >= first.precision)
+        ]
+    candidates = {name: plans for name, plans in candidates.items() if len(plans) > 1}
+    if not candidates:
+        what = "everything is as small as it may be" if lower and names else "no layer is left"
+        raise ConvertError(f"{TARGET}: {what}: other options decide for all")
+    return candidates
+
+
+# ── nvfp4/report/data.py: Describe a finished or planned conversion as data ───────────────────────
+
+# How reports call layers that were quantised in the source already and go over untouched: they are
+# kept apart from those that this conversion quantised, whose error is known.
+AS_IT_WAS = "as it was"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Hold what a conversion did, or what it would do after --dry-run.
+
+    `plans` has every tensor's fate in the source's order, `origin` is what the header tells of how
+    the file was made, and sizes are in bytes, headers included in `output_bytes`. `damage` is
+    {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
+    --w4a4-share and --target-size found, empty without them.
+    """
+
+    options: Options
+    plans: tuple[TensorPlan, ...]
+    origin: dict[str, object]  # how the file was made, as its header tells
+    source_bytes: int
+    output_bytes: int
+    notes: tuple[str, ...]
+    damage: dict[str, Damage] = field(default_factory=dict)
+    curve: tuple[CurvePoint, ...] = ()
+    sizes: tuple[SizePoint, ...] = ()
+
+
+def stored_as(plan: TensorPlan) -> str:
+    """Name how a tensor lies in the output: "NVFP4", "FP8", AS_IT_WAS, or its safetensors dtype."""
+    if plan.ref.is_kept:
+        return AS_IT_WAS
+    return plan.precision.name if plan.is_quantised else plan.dtype
+
+
+def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
+    """Add up {how it is stored: {"layers", "tensors", "bytes"}}, quantised ones first.
+
+    "layers" counts linear layers, "tensors" those of the output file, scales and configurations
+    included, and "bytes" is their size without the header.
+    """
+    groups = defaultdict(list)
+    for plan in plans:
+        # Sorted by precision first; all unquantised formats count as one and go by their dtype.
+        groups[min(plan.precision, HALF), stored_as(plan)].append(plan)
+    return {
+        label: {
+            "layers": sum(plan.is_layer for plan in members),
+            "tensors": sum(len(stored_tensors(plan)) for plan in members),
+            "bytes": sum(map(stored_bytes, members)),
+        }
+        for (_, label), members in sorted(groups.items())
+    }
+
+
+def matmul(plan: TensorPlan) -> str:
+    """Name a layer's matmul by bits: W4A4, W4A16, W8A8 or W8A16.
+
+    The first number is the bits of a stored weight, the second those of the activations that it is
+    multiplied by. With full-precision matmul the activations stay 16-bit.
+    """
+    # The mark is read from the configuration, as layers that were quantised in the source have it
+    # only there.
+    form = plan.format
+    activations = 16 if plan.config.get("full_precision_matrix_mult") else form.activation_bits
+    return f"W{form.weight_bits}A{activations}"
+
+
+def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
+    """Add up {matmul: {"layers", "share"}} over the quantised layers.
+
+    "share" is the part of all linear weights, those of unquantised layers included, so that the
+    shares sum up to less than 1 where some layers stay 16-bit.
+    """
+    # Packed layers of the source count, too: their configuration tells how they are multiplied.
+    layers = [plan for plan in plans if plan.is_layer]
+    kinds = defaultdict(list)
+    for plan in layers:
+        if plan.is_quantised or plan.ref.config:
+            kinds[matmul(plan)].append(plan)
+    return {
+        kind: {"layers": len(found), "share": weights_of(found) / weights_of(layers)}
+        for kind, found in sorted(kinds.items())
+    }
+
+
+def report_data(report: Report) -> dict:
+    """Make the whole report JSON-ready: every tensor's plan and reason, errors, totals, trade-offs.
+
+    The keys are what --report's .json has, and a user's scripts may read them; the page is made of
+    the same data. Files appear by name only, without folders.
+    """
+    return {
+        "version": __version__,
+        "source": report.options.source.name,
+        "output": report.options.written.name,
+        "source_bytes": report.source_bytes,
+        "output_bytes": report.output_bytes,
+        "origin": report.origin,
+        "totals": totals(report.plans),
+        "matmuls": matmuls(report.plans),
+        "notes": list(report.notes),
+        "w4a4_curve": [point._asdict() for point in report.curve],
+        "size_curve": [point._asdict() for point in report.sizes],
+        "tensors": [tensor_data(plan, report.damage.get(plan.ref.layer)) for plan in report.plans],
+    }
+
+
+def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
+    """Describe one tensor of the plan, with its layer's error where one was measured.
+
+    A quantised layer has its matmul and input scale besides; after a conversion also
+    `relative_rmse` and `sqnr_db` of the decoded weight, and the output errors if it was rounded by
+    statistics. Figures that there are none of are None.
+    """
+    data = {
+        "name": plan.ref.name,
+        "shape": plan.ref.shape,
+        "source_dtype": plan.ref.dtype,
+        "precision": plan.precision.name,
+        "reason": str(plan.reason),
+        "stored_as": stored_as(plan),
+        "stored": {key: dtype for key, (dtype, _) in stored_tensors(plan).items()},
+        "bytes": stored_bytes(plan),
+    }
+    if plan.is_quantised:
+        data |= {
+            "matmul": matmul(plan),
+            "full_precision_mm": str(plan.full_precision) if plan.full_precision else None,
+            "input_scale": plan.input_scale,
+            "input_scale_source": plan.input_scale_source or None,
+            "saturated_blocks": plan.saturated_blocks,
+        }
+        if damage is not None and plan.is_quantised:
+            lossless = math.isinf(damage.sqnr_db)  # stored as null, as JSON has no infinity
+            data |= {
+                "relative_rmse": damage.relative_rmse,
+                "sqnr_db": None if lossless else damage.sqnr_db,
+                "output_before": damage.output_before,
+                "output_after": damage.output_after,
+                "output_w4a4": damage.output_w4a4,
+            }
+    return data
+
+
+def render_json(data: dict) -> str:
+    """Render the data as the text of a .json file; raises ValueError for NaN and infinity."""
+    # Python would write NaN as a bare word that other JSON parsers refuse.
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+
+# ── nvfp4/source/loras.py: LoRA files to be merged: which tensor a key means, what fits ───────────
+
+MAX_PREFIXES = 10  # of a LoRA's key
+# A LoRA's key is a layer and a part of it; the group that matches is the kind of patch.
+LORA_KEY = re.compile(
+    r"(?P<layer>.+?)(?:"
+    r"[._]lora(?:_linear_layer)?[._](?P<lora>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"
+    r"|\.hada_(?P<loha>w[12]_[ab]|t[12])"
+    r"|\.lokr_(?P<lokr>w[12](?:_[ab])?|t2)"
+    r"|\.(?:(?P<diff>diff|w_norm)|(?P<bias>diff_b|b_norm)|(?P<set>set_weight))"
+    r"|\.(?P<scaling>alpha|dora_scale))"
+)
+LORA_PARTS = {"A": "down", "B": "up", "w_norm": "diff", "diff_b": "diff", "b_norm": "diff"}
+LORA_PREFIX = re.compile(
+    r"(model\.)?diffusion_model\.|net\.|unet\.|transformer\.|base_model\.model\."
+    r"|lora_unet_+|lora_transformer_|lycoris_"  # kohya; __ is of Wan Fun; OneTrainer; SimpleTuner
+)
+NOT_MERGED = {  # what keys that match nothing are, where it can be told
+    "of a text encoder": r"lora_te|text_encoder|clip_|t5xxl",
+    "of OFT": r".+\.(oft_|rescale$)",
+    "of GLoRA": r".+\.[ab][12]\.weight$",
+    "of PEFT's DoRA": r".+\.lora_magnitude_vector",
+    "a new shape of a layer": r".+\.reshape_weight$",
+}
+# Names with _ for every dot, as kohya's trainers write them. One layer's two native spellings,
+# in the published file and in ComfyUI, are brought to one:
+SPELLINGS = (
+    (r"(_mod|modulation)_linear", r"\1_lin"),
+    (r"mlp_fc1", "mlp_0"),
+    (r"mlp_fc2", "mlp_2"),
+    (r"_norm_(q|k)(uery|ey)_norm", r"_\1_norm"),
+    (r"(_in|_embedder)_(mlp_0|linear_1)", r"\1_in_layer"),
+    (r"(_in|_embedder)_(mlp_2|linear_2)", r"\1_out_layer"),
+)
+# ... diffusers' block, the native block, {diffusers' layer: native layer}. `rows` is a part of a
+# fused layer, see FUSED_ROWS; `swapped`: scale and shift lie in the other order.
+DIFFUSERS = (
+    (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {  # Flux, Hunyuan Video
+        r"attn_to_(?P<rows>[qkv])": "img_attn_qkv",
+        r"attn_add_(?P<rows>[qkv])_proj": "txt_attn_qkv",
+        "attn_to_out_0": "img_attn_proj",
+        "attn_to_add_out": "txt_attn_proj",
+        "norm1_linear": "img_mod_lin",
+        "norm1_context_linear": "txt_mod_lin",
+        "ff_(net_0_proj|linear_in)": "img_mlp_0",
+        "ff_(net_2|linear_out)": "img_mlp_2",
+        "ff_context_(net_0_proj|linear_in)": "txt_mlp_0",
+        "ff_context_(net_2|linear_out)": "txt_mlp_2",
+        r"attn_norm_([qk])": r"img_attn_\2_norm",
+        r"attn_norm_added_([qk])": r"txt_attn_\2_norm",
+    }),
+    (r"single_transformer_blocks_(\d+)_", r"single_blocks_\1_", {
+        r"attn_to_(?P<rows>[qkv])": "linear1",
+        r"(?P<rows>proj_mlp)": "linear1",
+        "attn_to_qkv_mlp_proj": "linear1",  # Flux 2
+        "proj_out|attn_to_out": "linear2",
+        "norm_linear": "modulation_lin",
+        r"attn_norm_([qk])": r"\2_norm",
+    }),
+    (r"single_blocks_(\d+)_", r"single_blocks_\1_", {r"linear1_(?P<rows>qkv)": "linear1"}),
+    ("", "", {
+        "x_embedder": "img_in",
+        "context_embedder": "txt_in",
+        r"time_text_embed_timestep_embedder_(\w+)": r"time_in_\1",
+        r"time_text_embed_text_embedder_(\w+)": r"vector_in_\1",
+        r"time_text_embed_guidance_embedder_(\w+)": r"guidance_in_\1",
+        "proj_out": "final_layer_linear",
+        "norm_out_(?P<swapped>linear)": "final_layer_adaLN_modulation_1",
+        "all_x_embedder_2-1": "x_embedder",  # Z-Image
+        "all_final_layer_2-1_(.+)": r"final_layer_\1",
+    }),
+    (r"((?:layers|context_refiner|noise_refiner)_\d+)_attention_", r"\1_attention_", {
+        r"to_(?P<rows>[qkv])": "qkv",
+        "to_out_0": "out",
+        r"norm_([qk])": r"\2_norm",
+    }),
+    (r"(blocks_\d+)_", r"\1_", {  # Wan, in names ComfyUI leaves out
+        r"attn1_(?:to_(?=[qkv])|(?=norm_))(\w+)": r"self_attn_\2",
+        r"attn2_(?:to_(?=[qkv])|(?=norm_[qk]$))(\w+)": r"cross_attn_\2",
+        r"attn2_add_([kv])_proj": r"cross_attn_\2_img",
+        "attn1_to_out_0": "self_attn_o",
+        "attn2_to_out_0": "cross_attn_o",
+        "ffn_net_0_proj": "ffn_0",
+        "ffn_net_2": "ffn_2",
+    }),
+)  # fmt: skip
+NATIVE_NAMES = [
+    (re.compile(block + f"(?:{layer})"), native_block + native)
+    for block, native_block, layers in DIFFUSERS
+    for layer, native in layers.items()
+]
+# Where a part begins and ends among a fused layer's rows, in multiples of its columns
+FUSED_ROWS = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "qkv": (0, 3), "proj_mlp": (3, 7)}
+
+
+def canonical(name: str) -> str:
+    """A layer's name in the one spelling in which models and LoRA files are compared."""
+    name = name.replace(".", "_")
+    for spelling, other in SPELLINGS:
+        name = re.sub(f"{spelling}(?=(_bias)?$)", other, name)
+    return name
+
+
+def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | None:
+    """The model's tensor that a LoRA's layer is, and which part of it; {canonical: tensor}."""
+    for _ in range(MAX_PREFIXES):  # each time costs a search, and a name may consist of them
+        name = canonical(layer)
+        if name in names:
+            return names[name], {}
+        for pattern, native in NATIVE_NAMES:
+            match = pattern.fullmatch(name)
+            if match and (native := match.expand(native)) in names:
+                return names[native], match.groupdict()
+        if not (prefix := LORA_PREFIX.match(layer)):
+            break
+        layer = layer[prefix.end() :]
+    return None
+
+
+def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], list[str]]:
+    """{layer: {kind: {part: TensorRef}}} of a LoRA file, and keys that are no part of a layer."""
+    layers, unknown = defaultdict(lambda: defaultdict(dict)), []
+    for key, ref in read_header(path)[0].items():
+        if not (match := LORA_KEY.fullmatch(key)):
+            unknown.append(key)
+            continue
+        if ref.dtype not in TORCH_DTYPES:
+            raise ConvertError(f"{path}: {key} is {ref.dtype}; give the LoRA in a 16-bit type")
+        kind = match.lastgroup
+        part = LORA_PARTS.get(match[kind], match[kind])
+        parts = layers[match["layer"]][kind]
+        if part in parts:
+            raise ConvertError(f"{path}: {key} and {parts[part].name} are the same thing twice")
+        parts[part] = ref
+    for layer, kinds in layers.items():
+        scaling = kinds.pop("scaling", {})
+        if len(kinds.keys() - {"bias"}) > 1:
+            raise ConvertError(f"{path}: {layer} is {' and '.join(kinds)} at once; keep one kind")
+        for kind in kinds.keys() - {"bias"}:
+            kinds[kind] |= scaling
+        if not kinds:
+            unknown += [ref.name for ref in scaling.values()]
+    return layers, unknown
+
+
+def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[str]]:
+    """{tensor: patches} of a LoRA file, and what of it cannot be merged."""
+    layers, unmatched = group_keys(lora.path)
+    names = {canonical(re.sub(r"\.(weight|scale)$", "", bare(n))): n for n in model.tensors}
+    patches, misfits, packed = defaultdict(list), [], []
+    for layer, kinds in layers.items():
+        name, found = locate(layer, names) or ("", {})
+        for kind, parts in kinds.items():
+            target = f"{name.removesuffix('.weight')}.bias" if kind == "bias" else name
+            if target not in model.tensors:
+                unmatched += [ref.name for ref in parts.values()]
+                continue
+            patch = Patch(
+                kind="diff" if kind == "bias" else kind,
+                parts=parts,
+                strength=lora.strength,
+                rows=rows_of(found.get("rows"), model.tensors[name]),
+                swapped="swapped" in found,
+            )
+            if any(other.rows == patch.rows for other in patches[target]):
+                raise ConvertError(f"{lora.path}: {layer} and another name are both {target}")
+            misfit = find_misfit(patch, model.tensors[target])
+            if model.tensors[target].is_kept:
+                packed.append(target)
+            elif misfit:
+                misfits.append(misfit)
+            else:
+                patches[target].append(patch)
+    return patches, lora_problems(misfits, packed, unmatched)
+
+
+def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -> list[str]:
+    """What of a LoRA cannot be merged, counted: a line for each kind."""
+    problems = []
+    if misfits:
+        more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
+        problems.append(f"does not fit the model: {misfits[0]}{more}")
+    if packed:
+        what = "layers are quantised in the source already, so nothing can be merged into them"
+        problems.append(f"{len(packed)} {what}: {examples(packed)}")
+    if unmatched:
+        problems.append(describe_unmatched(unmatched))
+    return problems
+
+
+def rows_of(part: str | None, target: TensorRef) -> slice:
+    """The rows of a fused layer that are its q, k, v or MLP; all of them without a part."""
+    if part is None:
+        return slice(None)
+    begin, end = FUSED_ROWS[part]
+    return slice(begin * target.shape[-1], end * target.shape[-1])
+
+
+def find_misfit(patch: Patch, target: TensorRef) -> str:
+    """Why a patch is not for a tensor, or "": its shapes are merged, without any data."""
+    shown = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in patch.parts.values())
+    try:
+        parts = {part: torch.empty(ref.shape, device="meta") for part, ref in patch.parts.items()}
+        merge(patch, parts, torch.empty(target.shape, device="meta"))
+    except KeyError as error:
+        return f"{shown}: {error.args[0]} is missing"
+    except (IndexError, RuntimeError, ValueError):
+        rows = "" if patch.rows == slice(None) else f"rows {patch.rows.start} on of "
+        return f"{shown} do not fit {rows}{target.name} {list(target.shape)}"
+    return ""
+
+
+def describe_unmatched(keys: list[str]) -> str:
+    """How many keys match nothing, what they are where that can be told, and the first few."""
+    kinds = {what: sum(bool(re.match(row, k)) for k in keys) for what, row in NOT_MERGED.items()}
+    told = "".join(f", {count} {what}" for what, count in kinds.items() if count)
+    return f"{len(keys)} keys match no tensor of the model{told}: {examples(keys)}"
+
+
+def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source:
+    """Have LoRAs merged into a model when its tensors are read; notes tell of each LoRA."""
+    tensors, notes = dict(model.tensors), []
+    for lora in loras:
+        patches, problems = read_lora(lora, model)
+        merged = sum(map(bool, patches.values()))
+        notes += [f"{lora.path.name}: merged into {merged} tensors at strength {lora.strength:g}"]
+        notes += problems
+        if not merged or (problems and not partial):
+            end = "--lora-partial goes on" if merged else "nothing of it can be merged"
+            problems = [f"{lora.path}: {problem}" for problem in problems[-EXAMPLES:]]
+            last = problems.pop() if problems else f"{lora.path}: holds no LoRA"
+            raise ConvertError(*problems, f"{last}; {end}")
+        for name, found in patches.items():
+            old = tensors[name]
+            tensors[name] = dataclasses.replace(old, patches=(*old.patches, *found))
+    return Source(dataclasses.replace(model, tensors=tensors), tuple(notes))
+
+
+# ── nvfp4/source/open.py: A model to convert: quantised layers decoded, taken over or refused ─────
+
+def open_source(path: Path) -> Source:
+    """Read a model's headers, and settle what becomes of layers that are quantised in it.
+
+    FP8 layers with their scales are decoded as they are read; NVFP4 layers, and quantised ones
+    that are not of the diffusion model, go over as they are; any others are refused.
+    """
+    model = open_model(path)
+    if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
+        raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
+    prefix, notes = diffusion_prefix(model.tensors), []
+    found = stored_layers(model).items()
+    layers = {name: layer for name, layer in found if layer.format and layer.format.is_adopted}
+    problems = {name: foreign(layer, name.startswith(prefix)) for name, layer in layers.items()}
+    tensors, scales, known, markers = {}, 0, layer_parts(), marker_names()
+    for ref in model.tensors.values():
+        name, _, suffix = ref.name.rpartition(".")
+        inside = name.startswith(prefix)
+        part = ref
+        if name in layers and not problems[name] and suffix in known and suffix != "bias":
+            part = adopted(ref, layers[name], inside)
+        if part is not None and suffix not in markers:
+            tensors[ref.name] = part
+        scales += part is None and suffix in ("input_scale", "scale_input")
+    refuse_quantised(path, tensors.values(), prefix, problems)
+    kept = {ref.layer: layers[ref.layer] for ref in tensors.values() if ref.config}
+    for defect, names in grouped(lint(model, kept)).items():
+        notes.append(f"in the source, {DEFECTS[defect].what}: {examples(names)}")
+    if scales:
+        notes.append(
+            f"{scales} input scales of FP8 layers are left out; --input-scale-from takes those "
+            "that are named input_scale from any file"
+        )
+    if prefix in UNREAD_PREFIXES:
+        whole = all(name.startswith(prefix) for name in tensors)
+        new = "" if whole else COMFYUI_PREFIX
+        refs = (
+            dataclasses.replace(ref, name=renamed(ref, prefix, new)) for ref in tensors.values()
+        )
+        tensors = {ref.name: ref for ref in refs}
+        instead = f"have {new} instead of" if new else "lose"
+        notes.append(f"names {instead} their {prefix}, which ComfyUI does not know")
+    return Source(dataclasses.replace(model, tensors=tensors), tuple(notes))
+
+
+def foreign(layer: StoredLayer, inside: bool) -> str:
+    """Why a quantised layer of a source cannot be used; or ""."""
+    decoded = inside and layer.format.is_decoded
+    configured = layer.configured.config if layer.configured else ""
+    if not decoded and configured != layer.format.config:
+        return "has no configuration of its format"
+    reason = undecodable(layer)
+    if decoded and not reason and not 0 < stored_scale(layer) < math.inf:
+        reason = f"its scale is {float(stored_scale(layer))}"
+    if not reason and not layer.format.is_decoded:
+        facts = FileFacts(legacy=False, fp8_matmul=False, values=True)
+        found = [*lint_scalars(layer, facts), *lint_values(layer)]
+        bad = [finding.detail for finding in found if finding.defect == "bad scale"]
+        reason = f"it has a scale that is none, {bad[0]}" if bad else ""
+    return reason
+
+
+def adopted(ref: TensorRef, layer: StoredLayer, inside: bool) -> TensorRef | None:
+    """A part of a quantised layer as the source of a conversion has it; None if it goes."""
+    suffix = ref.name.rpartition(".")[2]
+    if inside and layer.format.is_decoded:
+        if suffix != "weight":
+            return None
+        return dataclasses.replace(ref, scale=float(stored_scale(layer)))
+    if suffix == "comfy_quant":  # written anew, as it may be in the header alone
+        return None
+    config = json.dumps(layer.config) if suffix == "weight" else ""
+    return dataclasses.replace(ref, config=config, is_kept=True)
+
+
+def refuse_quantised(
+    source: Path, refs: Iterable[TensorRef], prefix: str, problems: dict[str, str]
+) -> None:
+    """Raises ConvertError for quantised tensors that nobody can decode."""
+    quantised = [
+        ref.name
+        for ref in refs
+        if not ref.is_kept
+        and ref.scale is None
+        and ref.name.startswith(prefix)
+        and (
+            is_quantised_part(ref.name)
+            or ref.dtype.startswith("F8_")
+            or (ref.dtype in ONE_BYTE and len(ref.shape) == 2 and ref.name.endswith(".weight"))
+        )
+    ]
+    if quantised:
+        named = (f"; {name}: {problem}" for name, problem in problems.items() if problem)
+        raise ConvertError(
+            f"{source}: is already quantised ({examples(quantised)}), and not as NVFP4 or as FP8 "
+            f"with a scale for each weight{next(named, '')}; give the original 16- or 32-bit model"
+        )
+
+
+# ── nvfp4/source/read.py: The source of a conversion: a model, what is merged into it, the files it
+
+def refuse_lone_shard(path: Path) -> None:
+    """Raise ConvertError for one shard of several, which would be converted as if it were all."""
+    if re.search(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$", path.name):
+        raise ConvertError(
+            f"{path}: is one shard of several; give the *.safetensors.index.json "
+            "beside it, or the folder"
+        )
+
+
+def read_source(options: Options) -> Source:
+    """Open the model and the LoRAs to merge, and note the state of all files that are read later.
+
+    Raises ConvertError for what is damaged, or quantised in a way that cannot be decoded.
+    """
+    model, notes = open_source(options.source)
+    model = dataclasses.replace(model, stamps=stamps_of(options, model))
+    merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
+    return Source(merged.model, (*notes, *merged.notes))
+
+
+def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
+    """Tell size and time of the files that are read while converting, too, and not only before."""
+    paths = [*model.files, *(lora.path for lora in options.merge_lora), *options.activation_stats]
+    with translated(options.source):
+        return {path: stamp(path) for path in paths}
+
+
+# ── nvfp4/conversion.py: One conversion from end to end ───────────────────────────────────────────
+
 def convert(options: Options, observe: Observe = unobserved) -> Report:
     """Run a conversion, or with `dry_run` plan it. Raises ConvertError, leaving nothing behind.
 
+    Each phase returns a record with its notes; they come together in the report, and only there.
     `observe` is told what the writing of the output is busy with.
     """
-    if re.search(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$", options.source.name):
-        raise ConvertError(
-            f"{options.source}: is one shard of several; give the *.safetensors.index.json "
-            "beside it, or the folder"
-        )
+    refuse_lone_shard(options.source)
     with join_ranks() as ranks:  # first, so that one that fails is known to all
         if not ranks.is_first:
             options = dataclasses.replace(options, quiet=True)
-        model, adoption = open_source(options.source)
-        model = dataclasses.replace(model, stamps=stamps_of(options, model))
-        model, merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
+        source = read_source(options)
         pick_device(options.device, ranks)
-        refuse_text_targets(options, model)
-        guides = read_guides(options, model)
-        if options.target(model):
-            plans, notes, sizes = plan_for_size(options, model, guides, ranks)
-        else:
-            (plans, notes), sizes = make_plans(options, model, guides), ()
-        plans, shared, curve = share_w4a4(options, plans)
-        plans, smoothing = smooth(options, plans)
-        notes += [*adoption, *merged, *shared, *smoothing]
-        if options.dry_run and not options.target(model):  # with a target it is known
+        refuse_text_targets(options, source.model)
+        guides = read_guides(options, source.model)
+        planner = partial(make_plans, options, source.model, guides)
+        sized = plan_for_size(options, source.model, planner, ranks)
+        plan = sized.plan if sized else planner()
+        tuned = tune_activations(options, plan.plans)
+        plans = tuned.plans
+        if options.dry_run and not sized:  # for a size, float16 was asked already
             plans = widen(plans, float16_overflows(plans, options))
-        carry_out = rehearse if options.dry_run else partial(write, observe=observe)
-        job, damage, more = carry_out(make_job(options, model, plans), ranks)
+        job = make_job(options, source.model, plans)
+        outcome = rehearse(job) if options.dry_run else produce(job, ranks, observe)
     return Report(
         options=options,
-        plans=tuple(job.plans),
-        origin=job.origin,
-        source_bytes=model.nbytes,
-        output_bytes=job.nbytes,
-        notes=(*notes, *outcome_notes(job, damage), *more),
-        damage=damage,
-        curve=curve,
-        sizes=sizes,
+        plans=tuple(outcome.job.plans),
+        origin=outcome.job.origin,
+        source_bytes=source.model.nbytes,
+        output_bytes=outcome.job.nbytes,
+        notes=(*plan.notes, *source.notes, *tuned.notes, *outcome.notes),
+        damage=outcome.damage,
+        curve=tuned.curve,
+        sizes=sized.sizes if sized else (),
     )
-
-
-def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
-    """What came otherwise than it was asked for."""
-    notes, target = [], job.options.target(job.model)
-    lost = [layer for layer, found in damage.items() if found.relative_rmse > ROUNDED_WRONG_FROM]
-    if lost:
-        notes.append(
-            f"{len(lost)} layers lose most of their weights, which are too small for any scale; "
-            f"keep them 16-bit with --exclude: {examples(lost)}"
-        )
-    if 0 < target < job.nbytes:
-        notes.append(f"{TARGET}: the file is larger, by {job.nbytes - target:,} bytes")
-    widened = [plan.ref.name for plan in job.plans if plan.reason.kind is Why.FLOAT16]
-    if widened:
-        notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")
-    return notes
-
-
-def rehearse(job: Job, _: Ranks) -> tuple[Job, dict[str, Damage], list[str]]:
-    """What would keep the job from being done."""
-    return job, {}, [f"would fail: {problem}" for problem in output_problems(job)]
-
-
-def refuse_problems(job: Job) -> None:
-    if problems := output_problems(job):
-        raise ConvertError(*problems)
-
-
-def write(
-    job: Job, ranks: Ranks, observe: Observe = unobserved
-) -> tuple[Job, dict[str, Damage], list[str]]:
-    """Carry the job out; a tensor that does not fit float16 makes it start again with float32."""
-    refuse_problems(job)
-    options, plans = job.options, job.plans
-    with Journal(options, ranks) as journal:
-        while True:
-            if journal.widened:
-                job = make_job(options, job.model, widen(plans, journal.widened))
-                refuse_problems(job)  # of other shards
-            journal.begin(job)
-            try:
-                return job, *write_model(job, journal, ranks, observe)
-            except Float16OverflowError:
-                journal.widened = float16_overflows(plans, options)
 
 
 # ── nvfp4/report/layer_config.py: Write the plan as a file that --layer-config reads ──────────────

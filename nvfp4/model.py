@@ -131,6 +131,13 @@ class Model:
         return [ref for ref in self.tensors.values() if ref.is_linear_weight]
 
 
+class Source(NamedTuple):
+    """A model to convert, and notes on what it is taken for."""
+
+    model: Model
+    notes: tuple[str, ...] = ()
+
+
 def bare(name: str) -> str:
     """Strip one of PREFIXES from a tensor's or layer's name, if it begins with one.
 

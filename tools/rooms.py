@@ -41,7 +41,11 @@ FLOORS = (
         "encode": "devices, reading ahead, a layer encoded",
         "write": "journal, partial files, publishing",
     },
-    {"verify": "a file against its source", "tune": "plans changed by measuring"},
+    {
+        "verify": "a file against its source",
+        "tune": "plans changed by measuring",
+        "production": "a job rehearsed, or carried out: encoded, written and published",
+    },
     {"report": "what was done: data, text, page"},
     {"conversion": "one conversion, as the list of its phases"},
     {

@@ -14,7 +14,7 @@ from nvfp4.guides.records import GGUF_BITS, Guides
 from nvfp4.model import Model
 from nvfp4.options import LEGACY_RECIPE, TARGET, Options
 from nvfp4.plan.inputs import attach_recording, attach_scale, marks_by_precision, share_marker
-from nvfp4.plan.records import Rule, TensorPlan, plan_tensor, weights_of
+from nvfp4.plan.records import Plan, Rule, TensorPlan, plan_tensor, weights_of
 from nvfp4.plan.rules import choice_rules, decide, floor_rules, refuse_for_kept
 from nvfp4.reasons import Why
 
@@ -23,7 +23,7 @@ MOST_NVFP4 = 0.9  # of an image model's linear weights
 
 def make_plans(
     options: Options, model: Model, guides: Guides, chosen: dict[str, Format] | None = None
-) -> tuple[list[TensorPlan], list[str]]:
+) -> Plan:
     """Plan every tensor of a model, in source order, and note what the report should carry.
 
     No file is opened: the same arguments give the same plans. `chosen`: precisions that
@@ -56,7 +56,7 @@ def make_plans(
     if options.recipe == LEGACY_RECIPE:
         plans, more = share_marker(plans)
         notes += more
-    return plans, notes
+    return Plan(plans, tuple(notes))
 
 
 def why_full_precision(plan: TensorPlan, options: Options, marks: dict[str, frozenset[str]]) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -95,6 +96,13 @@ class TensorPlan:
     @property
     def config_bytes(self) -> bytes:
         return json.dumps(self.config).encode()
+
+
+class Plan(NamedTuple):
+    """Every tensor's plan in source order, and notes on them."""
+
+    plans: list[TensorPlan]
+    notes: tuple[str, ...]
 
 
 def plan_tensor(ref: TensorRef, rule: Rule, half: str) -> TensorPlan:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from nvfp4.errors import EXAMPLES, ConvertError, examples
-from nvfp4.model import Lora, Model, Patch, TensorRef, bare
+from nvfp4.model import Lora, Model, Patch, Source, TensorRef, bare
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.lora import merge
 from nvfp4.read.checkpoint import read_header
@@ -233,8 +233,8 @@ def describe_unmatched(keys: list[str]) -> str:
     return f"{len(keys)} keys match no tensor of the model{told}: {examples(keys)}"
 
 
-def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> tuple[Model, list[str]]:
-    """The model with LoRAs to be merged when it is read, and notes."""
+def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source:
+    """Have LoRAs merged into a model when its tensors are read; notes tell of each LoRA."""
     tensors, notes = dict(model.tensors), []
     for lora in loras:
         patches, problems = read_lora(lora, model)
@@ -249,4 +249,4 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> tuple[
         for name, found in patches.items():
             old = tensors[name]
             tensors[name] = dataclasses.replace(old, patches=(*old.patches, *found))
-    return dataclasses.replace(model, tensors=tensors), notes
+    return Source(dataclasses.replace(model, tensors=tensors), tuple(notes))

@@ -10,10 +10,15 @@ from pathlib import Path
 
 from nvfp4.dtypes import ONE_BYTE
 from nvfp4.errors import ConvertError, examples
-from nvfp4.files import Stamp, stamp, translated
 from nvfp4.formats.base import is_quantised_part, layer_parts, marker_names
-from nvfp4.model import COMFYUI_PREFIX, UNREAD_PREFIXES, Model, TensorRef, diffusion_prefix, renamed
-from nvfp4.options import Options
+from nvfp4.model import (
+    COMFYUI_PREFIX,
+    UNREAD_PREFIXES,
+    Source,
+    TensorRef,
+    diffusion_prefix,
+    renamed,
+)
 from nvfp4.read.checkpoint import open_model
 from nvfp4.source.loras import LORA_KEY
 from nvfp4.stored.defects import DEFECTS, grouped
@@ -21,8 +26,8 @@ from nvfp4.stored.layers import StoredLayer, stored_layers, stored_scale, undeco
 from nvfp4.stored.lint import FileFacts, lint, lint_scalars, lint_values
 
 
-def open_source(path: Path) -> tuple[Model, list[str]]:
-    """A model to convert, and notes on what it is taken for.
+def open_source(path: Path) -> Source:
+    """Read a model's headers, and settle what becomes of layers that are quantised in it.
 
     FP8 layers with their scales are decoded as they are read; NVFP4 layers, and quantised ones
     that are not of the diffusion model, go over as they are; any others are refused.
@@ -62,7 +67,7 @@ def open_source(path: Path) -> tuple[Model, list[str]]:
         tensors = {ref.name: ref for ref in refs}
         instead = f"have {new} instead of" if new else "lose"
         notes.append(f"names {instead} their {prefix}, which ComfyUI does not know")
-    return dataclasses.replace(model, tensors=tensors), notes
+    return Source(dataclasses.replace(model, tensors=tensors), tuple(notes))
 
 
 def foreign(layer: StoredLayer, inside: bool) -> str:
@@ -117,10 +122,3 @@ def refuse_quantised(
             f"{source}: is already quantised ({examples(quantised)}), and not as NVFP4 or as FP8 "
             f"with a scale for each weight{next(named, '')}; give the original 16- or 32-bit model"
         )
-
-
-def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
-    """Of the files that are read while converting, too, and not only before."""
-    paths = [*model.files, *(lora.path for lora in options.merge_lora), *options.activation_stats]
-    with translated(options.source):
-        return {path: stamp(path) for path in paths}

@@ -37,6 +37,21 @@ class CurvePoint(NamedTuple):
     error: float  # of the squared output error that 4-bit activations add
 
 
+class Tuned(NamedTuple):
+    """Plans by what was measured, notes, and --w4a4-share's whole trade-off if it was asked for."""
+
+    plans: list[TensorPlan]
+    notes: tuple[str, ...]
+    curve: tuple[CurvePoint, ...]
+
+
+def tune_activations(options: Options, plans: list[TensorPlan]) -> Tuned:
+    """Do what --w4a4-share and --pre-quant-scale ask for, the second for what the first leaves."""
+    plans, shared, curve = share_w4a4(options, plans)
+    plans, smoothing = smooth(options, plans)
+    return Tuned(plans, (*shared, *smoothing), curve)
+
+
 def added_by_w4a4(plan: TensorPlan) -> float:
     """Squared output error that 4-bit activations add, relative to the output's energy."""
     rows, weight = study(plan)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -17,15 +16,13 @@ from nvfp4.encode.layer import quantise
 from nvfp4.encode.pieces import pieces_of, read_ahead, share_of
 from nvfp4.errors import ConvertError
 from nvfp4.formats.base import Format, candidate_formats
-from nvfp4.guides.records import Guides
 from nvfp4.layout import planned_bytes, stored_bytes
 from nvfp4.model import Model
 from nvfp4.numeric.damage import Damage, measure
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.scale_search import SCALE_SEARCHES
 from nvfp4.options import TARGET, Options
-from nvfp4.plan.make import make_plans
-from nvfp4.plan.records import UNNAMED, TensorPlan, plan_tensor, widen
+from nvfp4.plan.records import UNNAMED, Plan, TensorPlan, plan_tensor, widen
 from nvfp4.progress import progress_bar
 from nvfp4.ranks import Ranks
 
@@ -47,6 +44,13 @@ class SizePoint(NamedTuple):
 
     nbytes: int
     error: float  # relative RMSE, in the mean over the layers that could be chosen
+
+
+class SizedPlan(NamedTuple):
+    """The plan of --target-size, and the files that it could have made instead."""
+
+    plan: Plan
+    sizes: tuple[SizePoint, ...]
 
 
 def lower_hull(alternatives: Iterable[Alternative]) -> list[Alternative]:
@@ -148,14 +152,16 @@ def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float
 
 
 def plan_for_size(
-    options: Options, model: Model, guides: Guides, ranks: Ranks
-) -> tuple[list[TensorPlan], list[str], tuple[SizePoint, ...]]:
-    """Plans of --target-size: from those of the GGUF or preset, raised or lowered by error.
+    options: Options, model: Model, planner: Callable[..., Plan], ranks: Ranks
+) -> SizedPlan | None:
+    """Choose precisions for --target-size by error, from those that `planner` begins with.
 
-    What float16 cannot hold is float32 in them. Returns plans, notes and the sizes there were.
+    `planner` makes a plan for {layer: precision}. What float16 cannot hold is float32 in the plan
+    that comes back. None without a target; raises ConvertError for one that cannot be reached.
     """
     target = options.target(model)
-    planner = functools.partial(make_plans, options, model, guides)
+    if not target:
+        return None
     plans, _ = planner()
     target -= reserved(options, plans)
     widened = wide_halves(options, plans)
@@ -179,7 +185,7 @@ def plan_for_size(
             break
         fixed = left if size <= target else max(left, fixed)
     refuse_too_small(target, size)
-    return plans, notes, tuple(size_curve(layers, fixed))
+    return SizedPlan(Plan(plans, notes), tuple(size_curve(layers, fixed)))
 
 
 def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
@@ -208,16 +214,13 @@ def refuse_too_small(target: int, least: int) -> None:
 
 def list_candidates(
     options: Options,
-    planner: Callable,
+    planner: Callable[..., Plan],
     start: dict[str, TensorPlan],
     widened: frozenset[str] = frozenset(),
     *,
     lower: bool,
 ) -> dict[str, list[TensorPlan]]:
-    """What each open layer could be besides what it is: all lower precisions, or all higher.
-
-    `planner` makes plans and notes for {layer: precision}.
-    """
+    """What each open layer could be besides what it is: all lower precisions, or all higher."""
     names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
     ways = [planner(chosen=dict.fromkeys(names, kind))[0] for kind in candidate_formats()]
     by_name = [{plan.ref.name: plan for plan in plans} for plans in ways]

@@ -85,7 +85,6 @@ class Journal:
         self.file: BinaryIO | None = None
         self.widened: frozenset[str] = frozenset()
         self.done: dict[str, Damage | None] = {}
-        self.notes: list[str] = []
 
     def __enter__(self) -> Journal:
         if self.ranks.rank == 0:
@@ -171,14 +170,16 @@ class Journal:
                     if isinstance(line, dict):
                         yield line
 
-    def begin(self, job: Job) -> None:
+    def begin(self, job: Job) -> list[str]:
         """Go on with the conversion that the journal notes, or start a new one.
 
         With --resume the noted conversion must be this one, else ConvertError is raised (see
         `check`). Shards that a killed run had named already become partial files again, so that all
         of them lie in one state. Tensors are taken over only if every partial file has its planned
-        size; otherwise the work starts over. Afterwards `done` is the same in all ranks.
+        size; otherwise the work starts over. Afterwards `done` is the same in all ranks. Returns
+        the first rank's notes on what earlier runs left.
         """
+        notes = []
         if self.ranks.rank == 0:
             with translated(self.path):
                 if self.head:
@@ -189,9 +190,10 @@ class Journal:
                 if self.head and all(is_of_size(*file) for file in whole.items()):
                     self.done = dict(self.entries(job))
                 else:
-                    self.start(job, list(whole))
+                    notes = self.start(job, list(whole))
         self.head, self.done = {}, self.ranks.gather(self.done)[0]
         self.file.write(b"\n")  # a line that a kill cut short must not swallow the next one
+        return notes
 
     def entries(self, job: Job) -> Iterator[tuple[str, Damage | None]]:
         """Yield (tensor name, Damage or None) for noted tensors that this job plans alike.
@@ -223,22 +225,22 @@ class Journal:
             other = [file[0] for file in now["files"] if file not in before] or ["fewer files"]
             raise ConvertError(f"--resume: {examples(other)} changed since, or was another; {over}")
 
-    def start(self, job: Job, partial: list[Path]) -> None:
+    def start(self, job: Job, partial: list[Path]) -> list[str]:
         """Write and sync the journal's first line, before any file is overwritten.
 
-        `partial` are the files that this run will write. Where some are there already, `notes` gets
-        a line on what was overwritten; another tells of leftovers with other names, which stay for
-        the user to delete. The other ranks' journals become empty, and `done` too.
+        `partial` are the files that this run will write. Returns notes: one where some of them are
+        there already and get overwritten, another on leftovers with other names, which stay for the
+        user to delete. The other ranks' journals become empty, and `done` too.
         """
-        left = self.others(job)  # read before the journal is truncated below
+        left, notes = self.others(job), []  # read before the journal is truncated below
         stale = [path.name for path in partial if path.exists()]
         if stale:
             why = (
                 "nothing in it to go on with" if self.resume else "--resume goes on with such files"
             )
-            self.notes = [f"overwrote {examples(stale)} of an earlier run; {why}"]
+            notes = [f"overwrote {examples(stale)} of an earlier run; {why}"]
         if left:
-            self.notes.append(f"{examples(left)} of an earlier run are still there; delete them")
+            notes.append(f"{examples(left)} of an earlier run are still there; delete them")
         # Old lines must go before the new head: they would be read as this conversion's.
         self.file.truncate(0)
         for path in self.files():
@@ -251,6 +253,7 @@ class Journal:
         self.file.write(json.dumps(head).encode())
         os.fsync(self.file.fileno())
         self.done = {}
+        return notes
 
     def others(self, job: Job) -> list[str]:
         """Name files that an earlier run of other shards left and this run will not write.

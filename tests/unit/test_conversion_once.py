@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nvfp4 import conversion
+from nvfp4 import conversion, production
 from nvfp4.options.table import Options
 from nvfp4.tune import target_size
 
@@ -27,9 +27,10 @@ def counted(monkeypatch):
 
         monkeypatch.setattr(module, name, run)
 
-    counting(conversion, "float16_overflows")
-    counting(target_size, "float16_overflows")
+    for module in (conversion, production, target_size):
+        counting(module, "float16_overflows")
     counting(conversion, "make_job")
+    counting(production, "make_job")
     return counts
 
 

@@ -48,11 +48,11 @@ def test_an_fp8_layer_has_an_input_scale_or_full_precision(tmp_path):
     assert plans["blocks.0.x.weight"].config["full_precision_matrix_mult"] is True
     shaped = "1 layers are FP8 for their shape: blocks.0.x"
     lacking = "1 FP8 layers have no input scale and get full-precision matmul: blocks.0.x"
-    assert notes == [lacking, shaped]
+    assert [*notes] == [lacking, shaped]
     plans, notes = plan_of(tmp_path, fp8, *ALL, "--input-scale-value", "0.01")
     assert plans["blocks.0.x.weight"].config == {"format": "float8_e4m3fn"}
     assert plans["blocks.0.x.weight"].input_scale == pytest.approx(0.06)
-    assert notes == [shaped]
+    assert [*notes] == [shaped]
 
 
 def test_an_fp8_layer_whose_row_has_no_amax_runs_in_full_precision(tmp_path):
@@ -77,7 +77,7 @@ def test_w4a4_layers_without_a_row_stay_dynamic_and_are_counted(tmp_path):
     summary = ("--input-scale-summary-json", str(tmp_path / "s.json"))
     plans, notes = plan_of(tmp_path, BLOCK, *ALL, *summary)
     assert plans["blocks.0.ffn.2.weight"].input_scale is None
-    assert notes == [
+    assert [*notes] == [
         "2 W4A4 layers have no calibration row and stay dynamic: "
         "blocks.0.ffn.2, blocks.0.self_attn.v"
     ]
@@ -89,7 +89,7 @@ def test_a_layer_list_marks_its_layers_and_counts_the_rest(tmp_path):
     plans, notes = plan_of(tmp_path, BLOCK, *ALL, *listed)
     marked = {name: str(plan.full_precision) for name, plan in plans.items() if plan.full_precision}
     assert marked == {"blocks.0.ffn.0.weight": "l.txt"}
-    assert notes == ["l.txt: 1 names match nothing: blocks.9.ffn.0"]
+    assert [*notes] == ["l.txt: 1 names match nothing: blocks.9.ffn.0"]
 
 
 ATTENTION = [f"blocks.0.{kind}.{part}" for kind in ("self_attn", "cross_attn") for part in "qkvo"]

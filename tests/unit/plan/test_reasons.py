@@ -29,4 +29,4 @@ def test_a_pattern_that_reads_like_a_reason_is_taken_for_none():
     options = Options(source="in", output="out.safetensors", include=(pattern,))
     (plan,), notes = make_plans(options, model, Guides(family=ANY_FAMILY))
     assert plan.reason == Reason(Why.OPTION, f"--include {pattern}")
-    assert notes == []
+    assert not notes

@@ -99,7 +99,7 @@ def test_what_the_gguf_lacks_is_named(tmp_path):
     write_gguf(tmp_path / "m.gguf", shapes, lambda *_: gguf.GGMLQuantizationType.Q4_0)
     plans, notes = plan_of(tmp_path, tensors, "--gguf", str(tmp_path / "m.gguf"))
     assert plans["blocks.0.modulation"].reason.text == "not in the GGUF"
-    assert notes == [
+    assert [*notes] == [
         "3 tensors not in the GGUF stay 16-bit: "
         "blocks.0.ffn.2.weight, blocks.0.modulation, blocks.0.self_attn.v.weight"
     ]

@@ -3,11 +3,11 @@
 import torch
 from safetensors.torch import save_file
 
-from nvfp4.conversion import write_model
 from nvfp4.formats.floats import KEPT
 from nvfp4.layout import Job, make_layout
 from nvfp4.options.table import Options
 from nvfp4.plan.records import TensorPlan
+from nvfp4.production import write_model
 from nvfp4.ranks import Ranks
 from nvfp4.read.checkpoint import open_model
 from nvfp4.write.journal import Journal

@@ -1,0 +1,167 @@
+"""A job carried out, or rehearsed: its tensors encoded, written and published."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from nvfp4.dtypes import DTYPE_OPTIONS
+from nvfp4.encode.compute import Compute, pick_device, single_threaded
+from nvfp4.encode.float16 import cast, float16_overflows
+from nvfp4.encode.layer import quantise
+from nvfp4.encode.pieces import pieces_of, read_ahead, share_of
+from nvfp4.errors import ConvertError, Float16OverflowError, examples, printable
+from nvfp4.layout import Job, make_job, marker_of, stored_tensors
+from nvfp4.numeric.damage import ROUNDED_WRONG_FROM, Damage
+from nvfp4.numeric.dtypes import TORCH_DTYPES
+from nvfp4.numeric.scale_search import SCALE_SEARCHES
+from nvfp4.options import TARGET, Options
+from nvfp4.plan.records import TensorPlan, widen
+from nvfp4.progress import progress_bar
+from nvfp4.ranks import Ranks
+from nvfp4.reasons import Why
+from nvfp4.stages import Observe, unobserved
+from nvfp4.write.checks import output_problems
+from nvfp4.write.journal import Journal
+from nvfp4.write.partial_files import PartialFiles
+
+
+class Produced(NamedTuple):
+    """What became of a job: as it was carried out at last, its layers' errors, and notes."""
+
+    job: Job
+    damage: dict[str, Damage]
+    notes: tuple[str, ...]
+
+
+def rehearse(job: Job) -> Produced:
+    """Tell what would keep the job from being done; nothing is written."""
+    failures = (f"would fail: {problem}" for problem in output_problems(job))
+    return Produced(job, {}, (*outcome_notes(job, {}), *failures))
+
+
+def produce(job: Job, ranks: Ranks, observe: Observe = unobserved) -> Produced:
+    """Carry the job out; a tensor that does not fit float16 makes it start again with float32.
+
+    Raises ConvertError for what keeps it from being done, before the long work where it is known.
+    """
+    refuse_problems(job)
+    options, plans, notes = job.options, job.plans, []
+    with Journal(options, ranks) as journal:
+        while True:
+            if journal.widened:
+                job = make_job(options, job.model, widen(plans, journal.widened))
+                refuse_problems(job)  # of other shards
+            notes += journal.begin(job)
+            try:
+                damage, more = write_model(job, journal, ranks, observe)
+                break
+            except Float16OverflowError:
+                journal.widened = float16_overflows(plans, options)
+    return Produced(job, damage, (*outcome_notes(job, damage), *dict.fromkeys([*notes, *more])))
+
+
+def refuse_problems(job: Job) -> None:
+    if problems := output_problems(job):
+        raise ConvertError(*problems)
+
+
+def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
+    """What came otherwise than it was asked for."""
+    notes, target = [], job.options.target(job.model)
+    lost = [layer for layer, found in damage.items() if found.relative_rmse > ROUNDED_WRONG_FROM]
+    if lost:
+        notes.append(
+            f"{len(lost)} layers lose most of their weights, which are too small for any scale; "
+            f"keep them 16-bit with --exclude: {examples(lost)}"
+        )
+    if 0 < target < job.nbytes:
+        notes.append(f"{TARGET}: the file is larger, by {job.nbytes - target:,} bytes")
+    widened = [plan.ref.name for plan in job.plans if plan.reason.kind is Why.FLOAT16]
+    if widened:
+        notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")
+    return notes
+
+
+def write_model(
+    job: Job, journal: Journal, ranks: Ranks, observe: Observe = unobserved
+) -> tuple[dict[str, Damage], list[str]]:
+    """Encode every tensor into partial files and publish them; returns layers' damage and notes.
+
+    Raises Float16OverflowError in all ranks, and leaves no file, if a tensor of any does not fit.
+    """
+    options = job.options
+    plans = [plan for plan in share_of(job.plans, ranks) if plan.ref.name not in journal.done]
+    marker = marker_of(job.plans) if ranks.rank == 0 else {}
+    dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
+    search = SCALE_SEARCHES[options.scale_search]
+    device = pick_device(options.device, ranks)
+    with (
+        single_threaded() as threads,
+        Compute(device, dtype, search, threads) as compute,
+        PartialFiles(job, journal, ranks, observe) as output,
+    ):
+        overflows = False
+        try:
+            found = encode_share(plans, output, compute, options, observe)
+        except Float16OverflowError:
+            overflows, found = True, {}
+        else:
+            for key, tensor in marker.items():
+                output.write(key, tensor)
+            own = [*plans, *(plan.bias for plan in plans if plan.bias)]
+            output.flush([*marker, *(key for plan in own for key in stored_tensors(plan))])
+        shares = ranks.gather((found, compute.notes, overflows))
+        if any(overflows for *_, overflows in shares):
+            output.discard()
+            raise Float16OverflowError
+        if ranks.rank == 0:
+            output.publish()
+        ranks.gather()  # no rank ends well unless all of it is published
+    found = journal.done | {name: damage for found, *_ in shares for name, damage in found.items()}
+    notes = [note for _, notes, _ in shares for note in notes]
+    if journal.done:
+        notes.insert(0, f"{len(journal.done)} of {len(job.plans)} tensors were there already")
+    damage = {plan.ref.layer: found[plan.ref.name] for plan in job.plans if plan.is_quantised}
+    return damage, notes
+
+
+def encode_share(
+    plans: list[TensorPlan],
+    output: PartialFiles,
+    compute: Compute,
+    options: Options,
+    observe: Observe = unobserved,
+) -> dict[str, Damage]:
+    """Read, encode and write these tensors; returns the damage of those that were quantised."""
+    todo = [piece for plan in plans for piece in pieces_of(plan)]
+    compute.compile([plan for plan in plans if plan.is_quantised])
+    pinned, found = compute.device.type == "cuda", {}
+    nbytes = sum(piece.nbytes for piece in todo)
+    with progress_bar("converting", nbytes=nbytes, quiet=options.quiet) as bar:
+        for piece, data in read_ahead(todo, options.buffers, pinned=pinned, observe=observe):
+            plan, name = piece.plan, piece.plan.ref.name
+            bar.set_postfix_str(printable(name[-40:]), refresh=False)
+            if plan.is_quantised:
+                with observe("encode"):
+                    stored, found[name] = quantise(plan, data, compute)
+            else:
+                with observe("encode"):
+                    kept = cast(piece, data)
+                # the reader's buffer is filled again while this is written
+                stored = {name: [kept.clone() if kept is data else kept]}
+                if plan.ref.config:
+                    text = bytearray(plan.config_bytes)
+                    stored[f"{plan.ref.layer}.comfy_quant"] = [
+                        torch.frombuffer(text, dtype=torch.uint8)
+                    ]
+            for key, pieces in stored.items():
+                for tensor in pieces:
+                    output.write(key, tensor)
+            if piece.end == plan.ref.nbytes:
+                if plan.bias:  # noted first: a layer that is noted has its bias
+                    output.finish(plan.bias.ref.name, None)
+                output.finish(name, found.get(name))
+            bar.update(piece.nbytes)
+    return found

@@ -1,0 +1,41 @@
+"""The source of a conversion: a model, what is merged into it, the files it is read from."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from nvfp4.errors import ConvertError
+from nvfp4.files import Stamp, stamp, translated
+from nvfp4.model import Model, Source
+from nvfp4.options import Options
+from nvfp4.source.loras import merge_loras
+from nvfp4.source.open import open_source
+
+
+def refuse_lone_shard(path: Path) -> None:
+    """Raise ConvertError for one shard of several, which would be converted as if it were all."""
+    if re.search(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$", path.name):
+        raise ConvertError(
+            f"{path}: is one shard of several; give the *.safetensors.index.json "
+            "beside it, or the folder"
+        )
+
+
+def read_source(options: Options) -> Source:
+    """Open the model and the LoRAs to merge, and note the state of all files that are read later.
+
+    Raises ConvertError for what is damaged, or quantised in a way that cannot be decoded.
+    """
+    model, notes = open_source(options.source)
+    model = dataclasses.replace(model, stamps=stamps_of(options, model))
+    merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
+    return Source(merged.model, (*notes, *merged.notes))
+
+
+def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
+    """Tell size and time of the files that are read while converting, too, and not only before."""
+    paths = [*model.files, *(lora.path for lora in options.merge_lora), *options.activation_stats]
+    with translated(options.source):
+        return {path: stamp(path) for path in paths}
