@@ -8894,7 +8894,7 @@ def refuse_quantised(
         )
 
 
-# ── nvfp4/source/read.py: The source of a conversion: a model, what is merged into it, the files it
+# ── nvfp4/source/read.py: Read the source of a conversion: a model, and the LoRAs to merge into it 
 
 def refuse_lone_shard(path: Path) -> None:
     """Raise ConvertError for one shard of several, which would be converted as if it were all."""

@@ -1,4 +1,4 @@
-"""The source of a conversion: a model, what is merged into it, the files it is read from."""
+"""Read the source of a conversion: a model, and the LoRAs to merge into it."""
 
 from __future__ import annotations
 
