@@ -4590,18 +4590,26 @@ def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) ->
     weight.add_(change, alpha=patch.strength)
 
 
-# ── nvfp4/read/tensors.py: A tensor's bytes, decoded and with LoRAs merged ────────────────────────
+# ── nvfp4/read/tensors.py: Read tensors: FP8 decoded, LoRAs merged ────────────────────────────────
 
-STUDIED_ROWS, STRIPES = 256, 8  # of a weight, when layers are compared: in so many places
+# Where layers are compared, this many rows stand for a weight, in 8 stripes spread over its height,
+# so that fused layers show all of their parts.
+STUDIED_ROWS, STRIPES = 256, 8
 
 
 def fill(ref: TensorRef, begin: int, view: memoryview, file: BinaryIO | None = None) -> None:
-    """Read a tensor's bytes from offset `begin` into all of `view`; `file` is its own, if open."""
+    """Read bytes of a tensor from the disk into memory.
+
+    Fills all of `view` from the tensor's byte `begin` on. `file` is the tensor's file, if it is
+    open already; it is moved, but not closed. Raises ConvertError where the file cannot be read, or
+    ends inside the tensor, which its header excludes: it was changed meanwhile.
+    """
     with (
         translated(ref.path, f"cannot read {ref.name}"),
         contextlib.nullcontext(file) if file else ref.path.open("rb", buffering=0) as file,
     ):
         file.seek(ref.begin + begin)
+        # readinto may give less than was asked for, and gives 0 only at the file's end.
         filled = 0
         while filled < len(view) and (count := file.readinto(view[filled:])):
             filled += count
@@ -4610,24 +4618,39 @@ def fill(ref: TensorRef, begin: int, view: memoryview, file: BinaryIO | None = N
 
 
 def load_bytes(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
+    """Load a whole tensor of any dtype as its stored bytes: uint8 [nbytes], on the CPU."""
     data = torch.empty(ref.nbytes, dtype=torch.uint8)
     fill(ref, 0, memoryview(data.numpy()), file)
     return data
 
 
 def load(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
-    """Load a whole tensor, of one of TORCH_DTYPES; `file` is its own, if it is open already."""
+    """Load a whole tensor as it is stored, in its own dtype and shape, on the CPU.
+
+    `file` is the tensor's file, if it is open already. Raises KeyError for a dtype that is not in
+    TORCH_DTYPES.
+    """
     return load_bytes(ref, file).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
 
 
 def load_weight(ref: TensorRef) -> torch.Tensor:
-    """A whole tensor as it is to be converted."""
+    """Read a whole tensor: FP8 decoded and LoRAs merged, the values that are quantised.
+
+    Returns float32 where it was decoded or patched, else the stored dtype. Raises ConvertError as
+    `changed` does.
+    """
     return changed(ref, load(ref)) if ref.is_changed else load(ref)
 
 
 def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
-    """A stored tensor as what it stands for, float32; some of it will do if it has no patches."""
+    """Decode FP8 and merge LoRAs into a stored tensor: float32.
+
+    data: the tensor `ref` as it is stored. Rows of it suffice if there are no patches, which are
+    merged into the whole only. Raises ConvertError where FP8 codes are NaN, or where merging makes
+    NaN or Inf.
+    """
     if ref.scale is not None:
+        # The sign bit is masked out, as there is a negative NaN, too.
         if (data.view(torch.uint8) & NAN_E4M3 == NAN_E4M3).any():
             raise ConvertError(f"{ref.path}: {ref.name} holds NaN: the file is damaged")
         data = decode_e4m3(data).mul_(ref.scale)
@@ -4635,6 +4658,7 @@ def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
         return data
     data = data.float().view(ref.shape)
     for patch in ref.patches:
+        # The parts of one patch at a time are in memory.
         merge(patch, {part: load(other).float() for part, other in patch.parts.items()}, data)
         if not data.isfinite().all():
             lora = next(iter(patch.parts.values())).path
@@ -4646,10 +4670,16 @@ def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
 
 
 def load_some_rows(ref: TensorRef) -> torch.Tensor:
-    """STUDIED_ROWS rows of a weight [N, K], or all if there are no more, from STRIPES places."""
+    """Read rows of a weight [N, K] that stand for all of it: [min(N, STUDIED_ROWS), K].
+
+    A weight of more rows gives as many from each of STRIPES places, evenly spread, the first and
+    last rows among them. Only these are read from the disk, unless the weight is patched. The dtype
+    is that of `load_weight`; the result is the same in every run.
+    """
     height, (count, columns) = STUDIED_ROWS // STRIPES, ref.shape
     if count <= STUDIED_ROWS:
         return load_weight(ref)
+    # DoRA scales rows and columns by their lengths, so that a patch needs the whole weight.
     if ref.patches:
         weight, steps = load_weight(ref), range(STRIPES)
         begins = (index * (count - height) // (STRIPES - 1) for index in steps)
@@ -4657,6 +4687,7 @@ def load_some_rows(ref: TensorRef) -> torch.Tensor:
     row = ref.nbytes // count
     data = torch.empty(STRIPES, height * row, dtype=torch.uint8)
     for index, stripe in enumerate(data):
+        # From 0 for the first stripe to count - height for the last, which ends with the weight.
         begin = index * (count - height) // (STRIPES - 1)
         fill(ref, begin * row, memoryview(stripe.numpy()))
     stored = data.view(-1).view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
@@ -4826,18 +4857,27 @@ def float16_overflows(plans: Iterable[TensorPlan], options: Options) -> frozense
     return frozenset(found)
 
 
-# ── nvfp4/read/json_files.py: JSON and lists of a size that can be borne ──────────────────────────
+# ── nvfp4/read/json_files.py: Read JSON files within limits that hostile ones cannot exceed ───────
 
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too
+# The safetensors library's own limit for a header. Files of JSON and lists may not be larger.
+MAX_HEADER_BYTES = 100_000_000
+# Two million values take some 150 MB as empty lists. Python itself refuses to read integers of more
+# than 4,300 digits, with a message of its own.
 MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 2_000_000, 64, 4_300
-JSON_HINTS = {  # what is given instead, by its suffix
+# What to do with a file that is given in place of JSON, by its suffix: the end of a message.
+JSON_HINTS = {
     ".log": "; analyze_input_scale_log.py makes a summary of a log",
     ".safetensors": "; a recording goes with --activation-stats",
 }
 
 
 def read_whole(path: Path) -> bytes:
-    """All bytes of a small file; an endless one would fill the memory. Raises ValueError."""
+    """Read all bytes of a small file.
+
+    Raises ValueError for one of more than MAX_HEADER_BYTES, of which no more is read: an endless
+    one would fill the memory. Raises OSError where it cannot be read.
+    """
+    # One byte more than is allowed tells a file that is too long from one that just fits.
     with path.open("rb") as file:
         raw = file.read(MAX_HEADER_BYTES + 1)
     if len(raw) > MAX_HEADER_BYTES:
@@ -4846,14 +4886,18 @@ def read_whole(path: Path) -> bytes:
 
 
 def parse_json(text: str, hook: Callable | None = None) -> object:
-    """JSON of a size and depth that parsing, and what is done with it, can bear.
+    """Parse JSON of a size and depth that parsing, and what is done with it, can bear.
 
     An empty list takes two bytes here and 72 in memory; nesting ends in a RecursionError wherever
-    the value is written again; a number of a million digits takes minutes. Raises ValueError.
+    the value is written again; a number of a million digits takes minutes. `hook` is called with
+    each object's list of (key, value), and its result taken for the object. Raises ValueError.
     """
+    # The text without its strings, whose characters are no structure; escapes are dropped first.
     outside = re.sub(r'"[^"]*"?', "", text.replace(r"\\", "").replace(r"\"", ""))
+    # Each value but the outermost follows a comma or an opening bracket.
     if sum(map(outside.count, ",[{")) > MAX_JSON_VALUES:
         raise ValueError(f"it holds more than {MAX_JSON_VALUES:,} values")
+    # Depth is counted without recursion: +1 for an opening bracket, -1 for a closing one.
     brackets = np.frombuffer(re.sub(r"[^][{}]+", "", outside).encode(), np.uint8)
     steps = np.where(np.isin(brackets, bytearray(b"[{")), 1, -1)
     if steps.cumsum().max(initial=0) > MAX_JSON_DEPTH:
@@ -4864,7 +4908,11 @@ def parse_json(text: str, hook: Callable | None = None) -> object:
 
 
 def load_json(path: Path, what: str) -> dict:
-    """A JSON object from a Unicode file; anything else is an error that names the file."""
+    """Read a JSON object from a file in UTF-8, UTF-16 or UTF-32.
+
+    `what` is what the message calls the file: "index", "summary". Raises ConvertError where it
+    cannot be read, is no JSON, has a key twice, or is not an object.
+    """
     try:
         with translated(path, f"cannot read the {what}"):
             raw = read_whole(path)
@@ -4878,7 +4926,11 @@ def load_json(path: Path, what: str) -> dict:
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """json's default keeps the last of two equal keys: a tensor would vanish unnoticed."""
+    """Make a dict of an object's pairs, as a hook for `parse_json`; raise ValueError for twins.
+
+    json's default keeps the last of two equal keys: a tensor would vanish unnoticed.
+    """
+    # Keys are counted only where one is missing: headers of 100,000 entries come through here.
     found = dict(pairs)
     if len(found) < len(pairs):
         [(repeated, _)] = Counter(key for key, _ in pairs).most_common(1)
@@ -4887,7 +4939,12 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict:
 
 
 def read_rows(path: Path, what: str) -> list[dict]:
-    """The `layers` of a JSON file, each an object with a `layer` name, no name twice."""
+    """Read the list `layers` of a JSON file: objects that each have a `layer` name.
+
+    Calibration summaries and sensitivity files have this form; `what` is what messages call the
+    file. Raises ConvertError if the list is missing, malformed or empty, or if two rows name the
+    same layer, prefixes stripped.
+    """
     rows = load_json(path, what).get("layers")
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
@@ -4895,6 +4952,7 @@ def read_rows(path: Path, what: str) -> list[dict]:
         raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
     if not rows:
         raise ConvertError(f"{path}: has no layers")
+    # A layer's name with the model's prefix and the one without it are the same layer.
     counts = Counter(bare(row["layer"]) for row in rows)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
@@ -4902,12 +4960,18 @@ def read_rows(path: Path, what: str) -> list[dict]:
 
 
 def is_figure(value: object) -> bool:
-    """A number that can be compared: no truth value, NaN, infinity or negative."""
+    """Tell whether a JSON value is a finite number from 0 up; True and False are none."""
     return type(value) in (int, float) and 0 <= value <= sys.float_info.max
 
 
 def positive(path: Path, row: dict, column: str) -> float:
+    """Take the positive number of one column of a layer's row, as of `read_rows`.
+
+    Raises ConvertError, naming file, layer and column, for anything that is not a number above 0
+    and below float32's largest, and KeyError where the row has no such column.
+    """
     value = row[column]
+    # bool is a subclass of int, and true is no number in JSON.
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < FLOAT32_MAX:
         raise ConvertError(
@@ -4917,14 +4981,18 @@ def positive(path: Path, row: dict, column: str) -> float:
     return float(value)
 
 
-# ── nvfp4/read/checkpoint.py: Safetensors headers, indexes and shards ─────────────────────────────
+# ── nvfp4/read/checkpoint.py: Open checkpoints: safetensors headers, indexes and shards ───────────
 
 # What hostile files announce must not cost memory or time. Published diffusion models have up to
-# 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep.
+# 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep. File systems allow names of
+# 255 characters.
 MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
+# Pickles are named as such, and not opened: they run code. The two bytes after \x80 are protocols
+# 2 to 5; what torch.save() writes today is a zip archive.
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-FOREIGN_STARTS = {  # of what was downloaded in place of a model
+# How files begin that are often downloaded in place of a model, and what to call them.
+FOREIGN_STARTS = {
     b"version ": "a Git LFS pointer to the model; download the file itself",
     b"<": "a web page; download the model again",
 }
@@ -4932,7 +5000,11 @@ GGUF_MAGIC = b"GGUF"
 
 
 def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
-    """`sound`: the first bytes may be a header's length, as 640 begins like a pickle."""
+    """Raise ConvertError, saying what it is, for a file that is not safetensors but is known.
+
+    `start` is its first 8 bytes, and `sound` whether these may be a header's length: the length 640
+    begins with the bytes of a pickle, so that beginnings alone decide nothing then.
+    """
     if path.suffix.lower() in PICKLE_SUFFIXES or (not sound and start.startswith(PICKLE_MAGIC)):
         raise ConvertError(
             f"{path}: is a pickle file, which can run code when opened; "
@@ -4947,7 +5019,11 @@ def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to read; raises ConvertError where it cannot be, as a pipe, which would wait."""
+    """Open a file to read in the `with` block.
+
+    Raises ConvertError where it cannot be opened, and for a pipe or a device, where opening would
+    wait for a writer. Errors of the block itself pass through unchanged.
+    """
     with translated(path, "cannot read"):
         size_of(path)
         file = path.open("rb")
@@ -4956,19 +5032,25 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
-    """Open a safetensors file for its header: {name: TensorRef} in file order, and its metadata."""
+    """Open a safetensors file and parse its header, as `parse_header` does.
+
+    Returns {name: TensorRef} in file order and the metadata. Raises ConvertError.
+    """
     with opened(path) as file:
         return parse_header(path, file)
 
 
 def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict[str, str]]:
-    """Parse and check a safetensors header: {name: TensorRef} in file order, and its metadata.
+    """Parse and check the header of an open safetensors file.
 
     The rules are those of the safetensors library: ranges within the file, each of its shape's
-    size, together covering the data exactly. Raises ConvertError.
+    size, together covering the data exactly. `file` is read from its start; `path` is for messages
+    and for the TensorRefs. Returns {name: TensorRef} in file order, and `__metadata__`. Raises
+    DamagedFileError for what the library refuses, ConvertError for other formats and too much.
     """
     with translated(path, "cannot read"):
         size = size_of(path)
+        # Eight bytes, little endian, are the length of the JSON that follows them.
         start = file.read(8)
         length = int.from_bytes(start, "little")
         sound = len(start) == 8 and 2 <= length <= min(size - 8, MAX_HEADER_BYTES)
@@ -4981,7 +5063,8 @@ def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict
         raw = file.read(length)
     try:
         header = parse_json(raw.decode(), unique_keys)
-        if not raw.startswith(b"{"):  # a list, or spaces that the library refuses
+        # A list, or spaces before the object: the library refuses both.
+        if not raw.startswith(b"{"):
             raise ValueError("it does not begin with {")
     except ValueError as error:
         raise DamagedFileError(f"{path}: the safetensors header is damaged: {error}") from error
@@ -4990,15 +5073,23 @@ def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict
         raise ConvertError(f"{path}: has {len(header):,} tensors; {MAX_TENSORS:,} are read")
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise DamagedFileError(f"{path}: the safetensors header's __metadata__ must map to strings")
+    # Offsets count from the end of the header: 8 bytes of length, then the JSON.
     refs = [parse_entry(path, 8 + length, name, entry) for name, entry in header.items()]
+    # An empty tensor begins where the next one does, and comes first.
     refs.sort(key=lambda ref: (ref.begin, ref.nbytes))
     check_coverage(path, refs, 8 + length, size)
     return {ref.name: ref for ref in refs}, metadata
 
 
 def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> TensorRef:
-    """One tensor of a safetensors header, its types and its own arithmetic checked."""
-    if len(name) > MAX_NAME or not name.isprintable():  # a lone surrogate cannot be written, too
+    """Check one tensor's entry of a safetensors header, and make a TensorRef of it.
+
+    `data_begin` is where the data section starts in the file, which `data_offsets` count from.
+    Types are checked strictly, as bool and float pass for int in Python, and the shape's bits have
+    to be those of the range. Raises DamagedFileError.
+    """
+    # A lone surrogate, which JSON allows in a name, is not printable and cannot be written either.
+    if len(name) > MAX_NAME or not name.isprintable():
         long = f"{len(name):,} characters" if len(name) > MAX_NAME else "a control character"
         raise DamagedFileError(
             f"{path}: tensor {name[:EXCERPT]}: damaged or unknown entry: its name has {long}"
@@ -5006,7 +5097,8 @@ def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> Tensor
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        if not isinstance(entry["shape"], list):  # "" and {} would pass for a scalar's []
+        # An empty text or object would pass for a scalar's [] below.
+        if not isinstance(entry["shape"], list):
             raise ValueError("its shape is no list")
         numbers = (*shape, begin, end)
         sound = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
@@ -5017,6 +5109,7 @@ def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> Tensor
         raise DamagedFileError(
             f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:EXCERPT]}"
         ) from error
+    # Compared in bits, as dtypes of 4 and 6 bits may end inside a byte: such a shape is refused.
     if expected != (end - begin) * 8:
         needed = f"{expected // 8:,} bytes" if expected % 8 == 0 else f"{expected:,} bits"
         raise DamagedFileError(
@@ -5029,7 +5122,11 @@ def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> Tensor
 
 
 def check_coverage(path: Path, refs: list[TensorRef], data_begin: int, size: int) -> None:
-    """The tensors, in file order, must follow each other without gap or overlap to the end."""
+    """Check that the tensors fill the data section from its begin to the file's end.
+
+    `refs` are in the order of their offsets; `size` is the file's. Each has to begin where the one
+    before ends. Raises DamagedFileError, which tells a file that is cut off from other damage.
+    """
     position = data_begin
     for ref in refs:
         if ref.begin != position:
@@ -5044,7 +5141,11 @@ def check_coverage(path: Path, refs: list[TensorRef], data_begin: int, size: int
 
 
 def open_model(source: Path) -> Model:
-    """Read the headers of a single file, of an index, or of a directory that holds one of them."""
+    """Read the headers of a single file, of an index, or of a folder that holds one of them.
+
+    In a folder, an index is preferred to single files, as its shards are such; there has to be
+    exactly one. Raises ConvertError with all problems of all shards at once.
+    """
     if source.is_dir():
         found = sorted(source.glob("*.safetensors.index.json")) or sorted(
             source.glob("*.safetensors")
@@ -5062,12 +5163,18 @@ def open_model(source: Path) -> Model:
 
 
 def read_index(index: Path) -> dict[str, set[str]]:
-    """{shard: the tensors listed in it}, shards sorted; none of them is of another folder."""
+    """Read an index's weight_map: {shard: the names of the tensors listed in it}.
+
+    Shards are sorted by name. Raises ConvertError where the map is malformed or too large, or a
+    shard's name leads out of the index's folder: a downloaded index must not make this program read
+    other files of the machine.
+    """
     weight_map = load_json(index, "index").get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(shard, str) for shard in weight_map.values()
     ):
         raise ConvertError(f"{index}: has no weight_map of tensor names to file names")
+    # Sorted, so that the order of tensors does not depend on how the index was written.
     shards = {shard: set() for shard in sorted(set(weight_map.values()))}
     if len(shards) > MAX_SHARDS or len(weight_map) > MAX_TENSORS:
         sizes = f"{len(weight_map):,} tensors in {len(shards):,} shards"
@@ -5081,8 +5188,13 @@ def read_index(index: Path) -> dict[str, set[str]]:
 
 
 def open_shards(index: Path) -> Model:
-    """Every shard's header, checked both ways against the index's weight_map."""
+    """Read every shard's header, and check it both ways against the index's weight_map.
+
+    A tensor that is listed has to be in its shard, and one that is in a shard has to be listed.
+    Raises ConvertError with the problems of all shards, so that all missing files are told at once.
+    """
     shards = read_index(index)
+    # A problem of one shard is collected, and the next one is read.
     headers, problems = {}, []
     for shard in shards:
         path = index.parent / shard
@@ -5106,10 +5218,12 @@ def open_shards(index: Path) -> Model:
 
 
 def leads_outside(index: Path, shard: str) -> str:
-    """Why a shard's name, or the link of that name, is of a file elsewhere; or "".
+    """Say why a shard's name, or the link of that name, leads to a file elsewhere; or "".
 
-    Hugging Face's cache links an index and its shards to one folder: that one is allowed, too.
+    Hugging Face's cache has links for an index and its shards, all into one folder of blobs: the
+    folder that the index's own link leads to is allowed, too.
     """
+    # Separators of both systems, drive letters, NUL, surrogates, and the names "", "." and "..".
     if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard):
         return "is not a file name in its own folder"
     if len(shard) > MAX_FILE_NAME:
@@ -5120,15 +5234,21 @@ def leads_outside(index: Path, shard: str) -> str:
             path = path.resolve(strict=True)
             if path.parent not in (index.parent.resolve(), index.resolve().parent):
                 return f"is a link to {path}, which is not in its own folder; copy it there"
-    except (OSError, RuntimeError):  # missing, in a circle or too long: opening it will say so
+    except (OSError, RuntimeError):
+        # The link leads nowhere or in a circle, or is too long: opening the shard will say so.
         pass
     return ""
 
 
 def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
-    """The first shard's word counts, but quantised layers are each shard's own."""
+    """Merge the metadata of shards, given in order.
+
+    Where shards have different values for one key, the first one's is kept. The quantised layers in
+    `_quantization_metadata` are collected from all, as each shard lists only its own.
+    """
     merged, layers = {}, {}
     for metadata in shards:
+        # The right side of | wins: what is merged already stays.
         merged = metadata | merged
         layers |= header_layers(metadata) or {}
     if layers:
@@ -5137,7 +5257,11 @@ def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
 
 
 def header_layers(metadata: dict[str, str]) -> dict | None:
-    """The layers of `_quantization_metadata`: {} without it, None where it cannot be read."""
+    """Read the layers that a header's metadata configures: {layer: configuration}.
+
+    They are JSON in `_quantization_metadata`, where ComfyUI looks for them. Returns {} if the
+    header has none, and None if they cannot be read; configurations themselves are not checked.
+    """
     text = metadata.get("_quantization_metadata", '{"layers": {}}')
     try:
         layers = parse_json(text)["layers"]
@@ -5147,6 +5271,7 @@ def header_layers(metadata: dict[str, str]) -> dict | None:
 
 
 def file_bytes(model: Model) -> int:
+    """Add up the sizes of a model's safetensors files, headers included and the index left out."""
     return sum(path.stat().st_size for path in model.files if path.suffix.lower() != ".json")
 
 

@@ -1,0 +1,1 @@
+"""Read checkpoints: headers, indexes, JSON within limits, tensors."""

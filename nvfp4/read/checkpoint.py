@@ -1,4 +1,10 @@
-"""Safetensors headers, indexes and shards."""
+"""Open checkpoints: safetensors headers, indexes and shards.
+
+`open_model` makes a Model of a file, an index or a folder. Headers are parsed here, not by the
+safetensors library, as byte offsets are needed to read and write tensors in pieces; what is
+accepted is what the library accepts, within limits that hostile files cannot exceed. The weights
+themselves are read by `read.tensors`.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +22,15 @@ from nvfp4.model import Model, TensorRef
 from nvfp4.read.json_files import MAX_HEADER_BYTES, load_json, parse_json, unique_keys
 
 # What hostile files announce must not cost memory or time. Published diffusion models have up to
-# 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep.
+# 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep. File systems allow names of
+# 255 characters.
 MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
+# Pickles are named as such, and not opened: they run code. The two bytes after \x80 are protocols
+# 2 to 5; what torch.save() writes today is a zip archive.
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-FOREIGN_STARTS = {  # of what was downloaded in place of a model
+# How files begin that are often downloaded in place of a model, and what to call them.
+FOREIGN_STARTS = {
     b"version ": "a Git LFS pointer to the model; download the file itself",
     b"<": "a web page; download the model again",
 }
@@ -28,7 +38,11 @@ GGUF_MAGIC = b"GGUF"
 
 
 def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
-    """`sound`: the first bytes may be a header's length, as 640 begins like a pickle."""
+    """Raise ConvertError, saying what it is, for a file that is not safetensors but is known.
+
+    `start` is its first 8 bytes, and `sound` whether these may be a header's length: the length 640
+    begins with the bytes of a pickle, so that beginnings alone decide nothing then.
+    """
     if path.suffix.lower() in PICKLE_SUFFIXES or (not sound and start.startswith(PICKLE_MAGIC)):
         raise ConvertError(
             f"{path}: is a pickle file, which can run code when opened; "
@@ -43,7 +57,11 @@ def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to read; raises ConvertError where it cannot be, as a pipe, which would wait."""
+    """Open a file to read in the `with` block.
+
+    Raises ConvertError where it cannot be opened, and for a pipe or a device, where opening would
+    wait for a writer. Errors of the block itself pass through unchanged.
+    """
     with translated(path, "cannot read"):
         size_of(path)
         file = path.open("rb")
@@ -52,19 +70,25 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
-    """Open a safetensors file for its header: {name: TensorRef} in file order, and its metadata."""
+    """Open a safetensors file and parse its header, as `parse_header` does.
+
+    Returns {name: TensorRef} in file order and the metadata. Raises ConvertError.
+    """
     with opened(path) as file:
         return parse_header(path, file)
 
 
 def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict[str, str]]:
-    """Parse and check a safetensors header: {name: TensorRef} in file order, and its metadata.
+    """Parse and check the header of an open safetensors file.
 
     The rules are those of the safetensors library: ranges within the file, each of its shape's
-    size, together covering the data exactly. Raises ConvertError.
+    size, together covering the data exactly. `file` is read from its start; `path` is for messages
+    and for the TensorRefs. Returns {name: TensorRef} in file order, and `__metadata__`. Raises
+    DamagedFileError for what the library refuses, ConvertError for other formats and too much.
     """
     with translated(path, "cannot read"):
         size = size_of(path)
+        # Eight bytes, little endian, are the length of the JSON that follows them.
         start = file.read(8)
         length = int.from_bytes(start, "little")
         sound = len(start) == 8 and 2 <= length <= min(size - 8, MAX_HEADER_BYTES)
@@ -77,7 +101,8 @@ def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict
         raw = file.read(length)
     try:
         header = parse_json(raw.decode(), unique_keys)
-        if not raw.startswith(b"{"):  # a list, or spaces that the library refuses
+        # A list, or spaces before the object: the library refuses both.
+        if not raw.startswith(b"{"):
             raise ValueError("it does not begin with {")
     except ValueError as error:
         raise DamagedFileError(f"{path}: the safetensors header is damaged: {error}") from error
@@ -86,15 +111,23 @@ def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict
         raise ConvertError(f"{path}: has {len(header):,} tensors; {MAX_TENSORS:,} are read")
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise DamagedFileError(f"{path}: the safetensors header's __metadata__ must map to strings")
+    # Offsets count from the end of the header: 8 bytes of length, then the JSON.
     refs = [parse_entry(path, 8 + length, name, entry) for name, entry in header.items()]
+    # An empty tensor begins where the next one does, and comes first.
     refs.sort(key=lambda ref: (ref.begin, ref.nbytes))
     check_coverage(path, refs, 8 + length, size)
     return {ref.name: ref for ref in refs}, metadata
 
 
 def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> TensorRef:
-    """One tensor of a safetensors header, its types and its own arithmetic checked."""
-    if len(name) > MAX_NAME or not name.isprintable():  # a lone surrogate cannot be written, too
+    """Check one tensor's entry of a safetensors header, and make a TensorRef of it.
+
+    `data_begin` is where the data section starts in the file, which `data_offsets` count from.
+    Types are checked strictly, as bool and float pass for int in Python, and the shape's bits have
+    to be those of the range. Raises DamagedFileError.
+    """
+    # A lone surrogate, which JSON allows in a name, is not printable and cannot be written either.
+    if len(name) > MAX_NAME or not name.isprintable():
         long = f"{len(name):,} characters" if len(name) > MAX_NAME else "a control character"
         raise DamagedFileError(
             f"{path}: tensor {name[:EXCERPT]}: damaged or unknown entry: its name has {long}"
@@ -102,7 +135,8 @@ def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> Tensor
     try:
         dtype, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        if not isinstance(entry["shape"], list):  # "" and {} would pass for a scalar's []
+        # An empty text or object would pass for a scalar's [] below.
+        if not isinstance(entry["shape"], list):
             raise ValueError("its shape is no list")
         numbers = (*shape, begin, end)
         sound = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
@@ -113,6 +147,7 @@ def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> Tensor
         raise DamagedFileError(
             f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:EXCERPT]}"
         ) from error
+    # Compared in bits, as dtypes of 4 and 6 bits may end inside a byte: such a shape is refused.
     if expected != (end - begin) * 8:
         needed = f"{expected // 8:,} bytes" if expected % 8 == 0 else f"{expected:,} bits"
         raise DamagedFileError(
@@ -125,7 +160,11 @@ def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> Tensor
 
 
 def check_coverage(path: Path, refs: list[TensorRef], data_begin: int, size: int) -> None:
-    """The tensors, in file order, must follow each other without gap or overlap to the end."""
+    """Check that the tensors fill the data section from its begin to the file's end.
+
+    `refs` are in the order of their offsets; `size` is the file's. Each has to begin where the one
+    before ends. Raises DamagedFileError, which tells a file that is cut off from other damage.
+    """
     position = data_begin
     for ref in refs:
         if ref.begin != position:
@@ -140,7 +179,11 @@ def check_coverage(path: Path, refs: list[TensorRef], data_begin: int, size: int
 
 
 def open_model(source: Path) -> Model:
-    """Read the headers of a single file, of an index, or of a directory that holds one of them."""
+    """Read the headers of a single file, of an index, or of a folder that holds one of them.
+
+    In a folder, an index is preferred to single files, as its shards are such; there has to be
+    exactly one. Raises ConvertError with all problems of all shards at once.
+    """
     if source.is_dir():
         found = sorted(source.glob("*.safetensors.index.json")) or sorted(
             source.glob("*.safetensors")
@@ -158,12 +201,18 @@ def open_model(source: Path) -> Model:
 
 
 def read_index(index: Path) -> dict[str, set[str]]:
-    """{shard: the tensors listed in it}, shards sorted; none of them is of another folder."""
+    """Read an index's weight_map: {shard: the names of the tensors listed in it}.
+
+    Shards are sorted by name. Raises ConvertError where the map is malformed or too large, or a
+    shard's name leads out of the index's folder: a downloaded index must not make this program read
+    other files of the machine.
+    """
     weight_map = load_json(index, "index").get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(shard, str) for shard in weight_map.values()
     ):
         raise ConvertError(f"{index}: has no weight_map of tensor names to file names")
+    # Sorted, so that the order of tensors does not depend on how the index was written.
     shards = {shard: set() for shard in sorted(set(weight_map.values()))}
     if len(shards) > MAX_SHARDS or len(weight_map) > MAX_TENSORS:
         sizes = f"{len(weight_map):,} tensors in {len(shards):,} shards"
@@ -177,8 +226,13 @@ def read_index(index: Path) -> dict[str, set[str]]:
 
 
 def open_shards(index: Path) -> Model:
-    """Every shard's header, checked both ways against the index's weight_map."""
+    """Read every shard's header, and check it both ways against the index's weight_map.
+
+    A tensor that is listed has to be in its shard, and one that is in a shard has to be listed.
+    Raises ConvertError with the problems of all shards, so that all missing files are told at once.
+    """
     shards = read_index(index)
+    # A problem of one shard is collected, and the next one is read.
     headers, problems = {}, []
     for shard in shards:
         path = index.parent / shard
@@ -202,10 +256,12 @@ def open_shards(index: Path) -> Model:
 
 
 def leads_outside(index: Path, shard: str) -> str:
-    """Why a shard's name, or the link of that name, is of a file elsewhere; or "".
+    """Say why a shard's name, or the link of that name, leads to a file elsewhere; or "".
 
-    Hugging Face's cache links an index and its shards to one folder: that one is allowed, too.
+    Hugging Face's cache has links for an index and its shards, all into one folder of blobs: the
+    folder that the index's own link leads to is allowed, too.
     """
+    # Separators of both systems, drive letters, NUL, surrogates, and the names "", "." and "..".
     if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard):
         return "is not a file name in its own folder"
     if len(shard) > MAX_FILE_NAME:
@@ -216,15 +272,21 @@ def leads_outside(index: Path, shard: str) -> str:
             path = path.resolve(strict=True)
             if path.parent not in (index.parent.resolve(), index.resolve().parent):
                 return f"is a link to {path}, which is not in its own folder; copy it there"
-    except (OSError, RuntimeError):  # missing, in a circle or too long: opening it will say so
+    except (OSError, RuntimeError):
+        # The link leads nowhere or in a circle, or is too long: opening the shard will say so.
         pass
     return ""
 
 
 def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
-    """The first shard's word counts, but quantised layers are each shard's own."""
+    """Merge the metadata of shards, given in order.
+
+    Where shards have different values for one key, the first one's is kept. The quantised layers in
+    `_quantization_metadata` are collected from all, as each shard lists only its own.
+    """
     merged, layers = {}, {}
     for metadata in shards:
+        # The right side of | wins: what is merged already stays.
         merged = metadata | merged
         layers |= header_layers(metadata) or {}
     if layers:
@@ -233,7 +295,11 @@ def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
 
 
 def header_layers(metadata: dict[str, str]) -> dict | None:
-    """The layers of `_quantization_metadata`: {} without it, None where it cannot be read."""
+    """Read the layers that a header's metadata configures: {layer: configuration}.
+
+    They are JSON in `_quantization_metadata`, where ComfyUI looks for them. Returns {} if the
+    header has none, and None if they cannot be read; configurations themselves are not checked.
+    """
     text = metadata.get("_quantization_metadata", '{"layers": {}}')
     try:
         layers = parse_json(text)["layers"]
@@ -243,4 +309,5 @@ def header_layers(metadata: dict[str, str]) -> dict | None:
 
 
 def file_bytes(model: Model) -> int:
+    """Add up the sizes of a model's safetensors files, headers included and the index left out."""
     return sum(path.stat().st_size for path in model.files if path.suffix.lower() != ".json")

@@ -1,4 +1,9 @@
-"""JSON and lists of a size that can be borne."""
+"""Read JSON files within limits that hostile ones cannot exceed.
+
+Headers, indexes, calibration summaries, sensitivity files and layer configs are all parsed here.
+Every limit is checked on the text, before Python builds values of it, so that a small file cannot
+take much memory or time.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +21,25 @@ from nvfp4.errors import EXCERPT, ConvertError
 from nvfp4.files import translated
 from nvfp4.model import bare
 
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit; of JSON and lists, too
+# The safetensors library's own limit for a header. Files of JSON and lists may not be larger.
+MAX_HEADER_BYTES = 100_000_000
+# Two million values take some 150 MB as empty lists. Python itself refuses to read integers of more
+# than 4,300 digits, with a message of its own.
 MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 2_000_000, 64, 4_300
-JSON_HINTS = {  # what is given instead, by its suffix
+# What to do with a file that is given in place of JSON, by its suffix: the end of a message.
+JSON_HINTS = {
     ".log": "; analyze_input_scale_log.py makes a summary of a log",
     ".safetensors": "; a recording goes with --activation-stats",
 }
 
 
 def read_whole(path: Path) -> bytes:
-    """All bytes of a small file; an endless one would fill the memory. Raises ValueError."""
+    """Read all bytes of a small file.
+
+    Raises ValueError for one of more than MAX_HEADER_BYTES, of which no more is read: an endless
+    one would fill the memory. Raises OSError where it cannot be read.
+    """
+    # One byte more than is allowed tells a file that is too long from one that just fits.
     with path.open("rb") as file:
         raw = file.read(MAX_HEADER_BYTES + 1)
     if len(raw) > MAX_HEADER_BYTES:
@@ -34,14 +48,18 @@ def read_whole(path: Path) -> bytes:
 
 
 def parse_json(text: str, hook: Callable | None = None) -> object:
-    """JSON of a size and depth that parsing, and what is done with it, can bear.
+    """Parse JSON of a size and depth that parsing, and what is done with it, can bear.
 
     An empty list takes two bytes here and 72 in memory; nesting ends in a RecursionError wherever
-    the value is written again; a number of a million digits takes minutes. Raises ValueError.
+    the value is written again; a number of a million digits takes minutes. `hook` is called with
+    each object's list of (key, value), and its result taken for the object. Raises ValueError.
     """
+    # The text without its strings, whose characters are no structure; escapes are dropped first.
     outside = re.sub(r'"[^"]*"?', "", text.replace(r"\\", "").replace(r"\"", ""))
+    # Each value but the outermost follows a comma or an opening bracket.
     if sum(map(outside.count, ",[{")) > MAX_JSON_VALUES:
         raise ValueError(f"it holds more than {MAX_JSON_VALUES:,} values")
+    # Depth is counted without recursion: +1 for an opening bracket, -1 for a closing one.
     brackets = np.frombuffer(re.sub(r"[^][{}]+", "", outside).encode(), np.uint8)
     steps = np.where(np.isin(brackets, bytearray(b"[{")), 1, -1)
     if steps.cumsum().max(initial=0) > MAX_JSON_DEPTH:
@@ -52,7 +70,11 @@ def parse_json(text: str, hook: Callable | None = None) -> object:
 
 
 def load_json(path: Path, what: str) -> dict:
-    """A JSON object from a Unicode file; anything else is an error that names the file."""
+    """Read a JSON object from a file in UTF-8, UTF-16 or UTF-32.
+
+    `what` is what the message calls the file: "index", "summary". Raises ConvertError where it
+    cannot be read, is no JSON, has a key twice, or is not an object.
+    """
     try:
         with translated(path, f"cannot read the {what}"):
             raw = read_whole(path)
@@ -66,7 +88,11 @@ def load_json(path: Path, what: str) -> dict:
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """json's default keeps the last of two equal keys: a tensor would vanish unnoticed."""
+    """Make a dict of an object's pairs, as a hook for `parse_json`; raise ValueError for twins.
+
+    json's default keeps the last of two equal keys: a tensor would vanish unnoticed.
+    """
+    # Keys are counted only where one is missing: headers of 100,000 entries come through here.
     found = dict(pairs)
     if len(found) < len(pairs):
         [(repeated, _)] = Counter(key for key, _ in pairs).most_common(1)
@@ -75,7 +101,12 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict:
 
 
 def read_rows(path: Path, what: str) -> list[dict]:
-    """The `layers` of a JSON file, each an object with a `layer` name, no name twice."""
+    """Read the list `layers` of a JSON file: objects that each have a `layer` name.
+
+    Calibration summaries and sensitivity files have this form; `what` is what messages call the
+    file. Raises ConvertError if the list is missing, malformed or empty, or if two rows name the
+    same layer, prefixes stripped.
+    """
     rows = load_json(path, what).get("layers")
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
@@ -83,6 +114,7 @@ def read_rows(path: Path, what: str) -> list[dict]:
         raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
     if not rows:
         raise ConvertError(f"{path}: has no layers")
+    # A layer's name with the model's prefix and the one without it are the same layer.
     counts = Counter(bare(row["layer"]) for row in rows)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
@@ -90,12 +122,18 @@ def read_rows(path: Path, what: str) -> list[dict]:
 
 
 def is_figure(value: object) -> bool:
-    """A number that can be compared: no truth value, NaN, infinity or negative."""
+    """Tell whether a JSON value is a finite number from 0 up; True and False are none."""
     return type(value) in (int, float) and 0 <= value <= sys.float_info.max
 
 
 def positive(path: Path, row: dict, column: str) -> float:
+    """Take the positive number of one column of a layer's row, as of `read_rows`.
+
+    Raises ConvertError, naming file, layer and column, for anything that is not a number above 0
+    and below float32's largest, and KeyError where the row has no such column.
+    """
     value = row[column]
+    # bool is a subclass of int, and true is no number in JSON.
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 < value < FLOAT32_MAX:
         raise ConvertError(

@@ -1,0 +1,1 @@
+"""Make a checkpoint one to convert: layers decoded or kept, LoRAs given their places."""
