@@ -7202,21 +7202,32 @@ def is_ours(path: Path) -> bool:
         return False
 
 
-# ── nvfp4/stored/defects.py: Every known defect, and what ComfyUI does about it ───────────────────
+# ── nvfp4/stored/defects.py: Every known defect of a file, and what ComfyUI does about it ─────────
 
 class Outcome(IntEnum):
-    """What a defect does in ComfyUI, ordered: the worst of a file's decides its verdict."""
+    """Rank what a defect does in ComfyUI: the worst of a file's decides its verdict."""
 
-    LOADS = 0  # as it should; other programs may not
+    # ComfyUI is not disturbed; other programs may be.
+    LOADS = 0
+    # Every step takes longer; the picture is no worse.
     SLOWER = 1
-    WORSE = 2  # a visibly poorer picture
-    WRONG = 3  # noise, or black
-    FAILS = 4  # an error when the model is loaded or first run
+    # The picture is visibly poorer.
+    WORSE = 2
+    # Noise, or black.
+    WRONG = 3
+    # An error when the model is loaded or first run.
+    FAILS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """A way in which a file breaks ComfyUI's contract: a row of DEFECTS."""
+    """Describe a way in which a file breaks ComfyUI's contract: a row of DEFECTS.
+
+    outcome: what it does in ComfyUI.
+    what: what is wrong, about several layers or tensors, whose names follow it in a report.
+    consequence: how ComfyUI takes it.
+    remedy: what to do about it.
+    """
 
     outcome: Outcome
     what: str
@@ -7226,7 +7237,12 @@ class Defect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One defect of a file: a key of DEFECTS, the layer or tensor, and what is there instead."""
+    """Report one defect of a file.
+
+    defect: its key in DEFECTS.
+    name: the layer or tensor that has it, prefix included, or the file.
+    detail: what is there instead of what should be, for the report; "" if the name says enough.
+    """
 
     defect: str
     name: str
@@ -7234,11 +7250,12 @@ class Finding:
 
     @property
     def outcome(self) -> Outcome:
+        """Look up what this defect does in ComfyUI."""
         return DEFECTS[self.defect].outcome
 
 
-# Defects of a quantised file: outcome, what is wrong, how ComfyUI takes it, what to do. Seen in
-# ComfyUI 0.29 and 0.33 with files broken in this way; tests/whole/test_consumer.py does it again.
+# The outcomes were seen in ComfyUI 0.29 and 0.33 with files that were broken in this way;
+# tests/whole/test_consumer.py breaks and loads them again.
 DEFECTS = {
     "unaligned": Defect(
         Outcome.LOADS,
@@ -7264,6 +7281,7 @@ DEFECTS = {
         "ComfyUI warns of unexpected keys and ignores them",
         "leave them out, or quantise the weight",
     ),
+    # ComfyUI calls .view() on block scales and .to() on codes (comfy/ops.py).
     "same bits": Defect(
         Outcome.LOADS,
         "tensors have another dtype of the same size",
@@ -7282,6 +7300,7 @@ DEFECTS = {
         "ComfyUI takes them all the same; other loaders may not",
         "store them as F32 with shape []",
     ),
+    # Decoding broadcasts such scales; the formats of this package have a single one.
     "per row": Defect(
         Outcome.LOADS,
         "FP8 scales are one for every row",
@@ -7306,6 +7325,7 @@ DEFECTS = {
         "ComfyUI casts their input to FP8 unscaled and clamps it at 448",
         "add input scales, or mark them for full-precision matmul",
     ),
+    # A converter that casts all float32 tensors to the model's dtype casts scales, too.
     "float16 scale": Defect(
         Outcome.WORSE,
         "scales are not float32",
@@ -7354,12 +7374,14 @@ DEFECTS = {
         "ComfyUI takes the integers for the weights: noise, or a stop at their shape",
         "configure them, or give the 16-bit weights",
     ),
+    # The cast is to the format's storage dtype: values are rounded, not reinterpreted.
     "weight dtype": Defect(
         Outcome.WRONG,
         "weights have another dtype than their format stores",
         "ComfyUI casts them to it: other weights",
         "quantise these layers again",
     ),
+    # The form with scale_weight is read only without current metadata (comfy/utils.py).
     "unread scale": Defect(
         Outcome.WRONG,
         "FP8 weights have a scale that nothing makes ComfyUI read: no configuration, or "
@@ -7379,12 +7401,14 @@ DEFECTS = {
         "ComfyUI does not recognise a model in them",
         "get the file again",
     ),
+    # The prefixes it looks for are in comfy/model_detection.py.
     "prefix": Defect(
         Outcome.FAILS,
         "files name all tensors diffusion_model.*",
         "ComfyUI strips model.diffusion_model. and net. alone, and recognises no model",
         "rename them, or take a file without the prefix",
     ),
+    # For NVFP4, ComfyUI raises "Missing NVFP4 scales for layer ..." (comfy/ops.py).
     "no scale": Defect(
         Outcome.FAILS,
         "quantised weights lack a scale",
@@ -7421,6 +7445,7 @@ DEFECTS = {
         "ComfyUI stops while loading",
         "write it right, or leave it out",
     ),
+    # Which layers these are, the rows of FAMILIES say: `shape_read`.
     "recognised by": Defect(
         Outcome.FAILS,
         "packed or padded layers are among those whose shape ComfyUI recognises the model by",
@@ -7431,7 +7456,11 @@ DEFECTS = {
 
 
 def grouped(found: Iterable[Finding]) -> dict[str, list[str]]:
-    """{defect: where}, the worst outcome first."""
+    """Group findings by their defect: {defect: names, each with its detail in brackets}.
+
+    Defects with the worst outcome come first, then by name; the names of one defect stay in the
+    order in which they were found.
+    """
     groups = defaultdict(list)
     for finding in sorted(found, key=lambda finding: (-finding.outcome, finding.defect)):
         detail = f" ({finding.detail})" if finding.detail else ""
@@ -7439,16 +7468,22 @@ def grouped(found: Iterable[Finding]) -> dict[str, list[str]]:
     return groups
 
 
-# ── nvfp4/stored/layers.py: Layers as a file holds them ───────────────────────────────────────────
+# ── nvfp4/stored/layers.py: Quantised layers as a file holds them, and their parts for decoding ───
 
-MAX_CONFIG_BYTES = 1 << 16  # of a comfy_quant tensor: some 60 are usual
+# A comfy_quant tensor usually has some 60 bytes. A larger one than this is not read, and counts as
+# unreadable.
+MAX_CONFIG_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredLayer:
-    """A layer as a file holds it: its tensors by suffix, and its configuration in both places.
+    """Hold a layer as a file has it: its tensors, and its configuration in both places.
 
-    An unreadable configuration is {}, none at all is None.
+    parts: {suffix: TensorRef}, suffixes as the file has them, such as "weight_scale_2".
+    in_header: the layer's entry in `_quantization_metadata`.
+    in_tensor: the JSON of its `comfy_quant` tensor.
+
+    A configuration that cannot be read is {}, none at all is None.
     """
 
     name: str
@@ -7458,39 +7493,50 @@ class StoredLayer:
 
     @property
     def weight(self) -> TensorRef | None:
+        """Find the weight; a file may have a layer's scales or configuration alone."""
         return self.parts.get("weight")
 
     @property
     def config(self) -> dict | None:
-        """What ComfyUI goes by: the header overrides the tensor."""
+        """Choose the configuration that ComfyUI goes by: the header overrides the tensor."""
+        # ComfyUI writes the header's entries over the tensors before it loads (comfy/utils.py,
+        # convert_old_quants).
         return self.in_tensor if self.in_header is None else self.in_header
 
     @property
     def full_precision(self) -> bool:
+        """Tell whether the layer is configured for full-precision matmul (W4A16)."""
         return bool((self.config or {}).get("full_precision_matrix_mult"))
 
     @property
     def format(self) -> Format | None:
-        """The format that the layer's tensors show; None where no row of ours describes it."""
+        """Find the format that the layer's tensors show, whatever its configuration says.
+
+        Returns None where they fit no quantised format, as those of a 16-bit layer, and where the
+        layer is configured for a format that ComfyUI knows and `formats` does not describe. Where
+        they fit several formats, the one that is configured is preferred.
+        """
         configured = (self.config or {}).get("format")
         if self.weight is None or (is_known(configured) and not self.is_described):
             return None
         fitting = [f for f in stored_formats() if f.holds(self.weight, self.parts, configured)]
+        # Those that need more tensors come first, so that FP8 with a scale is not plain FP8.
         first = fitting[0] if fitting else None
         return next((row for row in fitting if row.config == configured), first)
 
     @property
     def is_described(self) -> bool:
+        """Tell whether the configuration names a format that `formats` describes."""
         return self.configured is not None
 
     @property
     def configured(self) -> Format | None:
-        """The format that ComfyUI takes the layer for, going by its configuration."""
+        """Find the format that ComfyUI takes the layer for, going by its configuration alone."""
         return configured_formats().get((self.config or {}).get("format"))
 
     @property
     def scheme(self) -> str:
-        """What to call the way in which the weight is stored."""
+        """Name how the weight is stored: its format's title, the configured name, or its dtype."""
         if self.weight is None:
             return "no weight"
         named = (self.config or {}).get("format") or self.weight.dtype
@@ -7498,7 +7544,12 @@ class StoredLayer:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight before it was packed; the padding of rows is told from the bias."""
+        """Tell the weight's shape [N, K] before it was packed.
+
+        Padded rows are told from real ones by the length of the bias, where there is one. A weight
+        that is no matrix, or is in no known format, has its stored shape. Only for a layer that has
+        a weight.
+        """
         shape, bias = self.weight.shape, self.parts.get("bias")
         if self.format is None or len(shape) != 2:
             return shape
@@ -7508,10 +7559,16 @@ class StoredLayer:
 
 
 def stored_layers(model: Model) -> dict[str, StoredLayer]:
-    """{name: layer} of every layer that a file holds a part of or a configuration for."""
+    """Collect every layer that a file holds a part of or a configuration for: {name: layer}.
+
+    Ordinary 16-bit layers are among them. Layers come in the order of their first tensors, then
+    those that only the header names. The `comfy_quant` tensors are read from the disk, nothing
+    else is.
+    """
     parts, known = defaultdict(dict), layer_parts()
     for ref in model.tensors.values():
         layer, _, suffix = ref.name.rpartition(".")
+        # Norms and embeddings have a weight, too, and count as layers that nothing is wrong with.
         if suffix in known:
             parts[layer][suffix] = ref
     listed = header_layers(model.metadata) or {}
@@ -7527,65 +7584,96 @@ def stored_layers(model: Model) -> dict[str, StoredLayer]:
 
 
 def config_of(ref: TensorRef | None) -> dict | None:
+    """Read a `comfy_quant` tensor: None without one, {} where it is too large or malformed."""
     if ref is None:
         return None
     if ref.nbytes > MAX_CONFIG_BYTES:
         return {}
     try:
         return as_config(parse_json(bytes(load(ref).tolist()).decode()))
-    except (KeyError, TypeError, ValueError):  # of another dtype, or not JSON
+    except (KeyError, TypeError, ValueError):
+        # It has another dtype than U8, or is not JSON in UTF-8. ComfyUI stops at it while loading.
         return {}
 
 
 def as_config(value: object) -> dict:
+    """Take a JSON value for a configuration if it is an object with a `format`; else give {}."""
     return value if isinstance(value, dict) and isinstance(value.get("format"), str) else {}
 
 
 def find_marker(model: Model) -> TensorRef | None:
-    """Scaled FP8's marker tensor, whether it is in force or not."""
+    """Find scaled FP8's marker tensor, with or without the model's prefix.
+
+    Whether ComfyUI heeds it depends on the header: see `stored.lint`.
+    """
     return next((ref for name, ref in model.tensors.items() if bare(name) == MARKER), None)
 
 
 def undecodable(layer: StoredLayer) -> str:
-    """Why `stored_parts` cannot take a layer that has a format; or ""."""
+    """Say why `stored_parts` cannot take a layer that has a format; or "".
+
+    Going by dtypes and shapes alone: nothing is read.
+    """
     return layer.format.undecodable(layer.parts, layer.shape)
 
 
 def stored_scale(layer: StoredLayer) -> torch.Tensor:
-    """The scale of a layer that has a single one, float32; 1 where it has none."""
+    """Read the scale of a layer whose format has a single one: a float32 scalar.
+
+    An FP8 layer without a scale has 1, as ComfyUI takes it. The layer has to be decodable.
+    """
     ref = layer.parts.get(layer.format.scale_suffix)
     return load(ref).float().reshape(()) if ref else torch.ones(())
 
 
 def stored_tensors_of(layer: StoredLayer) -> dict[str, torch.Tensor]:
-    """{suffix: tensor} of all that the layer's weight is decoded from, read whole."""
+    """Read all that a layer's weight is decoded from: {suffix: tensor}, each one whole.
+
+    Suffixes are those of the file. Bias and input scale are not among them; what the file lacks is
+    left out.
+    """
+    # The names do not depend on the shape, so the smallest one will do.
     names = map(layer.format.stored_name, layer.format.parts((1, 1)))
     return {suffix: load(layer.parts[suffix]) for suffix in names if suffix in layer.parts}
 
 
 def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """What the decoder of a layer's format takes: parts by rows, codes first, and the scale."""
+    """Read what the decoder of a layer's format takes.
+
+    Returns the parts that go by rows, codes first, and the scale, a float32 scalar. Rows are those
+    of the file, padding included. The layer has to have a format and be decodable.
+    """
     return layer.format.unpack(stored_tensors_of(layer))
 
 
-# ── nvfp4/stored/lint.py: A file held against ComfyUI's contract ──────────────────────────────────
+# ── nvfp4/stored/lint.py: Hold a quantised file against ComfyUI's contract ────────────────────────
 
-LARGE_WEIGHT = 100.0  # no trained model has one; FP8 codes without their scale reach 448
+# No trained model has a weight as large as this; FP8 codes without their scale reach 448.
+LARGE_WEIGHT = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileFacts:
-    """What a layer's reading depends on besides the layer itself."""
+    """Tell what a layer's reading depends on besides the layer itself.
 
-    legacy: bool  # scaled FP8's marker is there and in force
-    fp8_matmul: bool  # ... and asks for FP8 activations
-    values: bool  # scales may be read, too
+    legacy: whether scaled FP8's marker is in the file and in force.
+    fp8_matmul: whether that marker asks for FP8 activations, so that layers need input scales.
+    values: whether scales may be read from the disk, and not only headers and configurations.
+    """
+
+    legacy: bool
+    fp8_matmul: bool
+    values: bool
 
 
 def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -> list[Finding]:
-    """Every defect of a quantised file that its headers, configurations and scales show.
+    """Find every defect of a quantised file that its headers, configurations and scales show.
 
-    Without `values`, scales are not read: nothing but headers and configurations is.
+    model: the file's headers; layers: `stored_layers` of it, or those that are asked about.
+    values: whether to read scales, too; without, nothing but headers and configurations is looked
+        at.
+
+    Raises ConvertError where a scale cannot be read.
     """
     marker = find_marker(model)
     # ComfyUI reads the legacy form only where there is a marker and no current metadata.
@@ -7593,6 +7681,7 @@ def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -
     facts = FileFacts(
         legacy=legacy, fp8_matmul=legacy and math.prod(marker.shape) != 2, values=values
     )
+    # Dtypes of less than 8 bits start at any byte.
     found = [
         Finding(defect="unaligned", name=ref.name, detail=f"byte {ref.begin:,}")
         for ref in model.tensors.values()
@@ -7606,10 +7695,15 @@ def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -
 
 
 def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
-    """A layer's configuration, then its tensors by what it makes of them."""
+    """Check a layer's configuration, and then its tensors by what the configuration makes of them.
+
+    A layer without a configuration goes to `lint_unconfigured`. One that is configured for a format
+    which ComfyUI knows and `formats` does not describe is checked no further.
+    """
     config, finding = layer.config, partial(Finding, name=layer.name)
     if layer.weight is None:
-        # A name with a prefix that nothing else has makes ComfyUI look for the model there.
+        # Configured under a prefix that nothing else has, it makes ComfyUI look for the model
+        # there.
         misleading = not layer.parts and layer.name.startswith(COMFYUI_PREFIXES)
         if config is not None and (misleading or layer.parts.keys() - {"comfy_quant"}):
             yield finding(defect="no weight")
@@ -7620,6 +7714,7 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     elif not is_known(config.get("format")):
         yield finding(defect="unknown format", detail=str(config.get("format", "unreadable")))
     else:
+        # ComfyUI needs one of the two; this program writes both, so that other loaders find theirs.
         if layer.in_header is None or layer.in_tensor is None:
             only = "comfy_quant" if layer.in_header is None else "header"
             yield finding(defect="one form", detail=only)
@@ -7630,9 +7725,14 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
 
 
 def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
-    """A weight without configuration: 16-bit, legacy scaled FP8, or a mistake."""
+    """Check a weight without configuration: 16-bit, legacy scaled FP8, or a mistake.
+
+    ComfyUI takes what has no configuration for the numbers that it stores: packed codes have
+    another shape then, and FP8 codes without their scale are another weight.
+    """
     finding, weight = partial(Finding, name=layer.name), layer.weight
     form = layer.format
+    # The order matters: packed codes first, as the marker of scaled FP8 does not make them FP8.
     if form and weight.dtype in VIEWED:
         yield finding(defect=form.unconfigured)
     elif weight.dtype in ("U8", "I8") and len(weight.shape) == 2:
@@ -7642,6 +7742,7 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
     elif form and form.unconfigured:
         yield finding(defect=form.unconfigured)
     elif form and len(weight.shape) == 2:
+        # FP8 without any scale is sound if it was merely cast: its values are the weights then.
         if facts.values and weight.nbytes and decode_e4m3(load(weight)).abs().max() > LARGE_WEIGHT:
             yield finding(defect="unscaled")
     elif strays := layer.parts.keys() - {"weight", "bias"}:
@@ -7649,19 +7750,27 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
 
 
 def lint_legacy(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
-    """A layer of scaled FP8: ComfyUI casts whatever has a scale_weight to F8_E4M3."""
+    """Check a layer of scaled FP8, the older form, which the marker configures.
+
+    ComfyUI casts whatever has a `scale_weight` to F8_E4M3, so a weight of another dtype becomes
+    another weight.
+    """
     finding, scale = partial(Finding, name=layer.name), layer.parts.get("scale_input")
     yield from lint_scalars(layer, facts)
     if layer.weight.dtype != "F8_E4M3":
         yield finding(defect="weight dtype", detail=layer.weight.dtype)
     readable = scale is not None and scale.dtype in SOURCE_FLOATS and facts.values
-    # ComfyUI drops an input scale of exactly 1.
+    # ComfyUI drops an input scale of exactly 1 (comfy/utils.py, convert_old_quants).
     if facts.fp8_matmul and (scale is None or (readable and (load(scale) == 1).all())):
         yield finding(defect="clamped")
 
 
 def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
-    """A layer whose configuration we know: every tensor, and how it will multiply."""
+    """Check a layer that is configured for a format described here: tensors, and its matmul.
+
+    Shapes follow from the weight's, which is checked first: where it is no matrix, nothing else is
+    looked at. Values are checked where the tensors are those of the format.
+    """
     finding, weight = partial(Finding, name=layer.name), layer.weight
     form = layer.configured
     if len(weight.shape) != 2 or 0 in weight.shape:
@@ -7674,8 +7783,10 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     yield from lint_scalars(layer, facts)
     for suffix, size in (("bias", rows), ("pre_quant_scale", columns)):
         ref = layer.parts.get(suffix)
+        # A bias may have the real rows where the weight has padded ones.
         if ref and tuple(round_up(length, form.row_multiple) for length in ref.shape) != (size,):
             yield finding(defect="shape", detail=f"{suffix} {list(ref.shape)} for {size}")
+    # Where the stored shape is another one, several codes share a byte.
     if expected["weight"][1] != (rows, columns):
         yield from lint_packed(layer)
     if facts.values and layer.format is form and not undecodable(layer):
@@ -7685,16 +7796,23 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
 
 
 def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Finding]:
-    """One tensor's dtype and shape against what its format stores; `lint_scalars` has scalars."""
+    """Check one tensor's dtype and shape against what its format stores.
+
+    suffix: of the tensor, of which only the absence is reported for float32 ones: these are scalars
+    and `lint_scalars` checks them.
+    expected: (dtype, shape), as `Format.parts` gives it.
+    """
     ref, (dtype, shape) = layer.parts.get(suffix), expected
     if ref is None:
         yield Finding(defect="no scale", name=layer.name, detail=suffix)
         return
     finding = partial(Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}")
+    # ComfyUI takes scalars of several dtypes and shapes, which `lint_scalars` knows.
     if dtype == "F32":
         return
     if ref.dtype != dtype:
-        # What ComfyUI views or wraps into the dtype it wants, without changing a bit.
+        # What ComfyUI views as the dtype it wants, without changing a bit, or casts from I8 to U8,
+        # which wraps around to the same bits (comfy/ops.py, _load_quantized_module).
         same = (
             ref.dtype in VIEWED if suffix == "weight_scale" else (ref.dtype, dtype) == ("I8", "U8")
         )
@@ -7705,7 +7823,12 @@ def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Find
 
 
 def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
-    """Global, FP8 and input scales: one positive, finite float32 each."""
+    """Check global, FP8 and input scales: each one positive, finite float32.
+
+    A row of scales, which a format may store, is none of these. A value is read only with
+    `facts.values`.
+    """
+    # The shape of any matrix will do, as scalars have theirs whatever it is.
     own = layer.format.parts((32, 32)) if layer.format else {}
     for suffix, written in scalar_scales().items():
         ref = layer.parts.get(suffix)
@@ -7715,6 +7838,7 @@ def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
             Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}"
         )
         rows = math.prod(layer.weight.shape[:1])
+        # An FP8 scale for each row is decoded rightly by ComfyUI, which broadcasts it.
         per_row = math.prod(ref.shape) == rows > 1 and suffix == "weight_scale"
         if ref.dtype not in (*SOURCE_FLOATS, "F64"):
             yield finding(defect="dtype")
@@ -7725,14 +7849,20 @@ def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
                 yield finding(defect="float16 scale")
             if ref.dtype == "F64" or (ref.shape and not written):
                 yield finding(defect="not scalar")
+            # The values of a float64 scale are not read: it is reported as it is.
             value = load(ref).item() if facts.values and ref.dtype in SOURCE_FLOATS else 1.0
             if not 0 < value < math.inf:
                 yield finding(defect="bad scale", detail=f"{suffix} {value}")
 
 
 def lint_packed(layer: StoredLayer) -> Iterator[Finding]:
-    """What packing a layer, and the padding of its rows, cost."""
+    """Check what packing a layer, and the padding of its rows, breaks or slows down.
+
+    ComfyUI recognises some models by the shapes of certain layers, which packing changes, and cards
+    cannot multiply every shape in FP4.
+    """
     (rows, columns), name = layer.shape, bare(layer.name)
+    # Wan's output channels and ffn_dim are read as rows, which packing keeps unless it pads them.
     odd_rows = rows % layer.configured.row_multiple
     by_rows = re.search(RECOGNISED_BY_ROWS, name)
     never_packed = any(re.search(pattern, name) for pattern in NEVER_PACKED.values())
@@ -7745,7 +7875,10 @@ def lint_packed(layer: StoredLayer) -> Iterator[Finding]:
 
 
 def lint_values(layer: StoredLayer) -> Iterator[Finding]:
-    """Defects that the values of a decodable layer's block or row scales show."""
+    """Find the defects that the values of a decodable layer's block or row scales show.
+
+    All scales but scalars are read whole. What is wrong with them, the format's `faults` says.
+    """
     parts = layer.format.parts(layer.shape)
     names = [suffix for suffix, (_, shape) in parts.items() if math.prod(shape) != 1]
     scales = {suffix: load(layer.parts[suffix]) for suffix in names if suffix != "weight"}
@@ -7754,7 +7887,11 @@ def lint_values(layer: StoredLayer) -> Iterator[Finding]:
 
 
 def lint_file(model: Model) -> list[Finding]:
-    """Defects of a file as a whole, which no conversion makes of a source that has none."""
+    """Find defects of a file as a whole: no tensors, or a prefix that ComfyUI does not know.
+
+    They are apart from `lint`, which runs on every output, too: no conversion makes them of a
+    source that has neither.
+    """
     if not model.tensors:
         return [Finding(defect="empty", name=str(model.files[0]))]
     if all(name.startswith(UNREAD_PREFIXES) for name in model.tensors):

@@ -1,4 +1,9 @@
-"""Every known defect, and what ComfyUI does about it."""
+"""Every known defect of a file, and what ComfyUI does about it.
+
+DEFECTS is a table of data: `stored.lint`, `verify` and the formats find defects and name rows of
+it, the report prints a row's words. To add a defect, add its row, the check that finds it, and a
+broken file to `tests/support/broken.py`, which shows what ComfyUI does.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +17,29 @@ from nvfp4.formats.scaled_fp8 import MARKER
 
 
 class Outcome(IntEnum):
-    """What a defect does in ComfyUI, ordered: the worst of a file's decides its verdict."""
+    """Rank what a defect does in ComfyUI: the worst of a file's decides its verdict."""
 
-    LOADS = 0  # as it should; other programs may not
+    # ComfyUI is not disturbed; other programs may be.
+    LOADS = 0
+    # Every step takes longer; the picture is no worse.
     SLOWER = 1
-    WORSE = 2  # a visibly poorer picture
-    WRONG = 3  # noise, or black
-    FAILS = 4  # an error when the model is loaded or first run
+    # The picture is visibly poorer.
+    WORSE = 2
+    # Noise, or black.
+    WRONG = 3
+    # An error when the model is loaded or first run.
+    FAILS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """A way in which a file breaks ComfyUI's contract: a row of DEFECTS."""
+    """Describe a way in which a file breaks ComfyUI's contract: a row of DEFECTS.
+
+    outcome: what it does in ComfyUI.
+    what: what is wrong, about several layers or tensors, whose names follow it in a report.
+    consequence: how ComfyUI takes it.
+    remedy: what to do about it.
+    """
 
     outcome: Outcome
     what: str
@@ -33,7 +49,12 @@ class Defect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One defect of a file: a key of DEFECTS, the layer or tensor, and what is there instead."""
+    """Report one defect of a file.
+
+    defect: its key in DEFECTS.
+    name: the layer or tensor that has it, prefix included, or the file.
+    detail: what is there instead of what should be, for the report; "" if the name says enough.
+    """
 
     defect: str
     name: str
@@ -41,11 +62,12 @@ class Finding:
 
     @property
     def outcome(self) -> Outcome:
+        """Look up what this defect does in ComfyUI."""
         return DEFECTS[self.defect].outcome
 
 
-# Defects of a quantised file: outcome, what is wrong, how ComfyUI takes it, what to do. Seen in
-# ComfyUI 0.29 and 0.33 with files broken in this way; tests/whole/test_consumer.py does it again.
+# The outcomes were seen in ComfyUI 0.29 and 0.33 with files that were broken in this way;
+# tests/whole/test_consumer.py breaks and loads them again.
 DEFECTS = {
     "unaligned": Defect(
         Outcome.LOADS,
@@ -71,6 +93,7 @@ DEFECTS = {
         "ComfyUI warns of unexpected keys and ignores them",
         "leave them out, or quantise the weight",
     ),
+    # ComfyUI calls .view() on block scales and .to() on codes (comfy/ops.py).
     "same bits": Defect(
         Outcome.LOADS,
         "tensors have another dtype of the same size",
@@ -89,6 +112,7 @@ DEFECTS = {
         "ComfyUI takes them all the same; other loaders may not",
         "store them as F32 with shape []",
     ),
+    # Decoding broadcasts such scales; the formats of this package have a single one.
     "per row": Defect(
         Outcome.LOADS,
         "FP8 scales are one for every row",
@@ -113,6 +137,7 @@ DEFECTS = {
         "ComfyUI casts their input to FP8 unscaled and clamps it at 448",
         "add input scales, or mark them for full-precision matmul",
     ),
+    # A converter that casts all float32 tensors to the model's dtype casts scales, too.
     "float16 scale": Defect(
         Outcome.WORSE,
         "scales are not float32",
@@ -161,12 +186,14 @@ DEFECTS = {
         "ComfyUI takes the integers for the weights: noise, or a stop at their shape",
         "configure them, or give the 16-bit weights",
     ),
+    # The cast is to the format's storage dtype: values are rounded, not reinterpreted.
     "weight dtype": Defect(
         Outcome.WRONG,
         "weights have another dtype than their format stores",
         "ComfyUI casts them to it: other weights",
         "quantise these layers again",
     ),
+    # The form with scale_weight is read only without current metadata (comfy/utils.py).
     "unread scale": Defect(
         Outcome.WRONG,
         "FP8 weights have a scale that nothing makes ComfyUI read: no configuration, or "
@@ -186,12 +213,14 @@ DEFECTS = {
         "ComfyUI does not recognise a model in them",
         "get the file again",
     ),
+    # The prefixes it looks for are in comfy/model_detection.py.
     "prefix": Defect(
         Outcome.FAILS,
         "files name all tensors diffusion_model.*",
         "ComfyUI strips model.diffusion_model. and net. alone, and recognises no model",
         "rename them, or take a file without the prefix",
     ),
+    # For NVFP4, ComfyUI raises "Missing NVFP4 scales for layer ..." (comfy/ops.py).
     "no scale": Defect(
         Outcome.FAILS,
         "quantised weights lack a scale",
@@ -228,6 +257,7 @@ DEFECTS = {
         "ComfyUI stops while loading",
         "write it right, or leave it out",
     ),
+    # Which layers these are, the rows of FAMILIES say: `shape_read`.
     "recognised by": Defect(
         Outcome.FAILS,
         "packed or padded layers are among those whose shape ComfyUI recognises the model by",
@@ -238,7 +268,11 @@ DEFECTS = {
 
 
 def grouped(found: Iterable[Finding]) -> dict[str, list[str]]:
-    """{defect: where}, the worst outcome first."""
+    """Group findings by their defect: {defect: names, each with its detail in brackets}.
+
+    Defects with the worst outcome come first, then by name; the names of one defect stay in the
+    order in which they were found.
+    """
     groups = defaultdict(list)
     for finding in sorted(found, key=lambda finding: (-finding.outcome, finding.defect)):
         detail = f" ({finding.detail})" if finding.detail else ""

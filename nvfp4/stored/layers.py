@@ -1,4 +1,10 @@
-"""Layers as a file holds them."""
+"""Quantised layers as a file holds them, and their parts for decoding.
+
+`stored_layers` collects a file's tensors by layer, together with the configuration that ComfyUI
+would read. A layer's format is told by its tensors: files may configure what they do not hold.
+Sources, files to verify, files to compare and files that input scales are copied from are all read
+through this module.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +20,20 @@ from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.json_files import parse_json
 from nvfp4.read.tensors import load
 
-MAX_CONFIG_BYTES = 1 << 16  # of a comfy_quant tensor: some 60 are usual
+# A comfy_quant tensor usually has some 60 bytes. A larger one than this is not read, and counts as
+# unreadable.
+MAX_CONFIG_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredLayer:
-    """A layer as a file holds it: its tensors by suffix, and its configuration in both places.
+    """Hold a layer as a file has it: its tensors, and its configuration in both places.
 
-    An unreadable configuration is {}, none at all is None.
+    parts: {suffix: TensorRef}, suffixes as the file has them, such as "weight_scale_2".
+    in_header: the layer's entry in `_quantization_metadata`.
+    in_tensor: the JSON of its `comfy_quant` tensor.
+
+    A configuration that cannot be read is {}, none at all is None.
     """
 
     name: str
@@ -31,39 +43,50 @@ class StoredLayer:
 
     @property
     def weight(self) -> TensorRef | None:
+        """Find the weight; a file may have a layer's scales or configuration alone."""
         return self.parts.get("weight")
 
     @property
     def config(self) -> dict | None:
-        """What ComfyUI goes by: the header overrides the tensor."""
+        """Choose the configuration that ComfyUI goes by: the header overrides the tensor."""
+        # ComfyUI writes the header's entries over the tensors before it loads (comfy/utils.py,
+        # convert_old_quants).
         return self.in_tensor if self.in_header is None else self.in_header
 
     @property
     def full_precision(self) -> bool:
+        """Tell whether the layer is configured for full-precision matmul (W4A16)."""
         return bool((self.config or {}).get("full_precision_matrix_mult"))
 
     @property
     def format(self) -> Format | None:
-        """The format that the layer's tensors show; None where no row of ours describes it."""
+        """Find the format that the layer's tensors show, whatever its configuration says.
+
+        Returns None where they fit no quantised format, as those of a 16-bit layer, and where the
+        layer is configured for a format that ComfyUI knows and `formats` does not describe. Where
+        they fit several formats, the one that is configured is preferred.
+        """
         configured = (self.config or {}).get("format")
         if self.weight is None or (is_known(configured) and not self.is_described):
             return None
         fitting = [f for f in stored_formats() if f.holds(self.weight, self.parts, configured)]
+        # Those that need more tensors come first, so that FP8 with a scale is not plain FP8.
         first = fitting[0] if fitting else None
         return next((row for row in fitting if row.config == configured), first)
 
     @property
     def is_described(self) -> bool:
+        """Tell whether the configuration names a format that `formats` describes."""
         return self.configured is not None
 
     @property
     def configured(self) -> Format | None:
-        """The format that ComfyUI takes the layer for, going by its configuration."""
+        """Find the format that ComfyUI takes the layer for, going by its configuration alone."""
         return configured_formats().get((self.config or {}).get("format"))
 
     @property
     def scheme(self) -> str:
-        """What to call the way in which the weight is stored."""
+        """Name how the weight is stored: its format's title, the configured name, or its dtype."""
         if self.weight is None:
             return "no weight"
         named = (self.config or {}).get("format") or self.weight.dtype
@@ -71,7 +94,12 @@ class StoredLayer:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight before it was packed; the padding of rows is told from the bias."""
+        """Tell the weight's shape [N, K] before it was packed.
+
+        Padded rows are told from real ones by the length of the bias, where there is one. A weight
+        that is no matrix, or is in no known format, has its stored shape. Only for a layer that has
+        a weight.
+        """
         shape, bias = self.weight.shape, self.parts.get("bias")
         if self.format is None or len(shape) != 2:
             return shape
@@ -81,10 +109,16 @@ class StoredLayer:
 
 
 def stored_layers(model: Model) -> dict[str, StoredLayer]:
-    """{name: layer} of every layer that a file holds a part of or a configuration for."""
+    """Collect every layer that a file holds a part of or a configuration for: {name: layer}.
+
+    Ordinary 16-bit layers are among them. Layers come in the order of their first tensors, then
+    those that only the header names. The `comfy_quant` tensors are read from the disk, nothing
+    else is.
+    """
     parts, known = defaultdict(dict), layer_parts()
     for ref in model.tensors.values():
         layer, _, suffix = ref.name.rpartition(".")
+        # Norms and embeddings have a weight, too, and count as layers that nothing is wrong with.
         if suffix in known:
             parts[layer][suffix] = ref
     listed = header_layers(model.metadata) or {}
@@ -100,42 +134,63 @@ def stored_layers(model: Model) -> dict[str, StoredLayer]:
 
 
 def config_of(ref: TensorRef | None) -> dict | None:
+    """Read a `comfy_quant` tensor: None without one, {} where it is too large or malformed."""
     if ref is None:
         return None
     if ref.nbytes > MAX_CONFIG_BYTES:
         return {}
     try:
         return as_config(parse_json(bytes(load(ref).tolist()).decode()))
-    except (KeyError, TypeError, ValueError):  # of another dtype, or not JSON
+    except (KeyError, TypeError, ValueError):
+        # It has another dtype than U8, or is not JSON in UTF-8. ComfyUI stops at it while loading.
         return {}
 
 
 def as_config(value: object) -> dict:
+    """Take a JSON value for a configuration if it is an object with a `format`; else give {}."""
     return value if isinstance(value, dict) and isinstance(value.get("format"), str) else {}
 
 
 def find_marker(model: Model) -> TensorRef | None:
-    """Scaled FP8's marker tensor, whether it is in force or not."""
+    """Find scaled FP8's marker tensor, with or without the model's prefix.
+
+    Whether ComfyUI heeds it depends on the header: see `stored.lint`.
+    """
     return next((ref for name, ref in model.tensors.items() if bare(name) == MARKER), None)
 
 
 def undecodable(layer: StoredLayer) -> str:
-    """Why `stored_parts` cannot take a layer that has a format; or ""."""
+    """Say why `stored_parts` cannot take a layer that has a format; or "".
+
+    Going by dtypes and shapes alone: nothing is read.
+    """
     return layer.format.undecodable(layer.parts, layer.shape)
 
 
 def stored_scale(layer: StoredLayer) -> torch.Tensor:
-    """The scale of a layer that has a single one, float32; 1 where it has none."""
+    """Read the scale of a layer whose format has a single one: a float32 scalar.
+
+    An FP8 layer without a scale has 1, as ComfyUI takes it. The layer has to be decodable.
+    """
     ref = layer.parts.get(layer.format.scale_suffix)
     return load(ref).float().reshape(()) if ref else torch.ones(())
 
 
 def stored_tensors_of(layer: StoredLayer) -> dict[str, torch.Tensor]:
-    """{suffix: tensor} of all that the layer's weight is decoded from, read whole."""
+    """Read all that a layer's weight is decoded from: {suffix: tensor}, each one whole.
+
+    Suffixes are those of the file. Bias and input scale are not among them; what the file lacks is
+    left out.
+    """
+    # The names do not depend on the shape, so the smallest one will do.
     names = map(layer.format.stored_name, layer.format.parts((1, 1)))
     return {suffix: load(layer.parts[suffix]) for suffix in names if suffix in layer.parts}
 
 
 def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """What the decoder of a layer's format takes: parts by rows, codes first, and the scale."""
+    """Read what the decoder of a layer's format takes.
+
+    Returns the parts that go by rows, codes first, and the scale, a float32 scalar. Rows are those
+    of the file, padding included. The layer has to have a format and be decodable.
+    """
     return layer.format.unpack(stored_tensors_of(layer))

@@ -1,4 +1,10 @@
-"""A file held against ComfyUI's contract."""
+"""Hold a quantised file against ComfyUI's contract.
+
+`lint` looks at headers, configurations and scales of a whole file, layer by layer, and yields
+Findings. It asks each format for what it should store, so that a new format needs nothing here. A
+weight's values are compared with a source elsewhere, in `verify`. Sources are linted as they are
+opened, and every output is before it gets its name.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +24,32 @@ from nvfp4.read.tensors import load
 from nvfp4.stored.defects import Finding
 from nvfp4.stored.layers import StoredLayer, find_marker, undecodable
 
-LARGE_WEIGHT = 100.0  # no trained model has one; FP8 codes without their scale reach 448
+# No trained model has a weight as large as this; FP8 codes without their scale reach 448.
+LARGE_WEIGHT = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileFacts:
-    """What a layer's reading depends on besides the layer itself."""
+    """Tell what a layer's reading depends on besides the layer itself.
 
-    legacy: bool  # scaled FP8's marker is there and in force
-    fp8_matmul: bool  # ... and asks for FP8 activations
-    values: bool  # scales may be read, too
+    legacy: whether scaled FP8's marker is in the file and in force.
+    fp8_matmul: whether that marker asks for FP8 activations, so that layers need input scales.
+    values: whether scales may be read from the disk, and not only headers and configurations.
+    """
+
+    legacy: bool
+    fp8_matmul: bool
+    values: bool
 
 
 def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -> list[Finding]:
-    """Every defect of a quantised file that its headers, configurations and scales show.
+    """Find every defect of a quantised file that its headers, configurations and scales show.
 
-    Without `values`, scales are not read: nothing but headers and configurations is.
+    model: the file's headers; layers: `stored_layers` of it, or those that are asked about.
+    values: whether to read scales, too; without, nothing but headers and configurations is looked
+        at.
+
+    Raises ConvertError where a scale cannot be read.
     """
     marker = find_marker(model)
     # ComfyUI reads the legacy form only where there is a marker and no current metadata.
@@ -41,6 +57,7 @@ def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -
     facts = FileFacts(
         legacy=legacy, fp8_matmul=legacy and math.prod(marker.shape) != 2, values=values
     )
+    # Dtypes of less than 8 bits start at any byte.
     found = [
         Finding(defect="unaligned", name=ref.name, detail=f"byte {ref.begin:,}")
         for ref in model.tensors.values()
@@ -54,10 +71,15 @@ def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -
 
 
 def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
-    """A layer's configuration, then its tensors by what it makes of them."""
+    """Check a layer's configuration, and then its tensors by what the configuration makes of them.
+
+    A layer without a configuration goes to `lint_unconfigured`. One that is configured for a format
+    which ComfyUI knows and `formats` does not describe is checked no further.
+    """
     config, finding = layer.config, partial(Finding, name=layer.name)
     if layer.weight is None:
-        # A name with a prefix that nothing else has makes ComfyUI look for the model there.
+        # Configured under a prefix that nothing else has, it makes ComfyUI look for the model
+        # there.
         misleading = not layer.parts and layer.name.startswith(COMFYUI_PREFIXES)
         if config is not None and (misleading or layer.parts.keys() - {"comfy_quant"}):
             yield finding(defect="no weight")
@@ -68,6 +90,7 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     elif not is_known(config.get("format")):
         yield finding(defect="unknown format", detail=str(config.get("format", "unreadable")))
     else:
+        # ComfyUI needs one of the two; this program writes both, so that other loaders find theirs.
         if layer.in_header is None or layer.in_tensor is None:
             only = "comfy_quant" if layer.in_header is None else "header"
             yield finding(defect="one form", detail=only)
@@ -78,9 +101,14 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
 
 
 def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
-    """A weight without configuration: 16-bit, legacy scaled FP8, or a mistake."""
+    """Check a weight without configuration: 16-bit, legacy scaled FP8, or a mistake.
+
+    ComfyUI takes what has no configuration for the numbers that it stores: packed codes have
+    another shape then, and FP8 codes without their scale are another weight.
+    """
     finding, weight = partial(Finding, name=layer.name), layer.weight
     form = layer.format
+    # The order matters: packed codes first, as the marker of scaled FP8 does not make them FP8.
     if form and weight.dtype in VIEWED:
         yield finding(defect=form.unconfigured)
     elif weight.dtype in ("U8", "I8") and len(weight.shape) == 2:
@@ -90,6 +118,7 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
     elif form and form.unconfigured:
         yield finding(defect=form.unconfigured)
     elif form and len(weight.shape) == 2:
+        # FP8 without any scale is sound if it was merely cast: its values are the weights then.
         if facts.values and weight.nbytes and decode_e4m3(load(weight)).abs().max() > LARGE_WEIGHT:
             yield finding(defect="unscaled")
     elif strays := layer.parts.keys() - {"weight", "bias"}:
@@ -97,19 +126,27 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
 
 
 def lint_legacy(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
-    """A layer of scaled FP8: ComfyUI casts whatever has a scale_weight to F8_E4M3."""
+    """Check a layer of scaled FP8, the older form, which the marker configures.
+
+    ComfyUI casts whatever has a `scale_weight` to F8_E4M3, so a weight of another dtype becomes
+    another weight.
+    """
     finding, scale = partial(Finding, name=layer.name), layer.parts.get("scale_input")
     yield from lint_scalars(layer, facts)
     if layer.weight.dtype != "F8_E4M3":
         yield finding(defect="weight dtype", detail=layer.weight.dtype)
     readable = scale is not None and scale.dtype in SOURCE_FLOATS and facts.values
-    # ComfyUI drops an input scale of exactly 1.
+    # ComfyUI drops an input scale of exactly 1 (comfy/utils.py, convert_old_quants).
     if facts.fp8_matmul and (scale is None or (readable and (load(scale) == 1).all())):
         yield finding(defect="clamped")
 
 
 def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
-    """A layer whose configuration we know: every tensor, and how it will multiply."""
+    """Check a layer that is configured for a format described here: tensors, and its matmul.
+
+    Shapes follow from the weight's, which is checked first: where it is no matrix, nothing else is
+    looked at. Values are checked where the tensors are those of the format.
+    """
     finding, weight = partial(Finding, name=layer.name), layer.weight
     form = layer.configured
     if len(weight.shape) != 2 or 0 in weight.shape:
@@ -122,8 +159,10 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     yield from lint_scalars(layer, facts)
     for suffix, size in (("bias", rows), ("pre_quant_scale", columns)):
         ref = layer.parts.get(suffix)
+        # A bias may have the real rows where the weight has padded ones.
         if ref and tuple(round_up(length, form.row_multiple) for length in ref.shape) != (size,):
             yield finding(defect="shape", detail=f"{suffix} {list(ref.shape)} for {size}")
+    # Where the stored shape is another one, several codes share a byte.
     if expected["weight"][1] != (rows, columns):
         yield from lint_packed(layer)
     if facts.values and layer.format is form and not undecodable(layer):
@@ -133,16 +172,23 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
 
 
 def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Finding]:
-    """One tensor's dtype and shape against what its format stores; `lint_scalars` has scalars."""
+    """Check one tensor's dtype and shape against what its format stores.
+
+    suffix: of the tensor, of which only the absence is reported for float32 ones: these are scalars
+    and `lint_scalars` checks them.
+    expected: (dtype, shape), as `Format.parts` gives it.
+    """
     ref, (dtype, shape) = layer.parts.get(suffix), expected
     if ref is None:
         yield Finding(defect="no scale", name=layer.name, detail=suffix)
         return
     finding = partial(Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}")
+    # ComfyUI takes scalars of several dtypes and shapes, which `lint_scalars` knows.
     if dtype == "F32":
         return
     if ref.dtype != dtype:
-        # What ComfyUI views or wraps into the dtype it wants, without changing a bit.
+        # What ComfyUI views as the dtype it wants, without changing a bit, or casts from I8 to U8,
+        # which wraps around to the same bits (comfy/ops.py, _load_quantized_module).
         same = (
             ref.dtype in VIEWED if suffix == "weight_scale" else (ref.dtype, dtype) == ("I8", "U8")
         )
@@ -153,7 +199,12 @@ def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Find
 
 
 def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
-    """Global, FP8 and input scales: one positive, finite float32 each."""
+    """Check global, FP8 and input scales: each one positive, finite float32.
+
+    A row of scales, which a format may store, is none of these. A value is read only with
+    `facts.values`.
+    """
+    # The shape of any matrix will do, as scalars have theirs whatever it is.
     own = layer.format.parts((32, 32)) if layer.format else {}
     for suffix, written in scalar_scales().items():
         ref = layer.parts.get(suffix)
@@ -163,6 +214,7 @@ def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
             Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}"
         )
         rows = math.prod(layer.weight.shape[:1])
+        # An FP8 scale for each row is decoded rightly by ComfyUI, which broadcasts it.
         per_row = math.prod(ref.shape) == rows > 1 and suffix == "weight_scale"
         if ref.dtype not in (*SOURCE_FLOATS, "F64"):
             yield finding(defect="dtype")
@@ -173,14 +225,20 @@ def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
                 yield finding(defect="float16 scale")
             if ref.dtype == "F64" or (ref.shape and not written):
                 yield finding(defect="not scalar")
+            # The values of a float64 scale are not read: it is reported as it is.
             value = load(ref).item() if facts.values and ref.dtype in SOURCE_FLOATS else 1.0
             if not 0 < value < math.inf:
                 yield finding(defect="bad scale", detail=f"{suffix} {value}")
 
 
 def lint_packed(layer: StoredLayer) -> Iterator[Finding]:
-    """What packing a layer, and the padding of its rows, cost."""
+    """Check what packing a layer, and the padding of its rows, breaks or slows down.
+
+    ComfyUI recognises some models by the shapes of certain layers, which packing changes, and cards
+    cannot multiply every shape in FP4.
+    """
     (rows, columns), name = layer.shape, bare(layer.name)
+    # Wan's output channels and ffn_dim are read as rows, which packing keeps unless it pads them.
     odd_rows = rows % layer.configured.row_multiple
     by_rows = re.search(RECOGNISED_BY_ROWS, name)
     never_packed = any(re.search(pattern, name) for pattern in NEVER_PACKED.values())
@@ -193,7 +251,10 @@ def lint_packed(layer: StoredLayer) -> Iterator[Finding]:
 
 
 def lint_values(layer: StoredLayer) -> Iterator[Finding]:
-    """Defects that the values of a decodable layer's block or row scales show."""
+    """Find the defects that the values of a decodable layer's block or row scales show.
+
+    All scales but scalars are read whole. What is wrong with them, the format's `faults` says.
+    """
     parts = layer.format.parts(layer.shape)
     names = [suffix for suffix, (_, shape) in parts.items() if math.prod(shape) != 1]
     scales = {suffix: load(layer.parts[suffix]) for suffix in names if suffix != "weight"}
@@ -202,7 +263,11 @@ def lint_values(layer: StoredLayer) -> Iterator[Finding]:
 
 
 def lint_file(model: Model) -> list[Finding]:
-    """Defects of a file as a whole, which no conversion makes of a source that has none."""
+    """Find defects of a file as a whole: no tensors, or a prefix that ComfyUI does not know.
+
+    They are apart from `lint`, which runs on every output, too: no conversion makes them of a
+    source that has neither.
+    """
     if not model.tensors:
         return [Finding(defect="empty", name=str(model.files[0]))]
     if all(name.startswith(UNREAD_PREFIXES) for name in model.tensors):
