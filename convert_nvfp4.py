@@ -2403,28 +2403,48 @@ def candidate_codes(first: torch.Tensor) -> torch.Tensor:
     return (first + offsets.unsqueeze(1)).clamp_(1, LAST_E4M3_CODE)
 
 
-# ── nvfp4/numeric/feedback.py: Rounding by the statistics of a layer's input ──────────────────────
+# ── nvfp4/numeric/feedback.py: Round weights to the least error of their layer's output ───────────
 
-# Rounding with feedback: damping is tried on some rows of a weight, relative to the mean of the
-# second moment's diagonal.
+# Rounding that knows what a weight multiplies. With X a layer's recorded input and E = W - decoded
+# W, its output is off by X E^T, in the mean square tr(E S E^T), S = X^T X / tokens. A weight may be
+# rounded to the farther value where that makes up for the errors of other columns.
+#
+# Weights are transposed here, their columns in the order they are rounded in, and in units of the
+# layer's scale: [K, n]. Residual: weight - decoded weight. Level: decoded weight / block scale.
+
+# Dampings that are tried on some rows of a weight, in units of the mean of the second moment's
+# diagonal. Without damping, directions that the recording hardly saw would get any error.
 DAMPINGS = (0.002, 0.02)
-MORE_DAMPINGS = (0.1, 0.3, 1.0)  # where none of those leaves it positive definite
-SWEEPS = 1  # over all columns after they were rounded once: the second gained a third of the first
-FEEDBACK_BATCH = 128  # columns whose errors reach all others by one matrix product
+# Larger dampings, for a second moment that none of the others leaves positive definite.
+MORE_DAMPINGS = (0.1, 0.3, 1.0)
+# Sweeps over all columns after they were rounded once: a second one gained a third of the first.
+SWEEPS = 1
+# Columns whose errors reach all other columns by one matrix product, instead of one at a time.
+FEEDBACK_BATCH = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """Of a layer's recorded input of K channels: mean [K], second moment [K, K], rows [r, K]."""
+    """Hold what a recording tells of a layer's input of K channels.
+
+    mean: [K] float32; second: the second moment X^T X / tokens, [K, K] float32; rows: some recorded
+    rows [r, K]; independent: how many different rows the moments are of, at least 1, since a
+    prompt's text is the same at every step. All tensors are on the device that rounds.
+    """
 
     mean: torch.Tensor
     second: torch.Tensor
     rows: torch.Tensor
-    independent: float  # different rows that the moments are of
+    independent: float
 
     @property
     def dampings(self) -> list[float]:
-        """What is worth trying: with n rows, the energy of K directions is known to K / n."""
+        """List the dampings worth trying, relative to the mean of the diagonal.
+
+        n independent rows tell the energy of K directions to about K / n, at most 1. Dampings up to
+        twice that only add noise and are left out; where all of DAMPINGS are, K / n itself or the
+        largest of them, whichever is more, is the only one.
+        """
         least = min(len(self.mean) / self.independent, 1.0)
         return [damping for damping in DAMPINGS if damping > 2 * least] or [
             max(least, DAMPINGS[-1])
@@ -2433,33 +2453,43 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feedback:
-    """A damped second moment S [K, K] in the order of rounding: S = lower.T * pivots @ lower."""
+    """Hold a damped second moment S [K, K], factored as lower.T * pivots @ lower.
 
-    order: torch.Tensor  # [K]
-    lower: torch.Tensor  # unit lower triangular
-    full: torch.Tensor  # S, each row divided by its diagonal
+    order: [K], the columns in the order of rounding, which all other fields are in; lower: [K, K],
+    unit lower triangular; full: S, each row divided by its diagonal element; diagonal: [K], that of
+    S; pivots: [K], the cost of an error of 1 in a column after those rounded later have made up for
+    it; added: what damping added to the diagonal. Tensors are float32.
+    """
+
+    order: torch.Tensor
+    lower: torch.Tensor
+    full: torch.Tensor
     diagonal: torch.Tensor
     pivots: torch.Tensor
-    added: float  # to the diagonal, as damping
+    added: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounded:
-    """Rows of a weight while they are rounded, [K, n] in the order of a Feedback."""
+    """Hold rows of a weight while they are rounded, [K, n] in the order of a Feedback.
+
+    levels: decoded weight / block scale, values of the grid; residual: weight - decoded weight, in
+    units of the layer's scale; both float32. codes: [ceil(K/16), n] int16, the E4M3 codes of the
+    block scales; of formats without block scales all stay 1.0.
+    """
 
     levels: torch.Tensor
     residual: torch.Tensor
-    codes: torch.Tensor  # int16 E4M3 codes of block scales [K/16, n]
+    codes: torch.Tensor
 
 
-# Rounding that knows what a weight multiplies. With X a layer's recorded input and E = W - decoded
-# W, its output is off by X E^T, in the mean square tr(E S E^T), S = X^T X / tokens. A weight may be
-# rounded to the farther value where that makes up for the errors of others.
-#
-# Weights are transposed here, their columns in the order they are rounded in, and in units of the
-# layer's scale: [K, n]. Residual: weight - decoded weight. Level: decoded weight / block scale.
 def round_to_grid(values: torch.Tensor, grid: FloatGrid, out: torch.Tensor) -> torch.Tensor:
-    """Nearest values of a float format, ties to even, saturating; any sign. float32."""
+    """Round to the nearest values of a float format, ties to even, saturating.
+
+    values: float32 of any sign and shape, finite; grid: the format; out: float32 of the same shape,
+    filled and returned. Adding and subtracting the grid's shift, scaled by each value's power of
+    two, leaves the rounding to float32 itself.
+    """
     power = values.abs().clamp_(grid.least_normal, grid.largest)
     power = power.view(torch.int32).bitwise_and_(FLOAT32_EXPONENT).view(torch.float32)
     torch.add(values, power, alpha=grid.shift, out=out)
@@ -2475,10 +2505,11 @@ def round_columns(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Round the columns of a block one after the other, each knowing the errors of those before.
 
-    wanted [c, n]: what to round, with the feedback of all other blocks; free [c, n]: the decoded
-    weights that would change no residual; coefficients: of the feedback within the block [c, c] and
-    the cost of an error of 1 in each column [c]; steps [m, n]: block scales to try.
-    Returns levels and changes of the residuals [c, m, n], and costs [m, n].
+    wanted: [c, n], what to round, with the feedback of all other blocks; free: [c, n], the decoded
+    weights that would change no residual; coefficients: those of the feedback within the block [c,
+    c], and the cost of an error of 1 in each column [c]; steps: [m, n], block scales to try; grid:
+    what to round to. All float32. Returns levels and changes of the residuals [c, m, n], and costs
+    [m, n]; costs stay zero if there is only one scale to try.
     """
     within, pivots = coefficients
     levels, changes, costs = made = room_for(wanted, steps)
@@ -2491,6 +2522,7 @@ def round_columns(
         torch.mul(want, inverse, out=scaled)
         decoded = round_to_grid(scaled, grid, levels[column]) * steps
         torch.sub(free[column], decoded, out=changes[column])
+        # Costs only choose among scales: with a single one nobody reads them.
         if len(steps) > 1:
             error = decoded.sub_(want)
             costs.addcmul_(error, error * pivots[column])
@@ -2498,7 +2530,11 @@ def round_columns(
 
 
 def room_for(wanted: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What `round_columns` returns: levels and changes to be filled, costs of zero."""
+    """Allocate what `round_columns` returns, on the device of its arguments.
+
+    wanted: [c, n]; steps: [m, n]. Returns levels and changes [c, m, n], not initialised, and costs
+    [m, n] of zero.
+    """
     levels, changes = wanted.new_empty(2, len(wanted), *steps.shape)
     return levels, changes, torch.zeros_like(steps)
 
@@ -2506,7 +2542,11 @@ def room_for(wanted: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, .
 def take_best(
     levels: torch.Tensor, changes: torch.Tensor, costs: torch.Tensor, codes: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Of m block scales that were tried, what each row [n] takes: that with the least cost."""
+    """Take, for each row, the block scale with the least cost of those that were tried.
+
+    levels, changes: [c, m, n]; costs: [m, n]; codes: [m, n] int16, the scales. Returns levels and
+    changes [c, n] and codes [n] of the best; of equal costs the first, which is the smaller scale.
+    """
     if len(codes) == 1:
         return levels[:, 0], changes[:, 0], codes[0]
     best = costs.argmin(0, keepdim=True)
@@ -2517,22 +2557,25 @@ def take_best(
 def make_feedback(
     given: Statistics, damping: float, group: int, *, centred: bool
 ) -> Feedback | None:
-    """What rounding by a second moment needs, or by the covariance where a bias makes up for the
-    mean; None if it is not positive definite.
+    """Factor a damped second moment for rounding, or return None if it is not positive definite.
 
-    `damping` times the mean of the diagonal is added to it. Groups of columns with the largest
-    moments come first: their errors can be made up for by all the others.
+    damping: how many times the mean of the diagonal is added to the diagonal; group: columns that
+    share a scale (16, or 1); centred: round by the covariance instead, where a bias makes up for
+    the mean error. Groups with the largest moments come first, because all later columns can make
+    up for their errors. The factorisation is float64; what is returned is float32.
     """
     second = given.second
     if centred:
         second = second - given.mean.unsqueeze(1) * given.mean
+    # Columns that share a block scale stay together, so that whole groups are put in order.
     energy = second.diagonal().view(-1, group).sum(1)
     order = energy.argsort(descending=True, stable=True).unsqueeze(1) * group
     order = (order + torch.arange(group, device=order.device)).flatten()
     damped = second[order][:, order].double()
     damped.diagonal().add_(damping * damped.diagonal().mean())
+    # Flipped, Cholesky's lower factor becomes the upper triangular one: damped = root @ root.T.
     reverse, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-    root = reverse.flip(0, 1)  # upper triangular, damped = root @ root.T
+    root = reverse.flip(0, 1)
     pivots = root.diagonal().clone()
     if failed or not torch.isfinite(pivots).all():
         return None
@@ -2547,6 +2590,11 @@ def make_feedback(
 
 
 def unrounded(weight: torch.Tensor) -> Rounded:
+    """Allocate a Rounded for rows that are not rounded yet.
+
+    weight: [K, n] float32, transposed. Levels and residuals are zero, so that nothing is fed back
+    from columns that are still to come; codes are that of scale 1.
+    """
     codes = torch.empty(-(-len(weight) // BLOCK_SIZE), weight.shape[1], device=weight.device)
     return Rounded(
         levels=torch.zeros_like(weight),
@@ -2555,33 +2603,38 @@ def unrounded(weight: torch.Tensor) -> Rounded:
     )
 
 
-# What `round_columns` is given and returns, whatever compiled it.
+# A function with the arguments and results of `round_columns`, plain or compiled.
 RoundColumns = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-FEEDBACK_TENSORS = ("lower", "full", "pivots")  # of a Feedback, that passes over columns read
+# The fields of a Feedback that passes over columns read: a CUDA graph has copies of its own.
+FEEDBACK_TENSORS = ("lower", "full", "pivots")
 
 
 class Rounder:
-    """Rounds rows of weights by feedback; one serves all layers of a conversion on one device.
+    """Round rows of weights by feedback; one serves all layers of a conversion on one device.
 
-    It knows what rounds the columns of a block: `round_columns`, or compiled code that does the
-    same. On a GPU it keeps a CUDA graph for each shape of rows, with tensors as large as those:
-    they live as long as the rounder does.
+    columns: what rounds the columns of a block, `round_columns` or compiled code that does the
+    same. On a GPU a Rounder keeps a CUDA graph for each shape of rows, with tensors as large as
+    those: they live as long as the Rounder does.
     """
 
     def __init__(self, columns: RoundColumns = round_columns):
+        """Take the function that rounds columns; no graph is captured yet."""
         self.round_columns = columns
         self.graphs: dict[tuple, tuple] = {}
 
     def round_rows(
         self, rows: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int = SWEEPS
     ) -> Rounded:
-        """Round rows [n, K] float32 of a weight, in units of its scale, to the least output error.
+        """Round rows of a weight to the least output error.
 
-        Raises ConvertError where a GPU left its work undone.
+        rows: [n, K] float32, in units of the layer's scale; feedback: of its input; grid: E2M1 or
+        E4M3; sweeps: passes after the first one. Returns levels, residuals and block scales in the
+        order of the feedback. Raises ConvertError where a GPU left its work undone.
         """
         weight = rows.t()[feedback.order].contiguous()
         if weight.is_cuda:
-            with torch.cuda.device(weight.device):  # graphs and triton take the current one
+            # CUDA graphs and triton take the current device, not that of the tensors.
+            with torch.cuda.device(weight.device):
                 return self.replay(weight, feedback, grid, sweeps)
         rounded = unrounded(weight)
         self.make_passes(weight, rounded, feedback, grid, sweeps)
@@ -2595,6 +2648,11 @@ class Rounder:
         grid: FloatGrid,
         sweeps: int,
     ) -> None:
+        """Round all columns of a transposed weight [K, n] once, and improve on it `sweeps` times.
+
+        `rounded` is filled in place, with no allocation that depends on values and no look at them
+        from the CPU: a CUDA graph can capture it.
+        """
         self.feed_back(weight, rounded, feedback, grid, first=True)
         for _ in range(sweeps):
             self.feed_back(weight, rounded, feedback, grid, first=False)
@@ -2602,17 +2660,22 @@ class Rounder:
     def replay(
         self, weight: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int
     ) -> Rounded:
-        """Do `make_passes` as a CUDA graph: launching its ten thousand kernels takes longer.
+        """Do `make_passes` as a CUDA graph: launching its ten thousand kernels one by one takes
+        longer.
 
-        The graph of each shape is captured once, and works on tensors of its own.
+        The graph of each device, shape, grid and number of sweeps is captured once, on tensors of
+        its own; arguments are copied into them and results out of them. Raises ConvertError where a
+        replay did not write all levels.
         """
         key = (weight.device, weight.shape, grid, sweeps)
         if key not in self.graphs:
             tensors = {name: getattr(feedback, name).clone() for name in FEEDBACK_TENSORS}
             own = (weight.clone(), unrounded(weight), dataclasses.replace(feedback, **tensors))
-            self.make_passes(*own, grid, sweeps)  # compiles what has to be
+            # A first run outside the graph: triton cannot compile while one is captured.
+            self.make_passes(*own, grid, sweeps)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # of this device
+            # The default capture stream may be of another GPU; a new one is of the current device.
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
                 self.make_passes(*own, grid, sweeps)
             self.graphs[key] = graph, *own
         graph, own_weight, own_rounded, own_feedback = self.graphs[key]
@@ -2621,6 +2684,7 @@ class Rounder:
             getattr(own_feedback, name).copy_(getattr(feedback, name))
         own_rounded.residual.zero_()
         own_rounded.codes.fill_(E4M3_ONE)
+        # A replay writes every level, so a NaN that is left tells of one that did not run.
         own_rounded.levels.fill_(math.nan)
         graph.replay()
         if not own_rounded.levels.isfinite().all():
@@ -2638,11 +2702,13 @@ class Rounder:
         *,
         first: bool,
     ) -> None:
-        """One pass over all columns: the first rounds them in order, further ones improve on it.
+        """Make one pass over all columns: the first rounds them in order, further ones improve on
+        it.
 
         In the first, errors of the columns before are fed back (GPTQ, in the form that needs no
         inverse: S = L^T D L), and each block takes the scale with the least cost. In a further one
-        those of all columns are (coordinate descent), under the scales that there are.
+        those of all columns are (coordinate descent), under the scales there are. weight: [K, n];
+        rounded is updated.
         """
         coefficients = feedback.lower if first else feedback.full
         residual, columns = rounded.residual, len(weight)
@@ -2654,7 +2720,8 @@ class Rounder:
                 block = slice(at, min(at + BLOCK_SIZE, end))
                 own, rest = slice(at - begin, block.stop - begin), slice(block.stop - begin, None)
                 old = residual[block].clone()
-                wanted = (weight[block] - old).add_(fed[own])  # a column's own coefficient is 1
+                # A column's own coefficient is 1: `fed` holds its own residual, taken away here.
+                wanted = (weight[block] - old).add_(fed[own])
                 index = at // BLOCK_SIZE
                 codes = rounded.codes[index : index + 1]
                 if first and grid is E2M1:
@@ -2670,23 +2737,31 @@ class Rounder:
 
 
 def output_error(residual: torch.Tensor, feedback: Feedback) -> float:
-    """tr(E S E^T) of a residual [K, n], S without the damping; in units of the weight's scale."""
+    """Compute the squared output error tr(E S E^T) of a residual, with S not damped.
+
+    residual: [K, n] float32, in the feedback's order. Returns a float in units of the layer's scale
+    squared, summed in float64 and never below 0, which rounding could take it to.
+    """
     costs = torch.mul(feedback.full @ residual, residual).sum(1, dtype=torch.float64)
     damping = feedback.added * float(residual.square().sum(dtype=torch.float64))
     return max(float(costs @ feedback.diagonal.double()) - damping, 0.0)
 
 
 def levels_in_order(rounded: Rounded, feedback: Feedback) -> torch.Tensor:
-    """The levels of rounded rows [n, K], their columns in the weight's own order again."""
+    """Bring the levels of rounded rows back into the weight's own order of columns.
+
+    Returns [n, K] float32, contiguous: what a format packs (`Format.round_to_levels`).
+    """
     levels = torch.empty_like(rounded.levels)
     levels[feedback.order] = rounded.levels
     return levels.t().contiguous()
 
 
-# ── nvfp4/numeric/gpu_kernel.py: Rounding columns on a GPU, as triton can compile it: compiled.py d
+# ── nvfp4/numeric/gpu_kernel.py: Round the columns of a block on a GPU, as triton compiles it ─────
 
 if TYPE_CHECKING:
-    # Nothing at run time: triton is optional, and compile_rounder hands `tl` to the kernel.
+    # At run time nothing is imported: triton is optional, and `compile_rounder` puts `tl` among
+    # the names that the kernel sees.
     import triton.language as tl
 
 
@@ -2694,9 +2769,14 @@ def round_lanes(  # noqa: PLR0913
     wanted, free, within, pivots, steps, levels, changes, costs, rows, lanes, stride, columns,
     least: tl.constexpr, largest: tl.constexpr, shift: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """Do what `round_columns` does, in one kernel: a lane is one row under one block scale.
+    """Do what `feedback.round_columns` does, in one kernel: a lane is one row under one block
+    scale.
 
-    Sums are contracted, so that bits may differ from those of other devices.
+    wanted, free: [columns, rows]; within: [columns, columns], its rows `stride` elements apart;
+    pivots: [columns]; steps: [m, rows], flat; levels, changes: [columns, m, rows], filled; costs:
+    [m, rows], filled; all float32 pointers. lanes is m * rows; least, largest, shift are those of
+    the grid; width is the number of lanes a program. Sums are contracted, so that bits may differ
+    from those of other devices.
     """
     lane = tl.program_id(0) * width + tl.arange(0, width)
     inside, row = lane < lanes, lane % rows
@@ -2720,28 +2800,44 @@ def round_lanes(  # noqa: PLR0913
     tl.store(costs + lane, cost, mask=inside)
 
 
-# ── nvfp4/numeric/kernels.py: Loops over a few rows, as numba can compile them for a CPU: compiled.
+# ── nvfp4/numeric/kernels.py: Write the hot loops over a few rows so that numba can compile them ──
 
-# What codes.py, scale_search.py and feedback.py do in torch's operations, these loops do in one
-# pass over memory and without Python's lock. Same bits, and ten times faster once compiled.
+# The float32 value of each positive E4M3 code; the last one, 127, is NaN.
 E4M3_VALUES = torch.arange(128, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
-ROWS_IN_TURN = 256  # 16 columns of so many float32 are 16 kB
-LANES = 64  # blocks worked on side by side: their 16 magnitudes stay in the first-level cache
+# Rows that `round_in_turn` works on at once: 16 columns of 256 float32 are 16 kB, which stay in a
+# core's first-level cache.
+ROWS_IN_TURN = 256
+# Blocks worked on side by side: the 16 magnitudes of each, 4 kB, stay in the first-level cache, and
+# loops over them become vector instructions.
+LANES = 64
+# Plain Python numbers would make numba compute in float64, and round otherwise than torch does.
 FLOAT32 = np.float32
+# The least error so far before any scale was tried: no error that is finite is larger.
 LARGEST_FLOAT32 = FLOAT32(3e38)
 
 
 def e4m3_codes(values: np.ndarray, codes: np.ndarray) -> None:
-    """Nearest E4M3 codes, ties to even, of float32 values from 0 to 448."""
+    """Round float32 values from 0 to 448 to the nearest E4M3 codes, ties to even.
+
+    values: [n] float32; codes: [n] int32, filled. The result is that of torch's cast to
+    float8_e4m3fn.
+    """
     bits = values.view(np.int32)
     for j in range(len(values)):
+        # Half of the 20 bits that are dropped is added, less one where the last kept bit is even;
+        # 960 is the difference of the exponents' biases, (127 - 7) * 8.
         normal = ((bits[j] + 0x7FFFF + ((bits[j] >> 20) & 1)) >> 20) - 960
+        # Subnormals are multiples of 2**-9: adding 2**23 rounds to whole ones, ties to even.
         subnormal = np.int32((values[j] * FLOAT32(512) + FLOAT32(8388608)) - FLOAT32(8388608))
         codes[j] = normal if values[j] >= FLOAT32(2**-6) else subnormal
 
 
 def e4m3_codes_of_at_least(values: np.ndarray, codes: np.ndarray) -> None:
-    """The smallest codes whose values are at least `values`, which are clamped to 0..448."""
+    """Find the smallest E4M3 codes whose values are not below the numbers given.
+
+    values: [n] float32, clamped in place to 0..448; codes: [n] int32, filled. Up to 448 the same as
+    `codes.e4m3_code_of_at_least`; larger numbers get 126 here and 127 there.
+    """
     for j in range(len(values)):
         values[j] = min(max(values[j], FLOAT32(0)), FLOAT32(E4M3_MAX))
     e4m3_codes(values, codes)
@@ -2752,7 +2848,12 @@ def e4m3_codes_of_at_least(values: np.ndarray, codes: np.ndarray) -> None:
 def block_errors(
     magnitudes: np.ndarray, codes: np.ndarray, global_scale: np.float32, errors: np.ndarray
 ) -> None:
-    """`scale_errors` of blocks side by side, [16, b], each at one code; sums in the same order."""
+    """Compute the squared error of blocks side by side, each at one block scale.
+
+    magnitudes: [16, b] float32; codes: [b] int32, E4M3 codes; global_scale: float32; errors: [b]
+    float32, filled, in units of global_scale**2. Sums run in the order of
+    `scale_search.scale_errors`, so that the bits are the same.
+    """
     count = magnitudes.shape[1]
     sums, reciprocals = np.zeros((8, count), FLOAT32), np.empty(count, FLOAT32)
     for j in range(count):
@@ -2760,12 +2861,14 @@ def block_errors(
     for i in range(BLOCK_SIZE):
         row, total = magnitudes[i], sums[i % 8]
         for j in range(count):
+            # Values from 0, 2 and 4 on have steps of 0.5, 1 and 2, hence three shifts.
             scaled = row[j] * reciprocals[j]
             large = FLOAT32(ROUND_TO_HALVES)
             large = FLOAT32(2 * ROUND_TO_HALVES) if scaled >= FLOAT32(2) else large
             large = FLOAT32(4 * ROUND_TO_HALVES) if scaled >= FLOAT32(4) else large
             error = scaled - min((scaled + large) - large, FLOAT32(E2M1_MAX))
             total[j] += error * error
+    # Parity: the same tree of additions as `write_sums`, whose first step made 8 of 16 sums.
     for half in (4, 2, 1):
         for i in range(half):
             for j in range(count):
@@ -2776,7 +2879,11 @@ def block_errors(
 
 
 def keep_better(codes: np.ndarray, errors: np.ndarray, best: np.ndarray, least: np.ndarray) -> None:
-    """Where a code has a smaller error, or an equal one and is smaller, it is the best so far."""
+    """Keep, for each block, the better of a new block scale and the best one so far.
+
+    codes: [b] int32, and errors: [b] float32, of the new ones; best, least: those of the best ones,
+    updated. A smaller error is better, and of equal errors the smaller code.
+    """
     for j in range(len(codes)):
         better = (errors[j] < least[j]) | ((errors[j] == least[j]) & (codes[j] < best[j]))
         best[j] = codes[j] if better else best[j]
@@ -2786,7 +2893,11 @@ def keep_better(codes: np.ndarray, errors: np.ndarray, best: np.ndarray, least: 
 def best_codes(
     magnitudes: np.ndarray, block_amax: np.ndarray, global_scale: np.float32, best: np.ndarray
 ) -> None:
-    """`mse_block_scales` of blocks side by side, [16, b]; `block_amax` is overwritten."""
+    """Search the best block scales as `scale_search.mse_block_scales` does.
+
+    magnitudes: [16, b] float32; block_amax: [b] float32, the largest of each block, overwritten;
+    global_scale: float32; best: [b] int32, filled with E4M3 codes, 0 for a block of zeros.
+    """
     count = len(block_amax)
     first, codes = np.empty(count, np.int32), np.empty(count, np.int32)
     values, errors, least = (
@@ -2804,6 +2915,7 @@ def best_codes(
             codes[j] = min(max(first[j] + offset, 1), LAST_E4M3_CODE)
         block_errors(magnitudes, codes, global_scale, errors)
         keep_better(codes, errors, best, least)
+    # A few blocks may have better scales below the candidates; a block of zeros gets scale 0.
     search_below(magnitudes, block_amax, global_scale, (first, best, least))
     for j in range(count):
         best[j] = best[j] if block_amax[j] > 0 else 0
@@ -2815,7 +2927,12 @@ def search_below(
     global_scale: np.float32,
     so_far: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
-    """`search_codes` for the few blocks whose bound leaves codes below those tried."""
+    """Search on below the candidates, for the few blocks whose bound leaves codes there.
+
+    Does what `scale_search.search_codes` does. magnitudes: [16, b]; block_amax: [b], in units of
+    the global scale; so_far: the code of each block's smallest scale that clips nothing, its best
+    code and its least error, [b] each; the best codes are updated and the first ones overwritten.
+    """
     first, best, least = so_far
     values, low = np.empty(len(first), FLOAT32), np.empty(len(first), np.int32)
     for j in range(len(first)):
@@ -2831,6 +2948,7 @@ def search_below(
             rest[count] = j
             count += 1
             steps = max(steps, first[j] - low[j] + 1)
+    # The few blocks are copied side by side, as errors are computed for many lanes at a time.
     rest = rest[:count]
     some, codes, errors = magnitudes[:, rest], low[rest], np.empty(count, FLOAT32)
     some_best, some_least = best[rest], least[rest]
@@ -2846,7 +2964,12 @@ def search_below(
 def round_blocks(
     magnitudes: np.ndarray, best: np.ndarray, global_scale: np.float32, codes: np.ndarray
 ) -> tuple[float, float]:
-    """E2M1 codes of blocks side by side, [16, b], at their scales' codes; error and energy."""
+    """Round blocks side by side to E2M1 codes, and measure the error.
+
+    magnitudes: [16, b] float32; best: [b] int32, E4M3 codes of the block scales; codes: [16, b]
+    int32, filled with 0..7. Returns squared error and energy in units of the global scale, summed
+    in float64 over the lanes.
+    """
     count = len(best)
     steps, scales = np.empty(count, FLOAT32), np.empty(count, FLOAT32)
     errors, energies = np.zeros(count, FLOAT32), np.zeros(count, FLOAT32)
@@ -2875,10 +2998,11 @@ def round_blocks(
 def encode_blocks(
     bits: np.ndarray, global_scale: np.float32, search: bool, packed: np.ndarray, scales: np.ndarray
 ) -> tuple[float, float]:
-    """`encode_nvfp4` of blocks [b, 16], given as float32's bits (int32), into packed [b] uint64,
-    whose bytes are in order, and scales [b] uint8.
+    """Quantise blocks to NVFP4 as `codes.encode_nvfp4` does.
 
-    Returns squared error and energy in units of the global scale.
+    bits: [b, 16] int32, float32's bits; search: least error, else amax; packed: [b] uint64, filled,
+    bytes in order; scales: [b] uint8, filled. Returns squared error and energy in units of the
+    global scale.
     """
     shape = (BLOCK_SIZE, LANES)
     turned, codes = np.empty(shape, np.int32), np.empty(shape, np.int32)
@@ -2887,6 +3011,7 @@ def encode_blocks(
     error, energy = 0.0, 0.0
     for begin in range(0, len(bits), LANES):
         count = min(LANES, len(bits) - begin)
+        # Lanes beyond the last block hold zeros, which add nothing to error and energy.
         if count < LANES:
             turned[:] = 0
         some = bits[begin : begin + count]
@@ -2910,15 +3035,19 @@ def encode_blocks(
         error, energy = error + more_error, energy + more_energy
         scales[begin : begin + count] = best[:count]
         for j in range(count):
-            dead = E4M3_VALUES[best[j]] * global_scale == 0  # what a zero scale loses is +0
+            # What a scale of zero loses becomes +0, as in `codes.encode_nvfp4`: no sign bit (8).
+            dead = E4M3_VALUES[best[j]] * global_scale == 0
             best[j] = 0 if dead else 8
         pack_blocks(codes, turned, best, packed[begin : begin + count])
     return error, energy
 
 
 def pack_blocks(codes: np.ndarray, bits: np.ndarray, signs: np.ndarray, packed: np.ndarray) -> None:
-    """`pack_e2m1` of codes [16, b] into packed [b] uint64, the first byte lowest; signs are those
-    of float32 `bits` [16, b] where `signs` [b] is 8, and none where it is 0.
+    """Pack codes of blocks with their signs, as `codes.pack_e2m1` does.
+
+    codes: [16, b] int32; bits: [16, b] int32, the float32 bits with the signs; signs: [b] int32, 8
+    where they count and 0 where a block is all +0; packed: [b] uint64, filled, its lowest byte the
+    first one in the file.
     """
     packed[:] = 0
     for i in range(BLOCK_SIZE // 2):
@@ -2931,7 +3060,11 @@ def pack_blocks(codes: np.ndarray, bits: np.ndarray, signs: np.ndarray, packed: 
 
 
 def e4m3_values(codes: np.ndarray, values: np.ndarray) -> None:
-    """The float32 values of codes: a look-up in E4M3_VALUES would take one at a time."""
+    """Decode E4M3 codes to float32 by their bits.
+
+    codes: [n] int32, 0..126; values: [n] float32, filled. A look-up in E4M3_VALUES would take one
+    code at a time, where this becomes vector instructions.
+    """
     bits = values.view(np.int32)
     for j in range(len(codes)):
         bits[j] = (codes[j] + 960) << 20
@@ -2941,14 +3074,19 @@ def e4m3_values(codes: np.ndarray, values: np.ndarray) -> None:
 
 
 def encode_bytes(weights: np.ndarray, scale: np.float32, codes: np.ndarray) -> tuple[float, float]:
-    """`encode_fp8` of float32 weights [n] into codes [n] uint8; error and energy as above."""
+    """Quantise weights to FP8 as `codes.encode_fp8` does.
+
+    weights: [n] float32; scale: float32; codes: [n] uint8, filled with E4M3 bits. Returns squared
+    error and energy in units of the scale.
+    """
     width, bits = LANES * BLOCK_SIZE, weights.view(np.int32)
     reciprocal = FLOAT32(1) / scale
     magnitudes, values = np.empty(width, FLOAT32), np.empty(width, FLOAT32)
     errors, energies = np.zeros(width, FLOAT32), np.zeros(width, FLOAT32)
     found = np.empty(width, np.int32)
     for begin in range(0, len(weights), width):
-        end = begin + width  # numba vectorises slices, not indices that it cannot prove positive
+        # Numba vectorises loops over slices, not over indices that it cannot prove positive.
+        end = begin + width
         some, signs, out = weights[begin:end], bits[begin:end], codes[begin:end]
         for j in range(len(some)):
             magnitudes[j] = abs(some[j]) * reciprocal
@@ -2966,7 +3104,11 @@ def encode_bytes(weights: np.ndarray, scale: np.float32, codes: np.ndarray) -> t
 
 
 def add_feedback(want: np.ndarray, factors: np.ndarray, changes: np.ndarray) -> None:
-    """want [n] += factors [c] @ changes [c, n], one column after the other."""
+    """Add the feedback of columns that are rounded to one that is to be rounded.
+
+    want: [n] float32, updated; factors: [c]; changes: [c, n]. The sum factors @ changes runs one
+    column after the other, not in the order of torch's matrix product.
+    """
     for column in range(len(factors)):
         factor, change = factors[column], changes[column]
         for row in range(len(want)):
@@ -2976,7 +3118,11 @@ def add_feedback(want: np.ndarray, factors: np.ndarray, changes: np.ndarray) -> 
 def round_levels(
     want: np.ndarray, step: np.ndarray, grid: tuple[np.float32, ...], level: np.ndarray
 ) -> None:
-    """`round_to_grid` of want / step [n]; grid: least normal, largest value, the shift there."""
+    """Round one column to a format's grid, as `feedback.round_to_grid` does with want / step.
+
+    want, step: [n] float32; grid: its least normal, its largest value and its shift, float32;
+    level: [n] float32, filled.
+    """
     least, largest, shift = grid
     powers = np.empty(len(want), FLOAT32)
     bits = powers.view(np.int32)
@@ -2993,9 +3139,11 @@ def round_levels(
 def round_in_turn(
     inputs: tuple[np.ndarray, ...], grid: tuple[np.float32, ...], made: tuple[np.ndarray, ...]
 ) -> None:
-    """`round_columns`, a few rows at a time: what they need stays in the first-level cache.
+    """Round the columns of a block as `feedback.round_columns` does.
 
-    inputs: wanted, free, within, pivots, steps; made: levels, changes, costs.
+    inputs: wanted [c, n], free [c, n], within [c, c], pivots [c] and steps [m, n]; grid: as in
+    `round_levels`; made: levels [c, m, n], changes [c, m, n] and costs [m, n], filled. All float32.
+    A few rows are taken at a time, so that what they need stays in the first-level cache.
     """
     (wanted, free, within, pivots, steps), (levels, changes, costs) = inputs, made
     columns, rows = wanted.shape
@@ -3015,13 +3163,14 @@ def round_in_turn(
 
 
 def total(values: np.ndarray) -> float:
+    """Sum values [n] one after the other in float64."""
     result = 0.0
     for value in values:
         result += value
     return result
 
 
-# Those that call others come after them: compile_kernels takes them in this order.
+# In the order in which `compile_kernels` compiles them: a loop comes after those that it calls.
 KERNELS = (
     e4m3_codes,
     e4m3_codes_of_at_least,
@@ -3041,16 +3190,19 @@ KERNELS = (
 )
 
 
-# ── nvfp4/numeric/compiled.py: Machine code of the kernels: numba's for a CPU, triton's for a GPU. 
+# ── nvfp4/numeric/compiled.py: Compile the kernels: with numba for a CPU, with triton for a GPU ───
 
-LANES_AT_ONCE = 128  # that a program of triton's works on
+# Lanes (a row under one block scale each) that one program of the triton kernel works on.
+LANES_AT_ONCE = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
-    """The loops of kernels.py as machine code, and what they do to tensors on a CPU.
+    """Hold the loops of `kernels` as machine code, and call them with tensors on a CPU.
 
-    The fields are those loops that Python calls; they call the others without it.
+    The fields are the compiled loops that Python calls; those call the other loops directly.
+    Methods have the arguments of the torch functions of the same name and return their results,
+    which are bit-identical, with the damage measured on the way. They release Python's lock.
     """
 
     encode_blocks: Callable
@@ -3060,10 +3212,16 @@ class Kernels:
     def encode_nvfp4(
         self, weight: torch.Tensor, global_scale: torch.Tensor, block_scales: Callable
     ) -> tuple[torch.Tensor, torch.Tensor, Damage]:
-        """`encode_nvfp4` of float32, bfloat16 or float16, and its damage."""
+        """Quantise rows [n, k] to NVFP4 as `codes.encode_nvfp4` does, and measure the damage.
+
+        weight: float32, bfloat16 or float16 on the CPU; global_scale: float32 scalar; block_scales:
+        one of SCALE_SEARCHES, which the compiled search imitates. Returns packed codes [n, K16/2]
+        uint8, block scales [n, K16/16] float8_e4m3fn, and the Damage in units of the global scale.
+        """
         values = weight.float()
         if values.shape[1] % BLOCK_SIZE:
             values = torch.nn.functional.pad(values, (0, -values.shape[1] % BLOCK_SIZE))
+        # A block is 16 float32 as bits; its 16 codes are 8 bytes, stored as one little-endian word.
         blocks = values.contiguous().view(-1, BLOCK_SIZE).view(torch.int32).numpy()
         packed, scales = np.empty(len(blocks), "<u8"), np.empty(len(blocks), np.uint8)
         search = block_scales is mse_block_scales
@@ -3074,7 +3232,11 @@ class Kernels:
         return codes, block_scale, damage
 
     def encode_fp8(self, weight: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, Damage]:
-        """`encode_fp8`, and its damage."""
+        """Quantise a weight to FP8 as `codes.encode_fp8` does, and measure the damage.
+
+        weight: floats of any shape on the CPU; scale: float32 scalar. Returns float8_e4m3fn codes
+        of the same shape and the Damage in units of the scale.
+        """
         values = weight.float().contiguous().flatten().numpy()
         codes = np.empty(len(values), np.uint8)
         error, energy = self.encode_bytes(values, FLOAT32(scale), codes)
@@ -3089,7 +3251,11 @@ class Kernels:
         steps: torch.Tensor,
         grid: FloatGrid,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`round_columns`; sums in another order may move the last bits."""
+        """Round the columns of a block as `feedback.round_columns` does, with the same arguments.
+
+        Sums run in another order than torch's, so that the last bits of levels, changes and costs
+        may differ, and with them what rounding by statistics stores.
+        """
         made = room_for(wanted, steps)
         given = (wanted, free, coefficients[0].contiguous(), coefficients[1], steps)
         limits = (FLOAT32(grid.least_normal), FLOAT32(grid.largest), FLOAT32(grid.shift))
@@ -3099,28 +3265,38 @@ class Kernels:
 
 
 def with_names(function: FunctionType, names: dict[str, object]) -> FunctionType:
-    """Copy a function so that it looks up global names in `names`, and not in its module."""
+    """Copy a function so that it looks up global names in a dictionary instead of its module.
+
+    names: what the copy sees as its globals, kept and not copied, so that names added later are
+    seen, too. Compilers get such copies: the module's own functions stay as they are.
+    """
     copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
-    copy.__annotations__ = function.__annotations__  # triton finds there what is constant
+    # Triton reads from the annotations which arguments are compile-time constants.
+    copy.__annotations__ = function.__annotations__
     return copy
 
 
 def compile_kernels() -> Kernels:
-    """Make machine code of KERNELS, which is kept beside their file for the next run.
+    """Compile KERNELS with numba for this machine's CPU.
 
-    Raises ImportError without numba, and RuntimeError where it fails or its code, checked on a
-    sample, does not keep the bits. No value there is NaN or infinite; contracting a * b + c,
-    which rounds once, stays forbidden.
+    The machine code is cached beside the kernels' file for the next run, where that folder can be
+    written. Raises ImportError without numba, and RuntimeError where numba fails or `check_kernels`
+    finds other bits than torch's.
     """
-    import numba  # optional, and takes half a second
+    # Numba is optional, and importing it takes half a second.
+    import numba
 
+    # Parity with torch: NaN and infinity do not occur, but contracting a * b + c, which rounds
+    # once instead of twice, stays forbidden, or the bits would change.
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan", "ninf"}}
-    names = dict(encode_blocks.__globals__)  # in them each kernel finds those compiled before it
+    # Each kernel finds the compiled versions of those before it among these names.
+    names = dict(encode_blocks.__globals__)
     for kernel in KERNELS:
         kernel = with_names(kernel, names)
         try:
             names[kernel.__name__] = numba.njit(kernel, cache=True, **options)
-        except RuntimeError:  # no folder to keep it in
+        except RuntimeError:
+            # Numba found no folder that it may keep the machine code in: compile each time.
             names[kernel.__name__] = numba.njit(kernel, **options)
     kernels = Kernels(**{name: names[name] for name in Kernels.__slots__})
     try:
@@ -3131,9 +3307,15 @@ def compile_kernels() -> Kernels:
 
 
 def check_kernels(kernels: Kernels) -> None:
-    """Raise RuntimeError unless these kernels encode a sample to the bytes of torch's encoders."""
+    """Raise RuntimeError unless compiled kernels encode a sample as torch does.
+
+    The sample is 64 rows of 512 random numbers, some so small that block scales are subnormal or
+    zero. NVFP4 by every scale search and FP8 have to be equal byte for byte; of what
+    `round_columns` returns, 99 % has to be close.
+    """
     sample = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
-    sample[:8] *= torch.logspace(-6, 0, 8).unsqueeze(1)  # subnormal scales, and none
+    # Small rows have block scales that are subnormal in E4M3, or zero.
+    sample[:8] *= torch.logspace(-6, 0, 8).unsqueeze(1)
     scale = nvfp4_global_scale(largest_magnitude(sample))
     searches = SCALE_SEARCHES.values()
     made = [kernels.encode_nvfp4(sample, scale, search) for search in searches]
@@ -3144,21 +3326,26 @@ def check_kernels(kernels: Kernels) -> None:
             raise RuntimeError("the compiled code rounds differently")
     wanted, within = sample[:BLOCK_SIZE], (sample[:BLOCK_SIZE, -BLOCK_SIZE:], torch.ones(16))
     given = (wanted, wanted, within, torch.full((2, 512), 0.25), E2M1)
+    # Sums over columns run in another order than torch's, so that a few ties may fall otherwise.
     pairs = zip(kernels.round_columns(*given), round_columns(*given), strict=True)
     if not all(torch.isclose(one, other).float().mean() > 0.99 for one, other in pairs):
         raise RuntimeError("the compiled code rounds differently")
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """View a tensor of one-byte elements as uint8, since float8 tensors cannot be compared."""
     return tensor.view(torch.uint8)
 
 
 def compile_rounder() -> RoundColumns:
-    """Make a GPU's `round_columns`, one kernel that triton compiles at its first call.
+    """Make a GPU's `round_columns`: one triton kernel, compiled at its first call.
 
-    Raises ImportError without triton. Bits may differ from those of other devices.
+    Returns a function with the arguments and results of `feedback.round_columns`, for tensors on a
+    CUDA device. Raises ImportError without triton. Sums are contracted, so bits may differ from
+    those of other devices.
     """
-    import triton  # optional, and there is none for some systems
+    # Triton is optional: there is none for some systems.
+    import triton
     import triton.language
 
     names = {**round_lanes.__globals__, "tl": triton.language}
@@ -3171,8 +3358,12 @@ def compile_rounder() -> RoundColumns:
         steps: torch.Tensor,
         grid: FloatGrid,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Launch the kernel with one lane for each row under each block scale, LANES_AT_ONCE a
+        program.
+        """
         (within, pivots), lanes, width = coefficients, steps.numel(), LANES_AT_ONCE
         made, limits = room_for(wanted, steps), (grid.least_normal, grid.largest, grid.shift)
+        # The kernel addresses tensors by plain arithmetic, and takes only `within` as strided.
         inputs = (wanted, free, within, pivots, steps.contiguous())
         sizes = (wanted.shape[1], lanes, within.stride(0), len(wanted))
         kernel[(-(-lanes // width),)](*inputs, *made, *sizes, *limits, width)

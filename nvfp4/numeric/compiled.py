@@ -1,4 +1,11 @@
-"""Machine code of the kernels: numba's for a CPU, triton's for a GPU. Both are optional."""
+"""Compile the kernels: with numba for a CPU, with triton for a GPU.
+
+Both compilers are optional; without them a conversion is slower. The bytes of a plain conversion
+are the same with numba, which is checked on a sample each time it is loaded.
+`compile_kernels` turns the loops of `kernels` into a Kernels, which encoders call with tensors;
+`compile_rounder` turns `gpu_kernel` into a function that a `feedback.Rounder` takes.
+`encode.compute` decides whether compiling pays.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +31,17 @@ from nvfp4.numeric.gpu_kernel import round_lanes
 from nvfp4.numeric.kernels import FLOAT32, KERNELS, encode_blocks
 from nvfp4.numeric.scale_search import SCALE_SEARCHES, mse_block_scales
 
-LANES_AT_ONCE = 128  # that a program of triton's works on
+# Lanes (a row under one block scale each) that one program of the triton kernel works on.
+LANES_AT_ONCE = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
-    """The loops of kernels.py as machine code, and what they do to tensors on a CPU.
+    """Hold the loops of `kernels` as machine code, and call them with tensors on a CPU.
 
-    The fields are those loops that Python calls; they call the others without it.
+    The fields are the compiled loops that Python calls; those call the other loops directly.
+    Methods have the arguments of the torch functions of the same name and return their results,
+    which are bit-identical, with the damage measured on the way. They release Python's lock.
     """
 
     encode_blocks: Callable
@@ -41,10 +51,16 @@ class Kernels:
     def encode_nvfp4(
         self, weight: torch.Tensor, global_scale: torch.Tensor, block_scales: Callable
     ) -> tuple[torch.Tensor, torch.Tensor, Damage]:
-        """`encode_nvfp4` of float32, bfloat16 or float16, and its damage."""
+        """Quantise rows [n, k] to NVFP4 as `codes.encode_nvfp4` does, and measure the damage.
+
+        weight: float32, bfloat16 or float16 on the CPU; global_scale: float32 scalar; block_scales:
+        one of SCALE_SEARCHES, which the compiled search imitates. Returns packed codes [n, K16/2]
+        uint8, block scales [n, K16/16] float8_e4m3fn, and the Damage in units of the global scale.
+        """
         values = weight.float()
         if values.shape[1] % BLOCK_SIZE:
             values = torch.nn.functional.pad(values, (0, -values.shape[1] % BLOCK_SIZE))
+        # A block is 16 float32 as bits; its 16 codes are 8 bytes, stored as one little-endian word.
         blocks = values.contiguous().view(-1, BLOCK_SIZE).view(torch.int32).numpy()
         packed, scales = np.empty(len(blocks), "<u8"), np.empty(len(blocks), np.uint8)
         search = block_scales is mse_block_scales
@@ -55,7 +71,11 @@ class Kernels:
         return codes, block_scale, damage
 
     def encode_fp8(self, weight: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, Damage]:
-        """`encode_fp8`, and its damage."""
+        """Quantise a weight to FP8 as `codes.encode_fp8` does, and measure the damage.
+
+        weight: floats of any shape on the CPU; scale: float32 scalar. Returns float8_e4m3fn codes
+        of the same shape and the Damage in units of the scale.
+        """
         values = weight.float().contiguous().flatten().numpy()
         codes = np.empty(len(values), np.uint8)
         error, energy = self.encode_bytes(values, FLOAT32(scale), codes)
@@ -70,7 +90,11 @@ class Kernels:
         steps: torch.Tensor,
         grid: FloatGrid,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`round_columns`; sums in another order may move the last bits."""
+        """Round the columns of a block as `feedback.round_columns` does, with the same arguments.
+
+        Sums run in another order than torch's, so that the last bits of levels, changes and costs
+        may differ, and with them what rounding by statistics stores.
+        """
         made = room_for(wanted, steps)
         given = (wanted, free, coefficients[0].contiguous(), coefficients[1], steps)
         limits = (FLOAT32(grid.least_normal), FLOAT32(grid.largest), FLOAT32(grid.shift))
@@ -80,28 +104,38 @@ class Kernels:
 
 
 def with_names(function: FunctionType, names: dict[str, object]) -> FunctionType:
-    """Copy a function so that it looks up global names in `names`, and not in its module."""
+    """Copy a function so that it looks up global names in a dictionary instead of its module.
+
+    names: what the copy sees as its globals, kept and not copied, so that names added later are
+    seen, too. Compilers get such copies: the module's own functions stay as they are.
+    """
     copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
-    copy.__annotations__ = function.__annotations__  # triton finds there what is constant
+    # Triton reads from the annotations which arguments are compile-time constants.
+    copy.__annotations__ = function.__annotations__
     return copy
 
 
 def compile_kernels() -> Kernels:
-    """Make machine code of KERNELS, which is kept beside their file for the next run.
+    """Compile KERNELS with numba for this machine's CPU.
 
-    Raises ImportError without numba, and RuntimeError where it fails or its code, checked on a
-    sample, does not keep the bits. No value there is NaN or infinite; contracting a * b + c,
-    which rounds once, stays forbidden.
+    The machine code is cached beside the kernels' file for the next run, where that folder can be
+    written. Raises ImportError without numba, and RuntimeError where numba fails or `check_kernels`
+    finds other bits than torch's.
     """
-    import numba  # optional, and takes half a second
+    # Numba is optional, and importing it takes half a second.
+    import numba
 
+    # Parity with torch: NaN and infinity do not occur, but contracting a * b + c, which rounds
+    # once instead of twice, stays forbidden, or the bits would change.
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan", "ninf"}}
-    names = dict(encode_blocks.__globals__)  # in them each kernel finds those compiled before it
+    # Each kernel finds the compiled versions of those before it among these names.
+    names = dict(encode_blocks.__globals__)
     for kernel in KERNELS:
         kernel = with_names(kernel, names)
         try:
             names[kernel.__name__] = numba.njit(kernel, cache=True, **options)
-        except RuntimeError:  # no folder to keep it in
+        except RuntimeError:
+            # Numba found no folder that it may keep the machine code in: compile each time.
             names[kernel.__name__] = numba.njit(kernel, **options)
     kernels = Kernels(**{name: names[name] for name in Kernels.__slots__})
     try:
@@ -112,9 +146,15 @@ def compile_kernels() -> Kernels:
 
 
 def check_kernels(kernels: Kernels) -> None:
-    """Raise RuntimeError unless these kernels encode a sample to the bytes of torch's encoders."""
+    """Raise RuntimeError unless compiled kernels encode a sample as torch does.
+
+    The sample is 64 rows of 512 random numbers, some so small that block scales are subnormal or
+    zero. NVFP4 by every scale search and FP8 have to be equal byte for byte; of what
+    `round_columns` returns, 99 % has to be close.
+    """
     sample = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
-    sample[:8] *= torch.logspace(-6, 0, 8).unsqueeze(1)  # subnormal scales, and none
+    # Small rows have block scales that are subnormal in E4M3, or zero.
+    sample[:8] *= torch.logspace(-6, 0, 8).unsqueeze(1)
     scale = nvfp4_global_scale(largest_magnitude(sample))
     searches = SCALE_SEARCHES.values()
     made = [kernels.encode_nvfp4(sample, scale, search) for search in searches]
@@ -125,21 +165,26 @@ def check_kernels(kernels: Kernels) -> None:
             raise RuntimeError("the compiled code rounds differently")
     wanted, within = sample[:BLOCK_SIZE], (sample[:BLOCK_SIZE, -BLOCK_SIZE:], torch.ones(16))
     given = (wanted, wanted, within, torch.full((2, 512), 0.25), E2M1)
+    # Sums over columns run in another order than torch's, so that a few ties may fall otherwise.
     pairs = zip(kernels.round_columns(*given), round_columns(*given), strict=True)
     if not all(torch.isclose(one, other).float().mean() > 0.99 for one, other in pairs):
         raise RuntimeError("the compiled code rounds differently")
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """View a tensor of one-byte elements as uint8, since float8 tensors cannot be compared."""
     return tensor.view(torch.uint8)
 
 
 def compile_rounder() -> RoundColumns:
-    """Make a GPU's `round_columns`, one kernel that triton compiles at its first call.
+    """Make a GPU's `round_columns`: one triton kernel, compiled at its first call.
 
-    Raises ImportError without triton. Bits may differ from those of other devices.
+    Returns a function with the arguments and results of `feedback.round_columns`, for tensors on a
+    CUDA device. Raises ImportError without triton. Sums are contracted, so bits may differ from
+    those of other devices.
     """
-    import triton  # optional, and there is none for some systems
+    # Triton is optional: there is none for some systems.
+    import triton
     import triton.language
 
     names = {**round_lanes.__globals__, "tl": triton.language}
@@ -152,8 +197,12 @@ def compile_rounder() -> RoundColumns:
         steps: torch.Tensor,
         grid: FloatGrid,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Launch the kernel with one lane for each row under each block scale, LANES_AT_ONCE a
+        program.
+        """
         (within, pivots), lanes, width = coefficients, steps.numel(), LANES_AT_ONCE
         made, limits = room_for(wanted, steps), (grid.least_normal, grid.largest, grid.shift)
+        # The kernel addresses tensors by plain arithmetic, and takes only `within` as strided.
         inputs = (wanted, free, within, pivots, steps.contiguous())
         sizes = (wanted.shape[1], lanes, within.stride(0), len(wanted))
         kernel[(-(-lanes // width),)](*inputs, *made, *sizes, *limits, width)

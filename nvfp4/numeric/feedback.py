@@ -1,4 +1,10 @@
-"""Rounding by the statistics of a layer's input."""
+"""Round weights to the least error of their layer's output.
+
+Rows of a weight are rounded column by column; the error made so far is fed back into what is left
+to round, by the second moment of the layer's recorded input (GPTQ). `encode.rounding` chooses the
+damping and measures the gain; `guides.recording` reads the statistics; the kernels in `compiled`
+can take the innermost loop over.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +27,46 @@ from nvfp4.numeric.codes import (
 )
 from nvfp4.numeric.scale_search import candidate_codes
 
-# Rounding with feedback: damping is tried on some rows of a weight, relative to the mean of the
-# second moment's diagonal.
+# Rounding that knows what a weight multiplies. With X a layer's recorded input and E = W - decoded
+# W, its output is off by X E^T, in the mean square tr(E S E^T), S = X^T X / tokens. A weight may be
+# rounded to the farther value where that makes up for the errors of other columns.
+#
+# Weights are transposed here, their columns in the order they are rounded in, and in units of the
+# layer's scale: [K, n]. Residual: weight - decoded weight. Level: decoded weight / block scale.
+
+# Dampings that are tried on some rows of a weight, in units of the mean of the second moment's
+# diagonal. Without damping, directions that the recording hardly saw would get any error.
 DAMPINGS = (0.002, 0.02)
-MORE_DAMPINGS = (0.1, 0.3, 1.0)  # where none of those leaves it positive definite
-SWEEPS = 1  # over all columns after they were rounded once: the second gained a third of the first
-FEEDBACK_BATCH = 128  # columns whose errors reach all others by one matrix product
+# Larger dampings, for a second moment that none of the others leaves positive definite.
+MORE_DAMPINGS = (0.1, 0.3, 1.0)
+# Sweeps over all columns after they were rounded once: a second one gained a third of the first.
+SWEEPS = 1
+# Columns whose errors reach all other columns by one matrix product, instead of one at a time.
+FEEDBACK_BATCH = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """Of a layer's recorded input of K channels: mean [K], second moment [K, K], rows [r, K]."""
+    """Hold what a recording tells of a layer's input of K channels.
+
+    mean: [K] float32; second: the second moment X^T X / tokens, [K, K] float32; rows: some recorded
+    rows [r, K]; independent: how many different rows the moments are of, at least 1, since a
+    prompt's text is the same at every step. All tensors are on the device that rounds.
+    """
 
     mean: torch.Tensor
     second: torch.Tensor
     rows: torch.Tensor
-    independent: float  # different rows that the moments are of
+    independent: float
 
     @property
     def dampings(self) -> list[float]:
-        """What is worth trying: with n rows, the energy of K directions is known to K / n."""
+        """List the dampings worth trying, relative to the mean of the diagonal.
+
+        n independent rows tell the energy of K directions to about K / n, at most 1. Dampings up to
+        twice that only add noise and are left out; where all of DAMPINGS are, K / n itself or the
+        largest of them, whichever is more, is the only one.
+        """
         least = min(len(self.mean) / self.independent, 1.0)
         return [damping for damping in DAMPINGS if damping > 2 * least] or [
             max(least, DAMPINGS[-1])
@@ -49,33 +75,43 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feedback:
-    """A damped second moment S [K, K] in the order of rounding: S = lower.T * pivots @ lower."""
+    """Hold a damped second moment S [K, K], factored as lower.T * pivots @ lower.
 
-    order: torch.Tensor  # [K]
-    lower: torch.Tensor  # unit lower triangular
-    full: torch.Tensor  # S, each row divided by its diagonal
+    order: [K], the columns in the order of rounding, which all other fields are in; lower: [K, K],
+    unit lower triangular; full: S, each row divided by its diagonal element; diagonal: [K], that of
+    S; pivots: [K], the cost of an error of 1 in a column after those rounded later have made up for
+    it; added: what damping added to the diagonal. Tensors are float32.
+    """
+
+    order: torch.Tensor
+    lower: torch.Tensor
+    full: torch.Tensor
     diagonal: torch.Tensor
     pivots: torch.Tensor
-    added: float  # to the diagonal, as damping
+    added: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounded:
-    """Rows of a weight while they are rounded, [K, n] in the order of a Feedback."""
+    """Hold rows of a weight while they are rounded, [K, n] in the order of a Feedback.
+
+    levels: decoded weight / block scale, values of the grid; residual: weight - decoded weight, in
+    units of the layer's scale; both float32. codes: [ceil(K/16), n] int16, the E4M3 codes of the
+    block scales; of formats without block scales all stay 1.0.
+    """
 
     levels: torch.Tensor
     residual: torch.Tensor
-    codes: torch.Tensor  # int16 E4M3 codes of block scales [K/16, n]
+    codes: torch.Tensor
 
 
-# Rounding that knows what a weight multiplies. With X a layer's recorded input and E = W - decoded
-# W, its output is off by X E^T, in the mean square tr(E S E^T), S = X^T X / tokens. A weight may be
-# rounded to the farther value where that makes up for the errors of others.
-#
-# Weights are transposed here, their columns in the order they are rounded in, and in units of the
-# layer's scale: [K, n]. Residual: weight - decoded weight. Level: decoded weight / block scale.
 def round_to_grid(values: torch.Tensor, grid: FloatGrid, out: torch.Tensor) -> torch.Tensor:
-    """Nearest values of a float format, ties to even, saturating; any sign. float32."""
+    """Round to the nearest values of a float format, ties to even, saturating.
+
+    values: float32 of any sign and shape, finite; grid: the format; out: float32 of the same shape,
+    filled and returned. Adding and subtracting the grid's shift, scaled by each value's power of
+    two, leaves the rounding to float32 itself.
+    """
     power = values.abs().clamp_(grid.least_normal, grid.largest)
     power = power.view(torch.int32).bitwise_and_(FLOAT32_EXPONENT).view(torch.float32)
     torch.add(values, power, alpha=grid.shift, out=out)
@@ -91,10 +127,11 @@ def round_columns(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Round the columns of a block one after the other, each knowing the errors of those before.
 
-    wanted [c, n]: what to round, with the feedback of all other blocks; free [c, n]: the decoded
-    weights that would change no residual; coefficients: of the feedback within the block [c, c] and
-    the cost of an error of 1 in each column [c]; steps [m, n]: block scales to try.
-    Returns levels and changes of the residuals [c, m, n], and costs [m, n].
+    wanted: [c, n], what to round, with the feedback of all other blocks; free: [c, n], the decoded
+    weights that would change no residual; coefficients: those of the feedback within the block [c,
+    c], and the cost of an error of 1 in each column [c]; steps: [m, n], block scales to try; grid:
+    what to round to. All float32. Returns levels and changes of the residuals [c, m, n], and costs
+    [m, n]; costs stay zero if there is only one scale to try.
     """
     within, pivots = coefficients
     levels, changes, costs = made = room_for(wanted, steps)
@@ -107,6 +144,7 @@ def round_columns(
         torch.mul(want, inverse, out=scaled)
         decoded = round_to_grid(scaled, grid, levels[column]) * steps
         torch.sub(free[column], decoded, out=changes[column])
+        # Costs only choose among scales: with a single one nobody reads them.
         if len(steps) > 1:
             error = decoded.sub_(want)
             costs.addcmul_(error, error * pivots[column])
@@ -114,7 +152,11 @@ def round_columns(
 
 
 def room_for(wanted: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What `round_columns` returns: levels and changes to be filled, costs of zero."""
+    """Allocate what `round_columns` returns, on the device of its arguments.
+
+    wanted: [c, n]; steps: [m, n]. Returns levels and changes [c, m, n], not initialised, and costs
+    [m, n] of zero.
+    """
     levels, changes = wanted.new_empty(2, len(wanted), *steps.shape)
     return levels, changes, torch.zeros_like(steps)
 
@@ -122,7 +164,11 @@ def room_for(wanted: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, .
 def take_best(
     levels: torch.Tensor, changes: torch.Tensor, costs: torch.Tensor, codes: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Of m block scales that were tried, what each row [n] takes: that with the least cost."""
+    """Take, for each row, the block scale with the least cost of those that were tried.
+
+    levels, changes: [c, m, n]; costs: [m, n]; codes: [m, n] int16, the scales. Returns levels and
+    changes [c, n] and codes [n] of the best; of equal costs the first, which is the smaller scale.
+    """
     if len(codes) == 1:
         return levels[:, 0], changes[:, 0], codes[0]
     best = costs.argmin(0, keepdim=True)
@@ -133,22 +179,25 @@ def take_best(
 def make_feedback(
     given: Statistics, damping: float, group: int, *, centred: bool
 ) -> Feedback | None:
-    """What rounding by a second moment needs, or by the covariance where a bias makes up for the
-    mean; None if it is not positive definite.
+    """Factor a damped second moment for rounding, or return None if it is not positive definite.
 
-    `damping` times the mean of the diagonal is added to it. Groups of columns with the largest
-    moments come first: their errors can be made up for by all the others.
+    damping: how many times the mean of the diagonal is added to the diagonal; group: columns that
+    share a scale (16, or 1); centred: round by the covariance instead, where a bias makes up for
+    the mean error. Groups with the largest moments come first, because all later columns can make
+    up for their errors. The factorisation is float64; what is returned is float32.
     """
     second = given.second
     if centred:
         second = second - given.mean.unsqueeze(1) * given.mean
+    # Columns that share a block scale stay together, so that whole groups are put in order.
     energy = second.diagonal().view(-1, group).sum(1)
     order = energy.argsort(descending=True, stable=True).unsqueeze(1) * group
     order = (order + torch.arange(group, device=order.device)).flatten()
     damped = second[order][:, order].double()
     damped.diagonal().add_(damping * damped.diagonal().mean())
+    # Flipped, Cholesky's lower factor becomes the upper triangular one: damped = root @ root.T.
     reverse, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-    root = reverse.flip(0, 1)  # upper triangular, damped = root @ root.T
+    root = reverse.flip(0, 1)
     pivots = root.diagonal().clone()
     if failed or not torch.isfinite(pivots).all():
         return None
@@ -163,6 +212,11 @@ def make_feedback(
 
 
 def unrounded(weight: torch.Tensor) -> Rounded:
+    """Allocate a Rounded for rows that are not rounded yet.
+
+    weight: [K, n] float32, transposed. Levels and residuals are zero, so that nothing is fed back
+    from columns that are still to come; codes are that of scale 1.
+    """
     codes = torch.empty(-(-len(weight) // BLOCK_SIZE), weight.shape[1], device=weight.device)
     return Rounded(
         levels=torch.zeros_like(weight),
@@ -171,33 +225,38 @@ def unrounded(weight: torch.Tensor) -> Rounded:
     )
 
 
-# What `round_columns` is given and returns, whatever compiled it.
+# A function with the arguments and results of `round_columns`, plain or compiled.
 RoundColumns = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-FEEDBACK_TENSORS = ("lower", "full", "pivots")  # of a Feedback, that passes over columns read
+# The fields of a Feedback that passes over columns read: a CUDA graph has copies of its own.
+FEEDBACK_TENSORS = ("lower", "full", "pivots")
 
 
 class Rounder:
-    """Rounds rows of weights by feedback; one serves all layers of a conversion on one device.
+    """Round rows of weights by feedback; one serves all layers of a conversion on one device.
 
-    It knows what rounds the columns of a block: `round_columns`, or compiled code that does the
-    same. On a GPU it keeps a CUDA graph for each shape of rows, with tensors as large as those:
-    they live as long as the rounder does.
+    columns: what rounds the columns of a block, `round_columns` or compiled code that does the
+    same. On a GPU a Rounder keeps a CUDA graph for each shape of rows, with tensors as large as
+    those: they live as long as the Rounder does.
     """
 
     def __init__(self, columns: RoundColumns = round_columns):
+        """Take the function that rounds columns; no graph is captured yet."""
         self.round_columns = columns
         self.graphs: dict[tuple, tuple] = {}
 
     def round_rows(
         self, rows: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int = SWEEPS
     ) -> Rounded:
-        """Round rows [n, K] float32 of a weight, in units of its scale, to the least output error.
+        """Round rows of a weight to the least output error.
 
-        Raises ConvertError where a GPU left its work undone.
+        rows: [n, K] float32, in units of the layer's scale; feedback: of its input; grid: E2M1 or
+        E4M3; sweeps: passes after the first one. Returns levels, residuals and block scales in the
+        order of the feedback. Raises ConvertError where a GPU left its work undone.
         """
         weight = rows.t()[feedback.order].contiguous()
         if weight.is_cuda:
-            with torch.cuda.device(weight.device):  # graphs and triton take the current one
+            # CUDA graphs and triton take the current device, not that of the tensors.
+            with torch.cuda.device(weight.device):
                 return self.replay(weight, feedback, grid, sweeps)
         rounded = unrounded(weight)
         self.make_passes(weight, rounded, feedback, grid, sweeps)
@@ -211,6 +270,11 @@ class Rounder:
         grid: FloatGrid,
         sweeps: int,
     ) -> None:
+        """Round all columns of a transposed weight [K, n] once, and improve on it `sweeps` times.
+
+        `rounded` is filled in place, with no allocation that depends on values and no look at them
+        from the CPU: a CUDA graph can capture it.
+        """
         self.feed_back(weight, rounded, feedback, grid, first=True)
         for _ in range(sweeps):
             self.feed_back(weight, rounded, feedback, grid, first=False)
@@ -218,17 +282,22 @@ class Rounder:
     def replay(
         self, weight: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int
     ) -> Rounded:
-        """Do `make_passes` as a CUDA graph: launching its ten thousand kernels takes longer.
+        """Do `make_passes` as a CUDA graph: launching its ten thousand kernels one by one takes
+        longer.
 
-        The graph of each shape is captured once, and works on tensors of its own.
+        The graph of each device, shape, grid and number of sweeps is captured once, on tensors of
+        its own; arguments are copied into them and results out of them. Raises ConvertError where a
+        replay did not write all levels.
         """
         key = (weight.device, weight.shape, grid, sweeps)
         if key not in self.graphs:
             tensors = {name: getattr(feedback, name).clone() for name in FEEDBACK_TENSORS}
             own = (weight.clone(), unrounded(weight), dataclasses.replace(feedback, **tensors))
-            self.make_passes(*own, grid, sweeps)  # compiles what has to be
+            # A first run outside the graph: triton cannot compile while one is captured.
+            self.make_passes(*own, grid, sweeps)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # of this device
+            # The default capture stream may be of another GPU; a new one is of the current device.
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
                 self.make_passes(*own, grid, sweeps)
             self.graphs[key] = graph, *own
         graph, own_weight, own_rounded, own_feedback = self.graphs[key]
@@ -237,6 +306,7 @@ class Rounder:
             getattr(own_feedback, name).copy_(getattr(feedback, name))
         own_rounded.residual.zero_()
         own_rounded.codes.fill_(E4M3_ONE)
+        # A replay writes every level, so a NaN that is left tells of one that did not run.
         own_rounded.levels.fill_(math.nan)
         graph.replay()
         if not own_rounded.levels.isfinite().all():
@@ -254,11 +324,13 @@ class Rounder:
         *,
         first: bool,
     ) -> None:
-        """One pass over all columns: the first rounds them in order, further ones improve on it.
+        """Make one pass over all columns: the first rounds them in order, further ones improve on
+        it.
 
         In the first, errors of the columns before are fed back (GPTQ, in the form that needs no
         inverse: S = L^T D L), and each block takes the scale with the least cost. In a further one
-        those of all columns are (coordinate descent), under the scales that there are.
+        those of all columns are (coordinate descent), under the scales there are. weight: [K, n];
+        rounded is updated.
         """
         coefficients = feedback.lower if first else feedback.full
         residual, columns = rounded.residual, len(weight)
@@ -270,7 +342,8 @@ class Rounder:
                 block = slice(at, min(at + BLOCK_SIZE, end))
                 own, rest = slice(at - begin, block.stop - begin), slice(block.stop - begin, None)
                 old = residual[block].clone()
-                wanted = (weight[block] - old).add_(fed[own])  # a column's own coefficient is 1
+                # A column's own coefficient is 1: `fed` holds its own residual, taken away here.
+                wanted = (weight[block] - old).add_(fed[own])
                 index = at // BLOCK_SIZE
                 codes = rounded.codes[index : index + 1]
                 if first and grid is E2M1:
@@ -286,14 +359,21 @@ class Rounder:
 
 
 def output_error(residual: torch.Tensor, feedback: Feedback) -> float:
-    """tr(E S E^T) of a residual [K, n], S without the damping; in units of the weight's scale."""
+    """Compute the squared output error tr(E S E^T) of a residual, with S not damped.
+
+    residual: [K, n] float32, in the feedback's order. Returns a float in units of the layer's scale
+    squared, summed in float64 and never below 0, which rounding could take it to.
+    """
     costs = torch.mul(feedback.full @ residual, residual).sum(1, dtype=torch.float64)
     damping = feedback.added * float(residual.square().sum(dtype=torch.float64))
     return max(float(costs @ feedback.diagonal.double()) - damping, 0.0)
 
 
 def levels_in_order(rounded: Rounded, feedback: Feedback) -> torch.Tensor:
-    """The levels of rounded rows [n, K], their columns in the weight's own order again."""
+    """Bring the levels of rounded rows back into the weight's own order of columns.
+
+    Returns [n, K] float32, contiguous: what a format packs (`Format.round_to_levels`).
+    """
     levels = torch.empty_like(rounded.levels)
     levels[feedback.order] = rounded.levels
     return levels.t().contiguous()

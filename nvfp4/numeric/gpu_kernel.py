@@ -1,11 +1,16 @@
-"""Rounding columns on a GPU, as triton can compile it: compiled.py does."""
+"""Round the columns of a block on a GPU, as triton compiles it.
+
+`compiled.compile_rounder` compiles the function and launches it; nothing else calls it. Torch's own
+operations would launch some kernels for each of a block's 16 columns instead of one in all.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    # Nothing at run time: triton is optional, and compile_rounder hands `tl` to the kernel.
+    # At run time nothing is imported: triton is optional, and `compile_rounder` puts `tl` among
+    # the names that the kernel sees.
     import triton.language as tl
 
 
@@ -13,9 +18,14 @@ def round_lanes(  # noqa: PLR0913
     wanted, free, within, pivots, steps, levels, changes, costs, rows, lanes, stride, columns,
     least: tl.constexpr, largest: tl.constexpr, shift: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """Do what `round_columns` does, in one kernel: a lane is one row under one block scale.
+    """Do what `feedback.round_columns` does, in one kernel: a lane is one row under one block
+    scale.
 
-    Sums are contracted, so that bits may differ from those of other devices.
+    wanted, free: [columns, rows]; within: [columns, columns], its rows `stride` elements apart;
+    pivots: [columns]; steps: [m, rows], flat; levels, changes: [columns, m, rows], filled; costs:
+    [m, rows], filled; all float32 pointers. lanes is m * rows; least, largest, shift are those of
+    the grid; width is the number of lanes a program. Sums are contracted, so that bits may differ
+    from those of other devices.
     """
     lane = tl.program_id(0) * width + tl.arange(0, width)
     inside, row = lane < lanes, lane % rows

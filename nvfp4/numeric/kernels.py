@@ -1,4 +1,10 @@
-"""Loops over a few rows, as numba can compile them for a CPU: compiled.py does."""
+"""Write the hot loops over a few rows so that numba can compile them.
+
+What `codes`, `scale_search` and `feedback` do with many torch operations, these loops do in one
+pass over memory and without Python's lock: the same bits, and ten times faster once `compiled` has
+compiled them. Nothing calls them uncompiled. Arrays are numpy's; blocks lie side by side, [16, b],
+so that each loop over lanes becomes vector instructions.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +20,42 @@ from nvfp4.numeric.codes import (
 )
 from nvfp4.numeric.scale_search import DOUBT, FIRST_OFFSET, LAST_OFFSET, UNHALVED_E4M3_CODE
 
-# What codes.py, scale_search.py and feedback.py do in torch's operations, these loops do in one
-# pass over memory and without Python's lock. Same bits, and ten times faster once compiled.
+# The float32 value of each positive E4M3 code; the last one, 127, is NaN.
 E4M3_VALUES = torch.arange(128, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
-ROWS_IN_TURN = 256  # 16 columns of so many float32 are 16 kB
-LANES = 64  # blocks worked on side by side: their 16 magnitudes stay in the first-level cache
+# Rows that `round_in_turn` works on at once: 16 columns of 256 float32 are 16 kB, which stay in a
+# core's first-level cache.
+ROWS_IN_TURN = 256
+# Blocks worked on side by side: the 16 magnitudes of each, 4 kB, stay in the first-level cache, and
+# loops over them become vector instructions.
+LANES = 64
+# Plain Python numbers would make numba compute in float64, and round otherwise than torch does.
 FLOAT32 = np.float32
+# The least error so far before any scale was tried: no error that is finite is larger.
 LARGEST_FLOAT32 = FLOAT32(3e38)
 
 
 def e4m3_codes(values: np.ndarray, codes: np.ndarray) -> None:
-    """Nearest E4M3 codes, ties to even, of float32 values from 0 to 448."""
+    """Round float32 values from 0 to 448 to the nearest E4M3 codes, ties to even.
+
+    values: [n] float32; codes: [n] int32, filled. The result is that of torch's cast to
+    float8_e4m3fn.
+    """
     bits = values.view(np.int32)
     for j in range(len(values)):
+        # Half of the 20 bits that are dropped is added, less one where the last kept bit is even;
+        # 960 is the difference of the exponents' biases, (127 - 7) * 8.
         normal = ((bits[j] + 0x7FFFF + ((bits[j] >> 20) & 1)) >> 20) - 960
+        # Subnormals are multiples of 2**-9: adding 2**23 rounds to whole ones, ties to even.
         subnormal = np.int32((values[j] * FLOAT32(512) + FLOAT32(8388608)) - FLOAT32(8388608))
         codes[j] = normal if values[j] >= FLOAT32(2**-6) else subnormal
 
 
 def e4m3_codes_of_at_least(values: np.ndarray, codes: np.ndarray) -> None:
-    """The smallest codes whose values are at least `values`, which are clamped to 0..448."""
+    """Find the smallest E4M3 codes whose values are not below the numbers given.
+
+    values: [n] float32, clamped in place to 0..448; codes: [n] int32, filled. Up to 448 the same as
+    `codes.e4m3_code_of_at_least`; larger numbers get 126 here and 127 there.
+    """
     for j in range(len(values)):
         values[j] = min(max(values[j], FLOAT32(0)), FLOAT32(E4M3_MAX))
     e4m3_codes(values, codes)
@@ -44,7 +66,12 @@ def e4m3_codes_of_at_least(values: np.ndarray, codes: np.ndarray) -> None:
 def block_errors(
     magnitudes: np.ndarray, codes: np.ndarray, global_scale: np.float32, errors: np.ndarray
 ) -> None:
-    """`scale_errors` of blocks side by side, [16, b], each at one code; sums in the same order."""
+    """Compute the squared error of blocks side by side, each at one block scale.
+
+    magnitudes: [16, b] float32; codes: [b] int32, E4M3 codes; global_scale: float32; errors: [b]
+    float32, filled, in units of global_scale**2. Sums run in the order of
+    `scale_search.scale_errors`, so that the bits are the same.
+    """
     count = magnitudes.shape[1]
     sums, reciprocals = np.zeros((8, count), FLOAT32), np.empty(count, FLOAT32)
     for j in range(count):
@@ -52,12 +79,14 @@ def block_errors(
     for i in range(BLOCK_SIZE):
         row, total = magnitudes[i], sums[i % 8]
         for j in range(count):
+            # Values from 0, 2 and 4 on have steps of 0.5, 1 and 2, hence three shifts.
             scaled = row[j] * reciprocals[j]
             large = FLOAT32(ROUND_TO_HALVES)
             large = FLOAT32(2 * ROUND_TO_HALVES) if scaled >= FLOAT32(2) else large
             large = FLOAT32(4 * ROUND_TO_HALVES) if scaled >= FLOAT32(4) else large
             error = scaled - min((scaled + large) - large, FLOAT32(E2M1_MAX))
             total[j] += error * error
+    # Parity: the same tree of additions as `write_sums`, whose first step made 8 of 16 sums.
     for half in (4, 2, 1):
         for i in range(half):
             for j in range(count):
@@ -68,7 +97,11 @@ def block_errors(
 
 
 def keep_better(codes: np.ndarray, errors: np.ndarray, best: np.ndarray, least: np.ndarray) -> None:
-    """Where a code has a smaller error, or an equal one and is smaller, it is the best so far."""
+    """Keep, for each block, the better of a new block scale and the best one so far.
+
+    codes: [b] int32, and errors: [b] float32, of the new ones; best, least: those of the best ones,
+    updated. A smaller error is better, and of equal errors the smaller code.
+    """
     for j in range(len(codes)):
         better = (errors[j] < least[j]) | ((errors[j] == least[j]) & (codes[j] < best[j]))
         best[j] = codes[j] if better else best[j]
@@ -78,7 +111,11 @@ def keep_better(codes: np.ndarray, errors: np.ndarray, best: np.ndarray, least: 
 def best_codes(
     magnitudes: np.ndarray, block_amax: np.ndarray, global_scale: np.float32, best: np.ndarray
 ) -> None:
-    """`mse_block_scales` of blocks side by side, [16, b]; `block_amax` is overwritten."""
+    """Search the best block scales as `scale_search.mse_block_scales` does.
+
+    magnitudes: [16, b] float32; block_amax: [b] float32, the largest of each block, overwritten;
+    global_scale: float32; best: [b] int32, filled with E4M3 codes, 0 for a block of zeros.
+    """
     count = len(block_amax)
     first, codes = np.empty(count, np.int32), np.empty(count, np.int32)
     values, errors, least = (
@@ -96,6 +133,7 @@ def best_codes(
             codes[j] = min(max(first[j] + offset, 1), LAST_E4M3_CODE)
         block_errors(magnitudes, codes, global_scale, errors)
         keep_better(codes, errors, best, least)
+    # A few blocks may have better scales below the candidates; a block of zeros gets scale 0.
     search_below(magnitudes, block_amax, global_scale, (first, best, least))
     for j in range(count):
         best[j] = best[j] if block_amax[j] > 0 else 0
@@ -107,7 +145,12 @@ def search_below(
     global_scale: np.float32,
     so_far: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
-    """`search_codes` for the few blocks whose bound leaves codes below those tried."""
+    """Search on below the candidates, for the few blocks whose bound leaves codes there.
+
+    Does what `scale_search.search_codes` does. magnitudes: [16, b]; block_amax: [b], in units of
+    the global scale; so_far: the code of each block's smallest scale that clips nothing, its best
+    code and its least error, [b] each; the best codes are updated and the first ones overwritten.
+    """
     first, best, least = so_far
     values, low = np.empty(len(first), FLOAT32), np.empty(len(first), np.int32)
     for j in range(len(first)):
@@ -123,6 +166,7 @@ def search_below(
             rest[count] = j
             count += 1
             steps = max(steps, first[j] - low[j] + 1)
+    # The few blocks are copied side by side, as errors are computed for many lanes at a time.
     rest = rest[:count]
     some, codes, errors = magnitudes[:, rest], low[rest], np.empty(count, FLOAT32)
     some_best, some_least = best[rest], least[rest]
@@ -138,7 +182,12 @@ def search_below(
 def round_blocks(
     magnitudes: np.ndarray, best: np.ndarray, global_scale: np.float32, codes: np.ndarray
 ) -> tuple[float, float]:
-    """E2M1 codes of blocks side by side, [16, b], at their scales' codes; error and energy."""
+    """Round blocks side by side to E2M1 codes, and measure the error.
+
+    magnitudes: [16, b] float32; best: [b] int32, E4M3 codes of the block scales; codes: [16, b]
+    int32, filled with 0..7. Returns squared error and energy in units of the global scale, summed
+    in float64 over the lanes.
+    """
     count = len(best)
     steps, scales = np.empty(count, FLOAT32), np.empty(count, FLOAT32)
     errors, energies = np.zeros(count, FLOAT32), np.zeros(count, FLOAT32)
@@ -167,10 +216,11 @@ def round_blocks(
 def encode_blocks(
     bits: np.ndarray, global_scale: np.float32, search: bool, packed: np.ndarray, scales: np.ndarray
 ) -> tuple[float, float]:
-    """`encode_nvfp4` of blocks [b, 16], given as float32's bits (int32), into packed [b] uint64,
-    whose bytes are in order, and scales [b] uint8.
+    """Quantise blocks to NVFP4 as `codes.encode_nvfp4` does.
 
-    Returns squared error and energy in units of the global scale.
+    bits: [b, 16] int32, float32's bits; search: least error, else amax; packed: [b] uint64, filled,
+    bytes in order; scales: [b] uint8, filled. Returns squared error and energy in units of the
+    global scale.
     """
     shape = (BLOCK_SIZE, LANES)
     turned, codes = np.empty(shape, np.int32), np.empty(shape, np.int32)
@@ -179,6 +229,7 @@ def encode_blocks(
     error, energy = 0.0, 0.0
     for begin in range(0, len(bits), LANES):
         count = min(LANES, len(bits) - begin)
+        # Lanes beyond the last block hold zeros, which add nothing to error and energy.
         if count < LANES:
             turned[:] = 0
         some = bits[begin : begin + count]
@@ -202,15 +253,19 @@ def encode_blocks(
         error, energy = error + more_error, energy + more_energy
         scales[begin : begin + count] = best[:count]
         for j in range(count):
-            dead = E4M3_VALUES[best[j]] * global_scale == 0  # what a zero scale loses is +0
+            # What a scale of zero loses becomes +0, as in `codes.encode_nvfp4`: no sign bit (8).
+            dead = E4M3_VALUES[best[j]] * global_scale == 0
             best[j] = 0 if dead else 8
         pack_blocks(codes, turned, best, packed[begin : begin + count])
     return error, energy
 
 
 def pack_blocks(codes: np.ndarray, bits: np.ndarray, signs: np.ndarray, packed: np.ndarray) -> None:
-    """`pack_e2m1` of codes [16, b] into packed [b] uint64, the first byte lowest; signs are those
-    of float32 `bits` [16, b] where `signs` [b] is 8, and none where it is 0.
+    """Pack codes of blocks with their signs, as `codes.pack_e2m1` does.
+
+    codes: [16, b] int32; bits: [16, b] int32, the float32 bits with the signs; signs: [b] int32, 8
+    where they count and 0 where a block is all +0; packed: [b] uint64, filled, its lowest byte the
+    first one in the file.
     """
     packed[:] = 0
     for i in range(BLOCK_SIZE // 2):
@@ -223,7 +278,11 @@ def pack_blocks(codes: np.ndarray, bits: np.ndarray, signs: np.ndarray, packed: 
 
 
 def e4m3_values(codes: np.ndarray, values: np.ndarray) -> None:
-    """The float32 values of codes: a look-up in E4M3_VALUES would take one at a time."""
+    """Decode E4M3 codes to float32 by their bits.
+
+    codes: [n] int32, 0..126; values: [n] float32, filled. A look-up in E4M3_VALUES would take one
+    code at a time, where this becomes vector instructions.
+    """
     bits = values.view(np.int32)
     for j in range(len(codes)):
         bits[j] = (codes[j] + 960) << 20
@@ -233,14 +292,19 @@ def e4m3_values(codes: np.ndarray, values: np.ndarray) -> None:
 
 
 def encode_bytes(weights: np.ndarray, scale: np.float32, codes: np.ndarray) -> tuple[float, float]:
-    """`encode_fp8` of float32 weights [n] into codes [n] uint8; error and energy as above."""
+    """Quantise weights to FP8 as `codes.encode_fp8` does.
+
+    weights: [n] float32; scale: float32; codes: [n] uint8, filled with E4M3 bits. Returns squared
+    error and energy in units of the scale.
+    """
     width, bits = LANES * BLOCK_SIZE, weights.view(np.int32)
     reciprocal = FLOAT32(1) / scale
     magnitudes, values = np.empty(width, FLOAT32), np.empty(width, FLOAT32)
     errors, energies = np.zeros(width, FLOAT32), np.zeros(width, FLOAT32)
     found = np.empty(width, np.int32)
     for begin in range(0, len(weights), width):
-        end = begin + width  # numba vectorises slices, not indices that it cannot prove positive
+        # Numba vectorises loops over slices, not over indices that it cannot prove positive.
+        end = begin + width
         some, signs, out = weights[begin:end], bits[begin:end], codes[begin:end]
         for j in range(len(some)):
             magnitudes[j] = abs(some[j]) * reciprocal
@@ -258,7 +322,11 @@ def encode_bytes(weights: np.ndarray, scale: np.float32, codes: np.ndarray) -> t
 
 
 def add_feedback(want: np.ndarray, factors: np.ndarray, changes: np.ndarray) -> None:
-    """want [n] += factors [c] @ changes [c, n], one column after the other."""
+    """Add the feedback of columns that are rounded to one that is to be rounded.
+
+    want: [n] float32, updated; factors: [c]; changes: [c, n]. The sum factors @ changes runs one
+    column after the other, not in the order of torch's matrix product.
+    """
     for column in range(len(factors)):
         factor, change = factors[column], changes[column]
         for row in range(len(want)):
@@ -268,7 +336,11 @@ def add_feedback(want: np.ndarray, factors: np.ndarray, changes: np.ndarray) -> 
 def round_levels(
     want: np.ndarray, step: np.ndarray, grid: tuple[np.float32, ...], level: np.ndarray
 ) -> None:
-    """`round_to_grid` of want / step [n]; grid: least normal, largest value, the shift there."""
+    """Round one column to a format's grid, as `feedback.round_to_grid` does with want / step.
+
+    want, step: [n] float32; grid: its least normal, its largest value and its shift, float32;
+    level: [n] float32, filled.
+    """
     least, largest, shift = grid
     powers = np.empty(len(want), FLOAT32)
     bits = powers.view(np.int32)
@@ -285,9 +357,11 @@ def round_levels(
 def round_in_turn(
     inputs: tuple[np.ndarray, ...], grid: tuple[np.float32, ...], made: tuple[np.ndarray, ...]
 ) -> None:
-    """`round_columns`, a few rows at a time: what they need stays in the first-level cache.
+    """Round the columns of a block as `feedback.round_columns` does.
 
-    inputs: wanted, free, within, pivots, steps; made: levels, changes, costs.
+    inputs: wanted [c, n], free [c, n], within [c, c], pivots [c] and steps [m, n]; grid: as in
+    `round_levels`; made: levels [c, m, n], changes [c, m, n] and costs [m, n], filled. All float32.
+    A few rows are taken at a time, so that what they need stays in the first-level cache.
     """
     (wanted, free, within, pivots, steps), (levels, changes, costs) = inputs, made
     columns, rows = wanted.shape
@@ -307,13 +381,14 @@ def round_in_turn(
 
 
 def total(values: np.ndarray) -> float:
+    """Sum values [n] one after the other in float64."""
     result = 0.0
     for value in values:
         result += value
     return result
 
 
-# Those that call others come after them: compile_kernels takes them in this order.
+# In the order in which `compile_kernels` compiles them: a loop comes after those that it calls.
 KERNELS = (
     e4m3_codes,
     e4m3_codes_of_at_least,
