@@ -26,13 +26,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 from make_wan import wan_shapes, write_gguf, write_model  # noqa: E402
 
+# The floor reads and writes in pieces of this size.
 PIECE = 32 << 20
 DEFAULT_OPTIONS = ["--gguf-nvfp4-max-bitdepth", "5", "--use-fp8", "--dtype", "float16"]
 ONE = ROOT / "benchmarks" / "one_conversion.py"
 
 
 def drop_cache(files: list[Path]) -> bool:
-    """Forget the files' pages, so that reading them takes the disk."""
+    """Drop the files' pages from the system's cache, so that reading them takes the disk.
+
+    Returns False where the system offers no way to do that.
+    """
     if not hasattr(os, "posix_fadvise"):
         return False
     for path in files:
@@ -43,7 +47,10 @@ def drop_cache(files: list[Path]) -> bool:
 
 
 def floor(files: list[Path], written: int, out: Path) -> float:
-    """Seconds to read the files and write `written` bytes with fsync, one after the other."""
+    """Measure seconds to read the files and write `written` bytes with fsync, one after another.
+
+    No conversion that does not overlap the two can be faster on this disk at this moment.
+    """
     buffer = memoryview(bytearray(PIECE))
     begin = time.perf_counter()
     for path in files:
@@ -61,6 +68,11 @@ def floor(files: list[Path], written: int, out: Path) -> float:
 
 
 def convert(source: Path, out: Path, options: list[str], ranks: int = 1) -> dict:
+    """Convert in a process of its own, or in several, and return what it printed of itself.
+
+    `ranks` above 1 starts that many by torchrun. Exits with the conversion's messages where it
+    fails.
+    """
     command = [sys.executable, str(ONE), str(source), str(out), "--quiet", *options]
     if ranks > 1:
         launch = ["-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node"]
@@ -72,7 +84,11 @@ def convert(source: Path, out: Path, options: list[str], ranks: int = 1) -> dict
 
 
 def measure(source: Path, blocks: int, ranks: int, options: list[str]) -> list[dict]:
-    """A cold and a warm row for the model in a folder."""
+    """Measure a conversion of the model in a folder with a cold and with a warm cache: two rows.
+
+    Where the cache cannot be dropped there is no cold row. A first conversion compiles the kernels
+    and is not measured.
+    """
     index = source / "diffusion_pytorch_model.safetensors.index.json"
     files, out = sorted(source.glob("diffusion*.safetensors")), source / "out.safetensors"
     command = ["--gguf", str(source / "model.gguf"), *options]
@@ -91,7 +107,10 @@ def measure(source: Path, blocks: int, ranks: int, options: list[str]) -> list[d
 
 
 def make(source: Path, size: str, blocks: int, dtype: torch.dtype) -> Path:
-    """A model of so many blocks, and its GGUF, unless they are there already."""
+    """Make a model of this number of blocks and its GGUF, unless they are there.
+
+    Returns the folder, `source`.
+    """
     shapes = wan_shapes(size, blocks)
     if not (source / "model.gguf").exists():
         write_model(source, shapes, dtype)
@@ -100,6 +119,10 @@ def make(source: Path, size: str, blocks: int, dtype: torch.dtype) -> Path:
 
 
 def render(rows: list[dict]) -> str:
+    """Render the rows as a Markdown table, then the line through them: seconds per GB and once.
+
+    Stages are those of the first rank, scaled by the number of ranks.
+    """
     lines = [
         "| blocks | ranks | source, GB | output, GB | cache | floor, s | taken, s | ratio "
         "| peak, GiB | read, GB/s | encode, M/s | write, GB/s | sync, s | verify, s |",
@@ -133,6 +156,7 @@ def render(rows: list[dict]) -> str:
 
 
 def main() -> None:
+    """Measure all the models that the command line asks for, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="on the disk to measure; models stay there")
     parser.add_argument("--size", default="5b", choices=("tiny", "5b", "14b"))

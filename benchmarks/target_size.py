@@ -21,7 +21,11 @@ Layers = dict[str, list[c.Alternative]]
 
 
 def measure(source: str, *options: str) -> Layers:
-    """{weight: what it is as NVFP4, FP8 and 16-bit} of the layers that are open."""
+    """Measure {weight: its alternatives as NVFP4, FP8 and 16-bit} of the layers that are open.
+
+    `source` and `options` are those of the command line. Layers with fewer alternatives, for their
+    shape, are left out.
+    """
     asked = c.parse_options([source, "o.safetensors", "--edge-blocks", "0", *options])
     model, _ = c.open_source(asked.source)
     planner = functools.partial(c.make_plans, asked, model, c.read_guides(asked, model))
@@ -32,11 +36,16 @@ def measure(source: str, *options: str) -> Layers:
 
 
 def raised(layers: Layers, names: set[str]) -> list[c.Alternative]:
+    """Choose FP8 for the named layers and NVFP4 for all others."""
     return [rows[1] if name in names else rows[0] for name, rows in layers.items()]
 
 
 def uniform(layers: Layers, budget: int, order: str = "even") -> list[c.Alternative]:
-    """As many layers as fit are FP8, the rest NVFP4, chosen without any measurement."""
+    """Choose FP8 for as many layers as fit into `budget` bytes, NVFP4 for the rest, unmeasured.
+
+    `order` tells which layers come first: "even" spreads them over the model, "first" takes it from
+    its beginning, "largest" by bytes. Raises ValueError where even all-NVFP4 does not fit.
+    """
     names = list(layers)
     if order == "largest":
         names.sort(key=lambda name: -layers[name][1].nbytes)
@@ -51,6 +60,7 @@ def uniform(layers: Layers, budget: int, order: str = "even") -> list[c.Alternat
 
 
 def main() -> None:
+    """Print a row for each source and share: the others' error over that of the measured choice."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", nargs="+")
     parser.add_argument("--share", type=float, nargs="+", default=[0.25, 0.5, 0.75])

@@ -18,26 +18,34 @@ from make_wan import wan_shapes  # noqa: E402
 
 import analyze_input_scale_log as a  # noqa: E402
 
-# published figures -> summary, sensitive-layer list, scale_cv from which a layer is on the list
+# What is shipped: the published figures' file, the names of the summary and of the list of
+# sensitive layers made from it, and the scale_cv from which a layer is on that list.
 SHIPPED = (
     ("wan22_ti2v_5b", "wan22_5b", "wan22_5b", 0.16),
     ("wan22_i2v_14b_low", "wan22_14b_lownoise", "wan22_i2v_14b_low", 0.11),
     ("wan22_i2v_14b_high", "wan22_14b_highnoise", "wan22_i2v_14b_high", 0.12),
 )
+# The percentiles over calls that the published figures have columns for.
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 
-# summary -> what people call the model, its size in make_wan.py, tokens of the recorded calls
+# For each summary: the model's usual name, its size in make_wan.py, and the tokens of one call.
 MODELS = {
     "wan22_5b": ("TI2V 5B", "5b", 33_440),
     "wan22_14b_lownoise": ("I2V 14B low", "14b", 32_760),
     "wan22_14b_highnoise": ("I2V 14B high", "14b", 32_760),
 }
-TEXT_TOKENS = 512  # what cross-attention k and v multiply
-THRESHOLDS = (0.01, 0.05, 0.1, 0.11, 0.12, 0.16, 0.2, 0.3, None)  # None: no layer by scale_cv
+# Cross-attention k and v multiply the text, which has this many tokens, and not the video.
+TEXT_TOKENS = 512
+# The table has a row for each of these scale_cv; None flags no layer by it.
+THRESHOLDS = (0.01, 0.05, 0.1, 0.11, 0.12, 0.16, 0.2, 0.3, None)
 
 
 def read_rows(path: Path) -> list[dict]:
-    """One dict a layer; every column but the name is a number, `count` a whole one."""
+    """Read published figures from a CSV file: one dictionary for each layer.
+
+    Every column but `layer` becomes a float, and `count` an int. Raises ValueError for a cell that
+    is no number.
+    """
     with path.open(encoding="utf-8", newline="") as file:
         return [
             {
@@ -49,21 +57,34 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def shipped_summary(name: str) -> a.Summary:
+    """Read a shipped calibration summary by the middle of its file name, such as "wan22_5b"."""
     return a.read_summary(ROOT / "calib" / f"scales_summary_{name}.json")
 
 
 def criteria(threshold: float | None, cross_attention: bool = True) -> a.Criteria:
+    """Make the criteria that the shipped lists go by.
+
+    `threshold` is the scale_cv from which a layer is on the list; None puts none on it for that.
+    Cross-attention is listed whole unless told otherwise.
+    """
     limits = {} if threshold is None else {"scale_cv": threshold}
     return a.Criteria(thresholds=limits, cross_attention=cross_attention)
 
 
 def shipped_list(name: str, threshold: float) -> str:
-    """The shipped list of sensitive layers that follows from a shipped summary."""
+    """Render the list of sensitive layers that follows from a shipped summary.
+
+    `threshold` is the scale_cv from which a layer is on it. A test compares the result with the
+    file that is shipped, so that the two cannot drift apart.
+    """
     return a.render_list(shipped_summary(name).rows, criteria(threshold))
 
 
 def layer_work(name: str) -> dict[str, int]:
-    """{layer: tokens x rows x columns of one call}, of the layers that a summary has."""
+    """Count multiplications: {layer: tokens x rows x columns of one call} of a summary's layers.
+
+    Cross-attention k and v multiply the text's tokens, all other layers those of the video.
+    """
     _, size, tokens = MODELS[name]
     shapes = wan_shapes(size)
     work = {}
@@ -75,8 +96,12 @@ def layer_work(name: str) -> dict[str, int]:
 
 
 def trade(name: str) -> Iterator[tuple[float | None, float, float, float]]:
-    """For each threshold: the share of measured layers that scale_cv flags, and the share of
-    their multiply work that stays W4A4 without these, and without all cross-attention, too."""
+    """Yield what each of THRESHOLDS costs for a model, as four numbers.
+
+    They are the threshold, the share of measured layers that scale_cv flags, the share of the
+    measured layers' multiply work that stays W4A4 without these, and the same share without all
+    cross-attention, too.
+    """
     rows, work = shipped_summary(name).rows, layer_work(name)
     for threshold in THRESHOLDS:
         flagged = [a.sensitive_layers(rows, criteria(threshold, also)) for also in (False, True)]
@@ -92,7 +117,7 @@ def trade(name: str) -> Iterator[tuple[float | None, float, float, float]]:
 
 
 def render_trade() -> str:
-    """The trade-off as a Markdown table, three shares in per cent for each model."""
+    """Render the trade-off as a Markdown table: three shares in per cent for each model."""
     lines = [
         "Per cent of the measured layers flagged by `scale_cv` / of their multiply work that stays "
         "W4A4 without these / and without all cross-attention.",
@@ -109,6 +134,7 @@ def render_trade() -> str:
 
 
 def main(folder: Path) -> None:
+    """Write every shipped summary and list anew from the published figures in `folder`."""
     for figures, summary, layers, threshold in SHIPPED:
         rows = read_rows(folder / f"{figures}_input_scales.csv")
         found = {"format": "nvfp4", "mode": "dynamic", "percentiles": PERCENTILES, "layers": rows}

@@ -20,22 +20,30 @@ Q5_K, Q6_K = gguf.GGMLQuantizationType.Q5_K, gguf.GGMLQuantizationType.Q6_K
 F16, F32 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F32
 Shape = tuple[int, ...]
 
-SIZES = {  # dim, ffn, input channels, output channels, blocks, as Wan's model definitions have them
+# Width, width of the feed-forward layers, input and output channels, and number of blocks, as Wan's
+# model definitions have them; "tiny" is for tests.
+SIZES = {
     "tiny": (256, 512, 16, 16, 8),
     "5b": (3072, 14336, 48, 48, 30),
     "14b": (5120, 13824, 36, 16, 40),
 }
+# Columns of the text and time embeddings, and the patch of the first convolution.
 TEXT, FREQUENCIES, PATCH = 4096, 256, (1, 2, 2)
+# A shard is held in memory while it is written.
 SHARD_BYTES = 2 << 30
 OUTLIER_CHANNELS, OUTLIER_FACTOR = 4, 10.0
 
 
 def linear(name: str, rows: int, columns: int) -> dict[str, Shape]:
+    """Name the tensors of a linear layer: weight [rows, columns] and bias [rows]."""
     return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
 
 
 def wan_shapes(size: str, blocks: int | None = None) -> dict[str, Shape]:
-    """{tensor name: shape} with ComfyUI's names, block by block."""
+    """List {tensor name: shape} of a Wan model with ComfyUI's names, block by block.
+
+    `size` is a key of SIZES; `blocks` overrides the number of transformer blocks.
+    """
     dim, ffn, channels, out_channels, depth = SIZES[size]
     shapes = {"patch_embedding.weight": (dim, channels, *PATCH), "patch_embedding.bias": (dim,)}
     shapes |= linear("text_embedding.0", dim, TEXT) | linear("text_embedding.2", dim, dim)
@@ -54,6 +62,12 @@ def wan_shapes(size: str, blocks: int | None = None) -> dict[str, Shape]:
 
 
 def weights(shapes: dict[str, Shape], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor) in the order of `shapes`, from a fixed seed.
+
+    Weights are normal with the standard deviation columns ** -0.5, so that outputs keep their
+    inputs' size. In matrices a few input channels are OUTLIER_FACTOR times larger, as trained
+    models have them: they are what makes quantising hard.
+    """
     generator = torch.Generator().manual_seed(0)
     for name, shape in shapes.items():
         weight = torch.randn(shape, generator=generator).mul_(shape[-1] ** -0.5)
@@ -63,7 +77,10 @@ def weights(shapes: dict[str, Shape], dtype: torch.dtype) -> Iterator[tuple[str,
 
 
 def shard_names(shapes: dict[str, Shape], itemsize: int) -> list[list[str]]:
-    """Names of each shard: SHARD_BYTES, and two at least, as the published models are sharded."""
+    """Split the names over shards of SHARD_BYTES, two at least, as published models are sharded.
+
+    `itemsize` is the bytes of a value. A tensor is never split.
+    """
     sizes = {name: int(np.prod(shape)) * itemsize for name, shape in shapes.items()}
     limit = min(SHARD_BYTES, sum(sizes.values()) // 2)
     shards, filled = [[]], 0
@@ -76,7 +93,7 @@ def shard_names(shapes: dict[str, Shape], itemsize: int) -> list[list[str]]:
 
 
 def write_model(folder: Path, shapes: dict[str, Shape], dtype: torch.dtype) -> Path:
-    """Write an index and its shards, one shard in memory at a time; returns the index."""
+    """Write an index and its shards, with one shard in memory at a time; return the index."""
     folder.mkdir(parents=True, exist_ok=True)
     shards, weight_map = shard_names(shapes, dtype.itemsize), {}
     made = weights(shapes, dtype)
@@ -90,7 +107,11 @@ def write_model(folder: Path, shapes: dict[str, Shape], dtype: torch.dtype) -> P
 
 
 def wan_q5_k_m(name: str, shape: Shape) -> gguf.GGMLQuantizationType:
-    """Attention v and ffn.2 Q6_K, other block weights Q5_K, embeddings F16, the rest F32."""
+    """Choose the GGML type that Q5_K_M gives a tensor of Wan.
+
+    Attention v and ffn.2 are Q6_K, other weights of the blocks Q5_K, embeddings F16, and all that
+    is no matrix F32.
+    """
     if len(shape) != 2:
         return F32
     if not name.startswith("blocks."):
@@ -103,7 +124,11 @@ def write_gguf(
     shapes: dict[str, Shape],
     kind_of: Callable[[str, Shape], gguf.GGMLQuantizationType] = wan_q5_k_m,
 ) -> None:
-    """A GGUF of these names; GGML has four dimensions, so a 5-D convolution loses one."""
+    """Write a GGUF of these names and shapes over an empty data section.
+
+    `kind_of(name, shape)` chooses the GGML type. A 5-D convolution is stored in four dimensions, as
+    GGML has no more. The data are a hole in the file: the converter reads only the header.
+    """
     writer, total = gguf.GGUFWriter(out, arch="wan"), 0
     for name, shape in shapes.items():
         kind = kind_of(name, shape)
@@ -118,10 +143,12 @@ def write_gguf(
     writer.close()
     with out.open("r+b") as file:
         begin = file.seek(0, 2)
+        # The file gets its true size without its data: readers check offsets against the size.
         file.truncate(writer.ggml_pad(begin, writer.data_alignment) + total)
 
 
 def main() -> None:
+    """Make the model and the GGUF that the command line asks for, and print their paths."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("size", choices=SIZES)

@@ -1,4 +1,9 @@
-"""NVFP4 Calibration Recorder, a ComfyUI node: copy this folder into ComfyUI/custom_nodes."""
+"""NVFP4 Calibration Recorder, a ComfyUI node: copy this folder into ComfyUI/custom_nodes.
+
+Here is what ComfyUI sees: the node, its inputs, and the wrapper around sampling. The measuring
+stands in `recorder`, what rounding needs besides in `second_moments`. The folder imports nothing of
+the converter, so that it works where only it was copied.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +14,17 @@ from typing import ClassVar
 from .recorder import Recording
 from .second_moments import LAYERS
 
+# A loader's input that ends in one of these is taken for the file of the model.
 MODEL_SUFFIXES = (".safetensors", ".gguf", ".sft", ".ckpt", ".pt", ".pth")
 
 
 def file_behind(prompt: dict, node: str) -> str:
-    """The name of the model file that a node's MODEL comes from, or "".
+    """Find the name of the model file that a node's MODEL comes from, or "".
 
-    Goes up the workflow by what looks like a model's link; only a node that has none is a loader:
-    the others on the way may name a LoRA.
+    The name is without folder and suffix. `prompt` is the workflow as ComfyUI runs it, {node id:
+    {"inputs": ...}}; `node` is the id to begin at. The way goes up by inputs whose names begin with
+    "model". Only a node without such a link is a loader; the nodes on the way may name a LoRA,
+    which must not be taken for the model.
     """
     seen = set()
     while node in prompt and node not in seen:
@@ -37,7 +45,12 @@ def file_behind(prompt: dict, node: str) -> str:
 
 
 class NVFP4CalibrationRecorder:
-    """Between a model loader and a sampler: records what every linear layer is given."""
+    """Stand between a model loader and a sampler, and record what every linear layer is given.
+
+    The model passes through unchanged. Each file has one Recording for as long as ComfyUI runs,
+    however often the node is executed, so that prompts add up. Raises ValueError for a name that is
+    no plain file name, or that the workflow does not tell.
+    """
 
     CATEGORY = "advanced/model"
     RETURN_TYPES = ("MODEL",)
@@ -46,12 +59,12 @@ class NVFP4CalibrationRecorder:
         "Records the inputs of all linear layers while the model is sampled: NAME.log and "
         "NAME.safetensors, for analyze_input_scale_log.py and convert_nvfp4.py."
     )
-    recordings: ClassVar[
-        dict[tuple, Recording]
-    ] = {}  # one for each file, however often the node runs
+    # {(folder, name): its recording}, one for each file, however often the node is executed.
+    recordings: ClassVar[dict[tuple, Recording]] = {}
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
+        """Describe the node's inputs as ComfyUI wants them."""
         return {
             "required": {
                 "model": ("MODEL",),
@@ -104,8 +117,10 @@ class NVFP4CalibrationRecorder:
         prompt=None,
         unique_id="",
     ) -> tuple:
+        """Return a clone of the model that records while it is sampled."""
         if not enabled:
             return (model,)
+        # Imported here, as tests and benchmarks use this folder without ComfyUI.
         import comfy.patcher_extension
         import folder_paths
 
@@ -116,7 +131,7 @@ class NVFP4CalibrationRecorder:
             )
         if not re.fullmatch(r"\w[\w .()+-]*", name):
             raise ValueError(f"name must be a plain file name, not {name!r}")
-        re.compile(layers)  # a mistake in it shows now, and not after the model was loaded
+        re.compile(layers)  # raises for a mistake now, and not after the model was loaded
         base = Path(folder or Path(folder_paths.get_output_directory()) / "nvfp4_calibration")
         key = (base.resolve(), name)
         recording = self.recordings.get(key)

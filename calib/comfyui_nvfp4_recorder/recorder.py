@@ -1,4 +1,4 @@
-"""Statistics of what the linear layers of a model are given, call by call.
+"""Record statistics of what a model's linear layers are given, call by call.
 
 Needs torch and safetensors only. For each layer it keeps sums, so that calls, prompts and
 recordings add up:
@@ -11,8 +11,9 @@ recordings add up:
   L.block_histogram   I64 [322]  largest magnitudes of blocks of 16 channels, see BINS
   L.quantisation      F64 [2]    squared error and energy of sampled rows as dynamic NVFP4
 
-and what second_moments.py tells if asked. It appends a line per call to a log: format, mode,
-layer, scale, amax and shape, tab-separated.
+and what second_moments.py adds if asked. Each call also appends a line to a log: format, mode,
+layer, scale, amax and shape, tab-separated. The converter reads the file with --activation-stats;
+analyze_input_scale_log.py reads the log.
 """
 
 from __future__ import annotations
@@ -32,16 +33,19 @@ from safetensors import safe_open
 from .second_moments import PARTS, Part, SecondMoments, chosen, part
 
 FORMAT, VERSION = "nvfp4_recording", "1"
+# NVFP4's numbers, repeated here as this folder is copied into ComfyUI alone.
 BLOCK_SIZE = 16
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E4M3_MAX = 448.0
-NVFP4_MAX = E2M1_VALUES[-1] * E4M3_MAX  # scale = amax / 2688, as ComfyUI takes it dynamically
+# 2688: the global scale is amax / 2688, as ComfyUI takes it for activations without an input scale.
+NVFP4_MAX = E2M1_VALUES[-1] * E4M3_MAX
 
-# Bin 0 holds blocks below 2**-24 and zeros, bin i those from 2**(-24 + (i - 1) / 8) up, the last
-# one those from 2**16 up.
+# The histogram's bins, a part of the format: bin 0 holds zeros and blocks below 2**-24, bin i those
+# from 2**(-24 + (i - 1) / 8) up, and the last one those from 2**16 up.
 FIRST_OCTAVE, LAST_OCTAVE, BINS_PER_OCTAVE = -24, 16, 8
 BINS = (LAST_OCTAVE - FIRST_OCTAVE) * BINS_PER_OCTAVE + 2
-CALLS_HELD = 1024  # whose figures stay on the device: fetching them waits for it
+# Figures of up to 1024 calls stay on the device: fetching them makes the CPU wait for it.
+CALLS_HELD = 1024
 
 SUMS = ("sum", "sum_of_squares", "block_histogram", "quantisation")
 
@@ -50,13 +54,22 @@ Facts = dict[str, torch.Tensor]
 
 @functools.cache
 def e2m1_grid(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """E2M1's values and the edges between them, sent to a device once: it would wait for it."""
+    """Return E2M1's values [8] and the edges between them [7] on a device.
+
+    They are cached: sending them at every call would make the device wait.
+    """
     values = torch.tensor(E2M1_VALUES)
     return values.to(device), ((values[1:] + values[:-1]) / 2).to(device)
 
 
 def nvfp4_error(rows: torch.Tensor, block_amax: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
-    """[2]: squared error of rows [t, K] quantised to NVFP4 at scale amax / 2688, and energy."""
+    """Measure what quantising rows to NVFP4 loses: [2], the squared error and the energy.
+
+    `rows` is float32 [t, K] with K padded to whole blocks, `block_amax` [t, K / 16], `amax` the
+    scalar that the global scale amax / 2688 is made from, as ComfyUI does it for dynamic
+    activations.
+    """
+    # An input of zeros has scale 0: divide by the least normal number instead.
     scale = (amax / NVFP4_MAX).clamp(min=torch.finfo(torch.float32).tiny)
     block_scale = (block_amax / E2M1_VALUES[-1] / scale).clamp(max=E4M3_MAX)
     step = block_scale.to(torch.float8_e4m3fn).float() * scale
@@ -69,15 +82,21 @@ def nvfp4_error(rows: torch.Tensor, block_amax: torch.Tensor, amax: torch.Tensor
 
 
 def histogram(block_amax: torch.Tensor) -> torch.Tensor:
-    """[BINS]: how many blocks have their largest magnitude in each bin; waits for no device."""
+    """Count blocks by their largest magnitude: [BINS], on the device of `block_amax`.
+
+    `histc` is used because, unlike `bincount`, it makes the CPU wait for no device.
+    """
     octaves = (block_amax.log2() - FIRST_OCTAVE) * BINS_PER_OCTAVE
     bins = octaves.floor().clamp(-1, BINS - 2) + 1
     return torch.histc(bins.float(), bins=BINS, min=-0.5, max=BINS - 0.5)
 
 
 def facts_of(rows: torch.Tensor, picked: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What one call adds: the largest magnitude of rows [T, K] and of each channel, and SUMS over
-    the picked rows in one tensor, as small operations cost a GPU more than their arithmetic.
+    """Measure one call: the largest magnitude of all, that of each channel, and the sums.
+
+    `rows` [T, K] are all rows, which maxima are of, and `picked` [t, K] the sampled ones, which
+    SUMS are of. The sums come in one tensor, as small operations cost a GPU more than their
+    arithmetic.
     """
     absmax = torch.maximum(-rows.amin(0), rows.amax(0)).float()
     amax, picked = absmax.amax(), picked.float()
@@ -93,13 +112,14 @@ def facts_of(rows: torch.Tensor, picked: torch.Tensor) -> tuple[torch.Tensor, ..
 
 
 def split(absmax: torch.Tensor, sums: torch.Tensor) -> Facts:
-    """{part: tensor} in the dtypes of the file."""
+    """Split the sums of `facts_of` into {part: tensor}, on the CPU, in the file's dtypes."""
     channels = len(absmax)
     parts = sums.cpu().double().split([channels, channels, BINS, 2])
     facts = {"absmax": absmax.cpu(), **dict(zip(SUMS, parts, strict=True))}
     return facts | {"block_histogram": facts["block_histogram"].long()}
 
 
+# What safetensors calls the dtypes of a recording.
 DTYPES = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -110,7 +130,11 @@ DTYPES = {
 
 
 def write(path: Path, metadata: dict[str, str], parts: dict[str, Part]) -> None:
-    """A safetensors file of tensors that are made one after the other: all would not fit."""
+    """Write a safetensors file from parts that are made one after another.
+
+    All parts together would not fit into memory, which `safetensors.torch.save_file` would need.
+    Sorted by item size, so that each tensor starts at a multiple of its own. Raises OSError.
+    """
     header, end = {"__metadata__": metadata}, 0
     parts = dict(sorted(parts.items(), key=lambda part: -part[1][0].itemsize))
     for name, (dtype, shape, _) in parts.items():
@@ -126,7 +150,7 @@ def write(path: Path, metadata: dict[str, str], parts: dict[str, Part]) -> None:
 
 
 def add(total: Facts, more: Facts) -> None:
-    """Add another recording of the same layer, in place."""
+    """Add another recording of the same layer to `total`, in place; of maxima the larger stays."""
     for name, value in more.items():
         if name == "absmax":
             torch.maximum(total[name], value, out=total[name])
@@ -135,7 +159,11 @@ def add(total: Facts, more: Facts) -> None:
 
 
 class Recording:
-    """NAME.log and NAME.safetensors in a folder; goes on with what is there already."""
+    """Keep NAME.log and NAME.safetensors in a folder, and go on with what is there already.
+
+    One of them may be used for many prompts, one after another. Statistics stay on the model's
+    device for up to CALLS_HELD calls, and in memory until the file is written at a prompt's end.
+    """
 
     def __init__(self, folder: Path, name: str):
         self.path, self.log = folder / f"{name}.safetensors", folder / f"{name}.log"
@@ -143,7 +171,11 @@ class Recording:
         self.generators: dict[torch.device, torch.Generator] = {}
 
     def load(self) -> dict[str, Facts]:
-        """{layer: its sums} of the file; its second moments go where they are added up."""
+        """Read {layer: its sums} from the file; its second moments go to `moments`.
+
+        Raises RuntimeError for a safetensors file that is no recording, which must not be
+        overwritten.
+        """
         if not self.path.exists():
             return {}
         with safe_open(self.path, "pt") as file:
@@ -167,12 +199,12 @@ class Recording:
         second_moments: str = "none",
         widest: int = 8192,
     ) -> Iterator[None]:
-        """Record the linear layers that match while a model is sampled; writes the file at the end.
+        """Record matching linear layers while a model is sampled, and write the file at the end.
 
-        Second moments are those of "inner blocks" or "all" of them with up to `widest` channels.
-
-        Raises RuntimeError, before anything is sampled, where the file is no recording or one of
-        a model of other widths, and where another node records into it already.
+        `pattern` is searched in layer names; `tokens` rows are sampled at each call.
+        `second_moments` is one of LAYERS; layers wider than `widest` have none. Raises
+        RuntimeError, before sampling, where the file is no recording or of other widths, or another
+        node records into it.
         """
         if self.watched:
             raise RuntimeError(f"two recorders write {self.path}: give each a name of its own")
@@ -198,13 +230,17 @@ class Recording:
                 hook.remove()
             try:
                 self.save()
-            except OSError as error:  # what was sampled must not be lost for it
+            except OSError as error:  # a full disk must not cost the picture that was sampled
                 print(f"NVFP4 recorder: this prompt is not in {self.path}: {error}")
             finally:
                 self.watched = {}
 
     def begin(self, widths: dict[str, int], tokens: int, squared: dict[str, int]) -> None:
-        """Go on with the file as it is now, which may have been deleted to start again."""
+        """Go on with the file as it is now; it may have been deleted to start again.
+
+        `widths` is {layer: columns} of what is watched, `squared` the same of the layers with
+        second moments. Raises RuntimeError where the file has a layer of other columns.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.moments = SecondMoments(squared)
         self.layers: dict[str, Facts] = self.load()
@@ -212,12 +248,15 @@ class Recording:
             if name in widths and len(facts["absmax"]) != widths[name]:
                 raise RuntimeError(f"{self.path} is of another model: choose another name")
         self.watched, self.tokens = widths, tokens
-        self.last = lambda: None  # the input that was measured last; not kept alive
-        self.seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # on the device
-        self.calls: dict[str, tuple[int, int]] = {}
-        self.pending: list[tuple[str, torch.Tensor, tuple[int, ...]]] = []
+        # The input that was measured last, as a weak reference that keeps no memory alive.
+        self.last = lambda: None
+        self.seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # maxima, sums; on the device
+        self.calls: dict[str, tuple[int, int]] = {}  # calls and sampled rows since the last settle
+        self.pending: list[tuple[str, torch.Tensor, tuple[int, ...]]] = []  # lines for the log
 
     def hook(self, name: str):
+        """Make the forward hook that hands a layer's input to `observe`."""
+
         def observe(_module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
             self.observe(name, args[0] if args else kwargs["input"])
 
@@ -225,10 +264,11 @@ class Recording:
 
     @torch.no_grad()
     def observe(self, name: str, given: torch.Tensor) -> None:
-        """One call of a layer. q, k and v are given the same tensor, which is measured once.
+        """Take in one call of a layer, whose input `given` is [..., K].
 
-        Once for each sibling: elsewhere, or on another call, the same tensor may have been changed
-        in place meanwhile, which an inference tensor does not tell.
+        Siblings such as q, k and v are given the same tensor, which is measured once. It is
+        measured again for another module or another call of the same layer: the same object may
+        have been changed in place meanwhile, which an inference tensor does not tell.
         """
         rows = given.detach().reshape(-1, given.shape[-1])
         if not rows.numel():
@@ -254,7 +294,7 @@ class Recording:
             self.settle()
 
     def sample(self, rows: torch.Tensor) -> torch.Tensor:
-        """Indices of some rows: always the same for the same calls."""
+        """Return indices of `tokens` rows, or of all; equal recordings get equal ones."""
         if len(rows) <= self.tokens:
             return torch.arange(len(rows), device=rows.device)
         if rows.device not in self.generators:
@@ -263,9 +303,9 @@ class Recording:
         size = (self.tokens,)
         return torch.randint(len(rows), size, generator=generator, device=rows.device)
 
-    @torch.inference_mode()  # where what is added to may have been made
+    @torch.inference_mode()  # tensors made in it, as the sums may be, can be updated only in it
     def settle(self) -> None:
-        """Log the last calls and add up what they gave: here the device is waited for."""
+        """Log the calls that wait and add up their sums. This makes the CPU wait for the device."""
         pending, seen, counts = self.pending, self.seen, self.calls
         self.pending, self.seen, self.calls = [], {}, {}
         by_device: dict[torch.device, list] = {}
@@ -273,6 +313,7 @@ class Recording:
             by_device.setdefault(amax.device, []).append(index)
         lines = [""] * len(pending)
         for indices in by_device.values():
+            # One transfer for each device; a model may be spread over several.
             found = torch.stack([pending[index][1] for index in indices]).tolist()
             for index, amax in zip(indices, found, strict=True):
                 name, _, shape = pending[index]
@@ -289,7 +330,10 @@ class Recording:
                 self.layers[name] = more
 
     def save(self) -> None:
-        """Replace the file at once."""
+        """Write the file under another name, then replace the old one at once.
+
+        Prints a line where an input had NaN or Inf. Raises OSError; the old file stays then.
+        """
         self.settle()
         for name, facts in self.layers.items():
             if not all(value.isfinite().all() for value in facts.values()):
@@ -309,4 +353,4 @@ class Recording:
         partial = self.path.with_name(self.path.name + ".partial")
         write(partial, metadata, parts)
         partial.replace(self.path)
-        self.moments = SecondMoments({})  # what it held are gigabytes
+        self.moments = SecondMoments({})  # frees gigabytes until the next prompt begins

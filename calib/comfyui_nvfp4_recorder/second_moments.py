@@ -1,6 +1,7 @@
-"""X^T X of what linear layers are given, of each distinct input once: what rounding needs to know.
+"""Sum up X^T X of what linear layers are given, for rounding by statistics.
 
-For an input of K channels, L being the first of the layers that are given it:
+Layers that are given the same tensor (q, k and v of an attention) share one entry. A file has, for
+an input of K channels, L being the first of the layers that are given it:
 
   L.moment_tokens      I64  []      rows of X: the sampled ones of all calls
   L.first_moment       F64  [K]     their sum
@@ -22,10 +23,16 @@ from functools import partial
 
 import torch
 
+# Rows of X^T X in a strip. The converter reads strips of this height: it is part of the format.
 STRIP = 128
-ROWS_HELD = 2048  # of an input, until they are multiplied: sums are fetched from the device then
+# Rows of an input are gathered up to this number before they are multiplied, as each time the sums
+# have to be fetched from the device.
+ROWS_HELD = 2048
+# Rows of an input that go into the file; the converter measures a layer's output error by them.
 ROWS_KEPT = 256
-ROWS_COMPARED = 64  # that tell whether two layers are given the same
+# So many rows tell whether two layers are given the same input.
+ROWS_COMPARED = 64
+# Blocks at each end that "inner blocks" leaves out: the converter's presets keep those 16-bit.
 EDGE_BLOCKS = 2
 BLOCK = re.compile(r"(.*?(?:blocks|layers))\.(\d+)\.")
 LAYERS = ("none", "inner blocks", "all")
@@ -35,12 +42,20 @@ Part = tuple[torch.dtype, tuple[int, ...], Callable[[], torch.Tensor]]
 
 
 def part(tensor: torch.Tensor) -> Part:
-    """A tensor that is there, beside those that are made when they are written."""
+    """Wrap a tensor that exists as a Part: dtype, shape, and a function that returns it.
+
+    Other parts are made when they are written, as all of them together would not fit into memory.
+    """
     return tensor.dtype, tensor.shape, lambda: tensor
 
 
 def chosen(names: list[str], layers: str) -> set[str]:
-    """Of these layers, in the model's order: all, none, or those between the edge blocks."""
+    """Choose layers to record: all, none, or those between the edge blocks.
+
+    `names` are in the model's order; `layers` is one of LAYERS. "inner blocks" leaves out the first
+    and last EDGE_BLOCKS blocks, which a conversion usually keeps 16-bit, and all that is in no
+    block.
+    """
     if layers != "inner blocks":
         return set(names) if layers == "all" else set()
     block_of = {name: found.groups() for name in names if (found := BLOCK.match(name))}
@@ -49,26 +64,36 @@ def chosen(names: list[str], layers: str) -> set[str]:
 
 
 def strip_shapes(channels: int) -> list[tuple[int, int]]:
+    """List (rows, columns) of the strips of the upper half of a [channels, channels] matrix.
+
+    The lower half is the same by symmetry. A strip is one matrix product; only in its first STRIP
+    columns does it have some of the lower half, too.
+    """
     return [(min(STRIP, channels - i), channels - i) for i in range(0, channels, STRIP)]
 
 
 def upper_bits(values: torch.Tensor) -> torch.Tensor:
-    """The first 16 bits of float32 values, rounded to 24, as bfloat16."""
+    """Cut float32 values, rounded to their upper 24 bits, to the first 16 of these, as bfloat16."""
     return ((values.view(torch.int32) + 0x80) >> 16).to(torch.int16).view(torch.bfloat16)
 
 
 def lower_bits(values: torch.Tensor) -> torch.Tensor:
-    """The 8 bits after those."""
+    """Return the 8 bits that follow those of `upper_bits`, as uint8."""
     return ((values.view(torch.int32) + 0x80) >> 8).to(torch.uint8)
 
 
 def join_bits(upper: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
+    """Make float32 values of `upper_bits` and `lower_bits`; their last 8 bits are zero."""
     bits = upper.view(torch.int16).to(torch.int32) << 16
     return bits.bitwise_or_(lower.to(torch.int32) << 8).view(torch.float32)
 
 
 class Input:
-    """One distinct input: its sums, rows that wait to be added, and some that stay."""
+    """Hold one distinct input: sums, rows that wait to be added, and rows that stay.
+
+    `sums` is float32 [S], the strips of X^T X one after another; `first_moment` float64 [K]; `rows`
+    bfloat16 [up to ROWS_KEPT, K]; `held` has sampled rows [t, K] on the CPU.
+    """
 
     def __init__(self, channels: int):
         self.sums = torch.zeros(sum(rows * columns for rows, columns in strip_shapes(channels)))
@@ -87,6 +112,7 @@ class Input:
         return given
 
     def parts(self) -> dict[str, Part]:
+        """Return {name: Part} of all tensors that the file gets for this input."""
         ready = {
             "moment_tokens": torch.tensor(self.tokens),
             "first_moment": self.first_moment,
@@ -98,9 +124,13 @@ class Input:
         }
         return {name: part(tensor) for name, tensor in ready.items()} | bits
 
-    @torch.inference_mode()  # where what is updated may have been made
+    @torch.inference_mode()  # tensors made in it, as the sums may be, can be updated only in it
     def flush(self, where: Scratch, generator: torch.Generator) -> None:
-        """Add the rows that wait: X^T X in float32, on the device where they came from."""
+        """Add the rows that wait to the sums: X^T X in float32, on the device they came from.
+
+        Does nothing where none wait. Products of a strip are made in `where`, and then fetched and
+        added in memory.
+        """
         if not self.held:
             return
         held, self.held = torch.cat(self.held), []
@@ -109,6 +139,7 @@ class Input:
         made, fetched = where.tensors(len(self.sums))
         strips = made.split([height * width for height, width in shapes])
         for strip, (height, width) in zip(strips, shapes, strict=True):
+            # From the strip's first column on: what is left of the diagonal is another strip's.
             rest = rows[:, -width:]
             torch.mm(rest[:, :height].t(), rest, out=strip.view(height, width))
         if where.device.type == "cuda":
@@ -119,11 +150,16 @@ class Input:
         self.tokens += len(held)
 
     def keep(self, rows: torch.Tensor, generator: torch.Generator) -> None:
-        """Let new rows take the places of kept ones, so that all have had the same chance."""
+        """Let new rows take places of kept ones; all rows so far had the same chance to stay.
+
+        `rows` is [t, K]; `generator` makes the choice the same for equal recordings. That is
+        reservoir sampling by batches: a kept row is replaced with the new rows' share of all.
+        """
         shuffled = rows[torch.randperm(len(rows), generator=generator)]
         missing = ROWS_KEPT - len(self.rows)
         self.rows = torch.cat([self.rows, shuffled[:missing]])
         shuffled = shuffled[missing:]
+        # `tokens` counts the rows before these, so that the sum is of all rows so far.
         chance = len(shuffled) / (self.tokens + len(rows))
         places = (torch.rand(ROWS_KEPT, generator=generator) < chance).nonzero().flatten()
         places = places[torch.randperm(len(places), generator=generator)][: len(shuffled)]
@@ -131,13 +167,16 @@ class Input:
 
 
 class Scratch:
-    """Where products are made before they are added up: on a GPU and, pinned, in memory."""
+    """Hold the memory where products are made before they are added: on the GPU, and pinned in RAM.
+
+    It is used for all inputs in turn and grows to the largest.
+    """
 
     def __init__(self, device: torch.device):
         self.device, self.size = device, 0
 
     def tensors(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both [size]; one and the same on a CPU."""
+        """Return two tensors [size], on the device and pinned in RAM; one and the same on a CPU."""
         if size > self.size:
             self.made = self.fetched = torch.empty(size, device=self.device)
             if self.device.type == "cuda":
@@ -147,7 +186,7 @@ class Scratch:
 
 
 class SecondMoments:
-    """The inputs of layers, each under the first layer that is given it."""
+    """Gather the inputs of layers, each under the name of the first layer that is given it."""
 
     def __init__(self, widths: dict[str, int]):
         self.widths = widths  # {layer: channels} of those to record
@@ -158,21 +197,29 @@ class SecondMoments:
         self.generator = torch.Generator().manual_seed(0)
 
     def go_on(self, first_of: dict[str, str], read: Callable[[str], torch.Tensor]) -> None:
-        """Take over what a file has, one input after the other; `read` returns a tensor of it."""
+        """Take over what a file has, one input after another.
+
+        `first_of` is {layer: first layer with the same input}, as the file's metadata has it;
+        `read` returns a tensor of the file by name. Read one by one, no input is in memory in both
+        its forms for long.
+        """
         self.first_of = first_of
         for first in dict.fromkeys(first_of.values()):
             self.inputs[first] = Input.of_file(lambda name, first=first: read(f"{first}.{name}"))
         seen = sum(given.tokens for given in self.inputs.values())
-        self.generator.manual_seed(seen)  # or each prompt would replace the same rows
+        self.generator.manual_seed(seen)  # with one seed each prompt would replace the same rows
 
     def observe(self, name: str, rows: torch.Tensor, picked: torch.Tensor) -> None:
-        """One call: all rows [T, K] of a layer's input, and the sampled ones [t, K]."""
+        """Take in one call: all rows [T, K] of a layer's input, and the sampled ones [t, K].
+
+        Rows of an input that was seen under another layer's name are not added again.
+        """
         if name not in self.widths:
             return
         first = self.first_of.get(name)
         if first is None:
             first = self.first_of[name] = self.find(name, rows)
-        if first != name:
+        if first != name:  # the first layer's rows stand for this one
             return
         given = self.inputs[name]
         given.held.append(picked.cpu())
@@ -182,7 +229,11 @@ class SecondMoments:
             given.flush(self.where, self.generator)
 
     def find(self, name: str, rows: torch.Tensor) -> str:
-        """The layer that was given the same before, by content: objects are used again."""
+        """Return the layer that was given the same before, or this one, by the content's hash.
+
+        Identity of objects would not do: a tensor's memory is used again for another input. Up to
+        ROWS_COMPARED rows of each are compared.
+        """
         some = rows[:: max(1, len(rows) // ROWS_COMPARED)][:ROWS_COMPARED].contiguous().cpu()
         content = some.view(torch.uint8).numpy().tobytes()
         first = self.known.setdefault(hashlib.sha256(content).digest(), name)
@@ -191,7 +242,12 @@ class SecondMoments:
         return first
 
     def settle(self, absmax: dict[str, torch.Tensor]) -> None:
-        """Add all that waits. A layer that was not always given the same has no statistics."""
+        """Add all rows that wait, and drop layers that did not always share an input.
+
+        `absmax` is {layer: largest magnitude of each channel [K]}. Where it differs from that of
+        the first layer with the same input, the inputs differed on some call: such a layer gets no
+        statistics.
+        """
         for given in self.inputs.values():
             given.flush(self.where, self.generator)
         for name, first in list(self.first_of.items()):
