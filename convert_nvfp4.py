@@ -63,8 +63,8 @@ class DamagedFileError(ConvertError):
 class Float16OverflowError(Exception):
     """Stop writing: a tensor planned as float16 holds a value beyond 65504.
 
-    It never reaches a user. `conversion.write` catches it, plans those tensors as float32 and
-    writes again.
+    It never reaches a user: `production` catches it, plans the tensors that do not fit as float32
+    and writes again.
     """
 
 
@@ -546,7 +546,7 @@ class Model:
 
 
 class Source(NamedTuple):
-    """A model to convert, and notes on what it is taken for."""
+    """Hold a model to convert, and notes on what it is taken for, each a line of the report."""
 
     model: Model
     notes: tuple[str, ...] = ()
@@ -9009,10 +9009,12 @@ def render_json(data: dict) -> str:
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
-# ── nvfp4/source/loras.py: LoRA files to be merged: which tensor a key means, what fits ───────────
+# ── nvfp4/source/loras.py: Find the tensors that LoRA files change, and what fits them ────────────
 
-MAX_PREFIXES = 10  # of a LoRA's key
-# A LoRA's key is a layer and a part of it; the group that matches is the kind of patch.
+# A key may consist of prefixes alone, and each one costs a search: strip at most so many.
+MAX_PREFIXES = 10
+# A LoRA's key is a layer and a part of it; the name of the group that matches is the kind of patch.
+# The spellings are those that ComfyUI loads (comfy/weight_adapter, comfy/lora.py).
 LORA_KEY = re.compile(
     r"(?P<layer>.+?)(?:"
     r"[._]lora(?:_linear_layer)?[._](?P<lora>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"
@@ -9021,20 +9023,24 @@ LORA_KEY = re.compile(
     r"|\.(?:(?P<diff>diff|w_norm)|(?P<bias>diff_b|b_norm)|(?P<set>set_weight))"
     r"|\.(?P<scaling>alpha|dora_scale))"
 )
+# Parts that have several names, by the one that `numeric.lora` knows.
 LORA_PARTS = {"A": "down", "B": "up", "w_norm": "diff", "diff_b": "diff", "b_norm": "diff"}
+# What trainers put before a layer's name. In the second line: kohya's, of which Wan Fun has two
+# underscores, OneTrainer's and SimpleTuner's.
 LORA_PREFIX = re.compile(
     r"(model\.)?diffusion_model\.|net\.|unet\.|transformer\.|base_model\.model\."
-    r"|lora_unet_+|lora_transformer_|lycoris_"  # kohya; __ is of Wan Fun; OneTrainer; SimpleTuner
+    r"|lora_unet_+|lora_transformer_|lycoris_"
 )
-NOT_MERGED = {  # what keys that match nothing are, where it can be told
+# Keys of known kinds that are not merged, by what a note calls them.
+NOT_MERGED = {
     "of a text encoder": r"lora_te|text_encoder|clip_|t5xxl",
     "of OFT": r".+\.(oft_|rescale$)",
     "of GLoRA": r".+\.[ab][12]\.weight$",
     "of PEFT's DoRA": r".+\.lora_magnitude_vector",
     "a new shape of a layer": r".+\.reshape_weight$",
 }
-# Names with _ for every dot, as kohya's trainers write them. One layer's two native spellings,
-# in the published file and in ComfyUI, are brought to one:
+# Some layers have one name in the published file and another one in ComfyUI. Rows bring both to
+# one: (regular expression, replacement), on names with _ for every dot, as kohya's trainers write.
 SPELLINGS = (
     (r"(_mod|modulation)_linear", r"\1_lin"),
     (r"mlp_fc1", "mlp_0"),
@@ -9043,8 +9049,9 @@ SPELLINGS = (
     (r"(_in|_embedder)_(mlp_0|linear_1)", r"\1_in_layer"),
     (r"(_in|_embedder)_(mlp_2|linear_2)", r"\1_out_layer"),
 )
-# ... diffusers' block, the native block, {diffusers' layer: native layer}. `rows` is a part of a
-# fused layer, see FUSED_ROWS; `swapped`: scale and shift lie in the other order.
+# How diffusers names the layers of a model, in the same form: diffusers' block, the native block,
+# {diffusers' layer: native layer}. A group named `rows` is a part of a fused layer, see FUSED_ROWS;
+# one named `swapped` has scale and shift in the other order.
 DIFFUSERS = (
     (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {  # Flux, Hunyuan Video
         r"attn_to_(?P<rows>[qkv])": "img_attn_qkv",
@@ -9095,17 +9102,22 @@ DIFFUSERS = (
         "ffn_net_2": "ffn_2",
     }),
 )  # fmt: skip
+# The rows of DIFFUSERS, compiled: (a whole name's regular expression, its native name).
 NATIVE_NAMES = [
     (re.compile(block + f"(?:{layer})"), native_block + native)
     for block, native_block, layers in DIFFUSERS
     for layer, native in layers.items()
 ]
-# Where a part begins and ends among a fused layer's rows, in multiples of its columns
+# Where a part begins and ends among a fused layer's rows, in multiples of its columns. Flux's
+# `linear1` has q, k, v and an MLP of four times the width.
 FUSED_ROWS = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "qkv": (0, 3), "proj_mlp": (3, 7)}
 
 
 def canonical(name: str) -> str:
-    """A layer's name in the one spelling in which models and LoRA files are compared."""
+    """Bring a layer's name to the one spelling in which models and LoRA files are compared.
+
+    Dots become underscores, as kohya's names cannot be brought back to dots, and the rows of
+    """
     name = name.replace(".", "_")
     for spelling, other in SPELLINGS:
         name = re.sub(f"{spelling}(?=(_bias)?$)", other, name)
@@ -9113,8 +9125,13 @@ def canonical(name: str) -> str:
 
 
 def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | None:
-    """The model's tensor that a LoRA's layer is, and which part of it; {canonical: tensor}."""
-    for _ in range(MAX_PREFIXES):  # each time costs a search, and a name may consist of them
+    """Find the model's tensor that a LoRA's layer is, and which part of it.
+
+    layer: as the LoRA's key has it. names: {canonical name: tensor} of the model. The name is tried
+    as it is and as one of diffusers, then again without its first prefix, and so on. Returns the
+    tensor's name and the groups of the row of DIFFUSERS that matched, or None.
+    """
+    for _ in range(MAX_PREFIXES):
         name = canonical(layer)
         if name in names:
             return names[name], {}
@@ -9122,6 +9139,7 @@ def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | No
             match = pattern.fullmatch(name)
             if match and (native := match.expand(native)) in names:
                 return names[native], match.groupdict()
+        # Some trainers put several prefixes one before another.
         if not (prefix := LORA_PREFIX.match(layer)):
             break
         layer = layer[prefix.end() :]
@@ -9129,12 +9147,19 @@ def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | No
 
 
 def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], list[str]]:
-    """{layer: {kind: {part: TensorRef}}} of a LoRA file, and keys that are no part of a layer."""
+    """Read a LoRA file's header, and group its keys by layer and kind.
+
+    Returns {layer: {kind: {part: TensorRef}}} with layers named as in the file, and the keys that
+    are no part of a layer. A layer has one kind of patch and, beside it, perhaps one for its bias;
+    alpha and dora_scale are put among the parts of that kind. Raises ConvertError where a layer has
+    two kinds or a part twice, or a dtype that cannot be computed with.
+    """
     layers, unknown = defaultdict(lambda: defaultdict(dict)), []
     for key, ref in read_header(path)[0].items():
         if not (match := LORA_KEY.fullmatch(key)):
             unknown.append(key)
             continue
+        # F8_E5M2, for one, is a dtype that no conversion computes with.
         if ref.dtype not in TORCH_DTYPES:
             raise ConvertError(f"{path}: {key} is {ref.dtype}; give the LoRA in a 16-bit type")
         kind = match.lastgroup
@@ -9144,6 +9169,7 @@ def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], 
             raise ConvertError(f"{path}: {key} and {parts[part].name} are the same thing twice")
         parts[part] = ref
     for layer, kinds in layers.items():
+        # alpha and dora_scale say nothing of the kind, and may come before the parts that do.
         scaling = kinds.pop("scaling", {})
         if len(kinds.keys() - {"bias"}) > 1:
             raise ConvertError(f"{path}: {layer} is {' and '.join(kinds)} at once; keep one kind")
@@ -9155,11 +9181,18 @@ def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], 
 
 
 def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[str]]:
-    """{tensor: patches} of a LoRA file, and what of it cannot be merged."""
+    """Match a LoRA file with a model, by its header alone.
+
+    Returns {tensor: patches}, in which q, k and v of a fused layer are patches of their own, and a
+    line for each kind of thing that cannot be merged. Raises ConvertError for a file that
+    `group_keys` refuses, and where two of its layers are the same rows of a tensor.
+    """
     layers, unmatched = group_keys(lora.path)
+    # Norms of Flux are named `scale` where others are named `weight`.
     names = {canonical(re.sub(r"\.(weight|scale)$", "", bare(n))): n for n in model.tensors}
     patches, misfits, packed = defaultdict(list), [], []
     for layer, kinds in layers.items():
+        # A layer that is not found has the name "", which no tensor has.
         name, found = locate(layer, names) or ("", {})
         for kind, parts in kinds.items():
             target = f"{name.removesuffix('.weight')}.bias" if kind == "bias" else name
@@ -9173,6 +9206,7 @@ def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[st
                 rows=rows_of(found.get("rows"), model.tensors[name]),
                 swapped="swapped" in found,
             )
+            # Two spellings of one layer in a file: merging both would count its change twice.
             if any(other.rows == patch.rows for other in patches[target]):
                 raise ConvertError(f"{lora.path}: {layer} and another name are both {target}")
             misfit = find_misfit(patch, model.tensors[target])
@@ -9186,7 +9220,11 @@ def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[st
 
 
 def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -> list[str]:
-    """What of a LoRA cannot be merged, counted: a line for each kind."""
+    """Tell what of a LoRA cannot be merged, counted: a line for each kind of problem.
+
+    misfits: sentences of `find_misfit`; packed: tensors that the source has quantised already;
+    unmatched: keys that are of no tensor of the model.
+    """
     problems = []
     if misfits:
         more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
@@ -9200,7 +9238,11 @@ def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -
 
 
 def rows_of(part: str | None, target: TensorRef) -> slice:
-    """The rows of a fused layer that are its q, k, v or MLP; all of them without a part."""
+    """Find the rows of a fused layer that are its q, k, v or MLP.
+
+    part: a key of FUSED_ROWS, or None for all rows. target: the fused tensor [N, K], whose columns
+    tell the width that its parts are multiples of.
+    """
     if part is None:
         return slice(None)
     begin, end = FUSED_ROWS[part]
@@ -9208,9 +9250,14 @@ def rows_of(part: str | None, target: TensorRef) -> slice:
 
 
 def find_misfit(patch: Patch, target: TensorRef) -> str:
-    """Why a patch is not for a tensor, or "": its shapes are merged, without any data."""
+    """Say why a patch does not fit a tensor, or "".
+
+    The merge itself is tried on torch's meta device, which computes shapes without any data, so
+    that this check and the merge can never disagree.
+    """
     shown = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in patch.parts.values())
     try:
+        # A missing part is a KeyError of the merge; shapes that do not fit are its other errors.
         parts = {part: torch.empty(ref.shape, device="meta") for part, ref in patch.parts.items()}
         merge(patch, parts, torch.empty(target.shape, device="meta"))
     except KeyError as error:
@@ -9222,14 +9269,19 @@ def find_misfit(patch: Patch, target: TensorRef) -> str:
 
 
 def describe_unmatched(keys: list[str]) -> str:
-    """How many keys match nothing, what they are where that can be told, and the first few."""
+    """Tell how many keys match nothing, what they are where that is known, and the first few."""
     kinds = {what: sum(bool(re.match(row, k)) for k in keys) for what, row in NOT_MERGED.items()}
     told = "".join(f", {count} {what}" for what, count in kinds.items() if count)
     return f"{len(keys)} keys match no tensor of the model{told}: {examples(keys)}"
 
 
 def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source:
-    """Have LoRAs merged into a model when its tensors are read; notes tell of each LoRA."""
+    """Have LoRAs merged into a model when its tensors are read; notes tell of each LoRA.
+
+    partial: whether to go on where some of a LoRA cannot be merged; that is noted then. Several
+    LoRAs are merged in the order given. Raises ConvertError where a LoRA has nothing for the model
+    or, without `partial`, not all of it fits.
+    """
     tensors, notes = dict(model.tensors), []
     for lora in loras:
         patches, problems = read_lora(lora, model)
@@ -9247,13 +9299,15 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source
     return Source(dataclasses.replace(model, tensors=tensors), tuple(notes))
 
 
-# ── nvfp4/source/open.py: A model to convert: quantised layers decoded, taken over or refused ─────
+# ── nvfp4/source/open.py: Open a model to convert: its quantised layers decoded, kept or refused ──
 
 def open_source(path: Path) -> Source:
     """Read a model's headers, and settle what becomes of layers that are quantised in it.
 
     FP8 layers with their scales are decoded as they are read; NVFP4 layers, and quantised ones
-    that are not of the diffusion model, go over as they are; any others are refused.
+    that are not of the diffusion model, go over as they are; any others are refused. The notes
+    tell of defects in kept layers, of input scales left out and of names that were changed. Raises
+    ConvertError for what is no model, is a LoRA, or cannot be decoded.
     """
     model = open_model(path)
     if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
@@ -9266,6 +9320,7 @@ def open_source(path: Path) -> Source:
     for ref in model.tensors.values():
         name, _, suffix = ref.name.rpartition(".")
         inside = name.startswith(prefix)
+        # A bias is no part of the packing: it is cast and planned like any other tensor.
         part = ref
         if name in layers and not problems[name] and suffix in known and suffix != "bias":
             part = adopted(ref, layers[name], inside)
@@ -9273,6 +9328,7 @@ def open_source(path: Path) -> Source:
             tensors[ref.name] = part
         scales += part is None and suffix in ("input_scale", "scale_input")
     refuse_quantised(path, tensors.values(), prefix, problems)
+    # Defects of layers that are kept would be the output's, too. They are noted, not refused.
     kept = {ref.layer: layers[ref.layer] for ref in tensors.values() if ref.config}
     for defect, names in grouped(lint(model, kept)).items():
         notes.append(f"in the source, {DEFECTS[defect].what}: {examples(names)}")
@@ -9282,24 +9338,38 @@ def open_source(path: Path) -> Source:
             "that are named input_scale from any file"
         )
     if prefix in UNREAD_PREFIXES:
-        whole = all(name.startswith(prefix) for name in tensors)
-        new = "" if whole else COMFYUI_PREFIX
-        refs = (
-            dataclasses.replace(ref, name=renamed(ref, prefix, new)) for ref in tensors.values()
-        )
-        tensors = {ref.name: ref for ref in refs}
-        instead = f"have {new} instead of" if new else "lose"
-        notes.append(f"names {instead} their {prefix}, which ComfyUI does not know")
+        tensors, note = reprefixed(tensors, prefix)
+        notes.append(note)
     return Source(dataclasses.replace(model, tensors=tensors), tuple(notes))
 
 
+def reprefixed(tensors: dict[str, TensorRef], prefix: str) -> tuple[dict[str, TensorRef], str]:
+    """Rename tensors whose prefix ComfyUI does not know: {name: TensorRef}, and a note on it.
+
+    The prefix goes if every tensor has it. Beside other things, such as a text encoder, it becomes
+    the one that ComfyUI strips in checkpoints.
+    """
+    whole = all(name.startswith(prefix) for name in tensors)
+    new = "" if whole else COMFYUI_PREFIX
+    refs = (dataclasses.replace(ref, name=renamed(ref, prefix, new)) for ref in tensors.values())
+    instead = f"have {new} instead of" if new else "lose"
+    note = f"names {instead} their {prefix}, which ComfyUI does not know"
+    return {ref.name: ref for ref in refs}, note
+
+
 def foreign(layer: StoredLayer, inside: bool) -> str:
-    """Why a quantised layer of a source cannot be used; or ""."""
+    """Say why a quantised layer of a source cannot be used; or "".
+
+    inside: whether it is part of the diffusion model. Layers outside, as those of a text encoder,
+    are never decoded but kept, and ComfyUI has to find them configured then. A kept layer's scales
+    have to be sound, as nothing computes them anew.
+    """
     decoded = inside and layer.format.is_decoded
     configured = layer.configured.config if layer.configured else ""
     if not decoded and configured != layer.format.config:
         return "has no configuration of its format"
     reason = undecodable(layer)
+    # NaN is not greater than 0, so it is refused, too.
     if decoded and not reason and not 0 < stored_scale(layer) < math.inf:
         reason = f"its scale is {float(stored_scale(layer))}"
     if not reason and not layer.format.is_decoded:
@@ -9311,13 +9381,18 @@ def foreign(layer: StoredLayer, inside: bool) -> str:
 
 
 def adopted(ref: TensorRef, layer: StoredLayer, inside: bool) -> TensorRef | None:
-    """A part of a quantised layer as the source of a conversion has it; None if it goes."""
+    """Mark a part of a quantised layer for decoding or keeping; None if it is left out.
+
+    A decoded layer keeps its weight alone, with the scale it is decoded by. Of a kept one all parts
+    stay, and the weight carries the configuration.
+    """
     suffix = ref.name.rpartition(".")[2]
     if inside and layer.format.is_decoded:
         if suffix != "weight":
             return None
         return dataclasses.replace(ref, scale=float(stored_scale(layer)))
-    if suffix == "comfy_quant":  # written anew, as it may be in the header alone
+    # The configuration is written anew, as the source may have it in the header alone.
+    if suffix == "comfy_quant":
         return None
     config = json.dumps(layer.config) if suffix == "weight" else ""
     return dataclasses.replace(ref, config=config, is_kept=True)
@@ -9326,7 +9401,13 @@ def adopted(ref: TensorRef, layer: StoredLayer, inside: bool) -> TensorRef | Non
 def refuse_quantised(
     source: Path, refs: Iterable[TensorRef], prefix: str, problems: dict[str, str]
 ) -> None:
-    """Raises ConvertError for quantised tensors that nobody can decode."""
+    """Raise ConvertError if quantised tensors are left that can be neither decoded nor kept.
+
+    refs: the tensors that are to be converted; prefix: of the diffusion model, outside of which
+    everything is copied as it is. problems: {layer: why it could not be used}, of which the first
+    one is told.
+    """
+    # FP8 without any scale, and bytes in a matrix named as a weight, are packed by some other tool.
     quantised = [
         ref.name
         for ref in refs
@@ -9347,10 +9428,14 @@ def refuse_quantised(
         )
 
 
-# ── nvfp4/source/read.py: Read the source of a conversion: a model, and the LoRAs to merge into it 
+# ── nvfp4/source/read.py: Read the source of a conversion: a model, and its LoRAs ─────────────────
 
 def refuse_lone_shard(path: Path) -> None:
-    """Raise ConvertError for one shard of several, which would be converted as if it were all."""
+    """Raise ConvertError for one shard of several, which would be converted as if it were all.
+
+    A shard is told by its name, as Hugging Face's libraries number them; the only one of one is a
+    whole model.
+    """
     if re.search(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$", path.name):
         raise ConvertError(
             f"{path}: is one shard of several; give the *.safetensors.index.json "
@@ -9361,7 +9446,9 @@ def refuse_lone_shard(path: Path) -> None:
 def read_source(options: Options) -> Source:
     """Open the model and the LoRAs to merge, and note the state of all files that are read later.
 
-    Raises ConvertError for what is damaged, or quantised in a way that cannot be decoded.
+    Returns the model, with LoRAs as patches of its tensors, and the notes of both. Raises
+    ConvertError for what is damaged, or quantised in a way that cannot be decoded, and for LoRAs
+    that do not go with the model.
     """
     model, notes = open_source(options.source)
     model = dataclasses.replace(model, stamps=stamps_of(options, model))
@@ -9370,7 +9457,11 @@ def read_source(options: Options) -> Source:
 
 
 def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
-    """Tell size and time of the files that are read while converting, too, and not only before."""
+    """Tell size and time of the files that are read while converting, too, and not only before.
+
+    These are the model's, the LoRAs' and the recordings': a change of them would mix old and new
+    values in one output. Raises ConvertError where one is missing.
+    """
     paths = [*model.files, *(lora.path for lora in options.merge_lora), *options.activation_stats]
     with translated(options.source):
         return {path: stamp(path) for path in paths}

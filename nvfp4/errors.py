@@ -38,8 +38,8 @@ class DamagedFileError(ConvertError):
 class Float16OverflowError(Exception):
     """Stop writing: a tensor planned as float16 holds a value beyond 65504.
 
-    It never reaches a user. `conversion.write` catches it, plans those tensors as float32 and
-    writes again.
+    It never reaches a user: `production` catches it, plans the tensors that do not fit as float32
+    and writes again.
     """
 
 

@@ -132,7 +132,7 @@ class Model:
 
 
 class Source(NamedTuple):
-    """A model to convert, and notes on what it is taken for."""
+    """Hold a model to convert, and notes on what it is taken for, each a line of the report."""
 
     model: Model
     notes: tuple[str, ...] = ()

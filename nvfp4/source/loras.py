@@ -1,4 +1,10 @@
-"""LoRA files to be merged: which tensor a key means, what fits."""
+"""Find the tensors that LoRA files change, and what fits them.
+
+Trainers name layers in many ways: as ComfyUI does, as diffusers does, with dots or underscores,
+with prefixes. Every name is brought to one spelling, in which the model's names are looked up. The
+result are Patches in the model's TensorRefs; `numeric.lora` computes with them when a tensor is
+read. To add a spelling, add a row to SPELLINGS or DIFFUSERS.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +22,10 @@ from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.lora import merge
 from nvfp4.read.checkpoint import read_header
 
-MAX_PREFIXES = 10  # of a LoRA's key
-# A LoRA's key is a layer and a part of it; the group that matches is the kind of patch.
+# A key may consist of prefixes alone, and each one costs a search: strip at most so many.
+MAX_PREFIXES = 10
+# A LoRA's key is a layer and a part of it; the name of the group that matches is the kind of patch.
+# The spellings are those that ComfyUI loads (comfy/weight_adapter, comfy/lora.py).
 LORA_KEY = re.compile(
     r"(?P<layer>.+?)(?:"
     r"[._]lora(?:_linear_layer)?[._](?P<lora>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"
@@ -26,20 +34,24 @@ LORA_KEY = re.compile(
     r"|\.(?:(?P<diff>diff|w_norm)|(?P<bias>diff_b|b_norm)|(?P<set>set_weight))"
     r"|\.(?P<scaling>alpha|dora_scale))"
 )
+# Parts that have several names, by the one that `numeric.lora` knows.
 LORA_PARTS = {"A": "down", "B": "up", "w_norm": "diff", "diff_b": "diff", "b_norm": "diff"}
+# What trainers put before a layer's name. In the second line: kohya's, of which Wan Fun has two
+# underscores, OneTrainer's and SimpleTuner's.
 LORA_PREFIX = re.compile(
     r"(model\.)?diffusion_model\.|net\.|unet\.|transformer\.|base_model\.model\."
-    r"|lora_unet_+|lora_transformer_|lycoris_"  # kohya; __ is of Wan Fun; OneTrainer; SimpleTuner
+    r"|lora_unet_+|lora_transformer_|lycoris_"
 )
-NOT_MERGED = {  # what keys that match nothing are, where it can be told
+# Keys of known kinds that are not merged, by what a note calls them.
+NOT_MERGED = {
     "of a text encoder": r"lora_te|text_encoder|clip_|t5xxl",
     "of OFT": r".+\.(oft_|rescale$)",
     "of GLoRA": r".+\.[ab][12]\.weight$",
     "of PEFT's DoRA": r".+\.lora_magnitude_vector",
     "a new shape of a layer": r".+\.reshape_weight$",
 }
-# Names with _ for every dot, as kohya's trainers write them. One layer's two native spellings,
-# in the published file and in ComfyUI, are brought to one:
+# Some layers have one name in the published file and another one in ComfyUI. Rows bring both to
+# one: (regular expression, replacement), on names with _ for every dot, as kohya's trainers write.
 SPELLINGS = (
     (r"(_mod|modulation)_linear", r"\1_lin"),
     (r"mlp_fc1", "mlp_0"),
@@ -48,8 +60,9 @@ SPELLINGS = (
     (r"(_in|_embedder)_(mlp_0|linear_1)", r"\1_in_layer"),
     (r"(_in|_embedder)_(mlp_2|linear_2)", r"\1_out_layer"),
 )
-# ... diffusers' block, the native block, {diffusers' layer: native layer}. `rows` is a part of a
-# fused layer, see FUSED_ROWS; `swapped`: scale and shift lie in the other order.
+# How diffusers names the layers of a model, in the same form: diffusers' block, the native block,
+# {diffusers' layer: native layer}. A group named `rows` is a part of a fused layer, see FUSED_ROWS;
+# one named `swapped` has scale and shift in the other order.
 DIFFUSERS = (
     (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {  # Flux, Hunyuan Video
         r"attn_to_(?P<rows>[qkv])": "img_attn_qkv",
@@ -100,17 +113,22 @@ DIFFUSERS = (
         "ffn_net_2": "ffn_2",
     }),
 )  # fmt: skip
+# The rows of DIFFUSERS, compiled: (a whole name's regular expression, its native name).
 NATIVE_NAMES = [
     (re.compile(block + f"(?:{layer})"), native_block + native)
     for block, native_block, layers in DIFFUSERS
     for layer, native in layers.items()
 ]
-# Where a part begins and ends among a fused layer's rows, in multiples of its columns
+# Where a part begins and ends among a fused layer's rows, in multiples of its columns. Flux's
+# `linear1` has q, k, v and an MLP of four times the width.
 FUSED_ROWS = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "qkv": (0, 3), "proj_mlp": (3, 7)}
 
 
 def canonical(name: str) -> str:
-    """A layer's name in the one spelling in which models and LoRA files are compared."""
+    """Bring a layer's name to the one spelling in which models and LoRA files are compared.
+
+    Dots become underscores, as kohya's names cannot be brought back to dots, and the rows of
+    """
     name = name.replace(".", "_")
     for spelling, other in SPELLINGS:
         name = re.sub(f"{spelling}(?=(_bias)?$)", other, name)
@@ -118,8 +136,13 @@ def canonical(name: str) -> str:
 
 
 def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | None:
-    """The model's tensor that a LoRA's layer is, and which part of it; {canonical: tensor}."""
-    for _ in range(MAX_PREFIXES):  # each time costs a search, and a name may consist of them
+    """Find the model's tensor that a LoRA's layer is, and which part of it.
+
+    layer: as the LoRA's key has it. names: {canonical name: tensor} of the model. The name is tried
+    as it is and as one of diffusers, then again without its first prefix, and so on. Returns the
+    tensor's name and the groups of the row of DIFFUSERS that matched, or None.
+    """
+    for _ in range(MAX_PREFIXES):
         name = canonical(layer)
         if name in names:
             return names[name], {}
@@ -127,6 +150,7 @@ def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | No
             match = pattern.fullmatch(name)
             if match and (native := match.expand(native)) in names:
                 return names[native], match.groupdict()
+        # Some trainers put several prefixes one before another.
         if not (prefix := LORA_PREFIX.match(layer)):
             break
         layer = layer[prefix.end() :]
@@ -134,12 +158,19 @@ def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | No
 
 
 def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], list[str]]:
-    """{layer: {kind: {part: TensorRef}}} of a LoRA file, and keys that are no part of a layer."""
+    """Read a LoRA file's header, and group its keys by layer and kind.
+
+    Returns {layer: {kind: {part: TensorRef}}} with layers named as in the file, and the keys that
+    are no part of a layer. A layer has one kind of patch and, beside it, perhaps one for its bias;
+    alpha and dora_scale are put among the parts of that kind. Raises ConvertError where a layer has
+    two kinds or a part twice, or a dtype that cannot be computed with.
+    """
     layers, unknown = defaultdict(lambda: defaultdict(dict)), []
     for key, ref in read_header(path)[0].items():
         if not (match := LORA_KEY.fullmatch(key)):
             unknown.append(key)
             continue
+        # F8_E5M2, for one, is a dtype that no conversion computes with.
         if ref.dtype not in TORCH_DTYPES:
             raise ConvertError(f"{path}: {key} is {ref.dtype}; give the LoRA in a 16-bit type")
         kind = match.lastgroup
@@ -149,6 +180,7 @@ def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], 
             raise ConvertError(f"{path}: {key} and {parts[part].name} are the same thing twice")
         parts[part] = ref
     for layer, kinds in layers.items():
+        # alpha and dora_scale say nothing of the kind, and may come before the parts that do.
         scaling = kinds.pop("scaling", {})
         if len(kinds.keys() - {"bias"}) > 1:
             raise ConvertError(f"{path}: {layer} is {' and '.join(kinds)} at once; keep one kind")
@@ -160,11 +192,18 @@ def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], 
 
 
 def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[str]]:
-    """{tensor: patches} of a LoRA file, and what of it cannot be merged."""
+    """Match a LoRA file with a model, by its header alone.
+
+    Returns {tensor: patches}, in which q, k and v of a fused layer are patches of their own, and a
+    line for each kind of thing that cannot be merged. Raises ConvertError for a file that
+    `group_keys` refuses, and where two of its layers are the same rows of a tensor.
+    """
     layers, unmatched = group_keys(lora.path)
+    # Norms of Flux are named `scale` where others are named `weight`.
     names = {canonical(re.sub(r"\.(weight|scale)$", "", bare(n))): n for n in model.tensors}
     patches, misfits, packed = defaultdict(list), [], []
     for layer, kinds in layers.items():
+        # A layer that is not found has the name "", which no tensor has.
         name, found = locate(layer, names) or ("", {})
         for kind, parts in kinds.items():
             target = f"{name.removesuffix('.weight')}.bias" if kind == "bias" else name
@@ -178,6 +217,7 @@ def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[st
                 rows=rows_of(found.get("rows"), model.tensors[name]),
                 swapped="swapped" in found,
             )
+            # Two spellings of one layer in a file: merging both would count its change twice.
             if any(other.rows == patch.rows for other in patches[target]):
                 raise ConvertError(f"{lora.path}: {layer} and another name are both {target}")
             misfit = find_misfit(patch, model.tensors[target])
@@ -191,7 +231,11 @@ def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[st
 
 
 def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -> list[str]:
-    """What of a LoRA cannot be merged, counted: a line for each kind."""
+    """Tell what of a LoRA cannot be merged, counted: a line for each kind of problem.
+
+    misfits: sentences of `find_misfit`; packed: tensors that the source has quantised already;
+    unmatched: keys that are of no tensor of the model.
+    """
     problems = []
     if misfits:
         more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
@@ -205,7 +249,11 @@ def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -
 
 
 def rows_of(part: str | None, target: TensorRef) -> slice:
-    """The rows of a fused layer that are its q, k, v or MLP; all of them without a part."""
+    """Find the rows of a fused layer that are its q, k, v or MLP.
+
+    part: a key of FUSED_ROWS, or None for all rows. target: the fused tensor [N, K], whose columns
+    tell the width that its parts are multiples of.
+    """
     if part is None:
         return slice(None)
     begin, end = FUSED_ROWS[part]
@@ -213,9 +261,14 @@ def rows_of(part: str | None, target: TensorRef) -> slice:
 
 
 def find_misfit(patch: Patch, target: TensorRef) -> str:
-    """Why a patch is not for a tensor, or "": its shapes are merged, without any data."""
+    """Say why a patch does not fit a tensor, or "".
+
+    The merge itself is tried on torch's meta device, which computes shapes without any data, so
+    that this check and the merge can never disagree.
+    """
     shown = ", ".join(f"{ref.name} {list(ref.shape)}" for ref in patch.parts.values())
     try:
+        # A missing part is a KeyError of the merge; shapes that do not fit are its other errors.
         parts = {part: torch.empty(ref.shape, device="meta") for part, ref in patch.parts.items()}
         merge(patch, parts, torch.empty(target.shape, device="meta"))
     except KeyError as error:
@@ -227,14 +280,19 @@ def find_misfit(patch: Patch, target: TensorRef) -> str:
 
 
 def describe_unmatched(keys: list[str]) -> str:
-    """How many keys match nothing, what they are where that can be told, and the first few."""
+    """Tell how many keys match nothing, what they are where that is known, and the first few."""
     kinds = {what: sum(bool(re.match(row, k)) for k in keys) for what, row in NOT_MERGED.items()}
     told = "".join(f", {count} {what}" for what, count in kinds.items() if count)
     return f"{len(keys)} keys match no tensor of the model{told}: {examples(keys)}"
 
 
 def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source:
-    """Have LoRAs merged into a model when its tensors are read; notes tell of each LoRA."""
+    """Have LoRAs merged into a model when its tensors are read; notes tell of each LoRA.
+
+    partial: whether to go on where some of a LoRA cannot be merged; that is noted then. Several
+    LoRAs are merged in the order given. Raises ConvertError where a LoRA has nothing for the model
+    or, without `partial`, not all of it fits.
+    """
     tensors, notes = dict(model.tensors), []
     for lora in loras:
         patches, problems = read_lora(lora, model)

@@ -1,4 +1,9 @@
-"""A model to convert: quantised layers decoded, taken over or refused."""
+"""Open a model to convert: its quantised layers decoded, kept or refused.
+
+A source may hold FP8 or NVFP4 layers of an earlier conversion. What becomes of each is decided
+here, from headers and scales, and written into its TensorRefs: nothing is decoded before
+`read.tensors` reads it. Planning then sees FP8 layers as 16-bit ones, and leaves kept ones alone.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +35,9 @@ def open_source(path: Path) -> Source:
     """Read a model's headers, and settle what becomes of layers that are quantised in it.
 
     FP8 layers with their scales are decoded as they are read; NVFP4 layers, and quantised ones
-    that are not of the diffusion model, go over as they are; any others are refused.
+    that are not of the diffusion model, go over as they are; any others are refused. The notes
+    tell of defects in kept layers, of input scales left out and of names that were changed. Raises
+    ConvertError for what is no model, is a LoRA, or cannot be decoded.
     """
     model = open_model(path)
     if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
@@ -43,6 +50,7 @@ def open_source(path: Path) -> Source:
     for ref in model.tensors.values():
         name, _, suffix = ref.name.rpartition(".")
         inside = name.startswith(prefix)
+        # A bias is no part of the packing: it is cast and planned like any other tensor.
         part = ref
         if name in layers and not problems[name] and suffix in known and suffix != "bias":
             part = adopted(ref, layers[name], inside)
@@ -50,6 +58,7 @@ def open_source(path: Path) -> Source:
             tensors[ref.name] = part
         scales += part is None and suffix in ("input_scale", "scale_input")
     refuse_quantised(path, tensors.values(), prefix, problems)
+    # Defects of layers that are kept would be the output's, too. They are noted, not refused.
     kept = {ref.layer: layers[ref.layer] for ref in tensors.values() if ref.config}
     for defect, names in grouped(lint(model, kept)).items():
         notes.append(f"in the source, {DEFECTS[defect].what}: {examples(names)}")
@@ -59,24 +68,38 @@ def open_source(path: Path) -> Source:
             "that are named input_scale from any file"
         )
     if prefix in UNREAD_PREFIXES:
-        whole = all(name.startswith(prefix) for name in tensors)
-        new = "" if whole else COMFYUI_PREFIX
-        refs = (
-            dataclasses.replace(ref, name=renamed(ref, prefix, new)) for ref in tensors.values()
-        )
-        tensors = {ref.name: ref for ref in refs}
-        instead = f"have {new} instead of" if new else "lose"
-        notes.append(f"names {instead} their {prefix}, which ComfyUI does not know")
+        tensors, note = reprefixed(tensors, prefix)
+        notes.append(note)
     return Source(dataclasses.replace(model, tensors=tensors), tuple(notes))
 
 
+def reprefixed(tensors: dict[str, TensorRef], prefix: str) -> tuple[dict[str, TensorRef], str]:
+    """Rename tensors whose prefix ComfyUI does not know: {name: TensorRef}, and a note on it.
+
+    The prefix goes if every tensor has it. Beside other things, such as a text encoder, it becomes
+    the one that ComfyUI strips in checkpoints.
+    """
+    whole = all(name.startswith(prefix) for name in tensors)
+    new = "" if whole else COMFYUI_PREFIX
+    refs = (dataclasses.replace(ref, name=renamed(ref, prefix, new)) for ref in tensors.values())
+    instead = f"have {new} instead of" if new else "lose"
+    note = f"names {instead} their {prefix}, which ComfyUI does not know"
+    return {ref.name: ref for ref in refs}, note
+
+
 def foreign(layer: StoredLayer, inside: bool) -> str:
-    """Why a quantised layer of a source cannot be used; or ""."""
+    """Say why a quantised layer of a source cannot be used; or "".
+
+    inside: whether it is part of the diffusion model. Layers outside, as those of a text encoder,
+    are never decoded but kept, and ComfyUI has to find them configured then. A kept layer's scales
+    have to be sound, as nothing computes them anew.
+    """
     decoded = inside and layer.format.is_decoded
     configured = layer.configured.config if layer.configured else ""
     if not decoded and configured != layer.format.config:
         return "has no configuration of its format"
     reason = undecodable(layer)
+    # NaN is not greater than 0, so it is refused, too.
     if decoded and not reason and not 0 < stored_scale(layer) < math.inf:
         reason = f"its scale is {float(stored_scale(layer))}"
     if not reason and not layer.format.is_decoded:
@@ -88,13 +111,18 @@ def foreign(layer: StoredLayer, inside: bool) -> str:
 
 
 def adopted(ref: TensorRef, layer: StoredLayer, inside: bool) -> TensorRef | None:
-    """A part of a quantised layer as the source of a conversion has it; None if it goes."""
+    """Mark a part of a quantised layer for decoding or keeping; None if it is left out.
+
+    A decoded layer keeps its weight alone, with the scale it is decoded by. Of a kept one all parts
+    stay, and the weight carries the configuration.
+    """
     suffix = ref.name.rpartition(".")[2]
     if inside and layer.format.is_decoded:
         if suffix != "weight":
             return None
         return dataclasses.replace(ref, scale=float(stored_scale(layer)))
-    if suffix == "comfy_quant":  # written anew, as it may be in the header alone
+    # The configuration is written anew, as the source may have it in the header alone.
+    if suffix == "comfy_quant":
         return None
     config = json.dumps(layer.config) if suffix == "weight" else ""
     return dataclasses.replace(ref, config=config, is_kept=True)
@@ -103,7 +131,13 @@ def adopted(ref: TensorRef, layer: StoredLayer, inside: bool) -> TensorRef | Non
 def refuse_quantised(
     source: Path, refs: Iterable[TensorRef], prefix: str, problems: dict[str, str]
 ) -> None:
-    """Raises ConvertError for quantised tensors that nobody can decode."""
+    """Raise ConvertError if quantised tensors are left that can be neither decoded nor kept.
+
+    refs: the tensors that are to be converted; prefix: of the diffusion model, outside of which
+    everything is copied as it is. problems: {layer: why it could not be used}, of which the first
+    one is told.
+    """
+    # FP8 without any scale, and bytes in a matrix named as a weight, are packed by some other tool.
     quantised = [
         ref.name
         for ref in refs

@@ -1,4 +1,8 @@
-"""Read the source of a conversion: a model, and the LoRAs to merge into it."""
+"""Read the source of a conversion: a model, and its LoRAs.
+
+This is the first phase of a conversion. Headers and scales are read; weights are not, before they
+are encoded. Whether a file stays as it was until then is told by its stamp.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,11 @@ from nvfp4.source.open import open_source
 
 
 def refuse_lone_shard(path: Path) -> None:
-    """Raise ConvertError for one shard of several, which would be converted as if it were all."""
+    """Raise ConvertError for one shard of several, which would be converted as if it were all.
+
+    A shard is told by its name, as Hugging Face's libraries number them; the only one of one is a
+    whole model.
+    """
     if re.search(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$", path.name):
         raise ConvertError(
             f"{path}: is one shard of several; give the *.safetensors.index.json "
@@ -26,7 +34,9 @@ def refuse_lone_shard(path: Path) -> None:
 def read_source(options: Options) -> Source:
     """Open the model and the LoRAs to merge, and note the state of all files that are read later.
 
-    Raises ConvertError for what is damaged, or quantised in a way that cannot be decoded.
+    Returns the model, with LoRAs as patches of its tensors, and the notes of both. Raises
+    ConvertError for what is damaged, or quantised in a way that cannot be decoded, and for LoRAs
+    that do not go with the model.
     """
     model, notes = open_source(options.source)
     model = dataclasses.replace(model, stamps=stamps_of(options, model))
@@ -35,7 +45,11 @@ def read_source(options: Options) -> Source:
 
 
 def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
-    """Tell size and time of the files that are read while converting, too, and not only before."""
+    """Tell size and time of the files that are read while converting, too, and not only before.
+
+    These are the model's, the LoRAs' and the recordings': a change of them would mix old and new
+    values in one output. Raises ConvertError where one is missing.
+    """
     paths = [*model.files, *(lora.path for lora in options.merge_lora), *options.activation_stats]
     with translated(options.source):
         return {path: stamp(path) for path in paths}
