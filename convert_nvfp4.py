@@ -3372,154 +3372,229 @@ def compile_rounder() -> RoundColumns:
     return compiled
 
 
-# ── nvfp4/formats/base.py: What a format has to say of itself, and the table of all formats ───────
+# ── nvfp4/formats/base.py: Say what a format has to tell of itself; keep the table of formats ─────
 
 # {suffix: (safetensors dtype, shape)} of a layer's tensors, in the order in which they are written.
+# A suffix is the name after the layer's: "weight" in "blocks.0.ffn.0.weight".
 Parts = dict[str, tuple[str, tuple[int, ...]]]
 
-# What may lie beside a quantised weight whatever its format is.
+# Suffixes of tensors that a layer may have whatever its format is.
 COMMON_PARTS = ("weight", "bias", "input_scale", "pre_quant_scale", "comfy_quant")
 
 # Formats whose names ComfyUI knows in `comfy_quant` but that no file of this room describes: layers
-# of them are named, not decoded.
+# of them are shown by that name, and are never decoded.
 NAMED_ONLY = ("float8_e5m2", "mxfp8", "int8_tensorwise", "convrot_w4a4")
 
 
 class Given(NamedTuple):
-    """A weight that is to be encoded."""
+    """Hold a weight that is to be encoded.
+
+    layer: its name, for notes; weight: [N, K] float32, bfloat16 or float16 on the device that
+    computes, smoothing applied; amax: its largest magnitude, a finite float32 scalar; source_scale:
+    the scale that the source stored this FP8 weight with, None if it was not FP8 or a LoRA changed
+    it.
+    """
 
     layer: str
-    weight: torch.Tensor  # [N, K], float32, bfloat16 or float16, on the device that computes
-    amax: torch.Tensor  # its largest magnitude, a finite float32 scalar
-    # The scale that the source stored this FP8 weight with; None if it was none, or was changed.
+    weight: torch.Tensor
+    amax: torch.Tensor
     source_scale: float | None = None
 
 
 class Encoder(Protocol):
-    """What a format may use to encode a weight: `encode.compute.Compute`."""
+    """State what a format may use to encode a weight; `encode.compute.Compute` has it all.
 
-    dtype: torch.dtype  # weights are cast to it first: --quant-dtype
-    search: Callable  # one of SCALE_SEARCHES
-    kernels: Kernels | None  # numba's, where they serve this device and dtype
+    dtype: what weights are cast to first (--quant-dtype); search: one of SCALE_SEARCHES; kernels:
+    numba's, None where they are not compiled or do not serve this device and dtype; notes: what the
+    user is to be told, to append to.
+    """
+
+    dtype: torch.dtype
+    search: Callable
+    kernels: Kernels | None
     notes: list[str]
 
     def map(self, function: Callable, weight: torch.Tensor, *more: torch.Tensor) -> list:
-        """Call the function for every chunk of rows."""
+        """Call the function for every chunk of rows of a weight [N, K] and of what goes with it.
+
+        Returns the results in the order of the rows; chunks may be worked on in several threads.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """A weight's codes by chunks of rows, what else goes by rows, the scale, and the damage."""
+    """Hold a weight's codes, its scales, and what quantising cost.
+
+    codes: the stored codes by chunks of rows; by_rows: block scales, whole, [N, ...] each and not
+    swizzled; scale: float32 scalar, the global scale or the only one; damage: in plain units.
+    """
 
     codes: tuple[torch.Tensor, ...]
-    by_rows: tuple[torch.Tensor, ...] = ()  # block or row scales, whole
-    scale: torch.Tensor  # float32 scalar
+    by_rows: tuple[torch.Tensor, ...] = ()
+    scale: torch.Tensor
     damage: Damage
 
 
 class Format:
-    """One way to store a tensor; creating one enters it into the table.
+    """Describe one way to store a tensor; an instance is a row of the table `rows`.
 
-    Subclasses set the attributes that differ and override what their layers do otherwise. N and K
-    are the rows and columns of the weight as a linear layer multiplies by it.
+    Subclasses set the attributes that differ, and override what their layers do otherwise. N and K
+    are rows and columns of a weight as a linear layer multiplies by it. Formats are ordered by
+    rank, so that a floor is a comparison.
     """
 
     rows: ClassVar[list[Format]] = []
 
-    name: str = ""  # in plans, reports and the header
-    title: str = ""  # among the formats that a file may hold; no two have the same one
-    # Bits of precision: a floor that asks for FP8 is met by everything with at least as many.
+    # The name is what plans, reports and the header call the format. The title is what it is called
+    # among all formats that a file may hold; no two have the same one.
+    name: str = ""
+    title: str = ""
+    # Bits of precision: a floor that asks for FP8 is met by every format with at least as many.
     rank: int = 0
-    config: str = ""  # its name in `comfy_quant`; "" for what is not quantised
+    # The name in `comfy_quant` that ComfyUI knows the format by; "" for what is not quantised.
+    config: str = ""
 
-    # How it is stored.
-    is_configured: bool = True  # `comfy_quant` and the header tell of it; else a marker does
-    is_copy: bool = False  # the source's bytes, untouched
+    # How it is stored. Whether `comfy_quant` and the header tell of its layers; else a marker does.
+    is_configured: bool = True
+    # Whether the source's bytes are copied as they are.
+    is_copy: bool = False
+    # The safetensors dtype of the weight, "" where there is no fixed one.
     weight_dtype: str = ""
-    scale_suffix: str = ""  # of the tensor beside the weight by which the format is recognised
-    scalar_shape: tuple[int, ...] = ()  # of scales that are one number
-    marker: str = ""  # the tensor that tells of layers without a configuration
-    row_multiple: int = 1  # rows of the weight are padded to it
-    # What is missing when such a weight lies in a file without a configuration: a key of DEFECTS.
+    # The suffix of the tensor beside the weight by which the format is recognised.
+    scale_suffix: str = ""
+    # The shape that scales of one number are written with.
+    scalar_shape: tuple[int, ...] = ()
+    # The tensor, one in a file, that tells of layers without a configuration; "" for none.
+    marker: str = ""
+    # Rows of the weight are padded with zeros to a multiple of this.
+    row_multiple: int = 1
+    # The defect, a key of DEFECTS, of such a weight in a file that configures nothing; "" for none.
     unconfigured: str = "unconfigured"
 
-    # How ComfyUI multiplies it.
+    # How ComfyUI multiplies it, unless a layer is marked for full-precision matmul.
     weight_bits: int = 16
-    activation_bits: int = 16  # without full-precision matmul
-    needs_input_scale: bool = False  # or full-precision matmul: ComfyUI would clip the input at 448
+    activation_bits: int = 16
+    # Whether ComfyUI would clip the input at 448 where there is neither an input scale nor a mark
+    # for full-precision matmul.
+    needs_input_scale: bool = False
     # The largest activation over the input scale; 0 where the format takes no input scale.
     activation_max: float = 0.0
     # Column of a calibration summary that input scales are from, and what it is divided by.
     summary_column: tuple[str, float] | None = None
-    full_precision_option: str = ""  # the field of Options that marks all layers of this format
+    # The field of Options that marks all layers of this format for full-precision matmul.
+    full_precision_option: str = ""
 
-    # What a conversion does with it.
-    is_candidate: bool = False  # --target-size may choose it
-    is_adopted: bool = False  # layers of a source that have it are taken over or decoded
-    is_decoded: bool = False  # ... decoded: they are 16-bit weights again while converting
-    encoding_cost: int = 0  # of a weight, in bytes that are read or written meanwhile
-    grid: FloatGrid | None = None  # rounding by statistics rounds to it; None: it cannot
-    group: int = 1  # columns that share a scale
+    # What a conversion does with it. --target-size may choose a candidate.
+    is_candidate: bool = False
+    # Whether layers of a source that have it are adopted as they are, or, if it is decoded too,
+    # become 16-bit weights again while converting.
+    is_adopted: bool = False
+    is_decoded: bool = False
+    # Effort to encode one weight, in bytes that are read or written in the same time: ranks share
+    # the work by it.
+    encoding_cost: int = 0
+    # What rounding by statistics rounds to, None where it cannot; columns that share a scale.
+    grid: FloatGrid | None = None
+    group: int = 1
 
     def __init__(self) -> None:
+        """Enter the row into the table of all formats."""
         Format.rows.append(self)
 
     def __repr__(self) -> str:
+        """Show the row by its title, which is unique."""
         return self.title
 
     def __reduce__(self) -> tuple:
-        """Pickle the row by its title: ranks send each other plans, and compare formats by `is`."""
+        """Pickle the row by its title.
+
+        Ranks send plans to each other, and formats are compared by `is`.
+        """
         return format_titled, (self.title,)
 
     def __lt__(self, other: Format) -> bool:
+        """Compare by bits of precision."""
         return self.rank < other.rank
 
     def __le__(self, other: Format) -> bool:
+        """Compare by bits of precision; formats of equal rank meet each other's floors."""
         return self.rank <= other.rank
 
     @property
     def is_quantised(self) -> bool:
+        """Tell whether ComfyUI has a name for it in `comfy_quant`, so that there is a layer to
+        configure.
+        """
         return bool(self.config)
 
     def dtype_of(self, source: str, half: str) -> str:
-        """The dtype in the output of a tensor that the source has in another one."""
+        """Choose the safetensors dtype that a tensor gets in the output.
+
+        source: its dtype in the source; half: the one that --dtype asks for ("BF16", "F16" or
+        "F32"). Formats that are not quantised choose; here the source's dtype stays.
+        """
         return source
 
     def configuration(self, *, full_precision: bool) -> dict[str, object]:
-        """What ComfyUI reads of a layer, in `comfy_quant` and in the header alike."""
+        """Make the configuration that ComfyUI reads of a layer, the same in `comfy_quant` and in
+        the header.
+
+        Returns what is written as JSON: the format's name, and `full_precision_matrix_mult` where
+        activations are to stay 16-bit.
+        """
         flag = {"full_precision_matrix_mult": True} if full_precision else {}
         return {"format": self.config, **flag}
 
     def stored_name(self, suffix: str) -> str:
-        """What this format calls a part of a layer in the file."""
+        """Name the tensor that holds a part of a layer, given the part's usual suffix.
+
+        Formats older than ComfyUI's present names override it.
+        """
         return suffix
 
-    # Shapes and dtypes
+    # Shapes and dtypes: no tensor's values are needed.
 
     def parts(self, shape: tuple[int, int]) -> Parts:
-        """Tensors that a weight [N, K] becomes, without those in COMMON_PARTS but the weight."""
+        """Tell dtypes and shapes of the tensors that a weight [N, K] becomes.
+
+        Returns {suffix: (safetensors dtype, shape)}, without COMMON_PARTS other than the weight, in
+        the order in which they are written; `stored` gives the values.
+        """
         return {"weight": (self.weight_dtype, shape)}
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Of all tensors that such a layer may have in a file, by the names they have there."""
+        """List the suffixes of its own tensors in a file, by the names they have there.
+
+        They include the input scale, and those that a layer of this format may lack.
+        """
         names = (*self.parts((1, 1)), "input_scale") if self.is_quantised else ()
         return tuple(self.stored_name(name) for name in names)
 
     def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
-        """Whether a stored layer is of this format, as its tensors show it.
+        """Tell whether a stored layer is of this format, going by its tensors.
 
-        configured: the format's name in its `comfy_quant`, if it has one.
+        weight: the stored weight; parts: suffixes of the layer's tensors; configured: the format's
+        name in its configuration, None if it has none. The dtype of the weight has to be that of
+        the format, and the scale that it is recognised by has to be there.
         """
         fits = bool(self.weight_dtype) and weight.dtype == self.weight_dtype
         return fits and (not self.scale_suffix or self.scale_suffix in parts)
 
     def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
-        """[N, K] of a stored weight's shape; `bias_rows` tells padded rows from others."""
+        """Tell [N, K] of a weight from its stored shape.
+
+        stored: shape of the stored weight, rows padded and codes packed; bias_rows: length of the
+        layer's bias, None if there is none, which tells how many rows are not padding.
+        """
         return stored
 
     def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
-        """Why a stored layer cannot be decoded, by its dtypes and shapes; or ""."""
+        """Say why a stored layer cannot be decoded, by dtypes and shapes, or return "".
+
+        parts: its tensors by suffix; shape: [N, K] as `logical_shape` gave it. Here: the scale has
+        to be one float, and the weight a matrix that is not empty.
+        """
         scale, weight = parts.get(self.scale_suffix), parts["weight"]
         if scale is not None and (scale.dtype not in SOURCE_FLOATS or math.prod(scale.shape) != 1):
             return f"its scale is {scale.dtype} {list(scale.shape)}"
@@ -3528,55 +3603,85 @@ class Format:
         return ""
 
     def is_slow(self, shape: tuple[int, int]) -> bool:
-        """Whether quantised activations cannot be multiplied by a weight [N, K] of this shape."""
+        """Tell whether activations of its bits cannot be multiplied by a weight [N, K].
+
+        ComfyUI then decodes the weight for every call, which is right but slow.
+        """
         return False
 
-    # Values
+    # Values: what follows computes with tensors.
 
     def encode(self, given: Given, encoder: Encoder) -> Encoded:
-        """Choose scales and codes with the least squared error of the weight."""
+        """Choose scales and codes with the least squared error of the weight.
+
+        given: the weight and its largest magnitude; encoder: what to compute with. Returns what
+        `stored` turns into tensors. Formats that are not quantised have none, and raise
+        NotImplementedError.
+        """
         raise NotImplementedError
 
     def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
-        """{suffix: its rows in pieces} of an encoded weight [N, K], in the order of `parts`."""
+        """Turn an encoded weight into the tensors of the file.
+
+        shape: [N, K]. Returns {suffix: its rows in pieces} in the order of `parts`; the pieces are
+        written one after the other, so that large codes need not be joined in memory.
+        """
         raise NotImplementedError
 
     def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """What `decode` takes, of a layer's stored tensors: parts by rows, and the scale.
+        """Bring a layer's stored tensors into the form that `decode` takes.
 
-        tensors: by suffix, as the file holds them.
+        tensors: by suffix, as the file holds them. Returns parts by rows, the codes first, and the
+        scale as a float32 scalar, 1 where the format has none.
         """
         scale = tensors.get(self.scale_suffix)
         return [tensors["weight"]], torch.ones(()) if scale is None else scale.float().reshape(())
 
     def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
-        """Rows [n, K] float32 (K padded) of parts by rows, the scale coming last."""
+        """Dequantise rows to float32 [n, K], K padded as it is stored.
+
+        Arguments are the parts by rows, as `unpack` or `round_to_levels` gives them, and last the
+        scale, a float32 scalar; a scale of 1 gives weights in units of the scale.
+        """
         raise NotImplementedError
 
     def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
-        """Parts by rows, codes first, of rows that were rounded by statistics."""
+        """Pack rows that were rounded by statistics, as `decode` takes them.
+
+        rounded: levels and block scales of rows in units of the layer's scale; feedback: tells the
+        order of their columns. Returns parts by rows [n, ...], the codes first. Needed where `grid`
+        is set.
+        """
         raise NotImplementedError
 
     def faults(
         self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
     ) -> list[tuple[str, str]]:
-        """Defects (keys of DEFECTS, with a detail) that the values of scales show.
+        """Find defects that the values of scales show: keys of DEFECTS, each with a detail.
 
-        scales: by suffix, those that are more than one number; weight: its stored shape.
+        scales: by suffix, those that are more than one number; weight: the stored shape of the
+        weight.
         """
         return []
 
     def misreadings(self, parts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-        """{what may have gone wrong: parts by rows as they would be then}."""
+        """List other orders in which the same parts may have been stored.
+
+        parts: by rows, as `unpack` gives them. Returns {what may have gone wrong: the parts as they
+        would be then}, which --verify tries where a layer decodes to something else than its
+        source.
+        """
         return {}
 
 
 def encode_rows(
     weight: torch.Tensor, scale: torch.Tensor, encode: Callable, encoder: Encoder
 ) -> Encoded:
-    """Encode all rows of a weight [N, K] at one scale.
+    """Encode all rows of a weight [N, K] at one scale, chunk by chunk.
 
-    encode: (rows [n, K], scale) -> codes, further parts by rows, Damage in units of the scale.
+    scale: float32 scalar; encode: (rows [n, K], scale) -> codes, further parts by rows, and Damage
+    in units of the scale; encoder: maps it over the chunks. Returns the codes as chunks, the other
+    parts whole, and the damage in plain units.
     """
     made = encoder.map(lambda rows: encode(rows, scale), weight)
     codes, *by_rows, damages = zip(*made, strict=True)
@@ -3589,69 +3694,85 @@ def encode_rows(
 
 
 def measured(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
-    """(rows, scale) -> their parts, encoded from `dtype`, and the error of what those decode to."""
+    """Make a function for `encode_rows` that encodes and then measures.
+
+    encode: (rows, scale) -> parts by rows; decode: its inverse; dtype: what rows are cast to before
+    they are encoded, while the error counts against the rows as they were. Compiled kernels do both
+    in one pass instead.
+    """
 
     def encode_and_measure(rows: torch.Tensor, scale: torch.Tensor) -> tuple:
+        """Encode rows [n, K] at a scale; return their parts, and the Damage in its units."""
         parts = encode(rows.to(dtype), scale)
-        # In units of the scale, as the squares of huge and tiny weights leave float32's range.
+        # Measured in units of the scale, as squares of huge or tiny weights leave float32's range.
         return *parts, measure(rows.float() / scale, decode(*parts, torch.ones_like(scale)))
 
     return encode_and_measure
 
 
 def format_titled(title: str) -> Format:
-    """The row of that title. Raises KeyError where there is none."""
+    """Find the row of a title. Raises KeyError where there is none."""
     return {row.title: row for row in Format.rows}[title]
 
 
 def configured_formats() -> dict[str, Format]:
-    """{name in comfy_quant: format} of all that a conversion can write by that name."""
+    """List the formats that can be written by a name in `comfy_quant`: {that name: format}."""
     return {row.config: row for row in sorted(Format.rows) if row.config and row.is_configured}
 
 
 def candidate_formats() -> list[Format]:
-    """What --target-size may choose from, the smallest first."""
+    """List the formats that --target-size may choose from, the smallest first."""
     return sorted((row for row in Format.rows if row.is_candidate), key=lambda row: row.rank)
 
 
 def stored_formats() -> list[Format]:
-    """What a stored layer may be, those first that have more tensors to be told by."""
+    """List the formats that a stored layer may have, in the order in which to try them.
+
+    Of two that fit a layer the first one counts: fewer bits come first, then those that are told by
+    a scale beside the weight, then those without a configuration.
+    """
     rows = (row for row in Format.rows if row.weight_dtype)
     return sorted(rows, key=lambda row: (row.rank, not row.scale_suffix, row.is_configured))
 
 
 def is_known(config: object) -> bool:
-    """Whether ComfyUI knows a format by this name, described here or only named."""
+    """Tell whether ComfyUI knows a format by this name, described in this room or only named.
+
+    config: what a configuration gives as its format, which may be anything JSON can hold.
+    """
     return config in NAMED_ONLY or config in configured_formats()
 
 
 def layer_parts() -> tuple[str, ...]:
-    """Suffixes of all tensors that belong to a layer, in any format."""
+    """List the suffixes of all tensors that belong to a layer, in any format, each once."""
     own = (suffix for row in Format.rows for suffix in row.suffixes)
     return tuple(dict.fromkeys((*COMMON_PARTS, *own)))
 
 
 def marker_names() -> set[str]:
-    """Names of the tensors that tell of layers without a configuration."""
+    """List the names of tensors that tell of layers without a configuration."""
     return {row.marker for row in Format.rows if row.marker}
 
 
 def is_quantised_part(name: str) -> bool:
-    """Whether a tensor of this name shows that its layer is quantised already.
+    """Tell whether a tensor of this name shows that its layer is quantised already.
 
-    `weight_scale_inv` is what other tools call the scale of FP8 weights.
+    name: as in the file. `weight_scale_inv` counts, too: it is what other tools call the scale of
+    FP8 weights. A weight, a bias and a smoothing vector show nothing.
     """
     own = {*layer_parts(), "weight_scale_inv", *marker_names()}
     return name.rpartition(".")[2] in own - {"weight", "bias", "pre_quant_scale"}
 
 
 def scalar_scales() -> dict[str, tuple[int, ...]]:
-    """{suffix: its shape where it is written} of the scales that are one number.
+    """List the scales that are one number: {suffix: the shape with which it is written}.
 
-    Those of formats with a configuration come first, the input scale after their own.
+    Those of formats with a configuration come first, each format's input scale after its own
+    scales.
     """
     found: dict[str, tuple[int, ...]] = {}
     for configured in (True, False):
+        # Any shape will do to tell which parts are one number: 32 rows and columns, as an example.
         rows = [r for r in stored_formats() if r.is_quantised and r.is_configured is configured]
         for row in rows:
             parts = {suffix: shape for suffix, (_, shape) in row.parts((32, 32)).items()}
@@ -3661,43 +3782,63 @@ def scalar_scales() -> dict[str, tuple[int, ...]]:
     return found
 
 
-# ── nvfp4/formats/floats.py: What is not quantised: 16-bit, 32-bit, and the source's own bytes ────
+# ── nvfp4/formats/floats.py: Store tensors without quantising: 16-bit, 32-bit, or as they are ─────
 
 class Half(Format):
-    """16-bit floats, or whatever else --dtype says."""
+    """Store a tensor in 16-bit floats, or in whatever else --dtype says.
+
+    One tensor of the source's shape, BF16 unless --dtype is float16 or float32. A tensor with a
+    value beyond float16's 65504 is planned as Float32 instead.
+    """
 
     name, title, rank = "HALF", "16-bit", 16
 
     def dtype_of(self, source: str, half: str) -> str:
+        """Return the safetensors dtype of --dtype: "BF16", "F16" or "F32", whatever the source has.
+
+        Values are cast by `encode.float16.cast`.
+        """
         return half
 
 
 class Float32(Format):
-    """float32, for what loses too much in fewer bits."""
+    """Store a tensor in float32, for what loses too much in fewer bits.
+
+    One tensor of the source's shape and dtype F32: what a GGUF keeps in F32, and what float16
+    cannot hold.
+    """
 
     name, title, rank = "FP32", "32-bit", 32
 
     def dtype_of(self, source: str, half: str) -> str:
+        """Return "F32", whatever the source has and --dtype says."""
         return "F32"
 
 
 class Kept(Format):
-    """The source's bytes, whatever they are. No floor raises them."""
+    """Store a tensor as the source does: the same bytes, dtype and shape, whatever they are.
 
+    Its rank is above all others, so that no floor raises it. It is also the format of tensors of
+    NVFP4 layers that the source has already.
+    """
+
+    # More than the bits of any other format, so that every floor is met.
     name, title, rank = "KEPT", "as in the source", 64
     is_copy = True
 
 
+# The only instances: formats are compared by `is`, so that nobody makes a second one.
 HALF, FP32, KEPT = Half(), Float32(), Kept()
 
 
-# ── nvfp4/formats/fp8.py: FP8: 8-bit floats with one scale for the whole weight ───────────────────
+# ── nvfp4/formats/fp8.py: Store weights as FP8: 8-bit floats, one scale for a whole weight ────────
 
 class Fp8(Format):
-    """Weights [N, K] as F8_E4M3 [N, K] and one float32 scale.
+    """Store a weight [N, K] as F8_E4M3 [N, K] and one float32 scale.
 
-    Multiplied in FP8 (W8A8) where there is an input scale, else decoded to 16 bits: without one
-    ComfyUI casts activations with scale 1, clipped at 448.
+    The layout is that of comfy_kitchen's TensorCoreFP8Layout. ComfyUI multiplies in FP8 (W8A8)
+    where there is an input scale, and decodes to 16 bits for full-precision matmul. Without either
+    it casts activations with scale 1, clipped at 448.
     """
 
     name = title = "FP8"
@@ -3708,44 +3849,71 @@ class Fp8(Format):
     unconfigured = "unread scale"
     weight_bits = activation_bits = 8
     needs_input_scale = True
+    # A summary's `amax` is the largest activation, which E4M3's largest number is to stand for.
     activation_max = E4M3_MAX
     summary_column = ("amax", E4M3_MAX)
     full_precision_option = "fp8_full_precision_mm"
     is_candidate = is_adopted = is_decoded = True
+    # Half of NVFP4's, which searches the scale of every block.
     encoding_cost = 2
     grid = E4M3
 
     def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell the two tensors of a weight [N, K]: codes F8_E4M3 [N, K] and their scale F32.
+
+        The scale has shape [], here and in comfy_kitchen; `ScaledFp8` stores shape [1]. Rows and
+        columns are not padded.
+        """
         return {"weight": (self.weight_dtype, shape), "weight_scale": ("F32", self.scalar_shape)}
 
     def encode(self, given: Given, encoder: Encoder) -> Encoded:
+        """Encode a weight [N, K] at amax / 448, or at the scale that the source stored it with.
+
+        Codes are float8_e4m3fn [n, K] by chunks of rows. They are bit-identical to those of
+        comfy_kitchen.quantize_per_tensor_fp8 for the weight in float32; with `encoder.dtype`
+        bfloat16 or float16 the weight is cast first.
+        """
         plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, encoder.dtype)
         encode = encoder.kernels.encode_fp8 if encoder.kernels else plain
-        # With the source's own scale, its FP8 codes come back as they were.
+        # With the source's own scale, its FP8 codes come back as they were; another would round
+        # values a second time.
         known = given.source_scale
         scale = fp8_scale(given.amax) if known is None else torch.tensor(known)
         return encode_rows(given.weight, scale.to(given.amax), encode, encoder)
 
     def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        """Give the values of `parts`: codes float8_e4m3fn [N, K] in chunks of rows, and the float32
+        scale.
+        """
         return {"weight": [*encoded.codes], "weight_scale": [encoded.scale]}
 
     def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        """Multiply codes float8_e4m3fn [n, K] by the scale: float32 [n, K].
+
+        comfy_kitchen.dequantize_per_tensor_fp8 gives the same in float32.
+        """
         return decode_fp8(*parts_and_scale)
 
     def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
+        """Cast rounded levels to codes: float8_e4m3fn [n, K], the columns in the weight's own
+        order.
+
+        Levels are values of E4M3 already, so that nothing is rounded a second time.
+        """
         return [levels_in_order(rounded, feedback).to(torch.float8_e4m3fn)]
 
 
 FP8 = Fp8()
 
 
-# ── nvfp4/formats/nvfp4.py: NVFP4: 4-bit floats, an 8-bit scale for every 16 of them, and one scale
+# ── nvfp4/formats/nvfp4.py: Store weights as NVFP4: 4-bit floats and an 8-bit scale for every 16 ──
 
 class Nvfp4(Format):
-    """Weights [N, K] as U8 [N16, K16/2], block scales F8_E4M3 in swizzled tiles, a global scale.
+    """Store a weight [N, K] as codes, block scales in swizzled tiles, and a global scale.
 
-    N16 and K16 are N and K rounded up to 16. Multiplied in FP4 on Blackwell (W4A4), decoded to 16
-    bits elsewhere and with full-precision matmul (W4A16). In ComfyUI since 0.10.
+    N16 and K16 are N and K rounded up to 16. Codes are U8 [N16, K16/2], two columns in a byte. The
+    weight is multiplied in FP4 on Blackwell (W4A4), and decoded to 16 bits elsewhere and with
+    full-precision matmul (W4A16). In ComfyUI since 0.10.
     """
 
     name = title = "NVFP4"
@@ -3756,6 +3924,7 @@ class Nvfp4(Format):
     row_multiple = BLOCK_SIZE
     weight_bits = activation_bits = 4
     activation_max = NVFP4_MAX
+    # A summary's `scale` column holds input scales of NVFP4 as they are.
     summary_column = ("scale", 1.0)
     is_candidate = is_adopted = True
     encoding_cost = 4
@@ -3763,6 +3932,12 @@ class Nvfp4(Format):
     group = BLOCK_SIZE
 
     def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell the three tensors of a weight [N, K].
+
+        `weight` U8 [N16, K16/2], `weight_scale` F8_E4M3 [roundup(N16, 128), roundup(K16/16, 4)],
+        and `weight_scale_2`, the global scale, F32 []. Shapes and suffixes are those that
+        comfy_kitchen's TensorCoreNVFP4Layout gives.
+        """
         height, width = (round_up(size, BLOCK_SIZE) for size in shape)
         tiles = (round_up(height, TILE_ROWS), round_up(width // BLOCK_SIZE, TILE_COLUMNS))
         return {
@@ -3772,14 +3947,30 @@ class Nvfp4(Format):
         }
 
     def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
+        """Tell whether a stored layer is NVFP4: a U8 weight with a global scale beside it.
+
+        An I8 weight counts if the layer is configured as NVFP4, too.
+        """
+        # ComfyUI takes the bits of I8 for those of U8; only a configuration tells that they are.
         signed = weight.dtype == "I8" and configured == self.config
         return (weight.dtype == self.weight_dtype or signed) and self.scale_suffix in parts
 
     def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
+        """Tell [N, K16] of codes [N16, K16/2]: two columns in a byte.
+
+        The bias's length is N where it rounds up to N16; otherwise N16 is all that is known, as the
+        file does not say how much was padded.
+        """
         rows = stored[0] if bias_rows is None else bias_rows
         return rows if round_up(rows, BLOCK_SIZE) == stored[0] else stored[0], stored[1] * 2
 
     def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
+        """Say why a layer cannot be decoded: its global scale, codes or block scales, by dtype and
+        shape.
+
+        Codes have to be [N16, K16/2], and block scales the whole tiles that belong to them, F8_E4M3
+        or bytes with those bits.
+        """
         if reason := super().undecodable(parts, shape):
             return reason
         weight, tiles = parts["weight"], parts.get("weight_scale")
@@ -3793,9 +3984,22 @@ class Nvfp4(Format):
         return ""
 
     def is_slow(self, shape: tuple[int, int]) -> bool:
+        """Tell whether Blackwell cannot multiply the weight in FP4.
+
+        It needs K % 32 == 0, and N % 16 == 0 where there is a bias; a layer's bias is not looked at
+        here, so that N counts for every layer.
+        """
         return bool(shape[0] % FP4_MATMUL_N or shape[1] % FP4_MATMUL_K)
 
     def encode(self, given: Given, encoder: Encoder) -> Encoded:
+        """Encode a weight [N, K] by the scale search that was asked for.
+
+        Codes are uint8 [n, K16/2] by chunks of rows, block scales float8_e4m3fn [N, K16/16] whole
+        and not swizzled, the global scale amax / 2688 or one of the six others. Weights too small
+        for the search get amax block scales, with a note. With `--scale-search amax` and float32
+        the bytes are those of comfy_kitchen.quantize_nvfp4.
+        """
+        # Parity: with the amax search and float32, all bytes are those of comfy_kitchen.
         scale, search = nvfp4_global_scale(given.amax), encoder.search
         if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
             search = amax_block_scales
@@ -3807,11 +4011,18 @@ class Nvfp4(Format):
         if search is not amax_block_scales:
             best = try_other_global_scales(given.weight, best, encode, encoder)
         if 0 < given.amax <= NVFP4_MAX * LEAST_FLOAT32 / 2:
-            # All is lost, and the squares of such weights are 0, too.
+            # All codes are zero, and the squares of such weights underflow to 0, which would look
+            # like no damage at all: tell that everything is lost.
             best = dataclasses.replace(best, damage=Damage(error=1.0, energy=1.0))
         return best
 
     def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        """Give the values of `parts`, with padded rows.
+
+        Codes uint8 [N16, K16/2] in chunks of rows, the padding last; block scales float8_e4m3fn
+        swizzled into tiles, as comfy_kitchen's to_blocked has them; the global scale float32 [].
+        """
+        # Parity: comfy_kitchen pads rows to 16, and block scales to whole tiles, with zeros.
         columns, missing = encoded.codes[0].shape[1], -shape[0] % BLOCK_SIZE
         padding = torch.zeros(missing, columns, dtype=torch.uint8)
         return {
@@ -3821,6 +4032,12 @@ class Nvfp4(Format):
         }
 
     def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Bring stored tensors into rows: codes uint8 [N16, K16/2], block scales [N16, K16/16], the
+        scale.
+
+        Block scales are unswizzled, float8_e4m3fn; the global scale is float32 []. I8 codes are
+        read as uint8 with the same bits.
+        """
         codes = tensors["weight"]
         blocks = codes.shape[1] * 2 // BLOCK_SIZE
         block_scale = unswizzle(tensors["weight_scale"], len(codes), blocks)
@@ -3828,10 +4045,20 @@ class Nvfp4(Format):
         return [codes.view(torch.uint8), block_scale], scale
 
     def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        """Dequantise codes [n, K16/2] and block scales [n, K16/16] to float32 [n, K16].
+
+        The value is what comfy_kitchen.dequantize_nvfp4 gives in float32.
+        """
         return decode_nvfp4(*parts_and_scale)
 
     def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
+        """Pack rounded rows: codes uint8 [n, K16/2] and block scales float8_e4m3fn [n, K16/16].
+
+        Levels are values of E2M1 already, so that nothing is rounded a second time; both are
+        brought back into the weight's own order of columns.
+        """
         levels = levels_in_order(rounded, feedback)
+        # The order keeps groups of 16 columns together: every 16th entry tells where a block was.
         codes = torch.empty_like(rounded.codes)
         codes[feedback.order[::BLOCK_SIZE] // BLOCK_SIZE] = rounded.codes
         packed = pack_e2m1(round_to_e2m1(levels.abs()), levels)
@@ -3840,9 +4067,15 @@ class Nvfp4(Format):
     def faults(
         self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
     ) -> list[tuple[str, str]]:
-        """Block scales are E4M3 numbers without a sign, and zero in the padding of their tiles."""
+        """Find block scales that are no E4M3 numbers without a sign, or not zero in their tiles'
+        padding.
+
+        scales: `weight_scale`, tiles of a one-byte dtype; weight: the stored shape [N16, K16/2].
+        ComfyUI's own decoding never reads the padding, but FP4 matmul does.
+        """
         tiles, found = scales["weight_scale"].view(torch.uint8), []
-        if (tiles >= NAN_E4M3).any():  # NaN, or the sign bit
+        # As bytes, NaN and everything with a sign bit lie at or above 0x7F.
+        if (tiles >= NAN_E4M3).any():
             found.append(("bad scale", "weight_scale"))
         rows, blocks = weight[0], weight[1] * 2 // BLOCK_SIZE
         if tiles.shape != (rows, blocks):
@@ -3852,10 +4085,16 @@ class Nvfp4(Format):
         return found
 
     def misreadings(self, parts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        """Give codes with their nibbles swapped, block scales that were not swizzled, and both at
+        once.
+
+        parts: codes uint8 [n, K16/2] and block scales float8_e4m3fn [n, K16/16].
+        """
         codes, block_scale = parts
         swapped = torch.bitwise_left_shift(codes, 4) | torch.bitwise_right_shift(codes, 4)
         rows, blocks = block_scale.shape
-        plain = swizzle(block_scale)[:rows, :blocks]  # as they would lie in the file unswizzled
+        # `unpack` unswizzled them; where that was wrong, swizzling gives the stored order back.
+        plain = swizzle(block_scale)[:rows, :blocks]
         return {
             "packed with the even column in the low nibble": [swapped, block_scale],
             "block scales not swizzled": [codes, plain],
@@ -3866,7 +4105,12 @@ class Nvfp4(Format):
 def try_other_global_scales(
     weight: torch.Tensor, best: Encoded, encode: Callable, encoder: Encoder
 ) -> Encoded:
-    """The encoding with the least error in all, where block scales run out of E4M3's precision."""
+    """Encode a weight at larger global scales, if block scales run out of E4M3's precision.
+
+    best: the encoding at amax / 2688; encode: as `encode_rows` takes it. Returns the encoding with
+    the least squared error in all. The scales tried keep the largest weight exact.
+    """
+    # Few tensors need it: trying all six makes encoding seven times as long.
     if has_many_subnormals(best.by_rows[0]):
         plain = best.scale
         for largest in OTHER_LARGEST_SCALES:
@@ -3878,36 +4122,49 @@ def try_other_global_scales(
 NVFP4 = Nvfp4()
 
 
-# ── nvfp4/formats/plain_fp8.py: Plain FP8: weights cast to 8-bit floats without any scale. It is re
+# ── nvfp4/formats/plain_fp8.py: Read plain FP8: weights cast to 8-bit floats without any scale ────
 
 class PlainFp8(Format):
-    """F8_E4M3 weights that stand for themselves; ComfyUI casts them to 16 bits."""
+    """Describe F8_E4M3 weights [N, K] that stand for themselves; ComfyUI casts them to 16 bits.
+
+    A layer is taken for it where its weight is F8_E4M3 and neither of the other FP8 formats finds
+    its scale.
+    """
 
     title = "plain FP8"
     rank = 8
+    # ComfyUI loads such weights without a configuration, so that nothing is missing.
     is_configured = False
     unconfigured = ""
     weight_dtype = "F8_E4M3"
     weight_bits = 8
 
     def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        """Decode codes float8_e4m3fn [n, K] to float32 [n, K].
+
+        The last argument is a scale of 1, which `unpack` gives where a layer has none.
+        """
         return decode_fp8(*parts_and_scale)
 
 
 PLAIN_FP8 = PlainFp8()
 
 
-# ── nvfp4/formats/scaled_fp8.py: Scaled FP8: the older form of FP8 files, which a marker tensor tel
+# ── nvfp4/formats/scaled_fp8.py: Store weights as scaled FP8, the older form of FP8 files ─────────
 
-# Its number of elements decides for every layer: 2 ask for full-precision matmul, 0 for FP8 matmul.
+# The number of elements of this tensor decides for every layer of the file: 2 ask for
+# full-precision matmul, 0 for FP8 matmul.
 MARKER = "scaled_fp8"
+# What such files call the scales that newer ones call otherwise.
 LEGACY_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}
 
 
 class ScaledFp8(Fp8):
-    """FP8 with other names for its scales, of shape [1], and no configuration.
+    """Store a weight as Fp8 does, with other names for its scales, of shape [1], and no
+    configuration.
 
-    Working Wan FP8 files have this form. ComfyUI reads it where MARKER is in the file and
+    `scale_weight` F32 [1] and `scale_input` F32 [1] lie beside the weight F8_E4M3 [N, K]. Working
+    Wan FP8 files have this form. ComfyUI reads it where MARKER is in the file and
     `_quantization_metadata` is not.
     """
 
@@ -3919,11 +4176,18 @@ class ScaledFp8(Fp8):
     full_precision_option = ""
 
     def stored_name(self, suffix: str) -> str:
+        """Name a part as such files do: `scale_weight` for the weight's scale, `scale_input` for
+        the input's.
+        """
         return LEGACY_NAMES.get(suffix, suffix)
 
 
 def marker_tensor(*, full_precision: bool) -> torch.Tensor:
-    """The marker of a file whose layers all get full-precision matmul, or all FP8 matmul."""
+    """Make the marker of a file whose layers all get full-precision matmul, or all FP8 matmul.
+
+    Returns float8_e4m3fn zeros of shape [2] for full-precision matmul and [0] for FP8 matmul:
+    ComfyUI looks at the number of elements alone.
+    """
     return torch.zeros(2 if full_precision else 0).to(torch.float8_e4m3fn)
 
 

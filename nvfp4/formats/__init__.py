@@ -1,7 +1,7 @@
-"""Every way in which a tensor is stored: one file each, found by being in this folder.
+"""Load every way in which a tensor is stored: one file each.
 
-Importing the room loads all its modules, and each creates its rows (see `base.Format`). A new
-format is a new file here: nothing else lists them.
+Importing the room loads all its modules, found by being in this folder, and each creates its rows
+(see `base.Format`). A new format is a new file here: nothing else lists them.
 """
 
 import importlib

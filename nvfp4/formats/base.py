@@ -1,4 +1,9 @@
-"""What a format has to say of itself, and the table of all formats."""
+"""Say what a format has to tell of itself; keep the table of formats.
+
+`Format` is the contract: attributes for facts, methods for shapes and values. Each file of this
+room subclasses it and creates its rows; the rest of the package asks the row and never compares
+names. `Given` goes into an encoding, `Encoded` comes out; the functions below look rows up.
+"""
 
 from __future__ import annotations
 
@@ -17,151 +22,226 @@ from nvfp4.numeric.damage import Damage, measure
 from nvfp4.numeric.feedback import Feedback, Rounded
 
 # {suffix: (safetensors dtype, shape)} of a layer's tensors, in the order in which they are written.
+# A suffix is the name after the layer's: "weight" in "blocks.0.ffn.0.weight".
 Parts = dict[str, tuple[str, tuple[int, ...]]]
 
-# What may lie beside a quantised weight whatever its format is.
+# Suffixes of tensors that a layer may have whatever its format is.
 COMMON_PARTS = ("weight", "bias", "input_scale", "pre_quant_scale", "comfy_quant")
 
 # Formats whose names ComfyUI knows in `comfy_quant` but that no file of this room describes: layers
-# of them are named, not decoded.
+# of them are shown by that name, and are never decoded.
 NAMED_ONLY = ("float8_e5m2", "mxfp8", "int8_tensorwise", "convrot_w4a4")
 
 
 class Given(NamedTuple):
-    """A weight that is to be encoded."""
+    """Hold a weight that is to be encoded.
+
+    layer: its name, for notes; weight: [N, K] float32, bfloat16 or float16 on the device that
+    computes, smoothing applied; amax: its largest magnitude, a finite float32 scalar; source_scale:
+    the scale that the source stored this FP8 weight with, None if it was not FP8 or a LoRA changed
+    it.
+    """
 
     layer: str
-    weight: torch.Tensor  # [N, K], float32, bfloat16 or float16, on the device that computes
-    amax: torch.Tensor  # its largest magnitude, a finite float32 scalar
-    # The scale that the source stored this FP8 weight with; None if it was none, or was changed.
+    weight: torch.Tensor
+    amax: torch.Tensor
     source_scale: float | None = None
 
 
 class Encoder(Protocol):
-    """What a format may use to encode a weight: `encode.compute.Compute`."""
+    """State what a format may use to encode a weight; `encode.compute.Compute` has it all.
 
-    dtype: torch.dtype  # weights are cast to it first: --quant-dtype
-    search: Callable  # one of SCALE_SEARCHES
-    kernels: Kernels | None  # numba's, where they serve this device and dtype
+    dtype: what weights are cast to first (--quant-dtype); search: one of SCALE_SEARCHES; kernels:
+    numba's, None where they are not compiled or do not serve this device and dtype; notes: what the
+    user is to be told, to append to.
+    """
+
+    dtype: torch.dtype
+    search: Callable
+    kernels: Kernels | None
     notes: list[str]
 
     def map(self, function: Callable, weight: torch.Tensor, *more: torch.Tensor) -> list:
-        """Call the function for every chunk of rows."""
+        """Call the function for every chunk of rows of a weight [N, K] and of what goes with it.
+
+        Returns the results in the order of the rows; chunks may be worked on in several threads.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """A weight's codes by chunks of rows, what else goes by rows, the scale, and the damage."""
+    """Hold a weight's codes, its scales, and what quantising cost.
+
+    codes: the stored codes by chunks of rows; by_rows: block scales, whole, [N, ...] each and not
+    swizzled; scale: float32 scalar, the global scale or the only one; damage: in plain units.
+    """
 
     codes: tuple[torch.Tensor, ...]
-    by_rows: tuple[torch.Tensor, ...] = ()  # block or row scales, whole
-    scale: torch.Tensor  # float32 scalar
+    by_rows: tuple[torch.Tensor, ...] = ()
+    scale: torch.Tensor
     damage: Damage
 
 
 class Format:
-    """One way to store a tensor; creating one enters it into the table.
+    """Describe one way to store a tensor; an instance is a row of the table `rows`.
 
-    Subclasses set the attributes that differ and override what their layers do otherwise. N and K
-    are the rows and columns of the weight as a linear layer multiplies by it.
+    Subclasses set the attributes that differ, and override what their layers do otherwise. N and K
+    are rows and columns of a weight as a linear layer multiplies by it. Formats are ordered by
+    rank, so that a floor is a comparison.
     """
 
     rows: ClassVar[list[Format]] = []
 
-    name: str = ""  # in plans, reports and the header
-    title: str = ""  # among the formats that a file may hold; no two have the same one
-    # Bits of precision: a floor that asks for FP8 is met by everything with at least as many.
+    # The name is what plans, reports and the header call the format. The title is what it is called
+    # among all formats that a file may hold; no two have the same one.
+    name: str = ""
+    title: str = ""
+    # Bits of precision: a floor that asks for FP8 is met by every format with at least as many.
     rank: int = 0
-    config: str = ""  # its name in `comfy_quant`; "" for what is not quantised
+    # The name in `comfy_quant` that ComfyUI knows the format by; "" for what is not quantised.
+    config: str = ""
 
-    # How it is stored.
-    is_configured: bool = True  # `comfy_quant` and the header tell of it; else a marker does
-    is_copy: bool = False  # the source's bytes, untouched
+    # How it is stored. Whether `comfy_quant` and the header tell of its layers; else a marker does.
+    is_configured: bool = True
+    # Whether the source's bytes are copied as they are.
+    is_copy: bool = False
+    # The safetensors dtype of the weight, "" where there is no fixed one.
     weight_dtype: str = ""
-    scale_suffix: str = ""  # of the tensor beside the weight by which the format is recognised
-    scalar_shape: tuple[int, ...] = ()  # of scales that are one number
-    marker: str = ""  # the tensor that tells of layers without a configuration
-    row_multiple: int = 1  # rows of the weight are padded to it
-    # What is missing when such a weight lies in a file without a configuration: a key of DEFECTS.
+    # The suffix of the tensor beside the weight by which the format is recognised.
+    scale_suffix: str = ""
+    # The shape that scales of one number are written with.
+    scalar_shape: tuple[int, ...] = ()
+    # The tensor, one in a file, that tells of layers without a configuration; "" for none.
+    marker: str = ""
+    # Rows of the weight are padded with zeros to a multiple of this.
+    row_multiple: int = 1
+    # The defect, a key of DEFECTS, of such a weight in a file that configures nothing; "" for none.
     unconfigured: str = "unconfigured"
 
-    # How ComfyUI multiplies it.
+    # How ComfyUI multiplies it, unless a layer is marked for full-precision matmul.
     weight_bits: int = 16
-    activation_bits: int = 16  # without full-precision matmul
-    needs_input_scale: bool = False  # or full-precision matmul: ComfyUI would clip the input at 448
+    activation_bits: int = 16
+    # Whether ComfyUI would clip the input at 448 where there is neither an input scale nor a mark
+    # for full-precision matmul.
+    needs_input_scale: bool = False
     # The largest activation over the input scale; 0 where the format takes no input scale.
     activation_max: float = 0.0
     # Column of a calibration summary that input scales are from, and what it is divided by.
     summary_column: tuple[str, float] | None = None
-    full_precision_option: str = ""  # the field of Options that marks all layers of this format
+    # The field of Options that marks all layers of this format for full-precision matmul.
+    full_precision_option: str = ""
 
-    # What a conversion does with it.
-    is_candidate: bool = False  # --target-size may choose it
-    is_adopted: bool = False  # layers of a source that have it are taken over or decoded
-    is_decoded: bool = False  # ... decoded: they are 16-bit weights again while converting
-    encoding_cost: int = 0  # of a weight, in bytes that are read or written meanwhile
-    grid: FloatGrid | None = None  # rounding by statistics rounds to it; None: it cannot
-    group: int = 1  # columns that share a scale
+    # What a conversion does with it. --target-size may choose a candidate.
+    is_candidate: bool = False
+    # Whether layers of a source that have it are adopted as they are, or, if it is decoded too,
+    # become 16-bit weights again while converting.
+    is_adopted: bool = False
+    is_decoded: bool = False
+    # Effort to encode one weight, in bytes that are read or written in the same time: ranks share
+    # the work by it.
+    encoding_cost: int = 0
+    # What rounding by statistics rounds to, None where it cannot; columns that share a scale.
+    grid: FloatGrid | None = None
+    group: int = 1
 
     def __init__(self) -> None:
+        """Enter the row into the table of all formats."""
         Format.rows.append(self)
 
     def __repr__(self) -> str:
+        """Show the row by its title, which is unique."""
         return self.title
 
     def __reduce__(self) -> tuple:
-        """Pickle the row by its title: ranks send each other plans, and compare formats by `is`."""
+        """Pickle the row by its title.
+
+        Ranks send plans to each other, and formats are compared by `is`.
+        """
         return format_titled, (self.title,)
 
     def __lt__(self, other: Format) -> bool:
+        """Compare by bits of precision."""
         return self.rank < other.rank
 
     def __le__(self, other: Format) -> bool:
+        """Compare by bits of precision; formats of equal rank meet each other's floors."""
         return self.rank <= other.rank
 
     @property
     def is_quantised(self) -> bool:
+        """Tell whether ComfyUI has a name for it in `comfy_quant`, so that there is a layer to
+        configure.
+        """
         return bool(self.config)
 
     def dtype_of(self, source: str, half: str) -> str:
-        """The dtype in the output of a tensor that the source has in another one."""
+        """Choose the safetensors dtype that a tensor gets in the output.
+
+        source: its dtype in the source; half: the one that --dtype asks for ("BF16", "F16" or
+        "F32"). Formats that are not quantised choose; here the source's dtype stays.
+        """
         return source
 
     def configuration(self, *, full_precision: bool) -> dict[str, object]:
-        """What ComfyUI reads of a layer, in `comfy_quant` and in the header alike."""
+        """Make the configuration that ComfyUI reads of a layer, the same in `comfy_quant` and in
+        the header.
+
+        Returns what is written as JSON: the format's name, and `full_precision_matrix_mult` where
+        activations are to stay 16-bit.
+        """
         flag = {"full_precision_matrix_mult": True} if full_precision else {}
         return {"format": self.config, **flag}
 
     def stored_name(self, suffix: str) -> str:
-        """What this format calls a part of a layer in the file."""
+        """Name the tensor that holds a part of a layer, given the part's usual suffix.
+
+        Formats older than ComfyUI's present names override it.
+        """
         return suffix
 
-    # Shapes and dtypes
+    # Shapes and dtypes: no tensor's values are needed.
 
     def parts(self, shape: tuple[int, int]) -> Parts:
-        """Tensors that a weight [N, K] becomes, without those in COMMON_PARTS but the weight."""
+        """Tell dtypes and shapes of the tensors that a weight [N, K] becomes.
+
+        Returns {suffix: (safetensors dtype, shape)}, without COMMON_PARTS other than the weight, in
+        the order in which they are written; `stored` gives the values.
+        """
         return {"weight": (self.weight_dtype, shape)}
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Of all tensors that such a layer may have in a file, by the names they have there."""
+        """List the suffixes of its own tensors in a file, by the names they have there.
+
+        They include the input scale, and those that a layer of this format may lack.
+        """
         names = (*self.parts((1, 1)), "input_scale") if self.is_quantised else ()
         return tuple(self.stored_name(name) for name in names)
 
     def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
-        """Whether a stored layer is of this format, as its tensors show it.
+        """Tell whether a stored layer is of this format, going by its tensors.
 
-        configured: the format's name in its `comfy_quant`, if it has one.
+        weight: the stored weight; parts: suffixes of the layer's tensors; configured: the format's
+        name in its configuration, None if it has none. The dtype of the weight has to be that of
+        the format, and the scale that it is recognised by has to be there.
         """
         fits = bool(self.weight_dtype) and weight.dtype == self.weight_dtype
         return fits and (not self.scale_suffix or self.scale_suffix in parts)
 
     def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
-        """[N, K] of a stored weight's shape; `bias_rows` tells padded rows from others."""
+        """Tell [N, K] of a weight from its stored shape.
+
+        stored: shape of the stored weight, rows padded and codes packed; bias_rows: length of the
+        layer's bias, None if there is none, which tells how many rows are not padding.
+        """
         return stored
 
     def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
-        """Why a stored layer cannot be decoded, by its dtypes and shapes; or ""."""
+        """Say why a stored layer cannot be decoded, by dtypes and shapes, or return "".
+
+        parts: its tensors by suffix; shape: [N, K] as `logical_shape` gave it. Here: the scale has
+        to be one float, and the weight a matrix that is not empty.
+        """
         scale, weight = parts.get(self.scale_suffix), parts["weight"]
         if scale is not None and (scale.dtype not in SOURCE_FLOATS or math.prod(scale.shape) != 1):
             return f"its scale is {scale.dtype} {list(scale.shape)}"
@@ -170,55 +250,85 @@ class Format:
         return ""
 
     def is_slow(self, shape: tuple[int, int]) -> bool:
-        """Whether quantised activations cannot be multiplied by a weight [N, K] of this shape."""
+        """Tell whether activations of its bits cannot be multiplied by a weight [N, K].
+
+        ComfyUI then decodes the weight for every call, which is right but slow.
+        """
         return False
 
-    # Values
+    # Values: what follows computes with tensors.
 
     def encode(self, given: Given, encoder: Encoder) -> Encoded:
-        """Choose scales and codes with the least squared error of the weight."""
+        """Choose scales and codes with the least squared error of the weight.
+
+        given: the weight and its largest magnitude; encoder: what to compute with. Returns what
+        `stored` turns into tensors. Formats that are not quantised have none, and raise
+        NotImplementedError.
+        """
         raise NotImplementedError
 
     def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
-        """{suffix: its rows in pieces} of an encoded weight [N, K], in the order of `parts`."""
+        """Turn an encoded weight into the tensors of the file.
+
+        shape: [N, K]. Returns {suffix: its rows in pieces} in the order of `parts`; the pieces are
+        written one after the other, so that large codes need not be joined in memory.
+        """
         raise NotImplementedError
 
     def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """What `decode` takes, of a layer's stored tensors: parts by rows, and the scale.
+        """Bring a layer's stored tensors into the form that `decode` takes.
 
-        tensors: by suffix, as the file holds them.
+        tensors: by suffix, as the file holds them. Returns parts by rows, the codes first, and the
+        scale as a float32 scalar, 1 where the format has none.
         """
         scale = tensors.get(self.scale_suffix)
         return [tensors["weight"]], torch.ones(()) if scale is None else scale.float().reshape(())
 
     def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
-        """Rows [n, K] float32 (K padded) of parts by rows, the scale coming last."""
+        """Dequantise rows to float32 [n, K], K padded as it is stored.
+
+        Arguments are the parts by rows, as `unpack` or `round_to_levels` gives them, and last the
+        scale, a float32 scalar; a scale of 1 gives weights in units of the scale.
+        """
         raise NotImplementedError
 
     def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
-        """Parts by rows, codes first, of rows that were rounded by statistics."""
+        """Pack rows that were rounded by statistics, as `decode` takes them.
+
+        rounded: levels and block scales of rows in units of the layer's scale; feedback: tells the
+        order of their columns. Returns parts by rows [n, ...], the codes first. Needed where `grid`
+        is set.
+        """
         raise NotImplementedError
 
     def faults(
         self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
     ) -> list[tuple[str, str]]:
-        """Defects (keys of DEFECTS, with a detail) that the values of scales show.
+        """Find defects that the values of scales show: keys of DEFECTS, each with a detail.
 
-        scales: by suffix, those that are more than one number; weight: its stored shape.
+        scales: by suffix, those that are more than one number; weight: the stored shape of the
+        weight.
         """
         return []
 
     def misreadings(self, parts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-        """{what may have gone wrong: parts by rows as they would be then}."""
+        """List other orders in which the same parts may have been stored.
+
+        parts: by rows, as `unpack` gives them. Returns {what may have gone wrong: the parts as they
+        would be then}, which --verify tries where a layer decodes to something else than its
+        source.
+        """
         return {}
 
 
 def encode_rows(
     weight: torch.Tensor, scale: torch.Tensor, encode: Callable, encoder: Encoder
 ) -> Encoded:
-    """Encode all rows of a weight [N, K] at one scale.
+    """Encode all rows of a weight [N, K] at one scale, chunk by chunk.
 
-    encode: (rows [n, K], scale) -> codes, further parts by rows, Damage in units of the scale.
+    scale: float32 scalar; encode: (rows [n, K], scale) -> codes, further parts by rows, and Damage
+    in units of the scale; encoder: maps it over the chunks. Returns the codes as chunks, the other
+    parts whole, and the damage in plain units.
     """
     made = encoder.map(lambda rows: encode(rows, scale), weight)
     codes, *by_rows, damages = zip(*made, strict=True)
@@ -231,69 +341,85 @@ def encode_rows(
 
 
 def measured(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
-    """(rows, scale) -> their parts, encoded from `dtype`, and the error of what those decode to."""
+    """Make a function for `encode_rows` that encodes and then measures.
+
+    encode: (rows, scale) -> parts by rows; decode: its inverse; dtype: what rows are cast to before
+    they are encoded, while the error counts against the rows as they were. Compiled kernels do both
+    in one pass instead.
+    """
 
     def encode_and_measure(rows: torch.Tensor, scale: torch.Tensor) -> tuple:
+        """Encode rows [n, K] at a scale; return their parts, and the Damage in its units."""
         parts = encode(rows.to(dtype), scale)
-        # In units of the scale, as the squares of huge and tiny weights leave float32's range.
+        # Measured in units of the scale, as squares of huge or tiny weights leave float32's range.
         return *parts, measure(rows.float() / scale, decode(*parts, torch.ones_like(scale)))
 
     return encode_and_measure
 
 
 def format_titled(title: str) -> Format:
-    """The row of that title. Raises KeyError where there is none."""
+    """Find the row of a title. Raises KeyError where there is none."""
     return {row.title: row for row in Format.rows}[title]
 
 
 def configured_formats() -> dict[str, Format]:
-    """{name in comfy_quant: format} of all that a conversion can write by that name."""
+    """List the formats that can be written by a name in `comfy_quant`: {that name: format}."""
     return {row.config: row for row in sorted(Format.rows) if row.config and row.is_configured}
 
 
 def candidate_formats() -> list[Format]:
-    """What --target-size may choose from, the smallest first."""
+    """List the formats that --target-size may choose from, the smallest first."""
     return sorted((row for row in Format.rows if row.is_candidate), key=lambda row: row.rank)
 
 
 def stored_formats() -> list[Format]:
-    """What a stored layer may be, those first that have more tensors to be told by."""
+    """List the formats that a stored layer may have, in the order in which to try them.
+
+    Of two that fit a layer the first one counts: fewer bits come first, then those that are told by
+    a scale beside the weight, then those without a configuration.
+    """
     rows = (row for row in Format.rows if row.weight_dtype)
     return sorted(rows, key=lambda row: (row.rank, not row.scale_suffix, row.is_configured))
 
 
 def is_known(config: object) -> bool:
-    """Whether ComfyUI knows a format by this name, described here or only named."""
+    """Tell whether ComfyUI knows a format by this name, described in this room or only named.
+
+    config: what a configuration gives as its format, which may be anything JSON can hold.
+    """
     return config in NAMED_ONLY or config in configured_formats()
 
 
 def layer_parts() -> tuple[str, ...]:
-    """Suffixes of all tensors that belong to a layer, in any format."""
+    """List the suffixes of all tensors that belong to a layer, in any format, each once."""
     own = (suffix for row in Format.rows for suffix in row.suffixes)
     return tuple(dict.fromkeys((*COMMON_PARTS, *own)))
 
 
 def marker_names() -> set[str]:
-    """Names of the tensors that tell of layers without a configuration."""
+    """List the names of tensors that tell of layers without a configuration."""
     return {row.marker for row in Format.rows if row.marker}
 
 
 def is_quantised_part(name: str) -> bool:
-    """Whether a tensor of this name shows that its layer is quantised already.
+    """Tell whether a tensor of this name shows that its layer is quantised already.
 
-    `weight_scale_inv` is what other tools call the scale of FP8 weights.
+    name: as in the file. `weight_scale_inv` counts, too: it is what other tools call the scale of
+    FP8 weights. A weight, a bias and a smoothing vector show nothing.
     """
     own = {*layer_parts(), "weight_scale_inv", *marker_names()}
     return name.rpartition(".")[2] in own - {"weight", "bias", "pre_quant_scale"}
 
 
 def scalar_scales() -> dict[str, tuple[int, ...]]:
-    """{suffix: its shape where it is written} of the scales that are one number.
+    """List the scales that are one number: {suffix: the shape with which it is written}.
 
-    Those of formats with a configuration come first, the input scale after their own.
+    Those of formats with a configuration come first, each format's input scale after its own
+    scales.
     """
     found: dict[str, tuple[int, ...]] = {}
     for configured in (True, False):
+        # Any shape will do to tell which parts are one number: 32 rows and columns, as an example.
         rows = [r for r in stored_formats() if r.is_quantised and r.is_configured is configured]
         for row in rows:
             parts = {suffix: shape for suffix, (_, shape) in row.parts((32, 32)).items()}

@@ -1,4 +1,8 @@
-"""FP8: 8-bit floats with one scale for the whole weight."""
+"""Store weights as FP8: 8-bit floats, one scale for a whole weight.
+
+`codes.encode_fp8` and `codes.decode_fp8` do the arithmetic, numba's kernels do the same faster.
+`scaled_fp8` is the older form of such files, `plain_fp8` the one without a scale.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,11 @@ from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order
 
 
 class Fp8(Format):
-    """Weights [N, K] as F8_E4M3 [N, K] and one float32 scale.
+    """Store a weight [N, K] as F8_E4M3 [N, K] and one float32 scale.
 
-    Multiplied in FP8 (W8A8) where there is an input scale, else decoded to 16 bits: without one
-    ComfyUI casts activations with scale 1, clipped at 448.
+    The layout is that of comfy_kitchen's TensorCoreFP8Layout. ComfyUI multiplies in FP8 (W8A8)
+    where there is an input scale, and decodes to 16 bits for full-precision matmul. Without either
+    it casts activations with scale 1, clipped at 448.
     """
 
     name = title = "FP8"
@@ -25,31 +30,57 @@ class Fp8(Format):
     unconfigured = "unread scale"
     weight_bits = activation_bits = 8
     needs_input_scale = True
+    # A summary's `amax` is the largest activation, which E4M3's largest number is to stand for.
     activation_max = E4M3_MAX
     summary_column = ("amax", E4M3_MAX)
     full_precision_option = "fp8_full_precision_mm"
     is_candidate = is_adopted = is_decoded = True
+    # Half of NVFP4's, which searches the scale of every block.
     encoding_cost = 2
     grid = E4M3
 
     def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell the two tensors of a weight [N, K]: codes F8_E4M3 [N, K] and their scale F32.
+
+        The scale has shape [], here and in comfy_kitchen; `ScaledFp8` stores shape [1]. Rows and
+        columns are not padded.
+        """
         return {"weight": (self.weight_dtype, shape), "weight_scale": ("F32", self.scalar_shape)}
 
     def encode(self, given: Given, encoder: Encoder) -> Encoded:
+        """Encode a weight [N, K] at amax / 448, or at the scale that the source stored it with.
+
+        Codes are float8_e4m3fn [n, K] by chunks of rows. They are bit-identical to those of
+        comfy_kitchen.quantize_per_tensor_fp8 for the weight in float32; with `encoder.dtype`
+        bfloat16 or float16 the weight is cast first.
+        """
         plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, encoder.dtype)
         encode = encoder.kernels.encode_fp8 if encoder.kernels else plain
-        # With the source's own scale, its FP8 codes come back as they were.
+        # With the source's own scale, its FP8 codes come back as they were; another would round
+        # values a second time.
         known = given.source_scale
         scale = fp8_scale(given.amax) if known is None else torch.tensor(known)
         return encode_rows(given.weight, scale.to(given.amax), encode, encoder)
 
     def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        """Give the values of `parts`: codes float8_e4m3fn [N, K] in chunks of rows, and the float32
+        scale.
+        """
         return {"weight": [*encoded.codes], "weight_scale": [encoded.scale]}
 
     def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        """Multiply codes float8_e4m3fn [n, K] by the scale: float32 [n, K].
+
+        comfy_kitchen.dequantize_per_tensor_fp8 gives the same in float32.
+        """
         return decode_fp8(*parts_and_scale)
 
     def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
+        """Cast rounded levels to codes: float8_e4m3fn [n, K], the columns in the weight's own
+        order.
+
+        Levels are values of E4M3 already, so that nothing is rounded a second time.
+        """
         return [levels_in_order(rounded, feedback).to(torch.float8_e4m3fn)]
 
 

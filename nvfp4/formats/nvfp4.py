@@ -1,4 +1,9 @@
-"""NVFP4: 4-bit floats, an 8-bit scale for every 16 of them, and one scale for the whole weight."""
+"""Store weights as NVFP4: 4-bit floats and an 8-bit scale for every 16.
+
+`codes` does the arithmetic and the swizzle, `scale_search` chooses block scales, and numba's
+kernels do both faster. The layout is that of comfy_kitchen's TensorCoreNVFP4Layout, which ComfyUI
+loads.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +46,11 @@ from nvfp4.numeric.scale_search import LEAST_SEARCHED_SCALE, OTHER_LARGEST_SCALE
 
 
 class Nvfp4(Format):
-    """Weights [N, K] as U8 [N16, K16/2], block scales F8_E4M3 in swizzled tiles, a global scale.
+    """Store a weight [N, K] as codes, block scales in swizzled tiles, and a global scale.
 
-    N16 and K16 are N and K rounded up to 16. Multiplied in FP4 on Blackwell (W4A4), decoded to 16
-    bits elsewhere and with full-precision matmul (W4A16). In ComfyUI since 0.10.
+    N16 and K16 are N and K rounded up to 16. Codes are U8 [N16, K16/2], two columns in a byte. The
+    weight is multiplied in FP4 on Blackwell (W4A4), and decoded to 16 bits elsewhere and with
+    full-precision matmul (W4A16). In ComfyUI since 0.10.
     """
 
     name = title = "NVFP4"
@@ -55,6 +61,7 @@ class Nvfp4(Format):
     row_multiple = BLOCK_SIZE
     weight_bits = activation_bits = 4
     activation_max = NVFP4_MAX
+    # A summary's `scale` column holds input scales of NVFP4 as they are.
     summary_column = ("scale", 1.0)
     is_candidate = is_adopted = True
     encoding_cost = 4
@@ -62,6 +69,12 @@ class Nvfp4(Format):
     group = BLOCK_SIZE
 
     def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell the three tensors of a weight [N, K].
+
+        `weight` U8 [N16, K16/2], `weight_scale` F8_E4M3 [roundup(N16, 128), roundup(K16/16, 4)],
+        and `weight_scale_2`, the global scale, F32 []. Shapes and suffixes are those that
+        comfy_kitchen's TensorCoreNVFP4Layout gives.
+        """
         height, width = (round_up(size, BLOCK_SIZE) for size in shape)
         tiles = (round_up(height, TILE_ROWS), round_up(width // BLOCK_SIZE, TILE_COLUMNS))
         return {
@@ -71,14 +84,30 @@ class Nvfp4(Format):
         }
 
     def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
+        """Tell whether a stored layer is NVFP4: a U8 weight with a global scale beside it.
+
+        An I8 weight counts if the layer is configured as NVFP4, too.
+        """
+        # ComfyUI takes the bits of I8 for those of U8; only a configuration tells that they are.
         signed = weight.dtype == "I8" and configured == self.config
         return (weight.dtype == self.weight_dtype or signed) and self.scale_suffix in parts
 
     def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
+        """Tell [N, K16] of codes [N16, K16/2]: two columns in a byte.
+
+        The bias's length is N where it rounds up to N16; otherwise N16 is all that is known, as the
+        file does not say how much was padded.
+        """
         rows = stored[0] if bias_rows is None else bias_rows
         return rows if round_up(rows, BLOCK_SIZE) == stored[0] else stored[0], stored[1] * 2
 
     def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
+        """Say why a layer cannot be decoded: its global scale, codes or block scales, by dtype and
+        shape.
+
+        Codes have to be [N16, K16/2], and block scales the whole tiles that belong to them, F8_E4M3
+        or bytes with those bits.
+        """
         if reason := super().undecodable(parts, shape):
             return reason
         weight, tiles = parts["weight"], parts.get("weight_scale")
@@ -92,9 +121,22 @@ class Nvfp4(Format):
         return ""
 
     def is_slow(self, shape: tuple[int, int]) -> bool:
+        """Tell whether Blackwell cannot multiply the weight in FP4.
+
+        It needs K % 32 == 0, and N % 16 == 0 where there is a bias; a layer's bias is not looked at
+        here, so that N counts for every layer.
+        """
         return bool(shape[0] % FP4_MATMUL_N or shape[1] % FP4_MATMUL_K)
 
     def encode(self, given: Given, encoder: Encoder) -> Encoded:
+        """Encode a weight [N, K] by the scale search that was asked for.
+
+        Codes are uint8 [n, K16/2] by chunks of rows, block scales float8_e4m3fn [N, K16/16] whole
+        and not swizzled, the global scale amax / 2688 or one of the six others. Weights too small
+        for the search get amax block scales, with a note. With `--scale-search amax` and float32
+        the bytes are those of comfy_kitchen.quantize_nvfp4.
+        """
+        # Parity: with the amax search and float32, all bytes are those of comfy_kitchen.
         scale, search = nvfp4_global_scale(given.amax), encoder.search
         if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
             search = amax_block_scales
@@ -106,11 +148,18 @@ class Nvfp4(Format):
         if search is not amax_block_scales:
             best = try_other_global_scales(given.weight, best, encode, encoder)
         if 0 < given.amax <= NVFP4_MAX * LEAST_FLOAT32 / 2:
-            # All is lost, and the squares of such weights are 0, too.
+            # All codes are zero, and the squares of such weights underflow to 0, which would look
+            # like no damage at all: tell that everything is lost.
             best = dataclasses.replace(best, damage=Damage(error=1.0, energy=1.0))
         return best
 
     def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        """Give the values of `parts`, with padded rows.
+
+        Codes uint8 [N16, K16/2] in chunks of rows, the padding last; block scales float8_e4m3fn
+        swizzled into tiles, as comfy_kitchen's to_blocked has them; the global scale float32 [].
+        """
+        # Parity: comfy_kitchen pads rows to 16, and block scales to whole tiles, with zeros.
         columns, missing = encoded.codes[0].shape[1], -shape[0] % BLOCK_SIZE
         padding = torch.zeros(missing, columns, dtype=torch.uint8)
         return {
@@ -120,6 +169,12 @@ class Nvfp4(Format):
         }
 
     def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Bring stored tensors into rows: codes uint8 [N16, K16/2], block scales [N16, K16/16], the
+        scale.
+
+        Block scales are unswizzled, float8_e4m3fn; the global scale is float32 []. I8 codes are
+        read as uint8 with the same bits.
+        """
         codes = tensors["weight"]
         blocks = codes.shape[1] * 2 // BLOCK_SIZE
         block_scale = unswizzle(tensors["weight_scale"], len(codes), blocks)
@@ -127,10 +182,20 @@ class Nvfp4(Format):
         return [codes.view(torch.uint8), block_scale], scale
 
     def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        """Dequantise codes [n, K16/2] and block scales [n, K16/16] to float32 [n, K16].
+
+        The value is what comfy_kitchen.dequantize_nvfp4 gives in float32.
+        """
         return decode_nvfp4(*parts_and_scale)
 
     def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
+        """Pack rounded rows: codes uint8 [n, K16/2] and block scales float8_e4m3fn [n, K16/16].
+
+        Levels are values of E2M1 already, so that nothing is rounded a second time; both are
+        brought back into the weight's own order of columns.
+        """
         levels = levels_in_order(rounded, feedback)
+        # The order keeps groups of 16 columns together: every 16th entry tells where a block was.
         codes = torch.empty_like(rounded.codes)
         codes[feedback.order[::BLOCK_SIZE] // BLOCK_SIZE] = rounded.codes
         packed = pack_e2m1(round_to_e2m1(levels.abs()), levels)
@@ -139,9 +204,15 @@ class Nvfp4(Format):
     def faults(
         self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
     ) -> list[tuple[str, str]]:
-        """Block scales are E4M3 numbers without a sign, and zero in the padding of their tiles."""
+        """Find block scales that are no E4M3 numbers without a sign, or not zero in their tiles'
+        padding.
+
+        scales: `weight_scale`, tiles of a one-byte dtype; weight: the stored shape [N16, K16/2].
+        ComfyUI's own decoding never reads the padding, but FP4 matmul does.
+        """
         tiles, found = scales["weight_scale"].view(torch.uint8), []
-        if (tiles >= NAN_E4M3).any():  # NaN, or the sign bit
+        # As bytes, NaN and everything with a sign bit lie at or above 0x7F.
+        if (tiles >= NAN_E4M3).any():
             found.append(("bad scale", "weight_scale"))
         rows, blocks = weight[0], weight[1] * 2 // BLOCK_SIZE
         if tiles.shape != (rows, blocks):
@@ -151,10 +222,16 @@ class Nvfp4(Format):
         return found
 
     def misreadings(self, parts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        """Give codes with their nibbles swapped, block scales that were not swizzled, and both at
+        once.
+
+        parts: codes uint8 [n, K16/2] and block scales float8_e4m3fn [n, K16/16].
+        """
         codes, block_scale = parts
         swapped = torch.bitwise_left_shift(codes, 4) | torch.bitwise_right_shift(codes, 4)
         rows, blocks = block_scale.shape
-        plain = swizzle(block_scale)[:rows, :blocks]  # as they would lie in the file unswizzled
+        # `unpack` unswizzled them; where that was wrong, swizzling gives the stored order back.
+        plain = swizzle(block_scale)[:rows, :blocks]
         return {
             "packed with the even column in the low nibble": [swapped, block_scale],
             "block scales not swizzled": [codes, plain],
@@ -165,7 +242,12 @@ class Nvfp4(Format):
 def try_other_global_scales(
     weight: torch.Tensor, best: Encoded, encode: Callable, encoder: Encoder
 ) -> Encoded:
-    """The encoding with the least error in all, where block scales run out of E4M3's precision."""
+    """Encode a weight at larger global scales, if block scales run out of E4M3's precision.
+
+    best: the encoding at amax / 2688; encode: as `encode_rows` takes it. Returns the encoding with
+    the least squared error in all. The scales tried keep the largest weight exact.
+    """
+    # Few tensors need it: trying all six makes encoding seven times as long.
     if has_many_subnormals(best.by_rows[0]):
         plain = best.scale
         for largest in OTHER_LARGEST_SCALES:
