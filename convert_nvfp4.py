@@ -4597,13 +4597,21 @@ def join_ranks() -> Iterator[Ranks]:
         torch.distributed.destroy_process_group()
 
 
-# ── nvfp4/encode/compute.py: Threads, devices, compiled kernels ───────────────────────────────────
+# ── nvfp4/encode/compute.py: Choose a device, and spread work over threads and row chunks ─────────
 
-COMPILE_FROM = 100_000_000  # weights to quantise from which compiling for the CPU pays
-FEEDBACK_COST = 100  # times that of the plain search
-RECALLED = {"cpu": 4, "cuda": 8}  # statistics and their feedbacks: of two inputs, of four
-CPU_CHUNK = 1 << 19  # weights a thread works on at once: measured best on two cores
-CPU_THREADS = 4  # more only wait for Python's lock: slower again on 16 cores
+# From this effort on, in weights of the plain search, compiling for the CPU saves more than the
+# seconds it takes.
+COMPILE_FROM = 100_000_000
+# Rounding a weight by statistics takes about as long as this many weights of the plain search.
+FEEDBACK_COST = 100
+# Cache entries kept: statistics and feedback matrices of the last 2 (CPU) or 4 (GPU) inputs; q, k
+# and v share one.
+RECALLED = {"cpu": 4, "cuda": 8}
+# Weights that a thread works on at once: measured best on two cores.
+CPU_CHUNK = 1 << 19
+# More threads only wait for Python's lock: measured slower again on 16 cores.
+CPU_THREADS = 4
+# Weights that a GPU works on at once: 256 MB in float32, and as much for each intermediate result.
 CUDA_CHUNK = 1 << 26
 
 
@@ -4611,9 +4619,9 @@ CUDA_CHUNK = 1 << 26
 def single_threaded() -> Iterator[int]:
     """Keep torch's operations to the thread that calls them; yield how many threads there were.
 
-    Whoever works on chunks of rows in threads of his own wants this: torch's threads would contend
-    for the same cores. What is summed over a whole tensor comes out the same on any number of
-    cores, too. Torch has one setting for a process: its other threads work so meanwhile.
+    Whoever works on chunks of rows in own threads wants this: torch's threads would contend for the
+    same cores. What is summed over a whole tensor comes out the same on any number of cores, too.
+    Torch has one setting for a process, so other threads of the program are affected meanwhile.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -4624,11 +4632,11 @@ def single_threaded() -> Iterator[int]:
 
 
 class Compute:
-    """Maps a function over row chunks: a CPU core each, or large ones on a GPU.
+    """Map functions over row chunks: a CPU core each, or large ones on a GPU.
 
     A chunk's every operation stays in one core's cache, which beats torch's own threads four to
-    one; results do not depend on how many threads there are. `threads` are those that
-    `single_threaded` yields; a CPU may take that many chunks at once.
+    one; results do not depend on how many threads there are. It is a context manager: leaving it
+    stops the threads and drops chunks that have not begun.
     """
 
     def __init__(
@@ -4638,22 +4646,37 @@ class Compute:
         search: Callable = amax_block_scales,
         threads: int = 1,
     ):
+        """Start a pool of threads.
+
+        device: where weights are encoded; dtype: what they are cast to first (--quant-dtype);
+        search: one of SCALE_SEARCHES; threads: those that `single_threaded` yields, of which a CPU
+        uses up to CPU_THREADS; a GPU has one.
+        """
         self.device, self.dtype, self.search, self.notes = device, dtype, search, []
-        self.recalled: dict[object, object] = {}  # the last statistics, as siblings share them
-        self.kernels: Kernels | None = None  # once they are compiled for this device and dtype
+        # What `recall` made last, the newest at the end: layers that share an input come in a row.
+        self.recalled: dict[object, object] = {}
+        # Set by `compile`, and only for float32 on a CPU.
+        self.kernels: Kernels | None = None
         self.rounder = Rounder()
         on_cpu = device.type == "cpu"
         self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
         self.pool = ThreadPoolExecutor(min(CPU_THREADS, threads) if on_cpu else 1)
 
     def __enter__(self) -> Compute:
+        """Return the Compute itself; its threads exist already."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop the threads; chunks that have not begun are dropped."""
         self.pool.shutdown(cancel_futures=True)
 
     def compile(self, plans: list[TensorPlan]) -> None:
-        """Use compiled kernels where they pay; what keeps them away is a note."""
+        """Use compiled kernels where they pay; add a note where something keeps them away.
+
+        plans: what will be encoded. Triton is used on a GPU if any layer is rounded by statistics;
+        numba on a CPU for float32, if the effort is COMPILE_FROM or more. Missing or failing
+        compilers are no error.
+        """
         if self.device.type == "cuda" and any(plan.moments for plan in plans):
             try:
                 self.rounder = Rounder(compile_rounder())
@@ -4672,9 +4695,15 @@ class Compute:
             self.notes.append(f"slower, same result: numba: {error}")
 
     def recall(self, key: Moments | tuple, make: Callable) -> object:
-        """What `make(key, device)` or its last call with this key returned."""
+        """Return what `make(key, device)` returns, from memory if it was called with this key
+        lately.
+
+        Up to RECALLED results are kept, those used last. Keys are Moments, for the statistics of an
+        input, or tuples, for the feedbacks made of them.
+        """
         if key in self.recalled:
-            self.recalled[key] = self.recalled.pop(key)  # the newest comes last
+            # Inserted again, it counts as the newest.
+            self.recalled[key] = self.recalled.pop(key)
             return self.recalled[key]
         while len(self.recalled) >= RECALLED[self.device.type]:
             del self.recalled[next(iter(self.recalled))]
@@ -4684,20 +4713,24 @@ class Compute:
     def map(
         self, function: Callable, weight: torch.Tensor, *more: torch.Tensor, rows: int = 0
     ) -> list:
-        """The function's results for every chunk of rows of a matrix and of what goes with it.
+        """Call a function for every chunk of rows of a matrix; return the results in order.
 
-        With `rows`, chunks have so many of them on a CPU; a GPU takes all at once.
+        weight: [N, K]; more: tensors of N rows that are split in the same places, each an argument
+        of the function; rows: how many a chunk has on a CPU, while a GPU takes all at once; without
+        it, chunks have as many rows as CPU_CHUNK or CUDA_CHUNK weights fill.
         """
         if rows:
             rows = rows if self.device.type == "cpu" else len(weight)
+        # A row that is longer than a chunk is one of its own.
         rows = rows or max(1, self.chunk // weight.shape[1])
         return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
 
 
 def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
-    """auto: a GPU if there is one. A device asked for by name that is not there is an error.
+    """Choose the device by its name in --device; "auto" is a GPU if there is one.
 
-    The ranks of a machine take its GPUs in turn, unless one is asked for by number.
+    The ranks of a machine take its GPUs in turn, unless one is asked for by number. Raises
+    ConvertError for a CUDA device that torch does not see.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -4710,7 +4743,10 @@ def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 
 
 def work(plan: TensorPlan) -> int:
-    """Weights to encode, or as many as take as long as rounding by statistics does."""
+    """Estimate a layer's encoding effort in weights of the plain search.
+
+    Each weight counts once, and FEEDBACK_COST times if the layer is rounded by statistics.
+    """
     return math.prod(plan.ref.shape) * (FEEDBACK_COST if plan.moments else 1)
 
 
@@ -5163,15 +5199,18 @@ def unobserved(_: str) -> AbstractContextManager:
     return NOTHING
 
 
-# ── nvfp4/encode/pieces.py: What is read at once, and read ahead ──────────────────────────────────
+# ── nvfp4/encode/pieces.py: Split tensors into pieces, and read them ahead of the work ────────────
 
-SMALL_PIECE, MOST_AHEAD = 1 << 20, 32  # pieces read into no buffer of their own, and how many
-PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
+# Pieces up to this many bytes take none of the reused buffers; at most this many pieces are read
+# ahead.
+SMALL_PIECE, MOST_AHEAD = 1 << 20, 32
+# Tensors that are only cast or copied are read in pieces of this size, whatever their own is.
+PIECE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What is read and worked on at once: bytes [begin, end) of a planned tensor."""
+    """Name what is read and worked on at once: bytes [begin, end) of a planned tensor."""
 
     plan: TensorPlan
     begin: int
@@ -5179,13 +5218,16 @@ class Piece:
 
     @property
     def nbytes(self) -> int:
+        """Return its size in the source, in bytes."""
         return self.end - self.begin
 
 
 def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
-    """A rank's tensors, in source order: the costliest are dealt first, to whom has least.
+    """Choose a rank's tensors, in source order.
 
-    Biases that go along with their layers are not among them.
+    The costliest are dealt first, each to the rank that has least so far; the cost is bytes read,
+    bytes written and the format's encoding cost. Biases that go along with their layers are not
+    among them. Every rank gets the same answer without a word between them.
     """
     along = {plan.bias.ref.name for plan in plans if plan.bias}
     plans = [plan for plan in plans if plan.ref.name not in along]
@@ -5196,6 +5238,7 @@ def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
         + plan.precision.encoding_cost * math.prod(plan.ref.shape)
         for plan in plans
     }
+    # Every rank deals out all tensors the same way, names deciding ties, and keeps its own.
     for name in sorted(costs, key=lambda name: (-costs[name], name)):
         rank = loads.index(min(loads))
         loads[rank] += costs[name]
@@ -5205,18 +5248,25 @@ def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
 
 
 def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
-    """A layer to be quantised whole, as its scale depends on all of it; others bit by bit.
+    """Split a tensor into the pieces it is read in.
 
-    What a LoRA is merged into is read whole, too.
+    A layer that is quantised is one piece, because its scale depends on all of it, and so is a
+    tensor that LoRAs are merged into. Other tensors come in pieces of up to PIECE_BYTES.
     """
     whole = plan.is_quantised or plan.ref.patches
     size = plan.ref.nbytes if whole else PIECE_BYTES
+    # An empty tensor has no piece: there is nothing to read or to write.
     for begin in range(0, plan.ref.nbytes, max(size, 1)):
         yield Piece(plan=plan, begin=begin, end=min(begin + size, plan.ref.nbytes))
 
 
 def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
-    """Fill the buffer with a piece's bytes and return them, typed where torch has to know."""
+    """Fill a buffer with a piece's bytes and return them as the caller needs them.
+
+    buffer: uint8, at least as large as the piece. Returns a view of it, or float32 where FP8 is
+    decoded or LoRAs are merged: [N, K] for a quantised layer, flat floats for what is to be cast,
+    flat bytes for what is copied. Raises ConvertError where the file cannot be read or has changed.
+    """
     ref, size = piece.plan.ref, piece.nbytes
     fill(ref, piece.begin, memoryview(buffer.numpy())[:size])
     data = buffer[:size]
@@ -5230,16 +5280,21 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
 def read_ahead(
     pieces: Iterable[Piece], buffers: int, *, pinned: bool = False, observe: Observe = unobserved
 ) -> Iterator[tuple[Piece, torch.Tensor]]:
-    """Read pieces in order into reused buffers; all but one are filled while the caller works.
+    """Read pieces in order into reused buffers, while the caller works on one.
 
-    Small pieces take none, or a bias between two weights would keep the second from being read
-    while the first is worked on. A yielded tensor is valid until the next one is asked for.
+    buffers: how many there are, one with the caller and the others being filled; pinned: in memory
+    that a GPU copies from faster; observe: told of each "read". Small pieces take no buffer, or a
+    bias between two weights would keep the second from being read while the first is worked on.
+    Yields (piece, its data as `read_piece` returns it); the data is valid until the next is asked
+    for.
     """
 
     def read(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
+        """Read a piece in the reader's thread, and let an observer time it."""
         with observe("read"):
             return read_piece(piece, buffer)
 
+    # All buffers are as large as the largest piece; pinned memory copies to a GPU faster.
     pieces = deque(pieces)
     size = max((piece.nbytes for piece in pieces), default=0)
     free = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(buffers)]
@@ -5253,6 +5308,7 @@ def read_ahead(
                 piece = pieces.popleft()
                 buffer = torch.empty(SMALL_PIECE, dtype=torch.uint8) if small else free.pop()
                 waiting.append((piece, buffer, reader.submit(read, piece, buffer)))
+            # result() raises here what reading raised in the other thread.
             piece, buffer, data = waiting.popleft()
             yield piece, data.result()
             if buffer.numel() > SMALL_PIECE:
@@ -5274,21 +5330,24 @@ def progress_bar(
     return tqdm(items, what, disable=quiet, file=sys.stderr, **in_bytes)
 
 
-# ── nvfp4/encode/float16.py: Whether float16 holds what is to be float16: `cast` tells, and it alon
+# ── nvfp4/encode/float16.py: Find out whether float16 holds what is to be float16 ─────────────────
 
-HALF_OVERFLOWS = 65520.0  # rounds to 65536; float16's largest is 65504
+# The least number that rounds to infinity: halfway between float16's largest, 65504, and 65536.
+HALF_OVERFLOWS = 65520.0
 
 
 def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
     """Cast a piece of a tensor that is not quantised to its output dtype.
 
-    Raises Float16OverflowError where that makes infinities of finite values.
+    data: what `read_ahead` gave for the piece: bytes where nothing has to be cast, which are
+    returned as they are, else floats. Raises Float16OverflowError, with the tensor's name, where
+    casting makes infinities of finite values; infinities of the source pass.
     """
     plan = piece.plan
     if plan.dtype == plan.ref.dtype and not plan.ref.is_changed:
         return data
     result = data.to(TORCH_DTYPES[plan.dtype])
-    # largest_magnitude is quick, and NaN where it cannot tell
+    # One quick pass rules nearly all out; it gives NaN where it cannot tell, which is no less.
     suspect = plan.dtype == "F16" and not largest_magnitude(data) < HALF_OVERFLOWS
     if suspect and (result.isinf() & data.isfinite()).any():
         raise Float16OverflowError(plan.ref.name)
@@ -5296,7 +5355,12 @@ def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
 
 
 def float16_overflows(plans: Iterable[TensorPlan], options: Options) -> frozenset[str]:
-    """Name the tensors that are to be float16 and do not fit: reads them all, writes nothing."""
+    """Name the tensors that are to be float16 and do not fit.
+
+    plans: all tensors; those that cannot overflow are not read. Reads the others once, piece by
+    piece, and writes nothing. The names are those of the source; layers' biases are found among the
+    plans like any tensor.
+    """
     pieces = [piece for plan in plans if plan.may_overflow for piece in pieces_of(plan)]
     found = set()
     if not pieces:
@@ -7090,19 +7154,26 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     return notes
 
 
-# ── nvfp4/encode/rounding.py: Rounding a layer to the least error of its output ───────────────────
+# ── nvfp4/encode/rounding.py: Round a layer to the least error of its output ──────────────────────
 
+# About this many rows of a weight, evenly spaced, decide which damping it gets.
 DAMPING_ROWS = 256
-FEEDBACK_ROWS = 1280  # of a weight, that a thread rounds at once
+# Rows of a weight that a thread rounds at once; a GPU takes all of them.
+FEEDBACK_ROWS = 1280
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounding:
-    """How a layer is rounded by its statistics."""
+    """Hold how a layer is rounded by its statistics.
+
+    feedback: the second moment of its input, damped and factored; mean: that of its input [K], in
+    the feedback's order, zeros where no bias makes up for it; format, scale: of the layer, whose
+    block scales alone are chosen anew; dtype: what weights are cast to first (--quant-dtype).
+    """
 
     rounder: Rounder
     feedback: Feedback
-    mean: torch.Tensor  # of its input [K], in the feedback's order; zeros without a bias
+    mean: torch.Tensor
     format: Format
     scale: torch.Tensor
     dtype: torch.dtype
@@ -7111,22 +7182,28 @@ class Rounding:
 def round_by_moments(
     plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
 ) -> tuple[Encoded, torch.Tensor | None]:
-    """The layer rounded to the least output error, and the bias that goes with it if it gains.
+    """Round a layer to the least output error, and move its bias along, if that gains.
 
-    Where no second moment is positive definite, and where rounding by it does not lower the output
-    error, `plain` comes back.
+    weight: [N, K] on the device that computes, smoothing applied; plain: what the scale search
+    gave. Returns the encoding, with output errors in its damage, and the new bias [N] or None.
+    `plain` comes back with no bias where no second moment is positive definite, and where rounding
+    does not lower the output error.
     """
     rounding = choose_rounding(plan, weight, plain, compute) if plan.precision.grid else None
     if rounding is None:
         return plain, None
+    # The plain result goes along, by the same chunks of rows, so that both errors are measured.
     parts = [torch.cat(plain.codes), *plain.by_rows]
     made = compute.map(partial(round_piece, rounding), weight, *parts, rows=FEEDBACK_ROWS)
     codes, *by_rows, errors, means, damages = zip(*made, strict=True)
     unit = float(plain.scale)
     energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
+    # The feedback is that of the covariance where a bias makes up for the mean; what the mean
+    # contributes to output and errors is added here.
     output, drift, new_drift = torch.cat(means, dim=1) * unit
     energy, before = energy + squared(output), before + squared(drift)
     bias, moved, left = moved_bias(plan, new_drift)
+    # Written so that NaN keeps the plain result, too.
     if not after + left < before:
         best, after, bias, moved = plain, before, None, 0.0
     else:
@@ -7146,11 +7223,17 @@ def round_by_moments(
 def choose_rounding(
     plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
 ) -> Rounding | None:
-    """With the damping that has the least output error on some rows; None without a feedback."""
+    """Choose the damping that has the least output error on some rows of a weight.
+
+    Returns None where no damping leaves the second moment positive definite, and where the scale is
+    so small that block scales cannot be searched. Feedbacks are remembered, for the layers that
+    share the input.
+    """
     given, centred = recall_statistics(plan, compute), plan.bias is not None
     grid, group = plan.precision.grid, plan.precision.group
 
     def make(_: object, __: torch.device) -> list[Feedback | None]:
+        """Factor the second moment with each damping that is worth trying; None where one fails."""
         maker = partial(make_feedback, given, group=group, centred=centred)
         found = [*compute.pool.map(maker, given.dampings)]
         # Means far larger than deviations leave the covariance few of its bits: damp it more.
@@ -7158,8 +7241,12 @@ def choose_rounding(
         return found if any(found) else [next(filter(None, map(maker, more)), None)]
 
     def error(feedback: Feedback) -> float:
+        """Measure the output error of the chosen rows, rounded with one feedback and no further
+        sweep.
+        """
         return output_error(compute.rounder.round_rows(some, feedback, grid, 0).residual, feedback)
 
+    # Layers with one input share its feedback, unless smoothing makes the input a layer's own.
     own = plan.ref.name if plan.smoothing is not None else ""
     feedbacks = [*filter(None, compute.recall((plan.moments, group, centred, own), make))]
     if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
@@ -7182,7 +7269,10 @@ def choose_rounding(
 
 
 def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
-    """Of what the layer's weight multiplies."""
+    """Load the statistics of what a layer's weight multiplies, or recall them.
+
+    Smoothing multiplies the input, so that mean, second moment and rows are scaled by it.
+    """
     given = compute.recall(plan.moments, load_statistics)
     if plan.smoothing is None:
         return given
@@ -7193,10 +7283,16 @@ def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
 
 
 def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) -> tuple:
-    """Rows [n, K] of a weight and what the plain search stores of them -> what is stored now, the
-    squared outputs, errors before and after, their means [3, n], and the damage; in its units.
+    """Round some rows of a weight, and measure them against what the plain search stores.
+
+    rows: [n, K]; plain: their codes and block scales. Returns, in units of the layer's scale:
+      - the new codes and block scales, one result each;
+      - squared output, error before, and error after, without what the mean adds;
+      - the means of output, error before and error after, [3, n];
+      - the damage of the weight.
     """
     feedback, unit = rounding.feedback, rounding.scale
+    # In units of the scale, one feedback and one set of codes serve weights of any size.
     values = rows.to(rounding.dtype).float() / unit
     rounded = rounding.rounder.round_rows(values, feedback, rounding.format.grid)
     decoded = rounding.format.decode(*plain, torch.ones_like(unit))
@@ -7211,10 +7307,15 @@ def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) ->
 def moved_bias(
     plan: TensorPlan, drift: torch.Tensor
 ) -> tuple[torch.Tensor | None, torch.Tensor | float, float]:
-    """The layer's bias [N] with a mean error [N] made up for, its change, and what is left."""
+    """Move a layer's bias so that it makes up for the mean error of the rounded weight.
+
+    drift: [N] float32, the mean error of each output. Returns the new bias [N] in its output dtype,
+    its change [N] float32, and the squared error that casting leaves; None, 0 and 0 without a bias.
+    """
     if plan.bias is None:
         return None, 0.0, 0.0
     bias = load(plan.bias.ref).to(drift.device).float()
+    # Casting the bias to the dtype that it is stored in leaves some of the drift.
     moved = (bias + drift).to(TORCH_DTYPES[plan.bias.dtype])
     return moved, moved.float() - bias, squared(bias + drift - moved.float())
 
@@ -7226,11 +7327,19 @@ def w4a4_error(
     moved: torch.Tensor | float,
     compute: Compute,
 ) -> float:
-    """Relative RMSE of the layer's output for recorded rows, quantised as they are on Blackwell."""
+    """Measure the relative RMSE of a layer's output where activations are 4-bit, too.
+
+    weight: [N, K], smoothing applied; stored: its encoding; moved: the change of its bias, or 0.
+    The recorded rows are quantised as ComfyUI does it on Blackwell, by the layer's input scale if
+    it has one, and multiplied by the decoded weight; matmul is float32.
+    """
     rows = recall_statistics(plan, compute).rows
     quantised = quantised_rows(rows, plan.input_scale)
 
     def outputs(some: torch.Tensor, *parts: torch.Tensor) -> tuple:
+        """Multiply the recorded rows by some rows of the weight: exact outputs, and how far W4A4 is
+        off.
+        """
         exact = rows @ some.float().t()
         decoded = plan.precision.decode(*parts, stored.scale)
         return exact, quantised @ decoded.t() - exact
@@ -7242,13 +7351,19 @@ def w4a4_error(
     return math.sqrt(squared(error + moved) / energy) if energy else 0.0
 
 
-# ── nvfp4/encode/layer.py: A planned layer to its stored tensors, by least error of the weight ────
+# ── nvfp4/encode/layer.py: Encode one planned layer into the tensors that are stored of it ────────
 
 def quantise(
     plan: TensorPlan, weight: torch.Tensor, compute: Compute
 ) -> tuple[dict[str, list[torch.Tensor]], Damage]:
-    """The stored tensors of one quantised layer, and the error of what they decode to."""
+    """Encode a weight as planned, with its bias where that goes along.
+
+    plan: of a quantised layer; weight: [N, K], as read, on the CPU. Returns the layer's tensors,
+    {key: rows in pieces} on the device of `compute`, and the damage of the weight, with output
+    errors if it was rounded by statistics. Raises ConvertError where the weight holds NaN or Inf.
+    """
     weight = weight.to(compute.device)
+    # ComfyUI multiplies the input by the smoothing, which the weight is divided by.
     if plan.smoothing is not None:
         weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
     best, bias = search_scales(plan, weight, compute), None
@@ -7257,6 +7372,7 @@ def quantise(
     stored = store(plan, best)
     if plan.bias:
         whole = Piece(plan=plan.bias, begin=0, end=plan.bias.ref.nbytes)
+        # The bias goes along with its layer, as rounding by statistics may have moved it.
         stored[plan.bias.ref.name] = [
             cast(whole, load_weight(plan.bias.ref)) if bias is None else bias
         ]
@@ -7264,7 +7380,12 @@ def quantise(
 
 
 def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> Encoded:
-    """The layer with the least squared error of its weight."""
+    """Encode a weight with the least squared error, by its format's scale search.
+
+    weight: [N, K] on the device of `compute`, smoothing applied. Raises ConvertError where it is
+    not finite, also where only the cast to --quant-dtype makes it so; the message names the option
+    that leaves the layer out.
+    """
     dtype = compute.dtype
     amax = torch.stack(compute.map(lambda rows: largest_magnitude(rows.to(dtype)), weight)).amax()
     if not amax.isfinite():
@@ -7273,12 +7394,18 @@ def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> E
             f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{as_cast}: the file is damaged, or "
             f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
+    # A LoRA merged into an FP8 weight changes its largest value, so the old scale is of no use.
     source_scale = None if plan.ref.patches else plan.ref.scale
     return plan.precision.encode(Given(plan.ref.layer, weight, amax, source_scale), compute)
 
 
 def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
-    """{key: its rows in pieces} of a quantised layer, in the order of `stored_tensors`."""
+    """List the tensors of a quantised layer: {key: its rows in pieces}.
+
+    They come in the order of `stored_tensors`: the format's own parts, input scale F32, smoothing
+    BF16, and the configuration as U8, each where the plan has it.
+    """
+    # `stored_tensors` has the same parts in the same order; strict zip holds the two together.
     parts = [*plan.precision.stored(encoded, plan.ref.shape).values()]
     if plan.input_scale is not None:
         parts.append([torch.tensor(plan.input_scale, dtype=torch.float32)])

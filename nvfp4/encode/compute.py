@@ -1,4 +1,8 @@
-"""Threads, devices, compiled kernels."""
+"""Choose a device, and spread work over threads and row chunks.
+
+A Compute lasts for a whole conversion. It is the `formats.base.Encoder` that formats encode with,
+holds compiled kernels where they pay, and remembers statistics that several layers share.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,19 @@ from nvfp4.numeric.feedback import Rounder
 from nvfp4.plan.records import TensorPlan
 from nvfp4.ranks import ALONE, Ranks
 
-COMPILE_FROM = 100_000_000  # weights to quantise from which compiling for the CPU pays
-FEEDBACK_COST = 100  # times that of the plain search
-RECALLED = {"cpu": 4, "cuda": 8}  # statistics and their feedbacks: of two inputs, of four
-CPU_CHUNK = 1 << 19  # weights a thread works on at once: measured best on two cores
-CPU_THREADS = 4  # more only wait for Python's lock: slower again on 16 cores
+# From this effort on, in weights of the plain search, compiling for the CPU saves more than the
+# seconds it takes.
+COMPILE_FROM = 100_000_000
+# Rounding a weight by statistics takes about as long as this many weights of the plain search.
+FEEDBACK_COST = 100
+# Cache entries kept: statistics and feedback matrices of the last 2 (CPU) or 4 (GPU) inputs; q, k
+# and v share one.
+RECALLED = {"cpu": 4, "cuda": 8}
+# Weights that a thread works on at once: measured best on two cores.
+CPU_CHUNK = 1 << 19
+# More threads only wait for Python's lock: measured slower again on 16 cores.
+CPU_THREADS = 4
+# Weights that a GPU works on at once: 256 MB in float32, and as much for each intermediate result.
 CUDA_CHUNK = 1 << 26
 
 
@@ -29,9 +41,9 @@ CUDA_CHUNK = 1 << 26
 def single_threaded() -> Iterator[int]:
     """Keep torch's operations to the thread that calls them; yield how many threads there were.
 
-    Whoever works on chunks of rows in threads of his own wants this: torch's threads would contend
-    for the same cores. What is summed over a whole tensor comes out the same on any number of
-    cores, too. Torch has one setting for a process: its other threads work so meanwhile.
+    Whoever works on chunks of rows in own threads wants this: torch's threads would contend for the
+    same cores. What is summed over a whole tensor comes out the same on any number of cores, too.
+    Torch has one setting for a process, so other threads of the program are affected meanwhile.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -42,11 +54,11 @@ def single_threaded() -> Iterator[int]:
 
 
 class Compute:
-    """Maps a function over row chunks: a CPU core each, or large ones on a GPU.
+    """Map functions over row chunks: a CPU core each, or large ones on a GPU.
 
     A chunk's every operation stays in one core's cache, which beats torch's own threads four to
-    one; results do not depend on how many threads there are. `threads` are those that
-    `single_threaded` yields; a CPU may take that many chunks at once.
+    one; results do not depend on how many threads there are. It is a context manager: leaving it
+    stops the threads and drops chunks that have not begun.
     """
 
     def __init__(
@@ -56,22 +68,37 @@ class Compute:
         search: Callable = amax_block_scales,
         threads: int = 1,
     ):
+        """Start a pool of threads.
+
+        device: where weights are encoded; dtype: what they are cast to first (--quant-dtype);
+        search: one of SCALE_SEARCHES; threads: those that `single_threaded` yields, of which a CPU
+        uses up to CPU_THREADS; a GPU has one.
+        """
         self.device, self.dtype, self.search, self.notes = device, dtype, search, []
-        self.recalled: dict[object, object] = {}  # the last statistics, as siblings share them
-        self.kernels: Kernels | None = None  # once they are compiled for this device and dtype
+        # What `recall` made last, the newest at the end: layers that share an input come in a row.
+        self.recalled: dict[object, object] = {}
+        # Set by `compile`, and only for float32 on a CPU.
+        self.kernels: Kernels | None = None
         self.rounder = Rounder()
         on_cpu = device.type == "cpu"
         self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
         self.pool = ThreadPoolExecutor(min(CPU_THREADS, threads) if on_cpu else 1)
 
     def __enter__(self) -> Compute:
+        """Return the Compute itself; its threads exist already."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop the threads; chunks that have not begun are dropped."""
         self.pool.shutdown(cancel_futures=True)
 
     def compile(self, plans: list[TensorPlan]) -> None:
-        """Use compiled kernels where they pay; what keeps them away is a note."""
+        """Use compiled kernels where they pay; add a note where something keeps them away.
+
+        plans: what will be encoded. Triton is used on a GPU if any layer is rounded by statistics;
+        numba on a CPU for float32, if the effort is COMPILE_FROM or more. Missing or failing
+        compilers are no error.
+        """
         if self.device.type == "cuda" and any(plan.moments for plan in plans):
             try:
                 self.rounder = Rounder(compile_rounder())
@@ -90,9 +117,15 @@ class Compute:
             self.notes.append(f"slower, same result: numba: {error}")
 
     def recall(self, key: Moments | tuple, make: Callable) -> object:
-        """What `make(key, device)` or its last call with this key returned."""
+        """Return what `make(key, device)` returns, from memory if it was called with this key
+        lately.
+
+        Up to RECALLED results are kept, those used last. Keys are Moments, for the statistics of an
+        input, or tuples, for the feedbacks made of them.
+        """
         if key in self.recalled:
-            self.recalled[key] = self.recalled.pop(key)  # the newest comes last
+            # Inserted again, it counts as the newest.
+            self.recalled[key] = self.recalled.pop(key)
             return self.recalled[key]
         while len(self.recalled) >= RECALLED[self.device.type]:
             del self.recalled[next(iter(self.recalled))]
@@ -102,20 +135,24 @@ class Compute:
     def map(
         self, function: Callable, weight: torch.Tensor, *more: torch.Tensor, rows: int = 0
     ) -> list:
-        """The function's results for every chunk of rows of a matrix and of what goes with it.
+        """Call a function for every chunk of rows of a matrix; return the results in order.
 
-        With `rows`, chunks have so many of them on a CPU; a GPU takes all at once.
+        weight: [N, K]; more: tensors of N rows that are split in the same places, each an argument
+        of the function; rows: how many a chunk has on a CPU, while a GPU takes all at once; without
+        it, chunks have as many rows as CPU_CHUNK or CUDA_CHUNK weights fill.
         """
         if rows:
             rows = rows if self.device.type == "cpu" else len(weight)
+        # A row that is longer than a chunk is one of its own.
         rows = rows or max(1, self.chunk // weight.shape[1])
         return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
 
 
 def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
-    """auto: a GPU if there is one. A device asked for by name that is not there is an error.
+    """Choose the device by its name in --device; "auto" is a GPU if there is one.
 
-    The ranks of a machine take its GPUs in turn, unless one is asked for by number.
+    The ranks of a machine take its GPUs in turn, unless one is asked for by number. Raises
+    ConvertError for a CUDA device that torch does not see.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -128,5 +165,8 @@ def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 
 
 def work(plan: TensorPlan) -> int:
-    """Weights to encode, or as many as take as long as rounding by statistics does."""
+    """Estimate a layer's encoding effort in weights of the plain search.
+
+    Each weight counts once, and FEEDBACK_COST times if the layer is rounded by statistics.
+    """
     return math.prod(plan.ref.shape) * (FEEDBACK_COST if plan.moments else 1)

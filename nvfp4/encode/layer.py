@@ -1,4 +1,8 @@
-"""A planned layer to its stored tensors, by least error of the weight."""
+"""Encode one planned layer into the tensors that are stored of it.
+
+`quantise` is what a conversion and --target-size call for each weight: smoothing, the scale search
+of the layer's format, rounding by statistics where there are some, and the bias that goes along.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,14 @@ from nvfp4.read.tensors import load_weight
 def quantise(
     plan: TensorPlan, weight: torch.Tensor, compute: Compute
 ) -> tuple[dict[str, list[torch.Tensor]], Damage]:
-    """The stored tensors of one quantised layer, and the error of what they decode to."""
+    """Encode a weight as planned, with its bias where that goes along.
+
+    plan: of a quantised layer; weight: [N, K], as read, on the CPU. Returns the layer's tensors,
+    {key: rows in pieces} on the device of `compute`, and the damage of the weight, with output
+    errors if it was rounded by statistics. Raises ConvertError where the weight holds NaN or Inf.
+    """
     weight = weight.to(compute.device)
+    # ComfyUI multiplies the input by the smoothing, which the weight is divided by.
     if plan.smoothing is not None:
         weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
     best, bias = search_scales(plan, weight, compute), None
@@ -33,6 +43,7 @@ def quantise(
     stored = store(plan, best)
     if plan.bias:
         whole = Piece(plan=plan.bias, begin=0, end=plan.bias.ref.nbytes)
+        # The bias goes along with its layer, as rounding by statistics may have moved it.
         stored[plan.bias.ref.name] = [
             cast(whole, load_weight(plan.bias.ref)) if bias is None else bias
         ]
@@ -40,7 +51,12 @@ def quantise(
 
 
 def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> Encoded:
-    """The layer with the least squared error of its weight."""
+    """Encode a weight with the least squared error, by its format's scale search.
+
+    weight: [N, K] on the device of `compute`, smoothing applied. Raises ConvertError where it is
+    not finite, also where only the cast to --quant-dtype makes it so; the message names the option
+    that leaves the layer out.
+    """
     dtype = compute.dtype
     amax = torch.stack(compute.map(lambda rows: largest_magnitude(rows.to(dtype)), weight)).amax()
     if not amax.isfinite():
@@ -49,12 +65,18 @@ def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> E
             f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{as_cast}: the file is damaged, or "
             f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
+    # A LoRA merged into an FP8 weight changes its largest value, so the old scale is of no use.
     source_scale = None if plan.ref.patches else plan.ref.scale
     return plan.precision.encode(Given(plan.ref.layer, weight, amax, source_scale), compute)
 
 
 def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
-    """{key: its rows in pieces} of a quantised layer, in the order of `stored_tensors`."""
+    """List the tensors of a quantised layer: {key: its rows in pieces}.
+
+    They come in the order of `stored_tensors`: the format's own parts, input scale F32, smoothing
+    BF16, and the configuration as U8, each where the plan has it.
+    """
+    # `stored_tensors` has the same parts in the same order; strict zip holds the two together.
     parts = [*plan.precision.stored(encoded, plan.ref.shape).values()]
     if plan.input_scale is not None:
         parts.append([torch.tensor(plan.input_scale, dtype=torch.float32)])

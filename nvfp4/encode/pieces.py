@@ -1,4 +1,9 @@
-"""What is read at once, and read ahead."""
+"""Split tensors into pieces, and read them ahead of the work.
+
+A piece is a whole layer where it is quantised, and PIECE_BYTES of a tensor that is only cast or
+copied. One thread reads into a few reused buffers while others encode and write, so that memory is
+bounded by the largest piece. `share_of` deals tensors out to the ranks of a torchrun.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +22,16 @@ from nvfp4.ranks import Ranks
 from nvfp4.read.tensors import changed, fill
 from nvfp4.stages import Observe, unobserved
 
-SMALL_PIECE, MOST_AHEAD = 1 << 20, 32  # pieces read into no buffer of their own, and how many
-PIECE_BYTES = 32 << 20  # tensors that are only cast or copied are read in pieces of this size
+# Pieces up to this many bytes take none of the reused buffers; at most this many pieces are read
+# ahead.
+SMALL_PIECE, MOST_AHEAD = 1 << 20, 32
+# Tensors that are only cast or copied are read in pieces of this size, whatever their own is.
+PIECE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What is read and worked on at once: bytes [begin, end) of a planned tensor."""
+    """Name what is read and worked on at once: bytes [begin, end) of a planned tensor."""
 
     plan: TensorPlan
     begin: int
@@ -31,13 +39,16 @@ class Piece:
 
     @property
     def nbytes(self) -> int:
+        """Return its size in the source, in bytes."""
         return self.end - self.begin
 
 
 def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
-    """A rank's tensors, in source order: the costliest are dealt first, to whom has least.
+    """Choose a rank's tensors, in source order.
 
-    Biases that go along with their layers are not among them.
+    The costliest are dealt first, each to the rank that has least so far; the cost is bytes read,
+    bytes written and the format's encoding cost. Biases that go along with their layers are not
+    among them. Every rank gets the same answer without a word between them.
     """
     along = {plan.bias.ref.name for plan in plans if plan.bias}
     plans = [plan for plan in plans if plan.ref.name not in along]
@@ -48,6 +59,7 @@ def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
         + plan.precision.encoding_cost * math.prod(plan.ref.shape)
         for plan in plans
     }
+    # Every rank deals out all tensors the same way, names deciding ties, and keeps its own.
     for name in sorted(costs, key=lambda name: (-costs[name], name)):
         rank = loads.index(min(loads))
         loads[rank] += costs[name]
@@ -57,18 +69,25 @@ def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
 
 
 def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
-    """A layer to be quantised whole, as its scale depends on all of it; others bit by bit.
+    """Split a tensor into the pieces it is read in.
 
-    What a LoRA is merged into is read whole, too.
+    A layer that is quantised is one piece, because its scale depends on all of it, and so is a
+    tensor that LoRAs are merged into. Other tensors come in pieces of up to PIECE_BYTES.
     """
     whole = plan.is_quantised or plan.ref.patches
     size = plan.ref.nbytes if whole else PIECE_BYTES
+    # An empty tensor has no piece: there is nothing to read or to write.
     for begin in range(0, plan.ref.nbytes, max(size, 1)):
         yield Piece(plan=plan, begin=begin, end=min(begin + size, plan.ref.nbytes))
 
 
 def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
-    """Fill the buffer with a piece's bytes and return them, typed where torch has to know."""
+    """Fill a buffer with a piece's bytes and return them as the caller needs them.
+
+    buffer: uint8, at least as large as the piece. Returns a view of it, or float32 where FP8 is
+    decoded or LoRAs are merged: [N, K] for a quantised layer, flat floats for what is to be cast,
+    flat bytes for what is copied. Raises ConvertError where the file cannot be read or has changed.
+    """
     ref, size = piece.plan.ref, piece.nbytes
     fill(ref, piece.begin, memoryview(buffer.numpy())[:size])
     data = buffer[:size]
@@ -82,16 +101,21 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
 def read_ahead(
     pieces: Iterable[Piece], buffers: int, *, pinned: bool = False, observe: Observe = unobserved
 ) -> Iterator[tuple[Piece, torch.Tensor]]:
-    """Read pieces in order into reused buffers; all but one are filled while the caller works.
+    """Read pieces in order into reused buffers, while the caller works on one.
 
-    Small pieces take none, or a bias between two weights would keep the second from being read
-    while the first is worked on. A yielded tensor is valid until the next one is asked for.
+    buffers: how many there are, one with the caller and the others being filled; pinned: in memory
+    that a GPU copies from faster; observe: told of each "read". Small pieces take no buffer, or a
+    bias between two weights would keep the second from being read while the first is worked on.
+    Yields (piece, its data as `read_piece` returns it); the data is valid until the next is asked
+    for.
     """
 
     def read(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
+        """Read a piece in the reader's thread, and let an observer time it."""
         with observe("read"):
             return read_piece(piece, buffer)
 
+    # All buffers are as large as the largest piece; pinned memory copies to a GPU faster.
     pieces = deque(pieces)
     size = max((piece.nbytes for piece in pieces), default=0)
     free = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(buffers)]
@@ -105,6 +129,7 @@ def read_ahead(
                 piece = pieces.popleft()
                 buffer = torch.empty(SMALL_PIECE, dtype=torch.uint8) if small else free.pop()
                 waiting.append((piece, buffer, reader.submit(read, piece, buffer)))
+            # result() raises here what reading raised in the other thread.
             piece, buffer, data = waiting.popleft()
             yield piece, data.result()
             if buffer.numel() > SMALL_PIECE:

@@ -1,4 +1,9 @@
-"""Rounding a layer to the least error of its output."""
+"""Round a layer to the least error of its output.
+
+`numeric.feedback` has the algorithm. Here the damping is chosen on some rows of the weight, the
+whole weight is rounded, the bias makes up for the mean error, and output errors are measured before
+and after: a layer that does not gain keeps what the plain search gave.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +32,24 @@ from nvfp4.numeric.scale_search import LEAST_SEARCHED_SCALE
 from nvfp4.plan.records import TensorPlan
 from nvfp4.read.tensors import load
 
+# About this many rows of a weight, evenly spaced, decide which damping it gets.
 DAMPING_ROWS = 256
-FEEDBACK_ROWS = 1280  # of a weight, that a thread rounds at once
+# Rows of a weight that a thread rounds at once; a GPU takes all of them.
+FEEDBACK_ROWS = 1280
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounding:
-    """How a layer is rounded by its statistics."""
+    """Hold how a layer is rounded by its statistics.
+
+    feedback: the second moment of its input, damped and factored; mean: that of its input [K], in
+    the feedback's order, zeros where no bias makes up for it; format, scale: of the layer, whose
+    block scales alone are chosen anew; dtype: what weights are cast to first (--quant-dtype).
+    """
 
     rounder: Rounder
     feedback: Feedback
-    mean: torch.Tensor  # of its input [K], in the feedback's order; zeros without a bias
+    mean: torch.Tensor
     format: Format
     scale: torch.Tensor
     dtype: torch.dtype
@@ -46,22 +58,28 @@ class Rounding:
 def round_by_moments(
     plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
 ) -> tuple[Encoded, torch.Tensor | None]:
-    """The layer rounded to the least output error, and the bias that goes with it if it gains.
+    """Round a layer to the least output error, and move its bias along, if that gains.
 
-    Where no second moment is positive definite, and where rounding by it does not lower the output
-    error, `plain` comes back.
+    weight: [N, K] on the device that computes, smoothing applied; plain: what the scale search
+    gave. Returns the encoding, with output errors in its damage, and the new bias [N] or None.
+    `plain` comes back with no bias where no second moment is positive definite, and where rounding
+    does not lower the output error.
     """
     rounding = choose_rounding(plan, weight, plain, compute) if plan.precision.grid else None
     if rounding is None:
         return plain, None
+    # The plain result goes along, by the same chunks of rows, so that both errors are measured.
     parts = [torch.cat(plain.codes), *plain.by_rows]
     made = compute.map(partial(round_piece, rounding), weight, *parts, rows=FEEDBACK_ROWS)
     codes, *by_rows, errors, means, damages = zip(*made, strict=True)
     unit = float(plain.scale)
     energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
+    # The feedback is that of the covariance where a bias makes up for the mean; what the mean
+    # contributes to output and errors is added here.
     output, drift, new_drift = torch.cat(means, dim=1) * unit
     energy, before = energy + squared(output), before + squared(drift)
     bias, moved, left = moved_bias(plan, new_drift)
+    # Written so that NaN keeps the plain result, too.
     if not after + left < before:
         best, after, bias, moved = plain, before, None, 0.0
     else:
@@ -81,11 +99,17 @@ def round_by_moments(
 def choose_rounding(
     plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
 ) -> Rounding | None:
-    """With the damping that has the least output error on some rows; None without a feedback."""
+    """Choose the damping that has the least output error on some rows of a weight.
+
+    Returns None where no damping leaves the second moment positive definite, and where the scale is
+    so small that block scales cannot be searched. Feedbacks are remembered, for the layers that
+    share the input.
+    """
     given, centred = recall_statistics(plan, compute), plan.bias is not None
     grid, group = plan.precision.grid, plan.precision.group
 
     def make(_: object, __: torch.device) -> list[Feedback | None]:
+        """Factor the second moment with each damping that is worth trying; None where one fails."""
         maker = partial(make_feedback, given, group=group, centred=centred)
         found = [*compute.pool.map(maker, given.dampings)]
         # Means far larger than deviations leave the covariance few of its bits: damp it more.
@@ -93,8 +117,12 @@ def choose_rounding(
         return found if any(found) else [next(filter(None, map(maker, more)), None)]
 
     def error(feedback: Feedback) -> float:
+        """Measure the output error of the chosen rows, rounded with one feedback and no further
+        sweep.
+        """
         return output_error(compute.rounder.round_rows(some, feedback, grid, 0).residual, feedback)
 
+    # Layers with one input share its feedback, unless smoothing makes the input a layer's own.
     own = plan.ref.name if plan.smoothing is not None else ""
     feedbacks = [*filter(None, compute.recall((plan.moments, group, centred, own), make))]
     if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
@@ -117,7 +145,10 @@ def choose_rounding(
 
 
 def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
-    """Of what the layer's weight multiplies."""
+    """Load the statistics of what a layer's weight multiplies, or recall them.
+
+    Smoothing multiplies the input, so that mean, second moment and rows are scaled by it.
+    """
     given = compute.recall(plan.moments, load_statistics)
     if plan.smoothing is None:
         return given
@@ -128,10 +159,16 @@ def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
 
 
 def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) -> tuple:
-    """Rows [n, K] of a weight and what the plain search stores of them -> what is stored now, the
-    squared outputs, errors before and after, their means [3, n], and the damage; in its units.
+    """Round some rows of a weight, and measure them against what the plain search stores.
+
+    rows: [n, K]; plain: their codes and block scales. Returns, in units of the layer's scale:
+      - the new codes and block scales, one result each;
+      - squared output, error before, and error after, without what the mean adds;
+      - the means of output, error before and error after, [3, n];
+      - the damage of the weight.
     """
     feedback, unit = rounding.feedback, rounding.scale
+    # In units of the scale, one feedback and one set of codes serve weights of any size.
     values = rows.to(rounding.dtype).float() / unit
     rounded = rounding.rounder.round_rows(values, feedback, rounding.format.grid)
     decoded = rounding.format.decode(*plain, torch.ones_like(unit))
@@ -146,10 +183,15 @@ def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) ->
 def moved_bias(
     plan: TensorPlan, drift: torch.Tensor
 ) -> tuple[torch.Tensor | None, torch.Tensor | float, float]:
-    """The layer's bias [N] with a mean error [N] made up for, its change, and what is left."""
+    """Move a layer's bias so that it makes up for the mean error of the rounded weight.
+
+    drift: [N] float32, the mean error of each output. Returns the new bias [N] in its output dtype,
+    its change [N] float32, and the squared error that casting leaves; None, 0 and 0 without a bias.
+    """
     if plan.bias is None:
         return None, 0.0, 0.0
     bias = load(plan.bias.ref).to(drift.device).float()
+    # Casting the bias to the dtype that it is stored in leaves some of the drift.
     moved = (bias + drift).to(TORCH_DTYPES[plan.bias.dtype])
     return moved, moved.float() - bias, squared(bias + drift - moved.float())
 
@@ -161,11 +203,19 @@ def w4a4_error(
     moved: torch.Tensor | float,
     compute: Compute,
 ) -> float:
-    """Relative RMSE of the layer's output for recorded rows, quantised as they are on Blackwell."""
+    """Measure the relative RMSE of a layer's output where activations are 4-bit, too.
+
+    weight: [N, K], smoothing applied; stored: its encoding; moved: the change of its bias, or 0.
+    The recorded rows are quantised as ComfyUI does it on Blackwell, by the layer's input scale if
+    it has one, and multiplied by the decoded weight; matmul is float32.
+    """
     rows = recall_statistics(plan, compute).rows
     quantised = quantised_rows(rows, plan.input_scale)
 
     def outputs(some: torch.Tensor, *parts: torch.Tensor) -> tuple:
+        """Multiply the recorded rows by some rows of the weight: exact outputs, and how far W4A4 is
+        off.
+        """
         exact = rows @ some.float().t()
         decoded = plan.precision.decode(*parts, stored.scale)
         return exact, quantised @ decoded.t() - exact
