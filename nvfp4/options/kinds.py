@@ -1,4 +1,4 @@
-"""What values an option takes: how a text is read, what a value given in Python must be.
+"""Values of options: how texts are read, what Python may give.
 
 Each reader takes the text of the command line, or a value that a program gives to `Options`, and
 returns the option's value. It raises argparse.ArgumentTypeError with what is wrong; a ValueError or
@@ -26,9 +26,11 @@ HERE = Path(__file__).resolve().parents[__name__.count(".")]
 
 
 def input_path(given: str | Path) -> Path:
-    """Make a path of a text; Windows separators work elsewhere too, so batch lines can be shared.
+    """Make a path of a text.
 
-    What is a path already is taken as it is.
+    Windows separators work elsewhere too, so that batch lines can be shared: backslashes become
+    slashes if there is no file of the name as given. What is a path already is taken as it is. The
+    file need not exist.
     """
     path = Path(given)
     if exists(path) or os.name == "nt" or not isinstance(given, str):
@@ -37,7 +39,11 @@ def input_path(given: str | Path) -> Path:
 
 
 def shipped_path(given: str | Path, folder: str) -> Path:
-    """Find a file as given or, if there is none, of that name in a folder beside this script."""
+    """Find a file as given or, if there is none, of that name in a folder beside this script.
+
+    folder: "calib" or "sensitive_layers", whose files come with the program. Returns the path that
+    exists; the error lists what the folder has. A Path that a program gives is taken as it is.
+    """
     path = input_path(given)
     shipped = HERE / folder / path
     if exists(path) or not isinstance(given, str):
@@ -50,7 +56,7 @@ def shipped_path(given: str | Path, folder: str) -> Path:
 
 
 def pattern(text: str) -> str:
-    """Check a regular expression."""
+    """Check a regular expression, and return its text; it is searched for in layers' names."""
     if not isinstance(text, str):
         raise TypeError
     try:
@@ -63,7 +69,10 @@ def pattern(text: str) -> str:
 
 
 def device_name(text: str) -> str:
-    """Check the name of a device; whether there is one, torch is asked later."""
+    """Check the name of a device: auto, cpu, cuda or cuda:N.
+
+    Whether the machine has it, torch is asked later: the command line is read without torch.
+    """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
     return text
@@ -71,6 +80,7 @@ def device_name(text: str) -> str:
 
 def positive_float(given: str | float) -> float:
     """Read a finite number above 0."""
+    # float() reads "nan" and "inf", which are no numbers to calculate with.
     value = float(given)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{given} is not a positive number")
@@ -79,6 +89,7 @@ def positive_float(given: str | float) -> float:
 
 def fraction(given: str | float) -> float:
     """Read a share: above 0, and at most 1."""
+    # Percent signs are not read: 60 would be no share, and 0.6 is.
     number = positive_float(given)
     if number > 1:
         raise argparse.ArgumentTypeError(f"{given} is no share: 1 is all")
@@ -86,7 +97,7 @@ def fraction(given: str | float) -> float:
 
 
 def margin(given: str | float) -> float:
-    """Read a factor that only makes larger."""
+    """Read a factor of 1 or more, by which an input scale is made larger."""
     value = float(given)
     if not 1 <= value < math.inf:
         raise argparse.ArgumentTypeError(
@@ -99,7 +110,8 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
     """Read FILE[:STRENGTH]; without a strength, it is 1.
 
     A colon that no number follows is the file's, as in C:\\x.safetensors. A path, or a pair of path
-    and strength such as a Lora, is taken as it is.
+    and strength such as a Lora, is taken as it is. Strengths may be negative, but not 0, which
+    would merge nothing, nor beyond float32.
     """
     if isinstance(given, str):
         number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -122,13 +134,18 @@ def natural(given: str | int) -> int:
 
 
 def size_in_bytes(given: str | int) -> int:
-    """Read 5GB, 500 MB, 4GiB or a plain number of bytes."""
+    """Read 5GB, 500 MB, 4GiB or a plain number of bytes, and return whole bytes, at least 1.
+
+    GB is 1000 ** 3 and GiB is 1024 ** 3; the B may be left out, and case does not matter.
+    """
+    # Digits are counted, as a text of a million of them would take minutes to read.
     found = re.fullmatch(
         r"(\d{1,18}(?:\.\d{1,9})?) ?(?:([KMGT])(i?)B?|B)?", str(given), re.IGNORECASE
     )
     size = 0
     if found:
         number, unit, binary = found.groups()
+        # A space stands for no unit: the power is 0.
         power = " KMGT".index((unit or " ").upper())
         size = int(float(number) * (1024 if binary else 1000) ** power)
     if size < 1:
@@ -144,7 +161,13 @@ def on_or_off(given: bool) -> bool:
 
 
 class Kind(NamedTuple):
-    """The values that an option takes, and how `--help` writes them."""
+    """Describe the values that an option takes, and how `--help` writes them.
+
+    read: makes the value of a text, or of what a program gives.
+    metavar: what stands for the value in `--help`; "" for a switch or for choices.
+    choices: the only texts that are allowed, if there are any.
+    repeatable: whether the option may be given several times; its value is a tuple then.
+    """
 
     read: Callable[..., object] = str
     metavar: str = ""
@@ -153,7 +176,8 @@ class Kind(NamedTuple):
 
     @property
     def keywords(self) -> dict[str, object]:
-        """What argparse's add_argument() is told."""
+        """Tell what argparse's add_argument() needs to know, beside flag and help."""
+        # A switch has no value to read: it is True where it is named.
         if self.read is on_or_off:
             return {"action": "store_true"}
         known = {"action": "append"} if self.repeatable else {}
@@ -162,15 +186,18 @@ class Kind(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """What stands behind the option in a list of options."""
+        """Tell what stands behind the option in a list of options: FILE, or mse|amax."""
         return self.metavar or "|".join(self.choices)
 
     def accept(self, given: object) -> object:
-        """Check a value that a program gives; raises argparse.ArgumentTypeError.
+        """Check a value that a program gives, and return the option's value.
 
         Text is read as the command line's is. Of a repeatable option, one alone is welcome, too.
+        Raises argparse.ArgumentTypeError in the words of argparse, so that both interfaces say the
+        same.
         """
         if self.repeatable:
+            # A Lora is a tuple, and a text is iterable: each of them is one value, not several.
             one = Kind(self.read, self.metavar, self.choices)
             several = isinstance(given, Iterable) and not isinstance(given, str | Lora)
             return tuple(map(one.accept, given if several else [given]))
@@ -179,7 +206,8 @@ class Kind(NamedTuple):
             raise argparse.ArgumentTypeError(f"invalid choice: {given!r} (choose from {known})")
         try:
             value = self.read(given)
-            if isinstance(given, Real) and value != given:  # as int() of 4.5
+            # int() would make 4 of 4.5, without a word.
+            if isinstance(given, Real) and value != given:
                 raise ValueError
         except (TypeError, ValueError, OverflowError) as error:
             name = getattr(self.read, "__name__", repr(self.read))
@@ -187,8 +215,10 @@ class Kind(NamedTuple):
         return value
 
 
+# Kinds that several options share; others are made where the option is, in table.py.
 SWITCH = Kind(on_or_off)
 FILE = Kind(input_path, "FILE")
+# Their files come with the program, in a folder beside it, and may be named without it.
 SUMMARY = Kind(partial(shipped_path, folder="calib"), "FILE")
 LAYER_LIST = Kind(partial(shipped_path, folder="sensitive_layers"), "FILE")
 REGEXES = Kind(pattern, "REGEX", repeatable=True)

@@ -1,9 +1,10 @@
-"""One row of the options: what is to be known of an option, and the checks that follow from it.
+"""One row of the options table, and the checks that follow from it.
 
 An option is a field of a frozen dataclass, the task: `option(...)` gives the field its default and
 keeps everything else about the option, an `Option`, with it. `given` is, here and in the parser,
 what somebody asked for: {flag: value}. On the command line that is what was named; for a task made
-in Python, what differs from the default.
+in Python, what differs from the default. The rows themselves are in `options.table`, and
+the kinds of values in `options.kinds`.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from nvfp4.errors import ConvertError
 from nvfp4.model import Lora
 from nvfp4.options.kinds import SWITCH, Kind
 
+# What somebody asked for, by flag.
 GivenOptions = Mapping[str, object]
-ROW = "option"  # The key of a row in its field's metadata.
+# The key of a row in its field's metadata.
+ROW = "option"
 
 
 class Other(NamedTuple):
-    """An option that another one excludes or needs, with any value or with one.
+    """Name an option that another one excludes or needs.
 
-    `why` ends the sentence that says so.
+    value: the one that is meant; "" for any. why: how the sentence ends that says so, with its own
+    comma or space.
     """
 
     flag: str
@@ -36,16 +40,20 @@ class Other(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What one would type."""
+        """Write it as one would type it."""
         return f"{self.flag} {self.value}".strip()
 
     def is_in(self, given: GivenOptions) -> bool:
-        """Whether it was asked for, with the value that is meant."""
+        """Tell whether it was asked for, with the value that is meant."""
         return self.flag in given and self.value in ("", given[self.flag])
 
 
 class Alias(NamedTuple):
-    """Another name of an option: a switch that means one value, or words that mean values."""
+    """Give an option another name: a switch that means one value, or words that mean values.
+
+    meaning: the value that the switch stands for, or {word: value}. The other facts are as in an
+    Option: an alias has conflicts and needs of its own.
+    """
 
     flag: str
     meaning: str | dict[str, str]
@@ -55,14 +63,16 @@ class Alias(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The values that it takes: its own words, not those of the option."""
+        """Describe the values that it takes: its own words, not those of the option."""
         return SWITCH if isinstance(self.meaning, str) else Kind(choices=tuple(self.meaning))
 
 
 class LayerSwitch(NamedTuple):
-    """A switch for the layers whose names a regular expression finds; such switches add up.
+    """Describe a switch for the layers whose names a regular expression finds.
 
-    `least` is the title of the format that the switch raises them to, if it does.
+    Several such switches make up one option, whose value is the set of those that were given.
+    `least` is the title of the format that the switch raises its layers to, or "" if it marks them
+    for something else.
     """
 
     layers: str
@@ -71,7 +81,10 @@ class LayerSwitch(NamedTuple):
 
 
 class Argument(NamedTuple):
-    """What the command line takes for a row: a flag, or SOURCE and OUTPUT, which have no dashes."""
+    """Hold one thing that the command line takes for a row, with its kind of value and its help.
+
+    Most are flags; SOURCE and OUTPUT, which have no dashes, are told by their places.
+    """
 
     flag: str
     kind: Kind
@@ -80,7 +93,10 @@ class Argument(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """All there is to know of an option. `option(...)` makes one; name and default are a field's.
+    """Hold all there is to know of an option.
+
+    `option(...)` makes one as the default of a dataclass's field. `options_of` fills in name and
+    default from that field.
 
     default: MISSING for an option that has to be given.
     shown: the default as it was written, for the help.
@@ -117,18 +133,21 @@ class Option:
 
     @property
     def arguments(self) -> list[Argument]:
-        """What the command line and the README list, in their order."""
+        """List what the command line and the README list for this row, other names last."""
         own = [Argument(flag, SWITCH, switch.help) for flag, switch in self.switches.items()]
         own = own or [Argument(self.flag, self.kind, self.help.replace("{default}", self.shown))]
         return [*own, *(Argument(alias.flag, alias.kind, alias.help) for alias in self.aliases)]
 
     @property
     def flags(self) -> list[str]:
-        """All that the command line knows it by, other names too."""
+        """List all that the command line knows it by, other names too."""
         return [argument.flag for argument in self.arguments]
 
     def value_in(self, given: GivenOptions) -> object:
-        """Its value by what the command line named, or its default."""
+        """Find its value by what the command line named, or its default.
+
+        The option's own flag and an alias exclude each other, so that their order decides nothing.
+        """
         if self.switches:
             return frozenset(flag for flag in self.switches if flag in given)
         for alias in self.aliases:
@@ -138,25 +157,27 @@ class Option:
         return given.get(self.flag, self.default)
 
     def named_by(self, value: object) -> dict[str, object]:
-        """What would have to be named for a value; nothing for the default."""
+        """Tell what would have to be named for a value: {flag: value}; nothing for the default."""
         if value == self.default:
             return {}
         return dict.fromkeys(value, True) if self.switches else {self.flag: value}
 
     def accept(self, value: object) -> object:
-        """Make a value given in Python one of its kind; raises argparse.ArgumentTypeError.
+        """Make a value given in Python one of its kind.
 
-        The default is taken as it is: None is no path, but stands for none.
+        The default is taken as it is: None is no path, but stands for none. Raises
+        argparse.ArgumentTypeError, as `Kind.accept` does.
         """
         if value == self.default:
             return self.default
+        # A set of switches is given as their flags, of which each has to be one of the row's.
         if not self.switches:
             return self.kind.accept(value)
         return frozenset(Kind(choices=tuple(self.switches), repeatable=True).accept(value))
 
 
 def with_others(facts: dict[str, Any]) -> dict[str, Any]:
-    """Make Others of the flags that a row's facts name."""
+    """Make Others of the flags that a row's facts name: the short form, for any value."""
 
     def other(one: Other | str) -> Other:
         return one if isinstance(one, Other) else Other(one)
@@ -169,8 +190,12 @@ def option(default: object, group: str, kind: Kind, text: str = "", **facts: Any
     """Make the field of an option, of a task that is a dataclass.
 
     default: MISSING for an option that has to be given; a text is read as the command line's is.
+    group, kind, text: its heading, the values it takes, and its help.
     facts: what else an Option knows; `conflicts` and `needs` may name others by their flags alone.
+
+    The return type is Any, as a field's default stands where a value of the field's type should.
     """
+    # The help shows the default as it is written here, 5GB and not 5000000000.
     shown = default if isinstance(default, str) else f"{default:g}" if is_number(default) else ""
     value = kind.read(default) if isinstance(default, str) else default
     row = Option(group=group, kind=kind, help=text, shown=shown, **with_others(facts))
@@ -183,14 +208,20 @@ def is_number(value: object) -> bool:
 
 
 def shared_option(task: type, name: str, **facts: Any) -> Any:
-    """Make the field of an option that another task has, too, with what is else about it here."""
+    """Make the field of an option that another task has, too.
+
+    task, name: where the option is. facts: what is different about it here, as in `option`.
+    """
     (entry,) = (entry for entry in dataclasses.fields(task) if entry.name == name)
     row = dataclasses.replace(entry.metadata[ROW], **with_others(facts))
     return field(default=entry.default, metadata={ROW: row})
 
 
 def options_of(task: type) -> list[Option]:
-    """The rows of a task's fields, in their order, with names and defaults filled in."""
+    """List the rows of a task, with names, defaults and flags filled in from its fields.
+
+    They are in the order of the fields, which is that of `--help`.
+    """
     rows = []
     for entry in dataclasses.fields(task):
         row = entry.metadata[ROW]
@@ -200,7 +231,8 @@ def options_of(task: type) -> list[Option]:
 
 
 def all_options(*tasks: type) -> list[Option]:
-    """The rows of several tasks; what they share is listed once."""
+    """List the rows of several tasks; what they share is listed once, as the first one has it."""
+    # The first row of a flag stays: a task's own conflicts and needs may differ.
     rows: dict[str, Option] = {}
     for row in (row for task in tasks for row in options_of(task)):
         rows.setdefault(row.flag, row)
@@ -210,10 +242,11 @@ def all_options(*tasks: type) -> list[Option]:
 def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]:
     """Find options that exclude each other, do nothing without another, or have wrong values.
 
-    Yields a sentence for each: first the conflicts, then what is missing, then the values, each
-    in the order of the rows.
+    `given` is {flag: value} of what was asked for. Yields a sentence for each problem: first the
+    conflicts, then what is missing, then the values, each in the order of the rows.
     """
     rows = list(rows)
+    # Rows and aliases have the same facts here: each of those that were named is asked.
     named = [one for row in rows for one in (row, *row.aliases) if one.flag in given]
     for one in named:
         for other in one.conflicts:
@@ -223,6 +256,7 @@ def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]
         if one.needs and not any(other.is_in(given) for other in one.needs):
             needed = " or ".join(other.text + other.why for other in one.needs)
             yield f"{one.flag} needs {needed}"
+    # Checks of values see all that is given, as `--preset none` asks for --include.
     for row in rows:
         if row.check and row.flag in given:
             problem = row.check(row.flag, given[row.flag], given)
@@ -233,7 +267,8 @@ def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]
 def check_task(task: Any) -> None:
     """Make a task's values of the right kinds, and raise ConvertError with all that is wrong.
 
-    Called by a task that is being made, so a frozen one can be changed still.
+    A task calls this in its `__post_init__`: nobody else has it yet, so a frozen one may still be
+    changed. Contradictions are looked for only where every value is of its kind.
     """
     problems, given = [], {}
     rows = options_of(type(task))
@@ -243,8 +278,10 @@ def check_task(task: Any) -> None:
         except argparse.ArgumentTypeError as error:
             problems.append(f"argument {row.flag}: {error}")
             continue
+        # The way to set a field of a frozen dataclass.
         object.__setattr__(task, row.name, value)
         given |= row.named_by(value)
+    # Flags are told, not fields, so that both interfaces use the same words.
     problems = problems or [*contradictions(rows, given)]
     if problems:
         raise ConvertError(*problems)
@@ -262,7 +299,11 @@ def paths_of(value: object) -> Iterator[Path]:
 
 
 def portable(value: object) -> object:
-    """Make an option's value one for the header: file names of paths, sorted lists of sets."""
+    """Make an option's value one for the header's JSON.
+
+    Paths become file names, so that the header does not depend on the machine, sets become sorted
+    lists, and tuples lists.
+    """
     if isinstance(value, Path):
         return value.name
     if isinstance(value, tuple):

@@ -50,8 +50,10 @@ from nvfp4.options.option import (
 )
 
 __version__ = "0.1.0"
+# What notes and reasons call both --target-size and --target-ratio.
 TARGET = "--target-size"
-# Encoded bytes that may wait for the writer, unless --low-mem is given.
+# Encoded bytes that may wait for the writer, unless --low-mem is given. Encoding goes on meanwhile
+# when the disk is slow; the bytes count towards the peak of memory.
 WRITE_AHEAD = 96 << 20
 # Shards of fewer bytes are refused: their unit was forgotten.
 LEAST_SHARD = 1_000_000
@@ -79,9 +81,12 @@ MINIMUM_OPTIONS = {
 }
 # Each recipe's --dtype, unless one is given: working scaled-FP8 models keep float32.
 RECIPES = {"mixed": "bfloat16", "fp8": "bfloat16", "scaled-fp8": "float32"}
+# The recipe whose layers have no configuration: one marker tensor tells of all.
 LEGACY_RECIPE = "scaled-fp8"
+# Suffixes that --report takes; cli/entry.py has a renderer for each.
 REPORT_KINDS = (".json", ".html")
 
+# Headings of the groups in `--help` and in the README, in this order.
 GENERAL = "general"
 PRECISION = "precision"
 INPUT_SCALES = "input scales (file before recording before summary before value)"
@@ -90,6 +95,7 @@ SENSITIVITY = "sensitivity"
 FULL_PRECISION = "full-precision matmul (W4A16 instead of W4A4)"
 VERIFY = "verify (instead of converting)"
 
+# Kinds of values that only rows of this table have.
 DTYPE = Kind(choices=tuple(DTYPE_OPTIONS))
 ACTION = Kind(choices=("fp16", "full_precision_mm"))
 # What needs statistics of a layer's inputs excludes the search that looks at weights alone.
@@ -111,7 +117,11 @@ HEADER_ORDER = (
 
 
 def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions], str]:
-    """Make the check of a file's suffix; `why` goes on with the sentence."""
+    """Make the check of a file's suffix, for an Option's `check`.
+
+    kinds: suffixes in lower case; the case of the path's own does not matter. why: goes on with the
+    sentence.
+    """
 
     def check(flag: str, path: Path, _: GivenOptions) -> str:
         wrong = path.suffix.lower() not in kinds
@@ -121,26 +131,26 @@ def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions
 
 
 def original_only(flag: str, path: Path, _: GivenOptions) -> str:
-    """A GGUF is no source: what it was made from is."""
+    """Refuse a GGUF as SOURCE, in whose place it is often given: the model it was made from is."""
     wrong = path.suffix.lower() == ".gguf"
     return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
 
 
 def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
-    """`--preset none` quantises nothing by itself."""
+    """Refuse `--preset none` without --include: it quantises nothing by itself."""
     wrong = preset == "none" and "--include" not in given
     return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
 
 
 def large_enough(flag: str, size: int, _: GivenOptions) -> str:
-    """Refuse shards of a few bytes."""
+    """Refuse shards of less than LEAST_SHARD bytes; "5" is given where "5GB" is meant."""
     wrong = size < LEAST_SHARD
     return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """One conversion: the options table. Its rows are fields, named as on the command line.
+    """Describe one conversion: the options table, whose rows are fields named as their flags.
 
     Two fields collect switches, by their names: `minimums` ("--min-...") and `full_precision`
     ("--full-precision-mm..."). Text is welcome as the command line takes it: for paths, sizes,
@@ -148,11 +158,12 @@ class Options:
     or where one does nothing without another.
     """
 
+    # A row for each option, formatted by hand, as a table that is read from top to bottom.
     # fmt: off
+    # The header has the source's files instead: a folder's name changes with the machine.
     source: Path = option(MISSING, "", Kind(input_path),
         "*.safetensors.index.json, the folder it is in, or one .safetensors",
-        flag="SOURCE", check=original_only, reads=True,
-        trace=False)  # its files are told; a folder's name would change with the machine
+        flag="SOURCE", check=original_only, reads=True, trace=False)
     output: Path = option(MISSING, "", Kind(input_path), "the .safetensors file to write",
         flag="OUTPUT", check=must_end_in(".safetensors", why=", as ComfyUI looks for it"),
         trace=False)
@@ -160,7 +171,8 @@ class Options:
     recipe: str = option("mixed", GENERAL, Kind(choices=tuple(RECIPES)),
         "mixed; fp8: FP8 for all that would be NVFP4; scaled-fp8: the same as files of the older "
         "kind have it, with scale_weight and the rest in float32 (default: {default})")
-    dtype: str | None = option(None, GENERAL, DTYPE,  # None: the recipe's own
+    # None stands for the recipe's own until the task is checked.
+    dtype: str | None = option(None, GENERAL, DTYPE,
         "of tensors that are not quantised (default: bfloat16; float32 with scaled-fp8)")
     quant_dtype: str = option("float32", GENERAL, DTYPE,
         "what weights are cast to before they are quantised (default: {default})")
@@ -179,6 +191,8 @@ class Options:
         check=must_end_in(*REPORT_KINDS), trace=False, writes=True)
     device: str = option("auto", GENERAL, Kind(device_name, "{auto,cpu,cuda,cuda:N}"),
         "where to compute (default: {default}, a GPU if there is one)", trace=False)
+    # From here to --quiet it is told how a conversion runs, and into which files; no tensor depends
+    # on that, so the header has none of it.
     low_mem: bool = option(False, GENERAL, SWITCH, "read one tensor at a time, none ahead",
         trace=False)
     resume: bool = option(False, GENERAL, SWITCH,
@@ -199,7 +213,8 @@ class Options:
     gguf: Path | None = option(None, PRECISION, FILE,
         "a GGUF of the same model: its types choose the precisions",
         conflicts=["--preset", "--mode"], reads=True)
-    preset: str | None = option(  # None: the GGUF decides, or without one: auto
+    # None stands for auto until the task is checked, or for the GGUF, if there is one.
+    preset: str | None = option(
         None, PRECISION, Kind(metavar="NAME", choices=PRESETS),
         "without a GGUF: auto, a family's name, smart (unknown models, by their structure), "
         "all (every linear layer), none (what --include names); --list-presets prints what "
@@ -217,6 +232,7 @@ class Options:
     layer_config: Path | None = option(None, PRECISION, FILE,
         "a .json of layer names or patterns: format, full-precision matmul, input scale",
         reads=True)
+    # A layer config has no place for scaled channels, so a plan that has them cannot be replayed.
     layer_config_out: Path | None = option(None, PRECISION, FILE,
         "write the plan as such a file, to edit and to replay",
         conflicts=["--pre-quant-scale"], check=must_end_in(".json"), trace=False, writes=True)
@@ -262,6 +278,7 @@ class Options:
         "copy input scales from a quantised .safetensors", reads=True)
     input_scale_value: float | None = option(None, INPUT_SCALES, Kind(positive_float, "SCALE"),
         "NVFP4 input scale of every layer that has no other")
+    # Contradicts all options that would bake input scales.
     no_input_scale: bool = option(False, INPUT_SCALES, SWITCH,
         "bake none: ComfyUI measures on every call (for calibration)",
         conflicts=["--input-scale-summary-json", "--input-scale-from", "--input-scale-value",
@@ -283,6 +300,7 @@ class Options:
         "ComfyUI after 0.29 only, and not for LoRAs",
         conflicts=[AMAX], needs=["--activation-stats"])
 
+    # The file alone does nothing: it needs a threshold, and each threshold needs the file.
     sensitivity_json: Path | None = option(None, SENSITIVITY, FILE,
         "layers' rel_rmse and clip_rate means (.json), or a recording (.safetensors)",
         needs=["--sensitivity-threshold", "--clip-rate-threshold"], reads=True)
@@ -310,56 +328,67 @@ class Options:
 
     def __post_init__(self) -> None:
         check_task(self)
+        # Two defaults depend on other options: None stands for them until here.
         if self.dtype is None:
             object.__setattr__(self, "dtype", RECIPES[self.recipe])
         if self.preset is None and self.gguf is None:
             object.__setattr__(self, "preset", "auto")
 
     def target(self, model: Model) -> int:
-        """Bytes of --target-size, or 0."""
+        """Tell how many bytes OUTPUT may have by --target-size or --target-ratio; 0 without these.
+
+        model: the source, of whose tensors the ratio is a share, headers left out.
+        """
         return self.target_size or int((self.target_ratio or 0) * model.nbytes)
 
     @property
     def has_family(self) -> bool:
-        """Whether rows of a family decide."""
+        """Tell whether a family's rows decide: not with a GGUF, nor with preset all or none."""
         return self.preset not in (None, "all", "none")
 
     @property
     def only_fp8(self) -> bool:
-        """Whether the recipe makes FP8 of what would be NVFP4."""
+        """Tell whether the recipe makes FP8 of what would be NVFP4."""
         return self.recipe != "mixed"
 
     @property
     def written(self) -> Path:
-        """The file that a person names to load what was written."""
+        """Name the file that a person loads: OUTPUT, or the index of its shards beside it."""
         index = self.output.with_name(self.output.name + ".index.json")
         return index if self.output_sharded else self.output
 
     @property
     def buffers(self) -> int:
-        """Read buffers: one that is worked on, and one that is filled meanwhile."""
+        """Count the read buffers: one that is worked on, and one that is filled meanwhile.
+
+        With --low-mem there is one, and nothing is read ahead.
+        """
         return 1 if self.low_mem else 2
 
     @property
     def ahead(self) -> int:
-        """Encoded bytes that may wait to be written."""
+        """Tell how many encoded bytes may wait to be written; none with --low-mem."""
         return 0 if self.low_mem else WRITE_AHEAD
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Files named on the command line that the output must not overwrite."""
+        """List the files that options name as inputs, which OUTPUT must not overwrite.
+
+        They are in the order of the rows. Of SOURCE, this is the path as given: an index's shards
+        are in the model's `files`.
+        """
         rows = [row for row in options_of(type(self)) if row.reads]
         return tuple(path for row in rows for path in paths_of(getattr(self, row.name)))
 
     @property
     def texts(self) -> tuple[Path, ...]:
-        """Text files to write beside the model."""
+        """List the text files to write beside the model: the report, the layer config."""
         rows = [row for row in options_of(type(self)) if row.writes]
         return tuple(path for row in rows for path in paths_of(getattr(self, row.name)))
 
     @property
     def recorded(self) -> dict[str, object]:
-        """What the header of OUTPUT tells of the options: {field: value for JSON}.
+        """Tell what the header of OUTPUT records of the options: {field: value for JSON}.
 
         Defaults are left out; of files only the names are told, so equal runs give equal bytes.
         """
@@ -374,9 +403,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """`--verify FILE`, with a source to measure it against or without.
+    """Describe one check of a file, `--verify FILE`, against its source or without.
 
-    Its fields are the options that go with it. Raises ConvertError as `Options` does.
+    Its fields are the options that go with it, some of them rows of `Options`. Raises ConvertError
+    as `Options` does.
     """
 
     # fmt: off
@@ -394,4 +424,5 @@ class Verification:
         check_task(self)
 
 
+# All rows, in the order of `--help`.
 OPTIONS = tuple(all_options(Options, Verification))
