@@ -600,44 +600,63 @@ def compiled(pattern: str) -> re.Pattern:
         raise ValueError(error) from error
 
 
-# ── nvfp4/families.py: Known model families and their presets, as rows ────────────────────────────
+# ── nvfp4/families.py: Known model families and their presets, as rows of a table ─────────────────
 
+# Transformer blocks that stay 16-bit at each end, unless a family or an option says otherwise.
 EDGE_BLOCKS = 2
-# Wan: their rows are ffn_dim and the output channels, so no padding rows.
+# The rows of these layers of Wan tell ComfyUI ffn_dim and the output channels: packing keeps rows,
+# but rows of padding would make another model of it.
 RECOGNISED_BY_ROWS = r"^blocks\.0\.ffn\.0$|^head\.head$"
 
 
 class Keep(NamedTuple):
-    """Layers inside a family's blocks, by the end of their names, that get more than NVFP4."""
+    """Name layers inside a family's blocks that get more than NVFP4.
 
-    layers: str  # regular expression
-    precision: str  # the title of a format: "FP8", "16-bit"
+    layers: a regular expression that is searched for in their names, without the model's prefix.
+    precision: the title of a format: "FP8" or "16-bit".
+    why: the reason that the report gives, with the tool or file that does the same.
+    """
+
+    layers: str
+    precision: str
     why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """Models of one architecture: how to recognise one, and what its preset does with it.
+    """Describe models of one architecture: how to recognise one, and what its preset does.
 
-    Keys are regular expressions for the beginning of a header's lines, `name [shape]`, without
-    the prefix of names.
+    title: the family's name for people.
+    keys: regular expressions for the beginning of a header's lines, `name [shape]`, without the
+        prefix of names. All of them have to be there.
+    variants: {name: key}; the first one that is there names the variant in notes.
+    blocks: names of the transformer blocks, in rows by the order they run in: edge blocks are at
+        the ends of each row.
+    beside: names of blocks that have no ends, such as control blocks.
+    edge_blocks: how many blocks stay 16-bit at each end.
+    keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
+    full_precision: layers that the preset marks for full-precision matmul; "" for none.
+    shape_read: layers whose shape ComfyUI's model detection reads, which are never packed.
+    image: whether it makes images, not videos: a note warns where almost all of it is NVFP4.
     """
 
     title: str
-    keys: tuple[str, ...]  # all of them are there
-    variants: dict[str, str] = field(default_factory=dict)  # {name: key}, the first that is there
-    # Where the transformer blocks are, in the order they run in: edge blocks are at the ends of
-    # each of these rows.
+    keys: tuple[str, ...]
+    variants: dict[str, str] = field(default_factory=dict)
     blocks: tuple[tuple[str, ...], ...]
-    beside: tuple[str, ...] = ()  # blocks without ends
+    beside: tuple[str, ...] = ()
     edge_blocks: int = EDGE_BLOCKS
     keeps: tuple[Keep, ...] = ()
-    full_precision: str = ""  # layers that the preset marks for full-precision matmul
-    shape_read: str = r"(?!)"  # layers whose shape ComfyUI's model detection reads
-    image: bool = False  # not video
+    full_precision: str = ""
+    shape_read: str = r"(?!)"  # A pattern that matches nothing.
+    image: bool = False
 
     @property
     def inside(self) -> re.Pattern:
+        """Compile a pattern for names inside a block; its groups are the block's name and number.
+
+        Block numbers of more than nine digits are hostile, and match nothing.
+        """
         names = [*itertools.chain(*self.blocks), *self.beside]
         return re.compile(rf"({'|'.join(map(re.escape, names))})\.(\d{{1,9}})\.")
 
@@ -657,7 +676,9 @@ DOWN_PROJECTION = Keep(
     "FP8",
     "feed-forward down projection: Q6_K in a Q5_K_M",
 )
+# What --preset smart keeps, for models of unknown families.
 ONE_STEP_HIGHER = (ATTENTION_V, ATTENTION_QKV, DOWN_PROJECTION)
+# Linear layers that compute shift, scale and gate of a block from the time step.
 MODULATION = Keep(
     r"(_mod\.(lin|linear)|\.modulation\.(lin|linear))$",
     "FP8",
@@ -666,6 +687,7 @@ MODULATION = Keep(
 TEXT_ATTENTION = Keep(
     r"\.txt_attn[._]", "FP8", "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter"
 )
+# For Cosmos-Predict2 and Anima, which is built like it.
 ADALN_AND_MLP = (
     Keep(
         r"\.adaln_modulation_",
@@ -679,11 +701,13 @@ ADALN_AND_MLP = (
         "(silveroxides/convert_to_quant#41)",
     ),
 )
+# What the families that are built like Flux have in common.
 FLUX_SHAPES = r"^(img_in|txt_in|vector_in\.in_layer)$"
 FLUX_BLOCKS = (("double_blocks", "single_blocks"),)
 FLUX_KEY = r"double_blocks\.0\.img_attn\.norm\.key_norm\.(weight|scale) "
-# In the order they are looked for. Keys and shapes as ComfyUI 0.29 reads them
-# (comfy/model_detection.py); outside of blocks, every tool these rows name keeps 16-bit.
+# Families are looked for in this order: Flux's keys are in Flux 2 and Chroma as well, so these come
+# first. Keys and shapes are as ComfyUI 0.29 reads them (comfy/model_detection.py). What is outside
+# the blocks stays 16-bit, as in every tool that these rows name.
 FAMILIES = {
     "wan": Family(
         title="Wan",
@@ -835,14 +859,15 @@ FAMILIES = {
         shape_read=r"^x_embedder\.proj\.1$",
     ),
 }
-# For a model that is of none of them.
+# For a model that is of no family: its blocks may have any of the usual names.
 ANY_FAMILY = Family(
     title="unknown",
     keys=(),
     blocks=(("blocks", "transformer_blocks", "double_blocks", "single_blocks", "layers"),),
     edge_blocks=0,
 )
-# Names that diffusers gives where ComfyUI has others, by one key of each.
+# Models in the names of diffusers, by one key of each, where ComfyUI has others: it loads quantised
+# layers by its own names only.
 DIFFUSERS_NAMES = {
     "Wan": r"condition_embedder\.text_embedder\.linear_1\.weight ",
     "Flux, Flux 2 or Hunyuan Video": r"single_transformer_blocks\.0\.",
@@ -851,7 +876,10 @@ DIFFUSERS_NAMES = {
     "LTX": r"time_embed\.emb\.timestep_embedder\.linear_1\.weight ",
     "Cosmos": r"time_embed\.t_embedder\.linear_1\.weight ",
 }
+# {family: pattern} of the layers by whose shapes ComfyUI recognises a model. All of these hold for
+# every model, as one that is not recognised here may still be known to ComfyUI.
 NEVER_PACKED = {family.title: family.shape_read for family in FAMILIES.values()}
+# All names of blocks, each once, for reports that group layers by block.
 TRANSFORMER_BLOCKS = tuple(
     dict.fromkeys(
         name
@@ -862,7 +890,12 @@ TRANSFORMER_BLOCKS = tuple(
 
 
 def recognise(model: Model) -> tuple[str, str]:
-    """Name of the model's row in FAMILIES, and its variant; each "" if there is none."""
+    """Find the model's row in FAMILIES: its name, and the variant's; each "" if there is none.
+
+    Only names and shapes are looked at. Raises ConvertError for a model that is named as diffusers
+    does, as ComfyUI could not load what would be made of it.
+    """
+    # One line for each tensor, so that a key may match name and shape together.
     header = "\n".join(f"{bare(ref.name)} {[*ref.shape]}" for ref in model.tensors.values())
 
     def there(key: str) -> bool:
@@ -880,6 +913,7 @@ def recognise(model: Model) -> tuple[str, str]:
     return "", ""
 
 
+# Presets for models of any family, with their lines in --list-presets.
 GENERAL_PRESETS = {
     "auto": "the family that the source is recognised as (default)",
     "smart": "any model by its structure: 16-bit outside the repeated blocks, FP8 for attention V "
@@ -887,6 +921,7 @@ GENERAL_PRESETS = {
     "all": "NVFP4 for every linear layer that ComfyUI does not recognise a model by",
     "none": "nothing but what --include names",
 }
+# What --preset takes, "auto" first; `--help` lists them in this order.
 PRESETS = ("auto", *FAMILIES, *list(GENERAL_PRESETS)[1:])
 
 
@@ -956,16 +991,18 @@ def render_presets() -> str:
     return "\n".join([*lines, *(f"{name}: {text}" for name, text in GENERAL_PRESETS.items())])
 
 
-# ── nvfp4/options/kinds.py: What values an option takes: how a text is read, what a value given in 
+# ── nvfp4/options/kinds.py: Values of options: how texts are read, what Python may give ───────────
 
 # The folder of calib/ and sensitive_layers/: the checkout, or where the single file lies.
 HERE = Path(__file__).resolve().parents[__name__.count(".")]
 
 
 def input_path(given: str | Path) -> Path:
-    """Make a path of a text; Windows separators work elsewhere too, so batch lines can be shared.
+    """Make a path of a text.
 
-    What is a path already is taken as it is.
+    Windows separators work elsewhere too, so that batch lines can be shared: backslashes become
+    slashes if there is no file of the name as given. What is a path already is taken as it is. The
+    file need not exist.
     """
     path = Path(given)
     if exists(path) or os.name == "nt" or not isinstance(given, str):
@@ -974,7 +1011,11 @@ def input_path(given: str | Path) -> Path:
 
 
 def shipped_path(given: str | Path, folder: str) -> Path:
-    """Find a file as given or, if there is none, of that name in a folder beside this script."""
+    """Find a file as given or, if there is none, of that name in a folder beside this script.
+
+    folder: "calib" or "sensitive_layers", whose files come with the program. Returns the path that
+    exists; the error lists what the folder has. A Path that a program gives is taken as it is.
+    """
     path = input_path(given)
     shipped = HERE / folder / path
     if exists(path) or not isinstance(given, str):
@@ -987,7 +1028,7 @@ def shipped_path(given: str | Path, folder: str) -> Path:
 
 
 def pattern(text: str) -> str:
-    """Check a regular expression."""
+    """Check a regular expression, and return its text; it is searched for in layers' names."""
     if not isinstance(text, str):
         raise TypeError
     try:
@@ -1000,7 +1041,10 @@ def pattern(text: str) -> str:
 
 
 def device_name(text: str) -> str:
-    """Check the name of a device; whether there is one, torch is asked later."""
+    """Check the name of a device: auto, cpu, cuda or cuda:N.
+
+    Whether the machine has it, torch is asked later: the command line is read without torch.
+    """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
     return text
@@ -1008,6 +1052,7 @@ def device_name(text: str) -> str:
 
 def positive_float(given: str | float) -> float:
     """Read a finite number above 0."""
+    # float() reads "nan" and "inf", which are no numbers to calculate with.
     value = float(given)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{given} is not a positive number")
@@ -1016,6 +1061,7 @@ def positive_float(given: str | float) -> float:
 
 def fraction(given: str | float) -> float:
     """Read a share: above 0, and at most 1."""
+    # Percent signs are not read: 60 would be no share, and 0.6 is.
     number = positive_float(given)
     if number > 1:
         raise argparse.ArgumentTypeError(f"{given} is no share: 1 is all")
@@ -1023,7 +1069,7 @@ def fraction(given: str | float) -> float:
 
 
 def margin(given: str | float) -> float:
-    """Read a factor that only makes larger."""
+    """Read a factor of 1 or more, by which an input scale is made larger."""
     value = float(given)
     if not 1 <= value < math.inf:
         raise argparse.ArgumentTypeError(
@@ -1036,7 +1082,8 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
     """Read FILE[:STRENGTH]; without a strength, it is 1.
 
     A colon that no number follows is the file's, as in C:\\x.safetensors. A path, or a pair of path
-    and strength such as a Lora, is taken as it is.
+    and strength such as a Lora, is taken as it is. Strengths may be negative, but not 0, which
+    would merge nothing, nor beyond float32.
     """
     if isinstance(given, str):
         number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -1059,13 +1106,18 @@ def natural(given: str | int) -> int:
 
 
 def size_in_bytes(given: str | int) -> int:
-    """Read 5GB, 500 MB, 4GiB or a plain number of bytes."""
+    """Read 5GB, 500 MB, 4GiB or a plain number of bytes, and return whole bytes, at least 1.
+
+    GB is 1000 ** 3 and GiB is 1024 ** 3; the B may be left out, and case does not matter.
+    """
+    # Digits are counted, as a text of a million of them would take minutes to read.
     found = re.fullmatch(
         r"(\d{1,18}(?:\.\d{1,9})?) ?(?:([KMGT])(i?)B?|B)?", str(given), re.IGNORECASE
     )
     size = 0
     if found:
         number, unit, binary = found.groups()
+        # A space stands for no unit: the power is 0.
         power = " KMGT".index((unit or " ").upper())
         size = int(float(number) * (1024 if binary else 1000) ** power)
     if size < 1:
@@ -1081,7 +1133,13 @@ def on_or_off(given: bool) -> bool:
 
 
 class Kind(NamedTuple):
-    """The values that an option takes, and how `--help` writes them."""
+    """Describe the values that an option takes, and how `--help` writes them.
+
+    read: makes the value of a text, or of what a program gives.
+    metavar: what stands for the value in `--help`; "" for a switch or for choices.
+    choices: the only texts that are allowed, if there are any.
+    repeatable: whether the option may be given several times; its value is a tuple then.
+    """
 
     read: Callable[..., object] = str
     metavar: str = ""
@@ -1090,7 +1148,8 @@ class Kind(NamedTuple):
 
     @property
     def keywords(self) -> dict[str, object]:
-        """What argparse's add_argument() is told."""
+        """Tell what argparse's add_argument() needs to know, beside flag and help."""
+        # A switch has no value to read: it is True where it is named.
         if self.read is on_or_off:
             return {"action": "store_true"}
         known = {"action": "append"} if self.repeatable else {}
@@ -1099,15 +1158,18 @@ class Kind(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """What stands behind the option in a list of options."""
+        """Tell what stands behind the option in a list of options: FILE, or mse|amax."""
         return self.metavar or "|".join(self.choices)
 
     def accept(self, given: object) -> object:
-        """Check a value that a program gives; raises argparse.ArgumentTypeError.
+        """Check a value that a program gives, and return the option's value.
 
         Text is read as the command line's is. Of a repeatable option, one alone is welcome, too.
+        Raises argparse.ArgumentTypeError in the words of argparse, so that both interfaces say the
+        same.
         """
         if self.repeatable:
+            # A Lora is a tuple, and a text is iterable: each of them is one value, not several.
             one = Kind(self.read, self.metavar, self.choices)
             several = isinstance(given, Iterable) and not isinstance(given, str | Lora)
             return tuple(map(one.accept, given if several else [given]))
@@ -1116,7 +1178,8 @@ class Kind(NamedTuple):
             raise argparse.ArgumentTypeError(f"invalid choice: {given!r} (choose from {known})")
         try:
             value = self.read(given)
-            if isinstance(given, Real) and value != given:  # as int() of 4.5
+            # int() would make 4 of 4.5, without a word.
+            if isinstance(given, Real) and value != given:
                 raise ValueError
         except (TypeError, ValueError, OverflowError) as error:
             name = getattr(self.read, "__name__", repr(self.read))
@@ -1124,8 +1187,10 @@ class Kind(NamedTuple):
         return value
 
 
+# Kinds that several options share; others are made where the option is, in table.py.
 SWITCH = Kind(on_or_off)
 FILE = Kind(input_path, "FILE")
+# Their files come with the program, in a folder beside it, and may be named without it.
 SUMMARY = Kind(partial(shipped_path, folder="calib"), "FILE")
 LAYER_LIST = Kind(partial(shipped_path, folder="sensitive_layers"), "FILE")
 REGEXES = Kind(pattern, "REGEX", repeatable=True)
@@ -1134,16 +1199,19 @@ SIZE = Kind(size_in_bytes, "SIZE")
 SHARE = Kind(fraction, "SHARE")
 
 
-# ── nvfp4/options/option.py: One row of the options: what is to be known of an option, and the chec
+# ── nvfp4/options/option.py: One row of the options table, and the checks that follow from it ─────
 
+# What somebody asked for, by flag.
 GivenOptions = Mapping[str, object]
-ROW = "option"  # The key of a row in its field's metadata.
+# The key of a row in its field's metadata.
+ROW = "option"
 
 
 class Other(NamedTuple):
-    """An option that another one excludes or needs, with any value or with one.
+    """Name an option that another one excludes or needs.
 
-    `why` ends the sentence that says so.
+    value: the one that is meant; "" for any. why: how the sentence ends that says so, with its own
+    comma or space.
     """
 
     flag: str
@@ -1152,16 +1220,20 @@ class Other(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What one would type."""
+        """Write it as one would type it."""
         return f"{self.flag} {self.value}".strip()
 
     def is_in(self, given: GivenOptions) -> bool:
-        """Whether it was asked for, with the value that is meant."""
+        """Tell whether it was asked for, with the value that is meant."""
         return self.flag in given and self.value in ("", given[self.flag])
 
 
 class Alias(NamedTuple):
-    """Another name of an option: a switch that means one value, or words that mean values."""
+    """Give an option another name: a switch that means one value, or words that mean values.
+
+    meaning: the value that the switch stands for, or {word: value}. The other facts are as in an
+    Option: an alias has conflicts and needs of its own.
+    """
 
     flag: str
     meaning: str | dict[str, str]
@@ -1171,14 +1243,16 @@ class Alias(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The values that it takes: its own words, not those of the option."""
+        """Describe the values that it takes: its own words, not those of the option."""
         return SWITCH if isinstance(self.meaning, str) else Kind(choices=tuple(self.meaning))
 
 
 class LayerSwitch(NamedTuple):
-    """A switch for the layers whose names a regular expression finds; such switches add up.
+    """Describe a switch for the layers whose names a regular expression finds.
 
-    `least` is the title of the format that the switch raises them to, if it does.
+    Several such switches make up one option, whose value is the set of those that were given.
+    `least` is the title of the format that the switch raises its layers to, or "" if it marks them
+    for something else.
     """
 
     layers: str
@@ -1187,7 +1261,10 @@ class LayerSwitch(NamedTuple):
 
 
 class Argument(NamedTuple):
-    """What the command line takes for a row: a flag, or SOURCE and OUTPUT, which have no dashes."""
+    """Hold one thing that the command line takes for a row, with its kind of value and its help.
+
+    Most are flags; SOURCE and OUTPUT, which have no dashes, are told by their places.
+    """
 
     flag: str
     kind: Kind
@@ -1196,7 +1273,10 @@ class Argument(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """All there is to know of an option. `option(...)` makes one; name and default are a field's.
+    """Hold all there is to know of an option.
+
+    `option(...)` makes one as the default of a dataclass's field. `options_of` fills in name and
+    default from that field.
 
     default: MISSING for an option that has to be given.
     shown: the default as it was written, for the help.
@@ -1233,18 +1313,21 @@ class Option:
 
     @property
     def arguments(self) -> list[Argument]:
-        """What the command line and the README list, in their order."""
+        """List what the command line and the README list for this row, other names last."""
         own = [Argument(flag, SWITCH, switch.help) for flag, switch in self.switches.items()]
         own = own or [Argument(self.flag, self.kind, self.help.replace("{default}", self.shown))]
         return [*own, *(Argument(alias.flag, alias.kind, alias.help) for alias in self.aliases)]
 
     @property
     def flags(self) -> list[str]:
-        """All that the command line knows it by, other names too."""
+        """List all that the command line knows it by, other names too."""
         return [argument.flag for argument in self.arguments]
 
     def value_in(self, given: GivenOptions) -> object:
-        """Its value by what the command line named, or its default."""
+        """Find its value by what the command line named, or its default.
+
+        The option's own flag and an alias exclude each other, so that their order decides nothing.
+        """
         if self.switches:
             return frozenset(flag for flag in self.switches if flag in given)
         for alias in self.aliases:
@@ -1254,25 +1337,27 @@ class Option:
         return given.get(self.flag, self.default)
 
     def named_by(self, value: object) -> dict[str, object]:
-        """What would have to be named for a value; nothing for the default."""
+        """Tell what would have to be named for a value: {flag: value}; nothing for the default."""
         if value == self.default:
             return {}
         return dict.fromkeys(value, True) if self.switches else {self.flag: value}
 
     def accept(self, value: object) -> object:
-        """Make a value given in Python one of its kind; raises argparse.ArgumentTypeError.
+        """Make a value given in Python one of its kind.
 
-        The default is taken as it is: None is no path, but stands for none.
+        The default is taken as it is: None is no path, but stands for none. Raises
+        argparse.ArgumentTypeError, as `Kind.accept` does.
         """
         if value == self.default:
             return self.default
+        # A set of switches is given as their flags, of which each has to be one of the row's.
         if not self.switches:
             return self.kind.accept(value)
         return frozenset(Kind(choices=tuple(self.switches), repeatable=True).accept(value))
 
 
 def with_others(facts: dict[str, Any]) -> dict[str, Any]:
-    """Make Others of the flags that a row's facts name."""
+    """Make Others of the flags that a row's facts name: the short form, for any value."""
 
     def other(one: Other | str) -> Other:
         return one if isinstance(one, Other) else Other(one)
@@ -1285,8 +1370,12 @@ def option(default: object, group: str, kind: Kind, text: str = "", **facts: Any
     """Make the field of an option, of a task that is a dataclass.
 
     default: MISSING for an option that has to be given; a text is read as the command line's is.
+    group, kind, text: its heading, the values it takes, and its help.
     facts: what else an Option knows; `conflicts` and `needs` may name others by their flags alone.
+
+    The return type is Any, as a field's default stands where a value of the field's type should.
     """
+    # The help shows the default as it is written here, 5GB and not 5000000000.
     shown = default if isinstance(default, str) else f"{default:g}" if is_number(default) else ""
     value = kind.read(default) if isinstance(default, str) else default
     row = Option(group=group, kind=kind, help=text, shown=shown, **with_others(facts))
@@ -1299,14 +1388,20 @@ def is_number(value: object) -> bool:
 
 
 def shared_option(task: type, name: str, **facts: Any) -> Any:
-    """Make the field of an option that another task has, too, with what is else about it here."""
+    """Make the field of an option that another task has, too.
+
+    task, name: where the option is. facts: what is different about it here, as in `option`.
+    """
     (entry,) = (entry for entry in dataclasses.fields(task) if entry.name == name)
     row = dataclasses.replace(entry.metadata[ROW], **with_others(facts))
     return field(default=entry.default, metadata={ROW: row})
 
 
 def options_of(task: type) -> list[Option]:
-    """The rows of a task's fields, in their order, with names and defaults filled in."""
+    """List the rows of a task, with names, defaults and flags filled in from its fields.
+
+    They are in the order of the fields, which is that of `--help`.
+    """
     rows = []
     for entry in dataclasses.fields(task):
         row = entry.metadata[ROW]
@@ -1316,7 +1411,8 @@ def options_of(task: type) -> list[Option]:
 
 
 def all_options(*tasks: type) -> list[Option]:
-    """The rows of several tasks; what they share is listed once."""
+    """List the rows of several tasks; what they share is listed once, as the first one has it."""
+    # The first row of a flag stays: a task's own conflicts and needs may differ.
     rows: dict[str, Option] = {}
     for row in (row for task in tasks for row in options_of(task)):
         rows.setdefault(row.flag, row)
@@ -1326,10 +1422,11 @@ def all_options(*tasks: type) -> list[Option]:
 def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]:
     """Find options that exclude each other, do nothing without another, or have wrong values.
 
-    Yields a sentence for each: first the conflicts, then what is missing, then the values, each
-    in the order of the rows.
+    `given` is {flag: value} of what was asked for. Yields a sentence for each problem: first the
+    conflicts, then what is missing, then the values, each in the order of the rows.
     """
     rows = list(rows)
+    # Rows and aliases have the same facts here: each of those that were named is asked.
     named = [one for row in rows for one in (row, *row.aliases) if one.flag in given]
     for one in named:
         for other in one.conflicts:
@@ -1339,6 +1436,7 @@ def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]
         if one.needs and not any(other.is_in(given) for other in one.needs):
             needed = " or ".join(other.text + other.why for other in one.needs)
             yield f"{one.flag} needs {needed}"
+    # Checks of values see all that is given, as `--preset none` asks for --include.
     for row in rows:
         if row.check and row.flag in given:
             problem = row.check(row.flag, given[row.flag], given)
@@ -1349,7 +1447,8 @@ def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]
 def check_task(task: Any) -> None:
     """Make a task's values of the right kinds, and raise ConvertError with all that is wrong.
 
-    Called by a task that is being made, so a frozen one can be changed still.
+    A task calls this in its `__post_init__`: nobody else has it yet, so a frozen one may still be
+    changed. Contradictions are looked for only where every value is of its kind.
     """
     problems, given = [], {}
     rows = options_of(type(task))
@@ -1359,8 +1458,10 @@ def check_task(task: Any) -> None:
         except argparse.ArgumentTypeError as error:
             problems.append(f"argument {row.flag}: {error}")
             continue
+        # The way to set a field of a frozen dataclass.
         object.__setattr__(task, row.name, value)
         given |= row.named_by(value)
+    # Flags are told, not fields, so that both interfaces use the same words.
     problems = problems or [*contradictions(rows, given)]
     if problems:
         raise ConvertError(*problems)
@@ -1378,7 +1479,11 @@ def paths_of(value: object) -> Iterator[Path]:
 
 
 def portable(value: object) -> object:
-    """Make an option's value one for the header: file names of paths, sorted lists of sets."""
+    """Make an option's value one for the header's JSON.
+
+    Paths become file names, so that the header does not depend on the machine, sets become sorted
+    lists, and tuples lists.
+    """
     if isinstance(value, Path):
         return value.name
     if isinstance(value, tuple):
@@ -1389,8 +1494,10 @@ def portable(value: object) -> object:
 # ── nvfp4/options/table.py: The options table: one row for each option, in the order of `--help` ──
 
 __version__ = "0.1.0"
+# What notes and reasons call both --target-size and --target-ratio.
 TARGET = "--target-size"
-# Encoded bytes that may wait for the writer, unless --low-mem is given.
+# Encoded bytes that may wait for the writer, unless --low-mem is given. Encoding goes on meanwhile
+# when the disk is slow; the bytes count towards the peak of memory.
 WRITE_AHEAD = 96 << 20
 # Shards of fewer bytes are refused: their unit was forgotten.
 LEAST_SHARD = 1_000_000
@@ -1418,9 +1525,12 @@ MINIMUM_OPTIONS = {
 }
 # Each recipe's --dtype, unless one is given: working scaled-FP8 models keep float32.
 RECIPES = {"mixed": "bfloat16", "fp8": "bfloat16", "scaled-fp8": "float32"}
+# The recipe whose layers have no configuration: one marker tensor tells of all.
 LEGACY_RECIPE = "scaled-fp8"
+# Suffixes that --report takes; cli/entry.py has a renderer for each.
 REPORT_KINDS = (".json", ".html")
 
+# Headings of the groups in `--help` and in the README, in this order.
 GENERAL = "general"
 PRECISION = "precision"
 INPUT_SCALES = "input scales (file before recording before summary before value)"
@@ -1429,6 +1539,7 @@ SENSITIVITY = "sensitivity"
 FULL_PRECISION = "full-precision matmul (W4A16 instead of W4A4)"
 VERIFY = "verify (instead of converting)"
 
+# Kinds of values that only rows of this table have.
 DTYPE = Kind(choices=tuple(DTYPE_OPTIONS))
 ACTION = Kind(choices=("fp16", "full_precision_mm"))
 # What needs statistics of a layer's inputs excludes the search that looks at weights alone.
@@ -1450,7 +1561,11 @@ HEADER_ORDER = (
 
 
 def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions], str]:
-    """Make the check of a file's suffix; `why` goes on with the sentence."""
+    """Make the check of a file's suffix, for an Option's `check`.
+
+    kinds: suffixes in lower case; the case of the path's own does not matter. why: goes on with the
+    sentence.
+    """
 
     def check(flag: str, path: Path, _: GivenOptions) -> str:
         wrong = path.suffix.lower() not in kinds
@@ -1460,26 +1575,26 @@ def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions
 
 
 def original_only(flag: str, path: Path, _: GivenOptions) -> str:
-    """A GGUF is no source: what it was made from is."""
+    """Refuse a GGUF as SOURCE, in whose place it is often given: the model it was made from is."""
     wrong = path.suffix.lower() == ".gguf"
     return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
 
 
 def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
-    """`--preset none` quantises nothing by itself."""
+    """Refuse `--preset none` without --include: it quantises nothing by itself."""
     wrong = preset == "none" and "--include" not in given
     return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
 
 
 def large_enough(flag: str, size: int, _: GivenOptions) -> str:
-    """Refuse shards of a few bytes."""
+    """Refuse shards of less than LEAST_SHARD bytes; "5" is given where "5GB" is meant."""
     wrong = size < LEAST_SHARD
     return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """One conversion: the options table. Its rows are fields, named as on the command line.
+    """Describe one conversion: the options table, whose rows are fields named as their flags.
 
     Two fields collect switches, by their names: `minimums` ("--min-...") and `full_precision`
     ("--full-precision-mm..."). Text is welcome as the command line takes it: for paths, sizes,
@@ -1487,11 +1602,12 @@ class Options:
     or where one does nothing without another.
     """
 
+    # A row for each option, formatted by hand, as a table that is read from top to bottom.
     # fmt: off
+    # The header has the source's files instead: a folder's name changes with the machine.
     source: Path = option(MISSING, "", Kind(input_path),
         "*.safetensors.index.json, the folder it is in, or one .safetensors",
-        flag="SOURCE", check=original_only, reads=True,
-        trace=False)  # its files are told; a folder's name would change with the machine
+        flag="SOURCE", check=original_only, reads=True, trace=False)
     output: Path = option(MISSING, "", Kind(input_path), "the .safetensors file to write",
         flag="OUTPUT", check=must_end_in(".safetensors", why=", as ComfyUI looks for it"),
         trace=False)
@@ -1499,7 +1615,8 @@ class Options:
     recipe: str = option("mixed", GENERAL, Kind(choices=tuple(RECIPES)),
         "mixed; fp8: FP8 for all that would be NVFP4; scaled-fp8: the same as files of the older "
         "kind have it, with scale_weight and the rest in float32 (default: {default})")
-    dtype: str | None = option(None, GENERAL, DTYPE,  # None: the recipe's own
+    # None stands for the recipe's own until the task is checked.
+    dtype: str | None = option(None, GENERAL, DTYPE,
         "of tensors that are not quantised (default: bfloat16; float32 with scaled-fp8)")
     quant_dtype: str = option("float32", GENERAL, DTYPE,
         "what weights are cast to before they are quantised (default: {default})")
@@ -1518,6 +1635,8 @@ class Options:
         check=must_end_in(*REPORT_KINDS), trace=False, writes=True)
     device: str = option("auto", GENERAL, Kind(device_name, "{auto,cpu,cuda,cuda:N}"),
         "where to compute (default: {default}, a GPU if there is one)", trace=False)
+    # From here to --quiet it is told how a conversion runs, and into which files; no tensor depends
+    # on that, so the header has none of it.
     low_mem: bool = option(False, GENERAL, SWITCH, "read one tensor at a time, none ahead",
         trace=False)
     resume: bool = option(False, GENERAL, SWITCH,
@@ -1538,7 +1657,8 @@ class Options:
     gguf: Path | None = option(None, PRECISION, FILE,
         "a GGUF of the same model: its types choose the precisions",
         conflicts=["--preset", "--mode"], reads=True)
-    preset: str | None = option(  # None: the GGUF decides, or without one: auto
+    # None stands for auto until the task is checked, or for the GGUF, if there is one.
+    preset: str | None = option(
         None, PRECISION, Kind(metavar="NAME", choices=PRESETS),
         "without a GGUF: auto, a family's name, smart (unknown models, by their structure), "
         "all (every linear layer), none (what --include names); --list-presets prints what "
@@ -1556,6 +1676,7 @@ class Options:
     layer_config: Path | None = option(None, PRECISION, FILE,
         "a .json of layer names or patterns: format, full-precision matmul, input scale",
         reads=True)
+    # A layer config has no place for scaled channels, so a plan that has them cannot be replayed.
     layer_config_out: Path | None = option(None, PRECISION, FILE,
         "write the plan as such a file, to edit and to replay",
         conflicts=["--pre-quant-scale"], check=must_end_in(".json"), trace=False, writes=True)
@@ -1601,6 +1722,7 @@ class Options:
         "copy input scales from a quantised .safetensors", reads=True)
     input_scale_value: float | None = option(None, INPUT_SCALES, Kind(positive_float, "SCALE"),
         "NVFP4 input scale of every layer that has no other")
+    # Contradicts all options that would bake input scales.
     no_input_scale: bool = option(False, INPUT_SCALES, SWITCH,
         "bake none: ComfyUI measures on every call (for calibration)",
         conflicts=["--input-scale-summary-json", "--input-scale-from", "--input-scale-value",
@@ -1622,6 +1744,7 @@ class Options:
         "ComfyUI after 0.29 only, and not for LoRAs",
         conflicts=[AMAX], needs=["--activation-stats"])
 
+    # The file alone does nothing: it needs a threshold, and each threshold needs the file.
     sensitivity_json: Path | None = option(None, SENSITIVITY, FILE,
         "layers' rel_rmse and clip_rate means (.json), or a recording (.safetensors)",
         needs=["--sensitivity-threshold", "--clip-rate-threshold"], reads=True)
@@ -1649,56 +1772,67 @@ class Options:
 
     def __post_init__(self) -> None:
         check_task(self)
+        # Two defaults depend on other options: None stands for them until here.
         if self.dtype is None:
             object.__setattr__(self, "dtype", RECIPES[self.recipe])
         if self.preset is None and self.gguf is None:
             object.__setattr__(self, "preset", "auto")
 
     def target(self, model: Model) -> int:
-        """Bytes of --target-size, or 0."""
+        """Tell how many bytes OUTPUT may have by --target-size or --target-ratio; 0 without these.
+
+        model: the source, of whose tensors the ratio is a share, headers left out.
+        """
         return self.target_size or int((self.target_ratio or 0) * model.nbytes)
 
     @property
     def has_family(self) -> bool:
-        """Whether rows of a family decide."""
+        """Tell whether a family's rows decide: not with a GGUF, nor with preset all or none."""
         return self.preset not in (None, "all", "none")
 
     @property
     def only_fp8(self) -> bool:
-        """Whether the recipe makes FP8 of what would be NVFP4."""
+        """Tell whether the recipe makes FP8 of what would be NVFP4."""
         return self.recipe != "mixed"
 
     @property
     def written(self) -> Path:
-        """The file that a person names to load what was written."""
+        """Name the file that a person loads: OUTPUT, or the index of its shards beside it."""
         index = self.output.with_name(self.output.name + ".index.json")
         return index if self.output_sharded else self.output
 
     @property
     def buffers(self) -> int:
-        """Read buffers: one that is worked on, and one that is filled meanwhile."""
+        """Count the read buffers: one that is worked on, and one that is filled meanwhile.
+
+        With --low-mem there is one, and nothing is read ahead.
+        """
         return 1 if self.low_mem else 2
 
     @property
     def ahead(self) -> int:
-        """Encoded bytes that may wait to be written."""
+        """Tell how many encoded bytes may wait to be written; none with --low-mem."""
         return 0 if self.low_mem else WRITE_AHEAD
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Files named on the command line that the output must not overwrite."""
+        """List the files that options name as inputs, which OUTPUT must not overwrite.
+
+        They are in the order of the rows. Of SOURCE, this is the path as given: an index's shards
+        are in the model's `files`.
+        """
         rows = [row for row in options_of(type(self)) if row.reads]
         return tuple(path for row in rows for path in paths_of(getattr(self, row.name)))
 
     @property
     def texts(self) -> tuple[Path, ...]:
-        """Text files to write beside the model."""
+        """List the text files to write beside the model: the report, the layer config."""
         rows = [row for row in options_of(type(self)) if row.writes]
         return tuple(path for row in rows for path in paths_of(getattr(self, row.name)))
 
     @property
     def recorded(self) -> dict[str, object]:
-        """What the header of OUTPUT tells of the options: {field: value for JSON}.
+        """Tell what the header of OUTPUT records of the options: {field: value for JSON}.
 
         Defaults are left out; of files only the names are told, so equal runs give equal bytes.
         """
@@ -1713,9 +1847,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """`--verify FILE`, with a source to measure it against or without.
+    """Describe one check of a file, `--verify FILE`, against its source or without.
 
-    Its fields are the options that go with it. Raises ConvertError as `Options` does.
+    Its fields are the options that go with it, some of them rows of `Options`. Raises ConvertError
+    as `Options` does.
     """
 
     # fmt: off
@@ -1733,6 +1868,7 @@ class Verification:
         check_task(self)
 
 
+# All rows, in the order of `--help`.
 OPTIONS = tuple(all_options(Options, Verification))
 
 

@@ -1,4 +1,10 @@
-"""Known model families and their presets, as rows."""
+"""Known model families and their presets, as rows of a table.
+
+A row says how a model of the family is recognised, where its transformer blocks are, and which of
+their layers get more than NVFP4, each with the source of that choice. `plan.presets` applies the
+rows. To add a family, add a row here, before those whose keys it has as well, and its names and
+shapes under tests/families with `tests/support/make_families.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,42 +16,61 @@ from typing import NamedTuple
 from nvfp4.errors import ConvertError
 from nvfp4.model import Model, bare
 
+# Transformer blocks that stay 16-bit at each end, unless a family or an option says otherwise.
 EDGE_BLOCKS = 2
-# Wan: their rows are ffn_dim and the output channels, so no padding rows.
+# The rows of these layers of Wan tell ComfyUI ffn_dim and the output channels: packing keeps rows,
+# but rows of padding would make another model of it.
 RECOGNISED_BY_ROWS = r"^blocks\.0\.ffn\.0$|^head\.head$"
 
 
 class Keep(NamedTuple):
-    """Layers inside a family's blocks, by the end of their names, that get more than NVFP4."""
+    """Name layers inside a family's blocks that get more than NVFP4.
 
-    layers: str  # regular expression
-    precision: str  # the title of a format: "FP8", "16-bit"
+    layers: a regular expression that is searched for in their names, without the model's prefix.
+    precision: the title of a format: "FP8" or "16-bit".
+    why: the reason that the report gives, with the tool or file that does the same.
+    """
+
+    layers: str
+    precision: str
     why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """Models of one architecture: how to recognise one, and what its preset does with it.
+    """Describe models of one architecture: how to recognise one, and what its preset does.
 
-    Keys are regular expressions for the beginning of a header's lines, `name [shape]`, without
-    the prefix of names.
+    title: the family's name for people.
+    keys: regular expressions for the beginning of a header's lines, `name [shape]`, without the
+        prefix of names. All of them have to be there.
+    variants: {name: key}; the first one that is there names the variant in notes.
+    blocks: names of the transformer blocks, in rows by the order they run in: edge blocks are at
+        the ends of each row.
+    beside: names of blocks that have no ends, such as control blocks.
+    edge_blocks: how many blocks stay 16-bit at each end.
+    keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
+    full_precision: layers that the preset marks for full-precision matmul; "" for none.
+    shape_read: layers whose shape ComfyUI's model detection reads, which are never packed.
+    image: whether it makes images, not videos: a note warns where almost all of it is NVFP4.
     """
 
     title: str
-    keys: tuple[str, ...]  # all of them are there
-    variants: dict[str, str] = field(default_factory=dict)  # {name: key}, the first that is there
-    # Where the transformer blocks are, in the order they run in: edge blocks are at the ends of
-    # each of these rows.
+    keys: tuple[str, ...]
+    variants: dict[str, str] = field(default_factory=dict)
     blocks: tuple[tuple[str, ...], ...]
-    beside: tuple[str, ...] = ()  # blocks without ends
+    beside: tuple[str, ...] = ()
     edge_blocks: int = EDGE_BLOCKS
     keeps: tuple[Keep, ...] = ()
-    full_precision: str = ""  # layers that the preset marks for full-precision matmul
-    shape_read: str = r"(?!)"  # layers whose shape ComfyUI's model detection reads
-    image: bool = False  # not video
+    full_precision: str = ""
+    shape_read: str = r"(?!)"  # A pattern that matches nothing.
+    image: bool = False
 
     @property
     def inside(self) -> re.Pattern:
+        """Compile a pattern for names inside a block; its groups are the block's name and number.
+
+        Block numbers of more than nine digits are hostile, and match nothing.
+        """
         names = [*itertools.chain(*self.blocks), *self.beside]
         return re.compile(rf"({'|'.join(map(re.escape, names))})\.(\d{{1,9}})\.")
 
@@ -65,7 +90,9 @@ DOWN_PROJECTION = Keep(
     "FP8",
     "feed-forward down projection: Q6_K in a Q5_K_M",
 )
+# What --preset smart keeps, for models of unknown families.
 ONE_STEP_HIGHER = (ATTENTION_V, ATTENTION_QKV, DOWN_PROJECTION)
+# Linear layers that compute shift, scale and gate of a block from the time step.
 MODULATION = Keep(
     r"(_mod\.(lin|linear)|\.modulation\.(lin|linear))$",
     "FP8",
@@ -74,6 +101,7 @@ MODULATION = Keep(
 TEXT_ATTENTION = Keep(
     r"\.txt_attn[._]", "FP8", "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter"
 )
+# For Cosmos-Predict2 and Anima, which is built like it.
 ADALN_AND_MLP = (
     Keep(
         r"\.adaln_modulation_",
@@ -87,11 +115,13 @@ ADALN_AND_MLP = (
         "(silveroxides/convert_to_quant#41)",
     ),
 )
+# What the families that are built like Flux have in common.
 FLUX_SHAPES = r"^(img_in|txt_in|vector_in\.in_layer)$"
 FLUX_BLOCKS = (("double_blocks", "single_blocks"),)
 FLUX_KEY = r"double_blocks\.0\.img_attn\.norm\.key_norm\.(weight|scale) "
-# In the order they are looked for. Keys and shapes as ComfyUI 0.29 reads them
-# (comfy/model_detection.py); outside of blocks, every tool these rows name keeps 16-bit.
+# Families are looked for in this order: Flux's keys are in Flux 2 and Chroma as well, so these come
+# first. Keys and shapes are as ComfyUI 0.29 reads them (comfy/model_detection.py). What is outside
+# the blocks stays 16-bit, as in every tool that these rows name.
 FAMILIES = {
     "wan": Family(
         title="Wan",
@@ -243,14 +273,15 @@ FAMILIES = {
         shape_read=r"^x_embedder\.proj\.1$",
     ),
 }
-# For a model that is of none of them.
+# For a model that is of no family: its blocks may have any of the usual names.
 ANY_FAMILY = Family(
     title="unknown",
     keys=(),
     blocks=(("blocks", "transformer_blocks", "double_blocks", "single_blocks", "layers"),),
     edge_blocks=0,
 )
-# Names that diffusers gives where ComfyUI has others, by one key of each.
+# Models in the names of diffusers, by one key of each, where ComfyUI has others: it loads quantised
+# layers by its own names only.
 DIFFUSERS_NAMES = {
     "Wan": r"condition_embedder\.text_embedder\.linear_1\.weight ",
     "Flux, Flux 2 or Hunyuan Video": r"single_transformer_blocks\.0\.",
@@ -259,7 +290,10 @@ DIFFUSERS_NAMES = {
     "LTX": r"time_embed\.emb\.timestep_embedder\.linear_1\.weight ",
     "Cosmos": r"time_embed\.t_embedder\.linear_1\.weight ",
 }
+# {family: pattern} of the layers by whose shapes ComfyUI recognises a model. All of these hold for
+# every model, as one that is not recognised here may still be known to ComfyUI.
 NEVER_PACKED = {family.title: family.shape_read for family in FAMILIES.values()}
+# All names of blocks, each once, for reports that group layers by block.
 TRANSFORMER_BLOCKS = tuple(
     dict.fromkeys(
         name
@@ -270,7 +304,12 @@ TRANSFORMER_BLOCKS = tuple(
 
 
 def recognise(model: Model) -> tuple[str, str]:
-    """Name of the model's row in FAMILIES, and its variant; each "" if there is none."""
+    """Find the model's row in FAMILIES: its name, and the variant's; each "" if there is none.
+
+    Only names and shapes are looked at. Raises ConvertError for a model that is named as diffusers
+    does, as ComfyUI could not load what would be made of it.
+    """
+    # One line for each tensor, so that a key may match name and shape together.
     header = "\n".join(f"{bare(ref.name)} {[*ref.shape]}" for ref in model.tensors.values())
 
     def there(key: str) -> bool:
@@ -288,6 +327,7 @@ def recognise(model: Model) -> tuple[str, str]:
     return "", ""
 
 
+# Presets for models of any family, with their lines in --list-presets.
 GENERAL_PRESETS = {
     "auto": "the family that the source is recognised as (default)",
     "smart": "any model by its structure: 16-bit outside the repeated blocks, FP8 for attention V "
@@ -295,4 +335,5 @@ GENERAL_PRESETS = {
     "all": "NVFP4 for every linear layer that ComfyUI does not recognise a model by",
     "none": "nothing but what --include names",
 }
+# What --preset takes, "auto" first; `--help` lists them in this order.
 PRESETS = ("auto", *FAMILIES, *list(GENERAL_PRESETS)[1:])
