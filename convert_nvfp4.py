@@ -4537,28 +4537,38 @@ class Guides:
         return self.calibration | self.configured
 
 
-# ── nvfp4/plan/records.py: A tensor's fate, and the rules it comes from ───────────────────────────
+# ── nvfp4/plan/records.py: Define the records of planning: rules, and each tensor's plan ──────────
 
+# The reason of tensors that stay float32: float16 would turn such values to infinity.
 BEYOND_FLOAT16 = Reason(Why.FLOAT16, "a value beyond float16's 65504")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """These tensors get this precision (or, as a floor, at least this one), and why."""
+    """Give these tensors this precision, or as a floor at least this one, for this reason.
+
+    `is_open` tells that --target-size may choose otherwise; `dtype`, where it is not "", goes
+    before --dtype or the source's.
+    """
 
     names: frozenset[str]
     precision: Format
     reason: Reason
-    is_open: bool = False  # --target-size may choose otherwise
-    dtype: str = ""  # instead of --dtype, or of the source's
+    is_open: bool = False
+    dtype: str = ""  # a safetensors dtype; a --layer-config may set it
 
 
+# What applies where no rule names a tensor.
 UNNAMED = Rule(names=frozenset(), precision=HALF, reason=Reason(Why.NOTHING, "no rule names it"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorPlan:
-    """One tensor's fate and the reason, decided before any byte is written."""
+    """Describe one tensor's fate and the reason, decided before any byte is written.
+
+    Plans are never changed: phases that know more make new ones with `dataclasses.replace`. The
+    fields from `full_precision` on are of quantised layers only.
+    """
 
     ref: TensorRef
     precision: Format
@@ -4569,65 +4579,79 @@ class TensorPlan:
     input_scale: float | None = None
     input_scale_source: str = ""
     saturated_blocks: float | None = None  # share of the recorded input that clips at that scale
-    moments: Moments | None = None  # of its input, to round it by
+    moments: Moments | None = None  # statistics of its input, which rounding goes by
     smoothing: torch.Tensor | None = None  # [K] BF16: multiplies the input and divides the weight
     bias: TensorPlan | None = None  # the layer's bias, which makes up for the mean error
 
     @property
     def is_quantised(self) -> bool:
+        """Tell whether this conversion quantises it; a layer packed in the source is not."""
         return self.precision.is_quantised
 
     @property
     def is_layer(self) -> bool:
-        """Whether it is a linear layer's weight, packed in the source or not."""
+        """Tell whether it is a linear layer's weight, packed in the source or not."""
         return self.ref.is_linear_weight or bool(self.ref.config)
 
     @property
     def weights(self) -> int:
-        """How many weights the tensor stands for; two lie in a byte of a packed layer."""
+        """Count the weights that the tensor stands for; a byte of a packed 4-bit layer has two."""
         shape = self.ref.shape
         return math.prod(self.format.logical_shape(shape, None) if self.ref.config else shape)
 
     @property
     def format(self) -> Format:
-        """How the layer lies in the output, whether it is quantised now or was in the source."""
+        """Return the format of the layer in the output, quantised now or already in the source."""
         return configured_formats()[self.config["format"]] if self.ref.config else self.precision
 
     @property
     def is_fp4(self) -> bool:
-        """Whether Blackwell can multiply the layer in 4 bits."""
+        """Tell whether Blackwell can multiply the layer in 4 bits."""
         return self.format.activation_bits == 4
 
     @property
     def is_w4a4(self) -> bool:
+        """Tell whether ComfyUI also quantises the layer's activations to 4 bits."""
         return self.is_fp4 and "full_precision_matrix_mult" not in self.config
 
     @property
     def may_overflow(self) -> bool:
-        """Whether it is to be float16, and may hold values that float16 cannot."""
+        """Tell whether it is to be float16 and may hold values that float16 cannot.
+
+        A source that is float16 already and that no LoRA changes cannot.
+        """
         is_made = self.ref.dtype != "F16" or bool(self.ref.patches)
         return self.dtype == "F16" and is_made and not self.is_quantised
 
     @property
     def config(self) -> dict[str, str | bool]:
-        """What ComfyUI reads for this layer, in `comfy_quant` and in the header alike."""
+        """Return what ComfyUI reads of this layer, in `comfy_quant` and in the header alike.
+
+        Layers packed in the source keep their own configuration; {} for what is not quantised.
+        """
         if self.ref.config or not self.is_quantised:
             return json.loads(self.ref.config or "{}")
         return self.precision.configuration(full_precision=bool(self.full_precision))
 
     @property
     def config_bytes(self) -> bytes:
+        """Return that configuration as the bytes of the `comfy_quant` tensor, JSON in UTF-8."""
         return json.dumps(self.config).encode()
 
 
 class Plan(NamedTuple):
-    """Every tensor's plan in source order, and notes on them."""
+    """Hold every tensor's plan in source order, and notes on them."""
 
     plans: list[TensorPlan]
     notes: tuple[str, ...]
 
 
 def plan_tensor(ref: TensorRef, rule: Rule, half: str) -> TensorPlan:
+    """Make the plan of a tensor from its rule alone.
+
+    `half` is the safetensors dtype of --dtype, which unquantised tensors get where neither the rule
+    nor the precision says otherwise.
+    """
     return TensorPlan(
         ref=ref,
         precision=rule.precision,
@@ -4638,11 +4662,16 @@ def plan_tensor(ref: TensorRef, rule: Rule, half: str) -> TensorPlan:
 
 
 def weights_of(plans: Iterable[TensorPlan]) -> int:
+    """Count the weights of several plans."""
     return sum(plan.weights for plan in plans)
 
 
 def widen(plans: Iterable[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
-    """Plan those of the named tensors as float32 that were to be float16."""
+    """Plan those of the named tensors as float32 that were to be float16.
+
+    `names` are tensors that hold a value beyond 65504. Biases that go along with a layer are
+    widened, too. Plans of other tensors come back as they are.
+    """
 
     def widened(plan: TensorPlan) -> TensorPlan:
         if plan.bias:
@@ -6739,10 +6768,14 @@ def read_sensitivity(
     return listed_sensitivity(options, rows)
 
 
-# ── nvfp4/plan/presets.py: What a family makes of a model: its edge blocks and rows ───────────────
+# ── nvfp4/plan/presets.py: Turn a family's row into rules: its edge blocks, and what its preset kee
 
 def edge_count(options: Options, family: Family) -> int:
-    """How many transformer blocks stay 16-bit at each end."""
+    """Return how many transformer blocks stay 16-bit at each end.
+
+    --edge-blocks decides; else --gguf-keep-edge-blocks-fp16 means EDGE_BLOCKS, and a preset its
+    family's own number. With a GGUF alone it is 0.
+    """
     if options.edge_blocks is not None:
         return options.edge_blocks
     if options.gguf_keep_edge_blocks_fp16:
@@ -6751,9 +6784,15 @@ def edge_count(options: Options, family: Family) -> int:
 
 
 def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
-    """The first and last `count` transformer blocks of a family, in the order they run in."""
+    """Make a rule for each of the first and last `count` transformer blocks of every run of blocks.
+
+    Families such as Flux run two kinds of blocks one after the other; their edges are the ends of
+    the whole run. Raises ConvertError where the source has no block of the names that the family
+    gives.
+    """
     if not count:
         return []
+    # {(name of a run's part, block number): its linear weights}; a block without any counts too.
     members = defaultdict(set)
     for ref in model.tensors.values():
         if found := family.inside.match(bare(ref.name)):
@@ -6774,20 +6813,27 @@ def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
             reason=Reason(Why.EDGE_BLOCK, "edge block"),
         )
         for row in rows
+        # A run of few blocks has the same block at both of its ends.
         for _, number, name in dict.fromkeys(row[:count] + row[-count:])
     ]
 
 
 def preset_reason(options: Options, family: Family) -> Reason:
+    """Name the preset as the reason; for --preset auto the family that was recognised."""
     name = next((name for name, row in FAMILIES.items() if row is family), "")
     shown = name if options.preset == "auto" and name else options.preset
     return Reason(Why.FAMILY, f"--preset {shown}")
 
 
 def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
-    """What a preset makes of linear layers, but for its edge blocks."""
+    """Make the rules of a preset for linear layers, its edge blocks aside.
+
+    Layers outside the transformer blocks stay 16-bit, layers that the family keeps get their
+    precision, and all others become NVFP4. "all" has the last rule alone, "none" has none.
+    """
     every = {ref.name: bare(ref.layer) for ref in model.linear_weights}
     reason = preset_reason(options, family)
+    # It names every linear layer and comes last: what no other rule took is NVFP4.
     rest = Rule(names=frozenset(every), precision=NVFP4, reason=reason, is_open=True)
     if options.preset == "all":
         return [rest]
@@ -6799,6 +6845,7 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     for keep in family.keeps:
         names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
         kept = format_titled(keep.precision)
+        # --target-size may choose anew for what is quantised, and leaves 16-bit alone.
         is_open = kept.is_quantised
         reason = Reason(Why.FAMILY, keep.why)
         rule = Rule(names=names, precision=kept, reason=reason, is_open=is_open)
@@ -6806,15 +6853,22 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     return [*rules, rest]
 
 
-# ── nvfp4/plan/rules.py: Which precision a tensor gets: the rules in order, the floors ────────────
+# ── nvfp4/plan/rules.py: Decide which precision a tensor gets: the rules in order, then the floors 
 
+# A file may hold a text encoder or a VAE beside the diffusion model: these are only copied.
 NOT_DIFFUSION = Reason(Why.SOURCE, "not of the diffusion model")
 BY_LAYER_CONFIG = Reason(Why.LAYER_CONFIG, "--layer-config")
+# Small tensors that keep the source's dtype without a GGUF: they cost few bytes, and rounding them
+# to --dtype would reach every token.
 KEEPS_SOURCE_PRECISION = r"bias$|norm|modulation|scale_shift_table"
 
 
 def select(model: Model, pattern: str, option: str) -> frozenset[str]:
-    """Linear weights whose bare layer name matches; none is an error, as a typo would be silent."""
+    """Return the linear weights that a pattern matches, by bare layer name or by full tensor name.
+
+    `pattern` is searched without regard to case; `option` is what messages name. Raises
+    ConvertError if nothing matches, as a typo would otherwise go unnoticed.
+    """
     found = re.compile(pattern, re.IGNORECASE)
     names = frozenset(
         ref.name
@@ -6828,6 +6882,11 @@ def select(model: Model, pattern: str, option: str) -> frozenset[str]:
 
 
 def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
+    """Return the format that a GGML type asks for, and the reason's text.
+
+    F32 and F64 stay 32-bit, F16, BF16 and more than 8 bits become 16-bit. Of the others, those of
+    up to --gguf-nvfp4-max-bitdepth bits become NVFP4, and the rest FP8 with --use-fp8, else 16-bit.
+    """
     bits, limit = GGUF_BITS[kind], options.gguf_nvfp4_max_bitdepth
     if kind in ("F32", "F64"):
         return FP32, f"GGUF {kind}"
@@ -6841,6 +6900,7 @@ def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
 
 
 def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
+    """Make one rule for each GGML type among {tensor: GGML type}, so that reasons name the type."""
     by_kind = defaultdict(set)
     for name, kind in kinds.items():
         by_kind[kind].add(name)
@@ -6854,7 +6914,11 @@ def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
 
 
 def untouched_rules(model: Model) -> list[Rule]:
-    """Tensors that go over as they are, whatever else names them."""
+    """Make the rules for tensors that go over as they are, whatever else names them.
+
+    These are parts of layers that are packed in the source, and tensors that are empty or no floats
+    of 16 or 32 bits.
+    """
     refs = model.tensors.values()
     rows = {
         "quantised in the source: as it is": (ref.name for ref in refs if ref.is_kept),
@@ -6867,7 +6931,10 @@ def untouched_rules(model: Model) -> list[Rule]:
 
 
 def option_rules(options: Options, model: Model) -> list[Rule]:
-    """--exclude, then --include."""
+    """Make the rules of --exclude (16-bit), then of --include (NVFP4), one for each pattern.
+
+    Raises ConvertError for a pattern that matches no linear layer.
+    """
     rows = [("--exclude", pattern, HALF) for pattern in options.exclude]
     rows += [("--include", pattern, NVFP4) for pattern in options.include]
     return [
@@ -6883,7 +6950,12 @@ def option_rules(options: Options, model: Model) -> list[Rule]:
 def choice_rules(
     options: Options, model: Model, guides: Guides, chosen: dict[str, Format]
 ) -> list[Rule]:
-    """What decides a tensor's precision, in order: the first row that names it wins."""
+    """List what decides a tensor's precision, in order: the first rule that names it wins.
+
+    That is: untouched tensors, --exclude and --include, the layer config and chosen sizes, tensors
+    outside the diffusion model, edge blocks, and then either the GGUF's types or the preset with
+    the source's precision for small tensors. `chosen` is {tensor: format} of --target-size.
+    """
     prefix = diffusion_prefix(model.tensors)
     beside = frozenset(name for name in model.tensors if not name.startswith(prefix))
     rules = [
@@ -6907,14 +6979,14 @@ def choice_rules(
         if not ref.is_linear_weight
         and (len(ref.shape) <= 1 or re.search(KEEPS_SOURCE_PRECISION, bare(ref.name)))
     )
-    if options.recipe == LEGACY_RECIPE:  # everything else is --dtype
+    if options.recipe == LEGACY_RECIPE:  # files of the older kind have one dtype for the rest
         return rules
     reason = Reason(Why.SOURCE, "bias, norm or modulation: as in the source")
     return [*rules, Rule(names=small, precision=KEPT, reason=reason)]
 
 
 def floor_rules(options: Options, model: Model) -> list[Rule]:
-    """Least precisions: each row that names a tensor raises it."""
+    """List least precisions: each rule that names a tensor can only raise it."""
     linear = model.linear_weights
     rows = [
         (
@@ -6928,10 +7000,12 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     if options.only_fp8:
         recipe = Reason(Why.OPTION, f"--recipe {options.recipe}")
         rows.append(({ref.name for ref in linear}, FP8, recipe))
+    # ComfyUI reads these layers' shapes to tell models apart; packed, they have other shapes.
     for family, pattern in NEVER_PACKED.items():
         names = {ref.name for ref in linear if re.search(pattern, bare(ref.layer))}
         recognised = Reason(Why.RECOGNITION, f"ComfyUI recognises {family} by its shape")
         rows.append((names, HALF, recognised))
+    # Layers of such shapes would load, but be decoded on every call.
     odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
     odd_rows = {
         ref.name
@@ -6954,7 +7028,12 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
 
 
 def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
-    """The only place where a precision is born: the rule that a tensor goes by."""
+    """Return the rule that a tensor goes by; precisions are decided here and nowhere else.
+
+    The first of `choices` that names it, UNNAMED without any; then every floor that is higher takes
+    its place, and its reason keeps the one that it overruled.
+    """
+    # Floors keep `is_open`: --target-size may still raise a layer above its floor.
     decided = next((rule for rule in choices if name in rule.names), UNNAMED)
     for rule in floors:
         if name in rule.names and rule.precision > decided.precision:
@@ -6964,7 +7043,11 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
 
 
 def refuse_for_kept(options: Options, model: Model) -> None:
-    """Layers that are NVFP4 in the source stay so: options that mean otherwise are errors."""
+    """Raise ConvertError for options that ask to change layers which are packed in the source.
+
+    Such layers go over as they are: neither an FP8 recipe nor --exclude can apply to them.
+    """
+    # Only a packed layer's weight has a configuration: one entry for each layer.
     packed = {bare(ref.layer): ref.name for ref in model.tensors.values() if ref.config}
     if packed and options.only_fp8:
         raise ConvertError(f"--recipe {options.recipe}: the source has NVFP4 layers already")
@@ -6978,7 +7061,10 @@ def refuse_for_kept(options: Options, model: Model) -> None:
 
 
 def setting_rules(settings: Iterable[Setting], chosen: dict[str, Format]) -> list[Rule]:
-    """What --layer-config says and --target-size chose, as rules."""
+    """Make rules of what a --layer-config says and of what --target-size chose.
+
+    `settings` come in the order in which they count; `chosen` is {tensor: format}.
+    """
     rules = [
         Rule(
             names=setting.names,
@@ -6989,19 +7075,21 @@ def setting_rules(settings: Iterable[Setting], chosen: dict[str, Format]) -> lis
         for setting in settings
     ]
     reason = Reason(Why.TARGET_SIZE, TARGET)
+    # One rule for each precision; sorted, so that equal choices give equal lists of rules.
     for precision in sorted({*chosen.values()}):
         names = frozenset(name for name, other in chosen.items() if other is precision)
         rules.append(Rule(names=names, precision=precision, reason=reason, is_open=True))
     return rules
 
 
-# ── nvfp4/plan/inputs.py: How a layer takes its input: input scale, full-precision matmul, statisti
+# ── nvfp4/plan/inputs.py: Plan how a layer takes its input: input scale, full-precision matmul, sta
 
-MANY_SATURATED = 0.001  # share of a layer's blocks that is worth a note
+# A note names layers in which more than 0.1 % of the recorded blocks clip at their input scale.
+MANY_SATURATED = 0.001
 
 
 class Mark(NamedTuple):
-    """Weights whose matmul is to stay 16-bit if they are quantised, and why."""
+    """Name weights whose matmul is to stay 16-bit if they are quantised, with the reason."""
 
     reason: Reason
     names: Container[str]
@@ -7010,7 +7098,12 @@ class Mark(NamedTuple):
 def full_precision_marks(
     options: Options, model: Model, guides: Guides
 ) -> tuple[list[Mark], list[str]]:
-    """What options and lists mark for full-precision matmul, and notes."""
+    """List what options and files mark for full-precision matmul, with notes.
+
+    The order is that in which reasons count: switches by kind of layer, patterns, the
+    --layer-config, the list of --full-precision-mm-layers. A note tells of names in that list that
+    match nothing. Raises ConvertError for a switch or pattern that matches no linear layer.
+    """
     wanted = {
         option: switch.layers
         for option, switch in FULL_PRECISION_OPTIONS.items()
@@ -7028,11 +7121,16 @@ def full_precision_marks(
     name, (weights, unknown) = options.full_precision_mm_layers.name, guides.listed
     marks.append(Mark(Reason(Why.LAYER_LIST, name), weights))
     note = f"{name}: {len(unknown)} names match nothing: {examples(unknown)}"
+    # Names that match nothing are no error, as long as some do: `match_layer_list` sees to that.
     return marks, [note] if unknown else []
 
 
 def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[Mark]:
-    """NVFP4 layers that a preset marks, if no --layer-config has them, and measured ones."""
+    """Yield marks that are meant for 4-bit layers: the preset's, then those of measured figures.
+
+    A preset marks no layer that a --layer-config names. Measured figures count here only where
+    their action is a full-precision matmul; those that ask for 16 bits are floors of the precision.
+    """
     family = guides.family
     if options.has_family and family.full_precision:
         pattern = re.compile(family.full_precision)
@@ -7047,7 +7145,11 @@ def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[
 def marks_by_precision(
     options: Options, model: Model, guides: Guides
 ) -> tuple[dict[Format, list[Mark]], list[str]]:
-    """{format: its layers' marks, of which the first one counts}, and notes."""
+    """List each format's marks, and notes: {format: its marks, of which the first one counts}.
+
+    A switch for all layers of a format, such as --fp8-full-precision-mm, takes the place of all
+    others.
+    """
     marks, notes = full_precision_marks(options, model, guides)
     # Sensitive layers were measured in 4 bits, and presets mean these alone.
     sensitive = [*marks, *sensitive_marks(options, model, guides)]
@@ -7057,17 +7159,21 @@ def marks_by_precision(
         option = form.full_precision_option
         if option and getattr(options, option):
             why = Reason(Why.OPTION, "--" + option.replace("_", "-"))
-            found[form] = [Mark(why, model.tensors)]
+            found[form] = [Mark(why, model.tensors)]  # every tensor's name is in it
     return found, notes
 
 
 def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
-    """Give a quantised layer its input scale; an FP8 layer without one must not run in FP8.
+    """Give a quantised layer its input scale, or full-precision matmul where it must have one.
 
-    ComfyUI casts the input of an FP8 layer that has no input_scale with scale 1, clamped at 448.
+    `row` are the layer's calibrated scales, None without any. ComfyUI casts the input of an FP8
+    layer without input_scale unscaled and clamps it at 448, so that such a layer gets
+    full-precision matmul. An NVFP4 layer without one stays dynamic. Raises ConvertError for a scale
+    that float32 cannot hold as a positive number.
     """
     if row is not None and plan.precision in row.scales:
         scale = row.scales[plan.precision]
+        # Stored as float32: a tiny Python float would become 0, a huge one infinite.
         if not 0 < torch.tensor(scale, dtype=torch.float32) < math.inf:
             raise ConvertError(
                 f"{plan.ref.layer}: input scale {scale:g} ({row.source}) is no positive float32"
@@ -7080,10 +7186,15 @@ def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
 
 
 def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
-    """FP8 layers as scaled FP8, whose one switch for full-precision matmul holds for all."""
+    """Turn FP8 layers into scaled FP8, which has one switch for full-precision matmul in the file.
+
+    Returns the plans and a note. If any layer needs full-precision matmul, all of them get it; the
+    note says so where the others would not have needed it.
+    """
     layers = [plan for plan in plans if plan.is_quantised]
     needing = sum(
-        bool(plan.full_precision) or np.float32(plan.input_scale) == 1  # ComfyUI drops a 1
+        # ComfyUI drops an input scale of exactly 1, and would take the layer for one without.
+        bool(plan.full_precision) or np.float32(plan.input_scale) == 1
         for plan in layers
     )
     reason = Reason(Why.SHARED_SWITCH, f"{MARKER} holds for every layer") if needing else None
@@ -7105,7 +7216,11 @@ def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
 def attach_recording(
     options: Options, plans: list[TensorPlan], recording: dict[str, Recorded]
 ) -> tuple[list[TensorPlan], list[str]]:
-    """The plans with what --activation-stats tells of their layers' inputs, and notes."""
+    """Add to plans what --activation-stats tells of their layers' inputs; return them with notes.
+
+    `recording` is {bare layer: Recorded}: from it come the share of blocks that clip, and the
+    statistics for rounding.
+    """
     plans, clipped = count_saturated(plans, recording)
     plans, aware = attach_moments(options, plans, recording)
     return plans, [*clipped, *aware]
@@ -7114,7 +7229,11 @@ def attach_recording(
 def count_saturated(
     plans: list[TensorPlan], recording: dict[str, Recorded]
 ) -> tuple[list[TensorPlan], list[str]]:
-    """The plans with the share of recorded blocks that clip at their scales, and notes."""
+    """Add the share of recorded blocks that clip at each NVFP4 layer's input scale, with notes.
+
+    A block of 16 channels clips where its scale would exceed E4M3's 448. A note names the layers in
+    which that is more than MANY_SATURATED of the blocks.
+    """
     counted = []
     for plan in plans:
         recorded = recording.get(bare(plan.ref.layer))
@@ -7134,17 +7253,24 @@ def count_saturated(
 def attach_moments(
     options: Options, plans: list[TensorPlan], recording: dict[str, Recorded]
 ) -> tuple[list[TensorPlan], list[str]]:
-    """Give quantised layers the statistics they are rounded by, and the bias that goes along."""
+    """Give quantised layers the statistics to round them by, and the bias that goes along.
+
+    Rounding may move a layer's mean output, which its bias makes up for, so that the bias is
+    planned with the weight. Returns the plans with notes on layers without statistics, and on
+    recordings or options by which nothing is rounded.
+    """
     moments = {layer: recorded.moments for layer, recorded in recording.items() if recorded.moments}
     if not recording:
         return plans, []
     if not moments:
+        # A recording without second moments still gives scales and the counts of what clips.
         if any(plan.input_scale for plan in plans):
             return plans, []
         none = "has no second moments, and gives no input scales without --input-scale-policy"
         return plans, [f"--activation-stats {none} headroom: nothing is done with it"]
     if options.scale_search == "amax":
         return plans, ["--scale-search amax: second moments are not used"]
+    # By name, as a layer's bias is a tensor of its own with a plan of its own.
     biases = {plan.ref.name: plan for plan in plans if plan.ref.is_float}
     given = [
         dataclasses.replace(
@@ -7156,28 +7282,31 @@ def attach_moments(
         else plan
         for plan in plans
     ]
+    # Such layers are encoded all the same, by the plain search: only the note tells.
     lacking = [plan.ref.layer for plan in given if plan.is_quantised and not plan.moments]
     note = f"{len(lacking)} layers have no second moments, and the plain search: "
     return given, [note + examples(lacking)] if lacking else []
 
 
-# ── nvfp4/plan/make.py: Every tensor's plan, and notes on it ──────────────────────────────────────
+# ── nvfp4/plan/make.py: Plan every tensor of a model, and warn of plans that people regret ────────
 
-MOST_NVFP4 = 0.9  # of an image model's linear weights
+# Image models with more than 90 % of their linear weights in NVFP4 are known to give noise.
+MOST_NVFP4 = 0.9
 
 
 def make_plans(
     options: Options, model: Model, guides: Guides, chosen: dict[str, Format] | None = None
 ) -> Plan:
-    """Plan every tensor of a model, in source order, and note what the report should carry.
+    """Plan every tensor of a model, in source order, with notes for the report.
 
-    No file is opened: the same arguments give the same plans. `chosen`: precisions that
-    --target-size settled on. Raises ConvertError where options name what the model lacks, where a
-    layer's input scale is none, and where nothing would be quantised.
+    No file is opened: the same arguments give the same plans. `chosen` is {tensor: precision} that
+    --target-size settled on. Raises ConvertError if options name what the model lacks, if an input
+    scale is no positive float32, and if nothing would be quantised.
     """
     refuse_for_kept(options, model)
     choices = choice_rules(options, model, guides, chosen or {})
     floors = floor_rules(options, model)
+    # Layers that a measured figure asks 16 bits for: a floor, whatever chose their precision.
     floors += [
         Rule(names=measured.weights, precision=HALF, reason=measured.reason)
         for measured in guides.measured
@@ -7185,6 +7314,7 @@ def make_plans(
     ]
     marks, unknown = marks_by_precision(options, model, guides)
     plans, scales = [], guides.scales
+    # The only loop over tensors: precision first, as marks and scales depend on it.
     for ref in model.tensors.values():
         rule = decide(ref.name, choices, floors)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
@@ -7198,6 +7328,7 @@ def make_plans(
     calibrated = not guides.calibration.keys() <= guides.configured.keys()
     notes = [*guides.notes, *recorded, *unknown, *scale_notes(plans, calibrated)]
     notes += plan_notes(plans, guides.family)
+    # Last, as the shared switch depends on every layer's input scale.
     if options.recipe == LEGACY_RECIPE:
         plans, more = share_marker(plans)
         notes += more
@@ -7205,7 +7336,7 @@ def make_plans(
 
 
 def why_full_precision(plan: TensorPlan, options: Options, marks: dict[str, frozenset[str]]) -> str:
-    """Why a quantised layer gets full-precision matmul; "" if nothing asks for it."""
+    """Tell why a quantised layer gets full-precision matmul, or "" if nothing asks for it."""
     option = plan.precision.full_precision_option
     if option and getattr(options, option):
         return "--" + option.replace("_", "-")
@@ -7213,9 +7344,14 @@ def why_full_precision(plan: TensorPlan, options: Options, marks: dict[str, froz
 
 
 def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> None:
-    """A plan that quantises nothing is a mistake; say what is behind it."""
+    """Raise ConvertError for a plan that quantises nothing, with the most likely remedy.
+
+    `kinds` is {tensor: GGML type}, empty without a GGUF. The message names the reason that most
+    linear layers have for staying as they are.
+    """
     if any(plan.is_quantised for plan in plans):
         return
+    # Later cases are more certain than earlier ones, and replace their advice.
     bits = [GGUF_BITS[kind] for kind in kinds.values() if GGUF_BITS[kind] <= 8]
     depth = f"give --gguf-nvfp4-max-bitdepth {min(bits)}" if bits else "take another GGUF"
     if not kinds:
@@ -7235,6 +7371,11 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
 
 
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
+    """Note W4A4 layers that lack a calibration row, and FP8 layers without an input scale.
+
+    `calibrated` tells whether any calibration was given besides the --layer-config; without one all
+    layers are dynamic, and that needs no note.
+    """
     dynamic = [plan.ref.layer for plan in plans if plan.is_w4a4 and plan.input_scale is None]
     forced = [
         plan.ref.layer
@@ -7256,7 +7397,12 @@ def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
 
 
 def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
-    """What a plan is likely to be regretted for."""
+    """Warn about choices in the plan that usually turn out badly.
+
+    Those are: layers that are quantised twice, layers that keep their packed form, a --layer-config
+    that floors overrule, too much NVFP4 in an image model, a file without any W4A4 layer, and
+    layers that are FP8 only for their shape.
+    """
     notes, layers = [], [plan for plan in plans if plan.is_layer]
     twice = [
         plan.ref.layer
@@ -7275,6 +7421,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
     if raised:
         notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
+    # By weights, not layers: a feed-forward layer has several times those of an attention layer.
     packed = [plan for plan in layers if plan.is_fp4]
     part = weights_of(packed) / (weights_of(layers) or 1)
     if family.image and part > MOST_NVFP4:

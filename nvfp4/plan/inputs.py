@@ -1,4 +1,10 @@
-"""How a layer takes its input: input scale, full-precision matmul, statistics."""
+"""Plan how a layer takes its input: input scale, full-precision matmul, statistics.
+
+A quantised layer either multiplies quantised activations (W4A4, FP8), for which it wants an input
+scale, or is marked for full-precision matmul (W4A16). `make` calls the functions here once a
+tensor's precision is settled by `rules`. Scales and statistics come matched from `guides`; no file
+is opened.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +28,12 @@ from nvfp4.plan.records import TensorPlan
 from nvfp4.plan.rules import BY_LAYER_CONFIG, select
 from nvfp4.reasons import Reason, Why
 
-MANY_SATURATED = 0.001  # share of a layer's blocks that is worth a note
+# A note names layers in which more than 0.1 % of the recorded blocks clip at their input scale.
+MANY_SATURATED = 0.001
 
 
 class Mark(NamedTuple):
-    """Weights whose matmul is to stay 16-bit if they are quantised, and why."""
+    """Name weights whose matmul is to stay 16-bit if they are quantised, with the reason."""
 
     reason: Reason
     names: Container[str]
@@ -35,7 +42,12 @@ class Mark(NamedTuple):
 def full_precision_marks(
     options: Options, model: Model, guides: Guides
 ) -> tuple[list[Mark], list[str]]:
-    """What options and lists mark for full-precision matmul, and notes."""
+    """List what options and files mark for full-precision matmul, with notes.
+
+    The order is that in which reasons count: switches by kind of layer, patterns, the
+    --layer-config, the list of --full-precision-mm-layers. A note tells of names in that list that
+    match nothing. Raises ConvertError for a switch or pattern that matches no linear layer.
+    """
     wanted = {
         option: switch.layers
         for option, switch in FULL_PRECISION_OPTIONS.items()
@@ -53,11 +65,16 @@ def full_precision_marks(
     name, (weights, unknown) = options.full_precision_mm_layers.name, guides.listed
     marks.append(Mark(Reason(Why.LAYER_LIST, name), weights))
     note = f"{name}: {len(unknown)} names match nothing: {examples(unknown)}"
+    # Names that match nothing are no error, as long as some do: `match_layer_list` sees to that.
     return marks, [note] if unknown else []
 
 
 def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[Mark]:
-    """NVFP4 layers that a preset marks, if no --layer-config has them, and measured ones."""
+    """Yield marks that are meant for 4-bit layers: the preset's, then those of measured figures.
+
+    A preset marks no layer that a --layer-config names. Measured figures count here only where
+    their action is a full-precision matmul; those that ask for 16 bits are floors of the precision.
+    """
     family = guides.family
     if options.has_family and family.full_precision:
         pattern = re.compile(family.full_precision)
@@ -72,7 +89,11 @@ def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[
 def marks_by_precision(
     options: Options, model: Model, guides: Guides
 ) -> tuple[dict[Format, list[Mark]], list[str]]:
-    """{format: its layers' marks, of which the first one counts}, and notes."""
+    """List each format's marks, and notes: {format: its marks, of which the first one counts}.
+
+    A switch for all layers of a format, such as --fp8-full-precision-mm, takes the place of all
+    others.
+    """
     marks, notes = full_precision_marks(options, model, guides)
     # Sensitive layers were measured in 4 bits, and presets mean these alone.
     sensitive = [*marks, *sensitive_marks(options, model, guides)]
@@ -82,17 +103,21 @@ def marks_by_precision(
         option = form.full_precision_option
         if option and getattr(options, option):
             why = Reason(Why.OPTION, "--" + option.replace("_", "-"))
-            found[form] = [Mark(why, model.tensors)]
+            found[form] = [Mark(why, model.tensors)]  # every tensor's name is in it
     return found, notes
 
 
 def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
-    """Give a quantised layer its input scale; an FP8 layer without one must not run in FP8.
+    """Give a quantised layer its input scale, or full-precision matmul where it must have one.
 
-    ComfyUI casts the input of an FP8 layer that has no input_scale with scale 1, clamped at 448.
+    `row` are the layer's calibrated scales, None without any. ComfyUI casts the input of an FP8
+    layer without input_scale unscaled and clamps it at 448, so that such a layer gets
+    full-precision matmul. An NVFP4 layer without one stays dynamic. Raises ConvertError for a scale
+    that float32 cannot hold as a positive number.
     """
     if row is not None and plan.precision in row.scales:
         scale = row.scales[plan.precision]
+        # Stored as float32: a tiny Python float would become 0, a huge one infinite.
         if not 0 < torch.tensor(scale, dtype=torch.float32) < math.inf:
             raise ConvertError(
                 f"{plan.ref.layer}: input scale {scale:g} ({row.source}) is no positive float32"
@@ -105,10 +130,15 @@ def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
 
 
 def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
-    """FP8 layers as scaled FP8, whose one switch for full-precision matmul holds for all."""
+    """Turn FP8 layers into scaled FP8, which has one switch for full-precision matmul in the file.
+
+    Returns the plans and a note. If any layer needs full-precision matmul, all of them get it; the
+    note says so where the others would not have needed it.
+    """
     layers = [plan for plan in plans if plan.is_quantised]
     needing = sum(
-        bool(plan.full_precision) or np.float32(plan.input_scale) == 1  # ComfyUI drops a 1
+        # ComfyUI drops an input scale of exactly 1, and would take the layer for one without.
+        bool(plan.full_precision) or np.float32(plan.input_scale) == 1
         for plan in layers
     )
     reason = Reason(Why.SHARED_SWITCH, f"{MARKER} holds for every layer") if needing else None
@@ -130,7 +160,11 @@ def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
 def attach_recording(
     options: Options, plans: list[TensorPlan], recording: dict[str, Recorded]
 ) -> tuple[list[TensorPlan], list[str]]:
-    """The plans with what --activation-stats tells of their layers' inputs, and notes."""
+    """Add to plans what --activation-stats tells of their layers' inputs; return them with notes.
+
+    `recording` is {bare layer: Recorded}: from it come the share of blocks that clip, and the
+    statistics for rounding.
+    """
     plans, clipped = count_saturated(plans, recording)
     plans, aware = attach_moments(options, plans, recording)
     return plans, [*clipped, *aware]
@@ -139,7 +173,11 @@ def attach_recording(
 def count_saturated(
     plans: list[TensorPlan], recording: dict[str, Recorded]
 ) -> tuple[list[TensorPlan], list[str]]:
-    """The plans with the share of recorded blocks that clip at their scales, and notes."""
+    """Add the share of recorded blocks that clip at each NVFP4 layer's input scale, with notes.
+
+    A block of 16 channels clips where its scale would exceed E4M3's 448. A note names the layers in
+    which that is more than MANY_SATURATED of the blocks.
+    """
     counted = []
     for plan in plans:
         recorded = recording.get(bare(plan.ref.layer))
@@ -159,17 +197,24 @@ def count_saturated(
 def attach_moments(
     options: Options, plans: list[TensorPlan], recording: dict[str, Recorded]
 ) -> tuple[list[TensorPlan], list[str]]:
-    """Give quantised layers the statistics they are rounded by, and the bias that goes along."""
+    """Give quantised layers the statistics to round them by, and the bias that goes along.
+
+    Rounding may move a layer's mean output, which its bias makes up for, so that the bias is
+    planned with the weight. Returns the plans with notes on layers without statistics, and on
+    recordings or options by which nothing is rounded.
+    """
     moments = {layer: recorded.moments for layer, recorded in recording.items() if recorded.moments}
     if not recording:
         return plans, []
     if not moments:
+        # A recording without second moments still gives scales and the counts of what clips.
         if any(plan.input_scale for plan in plans):
             return plans, []
         none = "has no second moments, and gives no input scales without --input-scale-policy"
         return plans, [f"--activation-stats {none} headroom: nothing is done with it"]
     if options.scale_search == "amax":
         return plans, ["--scale-search amax: second moments are not used"]
+    # By name, as a layer's bias is a tensor of its own with a plan of its own.
     biases = {plan.ref.name: plan for plan in plans if plan.ref.is_float}
     given = [
         dataclasses.replace(
@@ -181,6 +226,7 @@ def attach_moments(
         else plan
         for plan in plans
     ]
+    # Such layers are encoded all the same, by the plain search: only the note tells.
     lacking = [plan.ref.layer for plan in given if plan.is_quantised and not plan.moments]
     note = f"{len(lacking)} layers have no second moments, and the plain search: "
     return given, [note + examples(lacking)] if lacking else []

@@ -1,4 +1,9 @@
-"""Every tensor's plan, and notes on it."""
+"""Plan every tensor of a model, and warn of plans that people regret.
+
+`make_plans` is the whole of planning: rules give a precision, then come full-precision matmul,
+input scales, statistics and notes. It is pure: options, model and guides in, plans out. What tunes
+a plan by measuring stands in `tune`, and the bytes of a plan in `layout`.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +23,23 @@ from nvfp4.plan.records import Plan, Rule, TensorPlan, plan_tensor, weights_of
 from nvfp4.plan.rules import choice_rules, decide, floor_rules, refuse_for_kept
 from nvfp4.reasons import Why
 
-MOST_NVFP4 = 0.9  # of an image model's linear weights
+# Image models with more than 90 % of their linear weights in NVFP4 are known to give noise.
+MOST_NVFP4 = 0.9
 
 
 def make_plans(
     options: Options, model: Model, guides: Guides, chosen: dict[str, Format] | None = None
 ) -> Plan:
-    """Plan every tensor of a model, in source order, and note what the report should carry.
+    """Plan every tensor of a model, in source order, with notes for the report.
 
-    No file is opened: the same arguments give the same plans. `chosen`: precisions that
-    --target-size settled on. Raises ConvertError where options name what the model lacks, where a
-    layer's input scale is none, and where nothing would be quantised.
+    No file is opened: the same arguments give the same plans. `chosen` is {tensor: precision} that
+    --target-size settled on. Raises ConvertError if options name what the model lacks, if an input
+    scale is no positive float32, and if nothing would be quantised.
     """
     refuse_for_kept(options, model)
     choices = choice_rules(options, model, guides, chosen or {})
     floors = floor_rules(options, model)
+    # Layers that a measured figure asks 16 bits for: a floor, whatever chose their precision.
     floors += [
         Rule(names=measured.weights, precision=HALF, reason=measured.reason)
         for measured in guides.measured
@@ -40,6 +47,7 @@ def make_plans(
     ]
     marks, unknown = marks_by_precision(options, model, guides)
     plans, scales = [], guides.scales
+    # The only loop over tensors: precision first, as marks and scales depend on it.
     for ref in model.tensors.values():
         rule = decide(ref.name, choices, floors)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
@@ -53,6 +61,7 @@ def make_plans(
     calibrated = not guides.calibration.keys() <= guides.configured.keys()
     notes = [*guides.notes, *recorded, *unknown, *scale_notes(plans, calibrated)]
     notes += plan_notes(plans, guides.family)
+    # Last, as the shared switch depends on every layer's input scale.
     if options.recipe == LEGACY_RECIPE:
         plans, more = share_marker(plans)
         notes += more
@@ -60,7 +69,7 @@ def make_plans(
 
 
 def why_full_precision(plan: TensorPlan, options: Options, marks: dict[str, frozenset[str]]) -> str:
-    """Why a quantised layer gets full-precision matmul; "" if nothing asks for it."""
+    """Tell why a quantised layer gets full-precision matmul, or "" if nothing asks for it."""
     option = plan.precision.full_precision_option
     if option and getattr(options, option):
         return "--" + option.replace("_", "-")
@@ -68,9 +77,14 @@ def why_full_precision(plan: TensorPlan, options: Options, marks: dict[str, froz
 
 
 def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> None:
-    """A plan that quantises nothing is a mistake; say what is behind it."""
+    """Raise ConvertError for a plan that quantises nothing, with the most likely remedy.
+
+    `kinds` is {tensor: GGML type}, empty without a GGUF. The message names the reason that most
+    linear layers have for staying as they are.
+    """
     if any(plan.is_quantised for plan in plans):
         return
+    # Later cases are more certain than earlier ones, and replace their advice.
     bits = [GGUF_BITS[kind] for kind in kinds.values() if GGUF_BITS[kind] <= 8]
     depth = f"give --gguf-nvfp4-max-bitdepth {min(bits)}" if bits else "take another GGUF"
     if not kinds:
@@ -90,6 +104,11 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
 
 
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
+    """Note W4A4 layers that lack a calibration row, and FP8 layers without an input scale.
+
+    `calibrated` tells whether any calibration was given besides the --layer-config; without one all
+    layers are dynamic, and that needs no note.
+    """
     dynamic = [plan.ref.layer for plan in plans if plan.is_w4a4 and plan.input_scale is None]
     forced = [
         plan.ref.layer
@@ -111,7 +130,12 @@ def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
 
 
 def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
-    """What a plan is likely to be regretted for."""
+    """Warn about choices in the plan that usually turn out badly.
+
+    Those are: layers that are quantised twice, layers that keep their packed form, a --layer-config
+    that floors overrule, too much NVFP4 in an image model, a file without any W4A4 layer, and
+    layers that are FP8 only for their shape.
+    """
     notes, layers = [], [plan for plan in plans if plan.is_layer]
     twice = [
         plan.ref.layer
@@ -130,6 +154,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
     if raised:
         notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
+    # By weights, not layers: a feed-forward layer has several times those of an attention layer.
     packed = [plan for plan in layers if plan.is_fp4]
     part = weights_of(packed) / (weights_of(layers) or 1)
     if family.image and part > MOST_NVFP4:

@@ -1,4 +1,8 @@
-"""What a family makes of a model: its edge blocks and rows."""
+"""Turn a family's row into rules: its edge blocks, and what its preset keeps.
+
+The rows stand in `families`, and which of them a source goes by is found by `guides.family`. The
+rules made here have the last word in `rules.choice_rules`: options and files go before them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,11 @@ from nvfp4.reasons import Reason, Why
 
 
 def edge_count(options: Options, family: Family) -> int:
-    """How many transformer blocks stay 16-bit at each end."""
+    """Return how many transformer blocks stay 16-bit at each end.
+
+    --edge-blocks decides; else --gguf-keep-edge-blocks-fp16 means EDGE_BLOCKS, and a preset its
+    family's own number. With a GGUF alone it is 0.
+    """
     if options.edge_blocks is not None:
         return options.edge_blocks
     if options.gguf_keep_edge_blocks_fp16:
@@ -27,9 +35,15 @@ def edge_count(options: Options, family: Family) -> int:
 
 
 def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
-    """The first and last `count` transformer blocks of a family, in the order they run in."""
+    """Make a rule for each of the first and last `count` transformer blocks of every run of blocks.
+
+    Families such as Flux run two kinds of blocks one after the other; their edges are the ends of
+    the whole run. Raises ConvertError where the source has no block of the names that the family
+    gives.
+    """
     if not count:
         return []
+    # {(name of a run's part, block number): its linear weights}; a block without any counts too.
     members = defaultdict(set)
     for ref in model.tensors.values():
         if found := family.inside.match(bare(ref.name)):
@@ -50,20 +64,27 @@ def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
             reason=Reason(Why.EDGE_BLOCK, "edge block"),
         )
         for row in rows
+        # A run of few blocks has the same block at both of its ends.
         for _, number, name in dict.fromkeys(row[:count] + row[-count:])
     ]
 
 
 def preset_reason(options: Options, family: Family) -> Reason:
+    """Name the preset as the reason; for --preset auto the family that was recognised."""
     name = next((name for name, row in FAMILIES.items() if row is family), "")
     shown = name if options.preset == "auto" and name else options.preset
     return Reason(Why.FAMILY, f"--preset {shown}")
 
 
 def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
-    """What a preset makes of linear layers, but for its edge blocks."""
+    """Make the rules of a preset for linear layers, its edge blocks aside.
+
+    Layers outside the transformer blocks stay 16-bit, layers that the family keeps get their
+    precision, and all others become NVFP4. "all" has the last rule alone, "none" has none.
+    """
     every = {ref.name: bare(ref.layer) for ref in model.linear_weights}
     reason = preset_reason(options, family)
+    # It names every linear layer and comes last: what no other rule took is NVFP4.
     rest = Rule(names=frozenset(every), precision=NVFP4, reason=reason, is_open=True)
     if options.preset == "all":
         return [rest]
@@ -75,6 +96,7 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     for keep in family.keeps:
         names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
         kept = format_titled(keep.precision)
+        # --target-size may choose anew for what is quantised, and leaves 16-bit alone.
         is_open = kept.is_quantised
         reason = Reason(Why.FAMILY, keep.why)
         rule = Rule(names=names, precision=kept, reason=reason, is_open=is_open)

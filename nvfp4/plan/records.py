@@ -1,4 +1,9 @@
-"""A tensor's fate, and the rules it comes from."""
+"""Define the records of planning: rules, and each tensor's plan.
+
+A Rule says what some tensors become and why; a TensorPlan is what came of all rules for one tensor.
+Everything after planning (layout, encoding, report) goes by TensorPlans and asks them, never the
+rules. Facts that follow from others are properties.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +22,36 @@ from nvfp4.guides.records import Moments
 from nvfp4.model import TensorRef
 from nvfp4.reasons import Reason, Why
 
+# The reason of tensors that stay float32: float16 would turn such values to infinity.
 BEYOND_FLOAT16 = Reason(Why.FLOAT16, "a value beyond float16's 65504")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """These tensors get this precision (or, as a floor, at least this one), and why."""
+    """Give these tensors this precision, or as a floor at least this one, for this reason.
+
+    `is_open` tells that --target-size may choose otherwise; `dtype`, where it is not "", goes
+    before --dtype or the source's.
+    """
 
     names: frozenset[str]
     precision: Format
     reason: Reason
-    is_open: bool = False  # --target-size may choose otherwise
-    dtype: str = ""  # instead of --dtype, or of the source's
+    is_open: bool = False
+    dtype: str = ""  # a safetensors dtype; a --layer-config may set it
 
 
+# What applies where no rule names a tensor.
 UNNAMED = Rule(names=frozenset(), precision=HALF, reason=Reason(Why.NOTHING, "no rule names it"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorPlan:
-    """One tensor's fate and the reason, decided before any byte is written."""
+    """Describe one tensor's fate and the reason, decided before any byte is written.
+
+    Plans are never changed: phases that know more make new ones with `dataclasses.replace`. The
+    fields from `full_precision` on are of quantised layers only.
+    """
 
     ref: TensorRef
     precision: Format
@@ -47,65 +62,79 @@ class TensorPlan:
     input_scale: float | None = None
     input_scale_source: str = ""
     saturated_blocks: float | None = None  # share of the recorded input that clips at that scale
-    moments: Moments | None = None  # of its input, to round it by
+    moments: Moments | None = None  # statistics of its input, which rounding goes by
     smoothing: torch.Tensor | None = None  # [K] BF16: multiplies the input and divides the weight
     bias: TensorPlan | None = None  # the layer's bias, which makes up for the mean error
 
     @property
     def is_quantised(self) -> bool:
+        """Tell whether this conversion quantises it; a layer packed in the source is not."""
         return self.precision.is_quantised
 
     @property
     def is_layer(self) -> bool:
-        """Whether it is a linear layer's weight, packed in the source or not."""
+        """Tell whether it is a linear layer's weight, packed in the source or not."""
         return self.ref.is_linear_weight or bool(self.ref.config)
 
     @property
     def weights(self) -> int:
-        """How many weights the tensor stands for; two lie in a byte of a packed layer."""
+        """Count the weights that the tensor stands for; a byte of a packed 4-bit layer has two."""
         shape = self.ref.shape
         return math.prod(self.format.logical_shape(shape, None) if self.ref.config else shape)
 
     @property
     def format(self) -> Format:
-        """How the layer lies in the output, whether it is quantised now or was in the source."""
+        """Return the format of the layer in the output, quantised now or already in the source."""
         return configured_formats()[self.config["format"]] if self.ref.config else self.precision
 
     @property
     def is_fp4(self) -> bool:
-        """Whether Blackwell can multiply the layer in 4 bits."""
+        """Tell whether Blackwell can multiply the layer in 4 bits."""
         return self.format.activation_bits == 4
 
     @property
     def is_w4a4(self) -> bool:
+        """Tell whether ComfyUI also quantises the layer's activations to 4 bits."""
         return self.is_fp4 and "full_precision_matrix_mult" not in self.config
 
     @property
     def may_overflow(self) -> bool:
-        """Whether it is to be float16, and may hold values that float16 cannot."""
+        """Tell whether it is to be float16 and may hold values that float16 cannot.
+
+        A source that is float16 already and that no LoRA changes cannot.
+        """
         is_made = self.ref.dtype != "F16" or bool(self.ref.patches)
         return self.dtype == "F16" and is_made and not self.is_quantised
 
     @property
     def config(self) -> dict[str, str | bool]:
-        """What ComfyUI reads for this layer, in `comfy_quant` and in the header alike."""
+        """Return what ComfyUI reads of this layer, in `comfy_quant` and in the header alike.
+
+        Layers packed in the source keep their own configuration; {} for what is not quantised.
+        """
         if self.ref.config or not self.is_quantised:
             return json.loads(self.ref.config or "{}")
         return self.precision.configuration(full_precision=bool(self.full_precision))
 
     @property
     def config_bytes(self) -> bytes:
+        """Return that configuration as the bytes of the `comfy_quant` tensor, JSON in UTF-8."""
         return json.dumps(self.config).encode()
 
 
 class Plan(NamedTuple):
-    """Every tensor's plan in source order, and notes on them."""
+    """Hold every tensor's plan in source order, and notes on them."""
 
     plans: list[TensorPlan]
     notes: tuple[str, ...]
 
 
 def plan_tensor(ref: TensorRef, rule: Rule, half: str) -> TensorPlan:
+    """Make the plan of a tensor from its rule alone.
+
+    `half` is the safetensors dtype of --dtype, which unquantised tensors get where neither the rule
+    nor the precision says otherwise.
+    """
     return TensorPlan(
         ref=ref,
         precision=rule.precision,
@@ -116,11 +145,16 @@ def plan_tensor(ref: TensorRef, rule: Rule, half: str) -> TensorPlan:
 
 
 def weights_of(plans: Iterable[TensorPlan]) -> int:
+    """Count the weights of several plans."""
     return sum(plan.weights for plan in plans)
 
 
 def widen(plans: Iterable[TensorPlan], names: frozenset[str]) -> list[TensorPlan]:
-    """Plan those of the named tensors as float32 that were to be float16."""
+    """Plan those of the named tensors as float32 that were to be float16.
+
+    `names` are tensors that hold a value beyond 65504. Biases that go along with a layer are
+    widened, too. Plans of other tensors come back as they are.
+    """
 
     def widened(plan: TensorPlan) -> TensorPlan:
         if plan.bias:

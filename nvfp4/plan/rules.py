@@ -1,4 +1,11 @@
-"""Which precision a tensor gets: the rules in order, the floors."""
+"""Decide which precision a tensor gets: the rules in order, then the floors.
+
+`choice_rules` lists what may choose a precision, and the first rule that names a tensor wins.
+`floor_rules` lists least precisions, which can only raise it: minimum options, FP8 recipes, layers
+by whose shape ComfyUI recognises a model, shapes without an FP4 matmul, and tensors that are no
+linear layer's weight. `decide` is the one place where the two meet. Families' own rules come from
+`presets`.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +28,20 @@ from nvfp4.plan.presets import edge_block_rules, edge_count, preset_rules
 from nvfp4.plan.records import UNNAMED, Rule
 from nvfp4.reasons import Reason, Why
 
+# A file may hold a text encoder or a VAE beside the diffusion model: these are only copied.
 NOT_DIFFUSION = Reason(Why.SOURCE, "not of the diffusion model")
 BY_LAYER_CONFIG = Reason(Why.LAYER_CONFIG, "--layer-config")
+# Small tensors that keep the source's dtype without a GGUF: they cost few bytes, and rounding them
+# to --dtype would reach every token.
 KEEPS_SOURCE_PRECISION = r"bias$|norm|modulation|scale_shift_table"
 
 
 def select(model: Model, pattern: str, option: str) -> frozenset[str]:
-    """Linear weights whose bare layer name matches; none is an error, as a typo would be silent."""
+    """Return the linear weights that a pattern matches, by bare layer name or by full tensor name.
+
+    `pattern` is searched without regard to case; `option` is what messages name. Raises
+    ConvertError if nothing matches, as a typo would otherwise go unnoticed.
+    """
     found = re.compile(pattern, re.IGNORECASE)
     names = frozenset(
         ref.name
@@ -41,6 +55,11 @@ def select(model: Model, pattern: str, option: str) -> frozenset[str]:
 
 
 def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
+    """Return the format that a GGML type asks for, and the reason's text.
+
+    F32 and F64 stay 32-bit, F16, BF16 and more than 8 bits become 16-bit. Of the others, those of
+    up to --gguf-nvfp4-max-bitdepth bits become NVFP4, and the rest FP8 with --use-fp8, else 16-bit.
+    """
     bits, limit = GGUF_BITS[kind], options.gguf_nvfp4_max_bitdepth
     if kind in ("F32", "F64"):
         return FP32, f"GGUF {kind}"
@@ -54,6 +73,7 @@ def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
 
 
 def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
+    """Make one rule for each GGML type among {tensor: GGML type}, so that reasons name the type."""
     by_kind = defaultdict(set)
     for name, kind in kinds.items():
         by_kind[kind].add(name)
@@ -67,7 +87,11 @@ def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
 
 
 def untouched_rules(model: Model) -> list[Rule]:
-    """Tensors that go over as they are, whatever else names them."""
+    """Make the rules for tensors that go over as they are, whatever else names them.
+
+    These are parts of layers that are packed in the source, and tensors that are empty or no floats
+    of 16 or 32 bits.
+    """
     refs = model.tensors.values()
     rows = {
         "quantised in the source: as it is": (ref.name for ref in refs if ref.is_kept),
@@ -80,7 +104,10 @@ def untouched_rules(model: Model) -> list[Rule]:
 
 
 def option_rules(options: Options, model: Model) -> list[Rule]:
-    """--exclude, then --include."""
+    """Make the rules of --exclude (16-bit), then of --include (NVFP4), one for each pattern.
+
+    Raises ConvertError for a pattern that matches no linear layer.
+    """
     rows = [("--exclude", pattern, HALF) for pattern in options.exclude]
     rows += [("--include", pattern, NVFP4) for pattern in options.include]
     return [
@@ -96,7 +123,12 @@ def option_rules(options: Options, model: Model) -> list[Rule]:
 def choice_rules(
     options: Options, model: Model, guides: Guides, chosen: dict[str, Format]
 ) -> list[Rule]:
-    """What decides a tensor's precision, in order: the first row that names it wins."""
+    """List what decides a tensor's precision, in order: the first rule that names it wins.
+
+    That is: untouched tensors, --exclude and --include, the layer config and chosen sizes, tensors
+    outside the diffusion model, edge blocks, and then either the GGUF's types or the preset with
+    the source's precision for small tensors. `chosen` is {tensor: format} of --target-size.
+    """
     prefix = diffusion_prefix(model.tensors)
     beside = frozenset(name for name in model.tensors if not name.startswith(prefix))
     rules = [
@@ -120,14 +152,14 @@ def choice_rules(
         if not ref.is_linear_weight
         and (len(ref.shape) <= 1 or re.search(KEEPS_SOURCE_PRECISION, bare(ref.name)))
     )
-    if options.recipe == LEGACY_RECIPE:  # everything else is --dtype
+    if options.recipe == LEGACY_RECIPE:  # files of the older kind have one dtype for the rest
         return rules
     reason = Reason(Why.SOURCE, "bias, norm or modulation: as in the source")
     return [*rules, Rule(names=small, precision=KEPT, reason=reason)]
 
 
 def floor_rules(options: Options, model: Model) -> list[Rule]:
-    """Least precisions: each row that names a tensor raises it."""
+    """List least precisions: each rule that names a tensor can only raise it."""
     linear = model.linear_weights
     rows = [
         (
@@ -141,10 +173,12 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     if options.only_fp8:
         recipe = Reason(Why.OPTION, f"--recipe {options.recipe}")
         rows.append(({ref.name for ref in linear}, FP8, recipe))
+    # ComfyUI reads these layers' shapes to tell models apart; packed, they have other shapes.
     for family, pattern in NEVER_PACKED.items():
         names = {ref.name for ref in linear if re.search(pattern, bare(ref.layer))}
         recognised = Reason(Why.RECOGNITION, f"ComfyUI recognises {family} by its shape")
         rows.append((names, HALF, recognised))
+    # Layers of such shapes would load, but be decoded on every call.
     odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
     odd_rows = {
         ref.name
@@ -167,7 +201,12 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
 
 
 def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
-    """The only place where a precision is born: the rule that a tensor goes by."""
+    """Return the rule that a tensor goes by; precisions are decided here and nowhere else.
+
+    The first of `choices` that names it, UNNAMED without any; then every floor that is higher takes
+    its place, and its reason keeps the one that it overruled.
+    """
+    # Floors keep `is_open`: --target-size may still raise a layer above its floor.
     decided = next((rule for rule in choices if name in rule.names), UNNAMED)
     for rule in floors:
         if name in rule.names and rule.precision > decided.precision:
@@ -177,7 +216,11 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
 
 
 def refuse_for_kept(options: Options, model: Model) -> None:
-    """Layers that are NVFP4 in the source stay so: options that mean otherwise are errors."""
+    """Raise ConvertError for options that ask to change layers which are packed in the source.
+
+    Such layers go over as they are: neither an FP8 recipe nor --exclude can apply to them.
+    """
+    # Only a packed layer's weight has a configuration: one entry for each layer.
     packed = {bare(ref.layer): ref.name for ref in model.tensors.values() if ref.config}
     if packed and options.only_fp8:
         raise ConvertError(f"--recipe {options.recipe}: the source has NVFP4 layers already")
@@ -191,7 +234,10 @@ def refuse_for_kept(options: Options, model: Model) -> None:
 
 
 def setting_rules(settings: Iterable[Setting], chosen: dict[str, Format]) -> list[Rule]:
-    """What --layer-config says and --target-size chose, as rules."""
+    """Make rules of what a --layer-config says and of what --target-size chose.
+
+    `settings` come in the order in which they count; `chosen` is {tensor: format}.
+    """
     rules = [
         Rule(
             names=setting.names,
@@ -202,6 +248,7 @@ def setting_rules(settings: Iterable[Setting], chosen: dict[str, Format]) -> lis
         for setting in settings
     ]
     reason = Reason(Why.TARGET_SIZE, TARGET)
+    # One rule for each precision; sorted, so that equal choices give equal lists of rules.
     for precision in sorted({*chosen.values()}):
         names = frozenset(name for name, other in chosen.items() if other is precision)
         rules.append(Rule(names=names, precision=precision, reason=reason, is_open=True))
