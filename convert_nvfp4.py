@@ -2685,6 +2685,7 @@ def take_best(
     """
     if len(codes) == 1:
         return levels[:, 0], changes[:, 0], codes[0]
+    # Gathering keeps the choice on the device: a CUDA graph cannot wait for the CPU.
     best = costs.argmin(0, keepdim=True)
     index = best.expand(len(levels), 1, -1)
     return levels.gather(1, index)[:, 0], changes.gather(1, index)[:, 0], codes.gather(0, best)[0]
@@ -2700,6 +2701,7 @@ def make_feedback(
     the mean error. Groups with the largest moments come first, because all later columns can make
     up for their errors. The factorisation is float64; what is returned is float32.
     """
+    # The covariance of the input is its second moment less the square of its mean.
     second = given.second
     if centred:
         second = second - given.mean.unsqueeze(1) * given.mean
@@ -2878,6 +2880,7 @@ def output_error(residual: torch.Tensor, feedback: Feedback) -> float:
     residual: [K, n] float32, in the feedback's order. Returns a float in units of the layer's scale
     squared, summed in float64 and never below 0, which rounding could take it to.
     """
+    # `full` has rows of S divided by the diagonal, which the last product brings back.
     costs = torch.mul(feedback.full @ residual, residual).sum(1, dtype=torch.float64)
     damping = feedback.added * float(residual.square().sum(dtype=torch.float64))
     return max(float(costs @ feedback.diagonal.double()) - damping, 0.0)
@@ -3043,6 +3046,7 @@ def best_codes(
     )
     for j in range(count):
         block_amax[j] /= global_scale
+        # Parity: every step is rounded to float32 in the order of `mse_block_scales`.
         values[j] = block_amax[j] / FLOAT32(E2M1_MAX) * FLOAT32(1 + DOUBT)
         best[j], least[j] = LAST_E4M3_CODE + 1, LARGEST_FLOAT32
     e4m3_codes_of_at_least(values, first)
@@ -3203,6 +3207,7 @@ def e4m3_values(codes: np.ndarray, values: np.ndarray) -> None:
     """
     bits = values.view(np.int32)
     for j in range(len(codes)):
+        # The inverse of what `e4m3_codes` does for normal numbers.
         bits[j] = (codes[j] + 960) << 20
     for j in range(len(codes)):
         subnormal = FLOAT32(codes[j]) * FLOAT32(2**-9)
@@ -3215,6 +3220,7 @@ def encode_bytes(weights: np.ndarray, scale: np.float32, codes: np.ndarray) -> t
     weights: [n] float32; scale: float32; codes: [n] uint8, filled with E4M3 bits. Returns squared
     error and energy in units of the scale.
     """
+    # As many weights at a time as `encode_blocks` takes, though FP8 has no blocks.
     width, bits = LANES * BLOCK_SIZE, weights.view(np.int32)
     reciprocal = FLOAT32(1) / scale
     magnitudes, values = np.empty(width, FLOAT32), np.empty(width, FLOAT32)
@@ -3265,6 +3271,7 @@ def round_levels(
     for row in range(len(want)):
         level[row] = want[row] / step[row]
         powers[row] = min(max(abs(level[row]), least), largest)
+    # Without its mantissa, a value is the power of two at or below it, which scales the shift.
     for row in range(len(want)):
         bits[row] &= FLOAT32_EXPONENT
     for row in range(len(want)):
@@ -4009,6 +4016,7 @@ class Fp8(Format):
         comfy_kitchen.quantize_per_tensor_fp8 for the weight in float32; with `encoder.dtype`
         bfloat16 or float16 the weight is cast first.
         """
+        # Kernels are there only for float32; other dtypes are cast first, by `measured`.
         plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, encoder.dtype)
         encode = encoder.kernels.encode_fp8 if encoder.kernels else plain
         # With the source's own scale, its FP8 codes come back as they were; another would round
@@ -4057,6 +4065,7 @@ class Nvfp4(Format):
     config = "nvfp4"
     weight_dtype = "U8"
     scale_suffix = "weight_scale_2"
+    # comfy_kitchen pads rows to 16 as it does columns, though blocks lie along columns alone.
     row_multiple = BLOCK_SIZE
     weight_bits = activation_bits = 4
     activation_max = NVFP4_MAX
@@ -4097,6 +4106,7 @@ class Nvfp4(Format):
         The bias's length is N where it rounds up to N16; otherwise N16 is all that is known, as the
         file does not say how much was padded.
         """
+        # Columns may be padded, too, which nothing in the file shows.
         rows = stored[0] if bias_rows is None else bias_rows
         return rows if round_up(rows, BLOCK_SIZE) == stored[0] else stored[0], stored[1] * 2
 
@@ -4140,6 +4150,7 @@ class Nvfp4(Format):
         if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
             search = amax_block_scales
             encoder.notes.append(f"{given.layer}: too small weights for the scale search")
+        # Kernels measure the error while they encode; torch's operations decode again for it.
         encode = measured(partial(encode_nvfp4, block_scales=search), decode_nvfp4, encoder.dtype)
         if encoder.kernels:
             encode = partial(encoder.kernels.encode_nvfp4, block_scales=search)
@@ -4193,6 +4204,7 @@ class Nvfp4(Format):
         Levels are values of E2M1 already, so that nothing is rounded a second time; both are
         brought back into the weight's own order of columns.
         """
+        # Levels are in units of the block scale, which is what E2M1 codes stand for.
         levels = levels_in_order(rounded, feedback)
         # The order keeps groups of 16 columns together: every 16th entry tells where a block was.
         codes = torch.empty_like(rounded.codes)
@@ -4857,6 +4869,7 @@ class Compute:
         except ImportError:
             self.notes.append("pip install numba makes this several times faster, same result")
         except RuntimeError as error:
+            # A broken numba is no reason not to convert: torch's operations do the same.
             self.notes.append(f"slower, same result: numba: {error}")
 
     def recall(self, key: Moments | tuple, make: Callable) -> object:
@@ -4915,11 +4928,15 @@ def work(plan: TensorPlan) -> int:
     return math.prod(plan.ref.shape) * (FEEDBACK_COST if plan.moments else 1)
 
 
-# ── nvfp4/layout.py: The output to the byte: tensors, header, shards ──────────────────────────────
+# ── nvfp4/layout.py: Lay the output out to the byte: tensors, headers, shards ─────────────────────
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """One tensor of the output: `begin` is its absolute offset in the file."""
+    """Place one tensor of the output.
+
+    name, dtype, shape: as in the header; begin: its absolute offset in the file, header included;
+    nbytes: its size.
+    """
 
     name: str
     dtype: str
@@ -4930,68 +4947,102 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The whole output file, known before it is written."""
+    """Hold one output file, known before it is written.
+
+    header: the whole header, its length field of 8 bytes included; slots: {name: Slot} in the order
+    of their bytes.
+    """
 
     header: bytes
     slots: dict[str, Slot]
 
     @property
     def nbytes(self) -> int:
+        """Return the size of the file."""
         return len(self.header) + sum(slot.nbytes for slot in self.slots.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A conversion planned to the byte: one output file, or shards and their index."""
+    """Hold a conversion planned to the byte: one output file, or shards and their index.
+
+    model: the source, LoRAs and adopted layers included; plans: one for each tensor, in source
+    order; origin: how the file is made, as its header tells; layouts: {path: Layout} of the files
+    that hold tensors.
+    """
 
     options: Options
     model: Model
     plans: list[TensorPlan]
-    origin: dict[str, object]  # how the file is made, as its header tells
+    origin: dict[str, object]
     layouts: dict[Path, Layout]
 
     @property
     def nbytes(self) -> int:
+        """Return the size of all files that hold tensors, headers included; an index does not
+        count.
+        """
         return sum(layout.nbytes for layout in self.layouts.values())
 
     @property
     def index(self) -> Path | None:
+        """Return the path of the index of shards, None for a single file."""
         return self.options.written if self.options.output_sharded else None
 
     @property
     def files(self) -> list[Path]:
-        """In the order in which they get their names."""
+        """List the paths of the output in the order in which they get their names, the index last.
+
+        A set of shards without its index is not taken for a model, so that it is never half there.
+        """
         return [*self.layouts, *filter(None, [self.index])]
 
     @property
     def fingerprint(self) -> dict[str, object]:
-        """What the output's bytes depend on, so that another conversion is told from this one."""
+        """Summarise what the output's bytes depend on, to tell this conversion from another one.
+
+        Returns a hash of headers and input scales ("plan"), and path, size and time of each file
+        that is read ("files"), all of which JSON can hold. The journal begins with it, and --resume
+        goes on only where it is the same.
+        """
         plan = hashlib.sha256()
         for path, layout in self.layouts.items():
             plan.update(os.fsencode(path.name) + layout.header)
+        # Headers do not show the values of input scales, which another option may have changed.
         plan.update(str([plan.input_scale for plan in self.plans]).encode())
         paths = [path for path in (*self.options.inputs, *self.model.files) if not path.is_dir()]
         stamps = {path: self.model.stamps.get(path) or stamp(path) for path in paths}
-        # By folder, too: high and low noise may have the same names, sizes and times. Of a folder
-        # itself, not the time: it changes with each file in it, such as the output.
+        # The folder of a file counts, too: models for high and low noise may have the same names,
+        # sizes and times. Folders among the inputs were left out above, because their time changes
+        # with each file in them, such as the output.
         files = [[str(path.resolve()), *stamp] for path, stamp in stamps.items()]
         return {"plan": plan.hexdigest(), "files": sorted(files)}
 
     def refuse_changed(self) -> None:
-        """Files that are no longer those whose headers were read: old and new weights would mix."""
+        """Raise ConvertError if source files are no longer those whose headers were read.
+
+        Old and new weights would mix in the output. Size and time of each file are compared.
+        """
         stamps = self.model.stamps
         if changed := [str(path) for path, before in stamps.items() if stamp(path) != before]:
             raise ConvertError(f"{examples(changed)}: {CHANGED_UNDER_WAY}")
 
 
 def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{key: (dtype, shape)} of what a planned tensor becomes."""
+    """List what a planned tensor becomes in the output: {key: (safetensors dtype, shape)}.
+
+    One tensor, unless it is quantised: then the format's parts come first, input scale, smoothing
+    and configuration after them, each if the plan has it. `encode.layer.store` gives the values in
+    this order.
+    """
+    # A weight of the source that is NVFP4 already brings its configuration along.
     if not plan.is_quantised:
         stored = {plan.ref.name: (plan.dtype, plan.ref.shape)}
         config = {f"{plan.ref.layer}.comfy_quant": ("U8", (len(plan.ref.config),))}
         return stored | (config if plan.ref.config else {})
     form = plan.precision
     parts = form.parts(plan.ref.shape)
+    # Names beyond the format's own parts are those that ComfyUI reads for every format.
     if plan.input_scale is not None:
         parts["input_scale"] = ("F32", form.scalar_shape)
     if plan.smoothing is not None:
@@ -5002,28 +5053,37 @@ def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
-    """The tensor by which ComfyUI knows the quantised layers of a file that configures none."""
+    """Make the tensor by which ComfyUI knows the quantised layers of a file that configures none.
+
+    Returns {name: tensor}, empty where no format of the plan has a marker. A marker decides for all
+    layers of a file, so that it is made of the first one's full-precision flag.
+    """
     plan = next((plan for plan in plans if plan.precision.marker), None)
     if plan is None:
         return {}
+    # ComfyUI looks for the marker behind the prefix that the model's other keys have.
     prefix = plan.ref.layer.removesuffix(bare(plan.ref.layer))
     marker = marker_tensor(full_precision=bool(plan.full_precision))
     return {prefix + plan.precision.marker: marker}
 
 
 def stored_bytes(plan: TensorPlan) -> int:
+    """Count the bytes that a planned tensor becomes, with its scales and configuration."""
     return sum(bits_of(*stored) // 8 for stored in stored_tensors(plan).values())
 
 
 def make_job(options: Options, model: Model, plans: list[TensorPlan]) -> Job:
-    """Lay the output's files out to the byte, as planned."""
+    """Make the record of a conversion that is planned: its files laid out to the byte.
+
+    Raises ConvertError where two tensors of the output would have one name.
+    """
     origin = origin_of(options, model, plans)
     layouts = make_layouts(options, model, plans, origin)
     return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
 
 
 def planned_bytes(options: Options, model: Model, plans: list[TensorPlan]) -> int:
-    """Tell the output's size, headers included, without a job to write it."""
+    """Compute the output's size, headers included, without a Job to write it."""
     layouts = make_layouts(options, model, plans, origin_of(options, model, plans))
     return sum(layout.nbytes for layout in layouts.values())
 
@@ -5031,20 +5091,29 @@ def planned_bytes(options: Options, model: Model, plans: list[TensorPlan]) -> in
 def make_layouts(
     options: Options, model: Model, plans: list[TensorPlan], origin: dict[str, object]
 ) -> dict[Path, Layout]:
-    """Lay out the one file, or the shards with --output-sharded: {path: Layout}."""
+    """Lay out the one file, or the shards with --output-sharded: {path: Layout}.
+
+    Shards are named NAME-00001-of-0000N.safetensors beside OUTPUT; each has the whole metadata, and
+    in it the quantised layers that it holds.
+    """
     marker = marker_of(plans)
     shards = split_shards(plans, options.max_shard_size) if options.output_sharded else [plans]
     layouts, output = {}, options.output
     for number, members in enumerate(shards, 1):
         name = f"{output.stem}-{number:05}-of-{len(shards):05}{output.suffix}"
         path = output.with_name(name) if options.output_sharded else output
+        # One marker serves the whole checkpoint: it lies in the first shard.
         layouts[path] = make_layout(members, make_metadata(model, members, origin), marker)
         marker = {}
     return layouts
 
 
 def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]]:
-    """Plans in source order, by shards of up to `largest` bytes, or of one larger layer."""
+    """Split plans, in source order, into shards of up to `largest` bytes of data.
+
+    A layer is never split: one that is larger is a shard of its own, with all its scales.
+    """
+    # Headers are not counted: they are small, and known only once the shards are.
     shards, size = [[]], 0
     for plan in plans:
         size += stored_bytes(plan)
@@ -5058,16 +5127,18 @@ def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]
 def make_layout(
     plans: Iterable[TensorPlan], metadata: dict[str, str], marker: dict[str, torch.Tensor]
 ) -> Layout:
-    """Header and offsets of an output file.
+    """Make the header and the offsets of one output file.
 
-    Ordered by item size, so that every tensor starts at a multiple of its own; the odd-length
-    comfy_quant tensors come last.
+    Tensors are ordered by item size, so that each starts at a multiple of its own; the odd-length
+    comfy_quant tensors come last. Raises ConvertError where two would have one name.
     """
     stored = [(key, *value) for plan in plans for key, value in stored_tensors(plan).items()]
+    # A marker is the only tensor that no plan stands for.
     stored += [(key, "F8_E4M3", tuple(tensor.shape)) for key, tensor in marker.items()]
     stored.sort(
         key=lambda row: (-SAFETENSORS_BITS[row[1]], row[0].endswith(".comfy_quant"), row[0])
     )
+    # Offsets count from the end of the header, as the format asks; a Slot's count from the file's.
     entries, begin = {"__metadata__": metadata}, 0
     for key, dtype, shape in stored:
         if key in entries:
@@ -5075,6 +5146,7 @@ def make_layout(
         end = begin + bits_of(dtype, shape) // 8
         entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
+    # Parity with the safetensors library: a header is padded with spaces to a multiple of 8 bytes.
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(round_up(len(text), 8))
     header = len(text).to_bytes(8, "little") + text
@@ -5087,7 +5159,12 @@ def make_layout(
 
 
 def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, object]:
-    """How a file was made. Names only, no folders and no times: equal runs give equal bytes."""
+    """Record how a file was made: version, options, source files, and how many tensors of each
+    format.
+
+    It holds names only, no folders and no times, because equal runs are to give equal bytes.
+    """
+    # Tensors are counted in the order of names, whatever order they were planned in.
     return {
         "version": __version__,
         "options": options.recorded,
@@ -5099,23 +5176,35 @@ def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[s
 def make_metadata(
     model: Model, plans: list[TensorPlan], origin: dict[str, object]
 ) -> dict[str, str]:
-    """Header strings: the quantised layers as ComfyUI reads them, and how the file was made."""
+    """Make a file's header strings: what ComfyUI reads of quantised layers, and how the file was
+    made.
+
+    The source's own metadata stays. `_quantization_metadata` lists the layers among these plans,
+    and is left out where a marker tells of them; `convert_nvfp4` holds the origin as JSON.
+    """
     metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
+    # That of the source lists layers as they were; this file's own list is made below.
     metadata.pop("_quantization_metadata", None)
     layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised or plan.ref.config}
-    if layers and not any(plan.precision.marker for plan in plans):  # with it, a marker is not read
+    # ComfyUI does not look for a marker in files that have this entry.
+    if layers and not any(plan.precision.marker for plan in plans):
         quantisation = {"format_version": "1.0", "layers": layers}
         metadata["_quantization_metadata"] = json.dumps(quantisation)
     return metadata
 
 
 def render_index(job: Job) -> str:
-    """The *.index.json of shards, as the transformers and diffusers libraries write it."""
+    """Write the *.index.json of shards, as the transformers and diffusers libraries write it.
+
+    Returns its text: `total_size` is the bytes of all tensors, without headers, and `weight_map`
+    says which file each one is in.
+    """
     slots = {
         key: (path.name, slot.nbytes)
         for path, layout in job.layouts.items()
         for key, slot in layout.slots.items()
     }
+    # Parity: `total_size` counts tensors alone, in these libraries too.
     total = sum(size for _, size in slots.values())
     weight_map = {key: name for key, (name, _) in sorted(slots.items())}
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
@@ -5434,6 +5523,7 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
     """
     ref, size = piece.plan.ref, piece.nbytes
     fill(ref, piece.begin, memoryview(buffer.numpy())[:size])
+    # Tensors that are copied as bytes may have dtypes that TORCH_DTYPES does not list.
     data = buffer[:size]
     if ref.is_changed:
         data = changed(ref, data.view(TORCH_DTYPES[ref.dtype]))
@@ -5476,6 +5566,7 @@ def read_ahead(
             # result() raises here what reading raised in the other thread.
             piece, buffer, data = waiting.popleft()
             yield piece, data.result()
+            # The caller is done with this buffer now; those of small pieces are dropped.
             if buffer.numel() > SMALL_PIECE:
                 free.append(buffer)
 
@@ -7478,6 +7569,7 @@ def round_by_moments(
     # The plain result goes along, by the same chunks of rows, so that both errors are measured.
     parts = [torch.cat(plain.codes), *plain.by_rows]
     made = compute.map(partial(round_piece, rounding), weight, *parts, rows=FEEDBACK_ROWS)
+    # Everything was measured in units of the scale; squared errors take its square.
     codes, *by_rows, errors, means, damages = zip(*made, strict=True)
     unit = float(plain.scale)
     energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
@@ -7516,7 +7608,6 @@ def choose_rounding(
     grid, group = plan.precision.grid, plan.precision.group
 
     def make(_: object, __: torch.device) -> list[Feedback | None]:
-        """Factor the second moment with each damping that is worth trying; None where one fails."""
         maker = partial(make_feedback, given, group=group, centred=centred)
         found = [*compute.pool.map(maker, given.dampings)]
         # Means far larger than deviations leave the covariance few of its bits: damp it more.
@@ -7524,9 +7615,6 @@ def choose_rounding(
         return found if any(found) else [next(filter(None, map(maker, more)), None)]
 
     def error(feedback: Feedback) -> float:
-        """Measure the output error of the chosen rows, rounded with one feedback and no further
-        sweep.
-        """
         return output_error(compute.rounder.round_rows(some, feedback, grid, 0).residual, feedback)
 
     # Layers with one input share its feedback, unless smoothing makes the input a layer's own.
@@ -7534,6 +7622,7 @@ def choose_rounding(
     feedbacks = [*filter(None, compute.recall((plan.moments, group, centred, own), make))]
     if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
         return None
+    # A single feedback needs no trial; of several, each rounds some rows without a sweep.
     best = feedbacks[0]
     if len(feedbacks) > 1:
         some = weight[:: max(1, len(weight) // DAMPING_ROWS)].to(compute.dtype).float()
@@ -7559,6 +7648,7 @@ def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
     given = compute.recall(plan.moments, load_statistics)
     if plan.smoothing is None:
         return given
+    # With D the diagonal of smoothing factors, X becomes X D, and X^T X becomes D X^T X D.
     scale = plan.smoothing.to(compute.device).float()
     second = given.second * scale * scale.unsqueeze(1)
     mean, rows = given.mean * scale, given.rows * scale
@@ -7582,6 +7672,7 @@ def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) ->
     before = (values - decoded).t()[feedback.order]
     parts = (values.t()[feedback.order], before, rounded.residual)
     errors = [output_error(part, feedback) for part in parts]
+    # By the mean input, each part gives the mean of an output, or of its error.
     means = torch.stack([rounding.mean @ part for part in parts])
     damage = Damage(error=squared(rounded.residual), energy=squared(values))
     return *rounding.format.round_to_levels(rounded, feedback), errors, means, damage
@@ -7620,9 +7711,6 @@ def w4a4_error(
     quantised = quantised_rows(rows, plan.input_scale)
 
     def outputs(some: torch.Tensor, *parts: torch.Tensor) -> tuple:
-        """Multiply the recorded rows by some rows of the weight: exact outputs, and how far W4A4 is
-        off.
-        """
         exact = rows @ some.float().t()
         decoded = plan.precision.decode(*parts, stored.scale)
         return exact, quantised @ decoded.t() - exact
@@ -7645,6 +7733,8 @@ def quantise(
     {key: rows in pieces} on the device of `compute`, and the damage of the weight, with output
     errors if it was rounded by statistics. Raises ConvertError where the weight holds NaN or Inf.
     """
+    # On a CPU this is no copy, and --target-size quantises the same weight in several ways: nothing
+    # below may change it.
     weight = weight.to(compute.device)
     # ComfyUI multiplies the input by the smoothing, which the weight is divided by.
     if plan.smoothing is not None:
@@ -10290,11 +10380,15 @@ td:has(> .bar) { width: 40%; } td:has(> .bar) + td, .pair > :last-child td { whi
 """
 
 
-# ── nvfp4/verify.py: --verify: a file against its source ──────────────────────────────────────────
+# ── nvfp4/verify.py: Verify a quantised file, with its source or without: --verify ────────────────
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """What a verification found; `render_check` makes text of it."""
+    """Hold what a verification found; `render_check` makes text of it.
+
+    model: the file; layers: its layers by name; findings: all defects; damage: {layer: error} of
+    the layers that were measured, empty without a source.
+    """
 
     model: Model
     layers: dict[str, StoredLayer]
@@ -10303,6 +10397,7 @@ class Check:
 
     @property
     def outcome(self) -> Outcome:
+        """Return the worst outcome of all findings, LOADS without any; it is the verdict."""
         return max((finding.outcome for finding in self.findings), default=Outcome.LOADS)
 
 
@@ -10312,14 +10407,22 @@ def decoded_damage(
     form: Format,
     compute: Compute,
 ) -> Damage:
-    """Error of a stored layer against its original weight; padding is left out."""
+    """Measure a stored layer against its original weight, padding left out.
+
+    original: [N, K] floats; stored: parts by rows and scale, as `Format.unpack` gives them; form:
+    its format. Returns the damage in plain units, whatever the sizes of scales are.
+    """
     parts, scale = stored
     unit = torch.stack(compute.map(largest_magnitude, original)).amax()
-    unit = torch.where(unit > 0, unit, torch.ones(()))  # a wrong scale may be of any size
+    # Measured in units of the original's largest weight: a stored scale may be wrong by any size,
+    # and squares in its units would leave float32's range.
+    unit = torch.where(unit > 0, unit, torch.ones(()))
 
     def measure_rows(rows: torch.Tensor, *some: torch.Tensor) -> Damage:
+        """Measure some rows, in units of the original's largest weight."""
         return measure(rows.float() / unit, form.decode(*some, scale / unit))
 
+    # Rows that pad the stored weight have no original; `measure` drops padded columns.
     trimmed = (part[: len(original)] for part in parts)
     return Damage.total(compute.map(measure_rows, original, *trimmed), unit)
 
@@ -10330,7 +10433,11 @@ def misread(
     form: Format,
     compute: Compute,
 ) -> str:
-    """How a layer that decodes to something else was packed, if another order explains it."""
+    """Say how a layer that decodes to something else was packed, if another order explains it.
+
+    Arguments as for `decoded_damage`. An order explains it if the error is one that quantising has
+    (below WRONG_FROM). Returns a text for people in any case.
+    """
     parts, scale = stored
     others = form.misreadings(parts)
     if not others:
@@ -10343,13 +10450,18 @@ def misread(
 
 
 def compare_kept(ref: TensorRef, other: TensorRef) -> str:
-    """How a tensor that is not quantised differs from its original, rounding aside; or ""."""
+    """Say how a tensor that is not quantised differs from its original, or return "".
+
+    ref: of the source, FP8 decoded and LoRAs merged; other: of the file. Floats may differ by
+    rounding (ROUNDED_TO); anything else has to have the same dtype and bytes.
+    """
     if not (ref.is_float and other.is_float):
         same = ref.dtype == other.dtype and torch.equal(load_bytes(ref), load_bytes(other))
         return "" if same else f"{other.dtype}, the source's is {ref.dtype}"
     chunks = (load_weight(one).flatten().split(CPU_CHUNK) for one in (ref, other))
     size = difference = 0.0
-    for original, stored in zip(*chunks, strict=True):  # in float64, so little at once
+    # Chunks are small because sums are of float64 copies.
+    for original, stored in zip(*chunks, strict=True):
         size += float(original.double().square().sum())
         difference += float((stored.double() - original.double()).square().sum())
     close = difference <= ROUNDED_TO**2 * size
@@ -10359,13 +10471,19 @@ def compare_kept(ref: TensorRef, other: TensorRef) -> str:
 def compare_layer(
     ref: TensorRef, layer: StoredLayer, compute: Compute, limit: float = WRONG_FROM
 ) -> tuple[Damage | None, str]:
-    """A quantised layer's error against its original, and what is wrong with it or ""."""
+    """Measure a quantised layer against its original.
+
+    limit: relative RMSE from which it is wrong. Returns the damage, and what is wrong or "". The
+    original is divided by the layer's smoothing, as the stored weight is.
+    """
     original, stored = load_weight(ref), stored_parts(layer)
     smoothing = layer.parts.get("pre_quant_scale")
     if smoothing and smoothing.dtype in SOURCE_FLOATS and smoothing.shape == ref.shape[1:]:
-        original = original.float() / load(smoothing).float()  # else lint has said so
+        # A smoothing of another dtype or shape was found by lint already.
+        original = original.float() / load(smoothing).float()
     damage = decoded_damage(original, stored, layer.format, compute)
-    wrong = not damage.relative_rmse < limit  # NaN is wrong, too
+    # Written so that NaN is wrong, too.
+    wrong = not damage.relative_rmse < limit
     return damage, misread(original, stored, layer.format, compute) if wrong else ""
 
 
@@ -10376,7 +10494,12 @@ def compare_tensor(
     compute: Compute,
     limit: float = WRONG_FROM,
 ) -> tuple[Damage | None, str]:
-    """A stored tensor against its original: a layer's error, and what is wrong or ""."""
+    """Compare a stored tensor with its original.
+
+    ref, other: of the source and of the file; layer: what `other` belongs to, None if there is no
+    layer of that name. Returns the damage of a quantised layer, else None, and what is wrong or "".
+    """
+    # Only a linear weight whose stored form is known is decoded; all else is compared as it is.
     packed = ref.is_linear_weight and layer is not None and layer.format is not None
     expected = layer.format.parts(ref.shape)["weight"][1] if packed else ref.shape
     if other.shape != expected:
@@ -10390,7 +10513,10 @@ def compare_tensor(
 
 
 def was_rounded_by_statistics(metadata: dict[str, str]) -> bool:
-    """Whether a file's header says so."""
+    """Tell whether a file's header says that it was rounded by activation statistics.
+
+    A header that is damaged, or of another program, says nothing of it.
+    """
     try:
         return bool(json.loads(metadata["convert_nvfp4"])["options"]["activation_stats"])
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -10400,10 +10526,16 @@ def was_rounded_by_statistics(metadata: dict[str, str]) -> bool:
 def check_against(
     source: Model, model: Model, layers: dict[str, StoredLayer], quiet: bool
 ) -> tuple[list[Finding], dict[str, Damage]]:
-    """Every tensor of the source against what the file decodes to, and each layer's error."""
+    """Compare every tensor of the source with what the file decodes to.
+
+    Names are compared without the prefixes of checkpoints. Returns findings (missing, extra and
+    wrong tensors) and {layer: damage}; raises ConvertError where a file cannot be read.
+    """
+    # Tensors are taken out of `stored` as they are found in the source.
     stored = {bare(name): ref for name, ref in model.tensors.items()}
     found, damage, aware = [], {}, was_rounded_by_statistics(model.metadata)
     limit = ROUNDED_WRONG_FROM if aware else WRONG_FROM
+    # Verifying has no --device: it runs on the CPU.
     cpu = torch.device("cpu")
     with single_threaded() as threads, Compute(cpu, threads=threads) as compute:
         for ref in progress_bar("decoding", source.tensors.values(), quiet=quiet):
@@ -10415,11 +10547,13 @@ def check_against(
             if error is not None:
                 damage[other.layer] = error
             if detail:
+                # Rounding by statistics moves the bias of a quantised layer on purpose.
                 layer = other.name.removesuffix(".bias")
                 quantised = layer in layers and layers[layer].format
                 moved = aware and quantised and layer != other.name
                 defect = "moved bias" if moved and load(other).isfinite().all() else "values"
                 found.append(Finding(defect=defect, name=other.layer, detail=detail))
+    # What is left has no original; scales and configurations are what quantising adds.
     parts = {*layer_parts(), *marker_names()} - {"weight", "bias"}
     extra = (ref.name for name, ref in stored.items() if name.rpartition(".")[2] not in parts)
     return [*found, *(Finding(defect="extra", name=name) for name in extra)], damage
@@ -10428,18 +10562,21 @@ def check_against(
 def verify_file(task: Verification) -> Check:
     """Lint a file and, with a source, decode every tensor and measure it against that.
 
-    Raises ConvertError where either cannot be read or they are of different models.
+    LoRAs that the task names are merged into the source first. Raises ConvertError where either
+    cannot be read or they are of different models.
     """
     try:
         model = open_model(task.file)
     except DamagedFileError as error:
         problems = (f"{problem}; ComfyUI stops while loading it" for problem in error.problems)
         raise ConvertError(*problems) from error
+    # Lint looks at headers and scales alone; no weight is decoded yet.
     layers = stored_layers(model)
     found, damage = [*lint(model, layers), *lint_file(model)], {}
     if task.source is not None:
         source, _ = open_source(task.source)
         source, _ = merge_loras(task.merge_lora, source, partial=task.lora_partial)
+        # One name in common makes it worth comparing: all others are then named as missing.
         if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:
             what, file = f"no tensor is in {task.file}", task.file.name
             raise of_another_model(

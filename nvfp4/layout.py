@@ -1,4 +1,9 @@
-"""The output to the byte: tensors, header, shards."""
+"""Lay the output out to the byte: tensors, headers, shards.
+
+Everything about a file but its values is known from the plan: names, dtypes, shapes, offsets and
+the header's text. A Job holds it; writing then fills slots in any order, --resume compares
+fingerprints, and --target-size asks for sizes without writing.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,11 @@ from nvfp4.plan.records import TensorPlan
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """One tensor of the output: `begin` is its absolute offset in the file."""
+    """Place one tensor of the output.
+
+    name, dtype, shape: as in the header; begin: its absolute offset in the file, header included;
+    nbytes: its size.
+    """
 
     name: str
     dtype: str
@@ -34,68 +43,102 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The whole output file, known before it is written."""
+    """Hold one output file, known before it is written.
+
+    header: the whole header, its length field of 8 bytes included; slots: {name: Slot} in the order
+    of their bytes.
+    """
 
     header: bytes
     slots: dict[str, Slot]
 
     @property
     def nbytes(self) -> int:
+        """Return the size of the file."""
         return len(self.header) + sum(slot.nbytes for slot in self.slots.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A conversion planned to the byte: one output file, or shards and their index."""
+    """Hold a conversion planned to the byte: one output file, or shards and their index.
+
+    model: the source, LoRAs and adopted layers included; plans: one for each tensor, in source
+    order; origin: how the file is made, as its header tells; layouts: {path: Layout} of the files
+    that hold tensors.
+    """
 
     options: Options
     model: Model
     plans: list[TensorPlan]
-    origin: dict[str, object]  # how the file is made, as its header tells
+    origin: dict[str, object]
     layouts: dict[Path, Layout]
 
     @property
     def nbytes(self) -> int:
+        """Return the size of all files that hold tensors, headers included; an index does not
+        count.
+        """
         return sum(layout.nbytes for layout in self.layouts.values())
 
     @property
     def index(self) -> Path | None:
+        """Return the path of the index of shards, None for a single file."""
         return self.options.written if self.options.output_sharded else None
 
     @property
     def files(self) -> list[Path]:
-        """In the order in which they get their names."""
+        """List the paths of the output in the order in which they get their names, the index last.
+
+        A set of shards without its index is not taken for a model, so that it is never half there.
+        """
         return [*self.layouts, *filter(None, [self.index])]
 
     @property
     def fingerprint(self) -> dict[str, object]:
-        """What the output's bytes depend on, so that another conversion is told from this one."""
+        """Summarise what the output's bytes depend on, to tell this conversion from another one.
+
+        Returns a hash of headers and input scales ("plan"), and path, size and time of each file
+        that is read ("files"), all of which JSON can hold. The journal begins with it, and --resume
+        goes on only where it is the same.
+        """
         plan = hashlib.sha256()
         for path, layout in self.layouts.items():
             plan.update(os.fsencode(path.name) + layout.header)
+        # Headers do not show the values of input scales, which another option may have changed.
         plan.update(str([plan.input_scale for plan in self.plans]).encode())
         paths = [path for path in (*self.options.inputs, *self.model.files) if not path.is_dir()]
         stamps = {path: self.model.stamps.get(path) or stamp(path) for path in paths}
-        # By folder, too: high and low noise may have the same names, sizes and times. Of a folder
-        # itself, not the time: it changes with each file in it, such as the output.
+        # The folder of a file counts, too: models for high and low noise may have the same names,
+        # sizes and times. Folders among the inputs were left out above, because their time changes
+        # with each file in them, such as the output.
         files = [[str(path.resolve()), *stamp] for path, stamp in stamps.items()]
         return {"plan": plan.hexdigest(), "files": sorted(files)}
 
     def refuse_changed(self) -> None:
-        """Files that are no longer those whose headers were read: old and new weights would mix."""
+        """Raise ConvertError if source files are no longer those whose headers were read.
+
+        Old and new weights would mix in the output. Size and time of each file are compared.
+        """
         stamps = self.model.stamps
         if changed := [str(path) for path, before in stamps.items() if stamp(path) != before]:
             raise ConvertError(f"{examples(changed)}: {CHANGED_UNDER_WAY}")
 
 
 def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """{key: (dtype, shape)} of what a planned tensor becomes."""
+    """List what a planned tensor becomes in the output: {key: (safetensors dtype, shape)}.
+
+    One tensor, unless it is quantised: then the format's parts come first, input scale, smoothing
+    and configuration after them, each if the plan has it. `encode.layer.store` gives the values in
+    this order.
+    """
+    # A weight of the source that is NVFP4 already brings its configuration along.
     if not plan.is_quantised:
         stored = {plan.ref.name: (plan.dtype, plan.ref.shape)}
         config = {f"{plan.ref.layer}.comfy_quant": ("U8", (len(plan.ref.config),))}
         return stored | (config if plan.ref.config else {})
     form = plan.precision
     parts = form.parts(plan.ref.shape)
+    # Names beyond the format's own parts are those that ComfyUI reads for every format.
     if plan.input_scale is not None:
         parts["input_scale"] = ("F32", form.scalar_shape)
     if plan.smoothing is not None:
@@ -106,28 +149,37 @@ def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
-    """The tensor by which ComfyUI knows the quantised layers of a file that configures none."""
+    """Make the tensor by which ComfyUI knows the quantised layers of a file that configures none.
+
+    Returns {name: tensor}, empty where no format of the plan has a marker. A marker decides for all
+    layers of a file, so that it is made of the first one's full-precision flag.
+    """
     plan = next((plan for plan in plans if plan.precision.marker), None)
     if plan is None:
         return {}
+    # ComfyUI looks for the marker behind the prefix that the model's other keys have.
     prefix = plan.ref.layer.removesuffix(bare(plan.ref.layer))
     marker = marker_tensor(full_precision=bool(plan.full_precision))
     return {prefix + plan.precision.marker: marker}
 
 
 def stored_bytes(plan: TensorPlan) -> int:
+    """Count the bytes that a planned tensor becomes, with its scales and configuration."""
     return sum(bits_of(*stored) // 8 for stored in stored_tensors(plan).values())
 
 
 def make_job(options: Options, model: Model, plans: list[TensorPlan]) -> Job:
-    """Lay the output's files out to the byte, as planned."""
+    """Make the record of a conversion that is planned: its files laid out to the byte.
+
+    Raises ConvertError where two tensors of the output would have one name.
+    """
     origin = origin_of(options, model, plans)
     layouts = make_layouts(options, model, plans, origin)
     return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
 
 
 def planned_bytes(options: Options, model: Model, plans: list[TensorPlan]) -> int:
-    """Tell the output's size, headers included, without a job to write it."""
+    """Compute the output's size, headers included, without a Job to write it."""
     layouts = make_layouts(options, model, plans, origin_of(options, model, plans))
     return sum(layout.nbytes for layout in layouts.values())
 
@@ -135,20 +187,29 @@ def planned_bytes(options: Options, model: Model, plans: list[TensorPlan]) -> in
 def make_layouts(
     options: Options, model: Model, plans: list[TensorPlan], origin: dict[str, object]
 ) -> dict[Path, Layout]:
-    """Lay out the one file, or the shards with --output-sharded: {path: Layout}."""
+    """Lay out the one file, or the shards with --output-sharded: {path: Layout}.
+
+    Shards are named NAME-00001-of-0000N.safetensors beside OUTPUT; each has the whole metadata, and
+    in it the quantised layers that it holds.
+    """
     marker = marker_of(plans)
     shards = split_shards(plans, options.max_shard_size) if options.output_sharded else [plans]
     layouts, output = {}, options.output
     for number, members in enumerate(shards, 1):
         name = f"{output.stem}-{number:05}-of-{len(shards):05}{output.suffix}"
         path = output.with_name(name) if options.output_sharded else output
+        # One marker serves the whole checkpoint: it lies in the first shard.
         layouts[path] = make_layout(members, make_metadata(model, members, origin), marker)
         marker = {}
     return layouts
 
 
 def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]]:
-    """Plans in source order, by shards of up to `largest` bytes, or of one larger layer."""
+    """Split plans, in source order, into shards of up to `largest` bytes of data.
+
+    A layer is never split: one that is larger is a shard of its own, with all its scales.
+    """
+    # Headers are not counted: they are small, and known only once the shards are.
     shards, size = [[]], 0
     for plan in plans:
         size += stored_bytes(plan)
@@ -162,16 +223,18 @@ def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]
 def make_layout(
     plans: Iterable[TensorPlan], metadata: dict[str, str], marker: dict[str, torch.Tensor]
 ) -> Layout:
-    """Header and offsets of an output file.
+    """Make the header and the offsets of one output file.
 
-    Ordered by item size, so that every tensor starts at a multiple of its own; the odd-length
-    comfy_quant tensors come last.
+    Tensors are ordered by item size, so that each starts at a multiple of its own; the odd-length
+    comfy_quant tensors come last. Raises ConvertError where two would have one name.
     """
     stored = [(key, *value) for plan in plans for key, value in stored_tensors(plan).items()]
+    # A marker is the only tensor that no plan stands for.
     stored += [(key, "F8_E4M3", tuple(tensor.shape)) for key, tensor in marker.items()]
     stored.sort(
         key=lambda row: (-SAFETENSORS_BITS[row[1]], row[0].endswith(".comfy_quant"), row[0])
     )
+    # Offsets count from the end of the header, as the format asks; a Slot's count from the file's.
     entries, begin = {"__metadata__": metadata}, 0
     for key, dtype, shape in stored:
         if key in entries:
@@ -179,6 +242,7 @@ def make_layout(
         end = begin + bits_of(dtype, shape) // 8
         entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
+    # Parity with the safetensors library: a header is padded with spaces to a multiple of 8 bytes.
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text = text.ljust(round_up(len(text), 8))
     header = len(text).to_bytes(8, "little") + text
@@ -191,7 +255,12 @@ def make_layout(
 
 
 def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, object]:
-    """How a file was made. Names only, no folders and no times: equal runs give equal bytes."""
+    """Record how a file was made: version, options, source files, and how many tensors of each
+    format.
+
+    It holds names only, no folders and no times, because equal runs are to give equal bytes.
+    """
+    # Tensors are counted in the order of names, whatever order they were planned in.
     return {
         "version": __version__,
         "options": options.recorded,
@@ -203,23 +272,35 @@ def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[s
 def make_metadata(
     model: Model, plans: list[TensorPlan], origin: dict[str, object]
 ) -> dict[str, str]:
-    """Header strings: the quantised layers as ComfyUI reads them, and how the file was made."""
+    """Make a file's header strings: what ComfyUI reads of quantised layers, and how the file was
+    made.
+
+    The source's own metadata stays. `_quantization_metadata` lists the layers among these plans,
+    and is left out where a marker tells of them; `convert_nvfp4` holds the origin as JSON.
+    """
     metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
+    # That of the source lists layers as they were; this file's own list is made below.
     metadata.pop("_quantization_metadata", None)
     layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised or plan.ref.config}
-    if layers and not any(plan.precision.marker for plan in plans):  # with it, a marker is not read
+    # ComfyUI does not look for a marker in files that have this entry.
+    if layers and not any(plan.precision.marker for plan in plans):
         quantisation = {"format_version": "1.0", "layers": layers}
         metadata["_quantization_metadata"] = json.dumps(quantisation)
     return metadata
 
 
 def render_index(job: Job) -> str:
-    """The *.index.json of shards, as the transformers and diffusers libraries write it."""
+    """Write the *.index.json of shards, as the transformers and diffusers libraries write it.
+
+    Returns its text: `total_size` is the bytes of all tensors, without headers, and `weight_map`
+    says which file each one is in.
+    """
     slots = {
         key: (path.name, slot.nbytes)
         for path, layout in job.layouts.items()
         for key, slot in layout.slots.items()
     }
+    # Parity: `total_size` counts tensors alone, in these libraries too.
     total = sum(size for _, size in slots.values())
     weight_map = {key: name for key, (name, _) in sorted(slots.items())}
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)

@@ -1,4 +1,9 @@
-"""--verify: a file against its source."""
+"""Verify a quantised file, with its source or without: --verify.
+
+Without a source it is linted: `stored.lint` names every defect and what ComfyUI does about it. With
+one, every tensor is decoded and measured against its original, and a layer that is off is tried in
+the other orders that would explain it. `report` makes text and data of the Check.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +33,11 @@ from nvfp4.stored.lint import lint, lint_file
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """What a verification found; `render_check` makes text of it."""
+    """Hold what a verification found; `render_check` makes text of it.
+
+    model: the file; layers: its layers by name; findings: all defects; damage: {layer: error} of
+    the layers that were measured, empty without a source.
+    """
 
     model: Model
     layers: dict[str, StoredLayer]
@@ -37,6 +46,7 @@ class Check:
 
     @property
     def outcome(self) -> Outcome:
+        """Return the worst outcome of all findings, LOADS without any; it is the verdict."""
         return max((finding.outcome for finding in self.findings), default=Outcome.LOADS)
 
 
@@ -46,14 +56,22 @@ def decoded_damage(
     form: Format,
     compute: Compute,
 ) -> Damage:
-    """Error of a stored layer against its original weight; padding is left out."""
+    """Measure a stored layer against its original weight, padding left out.
+
+    original: [N, K] floats; stored: parts by rows and scale, as `Format.unpack` gives them; form:
+    its format. Returns the damage in plain units, whatever the sizes of scales are.
+    """
     parts, scale = stored
     unit = torch.stack(compute.map(largest_magnitude, original)).amax()
-    unit = torch.where(unit > 0, unit, torch.ones(()))  # a wrong scale may be of any size
+    # Measured in units of the original's largest weight: a stored scale may be wrong by any size,
+    # and squares in its units would leave float32's range.
+    unit = torch.where(unit > 0, unit, torch.ones(()))
 
     def measure_rows(rows: torch.Tensor, *some: torch.Tensor) -> Damage:
+        """Measure some rows, in units of the original's largest weight."""
         return measure(rows.float() / unit, form.decode(*some, scale / unit))
 
+    # Rows that pad the stored weight have no original; `measure` drops padded columns.
     trimmed = (part[: len(original)] for part in parts)
     return Damage.total(compute.map(measure_rows, original, *trimmed), unit)
 
@@ -64,7 +82,11 @@ def misread(
     form: Format,
     compute: Compute,
 ) -> str:
-    """How a layer that decodes to something else was packed, if another order explains it."""
+    """Say how a layer that decodes to something else was packed, if another order explains it.
+
+    Arguments as for `decoded_damage`. An order explains it if the error is one that quantising has
+    (below WRONG_FROM). Returns a text for people in any case.
+    """
     parts, scale = stored
     others = form.misreadings(parts)
     if not others:
@@ -77,13 +99,18 @@ def misread(
 
 
 def compare_kept(ref: TensorRef, other: TensorRef) -> str:
-    """How a tensor that is not quantised differs from its original, rounding aside; or ""."""
+    """Say how a tensor that is not quantised differs from its original, or return "".
+
+    ref: of the source, FP8 decoded and LoRAs merged; other: of the file. Floats may differ by
+    rounding (ROUNDED_TO); anything else has to have the same dtype and bytes.
+    """
     if not (ref.is_float and other.is_float):
         same = ref.dtype == other.dtype and torch.equal(load_bytes(ref), load_bytes(other))
         return "" if same else f"{other.dtype}, the source's is {ref.dtype}"
     chunks = (load_weight(one).flatten().split(CPU_CHUNK) for one in (ref, other))
     size = difference = 0.0
-    for original, stored in zip(*chunks, strict=True):  # in float64, so little at once
+    # Chunks are small because sums are of float64 copies.
+    for original, stored in zip(*chunks, strict=True):
         size += float(original.double().square().sum())
         difference += float((stored.double() - original.double()).square().sum())
     close = difference <= ROUNDED_TO**2 * size
@@ -93,13 +120,19 @@ def compare_kept(ref: TensorRef, other: TensorRef) -> str:
 def compare_layer(
     ref: TensorRef, layer: StoredLayer, compute: Compute, limit: float = WRONG_FROM
 ) -> tuple[Damage | None, str]:
-    """A quantised layer's error against its original, and what is wrong with it or ""."""
+    """Measure a quantised layer against its original.
+
+    limit: relative RMSE from which it is wrong. Returns the damage, and what is wrong or "". The
+    original is divided by the layer's smoothing, as the stored weight is.
+    """
     original, stored = load_weight(ref), stored_parts(layer)
     smoothing = layer.parts.get("pre_quant_scale")
     if smoothing and smoothing.dtype in SOURCE_FLOATS and smoothing.shape == ref.shape[1:]:
-        original = original.float() / load(smoothing).float()  # else lint has said so
+        # A smoothing of another dtype or shape was found by lint already.
+        original = original.float() / load(smoothing).float()
     damage = decoded_damage(original, stored, layer.format, compute)
-    wrong = not damage.relative_rmse < limit  # NaN is wrong, too
+    # Written so that NaN is wrong, too.
+    wrong = not damage.relative_rmse < limit
     return damage, misread(original, stored, layer.format, compute) if wrong else ""
 
 
@@ -110,7 +143,12 @@ def compare_tensor(
     compute: Compute,
     limit: float = WRONG_FROM,
 ) -> tuple[Damage | None, str]:
-    """A stored tensor against its original: a layer's error, and what is wrong or ""."""
+    """Compare a stored tensor with its original.
+
+    ref, other: of the source and of the file; layer: what `other` belongs to, None if there is no
+    layer of that name. Returns the damage of a quantised layer, else None, and what is wrong or "".
+    """
+    # Only a linear weight whose stored form is known is decoded; all else is compared as it is.
     packed = ref.is_linear_weight and layer is not None and layer.format is not None
     expected = layer.format.parts(ref.shape)["weight"][1] if packed else ref.shape
     if other.shape != expected:
@@ -124,7 +162,10 @@ def compare_tensor(
 
 
 def was_rounded_by_statistics(metadata: dict[str, str]) -> bool:
-    """Whether a file's header says so."""
+    """Tell whether a file's header says that it was rounded by activation statistics.
+
+    A header that is damaged, or of another program, says nothing of it.
+    """
     try:
         return bool(json.loads(metadata["convert_nvfp4"])["options"]["activation_stats"])
     except (KeyError, TypeError, ValueError, RecursionError):
@@ -134,10 +175,16 @@ def was_rounded_by_statistics(metadata: dict[str, str]) -> bool:
 def check_against(
     source: Model, model: Model, layers: dict[str, StoredLayer], quiet: bool
 ) -> tuple[list[Finding], dict[str, Damage]]:
-    """Every tensor of the source against what the file decodes to, and each layer's error."""
+    """Compare every tensor of the source with what the file decodes to.
+
+    Names are compared without the prefixes of checkpoints. Returns findings (missing, extra and
+    wrong tensors) and {layer: damage}; raises ConvertError where a file cannot be read.
+    """
+    # Tensors are taken out of `stored` as they are found in the source.
     stored = {bare(name): ref for name, ref in model.tensors.items()}
     found, damage, aware = [], {}, was_rounded_by_statistics(model.metadata)
     limit = ROUNDED_WRONG_FROM if aware else WRONG_FROM
+    # Verifying has no --device: it runs on the CPU.
     cpu = torch.device("cpu")
     with single_threaded() as threads, Compute(cpu, threads=threads) as compute:
         for ref in progress_bar("decoding", source.tensors.values(), quiet=quiet):
@@ -149,11 +196,13 @@ def check_against(
             if error is not None:
                 damage[other.layer] = error
             if detail:
+                # Rounding by statistics moves the bias of a quantised layer on purpose.
                 layer = other.name.removesuffix(".bias")
                 quantised = layer in layers and layers[layer].format
                 moved = aware and quantised and layer != other.name
                 defect = "moved bias" if moved and load(other).isfinite().all() else "values"
                 found.append(Finding(defect=defect, name=other.layer, detail=detail))
+    # What is left has no original; scales and configurations are what quantising adds.
     parts = {*layer_parts(), *marker_names()} - {"weight", "bias"}
     extra = (ref.name for name, ref in stored.items() if name.rpartition(".")[2] not in parts)
     return [*found, *(Finding(defect="extra", name=name) for name in extra)], damage
@@ -162,18 +211,21 @@ def check_against(
 def verify_file(task: Verification) -> Check:
     """Lint a file and, with a source, decode every tensor and measure it against that.
 
-    Raises ConvertError where either cannot be read or they are of different models.
+    LoRAs that the task names are merged into the source first. Raises ConvertError where either
+    cannot be read or they are of different models.
     """
     try:
         model = open_model(task.file)
     except DamagedFileError as error:
         problems = (f"{problem}; ComfyUI stops while loading it" for problem in error.problems)
         raise ConvertError(*problems) from error
+    # Lint looks at headers and scales alone; no weight is decoded yet.
     layers = stored_layers(model)
     found, damage = [*lint(model, layers), *lint_file(model)], {}
     if task.source is not None:
         source, _ = open_source(task.source)
         source, _ = merge_loras(task.merge_lora, source, partial=task.lora_partial)
+        # One name in common makes it worth comparing: all others are then named as missing.
         if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:
             what, file = f"no tensor is in {task.file}", task.file.name
             raise of_another_model(

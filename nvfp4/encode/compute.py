@@ -114,6 +114,7 @@ class Compute:
         except ImportError:
             self.notes.append("pip install numba makes this several times faster, same result")
         except RuntimeError as error:
+            # A broken numba is no reason not to convert: torch's operations do the same.
             self.notes.append(f"slower, same result: numba: {error}")
 
     def recall(self, key: Moments | tuple, make: Callable) -> object:

@@ -33,6 +33,8 @@ def quantise(
     {key: rows in pieces} on the device of `compute`, and the damage of the weight, with output
     errors if it was rounded by statistics. Raises ConvertError where the weight holds NaN or Inf.
     """
+    # On a CPU this is no copy, and --target-size quantises the same weight in several ways: nothing
+    # below may change it.
     weight = weight.to(compute.device)
     # ComfyUI multiplies the input by the smoothing, which the weight is divided by.
     if plan.smoothing is not None:

@@ -90,6 +90,7 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
     """
     ref, size = piece.plan.ref, piece.nbytes
     fill(ref, piece.begin, memoryview(buffer.numpy())[:size])
+    # Tensors that are copied as bytes may have dtypes that TORCH_DTYPES does not list.
     data = buffer[:size]
     if ref.is_changed:
         data = changed(ref, data.view(TORCH_DTYPES[ref.dtype]))
@@ -132,5 +133,6 @@ def read_ahead(
             # result() raises here what reading raised in the other thread.
             piece, buffer, data = waiting.popleft()
             yield piece, data.result()
+            # The caller is done with this buffer now; those of small pieces are dropped.
             if buffer.numel() > SMALL_PIECE:
                 free.append(buffer)

@@ -71,6 +71,7 @@ def round_by_moments(
     # The plain result goes along, by the same chunks of rows, so that both errors are measured.
     parts = [torch.cat(plain.codes), *plain.by_rows]
     made = compute.map(partial(round_piece, rounding), weight, *parts, rows=FEEDBACK_ROWS)
+    # Everything was measured in units of the scale; squared errors take its square.
     codes, *by_rows, errors, means, damages = zip(*made, strict=True)
     unit = float(plain.scale)
     energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
@@ -109,7 +110,6 @@ def choose_rounding(
     grid, group = plan.precision.grid, plan.precision.group
 
     def make(_: object, __: torch.device) -> list[Feedback | None]:
-        """Factor the second moment with each damping that is worth trying; None where one fails."""
         maker = partial(make_feedback, given, group=group, centred=centred)
         found = [*compute.pool.map(maker, given.dampings)]
         # Means far larger than deviations leave the covariance few of its bits: damp it more.
@@ -117,9 +117,6 @@ def choose_rounding(
         return found if any(found) else [next(filter(None, map(maker, more)), None)]
 
     def error(feedback: Feedback) -> float:
-        """Measure the output error of the chosen rows, rounded with one feedback and no further
-        sweep.
-        """
         return output_error(compute.rounder.round_rows(some, feedback, grid, 0).residual, feedback)
 
     # Layers with one input share its feedback, unless smoothing makes the input a layer's own.
@@ -127,6 +124,7 @@ def choose_rounding(
     feedbacks = [*filter(None, compute.recall((plan.moments, group, centred, own), make))]
     if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
         return None
+    # A single feedback needs no trial; of several, each rounds some rows without a sweep.
     best = feedbacks[0]
     if len(feedbacks) > 1:
         some = weight[:: max(1, len(weight) // DAMPING_ROWS)].to(compute.dtype).float()
@@ -152,6 +150,7 @@ def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
     given = compute.recall(plan.moments, load_statistics)
     if plan.smoothing is None:
         return given
+    # With D the diagonal of smoothing factors, X becomes X D, and X^T X becomes D X^T X D.
     scale = plan.smoothing.to(compute.device).float()
     second = given.second * scale * scale.unsqueeze(1)
     mean, rows = given.mean * scale, given.rows * scale
@@ -175,6 +174,7 @@ def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) ->
     before = (values - decoded).t()[feedback.order]
     parts = (values.t()[feedback.order], before, rounded.residual)
     errors = [output_error(part, feedback) for part in parts]
+    # By the mean input, each part gives the mean of an output, or of its error.
     means = torch.stack([rounding.mean @ part for part in parts])
     damage = Damage(error=squared(rounded.residual), energy=squared(values))
     return *rounding.format.round_to_levels(rounded, feedback), errors, means, damage
@@ -213,9 +213,6 @@ def w4a4_error(
     quantised = quantised_rows(rows, plan.input_scale)
 
     def outputs(some: torch.Tensor, *parts: torch.Tensor) -> tuple:
-        """Multiply the recorded rows by some rows of the weight: exact outputs, and how far W4A4 is
-        off.
-        """
         exact = rows @ some.float().t()
         decoded = plan.precision.decode(*parts, stored.scale)
         return exact, quantised @ decoded.t() - exact

@@ -54,6 +54,7 @@ class Fp8(Format):
         comfy_kitchen.quantize_per_tensor_fp8 for the weight in float32; with `encoder.dtype`
         bfloat16 or float16 the weight is cast first.
         """
+        # Kernels are there only for float32; other dtypes are cast first, by `measured`.
         plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, encoder.dtype)
         encode = encoder.kernels.encode_fp8 if encoder.kernels else plain
         # With the source's own scale, its FP8 codes come back as they were; another would round

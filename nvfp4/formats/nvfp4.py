@@ -58,6 +58,7 @@ class Nvfp4(Format):
     config = "nvfp4"
     weight_dtype = "U8"
     scale_suffix = "weight_scale_2"
+    # comfy_kitchen pads rows to 16 as it does columns, though blocks lie along columns alone.
     row_multiple = BLOCK_SIZE
     weight_bits = activation_bits = 4
     activation_max = NVFP4_MAX
@@ -98,6 +99,7 @@ class Nvfp4(Format):
         The bias's length is N where it rounds up to N16; otherwise N16 is all that is known, as the
         file does not say how much was padded.
         """
+        # Columns may be padded, too, which nothing in the file shows.
         rows = stored[0] if bias_rows is None else bias_rows
         return rows if round_up(rows, BLOCK_SIZE) == stored[0] else stored[0], stored[1] * 2
 
@@ -141,6 +143,7 @@ class Nvfp4(Format):
         if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
             search = amax_block_scales
             encoder.notes.append(f"{given.layer}: too small weights for the scale search")
+        # Kernels measure the error while they encode; torch's operations decode again for it.
         encode = measured(partial(encode_nvfp4, block_scales=search), decode_nvfp4, encoder.dtype)
         if encoder.kernels:
             encode = partial(encoder.kernels.encode_nvfp4, block_scales=search)
@@ -194,6 +197,7 @@ class Nvfp4(Format):
         Levels are values of E2M1 already, so that nothing is rounded a second time; both are
         brought back into the weight's own order of columns.
         """
+        # Levels are in units of the block scale, which is what E2M1 codes stand for.
         levels = levels_in_order(rounded, feedback)
         # The order keeps groups of 16 columns together: every 16th entry tells where a block was.
         codes = torch.empty_like(rounded.codes)

@@ -171,6 +171,7 @@ def take_best(
     """
     if len(codes) == 1:
         return levels[:, 0], changes[:, 0], codes[0]
+    # Gathering keeps the choice on the device: a CUDA graph cannot wait for the CPU.
     best = costs.argmin(0, keepdim=True)
     index = best.expand(len(levels), 1, -1)
     return levels.gather(1, index)[:, 0], changes.gather(1, index)[:, 0], codes.gather(0, best)[0]
@@ -186,6 +187,7 @@ def make_feedback(
     the mean error. Groups with the largest moments come first, because all later columns can make
     up for their errors. The factorisation is float64; what is returned is float32.
     """
+    # The covariance of the input is its second moment less the square of its mean.
     second = given.second
     if centred:
         second = second - given.mean.unsqueeze(1) * given.mean
@@ -364,6 +366,7 @@ def output_error(residual: torch.Tensor, feedback: Feedback) -> float:
     residual: [K, n] float32, in the feedback's order. Returns a float in units of the layer's scale
     squared, summed in float64 and never below 0, which rounding could take it to.
     """
+    # `full` has rows of S divided by the diagonal, which the last product brings back.
     costs = torch.mul(feedback.full @ residual, residual).sum(1, dtype=torch.float64)
     damping = feedback.added * float(residual.square().sum(dtype=torch.float64))
     return max(float(costs @ feedback.diagonal.double()) - damping, 0.0)

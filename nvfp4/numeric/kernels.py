@@ -125,6 +125,7 @@ def best_codes(
     )
     for j in range(count):
         block_amax[j] /= global_scale
+        # Parity: every step is rounded to float32 in the order of `mse_block_scales`.
         values[j] = block_amax[j] / FLOAT32(E2M1_MAX) * FLOAT32(1 + DOUBT)
         best[j], least[j] = LAST_E4M3_CODE + 1, LARGEST_FLOAT32
     e4m3_codes_of_at_least(values, first)
@@ -285,6 +286,7 @@ def e4m3_values(codes: np.ndarray, values: np.ndarray) -> None:
     """
     bits = values.view(np.int32)
     for j in range(len(codes)):
+        # The inverse of what `e4m3_codes` does for normal numbers.
         bits[j] = (codes[j] + 960) << 20
     for j in range(len(codes)):
         subnormal = FLOAT32(codes[j]) * FLOAT32(2**-9)
@@ -297,6 +299,7 @@ def encode_bytes(weights: np.ndarray, scale: np.float32, codes: np.ndarray) -> t
     weights: [n] float32; scale: float32; codes: [n] uint8, filled with E4M3 bits. Returns squared
     error and energy in units of the scale.
     """
+    # As many weights at a time as `encode_blocks` takes, though FP8 has no blocks.
     width, bits = LANES * BLOCK_SIZE, weights.view(np.int32)
     reciprocal = FLOAT32(1) / scale
     magnitudes, values = np.empty(width, FLOAT32), np.empty(width, FLOAT32)
@@ -347,6 +350,7 @@ def round_levels(
     for row in range(len(want)):
         level[row] = want[row] / step[row]
         powers[row] = min(max(abs(level[row]), least), largest)
+    # Without its mantissa, a value is the power of two at or below it, which scales the shift.
     for row in range(len(want)):
         bits[row] &= FLOAT32_EXPONENT
     for row in range(len(want)):
