@@ -120,28 +120,41 @@ def share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "-"
 
 
-# ── nvfp4/cli/console.py: Print results on stdout and problems on stderr, whatever the console can 
+# ── nvfp4/cli/console.py: Print results on stdout and problems on stderr, on any console ──────────
 
-MAX_PROBLEMS, MAX_PROBLEM = 50, 2_000  # lines printed, and characters of one
+# A damaged index may have as many problems as tensors, and a name may be 10,000 characters long:
+# print at most 50 lines, and 2,000 characters of each.
+MAX_PROBLEMS, MAX_PROBLEM = 50, 2_000
 
 
 def tolerate_consoles() -> None:
-    """A Windows console may lack a name's characters: print a question mark then."""
+    """Have characters that the console lacks printed as question marks, instead of failing.
+
+    Windows consoles lack most characters that a tensor's or a file's name may have. Streams that a
+    test put in place of stdout are left alone.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
 
 
 def show(text: str) -> None:
-    """Print a result; a reader that has seen enough, such as `head`, is no error."""
+    """Print a result; a reader that has seen enough, such as `head`, is no error.
+
+    After a broken pipe, stdout leads nowhere, so that all further results vanish in silence.
+    """
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else exiting fails
+        # Python flushes stdout when it exits, and would fail with a message of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_problems(error: ConvertError) -> None:
-    """One line for each, on stderr."""
+    """Print one line for each problem on stderr, whatever characters are in it.
+
+    Long lines and long lists are cut, and it is told how much is missing.
+    """
     shown = [one_line(problem) for problem in error.problems[:MAX_PROBLEMS]]
     if more := error.problems[MAX_PROBLEMS:]:
         shown.append(f"... and {len(more):,} more")
@@ -925,8 +938,9 @@ GENERAL_PRESETS = {
 PRESETS = ("auto", *FAMILIES, *list(GENERAL_PRESETS)[1:])
 
 
-# ── nvfp4/cli/description.py: What `--help` says before the options, and what `--list-presets` prin
+# ── nvfp4/cli/description.py: The text of `--help` before the options, and of `--list-presets` ────
 
+# Lines are at most 100 characters, as argparse prints them unchanged.
 DESCRIPTION = """\
 Convert a large diffusion transformer to one mixed-precision NVFP4 file that ComfyUI loads.
 
@@ -976,9 +990,14 @@ Wan 2.2, the documented command lines (one line each; high noise is the same wit
 
 
 def render_presets() -> str:
-    """--list-presets: the rows of FAMILIES, and the presets for any model."""
+    """Write what `--list-presets` prints: each family's row, then the presets for any model.
+
+    A family has a line for each choice its preset makes, with the reason in brackets. Returns the
+    text without a line break at its end.
+    """
     lines = []
     for name, family in FAMILIES.items():
+        # Blocks of several names run one after another, as double_blocks.N then single_blocks.N.
         runs = " then ".join(f"{block}.N" for block in itertools.chain(*family.blocks))
         ends = f"the first and last {family.edge_blocks} blocks" if family.edge_blocks else ""
         lines += [f"{name}: {family.title}, in {runs}"]
@@ -1872,18 +1891,25 @@ class Verification:
 OPTIONS = tuple(all_options(Options, Verification))
 
 
-# ── nvfp4/cli/parse.py: Read the command line: a parser made of the options table, and the task tha
+# ── nvfp4/cli/parse.py: Read the command line: a parser made of the options table ─────────────────
 
 def build_parser(rows: Iterable[Option] = OPTIONS) -> argparse.ArgumentParser:
-    """Make a parser that gives {flag: value}, and None for what is not named."""
+    """Make a parser that gives {flag: value}, and None for what is not named.
+
+    Defaults are not argparse's business: what was named has to be known, as some options exclude or
+    need others. Rows come in groups by their headings; SOURCE and OUTPUT may be missing here, as
+    `--verify` goes without.
+    """
     parser = argparse.ArgumentParser(
         prog="convert_nvfp4.py",
         usage="%(prog)s SOURCE OUTPUT [options]\n       %(prog)s --verify FILE [--source SOURCE]",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # else an option added later changes what a script's short form means
+        # Else an option that is added later changes what the short form in a script means.
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    # argparse's "version" action prints any text and exits.
     presets = {"action": "version", "version": render_presets()}
     parser.add_argument("--list-presets", **presets, help="what each preset does, and why")
     groups = {"": parser}
@@ -1891,7 +1917,9 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> argparse.ArgumentParser:
         if row.group not in groups:
             groups[row.group] = parser.add_argument_group(row.group)
         for flag, kind, text in row.arguments:
+            # Values are kept by flag, not by argparse's own name for it, for messages use flags.
             how = {"dest": flag} if flag.startswith("-") else {"nargs": "?"}
+            # argparse formats help texts with %.
             text = text.replace("%", "%%")
             groups[row.group].add_argument(flag, default=None, help=text, **how, **kind.keywords)
     return parser
@@ -1900,13 +1928,22 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> argparse.ArgumentParser:
 def parse_options(
     argv: list[str] | None = None, conversion: type[Options] = Options
 ) -> Options | Verification:
-    """Command line to a task; a contradiction or a missing companion option exits with 2."""
+    """Make a task of the command line.
+
+    argv: the arguments without the program's name; those of the process if None.
+    conversion: the class of a conversion's options, which a test may extend by rows.
+
+    Returns an instance of it, or a Verification. A wrong value, a contradiction or a missing
+    companion option prints one line and exits with 2.
+    """
     parser = build_parser(all_options(conversion, Verification))
     named = vars(parser.parse_args(argv)).items()
     given = {flag: value for flag, value in named if value is not None}
+    # The first row of a Verification is --verify itself; the others go with it.
     verify, *beside = options_of(Verification)
     task = Verification if verify.flag in given else conversion
     rows = options_of(task)
+    # Flags of the other task, or SOURCE and OUTPUT beside --verify.
     foreign = given.keys() - {flag for row in rows for flag in row.flags}
     if foreign and task is Verification:
         *some, last = (row.flag for row in beside)
@@ -1914,6 +1951,8 @@ def parse_options(
         parser.error(f"{verify.flag} FILE goes with {goes}, without OUTPUT")
     if foreign or any(row.default is MISSING and row.flag not in given for row in rows):
         parser.error(f"give SOURCE and OUTPUT, or {verify.flag} FILE [--source SOURCE]")
+    # Contradictions are looked for by what was named; the task itself can only see what differs
+    # from the defaults.
     for problem in contradictions(rows, given):
         parser.error(problem)
     try:
@@ -11172,18 +11211,24 @@ def render_html(data: dict) -> str:
     )
 
 
-# ── nvfp4/cli/entry.py: Running, printing, exit status ────────────────────────────────────────────
+# ── nvfp4/cli/entry.py: Carry out what the command line asks for, and end with its status ─────────
 
 # What writes --report, by the suffix of its file: a row for each of REPORT_KINDS.
 REPORTS = {".json": render_json, ".html": render_html}
 
 
 def run(task: Options | Verification) -> tuple[str, int]:
-    """What the command line prints, and its exit status."""
+    """Carry out a task: convert and write the reports asked for, or check a file.
+
+    Returns the text to print on stdout, "" in all ranks but the first, and the exit status. A check
+    ends with 1 for any defect that is worse than LOADS. Raises ConvertError; where only a report
+    could not be written, the summary is printed before that.
+    """
     if isinstance(task, Verification):
         check = verify_file(task)
         return render_check(check), int(check.outcome > Outcome.LOADS)
     report = convert(task)
+    # All ranks have the same report; one prints it.
     if not read_ranks().is_first:
         return "", 0
     text = render_report(report)
@@ -11194,13 +11239,20 @@ def run(task: Options | Verification) -> tuple[str, int]:
         if task.layer_config_out:
             write_text(layer_config(report.plans), task.layer_config_out)
     except ConvertError:
-        show(printable(text))  # the model itself was written
+        # The model itself was written: tell so before the error, which is about a report.
+        show(printable(text))
         raise
     return text, 0
 
 
 def carry_out(task: Options | Verification) -> int:
+    """Run a task, print its result or its problems, and return the exit status.
+
+    After Ctrl-C one line says what is left: nothing, a run to go on with, or a file that was
+    complete already.
+    """
     path = task.written if isinstance(task, Options) else task.file
+    # An output of an earlier run may be there: only one that was replaced counts as written.
     older = path.stat() if exists(path) else None
     try:
         text, status = run(task)
@@ -11220,15 +11272,22 @@ def carry_out(task: Options | Verification) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command line, and return the exit status.
+
+    argv: the arguments, without the program's name; those of the process if None. Wrong options and
+    `--help` raise SystemExit, as argparse does.
+    """
     tolerate_consoles()
     try:
         return carry_out(parse_options(argv))
-    except KeyboardInterrupt:  # before or after the work
+    except KeyboardInterrupt:
+        # It came before or after the work, so there is nothing to tell of a file.
         print("interrupted", file=sys.stderr)
         return 130
 
 
 def interrupt(*_: object) -> None:
+    """Handle a signal as Python handles Ctrl-C: raise KeyboardInterrupt in the main thread."""
     raise KeyboardInterrupt
 
 

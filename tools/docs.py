@@ -23,11 +23,15 @@ sys.path.insert(0, str(ROOT))
 from nvfp4.options import OPTIONS  # noqa: E402 - the package stands beside tools/
 from tools.rooms import FLOORS  # noqa: E402
 
+# What to run where the documents are stale, for the message that says so.
 COMMAND = "python tools/docs.py --write"
 
 
 def flag_tables() -> str:
-    """Render a table for each group of options; SOURCE and OUTPUT are in no group."""
+    """Render a table for each group of options, in the order and with the words of `--help`.
+
+    SOURCE and OUTPUT are in no group, and in no table.
+    """
     groups = defaultdict(list)
     for row in OPTIONS:
         groups[row.group] += row.arguments
@@ -36,6 +40,7 @@ def flag_tables() -> str:
         if title:
             lines += [f"**{title[0].upper()}{title[1:]}**", "", "| option | |", "|---|---|"]
             for flag, kind, text in arguments:
+                # A bar between choices would end the cell.
                 shown = f"{flag} {kind.shown}".strip().replace("|", "\\|")
                 lines.append(f"| `{shown}` | {text} |")
             lines.append("")
@@ -43,7 +48,10 @@ def flag_tables() -> str:
 
 
 def floor_table() -> str:
-    """Render a row for each floor, the ground first."""
+    """Render a row of a table for each room, the ground floor first, by `tools.rooms`.
+
+    The number of a floor stands beside its first room.
+    """
     lines = ["| floor | room | what lives there |", "|---|---|---|"]
     for number, rooms in enumerate(FLOORS, 1):
         for index, (room, what) in enumerate(rooms.items()):
@@ -52,7 +60,11 @@ def floor_table() -> str:
 
 
 def file_map() -> str:
-    """Render a line for each module of the package, by the first line of its docstring."""
+    """Render a line for each module of the package, by the first line of its docstring.
+
+    Files are parsed, not imported, so that torch is not needed. A module without a docstring is
+    left out.
+    """
     lines = []
     for path in sorted((ROOT / "nvfp4").rglob("*.py")):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -62,7 +74,7 @@ def file_map() -> str:
     return "\n".join(lines) + "\n"
 
 
-# {document: {name of a part: what renders it}}
+# What is generated: {document: {name of a part, as in its marks: what renders it}}.
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"flags": flag_tables},
     "docs/architecture.md": {"floors": floor_table, "files": file_map},
@@ -70,7 +82,10 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
 
 
 def filled(name: str, text: str, parts: dict[str, Callable[[], str]]) -> str:
-    """Put each part between its marks in a document's text. Raises SystemExit without marks."""
+    """Put each part between its marks in a document's text, and return the text.
+
+    name: of the document, for the message. Raises SystemExit where marks are missing.
+    """
     for part, render in parts.items():
         begin, end = f"<!-- {part} -->\n", f"<!-- /{part} -->"
         before, found, rest = text.partition(begin)
@@ -82,6 +97,7 @@ def filled(name: str, text: str, parts: dict[str, Callable[[], str]]) -> str:
 
 
 def main() -> int:
+    """Check or write all documents; return 1 if a check finds one of them stale, else 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--check", action="store_true", help="write nothing, exit 1 if they differ")
@@ -95,6 +111,7 @@ def main() -> int:
         if wanted != text:
             stale.append(name)
             if not only_check:
+                # The same line breaks on Windows, so that --check does not differ by system.
                 document.write_text(wanted, encoding="utf-8", newline="\n")
     if only_check and stale:
         print(f"{', '.join(stale)}: not what the code says; run `{COMMAND}`", file=sys.stderr)

@@ -25,9 +25,12 @@ PACKAGE = "nvfp4"
 TEMPLATE = f"{PACKAGE}.__main__"
 BUILT = "convert_nvfp4.py"
 COMMAND = "python tools/single_file.py"
+# Imports of the standard library go before those of other packages, as ruff sorts them.
 STANDARD = (*sys.stdlib_module_names, "__future__")
+# Columns of a line, for headings and long imports.
 WIDTH = 100
 
+# From `# /// script` to `# ///` it is a PEP 723 block, by which `uv run` installs what is needed.
 HEAD = '''\
 #!/usr/bin/env python3
 # Built from the package {package}/ by `{command}`. Change the package, not this file.
@@ -49,22 +52,28 @@ from __future__ import annotations
 
 
 class BuildError(Exception):
-    """A module of the package that cannot become a section of one file."""
+    """Say where a module of the package cannot become a section of one file, and why."""
 
 
 def requirements(root: Path = ROOT) -> list[str]:
-    """The lines of requirements.txt that are needed, comments and optional ones left out."""
+    """List the lines of requirements.txt that are needed, without those commented out.
+
+    They become the dependencies of the PEP 723 block in the built file.
+    """
     lines = (root / "requirements.txt").read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def is_ours(node: ast.stmt) -> bool:
-    """Whether a statement imports from the package."""
+    """Tell whether a statement imports names from the package."""
     return isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE
 
 
 def given_names(node: ast.stmt) -> list[str]:
-    """The names that a top-level statement defines, imports aside."""
+    """List the names that a top-level statement defines: a function, a class, targets of `=`.
+
+    Imports and other statements give none.
+    """
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
     targets = getattr(node, "targets", [getattr(node, "target", None)])
@@ -75,12 +84,19 @@ def given_names(node: ast.stmt) -> list[str]:
 
 
 def loads_all(room: Path) -> bool:
-    """Whether importing a module of a room imports all of them, as its __init__.py does."""
+    """Tell whether importing a room imports all of its modules, as its __init__.py does.
+
+    Formats are such a room: each module enters its rows in a table by being imported, though
+    nothing else may name it.
+    """
     return "iter_modules" in (room / "__init__.py").read_text(encoding="utf-8")
 
 
 class Module:
-    """One module: its text and the statements that are left of it in a single file."""
+    """Hold one module: its text, its imports, and what is left of it in a single file.
+
+    name: dotted, as in an import. root: the folder that the package is in.
+    """
 
     def __init__(self, name: str, root: Path):
         self.name = name
@@ -89,19 +105,26 @@ class Module:
         self.tree = ast.parse("\n".join(self.lines), str(self.path))
 
     def fail(self, node: ast.stmt, problem: str) -> None:
+        """Raise BuildError with the file and line of a statement."""
         raise BuildError(f"{self.path}:{node.lineno}: {problem}")
 
     @property
     def imports(self) -> list[ast.stmt]:
+        """List the imports at the module's top level, of the package and of others."""
         return [n for n in self.tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
 
     @property
     def needed(self) -> list[str]:
-        """The package's modules that this one imports from."""
+        """List the package's modules that this one imports from, in the order of its imports."""
         return [node.module for node in self.imports if is_ours(node)]
 
     def check(self, owners: dict[str, str]) -> None:
-        """Raise BuildError for what one file for all modules could not hold."""
+        """Raise BuildError for what one file for all modules could not hold.
+
+        owners: {name: module} of all names so far, to which this module's are added. Not allowed
+        are relative imports, imports of the package inside functions or of whole modules, imports
+        under another name, and names that another module has.
+        """
         for node in ast.walk(self.tree):
             if isinstance(node, ast.ImportFrom) and node.level:
                 self.fail(node, "relative import; name the module")
@@ -121,7 +144,10 @@ class Module:
 
     @property
     def statements(self) -> str:
-        """The text without docstring and imports; comments stay above what they are about."""
+        """Cut the docstring and the imports out of the module's text.
+
+        What is left keeps its comments and its form, line by line.
+        """
         first = self.tree.body[0]
         cut = set()
         for node in self.tree.body:
@@ -133,13 +159,19 @@ class Module:
 
     @property
     def heading(self) -> str:
+        """Write the section's heading: path, and first line of the docstring, filled to WIDTH."""
         what = (ast.get_docstring(self.tree) or "").splitlines()[0].rstrip(".")
         path = self.path.relative_to(self.path.parents[self.name.count(".")])
         return f"# ── {path.as_posix()}: {what} ".ljust(WIDTH, "─")[:WIDTH]
 
 
 class Builder:
-    """Collects sections in the order in which the template asks for them."""
+    """Collect sections in the order in which the template asks for them.
+
+    root: the folder that the package is in. Each module comes once, after all that it imports from;
+    imports of other packages stand above the first section that needs them, so that the light path
+    of the command line comes before torch.
+    """
 
     def __init__(self, root: Path):
         self.root, self.owners = root, {}
@@ -148,9 +180,10 @@ class Builder:
         self.parts: list[str] = []
 
     def closure(self, name: str, found: list[Module], path: tuple[str, ...] = ()) -> None:
-        """Append the module to `found`, after those it imports from.
+        """Append a module to `found`, after those it imports from, unless it is done already.
 
-        A room stands for all its modules.
+        name: a module, or a room, which stands for all its modules. path: the modules on the way
+        here. Raises BuildError for a cycle.
         """
         folder = self.root / Path(*name.split("."))
         if folder.is_dir():
@@ -194,12 +227,18 @@ class Builder:
         self.parts += ["\n\n".join("\n".join(group) for group in groups if group)] if lines else []
 
     def add_sections(self, name: str) -> None:
+        """Write a module and all it needs as sections, with the imports they need above them."""
         modules: list[Module] = []
         self.closure(name, modules)
         self.add_imports([node for module in modules for node in module.imports])
         self.parts += [f"{module.heading}\n\n{module.statements}" for module in modules]
 
     def build(self) -> str:
+        """Follow the template statement by statement, and return the single file's text.
+
+        Where the template imports from the package, sections are written; everything else is
+        copied. Long import lines are left to `formatted`.
+        """
         template = Module(TEMPLATE, self.root)
         body = template.tree.body[1:]  # without the docstring
         self.add_imports([node for node in template.imports if not is_ours(node)])
@@ -217,7 +256,7 @@ class Builder:
 
 
 def formatted(text: str) -> str:
-    """Long import lines as ruff would write them: one name a line."""
+    """Break long import lines as ruff would: one name a line, in brackets."""
     lines = []
     for line in text.splitlines():
         if line.startswith("from ") and len(line) > WIDTH:
@@ -229,6 +268,7 @@ def formatted(text: str) -> str:
 
 
 def main() -> int:
+    """Build or check the single file; return 1 if it cannot be built or a check finds it stale."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if it differs")
     only_check = parser.parse_args().check

@@ -1,4 +1,9 @@
-"""What `--help` says before the options, and what `--list-presets` prints."""
+"""The text of `--help` before the options, and of `--list-presets`.
+
+The help's text for each option stands in its row of `options.table`. What is said here of stored
+tensors and of the order of decisions is held against the code by people alone: whoever changes
+`formats` or `plan.rules` changes it, too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import itertools
 
 from nvfp4.families import FAMILIES, GENERAL_PRESETS
 
+# Lines are at most 100 characters, as argparse prints them unchanged.
 DESCRIPTION = """\
 Convert a large diffusion transformer to one mixed-precision NVFP4 file that ComfyUI loads.
 
@@ -55,9 +61,14 @@ Wan 2.2, the documented command lines (one line each; high noise is the same wit
 
 
 def render_presets() -> str:
-    """--list-presets: the rows of FAMILIES, and the presets for any model."""
+    """Write what `--list-presets` prints: each family's row, then the presets for any model.
+
+    A family has a line for each choice its preset makes, with the reason in brackets. Returns the
+    text without a line break at its end.
+    """
     lines = []
     for name, family in FAMILIES.items():
+        # Blocks of several names run one after another, as double_blocks.N then single_blocks.N.
         runs = " then ".join(f"{block}.N" for block in itertools.chain(*family.blocks))
         ends = f"the first and last {family.edge_blocks} blocks" if family.edge_blocks else ""
         lines += [f"{name}: {family.title}, in {runs}"]

@@ -1,4 +1,9 @@
-"""Running, printing, exit status."""
+"""Carry out what the command line asks for, and end with its status.
+
+The exit status is 0 when all went well, 1 when a problem was printed or a checked file is not as it
+should be, 2 when the options are wrong, and 130 after Ctrl-C. Importing this module loads torch;
+`cli.parse` reads options without it.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +28,17 @@ REPORTS = {".json": render_json, ".html": render_html}
 
 
 def run(task: Options | Verification) -> tuple[str, int]:
-    """What the command line prints, and its exit status."""
+    """Carry out a task: convert and write the reports asked for, or check a file.
+
+    Returns the text to print on stdout, "" in all ranks but the first, and the exit status. A check
+    ends with 1 for any defect that is worse than LOADS. Raises ConvertError; where only a report
+    could not be written, the summary is printed before that.
+    """
     if isinstance(task, Verification):
         check = verify_file(task)
         return render_check(check), int(check.outcome > Outcome.LOADS)
     report = convert(task)
+    # All ranks have the same report; one prints it.
     if not read_ranks().is_first:
         return "", 0
     text = render_report(report)
@@ -38,13 +49,20 @@ def run(task: Options | Verification) -> tuple[str, int]:
         if task.layer_config_out:
             write_text(layer_config(report.plans), task.layer_config_out)
     except ConvertError:
-        show(printable(text))  # the model itself was written
+        # The model itself was written: tell so before the error, which is about a report.
+        show(printable(text))
         raise
     return text, 0
 
 
 def carry_out(task: Options | Verification) -> int:
+    """Run a task, print its result or its problems, and return the exit status.
+
+    After Ctrl-C one line says what is left: nothing, a run to go on with, or a file that was
+    complete already.
+    """
     path = task.written if isinstance(task, Options) else task.file
+    # An output of an earlier run may be there: only one that was replaced counts as written.
     older = path.stat() if exists(path) else None
     try:
         text, status = run(task)
@@ -64,13 +82,20 @@ def carry_out(task: Options | Verification) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command line, and return the exit status.
+
+    argv: the arguments, without the program's name; those of the process if None. Wrong options and
+    `--help` raise SystemExit, as argparse does.
+    """
     tolerate_consoles()
     try:
         return carry_out(parse_options(argv))
-    except KeyboardInterrupt:  # before or after the work
+    except KeyboardInterrupt:
+        # It came before or after the work, so there is nothing to tell of a file.
         print("interrupted", file=sys.stderr)
         return 130
 
 
 def interrupt(*_: object) -> None:
+    """Handle a signal as Python handles Ctrl-C: raise KeyboardInterrupt in the main thread."""
     raise KeyboardInterrupt
