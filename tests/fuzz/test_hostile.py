@@ -51,6 +51,7 @@ def test_refused(name, tmp_path):
     assert peak() - before < MEMORY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", fuzz.READERS)
 def test_a_few_fuzzed_inputs_are_read_or_refused(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fuzz, "WARM_UP", 25)
@@ -75,6 +76,7 @@ for name in [name for name in hostile.CASES if name.startswith("gguf: ")]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_gguf_gets_more_memory_than_there_is():
     """In a process that cannot have more, so that nothing is taken and given back unseen."""

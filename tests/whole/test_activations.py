@@ -15,6 +15,8 @@ from support.activations import correlated
 from support.conversions import decoded
 from support.recorder import recorder
 
+pytestmark = pytest.mark.slow
+
 
 def test_scales_that_clip_are_reported(tiny, recording, tmp_path, capsys):
     report = tmp_path / "r.json"

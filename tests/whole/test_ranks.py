@@ -12,6 +12,8 @@ from support.conversions import torchrun
 from support.kills import KILL, command, needs_sigkill
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def test_two_ranks_write_the_same_file(tiny, converted, tmp_path):
     out, report = tmp_path / "o.safetensors", tmp_path / "r.json"

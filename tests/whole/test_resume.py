@@ -17,6 +17,8 @@ from support.conversions import convert_tiny
 from support.kills import KILL, command, killed, left_behind, needs_sigkill
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @needs_sigkill
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from support.kills import KILL, needs_sigkill
 from support.paths import ROOT
 from support.recorder import recorder
 
+pytestmark = pytest.mark.slow
+
 
 def command(tiny, out, moments, *more):
     source = [str(tiny), str(out), "--gguf", str(tiny / "model.gguf"), *RECIPE]

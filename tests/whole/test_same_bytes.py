@@ -12,6 +12,8 @@ import convert_nvfp4 as c
 from support.conversions import RECIPE, torchrun
 from support.extremes import DTYPES, WEIGHTS
 
+pytestmark = pytest.mark.slow
+
 BY_GGUF = ["--gguf", "SOURCE/model.gguf"]
 OPTIONS = {  # of the tiny Wan, and of weights at the ends of what floats hold
     "wan: recipe": [*BY_GGUF, *RECIPE],

@@ -16,6 +16,8 @@ from support.conversions import convert_tiny
 from support.kills import NAMES, command, killed, needs_sigkill
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def sharded(tiny, tmp_path_factory):

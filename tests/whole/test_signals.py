@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from support.kills import needs_sigkill
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 EARLY = {  # what makes each script import torch or numpy
     "convert_nvfp4": ("m.safetensors", "o.safetensors"),
     "compare_models": ("a.safetensors", "b.safetensors"),

@@ -78,6 +78,7 @@ def test_it_names_the_requirements_for_uv():
     assert requirements() == [line for line in lines if line and not line.startswith("#")]
 
 
+@pytest.mark.slow
 def test_it_works_alone(tiny, tmp_path):
     script = shutil.copy(SCRIPT, tmp_path)
     done = python("-I", script, "--version", cwd=tmp_path)

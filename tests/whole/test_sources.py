@@ -7,6 +7,8 @@ from safetensors.torch import load_file, save_file
 import convert_nvfp4 as c
 from support.conversions import convert_tiny
 
+pytestmark = pytest.mark.slow
+
 NONE = ("--preset", "none", "--include", r"blocks\.", "--quiet")
 
 

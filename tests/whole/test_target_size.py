@@ -10,6 +10,8 @@ from target_size import uniform
 
 import convert_nvfp4 as c
 
+pytestmark = pytest.mark.slow
+
 
 def error_of(chosen) -> float:
     return sum(row.error for row in chosen)

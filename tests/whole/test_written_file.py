@@ -256,6 +256,7 @@ def test_metadata_of_the_source_survives(tmp_path):
         assert metadata.items() <= file.metadata().items()
 
 
+@pytest.mark.slow
 def test_compiled_and_plain_runs_write_the_same_file(tiny, tmp_path, monkeypatch):
     pytest.importorskip("numba")
     plain = convert_tiny(tiny, tmp_path / "plain.safetensors", "--quiet")

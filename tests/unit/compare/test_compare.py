@@ -152,6 +152,7 @@ def test_a_prefix_makes_no_difference(converted, tmp_path, capsys):
     assert run(converted, path, capsys=capsys)[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_broken_file_ends_as_its_defect_does(name, converted, tmp_path, capsys):
     """Headers alone: values are for --verify, so defects of values are not seen."""

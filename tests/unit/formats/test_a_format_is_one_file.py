@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from nvfp4.formats.base import Format, configured_formats, format_titled, stored_formats
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 NAMES = {"NVFP4", "FP8", "SCALED_FP8", "PLAIN_FP8", "HALF", "FP32", "KEPT"}
 
 

@@ -13,6 +13,8 @@ import nvfp4
 from nvfp4.guides.records import BIN_EDGES
 from nvfp4.read.checkpoint import open_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(nvfp4.__file__).resolve().parent.parent
 # Converts, counting what is opened to read, by file name.
 COUNT = """

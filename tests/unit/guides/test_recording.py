@@ -46,6 +46,7 @@ def test_a_recording_of_another_model_is_refused(tiny, recording, tmp_path):
             plans_of(tiny, "--activation-stats", str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -423,6 +423,7 @@ def test_the_trade_table_is_ordered():
 # ── Plots ────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_plots_are_made(tmp_path, capsys, wan_log):
     pytest.importorskip("matplotlib")
     log = log_of(tmp_path, wan_log.read_text(), line("head.head"), line("head.head", 9), name="2")

@@ -19,6 +19,8 @@ from nvfp4.numeric.damage import measure
 from nvfp4.numeric.scale_search import SCALE_SEARCHES, mse_block_scales
 from support.weights import KINDS, as_bytes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def kernels():

@@ -127,6 +127,7 @@ def test_few_different_rows_are_damped_more():
         assert dataclasses.replace(given, independent=independent).dampings == expected
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_gpu_rounds_as_a_cpu_does(compiled):
@@ -144,6 +145,7 @@ def test_a_gpu_rounds_as_a_cpu_does(compiled):
     assert errors[1] == errors[2]  # the graph that is replayed
 
 
+@pytest.mark.slow
 def test_compiled_rounding_is_that_of_torch():
     pytest.importorskip("numba")
     feedback = make_feedback(statistics(correlated(256)), 0.01, 16, centred=True)

@@ -88,6 +88,7 @@ def test_plans_of_published_models(name):
     assert f"recognised as {RECOGNISED[name]}: --preset" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "prefix"),
     [*((name, PREFIXES[0]) for name in MODELS), *(("anima", prefix) for prefix in PREFIXES)],
@@ -99,6 +100,7 @@ def test_prefixes_change_no_plan(name, prefix):
     assert {bare(plan.ref.name): plan.precision for plan in named.plans} == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("preset", ["smart", "all"])
 def test_general_presets_suit_every_family(name, preset):

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from nvfp4.guides.recording import load_statistics, read_recording, read_recordings, strip_shapes
 from support.recorder import recorder, second_moments
 
+pytestmark = pytest.mark.slow
+
 
 class Blocks(torch.nn.Module):
     """Six blocks; all are given one context beside what the block before returns."""
