@@ -2837,12 +2837,11 @@ class Rounder:
     def replay(
         self, weight: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int
     ) -> Rounded:
-        """Do `make_passes` as a CUDA graph: launching its ten thousand kernels one by one takes
-        longer.
+        """Do `make_passes` as a CUDA graph, of its ten thousand kernels.
 
-        The graph of each device, shape, grid and number of sweeps is captured once, on tensors of
-        its own; arguments are copied into them and results out of them. Raises ConvertError where a
-        replay did not write all levels.
+        Launching these one by one takes longer than they run. The graph of each device, shape, grid
+        and number of sweeps is captured once, on tensors of its own; arguments are copied into them
+        and results out of them. Raises ConvertError where a replay did not write all levels.
         """
         key = (weight.device, weight.shape, grid, sweeps)
         if key not in self.graphs:
@@ -2879,8 +2878,7 @@ class Rounder:
         *,
         first: bool,
     ) -> None:
-        """Make one pass over all columns: the first rounds them in order, further ones improve on
-        it.
+        """Make one pass over all columns, the first or one that improves on it.
 
         In the first, errors of the columns before are fed back (GPTQ, in the form that needs no
         inverse: S = L^T D L), and each block takes the scale with the least cost. In a further one
@@ -2947,14 +2945,13 @@ def round_lanes(  # noqa: PLR0913
     wanted, free, within, pivots, steps, levels, changes, costs, rows, lanes, stride, columns,
     least: tl.constexpr, largest: tl.constexpr, shift: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """Do what `feedback.round_columns` does, in one kernel: a lane is one row under one block
-    scale.
+    """Do what `feedback.round_columns` does, in one kernel.
 
-    wanted, free: [columns, rows]; within: [columns, columns], its rows `stride` elements apart;
-    pivots: [columns]; steps: [m, rows], flat; levels, changes: [columns, m, rows], filled; costs:
-    [m, rows], filled; all float32 pointers. lanes is m * rows; least, largest, shift are those of
-    the grid; width is the number of lanes a program. Sums are contracted, so that bits may differ
-    from those of other devices.
+    A lane is one row under one block scale. wanted, free: [columns, rows]; within: [columns,
+    columns], its rows `stride` elements apart; pivots: [columns]; steps: [m, rows], flat; levels,
+    changes: [columns, m, rows], filled; costs: [m, rows], filled; all float32 pointers. lanes is m
+    * rows; least, largest, shift are those of the grid; width is the number of lanes a program.
+    Sums are contracted, so that bits may differ from those of other devices.
     """
     lane = tl.program_id(0) * width + tl.arange(0, width)
     inside, row = lane < lanes, lane % rows
@@ -3540,9 +3537,7 @@ def compile_rounder() -> RoundColumns:
         steps: torch.Tensor,
         grid: FloatGrid,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Launch the kernel with one lane for each row under each block scale, LANES_AT_ONCE a
-        program.
-        """
+        """Launch the kernel: LANES_AT_ONCE rows under a block scale in each program."""
         (within, pivots), lanes, width = coefficients, steps.numel(), LANES_AT_ONCE
         made, limits = room_for(wanted, steps), (grid.least_normal, grid.largest, grid.shift)
         # The kernel addresses tensors by plain arithmetic, and takes only `within` as strided.
@@ -3704,8 +3699,9 @@ class Format:
 
     @property
     def is_quantised(self) -> bool:
-        """Tell whether ComfyUI has a name for it in `comfy_quant`, so that there is a layer to
-        configure.
+        """Tell whether ComfyUI has a name for the format in `comfy_quant`.
+
+        Tensors of such formats are layers with scales and a configuration.
         """
         return bool(self.config)
 
@@ -3718,11 +3714,10 @@ class Format:
         return source
 
     def configuration(self, *, full_precision: bool) -> dict[str, object]:
-        """Make the configuration that ComfyUI reads of a layer, the same in `comfy_quant` and in
-        the header.
+        """Make the configuration of a layer that ComfyUI reads.
 
-        Returns what is written as JSON: the format's name, and `full_precision_matrix_mult` where
-        activations are to stay 16-bit.
+        It is the same in `comfy_quant` and in the header. Returns what is written as JSON: the
+        format's name, and `full_precision_matrix_mult` where activations are to stay 16-bit.
         """
         flag = {"full_precision_matrix_mult": True} if full_precision else {}
         return {"format": self.config, **flag}
@@ -4065,8 +4060,10 @@ class Fp8(Format):
         return encode_rows(given.weight, scale.to(given.amax), encode, encoder)
 
     def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
-        """Give the values of `parts`: codes float8_e4m3fn [N, K] in chunks of rows, and the float32
-        scale.
+        """Give the values of `parts`.
+
+        Codes are float8_e4m3fn [N, K] in chunks of rows, and the scale is float32 []. Nothing is
+        padded.
         """
         return {"weight": [*encoded.codes], "weight_scale": [encoded.scale]}
 
@@ -4078,10 +4075,10 @@ class Fp8(Format):
         return decode_fp8(*parts_and_scale)
 
     def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
-        """Cast rounded levels to codes: float8_e4m3fn [n, K], the columns in the weight's own
-        order.
+        """Cast rounded levels to codes float8_e4m3fn [n, K].
 
-        Levels are values of E4M3 already, so that nothing is rounded a second time.
+        Columns are in the weight's own order again. Levels are values of E4M3 already, so that
+        nothing is rounded a second time.
         """
         return [levels_in_order(rounded, feedback).to(torch.float8_e4m3fn)]
 
@@ -4150,11 +4147,10 @@ class Nvfp4(Format):
         return rows if round_up(rows, BLOCK_SIZE) == stored[0] else stored[0], stored[1] * 2
 
     def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
-        """Say why a layer cannot be decoded: its global scale, codes or block scales, by dtype and
-        shape.
+        """Say why a layer cannot be decoded, by dtypes and shapes.
 
-        Codes have to be [N16, K16/2], and block scales the whole tiles that belong to them, F8_E4M3
-        or bytes with those bits.
+        Its global scale has to be one float, codes [N16, K16/2], and block scales the whole tiles
+        that belong to them, F8_E4M3 or bytes with those bits.
         """
         if reason := super().undecodable(parts, shape):
             return reason
@@ -4218,11 +4214,10 @@ class Nvfp4(Format):
         }
 
     def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Bring stored tensors into rows: codes uint8 [N16, K16/2], block scales [N16, K16/16], the
-        scale.
+        """Bring stored codes and block scales into rows, as `decode` takes them.
 
-        Block scales are unswizzled, float8_e4m3fn; the global scale is float32 []. I8 codes are
-        read as uint8 with the same bits.
+        Returns codes uint8 [N16, K16/2], block scales float8_e4m3fn [N16, K16/16], unswizzled, and
+        the global scale float32 []. I8 codes are read as uint8 with the same bits.
         """
         codes = tensors["weight"]
         blocks = codes.shape[1] * 2 // BLOCK_SIZE
@@ -4254,11 +4249,11 @@ class Nvfp4(Format):
     def faults(
         self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
     ) -> list[tuple[str, str]]:
-        """Find block scales that are no E4M3 numbers without a sign, or not zero in their tiles'
-        padding.
+        """Find block scales that are not positive numbers, and padding that is not zero.
 
-        scales: `weight_scale`, tiles of a one-byte dtype; weight: the stored shape [N16, K16/2].
-        ComfyUI's own decoding never reads the padding, but FP4 matmul does.
+        scales: `weight_scale`, tiles of a one-byte dtype; weight: the stored shape [N16, K16/2]. A
+        block scale is wrong if it is NaN or has a sign bit. ComfyUI's own decoding never reads the
+        padding of tiles, but FP4 matmul does.
         """
         tiles, found = scales["weight_scale"].view(torch.uint8), []
         # As bytes, NaN and everything with a sign bit lie at or above 0x7F.
@@ -4272,10 +4267,10 @@ class Nvfp4(Format):
         return found
 
     def misreadings(self, parts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-        """Give codes with their nibbles swapped, block scales that were not swizzled, and both at
-        once.
+        """Give the parts with nibbles swapped, block scales not swizzled, and both.
 
-        parts: codes uint8 [n, K16/2] and block scales float8_e4m3fn [n, K16/16].
+        parts: codes uint8 [n, K16/2] and block scales float8_e4m3fn [n, K16/16]. Shapes stay the
+        same.
         """
         codes, block_scale = parts
         swapped = torch.bitwise_left_shift(codes, 4) | torch.bitwise_right_shift(codes, 4)
@@ -4347,8 +4342,7 @@ LEGACY_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}
 
 
 class ScaledFp8(Fp8):
-    """Store a weight as Fp8 does, with other names for its scales, of shape [1], and no
-    configuration.
+    """Store a weight as Fp8 does, with other names and no configuration.
 
     `scale_weight` F32 [1] and `scale_input` F32 [1] lie beside the weight F8_E4M3 [N, K]. Working
     Wan FP8 files have this form. ComfyUI reads it where MARKER is in the file and
@@ -4363,8 +4357,10 @@ class ScaledFp8(Fp8):
     full_precision_option = ""
 
     def stored_name(self, suffix: str) -> str:
-        """Name a part as such files do: `scale_weight` for the weight's scale, `scale_input` for
-        the input's.
+        """Name a part as such files do.
+
+        `weight_scale` is `scale_weight` there, and `input_scale` is `scale_input`; other names are
+        the same.
         """
         return LEGACY_NAMES.get(suffix, suffix)
 
@@ -4912,8 +4908,7 @@ class Compute:
             self.notes.append(f"slower, same result: numba: {error}")
 
     def recall(self, key: Moments | tuple, make: Callable) -> object:
-        """Return what `make(key, device)` returns, from memory if it was called with this key
-        lately.
+        """Return what `make(key, device)` returns, from memory if it was made lately.
 
         Up to RECALLED results are kept, those used last. Keys are Moments, for the statistics of an
         input, or tuples, for the feedbacks made of them.
@@ -5018,8 +5013,9 @@ class Job:
 
     @property
     def nbytes(self) -> int:
-        """Return the size of all files that hold tensors, headers included; an index does not
-        count.
+        """Return the size of all files that hold tensors, headers included.
+
+        The index of shards does not count.
         """
         return sum(layout.nbytes for layout in self.layouts.values())
 
@@ -5198,10 +5194,11 @@ def make_layout(
 
 
 def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, object]:
-    """Record how a file was made: version, options, source files, and how many tensors of each
-    format.
+    """Record how a file was made, for its header and the report.
 
-    It holds names only, no folders and no times, because equal runs are to give equal bytes.
+    version: that of the converter; options: those that leave a trace; sources: size by file name;
+    plan: how many tensors each format has. There are names only, no folders and no times, because
+    equal runs are to give equal bytes.
     """
     # Tensors are counted in the order of names, whatever order they were planned in.
     return {
@@ -5215,11 +5212,10 @@ def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[s
 def make_metadata(
     model: Model, plans: list[TensorPlan], origin: dict[str, object]
 ) -> dict[str, str]:
-    """Make a file's header strings: what ComfyUI reads of quantised layers, and how the file was
-    made.
+    """Make the strings of a file's header.
 
-    The source's own metadata stays. `_quantization_metadata` lists the layers among these plans,
-    and is left out where a marker tells of them; `convert_nvfp4` holds the origin as JSON.
+    The source's own metadata stays. `_quantization_metadata` tells ComfyUI of the layers among
+    these plans, and is left out where a marker does; `convert_nvfp4` holds the origin as JSON.
     """
     metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
     # That of the source lists layers as they were; this file's own list is made below.

@@ -75,8 +75,9 @@ class Job:
 
     @property
     def nbytes(self) -> int:
-        """Return the size of all files that hold tensors, headers included; an index does not
-        count.
+        """Return the size of all files that hold tensors, headers included.
+
+        The index of shards does not count.
         """
         return sum(layout.nbytes for layout in self.layouts.values())
 
@@ -255,10 +256,11 @@ def make_layout(
 
 
 def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, object]:
-    """Record how a file was made: version, options, source files, and how many tensors of each
-    format.
+    """Record how a file was made, for its header and the report.
 
-    It holds names only, no folders and no times, because equal runs are to give equal bytes.
+    version: that of the converter; options: those that leave a trace; sources: size by file name;
+    plan: how many tensors each format has. There are names only, no folders and no times, because
+    equal runs are to give equal bytes.
     """
     # Tensors are counted in the order of names, whatever order they were planned in.
     return {
@@ -272,11 +274,10 @@ def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[s
 def make_metadata(
     model: Model, plans: list[TensorPlan], origin: dict[str, object]
 ) -> dict[str, str]:
-    """Make a file's header strings: what ComfyUI reads of quantised layers, and how the file was
-    made.
+    """Make the strings of a file's header.
 
-    The source's own metadata stays. `_quantization_metadata` lists the layers among these plans,
-    and is left out where a marker tells of them; `convert_nvfp4` holds the origin as JSON.
+    The source's own metadata stays. `_quantization_metadata` tells ComfyUI of the layers among
+    these plans, and is left out where a marker does; `convert_nvfp4` holds the origin as JSON.
     """
     metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
     # That of the source lists layers as they were; this file's own list is made below.

@@ -118,8 +118,7 @@ class Compute:
             self.notes.append(f"slower, same result: numba: {error}")
 
     def recall(self, key: Moments | tuple, make: Callable) -> object:
-        """Return what `make(key, device)` returns, from memory if it was called with this key
-        lately.
+        """Return what `make(key, device)` returns, from memory if it was made lately.
 
         Up to RECALLED results are kept, those used last. Keys are Moments, for the statistics of an
         input, or tuples, for the feedbacks made of them.

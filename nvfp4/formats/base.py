@@ -169,8 +169,9 @@ class Format:
 
     @property
     def is_quantised(self) -> bool:
-        """Tell whether ComfyUI has a name for it in `comfy_quant`, so that there is a layer to
-        configure.
+        """Tell whether ComfyUI has a name for the format in `comfy_quant`.
+
+        Tensors of such formats are layers with scales and a configuration.
         """
         return bool(self.config)
 
@@ -183,11 +184,10 @@ class Format:
         return source
 
     def configuration(self, *, full_precision: bool) -> dict[str, object]:
-        """Make the configuration that ComfyUI reads of a layer, the same in `comfy_quant` and in
-        the header.
+        """Make the configuration of a layer that ComfyUI reads.
 
-        Returns what is written as JSON: the format's name, and `full_precision_matrix_mult` where
-        activations are to stay 16-bit.
+        It is the same in `comfy_quant` and in the header. Returns what is written as JSON: the
+        format's name, and `full_precision_matrix_mult` where activations are to stay 16-bit.
         """
         flag = {"full_precision_matrix_mult": True} if full_precision else {}
         return {"format": self.config, **flag}

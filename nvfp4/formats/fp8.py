@@ -64,8 +64,10 @@ class Fp8(Format):
         return encode_rows(given.weight, scale.to(given.amax), encode, encoder)
 
     def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
-        """Give the values of `parts`: codes float8_e4m3fn [N, K] in chunks of rows, and the float32
-        scale.
+        """Give the values of `parts`.
+
+        Codes are float8_e4m3fn [N, K] in chunks of rows, and the scale is float32 []. Nothing is
+        padded.
         """
         return {"weight": [*encoded.codes], "weight_scale": [encoded.scale]}
 
@@ -77,10 +79,10 @@ class Fp8(Format):
         return decode_fp8(*parts_and_scale)
 
     def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
-        """Cast rounded levels to codes: float8_e4m3fn [n, K], the columns in the weight's own
-        order.
+        """Cast rounded levels to codes float8_e4m3fn [n, K].
 
-        Levels are values of E4M3 already, so that nothing is rounded a second time.
+        Columns are in the weight's own order again. Levels are values of E4M3 already, so that
+        nothing is rounded a second time.
         """
         return [levels_in_order(rounded, feedback).to(torch.float8_e4m3fn)]
 

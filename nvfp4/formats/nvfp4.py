@@ -104,11 +104,10 @@ class Nvfp4(Format):
         return rows if round_up(rows, BLOCK_SIZE) == stored[0] else stored[0], stored[1] * 2
 
     def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
-        """Say why a layer cannot be decoded: its global scale, codes or block scales, by dtype and
-        shape.
+        """Say why a layer cannot be decoded, by dtypes and shapes.
 
-        Codes have to be [N16, K16/2], and block scales the whole tiles that belong to them, F8_E4M3
-        or bytes with those bits.
+        Its global scale has to be one float, codes [N16, K16/2], and block scales the whole tiles
+        that belong to them, F8_E4M3 or bytes with those bits.
         """
         if reason := super().undecodable(parts, shape):
             return reason
@@ -172,11 +171,10 @@ class Nvfp4(Format):
         }
 
     def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Bring stored tensors into rows: codes uint8 [N16, K16/2], block scales [N16, K16/16], the
-        scale.
+        """Bring stored codes and block scales into rows, as `decode` takes them.
 
-        Block scales are unswizzled, float8_e4m3fn; the global scale is float32 []. I8 codes are
-        read as uint8 with the same bits.
+        Returns codes uint8 [N16, K16/2], block scales float8_e4m3fn [N16, K16/16], unswizzled, and
+        the global scale float32 []. I8 codes are read as uint8 with the same bits.
         """
         codes = tensors["weight"]
         blocks = codes.shape[1] * 2 // BLOCK_SIZE
@@ -208,11 +206,11 @@ class Nvfp4(Format):
     def faults(
         self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
     ) -> list[tuple[str, str]]:
-        """Find block scales that are no E4M3 numbers without a sign, or not zero in their tiles'
-        padding.
+        """Find block scales that are not positive numbers, and padding that is not zero.
 
-        scales: `weight_scale`, tiles of a one-byte dtype; weight: the stored shape [N16, K16/2].
-        ComfyUI's own decoding never reads the padding, but FP4 matmul does.
+        scales: `weight_scale`, tiles of a one-byte dtype; weight: the stored shape [N16, K16/2]. A
+        block scale is wrong if it is NaN or has a sign bit. ComfyUI's own decoding never reads the
+        padding of tiles, but FP4 matmul does.
         """
         tiles, found = scales["weight_scale"].view(torch.uint8), []
         # As bytes, NaN and everything with a sign bit lie at or above 0x7F.
@@ -226,10 +224,10 @@ class Nvfp4(Format):
         return found
 
     def misreadings(self, parts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-        """Give codes with their nibbles swapped, block scales that were not swizzled, and both at
-        once.
+        """Give the parts with nibbles swapped, block scales not swizzled, and both.
 
-        parts: codes uint8 [n, K16/2] and block scales float8_e4m3fn [n, K16/16].
+        parts: codes uint8 [n, K16/2] and block scales float8_e4m3fn [n, K16/16]. Shapes stay the
+        same.
         """
         codes, block_scale = parts
         swapped = torch.bitwise_left_shift(codes, 4) | torch.bitwise_right_shift(codes, 4)

@@ -18,8 +18,7 @@ LEGACY_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}
 
 
 class ScaledFp8(Fp8):
-    """Store a weight as Fp8 does, with other names for its scales, of shape [1], and no
-    configuration.
+    """Store a weight as Fp8 does, with other names and no configuration.
 
     `scale_weight` F32 [1] and `scale_input` F32 [1] lie beside the weight F8_E4M3 [N, K]. Working
     Wan FP8 files have this form. ComfyUI reads it where MARKER is in the file and
@@ -34,8 +33,10 @@ class ScaledFp8(Fp8):
     full_precision_option = ""
 
     def stored_name(self, suffix: str) -> str:
-        """Name a part as such files do: `scale_weight` for the weight's scale, `scale_input` for
-        the input's.
+        """Name a part as such files do.
+
+        `weight_scale` is `scale_weight` there, and `input_scale` is `scale_input`; other names are
+        the same.
         """
         return LEGACY_NAMES.get(suffix, suffix)
 

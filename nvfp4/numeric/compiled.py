@@ -197,9 +197,7 @@ def compile_rounder() -> RoundColumns:
         steps: torch.Tensor,
         grid: FloatGrid,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Launch the kernel with one lane for each row under each block scale, LANES_AT_ONCE a
-        program.
-        """
+        """Launch the kernel: LANES_AT_ONCE rows under a block scale in each program."""
         (within, pivots), lanes, width = coefficients, steps.numel(), LANES_AT_ONCE
         made, limits = room_for(wanted, steps), (grid.least_normal, grid.largest, grid.shift)
         # The kernel addresses tensors by plain arithmetic, and takes only `within` as strided.

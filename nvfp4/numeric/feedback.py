@@ -284,12 +284,11 @@ class Rounder:
     def replay(
         self, weight: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int
     ) -> Rounded:
-        """Do `make_passes` as a CUDA graph: launching its ten thousand kernels one by one takes
-        longer.
+        """Do `make_passes` as a CUDA graph, of its ten thousand kernels.
 
-        The graph of each device, shape, grid and number of sweeps is captured once, on tensors of
-        its own; arguments are copied into them and results out of them. Raises ConvertError where a
-        replay did not write all levels.
+        Launching these one by one takes longer than they run. The graph of each device, shape, grid
+        and number of sweeps is captured once, on tensors of its own; arguments are copied into them
+        and results out of them. Raises ConvertError where a replay did not write all levels.
         """
         key = (weight.device, weight.shape, grid, sweeps)
         if key not in self.graphs:
@@ -326,8 +325,7 @@ class Rounder:
         *,
         first: bool,
     ) -> None:
-        """Make one pass over all columns: the first rounds them in order, further ones improve on
-        it.
+        """Make one pass over all columns, the first or one that improves on it.
 
         In the first, errors of the columns before are fed back (GPTQ, in the form that needs no
         inverse: S = L^T D L), and each block takes the scale with the least cost. In a further one

@@ -18,14 +18,13 @@ def round_lanes(  # noqa: PLR0913
     wanted, free, within, pivots, steps, levels, changes, costs, rows, lanes, stride, columns,
     least: tl.constexpr, largest: tl.constexpr, shift: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """Do what `feedback.round_columns` does, in one kernel: a lane is one row under one block
-    scale.
+    """Do what `feedback.round_columns` does, in one kernel.
 
-    wanted, free: [columns, rows]; within: [columns, columns], its rows `stride` elements apart;
-    pivots: [columns]; steps: [m, rows], flat; levels, changes: [columns, m, rows], filled; costs:
-    [m, rows], filled; all float32 pointers. lanes is m * rows; least, largest, shift are those of
-    the grid; width is the number of lanes a program. Sums are contracted, so that bits may differ
-    from those of other devices.
+    A lane is one row under one block scale. wanted, free: [columns, rows]; within: [columns,
+    columns], its rows `stride` elements apart; pivots: [columns]; steps: [m, rows], flat; levels,
+    changes: [columns, m, rows], filled; costs: [m, rows], filled; all float32 pointers. lanes is m
+    * rows; least, largest, shift are those of the grid; width is the number of lanes a program.
+    Sums are contracted, so that bits may differ from those of other devices.
     """
     lane = tl.program_id(0) * width + tl.arange(0, width)
     inside, row = lane < lanes, lane % rows
