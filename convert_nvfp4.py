@@ -4441,7 +4441,7 @@ class Reason:
             reason = reason.overruled
 
 
-# ── nvfp4/guides/records.py: What guides say, as records: planning takes these, and opens no file ─
+# ── nvfp4/guides/records.py: Hold what guides say, as records: planning takes these and opens no fi
 
 # Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
 GGUF_BITS = {
@@ -4454,11 +4454,15 @@ GGUF_BITS = {
 # The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
 # 2**(-24 + (i - 1) / 8), the last one at 2**16.
 BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
-SMALL_BLOCKS = 0.01  # so many of the blocks may fall into E4M3's subnormals ...
+# With headroom, up to 1 % of the recorded blocks may fall into E4M3's subnormals.
+SMALL_BLOCKS = 0.01
 
 
 class Setting(NamedTuple):
-    """What --layer-config says of the tensors that one of its keys names."""
+    """Hold what --layer-config says of the tensors that one of its keys names.
+
+    `dtype` is a safetensors dtype, "" for a quantised format; `names` are tensors of the source.
+    """
 
     key: str
     precision: Format
@@ -4470,7 +4474,11 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Input scales of one layer, by what its weight becomes; where they come from."""
+    """Hold the input scales of one layer, by what its weight becomes, and their source.
+
+    An input scale is a positive number: the largest activation over the format's largest value.
+    `source` is the text that reports show.
+    """
 
     scales: dict[Format, float]
     source: str
@@ -4478,7 +4486,10 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """What a recording tells of one layer's input."""
+    """Hold what a recording tells of one layer's input: figures, and where its statistics are.
+
+    `error` and `energy` are sums over sampled rows, so that those of several recordings add up.
+    """
 
     amax: float  # over all calls
     channels: int
@@ -4488,6 +4499,7 @@ class Recorded:
     moments: Moments | None = None
 
     def __add__(self, other: Recorded) -> Recorded:
+        """Add what another recording tells of the same layer."""
         moments = [*self.moments.recordings] if self.moments else []
         moments += other.moments.recordings if other.moments else ()
         return Recorded(
@@ -4501,24 +4513,35 @@ class Recorded:
 
     @property
     def rel_rmse(self) -> float:
+        """Return the relative RMSE of the input in NVFP4 with a dynamic scale.
+
+        It is the root of `error` over `energy`; 0 for an input of zeros.
+        """
         return math.sqrt(self.error / self.energy) if self.energy else 0.0
 
     @property
     def small_block(self) -> float:
-        """Largest magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros aside."""
+        """Return the magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros left out."""
         counts = self.block_histogram[1:].cumsum()
+        # Bin 0 is left out: it has the blocks of zeros, which no scale can spoil.
         index = int(np.searchsorted(counts, SMALL_BLOCKS * counts[-1], side="right"))
         return float(BIN_EDGES[1:][index]) if counts[-1] else self.amax
 
     def headroom(self, margin: float) -> float:
-        """The largest magnitude to scale for: `margin` times what was seen, or less if that would
-        bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals.
+        """Return the largest magnitude to scale for: `margin` times what was seen, or less.
+
+        Less where that would bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals, in
+        which block scales lose precision; never less than what was seen.
         """
         ceiling = self.small_block * E4M3_MAX / LEAST_NORMAL_E4M3
         return max(self.amax, min(self.amax * margin, ceiling))
 
     def saturated(self, scale: float) -> float:
-        """Share of the blocks seen whose block scale would exceed 448 at this input scale."""
+        """Return the share of recorded blocks that clip at an input scale.
+
+        These are blocks whose block scale would exceed E4M3's 448. Bins that the limit cuts count
+        in part, as if magnitudes were spread evenly in them.
+        """
         limit, counts = scale * NVFP4_MAX, self.block_histogram
         if limit >= self.amax or not counts.sum():
             return 0.0
@@ -4529,20 +4552,23 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """Where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
+    """Tell where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
 
     recordings: tuple[tuple[TensorRef, ...], ...]
 
 
 class LayerList(NamedTuple):
-    """What --full-precision-mm-layers names: weights of the source, and what matches nothing."""
+    """Hold what --full-precision-mm-layers names: weights, and names that match nothing."""
 
     weights: frozenset[str]
     unknown: frozenset[str]
 
 
 class Measured(NamedTuple):
-    """Weights that a measured figure asks more for: 16-bit, or only a full-precision matmul."""
+    """Hold weights for which a measured figure asks more than NVFP4 in W4A4.
+
+    `is_half` tells whether it asks for 16 bits, or only for a full-precision matmul.
+    """
 
     is_half: bool
     reason: Reason
@@ -4551,10 +4577,10 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guides:
-    """All that steers a plan besides its options, matched to the source: read once.
+    """Hold all that steers a plan besides its options, matched to the source and read once.
 
-    What files say, and the row of FAMILIES that the source goes by. Nothing in it is read again,
-    however many plans are made.
+    That is what files say, and the row of FAMILIES that the source goes by. Nothing in it is read
+    again, however many plans are made; the second moments' data alone stay in their files.
     """
 
     family: Family
@@ -4568,7 +4594,7 @@ class Guides:
 
     @property
     def configured(self) -> dict[str, Calibration]:
-        """The input scales of a --layer-config, {layer: Calibration}."""
+        """Return {layer: Calibration} of the input scales in a --layer-config."""
         return {
             name.removesuffix(".weight"): Calibration(
                 scales={setting.precision: setting.input_scale}, source="--layer-config"
@@ -4580,7 +4606,7 @@ class Guides:
 
     @property
     def scales(self) -> dict[str, Calibration]:
-        """Every layer's input scales, {layer: Calibration}: a --layer-config's go before others."""
+        """Return {layer: Calibration} of all layers; those of a --layer-config go before others."""
         return self.calibration | self.configured
 
 
@@ -6085,17 +6111,23 @@ def file_bytes(model: Model) -> int:
     return sum(path.stat().st_size for path in model.files if path.suffix.lower() != ".json")
 
 
-# ── nvfp4/guides/calibration.py: Input scales from files ──────────────────────────────────────────
+# ── nvfp4/guides/calibration.py: Take input scales from files: summaries, recordings, quantised mod
 
 def percentile_key(percentile: float) -> str:
-    """99.9 -> "p99_9", as calibration summaries name their columns."""
+    """Name a percentile as calibration summaries do in their columns: 99.9 becomes "p99_9"."""
     return f"p{percentile:g}".replace(".", "_")
 
 
 def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibration]:
-    """{bare layer: Calibration} from a calibration summary's rows, at one percentile over calls."""
+    """Return {bare layer: Calibration} of a calibration summary, at one percentile over calls.
+
+    `rows` are the summary's. NVFP4 takes column `scale_pXX`, FP8 `amax_pXX` / 448 where there is
+    one; both are multiplied with --input-scale-summary-multiplier. Raises ConvertError where rows
+    lack the percentile or hold no positive number.
+    """
     path = options.input_scale_summary_json
     key = percentile_key(options.input_scale_summary_percentile)
+    # Summaries have a fixed set of percentiles; another one is not interpolated, but refused.
     lacking = [row["layer"] for row in rows if f"scale_{key}" not in row]
     if lacking:
         known = sorted({name for row in rows for name in row if name.startswith("scale_p")})
@@ -6103,6 +6135,7 @@ def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibra
             f"{path}: has no scale_{key} for {examples(lacking)}; it has {examples(known)}"
         )
     multiplier = options.input_scale_summary_multiplier
+    # A summary's scale is that of NVFP4 already; FP8's is made from the activation itself.
     columns = {NVFP4: (f"scale_{key}", 1.0), FP8: (f"amax_{key}", E4M3_MAX)}
     source = f"summary {key.replace('_', '.')} x {multiplier:g}"
     return {
@@ -6121,32 +6154,46 @@ def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibra
 def recorded_calibration(
     options: Options, recording: dict[str, Recorded]
 ) -> dict[str, Calibration]:
-    """{bare layer: Calibration} with headroom over the largest magnitude that was recorded."""
+    """Return {bare layer: Calibration} with headroom over the largest magnitude that was recorded.
+
+    The margin is --input-scale-headroom; for NVFP4 it is smaller where it would push small blocks
+    into E4M3's subnormals (see `Recorded.headroom`). Layers that only saw zeros get no scale.
+    """
     margin = options.input_scale_headroom
     found = {}
     for layer, recorded in recording.items():
         if recorded.amax > 0:
             fp8 = recorded.amax * margin / E4M3_MAX
             scales = {NVFP4: recorded.headroom(margin) / NVFP4_MAX, FP8: fp8}
+            # The margin may have been cut: the report names the one that was used.
             actual = recorded.headroom(margin) / recorded.amax
             found[layer] = Calibration(scales=scales, source=f"headroom x {actual:.3g}")
     return found
 
 
 def read_reference_scales(path: Path) -> dict[str, Calibration]:
-    """{bare layer: Calibration} from the input_scale tensors of a quantised safetensors file."""
+    """Return {bare layer: Calibration} from the input scales of a quantised safetensors file.
+
+    Raises ConvertError where the file cannot be read, has none, or has a malformed one.
+    """
     with opened(path) as file:
         return parse_reference_scales(path, file)
 
 
 def parse_reference_scales(path: Path, file: BinaryIO) -> dict[str, Calibration]:
-    """Read the input_scale tensors of an open file; raises ConvertError where one is malformed."""
+    """Read the input_scale tensors of an open file.
+
+    Each must be a single float32 beside an NVFP4 (U8) or FP8 (F8_E4M3) weight, and positive; else
+    ConvertError is raised. The scale is converted to both formats by the largest activation it
+    stands for, since the layer may get the other one here.
+    """
     tensors, _ = parse_header(path, file)
     found = {}
     for ref in tensors.values():
         layer = ref.name.removesuffix(".input_scale")
         if layer == ref.name:
             continue
+        # An input scale alone does not tell its format, and so not the activation it stands for.
         weight = tensors.get(f"{layer}.weight")
         largest = {"U8": NVFP4_MAX, "F8_E4M3": E4M3_MAX}.get(weight.dtype if weight else "")
         if ref.dtype != "F32" or ref.nbytes != 4 or largest is None:
@@ -6164,9 +6211,11 @@ def parse_reference_scales(path: Path, file: BinaryIO) -> dict[str, Calibration]
 def match_calibration(
     options: Options, model: Model, sources: list[tuple[Path, dict[str, Calibration]]]
 ) -> dict[str, Calibration]:
-    """{layer: Calibration} of the model's linear layers, those of the first source before others.
+    """Return {layer: Calibration} of the model's linear layers.
 
-    --input-scale-value goes last. Raises ConvertError for a source that has none of the layers.
+    `sources` are (file, {bare layer: Calibration}); where several have a layer, the first one
+    counts, and --input-scale-value only where none has it. Raises ConvertError for a source that
+    has none of the model's layers.
     """
     layers = {bare(ref.layer): ref.layer for ref in model.linear_weights}
     found = {}
@@ -6175,6 +6224,7 @@ def match_calibration(
         scales = {NVFP4: value, FP8: value * NVFP4_MAX / E4M3_MAX}
         calibration = Calibration(scales=scales, source="--input-scale-value")
         found = dict.fromkeys(layers.values(), calibration)
+    # In reverse, so that the first source is written last and stays.
     for path, rows in reversed(sources):
         if not rows.keys() & layers.keys():
             raise of_another_model(path, it_has=rows, other_has=layers)
@@ -6182,19 +6232,26 @@ def match_calibration(
     return found
 
 
-# ── nvfp4/guides/family.py: The family a source goes by ───────────────────────────────────────────
+# ── nvfp4/guides/family.py: Find the family that a source goes by ─────────────────────────────────
 
-# What a model of no family is taken to have transformer blocks by: numbers, and share of weights.
+# A name followed by numbers is taken for transformer blocks from 4 numbers and 5 % of the linear
+# weights' bytes on. Embedders and refiners are numbered, too, but they are few or small.
 LEAST_REPEATS, LEAST_REPEATED_SHARE = 4, 0.05
 
 
 def repeated_blocks(model: Model) -> Family:
-    """A family for a model that has none: blocks are what is numbered, has layers, and repeats."""
+    """Make a family for a model that has none: blocks are what is numbered and repeats.
+
+    A name counts as transformer blocks if at least LEAST_REPEATS numbers follow it and its layers
+    have at least LEAST_REPEATED_SHARE of the linear weights' bytes. Attention V, fused QKV and down
+    projections get one step more than NVFP4, as in known families. Raises ConvertError without any.
+    """
     members, sizes = defaultdict(set), Counter()
     for ref in model.linear_weights:
         if found := re.match(r"([^\d]+)\.(\d{1,9})\..*\.weight", bare(ref.name), re.DOTALL):
             members[found[1]].add(int(found[2]))
             sizes[found[1]] += ref.nbytes
+    # Bytes stand for weights here, as a checkpoint's linear layers share a dtype.
     least = LEAST_REPEATED_SHARE * sum(ref.nbytes for ref in model.linear_weights)
     found = [
         name
@@ -6212,7 +6269,11 @@ def repeated_blocks(model: Model) -> Family:
 
 
 def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
-    """The row of FAMILIES to go by, or one made for the source, and a note on why."""
+    """Return the row of FAMILIES to go by, or one made for the source, and a note on the choice.
+
+    With --preset auto that is the recognised family; with a family's name the source must be of it.
+    Raises ConvertError where it is not, and where auto recognises none and no option names layers.
+    """
     name, variant = recognise(model)
     preset = options.preset
     known = FAMILIES.get(name, ANY_FAMILY)
@@ -6240,16 +6301,23 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
     return known, []
 
 
-# ── nvfp4/guides/gguf.py: A GGUF's types, matched to the model ────────────────────────────────────
+# ── nvfp4/guides/gguf.py: Read which GGML type a GGUF gives each tensor, and match that to the mode
 
-MAX_GGUF_PARTS = 50_000  # tensors, entries, values in lists: its reader takes 1 kB for each
-GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of a type
+# Tensors, entries and values in lists, together. The reader takes about 1 kB of memory for each, so
+# that a small file could announce more than a machine has.
+MAX_GGUF_PARTS = 50_000
+# Bytes of a value by the number of its type in GGUF; strings and lists have lengths of their own.
+GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 GGUF_UINT32, GGUF_STRING, GGUF_LIST = 4, 8, 9
 
 
 def open_gguf(path: Path) -> Model:
-    """A GGUF's tensors, with GGML types as dtypes and shapes in torch's order; no data are read."""
-    import gguf  # takes a third of a second that `--help` need not
+    """Read a GGUF's header as a Model, with GGML types as dtypes and shapes in torch's order.
+
+    No tensor data are read. Raises ConvertError for a file that cannot be read, is cut off or
+    damaged, or has a GGML type that GGUF_BITS does not know.
+    """
+    import gguf  # takes a third of a second, which conversions without a GGUF need not wait for
 
     try:
         with translated(path, "cannot read"):
@@ -6276,23 +6344,27 @@ def open_gguf(path: Path) -> Model:
 
 
 class GGUFWalk:
-    """Goes over a GGUF's header and keeps little of it; raises ConvertError or ValueError.
+    """Walk over a GGUF's header and check what the gguf package takes on trust.
 
-    gguf's reader believes every count: past the file's end it goes on with nothing, for ever. Its
-    older versions take a key's first value of two, and any alignment.
+    That reader believes every count: past the end of a file it goes on with nothing, for ever. Its
+    older versions take the first of two equal keys, and any alignment. The walk keeps little in
+    memory and raises ConvertError for what is no GGUF, ValueError for what is damaged. It is done
+    once the object is made.
     """
 
     def __init__(self, path: Path, file: BinaryIO, size: int):
         self.file, self.size, self.parts = file, size, 0
         if file.read(4) != GGUF_MAGIC:
             raise ConvertError(f"{path}: is not a GGUF file")
+        # The version is a small number: in a big-endian file its first two bytes are zero.
         self.order = "big" if file.read(4)[:2] == bytes(2) else "little"
         tensors, entries = self.number(8), self.number(8)
         self.announce(tensors + entries)
         seen = set()
         for _ in range(entries):
             key = self.entry()
-            digest = hashlib.blake2b(key, digest_size=16).digest()  # keys may be long
+            # Digests instead of keys, as each of up to 50,000 keys may be long.
+            digest = hashlib.blake2b(key, digest_size=16).digest()
             if digest in seen:
                 raise ValueError(f"it has the key {key.decode()!r} more than once")
             seen.add(digest)
@@ -6300,28 +6372,39 @@ class GGUFWalk:
             self.skip_tensor()
 
     def announce(self, count: int) -> None:
+        """Count parts that the reader will build objects for.
+
+        Raises ValueError if they come to more than MAX_GGUF_PARTS.
+        """
         self.parts += count
         if self.parts > MAX_GGUF_PARTS:
             what = f"it has {self.parts:,} tensors, entries and values in lists, or more"
             raise ValueError(f"{what}; {MAX_GGUF_PARTS:,} are read (language models have more)")
 
     def number(self, width: int) -> int:
+        """Read an unsigned integer of `width` bytes; raises ValueError at the end of the file."""
         if len(raw := self.file.read(width)) < width:
             raise ValueError("it ends inside its header")
         return int.from_bytes(raw, self.order)
 
     def skip(self, length: int) -> None:
+        """Skip `length` bytes; raises ValueError where the file has fewer."""
         here = self.file.tell()
         if length > self.size - here:
             raise ValueError(f"it announces {length:,} bytes at byte {here:,}, beyond its end")
         self.file.seek(length, os.SEEK_CUR)
 
     def name(self) -> bytes:
+        """Read a name, which follows its length; raises ValueError beyond MAX_NAME bytes."""
         if (length := self.number(8)) > MAX_NAME:
             raise ValueError(f"it has a name of {length:,} bytes")
         return self.file.read(length)
 
     def entry(self) -> bytes:
+        """Walk over one key and its value, and return the key.
+
+        `general.alignment` must be a power of two: the reader computes offsets of data from it.
+        """
         key, kind = self.name(), self.number(4)
         if (key, kind) != (b"general.alignment", GGUF_UINT32):
             self.skip_value(kind)
@@ -6330,6 +6413,10 @@ class GGUFWalk:
         return key
 
     def skip_value(self, kind: int) -> None:
+        """Skip a value of type `kind`; raises ValueError for a list in a list.
+
+        An unknown type is skipped as if it had no bytes, since the reader refuses it by itself.
+        """
         if kind == GGUF_STRING:
             self.skip(self.number(8))
         elif kind != GGUF_LIST:
@@ -6346,6 +6433,7 @@ class GGUFWalk:
                 self.skip(GGUF_WIDTHS.get(inner, 0) * count)
 
     def skip_tensor(self) -> None:
+        """Skip a tensor's entry; raises ValueError for absurd dimensions, sizes or offsets."""
         self.name()
         if (dimensions := self.number(4)) > MAX_DIMENSIONS:
             raise ValueError(f"it has a tensor of {dimensions:,} dimensions")
@@ -6356,6 +6444,11 @@ class GGUFWalk:
 
 
 def gguf_tensor(path: Path, tensor: object, reader: object) -> TensorRef:
+    """Make a TensorRef of the reader's `tensor`, with the shape that torch gives it.
+
+    GGML lists dimensions in reverse. ComfyUI-GGUF notes the original shape of a tensor that it
+    stored in another one under `comfy.gguf.orig_shape.NAME`, which then counts.
+    """
     shape = tuple(map(int, reversed(tensor.shape)))
     original = reader.get_field(f"comfy.gguf.orig_shape.{tensor.name}")
     if original is not None:
@@ -6371,18 +6464,23 @@ def gguf_tensor(path: Path, tensor: object, reader: object) -> TensorRef:
 
 
 def shapes_agree(shape: tuple[int, ...], stored: tuple[int, ...]) -> bool:
-    """A GGUF drops leading dimensions of 1 and may store a 5-D convolution in 4."""
+    """Tell whether a source tensor's shape and a GGUF's can be those of one tensor.
+
+    A GGUF drops dimensions of 1 and may store a 5-D convolution in 4 dimensions or fewer.
+    """
     if [size for size in shape if size != 1] == [size for size in stored if size != 1]:
         return True
     return len(shape) == 5 and len(stored) <= 4 and math.prod(shape) == math.prod(stored)
 
 
 def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
-    """{source tensor: GGML type}, and notes on what only one side has.
+    """Return {source tensor: GGML type}, and notes on what only one of the two has.
 
-    Names match exactly or without their prefix. A GGUF of another model is an error.
+    Names match exactly or without their prefix. Raises ConvertError for a GGUF of another model:
+    none of the linear layers is in it, or tensors of equal names have other shapes.
     """
     stored = open_gguf(path).tensors
+    # A GGUF's names often lack the prefix that the source's have, or the other way round.
     by_bare = {bare(name): name for name in stored}
     matched = {name: name if name in stored else by_bare.get(bare(name)) for name in model.tensors}
     matched = {name: other for name, other in matched.items() if other is not None}
@@ -6410,14 +6508,17 @@ def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
     return {name: stored[other].dtype for name, other in matched.items()}, notes
 
 
-# ── nvfp4/guides/layer_config.py: Layer configs and layer lists ───────────────────────────────────
+# ── nvfp4/guides/layer_config.py: Read layer configs and layer lists, and match them to the model ─
 
-# --layer-config: what is in an entry, and its formats as precision and dtype.
+# What an entry may have, and the Python types that its JSON values must be of. `bool` is a subclass
+# of `int` in Python, so types are compared exactly.
 SETTING_KEYS = {
     "format": (str,),
     "full_precision_matrix_mult": (bool,),
     "input_scale": (int, float),
 }
+# Formats of an entry that quantise nothing, as precision and safetensors dtype; "source" keeps the
+# source's own.
 UNQUANTISED_SETTINGS = {
     "bfloat16": (HALF, "BF16"),
     "float16": (HALF, "F16"),
@@ -6427,16 +6528,21 @@ UNQUANTISED_SETTINGS = {
 
 
 def setting_formats() -> dict[str, tuple[Format, str]]:
-    """{what an entry calls it: format, and the dtype of what is not quantised}."""
+    """Return {"format" of an entry: (format, dtype of what is not quantised or "")}."""
     return {name: (row, "") for name, row in configured_formats().items()} | UNQUANTISED_SETTINGS
 
 
 def read_layer_list(path: Path) -> tuple[str, ...]:
-    """Layer names, one a line; text after # and blank lines are left out."""
+    """Read the layer names of a list, one a line, without repeats and `.weight`.
+
+    Text after # and blank lines are left out. Raises ConvertError for a file that cannot be read,
+    is too large, or is not UTF-8.
+    """
     try:
         with translated(path, "cannot read the layer list"):
             raw = read_whole(path)
-        lines = raw.decode("utf-8-sig").splitlines()  # Notepad writes a mark
+        # Notepad of Windows puts a byte order mark before the text.
+        lines = raw.decode("utf-8-sig").splitlines()
     except ValueError as error:
         what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
         raise ConvertError(f"{path}: the layer list {what}: {error}") from error
@@ -6445,7 +6551,10 @@ def read_layer_list(path: Path) -> tuple[str, ...]:
 
 
 def match_layer_list(path: Path, model: Model) -> LayerList:
-    """The linear weights of the source that a list names; raises ConvertError for none of them."""
+    """Match a list to the model: the linear weights that it names, and names that match nothing.
+
+    Prefixes are ignored on both sides. Raises ConvertError where it names no layer of the model.
+    """
     layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
     listed = {bare(name) for name in read_layer_list(path)}
     weights = frozenset(layers[name] for name in listed & layers.keys())
@@ -6455,13 +6564,19 @@ def match_layer_list(path: Path, model: Model) -> LayerList:
 
 
 def read_layer_config(path: Path, model: Model) -> list[Setting]:
-    """The settings of a --layer-config; a tensor goes by its own name before any pattern."""
+    """Read the settings of a --layer-config, each with the tensors that it is for.
+
+    A key is a tensor's name or a regular expression for whole names. A tensor goes by its own name
+    if that is there, else by the first pattern in the file. Patterns for a quantised format apply
+    to linear weights alone. Raises ConvertError with all mistakes together.
+    """
     names = {config_key(ref): ref for ref in model.tensors.values()}
     settings, problems, left = [], [], {*names}
     found = load_json(path, "layer config")
     if not found:
         raise ConvertError(f"{path}: the layer config is empty")
-    for key in sorted(found, key=lambda key: key not in names):  # exact names first
+    # Exact names come first and take their tensors out of `left`, whatever the order in the file.
+    for key in sorted(found, key=lambda key: key not in names):
         try:
             setting = as_setting(key, found[key])
             matched = {key} if key in names else {*filter(compiled(key).fullmatch, names)}
@@ -6471,6 +6586,7 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
         except ValueError as error:
             problems.append(f"{path}: {key[:EXCERPT]}: {error}")
             continue
+        # What an earlier key has taken is not this one's, but a pattern may match it all the same.
         refs = frozenset(names[name].name for name in matched & left)
         settings.append(setting._replace(names=refs))
         left -= matched
@@ -6480,7 +6596,11 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
 
 
 def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
-    """Raises ValueError where a setting is not for the tensors that it names."""
+    """Raise ValueError where a setting cannot be for the tensors that it names.
+
+    It names none, quantises what is no linear layer, changes what goes over as it is, or copies
+    FP8, which is decoded when it is read.
+    """
     if not refs:
         raise ValueError(
             "matches nothing of the source: keys are linear layers without .weight, other tensors "
@@ -6497,12 +6617,19 @@ def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
 
 
 def config_key(ref: TensorRef) -> str:
-    """How a layer config names a tensor: a linear layer's weight by the layer."""
+    """Return the name of a tensor in a layer config, without prefix.
+
+    A linear weight goes by its layer, without `.weight`; other tensors by their whole names.
+    """
     return bare(ref.layer if ref.is_linear_weight or ref.config else ref.name)
 
 
 def as_setting(key: str, value: object) -> Setting:
-    """One entry of a layer config, for no tensors yet; raises ValueError."""
+    """Check one entry of a layer config and make a Setting of it, for no tensors yet.
+
+    Raises ValueError for unknown keys or formats, values of a wrong type, an input scale that is
+    not a positive float32, and full-precision matmul or an input scale of what is not quantised.
+    """
     if not isinstance(value, dict):
         raise ValueError('needs an object like {"format": "nvfp4"}')
     if unknown := value.keys() - SETTING_KEYS.keys():
@@ -6523,18 +6650,23 @@ def as_setting(key: str, value: object) -> Setting:
     return Setting(key, precision, dtype, flag, scale, frozenset())
 
 
-# ── nvfp4/guides/recording.py: What the ComfyUI recorder wrote ────────────────────────────────────
+# ── nvfp4/guides/recording.py: Read what the ComfyUI recorder wrote: figures and statistics of laye
 
-MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16  # of a recording's layer: a file may be a hole
-MAX_CALLS = 1 << 50  # of a bin of a histogram: sums over bins and recordings fit 64 bits
+# Largest channels and sampled rows of a layer. A file may be a hole of any size, which takes no
+# disk and would take all memory when it is read.
+MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16
+# Largest count in a bin of a histogram: sums over bins and recordings then fit 64 bits.
+MAX_CALLS = 1 << 50
 RECORDING_FORMAT = "nvfp4_recording"
+# What a recording has of every layer, with safetensors dtypes.
 RECORDING_PARTS = {
     "tokens": "I64",
     "absmax": "F32",
     "block_histogram": "I64",
     "quantisation": "F64",
 }
-# ... and of its second moments, if there are any, see calib/comfyui_nvfp4_recorder.
+# What it has besides of each distinct input, if second moments were recorded; the order is that of
+# the TensorRefs in a Moments.
 MOMENT_PARTS = {
     "moment_tokens": "I64",
     "first_moment": "F64",
@@ -6543,13 +6675,15 @@ MOMENT_PARTS = {
     "second_moment_low": "U8",
     "absmax": "F32",
 }
+# Rows in a strip of a second moment, as the recorder writes them.
 STRIP_ROWS = 128
 
 
 def read_recording(path: Path) -> dict[str, Recorded]:
-    """{bare layer: Recorded} from what the ComfyUI node in calib/ wrote.
+    """Read {bare layer: Recorded} from a file that the ComfyUI node in calib/ wrote.
 
-    Layers that saw NaN or infinities are an error: their figures mean nothing.
+    Raises ConvertError where it is damaged, is no recording, or has layers that saw NaN or
+    infinities, whose figures mean nothing.
     """
     with opened(path) as file:
         return parse_recording(path, file)
@@ -6570,6 +6704,7 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
         wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
         if wrong:
             raise ConvertError(f"{path}: layer {layer}: {', '.join(wrong)} missing or malformed")
+        # Loaded only now, as a damaged tensor may announce any size.
         error, energy = load(parts["quantisation"], file).tolist()
         amax = float(load(parts["absmax"], file).max())
         counts = load(parts["block_histogram"], file).numpy()
@@ -6591,9 +6726,10 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
 def read_moments(
     path: Path, file: BinaryIO, metadata: dict[str, str], layers: dict[str, dict[str, TensorRef]]
 ) -> dict[str, Moments]:
-    """{layer: where the moments of its input are}, by the recording's own word on which share one.
+    """Return {layer: Moments}, where the statistics of each layer's input lie in the file.
 
-    Raises ConvertError where that, or a tensor of them, is not as the recorder writes it.
+    Layers with the same input share one entry, by the list `inputs` in the file's metadata. Raises
+    ConvertError where that list is damaged, or a tensor is not as the recorder writes it.
     """
     try:
         shared = json.loads(metadata.get("inputs", "{}")).items()
@@ -6614,7 +6750,10 @@ def read_moments(
 def are_moments(
     refs: tuple[TensorRef, ...], channels: tuple[int, ...], layer: dict[str, TensorRef]
 ) -> bool:
-    """Whether these are MOMENT_PARTS of a layer, of the shapes that its channels ask for."""
+    """Tell whether `refs` are MOMENT_PARTS of an input, with the shapes that `channels` ask for.
+
+    `layer` are the parts of the layer that uses them, whose `absmax` must have the same channels.
+    """
     if len(refs) < len(MOMENT_PARTS) or len(channels) != 1:
         return False
     if "absmax" not in layer or layer["absmax"].shape != channels or math.prod(refs[0].shape) != 1:
@@ -6629,28 +6768,42 @@ def are_moments(
 
 
 def are_finite(refs: tuple[TensorRef, ...], file: BinaryIO) -> bool:
-    """Whether moments are of any tokens, and their rows, which every use of them needs, finite."""
+    """Tell whether moments are of at least one token, and their rows are finite.
+
+    The large sums are not read here; `load_statistics` checks them when it does.
+    """
     return int(load(refs[0], file)) > 0 and bool(load(refs[2], file).isfinite().all())
 
 
 def strip_shapes(channels: int) -> list[tuple[int, int]]:
-    """The upper half of a second moment [K, K] as it is recorded: rows by STRIP_ROWS."""
+    """List (rows, columns) of the strips of a recorded second moment [K, K].
+
+    Only its upper half is stored, as it is symmetric: strip i has STRIP_ROWS rows, from the
+    diagonal's column on.
+    """
     starts = range(0, channels, STRIP_ROWS)
     return [(min(STRIP_ROWS, channels - start), channels - start) for start in starts]
 
 
 def load_statistics(moments: Moments, device: torch.device) -> Statistics:
-    """Sum up what the recordings have of an input: mean and second moment of a token, rows."""
+    """Sum up what the recordings have of an input: mean, second moment and rows of a token.
+
+    Sums are joined from their upper 16 and next 8 bits (see the recorder) and added over
+    recordings, then divided by the tokens. All tensors of the result are on `device`. Raises
+    ConvertError where they hold NaN or infinities.
+    """
     tokens, first, packed, rows = 0, 0.0, 0.0, []
     for refs in moments.recordings:
         count, total, some, *packing, _ = map(load, refs)
         tokens, first = tokens + int(count), first + total
         upper, lower = (part.to(device) for part in packing)
+        # float32 from its upper 16 bits and the 8 below; the last 8 are zero.
         bits = upper.view(torch.int16).to(torch.int32) << 16
         packed = packed + bits.bitwise_or_(lower.to(torch.int32) << 8).view(torch.float32)
         rows.append(some.float())
     channels = len(first)
     second, shapes = packed.new_empty(channels, channels), strip_shapes(channels)
+    # Divided while packed, which is half of the work; then both halves are filled from it.
     packed = packed.div_(tokens).split([height * width for height, width in shapes])
     for strip, (height, width) in zip(packed, shapes, strict=True):
         begin = channels - width
@@ -6669,13 +6822,15 @@ def load_statistics(moments: Moments, device: torch.device) -> Statistics:
 
 
 def count_different(rows: torch.Tensor, tokens: int) -> float:
-    """How many of all rows differ and are not zero, by how often some [r, K] of them are equal.
+    """Estimate how many different rows, zero ones left out, the moments are of.
 
-    A prompt's text is the same at every step, and padded with zeros.
+    `rows` [r, K] are a sample of `tokens` rows. The estimate is from how often rows of the sample
+    are equal: a prompt's text is the same at every step, and padded with zeros. At least 1.
     """
     filled = rows[rows.any(1)]
     count = len(filled)
     same = filled.unique(dim=0, return_counts=True)[1].double() if count else torch.zeros(1)
+    # Of n different rows that are equally likely, a pair is equal with a chance of 1 / n.
     pairs = float((same * (same - 1)).sum())
     return max(
         min(tokens * count / len(rows), count * (count - 1) / pairs if pairs else math.inf), 1.0
@@ -6683,12 +6838,15 @@ def count_different(rows: torch.Tensor, tokens: int) -> float:
 
 
 def read_recordings(paths: Iterable[Path]) -> dict[str, Recorded]:
-    """{bare layer: Recorded} of all recordings together."""
+    """Read {bare layer: Recorded} of all recordings together. Raises ConvertError."""
     return add_recordings((path, read_recording(path)) for path in paths)
 
 
 def add_recordings(recordings: Iterable[tuple[Path, dict[str, Recorded]]]) -> dict[str, Recorded]:
-    """{bare layer: Recorded} of what was read from several files together."""
+    """Add up what was read from several files: {bare layer: Recorded}.
+
+    Raises ConvertError where a layer has other columns in one file than in another.
+    """
     found: dict[str, Recorded] = {}
     for path, layers in recordings:
         for layer, recorded in layers.items():
@@ -6699,7 +6857,11 @@ def add_recordings(recordings: Iterable[tuple[Path, dict[str, Recorded]]]) -> di
 
 
 def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
-    """Whether a recording's tensor is there, of its dtype, and of its size where that is fixed."""
+    """Tell whether a recording has a tensor of a layer as it must be.
+
+    `parts` is {part: TensorRef} of the layer; the tensor must be there, of `dtype`, of the size
+    that its part has where that is fixed, and of no more than MAX_CHANNELS elements.
+    """
     sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
     ref = parts.get(part)
     size = math.prod(ref.shape) if ref and len(ref.shape) < 2 else 0
@@ -6707,7 +6869,10 @@ def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
 
 
 def check_recording(recording: dict[str, Recorded], model: Model) -> None:
-    """A recording has to be of this model: of its layers, by their number of columns."""
+    """Raise ConvertError if a recording is not of this model.
+
+    None of its layers is in the model, or layers of the same name have other numbers of columns.
+    """
     columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
     known = recording.keys() & columns.keys()
     wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
@@ -6722,9 +6887,10 @@ def check_recording(recording: dict[str, Recorded], model: Model) -> None:
         )
 
 
-# ── nvfp4/guides/sensitivity.py: Measured figures of layers, and what they ask for ────────────────
+# ── nvfp4/guides/sensitivity.py: Turn measured figures of layers into what they ask for ───────────
 
-# Thresholds on measured figures: option, its figure, the option that says what happens above it.
+# For each threshold on a measured figure: its option, the figure, and the option that says what
+# happens to layers above it.
 MEASURED_THRESHOLDS = (
     ("sensitivity_threshold", "rel_rmse", "sensitivity_action"),
     ("clip_rate_threshold", "clip_rate", "clip_rate_action"),
@@ -6734,10 +6900,12 @@ MEASURED_THRESHOLDS = (
 def recorded_sensitivity(
     recording: dict[str, Recorded], calibration: dict[str, Calibration]
 ) -> dict[str, dict[str, float]]:
-    """{bare layer: {"rel_rmse": ..., "clip_rate": ...}} from a recording.
+    """Return {bare layer: {"rel_rmse": ..., "clip_rate": ...}} from a recording.
 
-    Its clip rate is the share of blocks that saturate at the layer's input scale.
+    The clip rate is the share of blocks that saturate at the layer's NVFP4 input scale in
+    `calibration`; 0 for a layer without one, whose scale is dynamic.
     """
+    # An infinite scale clips nothing: that of a layer that is not calibrated.
     scales = {bare(layer): row.scales.get(NVFP4, math.inf) for layer, row in calibration.items()}
     return {
         layer: {
@@ -6749,9 +6917,10 @@ def recorded_sensitivity(
 
 
 def listed_sensitivity(options: Options, rows: list[dict]) -> dict[str, dict[str, float]]:
-    """{bare layer: {figure: ...}} of the rows of a sensitivity JSON, or of a summary that has them.
+    """Return {bare layer: {figure: value}} of a sensitivity JSON's or a summary's rows.
 
-    Only figures that have a threshold need be there.
+    A figure is taken from `FIGURE_mean` or else `FIGURE`; only figures that have a threshold need
+    be there. Raises ConvertError where one of these is missing or no number.
     """
     path, figures = options.sensitivity_json, {}
     wanted = [row[1] for row in MEASURED_THRESHOLDS if getattr(options, row[0]) is not None]
@@ -6764,9 +6933,11 @@ def listed_sensitivity(options: Options, rows: list[dict]) -> dict[str, dict[str
 
 
 def varying_layers(options: Options, summary: list[dict]) -> set[str]:
-    """Bare layers whose input scale varies over calls, by deviation or coefficient of variation.
+    """Return bare layers whose input scale varies from call to call.
 
-    Without a threshold on the deviation, that of nine tenths of the layers is one.
+    By standard deviation, or by the coefficient of variation (deviation / mean), from the options'
+    thresholds up. Without a threshold on the deviation, that below which nine tenths of the layers
+    lie is one. Raises ConvertError for rows without `scale_std` and `scale_mean`.
     """
     path = options.input_scale_summary_json
     rows = {bare(row["layer"]): row for row in summary}
@@ -6783,6 +6954,7 @@ def varying_layers(options: Options, summary: list[dict]) -> set[str]:
     return {
         name
         for name, row in rows.items()
+        # A layer that never varies is not listed, even where nine tenths of the layers do not.
         if row["scale_std"] > 0
         and (
             row["scale_std"] >= limit
@@ -6794,10 +6966,11 @@ def varying_layers(options: Options, summary: list[dict]) -> set[str]:
 def measured_layers(
     options: Options, model: Model, figures: dict[str, dict[str, float]], summary: list[dict]
 ) -> tuple[Measured, ...]:
-    """What --sensitivity-json's figures, {bare layer: {figure: ...}}, and a summary's rows ask for.
+    """List what measured figures ask for, one record for each threshold.
 
-    Without these files they are empty, and nothing is asked for on their account. Raises
-    ConvertError where the figures are of another model.
+    `figures` is {bare layer: {figure: value}} of --sensitivity-json, `summary` the rows of a
+    calibration summary; without these files they are empty, and nothing is asked for on their
+    account. Raises ConvertError where the figures are of another model.
     """
     asked, path = [], options.sensitivity_json
     for option, figure, action in MEASURED_THRESHOLDS:
@@ -6805,6 +6978,7 @@ def measured_layers(
         if path is not None and limit is not None:
             above = {layer for layer, row in figures.items() if row[figure] > limit}
             asked.append((getattr(options, action), f"{figure} > {limit:g}", above))
+    # A file whose layers are all unknown is of another model; a few unknown ones are not minded.
     known = {bare(ref.layer) for ref in model.linear_weights}
     if path is not None and not figures.keys() & known:
         raise of_another_model(path, it_has=figures, other_has=known)
@@ -6823,7 +6997,7 @@ def measured_layers(
     )
 
 
-# ── nvfp4/guides/read.py: All guides of a conversion, each file read once ─────────────────────────
+# ── nvfp4/guides/read.py: Read all guides of a conversion, each file once ─────────────────────────
 
 def read_guides(options: Options, model: Model) -> Guides:
     """Read what options name beside the source, and match it to the source's layers.
@@ -6835,6 +7009,7 @@ def read_guides(options: Options, model: Model) -> Guides:
     kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
     settings = read_layer_config(options.layer_config, model) if options.layer_config else []
     reference = read_reference_scales(options.input_scale_from) if options.input_scale_from else {}
+    # By path, so that a file that is named twice, or as --sensitivity-json too, is read once.
     recordings = {path: read_recording(path) for path in dict.fromkeys(options.activation_stats)}
     recording = add_recordings((path, recordings[path]) for path in options.activation_stats)
     path = options.input_scale_summary_json
@@ -6849,6 +7024,7 @@ def read_guides(options: Options, model: Model) -> Guides:
         listed=match_layer_list(listed, model) if listed else None,
         notes=(*notes, *lacking),
     )
+    # Measured figures come after the rest, as what clips depends on the input scales.
     figures = read_sensitivity(options, recordings, summary, guides.scales)
     measured = measured_layers(options, model, figures, summary)
     if options.activation_stats:
@@ -6863,7 +7039,12 @@ def read_calibration(
     recording: dict[str, Recorded],
     summary: list[dict],
 ) -> dict[str, Calibration]:
-    """{layer: Calibration}: those of another file, of the recordings, of the summary's rows."""
+    """Return {layer: Calibration} from all sources of input scales that options name.
+
+    In order of precedence: `reference`, of --input-scale-from; `recording`, with
+    --input-scale-policy headroom; `summary`, a calibration summary's rows. --input-scale-value
+    comes last.
+    """
     sources = []
     if options.input_scale_from:
         sources.append((options.input_scale_from, reference))
@@ -6881,7 +7062,12 @@ def read_sensitivity(
     summary: list[dict],
     scales: dict[str, Calibration],
 ) -> dict[str, dict[str, float]]:
-    """{bare layer: {figure: ...}} of --sensitivity-json, which may be another guide, too."""
+    """Return {bare layer: {figure: value}} of --sensitivity-json; {} without it.
+
+    The file may be a recording (.safetensors) or JSON, and it may be the same as another guide,
+    whose content is then used again: `recordings` are by path, `summary` has the summary's rows.
+    `scales` are the layers' input scales, by which a recording tells what clips.
+    """
     path = options.sensitivity_json
     if path is None:
         return {}

@@ -1,4 +1,9 @@
-"""Input scales from files."""
+"""Take input scales from files: summaries, recordings, quantised models.
+
+Each source becomes {bare layer: Calibration}, which `match_calibration` matches to the model. An
+input scale is the largest activation to expect over the largest value that the format can hold:
+2688 for NVFP4 (6 x 448), 448 for FP8.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +23,20 @@ from nvfp4.read.tensors import load
 
 
 def percentile_key(percentile: float) -> str:
-    """99.9 -> "p99_9", as calibration summaries name their columns."""
+    """Name a percentile as calibration summaries do in their columns: 99.9 becomes "p99_9"."""
     return f"p{percentile:g}".replace(".", "_")
 
 
 def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibration]:
-    """{bare layer: Calibration} from a calibration summary's rows, at one percentile over calls."""
+    """Return {bare layer: Calibration} of a calibration summary, at one percentile over calls.
+
+    `rows` are the summary's. NVFP4 takes column `scale_pXX`, FP8 `amax_pXX` / 448 where there is
+    one; both are multiplied with --input-scale-summary-multiplier. Raises ConvertError where rows
+    lack the percentile or hold no positive number.
+    """
     path = options.input_scale_summary_json
     key = percentile_key(options.input_scale_summary_percentile)
+    # Summaries have a fixed set of percentiles; another one is not interpolated, but refused.
     lacking = [row["layer"] for row in rows if f"scale_{key}" not in row]
     if lacking:
         known = sorted({name for row in rows for name in row if name.startswith("scale_p")})
@@ -33,6 +44,7 @@ def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibra
             f"{path}: has no scale_{key} for {examples(lacking)}; it has {examples(known)}"
         )
     multiplier = options.input_scale_summary_multiplier
+    # A summary's scale is that of NVFP4 already; FP8's is made from the activation itself.
     columns = {NVFP4: (f"scale_{key}", 1.0), FP8: (f"amax_{key}", E4M3_MAX)}
     source = f"summary {key.replace('_', '.')} x {multiplier:g}"
     return {
@@ -51,32 +63,46 @@ def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibra
 def recorded_calibration(
     options: Options, recording: dict[str, Recorded]
 ) -> dict[str, Calibration]:
-    """{bare layer: Calibration} with headroom over the largest magnitude that was recorded."""
+    """Return {bare layer: Calibration} with headroom over the largest magnitude that was recorded.
+
+    The margin is --input-scale-headroom; for NVFP4 it is smaller where it would push small blocks
+    into E4M3's subnormals (see `Recorded.headroom`). Layers that only saw zeros get no scale.
+    """
     margin = options.input_scale_headroom
     found = {}
     for layer, recorded in recording.items():
         if recorded.amax > 0:
             fp8 = recorded.amax * margin / E4M3_MAX
             scales = {NVFP4: recorded.headroom(margin) / NVFP4_MAX, FP8: fp8}
+            # The margin may have been cut: the report names the one that was used.
             actual = recorded.headroom(margin) / recorded.amax
             found[layer] = Calibration(scales=scales, source=f"headroom x {actual:.3g}")
     return found
 
 
 def read_reference_scales(path: Path) -> dict[str, Calibration]:
-    """{bare layer: Calibration} from the input_scale tensors of a quantised safetensors file."""
+    """Return {bare layer: Calibration} from the input scales of a quantised safetensors file.
+
+    Raises ConvertError where the file cannot be read, has none, or has a malformed one.
+    """
     with opened(path) as file:
         return parse_reference_scales(path, file)
 
 
 def parse_reference_scales(path: Path, file: BinaryIO) -> dict[str, Calibration]:
-    """Read the input_scale tensors of an open file; raises ConvertError where one is malformed."""
+    """Read the input_scale tensors of an open file.
+
+    Each must be a single float32 beside an NVFP4 (U8) or FP8 (F8_E4M3) weight, and positive; else
+    ConvertError is raised. The scale is converted to both formats by the largest activation it
+    stands for, since the layer may get the other one here.
+    """
     tensors, _ = parse_header(path, file)
     found = {}
     for ref in tensors.values():
         layer = ref.name.removesuffix(".input_scale")
         if layer == ref.name:
             continue
+        # An input scale alone does not tell its format, and so not the activation it stands for.
         weight = tensors.get(f"{layer}.weight")
         largest = {"U8": NVFP4_MAX, "F8_E4M3": E4M3_MAX}.get(weight.dtype if weight else "")
         if ref.dtype != "F32" or ref.nbytes != 4 or largest is None:
@@ -94,9 +120,11 @@ def parse_reference_scales(path: Path, file: BinaryIO) -> dict[str, Calibration]
 def match_calibration(
     options: Options, model: Model, sources: list[tuple[Path, dict[str, Calibration]]]
 ) -> dict[str, Calibration]:
-    """{layer: Calibration} of the model's linear layers, those of the first source before others.
+    """Return {layer: Calibration} of the model's linear layers.
 
-    --input-scale-value goes last. Raises ConvertError for a source that has none of the layers.
+    `sources` are (file, {bare layer: Calibration}); where several have a layer, the first one
+    counts, and --input-scale-value only where none has it. Raises ConvertError for a source that
+    has none of the model's layers.
     """
     layers = {bare(ref.layer): ref.layer for ref in model.linear_weights}
     found = {}
@@ -105,6 +133,7 @@ def match_calibration(
         scales = {NVFP4: value, FP8: value * NVFP4_MAX / E4M3_MAX}
         calibration = Calibration(scales=scales, source="--input-scale-value")
         found = dict.fromkeys(layers.values(), calibration)
+    # In reverse, so that the first source is written last and stays.
     for path, rows in reversed(sources):
         if not rows.keys() & layers.keys():
             raise of_another_model(path, it_has=rows, other_has=layers)

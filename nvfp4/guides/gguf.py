@@ -1,4 +1,9 @@
-"""A GGUF's types, matched to the model."""
+"""Read which GGML type a GGUF gives each tensor, and match that to the model.
+
+Only the header is read: the types say which layers llama.cpp's authors gave more bits, and the
+converter gives those more, too. A GGUF is untrusted input of a reader that believes it, so that
+`GGUFWalk` checks the header before the gguf package reads it.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +20,21 @@ from nvfp4.guides.records import GGUF_BITS
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.read.checkpoint import GGUF_MAGIC, MAX_NAME
 
-MAX_GGUF_PARTS = 50_000  # tensors, entries, values in lists: its reader takes 1 kB for each
-GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of a type
+# Tensors, entries and values in lists, together. The reader takes about 1 kB of memory for each, so
+# that a small file could announce more than a machine has.
+MAX_GGUF_PARTS = 50_000
+# Bytes of a value by the number of its type in GGUF; strings and lists have lengths of their own.
+GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 GGUF_UINT32, GGUF_STRING, GGUF_LIST = 4, 8, 9
 
 
 def open_gguf(path: Path) -> Model:
-    """A GGUF's tensors, with GGML types as dtypes and shapes in torch's order; no data are read."""
-    import gguf  # takes a third of a second that `--help` need not
+    """Read a GGUF's header as a Model, with GGML types as dtypes and shapes in torch's order.
+
+    No tensor data are read. Raises ConvertError for a file that cannot be read, is cut off or
+    damaged, or has a GGML type that GGUF_BITS does not know.
+    """
+    import gguf  # takes a third of a second, which conversions without a GGUF need not wait for
 
     try:
         with translated(path, "cannot read"):
@@ -49,23 +61,27 @@ def open_gguf(path: Path) -> Model:
 
 
 class GGUFWalk:
-    """Goes over a GGUF's header and keeps little of it; raises ConvertError or ValueError.
+    """Walk over a GGUF's header and check what the gguf package takes on trust.
 
-    gguf's reader believes every count: past the file's end it goes on with nothing, for ever. Its
-    older versions take a key's first value of two, and any alignment.
+    That reader believes every count: past the end of a file it goes on with nothing, for ever. Its
+    older versions take the first of two equal keys, and any alignment. The walk keeps little in
+    memory and raises ConvertError for what is no GGUF, ValueError for what is damaged. It is done
+    once the object is made.
     """
 
     def __init__(self, path: Path, file: BinaryIO, size: int):
         self.file, self.size, self.parts = file, size, 0
         if file.read(4) != GGUF_MAGIC:
             raise ConvertError(f"{path}: is not a GGUF file")
+        # The version is a small number: in a big-endian file its first two bytes are zero.
         self.order = "big" if file.read(4)[:2] == bytes(2) else "little"
         tensors, entries = self.number(8), self.number(8)
         self.announce(tensors + entries)
         seen = set()
         for _ in range(entries):
             key = self.entry()
-            digest = hashlib.blake2b(key, digest_size=16).digest()  # keys may be long
+            # Digests instead of keys, as each of up to 50,000 keys may be long.
+            digest = hashlib.blake2b(key, digest_size=16).digest()
             if digest in seen:
                 raise ValueError(f"it has the key {key.decode()!r} more than once")
             seen.add(digest)
@@ -73,28 +89,39 @@ class GGUFWalk:
             self.skip_tensor()
 
     def announce(self, count: int) -> None:
+        """Count parts that the reader will build objects for.
+
+        Raises ValueError if they come to more than MAX_GGUF_PARTS.
+        """
         self.parts += count
         if self.parts > MAX_GGUF_PARTS:
             what = f"it has {self.parts:,} tensors, entries and values in lists, or more"
             raise ValueError(f"{what}; {MAX_GGUF_PARTS:,} are read (language models have more)")
 
     def number(self, width: int) -> int:
+        """Read an unsigned integer of `width` bytes; raises ValueError at the end of the file."""
         if len(raw := self.file.read(width)) < width:
             raise ValueError("it ends inside its header")
         return int.from_bytes(raw, self.order)
 
     def skip(self, length: int) -> None:
+        """Skip `length` bytes; raises ValueError where the file has fewer."""
         here = self.file.tell()
         if length > self.size - here:
             raise ValueError(f"it announces {length:,} bytes at byte {here:,}, beyond its end")
         self.file.seek(length, os.SEEK_CUR)
 
     def name(self) -> bytes:
+        """Read a name, which follows its length; raises ValueError beyond MAX_NAME bytes."""
         if (length := self.number(8)) > MAX_NAME:
             raise ValueError(f"it has a name of {length:,} bytes")
         return self.file.read(length)
 
     def entry(self) -> bytes:
+        """Walk over one key and its value, and return the key.
+
+        `general.alignment` must be a power of two: the reader computes offsets of data from it.
+        """
         key, kind = self.name(), self.number(4)
         if (key, kind) != (b"general.alignment", GGUF_UINT32):
             self.skip_value(kind)
@@ -103,6 +130,10 @@ class GGUFWalk:
         return key
 
     def skip_value(self, kind: int) -> None:
+        """Skip a value of type `kind`; raises ValueError for a list in a list.
+
+        An unknown type is skipped as if it had no bytes, since the reader refuses it by itself.
+        """
         if kind == GGUF_STRING:
             self.skip(self.number(8))
         elif kind != GGUF_LIST:
@@ -119,6 +150,7 @@ class GGUFWalk:
                 self.skip(GGUF_WIDTHS.get(inner, 0) * count)
 
     def skip_tensor(self) -> None:
+        """Skip a tensor's entry; raises ValueError for absurd dimensions, sizes or offsets."""
         self.name()
         if (dimensions := self.number(4)) > MAX_DIMENSIONS:
             raise ValueError(f"it has a tensor of {dimensions:,} dimensions")
@@ -129,6 +161,11 @@ class GGUFWalk:
 
 
 def gguf_tensor(path: Path, tensor: object, reader: object) -> TensorRef:
+    """Make a TensorRef of the reader's `tensor`, with the shape that torch gives it.
+
+    GGML lists dimensions in reverse. ComfyUI-GGUF notes the original shape of a tensor that it
+    stored in another one under `comfy.gguf.orig_shape.NAME`, which then counts.
+    """
     shape = tuple(map(int, reversed(tensor.shape)))
     original = reader.get_field(f"comfy.gguf.orig_shape.{tensor.name}")
     if original is not None:
@@ -144,18 +181,23 @@ def gguf_tensor(path: Path, tensor: object, reader: object) -> TensorRef:
 
 
 def shapes_agree(shape: tuple[int, ...], stored: tuple[int, ...]) -> bool:
-    """A GGUF drops leading dimensions of 1 and may store a 5-D convolution in 4."""
+    """Tell whether a source tensor's shape and a GGUF's can be those of one tensor.
+
+    A GGUF drops dimensions of 1 and may store a 5-D convolution in 4 dimensions or fewer.
+    """
     if [size for size in shape if size != 1] == [size for size in stored if size != 1]:
         return True
     return len(shape) == 5 and len(stored) <= 4 and math.prod(shape) == math.prod(stored)
 
 
 def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
-    """{source tensor: GGML type}, and notes on what only one side has.
+    """Return {source tensor: GGML type}, and notes on what only one of the two has.
 
-    Names match exactly or without their prefix. A GGUF of another model is an error.
+    Names match exactly or without their prefix. Raises ConvertError for a GGUF of another model:
+    none of the linear layers is in it, or tensors of equal names have other shapes.
     """
     stored = open_gguf(path).tensors
+    # A GGUF's names often lack the prefix that the source's have, or the other way round.
     by_bare = {bare(name): name for name in stored}
     matched = {name: name if name in stored else by_bare.get(bare(name)) for name in model.tensors}
     matched = {name: other for name, other in matched.items() if other is not None}

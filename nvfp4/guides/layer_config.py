@@ -1,4 +1,9 @@
-"""Layer configs and layer lists."""
+"""Read layer configs and layer lists, and match them to the model.
+
+A --layer-config says what single tensors become, by name or by pattern; a layer list names layers
+for full-precision matmul, one a line. Both are written by hand, so that every mistake in them is an
+error or a note. `report.layer_config` writes such a config from a plan.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +18,15 @@ from nvfp4.guides.records import LayerList, Setting
 from nvfp4.model import Model, TensorRef, bare, compiled
 from nvfp4.read.json_files import load_json, read_whole
 
-# --layer-config: what is in an entry, and its formats as precision and dtype.
+# What an entry may have, and the Python types that its JSON values must be of. `bool` is a subclass
+# of `int` in Python, so types are compared exactly.
 SETTING_KEYS = {
     "format": (str,),
     "full_precision_matrix_mult": (bool,),
     "input_scale": (int, float),
 }
+# Formats of an entry that quantise nothing, as precision and safetensors dtype; "source" keeps the
+# source's own.
 UNQUANTISED_SETTINGS = {
     "bfloat16": (HALF, "BF16"),
     "float16": (HALF, "F16"),
@@ -28,16 +36,21 @@ UNQUANTISED_SETTINGS = {
 
 
 def setting_formats() -> dict[str, tuple[Format, str]]:
-    """{what an entry calls it: format, and the dtype of what is not quantised}."""
+    """Return {"format" of an entry: (format, dtype of what is not quantised or "")}."""
     return {name: (row, "") for name, row in configured_formats().items()} | UNQUANTISED_SETTINGS
 
 
 def read_layer_list(path: Path) -> tuple[str, ...]:
-    """Layer names, one a line; text after # and blank lines are left out."""
+    """Read the layer names of a list, one a line, without repeats and `.weight`.
+
+    Text after # and blank lines are left out. Raises ConvertError for a file that cannot be read,
+    is too large, or is not UTF-8.
+    """
     try:
         with translated(path, "cannot read the layer list"):
             raw = read_whole(path)
-        lines = raw.decode("utf-8-sig").splitlines()  # Notepad writes a mark
+        # Notepad of Windows puts a byte order mark before the text.
+        lines = raw.decode("utf-8-sig").splitlines()
     except ValueError as error:
         what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
         raise ConvertError(f"{path}: the layer list {what}: {error}") from error
@@ -46,7 +59,10 @@ def read_layer_list(path: Path) -> tuple[str, ...]:
 
 
 def match_layer_list(path: Path, model: Model) -> LayerList:
-    """The linear weights of the source that a list names; raises ConvertError for none of them."""
+    """Match a list to the model: the linear weights that it names, and names that match nothing.
+
+    Prefixes are ignored on both sides. Raises ConvertError where it names no layer of the model.
+    """
     layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
     listed = {bare(name) for name in read_layer_list(path)}
     weights = frozenset(layers[name] for name in listed & layers.keys())
@@ -56,13 +72,19 @@ def match_layer_list(path: Path, model: Model) -> LayerList:
 
 
 def read_layer_config(path: Path, model: Model) -> list[Setting]:
-    """The settings of a --layer-config; a tensor goes by its own name before any pattern."""
+    """Read the settings of a --layer-config, each with the tensors that it is for.
+
+    A key is a tensor's name or a regular expression for whole names. A tensor goes by its own name
+    if that is there, else by the first pattern in the file. Patterns for a quantised format apply
+    to linear weights alone. Raises ConvertError with all mistakes together.
+    """
     names = {config_key(ref): ref for ref in model.tensors.values()}
     settings, problems, left = [], [], {*names}
     found = load_json(path, "layer config")
     if not found:
         raise ConvertError(f"{path}: the layer config is empty")
-    for key in sorted(found, key=lambda key: key not in names):  # exact names first
+    # Exact names come first and take their tensors out of `left`, whatever the order in the file.
+    for key in sorted(found, key=lambda key: key not in names):
         try:
             setting = as_setting(key, found[key])
             matched = {key} if key in names else {*filter(compiled(key).fullmatch, names)}
@@ -72,6 +94,7 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
         except ValueError as error:
             problems.append(f"{path}: {key[:EXCERPT]}: {error}")
             continue
+        # What an earlier key has taken is not this one's, but a pattern may match it all the same.
         refs = frozenset(names[name].name for name in matched & left)
         settings.append(setting._replace(names=refs))
         left -= matched
@@ -81,7 +104,11 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
 
 
 def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
-    """Raises ValueError where a setting is not for the tensors that it names."""
+    """Raise ValueError where a setting cannot be for the tensors that it names.
+
+    It names none, quantises what is no linear layer, changes what goes over as it is, or copies
+    FP8, which is decoded when it is read.
+    """
     if not refs:
         raise ValueError(
             "matches nothing of the source: keys are linear layers without .weight, other tensors "
@@ -98,12 +125,19 @@ def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
 
 
 def config_key(ref: TensorRef) -> str:
-    """How a layer config names a tensor: a linear layer's weight by the layer."""
+    """Return the name of a tensor in a layer config, without prefix.
+
+    A linear weight goes by its layer, without `.weight`; other tensors by their whole names.
+    """
     return bare(ref.layer if ref.is_linear_weight or ref.config else ref.name)
 
 
 def as_setting(key: str, value: object) -> Setting:
-    """One entry of a layer config, for no tensors yet; raises ValueError."""
+    """Check one entry of a layer config and make a Setting of it, for no tensors yet.
+
+    Raises ValueError for unknown keys or formats, values of a wrong type, an input scale that is
+    not a positive float32, and full-precision matmul or an input scale of what is not quantised.
+    """
     if not isinstance(value, dict):
         raise ValueError('needs an object like {"format": "nvfp4"}')
     if unknown := value.keys() - SETTING_KEYS.keys():

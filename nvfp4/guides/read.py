@@ -1,4 +1,9 @@
-"""All guides of a conversion, each file read once."""
+"""Read all guides of a conversion, each file once.
+
+Guides are the files that steer a plan: GGUF, layer config, calibration, recordings, sensitivity,
+layer list. `read_guides` makes one frozen record of them, matched to the source, from which any
+number of plans is made without opening a file again. The parsing stands in the other modules here.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +37,7 @@ def read_guides(options: Options, model: Model) -> Guides:
     kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
     settings = read_layer_config(options.layer_config, model) if options.layer_config else []
     reference = read_reference_scales(options.input_scale_from) if options.input_scale_from else {}
+    # By path, so that a file that is named twice, or as --sensitivity-json too, is read once.
     recordings = {path: read_recording(path) for path in dict.fromkeys(options.activation_stats)}
     recording = add_recordings((path, recordings[path]) for path in options.activation_stats)
     path = options.input_scale_summary_json
@@ -46,6 +52,7 @@ def read_guides(options: Options, model: Model) -> Guides:
         listed=match_layer_list(listed, model) if listed else None,
         notes=(*notes, *lacking),
     )
+    # Measured figures come after the rest, as what clips depends on the input scales.
     figures = read_sensitivity(options, recordings, summary, guides.scales)
     measured = measured_layers(options, model, figures, summary)
     if options.activation_stats:
@@ -60,7 +67,12 @@ def read_calibration(
     recording: dict[str, Recorded],
     summary: list[dict],
 ) -> dict[str, Calibration]:
-    """{layer: Calibration}: those of another file, of the recordings, of the summary's rows."""
+    """Return {layer: Calibration} from all sources of input scales that options name.
+
+    In order of precedence: `reference`, of --input-scale-from; `recording`, with
+    --input-scale-policy headroom; `summary`, a calibration summary's rows. --input-scale-value
+    comes last.
+    """
     sources = []
     if options.input_scale_from:
         sources.append((options.input_scale_from, reference))
@@ -78,7 +90,12 @@ def read_sensitivity(
     summary: list[dict],
     scales: dict[str, Calibration],
 ) -> dict[str, dict[str, float]]:
-    """{bare layer: {figure: ...}} of --sensitivity-json, which may be another guide, too."""
+    """Return {bare layer: {figure: value}} of --sensitivity-json; {} without it.
+
+    The file may be a recording (.safetensors) or JSON, and it may be the same as another guide,
+    whose content is then used again: `recordings` are by path, `summary` has the summary's rows.
+    `scales` are the layers' input scales, by which a recording tells what clips.
+    """
     path = options.sensitivity_json
     if path is None:
         return {}

@@ -1,4 +1,9 @@
-"""What the ComfyUI recorder wrote."""
+"""Read what the ComfyUI recorder wrote: figures and statistics of layers' inputs.
+
+The format is that of calib/comfyui_nvfp4_recorder, version 1. Figures (maxima, histograms, errors)
+are read at once; second moments, which are gigabytes, stay in the file as TensorRefs until
+`load_statistics` is asked for a layer's. Recordings of several prompts add up.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +24,21 @@ from nvfp4.read.checkpoint import opened, parse_header
 from nvfp4.read.json_files import is_figure
 from nvfp4.read.tensors import load
 
-MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16  # of a recording's layer: a file may be a hole
-MAX_CALLS = 1 << 50  # of a bin of a histogram: sums over bins and recordings fit 64 bits
+# Largest channels and sampled rows of a layer. A file may be a hole of any size, which takes no
+# disk and would take all memory when it is read.
+MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16
+# Largest count in a bin of a histogram: sums over bins and recordings then fit 64 bits.
+MAX_CALLS = 1 << 50
 RECORDING_FORMAT = "nvfp4_recording"
+# What a recording has of every layer, with safetensors dtypes.
 RECORDING_PARTS = {
     "tokens": "I64",
     "absmax": "F32",
     "block_histogram": "I64",
     "quantisation": "F64",
 }
-# ... and of its second moments, if there are any, see calib/comfyui_nvfp4_recorder.
+# What it has besides of each distinct input, if second moments were recorded; the order is that of
+# the TensorRefs in a Moments.
 MOMENT_PARTS = {
     "moment_tokens": "I64",
     "first_moment": "F64",
@@ -37,13 +47,15 @@ MOMENT_PARTS = {
     "second_moment_low": "U8",
     "absmax": "F32",
 }
+# Rows in a strip of a second moment, as the recorder writes them.
 STRIP_ROWS = 128
 
 
 def read_recording(path: Path) -> dict[str, Recorded]:
-    """{bare layer: Recorded} from what the ComfyUI node in calib/ wrote.
+    """Read {bare layer: Recorded} from a file that the ComfyUI node in calib/ wrote.
 
-    Layers that saw NaN or infinities are an error: their figures mean nothing.
+    Raises ConvertError where it is damaged, is no recording, or has layers that saw NaN or
+    infinities, whose figures mean nothing.
     """
     with opened(path) as file:
         return parse_recording(path, file)
@@ -64,6 +76,7 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
         wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
         if wrong:
             raise ConvertError(f"{path}: layer {layer}: {', '.join(wrong)} missing or malformed")
+        # Loaded only now, as a damaged tensor may announce any size.
         error, energy = load(parts["quantisation"], file).tolist()
         amax = float(load(parts["absmax"], file).max())
         counts = load(parts["block_histogram"], file).numpy()
@@ -85,9 +98,10 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
 def read_moments(
     path: Path, file: BinaryIO, metadata: dict[str, str], layers: dict[str, dict[str, TensorRef]]
 ) -> dict[str, Moments]:
-    """{layer: where the moments of its input are}, by the recording's own word on which share one.
+    """Return {layer: Moments}, where the statistics of each layer's input lie in the file.
 
-    Raises ConvertError where that, or a tensor of them, is not as the recorder writes it.
+    Layers with the same input share one entry, by the list `inputs` in the file's metadata. Raises
+    ConvertError where that list is damaged, or a tensor is not as the recorder writes it.
     """
     try:
         shared = json.loads(metadata.get("inputs", "{}")).items()
@@ -108,7 +122,10 @@ def read_moments(
 def are_moments(
     refs: tuple[TensorRef, ...], channels: tuple[int, ...], layer: dict[str, TensorRef]
 ) -> bool:
-    """Whether these are MOMENT_PARTS of a layer, of the shapes that its channels ask for."""
+    """Tell whether `refs` are MOMENT_PARTS of an input, with the shapes that `channels` ask for.
+
+    `layer` are the parts of the layer that uses them, whose `absmax` must have the same channels.
+    """
     if len(refs) < len(MOMENT_PARTS) or len(channels) != 1:
         return False
     if "absmax" not in layer or layer["absmax"].shape != channels or math.prod(refs[0].shape) != 1:
@@ -123,28 +140,42 @@ def are_moments(
 
 
 def are_finite(refs: tuple[TensorRef, ...], file: BinaryIO) -> bool:
-    """Whether moments are of any tokens, and their rows, which every use of them needs, finite."""
+    """Tell whether moments are of at least one token, and their rows are finite.
+
+    The large sums are not read here; `load_statistics` checks them when it does.
+    """
     return int(load(refs[0], file)) > 0 and bool(load(refs[2], file).isfinite().all())
 
 
 def strip_shapes(channels: int) -> list[tuple[int, int]]:
-    """The upper half of a second moment [K, K] as it is recorded: rows by STRIP_ROWS."""
+    """List (rows, columns) of the strips of a recorded second moment [K, K].
+
+    Only its upper half is stored, as it is symmetric: strip i has STRIP_ROWS rows, from the
+    diagonal's column on.
+    """
     starts = range(0, channels, STRIP_ROWS)
     return [(min(STRIP_ROWS, channels - start), channels - start) for start in starts]
 
 
 def load_statistics(moments: Moments, device: torch.device) -> Statistics:
-    """Sum up what the recordings have of an input: mean and second moment of a token, rows."""
+    """Sum up what the recordings have of an input: mean, second moment and rows of a token.
+
+    Sums are joined from their upper 16 and next 8 bits (see the recorder) and added over
+    recordings, then divided by the tokens. All tensors of the result are on `device`. Raises
+    ConvertError where they hold NaN or infinities.
+    """
     tokens, first, packed, rows = 0, 0.0, 0.0, []
     for refs in moments.recordings:
         count, total, some, *packing, _ = map(load, refs)
         tokens, first = tokens + int(count), first + total
         upper, lower = (part.to(device) for part in packing)
+        # float32 from its upper 16 bits and the 8 below; the last 8 are zero.
         bits = upper.view(torch.int16).to(torch.int32) << 16
         packed = packed + bits.bitwise_or_(lower.to(torch.int32) << 8).view(torch.float32)
         rows.append(some.float())
     channels = len(first)
     second, shapes = packed.new_empty(channels, channels), strip_shapes(channels)
+    # Divided while packed, which is half of the work; then both halves are filled from it.
     packed = packed.div_(tokens).split([height * width for height, width in shapes])
     for strip, (height, width) in zip(packed, shapes, strict=True):
         begin = channels - width
@@ -163,13 +194,15 @@ def load_statistics(moments: Moments, device: torch.device) -> Statistics:
 
 
 def count_different(rows: torch.Tensor, tokens: int) -> float:
-    """How many of all rows differ and are not zero, by how often some [r, K] of them are equal.
+    """Estimate how many different rows, zero ones left out, the moments are of.
 
-    A prompt's text is the same at every step, and padded with zeros.
+    `rows` [r, K] are a sample of `tokens` rows. The estimate is from how often rows of the sample
+    are equal: a prompt's text is the same at every step, and padded with zeros. At least 1.
     """
     filled = rows[rows.any(1)]
     count = len(filled)
     same = filled.unique(dim=0, return_counts=True)[1].double() if count else torch.zeros(1)
+    # Of n different rows that are equally likely, a pair is equal with a chance of 1 / n.
     pairs = float((same * (same - 1)).sum())
     return max(
         min(tokens * count / len(rows), count * (count - 1) / pairs if pairs else math.inf), 1.0
@@ -177,12 +210,15 @@ def count_different(rows: torch.Tensor, tokens: int) -> float:
 
 
 def read_recordings(paths: Iterable[Path]) -> dict[str, Recorded]:
-    """{bare layer: Recorded} of all recordings together."""
+    """Read {bare layer: Recorded} of all recordings together. Raises ConvertError."""
     return add_recordings((path, read_recording(path)) for path in paths)
 
 
 def add_recordings(recordings: Iterable[tuple[Path, dict[str, Recorded]]]) -> dict[str, Recorded]:
-    """{bare layer: Recorded} of what was read from several files together."""
+    """Add up what was read from several files: {bare layer: Recorded}.
+
+    Raises ConvertError where a layer has other columns in one file than in another.
+    """
     found: dict[str, Recorded] = {}
     for path, layers in recordings:
         for layer, recorded in layers.items():
@@ -193,7 +229,11 @@ def add_recordings(recordings: Iterable[tuple[Path, dict[str, Recorded]]]) -> di
 
 
 def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
-    """Whether a recording's tensor is there, of its dtype, and of its size where that is fixed."""
+    """Tell whether a recording has a tensor of a layer as it must be.
+
+    `parts` is {part: TensorRef} of the layer; the tensor must be there, of `dtype`, of the size
+    that its part has where that is fixed, and of no more than MAX_CHANNELS elements.
+    """
     sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
     ref = parts.get(part)
     size = math.prod(ref.shape) if ref and len(ref.shape) < 2 else 0
@@ -201,7 +241,10 @@ def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
 
 
 def check_recording(recording: dict[str, Recorded], model: Model) -> None:
-    """A recording has to be of this model: of its layers, by their number of columns."""
+    """Raise ConvertError if a recording is not of this model.
+
+    None of its layers is in the model, or layers of the same name have other numbers of columns.
+    """
     columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
     known = recording.keys() & columns.keys()
     wrong = [layer for layer in known if recording[layer].channels != columns[layer]]

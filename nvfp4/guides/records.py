@@ -1,4 +1,9 @@
-"""What guides say, as records: planning takes these, and opens no file."""
+"""Hold what guides say, as records: planning takes these and opens no file.
+
+`Guides` is all of it, made once by `read.read_guides`. Layers are named bare (without prefix) where
+a record comes from a file, and as in the source once it is matched to the model; each field says
+which.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +30,15 @@ GGUF_BITS = {
 # The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
 # 2**(-24 + (i - 1) / 8), the last one at 2**16.
 BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
-SMALL_BLOCKS = 0.01  # so many of the blocks may fall into E4M3's subnormals ...
+# With headroom, up to 1 % of the recorded blocks may fall into E4M3's subnormals.
+SMALL_BLOCKS = 0.01
 
 
 class Setting(NamedTuple):
-    """What --layer-config says of the tensors that one of its keys names."""
+    """Hold what --layer-config says of the tensors that one of its keys names.
+
+    `dtype` is a safetensors dtype, "" for a quantised format; `names` are tensors of the source.
+    """
 
     key: str
     precision: Format
@@ -41,7 +50,11 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Input scales of one layer, by what its weight becomes; where they come from."""
+    """Hold the input scales of one layer, by what its weight becomes, and their source.
+
+    An input scale is a positive number: the largest activation over the format's largest value.
+    `source` is the text that reports show.
+    """
 
     scales: dict[Format, float]
     source: str
@@ -49,7 +62,10 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """What a recording tells of one layer's input."""
+    """Hold what a recording tells of one layer's input: figures, and where its statistics are.
+
+    `error` and `energy` are sums over sampled rows, so that those of several recordings add up.
+    """
 
     amax: float  # over all calls
     channels: int
@@ -59,6 +75,7 @@ class Recorded:
     moments: Moments | None = None
 
     def __add__(self, other: Recorded) -> Recorded:
+        """Add what another recording tells of the same layer."""
         moments = [*self.moments.recordings] if self.moments else []
         moments += other.moments.recordings if other.moments else ()
         return Recorded(
@@ -72,24 +89,35 @@ class Recorded:
 
     @property
     def rel_rmse(self) -> float:
+        """Return the relative RMSE of the input in NVFP4 with a dynamic scale.
+
+        It is the root of `error` over `energy`; 0 for an input of zeros.
+        """
         return math.sqrt(self.error / self.energy) if self.energy else 0.0
 
     @property
     def small_block(self) -> float:
-        """Largest magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros aside."""
+        """Return the magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros left out."""
         counts = self.block_histogram[1:].cumsum()
+        # Bin 0 is left out: it has the blocks of zeros, which no scale can spoil.
         index = int(np.searchsorted(counts, SMALL_BLOCKS * counts[-1], side="right"))
         return float(BIN_EDGES[1:][index]) if counts[-1] else self.amax
 
     def headroom(self, margin: float) -> float:
-        """The largest magnitude to scale for: `margin` times what was seen, or less if that would
-        bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals.
+        """Return the largest magnitude to scale for: `margin` times what was seen, or less.
+
+        Less where that would bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals, in
+        which block scales lose precision; never less than what was seen.
         """
         ceiling = self.small_block * E4M3_MAX / LEAST_NORMAL_E4M3
         return max(self.amax, min(self.amax * margin, ceiling))
 
     def saturated(self, scale: float) -> float:
-        """Share of the blocks seen whose block scale would exceed 448 at this input scale."""
+        """Return the share of recorded blocks that clip at an input scale.
+
+        These are blocks whose block scale would exceed E4M3's 448. Bins that the limit cuts count
+        in part, as if magnitudes were spread evenly in them.
+        """
         limit, counts = scale * NVFP4_MAX, self.block_histogram
         if limit >= self.amax or not counts.sum():
             return 0.0
@@ -100,20 +128,23 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """Where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
+    """Tell where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
 
     recordings: tuple[tuple[TensorRef, ...], ...]
 
 
 class LayerList(NamedTuple):
-    """What --full-precision-mm-layers names: weights of the source, and what matches nothing."""
+    """Hold what --full-precision-mm-layers names: weights, and names that match nothing."""
 
     weights: frozenset[str]
     unknown: frozenset[str]
 
 
 class Measured(NamedTuple):
-    """Weights that a measured figure asks more for: 16-bit, or only a full-precision matmul."""
+    """Hold weights for which a measured figure asks more than NVFP4 in W4A4.
+
+    `is_half` tells whether it asks for 16 bits, or only for a full-precision matmul.
+    """
 
     is_half: bool
     reason: Reason
@@ -122,10 +153,10 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guides:
-    """All that steers a plan besides its options, matched to the source: read once.
+    """Hold all that steers a plan besides its options, matched to the source and read once.
 
-    What files say, and the row of FAMILIES that the source goes by. Nothing in it is read again,
-    however many plans are made.
+    That is what files say, and the row of FAMILIES that the source goes by. Nothing in it is read
+    again, however many plans are made; the second moments' data alone stay in their files.
     """
 
     family: Family
@@ -139,7 +170,7 @@ class Guides:
 
     @property
     def configured(self) -> dict[str, Calibration]:
-        """The input scales of a --layer-config, {layer: Calibration}."""
+        """Return {layer: Calibration} of the input scales in a --layer-config."""
         return {
             name.removesuffix(".weight"): Calibration(
                 scales={setting.precision: setting.input_scale}, source="--layer-config"
@@ -151,5 +182,5 @@ class Guides:
 
     @property
     def scales(self) -> dict[str, Calibration]:
-        """Every layer's input scales, {layer: Calibration}: a --layer-config's go before others."""
+        """Return {layer: Calibration} of all layers; those of a --layer-config go before others."""
         return self.calibration | self.configured

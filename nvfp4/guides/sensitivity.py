@@ -1,4 +1,9 @@
-"""Measured figures of layers, and what they ask for."""
+"""Turn measured figures of layers into what they ask for.
+
+Figures are `rel_rmse` (what a layer's input loses in NVFP4) and `clip_rate` (how much of it clips);
+they come from a recording, a sensitivity JSON or a calibration summary. Layers above an option's
+threshold become 16-bit or get full-precision matmul; `plan` applies that.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,8 @@ from nvfp4.options import Options
 from nvfp4.read.json_files import is_figure
 from nvfp4.reasons import Reason, Why
 
-# Thresholds on measured figures: option, its figure, the option that says what happens above it.
+# For each threshold on a measured figure: its option, the figure, and the option that says what
+# happens to layers above it.
 MEASURED_THRESHOLDS = (
     ("sensitivity_threshold", "rel_rmse", "sensitivity_action"),
     ("clip_rate_threshold", "clip_rate", "clip_rate_action"),
@@ -22,10 +28,12 @@ MEASURED_THRESHOLDS = (
 def recorded_sensitivity(
     recording: dict[str, Recorded], calibration: dict[str, Calibration]
 ) -> dict[str, dict[str, float]]:
-    """{bare layer: {"rel_rmse": ..., "clip_rate": ...}} from a recording.
+    """Return {bare layer: {"rel_rmse": ..., "clip_rate": ...}} from a recording.
 
-    Its clip rate is the share of blocks that saturate at the layer's input scale.
+    The clip rate is the share of blocks that saturate at the layer's NVFP4 input scale in
+    `calibration`; 0 for a layer without one, whose scale is dynamic.
     """
+    # An infinite scale clips nothing: that of a layer that is not calibrated.
     scales = {bare(layer): row.scales.get(NVFP4, math.inf) for layer, row in calibration.items()}
     return {
         layer: {
@@ -37,9 +45,10 @@ def recorded_sensitivity(
 
 
 def listed_sensitivity(options: Options, rows: list[dict]) -> dict[str, dict[str, float]]:
-    """{bare layer: {figure: ...}} of the rows of a sensitivity JSON, or of a summary that has them.
+    """Return {bare layer: {figure: value}} of a sensitivity JSON's or a summary's rows.
 
-    Only figures that have a threshold need be there.
+    A figure is taken from `FIGURE_mean` or else `FIGURE`; only figures that have a threshold need
+    be there. Raises ConvertError where one of these is missing or no number.
     """
     path, figures = options.sensitivity_json, {}
     wanted = [row[1] for row in MEASURED_THRESHOLDS if getattr(options, row[0]) is not None]
@@ -52,9 +61,11 @@ def listed_sensitivity(options: Options, rows: list[dict]) -> dict[str, dict[str
 
 
 def varying_layers(options: Options, summary: list[dict]) -> set[str]:
-    """Bare layers whose input scale varies over calls, by deviation or coefficient of variation.
+    """Return bare layers whose input scale varies from call to call.
 
-    Without a threshold on the deviation, that of nine tenths of the layers is one.
+    By standard deviation, or by the coefficient of variation (deviation / mean), from the options'
+    thresholds up. Without a threshold on the deviation, that below which nine tenths of the layers
+    lie is one. Raises ConvertError for rows without `scale_std` and `scale_mean`.
     """
     path = options.input_scale_summary_json
     rows = {bare(row["layer"]): row for row in summary}
@@ -71,6 +82,7 @@ def varying_layers(options: Options, summary: list[dict]) -> set[str]:
     return {
         name
         for name, row in rows.items()
+        # A layer that never varies is not listed, even where nine tenths of the layers do not.
         if row["scale_std"] > 0
         and (
             row["scale_std"] >= limit
@@ -82,10 +94,11 @@ def varying_layers(options: Options, summary: list[dict]) -> set[str]:
 def measured_layers(
     options: Options, model: Model, figures: dict[str, dict[str, float]], summary: list[dict]
 ) -> tuple[Measured, ...]:
-    """What --sensitivity-json's figures, {bare layer: {figure: ...}}, and a summary's rows ask for.
+    """List what measured figures ask for, one record for each threshold.
 
-    Without these files they are empty, and nothing is asked for on their account. Raises
-    ConvertError where the figures are of another model.
+    `figures` is {bare layer: {figure: value}} of --sensitivity-json, `summary` the rows of a
+    calibration summary; without these files they are empty, and nothing is asked for on their
+    account. Raises ConvertError where the figures are of another model.
     """
     asked, path = [], options.sensitivity_json
     for option, figure, action in MEASURED_THRESHOLDS:
@@ -93,6 +106,7 @@ def measured_layers(
         if path is not None and limit is not None:
             above = {layer for layer, row in figures.items() if row[figure] > limit}
             asked.append((getattr(options, action), f"{figure} > {limit:g}", above))
+    # A file whose layers are all unknown is of another model; a few unknown ones are not minded.
     known = {bare(ref.layer) for ref in model.linear_weights}
     if path is not None and not figures.keys() & known:
         raise of_another_model(path, it_has=figures, other_has=known)
