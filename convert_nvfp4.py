@@ -9328,10 +9328,13 @@ def verify(written: dict[Path, Layout], kept: set[str]) -> None:
         )
 
 
-# ── nvfp4/production.py: A job carried out, or rehearsed: its tensors encoded, written and publishe
+# ── nvfp4/production.py: Carry a job out, or rehearse it: encode its tensors, write and publish the
 
 class Produced(NamedTuple):
-    """What became of a job: as it was carried out at last, its layers' errors, and notes."""
+    """Hold what became of a job: as it was carried out at last, its layers' errors, and notes.
+
+    `damage` is {layer: Damage}, empty after a rehearsal.
+    """
 
     job: Job
     damage: dict[str, Damage]
@@ -9348,14 +9351,16 @@ def produce(job: Job, ranks: Ranks, observe: Observe = unobserved) -> Produced:
     """Carry the job out; a tensor that does not fit float16 makes it start again with float32.
 
     Raises ConvertError for what keeps it from being done, before the long work where it is known.
+    All ranks of a torchrun come here, and all return the same.
     """
     refuse_problems(job)
     options, plans, notes = job.options, job.plans, []
     with Journal(options, ranks) as journal:
         while True:
+            # Known from an earlier attempt, or from the run that --resume goes on with.
             if journal.widened:
                 job = make_job(options, job.model, widen(plans, journal.widened))
-                refuse_problems(job)  # of other shards
+                refuse_problems(job)  # wider tensors may lie in other shards
             notes += journal.begin(job)
             try:
                 damage, more = write_model(job, journal, ranks, observe)
@@ -9366,12 +9371,17 @@ def produce(job: Job, ranks: Ranks, observe: Observe = unobserved) -> Produced:
 
 
 def refuse_problems(job: Job) -> None:
+    """Raise ConvertError with all that is known to keep the output from being written."""
     if problems := output_problems(job):
         raise ConvertError(*problems)
 
 
 def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
-    """What came otherwise than it was asked for."""
+    """List notes on what came otherwise than it was asked for.
+
+    These are layers that lost most of their weights, a file larger than its target, and tensors
+    that are float32 because float16 cannot hold them. `damage` is {layer: Damage}.
+    """
     notes, target = [], job.options.target(job.model)
     lost = [layer for layer, found in damage.items() if found.relative_rmse > ROUNDED_WRONG_FROM]
     if lost:
@@ -9390,7 +9400,7 @@ def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
 def write_model(
     job: Job, journal: Journal, ranks: Ranks, observe: Observe = unobserved
 ) -> tuple[dict[str, Damage], list[str]]:
-    """Encode every tensor into partial files and publish them; returns layers' damage and notes.
+    """Encode every tensor into partial files and publish them; return layers' errors and notes.
 
     Raises Float16OverflowError in all ranks, and leaves no file, if a tensor of any does not fit.
     """
@@ -9405,6 +9415,7 @@ def write_model(
         Compute(device, dtype, search, threads) as compute,
         PartialFiles(job, journal, ranks, observe) as output,
     ):
+        # An overflow is not raised at once: the other ranks wait for this one at `gather`.
         overflows = False
         try:
             found = encode_share(plans, output, compute, options, observe)
@@ -9421,7 +9432,7 @@ def write_model(
             raise Float16OverflowError
         if ranks.rank == 0:
             output.publish()
-        ranks.gather()  # no rank ends well unless all of it is published
+        ranks.gather()  # a rank succeeds only if the whole output was published
     found = journal.done | {name: damage for found, *_ in shares for name, damage in found.items()}
     notes = [note for _, notes, _ in shares for note in notes]
     if journal.done:
@@ -9437,7 +9448,7 @@ def encode_share(
     options: Options,
     observe: Observe = unobserved,
 ) -> dict[str, Damage]:
-    """Read, encode and write these tensors; returns the damage of those that were quantised."""
+    """Read, encode and write these tensors; return {tensor: Damage} of those that are quantised."""
     todo = [piece for plan in plans for piece in pieces_of(plan)]
     compute.compile([plan for plan in plans if plan.is_quantised])
     pinned, found = compute.device.type == "cuda", {}
@@ -9452,7 +9463,7 @@ def encode_share(
             else:
                 with observe("encode"):
                     kept = cast(piece, data)
-                # the reader's buffer is filled again while this is written
+                # A clone, as the reader fills its buffer again while this is written.
                 stored = {name: [kept.clone() if kept is data else kept]}
                 if plan.ref.config:
                     text = bytearray(plan.config_bytes)
@@ -9463,22 +9474,30 @@ def encode_share(
                 for tensor in pieces:
                     output.write(key, tensor)
             if piece.end == plan.ref.nbytes:
-                if plan.bias:  # noted first: a layer that is noted has its bias
+                if plan.bias:  # noted first, as --resume takes a noted weight for a whole layer
                     output.finish(plan.bias.ref.name, None)
                 output.finish(name, found.get(name))
             bar.update(piece.nbytes)
     return found
 
 
-# ── nvfp4/tune/activations.py: --w4a4-share and --pre-quant-scale ─────────────────────────────────
+# ── nvfp4/tune/activations.py: Tune by recorded inputs: which layers stay W4A4, and per-channel smo
 
-SMOOTHING = (0.25, 0.5, 0.75)  # shares of an input's range that go over to the weight
-LEAST_SMOOTHING_GAIN = 0.05  # of the W4A4 output error
-FEEDBACK_LEAVES = 0.1  # of the plain search's squared output error
+# How much of an input's range goes over to the weight: shares that are tried for each layer.
+SMOOTHING = (0.25, 0.5, 0.75)
+# A pre_quant_scale has to lower the W4A4 output error by 5 %: older versions of ComfyUI ignore it
+# and give noise, so that it must be worth that.
+LEAST_SMOOTHING_GAIN = 0.05
+# Rounding by statistics comes later and leaves about a tenth of the plain search's squared output
+# error: what the search measures here counts by that much.
+FEEDBACK_LEAVES = 0.1
 
 
 class CurvePoint(NamedTuple):
-    """One more layer with full-precision matmul, and what that leaves."""
+    """Describe the trade-off once one more layer has full-precision matmul.
+
+    `layer` is that layer, "" at the beginning of the curve.
+    """
 
     layer: str
     share: float  # of the linear weights, in W4A4
@@ -9486,7 +9505,10 @@ class CurvePoint(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """Plans by what was measured, notes, and --w4a4-share's whole trade-off if it was asked for."""
+    """Hold plans changed by what was measured, and notes.
+
+    `curve` is --w4a4-share's whole trade-off, empty where it was not asked for.
+    """
 
     plans: list[TensorPlan]
     notes: tuple[str, ...]
@@ -9494,14 +9516,22 @@ class Tuned(NamedTuple):
 
 
 def tune_activations(options: Options, plans: list[TensorPlan]) -> Tuned:
-    """Do what --w4a4-share and --pre-quant-scale ask for, the second for what the first leaves."""
+    """Do what --w4a4-share and --pre-quant-scale ask for, the second for what the first leaves.
+
+    Without either, the plans come back as they are. Raises ConvertError where a share is asked for
+    and no layer has statistics.
+    """
     plans, shared, curve = share_w4a4(options, plans)
     plans, smoothing = smooth(options, plans)
     return Tuned(plans, (*shared, *smoothing), curve)
 
 
 def added_by_w4a4(plan: TensorPlan) -> float:
-    """Squared output error that 4-bit activations add, relative to the output's energy."""
+    """Measure the squared error of a layer's output that 4-bit activations add.
+
+    It is relative to the output's energy, on recorded rows and some rows of the exact weight; 0
+    where the output is.
+    """
     rows, weight = study(plan)
     energy = squared(rows @ weight.t())
     error = quantised_rows(rows, plan.input_scale) - rows
@@ -9509,7 +9539,7 @@ def added_by_w4a4(plan: TensorPlan) -> float:
 
 
 def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer's recorded input rows [r, K] and some rows of its weight [n, K], float32."""
+    """Load a layer's recorded input rows [r, K] and some rows of its weight [n, K], float32."""
     rows = torch.cat([load(refs[2]).float() for refs in plan.moments.recordings])
     return rows, load_some_rows(plan.ref).float()
 
@@ -9519,8 +9549,7 @@ def share_w4a4(
 ) -> tuple[list[TensorPlan], list[str], tuple[CurvePoint, ...]]:
     """Mark W4A4 layers for full-precision matmul, those first that gain most for their work.
 
-    Until no more than --w4a4-share of the linear weights is left in W4A4. Returns plans, notes, and
-    the whole curve, whatever other options marked.
+    Returns plans, notes and the whole curve, whatever other options marked.
     """
     wanted = options.w4a4_share
     if wanted is None:
@@ -9533,6 +9562,7 @@ def share_w4a4(
     work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
     bar = progress_bar("comparing", studied, quiet=options.quiet)
     added = {plan.ref.name: added_by_w4a4(plan) for plan in bar}
+    # By error for each weight; names break ties, so that equal inputs give equal plans.
     order = sorted(added, key=lambda name: (-added[name] / work[name], name))
     left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
     marked = {plan.ref.name for plan in studied if plan.full_precision}
@@ -9564,9 +9594,14 @@ def share_w4a4(
 def trade_off(
     order: list[str], added: dict[str, float], work: dict[str, float], share: float
 ) -> tuple[CurvePoint, ...]:
-    """What is left in W4A4, and of the error it adds, after each layer in turn."""
+    """Compute what is left in W4A4, and of the error it adds, after each layer in turn.
+
+    `order` are the layers' weights; `added` and `work` are {weight: squared error it adds} and
+    {weight: its share of the linear weights}; `share` is the W4A4 share with none marked. The first
+    point has all of the error, the last none.
+    """
     names, points = [*order], [CurvePoint("", share, 1.0)]
-    whole = sum(added.values()) or 1.0
+    whole = sum(added.values()) or 1.0  # layers without any error: a curve all the same
     while names:
         name = names.pop(0)
         share, error = max(share - work[name], 0.0), sum(added[name] for name in names) / whole
@@ -9575,7 +9610,10 @@ def trade_off(
 
 
 def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
-    """Give W4A4 layers a pre_quant_scale where that lowers their output error."""
+    """Give W4A4 layers a pre_quant_scale where that lowers their output error.
+
+    Returns the plans and a note on how many gained, and on what such a file asks of ComfyUI.
+    """
     if not options.pre_quant_scale:
         return plans, []
     candidates = [plan for plan in plans if plan.is_w4a4 and plan.moments]
@@ -9591,10 +9629,17 @@ def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan],
 
 
 def smoothed(plan: TensorPlan) -> TensorPlan:
-    """The plan with the per-channel scales that leave the least W4A4 output error, if any gain."""
+    """Return the plan with the per-channel scales that leave the least W4A4 output error.
+
+    Scales are [K], bfloat16: the input is multiplied by them and the weight divided, so that the
+    exact output stays. Candidates are w ** (1 - s) / x ** s for the shares s in SMOOTHING, with x
+    and w the largest magnitudes of a channel's input and weight. The same plan comes back where
+    none gains.
+    """
     rows, weight = study(plan)
     exact = rows @ weight.t()
     absmax = torch.stack([load(refs[-1]) for refs in plan.moments.recordings]).amax(0)
+    # A channel that was never used has magnitude 0, and would get an infinite scale.
     ranges = absmax.clamp(min=float(absmax.max()) * 2.0**-10 or 1.0)
     weights = weight.abs().amax(0)
     weights = weights.clamp(min=float(weights.max()) * 2.0**-10 or 1.0)
@@ -9613,10 +9658,11 @@ def smoothed(plan: TensorPlan) -> TensorPlan:
         return plan.input_scale * float((absmax * scale).max() / absmax.max())
 
     best, least = plan, error(torch.ones_like(absmax), plan.input_scale)
-    least *= (1 - LEAST_SMOOTHING_GAIN) ** 2
+    least *= (1 - LEAST_SMOOTHING_GAIN) ** 2  # errors here are squared
     for share in SMOOTHING:
         scale = weights ** (1 - share) / ranges**share
-        scale = (scale / scale.log().mean().exp()).bfloat16()  # what any matmul's dtype can hold
+        # Scales have the geometric mean 1, in a dtype that every matmul's own can represent.
+        scale = (scale / scale.log().mean().exp()).bfloat16()
         found = error(scale.float(), input_scale(scale.float()))
         if found < least:
             least = found
@@ -9626,15 +9672,22 @@ def smoothed(plan: TensorPlan) -> TensorPlan:
     return best
 
 
-# ── nvfp4/tune/target_size.py: --target-size ──────────────────────────────────────────────────────
+# ── nvfp4/tune/target_size.py: Choose precisions for --target-size by what each byte gains ────────
 
-SIZE_TRIALS = 8  # until a header's size is that of the choice it depends on
-MARK_BYTES = 96  # of a layer's full-precision mark, in its comfy_quant and in the header
-SCALE_BYTES = 200  # of a pre_quant_scale's entry in the header, and the alignment
+# The header's size depends on the precisions chosen, and these on the bytes that it leaves: the
+# choice is repeated up to 8 times until both agree.
+SIZE_TRIALS = 8
+# The most bytes that a mark for full-precision matmul takes, in comfy_quant and in the header.
+MARK_BYTES = 96
+# The most bytes of a pre_quant_scale besides its values: its entry in the header, and alignment.
+SCALE_BYTES = 200
 
 
 class Alternative(NamedTuple):
-    """A precision that a layer could have, the bytes it would take, and its error."""
+    """Describe a precision that a layer could have: the bytes it would take, and its error.
+
+    Errors are squared, so that they add up over layers.
+    """
 
     precision: Format
     nbytes: int
@@ -9642,21 +9695,25 @@ class Alternative(NamedTuple):
 
 
 class SizePoint(NamedTuple):
-    """A file that --target-size could have made, and the error it would have."""
+    """Describe a file that --target-size could have made: its bytes, and its mean error."""
 
     nbytes: int
     error: float  # relative RMSE, in the mean over the layers that could be chosen
 
 
 class SizedPlan(NamedTuple):
-    """The plan of --target-size, and the files that it could have made instead."""
+    """Hold the plan of --target-size, and the files that it could have made instead."""
 
     plan: Plan
     sizes: tuple[SizePoint, ...]
 
 
 def lower_hull(alternatives: Iterable[Alternative]) -> list[Alternative]:
-    """Those that are best at some price of a byte, from the smallest to the largest."""
+    """Keep the alternatives that are best at some price of a byte, smallest first.
+
+    These are the corners of the lower convex hull of error over size. Between two of them the gain
+    per byte falls from step to step, so that greedy steps are the best ones.
+    """
     kept: list[Alternative] = []
     for more in sorted(alternatives, key=lambda row: (row.nbytes, row.error)):
         if kept and more.error >= kept[-1].error:
@@ -9668,12 +9725,12 @@ def lower_hull(alternatives: Iterable[Alternative]) -> list[Alternative]:
 
 
 def gain(less: Alternative, more: Alternative) -> float:
-    """Error that a byte more takes away."""
+    """Return the squared error that one byte more takes away between two alternatives."""
     return (less.error - more.error) / (more.nbytes - less.nbytes)
 
 
 def upgrades(layers: dict[str, list[Alternative]]) -> list[tuple[str, Alternative, Alternative]]:
-    """Every step along the layers' hulls, the one that gains most for its bytes first."""
+    """List every step (layer, from, to) along the layers' hulls, the best gain per byte first."""
     steps = [
         (name, less, more)
         for name, hull in layers.items()
@@ -9683,15 +9740,17 @@ def upgrades(layers: dict[str, list[Alternative]]) -> list[tuple[str, Alternativ
 
 
 def choose_for_size(layers: dict[str, list[Alternative]], budget: int) -> dict[str, Alternative]:
-    """The layers' precisions with the least total error in `budget` bytes, but for one step.
+    """Choose the layers' precisions with the least total error in `budget` bytes.
 
-    What is left when the next step does not fit is filled with any that do. Where the smallest
-    ones do not fit they come back all the same.
+    `layers` is {layer: its alternatives}. It is the optimum but for one step: room that is left
+    where the next step does not fit is filled with any alternatives that do. Where even the
+    smallest ones do not fit they come back all the same; the caller checks.
     """
     hulls = {name: lower_hull(rows) for name, rows in layers.items()}
     chosen = {name: hull[0] for name, hull in hulls.items()}
     left = budget - sum(row.nbytes for row in chosen.values())
     steps = [(name, more) for name, _, more in upgrades(hulls)]
+    # All alternatives, the least error first: what fills the room that the last step left.
     every = sorted((row.error, name, row) for name, rows in layers.items() for row in rows)
     for name, more in [*steps, *((name, row) for _, name, row in every)]:
         cost = more.nbytes - chosen[name].nbytes
@@ -9701,7 +9760,10 @@ def choose_for_size(layers: dict[str, list[Alternative]], budget: int) -> dict[s
 
 
 def size_curve(layers: dict[str, list[Alternative]], fixed: int) -> list[SizePoint]:
-    """Size and error after each step from the smallest file to the largest."""
+    """Compute size and error after each step, from the smallest file to the largest.
+
+    `fixed` are the bytes of all that is not chosen, headers included.
+    """
     hulls = {name: lower_hull(rows) for name, rows in layers.items()}
     size = fixed + sum(hull[0].nbytes for hull in hulls.values())
     error = sum(hull[0].error for hull in hulls.values())
@@ -9713,13 +9775,19 @@ def size_curve(layers: dict[str, list[Alternative]], fixed: int) -> list[SizePoi
 
 
 def mean_error(total: float, layers: dict) -> float:
+    """Return the relative RMSE in the mean over layers, from the sum of their squared errors."""
     return math.sqrt(max(total, 0.0) / len(layers))
 
 
 def measure_alternatives(
     options: Options, candidates: dict[str, list[TensorPlan]], ranks: Ranks
 ) -> dict[str, list[Alternative]]:
-    """Every candidate's size and error: each weight is read once, and quantised in each way."""
+    """Measure every candidate's size and error: {weight: its alternatives}.
+
+    `candidates` is {weight: its plans}. Each weight is read once and quantised in each way; the
+    ranks of a torchrun share the weights, and all of them get all results.
+    """
+    # The first candidate has the lowest precision: it is quantised, and so is read whole.
     plans = share_of([rows[0] for rows in candidates.values()], ranks)
     pieces = [piece for plan in plans for piece in pieces_of(plan)]
     dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
@@ -9743,7 +9811,11 @@ def measure_alternatives(
 
 
 def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float:
-    """Squared relative error of a layer as planned: of its output, if that is known."""
+    """Return the squared relative error of a layer as planned: of its output, if that is known.
+
+    `weight` [N, K] is the layer's weight as it was read. Without statistics it is the error of the
+    decoded weight.
+    """
     if not plan.is_quantised:
         dtype = TORCH_DTYPES[plan.dtype]
         made = compute.map(lambda rows: measure(rows, rows.to(dtype).float()), weight)
@@ -9765,6 +9837,7 @@ def plan_for_size(
     if not target:
         return None
     plans, _ = planner()
+    # What other options will add once the precisions are settled is left free now.
     target -= reserved(options, plans)
     widened = wide_halves(options, plans)
     start = {plan.ref.name: plan for plan in widen(plans, widened)}
@@ -9773,9 +9846,10 @@ def plan_for_size(
     fixed = size - sum(stored_bytes(start[name]) for name in candidates)
     refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
     layers = measure_alternatives(options, candidates, ranks)
-    layers = {name: layers[name] for name in candidates}  # in source order, whatever the ranks
-    # The header's size depends on the choice, which depends on it: `fixed` is what the last choice
-    # left for others. Should they never agree, the last one that fits is as good.
+    # In source order again, which the ranks' results are not: ties go by it.
+    layers = {name: layers[name] for name in candidates}
+    # `fixed` is what the last plan had besides the chosen layers, its header included. Should it
+    # never agree with the choice that was made by it, the last plan that fits is as good.
     for _ in range(SIZE_TRIALS):
         chosen = choose_for_size(layers, target - fixed)
         precisions = {name: row.precision for name, row in chosen.items()}
@@ -9791,7 +9865,11 @@ def plan_for_size(
 
 
 def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
-    """Bytes that options may add to a plan once its precisions are settled, at most."""
+    """Return the bytes that options may add at most once the precisions are settled.
+
+    --w4a4-share marks layers and --pre-quant-scale adds a tensor [K] to them, but both measure the
+    plan that comes out here.
+    """
     layers = [plan for plan in plans if plan.is_layer]
     added = len(layers) * MARK_BYTES if options.w4a4_share else 0
     if options.pre_quant_scale:
@@ -9800,13 +9878,14 @@ def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
 
 
 def wide_halves(options: Options, plans: Iterable[TensorPlan]) -> frozenset[str]:
-    """Tensors that would be float32 for a value beyond float16's, if they are not quantised."""
+    """Name the tensors that would be float32, for a value beyond float16's, if not quantised."""
     half = DTYPE_OPTIONS[options.dtype]
     halves = [plan_tensor(plan.ref, UNNAMED, half) if plan.is_quantised else plan for plan in plans]
     return float16_overflows(halves, options)
 
 
 def refuse_too_small(target: int, least: int) -> None:
+    """Raise ConvertError if the smallest file of this plan, `least` bytes, exceeds the target."""
     if least > target:
         raise ConvertError(
             f"{TARGET}: {target:,} bytes are too few: the smallest this plan allows is about "
@@ -9822,13 +9901,19 @@ def list_candidates(
     *,
     lower: bool,
 ) -> dict[str, list[TensorPlan]]:
-    """What each open layer could be besides what it is: all lower precisions, or all higher."""
+    """List what each open layer could be besides what it is: all lower precisions, or all higher.
+
+    Returns {weight: its plans, from the lowest precision}. Plans come from `planner`, so that
+    floors and input scales apply to them. Raises ConvertError where no layer is open to a choice.
+    """
     names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
+    # One plan of the whole model for each precision, as floors and scales depend on all of it.
     ways = [planner(chosen=dict.fromkeys(names, kind))[0] for kind in candidate_formats()]
     by_name = [{plan.ref.name: plan for plan in plans} for plans in ways]
     candidates = {}
     for name in names:
         first = start[name]
+        # 16-bit is always possible, whatever the rules make of the layer.
         (half,) = widen([plan_tensor(first.ref, UNNAMED, DTYPE_OPTIONS[options.dtype])], widened)
         plans = {plan.precision: plan for plan in [*(way[name] for way in by_name), half]}
         candidates[name] = [
@@ -10452,18 +10537,21 @@ def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
         return {path: stamp(path) for path in paths}
 
 
-# ── nvfp4/conversion.py: One conversion from end to end ───────────────────────────────────────────
+# ── nvfp4/conversion.py: Run one conversion from end to end, as the list of its phases ────────────
 
 def convert(options: Options, observe: Observe = unobserved) -> Report:
     """Run a conversion, or with `dry_run` plan it. Raises ConvertError, leaving nothing behind.
 
     Each phase returns a record with its notes; they come together in the report, and only there.
-    `observe` is told what the writing of the output is busy with.
+    `observe` is called with the name of each stage of writing the output (see `stages`). Under
+    `torchrun` all processes come here with the same options; each gets the report.
     """
     refuse_lone_shard(options.source)
-    with join_ranks() as ranks:  # first, so that one that fails is known to all
+    # Ranks meet before anything can fail, as one that stops alone would leave others waiting.
+    with join_ranks() as ranks:
         if not ranks.is_first:
             options = dataclasses.replace(options, quiet=True)
+        # Only headers are read here; weights are read while they are measured or encoded.
         source = read_source(options)
         pick_device(options.device, ranks)
         refuse_text_targets(options, source.model)
@@ -10473,7 +10561,8 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
         plan = sized.plan if sized else planner()
         tuned = tune_activations(options, plan.plans)
         plans = tuned.plans
-        if options.dry_run and not sized:  # for a size, float16 was asked already
+        # A size needed to know what float16 holds; a real run finds out while it writes.
+        if options.dry_run and not sized:
             plans = widen(plans, float16_overflows(plans, options))
         job = make_job(options, source.model, plans)
         outcome = rehearse(job) if options.dry_run else produce(job, ranks, observe)

@@ -1,4 +1,9 @@
-"""One conversion from end to end."""
+"""Run one conversion from end to end, as the list of its phases.
+
+Source, guides, plan, tuning, job, production, report: each phase is a function of a lower room
+which takes records and returns one. Nothing else calls the phases in their order; the command line,
+the Python interface and the benchmarks all come through `convert`.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +31,15 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
     """Run a conversion, or with `dry_run` plan it. Raises ConvertError, leaving nothing behind.
 
     Each phase returns a record with its notes; they come together in the report, and only there.
-    `observe` is told what the writing of the output is busy with.
+    `observe` is called with the name of each stage of writing the output (see `stages`). Under
+    `torchrun` all processes come here with the same options; each gets the report.
     """
     refuse_lone_shard(options.source)
-    with join_ranks() as ranks:  # first, so that one that fails is known to all
+    # Ranks meet before anything can fail, as one that stops alone would leave others waiting.
+    with join_ranks() as ranks:
         if not ranks.is_first:
             options = dataclasses.replace(options, quiet=True)
+        # Only headers are read here; weights are read while they are measured or encoded.
         source = read_source(options)
         pick_device(options.device, ranks)
         refuse_text_targets(options, source.model)
@@ -41,7 +49,8 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
         plan = sized.plan if sized else planner()
         tuned = tune_activations(options, plan.plans)
         plans = tuned.plans
-        if options.dry_run and not sized:  # for a size, float16 was asked already
+        # A size needed to know what float16 holds; a real run finds out while it writes.
+        if options.dry_run and not sized:
             plans = widen(plans, float16_overflows(plans, options))
         job = make_job(options, source.model, plans)
         outcome = rehearse(job) if options.dry_run else produce(job, ranks, observe)

@@ -1,4 +1,10 @@
-"""A job carried out, or rehearsed: its tensors encoded, written and published."""
+"""Carry a job out, or rehearse it: encode its tensors, write and publish them.
+
+`produce` writes through `write.partial_files` and notes progress in `write.journal`; each rank of a
+torchrun encodes its share of the tensors, and the first one publishes. Quantised tensors are read
+whole, all others in pieces. A value that float16 cannot hold is found here and makes the job start
+again with other dtypes.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +34,10 @@ from nvfp4.write.partial_files import PartialFiles
 
 
 class Produced(NamedTuple):
-    """What became of a job: as it was carried out at last, its layers' errors, and notes."""
+    """Hold what became of a job: as it was carried out at last, its layers' errors, and notes.
+
+    `damage` is {layer: Damage}, empty after a rehearsal.
+    """
 
     job: Job
     damage: dict[str, Damage]
@@ -45,14 +54,16 @@ def produce(job: Job, ranks: Ranks, observe: Observe = unobserved) -> Produced:
     """Carry the job out; a tensor that does not fit float16 makes it start again with float32.
 
     Raises ConvertError for what keeps it from being done, before the long work where it is known.
+    All ranks of a torchrun come here, and all return the same.
     """
     refuse_problems(job)
     options, plans, notes = job.options, job.plans, []
     with Journal(options, ranks) as journal:
         while True:
+            # Known from an earlier attempt, or from the run that --resume goes on with.
             if journal.widened:
                 job = make_job(options, job.model, widen(plans, journal.widened))
-                refuse_problems(job)  # of other shards
+                refuse_problems(job)  # wider tensors may lie in other shards
             notes += journal.begin(job)
             try:
                 damage, more = write_model(job, journal, ranks, observe)
@@ -63,12 +74,17 @@ def produce(job: Job, ranks: Ranks, observe: Observe = unobserved) -> Produced:
 
 
 def refuse_problems(job: Job) -> None:
+    """Raise ConvertError with all that is known to keep the output from being written."""
     if problems := output_problems(job):
         raise ConvertError(*problems)
 
 
 def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
-    """What came otherwise than it was asked for."""
+    """List notes on what came otherwise than it was asked for.
+
+    These are layers that lost most of their weights, a file larger than its target, and tensors
+    that are float32 because float16 cannot hold them. `damage` is {layer: Damage}.
+    """
     notes, target = [], job.options.target(job.model)
     lost = [layer for layer, found in damage.items() if found.relative_rmse > ROUNDED_WRONG_FROM]
     if lost:
@@ -87,7 +103,7 @@ def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
 def write_model(
     job: Job, journal: Journal, ranks: Ranks, observe: Observe = unobserved
 ) -> tuple[dict[str, Damage], list[str]]:
-    """Encode every tensor into partial files and publish them; returns layers' damage and notes.
+    """Encode every tensor into partial files and publish them; return layers' errors and notes.
 
     Raises Float16OverflowError in all ranks, and leaves no file, if a tensor of any does not fit.
     """
@@ -102,6 +118,7 @@ def write_model(
         Compute(device, dtype, search, threads) as compute,
         PartialFiles(job, journal, ranks, observe) as output,
     ):
+        # An overflow is not raised at once: the other ranks wait for this one at `gather`.
         overflows = False
         try:
             found = encode_share(plans, output, compute, options, observe)
@@ -118,7 +135,7 @@ def write_model(
             raise Float16OverflowError
         if ranks.rank == 0:
             output.publish()
-        ranks.gather()  # no rank ends well unless all of it is published
+        ranks.gather()  # a rank succeeds only if the whole output was published
     found = journal.done | {name: damage for found, *_ in shares for name, damage in found.items()}
     notes = [note for _, notes, _ in shares for note in notes]
     if journal.done:
@@ -134,7 +151,7 @@ def encode_share(
     options: Options,
     observe: Observe = unobserved,
 ) -> dict[str, Damage]:
-    """Read, encode and write these tensors; returns the damage of those that were quantised."""
+    """Read, encode and write these tensors; return {tensor: Damage} of those that are quantised."""
     todo = [piece for plan in plans for piece in pieces_of(plan)]
     compute.compile([plan for plan in plans if plan.is_quantised])
     pinned, found = compute.device.type == "cuda", {}
@@ -149,7 +166,7 @@ def encode_share(
             else:
                 with observe("encode"):
                     kept = cast(piece, data)
-                # the reader's buffer is filled again while this is written
+                # A clone, as the reader fills its buffer again while this is written.
                 stored = {name: [kept.clone() if kept is data else kept]}
                 if plan.ref.config:
                     text = bytearray(plan.config_bytes)
@@ -160,7 +177,7 @@ def encode_share(
                 for tensor in pieces:
                     output.write(key, tensor)
             if piece.end == plan.ref.nbytes:
-                if plan.bias:  # noted first: a layer that is noted has its bias
+                if plan.bias:  # noted first, as --resume takes a noted weight for a whole layer
                     output.finish(plan.bias.ref.name, None)
                 output.finish(name, found.get(name))
             bar.update(piece.nbytes)

@@ -1,4 +1,10 @@
-"""--w4a4-share and --pre-quant-scale."""
+"""Tune by recorded inputs: which layers stay W4A4, and per-channel smoothing.
+
+--w4a4-share takes 4-bit activations from the layers that gain most by it; --pre-quant-scale moves
+outliers of what is left from the activations into the weights. Both measure on the rows that a
+recording kept of each layer's input and on some rows of its weight. The plans they return differ in
+`full_precision`, `smoothing` and `input_scale` alone.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +30,21 @@ from nvfp4.progress import progress_bar
 from nvfp4.read.tensors import load, load_some_rows
 from nvfp4.reasons import Reason, Why
 
-SMOOTHING = (0.25, 0.5, 0.75)  # shares of an input's range that go over to the weight
-LEAST_SMOOTHING_GAIN = 0.05  # of the W4A4 output error
-FEEDBACK_LEAVES = 0.1  # of the plain search's squared output error
+# How much of an input's range goes over to the weight: shares that are tried for each layer.
+SMOOTHING = (0.25, 0.5, 0.75)
+# A pre_quant_scale has to lower the W4A4 output error by 5 %: older versions of ComfyUI ignore it
+# and give noise, so that it must be worth that.
+LEAST_SMOOTHING_GAIN = 0.05
+# Rounding by statistics comes later and leaves about a tenth of the plain search's squared output
+# error: what the search measures here counts by that much.
+FEEDBACK_LEAVES = 0.1
 
 
 class CurvePoint(NamedTuple):
-    """One more layer with full-precision matmul, and what that leaves."""
+    """Describe the trade-off once one more layer has full-precision matmul.
+
+    `layer` is that layer, "" at the beginning of the curve.
+    """
 
     layer: str
     share: float  # of the linear weights, in W4A4
@@ -38,7 +52,10 @@ class CurvePoint(NamedTuple):
 
 
 class Tuned(NamedTuple):
-    """Plans by what was measured, notes, and --w4a4-share's whole trade-off if it was asked for."""
+    """Hold plans changed by what was measured, and notes.
+
+    `curve` is --w4a4-share's whole trade-off, empty where it was not asked for.
+    """
 
     plans: list[TensorPlan]
     notes: tuple[str, ...]
@@ -46,14 +63,22 @@ class Tuned(NamedTuple):
 
 
 def tune_activations(options: Options, plans: list[TensorPlan]) -> Tuned:
-    """Do what --w4a4-share and --pre-quant-scale ask for, the second for what the first leaves."""
+    """Do what --w4a4-share and --pre-quant-scale ask for, the second for what the first leaves.
+
+    Without either, the plans come back as they are. Raises ConvertError where a share is asked for
+    and no layer has statistics.
+    """
     plans, shared, curve = share_w4a4(options, plans)
     plans, smoothing = smooth(options, plans)
     return Tuned(plans, (*shared, *smoothing), curve)
 
 
 def added_by_w4a4(plan: TensorPlan) -> float:
-    """Squared output error that 4-bit activations add, relative to the output's energy."""
+    """Measure the squared error of a layer's output that 4-bit activations add.
+
+    It is relative to the output's energy, on recorded rows and some rows of the exact weight; 0
+    where the output is.
+    """
     rows, weight = study(plan)
     energy = squared(rows @ weight.t())
     error = quantised_rows(rows, plan.input_scale) - rows
@@ -61,7 +86,7 @@ def added_by_w4a4(plan: TensorPlan) -> float:
 
 
 def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
-    """A layer's recorded input rows [r, K] and some rows of its weight [n, K], float32."""
+    """Load a layer's recorded input rows [r, K] and some rows of its weight [n, K], float32."""
     rows = torch.cat([load(refs[2]).float() for refs in plan.moments.recordings])
     return rows, load_some_rows(plan.ref).float()
 
@@ -71,8 +96,7 @@ def share_w4a4(
 ) -> tuple[list[TensorPlan], list[str], tuple[CurvePoint, ...]]:
     """Mark W4A4 layers for full-precision matmul, those first that gain most for their work.
 
-    Until no more than --w4a4-share of the linear weights is left in W4A4. Returns plans, notes, and
-    the whole curve, whatever other options marked.
+    Returns plans, notes and the whole curve, whatever other options marked.
     """
     wanted = options.w4a4_share
     if wanted is None:
@@ -85,6 +109,7 @@ def share_w4a4(
     work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
     bar = progress_bar("comparing", studied, quiet=options.quiet)
     added = {plan.ref.name: added_by_w4a4(plan) for plan in bar}
+    # By error for each weight; names break ties, so that equal inputs give equal plans.
     order = sorted(added, key=lambda name: (-added[name] / work[name], name))
     left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
     marked = {plan.ref.name for plan in studied if plan.full_precision}
@@ -116,9 +141,14 @@ def share_w4a4(
 def trade_off(
     order: list[str], added: dict[str, float], work: dict[str, float], share: float
 ) -> tuple[CurvePoint, ...]:
-    """What is left in W4A4, and of the error it adds, after each layer in turn."""
+    """Compute what is left in W4A4, and of the error it adds, after each layer in turn.
+
+    `order` are the layers' weights; `added` and `work` are {weight: squared error it adds} and
+    {weight: its share of the linear weights}; `share` is the W4A4 share with none marked. The first
+    point has all of the error, the last none.
+    """
     names, points = [*order], [CurvePoint("", share, 1.0)]
-    whole = sum(added.values()) or 1.0
+    whole = sum(added.values()) or 1.0  # layers without any error: a curve all the same
     while names:
         name = names.pop(0)
         share, error = max(share - work[name], 0.0), sum(added[name] for name in names) / whole
@@ -127,7 +157,10 @@ def trade_off(
 
 
 def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
-    """Give W4A4 layers a pre_quant_scale where that lowers their output error."""
+    """Give W4A4 layers a pre_quant_scale where that lowers their output error.
+
+    Returns the plans and a note on how many gained, and on what such a file asks of ComfyUI.
+    """
     if not options.pre_quant_scale:
         return plans, []
     candidates = [plan for plan in plans if plan.is_w4a4 and plan.moments]
@@ -143,10 +176,17 @@ def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan],
 
 
 def smoothed(plan: TensorPlan) -> TensorPlan:
-    """The plan with the per-channel scales that leave the least W4A4 output error, if any gain."""
+    """Return the plan with the per-channel scales that leave the least W4A4 output error.
+
+    Scales are [K], bfloat16: the input is multiplied by them and the weight divided, so that the
+    exact output stays. Candidates are w ** (1 - s) / x ** s for the shares s in SMOOTHING, with x
+    and w the largest magnitudes of a channel's input and weight. The same plan comes back where
+    none gains.
+    """
     rows, weight = study(plan)
     exact = rows @ weight.t()
     absmax = torch.stack([load(refs[-1]) for refs in plan.moments.recordings]).amax(0)
+    # A channel that was never used has magnitude 0, and would get an infinite scale.
     ranges = absmax.clamp(min=float(absmax.max()) * 2.0**-10 or 1.0)
     weights = weight.abs().amax(0)
     weights = weights.clamp(min=float(weights.max()) * 2.0**-10 or 1.0)
@@ -165,10 +205,11 @@ def smoothed(plan: TensorPlan) -> TensorPlan:
         return plan.input_scale * float((absmax * scale).max() / absmax.max())
 
     best, least = plan, error(torch.ones_like(absmax), plan.input_scale)
-    least *= (1 - LEAST_SMOOTHING_GAIN) ** 2
+    least *= (1 - LEAST_SMOOTHING_GAIN) ** 2  # errors here are squared
     for share in SMOOTHING:
         scale = weights ** (1 - share) / ranges**share
-        scale = (scale / scale.log().mean().exp()).bfloat16()  # what any matmul's dtype can hold
+        # Scales have the geometric mean 1, in a dtype that every matmul's own can represent.
+        scale = (scale / scale.log().mean().exp()).bfloat16()
         found = error(scale.float(), input_scale(scale.float()))
         if found < least:
             least = found

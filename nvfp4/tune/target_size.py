@@ -1,4 +1,10 @@
-"""--target-size."""
+"""Choose precisions for --target-size by what each byte gains.
+
+Every open layer is measured in each precision that it could have. Then layers are raised, the best
+gain per byte first, until the file is just smaller than the target: a Lagrangian choice on each
+layer's lower convex hull. The same measurements give the curve of other sizes that the report
+shows.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +32,20 @@ from nvfp4.plan.records import UNNAMED, Plan, TensorPlan, plan_tensor, widen
 from nvfp4.progress import progress_bar
 from nvfp4.ranks import Ranks
 
-SIZE_TRIALS = 8  # until a header's size is that of the choice it depends on
-MARK_BYTES = 96  # of a layer's full-precision mark, in its comfy_quant and in the header
-SCALE_BYTES = 200  # of a pre_quant_scale's entry in the header, and the alignment
+# The header's size depends on the precisions chosen, and these on the bytes that it leaves: the
+# choice is repeated up to 8 times until both agree.
+SIZE_TRIALS = 8
+# The most bytes that a mark for full-precision matmul takes, in comfy_quant and in the header.
+MARK_BYTES = 96
+# The most bytes of a pre_quant_scale besides its values: its entry in the header, and alignment.
+SCALE_BYTES = 200
 
 
 class Alternative(NamedTuple):
-    """A precision that a layer could have, the bytes it would take, and its error."""
+    """Describe a precision that a layer could have: the bytes it would take, and its error.
+
+    Errors are squared, so that they add up over layers.
+    """
 
     precision: Format
     nbytes: int
@@ -40,21 +53,25 @@ class Alternative(NamedTuple):
 
 
 class SizePoint(NamedTuple):
-    """A file that --target-size could have made, and the error it would have."""
+    """Describe a file that --target-size could have made: its bytes, and its mean error."""
 
     nbytes: int
     error: float  # relative RMSE, in the mean over the layers that could be chosen
 
 
 class SizedPlan(NamedTuple):
-    """The plan of --target-size, and the files that it could have made instead."""
+    """Hold the plan of --target-size, and the files that it could have made instead."""
 
     plan: Plan
     sizes: tuple[SizePoint, ...]
 
 
 def lower_hull(alternatives: Iterable[Alternative]) -> list[Alternative]:
-    """Those that are best at some price of a byte, from the smallest to the largest."""
+    """Keep the alternatives that are best at some price of a byte, smallest first.
+
+    These are the corners of the lower convex hull of error over size. Between two of them the gain
+    per byte falls from step to step, so that greedy steps are the best ones.
+    """
     kept: list[Alternative] = []
     for more in sorted(alternatives, key=lambda row: (row.nbytes, row.error)):
         if kept and more.error >= kept[-1].error:
@@ -66,12 +83,12 @@ def lower_hull(alternatives: Iterable[Alternative]) -> list[Alternative]:
 
 
 def gain(less: Alternative, more: Alternative) -> float:
-    """Error that a byte more takes away."""
+    """Return the squared error that one byte more takes away between two alternatives."""
     return (less.error - more.error) / (more.nbytes - less.nbytes)
 
 
 def upgrades(layers: dict[str, list[Alternative]]) -> list[tuple[str, Alternative, Alternative]]:
-    """Every step along the layers' hulls, the one that gains most for its bytes first."""
+    """List every step (layer, from, to) along the layers' hulls, the best gain per byte first."""
     steps = [
         (name, less, more)
         for name, hull in layers.items()
@@ -81,15 +98,17 @@ def upgrades(layers: dict[str, list[Alternative]]) -> list[tuple[str, Alternativ
 
 
 def choose_for_size(layers: dict[str, list[Alternative]], budget: int) -> dict[str, Alternative]:
-    """The layers' precisions with the least total error in `budget` bytes, but for one step.
+    """Choose the layers' precisions with the least total error in `budget` bytes.
 
-    What is left when the next step does not fit is filled with any that do. Where the smallest
-    ones do not fit they come back all the same.
+    `layers` is {layer: its alternatives}. It is the optimum but for one step: room that is left
+    where the next step does not fit is filled with any alternatives that do. Where even the
+    smallest ones do not fit they come back all the same; the caller checks.
     """
     hulls = {name: lower_hull(rows) for name, rows in layers.items()}
     chosen = {name: hull[0] for name, hull in hulls.items()}
     left = budget - sum(row.nbytes for row in chosen.values())
     steps = [(name, more) for name, _, more in upgrades(hulls)]
+    # All alternatives, the least error first: what fills the room that the last step left.
     every = sorted((row.error, name, row) for name, rows in layers.items() for row in rows)
     for name, more in [*steps, *((name, row) for _, name, row in every)]:
         cost = more.nbytes - chosen[name].nbytes
@@ -99,7 +118,10 @@ def choose_for_size(layers: dict[str, list[Alternative]], budget: int) -> dict[s
 
 
 def size_curve(layers: dict[str, list[Alternative]], fixed: int) -> list[SizePoint]:
-    """Size and error after each step from the smallest file to the largest."""
+    """Compute size and error after each step, from the smallest file to the largest.
+
+    `fixed` are the bytes of all that is not chosen, headers included.
+    """
     hulls = {name: lower_hull(rows) for name, rows in layers.items()}
     size = fixed + sum(hull[0].nbytes for hull in hulls.values())
     error = sum(hull[0].error for hull in hulls.values())
@@ -111,13 +133,19 @@ def size_curve(layers: dict[str, list[Alternative]], fixed: int) -> list[SizePoi
 
 
 def mean_error(total: float, layers: dict) -> float:
+    """Return the relative RMSE in the mean over layers, from the sum of their squared errors."""
     return math.sqrt(max(total, 0.0) / len(layers))
 
 
 def measure_alternatives(
     options: Options, candidates: dict[str, list[TensorPlan]], ranks: Ranks
 ) -> dict[str, list[Alternative]]:
-    """Every candidate's size and error: each weight is read once, and quantised in each way."""
+    """Measure every candidate's size and error: {weight: its alternatives}.
+
+    `candidates` is {weight: its plans}. Each weight is read once and quantised in each way; the
+    ranks of a torchrun share the weights, and all of them get all results.
+    """
+    # The first candidate has the lowest precision: it is quantised, and so is read whole.
     plans = share_of([rows[0] for rows in candidates.values()], ranks)
     pieces = [piece for plan in plans for piece in pieces_of(plan)]
     dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
@@ -141,7 +169,11 @@ def measure_alternatives(
 
 
 def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float:
-    """Squared relative error of a layer as planned: of its output, if that is known."""
+    """Return the squared relative error of a layer as planned: of its output, if that is known.
+
+    `weight` [N, K] is the layer's weight as it was read. Without statistics it is the error of the
+    decoded weight.
+    """
     if not plan.is_quantised:
         dtype = TORCH_DTYPES[plan.dtype]
         made = compute.map(lambda rows: measure(rows, rows.to(dtype).float()), weight)
@@ -163,6 +195,7 @@ def plan_for_size(
     if not target:
         return None
     plans, _ = planner()
+    # What other options will add once the precisions are settled is left free now.
     target -= reserved(options, plans)
     widened = wide_halves(options, plans)
     start = {plan.ref.name: plan for plan in widen(plans, widened)}
@@ -171,9 +204,10 @@ def plan_for_size(
     fixed = size - sum(stored_bytes(start[name]) for name in candidates)
     refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
     layers = measure_alternatives(options, candidates, ranks)
-    layers = {name: layers[name] for name in candidates}  # in source order, whatever the ranks
-    # The header's size depends on the choice, which depends on it: `fixed` is what the last choice
-    # left for others. Should they never agree, the last one that fits is as good.
+    # In source order again, which the ranks' results are not: ties go by it.
+    layers = {name: layers[name] for name in candidates}
+    # `fixed` is what the last plan had besides the chosen layers, its header included. Should it
+    # never agree with the choice that was made by it, the last plan that fits is as good.
     for _ in range(SIZE_TRIALS):
         chosen = choose_for_size(layers, target - fixed)
         precisions = {name: row.precision for name, row in chosen.items()}
@@ -189,7 +223,11 @@ def plan_for_size(
 
 
 def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
-    """Bytes that options may add to a plan once its precisions are settled, at most."""
+    """Return the bytes that options may add at most once the precisions are settled.
+
+    --w4a4-share marks layers and --pre-quant-scale adds a tensor [K] to them, but both measure the
+    plan that comes out here.
+    """
     layers = [plan for plan in plans if plan.is_layer]
     added = len(layers) * MARK_BYTES if options.w4a4_share else 0
     if options.pre_quant_scale:
@@ -198,13 +236,14 @@ def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
 
 
 def wide_halves(options: Options, plans: Iterable[TensorPlan]) -> frozenset[str]:
-    """Tensors that would be float32 for a value beyond float16's, if they are not quantised."""
+    """Name the tensors that would be float32, for a value beyond float16's, if not quantised."""
     half = DTYPE_OPTIONS[options.dtype]
     halves = [plan_tensor(plan.ref, UNNAMED, half) if plan.is_quantised else plan for plan in plans]
     return float16_overflows(halves, options)
 
 
 def refuse_too_small(target: int, least: int) -> None:
+    """Raise ConvertError if the smallest file of this plan, `least` bytes, exceeds the target."""
     if least > target:
         raise ConvertError(
             f"{TARGET}: {target:,} bytes are too few: the smallest this plan allows is about "
@@ -220,13 +259,19 @@ def list_candidates(
     *,
     lower: bool,
 ) -> dict[str, list[TensorPlan]]:
-    """What each open layer could be besides what it is: all lower precisions, or all higher."""
+    """List what each open layer could be besides what it is: all lower precisions, or all higher.
+
+    Returns {weight: its plans, from the lowest precision}. Plans come from `planner`, so that
+    floors and input scales apply to them. Raises ConvertError where no layer is open to a choice.
+    """
     names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
+    # One plan of the whole model for each precision, as floors and scales depend on all of it.
     ways = [planner(chosen=dict.fromkeys(names, kind))[0] for kind in candidate_formats()]
     by_name = [{plan.ref.name: plan for plan in plans} for plans in ways]
     candidates = {}
     for name in names:
         first = start[name]
+        # 16-bit is always possible, whatever the rules make of the layer.
         (half,) = widen([plan_tensor(first.ref, UNNAMED, DTYPE_OPTIONS[options.dtype])], widened)
         plans = {plan.precision: plan for plan in [*(way[name] for way in by_name), half]}
         candidates[name] = [
