@@ -106,10 +106,12 @@ def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict
             raise ValueError("it does not begin with {")
     except ValueError as error:
         raise DamagedFileError(f"{path}: the safetensors header is damaged: {error}") from error
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None)
+    # The library reads null as no metadata, and some writers put it where they have none.
+    metadata = {} if metadata is None else metadata
     if len(header) > MAX_TENSORS:
         raise ConvertError(f"{path}: has {len(header):,} tensors; {MAX_TENSORS:,} are read")
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+    if not isinstance(metadata, dict) or not all(map(is_text, (*metadata, *metadata.values()))):
         raise DamagedFileError(f"{path}: the safetensors header's __metadata__ must map to strings")
     # Offsets count from the end of the header: 8 bytes of length, then the JSON.
     refs = [parse_entry(path, 8 + length, name, entry) for name, entry in header.items()]
@@ -119,16 +121,25 @@ def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict
     return {ref.name: ref for ref in refs}, metadata
 
 
+def is_text(value: object) -> bool:
+    """Tell whether a JSON value is a string that UTF-8 can hold: no half of a surrogate pair."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
 def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> TensorRef:
     """Check one tensor's entry of a safetensors header, and make a TensorRef of it.
 
     `data_begin` is where the data section starts in the file, which `data_offsets` count from.
     Types are checked strictly, as bool and float pass for int in Python, and the shape's bits have
-    to be those of the range. Raises DamagedFileError.
+    to be those of the range. Raises DamagedFileError, or a plain ConvertError for a name that the
+    library takes.
     """
     # A lone surrogate, which JSON allows in a name, is not printable and cannot be written either.
     if len(name) > MAX_NAME or not name.isprintable():
         long = f"{len(name):,} characters" if len(name) > MAX_NAME else "a control character"
+        # The library takes any text for a name, but a half of a surrogate pair is none.
+        if is_text(name):
+            raise ConvertError(f"{path}: tensor {name[:EXCERPT]}: its name has {long}")
         raise DamagedFileError(
             f"{path}: tensor {name[:EXCERPT]}: damaged or unknown entry: its name has {long}"
         )

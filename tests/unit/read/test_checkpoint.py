@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from nvfp4.errors import ConvertError
+from nvfp4.errors import ConvertError, DamagedFileError
 from nvfp4.read.checkpoint import open_model, read_header
 from support.files import raw_safetensors
 
@@ -205,3 +205,44 @@ def test_a_malformed_index(tmp_path, text):
 def test_a_folder_must_hold_one_model(tmp_path):
     with pytest.raises(ConvertError, match="holds no "):
         open_model(tmp_path)
+
+
+NO_METADATA = b'{"__metadata__":null,"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+
+
+def test_metadata_of_null_is_none_as_in_the_safetensors_library(tmp_path):
+    path = raw_safetensors(tmp_path / "m.safetensors", NO_METADATA, bytes(8))
+    with safe_open(path, "pt") as library:
+        assert not library.metadata()
+    tensors, metadata = read_header(path)
+    assert ([*tensors], metadata) == (["a"], {})
+
+
+def test_one_shard_of_null_metadata_leaves_that_of_the_others(tmp_path):
+    raw_safetensors(tmp_path / "1.safetensors", NO_METADATA, bytes(8))
+    save_file({"b": torch.ones(2)}, tmp_path / "2.safetensors", metadata={"format": "pt"})
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
+    assert open_model(index).metadata == {"format": "pt"}
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\u00a0b", "a\ue000b", "a" * 20_000])
+def test_a_name_that_the_library_takes_is_refused_but_not_called_damage(name, tmp_path):
+    path = raw_safetensors(tmp_path / "m.safetensors", {name: F32_PAIR}, bytes(8))
+    with safe_open(path, "pt") as library:
+        assert [*library.keys()] == [name]
+    with pytest.raises(ConvertError, match="its name has") as caught:
+        read_header(path)
+    assert not isinstance(caught.value, DamagedFileError)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [{"\ud800": F32_PAIR}, {"__metadata__": {"k": "\ud800"}}, {"__metadata__": {"\udfff": ""}}],
+)
+def test_half_of_a_surrogate_pair_is_damage_to_both(header, tmp_path):
+    path = raw_safetensors(tmp_path / "m.safetensors", {"a": F32_PAIR} | header, bytes(8))
+    with pytest.raises(Exception, match="header"):
+        safe_open(path, "pt")
+    with pytest.raises(DamagedFileError):
+        read_header(path)
