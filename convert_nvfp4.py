@@ -225,7 +225,7 @@ LEAST_NORMAL_E4M3 = 2.0**-6
 
 
 def round_up(size: int, multiple: int) -> int:
-    """Round a size up to the next multiple; a size that is one stays."""
+    """Round a size up to the next multiple; one that is a multiple already stays as it is."""
     return -(-size // multiple) * multiple
 
 
@@ -413,6 +413,7 @@ def write_bytes(data: bytes, path: Path) -> None:
 
     Raises ConvertError. Nothing is left behind then, nor after Ctrl-C.
     """
+    # BaseException: after Ctrl-C, too, nothing of a half-written file is left.
     try:
         with translated(path, "cannot write"):
             write_unfinished(data, path).replace(path)
@@ -607,6 +608,7 @@ def compiled(pattern: str) -> re.Pattern:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return re.compile(pattern)
+    # Some 500 nested brackets are enough for it.
     except RecursionError:
         raise ValueError("is nested too deep") from None
     except (re.error, OverflowError) as error:
@@ -661,7 +663,8 @@ class Family:
     edge_blocks: int = EDGE_BLOCKS
     keeps: tuple[Keep, ...] = ()
     full_precision: str = ""
-    shape_read: str = r"(?!)"  # A pattern that matches nothing.
+    # The default is a pattern that matches nothing.
+    shape_read: str = r"(?!)"
     image: bool = False
 
     @property
@@ -1041,6 +1044,7 @@ def shipped_path(given: str | Path, folder: str) -> Path:
         return path
     if exists(shipped):
         return shipped
+    # calib/ has other files, too: name only such as the option takes.
     kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
     there = ", ".join(sorted(file.name for file in (HERE / folder).glob(kind)))
     raise argparse.ArgumentTypeError(f"no file {given}, neither as given nor in {folder}/: {there}")
@@ -1080,7 +1084,7 @@ def positive_float(given: str | float) -> float:
 
 def fraction(given: str | float) -> float:
     """Read a share: above 0, and at most 1."""
-    # Percent signs are not read: 60 would be no share, and 0.6 is.
+    # 60 per cent is written 0.6: a percent sign is not read.
     number = positive_float(given)
     if number > 1:
         raise argparse.ArgumentTypeError(f"{given} is no share: 1 is all")
@@ -1105,6 +1109,7 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
     would merge nothing, nor beyond float32.
     """
     if isinstance(given, str):
+        # Not all that float() reads: it takes nan and inf, and 1_0 for 10.
         number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
         found = re.fullmatch(rf"(.+?)(?::({number}))?", given, re.DOTALL)
         file, strength = (found[1], float(found[2] or 1)) if found else ("", 0.0)
@@ -1119,6 +1124,7 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
 
 def natural(given: str | int) -> int:
     """Read a number of blocks: 0 or more, of up to six digits."""
+    # int() would take signs, spaces and underscores, and True for 1.
     if not re.fullmatch(r"\d{1,6}", str(given)):
         raise argparse.ArgumentTypeError(f"{given!r} is no number of blocks")
     return int(given)
@@ -1402,7 +1408,7 @@ def option(default: object, group: str, kind: Kind, text: str = "", **facts: Any
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a number; Python counts True and False as some."""
+    """Tell whether a value is a number; Python counts True and False among them."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -1421,6 +1427,7 @@ def options_of(task: type) -> list[Option]:
 
     They are in the order of the fields, which is that of `--help`.
     """
+    # Name and default are the field's, so that the table says neither twice.
     rows = []
     for entry in dataclasses.fields(task):
         row = entry.metadata[ROW]
@@ -1488,6 +1495,7 @@ def check_task(task: Any) -> None:
 
 def paths_of(value: object) -> Iterator[Path]:
     """Find the paths in an option's value, which may be None, a path, a LoRA or several of them."""
+    # A Lora is a tuple, too, but its strength is no path.
     if isinstance(value, Lora):
         yield value.path
     elif isinstance(value, tuple):
@@ -1594,7 +1602,7 @@ def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions
 
 
 def original_only(flag: str, path: Path, _: GivenOptions) -> str:
-    """Refuse a GGUF as SOURCE, in whose place it is often given: the model it was made from is."""
+    """Refuse a GGUF as SOURCE: the model that it was made from has to be given."""
     wrong = path.suffix.lower() == ".gguf"
     return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
 
@@ -1606,7 +1614,7 @@ def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
 
 
 def large_enough(flag: str, size: int, _: GivenOptions) -> str:
-    """Refuse shards of less than LEAST_SHARD bytes; "5" is given where "5GB" is meant."""
+    """Refuse shards of less than LEAST_SHARD bytes: whoever gives "5" means "5GB"."""
     wrong = size < LEAST_SHARD
     return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
 
@@ -1644,6 +1652,7 @@ class Options:
         "(default: {default})",
         aliases=(Alias("--use-ck-quant", "amax", "another name for --scale-search amax",
                        conflicts=(Other("--scale-search"),)),))
+    # LoRAs are merged before layers are measured, so they change precisions by --target-size, too.
     merge_lora: tuple[Lora, ...] = option(
         (), GENERAL, Kind(lora_file, "FILE[:STRENGTH]", repeatable=True),
         "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)", reads=True)
@@ -1860,6 +1869,7 @@ class Options:
             for row in options_of(type(self))
             if row.trace and getattr(self, row.name) != row.default
         }
+        # HEADER_ORDER comes first; rows that it lacks keep the table's order behind it.
         order = dict.fromkeys([*HEADER_ORDER, *values])
         return {name: values[name] for name in order if name in values}
 
@@ -4780,7 +4790,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that prints, and that names the finished files."""
+        """Tell whether this process is the one that prints, and that names the finished files."""
         return self.rank == 0
 
     def gather(self, value: object = None) -> list:
@@ -5476,7 +5486,7 @@ def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
 
 
 def load_some_rows(ref: TensorRef) -> torch.Tensor:
-    """Read rows of a weight [N, K] that stand for all of it: [min(N, STUDIED_ROWS), K].
+    """Read a sample of a weight's rows: [min(N, STUDIED_ROWS), K] of [N, K].
 
     A weight of more rows gives as many from each of STRIPES places, evenly spread, the first and
     last rows among them. Only these are read from the disk, unless the weight is patched. The dtype
@@ -5722,7 +5732,7 @@ def read_whole(path: Path) -> bytes:
 
 
 def parse_json(text: str, hook: Callable | None = None) -> object:
-    """Parse JSON of a size and depth that parsing, and what is done with it, can bear.
+    """Parse JSON within the limits MAX_JSON_VALUES, MAX_JSON_DEPTH and MAX_DIGITS.
 
     An empty list takes two bytes here and 72 in memory; nesting ends in a RecursionError wherever
     the value is written again; a number of a million digits takes minutes. `hook` is called with
@@ -5762,9 +5772,10 @@ def load_json(path: Path, what: str) -> dict:
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """Make a dict of an object's pairs, as a hook for `parse_json`; raise ValueError for twins.
+    """Make a dict of an object's pairs, as a hook for `parse_json`; refuse a key that comes twice.
 
-    json's default keeps the last of two equal keys: a tensor would vanish unnoticed.
+    json's default keeps the last of two equal keys: a tensor would vanish unnoticed. Raises
+    ValueError, which `load_json` and the header's reader turn into a line on the file.
     """
     # Keys are counted only where one is missing: headers of 100,000 entries come through here.
     found = dict(pairs)
@@ -8444,6 +8455,7 @@ class Finding:
 # The outcomes were seen in ComfyUI 0.29 and 0.33 with files that were broken in this way;
 # tests/whole/test_consumer.py breaks and loads them again.
 DEFECTS = {
+    # The safetensors library pads its header, and sorts tensors by the size of their items.
     "unaligned": Defect(
         Outcome.LOADS,
         "tensors start at no multiple of their item size",
@@ -8456,6 +8468,7 @@ DEFECTS = {
         "ComfyUI is content with either; other loaders read the one or the other",
         "write both, identical",
     ),
+    # The header's entries are written over the tensors before loading (comfy/utils.py).
     "two forms": Defect(
         Outcome.LOADS,
         "layers have a comfy_quant that differs from the header's entry",
@@ -8506,6 +8519,7 @@ DEFECTS = {
         "ComfyUI loads them, as these need no padding; 4 bits in the output layer show",
         "keep these layers 16-bit",
     ),
+    # 448 is the largest number of E4M3, which the input is cast to.
     "clamped": Defect(
         Outcome.WORSE,
         "FP8 layers have neither an input scale nor full-precision matmul",
@@ -8537,6 +8551,7 @@ DEFECTS = {
         "ComfyUI warns of missing keys and starts with weights of no meaning",
         "convert again from this source",
     ),
+    # No defect of ours: rounding by statistics changes biases on purpose.
     "moved bias": Defect(
         Outcome.LOADS,
         "biases are not the source's, in a file that was rounded by --activation-stats",
@@ -8549,6 +8564,7 @@ DEFECTS = {
         "nothing says whether they are right",
         "give the source that this file was made from",
     ),
+    # FP8 that was merely cast needs no scale: see LARGE_WEIGHT in `stored.lint`.
     "unscaled": Defect(
         Outcome.WRONG,
         "FP8 weights have no scale, and are too large to need none",
@@ -8841,7 +8857,7 @@ LARGE_WEIGHT = 100.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileFacts:
-    """Tell what a layer's reading depends on besides the layer itself.
+    """Hold what the checks of a layer depend on besides the layer itself.
 
     legacy: whether scaled FP8's marker is in the file and in force.
     fp8_matmul: whether that marker asks for FP8 activations, so that layers need input scales.
@@ -10134,7 +10150,8 @@ SPELLINGS = (
 # {diffusers' layer: native layer}. A group named `rows` is a part of a fused layer, see FUSED_ROWS;
 # one named `swapped` has scale and shift in the other order.
 DIFFUSERS = (
-    (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {  # Flux, Hunyuan Video
+    # Flux and Hunyuan Video.
+    (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {
         r"attn_to_(?P<rows>[qkv])": "img_attn_qkv",
         r"attn_add_(?P<rows>[qkv])_proj": "txt_attn_qkv",
         "attn_to_out_0": "img_attn_proj",
@@ -10151,7 +10168,8 @@ DIFFUSERS = (
     (r"single_transformer_blocks_(\d+)_", r"single_blocks_\1_", {
         r"attn_to_(?P<rows>[qkv])": "linear1",
         r"(?P<rows>proj_mlp)": "linear1",
-        "attn_to_qkv_mlp_proj": "linear1",  # Flux 2
+        # Flux 2, which has the layer fused already.
+        "attn_to_qkv_mlp_proj": "linear1",
         "proj_out|attn_to_out": "linear2",
         "norm_linear": "modulation_lin",
         r"attn_norm_([qk])": r"\2_norm",
@@ -10165,7 +10183,8 @@ DIFFUSERS = (
         r"time_text_embed_guidance_embedder_(\w+)": r"guidance_in_\1",
         "proj_out": "final_layer_linear",
         "norm_out_(?P<swapped>linear)": "final_layer_adaLN_modulation_1",
-        "all_x_embedder_2-1": "x_embedder",  # Z-Image
+        # Z-Image.
+        "all_x_embedder_2-1": "x_embedder",
         "all_final_layer_2-1_(.+)": r"final_layer_\1",
     }),
     (r"((?:layers|context_refiner|noise_refiner)_\d+)_attention_", r"\1_attention_", {
@@ -10173,7 +10192,8 @@ DIFFUSERS = (
         "to_out_0": "out",
         r"norm_([qk])": r"\2_norm",
     }),
-    (r"(blocks_\d+)_", r"\1_", {  # Wan, in names ComfyUI leaves out
+    # Wan, in names that ComfyUI does not load LoRAs by.
+    (r"(blocks_\d+)_", r"\1_", {
         r"attn1_(?:to_(?=[qkv])|(?=norm_))(\w+)": r"self_attn_\2",
         r"attn2_(?:to_(?=[qkv])|(?=norm_[qk]$))(\w+)": r"cross_attn_\2",
         r"attn2_add_([kv])_proj": r"cross_attn_\2_img",
@@ -10351,6 +10371,7 @@ def find_misfit(patch: Patch, target: TensorRef) -> str:
 
 def describe_unmatched(keys: list[str]) -> str:
     """Tell how many keys match nothing, what they are where that is known, and the first few."""
+    # Known kinds are counted from the beginning of a key, prefixes not stripped.
     kinds = {what: sum(bool(re.match(row, k)) for k in keys) for what, row in NOT_MERGED.items()}
     told = "".join(f", {count} {what}" for what, count in kinds.items() if count)
     return f"{len(keys)} keys match no tensor of the model{told}: {examples(keys)}"
@@ -11544,6 +11565,7 @@ def carry_out(task: Options | Verification) -> int:
         show_problems(error)
         return 1
     except KeyboardInterrupt:
+        # The journal stays only with --resume; else the partial files were deleted.
         resumes = isinstance(task, Options) and task.resume
         left = "the same command goes on from here" if resumes else "nothing was written"
         if exists(path) and not (older and is_still(older, path)):

@@ -52,7 +52,7 @@ LEAST_NORMAL_E4M3 = 2.0**-6
 
 
 def round_up(size: int, multiple: int) -> int:
-    """Round a size up to the next multiple; a size that is one stays."""
+    """Round a size up to the next multiple; one that is a multiple already stays as it is."""
     return -(-size // multiple) * multiple
 
 

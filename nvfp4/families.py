@@ -62,7 +62,8 @@ class Family:
     edge_blocks: int = EDGE_BLOCKS
     keeps: tuple[Keep, ...] = ()
     full_precision: str = ""
-    shape_read: str = r"(?!)"  # A pattern that matches nothing.
+    # The default is a pattern that matches nothing.
+    shape_read: str = r"(?!)"
     image: bool = False
 
     @property

@@ -191,6 +191,7 @@ def write_bytes(data: bytes, path: Path) -> None:
 
     Raises ConvertError. Nothing is left behind then, nor after Ctrl-C.
     """
+    # BaseException: after Ctrl-C, too, nothing of a half-written file is left.
     try:
         with translated(path, "cannot write"):
             write_unfinished(data, path).replace(path)

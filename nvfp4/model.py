@@ -180,6 +180,7 @@ def compiled(pattern: str) -> re.Pattern:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return re.compile(pattern)
+    # Some 500 nested brackets are enough for it.
     except RecursionError:
         raise ValueError("is nested too deep") from None
     except (re.error, OverflowError) as error:

@@ -37,7 +37,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that prints, and that names the finished files."""
+        """Tell whether this process is the one that prints, and that names the finished files."""
         return self.rank == 0
 
     def gather(self, value: object = None) -> list:

@@ -144,7 +144,7 @@ class Module:
 
     @property
     def statements(self) -> str:
-        """Cut the docstring and the imports out of the module's text.
+        """Return the module's text without its docstring and its imports.
 
         What is left keeps its comments and its form, line by line.
         """
@@ -175,7 +175,8 @@ class Builder:
 
     def __init__(self, root: Path):
         self.root, self.owners = root, {}
-        self.imported: set[str] = set()  # lines of imports that are written already
+        # Lines of imports that are written already, and `module:name` of their names.
+        self.imported: set[str] = set()
         self.done: set[str] = {TEMPLATE}
         self.parts: list[str] = []
 
@@ -200,11 +201,16 @@ class Builder:
         self.done.add(name)
         module.check(self.owners)
         found.append(module)
+        # The rest of such a room comes right after the first of it that is needed.
         if loads_all(module.path.parent):
             self.closure(name.rpartition(".")[0], found, path)
 
     def add_imports(self, nodes: list[ast.stmt]) -> None:
-        """Write imports of other packages that are not there yet: standard library first."""
+        """Write imports of other packages that are not there yet: standard library first.
+
+        nodes: import statements of several modules, whose names from one module become one line.
+        Those of the package itself and of __future__ are left out.
+        """
         plain, named = set(), defaultdict(set)
         for node in nodes:
             if isinstance(node, ast.Import):
@@ -240,7 +246,8 @@ class Builder:
         copied. Long import lines are left to `formatted`.
         """
         template = Module(TEMPLATE, self.root)
-        body = template.tree.body[1:]  # without the docstring
+        # The built file has a docstring of its own.
+        body = template.tree.body[1:]
         self.add_imports([node for node in template.imports if not is_ours(node)])
         position = body[0].lineno - 1
         for node in body:

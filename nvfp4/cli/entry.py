@@ -72,6 +72,7 @@ def carry_out(task: Options | Verification) -> int:
         show_problems(error)
         return 1
     except KeyboardInterrupt:
+        # The journal stays only with --resume; else the partial files were deleted.
         resumes = isinstance(task, Options) and task.resume
         left = "the same command goes on from here" if resumes else "nothing was written"
         if exists(path) and not (older and is_still(older, path)):

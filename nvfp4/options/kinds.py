@@ -50,6 +50,7 @@ def shipped_path(given: str | Path, folder: str) -> Path:
         return path
     if exists(shipped):
         return shipped
+    # calib/ has other files, too: name only such as the option takes.
     kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
     there = ", ".join(sorted(file.name for file in (HERE / folder).glob(kind)))
     raise argparse.ArgumentTypeError(f"no file {given}, neither as given nor in {folder}/: {there}")
@@ -89,7 +90,7 @@ def positive_float(given: str | float) -> float:
 
 def fraction(given: str | float) -> float:
     """Read a share: above 0, and at most 1."""
-    # Percent signs are not read: 60 would be no share, and 0.6 is.
+    # 60 per cent is written 0.6: a percent sign is not read.
     number = positive_float(given)
     if number > 1:
         raise argparse.ArgumentTypeError(f"{given} is no share: 1 is all")
@@ -114,6 +115,7 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
     would merge nothing, nor beyond float32.
     """
     if isinstance(given, str):
+        # Not all that float() reads: it takes nan and inf, and 1_0 for 10.
         number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
         found = re.fullmatch(rf"(.+?)(?::({number}))?", given, re.DOTALL)
         file, strength = (found[1], float(found[2] or 1)) if found else ("", 0.0)
@@ -128,6 +130,7 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
 
 def natural(given: str | int) -> int:
     """Read a number of blocks: 0 or more, of up to six digits."""
+    # int() would take signs, spaces and underscores, and True for 1.
     if not re.fullmatch(r"\d{1,6}", str(given)):
         raise argparse.ArgumentTypeError(f"{given!r} is no number of blocks")
     return int(given)

@@ -203,7 +203,7 @@ def option(default: object, group: str, kind: Kind, text: str = "", **facts: Any
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a number; Python counts True and False as some."""
+    """Tell whether a value is a number; Python counts True and False among them."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -222,6 +222,7 @@ def options_of(task: type) -> list[Option]:
 
     They are in the order of the fields, which is that of `--help`.
     """
+    # Name and default are the field's, so that the table says neither twice.
     rows = []
     for entry in dataclasses.fields(task):
         row = entry.metadata[ROW]
@@ -289,6 +290,7 @@ def check_task(task: Any) -> None:
 
 def paths_of(value: object) -> Iterator[Path]:
     """Find the paths in an option's value, which may be None, a path, a LoRA or several of them."""
+    # A Lora is a tuple, too, but its strength is no path.
     if isinstance(value, Lora):
         yield value.path
     elif isinstance(value, tuple):

@@ -131,7 +131,7 @@ def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions
 
 
 def original_only(flag: str, path: Path, _: GivenOptions) -> str:
-    """Refuse a GGUF as SOURCE, in whose place it is often given: the model it was made from is."""
+    """Refuse a GGUF as SOURCE: the model that it was made from has to be given."""
     wrong = path.suffix.lower() == ".gguf"
     return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
 
@@ -143,7 +143,7 @@ def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
 
 
 def large_enough(flag: str, size: int, _: GivenOptions) -> str:
-    """Refuse shards of less than LEAST_SHARD bytes; "5" is given where "5GB" is meant."""
+    """Refuse shards of less than LEAST_SHARD bytes: whoever gives "5" means "5GB"."""
     wrong = size < LEAST_SHARD
     return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
 
@@ -181,6 +181,7 @@ class Options:
         "(default: {default})",
         aliases=(Alias("--use-ck-quant", "amax", "another name for --scale-search amax",
                        conflicts=(Other("--scale-search"),)),))
+    # LoRAs are merged before layers are measured, so they change precisions by --target-size, too.
     merge_lora: tuple[Lora, ...] = option(
         (), GENERAL, Kind(lora_file, "FILE[:STRENGTH]", repeatable=True),
         "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)", reads=True)
@@ -397,6 +398,7 @@ class Options:
             for row in options_of(type(self))
             if row.trace and getattr(self, row.name) != row.default
         }
+        # HEADER_ORDER comes first; rows that it lacks keep the table's order behind it.
         order = dict.fromkeys([*HEADER_ORDER, *values])
         return {name: values[name] for name in order if name in values}
 

@@ -48,7 +48,7 @@ def read_whole(path: Path) -> bytes:
 
 
 def parse_json(text: str, hook: Callable | None = None) -> object:
-    """Parse JSON of a size and depth that parsing, and what is done with it, can bear.
+    """Parse JSON within the limits MAX_JSON_VALUES, MAX_JSON_DEPTH and MAX_DIGITS.
 
     An empty list takes two bytes here and 72 in memory; nesting ends in a RecursionError wherever
     the value is written again; a number of a million digits takes minutes. `hook` is called with
@@ -88,9 +88,10 @@ def load_json(path: Path, what: str) -> dict:
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """Make a dict of an object's pairs, as a hook for `parse_json`; raise ValueError for twins.
+    """Make a dict of an object's pairs, as a hook for `parse_json`; refuse a key that comes twice.
 
-    json's default keeps the last of two equal keys: a tensor would vanish unnoticed.
+    json's default keeps the last of two equal keys: a tensor would vanish unnoticed. Raises
+    ValueError, which `load_json` and the header's reader turn into a line on the file.
     """
     # Keys are counted only where one is missing: headers of 100,000 entries come through here.
     found = dict(pairs)

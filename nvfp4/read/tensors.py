@@ -98,7 +98,7 @@ def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
 
 
 def load_some_rows(ref: TensorRef) -> torch.Tensor:
-    """Read rows of a weight [N, K] that stand for all of it: [min(N, STUDIED_ROWS), K].
+    """Read a sample of a weight's rows: [min(N, STUDIED_ROWS), K] of [N, K].
 
     A weight of more rows gives as many from each of STRIPES places, evenly spread, the first and
     last rows among them. Only these are read from the disk, unless the weight is patched. The dtype

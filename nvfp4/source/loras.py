@@ -64,7 +64,8 @@ SPELLINGS = (
 # {diffusers' layer: native layer}. A group named `rows` is a part of a fused layer, see FUSED_ROWS;
 # one named `swapped` has scale and shift in the other order.
 DIFFUSERS = (
-    (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {  # Flux, Hunyuan Video
+    # Flux and Hunyuan Video.
+    (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {
         r"attn_to_(?P<rows>[qkv])": "img_attn_qkv",
         r"attn_add_(?P<rows>[qkv])_proj": "txt_attn_qkv",
         "attn_to_out_0": "img_attn_proj",
@@ -81,7 +82,8 @@ DIFFUSERS = (
     (r"single_transformer_blocks_(\d+)_", r"single_blocks_\1_", {
         r"attn_to_(?P<rows>[qkv])": "linear1",
         r"(?P<rows>proj_mlp)": "linear1",
-        "attn_to_qkv_mlp_proj": "linear1",  # Flux 2
+        # Flux 2, which has the layer fused already.
+        "attn_to_qkv_mlp_proj": "linear1",
         "proj_out|attn_to_out": "linear2",
         "norm_linear": "modulation_lin",
         r"attn_norm_([qk])": r"\2_norm",
@@ -95,7 +97,8 @@ DIFFUSERS = (
         r"time_text_embed_guidance_embedder_(\w+)": r"guidance_in_\1",
         "proj_out": "final_layer_linear",
         "norm_out_(?P<swapped>linear)": "final_layer_adaLN_modulation_1",
-        "all_x_embedder_2-1": "x_embedder",  # Z-Image
+        # Z-Image.
+        "all_x_embedder_2-1": "x_embedder",
         "all_final_layer_2-1_(.+)": r"final_layer_\1",
     }),
     (r"((?:layers|context_refiner|noise_refiner)_\d+)_attention_", r"\1_attention_", {
@@ -103,7 +106,8 @@ DIFFUSERS = (
         "to_out_0": "out",
         r"norm_([qk])": r"\2_norm",
     }),
-    (r"(blocks_\d+)_", r"\1_", {  # Wan, in names ComfyUI leaves out
+    # Wan, in names that ComfyUI does not load LoRAs by.
+    (r"(blocks_\d+)_", r"\1_", {
         r"attn1_(?:to_(?=[qkv])|(?=norm_))(\w+)": r"self_attn_\2",
         r"attn2_(?:to_(?=[qkv])|(?=norm_[qk]$))(\w+)": r"cross_attn_\2",
         r"attn2_add_([kv])_proj": r"cross_attn_\2_img",
@@ -281,6 +285,7 @@ def find_misfit(patch: Patch, target: TensorRef) -> str:
 
 def describe_unmatched(keys: list[str]) -> str:
     """Tell how many keys match nothing, what they are where that is known, and the first few."""
+    # Known kinds are counted from the beginning of a key, prefixes not stripped.
     kinds = {what: sum(bool(re.match(row, k)) for k in keys) for what, row in NOT_MERGED.items()}
     told = "".join(f", {count} {what}" for what, count in kinds.items() if count)
     return f"{len(keys)} keys match no tensor of the model{told}: {examples(keys)}"

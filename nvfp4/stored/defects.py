@@ -69,6 +69,7 @@ class Finding:
 # The outcomes were seen in ComfyUI 0.29 and 0.33 with files that were broken in this way;
 # tests/whole/test_consumer.py breaks and loads them again.
 DEFECTS = {
+    # The safetensors library pads its header, and sorts tensors by the size of their items.
     "unaligned": Defect(
         Outcome.LOADS,
         "tensors start at no multiple of their item size",
@@ -81,6 +82,7 @@ DEFECTS = {
         "ComfyUI is content with either; other loaders read the one or the other",
         "write both, identical",
     ),
+    # The header's entries are written over the tensors before loading (comfy/utils.py).
     "two forms": Defect(
         Outcome.LOADS,
         "layers have a comfy_quant that differs from the header's entry",
@@ -131,6 +133,7 @@ DEFECTS = {
         "ComfyUI loads them, as these need no padding; 4 bits in the output layer show",
         "keep these layers 16-bit",
     ),
+    # 448 is the largest number of E4M3, which the input is cast to.
     "clamped": Defect(
         Outcome.WORSE,
         "FP8 layers have neither an input scale nor full-precision matmul",
@@ -162,6 +165,7 @@ DEFECTS = {
         "ComfyUI warns of missing keys and starts with weights of no meaning",
         "convert again from this source",
     ),
+    # No defect of ours: rounding by statistics changes biases on purpose.
     "moved bias": Defect(
         Outcome.LOADS,
         "biases are not the source's, in a file that was rounded by --activation-stats",
@@ -174,6 +178,7 @@ DEFECTS = {
         "nothing says whether they are right",
         "give the source that this file was made from",
     ),
+    # FP8 that was merely cast needs no scale: see LARGE_WEIGHT in `stored.lint`.
     "unscaled": Defect(
         Outcome.WRONG,
         "FP8 weights have no scale, and are too large to need none",

@@ -30,7 +30,7 @@ LARGE_WEIGHT = 100.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileFacts:
-    """Tell what a layer's reading depends on besides the layer itself.
+    """Hold what the checks of a layer depend on besides the layer itself.
 
     legacy: whether scaled FP8's marker is in the file and in force.
     fp8_matmul: whether that marker asks for FP8 activations, so that layers need input scales.
