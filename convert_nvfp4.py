@@ -6184,6 +6184,7 @@ def recorded_calibration(
     margin = options.input_scale_headroom
     found = {}
     for layer, recorded in recording.items():
+        # An input of zeros would give the scale 0, by which nothing can be divided.
         if recorded.amax > 0:
             fp8 = recorded.amax * margin / E4M3_MAX
             scales = {NVFP4: recorded.headroom(margin) / NVFP4_MAX, FP8: fp8}
@@ -6242,6 +6243,7 @@ def match_calibration(
     layers = {bare(ref.layer): ref.layer for ref in model.linear_weights}
     found = {}
     if options.input_scale_value is not None:
+        # The option is for NVFP4; FP8's scale follows from the same largest activation.
         value = options.input_scale_value
         scales = {NVFP4: value, FP8: value * NVFP4_MAX / E4M3_MAX}
         calibration = Calibration(scales=scales, source="--input-scale-value")
@@ -6270,6 +6272,7 @@ def repeated_blocks(model: Model) -> Family:
     """
     members, sizes = defaultdict(set), Counter()
     for ref in model.linear_weights:
+        # The first number of a name is the block's: blocks.3.attn.0.weight is of block 3.
         if found := re.match(r"([^\d]+)\.(\d{1,9})\..*\.weight", bare(ref.name), re.DOTALL):
             members[found[1]].add(int(found[2]))
             sizes[found[1]] += ref.nbytes
@@ -6299,6 +6302,7 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
     name, variant = recognise(model)
     preset = options.preset
     known = FAMILIES.get(name, ANY_FAMILY)
+    # With --preset all or none, or a GGUF alone, no row decides; notes may still need the family.
     if not options.has_family:
         return known, []
     if preset == "smart":
@@ -6345,6 +6349,8 @@ def open_gguf(path: Path) -> Model:
         with translated(path, "cannot read"):
             size = size_of(path)  # refuses a pipe, which opening would wait for
             with path.open("rb") as file:
+                # Checked before the reader sees it, and from the same open file: none can take its
+                # place.
                 GGUFWalk(path, file, size)
                 reader = gguf.GGUFReader(file)  # numpy's memmap, to which it goes, takes either
         refs = {tensor.name: gguf_tensor(path, tensor, reader) for tensor in reader.tensors}
@@ -6461,6 +6467,7 @@ class GGUFWalk:
             raise ValueError(f"it has a tensor of {dimensions:,} dimensions")
         elements = math.prod(self.number(8) for _ in range(dimensions))
         _, begin = self.number(4), self.number(8)
+        # numpy counts elements in 64 bits, signed.
         if begin > self.size or elements >= 1 << 63:
             raise ValueError(f"it has no {elements:,} elements at byte {begin:,} of its data")
 
@@ -6602,6 +6609,7 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
         try:
             setting = as_setting(key, found[key])
             matched = {key} if key in names else {*filter(compiled(key).fullmatch, names)}
+            # A pattern may match biases and norms besides: these are passed over, and no error.
             if key not in names and setting.precision.is_quantised:
                 matched = {name for name in matched if names[name].is_linear_weight}
             refuse_setting(setting, [names[name] for name in matched])
@@ -6759,6 +6767,7 @@ def read_moments(
         raise ConvertError(f"{path}: its list of inputs is damaged") from None
     found = {}
     for layer, first in shared:
+        # The list is untrusted: `first` may be of any type, or name a layer that is not there.
         parts = layers.get(first, {}) if isinstance(first, str) else {}
         refs = tuple(parts[part] for part in MOMENT_PARTS if part in parts)
         channels = parts["absmax"].shape if "absmax" in parts else ()
@@ -6816,6 +6825,7 @@ def load_statistics(moments: Moments, device: torch.device) -> Statistics:
     """
     tokens, first, packed, rows = 0, 0.0, 0.0, []
     for refs in moments.recordings:
+        # In the order of MOMENT_PARTS, of which absmax, the last one, is not needed here.
         count, total, some, *packing, _ = map(load, refs)
         tokens, first = tokens + int(count), first + total
         upper, lower = (part.to(device) for part in packing)
@@ -6854,6 +6864,7 @@ def count_different(rows: torch.Tensor, tokens: int) -> float:
     same = filled.unique(dim=0, return_counts=True)[1].double() if count else torch.zeros(1)
     # Of n different rows that are equally likely, a pair is equal with a chance of 1 / n.
     pairs = float((same * (same - 1)).sum())
+    # No more than the rows that are not zero, by their share of the sample.
     return max(
         min(tokens * count / len(rows), count * (count - 1) / pairs if pairs else math.inf), 1.0
     )
@@ -7005,6 +7016,7 @@ def measured_layers(
     if path is not None and not figures.keys() & known:
         raise of_another_model(path, it_has=figures, other_has=known)
     if options.input_scale_summary_fp16_std:
+        # No fixed input scale suits such layers on every call, so that they are always 16-bit.
         varying = varying_layers(options, summary)
         asked.append(("fp16", "input scale varies from call to call", varying))
     return tuple(
@@ -7033,6 +7045,7 @@ def read_guides(options: Options, model: Model) -> Guides:
     reference = read_reference_scales(options.input_scale_from) if options.input_scale_from else {}
     # By path, so that a file that is named twice, or as --sensitivity-json too, is read once.
     recordings = {path: read_recording(path) for path in dict.fromkeys(options.activation_stats)}
+    # A file that is named twice counts twice, as two equal recordings would.
     recording = add_recordings((path, recordings[path]) for path in options.activation_stats)
     path = options.input_scale_summary_json
     summary = read_rows(path, "calibration summary") if path else []
@@ -7067,6 +7080,7 @@ def read_calibration(
     --input-scale-policy headroom; `summary`, a calibration summary's rows. --input-scale-value
     comes last.
     """
+    # In order of precedence, which `match_calibration` keeps.
     sources = []
     if options.input_scale_from:
         sources.append((options.input_scale_from, reference))
@@ -7110,6 +7124,7 @@ def edge_count(options: Options, family: Family) -> int:
     --edge-blocks decides; else --gguf-keep-edge-blocks-fp16 means EDGE_BLOCKS, and a preset its
     family's own number. With a GGUF alone it is 0.
     """
+    # 0 is a number, too: it asks for no edge blocks.
     if options.edge_blocks is not None:
         return options.edge_blocks
     if options.gguf_keep_edge_blocks_fp16:
@@ -7173,6 +7188,7 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
         return [rest]
     if options.preset == "none" or family is ANY_FAMILY:
         return []
+    # Embedders and output layers have few weights, and all tokens go through them.
     outside = frozenset(name for name, layer in every.items() if not family.inside.match(layer))
     reason = Reason(Why.FAMILY, "outside the transformer blocks")
     rules = [Rule(names=outside, precision=HALF, reason=reason)]
@@ -7203,6 +7219,7 @@ def select(model: Model, pattern: str, option: str) -> frozenset[str]:
     `pattern` is searched without regard to case; `option` is what messages name. Raises
     ConvertError if nothing matches, as a typo would otherwise go unnoticed.
     """
+    # Full names match as well as bare ones, so that a name can be copied from any report.
     found = re.compile(pattern, re.IGNORECASE)
     names = frozenset(
         ref.name
@@ -7224,6 +7241,7 @@ def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
     bits, limit = GGUF_BITS[kind], options.gguf_nvfp4_max_bitdepth
     if kind in ("F32", "F64"):
         return FP32, f"GGUF {kind}"
+    # Integers of more than 8 bits are no quantised weights: they go with the 16-bit types.
     if kind in ("F16", "BF16") or bits > 8:
         return HALF, f"GGUF {kind}"
     if bits <= limit:
@@ -7300,6 +7318,7 @@ def choice_rules(
     ]
     rules += edge_block_rules(model, guides.family, edge_count(options, guides.family))
     if guides.kinds is not None:
+        # A tensor that the GGUF does not have gives no hint: 16-bit is safe.
         lacking = Rule(
             names=frozenset(model.tensors.keys() - guides.kinds.keys()),
             precision=HALF,
@@ -7369,6 +7388,7 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
     """
     # Floors keep `is_open`: --target-size may still raise a layer above its floor.
     decided = next((rule for rule in choices if name in rule.names), UNNAMED)
+    # Floors come in any order: the highest one that applies is what remains.
     for rule in floors:
         if name in rule.names and rule.precision > decided.precision:
             reason = rule.reason.over(decided.reason)
@@ -7469,6 +7489,8 @@ def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[
     if options.has_family and family.full_precision:
         pattern = re.compile(family.full_precision)
         names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
+        # A --layer-config decides on full-precision matmul for all its layers, also where it is
+        # silent.
         configured = frozenset().union(*(setting.names for setting in guides.settings))
         yield Mark(preset_reason(options, family), names - configured)
     for measured in guides.measured:
@@ -7531,6 +7553,7 @@ def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
         bool(plan.full_precision) or np.float32(plan.input_scale) == 1
         for plan in layers
     )
+    # One marker tensor tells ComfyUI of all layers: what one layer needs, all get.
     reason = Reason(Why.SHARED_SWITCH, f"{MARKER} holds for every layer") if needing else None
     shared = [
         dataclasses.replace(
@@ -7571,6 +7594,7 @@ def count_saturated(
     counted = []
     for plan in plans:
         recorded = recording.get(bare(plan.ref.layer))
+        # A dynamic scale follows its input and clips nothing; FP8 layers have no blocks.
         if recorded and plan.is_fp4 and plan.input_scale is not None:
             clipped = recorded.saturated(plan.input_scale)
             counted.append(dataclasses.replace(plan, saturated_blocks=clipped))
@@ -7602,6 +7626,7 @@ def attach_moments(
             return plans, []
         none = "has no second moments, and gives no input scales without --input-scale-policy"
         return plans, [f"--activation-stats {none} headroom: nothing is done with it"]
+    # That search looks at weights alone, and who asks for it gets no rounding by statistics.
     if options.scale_search == "amax":
         return plans, ["--scale-search amax: second moments are not used"]
     # By name, as a layer's bias is a tensor of its own with a plan of its own.
@@ -7648,17 +7673,18 @@ def make_plans(
     ]
     marks, unknown = marks_by_precision(options, model, guides)
     plans, scales = [], guides.scales
-    # The only loop over tensors: precision first, as marks and scales depend on it.
     for ref in model.tensors.values():
         rule = decide(ref.name, choices, floors)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
         if plan.is_quantised:
+            # The first mark that names the layer is the reason that the report gives.
             asked = (mark.reason for mark in marks[plan.precision] if ref.name in mark.names)
             marked = dataclasses.replace(plan, full_precision=next(asked, None))
             plan = attach_scale(marked, scales.get(ref.layer))
         plans.append(plan)
     refuse_unquantised(options, plans, guides.kinds or {})
     plans, recorded = attach_recording(options, plans, guides.recording)
+    # Without other calibration than the --layer-config's, dynamic layers are what was asked for.
     calibrated = not guides.calibration.keys() <= guides.configured.keys()
     notes = [*guides.notes, *recorded, *unknown, *scale_notes(plans, calibrated)]
     notes += plan_notes(plans, guides.family)
@@ -7738,6 +7764,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     layers that are FP8 only for their shape.
     """
     notes, layers = [], [plan for plan in plans if plan.is_layer]
+    # An FP8 layer that stays FP8 is quantised once, unless a LoRA was merged into it.
     twice = [
         plan.ref.layer
         for plan in layers
@@ -7752,10 +7779,10 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
         )
     if passed := sum(bool(plan.ref.config) for plan in plans):
         notes.append(f"{passed} layers are quantised in the source and go over as they are")
+    # Floors overrule a --layer-config; its author may expect otherwise.
     raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
     if raised:
         notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
-    # By weights, not layers: a feed-forward layer has several times those of an attention layer.
     packed = [plan for plan in layers if plan.is_fp4]
     part = weights_of(packed) / (weights_of(layers) or 1)
     if family.image and part > MOST_NVFP4:
@@ -9386,6 +9413,8 @@ def produce(job: Job, ranks: Ranks, observe: Observe = unobserved) -> Produced:
         while True:
             # Known from an earlier attempt, or from the run that --resume goes on with.
             if journal.widened:
+                # Every attempt starts from the plans as they came: `widened` has all that was found
+                # so far.
                 job = make_job(options, job.model, widen(plans, journal.widened))
                 refuse_problems(job)  # wider tensors may lie in other shards
             notes += journal.begin(job)
@@ -9658,10 +9687,9 @@ def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan],
 def smoothed(plan: TensorPlan) -> TensorPlan:
     """Return the plan with the per-channel scales that leave the least W4A4 output error.
 
-    Scales are [K], bfloat16: the input is multiplied by them and the weight divided, so that the
-    exact output stays. Candidates are w ** (1 - s) / x ** s for the shares s in SMOOTHING, with x
-    and w the largest magnitudes of a channel's input and weight. The same plan comes back where
-    none gains.
+    Scales are [K], bfloat16; the input is multiplied by them and the weight divided. Candidates are
+    w ** (1 - s) / x ** s for the shares s in SMOOTHING, with x and w the largest magnitudes of a
+    channel's input and weight. The same plan comes back where none gains.
     """
     rows, weight = study(plan)
     exact = rows @ weight.t()
@@ -9688,8 +9716,7 @@ def smoothed(plan: TensorPlan) -> TensorPlan:
     least *= (1 - LEAST_SMOOTHING_GAIN) ** 2  # errors here are squared
     for share in SMOOTHING:
         scale = weights ** (1 - share) / ranges**share
-        # Scales have the geometric mean 1, in a dtype that every matmul's own can represent.
-        scale = (scale / scale.log().mean().exp()).bfloat16()
+        scale = (scale / scale.log().mean().exp()).bfloat16()  # any matmul's dtype can hold it
         found = error(scale.float(), input_scale(scale.float()))
         if found < least:
             least = found
@@ -9829,6 +9856,7 @@ def measure_alternatives(
         pinned = compute.device.type == "cuda"
         for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):
             name = piece.plan.ref.name
+            # All alternatives of a layer are measured while its weight is in memory.
             found[name] = [
                 Alternative(plan.precision, stored_bytes(plan), damage_of(plan, weight, compute))
                 for plan in candidates[name]
@@ -9848,6 +9876,7 @@ def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float
         made = compute.map(lambda rows: measure(rows, rows.to(dtype).float()), weight)
         return Damage.total(made, torch.ones(())).relative_rmse ** 2
     _, damage = quantise(plan, weight, compute)
+    # Rounding by statistics trades the weight's error for the output's, which then counts.
     known = damage.relative_rmse if damage.output_after is None else damage.output_after
     return known**2
 
@@ -9866,6 +9895,7 @@ def plan_for_size(
     plans, _ = planner()
     # What other options will add once the precisions are settled is left free now.
     target -= reserved(options, plans)
+    # Asked once, for all tensors that could be 16-bit, whatever is chosen later.
     widened = wide_halves(options, plans)
     start = {plan.ref.name: plan for plan in widen(plans, widened)}
     size = planned_bytes(options, model, [*start.values()])

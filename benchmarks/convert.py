@@ -40,6 +40,7 @@ def drop_cache(files: list[Path]) -> bool:
     if not hasattr(os, "posix_fadvise"):
         return False
     for path in files:
+        # Only clean pages can be dropped: dirty ones are written out first.
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -51,12 +52,14 @@ def floor(files: list[Path], written: int, out: Path) -> float:
 
     No conversion that does not overlap the two can be faster on this disk at this moment.
     """
+    # One buffer for all reads, as allocating would be measured, too.
     buffer = memoryview(bytearray(PIECE))
     begin = time.perf_counter()
     for path in files:
         with path.open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
+    # Random bytes, which no disk or file system can compress.
     noise = np.random.default_rng(0).bytes(PIECE)
     with out.open("wb", buffering=0) as file:
         for start in range(0, written, PIECE):
@@ -96,6 +99,7 @@ def measure(source: Path, blocks: int, ranks: int, options: list[str]) -> list[d
     written, rows = out.stat().st_size, []
     for cache in ("cold", "warm"):
         seconds = []
+        # First the floor, then the conversion, each on the same state of the cache.
         for run in (lambda: floor(files, written, source / "floor"), None):
             if cache == "cold" and not drop_cache(files):
                 break
@@ -146,6 +150,7 @@ def render(rows: list[dict]) -> str:
         if len(some) > 1:
             sizes = np.array([row["read"] / 1e9 for row in some])
             seconds = np.array([row["seconds"] for row in some])
+            # A straight line through size and time: the slope is what one more GB costs.
             slope, start = np.polyfit(sizes, seconds, 1)
             off = np.abs(slope * sizes + start - seconds).max()
             lines.append(

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# The tokenizers library warns of forked processes otherwise.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -84,6 +85,7 @@ def synthetic() -> dict[str, torch.Tensor]:
     """
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(ROWS, COLUMNS, generator=generator)
+    # Student's t is a normal number over the root of a chi-squared one by its degrees of freedom.
     chi = torch.randn(5, ROWS, COLUMNS, generator=generator).square().sum(0)
     channels = torch.ones(COLUMNS).index_fill(0, torch.arange(0, COLUMNS, 97), 20.0)
     return {
@@ -122,6 +124,8 @@ def weight_table(real: dict[str, torch.Tensor], compute: c.Compute) -> list[str]
             pairs = list(zip(damages, found["amax"], strict=True))
             error, energy = sum(d.error for d in damages), sum(d.energy for d in damages)
             total = c.Damage(error=error, energy=energy)
+            # Speed is measured on the largest weight; the encoder's are small, and are taken
+            # together.
             largest = max(weights.values(), key=torch.numel)
             values = (
                 error / sum(amax.error for _, amax in pairs),
@@ -155,6 +159,7 @@ def encoder_table(real: dict[str, torch.Tensor], compute: c.Compute) -> list[str
 
 def main() -> None:
     """Print both tables."""
+    # Matrices of the transformer alone: embeddings are looked up, not multiplied.
     real = {
         name.removesuffix(".weight"): weight
         for name, weight in load_file(checkpoint()).items()

@@ -94,6 +94,7 @@ def main() -> None:
             for block in blocks:
                 state = block(state, text)
 
+    # ComfyUI samples in inference mode, too.
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         recording = Recording(Path(folder), "m")
 

@@ -88,6 +88,7 @@ def record_text(folder: Path, name: str, sentences: list[str]) -> None:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(checkpoint().parent), device="cpu")
+    # Every row is sampled, as calls of sixteen sentences are small.
     with Recording(folder, name).watching(bert_of(model), PACKED, 1 << 20, "all"):
         model.encode(sentences, batch_size=16, show_progress_bar=False)
 
@@ -136,6 +137,7 @@ def errors_of(path: Path, sentences: list[str], activations: bool) -> tuple[floa
         hook.remove()
         parent, _, child = layer.rpartition(".")
         linear = bert.get_submodule(layer)
+        # Rounding by statistics moves the bias, too: the stored one belongs to the stored weight.
         linear.bias = torch.nn.Parameter(stored[f"{layer}.bias"])
         parts = (stored[f"{layer}.{part}"] for part in ("weight", "weight_scale_2", "weight_scale"))
         packed = PackedLinear(tuple(parts), linear, activations)
@@ -220,6 +222,7 @@ def layer(given: argparse.Namespace) -> None:
         mean=inputs.mean(0),
         second=inputs.t() @ inputs / len(inputs),
         rows=inputs[:256],
+        # Random rows all differ.
         independent=1e6,
     )
     ref = c.TensorRef(name="l.weight", dtype="F32", shape=tuple(given.shape), path=Path(), begin=0,
@@ -258,6 +261,7 @@ def record_wan(folder: Path, shapes: dict[str, tuple], device: torch.device) -> 
         for name, shape in shapes.items()
         if name.endswith(".weight") and len(shape) == 2
     }
+    # Edge blocks are not recorded: the conversion below keeps them 16-bit.
     between = chosen([*layers], "inner blocks")
     inner = {name: width for name, width in layers.items() if name in between}
     recording = Recording(folder, "stats")

@@ -49,6 +49,7 @@ def uniform(layers: Layers, budget: int, order: str = "even") -> list[c.Alternat
     names = list(layers)
     if order == "largest":
         names.sort(key=lambda name: -layers[name][1].nbytes)
+    # From all layers downwards, until the choice fits.
     for count in range(len(names), -1, -1):
         picked = names[:count]
         if order == "even" and count:

@@ -104,6 +104,7 @@ def trade(name: str) -> Iterator[tuple[float | None, float, float, float]]:
     """
     rows, work = shipped_summary(name).rows, layer_work(name)
     for threshold in THRESHOLDS:
+        # Without and with all cross-attention on the list.
         flagged = [a.sensitive_layers(rows, criteria(threshold, also)) for also in (False, True)]
         kept = [
             sum(size for layer, size in work.items() if layer not in names) for names in flagged

@@ -72,6 +72,7 @@ def weights(shapes: dict[str, Shape], dtype: torch.dtype) -> Iterator[tuple[str,
     for name, shape in shapes.items():
         weight = torch.randn(shape, generator=generator).mul_(shape[-1] ** -0.5)
         if len(shape) == 2:
+            # Evenly spread, and the same channels in all layers of one width.
             weight[:, :: shape[1] // OUTLIER_CHANNELS].mul_(OUTLIER_FACTOR)
         yield name, weight.to(dtype)
 
@@ -82,6 +83,7 @@ def shard_names(shapes: dict[str, Shape], itemsize: int) -> list[list[str]]:
     `itemsize` is the bytes of a value. A tensor is never split.
     """
     sizes = {name: int(np.prod(shape)) * itemsize for name, shape in shapes.items()}
+    # Half of the model at most, so that even a tiny one has two shards.
     limit = min(SHARD_BYTES, sum(sizes.values()) // 2)
     shards, filled = [[]], 0
     for name, size in sizes.items():
@@ -134,9 +136,11 @@ def write_gguf(
         kind = kind_of(name, shape)
         stored = (shape[0] * shape[1], *shape[2:]) if len(shape) == 5 else shape
         block, size = gguf.GGML_QUANT_SIZES[kind]
+        # GGML stores whole blocks of elements, each with its scales.
         nbytes = int(np.prod(stored)) // block * size
         writer.add_tensor_info(name, stored, np.dtype(np.float32), nbytes, raw_dtype=kind)
         total += writer.ggml_pad(nbytes, writer.data_alignment)
+    # Header, keys and tensor entries; the data section follows as a hole.
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -62,6 +62,8 @@ def produce(job: Job, ranks: Ranks, observe: Observe = unobserved) -> Produced:
         while True:
             # Known from an earlier attempt, or from the run that --resume goes on with.
             if journal.widened:
+                # Every attempt starts from the plans as they came: `widened` has all that was found
+                # so far.
                 job = make_job(options, job.model, widen(plans, journal.widened))
                 refuse_problems(job)  # wider tensors may lie in other shards
             notes += journal.begin(job)

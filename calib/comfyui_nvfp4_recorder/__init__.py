@@ -38,6 +38,7 @@ def file_behind(prompt: dict, node: str) -> str:
         if links:
             node = str(links[0])
             continue
+        # No link to a model: this is a loader, and its file is the input that looks like one.
         for value in inputs.values():
             if isinstance(value, str) and value.lower().endswith(MODEL_SUFFIXES):
                 return Path(value.replace("\\", "/")).stem

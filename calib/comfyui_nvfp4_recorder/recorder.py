@@ -72,6 +72,7 @@ def nvfp4_error(rows: torch.Tensor, block_amax: torch.Tensor, amax: torch.Tensor
     # An input of zeros has scale 0: divide by the least normal number instead.
     scale = (amax / NVFP4_MAX).clamp(min=torch.finfo(torch.float32).tiny)
     block_scale = (block_amax / E2M1_VALUES[-1] / scale).clamp(max=E4M3_MAX)
+    # The block scale as E4M3 stores it, decoded again.
     step = block_scale.to(torch.float8_e4m3fn).float() * scale
     values, edges = e2m1_grid(rows.device)
     blocks = rows.unflatten(1, (-1, BLOCK_SIZE)).abs()
@@ -100,6 +101,7 @@ def facts_of(rows: torch.Tensor, picked: torch.Tensor) -> tuple[torch.Tensor, ..
     """
     absmax = torch.maximum(-rows.amin(0), rows.amax(0)).float()
     amax, picked = absmax.amax(), picked.float()
+    # Zeros fill the last block; they change no maximum and no error.
     padded = torch.nn.functional.pad(picked, (0, -picked.shape[1] % BLOCK_SIZE))
     block_amax = padded.unflatten(1, (-1, BLOCK_SIZE)).abs().amax(-1)
     sums = (
@@ -136,6 +138,7 @@ def write(path: Path, metadata: dict[str, str], parts: dict[str, Part]) -> None:
     Sorted by item size, so that each tensor starts at a multiple of its own. Raises OSError.
     """
     header, end = {"__metadata__": metadata}, 0
+    # Larger items first, so that every tensor starts at a multiple of its item size.
     parts = dict(sorted(parts.items(), key=lambda part: -part[1][0].itemsize))
     for name, (dtype, shape, _) in parts.items():
         begin, end = end, end + math.prod(shape) * dtype.itemsize
@@ -271,6 +274,7 @@ class Recording:
         have been changed in place meanwhile, which an inference tensor does not tell.
         """
         rows = given.detach().reshape(-1, given.shape[-1])
+        # An input without rows has no maximum.
         if not rows.numel():
             return
         parent = name.rpartition(".")[0]
@@ -301,6 +305,7 @@ class Recording:
             self.generators[rows.device] = torch.Generator(rows.device).manual_seed(0)
         generator = self.generators[rows.device]
         size = (self.tokens,)
+        # Drawn with repetition, as a permutation of all rows would take longer.
         return torch.randint(len(rows), size, generator=generator, device=rows.device)
 
     @torch.inference_mode()  # tensors made in it, as the sums may be, can be updated only in it
@@ -352,5 +357,6 @@ class Recording:
             metadata["inputs"] = json.dumps(self.moments.first_of)
         partial = self.path.with_name(self.path.name + ".partial")
         write(partial, metadata, parts)
+        # In one step: a reader, or a crash, finds either the old file or the new one.
         partial.replace(self.path)
         self.moments = SecondMoments({})  # frees gigabytes until the next prompt begins

@@ -71,6 +71,7 @@ def recorded_calibration(
     margin = options.input_scale_headroom
     found = {}
     for layer, recorded in recording.items():
+        # An input of zeros would give the scale 0, by which nothing can be divided.
         if recorded.amax > 0:
             fp8 = recorded.amax * margin / E4M3_MAX
             scales = {NVFP4: recorded.headroom(margin) / NVFP4_MAX, FP8: fp8}
@@ -129,6 +130,7 @@ def match_calibration(
     layers = {bare(ref.layer): ref.layer for ref in model.linear_weights}
     found = {}
     if options.input_scale_value is not None:
+        # The option is for NVFP4; FP8's scale follows from the same largest activation.
         value = options.input_scale_value
         scales = {NVFP4: value, FP8: value * NVFP4_MAX / E4M3_MAX}
         calibration = Calibration(scales=scales, source="--input-scale-value")

@@ -29,6 +29,7 @@ def repeated_blocks(model: Model) -> Family:
     """
     members, sizes = defaultdict(set), Counter()
     for ref in model.linear_weights:
+        # The first number of a name is the block's: blocks.3.attn.0.weight is of block 3.
         if found := re.match(r"([^\d]+)\.(\d{1,9})\..*\.weight", bare(ref.name), re.DOTALL):
             members[found[1]].add(int(found[2]))
             sizes[found[1]] += ref.nbytes
@@ -58,6 +59,7 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
     name, variant = recognise(model)
     preset = options.preset
     known = FAMILIES.get(name, ANY_FAMILY)
+    # With --preset all or none, or a GGUF alone, no row decides; notes may still need the family.
     if not options.has_family:
         return known, []
     if preset == "smart":

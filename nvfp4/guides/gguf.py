@@ -40,6 +40,8 @@ def open_gguf(path: Path) -> Model:
         with translated(path, "cannot read"):
             size = size_of(path)  # refuses a pipe, which opening would wait for
             with path.open("rb") as file:
+                # Checked before the reader sees it, and from the same open file: none can take its
+                # place.
                 GGUFWalk(path, file, size)
                 reader = gguf.GGUFReader(file)  # numpy's memmap, to which it goes, takes either
         refs = {tensor.name: gguf_tensor(path, tensor, reader) for tensor in reader.tensors}
@@ -156,6 +158,7 @@ class GGUFWalk:
             raise ValueError(f"it has a tensor of {dimensions:,} dimensions")
         elements = math.prod(self.number(8) for _ in range(dimensions))
         _, begin = self.number(4), self.number(8)
+        # numpy counts elements in 64 bits, signed.
         if begin > self.size or elements >= 1 << 63:
             raise ValueError(f"it has no {elements:,} elements at byte {begin:,} of its data")
 

@@ -88,6 +88,7 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
         try:
             setting = as_setting(key, found[key])
             matched = {key} if key in names else {*filter(compiled(key).fullmatch, names)}
+            # A pattern may match biases and norms besides: these are passed over, and no error.
             if key not in names and setting.precision.is_quantised:
                 matched = {name for name in matched if names[name].is_linear_weight}
             refuse_setting(setting, [names[name] for name in matched])

@@ -39,6 +39,7 @@ def read_guides(options: Options, model: Model) -> Guides:
     reference = read_reference_scales(options.input_scale_from) if options.input_scale_from else {}
     # By path, so that a file that is named twice, or as --sensitivity-json too, is read once.
     recordings = {path: read_recording(path) for path in dict.fromkeys(options.activation_stats)}
+    # A file that is named twice counts twice, as two equal recordings would.
     recording = add_recordings((path, recordings[path]) for path in options.activation_stats)
     path = options.input_scale_summary_json
     summary = read_rows(path, "calibration summary") if path else []
@@ -73,6 +74,7 @@ def read_calibration(
     --input-scale-policy headroom; `summary`, a calibration summary's rows. --input-scale-value
     comes last.
     """
+    # In order of precedence, which `match_calibration` keeps.
     sources = []
     if options.input_scale_from:
         sources.append((options.input_scale_from, reference))

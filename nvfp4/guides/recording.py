@@ -109,6 +109,7 @@ def read_moments(
         raise ConvertError(f"{path}: its list of inputs is damaged") from None
     found = {}
     for layer, first in shared:
+        # The list is untrusted: `first` may be of any type, or name a layer that is not there.
         parts = layers.get(first, {}) if isinstance(first, str) else {}
         refs = tuple(parts[part] for part in MOMENT_PARTS if part in parts)
         channels = parts["absmax"].shape if "absmax" in parts else ()
@@ -166,6 +167,7 @@ def load_statistics(moments: Moments, device: torch.device) -> Statistics:
     """
     tokens, first, packed, rows = 0, 0.0, 0.0, []
     for refs in moments.recordings:
+        # In the order of MOMENT_PARTS, of which absmax, the last one, is not needed here.
         count, total, some, *packing, _ = map(load, refs)
         tokens, first = tokens + int(count), first + total
         upper, lower = (part.to(device) for part in packing)
@@ -204,6 +206,7 @@ def count_different(rows: torch.Tensor, tokens: int) -> float:
     same = filled.unique(dim=0, return_counts=True)[1].double() if count else torch.zeros(1)
     # Of n different rows that are equally likely, a pair is equal with a chance of 1 / n.
     pairs = float((same * (same - 1)).sum())
+    # No more than the rows that are not zero, by their share of the sample.
     return max(
         min(tokens * count / len(rows), count * (count - 1) / pairs if pairs else math.inf), 1.0
     )

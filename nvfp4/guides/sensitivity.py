@@ -111,6 +111,7 @@ def measured_layers(
     if path is not None and not figures.keys() & known:
         raise of_another_model(path, it_has=figures, other_has=known)
     if options.input_scale_summary_fp16_std:
+        # No fixed input scale suits such layers on every call, so that they are always 16-bit.
         varying = varying_layers(options, summary)
         asked.append(("fp16", "input scale varies from call to call", varying))
     return tuple(

@@ -79,6 +79,8 @@ def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[
     if options.has_family and family.full_precision:
         pattern = re.compile(family.full_precision)
         names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
+        # A --layer-config decides on full-precision matmul for all its layers, also where it is
+        # silent.
         configured = frozenset().union(*(setting.names for setting in guides.settings))
         yield Mark(preset_reason(options, family), names - configured)
     for measured in guides.measured:
@@ -141,6 +143,7 @@ def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
         bool(plan.full_precision) or np.float32(plan.input_scale) == 1
         for plan in layers
     )
+    # One marker tensor tells ComfyUI of all layers: what one layer needs, all get.
     reason = Reason(Why.SHARED_SWITCH, f"{MARKER} holds for every layer") if needing else None
     shared = [
         dataclasses.replace(
@@ -181,6 +184,7 @@ def count_saturated(
     counted = []
     for plan in plans:
         recorded = recording.get(bare(plan.ref.layer))
+        # A dynamic scale follows its input and clips nothing; FP8 layers have no blocks.
         if recorded and plan.is_fp4 and plan.input_scale is not None:
             clipped = recorded.saturated(plan.input_scale)
             counted.append(dataclasses.replace(plan, saturated_blocks=clipped))
@@ -212,6 +216,7 @@ def attach_moments(
             return plans, []
         none = "has no second moments, and gives no input scales without --input-scale-policy"
         return plans, [f"--activation-stats {none} headroom: nothing is done with it"]
+    # That search looks at weights alone, and who asks for it gets no rounding by statistics.
     if options.scale_search == "amax":
         return plans, ["--scale-search amax: second moments are not used"]
     # By name, as a layer's bias is a tensor of its own with a plan of its own.

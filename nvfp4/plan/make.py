@@ -47,17 +47,18 @@ def make_plans(
     ]
     marks, unknown = marks_by_precision(options, model, guides)
     plans, scales = [], guides.scales
-    # The only loop over tensors: precision first, as marks and scales depend on it.
     for ref in model.tensors.values():
         rule = decide(ref.name, choices, floors)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
         if plan.is_quantised:
+            # The first mark that names the layer is the reason that the report gives.
             asked = (mark.reason for mark in marks[plan.precision] if ref.name in mark.names)
             marked = dataclasses.replace(plan, full_precision=next(asked, None))
             plan = attach_scale(marked, scales.get(ref.layer))
         plans.append(plan)
     refuse_unquantised(options, plans, guides.kinds or {})
     plans, recorded = attach_recording(options, plans, guides.recording)
+    # Without other calibration than the --layer-config's, dynamic layers are what was asked for.
     calibrated = not guides.calibration.keys() <= guides.configured.keys()
     notes = [*guides.notes, *recorded, *unknown, *scale_notes(plans, calibrated)]
     notes += plan_notes(plans, guides.family)
@@ -137,6 +138,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     layers that are FP8 only for their shape.
     """
     notes, layers = [], [plan for plan in plans if plan.is_layer]
+    # An FP8 layer that stays FP8 is quantised once, unless a LoRA was merged into it.
     twice = [
         plan.ref.layer
         for plan in layers
@@ -151,10 +153,10 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
         )
     if passed := sum(bool(plan.ref.config) for plan in plans):
         notes.append(f"{passed} layers are quantised in the source and go over as they are")
+    # Floors overrule a --layer-config; its author may expect otherwise.
     raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
     if raised:
         notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
-    # By weights, not layers: a feed-forward layer has several times those of an attention layer.
     packed = [plan for plan in layers if plan.is_fp4]
     part = weights_of(packed) / (weights_of(layers) or 1)
     if family.image and part > MOST_NVFP4:

@@ -27,6 +27,7 @@ def edge_count(options: Options, family: Family) -> int:
     --edge-blocks decides; else --gguf-keep-edge-blocks-fp16 means EDGE_BLOCKS, and a preset its
     family's own number. With a GGUF alone it is 0.
     """
+    # 0 is a number, too: it asks for no edge blocks.
     if options.edge_blocks is not None:
         return options.edge_blocks
     if options.gguf_keep_edge_blocks_fp16:
@@ -90,6 +91,7 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
         return [rest]
     if options.preset == "none" or family is ANY_FAMILY:
         return []
+    # Embedders and output layers have few weights, and all tokens go through them.
     outside = frozenset(name for name, layer in every.items() if not family.inside.match(layer))
     reason = Reason(Why.FAMILY, "outside the transformer blocks")
     rules = [Rule(names=outside, precision=HALF, reason=reason)]

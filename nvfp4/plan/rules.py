@@ -42,6 +42,7 @@ def select(model: Model, pattern: str, option: str) -> frozenset[str]:
     `pattern` is searched without regard to case; `option` is what messages name. Raises
     ConvertError if nothing matches, as a typo would otherwise go unnoticed.
     """
+    # Full names match as well as bare ones, so that a name can be copied from any report.
     found = re.compile(pattern, re.IGNORECASE)
     names = frozenset(
         ref.name
@@ -63,6 +64,7 @@ def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
     bits, limit = GGUF_BITS[kind], options.gguf_nvfp4_max_bitdepth
     if kind in ("F32", "F64"):
         return FP32, f"GGUF {kind}"
+    # Integers of more than 8 bits are no quantised weights: they go with the 16-bit types.
     if kind in ("F16", "BF16") or bits > 8:
         return HALF, f"GGUF {kind}"
     if bits <= limit:
@@ -139,6 +141,7 @@ def choice_rules(
     ]
     rules += edge_block_rules(model, guides.family, edge_count(options, guides.family))
     if guides.kinds is not None:
+        # A tensor that the GGUF does not have gives no hint: 16-bit is safe.
         lacking = Rule(
             names=frozenset(model.tensors.keys() - guides.kinds.keys()),
             precision=HALF,
@@ -208,6 +211,7 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
     """
     # Floors keep `is_open`: --target-size may still raise a layer above its floor.
     decided = next((rule for rule in choices if name in rule.names), UNNAMED)
+    # Floors come in any order: the highest one that applies is what remains.
     for rule in floors:
         if name in rule.names and rule.precision > decided.precision:
             reason = rule.reason.over(decided.reason)

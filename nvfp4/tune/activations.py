@@ -178,10 +178,9 @@ def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan],
 def smoothed(plan: TensorPlan) -> TensorPlan:
     """Return the plan with the per-channel scales that leave the least W4A4 output error.
 
-    Scales are [K], bfloat16: the input is multiplied by them and the weight divided, so that the
-    exact output stays. Candidates are w ** (1 - s) / x ** s for the shares s in SMOOTHING, with x
-    and w the largest magnitudes of a channel's input and weight. The same plan comes back where
-    none gains.
+    Scales are [K], bfloat16; the input is multiplied by them and the weight divided. Candidates are
+    w ** (1 - s) / x ** s for the shares s in SMOOTHING, with x and w the largest magnitudes of a
+    channel's input and weight. The same plan comes back where none gains.
     """
     rows, weight = study(plan)
     exact = rows @ weight.t()
@@ -208,8 +207,7 @@ def smoothed(plan: TensorPlan) -> TensorPlan:
     least *= (1 - LEAST_SMOOTHING_GAIN) ** 2  # errors here are squared
     for share in SMOOTHING:
         scale = weights ** (1 - share) / ranges**share
-        # Scales have the geometric mean 1, in a dtype that every matmul's own can represent.
-        scale = (scale / scale.log().mean().exp()).bfloat16()
+        scale = (scale / scale.log().mean().exp()).bfloat16()  # any matmul's dtype can hold it
         found = error(scale.float(), input_scale(scale.float()))
         if found < least:
             least = found

@@ -160,6 +160,7 @@ def measure_alternatives(
         pinned = compute.device.type == "cuda"
         for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):
             name = piece.plan.ref.name
+            # All alternatives of a layer are measured while its weight is in memory.
             found[name] = [
                 Alternative(plan.precision, stored_bytes(plan), damage_of(plan, weight, compute))
                 for plan in candidates[name]
@@ -179,6 +180,7 @@ def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float
         made = compute.map(lambda rows: measure(rows, rows.to(dtype).float()), weight)
         return Damage.total(made, torch.ones(())).relative_rmse ** 2
     _, damage = quantise(plan, weight, compute)
+    # Rounding by statistics trades the weight's error for the output's, which then counts.
     known = damage.relative_rmse if damage.output_after is None else damage.output_after
     return known**2
 
@@ -197,6 +199,7 @@ def plan_for_size(
     plans, _ = planner()
     # What other options will add once the precisions are settled is left free now.
     target -= reserved(options, plans)
+    # Asked once, for all tensors that could be 16-bit, whatever is chosen later.
     widened = wide_halves(options, plans)
     start = {plan.ref.name: plan for plan in widen(plans, widened)}
     size = planned_bytes(options, model, [*start.values()])
