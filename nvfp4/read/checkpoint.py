@@ -40,8 +40,8 @@ GGUF_MAGIC = b"GGUF"
 def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
     """Raise ConvertError, saying what it is, for a file that is not safetensors but is known.
 
-    `start` is its first 8 bytes, and `sound` whether these may be a header's length: the length 640
-    begins with the bytes of a pickle, so that beginnings alone decide nothing then.
+    `start` is its first 8 bytes, and `sound` whether these may be a header's length. The length 640
+    begins with the bytes of a pickle, so such a beginning counts only where `sound` is false.
     """
     if path.suffix.lower() in PICKLE_SUFFIXES or (not sound and start.startswith(PICKLE_MAGIC)):
         raise ConvertError(
