@@ -54,11 +54,11 @@ def read_guides(options: Options, model: Model) -> Guides:
         notes=(*notes, *lacking),
     )
     # Measured figures come after the rest, as what clips depends on the input scales.
-    figures = read_sensitivity(options, recordings, summary, guides.scales)
+    figures, unmeasured = read_sensitivity(options, recordings, summary, guides.scales)
     measured = measured_layers(options, model, figures, summary)
     if options.activation_stats:
         check_recording(recording, model)
-    return dataclasses.replace(guides, measured=measured)
+    return dataclasses.replace(guides, measured=measured, notes=(*guides.notes, *unmeasured))
 
 
 def read_calibration(
@@ -100,11 +100,11 @@ def read_sensitivity(
     """
     path = options.sensitivity_json
     if path is None:
-        return {}
+        return {}, []
     if path.suffix.lower() == ".safetensors":
         read_already = path in recordings
         recording = recordings[path] if read_already else read_recording(path)
-        return recorded_sensitivity(recording, scales)
+        return recorded_sensitivity(recording, scales), []
     is_summary = path == options.input_scale_summary_json
     rows = summary if is_summary else read_rows(path, "sensitivity file")
     return listed_sensitivity(options, rows)

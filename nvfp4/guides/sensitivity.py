@@ -44,20 +44,53 @@ def recorded_sensitivity(
     }
 
 
-def listed_sensitivity(options: Options, rows: list[dict]) -> dict[str, dict[str, float]]:
-    """Return {bare layer: {figure: value}} of a sensitivity JSON's or a summary's rows.
+def listed_sensitivity(
+    options: Options, rows: list[dict]
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Take the wanted figures from the rows of a sensitivity JSON, or of a summary that has them.
 
-    A figure is taken from `FIGURE_mean` or else `FIGURE`; only figures that have a threshold need
-    be there. Raises ConvertError where one of these is missing or no number.
+    Returns {bare layer: {figure: ...}} of the layers that were measured, and notes. Wanted are the
+    figures that have a threshold. A layer that no call of its recording reached has NaN, null or
+    nothing as a figure, or a `max_abs` of 0: it was not measured, and a note counts such. Infinity
+    is above every threshold. Raises ConvertError for what is no number, and where no layer is left.
     """
     path, figures = options.sensitivity_json, {}
     wanted = [row[1] for row in MEASURED_THRESHOLDS if getattr(options, row[0]) is not None]
+    unmeasured, infinite = [], []
     for row in rows:
         found = {figure: row.get(f"{figure}_mean", row.get(figure)) for figure in wanted}
-        if wrong := [figure for figure, value in found.items() if not is_figure(value)]:
+        measured = {} if is_never_called(row) else {k: v for k, v in found.items() if not is_nan(v)}
+        if wrong := [k for k, v in measured.items() if not (is_figure(v) or v == math.inf)]:
             raise ConvertError(f"{path}: layer {row['layer']}: needs a number as {wrong[0]}_mean")
-        figures[bare(row["layer"])] = found
-    return figures
+        if len(measured) < len(wanted):
+            unmeasured.append(row["layer"])
+        if math.inf in measured.values():
+            infinite.append(row["layer"])
+        figures |= {bare(row["layer"]): measured} if measured else {}
+    for figure in wanted:
+        if not any(figure in row for row in figures.values()):
+            raise ConvertError(
+                f"{path}: needs a number as {figure}_mean; none of its {len(rows)} layers has one"
+            )
+    notes = []
+    if unmeasured:
+        what = "layers were not measured, so no threshold applies to them"
+        notes.append(f"{path.name}: {len(unmeasured)} {what}: {examples(unmeasured)}")
+    if infinite:
+        what = "layers have an infinite figure, which is above the threshold"
+        notes.append(f"{path.name}: {len(infinite)} {what}: {examples(infinite)}")
+    return figures, notes
+
+
+def is_never_called(row: dict) -> bool:
+    """Tell whether a row says that its layer's input was never seen: a largest magnitude of 0."""
+    largest = row.get("max_abs")
+    return type(largest) in (int, float) and largest == 0
+
+
+def is_nan(value: object) -> bool:
+    """Tell whether a figure of a row is missing, null or NaN: nothing was measured."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def varying_layers(options: Options, summary: list[dict]) -> set[str]:
@@ -104,7 +137,7 @@ def measured_layers(
     for option, figure, action in MEASURED_THRESHOLDS:
         limit = getattr(options, option)
         if path is not None and limit is not None:
-            above = {layer for layer, row in figures.items() if row[figure] > limit}
+            above = {layer for layer, row in figures.items() if row.get(figure, 0) > limit}
             asked.append((getattr(options, action), f"{figure} > {limit:g}", above))
     # A file whose layers are all unknown is of another model; a few unknown ones are not minded.
     known = {bare(ref.layer) for ref in model.linear_weights}

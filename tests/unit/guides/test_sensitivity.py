@@ -71,8 +71,13 @@ def test_layers_whose_scale_varies_stay_16_bit(tiny):
     assert any(plan.reason.text.startswith("input scale varies") for plan in plans.values())
 
 
-@pytest.mark.parametrize("bad", [None, math.nan, math.inf, "1", True, -1])
-@pytest.mark.parametrize("key", ["rel_rmse_mean", "scale_std"])
+@pytest.mark.parametrize(
+    ("key", "bad"),
+    [
+        *(("rel_rmse_mean", bad) for bad in (None, math.nan, -math.inf, "1", True, -1)),
+        *(("scale_std", bad) for bad in (None, math.nan, math.inf, "1", True, -1)),
+    ],
+)
 def test_figures_that_are_no_numbers_are_refused(tiny, tmp_path, bad, key):
     row = {"layer": "blocks.2.ffn.0", "scale_p99_9": 1.0, "scale_mean": 1.0, "scale_std": 0.1}
     path = tmp_path / "s.json"
@@ -90,3 +95,61 @@ def test_the_analysis_own_summary_is_a_sensitivity_file(tiny, tmp_path):
     path.write_text(json.dumps({"layers": [{"layer": "blocks.2.self_attn.q", "rel_rmse": 0.2}]}))
     plans, _ = plans_of(tiny, "--sensitivity-json", str(path), "--sensitivity-threshold", "0.1")
     assert plans["blocks.2.self_attn.q"].reason.text.startswith("rel_rmse > 0.1")
+
+
+MEASURED_ROW = {"layer": "blocks.3.self_attn.q", "rel_rmse_mean": 0.2, "max_abs": 3.0}
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [
+        {"rel_rmse_mean": math.nan, "clip_rate_mean": math.nan, "max_abs": 0.0},
+        {"rel_rmse_mean": 0.9, "max_abs": 0},
+        {"rel_rmse_mean": None, "max_abs": 0.0},
+        {"rel_rmse_mean": None},
+        {"rel_rmse_mean": math.nan, "max_abs": 2.0},
+        {"max_abs": 1.0},
+        {},
+    ],
+)
+def test_a_layer_that_was_never_called_is_not_measured(tiny, tmp_path, figures):
+    rows = [{"layer": "model.diffusion_model.blocks.2.self_attn.q"} | figures, MEASURED_ROW]
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"layers": rows}))
+    plain, _ = plans_of(tiny)
+    plans, notes = plans_of(
+        tiny, "--sensitivity-json", str(path), "--sensitivity-threshold", "0.15"
+    )
+    assert plans["blocks.2.self_attn.q"] == plain["blocks.2.self_attn.q"]
+    assert plans["blocks.3.self_attn.q"].reason.text == "rel_rmse > 0.15"
+    [note] = [note for note in notes if "not measured" in note]
+    assert note.startswith("s.json: 1 layers were not measured")
+
+
+def test_a_row_may_have_one_of_two_figures(tiny, tmp_path):
+    rows = [MEASURED_ROW | {"clip_rate_mean": math.nan}]
+    rows.append({"layer": "blocks.2.self_attn.q", "clip_rate_mean": 0.3})
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"layers": rows}))
+    more = ["--sensitivity-json", str(path), "--sensitivity-threshold", "0.15"]
+    plans, notes = plans_of(tiny, *more, "--clip-rate-threshold", "0.2")
+    assert plans["blocks.3.self_attn.q"].reason.text == "rel_rmse > 0.15"
+    assert plans["blocks.2.self_attn.q"].reason.text == "clip_rate > 0.2"
+    assert sum("2 layers were not measured" in note for note in notes) == 1
+
+
+def test_an_infinite_figure_is_above_every_threshold(tiny, tmp_path):
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps({"layers": [MEASURED_ROW | {"rel_rmse_mean": math.inf}]}))
+    more = ["--sensitivity-json", str(path), "--sensitivity-threshold", "0.15"]
+    plans, notes = plans_of(tiny, *more)
+    assert plans["blocks.3.self_attn.q"].precision is HALF
+    assert sum("1 layers have an infinite figure" in note for note in notes) == 1
+
+
+def test_a_file_of_which_no_layer_was_measured_is_refused(tiny, tmp_path):
+    path = tmp_path / "s.json"
+    rows = [MEASURED_ROW | {"max_abs": 0.0}, MEASURED_ROW | {"layer": "a", "rel_rmse_mean": None}]
+    path.write_text(json.dumps({"layers": rows}))
+    with pytest.raises(ConvertError, match="none of its 2 layers has one"):
+        plans_of(tiny, "--sensitivity-json", str(path), "--sensitivity-threshold", "0.15")
