@@ -167,6 +167,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import importlib.util
 import itertools
 import math
 import re
@@ -1013,11 +1014,36 @@ def render_presets() -> str:
     return "\n".join([*lines, *(f"{name}: {text}" for name, text in GENERAL_PRESETS.items())])
 
 
-# ── nvfp4/options/kinds.py: Values of options: how texts are read, what Python may give ───────────
+# ── nvfp4/requirements.py: Look for the packages that have to be installed ────────────────────────
 
-# The folder of calib/ and sensitive_layers/: the checkout, or where the single file lies.
+# The names under which the packages of requirements.txt are imported; those on PyPI are the same.
+REQUIRED = ("torch", "safetensors", "gguf", "numpy", "tqdm")
+# The folder of requirements.txt, calib/ and sensitive_layers/: the checkout, or where the single
+# file lies.
 HERE = Path(__file__).resolve().parents[__name__.count(".")]
 
+
+def require(*names: str) -> None:
+    """End the program with one line on stderr, and status 1, where packages are not installed.
+
+    names: top-level packages, as `import` calls them; those that are not among REQUIRED are looked
+    for on PyPI by the same name. Nothing is imported, so this takes milliseconds. The line suggests
+    `-r requirements.txt` where that file is in the checkout, or else the packages by name, for
+    whoever copied the single file alone.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        listed, wanted = HERE / "requirements.txt", missing
+        if listed.is_file() and not {*REQUIRED}.isdisjoint(missing):
+            shown = os.path.relpath(listed) if listed.is_relative_to(Path.cwd()) else str(listed)
+            shown = f'"{shown}"' if " " in shown else shown
+            wanted = [f"-r {shown}", *(name for name in missing if name not in REQUIRED)]
+        verb = "is" if len(missing) == 1 else "are"
+        command = f"python -m pip install {' '.join(wanted)}"
+        sys.exit(f"error: {', '.join(missing)} {verb} missing: {command}")
+
+
+# ── nvfp4/options/kinds.py: Values of options: how texts are read, what Python may give ───────────
 
 def input_path(given: str | Path) -> Path:
     """Make a path of a text.
@@ -1969,30 +1995,6 @@ def parse_options(
         return task(**{row.name: row.value_in(given) for row in rows})
     except ConvertError as error:
         parser.error(error.problems[0])
-
-
-import importlib.util
-
-
-# ── nvfp4/requirements.py: Look for the packages that have to be installed ────────────────────────
-
-# The names under which the packages of requirements.txt are imported; those on PyPI are the same.
-REQUIRED = ("torch", "safetensors", "gguf", "numpy", "tqdm")
-
-
-def require(*names: str) -> None:
-    """End the program with one line on stderr, and status 1, where packages are not installed.
-
-    names: top-level packages. Nothing is imported, so this takes milliseconds. The line suggests
-    `-r requirements.txt` where that file lies beside the script, or else the packages by name, for
-    whoever copied the script alone.
-    """
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        there = Path(sys.argv[0]).with_name("requirements.txt").is_file()
-        what = "-r requirements.txt" if there else " ".join(missing)
-        verb = "is" if len(missing) == 1 else "are"
-        sys.exit(f"error: {', '.join(missing)} {verb} missing: python -m pip install {what}")
 
 
 if __name__ == "__main__":
@@ -3670,6 +3672,10 @@ class Format:
     summary_column: tuple[str, float] | None = None
     # The field of Options that marks all layers of this format for full-precision matmul.
     full_precision_option: str = ""
+    # What is multiplied, in words: with an input scale, without one, with full-precision matmul.
+    runs_scaled: str = ""
+    runs_unscaled: str = ""
+    runs_full_precision: str = ""
 
     # What a conversion does with it. --target-size may choose a candidate.
     is_candidate: bool = False
@@ -4040,6 +4046,9 @@ class Fp8(Format):
     activation_max = E4M3_MAX
     summary_column = ("amax", E4M3_MAX)
     full_precision_option = "fp8_full_precision_mm"
+    runs_scaled = "FP8 weights times FP8 activations at the baked scale"
+    runs_unscaled = "FP8 weights times FP8 activations that are clamped at 448"
+    runs_full_precision = "FP8 weights, scaled and multiplied in 16-bit"
     is_candidate = is_adopted = is_decoded = True
     # Half of NVFP4's, which searches the scale of every block.
     encoding_cost = 2
@@ -4117,6 +4126,15 @@ class Nvfp4(Format):
     activation_max = NVFP4_MAX
     # A summary's `scale` column holds input scales of NVFP4 as they are.
     summary_column = ("scale", 1.0)
+    runs_scaled = (
+        "4-bit weights times 4-bit activations at the baked scale, on Blackwell; "
+        "decoded to 16-bit on other cards"
+    )
+    runs_unscaled = (
+        "4-bit weights times 4-bit activations, whose scale is measured on every call, "
+        "on Blackwell; decoded to 16-bit on other cards"
+    )
+    runs_full_precision = "4-bit weights, decoded and multiplied in 16-bit"
     is_candidate = is_adopted = True
     encoding_cost = 4
     grid = E2M1
@@ -4330,6 +4348,7 @@ class PlainFp8(Format):
     unconfigured = ""
     weight_dtype = "F8_E4M3"
     weight_bits = 8
+    runs_full_precision = "FP8 weights without a scale, cast to 16-bit"
 
     def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
         """Decode codes float8_e4m3fn [n, K] to float32 [n, K].
@@ -5645,16 +5664,22 @@ def read_ahead(
 # ── nvfp4/progress.py: Progress bars, all of them on stderr ───────────────────────────────────────
 
 def progress_bar(
-    what: str, items: Iterable | None = None, *, nbytes: int | None = None, quiet: bool
+    what: str,
+    items: Iterable | None = None,
+    *,
+    nbytes: int | None = None,
+    quiet: bool = False,
+    delay: float = 0,
 ) -> tqdm:
     """Open a bar that goes on with each of `items` it yields, or to `nbytes` by its `update`.
 
-    `what` stands in front of the bar. All of the program's bars are made here, so that all go to
-    stderr, and none is shown if `quiet`.
+    `what` stands in front of the bar, which is shown after `delay` seconds: what is done by then
+    shows none. All bars of all programs are made here, so that all go to stderr, and none is shown
+    if `quiet`.
     """
     in_bytes = {} if nbytes is None else {"total": nbytes, "unit": "B", "unit_scale": True}
     # sys.stderr is looked up now, as tqdm's own default would keep the stream of its import.
-    return tqdm(items, what, disable=quiet, file=sys.stderr, **in_bytes)
+    return tqdm(items, what, disable=quiet, delay=delay, file=sys.stderr, **in_bytes)
 
 
 # ── nvfp4/encode/float16.py: Find out whether float16 holds what is to be float16 ─────────────────
@@ -5701,6 +5726,16 @@ def float16_overflows(plans: Iterable[TensorPlan], options: Options) -> frozense
                 found.add(piece.plan.ref.name)
             bar.update(piece.nbytes)
     return frozenset(found)
+
+
+# ── nvfp4/guides/columns.py: Name the columns of a calibration summary ────────────────────────────
+
+def percentile_key(percentile: float) -> str:
+    """Name a percentile as calibration summaries name their columns: 99.9 -> "p99_9".
+
+    percentile: from 0 to 100; six significant digits of it count.
+    """
+    return f"p{percentile:g}".replace(".", "_")
 
 
 # ── nvfp4/read/json_files.py: Read JSON files within limits that hostile ones cannot exceed ───────
@@ -6134,11 +6169,6 @@ def file_bytes(model: Model) -> int:
 
 
 # ── nvfp4/guides/calibration.py: Take input scales from files: summaries, recordings, quantised mod
-
-def percentile_key(percentile: float) -> str:
-    """Name a percentile as calibration summaries do in their columns: 99.9 becomes "p99_9"."""
-    return f"p{percentile:g}".replace(".", "_")
-
 
 def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibration]:
     """Return {bare layer: Calibration} of a calibration summary, at one percentile over calls.

@@ -18,13 +18,16 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
-from make_wan import wan_shapes, write_gguf, write_model  # noqa: E402
+from nvfp4.requirements import REQUIRED, require
+
+require(*REQUIRED)
+
+import numpy as np
+import torch
+from make_wan import wan_shapes, write_gguf, write_model
 
 # The floor reads and writes in pieces of this size.
 PIECE = 32 << 20

@@ -8,16 +8,16 @@ import time
 # Taken before torch is imported, so that the time to start is known apart from the conversion's.
 BEGIN = time.perf_counter()
 
-import contextlib  # noqa: E402
-import json  # noqa: E402
-import math  # noqa: E402
-import sys  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import convert_nvfp4 as c  # noqa: E402
+import convert_nvfp4 as c
 
 
 class Stopwatch:

@@ -17,6 +17,10 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from nvfp4.requirements import REQUIRED, require
+
+require(*REQUIRED, "comfy_kitchen")
+
 import torch
 from encoder import Packed, checkpoint, cosines
 from safetensors.torch import load_file

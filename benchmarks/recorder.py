@@ -16,14 +16,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
-
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "calib"), str(ROOT / "examples")]
+sys.path[:0] = [str(ROOT), str(ROOT / "calib"), str(ROOT / "examples")]
 
-from comfyui_nvfp4_recorder.recorder import Recording  # noqa: E402
-from make_wan import SIZES  # noqa: E402
+from nvfp4.requirements import REQUIRED, require
+
+require(*REQUIRED)
+
+import torch
+from comfyui_nvfp4_recorder.recorder import Recording
+from make_wan import SIZES
+from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
 
 # Channels of an attention head of Wan, and tokens of its text.
 HEAD, TEXT_TOKENS = 128, 512

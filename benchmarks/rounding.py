@@ -29,12 +29,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "calib")]
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import torch  # noqa: E402
-from comfyui_nvfp4_recorder.recorder import Recording  # noqa: E402
-from comfyui_nvfp4_recorder.second_moments import chosen  # noqa: E402
-from make_wan import SIZES, wan_shapes, write_gguf, write_model  # noqa: E402
+from nvfp4.requirements import REQUIRED, require
 
-import convert_nvfp4 as c  # noqa: E402
+require(*REQUIRED)
+
+import torch
+from comfyui_nvfp4_recorder.recorder import Recording
+from comfyui_nvfp4_recorder.second_moments import chosen
+from make_wan import SIZES, wan_shapes, write_gguf, write_model
+
+import convert_nvfp4 as c
 
 # Layers of the sentence encoder that are quantised: all but the embeddings.
 PACKED = r"encoder\."

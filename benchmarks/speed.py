@@ -13,6 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from nvfp4.requirements import REQUIRED, require
+
+require(*REQUIRED)
+
 import torch
 
 import convert_nvfp4 as c

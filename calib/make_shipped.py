@@ -14,9 +14,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
-from make_wan import wan_shapes  # noqa: E402
+from nvfp4.requirements import REQUIRED, require
 
-import analyze_input_scale_log as a  # noqa: E402
+require(*REQUIRED)
+
+from make_wan import wan_shapes
+
+from nvfp4.logs.lists import render_list, sensitive_layers
+from nvfp4.logs.records import Criteria, LogSummary
+from nvfp4.logs.summary import read_log_summary
 
 # What is shipped: the published figures' file, the names of the summary and of the list of
 # sensitive layers made from it, and the scale_cv from which a layer is on that list.
@@ -56,19 +62,19 @@ def read_rows(path: Path) -> list[dict]:
         ]
 
 
-def shipped_summary(name: str) -> a.Summary:
+def shipped_summary(name: str) -> LogSummary:
     """Read a shipped calibration summary by the middle of its file name, such as "wan22_5b"."""
-    return a.read_summary(ROOT / "calib" / f"scales_summary_{name}.json")
+    return read_log_summary(ROOT / "calib" / f"scales_summary_{name}.json")
 
 
-def criteria(threshold: float | None, cross_attention: bool = True) -> a.Criteria:
+def criteria(threshold: float | None, cross_attention: bool = True) -> Criteria:
     """Make the criteria that the shipped lists go by.
 
     `threshold` is the scale_cv from which a layer is on the list; None puts none on it for that.
     Cross-attention is listed whole unless told otherwise.
     """
     limits = {} if threshold is None else {"scale_cv": threshold}
-    return a.Criteria(thresholds=limits, cross_attention=cross_attention)
+    return Criteria(thresholds=limits, cross_attention=cross_attention)
 
 
 def shipped_list(name: str, threshold: float) -> str:
@@ -77,7 +83,7 @@ def shipped_list(name: str, threshold: float) -> str:
     `threshold` is the scale_cv from which a layer is on it. A test compares the result with the
     file that is shipped, so that the two cannot drift apart.
     """
-    return a.render_list(shipped_summary(name).rows, criteria(threshold))
+    return render_list(shipped_summary(name).rows, criteria(threshold))
 
 
 def layer_work(name: str) -> dict[str, int]:
@@ -105,7 +111,7 @@ def trade(name: str) -> Iterator[tuple[float | None, float, float, float]]:
     rows, work = shipped_summary(name).rows, layer_work(name)
     for threshold in THRESHOLDS:
         # Without and with all cross-attention on the list.
-        flagged = [a.sensitive_layers(rows, criteria(threshold, also)) for also in (False, True)]
+        flagged = [sensitive_layers(rows, criteria(threshold, also)) for also in (False, True)]
         kept = [
             sum(size for layer, size in work.items() if layer not in names) for names in flagged
         ]

@@ -8,8 +8,15 @@ Usage: python examples/make_wan.py FOLDER {tiny,5b,14b} [--blocks N] [--dtype fl
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from nvfp4.requirements import REQUIRED, require
+
+require(*REQUIRED)
 
 import gguf
 import numpy as np

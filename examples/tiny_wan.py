@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
+# make_wan comes first: it tells what is not installed.
 from make_wan import wan_shapes, write_gguf, write_model
+from torch import float32
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,7 +22,7 @@ def main(folder: Path) -> int:
     on a model of the same names and a fraction of its size.
     """
     shapes = wan_shapes("tiny")
-    index = write_model(folder, shapes, torch.float32)
+    index = write_model(folder, shapes, float32)
     gguf = folder / "tiny-wan-Q5_K_M.gguf"
     write_gguf(gguf, shapes)
     # fmt: off

@@ -13,13 +13,19 @@ from tqdm import tqdm
 
 
 def progress_bar(
-    what: str, items: Iterable | None = None, *, nbytes: int | None = None, quiet: bool
+    what: str,
+    items: Iterable | None = None,
+    *,
+    nbytes: int | None = None,
+    quiet: bool = False,
+    delay: float = 0,
 ) -> tqdm:
     """Open a bar that goes on with each of `items` it yields, or to `nbytes` by its `update`.
 
-    `what` stands in front of the bar. All of the program's bars are made here, so that all go to
-    stderr, and none is shown if `quiet`.
+    `what` stands in front of the bar, which is shown after `delay` seconds: what is done by then
+    shows none. All bars of all programs are made here, so that all go to stderr, and none is shown
+    if `quiet`.
     """
     in_bytes = {} if nbytes is None else {"total": nbytes, "unit": "B", "unit_scale": True}
     # sys.stderr is looked up now, as tqdm's own default would keep the stream of its import.
-    return tqdm(items, what, disable=quiet, file=sys.stderr, **in_bytes)
+    return tqdm(items, what, disable=quiet, delay=delay, file=sys.stderr, **in_bytes)

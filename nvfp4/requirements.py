@@ -7,23 +7,32 @@ a traceback. The check comes after `--help` and `--version` are answered, which 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 # The names under which the packages of requirements.txt are imported; those on PyPI are the same.
 REQUIRED = ("torch", "safetensors", "gguf", "numpy", "tqdm")
+# The folder of requirements.txt, calib/ and sensitive_layers/: the checkout, or where the single
+# file lies.
+HERE = Path(__file__).resolve().parents[__name__.count(".")]
 
 
 def require(*names: str) -> None:
     """End the program with one line on stderr, and status 1, where packages are not installed.
 
-    names: top-level packages. Nothing is imported, so this takes milliseconds. The line suggests
-    `-r requirements.txt` where that file lies beside the script, or else the packages by name, for
-    whoever copied the script alone.
+    names: top-level packages, as `import` calls them; those that are not among REQUIRED are looked
+    for on PyPI by the same name. Nothing is imported, so this takes milliseconds. The line suggests
+    `-r requirements.txt` where that file is in the checkout, or else the packages by name, for
+    whoever copied the single file alone.
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        there = Path(sys.argv[0]).with_name("requirements.txt").is_file()
-        what = "-r requirements.txt" if there else " ".join(missing)
+        listed, wanted = HERE / "requirements.txt", missing
+        if listed.is_file() and not {*REQUIRED}.isdisjoint(missing):
+            shown = os.path.relpath(listed) if listed.is_relative_to(Path.cwd()) else str(listed)
+            shown = f'"{shown}"' if " " in shown else shown
+            wanted = [f"-r {shown}", *(name for name in missing if name not in REQUIRED)]
         verb = "is" if len(missing) == 1 else "are"
-        sys.exit(f"error: {', '.join(missing)} {verb} missing: python -m pip install {what}")
+        command = f"python -m pip install {' '.join(wanted)}"
+        sys.exit(f"error: {', '.join(missing)} {verb} missing: {command}")

@@ -22,6 +22,7 @@ FLOORS = (
     {
         "numeric": "quantising and its inverse, scale search, rounding by statistics, kernels",
         "families": "known models, as rows",
+        "names": "what the names of layers tell: their kind, their order",
     },
     {
         "formats": "one file for each way in which a tensor is stored",
@@ -48,10 +49,7 @@ FLOORS = (
     },
     {"report": "what was done: data, text, page"},
     {"conversion": "one conversion, as the list of its phases"},
-    {
-        "cli": "the command line",
-        "logs": "the analyser of calibration logs",
-        "compare": "two checkpoints side by side",
-    },
+    {"cli": "the command line"},
+    {"logs": "the analyser of calibration logs", "compare": "two checkpoints side by side"},
     {"__main__": "`python -m nvfp4`, and the template of the single file"},
 )

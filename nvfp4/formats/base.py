@@ -130,6 +130,10 @@ class Format:
     summary_column: tuple[str, float] | None = None
     # The field of Options that marks all layers of this format for full-precision matmul.
     full_precision_option: str = ""
+    # What is multiplied, in words: with an input scale, without one, with full-precision matmul.
+    runs_scaled: str = ""
+    runs_unscaled: str = ""
+    runs_full_precision: str = ""
 
     # What a conversion does with it. --target-size may choose a candidate.
     is_candidate: bool = False

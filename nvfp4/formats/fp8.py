@@ -34,6 +34,9 @@ class Fp8(Format):
     activation_max = E4M3_MAX
     summary_column = ("amax", E4M3_MAX)
     full_precision_option = "fp8_full_precision_mm"
+    runs_scaled = "FP8 weights times FP8 activations at the baked scale"
+    runs_unscaled = "FP8 weights times FP8 activations that are clamped at 448"
+    runs_full_precision = "FP8 weights, scaled and multiplied in 16-bit"
     is_candidate = is_adopted = is_decoded = True
     # Half of NVFP4's, which searches the scale of every block.
     encoding_cost = 2

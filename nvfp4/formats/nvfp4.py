@@ -64,6 +64,15 @@ class Nvfp4(Format):
     activation_max = NVFP4_MAX
     # A summary's `scale` column holds input scales of NVFP4 as they are.
     summary_column = ("scale", 1.0)
+    runs_scaled = (
+        "4-bit weights times 4-bit activations at the baked scale, on Blackwell; "
+        "decoded to 16-bit on other cards"
+    )
+    runs_unscaled = (
+        "4-bit weights times 4-bit activations, whose scale is measured on every call, "
+        "on Blackwell; decoded to 16-bit on other cards"
+    )
+    runs_full_precision = "4-bit weights, decoded and multiplied in 16-bit"
     is_candidate = is_adopted = True
     encoding_cost = 4
     grid = E2M1

@@ -26,6 +26,7 @@ class PlainFp8(Format):
     unconfigured = ""
     weight_dtype = "F8_E4M3"
     weight_bits = 8
+    runs_full_precision = "FP8 weights without a scale, cast to 16-bit"
 
     def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
         """Decode codes float8_e4m3fn [n, K] to float32 [n, K].

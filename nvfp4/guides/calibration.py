@@ -14,17 +14,13 @@ from nvfp4.dtypes import E4M3_MAX, NVFP4_MAX
 from nvfp4.errors import ConvertError, examples, of_another_model
 from nvfp4.formats.fp8 import FP8
 from nvfp4.formats.nvfp4 import NVFP4
+from nvfp4.guides.columns import percentile_key
 from nvfp4.guides.records import Calibration, Recorded
 from nvfp4.model import Model, bare
 from nvfp4.options import Options
 from nvfp4.read.checkpoint import opened, parse_header
 from nvfp4.read.json_files import positive
 from nvfp4.read.tensors import load
-
-
-def percentile_key(percentile: float) -> str:
-    """Name a percentile as calibration summaries do in their columns: 99.9 becomes "p99_9"."""
-    return f"p{percentile:g}".replace(".", "_")
 
 
 def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibration]:

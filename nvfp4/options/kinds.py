@@ -20,9 +20,7 @@ from typing import NamedTuple
 from nvfp4.dtypes import FLOAT32_MAX
 from nvfp4.files import exists
 from nvfp4.model import Lora, compiled
-
-# The folder of calib/ and sensitive_layers/: the checkout, or where the single file lies.
-HERE = Path(__file__).resolve().parents[__name__.count(".")]
+from nvfp4.requirements import HERE
 
 
 def input_path(given: str | Path) -> Path:

@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from safetensors.torch import save as to_bytes
 
-import analyze_input_scale_log as analyze
-import compare_models as compare
 import convert_nvfp4 as c
+from nvfp4.compare.entry import compare_models
+from nvfp4.logs.entry import analyze_log
 from support import hostile
 from support.paths import ROOT
 
@@ -189,7 +189,7 @@ def command(*arguments: str, program: Callable = c.main) -> Callable[[Path], obj
             assert line.startswith("error: "), f"stderr has {line!r}"
             assert line.isprintable(), f"stderr has {line!r}"
         assert all(map(str.isprintable, out.getvalue().split("\n"))), "stdout is not printable"
-        finds = "--verify" in arguments or program is compare.main  # are told on stdout
+        finds = "--verify" in arguments or program is compare_models  # are told on stdout
         assert status == bool(problems.getvalue()) or finds, f"ended with {status}"
         if problems.getvalue():
             raise c.ConvertError(problems.getvalue())
@@ -359,13 +359,13 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {  # samples, and wha
     "recording": ("recording", read_statistics),
     "scales": ("scales", c.read_reference_scales),
     "log": ("log", command(
-        "--input", "FOLDER/f.log", "--csv", "FOLDER/o.csv", program=analyze.main)),
+        "--input", "FOLDER/f.log", "--csv", "FOLDER/o.csv", program=analyze_log)),
     "log summary": ("summary", command(
-        "--summary", "FOLDER/f.json", "--json", "FOLDER/o.json", program=analyze.main)),
+        "--summary", "FOLDER/f.json", "--json", "FOLDER/o.json", program=analyze_log)),
     "verify": ("source", command("--verify", "FOLDER/s.safetensors")),
     "compare": ("source", command(
-        "FOLDER/s.safetensors", "FOLDER/m.safetensors", program=compare.main)),
-    "compare with gguf": ("gguf", command("FOLDER/f.gguf", program=compare.main)),
+        "FOLDER/s.safetensors", "FOLDER/m.safetensors", program=compare_models)),
+    "compare with gguf": ("gguf", command("FOLDER/f.gguf", program=compare_models)),
     "convert": ("source", read_converted),
     "convert with lora": ("lora", command(*ALL, "--merge-lora", "FOLDER/f.safetensors")),
     "convert with recording": ("recording", command(

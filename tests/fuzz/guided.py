@@ -17,7 +17,7 @@ import atheris
 
 sys.path.append(str(Path(__file__).resolve().parent))
 
-with atheris.instrument_imports(include=["convert_nvfp4", "analyze_input_scale_log"]):
+with atheris.instrument_imports(include=["convert_nvfp4", "nvfp4"]):
     import convert_nvfp4 as c
     import fuzz
     from support import hostile

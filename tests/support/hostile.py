@@ -27,13 +27,14 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import analyze_input_scale_log as analyze
 import convert_nvfp4 as c
+from nvfp4.logs.entry import analyze_log
+from nvfp4.logs.reading import MOST_LAYERS
 from support.files import header_only, raw_safetensors
 from support.paths import GOLDEN
 
 HOSTILE = GOLDEN / "hostile.txt"
-PROGRAMS = {"convert": c.main, "analyze": analyze.main}
+PROGRAMS = {"convert": c.main, "analyze": analyze_log}
 LAYER = "blocks.0.ffn.0"
 Make = Callable[[Path], object]
 
@@ -738,7 +739,7 @@ LOGS: dict[str, tuple[str, object]] = {  # the file's name, what is in it
         "f.log", "".join(LINE.replace("nvfp4", f"f{number}") for number in range(5_000))),
     "too many layers": (
         "f.log",
-        "".join(LINE.replace("blocks.0", f"b{n}") for n in range(analyze.MOST_LAYERS + 1))),
+        "".join(LINE.replace("blocks.0", f"b{n}") for n in range(MOST_LAYERS + 1))),
     "nothing but line ends": ("f.log", "\n" * 2_000_000),
     "a bomb of line ends": ("f.log.bz2", bz2.compress(b"\n" * 200_000_000)),
     "a bomb of zeros": ("f.log.gz", gzip.compress(bytes(200_000_000), 1)),

@@ -7,6 +7,8 @@ from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from support.paths import ROOT
 from tools.rooms import FLOORS
 
@@ -114,8 +116,9 @@ def test_modules_have_a_size_that_one_reads():
     assert {module: size for module, size in sizes.items() if size > LONGEST} == {}
 
 
-def test_the_command_line_is_read_without_what_takes_seconds_to_load():
-    code = f"import sys, nvfp4.cli.parse; print([n for n in {HEAVY} if n in sys.modules])"
+@pytest.mark.parametrize("module", ["cli.parse", "logs.command", "compare.command"])
+def test_a_command_line_is_read_without_what_takes_seconds_to_load(module):
+    code = f"import sys, nvfp4.{module}; print([n for n in {HEAVY} if n in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

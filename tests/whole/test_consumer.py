@@ -6,8 +6,8 @@ import pytest
 from encoder import checkpoint, cosines
 from safetensors.torch import load_file, save_file
 
-import analyze_input_scale_log
 import convert_nvfp4 as c
+from nvfp4.logs.entry import analyze_log
 from support.broken import CASES, OF_ANOTHER_SHAPE, write_case
 from support.comfyui import PREAMBLE, needs_comfyui, run_comfyui
 from support.conversions import convert_tiny
@@ -225,7 +225,7 @@ def test_the_calibration_loop_in_comfyui(precision, tiny, tmp_path):
     layers = {ref.layer for ref in c.open_model(tiny).linear_weights}
     assert c.read_recording(recording).keys() == layers
     arguments = ["--input", str(tmp_path / "wan_high.log"), "--json", str(summary)]
-    assert analyze_input_scale_log.main(arguments) == 0
+    assert analyze_log(arguments) == 0
     rows = json.loads(summary.read_text())["layers"]
     assert {row["count"] for row in rows} == {2 * 3}  # prompts x steps, both CFG passes at once
     for policy in (

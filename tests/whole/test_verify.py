@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import convert_nvfp4 as c
+from nvfp4.compare.entry import compare_models
 from support.broken import CASES, Stored, write_case
 from support.conversions import convert_and_measure, convert_tiny
 from support.files import raw_safetensors
@@ -237,16 +238,14 @@ def odd_files():
 
 @pytest.mark.parametrize("name", odd_files())
 def test_odd_layers_are_judged_and_compared(name, tmp_path, capsys):
-    import compare_models
-
     path, source = tmp_path / "odd.safetensors", tmp_path / "m.safetensors"
     save_file(odd_files()[name], path)
     save_file({"x.weight": torch.ones(32, 32)}, source)
     assert c.main(["--verify", str(path)]) in (0, 1)
     if "x.weight" in odd_files()[name]:
         assert c.main(["--verify", str(path), "--source", str(source), "--quiet"]) in (0, 1)
-    assert compare_models.main([str(source), str(path), "--values"]) == 1
-    assert compare_models.main([str(path), "--json"]) == 0
+    assert compare_models([str(source), str(path), "--values"]) == 1
+    assert compare_models([str(path), "--json"]) == 0
     json.loads(capsys.readouterr().out.rpartition("\n{\n")[2].join(["{", ""]))
 
 

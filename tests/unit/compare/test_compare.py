@@ -9,15 +9,17 @@ import torch
 from make_wan import wan_shapes, write_gguf
 from safetensors.torch import load_file, save_file
 
-import compare_models as m
 import convert_nvfp4 as c
+from nvfp4.compare.entry import compare_models
+from nvfp4.compare.verdict import ENDINGS
+from nvfp4.stored.defects import Outcome
 from support.broken import CASES, write_case
 from support.conversions import convert_and_measure
 from support.files import header_only
 
 
 def run(*arguments, capsys):
-    status = m.main([*map(str, arguments)])
+    status = compare_models([*map(str, arguments)])
     return status, capsys.readouterr().out
 
 
@@ -96,7 +98,7 @@ def test_the_documented_pair_gets_a_verdict_and_a_way_out(documented, capsys):
     assert status == 1
     working, noisy = text.split("\nB: ")
     assert "1,437 tensors (+311)" in text
-    ending = m.ENDINGS[c.Outcome.LOADS]
+    ending = ENDINGS[Outcome.LOADS]
     assert f"A: working.safetensors {ending}\n  300 layers scaled FP8 W8A16: " in working
     assert noisy.startswith("noisy.safetensors loads; expect noise or black frames\n")
     assert "100 % of the linear weights are NVFP4, which gave noise on Wan" in noisy
@@ -243,13 +245,13 @@ def test_values_of_a_quantised_gguf(tmp_path, capsys):
 def test_an_unreadable_file_exits_with_2(name, converted, tmp_path, capsys):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03\0\0\0")
     (tmp_path / "text.safetensors").write_text("no model", encoding="utf-8")
-    assert m.main([str(converted), str(tmp_path / name)]) == 2
+    assert compare_models([str(converted), str(tmp_path / name)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_values_need_two_sides(converted, capsys):
     with pytest.raises(SystemExit) as stop:
-        m.main([str(converted), "--values"])
+        compare_models([str(converted), "--values"])
     assert stop.value.code == 2
     assert "--values needs B" in capsys.readouterr().err
 

@@ -15,8 +15,17 @@ import torch
 from make_wan import wan_shapes
 from safetensors.torch import save_file
 
-import analyze_input_scale_log as a
 import convert_nvfp4 as c
+from nvfp4.errors import ConvertError
+from nvfp4.files import write_bytes
+from nvfp4.logs.command import LOGS_COMMAND_LINE, LOGS_DESCRIPTION
+from nvfp4.logs.entry import analyze_log
+from nvfp4.logs.plots import ELSEWHERE, by_kind
+from nvfp4.logs.reading import LONGEST_LINE
+from nvfp4.logs.records import LOG_DEFAULTS
+from nvfp4.logs.series import LEAST, MOST
+from nvfp4.logs.statistics import PENDING, Tally, folded, tally_figures
+from nvfp4.logs.text import TRADE, render_trade
 from support.conversions import RECIPE
 from support.paths import ROOT
 
@@ -34,7 +43,7 @@ def log_of(tmp_path, *lines, name="calls.tsv"):
 
 
 def run(*arguments, capsys):
-    status = a.main([*map(str, arguments)])
+    status = analyze_log([*map(str, arguments)])
     return status, *capsys.readouterr()
 
 
@@ -98,27 +107,27 @@ def test_the_same_value_always_has_no_kurtosis_and_no_variation(tmp_path, capsys
 
 def test_16_bit_values_are_exact_however_many_come():
     values = torch.rand(200_000).mul(30).add(1).bfloat16().double().numpy()
-    tally = a.Tally()
+    tally = Tally()
     for part in np.split(values, 100):
         tally.add(part)
-    found = a.statistics(tally, a.DEFAULTS["percentiles"])
-    for key, value in expected(values, a.DEFAULTS["percentiles"]).items():
+    found = tally_figures(tally, LOG_DEFAULTS["percentiles"])
+    for key, value in expected(values, LOG_DEFAULTS["percentiles"]).items():
         assert found[key] == pytest.approx(value, rel=1e-5), key
     assert len(tally.values) < 1000
 
 
 def test_folding_keeps_memory_bounded_and_percentiles_within_3_in_10_000():
     values = np.random.default_rng(0).lognormal(0, 0.5, 400_000)
-    percentiles = (1.0, *a.DEFAULTS["percentiles"], 100.0)
-    tally, most = a.Tally(), 0
+    percentiles = (1.0, *LOG_DEFAULTS["percentiles"], 100.0)
+    tally, most = Tally(), 0
     for part in np.split(values, 200):
         tally.add(part)
         most = max(most, len(tally.values) + tally.waiting)
     octaves = np.log2(values.max() / values.min())
-    assert most <= 2**12 * (octaves + 1) + a.PENDING // 2
+    assert most <= 2**12 * (octaves + 1) + PENDING // 2
     assert len(tally.values) < 20_000
     assert (tally.number, int(tally.counts.sum())) == (400_000, 400_000)
-    found = a.statistics(tally, percentiles)
+    found = tally_figures(tally, percentiles)
     for key, value in expected(values, percentiles).items():
         exact = key in ("min", "max", "p100")
         tolerance = 1e-5 if exact else 3e-3 if key == "kurtosis" else 3e-4
@@ -126,9 +135,9 @@ def test_folding_keeps_memory_bounded_and_percentiles_within_3_in_10_000():
 
 
 def test_folded_values_do_not_move_again():
-    values = np.array([a.LEAST, 1e-30, 0.1, 1.0, 1.9999, 448.0, a.MOST])
-    once = a.folded(values)
-    assert (a.folded(once) == once).all()
+    values = np.array([LEAST, 1e-30, 0.1, 1.0, 1.9999, 448.0, MOST])
+    once = folded(values)
+    assert (folded(once) == once).all()
     assert np.isfinite(once).all()
     assert (abs(once / values - 1) <= 2.0**-13).all()
 
@@ -215,7 +224,7 @@ def test_a_log_without_a_usable_line_says_what_it_has(tmp_path, capsys, lines, f
 
 
 def test_a_file_without_line_ends_does_not_fill_the_memory(tmp_path, capsys):
-    log = log_of(tmp_path, line(), "x" * (a.LONGEST_LINE + 1))
+    log = log_of(tmp_path, line(), "x" * (LONGEST_LINE + 1))
     assert "is no log: line 2 does not end" in error_of("--input", log, capsys=capsys)
 
 
@@ -403,10 +412,10 @@ def test_thresholds_alone_only_count(capsys):
 
 def test_the_trade_in_help_is_what_the_shipped_summaries_give():
     titles = {title: name for name, (title, _, _) in make_shipped.MODELS.items()}
-    for title, threshold, *shares in a.TRADE:
+    for title, threshold, *shares in TRADE:
         found = {row[0]: row[1:] for row in make_shipped.trade(titles[title])}
         assert [f"{100 * share:.0f}" for share in found[threshold]] == [*map(str, shares)]
-    used = {(titles[title], threshold) for title, threshold, *_ in a.TRADE}
+    used = {(titles[title], threshold) for title, threshold, *_ in TRADE}
     assert used >= {(name, threshold) for _, name, _, threshold in make_shipped.SHIPPED}
 
 
@@ -440,9 +449,9 @@ def test_plots_are_made(tmp_path, capsys, wan_log):
 
 def test_kinds_of_layers_and_those_outside_the_blocks():
     names = ("blocks.2.ffn.0", "blocks.10.ffn.0", "text.0", "head.x", "text.0")
-    kinds = a.by_kind({"layer": name} for name in names)
+    kinds = by_kind({"layer": name} for name in names)
     assert [place for place, _ in kinds["blocks.*.ffn.0"]] == [2, 10]
-    found = [(place, row["layer"]) for place, row in kinds[a.ELSEWHERE]]
+    found = [(place, row["layer"]) for place, row in kinds[ELSEWHERE]]
     assert found == [(0, "text.0"), (1, "head.x"), (0, "text.0")]
 
 
@@ -476,7 +485,7 @@ def test_without_matplotlib_an_error_before_reading(tmp_path, capsys, monkeypatc
 )
 def test_wrong_usage(capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
-        a.main([*map(str, arguments)])
+        analyze_log([*map(str, arguments)])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -497,8 +506,8 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.replace", full)
-    with pytest.raises(c.ConvertError, match="cannot write: No space left"):
-        a.write(tmp_path / "out.csv", b"x")
+    with pytest.raises(ConvertError, match="cannot write: No space left"):
+        write_bytes(b"x", tmp_path / "out.csv")
     assert not [*tmp_path.iterdir()]
 
 
@@ -529,10 +538,10 @@ def test_a_threshold_on_what_no_summary_has_is_an_error(capsys):
 def test_help_has_the_docstring_every_option_and_the_trade():
     command = [sys.executable, str(ROOT / "analyze_input_scale_log.py"), "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert a.__doc__ in text
-    assert a.render_trade() in text
+    assert LOGS_DESCRIPTION in text
+    assert render_trade() in text
     assert "TI2V 5B                 0.16            43 %        64 %               54 %" in text
-    for options in a.COMMAND_LINE.values():
+    for options in LOGS_COMMAND_LINE.values():
         for option in options:
             assert option in text
 

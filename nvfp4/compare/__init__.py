@@ -1,0 +1,1 @@
+"""Compare two checkpoints, or list one, and say what ComfyUI will do with each."""

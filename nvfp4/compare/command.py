@@ -1,0 +1,53 @@
+"""Read the command line of the comparison.
+
+Nothing here imports torch or numpy, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from nvfp4.options import __version__
+from nvfp4.options.kinds import input_path, pattern
+
+COMPARE_DESCRIPTION = """\
+Compare two checkpoints, or list one, and say what ComfyUI will do with each.
+
+A and B are .safetensors files, *.safetensors.index.json, folders with one of these, or GGUFs.
+Nothing but headers and configurations is read, so that 57 GB take a few seconds; --values decodes
+both sides and measures every layer. With A alone: every layer's shape, precision and size.
+
+Exit status: 0 the same structure (or A alone), 1 different, 2 unreadable or wrong usage.
+"""
+
+
+def compare_parser() -> argparse.ArgumentParser:
+    """Make the parser of compare_models.py; its options have defaults, all but A."""
+    parser = argparse.ArgumentParser(
+        prog="compare_models.py",
+        description=COMPARE_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # An option that is added later would change what a script's short form means.
+        allow_abbrev=False,
+    )
+    parser.add_argument("a", metavar="A", type=input_path, help="the file to list or compare with")
+    parser.add_argument("b", metavar="B", type=input_path, nargs="?", help="the other file")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--values", action="store_true", help="decode both and measure B against A")
+    parser.add_argument("--pattern", metavar="REGEX", default="", type=pattern,
+                        help="list and compare only the layers whose names match")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print data instead of text")
+    return parser
+
+
+def parse_comparison(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line: a, b (or None), values, pattern, json.
+
+    argv: the words, or those of this process. --help and --version exit with 0, wrong usage
+    with 2.
+    """
+    parser = compare_parser()
+    options = parser.parse_args(argv)
+    if options.values and options.b is None:
+        parser.error("--values needs B, or see convert_nvfp4.py --verify A --source SOURCE")
+    return options

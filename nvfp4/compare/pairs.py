@@ -1,0 +1,76 @@
+"""Put two files side by side: whether they have one structure, and what is different."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from nvfp4.compare.contents import kind_of_tensor
+from nvfp4.compare.describe import describe, matches
+from nvfp4.compare.schemes import scheme_label
+from nvfp4.compare.sides import Side
+from nvfp4.compare.values import compare_values
+from nvfp4.model import bare
+from nvfp4.names import kind_of
+
+
+def structure(side: Side) -> dict[str, tuple]:
+    """Collect what has to be equal for two files to be of one structure.
+
+    Returns {name without prefix: (dtype, shape)} of every tensor, and of every linear layer
+    {name: (how it is stored and multiplied, shape)}; metadata and the order of tensors are free.
+    """
+    tensors = {bare(name): (ref.dtype, ref.shape) for name, ref in side.model.tensors.items()}
+    layers = {name: (scheme_label(x, side), x.shape) for name, x in side.linear.items()}
+    return tensors | layers
+
+
+def differences(a: Side, b: Side, pattern: str) -> list[dict]:
+    """Group the layers of both sides that are stored otherwise, by scheme and by kind.
+
+    pattern: chooses layers by name. Returns a dict for each pair of schemes: a, b, layers (how
+    many), and kinds, a list of what kind of layer, how many, and "dtype [shape] -> dtype [shape]".
+    """
+    groups = defaultdict(lambda: defaultdict(int))
+    for name in sorted(a.linear.keys() & b.linear.keys()):
+        layers = a.linear[name], b.linear[name]
+        labels = tuple(map(scheme_label, layers, (a, b)))
+        stored = tuple((layer.weight.dtype, layer.weight.shape) for layer in layers)
+        if (labels[0] != labels[1] or stored[0] != stored[1]) and matches(pattern, name):
+            texts = (f"{dtype} {list(shape)}" for dtype, shape in stored)
+            groups[labels][kind_of(name), " -> ".join(texts)] += 1
+    return [
+        {
+            "a": one,
+            "b": other,
+            "layers": sum(kinds.values()),
+            "kinds": [
+                {"kind": kind, "layers": count, "stored": stored}
+                for (kind, stored), count in kinds.items()
+            ],
+        }
+        for (one, other), kinds in sorted(groups.items())
+    ]
+
+
+def only_in(side: Side, other: Side) -> dict[str, int]:
+    """Count {kind: tensors} that the other side lacks, the most frequent kind first."""
+    known = {bare(name) for name in other.model.tensors}
+    names = (name for name in side.model.tensors if bare(name) not in known)
+    return dict(Counter(map(kind_of_tensor, names)).most_common())
+
+
+def compare_sides(a: Side, b: Side, pattern: str, values: bool) -> dict:
+    """Describe both sides and what is different, as data that JSON can have.
+
+    pattern: chooses the layers that are listed and compared. values: decode the weights, too, and
+    measure B's against A's, which reads both files whole.
+    """
+    data = {
+        "same_structure": structure(a) == structure(b),
+        "a": describe(a, pattern),
+        "b": describe(b, pattern),
+        "layers_that_differ": differences(a, b, pattern),
+        "only_in_a": only_in(a, b),
+        "only_in_b": only_in(b, a),
+    }
+    return data | (compare_values(a, b, pattern) if values else {})

@@ -1,0 +1,59 @@
+"""Open one side of a comparison: its headers, its layers, and what is wrong with it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvfp4.guides.gguf import open_gguf
+from nvfp4.model import Model, bare
+from nvfp4.read.checkpoint import GGUF_MAGIC, open_model
+from nvfp4.stored.defects import Finding
+from nvfp4.stored.layers import StoredLayer, find_marker, stored_layers
+from nvfp4.stored.lint import lint, lint_file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One checkpoint as it lies there, and what is wrong with it.
+
+    layers: all that have a weight, by their names without prefix; linear: those of them whose
+    weight is a matrix. marker: the elements of scaled FP8's marker tensor, None without one.
+    findings: defects that headers and configurations show; a GGUF is not looked through.
+    """
+
+    path: Path
+    model: Model
+    is_gguf: bool
+    layers: dict[str, StoredLayer]
+    linear: dict[str, StoredLayer]
+    marker: int | None
+    findings: tuple[Finding, ...]
+
+
+def open_side(path: Path) -> Side:
+    """Read a checkpoint's headers and configurations, and no weights.
+
+    path: a .safetensors file, an index, a folder with one of these, or a GGUF, which is recognised
+    by its first bytes. Raises ConvertError for what is none of them or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            is_gguf = file.read(4) == GGUF_MAGIC
+    except OSError:
+        # A folder, or nothing at all: open_model tells which.
+        is_gguf = False
+    model = open_gguf(path) if is_gguf else open_model(path)
+    stored, marker = stored_layers(model), find_marker(model)
+    layers = {bare(name): x for name, x in stored.items() if x.weight is not None}
+    found = () if is_gguf else (*lint(model, stored, values=False), *lint_file(model))
+    return Side(
+        path=path,
+        model=model,
+        is_gguf=is_gguf,
+        layers=layers,
+        linear={name: layer for name, layer in layers.items() if len(layer.shape) == 2},
+        marker=None if marker is None else math.prod(marker.shape),
+        findings=found,
+    )

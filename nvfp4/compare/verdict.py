@@ -1,0 +1,108 @@
+"""Judge what ComfyUI will do with a file, and what to change in it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from nvfp4.compare.contents import base_precision
+from nvfp4.compare.schemes import is_packed, scheme_of
+from nvfp4.compare.sides import Side
+from nvfp4.errors import examples
+from nvfp4.stored.defects import DEFECTS, Outcome, grouped
+
+# What the worst outcome of a file means, after its name.
+ENDINGS = {
+    Outcome.LOADS: "loads and runs, as far as its headers tell",
+    Outcome.SLOWER: "loads and runs, slower than it could",
+    Outcome.WORSE: "loads and runs, with a poorer picture",
+    Outcome.WRONG: "loads; expect noise or black frames",
+    Outcome.FAILS: "does not load, or stops at its first step",
+}
+GGUF_ENDING = "is not for ComfyUI's own loader; ComfyUI-GGUF's loads it, and multiplies in 16-bit"
+# Models with a larger share of their linear weights in NVFP4 are known to give noise.
+TOO_MUCH_NVFP4 = 0.9
+# Kinds of tensors that working files keep in float32.
+NARROWED = ("biases", "norms", "modulation")
+
+
+def advice(side: Side) -> list[tuple[Outcome, str]]:
+    """Find what no rule forbids and yet costs quality: how much, and what to change.
+
+    Reads nothing but the headers that the side was opened with.
+    """
+    found = []
+    share = packed_share(side)
+    if share > TOO_MUCH_NVFP4:
+        text = (
+            f"{100 * share:.0f} % of the linear weights are NVFP4, which gave noise on Wan and on "
+            "image models: keep the first and last blocks, the embeddings and the head 16-bit "
+            "(--gguf FILE --gguf-keep-edge-blocks-fp16), or take --recipe scaled-fp8"
+        )
+        found.append((Outcome.WRONG, text))
+    dynamic = sum(scheme_of(layer, side).is_measured for layer in side.linear.values())
+    if dynamic:
+        text = (
+            f"{dynamic} W4A4 layers have no input scale, which is measured on every call instead: "
+            "bake them with --input-scale-summary-json"
+        )
+        found.append((Outcome.LOADS, text))
+    base = base_precision(side)
+    narrow = [role for role in NARROWED if "F16" in base[role]]
+    if narrow:
+        text = (
+            f"{', '.join(narrow)} are float16, where working files keep float32: "
+            "convert with a GGUF that keeps them F32, or with --dtype float32"
+        )
+        found.append((Outcome.LOADS, text))
+    if not side.is_gguf and len(side.model.files) > 1:
+        text = "ComfyUI's diffusion-model loader takes one file, not shards: convert it to one"
+        found.append((Outcome.FAILS, text))
+    return found
+
+
+def packed_share(side: Side) -> float:
+    """Compute which share of the weights of all linear layers is NVFP4; 0 without such layers."""
+    work = sum(math.prod(layer.shape) for layer in side.linear.values())
+    packed = sum(math.prod(layer.shape) for layer in side.linear.values() if is_packed(layer))
+    return packed / work if work else 0
+
+
+def defects_found(side: Side) -> list[dict]:
+    """List the defects of a file as data, the worst first, with how often and where they are."""
+    return [
+        {
+            "outcome": DEFECTS[key].outcome.name,
+            "count": len(where),
+            "what": DEFECTS[key].what,
+            "consequence": DEFECTS[key].consequence,
+            "remedy": DEFECTS[key].remedy,
+            "examples": examples(where),
+        }
+        for key, where in grouped(side.findings).items()
+    ]
+
+
+def verdict(side: Side) -> dict:
+    """Judge a file: what ComfyUI does with it, how it runs its layers, and what to change.
+
+    Returns outcome (a name of Outcome, the worst of defects and advice; None for a GGUF), ending
+    (in words), runs ({label: how many layers, and how}), defects and advice.
+    """
+    if side.is_gguf:
+        return {"outcome": None, "ending": GGUF_ENDING, "runs": {}, "defects": [], "advice": []}
+    advised = advice(side)
+    outcomes = [finding.outcome for finding in side.findings] + [level for level, _ in advised]
+    outcome = max(outcomes, default=Outcome.LOADS)
+    counts = Counter(scheme_of(layer, side) for layer in side.linear.values())
+    return {
+        "outcome": outcome.name,
+        "ending": ENDINGS[outcome],
+        "runs": {
+            scheme.label: {"layers": count, "how": scheme.how}
+            for scheme, count in counts.items()
+            if scheme.how
+        },
+        "defects": defects_found(side),
+        "advice": [text for _, text in advised],
+    }

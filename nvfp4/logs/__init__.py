@@ -1,0 +1,1 @@
+"""Turn calibration logs into statistics, plots and lists of sensitive layers."""

@@ -1,0 +1,172 @@
+"""Read the command line of the log analyser.
+
+Nothing here imports torch or numpy, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from functools import partial
+
+from nvfp4.errors import examples
+from nvfp4.guides.columns import percentile_key
+from nvfp4.logs.records import LOG_DEFAULTS, Criteria
+from nvfp4.logs.text import render_trade
+from nvfp4.options import __version__
+from nvfp4.options.kinds import input_path, shipped_path
+
+LOGS_DESCRIPTION = """\
+Turn a calibration log into input-scale statistics, plots and a list of sensitive layers.
+
+A log has one line for each call of a linear layer, written while ComfyUI runs prompts:
+  format <tab> mode <tab> layer <tab> scale <tab> amax <tab> shape
+scale is the input scale that the call measured, amax / 2688; amax its input's largest magnitude.
+Older logs lack the first column, which was always nvfp4.
+
+The summary (--json) goes to convert_nvfp4.py --input-scale-summary-json, the list
+(--sensitive-layers) to --full-precision-mm-layers. A summary is also an input (--summary), so
+that lists and plots can be made again without the log.
+
+Exit status: 0 done, 1 a file that is no log, summary or recording, 2 wrong usage.
+"""
+LOGS_EPILOG = """\
+choosing --cv-threshold:
+  The owner of this project wrote that layers went on the list from a scale_cv of 0.01
+  up. That would flag nine layers in ten and leave next to nothing in W4A4. The lists in use
+  correspond to 0.16 (TI2V 5B), 0.11 (I2V 14B low noise) and 0.12 (high noise), plus --cross-attn.
+
+"""
+# The option that sets a criterion's threshold: the column it is compared with.
+THRESHOLDS = {
+    "cv_threshold": "scale_cv",
+    "kurtosis_threshold": "scale_kurtosis",
+    "rel_rmse_threshold": "rel_rmse",
+}
+# Options that choose or group lines of a log, and mean nothing to a summary.
+LINE_OPTIONS = ("format", "mode", "percentiles", "steps")
+
+
+def percentile_list(text: str) -> tuple[float, ...]:
+    """Read 50,99.9 as (50.0, 99.9), ascending; the median is always among them.
+
+    Raises ArgumentTypeError for what is not from 0 to 100, or would share a column's name.
+    """
+    values = sorted({50.0, *map(float, text.split(","))})
+    if not all(0 <= value <= 100 for value in values):
+        raise argparse.ArgumentTypeError(f"{text}: percentiles are from 0 to 100")
+    if len({*map(percentile_key, values)}) < len(values):
+        raise argparse.ArgumentTypeError(f"{text}: two percentiles are equal in six digits")
+    return tuple(values)
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number of 1 or more; raises ArgumentTypeError for less."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
+    return value
+
+
+def finite(text: str) -> float:
+    """Read a number to compare with; raises ArgumentTypeError for NaN and infinities."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a number to compare with")
+    return value
+
+
+OUTPUT_FILE = {"metavar": "FILE", "type": input_path}
+SHIPPED_SUMMARY = {"metavar": "FILE", "type": partial(shipped_path, folder="calib")}
+COUNT = {"metavar": "N", "type": positive_int}
+THRESHOLD = {"metavar": "X", "type": finite}
+LOG_FILES = {"metavar": "LOG", "type": input_path, "nargs": "+"}
+# fmt: off
+LOGS_COMMAND_LINE = {
+    "read (--input or --summary)": {
+        "--input": (LOG_FILES, "calibration logs, plain or .gz, .xz, .bz2"),
+        "--summary": (SHIPPED_SUMMARY,
+            "a summary made earlier; also looked for in calib/ beside this script"),
+        "--recording": (LOG_FILES | {"metavar": "FILE"},
+            "the recorder's .safetensors: each layer's error in NVFP4 (rel_rmse)"),
+        "--format": ({"metavar": "NAME"}, "lines that count, or all (default: nvfp4)"),
+        "--mode": ({"metavar": "NAME"}, "lines that count, or all (default: dynamic)"),
+        "--percentiles": ({"metavar": "P,P", "type": percentile_list},
+            "over calls; 50 is always among them (default: 50,90,95,99,99.9)"),
+        "--steps": (COUNT, "steps of a run: also give statistics for each"),
+        "--cfg-passes": (COUNT | {"metavar": "M"},
+            "calls of a layer in one step, 2 with classifier-free guidance (default: 1)"),
+    },
+    "write": {
+        "--csv": (OUTPUT_FILE, "a row for each layer"),
+        "--json": (OUTPUT_FILE, "the summary, for convert_nvfp4.py --input-scale-summary-json"),
+        "--plots-dir": (OUTPUT_FILE | {"metavar": "DIR"}, "plots as PNG (needs matplotlib)"),
+        "--sensitive-layers": (OUTPUT_FILE,
+            "a list for convert_nvfp4.py --full-precision-mm-layers, by the following"),
+    },
+    "what makes a layer sensitive (no defaults)": {
+        "--cv-threshold": (THRESHOLD, "scale_cv of X or more: the scale's std / mean over calls"),
+        "--kurtosis-threshold": (THRESHOLD, "scale_kurtosis of X or more (a normal one has 0)"),
+        "--rel-rmse-threshold": (THRESHOLD,
+            "rel_rmse of X or more: root of squared error / energy of inputs in NVFP4"),
+        "--cross-attn": ({"action": "store_true"},
+            "cross-attention q, k, v, o of every block that was measured"),
+    },
+}
+# fmt: on
+
+
+def logs_parser() -> argparse.ArgumentParser:
+    """Make the parser of analyze_input_scale_log.py: options that were not given are None."""
+    parser = argparse.ArgumentParser(
+        prog="analyze_input_scale_log.py",
+        usage="%(prog)s (--input LOG ... | --summary FILE) [options]",
+        description=LOGS_DESCRIPTION,
+        epilog=LOGS_EPILOG + render_trade(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # An option that is added later would change what a script's short form means.
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    for title, options in LOGS_COMMAND_LINE.items():
+        group = parser.add_argument_group(title)
+        for option, (keywords, text) in options.items():
+            group.add_argument(option, **keywords, help=text)
+    return parser
+
+
+def wrong_usage(given: dict[str, object]) -> Iterator[str]:
+    """Tell which options exclude each other, or do nothing without another."""
+    if (given["input"] is None) == (given["summary"] is None):
+        yield "give --input LOG or --summary FILE, and not both"
+    for option in LINE_OPTIONS:
+        if given[option] is not None and given["input"] is None:
+            yield f"--{option} needs --input"
+    if given["cfg_passes"] is not None and given["steps"] is None:
+        yield "--cfg-passes needs --steps"
+    if given["input"] and given["rel_rmse_threshold"] is not None and not given["recording"]:
+        yield "--rel-rmse-threshold needs --recording"
+    if given["sensitive_layers"] and not criteria_of(given):
+        flags = ("--" + name.replace("_", "-") for name in THRESHOLDS)
+        yield f"--sensitive-layers needs {examples(flags)} or --cross-attn"
+
+
+def criteria_of(given: dict[str, object]) -> Criteria:
+    """Collect the thresholds that were given, by column, and whether --cross-attn was."""
+    limits = {column: given[option] for option, column in THRESHOLDS.items()}
+    limits = {column: limit for column, limit in limits.items() if limit is not None}
+    return Criteria(thresholds=limits, cross_attention=given["cross_attn"])
+
+
+def parse_analysis(argv: list[str] | None = None) -> dict[str, object]:
+    """Read the command line to {option: value}, with LOG_DEFAULTS for what was not given.
+
+    argv: the words, or those of this process. --help and --version exit with 0, wrong usage
+    with 2.
+    """
+    parser = logs_parser()
+    given = vars(parser.parse_args(argv))
+    for problem in wrong_usage(given):
+        parser.error(problem)
+    return given | {name: value for name, value in LOG_DEFAULTS.items() if given[name] is None}

@@ -1,0 +1,106 @@
+"""Carry out an analysis: read, summarise, write what was asked for, print."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from nvfp4.cli.console import show, show_problems, tolerate_consoles
+from nvfp4.errors import ConvertError, printable
+from nvfp4.files import target_problems, translated, write_text
+from nvfp4.logs.command import criteria_of, parse_analysis
+from nvfp4.logs.lists import render_list
+from nvfp4.logs.outputs import summary_csv, summary_json
+from nvfp4.logs.plots import need_matplotlib, write_plots
+from nvfp4.logs.records import LineChoice, LogSummary
+from nvfp4.logs.summary import read_errors, read_log_summary, summarise_logs, with_errors
+from nvfp4.logs.text import render_analysis
+
+# Options that name a file to write, in the order they are written in.
+OUTPUTS = ("csv", "json", "sensitive_layers")
+
+
+def check_files(given: dict[str, object]) -> None:
+    """Raise ConvertError for what would go wrong after the long reading and is known before it.
+
+    given: the parsed options. A file that is named twice, is not there or cannot be written, a
+    folder that cannot be made, and matplotlib where it is needed and missing.
+    """
+    inputs = [*(given["input"] or [given["summary"]]), *(given["recording"] or [])]
+    targets, folder = [given[name] for name in OUTPUTS if given[name]], given["plots_dir"]
+    known, problems = [path.resolve() for path in [*inputs, *targets]], []
+    problems += [f"{path}: is given twice" for path, times in Counter(known).items() if times > 1]
+    problems += [f"{path}: no such file" for path in inputs if not path.is_file()]
+    for target in targets:
+        with translated(target):
+            problems += target_problems(target)
+    if folder and not folder.is_dir() and (folder.exists() or not folder.parent.is_dir()):
+        problems.append(f"{folder}: is no folder, and cannot be made one")
+    if problems:
+        raise ConvertError(*problems)
+    if folder:
+        need_matplotlib()
+
+
+def summarise(given: dict[str, object]) -> LogSummary:
+    """Make the summary from logs or an earlier one, with the errors that recordings have.
+
+    Raises ConvertError for a file that is not what it is given as, and where a threshold is on
+    errors that no layer has.
+    """
+    # Recordings are quickly read, so a wrong one is told before the logs take minutes.
+    errors = read_errors(given["recording"] or [])
+    if given["summary"]:
+        summary = read_log_summary(given["summary"])
+    else:
+        choice = LineChoice(
+            format=given["format"],
+            mode=given["mode"],
+            steps=given["steps"] or 0,
+            passes=given["cfg_passes"],
+        )
+        summary = summarise_logs(given["input"], choice, given["percentiles"])
+    if given["recording"]:
+        summary = with_errors(summary, errors)
+    unknown = all(row.get("rel_rmse") is None for row in summary.rows)
+    if given["rel_rmse_threshold"] is not None and unknown:
+        problem = "--rel-rmse-threshold: no layer has a rel_rmse; give --recording FILE"
+        raise ConvertError(problem)
+    return summary
+
+
+def carry_out_analysis(given: dict[str, object]) -> str:
+    """Do everything that the options ask for; returns what is printed. Raises ConvertError."""
+    check_files(given)
+    criteria, summary = criteria_of(given), summarise(given)
+    texts = {
+        "csv": lambda: summary_csv(summary),
+        "json": lambda: summary_json(summary),
+        "sensitive_layers": lambda: render_list(summary.rows, criteria),
+    }
+    written = []
+    for name in OUTPUTS:
+        if given[name]:
+            write_text(texts[name](), given[name])
+            written.append(given[name])
+    if given["plots_dir"]:
+        written += write_plots(given["plots_dir"], summary, criteria)
+    return render_analysis(summary, criteria, written)
+
+
+def analyze_log(argv: list[str] | None = None) -> int:
+    """Run analyze_input_scale_log.py with these words, or those of this process.
+
+    Returns the exit status: 0 done, 1 where a file is not what it should be, 130 interrupted.
+    Wrong usage exits with 2.
+    """
+    tolerate_consoles()
+    given = parse_analysis(argv)
+    try:
+        text = carry_out_analysis(given)
+    except ConvertError as error:
+        show_problems(error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    show(printable(text))
+    return 0

@@ -1,0 +1,62 @@
+"""Find the layers that are sensitive by given criteria, and list them for the converter."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+from nvfp4.families import TRANSFORMER_BLOCKS
+from nvfp4.logs.records import Criteria
+from nvfp4.names import natural_key
+from nvfp4.options import FULL_PRECISION_OPTIONS
+
+# Layers of a cross-attention, as --full-precision-mm-cross-attn-qkvo of the converter has them.
+CROSS_ATTENTION = FULL_PRECISION_OPTIONS["--full-precision-mm-cross-attn-qkvo"][0]
+# The layers that --cross-attn lists for each block that was measured, with a row or without.
+CROSS_ATTENTION_PARTS = "qkvo"
+# The block that a layer is in: "blocks.12", with a prefix if there is one.
+BLOCK = re.compile(rf"(?:.*\.)?(?:{'|'.join(TRANSFORMER_BLOCKS)})\.\d+(?=\.)")
+
+
+def reasons(row: dict, criteria: Criteria) -> list[str]:
+    """List every threshold that a layer reaches: "scale_cv 0.172 >= 0.16"."""
+    return [
+        f"{column} {row[column]:.3g} >= {threshold:g}"
+        for column, threshold in criteria.thresholds.items()
+        if row.get(column) is not None and row[column] >= threshold
+    ]
+
+
+def sensitive_layers(rows: Iterable[dict], criteria: Criteria) -> dict[str, list[str]]:
+    """Find {layer: why it is sensitive}, in natural order.
+
+    rows: of a summary. With criteria.cross_attention, q, k, v and o of every block in it are among
+    the layers, whether they have a row or not.
+    """
+    found = defaultdict(list)
+    for row in rows:
+        found[row["layer"]] += reasons(row, criteria)
+        block = BLOCK.match(row["layer"])
+        if criteria.cross_attention and block:
+            names = [f"{block[0]}.cross_attn.{part}" for part in CROSS_ATTENTION_PARTS]
+            names += [row["layer"]] if re.search(CROSS_ATTENTION, row["layer"]) else []
+            for name in names:
+                if "cross-attention" not in found[name]:
+                    found[name].insert(0, "cross-attention")
+    return {name: found[name] for name in sorted(found, key=natural_key) if found[name]}
+
+
+def render_list(rows: Iterable[dict], criteria: Criteria) -> str:
+    """Render the list for --full-precision-mm-layers of the converter.
+
+    A first line tells what chose the layers; then comes a name a line, its reasons as a comment.
+    """
+    found = sensitive_layers(rows, criteria)
+    by = [f"{column} >= {threshold:g}" for column, threshold in criteria.thresholds.items()]
+    by += ["all cross-attention of these blocks"] if criteria.cross_attention else []
+    lines = [
+        f"# {len(found)} layers for convert_nvfp4.py --full-precision-mm-layers: {', '.join(by)}",
+        *(f"{name}  # {', '.join(why)}" for name, why in found.items()),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,149 @@
+"""Read calibration logs, plain or compressed: a line for each call of a layer."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from nvfp4.errors import EXAMPLES, ConvertError, one_line, printable
+from nvfp4.logs.records import LOG_DEFAULTS, LineChoice, Log
+from nvfp4.logs.series import LeftOut, Series, ZeroInputError
+from nvfp4.model import bare
+from nvfp4.names import is_layer_name
+from nvfp4.progress import progress_bar
+
+# What unpacks a log, by the suffix of its file; any other log is plain text.
+OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+# Bytes of a log that are read at once.
+LOG_CHUNK = 1 << 20
+# Bytes of a line at most: a file without line ends would otherwise fill the memory.
+LONGEST_LINE = 1 << 16
+# Characters of a malformed line that are shown.
+SHOWN_TEXT = 80
+# Layers of a log at most, as each costs some kilobytes; the largest models have some thousand.
+MOST_LAYERS = 20_000
+# A file whose first lines are malformed, so many and without exception, is no log.
+MOST_MALFORMED = 100_000
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn the errors of reading a log into a ConvertError of one line.
+
+    Those that damaged archives raise have no number, so that each kind is named here.
+    """
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        problem = f"the compressed log is damaged or cut off: {error}; unpack what is left of it"
+        raise ConvertError(f"{path}: {problem}") from error
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read the log: {error.strerror or error}") from error
+
+
+def read_lines(log: Log) -> Iterator[list[bytes]]:
+    """Yield the complete lines of a log, some thousand at a time, without their ends.
+
+    A last line that has no end is not among them, and noted in `log.incomplete`. Raises
+    ConvertError for what cannot be read, and for a line longer than LONGEST_LINE.
+    """
+    rest = b""
+    with readable(log.path), log.path.open("rb") as raw:
+        opener: Callable = OPENERS.get(log.path.suffix.lower(), lambda file, _: file)
+        file: BinaryIO = opener(raw, "rb")
+        name, nbytes = printable(log.path.name), log.path.stat().st_size
+        with progress_bar(name, nbytes=nbytes, delay=1) as bar:
+            while chunk := file.read(LOG_CHUNK):
+                *lines, rest = (rest + chunk).split(b"\n")
+                if len(rest) > LONGEST_LINE:
+                    problem = f"is no log: line {log.lines + len(lines) + 1} does not end"
+                    raise ConvertError(f"{log.path}: {problem}")
+                yield lines
+                bar.update(raw.tell() - bar.n)
+    log.incomplete = bool(rest)
+
+
+def read_log(path: Path, choice: LineChoice, found: dict[str, Series]) -> Log:
+    """Add the calls of a log to what was found in others before it, and count its lines.
+
+    found: {bare layer: its calls so far}, which grows. Malformed lines are counted and the first
+    of them kept. Raises ConvertError for a file that is no log or has no line that counts.
+    """
+    log, known = Log(path=path), {}
+    for lines in read_lines(log):
+        for number, line in enumerate(lines, start=log.lines + 1):
+            columns = line.rsplit(b"\t", 3)
+            try:
+                target = known.get(columns[0])
+                if target is None:
+                    target = known[columns[0]] = open_target(columns, log, choice, found)
+                target.add(columns[1], columns[2])
+            except ZeroInputError:
+                log.zeros += 1
+            except ValueError as error:
+                log.malformed += 1
+                if log.malformed <= EXAMPLES:
+                    log.shown.append(f"{path} line {number}: {error}: {excerpt(line)}")
+                elif log.malformed == number > MOST_MALFORMED:
+                    problem = f"is no log: its first {number:,} lines are malformed"
+                    raise ConvertError(f"{path}: {problem}") from error
+        log.lines += len(lines)
+    if not log.used:
+        raise ConvertError(f"{path}: {nothing_usable(log, choice)}")
+    return log
+
+
+def excerpt(line: bytes) -> str:
+    """Show the beginning of a malformed line: one printable line, tabs as \\t."""
+    text = line[: 4 * SHOWN_TEXT].decode("utf-8", "replace")
+    cut = "..." if len(text) > SHOWN_TEXT else ""
+    return one_line(text[:SHOWN_TEXT].replace("\t", "\\t")) + cut
+
+
+def open_target(
+    columns: list[bytes], log: Log, choice: LineChoice, found: dict[str, Series]
+) -> Series | LeftOut:
+    """Find where the lines of one format, mode and layer go; a new layer is added to `found`.
+
+    columns: of the first such line: format, mode and layer in one, then scale, amax and shape.
+    Raises ValueError for a malformed line, and ConvertError for a log of too many layers.
+    """
+    head = columns[0].removeprefix(b"\xef\xbb\xbf") if not log.lines else columns[0]
+    # A UnicodeDecodeError is a ValueError: a name that is no UTF-8 makes a malformed line.
+    words = head.decode().split("\t")
+    if len(columns) != 4 or len(words) not in (2, 3):
+        raise ValueError(f"{len(words) + len(columns) - 1} columns instead of 6, or 5")
+    if not columns[3].lstrip().startswith((b"(", b"[", b"torch.Size")):
+        raise ValueError("its last column is no shape")
+    kind, mode, layer = words if len(words) == 3 else (LOG_DEFAULTS["format"], *words)
+    if not all(map(is_layer_name, (kind, mode, layer))):
+        raise ValueError("a name is empty or has a space, a # or a control character")
+    # The numbers are tried before the name is taken: a damaged line's would become a layer.
+    float(columns[1]), float(columns[2])
+    if not choice.takes(kind, mode):
+        return LeftOut(counts=log.left_out, kind=(kind, mode))
+    series = found.get(bare(layer)) or found.setdefault(bare(layer), Series(choice))
+    if len(found) > MOST_LAYERS:
+        raise ConvertError(f"{log.path}: is of no model: it has more than {MOST_LAYERS:,} layers")
+    series.kinds.add((kind, mode))
+    return series
+
+
+def nothing_usable(log: Log, choice: LineChoice) -> str:
+    """Tell why a log gave nothing: which lines were wanted, and what it has instead."""
+    wanted = f"no line of format {choice.format} and mode {choice.mode}"
+    has = [
+        f"{count:,} of {kind} {mode}" for (kind, mode), count in log.left_out.most_common(EXAMPLES)
+    ]
+    if log.malformed:
+        has.append(f"{log.malformed:,} malformed, as {log.shown[0].removeprefix(f'{log.path} ')}")
+    if log.incomplete:
+        has.append("a last line without its end")
+    advice = "; give --format and --mode" if log.left_out else ""
+    return f"{wanted}; it has {', '.join(has) or 'no line at all'}{advice}"

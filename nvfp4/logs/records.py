@@ -1,0 +1,102 @@
+"""Hold what a log has, which lines count, what makes a layer sensitive, and the summary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nvfp4.guides.columns import percentile_key
+
+# The value of --format and --mode that leaves no line out.
+ALL_LINES = "all"
+# What these options are when they are not given. The parser leaves them None, so that options which
+# mean nothing beside --summary can be told from defaults.
+LOG_DEFAULTS = {
+    "format": "nvfp4",
+    "mode": "dynamic",
+    "percentiles": (50.0, 90.0, 95.0, 99.0, 99.9),
+    "cfg_passes": 1,
+}
+# Significant digits of every number that is written; a summary that is read again agrees with it.
+DIGITS = 6
+
+
+@dataclass(slots=True, kw_only=True)
+class Log:
+    """What became of the lines of one file; `used` are those that no other field counts.
+
+    shown: the first malformed lines, as they are printed. left_out: lines by (format, mode).
+    """
+
+    path: Path
+    lines: int = 0
+    malformed: int = 0
+    # Calls whose input was all zeros, such as an empty prompt's: there is no scale to learn.
+    zeros: int = 0
+    shown: list[str] = field(default_factory=list)
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
+    # The last line has no end: ComfyUI may still be writing it.
+    incomplete: bool = False
+
+    @property
+    def used(self) -> int:
+        return self.lines - self.malformed - self.zeros - sum(self.left_out.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineChoice:
+    """Which lines count, and how the calls of a layer are dealt out to the steps of a run.
+
+    steps: of a run; 0 gathers no statistics by step. passes: calls of a layer in one step, 2 with
+    classifier-free guidance.
+    """
+
+    format: str
+    mode: str
+    steps: int
+    passes: int
+
+    def takes(self, kind: str, mode: str) -> bool:
+        """Tell whether lines of this format and mode count."""
+        return self.format in (ALL_LINES, kind) and self.mode in (ALL_LINES, mode)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criteria:
+    """What makes a layer sensitive: a column of at least its threshold, or cross-attention.
+
+    thresholds: {column of the summary: least value that flags a layer}.
+    """
+
+    thresholds: dict[str, float]
+    cross_attention: bool
+
+    def __bool__(self) -> bool:
+        return bool(self.thresholds) or self.cross_attention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSummary:
+    """Statistics of every layer, as they are written and read again.
+
+    rows: one dict a layer, in natural order: `layer`, `count`, and columns such as scale_p99_9.
+    steps: one dict a layer and step, if they were asked for. notes: lines to print, not written.
+    """
+
+    format: str
+    mode: str
+    percentiles: tuple[float, ...]
+    rows: list[dict]
+    steps: list[dict]
+    notes: list[str]
+
+    @property
+    def highest(self) -> str:
+        """The column of the highest percentile: "scale_p99_9"."""
+        return f"scale_{percentile_key(self.percentiles[-1])}"
+
+
+def rounded(value: float | None) -> float | None:
+    """Round a figure to the six significant digits that are written; None stays None."""
+    return None if value is None else float(f"{value:.{DIGITS}g}")

@@ -1,0 +1,83 @@
+"""Make the rows of a summary from the calls of a layer, and check rows of a file."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+
+from nvfp4.guides.columns import percentile_key
+from nvfp4.logs.records import rounded
+from nvfp4.logs.series import Series
+from nvfp4.logs.statistics import tally_figures
+from nvfp4.names import is_layer_name, natural_key
+
+# Whole numbers of JSON can be larger than any float, and then cannot be compared with one.
+LARGEST = sys.float_info.max
+
+
+def layer_row(layer: str, series: Series, percentiles: Iterable[float]) -> dict:
+    """Make the row of one layer: `layer`, `count`, the figures of its scale and amax, scale_cv.
+
+    series: settled, with one call at least; percentiles: from 0 to 100.
+    """
+    row = {"layer": layer, "count": series.calls}
+    for prefix, tally in (("scale", series.scale), ("amax", series.amax)):
+        found = tally_figures(tally, percentiles)
+        row |= {f"{prefix}_{key}": value for key, value in found.items()}
+    return with_cv(row)
+
+
+def step_rows(layer: str, series: Series, highest: float) -> Iterator[dict]:
+    """Make one row for each step that a layer was called in: mean, maximum and one percentile.
+
+    highest: the percentile, from 0 to 100. Steps count from 0.
+    """
+    key = percentile_key(highest)
+    for step, tally in enumerate(series.steps):
+        if tally.number:
+            found = tally_figures(tally, [highest])
+            kept = {f"scale_{name}": found[name] for name in ("mean", "max", key)}
+            yield {"layer": layer, "step": step, "count": tally.number} | kept
+
+
+def with_cv(row: dict) -> dict:
+    """Add scale_cv to a row, its standard deviation over its mean.
+
+    It comes from the rounded figures that are written, so that a log and its summary agree.
+    """
+    return row | {"scale_cv": rounded(row["scale_std"] / row["scale_mean"])}
+
+
+def in_natural_order(rows: Iterable[dict]) -> list[dict]:
+    """Sort rows by the name of their layer, blocks.2 before blocks.10."""
+    return sorted(rows, key=lambda row: natural_key(row["layer"]))
+
+
+def is_row(row: object, needed: str) -> bool:
+    """Tell whether a value from a JSON file can be a row.
+
+    It has a layer's name, a positive scale_mean, a `needed` column that is not negative, and
+    otherwise numbers or null. NaN and infinities are refused, as JSON cannot hold them.
+    """
+    if not isinstance(row, dict) or not is_layer_name(row.get("layer")):
+        return False
+    numbers = {key: value for key, value in row.items() if key != "layer" and value is not None}
+    return (
+        all(
+            type(value) in (int, float) and -LARGEST <= value <= LARGEST
+            for value in numbers.values()
+        )
+        and numbers.get("scale_mean", 0) > 0
+        and numbers.get(needed, -1) >= 0
+    )
+
+
+def shared_percentiles(rows: Iterable[dict]) -> tuple[float, ...]:
+    """Find the percentiles of the scale that every row has: scale_p99_9 -> 99.9; ascending."""
+    positive = ({key for key, value in row.items() if key != "layer" and value is not None
+                 and value > 0} for row in rows)  # fmt: skip
+    found = (
+        re.fullmatch(r"scale_p(\d{1,3})(?:_(\d{1,9}))?", key) for key in set.intersection(*positive)
+    )
+    return tuple(sorted(float(f"{match[1]}.{match[2] or 0}") for match in found if match))

@@ -1,0 +1,80 @@
+"""Collect and count the calls of one layer, and the lines that are left out."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from nvfp4.logs.records import LineChoice
+from nvfp4.logs.statistics import MOST_STEP_VALUES, PENDING, Tally
+
+# Scales and amax are measured in float32, so that what is outside of its normal range is damage.
+LEAST, MOST = map(float, (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+
+
+class ZeroInputError(ValueError):
+    """A call whose input was all zeros: there is no scale to learn from it."""
+
+
+class Series:
+    """All calls of one layer: tallies of its scales and amax, and of its scales at each step.
+
+    calls: how many are counted; those that are pending come with `settle`. kinds: the (format,
+    mode) pairs that its lines had.
+    """
+
+    __slots__ = ("amax", "calls", "choice", "kinds", "pending", "scale", "steps")
+
+    def __init__(self, choice: LineChoice):
+        self.choice, self.calls = choice, 0
+        self.kinds: set[tuple[str, str]] = set()
+        self.scale, self.amax, self.pending = Tally(), Tally(), array("d")
+        self.steps = [Tally(MOST_STEP_VALUES) for _ in range(choice.steps)]
+
+    def add(self, scale: bytes, amax: bytes) -> None:
+        """Count a call from the text of its two numbers.
+
+        Raises ZeroInputError where both are 0, and ValueError for what is no number, not positive,
+        or beyond float32.
+        """
+        numbers = float(scale), float(amax)
+        if numbers == (0, 0):
+            raise ZeroInputError
+        if not (LEAST <= numbers[0] <= MOST and LEAST <= numbers[1] <= MOST):
+            raise ValueError("scale and amax must be positive and finite")
+        self.pending.extend(numbers)
+        if len(self.pending) >= PENDING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Count the calls that are pending, each at its step: calls come in the order of steps."""
+        if not self.pending:
+            return
+        scales, amaxs = np.array(self.pending).reshape(-1, 2).T
+        self.pending = array("d")
+        self.scale.add(scales)
+        self.amax.add(amaxs)
+        if self.steps:
+            calls = self.calls + np.arange(len(scales))
+            step = calls // self.choice.passes % self.choice.steps
+            for index in np.unique(step):
+                self.steps[index].add(scales[step == index])
+        self.calls += len(scales)
+
+
+@dataclass(slots=True, kw_only=True)
+class LeftOut:
+    """Stands in a layer's place for lines that --format or --mode leave out, and counts them.
+
+    counts: of the log, by (format, mode); kind: the pair that these lines have.
+    """
+
+    counts: Counter[tuple[str, str]]
+    kind: tuple[str, str]
+
+    def add(self, scale: bytes, amax: bytes) -> None:  # noqa: ARG002 (what Series.add takes)
+        """Count a line, whatever its numbers are."""
+        self.counts[self.kind] += 1

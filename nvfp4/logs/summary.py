@@ -1,0 +1,147 @@
+"""Summarise all layers of logs, read summaries again, join them with recordings."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from nvfp4.errors import ConvertError, examples, one_line
+from nvfp4.guides.recording import read_recordings
+from nvfp4.logs.reading import read_log
+from nvfp4.logs.records import LOG_DEFAULTS, LineChoice, Log, LogSummary, rounded
+from nvfp4.logs.rows import (
+    in_natural_order,
+    is_row,
+    layer_row,
+    shared_percentiles,
+    step_rows,
+    with_cv,
+)
+from nvfp4.logs.series import Series
+from nvfp4.model import bare
+from nvfp4.names import natural_key
+from nvfp4.read.json_files import load_json
+
+# Pairs of format and mode that are listed as left out; a damaged log could have thousands.
+MOST_LEFT_OUT = 20
+
+
+def summarise_logs(
+    paths: Iterable[Path], choice: LineChoice, percentiles: tuple[float, ...]
+) -> LogSummary:
+    """Summarise all logs as if they were one: the calls of a layer go on from file to file.
+
+    percentiles: ascending, from 0 to 100. Raises ConvertError for a file that is no log or has no
+    line that counts.
+    """
+    found: dict[str, Series] = {}
+    logs = [read_log(path, choice, found) for path in paths]
+    used = {name: found[name] for name in sorted(found, key=natural_key)}
+    for series in used.values():
+        series.settle()
+    used = {name: series for name, series in used.items() if series.calls}
+    return LogSummary(
+        format=choice.format,
+        mode=choice.mode,
+        percentiles=percentiles,
+        rows=[layer_row(name, series, percentiles) for name, series in used.items()],
+        steps=[row for x in used.items() for row in step_rows(*x, percentiles[-1])],
+        notes=[*itertools.chain(*map(log_notes, logs)), *series_notes(used, choice)],
+    )
+
+
+def log_notes(log: Log) -> Iterator[str]:
+    """Tell how many lines of a log were used, and why the others were not."""
+    yield f"{log.path}: {log.lines:,} lines, {log.used:,} used"
+    for (kind, mode), count in log.left_out.most_common(MOST_LEFT_OUT):
+        yield f"  left out: {count:,} of format {kind}, mode {mode}"
+    if log.zeros:
+        yield f"  left out: {log.zeros:,} calls whose input was all zeros"
+    if log.malformed:
+        yield f"  left out: {log.malformed:,} malformed"
+    yield from (f"    {one_line(text)}" for text in log.shown)
+    if log.incomplete:
+        yield "  left out: the last line, which has no end: is the log still being written?"
+
+
+def series_notes(found: dict[str, Series], choice: LineChoice) -> Iterator[str]:
+    """Tell which layers have lines of several kinds, or calls that do not fill whole runs."""
+    mixed = [name for name, series in found.items() if len(series.kinds) > 1]
+    if mixed:
+        yield f"{len(mixed)} layers have lines of several formats or modes, taken together: " \
+              f"{examples(mixed)}"  # fmt: skip
+    if choice.steps:
+        whole = choice.steps * choice.passes
+        odd = [name for name, series in found.items() if series.calls % whole]
+        if odd:
+            yield f"{len(odd)} layers' calls are no multiple of {choice.steps} steps x " \
+                  f"{choice.passes}, so that steps are mixed up: {examples(odd)}"  # fmt: skip
+
+
+def read_log_summary(path: Path) -> LogSummary:
+    """Read a summary that was made earlier, its rows in natural order.
+
+    Its percentiles are those that every row has. Raises ConvertError for a file that cannot be
+    read, and for rows that are malformed, of one layer twice, or without a percentile in common.
+    """
+    data = load_json(path, "summary")
+    rows, steps = data.get("layers"), data.get("steps", [])
+    for what, found, needed in (("layers", rows, "scale_std"), ("steps", steps, "step")):
+        if not isinstance(found, list) or not all(is_row(row, needed) for row in found):
+            problem = (
+                f"`{what}` must be a list of rows: a layer's name, a positive scale_mean, "
+                f"{needed}, and otherwise numbers or null"
+            )
+            raise ConvertError(f"{path}: {problem}")
+    if not rows:
+        raise ConvertError(f"{path}: has no layers")
+    names = Counter(bare(row["layer"]) for row in rows)
+    if len(names) < len(rows):
+        raise ConvertError(f"{path}: has two rows for layer {names.most_common(1)[0][0]}")
+    percentiles = shared_percentiles(rows)
+    if not percentiles:
+        raise ConvertError(f"{path}: its layers have no percentile in common, like scale_p99_9")
+    return LogSummary(
+        format=str(data.get("format", LOG_DEFAULTS["format"])),
+        mode=str(data.get("mode", LOG_DEFAULTS["mode"])),
+        percentiles=percentiles,
+        rows=in_natural_order(map(with_cv, rows)),
+        steps=steps,
+        notes=[],
+    )
+
+
+def read_errors(paths: Iterable[Path]) -> dict[str, float | None]:
+    """Read {bare layer: relative RMSE of its inputs in NVFP4}, of all recordings together.
+
+    None stands where no input had energy. Raises ConvertError for a file that is no recording.
+    """
+    return {
+        layer: rounded(recorded.rel_rmse) if recorded.energy else None
+        for layer, recorded in read_recordings(paths).items()
+    }
+
+
+def with_errors(summary: LogSummary, errors: dict[str, float | None]) -> LogSummary:
+    """Add the column rel_rmse to a summary, and notes on layers that only one side has.
+
+    errors: {bare layer: relative RMSE, or None}. A row without an error keeps the one it had.
+    """
+    names = {bare(row["layer"]) for row in summary.rows}
+    rows = [
+        row | {"rel_rmse": errors.get(bare(row["layer"]), row.get("rel_rmse"))}
+        for row in summary.rows
+    ]
+    unmeasured = names - {name for name, error in errors.items() if error is not None}
+    notes = [
+        f"{len(found)} {what}: {examples(found)}"
+        for found, what in (
+            (unmeasured, "layers have no error in the recording"),
+            (errors.keys() - names, "recorded layers are not in the log or summary"),
+        )
+        if found
+    ]
+    return dataclasses.replace(summary, rows=rows, notes=[*summary.notes, *notes])

@@ -1,0 +1,104 @@
+"""Render what the log analyser prints, and what thresholds cost for its help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from nvfp4.errors import one_line
+from nvfp4.logs.lists import sensitive_layers
+from nvfp4.logs.records import Criteria, LogSummary
+
+# Layers of the table of the most variable input scales.
+MOST_VARIABLE = 10
+# What thresholds cost: model, --cv-threshold, per cent of the measured layers that it flags, per
+# cent of their multiply work that stays W4A4 without these, and without all cross-attention, too.
+# calib/make_shipped.py --trade computes these figures, and a test compares.
+TRADE = (
+    ("TI2V 5B", 0.01, 94, 4, 0),
+    ("TI2V 5B", 0.16, 43, 64, 54),
+    ("I2V 14B low", 0.01, 90, 9, 0),
+    ("I2V 14B low", 0.11, 33, 64, 51),
+    ("I2V 14B high", 0.01, 89, 10, 0),
+    ("I2V 14B high", 0.12, 42, 68, 55),
+)
+
+
+def columns_of(title: str, rows: list[tuple[str, ...]]) -> list[str]:
+    """Lay out a table under its title, after an empty line.
+
+    rows: of the same length, the headings first. The first column is set to the left, numbers in
+    the others to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+    return ["", title, *(f"  {line}".rstrip() for line in lines)]
+
+
+def figure_text(value: float | None) -> str:
+    """Show a whole number in full, any other with four digits, and - where there is none."""
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def render_variable(summary: LogSummary) -> list[str]:
+    """Show the layers whose input scale varies most, by scale_cv."""
+    worst = sorted(summary.rows, key=lambda row: -row["scale_cv"])[:MOST_VARIABLE]
+    columns = {
+        "calls": "count",
+        "median": "scale_p50",
+        f"p{summary.percentiles[-1]:g}": summary.highest,
+        "scale_cv": "scale_cv",
+        "kurtosis": "scale_kurtosis",
+    }
+    if any("rel_rmse" in row for row in summary.rows):
+        columns["rel_rmse"] = "rel_rmse"
+    rows = [(one_line(row["layer"]), *(figure_text(row.get(k)) for k in columns.values()))
+            for row in worst]  # fmt: skip
+    return columns_of("the most variable input scales", [("layer", *columns), *rows])
+
+
+def render_flags(summary: LogSummary, criteria: Criteria) -> list[str]:
+    """Show how many layers each criterion flags, and all together; nothing without criteria.
+
+    --cross-attn flags layers that have no row, so those that have one are counted beside all.
+    """
+    if not criteria:
+        return []
+    every = {f"{column} >= {limit:g}": Criteria(thresholds={column: limit}, cross_attention=False)
+             for column, limit in criteria.thresholds.items()}  # fmt: skip
+    if criteria.cross_attention:
+        every["cross-attention"] = Criteria(thresholds={}, cross_attention=True)
+    measured = {row["layer"] for row in summary.rows}
+    rows = [("", "flagged", f"of {len(measured):,} measured")]
+    for what, one in [*every.items(), ("sensitive", criteria)]:
+        flagged = sensitive_layers(summary.rows, one)
+        rows.append((what, figure_text(len(flagged)), figure_text(len(measured & flagged.keys()))))
+    return columns_of("sensitive layers", rows)
+
+
+def render_analysis(summary: LogSummary, criteria: Criteria, written: Iterable[Path]) -> str:
+    """Render all that is printed at the end: notes, tables, and which files were written."""
+    calls = [row["count"] for row in summary.rows if row.get("count")]
+    least, most = min(calls, default=0), max(calls, default=0)
+    each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    return "\n".join(
+        [
+            *summary.notes,
+            f"{len(summary.rows):,} layers, {each} calls each",
+            *render_variable(summary),
+            *render_flags(summary, criteria),
+            *([""] if written else []),
+            *(f"written: {path}" for path in written),
+        ]
+    )
+
+
+def render_trade() -> str:
+    """Render the table of what thresholds cost, for --help."""
+    rows = [("", "--cv-threshold", "layers flagged", "stays W4A4", "with --cross-attn")]
+    rows += [(model, f"{limit:g}", *(f"{share} %" for share in shares))
+             for model, limit, *shares in TRADE]  # fmt: skip
+    title = "  Of the multiply work of the measured layers:"
+    return "\n".join(columns_of(title, rows)[1:])

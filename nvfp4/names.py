@@ -1,0 +1,30 @@
+"""Tell what the names of layers say: their kind, their order, whether a list can hold them."""
+
+from __future__ import annotations
+
+import re
+
+from nvfp4.model import bare
+
+
+def kind_of(name: str) -> str:
+    """Name the kind of a layer: its name without prefix, and `*` for its block's number.
+
+    "model.diffusion_model.blocks.3.ffn.0" -> "blocks.*.ffn.0". Only the first number that another
+    part of the name follows is a block's; names without such a number are returned as they are.
+    """
+    return re.sub(r"(?<=\.)\d+(?=\.[^.])", "*", bare(name), count=1)
+
+
+def natural_key(name: str) -> list[int | str]:
+    """Make a key to sort by that puts blocks.2 before blocks.10."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
+
+
+def is_layer_name(word: object) -> bool:
+    """Tell whether a list of layers could hold it: printable text without spaces and #.
+
+    In such a list a # begins a comment, so a name with one would come back cut short.
+    """
+    return isinstance(word, str) and word.isprintable() and bool(re.fullmatch(r"[^\s#]+", word))
