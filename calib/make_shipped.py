@@ -20,6 +20,7 @@ require(*REQUIRED)
 
 from make_wan import wan_shapes
 
+from nvfp4.files import write_text
 from nvfp4.logs.lists import render_list, sensitive_layers
 from nvfp4.logs.records import Criteria, LogSummary
 from nvfp4.logs.summary import read_log_summary
@@ -146,9 +147,9 @@ def main(folder: Path) -> None:
         rows = read_rows(folder / f"{figures}_input_scales.csv")
         found = {"format": "nvfp4", "mode": "dynamic", "percentiles": PERCENTILES, "layers": rows}
         out = ROOT / "calib" / f"scales_summary_{summary}.json"
-        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8", newline="\n")
+        write_text(json.dumps(found, indent=1) + "\n", out)
         out = ROOT / "sensitive_layers" / f"sensitive_layers_{layers}.txt"
-        out.write_text(shipped_list(summary, threshold), encoding="utf-8", newline="\n")
+        write_text(shipped_list(summary, threshold), out)
 
 
 if __name__ == "__main__":

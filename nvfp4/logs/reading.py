@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nvfp4.errors import EXAMPLES, ConvertError, one_line, printable
+from nvfp4.files import translated
 from nvfp4.logs.records import LOG_DEFAULTS, LineChoice, Log
 from nvfp4.logs.series import LeftOut, Series, ZeroInputError
 from nvfp4.model import bare
@@ -39,12 +40,11 @@ def readable(path: Path) -> Iterator[None]:
     Those that damaged archives raise have no number, so that each kind is named here.
     """
     try:
-        yield
+        with translated(path, "cannot read the log"):
+            yield
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         problem = f"the compressed log is damaged or cut off: {error}; unpack what is left of it"
         raise ConvertError(f"{path}: {problem}") from error
-    except OSError as error:
-        raise ConvertError(f"{path}: cannot read the log: {error.strerror or error}") from error
 
 
 def read_lines(log: Log) -> Iterator[list[bytes]]:
