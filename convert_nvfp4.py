@@ -5738,6 +5738,37 @@ def percentile_key(percentile: float) -> str:
     return f"p{percentile:g}".replace(".", "_")
 
 
+# ── nvfp4/read/beginnings.py: Recognise by its first bytes what a file is that lies in the place of
+
+# So many bytes at a file's begin tell what it is; a Git LFS pointer has about 130 in all.
+TELLING_BYTES = 512
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# What a file is that version control left in the place of a large one.
+POINTER = "pointer, which only stands for the file; download the file itself"
+# How files begin that are downloaded in place of others, and what to call them.
+FOREIGN_STARTS = {
+    rb"version https?://[^\s]+/spec/|version http://git-media": f"a Git LFS {POINTER}",
+    rb"# xet version ": f"a Git Xet {POINTER}",
+    rb"[./\w]*/annex/objects/": f"a git-annex {POINTER}",
+    rb"<": "a web page; download the file again",
+    rb"(Entry not found|Repository not found|Invalid (username|credentials)|Access to model )": (
+        "a download site's error message; download the file again, logged in if need be"
+    ),
+    rb'\{"error": ?"': "a download site's error message; download the file again",
+}
+
+
+def refuse_foreign(path: Path, start: bytes) -> None:
+    """Raise ConvertError, saying what it is, where a file is a pointer or page in another's place.
+
+    start: its first TELLING_BYTES, or all of it. A mark of UTF-8 and blanks before are passed over.
+    """
+    start = start[:TELLING_BYTES].removeprefix(BYTE_ORDER_MARK).lstrip()
+    for begin, what in FOREIGN_STARTS.items():
+        if re.match(begin, start, re.IGNORECASE):
+            raise ConvertError(f"{path}: is {what}")
+
+
 # ── nvfp4/read/json_files.py: Read JSON files within limits that hostile ones cannot exceed ───────
 
 # The safetensors library's own limit for a header. Files of JSON and lists may not be larger.
@@ -5755,14 +5786,16 @@ JSON_HINTS = {
 def read_whole(path: Path) -> bytes:
     """Read all bytes of a small file.
 
-    Raises ValueError for one of more than MAX_HEADER_BYTES, of which no more is read: an endless
-    one would fill the memory. Raises OSError where it cannot be read.
+    Raises ConvertError for a pointer or a web page in the file's place, and ValueError for a file
+    of more than MAX_HEADER_BYTES, of which no more is read: an endless one would fill the memory.
+    Raises OSError where it cannot be read.
     """
     # One byte more than is allowed tells a file that is too long from one that just fits.
     with path.open("rb") as file:
         raw = file.read(MAX_HEADER_BYTES + 1)
     if len(raw) > MAX_HEADER_BYTES:
         raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
+    refuse_foreign(path, raw)
     return raw
 
 
@@ -5873,19 +5906,14 @@ MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
 # 2 to 5; what torch.save() writes today is a zip archive.
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-# How files begin that are often downloaded in place of a model, and what to call them.
-FOREIGN_STARTS = {
-    b"version ": "a Git LFS pointer to the model; download the file itself",
-    b"<": "a web page; download the model again",
-}
 GGUF_MAGIC = b"GGUF"
 
 
 def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
     """Raise ConvertError, saying what it is, for a file that is not safetensors but is known.
 
-    `start` is its first 8 bytes, and `sound` whether these may be a header's length. The length 640
-    begins with the bytes of a pickle, so such a beginning counts only where `sound` is false.
+    `start` is how it begins, and `sound` whether the first 8 bytes may be a header's length. The
+    length 640 begins as a pickle does, so such a beginning counts only where `sound` is false.
     """
     if path.suffix.lower() in PICKLE_SUFFIXES or (not sound and start.startswith(PICKLE_MAGIC)):
         raise ConvertError(
@@ -5894,9 +5922,8 @@ def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
         )
     if start.startswith(GGUF_MAGIC):
         raise ConvertError(f"{path}: is a GGUF; give a .safetensors model here")
-    for begin, what in FOREIGN_STARTS.items():
-        if not sound and start.startswith(begin):
-            raise ConvertError(f"{path}: is {what}")
+    if not sound:
+        refuse_foreign(path, start)
 
 
 @contextlib.contextmanager
@@ -5936,7 +5963,7 @@ def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict
         start = file.read(8)
         length = int.from_bytes(start, "little")
         sound = len(start) == 8 and 2 <= length <= min(size - 8, MAX_HEADER_BYTES)
-        refuse_other_formats(path, start, sound)
+        refuse_other_formats(path, start if sound else start + file.read(TELLING_BYTES), sound)
         if not sound:
             cut = length <= MAX_HEADER_BYTES and len(start) == 8
             cut = f", or cut off: its header should have {length:,} bytes" if cut else ""
@@ -6412,7 +6439,10 @@ class GGUFWalk:
 
     def __init__(self, path: Path, file: BinaryIO, size: int):
         self.file, self.size, self.parts = file, size, 0
-        if file.read(4) != GGUF_MAGIC:
+        start = file.read(TELLING_BYTES)
+        file.seek(len(GGUF_MAGIC))
+        if not start.startswith(GGUF_MAGIC):
+            refuse_foreign(path, start)
             raise ConvertError(f"{path}: is not a GGUF file")
         # The version is a small number: in a big-endian file its first two bytes are zero.
         self.order = "big" if file.read(4)[:2] == bytes(2) else "little"

@@ -18,6 +18,7 @@ from nvfp4.errors import ConvertError, examples, of_another_model
 from nvfp4.files import size_of, translated
 from nvfp4.guides.records import GGUF_BITS
 from nvfp4.model import Model, TensorRef, bare
+from nvfp4.read.beginnings import TELLING_BYTES, refuse_foreign
 from nvfp4.read.checkpoint import GGUF_MAGIC, MAX_NAME
 
 # Tensors, entries and values in lists, together. The reader takes about 1 kB of memory for each, so
@@ -73,7 +74,10 @@ class GGUFWalk:
 
     def __init__(self, path: Path, file: BinaryIO, size: int):
         self.file, self.size, self.parts = file, size, 0
-        if file.read(4) != GGUF_MAGIC:
+        start = file.read(TELLING_BYTES)
+        file.seek(len(GGUF_MAGIC))
+        if not start.startswith(GGUF_MAGIC):
+            refuse_foreign(path, start)
             raise ConvertError(f"{path}: is not a GGUF file")
         # The version is a small number: in a big-endian file its first two bytes are zero.
         self.order = "big" if file.read(4)[:2] == bytes(2) else "little"

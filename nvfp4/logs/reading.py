@@ -18,6 +18,7 @@ from nvfp4.logs.series import LeftOut, Series, ZeroInputError
 from nvfp4.model import bare
 from nvfp4.names import is_layer_name
 from nvfp4.progress import progress_bar
+from nvfp4.read.beginnings import TELLING_BYTES, refuse_foreign
 
 # What unpacks a log, by the suffix of its file; any other log is plain text.
 OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
@@ -51,10 +52,12 @@ def read_lines(log: Log) -> Iterator[list[bytes]]:
     """Yield the complete lines of a log, some thousand at a time, without their ends.
 
     A last line that has no end is not among them, and noted in `log.incomplete`. Raises
-    ConvertError for what cannot be read, and for a line longer than LONGEST_LINE.
+    ConvertError for what cannot be read, for a pointer or a web page in the log's place, and for a
+    line longer than LONGEST_LINE.
     """
     rest = b""
     with readable(log.path), log.path.open("rb") as raw:
+        refuse_foreign(log.path, raw.peek(TELLING_BYTES))
         opener: Callable = OPENERS.get(log.path.suffix.lower(), lambda file, _: file)
         file: BinaryIO = opener(raw, "rb")
         name, nbytes = printable(log.path.name), log.path.stat().st_size

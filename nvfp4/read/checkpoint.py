@@ -19,6 +19,7 @@ from nvfp4.dtypes import MAX_DIMENSIONS, bits_of
 from nvfp4.errors import EXCERPT, ConvertError, DamagedFileError, examples
 from nvfp4.files import exists, size_of, translated
 from nvfp4.model import Model, TensorRef
+from nvfp4.read.beginnings import TELLING_BYTES, refuse_foreign
 from nvfp4.read.json_files import MAX_HEADER_BYTES, load_json, parse_json, unique_keys
 
 # What hostile files announce must not cost memory or time. Published diffusion models have up to
@@ -29,19 +30,14 @@ MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
 # 2 to 5; what torch.save() writes today is a zip archive.
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-# How files begin that are often downloaded in place of a model, and what to call them.
-FOREIGN_STARTS = {
-    b"version ": "a Git LFS pointer to the model; download the file itself",
-    b"<": "a web page; download the model again",
-}
 GGUF_MAGIC = b"GGUF"
 
 
 def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
     """Raise ConvertError, saying what it is, for a file that is not safetensors but is known.
 
-    `start` is its first 8 bytes, and `sound` whether these may be a header's length. The length 640
-    begins with the bytes of a pickle, so such a beginning counts only where `sound` is false.
+    `start` is how it begins, and `sound` whether the first 8 bytes may be a header's length. The
+    length 640 begins as a pickle does, so such a beginning counts only where `sound` is false.
     """
     if path.suffix.lower() in PICKLE_SUFFIXES or (not sound and start.startswith(PICKLE_MAGIC)):
         raise ConvertError(
@@ -50,9 +46,8 @@ def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
         )
     if start.startswith(GGUF_MAGIC):
         raise ConvertError(f"{path}: is a GGUF; give a .safetensors model here")
-    for begin, what in FOREIGN_STARTS.items():
-        if not sound and start.startswith(begin):
-            raise ConvertError(f"{path}: is {what}")
+    if not sound:
+        refuse_foreign(path, start)
 
 
 @contextlib.contextmanager
@@ -92,7 +87,7 @@ def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict
         start = file.read(8)
         length = int.from_bytes(start, "little")
         sound = len(start) == 8 and 2 <= length <= min(size - 8, MAX_HEADER_BYTES)
-        refuse_other_formats(path, start, sound)
+        refuse_other_formats(path, start if sound else start + file.read(TELLING_BYTES), sound)
         if not sound:
             cut = length <= MAX_HEADER_BYTES and len(start) == 8
             cut = f", or cut off: its header should have {length:,} bytes" if cut else ""

@@ -20,6 +20,7 @@ from nvfp4.dtypes import FLOAT32_MAX
 from nvfp4.errors import EXCERPT, ConvertError
 from nvfp4.files import translated
 from nvfp4.model import bare
+from nvfp4.read.beginnings import refuse_foreign
 
 # The safetensors library's own limit for a header. Files of JSON and lists may not be larger.
 MAX_HEADER_BYTES = 100_000_000
@@ -36,14 +37,16 @@ JSON_HINTS = {
 def read_whole(path: Path) -> bytes:
     """Read all bytes of a small file.
 
-    Raises ValueError for one of more than MAX_HEADER_BYTES, of which no more is read: an endless
-    one would fill the memory. Raises OSError where it cannot be read.
+    Raises ConvertError for a pointer or a web page in the file's place, and ValueError for a file
+    of more than MAX_HEADER_BYTES, of which no more is read: an endless one would fill the memory.
+    Raises OSError where it cannot be read.
     """
     # One byte more than is allowed tells a file that is too long from one that just fits.
     with path.open("rb") as file:
         raw = file.read(MAX_HEADER_BYTES + 1)
     if len(raw) > MAX_HEADER_BYTES:
         raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
+    refuse_foreign(path, raw)
     return raw
 
 
