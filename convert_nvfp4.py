@@ -115,7 +115,7 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
-def share(part: float, whole: float) -> str:
+def percentage(part: float, whole: float) -> str:
     """Write `part / whole` as a whole per cent, or as "-" where the whole is 0."""
     return f"{100 * part / whole:.0f} %" if whole else "-"
 
@@ -1438,7 +1438,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def shared_option(task: type, name: str, **facts: Any) -> Any:
+def same_option(task: type, name: str, **facts: Any) -> Any:
     """Make the field of an option that another task has, too.
 
     task, name: where the option is. facts: what is different about it here, as in `option`.
@@ -1913,10 +1913,10 @@ class Verification:
         "name every defect of a quantised file and what ComfyUI does about it", flag="--verify")
     source: Path | None = option(None, VERIFY, FILE,
         "the model it was made from: decode everything and measure each layer's error")
-    merge_lora: tuple[Lora, ...] = shared_option(
+    merge_lora: tuple[Lora, ...] = same_option(
         Options, "merge_lora", needs=[Other("--source", why=" to verify against")])
-    lora_partial: bool = shared_option(Options, "lora_partial")
-    quiet: bool = shared_option(Options, "quiet")
+    lora_partial: bool = same_option(Options, "lora_partial")
+    quiet: bool = same_option(Options, "quiet")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -2411,7 +2411,7 @@ class Damage:
         return -20 * math.log10(ratio) if ratio else math.inf
 
 
-def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
+def measure_damage(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
     """Measure the damage of decoded rows against their original.
 
     original: [n, K] floats; decoded: [n, >= K] float32 in the same units, which is overwritten.
@@ -2542,11 +2542,11 @@ def sum_of_errors(blocks: torch.Tensor, reciprocals: torch.Tensor) -> torch.Tens
     scratch = blocks.new_empty(3, BLOCK_SIZE, width)
     parts = (tensor.split(width, dim=1) for tensor in (blocks, reciprocals, sums))
     for part, some_reciprocals, some_sums in zip(*parts, strict=True):
-        write_sums(part, some_reciprocals, some_sums, scratch[:, :, : part.shape[1]])
+        fill_sums(part, some_reciprocals, some_sums, scratch[:, :, : part.shape[1]])
     return sums
 
 
-def write_sums(
+def fill_sums(
     blocks: torch.Tensor, reciprocals: torch.Tensor, sums: torch.Tensor, scratch: torch.Tensor
 ) -> None:
     """Compute one slice of `sum_of_errors` in place.
@@ -3055,7 +3055,7 @@ def block_errors(
             large = FLOAT32(4 * ROUND_TO_HALVES) if scaled >= FLOAT32(4) else large
             error = scaled - min((scaled + large) - large, FLOAT32(E2M1_MAX))
             total[j] += error * error
-    # Parity: the same tree of additions as `write_sums`, whose first step made 8 of 16 sums.
+    # Parity: the same tree of additions as `fill_sums`, whose first step made 8 of 16 sums.
     for half in (4, 2, 1):
         for i in range(half):
             for j in range(count):
@@ -3738,7 +3738,7 @@ class Format:
         flag = {"full_precision_matrix_mult": True} if full_precision else {}
         return {"format": self.config, **flag}
 
-    def stored_name(self, suffix: str) -> str:
+    def name_in_file(self, suffix: str) -> str:
         """Name the tensor that holds a part of a layer, given the part's usual suffix.
 
         Formats older than ComfyUI's present names override it.
@@ -3751,7 +3751,7 @@ class Format:
         """Tell dtypes and shapes of the tensors that a weight [N, K] becomes.
 
         Returns {suffix: (safetensors dtype, shape)}, without COMMON_PARTS other than the weight, in
-        the order in which they are written; `stored` gives the values.
+        the order in which they are written; `pack` gives the values.
         """
         return {"weight": (self.weight_dtype, shape)}
 
@@ -3762,7 +3762,7 @@ class Format:
         They include the input scale, and those that a layer of this format may lack.
         """
         names = (*self.parts((1, 1)), "input_scale") if self.is_quantised else ()
-        return tuple(self.stored_name(name) for name in names)
+        return tuple(self.name_in_file(name) for name in names)
 
     def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
         """Tell whether a stored layer is of this format, going by its tensors.
@@ -3808,12 +3808,12 @@ class Format:
         """Choose scales and codes with the least squared error of the weight.
 
         given: the weight and its largest magnitude; encoder: what to compute with. Returns what
-        `stored` turns into tensors. Formats that are not quantised have none, and raise
+        `pack` turns into tensors. Formats that are not quantised have none, and raise
         NotImplementedError.
         """
         raise NotImplementedError
 
-    def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+    def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         """Turn an encoded weight into the tensors of the file.
 
         shape: [N, K]. Returns {suffix: its rows in pieces} in the order of `parts`; the pieces are
@@ -3886,7 +3886,7 @@ def encode_rows(
     )
 
 
-def measured(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
+def with_damage(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
     """Make a function for `encode_rows` that encodes and then measures.
 
     encode: (rows, scale) -> parts by rows; decode: its inverse; dtype: what rows are cast to before
@@ -3898,7 +3898,7 @@ def measured(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable
         """Encode rows [n, K] at a scale; return their parts, and the Damage in its units."""
         parts = encode(rows.to(dtype), scale)
         # Measured in units of the scale, as squares of huge or tiny weights leave float32's range.
-        return *parts, measure(rows.float() / scale, decode(*parts, torch.ones_like(scale)))
+        return *parts, measure_damage(rows.float() / scale, decode(*parts, torch.ones_like(scale)))
 
     return encode_and_measure
 
@@ -3918,7 +3918,7 @@ def candidate_formats() -> list[Format]:
     return sorted((row for row in Format.rows if row.is_candidate), key=lambda row: row.rank)
 
 
-def stored_formats() -> list[Format]:
+def readable_formats() -> list[Format]:
     """List the formats that a stored layer may have, in the order in which to try them.
 
     Of two that fit a layer the first one counts: fewer bits come first, then those that are told by
@@ -3966,12 +3966,12 @@ def scalar_scales() -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for configured in (True, False):
         # Any shape will do to tell which parts are one number: 32 rows and columns, as an example.
-        rows = [r for r in stored_formats() if r.is_quantised and r.is_configured is configured]
+        rows = [r for r in readable_formats() if r.is_quantised and r.is_configured is configured]
         for row in rows:
             parts = {suffix: shape for suffix, (_, shape) in row.parts((32, 32)).items()}
             scalars = {k: shape for k, shape in parts.items() if math.prod(shape) == 1}
-            found |= {row.stored_name(suffix): shape for suffix, shape in scalars.items()}
-        found |= {row.stored_name("input_scale"): row.scalar_shape for row in rows}
+            found |= {row.name_in_file(suffix): shape for suffix, shape in scalars.items()}
+        found |= {row.name_in_file("input_scale"): row.scalar_shape for row in rows}
     return found
 
 
@@ -4070,7 +4070,9 @@ class Fp8(Format):
         bfloat16 or float16 the weight is cast first.
         """
         # Kernels are there only for float32; other dtypes are cast first, by `measured`.
-        plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, encoder.dtype)
+        plain = with_damage(
+            lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, encoder.dtype
+        )
         encode = encoder.kernels.encode_fp8 if encoder.kernels else plain
         # With the source's own scale, its FP8 codes come back as they were; another would round
         # values a second time.
@@ -4078,7 +4080,7 @@ class Fp8(Format):
         scale = fp8_scale(given.amax) if known is None else torch.tensor(known)
         return encode_rows(given.weight, scale.to(given.amax), encode, encoder)
 
-    def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+    def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         """Give the values of `parts`.
 
         Codes are float8_e4m3fn [N, K] in chunks of rows, and the scale is float32 []. Nothing is
@@ -4214,7 +4216,9 @@ class Nvfp4(Format):
             search = amax_block_scales
             encoder.notes.append(f"{given.layer}: too small weights for the scale search")
         # Kernels measure the error while they encode; torch's operations decode again for it.
-        encode = measured(partial(encode_nvfp4, block_scales=search), decode_nvfp4, encoder.dtype)
+        encode = with_damage(
+            partial(encode_nvfp4, block_scales=search), decode_nvfp4, encoder.dtype
+        )
         if encoder.kernels:
             encode = partial(encoder.kernels.encode_nvfp4, block_scales=search)
         best = encode_rows(given.weight, scale, encode, encoder)
@@ -4226,7 +4230,7 @@ class Nvfp4(Format):
             best = dataclasses.replace(best, damage=Damage(error=1.0, energy=1.0))
         return best
 
-    def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+    def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         """Give the values of `parts`, with padded rows.
 
         Codes uint8 [N16, K16/2] in chunks of rows, the padding last; block scales float8_e4m3fn
@@ -4385,7 +4389,7 @@ class ScaledFp8(Fp8):
     marker = MARKER
     full_precision_option = ""
 
-    def stored_name(self, suffix: str) -> str:
+    def name_in_file(self, suffix: str) -> str:
         """Name a part as such files do.
 
         `weight_scale` is `scale_weight` there, and `input_scale` is `scale_input`; other names are
@@ -5118,7 +5122,7 @@ class Job:
             raise ConvertError(f"{examples(changed)}: {CHANGED_UNDER_WAY}")
 
 
-def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
+def planned_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
     """List what a planned tensor becomes in the output: {key: (safetensors dtype, shape)}.
 
     One tensor, unless it is quantised: then the format's parts come first, input scale, smoothing
@@ -5139,7 +5143,7 @@ def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
         parts["pre_quant_scale"] = ("BF16", tuple(plan.smoothing.shape))
     if form.is_configured:
         parts["comfy_quant"] = ("U8", (len(plan.config_bytes),))
-    return {f"{plan.ref.layer}.{form.stored_name(suffix)}": part for suffix, part in parts.items()}
+    return {f"{plan.ref.layer}.{form.name_in_file(suffix)}": part for suffix, part in parts.items()}
 
 
 def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
@@ -5157,9 +5161,9 @@ def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
     return {prefix + plan.precision.marker: marker}
 
 
-def stored_bytes(plan: TensorPlan) -> int:
+def bytes_in_output(plan: TensorPlan) -> int:
     """Count the bytes that a planned tensor becomes, with its scales and configuration."""
-    return sum(bits_of(*stored) // 8 for stored in stored_tensors(plan).values())
+    return sum(bits_of(*stored) // 8 for stored in planned_tensors(plan).values())
 
 
 def make_job(options: Options, model: Model, plans: list[TensorPlan]) -> Job:
@@ -5172,7 +5176,7 @@ def make_job(options: Options, model: Model, plans: list[TensorPlan]) -> Job:
     return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
 
 
-def planned_bytes(options: Options, model: Model, plans: list[TensorPlan]) -> int:
+def output_size(options: Options, model: Model, plans: list[TensorPlan]) -> int:
     """Compute the output's size, headers included, without a Job to write it."""
     layouts = make_layouts(options, model, plans, origin_of(options, model, plans))
     return sum(layout.nbytes for layout in layouts.values())
@@ -5206,10 +5210,10 @@ def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]
     # Headers are not counted: they are small, and known only once the shards are.
     shards, size = [[]], 0
     for plan in plans:
-        size += stored_bytes(plan)
+        size += bytes_in_output(plan)
         if size > largest and shards[-1]:
             shards.append([])
-            size = stored_bytes(plan)
+            size = bytes_in_output(plan)
         shards[-1].append(plan)
     return shards
 
@@ -5222,7 +5226,7 @@ def make_layout(
     Tensors are ordered by item size, so that each starts at a multiple of its own; the odd-length
     comfy_quant tensors come last. Raises ConvertError where two would have one name.
     """
-    stored = [(key, *value) for plan in plans for key, value in stored_tensors(plan).items()]
+    stored = [(key, *value) for plan in plans for key, value in planned_tensors(plan).items()]
     # A marker is the only tensor that no plan stands for.
     stored += [(key, "F8_E4M3", tuple(tensor.shape)) for key, tensor in marker.items()]
     stored.sort(
@@ -5566,7 +5570,7 @@ class Piece:
         return self.end - self.begin
 
 
-def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
+def tensors_of_rank(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
     """Choose a rank's tensors, in source order.
 
     The costliest are dealt first, each to the rank that has least so far; the cost is bytes read,
@@ -5578,7 +5582,7 @@ def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
     loads, mine = [0] * ranks.size, set()
     costs = {
         plan.ref.name: plan.ref.nbytes
-        + stored_bytes(plan)
+        + bytes_in_output(plan)
         + plan.precision.encoding_cost * math.prod(plan.ref.shape)
         for plan in plans
     }
@@ -6215,14 +6219,14 @@ def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibra
         )
     multiplier = options.input_scale_summary_multiplier
     # A summary's scale is that of NVFP4 already; FP8's is made from the activation itself.
-    columns = {NVFP4: (f"scale_{key}", 1.0), FP8: (f"amax_{key}", E4M3_MAX)}
+    columns = {form: form.summary_column for form in candidate_formats() if form.summary_column}
     source = f"summary {key.replace('_', '.')} x {multiplier:g}"
     return {
         bare(row["layer"]): Calibration(
             scales={
-                precision: positive(path, row, column) * multiplier / divisor
-                for precision, (column, divisor) in columns.items()
-                if column in row
+                form: positive(path, row, f"{column}_{key}") * multiplier / divisor
+                for form, (column, divisor) in columns.items()
+                if f"{column}_{key}" in row
             },
             source=source,
         )
@@ -7634,7 +7638,7 @@ def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
     return plan
 
 
-def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
+def as_scaled_fp8(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
     """Turn FP8 layers into scaled FP8, which has one switch for full-precision matmul in the file.
 
     Returns the plans and a note. If any layer needs full-precision matmul, all of them get it; the
@@ -7783,17 +7787,9 @@ def make_plans(
     notes += plan_notes(plans, guides.family)
     # Last, as the shared switch depends on every layer's input scale.
     if options.recipe == LEGACY_RECIPE:
-        plans, more = share_marker(plans)
+        plans, more = as_scaled_fp8(plans)
         notes += more
     return Plan(plans, tuple(notes))
-
-
-def why_full_precision(plan: TensorPlan, options: Options, marks: dict[str, frozenset[str]]) -> str:
-    """Tell why a quantised layer gets full-precision matmul, or "" if nothing asks for it."""
-    option = plan.precision.full_precision_option
-    if option and getattr(options, option):
-        return "--" + option.replace("_", "-")
-    return next((why for why, names in marks.items() if plan.ref.name in names), "")
 
 
 def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> None:
@@ -8138,18 +8134,18 @@ def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> E
 def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
     """List the tensors of a quantised layer: {key: its rows in pieces}.
 
-    They come in the order of `stored_tensors`: the format's own parts, input scale F32, smoothing
+    They come in the order of `planned_tensors`: the format's own parts, input scale F32, smoothing
     BF16, and the configuration as U8, each where the plan has it.
     """
-    # `stored_tensors` has the same parts in the same order; strict zip holds the two together.
-    parts = [*plan.precision.stored(encoded, plan.ref.shape).values()]
+    # `planned_tensors` has the same parts in the same order; strict zip holds the two together.
+    parts = [*plan.precision.pack(encoded, plan.ref.shape).values()]
     if plan.input_scale is not None:
         parts.append([torch.tensor(plan.input_scale, dtype=torch.float32)])
     if plan.smoothing is not None:
         parts.append([plan.smoothing])
     if plan.precision.is_configured:
         parts.append([torch.frombuffer(bytearray(plan.config_bytes), dtype=torch.uint8)])
-    return dict(zip(stored_tensors(plan), parts, strict=True))
+    return dict(zip(planned_tensors(plan), parts, strict=True))
 
 
 # ── nvfp4/write/journal.py: Note which tensors are safely on the disk, so that --resume can go on ─
@@ -8842,7 +8838,7 @@ class StoredLayer:
         configured = (self.config or {}).get("format")
         if self.weight is None or (is_known(configured) and not self.is_described):
             return None
-        fitting = [f for f in stored_formats() if f.holds(self.weight, self.parts, configured)]
+        fitting = [f for f in readable_formats() if f.holds(self.weight, self.parts, configured)]
         # Those that need more tensors come first, so that FP8 with a scale is not plain FP8.
         first = fitting[0] if fitting else None
         return next((row for row in fitting if row.config == configured), first)
@@ -8949,14 +8945,14 @@ def stored_scale(layer: StoredLayer) -> torch.Tensor:
     return load(ref).float().reshape(()) if ref else torch.ones(())
 
 
-def stored_tensors_of(layer: StoredLayer) -> dict[str, torch.Tensor]:
+def layer_tensors(layer: StoredLayer) -> dict[str, torch.Tensor]:
     """Read all that a layer's weight is decoded from: {suffix: tensor}, each one whole.
 
     Suffixes are those of the file. Bias and input scale are not among them; what the file lacks is
     left out.
     """
     # The names do not depend on the shape, so the smallest one will do.
-    names = map(layer.format.stored_name, layer.format.parts((1, 1)))
+    names = map(layer.format.name_in_file, layer.format.parts((1, 1)))
     return {suffix: load(layer.parts[suffix]) for suffix in names if suffix in layer.parts}
 
 
@@ -8966,7 +8962,7 @@ def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
     Returns the parts that go by rows, codes first, and the scale, a float32 scalar. Rows are those
     of the file, padding included. The layer has to have a format and be decodable.
     """
-    return layer.format.unpack(stored_tensors_of(layer))
+    return layer.format.unpack(layer_tensors(layer))
 
 
 # ── nvfp4/stored/lint.py: Hold a quantised file against ComfyUI's contract ────────────────────────
@@ -9321,7 +9317,7 @@ class PartialFiles:
             with translated(unfinished(path)):
                 self.files[path] = unfinished(path).open(mode, buffering=0)
 
-    def write(self, key: str, tensor: torch.Tensor) -> None:
+    def append(self, key: str, tensor: torch.Tensor) -> None:
         """Append a tensor, or one of several pieces of it, to the output tensor `key`.
 
         `tensor` may be of any dtype and shape and on any device; its bytes are written in row-major
@@ -9419,7 +9415,7 @@ class PartialFiles:
         try:
             kept = {plan.ref.layer for plan in self.job.plans if plan.ref.config}
             with self.observe("verify"):
-                verify({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
+                read_back({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
         except ConvertError:
             self.journal.keep = False  # going on could not mend it
             raise
@@ -9445,7 +9441,7 @@ class PartialFiles:
         sync_folder(self.job.options.output.parent)
 
 
-def verify(written: dict[Path, Layout], kept: set[str]) -> None:
+def read_back(written: dict[Path, Layout], kept: set[str]) -> None:
     """Read the written files back; raise ConvertError if they are not as planned.
 
     `written` is {path: its Layout}: names, dtypes, shapes and offsets must be exactly those. All
@@ -9554,7 +9550,9 @@ def write_model(
     Raises Float16OverflowError in all ranks, and leaves no file, if a tensor of any does not fit.
     """
     options = job.options
-    plans = [plan for plan in share_of(job.plans, ranks) if plan.ref.name not in journal.done]
+    plans = [
+        plan for plan in tensors_of_rank(job.plans, ranks) if plan.ref.name not in journal.done
+    ]
     marker = marker_of(job.plans) if ranks.rank == 0 else {}
     dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
     search = SCALE_SEARCHES[options.scale_search]
@@ -9567,14 +9565,14 @@ def write_model(
         # An overflow is not raised at once: the other ranks wait for this one at `gather`.
         overflows = False
         try:
-            found = encode_share(plans, output, compute, options, observe)
+            found = encode_tensors(plans, output, compute, options, observe)
         except Float16OverflowError:
             overflows, found = True, {}
         else:
             for key, tensor in marker.items():
-                output.write(key, tensor)
+                output.append(key, tensor)
             own = [*plans, *(plan.bias for plan in plans if plan.bias)]
-            output.flush([*marker, *(key for plan in own for key in stored_tensors(plan))])
+            output.flush([*marker, *(key for plan in own for key in planned_tensors(plan))])
         shares = ranks.gather((found, compute.notes, overflows))
         if any(overflows for *_, overflows in shares):
             output.discard()
@@ -9590,7 +9588,7 @@ def write_model(
     return damage, notes
 
 
-def encode_share(
+def encode_tensors(
     plans: list[TensorPlan],
     output: PartialFiles,
     compute: Compute,
@@ -9621,7 +9619,7 @@ def encode_share(
                     ]
             for key, pieces in stored.items():
                 for tensor in pieces:
-                    output.write(key, tensor)
+                    output.append(key, tensor)
             if piece.end == plan.ref.nbytes:
                 if plan.bias:  # noted first, as --resume takes a noted weight for a whole layer
                     output.finish(plan.bias.ref.name, None)
@@ -9670,7 +9668,7 @@ def tune_activations(options: Options, plans: list[TensorPlan]) -> Tuned:
     Without either, the plans come back as they are. Raises ConvertError where a share is asked for
     and no layer has statistics.
     """
-    plans, shared, curve = share_w4a4(options, plans)
+    plans, shared, curve = limit_w4a4(options, plans)
     plans, smoothing = smooth(options, plans)
     return Tuned(plans, (*shared, *smoothing), curve)
 
@@ -9693,7 +9691,7 @@ def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
     return rows, load_some_rows(plan.ref).float()
 
 
-def share_w4a4(
+def limit_w4a4(
     options: Options, plans: list[TensorPlan]
 ) -> tuple[list[TensorPlan], list[str], tuple[CurvePoint, ...]]:
     """Mark W4A4 layers for full-precision matmul, those first that gain most for their work.
@@ -9935,7 +9933,7 @@ def measure_alternatives(
     ranks of a torchrun share the weights, and all of them get all results.
     """
     # The first candidate has the lowest precision: it is quantised, and so is read whole.
-    plans = share_of([rows[0] for rows in candidates.values()], ranks)
+    plans = tensors_of_rank([rows[0] for rows in candidates.values()], ranks)
     pieces = [piece for plan in plans for piece in pieces_of(plan)]
     dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
     found = {}
@@ -9951,7 +9949,7 @@ def measure_alternatives(
             name = piece.plan.ref.name
             # All alternatives of a layer are measured while its weight is in memory.
             found[name] = [
-                Alternative(plan.precision, stored_bytes(plan), damage_of(plan, weight, compute))
+                Alternative(plan.precision, bytes_in_output(plan), damage_of(plan, weight, compute))
                 for plan in candidates[name]
             ]
             bar.update(piece.nbytes)
@@ -9966,7 +9964,7 @@ def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float
     """
     if not plan.is_quantised:
         dtype = TORCH_DTYPES[plan.dtype]
-        made = compute.map(lambda rows: measure(rows, rows.to(dtype).float()), weight)
+        made = compute.map(lambda rows: measure_damage(rows, rows.to(dtype).float()), weight)
         return Damage.total(made, torch.ones(())).relative_rmse ** 2
     _, damage = quantise(plan, weight, compute)
     # Rounding by statistics trades the weight's error for the output's, which then counts.
@@ -9991,10 +9989,10 @@ def plan_for_size(
     # Asked once, for all tensors that could be 16-bit, whatever is chosen later.
     widened = wide_halves(options, plans)
     start = {plan.ref.name: plan for plan in widen(plans, widened)}
-    size = planned_bytes(options, model, [*start.values()])
+    size = output_size(options, model, [*start.values()])
     candidates = list_candidates(options, planner, start, widened, lower=size > target)
-    fixed = size - sum(stored_bytes(start[name]) for name in candidates)
-    refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
+    fixed = size - sum(bytes_in_output(start[name]) for name in candidates)
+    refuse_too_small(target, fixed + sum(min(map(bytes_in_output, c)) for c in candidates.values()))
     layers = measure_alternatives(options, candidates, ranks)
     # In source order again, which the ranks' results are not: ties go by it.
     layers = {name: layers[name] for name in candidates}
@@ -10005,7 +10003,7 @@ def plan_for_size(
         precisions = {name: row.precision for name, row in chosen.items()}
         plans, notes = planner(chosen=precisions)
         plans = widen(plans, widened)
-        size = planned_bytes(options, model, plans)
+        size = output_size(options, model, plans)
         left = size - sum(row.nbytes for row in chosen.values())
         if size <= target and left == fixed:
             break
@@ -10106,7 +10104,7 @@ class Report:
     sizes: tuple[SizePoint, ...] = ()
 
 
-def stored_as(plan: TensorPlan) -> str:
+def label_of(plan: TensorPlan) -> str:
     """Name how a tensor lies in the output: "NVFP4", "FP8", AS_IT_WAS, or its safetensors dtype."""
     if plan.ref.is_kept:
         return AS_IT_WAS
@@ -10122,12 +10120,12 @@ def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
     groups = defaultdict(list)
     for plan in plans:
         # Sorted by precision first; all unquantised formats count as one and go by their dtype.
-        groups[min(plan.precision, HALF), stored_as(plan)].append(plan)
+        groups[min(plan.precision, HALF), label_of(plan)].append(plan)
     return {
         label: {
             "layers": sum(plan.is_layer for plan in members),
-            "tensors": sum(len(stored_tensors(plan)) for plan in members),
-            "bytes": sum(map(stored_bytes, members)),
+            "tensors": sum(len(planned_tensors(plan)) for plan in members),
+            "bytes": sum(map(bytes_in_output, members)),
         }
         for (_, label), members in sorted(groups.items())
     }
@@ -10199,9 +10197,9 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
         "source_dtype": plan.ref.dtype,
         "precision": plan.precision.name,
         "reason": str(plan.reason),
-        "stored_as": stored_as(plan),
-        "stored": {key: dtype for key, (dtype, _) in stored_tensors(plan).items()},
-        "bytes": stored_bytes(plan),
+        "stored_as": label_of(plan),
+        "stored": {key: dtype for key, (dtype, _) in planned_tensors(plan).items()},
+        "bytes": bytes_in_output(plan),
     }
     if plan.is_quantised:
         data |= {
@@ -10885,7 +10883,7 @@ def decoded_damage(
 
     def measure_rows(rows: torch.Tensor, *some: torch.Tensor) -> Damage:
         """Measure some rows, in units of the original's largest weight."""
-        return measure(rows.float() / unit, form.decode(*some, scale / unit))
+        return measure_damage(rows.float() / unit, form.decode(*some, scale / unit))
 
     # Rows that pad the stored weight have no original; `measure` drops padded columns.
     trimmed = (part[: len(original)] for part in parts)
@@ -11085,7 +11083,7 @@ def render_check(check: Check) -> str:
     """
     # Formats that no row describes are among the defects, and not counted here.
     schemes = Counter(layer.scheme for layer in check.layers.values())
-    titles = [row.title for row in stored_formats() if schemes[row.title]]
+    titles = [row.title for row in readable_formats() if schemes[row.title]]
     quantised = ", ".join(f"{schemes[title]} {title}" for title in titles)
     quantised = f"{quantised} layers" if quantised else "nothing is quantised"
     path, size = check.model.files[0], gigabytes(file_bytes(check.model))
@@ -11231,7 +11229,7 @@ def render_plan(report: Report) -> list[str]:
     """
     groups = defaultdict(list)
     for plan in report.plans:
-        fate = stored_as(plan)
+        fate = label_of(plan)
         mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
         row = (fate, list(plan.ref.shape), f"{plan.reason}{mark}")
         # The first number in a name is the block's; only known families' blocks share a line, as
@@ -11298,7 +11296,7 @@ def render_report(report: Report) -> str:
     lines += [
         f"{options.source.name}: {gigabytes(report.source_bytes)} {verb} {options.written.name}: "
         f"{gigabytes(report.output_bytes)}, exactly {report.output_bytes:,} bytes "
-        f"({share(report.output_bytes, report.source_bytes)})",
+        f"({percentage(report.output_bytes, report.source_bytes)})",
         *render_totals(report),
         render_matmuls(report),
         *render_worst(report.damage),
@@ -11534,7 +11532,7 @@ def html_shares(caption: str, columns: tuple[str, ...], rows: list[tuple]) -> st
         for label, part, *_ in rows
     )
     lines = (
-        (chip(label), *(f"{number:,}" for number in numbers), share(part, 1))
+        (chip(label), *(f"{number:,}" for number in numbers), percentage(part, 1))
         for label, part, *numbers in rows
     )
     table = html_table(caption, html_head(*columns, "Share"), lines)
@@ -11601,7 +11599,7 @@ def html_title(data: dict, layers: list[dict]) -> str:
     facts = (
         ("Output", gigabytes(output), f"{output:,} bytes"),
         ("Source", gigabytes(source), f"{source:,} bytes"),
-        ("Ratio", share(output, source), "of the source's size"),
+        ("Ratio", percentage(output, source), "of the source's size"),
         ("Quantised", sum("matmul" in layer for layer in layers), f"of {len(layers)} layers"),
     )
     tiles = "".join(

@@ -62,7 +62,7 @@ def encode(weight: torch.Tensor, method: str, compute: c.Compute) -> c.Encoded:
     block_scales, largest = METHODS[method]
     scale = c.largest_magnitude(weight) / (c.E2M1_MAX * largest)
     plain = functools.partial(c.encode_nvfp4, block_scales=block_scales)
-    rows = c.measured(plain, c.decode_nvfp4, torch.float32)
+    rows = c.with_damage(plain, c.decode_nvfp4, torch.float32)
     encoded = c.encode_rows(weight, scale, rows, compute)
     if block_scales is c.mse_block_scales:
         return c.try_other_global_scales(weight, encoded, rows, compute)

@@ -90,6 +90,6 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
-def share(part: float, whole: float) -> str:
+def percentage(part: float, whole: float) -> str:
     """Write `part / whole` as a whole per cent, or as "-" where the whole is 0."""
     return f"{100 * part / whole:.0f} %" if whole else "-"

@@ -125,7 +125,7 @@ class Job:
             raise ConvertError(f"{examples(changed)}: {CHANGED_UNDER_WAY}")
 
 
-def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
+def planned_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
     """List what a planned tensor becomes in the output: {key: (safetensors dtype, shape)}.
 
     One tensor, unless it is quantised: then the format's parts come first, input scale, smoothing
@@ -146,7 +146,7 @@ def stored_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
         parts["pre_quant_scale"] = ("BF16", tuple(plan.smoothing.shape))
     if form.is_configured:
         parts["comfy_quant"] = ("U8", (len(plan.config_bytes),))
-    return {f"{plan.ref.layer}.{form.stored_name(suffix)}": part for suffix, part in parts.items()}
+    return {f"{plan.ref.layer}.{form.name_in_file(suffix)}": part for suffix, part in parts.items()}
 
 
 def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
@@ -164,9 +164,9 @@ def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
     return {prefix + plan.precision.marker: marker}
 
 
-def stored_bytes(plan: TensorPlan) -> int:
+def bytes_in_output(plan: TensorPlan) -> int:
     """Count the bytes that a planned tensor becomes, with its scales and configuration."""
-    return sum(bits_of(*stored) // 8 for stored in stored_tensors(plan).values())
+    return sum(bits_of(*stored) // 8 for stored in planned_tensors(plan).values())
 
 
 def make_job(options: Options, model: Model, plans: list[TensorPlan]) -> Job:
@@ -179,7 +179,7 @@ def make_job(options: Options, model: Model, plans: list[TensorPlan]) -> Job:
     return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
 
 
-def planned_bytes(options: Options, model: Model, plans: list[TensorPlan]) -> int:
+def output_size(options: Options, model: Model, plans: list[TensorPlan]) -> int:
     """Compute the output's size, headers included, without a Job to write it."""
     layouts = make_layouts(options, model, plans, origin_of(options, model, plans))
     return sum(layout.nbytes for layout in layouts.values())
@@ -213,10 +213,10 @@ def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]
     # Headers are not counted: they are small, and known only once the shards are.
     shards, size = [[]], 0
     for plan in plans:
-        size += stored_bytes(plan)
+        size += bytes_in_output(plan)
         if size > largest and shards[-1]:
             shards.append([])
-            size = stored_bytes(plan)
+            size = bytes_in_output(plan)
         shards[-1].append(plan)
     return shards
 
@@ -229,7 +229,7 @@ def make_layout(
     Tensors are ordered by item size, so that each starts at a multiple of its own; the odd-length
     comfy_quant tensors come last. Raises ConvertError where two would have one name.
     """
-    stored = [(key, *value) for plan in plans for key, value in stored_tensors(plan).items()]
+    stored = [(key, *value) for plan in plans for key, value in planned_tensors(plan).items()]
     # A marker is the only tensor that no plan stands for.
     stored += [(key, "F8_E4M3", tuple(tensor.shape)) for key, tensor in marker.items()]
     stored.sort(

@@ -16,9 +16,9 @@ from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.encode.compute import Compute, pick_device, single_threaded
 from nvfp4.encode.float16 import cast, float16_overflows
 from nvfp4.encode.layer import quantise
-from nvfp4.encode.pieces import pieces_of, read_ahead, share_of
+from nvfp4.encode.pieces import pieces_of, read_ahead, tensors_of_rank
 from nvfp4.errors import ConvertError, Float16OverflowError, examples, printable
-from nvfp4.layout import Job, make_job, marker_of, stored_tensors
+from nvfp4.layout import Job, make_job, marker_of, planned_tensors
 from nvfp4.numeric.damage import ROUNDED_WRONG_FROM, Damage
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.scale_search import SCALE_SEARCHES
@@ -110,7 +110,9 @@ def write_model(
     Raises Float16OverflowError in all ranks, and leaves no file, if a tensor of any does not fit.
     """
     options = job.options
-    plans = [plan for plan in share_of(job.plans, ranks) if plan.ref.name not in journal.done]
+    plans = [
+        plan for plan in tensors_of_rank(job.plans, ranks) if plan.ref.name not in journal.done
+    ]
     marker = marker_of(job.plans) if ranks.rank == 0 else {}
     dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
     search = SCALE_SEARCHES[options.scale_search]
@@ -123,14 +125,14 @@ def write_model(
         # An overflow is not raised at once: the other ranks wait for this one at `gather`.
         overflows = False
         try:
-            found = encode_share(plans, output, compute, options, observe)
+            found = encode_tensors(plans, output, compute, options, observe)
         except Float16OverflowError:
             overflows, found = True, {}
         else:
             for key, tensor in marker.items():
-                output.write(key, tensor)
+                output.append(key, tensor)
             own = [*plans, *(plan.bias for plan in plans if plan.bias)]
-            output.flush([*marker, *(key for plan in own for key in stored_tensors(plan))])
+            output.flush([*marker, *(key for plan in own for key in planned_tensors(plan))])
         shares = ranks.gather((found, compute.notes, overflows))
         if any(overflows for *_, overflows in shares):
             output.discard()
@@ -146,7 +148,7 @@ def write_model(
     return damage, notes
 
 
-def encode_share(
+def encode_tensors(
     plans: list[TensorPlan],
     output: PartialFiles,
     compute: Compute,
@@ -177,7 +179,7 @@ def encode_share(
                     ]
             for key, pieces in stored.items():
                 for tensor in pieces:
-                    output.write(key, tensor)
+                    output.append(key, tensor)
             if piece.end == plan.ref.nbytes:
                 if plan.bias:  # noted first, as --resume takes a noted weight for a whole layer
                     output.finish(plan.bias.ref.name, None)

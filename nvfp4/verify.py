@@ -19,7 +19,7 @@ from nvfp4.errors import ConvertError, DamagedFileError, of_another_model
 from nvfp4.formats.base import Format, layer_parts, marker_names
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.numeric.codes import largest_magnitude
-from nvfp4.numeric.damage import ROUNDED_TO, ROUNDED_WRONG_FROM, WRONG_FROM, Damage, measure
+from nvfp4.numeric.damage import ROUNDED_TO, ROUNDED_WRONG_FROM, WRONG_FROM, Damage, measure_damage
 from nvfp4.options import Verification
 from nvfp4.progress import progress_bar
 from nvfp4.read.checkpoint import open_model
@@ -69,7 +69,7 @@ def decoded_damage(
 
     def measure_rows(rows: torch.Tensor, *some: torch.Tensor) -> Damage:
         """Measure some rows, in units of the original's largest weight."""
-        return measure(rows.float() / unit, form.decode(*some, scale / unit))
+        return measure_damage(rows.float() / unit, form.decode(*some, scale / unit))
 
     # Rows that pad the stored weight have no original; `measure` drops padded columns.
     trimmed = (part[: len(original)] for part in parts)

@@ -10,7 +10,7 @@ from nvfp4.compare.describe import matches
 from nvfp4.compare.schemes import decode_weight, not_decoded, padded_shape
 from nvfp4.compare.sides import Side
 from nvfp4.numeric.codes import largest_magnitude
-from nvfp4.numeric.damage import measure
+from nvfp4.numeric.damage import measure_damage
 from nvfp4.progress import progress_bar
 from nvfp4.stored.layers import StoredLayer
 
@@ -26,7 +26,7 @@ def relative_rmse_between(one: StoredLayer, other: StoredLayer) -> float:
     # The squares of huge and of tiny weights would leave float32's range.
     unit = largest_magnitude(left)
     unit = torch.where(unit > 0, unit, torch.ones(()))
-    return measure(left / unit, right / unit).relative_rmse
+    return measure_damage(left / unit, right / unit).relative_rmse
 
 
 def compare_values(a: Side, b: Side, pattern: str) -> dict:

@@ -16,7 +16,7 @@ from nvfp4.encode.pieces import Piece
 from nvfp4.encode.rounding import round_by_moments
 from nvfp4.errors import ConvertError
 from nvfp4.formats.base import Encoded, Given
-from nvfp4.layout import stored_tensors
+from nvfp4.layout import planned_tensors
 from nvfp4.model import bare
 from nvfp4.numeric.codes import largest_magnitude
 from nvfp4.numeric.damage import Damage
@@ -75,15 +75,15 @@ def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> E
 def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
     """List the tensors of a quantised layer: {key: its rows in pieces}.
 
-    They come in the order of `stored_tensors`: the format's own parts, input scale F32, smoothing
+    They come in the order of `planned_tensors`: the format's own parts, input scale F32, smoothing
     BF16, and the configuration as U8, each where the plan has it.
     """
-    # `stored_tensors` has the same parts in the same order; strict zip holds the two together.
-    parts = [*plan.precision.stored(encoded, plan.ref.shape).values()]
+    # `planned_tensors` has the same parts in the same order; strict zip holds the two together.
+    parts = [*plan.precision.pack(encoded, plan.ref.shape).values()]
     if plan.input_scale is not None:
         parts.append([torch.tensor(plan.input_scale, dtype=torch.float32)])
     if plan.smoothing is not None:
         parts.append([plan.smoothing])
     if plan.precision.is_configured:
         parts.append([torch.frombuffer(bytearray(plan.config_bytes), dtype=torch.uint8)])
-    return dict(zip(stored_tensors(plan), parts, strict=True))
+    return dict(zip(planned_tensors(plan), parts, strict=True))

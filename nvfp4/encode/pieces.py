@@ -2,7 +2,7 @@
 
 A piece is a whole layer where it is quantised, and PIECE_BYTES of a tensor that is only cast or
 copied. One thread reads into a few reused buffers while others encode and write, so that memory is
-bounded by the largest piece. `share_of` deals tensors out to the ranks of a torchrun.
+bounded by the largest piece. `tensors_of_rank` deals tensors out to the ranks of a torchrun.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nvfp4.layout import stored_bytes
+from nvfp4.layout import bytes_in_output
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.plan.records import TensorPlan
 from nvfp4.ranks import Ranks
@@ -43,7 +43,7 @@ class Piece:
         return self.end - self.begin
 
 
-def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
+def tensors_of_rank(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
     """Choose a rank's tensors, in source order.
 
     The costliest are dealt first, each to the rank that has least so far; the cost is bytes read,
@@ -55,7 +55,7 @@ def share_of(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
     loads, mine = [0] * ranks.size, set()
     costs = {
         plan.ref.name: plan.ref.nbytes
-        + stored_bytes(plan)
+        + bytes_in_output(plan)
         + plan.precision.encoding_cost * math.prod(plan.ref.shape)
         for plan in plans
     }

@@ -18,7 +18,7 @@ from nvfp4.dtypes import SOURCE_FLOATS
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import FloatGrid
 from nvfp4.numeric.compiled import Kernels
-from nvfp4.numeric.damage import Damage, measure
+from nvfp4.numeric.damage import Damage, measure_damage
 from nvfp4.numeric.feedback import Feedback, Rounded
 
 # {suffix: (safetensors dtype, shape)} of a layer's tensors, in the order in which they are written.
@@ -196,7 +196,7 @@ class Format:
         flag = {"full_precision_matrix_mult": True} if full_precision else {}
         return {"format": self.config, **flag}
 
-    def stored_name(self, suffix: str) -> str:
+    def name_in_file(self, suffix: str) -> str:
         """Name the tensor that holds a part of a layer, given the part's usual suffix.
 
         Formats older than ComfyUI's present names override it.
@@ -209,7 +209,7 @@ class Format:
         """Tell dtypes and shapes of the tensors that a weight [N, K] becomes.
 
         Returns {suffix: (safetensors dtype, shape)}, without COMMON_PARTS other than the weight, in
-        the order in which they are written; `stored` gives the values.
+        the order in which they are written; `pack` gives the values.
         """
         return {"weight": (self.weight_dtype, shape)}
 
@@ -220,7 +220,7 @@ class Format:
         They include the input scale, and those that a layer of this format may lack.
         """
         names = (*self.parts((1, 1)), "input_scale") if self.is_quantised else ()
-        return tuple(self.stored_name(name) for name in names)
+        return tuple(self.name_in_file(name) for name in names)
 
     def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
         """Tell whether a stored layer is of this format, going by its tensors.
@@ -266,12 +266,12 @@ class Format:
         """Choose scales and codes with the least squared error of the weight.
 
         given: the weight and its largest magnitude; encoder: what to compute with. Returns what
-        `stored` turns into tensors. Formats that are not quantised have none, and raise
+        `pack` turns into tensors. Formats that are not quantised have none, and raise
         NotImplementedError.
         """
         raise NotImplementedError
 
-    def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+    def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         """Turn an encoded weight into the tensors of the file.
 
         shape: [N, K]. Returns {suffix: its rows in pieces} in the order of `parts`; the pieces are
@@ -344,7 +344,7 @@ def encode_rows(
     )
 
 
-def measured(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
+def with_damage(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
     """Make a function for `encode_rows` that encodes and then measures.
 
     encode: (rows, scale) -> parts by rows; decode: its inverse; dtype: what rows are cast to before
@@ -356,7 +356,7 @@ def measured(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable
         """Encode rows [n, K] at a scale; return their parts, and the Damage in its units."""
         parts = encode(rows.to(dtype), scale)
         # Measured in units of the scale, as squares of huge or tiny weights leave float32's range.
-        return *parts, measure(rows.float() / scale, decode(*parts, torch.ones_like(scale)))
+        return *parts, measure_damage(rows.float() / scale, decode(*parts, torch.ones_like(scale)))
 
     return encode_and_measure
 
@@ -376,7 +376,7 @@ def candidate_formats() -> list[Format]:
     return sorted((row for row in Format.rows if row.is_candidate), key=lambda row: row.rank)
 
 
-def stored_formats() -> list[Format]:
+def readable_formats() -> list[Format]:
     """List the formats that a stored layer may have, in the order in which to try them.
 
     Of two that fit a layer the first one counts: fewer bits come first, then those that are told by
@@ -424,10 +424,10 @@ def scalar_scales() -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for configured in (True, False):
         # Any shape will do to tell which parts are one number: 32 rows and columns, as an example.
-        rows = [r for r in stored_formats() if r.is_quantised and r.is_configured is configured]
+        rows = [r for r in readable_formats() if r.is_quantised and r.is_configured is configured]
         for row in rows:
             parts = {suffix: shape for suffix, (_, shape) in row.parts((32, 32)).items()}
             scalars = {k: shape for k, shape in parts.items() if math.prod(shape) == 1}
-            found |= {row.stored_name(suffix): shape for suffix, shape in scalars.items()}
-        found |= {row.stored_name("input_scale"): row.scalar_shape for row in rows}
+            found |= {row.name_in_file(suffix): shape for suffix, shape in scalars.items()}
+        found |= {row.name_in_file("input_scale"): row.scalar_shape for row in rows}
     return found

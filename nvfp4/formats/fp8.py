@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from nvfp4.dtypes import E4M3_MAX
-from nvfp4.formats.base import Encoded, Encoder, Format, Given, Parts, encode_rows, measured
+from nvfp4.formats.base import Encoded, Encoder, Format, Given, Parts, encode_rows, with_damage
 from nvfp4.numeric.codes import E4M3, decode_fp8, encode_fp8, fp8_scale
 from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order
 
@@ -58,7 +58,9 @@ class Fp8(Format):
         bfloat16 or float16 the weight is cast first.
         """
         # Kernels are there only for float32; other dtypes are cast first, by `measured`.
-        plain = measured(lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, encoder.dtype)
+        plain = with_damage(
+            lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, encoder.dtype
+        )
         encode = encoder.kernels.encode_fp8 if encoder.kernels else plain
         # With the source's own scale, its FP8 codes come back as they were; another would round
         # values a second time.
@@ -66,7 +68,7 @@ class Fp8(Format):
         scale = fp8_scale(given.amax) if known is None else torch.tensor(known)
         return encode_rows(given.weight, scale.to(given.amax), encode, encoder)
 
-    def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+    def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         """Give the values of `parts`.
 
         Codes are float8_e4m3fn [N, K] in chunks of rows, and the scale is float32 []. Nothing is

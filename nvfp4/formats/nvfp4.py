@@ -25,7 +25,7 @@ from nvfp4.dtypes import (
     VIEWED,
     round_up,
 )
-from nvfp4.formats.base import Encoded, Encoder, Format, Given, Parts, encode_rows, measured
+from nvfp4.formats.base import Encoded, Encoder, Format, Given, Parts, encode_rows, with_damage
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import (
     E2M1,
@@ -152,7 +152,9 @@ class Nvfp4(Format):
             search = amax_block_scales
             encoder.notes.append(f"{given.layer}: too small weights for the scale search")
         # Kernels measure the error while they encode; torch's operations decode again for it.
-        encode = measured(partial(encode_nvfp4, block_scales=search), decode_nvfp4, encoder.dtype)
+        encode = with_damage(
+            partial(encode_nvfp4, block_scales=search), decode_nvfp4, encoder.dtype
+        )
         if encoder.kernels:
             encode = partial(encoder.kernels.encode_nvfp4, block_scales=search)
         best = encode_rows(given.weight, scale, encode, encoder)
@@ -164,7 +166,7 @@ class Nvfp4(Format):
             best = dataclasses.replace(best, damage=Damage(error=1.0, energy=1.0))
         return best
 
-    def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+    def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         """Give the values of `parts`, with padded rows.
 
         Codes uint8 [N16, K16/2] in chunks of rows, the padding last; block scales float8_e4m3fn

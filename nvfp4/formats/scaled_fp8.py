@@ -32,7 +32,7 @@ class ScaledFp8(Fp8):
     marker = MARKER
     full_precision_option = ""
 
-    def stored_name(self, suffix: str) -> str:
+    def name_in_file(self, suffix: str) -> str:
         """Name a part as such files do.
 
         `weight_scale` is `scale_weight` there, and `input_scale` is `scale_input`; other names are

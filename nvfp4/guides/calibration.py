@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from nvfp4.dtypes import E4M3_MAX, NVFP4_MAX
 from nvfp4.errors import ConvertError, examples, of_another_model
+from nvfp4.formats.base import candidate_formats
 from nvfp4.formats.fp8 import FP8
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.columns import percentile_key
@@ -41,14 +42,14 @@ def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibra
         )
     multiplier = options.input_scale_summary_multiplier
     # A summary's scale is that of NVFP4 already; FP8's is made from the activation itself.
-    columns = {NVFP4: (f"scale_{key}", 1.0), FP8: (f"amax_{key}", E4M3_MAX)}
+    columns = {form: form.summary_column for form in candidate_formats() if form.summary_column}
     source = f"summary {key.replace('_', '.')} x {multiplier:g}"
     return {
         bare(row["layer"]): Calibration(
             scales={
-                precision: positive(path, row, column) * multiplier / divisor
-                for precision, (column, divisor) in columns.items()
-                if column in row
+                form: positive(path, row, f"{column}_{key}") * multiplier / divisor
+                for form, (column, divisor) in columns.items()
+                if f"{column}_{key}" in row
             },
             source=source,
         )

@@ -92,7 +92,7 @@ class Damage:
         return -20 * math.log10(ratio) if ratio else math.inf
 
 
-def measure(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
+def measure_damage(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
     """Measure the damage of decoded rows against their original.
 
     original: [n, K] floats; decoded: [n, >= K] float32 in the same units, which is overwritten.

@@ -86,7 +86,7 @@ def block_errors(
             large = FLOAT32(4 * ROUND_TO_HALVES) if scaled >= FLOAT32(4) else large
             error = scaled - min((scaled + large) - large, FLOAT32(E2M1_MAX))
             total[j] += error * error
-    # Parity: the same tree of additions as `write_sums`, whose first step made 8 of 16 sums.
+    # Parity: the same tree of additions as `fill_sums`, whose first step made 8 of 16 sums.
     for half in (4, 2, 1):
         for i in range(half):
             for j in range(count):

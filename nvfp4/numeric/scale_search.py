@@ -127,11 +127,11 @@ def sum_of_errors(blocks: torch.Tensor, reciprocals: torch.Tensor) -> torch.Tens
     scratch = blocks.new_empty(3, BLOCK_SIZE, width)
     parts = (tensor.split(width, dim=1) for tensor in (blocks, reciprocals, sums))
     for part, some_reciprocals, some_sums in zip(*parts, strict=True):
-        write_sums(part, some_reciprocals, some_sums, scratch[:, :, : part.shape[1]])
+        fill_sums(part, some_reciprocals, some_sums, scratch[:, :, : part.shape[1]])
     return sums
 
 
-def write_sums(
+def fill_sums(
     blocks: torch.Tensor, reciprocals: torch.Tensor, sums: torch.Tensor, scratch: torch.Tensor
 ) -> None:
     """Compute one slice of `sum_of_errors` in place.

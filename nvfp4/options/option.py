@@ -207,7 +207,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def shared_option(task: type, name: str, **facts: Any) -> Any:
+def same_option(task: type, name: str, **facts: Any) -> Any:
     """Make the field of an option that another task has, too.
 
     task, name: where the option is. facts: what is different about it here, as in `option`.

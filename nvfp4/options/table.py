@@ -46,7 +46,7 @@ from nvfp4.options.option import (
     options_of,
     paths_of,
     portable,
-    shared_option,
+    same_option,
 )
 
 __version__ = "0.1.0"
@@ -416,10 +416,10 @@ class Verification:
         "name every defect of a quantised file and what ComfyUI does about it", flag="--verify")
     source: Path | None = option(None, VERIFY, FILE,
         "the model it was made from: decode everything and measure each layer's error")
-    merge_lora: tuple[Lora, ...] = shared_option(
+    merge_lora: tuple[Lora, ...] = same_option(
         Options, "merge_lora", needs=[Other("--source", why=" to verify against")])
-    lora_partial: bool = shared_option(Options, "lora_partial")
-    quiet: bool = shared_option(Options, "quiet")
+    lora_partial: bool = same_option(Options, "lora_partial")
+    quiet: bool = same_option(Options, "quiet")
     # fmt: on
 
     def __post_init__(self) -> None:

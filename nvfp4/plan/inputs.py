@@ -131,7 +131,7 @@ def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
     return plan
 
 
-def share_marker(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
+def as_scaled_fp8(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]:
     """Turn FP8 layers into scaled FP8, which has one switch for full-precision matmul in the file.
 
     Returns the plans and a note. If any layer needs full-precision matmul, all of them get it; the

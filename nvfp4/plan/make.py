@@ -18,7 +18,7 @@ from nvfp4.formats.floats import HALF
 from nvfp4.guides.records import GGUF_BITS, Guides
 from nvfp4.model import Model
 from nvfp4.options import LEGACY_RECIPE, TARGET, Options
-from nvfp4.plan.inputs import attach_recording, attach_scale, marks_by_precision, share_marker
+from nvfp4.plan.inputs import as_scaled_fp8, attach_recording, attach_scale, marks_by_precision
 from nvfp4.plan.records import Plan, Rule, TensorPlan, plan_tensor, weights_of
 from nvfp4.plan.rules import choice_rules, decide, floor_rules, refuse_for_kept
 from nvfp4.reasons import Why
@@ -64,17 +64,9 @@ def make_plans(
     notes += plan_notes(plans, guides.family)
     # Last, as the shared switch depends on every layer's input scale.
     if options.recipe == LEGACY_RECIPE:
-        plans, more = share_marker(plans)
+        plans, more = as_scaled_fp8(plans)
         notes += more
     return Plan(plans, tuple(notes))
-
-
-def why_full_precision(plan: TensorPlan, options: Options, marks: dict[str, frozenset[str]]) -> str:
-    """Tell why a quantised layer gets full-precision matmul, or "" if nothing asks for it."""
-    option = plan.precision.full_precision_option
-    if option and getattr(options, option):
-        return "--" + option.replace("_", "-")
-    return next((why for why, names in marks.items() if plan.ref.name in names), "")
 
 
 def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> None:

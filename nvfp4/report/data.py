@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nvfp4.formats.floats import HALF
-from nvfp4.layout import stored_bytes, stored_tensors
+from nvfp4.layout import bytes_in_output, planned_tensors
 from nvfp4.numeric.damage import Damage
 from nvfp4.options import Options, __version__
 from nvfp4.plan.records import TensorPlan, weights_of
@@ -47,7 +47,7 @@ class Report:
     sizes: tuple[SizePoint, ...] = ()
 
 
-def stored_as(plan: TensorPlan) -> str:
+def label_of(plan: TensorPlan) -> str:
     """Name how a tensor lies in the output: "NVFP4", "FP8", AS_IT_WAS, or its safetensors dtype."""
     if plan.ref.is_kept:
         return AS_IT_WAS
@@ -63,12 +63,12 @@ def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
     groups = defaultdict(list)
     for plan in plans:
         # Sorted by precision first; all unquantised formats count as one and go by their dtype.
-        groups[min(plan.precision, HALF), stored_as(plan)].append(plan)
+        groups[min(plan.precision, HALF), label_of(plan)].append(plan)
     return {
         label: {
             "layers": sum(plan.is_layer for plan in members),
-            "tensors": sum(len(stored_tensors(plan)) for plan in members),
-            "bytes": sum(map(stored_bytes, members)),
+            "tensors": sum(len(planned_tensors(plan)) for plan in members),
+            "bytes": sum(map(bytes_in_output, members)),
         }
         for (_, label), members in sorted(groups.items())
     }
@@ -140,9 +140,9 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
         "source_dtype": plan.ref.dtype,
         "precision": plan.precision.name,
         "reason": str(plan.reason),
-        "stored_as": stored_as(plan),
-        "stored": {key: dtype for key, (dtype, _) in stored_tensors(plan).items()},
-        "bytes": stored_bytes(plan),
+        "stored_as": label_of(plan),
+        "stored": {key: dtype for key, (dtype, _) in planned_tensors(plan).items()},
+        "bytes": bytes_in_output(plan),
     }
     if plan.is_quantised:
         data |= {

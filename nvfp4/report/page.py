@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from html import escape
 
-from nvfp4.errors import gigabytes, printable, share
+from nvfp4.errors import gigabytes, percentage, printable
 from nvfp4.families import TRANSFORMER_BLOCKS
 from nvfp4.model import bare
 from nvfp4.options import Options, options_of
@@ -241,7 +241,7 @@ def html_shares(caption: str, columns: tuple[str, ...], rows: list[tuple]) -> st
         for label, part, *_ in rows
     )
     lines = (
-        (chip(label), *(f"{number:,}" for number in numbers), share(part, 1))
+        (chip(label), *(f"{number:,}" for number in numbers), percentage(part, 1))
         for label, part, *numbers in rows
     )
     table = html_table(caption, html_head(*columns, "Share"), lines)
@@ -308,7 +308,7 @@ def html_title(data: dict, layers: list[dict]) -> str:
     facts = (
         ("Output", gigabytes(output), f"{output:,} bytes"),
         ("Source", gigabytes(source), f"{source:,} bytes"),
-        ("Ratio", share(output, source), "of the source's size"),
+        ("Ratio", percentage(output, source), "of the source's size"),
         ("Quantised", sum("matmul" in layer for layer in layers), f"of {len(layers)} layers"),
     )
     tiles = "".join(

@@ -13,14 +13,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from nvfp4.errors import examples, gigabytes, share
+from nvfp4.errors import examples, gigabytes, percentage
 from nvfp4.families import TRANSFORMER_BLOCKS
-from nvfp4.formats.base import stored_formats
+from nvfp4.formats.base import readable_formats
 from nvfp4.model import bare
 from nvfp4.numeric.damage import Damage
 from nvfp4.plan.records import TensorPlan
 from nvfp4.read.checkpoint import file_bytes
-from nvfp4.report.data import Report, matmuls, stored_as, totals
+from nvfp4.report.data import Report, label_of, matmuls, totals
 from nvfp4.stored.defects import DEFECTS, Finding, Outcome, grouped
 from nvfp4.tune.activations import CurvePoint
 from nvfp4.verify import Check
@@ -56,7 +56,7 @@ def render_check(check: Check) -> str:
     """
     # Formats that no row describes are among the defects, and not counted here.
     schemes = Counter(layer.scheme for layer in check.layers.values())
-    titles = [row.title for row in stored_formats() if schemes[row.title]]
+    titles = [row.title for row in readable_formats() if schemes[row.title]]
     quantised = ", ".join(f"{schemes[title]} {title}" for title in titles)
     quantised = f"{quantised} layers" if quantised else "nothing is quantised"
     path, size = check.model.files[0], gigabytes(file_bytes(check.model))
@@ -202,7 +202,7 @@ def render_plan(report: Report) -> list[str]:
     """
     groups = defaultdict(list)
     for plan in report.plans:
-        fate = stored_as(plan)
+        fate = label_of(plan)
         mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
         row = (fate, list(plan.ref.shape), f"{plan.reason}{mark}")
         # The first number in a name is the block's; only known families' blocks share a line, as
@@ -269,7 +269,7 @@ def render_report(report: Report) -> str:
     lines += [
         f"{options.source.name}: {gigabytes(report.source_bytes)} {verb} {options.written.name}: "
         f"{gigabytes(report.output_bytes)}, exactly {report.output_bytes:,} bytes "
-        f"({share(report.output_bytes, report.source_bytes)})",
+        f"({percentage(report.output_bytes, report.source_bytes)})",
         *render_totals(report),
         render_matmuls(report),
         *render_worst(report.damage),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nvfp4.formats.base import Format, configured_formats, is_known, layer_parts, stored_formats
+from nvfp4.formats.base import Format, configured_formats, is_known, layer_parts, readable_formats
 from nvfp4.formats.scaled_fp8 import MARKER
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.read.checkpoint import header_layers
@@ -69,7 +69,7 @@ class StoredLayer:
         configured = (self.config or {}).get("format")
         if self.weight is None or (is_known(configured) and not self.is_described):
             return None
-        fitting = [f for f in stored_formats() if f.holds(self.weight, self.parts, configured)]
+        fitting = [f for f in readable_formats() if f.holds(self.weight, self.parts, configured)]
         # Those that need more tensors come first, so that FP8 with a scale is not plain FP8.
         first = fitting[0] if fitting else None
         return next((row for row in fitting if row.config == configured), first)
@@ -176,14 +176,14 @@ def stored_scale(layer: StoredLayer) -> torch.Tensor:
     return load(ref).float().reshape(()) if ref else torch.ones(())
 
 
-def stored_tensors_of(layer: StoredLayer) -> dict[str, torch.Tensor]:
+def layer_tensors(layer: StoredLayer) -> dict[str, torch.Tensor]:
     """Read all that a layer's weight is decoded from: {suffix: tensor}, each one whole.
 
     Suffixes are those of the file. Bias and input scale are not among them; what the file lacks is
     left out.
     """
     # The names do not depend on the shape, so the smallest one will do.
-    names = map(layer.format.stored_name, layer.format.parts((1, 1)))
+    names = map(layer.format.name_in_file, layer.format.parts((1, 1)))
     return {suffix: load(layer.parts[suffix]) for suffix in names if suffix in layer.parts}
 
 
@@ -193,4 +193,4 @@ def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
     Returns the parts that go by rows, codes first, and the scale, a float32 scalar. Rows are those
     of the file, padding included. The layer has to have a format and be decodable.
     """
-    return layer.format.unpack(stored_tensors_of(layer))
+    return layer.format.unpack(layer_tensors(layer))

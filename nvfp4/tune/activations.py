@@ -68,7 +68,7 @@ def tune_activations(options: Options, plans: list[TensorPlan]) -> Tuned:
     Without either, the plans come back as they are. Raises ConvertError where a share is asked for
     and no layer has statistics.
     """
-    plans, shared, curve = share_w4a4(options, plans)
+    plans, shared, curve = limit_w4a4(options, plans)
     plans, smoothing = smooth(options, plans)
     return Tuned(plans, (*shared, *smoothing), curve)
 
@@ -91,7 +91,7 @@ def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
     return rows, load_some_rows(plan.ref).float()
 
 
-def share_w4a4(
+def limit_w4a4(
     options: Options, plans: list[TensorPlan]
 ) -> tuple[list[TensorPlan], list[str], tuple[CurvePoint, ...]]:
     """Mark W4A4 layers for full-precision matmul, those first that gain most for their work.

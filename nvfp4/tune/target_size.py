@@ -19,12 +19,12 @@ from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.encode.compute import Compute, pick_device, single_threaded
 from nvfp4.encode.float16 import float16_overflows
 from nvfp4.encode.layer import quantise
-from nvfp4.encode.pieces import pieces_of, read_ahead, share_of
+from nvfp4.encode.pieces import pieces_of, read_ahead, tensors_of_rank
 from nvfp4.errors import ConvertError
 from nvfp4.formats.base import Format, candidate_formats
-from nvfp4.layout import planned_bytes, stored_bytes
+from nvfp4.layout import bytes_in_output, output_size
 from nvfp4.model import Model
-from nvfp4.numeric.damage import Damage, measure
+from nvfp4.numeric.damage import Damage, measure_damage
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.scale_search import SCALE_SEARCHES
 from nvfp4.options import TARGET, Options
@@ -146,7 +146,7 @@ def measure_alternatives(
     ranks of a torchrun share the weights, and all of them get all results.
     """
     # The first candidate has the lowest precision: it is quantised, and so is read whole.
-    plans = share_of([rows[0] for rows in candidates.values()], ranks)
+    plans = tensors_of_rank([rows[0] for rows in candidates.values()], ranks)
     pieces = [piece for plan in plans for piece in pieces_of(plan)]
     dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
     found = {}
@@ -162,7 +162,7 @@ def measure_alternatives(
             name = piece.plan.ref.name
             # All alternatives of a layer are measured while its weight is in memory.
             found[name] = [
-                Alternative(plan.precision, stored_bytes(plan), damage_of(plan, weight, compute))
+                Alternative(plan.precision, bytes_in_output(plan), damage_of(plan, weight, compute))
                 for plan in candidates[name]
             ]
             bar.update(piece.nbytes)
@@ -177,7 +177,7 @@ def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float
     """
     if not plan.is_quantised:
         dtype = TORCH_DTYPES[plan.dtype]
-        made = compute.map(lambda rows: measure(rows, rows.to(dtype).float()), weight)
+        made = compute.map(lambda rows: measure_damage(rows, rows.to(dtype).float()), weight)
         return Damage.total(made, torch.ones(())).relative_rmse ** 2
     _, damage = quantise(plan, weight, compute)
     # Rounding by statistics trades the weight's error for the output's, which then counts.
@@ -202,10 +202,10 @@ def plan_for_size(
     # Asked once, for all tensors that could be 16-bit, whatever is chosen later.
     widened = wide_halves(options, plans)
     start = {plan.ref.name: plan for plan in widen(plans, widened)}
-    size = planned_bytes(options, model, [*start.values()])
+    size = output_size(options, model, [*start.values()])
     candidates = list_candidates(options, planner, start, widened, lower=size > target)
-    fixed = size - sum(stored_bytes(start[name]) for name in candidates)
-    refuse_too_small(target, fixed + sum(min(map(stored_bytes, c)) for c in candidates.values()))
+    fixed = size - sum(bytes_in_output(start[name]) for name in candidates)
+    refuse_too_small(target, fixed + sum(min(map(bytes_in_output, c)) for c in candidates.values()))
     layers = measure_alternatives(options, candidates, ranks)
     # In source order again, which the ranks' results are not: ties go by it.
     layers = {name: layers[name] for name in candidates}
@@ -216,7 +216,7 @@ def plan_for_size(
         precisions = {name: row.precision for name, row in chosen.items()}
         plans, notes = planner(chosen=precisions)
         plans = widen(plans, widened)
-        size = planned_bytes(options, model, plans)
+        size = output_size(options, model, plans)
         left = size - sum(row.nbytes for row in chosen.values())
         if size <= target and left == fixed:
             break

@@ -128,7 +128,7 @@ class PartialFiles:
             with translated(unfinished(path)):
                 self.files[path] = unfinished(path).open(mode, buffering=0)
 
-    def write(self, key: str, tensor: torch.Tensor) -> None:
+    def append(self, key: str, tensor: torch.Tensor) -> None:
         """Append a tensor, or one of several pieces of it, to the output tensor `key`.
 
         `tensor` may be of any dtype and shape and on any device; its bytes are written in row-major
@@ -226,7 +226,7 @@ class PartialFiles:
         try:
             kept = {plan.ref.layer for plan in self.job.plans if plan.ref.config}
             with self.observe("verify"):
-                verify({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
+                read_back({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
         except ConvertError:
             self.journal.keep = False  # going on could not mend it
             raise
@@ -252,7 +252,7 @@ class PartialFiles:
         sync_folder(self.job.options.output.parent)
 
 
-def verify(written: dict[Path, Layout], kept: set[str]) -> None:
+def read_back(written: dict[Path, Layout], kept: set[str]) -> None:
     """Read the written files back; raise ConvertError if they are not as planned.
 
     `written` is {path: its Layout}: names, dtypes, shapes and offsets must be exactly those. All

@@ -49,7 +49,9 @@ def test_a_rank_that_dies_fails_the_run_and_another_run_goes_on(tiny, converted,
     script.write_text(KILL.replace("if name ==", f'if os.environ["RANK"] == "{rank}" and name =='))
     options, model = c.parse_options(command(tiny, out, "--resume")), c.open_model(tiny)
     plans, _ = c.make_plans(options, model, c.read_guides(options, model))
-    at = [plan.ref.name for plan in c.share_of(plans, c.Ranks(rank, 2)) if plan.is_quantised][-2]
+    at = [
+        plan.ref.name for plan in c.tensors_of_rank(plans, c.Ranks(rank, 2)) if plan.is_quantised
+    ][-2]
     more = {"env": os.environ | {"PYTHONPATH": str(ROOT)}}
     process = torchrun(at, *command(tiny, out, "--resume"), script=str(script), **more)
     process.communicate(timeout=120)

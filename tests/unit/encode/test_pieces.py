@@ -1,7 +1,7 @@
 """The share of the work that a rank gets."""
 
 from nvfp4.cli.parse import parse_options
-from nvfp4.encode.pieces import share_of
+from nvfp4.encode.pieces import tensors_of_rank
 from nvfp4.guides.read import read_guides
 from nvfp4.plan.make import make_plans
 from nvfp4.ranks import Ranks
@@ -14,7 +14,7 @@ def test_work_is_dealt_evenly_and_once(tiny):
     model = open_model(tiny)
     plans, _ = make_plans(options, model, read_guides(options, model))
     for size in (1, 2, 3, 4):
-        shares = [share_of(plans, Ranks(rank, size)) for rank in range(size)]
+        shares = [tensors_of_rank(plans, Ranks(rank, size)) for rank in range(size)]
         dealt = [plan.ref.name for share in shares for plan in share]
         assert sorted(dealt) == sorted(plan.ref.name for plan in plans)
         loads = [sum(plan.ref.nbytes for plan in share) for share in shares]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nvfp4.formats.base import Format, configured_formats, format_titled, stored_formats
+from nvfp4.formats.base import Format, configured_formats, format_titled, readable_formats
 from support.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -143,4 +143,4 @@ def test_the_rows_are_told_apart():
     titles = [row.title for row in Format.rows]
     assert len({*titles}) == len(titles)
     assert [format_titled(title) for title in titles] == Format.rows
-    assert [row.title for row in stored_formats()] == ["NVFP4", "scaled FP8", "FP8", "plain FP8"]
+    assert [row.title for row in readable_formats()] == ["NVFP4", "scaled FP8", "FP8", "plain FP8"]

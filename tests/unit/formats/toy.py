@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nvfp4.formats.base import Encoded, Encoder, Format, Given, Parts, encode_rows, measured
+from nvfp4.formats.base import Encoded, Encoder, Format, Given, Parts, encode_rows, with_damage
 from nvfp4.model import TensorRef
 
 
@@ -38,10 +38,10 @@ class ToyInt8(Format):
         return "" if fits else f"its scales are {list(parts['toy_scale'].shape)}"
 
     def encode(self, given: Given, encoder: Encoder) -> Encoded:
-        encode = measured(encode_toy, decode_toy, encoder.dtype)
+        encode = with_damage(encode_toy, decode_toy, encoder.dtype)
         return encode_rows(given.weight, torch.ones_like(given.amax), encode, encoder)
 
-    def stored(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+    def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         return {"weight": [*encoded.codes], "toy_scale": [encoded.by_rows[0]]}
 
     def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -15,7 +15,7 @@ from nvfp4.numeric.codes import (
     nvfp4_global_scale,
 )
 from nvfp4.numeric.compiled import compile_kernels
-from nvfp4.numeric.damage import measure
+from nvfp4.numeric.damage import measure_damage
 from nvfp4.numeric.scale_search import SCALE_SEARCHES, mse_block_scales
 from support.weights import KINDS, as_bytes
 
@@ -40,7 +40,7 @@ def test_compiled_kernels_keep_every_bit(kernels, kind, search, seed, rows, expo
     expected = encode_nvfp4(weight, scale, block_scales)
     assert all(map(torch.equal, as_bytes(found), as_bytes(expected)))
     decoded = decode_nvfp4(*expected, torch.ones(()))
-    plain = measure(weight / scale, decoded)
+    plain = measure_damage(weight / scale, decoded)
     assert damage.relative_rmse == pytest.approx(plain.relative_rmse, rel=1e-4, abs=1e-6)
 
 
@@ -53,7 +53,7 @@ def test_compiled_fp8_keeps_every_bit(kernels, kind):
         found, damage = kernels.encode_fp8(scaled, scale)
         expected = encode_fp8(scaled, scale)
         assert all(map(torch.equal, as_bytes([found]), as_bytes([expected])))
-        plain = measure(scaled / scale, decode_fp8(expected, torch.ones(())))
+        plain = measure_damage(scaled / scale, decode_fp8(expected, torch.ones(())))
         assert damage.relative_rmse == pytest.approx(plain.relative_rmse, rel=1e-4)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nvfp4.numeric.codes import decode_nvfp4, encode_nvfp4, largest_magnitude, nvfp4_global_scale
-from nvfp4.numeric.damage import measure
+from nvfp4.numeric.damage import measure_damage
 
 
 def test_damage_is_the_error_of_the_decoded_weight():
@@ -12,4 +12,4 @@ def test_damage_is_the_error_of_the_decoded_weight():
     scale = nvfp4_global_scale(largest_magnitude(weight))
     decoded = decode_nvfp4(*encode_nvfp4(weight, scale), scale)
     expected = (decoded[:, :40] - weight).norm() / weight.norm()
-    assert measure(weight, decoded).relative_rmse == pytest.approx(float(expected), rel=1e-5)
+    assert measure_damage(weight, decoded).relative_rmse == pytest.approx(float(expected), rel=1e-5)
