@@ -2004,6 +2004,7 @@ if __name__ == "__main__":
     require(*REQUIRED)
 
 
+import codecs
 import hashlib
 import json
 import shutil
@@ -5742,11 +5743,21 @@ def percentile_key(percentile: float) -> str:
     return f"p{percentile:g}".replace(".", "_")
 
 
-# ── nvfp4/read/beginnings.py: Recognise by its first bytes what a file is that lies in the place of
+# ── nvfp4/read/beginnings.py: Recognise by its first bytes what a file is, and in which encoding it
 
 # So many bytes at a file's begin tell what it is; a Git LFS pointer has about 130 in all.
 TELLING_BYTES = 512
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# What Python calls UTF-8 that may begin with a byte order mark, as Notepad writes it.
+UTF8_MARKED = "utf-8-sig"
+# The byte order marks that text may begin with, and its encoding then. The mark of UTF-32 begins
+# with one of UTF-16, and so comes first.
+ENCODINGS = {
+    codecs.BOM_UTF8: UTF8_MARKED,
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 # What a file is that version control left in the place of a large one.
 POINTER = "pointer, which only stands for the file; download the file itself"
 # How files begin that are downloaded in place of others, and what to call them.
@@ -5765,12 +5776,44 @@ FOREIGN_STARTS = {
 def refuse_foreign(path: Path, start: bytes) -> None:
     """Raise ConvertError, saying what it is, where a file is a pointer or page in another's place.
 
-    start: its first TELLING_BYTES, or all of it. A mark of UTF-8 and blanks before are passed over.
+    start: its first TELLING_BYTES, or all of it. Blanks and a byte order mark before are passed
+    over; what PowerShell 5.1 downloads into a file is in UTF-16.
     """
-    start = start[:TELLING_BYTES].removeprefix(BYTE_ORDER_MARK).lstrip()
+    start = start[:TELLING_BYTES]
+    encoding = marked_encoding(start)
+    if encoding not in ("", UTF8_MARKED):
+        start = start.decode(encoding, "ignore").encode("utf-8", "ignore")
+    start = start.removeprefix(codecs.BOM_UTF8).lstrip()
     for begin, what in FOREIGN_STARTS.items():
         if re.match(begin, start, re.IGNORECASE):
             raise ConvertError(f"{path}: is {what}")
+
+
+def marked_encoding(start: bytes) -> str:
+    """Name the encoding that a text's byte order mark tells, in which Python skips it; or ""."""
+    marked = (encoding for mark, encoding in ENCODINGS.items() if start.startswith(mark))
+    return next(marked, "")
+
+
+def encoding_of(start: bytes) -> str:
+    """Name the encoding of a text by how it begins: by its byte order mark, or else UTF-8.
+
+    Raises ValueError, whose text ends a sentence, for UTF-16 without a mark: every other byte is
+    zero then, as far as the text is ASCII. It is not read, as its order could only be guessed.
+    """
+    sample = start[:TELLING_BYTES]
+    for high, low in ((sample[::2], sample[1::2]), (sample[1::2], sample[::2])):
+        if not marked_encoding(start) and high and 2 * high.count(0) > len(high) and 0 not in low:
+            raise ValueError("it is UTF-16 without a byte order mark; save it as UTF-8")
+    return marked_encoding(start) or "utf-8"
+
+
+def decode_text(raw: bytes) -> str:
+    """Decode a whole text by its byte order mark, which is left out, or as UTF-8.
+
+    Raises ValueError for a text that is in no such encoding.
+    """
+    return raw.decode(encoding_of(raw))
 
 
 # ── nvfp4/read/json_files.py: Read JSON files within limits that hostile ones cannot exceed ───────
@@ -6629,15 +6672,14 @@ def read_layer_list(path: Path) -> tuple[str, ...]:
     """Read the layer names of a list, one a line, without repeats and `.weight`.
 
     Text after # and blank lines are left out. Raises ConvertError for a file that cannot be read,
-    is too large, or is not UTF-8.
+    is too large, or is neither UTF-8 nor UTF-16 with a byte order mark.
     """
     try:
         with translated(path, "cannot read the layer list"):
             raw = read_whole(path)
-        # Notepad of Windows puts a byte order mark before the text.
-        lines = raw.decode("utf-8-sig").splitlines()
+        lines = decode_text(raw).splitlines()
     except ValueError as error:
-        what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
+        what = "is not UTF-8" if getattr(error, "encoding", "") == "utf-8" else "cannot be read"
         raise ConvertError(f"{path}: the layer list {what}: {error}") from error
     names = (line.partition("#")[0].strip().removesuffix(".weight") for line in lines)
     return tuple(dict.fromkeys(name for name in names if name))

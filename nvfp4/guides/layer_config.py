@@ -16,6 +16,7 @@ from nvfp4.formats.base import Format, configured_formats
 from nvfp4.formats.floats import FP32, HALF, KEPT
 from nvfp4.guides.records import LayerList, Setting
 from nvfp4.model import Model, TensorRef, bare, compiled
+from nvfp4.read.beginnings import decode_text
 from nvfp4.read.json_files import load_json, read_whole
 
 # What an entry may have, and the Python types that its JSON values must be of. `bool` is a subclass
@@ -44,15 +45,14 @@ def read_layer_list(path: Path) -> tuple[str, ...]:
     """Read the layer names of a list, one a line, without repeats and `.weight`.
 
     Text after # and blank lines are left out. Raises ConvertError for a file that cannot be read,
-    is too large, or is not UTF-8.
+    is too large, or is neither UTF-8 nor UTF-16 with a byte order mark.
     """
     try:
         with translated(path, "cannot read the layer list"):
             raw = read_whole(path)
-        # Notepad of Windows puts a byte order mark before the text.
-        lines = raw.decode("utf-8-sig").splitlines()
+        lines = decode_text(raw).splitlines()
     except ValueError as error:
-        what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "cannot be read"
+        what = "is not UTF-8" if getattr(error, "encoding", "") == "utf-8" else "cannot be read"
         raise ConvertError(f"{path}: the layer list {what}: {error}") from error
     names = (line.partition("#")[0].strip().removesuffix(".weight") for line in lines)
     return tuple(dict.fromkeys(name for name in names if name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import contextlib
 import gzip
 import lzma
@@ -18,7 +19,7 @@ from nvfp4.logs.series import LeftOut, Series, ZeroInputError
 from nvfp4.model import bare
 from nvfp4.names import is_layer_name
 from nvfp4.progress import progress_bar
-from nvfp4.read.beginnings import TELLING_BYTES, refuse_foreign
+from nvfp4.read.beginnings import TELLING_BYTES, UTF8_MARKED, encoding_of, refuse_foreign
 
 # What unpacks a log, by the suffix of its file; any other log is plain text.
 OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
@@ -46,6 +47,22 @@ def readable(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         problem = f"the compressed log is damaged or cut off: {error}; unpack what is left of it"
         raise ConvertError(f"{path}: {problem}") from error
+    except ValueError as error:
+        raise ConvertError(f"{path}: cannot read the log: {error}") from error
+
+
+def utf8_chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Yield a log's text in UTF-8, LOG_CHUNK bytes of the file at a time.
+
+    A log that begins with a byte order mark of UTF-16, as PowerShell 5.1 writes, is brought to
+    UTF-8. Raises ValueError for UTF-16 without a mark, or with damage; other bytes pass through.
+    """
+    chunk = file.read(LOG_CHUNK)
+    encoding = encoding_of(chunk)
+    decoder = codecs.getincrementaldecoder(encoding)()
+    while chunk:
+        yield chunk if encoding in ("utf-8", UTF8_MARKED) else decoder.decode(chunk).encode()
+        chunk = file.read(LOG_CHUNK)
 
 
 def read_lines(log: Log) -> Iterator[list[bytes]]:
@@ -62,7 +79,7 @@ def read_lines(log: Log) -> Iterator[list[bytes]]:
         file: BinaryIO = opener(raw, "rb")
         name, nbytes = printable(log.path.name), log.path.stat().st_size
         with progress_bar(name, nbytes=nbytes, delay=1) as bar:
-            while chunk := file.read(LOG_CHUNK):
+            for chunk in utf8_chunks(file):
                 *lines, rest = (rest + chunk).split(b"\n")
                 if len(rest) > LONGEST_LINE:
                     problem = f"is no log: line {log.lines + len(lines) + 1} does not end"
@@ -117,7 +134,10 @@ def open_target(
     columns: of the first such line: format, mode and layer in one, then scale, amax and shape.
     Raises ValueError for a malformed line, and ConvertError for a log of too many layers.
     """
-    head = columns[0].removeprefix(b"\xef\xbb\xbf") if not log.lines else columns[0]
+    if any(b"\0" in column for column in columns):
+        raise ValueError("it has zero bytes, as UTF-16 has, which PowerShell 5.1 appends by >>")
+    # Where logs were joined, marks stand at the beginning of lines.
+    head = columns[0].removeprefix(codecs.BOM_UTF8)
     # A UnicodeDecodeError is a ValueError: a name that is no UTF-8 makes a malformed line.
     words = head.decode().split("\t")
     if len(columns) != 4 or len(words) not in (2, 3):

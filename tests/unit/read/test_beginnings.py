@@ -25,6 +25,8 @@ FOREIGN = {
     b"<!DOCTYPE html><html>": "is a web page",
     b"\n  <html lang=en>": "is a web page",
     b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>": "is a web page",
+    ("\ufeff" + POINTER.decode()).encode("utf-16-le"): "is a Git LFS pointer",
+    "\ufeff<html>".encode("utf-16-be"): "is a web page",
     b"Entry not found": "is a download site's error message",
     b"Invalid username or password.": "is a download site's error message",
     b'{"error":"Repository not found"}': "is a download site's error message",
