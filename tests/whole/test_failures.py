@@ -344,7 +344,7 @@ def left_in(folder):
 def test_nothing_is_open_when_it_is_named_or_deleted(simple, monkeypatch, resume):
     assert run(simple, *resume) == 0
     assert left_in(simple) == ["m.safetensors", "o.safetensors"]
-    monkeypatch.setattr(c, "verify", None)  # a failure, and no ConvertError
+    monkeypatch.setattr(c, "read_back", None)  # a failure, and no ConvertError
     with pytest.raises(TypeError):
         run(simple)
     assert left_in(simple) == ["m.safetensors", "o.safetensors"]
