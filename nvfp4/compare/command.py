@@ -1,6 +1,7 @@
 """Read the command line of the comparison.
 
-Nothing here imports torch or numpy, so that --help answers at once.
+Nothing here imports torch or numpy, so that --help and --version answer at once. Wrong usage is
+refused here, too, before torch takes seconds to load. `entry` carries out what was read.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 from nvfp4.options import __version__
 from nvfp4.options.kinds import input_path, pattern
 
+# The exit statuses are promised here to scripts; `compare_models` returns them.
 COMPARE_DESCRIPTION = """\
 Compare two checkpoints, or list one, and say what ComfyUI will do with each.
 
@@ -22,7 +24,12 @@ Exit status: 0 the same structure (or A alone), 1 different, 2 unreadable or wro
 
 
 def compare_parser() -> argparse.ArgumentParser:
-    """Make the parser of compare_models.py; its options have defaults, all but A."""
+    """Make the parser of compare_models.py.
+
+    A is the only argument that must be given. Without the options it has b None, values and json
+    False and pattern "". A pattern that is no regular expression is wrong usage, and so is an
+    option that is abbreviated.
+    """
     parser = argparse.ArgumentParser(
         prog="compare_models.py",
         description=COMPARE_DESCRIPTION,
@@ -41,13 +48,17 @@ def compare_parser() -> argparse.ArgumentParser:
 
 
 def parse_comparison(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line: a, b (or None), values, pattern, json.
+    """Read the command line into a namespace.
 
-    argv: the words, or those of this process. --help and --version exit with 0, wrong usage
-    with 2.
+    argv: the words, or those of this process where it is None.
+
+    Returns a (Path), b (Path or None), values (bool), pattern (str, "" where every layer counts)
+    and json (bool). Exits with 0 after --help and --version, and with 2 for wrong usage, of which
+    --values without B is a case: there is nothing to measure A against.
     """
     parser = compare_parser()
     options = parser.parse_args(argv)
+    # The converter has a command for one file against its source, so the message leads there.
     if options.values and options.b is None:
         parser.error("--values needs B, or see convert_nvfp4.py --verify A --source SOURCE")
     return options

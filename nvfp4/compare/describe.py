@@ -1,4 +1,8 @@
-"""Describe one file as data: layers by scheme and kind, the rest by role, the verdict."""
+"""Describe one file as data: its layers, the rest, the verdict.
+
+The dict made here is what --json prints, and all that `render` gets to see: text and data cannot
+tell different things. Two files are described one by one, then `pairs` adds what differs.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,28 @@ from nvfp4.model import Model
 from nvfp4.names import kind_of
 from nvfp4.read.checkpoint import file_bytes, header_layers
 
-# Characters of a metadata value that are shown.
+# Characters of a metadata value that are shown: a longer one would break the table's lines in a
+# terminal.
 SHOWN_METADATA = 60
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Tell whether a name has a match of a regular expression, in letters of any case."""
+    """Tell whether a name has a match of a regular expression.
+
+    pattern: searched anywhere in the name, letters of any case; "" matches every name.
+
+    Layers are listed without the model's prefix, so the pattern is compared with bare names.
+    """
     return re.search(pattern, name, re.IGNORECASE) is not None
 
 
 def metadata_value(key: str, model: Model) -> str:
-    """Show a value of the header's metadata in one short line."""
+    """Show a value of the header's metadata in one line of at most SHOWN_METADATA characters.
+
+    `_quantization_metadata` holds the configuration of every layer, and only the number of layers
+    is shown, or "unreadable". Control characters are escaped, and a longer value is cut and ends in
+    three dots.
+    """
     if key == "_quantization_metadata":
         listed = header_layers(model.metadata)
         return "unreadable" if listed is None else f"{len(listed)} layers"
@@ -35,10 +50,16 @@ def metadata_value(key: str, model: Model) -> str:
 def describe(side: Side, pattern: str = "") -> dict:
     """Describe what a file holds and what ComfyUI does with it, as data that JSON can have.
 
-    pattern: chooses the layers that are listed and counted by scheme and kind. Sizes are in bytes;
-    not_quantised, naming, metadata and verdict are of the whole file.
+    pattern: a regular expression that chooses the layers which are listed and counted by scheme and
+    kind; "" chooses all. Only layers whose weight is a matrix are among them.
+
+    Returns a dict. Sizes are in bytes. schemes is {label: layers and bytes}, kinds is {kind:
+    {label: layers and bytes}}, and layers has a dict per layer: its name, its shape before packing,
+    its scheme, dtype and shape as stored, and its bytes. tensors, bytes, not_quantised, naming,
+    metadata and verdict are of the whole file, whatever the pattern is.
     """
     chosen = {name: x for name, x in side.linear.items() if matches(pattern, name)}
+    # Counter.update adds, so that layers and bytes are summed in one go.
     schemes, kinds = defaultdict(Counter), defaultdict(lambda: defaultdict(Counter))
     for name, layer in chosen.items():
         label, size = scheme_label(layer, side), {"layers": 1, "bytes": layer_bytes(layer)}
@@ -49,6 +70,7 @@ def describe(side: Side, pattern: str = "") -> dict:
         "tensors": len(side.model.tensors),
         "bytes": file_bytes(side.model),
         "schemes": {label: dict(sizes) for label, sizes in schemes.items()},
+        # Plain dicts, as defaultdicts would grow when somebody looks a key up.
         "kinds": {kind: {k: dict(v) for k, v in found.items()} for kind, found in kinds.items()},
         "not_quantised": base_precision(side),
         "naming": scale_names(side),

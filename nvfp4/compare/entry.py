@@ -1,4 +1,8 @@
-"""Carry out a comparison: open the files, print text or data, end with the status."""
+"""Carry out a comparison: open files, print, return the exit status.
+
+The command line was read by `command`; the files are opened by `sides`. What is found is data
+first, which is printed as JSON, or as the text that `render` makes of it.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,13 @@ from nvfp4.errors import ConvertError, printable
 
 
 def carry_out_comparison(options: argparse.Namespace) -> tuple[str, int]:
-    """List A, or compare it with B; returns what is printed, and the exit status.
+    """List A, or compare it with B.
 
-    The status is 1 where the two are not of one structure. Raises ConvertError for a file that
-    cannot be read, and where --pattern chooses no layer.
+    options: as `parse_comparison` returns them.
+
+    Returns what is to be printed, and the exit status: 1 where the two files are not of one
+    structure, 0 otherwise and for A alone. Raises ConvertError for a file that cannot be read, and
+    where --pattern chooses no layer of either file.
     """
     side = open_side(options.a)
     if options.b is None:
@@ -26,17 +33,21 @@ def carry_out_comparison(options: argparse.Namespace) -> tuple[str, int]:
     else:
         data = compare_sides(side, open_side(options.b), options.pattern, options.values)
         render, status = render_two, int(not data["same_structure"])
+    # The data of one file has no sides: then it stands for both.
     described = [data.get("a", data), data.get("b", data)]
     if options.pattern and not any(found["layers"] for found in described):
         raise ConvertError(f"--pattern {options.pattern}: matches no linear layer")
+    # json.dumps escapes control characters itself. In text they are escaped here, as names from a
+    # file could otherwise clear or rewrite the terminal.
     return json.dumps(data, indent=1) if options.json else printable(render(data)), status
 
 
 def compare_models(argv: list[str] | None = None) -> int:
-    """Run compare_models.py with these words, or those of this process.
+    """Run compare_models.py with these words, or with those of this process.
 
-    Returns the exit status: 0 one structure (or A alone), 1 different, 2 unreadable, 130
-    interrupted. Wrong usage exits with 2.
+    Problems are printed on stderr, a line each, without a traceback. Returns the exit status: 0 for
+    one structure (or A alone), 1 for different ones, 2 for what cannot be read, and 130 after
+    Ctrl-C. Wrong usage does not return: it exits with 2.
     """
     tolerate_consoles()
     options = parse_comparison(argv)
@@ -45,6 +56,7 @@ def compare_models(argv: list[str] | None = None) -> int:
     except ConvertError as error:
         show_problems(error)
         return 2
+    # 128 + SIGINT, as shells report it.
     except KeyboardInterrupt:
         return 130
     show(text)

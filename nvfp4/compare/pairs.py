@@ -1,4 +1,8 @@
-"""Put two files side by side: whether they have one structure, and what is different."""
+"""Put two files side by side: one structure or not, and what differs.
+
+Layers and tensors are matched by their names without the model's prefix, so that files with and
+without it can be compared. `describe` makes each side's own part of the data.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +20,29 @@ from nvfp4.names import kind_of
 def structure(side: Side) -> dict[str, tuple]:
     """Collect what has to be equal for two files to be of one structure.
 
-    Returns {name without prefix: (dtype, shape)} of every tensor, and of every linear layer
-    {name: (how it is stored and multiplied, shape)}; metadata and the order of tensors are free.
+    Returns {name without prefix: (dtype, shape)} of every tensor, and of every linear layer {name:
+    (how it is stored and multiplied, shape before packing)}. Metadata and the order of the tensors
+    are free. A layer's name has no suffix, so that it cannot be that of its own weight.
     """
     tensors = {bare(name): (ref.dtype, ref.shape) for name, ref in side.model.tensors.items()}
     layers = {name: (scheme_label(x, side), x.shape) for name, x in side.linear.items()}
+    # Layers are compared beside tensors, as a configuration in the header is no tensor and changes
+    # how a layer is multiplied.
     return tensors | layers
 
 
 def differences(a: Side, b: Side, pattern: str) -> list[dict]:
     """Group the layers of both sides that are stored otherwise, by scheme and by kind.
 
-    pattern: chooses layers by name. Returns a dict for each pair of schemes: a, b, layers (how
-    many), and kinds, a list of what kind of layer, how many, and "dtype [shape] -> dtype [shape]".
+    pattern: chooses layers by name. A layer differs if its scheme, or its weight's dtype or stored
+    shape does; layers that one side lacks are not among them.
+
+    Returns a dict for each pair of schemes, sorted: a and b, their labels; layers, how many; and
+    kinds, a list of dicts with a kind of layer, how many of it, and "dtype [shape] -> dtype
+    [shape]" as stored.
     """
     groups = defaultdict(lambda: defaultdict(int))
+    # Layers of equal scheme may still differ, as padding changes the stored shape.
     for name in sorted(a.linear.keys() & b.linear.keys()):
         layers = a.linear[name], b.linear[name]
         labels = tuple(map(scheme_label, layers, (a, b)))
@@ -53,8 +65,13 @@ def differences(a: Side, b: Side, pattern: str) -> list[dict]:
 
 
 def only_in(side: Side, other: Side) -> dict[str, int]:
-    """Count {kind: tensors} that the other side lacks, the most frequent kind first."""
+    """Count the tensors that the other side lacks, by kind: {kind: how many}.
+
+    Names are compared without the model's prefix. The most frequent kind comes first. A quantised
+    file has scales here that its 16-bit source has not, however alike the two are.
+    """
     known = {bare(name) for name in other.model.tensors}
+    # Tensors are counted by kind, as one missing scale is missing from every block.
     names = (name for name in side.model.tensors if bare(name) not in known)
     return dict(Counter(map(kind_of_tensor, names)).most_common())
 
@@ -62,8 +79,12 @@ def only_in(side: Side, other: Side) -> dict[str, int]:
 def compare_sides(a: Side, b: Side, pattern: str, values: bool) -> dict:
     """Describe both sides and what is different, as data that JSON can have.
 
-    pattern: chooses the layers that are listed and compared. values: decode the weights, too, and
-    measure B's against A's, which reads both files whole.
+    pattern: chooses the layers that are listed and compared; the structure and what only one side
+    has are always of the whole files. values: decode the weights, too, and measure B's against A's,
+    which reads both files whole.
+
+    Returns a dict with same_structure, a and b (see `describe`), layers_that_differ, only_in_a and
+    only_in_b, and with values also what `compare_values` returns.
     """
     data = {
         "same_structure": structure(a) == structure(b),

@@ -1,4 +1,9 @@
-"""Render the inventory of one file, or two files side by side, as text."""
+"""Render the inventory of one file, or of two files side by side.
+
+What is rendered is the data that `describe` and `compare_sides` make, with no look at the files.
+Every cell is put on one line here, since names come from files and may hold anything; `entry`
+prints the text.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +17,31 @@ from nvfp4.errors import gigabytes, one_line
 from nvfp4.names import kind_of
 from nvfp4.report.summary import least_first
 
-# Cells of a column that is set to the right: numbers, and the headings and gaps such a column has.
+# A column whose cells all match this is set to the right: numbers and sizes, and the headings and
+# gaps that a column of them has.
 NUMBER = r"[\d,.]+( [GM]B)?|-|A|B|"
-# Layers that are shown of those which differ most.
+# Layers in the table of the worst errors: the means by kind below it speak for all others.
 MOST_DIFFERENT = 10
 
 
 def aligned(cells: tuple[str, ...]) -> list[str]:
-    """Pad the cells of a column to one width: numbers to the right, words to the left."""
+    """Pad the cells of one column to the width of the longest.
+
+    A column of numbers, sizes and gaps is set to the right, so that digits stand below each other;
+    any other column to the left. Returns the padded cells in the same order.
+    """
     width = max(map(len, cells))
     numbers = all(re.fullmatch(NUMBER, cell) for cell in cells)
     return [cell.rjust(width) if numbers else cell.ljust(width) for cell in cells]
 
 
 def table_lines(title: str, rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Lay out columns under a title, after an empty line; nothing at all without rows."""
+    """Lay out a table under its title, after an empty line; give no line at all without rows.
+
+    rows: of equal length, a text for each column. Line breaks and control characters in a cell are
+    escaped. Each line is indented by two spaces and has none at its end.
+    """
+    # A name with a line break in it could otherwise forge a row.
     rows = [tuple(map(one_line, row)) for row in rows]
     lines = zip(*map(aligned, zip(*rows, strict=True)), strict=True)
     lines = [f"  {'  '.join(cells)}".rstrip() for cells in lines]
@@ -36,22 +51,32 @@ def table_lines(title: str, rows: Iterable[tuple[str, ...]]) -> list[str]:
 def side_by_side(
     title: str, a: dict[str, object], b: dict[str, object], show: Callable[[object], str] = str
 ) -> list[str]:
-    """Lay out two dicts in columns A and B, a row for each key; - where a side has nothing.
+    """Lay out two dicts in columns A and B, with a row for each key of either.
 
-    show: makes the text of a value.
+    Keys stay in the order of A, then come those of B alone. A dash stands where a side lacks the
+    key or has nothing under it, such as 0 or an empty dict.
+
+    show: makes the text of a value; str unless it is given. Returns no line where both are empty.
     """
+    # A dict and not a set, to keep the order of the keys.
     keys = dict.fromkeys([*a, *b])
     rows = [(key, *(show(side[key]) if side.get(key) else "-" for side in (a, b))) for key in keys]
     return table_lines(title, [("", "A", "B"), *rows]) if rows else []
 
 
 def counted(counts: dict[str, int]) -> str:
-    """Show {"F32": 48, "F16": 2} as "48 F32, 2 F16"."""
+    """Show counts in one cell, in their order: {"F32": 48, "F16": 2} as "48 F32, 2 F16"."""
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def render_verdict(letter: str, side: dict) -> list[str]:
-    """Tell in words what ComfyUI will do with a side that `describe` made, and what to change."""
+    """Tell in words what ComfyUI will do with a file, and what to change in it.
+
+    letter: what the file is called, "A", "B" or "verdict". side: its data from `describe`.
+
+    Returns an empty line, the outcome, then how the layers run, the defects with consequence,
+    remedy and examples, and the advice.
+    """
     found = side["verdict"]
     lines = ["", f"{letter}: {side['file']} {found['ending']}"]
     lines += [
@@ -63,15 +88,18 @@ def render_verdict(letter: str, side: dict) -> list[str]:
             f"    {defect['consequence']}; to do: {defect['remedy']}",
             f"    {defect['examples']}",
         ]
+    # A quantised layer of a GGUF, or without a configuration, has nothing in runs either.
     if not found["runs"] and is_unquantised(side["schemes"]):
         lines.append("  no layer is quantised")
     return lines + [f"  {text}" for text in found["advice"]]
 
 
 def render_one(data: dict) -> str:
-    """Render the inventory of one file: every layer, totals per kind, the rest, the verdict.
+    """Render the inventory of one file.
 
-    data: what `describe` made of it.
+    data: what `describe` made of it. The text has a row for every linear layer with its shape,
+    scheme and bytes, totals per kind and per scheme, what is not quantised, the names of scales,
+    the metadata and the verdict. Tables without rows are left out.
     """
     layers = ((x["name"], str(x["shape"]), x["scheme"], f"{x['bytes']:,}") for x in data["layers"])
     kinds = (
@@ -101,7 +129,9 @@ def render_one(data: dict) -> str:
 def render_two(data: dict) -> str:
     """Render what is different between two files, and the verdict on each.
 
-    data: what `compare_sides` made of them. The last line tells whether they have one structure.
+    data: what `compare_sides` made of them. Layers that differ are grouped by their schemes and
+    kinds, so that a kind of all blocks takes one row. The last line tells whether the two files
+    have one structure.
     """
     a, b = data["a"], data["b"]
     more = f" ({b['tensors'] - a['tensors']:+,})"
@@ -128,9 +158,11 @@ def render_two(data: dict) -> str:
 
 
 def render_values(data: dict) -> list[str]:
-    """Show the relative RMSE of B's weights against A's: the worst layers, and means by kind.
+    """Render the relative RMSE of B's weights against A's.
 
-    Nothing where the values were not compared.
+    data: what `compare_sides` made. Returns a table of the MOST_DIFFERENT worst layers, one of
+    means by kind and scheme in B, and one of the layers that were not compared with the reasons. No
+    line at all where the values were not compared.
     """
     # JSON has no NaN, so the data has None in its place.
     found = {
@@ -138,6 +170,7 @@ def render_values(data: dict) -> list[str]:
         for name, error in data.get("relative_rmse", {}).items()
     }
     labels = {layer["name"]: layer["scheme"] for layer in data["b"]["layers"]}
+    # NaN is the worst error of all, as the weight it came from is not finite.
     worst = sorted(found.items(), key=lambda item: least_first(-item[1]))[:MOST_DIFFERENT]
     kinds = defaultdict(list)
     for name, error in found.items():

@@ -1,6 +1,7 @@
 """Tell how a layer is stored and multiplied.
 
 All of the comparison that asks which format a layer has is here, and it asks the format's row.
+`scheme_of` goes by headers and configurations; `decode_weight` is what --values reads weights with.
 """
 
 from __future__ import annotations
@@ -19,19 +20,23 @@ from nvfp4.model import TensorRef, bare
 from nvfp4.read.tensors import load, load_bytes
 from nvfp4.stored.layers import StoredLayer, stored_parts, undecodable
 
-# Parts of a layer that exist because it is quantised: scales and configurations.
+# Parts of a layer that exist because it is quantised: scales and configurations. They come from the
+# rows of formats/, so that a new format is counted without a change here.
 SCALE_PARTS = {*layer_parts()} - {"weight", "bias"}
-# Dtypes of weights that are not quantised.
+# Dtypes of weights that are not quantised. F64 is among them, though `decode_weight` takes none but
+# SOURCE_FLOATS.
 UNQUANTISED_DTYPES = (*SOURCE_FLOATS, "F64")
 # How layers run whose format is known to ComfyUI, and not described in formats/.
 FOREIGN = "a format of ComfyUI's own, not checked here"
 
 
 class Scheme(NamedTuple):
-    """How a layer is stored and multiplied.
+    """Hold how a layer is stored and multiplied.
 
-    label: "NVFP4 W4A4, no input scale". how: the same in words, "" for what ComfyUI multiplies as
-    floats. is_measured: whether ComfyUI measures the scale of its 4-bit activations on every call.
+    label: both in short, such as "NVFP4 W4A4, no input scale"; layers are grouped by it.
+    how: the same in words for the verdict, "" for what ComfyUI multiplies as floats.
+    is_measured: whether ComfyUI measures the scale of its 4-bit activations on every call, as the
+    file has none.
     """
 
     label: str
@@ -42,8 +47,12 @@ class Scheme(NamedTuple):
 def scheme_of(layer: StoredLayer, side: Side) -> Scheme:
     """Tell how a layer is stored and how it multiplies.
 
-    side: the file it is in, whose marker and metadata decide what older layers do. A layer that is
-    not quantised, or not in a way known here, has its dtype or its configured format as label.
+    side: the file it is in, whose marker and metadata decide what older layers do. Scaled FP8 is
+    read where the marker is there and `_quantization_metadata` is not; a marker of two elements
+    asks for full-precision matmul in every layer.
+
+    Returns a Scheme. A layer that is not quantised, or not in a way known here, has its dtype or
+    its configured format as label.
     """
     row, title = layer.format, layer.scheme
     if row is None:
@@ -52,11 +61,14 @@ def scheme_of(layer: StoredLayer, side: Side) -> Scheme:
         return Scheme(title, row.runs_full_precision)
     is_older = bool(row.marker)
     is_read = side.marker is not None and "_quantization_metadata" not in side.model.metadata
+    # Codes alone do nothing: ComfyUI needs a configuration or the marker to take them for
+    # quantised.
     if layer.config is None and not (is_older and is_read):
         return Scheme(f"{title}, {'which is not read' if is_older else 'no configuration'}")
     if layer.full_precision or (is_older and side.marker == 2):
         return Scheme(f"{title} W{row.weight_bits}A16", row.runs_full_precision)
     matmul = f"{title} W{row.weight_bits}A{row.activation_bits}"
+    # Scaled FP8 has the older name of the two.
     if {"input_scale", "scale_input"} & layer.parts.keys():
         return Scheme(f"{matmul}, input scale", row.runs_scaled)
     return Scheme(f"{matmul}, no input scale", row.runs_unscaled, is_packed(layer))
@@ -68,27 +80,45 @@ def scheme_label(layer: StoredLayer, side: Side) -> str:
 
 
 def is_unquantised(labels: Iterable[str]) -> bool:
-    """Tell whether all labels are dtypes, so that no layer of theirs is quantised."""
+    """Tell whether all labels are dtypes of safetensors, so that no layer of theirs is quantised.
+
+    labels: of schemes. True without any label. Types of a GGUF such as Q5_K are no such dtypes.
+    """
     return SAFETENSORS_BITS.keys() >= {*labels}
 
 
 def is_packed(layer: StoredLayer) -> bool:
-    """Tell whether a layer's format multiplies 4-bit activations, where it is not forbidden to."""
+    """Tell whether a layer's format multiplies 4-bit activations, which is NVFP4's.
+
+    A layer that is marked for full-precision matmul counts, too: the format decides alone. False
+    where the layer is in no known format.
+    """
     return layer.format is not None and layer.format.activation_bits == 4
 
 
 def has_quantised_weight(layer: StoredLayer) -> bool:
-    """Tell whether a layer's weight is no float: quantised here, by a GGUF, or as integers."""
+    """Tell whether a layer's weight is no float: quantised here, by a GGUF, or as integers.
+
+    The dtype of the stored weight decides alone, so that a layer without any configuration counts,
+    too. The layer must have a weight.
+    """
     return layer.weight.dtype not in UNQUANTISED_DTYPES
 
 
 def is_of_scheme(name: str) -> bool:
-    """Tell from its name whether a tensor is a scale, a configuration or the marker of a format."""
+    """Tell from its name whether a tensor is a scale, a configuration or the marker of a format.
+
+    name: as in the file, with or without the model's prefix. Such tensors exist only because a
+    layer is quantised, and are left out where precisions are counted.
+    """
     return name.rpartition(".")[2] in SCALE_PARTS or bare(name) in marker_names()
 
 
 def marker_label(side: Side) -> str:
-    """Name the marker of older files, whose elements decide how they run; "" without one."""
+    """Name the marker of older files and its number of elements; "" without one.
+
+    That number decides how all layers run: 2 ask for full-precision matmul, 0 for FP8 matmul.
+    """
     return "" if side.marker is None else f"{MARKER}, {side.marker} elements"
 
 
@@ -98,7 +128,12 @@ def padded_shape(layer: StoredLayer) -> tuple[int, ...]:
 
 
 def not_decoded(layer: StoredLayer) -> str:
-    """Tell why `decode_weight` cannot take a layer; "" if it can."""
+    """Tell why `decode_weight` cannot take a layer; "" if it can.
+
+    Nothing is read: dtypes, shapes and the configuration decide. Floats and types of a GGUF can be
+    taken, unless the layer is configured for a format that is not described in formats/, or is
+    empty.
+    """
     if layer.format is not None:
         return undecodable(layer)
     floats = (*SOURCE_FLOATS, *(GGUF_BITS.keys() - SAFETENSORS_BITS.keys()))
@@ -109,8 +144,9 @@ def not_decoded(layer: StoredLayer) -> str:
 def decode_weight(layer: StoredLayer) -> torch.Tensor:
     """Decode a layer's weight to float32 [N, K], from whatever it is stored as.
 
-    The layer must be one that `not_decoded` has nothing against. Padding is cut off, and a
-    pre_quant_scale multiplied into the columns.
+    layer: one that `not_decoded` has nothing against. Its weight and scales are read from the disk.
+    Rows and columns of padding are cut off, and a pre_quant_scale is multiplied into the columns,
+    so that what is compared is the weight that the unscaled input would meet.
     """
     if layer.format is not None:
         parts, scale = stored_parts(layer)
@@ -124,7 +160,11 @@ def decode_weight(layer: StoredLayer) -> torch.Tensor:
 
 
 def decode_ggml(ref: TensorRef, shape: tuple[int, ...]) -> torch.Tensor:
-    """Decode a quantised weight of a GGUF to float32 [N, K]."""
+    """Decode a quantised weight of a GGUF to float32 [N, K].
+
+    ref: the tensor, its dtype one of ggml's types such as Q5_K. shape: N and K, which the packed
+    bytes do not show. The gguf package decodes, as it defines these types.
+    """
     # It takes a third of a second to import, and only comparisons with a GGUF need it.
     import gguf
 

@@ -1,4 +1,8 @@
-"""Open one side of a comparison: its headers, its layers, and what is wrong with it."""
+"""Open one side of a comparison: headers, layers, defects.
+
+A side is read once and handed to everything else in this room. Weights stay on the disk; `values`
+reads them where --values asks for it. The defects are those that `stored.lint` knows.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,13 @@ from nvfp4.stored.lint import lint, lint_file
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One checkpoint as it lies there, and what is wrong with it.
+    """Hold one checkpoint as it lies there, and what is wrong with it.
 
-    layers: all that have a weight, by their names without prefix; linear: those of them whose
-    weight is a matrix. marker: the elements of scaled FP8's marker tensor, None without one.
+    path: as it was given; model: its headers and metadata.
+    is_gguf: whether it is a GGUF, which ComfyUI's own loader does not take.
+    layers: all that have a weight, by their names without prefix.
+    linear: those of them whose weight is a matrix before it was packed.
+    marker: the elements of scaled FP8's marker tensor, None without one.
     findings: defects that headers and configurations show; a GGUF is not looked through.
     """
 
@@ -36,7 +43,8 @@ def open_side(path: Path) -> Side:
     """Read a checkpoint's headers and configurations, and no weights.
 
     path: a .safetensors file, an index, a folder with one of these, or a GGUF, which is recognised
-    by its first bytes. Raises ConvertError for what is none of them or damaged.
+    by its first four bytes whatever its name is. Returns the Side. Raises ConvertError for what is
+    none of these, is damaged, or cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -46,7 +54,10 @@ def open_side(path: Path) -> Side:
         is_gguf = False
     model = open_gguf(path) if is_gguf else open_model(path)
     stored, marker = stored_layers(model), find_marker(model)
+    # A file may have a layer's scales or configuration without its weight: a defect, and nothing to
+    # compare.
     layers = {bare(name): x for name, x in stored.items() if x.weight is not None}
+    # The rules are those of ComfyUI's own loader, which does not load a GGUF.
     found = () if is_gguf else (*lint(model, stored, values=False), *lint_file(model))
     return Side(
         path=path,

@@ -1,4 +1,8 @@
-"""Judge what ComfyUI will do with a file, and what to change in it."""
+"""Judge what ComfyUI will do with a file, and what to change in it.
+
+Two things decide: the defects that `stored.lint` found when the side was opened, and advice, which
+is about files that break no rule. Both have an Outcome, and the worst one is the file's.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from nvfp4.compare.sides import Side
 from nvfp4.errors import examples
 from nvfp4.stored.defects import DEFECTS, Outcome, grouped
 
-# What the worst outcome of a file means, after its name.
+# What the worst outcome of a file means, in words that follow its name. Headers tell no more than
+# that a file loads: values are the business of --verify.
 ENDINGS = {
     Outcome.LOADS: "loads and runs, as far as its headers tell",
     Outcome.SLOWER: "loads and runs, slower than it could",
@@ -20,16 +25,19 @@ ENDINGS = {
     Outcome.FAILS: "does not load, or stops at its first step",
 }
 GGUF_ENDING = "is not for ComfyUI's own loader; ComfyUI-GGUF's loads it, and multiplies in 16-bit"
-# Models with a larger share of their linear weights in NVFP4 are known to give noise.
+# Models with a larger share of their linear weights in NVFP4 are known to give noise, Wan and image
+# models alike.
 TOO_MUCH_NVFP4 = 0.9
 # Kinds of tensors that working files keep in float32.
 NARROWED = ("biases", "norms", "modulation")
 
 
 def advice(side: Side) -> list[tuple[Outcome, str]]:
-    """Find what no rule forbids and yet costs quality: how much, and what to change.
+    """Find what no rule forbids and yet costs quality or speed.
 
-    Reads nothing but the headers that the side was opened with.
+    side: the opened file, whose headers decide alone. Returns a list of (Outcome, text): how bad it
+    is, and what is there and what to do about it, with the converter's options. The list is empty
+    for a file that has nothing of the kind.
     """
     found = []
     share = packed_share(side)
@@ -40,6 +48,7 @@ def advice(side: Side) -> list[tuple[Outcome, str]]:
             "(--gguf FILE --gguf-keep-edge-blocks-fp16), or take --recipe scaled-fp8"
         )
         found.append((Outcome.WRONG, text))
+    # Only W4A4 without an input scale: FP8 layers are not measured on every call.
     dynamic = sum(scheme_of(layer, side).is_measured for layer in side.linear.values())
     if dynamic:
         text = (
@@ -48,6 +57,7 @@ def advice(side: Side) -> list[tuple[Outcome, str]]:
         )
         found.append((Outcome.LOADS, text))
     base = base_precision(side)
+    # Weights may be float16: they are the bulk of a file, and the small tensors are not.
     narrow = [role for role in NARROWED if "F16" in base[role]]
     if narrow:
         text = (
@@ -62,14 +72,23 @@ def advice(side: Side) -> list[tuple[Outcome, str]]:
 
 
 def packed_share(side: Side) -> float:
-    """Compute which share of the weights of all linear layers is NVFP4; 0 without such layers."""
+    """Compute which share of the weights of all linear layers is NVFP4, from 0 to 1.
+
+    Weights are counted, not layers or bytes, as they are the multiplications of a step. Layers
+    marked for full-precision matmul count, too. Returns 0 for a file without linear layers.
+    """
     work = sum(math.prod(layer.shape) for layer in side.linear.values())
     packed = sum(math.prod(layer.shape) for layer in side.linear.values() if is_packed(layer))
     return packed / work if work else 0
 
 
 def defects_found(side: Side) -> list[dict]:
-    """List the defects of a file as data, the worst first, with how often and where they are."""
+    """List the defects of a file as data, the worst outcome first.
+
+    Returns a dict for each kind of defect: outcome (the name of an Outcome), count (how often it is
+    there), what, consequence and remedy (its row in DEFECTS), and examples, the first names in one
+    text.
+    """
     return [
         {
             "outcome": DEFECTS[key].outcome.name,
@@ -86,9 +105,13 @@ def defects_found(side: Side) -> list[dict]:
 def verdict(side: Side) -> dict:
     """Judge a file: what ComfyUI does with it, how it runs its layers, and what to change.
 
-    Returns outcome (a name of Outcome, the worst of defects and advice; None for a GGUF), ending
-    (in words), runs ({label: how many layers, and how}), defects and advice.
+    Returns a dict of five. outcome: a name of Outcome, the worst of defects and advice; None for a
+    GGUF.
+    ending: the same in words, to follow the file's name.
+    runs: {label: how many layers, and how they run}, without what is multiplied as floats.
+    defects: see `defects_found`. advice: texts.
     """
+    # No rule is about GGUFs, as ComfyUI's own loader takes none of them.
     if side.is_gguf:
         return {"outcome": None, "ending": GGUF_ENDING, "runs": {}, "defects": [], "advice": []}
     advised = advice(side)
