@@ -10,6 +10,7 @@ from make_wan import wan_shapes, write_gguf, write_model  # noqa: E402
 from nvfp4.read.checkpoint import open_model  # noqa: E402
 from support.activations import correlated  # noqa: E402
 from support.conversions import convert_tiny  # noqa: E402
+from support.logs import line, log_of  # noqa: E402
 from support.recorder import recorder  # noqa: E402
 
 
@@ -62,3 +63,15 @@ def moments(tiny, tmp_path_factory):
         made.observe(ref.layer, correlated(ref.shape[1], 512, index) * (not dead))
     made.save()
     return folder / "m.safetensors"
+
+
+@pytest.fixture
+def wan_log(tmp_path):
+    """Calls of every linear layer in the tiny Wan's blocks, two prompts of four steps."""
+    names = [name.removesuffix(".weight") for name, shape in wan_shapes("tiny").items()
+             if len(shape) == 2 and name.startswith("blocks.")]  # fmt: skip
+    return log_of(
+        tmp_path,
+        *(line(name, 3 + step + index % 5)
+          for _ in range(2) for step in range(4) for index, name in enumerate(names)),
+    )  # fmt: skip

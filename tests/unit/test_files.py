@@ -77,3 +77,13 @@ def test_what_a_link_leads_to_stays(tmp_path):
 def test_a_name_that_cannot_be_given_is_told_with_advice(tmp_path):
     with pytest.raises(ConvertError, match=r"o: No such file .*; is it open in another program\?"):
         rename(tmp_path / "missing", tmp_path / "o")
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(ConvertError, match="cannot write: No space left"):
+        write_bytes(b"x", tmp_path / "out.csv")
+    assert not [*tmp_path.iterdir()]

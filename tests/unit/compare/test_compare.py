@@ -9,10 +9,16 @@ import torch
 from make_wan import wan_shapes, write_gguf
 from safetensors.torch import load_file, save_file
 
-import convert_nvfp4 as c
 from nvfp4.compare.entry import compare_models
 from nvfp4.compare.verdict import ENDINGS
-from nvfp4.stored.defects import Outcome
+from nvfp4.dtypes import SAFETENSORS_BITS
+from nvfp4.formats.nvfp4 import NVFP4
+from nvfp4.guides.read import read_guides
+from nvfp4.layout import make_job
+from nvfp4.options.table import Options
+from nvfp4.plan.make import make_plans
+from nvfp4.read.checkpoint import open_model, read_header
+from nvfp4.stored.defects import DEFECTS, Outcome
 from support.broken import CASES, write_case
 from support.conversions import convert_and_measure
 from support.files import header_only
@@ -42,7 +48,7 @@ def documented(tmp_path_factory):
     working["scaled_fp8"] = ("F8_E4M3", (2,))
     noisy = {name: ("F16", shape) for name, shape in shapes.items()}
     for name in linear:
-        for suffix, part in c.NVFP4.parts(shapes[name]).items():
+        for suffix, part in NVFP4.parts(shapes[name]).items():
             noisy[name.removesuffix("weight") + suffix] = part
     layers = {name.removesuffix(".weight"): {"format": "nvfp4"} for name in linear}
     metadata = {"_quantization_metadata": json.dumps({"layers": layers})}
@@ -55,7 +61,7 @@ def documented(tmp_path_factory):
 
 
 def by_size(item):
-    return -c.SAFETENSORS_BITS[item[1][0]]
+    return -SAFETENSORS_BITS[item[1][0]]
 
 
 def test_the_documented_pair_shows_every_documented_finding(documented, capsys):
@@ -115,10 +121,10 @@ def test_the_recipe_makes_the_working_structure(documented, tmp_path, capsys):
     source = header_only(
         tmp_path / "m.safetensors", {name: ("F32", shape) for name, shape in shapes.items()}, {}
     )
-    options = c.Options(source=source, output="o.safetensors", gguf=kinds, recipe="scaled-fp8")
-    model = c.open_model(source)
-    plans, _ = c.make_plans(options, model, c.read_guides(options, model))
-    (layout,) = c.make_job(options, model, plans).layouts.values()
+    options = Options(source=source, output="o.safetensors", gguf=kinds, recipe="scaled-fp8")
+    model = open_model(source)
+    plans, _ = make_plans(options, model, read_guides(options, model))
+    (layout,) = make_job(options, model, plans).layouts.values()
     made = header_only(
         tmp_path / "made.safetensors", {n: (s.dtype, s.shape) for n, s in layout.slots.items()}, {}
     )
@@ -130,23 +136,16 @@ def test_equal_files_and_one_that_differs_in_one_layer(converted, tmp_path, caps
     write_case("the_tensor_says_something_else", converted, tmp_path / "o.safetensors")
     tensors = load_file(converted)
     tensors["blocks.0.norm3.weight"] = tensors["blocks.0.norm3.weight"].half()
-    with open_header(converted) as header:
-        save_file(tensors, tmp_path / "half.safetensors", header)
+    save_file(tensors, tmp_path / "half.safetensors", read_header(converted)[1])
     status, data = data_of(converted, tmp_path / "half.safetensors", capsys=capsys)
     assert (status, data["same_structure"]) == (1, False)
     assert data["layers_that_differ"] == []
     assert data["b"]["not_quantised"]["norms"] == {"F32": 47, "F16": 1}
 
 
-def open_header(path):
-    from contextlib import nullcontext
-
-    return nullcontext(c.read_header(path)[1])
-
-
 def test_a_prefix_makes_no_difference(converted, tmp_path, capsys):
     prefix = "model.diffusion_model."
-    metadata = json.loads(c.read_header(converted)[1]["_quantization_metadata"])
+    metadata = json.loads(read_header(converted)[1]["_quantization_metadata"])
     metadata["layers"] = {prefix + name: config for name, config in metadata["layers"].items()}
     tensors = {prefix + name: tensor for name, tensor in load_file(converted).items()}
     path = tmp_path / "o.safetensors"
@@ -160,11 +159,11 @@ def test_a_broken_file_ends_as_its_defect_does(name, converted, tmp_path, capsys
     """Headers alone: values are for --verify, so defects of values are not seen."""
     path = write_case(name, converted, tmp_path / "broken.safetensors")
     status, data = data_of(path, capsys=capsys)
-    defect = c.DEFECTS[CASES[name][0]]
+    defect = DEFECTS[CASES[name][0]]
     assert status == 0
     if CASES[name][0] not in ("bad scale", "padding", "unscaled"):
         assert defect.what in [found["what"] for found in data["verdict"]["defects"]]
-        assert c.Outcome[data["verdict"]["outcome"]] >= defect.outcome
+        assert Outcome[data["verdict"]["outcome"]] >= defect.outcome
 
 
 def test_a_sound_files_verdict_tells_how_its_layers_run(converted, capsys):
@@ -261,4 +260,4 @@ def test_headers_are_all_that_is_read(documented, capsys):
     _, data = data_of(*documented, capsys=capsys)
     assert data["a"]["verdict"]["defects"] == []
     found = [defect["what"] for defect in data["b"]["verdict"]["defects"]]
-    assert found == [c.DEFECTS[key].what for key in ("output layer", "one form")]
+    assert found == [DEFECTS[key].what for key in ("output layer", "one form")]

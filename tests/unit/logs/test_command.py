@@ -1,0 +1,64 @@
+"""The command line of the analysis: usage, files, help."""
+
+import subprocess
+import sys
+
+import pytest
+
+from nvfp4.logs.command import LOGS_COMMAND_LINE, LOGS_DESCRIPTION
+from nvfp4.logs.entry import analyze_log
+from nvfp4.logs.text import render_trade
+from support.logs import SHIPPED, error_of, line, log_of
+from support.paths import ROOT
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give --input LOG or --summary FILE, and not both"),
+        (("--input", "x", "--summary", SHIPPED), "give --input LOG or --summary FILE"),
+        (("--summary", SHIPPED, "--mode", "all"), "--mode needs --input"),
+        (("--summary", SHIPPED, "--steps", "3"), "--steps needs --input"),
+        (("--input", "x", "--cfg-passes", "2"), "--cfg-passes needs --steps"),
+        (("--input", "x", "--rel-rmse-threshold", "1"), "-threshold needs --recording"),
+        (("--input", "x", "--sensitive-layers", "l"), "--sensitive-layers needs --cv-threshold"),
+        (("--input", "x", "--steps", "0"), "0 is not a positive whole number"),
+        (("--input", "x", "--cv-threshold", "nan"), "nan is not a number to compare with"),
+        (("--input", "x", "--percentiles", "101"), "percentiles are from 0 to 100"),
+        (("--input", "x", "--percentiles", "nan"), "percentiles are from 0 to 100"),
+        (("--input", "x", "--percentiles", "99,99.000001"), "equal in six digits"),
+        (("--input", "x", "--percent", "9"), "unrecognized arguments: --percent 9"),
+    ],
+)
+def test_wrong_usage(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        analyze_log([*map(str, arguments)])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_files_are_checked_before_the_reading(tmp_path, capsys):
+    log = log_of(tmp_path, line())
+    assert "no such file" in error_of("--input", log, tmp_path / "x", capsys=capsys)
+    assert "given twice" in error_of("--input", log, log, capsys=capsys)
+    assert "given twice" in error_of("--input", log, "--csv", log, capsys=capsys)
+    assert "no such folder" in error_of("--input", log, "--csv", tmp_path / "n/o", capsys=capsys)
+    assert "is a folder" in error_of("--input", log, "--json", tmp_path, capsys=capsys)
+    assert "is no folder" in error_of("--input", log, "--plots-dir", log, capsys=capsys)
+    assert [*tmp_path.iterdir()] == [log]
+
+
+def test_a_threshold_on_what_no_summary_has_is_an_error(capsys):
+    error = error_of("--summary", SHIPPED, "--rel-rmse-threshold", 0.1, capsys=capsys)
+    assert "no layer has a rel_rmse; give --recording FILE" in error
+
+
+def test_help_has_the_docstring_every_option_and_the_trade():
+    command = [sys.executable, str(ROOT / "analyze_input_scale_log.py"), "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert LOGS_DESCRIPTION in text
+    assert render_trade() in text
+    assert "TI2V 5B                 0.16            43 %        64 %               54 %" in text
+    for options in LOGS_COMMAND_LINE.values():
+        for option in options:
+            assert option in text
