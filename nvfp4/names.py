@@ -17,7 +17,10 @@ def kind_of(name: str) -> str:
 
 
 def natural_key(name: str) -> list[int | str]:
-    """Make a key to sort by that puts blocks.2 before blocks.10."""
+    """Make a key to sort names by that puts blocks.2 before blocks.10.
+
+    Text and numbers take turns in it, text first, so that any two keys can be compared.
+    """
     parts = re.split(r"(\d+)", name)
     return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 

@@ -62,7 +62,11 @@ def percentile_list(text: str) -> tuple[float, ...]:
 
 
 def positive_int(text: str) -> int:
-    """Read a whole number of 1 or more; raises ArgumentTypeError for less."""
+    """Read a whole number of 1 or more.
+
+    Raises ArgumentTypeError for less, and ValueError, of which argparse makes an error, for no
+    number.
+    """
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
@@ -70,13 +74,17 @@ def positive_int(text: str) -> int:
 
 
 def finite(text: str) -> float:
-    """Read a number to compare with; raises ArgumentTypeError for NaN and infinities."""
+    """Read a number to compare with.
+
+    Raises ArgumentTypeError for NaN and infinities, which every or no layer would reach.
+    """
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is not a number to compare with")
     return value
 
 
+# What the value of an option is called in the help, and what reads its text.
 OUTPUT_FILE = {"metavar": "FILE", "type": input_path}
 SHIPPED_SUMMARY = {"metavar": "FILE", "type": partial(shipped_path, folder="calib")}
 COUNT = {"metavar": "N", "type": positive_int}
@@ -118,7 +126,11 @@ LOGS_COMMAND_LINE = {
 
 
 def logs_parser() -> argparse.ArgumentParser:
-    """Make the parser of analyze_input_scale_log.py: options that were not given are None."""
+    """Make the parser of analyze_input_scale_log.py.
+
+    What is not given is None, so that `wrong_usage` can tell it from a default; LOG_DEFAULTS come
+    after that.
+    """
     parser = argparse.ArgumentParser(
         prog="analyze_input_scale_log.py",
         usage="%(prog)s (--input LOG ... | --summary FILE) [options]",
@@ -137,7 +149,11 @@ def logs_parser() -> argparse.ArgumentParser:
 
 
 def wrong_usage(given: dict[str, object]) -> Iterator[str]:
-    """Tell which options exclude each other, or do nothing without another."""
+    """Yield what is wrong with the options as a whole, in words for the user.
+
+    given: {option: value, or None}. Options that exclude each other are told, and those that would
+    do nothing without another one.
+    """
     if (given["input"] is None) == (given["summary"] is None):
         yield "give --input LOG or --summary FILE, and not both"
     for option in LINE_OPTIONS:
@@ -153,7 +169,10 @@ def wrong_usage(given: dict[str, object]) -> Iterator[str]:
 
 
 def criteria_of(given: dict[str, object]) -> Criteria:
-    """Collect the thresholds that were given, by column, and whether --cross-attn was."""
+    """Collect the criteria that were given: thresholds by column, and --cross-attn.
+
+    given: {option: value, or None}. Without any, the result is false.
+    """
     limits = {column: given[option] for option, column in THRESHOLDS.items()}
     limits = {column: limit for column, limit in limits.items() if limit is not None}
     return Criteria(thresholds=limits, cross_attention=given["cross_attn"])

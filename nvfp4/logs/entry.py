@@ -27,6 +27,7 @@ def check_files(given: dict[str, object]) -> None:
     """
     inputs = [*(given["input"] or [given["summary"]]), *(given["recording"] or [])]
     targets, folder = [given[name] for name in OUTPUTS if given[name]], given["plots_dir"]
+    # A file may be named in two ways; what is read must not be written over.
     known, problems = [path.resolve() for path in [*inputs, *targets]], []
     problems += [f"{path}: is given twice" for path, times in Counter(known).items() if times > 1]
     problems += [f"{path}: no such file" for path in inputs if not path.is_file()]
@@ -69,9 +70,14 @@ def summarise(given: dict[str, object]) -> LogSummary:
 
 
 def carry_out_analysis(given: dict[str, object]) -> str:
-    """Do everything that the options ask for; returns what is printed. Raises ConvertError."""
+    """Do everything that the options ask for: check, read, summarise, write.
+
+    given: the parsed options. Returns what is printed. Raises ConvertError; files that were written
+    before stay.
+    """
     check_files(given)
     criteria, summary = criteria_of(given), summarise(given)
+    # Rendered one by one when they are written, as each can be megabytes.
     texts = {
         "csv": lambda: summary_csv(summary),
         "json": lambda: summary_json(summary),

@@ -20,7 +20,10 @@ BLOCK = re.compile(rf"(?:.*\.)?(?:{'|'.join(TRANSFORMER_BLOCKS)})\.\d+(?=\.)")
 
 
 def reasons(row: dict, criteria: Criteria) -> list[str]:
-    """List every threshold that a layer reaches: "scale_cv 0.172 >= 0.16"."""
+    """List every threshold that a layer reaches, as "scale_cv 0.172 >= 0.16".
+
+    row: of a summary. A column that it lacks, or that is None, reaches none.
+    """
     return [
         f"{column} {row[column]:.3g} >= {threshold:g}"
         for column, threshold in criteria.thresholds.items()
@@ -39,6 +42,8 @@ def sensitive_layers(rows: Iterable[dict], criteria: Criteria) -> dict[str, list
         found[row["layer"]] += reasons(row, criteria)
         block = BLOCK.match(row["layer"])
         if criteria.cross_attention and block:
+            # By the names that the converter matches, whether the layer was called or not; parts
+            # of other names, such as k_img, are there if they have a row.
             names = [f"{block[0]}.cross_attn.{part}" for part in CROSS_ATTENTION_PARTS]
             names += [row["layer"]] if re.search(CROSS_ATTENTION, row["layer"]) else []
             for name in names:

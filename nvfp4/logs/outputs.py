@@ -10,7 +10,11 @@ from nvfp4.report.data import render_json
 
 
 def summary_json(summary: LogSummary) -> str:
-    """Render a summary as the converter's --input-scale-summary-json and --summary read it."""
+    """Render a summary as --json writes it.
+
+    The converter's --input-scale-summary-json reads `layers`; --summary reads all of it again. The
+    steps are only in it where there are any. Raises ValueError for NaN, which no row has.
+    """
     data = {
         "format": summary.format,
         "mode": summary.mode,

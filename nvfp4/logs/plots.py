@@ -42,7 +42,10 @@ HEAVY = 10.0
 
 
 def need_matplotlib() -> None:
-    """Raise ConvertError where matplotlib is not installed, before anything long begins."""
+    """Raise ConvertError where matplotlib is not installed.
+
+    It is asked before a log is read, so that nobody waits minutes for this answer.
+    """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
@@ -50,11 +53,16 @@ def need_matplotlib() -> None:
 
 
 def page(panels: int, title: str) -> tuple[Figure, list[Axes]]:
-    """Make a figure with so many panels, at least one; without pyplot, which needs a display."""
+    """Make a figure with so many panels, in rows of ACROSS.
+
+    panels: one at least; axes that the last row has beyond them are switched off. Returns the
+    figure and the axes of the panels. pyplot is not used, as it would look for a display.
+    """
     from matplotlib.figure import Figure
 
     across = min(panels, ACROSS)
     down = -(-panels // across)
+    # A single panel would be too narrow for the title.
     size = PANEL[0] * max(across, 2), PANEL[1] * down + 0.8
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     axes = figure.subplots(down, across, squeeze=False).ravel()
@@ -65,7 +73,10 @@ def page(panels: int, title: str) -> tuple[Figure, list[Axes]]:
 
 
 def as_png(figure: Figure) -> bytes:
-    """Draw a figure; returns the bytes of a PNG file."""
+    """Draw a figure into memory; returns the bytes of a PNG file.
+
+    It is written from there like any other file: whole, or not at all.
+    """
     data = io.BytesIO()
     figure.savefig(data, format="png")
     return data.getvalue()
@@ -95,6 +106,7 @@ def log_axis(axes: Axes, lowest: float, highest: float) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     span = max(highest / lowest, 1.01)
+    # The same share of the axis at both ends, however much it spans.
     margin = span**0.08
     steps = (1,) if span > 300 else (1, 3) if span > 20 else (1, 2, 3, 5, 7)
     axes.set_yscale("log")
@@ -120,6 +132,7 @@ def plot_layers(summary: LogSummary, marked: set[str]) -> Figure:
     title += "; red: sensitive by the given thresholds" if marked else ""
     figure, panels = page(len(kinds), title)
     for axes, (kind, found) in zip(panels, kinds.items(), strict=True):
+        # One after the other, so that those which are marked lie on top.
         for colour in (PLAIN, MARKED):
             chosen = [x for x in found if (x[1]["layer"] in marked) == (colour == MARKED)]
             places = [place for place, _ in chosen]
@@ -175,7 +188,11 @@ def plot_histograms(summary: LogSummary, criteria: Criteria) -> Figure:
 
 
 def plot_steps(summary: LogSummary) -> Figure:
-    """Plot a panel for each kind of layer: each block's mean input scale from step to step."""
+    """Plot a panel for each kind of layer: each block's mean input scale from step to step.
+
+    summary: one with rows by step. Blocks are told by their shade, from the first to the last;
+    layers outside of the blocks get colours of their own and a legend.
+    """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize

@@ -85,6 +85,7 @@ def read_lines(log: Log) -> Iterator[list[bytes]]:
                     problem = f"is no log: line {log.lines + len(lines) + 1} does not end"
                     raise ConvertError(f"{log.path}: {problem}")
                 yield lines
+                # Bytes of the file, packed or not: how many are unpacked is not known before.
                 bar.update(raw.tell() - bar.n)
     log.incomplete = bool(rest)
 
@@ -98,8 +99,10 @@ def read_log(path: Path, choice: LineChoice, found: dict[str, Series]) -> Log:
     log, known = Log(path=path), {}
     for lines in read_lines(log):
         for number, line in enumerate(lines, start=log.lines + 1):
+            # From the right, as older logs lack the first column and shapes have no tab.
             columns = line.rsplit(b"\t", 3)
             try:
+                # All lines of a layer begin with the same bytes: these are looked at once.
                 target = known.get(columns[0])
                 if target is None:
                     target = known[columns[0]] = open_target(columns, log, choice, found)
@@ -120,7 +123,11 @@ def read_log(path: Path, choice: LineChoice, found: dict[str, Series]) -> Log:
 
 
 def excerpt(line: bytes) -> str:
-    """Show the beginning of a malformed line: one printable line, tabs as \\t."""
+    """Show the beginning of a malformed line as one printable line, tabs as \\t.
+
+    line: its bytes without the end. What is no UTF-8 is shown by replacement characters; text
+    beyond SHOWN_TEXT characters is cut off with "...".
+    """
     text = line[: 4 * SHOWN_TEXT].decode("utf-8", "replace")
     cut = "..." if len(text) > SHOWN_TEXT else ""
     return one_line(text[:SHOWN_TEXT].replace("\t", "\\t")) + cut
@@ -159,7 +166,11 @@ def open_target(
 
 
 def nothing_usable(log: Log, choice: LineChoice) -> str:
-    """Tell why a log gave nothing: which lines were wanted, and what it has instead."""
+    """Tell why a log gave nothing: which lines were wanted, and what it has instead.
+
+    It is the sentence after the file's name, with the advice to choose another format or mode where
+    that is what was left out.
+    """
     wanted = f"no line of format {choice.format} and mode {choice.mode}"
     has = [
         f"{count:,} of {kind} {mode}" for (kind, mode), count in log.left_out.most_common(EXAMPLES)

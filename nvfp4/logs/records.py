@@ -41,6 +41,7 @@ class Log:
 
     @property
     def used(self) -> int:
+        """Count the lines that were counted as calls: all but malformed, zero and left-out ones."""
         return self.lines - self.malformed - self.zeros - sum(self.left_out.values())
 
 
@@ -58,7 +59,11 @@ class LineChoice:
     passes: int
 
     def takes(self, kind: str, mode: str) -> bool:
-        """Tell whether lines of this format and mode count."""
+        """Tell whether lines of this format and mode count.
+
+        kind: the first column, such as nvfp4; mode: the second one, such as dynamic. ALL_LINES as
+        the choice takes every one.
+        """
         return self.format in (ALL_LINES, kind) and self.mode in (ALL_LINES, mode)
 
 
@@ -66,13 +71,16 @@ class LineChoice:
 class Criteria:
     """What makes a layer sensitive: a column of at least its threshold, or cross-attention.
 
-    thresholds: {column of the summary: least value that flags a layer}.
+    thresholds: {column of the summary: least value that flags a layer}; one that is reached is
+    enough. cross_attention: whether every block's cross-attention is listed, whatever its figures
+    are.
     """
 
     thresholds: dict[str, float]
     cross_attention: bool
 
     def __bool__(self) -> bool:
+        """Tell whether anything makes a layer sensitive; without criteria nothing is flagged."""
         return bool(self.thresholds) or self.cross_attention
 
 
@@ -93,10 +101,18 @@ class LogSummary:
 
     @property
     def highest(self) -> str:
-        """The column of the highest percentile: "scale_p99_9"."""
+        """Name the column of the highest percentile, such as "scale_p99_9".
+
+        It stands for the scale that a layer needs where nearly nothing may clip, in tables and
+        plots.
+        """
         return f"scale_{percentile_key(self.percentiles[-1])}"
 
 
 def rounded(value: float | None) -> float | None:
-    """Round a figure to the six significant digits that are written; None stays None."""
+    """Round a figure to the six significant digits that are written; None stays None.
+
+    Everything that is computed from rounded figures, such as scale_cv, comes out the same from a
+    log and from the summary that was written of it.
+    """
     return None if value is None else float(f"{value:.{DIGITS}g}")

@@ -50,7 +50,10 @@ def with_cv(row: dict) -> dict:
 
 
 def in_natural_order(rows: Iterable[dict]) -> list[dict]:
-    """Sort rows by the name of their layer, blocks.2 before blocks.10."""
+    """Sort rows by the name of their layer, blocks.2 before blocks.10.
+
+    rows: dicts with a `layer`, of a summary or of its steps. Returns a new list.
+    """
     return sorted(rows, key=lambda row: natural_key(row["layer"]))
 
 
@@ -62,6 +65,7 @@ def is_row(row: object, needed: str) -> bool:
     """
     if not isinstance(row, dict) or not is_layer_name(row.get("layer")):
         return False
+    # A truth value is an int for isinstance; by its type it is none.
     numbers = {key: value for key, value in row.items() if key != "layer" and value is not None}
     return (
         all(
@@ -74,7 +78,11 @@ def is_row(row: object, needed: str) -> bool:
 
 
 def shared_percentiles(rows: Iterable[dict]) -> tuple[float, ...]:
-    """Find the percentiles of the scale that every row has: scale_p99_9 -> 99.9; ascending."""
+    """Find the percentiles of the scale that every row has, ascending.
+
+    rows: at least one. A column scale_p99_9 stands for 99.9; one that is empty or not positive in
+    any row is left out, as plots show it on a logarithmic axis.
+    """
     positive = ({key for key, value in row.items() if key != "layer" and value is not None
                  and value > 0} for row in rows)  # fmt: skip
     found = (

@@ -16,7 +16,11 @@ LEAST, MOST = map(float, (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 
 class ZeroInputError(ValueError):
-    """A call whose input was all zeros: there is no scale to learn from it."""
+    """A call whose input was all zeros, such as an empty prompt's.
+
+    There is no scale to learn from it, but it is no damage either: such calls are counted apart
+    from malformed lines.
+    """
 
 
 class Series:
@@ -29,6 +33,7 @@ class Series:
     __slots__ = ("amax", "calls", "choice", "kinds", "pending", "scale", "steps")
 
     def __init__(self, choice: LineChoice):
+        """Begin without calls; `choice` tells how many steps a run has, and calls a step."""
         self.choice, self.calls = choice, 0
         self.kinds: set[tuple[str, str]] = set()
         self.scale, self.amax, self.pending = Tally(), Tally(), array("d")
@@ -43,6 +48,7 @@ class Series:
         numbers = float(scale), float(amax)
         if numbers == (0, 0):
             raise ZeroInputError
+        # NaN fails every comparison, so it is refused here as well.
         if not (LEAST <= numbers[0] <= MOST and LEAST <= numbers[1] <= MOST):
             raise ValueError("scale and amax must be positive and finite")
         self.pending.extend(numbers)
@@ -50,9 +56,15 @@ class Series:
             self.settle()
 
     def settle(self) -> None:
-        """Count the calls that are pending, each at its step: calls come in the order of steps."""
+        """Count the calls that are pending, each at its step.
+
+        A layer's calls come in the order of steps: `passes` of them for one step, and after the
+        last step the first again. It is called when enough are pending, and once before the figures
+        are read.
+        """
         if not self.pending:
             return
+        # The pending numbers are pairs, one after the other.
         scales, amaxs = np.array(self.pending).reshape(-1, 2).T
         self.pending = array("d")
         self.scale.add(scales)
@@ -76,5 +88,9 @@ class LeftOut:
     kind: tuple[str, str]
 
     def add(self, scale: bytes, amax: bytes) -> None:  # noqa: ARG002 (what Series.add takes)
-        """Count a line, whatever its numbers are."""
+        """Count a line, whatever its numbers are.
+
+        It takes what `Series.add` takes, so that the loop over lines need not ask which of the two
+        it has.
+        """
         self.counts[self.kind] += 1

@@ -39,6 +39,7 @@ class Tally:
     __slots__ = ("counts", "fresh", "largest", "least", "most", "number", "values", "waiting")
 
     def __init__(self, most: int = MOST_VALUES):
+        """Begin empty; `most` is how many distinct values are kept before they are folded."""
         self.values, self.counts = np.empty(0), np.empty(0, np.int64)
         self.fresh: list[np.ndarray] = []
         self.number = self.waiting = 0
@@ -58,7 +59,10 @@ class Tally:
             self.settle()
 
     def settle(self) -> None:
-        """Count the values that wait, and fold all of them if there are too many distinct ones."""
+        """Count the values that wait, and fold all of them if there are too many distinct ones.
+
+        Folding more than once does no further harm: what is folded stays where it is.
+        """
         values = np.concatenate([self.values, *self.fresh])
         counts = np.concatenate([self.counts, np.ones(self.waiting, np.int64)])
         self.fresh, self.waiting = [], 0
@@ -75,6 +79,7 @@ def merged(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """
     order = np.argsort(values, kind="stable")
     values, counts = values[order], counts[order]
+    # Where a value differs from the one before it, its run begins.
     first = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
     return values[first], np.add.reduceat(counts, first)
 
@@ -95,12 +100,14 @@ def tally_figures(tally: Tally, percentiles: Iterable[float]) -> dict[str, float
     equal), outlier_frac_3std (the share beyond 3 std), and p50, p99_9 ... for the percentiles.
     """
     tally.settle()
+    # Folding has moved the ends, too; the exact ones are known, and nothing lies beyond them.
     values, counts = np.clip(tally.values, tally.least, tally.largest), tally.counts
     number = tally.number
     # The first value is the origin: of equal values, the deviation has to be 0 and not a rounding.
     mean = values[0] + ((values - values[0]) * counts).sum() / number
     deviation = values - mean
     std = math.sqrt((deviation**2 * counts).sum() / number)
+    # Equal values have no kurtosis, and dividing by their deviation would warn.
     kurtosis = None
     if std:
         kurtosis = rounded(float(((deviation / std) ** 4 * counts).sum() / number - 3))
@@ -124,6 +131,7 @@ def quantiles(values: np.ndarray, counts: np.ndarray, percentiles: Iterable[floa
     values: float64 [n], ascending; counts: int64 [n]; percentiles: from 0 to 100. The neighbours
     are those in rank, so that nothing of the length of the log is made.
     """
+    # The value of rank r is the first one whose counts, summed up, exceed r.
     ends = np.cumsum(counts)
     ranks = (ends[-1] - 1) * np.asarray(tuple(percentiles)) / 100
     below = np.floor(ranks)

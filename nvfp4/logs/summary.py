@@ -42,6 +42,7 @@ def summarise_logs(
     used = {name: found[name] for name in sorted(found, key=natural_key)}
     for series in used.values():
         series.settle()
+    # A layer whose calls were all zeros has no figures.
     used = {name: series for name, series in used.items() if series.calls}
     return LogSummary(
         format=choice.format,
@@ -54,7 +55,11 @@ def summarise_logs(
 
 
 def log_notes(log: Log) -> Iterator[str]:
-    """Tell how many lines of a log were used, and why the others were not."""
+    """Tell how many lines of a log were used, and why the others were not.
+
+    Yields the file's own line and, indented under it, one for each reason; malformed lines are
+    shown with their number and beginning.
+    """
     yield f"{log.path}: {log.lines:,} lines, {log.used:,} used"
     for (kind, mode), count in log.left_out.most_common(MOST_LEFT_OUT):
         yield f"  left out: {count:,} of format {kind}, mode {mode}"
@@ -68,7 +73,12 @@ def log_notes(log: Log) -> Iterator[str]:
 
 
 def series_notes(found: dict[str, Series], choice: LineChoice) -> Iterator[str]:
-    """Tell which layers have lines of several kinds, or calls that do not fill whole runs."""
+    """Tell which layers have lines of several kinds, or calls that do not fill whole runs.
+
+    found: {layer: its calls}. Lines of two formats in one layer are of two recordings; calls that
+    are no multiple of steps and passes were interrupted, and later ones are then dealt to wrong
+    steps.
+    """
     mixed = [name for name, series in found.items() if len(series.kinds) > 1]
     if mixed:
         yield f"{len(mixed)} layers have lines of several formats or modes, taken together: " \
@@ -98,6 +108,7 @@ def read_log_summary(path: Path) -> LogSummary:
             raise ConvertError(f"{path}: {problem}")
     if not rows:
         raise ConvertError(f"{path}: has no layers")
+    # With and without a prefix, a name is of the same layer.
     names = Counter(bare(row["layer"]) for row in rows)
     if len(names) < len(rows):
         raise ConvertError(f"{path}: has two rows for layer {names.most_common(1)[0][0]}")

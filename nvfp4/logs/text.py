@@ -38,12 +38,18 @@ def columns_of(title: str, rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def figure_text(value: float | None) -> str:
-    """Show a whole number in full, any other with four digits, and - where there is none."""
+    """Show a figure in a table: whole numbers in full, others with four digits.
+
+    None, which stands for what is not known, becomes "-".
+    """
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def render_variable(summary: LogSummary) -> list[str]:
-    """Show the layers whose input scale varies most, by scale_cv."""
+    """Render a table of the layers whose input scale varies most, by scale_cv.
+
+    The column rel_rmse is in it where any layer has one, and "-" where a layer lacks a figure.
+    """
     worst = sorted(summary.rows, key=lambda row: -row["scale_cv"])[:MOST_VARIABLE]
     columns = {
         "calls": "count",
@@ -70,6 +76,7 @@ def render_flags(summary: LogSummary, criteria: Criteria) -> list[str]:
              for column, limit in criteria.thresholds.items()}  # fmt: skip
     if criteria.cross_attention:
         every["cross-attention"] = Criteria(thresholds={}, cross_attention=True)
+    # Layers without a row are only flagged by --cross-attn.
     measured = {row["layer"] for row in summary.rows}
     rows = [("", "flagged", f"of {len(measured):,} measured")]
     for what, one in [*every.items(), ("sensitive", criteria)]:
@@ -79,7 +86,11 @@ def render_flags(summary: LogSummary, criteria: Criteria) -> list[str]:
 
 
 def render_analysis(summary: LogSummary, criteria: Criteria, written: Iterable[Path]) -> str:
-    """Render all that is printed at the end: notes, tables, and which files were written."""
+    """Render all that is printed at the end: notes, tables, and which files were written.
+
+    criteria: what flags layers, perhaps nothing. written: paths in the order in which they were
+    written, perhaps none.
+    """
     calls = [row["count"] for row in summary.rows if row.get("count")]
     least, most = min(calls, default=0), max(calls, default=0)
     each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
@@ -96,7 +107,11 @@ def render_analysis(summary: LogSummary, criteria: Criteria, written: Iterable[P
 
 
 def render_trade() -> str:
-    """Render the table of what thresholds cost, for --help."""
+    """Render the table of what thresholds cost, for --help.
+
+    It tells what no single log can: which share of the work is left in W4A4 when layers are listed
+    from some scale_cv on.
+    """
     rows = [("", "--cv-threshold", "layers flagged", "stays W4A4", "with --cross-attn")]
     rows += [(model, f"{limit:g}", *(f"{share} %" for share in shares))
              for model, limit, *shares in TRADE]  # fmt: skip
