@@ -6298,24 +6298,29 @@ def recorded_calibration(
     return found
 
 
-def read_reference_scales(path: Path) -> dict[str, Calibration]:
-    """Return {bare layer: Calibration} from the input scales of a quantised safetensors file.
+def read_reference_scales(path: Path) -> tuple[dict[str, Calibration], list[str]]:
+    """Read the input scales of a quantised model: a safetensors file, an index, or a folder.
 
-    Raises ConvertError where the file cannot be read, has none, or has a malformed one.
+    Returns {bare layer: Calibration}, and a note that counts scales which cannot be used. Raises
+    ConvertError where the model cannot be read, has no input scales, or none that can be used.
     """
+    if path.is_dir() or path.suffix.lower() == ".json":
+        return parse_reference_scales(path, open_model(path).tensors)
     with opened(path) as file:
-        return parse_reference_scales(path, file)
+        tensors, _ = parse_header(path, file)
+        return parse_reference_scales(path, tensors, file)
 
 
-def parse_reference_scales(path: Path, file: BinaryIO) -> dict[str, Calibration]:
-    """Read the input_scale tensors of an open file.
+def parse_reference_scales(
+    path: Path, tensors: dict[str, TensorRef], file: BinaryIO | None = None
+) -> tuple[dict[str, Calibration], list[str]]:
+    """Take the input_scale tensors of a model's header; `file` is its file, if it is open.
 
-    Each must be a single float32 beside an NVFP4 (U8) or FP8 (F8_E4M3) weight, and positive; else
-    ConvertError is raised. The scale is converted to both formats by the largest activation it
-    stands for, since the layer may get the other one here.
+    Each must be a single float32 beside an NVFP4 (U8) or FP8 (F8_E4M3) weight, and positive; others
+    are left out. The scale is converted to both formats by the largest activation it stands for,
+    since the layer may get the other one here. Returns as `read_reference_scales` does.
     """
-    tensors, _ = parse_header(path, file)
-    found = {}
+    found, odd = {}, {}
     for ref in tensors.values():
         layer = ref.name.removesuffix(".input_scale")
         if layer == ref.name:
@@ -6325,14 +6330,22 @@ def parse_reference_scales(path: Path, file: BinaryIO) -> dict[str, Calibration]
         largest = {"U8": NVFP4_MAX, "F8_E4M3": E4M3_MAX}.get(weight.dtype if weight else "")
         if ref.dtype != "F32" or ref.nbytes != 4 or largest is None:
             problem = f"{ref.name} is not one float32 beside an NVFP4 or FP8 weight"
-            raise ConvertError(f"{path}: {problem}")
+            odd[layer] = f"{path}: {problem}"
+            continue
         row = {"layer": layer, "input_scale": load(ref, file).item()}
-        amax = positive(path, row, "input_scale") * largest
+        try:
+            amax = positive(path, row, "input_scale") * largest
+        except ConvertError as error:
+            odd[layer] = str(error)
+            continue
         scales = {NVFP4: amax / NVFP4_MAX, FP8: amax / E4M3_MAX}
         found[bare(layer)] = Calibration(scales=scales, source=path.name)
     if not found:
-        raise ConvertError(f"{path}: has no input_scale tensors")
-    return found
+        raise ConvertError(*[*odd.values()][:1] or [f"{path}: has no input_scale tensors"])
+    what = (
+        "input scales are left out, as none is one positive float32 beside an NVFP4 or FP8 weight"
+    )
+    return found, [f"{path.name}: {len(odd)} {what}: {examples(odd)}"] if odd else []
 
 
 def match_calibration(
@@ -7181,7 +7194,8 @@ def read_guides(options: Options, model: Model) -> Guides:
     family, notes = find_family(options, model)
     kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
     settings = read_layer_config(options.layer_config, model) if options.layer_config else []
-    reference = read_reference_scales(options.input_scale_from) if options.input_scale_from else {}
+    path = options.input_scale_from
+    reference, odd = read_reference_scales(path) if path else ({}, [])
     # By path, so that a file that is named twice, or as --sensitivity-json too, is read once.
     recordings = {path: read_recording(path) for path in dict.fromkeys(options.activation_stats)}
     # A file that is named twice counts twice, as two equal recordings would.
@@ -7196,7 +7210,7 @@ def read_guides(options: Options, model: Model) -> Guides:
         calibration=read_calibration(options, model, reference, recording, summary),
         recording=recording,
         listed=match_layer_list(listed, model) if listed else None,
-        notes=(*notes, *lacking),
+        notes=(*notes, *lacking, *odd),
     )
     # Measured figures come after the rest, as what clips depends on the input scales.
     figures, unmeasured = read_sensitivity(options, recordings, summary, guides.scales)

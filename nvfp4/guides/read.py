@@ -36,7 +36,8 @@ def read_guides(options: Options, model: Model) -> Guides:
     family, notes = find_family(options, model)
     kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
     settings = read_layer_config(options.layer_config, model) if options.layer_config else []
-    reference = read_reference_scales(options.input_scale_from) if options.input_scale_from else {}
+    path = options.input_scale_from
+    reference, odd = read_reference_scales(path) if path else ({}, [])
     # By path, so that a file that is named twice, or as --sensitivity-json too, is read once.
     recordings = {path: read_recording(path) for path in dict.fromkeys(options.activation_stats)}
     # A file that is named twice counts twice, as two equal recordings would.
@@ -51,7 +52,7 @@ def read_guides(options: Options, model: Model) -> Guides:
         calibration=read_calibration(options, model, reference, recording, summary),
         recording=recording,
         listed=match_layer_list(listed, model) if listed else None,
-        notes=(*notes, *lacking),
+        notes=(*notes, *lacking, *odd),
     )
     # Measured figures come after the rest, as what clips depends on the input scales.
     figures, unmeasured = read_sensitivity(options, recordings, summary, guides.scales)

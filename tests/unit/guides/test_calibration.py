@@ -81,7 +81,8 @@ def test_reference_scales_are_read_by_the_format_of_their_layer(tmp_path):
         },
         tmp_path / "r.safetensors",
     )
-    found = read_reference_scales(tmp_path / "r.safetensors")
+    found, notes = read_reference_scales(tmp_path / "r.safetensors")
+    assert notes == []
     assert found["a"].scales[NVFP4] == pytest.approx(0.01)
     assert found["a"].scales[FP8] == pytest.approx(0.06)
     assert found["b"].scales[NVFP4] == pytest.approx(0.5 / 6)
@@ -115,3 +116,58 @@ def test_lists_and_summaries_of_another_model_are_errors(tmp_path):
             "--input-scale-summary-json",
             str(tmp_path / "s.json"),
         )
+
+
+GOOD = {"a.weight": torch.zeros(16, 8, dtype=torch.uint8), "a.input_scale": torch.tensor(0.01)}
+FP8_WEIGHT = torch.zeros(16, 16).to(torch.float8_e4m3fn)
+ODD = {
+    "beside a 16-bit layer": (torch.zeros(16, 16), torch.tensor(0.01)),
+    "without a weight": (None, torch.tensor(0.01)),
+    "of each channel": (FP8_WEIGHT, torch.full((16,), 0.01)),
+    "of zero": (FP8_WEIGHT, torch.tensor(0.0)),
+    "negative": (FP8_WEIGHT, torch.tensor(-1.0)),
+    "infinite": (FP8_WEIGHT, torch.tensor(torch.inf)),
+    "NaN": (FP8_WEIGHT, torch.tensor(torch.nan)),
+    "of 8-bit integers": (torch.zeros(16, 16, dtype=torch.int8), torch.tensor(0.01)),
+    "of E5M2": (torch.zeros(16, 16).to(torch.float8_e5m2), torch.tensor(0.01)),
+    "empty": (FP8_WEIGHT, torch.ones(0)),
+}
+
+
+@pytest.mark.parametrize(("weight", "scale"), ODD.values(), ids=ODD)
+def test_an_odd_reference_scale_is_left_out_with_a_note(tmp_path, weight, scale):
+    path = tmp_path / "r.safetensors"
+    odd = {"b.input_scale": scale} | ({} if weight is None else {"b.weight": weight})
+    save_file(GOOD | odd, path)
+    found, (note,) = read_reference_scales(path)
+    assert [*found] == ["a"]
+    assert note.startswith("r.safetensors: 1 input scales are left out")
+    assert note.endswith(": b")
+
+
+def test_reference_scales_are_read_from_an_index_and_a_folder(tmp_path):
+    save_file({"a.weight": GOOD["a.weight"]}, tmp_path / "r-1.safetensors")
+    save_file({"a.input_scale": GOOD["a.input_scale"]}, tmp_path / "r-2.safetensors")
+    index = tmp_path / "r.safetensors.index.json"
+    weight_map = {"a.weight": "r-1.safetensors", "a.input_scale": "r-2.safetensors"}
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    for path in (index, tmp_path):
+        found, notes = read_reference_scales(path)
+        assert found["a"].scales[NVFP4] == pytest.approx(0.01)
+        assert notes == []
+
+
+def test_reference_scales_are_read_from_a_folder_of_one_file(tmp_path):
+    save_file(GOOD, tmp_path / "r.safetensors")
+    assert [*read_reference_scales(tmp_path)[0]] == ["a"]
+
+
+def test_a_reference_folder_steers_a_plan_and_its_note_is_told(tmp_path):
+    folder = tmp_path / "ref"
+    folder.mkdir()
+    layer = "blocks.0.ffn.0"
+    tensors = {f"{layer}.weight": GOOD["a.weight"], f"{layer}.input_scale": torch.tensor(0.02)}
+    save_file(tensors | {"old.input_scale": torch.tensor(1.0)}, folder / "r.safetensors")
+    plans, notes = plan_of(tmp_path, BLOCK, "--preset", "all", "--input-scale-from", str(folder))
+    assert plans[f"{layer}.weight"].input_scale == pytest.approx(0.02)
+    assert sum("1 input scales are left out" in note for note in notes) == 1
