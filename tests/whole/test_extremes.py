@@ -16,6 +16,7 @@ def convert(weight, tmp_path, *arguments):
     return c.main(command), source, out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("search", "dtype"), [("amax", torch.float32), *(("mse", dtype) for dtype in DTYPES)]
 )

@@ -39,6 +39,7 @@ def test_the_worst_defect_comes_first(converted, tmp_path, capsys):
     assert "12 x FP8 weights" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["mixed", "fp8", "scaled-fp8"])
 @pytest.mark.parametrize("marked", [[], ["--fp8-full-precision-mm"]])
 def test_what_this_tool_writes_is_sound(recipe, marked, tiny, tmp_path, capsys):
