@@ -1,6 +1,7 @@
 """Read the command line of the log analyser.
 
-Nothing here imports torch or numpy, so that --help answers at once.
+Nothing here imports torch or numpy, so that --help and --version answer at once. LOGS_COMMAND_LINE
+is a table of all options; what excludes or needs what is checked in `wrong_usage`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ that lists and plots can be made again without the log.
 
 Exit status: 0 done, 1 a file that is no log, summary or recording, 2 wrong usage.
 """
+# There is no default threshold: the figure that was published flags nine layers in ten.
 LOGS_EPILOG = """\
 choosing --cv-threshold:
   The owner of this project wrote that layers went on the list from a scale_cv of 0.01
@@ -38,7 +40,8 @@ choosing --cv-threshold:
   correspond to 0.16 (TI2V 5B), 0.11 (I2V 14B low noise) and 0.12 (high noise), plus --cross-attn.
 
 """
-# The option that sets a criterion's threshold: the column it is compared with.
+# The option that sets a criterion's threshold: the column of the summary that it is compared with.
+# All three flag values that are equal to the threshold, or larger.
 THRESHOLDS = {
     "cv_threshold": "scale_cv",
     "kurtosis_threshold": "scale_kurtosis",
@@ -49,11 +52,14 @@ LINE_OPTIONS = ("format", "mode", "percentiles", "steps")
 
 
 def percentile_list(text: str) -> tuple[float, ...]:
-    """Read 50,99.9 as (50.0, 99.9), ascending; the median is always among them.
+    """Read percentiles such as 50,99.9 as (50.0, 99.9), ascending and each once.
 
-    Raises ArgumentTypeError for what is not from 0 to 100, or would share a column's name.
+    The median is always among them, as the tables and plots show it. Raises ArgumentTypeError for
+    what is not from 0 to 100, and for two that would share a column's name: that has six
+    significant digits.
     """
     values = sorted({50.0, *map(float, text.split(","))})
+    # NaN compares false, and is refused here, too.
     if not all(0 <= value <= 100 for value in values):
         raise argparse.ArgumentTypeError(f"{text}: percentiles are from 0 to 100")
     if len({*map(percentile_key, values)}) < len(values):
@@ -86,10 +92,12 @@ def finite(text: str) -> float:
 
 # What the value of an option is called in the help, and what reads its text.
 OUTPUT_FILE = {"metavar": "FILE", "type": input_path}
+# A name without a folder is also looked for in calib/, where the shipped summaries are.
 SHIPPED_SUMMARY = {"metavar": "FILE", "type": partial(shipped_path, folder="calib")}
 COUNT = {"metavar": "N", "type": positive_int}
 THRESHOLD = {"metavar": "X", "type": finite}
 LOG_FILES = {"metavar": "LOG", "type": input_path, "nargs": "+"}
+# Rows of one option each, which the formatter would spread over several lines.
 # fmt: off
 LOGS_COMMAND_LINE = {
     "read (--input or --summary)": {
@@ -163,6 +171,7 @@ def wrong_usage(given: dict[str, object]) -> Iterator[str]:
         yield "--cfg-passes needs --steps"
     if given["input"] and given["rel_rmse_threshold"] is not None and not given["recording"]:
         yield "--rel-rmse-threshold needs --recording"
+    # A list by no criterion would always be empty.
     if given["sensitive_layers"] and not criteria_of(given):
         flags = ("--" + name.replace("_", "-") for name in THRESHOLDS)
         yield f"--sensitive-layers needs {examples(flags)} or --cross-attn"
@@ -181,8 +190,9 @@ def criteria_of(given: dict[str, object]) -> Criteria:
 def parse_analysis(argv: list[str] | None = None) -> dict[str, object]:
     """Read the command line to {option: value}, with LOG_DEFAULTS for what was not given.
 
-    argv: the words, or those of this process. --help and --version exit with 0, wrong usage
-    with 2.
+    argv: the words, or those of this process where it is None. Names of options have underscores.
+    Paths come as Path, counts as int, thresholds as float, percentiles as an ascending tuple.
+    --help and --version exit with 0, wrong usage with 2.
     """
     parser = logs_parser()
     given = vars(parser.parse_args(argv))

@@ -1,4 +1,9 @@
-"""Carry out an analysis: read, summarise, write what was asked for, print."""
+"""Carry out an analysis: read, summarise, write, print.
+
+The command line was read by `command`. Everything that can be known before logs are read, which
+takes minutes, is checked first. Files are written whole or not at all, in the order of OUTPUTS,
+then the plots.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +20,17 @@ from nvfp4.logs.records import LineChoice, LogSummary
 from nvfp4.logs.summary import read_errors, read_log_summary, summarise_logs, with_errors
 from nvfp4.logs.text import render_analysis
 
-# Options that name a file to write, in the order they are written in.
+# Options that name a file to write, in the order they are written in; --plots-dir names a folder,
+# and comes after them.
 OUTPUTS = ("csv", "json", "sensitive_layers")
 
 
 def check_files(given: dict[str, object]) -> None:
     """Raise ConvertError for what would go wrong after the long reading and is known before it.
 
-    given: the parsed options. A file that is named twice, is not there or cannot be written, a
-    folder that cannot be made, and matplotlib where it is needed and missing.
+    given: the parsed options. That is a file named twice (by whatever path), an input that is not
+    there, an output that cannot be written, a folder that cannot be made, and matplotlib where it
+    is needed and missing. Wrong and missing paths are told together.
     """
     inputs = [*(given["input"] or [given["summary"]]), *(given["recording"] or [])]
     targets, folder = [given[name] for name in OUTPUTS if given[name]], given["plots_dir"]
@@ -32,6 +39,7 @@ def check_files(given: dict[str, object]) -> None:
     problems += [f"{path}: is given twice" for path, times in Counter(known).items() if times > 1]
     problems += [f"{path}: no such file" for path in inputs if not path.is_file()]
     for target in targets:
+        # A file that another program has locked, or that may not be written to, raises OSError.
         with translated(target):
             problems += target_problems(target)
     if folder and not folder.is_dir() and (folder.exists() or not folder.parent.is_dir()):
@@ -45,8 +53,9 @@ def check_files(given: dict[str, object]) -> None:
 def summarise(given: dict[str, object]) -> LogSummary:
     """Make the summary from logs or an earlier one, with the errors that recordings have.
 
-    Raises ConvertError for a file that is not what it is given as, and where a threshold is on
-    errors that no layer has.
+    given: the parsed options; --input or --summary is among them. Returns the LogSummary, with the
+    column rel_rmse where there is a recording. Raises ConvertError for a file that is not what it
+    is given as, and where a threshold is on errors that no layer has.
     """
     # Recordings are quickly read, so a wrong one is told before the logs take minutes.
     errors = read_errors(given["recording"] or [])
@@ -94,10 +103,11 @@ def carry_out_analysis(given: dict[str, object]) -> str:
 
 
 def analyze_log(argv: list[str] | None = None) -> int:
-    """Run analyze_input_scale_log.py with these words, or those of this process.
+    """Run analyze_input_scale_log.py with these words, or with those of this process.
 
-    Returns the exit status: 0 done, 1 where a file is not what it should be, 130 interrupted.
-    Wrong usage exits with 2.
+    Problems are printed on stderr, a line each, without a traceback. Returns the exit status: 0
+    done, 1 where a file is not what it should be, and 130 after Ctrl-C. Wrong usage does not
+    return: it exits with 2.
     """
     tolerate_consoles()
     given = parse_analysis(argv)
@@ -106,7 +116,9 @@ def analyze_log(argv: list[str] | None = None) -> int:
     except ConvertError as error:
         show_problems(error)
         return 1
+    # 128 + SIGINT, as shells report it.
     except KeyboardInterrupt:
         return 130
+    # Names from a log may hold terminal escape sequences.
     show(printable(text))
     return 0

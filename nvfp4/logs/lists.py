@@ -1,4 +1,9 @@
-"""Find the layers that are sensitive by given criteria, and list them for the converter."""
+"""Find sensitive layers by given criteria, and list them.
+
+A layer is sensitive if a column of its row reaches a threshold, or if it belongs to a
+cross-attention and --cross-attn is given. The list is for --full-precision-mm-layers of the
+converter, and its reasons are comments there.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +37,12 @@ def reasons(row: dict, criteria: Criteria) -> list[str]:
 
 
 def sensitive_layers(rows: Iterable[dict], criteria: Criteria) -> dict[str, list[str]]:
-    """Find {layer: why it is sensitive}, in natural order.
+    """Find the sensitive layers: {layer: why}, in natural order of their names.
 
-    rows: of a summary. With criteria.cross_attention, q, k, v and o of every block in it are among
-    the layers, whether they have a row or not.
+    rows: of a summary, which names the layers. With criteria.cross_attention, q, k, v and o of
+    every block that has a row are among them, whether they have rows or not: the shipped summaries
+    have none for v, which was FP8 in those models. "cross-attention" stands before the thresholds
+    that a layer reaches.
     """
     found = defaultdict(list)
     for row in rows:
@@ -47,6 +54,7 @@ def sensitive_layers(rows: Iterable[dict], criteria: Criteria) -> dict[str, list
             names = [f"{block[0]}.cross_attn.{part}" for part in CROSS_ATTENTION_PARTS]
             names += [row["layer"]] if re.search(CROSS_ATTENTION, row["layer"]) else []
             for name in names:
+                # Each row of a block names the same four layers again.
                 if "cross-attention" not in found[name]:
                     found[name].insert(0, "cross-attention")
     return {name: found[name] for name in sorted(found, key=natural_key) if found[name]}
@@ -55,7 +63,8 @@ def sensitive_layers(rows: Iterable[dict], criteria: Criteria) -> dict[str, list
 def render_list(rows: Iterable[dict], criteria: Criteria) -> str:
     """Render the list for --full-precision-mm-layers of the converter.
 
-    A first line tells what chose the layers; then comes a name a line, its reasons as a comment.
+    rows: of a summary. A first line, a comment, tells how many layers there are and what chose
+    them; then comes a name on each line, with its reasons as a comment. Ends with a line feed.
     """
     found = sensitive_layers(rows, criteria)
     by = [f"{column} >= {threshold:g}" for column, threshold in criteria.thresholds.items()]

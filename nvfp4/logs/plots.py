@@ -1,6 +1,8 @@
 """Plot a summary as PNG files.
 
-matplotlib is optional, so that functions import what they use of it.
+matplotlib is optional, so that functions import what they use of it; `need_matplotlib` tells before
+the long reading if it is missing. Layers of one kind share a panel, since blocks are compared with
+each other: numbers of blocks are on the x axis.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 PLAIN, MARKED = "#3b6ea5", "#d1495b"
 # Width and height of a panel, in inches.
 PANEL = 3.6, 2.5
-# Panels beside each other on a page.
+# Panels beside each other on a page; more kinds than these begin a new row.
 ACROSS = 3
 # The kind under which all layers outside of the blocks are shown together.
 ELSEWHERE = "outside the blocks"
@@ -85,7 +87,9 @@ def as_png(figure: Figure) -> bytes:
 def by_kind(rows: Iterable[dict]) -> dict[str, list[tuple[int, dict]]]:
     """Group rows as {kind of layer: [(number of its block, row)]}.
 
-    Layers outside of the blocks are one kind, ELSEWHERE, numbered in the order they come in.
+    rows: of a summary, or its steps. The kind is the layer's name with * for its block's number.
+    Layers outside of the blocks are one kind, ELSEWHERE, numbered in the order in which they first
+    come; rows of one layer share its number.
     """
     kinds, elsewhere = defaultdict(list), {}
     for row in rows:
@@ -101,7 +105,9 @@ def by_kind(rows: Iterable[dict]) -> dict[str, list[tuple[int, dict]]]:
 def log_axis(axes: Axes, lowest: float, highest: float) -> None:
     """Make the y axis logarithmic, with ticks that can be read within one power of ten, too.
 
-    lowest, highest: the positive values that are shown.
+    axes: the panel, whose y axis is limited, labelled and given a grid. lowest, highest: the
+    positive values that are shown; a margin is added on both sides, which is 8 % of their distance
+    on the axis.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -119,9 +125,11 @@ def log_axis(axes: Axes, lowest: float, highest: float) -> None:
 
 
 def plot_layers(summary: LogSummary, marked: set[str]) -> Figure:
-    """Plot a panel for each kind of layer: a bar of percentiles for each block, the median a dot.
+    """Plot the input scales of all layers: a panel for each kind, a bar for each block.
 
-    marked: names of the layers that are drawn in red, as sensitive.
+    marked: names of the layers that are drawn in red, as sensitive. A bar goes from the lowest
+    percentile to the highest one, and a dot is the median. Layers outside of the blocks have their
+    names below the bars. Returns the figure.
     """
     kinds = by_kind(summary.rows)
     low, high = (f"scale_{percentile_key(summary.percentiles[i])}" for i in (0, -1))
@@ -153,7 +161,8 @@ def plot_layers(summary: LogSummary, marked: set[str]) -> Figure:
 def plot_histograms(summary: LogSummary, criteria: Criteria) -> Figure:
     """Plot how many layers have which variation, kurtosis, share of outliers and error.
 
-    A column that no row has gets no panel; a threshold of `criteria` is a line across its own.
+    Values are those of the summary's rows; a column that no row has gets no panel. A threshold of
+    `criteria` is a red line across its own panel. Returns the figure, of up to four panels.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -206,6 +215,8 @@ def plot_steps(summary: LogSummary) -> Figure:
         for place, row in found:
             lines[row["layer"], place].append((row["step"], row["scale_mean"]))
         for (name, place), points in lines.items():
+            # None leaves the colour to matplotlib, which goes through its own: no block's number is
+            # there to tell.
             colour = None if kind == ELSEWHERE else colours.to_rgba(place)
             places = zip(*sorted(points), strict=True)
             axes.plot(*places, color=colour, linewidth=0.9, label=one_line(name))
@@ -222,8 +233,9 @@ def plot_steps(summary: LogSummary) -> Figure:
 def write_plots(folder: Path, summary: LogSummary, criteria: Criteria) -> list[Path]:
     """Write histograms.png, layers.png and, where there are steps, steps.png into a folder.
 
-    The folder is made if it is not there; its parent has to be. Returns the files that were
-    written. Raises ConvertError where the disk refuses.
+    criteria: what draws layers red and thresholds as lines. The folder is made if it is not there;
+    its parent has to be. Returns the files that were written. Raises ConvertError where the disk
+    refuses; all figures are drawn before the first one is written.
     """
     marked = set(sensitive_layers(summary.rows, criteria))
     figures = {

@@ -1,4 +1,9 @@
-"""Read calibration logs, plain or compressed: a line for each call of a layer."""
+"""Read calibration logs, plain or compressed: a line for each call.
+
+A line has format, mode, layer, scale, amax and shape, with tabs between them; older logs lack the
+format. Each layer's numbers go to its `Series`. Logs of long recordings have millions of lines, so
+that memory is bounded and a line costs little: what a line begins with is looked at once.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,7 @@ from nvfp4.read.beginnings import TELLING_BYTES, UTF8_MARKED, encoding_of, refus
 
 # What unpacks a log, by the suffix of its file; any other log is plain text.
 OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-# Bytes of a log that are read at once.
+# Bytes of a log that are read at once: some thousand lines.
 LOG_CHUNK = 1 << 20
 # Bytes of a line at most: a file without line ends would otherwise fill the memory.
 LONGEST_LINE = 1 << 16
@@ -39,7 +44,9 @@ MOST_MALFORMED = 100_000
 def readable(path: Path) -> Iterator[None]:
     """Turn the errors of reading a log into a ConvertError of one line.
 
-    Those that damaged archives raise have no number, so that each kind is named here.
+    path: the log, for the message. Besides OSError these are the errors of damaged archives: they
+    have no error number, so that each kind is named here, and the message advises to unpack what is
+    left.
     """
     try:
         with translated(path, "cannot read the log"):
@@ -68,7 +75,8 @@ def utf8_chunks(file: BinaryIO) -> Iterator[bytes]:
 def read_lines(log: Log) -> Iterator[list[bytes]]:
     """Yield the complete lines of a log, some thousand at a time, without their ends.
 
-    A last line that has no end is not among them, and noted in `log.incomplete`. Raises
+    log: what is read and where it is noted, in `log.incomplete`, that the last line has no end;
+    that line is not yielded. Progress is shown, in bytes of the file as it lies on the disk. Raises
     ConvertError for what cannot be read, for a pointer or a web page in the log's place, and for a
     line longer than LONGEST_LINE.
     """
@@ -93,8 +101,11 @@ def read_lines(log: Log) -> Iterator[list[bytes]]:
 def read_log(path: Path, choice: LineChoice, found: dict[str, Series]) -> Log:
     """Add the calls of a log to what was found in others before it, and count its lines.
 
-    found: {bare layer: its calls so far}, which grows. Malformed lines are counted and the first
-    of them kept. Raises ConvertError for a file that is no log or has no line that counts.
+    choice: which lines count. found: {bare layer: its calls so far}, which grows.
+
+    Returns the Log, with counts of lines that were left out, malformed or of zero inputs, and the
+    first malformed ones as text. Raises ConvertError for a file that is no log, has too many
+    layers, or has no line that counts.
     """
     log, known = Log(path=path), {}
     for lines in read_lines(log):
@@ -113,6 +124,8 @@ def read_log(path: Path, choice: LineChoice, found: dict[str, Series]) -> Log:
                 log.malformed += 1
                 if log.malformed <= EXAMPLES:
                     log.shown.append(f"{path} line {number}: {error}: {excerpt(line)}")
+                # Every line so far was malformed, and no layer was found: the file is something
+                # else.
                 elif log.malformed == number > MOST_MALFORMED:
                     problem = f"is no log: its first {number:,} lines are malformed"
                     raise ConvertError(f"{path}: {problem}") from error
@@ -138,12 +151,16 @@ def open_target(
 ) -> Series | LeftOut:
     """Find where the lines of one format, mode and layer go; a new layer is added to `found`.
 
-    columns: of the first such line: format, mode and layer in one, then scale, amax and shape.
-    Raises ValueError for a malformed line, and ConvertError for a log of too many layers.
+    columns: of the first such line, split from its end: format, mode and layer in one, then scale,
+    amax and shape, all bytes. choice: which lines count.
+
+    Returns the layer's Series, or a LeftOut that only counts. Raises ValueError for a malformed
+    line, and ConvertError for a log of more than MOST_LAYERS layers.
     """
     if any(b"\0" in column for column in columns):
         raise ValueError("it has zero bytes, as UTF-16 has, which PowerShell 5.1 appends by >>")
     # Where logs were joined, marks stand at the beginning of lines.
+    # Editors on Windows may put a byte order mark before the first line.
     head = columns[0].removeprefix(codecs.BOM_UTF8)
     # A UnicodeDecodeError is a ValueError: a name that is no UTF-8 makes a malformed line.
     words = head.decode().split("\t")

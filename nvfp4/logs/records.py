@@ -1,4 +1,9 @@
-"""Hold what a log has, which lines count, what makes a layer sensitive, and the summary."""
+"""Hold what a log has, which lines count, and the summary.
+
+These records travel between the modules of this room: LineChoice and Criteria say what the user
+asked for, Log says what became of a file's lines, and LogSummary holds the result, which all
+outputs are made from.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,8 @@ from pathlib import Path
 
 from nvfp4.guides.columns import percentile_key
 
-# The value of --format and --mode that leaves no line out.
+# The value of --format and --mode that leaves no line out; a format of this name could not be
+# chosen.
 ALL_LINES = "all"
 # What these options are when they are not given. The parser leaves them None, so that options which
 # mean nothing beside --summary can be told from defaults.
@@ -24,9 +30,11 @@ DIGITS = 6
 
 @dataclass(slots=True, kw_only=True)
 class Log:
-    """What became of the lines of one file; `used` are those that no other field counts.
+    """Hold what became of the lines of one file.
 
-    shown: the first malformed lines, as they are printed. left_out: lines by (format, mode).
+    path: as it was given. lines: complete ones; `used` are those that no other field counts.
+    malformed: lines that could not be read; shown: the first of them, as they are printed.
+    left_out: lines of a format or mode that was not chosen, counted by (format, mode).
     """
 
     path: Path
@@ -47,10 +55,11 @@ class Log:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineChoice:
-    """Which lines count, and how the calls of a layer are dealt out to the steps of a run.
+    """Hold which lines count, and how the calls of a layer are dealt out to the steps of a run.
 
-    steps: of a run; 0 gathers no statistics by step. passes: calls of a layer in one step, 2 with
-    classifier-free guidance.
+    format, mode: what lines must have, or ALL_LINES for any.
+    steps: of a run; 0 gathers no statistics by step.
+    passes: calls of a layer in one step, 2 with classifier-free guidance.
     """
 
     format: str
@@ -86,10 +95,12 @@ class Criteria:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSummary:
-    """Statistics of every layer, as they are written and read again.
+    """Hold statistics of every layer, as they are written and read again.
 
+    format, mode: of the lines that counted. percentiles: ascending, from 0 to 100.
     rows: one dict a layer, in natural order: `layer`, `count`, and columns such as scale_p99_9.
-    steps: one dict a layer and step, if they were asked for. notes: lines to print, not written.
+    steps: one dict a layer and step, if they were asked for.
+    notes: lines to print, which are not written.
     """
 
     format: str

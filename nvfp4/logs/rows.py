@@ -1,4 +1,9 @@
-"""Make the rows of a summary from the calls of a layer, and check rows of a file."""
+"""Make the rows of a summary from the calls of a layer, and check them.
+
+A row is a dict, as it is written to JSON: `layer`, `count`, scale_* and amax_* figures, scale_cv.
+Rows of a summary that is read again are checked here, as they may come from elsewhere;
+`guides.calibration` reads them for the converter.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,8 @@ LARGEST = sys.float_info.max
 def layer_row(layer: str, series: Series, percentiles: Iterable[float]) -> dict:
     """Make the row of one layer: `layer`, `count`, the figures of its scale and amax, scale_cv.
 
-    series: settled, with one call at least; percentiles: from 0 to 100.
+    series: settled, with one call at least. percentiles: from 0 to 100, a scale_p and an amax_p
+    column each. See `tally_figures` for the other columns. Figures have six significant digits.
     """
     row = {"layer": layer, "count": series.calls}
     for prefix, tally in (("scale", series.scale), ("amax", series.amax)):
@@ -31,11 +37,15 @@ def layer_row(layer: str, series: Series, percentiles: Iterable[float]) -> dict:
 def step_rows(layer: str, series: Series, highest: float) -> Iterator[dict]:
     """Make one row for each step that a layer was called in: mean, maximum and one percentile.
 
-    highest: the percentile, from 0 to 100. Steps count from 0.
+    series: settled. highest: the percentile, from 0 to 100. Steps count from 0; a step without a
+    call has no row. Yields dicts of layer, step, count, scale_mean, scale_max and such as
+    scale_p99_9.
     """
     key = percentile_key(highest)
     for step, tally in enumerate(series.steps):
         if tally.number:
+            # Only three figures are kept of a step, as each layer has as many of these rows as a
+            # run has steps.
             found = tally_figures(tally, [highest])
             kept = {f"scale_{name}": found[name] for name in ("mean", "max", key)}
             yield {"layer": layer, "step": step, "count": tally.number} | kept
@@ -44,7 +54,8 @@ def step_rows(layer: str, series: Series, highest: float) -> Iterator[dict]:
 def with_cv(row: dict) -> dict:
     """Add scale_cv to a row, its standard deviation over its mean.
 
-    It comes from the rounded figures that are written, so that a log and its summary agree.
+    row: with scale_std and a positive scale_mean. It comes from the rounded figures that are
+    written, so that a log and its summary agree, and one that the row has already is replaced.
     """
     return row | {"scale_cv": rounded(row["scale_std"] / row["scale_mean"])}
 
@@ -60,8 +71,9 @@ def in_natural_order(rows: Iterable[dict]) -> list[dict]:
 def is_row(row: object, needed: str) -> bool:
     """Tell whether a value from a JSON file can be a row.
 
-    It has a layer's name, a positive scale_mean, a `needed` column that is not negative, and
-    otherwise numbers or null. NaN and infinities are refused, as JSON cannot hold them.
+    needed: the column that must be there and not negative: scale_std, or step. A row is an object
+    with a layer's name and a positive scale_mean; otherwise it has numbers or null. NaN and
+    infinities are refused, as JSON cannot hold them, and so are true and false.
     """
     if not isinstance(row, dict) or not is_layer_name(row.get("layer")):
         return False
@@ -69,6 +81,7 @@ def is_row(row: object, needed: str) -> bool:
     numbers = {key: value for key, value in row.items() if key != "layer" and value is not None}
     return (
         all(
+            # Not isinstance: True is an int in Python.
             type(value) in (int, float) and -LARGEST <= value <= LARGEST
             for value in numbers.values()
         )

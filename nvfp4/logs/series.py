@@ -1,4 +1,8 @@
-"""Collect and count the calls of one layer, and the lines that are left out."""
+"""Collect the calls of one layer, and count lines that are left out.
+
+`reading` hands the text of two numbers to `add` for each line. Series collects them until there are
+enough to be worth sorting, then gives them to the tallies of `statistics`.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +28,14 @@ class ZeroInputError(ValueError):
 
 
 class Series:
-    """All calls of one layer: tallies of its scales and amax, and of its scales at each step.
+    """Collect all calls of one layer: tallies of its scales and amax, and of its scales by step.
 
-    calls: how many are counted; those that are pending come with `settle`. kinds: the (format,
-    mode) pairs that its lines had.
+    calls: how many are counted; those that are pending come with `settle`.
+    kinds: the (format, mode) pairs that its lines had.
+    scale, amax: tallies over all calls; steps: a tally of scales for each step of a run.
     """
 
+    # A log may have 20,000 layers: without slots, each would carry a dict.
     __slots__ = ("amax", "calls", "choice", "kinds", "pending", "scale", "steps")
 
     def __init__(self, choice: LineChoice):
@@ -42,10 +48,12 @@ class Series:
     def add(self, scale: bytes, amax: bytes) -> None:
         """Count a call from the text of its two numbers.
 
-        Raises ZeroInputError where both are 0, and ValueError for what is no number, not positive,
-        or beyond float32.
+        scale, amax: as the line has them, in bytes. Raises ZeroInputError where both are 0, and
+        ValueError for what is no number, not positive, or beyond float32's normal range. The
+        numbers are pending until there are PENDING of them.
         """
         numbers = float(scale), float(amax)
+        # An empty prompt gives such inputs; their scale is 0, too.
         if numbers == (0, 0):
             raise ZeroInputError
         # NaN fails every comparison, so it is refused here as well.
@@ -70,6 +78,8 @@ class Series:
         self.scale.add(scales)
         self.amax.add(amaxs)
         if self.steps:
+            # Numbers of the calls within the layer: files that are given together go on from one
+            # another.
             calls = self.calls + np.arange(len(scales))
             step = calls // self.choice.passes % self.choice.steps
             for index in np.unique(step):
@@ -79,9 +89,10 @@ class Series:
 
 @dataclass(slots=True, kw_only=True)
 class LeftOut:
-    """Stands in a layer's place for lines that --format or --mode leave out, and counts them.
+    """Stand in a layer's place for lines that --format or --mode leave out, and count them.
 
-    counts: of the log, by (format, mode); kind: the pair that these lines have.
+    counts: of the log, by (format, mode), which it adds to.
+    kind: the pair that these lines have.
     """
 
     counts: Counter[tuple[str, str]]

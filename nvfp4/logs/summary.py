@@ -1,4 +1,8 @@
-"""Summarise all layers of logs, read summaries again, join them with recordings."""
+"""Summarise logs, read summaries again, join them with recordings.
+
+This is where a LogSummary comes from: from logs by way of `reading` and `rows`, or from an earlier
+summary's JSON. A recording adds what a log cannot tell, the error of each layer's input in NVFP4.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +38,14 @@ def summarise_logs(
 ) -> LogSummary:
     """Summarise all logs as if they were one: the calls of a layer go on from file to file.
 
-    percentiles: ascending, from 0 to 100. Raises ConvertError for a file that is no log or has no
-    line that counts.
+    paths: in the order in which they were recorded, if steps are asked for. choice: which lines
+    count. percentiles: ascending, from 0 to 100.
+
+    Returns a LogSummary whose notes tell what became of the lines. Raises ConvertError for a file
+    that is no log or has no line that counts.
     """
     found: dict[str, Series] = {}
+    # All logs fill the same dict, one after another.
     logs = [read_log(path, choice, found) for path in paths]
     used = {name: found[name] for name in sorted(found, key=natural_key)}
     for series in used.values():
@@ -94,8 +102,9 @@ def series_notes(found: dict[str, Series], choice: LineChoice) -> Iterator[str]:
 def read_log_summary(path: Path) -> LogSummary:
     """Read a summary that was made earlier, its rows in natural order.
 
-    Its percentiles are those that every row has. Raises ConvertError for a file that cannot be
-    read, and for rows that are malformed, of one layer twice, or without a percentile in common.
+    path: of the JSON. Its percentiles are those that every row has, whatever it says itself, and
+    scale_cv is computed anew. Raises ConvertError for a file that cannot be read, and for rows that
+    are malformed, of one layer twice, or without a percentile in common.
     """
     data = load_json(path, "summary")
     rows, steps = data.get("layers"), data.get("steps", [])
@@ -126,9 +135,11 @@ def read_log_summary(path: Path) -> LogSummary:
 
 
 def read_errors(paths: Iterable[Path]) -> dict[str, float | None]:
-    """Read {bare layer: relative RMSE of its inputs in NVFP4}, of all recordings together.
+    """Read each layer's relative RMSE of its inputs in NVFP4 from recordings.
 
-    None stands where no input had energy. Raises ConvertError for a file that is no recording.
+    paths: .safetensors files of the recorder, which add up. Returns {bare layer: error}, rounded to
+    six digits, and None where no input had energy. Raises ConvertError for a file that is no
+    recording.
     """
     return {
         layer: rounded(recorded.rel_rmse) if recorded.energy else None
@@ -139,13 +150,15 @@ def read_errors(paths: Iterable[Path]) -> dict[str, float | None]:
 def with_errors(summary: LogSummary, errors: dict[str, float | None]) -> LogSummary:
     """Add the column rel_rmse to a summary, and notes on layers that only one side has.
 
-    errors: {bare layer: relative RMSE, or None}. A row without an error keeps the one it had.
+    errors: {bare layer: relative RMSE, or None}. A layer that the recording does not have keeps the
+    error it had, or gets None. Returns a new LogSummary; the given one is not changed.
     """
     names = {bare(row["layer"]) for row in summary.rows}
     rows = [
         row | {"rel_rmse": errors.get(bare(row["layer"]), row.get("rel_rmse"))}
         for row in summary.rows
     ]
+    # A recorded layer without energy has no error either.
     unmeasured = names - {name for name, error in errors.items() if error is not None}
     notes = [
         f"{len(found)} {what}: {examples(found)}"

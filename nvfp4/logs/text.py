@@ -1,4 +1,8 @@
-"""Render what the log analyser prints, and what thresholds cost for its help."""
+"""Render what the log analyser prints, and what thresholds cost.
+
+The output ends with two tables: the layers whose input scale varies most, and how many layers each
+criterion flags. Nothing here imports numpy, as `render_trade` is part of --help.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from nvfp4.errors import one_line
 from nvfp4.logs.lists import sensitive_layers
 from nvfp4.logs.records import Criteria, LogSummary
 
-# Layers of the table of the most variable input scales.
+# Layers in the table of the most variable input scales; the CSV has all of them.
 MOST_VARIABLE = 10
 # What thresholds cost: model, --cv-threshold, per cent of the measured layers that it flags, per
 # cent of their multiply work that stays W4A4 without these, and without all cross-attention, too.
@@ -28,7 +32,7 @@ def columns_of(title: str, rows: list[tuple[str, ...]]) -> list[str]:
     """Lay out a table under its title, after an empty line.
 
     rows: of the same length, the headings first. The first column is set to the left, numbers in
-    the others to the right.
+    the others to the right. Returns the lines, indented by two spaces.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -66,9 +70,10 @@ def render_variable(summary: LogSummary) -> list[str]:
 
 
 def render_flags(summary: LogSummary, criteria: Criteria) -> list[str]:
-    """Show how many layers each criterion flags, and all together; nothing without criteria.
+    """Render how many layers each criterion flags, and all together; nothing without criteria.
 
-    --cross-attn flags layers that have no row, so those that have one are counted beside all.
+    --cross-attn flags layers that have no row, too, so the table has two columns: all that are
+    flagged, and those of them that were measured.
     """
     if not criteria:
         return []
