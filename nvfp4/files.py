@@ -17,8 +17,17 @@ from typing import BinaryIO
 
 from nvfp4.errors import ConvertError
 
-# The end of a message about a full disk, and about an input that another program wrote to.
+# The end of a message about a full disk.
 MAKE_ROOM = "; make room, then run the same command again"
+# The end of a message about a file larger than its file system takes. The shards of 5 GB that
+# --output-sharded makes by itself would still be too large for FAT32.
+LARGEST_FILE = (
+    "; FAT32 takes no file of 4 GiB or more: write to another disk (exFAT, NTFS, ext4), or give "
+    "--output-sharded --max-shard-size 4GB"
+)
+# Windows has an error of its own for that, ERROR_FILE_TOO_LARGE, without a number of POSIX.
+TOO_LARGE = 223
+# The end of a message about an input that another program wrote to.
 CHANGED_UNDER_WAY = "changed while it was read; convert again once nothing writes to it"
 # A file's size in bytes, and when it was last written in nanoseconds: the two tell whether an input
 # changed while it was read.
@@ -53,11 +62,16 @@ def os_problem(error: OSError, path: Path, what: str = "", to_do: str = "") -> s
 
     `what` says what could not be done to `path`, such as "cannot read the index"; `to_do`, which
     begins with its own punctuation, what may help. Without both, the line names the file that the
-    system's error is about, and asks for room where the disk is full.
+    system's error is about, and asks for room where the disk or a quota is full. A file too large
+    for its file system is told what to do in any case.
     """
-    if not what and not to_do:
+    is_about_path = not what and not to_do
+    if is_about_path:
         path = error.filename or path
-        to_do = MAKE_ROOM if error.errno == errno.ENOSPC else ""
+    if not to_do and (error.errno == errno.EFBIG or getattr(error, "winerror", 0) == TOO_LARGE):
+        to_do = LARGEST_FILE
+    elif is_about_path and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        to_do = MAKE_ROOM
     return ": ".join(filter(None, [str(path), what, error.strerror or str(error)])) + to_do
 
 

@@ -38,6 +38,21 @@ def test_an_error_is_told_of_what_could_not_be_done():
     assert line_of(denied, "", "; close it") == "o: Permission denied; close it"
 
 
+@pytest.mark.parametrize("told", [(), ("cannot write",)])
+@pytest.mark.parametrize("of_windows", [False, True])
+def test_a_file_too_large_for_fat32_is_told_what_to_do(told, of_windows):
+    error = OSError(errno.EINVAL if of_windows else errno.EFBIG, "File too large", "o")
+    error.winerror = 223 if of_windows else None
+    line = line_of(error, *told)
+    assert "File too large; FAT32 takes no file of 4 GiB" in line
+    assert line.endswith("--output-sharded --max-shard-size 4GB")
+
+
+def test_a_full_quota_asks_for_room_as_a_full_disk_does():
+    line = line_of(OSError(errno.EDQUOT, "Disk quota exceeded"))
+    assert line.startswith("o: Disk quota exceeded; make room")
+
+
 def test_an_error_without_a_number_is_told_by_its_text():
     assert line_of(OSError("seek of closed file"), "cannot read") == (
         "o: cannot read: seek of closed file"

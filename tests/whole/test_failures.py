@@ -72,7 +72,9 @@ def test_a_disk_that_is_full_at_the_header_leaves_the_older_file(simple, capsys)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert status == 1
-    assert "o.safetensors.partial: File too large" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "o.safetensors.partial: File too large; FAT32 takes no file of 4 GiB" in error
+    assert "--output-sharded --max-shard-size 4GB" in error
     assert_untouched(simple)
 
 
