@@ -29,8 +29,9 @@ import numpy as np
 import torch
 from make_wan import wan_shapes, write_gguf, write_model
 
-# The floor reads and writes in pieces of this size.
+# The floor reads and writes in pieces of this size, a buffer for all of them.
 PIECE = 32 << 20
+# The options of the README's measurements; those after -- are added to them.
 DEFAULT_OPTIONS = ["--gguf-nvfp4-max-bitdepth", "5", "--use-fp8", "--dtype", "float16"]
 ONE = ROOT / "benchmarks" / "one_conversion.py"
 
@@ -84,8 +85,10 @@ def convert(source: Path, out: Path, options: list[str], ranks: int = 1) -> dict
         launch = ["-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc-per-node"]
         command = [sys.executable, *launch, str(ranks), *command]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # A failed conversion has no time: its messages are all that is worth printing.
     if done.returncode:
         sys.exit(done.stderr)
+    # The figures are the last line; torchrun may print before it.
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -107,6 +110,7 @@ def measure(source: Path, blocks: int, ranks: int, options: list[str]) -> list[d
             if cache == "cold" and not drop_cache(files):
                 break
             seconds.append(run() if run else convert(index, out, command, ranks))
+        # Without a cache that can be dropped, the loop above ended early.
         if len(seconds) == 2:
             facts = {"blocks": blocks, "ranks": ranks, "cache": cache, "floor": seconds[0]}
             rows.append(facts | seconds[1])
@@ -146,9 +150,12 @@ def render(rows: list[dict]) -> str:
             f"| {row['written'] / share / busy['write']:.2f} | {busy['sync']:.1f} "
             f"| {busy['verify']:.1f} |"
         )
+    # Start-up does not depend on the model: the median over all rows is told once.
     starts = sorted(row["start"] for row in rows)
     lines.append(f"\nnot in it: {starts[len(starts) // 2]:.1f} s to start Python and torch")
     for cache in ("cold", "warm"):
+        # Rows of several ranks are on a line of their own, so only the first number of ranks is
+        # fitted.
         some = [row for row in rows if row["cache"] == cache and row["ranks"] == rows[0]["ranks"]]
         if len(some) > 1:
             sizes = np.array([row["read"] / 1e9 for row in some])

@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+# The built file, as users run it.
 import convert_nvfp4 as c
 
 
@@ -27,6 +28,7 @@ class Stopwatch:
     """
 
     def __init__(self):
+        """Begin with no seconds in any of the five stages that `convert` tells of."""
         self.busy = dict.fromkeys(("read", "encode", "write", "sync", "verify"), 0.0)
 
     @contextlib.contextmanager
@@ -46,6 +48,7 @@ def peak_memory() -> int:
     """
     if sys.platform != "linux":
         return 0
+    # The line reads `VmHWM: 123456 kB`; these are KiB.
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
@@ -57,6 +60,7 @@ def main() -> None:
     first one prints, and its figures are its own.
     """
     options, watch = c.parse_options(sys.argv[1:]), Stopwatch()
+    # Python, torch and the options are ready: what comes now is the conversion.
     ready = time.perf_counter()
     report = c.convert(options, watch.observe)
     done = time.perf_counter()
@@ -69,6 +73,7 @@ def main() -> None:
         "written": report.output_bytes,
         "weights": sum(math.prod(plan.ref.shape) for plan in report.plans if plan.is_quantised),
     }
+    # One line for all ranks, as `convert.py` reads the last one.
     if c.read_ranks().is_first:
         print(json.dumps(facts))
 

@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 
 import convert_nvfp4 as c
 
+# The shape of the made-up weights: whole blocks of 16 columns, whole tiles of 128 rows.
 ROWS, COLUMNS = 4096, 3072
 # The largest block scale of "4-over-6": a scale by 4 is 1.5 times one by 6 and must fit E4M3's 448.
 FOUR_OVER_SIX_LARGEST = 256.0
@@ -40,6 +41,7 @@ def four_over_six(magnitude: torch.Tensor, global_scale: torch.Tensor) -> torch.
     """
     blocks = magnitude.view(-1, c.BLOCK_SIZE).t().contiguous()
     amax = blocks.amax(0) / global_scale
+    # Row 0 has the scales by 6, row 1 those by 4.
     codes = torch.stack(
         [(amax / top).clamp(max=c.E4M3_MAX).to(torch.float8_e4m3fn) for top in (6.0, 4.0)]
     )
@@ -58,19 +60,28 @@ METHODS: dict[str, tuple[Callable, float]] = {
 
 
 def encode(weight: torch.Tensor, method: str, compute: c.Compute) -> c.Encoded:
-    """Encode a weight [N, K] by one of METHODS; the search also tries other global scales."""
+    """Encode a weight by one of METHODS, with its damage measured.
+
+    weight: [N, K]; compute: the device and its threads. The global scale is set so that the largest
+    weight gets the method's largest block scale; the search also tries other global scales, as the
+    converter does. Returns c.Encoded.
+    """
     block_scales, largest = METHODS[method]
     scale = c.largest_magnitude(weight) / (c.E2M1_MAX * largest)
     plain = functools.partial(c.encode_nvfp4, block_scales=block_scales)
     rows = c.with_damage(plain, c.decode_nvfp4, torch.float32)
     encoded = c.encode_rows(weight, scale, rows, compute)
+    # The other two methods have no choice of global scales.
     if block_scales is c.mse_block_scales:
         return c.try_other_global_scales(weight, encoded, rows, compute)
     return encoded
 
 
 def speed(weight: torch.Tensor, method: str, compute: c.Compute) -> float:
-    """Measure million weights a second of encoding alone, the best of three."""
+    """Measure million weights a second of encoding alone, the best of three.
+
+    weight: [N, K]. Neither measuring the damage nor other global scales are in it.
+    """
     block_scales, largest = METHODS[method]
     scale = c.largest_magnitude(weight) / (c.E2M1_MAX * largest)
     times = []
@@ -87,6 +98,7 @@ def synthetic() -> dict[str, torch.Tensor]:
     Normal ones; Student-t with 5 degrees of freedom, which has heavy tails; normal ones with every
     97th channel 20 times larger; and rows whose sizes go from e^-12 to e^12.
     """
+    # The same weights in every run, so that runs can be compared.
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(ROWS, COLUMNS, generator=generator)
     # Student's t is a normal number over the root of a chi-squared one by its degrees of freedom.
@@ -101,7 +113,11 @@ def synthetic() -> dict[str, torch.Tensor]:
 
 
 def row(name: str, method: str, values: tuple[float, ...]) -> str:
-    """Render a row of the table of weights."""
+    """Render a row of the table of weights as Markdown.
+
+    values: the error over amax's of all layers, of the worst one, SQNR in dB, and million weights a
+    second.
+    """
     ratio, worst, sqnr, rate = values
     return f"| {name:18} | {method:8} | {ratio:7.3f} | {worst:7.3f} | {sqnr:6.2f} | {rate:6.0f} |"
 
@@ -127,6 +143,7 @@ def weight_table(real: dict[str, torch.Tensor], compute: c.Compute) -> list[str]
         for method, damages in found.items():
             pairs = list(zip(damages, found["amax"], strict=True))
             error, energy = sum(d.error for d in damages), sum(d.energy for d in damages)
+            # Sums over layers, so that large layers weigh more than small ones.
             total = c.Damage(error=error, energy=energy)
             # Speed is measured on the largest weight; the encoder's are small, and are taken
             # together.
@@ -154,6 +171,7 @@ def encoder_table(real: dict[str, torch.Tensor], compute: c.Compute) -> list[str
         layers: dict[str, Packed] = {}
         for layer, weight in real.items():
             found = encode(weight, method, compute)
+            # cuBLAS reads block scales in swizzled tiles, and comfy_kitchen stores them so.
             layers[layer] = (torch.cat(found.codes), found.scale, c.swizzle(found.by_rows[0]))
         results = [cosines(layers, activations) for activations in (False, True)]
         cells = [f"{value:.4f}" for r in results for value in (r.mean(), r.min())]
@@ -162,7 +180,10 @@ def encoder_table(real: dict[str, torch.Tensor], compute: c.Compute) -> list[str
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the table of weights, then that of the sentence encoder, as Markdown.
+
+    All is done on the CPU with as many threads as `c.single_threaded` offers.
+    """
     # Matrices of the transformer alone: embeddings are looked up, not multiplied.
     real = {
         name.removesuffix(".weight"): weight

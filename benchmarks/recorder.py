@@ -33,21 +33,32 @@ HEAD, TEXT_TOKENS = 128, 512
 
 
 class Attention(torch.nn.Module):
-    """Build the linear layers and the attention of a Wan block, without its norms of q and k."""
+    """Build the linear layers and the attention of a Wan block, without its norms of q and k.
+
+    dim: channels, a multiple of HEAD. The recorder hooks linear layers, so that the norms between
+    them only add time to both sides of the comparison.
+    """
 
     def __init__(self, dim: int):
         super().__init__()
         self.q, self.k, self.v, self.o = (torch.nn.Linear(dim, dim) for _ in range(4))
 
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        """Attend from x [1, T, dim] to context [1, t, dim]."""
+        """Attend from x [1, T, dim] to context [1, t, dim]; returns [1, T, dim].
+
+        For self-attention, context is x itself.
+        """
         parts = (self.q(x), self.k(context), self.v(context))
         heads = (part.unflatten(-1, (-1, HEAD)).transpose(1, 2) for part in parts)
         return self.o(scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
 
 
 class Block(torch.nn.Module):
-    """Build a transformer block with Wan's linear layers, self- and cross-attention."""
+    """Build a transformer block with Wan's linear layers, self- and cross-attention.
+
+    dim: channels of the model; ffn: channels inside the feed-forward layers. There are ten linear
+    layers in it, all with random weights.
+    """
 
     def __init__(self, dim: int, ffn: int):
         super().__init__()
@@ -55,7 +66,11 @@ class Block(torch.nn.Module):
         self.ffn = torch.nn.ModuleList([torch.nn.Linear(dim, ffn), torch.nn.Linear(ffn, dim)])
 
     def forward(self, x: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Run the block on x [1, T, dim] with the text [1, TEXT_TOKENS, dim]."""
+        """Run the block on x [1, T, dim] with the text [1, TEXT_TOKENS, dim].
+
+        Returns [1, T, dim]. Nothing is modulated by the noise level here, as that takes no linear
+        layer.
+        """
         normed = layer_norm(x, x.shape[-1:])
         x = x + self.self_attn(normed, normed)
         x = x + self.cross_attn(layer_norm(x, x.shape[-1:]), text)
@@ -64,7 +79,11 @@ class Block(torch.nn.Module):
 
 
 def seconds(run, device: torch.device) -> float:
-    """Time one run; on a GPU until the device has finished."""
+    """Time one run in seconds; on a GPU until the device has finished.
+
+    run: called without arguments. Nothing is warmed up here: `main` leaves out the first of its
+    runs.
+    """
     begin = time.perf_counter()
     run()
     if device.type == "cuda":
@@ -82,6 +101,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--second-moments", action="store_true")
     given = parser.parse_args()
+    # Eight steps hold one transfer of the second moments to memory, which a single step would not.
     steps, moments = (8, "all") if given.second_moments else (1, "none")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -114,6 +134,7 @@ def main() -> None:
                     times[name].append(taken)
         plain, recorded, saving = map(statistics.median, times.values())
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    # Saving is told apart: it is once a prompt, and not in the step.
     share = 100 * (recorded / plain - 1)
     print(
         f"{name}, {given.size}, {given.blocks} blocks, {given.tokens:,} tokens, {given.sampled} "

@@ -26,6 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "calib")]
+# The tokenizers library warns of forked processes otherwise; the model needs no hub.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -55,7 +56,11 @@ METHODS = {
 
 
 def convert(source: Path, out: Path, *options: str) -> float:
-    """Convert in a process of its own and return the seconds, start of Python included."""
+    """Convert in a process of its own and return the seconds, start of Python included.
+
+    source, out: paths; options: of the converter. Raises CalledProcessError where the conversion
+    fails; its messages are on stderr then.
+    """
     command = [sys.executable, str(ROOT / "convert_nvfp4.py"), str(source), str(out), "--quiet"]
     begin = time.perf_counter()
     subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
@@ -73,13 +78,17 @@ def english() -> list[str]:
     from pydoc_data.topics import topics
 
     text = re.sub(r"\s+", " ", " ".join(topics.values()))
+    # The manual has headings and examples, too: only parts of a sentence's length are taken.
     found = [part for part in re.split(r"(?<=[.!?]) ", text) if 40 < len(part) < 300]
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0))
     return [found[index] for index in order]
 
 
 def bert_of(model: torch.nn.Module) -> torch.nn.Module:
-    """Find the transformer inside a sentence encoder."""
+    """Find the transformer inside a sentence encoder.
+
+    Layers in its checkpoint are named from this module on. Raises StopIteration without one.
+    """
     return next(module for module in model.modules() if type(module).__name__ == "BertModel")
 
 
@@ -125,6 +134,7 @@ def errors_of(path: Path, sentences: list[str], activations: bool) -> tuple[floa
     layers = [name.removesuffix(".comfy_quant") for name in stored if name.endswith("comfy_quant")]
 
     def keep(layer: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        # Inputs and outputs of the float model, which layers are measured on one by one.
         given[layer], outputs[layer] = x, y
 
     hooks = [
@@ -157,7 +167,11 @@ def errors_of(path: Path, sentences: list[str], activations: bool) -> tuple[floa
 
 
 def encoder(_: argparse.Namespace) -> None:
-    """Print errors of each method in METHODS, on texts near to and far from the calibration."""
+    """Print errors of each method in METHODS, on texts near to and far from the calibration.
+
+    Two Markdown tables, one for each kind of text, with W4A16 and W4A4 side by side. Every error is
+    also told squared over that of amax.
+    """
     from encoder import SENTENCES, checkpoint
 
     source, text = checkpoint(), english()
@@ -218,9 +232,15 @@ def timed(run, device: torch.device) -> tuple[float, object]:
 
 
 def layer(given: argparse.Namespace) -> None:
-    """Print seconds for one weight of this shape, by the plain search and by statistics."""
+    """Print seconds for one weight of this shape, by the plain search and by statistics.
+
+    given: has `shape`, rows and columns. The statistics are of made-up correlated inputs. The time
+    is told with and without the factorisation, which layers of one input share; then the output
+    error before and after.
+    """
     device, (rows, columns) = c.pick_device("auto"), given.shape
     weight = torch.randn(rows, columns) * columns**-0.5
+    # Twice as many rows as columns, so that the second moments have full rank.
     inputs = correlated(2 * columns, columns, device, 0)
     statistics = c.Statistics(
         mean=inputs.mean(0),
@@ -283,17 +303,23 @@ def record_wan(folder: Path, shapes: dict[str, tuple], device: torch.device) -> 
 
 
 def model(given: argparse.Namespace) -> None:
-    """Make a model, convert it with and without statistics, and print both times."""
+    """Make a model, convert it with and without statistics, and print both times.
+
+    given: has folder, size and blocks. The model, its GGUF, the made-up recording and the output
+    are written into the folder, and stay there: tens of GB for a whole 14B model.
+    """
     folder, device = given.folder, c.pick_device("auto")
     folder.mkdir(parents=True, exist_ok=True)
     shapes = wan_shapes(given.size, given.blocks)
     index = write_model(folder, shapes, torch.bfloat16)
     write_gguf(folder / "model.gguf", shapes)
     begin = time.perf_counter()
+    # Making the inputs is in this time, too.
     stats = record_wan(folder, shapes, device)
     size, taken = stats.stat().st_size, time.perf_counter() - begin
     print(f"recording: {size / 1e9:.2f} GB, made in {taken:.0f} s", flush=True)
     base = ["--gguf", str(folder / "model.gguf"), "--gguf-nvfp4-max-bitdepth", "5", "--use-fp8"]
+    # Edge blocks stay 16-bit in both conversions, and have no statistics.
     base += ["--gguf-keep-edge-blocks-fp16", "--dtype", "float16"]
     out, report = folder / "out.safetensors", folder / "report.json"
     plain = convert(index, out, *base)
@@ -307,7 +333,7 @@ def model(given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run the benchmark that the command line names."""
+    """Run the benchmark that the command line names: encoder, layer or model."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     tasks = parser.add_subparsers(dest="task", required=True)
     tasks.add_parser("encoder")
@@ -318,6 +344,7 @@ def main() -> None:
     whole.add_argument("--size", default="14b", choices=SIZES)
     whole.add_argument("--blocks", type=int)
     given = parser.parse_args()
+    # The names are those of the subcommands above.
     {"encoder": encoder, "layer": layer, "model": model}[given.task](given)
 
 

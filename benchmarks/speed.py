@@ -19,13 +19,15 @@ require(*REQUIRED)
 
 import torch
 
+# The built file, as users run it.
 import convert_nvfp4 as c
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
     """Time a run: the least of ten after one that warms up, as these machines are shared.
 
-    On a GPU the time ends when the device has finished.
+    run: called without arguments. Returns seconds. On a GPU the time ends when the device has
+    finished.
     """
     times = []
     for _ in range(11):
@@ -34,6 +36,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begin)
+    # The first run warms up, and does not count.
     return min(times[1:])
 
 
@@ -52,12 +55,14 @@ def main() -> None:
         scale = c.nvfp4_global_scale(c.largest_magnitude(weight))
         search = c.mse_block_scales
         runs: dict[str, Callable] = {
+            # The floor: every weight read and written once.
             "copy": torch.clone,
             "amax scales, encode": lambda w: c.encode_nvfp4(w, scale),
             "search": lambda w: search(w.abs(), scale),
             "search, encode": lambda w: c.encode_nvfp4(w, scale, search),
         }
         if device.type == "cpu":
+            # Compiled kernels are for CPUs alone.
             kernels = c.compile_kernels()
             for label, scales in (("amax scales", c.amax_block_scales), ("search", search)):
                 encode = functools.partial(kernels.encode_nvfp4, block_scales=scales)

@@ -19,8 +19,10 @@ from nvfp4.requirements import REQUIRED, require
 
 require(*REQUIRED)
 
+# The built file, as users run it.
 import convert_nvfp4 as c
 
+# The alternatives of a layer are NVFP4, FP8 and 16-bit, in this order.
 Layers = dict[str, list[c.Alternative]]
 
 
@@ -35,6 +37,7 @@ def measure(source: str, *options: str) -> Layers:
     planner = functools.partial(c.make_plans, asked, model, c.read_guides(asked, model))
     start = {plan.ref.name: plan for plan in planner()[0]}
     candidates = c.list_candidates(asked, planner, start, lower=False)
+    # Fewer than three: the shape does not allow all of the formats.
     candidates = {name: rows for name, rows in candidates.items() if len(rows) == 3}
     return c.measure_alternatives(asked, candidates, c.Ranks())
 
@@ -57,6 +60,7 @@ def uniform(layers: Layers, budget: int, order: str = "even") -> list[c.Alternat
     for count in range(len(names), -1, -1):
         picked = names[:count]
         if order == "even" and count:
+            # Every n-th layer, whatever n is: count layers over the whole model.
             picked = [names[index * len(names) // count] for index in range(count)]
         chosen = raised(layers, set(picked))
         if sum(row.nbytes for row in chosen) <= budget:
@@ -78,6 +82,7 @@ def main() -> None:
         least, most = (sum(rows[end].nbytes for rows in layers.values()) for end in (0, 1))
         for share in given.share:
             budget = int(least + share * (most - least))
+            # What --target-size chooses with these bytes; it may also use 16-bit.
             ours = list(c.choose_for_size(layers, budget).values())
             error = sum(row.error for row in ours)
             others = (uniform(layers, budget, order) for order in ("even", "first", "largest"))
