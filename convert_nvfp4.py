@@ -1078,6 +1078,7 @@ def shipped_path(given: str | Path, folder: str) -> Path:
     folder: "calib" or "sensitive_layers", whose files come with the program. Returns the path that
     exists; the error lists what the folder has. A Path that a program gives is taken as it is.
     """
+    # As given comes first: a file of one's own may have the name of one that is shipped.
     path = input_path(given)
     shipped = HERE / folder / path
     if exists(path) or not isinstance(given, str):
@@ -1217,6 +1218,7 @@ class Kind(NamedTuple):
         # A switch has no value to read: it is True where it is named.
         if self.read is on_or_off:
             return {"action": "store_true"}
+        # argparse keeps the last value of an option that is given twice, unless it appends.
         known = {"action": "append"} if self.repeatable else {}
         known |= {"choices": self.choices} if self.choices else {"type": self.read}
         return known | ({"metavar": self.metavar} if self.metavar else {})
@@ -1380,6 +1382,7 @@ class Option:
     def arguments(self) -> list[Argument]:
         """List what the command line and the README list for this row, other names last."""
         own = [Argument(flag, SWITCH, switch.help) for flag, switch in self.switches.items()]
+        # A set of switches has no flag of its own.
         own = own or [Argument(self.flag, self.kind, self.help.replace("{default}", self.shown))]
         return [*own, *(Argument(alias.flag, alias.kind, alias.help) for alias in self.aliases)]
 
@@ -1395,6 +1398,7 @@ class Option:
         """
         if self.switches:
             return frozenset(flag for flag in self.switches if flag in given)
+        # An alias is another way to give this option's value: there is no field for it.
         for alias in self.aliases:
             if alias.flag in given:
                 meaning = alias.meaning
@@ -1405,6 +1409,7 @@ class Option:
         """Tell what would have to be named for a value: {flag: value}; nothing for the default."""
         if value == self.default:
             return {}
+        # A set of switches is named by its flags, each of which is True.
         return dict.fromkeys(value, True) if self.switches else {self.flag: value}
 
     def accept(self, value: object) -> object:
@@ -1427,6 +1432,7 @@ def with_others(facts: dict[str, Any]) -> dict[str, Any]:
     def other(one: Other | str) -> Other:
         return one if isinstance(one, Other) else Other(one)
 
+    # Both relations have the same short form.
     relations = {"conflicts", "needs"} & facts.keys()
     return facts | {relation: tuple(map(other, facts[relation])) for relation in relations}
 
@@ -1457,6 +1463,7 @@ def same_option(task: type, name: str, **facts: Any) -> Any:
 
     task, name: where the option is. facts: what is different about it here, as in `option`.
     """
+    # A name that the other task lacks fails here, when the table is imported.
     (entry,) = (entry for entry in dataclasses.fields(task) if entry.name == name)
     row = dataclasses.replace(entry.metadata[ROW], **with_others(facts))
     return field(default=entry.default, metadata={ROW: row})
@@ -1496,10 +1503,12 @@ def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]
     named = [one for row in rows for one in (row, *row.aliases) if one.flag in given]
     for one in named:
         for other in one.conflicts:
+            # One of the two rows names the other, so that each contradiction is told once.
             if other.is_in(given):
                 yield f"{one.flag} contradicts {other.text}{other.why}"
     for one in named:
         if one.needs and not any(other.is_in(given) for other in one.needs):
+            # Any of them is enough.
             needed = " or ".join(other.text + other.why for other in one.needs)
             yield f"{one.flag} needs {needed}"
     # Checks of values see all that is given, as `--preset none` asks for --include.
@@ -1551,10 +1560,12 @@ def portable(value: object) -> object:
     Paths become file names, so that the header does not depend on the machine, sets become sorted
     lists, and tuples lists.
     """
+    # The folder would tell about somebody's machine, and make equal files differ.
     if isinstance(value, Path):
         return value.name
     if isinstance(value, tuple):
         return [*map(portable, value)]
+    # A set has no order of its own: two runs could write different bytes.
     return sorted(value) if isinstance(value, frozenset) else value
 
 
@@ -6320,6 +6331,7 @@ def read_reference_scales(path: Path) -> tuple[dict[str, Calibration], list[str]
     """
     if path.is_dir() or path.suffix.lower() == ".json":
         return parse_reference_scales(path, open_model(path).tensors)
+    # A single file is opened once: its header and its scales are read through the same handle.
     with opened(path) as file:
         tensors, _ = parse_header(path, file)
         return parse_reference_scales(path, tensors, file)
@@ -6383,6 +6395,8 @@ def match_calibration(
     for path, rows in reversed(sources):
         if not rows.keys() & layers.keys():
             raise of_another_model(path, it_has=rows, other_has=layers)
+        # Layers that the model lacks are passed over; only a source without any of its layers is
+        # refused.
         found |= {layers[name]: row for name, row in rows.items() if name in layers}
     return found
 
@@ -6820,6 +6834,7 @@ def as_setting(key: str, value: object) -> Setting:
 MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16
 # Largest count in a bin of a histogram: sums over bins and recordings then fit 64 bits.
 MAX_CALLS = 1 << 50
+# The `format` in the header of a recording, beside a version.
 RECORDING_FORMAT = "nvfp4_recording"
 # What a recording has of every layer, with safetensors dtypes.
 RECORDING_PARTS = {
@@ -6899,6 +6914,7 @@ def read_moments(
     except (ValueError, RecursionError, AttributeError):
         raise ConvertError(f"{path}: its list of inputs is damaged") from None
     found = {}
+    # The recorder stores the moments of one input with the first layer that has it.
     for layer, first in shared:
         # The list is untrusted: `first` may be of any type, or name a layer that is not there.
         parts = layers.get(first, {}) if isinstance(first, str) else {}
@@ -7016,6 +7032,7 @@ def add_recordings(recordings: Iterable[tuple[Path, dict[str, Recorded]]]) -> di
     found: dict[str, Recorded] = {}
     for path, layers in recordings:
         for layer, recorded in layers.items():
+            # A layer of equal name and other columns is of another model.
             if layer in found and found[layer].channels != recorded.channels:
                 raise ConvertError(f"{path}: layer {layer} has other columns than in the others")
             found[layer] = found[layer] + recorded if layer in found else recorded
@@ -7096,6 +7113,7 @@ def listed_sensitivity(
     wanted = [row[1] for row in MEASURED_THRESHOLDS if getattr(options, row[0]) is not None]
     unmeasured, infinite = [], []
     for row in rows:
+        # Files name the mean over calls either way; the longer name is preferred.
         found = {figure: row.get(f"{figure}_mean", row.get(figure)) for figure in wanted}
         measured = {} if is_never_called(row) else {k: v for k, v in found.items() if not is_nan(v)}
         if wrong := [k for k, v in measured.items() if not (is_figure(v) or v == math.inf)]:
@@ -7104,6 +7122,8 @@ def listed_sensitivity(
             unmeasured.append(row["layer"])
         if math.inf in measured.values():
             infinite.append(row["layer"])
+        # A row without any figure adds no layer, so that it does not make the file one of this
+        # model.
         figures |= {bare(row["layer"]): measured} if measured else {}
     for figure in wanted:
         if not any(figure in row for row in figures.values()):
@@ -7122,6 +7142,7 @@ def listed_sensitivity(
 
 def is_never_called(row: dict) -> bool:
     """Tell whether a row says that its layer's input was never seen: a largest magnitude of 0."""
+    # By its type, as False is 0, too.
     largest = row.get("max_abs")
     return type(largest) in (int, float) and largest == 0
 
@@ -7175,6 +7196,7 @@ def measured_layers(
     for option, figure, action in MEASURED_THRESHOLDS:
         limit = getattr(options, option)
         if path is not None and limit is not None:
+            # A layer without this figure was not measured, and is above no threshold.
             above = {layer for layer, row in figures.items() if row.get(figure, 0) > limit}
             asked.append((getattr(options, action), f"{figure} > {limit:g}", above))
     # A file whose layers are all unknown is of another model; a few unknown ones are not minded.
@@ -7207,6 +7229,7 @@ def read_guides(options: Options, model: Model) -> Guides:
     """
     family, notes = find_family(options, model)
     kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
+    # An option that was not given has no file to match.
     settings = read_layer_config(options.layer_config, model) if options.layer_config else []
     path = options.input_scale_from
     reference, odd = read_reference_scales(path) if path else ({}, [])
@@ -7229,6 +7252,7 @@ def read_guides(options: Options, model: Model) -> Guides:
     # Measured figures come after the rest, as what clips depends on the input scales.
     figures, unmeasured = read_sensitivity(options, recordings, summary, guides.scales)
     measured = measured_layers(options, model, figures, summary)
+    # A recording of --sensitivity-json alone is matched to the model by `measured_layers`.
     if options.activation_stats:
         check_recording(recording, model)
     return dataclasses.replace(guides, measured=measured, notes=(*guides.notes, *unmeasured))
@@ -7274,6 +7298,7 @@ def read_sensitivity(
     path = options.sensitivity_json
     if path is None:
         return {}, []
+    # The two kinds are told by the suffix alone: a recording is never JSON.
     if path.suffix.lower() == ".safetensors":
         read_already = path in recordings
         recording = recordings[path] if read_already else read_recording(path)

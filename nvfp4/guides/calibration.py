@@ -86,6 +86,7 @@ def read_reference_scales(path: Path) -> tuple[dict[str, Calibration], list[str]
     """
     if path.is_dir() or path.suffix.lower() == ".json":
         return parse_reference_scales(path, open_model(path).tensors)
+    # A single file is opened once: its header and its scales are read through the same handle.
     with opened(path) as file:
         tensors, _ = parse_header(path, file)
         return parse_reference_scales(path, tensors, file)
@@ -149,5 +150,7 @@ def match_calibration(
     for path, rows in reversed(sources):
         if not rows.keys() & layers.keys():
             raise of_another_model(path, it_has=rows, other_has=layers)
+        # Layers that the model lacks are passed over; only a source without any of its layers is
+        # refused.
         found |= {layers[name]: row for name, row in rows.items() if name in layers}
     return found

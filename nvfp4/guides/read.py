@@ -35,6 +35,7 @@ def read_guides(options: Options, model: Model) -> Guides:
     """
     family, notes = find_family(options, model)
     kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
+    # An option that was not given has no file to match.
     settings = read_layer_config(options.layer_config, model) if options.layer_config else []
     path = options.input_scale_from
     reference, odd = read_reference_scales(path) if path else ({}, [])
@@ -57,6 +58,7 @@ def read_guides(options: Options, model: Model) -> Guides:
     # Measured figures come after the rest, as what clips depends on the input scales.
     figures, unmeasured = read_sensitivity(options, recordings, summary, guides.scales)
     measured = measured_layers(options, model, figures, summary)
+    # A recording of --sensitivity-json alone is matched to the model by `measured_layers`.
     if options.activation_stats:
         check_recording(recording, model)
     return dataclasses.replace(guides, measured=measured, notes=(*guides.notes, *unmeasured))
@@ -102,6 +104,7 @@ def read_sensitivity(
     path = options.sensitivity_json
     if path is None:
         return {}, []
+    # The two kinds are told by the suffix alone: a recording is never JSON.
     if path.suffix.lower() == ".safetensors":
         read_already = path in recordings
         recording = recordings[path] if read_already else read_recording(path)

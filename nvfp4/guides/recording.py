@@ -29,6 +29,7 @@ from nvfp4.read.tensors import load
 MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16
 # Largest count in a bin of a histogram: sums over bins and recordings then fit 64 bits.
 MAX_CALLS = 1 << 50
+# The `format` in the header of a recording, beside a version.
 RECORDING_FORMAT = "nvfp4_recording"
 # What a recording has of every layer, with safetensors dtypes.
 RECORDING_PARTS = {
@@ -108,6 +109,7 @@ def read_moments(
     except (ValueError, RecursionError, AttributeError):
         raise ConvertError(f"{path}: its list of inputs is damaged") from None
     found = {}
+    # The recorder stores the moments of one input with the first layer that has it.
     for layer, first in shared:
         # The list is untrusted: `first` may be of any type, or name a layer that is not there.
         parts = layers.get(first, {}) if isinstance(first, str) else {}
@@ -225,6 +227,7 @@ def add_recordings(recordings: Iterable[tuple[Path, dict[str, Recorded]]]) -> di
     found: dict[str, Recorded] = {}
     for path, layers in recordings:
         for layer, recorded in layers.items():
+            # A layer of equal name and other columns is of another model.
             if layer in found and found[layer].channels != recorded.channels:
                 raise ConvertError(f"{path}: layer {layer} has other columns than in the others")
             found[layer] = found[layer] + recorded if layer in found else recorded

@@ -58,6 +58,7 @@ def listed_sensitivity(
     wanted = [row[1] for row in MEASURED_THRESHOLDS if getattr(options, row[0]) is not None]
     unmeasured, infinite = [], []
     for row in rows:
+        # Files name the mean over calls either way; the longer name is preferred.
         found = {figure: row.get(f"{figure}_mean", row.get(figure)) for figure in wanted}
         measured = {} if is_never_called(row) else {k: v for k, v in found.items() if not is_nan(v)}
         if wrong := [k for k, v in measured.items() if not (is_figure(v) or v == math.inf)]:
@@ -66,6 +67,8 @@ def listed_sensitivity(
             unmeasured.append(row["layer"])
         if math.inf in measured.values():
             infinite.append(row["layer"])
+        # A row without any figure adds no layer, so that it does not make the file one of this
+        # model.
         figures |= {bare(row["layer"]): measured} if measured else {}
     for figure in wanted:
         if not any(figure in row for row in figures.values()):
@@ -84,6 +87,7 @@ def listed_sensitivity(
 
 def is_never_called(row: dict) -> bool:
     """Tell whether a row says that its layer's input was never seen: a largest magnitude of 0."""
+    # By its type, as False is 0, too.
     largest = row.get("max_abs")
     return type(largest) in (int, float) and largest == 0
 
@@ -137,6 +141,7 @@ def measured_layers(
     for option, figure, action in MEASURED_THRESHOLDS:
         limit = getattr(options, option)
         if path is not None and limit is not None:
+            # A layer without this figure was not measured, and is above no threshold.
             above = {layer for layer, row in figures.items() if row.get(figure, 0) > limit}
             asked.append((getattr(options, action), f"{figure} > {limit:g}", above))
     # A file whose layers are all unknown is of another model; a few unknown ones are not minded.

@@ -160,7 +160,6 @@ def open_target(
     if any(b"\0" in column for column in columns):
         raise ValueError("it has zero bytes, as UTF-16 has, which PowerShell 5.1 appends by >>")
     # Where logs were joined, marks stand at the beginning of lines.
-    # Editors on Windows may put a byte order mark before the first line.
     head = columns[0].removeprefix(codecs.BOM_UTF8)
     # A UnicodeDecodeError is a ValueError: a name that is no UTF-8 makes a malformed line.
     words = head.decode().split("\t")

@@ -81,7 +81,6 @@ def is_row(row: object, needed: str) -> bool:
     numbers = {key: value for key, value in row.items() if key != "layer" and value is not None}
     return (
         all(
-            # Not isinstance: True is an int in Python.
             type(value) in (int, float) and -LARGEST <= value <= LARGEST
             for value in numbers.values()
         )

@@ -42,6 +42,7 @@ def shipped_path(given: str | Path, folder: str) -> Path:
     folder: "calib" or "sensitive_layers", whose files come with the program. Returns the path that
     exists; the error lists what the folder has. A Path that a program gives is taken as it is.
     """
+    # As given comes first: a file of one's own may have the name of one that is shipped.
     path = input_path(given)
     shipped = HERE / folder / path
     if exists(path) or not isinstance(given, str):
@@ -181,6 +182,7 @@ class Kind(NamedTuple):
         # A switch has no value to read: it is True where it is named.
         if self.read is on_or_off:
             return {"action": "store_true"}
+        # argparse keeps the last value of an option that is given twice, unless it appends.
         known = {"action": "append"} if self.repeatable else {}
         known |= {"choices": self.choices} if self.choices else {"type": self.read}
         return known | ({"metavar": self.metavar} if self.metavar else {})

@@ -135,6 +135,7 @@ class Option:
     def arguments(self) -> list[Argument]:
         """List what the command line and the README list for this row, other names last."""
         own = [Argument(flag, SWITCH, switch.help) for flag, switch in self.switches.items()]
+        # A set of switches has no flag of its own.
         own = own or [Argument(self.flag, self.kind, self.help.replace("{default}", self.shown))]
         return [*own, *(Argument(alias.flag, alias.kind, alias.help) for alias in self.aliases)]
 
@@ -150,6 +151,7 @@ class Option:
         """
         if self.switches:
             return frozenset(flag for flag in self.switches if flag in given)
+        # An alias is another way to give this option's value: there is no field for it.
         for alias in self.aliases:
             if alias.flag in given:
                 meaning = alias.meaning
@@ -160,6 +162,7 @@ class Option:
         """Tell what would have to be named for a value: {flag: value}; nothing for the default."""
         if value == self.default:
             return {}
+        # A set of switches is named by its flags, each of which is True.
         return dict.fromkeys(value, True) if self.switches else {self.flag: value}
 
     def accept(self, value: object) -> object:
@@ -182,6 +185,7 @@ def with_others(facts: dict[str, Any]) -> dict[str, Any]:
     def other(one: Other | str) -> Other:
         return one if isinstance(one, Other) else Other(one)
 
+    # Both relations have the same short form.
     relations = {"conflicts", "needs"} & facts.keys()
     return facts | {relation: tuple(map(other, facts[relation])) for relation in relations}
 
@@ -212,6 +216,7 @@ def same_option(task: type, name: str, **facts: Any) -> Any:
 
     task, name: where the option is. facts: what is different about it here, as in `option`.
     """
+    # A name that the other task lacks fails here, when the table is imported.
     (entry,) = (entry for entry in dataclasses.fields(task) if entry.name == name)
     row = dataclasses.replace(entry.metadata[ROW], **with_others(facts))
     return field(default=entry.default, metadata={ROW: row})
@@ -251,10 +256,12 @@ def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]
     named = [one for row in rows for one in (row, *row.aliases) if one.flag in given]
     for one in named:
         for other in one.conflicts:
+            # One of the two rows names the other, so that each contradiction is told once.
             if other.is_in(given):
                 yield f"{one.flag} contradicts {other.text}{other.why}"
     for one in named:
         if one.needs and not any(other.is_in(given) for other in one.needs):
+            # Any of them is enough.
             needed = " or ".join(other.text + other.why for other in one.needs)
             yield f"{one.flag} needs {needed}"
     # Checks of values see all that is given, as `--preset none` asks for --include.
@@ -306,8 +313,10 @@ def portable(value: object) -> object:
     Paths become file names, so that the header does not depend on the machine, sets become sorted
     lists, and tuples lists.
     """
+    # The folder would tell about somebody's machine, and make equal files differ.
     if isinstance(value, Path):
         return value.name
     if isinstance(value, tuple):
         return [*map(portable, value)]
+    # A set has no order of its own: two runs could write different bytes.
     return sorted(value) if isinstance(value, frozenset) else value
