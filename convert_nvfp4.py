@@ -5790,6 +5790,7 @@ FOREIGN_STARTS = {
     rb"version https?://[^\s]+/spec/|version http://git-media": f"a Git LFS {POINTER}",
     rb"# xet version ": f"a Git Xet {POINTER}",
     rb"[./\w]*/annex/objects/": f"a git-annex {POINTER}",
+    rb"\0\x05\x16\x07": "what macOS keeps beside a file, named ._ and so on; give the file itself",
     rb"<": "a web page; download the file again",
     rb"(Entry not found|Repository not found|Invalid (username|credentials)|Access to model )": (
         "a download site's error message; download the file again, logged in if need be"
@@ -5979,6 +5980,13 @@ MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 GGUF_MAGIC = b"GGUF"
+# What single files of safetensors end in, and how indexes are named: diffusers puts a variant's
+# name, as fp16, before the last suffix.
+MODEL_SUFFIXES = (".safetensors", ".sft")
+INDEX_NAME = re.compile(r".+\.(safetensors|sft)\.index(\.[\w-]+)?\.json", re.IGNORECASE)
+# A pipeline of diffusers is a folder with this file, and with a subfolder for each of its models.
+PIPELINE_INDEX = "model_index.json"
+DIFFUSION_FOLDER = re.compile(r"(transformer|unet|dit|diffusion_models?)(_\d+)?")
 
 
 def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
@@ -6135,23 +6143,57 @@ def check_coverage(path: Path, refs: list[TensorRef], data_begin: int, size: int
 def open_model(source: Path) -> Model:
     """Read the headers of a single file, of an index, or of a folder that holds one of them.
 
-    In a folder, an index is preferred to single files, as its shards are such; there has to be
-    exactly one. Raises ConvertError with all problems of all shards at once.
+    Raises ConvertError with all problems of all shards at once, and as `model_in` does.
     """
     if source.is_dir():
-        found = sorted(source.glob("*.safetensors.index.json")) or sorted(
-            source.glob("*.safetensors")
+        source = model_in(source)
+    if source.name == PIPELINE_INDEX:
+        raise ConvertError(
+            f"{source}: names the parts of a pipeline{where_models_are(source.parent)}"
         )
-        if len(found) != 1:
-            raise ConvertError(
-                f"{source}: holds {len(found) or 'no'} *.safetensors.index.json or *.safetensors "
-                "files; give one by name"
-            )
-        source = found[0]
     if source.suffix.lower() == ".json":
         return open_shards(source)
     tensors, metadata = read_header(source)
     return Model(tensors=tensors, metadata=metadata, files=(source,))
+
+
+def models_in(folder: Path) -> list[Path]:
+    """List the indexes in a folder, or else its single files, by name.
+
+    The companions that macOS lays beside files on foreign disks are passed over. Raises OSError.
+    """
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("._"))
+    indexes = [path for path in paths if INDEX_NAME.fullmatch(path.name)]
+    return indexes or [path for path in paths if path.suffix.lower() in MODEL_SUFFIXES]
+
+
+def model_in(folder: Path) -> Path:
+    """Find the one model in a folder: an index goes before single files, which are its shards.
+
+    Raises ConvertError where there is not exactly one, and names subfolders that have one.
+    """
+    with translated(folder, "cannot read"):
+        found = models_in(folder)
+    if len(found) != 1:
+        what = "*.safetensors.index.json or *.safetensors files"
+        where = f"; it has {examples(path.name for path in found)}; give one by name"
+        where = where if found else where_models_are(folder)
+        raise ConvertError(f"{folder}: holds {len(found) or 'no'} {what}{where}")
+    return found[0]
+
+
+def where_models_are(folder: Path) -> str:
+    """Tell which subfolders hold a model, the diffusion model's alone in a pipeline of diffusers.
+
+    Returns the end of a message, which asks for a file by name where there are none.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            with contextlib.suppress(OSError):
+                found += [path.name] if path.is_dir() and models_in(path) else []
+    found = [name for name in found if DIFFUSION_FOLDER.fullmatch(name)] or found
+    return f"; give its subfolder {examples(found)}" if found else "; give one by name"
 
 
 def read_index(index: Path) -> dict[str, set[str]]:
@@ -10754,7 +10796,9 @@ def refuse_lone_shard(path: Path) -> None:
     A shard is told by its name, as Hugging Face's libraries number them; the only one of one is a
     whole model.
     """
-    if re.search(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$", path.name):
+    # diffusers puts a variant's name, as fp16, before the last suffix.
+    numbered = r"-\d{5}-of-(?!00001)\d{5}(\.[\w-]+)?\.(safetensors|sft)"
+    if re.search(numbered + "$", path.name, re.IGNORECASE):
         raise ConvertError(
             f"{path}: is one shard of several; give the *.safetensors.index.json "
             "beside it, or the folder"

@@ -33,6 +33,7 @@ FOREIGN_STARTS = {
     rb"version https?://[^\s]+/spec/|version http://git-media": f"a Git LFS {POINTER}",
     rb"# xet version ": f"a Git Xet {POINTER}",
     rb"[./\w]*/annex/objects/": f"a git-annex {POINTER}",
+    rb"\0\x05\x16\x07": "what macOS keeps beside a file, named ._ and so on; give the file itself",
     rb"<": "a web page; download the file again",
     rb"(Entry not found|Repository not found|Invalid (username|credentials)|Access to model )": (
         "a download site's error message; download the file again, logged in if need be"

@@ -24,7 +24,9 @@ def refuse_lone_shard(path: Path) -> None:
     A shard is told by its name, as Hugging Face's libraries number them; the only one of one is a
     whole model.
     """
-    if re.search(r"-\d{5}-of-(?!00001)\d{5}\.safetensors$", path.name):
+    # diffusers puts a variant's name, as fp16, before the last suffix.
+    numbered = r"-\d{5}-of-(?!00001)\d{5}(\.[\w-]+)?\.(safetensors|sft)"
+    if re.search(numbered + "$", path.name, re.IGNORECASE):
         raise ConvertError(
             f"{path}: is one shard of several; give the *.safetensors.index.json "
             "beside it, or the folder"
