@@ -1087,6 +1087,9 @@ def shipped_path(given: str | Path, folder: str) -> Path:
         return shipped
     # calib/ has other files, too: name only such as the option takes.
     kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
+    if not (HERE / folder).is_dir():
+        alone = f"there is no {folder}/ beside this script to look in; give its path"
+        raise argparse.ArgumentTypeError(f"no file {given}: {alone}")
     there = ", ".join(sorted(file.name for file in (HERE / folder).glob(kind)))
     raise argparse.ArgumentTypeError(f"no file {given}, neither as given nor in {folder}/: {there}")
 
@@ -3653,15 +3656,15 @@ class Encoded:
 class Format:
     """Describe one way to store a tensor; an instance is a row of the table `rows`.
 
-    Subclasses set the attributes that differ, and override what their layers do otherwise. N and K
+    Subclasses set the attributes and override the methods that differ for their layers. N and K
     are rows and columns of a weight as a linear layer multiplies by it. Formats are ordered by
     rank, so that a floor is a comparison.
     """
 
     rows: ClassVar[list[Format]] = []
 
-    # The name is what plans, reports and the header call the format. The title is what it is called
-    # among all formats that a file may hold; no two have the same one.
+    # Plans, reports and the header use the name. The title is unique among all formats, those that
+    # are only read as well.
     name: str = ""
     title: str = ""
     # Bits of precision: a floor that asks for FP8 is met by every format with at least as many.
@@ -3683,7 +3686,7 @@ class Format:
     marker: str = ""
     # Rows of the weight are padded with zeros to a multiple of this.
     row_multiple: int = 1
-    # The defect, a key of DEFECTS, of such a weight in a file that configures nothing; "" for none.
+    # A key of DEFECTS: what to report where such a weight has no configuration; "" if it needs none.
     unconfigured: str = "unconfigured"
 
     # How ComfyUI multiplies it, unless a layer is marked for full-precision matmul.
@@ -3705,12 +3708,12 @@ class Format:
 
     # What a conversion does with it. --target-size may choose a candidate.
     is_candidate: bool = False
-    # Whether layers of a source that have it are adopted as they are, or, if it is decoded too,
-    # become 16-bit weights again while converting.
+    # Whether a source may have such layers. They are copied, or if `is_decoded` become 16-bit weights
+    # again and are planned anew.
     is_adopted: bool = False
     is_decoded: bool = False
-    # Effort to encode one weight, in bytes that are read or written in the same time: ranks share
-    # the work by it.
+    # The time to encode one weight, as the number of bytes that could be read or written meanwhile.
+    # Ranks divide the work by it.
     encoding_cost: int = 0
     # What rounding by statistics rounds to, None where it cannot; columns that share a scale.
     grid: FloatGrid | None = None
@@ -3751,7 +3754,7 @@ class Format:
         """Choose the safetensors dtype that a tensor gets in the output.
 
         source: its dtype in the source; half: the one that --dtype asks for ("BF16", "F16" or
-        "F32"). Formats that are not quantised choose; here the source's dtype stays.
+        "F32"). Unquantised formats override this; the default keeps the source's dtype.
         """
         return source
 
@@ -3822,7 +3825,7 @@ class Format:
         return ""
 
     def is_slow(self, shape: tuple[int, int]) -> bool:
-        """Tell whether activations of its bits cannot be multiplied by a weight [N, K].
+        """Tell whether ComfyUI has no matmul in the format's activation bits for a weight [N, K].
 
         ComfyUI then decodes the weight for every call, which is right but slow.
         """
@@ -7469,13 +7472,13 @@ def select(model: Model, pattern: str, option: str) -> frozenset[str]:
 def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
     """Return the format that a GGML type asks for, and the reason's text.
 
-    F32 and F64 stay 32-bit, F16, BF16 and more than 8 bits become 16-bit. Of the others, those of
+    F32 and F64 stay 32-bit; F16, BF16 and more than 8 bits become 16-bit. Of the others, those of
     up to --gguf-nvfp4-max-bitdepth bits become NVFP4, and the rest FP8 with --use-fp8, else 16-bit.
     """
     bits, limit = GGUF_BITS[kind], options.gguf_nvfp4_max_bitdepth
     if kind in ("F32", "F64"):
         return FP32, f"GGUF {kind}"
-    # Integers of more than 8 bits are no quantised weights: they go with the 16-bit types.
+    # I16 to I64 are no quantised weights: treat them as the 16-bit types.
     if kind in ("F16", "BF16") or bits > 8:
         return HALF, f"GGUF {kind}"
     if bits <= limit:
@@ -7620,7 +7623,7 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
     The first of `choices` that names it, UNNAMED without any; then every floor that is higher takes
     its place, and its reason keeps the one that it overruled.
     """
-    # Floors keep `is_open`: --target-size may still raise a layer above its floor.
+    # A floor replaces the rule but not `is_open`: --target-size may raise a layer above its floor.
     decided = next((rule for rule in choices if name in rule.names), UNNAMED)
     # Floors come in any order: the highest one that applies is what remains.
     for rule in floors:
@@ -9254,8 +9257,8 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
 def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Finding]:
     """Check one tensor's dtype and shape against what its format stores.
 
-    suffix: of the tensor, of which only the absence is reported for float32 ones: these are scalars
-    and `lint_scalars` checks them.
+    suffix: of the tensor, of which only the absence is reported for single float32 numbers, as
+    `lint_scalars` checks these.
     expected: (dtype, shape), as `Format.parts` gives it.
     """
     ref, (dtype, shape) = layer.parts.get(suffix), expected
@@ -9264,7 +9267,7 @@ def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Find
         return
     finding = partial(Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}")
     # ComfyUI takes scalars of several dtypes and shapes, which `lint_scalars` knows.
-    if dtype == "F32":
+    if dtype == "F32" and math.prod(shape) == 1:
         return
     if ref.dtype != dtype:
         # What ComfyUI views as the dtype it wants, without changing a bit, or casts from I8 to U8,
@@ -10839,7 +10842,7 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
     `torchrun` all processes come here with the same options; each gets the report.
     """
     refuse_lone_shard(options.source)
-    # Ranks meet before anything can fail, as one that stops alone would leave others waiting.
+    # Ranks meet before anything can fail on one of them alone: the others would wait for it.
     with join_ranks() as ranks:
         if not ranks.is_first:
             options = dataclasses.replace(options, quiet=True)
@@ -10853,7 +10856,7 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
         plan = sized.plan if sized else planner()
         tuned = tune_activations(options, plan.plans)
         plans = tuned.plans
-        # A size needed to know what float16 holds; a real run finds out while it writes.
+        # --target-size has looked already, a real run looks while it writes: only a rehearsal is left.
         if options.dry_run and not sized:
             plans = widen(plans, float16_overflows(plans, options))
         job = make_job(options, source.model, plans)

@@ -35,7 +35,7 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
     `torchrun` all processes come here with the same options; each gets the report.
     """
     refuse_lone_shard(options.source)
-    # Ranks meet before anything can fail, as one that stops alone would leave others waiting.
+    # Ranks meet before anything can fail on one of them alone: the others would wait for it.
     with join_ranks() as ranks:
         if not ranks.is_first:
             options = dataclasses.replace(options, quiet=True)
@@ -49,7 +49,7 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
         plan = sized.plan if sized else planner()
         tuned = tune_activations(options, plan.plans)
         plans = tuned.plans
-        # A size needed to know what float16 holds; a real run finds out while it writes.
+        # --target-size has looked already, a real run looks while it writes: only a rehearsal is left.
         if options.dry_run and not sized:
             plans = widen(plans, float16_overflows(plans, options))
         job = make_job(options, source.model, plans)

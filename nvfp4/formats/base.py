@@ -85,15 +85,15 @@ class Encoded:
 class Format:
     """Describe one way to store a tensor; an instance is a row of the table `rows`.
 
-    Subclasses set the attributes that differ, and override what their layers do otherwise. N and K
+    Subclasses set the attributes and override the methods that differ for their layers. N and K
     are rows and columns of a weight as a linear layer multiplies by it. Formats are ordered by
     rank, so that a floor is a comparison.
     """
 
     rows: ClassVar[list[Format]] = []
 
-    # The name is what plans, reports and the header call the format. The title is what it is called
-    # among all formats that a file may hold; no two have the same one.
+    # Plans, reports and the header use the name. The title is unique among all formats, those that
+    # are only read as well.
     name: str = ""
     title: str = ""
     # Bits of precision: a floor that asks for FP8 is met by every format with at least as many.
@@ -115,7 +115,7 @@ class Format:
     marker: str = ""
     # Rows of the weight are padded with zeros to a multiple of this.
     row_multiple: int = 1
-    # The defect, a key of DEFECTS, of such a weight in a file that configures nothing; "" for none.
+    # A key of DEFECTS: what to report where such a weight has no configuration; "" if it needs none.
     unconfigured: str = "unconfigured"
 
     # How ComfyUI multiplies it, unless a layer is marked for full-precision matmul.
@@ -137,12 +137,12 @@ class Format:
 
     # What a conversion does with it. --target-size may choose a candidate.
     is_candidate: bool = False
-    # Whether layers of a source that have it are adopted as they are, or, if it is decoded too,
-    # become 16-bit weights again while converting.
+    # Whether a source may have such layers. They are copied, or if `is_decoded` become 16-bit weights
+    # again and are planned anew.
     is_adopted: bool = False
     is_decoded: bool = False
-    # Effort to encode one weight, in bytes that are read or written in the same time: ranks share
-    # the work by it.
+    # The time to encode one weight, as the number of bytes that could be read or written meanwhile.
+    # Ranks divide the work by it.
     encoding_cost: int = 0
     # What rounding by statistics rounds to, None where it cannot; columns that share a scale.
     grid: FloatGrid | None = None
@@ -183,7 +183,7 @@ class Format:
         """Choose the safetensors dtype that a tensor gets in the output.
 
         source: its dtype in the source; half: the one that --dtype asks for ("BF16", "F16" or
-        "F32"). Formats that are not quantised choose; here the source's dtype stays.
+        "F32"). Unquantised formats override this; the default keeps the source's dtype.
         """
         return source
 
@@ -254,7 +254,7 @@ class Format:
         return ""
 
     def is_slow(self, shape: tuple[int, int]) -> bool:
-        """Tell whether activations of its bits cannot be multiplied by a weight [N, K].
+        """Tell whether ComfyUI has no matmul in the format's activation bits for a weight [N, K].
 
         ComfyUI then decodes the weight for every call, which is right but slow.
         """

@@ -51,6 +51,9 @@ def shipped_path(given: str | Path, folder: str) -> Path:
         return shipped
     # calib/ has other files, too: name only such as the option takes.
     kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
+    if not (HERE / folder).is_dir():
+        alone = f"there is no {folder}/ beside this script to look in; give its path"
+        raise argparse.ArgumentTypeError(f"no file {given}: {alone}")
     there = ", ".join(sorted(file.name for file in (HERE / folder).glob(kind)))
     raise argparse.ArgumentTypeError(f"no file {given}, neither as given nor in {folder}/: {there}")
 

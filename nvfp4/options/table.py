@@ -4,7 +4,7 @@ To add an option, say `--crop N`:
   1. Add a row to `Options`, in its group: `crop: int = option(0, GENERAL, NATURAL, "...")`.
   2. Say there what it `conflicts` with or `needs`, whether it `reads` or `writes` files, and
      `trace=False` if the bytes of OUTPUT cannot depend on it. A new kind of value goes to kinds.py.
-  3. Use it: `options.crop`.
+  3. Use it, `options.crop`, in the phase it belongs to; a note goes into that phase's record.
   4. Run `python tools/docs.py --write` and `python tools/single_file.py`.
   5. Test what it does; that both interfaces check it alike, test_options.py tests for every row.
 Parser, help, README, checks of the command line and of Python, and the header follow from the row.

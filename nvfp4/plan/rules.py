@@ -58,13 +58,13 @@ def select(model: Model, pattern: str, option: str) -> frozenset[str]:
 def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
     """Return the format that a GGML type asks for, and the reason's text.
 
-    F32 and F64 stay 32-bit, F16, BF16 and more than 8 bits become 16-bit. Of the others, those of
+    F32 and F64 stay 32-bit; F16, BF16 and more than 8 bits become 16-bit. Of the others, those of
     up to --gguf-nvfp4-max-bitdepth bits become NVFP4, and the rest FP8 with --use-fp8, else 16-bit.
     """
     bits, limit = GGUF_BITS[kind], options.gguf_nvfp4_max_bitdepth
     if kind in ("F32", "F64"):
         return FP32, f"GGUF {kind}"
-    # Integers of more than 8 bits are no quantised weights: they go with the 16-bit types.
+    # I16 to I64 are no quantised weights: treat them as the 16-bit types.
     if kind in ("F16", "BF16") or bits > 8:
         return HALF, f"GGUF {kind}"
     if bits <= limit:
@@ -209,7 +209,7 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
     The first of `choices` that names it, UNNAMED without any; then every floor that is higher takes
     its place, and its reason keeps the one that it overruled.
     """
-    # Floors keep `is_open`: --target-size may still raise a layer above its floor.
+    # A floor replaces the rule but not `is_open`: --target-size may raise a layer above its floor.
     decided = next((rule for rule in choices if name in rule.names), UNNAMED)
     # Floors come in any order: the highest one that applies is what remains.
     for rule in floors:

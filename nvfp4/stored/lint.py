@@ -174,8 +174,8 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
 def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Finding]:
     """Check one tensor's dtype and shape against what its format stores.
 
-    suffix: of the tensor, of which only the absence is reported for float32 ones: these are scalars
-    and `lint_scalars` checks them.
+    suffix: of the tensor, of which only the absence is reported for single float32 numbers, as
+    `lint_scalars` checks these.
     expected: (dtype, shape), as `Format.parts` gives it.
     """
     ref, (dtype, shape) = layer.parts.get(suffix), expected
@@ -184,7 +184,7 @@ def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Find
         return
     finding = partial(Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}")
     # ComfyUI takes scalars of several dtypes and shapes, which `lint_scalars` knows.
-    if dtype == "F32":
+    if dtype == "F32" and math.prod(shape) == 1:
         return
     if ref.dtype != dtype:
         # What ComfyUI views as the dtype it wants, without changing a bit, or casts from I8 to U8,

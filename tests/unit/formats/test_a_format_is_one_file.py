@@ -16,9 +16,7 @@ from support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
-NAMES = {"NVFP4", "FP8", "SCALED_FP8", "PLAIN_FP8", "HALF", "FP32", "KEPT"}
-
-
+ROWS = [*Format.rows]
 CONFIG = {r"blocks\.\d\.a": {"format": "toy_int8"}, "outside": {"format": "bfloat16"}}
 
 
@@ -93,6 +91,10 @@ def test_verify_decodes_it_and_knows_its_defects(house, converted, source, tmp_p
     save_file(stored, tmp_path / "bad.safetensors")
     text = run(house, "convert_nvfp4.py", "--verify", tmp_path / "bad.safetensors", status=1)
     assert "scales are NaN, infinite, zero or negative" in text
+    for wrong in (stored["blocks.2.a.toy_scale"][:3], stored["blocks.2.a.toy_scale"].half()):
+        save_file(stored | {"blocks.2.a.toy_scale": wrong.clone()}, tmp_path / "odd.safetensors")
+        text = run(house, "convert_nvfp4.py", "--verify", tmp_path / "odd.safetensors", status=1)
+        assert "blocks.2.a (toy_scale F" in text
     del stored["blocks.2.a.comfy_quant"]
     save_file(stored, tmp_path / "bare.safetensors")
     text = run(house, "convert_nvfp4.py", "--verify", tmp_path / "bare.safetensors", status=1)
@@ -125,7 +127,10 @@ def test_two_files_can_be_compared_by_it(house, converted, source):
 
 
 def test_no_other_file_compares_formats_by_name():
-    known = NAMES | {row.title for row in Format.rows} | {*configured_formats()}
+    modules = [sys.modules[type(row).__module__] for row in Format.rows]
+    known = {name for module in modules for name, value in vars(module).items() if value in ROWS}
+    known |= {row.title for row in ROWS} | {*configured_formats()}
+    assert "SCALED_FP8" in known
     found = []
     for path in sorted((ROOT / "nvfp4").rglob("*.py")):
         if path.parent.name == "formats":
@@ -143,4 +148,7 @@ def test_the_rows_are_told_apart():
     titles = [row.title for row in Format.rows]
     assert len({*titles}) == len(titles)
     assert [format_titled(title) for title in titles] == Format.rows
-    assert [row.title for row in readable_formats()] == ["NVFP4", "scaled FP8", "FP8", "plain FP8"]
+    # A stored layer is tried against these in turn; the last one takes any FP8 weight.
+    order = [row.title for row in readable_formats()]
+    known = [title for title in order if title in ("NVFP4", "scaled FP8", "FP8", "plain FP8")]
+    assert known == ["NVFP4", "scaled FP8", "FP8", "plain FP8"]
