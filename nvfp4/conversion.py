@@ -49,7 +49,7 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
         plan = sized.plan if sized else planner()
         tuned = tune_activations(options, plan.plans)
         plans = tuned.plans
-        # --target-size has looked already, a real run looks while it writes: only a rehearsal is left.
+        # --target-size has looked already, and a real run looks while it writes.
         if options.dry_run and not sized:
             plans = widen(plans, float16_overflows(plans, options))
         job = make_job(options, source.model, plans)

@@ -115,7 +115,7 @@ class Format:
     marker: str = ""
     # Rows of the weight are padded with zeros to a multiple of this.
     row_multiple: int = 1
-    # A key of DEFECTS: what to report where such a weight has no configuration; "" if it needs none.
+    # The key of DEFECTS to report where such a weight has no configuration; "" if it needs none.
     unconfigured: str = "unconfigured"
 
     # How ComfyUI multiplies it, unless a layer is marked for full-precision matmul.
@@ -137,8 +137,8 @@ class Format:
 
     # What a conversion does with it. --target-size may choose a candidate.
     is_candidate: bool = False
-    # Whether a source may have such layers. They are copied, or if `is_decoded` become 16-bit weights
-    # again and are planned anew.
+    # Whether a source may have such layers. They are copied, or, if `is_decoded`, become 16-bit
+    # weights again and are planned anew.
     is_adopted: bool = False
     is_decoded: bool = False
     # The time to encode one weight, as the number of bytes that could be read or written meanwhile.
