@@ -14,7 +14,9 @@ try:
     from nvfp4.cli.console import tolerate_consoles
     from nvfp4.logs.command import parse_analysis
     from nvfp4.requirements import REQUIRED, require
-except ModuleNotFoundError:
+except ModuleNotFoundError as error:
+    if error.name != "nvfp4":
+        raise
     sys.exit("error: nvfp4/ is missing: this script needs the package folder beside it; copy both")
 
 if __name__ == "__main__":

@@ -3684,14 +3684,19 @@ class Format:
     scalar_shape: tuple[int, ...] = ()
     # The tensor, one in a file, that tells of layers without a configuration; "" for none.
     marker: str = ""
+    # The title of the older form, told by a marker, which --recipe scaled-fp8 stores instead.
+    older_form: str = ""
     # Rows of the weight are padded with zeros to a multiple of this.
     row_multiple: int = 1
-    # A key of DEFECTS: what to report where such a weight has no configuration; "" if it needs none.
+    # The key of DEFECTS to report where such a weight has no configuration; "" if it needs none.
     unconfigured: str = "unconfigured"
 
     # How ComfyUI multiplies it, unless a layer is marked for full-precision matmul.
     weight_bits: int = 16
     activation_bits: int = 16
+    # Whether the input is quantised to NVFP4, with block scales: recordings and sensitivities tell
+    # what that costs, presets and --w4a4-share spare layers from it.
+    has_nvfp4_input: bool = False
     # Whether ComfyUI would clip the input at 448 where there is neither an input scale nor a mark
     # for full-precision matmul.
     needs_input_scale: bool = False
@@ -3708,8 +3713,8 @@ class Format:
 
     # What a conversion does with it. --target-size may choose a candidate.
     is_candidate: bool = False
-    # Whether a source may have such layers. They are copied, or if `is_decoded` become 16-bit weights
-    # again and are planned anew.
+    # Whether a source may have such layers. They are copied, or, if `is_decoded`, become 16-bit
+    # weights again and are planned anew.
     is_adopted: bool = False
     is_decoded: bool = False
     # The time to encode one weight, as the number of bytes that could be read or written meanwhile.
@@ -3792,6 +3797,10 @@ class Format:
         """
         names = (*self.parts((1, 1)), "input_scale") if self.is_quantised else ()
         return tuple(self.name_in_file(name) for name in names)
+
+    def stores(self, weight: TensorRef) -> bool:
+        """Tell whether a weight has the dtype in which this format stores codes."""
+        return weight.dtype == self.weight_dtype
 
     def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
         """Tell whether a stored layer is of this format, going by its tensors.
@@ -4071,6 +4080,7 @@ class Fp8(Format):
     unconfigured = "unread scale"
     weight_bits = activation_bits = 8
     needs_input_scale = True
+    older_form = "scaled FP8"
     # A summary's `amax` is the largest activation, which E4M3's largest number is to stand for.
     activation_max = E4M3_MAX
     summary_column = ("amax", E4M3_MAX)
@@ -4098,7 +4108,7 @@ class Fp8(Format):
         comfy_kitchen.quantize_per_tensor_fp8 for the weight in float32; with `encoder.dtype`
         bfloat16 or float16 the weight is cast first.
         """
-        # Kernels are there only for float32; other dtypes are cast first, by `measured`.
+        # Kernels are there only for float32; other dtypes are cast first, by `with_damage`.
         plain = with_damage(
             lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, encoder.dtype
         )
@@ -4154,6 +4164,7 @@ class Nvfp4(Format):
     # comfy_kitchen pads rows to 16 as it does columns, though blocks lie along columns alone.
     row_multiple = BLOCK_SIZE
     weight_bits = activation_bits = 4
+    has_nvfp4_input = True
     activation_max = NVFP4_MAX
     # A summary's `scale` column holds input scales of NVFP4 as they are.
     summary_column = ("scale", 1.0)
@@ -4417,6 +4428,7 @@ class ScaledFp8(Fp8):
     scalar_shape = (1,)
     marker = MARKER
     full_precision_option = ""
+    older_form = ""
 
     def name_in_file(self, suffix: str) -> str:
         """Name a part as such files do.
@@ -4740,14 +4752,14 @@ class TensorPlan:
         return configured_formats()[self.config["format"]] if self.ref.config else self.precision
 
     @property
-    def is_fp4(self) -> bool:
+    def has_nvfp4_input(self) -> bool:
         """Tell whether Blackwell can multiply the layer in 4 bits."""
-        return self.format.activation_bits == 4
+        return self.format.has_nvfp4_input
 
     @property
     def is_w4a4(self) -> bool:
         """Tell whether ComfyUI also quantises the layer's activations to 4 bits."""
-        return self.is_fp4 and "full_precision_matrix_mult" not in self.config
+        return self.has_nvfp4_input and "full_precision_matrix_mult" not in self.config
 
     @property
     def may_overflow(self) -> bool:
@@ -6392,13 +6404,14 @@ def parse_reference_scales(
     since the layer may get the other one here. Returns as `read_reference_scales` does.
     """
     found, odd = {}, {}
+    scaled = [form for form in candidate_formats() if form.activation_max]
     for ref in tensors.values():
         layer = ref.name.removesuffix(".input_scale")
         if layer == ref.name:
             continue
         # An input scale alone does not tell its format, and so not the activation it stands for.
         weight = tensors.get(f"{layer}.weight")
-        largest = {"U8": NVFP4_MAX, "F8_E4M3": E4M3_MAX}.get(weight.dtype if weight else "")
+        largest = next((f.activation_max for f in scaled if weight and f.stores(weight)), None)
         if ref.dtype != "F32" or ref.nbytes != 4 or largest is None:
             problem = f"{ref.name} is not one float32 beside an NVFP4 or FP8 weight"
             odd[layer] = f"{path}: {problem}"
@@ -6409,7 +6422,7 @@ def parse_reference_scales(
         except ConvertError as error:
             odd[layer] = str(error)
             continue
-        scales = {NVFP4: amax / NVFP4_MAX, FP8: amax / E4M3_MAX}
+        scales = {form: amax / form.activation_max for form in scaled}
         found[bare(layer)] = Calibration(scales=scales, source=path.name)
     if not found:
         raise ConvertError(*[*odd.values()][:1] or [f"{path}: has no input_scale tensors"])
@@ -6779,6 +6792,8 @@ def match_layer_list(path: Path, model: Model) -> LayerList:
     layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
     listed = {bare(name) for name in read_layer_list(path)}
     weights = frozenset(layers[name] for name in listed & layers.keys())
+    if not listed:
+        raise ConvertError(f"{path}: names no layer: it is empty, or all of it is comments")
     if not weights:
         raise of_another_model(path, it_has=listed, other_has=layers)
     return LayerList(weights=weights, unknown=frozenset(listed - layers.keys()))
@@ -7333,8 +7348,8 @@ def read_sensitivity(
     recordings: dict[Path, dict[str, Recorded]],
     summary: list[dict],
     scales: dict[str, Calibration],
-) -> dict[str, dict[str, float]]:
-    """Return {bare layer: {figure: value}} of --sensitivity-json; {} without it.
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Return {bare layer: {figure: value}} of --sensitivity-json, {} without it, and notes.
 
     The file may be a recording (.safetensors) or JSON, and it may be the same as another guide,
     whose content is then used again: `recordings` are by path, `summary` has the summary's rows.
@@ -7748,7 +7763,7 @@ def marks_by_precision(
     sensitive = [*marks, *sensitive_marks(options, model, guides)]
     found = {}
     for form in configured_formats().values():
-        found[form] = sensitive if form.activation_bits == 4 else marks
+        found[form] = sensitive if form.has_nvfp4_input else marks
         option = form.full_precision_option
         if option and getattr(options, option):
             why = Reason(Why.OPTION, "--" + option.replace("_", "-"))
@@ -7782,9 +7797,12 @@ def as_scaled_fp8(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]
     """Turn FP8 layers into scaled FP8, which has one switch for full-precision matmul in the file.
 
     Returns the plans and a note. If any layer needs full-precision matmul, all of them get it; the
-    note says so where the others would not have needed it.
+    note says so where the others would not have needed it. Raises ConvertError for layers whose
+    format has no older form.
     """
     layers = [plan for plan in plans if plan.is_quantised]
+    if others := [plan.ref.layer for plan in layers if not plan.precision.older_form]:
+        raise ConvertError(f"--recipe scaled-fp8: has no form for {examples(others)}")
     needing = sum(
         # ComfyUI drops an input scale of exactly 1, and would take the layer for one without.
         bool(plan.full_precision) or np.float32(plan.input_scale) == 1
@@ -7794,7 +7812,9 @@ def as_scaled_fp8(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]
     reason = Reason(Why.SHARED_SWITCH, f"{MARKER} holds for every layer") if needing else None
     shared = [
         dataclasses.replace(
-            plan, precision=SCALED_FP8, full_precision=plan.full_precision or reason
+            plan,
+            precision=format_titled(plan.precision.older_form),
+            full_precision=plan.full_precision or reason,
         )
         if plan.is_quantised
         else plan
@@ -7832,7 +7852,7 @@ def count_saturated(
     for plan in plans:
         recorded = recording.get(bare(plan.ref.layer))
         # A dynamic scale follows its input and clips nothing; FP8 layers have no blocks.
-        if recorded and plan.is_fp4 and plan.input_scale is not None:
+        if recorded and plan.has_nvfp4_input and plan.input_scale is not None:
             clipped = recorded.saturated(plan.input_scale)
             counted.append(dataclasses.replace(plan, saturated_blocks=clipped))
         else:
@@ -8012,7 +8032,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
     if raised:
         notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
-    packed = [plan for plan in layers if plan.is_fp4]
+    packed = [plan for plan in layers if plan.has_nvfp4_input]
     part = weights_of(packed) / (weights_of(layers) or 1)
     if family.image and part > MOST_NVFP4:
         notes.append(
@@ -8089,7 +8109,7 @@ def round_by_moments(
         "output_before": math.sqrt(before / energy) if energy else 0.0,
         "output_after": math.sqrt(after / energy) if energy else 0.0,
     }
-    if plan.precision.activation_bits == 4:
+    if plan.precision.has_nvfp4_input:
         measured["output_w4a4"] = w4a4_error(plan, weight, best, moved, compute)
     return dataclasses.replace(best, damage=dataclasses.replace(best.damage, **measured)), bias
 
@@ -9216,7 +9236,7 @@ def lint_legacy(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """
     finding, scale = partial(Finding, name=layer.name), layer.parts.get("scale_input")
     yield from lint_scalars(layer, facts)
-    if layer.weight.dtype != "F8_E4M3":
+    if layer.weight.dtype != SCALED_FP8.weight_dtype:
         yield finding(defect="weight dtype", detail=layer.weight.dtype)
     readable = scale is not None and scale.dtype in SOURCE_FLOATS and facts.values
     # ComfyUI drops an input scale of exactly 1 (comfy/utils.py, convert_old_quants).
@@ -9369,7 +9389,7 @@ class PartialFiles:
     """Hold the output's files as *.partial: written at known offsets, named once all is complete.
 
     One thread writes while the caller computes, up to `Options.ahead` bytes behind. Its first error
-    is raised by the next `write` or by `flush`, as ConvertError. Used as a context manager: the
+    is raised by the next `append` or by `flush`, as ConvertError. Used as a context manager: the
     first rank creates the files at their full size, the others open them, and on leaving they are
     deleted unless the journal is kept for --resume.
     """
@@ -9841,7 +9861,7 @@ def limit_w4a4(
     wanted = options.w4a4_share
     if wanted is None:
         return plans, [], ()
-    studied = [plan for plan in plans if plan.is_fp4 and plan.moments]
+    studied = [plan for plan in plans if plan.has_nvfp4_input and plan.moments]
     if not studied:
         raise ConvertError("--w4a4-share: no NVFP4 layer has second moments in --activation-stats")
     linear = [plan for plan in plans if plan.ref.is_linear_weight]
@@ -10478,7 +10498,8 @@ FUSED_ROWS = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "qkv": (0, 3), "proj_mlp": 
 def canonical(name: str) -> str:
     """Bring a layer's name to the one spelling in which models and LoRA files are compared.
 
-    Dots become underscores, as kohya's names cannot be brought back to dots, and the rows of
+    Dots become underscores, as kohya's names cannot be brought back to dots, and then the rows of
+    SPELLINGS are applied in turn.
     """
     name = name.replace(".", "_")
     for spelling, other in SPELLINGS:
@@ -10835,11 +10856,12 @@ def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
 # ── nvfp4/conversion.py: Run one conversion from end to end, as the list of its phases ────────────
 
 def convert(options: Options, observe: Observe = unobserved) -> Report:
-    """Run a conversion, or with `dry_run` plan it. Raises ConvertError, leaving nothing behind.
+    """Run a conversion, or with `dry_run` plan it. Raises ConvertError.
 
-    Each phase returns a record with its notes; they come together in the report, and only there.
-    `observe` is called with the name of each stage of writing the output (see `stages`). Under
-    `torchrun` all processes come here with the same options; each gets the report.
+    What fails leaves nothing behind, unless `resume` keeps partial files to go on with. Each phase
+    returns a record with its notes; they come together in the report, and only there. `observe` is
+    called with the name of each stage of writing the output (see `stages`). Under `torchrun` all
+    processes come here with the same options; each gets the report.
     """
     refuse_lone_shard(options.source)
     # Ranks meet before anything can fail on one of them alone: the others would wait for it.
@@ -10856,7 +10878,7 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
         plan = sized.plan if sized else planner()
         tuned = tune_activations(options, plan.plans)
         plans = tuned.plans
-        # --target-size has looked already, a real run looks while it writes: only a rehearsal is left.
+        # --target-size has looked already, and a real run looks while it writes.
         if options.dry_run and not sized:
             plans = widen(plans, float16_overflows(plans, options))
         job = make_job(options, source.model, plans)
@@ -11027,7 +11049,7 @@ def decoded_damage(
         """Measure some rows, in units of the original's largest weight."""
         return measure_damage(rows.float() / unit, form.decode(*some, scale / unit))
 
-    # Rows that pad the stored weight have no original; `measure` drops padded columns.
+    # Rows that pad the stored weight have no original; `measure_damage` drops padded columns.
     trimmed = (part[: len(original)] for part in parts)
     return Damage.total(compute.map(measure_rows, original, *trimmed), unit)
 

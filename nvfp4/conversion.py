@@ -28,11 +28,12 @@ from nvfp4.write.checks import refuse_text_targets
 
 
 def convert(options: Options, observe: Observe = unobserved) -> Report:
-    """Run a conversion, or with `dry_run` plan it. Raises ConvertError, leaving nothing behind.
+    """Run a conversion, or with `dry_run` plan it. Raises ConvertError.
 
-    Each phase returns a record with its notes; they come together in the report, and only there.
-    `observe` is called with the name of each stage of writing the output (see `stages`). Under
-    `torchrun` all processes come here with the same options; each gets the report.
+    What fails leaves nothing behind, unless `resume` keeps partial files to go on with. Each phase
+    returns a record with its notes; they come together in the report, and only there. `observe` is
+    called with the name of each stage of writing the output (see `stages`). Under `torchrun` all
+    processes come here with the same options; each gets the report.
     """
     refuse_lone_shard(options.source)
     # Ranks meet before anything can fail on one of them alone: the others would wait for it.

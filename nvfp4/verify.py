@@ -71,7 +71,7 @@ def decoded_damage(
         """Measure some rows, in units of the original's largest weight."""
         return measure_damage(rows.float() / unit, form.decode(*some, scale / unit))
 
-    # Rows that pad the stored weight have no original; `measure` drops padded columns.
+    # Rows that pad the stored weight have no original; `measure_damage` drops padded columns.
     trimmed = (part[: len(original)] for part in parts)
     return Damage.total(compute.map(measure_rows, original, *trimmed), unit)
 

@@ -71,7 +71,7 @@ def scheme_of(layer: StoredLayer, side: Side) -> Scheme:
     # Scaled FP8 has the older name of the two.
     if {"input_scale", "scale_input"} & layer.parts.keys():
         return Scheme(f"{matmul}, input scale", row.runs_scaled)
-    return Scheme(f"{matmul}, no input scale", row.runs_unscaled, is_packed(layer))
+    return Scheme(f"{matmul}, no input scale", row.runs_unscaled, has_nvfp4_activations(layer))
 
 
 def scheme_label(layer: StoredLayer, side: Side) -> str:
@@ -87,13 +87,13 @@ def is_unquantised(labels: Iterable[str]) -> bool:
     return SAFETENSORS_BITS.keys() >= {*labels}
 
 
-def is_packed(layer: StoredLayer) -> bool:
+def has_nvfp4_activations(layer: StoredLayer) -> bool:
     """Tell whether a layer's format multiplies 4-bit activations, which is NVFP4's.
 
     A layer that is marked for full-precision matmul counts, too: the format decides alone. False
     where the layer is in no known format.
     """
-    return layer.format is not None and layer.format.activation_bits == 4
+    return layer.format is not None and layer.format.has_nvfp4_input
 
 
 def has_quantised_weight(layer: StoredLayer) -> bool:

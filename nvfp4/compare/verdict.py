@@ -10,7 +10,7 @@ import math
 from collections import Counter
 
 from nvfp4.compare.contents import base_precision
-from nvfp4.compare.schemes import is_packed, scheme_of
+from nvfp4.compare.schemes import has_nvfp4_activations, scheme_of
 from nvfp4.compare.sides import Side
 from nvfp4.errors import examples
 from nvfp4.stored.defects import DEFECTS, Outcome, grouped
@@ -78,7 +78,9 @@ def packed_share(side: Side) -> float:
     marked for full-precision matmul count, too. Returns 0 for a file without linear layers.
     """
     work = sum(math.prod(layer.shape) for layer in side.linear.values())
-    packed = sum(math.prod(layer.shape) for layer in side.linear.values() if is_packed(layer))
+    packed = sum(
+        math.prod(layer.shape) for layer in side.linear.values() if has_nvfp4_activations(layer)
+    )
     return packed / work if work else 0
 
 

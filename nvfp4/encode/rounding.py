@@ -92,7 +92,7 @@ def round_by_moments(
         "output_before": math.sqrt(before / energy) if energy else 0.0,
         "output_after": math.sqrt(after / energy) if energy else 0.0,
     }
-    if plan.precision.activation_bits == 4:
+    if plan.precision.has_nvfp4_input:
         measured["output_w4a4"] = w4a4_error(plan, weight, best, moved, compute)
     return dataclasses.replace(best, damage=dataclasses.replace(best.damage, **measured)), bias
 

@@ -113,6 +113,8 @@ class Format:
     scalar_shape: tuple[int, ...] = ()
     # The tensor, one in a file, that tells of layers without a configuration; "" for none.
     marker: str = ""
+    # The title of the older form, told by a marker, which --recipe scaled-fp8 stores instead.
+    older_form: str = ""
     # Rows of the weight are padded with zeros to a multiple of this.
     row_multiple: int = 1
     # The key of DEFECTS to report where such a weight has no configuration; "" if it needs none.
@@ -121,6 +123,9 @@ class Format:
     # How ComfyUI multiplies it, unless a layer is marked for full-precision matmul.
     weight_bits: int = 16
     activation_bits: int = 16
+    # Whether the input is quantised to NVFP4, with block scales: recordings and sensitivities tell
+    # what that costs, presets and --w4a4-share spare layers from it.
+    has_nvfp4_input: bool = False
     # Whether ComfyUI would clip the input at 448 where there is neither an input scale nor a mark
     # for full-precision matmul.
     needs_input_scale: bool = False
@@ -221,6 +226,10 @@ class Format:
         """
         names = (*self.parts((1, 1)), "input_scale") if self.is_quantised else ()
         return tuple(self.name_in_file(name) for name in names)
+
+    def stores(self, weight: TensorRef) -> bool:
+        """Tell whether a weight has the dtype in which this format stores codes."""
+        return weight.dtype == self.weight_dtype
 
     def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
         """Tell whether a stored layer is of this format, going by its tensors.

@@ -30,6 +30,7 @@ class Fp8(Format):
     unconfigured = "unread scale"
     weight_bits = activation_bits = 8
     needs_input_scale = True
+    older_form = "scaled FP8"
     # A summary's `amax` is the largest activation, which E4M3's largest number is to stand for.
     activation_max = E4M3_MAX
     summary_column = ("amax", E4M3_MAX)
@@ -57,7 +58,7 @@ class Fp8(Format):
         comfy_kitchen.quantize_per_tensor_fp8 for the weight in float32; with `encoder.dtype`
         bfloat16 or float16 the weight is cast first.
         """
-        # Kernels are there only for float32; other dtypes are cast first, by `measured`.
+        # Kernels are there only for float32; other dtypes are cast first, by `with_damage`.
         plain = with_damage(
             lambda rows, scale: (encode_fp8(rows, scale),), decode_fp8, encoder.dtype
         )

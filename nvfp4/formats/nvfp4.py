@@ -61,6 +61,7 @@ class Nvfp4(Format):
     # comfy_kitchen pads rows to 16 as it does columns, though blocks lie along columns alone.
     row_multiple = BLOCK_SIZE
     weight_bits = activation_bits = 4
+    has_nvfp4_input = True
     activation_max = NVFP4_MAX
     # A summary's `scale` column holds input scales of NVFP4 as they are.
     summary_column = ("scale", 1.0)

@@ -31,6 +31,7 @@ class ScaledFp8(Fp8):
     scalar_shape = (1,)
     marker = MARKER
     full_precision_option = ""
+    older_form = ""
 
     def name_in_file(self, suffix: str) -> str:
         """Name a part as such files do.

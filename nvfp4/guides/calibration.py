@@ -102,13 +102,14 @@ def parse_reference_scales(
     since the layer may get the other one here. Returns as `read_reference_scales` does.
     """
     found, odd = {}, {}
+    scaled = [form for form in candidate_formats() if form.activation_max]
     for ref in tensors.values():
         layer = ref.name.removesuffix(".input_scale")
         if layer == ref.name:
             continue
         # An input scale alone does not tell its format, and so not the activation it stands for.
         weight = tensors.get(f"{layer}.weight")
-        largest = {"U8": NVFP4_MAX, "F8_E4M3": E4M3_MAX}.get(weight.dtype if weight else "")
+        largest = next((f.activation_max for f in scaled if weight and f.stores(weight)), None)
         if ref.dtype != "F32" or ref.nbytes != 4 or largest is None:
             problem = f"{ref.name} is not one float32 beside an NVFP4 or FP8 weight"
             odd[layer] = f"{path}: {problem}"
@@ -119,7 +120,7 @@ def parse_reference_scales(
         except ConvertError as error:
             odd[layer] = str(error)
             continue
-        scales = {NVFP4: amax / NVFP4_MAX, FP8: amax / E4M3_MAX}
+        scales = {form: amax / form.activation_max for form in scaled}
         found[bare(layer)] = Calibration(scales=scales, source=path.name)
     if not found:
         raise ConvertError(*[*odd.values()][:1] or [f"{path}: has no input_scale tensors"])

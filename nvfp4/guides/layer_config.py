@@ -66,6 +66,8 @@ def match_layer_list(path: Path, model: Model) -> LayerList:
     layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
     listed = {bare(name) for name in read_layer_list(path)}
     weights = frozenset(layers[name] for name in listed & layers.keys())
+    if not listed:
+        raise ConvertError(f"{path}: names no layer: it is empty, or all of it is comments")
     if not weights:
         raise of_another_model(path, it_has=listed, other_has=layers)
     return LayerList(weights=weights, unknown=frozenset(listed - layers.keys()))

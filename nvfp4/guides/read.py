@@ -94,8 +94,8 @@ def read_sensitivity(
     recordings: dict[Path, dict[str, Recorded]],
     summary: list[dict],
     scales: dict[str, Calibration],
-) -> dict[str, dict[str, float]]:
-    """Return {bare layer: {figure: value}} of --sensitivity-json; {} without it.
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Return {bare layer: {figure: value}} of --sensitivity-json, {} without it, and notes.
 
     The file may be a recording (.safetensors) or JSON, and it may be the same as another guide,
     whose content is then used again: `recordings` are by path, `summary` has the summary's rows.

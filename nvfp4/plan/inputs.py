@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from nvfp4.errors import ConvertError, examples
-from nvfp4.formats.base import Format, configured_formats
-from nvfp4.formats.scaled_fp8 import MARKER, SCALED_FP8
+from nvfp4.formats.base import Format, configured_formats, format_titled
+from nvfp4.formats.scaled_fp8 import MARKER
 from nvfp4.guides.records import Calibration, Guides, Recorded
 from nvfp4.model import Model, bare
 from nvfp4.options import FULL_PRECISION_OPTIONS, Options
@@ -101,7 +101,7 @@ def marks_by_precision(
     sensitive = [*marks, *sensitive_marks(options, model, guides)]
     found = {}
     for form in configured_formats().values():
-        found[form] = sensitive if form.activation_bits == 4 else marks
+        found[form] = sensitive if form.has_nvfp4_input else marks
         option = form.full_precision_option
         if option and getattr(options, option):
             why = Reason(Why.OPTION, "--" + option.replace("_", "-"))
@@ -135,9 +135,12 @@ def as_scaled_fp8(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]
     """Turn FP8 layers into scaled FP8, which has one switch for full-precision matmul in the file.
 
     Returns the plans and a note. If any layer needs full-precision matmul, all of them get it; the
-    note says so where the others would not have needed it.
+    note says so where the others would not have needed it. Raises ConvertError for layers whose
+    format has no older form.
     """
     layers = [plan for plan in plans if plan.is_quantised]
+    if others := [plan.ref.layer for plan in layers if not plan.precision.older_form]:
+        raise ConvertError(f"--recipe scaled-fp8: has no form for {examples(others)}")
     needing = sum(
         # ComfyUI drops an input scale of exactly 1, and would take the layer for one without.
         bool(plan.full_precision) or np.float32(plan.input_scale) == 1
@@ -147,7 +150,9 @@ def as_scaled_fp8(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]
     reason = Reason(Why.SHARED_SWITCH, f"{MARKER} holds for every layer") if needing else None
     shared = [
         dataclasses.replace(
-            plan, precision=SCALED_FP8, full_precision=plan.full_precision or reason
+            plan,
+            precision=format_titled(plan.precision.older_form),
+            full_precision=plan.full_precision or reason,
         )
         if plan.is_quantised
         else plan
@@ -185,7 +190,7 @@ def count_saturated(
     for plan in plans:
         recorded = recording.get(bare(plan.ref.layer))
         # A dynamic scale follows its input and clips nothing; FP8 layers have no blocks.
-        if recorded and plan.is_fp4 and plan.input_scale is not None:
+        if recorded and plan.has_nvfp4_input and plan.input_scale is not None:
             clipped = recorded.saturated(plan.input_scale)
             counted.append(dataclasses.replace(plan, saturated_blocks=clipped))
         else:

@@ -149,7 +149,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
     if raised:
         notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
-    packed = [plan for plan in layers if plan.is_fp4]
+    packed = [plan for plan in layers if plan.has_nvfp4_input]
     part = weights_of(packed) / (weights_of(layers) or 1)
     if family.image and part > MOST_NVFP4:
         notes.append(

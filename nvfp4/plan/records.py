@@ -88,14 +88,14 @@ class TensorPlan:
         return configured_formats()[self.config["format"]] if self.ref.config else self.precision
 
     @property
-    def is_fp4(self) -> bool:
+    def has_nvfp4_input(self) -> bool:
         """Tell whether Blackwell can multiply the layer in 4 bits."""
-        return self.format.activation_bits == 4
+        return self.format.has_nvfp4_input
 
     @property
     def is_w4a4(self) -> bool:
         """Tell whether ComfyUI also quantises the layer's activations to 4 bits."""
-        return self.is_fp4 and "full_precision_matrix_mult" not in self.config
+        return self.has_nvfp4_input and "full_precision_matrix_mult" not in self.config
 
     @property
     def may_overflow(self) -> bool:

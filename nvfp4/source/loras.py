@@ -131,7 +131,8 @@ FUSED_ROWS = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "qkv": (0, 3), "proj_mlp": 
 def canonical(name: str) -> str:
     """Bring a layer's name to the one spelling in which models and LoRA files are compared.
 
-    Dots become underscores, as kohya's names cannot be brought back to dots, and the rows of
+    Dots become underscores, as kohya's names cannot be brought back to dots, and then the rows of
+    SPELLINGS are applied in turn.
     """
     name = name.replace(".", "_")
     for spelling, other in SPELLINGS:

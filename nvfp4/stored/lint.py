@@ -17,6 +17,7 @@ from functools import partial
 from nvfp4.dtypes import SAFETENSORS_BITS, SOURCE_FLOATS, VIEWED, round_up
 from nvfp4.families import NEVER_PACKED, RECOGNISED_BY_ROWS
 from nvfp4.formats.base import is_known, scalar_scales
+from nvfp4.formats.scaled_fp8 import SCALED_FP8
 from nvfp4.model import COMFYUI_PREFIXES, UNREAD_PREFIXES, Model, bare
 from nvfp4.numeric.codes import decode_e4m3
 from nvfp4.read.checkpoint import header_layers
@@ -133,7 +134,7 @@ def lint_legacy(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """
     finding, scale = partial(Finding, name=layer.name), layer.parts.get("scale_input")
     yield from lint_scalars(layer, facts)
-    if layer.weight.dtype != "F8_E4M3":
+    if layer.weight.dtype != SCALED_FP8.weight_dtype:
         yield finding(defect="weight dtype", detail=layer.weight.dtype)
     readable = scale is not None and scale.dtype in SOURCE_FLOATS and facts.values
     # ComfyUI drops an input scale of exactly 1 (comfy/utils.py, convert_old_quants).

@@ -101,7 +101,7 @@ def limit_w4a4(
     wanted = options.w4a4_share
     if wanted is None:
         return plans, [], ()
-    studied = [plan for plan in plans if plan.is_fp4 and plan.moments]
+    studied = [plan for plan in plans if plan.has_nvfp4_input and plan.moments]
     if not studied:
         raise ConvertError("--w4a4-share: no NVFP4 layer has second moments in --activation-stats")
     linear = [plan for plan in plans if plan.ref.is_linear_weight]

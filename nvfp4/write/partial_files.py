@@ -40,7 +40,7 @@ class PartialFiles:
     """Hold the output's files as *.partial: written at known offsets, named once all is complete.
 
     One thread writes while the caller computes, up to `Options.ahead` bytes behind. Its first error
-    is raised by the next `write` or by `flush`, as ConvertError. Used as a context manager: the
+    is raised by the next `append` or by `flush`, as ConvertError. Used as a context manager: the
     first rank creates the files at their full size, the others open them, and on leaving they are
     deleted unless the journal is kept for --resume.
     """

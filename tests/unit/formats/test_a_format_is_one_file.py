@@ -110,6 +110,21 @@ def test_a_size_can_be_reached_with_it(house, source, tmp_path):
     assert "no defect found" in run(house, "convert_nvfp4.py", "--verify", out)
 
 
+@pytest.mark.usefixtures("converted")  # writes the layer config
+def test_scaled_fp8_files_have_no_form_for_it(house, source, tmp_path):
+    config = source.with_name("config.json")
+    command = [source, tmp_path / "o.safetensors", "--preset", "all", "--layer-config", config]
+    command += ["--recipe", "scaled-fp8", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, str(house / "convert_nvfp4.py"), *map(str, command)],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "error: --recipe scaled-fp8: has no form for blocks.0.a" in done.stderr
+
+
 def test_a_source_may_have_it(house, converted, tmp_path):
     out = tmp_path / "o.safetensors"
     command = [converted[0], out, "--preset", "none", "--include", "outside", "--quiet"]
