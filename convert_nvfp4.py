@@ -10683,6 +10683,48 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source
     return Source(dataclasses.replace(model, tensors=tensors), tuple(notes))
 
 
+# ── nvfp4/source/quantisers.py: Recognise models that other programs quantised, by the names of wha
+
+# What a layer's tensors end in, all of a row, where a program quantised it. The first row that
+# fits counts: AWQ has what GPTQ has but for one.
+QUANTISERS = (
+    ("Nunchaku SVDQuant", ("qweight", "wscales")),
+    ("GPTQ", ("qweight", "qzeros", "g_idx")),
+    ("AWQ", ("qweight", "qzeros")),
+    ("GPTQ or AWQ", ("qweight", "scales")),
+    ("HQQ", ("W_q",)),
+    ("optimum-quanto", ("weight._data", "weight._scale")),
+    ("torchao", ("_weight_qdata",)),
+    ("bitsandbytes NF4", ("weight.quant_state.bitsandbytes__nf4",)),
+    ("bitsandbytes FP4", ("weight.quant_state.bitsandbytes__fp4",)),
+    ("bitsandbytes 4-bit", ("weight.absmax", "weight.quant_map")),
+    ("bitsandbytes INT8", ("SCB",)),
+    ("compressed-tensors", ("weight_packed",)),
+    ("LightX2V NVFP4", ("weight_global_scale",)),
+    ("EXL2", ("q_weight", "q_scale")),
+    ("EXL3", ("trellis",)),
+    ("AQLM", ("codes", "codebooks")),
+)
+
+
+def quantiser_of(names: Iterable[str]) -> tuple[str, list[str]]:
+    """Find which program quantised a model: its name, and the layers; or "" and no layers.
+
+    names: of the diffusion model's tensors.
+    """
+    layers = defaultdict(set)
+    suffixes = sorted({suffix for _, row in QUANTISERS for suffix in row}, key=len, reverse=True)
+    for name in names:
+        for suffix in suffixes:
+            if name.endswith(f".{suffix}"):
+                layers[name.removesuffix(f".{suffix}")].add(suffix)
+                break
+    for program, row in QUANTISERS:
+        if found := [layer for layer, has in layers.items() if has.issuperset(row)]:
+            return program, found
+    return "", []
+
+
 # ── nvfp4/source/open.py: Open a model to convert: its quantised layers decoded, kept or refused ──
 
 def open_source(path: Path) -> Source:
@@ -10697,6 +10739,12 @@ def open_source(path: Path) -> Source:
     if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
         raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
     prefix, notes = diffusion_prefix(model.tensors), []
+    program, packed = quantiser_of(name for name in model.tensors if name.startswith(prefix))
+    if program:
+        raise ConvertError(
+            f"{path}: is already quantised ({program}: {examples(packed)}); give the original "
+            "16- or 32-bit model"
+        )
     found = stored_layers(model).items()
     layers = {name: layer for name, layer in found if layer.format and layer.format.is_adopted}
     problems = {name: foreign(layer, name.startswith(prefix)) for name, layer in layers.items()}

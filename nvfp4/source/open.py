@@ -26,6 +26,7 @@ from nvfp4.model import (
 )
 from nvfp4.read.checkpoint import open_model
 from nvfp4.source.loras import LORA_KEY
+from nvfp4.source.quantisers import quantiser_of
 from nvfp4.stored.defects import DEFECTS, grouped
 from nvfp4.stored.layers import StoredLayer, stored_layers, stored_scale, undecodable
 from nvfp4.stored.lint import FileFacts, lint, lint_scalars, lint_values
@@ -43,6 +44,12 @@ def open_source(path: Path) -> Source:
     if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
         raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
     prefix, notes = diffusion_prefix(model.tensors), []
+    program, packed = quantiser_of(name for name in model.tensors if name.startswith(prefix))
+    if program:
+        raise ConvertError(
+            f"{path}: is already quantised ({program}: {examples(packed)}); give the original "
+            "16- or 32-bit model"
+        )
     found = stored_layers(model).items()
     layers = {name: layer for name, layer in found if layer.format and layer.format.is_adopted}
     problems = {name: foreign(layer, name.startswith(prefix)) for name, layer in layers.items()}
