@@ -1,10 +1,15 @@
 """The tiny Wan-shaped model, and conversions of it that many tests read."""
 
-import pytest
-import torch
+import os
 
+import pytest
+
+# Threads of torch that wait give their cores away. Without it the tests take several times as long
+# where other programs, or other tests, want the cores too.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 pytest.register_assert_rewrite("support")
 
+import torch  # noqa: E402
 from make_wan import wan_shapes, write_gguf, write_model  # noqa: E402
 
 from nvfp4.read.checkpoint import open_model  # noqa: E402
