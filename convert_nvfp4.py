@@ -634,6 +634,9 @@ def compiled(pattern: str) -> re.Pattern:
 
 # Transformer blocks that stay 16-bit at each end, unless a family or an option says otherwise.
 EDGE_BLOCKS = 2
+# Models with a larger share of their linear weights in NVFP4 are known to give noise, Wan and image
+# models alike.
+MOST_NVFP4 = 0.9
 # The rows of these layers of Wan tell ComfyUI ffn_dim and the output channels: packing keeps rows,
 # but rows of padding would make another model of it.
 RECOGNISED_BY_ROWS = r"^blocks\.0\.ffn\.0$|^head\.head$"
@@ -7906,10 +7909,6 @@ def attach_moments(
 
 # ── nvfp4/plan/make.py: Plan every tensor of a model, and warn of plans that people regret ────────
 
-# Image models with more than 90 % of their linear weights in NVFP4 are known to give noise.
-MOST_NVFP4 = 0.9
-
-
 def make_plans(
     options: Options, model: Model, guides: Guides, chosen: dict[str, Format] | None = None
 ) -> Plan:
@@ -8362,7 +8361,7 @@ class Journal:
     """
 
     def __init__(self, options: Options, ranks: Ranks):
-        self.output, suffix = options.output, f".{ranks.rank}" if ranks.rank else ""
+        self.output, suffix = options.output, "" if ranks.is_first else f".{ranks.rank}"
         partial = unfinished(options.output)
         self.path = partial.with_name(partial.name + ".journal")
         self.own = self.path.with_name(self.path.name + suffix)
@@ -8373,7 +8372,7 @@ class Journal:
         self.done: dict[str, Damage | None] = {}
 
     def __enter__(self) -> Journal:
-        if self.ranks.rank == 0:
+        if self.ranks.is_first:
             self.take()
             try:
                 self.refuse_orphans()
@@ -8386,10 +8385,10 @@ class Journal:
                 raise
         # A rank that took its journal earlier would look like an orphan to the first one.
         self.ranks.gather()
-        if self.ranks.rank:
+        if not self.ranks.is_first:
             self.take()
         # Only the first rank reads the head: the others might see it half written or truncated.
-        head = next(self.lines(), {}) if self.resume and self.ranks.rank == 0 else {}
+        head = next(self.lines(), {}) if self.resume and self.ranks.is_first else {}
         self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
         self.widened = frozenset(strings(self.head.get("widened")))
         return self
@@ -8398,7 +8397,7 @@ class Journal:
         with contextlib.suppress(OSError):
             # If the file was deleted meanwhile, the path may lead to another run's journal.
             self.keep |= not is_still(os.fstat(self.file.fileno()), self.own)
-        if self.ranks.rank == 0 and not self.keep:
+        if self.ranks.is_first and not self.keep:
             with contextlib.suppress(OSError):  # Windows deletes no file that another rank has open
                 for path in self.files():
                     if path != self.own:
@@ -8466,7 +8465,7 @@ class Journal:
         the first rank's notes on what earlier runs left.
         """
         notes = []
-        if self.ranks.rank == 0:
+        if self.ranks.is_first:
             with translated(self.path):
                 if self.head:
                     self.check(job)
@@ -8630,7 +8629,7 @@ def output_problems(job: Job) -> list[str]:
         for target in targets:
             problems += target_problems(target)
         # This journal is not entered, only read: nothing is locked or changed by a check.
-        named = Journal(options, Ranks()).named(job.layouts) if job.index else []
+        named = Journal(options, ALONE).named(job.layouts) if job.index else []
         if job.index:
             problems += shard_problems(job, named)
         if output.parent.is_dir():
@@ -9138,11 +9137,13 @@ class FileFacts:
     legacy: whether scaled FP8's marker is in the file and in force.
     fp8_matmul: whether that marker asks for FP8 activations, so that layers need input scales.
     values: whether scales may be read from the disk, and not only headers and configurations.
+    scalars: see `scalar_scales`, which goes over all formats and so is asked once for a file.
     """
 
     legacy: bool
     fp8_matmul: bool
     values: bool
+    scalars: dict[str, tuple[int, ...]] = field(default_factory=scalar_scales)
 
 
 def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -> list[Finding]:
@@ -9309,7 +9310,7 @@ def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """
     # The shape of any matrix will do, as scalars have theirs whatever it is.
     own = layer.format.parts((32, 32)) if layer.format else {}
-    for suffix, written in scalar_scales().items():
+    for suffix, written in facts.scalars.items():
         ref = layer.parts.get(suffix)
         if ref is None or math.prod(own.get(suffix, ("", ()))[1]) != 1:
             continue
@@ -9413,7 +9414,7 @@ class PartialFiles:
         # One worker: writes, notes and syncs happen in the order in which they were submitted.
         self.writer = ThreadPoolExecutor(1)
         try:
-            if self.ranks.rank == 0:
+            if self.ranks.is_first:
                 if not self.journal.done:
                     with translated(self.job.options.output):
                         # Deleted, not truncated: what an orphan still writes goes to the old file.
@@ -9425,7 +9426,7 @@ class PartialFiles:
                         # At its full size at once: --resume takes a file of another size for cut.
                         self.files[path].truncate(layout.nbytes)
             self.ranks.gather()  # the other ranks can only open files that exist
-            if self.ranks.rank:
+            if not self.ranks.is_first:
                 self.open("r+b")
         except BaseException:
             self.__exit__()
@@ -9435,7 +9436,7 @@ class PartialFiles:
     def __exit__(self, *_: object) -> None:
         self.writer.shutdown(cancel_futures=True)
         self.close()
-        if self.ranks.rank == 0 and not self.journal.keep:
+        if self.ranks.is_first and not self.journal.keep:
             with contextlib.suppress(OSError):  # Windows deletes no file that another rank has open
                 self.remove()
 
@@ -9467,7 +9468,7 @@ class PartialFiles:
         self.close()
         # All ranks close first, as Windows deletes no file that another process has open.
         self.ranks.gather()
-        if self.ranks.rank == 0:
+        if self.ranks.is_first:
             with translated(self.job.options.output):
                 self.remove()
 
@@ -9553,7 +9554,7 @@ class PartialFiles:
                 raise AssertionError(f"{key}: {self.given[key]} of {self.slots[key][1].nbytes}")
         with translated(unfinished(self.job.options.output)):
             self.writer.submit(self.sync).result()
-        if self.ranks.rank:
+        if not self.ranks.is_first:
             self.close()  # Windows renames no file that another process has open
 
     def refuse_lost(self) -> None:
@@ -9713,7 +9714,7 @@ def write_model(
     plans = [
         plan for plan in tensors_of_rank(job.plans, ranks) if plan.ref.name not in journal.done
     ]
-    marker = marker_of(job.plans) if ranks.rank == 0 else {}
+    marker = marker_of(job.plans) if ranks.is_first else {}
     dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
     search = SCALE_SEARCHES[options.scale_search]
     device = pick_device(options.device, ranks)
@@ -9737,7 +9738,7 @@ def write_model(
         if any(overflows for *_, overflows in shares):
             output.discard()
             raise Float16OverflowError
-        if ranks.rank == 0:
+        if ranks.is_first:
             output.publish()
         ranks.gather()  # a rank succeeds only if the whole output was published
     found = journal.done | {name: damage for found, *_ in shares for name, damage in found.items()}

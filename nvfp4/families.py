@@ -18,6 +18,9 @@ from nvfp4.model import Model, bare
 
 # Transformer blocks that stay 16-bit at each end, unless a family or an option says otherwise.
 EDGE_BLOCKS = 2
+# Models with a larger share of their linear weights in NVFP4 are known to give noise, Wan and image
+# models alike.
+MOST_NVFP4 = 0.9
 # The rows of these layers of Wan tell ComfyUI ffn_dim and the output channels: packing keeps rows,
 # but rows of padding would make another model of it.
 RECOGNISED_BY_ROWS = r"^blocks\.0\.ffn\.0$|^head\.head$"

@@ -113,7 +113,7 @@ def write_model(
     plans = [
         plan for plan in tensors_of_rank(job.plans, ranks) if plan.ref.name not in journal.done
     ]
-    marker = marker_of(job.plans) if ranks.rank == 0 else {}
+    marker = marker_of(job.plans) if ranks.is_first else {}
     dtype = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]]
     search = SCALE_SEARCHES[options.scale_search]
     device = pick_device(options.device, ranks)
@@ -137,7 +137,7 @@ def write_model(
         if any(overflows for *_, overflows in shares):
             output.discard()
             raise Float16OverflowError
-        if ranks.rank == 0:
+        if ranks.is_first:
             output.publish()
         ranks.gather()  # a rank succeeds only if the whole output was published
     found = journal.done | {name: damage for found, *_ in shares for name, damage in found.items()}

@@ -13,6 +13,7 @@ from nvfp4.compare.contents import base_precision
 from nvfp4.compare.schemes import has_nvfp4_activations, scheme_of
 from nvfp4.compare.sides import Side
 from nvfp4.errors import examples
+from nvfp4.families import MOST_NVFP4
 from nvfp4.stored.defects import DEFECTS, Outcome, grouped
 
 # What the worst outcome of a file means, in words that follow its name. Headers tell no more than
@@ -25,9 +26,6 @@ ENDINGS = {
     Outcome.FAILS: "does not load, or stops at its first step",
 }
 GGUF_ENDING = "is not for ComfyUI's own loader; ComfyUI-GGUF's loads it, and multiplies in 16-bit"
-# Models with a larger share of their linear weights in NVFP4 are known to give noise, Wan and image
-# models alike.
-TOO_MUCH_NVFP4 = 0.9
 # Kinds of tensors that working files keep in float32.
 NARROWED = ("biases", "norms", "modulation")
 
@@ -41,7 +39,7 @@ def advice(side: Side) -> list[tuple[Outcome, str]]:
     """
     found = []
     share = packed_share(side)
-    if share > TOO_MUCH_NVFP4:
+    if share > MOST_NVFP4:
         text = (
             f"{100 * share:.0f} % of the linear weights are NVFP4, which gave noise on Wan and on "
             "image models: keep the first and last blocks, the embeddings and the head 16-bit "

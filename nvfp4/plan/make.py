@@ -12,7 +12,7 @@ from collections import Counter
 
 from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.errors import ConvertError, examples
-from nvfp4.families import Family
+from nvfp4.families import MOST_NVFP4, Family
 from nvfp4.formats.base import Format
 from nvfp4.formats.floats import HALF
 from nvfp4.guides.records import GGUF_BITS, Guides
@@ -22,9 +22,6 @@ from nvfp4.plan.inputs import as_scaled_fp8, attach_recording, attach_scale, mar
 from nvfp4.plan.records import Plan, Rule, TensorPlan, plan_tensor, weights_of
 from nvfp4.plan.rules import choice_rules, decide, floor_rules, refuse_for_kept
 from nvfp4.reasons import Why
-
-# Image models with more than 90 % of their linear weights in NVFP4 are known to give noise.
-MOST_NVFP4 = 0.9
 
 
 def make_plans(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from nvfp4.dtypes import SAFETENSORS_BITS, SOURCE_FLOATS, VIEWED, round_up
@@ -36,11 +36,13 @@ class FileFacts:
     legacy: whether scaled FP8's marker is in the file and in force.
     fp8_matmul: whether that marker asks for FP8 activations, so that layers need input scales.
     values: whether scales may be read from the disk, and not only headers and configurations.
+    scalars: see `scalar_scales`, which goes over all formats and so is asked once for a file.
     """
 
     legacy: bool
     fp8_matmul: bool
     values: bool
+    scalars: dict[str, tuple[int, ...]] = field(default_factory=scalar_scales)
 
 
 def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -> list[Finding]:
@@ -207,7 +209,7 @@ def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """
     # The shape of any matrix will do, as scalars have theirs whatever it is.
     own = layer.format.parts((32, 32)) if layer.format else {}
-    for suffix, written in scalar_scales().items():
+    for suffix, written in facts.scalars.items():
         ref = layer.parts.get(suffix)
         if ref is None or math.prod(own.get(suffix, ("", ()))[1]) != 1:
             continue

@@ -17,7 +17,7 @@ from nvfp4.files import allocated, is_same, os_problem, target_problems, unfinis
 from nvfp4.layout import Job
 from nvfp4.model import Model, is_converted
 from nvfp4.options import Options
-from nvfp4.ranks import Ranks
+from nvfp4.ranks import ALONE
 from nvfp4.read.checkpoint import read_header
 from nvfp4.write.journal import Journal
 
@@ -64,7 +64,7 @@ def output_problems(job: Job) -> list[str]:
         for target in targets:
             problems += target_problems(target)
         # This journal is not entered, only read: nothing is locked or changed by a check.
-        named = Journal(options, Ranks()).named(job.layouts) if job.index else []
+        named = Journal(options, ALONE).named(job.layouts) if job.index else []
         if job.index:
             problems += shard_problems(job, named)
         if output.parent.is_dir():

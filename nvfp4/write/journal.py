@@ -76,7 +76,7 @@ class Journal:
     """
 
     def __init__(self, options: Options, ranks: Ranks):
-        self.output, suffix = options.output, f".{ranks.rank}" if ranks.rank else ""
+        self.output, suffix = options.output, "" if ranks.is_first else f".{ranks.rank}"
         partial = unfinished(options.output)
         self.path = partial.with_name(partial.name + ".journal")
         self.own = self.path.with_name(self.path.name + suffix)
@@ -87,7 +87,7 @@ class Journal:
         self.done: dict[str, Damage | None] = {}
 
     def __enter__(self) -> Journal:
-        if self.ranks.rank == 0:
+        if self.ranks.is_first:
             self.take()
             try:
                 self.refuse_orphans()
@@ -100,10 +100,10 @@ class Journal:
                 raise
         # A rank that took its journal earlier would look like an orphan to the first one.
         self.ranks.gather()
-        if self.ranks.rank:
+        if not self.ranks.is_first:
             self.take()
         # Only the first rank reads the head: the others might see it half written or truncated.
-        head = next(self.lines(), {}) if self.resume and self.ranks.rank == 0 else {}
+        head = next(self.lines(), {}) if self.resume and self.ranks.is_first else {}
         self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
         self.widened = frozenset(strings(self.head.get("widened")))
         return self
@@ -112,7 +112,7 @@ class Journal:
         with contextlib.suppress(OSError):
             # If the file was deleted meanwhile, the path may lead to another run's journal.
             self.keep |= not is_still(os.fstat(self.file.fileno()), self.own)
-        if self.ranks.rank == 0 and not self.keep:
+        if self.ranks.is_first and not self.keep:
             with contextlib.suppress(OSError):  # Windows deletes no file that another rank has open
                 for path in self.files():
                     if path != self.own:
@@ -180,7 +180,7 @@ class Journal:
         the first rank's notes on what earlier runs left.
         """
         notes = []
-        if self.ranks.rank == 0:
+        if self.ranks.is_first:
             with translated(self.path):
                 if self.head:
                     self.check(job)

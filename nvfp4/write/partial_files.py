@@ -64,7 +64,7 @@ class PartialFiles:
         # One worker: writes, notes and syncs happen in the order in which they were submitted.
         self.writer = ThreadPoolExecutor(1)
         try:
-            if self.ranks.rank == 0:
+            if self.ranks.is_first:
                 if not self.journal.done:
                     with translated(self.job.options.output):
                         # Deleted, not truncated: what an orphan still writes goes to the old file.
@@ -76,7 +76,7 @@ class PartialFiles:
                         # At its full size at once: --resume takes a file of another size for cut.
                         self.files[path].truncate(layout.nbytes)
             self.ranks.gather()  # the other ranks can only open files that exist
-            if self.ranks.rank:
+            if not self.ranks.is_first:
                 self.open("r+b")
         except BaseException:
             self.__exit__()
@@ -86,7 +86,7 @@ class PartialFiles:
     def __exit__(self, *_: object) -> None:
         self.writer.shutdown(cancel_futures=True)
         self.close()
-        if self.ranks.rank == 0 and not self.journal.keep:
+        if self.ranks.is_first and not self.journal.keep:
             with contextlib.suppress(OSError):  # Windows deletes no file that another rank has open
                 self.remove()
 
@@ -118,7 +118,7 @@ class PartialFiles:
         self.close()
         # All ranks close first, as Windows deletes no file that another process has open.
         self.ranks.gather()
-        if self.ranks.rank == 0:
+        if self.ranks.is_first:
             with translated(self.job.options.output):
                 self.remove()
 
@@ -204,7 +204,7 @@ class PartialFiles:
                 raise AssertionError(f"{key}: {self.given[key]} of {self.slots[key][1].nbytes}")
         with translated(unfinished(self.job.options.output)):
             self.writer.submit(self.sync).result()
-        if self.ranks.rank:
+        if not self.ranks.is_first:
             self.close()  # Windows renames no file that another process has open
 
     def refuse_lost(self) -> None:
