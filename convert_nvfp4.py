@@ -469,6 +469,13 @@ COMFYUI_PREFIX = "model.diffusion_model."
 # A prefix counts only if at least 10 % of a file's tensor names have it; else a few stray names
 # would make the whole diffusion model look like something beside it.
 LEAST_PREFIXED = 0.1
+# What programs put into a layer's name when they wrap a module: torch.compile, FSDP and activation
+# checkpointing anywhere in it, DataParallel and DDP at its beginning, before or after a prefix.
+WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+WRAPPED = re.compile(rf"(?<![^.])({WRAPPERS})\.|\.({WRAPPERS})$")
+WRAPPED_WHOLE = re.compile(
+    rf"(?:module\.)*({'|'.join(re.escape(prefix) for prefix in PREFIXES)}|)(?:module\.)*"
+)
 # Beginnings of the prefixes that ComfyUI looks for (comfy/model_detection.py). A layer configured
 # in the header under such a name makes it look for the model there.
 COMFYUI_PREFIXES = ("model.", "net.")
@@ -590,6 +597,15 @@ def bare(name: str) -> str:
         if name.startswith(prefix):
             return name.removeprefix(prefix)
     return name
+
+
+def unwrapped(name: str) -> str:
+    """Strip from a layer's name what WRAPPED and WRAPPED_WHOLE tell; a prefix stays.
+
+    "diffusion_model.blocks.0._orig_mod.q" -> "diffusion_model.blocks.0.q". Readers of files that
+    name layers of a running model begin with it: the model's own file has no such names.
+    """
+    return WRAPPED_WHOLE.sub(r"\1", WRAPPED.sub("", name), count=1)
 
 
 def diffusion_prefix(names: Iterable[str]) -> str:
@@ -5872,6 +5888,8 @@ JSON_HINTS = {
     ".log": "; analyze_input_scale_log.py makes a summary of a log",
     ".safetensors": "; a recording goes with --activation-stats",
 }
+# Columns that are 0 in the row of a layer which no call of the recording reached.
+ZERO_IF_NEVER_CALLED = ("max_abs", "amax_max", "count")
 
 
 def read_whole(path: Path) -> bytes:
@@ -5945,24 +5963,65 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict:
 
 
 def read_rows(path: Path, what: str) -> list[dict]:
-    """Read the list `layers` of a JSON file: objects that each have a `layer` name.
+    """Read the list `layers` of a JSON file, as `rows_in` does; messages call it `what`."""
+    return rows_in(path, load_json(path, what))
 
-    Calibration summaries and sensitivity files have this form; `what` is what messages call the
-    file. Raises ConvertError if the list is missing, malformed or empty, or if two rows name the
-    same layer, prefixes stripped.
+
+def rows_in(path: Path, data: dict) -> list[dict]:
+    """Take the list `layers` from a file's JSON: objects that each have a `layer` name.
+
+    Calibration summaries and sensitivity files have this form. Layers are named without what
+    torch.compile puts in. Raises ConvertError if the list is missing, malformed or empty, or if two
+    rows name the same layer, prefixes stripped.
     """
-    rows = load_json(path, what).get("layers")
+    rows = data.get("layers")
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
     ):
         raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
     if not rows:
         raise ConvertError(f"{path}: has no layers")
+    rows = [row | {"layer": unwrapped(row["layer"])} for row in rows]
     # A layer's name with the model's prefix and the one without it are the same layer.
     counts = Counter(bare(row["layer"]) for row in rows)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
     return rows
+
+
+def measured_rows(
+    path: Path, rows: list[dict], columns: Iterable[str]
+) -> tuple[list[dict], list[str]]:
+    """Leave out the rows of layers that were not measured, as no call reached them.
+
+    These have NaN or null in one of `columns`, or 0 in one of ZERO_IF_NEVER_CALLED; a column that a
+    row lacks altogether is not minded here. Returns the other rows, and a note that counts what is
+    left out. Raises ConvertError where no row is left.
+    """
+    columns = [*columns]
+    left_out = [
+        row["layer"]
+        for row in rows
+        if is_never_called(row) or any(is_nan(row[column]) for column in columns if column in row)
+    ]
+    if len(left_out) == len(rows):
+        raise ConvertError(f"{path}: none of its {len(rows)} layers was measured")
+    if not left_out:
+        return rows, []
+    note = f"{path.name}: {len(left_out)} layers were not measured and are left out: "
+    left = {*left_out}
+    return [row for row in rows if row["layer"] not in left], [note + examples(left_out)]
+
+
+def is_never_called(row: dict) -> bool:
+    """Tell whether a row says that its layer's input was never seen, by ZERO_IF_NEVER_CALLED."""
+    # By its type, as False is 0, too.
+    return any(type(row.get(k)) in (int, float) and row[k] == 0 for k in ZERO_IF_NEVER_CALLED)
+
+
+def is_nan(value: object) -> bool:
+    """Tell whether a figure of a row is missing, null or NaN: nothing was measured."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def is_figure(value: object) -> bool:
@@ -6328,6 +6387,22 @@ def file_bytes(model: Model) -> int:
 
 
 # ── nvfp4/guides/calibration.py: Take input scales from files: summaries, recordings, quantised mod
+
+def read_summary(options: Options) -> tuple[list[dict], list[str]]:
+    """Read the rows of a calibration summary whose layers were measured, and a note on others.
+
+    Without --input-scale-summary-json, both are empty. Raises ConvertError for a file that is no
+    summary, or has no measured layer.
+    """
+    if not (path := options.input_scale_summary_json):
+        return [], []
+    key = percentile_key(options.input_scale_summary_percentile)
+    scaled = (form.summary_column for form in candidate_formats() if form.summary_column)
+    columns = [f"{column}_{key}" for column, _ in scaled]
+    if options.input_scale_summary_fp16_std:
+        columns += ["scale_std", "scale_mean"]
+    return measured_rows(path, read_rows(path, "calibration summary"), columns)
+
 
 def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibration]:
     """Return {bare layer: Calibration} of a calibration summary, at one percentile over calls.
@@ -6793,7 +6868,7 @@ def match_layer_list(path: Path, model: Model) -> LayerList:
     Prefixes are ignored on both sides. Raises ConvertError where it names no layer of the model.
     """
     layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
-    listed = {bare(name) for name in read_layer_list(path)}
+    listed = {bare(unwrapped(name)) for name in read_layer_list(path)}
     weights = frozenset(layers[name] for name in listed & layers.keys())
     if not listed:
         raise ConvertError(f"{path}: names no layer: it is empty, or all of it is comments")
@@ -6940,7 +7015,7 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
         layer, _, part = ref.name.rpartition(".")
         layers[layer][part] = ref
     moments = read_moments(path, file, metadata, layers)
-    found = {}
+    found = []
     for layer, parts in layers.items():
         wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
         if wrong:
@@ -6953,7 +7028,7 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
             raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
         if not ((counts >= 0) & (counts < MAX_CALLS)).all():
             raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
-        found[bare(layer)] = Recorded(
+        recorded = Recorded(
             amax=amax,
             channels=math.prod(parts["absmax"].shape),
             block_histogram=counts,
@@ -6961,7 +7036,9 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
             energy=energy,
             moments=moments.get(layer),
         )
-    return found
+        found.append((path, {bare(unwrapped(layer)): recorded}))
+    # A layer that was recorded compiled and then not has two names in the file: they add up.
+    return add_recordings(found)
 
 
 def read_moments(
@@ -7203,18 +7280,6 @@ def listed_sensitivity(
     return figures, notes
 
 
-def is_never_called(row: dict) -> bool:
-    """Tell whether a row says that its layer's input was never seen: a largest magnitude of 0."""
-    # By its type, as False is 0, too.
-    largest = row.get("max_abs")
-    return type(largest) in (int, float) and largest == 0
-
-
-def is_nan(value: object) -> bool:
-    """Tell whether a figure of a row is missing, null or NaN: nothing was measured."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 def varying_layers(options: Options, summary: list[dict]) -> set[str]:
     """Return bare layers whose input scale varies from call to call.
 
@@ -7300,8 +7365,7 @@ def read_guides(options: Options, model: Model) -> Guides:
     recordings = {path: read_recording(path) for path in dict.fromkeys(options.activation_stats)}
     # A file that is named twice counts twice, as two equal recordings would.
     recording = add_recordings((path, recordings[path]) for path in options.activation_stats)
-    path = options.input_scale_summary_json
-    summary = read_rows(path, "calibration summary") if path else []
+    summary, left_out = read_summary(options)
     listed = options.full_precision_mm_layers
     guides = Guides(
         family=family,
@@ -7310,7 +7374,7 @@ def read_guides(options: Options, model: Model) -> Guides:
         calibration=read_calibration(options, model, reference, recording, summary),
         recording=recording,
         listed=match_layer_list(listed, model) if listed else None,
-        notes=(*notes, *lacking, *odd),
+        notes=(*notes, *lacking, *odd, *left_out),
     )
     # Measured figures come after the rest, as what clips depends on the input scales.
     figures, unmeasured = read_sensitivity(options, recordings, summary, guides.scales)

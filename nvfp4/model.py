@@ -26,6 +26,13 @@ COMFYUI_PREFIX = "model.diffusion_model."
 # A prefix counts only if at least 10 % of a file's tensor names have it; else a few stray names
 # would make the whole diffusion model look like something beside it.
 LEAST_PREFIXED = 0.1
+# What programs put into a layer's name when they wrap a module: torch.compile, FSDP and activation
+# checkpointing anywhere in it, DataParallel and DDP at its beginning, before or after a prefix.
+WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+WRAPPED = re.compile(rf"(?<![^.])({WRAPPERS})\.|\.({WRAPPERS})$")
+WRAPPED_WHOLE = re.compile(
+    rf"(?:module\.)*({'|'.join(re.escape(prefix) for prefix in PREFIXES)}|)(?:module\.)*"
+)
 # Beginnings of the prefixes that ComfyUI looks for (comfy/model_detection.py). A layer configured
 # in the header under such a name makes it look for the model there.
 COMFYUI_PREFIXES = ("model.", "net.")
@@ -147,6 +154,15 @@ def bare(name: str) -> str:
         if name.startswith(prefix):
             return name.removeprefix(prefix)
     return name
+
+
+def unwrapped(name: str) -> str:
+    """Strip from a layer's name what WRAPPED and WRAPPED_WHOLE tell; a prefix stays.
+
+    "diffusion_model.blocks.0._orig_mod.q" -> "diffusion_model.blocks.0.q". Readers of files that
+    name layers of a running model begin with it: the model's own file has no such names.
+    """
+    return WRAPPED_WHOLE.sub(r"\1", WRAPPED.sub("", name), count=1)
 
 
 def diffusion_prefix(names: Iterable[str]) -> str:

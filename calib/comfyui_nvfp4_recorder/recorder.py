@@ -47,6 +47,9 @@ BINS = (LAST_OCTAVE - FIRST_OCTAVE) * BINS_PER_OCTAVE + 2
 # Figures of up to 1024 calls stay on the device: fetching them makes the CPU wait for it.
 CALLS_HELD = 1024
 
+# What torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
+WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(\.|$)")
+
 SUMS = ("sum", "sum_of_squares", "block_histogram", "quantisation")
 
 Facts = dict[str, torch.Tensor]
@@ -161,6 +164,43 @@ def add(total: Facts, more: Facts) -> None:
             total[name] += value
 
 
+def linear_layers(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Find {name: linear layer} of a model, named as in its file.
+
+    Wrappers put a part of their own into names, which WRAPPED and a leading `module.` are; a layer
+    that is wrapped itself counts once, by what is inside.
+    """
+    found = {}
+    for name, module in model.named_modules():
+        # The wrapper, which comes first, answers for the layer inside.
+        if hasattr(module, "in_features"):
+            plain = re.sub(r"^(module(\.|$))+", "", WRAPPED.sub("", name)).removesuffix(".")
+            found[plain] = module
+    return found
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """Have code of torch.compile run eagerly in the `with` block, so that hooks are called.
+
+    What was compiled before the hooks were there goes on without them, and with them it would be
+    compiled anew for every layer. Before torch 2.6, which cannot set that aside, it is dropped and
+    compiled again after the block.
+    """
+    if hasattr(torch.compiler, "set_stance"):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        return
+    from torch._dynamo import config
+
+    torch.compiler.reset()
+    try:
+        with config.patch(disable=True):
+            yield
+    finally:
+        torch.compiler.reset()
+
+
 class Recording:
     """Keep NAME.log and NAME.safetensors in a folder, and go on with what is there already.
 
@@ -213,8 +253,8 @@ class Recording:
             raise RuntimeError(f"two recorders write {self.path}: give each a name of its own")
         layers = {
             name: module
-            for name, module in model.named_modules()
-            if hasattr(module, "in_features") and re.search(pattern, name)
+            for name, module in linear_layers(model).items()
+            if re.search(pattern, name)
         }
         if not layers:
             raise RuntimeError(f"no linear layer of the model matches {pattern!r}")
@@ -227,7 +267,13 @@ class Recording:
             for name, module in layers.items()
         ]
         try:
-            yield
+            with uncompiled():
+                yield
+            if not self.called:
+                print(
+                    f"NVFP4 recorder: none of {len(layers)} layers was called: is the model run by "
+                    "something else, such as TensorRT?"
+                )
         finally:
             for hook in hooks:
                 hook.remove()
@@ -250,7 +296,7 @@ class Recording:
         for name, facts in self.layers.items():
             if name in widths and len(facts["absmax"]) != widths[name]:
                 raise RuntimeError(f"{self.path} is of another model: choose another name")
-        self.watched, self.tokens = widths, tokens
+        self.watched, self.tokens, self.called = widths, tokens, False
         # The input that was measured last, as a weak reference that keeps no memory alive.
         self.last = lambda: None
         self.seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # maxima, sums; on the device
@@ -283,6 +329,7 @@ class Recording:
             self.last_facts = facts_of(rows, self.picked)
             self.last, self.parent, self.given_to = weakref.ref(given), parent, set()
         self.given_to.add(name)
+        self.called = True
         self.moments.observe(name, rows, self.picked)
         amax, absmax, sums = self.last_facts
         self.pending.append((name, amax, tuple(rows.shape)))

@@ -20,8 +20,24 @@ from nvfp4.guides.records import Calibration, Recorded
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.options import Options
 from nvfp4.read.checkpoint import open_model, opened, parse_header
-from nvfp4.read.json_files import positive
+from nvfp4.read.json_files import measured_rows, positive, read_rows
 from nvfp4.read.tensors import load
+
+
+def read_summary(options: Options) -> tuple[list[dict], list[str]]:
+    """Read the rows of a calibration summary whose layers were measured, and a note on others.
+
+    Without --input-scale-summary-json, both are empty. Raises ConvertError for a file that is no
+    summary, or has no measured layer.
+    """
+    if not (path := options.input_scale_summary_json):
+        return [], []
+    key = percentile_key(options.input_scale_summary_percentile)
+    scaled = (form.summary_column for form in candidate_formats() if form.summary_column)
+    columns = [f"{column}_{key}" for column, _ in scaled]
+    if options.input_scale_summary_fp16_std:
+        columns += ["scale_std", "scale_mean"]
+    return measured_rows(path, read_rows(path, "calibration summary"), columns)
 
 
 def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibration]:

@@ -15,7 +15,7 @@ from nvfp4.files import translated
 from nvfp4.formats.base import Format, configured_formats
 from nvfp4.formats.floats import FP32, HALF, KEPT
 from nvfp4.guides.records import LayerList, Setting
-from nvfp4.model import Model, TensorRef, bare, compiled
+from nvfp4.model import Model, TensorRef, bare, compiled, unwrapped
 from nvfp4.read.beginnings import decode_text
 from nvfp4.read.json_files import load_json, read_whole
 
@@ -64,7 +64,7 @@ def match_layer_list(path: Path, model: Model) -> LayerList:
     Prefixes are ignored on both sides. Raises ConvertError where it names no layer of the model.
     """
     layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
-    listed = {bare(name) for name in read_layer_list(path)}
+    listed = {bare(unwrapped(name)) for name in read_layer_list(path)}
     weights = frozenset(layers[name] for name in listed & layers.keys())
     if not listed:
         raise ConvertError(f"{path}: names no layer: it is empty, or all of it is comments")

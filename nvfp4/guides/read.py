@@ -13,6 +13,7 @@ from pathlib import Path
 from nvfp4.guides.calibration import (
     match_calibration,
     read_reference_scales,
+    read_summary,
     recorded_calibration,
     summary_calibration,
 )
@@ -43,8 +44,7 @@ def read_guides(options: Options, model: Model) -> Guides:
     recordings = {path: read_recording(path) for path in dict.fromkeys(options.activation_stats)}
     # A file that is named twice counts twice, as two equal recordings would.
     recording = add_recordings((path, recordings[path]) for path in options.activation_stats)
-    path = options.input_scale_summary_json
-    summary = read_rows(path, "calibration summary") if path else []
+    summary, left_out = read_summary(options)
     listed = options.full_precision_mm_layers
     guides = Guides(
         family=family,
@@ -53,7 +53,7 @@ def read_guides(options: Options, model: Model) -> Guides:
         calibration=read_calibration(options, model, reference, recording, summary),
         recording=recording,
         listed=match_layer_list(listed, model) if listed else None,
-        notes=(*notes, *lacking, *odd),
+        notes=(*notes, *lacking, *odd, *left_out),
     )
     # Measured figures come after the rest, as what clips depends on the input scales.
     figures, unmeasured = read_sensitivity(options, recordings, summary, guides.scales)

@@ -18,7 +18,7 @@ import torch
 
 from nvfp4.errors import ConvertError, of_another_model
 from nvfp4.guides.records import BIN_EDGES, Moments, Recorded
-from nvfp4.model import Model, TensorRef, bare
+from nvfp4.model import Model, TensorRef, bare, unwrapped
 from nvfp4.numeric.feedback import Statistics
 from nvfp4.read.checkpoint import opened, parse_header
 from nvfp4.read.json_files import is_figure
@@ -72,7 +72,7 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
         layer, _, part = ref.name.rpartition(".")
         layers[layer][part] = ref
     moments = read_moments(path, file, metadata, layers)
-    found = {}
+    found = []
     for layer, parts in layers.items():
         wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
         if wrong:
@@ -85,7 +85,7 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
             raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
         if not ((counts >= 0) & (counts < MAX_CALLS)).all():
             raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
-        found[bare(layer)] = Recorded(
+        recorded = Recorded(
             amax=amax,
             channels=math.prod(parts["absmax"].shape),
             block_histogram=counts,
@@ -93,7 +93,9 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
             energy=energy,
             moments=moments.get(layer),
         )
-    return found
+        found.append((path, {bare(unwrapped(layer)): recorded}))
+    # A layer that was recorded compiled and then not has two names in the file: they add up.
+    return add_recordings(found)
 
 
 def read_moments(

@@ -14,7 +14,7 @@ from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.records import Calibration, Measured, Recorded
 from nvfp4.model import Model, bare
 from nvfp4.options import Options
-from nvfp4.read.json_files import is_figure
+from nvfp4.read.json_files import is_figure, is_nan, is_never_called
 from nvfp4.reasons import Reason, Why
 
 # For each threshold on a measured figure: its option, the figure, and the option that says what
@@ -83,18 +83,6 @@ def listed_sensitivity(
         what = "layers have an infinite figure, which is above the threshold"
         notes.append(f"{path.name}: {len(infinite)} {what}: {examples(infinite)}")
     return figures, notes
-
-
-def is_never_called(row: dict) -> bool:
-    """Tell whether a row says that its layer's input was never seen: a largest magnitude of 0."""
-    # By its type, as False is 0, too.
-    largest = row.get("max_abs")
-    return type(largest) in (int, float) and largest == 0
-
-
-def is_nan(value: object) -> bool:
-    """Tell whether a figure of a row is missing, null or NaN: nothing was measured."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def varying_layers(options: Options, summary: list[dict]) -> set[str]:

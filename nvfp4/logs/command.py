@@ -49,6 +49,17 @@ THRESHOLDS = {
 }
 # Options that choose or group lines of a log, and mean nothing to a summary.
 LINE_OPTIONS = ("format", "mode", "percentiles", "steps")
+# Options that say how calls are dealt out to steps, and mean nothing without them.
+STEP_OPTIONS = ("cfg_passes", "step_percentile")
+
+
+def percentile_number(text: str) -> float:
+    """Read one percentile; raises ArgumentTypeError for what is not from 0 to 100."""
+    value = float(text)
+    # NaN compares false, and is refused here, too.
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text}: percentiles are from 0 to 100")
+    return value
 
 
 def percentile_list(text: str) -> tuple[float, ...]:
@@ -58,10 +69,7 @@ def percentile_list(text: str) -> tuple[float, ...]:
     what is not from 0 to 100, and for two that would share a column's name: that has six
     significant digits.
     """
-    values = sorted({50.0, *map(float, text.split(","))})
-    # NaN compares false, and is refused here, too.
-    if not all(0 <= value <= 100 for value in values):
-        raise argparse.ArgumentTypeError(f"{text}: percentiles are from 0 to 100")
+    values = sorted({50.0, *map(percentile_number, text.split(","))})
     if len({*map(percentile_key, values)}) < len(values):
         raise argparse.ArgumentTypeError(f"{text}: two percentiles are equal in six digits")
     return tuple(values)
@@ -113,6 +121,9 @@ LOGS_COMMAND_LINE = {
         "--steps": (COUNT, "steps of a run: also give statistics for each"),
         "--cfg-passes": (COUNT | {"metavar": "M"},
             "calls of a layer in one step, 2 with classifier-free guidance (default: 1)"),
+        "--step-percentile": ({"metavar": "P", "type": percentile_number},
+            "of each step, over its calls (default: the highest of --percentiles); "
+            "also each layer's mean, least and largest of these over the steps"),
     },
     "write": {
         "--csv": (OUTPUT_FILE, "a row for each layer"),
@@ -167,8 +178,9 @@ def wrong_usage(given: dict[str, object]) -> Iterator[str]:
     for option in LINE_OPTIONS:
         if given[option] is not None and given["input"] is None:
             yield f"--{option} needs --input"
-    if given["cfg_passes"] is not None and given["steps"] is None:
-        yield "--cfg-passes needs --steps"
+    for option in STEP_OPTIONS:
+        if given[option] is not None and given["steps"] is None:
+            yield f"--{option.replace('_', '-')} needs --steps"
     if given["input"] and given["rel_rmse_threshold"] is not None and not given["recording"]:
         yield "--rel-rmse-threshold needs --recording"
     # A list by no criterion would always be empty.

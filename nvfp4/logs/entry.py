@@ -67,6 +67,7 @@ def summarise(given: dict[str, object]) -> LogSummary:
             mode=given["mode"],
             steps=given["steps"] or 0,
             passes=given["cfg_passes"],
+            step_percentile=given["step_percentile"],
         )
         summary = summarise_logs(given["input"], choice, given["percentiles"])
     if given["recording"]:

@@ -13,7 +13,7 @@ import contextlib
 import gzip
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +21,7 @@ from nvfp4.errors import EXAMPLES, ConvertError, one_line, printable
 from nvfp4.files import translated
 from nvfp4.logs.records import LOG_DEFAULTS, LineChoice, Log
 from nvfp4.logs.series import LeftOut, Series, ZeroInputError
-from nvfp4.model import bare
+from nvfp4.model import bare, unwrapped
 from nvfp4.names import is_layer_name
 from nvfp4.progress import progress_bar
 from nvfp4.read.beginnings import TELLING_BYTES, UTF8_MARKED, encoding_of, refuse_foreign
@@ -72,6 +72,22 @@ def utf8_chunks(file: BinaryIO) -> Iterator[bytes]:
         chunk = file.read(LOG_CHUNK)
 
 
+def line_feeds(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Bring all line ends of a text to line feeds: Windows', and lone carriage returns.
+
+    These end the lines of old Macs, and of what a terminal wrote over. chunks: a text in UTF-8, cut
+    anywhere.
+    """
+    held = b""
+    for chunk in chunks:
+        text = held + chunk
+        # A carriage return at the end of a chunk may have its line feed in the next one.
+        held = b"\r" if text.endswith(b"\r") else b""
+        yield text.removesuffix(held).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if held:
+        yield b"\n"
+
+
 def read_lines(log: Log) -> Iterator[list[bytes]]:
     """Yield the complete lines of a log, some thousand at a time, without their ends.
 
@@ -87,7 +103,7 @@ def read_lines(log: Log) -> Iterator[list[bytes]]:
         file: BinaryIO = opener(raw, "rb")
         name, nbytes = printable(log.path.name), log.path.stat().st_size
         with progress_bar(name, nbytes=nbytes, delay=1) as bar:
-            for chunk in utf8_chunks(file):
+            for chunk in line_feeds(utf8_chunks(file)):
                 *lines, rest = (rest + chunk).split(b"\n")
                 if len(rest) > LONGEST_LINE:
                     problem = f"is no log: line {log.lines + len(lines) + 1} does not end"
@@ -174,7 +190,8 @@ def open_target(
     float(columns[1]), float(columns[2])
     if not choice.takes(kind, mode):
         return LeftOut(counts=log.left_out, kind=(kind, mode))
-    series = found.get(bare(layer)) or found.setdefault(bare(layer), Series(choice))
+    layer = bare(unwrapped(layer))
+    series = found.get(layer) or found.setdefault(layer, Series(choice))
     if len(found) > MOST_LAYERS:
         raise ConvertError(f"{log.path}: is of no model: it has more than {MOST_LAYERS:,} layers")
     series.kinds.add((kind, mode))

@@ -60,12 +60,14 @@ class LineChoice:
     format, mode: what lines must have, or ALL_LINES for any.
     steps: of a run; 0 gathers no statistics by step.
     passes: calls of a layer in one step, 2 with classifier-free guidance.
+    step_percentile: of each step, from 0 to 100; None for the highest of all percentiles.
     """
 
     format: str
     mode: str
     steps: int
     passes: int
+    step_percentile: float | None = None
 
     def takes(self, kind: str, mode: str) -> bool:
         """Tell whether lines of this format and mode count.

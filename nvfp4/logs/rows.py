@@ -16,6 +16,7 @@ from nvfp4.logs.records import rounded
 from nvfp4.logs.series import Series
 from nvfp4.logs.statistics import tally_figures
 from nvfp4.names import is_layer_name, natural_key
+from nvfp4.read.json_files import is_nan
 
 # Whole numbers of JSON can be larger than any float, and then cannot be compared with one.
 LARGEST = sys.float_info.max
@@ -34,21 +35,35 @@ def layer_row(layer: str, series: Series, percentiles: Iterable[float]) -> dict:
     return with_cv(row)
 
 
-def step_rows(layer: str, series: Series, highest: float) -> Iterator[dict]:
+def step_rows(layer: str, series: Series, percentile: float) -> Iterator[dict]:
     """Make one row for each step that a layer was called in: mean, maximum and one percentile.
 
-    series: settled. highest: the percentile, from 0 to 100. Steps count from 0; a step without a
+    series: settled. percentile: from 0 to 100. Steps count from 0; a step without a
     call has no row. Yields dicts of layer, step, count, scale_mean, scale_max and such as
     scale_p99_9.
     """
-    key = percentile_key(highest)
+    key = percentile_key(percentile)
     for step, tally in enumerate(series.steps):
         if tally.number:
             # Only three figures are kept of a step, as each layer has as many of these rows as a
             # run has steps.
-            found = tally_figures(tally, [highest])
+            found = tally_figures(tally, [percentile])
             kept = {f"scale_{name}": found[name] for name in ("mean", "max", key)}
             yield {"layer": layer, "step": step, "count": tally.number} | kept
+
+
+def over_steps(rows: list[dict], percentile: float) -> dict[str, float | int]:
+    """Make the columns that tell how one percentile of a layer's scale differs between its steps.
+
+    rows: of `step_rows` for one layer, with this percentile; at least one. Returns the mean, the
+    least and the largest over the steps, and their number: scale_step_p99_9_mean and so on, as the
+    analyser that this one follows names them.
+    """
+    key = percentile_key(percentile)
+    found = [row[f"scale_{key}"] for row in rows]
+    mean = rounded(sum(found) / len(found))
+    figures = {"mean": mean, "min": min(found), "max": max(found), "steps": len(found)}
+    return {f"scale_step_{key}_{name}": figure for name, figure in figures.items()}
 
 
 def with_cv(row: dict) -> dict:
@@ -58,6 +73,14 @@ def with_cv(row: dict) -> dict:
     written, so that a log and its summary agree, and one that the row has already is replaced.
     """
     return row | {"scale_cv": rounded(row["scale_std"] / row["scale_mean"])}
+
+
+def without_nan(row: dict) -> dict:
+    """Put None in the place of NaN in a row: a kurtosis that one call, or equal ones, do not have.
+
+    row: of another program's summary; ours has None there, as JSON knows no NaN.
+    """
+    return {column: None if is_nan(value) else value for column, value in row.items()}
 
 
 def in_natural_order(rows: Iterable[dict]) -> list[dict]:
@@ -72,8 +95,8 @@ def is_row(row: object, needed: str) -> bool:
     """Tell whether a value from a JSON file can be a row.
 
     needed: the column that must be there and not negative: scale_std, or step. A row is an object
-    with a layer's name and a positive scale_mean; otherwise it has numbers or null. NaN and
-    infinities are refused, as JSON cannot hold them, and so are true and false.
+    with a layer's name and a positive scale_mean; otherwise it has numbers or null. Infinities are
+    refused, as JSON cannot hold them, and so are true and false.
     """
     if not isinstance(row, dict) or not is_layer_name(row.get("layer")):
         return False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,14 +19,16 @@ from nvfp4.logs.rows import (
     in_natural_order,
     is_row,
     layer_row,
+    over_steps,
     shared_percentiles,
     step_rows,
     with_cv,
+    without_nan,
 )
 from nvfp4.logs.series import Series
 from nvfp4.model import bare
 from nvfp4.names import natural_key
-from nvfp4.read.json_files import load_json
+from nvfp4.read.json_files import load_json, measured_rows, rows_in
 
 # Pairs of format and mode that are listed as left out; a damaged log could have thousands.
 MOST_LEFT_OUT = 20
@@ -52,12 +53,19 @@ def summarise_logs(
         series.settle()
     # A layer whose calls were all zeros has no figures.
     used = {name: series for name, series in used.items() if series.calls}
+    asked = choice.step_percentile
+    of_step = percentiles[-1] if asked is None else asked
+    steps = {name: [*step_rows(name, series, of_step)] for name, series in used.items()}
     return LogSummary(
         format=choice.format,
         mode=choice.mode,
         percentiles=percentiles,
-        rows=[layer_row(name, series, percentiles) for name, series in used.items()],
-        steps=[row for x in used.items() for row in step_rows(*x, percentiles[-1])],
+        rows=[
+            layer_row(name, series, percentiles)
+            | ({} if asked is None else over_steps(steps[name], asked))
+            for name, series in used.items()
+        ],
+        steps=[*itertools.chain(*steps.values())],
         notes=[*itertools.chain(*map(log_notes, logs)), *series_notes(used, choice)],
     )
 
@@ -103,11 +111,13 @@ def read_log_summary(path: Path) -> LogSummary:
     """Read a summary that was made earlier, its rows in natural order.
 
     path: of the JSON. Its percentiles are those that every row has, whatever it says itself, and
-    scale_cv is computed anew. Raises ConvertError for a file that cannot be read, and for rows that
-    are malformed, of one layer twice, or without a percentile in common.
+    scale_cv is computed anew. Layers that were not measured are left out with a note; NaN elsewhere
+    stands for no figure. Raises ConvertError for a file that cannot be read, and for rows that are
+    malformed, of one layer twice, or without a percentile in common.
     """
     data = load_json(path, "summary")
-    rows, steps = data.get("layers"), data.get("steps", [])
+    rows, notes = measured_rows(path, rows_in(path, data), ("scale_mean", "scale_std"))
+    rows, steps = [*map(without_nan, rows)], data.get("steps", [])
     for what, found, needed in (("layers", rows, "scale_std"), ("steps", steps, "step")):
         if not isinstance(found, list) or not all(is_row(row, needed) for row in found):
             problem = (
@@ -115,12 +125,6 @@ def read_log_summary(path: Path) -> LogSummary:
                 f"{needed}, and otherwise numbers or null"
             )
             raise ConvertError(f"{path}: {problem}")
-    if not rows:
-        raise ConvertError(f"{path}: has no layers")
-    # With and without a prefix, a name is of the same layer.
-    names = Counter(bare(row["layer"]) for row in rows)
-    if len(names) < len(rows):
-        raise ConvertError(f"{path}: has two rows for layer {names.most_common(1)[0][0]}")
     percentiles = shared_percentiles(rows)
     if not percentiles:
         raise ConvertError(f"{path}: its layers have no percentile in common, like scale_p99_9")
@@ -130,7 +134,7 @@ def read_log_summary(path: Path) -> LogSummary:
         percentiles=percentiles,
         rows=in_natural_order(map(with_cv, rows)),
         steps=steps,
-        notes=[],
+        notes=notes,
     )
 
 

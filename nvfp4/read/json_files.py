@@ -8,18 +8,19 @@ take much memory or time.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from nvfp4.dtypes import FLOAT32_MAX
-from nvfp4.errors import EXCERPT, ConvertError
+from nvfp4.errors import EXCERPT, ConvertError, examples
 from nvfp4.files import translated
-from nvfp4.model import bare
+from nvfp4.model import bare, unwrapped
 from nvfp4.read.beginnings import refuse_foreign
 
 # The safetensors library's own limit for a header. Files of JSON and lists may not be larger.
@@ -32,6 +33,8 @@ JSON_HINTS = {
     ".log": "; analyze_input_scale_log.py makes a summary of a log",
     ".safetensors": "; a recording goes with --activation-stats",
 }
+# Columns that are 0 in the row of a layer which no call of the recording reached.
+ZERO_IF_NEVER_CALLED = ("max_abs", "amax_max", "count")
 
 
 def read_whole(path: Path) -> bytes:
@@ -105,24 +108,65 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict:
 
 
 def read_rows(path: Path, what: str) -> list[dict]:
-    """Read the list `layers` of a JSON file: objects that each have a `layer` name.
+    """Read the list `layers` of a JSON file, as `rows_in` does; messages call it `what`."""
+    return rows_in(path, load_json(path, what))
 
-    Calibration summaries and sensitivity files have this form; `what` is what messages call the
-    file. Raises ConvertError if the list is missing, malformed or empty, or if two rows name the
-    same layer, prefixes stripped.
+
+def rows_in(path: Path, data: dict) -> list[dict]:
+    """Take the list `layers` from a file's JSON: objects that each have a `layer` name.
+
+    Calibration summaries and sensitivity files have this form. Layers are named without what
+    torch.compile puts in. Raises ConvertError if the list is missing, malformed or empty, or if two
+    rows name the same layer, prefixes stripped.
     """
-    rows = load_json(path, what).get("layers")
+    rows = data.get("layers")
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
     ):
         raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
     if not rows:
         raise ConvertError(f"{path}: has no layers")
+    rows = [row | {"layer": unwrapped(row["layer"])} for row in rows]
     # A layer's name with the model's prefix and the one without it are the same layer.
     counts = Counter(bare(row["layer"]) for row in rows)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
     return rows
+
+
+def measured_rows(
+    path: Path, rows: list[dict], columns: Iterable[str]
+) -> tuple[list[dict], list[str]]:
+    """Leave out the rows of layers that were not measured, as no call reached them.
+
+    These have NaN or null in one of `columns`, or 0 in one of ZERO_IF_NEVER_CALLED; a column that a
+    row lacks altogether is not minded here. Returns the other rows, and a note that counts what is
+    left out. Raises ConvertError where no row is left.
+    """
+    columns = [*columns]
+    left_out = [
+        row["layer"]
+        for row in rows
+        if is_never_called(row) or any(is_nan(row[column]) for column in columns if column in row)
+    ]
+    if len(left_out) == len(rows):
+        raise ConvertError(f"{path}: none of its {len(rows)} layers was measured")
+    if not left_out:
+        return rows, []
+    note = f"{path.name}: {len(left_out)} layers were not measured and are left out: "
+    left = {*left_out}
+    return [row for row in rows if row["layer"] not in left], [note + examples(left_out)]
+
+
+def is_never_called(row: dict) -> bool:
+    """Tell whether a row says that its layer's input was never seen, by ZERO_IF_NEVER_CALLED."""
+    # By its type, as False is 0, too.
+    return any(type(row.get(k)) in (int, float) and row[k] == 0 for k in ZERO_IF_NEVER_CALLED)
+
+
+def is_nan(value: object) -> bool:
+    """Tell whether a figure of a row is missing, null or NaN: nothing was measured."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def is_figure(value: object) -> bool:

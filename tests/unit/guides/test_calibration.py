@@ -1,6 +1,8 @@
 """Input scales from summaries and from files that have them."""
 
+import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -9,9 +11,8 @@ from safetensors.torch import save_file
 from nvfp4.errors import ConvertError
 from nvfp4.formats.fp8 import FP8
 from nvfp4.formats.nvfp4 import NVFP4
-from nvfp4.guides.calibration import read_reference_scales, summary_calibration
+from nvfp4.guides.calibration import read_reference_scales, read_summary, summary_calibration
 from nvfp4.options import Options
-from nvfp4.read.json_files import read_rows
 from support.plans import BLOCK, plan_of
 
 
@@ -29,7 +30,8 @@ def test_a_summary_gives_both_scales_with_its_multiplier(tmp_path):
     row = {"layer": "diffusion_model.a", "scale_p99_9": 0.001, "amax_p99_9": 2.0}
     path = tmp_path / "s.json"
     path.write_text(json.dumps({"layers": [row]}))
-    rows = read_rows(path, "calibration summary")
+    rows, notes = read_summary(options_with(path))
+    assert notes == []
     found = summary_calibration(options_with(path, multiplier=1.5), rows)
     assert found["a"].scales[NVFP4] == pytest.approx(0.0015)
     assert found["a"].scales[FP8] == pytest.approx(3.0 / 448)
@@ -57,7 +59,10 @@ SUMMARIES = {
         '{"layers": [{"layer": "a", "scale_p99_9": 1}, {"layer": "a", "scale_p99_9": 2}]}',
         "has two rows for layer a",
     ),
-    "NaN": ('{"layers": [{"layer": "a", "scale_p99_9": NaN}]}', "must be a positive number"),
+    "nothing but NaN": (
+        '{"layers": [{"layer": "a", "scale_p99_9": NaN}]}',
+        "none of its 1 layers was measured",
+    ),
 }
 
 
@@ -66,9 +71,45 @@ def test_a_wrong_summary_is_one_error(tmp_path, text, message):
     path = tmp_path / "s.json"
     path.write_text(text)
     with pytest.raises(ConvertError) as caught:
-        summary_calibration(options_with(path), read_rows(path, "calibration summary"))
+        summary_calibration(options_with(path), read_summary(options_with(path))[0])
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
+
+
+NEVER_CALLED = {
+    "NaN": {"scale_p99_9": math.nan, "amax_p99_9": math.nan},
+    "null": {"scale_p99_9": None},
+    "NaN for FP8 alone": {"scale_p99_9": 0.5, "amax_p99_9": math.nan},
+    "an amax of 0": {"scale_p99_9": 0.0, "amax_max": 0.0},
+    "a max_abs of 0": {"scale_p99_9": 0.0, "max_abs": 0},
+    "no calls": {"count": 0},
+}
+
+
+@pytest.mark.parametrize("figures", NEVER_CALLED.values(), ids=NEVER_CALLED)
+def test_a_layer_that_was_never_called_has_no_scale(tmp_path, figures):
+    """The predecessor's files have such rows; they do not make the file a damaged one."""
+    names = [name for name in BLOCK if name.endswith("ffn.0.weight")]
+    layer = names[0].removesuffix(".weight")
+    path = tmp_path / "s.json"
+    measured = {"layer": layer, "scale_p99_9": 0.25, "amax_p99_9": 672.0}
+    path.write_text(json.dumps({"layers": [measured, {"layer": "x", **figures}]}))
+    plans, notes = plan_of(
+        tmp_path, BLOCK, "--preset", "all", "--input-scale-summary-json", str(path)
+    )
+    assert plans[f"{layer}.weight"].input_scale == pytest.approx(0.25)
+    assert "s.json: 1 layers were not measured and are left out: x" in notes
+
+
+def test_rows_without_a_deviation_are_left_out_where_it_counts(tmp_path):
+    path = tmp_path / "s.json"
+    rows = [{"layer": name, "scale_p99_9": 1.0, "scale_mean": 1.0} for name in "ab"]
+    rows[0]["scale_std"], rows[1]["scale_std"] = 0.5, math.nan
+    path.write_text(json.dumps({"layers": rows}))
+    options = options_with(path)
+    assert len(read_summary(options)[0]) == 2
+    options = dataclasses.replace(options, input_scale_summary_fp16_std=True)
+    assert [row["layer"] for row in read_summary(options)[0]] == ["a"]
 
 
 def test_reference_scales_are_read_by_the_format_of_their_layer(tmp_path):

@@ -7,6 +7,7 @@ import lzma
 import pytest
 
 from nvfp4.errors import EXAMPLES
+from nvfp4.logs import reading
 from nvfp4.logs.reading import LONGEST_LINE
 from support.logs import error_of, line, log_of, rows_of
 
@@ -59,6 +60,36 @@ def test_old_logs_windows_line_ends_marks_and_prefixes(tmp_path, capsys):
     _, rows, text = rows_of(tmp_path, "--input", one, two, capsys=capsys)
     assert {name: row["count"] for name, row in rows.items()} == {"blocks.2.ffn.0": 2}
     assert "left out" not in text
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r", "\n"])
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
+def test_lines_may_end_in_any_way_wherever_the_file_is_cut(
+    tmp_path, capsys, monkeypatch, end, chunk
+):
+    monkeypatch.setattr(reading, "LOG_CHUNK", chunk)
+    lines = [line(amax=1 + number) for number in range(9)]
+    log = log_of(tmp_path, *(text.replace("\n", end) for text in lines))
+    _, rows, text = rows_of(tmp_path, "--input", log, capsys=capsys)
+    assert rows["blocks.2.ffn.0"]["count"] == 9
+    assert rows["blocks.2.ffn.0"]["amax_max"] == 9
+    assert "9 lines, 9 used" in text
+    assert "left out" not in text
+
+
+def test_carriage_returns_of_utf_16_and_of_a_terminal(tmp_path, capsys):
+    log = tmp_path / "calls.tsv"
+    log.write_bytes(("\ufeff" + line().replace("\n", "\r") * 3).encode("utf-16-le"))
+    assert rows_of(tmp_path, "--input", log, capsys=capsys)[1]["blocks.2.ffn.0"]["count"] == 3
+    log.write_bytes(f"sampling 50 %\r{line()}".encode())
+    assert rows_of(tmp_path, "--input", log, capsys=capsys)[1]["blocks.2.ffn.0"]["count"] == 1
+
+
+def test_an_incomplete_last_line_after_a_carriage_return(tmp_path, capsys):
+    log = log_of(tmp_path, line().replace("\n", "\r"), line()[:-6])
+    _, rows, text = rows_of(tmp_path, "--input", log, capsys=capsys)
+    assert "the last line, which has no end" in text
+    assert rows["blocks.2.ffn.0"]["count"] == 1
 
 
 def test_other_formats_and_modes_are_left_out_and_counted(tmp_path, capsys):

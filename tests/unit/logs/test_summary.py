@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -60,6 +61,55 @@ def test_steps_go_on_over_pending_calls_and_files(tmp_path, capsys):
     assert {row["count"] for row in data["steps"]} == {1000}
 
 
+def test_a_percentile_of_each_step_and_its_spread_over_the_steps(tmp_path, capsys):
+    """Ten prompts of three steps; the figures are numpy's over the calls of each step."""
+    scales = 1 + np.random.default_rng(0).random((10, 3)).round(6)
+    log = log_of(tmp_path, *(line(amax=x * 2688) for x in scales.ravel()))
+    steps = ("--steps", 3, "--step-percentile", 97.5)
+    data, rows, _ = rows_of(tmp_path, "--input", log, *steps, capsys=capsys)
+    expected = np.percentile(scales, 97.5, axis=0)
+    assert [row["scale_p97_5"] for row in data["steps"]] == pytest.approx(expected, rel=1e-5)
+    assert not any("scale_p99_9" in row for row in data["steps"])
+    (row,) = rows.values()
+    found = [row[f"scale_step_p97_5_{name}"] for name in ("mean", "min", "max")]
+    spread = [expected.mean(), expected.min(), expected.max()]
+    assert found == pytest.approx(spread, rel=1e-5)
+    assert row["scale_step_p97_5_steps"] == 3
+    earlier, table = tmp_path / "earlier.json", tmp_path / "summary.csv"
+    (tmp_path / "summary.json").replace(earlier)
+    assert rows_of(tmp_path, "--summary", earlier, "--csv", table, capsys=capsys)[0] == data
+    assert "scale_step_p97_5_max" in table.read_text()
+
+
+def test_steps_that_no_call_reached_count_for_nothing(tmp_path, capsys):
+    log = log_of(tmp_path, line(amax=2688), line(amax=2 * 2688))
+    steps = ("--steps", 5, "--step-percentile", 50)
+    _, rows, _ = rows_of(tmp_path, "--input", log, *steps, capsys=capsys)
+    (row,) = rows.values()
+    assert (row["scale_step_p50_mean"], row["scale_step_p50_steps"]) == (1.5, 2)
+
+
+def test_a_summary_of_the_predecessor_with_nan_is_read(tmp_path, capsys):
+    """NaN stands for a kurtosis that is not defined, and for layers that were never called."""
+    row = {"count": 2, "scale_mean": 1.0, "scale_std": 0.0, "scale_p50": 1.0}
+    rows = [
+        row | {"layer": "a", "scale_kurtosis": float("nan")},
+        row | {"layer": "b", "scale_mean": float("nan"), "scale_std": float("nan")},
+        row | {"layer": "c", "scale_mean": 0.0, "amax_max": 0.0},
+    ]
+    path, out = tmp_path / "s.json", tmp_path / "summary.json"
+    path.write_text(json.dumps({"layers": rows}))
+    _, found, text = rows_of(tmp_path, "--summary", path, capsys=capsys)
+    assert [*found] == ["a"]
+    assert found["a"]["scale_kurtosis"] is None
+    assert "s.json: 2 layers were not measured and are left out: b, c" in text
+    path.write_text(json.dumps({"layers": rows[1:]}))
+    out.unlink()
+    message = "none of its 2 layers was measured"
+    assert message in error_of("--summary", path, "--json", out, capsys=capsys)
+    assert not out.exists()
+
+
 def recording(path, layers, metadata=None):
     tensors = {}
     for name, pair in layers.items():
@@ -109,13 +159,14 @@ def test_what_is_no_recording_is_an_error(tmp_path, capsys, layers, metadata, me
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "`layers` must be a list of rows"),
+        ({}, "has no list of `layers`, each with a `layer` name"),
         ({"layers": []}, "has no layers"),
         ({"layers": [{"layer": "x", "scale_mean": 0, "scale_std": 1}]}, "a positive scale_mean"),
         ({"layers": [{"layer": "x", "scale_mean": 1}]}, "scale_std"),
         ({"layers": [{"layer": "x", "scale_mean": 1, "scale_std": 1}]}, "no percentile in common"),
         ({"layers": [{"layer": "x\ny", "scale_mean": 1, "scale_std": 1}]}, "a layer's name"),
-        ({"layers": [{"layer": "x", "scale_mean": float("nan"), "scale_std": 1}]}, "numbers"),
+        ({"layers": [{"layer": "x", "scale_mean": float("nan"), "scale_std": 1}]}, "was measured"),
+        ({"layers": [{"layer": "x", "scale_mean": 1, "scale_std": float("inf")}]}, "numbers"),
         ({"layers": [{"layer": "x", "scale_mean": 1, "scale_std": 1}] * 2}, "two rows for layer x"),
     ],
 )

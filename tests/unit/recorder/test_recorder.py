@@ -182,3 +182,103 @@ def test_the_name_comes_from_the_workflows_loader():
     }
     assert node.file_behind(prompt, "3") == "wan2.2_high"
     assert node.file_behind({"3": {"inputs": {"model": ["3", 0]}}}, "3") == ""
+
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn, self.ffn = Attention(), torch.nn.Sequential(torch.nn.Linear(24, 64))
+
+    def forward(self, x):
+        return x + self.ffn(self.attn(x)).view_as(x)
+
+
+class Wrapper(torch.nn.Module):
+    """A module in another one, under the name that a library gives it."""
+
+    def __init__(self, name, inside):
+        super().__init__()
+        self.add_module(name, inside)
+
+    def forward(self, x):
+        (inside,) = self.children()
+        return inside(x)
+
+
+def transformer():
+    torch.manual_seed(0)
+    model = torch.nn.Module()
+    model.blocks = torch.nn.Sequential(Block(), Block())
+    model.forward = lambda x: model.blocks(x)
+    return model
+
+
+def compile_eagerly(module):
+    return torch.compile(module, backend="eager")
+
+
+def change_blocks(model, change):
+    for index in range(2):
+        model.blocks[index] = change(model.blocks[index])
+    return model
+
+
+def change_layers(model, change):
+    for block in model.blocks:
+        block.attn.q = change(block.attn.q)
+    return model
+
+
+def compile_in_place(model):
+    for block in model.blocks:
+        block.compile(backend="eager")
+    return model
+
+
+WRAPS = {
+    "each block compiled": lambda m: change_blocks(m, compile_eagerly),
+    "each block compiled in place": compile_in_place,
+    "a linear layer compiled": lambda m: change_layers(m, compile_eagerly),
+    "the whole compiled": compile_eagerly,
+    "checkpointed blocks": lambda m: change_blocks(
+        m, lambda block: Wrapper("_checkpoint_wrapped_module", block)
+    ),
+    "FSDP around each block": lambda m: change_blocks(
+        m, lambda block: Wrapper("_fsdp_wrapped_module", block)
+    ),
+    "DDP around the whole": lambda m: Wrapper("module", m),
+    "all at once": lambda m: Wrapper(
+        "module",
+        compile_eagerly(
+            change_blocks(
+                m, lambda block: compile_eagerly(Wrapper("_checkpoint_wrapped_module", block))
+            )
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", WRAPS)
+@pytest.mark.parametrize("has_run_before", [False, True])
+def test_a_wrapped_model_is_recorded_as_if_it_were_not(tmp_path, how, has_run_before):
+    """A compiled model that ran before the recording is no exception: its hooks are called."""
+    batches = inputs(2)
+    expected = record(tmp_path / "plain", transformer(), batches)
+    wrapped = WRAPS[how](transformer())
+    if has_run_before:
+        with torch.inference_mode():
+            wrapped(batches[0])
+    found = record(tmp_path / "wrapped", wrapped, batches)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    logs = [(tmp_path / name / "m.log").read_text() for name in ("plain", "wrapped")]
+    assert logs[0] == logs[1]
+    # What was compiled still works afterwards, without recording.
+    with torch.inference_mode():
+        assert torch.equal(wrapped(batches[0]), transformer()(batches[0]))
+    assert logs[1] == (tmp_path / "wrapped" / "m.log").read_text()
+
+
+def test_a_recording_without_a_single_call_says_so(tmp_path, model, capsys):
+    record(tmp_path, model, [])
+    assert "none of 3 layers was called" in capsys.readouterr().out
