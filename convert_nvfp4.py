@@ -28,6 +28,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+import difflib
 import os
 from collections.abc import Iterable
 
@@ -38,6 +39,8 @@ from collections.abc import Iterable
 EXCERPT = 200
 # A finding on thousands of tensors is told with this many of their names, and with their number.
 EXAMPLES = 3
+# What an option may begin with: web pages turn two dashes into a long one, or into a minus.
+DASHES = "-\u2013\u2014\u2212"
 
 
 class ConvertError(Exception):
@@ -90,6 +93,25 @@ def examples(names: Iterable[str]) -> str:
     names = sorted(names) or ["nothing"]
     shown = ", ".join(one_line(name[:EXCERPT]) for name in names[:EXAMPLES])
     return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """End a message on a word that is not known with those that may be meant; "" if none is alike.
+
+    What differs in case, dashes or underscores alone is meant for sure. Else it is what the word is
+    the beginning of, up to EXAMPLES, or the one that is most alike.
+    """
+
+    def plain(text: str) -> str:
+        return text[:EXCERPT].lower().strip(f"{DASHES}_ ").replace("_", "-")
+
+    names, given = {plain(name): name for name in known}, plain(word)
+    if not given:
+        return ""
+    meant = [name for name in names if name.startswith(given)]
+    meant = [given] if given in names else meant or difflib.get_close_matches(given, names, 1)
+    shown = " or ".join(names[name] for name in meant[:EXAMPLES])
+    return f"; did you mean {shown}?" if shown else ""
 
 
 def of_another_model(
@@ -167,18 +189,19 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import functools
 import importlib.util
 import itertools
 import math
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 
 # ── nvfp4/dtypes.py: Facts about numbers: dtypes, ranges, block and tile sizes ────────────────────
@@ -646,6 +669,620 @@ def compiled(pattern: str) -> re.Pattern:
         raise ValueError(error) from error
 
 
+# ── nvfp4/requirements.py: Look for the packages that have to be installed ────────────────────────
+
+# The names under which the packages of requirements.txt are imported; those on PyPI are the same.
+REQUIRED = ("torch", "safetensors", "gguf", "numpy", "tqdm")
+# The folder of requirements.txt, calib/ and sensitive_layers/: the checkout, or where the single
+# file lies.
+HERE = Path(__file__).resolve().parents[__name__.count(".")]
+
+
+def require(*names: str) -> None:
+    """End the program with one line on stderr, and status 1, where packages are not installed.
+
+    names: top-level packages, as `import` calls them; those that are not among REQUIRED are looked
+    for on PyPI by the same name. Nothing is imported, so this takes milliseconds. The line suggests
+    `-r requirements.txt` where that file is in the checkout, or else the packages by name, for
+    whoever copied the single file alone.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        listed, wanted = HERE / "requirements.txt", missing
+        if listed.is_file() and not {*REQUIRED}.isdisjoint(missing):
+            shown = os.path.relpath(listed) if listed.is_relative_to(Path.cwd()) else str(listed)
+            shown = f'"{shown}"' if " " in shown else shown
+            wanted = [f"-r {shown}", *(name for name in missing if name not in REQUIRED)]
+        verb = "is" if len(missing) == 1 else "are"
+        command = f"python -m pip install {' '.join(wanted)}"
+        sys.exit(f"error: {', '.join(missing)} {verb} missing: {command}")
+
+
+# ── nvfp4/options/kinds.py: Values of options: how texts are read, what Python may give ───────────
+
+def input_path(given: str | Path) -> Path:
+    """Make a path of a text; a leading ~ or ~user is the home folder.
+
+    Windows separators work elsewhere too, so that batch lines can be shared: backslashes become
+    slashes if there is no file of the name as given. In what is a path already, only the ~ is
+    replaced. The file need not exist.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise argparse.ArgumentTypeError(f"{given!r} is no path")
+    # Path("") is the folder one is in, which would be taken for SOURCE.
+    if given == "":
+        raise argparse.ArgumentTypeError("the path is empty; is a variable not set?")
+    path = Path(given)
+    if exists(path):
+        return path
+    if os.name != "nt" and isinstance(given, str):
+        path = Path(given.replace("\\", "/"))
+    try:
+        # Shells leave the ~ of "--gguf=~/x" and of quoted texts, and Python leaves all.
+        return path.expanduser()
+    except RuntimeError:
+        # No such user, or no home: opening the path as it is will tell.
+        return path
+
+
+def shipped_path(given: str | Path, folder: str) -> Path:
+    """Find a file as given or, if there is none, of that name in a folder beside this script.
+
+    folder: "calib" or "sensitive_layers", whose files come with the program; it may be part of the
+    name. Returns the path that exists; the error lists what the folder has. A Path that a program
+    gives may name none: reading it will tell.
+    """
+    # As given comes first: a file of one's own may have the name of one that is shipped.
+    path = input_path(given)
+    for found in (path, HERE / folder / path, HERE / path):
+        if exists(found):
+            return found
+    if not isinstance(given, str):
+        return path
+    # calib/ has other files, too: name only such as the option takes.
+    kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
+    if not (HERE / folder).is_dir():
+        alone = f"there is no {folder}/ beside this script to look in; give its path"
+        raise argparse.ArgumentTypeError(f"no file {given}: {alone}")
+    there = sorted(file.name for file in (HERE / folder).glob(kind))
+    where = f"neither as given nor in {folder}/: {', '.join(there)}"
+    hint = did_you_mean(path.name, there)
+    raise argparse.ArgumentTypeError(f"no file {given}, {where}{hint}")
+
+
+def pattern(text: str) -> str:
+    """Check a regular expression, and return its text; it is searched for in layers' names."""
+    if not isinstance(text, str):
+        raise argparse.ArgumentTypeError(f"{text!r} is no text")
+    try:
+        compiled(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a regular expression: {error}"
+        ) from error
+    return text
+
+
+def device_name(text: str) -> str:
+    """Check the name of a device: auto, cpu, cuda or cuda:N.
+
+    Whether the machine has it, torch is asked later: the command line is read without torch.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", str(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
+    return text
+
+
+def number(given: str | float) -> float:
+    """Read a number, in any way in which Python writes one: NaN and infinity, too."""
+    try:
+        # float() would take True for 1.
+        if not isinstance(given, bool):
+            return float(given)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"{given!r} is no number")
+
+
+def positive_float(given: str | float) -> float:
+    """Read a finite number above 0."""
+    value = number(given)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{given} is not a positive number")
+    return value
+
+
+def fraction(given: str | float) -> float:
+    """Read a share: above 0, and at most 1."""
+    # 60 per cent is written 0.6: a percent sign is not read.
+    value = positive_float(given)
+    if value > 1:
+        hint = f"; {value:g} % is {value / 100:g}" if value <= 100 else ""
+        raise argparse.ArgumentTypeError(f"{given} is no share: 1 is all{hint}")
+    return value
+
+
+def margin(given: str | float) -> float:
+    """Read a factor of 1 or more, by which an input scale is made larger."""
+    value = number(given)
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{given} is no margin: less than 1 would clip what was seen"
+        )
+    return value
+
+
+def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
+    """Read FILE[:STRENGTH]; without a strength, it is 1.
+
+    A colon that no number follows is the file's, as in C:\\x.safetensors. A path, or a pair of path
+    and strength such as a Lora, is taken as it is. Strengths may be negative, but not 0, which
+    would merge nothing, nor beyond float32.
+    """
+    file, strength = given, 1.0
+    if isinstance(given, str):
+        # Not all that float() reads: it takes nan and inf, and 1_0 for 10.
+        digits = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+        found = re.fullmatch(rf"(.+?)(?::({digits}))?", given, re.DOTALL)
+        file, strength = (found[1], float(found[2] or 1)) if found else ("", 0.0)
+    elif isinstance(given, tuple) and len(given) == 2:
+        file, strength = given[0], number(given[1])
+    if not isinstance(file, str | os.PathLike) or not 0 < abs(strength) < FLOAT32_MAX:
+        raise argparse.ArgumentTypeError(
+            f"{given!r} is not FILE or FILE:STRENGTH, a number other than 0"
+        )
+    return Lora(input_path(file), strength)
+
+
+def natural(given: str | int) -> int:
+    """Read a whole number: 0 or more, of up to six digits."""
+    # int() would take signs, spaces and underscores, and True for 1.
+    if not re.fullmatch(r"\d{1,6}", str(given)):
+        raise argparse.ArgumentTypeError(f"{given!r} is no whole number of 0 or more")
+    return int(given)
+
+
+def size_in_bytes(given: str | int) -> int:
+    """Read 5GB, 500 MB, 4GiB or a plain number of bytes, and return whole bytes, at least 1.
+
+    GB is 1000 ** 3 and GiB is 1024 ** 3; the B may be left out, and case does not matter.
+    """
+    # Digits are counted, as a text of a million of them would take minutes to read.
+    found = re.fullmatch(
+        r"(\d{1,18}(?:\.\d{1,9})?) ?(?:([KMGT])(i?)B?|B)?", str(given), re.IGNORECASE
+    )
+    size = 0
+    if found:
+        number, unit, binary = found.groups()
+        # A space stands for no unit: the power is 0.
+        power = " KMGT".index((unit or " ").upper())
+        size = int(float(number) * (1024 if binary else 1000) ** power)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{given!r} is no size like 5GB, 500MB or 4GiB")
+    return size
+
+
+def on_or_off(given: bool) -> bool:
+    """Check a switch's value; the command line has no text for it."""
+    if given not in (True, False):
+        raise argparse.ArgumentTypeError(f"{given!r} is not True or False")
+    return bool(given)
+
+
+class Kind(NamedTuple):
+    """Describe the values that an option takes, and how `--help` writes them.
+
+    read: makes the value of a text, or of what a program gives.
+    metavar: what stands for the value in `--help`; "" for a switch or for choices.
+    choices: the only texts that are allowed, if there are any.
+    repeatable: whether the option may be given several times; its value is a tuple then.
+    """
+
+    read: Callable[..., object] = str
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+    repeatable: bool = False
+
+    @property
+    def keywords(self) -> dict[str, object]:
+        """Tell what argparse's add_argument() needs to know, beside flag and help."""
+        # A switch has no value to read: it is True where it is named.
+        if self.read is on_or_off:
+            return {"action": "store_true"}
+        # argparse keeps the last value of an option that is given twice, unless it appends. Its own
+        # check of choices words what it finds otherwise in each version of Python.
+        known = {"action": "append"} if self.repeatable else {}
+        metavar = self.metavar or (f"{{{','.join(self.choices)}}}" if self.choices else "")
+        known |= {"metavar": metavar} if metavar else {}
+        return known | {"type": self._replace(repeatable=False).accept}
+
+    @property
+    def shown(self) -> str:
+        """Tell what stands behind the option in a list of options: FILE, or mse|amax."""
+        return self.metavar or "|".join(self.choices)
+
+    def accept(self, given: object) -> object:
+        """Check a value that a program gives, and return the option's value.
+
+        Text is read as the command line's is. Of a repeatable option, one alone is welcome, too.
+        Raises argparse.ArgumentTypeError in the words of argparse, so that both interfaces say the
+        same.
+        """
+        if self.repeatable:
+            # A Lora is a tuple, and a text is iterable: each of them is one value, not several.
+            one = self._replace(repeatable=False)
+            several = isinstance(given, Iterable) and not isinstance(given, str | Lora)
+            return tuple(map(one.accept, given if several else [given]))
+        if self.choices and given not in self.choices:
+            known = ", ".join(map(repr, self.choices))
+            hint = did_you_mean(str(given), self.choices)
+            problem = f"invalid choice: {given!r} (choose from {known}){hint}"
+            raise argparse.ArgumentTypeError(problem)
+        try:
+            value = self.read(given)
+            # A file has no half bytes: 5.7 would be made 5 without a word.
+            if isinstance(given, Real) and value != given:
+                raise ValueError
+        # Python's own errors, as of a path with a null character.
+        except (TypeError, ValueError, OverflowError) as error:
+            raise argparse.ArgumentTypeError(f"invalid value: {given!r}") from error
+        return value
+
+
+# Kinds that several options share; others are made where the option is, in table.py.
+SWITCH = Kind(on_or_off)
+FILE = Kind(input_path, "FILE")
+# Their files come with the program, in a folder beside it, and may be named without it.
+SUMMARY = Kind(partial(shipped_path, folder="calib"), "FILE")
+LAYER_LIST = Kind(partial(shipped_path, folder="sensitive_layers"), "FILE")
+REGEXES = Kind(pattern, "REGEX", repeatable=True)
+NATURAL = Kind(natural, "N")
+SIZE = Kind(size_in_bytes, "SIZE")
+SHARE = Kind(fraction, "SHARE")
+
+
+# ── nvfp4/options/option.py: One row of the options table, and the checks that follow from it ─────
+
+# What somebody asked for, by flag.
+GivenOptions = Mapping[str, object]
+# The key of a row in its field's metadata.
+ROW = "option"
+
+
+class Other(NamedTuple):
+    """Name an option that another one excludes or needs.
+
+    value: the one that is meant; "" for any. why: how the sentence ends that says so, with its own
+    comma or space.
+    """
+
+    flag: str
+    value: str = ""
+    why: str = ""
+
+    @property
+    def text(self) -> str:
+        """Write it as one would type it."""
+        return f"{self.flag} {self.value}".strip()
+
+    def is_in(self, given: GivenOptions) -> bool:
+        """Tell whether it was asked for, with the value that is meant."""
+        return self.flag in given and self.value in ("", given[self.flag])
+
+
+class Alias(NamedTuple):
+    """Give an option another name: a switch that means one value, or words that mean values.
+
+    meaning: the value that the switch stands for, or {word: value}. The other facts are as in an
+    Option: an alias has conflicts and needs of its own.
+    """
+
+    flag: str
+    meaning: str | dict[str, str]
+    help: str
+    conflicts: tuple[Other, ...] = ()
+    needs: tuple[Other, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """Describe the values that it takes: its own words, not those of the option."""
+        return SWITCH if isinstance(self.meaning, str) else Kind(choices=tuple(self.meaning))
+
+
+class LayerSwitch(NamedTuple):
+    """Describe a switch for the layers whose names a regular expression finds.
+
+    Several such switches make up one option, whose value is the set of those that were given.
+    `least` is the title of the format that the switch raises its layers to, or "" if it marks them
+    for something else.
+    """
+
+    layers: str
+    help: str
+    least: str = ""
+
+
+class Argument(NamedTuple):
+    """Hold one thing that the command line takes for a row, with its kind of value and its help.
+
+    Most are flags; SOURCE and OUTPUT, which have no dashes, are told by their places.
+    """
+
+    flag: str
+    kind: Kind
+    help: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """Hold all there is to know of an option.
+
+    `option(...)` makes one as the default of a dataclass's field. `options_of` fills in name and
+    default from that field.
+
+    default: MISSING for an option that has to be given.
+    shown: the default as it was written, for the help.
+    group: the heading in `--help` and in the README; "" for SOURCE and OUTPUT.
+    kind: what its values may be.
+    help: its text; `{default}` stands for the default.
+    flag: how the command line calls it; "" for the field's name with dashes.
+    conflicts: what must not be given with it. One of the two rows names the other.
+    needs: of these at least one must be given with it.
+    check: what is wrong with a value that its kind accepts: gets the flag, the value and all that
+        is given, returns a sentence or "".
+    aliases: other names, listed after it.
+    switches: {flag: layers} of an option that is a set of switches and has no flag of its own.
+    trace: whether the header of OUTPUT tells it: whether the bytes can depend on it.
+    reads: whether it names files that OUTPUT must not overwrite.
+    writes: whether it names a text file that is written beside OUTPUT.
+    """
+
+    group: str
+    kind: Kind
+    help: str
+    name: str = ""
+    default: object = None
+    shown: str = ""
+    flag: str = ""
+    conflicts: tuple[Other, ...] = ()
+    needs: tuple[Other, ...] = ()
+    check: Callable[[str, Any, GivenOptions], str] | None = None
+    aliases: tuple[Alias, ...] = ()
+    switches: Mapping[str, LayerSwitch] = field(default_factory=dict)
+    trace: bool = True
+    reads: bool = False
+    writes: bool = False
+
+    @property
+    def arguments(self) -> list[Argument]:
+        """List what the command line and the README list for this row, other names last."""
+        own = [Argument(flag, SWITCH, switch.help) for flag, switch in self.switches.items()]
+        # A set of switches has no flag of its own.
+        own = own or [Argument(self.flag, self.kind, self.help.replace("{default}", self.shown))]
+        return [*own, *(Argument(alias.flag, alias.kind, alias.help) for alias in self.aliases)]
+
+    @property
+    def flags(self) -> list[str]:
+        """List all that the command line knows it by, other names too."""
+        return [argument.flag for argument in self.arguments]
+
+    def value_in(self, given: GivenOptions) -> object:
+        """Find its value by what the command line named, or its default.
+
+        The option's own flag and an alias exclude each other, so that their order decides nothing.
+        """
+        if self.switches:
+            return frozenset(flag for flag in self.switches if flag in given)
+        # An alias is another way to give this option's value: there is no field for it.
+        for alias in self.aliases:
+            if alias.flag in given:
+                meaning = alias.meaning
+                return meaning if isinstance(meaning, str) else meaning[given[alias.flag]]
+        return given.get(self.flag, self.default)
+
+    def named_by(self, value: object) -> dict[str, object]:
+        """Tell what would have to be named for a value: {flag: value}; nothing for the default."""
+        if value == self.default:
+            return {}
+        # A set of switches is named by its flags, each of which is True.
+        return dict.fromkeys(value, True) if self.switches else {self.flag: value}
+
+    def accept(self, value: object) -> object:
+        """Make a value given in Python one of its kind.
+
+        The default is taken as it is: None is no path, but stands for none. Raises
+        argparse.ArgumentTypeError, as `Kind.accept` does.
+        """
+        if value == self.default:
+            return self.default
+        # A set of switches is given as their flags, of which each has to be one of the row's.
+        if not self.switches:
+            return self.kind.accept(value)
+        return frozenset(Kind(choices=tuple(self.switches), repeatable=True).accept(value))
+
+
+def with_others(facts: dict[str, Any]) -> dict[str, Any]:
+    """Make Others of the flags that a row's facts name: the short form, for any value."""
+
+    def other(one: Other | str) -> Other:
+        return one if isinstance(one, Other) else Other(one)
+
+    # Both relations have the same short form.
+    relations = {"conflicts", "needs"} & facts.keys()
+    return facts | {relation: tuple(map(other, facts[relation])) for relation in relations}
+
+
+def option(default: object, group: str, kind: Kind, text: str = "", **facts: Any) -> Any:
+    """Make the field of an option, of a task that is a dataclass.
+
+    default: MISSING for an option that has to be given; a text is read as the command line's is.
+    group, kind, text: its heading, the values it takes, and its help.
+    facts: what else an Option knows; `conflicts` and `needs` may name others by their flags alone.
+
+    The return type is Any, as a field's default stands where a value of the field's type should.
+    """
+    # The help shows the default as it is written here, 5GB and not 5000000000.
+    shown = default if isinstance(default, str) else f"{default:g}" if is_number(default) else ""
+    value = kind.read(default) if isinstance(default, str) else default
+    row = Option(group=group, kind=kind, help=text, shown=shown, **with_others(facts))
+    return field(default=value, metadata={ROW: row})
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value is a number; Python counts True and False among them."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def same_option(task: type, name: str, **facts: Any) -> Any:
+    """Make the field of an option that another task has, too.
+
+    task, name: where the option is. facts: what is different about it here, as in `option`.
+    """
+    # A name that the other task lacks fails here, when the table is imported.
+    (entry,) = (entry for entry in dataclasses.fields(task) if entry.name == name)
+    row = dataclasses.replace(entry.metadata[ROW], **with_others(facts))
+    return field(default=entry.default, metadata={ROW: row})
+
+
+def options_of(task: type) -> list[Option]:
+    """List the rows of a task, with names, defaults and flags filled in from its fields.
+
+    They are in the order of the fields, which is that of `--help`.
+    """
+    # Name and default are the field's, so that the table says neither twice.
+    rows = []
+    for entry in dataclasses.fields(task):
+        row = entry.metadata[ROW]
+        flag = row.flag or "--" + entry.name.replace("_", "-")
+        rows.append(dataclasses.replace(row, name=entry.name, default=entry.default, flag=flag))
+    return rows
+
+
+def all_options(*tasks: type) -> list[Option]:
+    """List the rows of several tasks; what they share is listed once, as the first one has it."""
+    # The first row of a flag stays: a task's own conflicts and needs may differ.
+    rows: dict[str, Option] = {}
+    for row in (row for task in tasks for row in options_of(task)):
+        rows.setdefault(row.flag, row)
+    return [*rows.values()]
+
+
+def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]:
+    """Find options that exclude each other, do nothing without another, or have wrong values.
+
+    `given` is {flag: value} of what was asked for. Yields a sentence for each problem: first the
+    conflicts, then what is missing, then the values, each in the order of the rows.
+    """
+    rows = list(rows)
+    # Rows and aliases have the same facts here: each of those that were named is asked.
+    named = [one for row in rows for one in (row, *row.aliases) if one.flag in given]
+    for one in named:
+        for other in one.conflicts:
+            # One of the two rows names the other, so that each contradiction is told once.
+            if other.is_in(given):
+                yield f"{one.flag} contradicts {other.text}{other.why}"
+    for one in named:
+        if one.needs and not any(other.is_in(given) for other in one.needs):
+            # Any of them is enough.
+            needed = " or ".join(other.text + other.why for other in one.needs)
+            yield f"{one.flag} needs {needed}"
+    # Checks of values see all that is given, as `--preset none` asks for --include.
+    for row in rows:
+        if row.check and row.flag in given:
+            problem = row.check(row.flag, given[row.flag], given)
+            if problem:
+                yield problem
+
+
+def check_task(task: Any) -> None:
+    """Make a task's values of the right kinds, and raise ConvertError with all that is wrong.
+
+    A task calls this in its `__post_init__`: nobody else has it yet, so a frozen one may still be
+    changed. Contradictions are looked for only where every value is of its kind.
+    """
+    problems, given = [], {}
+    rows = options_of(type(task))
+    for row in rows:
+        try:
+            value = row.accept(getattr(task, row.name))
+        except argparse.ArgumentTypeError as error:
+            problems.append(f"argument {row.flag}: {error}")
+            continue
+        # The way to set a field of a frozen dataclass.
+        object.__setattr__(task, row.name, value)
+        given |= row.named_by(value)
+    # Flags are told, not fields, so that both interfaces use the same words.
+    problems = problems or [*contradictions(rows, given)]
+    if problems:
+        raise ConvertError(*problems)
+
+
+def by_name(task: type) -> type:
+    """Make a task's constructor raise ConvertError for names that it does not know, or lacks.
+
+    A decorator, for a dataclass of options: Python itself would raise TypeError, and name none.
+    """
+    make = task.__init__
+
+    @functools.wraps(make)
+    def checked(self: Any, *unnamed: object, **given: object) -> None:
+        called, rows = task.__name__, options_of(task)
+        unknown = [name for name in given if name not in {row.name for row in rows}]
+        problems = [f"{called} has no {name}{known_as(name, rows)}" for name in unknown]
+        needed = [row.name for row in rows if row.default is dataclasses.MISSING]
+        if unnamed:
+            problems.append(f"{called} takes options by name: {called}({needed[0]}=...)")
+        elif missing := [name for name in needed if name not in given]:
+            problems.append(f"{called} needs {' and '.join(missing)}")
+        if problems:
+            raise ConvertError(*problems)
+        make(self, **given)
+
+    task.__init__ = checked
+    return task
+
+
+def known_as(name: str, rows: Iterable[Option]) -> str:
+    """End a message on a field that no row has: how Python gives what is meant.
+
+    That is the field of a flag which is another name, or one of a set; a name that is alike; or
+    else all names.
+    """
+    flags = {flag.strip("-").replace("-", "_"): (flag, row) for row in rows for flag in row.flags}
+    if name in flags:
+        flag, row = flags[name]
+        return f"; give {row.name}" + (f'={{"{flag}"}}' if row.switches else "")
+    names = [row.name for row in rows]
+    return did_you_mean(name, names) or f"; it has {', '.join(names)}"
+
+
+def paths_of(value: object) -> Iterator[Path]:
+    """Find the paths in an option's value, which may be None, a path, a LoRA or several of them."""
+    # A Lora is a tuple, too, but its strength is no path.
+    if isinstance(value, Lora):
+        yield value.path
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from paths_of(one)
+    elif value is not None:
+        yield value
+
+
+def portable(value: object) -> object:
+    """Make an option's value one for the header's JSON.
+
+    Paths become file names, so that the header does not depend on the machine, sets become sorted
+    lists, and tuples lists.
+    """
+    # The folder would tell about somebody's machine, and make equal files differ.
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, tuple):
+        return [*map(portable, value)]
+    # A set has no order of its own: two runs could write different bytes.
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
 # ── nvfp4/families.py: Known model families and their presets, as rows of a table ─────────────────
 
 # Transformer blocks that stay 16-bit at each end, unless a family or an option says otherwise.
@@ -975,622 +1612,6 @@ GENERAL_PRESETS = {
 PRESETS = ("auto", *FAMILIES, *list(GENERAL_PRESETS)[1:])
 
 
-# ── nvfp4/cli/description.py: The text of `--help` before the options, and of `--list-presets` ────
-
-# Lines are at most 100 characters, as argparse prints them unchanged.
-DESCRIPTION = """\
-Convert a large diffusion transformer to one mixed-precision NVFP4 file that ComfyUI loads.
-
-NVFP4 stores a weight in 4 bits plus one 8-bit scale per 16 weights: a third of the memory of
-16-bit, and twice the speed on Blackwell cards. Not every layer survives it. This tool follows
-the choices of a good GGUF quantiser: what it spent few bits on becomes NVFP4, what it spent more
-on becomes FP8 or stays 16-bit; without a GGUF, the model's family decides. It reads sharded
-safetensors tensor by tensor and writes one file, which gets its name only once it is complete and
-checked.
-
-How a tensor's precision is chosen (first that applies wins, floors last):
-  1. --exclude keeps 16-bit; --include makes NVFP4; then --layer-config and --target-size
-  2. edge blocks: the first and last transformer blocks stay 16-bit, --edge-blocks N of them
-  3. the GGUF's type: F32 -> float32, F16/BF16 -> --dtype, up to --gguf-nvfp4-max-bitdepth bits
-     -> NVFP4, more -> FP8 with --use-fp8, else --dtype
-  4. without a GGUF the model family's row: --preset, --list-presets
-  5. floors: --min-ffn-fp8, --min-ffn2-fp16, layers ComfyUI recognises a model by, shapes that
-     Blackwell cannot multiply in FP4, anything that is not a linear layer's weight
-
-How a weight is rounded: to the least error of itself, or with --activation-stats, where the layer's
-input was recorded with second moments, to the least error of the layer's output.
-
-What is stored for a linear layer L with weight [N, K] (N16, K16: rounded up to 16):
-  NVFP4  L.weight         U8       [N16, K16/2]  two E2M1 codes a byte, even column high
-         L.weight_scale   F8_E4M3  [N128, K4]    a scale per 16 columns, in swizzled 128x4 tiles
-         L.weight_scale_2 F32      []            global scale
-         L.pre_quant_scale BF16    [K]           --pre-quant-scale: multiplies the input
-  FP8    L.weight         F8_E4M3  [N, K]
-         L.weight_scale   F32      []
-  both   L.input_scale    F32      []            optional: the activation's global scale
-         L.comfy_quant    U8       [bytes]       JSON: format, full_precision_matrix_mult
-  --recipe fp8 makes FP8 of all that would be NVFP4. --recipe scaled-fp8 does so in the older
-  form: L.scale_weight F32 [1], L.scale_input F32 [1], no L.comfy_quant, and in the file one
-  scaled_fp8 F8_E4M3 with 2 elements if all layers get full-precision matmul, with 0 if none does
-
-Wan 2.2, the documented command lines (one line each; high noise is the same with its own files):
-  I2V 14B  convert_nvfp4.py SRC.safetensors.index.json OUT.safetensors
-             --gguf Wan2.2-I2V-A14B-lowNoise-Q5_K_M.gguf --gguf-nvfp4-max-bitdepth 5 --use-fp8
-             --low-mem --gguf-keep-edge-blocks-fp16 --quant-dtype float32 --dtype float16
-             --input-scale-summary-json scales_summary_wan22_14b_lownoise.json
-             --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08
-             --full-precision-mm-layers sensitive_layers_wan22_i2v_14b_low.txt
-             --full-precision-mm-cross-attn-qkvo
-  TI2V 5B  the same with its own files and without --use-fp8
-  to calibrate  leave out all input-scale, full-precision and FP8 options; add --no-input-scale
-"""
-
-
-def render_presets() -> str:
-    """Write what `--list-presets` prints: each family's row, then the presets for any model.
-
-    A family has a line for each choice its preset makes, with the reason in brackets. Returns the
-    text without a line break at its end.
-    """
-    lines = []
-    for name, family in FAMILIES.items():
-        # Blocks of several names run one after another, as double_blocks.N then single_blocks.N.
-        runs = " then ".join(f"{block}.N" for block in itertools.chain(*family.blocks))
-        ends = f"the first and last {family.edge_blocks} blocks" if family.edge_blocks else ""
-        lines += [f"{name}: {family.title}, in {runs}"]
-        lines += [f"  16-bit  {ends}, and what is outside the blocks"]
-        for keep in family.keeps:
-            lines.append(f"  {keep.precision:7} {keep.layers}  ({keep.why})")
-        lines += ["  NVFP4   the other linear layers of the blocks"]
-        if family.full_precision:
-            lines += [f"  W4A16   {family.full_precision}  (of what is NVFP4)"]
-    return "\n".join([*lines, *(f"{name}: {text}" for name, text in GENERAL_PRESETS.items())])
-
-
-# ── nvfp4/requirements.py: Look for the packages that have to be installed ────────────────────────
-
-# The names under which the packages of requirements.txt are imported; those on PyPI are the same.
-REQUIRED = ("torch", "safetensors", "gguf", "numpy", "tqdm")
-# The folder of requirements.txt, calib/ and sensitive_layers/: the checkout, or where the single
-# file lies.
-HERE = Path(__file__).resolve().parents[__name__.count(".")]
-
-
-def require(*names: str) -> None:
-    """End the program with one line on stderr, and status 1, where packages are not installed.
-
-    names: top-level packages, as `import` calls them; those that are not among REQUIRED are looked
-    for on PyPI by the same name. Nothing is imported, so this takes milliseconds. The line suggests
-    `-r requirements.txt` where that file is in the checkout, or else the packages by name, for
-    whoever copied the single file alone.
-    """
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        listed, wanted = HERE / "requirements.txt", missing
-        if listed.is_file() and not {*REQUIRED}.isdisjoint(missing):
-            shown = os.path.relpath(listed) if listed.is_relative_to(Path.cwd()) else str(listed)
-            shown = f'"{shown}"' if " " in shown else shown
-            wanted = [f"-r {shown}", *(name for name in missing if name not in REQUIRED)]
-        verb = "is" if len(missing) == 1 else "are"
-        command = f"python -m pip install {' '.join(wanted)}"
-        sys.exit(f"error: {', '.join(missing)} {verb} missing: {command}")
-
-
-# ── nvfp4/options/kinds.py: Values of options: how texts are read, what Python may give ───────────
-
-def input_path(given: str | Path) -> Path:
-    """Make a path of a text.
-
-    Windows separators work elsewhere too, so that batch lines can be shared: backslashes become
-    slashes if there is no file of the name as given. What is a path already is taken as it is. The
-    file need not exist.
-    """
-    path = Path(given)
-    if exists(path) or os.name == "nt" or not isinstance(given, str):
-        return path
-    return Path(given.replace("\\", "/"))
-
-
-def shipped_path(given: str | Path, folder: str) -> Path:
-    """Find a file as given or, if there is none, of that name in a folder beside this script.
-
-    folder: "calib" or "sensitive_layers", whose files come with the program. Returns the path that
-    exists; the error lists what the folder has. A Path that a program gives is taken as it is.
-    """
-    # As given comes first: a file of one's own may have the name of one that is shipped.
-    path = input_path(given)
-    shipped = HERE / folder / path
-    if exists(path) or not isinstance(given, str):
-        return path
-    if exists(shipped):
-        return shipped
-    # calib/ has other files, too: name only such as the option takes.
-    kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
-    if not (HERE / folder).is_dir():
-        alone = f"there is no {folder}/ beside this script to look in; give its path"
-        raise argparse.ArgumentTypeError(f"no file {given}: {alone}")
-    there = ", ".join(sorted(file.name for file in (HERE / folder).glob(kind)))
-    raise argparse.ArgumentTypeError(f"no file {given}, neither as given nor in {folder}/: {there}")
-
-
-def pattern(text: str) -> str:
-    """Check a regular expression, and return its text; it is searched for in layers' names."""
-    if not isinstance(text, str):
-        raise TypeError
-    try:
-        compiled(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a regular expression: {error}"
-        ) from error
-    return text
-
-
-def device_name(text: str) -> str:
-    """Check the name of a device: auto, cpu, cuda or cuda:N.
-
-    Whether the machine has it, torch is asked later: the command line is read without torch.
-    """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
-    return text
-
-
-def positive_float(given: str | float) -> float:
-    """Read a finite number above 0."""
-    # float() reads "nan" and "inf", which are no numbers to calculate with.
-    value = float(given)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{given} is not a positive number")
-    return value
-
-
-def fraction(given: str | float) -> float:
-    """Read a share: above 0, and at most 1."""
-    # 60 per cent is written 0.6: a percent sign is not read.
-    number = positive_float(given)
-    if number > 1:
-        raise argparse.ArgumentTypeError(f"{given} is no share: 1 is all")
-    return number
-
-
-def margin(given: str | float) -> float:
-    """Read a factor of 1 or more, by which an input scale is made larger."""
-    value = float(given)
-    if not 1 <= value < math.inf:
-        raise argparse.ArgumentTypeError(
-            f"{given} is no margin: less than 1 would clip what was seen"
-        )
-    return value
-
-
-def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
-    """Read FILE[:STRENGTH]; without a strength, it is 1.
-
-    A colon that no number follows is the file's, as in C:\\x.safetensors. A path, or a pair of path
-    and strength such as a Lora, is taken as it is. Strengths may be negative, but not 0, which
-    would merge nothing, nor beyond float32.
-    """
-    if isinstance(given, str):
-        # Not all that float() reads: it takes nan and inf, and 1_0 for 10.
-        number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-        found = re.fullmatch(rf"(.+?)(?::({number}))?", given, re.DOTALL)
-        file, strength = (found[1], float(found[2] or 1)) if found else ("", 0.0)
-    else:
-        file, strength = (given, 1.0) if isinstance(given, Path) else given
-    if not 0 < abs(strength) < FLOAT32_MAX:
-        raise argparse.ArgumentTypeError(
-            f"{given!r} is not FILE or FILE:STRENGTH, a number other than 0"
-        )
-    return Lora(input_path(file), strength)
-
-
-def natural(given: str | int) -> int:
-    """Read a number of blocks: 0 or more, of up to six digits."""
-    # int() would take signs, spaces and underscores, and True for 1.
-    if not re.fullmatch(r"\d{1,6}", str(given)):
-        raise argparse.ArgumentTypeError(f"{given!r} is no number of blocks")
-    return int(given)
-
-
-def size_in_bytes(given: str | int) -> int:
-    """Read 5GB, 500 MB, 4GiB or a plain number of bytes, and return whole bytes, at least 1.
-
-    GB is 1000 ** 3 and GiB is 1024 ** 3; the B may be left out, and case does not matter.
-    """
-    # Digits are counted, as a text of a million of them would take minutes to read.
-    found = re.fullmatch(
-        r"(\d{1,18}(?:\.\d{1,9})?) ?(?:([KMGT])(i?)B?|B)?", str(given), re.IGNORECASE
-    )
-    size = 0
-    if found:
-        number, unit, binary = found.groups()
-        # A space stands for no unit: the power is 0.
-        power = " KMGT".index((unit or " ").upper())
-        size = int(float(number) * (1024 if binary else 1000) ** power)
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"{given!r} is no size like 5GB, 500MB or 4GiB")
-    return size
-
-
-def on_or_off(given: bool) -> bool:
-    """Check a switch's value; the command line has no text for it."""
-    if given not in (True, False):
-        raise argparse.ArgumentTypeError(f"{given!r} is not True or False")
-    return bool(given)
-
-
-class Kind(NamedTuple):
-    """Describe the values that an option takes, and how `--help` writes them.
-
-    read: makes the value of a text, or of what a program gives.
-    metavar: what stands for the value in `--help`; "" for a switch or for choices.
-    choices: the only texts that are allowed, if there are any.
-    repeatable: whether the option may be given several times; its value is a tuple then.
-    """
-
-    read: Callable[..., object] = str
-    metavar: str = ""
-    choices: tuple[str, ...] = ()
-    repeatable: bool = False
-
-    @property
-    def keywords(self) -> dict[str, object]:
-        """Tell what argparse's add_argument() needs to know, beside flag and help."""
-        # A switch has no value to read: it is True where it is named.
-        if self.read is on_or_off:
-            return {"action": "store_true"}
-        # argparse keeps the last value of an option that is given twice, unless it appends.
-        known = {"action": "append"} if self.repeatable else {}
-        known |= {"choices": self.choices} if self.choices else {"type": self.read}
-        return known | ({"metavar": self.metavar} if self.metavar else {})
-
-    @property
-    def shown(self) -> str:
-        """Tell what stands behind the option in a list of options: FILE, or mse|amax."""
-        return self.metavar or "|".join(self.choices)
-
-    def accept(self, given: object) -> object:
-        """Check a value that a program gives, and return the option's value.
-
-        Text is read as the command line's is. Of a repeatable option, one alone is welcome, too.
-        Raises argparse.ArgumentTypeError in the words of argparse, so that both interfaces say the
-        same.
-        """
-        if self.repeatable:
-            # A Lora is a tuple, and a text is iterable: each of them is one value, not several.
-            one = Kind(self.read, self.metavar, self.choices)
-            several = isinstance(given, Iterable) and not isinstance(given, str | Lora)
-            return tuple(map(one.accept, given if several else [given]))
-        if self.choices and given not in self.choices:
-            known = ", ".join(map(repr, self.choices))
-            raise argparse.ArgumentTypeError(f"invalid choice: {given!r} (choose from {known})")
-        try:
-            value = self.read(given)
-            # int() would make 4 of 4.5, without a word.
-            if isinstance(given, Real) and value != given:
-                raise ValueError
-        except (TypeError, ValueError, OverflowError) as error:
-            name = getattr(self.read, "__name__", repr(self.read))
-            raise argparse.ArgumentTypeError(f"invalid {name} value: {given!r}") from error
-        return value
-
-
-# Kinds that several options share; others are made where the option is, in table.py.
-SWITCH = Kind(on_or_off)
-FILE = Kind(input_path, "FILE")
-# Their files come with the program, in a folder beside it, and may be named without it.
-SUMMARY = Kind(partial(shipped_path, folder="calib"), "FILE")
-LAYER_LIST = Kind(partial(shipped_path, folder="sensitive_layers"), "FILE")
-REGEXES = Kind(pattern, "REGEX", repeatable=True)
-NATURAL = Kind(natural, "N")
-SIZE = Kind(size_in_bytes, "SIZE")
-SHARE = Kind(fraction, "SHARE")
-
-
-# ── nvfp4/options/option.py: One row of the options table, and the checks that follow from it ─────
-
-# What somebody asked for, by flag.
-GivenOptions = Mapping[str, object]
-# The key of a row in its field's metadata.
-ROW = "option"
-
-
-class Other(NamedTuple):
-    """Name an option that another one excludes or needs.
-
-    value: the one that is meant; "" for any. why: how the sentence ends that says so, with its own
-    comma or space.
-    """
-
-    flag: str
-    value: str = ""
-    why: str = ""
-
-    @property
-    def text(self) -> str:
-        """Write it as one would type it."""
-        return f"{self.flag} {self.value}".strip()
-
-    def is_in(self, given: GivenOptions) -> bool:
-        """Tell whether it was asked for, with the value that is meant."""
-        return self.flag in given and self.value in ("", given[self.flag])
-
-
-class Alias(NamedTuple):
-    """Give an option another name: a switch that means one value, or words that mean values.
-
-    meaning: the value that the switch stands for, or {word: value}. The other facts are as in an
-    Option: an alias has conflicts and needs of its own.
-    """
-
-    flag: str
-    meaning: str | dict[str, str]
-    help: str
-    conflicts: tuple[Other, ...] = ()
-    needs: tuple[Other, ...] = ()
-
-    @property
-    def kind(self) -> Kind:
-        """Describe the values that it takes: its own words, not those of the option."""
-        return SWITCH if isinstance(self.meaning, str) else Kind(choices=tuple(self.meaning))
-
-
-class LayerSwitch(NamedTuple):
-    """Describe a switch for the layers whose names a regular expression finds.
-
-    Several such switches make up one option, whose value is the set of those that were given.
-    `least` is the title of the format that the switch raises its layers to, or "" if it marks them
-    for something else.
-    """
-
-    layers: str
-    help: str
-    least: str = ""
-
-
-class Argument(NamedTuple):
-    """Hold one thing that the command line takes for a row, with its kind of value and its help.
-
-    Most are flags; SOURCE and OUTPUT, which have no dashes, are told by their places.
-    """
-
-    flag: str
-    kind: Kind
-    help: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """Hold all there is to know of an option.
-
-    `option(...)` makes one as the default of a dataclass's field. `options_of` fills in name and
-    default from that field.
-
-    default: MISSING for an option that has to be given.
-    shown: the default as it was written, for the help.
-    group: the heading in `--help` and in the README; "" for SOURCE and OUTPUT.
-    kind: what its values may be.
-    help: its text; `{default}` stands for the default.
-    flag: how the command line calls it; "" for the field's name with dashes.
-    conflicts: what must not be given with it. One of the two rows names the other.
-    needs: of these at least one must be given with it.
-    check: what is wrong with a value that its kind accepts: gets the flag, the value and all that
-        is given, returns a sentence or "".
-    aliases: other names, listed after it.
-    switches: {flag: layers} of an option that is a set of switches and has no flag of its own.
-    trace: whether the header of OUTPUT tells it: whether the bytes can depend on it.
-    reads: whether it names files that OUTPUT must not overwrite.
-    writes: whether it names a text file that is written beside OUTPUT.
-    """
-
-    group: str
-    kind: Kind
-    help: str
-    name: str = ""
-    default: object = None
-    shown: str = ""
-    flag: str = ""
-    conflicts: tuple[Other, ...] = ()
-    needs: tuple[Other, ...] = ()
-    check: Callable[[str, Any, GivenOptions], str] | None = None
-    aliases: tuple[Alias, ...] = ()
-    switches: Mapping[str, LayerSwitch] = field(default_factory=dict)
-    trace: bool = True
-    reads: bool = False
-    writes: bool = False
-
-    @property
-    def arguments(self) -> list[Argument]:
-        """List what the command line and the README list for this row, other names last."""
-        own = [Argument(flag, SWITCH, switch.help) for flag, switch in self.switches.items()]
-        # A set of switches has no flag of its own.
-        own = own or [Argument(self.flag, self.kind, self.help.replace("{default}", self.shown))]
-        return [*own, *(Argument(alias.flag, alias.kind, alias.help) for alias in self.aliases)]
-
-    @property
-    def flags(self) -> list[str]:
-        """List all that the command line knows it by, other names too."""
-        return [argument.flag for argument in self.arguments]
-
-    def value_in(self, given: GivenOptions) -> object:
-        """Find its value by what the command line named, or its default.
-
-        The option's own flag and an alias exclude each other, so that their order decides nothing.
-        """
-        if self.switches:
-            return frozenset(flag for flag in self.switches if flag in given)
-        # An alias is another way to give this option's value: there is no field for it.
-        for alias in self.aliases:
-            if alias.flag in given:
-                meaning = alias.meaning
-                return meaning if isinstance(meaning, str) else meaning[given[alias.flag]]
-        return given.get(self.flag, self.default)
-
-    def named_by(self, value: object) -> dict[str, object]:
-        """Tell what would have to be named for a value: {flag: value}; nothing for the default."""
-        if value == self.default:
-            return {}
-        # A set of switches is named by its flags, each of which is True.
-        return dict.fromkeys(value, True) if self.switches else {self.flag: value}
-
-    def accept(self, value: object) -> object:
-        """Make a value given in Python one of its kind.
-
-        The default is taken as it is: None is no path, but stands for none. Raises
-        argparse.ArgumentTypeError, as `Kind.accept` does.
-        """
-        if value == self.default:
-            return self.default
-        # A set of switches is given as their flags, of which each has to be one of the row's.
-        if not self.switches:
-            return self.kind.accept(value)
-        return frozenset(Kind(choices=tuple(self.switches), repeatable=True).accept(value))
-
-
-def with_others(facts: dict[str, Any]) -> dict[str, Any]:
-    """Make Others of the flags that a row's facts name: the short form, for any value."""
-
-    def other(one: Other | str) -> Other:
-        return one if isinstance(one, Other) else Other(one)
-
-    # Both relations have the same short form.
-    relations = {"conflicts", "needs"} & facts.keys()
-    return facts | {relation: tuple(map(other, facts[relation])) for relation in relations}
-
-
-def option(default: object, group: str, kind: Kind, text: str = "", **facts: Any) -> Any:
-    """Make the field of an option, of a task that is a dataclass.
-
-    default: MISSING for an option that has to be given; a text is read as the command line's is.
-    group, kind, text: its heading, the values it takes, and its help.
-    facts: what else an Option knows; `conflicts` and `needs` may name others by their flags alone.
-
-    The return type is Any, as a field's default stands where a value of the field's type should.
-    """
-    # The help shows the default as it is written here, 5GB and not 5000000000.
-    shown = default if isinstance(default, str) else f"{default:g}" if is_number(default) else ""
-    value = kind.read(default) if isinstance(default, str) else default
-    row = Option(group=group, kind=kind, help=text, shown=shown, **with_others(facts))
-    return field(default=value, metadata={ROW: row})
-
-
-def is_number(value: object) -> bool:
-    """Tell whether a value is a number; Python counts True and False among them."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def same_option(task: type, name: str, **facts: Any) -> Any:
-    """Make the field of an option that another task has, too.
-
-    task, name: where the option is. facts: what is different about it here, as in `option`.
-    """
-    # A name that the other task lacks fails here, when the table is imported.
-    (entry,) = (entry for entry in dataclasses.fields(task) if entry.name == name)
-    row = dataclasses.replace(entry.metadata[ROW], **with_others(facts))
-    return field(default=entry.default, metadata={ROW: row})
-
-
-def options_of(task: type) -> list[Option]:
-    """List the rows of a task, with names, defaults and flags filled in from its fields.
-
-    They are in the order of the fields, which is that of `--help`.
-    """
-    # Name and default are the field's, so that the table says neither twice.
-    rows = []
-    for entry in dataclasses.fields(task):
-        row = entry.metadata[ROW]
-        flag = row.flag or "--" + entry.name.replace("_", "-")
-        rows.append(dataclasses.replace(row, name=entry.name, default=entry.default, flag=flag))
-    return rows
-
-
-def all_options(*tasks: type) -> list[Option]:
-    """List the rows of several tasks; what they share is listed once, as the first one has it."""
-    # The first row of a flag stays: a task's own conflicts and needs may differ.
-    rows: dict[str, Option] = {}
-    for row in (row for task in tasks for row in options_of(task)):
-        rows.setdefault(row.flag, row)
-    return [*rows.values()]
-
-
-def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]:
-    """Find options that exclude each other, do nothing without another, or have wrong values.
-
-    `given` is {flag: value} of what was asked for. Yields a sentence for each problem: first the
-    conflicts, then what is missing, then the values, each in the order of the rows.
-    """
-    rows = list(rows)
-    # Rows and aliases have the same facts here: each of those that were named is asked.
-    named = [one for row in rows for one in (row, *row.aliases) if one.flag in given]
-    for one in named:
-        for other in one.conflicts:
-            # One of the two rows names the other, so that each contradiction is told once.
-            if other.is_in(given):
-                yield f"{one.flag} contradicts {other.text}{other.why}"
-    for one in named:
-        if one.needs and not any(other.is_in(given) for other in one.needs):
-            # Any of them is enough.
-            needed = " or ".join(other.text + other.why for other in one.needs)
-            yield f"{one.flag} needs {needed}"
-    # Checks of values see all that is given, as `--preset none` asks for --include.
-    for row in rows:
-        if row.check and row.flag in given:
-            problem = row.check(row.flag, given[row.flag], given)
-            if problem:
-                yield problem
-
-
-def check_task(task: Any) -> None:
-    """Make a task's values of the right kinds, and raise ConvertError with all that is wrong.
-
-    A task calls this in its `__post_init__`: nobody else has it yet, so a frozen one may still be
-    changed. Contradictions are looked for only where every value is of its kind.
-    """
-    problems, given = [], {}
-    rows = options_of(type(task))
-    for row in rows:
-        try:
-            value = row.accept(getattr(task, row.name))
-        except argparse.ArgumentTypeError as error:
-            problems.append(f"argument {row.flag}: {error}")
-            continue
-        # The way to set a field of a frozen dataclass.
-        object.__setattr__(task, row.name, value)
-        given |= row.named_by(value)
-    # Flags are told, not fields, so that both interfaces use the same words.
-    problems = problems or [*contradictions(rows, given)]
-    if problems:
-        raise ConvertError(*problems)
-
-
-def paths_of(value: object) -> Iterator[Path]:
-    """Find the paths in an option's value, which may be None, a path, a LoRA or several of them."""
-    # A Lora is a tuple, too, but its strength is no path.
-    if isinstance(value, Lora):
-        yield value.path
-    elif isinstance(value, tuple):
-        for one in value:
-            yield from paths_of(one)
-    elif value is not None:
-        yield value
-
-
-def portable(value: object) -> object:
-    """Make an option's value one for the header's JSON.
-
-    Paths become file names, so that the header does not depend on the machine, sets become sorted
-    lists, and tuples lists.
-    """
-    # The folder would tell about somebody's machine, and make equal files differ.
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, tuple):
-        return [*map(portable, value)]
-    # A set has no order of its own: two runs could write different bytes.
-    return sorted(value) if isinstance(value, frozenset) else value
-
-
 # ── nvfp4/options/table.py: The options table: one row for each option, in the order of `--help` ──
 
 __version__ = "0.1.0"
@@ -1692,6 +1713,7 @@ def large_enough(flag: str, size: int, _: GivenOptions) -> str:
     return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
 
 
+@by_name
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Describe one conversion: the options table, whose rows are fields named as their flags.
@@ -1781,7 +1803,7 @@ class Options:
     layer_config_out: Path | None = option(None, PRECISION, FILE,
         "write the plan as such a file, to edit and to replay",
         conflicts=["--pre-quant-scale"], check=must_end_in(".json"), trace=False, writes=True)
-    gguf_nvfp4_max_bitdepth: int = option(4, PRECISION, Kind(int, "BITS"),
+    gguf_nvfp4_max_bitdepth: int = option(4, PRECISION, Kind(natural, "BITS"),
         "GGUF types of up to this many bits become NVFP4 (default: {default})", needs=["--gguf"])
     gguf_keep_edge_blocks_fp16: bool = option(False, PRECISION, SWITCH,
         "the first and last two transformer blocks stay 16-bit",
@@ -1796,7 +1818,7 @@ class Options:
 
     input_scale_summary_json: Path | None = option(None, INPUT_SCALES, SUMMARY,
         "calibration summary; also looked for in calib/ beside this script", reads=True)
-    input_scale_summary_percentile: float = option(99.9, INPUT_SCALES, Kind(float, "P"),
+    input_scale_summary_percentile: float = option(99.9, INPUT_SCALES, Kind(number, "P"),
         "percentile over calls of each call's largest activation (default: {default})",
         needs=["--input-scale-summary-json"])
     input_scale_summary_multiplier: float = option(1.0, INPUT_SCALES, Kind(positive_float, "X"),
@@ -1947,6 +1969,7 @@ class Options:
         return {name: values[name] for name in order if name in values}
 
 
+@by_name
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
     """Describe one check of a file, `--verify FILE`, against its source or without.
@@ -1974,24 +1997,128 @@ class Verification:
 OPTIONS = tuple(all_options(Options, Verification))
 
 
+# ── nvfp4/cli/arguments.py: Parse the command lines of all programs in one way ────────────────────
+
+class ArgumentReader(argparse.ArgumentParser):
+    """Read a command line: --version, no abbreviations, and what an unknown option may stand for.
+
+    An option that is added later would change what a script's short form means. The description is
+    printed as it is.
+    """
+
+    def __init__(self, prog: str, description: str, **facts: object):
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **facts,
+        )
+        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Read the words, or those of the process; unknown ones are told, and end it with 2."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.refuse(unknown)
+        return found
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Print one line on the words that nothing takes, and exit with 2."""
+        known = [flag for action in self._actions for flag in action.option_strings]
+        words = [word.partition("=")[0] for word in unknown if word.startswith(tuple(DASHES))]
+        hints = dict.fromkeys(did_you_mean(word, known) for word in words)
+        self.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")
+
+
+# ── nvfp4/cli/description.py: The text of `--help` before the options, and of `--list-presets` ────
+
+# Lines are at most 100 characters, as argparse prints them unchanged.
+DESCRIPTION = """\
+Convert a large diffusion transformer to one mixed-precision NVFP4 file that ComfyUI loads.
+
+NVFP4 stores a weight in 4 bits plus one 8-bit scale per 16 weights: a third of the memory of
+16-bit, and twice the speed on Blackwell cards. Not every layer survives it. This tool follows
+the choices of a good GGUF quantiser: what it spent few bits on becomes NVFP4, what it spent more
+on becomes FP8 or stays 16-bit; without a GGUF, the model's family decides. It reads sharded
+safetensors tensor by tensor and writes one file, which gets its name only once it is complete and
+checked.
+
+How a tensor's precision is chosen (first that applies wins, floors last):
+  1. --exclude keeps 16-bit; --include makes NVFP4; then --layer-config and --target-size
+  2. edge blocks: the first and last transformer blocks stay 16-bit, --edge-blocks N of them
+  3. the GGUF's type: F32 -> float32, F16/BF16 -> --dtype, up to --gguf-nvfp4-max-bitdepth bits
+     -> NVFP4, more -> FP8 with --use-fp8, else --dtype
+  4. without a GGUF the model family's row: --preset, --list-presets
+  5. floors: --min-ffn-fp8, --min-ffn2-fp16, layers ComfyUI recognises a model by, shapes that
+     Blackwell cannot multiply in FP4, anything that is not a linear layer's weight
+
+How a weight is rounded: to the least error of itself, or with --activation-stats, where the layer's
+input was recorded with second moments, to the least error of the layer's output.
+
+What is stored for a linear layer L with weight [N, K] (N16, K16: rounded up to 16):
+  NVFP4  L.weight         U8       [N16, K16/2]  two E2M1 codes a byte, even column high
+         L.weight_scale   F8_E4M3  [N128, K4]    a scale per 16 columns, in swizzled 128x4 tiles
+         L.weight_scale_2 F32      []            global scale
+         L.pre_quant_scale BF16    [K]           --pre-quant-scale: multiplies the input
+  FP8    L.weight         F8_E4M3  [N, K]
+         L.weight_scale   F32      []
+  both   L.input_scale    F32      []            optional: the activation's global scale
+         L.comfy_quant    U8       [bytes]       JSON: format, full_precision_matrix_mult
+  --recipe fp8 makes FP8 of all that would be NVFP4. --recipe scaled-fp8 does so in the older
+  form: L.scale_weight F32 [1], L.scale_input F32 [1], no L.comfy_quant, and in the file one
+  scaled_fp8 F8_E4M3 with 2 elements if all layers get full-precision matmul, with 0 if none does
+
+Wan 2.2, the documented command lines (one line each; high noise is the same with its own files):
+  I2V 14B  convert_nvfp4.py SRC.safetensors.index.json OUT.safetensors
+             --gguf Wan2.2-I2V-A14B-lowNoise-Q5_K_M.gguf --gguf-nvfp4-max-bitdepth 5 --use-fp8
+             --low-mem --gguf-keep-edge-blocks-fp16 --quant-dtype float32 --dtype float16
+             --input-scale-summary-json scales_summary_wan22_14b_lownoise.json
+             --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08
+             --full-precision-mm-layers sensitive_layers_wan22_i2v_14b_low.txt
+             --full-precision-mm-cross-attn-qkvo
+  TI2V 5B  the same with its own files and without --use-fp8
+  to calibrate  leave out all input-scale, full-precision and FP8 options; add --no-input-scale
+"""
+
+
+def render_presets() -> str:
+    """Write what `--list-presets` prints: each family's row, then the presets for any model.
+
+    A family has a line for each choice its preset makes, with the reason in brackets. Returns the
+    text without a line break at its end.
+    """
+    lines = []
+    for name, family in FAMILIES.items():
+        # Blocks of several names run one after another, as double_blocks.N then single_blocks.N.
+        runs = " then ".join(f"{block}.N" for block in itertools.chain(*family.blocks))
+        ends = f"the first and last {family.edge_blocks} blocks" if family.edge_blocks else ""
+        lines += [f"{name}: {family.title}, in {runs}"]
+        lines += [f"  16-bit  {ends}, and what is outside the blocks"]
+        for keep in family.keeps:
+            lines.append(f"  {keep.precision:7} {keep.layers}  ({keep.why})")
+        lines += ["  NVFP4   the other linear layers of the blocks"]
+        if family.full_precision:
+            lines += [f"  W4A16   {family.full_precision}  (of what is NVFP4)"]
+    return "\n".join([*lines, *(f"{name}: {text}" for name, text in GENERAL_PRESETS.items())])
+
+
 # ── nvfp4/cli/parse.py: Read the command line: a parser made of the options table ─────────────────
 
-def build_parser(rows: Iterable[Option] = OPTIONS) -> argparse.ArgumentParser:
+def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     """Make a parser that gives {flag: value}, and None for what is not named.
 
     Defaults are not argparse's business: what was named has to be known, as some options exclude or
     need others. Rows come in groups by their headings; SOURCE and OUTPUT may be missing here, as
     `--verify` goes without.
     """
-    parser = argparse.ArgumentParser(
-        prog="convert_nvfp4.py",
+    parser = ArgumentReader(
+        "convert_nvfp4.py",
+        DESCRIPTION,
         usage="%(prog)s SOURCE OUTPUT [options]\n       %(prog)s --verify FILE [--source SOURCE]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # Else an option that is added later changes what the short form in a script means.
-        allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     # argparse's "version" action prints any text and exits.
     presets = {"action": "version", "version": render_presets()}
     parser.add_argument("--list-presets", **presets, help="what each preset does, and why")
@@ -6416,9 +6543,12 @@ def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibra
     # Summaries have a fixed set of percentiles; another one is not interpolated, but refused.
     lacking = [row["layer"] for row in rows if f"scale_{key}" not in row]
     if lacking:
-        known = sorted({name for row in rows for name in row if name.startswith("scale_p")})
+        known = {name for row in rows for name in row if name.startswith("scale_p")}
+        # The option takes 99.9 for the column scale_p99_9.
+        percentiles = (name.removeprefix("scale_p").replace("_", ".") for name in known)
+        hint = did_you_mean(f"{options.input_scale_summary_percentile:g}", percentiles)
         raise ConvertError(
-            f"{path}: has no scale_{key} for {examples(lacking)}; it has {examples(known)}"
+            f"{path}: has no scale_{key} for {examples(lacking)}; it has {examples(known)}{hint}"
         )
     multiplier = options.input_scale_summary_multiplier
     # A summary's scale is that of NVFP4 already; FP8's is made from the activation itself.

@@ -7,12 +7,15 @@ goes through `printable` or `one_line`.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 # A damaged entry or name may be megabytes long: messages quote this many characters of it.
 EXCERPT = 200
 # A finding on thousands of tensors is told with this many of their names, and with their number.
 EXAMPLES = 3
+# What an option may begin with: web pages turn two dashes into a long one, or into a minus.
+DASHES = "-\u2013\u2014\u2212"
 
 
 class ConvertError(Exception):
@@ -65,6 +68,25 @@ def examples(names: Iterable[str]) -> str:
     names = sorted(names) or ["nothing"]
     shown = ", ".join(one_line(name[:EXCERPT]) for name in names[:EXAMPLES])
     return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """End a message on a word that is not known with those that may be meant; "" if none is alike.
+
+    What differs in case, dashes or underscores alone is meant for sure. Else it is what the word is
+    the beginning of, up to EXAMPLES, or the one that is most alike.
+    """
+
+    def plain(text: str) -> str:
+        return text[:EXCERPT].lower().strip(f"{DASHES}_ ").replace("_", "-")
+
+    names, given = {plain(name): name for name in known}, plain(word)
+    if not given:
+        return ""
+    meant = [name for name in names if name.startswith(given)]
+    meant = [given] if given in names else meant or difflib.get_close_matches(given, names, 1)
+    shown = " or ".join(names[name] for name in meant[:EXAMPLES])
+    return f"; did you mean {shown}?" if shown else ""
 
 
 def of_another_model(

@@ -7,10 +7,10 @@ a test holds them to it.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from dataclasses import MISSING
 
+from nvfp4.cli.arguments import ArgumentReader
 from nvfp4.cli.description import DESCRIPTION, render_presets
 from nvfp4.errors import ConvertError
 from nvfp4.options import (
@@ -18,29 +18,24 @@ from nvfp4.options import (
     Option,
     Options,
     Verification,
-    __version__,
     all_options,
     contradictions,
     options_of,
 )
 
 
-def build_parser(rows: Iterable[Option] = OPTIONS) -> argparse.ArgumentParser:
+def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     """Make a parser that gives {flag: value}, and None for what is not named.
 
     Defaults are not argparse's business: what was named has to be known, as some options exclude or
     need others. Rows come in groups by their headings; SOURCE and OUTPUT may be missing here, as
     `--verify` goes without.
     """
-    parser = argparse.ArgumentParser(
-        prog="convert_nvfp4.py",
+    parser = ArgumentReader(
+        "convert_nvfp4.py",
+        DESCRIPTION,
         usage="%(prog)s SOURCE OUTPUT [options]\n       %(prog)s --verify FILE [--source SOURCE]",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # Else an option that is added later changes what the short form in a script means.
-        allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     # argparse's "version" action prints any text and exits.
     presets = {"action": "version", "version": render_presets()}
     parser.add_argument("--list-presets", **presets, help="what each preset does, and why")

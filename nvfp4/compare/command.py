@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 
-from nvfp4.options import __version__
-from nvfp4.options.kinds import input_path, pattern
+from nvfp4.cli.arguments import ArgumentReader
+from nvfp4.options.kinds import FILE, pattern
 
 # The exit statuses are promised here to scripts; `compare_models` returns them.
 COMPARE_DESCRIPTION = """\
@@ -23,23 +23,16 @@ Exit status: 0 the same structure (or A alone), 1 different, 2 unreadable or wro
 """
 
 
-def compare_parser() -> argparse.ArgumentParser:
+def compare_parser() -> ArgumentReader:
     """Make the parser of compare_models.py.
 
     A is the only argument that must be given. Without the options it has b None, values and json
     False and pattern "". A pattern that is no regular expression is wrong usage, and so is an
     option that is abbreviated.
     """
-    parser = argparse.ArgumentParser(
-        prog="compare_models.py",
-        description=COMPARE_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # An option that is added later would change what a script's short form means.
-        allow_abbrev=False,
-    )
-    parser.add_argument("a", metavar="A", type=input_path, help="the file to list or compare with")
-    parser.add_argument("b", metavar="B", type=input_path, nargs="?", help="the other file")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser = ArgumentReader("compare_models.py", COMPARE_DESCRIPTION)
+    parser.add_argument("a", metavar="A", type=FILE.accept, help="the file to list or compare with")
+    parser.add_argument("b", metavar="B", type=FILE.accept, nargs="?", help="the other file")
     parser.add_argument("--values", action="store_true", help="decode both and measure B against A")
     parser.add_argument("--pattern", metavar="REGEX", default="", type=pattern,
                         help="list and compare only the layers whose names match")  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nvfp4.dtypes import E4M3_MAX, NVFP4_MAX
-from nvfp4.errors import ConvertError, examples, of_another_model
+from nvfp4.errors import ConvertError, did_you_mean, examples, of_another_model
 from nvfp4.formats.base import candidate_formats
 from nvfp4.formats.fp8 import FP8
 from nvfp4.formats.nvfp4 import NVFP4
@@ -52,9 +52,12 @@ def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibra
     # Summaries have a fixed set of percentiles; another one is not interpolated, but refused.
     lacking = [row["layer"] for row in rows if f"scale_{key}" not in row]
     if lacking:
-        known = sorted({name for row in rows for name in row if name.startswith("scale_p")})
+        known = {name for row in rows for name in row if name.startswith("scale_p")}
+        # The option takes 99.9 for the column scale_p99_9.
+        percentiles = (name.removeprefix("scale_p").replace("_", ".") for name in known)
+        hint = did_you_mean(f"{options.input_scale_summary_percentile:g}", percentiles)
         raise ConvertError(
-            f"{path}: has no scale_{key} for {examples(lacking)}; it has {examples(known)}"
+            f"{path}: has no scale_{key} for {examples(lacking)}; it has {examples(known)}{hint}"
         )
     multiplier = options.input_scale_summary_multiplier
     # A summary's scale is that of NVFP4 already; FP8's is made from the activation itself.

@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
-from functools import partial
 
+from nvfp4.cli.arguments import ArgumentReader
 from nvfp4.errors import examples
 from nvfp4.guides.columns import percentile_key
 from nvfp4.logs.records import LOG_DEFAULTS, Criteria
 from nvfp4.logs.text import render_trade
-from nvfp4.options import __version__
-from nvfp4.options.kinds import input_path, shipped_path
+from nvfp4.options.kinds import FILE, SUMMARY, natural, number
 
 LOGS_DESCRIPTION = """\
 Turn a calibration log into input-scale statistics, plots and a list of sensitive layers.
@@ -55,7 +54,7 @@ STEP_OPTIONS = ("cfg_passes", "step_percentile")
 
 def percentile_number(text: str) -> float:
     """Read one percentile; raises ArgumentTypeError for what is not from 0 to 100."""
-    value = float(text)
+    value = number(text)
     # NaN compares false, and is refused here, too.
     if not 0 <= value <= 100:
         raise argparse.ArgumentTypeError(f"{text}: percentiles are from 0 to 100")
@@ -76,12 +75,8 @@ def percentile_list(text: str) -> tuple[float, ...]:
 
 
 def positive_int(text: str) -> int:
-    """Read a whole number of 1 or more.
-
-    Raises ArgumentTypeError for less, and ValueError, of which argparse makes an error, for no
-    number.
-    """
-    value = int(text)
+    """Read a whole number of 1 or more; raises ArgumentTypeError for anything else."""
+    value = natural(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive whole number")
     return value
@@ -92,19 +87,19 @@ def finite(text: str) -> float:
 
     Raises ArgumentTypeError for NaN and infinities, which every or no layer would reach.
     """
-    value = float(text)
+    value = number(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is not a number to compare with")
     return value
 
 
 # What the value of an option is called in the help, and what reads its text.
-OUTPUT_FILE = {"metavar": "FILE", "type": input_path}
+OUTPUT_FILE = FILE.keywords
 # A name without a folder is also looked for in calib/, where the shipped summaries are.
-SHIPPED_SUMMARY = {"metavar": "FILE", "type": partial(shipped_path, folder="calib")}
+SHIPPED_SUMMARY = SUMMARY.keywords
 COUNT = {"metavar": "N", "type": positive_int}
 THRESHOLD = {"metavar": "X", "type": finite}
-LOG_FILES = {"metavar": "LOG", "type": input_path, "nargs": "+"}
+LOG_FILES = FILE.keywords | {"metavar": "LOG", "nargs": "+"}
 # Rows of one option each, which the formatter would spread over several lines.
 # fmt: off
 LOGS_COMMAND_LINE = {
@@ -144,22 +139,18 @@ LOGS_COMMAND_LINE = {
 # fmt: on
 
 
-def logs_parser() -> argparse.ArgumentParser:
+def logs_parser() -> ArgumentReader:
     """Make the parser of analyze_input_scale_log.py.
 
     What is not given is None, so that `wrong_usage` can tell it from a default; LOG_DEFAULTS come
     after that.
     """
-    parser = argparse.ArgumentParser(
-        prog="analyze_input_scale_log.py",
+    parser = ArgumentReader(
+        "analyze_input_scale_log.py",
+        LOGS_DESCRIPTION,
         usage="%(prog)s (--input LOG ... | --summary FILE) [options]",
-        description=LOGS_DESCRIPTION,
         epilog=LOGS_EPILOG + render_trade(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # An option that is added later would change what a script's short form means.
-        allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     for title, options in LOGS_COMMAND_LINE.items():
         group = parser.add_argument_group(title)
         for option, (keywords, text) in options.items():

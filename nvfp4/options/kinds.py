@@ -1,8 +1,7 @@
 """Values of options: how texts are read, what Python may give.
 
 Each reader takes the text of the command line, or a value that a program gives to `Options`, and
-returns the option's value. It raises argparse.ArgumentTypeError with what is wrong; a ValueError or
-TypeError of Python itself becomes "invalid ... value", as argparse says it.
+returns the option's value. It raises argparse.ArgumentTypeError with what is wrong.
 """
 
 from __future__ import annotations
@@ -18,50 +17,66 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nvfp4.dtypes import FLOAT32_MAX
+from nvfp4.errors import did_you_mean
 from nvfp4.files import exists
 from nvfp4.model import Lora, compiled
 from nvfp4.requirements import HERE
 
 
 def input_path(given: str | Path) -> Path:
-    """Make a path of a text.
+    """Make a path of a text; a leading ~ or ~user is the home folder.
 
     Windows separators work elsewhere too, so that batch lines can be shared: backslashes become
-    slashes if there is no file of the name as given. What is a path already is taken as it is. The
-    file need not exist.
+    slashes if there is no file of the name as given. In what is a path already, only the ~ is
+    replaced. The file need not exist.
     """
+    if not isinstance(given, str | os.PathLike):
+        raise argparse.ArgumentTypeError(f"{given!r} is no path")
+    # Path("") is the folder one is in, which would be taken for SOURCE.
+    if given == "":
+        raise argparse.ArgumentTypeError("the path is empty; is a variable not set?")
     path = Path(given)
-    if exists(path) or os.name == "nt" or not isinstance(given, str):
+    if exists(path):
         return path
-    return Path(given.replace("\\", "/"))
+    if os.name != "nt" and isinstance(given, str):
+        path = Path(given.replace("\\", "/"))
+    try:
+        # Shells leave the ~ of "--gguf=~/x" and of quoted texts, and Python leaves all.
+        return path.expanduser()
+    except RuntimeError:
+        # No such user, or no home: opening the path as it is will tell.
+        return path
 
 
 def shipped_path(given: str | Path, folder: str) -> Path:
     """Find a file as given or, if there is none, of that name in a folder beside this script.
 
-    folder: "calib" or "sensitive_layers", whose files come with the program. Returns the path that
-    exists; the error lists what the folder has. A Path that a program gives is taken as it is.
+    folder: "calib" or "sensitive_layers", whose files come with the program; it may be part of the
+    name. Returns the path that exists; the error lists what the folder has. A Path that a program
+    gives may name none: reading it will tell.
     """
     # As given comes first: a file of one's own may have the name of one that is shipped.
     path = input_path(given)
-    shipped = HERE / folder / path
-    if exists(path) or not isinstance(given, str):
+    for found in (path, HERE / folder / path, HERE / path):
+        if exists(found):
+            return found
+    if not isinstance(given, str):
         return path
-    if exists(shipped):
-        return shipped
     # calib/ has other files, too: name only such as the option takes.
     kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
     if not (HERE / folder).is_dir():
         alone = f"there is no {folder}/ beside this script to look in; give its path"
         raise argparse.ArgumentTypeError(f"no file {given}: {alone}")
-    there = ", ".join(sorted(file.name for file in (HERE / folder).glob(kind)))
-    raise argparse.ArgumentTypeError(f"no file {given}, neither as given nor in {folder}/: {there}")
+    there = sorted(file.name for file in (HERE / folder).glob(kind))
+    where = f"neither as given nor in {folder}/: {', '.join(there)}"
+    hint = did_you_mean(path.name, there)
+    raise argparse.ArgumentTypeError(f"no file {given}, {where}{hint}")
 
 
 def pattern(text: str) -> str:
     """Check a regular expression, and return its text; it is searched for in layers' names."""
     if not isinstance(text, str):
-        raise TypeError
+        raise argparse.ArgumentTypeError(f"{text!r} is no text")
     try:
         compiled(text)
     except ValueError as error:
@@ -76,15 +91,25 @@ def device_name(text: str) -> str:
 
     Whether the machine has it, torch is asked later: the command line is read without torch.
     """
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", text):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", str(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, cpu, cuda or cuda:N")
     return text
 
 
+def number(given: str | float) -> float:
+    """Read a number, in any way in which Python writes one: NaN and infinity, too."""
+    try:
+        # float() would take True for 1.
+        if not isinstance(given, bool):
+            return float(given)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"{given!r} is no number")
+
+
 def positive_float(given: str | float) -> float:
     """Read a finite number above 0."""
-    # float() reads "nan" and "inf", which are no numbers to calculate with.
-    value = float(given)
+    value = number(given)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{given} is not a positive number")
     return value
@@ -93,15 +118,16 @@ def positive_float(given: str | float) -> float:
 def fraction(given: str | float) -> float:
     """Read a share: above 0, and at most 1."""
     # 60 per cent is written 0.6: a percent sign is not read.
-    number = positive_float(given)
-    if number > 1:
-        raise argparse.ArgumentTypeError(f"{given} is no share: 1 is all")
-    return number
+    value = positive_float(given)
+    if value > 1:
+        hint = f"; {value:g} % is {value / 100:g}" if value <= 100 else ""
+        raise argparse.ArgumentTypeError(f"{given} is no share: 1 is all{hint}")
+    return value
 
 
 def margin(given: str | float) -> float:
     """Read a factor of 1 or more, by which an input scale is made larger."""
-    value = float(given)
+    value = number(given)
     if not 1 <= value < math.inf:
         raise argparse.ArgumentTypeError(
             f"{given} is no margin: less than 1 would clip what was seen"
@@ -116,14 +142,15 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
     and strength such as a Lora, is taken as it is. Strengths may be negative, but not 0, which
     would merge nothing, nor beyond float32.
     """
+    file, strength = given, 1.0
     if isinstance(given, str):
         # Not all that float() reads: it takes nan and inf, and 1_0 for 10.
-        number = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-        found = re.fullmatch(rf"(.+?)(?::({number}))?", given, re.DOTALL)
+        digits = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+        found = re.fullmatch(rf"(.+?)(?::({digits}))?", given, re.DOTALL)
         file, strength = (found[1], float(found[2] or 1)) if found else ("", 0.0)
-    else:
-        file, strength = (given, 1.0) if isinstance(given, Path) else given
-    if not 0 < abs(strength) < FLOAT32_MAX:
+    elif isinstance(given, tuple) and len(given) == 2:
+        file, strength = given[0], number(given[1])
+    if not isinstance(file, str | os.PathLike) or not 0 < abs(strength) < FLOAT32_MAX:
         raise argparse.ArgumentTypeError(
             f"{given!r} is not FILE or FILE:STRENGTH, a number other than 0"
         )
@@ -131,10 +158,10 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
 
 
 def natural(given: str | int) -> int:
-    """Read a number of blocks: 0 or more, of up to six digits."""
+    """Read a whole number: 0 or more, of up to six digits."""
     # int() would take signs, spaces and underscores, and True for 1.
     if not re.fullmatch(r"\d{1,6}", str(given)):
-        raise argparse.ArgumentTypeError(f"{given!r} is no number of blocks")
+        raise argparse.ArgumentTypeError(f"{given!r} is no whole number of 0 or more")
     return int(given)
 
 
@@ -185,10 +212,12 @@ class Kind(NamedTuple):
         # A switch has no value to read: it is True where it is named.
         if self.read is on_or_off:
             return {"action": "store_true"}
-        # argparse keeps the last value of an option that is given twice, unless it appends.
+        # argparse keeps the last value of an option that is given twice, unless it appends. Its own
+        # check of choices words what it finds otherwise in each version of Python.
         known = {"action": "append"} if self.repeatable else {}
-        known |= {"choices": self.choices} if self.choices else {"type": self.read}
-        return known | ({"metavar": self.metavar} if self.metavar else {})
+        metavar = self.metavar or (f"{{{','.join(self.choices)}}}" if self.choices else "")
+        known |= {"metavar": metavar} if metavar else {}
+        return known | {"type": self._replace(repeatable=False).accept}
 
     @property
     def shown(self) -> str:
@@ -204,20 +233,22 @@ class Kind(NamedTuple):
         """
         if self.repeatable:
             # A Lora is a tuple, and a text is iterable: each of them is one value, not several.
-            one = Kind(self.read, self.metavar, self.choices)
+            one = self._replace(repeatable=False)
             several = isinstance(given, Iterable) and not isinstance(given, str | Lora)
             return tuple(map(one.accept, given if several else [given]))
         if self.choices and given not in self.choices:
             known = ", ".join(map(repr, self.choices))
-            raise argparse.ArgumentTypeError(f"invalid choice: {given!r} (choose from {known})")
+            hint = did_you_mean(str(given), self.choices)
+            problem = f"invalid choice: {given!r} (choose from {known}){hint}"
+            raise argparse.ArgumentTypeError(problem)
         try:
             value = self.read(given)
-            # int() would make 4 of 4.5, without a word.
+            # A file has no half bytes: 5.7 would be made 5 without a word.
             if isinstance(given, Real) and value != given:
                 raise ValueError
+        # Python's own errors, as of a path with a null character.
         except (TypeError, ValueError, OverflowError) as error:
-            name = getattr(self.read, "__name__", repr(self.read))
-            raise argparse.ArgumentTypeError(f"invalid {name} value: {given!r}") from error
+            raise argparse.ArgumentTypeError(f"invalid value: {given!r}") from error
         return value
 
 

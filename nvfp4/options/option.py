@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nvfp4.errors import ConvertError
+from nvfp4.errors import ConvertError, did_you_mean
 from nvfp4.model import Lora
 from nvfp4.options.kinds import SWITCH, Kind
 
@@ -293,6 +294,45 @@ def check_task(task: Any) -> None:
     problems = problems or [*contradictions(rows, given)]
     if problems:
         raise ConvertError(*problems)
+
+
+def by_name(task: type) -> type:
+    """Make a task's constructor raise ConvertError for names that it does not know, or lacks.
+
+    A decorator, for a dataclass of options: Python itself would raise TypeError, and name none.
+    """
+    make = task.__init__
+
+    @functools.wraps(make)
+    def checked(self: Any, *unnamed: object, **given: object) -> None:
+        called, rows = task.__name__, options_of(task)
+        unknown = [name for name in given if name not in {row.name for row in rows}]
+        problems = [f"{called} has no {name}{known_as(name, rows)}" for name in unknown]
+        needed = [row.name for row in rows if row.default is dataclasses.MISSING]
+        if unnamed:
+            problems.append(f"{called} takes options by name: {called}({needed[0]}=...)")
+        elif missing := [name for name in needed if name not in given]:
+            problems.append(f"{called} needs {' and '.join(missing)}")
+        if problems:
+            raise ConvertError(*problems)
+        make(self, **given)
+
+    task.__init__ = checked
+    return task
+
+
+def known_as(name: str, rows: Iterable[Option]) -> str:
+    """End a message on a field that no row has: how Python gives what is meant.
+
+    That is the field of a flag which is another name, or one of a set; a name that is alike; or
+    else all names.
+    """
+    flags = {flag.strip("-").replace("-", "_"): (flag, row) for row in rows for flag in row.flags}
+    if name in flags:
+        flag, row = flags[name]
+        return f"; give {row.name}" + (f'={{"{flag}"}}' if row.switches else "")
+    names = [row.name for row in rows]
+    return did_you_mean(name, names) or f"; it has {', '.join(names)}"
 
 
 def paths_of(value: object) -> Iterator[Path]:

@@ -33,6 +33,8 @@ from nvfp4.options.kinds import (
     input_path,
     lora_file,
     margin,
+    natural,
+    number,
     positive_float,
 )
 from nvfp4.options.option import (
@@ -41,6 +43,7 @@ from nvfp4.options.option import (
     LayerSwitch,
     Other,
     all_options,
+    by_name,
     check_task,
     option,
     options_of,
@@ -148,6 +151,7 @@ def large_enough(flag: str, size: int, _: GivenOptions) -> str:
     return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
 
 
+@by_name
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Describe one conversion: the options table, whose rows are fields named as their flags.
@@ -237,7 +241,7 @@ class Options:
     layer_config_out: Path | None = option(None, PRECISION, FILE,
         "write the plan as such a file, to edit and to replay",
         conflicts=["--pre-quant-scale"], check=must_end_in(".json"), trace=False, writes=True)
-    gguf_nvfp4_max_bitdepth: int = option(4, PRECISION, Kind(int, "BITS"),
+    gguf_nvfp4_max_bitdepth: int = option(4, PRECISION, Kind(natural, "BITS"),
         "GGUF types of up to this many bits become NVFP4 (default: {default})", needs=["--gguf"])
     gguf_keep_edge_blocks_fp16: bool = option(False, PRECISION, SWITCH,
         "the first and last two transformer blocks stay 16-bit",
@@ -252,7 +256,7 @@ class Options:
 
     input_scale_summary_json: Path | None = option(None, INPUT_SCALES, SUMMARY,
         "calibration summary; also looked for in calib/ beside this script", reads=True)
-    input_scale_summary_percentile: float = option(99.9, INPUT_SCALES, Kind(float, "P"),
+    input_scale_summary_percentile: float = option(99.9, INPUT_SCALES, Kind(number, "P"),
         "percentile over calls of each call's largest activation (default: {default})",
         needs=["--input-scale-summary-json"])
     input_scale_summary_multiplier: float = option(1.0, INPUT_SCALES, Kind(positive_float, "X"),
@@ -403,6 +407,7 @@ class Options:
         return {name: values[name] for name in order if name in values}
 
 
+@by_name
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
     """Describe one check of a file, `--verify FILE`, against its source or without.

@@ -61,7 +61,20 @@ def usage_error(capsys, *arguments):
         ((*INCLUDE, "--input-scale-value", "-1"), "-1 is not a positive number"),
         ((*INCLUDE, "--input-scale-value", "nan"), "nan is not a positive number"),
         ((*INCLUDE, "--device", "tpu"), "'tpu' is not auto, cpu, cuda or cuda:N"),
-        ((*INCLUDE, "--inc", "x"), "unrecognized arguments: --inc"),
+        ((*INCLUDE, "--inc", "x"), "unrecognized arguments: --inc x; did you mean --include?"),
+        (("--Preset", "wan"), "unrecognized arguments: --Preset wan; did you mean --preset?"),
+        (("--use_fp8", "--gguff=x"), "; did you mean --use-fp8?; did you mean --gguf?"),
+        (("-preset", "wan"), "; did you mean --preset?"),
+        (("\u2014gguf", "x"), "; did you mean --gguf?"),
+        (("--target",), "; did you mean --target-size or --target-ratio?"),
+        (("--xyzzy",), "unrecognized arguments: --xyzzy\n"),
+        (("--preset", "Wan"), "'all', 'none'); did you mean wan?"),
+        (("--preset=WAN",), "'all', 'none'); did you mean wan?"),
+        (
+            ("--mode", "Safe"),
+            "invalid choice: 'Safe' (choose from 'safe', 'all'); did you mean safe?",
+        ),
+        (("--dtype", "float-16"), "; did you mean float16?"),
     ],
 )
 def test_contradictions_are_usage_errors(capsys, arguments, message):
