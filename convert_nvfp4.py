@@ -773,7 +773,7 @@ def device_name(text: str) -> str:
     return text
 
 
-def number(given: str | float) -> float:
+def real_number(given: str | float) -> float:
     """Read a number, in any way in which Python writes one: NaN and infinity, too."""
     try:
         # float() would take True for 1.
@@ -786,7 +786,7 @@ def number(given: str | float) -> float:
 
 def positive_float(given: str | float) -> float:
     """Read a finite number above 0."""
-    value = number(given)
+    value = real_number(given)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{given} is not a positive number")
     return value
@@ -804,7 +804,7 @@ def fraction(given: str | float) -> float:
 
 def margin(given: str | float) -> float:
     """Read a factor of 1 or more, by which an input scale is made larger."""
-    value = number(given)
+    value = real_number(given)
     if not 1 <= value < math.inf:
         raise argparse.ArgumentTypeError(
             f"{given} is no margin: less than 1 would clip what was seen"
@@ -826,7 +826,7 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
         found = re.fullmatch(rf"(.+?)(?::({digits}))?", given, re.DOTALL)
         file, strength = (found[1], float(found[2] or 1)) if found else ("", 0.0)
     elif isinstance(given, tuple) and len(given) == 2:
-        file, strength = given[0], number(given[1])
+        file, strength = given[0], real_number(given[1])
     if not isinstance(file, str | os.PathLike) or not 0 < abs(strength) < FLOAT32_MAX:
         raise argparse.ArgumentTypeError(
             f"{given!r} is not FILE or FILE:STRENGTH, a number other than 0"
@@ -1818,7 +1818,7 @@ class Options:
 
     input_scale_summary_json: Path | None = option(None, INPUT_SCALES, SUMMARY,
         "calibration summary; also looked for in calib/ beside this script", reads=True)
-    input_scale_summary_percentile: float = option(99.9, INPUT_SCALES, Kind(number, "P"),
+    input_scale_summary_percentile: float = option(99.9, INPUT_SCALES, Kind(real_number, "P"),
         "percentile over calls of each call's largest activation (default: {default})",
         needs=["--input-scale-summary-json"])
     input_scale_summary_multiplier: float = option(1.0, INPUT_SCALES, Kind(positive_float, "X"),

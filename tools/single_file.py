@@ -257,6 +257,12 @@ class Builder:
                 text = template.lines[position : node.end_lineno]
                 self.parts.append("\n".join(text).strip("\n"))
             position = node.end_lineno
+        # A loop at the template's top level would otherwise overwrite a module's function.
+        for node in body:
+            for part in ast.walk(node):
+                stores = isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+                if stores and part.id in self.owners:
+                    template.fail(node, f"{part.id} is a name of {self.owners[part.id]}, too")
         listed = "\n".join(f'#   "{line}",' for line in requirements(self.root))
         head = HEAD.format(package=PACKAGE, command=COMMAND, requirements=listed)
         return head + "\n" + "\n\n\n".join(self.parts) + "\n"

@@ -15,7 +15,7 @@ from nvfp4.errors import examples
 from nvfp4.guides.columns import percentile_key
 from nvfp4.logs.records import LOG_DEFAULTS, Criteria
 from nvfp4.logs.text import render_trade
-from nvfp4.options.kinds import FILE, SUMMARY, natural, number
+from nvfp4.options.kinds import FILE, SUMMARY, natural, real_number
 
 LOGS_DESCRIPTION = """\
 Turn a calibration log into input-scale statistics, plots and a list of sensitive layers.
@@ -54,7 +54,7 @@ STEP_OPTIONS = ("cfg_passes", "step_percentile")
 
 def percentile_number(text: str) -> float:
     """Read one percentile; raises ArgumentTypeError for what is not from 0 to 100."""
-    value = number(text)
+    value = real_number(text)
     # NaN compares false, and is refused here, too.
     if not 0 <= value <= 100:
         raise argparse.ArgumentTypeError(f"{text}: percentiles are from 0 to 100")
@@ -87,7 +87,7 @@ def finite(text: str) -> float:
 
     Raises ArgumentTypeError for NaN and infinities, which every or no layer would reach.
     """
-    value = number(text)
+    value = real_number(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is not a number to compare with")
     return value

@@ -68,6 +68,14 @@ def test_a_stale_one_is_one_line(copy):
     assert (copy / BUILT).read_bytes() == SCRIPT.read_bytes()
 
 
+def test_a_name_that_the_template_would_overwrite_is_told(copy):
+    with (copy / "nvfp4/errors.py").open("a") as file:
+        file.write("\n\ndef number():\n    pass\n")
+    done = python(TOOL, cwd=copy)
+    assert done.returncode == 1
+    assert done.stderr.endswith(": number is a name of nvfp4.errors, too\n")
+
+
 def test_it_names_the_requirements_for_uv():
     """Its PEP 723 block has the lines of requirements.txt."""
     (block,) = re.findall(r"^# /// script\n((?:#.*\n)+?)# ///$", SCRIPT.read_text("utf-8"), re.M)
