@@ -23,7 +23,7 @@ from support.paths import ROOT
         (("--input", "x", "--step-percentile", "99"), "--step-percentile needs --steps"),
         (("--summary", SHIPPED, "--step-percentile", "99"), "--step-percentile needs --steps"),
         (("--input", "x", "--steps", "2", "--step-percentile", "nan"), "are from 0 to 100"),
-        (("--input", "x", "--steps", "2", "--step-percentile", "9,9"), "invalid percentile_number"),
+        (("--input", "x", "--steps", "2", "--step-percentile", "9,9"), "is no number"),
         (("--input", "x", "--rel-rmse-threshold", "1"), "-threshold needs --recording"),
         (("--input", "x", "--sensitive-layers", "l"), "--sensitive-layers needs --cv-threshold"),
         (("--input", "x", "--steps", "0"), "0 is not a positive whole number"),
