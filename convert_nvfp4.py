@@ -1319,6 +1319,7 @@ class Family:
     blocks: names of the transformer blocks, in rows by the order they run in: edge blocks are at
         the ends of each row.
     beside: names of blocks that have no ends, such as control blocks.
+    outside: layers that every whole model of the family has beside its blocks: a shard lacks some.
     edge_blocks: how many blocks stay 16-bit at each end.
     keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
     full_precision: layers that the preset marks for full-precision matmul; "" for none.
@@ -1331,6 +1332,7 @@ class Family:
     variants: dict[str, str] = field(default_factory=dict)
     blocks: tuple[tuple[str, ...], ...]
     beside: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     edge_blocks: int = EDGE_BLOCKS
     keeps: tuple[Keep, ...] = ()
     full_precision: str = ""
@@ -1411,6 +1413,13 @@ FAMILIES = {
         },
         blocks=(("blocks",),),
         beside=("vace_blocks",),
+        outside=(
+            "patch_embedding",
+            "text_embedding.0",
+            "time_embedding.0",
+            "time_projection.1",
+            "head.head",
+        ),
         keeps=(
             Keep(r"^vace_blocks\.", "FP8", "control blocks: 16-bit in jorismak/convert_nvfp4"),
             ATTENTION_V,
@@ -1427,6 +1436,13 @@ FAMILIES = {
             "Layered": r"time_text_embed\.addition_t_embedding\.weight ",
         },
         blocks=(("transformer_blocks",),),
+        outside=(
+            "img_in",
+            "txt_in",
+            "time_text_embed.timestep_embedder.linear_1",
+            "norm_out.linear",
+            "proj_out",
+        ),
         keeps=(
             Keep(
                 r"\.(img|txt)_mod\.1$",
@@ -1443,6 +1459,7 @@ FAMILIES = {
         title="Flux 2",
         keys=(FLUX_KEY, r"double_stream_modulation_img\.lin\.weight "),
         blocks=FLUX_BLOCKS,
+        outside=("img_in", "txt_in", "time_in.in_layer", "final_layer.linear"),
         keeps=(
             Keep(TEXT_ATTENTION.layers, "16-bit", "text attention: 16-bit in BFL's own NVFP4 file"),
             ATTENTION_QKV,
@@ -1454,6 +1471,7 @@ FAMILIES = {
         title="Chroma",
         keys=(FLUX_KEY, r"distilled_guidance_layer\.(norms\.0\.|0\.norms\.0\.)"),
         blocks=FLUX_BLOCKS,
+        outside=("img_in", "txt_in", "final_layer.linear"),
         keeps=(TEXT_ATTENTION, ATTENTION_QKV),
         shape_read=FLUX_SHAPES,
         image=True,
@@ -1463,6 +1481,7 @@ FAMILIES = {
         keys=(FLUX_KEY, r"img_in\.weight "),
         variants={"dev": r"guidance_in\.", "schnell": r"vector_in\."},
         blocks=FLUX_BLOCKS,
+        outside=("img_in", "txt_in", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, TEXT_ATTENTION, ATTENTION_QKV),
         shape_read=FLUX_SHAPES,
         image=True,
@@ -1474,6 +1493,7 @@ FAMILIES = {
             r"noise_refiner\.0\.attention\.k_norm\.weight ",
         ),
         blocks=(("layers",),),
+        outside=("x_embedder", "cap_embedder.1", "t_embedder.mlp.0", "final_layer.linear"),
         keeps=(
             Keep(
                 r"\.adaLN_modulation\.",
@@ -1494,6 +1514,7 @@ FAMILIES = {
         title="Lumina 2",
         keys=(r"cap_embedder\.1\.weight ", r"noise_refiner\.0\.attention\.k_norm\.weight "),
         blocks=(("layers",),),
+        outside=("x_embedder", "cap_embedder.1", "t_embedder.mlp.0", "final_layer.linear"),
         keeps=(ATTENTION_QKV, DOWN_PROJECTION),
         shape_read=r"^cap_embedder\.",
         image=True,
@@ -1505,6 +1526,7 @@ FAMILIES = {
             r"audio_adaln_single\.linear\.weight ",
         ),
         blocks=(("transformer_blocks",),),
+        outside=("patchify_proj", "audio_patchify_proj", "adaln_single.linear", "proj_out"),
         keeps=(
             Keep(r"\.to_gate_logits$", "16-bit", "gates: 16-bit in convert-to-quant"),
             ATTENTION_V,
@@ -1519,6 +1541,7 @@ FAMILIES = {
             r"transformer_blocks\.0\.attn2\.to_k\.weight ",
         ),
         blocks=(("transformer_blocks",),),
+        outside=("patchify_proj", "adaln_single.linear", "proj_out"),
         keeps=(ATTENTION_V, DOWN_PROJECTION),
         shape_read=r"^transformer_blocks\.0\.attn2\.to_k$",
     ),
@@ -1527,6 +1550,7 @@ FAMILIES = {
         keys=(r"txt_in\.individual_token_refiner\.blocks\.0\.norm1\.weight ",),
         variants={"1.5": r"cond_type_embedding\.weight "},
         blocks=FLUX_BLOCKS,
+        outside=("img_in.proj", "txt_in.input_embedder", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, ATTENTION_QKV),
         shape_read=r"^txt_in\.input_embedder$",
     ),
@@ -1534,6 +1558,7 @@ FAMILIES = {
         title="Anima",
         keys=(r"blocks\.0\.mlp\.layer1\.weight ", r"llm_adapter\.blocks\.0\.cross_attn\.q_proj\."),
         blocks=(("blocks",),),
+        outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
         keeps=ADALN_AND_MLP,
         shape_read=r"^x_embedder\.proj\.1$",
         image=True,
@@ -1542,6 +1567,7 @@ FAMILIES = {
         title="Cosmos-Predict2",
         keys=(r"blocks\.0\.mlp\.layer1\.weight ", r"x_embedder\.proj\.1\.weight "),
         blocks=(("blocks",),),
+        outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
         keeps=ADALN_AND_MLP,
         shape_read=r"^x_embedder\.proj\.1$",
     ),
@@ -1648,6 +1674,11 @@ MINIMUM_OPTIONS = {
 RECIPES = {"mixed": "bfloat16", "fp8": "bfloat16", "scaled-fp8": "float32"}
 # The recipe whose layers have no configuration: one marker tensor tells of all.
 LEGACY_RECIPE = "scaled-fp8"
+# Files that have to cover the source, unless --partial-guide is given.
+GUIDE_OPTIONS = (
+    "--gguf", "--input-scale-from", "--input-scale-summary-json", "--activation-stats",
+    "--sensitivity-json", "--full-precision-mm-layers",
+)  # fmt: skip
 # Suffixes that --report takes; cli/entry.py has a renderer for each.
 REPORT_KINDS = (".json", ".html")
 
@@ -1810,6 +1841,9 @@ class Options:
         conflicts=["--edge-blocks"], needs=["--gguf"])
     use_fp8: bool = option(False, PRECISION, SWITCH,
         "GGUF types of more bits become FP8 instead of 16-bit", needs=["--gguf"])
+    partial_guide: bool = option(False, PRECISION, SWITCH,
+        "go on with guides that cover only a part of the model, and note which",
+        needs=GUIDE_OPTIONS, trace=False)
     exclude: tuple[str, ...] = option((), PRECISION, REGEXES,
         "layers to keep 16-bit (repeatable, case-insensitive)")
     include: tuple[str, ...] = option((), PRECISION, REGEXES,
@@ -2183,7 +2217,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter, defaultdict, deque
-from collections.abc import Container
+from collections.abc import Collection, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -2195,6 +2229,123 @@ from typing import ClassVar, Protocol, TYPE_CHECKING
 import numpy as np
 import torch
 from tqdm import tqdm
+
+
+# ── nvfp4/names.py: Tell what the names of layers say: their kind, their order, whether a list can 
+
+def kind_of(name: str) -> str:
+    """Name the kind of a layer: its name without prefix, and `*` for its block's number.
+
+    "model.diffusion_model.blocks.3.ffn.0" -> "blocks.*.ffn.0". Only the first number that another
+    part of the name follows is a block's; names without such a number are returned as they are.
+    """
+    return re.sub(r"(?<=\.)\d+(?=\.[^.])", "*", bare(name), count=1)
+
+
+def natural_key(name: str) -> list[int | str]:
+    """Make a key to sort names by that puts blocks.2 before blocks.10.
+
+    Text and numbers take turns in it, text first, so that any two keys can be compared.
+    """
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
+
+
+def is_layer_name(word: object) -> bool:
+    """Tell whether a list of layers could hold it: printable text without spaces and #.
+
+    In such a list a # begins a comment, so a name with one would come back cut short.
+    """
+    return isinstance(word, str) and word.isprintable() and bool(re.fullmatch(r"[^\s#]+", word))
+
+
+def block_of(name: str) -> str:
+    """Name the block that a layer is in, "blocks.3" for "blocks.3.ffn.0"; "" without any.
+
+    As for `kind_of`, only the first number that another part of the name follows is a block's.
+    """
+    found = re.search(r"(?<=\.)\d+(?=\.[^.])", bare(name))
+    return bare(name)[: found.end()] if found else ""
+
+
+def gaps(numbers: Collection[int]) -> list[int]:
+    """List the numbers from 0 to the highest that are not among these, as many as these at most.
+
+    Of a hostile number such as a billion no more gaps are told than there are numbers.
+    """
+    lacking = (number for number in itertools.count() if number not in numbers)
+    highest = max(numbers, default=0)
+    return [number for number in itertools.islice(lacking, len(numbers)) if number < highest]
+
+
+# ── nvfp4/coverage.py: Compare what a guide covers with what the source has, and refuse one that le
+
+# The share of the linear weights' bytes that may lack a counterpart in a guide of the same model:
+# files of one model differ in a few layers, as a GGUF leaves out what its author did not know.
+MOST_UNCOVERED = 0.1
+
+
+class Cover(NamedTuple):
+    """Name a guide, and the layers that it tells of: bare names."""
+
+    guide: str
+    layers: frozenset[str]
+
+
+def linear_bytes(model: Model) -> dict[str, int]:
+    """Return {bare layer: bytes} of the diffusion model's linear weights, in source order."""
+    prefix = diffusion_prefix(model.tensors)
+    return {
+        bare(ref.layer): ref.nbytes for ref in model.linear_weights if ref.name.startswith(prefix)
+    }
+
+
+def blocks_of(layers: Iterable[str]) -> set[str]:
+    """Name the blocks that layers are in, as "blocks.3"; layers outside of blocks have none."""
+    return {*map(block_of, layers)} - {""}
+
+
+def check_blocks(cover: Cover, model: Model, partial: bool) -> list[str]:
+    """Look for whole blocks that a guide has and the source lacks: an error, or `partial` a note.
+
+    Raises ConvertError, which names layers of both sides.
+    """
+    foreign = blocks_of(cover.layers) - blocks_of(bare(name) for name in model.tensors)
+    if foreign and not partial:
+        what = f"whole blocks of it are not in the source: {examples(foreign)}"
+        raise partial_error(cover, what, linear_bytes(model))
+    what = f"{cover.guide} has whole blocks that the source lacks: {examples(foreign)}"
+    return [f"--partial-guide: {what}"] if foreign else []
+
+
+def check_cover(cover: Cover, wanted: dict[str, int], partial: bool) -> list[str]:
+    """Compare a guide with the layers that should follow it: gaps are an error, or a note.
+
+    wanted: {bare layer: bytes} of the source. Without `partial`, raises ConvertError where whole
+    blocks have no counterpart in the guide, or more than MOST_UNCOVERED of the bytes have none.
+    With it, a note tells the share that has.
+    """
+    lacking = {layer: size for layer, size in wanted.items() if layer not in cover.layers}
+    total, missed = sum(wanted.values()), sum(lacking.values())
+    if partial and missed:
+        share = percentage(total - missed, total)
+        return [f"--partial-guide: {share} of the linear weights' bytes follow {cover.guide}"]
+    if blocks := blocks_of(lacking) - blocks_of(wanted.keys() & cover.layers):
+        raise partial_error(cover, f"it has nothing for whole blocks: {examples(blocks)}", lacking)
+    if missed > MOST_UNCOVERED * total:
+        share = percentage(missed, total)
+        what = f"{share} of the linear weights' bytes have no counterpart in it"
+        raise partial_error(cover, what, lacking)
+    return []
+
+
+def partial_error(cover: Cover, what: str, source: Iterable[str]) -> ConvertError:
+    """Make the error for a guide that covers a part, with examples of both sides."""
+    return ConvertError(
+        f"{cover.guide}: is of another model, or only a part: {what}; it has "
+        f"{examples(cover.layers)}; the source has {examples(source)}; take the file of this "
+        "model, or go on with --partial-guide"
+    )
 
 
 # ── nvfp4/numeric/codes.py: Quantise tensors to NVFP4 and FP8, and dequantise them again ──────────
@@ -4810,6 +4961,7 @@ class Guides:
     recording: dict[str, Recorded] = field(default_factory=dict)  # by bare layer
     listed: LayerList | None = None
     measured: tuple[Measured, ...] = ()
+    covers: tuple[Cover, ...] = ()  # what has to tell of all layers in NVFP4 of the kinds it knows
     notes: tuple[str, ...] = ()
 
     @property
@@ -6188,6 +6340,11 @@ GGUF_MAGIC = b"GGUF"
 # name, as fp16, before the last suffix.
 MODEL_SUFFIXES = (".safetensors", ".sft")
 INDEX_NAME = re.compile(r".+\.(safetensors|sft)\.index(\.[\w-]+)?\.json", re.IGNORECASE)
+# "N of M" as Hugging Face's libraries, gguf-split and people write it, in any count of digits.
+NUMBERED = re.compile(
+    r"(?:^|(?<=[-_. (\[])|(?<=part)|(?<=shard)|(?<=split))(\d{1,5})[-_ ]?of[-_ ]?(\d{1,5})(?!\d)",
+    re.IGNORECASE,
+)
 # A pipeline of diffusers is a folder with this file, and with a subfolder for each of its models.
 PIPELINE_INDEX = "model_index.json"
 DIFFUSION_FOLDER = re.compile(r"(transformer|unet|dit|diffusion_models?)(_\d+)?")
@@ -6371,6 +6528,12 @@ def models_in(folder: Path) -> list[Path]:
     return indexes or [path for path in paths if path.suffix.lower() in MODEL_SUFFIXES]
 
 
+def numbered(path: Path) -> re.Match | None:
+    """Match the "N of M" in a file's name, its groups N and M; None for the only one of one."""
+    found = [found for found in NUMBERED.finditer(path.name) if int(found[2]) > 1]
+    return found[-1] if found else None
+
+
 def model_in(folder: Path) -> Path:
     """Find the one model in a folder: an index goes before single files, which are its shards.
 
@@ -6379,6 +6542,11 @@ def model_in(folder: Path) -> Path:
     with translated(folder, "cannot read"):
         found = models_in(folder)
     if len(found) != 1:
+        if any(map(numbered, found)):
+            raise ConvertError(
+                f"{folder}: holds shards ({examples(path.name for path in found)}) and no index; "
+                "download the *.safetensors.index.json that lists them"
+            )
         what = "*.safetensors.index.json or *.safetensors files"
         where = f"; it has {examples(path.name for path in found)}; give one by name"
         where = where if found else where_models_are(folder)
@@ -6699,6 +6867,15 @@ def repeated_blocks(model: Model) -> Family:
             "--preset smart: the source has no repeated blocks, as blocks.0, blocks.1 ...; "
             "--preset all quantises every linear layer, or name some with --include"
         )
+    for name in found:
+        blocks = re.compile(rf"{re.escape(name)}\.(\d{{1,9}})\.")
+        matches = map(blocks.match, map(bare, model.tensors))
+        if lacking := gaps({int(match[1]) for match in matches if match}):
+            named = examples(f"{name}.{number}" for number in lacking)
+            raise ConvertError(
+                f"--preset smart: the source lacks {named} before its last {name}.N; if it is one "
+                "shard of several, give the *.safetensors.index.json beside it, or the folder"
+            )
     return Family(
         title="unknown", keys=(), blocks=tuple((name,) for name in found), keeps=ONE_STEP_HIGHER
     )
@@ -6738,6 +6915,41 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
     return known, []
 
 
+# ── nvfp4/read/parts.py: Tell by its name, or by an index beside it, that a file is only a part of 
+
+def sibling(path: Path, number: int) -> Path:
+    """Name the part of this number beside `path`, whose own name has to be `numbered`."""
+    begin, end = numbered(path).span(1)
+    return path.with_name(f"{path.name[:begin]}{number:0{end - begin}}{path.name[end:]}")
+
+
+def index_of(path: Path) -> Path | None:
+    """Find an index beside a file that lists it as one shard of several; None without any."""
+    with contextlib.suppress(OSError):
+        for other in sorted(path.parent.iterdir()):
+            # An index that cannot be read lists nothing: the file is whole for all that it says.
+            with contextlib.suppress(ConvertError):
+                if INDEX_NAME.fullmatch(other.name) and path.name in (shards := read_index(other)):
+                    return other if len(shards) > 1 else None
+    return None
+
+
+def refuse_lone_shard(path: Path) -> None:
+    """Raise ConvertError for one shard of several, which would pass for a whole model.
+
+    A shard is told by "N of M" in its name, or by an index beside it that lists it.
+    """
+    if path.is_dir() or path.suffix.lower() == ".json":
+        return
+    index = index_of(path)
+    if index or numbered(path):
+        named = f" ({index.name})" if index else ""
+        raise ConvertError(
+            f"{path}: is one shard of several; give the *.safetensors.index.json beside it{named}, "
+            "or the folder"
+        )
+
+
 # ── nvfp4/guides/gguf.py: Read which GGML type a GGUF gives each tensor, and match that to the mode
 
 # Tensors, entries and values in lists, together. The reader takes about 1 kB of memory for each, so
@@ -6748,12 +6960,71 @@ GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12:
 GGUF_UINT32, GGUF_STRING, GGUF_LIST = 4, 8, 9
 
 
+class Part(NamedTuple):
+    """Hold one file of a GGUF: its header as a Model, and what it says of being split.
+
+    Each number is None where the header does not tell it: number counts from 0, tensors are those
+    of all parts together.
+    """
+
+    model: Model
+    number: int | None
+    count: int | None
+    tensors: int | None
+
+
 def open_gguf(path: Path) -> Model:
     """Read a GGUF's header as a Model, with GGML types as dtypes and shapes in torch's order.
 
-    No tensor data are read. Raises ConvertError for a file that cannot be read, is cut off or
-    damaged, or has a GGML type that GGUF_BITS does not know.
+    Of a GGUF that is split over several files, any part may be given: the others are looked for
+    beside it, and the Model has the tensors of all. No tensor data are read. Raises ConvertError
+    for a file that cannot be read, is cut off or damaged, or has a GGML type that GGUF_BITS does
+    not know, and for a part whose others are missing or do not go with it.
     """
+    part = read_part(path)
+    found = numbered(path)
+    named, count = int(found[2]) if found else 1, part.count or 1
+    if max(named, count) == 1:
+        return part.model
+    if found is None:
+        raise ConvertError(
+            f"{path}: is part {part.number or 0:,} of {count:,} of a GGUF, counted from 0, and its "
+            f"name does not tell the others; name each NAME-0000N-of-{count:05}.gguf, N from 1"
+        )
+    if part.count is not None and named != count:
+        raise ConvertError(f"{path}: is one of {count:,} parts of a GGUF, and not of {named:,}")
+    # Programs that split GGUFs count from 1 in names; the header, where it counts, goes before.
+    first = int(found[1]) - part.number if part.number is not None else min(1, int(found[1]))
+    paths = [sibling(path, first + index) for index in range(named)]
+    if missing := [other.name for other in paths if not exists(other)]:
+        raise ConvertError(
+            f"{path}: is one of {named:,} parts of a GGUF; {examples(missing)} is missing beside it"
+        )
+    return joined(paths, [part if other == path else read_part(other) for other in paths])
+
+
+def joined(paths: list[Path], parts: list[Part]) -> Model:
+    """Join the parts of a split GGUF, given in order, into one Model.
+
+    Raises ConvertError for a part of another GGUF, which is told by its numbers, by a tensor that
+    an earlier part has, or by how many tensors there should be.
+    """
+    tensors = {}
+    for index, (path, part) in enumerate(zip(paths, parts, strict=True)):
+        known = (part.number, part.count) in ((None, None), (index, len(parts)))
+        if not known or part.tensors != parts[0].tensors:
+            raise ConvertError(f"{path}: is no part of the same GGUF as {paths[0].name}")
+        if twice := tensors.keys() & part.model.tensors.keys():
+            raise ConvertError(f"{path}: {examples(twice)}: is in an earlier part of the GGUF, too")
+        tensors |= part.model.tensors
+    if parts[0].tensors not in (None, len(tensors)):
+        what = f"{len(parts):,} parts have {len(tensors):,} tensors"
+        raise ConvertError(f"{paths[0]}: its {what}, and not {parts[0].tensors:,}")
+    return Model(tensors=tensors, metadata=parts[0].model.metadata, files=tuple(paths))
+
+
+def read_part(path: Path) -> Part:
+    """Read the header of one file of a GGUF, as `open_gguf` does for all files of it."""
     import gguf  # takes a third of a second, which conversions without a GGUF need not wait for
 
     try:
@@ -6770,6 +7041,8 @@ def open_gguf(path: Path) -> Model:
             for name, entry in reader.fields.items()
             if entry.types == [gguf.GGUFValueType.STRING]
         }
+        keys = map(reader.get_field, ("split.no", "split.count", "split.tensors.count"))
+        split = [key and int(key.parts[key.data[0]][0]) for key in keys]
     except ConvertError:
         raise
     except Exception as error:  # a damaged file makes gguf's reader raise anything
@@ -6779,7 +7052,7 @@ def open_gguf(path: Path) -> Model:
     unknown = sorted({ref.dtype for ref in refs.values()} - GGUF_BITS.keys())
     if unknown:
         raise ConvertError(f"{path}: unknown GGML types {', '.join(unknown)}; update this tool")
-    return Model(tensors=refs, metadata=metadata, files=(path,))
+    return Part(Model(tensors=refs, metadata=metadata, files=(path,)), *split)
 
 
 class GGUFWalk:
@@ -6916,11 +7189,12 @@ def shapes_agree(shape: tuple[int, ...], stored: tuple[int, ...]) -> bool:
     return len(shape) == 5 and len(stored) <= 4 and math.prod(shape) == math.prod(stored)
 
 
-def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
+def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[str, str], list[str]]:
     """Return {source tensor: GGML type}, and notes on what only one of the two has.
 
     Names match exactly or without their prefix. Raises ConvertError for a GGUF of another model:
-    none of the linear layers is in it, or tensors of equal names have other shapes.
+    none of the linear layers is in it, tensors of equal names have other shapes, or, unless
+    `partial`, it covers a part of the model alone.
     """
     stored = open_gguf(path).tensors
     # A GGUF's names often lack the prefix that the source's have, or the other way round.
@@ -6942,7 +7216,9 @@ def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
             it_has=(f"{other} {list(stored[other].shape)}" for other in wrong.values()),
             other_has=(f"{name} {list(model.tensors[name].shape)}" for name in wrong),
         )
-    notes = []
+    layers = (name.removesuffix(".weight") for name in by_bare)
+    cover = Cover(path.name, frozenset(layers))
+    notes = check_blocks(cover, model, partial) + check_cover(cover, linear_bytes(model), partial)
     lacking = [r.name for r in model.tensors.values() if r.is_float and r.name not in matched]
     if lacking:
         notes.append(f"{len(lacking)} tensors not in the GGUF stay 16-bit: {examples(lacking)}")
@@ -6992,10 +7268,11 @@ def read_layer_list(path: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def match_layer_list(path: Path, model: Model) -> LayerList:
+def match_layer_list(path: Path, model: Model, partial: bool = False) -> LayerList:
     """Match a list to the model: the linear weights that it names, and names that match nothing.
 
-    Prefixes are ignored on both sides. Raises ConvertError where it names no layer of the model.
+    Prefixes are ignored on both sides. Raises ConvertError where it names no layer of the model
+    or, unless `partial`, layers of whole blocks that the model lacks.
     """
     layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
     listed = {bare(unwrapped(name)) for name in read_layer_list(path)}
@@ -7004,6 +7281,7 @@ def match_layer_list(path: Path, model: Model) -> LayerList:
         raise ConvertError(f"{path}: names no layer: it is empty, or all of it is comments")
     if not weights:
         raise of_another_model(path, it_has=listed, other_has=layers)
+    check_blocks(Cover(path.name, frozenset(listed)), model, partial)
     return LayerList(weights=weights, unknown=frozenset(listed - layers.keys()))
 
 
@@ -7485,8 +7763,9 @@ def read_guides(options: Options, model: Model) -> Guides:
     Every file is read once, also where two options name the same one. Raises ConvertError for a
     file that cannot be read, is damaged, or is of another model.
     """
+    partial = options.partial_guide
     family, notes = find_family(options, model)
-    kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
+    kinds, lacking = match_gguf(options.gguf, model, partial) if options.gguf else (None, [])
     # An option that was not given has no file to match.
     settings = read_layer_config(options.layer_config, model) if options.layer_config else []
     path = options.input_scale_from
@@ -7496,14 +7775,15 @@ def read_guides(options: Options, model: Model) -> Guides:
     # A file that is named twice counts twice, as two equal recordings would.
     recording = add_recordings((path, recordings[path]) for path in options.activation_stats)
     summary, left_out = read_summary(options)
+    sources = calibration_sources(options, reference, recording, summary)
     listed = options.full_precision_mm_layers
     guides = Guides(
         family=family,
         kinds=kinds,
         settings=tuple(settings),
-        calibration=read_calibration(options, model, reference, recording, summary),
+        calibration=match_calibration(options, model, sources),
         recording=recording,
-        listed=match_layer_list(listed, model) if listed else None,
+        listed=match_layer_list(listed, model, partial) if listed else None,
         notes=(*notes, *lacking, *odd, *left_out),
     )
     # Measured figures come after the rest, as what clips depends on the input scales.
@@ -7512,23 +7792,25 @@ def read_guides(options: Options, model: Model) -> Guides:
     # A recording of --sensitivity-json alone is matched to the model by `measured_layers`.
     if options.activation_stats:
         check_recording(recording, model)
-    return dataclasses.replace(guides, measured=measured, notes=(*guides.notes, *unmeasured))
+    covers = covers_of(options, sources, recording)
+    # Figures may be of a few layers, as people write such files by hand: no layer has to be there.
+    measures = [Cover(options.sensitivity_json.name, frozenset(figures))] if figures else []
+    parts = [n for cover in (*covers, *measures) for n in check_blocks(cover, model, partial)]
+    notes = (*guides.notes, *unmeasured, *parts)
+    return dataclasses.replace(guides, measured=measured, covers=tuple(covers), notes=notes)
 
 
-def read_calibration(
+def calibration_sources(
     options: Options,
-    model: Model,
     reference: dict[str, Calibration],
     recording: dict[str, Recorded],
     summary: list[dict],
-) -> dict[str, Calibration]:
-    """Return {layer: Calibration} from all sources of input scales that options name.
+) -> list[tuple[Path, dict[str, Calibration]]]:
+    """List the files that options take input scales from, each with {bare layer: Calibration}.
 
     In order of precedence: `reference`, of --input-scale-from; `recording`, with
-    --input-scale-policy headroom; `summary`, a calibration summary's rows. --input-scale-value
-    comes last.
+    --input-scale-policy headroom; `summary`, a calibration summary's rows.
     """
-    # In order of precedence, which `match_calibration` keeps.
     sources = []
     if options.input_scale_from:
         sources.append((options.input_scale_from, reference))
@@ -7537,7 +7819,25 @@ def read_calibration(
     if options.input_scale_summary_json:
         rows = summary_calibration(options, summary)
         sources.append((options.input_scale_summary_json, rows))
-    return match_calibration(options, model, sources)
+    return sources
+
+
+def covers_of(
+    options: Options,
+    sources: list[tuple[Path, dict[str, Calibration]]],
+    recording: dict[str, Recorded],
+) -> list[Cover]:
+    """List the guides that have to cover the source, with the layers that each one tells of.
+
+    Sources of input scales cover it together. With --input-scale-value no layer lacks one.
+    """
+    covers = []
+    if sources and options.input_scale_value is None:
+        names = " and ".join(path.name for path, _ in sources)
+        covers.append(Cover(names, frozenset().union(*(rows for _, rows in sources))))
+    if recording:
+        covers.append(Cover("--activation-stats", frozenset(recording)))
+    return covers
 
 
 def read_sensitivity(
@@ -8136,7 +8436,8 @@ def make_plans(
     plans, recorded = attach_recording(options, plans, guides.recording)
     # Without other calibration than the --layer-config's, dynamic layers are what was asked for.
     calibrated = not guides.calibration.keys() <= guides.configured.keys()
-    notes = [*guides.notes, *recorded, *unknown, *scale_notes(plans, calibrated)]
+    notes = [*guides.notes, *cover_notes(plans, guides, options.partial_guide)]
+    notes += [*recorded, *unknown, *scale_notes(plans, calibrated)]
     notes += plan_notes(plans, guides.family)
     # Last, as the shared switch depends on every layer's input scale.
     if options.recipe == LEGACY_RECIPE:
@@ -8170,6 +8471,27 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
         f"{options.source}: no layer would become NVFP4 or FP8{usual}; "
         f"{depth}, or name layers with --include"
     )
+
+
+def cover_notes(plans: list[TensorPlan], guides: Guides, partial: bool) -> list[str]:
+    """Note what share of the NVFP4 layers each guide covers, if it is `partial`.
+
+    Asked are layers of the kinds that the guide tells of, as a calibration knows only kinds that
+    were quantised while it was recorded. Raises ConvertError for gaps without `partial`.
+    """
+    notes = []
+    configured = {bare(layer) for layer in guides.configured}
+    for cover in guides.covers:
+        kinds = {*map(kind_of, cover.layers)}
+        wanted = {
+            bare(plan.ref.layer): plan.ref.nbytes
+            for plan in plans
+            if plan.is_quantised and plan.has_nvfp4_input and kind_of(plan.ref.layer) in kinds
+        }
+        for layer in configured:
+            wanted.pop(layer, None)
+        notes += check_cover(cover, wanted, partial)
+    return notes
 
 
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
@@ -11055,22 +11377,48 @@ def refuse_quantised(
         )
 
 
-# ── nvfp4/source/read.py: Read the source of a conversion: a model, and its LoRAs ─────────────────
+# ── nvfp4/source/whole.py: Make sure that a source is a whole model, and not one of its shards unde
 
-def refuse_lone_shard(path: Path) -> None:
-    """Raise ConvertError for one shard of several, which would be converted as if it were all.
+# Parts that every block of a run has; scales and other parts of quantised layers may differ.
+EVERY_BLOCK = (".weight", ".bias")
 
-    A shard is told by its name, as Hugging Face's libraries number them; the only one of one is a
-    whole model.
+
+def refuse_part(path: Path, model: Model) -> None:
+    """Raise ConvertError for a model of a known family that is not all there, naming what it lacks.
+
+    ComfyUI would load such a file, leave what is missing at random values, and make noise.
     """
-    # diffusers puts a variant's name, as fp16, before the last suffix.
-    numbered = r"-\d{5}-of-(?!00001)\d{5}(\.[\w-]+)?\.(safetensors|sft)"
-    if re.search(numbered + "$", path.name, re.IGNORECASE):
+    family = FAMILIES.get(recognise(model)[0])
+    if family and (missing := missing_parts(model, family)):
         raise ConvertError(
-            f"{path}: is one shard of several; give the *.safetensors.index.json "
-            "beside it, or the folder"
+            f"{path}: is not a whole {family.title} model: it lacks {examples(missing)}; if it is "
+            "one shard of several, give the *.safetensors.index.json beside it, or the folder"
         )
 
+
+def missing_parts(model: Model, family: Family) -> list[str]:
+    """List what a model of this family has to have and lacks: layers, blocks or their tensors.
+
+    Layers beside the blocks are those in the family's row. Blocks are counted from 0 to the highest
+    number there is; a block has to have what most blocks of its name have.
+    """
+    names = {bare(name) for name in model.tensors}
+    missing = [layer for layer in family.outside if f"{layer}.weight" not in names]
+    runs = {name: defaultdict(set) for name in (*itertools.chain(*family.blocks), *family.beside)}
+    for name in names:
+        found = family.inside.match(name)
+        if found and name.endswith(EVERY_BLOCK):
+            runs[found[1]][int(found[2])].add(name[found.end() :])
+    for run, blocks in runs.items():
+        counts = Counter(itertools.chain(*blocks.values()))
+        usual = {part for part, count in counts.items() if 2 * count > len(blocks)}
+        missing += [f"{run}.{number}" for number in gaps(blocks)]
+        for number, parts in sorted(blocks.items()):
+            missing += [f"{run}.{number}.{part}" for part in usual - parts]
+    return missing
+
+
+# ── nvfp4/source/read.py: Read the source of a conversion: a model, and its LoRAs ─────────────────
 
 def read_source(options: Options) -> Source:
     """Open the model and the LoRAs to merge, and note the state of all files that are read later.
@@ -11080,6 +11428,7 @@ def read_source(options: Options) -> Source:
     that do not go with the model.
     """
     model, notes = open_source(options.source)
+    refuse_part(options.source, model)
     model = dataclasses.replace(model, stamps=stamps_of(options, model))
     merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
     return Source(merged.model, (*notes, *merged.notes))
@@ -11435,6 +11784,7 @@ def verify_file(task: Verification) -> Check:
     LoRAs that the task names are merged into the source first. Raises ConvertError where either
     cannot be read or they are of different models.
     """
+    refuse_lone_shard(task.file)
     try:
         model = open_model(task.file)
     except DamagedFileError as error:

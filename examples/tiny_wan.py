@@ -19,7 +19,8 @@ def main(folder: Path) -> int:
     """Make the model in `folder`, print the command and run it; return its exit code.
 
     The command is the documented one for Wan 2.2 5B, with the shipped calibration and layer list,
-    on a model of the same names and a fraction of its size.
+    on a model of the same names and a fraction of its size: both tell of more blocks than it has,
+    which --partial-guide allows.
     """
     shapes = wan_shapes("tiny")
     index = write_model(folder, shapes, float32)
@@ -34,7 +35,7 @@ def main(folder: Path) -> int:
         "--input-scale-summary-json", "scales_summary_wan22_5b.json",
         "--input-scale-summary-percentile", "99.9", "--input-scale-summary-multiplier", "1.08",
         "--full-precision-mm-layers", "sensitive_layers_wan22_5b.txt",
-        "--full-precision-mm-cross-attn-qkvo",
+        "--full-precision-mm-cross-attn-qkvo", "--partial-guide",
     ]
     # fmt: on
     print(shlex.join(["python", "convert_nvfp4.py", *command[2:]]), flush=True)

@@ -19,8 +19,9 @@ from nvfp4.plan.make import make_plans
 from nvfp4.plan.records import widen
 from nvfp4.production import produce, rehearse
 from nvfp4.ranks import join_ranks
+from nvfp4.read.parts import refuse_lone_shard
 from nvfp4.report.data import Report
-from nvfp4.source.read import read_source, refuse_lone_shard
+from nvfp4.source.read import read_source
 from nvfp4.stages import Observe, unobserved
 from nvfp4.tune.activations import tune_activations
 from nvfp4.tune.target_size import plan_for_size

@@ -50,6 +50,7 @@ class Family:
     blocks: names of the transformer blocks, in rows by the order they run in: edge blocks are at
         the ends of each row.
     beside: names of blocks that have no ends, such as control blocks.
+    outside: layers that every whole model of the family has beside its blocks: a shard lacks some.
     edge_blocks: how many blocks stay 16-bit at each end.
     keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
     full_precision: layers that the preset marks for full-precision matmul; "" for none.
@@ -62,6 +63,7 @@ class Family:
     variants: dict[str, str] = field(default_factory=dict)
     blocks: tuple[tuple[str, ...], ...]
     beside: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
     edge_blocks: int = EDGE_BLOCKS
     keeps: tuple[Keep, ...] = ()
     full_precision: str = ""
@@ -142,6 +144,13 @@ FAMILIES = {
         },
         blocks=(("blocks",),),
         beside=("vace_blocks",),
+        outside=(
+            "patch_embedding",
+            "text_embedding.0",
+            "time_embedding.0",
+            "time_projection.1",
+            "head.head",
+        ),
         keeps=(
             Keep(r"^vace_blocks\.", "FP8", "control blocks: 16-bit in jorismak/convert_nvfp4"),
             ATTENTION_V,
@@ -158,6 +167,13 @@ FAMILIES = {
             "Layered": r"time_text_embed\.addition_t_embedding\.weight ",
         },
         blocks=(("transformer_blocks",),),
+        outside=(
+            "img_in",
+            "txt_in",
+            "time_text_embed.timestep_embedder.linear_1",
+            "norm_out.linear",
+            "proj_out",
+        ),
         keeps=(
             Keep(
                 r"\.(img|txt)_mod\.1$",
@@ -174,6 +190,7 @@ FAMILIES = {
         title="Flux 2",
         keys=(FLUX_KEY, r"double_stream_modulation_img\.lin\.weight "),
         blocks=FLUX_BLOCKS,
+        outside=("img_in", "txt_in", "time_in.in_layer", "final_layer.linear"),
         keeps=(
             Keep(TEXT_ATTENTION.layers, "16-bit", "text attention: 16-bit in BFL's own NVFP4 file"),
             ATTENTION_QKV,
@@ -185,6 +202,7 @@ FAMILIES = {
         title="Chroma",
         keys=(FLUX_KEY, r"distilled_guidance_layer\.(norms\.0\.|0\.norms\.0\.)"),
         blocks=FLUX_BLOCKS,
+        outside=("img_in", "txt_in", "final_layer.linear"),
         keeps=(TEXT_ATTENTION, ATTENTION_QKV),
         shape_read=FLUX_SHAPES,
         image=True,
@@ -194,6 +212,7 @@ FAMILIES = {
         keys=(FLUX_KEY, r"img_in\.weight "),
         variants={"dev": r"guidance_in\.", "schnell": r"vector_in\."},
         blocks=FLUX_BLOCKS,
+        outside=("img_in", "txt_in", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, TEXT_ATTENTION, ATTENTION_QKV),
         shape_read=FLUX_SHAPES,
         image=True,
@@ -205,6 +224,7 @@ FAMILIES = {
             r"noise_refiner\.0\.attention\.k_norm\.weight ",
         ),
         blocks=(("layers",),),
+        outside=("x_embedder", "cap_embedder.1", "t_embedder.mlp.0", "final_layer.linear"),
         keeps=(
             Keep(
                 r"\.adaLN_modulation\.",
@@ -225,6 +245,7 @@ FAMILIES = {
         title="Lumina 2",
         keys=(r"cap_embedder\.1\.weight ", r"noise_refiner\.0\.attention\.k_norm\.weight "),
         blocks=(("layers",),),
+        outside=("x_embedder", "cap_embedder.1", "t_embedder.mlp.0", "final_layer.linear"),
         keeps=(ATTENTION_QKV, DOWN_PROJECTION),
         shape_read=r"^cap_embedder\.",
         image=True,
@@ -236,6 +257,7 @@ FAMILIES = {
             r"audio_adaln_single\.linear\.weight ",
         ),
         blocks=(("transformer_blocks",),),
+        outside=("patchify_proj", "audio_patchify_proj", "adaln_single.linear", "proj_out"),
         keeps=(
             Keep(r"\.to_gate_logits$", "16-bit", "gates: 16-bit in convert-to-quant"),
             ATTENTION_V,
@@ -250,6 +272,7 @@ FAMILIES = {
             r"transformer_blocks\.0\.attn2\.to_k\.weight ",
         ),
         blocks=(("transformer_blocks",),),
+        outside=("patchify_proj", "adaln_single.linear", "proj_out"),
         keeps=(ATTENTION_V, DOWN_PROJECTION),
         shape_read=r"^transformer_blocks\.0\.attn2\.to_k$",
     ),
@@ -258,6 +281,7 @@ FAMILIES = {
         keys=(r"txt_in\.individual_token_refiner\.blocks\.0\.norm1\.weight ",),
         variants={"1.5": r"cond_type_embedding\.weight "},
         blocks=FLUX_BLOCKS,
+        outside=("img_in.proj", "txt_in.input_embedder", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, ATTENTION_QKV),
         shape_read=r"^txt_in\.input_embedder$",
     ),
@@ -265,6 +289,7 @@ FAMILIES = {
         title="Anima",
         keys=(r"blocks\.0\.mlp\.layer1\.weight ", r"llm_adapter\.blocks\.0\.cross_attn\.q_proj\."),
         blocks=(("blocks",),),
+        outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
         keeps=ADALN_AND_MLP,
         shape_read=r"^x_embedder\.proj\.1$",
         image=True,
@@ -273,6 +298,7 @@ FAMILIES = {
         title="Cosmos-Predict2",
         keys=(r"blocks\.0\.mlp\.layer1\.weight ", r"x_embedder\.proj\.1\.weight "),
         blocks=(("blocks",),),
+        outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
         keeps=ADALN_AND_MLP,
         shape_read=r"^x_embedder\.proj\.1$",
     ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Collection
 
 from nvfp4.model import bare
 
@@ -31,3 +33,22 @@ def is_layer_name(word: object) -> bool:
     In such a list a # begins a comment, so a name with one would come back cut short.
     """
     return isinstance(word, str) and word.isprintable() and bool(re.fullmatch(r"[^\s#]+", word))
+
+
+def block_of(name: str) -> str:
+    """Name the block that a layer is in, "blocks.3" for "blocks.3.ffn.0"; "" without any.
+
+    As for `kind_of`, only the first number that another part of the name follows is a block's.
+    """
+    found = re.search(r"(?<=\.)\d+(?=\.[^.])", bare(name))
+    return bare(name)[: found.end()] if found else ""
+
+
+def gaps(numbers: Collection[int]) -> list[int]:
+    """List the numbers from 0 to the highest that are not among these, as many as these at most.
+
+    Of a hostile number such as a billion no more gaps are told than there are numbers.
+    """
+    lacking = (number for number in itertools.count() if number not in numbers)
+    highest = max(numbers, default=0)
+    return [number for number in itertools.islice(lacking, len(numbers)) if number < highest]

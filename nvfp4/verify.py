@@ -23,6 +23,7 @@ from nvfp4.numeric.damage import ROUNDED_TO, ROUNDED_WRONG_FROM, WRONG_FROM, Dam
 from nvfp4.options import Verification
 from nvfp4.progress import progress_bar
 from nvfp4.read.checkpoint import open_model
+from nvfp4.read.parts import refuse_lone_shard
 from nvfp4.read.tensors import load, load_bytes, load_weight
 from nvfp4.source.loras import merge_loras
 from nvfp4.source.open import open_source
@@ -214,6 +215,7 @@ def verify_file(task: Verification) -> Check:
     LoRAs that the task names are merged into the source first. Raises ConvertError where either
     cannot be read or they are of different models.
     """
+    refuse_lone_shard(task.file)
     try:
         model = open_model(task.file)
     except DamagedFileError as error:

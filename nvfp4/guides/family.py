@@ -10,9 +10,10 @@ import itertools
 import re
 from collections import Counter, defaultdict
 
-from nvfp4.errors import ConvertError
+from nvfp4.errors import ConvertError, examples
 from nvfp4.families import ANY_FAMILY, FAMILIES, ONE_STEP_HIGHER, Family, recognise
 from nvfp4.model import Model, bare
+from nvfp4.names import gaps
 from nvfp4.options import Options
 
 # A name followed by numbers is taken for transformer blocks from 4 numbers and 5 % of the linear
@@ -45,6 +46,15 @@ def repeated_blocks(model: Model) -> Family:
             "--preset smart: the source has no repeated blocks, as blocks.0, blocks.1 ...; "
             "--preset all quantises every linear layer, or name some with --include"
         )
+    for name in found:
+        blocks = re.compile(rf"{re.escape(name)}\.(\d{{1,9}})\.")
+        matches = map(blocks.match, map(bare, model.tensors))
+        if lacking := gaps({int(match[1]) for match in matches if match}):
+            named = examples(f"{name}.{number}" for number in lacking)
+            raise ConvertError(
+                f"--preset smart: the source lacks {named} before its last {name}.N; if it is one "
+                "shard of several, give the *.safetensors.index.json beside it, or the folder"
+            )
     return Family(
         title="unknown", keys=(), blocks=tuple((name,) for name in found), keeps=ONE_STEP_HIGHER
     )

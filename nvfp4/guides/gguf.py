@@ -11,15 +11,17 @@ import hashlib
 import math
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
+from nvfp4.coverage import Cover, check_blocks, check_cover, linear_bytes
 from nvfp4.dtypes import MAX_DIMENSIONS
 from nvfp4.errors import ConvertError, examples, of_another_model
-from nvfp4.files import size_of, translated
+from nvfp4.files import exists, size_of, translated
 from nvfp4.guides.records import GGUF_BITS
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.read.beginnings import TELLING_BYTES, refuse_foreign
-from nvfp4.read.checkpoint import GGUF_MAGIC, MAX_NAME
+from nvfp4.read.checkpoint import GGUF_MAGIC, MAX_NAME, numbered
+from nvfp4.read.parts import sibling
 
 # Tensors, entries and values in lists, together. The reader takes about 1 kB of memory for each, so
 # that a small file could announce more than a machine has.
@@ -29,12 +31,71 @@ GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12:
 GGUF_UINT32, GGUF_STRING, GGUF_LIST = 4, 8, 9
 
 
+class Part(NamedTuple):
+    """Hold one file of a GGUF: its header as a Model, and what it says of being split.
+
+    Each number is None where the header does not tell it: number counts from 0, tensors are those
+    of all parts together.
+    """
+
+    model: Model
+    number: int | None
+    count: int | None
+    tensors: int | None
+
+
 def open_gguf(path: Path) -> Model:
     """Read a GGUF's header as a Model, with GGML types as dtypes and shapes in torch's order.
 
-    No tensor data are read. Raises ConvertError for a file that cannot be read, is cut off or
-    damaged, or has a GGML type that GGUF_BITS does not know.
+    Of a GGUF that is split over several files, any part may be given: the others are looked for
+    beside it, and the Model has the tensors of all. No tensor data are read. Raises ConvertError
+    for a file that cannot be read, is cut off or damaged, or has a GGML type that GGUF_BITS does
+    not know, and for a part whose others are missing or do not go with it.
     """
+    part = read_part(path)
+    found = numbered(path)
+    named, count = int(found[2]) if found else 1, part.count or 1
+    if max(named, count) == 1:
+        return part.model
+    if found is None:
+        raise ConvertError(
+            f"{path}: is part {part.number or 0:,} of {count:,} of a GGUF, counted from 0, and its "
+            f"name does not tell the others; name each NAME-0000N-of-{count:05}.gguf, N from 1"
+        )
+    if part.count is not None and named != count:
+        raise ConvertError(f"{path}: is one of {count:,} parts of a GGUF, and not of {named:,}")
+    # Programs that split GGUFs count from 1 in names; the header, where it counts, goes before.
+    first = int(found[1]) - part.number if part.number is not None else min(1, int(found[1]))
+    paths = [sibling(path, first + index) for index in range(named)]
+    if missing := [other.name for other in paths if not exists(other)]:
+        raise ConvertError(
+            f"{path}: is one of {named:,} parts of a GGUF; {examples(missing)} is missing beside it"
+        )
+    return joined(paths, [part if other == path else read_part(other) for other in paths])
+
+
+def joined(paths: list[Path], parts: list[Part]) -> Model:
+    """Join the parts of a split GGUF, given in order, into one Model.
+
+    Raises ConvertError for a part of another GGUF, which is told by its numbers, by a tensor that
+    an earlier part has, or by how many tensors there should be.
+    """
+    tensors = {}
+    for index, (path, part) in enumerate(zip(paths, parts, strict=True)):
+        known = (part.number, part.count) in ((None, None), (index, len(parts)))
+        if not known or part.tensors != parts[0].tensors:
+            raise ConvertError(f"{path}: is no part of the same GGUF as {paths[0].name}")
+        if twice := tensors.keys() & part.model.tensors.keys():
+            raise ConvertError(f"{path}: {examples(twice)}: is in an earlier part of the GGUF, too")
+        tensors |= part.model.tensors
+    if parts[0].tensors not in (None, len(tensors)):
+        what = f"{len(parts):,} parts have {len(tensors):,} tensors"
+        raise ConvertError(f"{paths[0]}: its {what}, and not {parts[0].tensors:,}")
+    return Model(tensors=tensors, metadata=parts[0].model.metadata, files=tuple(paths))
+
+
+def read_part(path: Path) -> Part:
+    """Read the header of one file of a GGUF, as `open_gguf` does for all files of it."""
     import gguf  # takes a third of a second, which conversions without a GGUF need not wait for
 
     try:
@@ -51,6 +112,8 @@ def open_gguf(path: Path) -> Model:
             for name, entry in reader.fields.items()
             if entry.types == [gguf.GGUFValueType.STRING]
         }
+        keys = map(reader.get_field, ("split.no", "split.count", "split.tensors.count"))
+        split = [key and int(key.parts[key.data[0]][0]) for key in keys]
     except ConvertError:
         raise
     except Exception as error:  # a damaged file makes gguf's reader raise anything
@@ -60,7 +123,7 @@ def open_gguf(path: Path) -> Model:
     unknown = sorted({ref.dtype for ref in refs.values()} - GGUF_BITS.keys())
     if unknown:
         raise ConvertError(f"{path}: unknown GGML types {', '.join(unknown)}; update this tool")
-    return Model(tensors=refs, metadata=metadata, files=(path,))
+    return Part(Model(tensors=refs, metadata=metadata, files=(path,)), *split)
 
 
 class GGUFWalk:
@@ -197,11 +260,12 @@ def shapes_agree(shape: tuple[int, ...], stored: tuple[int, ...]) -> bool:
     return len(shape) == 5 and len(stored) <= 4 and math.prod(shape) == math.prod(stored)
 
 
-def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
+def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[str, str], list[str]]:
     """Return {source tensor: GGML type}, and notes on what only one of the two has.
 
     Names match exactly or without their prefix. Raises ConvertError for a GGUF of another model:
-    none of the linear layers is in it, or tensors of equal names have other shapes.
+    none of the linear layers is in it, tensors of equal names have other shapes, or, unless
+    `partial`, it covers a part of the model alone.
     """
     stored = open_gguf(path).tensors
     # A GGUF's names often lack the prefix that the source's have, or the other way round.
@@ -223,7 +287,9 @@ def match_gguf(path: Path, model: Model) -> tuple[dict[str, str], list[str]]:
             it_has=(f"{other} {list(stored[other].shape)}" for other in wrong.values()),
             other_has=(f"{name} {list(model.tensors[name].shape)}" for name in wrong),
         )
-    notes = []
+    layers = (name.removesuffix(".weight") for name in by_bare)
+    cover = Cover(path.name, frozenset(layers))
+    notes = check_blocks(cover, model, partial) + check_cover(cover, linear_bytes(model), partial)
     lacking = [r.name for r in model.tensors.values() if r.is_float and r.name not in matched]
     if lacking:
         notes.append(f"{len(lacking)} tensors not in the GGUF stay 16-bit: {examples(lacking)}")

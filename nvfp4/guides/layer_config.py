@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nvfp4.coverage import Cover, check_blocks
 from nvfp4.dtypes import FLOAT32_MAX
 from nvfp4.errors import EXCERPT, ConvertError, examples, of_another_model
 from nvfp4.files import translated
@@ -58,10 +59,11 @@ def read_layer_list(path: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def match_layer_list(path: Path, model: Model) -> LayerList:
+def match_layer_list(path: Path, model: Model, partial: bool = False) -> LayerList:
     """Match a list to the model: the linear weights that it names, and names that match nothing.
 
-    Prefixes are ignored on both sides. Raises ConvertError where it names no layer of the model.
+    Prefixes are ignored on both sides. Raises ConvertError where it names no layer of the model
+    or, unless `partial`, layers of whole blocks that the model lacks.
     """
     layers = {bare(ref.layer): ref.name for ref in model.linear_weights}
     listed = {bare(unwrapped(name)) for name in read_layer_list(path)}
@@ -70,6 +72,7 @@ def match_layer_list(path: Path, model: Model) -> LayerList:
         raise ConvertError(f"{path}: names no layer: it is empty, or all of it is comments")
     if not weights:
         raise of_another_model(path, it_has=listed, other_has=layers)
+    check_blocks(Cover(path.name, frozenset(listed)), model, partial)
     return LayerList(weights=weights, unknown=frozenset(listed - layers.keys()))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from nvfp4.coverage import Cover, check_blocks
 from nvfp4.guides.calibration import (
     match_calibration,
     read_reference_scales,
@@ -34,8 +35,9 @@ def read_guides(options: Options, model: Model) -> Guides:
     Every file is read once, also where two options name the same one. Raises ConvertError for a
     file that cannot be read, is damaged, or is of another model.
     """
+    partial = options.partial_guide
     family, notes = find_family(options, model)
-    kinds, lacking = match_gguf(options.gguf, model) if options.gguf else (None, [])
+    kinds, lacking = match_gguf(options.gguf, model, partial) if options.gguf else (None, [])
     # An option that was not given has no file to match.
     settings = read_layer_config(options.layer_config, model) if options.layer_config else []
     path = options.input_scale_from
@@ -45,14 +47,15 @@ def read_guides(options: Options, model: Model) -> Guides:
     # A file that is named twice counts twice, as two equal recordings would.
     recording = add_recordings((path, recordings[path]) for path in options.activation_stats)
     summary, left_out = read_summary(options)
+    sources = calibration_sources(options, reference, recording, summary)
     listed = options.full_precision_mm_layers
     guides = Guides(
         family=family,
         kinds=kinds,
         settings=tuple(settings),
-        calibration=read_calibration(options, model, reference, recording, summary),
+        calibration=match_calibration(options, model, sources),
         recording=recording,
-        listed=match_layer_list(listed, model) if listed else None,
+        listed=match_layer_list(listed, model, partial) if listed else None,
         notes=(*notes, *lacking, *odd, *left_out),
     )
     # Measured figures come after the rest, as what clips depends on the input scales.
@@ -61,23 +64,25 @@ def read_guides(options: Options, model: Model) -> Guides:
     # A recording of --sensitivity-json alone is matched to the model by `measured_layers`.
     if options.activation_stats:
         check_recording(recording, model)
-    return dataclasses.replace(guides, measured=measured, notes=(*guides.notes, *unmeasured))
+    covers = covers_of(options, sources, recording)
+    # Figures may be of a few layers, as people write such files by hand: no layer has to be there.
+    measures = [Cover(options.sensitivity_json.name, frozenset(figures))] if figures else []
+    parts = [n for cover in (*covers, *measures) for n in check_blocks(cover, model, partial)]
+    notes = (*guides.notes, *unmeasured, *parts)
+    return dataclasses.replace(guides, measured=measured, covers=tuple(covers), notes=notes)
 
 
-def read_calibration(
+def calibration_sources(
     options: Options,
-    model: Model,
     reference: dict[str, Calibration],
     recording: dict[str, Recorded],
     summary: list[dict],
-) -> dict[str, Calibration]:
-    """Return {layer: Calibration} from all sources of input scales that options name.
+) -> list[tuple[Path, dict[str, Calibration]]]:
+    """List the files that options take input scales from, each with {bare layer: Calibration}.
 
     In order of precedence: `reference`, of --input-scale-from; `recording`, with
-    --input-scale-policy headroom; `summary`, a calibration summary's rows. --input-scale-value
-    comes last.
+    --input-scale-policy headroom; `summary`, a calibration summary's rows.
     """
-    # In order of precedence, which `match_calibration` keeps.
     sources = []
     if options.input_scale_from:
         sources.append((options.input_scale_from, reference))
@@ -86,7 +91,25 @@ def read_calibration(
     if options.input_scale_summary_json:
         rows = summary_calibration(options, summary)
         sources.append((options.input_scale_summary_json, rows))
-    return match_calibration(options, model, sources)
+    return sources
+
+
+def covers_of(
+    options: Options,
+    sources: list[tuple[Path, dict[str, Calibration]]],
+    recording: dict[str, Recorded],
+) -> list[Cover]:
+    """List the guides that have to cover the source, with the layers that each one tells of.
+
+    Sources of input scales cover it together. With --input-scale-value no layer lacks one.
+    """
+    covers = []
+    if sources and options.input_scale_value is None:
+        names = " and ".join(path.name for path, _ in sources)
+        covers.append(Cover(names, frozenset().union(*(rows for _, rows in sources))))
+    if recording:
+        covers.append(Cover("--activation-stats", frozenset(recording)))
+    return covers
 
 
 def read_sensitivity(

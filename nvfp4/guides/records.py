@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nvfp4.coverage import Cover
 from nvfp4.dtypes import E4M3_MAX, LEAST_NORMAL_E4M3, NVFP4_MAX
 from nvfp4.families import Family
 from nvfp4.formats.base import Format
@@ -166,6 +167,7 @@ class Guides:
     recording: dict[str, Recorded] = field(default_factory=dict)  # by bare layer
     listed: LayerList | None = None
     measured: tuple[Measured, ...] = ()
+    covers: tuple[Cover, ...] = ()  # what has to tell of all layers in NVFP4 of the kinds it knows
     notes: tuple[str, ...] = ()
 
     @property

@@ -86,6 +86,11 @@ MINIMUM_OPTIONS = {
 RECIPES = {"mixed": "bfloat16", "fp8": "bfloat16", "scaled-fp8": "float32"}
 # The recipe whose layers have no configuration: one marker tensor tells of all.
 LEGACY_RECIPE = "scaled-fp8"
+# Files that have to cover the source, unless --partial-guide is given.
+GUIDE_OPTIONS = (
+    "--gguf", "--input-scale-from", "--input-scale-summary-json", "--activation-stats",
+    "--sensitivity-json", "--full-precision-mm-layers",
+)  # fmt: skip
 # Suffixes that --report takes; cli/entry.py has a renderer for each.
 REPORT_KINDS = (".json", ".html")
 
@@ -248,6 +253,9 @@ class Options:
         conflicts=["--edge-blocks"], needs=["--gguf"])
     use_fp8: bool = option(False, PRECISION, SWITCH,
         "GGUF types of more bits become FP8 instead of 16-bit", needs=["--gguf"])
+    partial_guide: bool = option(False, PRECISION, SWITCH,
+        "go on with guides that cover only a part of the model, and note which",
+        needs=GUIDE_OPTIONS, trace=False)
     exclude: tuple[str, ...] = option((), PRECISION, REGEXES,
         "layers to keep 16-bit (repeatable, case-insensitive)")
     include: tuple[str, ...] = option((), PRECISION, REGEXES,

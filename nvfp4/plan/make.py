@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
+from nvfp4.coverage import check_cover
 from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.errors import ConvertError, examples
 from nvfp4.families import MOST_NVFP4, Family
 from nvfp4.formats.base import Format
 from nvfp4.formats.floats import HALF
 from nvfp4.guides.records import GGUF_BITS, Guides
-from nvfp4.model import Model
+from nvfp4.model import Model, bare
+from nvfp4.names import kind_of
 from nvfp4.options import LEGACY_RECIPE, TARGET, Options
 from nvfp4.plan.inputs import as_scaled_fp8, attach_recording, attach_scale, marks_by_precision
 from nvfp4.plan.records import Plan, Rule, TensorPlan, plan_tensor, weights_of
@@ -57,7 +59,8 @@ def make_plans(
     plans, recorded = attach_recording(options, plans, guides.recording)
     # Without other calibration than the --layer-config's, dynamic layers are what was asked for.
     calibrated = not guides.calibration.keys() <= guides.configured.keys()
-    notes = [*guides.notes, *recorded, *unknown, *scale_notes(plans, calibrated)]
+    notes = [*guides.notes, *cover_notes(plans, guides, options.partial_guide)]
+    notes += [*recorded, *unknown, *scale_notes(plans, calibrated)]
     notes += plan_notes(plans, guides.family)
     # Last, as the shared switch depends on every layer's input scale.
     if options.recipe == LEGACY_RECIPE:
@@ -91,6 +94,27 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
         f"{options.source}: no layer would become NVFP4 or FP8{usual}; "
         f"{depth}, or name layers with --include"
     )
+
+
+def cover_notes(plans: list[TensorPlan], guides: Guides, partial: bool) -> list[str]:
+    """Note what share of the NVFP4 layers each guide covers, if it is `partial`.
+
+    Asked are layers of the kinds that the guide tells of, as a calibration knows only kinds that
+    were quantised while it was recorded. Raises ConvertError for gaps without `partial`.
+    """
+    notes = []
+    configured = {bare(layer) for layer in guides.configured}
+    for cover in guides.covers:
+        kinds = {*map(kind_of, cover.layers)}
+        wanted = {
+            bare(plan.ref.layer): plan.ref.nbytes
+            for plan in plans
+            if plan.is_quantised and plan.has_nvfp4_input and kind_of(plan.ref.layer) in kinds
+        }
+        for layer in configured:
+            wanted.pop(layer, None)
+        notes += check_cover(cover, wanted, partial)
+    return notes
 
 
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:

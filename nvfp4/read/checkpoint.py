@@ -35,6 +35,11 @@ GGUF_MAGIC = b"GGUF"
 # name, as fp16, before the last suffix.
 MODEL_SUFFIXES = (".safetensors", ".sft")
 INDEX_NAME = re.compile(r".+\.(safetensors|sft)\.index(\.[\w-]+)?\.json", re.IGNORECASE)
+# "N of M" as Hugging Face's libraries, gguf-split and people write it, in any count of digits.
+NUMBERED = re.compile(
+    r"(?:^|(?<=[-_. (\[])|(?<=part)|(?<=shard)|(?<=split))(\d{1,5})[-_ ]?of[-_ ]?(\d{1,5})(?!\d)",
+    re.IGNORECASE,
+)
 # A pipeline of diffusers is a folder with this file, and with a subfolder for each of its models.
 PIPELINE_INDEX = "model_index.json"
 DIFFUSION_FOLDER = re.compile(r"(transformer|unet|dit|diffusion_models?)(_\d+)?")
@@ -218,6 +223,12 @@ def models_in(folder: Path) -> list[Path]:
     return indexes or [path for path in paths if path.suffix.lower() in MODEL_SUFFIXES]
 
 
+def numbered(path: Path) -> re.Match | None:
+    """Match the "N of M" in a file's name, its groups N and M; None for the only one of one."""
+    found = [found for found in NUMBERED.finditer(path.name) if int(found[2]) > 1]
+    return found[-1] if found else None
+
+
 def model_in(folder: Path) -> Path:
     """Find the one model in a folder: an index goes before single files, which are its shards.
 
@@ -226,6 +237,11 @@ def model_in(folder: Path) -> Path:
     with translated(folder, "cannot read"):
         found = models_in(folder)
     if len(found) != 1:
+        if any(map(numbered, found)):
+            raise ConvertError(
+                f"{folder}: holds shards ({examples(path.name for path in found)}) and no index; "
+                "download the *.safetensors.index.json that lists them"
+            )
         what = "*.safetensors.index.json or *.safetensors files"
         where = f"; it has {examples(path.name for path in found)}; give one by name"
         where = where if found else where_models_are(folder)

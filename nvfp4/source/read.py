@@ -7,30 +7,14 @@ are encoded. Whether a file stays as it was until then is told by its stamp.
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 
-from nvfp4.errors import ConvertError
 from nvfp4.files import Stamp, stamp, translated
 from nvfp4.model import Model, Source
 from nvfp4.options import Options
 from nvfp4.source.loras import merge_loras
 from nvfp4.source.open import open_source
-
-
-def refuse_lone_shard(path: Path) -> None:
-    """Raise ConvertError for one shard of several, which would be converted as if it were all.
-
-    A shard is told by its name, as Hugging Face's libraries number them; the only one of one is a
-    whole model.
-    """
-    # diffusers puts a variant's name, as fp16, before the last suffix.
-    numbered = r"-\d{5}-of-(?!00001)\d{5}(\.[\w-]+)?\.(safetensors|sft)"
-    if re.search(numbered + "$", path.name, re.IGNORECASE):
-        raise ConvertError(
-            f"{path}: is one shard of several; give the *.safetensors.index.json "
-            "beside it, or the folder"
-        )
+from nvfp4.source.whole import refuse_part
 
 
 def read_source(options: Options) -> Source:
@@ -41,6 +25,7 @@ def read_source(options: Options) -> Source:
     that do not go with the model.
     """
     model, notes = open_source(options.source)
+    refuse_part(options.source, model)
     model = dataclasses.replace(model, stamps=stamps_of(options, model))
     merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
     return Source(merged.model, (*notes, *merged.notes))

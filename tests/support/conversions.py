@@ -15,7 +15,7 @@ RECIPE = [
     "--input-scale-summary-json", "scales_summary_wan22_5b.json",
     "--input-scale-summary-percentile", "99.9", "--input-scale-summary-multiplier", "1.08",
     "--full-precision-mm-layers", "sensitive_layers_wan22_5b.txt",
-    "--full-precision-mm-cross-attn-qkvo",
+    "--full-precision-mm-cross-attn-qkvo", "--partial-guide",
 ]
 # fmt: on
 """The documented Wan 2.2 options, source, output and GGUF aside."""

@@ -56,8 +56,9 @@ def test_a_gguf_of_another_size_shows_both_shapes(tmp_path):
 
 def test_what_only_one_side_has_is_noted(tmp_path):
     path = gguf_with(tmp_path / "m.gguf", ["a.weight", "extra.weight"])
-    _, notes = match_gguf(path, model_with(["a.weight", "lacking.weight"]))
+    _, notes = match_gguf(path, model_with(["a.weight", "lacking.weight"]), partial=True)
     assert notes == [
+        "--partial-guide: 50 % of the linear weights' bytes follow m.gguf",
         "1 tensors not in the GGUF stay 16-bit: lacking.weight",
         "1 tensors of the GGUF are not in the source: extra.weight",
     ]

@@ -84,12 +84,12 @@ def test_w4a4_layers_without_a_row_stay_dynamic_and_are_counted(tmp_path):
 
 
 def test_a_layer_list_marks_its_layers_and_counts_the_rest(tmp_path):
-    (tmp_path / "l.txt").write_text("blocks.0.ffn.0\nblocks.9.ffn.0 # gone\n")
+    (tmp_path / "l.txt").write_text("blocks.0.ffn.0\nblocks.0.ffn.9 # gone\n")
     listed = ("--full-precision-mm-layers", str(tmp_path / "l.txt"))
     plans, notes = plan_of(tmp_path, BLOCK, *ALL, *listed)
     marked = {name: str(plan.full_precision) for name, plan in plans.items() if plan.full_precision}
     assert marked == {"blocks.0.ffn.0.weight": "l.txt"}
-    assert [*notes] == ["l.txt: 1 names match nothing: blocks.9.ffn.0"]
+    assert [*notes] == ["l.txt: 1 names match nothing: blocks.0.ffn.9"]
 
 
 ATTENTION = [f"blocks.0.{kind}.{part}" for kind in ("self_attn", "cross_attn") for part in "qkvo"]

@@ -5,11 +5,14 @@ from safetensors.torch import save_file
 
 from nvfp4.cli.parse import parse_options
 from nvfp4.conversion import convert
+from nvfp4.families import FAMILIES
 
 
 def test_plans_that_will_be_regretted_are_noted(tmp_path):
     names = ["txt_norm.weight", *(f"transformer_blocks.{i}.img_mod.1.weight" for i in range(8))]
     tensors = {name: torch.ones(32, 64) for name in names} | {"odd.weight": torch.ones(32, 40)}
+    # What every whole model has; vectors are no linear layers, and leave the shares as they are.
+    tensors |= {f"{name}.weight": torch.ones(64) for name in FAMILIES["qwen-image"].outside}
     save_file(tensors, tmp_path / "m.safetensors")
     command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors"), "--dry-run"]
     command += ["--preset", "all", "--full-precision-mm"]

@@ -97,11 +97,13 @@ def test_what_the_gguf_lacks_is_named(tmp_path):
     tensors = BLOCK | {"blocks.0.modulation": torch.ones(1, 6, 32)}
     shapes = {"blocks.0.ffn.0.weight": (32, 64)}
     write_gguf(tmp_path / "m.gguf", shapes, lambda *_: gguf.GGMLQuantizationType.Q4_0)
-    plans, notes = plan_of(tmp_path, tensors, "--gguf", str(tmp_path / "m.gguf"))
+    guide = ["--gguf", str(tmp_path / "m.gguf"), "--partial-guide"]
+    plans, notes = plan_of(tmp_path, tensors, *guide)
     assert plans["blocks.0.modulation"].reason.text == "not in the GGUF"
     assert [*notes] == [
+        "--partial-guide: 33 % of the linear weights' bytes follow m.gguf",
         "3 tensors not in the GGUF stay 16-bit: "
-        "blocks.0.ffn.2.weight, blocks.0.modulation, blocks.0.self_attn.v.weight"
+        "blocks.0.ffn.2.weight, blocks.0.modulation, blocks.0.self_attn.v.weight",
     ]
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from nvfp4.errors import ConvertError
 from nvfp4.read.checkpoint import open_model
-from nvfp4.source.read import refuse_lone_shard
+from nvfp4.read.parts import refuse_lone_shard
 
 APPLE = bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(100)
 

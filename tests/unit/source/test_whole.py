@@ -1,0 +1,68 @@
+"""A part of a known model is refused by what it lacks, whatever its name is."""
+
+import pytest
+
+from nvfp4.errors import ConvertError
+from nvfp4.families import FAMILIES, recognise
+from nvfp4.source.whole import missing_parts, refuse_part
+from support.files import model_with
+from support.make_families import read_headers
+from support.paths import FAMILIES as HEADERS
+
+PUBLISHED = sorted(HEADERS.glob("*.txt"))
+
+
+def names_of(path):
+    return [*read_headers(path)]
+
+
+def header_of(path):
+    """A published model's names and shapes, as a Model that is in no file."""
+    model = model_with(names_of(path))
+    for name, shape in read_headers(path).items():
+        object.__setattr__(model.tensors[name], "shape", shape)
+    return model
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_every_published_model_is_whole(path):
+    refuse_part(path, header_of(path))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("order", ["as written", "by name"])
+def test_a_shard_that_is_recognised_lacks_something(path, share, order):
+    """The first shard and the last, cut where a program might have cut."""
+    model = header_of(path)
+    family = FAMILIES.get(recognise(model)[0])
+    names = sorted(model.tensors) if order == "by name" else [*model.tensors]
+    cut = int(share * len(names))
+    for kept in (names[:cut], names[cut:]):
+        part = model_with(kept)
+        for name in kept:
+            object.__setattr__(part.tensors[name], "shape", model.tensors[name].shape)
+        if family and FAMILIES.get(recognise(part)[0]) is family:
+            with pytest.raises(ConvertError, match=r"is not a whole .* model: it lacks"):
+                refuse_part(path, part)
+
+
+WAN = next(path for path in PUBLISHED if path.stem == "wan22_ti2v_5b")
+
+
+@pytest.mark.parametrize(
+    ("lost", "named"),
+    [("blocks.7.", ["blocks.7"]), ("blocks.29.ffn.2.bias", ["blocks.29.ffn.2.bias"]),
+     ("blocks.0.self_attn.v.weight", ["blocks.0.self_attn.v.weight"]),
+     ("head.head.", ["head.head"]), ("patch_embedding.", ["patch_embedding"]), ("blocks.29.", [])],
+)  # fmt: skip
+def test_what_is_lost_is_named(lost, named):
+    names = [name for name in names_of(WAN) if not name.startswith(lost)]
+    assert missing_parts(model_with(names), FAMILIES["wan"]) == named
+
+
+def test_a_hostile_block_number_costs_nothing():
+    names = [*names_of(WAN), "blocks.999999999.ffn.0.weight"]
+    missing = missing_parts(model_with(names), FAMILIES["wan"])
+    assert missing[0] == "blocks.30"
+    assert len(missing) < 100
