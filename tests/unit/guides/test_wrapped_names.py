@@ -82,7 +82,7 @@ def test_summaries_lists_and_sensitivity_files_of_a_compiled_model(tiny, tmp_pat
     summary, listed = tmp_path / "s.json", tmp_path / "l.txt"
     row = {"layer": name, "scale_p99_9": 0.25, "rel_rmse_mean": 0.5}
     summary.write_text(json.dumps({"layers": [row]}))
-    plans = plans_of(tiny, "--input-scale-summary-json", str(summary))
+    plans = plans_of(tiny, "--input-scale-summary-json", str(summary), "--partial-guide")
     assert scales(plans)[layer] == pytest.approx(0.25)
     sensitive = ("--sensitivity-json", str(summary), "--sensitivity-threshold", "0.1")
     plans, _ = plans_of(tiny, *sensitive, "--sensitivity-action", "fp16")
