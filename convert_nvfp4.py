@@ -499,6 +499,11 @@ WRAPPED = re.compile(rf"(?<![^.])({WRAPPERS})\.|\.({WRAPPERS})$")
 WRAPPED_WHOLE = re.compile(
     rf"(?:module\.)*({'|'.join(re.escape(prefix) for prefix in PREFIXES)}|)(?:module\.)*"
 )
+# What the names of other parts begin with, in files whose diffusion model has no prefix.
+OTHER_PARTS = (
+    "text_encoders.", "text_encoder.", "text_encoder_2.", "cond_stage_model.", "conditioner.",
+    "first_stage_model.", "vae.", "pretransform.", "clip_l.", "clip_g.", "clip_h.", "t5xxl.",
+)  # fmt: skip
 # Beginnings of the prefixes that ComfyUI looks for (comfy/model_detection.py). A layer configured
 # in the header under such a name makes it look for the model there.
 COMFYUI_PREFIXES = ("model.", "net.")
@@ -599,9 +604,17 @@ class Model:
         return sum(ref.nbytes for ref in self.tensors.values())
 
     @property
+    def beside(self) -> dict[str, TensorRef]:
+        """Collect the tensors that are not of the diffusion model, such as a text encoder's."""
+        prefix = diffusion_prefix(self.tensors)
+        return {name: ref for name, ref in self.tensors.items() if is_beside(name, prefix)}
+
+    @property
     def linear_weights(self) -> list[TensorRef]:
-        """List what looks like a linear layer's weight, in the order of the tensors."""
-        return [ref for ref in self.tensors.values() if ref.is_linear_weight]
+        """List what looks like a linear layer's weight of the diffusion model, in file order."""
+        beside = self.beside
+        refs = self.tensors.values()
+        return [ref for ref in refs if ref.is_linear_weight and ref.name not in beside]
 
 
 class Source(NamedTuple):
@@ -643,14 +656,23 @@ def diffusion_prefix(names: Iterable[str]) -> str:
     return next(usual, "") if names else ""
 
 
+def is_beside(name: str, prefix: str) -> bool:
+    """Tell whether a name is of something beside the diffusion model, whose `prefix` is given."""
+    return not name.startswith(prefix) or (not prefix and name.startswith(OTHER_PARTS))
+
+
 def renamed(ref: TensorRef, prefix: str, new: str) -> str:
     """Name a tensor with `new` in place of `prefix`; a name without that prefix stays."""
     return new + ref.name.removeprefix(prefix) if ref.name.startswith(prefix) else ref.name
 
 
 def is_converted(model: Model) -> bool:
-    """Tell whether any layer of a source was quantised already: copied as it is, or decoded."""
-    return any(ref.is_kept or ref.scale is not None for ref in model.tensors.values())
+    """Tell whether any layer of a source was quantised already: copied as it is, or decoded.
+
+    Layers beside the diffusion model do not count, as they say nothing of it.
+    """
+    beside, refs = model.beside, model.tensors.values()
+    return any((ref.is_kept and ref.name not in beside) or ref.scale is not None for ref in refs)
 
 
 def compiled(pattern: str) -> re.Pattern:
@@ -4757,6 +4779,8 @@ class Why(Enum):
     NOTHING = auto()
     # What it is in the source: quantised already, not a linear layer's weight, a bias or a norm.
     SOURCE = auto()
+    # It is not of the diffusion model: a text encoder's, a VAE's.
+    BESIDE = auto()
     # An option that names layers or kinds of layers, or a recipe.
     OPTION = auto()
     # The files of --layer-config and --full-precision-mm-layers.
@@ -5035,8 +5059,12 @@ class TensorPlan:
 
     @property
     def is_layer(self) -> bool:
-        """Tell whether it is a linear layer's weight, packed in the source or not."""
-        return self.ref.is_linear_weight or bool(self.ref.config)
+        """Tell whether it is a linear layer's weight, packed in the source or not.
+
+        Layers beside the diffusion model do not count.
+        """
+        is_own = self.reason.kind is not Why.BESIDE
+        return is_own and (self.ref.is_linear_weight or bool(self.ref.config))
 
     @property
     def weights(self) -> int:
@@ -5046,8 +5074,12 @@ class TensorPlan:
 
     @property
     def format(self) -> Format:
-        """Return the format of the layer in the output, quantised now or already in the source."""
-        return configured_formats()[self.config["format"]] if self.ref.config else self.precision
+        """Return the format of the layer in the output, quantised now or already in the source.
+
+        One that lies beside the diffusion model may have a format that no row describes.
+        """
+        own = configured_formats().get(self.config["format"]) if self.ref.config else None
+        return own or self.precision
 
     @property
     def has_nvfp4_input(self) -> bool:
@@ -5081,7 +5113,7 @@ class TensorPlan:
     @property
     def config_bytes(self) -> bytes:
         """Return that configuration as the bytes of the `comfy_quant` tensor, JSON in UTF-8."""
-        return json.dumps(self.config).encode()
+        return (self.ref.config or json.dumps(self.config)).encode()
 
 
 class Plan(NamedTuple):
@@ -5358,727 +5390,6 @@ def work(plan: TensorPlan) -> int:
     Each weight counts once, and FEEDBACK_COST times if the layer is rounded by statistics.
     """
     return math.prod(plan.ref.shape) * (FEEDBACK_COST if plan.moments else 1)
-
-
-# ── nvfp4/layout.py: Lay the output out to the byte: tensors, headers, shards ─────────────────────
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slot:
-    """Place one tensor of the output.
-
-    name, dtype, shape: as in the header; begin: its absolute offset in the file, header included;
-    nbytes: its size.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """Hold one output file, known before it is written.
-
-    header: the whole header, its length field of 8 bytes included; slots: {name: Slot} in the order
-    of their bytes.
-    """
-
-    header: bytes
-    slots: dict[str, Slot]
-
-    @property
-    def nbytes(self) -> int:
-        """Return the size of the file."""
-        return len(self.header) + sum(slot.nbytes for slot in self.slots.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """Hold a conversion planned to the byte: one output file, or shards and their index.
-
-    model: the source, LoRAs and adopted layers included; plans: one for each tensor, in source
-    order; origin: how the file is made, as its header tells; layouts: {path: Layout} of the files
-    that hold tensors.
-    """
-
-    options: Options
-    model: Model
-    plans: list[TensorPlan]
-    origin: dict[str, object]
-    layouts: dict[Path, Layout]
-
-    @property
-    def nbytes(self) -> int:
-        """Return the size of all files that hold tensors, headers included.
-
-        The index of shards does not count.
-        """
-        return sum(layout.nbytes for layout in self.layouts.values())
-
-    @property
-    def index(self) -> Path | None:
-        """Return the path of the index of shards, None for a single file."""
-        return self.options.written if self.options.output_sharded else None
-
-    @property
-    def files(self) -> list[Path]:
-        """List the paths of the output in the order in which they get their names, the index last.
-
-        A set of shards without its index is not taken for a model, so that it is never half there.
-        """
-        return [*self.layouts, *filter(None, [self.index])]
-
-    @property
-    def fingerprint(self) -> dict[str, object]:
-        """Summarise what the output's bytes depend on, to tell this conversion from another one.
-
-        Returns a hash of headers and input scales ("plan"), and path, size and time of each file
-        that is read ("files"), all of which JSON can hold. The journal begins with it, and --resume
-        goes on only where it is the same.
-        """
-        plan = hashlib.sha256()
-        for path, layout in self.layouts.items():
-            plan.update(os.fsencode(path.name) + layout.header)
-        # Headers do not show the values of input scales, which another option may have changed.
-        plan.update(str([plan.input_scale for plan in self.plans]).encode())
-        paths = [path for path in (*self.options.inputs, *self.model.files) if not path.is_dir()]
-        stamps = {path: self.model.stamps.get(path) or stamp(path) for path in paths}
-        # The folder of a file counts, too: models for high and low noise may have the same names,
-        # sizes and times. Folders among the inputs were left out above, because their time changes
-        # with each file in them, such as the output.
-        files = [[str(path.resolve()), *stamp] for path, stamp in stamps.items()]
-        return {"plan": plan.hexdigest(), "files": sorted(files)}
-
-    def refuse_changed(self) -> None:
-        """Raise ConvertError if source files are no longer those whose headers were read.
-
-        Old and new weights would mix in the output. Size and time of each file are compared.
-        """
-        stamps = self.model.stamps
-        if changed := [str(path) for path, before in stamps.items() if stamp(path) != before]:
-            raise ConvertError(f"{examples(changed)}: {CHANGED_UNDER_WAY}")
-
-
-def planned_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """List what a planned tensor becomes in the output: {key: (safetensors dtype, shape)}.
-
-    One tensor, unless it is quantised: then the format's parts come first, input scale, smoothing
-    and configuration after them, each if the plan has it. `encode.layer.store` gives the values in
-    this order.
-    """
-    # A weight of the source that is NVFP4 already brings its configuration along.
-    if not plan.is_quantised:
-        stored = {plan.ref.name: (plan.dtype, plan.ref.shape)}
-        config = {f"{plan.ref.layer}.comfy_quant": ("U8", (len(plan.ref.config),))}
-        return stored | (config if plan.ref.config else {})
-    form = plan.precision
-    parts = form.parts(plan.ref.shape)
-    # Names beyond the format's own parts are those that ComfyUI reads for every format.
-    if plan.input_scale is not None:
-        parts["input_scale"] = ("F32", form.scalar_shape)
-    if plan.smoothing is not None:
-        parts["pre_quant_scale"] = ("BF16", tuple(plan.smoothing.shape))
-    if form.is_configured:
-        parts["comfy_quant"] = ("U8", (len(plan.config_bytes),))
-    return {f"{plan.ref.layer}.{form.name_in_file(suffix)}": part for suffix, part in parts.items()}
-
-
-def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
-    """Make the tensor by which ComfyUI knows the quantised layers of a file that configures none.
-
-    Returns {name: tensor}, empty where no format of the plan has a marker. A marker decides for all
-    layers of a file, so that it is made of the first one's full-precision flag.
-    """
-    plan = next((plan for plan in plans if plan.precision.marker), None)
-    if plan is None:
-        return {}
-    # ComfyUI looks for the marker behind the prefix that the model's other keys have.
-    prefix = plan.ref.layer.removesuffix(bare(plan.ref.layer))
-    marker = marker_tensor(full_precision=bool(plan.full_precision))
-    return {prefix + plan.precision.marker: marker}
-
-
-def bytes_in_output(plan: TensorPlan) -> int:
-    """Count the bytes that a planned tensor becomes, with its scales and configuration."""
-    return sum(bits_of(*stored) // 8 for stored in planned_tensors(plan).values())
-
-
-def make_job(options: Options, model: Model, plans: list[TensorPlan]) -> Job:
-    """Make the record of a conversion that is planned: its files laid out to the byte.
-
-    Raises ConvertError where two tensors of the output would have one name.
-    """
-    origin = origin_of(options, model, plans)
-    layouts = make_layouts(options, model, plans, origin)
-    return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
-
-
-def output_size(options: Options, model: Model, plans: list[TensorPlan]) -> int:
-    """Compute the output's size, headers included, without a Job to write it."""
-    layouts = make_layouts(options, model, plans, origin_of(options, model, plans))
-    return sum(layout.nbytes for layout in layouts.values())
-
-
-def make_layouts(
-    options: Options, model: Model, plans: list[TensorPlan], origin: dict[str, object]
-) -> dict[Path, Layout]:
-    """Lay out the one file, or the shards with --output-sharded: {path: Layout}.
-
-    Shards are named NAME-00001-of-0000N.safetensors beside OUTPUT; each has the whole metadata, and
-    in it the quantised layers that it holds.
-    """
-    marker = marker_of(plans)
-    shards = split_shards(plans, options.max_shard_size) if options.output_sharded else [plans]
-    layouts, output = {}, options.output
-    for number, members in enumerate(shards, 1):
-        name = f"{output.stem}-{number:05}-of-{len(shards):05}{output.suffix}"
-        path = output.with_name(name) if options.output_sharded else output
-        # One marker serves the whole checkpoint: it lies in the first shard.
-        layouts[path] = make_layout(members, make_metadata(model, members, origin), marker)
-        marker = {}
-    return layouts
-
-
-def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]]:
-    """Split plans, in source order, into shards of up to `largest` bytes of data.
-
-    A layer is never split: one that is larger is a shard of its own, with all its scales.
-    """
-    # Headers are not counted: they are small, and known only once the shards are.
-    shards, size = [[]], 0
-    for plan in plans:
-        size += bytes_in_output(plan)
-        if size > largest and shards[-1]:
-            shards.append([])
-            size = bytes_in_output(plan)
-        shards[-1].append(plan)
-    return shards
-
-
-def make_layout(
-    plans: Iterable[TensorPlan], metadata: dict[str, str], marker: dict[str, torch.Tensor]
-) -> Layout:
-    """Make the header and the offsets of one output file.
-
-    Tensors are ordered by item size, so that each starts at a multiple of its own; the odd-length
-    comfy_quant tensors come last. Raises ConvertError where two would have one name.
-    """
-    stored = [(key, *value) for plan in plans for key, value in planned_tensors(plan).items()]
-    # A marker is the only tensor that no plan stands for.
-    stored += [(key, "F8_E4M3", tuple(tensor.shape)) for key, tensor in marker.items()]
-    stored.sort(
-        key=lambda row: (-SAFETENSORS_BITS[row[1]], row[0].endswith(".comfy_quant"), row[0])
-    )
-    # Offsets count from the end of the header, as the format asks; a Slot's count from the file's.
-    entries, begin = {"__metadata__": metadata}, 0
-    for key, dtype, shape in stored:
-        if key in entries:
-            raise ConvertError(f"two tensors of the output would be named {key}")
-        end = begin + bits_of(dtype, shape) // 8
-        entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-        begin = end
-    # Parity with the safetensors library: a header is padded with spaces to a multiple of 8 bytes.
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text = text.ljust(round_up(len(text), 8))
-    header = len(text).to_bytes(8, "little") + text
-    slots = {}
-    for key, dtype, shape in stored:
-        begin, end = entries[key]["data_offsets"]
-        at, size = len(header) + begin, end - begin
-        slots[key] = Slot(name=key, dtype=dtype, shape=shape, begin=at, nbytes=size)
-    return Layout(header=header, slots=slots)
-
-
-def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, object]:
-    """Record how a file was made, for its header and the report.
-
-    version: that of the converter; options: those that leave a trace; sources: size by file name;
-    plan: how many tensors each format has. There are names only, no folders and no times, because
-    equal runs are to give equal bytes.
-    """
-    # Tensors are counted in the order of names, whatever order they were planned in.
-    return {
-        "version": __version__,
-        "options": options.recorded,
-        "sources": {path.name: path.stat().st_size for path in model.files},
-        "plan": dict(sorted(Counter(plan.precision.name for plan in plans).items())),
-    }
-
-
-def make_metadata(
-    model: Model, plans: list[TensorPlan], origin: dict[str, object]
-) -> dict[str, str]:
-    """Make the strings of a file's header.
-
-    The source's own metadata stays. `_quantization_metadata` tells ComfyUI of the layers among
-    these plans, and is left out where a marker does; `convert_nvfp4` holds the origin as JSON.
-    """
-    metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
-    # That of the source lists layers as they were; this file's own list is made below.
-    metadata.pop("_quantization_metadata", None)
-    layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised or plan.ref.config}
-    # ComfyUI does not look for a marker in files that have this entry.
-    if layers and not any(plan.precision.marker for plan in plans):
-        quantisation = {"format_version": "1.0", "layers": layers}
-        metadata["_quantization_metadata"] = json.dumps(quantisation)
-    return metadata
-
-
-def render_index(job: Job) -> str:
-    """Write the *.index.json of shards, as the transformers and diffusers libraries write it.
-
-    Returns its text: `total_size` is the bytes of all tensors, without headers, and `weight_map`
-    says which file each one is in.
-    """
-    slots = {
-        key: (path.name, slot.nbytes)
-        for path, layout in job.layouts.items()
-        for key, slot in layout.slots.items()
-    }
-    # Parity: `total_size` counts tensors alone, in these libraries too.
-    total = sum(size for _, size in slots.values())
-    weight_map = {key: name for key, (name, _) in sorted(slots.items())}
-    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
-
-
-# ── nvfp4/numeric/dtypes.py: Name the torch dtypes of tensors in safetensors files ────────────────
-
-# Only dtypes that a conversion computes with; tensors of others are copied as bytes, untyped.
-TORCH_DTYPES = {
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F64": torch.float64,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
-
-
-# ── nvfp4/numeric/lora.py: Compute what a LoRA, LoHa, LoKr or DoRA adds to a weight ───────────────
-
-def lora_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """Multiply the factors of a LoRA, up x down.
-
-    parts: `up` [N, r, ...] and `down` [r, K, ...], float32; a convolution may keep its kernel in a
-    third factor `mid` (LoCon's CP decomposition). Returns the change as [N, K * kernel], and the
-    rank r that `alpha` is divided by.
-    """
-    up, down = parts["up"], parts["down"]
-    rank = down.shape[0]
-    if "mid" in parts:
-        down = torch.einsum("mn...,nj->mj...", parts["mid"], down.flatten(1))
-    return up.flatten(1) @ down.flatten(1), rank
-
-
-def product(parts: dict[str, torch.Tensor], which: int) -> tuple[torch.Tensor, int | None]:
-    """Make one of the two matrices that LoHa and LoKr combine.
-
-    parts: either `w1` (`w2`) whole, or its factors `w1_a` [m, r] and `w1_b` [r, n], with a core
-    tensor `t1` for convolutions. which: 1 or 2. Returns the matrix, and its rank, None if it is
-    stored whole.
-    """
-    if (whole := parts.get(f"w{which}")) is not None:
-        return whole, None
-    a, b, core = parts[f"w{which}_a"], parts[f"w{which}_b"], parts.get(f"t{which}")
-    whole = a @ b if core is None else torch.einsum("ij...,jr,ip->pr...", core, b, a)
-    # torch.kron refuses the strides that einsum leaves.
-    return whole.contiguous(), b.shape[0]
-
-
-def loha_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """Multiply the two low-rank products of a LoHa element by element.
-
-    parts: float32 factors as `product` takes them, both products of the weight's shape. Returns the
-    change and the rank of the first product, which `alpha` is divided by.
-    """
-    (first, rank), (second, _) = product(parts, 1), product(parts, 2)
-    return first * second, rank
-
-
-def lokr_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int | None]:
-    """Form the Kronecker product of the two matrices of a LoKr.
-
-    parts: float32 factors as `product` takes them; the second holds a convolution's kernel, if
-    there is one. Returns the change and the second one's rank, else the first one's; it is None if
-    both are stored whole, where ComfyUI leaves `alpha` out.
-    """
-    (first, first_rank), (second, rank) = product(parts, 1), product(parts, 2)
-    # A plain matrix gets kernel dimensions of 1, as the Kronecker product needs equal dimensions.
-    first = first.reshape(first.shape + (1,) * (second.ndim - first.ndim))
-    return torch.kron(first, second), rank or first_rank
-
-
-# A patch's kind, as the names in a LoRA file tell it, and what makes a change and a rank of its
-# parts. "diff" and "set" hold a whole tensor, which is added, or takes the weight's place.
-CHANGES = {
-    "lora": lora_change,
-    "loha": loha_change,
-    "lokr": lokr_change,
-    "diff": lambda parts: (parts["diff"], None),
-    "set": lambda parts: (parts["set_weight"], None),
-}
-
-
-def dora(weight: torch.Tensor, merged: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Scale each row or column of a merged weight to the length that was trained for it.
-
-    weight: before merging; merged: after it, same shape [N, K, ...], float32; scale: `dora_scale`,
-    a length for each of N rows, else for each of K columns. As in ComfyUI, the lengths divided by
-    are those of the unmerged rows, but of the merged columns.
-    """
-    # ComfyUI tells rows from columns by this first dimension alone, square weights included.
-    if scale.shape[0] == weight.shape[0]:
-        length = weight.flatten(1).norm(dim=1)
-        length = length.reshape(-1, *[1] * (weight.ndim - 1))
-    else:
-        length = merged.transpose(0, 1).flatten(1).norm(dim=1)
-        length = length.reshape(1, -1, *[1] * (weight.ndim - 2))
-    # Float32's epsilon keeps rows of zeros from being divided by 0, as in ComfyUI.
-    return merged * (scale.reshape(length.shape) / (length + torch.finfo(torch.float32).eps))
-
-
-def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) -> None:
-    """Add one patch to a weight in place: weight[rows] += strength * alpha / rank * change.
-
-    patch: its kind, strength, rows, and whether the halves of the change are swapped; parts: its
-    tensors in float32, `alpha` and `dora_scale` included; weight: float32, the whole tensor. A
-    patch of kind "set" replaces the rows instead. Raises ValueError, or torch's RuntimeError, where
-    the change does not fit the weight.
-    """
-    weight = weight[patch.rows]
-    change, rank = CHANGES[patch.kind](parts)
-    if change.shape[:1] != weight.shape[:1] or rank == 0:
-        # Reshape alone would accept a transposed change of the same number of elements.
-        raise ValueError(change.shape)
-    change = change.reshape(weight.shape)
-    if patch.swapped:
-        change = torch.cat(change.chunk(2)[::-1])
-    if patch.kind == "set":
-        weight.copy_(change)
-        return
-    if "alpha" in parts and rank is not None:
-        change = change * (parts["alpha"].reshape(()) / rank)
-    if "dora_scale" in parts and patch.kind != "diff":
-        # The strength applies to the rescaled weight's difference, not to the LoRA's own change.
-        change = dora(weight, weight + change, parts["dora_scale"]) - weight
-    weight.add_(change, alpha=patch.strength)
-
-
-# ── nvfp4/read/tensors.py: Read tensors: FP8 decoded, LoRAs merged ────────────────────────────────
-
-# Where layers are compared, this many rows stand for a weight, in 8 stripes spread over its height,
-# so that fused layers show all of their parts.
-STUDIED_ROWS, STRIPES = 256, 8
-
-
-def fill(ref: TensorRef, begin: int, view: memoryview, file: BinaryIO | None = None) -> None:
-    """Read bytes of a tensor from the disk into memory.
-
-    Fills all of `view` from the tensor's byte `begin` on. `file` is the tensor's file, if it is
-    open already; it is moved, but not closed. Raises ConvertError where the file cannot be read, or
-    ends inside the tensor, which its header excludes: it was changed meanwhile.
-    """
-    with (
-        translated(ref.path, f"cannot read {ref.name}"),
-        contextlib.nullcontext(file) if file else ref.path.open("rb", buffering=0) as file,
-    ):
-        file.seek(ref.begin + begin)
-        # readinto may give less than was asked for, and gives 0 only at the file's end.
-        filled = 0
-        while filled < len(view) and (count := file.readinto(view[filled:])):
-            filled += count
-    if filled < len(view):
-        raise ConvertError(f"{ref.path}: ended inside {ref.name}; {CHANGED_UNDER_WAY}")
-
-
-def load_bytes(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
-    """Load a whole tensor of any dtype as its stored bytes: uint8 [nbytes], on the CPU."""
-    data = torch.empty(ref.nbytes, dtype=torch.uint8)
-    fill(ref, 0, memoryview(data.numpy()), file)
-    return data
-
-
-def load(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
-    """Load a whole tensor as it is stored, in its own dtype and shape, on the CPU.
-
-    `file` is the tensor's file, if it is open already. Raises KeyError for a dtype that is not in
-    TORCH_DTYPES.
-    """
-    return load_bytes(ref, file).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
-
-
-def load_weight(ref: TensorRef) -> torch.Tensor:
-    """Read a whole tensor: FP8 decoded and LoRAs merged, the values that are quantised.
-
-    Returns float32 where it was decoded or patched, else the stored dtype. Raises ConvertError as
-    `changed` does.
-    """
-    return changed(ref, load(ref)) if ref.is_changed else load(ref)
-
-
-def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
-    """Decode FP8 and merge LoRAs into a stored tensor: float32.
-
-    data: the tensor `ref` as it is stored. Rows of it suffice if there are no patches, which are
-    merged into the whole only. Raises ConvertError where FP8 codes are NaN, or where merging makes
-    NaN or Inf.
-    """
-    if ref.scale is not None:
-        # The sign bit is masked out, as there is a negative NaN, too.
-        if (data.view(torch.uint8) & NAN_E4M3 == NAN_E4M3).any():
-            raise ConvertError(f"{ref.path}: {ref.name} holds NaN: the file is damaged")
-        data = decode_e4m3(data).mul_(ref.scale)
-    if not ref.patches:
-        return data
-    data = data.float().view(ref.shape)
-    for patch in ref.patches:
-        # The parts of one patch at a time are in memory.
-        merge(patch, {part: load(other).float() for part, other in patch.parts.items()}, data)
-        if not data.isfinite().all():
-            lora = next(iter(patch.parts.values())).path
-            raise ConvertError(
-                f"{lora}: {ref.name} holds NaN or Inf after it is merged: the LoRA or the model "
-                "is damaged, or its strength too large"
-            )
-    return data
-
-
-def load_some_rows(ref: TensorRef) -> torch.Tensor:
-    """Read a sample of a weight's rows: [min(N, STUDIED_ROWS), K] of [N, K].
-
-    A weight of more rows gives as many from each of STRIPES places, evenly spread, the first and
-    last rows among them. Only these are read from the disk, unless the weight is patched. The dtype
-    is that of `load_weight`; the result is the same in every run.
-    """
-    height, (count, columns) = STUDIED_ROWS // STRIPES, ref.shape
-    if count <= STUDIED_ROWS:
-        return load_weight(ref)
-    # DoRA scales rows and columns by their lengths, so that a patch needs the whole weight.
-    if ref.patches:
-        weight, steps = load_weight(ref), range(STRIPES)
-        begins = (index * (count - height) // (STRIPES - 1) for index in steps)
-        return torch.cat([weight[begin : begin + height] for begin in begins])
-    row = ref.nbytes // count
-    data = torch.empty(STRIPES, height * row, dtype=torch.uint8)
-    for index, stripe in enumerate(data):
-        # From 0 for the first stripe to count - height for the last, which ends with the weight.
-        begin = index * (count - height) // (STRIPES - 1)
-        fill(ref, begin * row, memoryview(stripe.numpy()))
-    stored = data.view(-1).view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
-    return changed(ref, stored) if ref.is_changed else stored
-
-
-# ── nvfp4/stages.py: A hook for whoever wants to know what a conversion is busy with ──────────────
-
-# Called with a stage's name, it returns a context that lasts while that stage works on one piece:
-# "read", "encode", "write", "sync" (to bring what was written to the disk) or "verify". Reading and
-# writing have a thread each, so that stages overlap; one stage is never in two contexts at once.
-Observe = Callable[[str], AbstractContextManager]
-NOTHING = nullcontext()
-
-
-def unobserved(_: str) -> AbstractContextManager:
-    """Let a stage go by: what a conversion does where nobody asks."""
-    return NOTHING
-
-
-# ── nvfp4/encode/pieces.py: Split tensors into pieces, and read them ahead of the work ────────────
-
-# Pieces up to this many bytes take none of the reused buffers; at most this many pieces are read
-# ahead.
-SMALL_PIECE, MOST_AHEAD = 1 << 20, 32
-# Tensors that are only cast or copied are read in pieces of this size, whatever their own is.
-PIECE_BYTES = 32 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """Name what is read and worked on at once: bytes [begin, end) of a planned tensor."""
-
-    plan: TensorPlan
-    begin: int
-    end: int
-
-    @property
-    def nbytes(self) -> int:
-        """Return its size in the source, in bytes."""
-        return self.end - self.begin
-
-
-def tensors_of_rank(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
-    """Choose a rank's tensors, in source order.
-
-    The costliest are dealt first, each to the rank that has least so far; the cost is bytes read,
-    bytes written and the format's encoding cost. Biases that go along with their layers are not
-    among them. Every rank gets the same answer without a word between them.
-    """
-    along = {plan.bias.ref.name for plan in plans if plan.bias}
-    plans = [plan for plan in plans if plan.ref.name not in along]
-    loads, mine = [0] * ranks.size, set()
-    costs = {
-        plan.ref.name: plan.ref.nbytes
-        + bytes_in_output(plan)
-        + plan.precision.encoding_cost * math.prod(plan.ref.shape)
-        for plan in plans
-    }
-    # Every rank deals out all tensors the same way, names deciding ties, and keeps its own.
-    for name in sorted(costs, key=lambda name: (-costs[name], name)):
-        rank = loads.index(min(loads))
-        loads[rank] += costs[name]
-        if rank == ranks.rank:
-            mine.add(name)
-    return [plan for plan in plans if plan.ref.name in mine]
-
-
-def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
-    """Split a tensor into the pieces it is read in.
-
-    A layer that is quantised is one piece, because its scale depends on all of it, and so is a
-    tensor that LoRAs are merged into. Other tensors come in pieces of up to PIECE_BYTES.
-    """
-    whole = plan.is_quantised or plan.ref.patches
-    size = plan.ref.nbytes if whole else PIECE_BYTES
-    # An empty tensor has no piece: there is nothing to read or to write.
-    for begin in range(0, plan.ref.nbytes, max(size, 1)):
-        yield Piece(plan=plan, begin=begin, end=min(begin + size, plan.ref.nbytes))
-
-
-def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
-    """Fill a buffer with a piece's bytes and return them as the caller needs them.
-
-    buffer: uint8, at least as large as the piece. Returns a view of it, or float32 where FP8 is
-    decoded or LoRAs are merged: [N, K] for a quantised layer, flat floats for what is to be cast,
-    flat bytes for what is copied. Raises ConvertError where the file cannot be read or has changed.
-    """
-    ref, size = piece.plan.ref, piece.nbytes
-    fill(ref, piece.begin, memoryview(buffer.numpy())[:size])
-    # Tensors that are copied as bytes may have dtypes that TORCH_DTYPES does not list.
-    data = buffer[:size]
-    if ref.is_changed:
-        data = changed(ref, data.view(TORCH_DTYPES[ref.dtype]))
-    elif piece.plan.dtype != ref.dtype or piece.plan.is_quantised:
-        data = data.view(TORCH_DTYPES[ref.dtype])
-    return data.view(ref.shape) if piece.plan.is_quantised else data
-
-
-def read_ahead(
-    pieces: Iterable[Piece], buffers: int, *, pinned: bool = False, observe: Observe = unobserved
-) -> Iterator[tuple[Piece, torch.Tensor]]:
-    """Read pieces in order into reused buffers, while the caller works on one.
-
-    buffers: how many there are, one with the caller and the others being filled; pinned: in memory
-    that a GPU copies from faster; observe: told of each "read". Small pieces take no buffer, or a
-    bias between two weights would keep the second from being read while the first is worked on.
-    Yields (piece, its data as `read_piece` returns it); the data is valid until the next is asked
-    for.
-    """
-
-    def read(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
-        """Read a piece in the reader's thread, and let an observer time it."""
-        with observe("read"):
-            return read_piece(piece, buffer)
-
-    # All buffers are as large as the largest piece; pinned memory copies to a GPU faster.
-    pieces = deque(pieces)
-    size = max((piece.nbytes for piece in pieces), default=0)
-    free = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(buffers)]
-    waiting = deque()
-    with ThreadPoolExecutor(1) as reader:
-        while pieces or waiting:
-            while pieces and len(waiting) < MOST_AHEAD:
-                small = pieces[0].nbytes <= SMALL_PIECE
-                if not small and not free:
-                    break
-                piece = pieces.popleft()
-                buffer = torch.empty(SMALL_PIECE, dtype=torch.uint8) if small else free.pop()
-                waiting.append((piece, buffer, reader.submit(read, piece, buffer)))
-            # result() raises here what reading raised in the other thread.
-            piece, buffer, data = waiting.popleft()
-            yield piece, data.result()
-            # The caller is done with this buffer now; those of small pieces are dropped.
-            if buffer.numel() > SMALL_PIECE:
-                free.append(buffer)
-
-
-# ── nvfp4/progress.py: Progress bars, all of them on stderr ───────────────────────────────────────
-
-def progress_bar(
-    what: str,
-    items: Iterable | None = None,
-    *,
-    nbytes: int | None = None,
-    quiet: bool = False,
-    delay: float = 0,
-) -> tqdm:
-    """Open a bar that goes on with each of `items` it yields, or to `nbytes` by its `update`.
-
-    `what` stands in front of the bar, which is shown after `delay` seconds: what is done by then
-    shows none. All bars of all programs are made here, so that all go to stderr, and none is shown
-    if `quiet`.
-    """
-    in_bytes = {} if nbytes is None else {"total": nbytes, "unit": "B", "unit_scale": True}
-    # sys.stderr is looked up now, as tqdm's own default would keep the stream of its import.
-    return tqdm(items, what, disable=quiet, delay=delay, file=sys.stderr, **in_bytes)
-
-
-# ── nvfp4/encode/float16.py: Find out whether float16 holds what is to be float16 ─────────────────
-
-# The least number that rounds to infinity: halfway between float16's largest, 65504, and 65536.
-HALF_OVERFLOWS = 65520.0
-
-
-def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
-    """Cast a piece of a tensor that is not quantised to its output dtype.
-
-    data: what `read_ahead` gave for the piece: bytes where nothing has to be cast, which are
-    returned as they are, else floats. Raises Float16OverflowError, with the tensor's name, where
-    casting makes infinities of finite values; infinities of the source pass.
-    """
-    plan = piece.plan
-    if plan.dtype == plan.ref.dtype and not plan.ref.is_changed:
-        return data
-    result = data.to(TORCH_DTYPES[plan.dtype])
-    # One quick pass rules nearly all out; it gives NaN where it cannot tell, which is no less.
-    suspect = plan.dtype == "F16" and not largest_magnitude(data) < HALF_OVERFLOWS
-    if suspect and (result.isinf() & data.isfinite()).any():
-        raise Float16OverflowError(plan.ref.name)
-    return result
-
-
-def float16_overflows(plans: Iterable[TensorPlan], options: Options) -> frozenset[str]:
-    """Name the tensors that are to be float16 and do not fit.
-
-    plans: all tensors; those that cannot overflow are not read. Reads the others once, piece by
-    piece, and writes nothing. The names are those of the source; layers' biases are found among the
-    plans like any tensor.
-    """
-    pieces = [piece for plan in plans if plan.may_overflow for piece in pieces_of(plan)]
-    found = set()
-    if not pieces:
-        return frozenset()
-    nbytes = sum(piece.nbytes for piece in pieces)
-    with progress_bar("checking float16 range", nbytes=nbytes, quiet=options.quiet) as bar:
-        for piece, data in read_ahead(pieces, options.buffers):
-            try:
-                cast(piece, data)
-            except Float16OverflowError:
-                found.add(piece.plan.ref.name)
-            bar.update(piece.nbytes)
-    return frozenset(found)
-
-
-# ── nvfp4/guides/columns.py: Name the columns of a calibration summary ────────────────────────────
-
-def percentile_key(percentile: float) -> str:
-    """Name a percentile as calibration summaries name their columns: 99.9 -> "p99_9".
-
-    percentile: from 0 to 100; six significant digits of it count.
-    """
-    return f"p{percentile:g}".replace(".", "_")
 
 
 # ── nvfp4/read/beginnings.py: Recognise by its first bytes what a file is, and in which encoding it
@@ -6681,6 +5992,734 @@ def file_bytes(model: Model) -> int:
     return sum(path.stat().st_size for path in model.files if path.suffix.lower() != ".json")
 
 
+# ── nvfp4/layout.py: Lay the output out to the byte: tensors, headers, shards ─────────────────────
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """Place one tensor of the output.
+
+    name, dtype, shape: as in the header; begin: its absolute offset in the file, header included;
+    nbytes: its size.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Hold one output file, known before it is written.
+
+    header: the whole header, its length field of 8 bytes included; slots: {name: Slot} in the order
+    of their bytes.
+    """
+
+    header: bytes
+    slots: dict[str, Slot]
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of the file."""
+        return len(self.header) + sum(slot.nbytes for slot in self.slots.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Hold a conversion planned to the byte: one output file, or shards and their index.
+
+    model: the source, LoRAs and adopted layers included; plans: one for each tensor, in source
+    order; origin: how the file is made, as its header tells; layouts: {path: Layout} of the files
+    that hold tensors.
+    """
+
+    options: Options
+    model: Model
+    plans: list[TensorPlan]
+    origin: dict[str, object]
+    layouts: dict[Path, Layout]
+
+    @property
+    def nbytes(self) -> int:
+        """Return the size of all files that hold tensors, headers included.
+
+        The index of shards does not count.
+        """
+        return sum(layout.nbytes for layout in self.layouts.values())
+
+    @property
+    def index(self) -> Path | None:
+        """Return the path of the index of shards, None for a single file."""
+        return self.options.written if self.options.output_sharded else None
+
+    @property
+    def files(self) -> list[Path]:
+        """List the paths of the output in the order in which they get their names, the index last.
+
+        A set of shards without its index is not taken for a model, so that it is never half there.
+        """
+        return [*self.layouts, *filter(None, [self.index])]
+
+    @property
+    def fingerprint(self) -> dict[str, object]:
+        """Summarise what the output's bytes depend on, to tell this conversion from another one.
+
+        Returns a hash of headers and input scales ("plan"), and path, size and time of each file
+        that is read ("files"), all of which JSON can hold. The journal begins with it, and --resume
+        goes on only where it is the same.
+        """
+        plan = hashlib.sha256()
+        for path, layout in self.layouts.items():
+            plan.update(os.fsencode(path.name) + layout.header)
+        # Headers do not show the values of input scales, which another option may have changed.
+        plan.update(str([plan.input_scale for plan in self.plans]).encode())
+        paths = [path for path in (*self.options.inputs, *self.model.files) if not path.is_dir()]
+        stamps = {path: self.model.stamps.get(path) or stamp(path) for path in paths}
+        # The folder of a file counts, too: models for high and low noise may have the same names,
+        # sizes and times. Folders among the inputs were left out above, because their time changes
+        # with each file in them, such as the output.
+        files = [[str(path.resolve()), *stamp] for path, stamp in stamps.items()]
+        return {"plan": plan.hexdigest(), "files": sorted(files)}
+
+    def refuse_changed(self) -> None:
+        """Raise ConvertError if source files are no longer those whose headers were read.
+
+        Old and new weights would mix in the output. Size and time of each file are compared.
+        """
+        stamps = self.model.stamps
+        if changed := [str(path) for path, before in stamps.items() if stamp(path) != before]:
+            raise ConvertError(f"{examples(changed)}: {CHANGED_UNDER_WAY}")
+
+
+def planned_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """List what a planned tensor becomes in the output: {key: (safetensors dtype, shape)}.
+
+    One tensor, unless it is quantised: then the format's parts come first, input scale, smoothing
+    and configuration after them, each if the plan has it. `encode.layer.store` gives the values in
+    this order.
+    """
+    # A weight of the source that is NVFP4 already brings its configuration along.
+    if not plan.is_quantised:
+        stored = {plan.ref.name: (plan.dtype, plan.ref.shape)}
+        config = {f"{plan.ref.layer}.comfy_quant": ("U8", (len(plan.config_bytes),))}
+        return stored | (config if plan.ref.config else {})
+    form = plan.precision
+    parts = form.parts(plan.ref.shape)
+    # Names beyond the format's own parts are those that ComfyUI reads for every format.
+    if plan.input_scale is not None:
+        parts["input_scale"] = ("F32", form.scalar_shape)
+    if plan.smoothing is not None:
+        parts["pre_quant_scale"] = ("BF16", tuple(plan.smoothing.shape))
+    if form.is_configured:
+        parts["comfy_quant"] = ("U8", (len(plan.config_bytes),))
+    return {f"{plan.ref.layer}.{form.name_in_file(suffix)}": part for suffix, part in parts.items()}
+
+
+def marker_of(plans: Iterable[TensorPlan]) -> dict[str, torch.Tensor]:
+    """Make the tensor by which ComfyUI knows the quantised layers of a file that configures none.
+
+    Returns {name: tensor}, empty where no format of the plan has a marker. A marker decides for all
+    layers of a file, so that it is made of the first one's full-precision flag.
+    """
+    plan = next((plan for plan in plans if plan.precision.marker), None)
+    if plan is None:
+        return {}
+    # ComfyUI looks for the marker behind the prefix that the model's other keys have.
+    prefix = plan.ref.layer.removesuffix(bare(plan.ref.layer))
+    marker = marker_tensor(full_precision=bool(plan.full_precision))
+    return {prefix + plan.precision.marker: marker}
+
+
+def bytes_in_output(plan: TensorPlan) -> int:
+    """Count the bytes that a planned tensor becomes, with its scales and configuration."""
+    return sum(bits_of(*stored) // 8 for stored in planned_tensors(plan).values())
+
+
+def make_job(options: Options, model: Model, plans: list[TensorPlan]) -> Job:
+    """Make the record of a conversion that is planned: its files laid out to the byte.
+
+    Raises ConvertError where two tensors of the output would have one name.
+    """
+    origin = origin_of(options, model, plans)
+    layouts = make_layouts(options, model, plans, origin)
+    return Job(options=options, model=model, plans=plans, origin=origin, layouts=layouts)
+
+
+def output_size(options: Options, model: Model, plans: list[TensorPlan]) -> int:
+    """Compute the output's size, headers included, without a Job to write it."""
+    layouts = make_layouts(options, model, plans, origin_of(options, model, plans))
+    return sum(layout.nbytes for layout in layouts.values())
+
+
+def make_layouts(
+    options: Options, model: Model, plans: list[TensorPlan], origin: dict[str, object]
+) -> dict[Path, Layout]:
+    """Lay out the one file, or the shards with --output-sharded: {path: Layout}.
+
+    Shards are named NAME-00001-of-0000N.safetensors beside OUTPUT; each has the whole metadata, and
+    in it the quantised layers that it holds.
+    """
+    marker = marker_of(plans)
+    shards = split_shards(plans, options.max_shard_size) if options.output_sharded else [plans]
+    layouts, output = {}, options.output
+    for number, members in enumerate(shards, 1):
+        name = f"{output.stem}-{number:05}-of-{len(shards):05}{output.suffix}"
+        path = output.with_name(name) if options.output_sharded else output
+        # One marker serves the whole checkpoint: it lies in the first shard.
+        layouts[path] = make_layout(members, make_metadata(model, members, origin), marker)
+        marker = {}
+    return layouts
+
+
+def split_shards(plans: list[TensorPlan], largest: int) -> list[list[TensorPlan]]:
+    """Split plans, in source order, into shards of up to `largest` bytes of data.
+
+    A layer is never split: one that is larger is a shard of its own, with all its scales.
+    """
+    # Headers are not counted: they are small, and known only once the shards are.
+    shards, size = [[]], 0
+    for plan in plans:
+        size += bytes_in_output(plan)
+        if size > largest and shards[-1]:
+            shards.append([])
+            size = bytes_in_output(plan)
+        shards[-1].append(plan)
+    return shards
+
+
+def make_layout(
+    plans: Iterable[TensorPlan], metadata: dict[str, str], marker: dict[str, torch.Tensor]
+) -> Layout:
+    """Make the header and the offsets of one output file.
+
+    Tensors are ordered by item size, so that each starts at a multiple of its own; the odd-length
+    comfy_quant tensors come last. Raises ConvertError where two would have one name.
+    """
+    stored = [(key, *value) for plan in plans for key, value in planned_tensors(plan).items()]
+    # A marker is the only tensor that no plan stands for.
+    stored += [(key, "F8_E4M3", tuple(tensor.shape)) for key, tensor in marker.items()]
+    stored.sort(
+        key=lambda row: (-SAFETENSORS_BITS[row[1]], row[0].endswith(".comfy_quant"), row[0])
+    )
+    # Offsets count from the end of the header, as the format asks; a Slot's count from the file's.
+    entries, begin = {"__metadata__": metadata}, 0
+    for key, dtype, shape in stored:
+        if key in entries:
+            raise ConvertError(f"two tensors of the output would be named {key}")
+        end = begin + bits_of(dtype, shape) // 8
+        entries[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    # Parity with the safetensors library: a header is padded with spaces to a multiple of 8 bytes.
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(round_up(len(text), 8))
+    header = len(text).to_bytes(8, "little") + text
+    slots = {}
+    for key, dtype, shape in stored:
+        begin, end = entries[key]["data_offsets"]
+        at, size = len(header) + begin, end - begin
+        slots[key] = Slot(name=key, dtype=dtype, shape=shape, begin=at, nbytes=size)
+    return Layout(header=header, slots=slots)
+
+
+def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[str, object]:
+    """Record how a file was made, for its header and the report.
+
+    version: that of the converter; options: those that leave a trace; sources: size by file name;
+    plan: how many tensors each format has. There are names only, no folders and no times, because
+    equal runs are to give equal bytes.
+    """
+    # Tensors are counted in the order of names, whatever order they were planned in.
+    return {
+        "version": __version__,
+        "options": options.recorded,
+        "sources": {path.name: path.stat().st_size for path in model.files},
+        "plan": dict(sorted(Counter(plan.precision.name for plan in plans).items())),
+    }
+
+
+def make_metadata(
+    model: Model, plans: list[TensorPlan], origin: dict[str, object]
+) -> dict[str, str]:
+    """Make the strings of a file's header.
+
+    The source's own metadata stays. `_quantization_metadata` tells ComfyUI of the layers among
+    these plans, and is left out where a marker does; `convert_nvfp4` holds the origin as JSON. Of
+    the source's list, layers beside the diffusion model stay.
+    """
+    metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
+    # That of the source lists layers as they were; this file's own list is made below.
+    metadata.pop("_quantization_metadata", None)
+    beside = {name.rpartition(".")[0] for name in model.beside}
+    beside &= {plan.ref.name.rpartition(".")[0] for plan in plans}
+    listed = header_layers(model.metadata) or {}
+    layers = {name: config for name, config in listed.items() if name in beside}
+    layers |= {
+        plan.ref.layer: plan.config for plan in plans if plan.is_quantised or plan.ref.config
+    }
+    # ComfyUI does not look for a marker in files that have this entry.
+    if layers and not any(plan.precision.marker for plan in plans):
+        quantisation = {"format_version": "1.0", "layers": layers}
+        metadata["_quantization_metadata"] = json.dumps(quantisation)
+    return metadata
+
+
+def render_index(job: Job) -> str:
+    """Write the *.index.json of shards, as the transformers and diffusers libraries write it.
+
+    Returns its text: `total_size` is the bytes of all tensors, without headers, and `weight_map`
+    says which file each one is in.
+    """
+    slots = {
+        key: (path.name, slot.nbytes)
+        for path, layout in job.layouts.items()
+        for key, slot in layout.slots.items()
+    }
+    # Parity: `total_size` counts tensors alone, in these libraries too.
+    total = sum(size for _, size in slots.values())
+    weight_map = {key: name for key, (name, _) in sorted(slots.items())}
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
+
+
+# ── nvfp4/numeric/dtypes.py: Name the torch dtypes of tensors in safetensors files ────────────────
+
+# Only dtypes that a conversion computes with; tensors of others are copied as bytes, untyped.
+TORCH_DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F64": torch.float64,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+
+
+# ── nvfp4/numeric/lora.py: Compute what a LoRA, LoHa, LoKr or DoRA adds to a weight ───────────────
+
+def lora_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """Multiply the factors of a LoRA, up x down.
+
+    parts: `up` [N, r, ...] and `down` [r, K, ...], float32; a convolution may keep its kernel in a
+    third factor `mid` (LoCon's CP decomposition). Returns the change as [N, K * kernel], and the
+    rank r that `alpha` is divided by.
+    """
+    up, down = parts["up"], parts["down"]
+    rank = down.shape[0]
+    if "mid" in parts:
+        down = torch.einsum("mn...,nj->mj...", parts["mid"], down.flatten(1))
+    return up.flatten(1) @ down.flatten(1), rank
+
+
+def product(parts: dict[str, torch.Tensor], which: int) -> tuple[torch.Tensor, int | None]:
+    """Make one of the two matrices that LoHa and LoKr combine.
+
+    parts: either `w1` (`w2`) whole, or its factors `w1_a` [m, r] and `w1_b` [r, n], with a core
+    tensor `t1` for convolutions. which: 1 or 2. Returns the matrix, and its rank, None if it is
+    stored whole.
+    """
+    if (whole := parts.get(f"w{which}")) is not None:
+        return whole, None
+    a, b, core = parts[f"w{which}_a"], parts[f"w{which}_b"], parts.get(f"t{which}")
+    whole = a @ b if core is None else torch.einsum("ij...,jr,ip->pr...", core, b, a)
+    # torch.kron refuses the strides that einsum leaves.
+    return whole.contiguous(), b.shape[0]
+
+
+def loha_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """Multiply the two low-rank products of a LoHa element by element.
+
+    parts: float32 factors as `product` takes them, both products of the weight's shape. Returns the
+    change and the rank of the first product, which `alpha` is divided by.
+    """
+    (first, rank), (second, _) = product(parts, 1), product(parts, 2)
+    return first * second, rank
+
+
+def lokr_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int | None]:
+    """Form the Kronecker product of the two matrices of a LoKr.
+
+    parts: float32 factors as `product` takes them; the second holds a convolution's kernel, if
+    there is one. Returns the change and the second one's rank, else the first one's; it is None if
+    both are stored whole, where ComfyUI leaves `alpha` out.
+    """
+    (first, first_rank), (second, rank) = product(parts, 1), product(parts, 2)
+    # A plain matrix gets kernel dimensions of 1, as the Kronecker product needs equal dimensions.
+    first = first.reshape(first.shape + (1,) * (second.ndim - first.ndim))
+    return torch.kron(first, second), rank or first_rank
+
+
+# A patch's kind, as the names in a LoRA file tell it, and what makes a change and a rank of its
+# parts. "diff" and "set" hold a whole tensor, which is added, or takes the weight's place.
+CHANGES = {
+    "lora": lora_change,
+    "loha": loha_change,
+    "lokr": lokr_change,
+    "diff": lambda parts: (parts["diff"], None),
+    "set": lambda parts: (parts["set_weight"], None),
+}
+
+
+def dora(weight: torch.Tensor, merged: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Scale each row or column of a merged weight to the length that was trained for it.
+
+    weight: before merging; merged: after it, same shape [N, K, ...], float32; scale: `dora_scale`,
+    a length for each of N rows, else for each of K columns. As in ComfyUI, the lengths divided by
+    are those of the unmerged rows, but of the merged columns.
+    """
+    # ComfyUI tells rows from columns by this first dimension alone, square weights included.
+    if scale.shape[0] == weight.shape[0]:
+        length = weight.flatten(1).norm(dim=1)
+        length = length.reshape(-1, *[1] * (weight.ndim - 1))
+    else:
+        length = merged.transpose(0, 1).flatten(1).norm(dim=1)
+        length = length.reshape(1, -1, *[1] * (weight.ndim - 2))
+    # Float32's epsilon keeps rows of zeros from being divided by 0, as in ComfyUI.
+    return merged * (scale.reshape(length.shape) / (length + torch.finfo(torch.float32).eps))
+
+
+def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) -> None:
+    """Add one patch to a weight in place: weight[rows] += strength * alpha / rank * change.
+
+    patch: its kind, strength, rows, and whether the halves of the change are swapped; parts: its
+    tensors in float32, `alpha` and `dora_scale` included; weight: float32, the whole tensor. A
+    patch of kind "set" replaces the rows instead. Raises ValueError, or torch's RuntimeError, where
+    the change does not fit the weight.
+    """
+    weight = weight[patch.rows]
+    change, rank = CHANGES[patch.kind](parts)
+    if change.shape[:1] != weight.shape[:1] or rank == 0:
+        # Reshape alone would accept a transposed change of the same number of elements.
+        raise ValueError(change.shape)
+    change = change.reshape(weight.shape)
+    if patch.swapped:
+        change = torch.cat(change.chunk(2)[::-1])
+    if patch.kind == "set":
+        weight.copy_(change)
+        return
+    if "alpha" in parts and rank is not None:
+        change = change * (parts["alpha"].reshape(()) / rank)
+    if "dora_scale" in parts and patch.kind != "diff":
+        # The strength applies to the rescaled weight's difference, not to the LoRA's own change.
+        change = dora(weight, weight + change, parts["dora_scale"]) - weight
+    weight.add_(change, alpha=patch.strength)
+
+
+# ── nvfp4/read/tensors.py: Read tensors: FP8 decoded, LoRAs merged ────────────────────────────────
+
+# Where layers are compared, this many rows stand for a weight, in 8 stripes spread over its height,
+# so that fused layers show all of their parts.
+STUDIED_ROWS, STRIPES = 256, 8
+
+
+def fill(ref: TensorRef, begin: int, view: memoryview, file: BinaryIO | None = None) -> None:
+    """Read bytes of a tensor from the disk into memory.
+
+    Fills all of `view` from the tensor's byte `begin` on. `file` is the tensor's file, if it is
+    open already; it is moved, but not closed. Raises ConvertError where the file cannot be read, or
+    ends inside the tensor, which its header excludes: it was changed meanwhile.
+    """
+    with (
+        translated(ref.path, f"cannot read {ref.name}"),
+        contextlib.nullcontext(file) if file else ref.path.open("rb", buffering=0) as file,
+    ):
+        file.seek(ref.begin + begin)
+        # readinto may give less than was asked for, and gives 0 only at the file's end.
+        filled = 0
+        while filled < len(view) and (count := file.readinto(view[filled:])):
+            filled += count
+    if filled < len(view):
+        raise ConvertError(f"{ref.path}: ended inside {ref.name}; {CHANGED_UNDER_WAY}")
+
+
+def load_bytes(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
+    """Load a whole tensor of any dtype as its stored bytes: uint8 [nbytes], on the CPU."""
+    data = torch.empty(ref.nbytes, dtype=torch.uint8)
+    fill(ref, 0, memoryview(data.numpy()), file)
+    return data
+
+
+def load(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
+    """Load a whole tensor as it is stored, in its own dtype and shape, on the CPU.
+
+    `file` is the tensor's file, if it is open already. Raises KeyError for a dtype that is not in
+    TORCH_DTYPES.
+    """
+    return load_bytes(ref, file).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
+
+
+def load_weight(ref: TensorRef) -> torch.Tensor:
+    """Read a whole tensor: FP8 decoded and LoRAs merged, the values that are quantised.
+
+    Returns float32 where it was decoded or patched, else the stored dtype. Raises ConvertError as
+    `changed` does.
+    """
+    return changed(ref, load(ref)) if ref.is_changed else load(ref)
+
+
+def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
+    """Decode FP8 and merge LoRAs into a stored tensor: float32.
+
+    data: the tensor `ref` as it is stored. Rows of it suffice if there are no patches, which are
+    merged into the whole only. Raises ConvertError where FP8 codes are NaN, or where merging makes
+    NaN or Inf.
+    """
+    if ref.scale is not None:
+        # The sign bit is masked out, as there is a negative NaN, too.
+        if (data.view(torch.uint8) & NAN_E4M3 == NAN_E4M3).any():
+            raise ConvertError(f"{ref.path}: {ref.name} holds NaN: the file is damaged")
+        data = decode_e4m3(data).mul_(ref.scale)
+    if not ref.patches:
+        return data
+    data = data.float().view(ref.shape)
+    for patch in ref.patches:
+        # The parts of one patch at a time are in memory.
+        merge(patch, {part: load(other).float() for part, other in patch.parts.items()}, data)
+        if not data.isfinite().all():
+            lora = next(iter(patch.parts.values())).path
+            raise ConvertError(
+                f"{lora}: {ref.name} holds NaN or Inf after it is merged: the LoRA or the model "
+                "is damaged, or its strength too large"
+            )
+    return data
+
+
+def load_some_rows(ref: TensorRef) -> torch.Tensor:
+    """Read a sample of a weight's rows: [min(N, STUDIED_ROWS), K] of [N, K].
+
+    A weight of more rows gives as many from each of STRIPES places, evenly spread, the first and
+    last rows among them. Only these are read from the disk, unless the weight is patched. The dtype
+    is that of `load_weight`; the result is the same in every run.
+    """
+    height, (count, columns) = STUDIED_ROWS // STRIPES, ref.shape
+    if count <= STUDIED_ROWS:
+        return load_weight(ref)
+    # DoRA scales rows and columns by their lengths, so that a patch needs the whole weight.
+    if ref.patches:
+        weight, steps = load_weight(ref), range(STRIPES)
+        begins = (index * (count - height) // (STRIPES - 1) for index in steps)
+        return torch.cat([weight[begin : begin + height] for begin in begins])
+    row = ref.nbytes // count
+    data = torch.empty(STRIPES, height * row, dtype=torch.uint8)
+    for index, stripe in enumerate(data):
+        # From 0 for the first stripe to count - height for the last, which ends with the weight.
+        begin = index * (count - height) // (STRIPES - 1)
+        fill(ref, begin * row, memoryview(stripe.numpy()))
+    stored = data.view(-1).view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
+    return changed(ref, stored) if ref.is_changed else stored
+
+
+# ── nvfp4/stages.py: A hook for whoever wants to know what a conversion is busy with ──────────────
+
+# Called with a stage's name, it returns a context that lasts while that stage works on one piece:
+# "read", "encode", "write", "sync" (to bring what was written to the disk) or "verify". Reading and
+# writing have a thread each, so that stages overlap; one stage is never in two contexts at once.
+Observe = Callable[[str], AbstractContextManager]
+NOTHING = nullcontext()
+
+
+def unobserved(_: str) -> AbstractContextManager:
+    """Let a stage go by: what a conversion does where nobody asks."""
+    return NOTHING
+
+
+# ── nvfp4/encode/pieces.py: Split tensors into pieces, and read them ahead of the work ────────────
+
+# Pieces up to this many bytes take none of the reused buffers; at most this many pieces are read
+# ahead.
+SMALL_PIECE, MOST_AHEAD = 1 << 20, 32
+# Tensors that are only cast or copied are read in pieces of this size, whatever their own is.
+PIECE_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Name what is read and worked on at once: bytes [begin, end) of a planned tensor."""
+
+    plan: TensorPlan
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Return its size in the source, in bytes."""
+        return self.end - self.begin
+
+
+def tensors_of_rank(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
+    """Choose a rank's tensors, in source order.
+
+    The costliest are dealt first, each to the rank that has least so far; the cost is bytes read,
+    bytes written and the format's encoding cost. Biases that go along with their layers are not
+    among them. Every rank gets the same answer without a word between them.
+    """
+    along = {plan.bias.ref.name for plan in plans if plan.bias}
+    plans = [plan for plan in plans if plan.ref.name not in along]
+    loads, mine = [0] * ranks.size, set()
+    costs = {
+        plan.ref.name: plan.ref.nbytes
+        + bytes_in_output(plan)
+        + plan.precision.encoding_cost * math.prod(plan.ref.shape)
+        for plan in plans
+    }
+    # Every rank deals out all tensors the same way, names deciding ties, and keeps its own.
+    for name in sorted(costs, key=lambda name: (-costs[name], name)):
+        rank = loads.index(min(loads))
+        loads[rank] += costs[name]
+        if rank == ranks.rank:
+            mine.add(name)
+    return [plan for plan in plans if plan.ref.name in mine]
+
+
+def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
+    """Split a tensor into the pieces it is read in.
+
+    A layer that is quantised is one piece, because its scale depends on all of it, and so is a
+    tensor that LoRAs are merged into. Other tensors come in pieces of up to PIECE_BYTES.
+    """
+    whole = plan.is_quantised or plan.ref.patches
+    size = plan.ref.nbytes if whole else PIECE_BYTES
+    # An empty tensor has no piece: there is nothing to read or to write.
+    for begin in range(0, plan.ref.nbytes, max(size, 1)):
+        yield Piece(plan=plan, begin=begin, end=min(begin + size, plan.ref.nbytes))
+
+
+def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
+    """Fill a buffer with a piece's bytes and return them as the caller needs them.
+
+    buffer: uint8, at least as large as the piece. Returns a view of it, or float32 where FP8 is
+    decoded or LoRAs are merged: [N, K] for a quantised layer, flat floats for what is to be cast,
+    flat bytes for what is copied. Raises ConvertError where the file cannot be read or has changed.
+    """
+    ref, size = piece.plan.ref, piece.nbytes
+    fill(ref, piece.begin, memoryview(buffer.numpy())[:size])
+    # Tensors that are copied as bytes may have dtypes that TORCH_DTYPES does not list.
+    data = buffer[:size]
+    if ref.is_changed:
+        data = changed(ref, data.view(TORCH_DTYPES[ref.dtype]))
+    elif piece.plan.dtype != ref.dtype or piece.plan.is_quantised:
+        data = data.view(TORCH_DTYPES[ref.dtype])
+    return data.view(ref.shape) if piece.plan.is_quantised else data
+
+
+def read_ahead(
+    pieces: Iterable[Piece], buffers: int, *, pinned: bool = False, observe: Observe = unobserved
+) -> Iterator[tuple[Piece, torch.Tensor]]:
+    """Read pieces in order into reused buffers, while the caller works on one.
+
+    buffers: how many there are, one with the caller and the others being filled; pinned: in memory
+    that a GPU copies from faster; observe: told of each "read". Small pieces take no buffer, or a
+    bias between two weights would keep the second from being read while the first is worked on.
+    Yields (piece, its data as `read_piece` returns it); the data is valid until the next is asked
+    for.
+    """
+
+    def read(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
+        """Read a piece in the reader's thread, and let an observer time it."""
+        with observe("read"):
+            return read_piece(piece, buffer)
+
+    # All buffers are as large as the largest piece; pinned memory copies to a GPU faster.
+    pieces = deque(pieces)
+    size = max((piece.nbytes for piece in pieces), default=0)
+    free = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(buffers)]
+    waiting = deque()
+    with ThreadPoolExecutor(1) as reader:
+        while pieces or waiting:
+            while pieces and len(waiting) < MOST_AHEAD:
+                small = pieces[0].nbytes <= SMALL_PIECE
+                if not small and not free:
+                    break
+                piece = pieces.popleft()
+                buffer = torch.empty(SMALL_PIECE, dtype=torch.uint8) if small else free.pop()
+                waiting.append((piece, buffer, reader.submit(read, piece, buffer)))
+            # result() raises here what reading raised in the other thread.
+            piece, buffer, data = waiting.popleft()
+            yield piece, data.result()
+            # The caller is done with this buffer now; those of small pieces are dropped.
+            if buffer.numel() > SMALL_PIECE:
+                free.append(buffer)
+
+
+# ── nvfp4/progress.py: Progress bars, all of them on stderr ───────────────────────────────────────
+
+def progress_bar(
+    what: str,
+    items: Iterable | None = None,
+    *,
+    nbytes: int | None = None,
+    quiet: bool = False,
+    delay: float = 0,
+) -> tqdm:
+    """Open a bar that goes on with each of `items` it yields, or to `nbytes` by its `update`.
+
+    `what` stands in front of the bar, which is shown after `delay` seconds: what is done by then
+    shows none. All bars of all programs are made here, so that all go to stderr, and none is shown
+    if `quiet`.
+    """
+    in_bytes = {} if nbytes is None else {"total": nbytes, "unit": "B", "unit_scale": True}
+    # sys.stderr is looked up now, as tqdm's own default would keep the stream of its import.
+    return tqdm(items, what, disable=quiet, delay=delay, file=sys.stderr, **in_bytes)
+
+
+# ── nvfp4/encode/float16.py: Find out whether float16 holds what is to be float16 ─────────────────
+
+# The least number that rounds to infinity: halfway between float16's largest, 65504, and 65536.
+HALF_OVERFLOWS = 65520.0
+
+
+def cast(piece: Piece, data: torch.Tensor) -> torch.Tensor:
+    """Cast a piece of a tensor that is not quantised to its output dtype.
+
+    data: what `read_ahead` gave for the piece: bytes where nothing has to be cast, which are
+    returned as they are, else floats. Raises Float16OverflowError, with the tensor's name, where
+    casting makes infinities of finite values; infinities of the source pass.
+    """
+    plan = piece.plan
+    if plan.dtype == plan.ref.dtype and not plan.ref.is_changed:
+        return data
+    result = data.to(TORCH_DTYPES[plan.dtype])
+    # One quick pass rules nearly all out; it gives NaN where it cannot tell, which is no less.
+    suspect = plan.dtype == "F16" and not largest_magnitude(data) < HALF_OVERFLOWS
+    if suspect and (result.isinf() & data.isfinite()).any():
+        raise Float16OverflowError(plan.ref.name)
+    return result
+
+
+def float16_overflows(plans: Iterable[TensorPlan], options: Options) -> frozenset[str]:
+    """Name the tensors that are to be float16 and do not fit.
+
+    plans: all tensors; those that cannot overflow are not read. Reads the others once, piece by
+    piece, and writes nothing. The names are those of the source; layers' biases are found among the
+    plans like any tensor.
+    """
+    pieces = [piece for plan in plans if plan.may_overflow for piece in pieces_of(plan)]
+    found = set()
+    if not pieces:
+        return frozenset()
+    nbytes = sum(piece.nbytes for piece in pieces)
+    with progress_bar("checking float16 range", nbytes=nbytes, quiet=options.quiet) as bar:
+        for piece, data in read_ahead(pieces, options.buffers):
+            try:
+                cast(piece, data)
+            except Float16OverflowError:
+                found.add(piece.plan.ref.name)
+            bar.update(piece.nbytes)
+    return frozenset(found)
+
+
+# ── nvfp4/guides/columns.py: Name the columns of a calibration summary ────────────────────────────
+
+def percentile_key(percentile: float) -> str:
+    """Name a percentile as calibration summaries name their columns: 99.9 -> "p99_9".
+
+    percentile: from 0 to 100; six significant digits of it count.
+    """
+    return f"p{percentile:g}".replace(".", "_")
+
+
 # ── nvfp4/guides/calibration.py: Take input scales from files: summaries, recordings, quantised mod
 
 def read_summary(options: Options) -> tuple[list[dict], list[str]]:
@@ -7219,7 +7258,8 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     layers = (name.removesuffix(".weight") for name in by_bare)
     cover = Cover(path.name, frozenset(layers))
     notes = check_blocks(cover, model, partial) + check_cover(cover, linear_bytes(model), partial)
-    lacking = [r.name for r in model.tensors.values() if r.is_float and r.name not in matched]
+    known = matched.keys() | model.beside.keys()
+    lacking = [r.name for r in model.tensors.values() if r.is_float and r.name not in known]
     if lacking:
         notes.append(f"{len(lacking)} tensors not in the GGUF stay 16-bit: {examples(lacking)}")
     if extra := stored.keys() - set(matched.values()):
@@ -7292,7 +7332,7 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
     if that is there, else by the first pattern in the file. Patterns for a quantised format apply
     to linear weights alone. Raises ConvertError with all mistakes together.
     """
-    names = {config_key(ref): ref for ref in model.tensors.values()}
+    names, beside = {config_key(ref): ref for ref in model.tensors.values()}, model.beside
     settings, problems, left = [], [], {*names}
     found = load_json(path, "layer config")
     if not found:
@@ -7302,10 +7342,13 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
         try:
             setting = as_setting(key, found[key])
             matched = {key} if key in names else {*filter(compiled(key).fullmatch, names)}
-            # A pattern may match biases and norms besides: these are passed over, and no error.
+            # A pattern may match biases, norms and text encoders besides: these are passed over,
+            # and no error.
             if key not in names and setting.precision.is_quantised:
                 matched = {name for name in matched if names[name].is_linear_weight}
-            refuse_setting(setting, [names[name] for name in matched])
+            if key not in names:
+                matched = {name for name in matched if names[name].name not in beside}
+            refuse_setting(setting, [names[name] for name in matched], beside)
         except ValueError as error:
             problems.append(f"{path}: {key[:EXCERPT]}: {error}")
             continue
@@ -7318,11 +7361,11 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
     return settings
 
 
-def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
+def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[str]) -> None:
     """Raise ValueError where a setting cannot be for the tensors that it names.
 
     It names none, quantises what is no linear layer, changes what goes over as it is, or copies
-    FP8, which is decoded when it is read.
+    FP8, which is decoded when it is read. `beside` are names that are not of the diffusion model.
     """
     if not refs:
         raise ValueError(
@@ -7331,6 +7374,8 @@ def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
         )
     for ref in refs:
         name = config_key(ref)
+        if ref.name in beside and not setting.precision.is_copy:
+            raise ValueError(f"{name} is not of the diffusion model and goes over as it is: source")
         if setting.precision.is_quantised and not (ref.is_linear_weight or ref.config):
             raise ValueError(f"{name} is no linear layer")
         if ref.is_kept and not setting.precision.is_copy:
@@ -7955,7 +8000,7 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
 # ── nvfp4/plan/rules.py: Decide which precision a tensor gets: the rules in order, then the floors 
 
 # A file may hold a text encoder or a VAE beside the diffusion model: these are only copied.
-NOT_DIFFUSION = Reason(Why.SOURCE, "not of the diffusion model")
+NOT_DIFFUSION = Reason(Why.BESIDE, "not of the diffusion model")
 BY_LAYER_CONFIG = Reason(Why.LAYER_CONFIG, "--layer-config")
 # Small tensors that keep the source's dtype without a GGUF: they cost few bytes, and rounding them
 # to --dtype would reach every token.
@@ -8017,15 +8062,16 @@ def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
 def untouched_rules(model: Model) -> list[Rule]:
     """Make the rules for tensors that go over as they are, whatever else names them.
 
-    These are parts of layers that are packed in the source, and tensors that are empty or no floats
-    of 16 or 32 bits.
+    These are tensors beside the diffusion model, parts of layers that are packed in the source, and
+    tensors that are empty or no floats of 16 or 32 bits.
     """
     refs = model.tensors.values()
+    beside = Rule(names=frozenset(model.beside), precision=KEPT, reason=NOT_DIFFUSION)
     rows = {
         "quantised in the source: as it is": (ref.name for ref in refs if ref.is_kept),
         "empty, or not a 16/32-bit float": (ref.name for ref in refs if not ref.is_float),
     }
-    return [
+    return [beside] + [
         Rule(names=frozenset(names), precision=KEPT, reason=Reason(Why.SOURCE, text))
         for text, names in rows.items()
     ]
@@ -8053,17 +8099,14 @@ def choice_rules(
 ) -> list[Rule]:
     """List what decides a tensor's precision, in order: the first rule that names it wins.
 
-    That is: untouched tensors, --exclude and --include, the layer config and chosen sizes, tensors
-    outside the diffusion model, edge blocks, and then either the GGUF's types or the preset with
-    the source's precision for small tensors. `chosen` is {tensor: format} of --target-size.
+    That is: untouched tensors, --exclude and --include, the layer config and chosen sizes, edge
+    blocks, and then either the GGUF's types or the preset with the source's precision for small
+    tensors. `chosen` is {tensor: format} of --target-size.
     """
-    prefix = diffusion_prefix(model.tensors)
-    beside = frozenset(name for name in model.tensors if not name.startswith(prefix))
     rules = [
         *untouched_rules(model),
         *option_rules(options, model),
         *setting_rules(guides.settings, chosen),
-        Rule(names=beside, precision=KEPT, reason=NOT_DIFFUSION),
     ]
     rules += edge_block_rules(model, guides.family, edge_count(options, guides.family))
     if guides.kinds is not None:
@@ -8151,7 +8194,9 @@ def refuse_for_kept(options: Options, model: Model) -> None:
     Such layers go over as they are: neither an FP8 recipe nor --exclude can apply to them.
     """
     # Only a packed layer's weight has a configuration: one entry for each layer.
-    packed = {bare(ref.layer): ref.name for ref in model.tensors.values() if ref.config}
+    beside = model.beside
+    refs = [ref for ref in model.tensors.values() if ref.name not in beside]
+    packed = {bare(ref.layer): ref.name for ref in refs if ref.config}
     if packed and options.only_fp8:
         raise ConvertError(f"--recipe {options.recipe}: the source has NVFP4 layers already")
     for pattern in options.exclude:
@@ -8462,7 +8507,7 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
     if bits and min(bits) <= options.gguf_nvfp4_max_bitdepth:
         depth = "relax what keeps them"
     kept = Counter(plan.reason for plan in plans if plan.is_layer)
-    if any(plan.ref.config for plan in plans):
+    if any(plan.ref.config and plan.is_layer for plan in plans):
         depth = "nothing is left to quantise: take the 16-bit model"
     if any(reason.kind is Why.TARGET_SIZE for reason in kept):
         depth = f"give a smaller {TARGET}"
@@ -8541,7 +8586,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
             f"{len(twice)} layers are FP8 in the source and quantised twice, which is worse than "
             f"from the 16-bit model; errors are against the FP8 weights: {examples(twice)}"
         )
-    if passed := sum(bool(plan.ref.config) for plan in plans):
+    if passed := sum(bool(plan.ref.config) for plan in layers):
         notes.append(f"{passed} layers are quantised in the source and go over as they are")
     # Floors overrule a --layer-config; its author may expect otherwise.
     raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
@@ -9595,12 +9640,38 @@ def as_config(value: object) -> dict:
     return value if isinstance(value, dict) and isinstance(value.get("format"), str) else {}
 
 
-def find_marker(model: Model) -> TensorRef | None:
-    """Find scaled FP8's marker tensor, with or without the model's prefix.
+class Marker(NamedTuple):
+    """Hold one marker tensor of scaled FP8, which is for the layers of one prefix.
 
-    Whether ComfyUI heeds it depends on the header: see `stored.lint`.
+    prefix: of the layers, up to and with the last dot, "" for a whole file; elements: of the
+    tensor, of which 2 ask for full-precision matmul; is_read: whether ComfyUI heeds it.
     """
-    return next((ref for name, ref in model.tensors.items() if bare(name) == MARKER), None)
+
+    prefix: str
+    elements: int
+    is_read: bool
+
+
+def find_markers(model: Model) -> list[Marker]:
+    """Find all markers of scaled FP8: each part of an all-in-one file has its own.
+
+    ComfyUI heeds the diffusion model's only where the header has no `_quantization_metadata`, and
+    those of text encoders always (comfy/sd.py, load_state_dict_guess_config).
+    """
+    own, found = diffusion_prefix(model.tensors), []
+    for name, ref in model.tensors.items():
+        before, _, suffix = name.rpartition(".")
+        if suffix == MARKER:
+            prefix = before and f"{before}."
+            is_read = prefix not in ("", own) or "_quantization_metadata" not in model.metadata
+            found.append(Marker(prefix, math.prod(ref.shape), is_read))
+    return found
+
+
+def marker_for(name: str, markers: Iterable[Marker]) -> Marker | None:
+    """Choose the marker that a layer goes by: of those with its prefix the longest, or None."""
+    fitting = (marker for marker in markers if name.startswith(marker.prefix))
+    return max(fitting, key=lambda marker: len(marker.prefix), default=None)
 
 
 def undecodable(layer: StoredLayer) -> str:
@@ -9650,15 +9721,15 @@ LARGE_WEIGHT = 100.0
 class FileFacts:
     """Hold what the checks of a layer depend on besides the layer itself.
 
-    legacy: whether scaled FP8's marker is in the file and in force.
-    fp8_matmul: whether that marker asks for FP8 activations, so that layers need input scales.
     values: whether scales may be read from the disk, and not only headers and configurations.
+    prefix: of the diffusion model's names.
+    markers: of scaled FP8; a layer goes by that of its own part of the file.
     scalars: see `scalar_scales`, which goes over all formats and so is asked once for a file.
     """
 
-    legacy: bool
-    fp8_matmul: bool
     values: bool
+    prefix: str = ""
+    markers: tuple[Marker, ...] = ()
     scalars: dict[str, tuple[int, ...]] = field(default_factory=scalar_scales)
 
 
@@ -9671,11 +9742,8 @@ def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -
 
     Raises ConvertError where a scale cannot be read.
     """
-    marker = find_marker(model)
-    # ComfyUI reads the legacy form only where there is a marker and no current metadata.
-    legacy = marker is not None and "_quantization_metadata" not in model.metadata
     facts = FileFacts(
-        legacy=legacy, fp8_matmul=legacy and math.prod(marker.shape) != 2, values=values
+        values=values, prefix=diffusion_prefix(model.tensors), markers=tuple(find_markers(model))
     )
     # Dtypes of less than 8 bits start at any byte.
     found = [
@@ -9727,14 +9795,14 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
     another shape then, and FP8 codes without their scale are another weight.
     """
     finding, weight = partial(Finding, name=layer.name), layer.weight
-    form = layer.format
+    form, marker = layer.format, marker_for(layer.name, facts.markers)
     # The order matters: packed codes first, as the marker of scaled FP8 does not make them FP8.
     if form and weight.dtype in VIEWED:
         yield finding(defect=form.unconfigured)
     elif weight.dtype in ("U8", "I8") and len(weight.shape) == 2:
         yield finding(defect="integers", detail=weight.dtype)
-    elif facts.legacy and "scale_weight" in layer.parts:
-        yield from lint_legacy(layer, facts)
+    elif marker and marker.is_read and "scale_weight" in layer.parts:
+        yield from lint_legacy(layer, facts, needs_input_scale=marker.elements != 2)
     elif form and form.unconfigured:
         yield finding(defect=form.unconfigured)
     elif form and len(weight.shape) == 2:
@@ -9745,11 +9813,13 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
         yield finding(defect="stray", detail=", ".join(sorted(strays)))
 
 
-def lint_legacy(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
+def lint_legacy(
+    layer: StoredLayer, facts: FileFacts, *, needs_input_scale: bool
+) -> Iterator[Finding]:
     """Check a layer of scaled FP8, the older form, which the marker configures.
 
     ComfyUI casts whatever has a `scale_weight` to F8_E4M3, so a weight of another dtype becomes
-    another weight.
+    another weight. `needs_input_scale` tells whether the marker asks for FP8 activations.
     """
     finding, scale = partial(Finding, name=layer.name), layer.parts.get("scale_input")
     yield from lint_scalars(layer, facts)
@@ -9757,7 +9827,8 @@ def lint_legacy(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
         yield finding(defect="weight dtype", detail=layer.weight.dtype)
     readable = scale is not None and scale.dtype in SOURCE_FLOATS and facts.values
     # ComfyUI drops an input scale of exactly 1 (comfy/utils.py, convert_old_quants).
-    if facts.fp8_matmul and (scale is None or (readable and (load(scale) == 1).all())):
+    needs_input_scale &= not is_beside(layer.name, facts.prefix)
+    if needs_input_scale and (scale is None or (readable and (load(scale) == 1).all())):
         yield finding(defect="clamped")
 
 
@@ -9782,12 +9853,15 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
         # A bias may have the real rows where the weight has padded ones.
         if ref and tuple(round_up(length, form.row_multiple) for length in ref.shape) != (size,):
             yield finding(defect="shape", detail=f"{suffix} {list(ref.shape)} for {size}")
+    # ComfyUI recognises no model by what lies beside it, and multiplies text encoders in 16 bits.
+    beside = is_beside(layer.name, facts.prefix)
     # Where the stored shape is another one, several codes share a byte.
-    if expected["weight"][1] != (rows, columns):
+    if expected["weight"][1] != (rows, columns) and not beside:
         yield from lint_packed(layer)
     if facts.values and layer.format is form and not undecodable(layer):
         yield from lint_values(layer)
-    if form.needs_input_scale and not layer.full_precision and "input_scale" not in layer.parts:
+    is_scaled = layer.full_precision or beside or "input_scale" in layer.parts
+    if form.needs_input_scale and not is_scaled:
         yield finding(defect="clamped")
 
 
@@ -10091,6 +10165,7 @@ class PartialFiles:
         """
         try:
             kept = {plan.ref.layer for plan in self.job.plans if plan.ref.config}
+            kept |= {name.rpartition(".")[0] for name in self.job.model.beside}
             with self.observe("verify"):
                 read_back({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
         except ConvertError:
@@ -10123,7 +10198,8 @@ def read_back(written: dict[Path, Layout], kept: set[str]) -> None:
 
     `written` is {path: its Layout}: names, dtypes, shapes and offsets must be exactly those. All
     files together then pass the lint that --verify uses, so that a defect of our own never gets a
-    name. Defects of the layers in `kept` are the source's own and were noted when it was opened.
+    name. Defects of the layers in `kept` are the source's own and were noted when it was opened;
+    these are the ones that it had packed already, and all beside the diffusion model.
     """
     tensors, metadata = {}, []
     for path, layout in written.items():
@@ -11200,6 +11276,60 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source
     return Source(dataclasses.replace(model, tensors=tensors), tuple(notes))
 
 
+# ── nvfp4/source/beside.py: Carry over what lies beside the diffusion model: text encoders, a VAE, 
+
+def kept_part(ref: TensorRef, layer: StoredLayer) -> TensorRef | None:
+    """Mark a part of a layer that is copied as it is; the weight carries the configuration.
+
+    Returns None for `comfy_quant`, which is written anew, as the source may have the configuration
+    in the header alone. Its text stays to the byte where ComfyUI reads the same of both.
+    """
+    suffix = ref.name.rpartition(".")[2]
+    if suffix == "comfy_quant":
+        return None
+    text = json.dumps(layer.config)
+    if layer.in_tensor == layer.config:
+        text = bytes(load(layer.parts["comfy_quant"]).tolist()).decode()
+    return dataclasses.replace(ref, config=text if suffix == "weight" else "", is_kept=True)
+
+
+def carried(model: Model, layers: dict[str, StoredLayer]) -> dict[str, TensorRef | None]:
+    """List the tensors beside the diffusion model as they go over: {name: TensorRef}.
+
+    layers: all of the file. None stands for `comfy_quant`, as `kept_part` says. What has no
+    configuration, such as scaled FP8, stays untouched with its scales and its marker.
+    """
+    found = dict(model.beside)
+    for name in {*found}:
+        layer, _, suffix = name.rpartition(".")
+        stored = layers.get(layer)
+        if stored and stored.weight and stored.config and suffix in stored.parts:
+            found[name] = kept_part(found[name], stored)
+    return found
+
+
+def flaws_beside(model: Model, layers: dict[str, StoredLayer]) -> list[Finding]:
+    """Find what headers show to be wrong with layers beside the diffusion model.
+
+    They go over with all their flaws; only a configuration in one form alone is mended.
+    """
+    names = {name.rpartition(".")[0] for name in model.beside}
+    found = lint(model, {name: layers[name] for name in layers if name in names}, values=False)
+    return [finding for finding in found if finding.defect not in ("one form", "two forms")]
+
+
+def note_beside(model: Model) -> list[str]:
+    """Make the note on what lies beside the diffusion model, if anything does."""
+    refs = model.beside
+    if not refs:
+        return []
+    size = gigabytes(sum(ref.nbytes for ref in refs.values()))
+    return [
+        f"{len(refs)} tensors ({size}) are not of the diffusion model and go over as they are: "
+        + examples(refs)
+    ]
+
+
 # ── nvfp4/source/quantisers.py: Recognise models that other programs quantised, by the names of wha
 
 # What a layer's tensors end in, all of a row, where a program quantised it. The first row that
@@ -11247,40 +11377,30 @@ def quantiser_of(names: Iterable[str]) -> tuple[str, list[str]]:
 def open_source(path: Path) -> Source:
     """Read a model's headers, and settle what becomes of layers that are quantised in it.
 
-    FP8 layers with their scales are decoded as they are read; NVFP4 layers, and quantised ones
-    that are not of the diffusion model, go over as they are; any others are refused. The notes
-    tell of defects in kept layers, of input scales left out and of names that were changed. Raises
-    ConvertError for what is no model, is a LoRA, or cannot be decoded.
+    FP8 layers with their scales are decoded as they are read, NVFP4 layers go over as they are, and
+    any others are refused. All that is not of the diffusion model goes over as it is, quantised or
+    not. The notes tell of defects in kept layers, of input scales left out and of names that were
+    changed. Raises ConvertError for what is no model, is a LoRA, or cannot be decoded.
     """
     model = open_model(path)
     if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
         raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
-    prefix, notes = diffusion_prefix(model.tensors), []
-    program, packed = quantiser_of(name for name in model.tensors if name.startswith(prefix))
+    prefix, beside, notes = diffusion_prefix(model.tensors), model.beside, []
+    program, packed = quantiser_of(name for name in model.tensors if name not in beside)
     if program:
         raise ConvertError(
             f"{path}: is already quantised ({program}: {examples(packed)}); give the original "
             "16- or 32-bit model"
         )
-    found = stored_layers(model).items()
-    layers = {name: layer for name, layer in found if layer.format and layer.format.is_adopted}
-    problems = {name: foreign(layer, name.startswith(prefix)) for name, layer in layers.items()}
-    tensors, scales, known, markers = {}, 0, layer_parts(), marker_names()
-    for ref in model.tensors.values():
-        name, _, suffix = ref.name.rpartition(".")
-        inside = name.startswith(prefix)
-        # A bias is no part of the packing: it is cast and planned like any other tensor.
-        part = ref
-        if name in layers and not problems[name] and suffix in known and suffix != "bias":
-            part = adopted(ref, layers[name], inside)
-        if part is not None and suffix not in markers:
-            tensors[ref.name] = part
-        scales += part is None and suffix in ("input_scale", "scale_input")
-    refuse_quantised(path, tensors.values(), prefix, problems)
+    layers = stored_layers(model)
+    tensors, scales = adopted_tensors(path, model, layers)
     # Defects of layers that are kept would be the output's, too. They are noted, not refused.
     kept = {ref.layer: layers[ref.layer] for ref in tensors.values() if ref.config}
-    for defect, names in grouped(lint(model, kept)).items():
+    kept = {name: layer for name, layer in kept.items() if not is_beside(name, prefix)}
+    flaws = dict.fromkeys([*lint(model, kept), *flaws_beside(model, layers)])
+    for defect, names in grouped(flaws).items():
         notes.append(f"in the source, {DEFECTS[defect].what}: {examples(names)}")
+    notes += note_beside(model)
     if scales:
         notes.append(
             f"{scales} input scales of FP8 layers are left out; --input-scale-from takes those "
@@ -11306,14 +11426,46 @@ def reprefixed(tensors: dict[str, TensorRef], prefix: str) -> tuple[dict[str, Te
     return {ref.name: ref for ref in refs}, note
 
 
-def foreign(layer: StoredLayer, inside: bool) -> str:
-    """Say why a quantised layer of a source cannot be used; or "".
+def adopted_tensors(
+    path: Path, model: Model, layers: dict[str, StoredLayer]
+) -> tuple[dict[str, TensorRef], int]:
+    """Settle what becomes of each tensor: {name: TensorRef}, and how many input scales are dropped.
 
-    inside: whether it is part of the diffusion model. Layers outside, as those of a text encoder,
-    are never decoded but kept, and ComfyUI has to find them configured then. A kept layer's scales
-    have to be sound, as nothing computes them anew.
+    layers: all of the file. Raises ConvertError where quantised layers of the diffusion model can
+    be neither decoded nor kept.
     """
-    decoded = inside and layer.format.is_decoded
+    beside = carried(model, layers)
+    found = {
+        name: layer
+        for name, layer in layers.items()
+        if layer.format and layer.format.is_adopted and layer.weight.name not in beside
+    }
+    problems = {name: foreign(layer) for name, layer in found.items()}
+    tensors, scales, known, markers = {}, 0, layer_parts(), marker_names()
+    for ref in model.tensors.values():
+        name, _, suffix = ref.name.rpartition(".")
+        part = beside.get(ref.name, ref)
+        if ref.name in beside:
+            pass
+        elif suffix in markers:
+            part = None
+        # A bias is no part of the packing: it is cast and planned like any other tensor.
+        elif name in found and not problems[name] and suffix in known and suffix != "bias":
+            part = adopted(ref, found[name])
+            scales += part is None and suffix in ("input_scale", "scale_input")
+        if part is not None:
+            tensors[ref.name] = part
+    refuse_quantised(path, (ref for ref in tensors.values() if ref.name not in beside), problems)
+    return tensors, scales
+
+
+def foreign(layer: StoredLayer) -> str:
+    """Say why a quantised layer of the diffusion model cannot be used; or "".
+
+    A layer that is kept and not decoded has to be configured, and its scales have to be sound, as
+    nothing computes them anew.
+    """
+    decoded = layer.format.is_decoded
     configured = layer.configured.config if layer.configured else ""
     if not decoded and configured != layer.format.config:
         return "has no configuration of its format"
@@ -11321,40 +11473,32 @@ def foreign(layer: StoredLayer, inside: bool) -> str:
     # NaN is not greater than 0, so it is refused, too.
     if decoded and not reason and not 0 < stored_scale(layer) < math.inf:
         reason = f"its scale is {float(stored_scale(layer))}"
-    if not reason and not layer.format.is_decoded:
-        facts = FileFacts(legacy=False, fp8_matmul=False, values=True)
+    if not reason and not decoded:
+        facts = FileFacts(values=True)
         found = [*lint_scalars(layer, facts), *lint_values(layer)]
         bad = [finding.detail for finding in found if finding.defect == "bad scale"]
         reason = f"it has a scale that is none, {bad[0]}" if bad else ""
     return reason
 
 
-def adopted(ref: TensorRef, layer: StoredLayer, inside: bool) -> TensorRef | None:
+def adopted(ref: TensorRef, layer: StoredLayer) -> TensorRef | None:
     """Mark a part of a quantised layer for decoding or keeping; None if it is left out.
 
-    A decoded layer keeps its weight alone, with the scale it is decoded by. Of a kept one all parts
-    stay, and the weight carries the configuration.
+    A decoded layer keeps its weight alone, with the scale it is decoded by. A kept one keeps all of
+    its parts.
     """
-    suffix = ref.name.rpartition(".")[2]
-    if inside and layer.format.is_decoded:
-        if suffix != "weight":
-            return None
-        return dataclasses.replace(ref, scale=float(stored_scale(layer)))
-    # The configuration is written anew, as the source may have it in the header alone.
-    if suffix == "comfy_quant":
+    if not layer.format.is_decoded:
+        return kept_part(ref, layer)
+    if not ref.name.endswith(".weight"):
         return None
-    config = json.dumps(layer.config) if suffix == "weight" else ""
-    return dataclasses.replace(ref, config=config, is_kept=True)
+    return dataclasses.replace(ref, scale=float(stored_scale(layer)))
 
 
-def refuse_quantised(
-    source: Path, refs: Iterable[TensorRef], prefix: str, problems: dict[str, str]
-) -> None:
+def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str, str]) -> None:
     """Raise ConvertError if quantised tensors are left that can be neither decoded nor kept.
 
-    refs: the tensors that are to be converted; prefix: of the diffusion model, outside of which
-    everything is copied as it is. problems: {layer: why it could not be used}, of which the first
-    one is told.
+    refs: the tensors that are to be converted, those of the diffusion model. problems: {layer: why
+    it could not be used}, of which the first one is told.
     """
     # FP8 without any scale, and bytes in a matrix named as a weight, are packed by some other tool.
     quantised = [
@@ -11362,7 +11506,6 @@ def refuse_quantised(
         for ref in refs
         if not ref.is_kept
         and ref.scale is None
-        and ref.name.startswith(prefix)
         and (
             is_quantised_part(ref.name)
             or ref.dtype.startswith("F8_")

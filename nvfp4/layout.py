@@ -24,6 +24,7 @@ from nvfp4.formats.scaled_fp8 import marker_tensor
 from nvfp4.model import Model, bare
 from nvfp4.options import Options, __version__
 from nvfp4.plan.records import TensorPlan
+from nvfp4.read.checkpoint import header_layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +136,7 @@ def planned_tensors(plan: TensorPlan) -> dict[str, tuple[str, tuple[int, ...]]]:
     # A weight of the source that is NVFP4 already brings its configuration along.
     if not plan.is_quantised:
         stored = {plan.ref.name: (plan.dtype, plan.ref.shape)}
-        config = {f"{plan.ref.layer}.comfy_quant": ("U8", (len(plan.ref.config),))}
+        config = {f"{plan.ref.layer}.comfy_quant": ("U8", (len(plan.config_bytes),))}
         return stored | (config if plan.ref.config else {})
     form = plan.precision
     parts = form.parts(plan.ref.shape)
@@ -277,12 +278,19 @@ def make_metadata(
     """Make the strings of a file's header.
 
     The source's own metadata stays. `_quantization_metadata` tells ComfyUI of the layers among
-    these plans, and is left out where a marker does; `convert_nvfp4` holds the origin as JSON.
+    these plans, and is left out where a marker does; `convert_nvfp4` holds the origin as JSON. Of
+    the source's list, layers beside the diffusion model stay.
     """
     metadata = model.metadata | {"convert_nvfp4": json.dumps(origin)}
     # That of the source lists layers as they were; this file's own list is made below.
     metadata.pop("_quantization_metadata", None)
-    layers = {plan.ref.layer: plan.config for plan in plans if plan.is_quantised or plan.ref.config}
+    beside = {name.rpartition(".")[0] for name in model.beside}
+    beside &= {plan.ref.name.rpartition(".")[0] for plan in plans}
+    listed = header_layers(model.metadata) or {}
+    layers = {name: config for name, config in listed.items() if name in beside}
+    layers |= {
+        plan.ref.layer: plan.config for plan in plans if plan.is_quantised or plan.ref.config
+    }
     # ComfyUI does not look for a marker in files that have this entry.
     if layers and not any(plan.precision.marker for plan in plans):
         quantisation = {"format_version": "1.0", "layers": layers}

@@ -33,6 +33,11 @@ WRAPPED = re.compile(rf"(?<![^.])({WRAPPERS})\.|\.({WRAPPERS})$")
 WRAPPED_WHOLE = re.compile(
     rf"(?:module\.)*({'|'.join(re.escape(prefix) for prefix in PREFIXES)}|)(?:module\.)*"
 )
+# What the names of other parts begin with, in files whose diffusion model has no prefix.
+OTHER_PARTS = (
+    "text_encoders.", "text_encoder.", "text_encoder_2.", "cond_stage_model.", "conditioner.",
+    "first_stage_model.", "vae.", "pretransform.", "clip_l.", "clip_g.", "clip_h.", "t5xxl.",
+)  # fmt: skip
 # Beginnings of the prefixes that ComfyUI looks for (comfy/model_detection.py). A layer configured
 # in the header under such a name makes it look for the model there.
 COMFYUI_PREFIXES = ("model.", "net.")
@@ -133,9 +138,17 @@ class Model:
         return sum(ref.nbytes for ref in self.tensors.values())
 
     @property
+    def beside(self) -> dict[str, TensorRef]:
+        """Collect the tensors that are not of the diffusion model, such as a text encoder's."""
+        prefix = diffusion_prefix(self.tensors)
+        return {name: ref for name, ref in self.tensors.items() if is_beside(name, prefix)}
+
+    @property
     def linear_weights(self) -> list[TensorRef]:
-        """List what looks like a linear layer's weight, in the order of the tensors."""
-        return [ref for ref in self.tensors.values() if ref.is_linear_weight]
+        """List what looks like a linear layer's weight of the diffusion model, in file order."""
+        beside = self.beside
+        refs = self.tensors.values()
+        return [ref for ref in refs if ref.is_linear_weight and ref.name not in beside]
 
 
 class Source(NamedTuple):
@@ -177,14 +190,23 @@ def diffusion_prefix(names: Iterable[str]) -> str:
     return next(usual, "") if names else ""
 
 
+def is_beside(name: str, prefix: str) -> bool:
+    """Tell whether a name is of something beside the diffusion model, whose `prefix` is given."""
+    return not name.startswith(prefix) or (not prefix and name.startswith(OTHER_PARTS))
+
+
 def renamed(ref: TensorRef, prefix: str, new: str) -> str:
     """Name a tensor with `new` in place of `prefix`; a name without that prefix stays."""
     return new + ref.name.removeprefix(prefix) if ref.name.startswith(prefix) else ref.name
 
 
 def is_converted(model: Model) -> bool:
-    """Tell whether any layer of a source was quantised already: copied as it is, or decoded."""
-    return any(ref.is_kept or ref.scale is not None for ref in model.tensors.values())
+    """Tell whether any layer of a source was quantised already: copied as it is, or decoded.
+
+    Layers beside the diffusion model do not count, as they say nothing of it.
+    """
+    beside, refs = model.beside, model.tensors.values()
+    return any((ref.is_kept and ref.name not in beside) or ref.scale is not None for ref in refs)
 
 
 def compiled(pattern: str) -> re.Pattern:

@@ -20,6 +20,8 @@ class Why(Enum):
     NOTHING = auto()
     # What it is in the source: quantised already, not a linear layer's weight, a bias or a norm.
     SOURCE = auto()
+    # It is not of the diffusion model: a text encoder's, a VAE's.
+    BESIDE = auto()
     # An option that names layers or kinds of layers, or a recipe.
     OPTION = auto()
     # The files of --layer-config and --full-precision-mm-layers.

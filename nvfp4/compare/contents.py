@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from nvfp4.compare.schemes import SCALE_PARTS, has_quantised_weight, is_of_scheme, marker_label
+from nvfp4.compare.schemes import SCALE_PARTS, has_quantised_weight, is_of_scheme, marker_labels
 from nvfp4.compare.sides import Side
 from nvfp4.names import kind_of
 from nvfp4.read.checkpoint import header_layers
@@ -77,8 +77,7 @@ def scale_names(side: Side) -> dict[str, int]:
     counts = Counter(
         f".{part}" for layer in side.layers.values() for part in layer.parts if part in SCALE_PARTS
     )
-    if marker := marker_label(side):
-        counts[marker] = 1
+    counts.update(marker_labels(side))
     # An unreadable header gives None and is no row here; the verdict tells about it.
     if listed := header_layers(side.model.metadata):
         counts["layers in _quantization_metadata"] = len(listed)

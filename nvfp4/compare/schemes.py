@@ -16,9 +16,9 @@ from nvfp4.dtypes import BLOCK_SIZE, SAFETENSORS_BITS, SOURCE_FLOATS, round_up
 from nvfp4.formats.base import NAMED_ONLY, layer_parts, marker_names
 from nvfp4.formats.scaled_fp8 import MARKER
 from nvfp4.guides.records import GGUF_BITS
-from nvfp4.model import TensorRef, bare
+from nvfp4.model import TensorRef
 from nvfp4.read.tensors import load, load_bytes
-from nvfp4.stored.layers import StoredLayer, stored_parts, undecodable
+from nvfp4.stored.layers import StoredLayer, marker_for, stored_parts, undecodable
 
 # Parts of a layer that exist because it is quantised: scales and configurations. They come from the
 # rows of formats/, so that a new format is counted without a change here.
@@ -47,9 +47,9 @@ class Scheme(NamedTuple):
 def scheme_of(layer: StoredLayer, side: Side) -> Scheme:
     """Tell how a layer is stored and how it multiplies.
 
-    side: the file it is in, whose marker and metadata decide what older layers do. Scaled FP8 is
-    read where the marker is there and `_quantization_metadata` is not; a marker of two elements
-    asks for full-precision matmul in every layer.
+    side: the file it is in, whose markers decide what older layers do. Scaled FP8 is read where the
+    marker of its part of the file is; one of two elements asks for full-precision matmul in every
+    layer.
 
     Returns a Scheme. A layer that is not quantised, or not in a way known here, has its dtype or
     its configured format as label.
@@ -60,12 +60,13 @@ def scheme_of(layer: StoredLayer, side: Side) -> Scheme:
     if not row.is_quantised:
         return Scheme(title, row.runs_full_precision)
     is_older = bool(row.marker)
-    is_read = side.marker is not None and "_quantization_metadata" not in side.model.metadata
+    marker = marker_for(layer.name, side.markers)
+    is_read = marker is not None and marker.is_read
     # Codes alone do nothing: ComfyUI needs a configuration or the marker to take them for
     # quantised.
     if layer.config is None and not (is_older and is_read):
         return Scheme(f"{title}, {'which is not read' if is_older else 'no configuration'}")
-    if layer.full_precision or (is_older and side.marker == 2):
+    if layer.full_precision or (is_older and marker and marker.elements == 2):
         return Scheme(f"{title} W{row.weight_bits}A16", row.runs_full_precision)
     matmul = f"{title} W{row.weight_bits}A{row.activation_bits}"
     # Scaled FP8 has the older name of the two.
@@ -111,15 +112,15 @@ def is_of_scheme(name: str) -> bool:
     name: as in the file, with or without the model's prefix. Such tensors exist only because a
     layer is quantised, and are left out where precisions are counted.
     """
-    return name.rpartition(".")[2] in SCALE_PARTS or bare(name) in marker_names()
+    return name.rpartition(".")[2] in {*SCALE_PARTS, *marker_names()}
 
 
-def marker_label(side: Side) -> str:
-    """Name the marker of older files and its number of elements; "" without one.
+def marker_labels(side: Side) -> list[str]:
+    """Name each marker of older layers and its number of elements.
 
     That number decides how all layers run: 2 ask for full-precision matmul, 0 for FP8 matmul.
     """
-    return "" if side.marker is None else f"{MARKER}, {side.marker} elements"
+    return [f"{MARKER}, {marker.elements} elements" for marker in side.markers]
 
 
 def padded_shape(layer: StoredLayer) -> tuple[int, ...]:

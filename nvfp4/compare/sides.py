@@ -6,7 +6,6 @@ reads them where --values asks for it. The defects are those that `stored.lint` 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from nvfp4.guides.gguf import open_gguf
 from nvfp4.model import Model, bare
 from nvfp4.read.checkpoint import GGUF_MAGIC, open_model
 from nvfp4.stored.defects import Finding
-from nvfp4.stored.layers import StoredLayer, find_marker, stored_layers
+from nvfp4.stored.layers import Marker, StoredLayer, find_markers, stored_layers
 from nvfp4.stored.lint import lint, lint_file
 
 
@@ -26,7 +25,7 @@ class Side:
     is_gguf: whether it is a GGUF, which ComfyUI's own loader does not take.
     layers: all that have a weight, by their names without prefix.
     linear: those of them whose weight is a matrix before it was packed.
-    marker: the elements of scaled FP8's marker tensor, None without one.
+    markers: of scaled FP8, one for each part of the file that has one.
     findings: defects that headers and configurations show; a GGUF is not looked through.
     """
 
@@ -35,7 +34,7 @@ class Side:
     is_gguf: bool
     layers: dict[str, StoredLayer]
     linear: dict[str, StoredLayer]
-    marker: int | None
+    markers: tuple[Marker, ...]
     findings: tuple[Finding, ...]
 
 
@@ -53,7 +52,7 @@ def open_side(path: Path) -> Side:
         # A folder, or nothing at all: open_model tells which.
         is_gguf = False
     model = open_gguf(path) if is_gguf else open_model(path)
-    stored, marker = stored_layers(model), find_marker(model)
+    stored = stored_layers(model)
     # A file may have a layer's scales or configuration without its weight: a defect, and nothing to
     # compare.
     layers = {bare(name): x for name, x in stored.items() if x.weight is not None}
@@ -65,6 +64,6 @@ def open_side(path: Path) -> Side:
         is_gguf=is_gguf,
         layers=layers,
         linear={name: layer for name, layer in layers.items() if len(layer.shape) == 2},
-        marker=None if marker is None else math.prod(marker.shape),
+        markers=tuple(find_markers(model)),
         findings=found,
     )

@@ -290,7 +290,8 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     layers = (name.removesuffix(".weight") for name in by_bare)
     cover = Cover(path.name, frozenset(layers))
     notes = check_blocks(cover, model, partial) + check_cover(cover, linear_bytes(model), partial)
-    lacking = [r.name for r in model.tensors.values() if r.is_float and r.name not in matched]
+    known = matched.keys() | model.beside.keys()
+    lacking = [r.name for r in model.tensors.values() if r.is_float and r.name not in known]
     if lacking:
         notes.append(f"{len(lacking)} tensors not in the GGUF stay 16-bit: {examples(lacking)}")
     if extra := stored.keys() - set(matched.values()):

@@ -7,6 +7,7 @@ error or a note. `report.layer_config` writes such a config from a plan.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 
 from nvfp4.coverage import Cover, check_blocks
@@ -83,7 +84,7 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
     if that is there, else by the first pattern in the file. Patterns for a quantised format apply
     to linear weights alone. Raises ConvertError with all mistakes together.
     """
-    names = {config_key(ref): ref for ref in model.tensors.values()}
+    names, beside = {config_key(ref): ref for ref in model.tensors.values()}, model.beside
     settings, problems, left = [], [], {*names}
     found = load_json(path, "layer config")
     if not found:
@@ -93,10 +94,13 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
         try:
             setting = as_setting(key, found[key])
             matched = {key} if key in names else {*filter(compiled(key).fullmatch, names)}
-            # A pattern may match biases and norms besides: these are passed over, and no error.
+            # A pattern may match biases, norms and text encoders besides: these are passed over,
+            # and no error.
             if key not in names and setting.precision.is_quantised:
                 matched = {name for name in matched if names[name].is_linear_weight}
-            refuse_setting(setting, [names[name] for name in matched])
+            if key not in names:
+                matched = {name for name in matched if names[name].name not in beside}
+            refuse_setting(setting, [names[name] for name in matched], beside)
         except ValueError as error:
             problems.append(f"{path}: {key[:EXCERPT]}: {error}")
             continue
@@ -109,11 +113,11 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
     return settings
 
 
-def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
+def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[str]) -> None:
     """Raise ValueError where a setting cannot be for the tensors that it names.
 
     It names none, quantises what is no linear layer, changes what goes over as it is, or copies
-    FP8, which is decoded when it is read.
+    FP8, which is decoded when it is read. `beside` are names that are not of the diffusion model.
     """
     if not refs:
         raise ValueError(
@@ -122,6 +126,8 @@ def refuse_setting(setting: Setting, refs: list[TensorRef]) -> None:
         )
     for ref in refs:
         name = config_key(ref)
+        if ref.name in beside and not setting.precision.is_copy:
+            raise ValueError(f"{name} is not of the diffusion model and goes over as it is: source")
         if setting.precision.is_quantised and not (ref.is_linear_weight or ref.config):
             raise ValueError(f"{name} is no linear layer")
         if ref.is_kept and not setting.precision.is_copy:

@@ -85,7 +85,7 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
     if bits and min(bits) <= options.gguf_nvfp4_max_bitdepth:
         depth = "relax what keeps them"
     kept = Counter(plan.reason for plan in plans if plan.is_layer)
-    if any(plan.ref.config for plan in plans):
+    if any(plan.ref.config and plan.is_layer for plan in plans):
         depth = "nothing is left to quantise: take the 16-bit model"
     if any(reason.kind is Why.TARGET_SIZE for reason in kept):
         depth = f"give a smaller {TARGET}"
@@ -164,7 +164,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
             f"{len(twice)} layers are FP8 in the source and quantised twice, which is worse than "
             f"from the 16-bit model; errors are against the FP8 weights: {examples(twice)}"
         )
-    if passed := sum(bool(plan.ref.config) for plan in plans):
+    if passed := sum(bool(plan.ref.config) for plan in layers):
         notes.append(f"{passed} layers are quantised in the source and go over as they are")
     # Floors overrule a --layer-config; its author may expect otherwise.
     raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]

@@ -73,8 +73,12 @@ class TensorPlan:
 
     @property
     def is_layer(self) -> bool:
-        """Tell whether it is a linear layer's weight, packed in the source or not."""
-        return self.ref.is_linear_weight or bool(self.ref.config)
+        """Tell whether it is a linear layer's weight, packed in the source or not.
+
+        Layers beside the diffusion model do not count.
+        """
+        is_own = self.reason.kind is not Why.BESIDE
+        return is_own and (self.ref.is_linear_weight or bool(self.ref.config))
 
     @property
     def weights(self) -> int:
@@ -84,8 +88,12 @@ class TensorPlan:
 
     @property
     def format(self) -> Format:
-        """Return the format of the layer in the output, quantised now or already in the source."""
-        return configured_formats()[self.config["format"]] if self.ref.config else self.precision
+        """Return the format of the layer in the output, quantised now or already in the source.
+
+        One that lies beside the diffusion model may have a format that no row describes.
+        """
+        own = configured_formats().get(self.config["format"]) if self.ref.config else None
+        return own or self.precision
 
     @property
     def has_nvfp4_input(self) -> bool:
@@ -119,7 +127,7 @@ class TensorPlan:
     @property
     def config_bytes(self) -> bytes:
         """Return that configuration as the bytes of the `comfy_quant` tensor, JSON in UTF-8."""
-        return json.dumps(self.config).encode()
+        return (self.ref.config or json.dumps(self.config)).encode()
 
 
 class Plan(NamedTuple):

@@ -22,14 +22,14 @@ from nvfp4.formats.floats import FP32, HALF, KEPT
 from nvfp4.formats.fp8 import FP8
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.records import GGUF_BITS, Guides, Setting
-from nvfp4.model import Model, bare, diffusion_prefix
+from nvfp4.model import Model, bare
 from nvfp4.options import LEGACY_RECIPE, MINIMUM_OPTIONS, TARGET, Options
 from nvfp4.plan.presets import edge_block_rules, edge_count, preset_rules
 from nvfp4.plan.records import UNNAMED, Rule
 from nvfp4.reasons import Reason, Why
 
 # A file may hold a text encoder or a VAE beside the diffusion model: these are only copied.
-NOT_DIFFUSION = Reason(Why.SOURCE, "not of the diffusion model")
+NOT_DIFFUSION = Reason(Why.BESIDE, "not of the diffusion model")
 BY_LAYER_CONFIG = Reason(Why.LAYER_CONFIG, "--layer-config")
 # Small tensors that keep the source's dtype without a GGUF: they cost few bytes, and rounding them
 # to --dtype would reach every token.
@@ -91,15 +91,16 @@ def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
 def untouched_rules(model: Model) -> list[Rule]:
     """Make the rules for tensors that go over as they are, whatever else names them.
 
-    These are parts of layers that are packed in the source, and tensors that are empty or no floats
-    of 16 or 32 bits.
+    These are tensors beside the diffusion model, parts of layers that are packed in the source, and
+    tensors that are empty or no floats of 16 or 32 bits.
     """
     refs = model.tensors.values()
+    beside = Rule(names=frozenset(model.beside), precision=KEPT, reason=NOT_DIFFUSION)
     rows = {
         "quantised in the source: as it is": (ref.name for ref in refs if ref.is_kept),
         "empty, or not a 16/32-bit float": (ref.name for ref in refs if not ref.is_float),
     }
-    return [
+    return [beside] + [
         Rule(names=frozenset(names), precision=KEPT, reason=Reason(Why.SOURCE, text))
         for text, names in rows.items()
     ]
@@ -127,17 +128,14 @@ def choice_rules(
 ) -> list[Rule]:
     """List what decides a tensor's precision, in order: the first rule that names it wins.
 
-    That is: untouched tensors, --exclude and --include, the layer config and chosen sizes, tensors
-    outside the diffusion model, edge blocks, and then either the GGUF's types or the preset with
-    the source's precision for small tensors. `chosen` is {tensor: format} of --target-size.
+    That is: untouched tensors, --exclude and --include, the layer config and chosen sizes, edge
+    blocks, and then either the GGUF's types or the preset with the source's precision for small
+    tensors. `chosen` is {tensor: format} of --target-size.
     """
-    prefix = diffusion_prefix(model.tensors)
-    beside = frozenset(name for name in model.tensors if not name.startswith(prefix))
     rules = [
         *untouched_rules(model),
         *option_rules(options, model),
         *setting_rules(guides.settings, chosen),
-        Rule(names=beside, precision=KEPT, reason=NOT_DIFFUSION),
     ]
     rules += edge_block_rules(model, guides.family, edge_count(options, guides.family))
     if guides.kinds is not None:
@@ -225,7 +223,9 @@ def refuse_for_kept(options: Options, model: Model) -> None:
     Such layers go over as they are: neither an FP8 recipe nor --exclude can apply to them.
     """
     # Only a packed layer's weight has a configuration: one entry for each layer.
-    packed = {bare(ref.layer): ref.name for ref in model.tensors.values() if ref.config}
+    beside = model.beside
+    refs = [ref for ref in model.tensors.values() if ref.name not in beside]
+    packed = {bare(ref.layer): ref.name for ref in refs if ref.config}
     if packed and options.only_fp8:
         raise ConvertError(f"--recipe {options.recipe}: the source has NVFP4 layers already")
     for pattern in options.exclude:

@@ -8,7 +8,6 @@ here, from headers and scales, and written into its TensorRefs: nothing is decod
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,12 +18,15 @@ from nvfp4.formats.base import is_quantised_part, layer_parts, marker_names
 from nvfp4.model import (
     COMFYUI_PREFIX,
     UNREAD_PREFIXES,
+    Model,
     Source,
     TensorRef,
     diffusion_prefix,
+    is_beside,
     renamed,
 )
 from nvfp4.read.checkpoint import open_model
+from nvfp4.source.beside import carried, flaws_beside, kept_part, note_beside
 from nvfp4.source.loras import LORA_KEY
 from nvfp4.source.quantisers import quantiser_of
 from nvfp4.stored.defects import DEFECTS, grouped
@@ -35,40 +37,30 @@ from nvfp4.stored.lint import FileFacts, lint, lint_scalars, lint_values
 def open_source(path: Path) -> Source:
     """Read a model's headers, and settle what becomes of layers that are quantised in it.
 
-    FP8 layers with their scales are decoded as they are read; NVFP4 layers, and quantised ones
-    that are not of the diffusion model, go over as they are; any others are refused. The notes
-    tell of defects in kept layers, of input scales left out and of names that were changed. Raises
-    ConvertError for what is no model, is a LoRA, or cannot be decoded.
+    FP8 layers with their scales are decoded as they are read, NVFP4 layers go over as they are, and
+    any others are refused. All that is not of the diffusion model goes over as it is, quantised or
+    not. The notes tell of defects in kept layers, of input scales left out and of names that were
+    changed. Raises ConvertError for what is no model, is a LoRA, or cannot be decoded.
     """
     model = open_model(path)
     if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
         raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
-    prefix, notes = diffusion_prefix(model.tensors), []
-    program, packed = quantiser_of(name for name in model.tensors if name.startswith(prefix))
+    prefix, beside, notes = diffusion_prefix(model.tensors), model.beside, []
+    program, packed = quantiser_of(name for name in model.tensors if name not in beside)
     if program:
         raise ConvertError(
             f"{path}: is already quantised ({program}: {examples(packed)}); give the original "
             "16- or 32-bit model"
         )
-    found = stored_layers(model).items()
-    layers = {name: layer for name, layer in found if layer.format and layer.format.is_adopted}
-    problems = {name: foreign(layer, name.startswith(prefix)) for name, layer in layers.items()}
-    tensors, scales, known, markers = {}, 0, layer_parts(), marker_names()
-    for ref in model.tensors.values():
-        name, _, suffix = ref.name.rpartition(".")
-        inside = name.startswith(prefix)
-        # A bias is no part of the packing: it is cast and planned like any other tensor.
-        part = ref
-        if name in layers and not problems[name] and suffix in known and suffix != "bias":
-            part = adopted(ref, layers[name], inside)
-        if part is not None and suffix not in markers:
-            tensors[ref.name] = part
-        scales += part is None and suffix in ("input_scale", "scale_input")
-    refuse_quantised(path, tensors.values(), prefix, problems)
+    layers = stored_layers(model)
+    tensors, scales = adopted_tensors(path, model, layers)
     # Defects of layers that are kept would be the output's, too. They are noted, not refused.
     kept = {ref.layer: layers[ref.layer] for ref in tensors.values() if ref.config}
-    for defect, names in grouped(lint(model, kept)).items():
+    kept = {name: layer for name, layer in kept.items() if not is_beside(name, prefix)}
+    flaws = dict.fromkeys([*lint(model, kept), *flaws_beside(model, layers)])
+    for defect, names in grouped(flaws).items():
         notes.append(f"in the source, {DEFECTS[defect].what}: {examples(names)}")
+    notes += note_beside(model)
     if scales:
         notes.append(
             f"{scales} input scales of FP8 layers are left out; --input-scale-from takes those "
@@ -94,14 +86,46 @@ def reprefixed(tensors: dict[str, TensorRef], prefix: str) -> tuple[dict[str, Te
     return {ref.name: ref for ref in refs}, note
 
 
-def foreign(layer: StoredLayer, inside: bool) -> str:
-    """Say why a quantised layer of a source cannot be used; or "".
+def adopted_tensors(
+    path: Path, model: Model, layers: dict[str, StoredLayer]
+) -> tuple[dict[str, TensorRef], int]:
+    """Settle what becomes of each tensor: {name: TensorRef}, and how many input scales are dropped.
 
-    inside: whether it is part of the diffusion model. Layers outside, as those of a text encoder,
-    are never decoded but kept, and ComfyUI has to find them configured then. A kept layer's scales
-    have to be sound, as nothing computes them anew.
+    layers: all of the file. Raises ConvertError where quantised layers of the diffusion model can
+    be neither decoded nor kept.
     """
-    decoded = inside and layer.format.is_decoded
+    beside = carried(model, layers)
+    found = {
+        name: layer
+        for name, layer in layers.items()
+        if layer.format and layer.format.is_adopted and layer.weight.name not in beside
+    }
+    problems = {name: foreign(layer) for name, layer in found.items()}
+    tensors, scales, known, markers = {}, 0, layer_parts(), marker_names()
+    for ref in model.tensors.values():
+        name, _, suffix = ref.name.rpartition(".")
+        part = beside.get(ref.name, ref)
+        if ref.name in beside:
+            pass
+        elif suffix in markers:
+            part = None
+        # A bias is no part of the packing: it is cast and planned like any other tensor.
+        elif name in found and not problems[name] and suffix in known and suffix != "bias":
+            part = adopted(ref, found[name])
+            scales += part is None and suffix in ("input_scale", "scale_input")
+        if part is not None:
+            tensors[ref.name] = part
+    refuse_quantised(path, (ref for ref in tensors.values() if ref.name not in beside), problems)
+    return tensors, scales
+
+
+def foreign(layer: StoredLayer) -> str:
+    """Say why a quantised layer of the diffusion model cannot be used; or "".
+
+    A layer that is kept and not decoded has to be configured, and its scales have to be sound, as
+    nothing computes them anew.
+    """
+    decoded = layer.format.is_decoded
     configured = layer.configured.config if layer.configured else ""
     if not decoded and configured != layer.format.config:
         return "has no configuration of its format"
@@ -109,40 +133,32 @@ def foreign(layer: StoredLayer, inside: bool) -> str:
     # NaN is not greater than 0, so it is refused, too.
     if decoded and not reason and not 0 < stored_scale(layer) < math.inf:
         reason = f"its scale is {float(stored_scale(layer))}"
-    if not reason and not layer.format.is_decoded:
-        facts = FileFacts(legacy=False, fp8_matmul=False, values=True)
+    if not reason and not decoded:
+        facts = FileFacts(values=True)
         found = [*lint_scalars(layer, facts), *lint_values(layer)]
         bad = [finding.detail for finding in found if finding.defect == "bad scale"]
         reason = f"it has a scale that is none, {bad[0]}" if bad else ""
     return reason
 
 
-def adopted(ref: TensorRef, layer: StoredLayer, inside: bool) -> TensorRef | None:
+def adopted(ref: TensorRef, layer: StoredLayer) -> TensorRef | None:
     """Mark a part of a quantised layer for decoding or keeping; None if it is left out.
 
-    A decoded layer keeps its weight alone, with the scale it is decoded by. Of a kept one all parts
-    stay, and the weight carries the configuration.
+    A decoded layer keeps its weight alone, with the scale it is decoded by. A kept one keeps all of
+    its parts.
     """
-    suffix = ref.name.rpartition(".")[2]
-    if inside and layer.format.is_decoded:
-        if suffix != "weight":
-            return None
-        return dataclasses.replace(ref, scale=float(stored_scale(layer)))
-    # The configuration is written anew, as the source may have it in the header alone.
-    if suffix == "comfy_quant":
+    if not layer.format.is_decoded:
+        return kept_part(ref, layer)
+    if not ref.name.endswith(".weight"):
         return None
-    config = json.dumps(layer.config) if suffix == "weight" else ""
-    return dataclasses.replace(ref, config=config, is_kept=True)
+    return dataclasses.replace(ref, scale=float(stored_scale(layer)))
 
 
-def refuse_quantised(
-    source: Path, refs: Iterable[TensorRef], prefix: str, problems: dict[str, str]
-) -> None:
+def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str, str]) -> None:
     """Raise ConvertError if quantised tensors are left that can be neither decoded nor kept.
 
-    refs: the tensors that are to be converted; prefix: of the diffusion model, outside of which
-    everything is copied as it is. problems: {layer: why it could not be used}, of which the first
-    one is told.
+    refs: the tensors that are to be converted, those of the diffusion model. problems: {layer: why
+    it could not be used}, of which the first one is told.
     """
     # FP8 without any scale, and bytes in a matrix named as a weight, are packed by some other tool.
     quantised = [
@@ -150,7 +166,6 @@ def refuse_quantised(
         for ref in refs
         if not ref.is_kept
         and ref.scale is None
-        and ref.name.startswith(prefix)
         and (
             is_quantised_part(ref.name)
             or ref.dtype.startswith("F8_")

@@ -8,14 +8,17 @@ through this module.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from nvfp4.formats.base import Format, configured_formats, is_known, layer_parts, readable_formats
 from nvfp4.formats.scaled_fp8 import MARKER
-from nvfp4.model import Model, TensorRef, bare
+from nvfp4.model import Model, TensorRef, diffusion_prefix
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.json_files import parse_json
 from nvfp4.read.tensors import load
@@ -151,12 +154,38 @@ def as_config(value: object) -> dict:
     return value if isinstance(value, dict) and isinstance(value.get("format"), str) else {}
 
 
-def find_marker(model: Model) -> TensorRef | None:
-    """Find scaled FP8's marker tensor, with or without the model's prefix.
+class Marker(NamedTuple):
+    """Hold one marker tensor of scaled FP8, which is for the layers of one prefix.
 
-    Whether ComfyUI heeds it depends on the header: see `stored.lint`.
+    prefix: of the layers, up to and with the last dot, "" for a whole file; elements: of the
+    tensor, of which 2 ask for full-precision matmul; is_read: whether ComfyUI heeds it.
     """
-    return next((ref for name, ref in model.tensors.items() if bare(name) == MARKER), None)
+
+    prefix: str
+    elements: int
+    is_read: bool
+
+
+def find_markers(model: Model) -> list[Marker]:
+    """Find all markers of scaled FP8: each part of an all-in-one file has its own.
+
+    ComfyUI heeds the diffusion model's only where the header has no `_quantization_metadata`, and
+    those of text encoders always (comfy/sd.py, load_state_dict_guess_config).
+    """
+    own, found = diffusion_prefix(model.tensors), []
+    for name, ref in model.tensors.items():
+        before, _, suffix = name.rpartition(".")
+        if suffix == MARKER:
+            prefix = before and f"{before}."
+            is_read = prefix not in ("", own) or "_quantization_metadata" not in model.metadata
+            found.append(Marker(prefix, math.prod(ref.shape), is_read))
+    return found
+
+
+def marker_for(name: str, markers: Iterable[Marker]) -> Marker | None:
+    """Choose the marker that a layer goes by: of those with its prefix the longest, or None."""
+    fitting = (marker for marker in markers if name.startswith(marker.prefix))
+    return max(fitting, key=lambda marker: len(marker.prefix), default=None)
 
 
 def undecodable(layer: StoredLayer) -> str:

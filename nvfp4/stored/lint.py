@@ -18,12 +18,12 @@ from nvfp4.dtypes import SAFETENSORS_BITS, SOURCE_FLOATS, VIEWED, round_up
 from nvfp4.families import NEVER_PACKED, RECOGNISED_BY_ROWS
 from nvfp4.formats.base import is_known, scalar_scales
 from nvfp4.formats.scaled_fp8 import SCALED_FP8
-from nvfp4.model import COMFYUI_PREFIXES, UNREAD_PREFIXES, Model, bare
+from nvfp4.model import COMFYUI_PREFIXES, UNREAD_PREFIXES, Model, bare, diffusion_prefix, is_beside
 from nvfp4.numeric.codes import decode_e4m3
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.tensors import load
 from nvfp4.stored.defects import Finding
-from nvfp4.stored.layers import StoredLayer, find_marker, undecodable
+from nvfp4.stored.layers import Marker, StoredLayer, find_markers, marker_for, undecodable
 
 # No trained model has a weight as large as this; FP8 codes without their scale reach 448.
 LARGE_WEIGHT = 100.0
@@ -33,15 +33,15 @@ LARGE_WEIGHT = 100.0
 class FileFacts:
     """Hold what the checks of a layer depend on besides the layer itself.
 
-    legacy: whether scaled FP8's marker is in the file and in force.
-    fp8_matmul: whether that marker asks for FP8 activations, so that layers need input scales.
     values: whether scales may be read from the disk, and not only headers and configurations.
+    prefix: of the diffusion model's names.
+    markers: of scaled FP8; a layer goes by that of its own part of the file.
     scalars: see `scalar_scales`, which goes over all formats and so is asked once for a file.
     """
 
-    legacy: bool
-    fp8_matmul: bool
     values: bool
+    prefix: str = ""
+    markers: tuple[Marker, ...] = ()
     scalars: dict[str, tuple[int, ...]] = field(default_factory=scalar_scales)
 
 
@@ -54,11 +54,8 @@ def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -
 
     Raises ConvertError where a scale cannot be read.
     """
-    marker = find_marker(model)
-    # ComfyUI reads the legacy form only where there is a marker and no current metadata.
-    legacy = marker is not None and "_quantization_metadata" not in model.metadata
     facts = FileFacts(
-        legacy=legacy, fp8_matmul=legacy and math.prod(marker.shape) != 2, values=values
+        values=values, prefix=diffusion_prefix(model.tensors), markers=tuple(find_markers(model))
     )
     # Dtypes of less than 8 bits start at any byte.
     found = [
@@ -110,14 +107,14 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
     another shape then, and FP8 codes without their scale are another weight.
     """
     finding, weight = partial(Finding, name=layer.name), layer.weight
-    form = layer.format
+    form, marker = layer.format, marker_for(layer.name, facts.markers)
     # The order matters: packed codes first, as the marker of scaled FP8 does not make them FP8.
     if form and weight.dtype in VIEWED:
         yield finding(defect=form.unconfigured)
     elif weight.dtype in ("U8", "I8") and len(weight.shape) == 2:
         yield finding(defect="integers", detail=weight.dtype)
-    elif facts.legacy and "scale_weight" in layer.parts:
-        yield from lint_legacy(layer, facts)
+    elif marker and marker.is_read and "scale_weight" in layer.parts:
+        yield from lint_legacy(layer, facts, needs_input_scale=marker.elements != 2)
     elif form and form.unconfigured:
         yield finding(defect=form.unconfigured)
     elif form and len(weight.shape) == 2:
@@ -128,11 +125,13 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
         yield finding(defect="stray", detail=", ".join(sorted(strays)))
 
 
-def lint_legacy(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
+def lint_legacy(
+    layer: StoredLayer, facts: FileFacts, *, needs_input_scale: bool
+) -> Iterator[Finding]:
     """Check a layer of scaled FP8, the older form, which the marker configures.
 
     ComfyUI casts whatever has a `scale_weight` to F8_E4M3, so a weight of another dtype becomes
-    another weight.
+    another weight. `needs_input_scale` tells whether the marker asks for FP8 activations.
     """
     finding, scale = partial(Finding, name=layer.name), layer.parts.get("scale_input")
     yield from lint_scalars(layer, facts)
@@ -140,7 +139,8 @@ def lint_legacy(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
         yield finding(defect="weight dtype", detail=layer.weight.dtype)
     readable = scale is not None and scale.dtype in SOURCE_FLOATS and facts.values
     # ComfyUI drops an input scale of exactly 1 (comfy/utils.py, convert_old_quants).
-    if facts.fp8_matmul and (scale is None or (readable and (load(scale) == 1).all())):
+    needs_input_scale &= not is_beside(layer.name, facts.prefix)
+    if needs_input_scale and (scale is None or (readable and (load(scale) == 1).all())):
         yield finding(defect="clamped")
 
 
@@ -165,12 +165,15 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
         # A bias may have the real rows where the weight has padded ones.
         if ref and tuple(round_up(length, form.row_multiple) for length in ref.shape) != (size,):
             yield finding(defect="shape", detail=f"{suffix} {list(ref.shape)} for {size}")
+    # ComfyUI recognises no model by what lies beside it, and multiplies text encoders in 16 bits.
+    beside = is_beside(layer.name, facts.prefix)
     # Where the stored shape is another one, several codes share a byte.
-    if expected["weight"][1] != (rows, columns):
+    if expected["weight"][1] != (rows, columns) and not beside:
         yield from lint_packed(layer)
     if facts.values and layer.format is form and not undecodable(layer):
         yield from lint_values(layer)
-    if form.needs_input_scale and not layer.full_precision and "input_scale" not in layer.parts:
+    is_scaled = layer.full_precision or beside or "input_scale" in layer.parts
+    if form.needs_input_scale and not is_scaled:
         yield finding(defect="clamped")
 
 

@@ -225,6 +225,7 @@ class PartialFiles:
         """
         try:
             kept = {plan.ref.layer for plan in self.job.plans if plan.ref.config}
+            kept |= {name.rpartition(".")[0] for name in self.job.model.beside}
             with self.observe("verify"):
                 read_back({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
         except ConvertError:
@@ -257,7 +258,8 @@ def read_back(written: dict[Path, Layout], kept: set[str]) -> None:
 
     `written` is {path: its Layout}: names, dtypes, shapes and offsets must be exactly those. All
     files together then pass the lint that --verify uses, so that a defect of our own never gets a
-    name. Defects of the layers in `kept` are the source's own and were noted when it was opened.
+    name. Defects of the layers in `kept` are the source's own and were noted when it was opened;
+    these are the ones that it had packed already, and all beside the diffusion model.
     """
     tensors, metadata = {}, []
     for path, layout in written.items():
