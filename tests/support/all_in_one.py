@@ -25,6 +25,8 @@ def wan(blocks=5):
         "head.modulation": (1, 2, 64),
         "head.head.weight": (64, 64),
     }
+    outside = ("text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2")
+    shapes |= {f"{name}.weight": (64, 64) for name in (*outside, "time_projection.1")}
     for i in range(blocks):
         shapes |= {f"blocks.{i}.self_attn.{p}.weight": (64, 64) for p in "qkvo"}
         shapes |= {f"blocks.{i}.ffn.0.weight": (128, 64), f"blocks.{i}.ffn.2.weight": (64, 128)}
