@@ -133,8 +133,16 @@ def of_another_model(
 
 
 def gigabytes(size: int) -> str:
-    """Write a number of bytes as GB, or as MB below 1 GB: decimal units, two decimals."""
+    """Write a number of bytes as GB or MB, decimal units with two decimals; few as they are."""
+    if size < 1e4:
+        return f"{size:,} bytes"
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
+
+
+def exact_size(size: int) -> str:
+    """Write a number of bytes as `gigabytes` does, with the bytes: where one more may matter."""
+    rounded, exact = gigabytes(size), f"{size:,} bytes"
+    return exact if rounded == exact else f"{rounded} ({exact})"
 
 
 def percentage(part: float, whole: float) -> str:
@@ -5786,7 +5794,7 @@ def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> Tensor
         needed = f"{expected // 8:,} bytes" if expected % 8 == 0 else f"{expected:,} bits"
         raise DamagedFileError(
             f"{path}: tensor {name}: {dtype} {list(shape)} needs {needed}, "
-            f"the header gives it {end - begin:,}"
+            f"the header gives it {end - begin:,} bytes"
         )
     return TensorRef(
         name=name, dtype=dtype, shape=shape, path=path, begin=data_begin + begin, nbytes=end - begin
@@ -9197,7 +9205,7 @@ def output_problems(job: Job) -> list[str]:
             # Partial files and shards of an earlier run are overwritten: their space is free.
             free = shutil.disk_usage(output.parent).free + sum(map(allocated, [*partial, *named]))
             if free < job.nbytes:
-                need = f"{gigabytes(free)} are free, the output needs {gigabytes(job.nbytes)}"
+                need = f"{exact_size(free)} are free, the output needs {exact_size(job.nbytes)}"
                 problems.append(f"{output.parent}: {need}")
     except OSError as error:
         problems.append(os_problem(error, output))
@@ -10733,19 +10741,17 @@ def plan_for_size(
     `planner` makes a plan for {layer: precision}. What float16 cannot hold is float32 in the plan
     that comes back. None without a target; raises ConvertError for one that cannot be reached.
     """
-    target = options.target(model)
-    if not target:
+    if not options.target(model):
         return None
     plans, _ = planner()
     # What other options will add once the precisions are settled is left free now.
-    target -= reserved(options, plans)
+    target = options.target(model) - reserved(options, plans)
+    # A target that is out of reach is told from the headers alone, as reading may take an hour.
+    candidates, fixed = reachable(options, model, planner, target)
     # Asked once, for all tensors that could be 16-bit, whatever is chosen later.
     widened = wide_halves(options, plans)
-    start = {plan.ref.name: plan for plan in widen(plans, widened)}
-    size = output_size(options, model, [*start.values()])
-    candidates = list_candidates(options, planner, start, widened, lower=size > target)
-    fixed = size - sum(bytes_in_output(start[name]) for name in candidates)
-    refuse_too_small(target, fixed + sum(min(map(bytes_in_output, c)) for c in candidates.values()))
+    if widened:
+        candidates, fixed = reachable(options, model, planner, target, widened)
     layers = measure_alternatives(options, candidates, ranks)
     # In source order again, which the ranks' results are not: ties go by it.
     layers = {name: layers[name] for name in candidates}
@@ -10785,12 +10791,46 @@ def wide_halves(options: Options, plans: Iterable[TensorPlan]) -> frozenset[str]
     return float16_overflows(halves, options)
 
 
+def reachable(
+    options: Options,
+    model: Model,
+    planner: Callable[..., Plan],
+    target: int,
+    widened: frozenset[str] = frozenset(),
+) -> tuple[dict[str, list[TensorPlan]], int]:
+    """List what each open layer could be, as `list_candidates` does, and what all else takes.
+
+    target: the bytes that open layers and all else may take together. The second result is the
+    bytes of the file without its open layers. Raises ConvertError where the smallest file is
+    larger than the target, where the largest is not, and where no layer is open to a choice.
+    """
+    plans, _ = planner()
+    start = {plan.ref.name: plan for plan in widen(plans, widened)}
+    size = output_size(options, model, [*start.values()])
+    candidates = list_candidates(options, planner, start, widened, lower=size > target)
+    if not candidates and size <= target:
+        raise ConvertError(f"{TARGET}: no layer is left: other options decide for all")
+    fixed = size - sum(bytes_in_output(start[name]) for name in candidates)
+    sizes = [[bytes_in_output(plan) for plan in plans] for plans in candidates.values()]
+    refuse_too_small(target, fixed + sum(map(min, sizes)))
+    most, wanted = fixed + sum(map(max, sizes)), options.target(model)
+    if size <= target and most <= wanted:
+        given = f"--target-ratio {options.target_ratio}" if options.target_ratio else TARGET
+        raise ConvertError(
+            f"{given}: {exact_size(wanted)} leaves nothing to choose: with every open layer "
+            f"unquantised, {options.source.name} ({gigabytes(file_bytes(model))}) becomes "
+            f"{exact_size(most)}; give less"
+        )
+    return candidates, fixed
+
+
 def refuse_too_small(target: int, least: int) -> None:
     """Raise ConvertError if the smallest file of this plan, `least` bytes, exceeds the target."""
     if least > target:
         raise ConvertError(
-            f"{TARGET}: {target:,} bytes are too few: the smallest this plan allows is about "
-            f"{least:,}; fewer --edge-blocks and --exclude, or --preset all, leave more to choose"
+            f"{TARGET}: {exact_size(target)} is too little: the smallest that this plan allows is "
+            f"about {exact_size(least)}; fewer --edge-blocks and --exclude, or --preset all, leave "
+            "more to choose"
         )
 
 
@@ -10805,7 +10845,7 @@ def list_candidates(
     """List what each open layer could be besides what it is: all lower precisions, or all higher.
 
     Returns {weight: its plans, from the lowest precision}. Plans come from `planner`, so that
-    floors and input scales apply to them. Raises ConvertError where no layer is open to a choice.
+    floors and input scales apply to them. What has no other precision is left out.
     """
     names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
     # One plan of the whole model for each precision, as floors and scales depend on all of it.
@@ -10822,11 +10862,7 @@ def list_candidates(
             for precision, plan in sorted(plans.items())
             if (precision <= first.precision if lower else precision >= first.precision)
         ]
-    candidates = {name: plans for name, plans in candidates.items() if len(plans) > 1}
-    if not candidates:
-        what = "everything is as small as it may be" if lower and names else "no layer is left"
-        raise ConvertError(f"{TARGET}: {what}: other options decide for all")
-    return candidates
+    return {name: plans for name, plans in candidates.items() if len(plans) > 1}
 
 
 # ── nvfp4/report/data.py: Describe a finished or planned conversion as data ───────────────────────
@@ -10841,7 +10877,7 @@ class Report:
     """Hold what a conversion did, or what it would do after --dry-run.
 
     `plans` has every tensor's fate in the source's order, `origin` is what the header tells of how
-    the file was made, and sizes are in bytes, headers included in `output_bytes`. `damage` is
+    the file was made, and sizes are those of files in bytes, headers included. `damage` is
     {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
     --w4a4-share and --target-size found, empty without them.
     """
@@ -11605,6 +11641,7 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
             options = dataclasses.replace(options, quiet=True)
         # Only headers are read here; weights are read while they are measured or encoded.
         source = read_source(options)
+        source_bytes = file_bytes(source.model)
         pick_device(options.device, ranks)
         refuse_text_targets(options, source.model)
         guides = read_guides(options, source.model)
@@ -11622,7 +11659,7 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
         options=options,
         plans=tuple(outcome.job.plans),
         origin=outcome.job.origin,
-        source_bytes=source.model.nbytes,
+        source_bytes=source_bytes,
         output_bytes=outcome.job.nbytes,
         notes=(*plan.notes, *source.notes, *tuned.notes, *outcome.notes),
         damage=outcome.damage,

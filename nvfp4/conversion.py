@@ -19,6 +19,7 @@ from nvfp4.plan.make import make_plans
 from nvfp4.plan.records import widen
 from nvfp4.production import produce, rehearse
 from nvfp4.ranks import join_ranks
+from nvfp4.read.checkpoint import file_bytes
 from nvfp4.read.parts import refuse_lone_shard
 from nvfp4.report.data import Report
 from nvfp4.source.read import read_source
@@ -43,6 +44,7 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
             options = dataclasses.replace(options, quiet=True)
         # Only headers are read here; weights are read while they are measured or encoded.
         source = read_source(options)
+        source_bytes = file_bytes(source.model)
         pick_device(options.device, ranks)
         refuse_text_targets(options, source.model)
         guides = read_guides(options, source.model)
@@ -60,7 +62,7 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
         options=options,
         plans=tuple(outcome.job.plans),
         origin=outcome.job.origin,
-        source_bytes=source.model.nbytes,
+        source_bytes=source_bytes,
         output_bytes=outcome.job.nbytes,
         notes=(*plan.notes, *source.notes, *tuned.notes, *outcome.notes),
         damage=outcome.damage,

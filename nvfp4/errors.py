@@ -108,8 +108,16 @@ def of_another_model(
 
 
 def gigabytes(size: int) -> str:
-    """Write a number of bytes as GB, or as MB below 1 GB: decimal units, two decimals."""
+    """Write a number of bytes as GB or MB, decimal units with two decimals; few as they are."""
+    if size < 1e4:
+        return f"{size:,} bytes"
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
+
+
+def exact_size(size: int) -> str:
+    """Write a number of bytes as `gigabytes` does, with the bytes: where one more may matter."""
+    rounded, exact = gigabytes(size), f"{size:,} bytes"
+    return exact if rounded == exact else f"{rounded} ({exact})"
 
 
 def percentage(part: float, whole: float) -> str:

@@ -101,7 +101,9 @@ def render_one(data: dict) -> str:
     scheme and bytes, totals per kind and per scheme, what is not quantised, the names of scales,
     the metadata and the verdict. Tables without rows are left out.
     """
-    layers = ((x["name"], str(x["shape"]), x["scheme"], f"{x['bytes']:,}") for x in data["layers"])
+    layers = (
+        (x["name"], str(x["shape"]), x["scheme"], f"{x['bytes']:,} bytes") for x in data["layers"]
+    )
     kinds = (
         (kind, str(sizes["layers"]), label, gigabytes(sizes["bytes"]))
         for kind, found in data["kinds"].items()

@@ -170,7 +170,7 @@ def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> Tensor
         needed = f"{expected // 8:,} bytes" if expected % 8 == 0 else f"{expected:,} bits"
         raise DamagedFileError(
             f"{path}: tensor {name}: {dtype} {list(shape)} needs {needed}, "
-            f"the header gives it {end - begin:,}"
+            f"the header gives it {end - begin:,} bytes"
         )
     return TensorRef(
         name=name, dtype=dtype, shape=shape, path=path, begin=data_begin + begin, nbytes=end - begin

@@ -31,7 +31,7 @@ class Report:
     """Hold what a conversion did, or what it would do after --dry-run.
 
     `plans` has every tensor's fate in the source's order, `origin` is what the header tells of how
-    the file was made, and sizes are in bytes, headers included in `output_bytes`. `damage` is
+    the file was made, and sizes are those of files in bytes, headers included. `damage` is
     {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
     --w4a4-share and --target-size found, empty without them.
     """

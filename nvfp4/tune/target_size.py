@@ -20,7 +20,7 @@ from nvfp4.encode.compute import Compute, pick_device, single_threaded
 from nvfp4.encode.float16 import float16_overflows
 from nvfp4.encode.layer import quantise
 from nvfp4.encode.pieces import pieces_of, read_ahead, tensors_of_rank
-from nvfp4.errors import ConvertError
+from nvfp4.errors import ConvertError, exact_size, gigabytes
 from nvfp4.formats.base import Format, candidate_formats
 from nvfp4.layout import bytes_in_output, output_size
 from nvfp4.model import Model
@@ -31,6 +31,7 @@ from nvfp4.options import TARGET, Options
 from nvfp4.plan.records import UNNAMED, Plan, TensorPlan, plan_tensor, widen
 from nvfp4.progress import progress_bar
 from nvfp4.ranks import Ranks
+from nvfp4.read.checkpoint import file_bytes
 
 # The header's size depends on the precisions chosen, and these on the bytes that it leaves: the
 # choice is repeated up to 8 times until both agree.
@@ -193,19 +194,17 @@ def plan_for_size(
     `planner` makes a plan for {layer: precision}. What float16 cannot hold is float32 in the plan
     that comes back. None without a target; raises ConvertError for one that cannot be reached.
     """
-    target = options.target(model)
-    if not target:
+    if not options.target(model):
         return None
     plans, _ = planner()
     # What other options will add once the precisions are settled is left free now.
-    target -= reserved(options, plans)
+    target = options.target(model) - reserved(options, plans)
+    # A target that is out of reach is told from the headers alone, as reading may take an hour.
+    candidates, fixed = reachable(options, model, planner, target)
     # Asked once, for all tensors that could be 16-bit, whatever is chosen later.
     widened = wide_halves(options, plans)
-    start = {plan.ref.name: plan for plan in widen(plans, widened)}
-    size = output_size(options, model, [*start.values()])
-    candidates = list_candidates(options, planner, start, widened, lower=size > target)
-    fixed = size - sum(bytes_in_output(start[name]) for name in candidates)
-    refuse_too_small(target, fixed + sum(min(map(bytes_in_output, c)) for c in candidates.values()))
+    if widened:
+        candidates, fixed = reachable(options, model, planner, target, widened)
     layers = measure_alternatives(options, candidates, ranks)
     # In source order again, which the ranks' results are not: ties go by it.
     layers = {name: layers[name] for name in candidates}
@@ -245,12 +244,46 @@ def wide_halves(options: Options, plans: Iterable[TensorPlan]) -> frozenset[str]
     return float16_overflows(halves, options)
 
 
+def reachable(
+    options: Options,
+    model: Model,
+    planner: Callable[..., Plan],
+    target: int,
+    widened: frozenset[str] = frozenset(),
+) -> tuple[dict[str, list[TensorPlan]], int]:
+    """List what each open layer could be, as `list_candidates` does, and what all else takes.
+
+    target: the bytes that open layers and all else may take together. The second result is the
+    bytes of the file without its open layers. Raises ConvertError where the smallest file is
+    larger than the target, where the largest is not, and where no layer is open to a choice.
+    """
+    plans, _ = planner()
+    start = {plan.ref.name: plan for plan in widen(plans, widened)}
+    size = output_size(options, model, [*start.values()])
+    candidates = list_candidates(options, planner, start, widened, lower=size > target)
+    if not candidates and size <= target:
+        raise ConvertError(f"{TARGET}: no layer is left: other options decide for all")
+    fixed = size - sum(bytes_in_output(start[name]) for name in candidates)
+    sizes = [[bytes_in_output(plan) for plan in plans] for plans in candidates.values()]
+    refuse_too_small(target, fixed + sum(map(min, sizes)))
+    most, wanted = fixed + sum(map(max, sizes)), options.target(model)
+    if size <= target and most <= wanted:
+        given = f"--target-ratio {options.target_ratio}" if options.target_ratio else TARGET
+        raise ConvertError(
+            f"{given}: {exact_size(wanted)} leaves nothing to choose: with every open layer "
+            f"unquantised, {options.source.name} ({gigabytes(file_bytes(model))}) becomes "
+            f"{exact_size(most)}; give less"
+        )
+    return candidates, fixed
+
+
 def refuse_too_small(target: int, least: int) -> None:
     """Raise ConvertError if the smallest file of this plan, `least` bytes, exceeds the target."""
     if least > target:
         raise ConvertError(
-            f"{TARGET}: {target:,} bytes are too few: the smallest this plan allows is about "
-            f"{least:,}; fewer --edge-blocks and --exclude, or --preset all, leave more to choose"
+            f"{TARGET}: {exact_size(target)} is too little: the smallest that this plan allows is "
+            f"about {exact_size(least)}; fewer --edge-blocks and --exclude, or --preset all, leave "
+            "more to choose"
         )
 
 
@@ -265,7 +298,7 @@ def list_candidates(
     """List what each open layer could be besides what it is: all lower precisions, or all higher.
 
     Returns {weight: its plans, from the lowest precision}. Plans come from `planner`, so that
-    floors and input scales apply to them. Raises ConvertError where no layer is open to a choice.
+    floors and input scales apply to them. What has no other precision is left out.
     """
     names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
     # One plan of the whole model for each precision, as floors and scales depend on all of it.
@@ -282,8 +315,4 @@ def list_candidates(
             for precision, plan in sorted(plans.items())
             if (precision <= first.precision if lower else precision >= first.precision)
         ]
-    candidates = {name: plans for name, plans in candidates.items() if len(plans) > 1}
-    if not candidates:
-        what = "everything is as small as it may be" if lower and names else "no layer is left"
-        raise ConvertError(f"{TARGET}: {what}: other options decide for all")
-    return candidates
+    return {name: plans for name, plans in candidates.items() if len(plans) > 1}

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from nvfp4.errors import ConvertError, examples, gigabytes
+from nvfp4.errors import ConvertError, exact_size, examples
 from nvfp4.files import allocated, is_same, os_problem, target_problems, unfinished
 from nvfp4.layout import Job
 from nvfp4.model import Model, is_converted
@@ -71,7 +71,7 @@ def output_problems(job: Job) -> list[str]:
             # Partial files and shards of an earlier run are overwritten: their space is free.
             free = shutil.disk_usage(output.parent).free + sum(map(allocated, [*partial, *named]))
             if free < job.nbytes:
-                need = f"{gigabytes(free)} are free, the output needs {gigabytes(job.nbytes)}"
+                need = f"{exact_size(free)} are free, the output needs {exact_size(job.nbytes)}"
                 problems.append(f"{output.parent}: {need}")
     except OSError as error:
         problems.append(os_problem(error, output))

@@ -159,7 +159,7 @@ def test_too_little_space_is_known_before_the_work(simple, capsys, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))
     monkeypatch.setattr(c, "write_model", None)
     assert run(simple) == 1
-    assert "0.00 MB are free, the output needs" in capsys.readouterr().err
+    assert "5 bytes are free, the output needs 2,511 bytes" in capsys.readouterr().err
     assert_untouched(simple)
 
 
