@@ -245,7 +245,11 @@ SAFETENSORS_BITS = {
 # Dtypes of weights that can be quantised; tensors of others are copied.
 SOURCE_FLOATS = ("F32", "BF16", "F16")
 # Dtypes that quantised weights are stored in.
-ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2")
+ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+# Dtypes of scales that other programs store; they are read as float32.
+SCALE_FLOATS = (*SOURCE_FLOATS, "F64")
+# Rows and columns of the blocks that DeepSeek scales FP8 by, and others after it.
+SCALE_BLOCK = 128
 # The dtype options of the command line, in the names of safetensors headers.
 DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 # ComfyUI views block scales of these dtypes as E4M3, without changing a bit.
@@ -524,7 +528,7 @@ class TensorRef:
     name: as the file has it, prefix included.
     dtype: as safetensors names it, such as "BF16": a key of SAFETENSORS_BITS.
     path, begin, nbytes: the file, the absolute offset of the tensor's data in it, and its size.
-    scale: of an FP8 weight that is decoded when it is read; None for what is no such weight.
+    coding: how a quantised weight is decoded when it is read; None for what is no such weight.
     is_kept: whether it is part of a quantised layer of the source that is copied as it is.
     config: the JSON for `comfy_quant` of such a layer; it is kept with the layer's weight.
     patches: the LoRAs' changes that are added, in this order, when it is read.
@@ -536,7 +540,7 @@ class TensorRef:
     path: Path
     begin: int
     nbytes: int
-    scale: float | None = None
+    coding: Coding | None = None
     is_kept: bool = False
     config: str = ""
     patches: tuple[Patch, ...] = ()
@@ -544,7 +548,7 @@ class TensorRef:
     @property
     def is_changed(self) -> bool:
         """Tell whether reading gives float32 values that differ from what is stored."""
-        return self.scale is not None or bool(self.patches)
+        return self.coding is not None or bool(self.patches)
 
     @property
     def layer(self) -> str:
@@ -554,7 +558,7 @@ class TensorRef:
     @property
     def is_float(self) -> bool:
         """Tell whether it holds numbers of 16 or 32 bits once it is read; an empty one does not."""
-        return (self.dtype in SOURCE_FLOATS or self.scale is not None) and self.nbytes > 0
+        return (self.dtype in SOURCE_FLOATS or self.coding is not None) and self.nbytes > 0
 
     @property
     def is_linear_weight(self) -> bool:
@@ -563,6 +567,20 @@ class TensorRef:
         The table of an embedding looks the same; presets keep it, as it is outside the blocks.
         """
         return self.is_float and len(self.shape) == 2 and self.name.endswith(".weight")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coding:
+    """Tell how a stored weight is decoded.
+
+    title: of its format; the rows of `formats` stand above this room.
+    parts: {suffix: the tensor}, what it is decoded from besides its codes; {} where `scale` is all.
+    scale: the one scale of the whole weight, a float32; None where it has several.
+    """
+
+    title: str
+    parts: dict[str, TensorRef] = field(default_factory=dict)
+    scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -680,7 +698,7 @@ def is_converted(model: Model) -> bool:
     Layers beside the diffusion model do not count, as they say nothing of it.
     """
     beside, refs = model.beside, model.tensors.values()
-    return any((ref.is_kept and ref.name not in beside) or ref.scale is not None for ref in refs)
+    return any((ref.is_kept and ref.name not in beside) or ref.coding for ref in refs)
 
 
 def compiled(pattern: str) -> re.Pattern:
@@ -1739,6 +1757,7 @@ HEADER_ORDER = (
     "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
     "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
     "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
+    "plain_fp8",
 )  # fmt: skip
 
 
@@ -1814,6 +1833,8 @@ class Options:
         "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)", reads=True)
     lora_partial: bool = option(False, GENERAL, SWITCH,
         "... and count what of it is of no tensor of the model", needs=["--merge-lora"])
+    plain_fp8: bool = option(False, GENERAL, SWITCH,
+        "convert a SOURCE whose FP8 has no scales, although the cast has lost some 3 %")
     report: Path | None = option(None, GENERAL, FILE,
         "the plan, its reasons and every layer's error as data (.json) or a page (.html)",
         check=must_end_in(*REPORT_KINDS), trace=False, writes=True)
@@ -3928,7 +3949,7 @@ COMMON_PARTS = ("weight", "bias", "input_scale", "pre_quant_scale", "comfy_quant
 
 # Formats whose names ComfyUI knows in `comfy_quant` but that no file of this room describes: layers
 # of them are shown by that name, and are never decoded.
-NAMED_ONLY = ("float8_e5m2", "mxfp8", "int8_tensorwise", "convrot_w4a4")
+NAMED_ONLY = ("mxfp8", "int8_tensorwise", "convrot_w4a4", "asym_w4a8_int8", "awq_w4a16")
 
 
 class Given(NamedTuple):
@@ -3990,8 +4011,8 @@ class Format:
 
     rows: ClassVar[list[Format]] = []
 
-    # Plans, reports and the header use the name. The title is unique among all formats, those that
-    # are only read as well.
+    # Plans, reports and the header use the name, which formats that are only read have not. The
+    # title is unique among all formats.
     name: str = ""
     title: str = ""
     # Bits of precision: a floor that asks for FP8 is met by every format with at least as many.
@@ -4129,12 +4150,12 @@ class Format:
         """Tell whether a weight has the dtype in which this format stores codes."""
         return weight.dtype == self.weight_dtype
 
-    def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
+    def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
         """Tell whether a stored layer is of this format, going by its tensors.
 
-        weight: the stored weight; parts: suffixes of the layer's tensors; configured: the format's
-        name in its configuration, None if it has none. The dtype of the weight has to be that of
-        the format, and the scale that it is recognised by has to be there.
+        weight: the stored weight; parts: the layer's tensors by suffix; config: its configuration,
+        {} if it has none. The dtype of the weight has to be that of the format, and the scale that
+        it is recognised by has to be there.
         """
         fits = bool(self.weight_dtype) and weight.dtype == self.weight_dtype
         return fits and (not self.scale_suffix or self.scale_suffix in parts)
@@ -4275,7 +4296,8 @@ def format_titled(title: str) -> Format:
 
 def configured_formats() -> dict[str, Format]:
     """List the formats that can be written by a name in `comfy_quant`: {that name: format}."""
-    return {row.config: row for row in sorted(Format.rows) if row.config and row.is_configured}
+    rows = (row for row in sorted(Format.rows) if row.name and row.config and row.is_configured)
+    return {row.config: row for row in rows}
 
 
 def candidate_formats() -> list[Format]:
@@ -4298,7 +4320,7 @@ def is_known(config: object) -> bool:
 
     config: what a configuration gives as its format, which may be anything JSON can hold.
     """
-    return config in NAMED_ONLY or config in configured_formats()
+    return bool(config) and config in (*NAMED_ONLY, *(row.config for row in Format.rows))
 
 
 def layer_parts() -> tuple[str, ...]:
@@ -4315,10 +4337,9 @@ def marker_names() -> set[str]:
 def is_quantised_part(name: str) -> bool:
     """Tell whether a tensor of this name shows that its layer is quantised already.
 
-    name: as in the file. `weight_scale_inv` counts, too: it is what other tools call the scale of
-    FP8 weights. A weight, a bias and a smoothing vector show nothing.
+    name: as in the file. A weight, a bias and a smoothing vector show nothing.
     """
-    own = {*layer_parts(), "weight_scale_inv", *marker_names()}
+    own = {*layer_parts(), *marker_names()}
     return name.rpartition(".")[2] in own - {"weight", "bias", "pre_quant_scale"}
 
 
@@ -4338,6 +4359,194 @@ def scalar_scales() -> dict[str, tuple[int, ...]]:
             found |= {row.name_in_file(suffix): shape for suffix, shape in scalars.items()}
         found |= {row.name_in_file("input_scale"): row.scalar_shape for row in rows}
     return found
+
+
+# ── nvfp4/numeric/float8.py: Decode 8-bit floats of every kind, and scales that lie on a grid over 
+
+# The first byte, without its sign, that is no finite number: E5M2 has infinities there, too.
+NO_NUMBER = {torch.float8_e4m3fn: NAN_E4M3, torch.float8_e5m2: 0x7C}
+# The one NaN of the FNUZ dtypes is what would be a negative zero.
+NAN_FNUZ = 0x80
+# Blocks of fewer columns are not used by any program; a scale of such a shape is for something
+# else, such as rows that were taken for columns.
+LEAST_BLOCK = 16
+
+
+def decode_float8(codes: torch.Tensor) -> torch.Tensor:
+    """Decode 8-bit floats of any of torch's four dtypes for weights to float32, exactly.
+
+    codes: of any shape; what is no finite number is for the caller to refuse: see `has_no_number`.
+    """
+    if codes.dtype == torch.float8_e4m3fn:
+        return decode_e4m3(codes)
+    if codes.dtype == torch.float8_e5m2:
+        # E5M2 is the upper byte of a float16.
+        return (codes.view(torch.uint8).to(torch.int16) << 8).view(torch.float16).float()
+    return codes.float()
+
+
+def has_no_number(codes: torch.Tensor) -> bool:
+    """Tell whether stored codes of any dtype hold NaN or an infinity; integers never do."""
+    bits = codes.view(torch.uint8)
+    if codes.dtype in NO_NUMBER:
+        # The sign bit is masked out, as there is a negative NaN, too.
+        return bool(((bits & 0x7F) >= NO_NUMBER[codes.dtype]).any())
+    return codes.dtype.is_floating_point and bool((bits == NAN_FNUZ).any())
+
+
+def block_lengths(size: int, count: int) -> set[int]:
+    """List how many rows or columns may share a scale, where `count` scales are for `size` of them.
+
+    The last block may be shorter, as DeepSeek's blocks of 128 are. Blocks are powers of two, or
+    divide the size; two lengths come back where both are possible, none where neither is.
+    """
+    if count in (1, size):
+        return {size // count}
+    if -(-size // SCALE_BLOCK) == count:
+        return {SCALE_BLOCK}
+    lengths = {2**power for power in range(1, size.bit_length())}
+    lengths = {length for length in lengths if -(-size // length) == count}
+    return lengths if size % count else {*lengths, size // count}
+
+
+def block_shape(weight: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, int] | None:
+    """Tell the rows and columns of a weight that share one scale, or None where none fits.
+
+    weight: [N, K], or of more dimensions, whose rows have one scale each at most; scale: [], [1]
+    and the like for one scale, [N] or [N, 1] for rows, [blocks of N, blocks of K] for blocks; more
+    dimensions of 1 may follow, as in kohya's [N, blocks of K, 1].
+    """
+    rows, columns = weight[0] if weight else 1, math.prod(weight[1:])
+    if math.prod(scale) == 1:
+        return rows, columns
+    high, wide, *more = (*scale, 1) if len(scale) == 1 else scale
+    if math.prod(more) != 1 or not 0 < high <= rows or not 0 < wide <= columns:
+        return None
+    heights, widths = block_lengths(rows, high), block_lengths(columns, wide)
+    # Where two lengths are possible, only a square block tells which one it is.
+    if len(heights) != 1 or len(widths) != 1:
+        heights = widths = heights & widths
+    if len(heights) != 1:
+        return None
+    height, width = *heights, *widths
+    # kohya's blocks divide the columns, and convolutions and vectors have no blocks.
+    uneven = bool(more) and wide * width != columns
+    nested = len(weight) != 2 and (height, wide) != (1, 1)
+    # A row of as many scales as there are rows may be a column that was transposed.
+    narrow = 1 < wide < columns and width < LEAST_BLOCK
+    lying = high == 1 < rows == wide
+    return None if uneven or nested or narrow or lying else (height, width)
+
+
+def scales_by_rows(scale: torch.Tensor, weight: tuple[int, ...]) -> torch.Tensor:
+    """Spread a grid of scales over the rows of a weight.
+
+    scale: floats of a shape that `block_shape` takes, more than one; weight: [N, K]. Returns
+    float32 [N, blocks of K], or [N, K] where the number of blocks does not tell their length.
+    """
+    height, width = block_shape(weight, tuple(scale.shape))
+    grid, columns = scale.float().reshape(scale.shape[0], -1), math.prod(weight[1:])
+    if len(block_lengths(columns, grid.shape[1])) > 1:
+        grid = grid.repeat_interleave(width, 1)[:, :columns]
+    return grid.repeat_interleave(height, 0)[: weight[0]]
+
+
+def multiply_blocks(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Multiply rows of values by the scales of their blocks of columns, in place.
+
+    values: float32 [n, K]; scales: float32 [n, blocks of K], as `scales_by_rows` gives them. Each
+    product is rounded once.
+    """
+    (width,) = block_lengths(values.shape[1], scales.shape[1])
+    whole = values.shape[1] // width
+    values[:, : whole * width].unflatten(1, (whole, width)).mul_(scales[:, :whole, None])
+    values[:, whole * width :].mul_(scales[:, whole:])
+    return values
+
+
+# ── nvfp4/formats/any_fp8.py: Read FP8 of every dtype, with one scale, scales by rows or by blocks,
+
+class AnyFp8(Format):
+    """Decode weights of 8-bit floats of any shape by the scale or the scales beside them."""
+
+    rank = 8
+    is_configured = False
+    unconfigured = "unread scale"
+    weight_bits = activation_bits = 8
+    is_adopted = is_decoded = True
+    runs_full_precision = "FP8 weights, scaled and multiplied in 16-bit"
+
+    def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
+        """Say why a stored weight of any number of dimensions cannot be decoded, or return "".
+
+        Its scale has to be one float, or a grid of them that `block_shape` takes.
+        """
+        scale, weight = parts.get(self.scale_suffix), parts["weight"]
+        if 0 in weight.shape:
+            return f"its weight is {list(weight.shape)}"
+        fits = scale is None or scale.dtype in SCALE_FLOATS
+        if fits and (scale is None or block_shape(weight.shape, scale.shape)):
+            return ""
+        return f"its scale is {scale.dtype} {list(scale.shape)} for a weight {list(weight.shape)}"
+
+    def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Bring codes and scales of a stored weight into the form that `decode` takes.
+
+        Several scales become float32 [N, blocks of K] beside the codes, and the one scale is 1.
+        """
+        weight, scale = tensors["weight"], tensors.get(self.scale_suffix)
+        if scale is None or math.prod(scale.shape) == 1:
+            return super().unpack(tensors)
+        return [weight, scales_by_rows(scale, tuple(weight.shape))], torch.ones(())
+
+    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        """Multiply codes of 8-bit floats [n, ...] by their scales: float32 of the same shape.
+
+        Between codes and scale may be scales of blocks, float32 [n, blocks of K]. With one scale,
+        comfy_kitchen.dequantize_per_tensor_fp8 gives the same in float32.
+        """
+        codes, *blocks, scale = parts_and_scale
+        values = decode_float8(codes)
+        if not blocks:
+            return values.mul_(scale)
+        return multiply_blocks(values.view(len(values), -1), blocks[0] * scale).view(codes.shape)
+
+
+class ForeignFp8(AnyFp8):
+    """Describe FP8 of one dtype beside a scale of one name; despite some names all multiply."""
+
+    runs_full_precision = "FP8 weights whose scale ComfyUI does not read"
+
+    def __init__(self, dtype: str, scale_suffix: str, config: str = "") -> None:
+        """Enter a row: dtype as safetensors has it, config where ComfyUI knows the format."""
+        kind = dtype.replace("F8_", "FP8 ").removesuffix(" E4M3")
+        self.title = kind if scale_suffix == "weight_scale" else f"{kind}, {scale_suffix}"
+        self.weight_dtype, self.scale_suffix, self.config = dtype, scale_suffix, config
+        self.is_configured = bool(config)
+        super().__init__()
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """List the suffixes of weight and scale: such formats may have no name in ComfyUI."""
+        return (*self.parts((1, 1)), "input_scale")
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell codes and scale of a weight [N, K], as it is with one scale."""
+        return {"weight": (self.weight_dtype, shape), self.scale_suffix: ("F32", ())}
+
+
+# DeepSeek calls it weight_scale_inv, though a weight is multiplied by it, as by all the others.
+INVERSE = "weight_scale_inv"
+FOREIGN_ROWS = (
+    ForeignFp8("F8_E4M3", INVERSE),
+    ForeignFp8("F8_E5M2", "weight_scale", config="float8_e5m2"),
+    *(ForeignFp8("F8_E5M2", suffix) for suffix in ("scale_weight", INVERSE)),
+    *(
+        ForeignFp8(dtype, suffix)
+        for dtype in ("F8_E4M3FNUZ", "F8_E5M2FNUZ")
+        for suffix in ("weight_scale", "scale_weight", INVERSE)
+    ),
+)
 
 
 # ── nvfp4/formats/floats.py: Store tensors without quantising: 16-bit, 32-bit, or as they are ─────
@@ -4391,7 +4600,7 @@ HALF, FP32, KEPT = Half(), Float32(), Kept()
 
 # ── nvfp4/formats/fp8.py: Store weights as FP8: 8-bit floats, one scale for a whole weight ────────
 
-class Fp8(Format):
+class Fp8(AnyFp8):
     """Store a weight [N, K] as F8_E4M3 [N, K] and one float32 scale.
 
     The layout is that of comfy_kitchen's TensorCoreFP8Layout. ComfyUI multiplies in FP8 (W8A8)
@@ -4400,12 +4609,10 @@ class Fp8(Format):
     """
 
     name = title = "FP8"
-    rank = 8
     config = "float8_e4m3fn"
+    is_configured = True
     weight_dtype = "F8_E4M3"
     scale_suffix = "weight_scale"
-    unconfigured = "unread scale"
-    weight_bits = activation_bits = 8
     needs_input_scale = True
     older_form = "scaled FP8"
     # A summary's `amax` is the largest activation, which E4M3's largest number is to stand for.
@@ -4414,8 +4621,7 @@ class Fp8(Format):
     full_precision_option = "fp8_full_precision_mm"
     runs_scaled = "FP8 weights times FP8 activations at the baked scale"
     runs_unscaled = "FP8 weights times FP8 activations that are clamped at 448"
-    runs_full_precision = "FP8 weights, scaled and multiplied in 16-bit"
-    is_candidate = is_adopted = is_decoded = True
+    is_candidate = True
     # Half of NVFP4's, which searches the scale of every block.
     encoding_cost = 2
     grid = E4M3
@@ -4453,13 +4659,6 @@ class Fp8(Format):
         padded.
         """
         return {"weight": [*encoded.codes], "weight_scale": [encoded.scale]}
-
-    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
-        """Multiply codes float8_e4m3fn [n, K] by the scale: float32 [n, K].
-
-        comfy_kitchen.dequantize_per_tensor_fp8 gives the same in float32.
-        """
-        return decode_fp8(*parts_and_scale)
 
     def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
         """Cast rounded levels to codes float8_e4m3fn [n, K].
@@ -4524,13 +4723,13 @@ class Nvfp4(Format):
             "weight_scale_2": ("F32", ()),
         }
 
-    def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
+    def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
         """Tell whether a stored layer is NVFP4: a U8 weight with a global scale beside it.
 
         An I8 weight counts if the layer is configured as NVFP4, too.
         """
         # ComfyUI takes the bits of I8 for those of U8; only a configuration tells that they are.
-        signed = weight.dtype == "I8" and configured == self.config
+        signed = weight.dtype == "I8" and config.get("format") == self.config
         return (weight.dtype == self.weight_dtype or signed) and self.scale_suffix in parts
 
     def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
@@ -4705,31 +4904,28 @@ NVFP4 = Nvfp4()
 
 # ── nvfp4/formats/plain_fp8.py: Read plain FP8: weights cast to 8-bit floats without any scale ────
 
-class PlainFp8(Format):
-    """Describe F8_E4M3 weights [N, K] that stand for themselves; ComfyUI casts them to 16 bits.
+class PlainFp8(AnyFp8):
+    """Describe weights of 8-bit floats that stand for themselves; ComfyUI casts them to 16 bits.
 
-    A layer is taken for it where its weight is F8_E4M3 and neither of the other FP8 formats finds
-    its scale.
+    A layer is taken for it where its weight is of the row's dtype, and no other format finds a
+    scale beside it.
     """
 
-    title = "plain FP8"
-    rank = 8
     # ComfyUI loads such weights without a configuration, so that nothing is missing.
-    is_configured = False
     unconfigured = ""
-    weight_dtype = "F8_E4M3"
-    weight_bits = 8
+    activation_bits = 16
     runs_full_precision = "FP8 weights without a scale, cast to 16-bit"
 
-    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
-        """Decode codes float8_e4m3fn [n, K] to float32 [n, K].
+    def __init__(self, dtype: str) -> None:
+        """Enter the row of one safetensors dtype."""
+        self.title = "plain " + dtype.replace("F8_", "FP8 ").removesuffix(" E4M3")
+        self.weight_dtype = dtype
+        super().__init__()
 
-        The last argument is a scale of 1, which `unpack` gives where a layer has none.
-        """
-        return decode_fp8(*parts_and_scale)
 
-
-PLAIN_FP8 = PlainFp8()
+PLAIN_FP8 = {
+    dtype: PlainFp8(dtype) for dtype in ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+}
 
 
 # ── nvfp4/formats/scaled_fp8.py: Store weights as scaled FP8, the older form of FP8 files ─────────
@@ -5098,6 +5294,16 @@ class TensorPlan:
     def is_w4a4(self) -> bool:
         """Tell whether ComfyUI also quantises the layer's activations to 4 bits."""
         return self.has_nvfp4_input and "full_precision_matrix_mult" not in self.config
+
+    @property
+    def kept_scale(self) -> float | None:
+        """Return the source's scale, with which its codes come back as they were; None without one.
+
+        A LoRA that is merged changes the largest weight, and codes of another dtype have another
+        scale.
+        """
+        same = self.ref.coding and not self.ref.patches and self.precision.stores(self.ref)
+        return self.ref.coding.scale if same else None
 
     @property
     def may_overflow(self) -> bool:
@@ -6302,6 +6508,9 @@ TORCH_DTYPES = {
     "I8": torch.int8,
     "I64": torch.int64,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
 
 
@@ -6415,7 +6624,7 @@ def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) ->
     weight.add_(change, alpha=patch.strength)
 
 
-# ── nvfp4/read/tensors.py: Read tensors: FP8 decoded, LoRAs merged ────────────────────────────────
+# ── nvfp4/read/tensors.py: Read tensors: quantised weights decoded, LoRAs merged ──────────────────
 
 # Where layers are compared, this many rows stand for a weight, in 8 stripes spread over its height,
 # so that fused layers show all of their parts.
@@ -6458,8 +6667,13 @@ def load(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
     return load_bytes(ref, file).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
 
 
+def load_part(ref: TensorRef) -> torch.Tensor:
+    """Load a whole part of a quantised layer: uint8 where torch has no dtype for it, as E8M0."""
+    return load(ref) if ref.dtype in TORCH_DTYPES else load_bytes(ref).view(ref.shape)
+
+
 def load_weight(ref: TensorRef) -> torch.Tensor:
-    """Read a whole tensor: FP8 decoded and LoRAs merged, the values that are quantised.
+    """Read a whole tensor: codes decoded and LoRAs merged, the values that are quantised.
 
     Returns float32 where it was decoded or patched, else the stored dtype. Raises ConvertError as
     `changed` does.
@@ -6467,18 +6681,17 @@ def load_weight(ref: TensorRef) -> torch.Tensor:
     return changed(ref, load(ref)) if ref.is_changed else load(ref)
 
 
-def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
-    """Decode FP8 and merge LoRAs into a stored tensor: float32.
+def changed(ref: TensorRef, data: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """Decode a stored tensor and merge LoRAs into it: float32 of the shape of `data`.
 
-    data: the tensor `ref` as it is stored. Rows of it suffice if there are no patches, which are
-    merged into the whole only. Raises ConvertError where FP8 codes are NaN, or where merging makes
-    NaN or Inf.
+    data: the tensor `ref` as it is stored, in any shape. Rows of it from the row `first` on suffice
+    if there are no patches, which are merged into the whole only. Raises ConvertError where codes
+    are no finite numbers, or where merging makes NaN or Inf.
     """
-    if ref.scale is not None:
-        # The sign bit is masked out, as there is a negative NaN, too.
-        if (data.view(torch.uint8) & NAN_E4M3 == NAN_E4M3).any():
+    if ref.coding is not None:
+        if has_no_number(data):
             raise ConvertError(f"{ref.path}: {ref.name} holds NaN: the file is damaged")
-        data = decode_e4m3(data).mul_(ref.scale)
+        data = decoded(ref, data, first)
     if not ref.patches:
         return data
     data = data.float().view(ref.shape)
@@ -6492,6 +6705,33 @@ def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
                 "is damaged, or its strength too large"
             )
     return data
+
+
+def decoded(ref: TensorRef, codes: torch.Tensor, first: int) -> torch.Tensor:
+    """Decode rows of a tensor by its format: float32 of the shape of `codes`.
+
+    codes: as they are stored; first: the row of the tensor that they begin with. One scale takes
+    any part of a tensor, several take whole rows; these are read from the disk once more.
+    """
+    form = format_titled(ref.coding.title)
+    if ref.coding.scale is not None:
+        return form.decode(codes, torch.tensor(ref.coding.scale))
+    by_rows, scale = coded_scales(ref, ref.coding)
+    rows = codes.view(-1, *ref.shape[1:])
+    some = (part[first : first + len(rows)] for part in by_rows)
+    return form.decode(rows, *some, scale).view(codes.shape)
+
+
+def coded_scales(ref: TensorRef, coding: Coding) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Read the scales of a quantised weight as its format's decoder takes them.
+
+    Returns those that go by rows, for all rows of the weight, and the one scale, a float32 scalar.
+    """
+    # The decoder's parts are made of the scales alone; of the codes, only their shape counts.
+    codes = torch.empty(ref.shape, dtype=TORCH_DTYPES[ref.dtype], device="meta")
+    scales = {suffix: load_part(part) for suffix, part in coding.parts.items()}
+    (_, *by_rows), scale = format_titled(coding.title).unpack({"weight": codes} | scales)
+    return by_rows, scale
 
 
 def load_some_rows(ref: TensorRef) -> torch.Tensor:
@@ -6509,14 +6749,15 @@ def load_some_rows(ref: TensorRef) -> torch.Tensor:
         weight, steps = load_weight(ref), range(STRIPES)
         begins = (index * (count - height) // (STRIPES - 1) for index in steps)
         return torch.cat([weight[begin : begin + height] for begin in begins])
-    row = ref.nbytes // count
-    data = torch.empty(STRIPES, height * row, dtype=torch.uint8)
-    for index, stripe in enumerate(data):
+    row, stripes = ref.nbytes // count, []
+    for index in range(STRIPES):
         # From 0 for the first stripe to count - height for the last, which ends with the weight.
         begin = index * (count - height) // (STRIPES - 1)
-        fill(ref, begin * row, memoryview(stripe.numpy()))
-    stored = data.view(-1).view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
-    return changed(ref, stored) if ref.is_changed else stored
+        data = torch.empty(height * row, dtype=torch.uint8)
+        fill(ref, begin * row, memoryview(data.numpy()))
+        stored = data.view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
+        stripes.append(changed(ref, stored, begin) if ref.is_changed else stored)
+    return torch.cat(stripes)
 
 
 # ── nvfp4/stages.py: A hook for whoever wants to know what a conversion is busy with ──────────────
@@ -6585,13 +6826,18 @@ def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
     """Split a tensor into the pieces it is read in.
 
     A layer that is quantised is one piece, because its scale depends on all of it, and so is a
-    tensor that LoRAs are merged into. Other tensors come in pieces of up to PIECE_BYTES.
+    tensor that LoRAs are merged into. Other tensors come in pieces of up to PIECE_BYTES, or of a
+    whole row where one is larger and the tensor has scales by rows.
     """
-    whole = plan.is_quantised or plan.ref.patches
-    size = plan.ref.nbytes if whole else PIECE_BYTES
+    ref = plan.ref
+    size = ref.nbytes if plan.is_quantised or ref.patches else PIECE_BYTES
+    if ref.coding and ref.coding.parts:
+        # Scales by rows or blocks belong to whole rows.
+        row = max(1, ref.nbytes // ref.shape[0])
+        size = max(1, size // row) * row
     # An empty tensor has no piece: there is nothing to read or to write.
-    for begin in range(0, plan.ref.nbytes, max(size, 1)):
-        yield Piece(plan=plan, begin=begin, end=min(begin + size, plan.ref.nbytes))
+    for begin in range(0, ref.nbytes, max(size, 1)):
+        yield Piece(plan=plan, begin=begin, end=min(begin + size, ref.nbytes))
 
 
 def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
@@ -6606,7 +6852,8 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
     # Tensors that are copied as bytes may have dtypes that TORCH_DTYPES does not list.
     data = buffer[:size]
     if ref.is_changed:
-        data = changed(ref, data.view(TORCH_DTYPES[ref.dtype]))
+        first = piece.begin * ref.shape[0] // ref.nbytes if ref.shape else 0
+        data = changed(ref, data.view(TORCH_DTYPES[ref.dtype]), first)
     elif piece.plan.dtype != ref.dtype or piece.plan.is_quantised:
         data = data.view(TORCH_DTYPES[ref.dtype])
     return data.view(ref.shape) if piece.plan.is_quantised else data
@@ -7373,7 +7620,7 @@ def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[st
     """Raise ValueError where a setting cannot be for the tensors that it names.
 
     It names none, quantises what is no linear layer, changes what goes over as it is, or copies
-    FP8, which is decoded when it is read. `beside` are names that are not of the diffusion model.
+    what is decoded when it is read. `beside` are names that are not of the diffusion model.
     """
     if not refs:
         raise ValueError(
@@ -7388,8 +7635,9 @@ def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[st
             raise ValueError(f"{name} is no linear layer")
         if ref.is_kept and not setting.precision.is_copy:
             raise ValueError(f"{name} is quantised in the source and goes over as it is: source")
-        if ref.scale is not None and setting.precision.is_copy:
-            raise ValueError(f"{name} is FP8 in the source: float8_e4m3fn keeps it")
+        if ref.coding and setting.precision.is_copy:
+            kept = ": float8_e4m3fn keeps it" if ref.coding.scale else ", and decoded"
+            raise ValueError(f"{name} is {ref.coding.title} in the source{kept}")
 
 
 def config_key(ref: TensorRef) -> str:
@@ -8129,7 +8377,7 @@ def choice_rules(
     small = frozenset(
         ref.name
         for ref in model.tensors.values()
-        if not ref.is_linear_weight
+        if not (ref.is_linear_weight or ref.coding)
         and (len(ref.shape) <= 1 or re.search(KEEPS_SOURCE_PRECISION, bare(ref.name)))
     )
     if options.recipe == LEGACY_RECIPE:  # files of the older kind have one dtype for the rest
@@ -8581,19 +8829,16 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     layers that are FP8 only for their shape.
     """
     notes, layers = [], [plan for plan in plans if plan.is_layer]
-    # An FP8 layer that stays FP8 is quantised once, unless a LoRA was merged into it.
-    twice = [
-        plan.ref.layer
-        for plan in layers
-        if plan.ref.scale is not None
-        and plan.is_quantised
-        and (plan.ref.patches or not plan.precision.is_decoded)
-    ]
-    if twice:
-        notes.append(
-            f"{len(twice)} layers are FP8 in the source and quantised twice, which is worse than "
-            f"from the 16-bit model; errors are against the FP8 weights: {examples(twice)}"
-        )
+    # A layer that keeps the scale of its source is quantised once.
+    twice = [p for p in layers if p.ref.coding and p.is_quantised and p.kept_scale is None]
+    # Integers are told from floats by their dtype: I8 from F8_E4M3 and the like.
+    for kind, letter in (("FP8", "F"), ("INT8", "I")):
+        if named := [plan.ref.layer for plan in twice if plan.ref.dtype.startswith(letter)]:
+            notes.append(
+                f"{len(named)} layers are {kind} in the source and quantised twice, which is worse "
+                f"than from the 16-bit model; errors are against the {kind} weights: "
+                f"{examples(named)}"
+            )
     if passed := sum(bool(plan.ref.config) for plan in layers):
         notes.append(f"{passed} layers are quantised in the source and go over as they are")
     # Floors overrule a --layer-config; its author may expect otherwise.
@@ -8854,9 +9099,8 @@ def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> E
             f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{as_cast}: the file is damaged, or "
             f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
-    # A LoRA merged into an FP8 weight changes its largest value, so the old scale is of no use.
-    source_scale = None if plan.ref.patches else plan.ref.scale
-    return plan.precision.encode(Given(plan.ref.layer, weight, amax, source_scale), compute)
+    given = Given(plan.ref.layer, weight, amax, plan.kept_scale)
+    return plan.precision.encode(given, compute)
 
 
 def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
@@ -9563,22 +9807,21 @@ class StoredLayer:
         layer is configured for a format that ComfyUI knows and `formats` does not describe. Where
         they fit several formats, the one that is configured is preferred.
         """
-        configured = (self.config or {}).get("format")
-        if self.weight is None or (is_known(configured) and not self.is_described):
+        config = self.config or {}
+        configured = config.get("format")
+        if self.weight is None or configured in NAMED_ONLY:
             return None
-        fitting = [f for f in readable_formats() if f.holds(self.weight, self.parts, configured)]
+        fitting = [f for f in readable_formats() if f.holds(self.weight, self.parts, config)]
         # Those that need more tensors come first, so that FP8 with a scale is not plain FP8.
         first = fitting[0] if fitting else None
         return next((row for row in fitting if row.config == configured), first)
 
     @property
-    def is_described(self) -> bool:
-        """Tell whether the configuration names a format that `formats` describes."""
-        return self.configured is not None
-
-    @property
     def configured(self) -> Format | None:
-        """Find the format that ComfyUI takes the layer for, going by its configuration alone."""
+        """Find the format that ComfyUI takes the layer for, going by its configuration alone.
+
+        Returns None for formats that are only read here.
+        """
         return configured_formats().get((self.config or {}).get("format"))
 
     @property
@@ -9690,13 +9933,29 @@ def undecodable(layer: StoredLayer) -> str:
     return layer.format.undecodable(layer.parts, layer.shape)
 
 
-def stored_scale(layer: StoredLayer) -> torch.Tensor:
-    """Read the scale of a layer whose format has a single one: a float32 scalar.
+def coding_of(layer: StoredLayer) -> tuple[Coding, str]:
+    """Tell how a layer's weight is decoded, and what is wrong with its scales or "".
 
-    An FP8 layer without a scale has 1, as ComfyUI takes it. The layer has to be decodable.
+    All scales are read: each has to be a positive, finite number in float32. The layer has to be
+    decodable.
     """
-    ref = layer.parts.get(layer.format.scale_suffix)
-    return load(ref).float().reshape(()) if ref else torch.ones(())
+    parts = {suffix: ref for suffix, ref in own_parts(layer).items() if suffix != "weight"}
+    several = Coding(title=layer.format.title, parts=parts)
+    by_rows, scale = coded_scales(layer.weight, several)
+    for values in (*by_rows, scale):
+        bad = values[~((values > 0) & values.isfinite())]
+        if bad.numel():
+            what = "its scale is" if values is scale else "one of its scales is"
+            return several, f"{what} {bad.flatten()[0].item()}"
+    # What has a single scale needs no other part while it is decoded.
+    return (several, "") if by_rows else (Coding(title=several.title, scale=scale.item()), "")
+
+
+def own_parts(layer: StoredLayer) -> dict[str, TensorRef]:
+    """List what a layer's weight is decoded from, as far as the file has it: {suffix: ref}."""
+    # The names do not depend on the shape, so the smallest one will do.
+    names = map(layer.format.name_in_file, layer.format.parts((1, 1)))
+    return {suffix: layer.parts[suffix] for suffix in names if suffix in layer.parts}
 
 
 def layer_tensors(layer: StoredLayer) -> dict[str, torch.Tensor]:
@@ -9705,9 +9964,7 @@ def layer_tensors(layer: StoredLayer) -> dict[str, torch.Tensor]:
     Suffixes are those of the file. Bias and input scale are not among them; what the file lacks is
     left out.
     """
-    # The names do not depend on the shape, so the smallest one will do.
-    names = map(layer.format.name_in_file, layer.format.parts((1, 1)))
-    return {suffix: load(layer.parts[suffix]) for suffix in names if suffix in layer.parts}
+    return {suffix: load_part(ref) for suffix, ref in own_parts(layer).items()}
 
 
 def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -9815,7 +10072,8 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
         yield finding(defect=form.unconfigured)
     elif form and len(weight.shape) == 2:
         # FP8 without any scale is sound if it was merely cast: its values are the weights then.
-        if facts.values and weight.nbytes and decode_e4m3(load(weight)).abs().max() > LARGE_WEIGHT:
+        values = decode_float8(load(weight)) if facts.values and weight.nbytes else torch.zeros(1)
+        if values.abs().max() > LARGE_WEIGHT:
             yield finding(defect="unscaled")
     elif strays := layer.parts.keys() - {"weight", "bias"}:
         yield finding(defect="stray", detail=", ".join(sorted(strays)))
@@ -9916,8 +10174,9 @@ def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
             Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}"
         )
         rows = math.prod(layer.weight.shape[:1])
-        # An FP8 scale for each row is decoded rightly by ComfyUI, which broadcasts it.
-        per_row = math.prod(ref.shape) == rows > 1 and suffix == "weight_scale"
+        # An FP8 scale for each row is decoded rightly by ComfyUI, which broadcasts it; flat ones
+        # would be scales of columns.
+        per_row = ref.shape == (rows, 1) and rows > 1 and suffix == "weight_scale"
         if ref.dtype not in (*SOURCE_FLOATS, "F64"):
             yield finding(defect="dtype")
         elif math.prod(ref.shape) != 1:
@@ -11171,8 +11430,8 @@ def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], 
         if not (match := LORA_KEY.fullmatch(key)):
             unknown.append(key)
             continue
-        # F8_E5M2, for one, is a dtype that no conversion computes with.
-        if ref.dtype not in TORCH_DTYPES:
+        # Integers of 8 bits are codes without their scale; others no conversion computes with.
+        if ref.dtype not in TORCH_DTYPES or ref.dtype in VIEWED:
             raise ConvertError(f"{path}: {key} is {ref.dtype}; give the LoRA in a 16-bit type")
         kind = match.lastgroup
         part = LORA_PARTS.get(match[kind], match[kind])
@@ -11366,6 +11625,61 @@ def note_beside(model: Model) -> list[str]:
     ]
 
 
+# ── nvfp4/source/plain.py: Take FP8 without scales for what it is: numbers that were cast, or codes
+
+# Bytes of a weight in which codes without their scale show: one in five is larger than 100 then.
+TELLING_CODES = 1 << 16
+
+
+def taken_as_is(ref: TensorRef) -> TensorRef:
+    """Mark an FP8 tensor without a scale for decoding, such as a bias; any other stays."""
+    if ref.dtype not in PLAIN_FP8 or not ref.nbytes or is_quantised_part(ref.name):
+        return ref
+    return dataclasses.replace(ref, coding=Coding(title=PLAIN_FP8[ref.dtype].title, scale=1.0))
+
+
+def plain_notes(path: Path, refs: Iterable[TensorRef], allowed: bool) -> list[str]:
+    """Note which tensors have no scale, and refuse a model of them.
+
+    path: the model, for messages; refs: of the diffusion model, marked; allowed: whether
+    --plain-fp8 is given. Raises ConvertError where more weights lack a scale than have one and that
+    option is not given, and where numbers are too large to be weights.
+    """
+    plain, scaled = [], 0
+    for ref in refs:
+        if ref.coding and not format_titled(ref.coding.title).scale_suffix:
+            plain.append(ref)
+        # Of a kept layer, the weight alone has a configuration.
+        scaled += bool(ref.coding or ref.config)
+    weights = [ref for ref in plain if len(ref.shape) > 1]
+    if large := [ref.name for ref in weights if has_large_codes(ref)]:
+        raise ConvertError(
+            f"{path}: {examples(large)}: FP8 without a scale, and too large to be weights: the "
+            "scales are lost or in another file; give the original 16- or 32-bit model"
+        )
+    scaled -= len(plain)
+    if len(weights) > scaled and not allowed:
+        raise ConvertError(
+            f"{path}: {len(weights)} weights are FP8 without scales, cast from 16 bits "
+            f"({examples(ref.name for ref in weights)}); give the original model, or --plain-fp8 "
+            "to convert this one: what the cast lost, some 3 % of a weight and more of small "
+            "ones, stays lost"
+        )
+    if not plain:
+        return []
+    names = examples(ref.name for ref in plain)
+    return [f"{len(plain)} FP8 tensors have no scale and are taken as they are: {names}"]
+
+
+def has_large_codes(ref: TensorRef) -> bool:
+    """Tell whether the first numbers of an FP8 tensor are larger than any trained weight."""
+    data = torch.empty(min(ref.nbytes, TELLING_CODES), dtype=torch.uint8)
+    fill(ref, 0, memoryview(data.numpy()))
+    codes = data.view(TORCH_DTYPES[ref.dtype])
+    # NaN is told where the tensor is read as a whole.
+    return not has_no_number(codes) and bool(decode_float8(codes).abs().max() > LARGE_WEIGHT)
+
+
 # ── nvfp4/source/quantisers.py: Recognise models that other programs quantised, by the names of wha
 
 # What a layer's tensors end in, all of a row, where a program quantised it. The first row that
@@ -11410,13 +11724,18 @@ def quantiser_of(names: Iterable[str]) -> tuple[str, list[str]]:
 
 # ── nvfp4/source/open.py: Open a model to convert: its quantised layers decoded, kept or refused ──
 
-def open_source(path: Path) -> Source:
+# Tensors of a decoded layer that are no part of its weight.
+BESIDE_WEIGHT = {"bias", "comfy_quant", "input_scale", "scale_input"}
+
+
+def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
     """Read a model's headers, and settle what becomes of layers that are quantised in it.
 
     FP8 layers with their scales are decoded as they are read, NVFP4 layers go over as they are, and
     any others are refused. All that is not of the diffusion model goes over as it is, quantised or
-    not. The notes tell of defects in kept layers, of input scales left out and of names that were
-    changed. Raises ConvertError for what is no model, is a LoRA, or cannot be decoded.
+    not. plain_fp8: whether a model whose FP8 has no scales is taken. The notes tell of defects in
+    kept layers, of what has no scale, of input scales left out and of names that were changed.
+    Raises ConvertError for what is no model, is a LoRA, or cannot be decoded.
     """
     model = open_model(path)
     if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
@@ -11430,6 +11749,8 @@ def open_source(path: Path) -> Source:
         )
     layers = stored_layers(model)
     tensors, scales = adopted_tensors(path, model, layers)
+    inner = [ref for name, ref in tensors.items() if name not in beside]
+    notes += plain_notes(path, inner, plain_fp8)
     # Defects of layers that are kept would be the output's, too. They are noted, not refused.
     kept = {ref.layer: layers[ref.layer] for ref in tensors.values() if ref.config}
     kept = {name: layer for name, layer in kept.items() if not is_beside(name, prefix)}
@@ -11476,7 +11797,9 @@ def adopted_tensors(
         for name, layer in layers.items()
         if layer.format and layer.format.is_adopted and layer.weight.name not in beside
     }
-    problems = {name: foreign(layer) for name, layer in found.items()}
+    codings, problems = {}, unknown_formats(layers, beside)
+    for name, layer in found.items():
+        codings[name], problems[name] = decoding(layer)
     tensors, scales, known, markers = {}, 0, layer_parts(), marker_names()
     for ref in model.tensors.values():
         name, _, suffix = ref.name.rpartition(".")
@@ -11487,29 +11810,53 @@ def adopted_tensors(
             part = None
         # A bias is no part of the packing: it is cast and planned like any other tensor.
         elif name in found and not problems[name] and suffix in known and suffix != "bias":
-            part = adopted(ref, found[name])
+            part = adopted(ref, found[name], codings[name])
             scales += part is None and suffix in ("input_scale", "scale_input")
+        elif not problems.get(name):
+            part = taken_as_is(ref)
         if part is not None:
             tensors[ref.name] = part
     refuse_quantised(path, (ref for ref in tensors.values() if ref.name not in beside), problems)
     return tensors, scales
 
 
-def foreign(layer: StoredLayer) -> str:
-    """Say why a quantised layer of the diffusion model cannot be used; or "".
+def unknown_formats(layers: dict[str, StoredLayer], beside: dict) -> dict[str, str]:
+    """Name the layers of the diffusion model in formats that are known by name alone.
 
-    A layer that is kept and not decoded has to be configured, and its scales have to be sound, as
-    nothing computes them anew.
+    beside: all that is not of it. Returns {layer: what is to be said}.
     """
-    decoded = layer.format.is_decoded
+    return {
+        name: f"is stored as {layer.scheme}, which is not decoded here"
+        for name, layer in layers.items()
+        if layer.weight and layer.weight.name not in beside and layer.config and not layer.format
+    }
+
+
+def decoding(layer: StoredLayer) -> tuple[Coding | None, str]:
+    """Tell how a quantised layer of the diffusion model is decoded, None for one that is kept.
+
+    Returns as well why it can be neither, or "".
+    """
+    if not layer.format.is_decoded:
+        return None, foreign(layer)
+    # Another scale, a zero point or a smoothing would change what the weight decodes to.
+    more = layer.parts.keys() - {*layer.format.suffixes, "weight"} - BESIDE_WEIGHT
+    if more:
+        return None, f"beside {layer.format} it has {', '.join(sorted(more))}"
+    reason = undecodable(layer)
+    return (None, reason) if reason else coding_of(layer)
+
+
+def foreign(layer: StoredLayer) -> str:
+    """Say why a quantised layer of the diffusion model cannot be kept; or "".
+
+    It has to be configured, and its scales have to be sound, as nothing computes them anew.
+    """
     configured = layer.configured.config if layer.configured else ""
-    if not decoded and configured != layer.format.config:
+    if configured != layer.format.config:
         return "has no configuration of its format"
     reason = undecodable(layer)
-    # NaN is not greater than 0, so it is refused, too.
-    if decoded and not reason and not 0 < stored_scale(layer) < math.inf:
-        reason = f"its scale is {float(stored_scale(layer))}"
-    if not reason and not decoded:
+    if not reason:
         facts = FileFacts(values=True)
         found = [*lint_scalars(layer, facts), *lint_values(layer)]
         bad = [finding.detail for finding in found if finding.defect == "bad scale"]
@@ -11517,17 +11864,15 @@ def foreign(layer: StoredLayer) -> str:
     return reason
 
 
-def adopted(ref: TensorRef, layer: StoredLayer) -> TensorRef | None:
+def adopted(ref: TensorRef, layer: StoredLayer, coding: Coding | None) -> TensorRef | None:
     """Mark a part of a quantised layer for decoding or keeping; None if it is left out.
 
-    A decoded layer keeps its weight alone, with the scale it is decoded by. A kept one keeps all of
-    its parts.
+    coding: how the layer is decoded, None for one that is kept. A decoded layer keeps its weight
+    alone, with what it is decoded by. A kept one keeps all of its parts.
     """
-    if not layer.format.is_decoded:
+    if coding is None:
         return kept_part(ref, layer)
-    if not ref.name.endswith(".weight"):
-        return None
-    return dataclasses.replace(ref, scale=float(stored_scale(layer)))
+    return dataclasses.replace(ref, coding=coding) if ref.name.endswith(".weight") else None
 
 
 def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str, str]) -> None:
@@ -11541,7 +11886,7 @@ def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str
         ref.name
         for ref in refs
         if not ref.is_kept
-        and ref.scale is None
+        and ref.coding is None
         and (
             is_quantised_part(ref.name)
             or ref.dtype.startswith("F8_")
@@ -11551,8 +11896,8 @@ def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str
     if quantised:
         named = (f"; {name}: {problem}" for name, problem in problems.items() if problem)
         raise ConvertError(
-            f"{source}: is already quantised ({examples(quantised)}), and not as NVFP4 or as FP8 "
-            f"with a scale for each weight{next(named, '')}; give the original 16- or 32-bit model"
+            f"{source}: is already quantised ({examples(quantised)}), and not in a way that is "
+            f"read here{next(named, '')}; give the original 16- or 32-bit model"
         )
 
 
@@ -11606,7 +11951,7 @@ def read_source(options: Options) -> Source:
     ConvertError for what is damaged, or quantised in a way that cannot be decoded, and for LoRAs
     that do not go with the model.
     """
-    model, notes = open_source(options.source)
+    model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
     refuse_part(options.source, model)
     model = dataclasses.replace(model, stamps=stamps_of(options, model))
     merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
@@ -11974,7 +12319,8 @@ def verify_file(task: Verification) -> Check:
     layers = stored_layers(model)
     found, damage = [*lint(model, layers), *lint_file(model)], {}
     if task.source is not None:
-        source, _ = open_source(task.source)
+        # Its weights are what the file was made from, scaled or not.
+        source, _ = open_source(task.source, plain_fp8=True)
         source, _ = merge_loras(task.merge_lora, source, partial=task.lora_partial)
         # One name in common makes it worth comparing: all others are then named as missing.
         if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:

@@ -40,7 +40,11 @@ SAFETENSORS_BITS = {
 # Dtypes of weights that can be quantised; tensors of others are copied.
 SOURCE_FLOATS = ("F32", "BF16", "F16")
 # Dtypes that quantised weights are stored in.
-ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2")
+ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+# Dtypes of scales that other programs store; they are read as float32.
+SCALE_FLOATS = (*SOURCE_FLOATS, "F64")
+# Rows and columns of the blocks that DeepSeek scales FP8 by, and others after it.
+SCALE_BLOCK = 128
 # The dtype options of the command line, in the names of safetensors headers.
 DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 # ComfyUI views block scales of these dtypes as E4M3, without changing a bit.

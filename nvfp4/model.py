@@ -50,7 +50,7 @@ class TensorRef:
     name: as the file has it, prefix included.
     dtype: as safetensors names it, such as "BF16": a key of SAFETENSORS_BITS.
     path, begin, nbytes: the file, the absolute offset of the tensor's data in it, and its size.
-    scale: of an FP8 weight that is decoded when it is read; None for what is no such weight.
+    coding: how a quantised weight is decoded when it is read; None for what is no such weight.
     is_kept: whether it is part of a quantised layer of the source that is copied as it is.
     config: the JSON for `comfy_quant` of such a layer; it is kept with the layer's weight.
     patches: the LoRAs' changes that are added, in this order, when it is read.
@@ -62,7 +62,7 @@ class TensorRef:
     path: Path
     begin: int
     nbytes: int
-    scale: float | None = None
+    coding: Coding | None = None
     is_kept: bool = False
     config: str = ""
     patches: tuple[Patch, ...] = ()
@@ -70,7 +70,7 @@ class TensorRef:
     @property
     def is_changed(self) -> bool:
         """Tell whether reading gives float32 values that differ from what is stored."""
-        return self.scale is not None or bool(self.patches)
+        return self.coding is not None or bool(self.patches)
 
     @property
     def layer(self) -> str:
@@ -80,7 +80,7 @@ class TensorRef:
     @property
     def is_float(self) -> bool:
         """Tell whether it holds numbers of 16 or 32 bits once it is read; an empty one does not."""
-        return (self.dtype in SOURCE_FLOATS or self.scale is not None) and self.nbytes > 0
+        return (self.dtype in SOURCE_FLOATS or self.coding is not None) and self.nbytes > 0
 
     @property
     def is_linear_weight(self) -> bool:
@@ -89,6 +89,20 @@ class TensorRef:
         The table of an embedding looks the same; presets keep it, as it is outside the blocks.
         """
         return self.is_float and len(self.shape) == 2 and self.name.endswith(".weight")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coding:
+    """Tell how a stored weight is decoded.
+
+    title: of its format; the rows of `formats` stand above this room.
+    parts: {suffix: the tensor}, what it is decoded from besides its codes; {} where `scale` is all.
+    scale: the one scale of the whole weight, a float32; None where it has several.
+    """
+
+    title: str
+    parts: dict[str, TensorRef] = field(default_factory=dict)
+    scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +220,7 @@ def is_converted(model: Model) -> bool:
     Layers beside the diffusion model do not count, as they say nothing of it.
     """
     beside, refs = model.beside, model.tensors.values()
-    return any((ref.is_kept and ref.name not in beside) or ref.scale is not None for ref in refs)
+    return any((ref.is_kept and ref.name not in beside) or ref.coding for ref in refs)
 
 
 def compiled(pattern: str) -> re.Pattern:

@@ -225,7 +225,8 @@ def verify_file(task: Verification) -> Check:
     layers = stored_layers(model)
     found, damage = [*lint(model, layers), *lint_file(model)], {}
     if task.source is not None:
-        source, _ = open_source(task.source)
+        # Its weights are what the file was made from, scaled or not.
+        source, _ = open_source(task.source, plain_fp8=True)
         source, _ = merge_loras(task.merge_lora, source, partial=task.lora_partial)
         # One name in common makes it worth comparing: all others are then named as missing.
         if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:

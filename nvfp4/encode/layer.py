@@ -67,9 +67,8 @@ def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> E
             f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{as_cast}: the file is damaged, or "
             f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
-    # A LoRA merged into an FP8 weight changes its largest value, so the old scale is of no use.
-    source_scale = None if plan.ref.patches else plan.ref.scale
-    return plan.precision.encode(Given(plan.ref.layer, weight, amax, source_scale), compute)
+    given = Given(plan.ref.layer, weight, amax, plan.kept_scale)
+    return plan.precision.encode(given, compute)
 
 
 def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:

@@ -72,13 +72,18 @@ def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
     """Split a tensor into the pieces it is read in.
 
     A layer that is quantised is one piece, because its scale depends on all of it, and so is a
-    tensor that LoRAs are merged into. Other tensors come in pieces of up to PIECE_BYTES.
+    tensor that LoRAs are merged into. Other tensors come in pieces of up to PIECE_BYTES, or of a
+    whole row where one is larger and the tensor has scales by rows.
     """
-    whole = plan.is_quantised or plan.ref.patches
-    size = plan.ref.nbytes if whole else PIECE_BYTES
+    ref = plan.ref
+    size = ref.nbytes if plan.is_quantised or ref.patches else PIECE_BYTES
+    if ref.coding and ref.coding.parts:
+        # Scales by rows or blocks belong to whole rows.
+        row = max(1, ref.nbytes // ref.shape[0])
+        size = max(1, size // row) * row
     # An empty tensor has no piece: there is nothing to read or to write.
-    for begin in range(0, plan.ref.nbytes, max(size, 1)):
-        yield Piece(plan=plan, begin=begin, end=min(begin + size, plan.ref.nbytes))
+    for begin in range(0, ref.nbytes, max(size, 1)):
+        yield Piece(plan=plan, begin=begin, end=min(begin + size, ref.nbytes))
 
 
 def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
@@ -93,7 +98,8 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
     # Tensors that are copied as bytes may have dtypes that TORCH_DTYPES does not list.
     data = buffer[:size]
     if ref.is_changed:
-        data = changed(ref, data.view(TORCH_DTYPES[ref.dtype]))
+        first = piece.begin * ref.shape[0] // ref.nbytes if ref.shape else 0
+        data = changed(ref, data.view(TORCH_DTYPES[ref.dtype]), first)
     elif piece.plan.dtype != ref.dtype or piece.plan.is_quantised:
         data = data.view(TORCH_DTYPES[ref.dtype])
     return data.view(ref.shape) if piece.plan.is_quantised else data

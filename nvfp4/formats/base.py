@@ -8,7 +8,7 @@ names. `Given` goes into an encoding, `Encoded` comes out; the functions below l
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -30,7 +30,7 @@ COMMON_PARTS = ("weight", "bias", "input_scale", "pre_quant_scale", "comfy_quant
 
 # Formats whose names ComfyUI knows in `comfy_quant` but that no file of this room describes: layers
 # of them are shown by that name, and are never decoded.
-NAMED_ONLY = ("float8_e5m2", "mxfp8", "int8_tensorwise", "convrot_w4a4")
+NAMED_ONLY = ("mxfp8", "int8_tensorwise", "convrot_w4a4", "asym_w4a8_int8", "awq_w4a16")
 
 
 class Given(NamedTuple):
@@ -92,8 +92,8 @@ class Format:
 
     rows: ClassVar[list[Format]] = []
 
-    # Plans, reports and the header use the name. The title is unique among all formats, those that
-    # are only read as well.
+    # Plans, reports and the header use the name, which formats that are only read have not. The
+    # title is unique among all formats.
     name: str = ""
     title: str = ""
     # Bits of precision: a floor that asks for FP8 is met by every format with at least as many.
@@ -231,12 +231,12 @@ class Format:
         """Tell whether a weight has the dtype in which this format stores codes."""
         return weight.dtype == self.weight_dtype
 
-    def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
+    def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
         """Tell whether a stored layer is of this format, going by its tensors.
 
-        weight: the stored weight; parts: suffixes of the layer's tensors; configured: the format's
-        name in its configuration, None if it has none. The dtype of the weight has to be that of
-        the format, and the scale that it is recognised by has to be there.
+        weight: the stored weight; parts: the layer's tensors by suffix; config: its configuration,
+        {} if it has none. The dtype of the weight has to be that of the format, and the scale that
+        it is recognised by has to be there.
         """
         fits = bool(self.weight_dtype) and weight.dtype == self.weight_dtype
         return fits and (not self.scale_suffix or self.scale_suffix in parts)
@@ -377,7 +377,8 @@ def format_titled(title: str) -> Format:
 
 def configured_formats() -> dict[str, Format]:
     """List the formats that can be written by a name in `comfy_quant`: {that name: format}."""
-    return {row.config: row for row in sorted(Format.rows) if row.config and row.is_configured}
+    rows = (row for row in sorted(Format.rows) if row.name and row.config and row.is_configured)
+    return {row.config: row for row in rows}
 
 
 def candidate_formats() -> list[Format]:
@@ -400,7 +401,7 @@ def is_known(config: object) -> bool:
 
     config: what a configuration gives as its format, which may be anything JSON can hold.
     """
-    return config in NAMED_ONLY or config in configured_formats()
+    return bool(config) and config in (*NAMED_ONLY, *(row.config for row in Format.rows))
 
 
 def layer_parts() -> tuple[str, ...]:
@@ -417,10 +418,9 @@ def marker_names() -> set[str]:
 def is_quantised_part(name: str) -> bool:
     """Tell whether a tensor of this name shows that its layer is quantised already.
 
-    name: as in the file. `weight_scale_inv` counts, too: it is what other tools call the scale of
-    FP8 weights. A weight, a bias and a smoothing vector show nothing.
+    name: as in the file. A weight, a bias and a smoothing vector show nothing.
     """
-    own = {*layer_parts(), "weight_scale_inv", *marker_names()}
+    own = {*layer_parts(), *marker_names()}
     return name.rpartition(".")[2] in own - {"weight", "bias", "pre_quant_scale"}
 
 

@@ -1,7 +1,7 @@
 """Store weights as FP8: 8-bit floats, one scale for a whole weight.
 
-`codes.encode_fp8` and `codes.decode_fp8` do the arithmetic, numba's kernels do the same faster.
-`scaled_fp8` is the older form of such files, `plain_fp8` the one without a scale.
+`codes.encode_fp8` does the arithmetic, numba's kernels do the same faster. `any_fp8` decodes, also
+what this program does not write: `scaled_fp8` is the older form, `plain_fp8` has no scale.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 
 from nvfp4.dtypes import E4M3_MAX
-from nvfp4.formats.base import Encoded, Encoder, Format, Given, Parts, encode_rows, with_damage
+from nvfp4.formats.any_fp8 import AnyFp8
+from nvfp4.formats.base import Encoded, Encoder, Given, Parts, encode_rows, with_damage
 from nvfp4.numeric.codes import E4M3, decode_fp8, encode_fp8, fp8_scale
 from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order
 
 
-class Fp8(Format):
+class Fp8(AnyFp8):
     """Store a weight [N, K] as F8_E4M3 [N, K] and one float32 scale.
 
     The layout is that of comfy_kitchen's TensorCoreFP8Layout. ComfyUI multiplies in FP8 (W8A8)
@@ -23,12 +24,10 @@ class Fp8(Format):
     """
 
     name = title = "FP8"
-    rank = 8
     config = "float8_e4m3fn"
+    is_configured = True
     weight_dtype = "F8_E4M3"
     scale_suffix = "weight_scale"
-    unconfigured = "unread scale"
-    weight_bits = activation_bits = 8
     needs_input_scale = True
     older_form = "scaled FP8"
     # A summary's `amax` is the largest activation, which E4M3's largest number is to stand for.
@@ -37,8 +36,7 @@ class Fp8(Format):
     full_precision_option = "fp8_full_precision_mm"
     runs_scaled = "FP8 weights times FP8 activations at the baked scale"
     runs_unscaled = "FP8 weights times FP8 activations that are clamped at 448"
-    runs_full_precision = "FP8 weights, scaled and multiplied in 16-bit"
-    is_candidate = is_adopted = is_decoded = True
+    is_candidate = True
     # Half of NVFP4's, which searches the scale of every block.
     encoding_cost = 2
     grid = E4M3
@@ -76,13 +74,6 @@ class Fp8(Format):
         padded.
         """
         return {"weight": [*encoded.codes], "weight_scale": [encoded.scale]}
-
-    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
-        """Multiply codes float8_e4m3fn [n, K] by the scale: float32 [n, K].
-
-        comfy_kitchen.dequantize_per_tensor_fp8 gives the same in float32.
-        """
-        return decode_fp8(*parts_and_scale)
 
     def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
         """Cast rounded levels to codes float8_e4m3fn [n, K].

@@ -8,7 +8,7 @@ loads.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -94,13 +94,13 @@ class Nvfp4(Format):
             "weight_scale_2": ("F32", ()),
         }
 
-    def holds(self, weight: TensorRef, parts: Iterable[str], configured: str | None) -> bool:
+    def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
         """Tell whether a stored layer is NVFP4: a U8 weight with a global scale beside it.
 
         An I8 weight counts if the layer is configured as NVFP4, too.
         """
         # ComfyUI takes the bits of I8 for those of U8; only a configuration tells that they are.
-        signed = weight.dtype == "I8" and configured == self.config
+        signed = weight.dtype == "I8" and config.get("format") == self.config
         return (weight.dtype == self.weight_dtype or signed) and self.scale_suffix in parts
 
     def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:

@@ -6,34 +6,28 @@ them.
 
 from __future__ import annotations
 
-import torch
-
-from nvfp4.formats.base import Format
-from nvfp4.numeric.codes import decode_fp8
+from nvfp4.formats.any_fp8 import AnyFp8
 
 
-class PlainFp8(Format):
-    """Describe F8_E4M3 weights [N, K] that stand for themselves; ComfyUI casts them to 16 bits.
+class PlainFp8(AnyFp8):
+    """Describe weights of 8-bit floats that stand for themselves; ComfyUI casts them to 16 bits.
 
-    A layer is taken for it where its weight is F8_E4M3 and neither of the other FP8 formats finds
-    its scale.
+    A layer is taken for it where its weight is of the row's dtype, and no other format finds a
+    scale beside it.
     """
 
-    title = "plain FP8"
-    rank = 8
     # ComfyUI loads such weights without a configuration, so that nothing is missing.
-    is_configured = False
     unconfigured = ""
-    weight_dtype = "F8_E4M3"
-    weight_bits = 8
+    activation_bits = 16
     runs_full_precision = "FP8 weights without a scale, cast to 16-bit"
 
-    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
-        """Decode codes float8_e4m3fn [n, K] to float32 [n, K].
+    def __init__(self, dtype: str) -> None:
+        """Enter the row of one safetensors dtype."""
+        self.title = "plain " + dtype.replace("F8_", "FP8 ").removesuffix(" E4M3")
+        self.weight_dtype = dtype
+        super().__init__()
 
-        The last argument is a scale of 1, which `unpack` gives where a layer has none.
-        """
-        return decode_fp8(*parts_and_scale)
 
-
-PLAIN_FP8 = PlainFp8()
+PLAIN_FP8 = {
+    dtype: PlainFp8(dtype) for dtype in ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+}

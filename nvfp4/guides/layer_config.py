@@ -117,7 +117,7 @@ def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[st
     """Raise ValueError where a setting cannot be for the tensors that it names.
 
     It names none, quantises what is no linear layer, changes what goes over as it is, or copies
-    FP8, which is decoded when it is read. `beside` are names that are not of the diffusion model.
+    what is decoded when it is read. `beside` are names that are not of the diffusion model.
     """
     if not refs:
         raise ValueError(
@@ -132,8 +132,9 @@ def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[st
             raise ValueError(f"{name} is no linear layer")
         if ref.is_kept and not setting.precision.is_copy:
             raise ValueError(f"{name} is quantised in the source and goes over as it is: source")
-        if ref.scale is not None and setting.precision.is_copy:
-            raise ValueError(f"{name} is FP8 in the source: float8_e4m3fn keeps it")
+        if ref.coding and setting.precision.is_copy:
+            kept = ": float8_e4m3fn keeps it" if ref.coding.scale else ", and decoded"
+            raise ValueError(f"{name} is {ref.coding.title} in the source{kept}")
 
 
 def config_key(ref: TensorRef) -> str:

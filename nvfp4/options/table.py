@@ -121,6 +121,7 @@ HEADER_ORDER = (
     "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
     "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
     "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
+    "plain_fp8",
 )  # fmt: skip
 
 
@@ -196,6 +197,8 @@ class Options:
         "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)", reads=True)
     lora_partial: bool = option(False, GENERAL, SWITCH,
         "... and count what of it is of no tensor of the model", needs=["--merge-lora"])
+    plain_fp8: bool = option(False, GENERAL, SWITCH,
+        "convert a SOURCE whose FP8 has no scales, although the cast has lost some 3 %")
     report: Path | None = option(None, GENERAL, FILE,
         "the plan, its reasons and every layer's error as data (.json) or a page (.html)",
         check=must_end_in(*REPORT_KINDS), trace=False, writes=True)

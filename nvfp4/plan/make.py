@@ -151,19 +151,16 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     layers that are FP8 only for their shape.
     """
     notes, layers = [], [plan for plan in plans if plan.is_layer]
-    # An FP8 layer that stays FP8 is quantised once, unless a LoRA was merged into it.
-    twice = [
-        plan.ref.layer
-        for plan in layers
-        if plan.ref.scale is not None
-        and plan.is_quantised
-        and (plan.ref.patches or not plan.precision.is_decoded)
-    ]
-    if twice:
-        notes.append(
-            f"{len(twice)} layers are FP8 in the source and quantised twice, which is worse than "
-            f"from the 16-bit model; errors are against the FP8 weights: {examples(twice)}"
-        )
+    # A layer that keeps the scale of its source is quantised once.
+    twice = [p for p in layers if p.ref.coding and p.is_quantised and p.kept_scale is None]
+    # Integers are told from floats by their dtype: I8 from F8_E4M3 and the like.
+    for kind, letter in (("FP8", "F"), ("INT8", "I")):
+        if named := [plan.ref.layer for plan in twice if plan.ref.dtype.startswith(letter)]:
+            notes.append(
+                f"{len(named)} layers are {kind} in the source and quantised twice, which is worse "
+                f"than from the 16-bit model; errors are against the {kind} weights: "
+                f"{examples(named)}"
+            )
     if passed := sum(bool(plan.ref.config) for plan in layers):
         notes.append(f"{passed} layers are quantised in the source and go over as they are")
     # Floors overrule a --layer-config; its author may expect otherwise.

@@ -106,6 +106,16 @@ class TensorPlan:
         return self.has_nvfp4_input and "full_precision_matrix_mult" not in self.config
 
     @property
+    def kept_scale(self) -> float | None:
+        """Return the source's scale, with which its codes come back as they were; None without one.
+
+        A LoRA that is merged changes the largest weight, and codes of another dtype have another
+        scale.
+        """
+        same = self.ref.coding and not self.ref.patches and self.precision.stores(self.ref)
+        return self.ref.coding.scale if same else None
+
+    @property
     def may_overflow(self) -> bool:
         """Tell whether it is to be float16 and may hold values that float16 cannot.
 

@@ -150,7 +150,7 @@ def choice_rules(
     small = frozenset(
         ref.name
         for ref in model.tensors.values()
-        if not ref.is_linear_weight
+        if not (ref.is_linear_weight or ref.coding)
         and (len(ref.shape) <= 1 or re.search(KEEPS_SOURCE_PRECISION, bare(ref.name)))
     )
     if options.recipe == LEGACY_RECIPE:  # files of the older kind have one dtype for the rest

@@ -1,4 +1,4 @@
-"""Read tensors: FP8 decoded, LoRAs merged.
+"""Read tensors: quantised weights decoded, LoRAs merged.
 
 `fill` is the only place where a tensor's bytes come from the disk. A tensor is read through its
 TensorRef, which says whether it has to be decoded or patched; what comes out then is float32, and
@@ -12,12 +12,12 @@ from typing import BinaryIO
 
 import torch
 
-from nvfp4.dtypes import NAN_E4M3
 from nvfp4.errors import ConvertError
 from nvfp4.files import CHANGED_UNDER_WAY, translated
-from nvfp4.model import TensorRef
-from nvfp4.numeric.codes import decode_e4m3
+from nvfp4.formats.base import format_titled
+from nvfp4.model import Coding, TensorRef
 from nvfp4.numeric.dtypes import TORCH_DTYPES
+from nvfp4.numeric.float8 import has_no_number
 from nvfp4.numeric.lora import merge
 
 # Where layers are compared, this many rows stand for a weight, in 8 stripes spread over its height,
@@ -61,8 +61,13 @@ def load(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
     return load_bytes(ref, file).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
 
 
+def load_part(ref: TensorRef) -> torch.Tensor:
+    """Load a whole part of a quantised layer: uint8 where torch has no dtype for it, as E8M0."""
+    return load(ref) if ref.dtype in TORCH_DTYPES else load_bytes(ref).view(ref.shape)
+
+
 def load_weight(ref: TensorRef) -> torch.Tensor:
-    """Read a whole tensor: FP8 decoded and LoRAs merged, the values that are quantised.
+    """Read a whole tensor: codes decoded and LoRAs merged, the values that are quantised.
 
     Returns float32 where it was decoded or patched, else the stored dtype. Raises ConvertError as
     `changed` does.
@@ -70,18 +75,17 @@ def load_weight(ref: TensorRef) -> torch.Tensor:
     return changed(ref, load(ref)) if ref.is_changed else load(ref)
 
 
-def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
-    """Decode FP8 and merge LoRAs into a stored tensor: float32.
+def changed(ref: TensorRef, data: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """Decode a stored tensor and merge LoRAs into it: float32 of the shape of `data`.
 
-    data: the tensor `ref` as it is stored. Rows of it suffice if there are no patches, which are
-    merged into the whole only. Raises ConvertError where FP8 codes are NaN, or where merging makes
-    NaN or Inf.
+    data: the tensor `ref` as it is stored, in any shape. Rows of it from the row `first` on suffice
+    if there are no patches, which are merged into the whole only. Raises ConvertError where codes
+    are no finite numbers, or where merging makes NaN or Inf.
     """
-    if ref.scale is not None:
-        # The sign bit is masked out, as there is a negative NaN, too.
-        if (data.view(torch.uint8) & NAN_E4M3 == NAN_E4M3).any():
+    if ref.coding is not None:
+        if has_no_number(data):
             raise ConvertError(f"{ref.path}: {ref.name} holds NaN: the file is damaged")
-        data = decode_e4m3(data).mul_(ref.scale)
+        data = decoded(ref, data, first)
     if not ref.patches:
         return data
     data = data.float().view(ref.shape)
@@ -95,6 +99,33 @@ def changed(ref: TensorRef, data: torch.Tensor) -> torch.Tensor:
                 "is damaged, or its strength too large"
             )
     return data
+
+
+def decoded(ref: TensorRef, codes: torch.Tensor, first: int) -> torch.Tensor:
+    """Decode rows of a tensor by its format: float32 of the shape of `codes`.
+
+    codes: as they are stored; first: the row of the tensor that they begin with. One scale takes
+    any part of a tensor, several take whole rows; these are read from the disk once more.
+    """
+    form = format_titled(ref.coding.title)
+    if ref.coding.scale is not None:
+        return form.decode(codes, torch.tensor(ref.coding.scale))
+    by_rows, scale = coded_scales(ref, ref.coding)
+    rows = codes.view(-1, *ref.shape[1:])
+    some = (part[first : first + len(rows)] for part in by_rows)
+    return form.decode(rows, *some, scale).view(codes.shape)
+
+
+def coded_scales(ref: TensorRef, coding: Coding) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Read the scales of a quantised weight as its format's decoder takes them.
+
+    Returns those that go by rows, for all rows of the weight, and the one scale, a float32 scalar.
+    """
+    # The decoder's parts are made of the scales alone; of the codes, only their shape counts.
+    codes = torch.empty(ref.shape, dtype=TORCH_DTYPES[ref.dtype], device="meta")
+    scales = {suffix: load_part(part) for suffix, part in coding.parts.items()}
+    (_, *by_rows), scale = format_titled(coding.title).unpack({"weight": codes} | scales)
+    return by_rows, scale
 
 
 def load_some_rows(ref: TensorRef) -> torch.Tensor:
@@ -112,11 +143,12 @@ def load_some_rows(ref: TensorRef) -> torch.Tensor:
         weight, steps = load_weight(ref), range(STRIPES)
         begins = (index * (count - height) // (STRIPES - 1) for index in steps)
         return torch.cat([weight[begin : begin + height] for begin in begins])
-    row = ref.nbytes // count
-    data = torch.empty(STRIPES, height * row, dtype=torch.uint8)
-    for index, stripe in enumerate(data):
+    row, stripes = ref.nbytes // count, []
+    for index in range(STRIPES):
         # From 0 for the first stripe to count - height for the last, which ends with the weight.
         begin = index * (count - height) // (STRIPES - 1)
-        fill(ref, begin * row, memoryview(stripe.numpy()))
-    stored = data.view(-1).view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
-    return changed(ref, stored) if ref.is_changed else stored
+        data = torch.empty(height * row, dtype=torch.uint8)
+        fill(ref, begin * row, memoryview(data.numpy()))
+        stored = data.view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
+        stripes.append(changed(ref, stored, begin) if ref.is_changed else stored)
+    return torch.cat(stripes)

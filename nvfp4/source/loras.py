@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from nvfp4.dtypes import VIEWED
 from nvfp4.errors import EXAMPLES, ConvertError, examples
 from nvfp4.model import Lora, Model, Patch, Source, TensorRef, bare
 from nvfp4.numeric.dtypes import TORCH_DTYPES
@@ -175,8 +176,8 @@ def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], 
         if not (match := LORA_KEY.fullmatch(key)):
             unknown.append(key)
             continue
-        # F8_E5M2, for one, is a dtype that no conversion computes with.
-        if ref.dtype not in TORCH_DTYPES:
+        # Integers of 8 bits are codes without their scale; others no conversion computes with.
+        if ref.dtype not in TORCH_DTYPES or ref.dtype in VIEWED:
             raise ConvertError(f"{path}: {key} is {ref.dtype}; give the LoRA in a 16-bit type")
         kind = match.lastgroup
         part = LORA_PARTS.get(match[kind], match[kind])

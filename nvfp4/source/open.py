@@ -1,14 +1,14 @@
 """Open a model to convert: its quantised layers decoded, kept or refused.
 
-A source may hold FP8 or NVFP4 layers of an earlier conversion. What becomes of each is decided
-here, from headers and scales, and written into its TensorRefs: nothing is decoded before
-`read.tensors` reads it. Planning then sees FP8 layers as 16-bit ones, and leaves kept ones alone.
+A source may hold quantised layers, of an earlier conversion or of another program. What becomes of
+each is decided here, from headers and scales, and written into its TensorRefs: nothing is decoded
+before `read.tensors` reads it. Planning then sees FP8 layers as 16-bit ones, and leaves kept ones
+alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from nvfp4.formats.base import is_quantised_part, layer_parts, marker_names
 from nvfp4.model import (
     COMFYUI_PREFIX,
     UNREAD_PREFIXES,
+    Coding,
     Model,
     Source,
     TensorRef,
@@ -28,19 +29,24 @@ from nvfp4.model import (
 from nvfp4.read.checkpoint import open_model
 from nvfp4.source.beside import carried, flaws_beside, kept_part, note_beside
 from nvfp4.source.loras import LORA_KEY
+from nvfp4.source.plain import plain_notes, taken_as_is
 from nvfp4.source.quantisers import quantiser_of
 from nvfp4.stored.defects import DEFECTS, grouped
-from nvfp4.stored.layers import StoredLayer, stored_layers, stored_scale, undecodable
+from nvfp4.stored.layers import StoredLayer, coding_of, stored_layers, undecodable
 from nvfp4.stored.lint import FileFacts, lint, lint_scalars, lint_values
 
+# Tensors of a decoded layer that are no part of its weight.
+BESIDE_WEIGHT = {"bias", "comfy_quant", "input_scale", "scale_input"}
 
-def open_source(path: Path) -> Source:
+
+def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
     """Read a model's headers, and settle what becomes of layers that are quantised in it.
 
     FP8 layers with their scales are decoded as they are read, NVFP4 layers go over as they are, and
     any others are refused. All that is not of the diffusion model goes over as it is, quantised or
-    not. The notes tell of defects in kept layers, of input scales left out and of names that were
-    changed. Raises ConvertError for what is no model, is a LoRA, or cannot be decoded.
+    not. plain_fp8: whether a model whose FP8 has no scales is taken. The notes tell of defects in
+    kept layers, of what has no scale, of input scales left out and of names that were changed.
+    Raises ConvertError for what is no model, is a LoRA, or cannot be decoded.
     """
     model = open_model(path)
     if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
@@ -54,6 +60,8 @@ def open_source(path: Path) -> Source:
         )
     layers = stored_layers(model)
     tensors, scales = adopted_tensors(path, model, layers)
+    inner = [ref for name, ref in tensors.items() if name not in beside]
+    notes += plain_notes(path, inner, plain_fp8)
     # Defects of layers that are kept would be the output's, too. They are noted, not refused.
     kept = {ref.layer: layers[ref.layer] for ref in tensors.values() if ref.config}
     kept = {name: layer for name, layer in kept.items() if not is_beside(name, prefix)}
@@ -100,7 +108,9 @@ def adopted_tensors(
         for name, layer in layers.items()
         if layer.format and layer.format.is_adopted and layer.weight.name not in beside
     }
-    problems = {name: foreign(layer) for name, layer in found.items()}
+    codings, problems = {}, unknown_formats(layers, beside)
+    for name, layer in found.items():
+        codings[name], problems[name] = decoding(layer)
     tensors, scales, known, markers = {}, 0, layer_parts(), marker_names()
     for ref in model.tensors.values():
         name, _, suffix = ref.name.rpartition(".")
@@ -111,29 +121,53 @@ def adopted_tensors(
             part = None
         # A bias is no part of the packing: it is cast and planned like any other tensor.
         elif name in found and not problems[name] and suffix in known and suffix != "bias":
-            part = adopted(ref, found[name])
+            part = adopted(ref, found[name], codings[name])
             scales += part is None and suffix in ("input_scale", "scale_input")
+        elif not problems.get(name):
+            part = taken_as_is(ref)
         if part is not None:
             tensors[ref.name] = part
     refuse_quantised(path, (ref for ref in tensors.values() if ref.name not in beside), problems)
     return tensors, scales
 
 
-def foreign(layer: StoredLayer) -> str:
-    """Say why a quantised layer of the diffusion model cannot be used; or "".
+def unknown_formats(layers: dict[str, StoredLayer], beside: dict) -> dict[str, str]:
+    """Name the layers of the diffusion model in formats that are known by name alone.
 
-    A layer that is kept and not decoded has to be configured, and its scales have to be sound, as
-    nothing computes them anew.
+    beside: all that is not of it. Returns {layer: what is to be said}.
     """
-    decoded = layer.format.is_decoded
+    return {
+        name: f"is stored as {layer.scheme}, which is not decoded here"
+        for name, layer in layers.items()
+        if layer.weight and layer.weight.name not in beside and layer.config and not layer.format
+    }
+
+
+def decoding(layer: StoredLayer) -> tuple[Coding | None, str]:
+    """Tell how a quantised layer of the diffusion model is decoded, None for one that is kept.
+
+    Returns as well why it can be neither, or "".
+    """
+    if not layer.format.is_decoded:
+        return None, foreign(layer)
+    # Another scale, a zero point or a smoothing would change what the weight decodes to.
+    more = layer.parts.keys() - {*layer.format.suffixes, "weight"} - BESIDE_WEIGHT
+    if more:
+        return None, f"beside {layer.format} it has {', '.join(sorted(more))}"
+    reason = undecodable(layer)
+    return (None, reason) if reason else coding_of(layer)
+
+
+def foreign(layer: StoredLayer) -> str:
+    """Say why a quantised layer of the diffusion model cannot be kept; or "".
+
+    It has to be configured, and its scales have to be sound, as nothing computes them anew.
+    """
     configured = layer.configured.config if layer.configured else ""
-    if not decoded and configured != layer.format.config:
+    if configured != layer.format.config:
         return "has no configuration of its format"
     reason = undecodable(layer)
-    # NaN is not greater than 0, so it is refused, too.
-    if decoded and not reason and not 0 < stored_scale(layer) < math.inf:
-        reason = f"its scale is {float(stored_scale(layer))}"
-    if not reason and not decoded:
+    if not reason:
         facts = FileFacts(values=True)
         found = [*lint_scalars(layer, facts), *lint_values(layer)]
         bad = [finding.detail for finding in found if finding.defect == "bad scale"]
@@ -141,17 +175,15 @@ def foreign(layer: StoredLayer) -> str:
     return reason
 
 
-def adopted(ref: TensorRef, layer: StoredLayer) -> TensorRef | None:
+def adopted(ref: TensorRef, layer: StoredLayer, coding: Coding | None) -> TensorRef | None:
     """Mark a part of a quantised layer for decoding or keeping; None if it is left out.
 
-    A decoded layer keeps its weight alone, with the scale it is decoded by. A kept one keeps all of
-    its parts.
+    coding: how the layer is decoded, None for one that is kept. A decoded layer keeps its weight
+    alone, with what it is decoded by. A kept one keeps all of its parts.
     """
-    if not layer.format.is_decoded:
+    if coding is None:
         return kept_part(ref, layer)
-    if not ref.name.endswith(".weight"):
-        return None
-    return dataclasses.replace(ref, scale=float(stored_scale(layer)))
+    return dataclasses.replace(ref, coding=coding) if ref.name.endswith(".weight") else None
 
 
 def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str, str]) -> None:
@@ -165,7 +197,7 @@ def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str
         ref.name
         for ref in refs
         if not ref.is_kept
-        and ref.scale is None
+        and ref.coding is None
         and (
             is_quantised_part(ref.name)
             or ref.dtype.startswith("F8_")
@@ -175,6 +207,6 @@ def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str
     if quantised:
         named = (f"; {name}: {problem}" for name, problem in problems.items() if problem)
         raise ConvertError(
-            f"{source}: is already quantised ({examples(quantised)}), and not as NVFP4 or as FP8 "
-            f"with a scale for each weight{next(named, '')}; give the original 16- or 32-bit model"
+            f"{source}: is already quantised ({examples(quantised)}), and not in a way that is "
+            f"read here{next(named, '')}; give the original 16- or 32-bit model"
         )

@@ -24,7 +24,7 @@ def read_source(options: Options) -> Source:
     ConvertError for what is damaged, or quantised in a way that cannot be decoded, and for LoRAs
     that do not go with the model.
     """
-    model, notes = open_source(options.source)
+    model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
     refuse_part(options.source, model)
     model = dataclasses.replace(model, stamps=stamps_of(options, model))
     merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)

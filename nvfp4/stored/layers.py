@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import torch
 
-from nvfp4.formats.base import Format, configured_formats, is_known, layer_parts, readable_formats
+from nvfp4.formats.base import NAMED_ONLY, Format, configured_formats, layer_parts, readable_formats
 from nvfp4.formats.scaled_fp8 import MARKER
-from nvfp4.model import Model, TensorRef, diffusion_prefix
+from nvfp4.model import Coding, Model, TensorRef, diffusion_prefix
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.json_files import parse_json
-from nvfp4.read.tensors import load
+from nvfp4.read.tensors import coded_scales, load, load_part
 
 # A comfy_quant tensor usually has some 60 bytes. A larger one than this is not read, and counts as
 # unreadable.
@@ -69,22 +69,21 @@ class StoredLayer:
         layer is configured for a format that ComfyUI knows and `formats` does not describe. Where
         they fit several formats, the one that is configured is preferred.
         """
-        configured = (self.config or {}).get("format")
-        if self.weight is None or (is_known(configured) and not self.is_described):
+        config = self.config or {}
+        configured = config.get("format")
+        if self.weight is None or configured in NAMED_ONLY:
             return None
-        fitting = [f for f in readable_formats() if f.holds(self.weight, self.parts, configured)]
+        fitting = [f for f in readable_formats() if f.holds(self.weight, self.parts, config)]
         # Those that need more tensors come first, so that FP8 with a scale is not plain FP8.
         first = fitting[0] if fitting else None
         return next((row for row in fitting if row.config == configured), first)
 
     @property
-    def is_described(self) -> bool:
-        """Tell whether the configuration names a format that `formats` describes."""
-        return self.configured is not None
-
-    @property
     def configured(self) -> Format | None:
-        """Find the format that ComfyUI takes the layer for, going by its configuration alone."""
+        """Find the format that ComfyUI takes the layer for, going by its configuration alone.
+
+        Returns None for formats that are only read here.
+        """
         return configured_formats().get((self.config or {}).get("format"))
 
     @property
@@ -196,13 +195,29 @@ def undecodable(layer: StoredLayer) -> str:
     return layer.format.undecodable(layer.parts, layer.shape)
 
 
-def stored_scale(layer: StoredLayer) -> torch.Tensor:
-    """Read the scale of a layer whose format has a single one: a float32 scalar.
+def coding_of(layer: StoredLayer) -> tuple[Coding, str]:
+    """Tell how a layer's weight is decoded, and what is wrong with its scales or "".
 
-    An FP8 layer without a scale has 1, as ComfyUI takes it. The layer has to be decodable.
+    All scales are read: each has to be a positive, finite number in float32. The layer has to be
+    decodable.
     """
-    ref = layer.parts.get(layer.format.scale_suffix)
-    return load(ref).float().reshape(()) if ref else torch.ones(())
+    parts = {suffix: ref for suffix, ref in own_parts(layer).items() if suffix != "weight"}
+    several = Coding(title=layer.format.title, parts=parts)
+    by_rows, scale = coded_scales(layer.weight, several)
+    for values in (*by_rows, scale):
+        bad = values[~((values > 0) & values.isfinite())]
+        if bad.numel():
+            what = "its scale is" if values is scale else "one of its scales is"
+            return several, f"{what} {bad.flatten()[0].item()}"
+    # What has a single scale needs no other part while it is decoded.
+    return (several, "") if by_rows else (Coding(title=several.title, scale=scale.item()), "")
+
+
+def own_parts(layer: StoredLayer) -> dict[str, TensorRef]:
+    """List what a layer's weight is decoded from, as far as the file has it: {suffix: ref}."""
+    # The names do not depend on the shape, so the smallest one will do.
+    names = map(layer.format.name_in_file, layer.format.parts((1, 1)))
+    return {suffix: layer.parts[suffix] for suffix in names if suffix in layer.parts}
 
 
 def layer_tensors(layer: StoredLayer) -> dict[str, torch.Tensor]:
@@ -211,9 +226,7 @@ def layer_tensors(layer: StoredLayer) -> dict[str, torch.Tensor]:
     Suffixes are those of the file. Bias and input scale are not among them; what the file lacks is
     left out.
     """
-    # The names do not depend on the shape, so the smallest one will do.
-    names = map(layer.format.name_in_file, layer.format.parts((1, 1)))
-    return {suffix: load(layer.parts[suffix]) for suffix in names if suffix in layer.parts}
+    return {suffix: load_part(ref) for suffix, ref in own_parts(layer).items()}
 
 
 def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
+
 from nvfp4.dtypes import SAFETENSORS_BITS, SOURCE_FLOATS, VIEWED, round_up
 from nvfp4.families import NEVER_PACKED, RECOGNISED_BY_ROWS
 from nvfp4.formats.base import is_known, scalar_scales
 from nvfp4.formats.scaled_fp8 import SCALED_FP8
 from nvfp4.model import COMFYUI_PREFIXES, UNREAD_PREFIXES, Model, bare, diffusion_prefix, is_beside
-from nvfp4.numeric.codes import decode_e4m3
+from nvfp4.numeric.float8 import decode_float8
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.tensors import load
 from nvfp4.stored.defects import Finding
@@ -119,7 +121,8 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
         yield finding(defect=form.unconfigured)
     elif form and len(weight.shape) == 2:
         # FP8 without any scale is sound if it was merely cast: its values are the weights then.
-        if facts.values and weight.nbytes and decode_e4m3(load(weight)).abs().max() > LARGE_WEIGHT:
+        values = decode_float8(load(weight)) if facts.values and weight.nbytes else torch.zeros(1)
+        if values.abs().max() > LARGE_WEIGHT:
             yield finding(defect="unscaled")
     elif strays := layer.parts.keys() - {"weight", "bias"}:
         yield finding(defect="stray", detail=", ".join(sorted(strays)))
@@ -220,8 +223,9 @@ def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
             Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}"
         )
         rows = math.prod(layer.weight.shape[:1])
-        # An FP8 scale for each row is decoded rightly by ComfyUI, which broadcasts it.
-        per_row = math.prod(ref.shape) == rows > 1 and suffix == "weight_scale"
+        # An FP8 scale for each row is decoded rightly by ComfyUI, which broadcasts it; flat ones
+        # would be scales of columns.
+        per_row = ref.shape == (rows, 1) and rows > 1 and suffix == "weight_scale"
         if ref.dtype not in (*SOURCE_FLOATS, "F64"):
             yield finding(defect="dtype")
         elif math.prod(ref.shape) != 1:

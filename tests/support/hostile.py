@@ -538,7 +538,7 @@ LORAS: dict[str, dict] = {
     "two kinds": parts(**DOWN_UP, diff=(32, 32)),
     "a part twice": parts(**DOWN_UP, lora_A__weight=(4, 32)),
     "a text encoder's": {"lora_te_x.lora_down.weight": torch.ones(4, 32)},
-    "in 8 bits without a scale": {f"{LAYER}.diff": torch.ones(32, 32).to(torch.float8_e5m2)},
+    "in 8 bits without a scale": {f"{LAYER}.diff": torch.ones(32, 32, dtype=torch.int8)},
     "empty LoKr": parts(lokr_w1=(0, 0), lokr_w2=(32, 32)),
     "LoHa in halves": parts(hada_w1_a=(32, 4), hada_w1_b=(4, 32)),
     "LoKr with a core of another size": parts(
@@ -684,11 +684,20 @@ SOURCES = {
     "FP8 with a scale of zero": fp8_source(weight_scale=torch.zeros(())),
     "FP8 with a negative scale": fp8_source(weight_scale=torch.tensor(-1.0)),
     "FP8 with an infinite scale": fp8_source(weight_scale=torch.tensor(float("inf"))),
-    "FP8 with a scale for each row": fp8_source(weight_scale=torch.ones(32, 1)),
+    "FP8 with a scale for most rows": fp8_source(weight_scale=torch.ones(31, 1)),
+    "FP8 with rows of scales that are NaN": fp8_source(weight_scale=torch.full((32, 1), NAN)),
+    "FP8 with a block scale of zero": fp8_source(weight_scale_inv=torch.eye(2), weight_scale=None),
+    "FP8 with two scales": fp8_source(weight_scale_inv=torch.ones(())),
+    "FP8 with a scale of many dimensions": fp8_source(weight_scale=torch.ones(*[1] * 30, 2)),
+    "FP8 with more scales than weights": fp8_source(weight_scale=torch.ones(64, 64)),
+    "FP8 whose scale is lost": fp8_source(
+        weight=torch.full((32, 32), 448.0).to(torch.float8_e4m3fn), weight_scale=None),
     "FP8 with an integer scale": fp8_source(weight_scale=torch.ones((), dtype=torch.int64)),
     "FP8 with an empty scale": fp8_source(weight_scale=torch.ones(0)),
-    "FP8 of one dimension": fp8_source(weight=torch.ones(32).to(torch.float8_e4m3fn)),
-    "FP8 of no dimension": fp8_source(weight=torch.ones(()).to(torch.float8_e4m3fn)),
+    "FP8 of one dimension with two scales": fp8_source(
+        weight=torch.ones(32).to(torch.float8_e4m3fn), weight_scale=torch.ones(2)),
+    "FP8 of no dimension with two scales": fp8_source(
+        weight=torch.ones(()).to(torch.float8_e4m3fn), weight_scale=torch.ones(2)),
     "NVFP4 without its block scales": nvfp4_source(weight_scale=None),
     "NVFP4 with half its block scales": nvfp4_source(
         weight_scale=torch.ones(64, 4).to(torch.float8_e4m3fn)),

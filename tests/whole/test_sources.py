@@ -26,7 +26,7 @@ def decoded(path):
     """{layer: its weight} of the FP8 layers of a file."""
     model, _ = c.open_source(path)
     return {
-        ref.layer: c.load_weight(ref) for ref in model.tensors.values() if ref.scale is not None
+        ref.layer: c.load_weight(ref) for ref in model.tensors.values() if ref.coding is not None
     }
 
 

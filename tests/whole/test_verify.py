@@ -184,10 +184,19 @@ def test_what_the_source_cannot_tell_about_is_named(sound, tiny, capsys):
 
 def test_scales_that_are_not_decoded_are_named_and_not_passed(sound, tiny, capsys):
     file, path = sound
+    file.put("weight_scale", file.get("weight_scale", file.fp8).repeat(255), file.fp8)
+    status, text = verify(file.save(path), "--source", tiny, capsys=capsys)
+    assert status == 1
+    assert f"{file.fp8} (not measured: its scale is F32 [255] for a weight [" in text
+
+
+def test_flat_scales_of_rows_are_taken_for_columns_by_comfyui(sound, tiny, capsys):
+    file, path = sound
     file.put("weight_scale", file.get("weight_scale", file.fp8).repeat(256), file.fp8)
     status, text = verify(file.save(path), "--source", tiny, capsys=capsys)
     assert status == 1
-    assert f"{file.fp8} (not measured: its scale is F32 [256])" in text
+    assert f"{file.fp8} (weight_scale F32 [256])" in text
+    assert c.DEFECTS["per row"].what not in text
 
 
 @pytest.mark.parametrize(("prefix", "defect"), [("diffusion_model.", "prefix"), ("", None)])

@@ -152,8 +152,8 @@ WRONG = {
     "x.diff_b [16] do not fit model.diffusion_model.x.bias [32]": {"x.diff_b": rand(16)},
     "x.dora_scale [3, 1] do not fit": lora("x", (32, 16), dora_scale=rand(3, 1)),
     "x.alpha [2] do not fit": lora("x", (32, 16), alpha=rand(2)),
-    "x.lora_down.weight is F8_E5M2; give the LoRA in a 16-bit type": {
-        k: v.to(torch.float8_e5m2) for k, v in lora("x", (32, 16)).items()
+    "x.lora_down.weight is I16; give the LoRA in a 16-bit type": {
+        k: v.to(torch.int16) for k, v in lora("x", (32, 16)).items()
     },
 }
 
