@@ -206,7 +206,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from numbers import Real
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
@@ -493,6 +493,245 @@ def exists(path: Path) -> bool:
         return False
 
 
+# ── nvfp4/comfy_classes.py: What ComfyUI's own classes say of weights, by name: tables of data ────
+
+# {layer: (what it is instead of a linear layer, in which classes)}.
+NOT_LINEAR = {
+    "blocks.*.moe.gate": ("its own MoEGate", "HunYuanDiTPlain"),
+    "cond_type_embedding": ("a plain Embedding", "HunyuanVideo"),
+    "detector.geometry_encoder.cls_embed": ("an Embedding", "SAM3Model"),
+    "detector.geometry_encoder.label_embed": ("an Embedding", "SAM3Model"),
+    "detector.transformer.decoder.presence_token": ("an Embedding", "SAM3Model"),
+    "detector.transformer.decoder.query_embed": ("an Embedding", "SAM3Model"),
+    "detector.transformer.decoder.reference_points": ("an Embedding", "SAM3Model"),
+    "diffusion_transformer.timestep_features": ("its own FourierFeatures", "MiniMaxMusic3DiT"),
+    "double_stream_blocks.*.block.ff_i.gate": ("its own MoEGate", "HiDreamImageTransformer2DModel"),
+    "embed_image_indicator": ("an Embedding", "Ideogram4Transformer2DModel"),
+    "encoder.block.*.layer.*.SelfAttention.relative_attention_bias": ("an Embedding", "T5"),
+    "label_emb": ("a plain Embedding", "UNetModel"),
+    "language_model.embed_tokens": ("an Embedding", "HiDreamO1Transformer"),
+    "llm_adapter.embed": ("an Embedding", "Anima"),
+    "lyric_embs": ("an Embedding", "ACEStepTransformer2DModel"),
+    "model.embed_tokens": ("an Embedding", "Llama2"),
+    "motion_encoder.dec.direction": ("its own Direction", "AnimateWanModel"),
+    "motion_encoder.enc.fc.*": ("its own EqualLinear", "AnimateWanModel"),
+    "shared": ("an Embedding", "T5"),
+    "single_stream_blocks.*.block.ff_i.gate": ("its own MoEGate", "HiDreamImageTransformer2DModel"),
+    "style_embedder": ("an Embedding", "HunYuanDiT"),
+    "time_text_embed.addition_t_embedding": ("an Embedding", "QwenImageTransformer2DModel"),
+    "timestep_features": ("its own FourierFeatures", "AudioDiffusionTransformer"),
+    "tracker.sam_mask_decoder.iou_token": ("an Embedding", "SAM3Model"),
+    "tracker.sam_mask_decoder.mask_tokens": ("an Embedding", "SAM3Model"),
+    "tracker.sam_mask_decoder.obj_score_token": ("an Embedding", "SAM3Model"),
+    "tracker.sam_prompt_encoder.no_mask_embed": ("an Embedding", "SAM3Model"),
+    "tracker.sam_prompt_encoder.not_a_point_embed": ("an Embedding", "SAM3Model"),
+    "tracker.sam_prompt_encoder.point_embeddings.*": ("an Embedding", "SAM3Model"),
+    "trainable_cond_mask": ("an Embedding", "WanModel_S2V"),
+    "visual.pos_embed": ("an Embedding", "HiDreamO1Transformer"),
+}
+# {linear layer whose name or shape sounds like something else: rows for each column,
+# or 0 where it has a bias in all classes}.
+LINEAR_ALL_THE_SAME = {
+    "blocks.*.attn.gate": 1.0,
+    "blocks.*.mlp.all.proj_in_gate": 2.6667,
+    "blocks.*.mlp.gate": 2.6667,
+    "blocks.*.mlp.txt.proj_in_gate": 2.6667,
+    "blocks.*.mlp.vid.proj_in_gate": 2.6667,
+    "cond_embedder": 0,
+    "context_embedder": 0,
+    "dec_net.cond_embed": 0,
+    "decoder.condition_embedder": 0,
+    "decoder.decoder.layers.*.gateway.gate": 0,
+    "detector.geometry_encoder.boxes_pos_enc_project": 0,
+    "detector.geometry_encoder.points_pos_enc_project": 0,
+    "detokenizer.embed_tokens": 0,
+    "encoder.lyric_encoder.embed_tokens": 0,
+    "encoder.timbre_encoder.embed_tokens": 0,
+    "genre_embedder": 0,
+    "lyric_encoder.encoders.*.self_attn.linear_pos": 1.0,
+    "ref_image_patch_embedder": 0,
+    "speaker_embedder": 0,
+    "to_cond_embed.*": 1.0,
+    "to_global_embed.*": 1.0,
+    "tokenizer.attention_pooler.embed_tokens": 0,
+    "txt_in.input_embedder": 0,
+    "txtfusion.layerwise_blocks.*.attn.gate": 1.0,
+    "txtfusion.layerwise_blocks.*.mlp.gate": 2.7,
+    "txtfusion.projector": 0.0833,
+    "txtfusion.refiner_blocks.*.attn.gate": 1.0,
+    "txtfusion.refiner_blocks.*.mlp.gate": 2.7,
+    "x_embedder": 0,
+}
+# {layer by whose shape ComfyUI recognises a model, or that it takes apart on loading:
+# (whether it reads rows, whether columns, in which classes)}.
+SHAPE_READ = {
+    "blocks.0.attn.qkv_proj": (True, False, "MiniMaxH3"),
+    "blocks.0.attn.wk": (True, False, "SingleStreamDiT"),
+    "blocks.0.attn.wq": (True, False, "SingleStreamDiT"),
+    "blocks.0.ffn.0": (True, False, "Wan"),
+    "blocks.0.mlp.fc1": (True, False, "MiniMaxH3"),
+    "blocks.0.norm1.linear": (True, True, "CogVideoX"),
+    "blocks.35.mlp.vid.proj_out": (True, False, "NaDiT"),
+    "blocks.block0.blocks.0.block.attn.to_q.0": (True, False, "GeneralDIT"),
+    "cam_dec.fc_t": (False, True, "DepthAnything3Net"),
+    "cam_enc.pose_branch.fc2": (True, False, "DepthAnything3Net"),
+    "cap_embedder.1": (True, True, "NextDiT"),
+    "clip_txt_mapper": (True, False, "StageC"),
+    "cond_in": (False, True, "Hunyuan3Dv2"),
+    "cond_seq_linear": (False, True, "MMDiT"),
+    "condition_proj": (False, True, "MiniMaxH3"),
+    "context_embedder": (True, True, "OpenAISignatureMMDITWrapper"),
+    "core.pixel_blocks.*.adaLN_modulation.0": (True, True, "PixDiT_T2I"),
+    "core.pixel_embedder.proj": (True, False, "PixDiT_T2I"),
+    "dec_net.cond_embed": (True, False, "NextDiTPixelSpace"),
+    "dec_net.final_layer.linear": (True, False, "NextDiTPixelSpace"),
+    "dec_net.input_embedder.embedder.0": (False, True, "NextDiTPixelSpace"),
+    "decoder.layers.0.mlp.gate_proj": (True, False, "AceStepConditionGeneration"),
+    "decoder.layers.0.self_attn.q_proj": (True, False, "AceStepConditionGeneration"),
+    "down_blocks.1.0.channelwise.0": (False, True, "StageB"),
+    "encoder.lyric_encoder.layers.0.mlp.gate_proj": (True, False, "AceStepConditionGeneration"),
+    "encoder.lyric_encoder.layers.0.self_attn.q_proj": (True, False, "AceStepConditionGeneration"),
+    "extra_embedder.0": (False, True, "HunYuanDiT"),
+    "final_layer.audio_out": (True, False, "MiniMaxH3"),
+    "final_layer.linear": (True, False, "HunyuanVideo, OpenAISignatureMMDITWrapper"),
+    "final_layer.video_out": (True, False, "MiniMaxH3"),
+    "first": (True, True, "SingleStreamDiT"),
+    "head.head": (True, False, "Wan"),
+    "img_in": (True, True, "Chroma, Flux and 2 more"),
+    "input_blocks.*.1.transformer_blocks.0.attn2.to_k": (False, True, "UNet"),
+    "input_proj": (False, True, "Ideogram4"),
+    "label_emb.0.0": (False, True, "UNet"),
+    "latent_in": (True, True, "Hunyuan3Dv2"),
+    "lq_proj.gate_modules.0.content_proj": (True, False, "PidNet"),
+    "ofs_embedding_linear_1": (False, True, "CogVideoX"),
+    "output_blocks.*.1.transformer_blocks.0.attn2.to_k": (False, True, "UNet"),
+    "patch_embed.proj": (False, True, "CogVideoX"),
+    "patch_embed.text_proj": (False, True, "CogVideoX"),
+    "pixel_blocks.*.adaLN_modulation.0": (True, True, "PidNet"),
+    "pixel_embedder.proj": (True, False, "PidNet"),
+    "proj_out": (True, False, "Lens, MageFlow"),
+    "time_embedder.proj_in": (True, True, "MiniMaxH3"),
+    "time_embedder.proj_out": (True, False, "MiniMaxH3"),
+    "to_cond_embed.0": (True, True, "AudioDiffusionTransformer"),
+    "to_global_embed.0": (False, True, "AudioDiffusionTransformer"),
+    "to_timestep_embed.0": (True, False, "AudioDiffusionTransformer"),
+    "transformer.layers.0.self_attn.to_qkv": (True, True, "AudioDiffusionTransformer"),
+    "transformer.layers.0.to_local_embed.0": (False, True, "AudioDiffusionTransformer"),
+    "transformer.project_in": (False, True, "AudioDiffusionTransformer"),
+    "transformer_blocks.0.attn2.to_k": (True, True, "LTXV"),
+    "txt_in": (True, True, "Chroma, ChromaRadiance and 1 more"),
+    "txt_in.input_embedder": (False, True, "HunyuanVideo"),
+    "txtfusion.projector": (False, True, "SingleStreamDiT"),
+    "vector_in.in_layer": (False, True, "Flux"),
+    "video_patch_proj": (True, False, "MiniMaxH3"),
+    "visual_embeddings.in_layer": (False, True, "Kandinsky5"),
+    "visual_transformer_blocks.0.feed_forward.in_layer": (True, False, "Kandinsky5"),
+    "x_embedder": (True, True, "Boogu, HunYuanDiTPlain and 1 more"),
+    "x_embedder.proj.1": (True, True, "Anima, GeneralDIT"),
+    "y_embedder.mlp.0": (False, True, "OpenAISignatureMMDITWrapper"),
+}
+
+
+# ── nvfp4/modules.py: Tell which module of ComfyUI the weight of a name belongs to, and what ComfyU
+
+# A part of a name that is a number: of a block, or of a place in a row of layers.
+NUMBER_PART = re.compile(r"(?<![^.])\d+(?![^.])")
+# Last parts of names of embeddings, learned tokens, routers of experts and the like: "emb",
+# "label_embed", "trainable_cond_mask", "gate", "relative_attention_bias", "pos_enc", "positions".
+CAREFUL_NAME = re.compile(
+    r"(emb|embd|embed|embedding|embedder|mask|gate|gating|router|table|token|bias"
+    r"|indicator|direction|codebook|vocab|lookup)s?$|(^|_)pos(?!t|e(_|$)|sib)",
+    re.IGNORECASE,
+)
+CAREFUL_ANYWHERE = "motion_encoder."
+# A weight of fewer rows or columns and without a bias holds learned vectors or the scores of
+# experts, as a rule. Packing would have to pad it, and would save next to nothing.
+FEW = 16
+
+
+class NotLinear(NamedTuple):
+    """Say what ComfyUI has instead of a linear layer, as "an Embedding", and in which classes."""
+
+    kind: str
+    classes: str
+
+    def __str__(self) -> str:
+        """Tell both as the end of a sentence."""
+        return f"ComfyUI's {self.classes} has {self.kind} there"
+
+
+class ShapeRead(NamedTuple):
+    """Say which of a weight's dimensions ComfyUI reads to recognise a model, and in which classes.
+
+    in_block: whether the layer is in a numbered block, and no input or output of the whole model.
+    """
+
+    rows: bool
+    columns: bool
+    classes: str
+    in_block: bool
+
+
+def starred(name: str) -> str:
+    """Write a name with `*` for each part that is a number, as the tables have it."""
+    return NUMBER_PART.sub("*", name)
+
+
+def shape_patterns() -> dict[str, list[tuple[re.Pattern, ShapeRead]]]:
+    """Make {starred name: its rows of SHAPE_READ}, as most names are ruled out by a look-up."""
+    rows: dict[str, list] = {}
+    for name, read in SHAPE_READ.items():
+        pattern = re.compile(re.escape(name).replace(r"\*", r"\d+"))
+        key = starred(name)
+        rows.setdefault(key, []).append((pattern, ShapeRead(*read, in_block="*." in key)))
+    return rows
+
+
+SHAPE_PATTERNS = shape_patterns()
+
+
+@lru_cache(maxsize=1 << 16)
+def not_linear(layer: str) -> NotLinear | None:
+    """Look up a layer, named without prefix, that is no linear layer in a class of ComfyUI."""
+    found = NOT_LINEAR.get(starred(layer))
+    return NotLinear(*found) if found else None
+
+
+@lru_cache(maxsize=1 << 16)
+def shape_read(layer: str) -> ShapeRead | None:
+    """Look up what ComfyUI reads of the shape of a layer, which is named without prefix."""
+    rows = SHAPE_PATTERNS.get(starred(layer), ())
+    return next((read for pattern, read in rows if pattern.fullmatch(layer)), None)
+
+
+def sounds_doubtful(layer: str, shape: tuple[int, ...], *, has_bias: bool) -> bool:
+    """Tell whether a 2-D weight may be no linear layer's by its name, or by its shape [N, K].
+
+    The layer is named without prefix. What ComfyUI's classes say of it is not looked up.
+    """
+    parts = layer.split(".")
+    # "time_embed.0" is a linear layer in a row of modules, and has a bias; an embedding has none.
+    numbered = len(parts) > 1 and parts[-1].isdigit() and not has_bias
+    named = CAREFUL_NAME.search(parts[-2 if numbered else -1])
+    few = min(shape) < FEW and not has_bias
+    return bool(named) or few or CAREFUL_ANYWHERE in layer
+
+
+def is_doubtful(layer: str, shape: tuple[int, ...], *, has_bias: bool) -> bool:
+    """Tell whether a 2-D weight that sounds doubtful is not known as a linear layer's, either.
+
+    It is known by its name in ComfyUI's classes, where it has a bias as there, or at least half as
+    many rows for each column: a router of experts may have the name of a gate.
+    """
+    if not sounds_doubtful(layer, shape, has_bias=has_bias):
+        return False
+    # Rows for each column, or 0 where the layer has a bias in all classes.
+    known = LINEAR_ALL_THE_SAME.get(starred(layer))
+    if known is None:
+        return True
+    return shape[0] < known / 2 * shape[1] if known else not has_bias
+
+
 # ── nvfp4/model.py: Records of a checkpoint: tensors, names, prefixes, LoRA patches ───────────────
 
 # What checkpoints put before the names of a diffusion model's tensors.
@@ -561,12 +800,30 @@ class TensorRef:
         return (self.dtype in SOURCE_FLOATS or self.coding is not None) and self.nbytes > 0
 
     @property
-    def is_linear_weight(self) -> bool:
-        """Tell whether it looks like a linear layer's weight: a float matrix named `*.weight`.
-
-        The table of an embedding looks the same; presets keep it, as it is outside the blocks.
-        """
+    def is_matrix(self) -> bool:
+        """Tell whether it is a float matrix named `*.weight`: a linear layer's, or an embedding."""
         return self.is_float and len(self.shape) == 2 and self.name.endswith(".weight")
+
+    @property
+    def is_linear_weight(self) -> bool:
+        """Tell whether it is taken for a linear layer's weight.
+
+        That is a float matrix named `*.weight`, unless a class of ComfyUI has something else of
+        that name, such as an embedding.
+        """
+        return self.is_matrix and not not_linear(bare(self.layer))
+
+    @property
+    def is_expert_bank(self) -> bool:
+        """Tell whether it looks like the weights of several experts in one tensor, [E, N, K].
+
+        Such tensors are in numbered blocks, and large in both of the last dimensions, where a
+        convolution has a small kernel.
+        """
+        named = self.name.endswith((".weight", "_proj")) or "expert" in self.name
+        in_block = "*." in starred(self.name)
+        is_large = len(self.shape) == 3 and min(self.shape[1:]) >= FP4_MATMUL_K
+        return self.is_float and named and in_block and is_large and self.shape[0] > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1338,9 +1595,6 @@ EDGE_BLOCKS = 2
 # Models with a larger share of their linear weights in NVFP4 are known to give noise, Wan and image
 # models alike.
 MOST_NVFP4 = 0.9
-# The rows of these layers of Wan tell ComfyUI ffn_dim and the output channels: packing keeps rows,
-# but rows of padding would make another model of it.
-RECOGNISED_BY_ROWS = r"^blocks\.0\.ffn\.0$|^head\.head$"
 
 
 class Keep(NamedTuple):
@@ -1371,7 +1625,6 @@ class Family:
     edge_blocks: how many blocks stay 16-bit at each end.
     keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
     full_precision: layers that the preset marks for full-precision matmul; "" for none.
-    shape_read: layers whose shape ComfyUI's model detection reads, which are never packed.
     image: whether it makes images, not videos: a note warns where almost all of it is NVFP4.
     """
 
@@ -1384,8 +1637,6 @@ class Family:
     edge_blocks: int = EDGE_BLOCKS
     keeps: tuple[Keep, ...] = ()
     full_precision: str = ""
-    # The default is a pattern that matches nothing.
-    shape_read: str = r"(?!)"
     image: bool = False
 
     @property
@@ -1439,7 +1690,6 @@ ADALN_AND_MLP = (
     ),
 )
 # What the families that are built like Flux have in common.
-FLUX_SHAPES = r"^(img_in|txt_in|vector_in\.in_layer)$"
 FLUX_BLOCKS = (("double_blocks", "single_blocks"),)
 FLUX_KEY = r"double_blocks\.0\.img_attn\.norm\.key_norm\.(weight|scale) "
 # Families are looked for in this order: Flux's keys are in Flux 2 and Chroma as well, so these come
@@ -1474,7 +1724,6 @@ FAMILIES = {
             DOWN_PROJECTION,
         ),
         full_precision=r"\bcross_attn\.",
-        shape_read=r"^patch_embedding|^head\.head$",
     ),
     "qwen-image": Family(
         title="Qwen-Image",
@@ -1500,7 +1749,6 @@ FAMILIES = {
             Keep(r"\.txt_mlp\.", "FP8", "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
             ATTENTION_V,
         ),
-        shape_read=r"^img_in$",
         image=True,
     ),
     "flux2": Family(
@@ -1512,7 +1760,6 @@ FAMILIES = {
             Keep(TEXT_ATTENTION.layers, "16-bit", "text attention: 16-bit in BFL's own NVFP4 file"),
             ATTENTION_QKV,
         ),
-        shape_read=FLUX_SHAPES,
         image=True,
     ),
     "chroma": Family(
@@ -1521,7 +1768,6 @@ FAMILIES = {
         blocks=FLUX_BLOCKS,
         outside=("img_in", "txt_in", "final_layer.linear"),
         keeps=(TEXT_ATTENTION, ATTENTION_QKV),
-        shape_read=FLUX_SHAPES,
         image=True,
     ),
     "flux": Family(
@@ -1531,7 +1777,6 @@ FAMILIES = {
         blocks=FLUX_BLOCKS,
         outside=("img_in", "txt_in", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, TEXT_ATTENTION, ATTENTION_QKV),
-        shape_read=FLUX_SHAPES,
         image=True,
     ),
     "z-image": Family(
@@ -1555,7 +1800,6 @@ FAMILIES = {
             ),
             DOWN_PROJECTION,
         ),
-        shape_read=r"^cap_embedder\.",
         image=True,
     ),
     "lumina2": Family(
@@ -1564,7 +1808,6 @@ FAMILIES = {
         blocks=(("layers",),),
         outside=("x_embedder", "cap_embedder.1", "t_embedder.mlp.0", "final_layer.linear"),
         keeps=(ATTENTION_QKV, DOWN_PROJECTION),
-        shape_read=r"^cap_embedder\.",
         image=True,
     ),
     "ltx2": Family(
@@ -1580,7 +1823,6 @@ FAMILIES = {
             ATTENTION_V,
             DOWN_PROJECTION,
         ),
-        shape_read=r"^transformer_blocks\.0\.attn2\.to_k$",
     ),
     "ltx-video": Family(
         title="LTX-Video",
@@ -1591,7 +1833,6 @@ FAMILIES = {
         blocks=(("transformer_blocks",),),
         outside=("patchify_proj", "adaln_single.linear", "proj_out"),
         keeps=(ATTENTION_V, DOWN_PROJECTION),
-        shape_read=r"^transformer_blocks\.0\.attn2\.to_k$",
     ),
     "hunyuan-video": Family(
         title="Hunyuan Video",
@@ -1600,7 +1841,6 @@ FAMILIES = {
         blocks=FLUX_BLOCKS,
         outside=("img_in.proj", "txt_in.input_embedder", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, ATTENTION_QKV),
-        shape_read=r"^txt_in\.input_embedder$",
     ),
     "anima": Family(
         title="Anima",
@@ -1608,7 +1848,6 @@ FAMILIES = {
         blocks=(("blocks",),),
         outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
         keeps=ADALN_AND_MLP,
-        shape_read=r"^x_embedder\.proj\.1$",
         image=True,
     ),
     "cosmos-predict2": Family(
@@ -1617,7 +1856,6 @@ FAMILIES = {
         blocks=(("blocks",),),
         outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
         keeps=ADALN_AND_MLP,
-        shape_read=r"^x_embedder\.proj\.1$",
     ),
 }
 # For a model that is of no family: its blocks may have any of the usual names.
@@ -1637,9 +1875,6 @@ DIFFUSERS_NAMES = {
     "LTX": r"time_embed\.emb\.timestep_embedder\.linear_1\.weight ",
     "Cosmos": r"time_embed\.t_embedder\.linear_1\.weight ",
 }
-# {family: pattern} of the layers by whose shapes ComfyUI recognises a model. All of these hold for
-# every model, as one that is not recognised here may still be known to ComfyUI.
-NEVER_PACKED = {family.title: family.shape_read for family in FAMILIES.values()}
 # All names of blocks, each once, for reports that group layers by block.
 TRANSFORMER_BLOCKS = tuple(
     dict.fromkeys(
@@ -5001,6 +5236,8 @@ class Why(Enum):
     FAMILY = auto()
     # A figure of a sensitivity file or of a calibration summary.
     MEASURED = auto()
+    # It may be no linear layer's weight, by its name or its shape.
+    DOUBTFUL = auto()
     # ComfyUI tells what model it is by this tensor's shape.
     RECOGNITION = auto()
     # No card multiplies this shape in FP4.
@@ -5269,6 +5506,11 @@ class TensorPlan:
         """
         is_own = self.reason.kind is not Why.BESIDE
         return is_own and (self.ref.is_linear_weight or bool(self.ref.config))
+
+    @property
+    def is_multiplied(self) -> bool:
+        """Tell whether it counts among the linear weights: a layer's, or a bank of experts."""
+        return self.is_layer or self.ref.is_expert_bank
 
     @property
     def weights(self) -> int:
@@ -7632,7 +7874,8 @@ def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[st
         if ref.name in beside and not setting.precision.is_copy:
             raise ValueError(f"{name} is not of the diffusion model and goes over as it is: source")
         if setting.precision.is_quantised and not (ref.is_linear_weight or ref.config):
-            raise ValueError(f"{name} is no linear layer")
+            why = f": {found}" if (found := not_linear(name)) else ""
+            raise ValueError(f"{name} is no linear layer{why}")
         if ref.is_kept and not setting.precision.is_copy:
             raise ValueError(f"{name} is quantised in the source and goes over as it is: source")
         if ref.coding and setting.precision.is_copy:
@@ -7643,9 +7886,9 @@ def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[st
 def config_key(ref: TensorRef) -> str:
     """Return the name of a tensor in a layer config, without prefix.
 
-    A linear weight goes by its layer, without `.weight`; other tensors by their whole names.
+    A matrix named `*.weight` goes by its layer, without that; other tensors by their whole names.
     """
-    return bare(ref.layer if ref.is_linear_weight or ref.config else ref.name)
+    return bare(ref.layer if ref.is_matrix or ref.config else ref.name)
 
 
 def as_setting(key: str, value: object) -> Setting:
@@ -8166,6 +8409,99 @@ def read_sensitivity(
     return listed_sensitivity(options, rows)
 
 
+# ── nvfp4/plan/contract.py: Make the rules that follow from ComfyUI's own classes: what may be quan
+
+def is_exact(pattern: str, ref: TensorRef) -> bool:
+    """Tell whether a pattern of --include is the full name of a layer, and so no sweep over many.
+
+    The name may have its prefix and `.weight`, dots may be escaped, and ^ and $ stand around it.
+    """
+    name = re.sub(r"\\(.)", r"\1", pattern.removeprefix("^").removesuffix("$")).lower()
+    return name in {known.lower() for known in (bare(ref.layer), ref.layer, ref.name)}
+
+
+def doubtful_layers(model: Model, included: tuple[str, ...]) -> frozenset[str]:
+    """Name the weights that may be no linear layers' and that no --include names exactly."""
+    return frozenset(
+        ref.name
+        for ref in model.linear_weights
+        if is_doubtful(bare(ref.layer), ref.shape, has_bias=f"{ref.layer}.bias" in model.tensors)
+        and not any(is_exact(pattern, ref) for pattern in included)
+    )
+
+
+def embedding_rules(model: Model) -> list[Rule]:
+    """Make a rule for each kind of weights that are no linear layers' in ComfyUI's classes."""
+    groups = defaultdict(set)
+    for ref in model.tensors.values():
+        if ref.is_matrix and (found := not_linear(bare(ref.layer))):
+            groups[found].add(ref.name)
+    return [
+        Rule(names=frozenset(names), precision=HALF, reason=Reason(Why.SOURCE, str(found)))
+        for found, names in groups.items()
+    ]
+
+
+def recognition_rules(model: Model) -> list[Rule]:
+    """Make the rules for layers whose shape ComfyUI reads.
+
+    Where it reads columns, which packing halves, the layer stays 16-bit; so do layers outside the
+    numbered blocks whose rows it reads, as these are inputs and outputs of the whole model. Rows of
+    layers in blocks are only not padded. FP8 would keep any shape, but these layers are few, and a
+    file whose first layers are plain numbers can still be told by any program.
+    """
+    groups = defaultdict(set)
+    for ref in model.linear_weights:
+        read = shape_read(bare(ref.layer))
+        if read and (read.columns or not read.in_block):
+            groups[read.classes, HALF].add(ref.name)
+        elif read and ref.shape[0] % FP4_MATMUL_N:
+            groups[read.classes, FP8].add(ref.name)
+    return [
+        Rule(
+            names=frozenset(names),
+            precision=precision,
+            reason=Reason(Why.RECOGNITION, f"ComfyUI recognises {classes} by its shape"),
+        )
+        for (classes, precision), names in groups.items()
+    ]
+
+
+def contract_rules(model: Model, included: tuple[str, ...]) -> list[Rule]:
+    """List the least precisions that ComfyUI's classes ask for; `included` are --include's."""
+    doubt = Reason(Why.DOUBTFUL, "maybe no linear layer, by its name or shape")
+    doubtful = doubtful_layers(model, included)
+    return [
+        *embedding_rules(model),
+        *recognition_rules(model),
+        Rule(names=doubtful, precision=HALF, reason=doubt),
+    ]
+
+
+def contract_notes(model: Model, plans: list[TensorPlan]) -> list[str]:
+    """Note layers that stay 16-bit because they may be no linear layers, and banks of experts.
+
+    Only layers that would have been quantised otherwise are noted.
+    """
+    notes = []
+    doubtful = [plan.ref.layer for plan in plans if plan.reason.kind is Why.DOUBTFUL]
+    if doubtful:
+        notes.append(
+            f"{len(doubtful)} layers stay 16-bit, as they may be embeddings or routers by their "
+            f"names or shapes: {examples(doubtful)}; --include with a layer's full name packs it"
+        )
+    beside = model.beside
+    banks = [plan.ref for plan in plans if plan.ref.is_expert_bank and plan.ref.name not in beside]
+    if banks:
+        share = percentage(sum(ref.nbytes for ref in banks), model.nbytes)
+        names = examples(ref.name for ref in banks)
+        notes.append(
+            f"{len(banks)} tensors with several experts' weights each, {share} of the source's "
+            f"bytes, are not quantised, as only matrices are: {names}"
+        )
+    return notes
+
+
 # ── nvfp4/plan/presets.py: Turn a family's row into rules: its edge blocks, and what its preset kee
 
 def edge_count(options: Options, family: Family) -> int:
@@ -8271,14 +8607,20 @@ def select(model: Model, pattern: str, option: str) -> frozenset[str]:
     """
     # Full names match as well as bare ones, so that a name can be copied from any report.
     found = re.compile(pattern, re.IGNORECASE)
-    names = frozenset(
-        ref.name
-        for ref in model.linear_weights
-        if found.search(bare(ref.layer)) or found.search(ref.name)
-    )
+    beside = model.beside
+    matched = [
+        ref
+        for name, ref in model.tensors.items()
+        if ref.is_matrix and name not in beside
+        if found.search(bare(ref.layer)) or found.search(name)
+    ]
+    names = frozenset(ref.name for ref in matched if ref.is_linear_weight)
     if not names:
         layers = examples(ref.layer for ref in model.linear_weights) or "no linear layers at all"
-        raise ConvertError(f"{option}: matches no linear layer of the source, which has {layers}")
+        why = f"; {matched[0].layer}: {not_linear(bare(matched[0].layer))}" if matched else ""
+        raise ConvertError(
+            f"{option}: matches no linear layer of the source, which has {layers}{why}"
+        )
     return names
 
 
@@ -8373,7 +8715,7 @@ def choice_rules(
             reason=Reason(Why.GGUF, "not in the GGUF"),
         )
         return [*rules, *gguf_rules(guides.kinds, options), lacking]
-    rules += preset_rules(options, model, guides.family)
+    rules += [*preset_rules(options, model, guides.family), *embedding_rules(model)]
     small = frozenset(
         ref.name
         for ref in model.tensors.values()
@@ -8401,18 +8743,14 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     if options.only_fp8:
         recipe = Reason(Why.OPTION, f"--recipe {options.recipe}")
         rows.append(({ref.name for ref in linear}, FP8, recipe))
-    # ComfyUI reads these layers' shapes to tell models apart; packed, they have other shapes.
-    for family, pattern in NEVER_PACKED.items():
-        names = {ref.name for ref in linear if re.search(pattern, bare(ref.layer))}
-        recognised = Reason(Why.RECOGNITION, f"ComfyUI recognises {family} by its shape")
-        rows.append((names, HALF, recognised))
+    asked = contract_rules(model, options.include)
+    rows += [(rule.names, rule.precision, rule.reason) for rule in asked]
     # Layers of such shapes would load, but be decoded on every call.
     odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
     odd_rows = {
         ref.name
         for ref in linear
-        if ref.shape[0] % FP4_MATMUL_N
-        and (f"{ref.layer}.bias" in model.tensors or re.search(RECOGNISED_BY_ROWS, bare(ref.layer)))
+        if ref.shape[0] % FP4_MATMUL_N and f"{ref.layer}.bias" in model.tensors
     }
     nonlinear = model.tensors.keys() - {ref.name for ref in linear}
     columns = f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0"
@@ -8739,7 +9077,7 @@ def make_plans(
     calibrated = not guides.calibration.keys() <= guides.configured.keys()
     notes = [*guides.notes, *cover_notes(plans, guides, options.partial_guide)]
     notes += [*recorded, *unknown, *scale_notes(plans, calibrated)]
-    notes += plan_notes(plans, guides.family)
+    notes += [*plan_notes(plans, guides.family), *contract_notes(model, plans)]
     # Last, as the shared switch depends on every layer's input scale.
     if options.recipe == LEGACY_RECIPE:
         plans, more = as_scaled_fp8(plans)
@@ -8846,7 +9184,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     if raised:
         notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
     packed = [plan for plan in layers if plan.has_nvfp4_input]
-    part = weights_of(packed) / (weights_of(layers) or 1)
+    part = weights_of(packed) / (weights_of(plan for plan in plans if plan.is_multiplied) or 1)
     if family.image and part > MOST_NVFP4:
         notes.append(
             f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give "
@@ -9680,6 +10018,18 @@ DEFECTS = {
         "ComfyUI takes them unscaled: noise",
         f"configure weight_scale layers; for scale_weight add {MARKER} and drop that metadata",
     ),
+    "scaled parameter": Defect(
+        Outcome.WRONG,
+        "FP8 weights with a scale are no linear layers' in ComfyUI",
+        "ComfyUI takes the FP8 codes and leaves out their scale: noise",
+        "keep these layers 16-bit",
+    ),
+    "no linear layer": Defect(
+        Outcome.FAILS,
+        "packed weights are no linear layers' in ComfyUI, but embeddings or parameters",
+        "ComfyUI stops at their shape",
+        "keep these layers 16-bit",
+    ),
     "unconfigured": Defect(
         Outcome.FAILS,
         "packed weights have neither comfy_quant nor an entry in the header",
@@ -9736,7 +10086,7 @@ DEFECTS = {
         "ComfyUI stops while loading",
         "write it right, or leave it out",
     ),
-    # Which layers these are, the rows of FAMILIES say: `shape_read`.
+    # Which layers these are, `modules.shape_read` says.
     "recognised by": Defect(
         Outcome.FAILS,
         "packed or padded layers are among those whose shape ComfyUI recognises the model by",
@@ -9978,6 +10328,8 @@ def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
 
 # ── nvfp4/stored/lint.py: Hold a quantised file against ComfyUI's contract ────────────────────────
 
+# What ComfyUI's operations for quantised files have for looking up rows: it takes FP8.
+EMBEDDING = "an Embedding"
 # No trained model has a weight as large as this; FP8 codes without their scale reach 448.
 LARGE_WEIGHT = 100.0
 
@@ -10019,8 +10371,24 @@ def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -
     if header_layers(model.metadata) is None:
         found.append(Finding(defect="header", name="the header"))
     for layer in layers.values():
-        found += lint_layer(layer, facts)
+        found += [*lint_place(layer), *lint_layer(layer, facts)]
     return found
+
+
+def lint_place(layer: StoredLayer) -> Iterator[Finding]:
+    """Check that a quantised weight is a linear layer's in ComfyUI's classes, by its name.
+
+    ComfyUI's own embeddings take FP8 and its scale; whatever else is no linear layer takes a weight
+    as it is stored.
+    """
+    place, form = not_linear(bare(layer.name)), layer.format
+    if place is None or form is None or len(layer.weight.shape) != 2:
+        return
+    finding = partial(Finding, name=layer.name, detail=f"{place.kind} of {place.classes}")
+    if form.logical_shape(layer.weight.shape, None) != layer.weight.shape:
+        yield finding(defect="no linear layer")
+    elif form.scale_suffix in layer.parts and place.kind != EMBEDDING:
+        yield finding(defect="scaled parameter")
 
 
 def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
@@ -10198,14 +10566,12 @@ def lint_packed(layer: StoredLayer) -> Iterator[Finding]:
     ComfyUI recognises some models by the shapes of certain layers, which packing changes, and cards
     cannot multiply every shape in FP4.
     """
-    (rows, columns), name = layer.shape, bare(layer.name)
-    # Wan's output channels and ffn_dim are read as rows, which packing keeps unless it pads them.
-    odd_rows = rows % layer.configured.row_multiple
-    by_rows = re.search(RECOGNISED_BY_ROWS, name)
-    never_packed = any(re.search(pattern, name) for pattern in NEVER_PACKED.values())
-    if odd_rows if by_rows else never_packed:
+    rows, columns = layer.shape
+    # Packing keeps rows unless it pads them, and halves columns.
+    read = shape_read(bare(layer.name))
+    if read and (read.columns or rows % layer.configured.row_multiple):
         yield Finding(defect="recognised by", name=layer.name)
-    elif never_packed:
+    elif read and not read.in_block:
         yield Finding(defect="output layer", name=layer.name)
     if not layer.full_precision and layer.configured.is_slow((rows, columns)):
         yield Finding(defect="slow shape", name=layer.name, detail=f"[{rows}, {columns}]")
@@ -11195,17 +11561,17 @@ def matmul(plan: TensorPlan) -> str:
 def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
     """Add up {matmul: {"layers", "share"}} over the quantised layers.
 
-    "share" is the part of all linear weights, those of unquantised layers included, so that the
-    shares sum up to less than 1 where some layers stay 16-bit.
+    "share" is the part of all linear weights, those of unquantised layers and banks of experts
+    included, so that the shares sum up to less than 1 where some stay 16-bit.
     """
     # Packed layers of the source count, too: their configuration tells how they are multiplied.
-    layers = [plan for plan in plans if plan.is_layer]
-    kinds = defaultdict(list)
-    for plan in layers:
+    multiplied = [plan for plan in plans if plan.is_multiplied]
+    every, kinds = weights_of(multiplied), defaultdict(list)
+    for plan in multiplied:
         if plan.is_quantised or plan.ref.config:
             kinds[matmul(plan)].append(plan)
     return {
-        kind: {"layers": len(found), "share": weights_of(found) / weights_of(layers)}
+        kind: {"layers": len(found), "share": weights_of(found) / every}
         for kind, found in sorted(kinds.items())
     }
 

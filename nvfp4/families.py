@@ -21,9 +21,6 @@ EDGE_BLOCKS = 2
 # Models with a larger share of their linear weights in NVFP4 are known to give noise, Wan and image
 # models alike.
 MOST_NVFP4 = 0.9
-# The rows of these layers of Wan tell ComfyUI ffn_dim and the output channels: packing keeps rows,
-# but rows of padding would make another model of it.
-RECOGNISED_BY_ROWS = r"^blocks\.0\.ffn\.0$|^head\.head$"
 
 
 class Keep(NamedTuple):
@@ -54,7 +51,6 @@ class Family:
     edge_blocks: how many blocks stay 16-bit at each end.
     keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
     full_precision: layers that the preset marks for full-precision matmul; "" for none.
-    shape_read: layers whose shape ComfyUI's model detection reads, which are never packed.
     image: whether it makes images, not videos: a note warns where almost all of it is NVFP4.
     """
 
@@ -67,8 +63,6 @@ class Family:
     edge_blocks: int = EDGE_BLOCKS
     keeps: tuple[Keep, ...] = ()
     full_precision: str = ""
-    # The default is a pattern that matches nothing.
-    shape_read: str = r"(?!)"
     image: bool = False
 
     @property
@@ -122,7 +116,6 @@ ADALN_AND_MLP = (
     ),
 )
 # What the families that are built like Flux have in common.
-FLUX_SHAPES = r"^(img_in|txt_in|vector_in\.in_layer)$"
 FLUX_BLOCKS = (("double_blocks", "single_blocks"),)
 FLUX_KEY = r"double_blocks\.0\.img_attn\.norm\.key_norm\.(weight|scale) "
 # Families are looked for in this order: Flux's keys are in Flux 2 and Chroma as well, so these come
@@ -157,7 +150,6 @@ FAMILIES = {
             DOWN_PROJECTION,
         ),
         full_precision=r"\bcross_attn\.",
-        shape_read=r"^patch_embedding|^head\.head$",
     ),
     "qwen-image": Family(
         title="Qwen-Image",
@@ -183,7 +175,6 @@ FAMILIES = {
             Keep(r"\.txt_mlp\.", "FP8", "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
             ATTENTION_V,
         ),
-        shape_read=r"^img_in$",
         image=True,
     ),
     "flux2": Family(
@@ -195,7 +186,6 @@ FAMILIES = {
             Keep(TEXT_ATTENTION.layers, "16-bit", "text attention: 16-bit in BFL's own NVFP4 file"),
             ATTENTION_QKV,
         ),
-        shape_read=FLUX_SHAPES,
         image=True,
     ),
     "chroma": Family(
@@ -204,7 +194,6 @@ FAMILIES = {
         blocks=FLUX_BLOCKS,
         outside=("img_in", "txt_in", "final_layer.linear"),
         keeps=(TEXT_ATTENTION, ATTENTION_QKV),
-        shape_read=FLUX_SHAPES,
         image=True,
     ),
     "flux": Family(
@@ -214,7 +203,6 @@ FAMILIES = {
         blocks=FLUX_BLOCKS,
         outside=("img_in", "txt_in", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, TEXT_ATTENTION, ATTENTION_QKV),
-        shape_read=FLUX_SHAPES,
         image=True,
     ),
     "z-image": Family(
@@ -238,7 +226,6 @@ FAMILIES = {
             ),
             DOWN_PROJECTION,
         ),
-        shape_read=r"^cap_embedder\.",
         image=True,
     ),
     "lumina2": Family(
@@ -247,7 +234,6 @@ FAMILIES = {
         blocks=(("layers",),),
         outside=("x_embedder", "cap_embedder.1", "t_embedder.mlp.0", "final_layer.linear"),
         keeps=(ATTENTION_QKV, DOWN_PROJECTION),
-        shape_read=r"^cap_embedder\.",
         image=True,
     ),
     "ltx2": Family(
@@ -263,7 +249,6 @@ FAMILIES = {
             ATTENTION_V,
             DOWN_PROJECTION,
         ),
-        shape_read=r"^transformer_blocks\.0\.attn2\.to_k$",
     ),
     "ltx-video": Family(
         title="LTX-Video",
@@ -274,7 +259,6 @@ FAMILIES = {
         blocks=(("transformer_blocks",),),
         outside=("patchify_proj", "adaln_single.linear", "proj_out"),
         keeps=(ATTENTION_V, DOWN_PROJECTION),
-        shape_read=r"^transformer_blocks\.0\.attn2\.to_k$",
     ),
     "hunyuan-video": Family(
         title="Hunyuan Video",
@@ -283,7 +267,6 @@ FAMILIES = {
         blocks=FLUX_BLOCKS,
         outside=("img_in.proj", "txt_in.input_embedder", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, ATTENTION_QKV),
-        shape_read=r"^txt_in\.input_embedder$",
     ),
     "anima": Family(
         title="Anima",
@@ -291,7 +274,6 @@ FAMILIES = {
         blocks=(("blocks",),),
         outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
         keeps=ADALN_AND_MLP,
-        shape_read=r"^x_embedder\.proj\.1$",
         image=True,
     ),
     "cosmos-predict2": Family(
@@ -300,7 +282,6 @@ FAMILIES = {
         blocks=(("blocks",),),
         outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
         keeps=ADALN_AND_MLP,
-        shape_read=r"^x_embedder\.proj\.1$",
     ),
 }
 # For a model that is of no family: its blocks may have any of the usual names.
@@ -320,9 +301,6 @@ DIFFUSERS_NAMES = {
     "LTX": r"time_embed\.emb\.timestep_embedder\.linear_1\.weight ",
     "Cosmos": r"time_embed\.t_embedder\.linear_1\.weight ",
 }
-# {family: pattern} of the layers by whose shapes ComfyUI recognises a model. All of these hold for
-# every model, as one that is not recognised here may still be known to ComfyUI.
-NEVER_PACKED = {family.title: family.shape_read for family in FAMILIES.values()}
 # All names of blocks, each once, for reports that group layers by block.
 TRANSFORMER_BLOCKS = tuple(
     dict.fromkeys(

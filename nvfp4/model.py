@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from nvfp4.dtypes import SOURCE_FLOATS
+from nvfp4.dtypes import FP4_MATMUL_K, SOURCE_FLOATS
 from nvfp4.files import Stamp
+from nvfp4.modules import not_linear, starred
 
 # What checkpoints put before the names of a diffusion model's tensors.
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
@@ -83,12 +84,30 @@ class TensorRef:
         return (self.dtype in SOURCE_FLOATS or self.coding is not None) and self.nbytes > 0
 
     @property
-    def is_linear_weight(self) -> bool:
-        """Tell whether it looks like a linear layer's weight: a float matrix named `*.weight`.
-
-        The table of an embedding looks the same; presets keep it, as it is outside the blocks.
-        """
+    def is_matrix(self) -> bool:
+        """Tell whether it is a float matrix named `*.weight`: a linear layer's, or an embedding."""
         return self.is_float and len(self.shape) == 2 and self.name.endswith(".weight")
+
+    @property
+    def is_linear_weight(self) -> bool:
+        """Tell whether it is taken for a linear layer's weight.
+
+        That is a float matrix named `*.weight`, unless a class of ComfyUI has something else of
+        that name, such as an embedding.
+        """
+        return self.is_matrix and not not_linear(bare(self.layer))
+
+    @property
+    def is_expert_bank(self) -> bool:
+        """Tell whether it looks like the weights of several experts in one tensor, [E, N, K].
+
+        Such tensors are in numbered blocks, and large in both of the last dimensions, where a
+        convolution has a small kernel.
+        """
+        named = self.name.endswith((".weight", "_proj")) or "expert" in self.name
+        in_block = "*." in starred(self.name)
+        is_large = len(self.shape) == 3 and min(self.shape[1:]) >= FP4_MATMUL_K
+        return self.is_float and named and in_block and is_large and self.shape[0] > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,6 +38,8 @@ class Why(Enum):
     FAMILY = auto()
     # A figure of a sensitivity file or of a calibration summary.
     MEASURED = auto()
+    # It may be no linear layer's weight, by its name or its shape.
+    DOUBTFUL = auto()
     # ComfyUI tells what model it is by this tensor's shape.
     RECOGNITION = auto()
     # No card multiplies this shape in FP4.

@@ -13,10 +13,12 @@ FLOORS = (
         "progress": "the one progress bar",
         "stages": "how a conversion tells a benchmark what it is busy with",
         "requirements": "what has to be installed",
+        "comfy_classes": "what ComfyUI's own classes say of weights: data that a script made",
     },
     {
         "files": "links, locks, writing whole or not at all, errors of the operating system",
         "ranks": "the processes of a torchrun",
+        "modules": "which module of ComfyUI a weight's name belongs to, and what it reads of it",
     },
     {"model": "records of a checkpoint: tensors, names, prefixes, LoRAs"},
     {

@@ -18,6 +18,7 @@ from nvfp4.formats.base import Format, configured_formats
 from nvfp4.formats.floats import FP32, HALF, KEPT
 from nvfp4.guides.records import LayerList, Setting
 from nvfp4.model import Model, TensorRef, bare, compiled, unwrapped
+from nvfp4.modules import not_linear
 from nvfp4.read.beginnings import decode_text
 from nvfp4.read.json_files import load_json, read_whole
 
@@ -129,7 +130,8 @@ def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[st
         if ref.name in beside and not setting.precision.is_copy:
             raise ValueError(f"{name} is not of the diffusion model and goes over as it is: source")
         if setting.precision.is_quantised and not (ref.is_linear_weight or ref.config):
-            raise ValueError(f"{name} is no linear layer")
+            why = f": {found}" if (found := not_linear(name)) else ""
+            raise ValueError(f"{name} is no linear layer{why}")
         if ref.is_kept and not setting.precision.is_copy:
             raise ValueError(f"{name} is quantised in the source and goes over as it is: source")
         if ref.coding and setting.precision.is_copy:
@@ -140,9 +142,9 @@ def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[st
 def config_key(ref: TensorRef) -> str:
     """Return the name of a tensor in a layer config, without prefix.
 
-    A linear weight goes by its layer, without `.weight`; other tensors by their whole names.
+    A matrix named `*.weight` goes by its layer, without that; other tensors by their whole names.
     """
-    return bare(ref.layer if ref.is_linear_weight or ref.config else ref.name)
+    return bare(ref.layer if ref.is_matrix or ref.config else ref.name)
 
 
 def as_setting(key: str, value: object) -> Setting:

@@ -20,6 +20,7 @@ from nvfp4.guides.records import GGUF_BITS, Guides
 from nvfp4.model import Model, bare
 from nvfp4.names import kind_of
 from nvfp4.options import LEGACY_RECIPE, TARGET, Options
+from nvfp4.plan.contract import contract_notes
 from nvfp4.plan.inputs import as_scaled_fp8, attach_recording, attach_scale, marks_by_precision
 from nvfp4.plan.records import Plan, Rule, TensorPlan, plan_tensor, weights_of
 from nvfp4.plan.rules import choice_rules, decide, floor_rules, refuse_for_kept
@@ -61,7 +62,7 @@ def make_plans(
     calibrated = not guides.calibration.keys() <= guides.configured.keys()
     notes = [*guides.notes, *cover_notes(plans, guides, options.partial_guide)]
     notes += [*recorded, *unknown, *scale_notes(plans, calibrated)]
-    notes += plan_notes(plans, guides.family)
+    notes += [*plan_notes(plans, guides.family), *contract_notes(model, plans)]
     # Last, as the shared switch depends on every layer's input scale.
     if options.recipe == LEGACY_RECIPE:
         plans, more = as_scaled_fp8(plans)
@@ -168,7 +169,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     if raised:
         notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
     packed = [plan for plan in layers if plan.has_nvfp4_input]
-    part = weights_of(packed) / (weights_of(layers) or 1)
+    part = weights_of(packed) / (weights_of(plan for plan in plans if plan.is_multiplied) or 1)
     if family.image and part > MOST_NVFP4:
         notes.append(
             f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give "

@@ -81,6 +81,11 @@ class TensorPlan:
         return is_own and (self.ref.is_linear_weight or bool(self.ref.config))
 
     @property
+    def is_multiplied(self) -> bool:
+        """Tell whether it counts among the linear weights: a layer's, or a bank of experts."""
+        return self.is_layer or self.ref.is_expert_bank
+
+    @property
     def weights(self) -> int:
         """Count the weights that the tensor stands for; a byte of a packed 4-bit layer has two."""
         shape = self.ref.shape

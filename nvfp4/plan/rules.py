@@ -1,9 +1,9 @@
 """Decide which precision a tensor gets: the rules in order, then the floors.
 
 `choice_rules` lists what may choose a precision, and the first rule that names a tensor wins.
-`floor_rules` lists least precisions, which can only raise it: minimum options, FP8 recipes, layers
-by whose shape ComfyUI recognises a model, shapes without an FP4 matmul, and tensors that are no
-linear layer's weight. `decide` is the one place where the two meet. Families' own rules come from
+`floor_rules` lists least precisions, which can only raise it: minimum options, FP8 recipes, what
+ComfyUI's classes ask for (`contract`), shapes without an FP4 matmul, and tensors that are no linear
+layer's weight. `decide` is the one place where the two meet. Families' own rules come from
 `presets`.
 """
 
@@ -16,14 +16,15 @@ from collections.abc import Iterable
 
 from nvfp4.dtypes import FP4_MATMUL_K, FP4_MATMUL_N
 from nvfp4.errors import ConvertError, examples
-from nvfp4.families import NEVER_PACKED, RECOGNISED_BY_ROWS
 from nvfp4.formats.base import Format, format_titled
 from nvfp4.formats.floats import FP32, HALF, KEPT
 from nvfp4.formats.fp8 import FP8
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.records import GGUF_BITS, Guides, Setting
 from nvfp4.model import Model, bare
+from nvfp4.modules import not_linear
 from nvfp4.options import LEGACY_RECIPE, MINIMUM_OPTIONS, TARGET, Options
+from nvfp4.plan.contract import contract_rules, embedding_rules
 from nvfp4.plan.presets import edge_block_rules, edge_count, preset_rules
 from nvfp4.plan.records import UNNAMED, Rule
 from nvfp4.reasons import Reason, Why
@@ -44,14 +45,20 @@ def select(model: Model, pattern: str, option: str) -> frozenset[str]:
     """
     # Full names match as well as bare ones, so that a name can be copied from any report.
     found = re.compile(pattern, re.IGNORECASE)
-    names = frozenset(
-        ref.name
-        for ref in model.linear_weights
-        if found.search(bare(ref.layer)) or found.search(ref.name)
-    )
+    beside = model.beside
+    matched = [
+        ref
+        for name, ref in model.tensors.items()
+        if ref.is_matrix and name not in beside
+        if found.search(bare(ref.layer)) or found.search(name)
+    ]
+    names = frozenset(ref.name for ref in matched if ref.is_linear_weight)
     if not names:
         layers = examples(ref.layer for ref in model.linear_weights) or "no linear layers at all"
-        raise ConvertError(f"{option}: matches no linear layer of the source, which has {layers}")
+        why = f"; {matched[0].layer}: {not_linear(bare(matched[0].layer))}" if matched else ""
+        raise ConvertError(
+            f"{option}: matches no linear layer of the source, which has {layers}{why}"
+        )
     return names
 
 
@@ -146,7 +153,7 @@ def choice_rules(
             reason=Reason(Why.GGUF, "not in the GGUF"),
         )
         return [*rules, *gguf_rules(guides.kinds, options), lacking]
-    rules += preset_rules(options, model, guides.family)
+    rules += [*preset_rules(options, model, guides.family), *embedding_rules(model)]
     small = frozenset(
         ref.name
         for ref in model.tensors.values()
@@ -174,18 +181,14 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     if options.only_fp8:
         recipe = Reason(Why.OPTION, f"--recipe {options.recipe}")
         rows.append(({ref.name for ref in linear}, FP8, recipe))
-    # ComfyUI reads these layers' shapes to tell models apart; packed, they have other shapes.
-    for family, pattern in NEVER_PACKED.items():
-        names = {ref.name for ref in linear if re.search(pattern, bare(ref.layer))}
-        recognised = Reason(Why.RECOGNITION, f"ComfyUI recognises {family} by its shape")
-        rows.append((names, HALF, recognised))
+    asked = contract_rules(model, options.include)
+    rows += [(rule.names, rule.precision, rule.reason) for rule in asked]
     # Layers of such shapes would load, but be decoded on every call.
     odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
     odd_rows = {
         ref.name
         for ref in linear
-        if ref.shape[0] % FP4_MATMUL_N
-        and (f"{ref.layer}.bias" in model.tensors or re.search(RECOGNISED_BY_ROWS, bare(ref.layer)))
+        if ref.shape[0] % FP4_MATMUL_N and f"{ref.layer}.bias" in model.tensors
     }
     nonlinear = model.tensors.keys() - {ref.name for ref in linear}
     columns = f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0"

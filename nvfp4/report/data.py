@@ -90,17 +90,17 @@ def matmul(plan: TensorPlan) -> str:
 def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
     """Add up {matmul: {"layers", "share"}} over the quantised layers.
 
-    "share" is the part of all linear weights, those of unquantised layers included, so that the
-    shares sum up to less than 1 where some layers stay 16-bit.
+    "share" is the part of all linear weights, those of unquantised layers and banks of experts
+    included, so that the shares sum up to less than 1 where some stay 16-bit.
     """
     # Packed layers of the source count, too: their configuration tells how they are multiplied.
-    layers = [plan for plan in plans if plan.is_layer]
-    kinds = defaultdict(list)
-    for plan in layers:
+    multiplied = [plan for plan in plans if plan.is_multiplied]
+    every, kinds = weights_of(multiplied), defaultdict(list)
+    for plan in multiplied:
         if plan.is_quantised or plan.ref.config:
             kinds[matmul(plan)].append(plan)
     return {
-        kind: {"layers": len(found), "share": weights_of(found) / weights_of(layers)}
+        kind: {"layers": len(found), "share": weights_of(found) / every}
         for kind, found in sorted(kinds.items())
     }
 

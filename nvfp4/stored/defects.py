@@ -206,6 +206,18 @@ DEFECTS = {
         "ComfyUI takes them unscaled: noise",
         f"configure weight_scale layers; for scale_weight add {MARKER} and drop that metadata",
     ),
+    "scaled parameter": Defect(
+        Outcome.WRONG,
+        "FP8 weights with a scale are no linear layers' in ComfyUI",
+        "ComfyUI takes the FP8 codes and leaves out their scale: noise",
+        "keep these layers 16-bit",
+    ),
+    "no linear layer": Defect(
+        Outcome.FAILS,
+        "packed weights are no linear layers' in ComfyUI, but embeddings or parameters",
+        "ComfyUI stops at their shape",
+        "keep these layers 16-bit",
+    ),
     "unconfigured": Defect(
         Outcome.FAILS,
         "packed weights have neither comfy_quant nor an entry in the header",
@@ -262,7 +274,7 @@ DEFECTS = {
         "ComfyUI stops while loading",
         "write it right, or leave it out",
     ),
-    # Which layers these are, the rows of FAMILIES say: `shape_read`.
+    # Which layers these are, `modules.shape_read` says.
     "recognised by": Defect(
         Outcome.FAILS,
         "packed or padded layers are among those whose shape ComfyUI recognises the model by",

@@ -9,7 +9,6 @@ opened, and every output is before it gets its name.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,16 +16,18 @@ from functools import partial
 import torch
 
 from nvfp4.dtypes import SAFETENSORS_BITS, SOURCE_FLOATS, VIEWED, round_up
-from nvfp4.families import NEVER_PACKED, RECOGNISED_BY_ROWS
 from nvfp4.formats.base import is_known, scalar_scales
 from nvfp4.formats.scaled_fp8 import SCALED_FP8
 from nvfp4.model import COMFYUI_PREFIXES, UNREAD_PREFIXES, Model, bare, diffusion_prefix, is_beside
+from nvfp4.modules import not_linear, shape_read
 from nvfp4.numeric.float8 import decode_float8
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.tensors import load
 from nvfp4.stored.defects import Finding
 from nvfp4.stored.layers import Marker, StoredLayer, find_markers, marker_for, undecodable
 
+# What ComfyUI's operations for quantised files have for looking up rows: it takes FP8.
+EMBEDDING = "an Embedding"
 # No trained model has a weight as large as this; FP8 codes without their scale reach 448.
 LARGE_WEIGHT = 100.0
 
@@ -68,8 +69,24 @@ def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -
     if header_layers(model.metadata) is None:
         found.append(Finding(defect="header", name="the header"))
     for layer in layers.values():
-        found += lint_layer(layer, facts)
+        found += [*lint_place(layer), *lint_layer(layer, facts)]
     return found
+
+
+def lint_place(layer: StoredLayer) -> Iterator[Finding]:
+    """Check that a quantised weight is a linear layer's in ComfyUI's classes, by its name.
+
+    ComfyUI's own embeddings take FP8 and its scale; whatever else is no linear layer takes a weight
+    as it is stored.
+    """
+    place, form = not_linear(bare(layer.name)), layer.format
+    if place is None or form is None or len(layer.weight.shape) != 2:
+        return
+    finding = partial(Finding, name=layer.name, detail=f"{place.kind} of {place.classes}")
+    if form.logical_shape(layer.weight.shape, None) != layer.weight.shape:
+        yield finding(defect="no linear layer")
+    elif form.scale_suffix in layer.parts and place.kind != EMBEDDING:
+        yield finding(defect="scaled parameter")
 
 
 def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
@@ -247,14 +264,12 @@ def lint_packed(layer: StoredLayer) -> Iterator[Finding]:
     ComfyUI recognises some models by the shapes of certain layers, which packing changes, and cards
     cannot multiply every shape in FP4.
     """
-    (rows, columns), name = layer.shape, bare(layer.name)
-    # Wan's output channels and ffn_dim are read as rows, which packing keeps unless it pads them.
-    odd_rows = rows % layer.configured.row_multiple
-    by_rows = re.search(RECOGNISED_BY_ROWS, name)
-    never_packed = any(re.search(pattern, name) for pattern in NEVER_PACKED.values())
-    if odd_rows if by_rows else never_packed:
+    rows, columns = layer.shape
+    # Packing keeps rows unless it pads them, and halves columns.
+    read = shape_read(bare(layer.name))
+    if read and (read.columns or rows % layer.configured.row_multiple):
         yield Finding(defect="recognised by", name=layer.name)
-    elif never_packed:
+    elif read and not read.in_block:
         yield Finding(defect="output layer", name=layer.name)
     if not layer.full_precision and layer.configured.is_slow((rows, columns)):
         yield Finding(defect="slow shape", name=layer.name, detail=f"[{rows}, {columns}]")

@@ -360,6 +360,30 @@ def feed_forward_rows_padded(file):
     file.configure("blocks.0.ffn.0", {"format": "nvfp4", "full_precision_matrix_mult": True})
 
 
+@case("recognised by")
+def columns_that_comfyui_recognises_unets_by(file):
+    add_packed(file, "label_emb.0.0")
+
+
+@case("no linear layer")
+def an_embedding_in_4_bits(file):
+    add_packed(file, "trainable_cond_mask")
+
+
+@case("scaled parameter")
+def a_parameter_in_fp8(file):
+    layer = "motion_encoder.enc.fc.0"
+    for suffix in ("weight", "weight_scale"):
+        file.put(suffix, file.get(suffix, file.fp8).clone(), layer)
+    file.configure(layer, {"format": "float8_e4m3fn", "full_precision_matrix_mult": True})
+
+
+def add_packed(file: Stored, layer: str) -> None:
+    """A layer that Wan's text-to-video model does not have."""
+    pack(file, layer, torch.ones(32, 256))
+    file.configure(layer, {"format": "nvfp4", "full_precision_matrix_mult": True})
+
+
 def set_first_block_scale(file: Stored, code: int) -> None:
     tiles = file.get("weight_scale").view(torch.uint8).clone()
     tiles[0, 0] = code
@@ -380,8 +404,14 @@ def narrow(file: Stored, layer: str, rows: int = 256, columns: int = 256) -> Non
     file.put("bias", torch.zeros(rows), layer)
 
 
-OF_ANOTHER_SHAPE = ("padding_not_zero", "columns_not_a_multiple_of_32")
-"""Cases that no Wan model has the shapes for: not for ComfyUI."""
+OF_ANOTHER_SHAPE = (
+    "padding_not_zero",
+    "columns_not_a_multiple_of_32",
+    "columns_that_comfyui_recognises_unets_by",
+    "an_embedding_in_4_bits",
+    "a_parameter_in_fp8",
+)
+"""Cases that the small Wan model has no layers or shapes for: not for ComfyUI."""
 
 
 def write_case(name: str, sound: Path, path: Path) -> Path:

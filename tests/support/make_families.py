@@ -116,6 +116,55 @@ COSMOS_2B = {
 COSMOS_14B = COSMOS_2B | {"model_channels": 5120, "num_blocks": 36, "num_heads": 40}
 COSMOS = "cosmos.predict2.MiniTrainDIT"
 LTXV_13B = {"cross_attention_dim": 4096, "attention_head_dim": 128, "num_layers": 48}
+UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320,
+    "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "use_spatial_transformer": True,
+    "legacy": False, "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "context_dim": 768,
+    "num_heads": 8, "adm_in_channels": None,
+}  # fmt: skip
+SDXL = UNET | {
+    "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "num_classes": "sequential",
+    "adm_in_channels": 2816, "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_middle": 10, "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    "context_dim": 2048, "use_linear_in_transformer": True, "num_heads": -1,
+    "num_head_channels": 64,
+}  # fmt: skip
+SVD = UNET | {
+    "in_channels": 8, "use_linear_in_transformer": True, "context_dim": 1024, "num_heads": -1,
+    "num_classes": "sequential", "adm_in_channels": 768, "num_head_channels": 64,
+    "extra_ff_mix_layer": True, "use_spatial_context": True, "merge_factor": 0.0,
+    "merge_strategy": "learned_with_images", "video_kernel_size": [3, 1, 1],
+    "use_temporal_resblock": True, "use_temporal_attention": True,
+    "disable_temporal_crossattention": False,
+}  # fmt: skip
+X4_UPSCALER = UNET | {
+    "in_channels": 7, "model_channels": 256, "channel_mult": [1, 2, 2, 4], "context_dim": 1024,
+    "transformer_depth": [0, 0, 1, 1, 1, 1, 1, 1], "num_classes": 1000,
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "use_linear_in_transformer": True, "disable_self_attentions": [True, True, True, False],
+}  # fmt: skip
+SD35_LARGE = {
+    "in_channels": 16, "out_channels": 16, "depth": 38, "input_size": None, "adm_in_channels": 2048,
+    "pos_embed_max_size": 192, "num_patches": 36864, "qk_norm": "rms",
+    "context_embedder_config": {
+        "target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 2432}
+    },
+}  # fmt: skip
+CHROMA_RADIANCE = CHROMA | {
+    "in_channels": 3, "out_channels": 3, "patch_size": 16, "nerf_hidden_size": 64,
+    "nerf_mlp_ratio": 4, "nerf_depth": 4, "nerf_max_freqs": 8, "nerf_tile_size": 512,
+    "nerf_final_head_type": "conv", "nerf_embedder_dtype": None, "use_x0": False,
+    "use_sequential_txt_ids": False,
+}  # fmt: skip
+COSMOS_1 = {
+    "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16,
+    "patch_spatial": 2, "patch_temporal": 1, "model_channels": 4096,
+    "block_config": "FA-CA-MLP", "num_blocks": 28, "num_heads": 32, "concat_padding_mask": True,
+    "pos_emb_cls": "rope3d", "block_x_format": "THWBD", "affline_emb_norm": True,
+    "use_adaln_lora": True, "adaln_lora_dim": 256, "extra_per_block_abs_pos_emb": True,
+    "extra_per_block_abs_pos_emb_type": "learnable",
+}  # fmt: skip
 QWEN = "qwen_image.model.QwenImageTransformer2DModel"
 EDIT_2511 = {"default_ref_method": "index_timestep_zero"}
 
@@ -158,10 +207,73 @@ MODELS = {
     "cosmos_predict2_14b": (COSMOS, COSMOS_14B, "CosmosT2IPredict2"),
 }  # fmt: skip
 
+UNETS = "modules.diffusionmodules.openaimodel.UNetModel"
+MMDIT = "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper"
+# {class: more configurations of it}, which make_classes.py looks at, too: where ComfyUI's detection
+# has the values, the name of a tensor that it tells such a model by.
+CONFIGURATIONS: dict[str, list[dict | str]] = {
+    UNETS: [SDXL, UNET, SVD, X4_UPSCALER, SVD | {"disable_temporal_crossattention": True}],
+    MMDIT: [SD35_LARGE, SD35_LARGE | {"depth": 24, "x_block_self_attn_layers": [*range(13)]},
+            SD35_LARGE | {"context_processor_layers": 2}],
+    "chroma_radiance.model.ChromaRadiance": [
+        CHROMA_RADIANCE, CHROMA_RADIANCE | {"nerf_final_head_type": "linear"}
+    ],
+    "cosmos.model.GeneralDIT": [COSMOS_1],
+    "genmo.joint_model.asymm_models_joint.AsymmDiTJoint": ["t5_yproj.weight"],
+    "hidream.model.HiDreamImageTransformer2DModel": ["caption_projection.0.linear.weight"],
+    "omnigen.omnigen2.OmniGen2Transformer2DModel": [
+        "time_caption_embed.timestep_embedder.linear_1.bias"
+    ],
+    "ace.model.ACEStepTransformer2DModel": ["genre_embedder.weight"],
+    "seedvr.model.NaDiT": [
+        {"vid_dim": 3072, "heads": 24, "num_layers": 36, "mm_layers": 36, "norm_eps": 1e-5,
+         "rope_type": "rope3d", "rope_dim": 64, "mlp_type": "normal"},
+        "blocks.35.mlp.all.proj_in_gate.weight", "blocks.31.mlp.all.proj_in_gate.weight"
+    ],
+    "trellis2.model.Trellis2": [{"resolution": 64, "init_txt_model": True}],
+    "audio.dit.AudioDiffusionTransformer": [{}, {
+        "num_memory_tokens": 64, "attn_kwargs": {"qk_norm": "rms", "differential": True},
+        "local_add_cond_dim": 64, "global_cond_shared_embed": True, "global_cond_type": "adaLN",
+        "timestep_features_type": "expo", "project_cond_tokens": True,
+    }],
+    "cascade.stage_b.StageB": [{}, {
+        "c_hidden": [320, 576, 1152, 1152], "nhead": [-1, 9, 18, 18],
+        "blocks": [[2, 4, 14, 4], [4, 14, 4, 2]], "block_repeat": [[1] * 4, [2] * 4],
+    }],
+    "minimax.model.MiniMaxH3Model": [{}, {"adaln_curve_grid": 1000}],
+    "pixeldit.pid.PidNet": [{}, {"pit_lq_inject": True}],
+    "lumina.model.NextDiT": [
+        LUMINA2 | {"clip_text_dim": 1024}, Z_IMAGE | {"siglip_feat_dim": 1152}
+    ],
+    "lumina.model.NextDiTPixelSpace": [Z_IMAGE | {"in_channels": 3, "patch_size": 32}],
+    "lens.model.LensTransformer2DModel": [{}, {"multi_layer_encoder_feature": False}],
+    "cogvideo.model.CogVideoXTransformer3DModel": [
+        {}, {"patch_size_t": 2, "ofs_embed_dim": 512, "use_learned_positional_embeddings": True}
+    ],
+    "depth_anything_3.model.DepthAnything3Net": [{}, {"has_cam_enc": True, "has_cam_dec": True}],
+    WAN: [
+        WAN_14B | WAN_I2V | {"flf_pos_embed_token_number": 514}, WAN_14B | {"in_dim_ref_conv": 16}
+    ],
+    "wan.model.CameraWanModel": [WAN_14B | WAN_I2V | {"in_dim": 32, "model_type": "camera"}],
+    "wan.model_wandancer.WanDancerModel": [{"in_dim": 36}],
+    "qwen_image.model.QwenImageTransformer2DModel": [{"use_additional_t_cond": True}],
+    "hydit.models.HunYuanDiT": [
+        {"depth": 40, "hidden_size": 1408, "mlp_ratio": 4.3637},
+        {"depth": 40, "hidden_size": 1408, "size_cond": True, "use_style_cond": True},
+    ],
+}  # fmt: skip
+
 
 def import_comfyui() -> None:
     """Make comfy importable, on the CPU."""
     exec(PREAMBLE, {})
+
+
+def class_of(path: str) -> type:
+    """A class of ComfyUI, by its path in comfy.ldm or in comfy."""
+    module, _, name = path.rpartition(".")
+    room = "comfy" if module.startswith("text_encoders.") else "comfy.ldm"
+    return getattr(importlib.import_module(f"{room}.{module}"), name)
 
 
 def build(path: str, arguments: dict) -> Shapes:
@@ -169,10 +281,9 @@ def build(path: str, arguments: dict) -> Shapes:
     import comfy.ops
     import torch
 
-    module, _, name = path.rpartition(".")
-    kind = getattr(importlib.import_module(f"comfy.ldm.{module}"), name)
     arguments = {"dtype": torch.bfloat16} | arguments
-    model = kind(**arguments, device="meta", operations=comfy.ops.disable_weight_init)
+    operations = comfy.ops.disable_weight_init
+    model = class_of(path)(**arguments, device="meta", operations=operations)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

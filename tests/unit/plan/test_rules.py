@@ -50,8 +50,6 @@ def test_wans_first_ffn_is_not_padded(tmp_path):
 @pytest.mark.parametrize(
     "layer",
     [
-        "patch_embedding",
-        "patch_embedding_pose",
         "head.head",
         "img_in",
         "txt_in",
@@ -59,6 +57,9 @@ def test_wans_first_ffn_is_not_padded(tmp_path):
         "cap_embedder.1",
         "x_embedder.proj.1",
         "txt_in.input_embedder",
+        "label_emb.0.0",
+        "input_blocks.7.1.transformer_blocks.0.attn2.to_k",
+        "core.pixel_blocks.13.adaLN_modulation.0",
     ],
 )
 @pytest.mark.parametrize("prefix", ["", *PREFIXES])

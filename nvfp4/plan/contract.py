@@ -1,0 +1,110 @@
+"""Make the rules that follow from ComfyUI's own classes: what may be quantised at all.
+
+ComfyUI loads packed weights into linear layers alone, and recognises models by the shapes of some
+of them. `modules` knows which; the rules made here are least precisions, whatever chose another.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+from nvfp4.dtypes import FP4_MATMUL_N
+from nvfp4.errors import examples, percentage
+from nvfp4.formats.floats import HALF
+from nvfp4.formats.fp8 import FP8
+from nvfp4.model import Model, TensorRef, bare
+from nvfp4.modules import is_doubtful, not_linear, shape_read
+from nvfp4.plan.records import Rule, TensorPlan
+from nvfp4.reasons import Reason, Why
+
+
+def is_exact(pattern: str, ref: TensorRef) -> bool:
+    """Tell whether a pattern of --include is the full name of a layer, and so no sweep over many.
+
+    The name may have its prefix and `.weight`, dots may be escaped, and ^ and $ stand around it.
+    """
+    name = re.sub(r"\\(.)", r"\1", pattern.removeprefix("^").removesuffix("$")).lower()
+    return name in {known.lower() for known in (bare(ref.layer), ref.layer, ref.name)}
+
+
+def doubtful_layers(model: Model, included: tuple[str, ...]) -> frozenset[str]:
+    """Name the weights that may be no linear layers' and that no --include names exactly."""
+    return frozenset(
+        ref.name
+        for ref in model.linear_weights
+        if is_doubtful(bare(ref.layer), ref.shape, has_bias=f"{ref.layer}.bias" in model.tensors)
+        and not any(is_exact(pattern, ref) for pattern in included)
+    )
+
+
+def embedding_rules(model: Model) -> list[Rule]:
+    """Make a rule for each kind of weights that are no linear layers' in ComfyUI's classes."""
+    groups = defaultdict(set)
+    for ref in model.tensors.values():
+        if ref.is_matrix and (found := not_linear(bare(ref.layer))):
+            groups[found].add(ref.name)
+    return [
+        Rule(names=frozenset(names), precision=HALF, reason=Reason(Why.SOURCE, str(found)))
+        for found, names in groups.items()
+    ]
+
+
+def recognition_rules(model: Model) -> list[Rule]:
+    """Make the rules for layers whose shape ComfyUI reads.
+
+    Where it reads columns, which packing halves, the layer stays 16-bit; so do layers outside the
+    numbered blocks whose rows it reads, as these are inputs and outputs of the whole model. Rows of
+    layers in blocks are only not padded. FP8 would keep any shape, but these layers are few, and a
+    file whose first layers are plain numbers can still be told by any program.
+    """
+    groups = defaultdict(set)
+    for ref in model.linear_weights:
+        read = shape_read(bare(ref.layer))
+        if read and (read.columns or not read.in_block):
+            groups[read.classes, HALF].add(ref.name)
+        elif read and ref.shape[0] % FP4_MATMUL_N:
+            groups[read.classes, FP8].add(ref.name)
+    return [
+        Rule(
+            names=frozenset(names),
+            precision=precision,
+            reason=Reason(Why.RECOGNITION, f"ComfyUI recognises {classes} by its shape"),
+        )
+        for (classes, precision), names in groups.items()
+    ]
+
+
+def contract_rules(model: Model, included: tuple[str, ...]) -> list[Rule]:
+    """List the least precisions that ComfyUI's classes ask for; `included` are --include's."""
+    doubt = Reason(Why.DOUBTFUL, "maybe no linear layer, by its name or shape")
+    doubtful = doubtful_layers(model, included)
+    return [
+        *embedding_rules(model),
+        *recognition_rules(model),
+        Rule(names=doubtful, precision=HALF, reason=doubt),
+    ]
+
+
+def contract_notes(model: Model, plans: list[TensorPlan]) -> list[str]:
+    """Note layers that stay 16-bit because they may be no linear layers, and banks of experts.
+
+    Only layers that would have been quantised otherwise are noted.
+    """
+    notes = []
+    doubtful = [plan.ref.layer for plan in plans if plan.reason.kind is Why.DOUBTFUL]
+    if doubtful:
+        notes.append(
+            f"{len(doubtful)} layers stay 16-bit, as they may be embeddings or routers by their "
+            f"names or shapes: {examples(doubtful)}; --include with a layer's full name packs it"
+        )
+    beside = model.beside
+    banks = [plan.ref for plan in plans if plan.ref.is_expert_bank and plan.ref.name not in beside]
+    if banks:
+        share = percentage(sum(ref.nbytes for ref in banks), model.nbytes)
+        names = examples(ref.name for ref in banks)
+        notes.append(
+            f"{len(banks)} tensors with several experts' weights each, {share} of the source's "
+            f"bytes, are not quantised, as only matrices are: {names}"
+        )
+    return notes

@@ -1,0 +1,274 @@
+"""Prints what ComfyUI's own classes and its detection say of a model's weights, as JSON.
+
+usage: COMFYUI_ROOT=<checkout> python tests/support/comfy_walk.py      (make_classes.py runs it)
+
+Every diffusion model class is built on the meta device, with the operations that ComfyUI loads
+quantised files by, and its tensors are given to ComfyUI's detection, which is watched. A class that
+is not built here, and a line of detection that reads a shape and that no model reaches, stop it.
+"""
+
+import inspect
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import MagicMock
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from nvfp4.modules import starred
+from support.make_families import CONFIGURATIONS, MODELS, class_of, import_comfyui, published
+
+# In ComfyUI's package, but no diffusion models: these embed text for one.
+TEXT_ENCODERS = {
+    "text_encoders.t5.T5": [
+        {"config_dict": {
+            "d_ff": 10240, "d_kv": 64, "d_model": 4096, "dense_act_fn": "gelu_pytorch_tanh",
+            "is_gated_act": True, "model_type": kind, "num_heads": 64, "num_layers": 24,
+            "vocab_size": 32128,
+        }}
+        for kind in ("t5", "umt5")
+    ],
+    "text_encoders.llama.Llama2": [{"config_dict": {}}],
+    "text_encoders.llama.Qwen25_7BVLI": [{"config_dict": {}}],
+    "text_encoders.llama.Gemma2_2B": [{"config_dict": {}}],
+}  # fmt: skip
+
+# [(path of a class, {tensor: shape})] of files that name tensors otherwise than the class: ComfyUI
+# takes them apart when it loads them.
+FILES = [
+    ("pixeldit.model.PixDiT_T2I", {
+        "core.pixel_embedder.proj.weight": (16, 3),
+        "core.pixel_blocks.0.adaLN_modulation.0.weight": (24576, 1536),
+        "core.pixel_blocks.1.adaLN_modulation.0.weight": (24576, 1536),
+    }),
+    # The published file has a buffer that the class leaves out.
+    ("pixart.pixartms.PixArtMS", {"t_block.1.weight": (6912, 1152), "pos_embed": (1, 4096, 1152)}),
+    ("pixeldit.pid.PidNet", {
+        "lq_proj.latent_proj.0.weight": (512, 16, 3, 3), "pixel_embedder.proj.weight": (16, 3),
+        "pixel_blocks.0.adaLN_modulation.0.weight": (24576, 1536),
+        "pixel_blocks.1.adaLN_modulation.0.weight": (24576, 1536),
+    }),
+]  # fmt: skip
+
+
+class Unet(Exception):
+    """Carries the class that a model of comfy.model_base would build."""
+
+
+def diffusion_classes() -> dict[str, type]:
+    """{path in comfy.ldm: class} of all that the models of comfy.model_base build."""
+    from comfy import model_base
+
+    usual = inspect.signature(model_base.BaseModel.__init__).parameters["unet_model"].default
+
+    def stop(*_, **given):
+        raise Unet(given.get("unet_model", usual))
+
+    made, found, todo = model_base.BaseModel.__init__, {}, [model_base.BaseModel]
+    model_base.BaseModel.__init__ = stop
+    for kind in todo:
+        todo += kind.__subclasses__()
+        needed = [
+            MagicMock()
+            for name, given in inspect.signature(kind.__init__).parameters.items()
+            if given.default is given.empty and name != "self" and given.kind != given.VAR_KEYWORD
+        ]
+        try:
+            kind(*needed)
+        except Unet as unet:
+            (unet,) = unet.args
+            found[f"{unet.__module__}.{unet.__name__}".removeprefix("comfy.ldm.")] = unet
+    model_base.BaseModel.__init__ = made
+    return found
+
+
+def configuration(given: dict | str) -> dict:
+    """The arguments of a class: as given, or those that ComfyUI has for a model with a tensor."""
+    import torch
+    from comfy.model_detection import detect_unet_config
+
+    if isinstance(given, dict):
+        return given
+    # These are the same in every model of the class.
+    return detect_unet_config({given: torch.empty(1, 1, device="meta")}, "")
+
+
+class Built(NamedTuple):
+    """A class as it was built: [(name, rows, columns, bias, kind)] of 2-D weights, all shapes.
+
+    kind is "" for a linear layer that takes quantised weights, else what there is instead.
+    """
+
+    weights: list[tuple]
+    shapes: dict[str, tuple]
+
+
+def build_watched(path: str, arguments: dict | str) -> Built:
+    """Build a class of ComfyUI with the operations that it loads quantised files by."""
+    import comfy.ops
+    import torch
+
+    operations = comfy.ops.mixed_precision_ops()
+    place = {"dtype": torch.bfloat16, "device": "meta", "operations": operations}
+    # Its quantiser counts levels in a tensor's values; linear layers have no weights yet.
+    if path.endswith("AceStepConditionGenerationModel"):
+        place["device"] = "cpu"
+    model = class_of(path)(**place | configuration(arguments))
+    shapes = {name: tuple(t.shape) for name, t in model.named_parameters()}
+    shapes |= {name: tuple(t.shape) for name, t in model.named_buffers()}
+    rows = []
+    for name, module in model.named_modules():
+        bias = getattr(module, "bias", None) is not None
+        weight = getattr(module, "weight", None)
+        if isinstance(module, operations.Linear):
+            rows.append((name, *module._orig_shape, bias, ""))
+            shapes[f"{name}.weight"] = module._orig_shape
+        elif isinstance(weight, torch.Tensor) and weight.ndim == 2:
+            kinds = (
+                (operations.Embedding, "an Embedding"),
+                (torch.nn.Embedding, "a plain Embedding"),
+                (torch.nn.Linear, "a plain Linear"),
+                (object, f"its own {type(module).__name__}"),
+            )
+            kind = next(text for kind, text in kinds if isinstance(module, kind))
+            rows.append((name, *weight.shape, bias, kind))
+    return Built(rows, shapes)
+
+
+class Watched:
+    """A tensor that notes which of its dimensions are looked at; all else is the tensor's."""
+
+    def __init__(self, name, tensor, reads):
+        self.name, self.tensor, self.reads = name, tensor, reads
+
+    @property
+    def shape(self):
+        return Shape(self)
+
+    def size(self, dim=None):
+        return self.shape if dim is None else self.shape[dim]
+
+    def note(self, dims):
+        matrix = self.tensor.ndim == 2
+        self.reads[self.name].update(("rows", "columns")[dim] if matrix else "" for dim in dims)
+
+    def __getattr__(self, name):
+        # What is taken apart on loading has to be whole.
+        if name in ("view", "reshape", "chunk", "split", "narrow", "transpose", "permute"):
+            self.note((0, 1))
+        return getattr(self.tensor, name)
+
+    def __getitem__(self, key):
+        self.note((0, 1))
+        return self.tensor[key]
+
+
+class Shape(tuple):
+    """A shape that tells its tensor which dimensions are read."""
+
+    def __new__(cls, watched):
+        shape = super().__new__(cls, watched.tensor.shape)
+        shape.watched = watched
+        return shape
+
+    def __getitem__(self, key):
+        count = len(self)
+        self.watched.note(range(*key.indices(count)) if isinstance(key, slice) else [key % count])
+        return super().__getitem__(key)
+
+    def __iter__(self):
+        self.watched.note(range(len(self)))
+        return super().__iter__()
+
+    def __eq__(self, other):
+        self.watched.note(range(len(self)))
+        return super().__eq__(other)
+
+    __hash__ = tuple.__hash__
+
+
+def detect(shapes: dict, metadata: dict | None = None) -> dict[str, set[str]]:
+    """{tensor: dimensions that ComfyUI reads to recognise a model by, or to load it}."""
+    import torch
+    from comfy import model_detection
+
+    reads = defaultdict(set)
+    state = {
+        name: Watched(name, torch.empty(shape, dtype=torch.bfloat16, device="meta"), reads)
+        for name, shape in shapes.items()
+    }
+    unet = model_detection.detect_unet_config(state, "", metadata=metadata)
+    model = unet and model_detection.model_config_from_unet_config(unet, state, "")
+    if model:
+        model.process_unet_state_dict(state)
+    return reads
+
+
+def unreached(run: Callable, reads: set[tuple]) -> list[str]:
+    """Lines of ComfyUI's detection that read a shape, and that `run` did not come by.
+
+    A line may read a shape in one case only, so what it names has to be in `reads`, too.
+    """
+    from comfy import model_detection
+
+    functions = model_detection.detect_unet_config, model_detection.calculate_transformer_depth
+    done = set()
+
+    def trace(frame, *_):
+        if frame.f_code.co_filename != model_detection.__file__:
+            return None
+        done.add(frame.f_lineno)
+        return trace
+
+    sys.settrace(trace)
+    run()
+    sys.settrace(None)
+    seen = {starred(name) for _, name, _ in reads}
+    missed = []
+    for function in functions:
+        lines, first = inspect.getsourcelines(function)
+        for number, line in enumerate(lines, first):
+            reads = re.search(r"\.shape\[|\.size\(", line)
+            names = re.findall(r"\}([a-z][\w.]+\.weight)'[^=]*\.shape\[", line)
+            if reads and (number not in done or not seen >= set(map(starred, names))):
+                missed.append(f"{number}: {line.strip()}")
+    return missed
+
+
+def walk() -> dict[str, list]:
+    """{"weights": [(path, name, rows, columns, bias, kind)], "reads": [(path, name, dim)]}.
+
+    path: of the class, in comfy.ldm or in comfy.
+    """
+    import_comfyui()
+    configurations = defaultdict(list)
+    for path, arguments, _ in MODELS.values():
+        configurations[path].append(arguments)
+    for path, several in (CONFIGURATIONS | TEXT_ENCODERS).items():
+        configurations[path] += several
+    weights, states = set(), []
+    for path in [*diffusion_classes(), *TEXT_ENCODERS]:
+        for arguments in configurations[path] or [{}]:
+            built = build_watched(path, arguments)
+            weights |= {(path, *row) for row in built.weights}
+            states.append((path, published(built.shapes, path)))
+    states += [row for row in FILES if row[0] in {path for path, _ in states}]
+    reads = set()
+
+    def recognise() -> None:
+        for path, shapes in states:
+            for name, dims in detect(shapes).items():
+                reads.update((path, name, dim) for dim in dims)
+
+    missed = unreached(recognise, reads)
+    assert not missed, "\n".join(["no model reaches these lines of its detection:", *missed])
+    return {"weights": sorted(weights), "reads": sorted(row for row in reads if row[2])}
+
+
+if __name__ == "__main__":
+    print("RESULT", json.dumps(walk()))
