@@ -212,67 +212,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 
-# ── nvfp4/dtypes.py: Facts about numbers: dtypes, ranges, block and tile sizes ────────────────────
-
-# The magnitudes of the E2M1 codes 0 to 7. Bit 3 of a code is the sign.
-E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-E2M1_MAX = E2M1_VALUES[-1]
-# The largest finite E4M3 number in the variant that torch calls float8_e4m3fn: no infinities.
-E4M3_MAX = 448.0
-FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
-# The largest multiple of the global scale that NVFP4 holds, 2688: the largest code times the
-# largest block scale.
-NVFP4_MAX = E2M1_MAX * E4M3_MAX
-# Columns of a row that share one block scale in NVFP4.
-BLOCK_SIZE = 16
-# cuBLAS reads block scales in swizzled tiles of this size; comfy_kitchen stores them so.
-TILE_ROWS, TILE_COLUMNS = 128, 4
-# Blackwell's FP4 matmul needs K % 32 == 0, and N % 16 == 0 where there is a bias. ComfyUI decodes
-# a weight of another shape on every call.
-FP4_MATMUL_K = 32
-FP4_MATMUL_N = 16
-# Headers with more dimensions are refused. The patch embedding of a video model has 5, and numpy
-# before version 2 cannot hold more than 32.
-MAX_DIMENSIONS = 32
-# Bits of one element by the dtype's name in a safetensors header. All that the library knows are
-# here, so that a tensor which is copied may have any of them.
-SAFETENSORS_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
-}  # fmt: skip
-# Dtypes of weights that can be quantised; tensors of others are copied.
-SOURCE_FLOATS = ("F32", "BF16", "F16")
-# Dtypes that quantised weights are stored in.
-ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-# Dtypes of scales that other programs store; they are read as float32.
-SCALE_FLOATS = (*SOURCE_FLOATS, "F64")
-# Rows and columns of the blocks that DeepSeek scales FP8 by, and others after it.
-SCALE_BLOCK = 128
-# The dtype options of the command line, in the names of safetensors headers.
-DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-# ComfyUI views block scales of these dtypes as E4M3, without changing a bit.
-VIEWED = ("U8", "I8")
-# The byte of the positive E4M3 NaN. All larger bytes are negative numbers, or the negative NaN.
-NAN_E4M3 = 0x7F
-# The smallest normal E4M3 number. Smaller block scales are subnormal and have fewer bits.
-LEAST_NORMAL_E4M3 = 2.0**-6
-
-
-def round_up(size: int, multiple: int) -> int:
-    """Round a size up to the next multiple; one that is a multiple already stays as it is."""
-    return -(-size // multiple) * multiple
-
-
-def bits_of(dtype: str, shape: tuple[int, ...]) -> int:
-    """Count the bits of a tensor's data; dtypes of 4 and 6 bits need not fill whole bytes.
-
-    Raises KeyError for a dtype that is not in SAFETENSORS_BITS.
-    """
-    return math.prod(shape) * SAFETENSORS_BITS[dtype]
-
-
 # ── nvfp4/files.py: The file system: names, links, locks, times, writing whole files ──────────────
 
 # The end of a message about a full disk.
@@ -491,6 +430,67 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+# ── nvfp4/dtypes.py: Facts about numbers: dtypes, ranges, block and tile sizes ────────────────────
+
+# The magnitudes of the E2M1 codes 0 to 7. Bit 3 of a code is the sign.
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1_MAX = E2M1_VALUES[-1]
+# The largest finite E4M3 number in the variant that torch calls float8_e4m3fn: no infinities.
+E4M3_MAX = 448.0
+FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
+# The largest multiple of the global scale that NVFP4 holds, 2688: the largest code times the
+# largest block scale.
+NVFP4_MAX = E2M1_MAX * E4M3_MAX
+# Columns of a row that share one block scale in NVFP4.
+BLOCK_SIZE = 16
+# cuBLAS reads block scales in swizzled tiles of this size; comfy_kitchen stores them so.
+TILE_ROWS, TILE_COLUMNS = 128, 4
+# Blackwell's FP4 matmul needs K % 32 == 0, and N % 16 == 0 where there is a bias. ComfyUI decodes
+# a weight of another shape on every call.
+FP4_MATMUL_K = 32
+FP4_MATMUL_N = 16
+# Headers with more dimensions are refused. The patch embedding of a video model has 5, and numpy
+# before version 2 cannot hold more than 32.
+MAX_DIMENSIONS = 32
+# Bits of one element by the dtype's name in a safetensors header. All that the library knows are
+# here, so that a tensor which is copied may have any of them.
+SAFETENSORS_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+# Dtypes of weights that can be quantised; tensors of others are copied.
+SOURCE_FLOATS = ("F32", "BF16", "F16")
+# Dtypes that quantised weights are stored in.
+ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+# Dtypes of scales that other programs store; they are read as float32.
+SCALE_FLOATS = (*SOURCE_FLOATS, "F64")
+# Rows and columns of the blocks that DeepSeek scales FP8 by, and others after it.
+SCALE_BLOCK = 128
+# The dtype options of the command line, in the names of safetensors headers.
+DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+# ComfyUI views block scales of these dtypes as E4M3, without changing a bit.
+VIEWED = ("U8", "I8")
+# The byte of the positive E4M3 NaN. All larger bytes are negative numbers, or the negative NaN.
+NAN_E4M3 = 0x7F
+# The smallest normal E4M3 number. Smaller block scales are subnormal and have fewer bits.
+LEAST_NORMAL_E4M3 = 2.0**-6
+
+
+def round_up(size: int, multiple: int) -> int:
+    """Round a size up to the next multiple; one that is a multiple already stays as it is."""
+    return -(-size // multiple) * multiple
+
+
+def bits_of(dtype: str, shape: tuple[int, ...]) -> int:
+    """Count the bits of a tensor's data; dtypes of 4 and 6 bits need not fill whole bytes.
+
+    Raises KeyError for a dtype that is not in SAFETENSORS_BITS.
+    """
+    return math.prod(shape) * SAFETENSORS_BITS[dtype]
 
 
 # ── nvfp4/comfy_classes.py: What ComfyUI's own classes say of weights, by name: tables of data ────
@@ -874,12 +874,15 @@ class Model:
     metadata: the header's `__metadata__`, merged where there are several shards.
     files: the file, or the index followed by its shards.
     stamps: of the files that are read while converting; what changes meanwhile is refused.
+    quantised: how many layers of a source's diffusion model are quantised already, by the title
+        of their format.
     """
 
     tensors: dict[str, TensorRef]
     metadata: dict[str, str]
     files: tuple[Path, ...]
     stamps: dict[Path, Stamp] = field(default_factory=dict)
+    quantised: dict[str, int] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -947,15 +950,6 @@ def is_beside(name: str, prefix: str) -> bool:
 def renamed(ref: TensorRef, prefix: str, new: str) -> str:
     """Name a tensor with `new` in place of `prefix`; a name without that prefix stays."""
     return new + ref.name.removeprefix(prefix) if ref.name.startswith(prefix) else ref.name
-
-
-def is_converted(model: Model) -> bool:
-    """Tell whether any layer of a source was quantised already: copied as it is, or decoded.
-
-    Layers beside the diffusion model do not count, as they say nothing of it.
-    """
-    beside, refs = model.beside, model.tensors.values()
-    return any((ref.is_kept and ref.name not in beside) or ref.coding for ref in refs)
 
 
 def compiled(pattern: str) -> re.Pattern:
@@ -1588,6 +1582,52 @@ def portable(value: object) -> object:
     return sorted(value) if isinstance(value, frozenset) else value
 
 
+# ── nvfp4/options/checks.py: Check values that their kinds accept: an Option's `check`, which sees 
+
+# Shards of fewer bytes are refused: their unit was forgotten.
+LEAST_SHARD = 1_000_000
+
+
+def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions], str]:
+    """Make the check of a file's suffix, for an Option's `check`.
+
+    kinds: suffixes in lower case; the case of the path's own does not matter. why: goes on with the
+    sentence.
+    """
+
+    def check(flag: str, path: Path, _: GivenOptions) -> str:
+        wrong = path.suffix.lower() not in kinds
+        return f"{flag} must end in {' or '.join(kinds)}{why}: {path}" if wrong else ""
+
+    return check
+
+
+def original_only(flag: str, path: Path, _: GivenOptions) -> str:
+    """Refuse a GGUF as SOURCE: the model that it was made from has to be given."""
+    wrong = path.suffix.lower() == ".gguf"
+    return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
+
+
+def model_name(flag: str, path: Path, given: GivenOptions) -> str:
+    """Refuse an OUTPUT that is no .safetensors, and tell what may be meant instead."""
+    problem = must_end_in(".safetensors", why=", as ComfyUI looks for it")(flag, path, given)
+    if problem and path.is_dir() and exists(given["SOURCE"]):
+        return f"{problem}; give the file to write in that folder"
+    return f"{problem}; are SOURCE and OUTPUT swapped?" if problem and exists(path) else problem
+
+
+def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
+    """Refuse `--preset none` without --include: it quantises nothing by itself."""
+    wrong = preset == "none" and "--include" not in given
+    return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
+
+
+def large_enough(flag: str, size: int, _: GivenOptions) -> str:
+    """Refuse shards of less than LEAST_SHARD bytes: whoever gives "5" means "5GB"."""
+    wrong = size < LEAST_SHARD
+    return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
+
+
 # ── nvfp4/families.py: Known model families and their presets, as rows of a table ─────────────────
 
 # Transformer blocks that stay 16-bit at each end, unless a family or an option says otherwise.
@@ -1929,8 +1969,6 @@ TARGET = "--target-size"
 # Encoded bytes that may wait for the writer, unless --low-mem is given. Encoding goes on meanwhile
 # when the disk is slow; the bytes count towards the peak of memory.
 WRITE_AHEAD = 96 << 20
-# Shards of fewer bytes are refused: their unit was forgotten.
-LEAST_SHARD = 1_000_000
 # Switches that mark layers of one kind for full-precision matmul (W4A16).
 FULL_PRECISION_OPTIONS = {
     "--full-precision-mm": LayerSwitch(r"", "every quantised layer"),
@@ -1996,38 +2034,6 @@ HEADER_ORDER = (
 )  # fmt: skip
 
 
-def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions], str]:
-    """Make the check of a file's suffix, for an Option's `check`.
-
-    kinds: suffixes in lower case; the case of the path's own does not matter. why: goes on with the
-    sentence.
-    """
-
-    def check(flag: str, path: Path, _: GivenOptions) -> str:
-        wrong = path.suffix.lower() not in kinds
-        return f"{flag} must end in {' or '.join(kinds)}{why}: {path}" if wrong else ""
-
-    return check
-
-
-def original_only(flag: str, path: Path, _: GivenOptions) -> str:
-    """Refuse a GGUF as SOURCE: the model that it was made from has to be given."""
-    wrong = path.suffix.lower() == ".gguf"
-    return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
-
-
-def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
-    """Refuse `--preset none` without --include: it quantises nothing by itself."""
-    wrong = preset == "none" and "--include" not in given
-    return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
-
-
-def large_enough(flag: str, size: int, _: GivenOptions) -> str:
-    """Refuse shards of less than LEAST_SHARD bytes: whoever gives "5" means "5GB"."""
-    wrong = size < LEAST_SHARD
-    return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
-
-
 @by_name
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -2046,8 +2052,7 @@ class Options:
         "*.safetensors.index.json, the folder it is in, or one .safetensors",
         flag="SOURCE", check=original_only, reads=True, trace=False)
     output: Path = option(MISSING, "", Kind(input_path), "the .safetensors file to write",
-        flag="OUTPUT", check=must_end_in(".safetensors", why=", as ComfyUI looks for it"),
-        trace=False)
+        flag="OUTPUT", check=model_name, trace=False)
 
     recipe: str = option("mixed", GENERAL, Kind(choices=tuple(RECIPES)),
         "mixed; fp8: FP8 for all that would be NVFP4; scaled-fp8: the same as files of the older "
@@ -7743,7 +7748,9 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     wrong = {
         name: other
         for name, other in matched.items()
-        if not shapes_agree(model.tensors[name].shape, stored[other].shape)
+        # What is packed in the source has a shape of its own.
+        if not model.tensors[name].is_kept
+        and not shapes_agree(model.tensors[name].shape, stored[other].shape)
     }
     if wrong:
         raise of_another_model(
@@ -7756,7 +7763,8 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     cover = Cover(path.name, frozenset(layers))
     notes = check_blocks(cover, model, partial) + check_cover(cover, linear_bytes(model), partial)
     known = matched.keys() | model.beside.keys()
-    lacking = [r.name for r in model.tensors.values() if r.is_float and r.name not in known]
+    new = (ref for ref in model.tensors.values() if ref.is_float and not ref.is_kept)
+    lacking = [ref.name for ref in new if ref.name not in known]
     if lacking:
         notes.append(f"{len(lacking)} tensors not in the GGUF stay 16-bit: {examples(lacking)}")
     if extra := stored.keys() - set(matched.values()):
@@ -9093,6 +9101,7 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
     """
     if any(plan.is_quantised for plan in plans):
         return
+    include = ", or name layers with --include"
     # Later cases are more certain than earlier ones, and replace their advice.
     bits = [GGUF_BITS[kind] for kind in kinds.values() if GGUF_BITS[kind] <= 8]
     depth = f"give --gguf-nvfp4-max-bitdepth {min(bits)}" if bits else "take another GGUF"
@@ -9101,14 +9110,14 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
     if bits and min(bits) <= options.gguf_nvfp4_max_bitdepth:
         depth = "relax what keeps them"
     kept = Counter(plan.reason for plan in plans if plan.is_layer)
-    if any(plan.ref.config and plan.is_layer for plan in plans):
-        depth = "nothing is left to quantise: take the 16-bit model"
+    if not bits and any(plan.ref.config and plan.is_layer for plan in plans):
+        depth = "nothing is left to quantise: give the original 16- or 32-bit model"
+        include = ""
     if any(reason.kind is Why.TARGET_SIZE for reason in kept):
         depth = f"give a smaller {TARGET}"
     usual = f" (mostly: {kept.most_common(1)[0][0]})" if kept else ""
     raise ConvertError(
-        f"{options.source}: no layer would become NVFP4 or FP8{usual}; "
-        f"{depth}, or name layers with --include"
+        f"{options.source}: no layer would become NVFP4 or FP8{usual}; {depth}{include}"
     )
 
 
@@ -9458,6 +9467,31 @@ def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
     return dict(zip(planned_tensors(plan), parts, strict=True))
 
 
+# ── nvfp4/read/origin.py: Read what a file's header records of the conversion that made it ────────
+
+# The options that tell most about a conversion, as its header calls them.
+TELLING_OPTIONS = ("gguf", "preset", "recipe")
+
+
+def origin_text(metadata: dict[str, str]) -> str:
+    """Tell which version of this tool made a file, of what and how; "" if no record says so.
+
+    metadata: of its header. The record may be damaged: what is not as this tool writes it is left
+    out. The text ends a sentence: "made by convert_nvfp4 0.1.0 of wan.safetensors (--preset wan)".
+    """
+    try:
+        record = parse_json(metadata["convert_nvfp4"])
+        version, sources, options = (record[key] for key in ("version", "sources", "options"))
+        # Of an index and its shards, the index comes first.
+        names = [str(name) for name in [*sources][:1]]
+        how = [f"--{name} {options[name]}" for name in TELLING_OPTIONS if name in options]
+    except (KeyError, TypeError, ValueError):
+        return ""
+    of = f" of {names[0]}" if names else ""
+    with_options = f" ({', '.join(how)})" if how else ""
+    return one_line(f"made by convert_nvfp4 {version}{of}{with_options}"[:EXCERPT])
+
+
 # ── nvfp4/write/journal.py: Note which tensors are safely on the disk, so that --resume can go on ─
 
 # How the first line of a journal can begin. A file that begins otherwise is somebody else's and is
@@ -9758,8 +9792,7 @@ def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
 def output_problems(job: Job) -> list[str]:
     """List what is known to keep the output from being written, one line a problem.
 
-    Checked are: an OUTPUT that this tool did not make while SOURCE is quantised (the arguments are
-    probably swapped), a target that is also an input, a missing folder, a forbidden or locked file,
+    Checked are: a target that is also an input, a missing folder, a forbidden or locked file,
     leftover shards, and the disk's free space against the whole output. Partial files that will be
     overwritten count as free space. An OSError becomes a line, too; nothing is raised.
     """
@@ -9767,12 +9800,6 @@ def output_problems(job: Job) -> list[str]:
     partial = [unfinished(path) for path in job.files]
     targets = [*job.files, *partial]
     try:
-        # The arguments swapped would overwrite the original by a conversion of the small file.
-        if output.exists() and is_converted(job.model) and not is_ours(output):
-            problems.append(
-                f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are "
-                "they swapped? If not, delete it first"
-            )
         for path in (*options.inputs, *job.model.files):
             for target in targets:
                 if is_same(target, path):
@@ -9815,15 +9842,24 @@ def refuse_text_targets(options: Options, model: Model) -> None:
         raise ConvertError(*problems)
 
 
-def is_ours(path: Path) -> bool:
-    """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
+def refuse_no_gain(options: Options, model: Model, plans: list[TensorPlan]) -> None:
+    """Raise ConvertError for a quantised source in which nothing would get smaller.
 
-    A file that cannot be read as safetensors counts as foreign.
+    That is so where the same recipe is applied again. Merging a LoRA into it, or storing its layers
+    in another form, is a reason of its own.
     """
-    try:
-        return "convert_nvfp4" in read_header(path)[1]
-    except ConvertError:
-        return False
+    forms = {plan.precision.title for plan in plans if plan.is_quantised}
+    if not model.quantised or not forms <= model.quantised.keys():
+        return
+    if any(plan.ref.patches or bytes_in_output(plan) < plan.ref.nbytes for plan in plans):
+        return
+    layers = " and ".join(f"{count} {name}" for name, count in model.quantised.items())
+    origin = origin_text(model.metadata)
+    raise ConvertError(
+        f"{options.source}: is converted already ({', '.join(filter(None, [origin, layers]))} "
+        "layers), and nothing in it would get smaller; give the original 16- or 32-bit model, or "
+        "options that lower its layers"
+    )
 
 
 # ── nvfp4/stored/defects.py: Every known defect of a file, and what ComfyUI does about it ─────────
@@ -12132,7 +12168,15 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
     if prefix in UNREAD_PREFIXES:
         tensors, note = reprefixed(tensors, prefix)
         notes.append(note)
-    return Source(dataclasses.replace(model, tensors=tensors), tuple(notes))
+    quantised = Counter(
+        layer.format.title
+        for layer in layers.values()
+        if layer.format and layer.weight.name not in beside
+    )
+    if origin := origin_text(model.metadata):
+        notes.append(f"SOURCE is a conversion ({origin}); its original gives a better one")
+    model = dataclasses.replace(model, tensors=tensors, quantised=dict(sorted(quantised.items())))
+    return Source(model, tuple(notes))
 
 
 def reprefixed(tensors: dict[str, TensorRef], prefix: str) -> tuple[dict[str, TensorRef], str]:
@@ -12317,11 +12361,51 @@ def read_source(options: Options) -> Source:
     ConvertError for what is damaged, or quantised in a way that cannot be decoded, and for LoRAs
     that do not go with the model.
     """
+    refuse_missing(options)
     model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
+    refuse_swapped(options.output, model)
     refuse_part(options.source, model)
     model = dataclasses.replace(model, stamps=stamps_of(options, model))
     merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
     return Source(merged.model, (*notes, *merged.notes))
+
+
+def refuse_missing(options: Options) -> None:
+    """Raise ConvertError if there is no SOURCE but an original model is where OUTPUT is to go."""
+    if exists(options.source) or not exists(options.output):
+        return
+    try:
+        original = not open_source(options.output).model.quantised
+    except ConvertError:
+        return
+    if original:
+        raise ConvertError(
+            f"{options.source}: no such file, but OUTPUT is there and a 16- or 32-bit model: are "
+            f"SOURCE and OUTPUT swapped? ({options.output})"
+        )
+
+
+def refuse_swapped(output: Path, model: Model) -> None:
+    """Raise ConvertError if SOURCE is quantised, and OUTPUT is there and not made by this tool.
+
+    A conversion of the small file would overwrite the original.
+    """
+    if exists(output) and model.quantised and not is_ours(output):
+        raise ConvertError(
+            f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are they "
+            "swapped? If not, delete it first"
+        )
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
+
+    A file that cannot be read as safetensors counts as foreign.
+    """
+    try:
+        return "convert_nvfp4" in read_header(path)[1]
+    except ConvertError:
+        return False
 
 
 def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
@@ -12359,6 +12443,7 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
         planner = partial(make_plans, options, source.model, guides)
         sized = plan_for_size(options, source.model, planner, ranks)
         plan = sized.plan if sized else planner()
+        refuse_no_gain(options, source.model, plan.plans)
         tuned = tune_activations(options, plan.plans)
         plans = tuned.plans
         # --target-size has looked already, and a real run looks while it writes.

@@ -26,7 +26,7 @@ from nvfp4.source.read import read_source
 from nvfp4.stages import Observe, unobserved
 from nvfp4.tune.activations import tune_activations
 from nvfp4.tune.target_size import plan_for_size
-from nvfp4.write.checks import refuse_text_targets
+from nvfp4.write.checks import refuse_no_gain, refuse_text_targets
 
 
 def convert(options: Options, observe: Observe = unobserved) -> Report:
@@ -51,6 +51,7 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
         planner = partial(make_plans, options, source.model, guides)
         sized = plan_for_size(options, source.model, planner, ranks)
         plan = sized.plan if sized else planner()
+        refuse_no_gain(options, source.model, plan.plans)
         tuned = tune_activations(options, plan.plans)
         plans = tuned.plans
         # --target-size has looked already, and a real run looks while it writes.

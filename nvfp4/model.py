@@ -158,12 +158,15 @@ class Model:
     metadata: the header's `__metadata__`, merged where there are several shards.
     files: the file, or the index followed by its shards.
     stamps: of the files that are read while converting; what changes meanwhile is refused.
+    quantised: how many layers of a source's diffusion model are quantised already, by the title
+        of their format.
     """
 
     tensors: dict[str, TensorRef]
     metadata: dict[str, str]
     files: tuple[Path, ...]
     stamps: dict[Path, Stamp] = field(default_factory=dict)
+    quantised: dict[str, int] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -231,15 +234,6 @@ def is_beside(name: str, prefix: str) -> bool:
 def renamed(ref: TensorRef, prefix: str, new: str) -> str:
     """Name a tensor with `new` in place of `prefix`; a name without that prefix stays."""
     return new + ref.name.removeprefix(prefix) if ref.name.startswith(prefix) else ref.name
-
-
-def is_converted(model: Model) -> bool:
-    """Tell whether any layer of a source was quantised already: copied as it is, or decoded.
-
-    Layers beside the diffusion model do not count, as they say nothing of it.
-    """
-    beside, refs = model.beside, model.tensors.values()
-    return any((ref.is_kept and ref.name not in beside) or ref.coding for ref in refs)
 
 
 def compiled(pattern: str) -> re.Pattern:

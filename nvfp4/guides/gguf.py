@@ -278,7 +278,9 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     wrong = {
         name: other
         for name, other in matched.items()
-        if not shapes_agree(model.tensors[name].shape, stored[other].shape)
+        # What is packed in the source has a shape of its own.
+        if not model.tensors[name].is_kept
+        and not shapes_agree(model.tensors[name].shape, stored[other].shape)
     }
     if wrong:
         raise of_another_model(
@@ -291,7 +293,8 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     cover = Cover(path.name, frozenset(layers))
     notes = check_blocks(cover, model, partial) + check_cover(cover, linear_bytes(model), partial)
     known = matched.keys() | model.beside.keys()
-    lacking = [r.name for r in model.tensors.values() if r.is_float and r.name not in known]
+    new = (ref for ref in model.tensors.values() if ref.is_float and not ref.is_kept)
+    lacking = [ref.name for ref in new if ref.name not in known]
     if lacking:
         notes.append(f"{len(lacking)} tensors not in the GGUF stay 16-bit: {examples(lacking)}")
     if extra := stored.keys() - set(matched.values()):

@@ -12,13 +12,19 @@ Parser, help, README, checks of the command line and of Python, and the header f
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.families import PRESETS
 from nvfp4.model import Lora, Model
+from nvfp4.options.checks import (
+    large_enough,
+    model_name,
+    must_end_in,
+    none_needs_include,
+    original_only,
+)
 from nvfp4.options.kinds import (
     FILE,
     LAYER_LIST,
@@ -39,7 +45,6 @@ from nvfp4.options.kinds import (
 )
 from nvfp4.options.option import (
     Alias,
-    GivenOptions,
     LayerSwitch,
     Other,
     all_options,
@@ -58,8 +63,6 @@ TARGET = "--target-size"
 # Encoded bytes that may wait for the writer, unless --low-mem is given. Encoding goes on meanwhile
 # when the disk is slow; the bytes count towards the peak of memory.
 WRITE_AHEAD = 96 << 20
-# Shards of fewer bytes are refused: their unit was forgotten.
-LEAST_SHARD = 1_000_000
 # Switches that mark layers of one kind for full-precision matmul (W4A16).
 FULL_PRECISION_OPTIONS = {
     "--full-precision-mm": LayerSwitch(r"", "every quantised layer"),
@@ -125,38 +128,6 @@ HEADER_ORDER = (
 )  # fmt: skip
 
 
-def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions], str]:
-    """Make the check of a file's suffix, for an Option's `check`.
-
-    kinds: suffixes in lower case; the case of the path's own does not matter. why: goes on with the
-    sentence.
-    """
-
-    def check(flag: str, path: Path, _: GivenOptions) -> str:
-        wrong = path.suffix.lower() not in kinds
-        return f"{flag} must end in {' or '.join(kinds)}{why}: {path}" if wrong else ""
-
-    return check
-
-
-def original_only(flag: str, path: Path, _: GivenOptions) -> str:
-    """Refuse a GGUF as SOURCE: the model that it was made from has to be given."""
-    wrong = path.suffix.lower() == ".gguf"
-    return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
-
-
-def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
-    """Refuse `--preset none` without --include: it quantises nothing by itself."""
-    wrong = preset == "none" and "--include" not in given
-    return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
-
-
-def large_enough(flag: str, size: int, _: GivenOptions) -> str:
-    """Refuse shards of less than LEAST_SHARD bytes: whoever gives "5" means "5GB"."""
-    wrong = size < LEAST_SHARD
-    return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
-
-
 @by_name
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
@@ -175,8 +146,7 @@ class Options:
         "*.safetensors.index.json, the folder it is in, or one .safetensors",
         flag="SOURCE", check=original_only, reads=True, trace=False)
     output: Path = option(MISSING, "", Kind(input_path), "the .safetensors file to write",
-        flag="OUTPUT", check=must_end_in(".safetensors", why=", as ComfyUI looks for it"),
-        trace=False)
+        flag="OUTPUT", check=model_name, trace=False)
 
     recipe: str = option("mixed", GENERAL, Kind(choices=tuple(RECIPES)),
         "mixed; fp8: FP8 for all that would be NVFP4; scaled-fp8: the same as files of the older "

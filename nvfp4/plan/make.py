@@ -78,6 +78,7 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
     """
     if any(plan.is_quantised for plan in plans):
         return
+    include = ", or name layers with --include"
     # Later cases are more certain than earlier ones, and replace their advice.
     bits = [GGUF_BITS[kind] for kind in kinds.values() if GGUF_BITS[kind] <= 8]
     depth = f"give --gguf-nvfp4-max-bitdepth {min(bits)}" if bits else "take another GGUF"
@@ -86,14 +87,14 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
     if bits and min(bits) <= options.gguf_nvfp4_max_bitdepth:
         depth = "relax what keeps them"
     kept = Counter(plan.reason for plan in plans if plan.is_layer)
-    if any(plan.ref.config and plan.is_layer for plan in plans):
-        depth = "nothing is left to quantise: take the 16-bit model"
+    if not bits and any(plan.ref.config and plan.is_layer for plan in plans):
+        depth = "nothing is left to quantise: give the original 16- or 32-bit model"
+        include = ""
     if any(reason.kind is Why.TARGET_SIZE for reason in kept):
         depth = f"give a smaller {TARGET}"
     usual = f" (mostly: {kept.most_common(1)[0][0]})" if kept else ""
     raise ConvertError(
-        f"{options.source}: no layer would become NVFP4 or FP8{usual}; "
-        f"{depth}, or name layers with --include"
+        f"{options.source}: no layer would become NVFP4 or FP8{usual}; {depth}{include}"
     )
 
 

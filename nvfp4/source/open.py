@@ -9,6 +9,7 @@ alone.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from nvfp4.model import (
     renamed,
 )
 from nvfp4.read.checkpoint import open_model
+from nvfp4.read.origin import origin_text
 from nvfp4.source.beside import carried, flaws_beside, kept_part, note_beside
 from nvfp4.source.loras import LORA_KEY
 from nvfp4.source.plain import plain_notes, taken_as_is
@@ -77,7 +79,15 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
     if prefix in UNREAD_PREFIXES:
         tensors, note = reprefixed(tensors, prefix)
         notes.append(note)
-    return Source(dataclasses.replace(model, tensors=tensors), tuple(notes))
+    quantised = Counter(
+        layer.format.title
+        for layer in layers.values()
+        if layer.format and layer.weight.name not in beside
+    )
+    if origin := origin_text(model.metadata):
+        notes.append(f"SOURCE is a conversion ({origin}); its original gives a better one")
+    model = dataclasses.replace(model, tensors=tensors, quantised=dict(sorted(quantised.items())))
+    return Source(model, tuple(notes))
 
 
 def reprefixed(tensors: dict[str, TensorRef], prefix: str) -> tuple[dict[str, TensorRef], str]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from nvfp4.files import Stamp, stamp, translated
+from nvfp4.errors import ConvertError
+from nvfp4.files import Stamp, exists, stamp, translated
 from nvfp4.model import Model, Source
 from nvfp4.options import Options
+from nvfp4.read.checkpoint import read_header
 from nvfp4.source.loras import merge_loras
 from nvfp4.source.open import open_source
 from nvfp4.source.whole import refuse_part
@@ -24,11 +26,51 @@ def read_source(options: Options) -> Source:
     ConvertError for what is damaged, or quantised in a way that cannot be decoded, and for LoRAs
     that do not go with the model.
     """
+    refuse_missing(options)
     model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
+    refuse_swapped(options.output, model)
     refuse_part(options.source, model)
     model = dataclasses.replace(model, stamps=stamps_of(options, model))
     merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
     return Source(merged.model, (*notes, *merged.notes))
+
+
+def refuse_missing(options: Options) -> None:
+    """Raise ConvertError if there is no SOURCE but an original model is where OUTPUT is to go."""
+    if exists(options.source) or not exists(options.output):
+        return
+    try:
+        original = not open_source(options.output).model.quantised
+    except ConvertError:
+        return
+    if original:
+        raise ConvertError(
+            f"{options.source}: no such file, but OUTPUT is there and a 16- or 32-bit model: are "
+            f"SOURCE and OUTPUT swapped? ({options.output})"
+        )
+
+
+def refuse_swapped(output: Path, model: Model) -> None:
+    """Raise ConvertError if SOURCE is quantised, and OUTPUT is there and not made by this tool.
+
+    A conversion of the small file would overwrite the original.
+    """
+    if exists(output) and model.quantised and not is_ours(output):
+        raise ConvertError(
+            f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are they "
+            "swapped? If not, delete it first"
+        )
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
+
+    A file that cannot be read as safetensors counts as foreign.
+    """
+    try:
+        return "convert_nvfp4" in read_header(path)[1]
+    except ConvertError:
+        return False
 
 
 def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from nvfp4.errors import ConvertError, exact_size, examples
 from nvfp4.files import allocated, is_same, os_problem, target_problems, unfinished
-from nvfp4.layout import Job
-from nvfp4.model import Model, is_converted
+from nvfp4.layout import Job, bytes_in_output
+from nvfp4.model import Model
 from nvfp4.options import Options
+from nvfp4.plan.records import TensorPlan
 from nvfp4.ranks import ALONE
-from nvfp4.read.checkpoint import read_header
+from nvfp4.read.origin import origin_text
 from nvfp4.write.journal import Journal
 
 
@@ -42,8 +43,7 @@ def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
 def output_problems(job: Job) -> list[str]:
     """List what is known to keep the output from being written, one line a problem.
 
-    Checked are: an OUTPUT that this tool did not make while SOURCE is quantised (the arguments are
-    probably swapped), a target that is also an input, a missing folder, a forbidden or locked file,
+    Checked are: a target that is also an input, a missing folder, a forbidden or locked file,
     leftover shards, and the disk's free space against the whole output. Partial files that will be
     overwritten count as free space. An OSError becomes a line, too; nothing is raised.
     """
@@ -51,12 +51,6 @@ def output_problems(job: Job) -> list[str]:
     partial = [unfinished(path) for path in job.files]
     targets = [*job.files, *partial]
     try:
-        # The arguments swapped would overwrite the original by a conversion of the small file.
-        if output.exists() and is_converted(job.model) and not is_ours(output):
-            problems.append(
-                f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are "
-                "they swapped? If not, delete it first"
-            )
         for path in (*options.inputs, *job.model.files):
             for target in targets:
                 if is_same(target, path):
@@ -99,12 +93,21 @@ def refuse_text_targets(options: Options, model: Model) -> None:
         raise ConvertError(*problems)
 
 
-def is_ours(path: Path) -> bool:
-    """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
+def refuse_no_gain(options: Options, model: Model, plans: list[TensorPlan]) -> None:
+    """Raise ConvertError for a quantised source in which nothing would get smaller.
 
-    A file that cannot be read as safetensors counts as foreign.
+    That is so where the same recipe is applied again. Merging a LoRA into it, or storing its layers
+    in another form, is a reason of its own.
     """
-    try:
-        return "convert_nvfp4" in read_header(path)[1]
-    except ConvertError:
-        return False
+    forms = {plan.precision.title for plan in plans if plan.is_quantised}
+    if not model.quantised or not forms <= model.quantised.keys():
+        return
+    if any(plan.ref.patches or bytes_in_output(plan) < plan.ref.nbytes for plan in plans):
+        return
+    layers = " and ".join(f"{count} {name}" for name, count in model.quantised.items())
+    origin = origin_text(model.metadata)
+    raise ConvertError(
+        f"{options.source}: is converted already ({', '.join(filter(None, [origin, layers]))} "
+        "layers), and nothing in it would get smaller; give the original 16- or 32-bit model, or "
+        "options that lower its layers"
+    )

@@ -1,5 +1,6 @@
 """A GGUF's types, and their match with the model's tensors."""
 
+import dataclasses
 import struct
 
 import gguf
@@ -52,6 +53,19 @@ def test_a_gguf_of_another_size_shows_both_shapes(tmp_path):
     path = gguf_with(tmp_path / "m.gguf", ["blocks.0.ffn.0.weight"])
     with pytest.raises(ConvertError, match=r"\[4, 256\]; the source has .* \[8, 256\]"):
         match_gguf(path, model_with(["blocks.0.ffn.0.weight"], (8, 256)))
+
+
+def test_what_is_packed_in_the_source_has_no_shape_of_the_gguf(tmp_path):
+    path = gguf_with(tmp_path / "m.gguf", ["blocks.0.q.weight", "blocks.1.q.weight"])
+    model = model_with(["blocks.0.q.weight", "blocks.1.q.weight", "blocks.1.q.weight_scale_2"])
+    kept = {
+        name: dataclasses.replace(ref, dtype="U8", shape=(4, 128), is_kept=True)
+        if name == "blocks.1.q.weight"
+        else dataclasses.replace(ref, is_kept="blocks.1." in name)
+        for name, ref in model.tensors.items()
+    }
+    kinds, notes = match_gguf(path, dataclasses.replace(model, tensors=kept))
+    assert (kinds["blocks.0.q.weight"], notes) == ("Q5_K", [])
 
 
 def test_what_only_one_side_has_is_noted(tmp_path):
