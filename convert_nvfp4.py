@@ -9845,13 +9845,13 @@ def refuse_text_targets(options: Options, model: Model) -> None:
 def refuse_no_gain(options: Options, model: Model, plans: list[TensorPlan]) -> None:
     """Raise ConvertError for a quantised source in which nothing would get smaller.
 
-    That is so where the same recipe is applied again. Merging a LoRA into it, or storing its layers
-    in another form, is a reason of its own.
+    That is so where the same recipe is applied again. To encode any layer anew, because a LoRA is
+    merged into it or it gets another form, is a reason of its own.
     """
-    forms = {plan.precision.title for plan in plans if plan.is_quantised}
-    if not model.quantised or not forms <= model.quantised.keys():
+    layers = (plan for plan in plans if plan.is_quantised)
+    if any(x.kept_scale is None or x.precision.title != x.ref.coding.title for x in layers):
         return
-    if any(plan.ref.patches or bytes_in_output(plan) < plan.ref.nbytes for plan in plans):
+    if any(bytes_in_output(plan) < plan.ref.nbytes for plan in plans):
         return
     layers = " and ".join(f"{count} {name}" for name, count in model.quantised.items())
     origin = origin_text(model.metadata)
