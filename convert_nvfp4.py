@@ -850,6 +850,8 @@ class Patch:
     rows: the rows of the tensor that are changed: a q, k or v of a fused layer, or all.
     swapped: whether the two halves of the change belong in the other order, as diffusers has scale
         and shift of the last modulation.
+    scale: what the change is multiplied by besides, where `parts` have no "alpha": alpha over rank
+        as the file's metadata tell it.
     """
 
     kind: str
@@ -857,6 +859,7 @@ class Patch:
     strength: float
     rows: slice
     swapped: bool = False
+    scale: float = 1.0
 
 
 class Lora(NamedTuple):
@@ -6865,6 +6868,8 @@ def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) ->
         return
     if "alpha" in parts and rank is not None:
         change = change * (parts["alpha"].reshape(()) / rank)
+    elif patch.scale != 1:
+        change = change * patch.scale
     if "dora_scale" in parts and patch.kind != "diff":
         # The strength applies to the rescaled weight's difference, not to the LoRA's own change.
         change = dora(weight, weight + change, parts["dora_scale"]) - weight
@@ -11677,34 +11682,57 @@ def render_json(data: dict) -> str:
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
-# ── nvfp4/source/loras.py: Find the tensors that LoRA files change, and what fits them ────────────
+# ── nvfp4/source/lora_names.py: Know the names that LoRA files have for layers, and for the parts o
 
 # A key may consist of prefixes alone, and each one costs a search: strip at most so many.
 MAX_PREFIXES = 10
+# Whole keys that some programs write differently: (regular expression, replacement). Wan's
+# modulation as LightX2V has it, the processors of XLabs and USO for Flux, and those of old UNets.
+KEY_SPELLINGS = (
+    (r"\.diff_m$", ".modulation.diff"),
+    (r"(double_blocks\.\d+)\.processor\.(qkv|proj)_lora1\.", r"\1.img_attn.\2.lora."),
+    (r"(double_blocks\.\d+)\.processor\.(qkv|proj)_lora2\.", r"\1.txt_attn.\2.lora."),
+    (r"(single_blocks\.\d+)\.processor\.qkv_lora\.", r"\1.linear1_qkv.lora."),
+    (r"(single_blocks\.\d+)\.processor\.proj_lora\.", r"\1.linear2.lora."),
+    (r"\.processor\.", "."),
+)
 # A LoRA's key is a layer and a part of it; the name of the group that matches is the kind of patch.
-# The spellings are those that ComfyUI loads (comfy/weight_adapter, comfy/lora.py).
+# The spellings are those that ComfyUI loads (comfy/weight_adapter, comfy/lora.py); PEFT names the
+# adapter, "default" if nobody did, and has a bias beside B.
 LORA_KEY = re.compile(
     r"(?P<layer>.+?)(?:"
-    r"[._]lora(?:_linear_layer)?[._](?P<lora>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"
+    r"[._]lora(?:_linear_layer)?[._](?P<lora>up|down|mid|A|B)"
+    r"(?:(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?\.weight|\.default)?"
+    r"|[._]lora_(?P<lora_bias>B)(?:\.(?P<adapter_of_bias>[^.]+))?\.bias"
     r"|\.hada_(?P<loha>w[12]_[ab]|t[12])"
     r"|\.lokr_(?P<lokr>w[12](?:_[ab])?|t2)"
     r"|\.(?:(?P<diff>diff|w_norm)|(?P<bias>diff_b|b_norm)|(?P<set>set_weight))"
     r"|\.(?P<scaling>alpha|dora_scale))"
 )
+# The groups of LORA_KEY that tell the kind of a patch, of which "scaling" goes with any other one.
+LORA_KINDS = ("lora", "loha", "lokr", "diff", "bias", "lora_bias", "set", "scaling")
+# What PEFT calls an adapter that nobody named.
+UNNAMED_ADAPTER = "default"
 # Parts that have several names, by the one that `numeric.lora` knows.
-LORA_PARTS = {"A": "down", "B": "up", "w_norm": "diff", "diff_b": "diff", "b_norm": "diff"}
-# What trainers put before a layer's name. In the second line: kohya's, of which Wan Fun has two
-# underscores, OneTrainer's and SimpleTuner's.
+LORA_PARTS = {"A": "down", "B": "up", "w_norm": "diff"}
+# What trainers put before a layer's name. In the second line: DiffSynth's and those of wrappers. In
+# the third: kohya's, of which Wan Fun has two underscores, OneTrainer's and SimpleTuner's.
 LORA_PREFIX = re.compile(
-    r"(model\.)?diffusion_model\.|net\.|unet\.|transformer\.|base_model\.model\."
-    r"|lora_unet_+|lora_transformer_|lycoris_"
+    r"(model\.)?diffusion_model\.|net\.|unet\.|transformer(_[12])?\.|base_model\.model\.|model\."
+    r"|pipe\.|dit2?\.|module\."
+    r"|lora_unet_+|lora_prior_unet_|lora_transformer_|lycoris_"
 )
+# What wrappers put anywhere in a name, also where dots became underscores.
+LORA_WRAPPED = re.compile(rf"(?<![^._])({WRAPPERS})[._]")
+# How pipelines of two models name the second one: Wan 2.2's for low noise.
+SECOND_MODEL = re.compile(r"(.+\.)?(transformer_2|dit2)\.")
 # Keys of known kinds that are not merged, by what a note calls them.
 NOT_MERGED = {
     "of a text encoder": r"lora_te|text_encoder|clip_|t5xxl",
     "of OFT": r".+\.(oft_|rescale$)",
     "of GLoRA": r".+\.[ab][12]\.weight$",
     "of PEFT's DoRA": r".+\.lora_magnitude_vector",
+    "a scalar of LyCORIS": r".+\.scalar$",
     "a new shape of a layer": r".+\.reshape_weight$",
 }
 # Some layers have one name in the published file and another one in ComfyUI. Rows bring both to
@@ -11717,9 +11745,17 @@ SPELLINGS = (
     (r"(_in|_embedder)_(mlp_0|linear_1)", r"\1_in_layer"),
     (r"(_in|_embedder)_(mlp_2|linear_2)", r"\1_out_layer"),
 )
+# The layers of all three kinds of Krea 2's blocks, as the last part of a row of DIFFUSERS.
+KREA2_BLOCK = {
+    r"attn_to_([qkv])": r"attn_w\2",
+    "attn_to_gate": "attn_gate",
+    "attn_to_out(_0)?": "attn_wo",
+    r"ff_(gate|up|down)": r"mlp_\2",
+}
 # How diffusers names the layers of a model, in the same form: diffusers' block, the native block,
-# {diffusers' layer: native layer}. A group named `rows` is a part of a fused layer, see FUSED_ROWS;
-# one named `swapped` has scale and shift in the other order.
+# {diffusers' layer: native layer}. A group named `rows` is a part of a fused layer, see FUSED_ROWS,
+# and one named `kv` a part of one that has no q. One named `swapped` has scale and shift in the
+# other order, one named `swapped_alone` only where there is nothing but these two.
 DIFFUSERS = (
     # Flux and Hunyuan Video.
     (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {
@@ -11773,6 +11809,84 @@ DIFFUSERS = (
         "ffn_net_0_proj": "ffn_0",
         "ffn_net_2": "ffn_2",
     }),
+    # Krea 2.
+    (r"transformer_blocks_(\d+)_", r"blocks_\1_", KREA2_BLOCK),
+    (r"text_fusion_((?:layerwise|refiner)_blocks_\d+)_", r"txtfusion_\1_", KREA2_BLOCK),
+    ("", "", {
+        "img_in": "first",
+        "time_embed_linear_1": "tmlp_0",
+        "time_embed_linear_2": "tmlp_2",
+        "time_mod_proj": "tproj_1",
+        "txt_in_in_layer": "txtmlp_1",
+        "txt_in_out_layer": "txtmlp_3",
+        "text_fusion_projector": "txtfusion_projector",
+        "final_layer_linear": "last_linear",
+    }),
+    # Stable Diffusion 3.
+    (r"transformer_blocks_(\d+)_", r"joint_blocks_\1_", {
+        r"attn(2?)_to_(?P<rows>[qkv])": r"x_block_attn\2_qkv",
+        r"attn_add_(?P<rows>[qkv])_proj": "context_block_attn_qkv",
+        r"attn(2?)_to_out_0": r"x_block_attn\2_proj",
+        "attn_to_add_out": "context_block_attn_proj",
+        r"attn(2?)_norm_([qk])": r"x_block_attn\2_ln_\3",
+        r"attn_norm_added_([qk])": r"context_block_attn_ln_\2",
+        "norm1_linear": "x_block_adaLN_modulation_1",
+        "norm1_context_(?P<swapped_alone>linear)": "context_block_adaLN_modulation_1",
+        "ff_net_0_proj": "x_block_mlp_0",
+        "ff_net_2": "x_block_mlp_2",
+        "ff_context_net_0_proj": "context_block_mlp_0",
+        "ff_context_net_2": "context_block_mlp_2",
+    }),
+    ("", "", {
+        "pos_embed_proj": "x_embedder_proj",
+        r"time_text_embed_timestep_embedder_(\w+)": r"t_embedder_\1",
+        r"time_text_embed_text_embedder_(\w+)": r"y_embedder_\1",
+    }),
+    # AuraFlow.
+    (r"joint_transformer_blocks_(\d+)_", r"double_layers_\1_", {
+        r"attn_to_([qkv])": r"attn_w2\2",
+        r"attn_add_([qkv])_proj": r"attn_w1\2",
+        "attn_to_out_0": "attn_w2o",
+        "attn_to_add_out": "attn_w1o",
+        r"ff_linear_([12])": r"mlpX_c_fc\2",
+        "ff_out_projection": "mlpX_c_proj",
+        r"ff_context_linear_([12])": r"mlpC_c_fc\2",
+        "ff_context_out_projection": "mlpC_c_proj",
+        "norm1_linear": "modX_1",
+        "norm1_context_linear": "modC_1",
+    }),
+    (r"single_transformer_blocks_(\d+)_", r"single_layers_\1_", {
+        r"attn_to_([qkv])": r"attn_w1\2",
+        "attn_to_out_0": "attn_w1o",
+        r"ff_linear_([12])": r"mlp_c_fc\2",
+        "ff_out_projection": "mlp_c_proj",
+        "norm1_linear": "modCX_1",
+    }),
+    ("", "", {
+        "context_embedder": "cond_seq_linear",
+        "pos_embed_proj": "init_x_linear",
+        "time_step_proj_linear_1": "t_embedder_in_layer",
+        "time_step_proj_linear_2": "t_embedder_out_layer",
+        "proj_out": "final_linear",
+        "norm_out_(?P<swapped>linear)": "modF_1",
+    }),
+    # PixArt.
+    (r"transformer_blocks_(\d+)_", r"blocks_\1_", {
+        r"attn1_to_(?P<rows>[qkv])": "attn_qkv",
+        "attn1_to_out_0": "attn_proj",
+        "attn2_to_q": "cross_attn_q_linear",
+        r"attn2_to_(?P<kv>[kv])": "cross_attn_kv_linear",
+        "attn2_to_out_0": "cross_attn_proj",
+        "ff_net_0_proj": "mlp_0",
+        "ff_net_2": "mlp_2",
+    }),
+    ("", "", {
+        "adaln_single_linear": "t_block_1",
+        r"adaln_single_emb_timestep_embedder_(\w+)": r"t_embedder_\1",
+        r"adaln_single_emb_resolution_embedder_(\w+)": r"csize_embedder_\1",
+        r"adaln_single_emb_aspect_ratio_embedder_(\w+)": r"ar_embedder_\1",
+        r"caption_projection_linear_([12])": r"y_embedder_y_proj_fc\1",
+    }),
 )  # fmt: skip
 # The rows of DIFFUSERS, compiled: (a whole name's regular expression, its native name).
 NATIVE_NAMES = [
@@ -11783,6 +11897,13 @@ NATIVE_NAMES = [
 # Where a part begins and ends among a fused layer's rows, in multiples of its columns. Flux's
 # `linear1` has q, k, v and an MLP of four times the width.
 FUSED_ROWS = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "qkv": (0, 3), "proj_mlp": (3, 7)}
+
+
+def parse_key(key: str) -> re.Match | None:
+    """Match a key of a LoRA file with LORA_KEY, spelt as most programs do; None if it is none."""
+    for spelling, other in KEY_SPELLINGS:
+        key = re.sub(spelling, other, key)
+    return LORA_KEY.fullmatch(key)
 
 
 def canonical(name: str) -> str:
@@ -11797,6 +11918,24 @@ def canonical(name: str) -> str:
     return name
 
 
+def layer_names(tensors: Collection[str]) -> dict[str, str]:
+    """Return {canonical name: tensor} of a model, for `locate`: layers and other tensors.
+
+    Norms of Flux are named `scale` where others are named `weight`; both go by the norm's own name,
+    and the first also by its whole one.
+    """
+    whole = {canonical(bare(name)): name for name in tensors if not name.endswith(".weight")}
+    return whole | {canonical(re.sub(r"\.(weight|scale)$", "", bare(n))): n for n in tensors}
+
+
+def plain_layer(layer: str) -> str:
+    """Strip all prefixes and wrappers from a layer's name in a LoRA file, as PEFT names modules."""
+    layer = LORA_WRAPPED.sub("", layer)
+    for _ in range(MAX_PREFIXES):
+        layer = layer[match.end() :] if (match := LORA_PREFIX.match(layer)) else layer
+    return layer
+
+
 def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | None:
     """Find the model's tensor that a LoRA's layer is, and which part of it.
 
@@ -11804,6 +11943,7 @@ def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | No
     as it is and as one of diffusers, then again without its first prefix, and so on. Returns the
     tensor's name and the groups of the row of DIFFUSERS that matched, or None.
     """
+    layer = LORA_WRAPPED.sub("", layer)
     for _ in range(MAX_PREFIXES):
         name = canonical(layer)
         if name in names:
@@ -11819,66 +11959,477 @@ def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | No
     return None
 
 
-def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], list[str]]:
+def rows_of(found: dict[str, str], target: TensorRef) -> slice:
+    """Find the rows of a fused layer that are its q, k, v or MLP.
+
+    found: the groups of a row of DIFFUSERS, which tell the part; without one, all rows are meant.
+    target: the fused tensor [N, K], whose columns tell the width that its parts are multiples of.
+    """
+    # Without q, k and v lie where q and k do otherwise.
+    part = found.get("rows") or {"k": "q", "v": "k"}.get(found.get("kv"))
+    if part is None:
+        return slice(None)
+    begin, end = FUSED_ROWS[part]
+    return slice(begin * target.shape[-1], end * target.shape[-1])
+
+
+def is_swapped(found: dict[str, str], target: TensorRef) -> bool:
+    """Tell whether diffusers has scale and shift of a tensor in the other order, see DIFFUSERS."""
+    return "swapped" in found or (
+        "swapped_alone" in found and target.shape[0] == 2 * target.shape[-1]
+    )
+
+
+def describe_unmatched(keys: list[str]) -> str:
+    """Tell how many keys match nothing, what they are where that is known, and the first few."""
+    # Known kinds are counted from the beginning of a key, prefixes not stripped.
+    kinds = {what: sum(bool(re.match(row, k)) for k in keys) for what, row in NOT_MERGED.items()}
+    told = "".join(f", {count} {what}" for what, count in kinds.items() if count)
+    return f"{len(keys)} keys match no tensor of the model{told}: {examples(keys)}"
+
+
+# ── nvfp4/source/lora_alpha.py: Find out what the changes of a LoRA are scaled by: its alpha, over 
+
+# The file that PEFT writes beside a LoRA, and the name that it gives the LoRA itself.
+CONFIG_FILE, PEFT_MODEL = "adapter_config.json", "adapter_model"
+# Under this name of a header's metadata, diffusers has PEFT's configuration as JSON.
+CONFIG_KEY = "lora_adapter_metadata"
+# The factor whose first dimension is the rank, by the kind of patch: the first that is there.
+RANKED_PARTS = {"lora": ("down",), "loha": ("w1_b",), "lokr": ("w2_b", "w1_b")}
+# What programs call the alpha of a whole file, and its rank; the first one that is there counts.
+ALPHA_FIELDS = ("lora_alpha", "network_alpha", "alpha", "ss_network_alpha")
+RANK_FIELDS = ("r", "lora_rank", "rank", "network_dim", "ss_network_dim")
+# What PEFT has besides: values for single modules, rank stabilisation (alpha over the root of the
+# rank), and DoRA, whose magnitudes would have to be in the file.
+OTHER_FIELDS = ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora")
+# How programs write that they have no value.
+NO_VALUE = (None, "", "None", "null")
+# Metadata of a model's parts that are not converted.
+TEXT_ENCODER = re.compile(r"text_encoder|te\d?$|clip")
+# kohya's trainers write this beside ss_network_alpha, and always a tensor of each layer, under
+# names with underscores. Converters to other names multiply alpha into the weights, drop the
+# tensors, and leave the metadata as it was (musubi-tuner's convert_lora.py).
+KOHYA_TRAINED, KOHYA_NAME = "ss_network_module", re.compile(r"lora_\w+$")
+# A pattern for modules comes from the file: it must not take more than a glance to match.
+MAX_PATTERN, QUANTIFIERS = 200, re.compile(r"[*+?{]")
+
+
+class Trained(NamedTuple):
+    """Hold one statement of how a LoRA was trained.
+
+    source: where it stands, as messages call it. component: the part of a pipeline that it is for,
+    "" for all. fields: what it says, by the names in ALPHA_FIELDS, RANK_FIELDS and OTHER_FIELDS;
+    metadata have text for every value.
+    """
+
+    source: str
+    component: str
+    fields: dict[str, object]
+
+    @property
+    def label(self) -> str:
+        """Name the statement in a message: its source, and the component if it is for one."""
+        return f"{self.source} for {self.component}" if self.component else self.source
+
+
+class Alpha(NamedTuple):
+    """Hold a layer's alpha from a statement, and whether it is over the root of the rank."""
+
+    value: float
+    is_rank_stabilised: bool
+
+    def scale(self, rank: int) -> float:
+        """Return what the layer's change is multiplied by."""
+        return self.value / (math.sqrt(rank) if self.is_rank_stabilised else rank)
+
+
+class Scales(NamedTuple):
+    """Hold what the parts of a LoRA are multiplied by besides its strength.
+
+    by_part: by layer and kind, where that is not an alpha tensor's business or 1. idle: layers
+    whose alpha is 0, so that they change nothing.
+    """
+
+    by_part: dict[tuple[str, str], float]
+    idle: set[str]
+    notes: list[str]
+    problems: list[str]
+
+
+class Alphas(NamedTuple):
+    """Hold the alphas of layers that have no tensor for it, and what is to be told about them."""
+
+    by_layer: dict[str, Alpha]
+    notes: list[str]
+    problems: list[str]
+
+
+def lora_scales(
+    path: Path, metadata: dict[str, str], layers: dict[str, dict[str, dict[str, TensorRef]]]
+) -> Scales:
+    """Find the scales of a LoRA's layers: of their alpha tensors, else of what is stated elsewhere.
+
+    layers: {layer: {kind: {part: TensorRef}}}, of those that are merged. Raises ConvertError for an
+    alpha tensor that is no number, and a configuration that cannot be read.
+    """
+    ranks = {layer: rank for layer, kinds in layers.items() if (rank := rank_of(kinds))}
+    weights = {layer: {k: v for parts in kinds.values() for k, v in parts.items()}
+               for layer, kinds in layers.items()}  # fmt: skip
+    tensors = {layer: parts["alpha"] for layer, parts in weights.items() if "alpha" in parts}
+    stored = stored_alphas(path, tensors)
+    stated = trained_alphas(path, metadata, {k: v for k, v in ranks.items() if k not in tensors})
+    scales = {layer: alpha.scale(ranks[layer]) for layer, alpha in stated.by_layer.items()}
+    # An alpha tensor is among the parts of its layer's weight, and scales that when it is merged.
+    by_part = {(layer, kind): scale for layer, scale in scales.items()
+               for kind in layers[layer].keys() & RANKED_PARTS.keys()}  # fmt: skip
+    scales |= {layer: stored[layer] / ranks[layer] for layer in stored.keys() & ranks.keys()}
+    by_part |= {(layer, "lora_bias"): scale for layer, scale in scales.items()
+                if "lora_bias" in layers[layer]}  # fmt: skip
+    # DoRA scales a weight whose change is 0, too.
+    idle = {layer for layer in stored if not stored[layer] and "dora_scale" not in weights[layer]}
+    what = f"alpha is 0 in {len(idle)} layers, which changes nothing: {examples(idle)}"
+    return Scales(by_part, idle, stated.notes + ([what] if idle else []), stated.problems)
+
+
+def rank_of(kinds: dict[str, dict[str, TensorRef]]) -> int:
+    """Tell the rank that a layer's alpha is divided by, or 0: as `numeric.lora` does."""
+    shapes = (
+        kinds[kind][name].shape
+        for kind, names in RANKED_PARTS.items()
+        for name in names
+        if name in kinds.get(kind, ())
+    )
+    return next((shape[0] for shape in shapes if shape), 0)
+
+
+def stored_alphas(path: Path, alphas: dict[str, TensorRef]) -> dict[str, float]:
+    """Read alpha tensors: {layer: value}.
+
+    alphas: {layer: its tensor}, of one element each; others are passed over, as they do not fit.
+    Raises ConvertError for one that is NaN or infinite.
+    """
+    found = {}
+    with opened(path) as file:
+        for layer, ref in alphas.items():
+            if math.prod(ref.shape) == 1:
+                found[layer] = float(load(ref, file).float())
+                if not math.isfinite(found[layer]):
+                    raise ConvertError(f"{path}: {ref.name} is {found[layer]}: the LoRA is damaged")
+    return found
+
+
+def trained_alphas(path: Path, metadata: dict[str, str], ranks: dict[str, int]) -> Alphas:
+    """Find the alphas that layers without a tensor were trained with.
+
+    path: the LoRA. metadata: its header's. ranks: {layer as the file names it: rank}, of the layers
+    that are merged and have no alpha tensor. Layers for which nothing is stated, or alpha is the
+    rank, are not in the result. Problems are statements that contradict each other or the file, or
+    are no positive numbers: their layers are not in the result either. Raises ConvertError for a
+    configuration that cannot be read.
+    """
+    if not ranks:
+        return Alphas({}, [], [])
+    stated, notes = [*statements(path, metadata)], []
+    folded = [one for one in stated if is_folded(one, metadata, ranks)]
+    stated = [one for one in stated if one not in folded]
+    if folded:
+        what = "the file was converted from kohya's names, which multiplies it into the weights"
+        notes.append(f"ss_network_alpha of its metadata is not applied: {what}")
+    if not stated and exists(path.parent / CONFIG_FILE) and not is_of_peft(path):
+        what = "is not read, as it may be of another LoRA there"
+        notes.append(f"{CONFIG_FILE} in its folder {what}")
+    found, problems = {}, defaultdict(list)
+    for layer, rank in ranks.items():
+        try:
+            alpha = agreed([(one, alpha_of(one, layer, rank)) for one in applying(stated, layer)])
+        except ValueError as error:
+            problems[one_line(str(error))].append(layer)
+            continue
+        if alpha is not None and alpha.scale(rank) != 1:
+            found[layer] = alpha
+    notes += told(stated, found, ranks)
+    lines = [
+        f"{problem}; so the scale of {len(layers)} layers is not certain, and ComfyUI takes 1: "
+        + examples(layers)
+        for problem, layers in problems.items()
+    ]
+    return Alphas(found, notes, lines)
+
+
+def told(stated: list[Trained], found: dict[str, Alpha], ranks: dict[str, int]) -> Iterator[str]:
+    """Yield a note on the alphas that are applied, and where ComfyUI does otherwise."""
+    if not found:
+        return
+    scales = sorted({found[layer].scale(ranks[layer]) for layer in found})
+    scales = [f"{scale:.6g}" for scale in dict.fromkeys((scales[0], scales[-1]))]
+    sources = ", ".join(dict.fromkeys(one.source for one in stated))
+    root = (
+        ", over the root of the rank" if any(a.is_rank_stabilised for a in found.values()) else ""
+    )
+    yield (
+        f"{len(found)} layers are merged at the scale they were trained with, "
+        f"{' to '.join(scales)} (alpha from {sources}{root}); ComfyUI, which reads alpha tensors "
+        "only, takes 1"
+    )
+
+
+def statements(path: Path, metadata: dict[str, str]) -> Iterator[Trained]:
+    """Yield what a file's metadata, and the configuration beside it, say of its alpha.
+
+    Raises ConvertError for a configuration that is no JSON object.
+    """
+    if CONFIG_KEY in metadata:
+        try:
+            config = parse_json(metadata[CONFIG_KEY])
+            if not isinstance(config, dict):
+                raise ValueError("it is no object")
+        except ValueError as error:
+            raise ConvertError(
+                f"{path}: {CONFIG_KEY} in its metadata is damaged: {error}"
+            ) from error
+        yield from by_component(CONFIG_KEY, config)
+    yield from by_component("its metadata", metadata)
+    if is_of_peft(path):
+        yield from by_component(CONFIG_FILE, load_json(path.parent / CONFIG_FILE, "configuration"))
+
+
+def is_of_peft(path: Path) -> bool:
+    """Tell whether the configuration beside a LoRA, if there is one, is of this LoRA.
+
+    It is where the file has the name that PEFT gives it, or is the only one in its folder.
+    """
+    if not exists(path.parent / CONFIG_FILE):
+        return False
+    with translated(path.parent, "cannot read"):
+        files = [other for other in path.parent.iterdir() if other.suffix.lower() in MODEL_SUFFIXES]
+    return path.name.startswith(PEFT_MODEL) or len(files) == 1
+
+
+def by_component(source: str, fields: dict[str, object]) -> Iterator[Trained]:
+    """Sort {"transformer.lora_alpha": 32} by component, and yield those that have an alpha.
+
+    Names without a dot are of the component "". Text encoders are left out.
+    """
+    known = {*ALPHA_FIELDS, *RANK_FIELDS, *OTHER_FIELDS}
+    found = defaultdict(dict)
+    for name, value in fields.items():
+        component, _, field = name.rpartition(".")
+        if field in known and value not in NO_VALUE and not TEXT_ENCODER.match(component):
+            found[component][field] = value
+    # The library writes metadata in any order.
+    for component, stated in sorted(found.items()):
+        if stated.keys() & {*ALPHA_FIELDS, "alpha_pattern"}:
+            yield Trained(source, component, stated)
+
+
+def is_folded(stated: Trained, metadata: dict[str, str], ranks: Iterable[str]) -> bool:
+    """Tell whether a statement is kohya's, in a file that was converted to other names."""
+    theirs = {*ALPHA_FIELDS} & stated.fields.keys() == {"ss_network_alpha"}
+    return theirs and KOHYA_TRAINED in metadata and not all(map(KOHYA_NAME.match, ranks))
+
+
+def agreed(alphas: list[tuple[Trained, Alpha]]) -> Alpha | None:
+    """Return the alpha that all statements on a layer agree about, or None without any.
+
+    Not every one tells of rank stabilisation: one that does is enough. Raises ValueError where they
+    do not agree.
+    """
+    if len({alpha.value for _, alpha in alphas}) > 1:
+        said = (f"{alpha.value:g} in {one.label}" for one, alpha in alphas)
+        raise ValueError(f"alpha is {' and '.join(said)}")
+    if not alphas:
+        return None
+    return Alpha(alphas[0][1].value, any(alpha.is_rank_stabilised for _, alpha in alphas))
+
+
+def applying(stated: list[Trained], layer: str) -> list[Trained]:
+    """Choose the statements that are for a layer, by the component that its name begins with.
+
+    Of each source these are the ones of that component, else the general one, else all.
+    """
+    chosen = []
+    for _, group in itertools.groupby(stated, key=lambda one: one.source):
+        group = [*group]
+        own = [one for one in group if one.component and f".{one.component}." in f".{layer}"]
+        chosen += own or [one for one in group if not one.component] or group
+    return chosen
+
+
+def alpha_of(stated: Trained, layer: str, rank: int) -> Alpha:
+    """Take a layer's alpha from a statement.
+
+    Raises ValueError for what is no positive number, a rank that the layer does not have, and DoRA,
+    as no layer here has magnitudes of PEFT.
+    """
+    fields, module = stated.fields, plain_layer(layer)
+    alpha = by_pattern(stated, "alpha_pattern", module, ALPHA_FIELDS)
+    said = by_pattern(stated, "rank_pattern", module, RANK_FIELDS)
+    if said is not None and stated_number(stated.source, said, "rank") != rank:
+        raise ValueError(f"the rank is {said} in {stated.source} and {rank} in the file")
+    if is_true(fields.get("use_dora")):
+        raise ValueError(f"{stated.source} tells of DoRA, whose magnitudes the file does not have")
+    # A pattern alone leaves the other layers as they are: PEFT's own default would be a guess.
+    value = rank if alpha is None else stated_number(stated.source, alpha, "alpha")
+    return Alpha(float(value), alpha is not None and is_true(fields.get("use_rslora")))
+
+
+def by_pattern(stated: Trained, patterns: str, module: str, names: Iterable[str]) -> object:
+    """Look a value up for a module: in a dictionary of patterns, or else under its general names.
+
+    As in PEFT, the first pattern counts that is the module's name or the end of it. Returns None
+    where nothing is said. Raises ValueError for a dictionary that is none, or a pattern that is no
+    simple regular expression.
+    """
+    given = stated.fields.get(patterns, {})
+    given = parse_json(given) if isinstance(given, str) else given
+    if not isinstance(given, dict):
+        raise ValueError(f"{patterns} in {stated.source} is no dictionary")
+    for pattern, value in given.items():
+        # A group that is repeated could take exponential time, and many quantifiers nearly so.
+        costly = re.search(r"\)[*+{]", pattern) or len(QUANTIFIERS.findall(pattern)) > 4
+        if len(pattern) > MAX_PATTERN or costly:
+            raise ValueError(
+                f"{patterns} in {stated.source} has {pattern[:EXCERPT]!r}, too intricate"
+            )
+        if compiled(rf"(.*\.)?({pattern})").fullmatch(module):
+            return value
+    return next((stated.fields[name] for name in names if name in stated.fields), None)
+
+
+def stated_number(source: str, value: object, what: str) -> float:
+    """Read a positive number, which metadata have as text; raises ValueError for all else."""
+    try:
+        # True is an int for Python, and no number here.
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise ValueError(
+            f"{what} is {repr(value)[:EXCERPT]} in {source}, which is no positive number"
+        )
+    return found
+
+
+def is_true(value: object) -> bool:
+    """Tell whether a switch is on; metadata have text for it."""
+    return value is True or (isinstance(value, str) and value.lower() in ("true", "1"))
+
+
+# ── nvfp4/source/loras.py: Find the tensors that LoRA files change, and what fits them ────────────
+
+# The kinds of patches that a layer may have beside one of its weight.
+OF_BIAS = {"bias", "lora_bias"}
+# What a folder has its LoRA under: PEFT's name, and that of diffusers.
+LORA_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+# What is merged although ComfyUI leaves it out, by the end of its key.
+MORE_THAN_COMFYUI = {
+    "modulations (diff_m)": r".+\.diff_m",
+    "biases beside lora_B": r".+[._]lora_B(\.[^.]+)?\.bias",
+}
+
+# {layer: {kind: {part: TensorRef}}}, with layers named as in the file.
+Layers = dict[str, dict[str, dict[str, TensorRef]]]
+
+
+class LoraMatch(NamedTuple):
+    """Hold what of a LoRA goes into which tensors of a model.
+
+    patches: by tensor. problems: a line for each kind of thing that cannot be merged, or not with
+    certainty. notes: of what is merged. is_idle: whether it has layers whose alpha is 0, which
+    change nothing.
+    """
+
+    patches: dict[str, list[Patch]]
+    problems: list[str]
+    notes: list[str]
+    is_idle: bool
+
+
+def lora_in(path: Path) -> Path:
+    """Find the LoRA in a folder, as PEFT and diffusers write one; a file is itself.
+
+    Raises ConvertError where a folder has none, or several and none of the usual name.
+    """
+    if not path.is_dir():
+        return path
+    named = (path / name for name in LORA_FILES if (path / name).is_file())
+    return next(named, None) or model_in(path)
+
+
+def group_keys(path: Path) -> tuple[Layers, list[str], dict[str, str]]:
     """Read a LoRA file's header, and group its keys by layer and kind.
 
-    Returns {layer: {kind: {part: TensorRef}}} with layers named as in the file, and the keys that
-    are no part of a layer. A layer has one kind of patch and, beside it, perhaps one for its bias;
-    alpha and dora_scale are put among the parts of that kind. Raises ConvertError where a layer has
-    two kinds or a part twice, or a dtype that cannot be computed with.
+    Returns the layers, the keys that are no part of a layer, and the metadata. A layer has one kind
+    of patch and, beside it, perhaps one for its bias; alpha and dora_scale are put among the parts
+    of that kind. Raises ConvertError where a layer has two kinds or a part twice, or a dtype that
+    cannot be computed with, and for a file of several adapters.
     """
-    layers, unknown = defaultdict(lambda: defaultdict(dict)), []
-    for key, ref in read_header(path)[0].items():
-        if not (match := LORA_KEY.fullmatch(key)):
+    layers, unknown, adapters = defaultdict(lambda: defaultdict(dict)), [], set()
+    header, metadata = read_header(path)
+    for key, ref in header.items():
+        if not (match := parse_key(key)):
             unknown.append(key)
             continue
         # Integers of 8 bits are codes without their scale; others no conversion computes with.
         if ref.dtype not in TORCH_DTYPES or ref.dtype in VIEWED:
             raise ConvertError(f"{path}: {key} is {ref.dtype}; give the LoRA in a 16-bit type")
-        kind = match.lastgroup
-        part = LORA_PARTS.get(match[kind], match[kind])
+        kind = next(kind for kind in LORA_KINDS if match[kind])
+        part = "diff" if kind in OF_BIAS else LORA_PARTS.get(match[kind], match[kind])
+        # Only A and B of PEFT have an adapter's name. A text encoder's may have another one.
+        if kind in ("lora", "lora_bias") and not re.match(NOT_MERGED["of a text encoder"], key):
+            adapters.add(match["adapter"] or match["adapter_of_bias"] or UNNAMED_ADAPTER)
+        if len(adapters) > 1:
+            raise ConvertError(f"{path}: has several adapters, {examples(adapters)}; keep one")
         parts = layers[match["layer"]][kind]
         if part in parts:
             raise ConvertError(f"{path}: {key} and {parts[part].name} are the same thing twice")
         parts[part] = ref
+    unknown += join_scaling(path, layers)
+    return layers, unknown, metadata
+
+
+def join_scaling(path: Path, layers: Layers) -> list[str]:
+    """Put each layer's alpha and dora_scale among the parts of its patch, in place.
+
+    They say nothing of the kind, and may come before the parts that do. Returns the keys of those
+    that have no patch. Raises ConvertError where a layer has two kinds of patches.
+    """
+    alone = []
     for layer, kinds in layers.items():
-        # alpha and dora_scale say nothing of the kind, and may come before the parts that do.
         scaling = kinds.pop("scaling", {})
-        if len(kinds.keys() - {"bias"}) > 1:
+        if len(kinds.keys() - OF_BIAS) > 1:
             raise ConvertError(f"{path}: {layer} is {' and '.join(kinds)} at once; keep one kind")
-        for kind in kinds.keys() - {"bias"}:
+        for kind in kinds.keys() - OF_BIAS:
             kinds[kind] |= scaling
         if not kinds:
-            unknown += [ref.name for ref in scaling.values()]
-    return layers, unknown
+            alone += [ref.name for ref in scaling.values()]
+    return alone
 
 
-def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[str]]:
-    """Match a LoRA file with a model, by its header alone.
+def read_lora(lora: Lora, model: Model) -> LoraMatch:
+    """Match a LoRA file with a model, by its header and alphas alone.
 
-    Returns {tensor: patches}, in which q, k and v of a fused layer are patches of their own, and a
-    line for each kind of thing that cannot be merged. Raises ConvertError for a file that
-    `group_keys` refuses, and where two of its layers are the same rows of a tensor.
+    In the result q, k and v of a fused layer are patches of their own. Raises ConvertError for a
+    file that `group_keys` refuses, where two of its layers are the same rows of a tensor, and where
+    it is of two models at once.
     """
-    layers, unmatched = group_keys(lora.path)
-    # Norms of Flux are named `scale` where others are named `weight`.
-    names = {canonical(re.sub(r"\.(weight|scale)$", "", bare(n))): n for n in model.tensors}
+    layers, unknown, metadata = group_keys(lora.path)
+    names = layer_names(model.tensors)
+    found = {layer: locate(layer, names) for layer in layers}
+    places = {layer: place for layer, place in found.items() if place}
+    known = {layer: layers[layer] for layer in places}
+    second, scales = second_model(lora.path, known), lora_scales(lora.path, metadata, known)
     patches, misfits, packed = defaultdict(list), [], []
     for layer, kinds in layers.items():
-        # A layer that is not found has the name "", which no tensor has.
-        name, found = locate(layer, names) or ("", {})
         for kind, parts in kinds.items():
-            target = f"{name.removesuffix('.weight')}.bias" if kind == "bias" else name
-            if target not in model.tensors:
-                unmatched += [ref.name for ref in parts.values()]
+            patch, target = place_patch(kind, parts, places.get(layer), model)
+            if patch is None:
+                unknown += [ref.name for ref in parts.values()]
                 continue
-            patch = Patch(
-                kind="diff" if kind == "bias" else kind,
-                parts=parts,
-                strength=lora.strength,
-                rows=rows_of(found.get("rows"), model.tensors[name]),
-                swapped="swapped" in found,
-            )
+            if layer in scales.idle and kind != "bias":
+                continue
+            scale = scales.by_part.get((layer, kind), 1.0)
+            patch = dataclasses.replace(patch, strength=lora.strength, scale=scale)
             # Two spellings of one layer in a file: merging both would count its change twice.
             if any(other.rows == patch.rows for other in patches[target]):
                 raise ConvertError(f"{lora.path}: {layer} and another name are both {target}")
@@ -11889,7 +12440,59 @@ def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[st
                 misfits.append(misfit)
             else:
                 patches[target].append(patch)
-    return patches, lora_problems(misfits, packed, unmatched)
+    problems = lora_problems(misfits, packed, unknown) + scales.problems
+    notes = [*second, *scales.notes, *more_than_comfyui(known)]
+    return LoraMatch(patches, problems, notes, is_idle=bool(scales.idle))
+
+
+def place_patch(
+    kind: str, parts: dict[str, TensorRef], place: tuple[str, dict] | None, model: Model
+) -> tuple[Patch | None, str]:
+    """Make the patch of one kind for the tensor that it changes, and name that.
+
+    place: what `locate` found for the layer. The patch is None where the model has no such tensor.
+    """
+    name, found = place or ("", {})
+    target = f"{name.removesuffix('.weight')}.bias" if kind in OF_BIAS else name
+    if target not in model.tensors:
+        return None, target
+    patch = Patch(
+        kind="diff" if kind in OF_BIAS else kind,
+        parts=parts,
+        strength=1.0,
+        rows=rows_of(found, model.tensors[name]),
+        swapped=is_swapped(found, model.tensors[name]),
+    )
+    return patch, target
+
+
+def second_model(path: Path, layers: Layers) -> list[str]:
+    """Return a note where a LoRA is for the second one of a pipeline's two models.
+
+    layers: those that the model has. Raises ConvertError for a file that is for both: only one of
+    them is given, and which one it is its tensors do not tell.
+    """
+    second = [layer for layer in layers if SECOND_MODEL.match(layer)]
+    first = layers.keys() - {*second}
+    if second and first:
+        raise ConvertError(
+            f"{path}: is for two models: {examples(second)}; and {examples(first)}; keep the keys "
+            "of the one that SOURCE is"
+        )
+    what = "which in Wan 2.2 is the one for low noise; SOURCE has to be that one"
+    prefix = SECOND_MODEL.match(second[0])[2] if second else ""
+    return [f"is for the model {prefix}, {what}"] if second else []
+
+
+def more_than_comfyui(layers: Layers) -> list[str]:
+    """Return a note for each kind of change that is merged although ComfyUI leaves it out."""
+    keys = [
+        ref.name for kinds in layers.values() for parts in kinds.values() for ref in parts.values()
+    ]
+    counts = {what: sum(bool(re.fullmatch(row, key)) for key in keys)
+              for what, row in MORE_THAN_COMFYUI.items()}  # fmt: skip
+    return [f"{count} {what} are merged, which ComfyUI leaves out"
+            for what, count in counts.items() if count]  # fmt: skip
 
 
 def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -> list[str]:
@@ -11908,18 +12511,6 @@ def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -
     if unmatched:
         problems.append(describe_unmatched(unmatched))
     return problems
-
-
-def rows_of(part: str | None, target: TensorRef) -> slice:
-    """Find the rows of a fused layer that are its q, k, v or MLP.
-
-    part: a key of FUSED_ROWS, or None for all rows. target: the fused tensor [N, K], whose columns
-    tell the width that its parts are multiples of.
-    """
-    if part is None:
-        return slice(None)
-    begin, end = FUSED_ROWS[part]
-    return slice(begin * target.shape[-1], end * target.shape[-1])
 
 
 def find_misfit(patch: Patch, target: TensorRef) -> str:
@@ -11941,14 +12532,6 @@ def find_misfit(patch: Patch, target: TensorRef) -> str:
     return ""
 
 
-def describe_unmatched(keys: list[str]) -> str:
-    """Tell how many keys match nothing, what they are where that is known, and the first few."""
-    # Known kinds are counted from the beginning of a key, prefixes not stripped.
-    kinds = {what: sum(bool(re.match(row, k)) for k in keys) for what, row in NOT_MERGED.items()}
-    told = "".join(f", {count} {what}" for what, count in kinds.items() if count)
-    return f"{len(keys)} keys match no tensor of the model{told}: {examples(keys)}"
-
-
 def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source:
     """Have LoRAs merged into a model when its tensors are read; notes tell of each LoRA.
 
@@ -11957,12 +12540,13 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source
     or, without `partial`, not all of it fits.
     """
     tensors, notes = dict(model.tensors), []
-    for lora in loras:
-        patches, problems = read_lora(lora, model)
+    for given in loras:
+        lora = given._replace(path=lora_in(given.path))
+        patches, problems, more, is_idle = read_lora(lora, model)
         merged = sum(map(bool, patches.values()))
-        notes += [f"{lora.path.name}: merged into {merged} tensors at strength {lora.strength:g}"]
-        notes += problems
-        if not merged or (problems and not partial):
+        notes += [f"{given.path.name}: merged into {merged} tensors at strength {lora.strength:g}"]
+        notes += [*problems, *(f"{given.path.name}: {note}" for note in more)]
+        if not (merged or is_idle) or (problems and not partial):
             end = "--lora-partial goes on" if merged else "nothing of it can be merged"
             problems = [f"{lora.path}: {problem}" for problem in problems[-EXAMPLES:]]
             last = problems.pop() if problems else f"{lora.path}: holds no LoRA"
@@ -12140,7 +12724,7 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
     Raises ConvertError for what is no model, is a LoRA, or cannot be decoded.
     """
     model = open_model(path)
-    if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
+    if model.tensors and all(map(parse_key, model.tensors)):
         raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
     prefix, beside, notes = diffusion_prefix(model.tensors), model.beside, []
     program, packed = quantiser_of(name for name in model.tensors if name not in beside)
@@ -12414,7 +12998,8 @@ def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
     These are the model's, the LoRAs' and the recordings': a change of them would mix old and new
     values in one output. Raises ConvertError where one is missing.
     """
-    paths = [*model.files, *(lora.path for lora in options.merge_lora), *options.activation_stats]
+    loras = (lora_in(lora.path) for lora in options.merge_lora)
+    paths = [*model.files, *loras, *options.activation_stats]
     with translated(options.source):
         return {path: stamp(path) for path in paths}
 

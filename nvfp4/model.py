@@ -134,6 +134,8 @@ class Patch:
     rows: the rows of the tensor that are changed: a q, k or v of a fused layer, or all.
     swapped: whether the two halves of the change belong in the other order, as diffusers has scale
         and shift of the last modulation.
+    scale: what the change is multiplied by besides, where `parts` have no "alpha": alpha over rank
+        as the file's metadata tell it.
     """
 
     kind: str
@@ -141,6 +143,7 @@ class Patch:
     strength: float
     rows: slice
     swapped: bool = False
+    scale: float = 1.0
 
 
 class Lora(NamedTuple):

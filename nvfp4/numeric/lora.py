@@ -114,6 +114,8 @@ def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) ->
         return
     if "alpha" in parts and rank is not None:
         change = change * (parts["alpha"].reshape(()) / rank)
+    elif patch.scale != 1:
+        change = change * patch.scale
     if "dora_scale" in parts and patch.kind != "diff":
         # The strength applies to the rescaled weight's difference, not to the LoRA's own change.
         change = dora(weight, weight + change, parts["dora_scale"]) - weight

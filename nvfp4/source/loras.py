@@ -1,9 +1,8 @@
 """Find the tensors that LoRA files change, and what fits them.
 
-Trainers name layers in many ways: as ComfyUI does, as diffusers does, with dots or underscores,
-with prefixes. Every name is brought to one spelling, in which the model's names are looked up. The
-result are Patches in the model's TensorRefs; `numeric.lora` computes with them when a tensor is
-read. To add a spelling, add a row to SPELLINGS or DIFFUSERS.
+`lora_names` knows what files call layers and parts, `lora_alpha` what their changes are scaled by.
+The result are Patches in the model's TensorRefs; `numeric.lora` computes with them when a tensor is
+read.
 """
 
 from __future__ import annotations
@@ -13,216 +12,144 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from nvfp4.dtypes import VIEWED
 from nvfp4.errors import EXAMPLES, ConvertError, examples
-from nvfp4.model import Lora, Model, Patch, Source, TensorRef, bare
+from nvfp4.model import Lora, Model, Patch, Source, TensorRef
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.lora import merge
-from nvfp4.read.checkpoint import read_header
+from nvfp4.read.checkpoint import model_in, read_header
+from nvfp4.source.lora_alpha import lora_scales
+from nvfp4.source.lora_names import (
+    LORA_KINDS,
+    LORA_PARTS,
+    NOT_MERGED,
+    SECOND_MODEL,
+    UNNAMED_ADAPTER,
+    describe_unmatched,
+    is_swapped,
+    layer_names,
+    locate,
+    parse_key,
+    rows_of,
+)
 
-# A key may consist of prefixes alone, and each one costs a search: strip at most so many.
-MAX_PREFIXES = 10
-# A LoRA's key is a layer and a part of it; the name of the group that matches is the kind of patch.
-# The spellings are those that ComfyUI loads (comfy/weight_adapter, comfy/lora.py).
-LORA_KEY = re.compile(
-    r"(?P<layer>.+?)(?:"
-    r"[._]lora(?:_linear_layer)?[._](?P<lora>up|down|mid|A|B)(?:\.default)?(?:\.weight)?"
-    r"|\.hada_(?P<loha>w[12]_[ab]|t[12])"
-    r"|\.lokr_(?P<lokr>w[12](?:_[ab])?|t2)"
-    r"|\.(?:(?P<diff>diff|w_norm)|(?P<bias>diff_b|b_norm)|(?P<set>set_weight))"
-    r"|\.(?P<scaling>alpha|dora_scale))"
-)
-# Parts that have several names, by the one that `numeric.lora` knows.
-LORA_PARTS = {"A": "down", "B": "up", "w_norm": "diff", "diff_b": "diff", "b_norm": "diff"}
-# What trainers put before a layer's name. In the second line: kohya's, of which Wan Fun has two
-# underscores, OneTrainer's and SimpleTuner's.
-LORA_PREFIX = re.compile(
-    r"(model\.)?diffusion_model\.|net\.|unet\.|transformer\.|base_model\.model\."
-    r"|lora_unet_+|lora_transformer_|lycoris_"
-)
-# Keys of known kinds that are not merged, by what a note calls them.
-NOT_MERGED = {
-    "of a text encoder": r"lora_te|text_encoder|clip_|t5xxl",
-    "of OFT": r".+\.(oft_|rescale$)",
-    "of GLoRA": r".+\.[ab][12]\.weight$",
-    "of PEFT's DoRA": r".+\.lora_magnitude_vector",
-    "a new shape of a layer": r".+\.reshape_weight$",
+# The kinds of patches that a layer may have beside one of its weight.
+OF_BIAS = {"bias", "lora_bias"}
+# What a folder has its LoRA under: PEFT's name, and that of diffusers.
+LORA_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+# What is merged although ComfyUI leaves it out, by the end of its key.
+MORE_THAN_COMFYUI = {
+    "modulations (diff_m)": r".+\.diff_m",
+    "biases beside lora_B": r".+[._]lora_B(\.[^.]+)?\.bias",
 }
-# Some layers have one name in the published file and another one in ComfyUI. Rows bring both to
-# one: (regular expression, replacement), on names with _ for every dot, as kohya's trainers write.
-SPELLINGS = (
-    (r"(_mod|modulation)_linear", r"\1_lin"),
-    (r"mlp_fc1", "mlp_0"),
-    (r"mlp_fc2", "mlp_2"),
-    (r"_norm_(q|k)(uery|ey)_norm", r"_\1_norm"),
-    (r"(_in|_embedder)_(mlp_0|linear_1)", r"\1_in_layer"),
-    (r"(_in|_embedder)_(mlp_2|linear_2)", r"\1_out_layer"),
-)
-# How diffusers names the layers of a model, in the same form: diffusers' block, the native block,
-# {diffusers' layer: native layer}. A group named `rows` is a part of a fused layer, see FUSED_ROWS;
-# one named `swapped` has scale and shift in the other order.
-DIFFUSERS = (
-    # Flux and Hunyuan Video.
-    (r"transformer_blocks_(\d+)_", r"double_blocks_\1_", {
-        r"attn_to_(?P<rows>[qkv])": "img_attn_qkv",
-        r"attn_add_(?P<rows>[qkv])_proj": "txt_attn_qkv",
-        "attn_to_out_0": "img_attn_proj",
-        "attn_to_add_out": "txt_attn_proj",
-        "norm1_linear": "img_mod_lin",
-        "norm1_context_linear": "txt_mod_lin",
-        "ff_(net_0_proj|linear_in)": "img_mlp_0",
-        "ff_(net_2|linear_out)": "img_mlp_2",
-        "ff_context_(net_0_proj|linear_in)": "txt_mlp_0",
-        "ff_context_(net_2|linear_out)": "txt_mlp_2",
-        r"attn_norm_([qk])": r"img_attn_\2_norm",
-        r"attn_norm_added_([qk])": r"txt_attn_\2_norm",
-    }),
-    (r"single_transformer_blocks_(\d+)_", r"single_blocks_\1_", {
-        r"attn_to_(?P<rows>[qkv])": "linear1",
-        r"(?P<rows>proj_mlp)": "linear1",
-        # Flux 2, which has the layer fused already.
-        "attn_to_qkv_mlp_proj": "linear1",
-        "proj_out|attn_to_out": "linear2",
-        "norm_linear": "modulation_lin",
-        r"attn_norm_([qk])": r"\2_norm",
-    }),
-    (r"single_blocks_(\d+)_", r"single_blocks_\1_", {r"linear1_(?P<rows>qkv)": "linear1"}),
-    ("", "", {
-        "x_embedder": "img_in",
-        "context_embedder": "txt_in",
-        r"time_text_embed_timestep_embedder_(\w+)": r"time_in_\1",
-        r"time_text_embed_text_embedder_(\w+)": r"vector_in_\1",
-        r"time_text_embed_guidance_embedder_(\w+)": r"guidance_in_\1",
-        "proj_out": "final_layer_linear",
-        "norm_out_(?P<swapped>linear)": "final_layer_adaLN_modulation_1",
-        # Z-Image.
-        "all_x_embedder_2-1": "x_embedder",
-        "all_final_layer_2-1_(.+)": r"final_layer_\1",
-    }),
-    (r"((?:layers|context_refiner|noise_refiner)_\d+)_attention_", r"\1_attention_", {
-        r"to_(?P<rows>[qkv])": "qkv",
-        "to_out_0": "out",
-        r"norm_([qk])": r"\2_norm",
-    }),
-    # Wan, in names that ComfyUI does not load LoRAs by.
-    (r"(blocks_\d+)_", r"\1_", {
-        r"attn1_(?:to_(?=[qkv])|(?=norm_))(\w+)": r"self_attn_\2",
-        r"attn2_(?:to_(?=[qkv])|(?=norm_[qk]$))(\w+)": r"cross_attn_\2",
-        r"attn2_add_([kv])_proj": r"cross_attn_\2_img",
-        "attn1_to_out_0": "self_attn_o",
-        "attn2_to_out_0": "cross_attn_o",
-        "ffn_net_0_proj": "ffn_0",
-        "ffn_net_2": "ffn_2",
-    }),
-)  # fmt: skip
-# The rows of DIFFUSERS, compiled: (a whole name's regular expression, its native name).
-NATIVE_NAMES = [
-    (re.compile(block + f"(?:{layer})"), native_block + native)
-    for block, native_block, layers in DIFFUSERS
-    for layer, native in layers.items()
-]
-# Where a part begins and ends among a fused layer's rows, in multiples of its columns. Flux's
-# `linear1` has q, k, v and an MLP of four times the width.
-FUSED_ROWS = {"q": (0, 1), "k": (1, 2), "v": (2, 3), "qkv": (0, 3), "proj_mlp": (3, 7)}
+
+# {layer: {kind: {part: TensorRef}}}, with layers named as in the file.
+Layers = dict[str, dict[str, dict[str, TensorRef]]]
 
 
-def canonical(name: str) -> str:
-    """Bring a layer's name to the one spelling in which models and LoRA files are compared.
+class LoraMatch(NamedTuple):
+    """Hold what of a LoRA goes into which tensors of a model.
 
-    Dots become underscores, as kohya's names cannot be brought back to dots, and then the rows of
-    SPELLINGS are applied in turn.
+    patches: by tensor. problems: a line for each kind of thing that cannot be merged, or not with
+    certainty. notes: of what is merged. is_idle: whether it has layers whose alpha is 0, which
+    change nothing.
     """
-    name = name.replace(".", "_")
-    for spelling, other in SPELLINGS:
-        name = re.sub(f"{spelling}(?=(_bias)?$)", other, name)
-    return name
+
+    patches: dict[str, list[Patch]]
+    problems: list[str]
+    notes: list[str]
+    is_idle: bool
 
 
-def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | None:
-    """Find the model's tensor that a LoRA's layer is, and which part of it.
+def lora_in(path: Path) -> Path:
+    """Find the LoRA in a folder, as PEFT and diffusers write one; a file is itself.
 
-    layer: as the LoRA's key has it. names: {canonical name: tensor} of the model. The name is tried
-    as it is and as one of diffusers, then again without its first prefix, and so on. Returns the
-    tensor's name and the groups of the row of DIFFUSERS that matched, or None.
+    Raises ConvertError where a folder has none, or several and none of the usual name.
     """
-    for _ in range(MAX_PREFIXES):
-        name = canonical(layer)
-        if name in names:
-            return names[name], {}
-        for pattern, native in NATIVE_NAMES:
-            match = pattern.fullmatch(name)
-            if match and (native := match.expand(native)) in names:
-                return names[native], match.groupdict()
-        # Some trainers put several prefixes one before another.
-        if not (prefix := LORA_PREFIX.match(layer)):
-            break
-        layer = layer[prefix.end() :]
-    return None
+    if not path.is_dir():
+        return path
+    named = (path / name for name in LORA_FILES if (path / name).is_file())
+    return next(named, None) or model_in(path)
 
 
-def group_keys(path: Path) -> tuple[dict[str, dict[str, dict[str, TensorRef]]], list[str]]:
+def group_keys(path: Path) -> tuple[Layers, list[str], dict[str, str]]:
     """Read a LoRA file's header, and group its keys by layer and kind.
 
-    Returns {layer: {kind: {part: TensorRef}}} with layers named as in the file, and the keys that
-    are no part of a layer. A layer has one kind of patch and, beside it, perhaps one for its bias;
-    alpha and dora_scale are put among the parts of that kind. Raises ConvertError where a layer has
-    two kinds or a part twice, or a dtype that cannot be computed with.
+    Returns the layers, the keys that are no part of a layer, and the metadata. A layer has one kind
+    of patch and, beside it, perhaps one for its bias; alpha and dora_scale are put among the parts
+    of that kind. Raises ConvertError where a layer has two kinds or a part twice, or a dtype that
+    cannot be computed with, and for a file of several adapters.
     """
-    layers, unknown = defaultdict(lambda: defaultdict(dict)), []
-    for key, ref in read_header(path)[0].items():
-        if not (match := LORA_KEY.fullmatch(key)):
+    layers, unknown, adapters = defaultdict(lambda: defaultdict(dict)), [], set()
+    header, metadata = read_header(path)
+    for key, ref in header.items():
+        if not (match := parse_key(key)):
             unknown.append(key)
             continue
         # Integers of 8 bits are codes without their scale; others no conversion computes with.
         if ref.dtype not in TORCH_DTYPES or ref.dtype in VIEWED:
             raise ConvertError(f"{path}: {key} is {ref.dtype}; give the LoRA in a 16-bit type")
-        kind = match.lastgroup
-        part = LORA_PARTS.get(match[kind], match[kind])
+        kind = next(kind for kind in LORA_KINDS if match[kind])
+        part = "diff" if kind in OF_BIAS else LORA_PARTS.get(match[kind], match[kind])
+        # Only A and B of PEFT have an adapter's name. A text encoder's may have another one.
+        if kind in ("lora", "lora_bias") and not re.match(NOT_MERGED["of a text encoder"], key):
+            adapters.add(match["adapter"] or match["adapter_of_bias"] or UNNAMED_ADAPTER)
+        if len(adapters) > 1:
+            raise ConvertError(f"{path}: has several adapters, {examples(adapters)}; keep one")
         parts = layers[match["layer"]][kind]
         if part in parts:
             raise ConvertError(f"{path}: {key} and {parts[part].name} are the same thing twice")
         parts[part] = ref
+    unknown += join_scaling(path, layers)
+    return layers, unknown, metadata
+
+
+def join_scaling(path: Path, layers: Layers) -> list[str]:
+    """Put each layer's alpha and dora_scale among the parts of its patch, in place.
+
+    They say nothing of the kind, and may come before the parts that do. Returns the keys of those
+    that have no patch. Raises ConvertError where a layer has two kinds of patches.
+    """
+    alone = []
     for layer, kinds in layers.items():
-        # alpha and dora_scale say nothing of the kind, and may come before the parts that do.
         scaling = kinds.pop("scaling", {})
-        if len(kinds.keys() - {"bias"}) > 1:
+        if len(kinds.keys() - OF_BIAS) > 1:
             raise ConvertError(f"{path}: {layer} is {' and '.join(kinds)} at once; keep one kind")
-        for kind in kinds.keys() - {"bias"}:
+        for kind in kinds.keys() - OF_BIAS:
             kinds[kind] |= scaling
         if not kinds:
-            unknown += [ref.name for ref in scaling.values()]
-    return layers, unknown
+            alone += [ref.name for ref in scaling.values()]
+    return alone
 
 
-def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[str]]:
-    """Match a LoRA file with a model, by its header alone.
+def read_lora(lora: Lora, model: Model) -> LoraMatch:
+    """Match a LoRA file with a model, by its header and alphas alone.
 
-    Returns {tensor: patches}, in which q, k and v of a fused layer are patches of their own, and a
-    line for each kind of thing that cannot be merged. Raises ConvertError for a file that
-    `group_keys` refuses, and where two of its layers are the same rows of a tensor.
+    In the result q, k and v of a fused layer are patches of their own. Raises ConvertError for a
+    file that `group_keys` refuses, where two of its layers are the same rows of a tensor, and where
+    it is of two models at once.
     """
-    layers, unmatched = group_keys(lora.path)
-    # Norms of Flux are named `scale` where others are named `weight`.
-    names = {canonical(re.sub(r"\.(weight|scale)$", "", bare(n))): n for n in model.tensors}
+    layers, unknown, metadata = group_keys(lora.path)
+    names = layer_names(model.tensors)
+    found = {layer: locate(layer, names) for layer in layers}
+    places = {layer: place for layer, place in found.items() if place}
+    known = {layer: layers[layer] for layer in places}
+    second, scales = second_model(lora.path, known), lora_scales(lora.path, metadata, known)
     patches, misfits, packed = defaultdict(list), [], []
     for layer, kinds in layers.items():
-        # A layer that is not found has the name "", which no tensor has.
-        name, found = locate(layer, names) or ("", {})
         for kind, parts in kinds.items():
-            target = f"{name.removesuffix('.weight')}.bias" if kind == "bias" else name
-            if target not in model.tensors:
-                unmatched += [ref.name for ref in parts.values()]
+            patch, target = place_patch(kind, parts, places.get(layer), model)
+            if patch is None:
+                unknown += [ref.name for ref in parts.values()]
                 continue
-            patch = Patch(
-                kind="diff" if kind == "bias" else kind,
-                parts=parts,
-                strength=lora.strength,
-                rows=rows_of(found.get("rows"), model.tensors[name]),
-                swapped="swapped" in found,
-            )
+            if layer in scales.idle and kind != "bias":
+                continue
+            scale = scales.by_part.get((layer, kind), 1.0)
+            patch = dataclasses.replace(patch, strength=lora.strength, scale=scale)
             # Two spellings of one layer in a file: merging both would count its change twice.
             if any(other.rows == patch.rows for other in patches[target]):
                 raise ConvertError(f"{lora.path}: {layer} and another name are both {target}")
@@ -233,7 +160,59 @@ def read_lora(lora: Lora, model: Model) -> tuple[dict[str, list[Patch]], list[st
                 misfits.append(misfit)
             else:
                 patches[target].append(patch)
-    return patches, lora_problems(misfits, packed, unmatched)
+    problems = lora_problems(misfits, packed, unknown) + scales.problems
+    notes = [*second, *scales.notes, *more_than_comfyui(known)]
+    return LoraMatch(patches, problems, notes, is_idle=bool(scales.idle))
+
+
+def place_patch(
+    kind: str, parts: dict[str, TensorRef], place: tuple[str, dict] | None, model: Model
+) -> tuple[Patch | None, str]:
+    """Make the patch of one kind for the tensor that it changes, and name that.
+
+    place: what `locate` found for the layer. The patch is None where the model has no such tensor.
+    """
+    name, found = place or ("", {})
+    target = f"{name.removesuffix('.weight')}.bias" if kind in OF_BIAS else name
+    if target not in model.tensors:
+        return None, target
+    patch = Patch(
+        kind="diff" if kind in OF_BIAS else kind,
+        parts=parts,
+        strength=1.0,
+        rows=rows_of(found, model.tensors[name]),
+        swapped=is_swapped(found, model.tensors[name]),
+    )
+    return patch, target
+
+
+def second_model(path: Path, layers: Layers) -> list[str]:
+    """Return a note where a LoRA is for the second one of a pipeline's two models.
+
+    layers: those that the model has. Raises ConvertError for a file that is for both: only one of
+    them is given, and which one it is its tensors do not tell.
+    """
+    second = [layer for layer in layers if SECOND_MODEL.match(layer)]
+    first = layers.keys() - {*second}
+    if second and first:
+        raise ConvertError(
+            f"{path}: is for two models: {examples(second)}; and {examples(first)}; keep the keys "
+            "of the one that SOURCE is"
+        )
+    what = "which in Wan 2.2 is the one for low noise; SOURCE has to be that one"
+    prefix = SECOND_MODEL.match(second[0])[2] if second else ""
+    return [f"is for the model {prefix}, {what}"] if second else []
+
+
+def more_than_comfyui(layers: Layers) -> list[str]:
+    """Return a note for each kind of change that is merged although ComfyUI leaves it out."""
+    keys = [
+        ref.name for kinds in layers.values() for parts in kinds.values() for ref in parts.values()
+    ]
+    counts = {what: sum(bool(re.fullmatch(row, key)) for key in keys)
+              for what, row in MORE_THAN_COMFYUI.items()}  # fmt: skip
+    return [f"{count} {what} are merged, which ComfyUI leaves out"
+            for what, count in counts.items() if count]  # fmt: skip
 
 
 def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -> list[str]:
@@ -252,18 +231,6 @@ def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -
     if unmatched:
         problems.append(describe_unmatched(unmatched))
     return problems
-
-
-def rows_of(part: str | None, target: TensorRef) -> slice:
-    """Find the rows of a fused layer that are its q, k, v or MLP.
-
-    part: a key of FUSED_ROWS, or None for all rows. target: the fused tensor [N, K], whose columns
-    tell the width that its parts are multiples of.
-    """
-    if part is None:
-        return slice(None)
-    begin, end = FUSED_ROWS[part]
-    return slice(begin * target.shape[-1], end * target.shape[-1])
 
 
 def find_misfit(patch: Patch, target: TensorRef) -> str:
@@ -285,14 +252,6 @@ def find_misfit(patch: Patch, target: TensorRef) -> str:
     return ""
 
 
-def describe_unmatched(keys: list[str]) -> str:
-    """Tell how many keys match nothing, what they are where that is known, and the first few."""
-    # Known kinds are counted from the beginning of a key, prefixes not stripped.
-    kinds = {what: sum(bool(re.match(row, k)) for k in keys) for what, row in NOT_MERGED.items()}
-    told = "".join(f", {count} {what}" for what, count in kinds.items() if count)
-    return f"{len(keys)} keys match no tensor of the model{told}: {examples(keys)}"
-
-
 def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source:
     """Have LoRAs merged into a model when its tensors are read; notes tell of each LoRA.
 
@@ -301,12 +260,13 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source
     or, without `partial`, not all of it fits.
     """
     tensors, notes = dict(model.tensors), []
-    for lora in loras:
-        patches, problems = read_lora(lora, model)
+    for given in loras:
+        lora = given._replace(path=lora_in(given.path))
+        patches, problems, more, is_idle = read_lora(lora, model)
         merged = sum(map(bool, patches.values()))
-        notes += [f"{lora.path.name}: merged into {merged} tensors at strength {lora.strength:g}"]
-        notes += problems
-        if not merged or (problems and not partial):
+        notes += [f"{given.path.name}: merged into {merged} tensors at strength {lora.strength:g}"]
+        notes += [*problems, *(f"{given.path.name}: {note}" for note in more)]
+        if not (merged or is_idle) or (problems and not partial):
             end = "--lora-partial goes on" if merged else "nothing of it can be merged"
             problems = [f"{lora.path}: {problem}" for problem in problems[-EXAMPLES:]]
             last = problems.pop() if problems else f"{lora.path}: holds no LoRA"

@@ -30,7 +30,7 @@ from nvfp4.model import (
 from nvfp4.read.checkpoint import open_model
 from nvfp4.read.origin import origin_text
 from nvfp4.source.beside import carried, flaws_beside, kept_part, note_beside
-from nvfp4.source.loras import LORA_KEY
+from nvfp4.source.lora_names import parse_key
 from nvfp4.source.plain import plain_notes, taken_as_is
 from nvfp4.source.quantisers import quantiser_of
 from nvfp4.stored.defects import DEFECTS, grouped
@@ -51,7 +51,7 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
     Raises ConvertError for what is no model, is a LoRA, or cannot be decoded.
     """
     model = open_model(path)
-    if model.tensors and all(map(LORA_KEY.fullmatch, model.tensors)):
+    if model.tensors and all(map(parse_key, model.tensors)):
         raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
     prefix, beside, notes = diffusion_prefix(model.tensors), model.beside, []
     program, packed = quantiser_of(name for name in model.tensors if name not in beside)

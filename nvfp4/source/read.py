@@ -14,7 +14,7 @@ from nvfp4.files import Stamp, exists, stamp, translated
 from nvfp4.model import Model, Source
 from nvfp4.options import Options
 from nvfp4.read.checkpoint import read_header
-from nvfp4.source.loras import merge_loras
+from nvfp4.source.loras import lora_in, merge_loras
 from nvfp4.source.open import open_source
 from nvfp4.source.whole import refuse_part
 
@@ -79,6 +79,7 @@ def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
     These are the model's, the LoRAs' and the recordings': a change of them would mix old and new
     values in one output. Raises ConvertError where one is missing.
     """
-    paths = [*model.files, *(lora.path for lora in options.merge_lora), *options.activation_stats]
+    loras = (lora_in(lora.path) for lora in options.merge_lora)
+    paths = [*model.files, *loras, *options.activation_stats]
     with translated(options.source):
         return {path: stamp(path) for path in paths}

@@ -174,7 +174,8 @@ def test_rows_are_named_in_an_error(tmp_path):
 
 
 def test_a_lora_that_leaves_no_numbers_is_an_error(tmp_path):
-    given = lora("x", (32, 16), alpha=torch.tensor(float("inf")))
+    given = lora("x", (32, 16), **ALPHA)
+    given["x.lora_up.weight"][3, 1] = float("inf")
     with pytest.raises(ConvertError, match=r"lora0\.safetensors: .*x\.weight holds NaN or Inf aft"):
         ours(tmp_path, LINEAR, (given, 1.0))
 

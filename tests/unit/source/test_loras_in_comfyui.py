@@ -1,15 +1,13 @@
 """Merged weights against ComfyUI's own patching of the float model."""
 
 import itertools
-import re
 import sys
 import types
 
 import pytest
 import torch
 
-from nvfp4.model import bare
-from nvfp4.source.loras import FUSED_ROWS, canonical, locate
+from nvfp4.source.lora_names import is_swapped, layer_names, locate, rows_of
 from support.comfyui import PREAMBLE, needs_comfyui
 from support.loras import ALPHA, LORA_NAMES, loha, lokr, lora, opened, ours, rand, tucker_loha
 
@@ -126,6 +124,57 @@ FAMILIES = {
             meanflow_sum=False,
         ),
     ),
+    "krea2": (
+        "Krea2",
+        "krea2.model.SingleStreamDiT",
+        dict(
+            features=32,
+            tdim=16,
+            txtdim=32,
+            heads=2,
+            kvheads=1,
+            layers=2,
+            channels=4,
+            txtlayers=2,
+            txtheads=2,
+            txtkvheads=2,
+        ),
+    ),
+    "sd3": (
+        "SD3",
+        "modules.diffusionmodules.mmdit.MMDiT",
+        dict(
+            depth=2,
+            num_blocks=2,
+            adm_in_channels=16,
+            context_embedder_config={
+                "target": "torch.nn.Linear",
+                "params": {"in_features": 12, "out_features": 128},
+            },
+            pos_embed_max_size=4,
+            num_patches=16,
+            input_size=None,
+            qk_norm="rms",
+        ),
+    ),
+    "auraflow": (
+        "AuraFlow",
+        "aura.mmdit.MMDiT",
+        dict(
+            dim=32,
+            n_layers=4,
+            n_double_layers=2,
+            n_heads=2,
+            global_conddim=32,
+            cond_seq_dim=12,
+            max_seq=16,
+        ),
+    ),
+    "pixart": (
+        "PixArt",
+        "pixart.pixartms.PixArtMS",
+        dict(input_size=8, hidden_size=32, depth=2, num_heads=2, caption_channels=12),
+    ),
     "ltx": (
         "LTXV",
         "lightricks.model.LTXVModel",
@@ -186,8 +235,8 @@ def same(first, second):
 def test_every_name_that_comfyui_knows(comfy, tmp_path, name):
     state, key_map = family(comfy, name)
     model = opened(tmp_path, state)
-    names = {canonical(re.sub(r"\.(weight|scale)$", "", key)): key for key in state}
-    assert len(names) == len(state)  # no two tensors share a name
+    names = layer_names(state)
+    assert {*names.values()} == {*state}  # no two tensors share a name
     assert len(key_map) > 40
     for alias, target in key_map.items():
         target, offset, function = (
@@ -203,17 +252,13 @@ def test_every_name_that_comfyui_knows(comfy, tmp_path, name):
         assert found is not None, alias
         name, part = found
         assert name == target, alias
-        assert (function is not None) == ("swapped" in part), alias
-        begin, end = FUSED_ROWS.get(part.get("rows"), (0, None))
-        columns, rows = (
-            (*state[target].shape, 0)[1],
-            len(state[target]) if state[target].ndim else 0,
-        )
-        begin, stop = begin and begin * columns, rows if end is None else end * columns
+        ref = model.tensors[name]
+        assert (function is not None) == is_swapped(part, ref), alias
+        rows = rows_of(part, ref)
         if offset:
-            assert (0, begin, stop - begin) == tuple(offset), alias
+            assert (0, rows.start, rows.stop - rows.start) == tuple(offset), alias
         else:
-            assert (begin, stop) == (0, rows), alias
+            assert rows == slice(None), alias
     assert model.tensors.keys() == state.keys()
 
 
@@ -428,13 +473,13 @@ def test_hunyuan_video_as_published(comfy, prefix):
     processed = comfy.supported_models.HunyuanVideo.process_unet_state_dict(None, published)
     assert all(native == key for native, key in processed.items())
     assert sum(name != key for name, key in published.items()) > 40
-    names = {
-        canonical(re.sub(r"\.(weight|scale)$", "", bare(prefix + name))): name for name in published
-    }
+    names = layer_names([prefix + name for name in published])
     for alias, target in key_map.items():
         found, _ = locate(alias, names) or (None, None)
         assert found, alias
-        assert published[found] == target.removeprefix("diffusion_model."), alias
+        assert published[found.removeprefix(prefix)] == target.removeprefix("diffusion_model."), (
+            alias
+        )
 
 
 @needs_comfyui
