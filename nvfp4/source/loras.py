@@ -134,7 +134,9 @@ def read_lora(lora: Lora, model: Model) -> LoraMatch:
     it is of two models at once.
     """
     layers, unknown, metadata = group_keys(lora.path)
-    names = layer_names(model.tensors)
+    # What lies beside the diffusion model goes over to the byte.
+    beside = model.beside
+    names = layer_names([name for name in model.tensors if name not in beside])
     found = {layer: locate(layer, names) for layer in layers}
     places = {layer: place for layer, place in found.items() if place}
     known = {layer: layers[layer] for layer in places}

@@ -216,6 +216,16 @@ def test_what_has_no_certain_meaning_is_refused_by_name(tmp_path, told):
     assert told in str(caught.value)
 
 
+def test_what_lies_beside_the_diffusion_model_is_not_patched(tmp_path):
+    state = {f"model.diffusion_model.{name}": value for name, value in WAN.items()}
+    state |= {"text_encoders.t5.blocks.0.q.weight": rand(*SHAPE)}
+    keys = lora(LAYER, SHAPE) | lora("text_encoders.t5.blocks.0.q", SHAPE)
+    with pytest.raises(ConvertError, match="2 keys match no tensor of the model, 2 of a text enc"):
+        merge(tmp_path, state, keys)
+    patched = merge(tmp_path, state, keys, partial=True).model.tensors.values()
+    assert [ref.name for ref in patched if ref.patches] == [f"model.diffusion_model.{LAYER}.weight"]
+
+
 def test_a_rank_of_zero_is_refused(tmp_path):
     with pytest.raises(ConvertError, match=r"lora_down\.weight \[0, 16\].* do not fit"):
         merge(tmp_path, WAN, lora(LAYER, SHAPE, rank=0))
