@@ -468,6 +468,8 @@ SOURCE_FLOATS = ("F32", "BF16", "F16")
 ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 # Dtypes of scales that other programs store; they are read as float32.
 SCALE_FLOATS = (*SOURCE_FLOATS, "F64")
+# Columns of a row that share one scale in MXFP8; both sizes of a weight are padded to it.
+MX_BLOCK = 32
 # Rows and columns of the blocks that DeepSeek scales FP8 by, and others after it.
 SCALE_BLOCK = 128
 # The dtype options of the command line, in the names of safetensors headers.
@@ -4192,7 +4194,10 @@ COMMON_PARTS = ("weight", "bias", "input_scale", "pre_quant_scale", "comfy_quant
 
 # Formats whose names ComfyUI knows in `comfy_quant` but that no file of this room describes: layers
 # of them are shown by that name, and are never decoded.
-NAMED_ONLY = ("mxfp8", "int8_tensorwise", "convrot_w4a4", "asym_w4a8_int8", "awq_w4a16")
+NAMED_ONLY = ("convrot_w4a4", "asym_w4a8_int8", "awq_w4a16")
+
+# What other programs call the code that stands for zero; formats of this room have none.
+ZERO_POINTS = ("weight_zero_point", "weight_zeros", "zero_point")
 
 
 class Given(NamedTuple):
@@ -4582,7 +4587,7 @@ def is_quantised_part(name: str) -> bool:
 
     name: as in the file. A weight, a bias and a smoothing vector show nothing.
     """
-    own = {*layer_parts(), *marker_names()}
+    own = {*layer_parts(), *marker_names(), *ZERO_POINTS}
     return name.rpartition(".")[2] in own - {"weight", "bias", "pre_quant_scale"}
 
 
@@ -4604,7 +4609,56 @@ def scalar_scales() -> dict[str, tuple[int, ...]]:
     return found
 
 
-# ── nvfp4/numeric/float8.py: Decode 8-bit floats of every kind, and scales that lie on a grid over 
+# ── nvfp4/formats/floats.py: Store tensors without quantising: 16-bit, 32-bit, or as they are ─────
+
+class Half(Format):
+    """Store a tensor in 16-bit floats, or in whatever else --dtype says.
+
+    One tensor of the source's shape, BF16 unless --dtype is float16 or float32. A tensor with a
+    value beyond float16's 65504 is planned as Float32 instead.
+    """
+
+    name, title, rank = "HALF", "16-bit", 16
+
+    def dtype_of(self, source: str, half: str) -> str:
+        """Return the safetensors dtype of --dtype: "BF16", "F16" or "F32", whatever the source has.
+
+        Values are cast by `encode.float16.cast`.
+        """
+        return half
+
+
+class Float32(Format):
+    """Store a tensor in float32, for what loses too much in fewer bits.
+
+    One tensor of the source's shape and dtype F32: what a GGUF keeps in F32, and what float16
+    cannot hold.
+    """
+
+    name, title, rank = "FP32", "32-bit", 32
+
+    def dtype_of(self, source: str, half: str) -> str:
+        """Return "F32", whatever the source has and --dtype says."""
+        return "F32"
+
+
+class Kept(Format):
+    """Store a tensor as the source does: the same bytes, dtype and shape, whatever they are.
+
+    Its rank is above all others, so that no floor raises it. It is also the format of tensors of
+    NVFP4 layers that the source has already.
+    """
+
+    # More than the bits of any other format, so that every floor is met.
+    name, title, rank = "KEPT", "as in the source", 64
+    is_copy = True
+
+
+# The only instances: formats are compared by `is`, so that nobody makes a second one.
+HALF, FP32, KEPT = Half(), Float32(), Kept()
+
+
+# ── nvfp4/numeric/float8.py: Decode codes of one byte, and scales that lie on a grid over a weight 
 
 # The first byte, without its sign, that is no finite number: E5M2 has infinities there, too.
 NO_NUMBER = {torch.float8_e4m3fn: NAN_E4M3, torch.float8_e5m2: 0x7C}
@@ -4615,8 +4669,8 @@ NAN_FNUZ = 0x80
 LEAST_BLOCK = 16
 
 
-def decode_float8(codes: torch.Tensor) -> torch.Tensor:
-    """Decode 8-bit floats of any of torch's four dtypes for weights to float32, exactly.
+def decode_byte(codes: torch.Tensor) -> torch.Tensor:
+    """Decode 8-bit floats of any of torch's four dtypes for weights, or int8, to float32, exactly.
 
     codes: of any shape; what is no finite number is for the caller to refuse: see `has_no_number`.
     """
@@ -4626,6 +4680,16 @@ def decode_float8(codes: torch.Tensor) -> torch.Tensor:
         # E5M2 is the upper byte of a float16.
         return (codes.view(torch.uint8).to(torch.int16) << 8).view(torch.float16).float()
     return codes.float()
+
+
+def decode_e8m0(codes: torch.Tensor) -> torch.Tensor:
+    """Decode E8M0 numbers, powers of two from 2**-127 on, to float32; NaN (255) becomes infinity.
+
+    codes: uint8 of any shape. They are the exponent's bits of a float32, but for the smallest one,
+    a subnormal.
+    """
+    bits = codes.to(torch.int32) << 23
+    return torch.where(codes == 0, 1 << 22, bits).view(torch.float32)
 
 
 def has_no_number(codes: torch.Tensor) -> bool:
@@ -4707,10 +4771,10 @@ def multiply_blocks(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return values
 
 
-# ── nvfp4/formats/any_fp8.py: Read FP8 of every dtype, with one scale, scales by rows or by blocks,
+# ── nvfp4/formats/scaled.py: Decode weights of one byte by the scale, or the scales of rows or bloc
 
-class AnyFp8(Format):
-    """Decode weights of 8-bit floats of any shape by the scale or the scales beside them."""
+class Scaled(Format):
+    """Decode weights of any shape whose codes take a byte each."""
 
     rank = 8
     is_configured = False
@@ -4743,107 +4807,21 @@ class AnyFp8(Format):
         return [weight, scales_by_rows(scale, tuple(weight.shape))], torch.ones(())
 
     def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
-        """Multiply codes of 8-bit floats [n, ...] by their scales: float32 of the same shape.
+        """Multiply codes [n, ...] by their scales: float32 of the same shape.
 
         Between codes and scale may be scales of blocks, float32 [n, blocks of K]. With one scale,
         comfy_kitchen.dequantize_per_tensor_fp8 gives the same in float32.
         """
         codes, *blocks, scale = parts_and_scale
-        values = decode_float8(codes)
+        values = decode_byte(codes)
         if not blocks:
             return values.mul_(scale)
         return multiply_blocks(values.view(len(values), -1), blocks[0] * scale).view(codes.shape)
 
 
-class ForeignFp8(AnyFp8):
-    """Describe FP8 of one dtype beside a scale of one name; despite some names all multiply."""
-
-    runs_full_precision = "FP8 weights whose scale ComfyUI does not read"
-
-    def __init__(self, dtype: str, scale_suffix: str, config: str = "") -> None:
-        """Enter a row: dtype as safetensors has it, config where ComfyUI knows the format."""
-        kind = dtype.replace("F8_", "FP8 ").removesuffix(" E4M3")
-        self.title = kind if scale_suffix == "weight_scale" else f"{kind}, {scale_suffix}"
-        self.weight_dtype, self.scale_suffix, self.config = dtype, scale_suffix, config
-        self.is_configured = bool(config)
-        super().__init__()
-
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        """List the suffixes of weight and scale: such formats may have no name in ComfyUI."""
-        return (*self.parts((1, 1)), "input_scale")
-
-    def parts(self, shape: tuple[int, int]) -> Parts:
-        """Tell codes and scale of a weight [N, K], as it is with one scale."""
-        return {"weight": (self.weight_dtype, shape), self.scale_suffix: ("F32", ())}
-
-
-# DeepSeek calls it weight_scale_inv, though a weight is multiplied by it, as by all the others.
-INVERSE = "weight_scale_inv"
-FOREIGN_ROWS = (
-    ForeignFp8("F8_E4M3", INVERSE),
-    ForeignFp8("F8_E5M2", "weight_scale", config="float8_e5m2"),
-    *(ForeignFp8("F8_E5M2", suffix) for suffix in ("scale_weight", INVERSE)),
-    *(
-        ForeignFp8(dtype, suffix)
-        for dtype in ("F8_E4M3FNUZ", "F8_E5M2FNUZ")
-        for suffix in ("weight_scale", "scale_weight", INVERSE)
-    ),
-)
-
-
-# ── nvfp4/formats/floats.py: Store tensors without quantising: 16-bit, 32-bit, or as they are ─────
-
-class Half(Format):
-    """Store a tensor in 16-bit floats, or in whatever else --dtype says.
-
-    One tensor of the source's shape, BF16 unless --dtype is float16 or float32. A tensor with a
-    value beyond float16's 65504 is planned as Float32 instead.
-    """
-
-    name, title, rank = "HALF", "16-bit", 16
-
-    def dtype_of(self, source: str, half: str) -> str:
-        """Return the safetensors dtype of --dtype: "BF16", "F16" or "F32", whatever the source has.
-
-        Values are cast by `encode.float16.cast`.
-        """
-        return half
-
-
-class Float32(Format):
-    """Store a tensor in float32, for what loses too much in fewer bits.
-
-    One tensor of the source's shape and dtype F32: what a GGUF keeps in F32, and what float16
-    cannot hold.
-    """
-
-    name, title, rank = "FP32", "32-bit", 32
-
-    def dtype_of(self, source: str, half: str) -> str:
-        """Return "F32", whatever the source has and --dtype says."""
-        return "F32"
-
-
-class Kept(Format):
-    """Store a tensor as the source does: the same bytes, dtype and shape, whatever they are.
-
-    Its rank is above all others, so that no floor raises it. It is also the format of tensors of
-    NVFP4 layers that the source has already.
-    """
-
-    # More than the bits of any other format, so that every floor is met.
-    name, title, rank = "KEPT", "as in the source", 64
-    is_copy = True
-
-
-# The only instances: formats are compared by `is`, so that nobody makes a second one.
-HALF, FP32, KEPT = Half(), Float32(), Kept()
-
-
 # ── nvfp4/formats/fp8.py: Store weights as FP8: 8-bit floats, one scale for a whole weight ────────
 
-class Fp8(AnyFp8):
+class Fp8(Scaled):
     """Store a weight [N, K] as F8_E4M3 [N, K] and one float32 scale.
 
     The layout is that of comfy_kitchen's TensorCoreFP8Layout. ComfyUI multiplies in FP8 (W8A8)
@@ -4913,6 +4891,155 @@ class Fp8(AnyFp8):
 
 
 FP8 = Fp8()
+
+
+# ── nvfp4/numeric/rotation.py: Rotate groups of columns by a regular Hadamard matrix, as ConvRot an
+
+def unrotate(values: torch.Tensor, group: int) -> torch.Tensor:
+    """Rotate weights back to the basis of the layer's input; it is its own inverse.
+
+    values: float32 [n, K]; group: columns rotated together, a power of four that divides K. The
+    matrix is the Kronecker power of a matrix [4, 4] of 1/2, with -1/2 from one corner at the bottom
+    to the other at the top. One factor after the other is applied: the sums are the same whatever
+    rows come together, where those of a matrix product depend on its size.
+    """
+    step, found = 1, values
+    while step < group:
+        fours = found.reshape(-1, 4, step)
+        first, second, third, fourth = fours.unbind(1)
+        half = (((first + second) + (third + fourth)) * 0.5).unsqueeze(1)
+        # Row i adds up all four but for the one from the end, which it subtracts.
+        found, step = half - fours.flip(1), step * 4
+    return found.view(values.shape)
+
+
+# ── nvfp4/formats/int8.py: Read INT8: 8-bit integers with one scale or a scale for every row, as th
+
+class Int8(Scaled):
+    """Describe I8 weights [N, K] beside a `weight_scale` F32 [] or [N, 1].
+
+    A row of this class is for one size of the groups of columns that were rotated (ConvRot); 0 is
+    for weights that were not.
+    """
+
+    config = "int8_tensorwise"
+    is_configured = True
+    weight_dtype = "I8"
+    scale_suffix = "weight_scale"
+    unconfigured = "integers"
+    runs_unscaled = "8-bit weights times 8-bit activations, whose scales are measured by rows"
+
+    def __init__(self, group: int) -> None:
+        """Enter the row of one group size."""
+        self.rotated = group
+        self.title = f"INT8 rotated by {group}" if group else "INT8"
+        super().__init__()
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell codes and scales of a weight [N, K], as it is with scales of rows."""
+        return {"weight": (self.weight_dtype, shape), "weight_scale": ("F32", (shape[0], 1))}
+
+    def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
+        """Tell whether a stored layer is INT8 of this rotation, by its tensors and configuration.
+
+        A layer without a configuration is taken as not rotated.
+        """
+        named = config.get("format", self.config) == self.config
+        return named and rotated_group(config) == self.rotated and super().holds(weight, parts, {})
+
+    def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
+        """Say why a layer cannot be decoded: as for all scaled ones, and rotated in whole groups.
+
+        Only the columns of a matrix are rotated.
+        """
+        weight = parts["weight"].shape
+        if self.rotated and (len(weight) != 2 or weight[1] % self.rotated):
+            return f"its weight {list(weight)} has no whole groups of {self.rotated} columns"
+        return super().undecodable(parts, shape)
+
+    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        """Multiply codes int8 [n, K] by their scales, and rotate them back: float32 [n, K].
+
+        comfy_kitchen.dequantize_int8_convrot_weight gives the same but for float32's rounding.
+        """
+        values = super().decode(*parts_and_scale)
+        return unrotate(values, self.rotated) if self.rotated else values
+
+
+def rotated_group(config: dict) -> int:
+    """Tell from a layer's configuration how many columns were rotated together; 0 for none.
+
+    Returns -1 where the configuration names no such number. ComfyUI takes entries of the
+    configuration before those of its `params`, and 256 without any (comfy/ops.py).
+    """
+    params = config.get("params")
+    both = {**(params if isinstance(params, dict) else {}), **config}
+    group = both.get("convrot_groupsize", 256)
+    if not both.get("convrot", False):
+        return 0
+    return group if isinstance(group, int) and group > 0 else -1
+
+
+# The rotation is by Hadamard matrices whose sizes are powers of four; comfy_kitchen takes 256.
+INT8_ROWS = tuple(Int8(group) for group in (0, *(4**power for power in range(1, 7))))
+
+
+# ── nvfp4/formats/mxfp8.py: Read MXFP8: E4M3 numbers, and a power of two for every 32 of a row ────
+
+class Mxfp8(Scaled):
+    """Describe F8_E4M3 weights [N32, K32] beside a `weight_scale` of E8M0 in swizzled tiles.
+
+    N32 and K32 are N and K rounded up to 32. Other programs store such scales in other orders, so
+    that only a configuration tells this one.
+    """
+
+    title = "MXFP8"
+    config = "mxfp8"
+    is_configured = True
+    weight_dtype = "F8_E4M3"
+    scale_suffix = "weight_scale"
+    row_multiple = MX_BLOCK
+    runs_full_precision = "FP8 weights, decoded and multiplied in 16-bit"
+    runs_unscaled = "FP8 weights times FP8 activations with scales of blocks, on Blackwell"
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell the two tensors of a weight [N, K]: codes, and scales that are bytes of E8M0."""
+        height, width = (round_up(size, MX_BLOCK) for size in shape)
+        tiles = (round_up(height, TILE_ROWS), round_up(width // MX_BLOCK, TILE_COLUMNS))
+        return {"weight": (self.weight_dtype, (height, width)), "weight_scale": ("F8_E8M0", tiles)}
+
+    def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
+        """Tell whether a stored layer is configured as MXFP8, and has its tensors."""
+        return config.get("format") == self.config and super().holds(weight, parts, config)
+
+    def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
+        """Tell [N, K32] of codes [N32, K32] by the length of the bias; N32 where that does not."""
+        rows = stored[0] if bias_rows is None else bias_rows
+        return rows if round_up(rows, MX_BLOCK) == stored[0] else stored[0], stored[1]
+
+    def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
+        """Say why a layer cannot be decoded: codes and whole tiles of scales have to fit."""
+        weight, scale = parts["weight"], parts["weight_scale"]
+        if len(weight.shape) != 2 or 0 in weight.shape:
+            return f"its weight is {list(weight.shape)}"
+        expected = self.parts(weight.shape)
+        fits = scale.shape == expected["weight_scale"][1] and weight.shape == expected["weight"][1]
+        if fits and scale.dtype in ("F8_E8M0", *VIEWED):
+            return ""
+        return f"its scale is {scale.dtype} {list(scale.shape)} for a weight {list(weight.shape)}"
+
+    def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Bring stored codes and scales into rows, as `decode` takes them.
+
+        Returns codes float8_e4m3fn [N32, K32], scales float32 [N32, K32/32], and a scale of 1.
+        """
+        codes = tensors["weight"]
+        tiles = tensors["weight_scale"].view(torch.uint8)
+        scales = unswizzle(tiles, codes.shape[0], codes.shape[1] // MX_BLOCK)
+        return [codes, decode_e8m0(scales)], torch.ones(())
+
+
+MXFP8 = Mxfp8()
 
 
 # ── nvfp4/formats/nvfp4.py: Store weights as NVFP4: 4-bit floats and an 8-bit scale for every 16 ──
@@ -5147,7 +5274,7 @@ NVFP4 = Nvfp4()
 
 # ── nvfp4/formats/plain_fp8.py: Read plain FP8: weights cast to 8-bit floats without any scale ────
 
-class PlainFp8(AnyFp8):
+class PlainFp8(Scaled):
     """Describe weights of 8-bit floats that stand for themselves; ComfyUI casts them to 16 bits.
 
     A layer is taken for it where its weight is of the row's dtype, and no other format finds a
@@ -5215,6 +5342,45 @@ def marker_tensor(*, full_precision: bool) -> torch.Tensor:
 
 
 SCALED_FP8 = ScaledFp8()
+
+
+# ── nvfp4/formats/foreign_fp8.py: Read FP8 of dtypes and with names of scales that other programs u
+
+class ForeignFp8(Scaled):
+    """Describe FP8 of one dtype beside a scale of one name; despite some names all multiply."""
+
+    runs_full_precision = "FP8 weights whose scale ComfyUI does not read"
+
+    def __init__(self, dtype: str, scale_suffix: str, config: str = "") -> None:
+        """Enter a row: dtype as safetensors has it, config where ComfyUI knows the format."""
+        kind = dtype.replace("F8_", "FP8 ").removesuffix(" E4M3")
+        self.title = kind if scale_suffix == "weight_scale" else f"{kind}, {scale_suffix}"
+        self.weight_dtype, self.scale_suffix, self.config = dtype, scale_suffix, config
+        self.is_configured = bool(config)
+        super().__init__()
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """List the suffixes of weight and scale: such formats may have no name in ComfyUI."""
+        return (*self.parts((1, 1)), "input_scale")
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell codes and scale of a weight [N, K], as it is with one scale."""
+        return {"weight": (self.weight_dtype, shape), self.scale_suffix: ("F32", ())}
+
+
+# DeepSeek calls it weight_scale_inv, though a weight is multiplied by it, as by all the others.
+INVERSE = "weight_scale_inv"
+FOREIGN_ROWS = (
+    ForeignFp8("F8_E4M3", INVERSE),
+    ForeignFp8("F8_E5M2", "weight_scale", config="float8_e5m2"),
+    *(ForeignFp8("F8_E5M2", suffix) for suffix in ("scale_weight", INVERSE)),
+    *(
+        ForeignFp8(dtype, suffix)
+        for dtype in ("F8_E4M3FNUZ", "F8_E5M2FNUZ")
+        for suffix in ("weight_scale", "scale_weight", INVERSE)
+    ),
+)
 
 
 # ── nvfp4/reasons.py: Reasons for decisions: a kind for code, a text for people ───────────────────
@@ -10481,7 +10647,7 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
         yield finding(defect=form.unconfigured)
     elif form and len(weight.shape) == 2:
         # FP8 without any scale is sound if it was merely cast: its values are the weights then.
-        values = decode_float8(load(weight)) if facts.values and weight.nbytes else torch.zeros(1)
+        values = decode_byte(load(weight)) if facts.values and weight.nbytes else torch.zeros(1)
         if values.abs().max() > LARGE_WEIGHT:
             yield finding(defect="unscaled")
     elif strays := layer.parts.keys() - {"weight", "bias"}:
@@ -12665,7 +12831,7 @@ def has_large_codes(ref: TensorRef) -> bool:
     fill(ref, 0, memoryview(data.numpy()))
     codes = data.view(TORCH_DTYPES[ref.dtype])
     # NaN is told where the tensor is read as a whole.
-    return not has_no_number(codes) and bool(decode_float8(codes).abs().max() > LARGE_WEIGHT)
+    return not has_no_number(codes) and bool(decode_byte(codes).abs().max() > LARGE_WEIGHT)
 
 
 # ── nvfp4/source/quantisers.py: Recognise models that other programs quantised, by the names of wha
@@ -12840,6 +13006,8 @@ def decoding(layer: StoredLayer) -> tuple[Coding | None, str]:
     if more:
         return None, f"beside {layer.format} it has {', '.join(sorted(more))}"
     reason = undecodable(layer)
+    if not reason and layer.shape != layer.weight.shape:
+        reason = f"its weight {list(layer.weight.shape)} is padded from {list(layer.shape)}"
     return (None, reason) if reason else coding_of(layer)
 
 

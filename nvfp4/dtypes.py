@@ -43,6 +43,8 @@ SOURCE_FLOATS = ("F32", "BF16", "F16")
 ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 # Dtypes of scales that other programs store; they are read as float32.
 SCALE_FLOATS = (*SOURCE_FLOATS, "F64")
+# Columns of a row that share one scale in MXFP8; both sizes of a weight are padded to it.
+MX_BLOCK = 32
 # Rows and columns of the blocks that DeepSeek scales FP8 by, and others after it.
 SCALE_BLOCK = 128
 # The dtype options of the command line, in the names of safetensors headers.

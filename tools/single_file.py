@@ -188,8 +188,11 @@ class Builder:
         """
         folder = self.root / Path(*name.split("."))
         if folder.is_dir():
-            for file in sorted(folder.glob("[!_]*.py")):
-                self.closure(f"{name}.{file.stem}", found, path)
+            modules = (f"{name}.{file.stem}" for file in sorted(folder.glob("[!_]*.py")))
+            for module in modules:
+                # One that needs another of its room is on the way, and comes right after that.
+                if module not in path:
+                    self.closure(module, found, path)
             return
         if name in self.done:
             return

@@ -30,7 +30,10 @@ COMMON_PARTS = ("weight", "bias", "input_scale", "pre_quant_scale", "comfy_quant
 
 # Formats whose names ComfyUI knows in `comfy_quant` but that no file of this room describes: layers
 # of them are shown by that name, and are never decoded.
-NAMED_ONLY = ("mxfp8", "int8_tensorwise", "convrot_w4a4", "asym_w4a8_int8", "awq_w4a16")
+NAMED_ONLY = ("convrot_w4a4", "asym_w4a8_int8", "awq_w4a16")
+
+# What other programs call the code that stands for zero; formats of this room have none.
+ZERO_POINTS = ("weight_zero_point", "weight_zeros", "zero_point")
 
 
 class Given(NamedTuple):
@@ -420,7 +423,7 @@ def is_quantised_part(name: str) -> bool:
 
     name: as in the file. A weight, a bias and a smoothing vector show nothing.
     """
-    own = {*layer_parts(), *marker_names()}
+    own = {*layer_parts(), *marker_names(), *ZERO_POINTS}
     return name.rpartition(".")[2] in own - {"weight", "bias", "pre_quant_scale"}
 
 

@@ -1,6 +1,6 @@
 """Store weights as FP8: 8-bit floats, one scale for a whole weight.
 
-`codes.encode_fp8` does the arithmetic, numba's kernels do the same faster. `any_fp8` decodes, also
+`codes.encode_fp8` does the arithmetic, numba's kernels do the same faster. `scaled` decodes, also
 what this program does not write: `scaled_fp8` is the older form, `plain_fp8` has no scale.
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 
 from nvfp4.dtypes import E4M3_MAX
-from nvfp4.formats.any_fp8 import AnyFp8
 from nvfp4.formats.base import Encoded, Encoder, Given, Parts, encode_rows, with_damage
+from nvfp4.formats.scaled import Scaled
 from nvfp4.numeric.codes import E4M3, decode_fp8, encode_fp8, fp8_scale
 from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order
 
 
-class Fp8(AnyFp8):
+class Fp8(Scaled):
     """Store a weight [N, K] as F8_E4M3 [N, K] and one float32 scale.
 
     The layout is that of comfy_kitchen's TensorCoreFP8Layout. ComfyUI multiplies in FP8 (W8A8)

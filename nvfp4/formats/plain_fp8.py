@@ -6,10 +6,10 @@ them.
 
 from __future__ import annotations
 
-from nvfp4.formats.any_fp8 import AnyFp8
+from nvfp4.formats.scaled import Scaled
 
 
-class PlainFp8(AnyFp8):
+class PlainFp8(Scaled):
     """Describe weights of 8-bit floats that stand for themselves; ComfyUI casts them to 16 bits.
 
     A layer is taken for it where its weight is of the row's dtype, and no other format finds a

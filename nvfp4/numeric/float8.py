@@ -1,7 +1,7 @@
-"""Decode 8-bit floats of every kind, and scales that lie on a grid over a weight.
+"""Decode codes of one byte, and scales that lie on a grid over a weight.
 
-Other programs store FP8 in four dtypes, and scale it once, by rows, or by blocks of rows and
-columns. `codes` has what this program itself writes: E4M3 with one scale.
+Other programs store FP8 in four dtypes, or INT8, and scale it once, by rows, or by blocks of rows
+and columns. `codes` has what this program itself writes: E4M3 with one scale.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ NAN_FNUZ = 0x80
 LEAST_BLOCK = 16
 
 
-def decode_float8(codes: torch.Tensor) -> torch.Tensor:
-    """Decode 8-bit floats of any of torch's four dtypes for weights to float32, exactly.
+def decode_byte(codes: torch.Tensor) -> torch.Tensor:
+    """Decode 8-bit floats of any of torch's four dtypes for weights, or int8, to float32, exactly.
 
     codes: of any shape; what is no finite number is for the caller to refuse: see `has_no_number`.
     """
@@ -33,6 +33,16 @@ def decode_float8(codes: torch.Tensor) -> torch.Tensor:
         # E5M2 is the upper byte of a float16.
         return (codes.view(torch.uint8).to(torch.int16) << 8).view(torch.float16).float()
     return codes.float()
+
+
+def decode_e8m0(codes: torch.Tensor) -> torch.Tensor:
+    """Decode E8M0 numbers, powers of two from 2**-127 on, to float32; NaN (255) becomes infinity.
+
+    codes: uint8 of any shape. They are the exponent's bits of a float32, but for the smallest one,
+    a subnormal.
+    """
+    bits = codes.to(torch.int32) << 23
+    return torch.where(codes == 0, 1 << 22, bits).view(torch.float32)
 
 
 def has_no_number(codes: torch.Tensor) -> bool:

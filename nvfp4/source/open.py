@@ -165,6 +165,8 @@ def decoding(layer: StoredLayer) -> tuple[Coding | None, str]:
     if more:
         return None, f"beside {layer.format} it has {', '.join(sorted(more))}"
     reason = undecodable(layer)
+    if not reason and layer.shape != layer.weight.shape:
+        reason = f"its weight {list(layer.weight.shape)} is padded from {list(layer.shape)}"
     return (None, reason) if reason else coding_of(layer)
 
 

@@ -17,7 +17,7 @@ from nvfp4.formats.base import format_titled, is_quantised_part
 from nvfp4.formats.plain_fp8 import PLAIN_FP8
 from nvfp4.model import Coding, TensorRef
 from nvfp4.numeric.dtypes import TORCH_DTYPES
-from nvfp4.numeric.float8 import decode_float8, has_no_number
+from nvfp4.numeric.float8 import decode_byte, has_no_number
 from nvfp4.read.tensors import fill
 from nvfp4.stored.lint import LARGE_WEIGHT
 
@@ -71,4 +71,4 @@ def has_large_codes(ref: TensorRef) -> bool:
     fill(ref, 0, memoryview(data.numpy()))
     codes = data.view(TORCH_DTYPES[ref.dtype])
     # NaN is told where the tensor is read as a whole.
-    return not has_no_number(codes) and bool(decode_float8(codes).abs().max() > LARGE_WEIGHT)
+    return not has_no_number(codes) and bool(decode_byte(codes).abs().max() > LARGE_WEIGHT)

@@ -20,7 +20,7 @@ from nvfp4.formats.base import is_known, scalar_scales
 from nvfp4.formats.scaled_fp8 import SCALED_FP8
 from nvfp4.model import COMFYUI_PREFIXES, UNREAD_PREFIXES, Model, bare, diffusion_prefix, is_beside
 from nvfp4.modules import not_linear, shape_read
-from nvfp4.numeric.float8 import decode_float8
+from nvfp4.numeric.float8 import decode_byte
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.tensors import load
 from nvfp4.stored.defects import Finding
@@ -138,7 +138,7 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
         yield finding(defect=form.unconfigured)
     elif form and len(weight.shape) == 2:
         # FP8 without any scale is sound if it was merely cast: its values are the weights then.
-        values = decode_float8(load(weight)) if facts.values and weight.nbytes else torch.zeros(1)
+        values = decode_byte(load(weight)) if facts.values and weight.nbytes else torch.zeros(1)
         if values.abs().max() > LARGE_WEIGHT:
             yield finding(defect="unscaled")
     elif strays := layer.parts.keys() - {"weight", "bias"}:

@@ -1,0 +1,72 @@
+"""Read MXFP8: E4M3 numbers, and a power of two for every 32 of a row.
+
+The layout is that of comfy_kitchen's TensorCoreMXFP8Layout: as in NVFP4, scales lie in swizzled
+tiles.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from nvfp4.dtypes import MX_BLOCK, TILE_COLUMNS, TILE_ROWS, VIEWED, round_up
+from nvfp4.formats.base import Parts
+from nvfp4.formats.scaled import Scaled
+from nvfp4.model import TensorRef
+from nvfp4.numeric.codes import unswizzle
+from nvfp4.numeric.float8 import decode_e8m0
+
+
+class Mxfp8(Scaled):
+    """Describe F8_E4M3 weights [N32, K32] beside a `weight_scale` of E8M0 in swizzled tiles.
+
+    N32 and K32 are N and K rounded up to 32. Other programs store such scales in other orders, so
+    that only a configuration tells this one.
+    """
+
+    title = "MXFP8"
+    config = "mxfp8"
+    is_configured = True
+    weight_dtype = "F8_E4M3"
+    scale_suffix = "weight_scale"
+    row_multiple = MX_BLOCK
+    runs_full_precision = "FP8 weights, decoded and multiplied in 16-bit"
+    runs_unscaled = "FP8 weights times FP8 activations with scales of blocks, on Blackwell"
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell the two tensors of a weight [N, K]: codes, and scales that are bytes of E8M0."""
+        height, width = (round_up(size, MX_BLOCK) for size in shape)
+        tiles = (round_up(height, TILE_ROWS), round_up(width // MX_BLOCK, TILE_COLUMNS))
+        return {"weight": (self.weight_dtype, (height, width)), "weight_scale": ("F8_E8M0", tiles)}
+
+    def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
+        """Tell whether a stored layer is configured as MXFP8, and has its tensors."""
+        return config.get("format") == self.config and super().holds(weight, parts, config)
+
+    def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
+        """Tell [N, K32] of codes [N32, K32] by the length of the bias; N32 where that does not."""
+        rows = stored[0] if bias_rows is None else bias_rows
+        return rows if round_up(rows, MX_BLOCK) == stored[0] else stored[0], stored[1]
+
+    def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
+        """Say why a layer cannot be decoded: codes and whole tiles of scales have to fit."""
+        weight, scale = parts["weight"], parts["weight_scale"]
+        if len(weight.shape) != 2 or 0 in weight.shape:
+            return f"its weight is {list(weight.shape)}"
+        expected = self.parts(weight.shape)
+        fits = scale.shape == expected["weight_scale"][1] and weight.shape == expected["weight"][1]
+        if fits and scale.dtype in ("F8_E8M0", *VIEWED):
+            return ""
+        return f"its scale is {scale.dtype} {list(scale.shape)} for a weight {list(weight.shape)}"
+
+    def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Bring stored codes and scales into rows, as `decode` takes them.
+
+        Returns codes float8_e4m3fn [N32, K32], scales float32 [N32, K32/32], and a scale of 1.
+        """
+        codes = tensors["weight"]
+        tiles = tensors["weight_scale"].view(torch.uint8)
+        scales = unswizzle(tiles, codes.shape[0], codes.shape[1] // MX_BLOCK)
+        return [codes, decode_e8m0(scales)], torch.ones(())
+
+
+MXFP8 = Mxfp8()

@@ -1,0 +1,23 @@
+"""Rotate groups of columns by a regular Hadamard matrix, as ConvRot and comfy_kitchen do."""
+
+from __future__ import annotations
+
+import torch
+
+
+def unrotate(values: torch.Tensor, group: int) -> torch.Tensor:
+    """Rotate weights back to the basis of the layer's input; it is its own inverse.
+
+    values: float32 [n, K]; group: columns rotated together, a power of four that divides K. The
+    matrix is the Kronecker power of a matrix [4, 4] of 1/2, with -1/2 from one corner at the bottom
+    to the other at the top. One factor after the other is applied: the sums are the same whatever
+    rows come together, where those of a matrix product depend on its size.
+    """
+    step, found = 1, values
+    while step < group:
+        fours = found.reshape(-1, 4, step)
+        first, second, third, fourth = fours.unbind(1)
+        half = (((first + second) + (third + fourth)) * 0.5).unsqueeze(1)
+        # Row i adds up all four but for the one from the end, which it subtracts.
+        found, step = half - fours.flip(1), step * 4
+    return found.view(values.shape)
