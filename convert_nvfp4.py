@@ -222,6 +222,8 @@ LARGEST_FILE = (
     "; FAT32 takes no file of 4 GiB or more: write to another disk (exFAT, NTFS, ext4), or give "
     "--output-sharded --max-shard-size 4GB"
 )
+# What Linux and Windows call the file systems that have this limit, and the largest file there.
+FAT_NAMES, FAT_LARGEST = ("vfat", "msdos", "FAT32", "FAT"), (4 << 30) - 1
 # Windows has an error of its own for that, ERROR_FILE_TOO_LARGE, without a number of POSIX.
 TOO_LARGE = 223
 # The end of a message about an input that another program wrote to.
@@ -379,10 +381,58 @@ def target_problems(target: Path) -> Iterator[str]:
     """
     if not target.parent.is_dir():
         yield f"{target.parent}: no such folder; create it first"
+    elif refused := refused_by(target.parent):
+        yield refused
     elif target.is_dir():
         yield f"{target}: is a folder; name the file to write"
     elif target.exists():
         target.open("r+b").close()
+
+
+def refused_by(folder: Path) -> str:
+    """Say why no file can be made in a folder, or "": an empty file is made and deleted."""
+    # What permissions say is not all: a disk may be read-only, or have no room for a name.
+    probe = folder / f".convert_nvfp4-{os.getpid()}"
+    try:
+        probe.open("wb").close()
+        probe.unlink()
+    except OSError as error:
+        return os_problem(error, folder, "cannot write into this folder")
+    return ""
+
+
+def largest_file(folder: Path) -> float:
+    """Tell how many bytes a file in a folder may have at most; infinity where nothing says so.
+
+    Asked are the file system, and on POSIX the limit of this process (ulimit -f).
+    """
+    largest = FAT_LARGEST if file_system(folder) in FAT_NAMES else math.inf
+    if os.name == "posix":
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        largest = largest if limit == resource.RLIM_INFINITY else min(largest, limit)
+    return largest
+
+
+def file_system(folder: Path) -> str:
+    """Name the file system that a folder is on, as Linux or Windows calls it; "" elsewhere."""
+    if os.name == "nt":
+        import ctypes
+
+        name = ctypes.create_unicode_buffer(64)
+        root, ask = folder.resolve().anchor, ctypes.windll.kernel32.GetVolumeInformationW
+        ask(root, None, 0, None, None, None, name, len(name))
+        return name.value
+    with contextlib.suppress(OSError):
+        device = folder.stat().st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        # Fields: two numbers, the device's, ..., then after a dash the type.
+        for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="replace").splitlines():
+            mount, _, kind = line.partition(" - ")
+            if mount.split(" ")[2:3] == [number]:
+                return kind.split(" ")[0]
+    return ""
 
 
 def write_unfinished(data: bytes, path: Path) -> Path:
@@ -2091,14 +2141,15 @@ class Options:
         trace=False)
     resume: bool = option(False, GENERAL, SWITCH,
         "go on where a run of the same command was stopped; keep what this one does if it is",
-        conflicts=["--dry-run"], trace=False)
+        trace=False)
     output_sharded: bool = option(False, GENERAL, SWITCH,
         "write OUTPUT's name-00001-of-0000N.safetensors, and OUTPUT.index.json", trace=False)
     max_shard_size: int = option("5GB", GENERAL, SIZE,
         "bytes of tensors in a shard at most: 5GB, 500MB, 4GiB ... (default: {default})",
         needs=["--output-sharded"], check=large_enough, trace=False)
     dry_run: bool = option(False, GENERAL, SWITCH,
-        "print the plan, its reasons and the exact size; write no model", trace=False)
+        "print the plan, its reasons, the exact size, and all that a run would refuse but NaN in "
+        "weights; write no model", trace=False)
     verbose: bool = option(False, GENERAL, SWITCH, "print the plan of every single tensor",
         trace=False)
     quiet: bool = option(False, GENERAL, SWITCH, "no progress on stderr",
@@ -9743,10 +9794,7 @@ class Journal:
         self.ranks.gather()
         if not self.ranks.is_first:
             self.take()
-        # Only the first rank reads the head: the others might see it half written or truncated.
-        head = next(self.lines(), {}) if self.resume and self.ranks.is_first else {}
-        self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
-        self.widened = frozenset(strings(self.head.get("widened")))
+        self.read_head()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -9763,6 +9811,26 @@ class Journal:
             with contextlib.suppress(OSError):
                 self.own.unlink(missing_ok=True)
 
+    def read_head(self) -> None:
+        """Set `head` and `widened` to what an earlier run noted, if this one goes on with it."""
+        # Only the first rank reads the head: the others might see it half written or truncated.
+        head = next(self.lines(), {}) if self.resume and self.ranks.is_first else {}
+        self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
+        self.widened = frozenset(strings(self.head.get("widened")))
+
+    def rehearse(self) -> None:
+        """Raise what entering would raise, and set what it would set; no file is made or kept."""
+        with translated(self.path), contextlib.suppress(FileNotFoundError):
+            self.opened("r+b").close()
+        self.refuse_orphans()
+        self.read_head()
+
+    def opened(self, mode: str) -> BinaryIO:
+        """Open and lock this rank's journal; raises ConvertError if another run holds it."""
+        if (file := open_journal(self.own, mode)) is None:
+            raise ConvertError(f"{self.output}: another run is writing this output; wait for it")
+        return file
+
     def take(self) -> None:
         """Open and lock this rank's journal, and set `file`.
 
@@ -9772,10 +9840,7 @@ class Journal:
         """
         with translated(self.path):
             while True:
-                self.file = open_journal(self.own, "a+b")
-                if self.file is None:
-                    busy = f"{self.output}: another run is writing this output; wait for it"
-                    raise ConvertError(busy)
+                self.file = self.opened("a+b")
                 if is_still(os.fstat(self.file.fileno()), self.own):
                     return
                 self.file.close()
@@ -9964,7 +10029,8 @@ def output_problems(job: Job) -> list[str]:
     """List what is known to keep the output from being written, one line a problem.
 
     Checked are: a target that is also an input, a missing folder, a forbidden or locked file,
-    leftover shards, and the disk's free space against the whole output. Partial files that will be
+    leftover shards, the largest file that the file system takes, and the disk's free space against
+    the whole output. Partial files that will be
     overwritten count as free space. An OSError becomes a line, too; nothing is raised.
     """
     options, output, problems = job.options, job.options.output, []
@@ -9987,6 +10053,14 @@ def output_problems(job: Job) -> list[str]:
             if free < job.nbytes:
                 need = f"{exact_size(free)} are free, the output needs {exact_size(job.nbytes)}"
                 problems.append(f"{output.parent}: {need}")
+            largest = largest_file(output.parent)
+            # In the words of the system, which would say so when the file is made.
+            too_large = OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            problems += [
+                os_problem(too_large, unfinished(path))
+                for path, layout in job.layouts.items()
+                if layout.nbytes > largest
+            ]
     except OSError as error:
         problems.append(os_problem(error, output))
     return list(dict.fromkeys(problems))  # several targets may lie in the same missing folder
@@ -11077,10 +11151,30 @@ class Produced(NamedTuple):
     notes: tuple[str, ...]
 
 
-def rehearse(job: Job) -> Produced:
-    """Tell what would keep the job from being done; nothing is written."""
-    failures = (f"would fail: {problem}" for problem in output_problems(job))
+def rehearse(job: Job, plans: list[TensorPlan], ranks: Ranks) -> Produced:
+    """Tell, in notes, what would keep the job from being done; nothing is written.
+
+    plans: as `produce` would get them, before tensors that float16 cannot hold were widened.
+    """
+    problems = output_problems(job)
+    # The others would find the journal locked by the first one, which looks.
+    if not problems and ranks.is_first:
+        problems = journal_problems(job, plans)
+    failures = (f"would fail: {problem}" for problem in problems)
     return Produced(job, {}, (*outcome_notes(job, {}), *failures))
+
+
+def journal_problems(job: Job, plans: list[TensorPlan]) -> Sequence[str]:
+    """List what `produce` would raise for the journal: another run, or one that is not this."""
+    journal = Journal(job.options, ALONE)
+    try:
+        journal.rehearse()
+        if journal.head:
+            # The run to go on with knew of these tensors alone.
+            journal.check(make_job(job.options, job.model, widen(plans, journal.widened)))
+    except ConvertError as error:
+        return error.problems
+    return ()
 
 
 def produce(job: Job, ranks: Ranks, observe: Observe = unobserved) -> Produced:
@@ -13205,7 +13299,10 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
         if options.dry_run and not sized:
             plans = widen(plans, float16_overflows(plans, options))
         job = make_job(options, source.model, plans)
-        outcome = rehearse(job) if options.dry_run else produce(job, ranks, observe)
+        if options.dry_run:
+            outcome = rehearse(job, tuned.plans, ranks)
+        else:
+            outcome = produce(job, ranks, observe)
     return Report(
         options=options,
         plans=tuple(outcome.job.plans),

@@ -58,7 +58,10 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
         if options.dry_run and not sized:
             plans = widen(plans, float16_overflows(plans, options))
         job = make_job(options, source.model, plans)
-        outcome = rehearse(job) if options.dry_run else produce(job, ranks, observe)
+        if options.dry_run:
+            outcome = rehearse(job, tuned.plans, ranks)
+        else:
+            outcome = produce(job, ranks, observe)
     return Report(
         options=options,
         plans=tuple(outcome.job.plans),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ LARGEST_FILE = (
     "; FAT32 takes no file of 4 GiB or more: write to another disk (exFAT, NTFS, ext4), or give "
     "--output-sharded --max-shard-size 4GB"
 )
+# What Linux and Windows call the file systems that have this limit, and the largest file there.
+FAT_NAMES, FAT_LARGEST = ("vfat", "msdos", "FAT32", "FAT"), (4 << 30) - 1
 # Windows has an error of its own for that, ERROR_FILE_TOO_LARGE, without a number of POSIX.
 TOO_LARGE = 223
 # The end of a message about an input that another program wrote to.
@@ -182,10 +185,58 @@ def target_problems(target: Path) -> Iterator[str]:
     """
     if not target.parent.is_dir():
         yield f"{target.parent}: no such folder; create it first"
+    elif refused := refused_by(target.parent):
+        yield refused
     elif target.is_dir():
         yield f"{target}: is a folder; name the file to write"
     elif target.exists():
         target.open("r+b").close()
+
+
+def refused_by(folder: Path) -> str:
+    """Say why no file can be made in a folder, or "": an empty file is made and deleted."""
+    # What permissions say is not all: a disk may be read-only, or have no room for a name.
+    probe = folder / f".convert_nvfp4-{os.getpid()}"
+    try:
+        probe.open("wb").close()
+        probe.unlink()
+    except OSError as error:
+        return os_problem(error, folder, "cannot write into this folder")
+    return ""
+
+
+def largest_file(folder: Path) -> float:
+    """Tell how many bytes a file in a folder may have at most; infinity where nothing says so.
+
+    Asked are the file system, and on POSIX the limit of this process (ulimit -f).
+    """
+    largest = FAT_LARGEST if file_system(folder) in FAT_NAMES else math.inf
+    if os.name == "posix":
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        largest = largest if limit == resource.RLIM_INFINITY else min(largest, limit)
+    return largest
+
+
+def file_system(folder: Path) -> str:
+    """Name the file system that a folder is on, as Linux or Windows calls it; "" elsewhere."""
+    if os.name == "nt":
+        import ctypes
+
+        name = ctypes.create_unicode_buffer(64)
+        root, ask = folder.resolve().anchor, ctypes.windll.kernel32.GetVolumeInformationW
+        ask(root, None, 0, None, None, None, name, len(name))
+        return name.value
+    with contextlib.suppress(OSError):
+        device = folder.stat().st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        # Fields: two numbers, the device's, ..., then after a dash the type.
+        for line in Path("/proc/self/mountinfo").read_bytes().decode(errors="replace").splitlines():
+            mount, _, kind = line.partition(" - ")
+            if mount.split(" ")[2:3] == [number]:
+                return kind.split(" ")[0]
+    return ""
 
 
 def write_unfinished(data: bytes, path: Path) -> Path:

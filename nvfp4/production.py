@@ -8,6 +8,7 @@ again with other dtypes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ from nvfp4.numeric.scale_search import SCALE_SEARCHES
 from nvfp4.options import TARGET, Options
 from nvfp4.plan.records import TensorPlan, widen
 from nvfp4.progress import progress_bar
-from nvfp4.ranks import Ranks
+from nvfp4.ranks import ALONE, Ranks
 from nvfp4.reasons import Why
 from nvfp4.stages import Observe, unobserved
 from nvfp4.write.checks import output_problems
@@ -44,10 +45,30 @@ class Produced(NamedTuple):
     notes: tuple[str, ...]
 
 
-def rehearse(job: Job) -> Produced:
-    """Tell what would keep the job from being done; nothing is written."""
-    failures = (f"would fail: {problem}" for problem in output_problems(job))
+def rehearse(job: Job, plans: list[TensorPlan], ranks: Ranks) -> Produced:
+    """Tell, in notes, what would keep the job from being done; nothing is written.
+
+    plans: as `produce` would get them, before tensors that float16 cannot hold were widened.
+    """
+    problems = output_problems(job)
+    # The others would find the journal locked by the first one, which looks.
+    if not problems and ranks.is_first:
+        problems = journal_problems(job, plans)
+    failures = (f"would fail: {problem}" for problem in problems)
     return Produced(job, {}, (*outcome_notes(job, {}), *failures))
+
+
+def journal_problems(job: Job, plans: list[TensorPlan]) -> Sequence[str]:
+    """List what `produce` would raise for the journal: another run, or one that is not this."""
+    journal = Journal(job.options, ALONE)
+    try:
+        journal.rehearse()
+        if journal.head:
+            # The run to go on with knew of these tensors alone.
+            journal.check(make_job(job.options, job.model, widen(plans, journal.widened)))
+    except ConvertError as error:
+        return error.problems
+    return ()
 
 
 def produce(job: Job, ranks: Ranks, observe: Observe = unobserved) -> Produced:

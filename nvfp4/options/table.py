@@ -180,14 +180,15 @@ class Options:
         trace=False)
     resume: bool = option(False, GENERAL, SWITCH,
         "go on where a run of the same command was stopped; keep what this one does if it is",
-        conflicts=["--dry-run"], trace=False)
+        trace=False)
     output_sharded: bool = option(False, GENERAL, SWITCH,
         "write OUTPUT's name-00001-of-0000N.safetensors, and OUTPUT.index.json", trace=False)
     max_shard_size: int = option("5GB", GENERAL, SIZE,
         "bytes of tensors in a shard at most: 5GB, 500MB, 4GiB ... (default: {default})",
         needs=["--output-sharded"], check=large_enough, trace=False)
     dry_run: bool = option(False, GENERAL, SWITCH,
-        "print the plan, its reasons and the exact size; write no model", trace=False)
+        "print the plan, its reasons, the exact size, and all that a run would refuse but NaN in "
+        "weights; write no model", trace=False)
     verbose: bool = option(False, GENERAL, SWITCH, "print the plan of every single tensor",
         trace=False)
     quiet: bool = option(False, GENERAL, SWITCH, "no progress on stderr",

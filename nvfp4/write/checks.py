@@ -8,12 +8,14 @@ left.
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from nvfp4.errors import ConvertError, exact_size, examples
-from nvfp4.files import allocated, is_same, os_problem, target_problems, unfinished
+from nvfp4.files import allocated, is_same, largest_file, os_problem, target_problems, unfinished
 from nvfp4.layout import Job, bytes_in_output
 from nvfp4.model import Model
 from nvfp4.options import Options
@@ -44,7 +46,8 @@ def output_problems(job: Job) -> list[str]:
     """List what is known to keep the output from being written, one line a problem.
 
     Checked are: a target that is also an input, a missing folder, a forbidden or locked file,
-    leftover shards, and the disk's free space against the whole output. Partial files that will be
+    leftover shards, the largest file that the file system takes, and the disk's free space against
+    the whole output. Partial files that will be
     overwritten count as free space. An OSError becomes a line, too; nothing is raised.
     """
     options, output, problems = job.options, job.options.output, []
@@ -67,6 +70,14 @@ def output_problems(job: Job) -> list[str]:
             if free < job.nbytes:
                 need = f"{exact_size(free)} are free, the output needs {exact_size(job.nbytes)}"
                 problems.append(f"{output.parent}: {need}")
+            largest = largest_file(output.parent)
+            # In the words of the system, which would say so when the file is made.
+            too_large = OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            problems += [
+                os_problem(too_large, unfinished(path))
+                for path, layout in job.layouts.items()
+                if layout.nbytes > largest
+            ]
     except OSError as error:
         problems.append(os_problem(error, output))
     return list(dict.fromkeys(problems))  # several targets may lie in the same missing folder

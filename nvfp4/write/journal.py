@@ -102,10 +102,7 @@ class Journal:
         self.ranks.gather()
         if not self.ranks.is_first:
             self.take()
-        # Only the first rank reads the head: the others might see it half written or truncated.
-        head = next(self.lines(), {}) if self.resume and self.ranks.is_first else {}
-        self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
-        self.widened = frozenset(strings(self.head.get("widened")))
+        self.read_head()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -122,6 +119,26 @@ class Journal:
             with contextlib.suppress(OSError):
                 self.own.unlink(missing_ok=True)
 
+    def read_head(self) -> None:
+        """Set `head` and `widened` to what an earlier run noted, if this one goes on with it."""
+        # Only the first rank reads the head: the others might see it half written or truncated.
+        head = next(self.lines(), {}) if self.resume and self.ranks.is_first else {}
+        self.head = self.ranks.gather(head if "fingerprint" in head else {})[0]
+        self.widened = frozenset(strings(self.head.get("widened")))
+
+    def rehearse(self) -> None:
+        """Raise what entering would raise, and set what it would set; no file is made or kept."""
+        with translated(self.path), contextlib.suppress(FileNotFoundError):
+            self.opened("r+b").close()
+        self.refuse_orphans()
+        self.read_head()
+
+    def opened(self, mode: str) -> BinaryIO:
+        """Open and lock this rank's journal; raises ConvertError if another run holds it."""
+        if (file := open_journal(self.own, mode)) is None:
+            raise ConvertError(f"{self.output}: another run is writing this output; wait for it")
+        return file
+
     def take(self) -> None:
         """Open and lock this rank's journal, and set `file`.
 
@@ -131,10 +148,7 @@ class Journal:
         """
         with translated(self.path):
             while True:
-                self.file = open_journal(self.own, "a+b")
-                if self.file is None:
-                    busy = f"{self.output}: another run is writing this output; wait for it"
-                    raise ConvertError(busy)
+                self.file = self.opened("a+b")
                 if is_still(os.fstat(self.file.fileno()), self.own):
                     return
                 self.file.close()
