@@ -786,10 +786,14 @@ def is_doubtful(layer: str, shape: tuple[int, ...], *, has_bias: bool) -> bool:
 
 # ── nvfp4/model.py: Records of a checkpoint: tensors, names, prefixes, LoRA patches ───────────────
 
-# What checkpoints put before the names of a diffusion model's tensors.
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
+# What checkpoints put before the names of a diffusion model's tensors. A longer prefix comes before
+# one that it begins with.
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.model.", "net.", "model.")
 # Of these, what ComfyUI does not strip: it recognises no model in a file that has it.
 UNREAD_PREFIXES = ("diffusion_model.",)
+# Of these, what ComfyUI looks for first, and takes for the model's where more than so many names
+# have it (comfy/model_detection.py, unet_prefix_from_state_dict).
+COUNTED_PREFIXES, LEAST_COUNTED = ("model.diffusion_model.", "model.model.", "net."), 5
 # What ComfyUI strips in a checkpoint that holds more than the diffusion model.
 COMFYUI_PREFIX = "model.diffusion_model."
 # A prefix counts only if at least 10 % of a file's tensor names have it; else a few stray names
@@ -797,7 +801,7 @@ COMFYUI_PREFIX = "model.diffusion_model."
 LEAST_PREFIXED = 0.1
 # What programs put into a layer's name when they wrap a module: torch.compile, FSDP and activation
 # checkpointing anywhere in it, DataParallel and DDP at its beginning, before or after a prefix.
-WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_fpw_module|_forward_module"
 WRAPPED = re.compile(rf"(?<![^.])({WRAPPERS})\.|\.({WRAPPERS})$")
 WRAPPED_WHOLE = re.compile(
     rf"(?:module\.)*({'|'.join(re.escape(prefix) for prefix in PREFIXES)}|)(?:module\.)*"
@@ -988,10 +992,15 @@ def unwrapped(name: str) -> str:
 def diffusion_prefix(names: Iterable[str]) -> str:
     """Find the prefix of the diffusion model's tensors among all names of a file.
 
-    Returns the first of PREFIXES that at least LEAST_PREFIXED of the names have, or "". What has
-    not that prefix, such as a text encoder or a VAE in the same file, is not converted.
+    Returns what ComfyUI takes for it, or else the first of PREFIXES that at least LEAST_PREFIXED of
+    the names have, or "". What has not that prefix, such as a text encoder or a VAE in the same
+    file, is not converted.
     """
     names = list(names)
+    counts = {p: sum(name.startswith(p) for name in names) for p in COUNTED_PREFIXES}
+    most = max(counts, key=counts.__getitem__)
+    if counts[most] > LEAST_COUNTED:
+        return most
     least = LEAST_PREFIXED * len(names)
     usual = (p for p in PREFIXES if sum(name.startswith(p) for name in names) >= least)
     return next(usual, "") if names else ""
@@ -1000,11 +1009,6 @@ def diffusion_prefix(names: Iterable[str]) -> str:
 def is_beside(name: str, prefix: str) -> bool:
     """Tell whether a name is of something beside the diffusion model, whose `prefix` is given."""
     return not name.startswith(prefix) or (not prefix and name.startswith(OTHER_PARTS))
-
-
-def renamed(ref: TensorRef, prefix: str, new: str) -> str:
-    """Name a tensor with `new` in place of `prefix`; a name without that prefix stays."""
-    return new + ref.name.removeprefix(prefix) if ref.name.startswith(prefix) else ref.name
 
 
 def compiled(pattern: str) -> re.Pattern:
@@ -1978,6 +1982,24 @@ TRANSFORMER_BLOCKS = tuple(
         for name in (*itertools.chain(*family.blocks), *family.beside)
     )
 )
+
+
+def model_prefixes(shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """Find the prefixes behind which the names of a file are those of a known family.
+
+    shapes: {name: shape}. Returns them in sorted order, "" for names without prefix; [] where no
+    family is recognised.
+    """
+    header, found = "\n".join(f"{name} {[*shape]}" for name, shape in shapes.items()), set()
+    for family in FAMILIES.values():
+        first, *others = family.keys
+        # Prefixes of more than six parts are hostile.
+        matches = re.finditer(rf"^((?:[\w-]+\.){{0,6}}?){first}", header, re.MULTILINE)
+        for prefix in {match[1] for match in matches}:
+            keys = (rf"^{re.escape(prefix)}{key}" for key in others)
+            if all(re.search(key, header, re.MULTILINE) for key in keys):
+                found.add(prefix)
+    return sorted(found)
 
 
 def recognise(model: Model) -> tuple[str, str]:
@@ -7678,6 +7700,160 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
     return known, []
 
 
+# ── nvfp4/prefixes.py: Find the names that ComfyUI has for a file's tensors, where wrappers and pre
+
+# Parts of names that are nothing but a prefix where all names of a file begin with them. No model
+# of ComfyUI has all its tensors in a module of such a name.
+MERE_PARTS = (
+    "model", "diffusion_model", "net", "module", "transformer", "dit", "unet", "pipe", "denoiser",
+    "model_ema", "ema_model", "ema", "state_dict", "base_model",
+)  # fmt: skip
+# Of these, moving averages of the weights, which lie beside the weights themselves as a rule.
+AVERAGES = ("model_ema.", "ema_model.", "ema.", "module.model_ema.", "module.ema.")
+
+
+class Renaming(NamedTuple):
+    """Hold the names that ComfyUI has for all tensors of a file, and what the file's had besides.
+
+    names: {name in the file: name for ComfyUI}, in the order of the file.
+    lost: prefixes and wrappers that are in the file's names and not in ComfyUI's.
+    put: the prefix that the names of the model got instead, or "".
+    """
+
+    names: dict[str, str]
+    lost: tuple[str, ...]
+    put: str
+
+    @property
+    def note(self) -> str:
+        """Make a line of it for people; "" where nothing was renamed."""
+        if not self.lost:
+            return ""
+        instead = f"have {self.put} instead of" if self.put else "lose"
+        return f"names {instead} their {' and '.join(self.lost)}, which ComfyUI does not know"
+
+
+def comfyui_names(path: Path, tensors: Mapping[str, TensorRef]) -> Renaming:
+    """Find the names for ComfyUI of all tensors of a file.
+
+    path: of the file, for messages. The diffusion model's prefix goes if every tensor has it, and
+    becomes the one that ComfyUI strips where a text encoder or the like lies beside it. Raises
+    ConvertError where the file has two models, or two tensors would get one name.
+    """
+    names = {name: unwrapped(name) for name in tensors}
+    lost = {f"{match[0].strip('.')}." for name in names if (match := WRAPPED.search(name))}
+    lost |= {"module." for name in names if WRAPPED.sub("", name) != names[name]}
+    refuse_equal_names(path, names)
+    refuse_averages(path, names)
+    prefix = only_prefix(path, {names[name]: ref.shape for name, ref in tensors.items()})
+    put = ""
+    if prefix:
+        put = "" if all(name.startswith(prefix) for name in names.values()) else COMFYUI_PREFIX
+        names = {
+            old: put + name.removeprefix(prefix) if name.startswith(prefix) else name
+            for old, name in names.items()
+        }
+        refuse_equal_names(path, names)
+    return Renaming(names, tuple(sorted(lost | ({prefix} - {""}))), put)
+
+
+def refuse_equal_names(path: Path, names: dict[str, str]) -> None:
+    """Raise ConvertError where two of {name in the file: name for ComfyUI} become one."""
+    olds: dict[str, str] = {}
+    for old, name in names.items():
+        if (other := olds.setdefault(name, old)) != old:
+            raise ConvertError(
+                f"{path}: {examples([other, old])} are both {examples([name])} for ComfyUI: give a "
+                "file that has each tensor once"
+            )
+
+
+def refuse_averages(path: Path, names: dict[str, str]) -> None:
+    """Raise ConvertError where moving averages lie beside the weights that they are averages of."""
+    for prefix in AVERAGES:
+        averages = {n.removeprefix(prefix) for n in names.values() if n.startswith(prefix)}
+        others = {bare(name) for name in names.values() if not name.startswith(prefix)}
+        if len(averages & others) > len(averages) / 2:
+            twice = examples(sorted(averages & others)[:1])
+            raise ConvertError(
+                f"{path}: holds the model twice, as {prefix}* and without it ({twice}): give a "
+                "file with one of the two"
+            )
+
+
+def only_prefix(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
+    """Find the prefix of the diffusion model's names that ComfyUI does not strip; "" without any.
+
+    A family is recognised behind any prefix. For a model of no family only MERE_PARTS are known,
+    and only where all names have them. Raises ConvertError where there are two models.
+    """
+    found = model_prefixes(shapes)
+    if len(found) > 1:
+        named = " and ".join(f"{prefix}*" for prefix in found)
+        raise ConvertError(f"{path}: holds several models, named {named}: give a file with one")
+    if found:
+        prefix = found[0]
+    elif (prefix := diffusion_prefix(shapes)) not in UNREAD_PREFIXES:
+        prefix = mere_prefix(shapes)
+    return "" if prefix in PREFIXES and prefix not in UNREAD_PREFIXES else prefix
+
+
+def mere_prefix(names: Mapping[str, object]) -> str:
+    """Find the longest prefix of MERE_PARTS that all names have, as "module.transformer."."""
+    prefix = ""
+    # Each column has one part of all names; the shortest name ends it.
+    for column in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if {*column} - {column[0]} or column[0] not in MERE_PARTS:
+            break
+        prefix += f"{column[0]}."
+    return prefix
+
+
+def comparable_names(path: Path, tensors: Mapping[str, TensorRef]) -> dict[str, str]:
+    """Give all tensors of a file the names by which files are compared: {name: bare name}.
+
+    Where the file has two models, their names stay apart.
+    """
+    try:
+        names = comfyui_names(path, tensors).names
+    except ConvertError:
+        names = {name: name for name in tensors}
+    return {name: bare(new) for name, new in names.items()}
+
+
+def named_for_comfyui(path: Path, model: Model) -> tuple[Model, list[str]]:
+    """Give a model's tensors the names that ComfyUI has for them, with a note on what changed.
+
+    Layers that the header configures are renamed along. Raises ConvertError as `comfyui_names`.
+    """
+    renaming = comfyui_names(path, model.tensors)
+    if not renaming.lost:
+        return model, []
+    tensors = {
+        renaming.names[name]: dataclasses.replace(ref, name=renaming.names[name])
+        for name, ref in model.tensors.items()
+    }
+    layers = {
+        old.rpartition(".")[0]: name.rpartition(".")[0] for old, name in renaming.names.items()
+    }
+    metadata = renamed_layers(model.metadata, layers)
+    return dataclasses.replace(model, tensors=tensors, metadata=metadata), [renaming.note]
+
+
+def renamed_layers(metadata: dict[str, str], layers: dict[str, str]) -> dict[str, str]:
+    """Rename the layers that a header's metadata configures, by {old name: new name}.
+
+    What cannot be read stays, for the checks to tell of.
+    """
+    key = "_quantization_metadata"
+    try:
+        listed = json.loads(metadata[key])
+        listed["layers"] = {layers.get(old, old): found for old, found in listed["layers"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return metadata
+    return metadata | {key: json.dumps(listed)}
+
+
 # ── nvfp4/read/parts.py: Tell by its name, or by an index beside it, that a file is only a part of 
 
 def sibling(path: Path, number: int) -> Path:
@@ -7961,7 +8137,7 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     """
     stored = open_gguf(path).tensors
     # A GGUF's names often lack the prefix that the source's have, or the other way round.
-    by_bare = {bare(name): name for name in stored}
+    by_bare = {name: old for old, name in comparable_names(path, stored).items()}
     matched = {name: name if name in stored else by_bare.get(bare(name)) for name in model.tensors}
     matched = {name: other for name, other in matched.items() if other is not None}
     if not any(ref.name in matched for ref in model.linear_weights):
@@ -10326,9 +10502,9 @@ DEFECTS = {
     # The prefixes it looks for are in comfy/model_detection.py.
     "prefix": Defect(
         Outcome.FAILS,
-        "files name all tensors diffusion_model.*",
-        "ComfyUI strips model.diffusion_model. and net. alone, and recognises no model",
-        "rename them, or take a file without the prefix",
+        "names have a prefix or a wrapper's part that ComfyUI does not strip",
+        "ComfyUI recognises no model in such names",
+        "convert the original model again, which takes it off, or rename the tensors",
     ),
     # For NVFP4, ComfyUI raises "Missing NVFP4 scales for layer ..." (comfy/ops.py).
     "no scale": Defect(
@@ -10871,16 +11047,20 @@ def lint_values(layer: StoredLayer) -> Iterator[Finding]:
 
 
 def lint_file(model: Model) -> list[Finding]:
-    """Find defects of a file as a whole: no tensors, or a prefix that ComfyUI does not know.
+    """Find defects of a file as a whole: no tensors, or names that ComfyUI does not know.
 
     They are apart from `lint`, which runs on every output, too: no conversion makes them of a
     source that has neither.
     """
     if not model.tensors:
         return [Finding(defect="empty", name=str(model.files[0]))]
-    if all(name.startswith(UNREAD_PREFIXES) for name in model.tensors):
-        return [Finding(defect="prefix", name=next(iter(model.tensors)))]
-    return []
+    try:
+        renaming = comfyui_names(model.files[0], model.tensors)
+    except ConvertError:
+        # It has a model twice, of which ComfyUI takes one.
+        return []
+    changed = next((old for old, name in renaming.names.items() if old != name), "")
+    return [Finding(defect="prefix", name=changed)] if changed else []
 
 
 # ── nvfp4/write/partial_files.py: Write the output under temporary names, check it, then give it it
@@ -12988,7 +13168,8 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
     model = open_model(path)
     if model.tensors and all(map(parse_key, model.tensors)):
         raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
-    prefix, beside, notes = diffusion_prefix(model.tensors), model.beside, []
+    model, notes = named_for_comfyui(path, model)
+    prefix, beside = diffusion_prefix(model.tensors), model.beside
     program, packed = quantiser_of(name for name in model.tensors if name not in beside)
     if program:
         raise ConvertError(
@@ -13011,9 +13192,6 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
             f"{scales} input scales of FP8 layers are left out; --input-scale-from takes those "
             "that are named input_scale from any file"
         )
-    if prefix in UNREAD_PREFIXES:
-        tensors, note = reprefixed(tensors, prefix)
-        notes.append(note)
     quantised = Counter(
         layer.format.title
         for layer in layers.values()
@@ -13023,20 +13201,6 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
         notes.append(f"SOURCE is a conversion ({origin}); its original gives a better one")
     model = dataclasses.replace(model, tensors=tensors, quantised=dict(sorted(quantised.items())))
     return Source(model, tuple(notes))
-
-
-def reprefixed(tensors: dict[str, TensorRef], prefix: str) -> tuple[dict[str, TensorRef], str]:
-    """Rename tensors whose prefix ComfyUI does not know: {name: TensorRef}, and a note on it.
-
-    The prefix goes if every tensor has it. Beside other things, such as a text encoder, it becomes
-    the one that ComfyUI strips in checkpoints.
-    """
-    whole = all(name.startswith(prefix) for name in tensors)
-    new = "" if whole else COMFYUI_PREFIX
-    refs = (dataclasses.replace(ref, name=renamed(ref, prefix, new)) for ref in tensors.values())
-    instead = f"have {new} instead of" if new else "lose"
-    note = f"names {instead} their {prefix}, which ComfyUI does not know"
-    return {ref.name: ref for ref in refs}, note
 
 
 def adopted_tensors(
@@ -13579,7 +13743,8 @@ def check_against(
     wrong tensors) and {layer: damage}; raises ConvertError where a file cannot be read.
     """
     # Tensors are taken out of `stored` as they are found in the source.
-    stored = {bare(name): ref for name, ref in model.tensors.items()}
+    names = comparable_names(model.files[0], model.tensors)
+    stored = {names[name]: ref for name, ref in model.tensors.items()}
     found, damage, aware = [], {}, was_rounded_by_statistics(model.metadata)
     limit = ROUNDED_WRONG_FROM if aware else WRONG_FROM
     # Verifying has no --device: it runs on the CPU.
@@ -13626,7 +13791,8 @@ def verify_file(task: Verification) -> Check:
         source, _ = open_source(task.source, plain_fp8=True)
         source, _ = merge_loras(task.merge_lora, source, partial=task.lora_partial)
         # One name in common makes it worth comparing: all others are then named as missing.
-        if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:
+        names = comparable_names(task.file, model.tensors)
+        if not {*names.values()} & {*map(bare, source.tensors)}:
             what, file = f"no tensor is in {task.file}", task.file.name
             raise of_another_model(
                 task.source, what, it_has=source.tensors, other_has=model.tensors, other=file

@@ -311,6 +311,24 @@ TRANSFORMER_BLOCKS = tuple(
 )
 
 
+def model_prefixes(shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """Find the prefixes behind which the names of a file are those of a known family.
+
+    shapes: {name: shape}. Returns them in sorted order, "" for names without prefix; [] where no
+    family is recognised.
+    """
+    header, found = "\n".join(f"{name} {[*shape]}" for name, shape in shapes.items()), set()
+    for family in FAMILIES.values():
+        first, *others = family.keys
+        # Prefixes of more than six parts are hostile.
+        matches = re.finditer(rf"^((?:[\w-]+\.){{0,6}}?){first}", header, re.MULTILINE)
+        for prefix in {match[1] for match in matches}:
+            keys = (rf"^{re.escape(prefix)}{key}" for key in others)
+            if all(re.search(key, header, re.MULTILINE) for key in keys):
+                found.add(prefix)
+    return sorted(found)
+
+
 def recognise(model: Model) -> tuple[str, str]:
     """Find the model's row in FAMILIES: its name, and the variant's; each "" if there is none.
 

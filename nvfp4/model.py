@@ -18,10 +18,14 @@ from nvfp4.dtypes import FP4_MATMUL_K, SOURCE_FLOATS
 from nvfp4.files import Stamp
 from nvfp4.modules import not_linear, starred
 
-# What checkpoints put before the names of a diffusion model's tensors.
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.")
+# What checkpoints put before the names of a diffusion model's tensors. A longer prefix comes before
+# one that it begins with.
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.model.", "net.", "model.")
 # Of these, what ComfyUI does not strip: it recognises no model in a file that has it.
 UNREAD_PREFIXES = ("diffusion_model.",)
+# Of these, what ComfyUI looks for first, and takes for the model's where more than so many names
+# have it (comfy/model_detection.py, unet_prefix_from_state_dict).
+COUNTED_PREFIXES, LEAST_COUNTED = ("model.diffusion_model.", "model.model.", "net."), 5
 # What ComfyUI strips in a checkpoint that holds more than the diffusion model.
 COMFYUI_PREFIX = "model.diffusion_model."
 # A prefix counts only if at least 10 % of a file's tensor names have it; else a few stray names
@@ -29,7 +33,7 @@ COMFYUI_PREFIX = "model.diffusion_model."
 LEAST_PREFIXED = 0.1
 # What programs put into a layer's name when they wrap a module: torch.compile, FSDP and activation
 # checkpointing anywhere in it, DataParallel and DDP at its beginning, before or after a prefix.
-WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
+WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_fpw_module|_forward_module"
 WRAPPED = re.compile(rf"(?<![^.])({WRAPPERS})\.|\.({WRAPPERS})$")
 WRAPPED_WHOLE = re.compile(
     rf"(?:module\.)*({'|'.join(re.escape(prefix) for prefix in PREFIXES)}|)(?:module\.)*"
@@ -220,10 +224,15 @@ def unwrapped(name: str) -> str:
 def diffusion_prefix(names: Iterable[str]) -> str:
     """Find the prefix of the diffusion model's tensors among all names of a file.
 
-    Returns the first of PREFIXES that at least LEAST_PREFIXED of the names have, or "". What has
-    not that prefix, such as a text encoder or a VAE in the same file, is not converted.
+    Returns what ComfyUI takes for it, or else the first of PREFIXES that at least LEAST_PREFIXED of
+    the names have, or "". What has not that prefix, such as a text encoder or a VAE in the same
+    file, is not converted.
     """
     names = list(names)
+    counts = {p: sum(name.startswith(p) for name in names) for p in COUNTED_PREFIXES}
+    most = max(counts, key=counts.__getitem__)
+    if counts[most] > LEAST_COUNTED:
+        return most
     least = LEAST_PREFIXED * len(names)
     usual = (p for p in PREFIXES if sum(name.startswith(p) for name in names) >= least)
     return next(usual, "") if names else ""
@@ -232,11 +241,6 @@ def diffusion_prefix(names: Iterable[str]) -> str:
 def is_beside(name: str, prefix: str) -> bool:
     """Tell whether a name is of something beside the diffusion model, whose `prefix` is given."""
     return not name.startswith(prefix) or (not prefix and name.startswith(OTHER_PARTS))
-
-
-def renamed(ref: TensorRef, prefix: str, new: str) -> str:
-    """Name a tensor with `new` in place of `prefix`; a name without that prefix stays."""
-    return new + ref.name.removeprefix(prefix) if ref.name.startswith(prefix) else ref.name
 
 
 def compiled(pattern: str) -> re.Pattern:

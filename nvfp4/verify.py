@@ -21,6 +21,7 @@ from nvfp4.model import Model, TensorRef, bare
 from nvfp4.numeric.codes import largest_magnitude
 from nvfp4.numeric.damage import ROUNDED_TO, ROUNDED_WRONG_FROM, WRONG_FROM, Damage, measure_damage
 from nvfp4.options import Verification
+from nvfp4.prefixes import comparable_names
 from nvfp4.progress import progress_bar
 from nvfp4.read.checkpoint import open_model
 from nvfp4.read.parts import refuse_lone_shard
@@ -182,7 +183,8 @@ def check_against(
     wrong tensors) and {layer: damage}; raises ConvertError where a file cannot be read.
     """
     # Tensors are taken out of `stored` as they are found in the source.
-    stored = {bare(name): ref for name, ref in model.tensors.items()}
+    names = comparable_names(model.files[0], model.tensors)
+    stored = {names[name]: ref for name, ref in model.tensors.items()}
     found, damage, aware = [], {}, was_rounded_by_statistics(model.metadata)
     limit = ROUNDED_WRONG_FROM if aware else WRONG_FROM
     # Verifying has no --device: it runs on the CPU.
@@ -229,7 +231,8 @@ def verify_file(task: Verification) -> Check:
         source, _ = open_source(task.source, plain_fp8=True)
         source, _ = merge_loras(task.merge_lora, source, partial=task.lora_partial)
         # One name in common makes it worth comparing: all others are then named as missing.
-        if not {*map(bare, model.tensors)} & {*map(bare, source.tensors)}:
+        names = comparable_names(task.file, model.tensors)
+        if not {*names.values()} & {*map(bare, source.tensors)}:
             what, file = f"no tensor is in {task.file}", task.file.name
             raise of_another_model(
                 task.source, what, it_has=source.tensors, other_has=model.tensors, other=file

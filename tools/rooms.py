@@ -29,6 +29,7 @@ FLOORS = (
     {
         "formats": "one file for each way in which a tensor is stored",
         "options": "one row for each option",
+        "prefixes": "the names that ComfyUI has for tensors, where wrappers and prefixes hide them",
         "coverage": "whether a guide tells of the whole source, or of a part",
     },
     {"read": "safetensors headers, indexes, shards, JSON within limits, a tensor's values"},

@@ -13,7 +13,6 @@ from nvfp4.compare.describe import describe, matches
 from nvfp4.compare.schemes import scheme_label
 from nvfp4.compare.sides import Side
 from nvfp4.compare.values import compare_values
-from nvfp4.model import bare
 from nvfp4.names import kind_of
 
 
@@ -24,7 +23,7 @@ def structure(side: Side) -> dict[str, tuple]:
     (how it is stored and multiplied, shape before packing)}. Metadata and the order of the tensors
     are free. A layer's name has no suffix, so that it cannot be that of its own weight.
     """
-    tensors = {bare(name): (ref.dtype, ref.shape) for name, ref in side.model.tensors.items()}
+    tensors = {side.names[name]: (ref.dtype, ref.shape) for name, ref in side.model.tensors.items()}
     layers = {name: (scheme_label(x, side), x.shape) for name, x in side.linear.items()}
     # Layers are compared beside tensors, as a configuration in the header is no tensor and changes
     # how a layer is multiplied.
@@ -70,9 +69,9 @@ def only_in(side: Side, other: Side) -> dict[str, int]:
     Names are compared without the model's prefix. The most frequent kind comes first. A quantised
     file has scales here that its 16-bit source has not, however alike the two are.
     """
-    known = {bare(name) for name in other.model.tensors}
+    known = {*other.names.values()}
     # Tensors are counted by kind, as one missing scale is missing from every block.
-    names = (name for name in side.model.tensors if bare(name) not in known)
+    names = (name for name in side.names.values() if name not in known)
     return dict(Counter(map(kind_of_tensor, names)).most_common())
 
 

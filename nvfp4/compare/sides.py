@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvfp4.guides.gguf import open_gguf
-from nvfp4.model import Model, bare
+from nvfp4.model import Model
+from nvfp4.prefixes import comparable_names
 from nvfp4.read.checkpoint import GGUF_MAGIC, open_model
 from nvfp4.stored.defects import Finding
 from nvfp4.stored.layers import Marker, StoredLayer, find_markers, stored_layers
@@ -23,7 +24,8 @@ class Side:
 
     path: as it was given; model: its headers and metadata.
     is_gguf: whether it is a GGUF, which ComfyUI's own loader does not take.
-    layers: all that have a weight, by their names without prefix.
+    names: {name of a tensor: its name without prefix and wrappers}.
+    layers: all that have a weight, by such names.
     linear: those of them whose weight is a matrix before it was packed.
     markers: of scaled FP8, one for each part of the file that has one.
     findings: defects that headers and configurations show; a GGUF is not looked through.
@@ -32,6 +34,7 @@ class Side:
     path: Path
     model: Model
     is_gguf: bool
+    names: dict[str, str]
     layers: dict[str, StoredLayer]
     linear: dict[str, StoredLayer]
     markers: tuple[Marker, ...]
@@ -55,13 +58,16 @@ def open_side(path: Path) -> Side:
     stored = stored_layers(model)
     # A file may have a layer's scales or configuration without its weight: a defect, and nothing to
     # compare.
-    layers = {bare(name): x for name, x in stored.items() if x.weight is not None}
+    names = comparable_names(path, model.tensors)
+    weights = {names[x.weight.name]: x for x in stored.values() if x.weight is not None}
+    layers = {name.removesuffix(".weight"): layer for name, layer in weights.items()}
     # The rules are those of ComfyUI's own loader, which does not load a GGUF.
     found = () if is_gguf else (*lint(model, stored, values=False), *lint_file(model))
     return Side(
         path=path,
         model=model,
         is_gguf=is_gguf,
+        names=names,
         layers=layers,
         linear={name: layer for name, layer in layers.items() if len(layer.shape) == 2},
         markers=tuple(find_markers(model)),

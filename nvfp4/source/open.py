@@ -16,17 +16,8 @@ from pathlib import Path
 from nvfp4.dtypes import ONE_BYTE
 from nvfp4.errors import ConvertError, examples
 from nvfp4.formats.base import is_quantised_part, layer_parts, marker_names
-from nvfp4.model import (
-    COMFYUI_PREFIX,
-    UNREAD_PREFIXES,
-    Coding,
-    Model,
-    Source,
-    TensorRef,
-    diffusion_prefix,
-    is_beside,
-    renamed,
-)
+from nvfp4.model import Coding, Model, Source, TensorRef, diffusion_prefix, is_beside
+from nvfp4.prefixes import named_for_comfyui
 from nvfp4.read.checkpoint import open_model
 from nvfp4.read.origin import origin_text
 from nvfp4.source.beside import carried, flaws_beside, kept_part, note_beside
@@ -53,7 +44,8 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
     model = open_model(path)
     if model.tensors and all(map(parse_key, model.tensors)):
         raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
-    prefix, beside, notes = diffusion_prefix(model.tensors), model.beside, []
+    model, notes = named_for_comfyui(path, model)
+    prefix, beside = diffusion_prefix(model.tensors), model.beside
     program, packed = quantiser_of(name for name in model.tensors if name not in beside)
     if program:
         raise ConvertError(
@@ -76,9 +68,6 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
             f"{scales} input scales of FP8 layers are left out; --input-scale-from takes those "
             "that are named input_scale from any file"
         )
-    if prefix in UNREAD_PREFIXES:
-        tensors, note = reprefixed(tensors, prefix)
-        notes.append(note)
     quantised = Counter(
         layer.format.title
         for layer in layers.values()
@@ -88,20 +77,6 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
         notes.append(f"SOURCE is a conversion ({origin}); its original gives a better one")
     model = dataclasses.replace(model, tensors=tensors, quantised=dict(sorted(quantised.items())))
     return Source(model, tuple(notes))
-
-
-def reprefixed(tensors: dict[str, TensorRef], prefix: str) -> tuple[dict[str, TensorRef], str]:
-    """Rename tensors whose prefix ComfyUI does not know: {name: TensorRef}, and a note on it.
-
-    The prefix goes if every tensor has it. Beside other things, such as a text encoder, it becomes
-    the one that ComfyUI strips in checkpoints.
-    """
-    whole = all(name.startswith(prefix) for name in tensors)
-    new = "" if whole else COMFYUI_PREFIX
-    refs = (dataclasses.replace(ref, name=renamed(ref, prefix, new)) for ref in tensors.values())
-    instead = f"have {new} instead of" if new else "lose"
-    note = f"names {instead} their {prefix}, which ComfyUI does not know"
-    return {ref.name: ref for ref in refs}, note
 
 
 def adopted_tensors(

@@ -233,9 +233,9 @@ DEFECTS = {
     # The prefixes it looks for are in comfy/model_detection.py.
     "prefix": Defect(
         Outcome.FAILS,
-        "files name all tensors diffusion_model.*",
-        "ComfyUI strips model.diffusion_model. and net. alone, and recognises no model",
-        "rename them, or take a file without the prefix",
+        "names have a prefix or a wrapper's part that ComfyUI does not strip",
+        "ComfyUI recognises no model in such names",
+        "convert the original model again, which takes it off, or rename the tensors",
     ),
     # For NVFP4, ComfyUI raises "Missing NVFP4 scales for layer ..." (comfy/ops.py).
     "no scale": Defect(

@@ -16,11 +16,13 @@ from functools import partial
 import torch
 
 from nvfp4.dtypes import SAFETENSORS_BITS, SOURCE_FLOATS, VIEWED, round_up
+from nvfp4.errors import ConvertError
 from nvfp4.formats.base import is_known, scalar_scales
 from nvfp4.formats.scaled_fp8 import SCALED_FP8
-from nvfp4.model import COMFYUI_PREFIXES, UNREAD_PREFIXES, Model, bare, diffusion_prefix, is_beside
+from nvfp4.model import COMFYUI_PREFIXES, Model, bare, diffusion_prefix, is_beside
 from nvfp4.modules import not_linear, shape_read
 from nvfp4.numeric.float8 import decode_byte
+from nvfp4.prefixes import comfyui_names
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.tensors import load
 from nvfp4.stored.defects import Finding
@@ -288,13 +290,17 @@ def lint_values(layer: StoredLayer) -> Iterator[Finding]:
 
 
 def lint_file(model: Model) -> list[Finding]:
-    """Find defects of a file as a whole: no tensors, or a prefix that ComfyUI does not know.
+    """Find defects of a file as a whole: no tensors, or names that ComfyUI does not know.
 
     They are apart from `lint`, which runs on every output, too: no conversion makes them of a
     source that has neither.
     """
     if not model.tensors:
         return [Finding(defect="empty", name=str(model.files[0]))]
-    if all(name.startswith(UNREAD_PREFIXES) for name in model.tensors):
-        return [Finding(defect="prefix", name=next(iter(model.tensors)))]
-    return []
+    try:
+        renaming = comfyui_names(model.files[0], model.tensors)
+    except ConvertError:
+        # It has a model twice, of which ComfyUI takes one.
+        return []
+    changed = next((old for old, name in renaming.names.items() if old != name), "")
+    return [Finding(defect="prefix", name=changed)] if changed else []
