@@ -2655,10 +2655,15 @@ MOST_UNCOVERED = 0.1
 
 
 class Cover(NamedTuple):
-    """Name a guide, and the layers that it tells of: bare names."""
+    """Name the files of a guide, and the layers that they tell of: bare names."""
 
-    guide: str
+    files: tuple[Path, ...]
     layers: frozenset[str]
+
+    @property
+    def title(self) -> str:
+        """Name the files without their folders, for notes."""
+        return " and ".join(path.name for path in self.files)
 
 
 def linear_bytes(model: Model) -> dict[str, int]:
@@ -2683,7 +2688,7 @@ def check_blocks(cover: Cover, model: Model, partial: bool) -> list[str]:
     if foreign and not partial:
         what = f"whole blocks of it are not in the source: {examples(foreign)}"
         raise partial_error(cover, what, linear_bytes(model))
-    what = f"{cover.guide} has whole blocks that the source lacks: {examples(foreign)}"
+    what = f"{cover.title} has whole blocks that the source lacks: {examples(foreign)}"
     return [f"--partial-guide: {what}"] if foreign else []
 
 
@@ -2698,7 +2703,7 @@ def check_cover(cover: Cover, wanted: dict[str, int], partial: bool) -> list[str
     total, missed = sum(wanted.values()), sum(lacking.values())
     if partial and missed:
         share = percentage(total - missed, total)
-        return [f"--partial-guide: {share} of the linear weights' bytes follow {cover.guide}"]
+        return [f"--partial-guide: {share} of the linear weights' bytes follow {cover.title}"]
     if blocks := blocks_of(lacking) - blocks_of(wanted.keys() & cover.layers):
         raise partial_error(cover, f"it has nothing for whole blocks: {examples(blocks)}", lacking)
     if missed > MOST_UNCOVERED * total:
@@ -2710,8 +2715,9 @@ def check_cover(cover: Cover, wanted: dict[str, int], partial: bool) -> list[str
 
 def partial_error(cover: Cover, what: str, source: Iterable[str]) -> ConvertError:
     """Make the error for a guide that covers a part, with examples of both sides."""
+    files = " and ".join(map(str, cover.files))
     return ConvertError(
-        f"{cover.guide}: is of another model, or only a part: {what}; it has "
+        f"{files}: is of another model, or only a part: {what}; it has "
         f"{examples(cover.layers)}; the source has {examples(source)}; take the file of this "
         "model, or go on with --partial-guide"
     )
@@ -8157,8 +8163,8 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
             it_has=(f"{other} {list(stored[other].shape)}" for other in wrong.values()),
             other_has=(f"{name} {list(model.tensors[name].shape)}" for name in wrong),
         )
-    layers = (name.removesuffix(".weight") for name in by_bare)
-    cover = Cover(path.name, frozenset(layers))
+    layers = (name.removesuffix(".weight") for name in by_bare if name.endswith(".weight"))
+    cover = Cover((path,), frozenset(layers))
     notes = check_blocks(cover, model, partial) + check_cover(cover, linear_bytes(model), partial)
     known = matched.keys() | model.beside.keys()
     new = (ref for ref in model.tensors.values() if ref.is_float and not ref.is_kept)
@@ -8224,7 +8230,7 @@ def match_layer_list(path: Path, model: Model, partial: bool = False) -> LayerLi
         raise ConvertError(f"{path}: names no layer: it is empty, or all of it is comments")
     if not weights:
         raise of_another_model(path, it_has=listed, other_has=layers)
-    check_blocks(Cover(path.name, frozenset(listed)), model, partial)
+    check_blocks(Cover((path,), frozenset(listed)), model, partial)
     return LayerList(weights=weights, unknown=frozenset(listed - layers.keys()))
 
 
@@ -8744,7 +8750,7 @@ def read_guides(options: Options, model: Model) -> Guides:
         check_recording(recording, model)
     covers = covers_of(options, sources, recording)
     # Figures may be of a few layers, as people write such files by hand: no layer has to be there.
-    measures = [Cover(options.sensitivity_json.name, frozenset(figures))] if figures else []
+    measures = [Cover((options.sensitivity_json,), frozenset(figures))] if figures else []
     parts = [n for cover in (*covers, *measures) for n in check_blocks(cover, model, partial)]
     notes = (*guides.notes, *unmeasured, *parts)
     return dataclasses.replace(guides, measured=measured, covers=tuple(covers), notes=notes)
@@ -8783,10 +8789,10 @@ def covers_of(
     """
     covers = []
     if sources and options.input_scale_value is None:
-        names = " and ".join(path.name for path, _ in sources)
-        covers.append(Cover(names, frozenset().union(*(rows for _, rows in sources))))
+        files = tuple(path for path, _ in sources)
+        covers.append(Cover(files, frozenset().union(*(rows for _, rows in sources))))
     if recording:
-        covers.append(Cover("--activation-stats", frozenset(recording)))
+        covers.append(Cover(options.activation_stats, frozenset(recording)))
     return covers
 
 
@@ -13329,17 +13335,21 @@ def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str
 EVERY_BLOCK = (".weight", ".bias")
 
 
-def refuse_part(path: Path, model: Model) -> None:
+def refuse_part(path: Path, model: Model) -> list[str]:
     """Raise ConvertError for a model of a known family that is not all there, naming what it lacks.
 
-    ComfyUI would load such a file, leave what is missing at random values, and make noise.
+    ComfyUI would load such a file, leave what is missing at random values, and make noise. Of a
+    model of no known family, whose blocks may differ by design, a note tells what they lack.
     """
     family = FAMILIES.get(recognise(model)[0])
-    if family and (missing := missing_parts(model, family)):
+    missing = missing_parts(model, family or ANY_FAMILY)
+    shard = f"one shard of several: it lacks {examples(missing)}"
+    if family and missing:
         raise ConvertError(
-            f"{path}: is not a whole {family.title} model: it lacks {examples(missing)}; if it is "
-            "one shard of several, give the *.safetensors.index.json beside it, or the folder"
+            f"{path}: is not a whole {family.title} model, but maybe {shard}; give the "
+            "*.safetensors.index.json beside it, or the folder"
         )
+    return [f"{path.name} may be {shard}, which its other blocks have"] if missing else []
 
 
 def missing_parts(model: Model, family: Family) -> list[str]:
@@ -13376,10 +13386,10 @@ def read_source(options: Options) -> Source:
     refuse_missing(options)
     model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
     refuse_swapped(options.output, model)
-    refuse_part(options.source, model)
+    doubts = refuse_part(options.source, model)
     model = dataclasses.replace(model, stamps=stamps_of(options, model))
     merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
-    return Source(merged.model, (*notes, *merged.notes))
+    return Source(merged.model, (*notes, *doubts, *merged.notes))
 
 
 def refuse_missing(options: Options) -> None:

@@ -8,6 +8,7 @@ blocks as they are. What counts are the bytes of linear weights, and whole trans
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from nvfp4.errors import ConvertError, examples, percentage
@@ -20,10 +21,15 @@ MOST_UNCOVERED = 0.1
 
 
 class Cover(NamedTuple):
-    """Name a guide, and the layers that it tells of: bare names."""
+    """Name the files of a guide, and the layers that they tell of: bare names."""
 
-    guide: str
+    files: tuple[Path, ...]
     layers: frozenset[str]
+
+    @property
+    def title(self) -> str:
+        """Name the files without their folders, for notes."""
+        return " and ".join(path.name for path in self.files)
 
 
 def linear_bytes(model: Model) -> dict[str, int]:
@@ -48,7 +54,7 @@ def check_blocks(cover: Cover, model: Model, partial: bool) -> list[str]:
     if foreign and not partial:
         what = f"whole blocks of it are not in the source: {examples(foreign)}"
         raise partial_error(cover, what, linear_bytes(model))
-    what = f"{cover.guide} has whole blocks that the source lacks: {examples(foreign)}"
+    what = f"{cover.title} has whole blocks that the source lacks: {examples(foreign)}"
     return [f"--partial-guide: {what}"] if foreign else []
 
 
@@ -63,7 +69,7 @@ def check_cover(cover: Cover, wanted: dict[str, int], partial: bool) -> list[str
     total, missed = sum(wanted.values()), sum(lacking.values())
     if partial and missed:
         share = percentage(total - missed, total)
-        return [f"--partial-guide: {share} of the linear weights' bytes follow {cover.guide}"]
+        return [f"--partial-guide: {share} of the linear weights' bytes follow {cover.title}"]
     if blocks := blocks_of(lacking) - blocks_of(wanted.keys() & cover.layers):
         raise partial_error(cover, f"it has nothing for whole blocks: {examples(blocks)}", lacking)
     if missed > MOST_UNCOVERED * total:
@@ -75,8 +81,9 @@ def check_cover(cover: Cover, wanted: dict[str, int], partial: bool) -> list[str
 
 def partial_error(cover: Cover, what: str, source: Iterable[str]) -> ConvertError:
     """Make the error for a guide that covers a part, with examples of both sides."""
+    files = " and ".join(map(str, cover.files))
     return ConvertError(
-        f"{cover.guide}: is of another model, or only a part: {what}; it has "
+        f"{files}: is of another model, or only a part: {what}; it has "
         f"{examples(cover.layers)}; the source has {examples(source)}; take the file of this "
         "model, or go on with --partial-guide"
     )

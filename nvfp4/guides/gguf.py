@@ -290,8 +290,8 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
             it_has=(f"{other} {list(stored[other].shape)}" for other in wrong.values()),
             other_has=(f"{name} {list(model.tensors[name].shape)}" for name in wrong),
         )
-    layers = (name.removesuffix(".weight") for name in by_bare)
-    cover = Cover(path.name, frozenset(layers))
+    layers = (name.removesuffix(".weight") for name in by_bare if name.endswith(".weight"))
+    cover = Cover((path,), frozenset(layers))
     notes = check_blocks(cover, model, partial) + check_cover(cover, linear_bytes(model), partial)
     known = matched.keys() | model.beside.keys()
     new = (ref for ref in model.tensors.values() if ref.is_float and not ref.is_kept)

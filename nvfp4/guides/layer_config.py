@@ -74,7 +74,7 @@ def match_layer_list(path: Path, model: Model, partial: bool = False) -> LayerLi
         raise ConvertError(f"{path}: names no layer: it is empty, or all of it is comments")
     if not weights:
         raise of_another_model(path, it_has=listed, other_has=layers)
-    check_blocks(Cover(path.name, frozenset(listed)), model, partial)
+    check_blocks(Cover((path,), frozenset(listed)), model, partial)
     return LayerList(weights=weights, unknown=frozenset(listed - layers.keys()))
 
 

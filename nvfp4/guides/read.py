@@ -66,7 +66,7 @@ def read_guides(options: Options, model: Model) -> Guides:
         check_recording(recording, model)
     covers = covers_of(options, sources, recording)
     # Figures may be of a few layers, as people write such files by hand: no layer has to be there.
-    measures = [Cover(options.sensitivity_json.name, frozenset(figures))] if figures else []
+    measures = [Cover((options.sensitivity_json,), frozenset(figures))] if figures else []
     parts = [n for cover in (*covers, *measures) for n in check_blocks(cover, model, partial)]
     notes = (*guides.notes, *unmeasured, *parts)
     return dataclasses.replace(guides, measured=measured, covers=tuple(covers), notes=notes)
@@ -105,10 +105,10 @@ def covers_of(
     """
     covers = []
     if sources and options.input_scale_value is None:
-        names = " and ".join(path.name for path, _ in sources)
-        covers.append(Cover(names, frozenset().union(*(rows for _, rows in sources))))
+        files = tuple(path for path, _ in sources)
+        covers.append(Cover(files, frozenset().union(*(rows for _, rows in sources))))
     if recording:
-        covers.append(Cover("--activation-stats", frozenset(recording)))
+        covers.append(Cover(options.activation_stats, frozenset(recording)))
     return covers
 
 

@@ -29,10 +29,10 @@ def read_source(options: Options) -> Source:
     refuse_missing(options)
     model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
     refuse_swapped(options.output, model)
-    refuse_part(options.source, model)
+    doubts = refuse_part(options.source, model)
     model = dataclasses.replace(model, stamps=stamps_of(options, model))
     merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
-    return Source(merged.model, (*notes, *merged.notes))
+    return Source(merged.model, (*notes, *doubts, *merged.notes))
 
 
 def refuse_missing(options: Options) -> None:

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from nvfp4.errors import ConvertError, examples
-from nvfp4.families import FAMILIES, Family, recognise
+from nvfp4.families import ANY_FAMILY, FAMILIES, Family, recognise
 from nvfp4.model import Model, bare
 from nvfp4.names import gaps
 
@@ -19,17 +19,21 @@ from nvfp4.names import gaps
 EVERY_BLOCK = (".weight", ".bias")
 
 
-def refuse_part(path: Path, model: Model) -> None:
+def refuse_part(path: Path, model: Model) -> list[str]:
     """Raise ConvertError for a model of a known family that is not all there, naming what it lacks.
 
-    ComfyUI would load such a file, leave what is missing at random values, and make noise.
+    ComfyUI would load such a file, leave what is missing at random values, and make noise. Of a
+    model of no known family, whose blocks may differ by design, a note tells what they lack.
     """
     family = FAMILIES.get(recognise(model)[0])
-    if family and (missing := missing_parts(model, family)):
+    missing = missing_parts(model, family or ANY_FAMILY)
+    shard = f"one shard of several: it lacks {examples(missing)}"
+    if family and missing:
         raise ConvertError(
-            f"{path}: is not a whole {family.title} model: it lacks {examples(missing)}; if it is "
-            "one shard of several, give the *.safetensors.index.json beside it, or the folder"
+            f"{path}: is not a whole {family.title} model, but maybe {shard}; give the "
+            "*.safetensors.index.json beside it, or the folder"
         )
+    return [f"{path.name} may be {shard}, which its other blocks have"] if missing else []
 
 
 def missing_parts(model: Model, family: Family) -> list[str]:

@@ -1,5 +1,7 @@
 """A guide covers the source, or says that it does not."""
 
+from pathlib import Path
+
 import pytest
 
 from nvfp4.coverage import Cover, check_blocks, check_cover
@@ -11,7 +13,7 @@ WANTED = LAYERS | {"head": 1000}
 
 
 def cover(*lacking):
-    return Cover("g.gguf", frozenset(WANTED.keys() - set(lacking)))
+    return Cover((Path("g.gguf"),), frozenset(WANTED.keys() - set(lacking)))
 
 
 def test_a_tenth_may_lack_and_more_is_refused():
@@ -45,7 +47,7 @@ def test_a_partial_guide_tells_its_share():
 
 def test_blocks_that_the_source_lacks_are_refused_or_noted():
     model = model_with([f"model.diffusion_model.{layer}.weight" for layer in WANTED])
-    longer = Cover("s.json", frozenset([*WANTED, "blocks.10.q", "blocks.11.q"]))
+    longer = Cover((Path("folder", "s.json"),), frozenset([*WANTED, "blocks.10.q", "blocks.11.q"]))
     assert check_blocks(cover(), model, False) == []
     with pytest.raises(ConvertError, match=r"not in the source: blocks\.10, blocks\.11; it has"):
         check_blocks(longer, model, False)

@@ -43,8 +43,17 @@ def test_a_shard_that_is_recognised_lacks_something(path, share, order):
         for name in kept:
             object.__setattr__(part.tensors[name], "shape", model.tensors[name].shape)
         if family and FAMILIES.get(recognise(part)[0]) is family:
-            with pytest.raises(ConvertError, match=r"is not a whole .* model: it lacks"):
+            with pytest.raises(ConvertError, match=r"is not a whole .* it lacks"):
                 refuse_part(path, part)
+
+
+def test_a_gap_in_a_model_of_no_known_family_is_noted(tmp_path):
+    names = [f"blocks.{n}.{part}.weight" for n in range(6) for part in ("a", "b", "c")]
+    path = tmp_path / "m.safetensors"
+    assert refuse_part(path, model_with(names)) == []
+    cut = [name for name in names if not name.startswith(("blocks.2.", "blocks.5.c"))]
+    what = "may be one shard of several: it lacks blocks.2, blocks.5.c.weight, which its other"
+    assert refuse_part(path, model_with(cut)) == [f"m.safetensors {what} blocks have"]
 
 
 WAN = next(path for path in PUBLISHED if path.stem == "wan22_ti2v_5b")
