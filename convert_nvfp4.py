@@ -2077,7 +2077,7 @@ GUIDE_OPTIONS = (
     "--gguf", "--input-scale-from", "--input-scale-summary-json", "--activation-stats",
     "--sensitivity-json", "--full-precision-mm-layers",
 )  # fmt: skip
-# Suffixes that --report takes; cli/entry.py has a renderer for each.
+# Suffixes that --report takes; report/texts.py has a renderer for each.
 REPORT_KINDS = (".json", ".html")
 
 # Headings of the groups in `--help` and in the README, in this order.
@@ -12128,6 +12128,117 @@ def render_json(data: dict) -> str:
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
+# ── nvfp4/report/layer_config.py: Write the plan as a file that --layer-config reads ──────────────
+
+def layer_config(plans: Iterable[TensorPlan]) -> str:
+    """Render the plan as JSON text: an object with one line for each tensor, in the source's order.
+
+    Keys are bare names (a linear layer without `.weight`). An entry has "format" and, for quantised
+    layers, "full_precision_matrix_mult" and "input_scale" where they are set. Tensors that are
+    copied get "source"; a dtype that --layer-config has no name for becomes "float32".
+    """
+    # The table of the reader, the other way round: (format, dtype) -> the entry's name.
+    formats = {setting: name for name, setting in setting_formats().items()}
+    entries = {}
+    for plan in plans:
+        dtype = "" if plan.is_quantised or plan.precision.is_copy else plan.dtype
+        entry = {"format": formats.get((plan.precision, dtype), "float32")}
+        if plan.full_precision:
+            entry["full_precision_matrix_mult"] = True
+        if plan.input_scale is not None:
+            entry["input_scale"] = plan.input_scale
+        entries[config_key(plan.ref)] = entry
+    # One line for each tensor, so that the file can be edited and compared line by line.
+    lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
+
+
+# ── nvfp4/report/page_style.py: Hold the style sheet of the report's page ─────────────────────────
+
+# The classes of a cell tell how a weight is stored and how it is multiplied. Colours are for
+# quantised layers and greys for the rest; a marked corner means full-precision matmul. Details
+# float beside their cell where the browser supports it (anchor-scope), and lie at the screen's
+# lower edge where it does not, and on phones.
+PAGE_STYLE = """
+:root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #17202b; --soft: #56616f;
+  --line: #dde2e8; --fill: #d98cbb; }
+.NVFP4, .W4A4, .W4A16 { --fill: #a6cbf0; } .FP8, .W8A8, .W8A16 { --fill: #f7c877; }
+.F16, .W16A16 { --fill: #d6dbe2; } .BF16 { --fill: #b9c3cf; } .F32 { --fill: #94a2b3; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #10141a; --card: #181e26; --ink: #e8edf3; --soft: #a3aebb; --line: #303a46;
+    --fill: #94447c; }
+  .NVFP4, .W4A4, .W4A16 { --fill: #1d5591; } .FP8, .W8A8, .W8A16 { --fill: #855306; }
+  .F16, .W16A16 { --fill: #323b47; } .BF16 { --fill: #485462; } .F32 { --fill: #5d6a7a; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
+  overflow-wrap: anywhere; }
+main { max-width: 72rem; margin: auto; padding: 2rem 1rem 4rem; }
+header { padding: 0 1.5rem; }
+section { background: var(--card); border: 1px solid var(--line); border-radius: .75rem;
+  padding: 1.25rem 1.5rem 1.5rem; margin-top: 1.25rem; }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; } h2 { font-size: 1.2rem; margin: 0; }
+p { margin: .25rem 0; } p, caption, dt, thead, small, .notes { color: var(--soft); }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; }
+dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
+small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
+.notes { padding-left: 1.2rem; margin: 1rem 0 0; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
+  margin: .75rem 0 0; font-size: .875rem; }
+table { width: 100%; border-collapse: collapse; margin-top: 1rem; font-size: .875rem;
+  font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .35rem; }
+thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-align: left; }
+td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
+:is(td, th):first-child { padding-left: 0; }
+:is(td, th):last-child { padding-right: 0; }
+:is(td, th):last-child, .pair :is(td, th):not(:first-child) { text-align: right; }
+td:has(> .bar) { width: 40%; } td:has(> .bar) + td, .pair > :last-child td { white-space: nowrap; }
+.chip, .cell, .bar, .stack > * { color: var(--ink); print-color-adjust: exact;
+  forced-color-adjust: none; }
+.chip, .cell, .stack > * { background-color: var(--fill); border-radius: .2rem; }
+.W4A16, .W8A16 { background-image: linear-gradient(225deg, var(--ink) .24rem, transparent .28rem); }
+.chip { padding: .1rem .5rem; font-size: .8rem; white-space: nowrap; }
+.bar { background: linear-gradient(var(--fill) 0 0) no-repeat 0 / var(--part); padding: 0 .4rem; }
+.stack { display: flex; gap: 2px; margin-top: 1rem; font: .8rem/1.9rem system-ui, sans-serif;
+  height: 1.9rem; text-align: center; }
+.stack > * { min-width: 2px; } summary { cursor: pointer; margin-top: 1rem; }
+.map table { table-layout: fixed; border-collapse: separate; border-spacing: 2px; }
+.map table :is(td, th) { padding: 0; border: 0; text-align: center; }
+.map thead { position: sticky; top: 0; z-index: 1; }
+.map thead th { background: var(--card); box-shadow: 0 0 0 2px var(--card); }
+.map table [scope=colgroup] { border-bottom: 1px solid var(--line); }
+.map :is([rowspan]:first-child, [scope=row]) { width: 2rem; color: var(--soft); }
+.cell { line-height: 1.6rem; min-height: 1.6rem; min-width: 3.6rem; padding: 0 .1rem;
+  font-size: .8rem; text-align: center; cursor: default; } .map .cell { min-width: 0; }
+.cell:is(:hover, :focus) { outline: 2px solid; } .cell:is(:hover, :focus) > .tip { display: block; }
+.cell:focus > .tip { pointer-events: auto; } .cell:hover > .tip { z-index: 3; }
+.tip { display: none; position: fixed; z-index: 2; inset: auto 0 0; max-height: 90vh; margin: .3rem;
+  padding: .75rem 1rem; line-height: 1.5; text-align: left; overflow: auto; pointer-events: none;
+  background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
+  box-shadow: 0 .4rem 1.5rem #0006; }
+.tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
+.fit { container-type: inline-size; }
+@container (max-width: 3.2rem) { .long { writing-mode: vertical-rl; padding-bottom: .25rem; }
+  .stack span { display: none; } }
+@container (max-width: 2.3rem) { .cell i { display: none; } }
+@container (max-width: 1.6rem) { .cell span { display: none; } }
+@media (min-width: 60em) {
+  .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 0 2.5rem; align-items: start; }
+  .tip { width: max-content; max-width: 28rem; margin: .3rem auto; }
+  @supports (anchor-scope: all) {
+    .cell { anchor-name: --cell; anchor-scope: --cell; }
+    .tip { position-anchor: --cell; position-area: bottom; position-try-fallbacks: flip-block;
+      inset: auto; margin: .3rem; } } }
+@media (max-width: 60em) {
+  .map { overflow-x: auto; } .map table { min-width: calc(var(--kinds) * 1.5rem + 2rem); } }
+@media (max-width: 40em) {
+  main { padding: 1.25rem .5rem; } section, header { padding: 1rem .75rem; }
+  h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
+  .map thead, .cell { font-size: .7rem; } .map table { border-spacing: 1px; }
+  td:has(> .bar) { width: 28%; } }
+"""
+
+
 # ── nvfp4/source/lora_names.py: Know the names that LoRA files have for layers, and for the parts o
 
 # A key may consist of prefixes alone, and each one costs a search: strip at most so many.
@@ -13329,278 +13440,6 @@ def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str
         )
 
 
-# ── nvfp4/source/whole.py: Make sure that a source is a whole model, and not one of its shards unde
-
-# Parts that every block of a run has; scales and other parts of quantised layers may differ.
-EVERY_BLOCK = (".weight", ".bias")
-
-
-def refuse_part(path: Path, model: Model) -> list[str]:
-    """Raise ConvertError for a model of a known family that is not all there, naming what it lacks.
-
-    ComfyUI would load such a file, leave what is missing at random values, and make noise. Of a
-    model of no known family, whose blocks may differ by design, a note tells what they lack.
-    """
-    family = FAMILIES.get(recognise(model)[0])
-    missing = missing_parts(model, family or ANY_FAMILY)
-    shard = f"one shard of several: it lacks {examples(missing)}"
-    if family and missing:
-        raise ConvertError(
-            f"{path}: is not a whole {family.title} model, but maybe {shard}; give the "
-            "*.safetensors.index.json beside it, or the folder"
-        )
-    return [f"{path.name} may be {shard}, which its other blocks have"] if missing else []
-
-
-def missing_parts(model: Model, family: Family) -> list[str]:
-    """List what a model of this family has to have and lacks: layers, blocks or their tensors.
-
-    Layers beside the blocks are those in the family's row. Blocks are counted from 0 to the highest
-    number there is; a block has to have what most blocks of its name have.
-    """
-    names = {bare(name) for name in model.tensors}
-    missing = [layer for layer in family.outside if f"{layer}.weight" not in names]
-    runs = {name: defaultdict(set) for name in (*itertools.chain(*family.blocks), *family.beside)}
-    for name in names:
-        found = family.inside.match(name)
-        if found and name.endswith(EVERY_BLOCK):
-            runs[found[1]][int(found[2])].add(name[found.end() :])
-    for run, blocks in runs.items():
-        counts = Counter(itertools.chain(*blocks.values()))
-        usual = {part for part, count in counts.items() if 2 * count > len(blocks)}
-        missing += [f"{run}.{number}" for number in gaps(blocks)]
-        for number, parts in sorted(blocks.items()):
-            missing += [f"{run}.{number}.{part}" for part in usual - parts]
-    return missing
-
-
-# ── nvfp4/source/read.py: Read the source of a conversion: a model, and its LoRAs ─────────────────
-
-def read_source(options: Options) -> Source:
-    """Open the model and the LoRAs to merge, and note the state of all files that are read later.
-
-    Returns the model, with LoRAs as patches of its tensors, and the notes of both. Raises
-    ConvertError for what is damaged, or quantised in a way that cannot be decoded, and for LoRAs
-    that do not go with the model.
-    """
-    refuse_missing(options)
-    model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
-    refuse_swapped(options.output, model)
-    doubts = refuse_part(options.source, model)
-    model = dataclasses.replace(model, stamps=stamps_of(options, model))
-    merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
-    return Source(merged.model, (*notes, *doubts, *merged.notes))
-
-
-def refuse_missing(options: Options) -> None:
-    """Raise ConvertError if there is no SOURCE but an original model is where OUTPUT is to go."""
-    if exists(options.source) or not exists(options.output):
-        return
-    try:
-        original = not open_source(options.output).model.quantised
-    except ConvertError:
-        return
-    if original:
-        raise ConvertError(
-            f"{options.source}: no such file, but OUTPUT is there and a 16- or 32-bit model: are "
-            f"SOURCE and OUTPUT swapped? ({options.output})"
-        )
-
-
-def refuse_swapped(output: Path, model: Model) -> None:
-    """Raise ConvertError if SOURCE is quantised, and OUTPUT is there and not made by this tool.
-
-    A conversion of the small file would overwrite the original.
-    """
-    if exists(output) and model.quantised and not is_ours(output):
-        raise ConvertError(
-            f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are they "
-            "swapped? If not, delete it first"
-        )
-
-
-def is_ours(path: Path) -> bool:
-    """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
-
-    A file that cannot be read as safetensors counts as foreign.
-    """
-    try:
-        return "convert_nvfp4" in read_header(path)[1]
-    except ConvertError:
-        return False
-
-
-def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
-    """Tell size and time of the files that are read while converting, too, and not only before.
-
-    These are the model's, the LoRAs' and the recordings': a change of them would mix old and new
-    values in one output. Raises ConvertError where one is missing.
-    """
-    loras = (lora_in(lora.path) for lora in options.merge_lora)
-    paths = [*model.files, *loras, *options.activation_stats]
-    with translated(options.source):
-        return {path: stamp(path) for path in paths}
-
-
-# ── nvfp4/conversion.py: Run one conversion from end to end, as the list of its phases ────────────
-
-def convert(options: Options, observe: Observe = unobserved) -> Report:
-    """Run a conversion, or with `dry_run` plan it. Raises ConvertError.
-
-    What fails leaves nothing behind, unless `resume` keeps partial files to go on with. Each phase
-    returns a record with its notes; they come together in the report, and only there. `observe` is
-    called with the name of each stage of writing the output (see `stages`). Under `torchrun` all
-    processes come here with the same options; each gets the report.
-    """
-    refuse_lone_shard(options.source)
-    # Ranks meet before anything can fail on one of them alone: the others would wait for it.
-    with join_ranks() as ranks:
-        if not ranks.is_first:
-            options = dataclasses.replace(options, quiet=True)
-        # Only headers are read here; weights are read while they are measured or encoded.
-        source = read_source(options)
-        source_bytes = file_bytes(source.model)
-        pick_device(options.device, ranks)
-        refuse_text_targets(options, source.model)
-        guides = read_guides(options, source.model)
-        planner = partial(make_plans, options, source.model, guides)
-        sized = plan_for_size(options, source.model, planner, ranks)
-        plan = sized.plan if sized else planner()
-        refuse_no_gain(options, source.model, plan.plans)
-        tuned = tune_activations(options, plan.plans)
-        plans = tuned.plans
-        # --target-size has looked already, and a real run looks while it writes.
-        if options.dry_run and not sized:
-            plans = widen(plans, float16_overflows(plans, options))
-        job = make_job(options, source.model, plans)
-        if options.dry_run:
-            outcome = rehearse(job, tuned.plans, ranks)
-        else:
-            outcome = produce(job, ranks, observe)
-    return Report(
-        options=options,
-        plans=tuple(outcome.job.plans),
-        origin=outcome.job.origin,
-        source_bytes=source_bytes,
-        output_bytes=outcome.job.nbytes,
-        notes=(*plan.notes, *source.notes, *tuned.notes, *outcome.notes),
-        damage=outcome.damage,
-        curve=tuned.curve,
-        sizes=sized.sizes if sized else (),
-    )
-
-
-# ── nvfp4/report/layer_config.py: Write the plan as a file that --layer-config reads ──────────────
-
-def layer_config(plans: Iterable[TensorPlan]) -> str:
-    """Render the plan as JSON text: an object with one line for each tensor, in the source's order.
-
-    Keys are bare names (a linear layer without `.weight`). An entry has "format" and, for quantised
-    layers, "full_precision_matrix_mult" and "input_scale" where they are set. Tensors that are
-    copied get "source"; a dtype that --layer-config has no name for becomes "float32".
-    """
-    # The table of the reader, the other way round: (format, dtype) -> the entry's name.
-    formats = {setting: name for name, setting in setting_formats().items()}
-    entries = {}
-    for plan in plans:
-        dtype = "" if plan.is_quantised or plan.precision.is_copy else plan.dtype
-        entry = {"format": formats.get((plan.precision, dtype), "float32")}
-        if plan.full_precision:
-            entry["full_precision_matrix_mult"] = True
-        if plan.input_scale is not None:
-            entry["input_scale"] = plan.input_scale
-        entries[config_key(plan.ref)] = entry
-    # One line for each tensor, so that the file can be edited and compared line by line.
-    lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
-    return "{\n " + ",\n ".join(lines) + "\n}\n"
-
-
-# ── nvfp4/report/page_style.py: Hold the style sheet of the report's page ─────────────────────────
-
-# The classes of a cell tell how a weight is stored and how it is multiplied. Colours are for
-# quantised layers and greys for the rest; a marked corner means full-precision matmul. Details
-# float beside their cell where the browser supports it (anchor-scope), and lie at the screen's
-# lower edge where it does not, and on phones.
-PAGE_STYLE = """
-:root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #17202b; --soft: #56616f;
-  --line: #dde2e8; --fill: #d98cbb; }
-.NVFP4, .W4A4, .W4A16 { --fill: #a6cbf0; } .FP8, .W8A8, .W8A16 { --fill: #f7c877; }
-.F16, .W16A16 { --fill: #d6dbe2; } .BF16 { --fill: #b9c3cf; } .F32 { --fill: #94a2b3; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #10141a; --card: #181e26; --ink: #e8edf3; --soft: #a3aebb; --line: #303a46;
-    --fill: #94447c; }
-  .NVFP4, .W4A4, .W4A16 { --fill: #1d5591; } .FP8, .W8A8, .W8A16 { --fill: #855306; }
-  .F16, .W16A16 { --fill: #323b47; } .BF16 { --fill: #485462; } .F32 { --fill: #5d6a7a; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
-  overflow-wrap: anywhere; }
-main { max-width: 72rem; margin: auto; padding: 2rem 1rem 4rem; }
-header { padding: 0 1.5rem; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: .75rem;
-  padding: 1.25rem 1.5rem 1.5rem; margin-top: 1.25rem; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; } h2 { font-size: 1.2rem; margin: 0; }
-p { margin: .25rem 0; } p, caption, dt, thead, small, .notes { color: var(--soft); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; }
-dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
-small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
-.notes { padding-left: 1.2rem; margin: 1rem 0 0; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
-  margin: .75rem 0 0; font-size: .875rem; }
-table { width: 100%; border-collapse: collapse; margin-top: 1rem; font-size: .875rem;
-  font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .35rem; }
-thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-align: left; }
-td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
-:is(td, th):first-child { padding-left: 0; }
-:is(td, th):last-child { padding-right: 0; }
-:is(td, th):last-child, .pair :is(td, th):not(:first-child) { text-align: right; }
-td:has(> .bar) { width: 40%; } td:has(> .bar) + td, .pair > :last-child td { white-space: nowrap; }
-.chip, .cell, .bar, .stack > * { color: var(--ink); print-color-adjust: exact;
-  forced-color-adjust: none; }
-.chip, .cell, .stack > * { background-color: var(--fill); border-radius: .2rem; }
-.W4A16, .W8A16 { background-image: linear-gradient(225deg, var(--ink) .24rem, transparent .28rem); }
-.chip { padding: .1rem .5rem; font-size: .8rem; white-space: nowrap; }
-.bar { background: linear-gradient(var(--fill) 0 0) no-repeat 0 / var(--part); padding: 0 .4rem; }
-.stack { display: flex; gap: 2px; margin-top: 1rem; font: .8rem/1.9rem system-ui, sans-serif;
-  height: 1.9rem; text-align: center; }
-.stack > * { min-width: 2px; } summary { cursor: pointer; margin-top: 1rem; }
-.map table { table-layout: fixed; border-collapse: separate; border-spacing: 2px; }
-.map table :is(td, th) { padding: 0; border: 0; text-align: center; }
-.map thead { position: sticky; top: 0; z-index: 1; }
-.map thead th { background: var(--card); box-shadow: 0 0 0 2px var(--card); }
-.map table [scope=colgroup] { border-bottom: 1px solid var(--line); }
-.map :is([rowspan]:first-child, [scope=row]) { width: 2rem; color: var(--soft); }
-.cell { line-height: 1.6rem; min-height: 1.6rem; min-width: 3.6rem; padding: 0 .1rem;
-  font-size: .8rem; text-align: center; cursor: default; } .map .cell { min-width: 0; }
-.cell:is(:hover, :focus) { outline: 2px solid; } .cell:is(:hover, :focus) > .tip { display: block; }
-.cell:focus > .tip { pointer-events: auto; } .cell:hover > .tip { z-index: 3; }
-.tip { display: none; position: fixed; z-index: 2; inset: auto 0 0; max-height: 90vh; margin: .3rem;
-  padding: .75rem 1rem; line-height: 1.5; text-align: left; overflow: auto; pointer-events: none;
-  background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
-  box-shadow: 0 .4rem 1.5rem #0006; }
-.tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
-.fit { container-type: inline-size; }
-@container (max-width: 3.2rem) { .long { writing-mode: vertical-rl; padding-bottom: .25rem; }
-  .stack span { display: none; } }
-@container (max-width: 2.3rem) { .cell i { display: none; } }
-@container (max-width: 1.6rem) { .cell span { display: none; } }
-@media (min-width: 60em) {
-  .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 0 2.5rem; align-items: start; }
-  .tip { width: max-content; max-width: 28rem; margin: .3rem auto; }
-  @supports (anchor-scope: all) {
-    .cell { anchor-name: --cell; anchor-scope: --cell; }
-    .tip { position-anchor: --cell; position-area: bottom; position-try-fallbacks: flip-block;
-      inset: auto; margin: .3rem; } } }
-@media (max-width: 60em) {
-  .map { overflow-x: auto; } .map table { min-width: calc(var(--kinds) * 1.5rem + 2rem); } }
-@media (max-width: 40em) {
-  main { padding: 1.25rem .5rem; } section, header { padding: 1rem .75rem; }
-  h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
-  .map thead, .cell { font-size: .7rem; } .map table { border-spacing: 1px; }
-  td:has(> .bar) { width: 28%; } }
-"""
-
-
 # ── nvfp4/verify.py: Verify a quantised file, with its source or without: --verify ────────────────
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13787,6 +13626,8 @@ def verify_file(task: Verification) -> Check:
     LoRAs that the task names are merged into the source first. Raises ConvertError where either
     cannot be read or they are of different models.
     """
+    if not isinstance(task, Verification):
+        raise ConvertError(f"verify_file takes Verification(file=...), not {task!r}")
     refuse_lone_shard(task.file)
     try:
         model = open_model(task.file)
@@ -14397,11 +14238,201 @@ def render_html(data: dict) -> str:
     )
 
 
-# ── nvfp4/cli/entry.py: Carry out what the command line asks for, and end with its status ─────────
+# ── nvfp4/report/texts.py: Write the text files that a conversion is asked for: --report, --layer-c
 
 # What writes --report, by the suffix of its file: a row for each of REPORT_KINDS.
 REPORTS = {".json": render_json, ".html": render_html}
 
+
+def write_texts(report: Report) -> None:
+    """Write the report and the layer config, where the options name a file for them.
+
+    Each is written whole or not at all. Raises ConvertError where one cannot be written.
+    """
+    options = report.options
+    if options.report:
+        render = REPORTS[options.report.suffix.lower()]
+        write_text(render(report_data(report)), options.report)
+    if options.layer_config_out:
+        write_text(layer_config(report.plans), options.layer_config_out)
+
+
+# ── nvfp4/source/whole.py: Make sure that a source is a whole model, and not one of its shards unde
+
+# Parts that every block of a run has; scales and other parts of quantised layers may differ.
+EVERY_BLOCK = (".weight", ".bias")
+
+
+def refuse_part(path: Path, model: Model) -> list[str]:
+    """Raise ConvertError for a model of a known family that is not all there, naming what it lacks.
+
+    ComfyUI would load such a file, leave what is missing at random values, and make noise. Of a
+    model of no known family, whose blocks may differ by design, a note tells what they lack.
+    """
+    family = FAMILIES.get(recognise(model)[0])
+    missing = missing_parts(model, family or ANY_FAMILY)
+    shard = f"one shard of several: it lacks {examples(missing)}"
+    if family and missing:
+        raise ConvertError(
+            f"{path}: is not a whole {family.title} model, but maybe {shard}; give the "
+            "*.safetensors.index.json beside it, or the folder"
+        )
+    return [f"{path.name} may be {shard}, which its other blocks have"] if missing else []
+
+
+def missing_parts(model: Model, family: Family) -> list[str]:
+    """List what a model of this family has to have and lacks: layers, blocks or their tensors.
+
+    Layers beside the blocks are those in the family's row. Blocks are counted from 0 to the highest
+    number there is; a block has to have what most blocks of its name have.
+    """
+    names = {bare(name) for name in model.tensors}
+    missing = [layer for layer in family.outside if f"{layer}.weight" not in names]
+    runs = {name: defaultdict(set) for name in (*itertools.chain(*family.blocks), *family.beside)}
+    for name in names:
+        found = family.inside.match(name)
+        if found and name.endswith(EVERY_BLOCK):
+            runs[found[1]][int(found[2])].add(name[found.end() :])
+    for run, blocks in runs.items():
+        counts = Counter(itertools.chain(*blocks.values()))
+        usual = {part for part, count in counts.items() if 2 * count > len(blocks)}
+        missing += [f"{run}.{number}" for number in gaps(blocks)]
+        for number, parts in sorted(blocks.items()):
+            missing += [f"{run}.{number}.{part}" for part in usual - parts]
+    return missing
+
+
+# ── nvfp4/source/read.py: Read the source of a conversion: a model, and its LoRAs ─────────────────
+
+def read_source(options: Options) -> Source:
+    """Open the model and the LoRAs to merge, and note the state of all files that are read later.
+
+    Returns the model, with LoRAs as patches of its tensors, and the notes of both. Raises
+    ConvertError for what is damaged, or quantised in a way that cannot be decoded, and for LoRAs
+    that do not go with the model.
+    """
+    refuse_missing(options)
+    model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
+    refuse_swapped(options.output, model)
+    doubts = refuse_part(options.source, model)
+    model = dataclasses.replace(model, stamps=stamps_of(options, model))
+    merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
+    return Source(merged.model, (*notes, *doubts, *merged.notes))
+
+
+def refuse_missing(options: Options) -> None:
+    """Raise ConvertError if there is no SOURCE but an original model is where OUTPUT is to go."""
+    if exists(options.source) or not exists(options.output):
+        return
+    try:
+        original = not open_source(options.output).model.quantised
+    except ConvertError:
+        return
+    if original:
+        raise ConvertError(
+            f"{options.source}: no such file, but OUTPUT is there and a 16- or 32-bit model: are "
+            f"SOURCE and OUTPUT swapped? ({options.output})"
+        )
+
+
+def refuse_swapped(output: Path, model: Model) -> None:
+    """Raise ConvertError if SOURCE is quantised, and OUTPUT is there and not made by this tool.
+
+    A conversion of the small file would overwrite the original.
+    """
+    if exists(output) and model.quantised and not is_ours(output):
+        raise ConvertError(
+            f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are they "
+            "swapped? If not, delete it first"
+        )
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
+
+    A file that cannot be read as safetensors counts as foreign.
+    """
+    try:
+        return "convert_nvfp4" in read_header(path)[1]
+    except ConvertError:
+        return False
+
+
+def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
+    """Tell size and time of the files that are read while converting, too, and not only before.
+
+    These are the model's, the LoRAs' and the recordings': a change of them would mix old and new
+    values in one output. Raises ConvertError where one is missing.
+    """
+    loras = (lora_in(lora.path) for lora in options.merge_lora)
+    paths = [*model.files, *loras, *options.activation_stats]
+    with translated(options.source):
+        return {path: stamp(path) for path in paths}
+
+
+# ── nvfp4/conversion.py: Run one conversion from end to end, as the list of its phases ────────────
+
+def convert(options: Options, observe: Observe = unobserved) -> Report:
+    """Run a conversion, or with `dry_run` plan it, and write the reports that it asks for.
+
+    The Python interface; all else is as `run_phases` does it. Raises ConvertError, also for a
+    report that cannot be written once the model is.
+    """
+    if not isinstance(options, Options):
+        raise ConvertError(f"convert takes Options(source=..., output=...), not {options!r}")
+    report = run_phases(options, observe)
+    if read_ranks().is_first:
+        write_texts(report)
+    return report
+
+
+def run_phases(options: Options, observe: Observe = unobserved) -> Report:
+    """Run a conversion, or with `dry_run` plan it. Raises ConvertError.
+
+    What fails leaves nothing behind, unless `resume` keeps partial files to go on with. Each phase
+    returns a record with its notes; they come together in the report, and only there. `observe` is
+    called with the name of each stage of writing the output (see `stages`). Under `torchrun` all
+    processes come here with the same options; each gets the report.
+    """
+    refuse_lone_shard(options.source)
+    # Ranks meet before anything can fail on one of them alone: the others would wait for it.
+    with join_ranks() as ranks:
+        if not ranks.is_first:
+            options = dataclasses.replace(options, quiet=True)
+        # Only headers are read here; weights are read while they are measured or encoded.
+        source = read_source(options)
+        source_bytes = file_bytes(source.model)
+        pick_device(options.device, ranks)
+        refuse_text_targets(options, source.model)
+        guides = read_guides(options, source.model)
+        planner = partial(make_plans, options, source.model, guides)
+        sized = plan_for_size(options, source.model, planner, ranks)
+        plan = sized.plan if sized else planner()
+        refuse_no_gain(options, source.model, plan.plans)
+        tuned = tune_activations(options, plan.plans)
+        plans = tuned.plans
+        # --target-size has looked already, and a real run looks while it writes.
+        if options.dry_run and not sized:
+            plans = widen(plans, float16_overflows(plans, options))
+        job = make_job(options, source.model, plans)
+        if options.dry_run:
+            outcome = rehearse(job, tuned.plans, ranks)
+        else:
+            outcome = produce(job, ranks, observe)
+    return Report(
+        options=options,
+        plans=tuple(outcome.job.plans),
+        origin=outcome.job.origin,
+        source_bytes=source_bytes,
+        output_bytes=outcome.job.nbytes,
+        notes=(*plan.notes, *source.notes, *tuned.notes, *outcome.notes),
+        damage=outcome.damage,
+        curve=tuned.curve,
+        sizes=sized.sizes if sized else (),
+    )
+
+
+# ── nvfp4/cli/entry.py: Carry out what the command line asks for, and end with its status ─────────
 
 def run(task: Options | Verification) -> tuple[str, int]:
     """Carry out a task: convert and write the reports asked for, or check a file.
@@ -14413,17 +14444,13 @@ def run(task: Options | Verification) -> tuple[str, int]:
     if isinstance(task, Verification):
         check = verify_file(task)
         return render_check(check), int(check.outcome > Outcome.LOADS)
-    report = convert(task)
+    report = run_phases(task)
     # All ranks have the same report; one prints it.
     if not read_ranks().is_first:
         return "", 0
     text = render_report(report)
     try:
-        if task.report:
-            render = REPORTS[task.report.suffix.lower()]
-            write_text(render(report_data(report)), task.report)
-        if task.layer_config_out:
-            write_text(layer_config(report.plans), task.layer_config_out)
+        write_texts(report)
     except ConvertError:
         # The model itself was written: tell so before the error, which is about a report.
         show(printable(text))

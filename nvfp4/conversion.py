@@ -2,7 +2,7 @@
 
 Source, guides, plan, tuning, job, production, report: each phase is a function of a lower room
 which takes records and returns one. Nothing else calls the phases in their order; the command line,
-the Python interface and the benchmarks all come through `convert`.
+the Python interface and the benchmarks all come through `run_phases`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from functools import partial
 
 from nvfp4.encode.compute import pick_device
 from nvfp4.encode.float16 import float16_overflows
+from nvfp4.errors import ConvertError
 from nvfp4.guides.read import read_guides
 from nvfp4.layout import make_job
 from nvfp4.options import Options
 from nvfp4.plan.make import make_plans
 from nvfp4.plan.records import widen
 from nvfp4.production import produce, rehearse
-from nvfp4.ranks import join_ranks
+from nvfp4.ranks import join_ranks, read_ranks
 from nvfp4.read.checkpoint import file_bytes
 from nvfp4.read.parts import refuse_lone_shard
 from nvfp4.report.data import Report
+from nvfp4.report.texts import write_texts
 from nvfp4.source.read import read_source
 from nvfp4.stages import Observe, unobserved
 from nvfp4.tune.activations import tune_activations
@@ -30,6 +32,20 @@ from nvfp4.write.checks import refuse_no_gain, refuse_text_targets
 
 
 def convert(options: Options, observe: Observe = unobserved) -> Report:
+    """Run a conversion, or with `dry_run` plan it, and write the reports that it asks for.
+
+    The Python interface; all else is as `run_phases` does it. Raises ConvertError, also for a
+    report that cannot be written once the model is.
+    """
+    if not isinstance(options, Options):
+        raise ConvertError(f"convert takes Options(source=..., output=...), not {options!r}")
+    report = run_phases(options, observe)
+    if read_ranks().is_first:
+        write_texts(report)
+    return report
+
+
+def run_phases(options: Options, observe: Observe = unobserved) -> Report:
     """Run a conversion, or with `dry_run` plan it. Raises ConvertError.
 
     What fails leaves nothing behind, unless `resume` keeps partial files to go on with. Each phase

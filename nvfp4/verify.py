@@ -217,6 +217,8 @@ def verify_file(task: Verification) -> Check:
     LoRAs that the task names are merged into the source first. Raises ConvertError where either
     cannot be read or they are of different models.
     """
+    if not isinstance(task, Verification):
+        raise ConvertError(f"verify_file takes Verification(file=...), not {task!r}")
     refuse_lone_shard(task.file)
     try:
         model = open_model(task.file)

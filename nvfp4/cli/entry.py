@@ -11,20 +11,15 @@ import sys
 
 from nvfp4.cli.console import show, show_problems, tolerate_consoles
 from nvfp4.cli.parse import parse_options
-from nvfp4.conversion import convert
+from nvfp4.conversion import run_phases
 from nvfp4.errors import ConvertError, printable
-from nvfp4.files import exists, is_still, write_text
+from nvfp4.files import exists, is_still
 from nvfp4.options import Options, Verification
 from nvfp4.ranks import read_ranks
-from nvfp4.report.data import render_json, report_data
-from nvfp4.report.layer_config import layer_config
-from nvfp4.report.page import render_html
 from nvfp4.report.summary import render_check, render_report
+from nvfp4.report.texts import write_texts
 from nvfp4.stored.defects import Outcome
 from nvfp4.verify import verify_file
-
-# What writes --report, by the suffix of its file: a row for each of REPORT_KINDS.
-REPORTS = {".json": render_json, ".html": render_html}
 
 
 def run(task: Options | Verification) -> tuple[str, int]:
@@ -37,17 +32,13 @@ def run(task: Options | Verification) -> tuple[str, int]:
     if isinstance(task, Verification):
         check = verify_file(task)
         return render_check(check), int(check.outcome > Outcome.LOADS)
-    report = convert(task)
+    report = run_phases(task)
     # All ranks have the same report; one prints it.
     if not read_ranks().is_first:
         return "", 0
     text = render_report(report)
     try:
-        if task.report:
-            render = REPORTS[task.report.suffix.lower()]
-            write_text(render(report_data(report)), task.report)
-        if task.layer_config_out:
-            write_text(layer_config(report.plans), task.layer_config_out)
+        write_texts(report)
     except ConvertError:
         # The model itself was written: tell so before the error, which is about a report.
         show(printable(text))

@@ -94,7 +94,7 @@ GUIDE_OPTIONS = (
     "--gguf", "--input-scale-from", "--input-scale-summary-json", "--activation-stats",
     "--sensitivity-json", "--full-precision-mm-layers",
 )  # fmt: skip
-# Suffixes that --report takes; cli/entry.py has a renderer for each.
+# Suffixes that --report takes; report/texts.py has a renderer for each.
 REPORT_KINDS = (".json", ".html")
 
 # Headings of the groups in `--help` and in the README, in this order.

@@ -1,0 +1,24 @@
+"""Write the text files that a conversion is asked for: --report, --layer-config-out."""
+
+from __future__ import annotations
+
+from nvfp4.files import write_text
+from nvfp4.report.data import Report, render_json, report_data
+from nvfp4.report.layer_config import layer_config
+from nvfp4.report.page import render_html
+
+# What writes --report, by the suffix of its file: a row for each of REPORT_KINDS.
+REPORTS = {".json": render_json, ".html": render_html}
+
+
+def write_texts(report: Report) -> None:
+    """Write the report and the layer config, where the options name a file for them.
+
+    Each is written whole or not at all. Raises ConvertError where one cannot be written.
+    """
+    options = report.options
+    if options.report:
+        render = REPORTS[options.report.suffix.lower()]
+        write_text(render(report_data(report)), options.report)
+    if options.layer_config_out:
+        write_text(layer_config(report.plans), options.layer_config_out)
