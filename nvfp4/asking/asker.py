@@ -1,0 +1,316 @@
+"""Ask a ComfyUI what it makes of files: the program that runs in ComfyUI's own Python.
+
+The package never imports this module: `process` sends its text to the child, and the single file
+carries it as text. It needs the standard library, torch and ComfyUI alone, and reads no file but
+ComfyUI's own. A question has the names, dtypes and shapes of a file's tensors and the values of
+small ones; all others are tensors on torch's meta device, which have no values and take no memory.
+ComfyUI's own loading code runs unchanged over them, with its model on the meta device, too.
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import json
+import os
+import re
+import sys
+
+# Events that Python tells its audit hooks before anything reaches the network.
+NETWORK_EVENTS = (
+    "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto",
+    "socket.sendmsg",
+)  # fmt: skip
+# How torch names the dtypes of safetensors; an older torch may lack the last.
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "U16": "uint16", "U32": "uint32",
+    "U64": "uint64", "BOOL": "bool", "C64": "complex64", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip
+# Parts of a layer that change no weight where ComfyUI does not read them.
+HARMLESS_PARTS = ("bias", "input_scale", "scale_input", "comfy_quant", "comfy_attention")
+# Parameters of text encoders that ComfyUI itself does not miss (comfy/sd.py, class CLIP).
+NOT_MISSED = (".logit_scale", ".transformer.text_projection.weight")
+
+
+def refuse_network(event: str, _: object) -> None:
+    """Stop whatever would use the network, as an audit hook."""
+    if event in NETWORK_EVENTS:
+        raise OSError("ComfyUI is asked without network")
+
+
+def import_comfyui(folder: str) -> None:
+    """Import what loads models in the ComfyUI of a folder, on the CPU and without custom nodes.
+
+    Raises ModuleNotFoundError for what its Python lacks, and whatever else an import raises.
+    """
+    sys.argv = ["main.py"]
+    sys.path.insert(0, folder)
+    from comfy.cli_args import args
+
+    # Read when comfy.model_management is imported: no GPU is looked for, and none gets a context.
+    args.cpu = True
+    # Without comfy_kitchen, ComfyUI goes on, and fails at the first quantised layer.
+    import comfy.quant_ops
+    import comfy.sd
+    import comfy_kitchen  # noqa: F401
+
+
+def tensor_of(dtype: str, shape: list, values: str | None) -> object:
+    """Make a tensor of base64 values, or one on the meta device where these are None."""
+    import torch
+
+    kind = getattr(torch, TORCH_NAMES[dtype])
+    if not values:
+        return torch.empty(shape, dtype=kind, device="cpu" if values == "" else "meta")
+    data = torch.frombuffer(bytearray(base64.b64decode(values)), dtype=torch.uint8)
+    return data.view(kind).reshape(shape)
+
+
+class Load:
+    """Hold one call of load_state_dict: the module, what it was given, and what it said.
+
+    part: "" for the diffusion model, else what the module is; given: {key: tensor}.
+    """
+
+    def __init__(self, part: str, module: object, given: dict):
+        self.part, self.module, self.given = part, module, dict(given)
+        self.missing, self.unexpected, self.errors = [], [], []
+
+    def run(self, load: object, *args: object, **kwargs: object) -> tuple:
+        """Load onto the meta device; what torch refuses is kept as `errors`, one for each tensor.
+
+        Returns missing and unexpected keys, as torch does.
+        """
+        # Parts that ComfyUI made on the CPU could not take tensors without values.
+        self.module.to("meta")
+        try:
+            self.missing, self.unexpected = map(list, load(self.module, *args, **kwargs))
+        except RuntimeError as error:
+            # torch collects all that it refuses under one heading.
+            heading, *lines = str(error).splitlines()
+            self.errors = [line.strip() for line in lines] or [heading]
+        return self.missing, self.unexpected
+
+    def troubles(self, names: dict) -> list:
+        """List what is wrong with a load: [kind, name in the file, what is there instead].
+
+        names: {id of a tensor: its name in the file}. Parameters that the file lacks go by the
+        names that they have in ComfyUI's model.
+        """
+        modules, found, unscaled = dict(self.module.named_modules()), [], set()
+
+        def name_of(key: str) -> str:
+            return names.get(id(self.given.get(key)), key)
+
+        for key, tensor in self.given.items():
+            path, _, leaf = key.rpartition(".")
+            kind, detail = self.judge(modules.get(path), path, leaf, tensor)
+            if kind == "unpacked":
+                unscaled.add(path)
+            found += [[kind, name_of(key), detail]] if kind else []
+        for error in self.errors:
+            key = re.match(r"size mismatch for (.+?): ", error)
+            wanted = key and re.search(r"current model is torch.Size\((.*)\)", error)
+            detail = f"{shown(self.given[key[1]])}, ComfyUI's is {wanted[1]}" if wanted else error
+            found.append(["stops", name_of(key[1]) if key else "", detail])
+        for key in self.unexpected:
+            path, _, leaf = key.rpartition(".")
+            quantised = hasattr(getattr(modules.get(path), "weight", None), "_qdata")
+            if path in unscaled:
+                continue
+            if quantised and leaf not in HARMLESS_PARTS:
+                found.append(["unread", name_of(key), ""])
+            elif not self.part:
+                found.append(["unexpected", name_of(key), ""])
+        # Layers of quantised models without a weight are no missing keys: ComfyUI only logs them.
+        empty = [
+            f"{path}.weight" for path, module in modules.items()
+            if hasattr(module, "_orig_shape") and getattr(module, "weight", 0) is None
+        ]  # fmt: skip
+        missing = [key for key in [*self.missing, *empty] if not self.part or is_missed(key)]
+        return [*found, *(["missing", key, ""] for key in dict.fromkeys(missing))]
+
+    def judge(self, module: object, path: str, leaf: str, tensor: object) -> tuple:
+        """Tell how a tensor does not go with the parameter that it became: kind and detail.
+
+        Codes in a plain parameter are "unpacked", as nothing scales them; "shape" is a weight that
+        fits its own format, but not ComfyUI's layer. ("", "") for what is as it should be.
+        """
+        import torch
+
+        held = getattr(module, leaf, None)
+        if not isinstance(held, torch.Tensor):
+            return "", ""
+        layout = getattr(held, "_qdata", None)
+        if layout is None and held.is_floating_point() and self.holds_codes(path, tensor):
+            return "unpacked", f"{shown(tensor)} in a {type(module).__name__}"
+        wanted = tuple(getattr(module, "_orig_shape", held.shape))
+        if leaf != "weight" or len(wanted) != 2 or not hasattr(module, "_orig_shape"):
+            return "", ""
+        there, known = tuple(tensor.shape), getattr(held, "layout_cls", None)
+        if layout is not None and hasattr(known, "get_storage_shape"):
+            wanted = tuple(known.get_storage_shape(wanted))
+        elif layout is not None and not layout.is_floating_point():
+            # Packed integers of other layouts have fewer columns than their layer: compare rows.
+            there, wanted = there[:1], wanted[:1]
+        same = there == wanted
+        return ("", "") if same else ("shape", f"{shown(tensor)}, ComfyUI's is {list(wanted)}")
+
+    def holds_codes(self, path: str, tensor: object) -> bool:
+        """Tell whether a tensor of this module is packed: numbers only with a scale of its own.
+
+        Plain FP8 has no scale, and its numbers are the weights.
+        """
+        kind = str(tensor.dtype)
+        if "float8" not in kind:
+            return kind in ("torch.uint8", "torch.int8")
+        scales = ("weight_scale", "scale_weight", "comfy_quant")
+        return any(f"{path}.{part}" in self.given for part in scales)
+
+
+def is_missed(key: str) -> bool:
+    """Tell whether ComfyUI warns where a text encoder lacks this parameter."""
+    return not any(part in f".{key}" for part in NOT_MISSED)
+
+
+def shown(tensor: object) -> str:
+    """Write dtype and shape of a tensor, as in "uint8 [16, 128]"."""
+    return f"{str(tensor.dtype).replace('torch.', '')} {list(tensor.shape)}"
+
+
+class Watch:
+    """Note what ComfyUI detects and loads, and have it build its models on the meta device.
+
+    Functions of ComfyUI and torch are replaced for the rest of the process, which serves for this
+    alone. loads: a Load for each state dict since `begin`; detected: the class and the fields of
+    the last configuration that was recognised, None without one.
+    """
+
+    def __init__(self):
+        import comfy.model_base
+        import comfy.model_detection
+        import comfy.sd
+        import torch
+
+        self.begin()
+        self.init, self.load = comfy.model_base.BaseModel.__init__, torch.nn.Module.load_state_dict
+        self.detect = comfy.model_detection.model_config_from_unet
+        watch, signature = self, inspect.signature(self.init)
+
+        def init_on_meta(model: object, *args: object, **kwargs: object) -> None:
+            bound = signature.bind(model, *args, **kwargs)
+            bound.arguments["device"] = "meta"
+            watch.init(*bound.args, **bound.kwargs)
+
+        def load_watched(module: object, state: dict, *args: object, **kwargs: object) -> tuple:
+            watch.loads.append(Load(watch.part, module, state))
+            return watch.loads[-1].run(watch.load, state, *args, **kwargs)
+
+        comfy.model_base.BaseModel.__init__ = init_on_meta
+        torch.nn.Module.load_state_dict = load_watched
+        comfy.model_detection.model_config_from_unet = self.detect_watched
+        comfy.sd.CLIP = self.load_encoder
+
+    def begin(self) -> None:
+        """Forget what was noted of the file before."""
+        self.part, self.loads, self.detected = "", [], None
+
+    def detect_watched(self, *args: object, **kwargs: object) -> object:
+        """Detect a configuration as ComfyUI does, and note it."""
+        config = self.detect(*args, **kwargs)
+        if config is not None:
+            # Noted here: the dtype to compute in, which the file does not decide, is added later.
+            fields = {key: str(value) for key, value in config.unet_config.items()}
+            self.detected = (type(config).__name__, fields)
+        return config
+
+    def load_encoder(
+        self, target: object, state_dict: dict, model_options: dict, **_: object
+    ) -> None:
+        """Build and load a text encoder as comfy.sd.CLIP does, without its tokenizer."""
+        import torch
+
+        self.part = "text encoder"
+        made = {"dtype": torch.float16, "device": "meta", "model_options": model_options}
+        target.clip(**{**target.params, **made}).load_state_dict(state_dict, strict=False)
+
+
+def load_file(state: dict, metadata: dict) -> None:
+    """Load a file as the node does that people take for it, into a watched ComfyUI.
+
+    That is Load Diffusion Model, or Load Checkpoint where other things lie beside the model's
+    prefix; the VAE of a checkpoint is not loaded.
+    """
+    import comfy.model_detection
+    import comfy.sd
+
+    prefix = comfy.model_detection.unet_prefix_from_state_dict(state)
+    inside = sum(name.startswith(prefix) for name in state)
+    if 0 < inside < len(state):
+        comfy.sd.load_state_dict_guess_config(state, output_vae=False, metadata=metadata)
+    else:
+        comfy.sd.load_diffusion_model_state_dict(state, metadata=metadata)
+
+
+def ask_about(watch: Watch, file: dict) -> dict:
+    """Tell what ComfyUI makes of one file.
+
+    file: "metadata", and "tensors" as {name: [dtype, shape, values]}. Returns what it recognises
+    ("" for nothing), the configuration, how many tensors its modules took, the troubles, and why
+    the question could not be answered, or "".
+    """
+    watch.begin()
+    state = {name: tensor_of(*facts) for name, facts in file["tensors"].items()}
+    # The tensors stay alive here, so that no other gets the identity of one of them.
+    names, kept, stopped = {id(tensor): name for name, tensor in state.items()}, [*state.values()], ""
+    try:
+        load_file(state, file["metadata"])
+    except Exception as error:
+        stopped = f"{type(error).__name__}: {error}"
+    troubles = [trouble for load in watch.loads for trouble in load.troubles(names)]
+    troubles += [["stops", "", stopped]] if stopped else []
+    taken = {id(tensor) for load in watch.loads for tensor in load.given.values()}
+    # Whatever needs values fails on the meta device alone, and tells nothing of the file.
+    unsure = [detail for kind, _, detail in troubles if kind == "stops" and "meta tensor" in detail]
+    recognised, fields = watch.detected or ("", {})
+    return {
+        "recognised": recognised,
+        "configuration": fields,
+        "tensors": sum(id(tensor) in taken for tensor in kept),
+        "troubles": troubles,
+        "unsure": unsure[0] if unsure else "",
+    }
+
+
+def answer(asked: dict) -> dict:
+    """Answer a question: {"files": {key: what ComfyUI makes of it}}, or why ComfyUI is no help.
+
+    asked: "folder" of ComfyUI, and "files". "absent" names a module that its Python lacks,
+    "broken" is another error of the import.
+    """
+    try:
+        import_comfyui(asked["folder"])
+    except ModuleNotFoundError as error:
+        return {"absent": error.name or str(error)}
+    except (Exception, SystemExit) as error:
+        return {"broken": f"{type(error).__name__}: {error}"}
+    watch = Watch()
+    return {"files": {key: ask_about(watch, file) for key, file in asked["files"].items()}}
+
+
+def run_asker(asked: dict) -> None:
+    """Answer a question on stdout, where nothing else is printed, and end the process.
+
+    What ComfyUI prints goes to stderr instead.
+    """
+    sys.stdout.flush()
+    private = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    sys.addaudithook(refuse_network)
+    json.dump(answer(asked), private)
+    private.close()
+    sys.stderr.flush()
+    # ComfyUI's threads and libraries are not waited for.
+    os._exit(0)
