@@ -1290,6 +1290,7 @@ class Kind(NamedTuple):
 # Kinds that several options share; others are made where the option is, in table.py.
 SWITCH = Kind(on_or_off)
 FILE = Kind(input_path, "FILE")
+FOLDER = Kind(input_path, "DIR")
 # Their files come with the program, in a folder beside it, and may be named without it.
 SUMMARY = Kind(partial(shipped_path, folder="calib"), "FILE")
 LAYER_LIST = Kind(partial(shipped_path, folder="sensitive_layers"), "FILE")
@@ -2155,6 +2156,9 @@ class Options:
     report: Path | None = option(None, GENERAL, FILE,
         "the plan, its reasons and every layer's error as data (.json) or a page (.html)",
         check=must_end_in(*REPORT_KINDS), trace=False, writes=True)
+    comfyui: Path | None = option(None, GENERAL, FOLDER,
+        "your ComfyUI's folder: ask it first whether it takes the file (default: COMFYUI_ROOT)",
+        trace=False)
     device: str = option("auto", GENERAL, Kind(device_name, "{auto,cpu,cuda,cuda:N}"),
         "where to compute (default: {default}, a GPU if there is one)", trace=False)
     # From here to --quiet it is told how a conversion runs, and into which files; no tensor depends
@@ -2389,6 +2393,7 @@ class Verification:
     merge_lora: tuple[Lora, ...] = same_option(
         Options, "merge_lora", needs=[Other("--source", why=" to verify against")])
     lora_partial: bool = same_option(Options, "lora_partial")
+    comfyui: Path | None = same_option(Options, "comfyui")
     quiet: bool = same_option(Options, "quiet")
     # fmt: on
 
@@ -2581,10 +2586,12 @@ if __name__ == "__main__":
     require(*REQUIRED)
 
 
+import base64
 import codecs
 import hashlib
 import json
 import shutil
+import subprocess
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Container
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -2598,129 +2605,6 @@ from typing import ClassVar, Protocol, TYPE_CHECKING
 import numpy as np
 import torch
 from tqdm import tqdm
-
-
-# ── nvfp4/names.py: Tell what the names of layers say: their kind, their order, whether a list can 
-
-def kind_of(name: str) -> str:
-    """Name the kind of a layer: its name without prefix, and `*` for its block's number.
-
-    "model.diffusion_model.blocks.3.ffn.0" -> "blocks.*.ffn.0". Only the first number that another
-    part of the name follows is a block's; names without such a number are returned as they are.
-    """
-    return re.sub(r"(?<=\.)\d+(?=\.[^.])", "*", bare(name), count=1)
-
-
-def natural_key(name: str) -> list[int | str]:
-    """Make a key to sort names by that puts blocks.2 before blocks.10.
-
-    Text and numbers take turns in it, text first, so that any two keys can be compared.
-    """
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
-
-
-def is_layer_name(word: object) -> bool:
-    """Tell whether a list of layers could hold it: printable text without spaces and #.
-
-    In such a list a # begins a comment, so a name with one would come back cut short.
-    """
-    return isinstance(word, str) and word.isprintable() and bool(re.fullmatch(r"[^\s#]+", word))
-
-
-def block_of(name: str) -> str:
-    """Name the block that a layer is in, "blocks.3" for "blocks.3.ffn.0"; "" without any.
-
-    As for `kind_of`, only the first number that another part of the name follows is a block's.
-    """
-    found = re.search(r"(?<=\.)\d+(?=\.[^.])", bare(name))
-    return bare(name)[: found.end()] if found else ""
-
-
-def gaps(numbers: Collection[int]) -> list[int]:
-    """List the numbers from 0 to the highest that are not among these, as many as these at most.
-
-    Of a hostile number such as a billion no more gaps are told than there are numbers.
-    """
-    lacking = (number for number in itertools.count() if number not in numbers)
-    highest = max(numbers, default=0)
-    return [number for number in itertools.islice(lacking, len(numbers)) if number < highest]
-
-
-# ── nvfp4/coverage.py: Compare what a guide covers with what the source has, and refuse one that le
-
-# The share of the linear weights' bytes that may lack a counterpart in a guide of the same model:
-# files of one model differ in a few layers, as a GGUF leaves out what its author did not know.
-MOST_UNCOVERED = 0.1
-
-
-class Cover(NamedTuple):
-    """Name the files of a guide, and the layers that they tell of: bare names."""
-
-    files: tuple[Path, ...]
-    layers: frozenset[str]
-
-    @property
-    def title(self) -> str:
-        """Name the files without their folders, for notes."""
-        return " and ".join(path.name for path in self.files)
-
-
-def linear_bytes(model: Model) -> dict[str, int]:
-    """Return {bare layer: bytes} of the diffusion model's linear weights, in source order."""
-    prefix = diffusion_prefix(model.tensors)
-    return {
-        bare(ref.layer): ref.nbytes for ref in model.linear_weights if ref.name.startswith(prefix)
-    }
-
-
-def blocks_of(layers: Iterable[str]) -> set[str]:
-    """Name the blocks that layers are in, as "blocks.3"; layers outside of blocks have none."""
-    return {*map(block_of, layers)} - {""}
-
-
-def check_blocks(cover: Cover, model: Model, partial: bool) -> list[str]:
-    """Look for whole blocks that a guide has and the source lacks: an error, or `partial` a note.
-
-    Raises ConvertError, which names layers of both sides.
-    """
-    foreign = blocks_of(cover.layers) - blocks_of(bare(name) for name in model.tensors)
-    if foreign and not partial:
-        what = f"whole blocks of it are not in the source: {examples(foreign)}"
-        raise partial_error(cover, what, linear_bytes(model))
-    what = f"{cover.title} has whole blocks that the source lacks: {examples(foreign)}"
-    return [f"--partial-guide: {what}"] if foreign else []
-
-
-def check_cover(cover: Cover, wanted: dict[str, int], partial: bool) -> list[str]:
-    """Compare a guide with the layers that should follow it: gaps are an error, or a note.
-
-    wanted: {bare layer: bytes} of the source. Without `partial`, raises ConvertError where whole
-    blocks have no counterpart in the guide, or more than MOST_UNCOVERED of the bytes have none.
-    With it, a note tells the share that has.
-    """
-    lacking = {layer: size for layer, size in wanted.items() if layer not in cover.layers}
-    total, missed = sum(wanted.values()), sum(lacking.values())
-    if partial and missed:
-        share = percentage(total - missed, total)
-        return [f"--partial-guide: {share} of the linear weights' bytes follow {cover.title}"]
-    if blocks := blocks_of(lacking) - blocks_of(wanted.keys() & cover.layers):
-        raise partial_error(cover, f"it has nothing for whole blocks: {examples(blocks)}", lacking)
-    if missed > MOST_UNCOVERED * total:
-        share = percentage(missed, total)
-        what = f"{share} of the linear weights' bytes have no counterpart in it"
-        raise partial_error(cover, what, lacking)
-    return []
-
-
-def partial_error(cover: Cover, what: str, source: Iterable[str]) -> ConvertError:
-    """Make the error for a guide that covers a part, with examples of both sides."""
-    files = " and ".join(map(str, cover.files))
-    return ConvertError(
-        f"{files}: is of another model, or only a part: {what}; it has "
-        f"{examples(cover.layers)}; the source has {examples(source)}; take the file of this "
-        "model, or go on with --partial-guide"
-    )
 
 
 # ── nvfp4/numeric/codes.py: Quantise tensors to NVFP4 and FP8, and dequantise them again ──────────
@@ -4688,55 +4572,6 @@ def scalar_scales() -> dict[str, tuple[int, ...]]:
     return found
 
 
-# ── nvfp4/formats/floats.py: Store tensors without quantising: 16-bit, 32-bit, or as they are ─────
-
-class Half(Format):
-    """Store a tensor in 16-bit floats, or in whatever else --dtype says.
-
-    One tensor of the source's shape, BF16 unless --dtype is float16 or float32. A tensor with a
-    value beyond float16's 65504 is planned as Float32 instead.
-    """
-
-    name, title, rank = "HALF", "16-bit", 16
-
-    def dtype_of(self, source: str, half: str) -> str:
-        """Return the safetensors dtype of --dtype: "BF16", "F16" or "F32", whatever the source has.
-
-        Values are cast by `encode.float16.cast`.
-        """
-        return half
-
-
-class Float32(Format):
-    """Store a tensor in float32, for what loses too much in fewer bits.
-
-    One tensor of the source's shape and dtype F32: what a GGUF keeps in F32, and what float16
-    cannot hold.
-    """
-
-    name, title, rank = "FP32", "32-bit", 32
-
-    def dtype_of(self, source: str, half: str) -> str:
-        """Return "F32", whatever the source has and --dtype says."""
-        return "F32"
-
-
-class Kept(Format):
-    """Store a tensor as the source does: the same bytes, dtype and shape, whatever they are.
-
-    Its rank is above all others, so that no floor raises it. It is also the format of tensors of
-    NVFP4 layers that the source has already.
-    """
-
-    # More than the bits of any other format, so that every floor is met.
-    name, title, rank = "KEPT", "as in the source", 64
-    is_copy = True
-
-
-# The only instances: formats are compared by `is`, so that nobody makes a second one.
-HALF, FP32, KEPT = Half(), Float32(), Kept()
-
-
 # ── nvfp4/numeric/float8.py: Decode codes of one byte, and scales that lie on a grid over a weight 
 
 # The first byte, without its sign, that is no finite number: E5M2 has infinities there, too.
@@ -4970,6 +4805,140 @@ class Fp8(Scaled):
 
 
 FP8 = Fp8()
+
+
+# ── nvfp4/formats/scaled_fp8.py: Store weights as scaled FP8, the older form of FP8 files ─────────
+
+# The number of elements of this tensor decides for every layer of the file: 2 ask for
+# full-precision matmul, 0 for FP8 matmul.
+MARKER = "scaled_fp8"
+# What such files call the scales that newer ones call otherwise.
+LEGACY_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}
+
+
+class ScaledFp8(Fp8):
+    """Store a weight as Fp8 does, with other names and no configuration.
+
+    `scale_weight` F32 [1] and `scale_input` F32 [1] lie beside the weight F8_E4M3 [N, K]. Working
+    Wan FP8 files have this form. ComfyUI reads it where MARKER is in the file and
+    `_quantization_metadata` is not.
+    """
+
+    title = "scaled FP8"
+    is_configured = is_candidate = False
+    scale_suffix = "scale_weight"
+    scalar_shape = (1,)
+    marker = MARKER
+    full_precision_option = ""
+    older_form = ""
+
+    def name_in_file(self, suffix: str) -> str:
+        """Name a part as such files do.
+
+        `weight_scale` is `scale_weight` there, and `input_scale` is `scale_input`; other names are
+        the same.
+        """
+        return LEGACY_NAMES.get(suffix, suffix)
+
+
+def marker_tensor(*, full_precision: bool) -> torch.Tensor:
+    """Make the marker of a file whose layers all get full-precision matmul, or all FP8 matmul.
+
+    Returns float8_e4m3fn zeros of shape [2] for full-precision matmul and [0] for FP8 matmul:
+    ComfyUI looks at the number of elements alone.
+    """
+    return torch.zeros(2 if full_precision else 0).to(torch.float8_e4m3fn)
+
+
+SCALED_FP8 = ScaledFp8()
+
+
+# ── nvfp4/formats/floats.py: Store tensors without quantising: 16-bit, 32-bit, or as they are ─────
+
+class Half(Format):
+    """Store a tensor in 16-bit floats, or in whatever else --dtype says.
+
+    One tensor of the source's shape, BF16 unless --dtype is float16 or float32. A tensor with a
+    value beyond float16's 65504 is planned as Float32 instead.
+    """
+
+    name, title, rank = "HALF", "16-bit", 16
+
+    def dtype_of(self, source: str, half: str) -> str:
+        """Return the safetensors dtype of --dtype: "BF16", "F16" or "F32", whatever the source has.
+
+        Values are cast by `encode.float16.cast`.
+        """
+        return half
+
+
+class Float32(Format):
+    """Store a tensor in float32, for what loses too much in fewer bits.
+
+    One tensor of the source's shape and dtype F32: what a GGUF keeps in F32, and what float16
+    cannot hold.
+    """
+
+    name, title, rank = "FP32", "32-bit", 32
+
+    def dtype_of(self, source: str, half: str) -> str:
+        """Return "F32", whatever the source has and --dtype says."""
+        return "F32"
+
+
+class Kept(Format):
+    """Store a tensor as the source does: the same bytes, dtype and shape, whatever they are.
+
+    Its rank is above all others, so that no floor raises it. It is also the format of tensors of
+    NVFP4 layers that the source has already.
+    """
+
+    # More than the bits of any other format, so that every floor is met.
+    name, title, rank = "KEPT", "as in the source", 64
+    is_copy = True
+
+
+# The only instances: formats are compared by `is`, so that nobody makes a second one.
+HALF, FP32, KEPT = Half(), Float32(), Kept()
+
+
+# ── nvfp4/formats/foreign_fp8.py: Read FP8 of dtypes and with names of scales that other programs u
+
+class ForeignFp8(Scaled):
+    """Describe FP8 of one dtype beside a scale of one name; despite some names all multiply."""
+
+    runs_full_precision = "FP8 weights whose scale ComfyUI does not read"
+
+    def __init__(self, dtype: str, scale_suffix: str, config: str = "") -> None:
+        """Enter a row: dtype as safetensors has it, config where ComfyUI knows the format."""
+        kind = dtype.replace("F8_", "FP8 ").removesuffix(" E4M3")
+        self.title = kind if scale_suffix == "weight_scale" else f"{kind}, {scale_suffix}"
+        self.weight_dtype, self.scale_suffix, self.config = dtype, scale_suffix, config
+        self.is_configured = bool(config)
+        super().__init__()
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """List the suffixes of weight and scale: such formats may have no name in ComfyUI."""
+        return (*self.parts((1, 1)), "input_scale")
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell codes and scale of a weight [N, K], as it is with one scale."""
+        return {"weight": (self.weight_dtype, shape), self.scale_suffix: ("F32", ())}
+
+
+# DeepSeek calls it weight_scale_inv, though a weight is multiplied by it, as by all the others.
+INVERSE = "weight_scale_inv"
+FOREIGN_ROWS = (
+    ForeignFp8("F8_E4M3", INVERSE),
+    ForeignFp8("F8_E5M2", "weight_scale", config="float8_e5m2"),
+    *(ForeignFp8("F8_E5M2", suffix) for suffix in ("scale_weight", INVERSE)),
+    *(
+        ForeignFp8(dtype, suffix)
+        for dtype in ("F8_E4M3FNUZ", "F8_E5M2FNUZ")
+        for suffix in ("weight_scale", "scale_weight", INVERSE)
+    ),
+)
 
 
 # ── nvfp4/numeric/rotation.py: Rotate groups of columns by a regular Hadamard matrix, as ConvRot an
@@ -5377,89 +5346,628 @@ PLAIN_FP8 = {
 }
 
 
-# ── nvfp4/formats/scaled_fp8.py: Store weights as scaled FP8, the older form of FP8 files ─────────
+# ── nvfp4/stored/defects.py: Every known defect of a file, and what ComfyUI does about it ─────────
 
-# The number of elements of this tensor decides for every layer of the file: 2 ask for
-# full-precision matmul, 0 for FP8 matmul.
-MARKER = "scaled_fp8"
-# What such files call the scales that newer ones call otherwise.
-LEGACY_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}
+class Outcome(IntEnum):
+    """Rank what a defect does in ComfyUI: the worst of a file's decides its verdict."""
+
+    # ComfyUI is not disturbed; other programs may be.
+    LOADS = 0
+    # Every step takes longer; the picture is no worse.
+    SLOWER = 1
+    # The picture is visibly poorer.
+    WORSE = 2
+    # Noise, or black.
+    WRONG = 3
+    # An error when the model is loaded or first run.
+    FAILS = 4
 
 
-class ScaledFp8(Fp8):
-    """Store a weight as Fp8 does, with other names and no configuration.
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """Describe a way in which a file breaks ComfyUI's contract: a row of DEFECTS.
 
-    `scale_weight` F32 [1] and `scale_input` F32 [1] lie beside the weight F8_E4M3 [N, K]. Working
-    Wan FP8 files have this form. ComfyUI reads it where MARKER is in the file and
-    `_quantization_metadata` is not.
+    outcome: what it does in ComfyUI.
+    what: what is wrong, about several layers or tensors, whose names follow it in a report.
+    consequence: how ComfyUI takes it.
+    remedy: what to do about it.
     """
 
-    title = "scaled FP8"
-    is_configured = is_candidate = False
-    scale_suffix = "scale_weight"
-    scalar_shape = (1,)
-    marker = MARKER
-    full_precision_option = ""
-    older_form = ""
-
-    def name_in_file(self, suffix: str) -> str:
-        """Name a part as such files do.
-
-        `weight_scale` is `scale_weight` there, and `input_scale` is `scale_input`; other names are
-        the same.
-        """
-        return LEGACY_NAMES.get(suffix, suffix)
+    outcome: Outcome
+    what: str
+    consequence: str
+    remedy: str
 
 
-def marker_tensor(*, full_precision: bool) -> torch.Tensor:
-    """Make the marker of a file whose layers all get full-precision matmul, or all FP8 matmul.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """Report one defect of a file.
 
-    Returns float8_e4m3fn zeros of shape [2] for full-precision matmul and [0] for FP8 matmul:
-    ComfyUI looks at the number of elements alone.
+    defect: its key in DEFECTS.
+    name: the layer or tensor that has it, prefix included, or the file.
+    detail: what is there instead of what should be, for the report; "" if the name says enough.
     """
-    return torch.zeros(2 if full_precision else 0).to(torch.float8_e4m3fn)
 
-
-SCALED_FP8 = ScaledFp8()
-
-
-# ── nvfp4/formats/foreign_fp8.py: Read FP8 of dtypes and with names of scales that other programs u
-
-class ForeignFp8(Scaled):
-    """Describe FP8 of one dtype beside a scale of one name; despite some names all multiply."""
-
-    runs_full_precision = "FP8 weights whose scale ComfyUI does not read"
-
-    def __init__(self, dtype: str, scale_suffix: str, config: str = "") -> None:
-        """Enter a row: dtype as safetensors has it, config where ComfyUI knows the format."""
-        kind = dtype.replace("F8_", "FP8 ").removesuffix(" E4M3")
-        self.title = kind if scale_suffix == "weight_scale" else f"{kind}, {scale_suffix}"
-        self.weight_dtype, self.scale_suffix, self.config = dtype, scale_suffix, config
-        self.is_configured = bool(config)
-        super().__init__()
+    defect: str
+    name: str
+    detail: str = ""
 
     @property
-    def suffixes(self) -> tuple[str, ...]:
-        """List the suffixes of weight and scale: such formats may have no name in ComfyUI."""
-        return (*self.parts((1, 1)), "input_scale")
-
-    def parts(self, shape: tuple[int, int]) -> Parts:
-        """Tell codes and scale of a weight [N, K], as it is with one scale."""
-        return {"weight": (self.weight_dtype, shape), self.scale_suffix: ("F32", ())}
+    def outcome(self) -> Outcome:
+        """Look up what this defect does in ComfyUI."""
+        return DEFECTS[self.defect].outcome
 
 
-# DeepSeek calls it weight_scale_inv, though a weight is multiplied by it, as by all the others.
-INVERSE = "weight_scale_inv"
-FOREIGN_ROWS = (
-    ForeignFp8("F8_E4M3", INVERSE),
-    ForeignFp8("F8_E5M2", "weight_scale", config="float8_e5m2"),
-    *(ForeignFp8("F8_E5M2", suffix) for suffix in ("scale_weight", INVERSE)),
-    *(
-        ForeignFp8(dtype, suffix)
-        for dtype in ("F8_E4M3FNUZ", "F8_E5M2FNUZ")
-        for suffix in ("weight_scale", "scale_weight", INVERSE)
+# The outcomes were seen in ComfyUI 0.29 and 0.33 with files that were broken in this way;
+# tests/whole/test_consumer.py breaks and loads them again.
+DEFECTS = {
+    # The safetensors library pads its header, and sorts tensors by the size of their items.
+    "unaligned": Defect(
+        Outcome.LOADS,
+        "tensors start at no multiple of their item size",
+        "ComfyUI copies them; programs that map the file may refuse it",
+        "write the file again with a current safetensors library",
     ),
-)
+    "one form": Defect(
+        Outcome.LOADS,
+        "layers have only one of comfy_quant and the header's entry",
+        "ComfyUI is content with either; other loaders read the one or the other",
+        "write both, identical",
+    ),
+    # The header's entries are written over the tensors before loading (comfy/utils.py).
+    "two forms": Defect(
+        Outcome.LOADS,
+        "layers have a comfy_quant that differs from the header's entry",
+        "ComfyUI follows the header; other loaders follow the tensor",
+        "write both, identical",
+    ),
+    "stray": Defect(
+        Outcome.LOADS,
+        "scales or configurations belong to no quantised weight",
+        "ComfyUI warns of unexpected keys and ignores them",
+        "leave them out, or quantise the weight",
+    ),
+    # ComfyUI calls .view() on block scales and .to() on codes (comfy/ops.py).
+    "same bits": Defect(
+        Outcome.LOADS,
+        "tensors have another dtype of the same size",
+        "ComfyUI reads the same bits; other loaders take them for numbers",
+        "store block scales as F8_E4M3 and codes as U8",
+    ),
+    "padding": Defect(
+        Outcome.LOADS,
+        "block scales are not zero in the padding of their tiles",
+        "ComfyUI's own decoding never reads it; FP4 matmul does",
+        "fill the padding with zeros",
+    ),
+    "not scalar": Defect(
+        Outcome.LOADS,
+        "scales are float64, or of one element but no scalars",
+        "ComfyUI takes them all the same; other loaders may not",
+        "store them as F32 with shape []",
+    ),
+    # Decoding broadcasts such scales; the formats of this package have a single one.
+    "per row": Defect(
+        Outcome.LOADS,
+        "FP8 scales are one for every row",
+        "ComfyUI decodes such weights rightly; FP8 matmul takes a single scale",
+        "mark these layers for full-precision matmul, or quantise them with one scale",
+    ),
+    "slow shape": Defect(
+        Outcome.SLOWER,
+        f"W4A4 layers have columns % {FP4_MATMUL_K} != 0, or rows % {FP4_MATMUL_N} != 0 and a bias",
+        "every call decodes the weight instead of multiplying in FP4",
+        "keep these layers FP8 or 16-bit",
+    ),
+    "output layer": Defect(
+        Outcome.WORSE,
+        "layers whose rows ComfyUI recognises the model by are packed",
+        "ComfyUI loads them, as these need no padding; 4 bits in the output layer show",
+        "keep these layers 16-bit",
+    ),
+    # 448 is the largest number of E4M3, which the input is cast to.
+    "clamped": Defect(
+        Outcome.WORSE,
+        "FP8 layers have neither an input scale nor full-precision matmul",
+        "ComfyUI casts their input to FP8 unscaled and clamps it at 448",
+        "add input scales, or mark them for full-precision matmul",
+    ),
+    # A converter that casts all float32 tensors to the model's dtype casts scales, too.
+    "float16 scale": Defect(
+        Outcome.WORSE,
+        "scales are not float32",
+        "ComfyUI takes the rounded or overflowed values",
+        "store scales as F32, whatever the model's own dtype",
+    ),
+    "bad scale": Defect(
+        Outcome.WRONG,
+        "scales are NaN, infinite, zero or negative",
+        "ComfyUI multiplies by them: black frames or noise",
+        "quantise these layers again",
+    ),
+    "values": Defect(
+        Outcome.WRONG,
+        "tensors do not decode to what the source holds",
+        "ComfyUI computes with other weights: noise",
+        "convert again from this source",
+    ),
+    "missing": Defect(
+        Outcome.WRONG,
+        "tensors of the source are not in the file",
+        "ComfyUI warns of missing keys and starts with weights of no meaning",
+        "convert again from this source",
+    ),
+    # No defect of ours: rounding by statistics changes biases on purpose.
+    "moved bias": Defect(
+        Outcome.LOADS,
+        "biases are not the source's, in a file that was rounded by --activation-stats",
+        "their change makes up for the mean error of the weights; ComfyUI adds them as any",
+        "nothing",
+    ),
+    "extra": Defect(
+        Outcome.LOADS,
+        "tensors of the file are not in the source",
+        "nothing says whether they are right",
+        "give the source that this file was made from",
+    ),
+    # FP8 that was merely cast needs no scale: see LARGE_WEIGHT in `stored.lint`.
+    "unscaled": Defect(
+        Outcome.WRONG,
+        "FP8 weights have no scale, and are too large to need none",
+        "ComfyUI takes them as they are: noise",
+        "quantise these layers again",
+    ),
+    "integers": Defect(
+        Outcome.WRONG,
+        "integer weights have neither comfy_quant nor an entry in the header",
+        "ComfyUI takes the integers for the weights: noise, or a stop at their shape",
+        "configure them, or give the 16-bit weights",
+    ),
+    # The cast is to the format's storage dtype: values are rounded, not reinterpreted.
+    "weight dtype": Defect(
+        Outcome.WRONG,
+        "weights have another dtype than their format stores",
+        "ComfyUI casts them to it: other weights",
+        "quantise these layers again",
+    ),
+    # The form with scale_weight is read only without current metadata (comfy/utils.py).
+    "unread scale": Defect(
+        Outcome.WRONG,
+        "FP8 weights have a scale that nothing makes ComfyUI read: no configuration, or "
+        f"scale_weight without the {MARKER} tensor or beside _quantization_metadata",
+        "ComfyUI takes them unscaled: noise",
+        f"configure weight_scale layers; for scale_weight add {MARKER} and drop that metadata",
+    ),
+    "scaled parameter": Defect(
+        Outcome.WRONG,
+        "FP8 weights with a scale are no linear layers' in ComfyUI",
+        "ComfyUI takes the FP8 codes and leaves out their scale: noise",
+        "keep these layers 16-bit",
+    ),
+    "no linear layer": Defect(
+        Outcome.FAILS,
+        "packed weights are no linear layers' in ComfyUI, but embeddings or parameters",
+        "ComfyUI stops at their shape",
+        "keep these layers 16-bit",
+    ),
+    "unconfigured": Defect(
+        Outcome.FAILS,
+        "packed weights have neither comfy_quant nor an entry in the header",
+        "ComfyUI takes the packed bytes for numbers and stops at their shape",
+        "write both for every layer",
+    ),
+    "empty": Defect(
+        Outcome.FAILS,
+        "files hold no tensors",
+        "ComfyUI does not recognise a model in them",
+        "get the file again",
+    ),
+    # The prefixes it looks for are in comfy/model_detection.py.
+    "prefix": Defect(
+        Outcome.FAILS,
+        "names have a prefix or a wrapper's part that ComfyUI does not strip",
+        "ComfyUI recognises no model in such names",
+        "convert the original model again, which takes it off, or rename the tensors",
+    ),
+    # For NVFP4, ComfyUI raises "Missing NVFP4 scales for layer ..." (comfy/ops.py).
+    "no scale": Defect(
+        Outcome.FAILS,
+        "quantised weights lack a scale",
+        "ComfyUI stops while loading",
+        "quantise these layers again",
+    ),
+    "no weight": Defect(
+        Outcome.FAILS,
+        "configurations are for layers that have no weight",
+        "ComfyUI stops, or does not recognise the model",
+        "name layers as the file does, with its prefix",
+    ),
+    "dtype": Defect(
+        Outcome.FAILS,
+        "scales have another dtype than their format says",
+        "ComfyUI stops when the layer first runs",
+        "quantise these layers again",
+    ),
+    "shape": Defect(
+        Outcome.FAILS,
+        "tensors have another shape than their format says",
+        "ComfyUI stops when the layer is loaded or first runs (unless just flattened)",
+        "quantise these layers again, padded to 16 rows and columns and 128 x 4 scales",
+    ),
+    "unknown format": Defect(
+        Outcome.FAILS,
+        "configurations cannot be read or name a format that ComfyUI does not know",
+        "ComfyUI stops while loading",
+        "name nvfp4 or float8_e4m3fn",
+    ),
+    "header": Defect(
+        Outcome.FAILS,
+        "_quantization_metadata is not JSON with an object of layers",
+        "ComfyUI stops while loading",
+        "write it right, or leave it out",
+    ),
+    # Which layers these are, `modules.shape_read` says.
+    "recognised by": Defect(
+        Outcome.FAILS,
+        "packed or padded layers are among those whose shape ComfyUI recognises the model by",
+        "ComfyUI may take it for another model, and stop",
+        "keep these layers 16-bit",
+    ),
+    # What a ComfyUI itself answered: `asking` asks it, and these rows tell of that version alone.
+    "asked unrecognised": Defect(
+        Outcome.FAILS,
+        "this ComfyUI recognises no diffusion model",
+        "it stops: could not detect the model's type",
+        "take the file repackaged for ComfyUI, or update ComfyUI",
+    ),
+    "asked changed": Defect(
+        Outcome.FAILS,
+        "this ComfyUI recognises another model than in the source",
+        "it builds a model of other sizes, and stops or gives noise",
+        "keep the layers whose shape it reads 16-bit, with --exclude",
+    ),
+    "asked stops": Defect(
+        Outcome.FAILS,
+        "tensors do not go into this ComfyUI's model",
+        "it stops while loading",
+        "keep these layers 16-bit, with --exclude",
+    ),
+    "asked shape": Defect(
+        Outcome.FAILS,
+        "weights are of another shape than this ComfyUI's layers",
+        "it loads them, and stops at the first step",
+        "keep the layers whose shape it reads 16-bit, with --exclude",
+    ),
+    "asked unpacked": Defect(
+        Outcome.WRONG,
+        "packed weights are of modules that take none in this ComfyUI",
+        "it takes the codes for weights, without their scales: noise",
+        "keep these layers 16-bit, with --exclude",
+    ),
+    "asked unread": Defect(
+        Outcome.WRONG,
+        "parts of quantised layers are not read by this ComfyUI",
+        "it computes without them: noise",
+        "update ComfyUI, or convert without the option that adds them",
+    ),
+    "asked missing": Defect(
+        Outcome.WRONG,
+        "tensors of this ComfyUI's model are not in the file",
+        "it warns of missing keys and starts with weights of no meaning",
+        "take a file that is whole",
+    ),
+    "asked unexpected": Defect(
+        Outcome.LOADS,
+        "tensors are of no module of this ComfyUI's model",
+        "it warns of unexpected keys and leaves them out",
+        "nothing",
+    ),
+}
+
+
+def grouped(found: Iterable[Finding]) -> dict[str, list[str]]:
+    """Group findings by their defect: {defect: names, each with its detail in brackets}.
+
+    Defects with the worst outcome come first, then by name; the names of one defect stay in the
+    order in which they were found.
+    """
+    groups = defaultdict(list)
+    for finding in sorted(found, key=lambda finding: (-finding.outcome, finding.defect)):
+        detail = f" ({finding.detail})" if finding.detail else ""
+        groups[finding.defect].append(finding.name + detail)
+    return groups
+
+
+# ── nvfp4/asking/answers.py: Hold what a ComfyUI answered, and tell what follows from it ──────────
+
+# What reports say where there was no ComfyUI to ask.
+NOT_ASKED = "ComfyUI was not asked (--comfyui)"
+# Of these the source may have its own, and the output has them from there.
+INHERITED = ("missing", "unexpected", "stops")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComfyUI:
+    """Name a ComfyUI to ask.
+
+    folder: with main.py and comfy/ in it. named_by: the option or the environment variable that
+    gave the folder. python: the interpreter that runs it. version: "" where it tells none.
+    """
+
+    folder: Path
+    named_by: str
+    python: Path
+    version: str
+
+    @property
+    def title(self) -> str:
+        """Name it as in "ComfyUI 0.33.0"."""
+        return f"ComfyUI {self.version}".strip()
+
+
+class Trouble(NamedTuple):
+    """Tell one thing that is wrong with a file in ComfyUI.
+
+    kind: the end of a key of DEFECTS that begins with "asked". name: the tensor, "" for the file.
+    """
+
+    kind: str
+    name: str
+    detail: str
+
+    @property
+    def finding(self) -> Finding:
+        """Make a finding of it."""
+        return Finding(
+            defect=f"asked {self.kind}", name=self.name or "the file", detail=self.detail
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """Tell how ComfyUI took one file.
+
+    recognised: the class of its configuration, "" where no diffusion model was recognised.
+    configuration: its fields, as text. tensors: how many went into modules. troubles: all that is
+    wrong. unsure: why ComfyUI could not say, "" where it could.
+    """
+
+    recognised: str
+    configuration: dict[str, str]
+    tensors: int
+    troubles: tuple[Trouble, ...]
+    unsure: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Hold the answer of a ComfyUI about a file, and about its source where that was asked, too.
+
+    silence: why there is no answer, "" if there is one; `file` is None then.
+    """
+
+    comfyui: ComfyUI
+    file: Taken | None = None
+    source: Taken | None = None
+    silence: str = ""
+
+    @property
+    def is_known(self) -> bool:
+        """Tell whether ComfyUI could judge: it answered, and knows the source, if there is one."""
+        if self.file is None or self.file.unsure:
+            return False
+        return self.source is None or bool(self.source.recognised or self.file.recognised)
+
+    @property
+    def changed(self) -> str:
+        """Tell what was recognised of the file otherwise than of the source, or ""."""
+        before, after = self.source, self.file
+        if not (self.is_known and before and before.recognised and after.recognised):
+            return ""
+        fields = {key: (before.configuration.get(key), after.configuration.get(key))
+                  for key in {**before.configuration, **after.configuration}}  # fmt: skip
+        fields = {"": (before.recognised, after.recognised)} | fields
+        different = [f"{key} {old} -> {new}" for key, (old, new) in fields.items() if old != new]
+        return ", ".join(text.strip() for text in different)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """List the file's defects in this ComfyUI, apart from those that the source has, too."""
+        if not self.is_known:
+            return ()
+        # Without a model, nothing was loaded.
+        if not self.file.recognised:
+            stopped = next((trouble.detail for trouble in self.file.troubles), "")
+            return (Trouble("unrecognised", "", stopped).finding,)
+        inherited = self.inherited
+        found = [trouble.finding for trouble in self.file.troubles if trouble not in inherited]
+        return (*found, *([Trouble("changed", "", self.changed).finding] if self.changed else []))
+
+    @property
+    def inherited(self) -> list[Trouble]:
+        """List the troubles that the file has from its source."""
+        source = self.source.troubles if self.source else ()
+        return [one for one in self.file.troubles if one in source and one.kind in INHERITED]
+
+    @property
+    def problems(self) -> list[str]:
+        """Say in a line for each kind why this ComfyUI would not run the file as it should."""
+        return [
+            f"{self.comfyui.title}: {DEFECTS[key].what}: {examples(names)}; "
+            f"{DEFECTS[key].consequence}; to do: {DEFECTS[key].remedy}"
+            for key, names in grouped(self.findings).items()
+            if DEFECTS[key].outcome > Outcome.LOADS
+        ]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """List what a report should say: what would fail, and what is wrong in the source as well.
+
+        Only a --dry-run comes so far with a problem: it would keep the output from being written.
+        """
+        shared = self.inherited if self.is_known else []
+        return (
+            *(f"would fail: {problem}" for problem in self.problems),
+            *(
+                f"{self.comfyui.title}, of the source, too: {DEFECTS[key].what}: {examples(names)}"
+                for key, names in grouped(trouble.finding for trouble in shared).items()
+            ),
+        )
+
+    @property
+    def sentence(self) -> str:
+        """Say in one line what ComfyUI made of the file."""
+        title = self.comfyui.title
+        title += f" ({self.comfyui.named_by})" if self.comfyui.named_by.isupper() else ""
+        if self.silence:
+            return f"{title} was not asked: {self.silence}"
+        if not self.is_known:
+            unsure = self.file.unsure or "it does not recognise the source"
+            return f"{title} cannot tell about this file: {unsure}"
+        if self.problems:
+            return f"{title} does not take this file as it should"
+        same = " as in the source" if self.source else ""
+        return f"{title} recognises {self.file.recognised}{same}, and takes all " + (
+            f"{self.file.tensors:,} tensors"
+        )
+
+    @property
+    def data(self) -> dict[str, object]:
+        """Make it ready for JSON, without folders."""
+        taken = self.file
+        return {
+            "version": self.comfyui.version or None,
+            "named_by": self.comfyui.named_by,
+            "answer": self.sentence,
+            "recognised": taken.recognised or None if taken else None,
+            "configuration": taken.configuration if taken else {},
+            "changed": self.changed or None,
+            "tensors": taken.tensors if taken else None,
+            "problems": self.problems,
+        }
+
+
+# ── nvfp4/names.py: Tell what the names of layers say: their kind, their order, whether a list can 
+
+def kind_of(name: str) -> str:
+    """Name the kind of a layer: its name without prefix, and `*` for its block's number.
+
+    "model.diffusion_model.blocks.3.ffn.0" -> "blocks.*.ffn.0". Only the first number that another
+    part of the name follows is a block's; names without such a number are returned as they are.
+    """
+    return re.sub(r"(?<=\.)\d+(?=\.[^.])", "*", bare(name), count=1)
+
+
+def natural_key(name: str) -> list[int | str]:
+    """Make a key to sort names by that puts blocks.2 before blocks.10.
+
+    Text and numbers take turns in it, text first, so that any two keys can be compared.
+    """
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
+
+
+def is_layer_name(word: object) -> bool:
+    """Tell whether a list of layers could hold it: printable text without spaces and #.
+
+    In such a list a # begins a comment, so a name with one would come back cut short.
+    """
+    return isinstance(word, str) and word.isprintable() and bool(re.fullmatch(r"[^\s#]+", word))
+
+
+def block_of(name: str) -> str:
+    """Name the block that a layer is in, "blocks.3" for "blocks.3.ffn.0"; "" without any.
+
+    As for `kind_of`, only the first number that another part of the name follows is a block's.
+    """
+    found = re.search(r"(?<=\.)\d+(?=\.[^.])", bare(name))
+    return bare(name)[: found.end()] if found else ""
+
+
+def gaps(numbers: Collection[int]) -> list[int]:
+    """List the numbers from 0 to the highest that are not among these, as many as these at most.
+
+    Of a hostile number such as a billion no more gaps are told than there are numbers.
+    """
+    lacking = (number for number in itertools.count() if number not in numbers)
+    highest = max(numbers, default=0)
+    return [number for number in itertools.islice(lacking, len(numbers)) if number < highest]
+
+
+# ── nvfp4/coverage.py: Compare what a guide covers with what the source has, and refuse one that le
+
+# The share of the linear weights' bytes that may lack a counterpart in a guide of the same model:
+# files of one model differ in a few layers, as a GGUF leaves out what its author did not know.
+MOST_UNCOVERED = 0.1
+
+
+class Cover(NamedTuple):
+    """Name the files of a guide, and the layers that they tell of: bare names."""
+
+    files: tuple[Path, ...]
+    layers: frozenset[str]
+
+    @property
+    def title(self) -> str:
+        """Name the files without their folders, for notes."""
+        return " and ".join(path.name for path in self.files)
+
+
+def linear_bytes(model: Model) -> dict[str, int]:
+    """Return {bare layer: bytes} of the diffusion model's linear weights, in source order."""
+    prefix = diffusion_prefix(model.tensors)
+    return {
+        bare(ref.layer): ref.nbytes for ref in model.linear_weights if ref.name.startswith(prefix)
+    }
+
+
+def blocks_of(layers: Iterable[str]) -> set[str]:
+    """Name the blocks that layers are in, as "blocks.3"; layers outside of blocks have none."""
+    return {*map(block_of, layers)} - {""}
+
+
+def check_blocks(cover: Cover, model: Model, partial: bool) -> list[str]:
+    """Look for whole blocks that a guide has and the source lacks: an error, or `partial` a note.
+
+    Raises ConvertError, which names layers of both sides.
+    """
+    foreign = blocks_of(cover.layers) - blocks_of(bare(name) for name in model.tensors)
+    if foreign and not partial:
+        what = f"whole blocks of it are not in the source: {examples(foreign)}"
+        raise partial_error(cover, what, linear_bytes(model))
+    what = f"{cover.title} has whole blocks that the source lacks: {examples(foreign)}"
+    return [f"--partial-guide: {what}"] if foreign else []
+
+
+def check_cover(cover: Cover, wanted: dict[str, int], partial: bool) -> list[str]:
+    """Compare a guide with the layers that should follow it: gaps are an error, or a note.
+
+    wanted: {bare layer: bytes} of the source. Without `partial`, raises ConvertError where whole
+    blocks have no counterpart in the guide, or more than MOST_UNCOVERED of the bytes have none.
+    With it, a note tells the share that has.
+    """
+    lacking = {layer: size for layer, size in wanted.items() if layer not in cover.layers}
+    total, missed = sum(wanted.values()), sum(lacking.values())
+    if partial and missed:
+        share = percentage(total - missed, total)
+        return [f"--partial-guide: {share} of the linear weights' bytes follow {cover.title}"]
+    if blocks := blocks_of(lacking) - blocks_of(wanted.keys() & cover.layers):
+        raise partial_error(cover, f"it has nothing for whole blocks: {examples(blocks)}", lacking)
+    if missed > MOST_UNCOVERED * total:
+        share = percentage(missed, total)
+        what = f"{share} of the linear weights' bytes have no counterpart in it"
+        raise partial_error(cover, what, lacking)
+    return []
+
+
+def partial_error(cover: Cover, what: str, source: Iterable[str]) -> ConvertError:
+    """Make the error for a guide that covers a part, with examples of both sides."""
+    files = " and ".join(map(str, cover.files))
+    return ConvertError(
+        f"{files}: is of another model, or only a part: {what}; it has "
+        f"{examples(cover.layers)}; the source has {examples(source)}; take the file of this "
+        "model, or go on with --partial-guide"
+    )
 
 
 # ── nvfp4/reasons.py: Reasons for decisions: a kind for code, a text for people ───────────────────
@@ -5869,236 +6377,6 @@ def widen(plans: Iterable[TensorPlan], names: frozenset[str]) -> list[TensorPlan
         return dataclasses.replace(plan, precision=FP32, dtype="F32", reason=reason)
 
     return [*map(widened, plans)]
-
-
-# ── nvfp4/ranks.py: Processes of a torchrun: which one this is, and how they meet ─────────────────
-
-# One rank may wait for another for hours, where layers take unequal time. A rank that dies closes
-# its connections, and is noticed at once without any timeout.
-LONGEST_WAIT = timedelta(hours=12)
-
-
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """Tell which process this is among those that `torchrun` started.
-
-    rank: its number among all processes, 0 for one that runs alone.
-    size: how many processes there are, on all machines.
-    local: its number on its own machine, by which it picks a GPU; None without torchrun.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local: int | None = None
-
-    @property
-    def is_first(self) -> bool:
-        """Tell whether this process is the one that prints, and that names the finished files."""
-        return self.rank == 0
-
-    def gather(self, value: object = None) -> list:
-        """Exchange a value with all ranks, waiting until each has come here.
-
-        value: anything that can be pickled; without one, the call just waits for the others.
-        Returns every rank's value in the order of their numbers. Raises ConvertError where another
-        rank has ended, or LONGEST_WAIT is over. All ranks have to call it equally often.
-        """
-        if self.size == 1:
-            return [value]
-        values = [None] * self.size
-        try:
-            torch.distributed.all_gather_object(values, value)
-        except RuntimeError as error:
-            raise ConvertError(f"rank {self.rank}: stopped, as another rank did") from error
-        return values
-
-
-# The one process of a conversion that was started without torchrun.
-ALONE = Ranks()
-
-
-def read_ranks() -> Ranks:
-    """Tell which process this is by the environment variables that `torchrun` sets.
-
-    Nothing else in the package reads them. Returns ALONE if TORCHELASTIC_RUN_ID is not set: other
-    launchers set RANK, too, for purposes of their own.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return ALONE
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    return Ranks(*(int(os.environ[name]) for name in names))
-
-
-@contextlib.contextmanager
-def join_ranks() -> Iterator[Ranks]:
-    """Meet the other processes of a `torchrun` for the length of the `with` block.
-
-    Yields this process's Ranks. The process group is taken down at the end, after an error too, so
-    that the others, which may be waiting in `gather`, learn of it. Without torchrun this does
-    nothing.
-    """
-    ranks = read_ranks()
-    if ranks.local is None:
-        yield ranks
-        return
-    torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
-    try:
-        yield ranks
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-# ── nvfp4/encode/compute.py: Choose a device, and spread work over threads and row chunks ─────────
-
-# From this effort on, in weights of the plain search, compiling for the CPU saves more than the
-# seconds it takes.
-COMPILE_FROM = 100_000_000
-# Rounding a weight by statistics takes about as long as this many weights of the plain search.
-FEEDBACK_COST = 100
-# Cache entries kept: statistics and feedback matrices of the last 2 (CPU) or 4 (GPU) inputs; q, k
-# and v share one.
-RECALLED = {"cpu": 4, "cuda": 8}
-# Weights that a thread works on at once: measured best on two cores.
-CPU_CHUNK = 1 << 19
-# More threads only wait for Python's lock: measured slower again on 16 cores.
-CPU_THREADS = 4
-# Weights that a GPU works on at once: 256 MB in float32, and as much for each intermediate result.
-CUDA_CHUNK = 1 << 26
-
-
-@contextlib.contextmanager
-def single_threaded() -> Iterator[int]:
-    """Keep torch's operations to the thread that calls them; yield how many threads there were.
-
-    Whoever works on chunks of rows in own threads wants this: torch's threads would contend for the
-    same cores. What is summed over a whole tensor comes out the same on any number of cores, too.
-    Torch has one setting for a process, so other threads of the program are affected meanwhile.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
-
-
-class Compute:
-    """Map functions over row chunks: a CPU core each, or large ones on a GPU.
-
-    A chunk's every operation stays in one core's cache, which beats torch's own threads four to
-    one; results do not depend on how many threads there are. It is a context manager: leaving it
-    stops the threads and drops chunks that have not begun.
-    """
-
-    def __init__(
-        self,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        search: Callable = amax_block_scales,
-        threads: int = 1,
-    ):
-        """Start a pool of threads.
-
-        device: where weights are encoded; dtype: what they are cast to first (--quant-dtype);
-        search: one of SCALE_SEARCHES; threads: those that `single_threaded` yields, of which a CPU
-        uses up to CPU_THREADS; a GPU has one.
-        """
-        self.device, self.dtype, self.search, self.notes = device, dtype, search, []
-        # What `recall` made last, the newest at the end: layers that share an input come in a row.
-        self.recalled: dict[object, object] = {}
-        # Set by `compile`, and only for float32 on a CPU.
-        self.kernels: Kernels | None = None
-        self.rounder = Rounder()
-        on_cpu = device.type == "cpu"
-        self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
-        self.pool = ThreadPoolExecutor(min(CPU_THREADS, threads) if on_cpu else 1)
-
-    def __enter__(self) -> Compute:
-        """Return the Compute itself; its threads exist already."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop the threads; chunks that have not begun are dropped."""
-        self.pool.shutdown(cancel_futures=True)
-
-    def compile(self, plans: list[TensorPlan]) -> None:
-        """Use compiled kernels where they pay; add a note where something keeps them away.
-
-        plans: what will be encoded. Triton is used on a GPU if any layer is rounded by statistics;
-        numba on a CPU for float32, if the effort is COMPILE_FROM or more. Missing or failing
-        compilers are no error.
-        """
-        if self.device.type == "cuda" and any(plan.moments for plan in plans):
-            try:
-                self.rounder = Rounder(compile_rounder())
-            except ImportError:
-                faster = "pip install triton (on Windows triton-windows) makes rounding by"
-                self.notes.append(f"{faster} statistics several times faster")
-        plain = self.device.type == "cpu" and self.dtype is torch.float32
-        if not plain or sum(map(work, plans)) < COMPILE_FROM:
-            return
-        try:
-            self.kernels = compile_kernels()
-            self.rounder = Rounder(self.kernels.round_columns)
-        except ImportError:
-            self.notes.append("pip install numba makes this several times faster, same result")
-        except RuntimeError as error:
-            # A broken numba is no reason not to convert: torch's operations do the same.
-            self.notes.append(f"slower, same result: numba: {error}")
-
-    def recall(self, key: Moments | tuple, make: Callable) -> object:
-        """Return what `make(key, device)` returns, from memory if it was made lately.
-
-        Up to RECALLED results are kept, those used last. Keys are Moments, for the statistics of an
-        input, or tuples, for the feedbacks made of them.
-        """
-        if key in self.recalled:
-            # Inserted again, it counts as the newest.
-            self.recalled[key] = self.recalled.pop(key)
-            return self.recalled[key]
-        while len(self.recalled) >= RECALLED[self.device.type]:
-            del self.recalled[next(iter(self.recalled))]
-        self.recalled[key] = make(key, self.device)
-        return self.recalled[key]
-
-    def map(
-        self, function: Callable, weight: torch.Tensor, *more: torch.Tensor, rows: int = 0
-    ) -> list:
-        """Call a function for every chunk of rows of a matrix; return the results in order.
-
-        weight: [N, K]; more: tensors of N rows that are split in the same places, each an argument
-        of the function; rows: how many a chunk has on a CPU, while a GPU takes all at once; without
-        it, chunks have as many rows as CPU_CHUNK or CUDA_CHUNK weights fill.
-        """
-        if rows:
-            rows = rows if self.device.type == "cpu" else len(weight)
-        # A row that is longer than a chunk is one of its own.
-        rows = rows or max(1, self.chunk // weight.shape[1])
-        return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
-
-
-def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
-    """Choose the device by its name in --device; "auto" is a GPU if there is one.
-
-    The ranks of a machine take its GPUs in turn, unless one is asked for by number. Raises
-    ConvertError for a CUDA device that torch does not see.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device, count = torch.device(name), torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConvertError(f"--device {name}: torch sees {count} CUDA devices here")
-    if name == "cuda" and ranks.local is not None:
-        return torch.device("cuda", ranks.local % count)
-    return device
-
-
-def work(plan: TensorPlan) -> int:
-    """Estimate a layer's encoding effort in weights of the plain search.
-
-    Each weight counts once, and FEEDBACK_COST times if the layer is rounded by statistics.
-    """
-    return math.prod(plan.ref.shape) * (FEEDBACK_COST if plan.moments else 1)
 
 
 # ── nvfp4/read/beginnings.py: Recognise by its first bytes what a file is, and in which encoding it
@@ -7255,6 +7533,771 @@ def load_some_rows(ref: TensorRef) -> torch.Tensor:
         stored = data.view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
         stripes.append(changed(ref, stored, begin) if ref.is_changed else stored)
     return torch.cat(stripes)
+
+
+# ── nvfp4/asking/question.py: Make the question about a file, which is not there yet or is: names, 
+
+# Bytes of a tensor whose values go along: Stable Diffusion 2 is told by a bias of 320 numbers.
+SMALL = 4096
+
+
+def entry(dtype: str, shape: tuple[int, ...], values: bytes | None = None) -> list:
+    """Make a tensor's entry: dtype, shape, and its bytes as base64, or None without values."""
+    return [dtype, [*shape], None if values is None else base64.b64encode(values).decode()]
+
+
+def stored_bytes(tensor: torch.Tensor) -> bytes:
+    """Return a tensor's values as a file holds them."""
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def question_of_model(model: Model, *, is_source: bool = False) -> dict[str, object]:
+    """Ask about a file that is there, or about a source as a conversion sees it.
+
+    Of a source, weights that are decoded count as 16-bit, and layers that go over packed have their
+    configuration; its header's list of layers would contradict that.
+    """
+    tensors, metadata = {}, dict(model.metadata)
+    if is_source:
+        metadata.pop("_quantization_metadata", None)
+    with contextlib.ExitStack() as stack:
+        files = {
+            path: stack.enter_context(path.open("rb", buffering=0))
+            for path in {ref.path for ref in model.tensors.values() if ref.nbytes <= SMALL}
+        }
+        for ref in model.tensors.values():
+            small = ref.nbytes <= SMALL and ref.scale is None
+            values = stored_bytes(load_bytes(ref, files[ref.path])) if small else None
+            dtype = ref.dtype if ref.scale is None else "BF16"
+            tensors[ref.name] = entry(dtype, ref.shape, values)
+            if ref.config:
+                config = ref.config.encode()
+                tensors[f"{ref.layer}.comfy_quant"] = entry("U8", (len(config),), config)
+    return {"metadata": metadata, "tensors": tensors}
+
+
+def question_of_job(job: Job) -> dict[str, object]:
+    """Ask about the output of a job, all its shards together, before anything is written."""
+    values = {name: value for plan in job.plans for name, value in planned_values(plan)}
+    tensors, metadata = {}, {}
+    for layout in job.layouts.values():
+        metadata |= json.loads(layout.header[8:])["__metadata__"]
+        for slot in layout.slots.values():
+            tensors[slot.name] = entry(slot.dtype, slot.shape, values.get(slot.name))
+    return {"metadata": metadata, "tensors": tensors}
+
+
+def planned_values(plan: TensorPlan) -> Iterator[tuple[str, bytes]]:
+    """Find what is known already of the values of a planned tensor: (name in the output, bytes)."""
+    layer, ref = plan.ref.layer, plan.ref
+    if plan.config:
+        yield f"{layer}.comfy_quant", plan.config_bytes
+    if plan.input_scale is not None:
+        suffix = plan.precision.name_in_file("input_scale")
+        yield f"{layer}.{suffix}", stored_bytes(torch.tensor(plan.input_scale))
+    if not plan.is_quantised and ref.nbytes <= SMALL:
+        value = load_weight(ref)
+        value = value.to(TORCH_DTYPES[plan.dtype]) if ref.is_float else value
+        yield ref.name, stored_bytes(value)
+
+
+# ── nvfp4/asking/ask.py: Ask a ComfyUI about a file, in a process of its own ──────────────────────
+
+# The environment variable that names a ComfyUI where --comfyui does not.
+COMFYUI_ROOT = "COMFYUI_ROOT"
+# What runs in the child. tools/single_file.py puts the text itself here.
+ASKER = r'''"""Ask a ComfyUI what it makes of files: the program that runs in ComfyUI's own Python.
+
+The package never imports this module: `process` sends its text to the child, and the single file
+carries it as text. It needs the standard library, torch and ComfyUI alone, and reads no file but
+ComfyUI's own. A question has the names, dtypes and shapes of a file's tensors and the values of
+small ones; all others are tensors on torch's meta device, which have no values and take no memory.
+ComfyUI's own loading code runs unchanged over them, with its model on the meta device, too.
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import json
+import os
+import re
+import sys
+
+# Events that Python tells its audit hooks before anything reaches the network.
+NETWORK_EVENTS = (
+    "socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto",
+    "socket.sendmsg",
+)  # fmt: skip
+# How torch names the dtypes of safetensors; an older torch may lack the last.
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
+    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "U16": "uint16", "U32": "uint32",
+    "U64": "uint64", "BOOL": "bool", "C64": "complex64", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip
+# Parts of a layer that change no weight where ComfyUI does not read them.
+HARMLESS_PARTS = ("bias", "input_scale", "scale_input", "comfy_quant", "comfy_attention")
+# Parameters of text encoders that ComfyUI itself does not miss (comfy/sd.py, class CLIP).
+NOT_MISSED = (".logit_scale", ".transformer.text_projection.weight")
+
+
+def refuse_network(event: str, _: object) -> None:
+    """Stop whatever would use the network, as an audit hook."""
+    if event in NETWORK_EVENTS:
+        raise OSError("ComfyUI is asked without network")
+
+
+def import_comfyui(folder: str) -> None:
+    """Import what loads models in the ComfyUI of a folder, on the CPU and without custom nodes.
+
+    Raises ModuleNotFoundError for what its Python lacks, and whatever else an import raises.
+    """
+    sys.argv = ["main.py"]
+    sys.path.insert(0, folder)
+    from comfy.cli_args import args
+
+    # Read when comfy.model_management is imported: no GPU is looked for, and none gets a context.
+    args.cpu = True
+    # Without comfy_kitchen, ComfyUI goes on, and fails at the first quantised layer.
+    import comfy.quant_ops
+    import comfy.sd  # noqa: F401
+    import comfy_kitchen  # noqa: F401
+
+
+def tensor_of(dtype: str, shape: list, values: str | None) -> object:
+    """Make a tensor of base64 values, or one on the meta device where these are None."""
+    import torch
+
+    kind = getattr(torch, TORCH_NAMES[dtype])
+    if not values:
+        return torch.empty(shape, dtype=kind, device="cpu" if values == "" else "meta")
+    data = torch.frombuffer(bytearray(base64.b64decode(values)), dtype=torch.uint8)
+    return data.view(kind).reshape(shape)
+
+
+class Load:
+    """Hold one call of load_state_dict: the module, what it was given, and what it said.
+
+    part: "" for the diffusion model, else what the module is; given: {key: tensor}.
+    """
+
+    def __init__(self, part: str, module: object, given: dict):
+        self.part, self.module, self.given = part, module, dict(given)
+        self.missing, self.unexpected, self.errors = [], [], []
+
+    def run(self, load: object, *args: object, **kwargs: object) -> tuple:
+        """Load onto the meta device; what torch refuses is kept as `errors`, one for each tensor.
+
+        Returns missing and unexpected keys, as torch does.
+        """
+        # Parts that ComfyUI made on the CPU could not take tensors without values.
+        self.module.to("meta")
+        try:
+            self.missing, self.unexpected = map(list, load(self.module, *args, **kwargs))
+        except RuntimeError as error:
+            # torch collects all that it refuses under one heading.
+            heading, *lines = str(error).splitlines()
+            self.errors = [line.strip() for line in lines] or [heading]
+        return self.missing, self.unexpected
+
+    def troubles(self, names: dict) -> list:
+        """List what is wrong with a load: [kind, name in the file, what is there instead].
+
+        names: {id of a tensor: its name in the file}. Parameters that the file lacks go by the
+        names that they have in ComfyUI's model.
+        """
+        modules, found, unscaled = dict(self.module.named_modules()), [], set()
+
+        def name_of(key: str) -> str:
+            return names.get(id(self.given.get(key)), key)
+
+        for key, tensor in self.given.items():
+            path, _, leaf = key.rpartition(".")
+            kind, detail = self.judge(modules.get(path), path, leaf, tensor)
+            if kind == "unpacked":
+                unscaled.add(path)
+            found += [[kind, name_of(key), detail]] if kind else []
+        for error in self.errors:
+            key = re.match(r"size mismatch for (.+?): ", error)
+            wanted = key and re.search(r"current model is torch.Size\((.*)\)", error)
+            detail = f"{shown(self.given[key[1]])}, ComfyUI's is {wanted[1]}" if wanted else error
+            found.append(["stops", name_of(key[1]) if key else "", detail])
+        for key in self.unexpected:
+            path, _, leaf = key.rpartition(".")
+            quantised = hasattr(getattr(modules.get(path), "weight", None), "_qdata")
+            if path in unscaled:
+                continue
+            if quantised and leaf not in HARMLESS_PARTS:
+                found.append(["unread", name_of(key), ""])
+            elif not self.part:
+                found.append(["unexpected", name_of(key), ""])
+        # Layers of quantised models without a weight are no missing keys: ComfyUI only logs them.
+        empty = [
+            f"{path}.weight" for path, module in modules.items()
+            if hasattr(module, "_orig_shape") and getattr(module, "weight", 0) is None
+        ]  # fmt: skip
+        missing = [key for key in [*self.missing, *empty] if not self.part or is_missed(key)]
+        return [*found, *(["missing", key, ""] for key in dict.fromkeys(missing))]
+
+    def judge(self, module: object, path: str, leaf: str, tensor: object) -> tuple:
+        """Tell how a tensor does not go with the parameter that it became: kind and detail.
+
+        Codes in a plain parameter are "unpacked", as nothing scales them; "shape" is a weight that
+        fits its own format, but not ComfyUI's layer. ("", "") for what is as it should be.
+        """
+        import torch
+
+        held = getattr(module, leaf, None)
+        if not isinstance(held, torch.Tensor):
+            return "", ""
+        layout = getattr(held, "_qdata", None)
+        if layout is None and held.is_floating_point() and self.holds_codes(path, tensor):
+            return "unpacked", f"{shown(tensor)} in a {type(module).__name__}"
+        wanted = tuple(getattr(module, "_orig_shape", held.shape))
+        if leaf != "weight" or len(wanted) != 2 or not hasattr(module, "_orig_shape"):
+            return "", ""
+        there, known = tuple(tensor.shape), getattr(held, "layout_cls", None)
+        if layout is not None and hasattr(known, "get_storage_shape"):
+            wanted = tuple(known.get_storage_shape(wanted))
+        elif layout is not None and not layout.is_floating_point():
+            # Packed integers of other layouts have fewer columns than their layer: compare rows.
+            there, wanted = there[:1], wanted[:1]
+        same = there == wanted
+        return ("", "") if same else ("shape", f"{shown(tensor)}, ComfyUI's is {list(wanted)}")
+
+    def holds_codes(self, path: str, tensor: object) -> bool:
+        """Tell whether a tensor of this module is packed: numbers only with a scale of its own.
+
+        Plain FP8 has no scale, and its numbers are the weights.
+        """
+        kind = str(tensor.dtype)
+        if "float8" not in kind:
+            return kind in ("torch.uint8", "torch.int8")
+        scales = ("weight_scale", "scale_weight", "comfy_quant")
+        return any(f"{path}.{part}" in self.given for part in scales)
+
+
+def is_missed(key: str) -> bool:
+    """Tell whether ComfyUI warns where a text encoder lacks this parameter."""
+    return not any(part in f".{key}" for part in NOT_MISSED)
+
+
+def shown(tensor: object) -> str:
+    """Write dtype and shape of a tensor, as in "uint8 [16, 128]"."""
+    return f"{str(tensor.dtype).replace('torch.', '')} {list(tensor.shape)}"
+
+
+class Watch:
+    """Note what ComfyUI detects and loads, and have it build its models on the meta device.
+
+    Functions of ComfyUI and torch are replaced for the rest of the process, which serves for this
+    alone. loads: a Load for each state dict since `begin`; detected: the class and the fields of
+    the last configuration that was recognised, None without one.
+    """
+
+    def __init__(self):
+        import comfy.model_base
+        import comfy.model_detection
+        import comfy.sd
+        import torch
+
+        self.begin()
+        self.init, self.load = comfy.model_base.BaseModel.__init__, torch.nn.Module.load_state_dict
+        self.detect = comfy.model_detection.model_config_from_unet
+        watch, signature = self, inspect.signature(self.init)
+
+        def init_on_meta(model: object, *args: object, **kwargs: object) -> None:
+            bound = signature.bind(model, *args, **kwargs)
+            bound.arguments["device"] = "meta"
+            watch.init(*bound.args, **bound.kwargs)
+
+        def load_watched(module: object, state: dict, *args: object, **kwargs: object) -> tuple:
+            watch.loads.append(Load(watch.part, module, state))
+            return watch.loads[-1].run(watch.load, state, *args, **kwargs)
+
+        comfy.model_base.BaseModel.__init__ = init_on_meta
+        torch.nn.Module.load_state_dict = load_watched
+        comfy.model_detection.model_config_from_unet = self.detect_watched
+        comfy.sd.CLIP = self.load_encoder
+
+    def begin(self) -> None:
+        """Forget what was noted of the file before."""
+        self.part, self.loads, self.detected = "", [], None
+
+    def detect_watched(self, *args: object, **kwargs: object) -> object:
+        """Detect a configuration as ComfyUI does, and note it."""
+        config = self.detect(*args, **kwargs)
+        if config is not None:
+            # Noted here: the dtype to compute in, which the file does not decide, is added later.
+            fields = {key: str(value) for key, value in config.unet_config.items()}
+            self.detected = (type(config).__name__, fields)
+        return config
+
+    def load_encoder(
+        self, target: object, state_dict: dict, model_options: dict, **_: object
+    ) -> None:
+        """Build and load a text encoder as comfy.sd.CLIP does, without its tokenizer."""
+        import torch
+
+        self.part = "text encoder"
+        made = {"dtype": torch.float16, "device": "meta", "model_options": model_options}
+        target.clip(**{**target.params, **made}).load_state_dict(state_dict, strict=False)
+
+
+def load_file(state: dict, metadata: dict) -> None:
+    """Load a file as the node does that people take for it, into a watched ComfyUI.
+
+    That is Load Diffusion Model, or Load Checkpoint where other things lie beside the model's
+    prefix; the VAE of a checkpoint is not loaded.
+    """
+    import comfy.model_detection
+    import comfy.sd
+
+    prefix = comfy.model_detection.unet_prefix_from_state_dict(state)
+    inside = sum(name.startswith(prefix) for name in state)
+    if 0 < inside < len(state):
+        comfy.sd.load_state_dict_guess_config(state, output_vae=False, metadata=metadata)
+    else:
+        comfy.sd.load_diffusion_model_state_dict(state, metadata=metadata)
+
+
+def ask_about(watch: Watch, file: dict) -> dict:
+    """Tell what ComfyUI makes of one file.
+
+    file: "metadata", and "tensors" as {name: [dtype, shape, values]}. Returns what it recognises
+    ("" for nothing), the configuration, how many tensors its modules took, the troubles, and why
+    the question could not be answered, or "".
+    """
+    watch.begin()
+    state = {name: tensor_of(*facts) for name, facts in file["tensors"].items()}
+    # The tensors stay alive here, so that no other gets the identity of one of them.
+    names, kept, stopped = (
+        {id(tensor): name for name, tensor in state.items()},
+        [*state.values()],
+        "",
+    )
+    try:
+        load_file(state, file["metadata"])
+    except Exception as error:  # noqa: BLE001  (whatever ComfyUI raises is the answer)
+        stopped = f"{type(error).__name__}: {error}"
+    troubles = [trouble for load in watch.loads for trouble in load.troubles(names)]
+    troubles += [["stops", "", stopped]] if stopped else []
+    taken = {id(tensor) for load in watch.loads for tensor in load.given.values()}
+    # Whatever needs values fails on the meta device alone, and tells nothing of the file.
+    unsure = [detail for kind, _, detail in troubles if kind == "stops" and "meta tensor" in detail]
+    recognised, fields = watch.detected or ("", {})
+    return {
+        "recognised": recognised,
+        "configuration": fields,
+        "tensors": sum(id(tensor) in taken for tensor in kept),
+        "troubles": troubles,
+        "unsure": unsure[0] if unsure else "",
+    }
+
+
+def answer(asked: dict) -> dict:
+    """Answer a question: {"files": {key: what ComfyUI makes of it}}, or why ComfyUI is no help.
+
+    asked: "folder" of ComfyUI, and "files". "absent" names a module that its Python lacks,
+    "broken" is another error of the import.
+    """
+    try:
+        import_comfyui(asked["folder"])
+    except ModuleNotFoundError as error:
+        return {"absent": error.name or str(error)}
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (its modules may raise anything)
+        return {"broken": f"{type(error).__name__}: {error}"}
+    watch = Watch()
+    return {"files": {key: ask_about(watch, file) for key, file in asked["files"].items()}}
+
+
+def run_asker(asked: dict) -> None:
+    """Answer a question on stdout, where nothing else is printed, and end the process.
+
+    What ComfyUI prints goes to stderr instead.
+    """
+    sys.stdout.flush()
+    private = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    sys.addaudithook(refuse_network)
+    json.dump(answer(asked), private)
+    private.close()
+    sys.stderr.flush()
+    # ComfyUI's threads and libraries are not waited for.
+    os._exit(0)
+'''
+# The child's command: the program comes with the question, as command lines are short on Windows.
+BOOT = (
+    "import json, sys; asked = json.load(sys.stdin); "
+    "exec(compile(asked.pop('program'), 'asker.py', 'exec')); run_asker(asked)"
+)
+# Where a ComfyUI has its own Python, beside its folder in the portable version for Windows.
+INTERPRETERS = (
+    "venv/Scripts/python.exe", ".venv/Scripts/python.exe", "../python_embeded/python.exe",
+    "venv/bin/python", ".venv/bin/python",
+)  # fmt: skip
+# Nothing is fetched, and no GPU is seen: an empty value would be none at all on Windows.
+QUIETLY = {
+    "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1",
+    "CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1",
+}  # fmt: skip
+# Seconds. A first import from a slow disk takes a minute or two; after that an answer takes five.
+LONGEST_ANSWER = 300
+
+
+def find_comfyui(folder: Path | None) -> ComfyUI | None:
+    """Find the ComfyUI to ask: that of --comfyui, else of COMFYUI_ROOT, else None.
+
+    Raises ConvertError where the folder named is no ComfyUI's. Only its version is read.
+    """
+    given = os.environ.get(COMFYUI_ROOT)
+    named_by = COMFYUI_ROOT if folder is None else "--comfyui"
+    if folder is None and not given:
+        return None
+    folder = Path(given).expanduser() if folder is None else folder
+    if not is_comfyui(folder):
+        inner = folder / "ComfyUI"
+        instead = f"give {inner}" if is_comfyui(inner) else "give the folder that has main.py"
+        raise ConvertError(
+            f"{named_by}: {folder} is no ComfyUI folder, with main.py and comfy/ in it; {instead}"
+        )
+    folder = folder.resolve()
+    places = (folder / place for place in INTERPRETERS)
+    python = next((place for place in places if place.is_file()), Path(sys.executable))
+    version = version_of(folder)
+    return ComfyUI(folder=folder, named_by=named_by, python=python, version=version)
+
+
+def is_comfyui(folder: Path) -> bool:
+    """Tell whether a folder looks like ComfyUI's."""
+    return (folder / "comfy").is_dir() and (folder / "main.py").is_file()
+
+
+def version_of(folder: Path) -> str:
+    """Read the version that a ComfyUI tells in comfyui_version.py, "" if there is none."""
+    try:
+        text = (folder / "comfyui_version.py").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"""__version__ = ["']([\w.+-]{1,40})["']""", text)
+    return found[1] if found else ""
+
+
+def ask_about_job(comfyui: ComfyUI | None, job: Job) -> Answer | None:
+    """Ask about the output of a job and about its source; None without a ComfyUI.
+
+    Raises ConvertError where the output would not load, or another model is recognised than in the
+    source. A --dry-run tells that as a note instead.
+    """
+    if comfyui is None:
+        return None
+    source = question_of_model(job.model, is_source=True)
+    answer = answer_of(comfyui, {"file": question_of_job(job), "source": source})
+    if answer.problems and not job.options.dry_run:
+        raise ConvertError(*answer.problems)
+    return answer
+
+
+def ask_about_file(comfyui: ComfyUI | None, model: Model, source: Model | None) -> Answer | None:
+    """Ask about a file that is there, and about its source if that is given."""
+    if comfyui is None:
+        return None
+    files = {"file": question_of_model(model)}
+    if source is not None:
+        files["source"] = question_of_model(source, is_source=True)
+    return answer_of(comfyui, files)
+
+
+def answer_of(comfyui: ComfyUI, files: dict[str, dict]) -> Answer:
+    """Ask, and make the Answer; raises ConvertError where --comfyui asked and none came."""
+    try:
+        return Answer(comfyui=comfyui, **ask(comfyui, files))
+    except ConvertError as error:
+        if comfyui.named_by != COMFYUI_ROOT:
+            raise ConvertError(*(f"{comfyui.title}: {text}" for text in error.problems)) from error
+        return Answer(comfyui=comfyui, silence="; ".join(error.problems))
+
+
+def ask(comfyui: ComfyUI, files: dict[str, dict]) -> dict[str, Taken]:
+    """Run the child with a question, and return what it makes of each file.
+
+    Raises ConvertError with one line for whatever keeps it from answering.
+    """
+    question = {"program": ASKER, "folder": str(comfyui.folder), "files": files}
+    try:
+        done = subprocess.run(
+            [comfyui.python, "-B", "-c", BOOT],
+            input=json.dumps(question).encode(),
+            capture_output=True,
+            check=False,
+            cwd=comfyui.folder,
+            env=os.environ | QUIETLY,
+            timeout=LONGEST_ANSWER,
+        )
+    except subprocess.TimeoutExpired:
+        raise ConvertError(f"gave no answer within {LONGEST_ANSWER} seconds") from None
+    except OSError as error:
+        raise ConvertError(f"{comfyui.python} cannot be started: {error}") from error
+    try:
+        answered = json.loads(done.stdout)
+        if "files" in answered:
+            return {key: taken_of(answered["files"][key]) for key in files}
+        problem = import_problem(comfyui, answered)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        said = f": {one_line(last[0])[:EXCERPT]}" if last else ""
+        problem = f"its process ended with status {done.returncode} and no answer{said}"
+    raise ConvertError(problem)
+
+
+def taken_of(found: dict) -> Taken:
+    """Make a record of what the child tells of one file; raises TypeError for anything else."""
+    troubles = tuple(Trouble(*map(one_line, trouble)) for trouble in found["troubles"])
+    return dataclasses.replace(Taken(**found), troubles=troubles)
+
+
+def import_problem(comfyui: ComfyUI, answered: dict) -> str:
+    """Say why the child could not import ComfyUI."""
+    if "absent" not in answered:
+        return f"cannot be imported by {comfyui.python}: {one_line(answered['broken'])[:EXCERPT]}"
+    absent = one_line(answered["absent"])
+    if absent.split(".")[0] == "comfy":
+        return f"has no {absent}: it is damaged, or too old for quantised files (0.10 or newer)"
+    return (
+        f"its Python ({comfyui.python}) has no module {absent}; install what {comfyui.folder}"
+        f"{os.sep}requirements.txt lists, or run this with the Python that ComfyUI runs with"
+    )
+
+
+# ── nvfp4/ranks.py: Processes of a torchrun: which one this is, and how they meet ─────────────────
+
+# One rank may wait for another for hours, where layers take unequal time. A rank that dies closes
+# its connections, and is noticed at once without any timeout.
+LONGEST_WAIT = timedelta(hours=12)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Tell which process this is among those that `torchrun` started.
+
+    rank: its number among all processes, 0 for one that runs alone.
+    size: how many processes there are, on all machines.
+    local: its number on its own machine, by which it picks a GPU; None without torchrun.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local: int | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Tell whether this process is the one that prints, and that names the finished files."""
+        return self.rank == 0
+
+    def gather(self, value: object = None) -> list:
+        """Exchange a value with all ranks, waiting until each has come here.
+
+        value: anything that can be pickled; without one, the call just waits for the others.
+        Returns every rank's value in the order of their numbers. Raises ConvertError where another
+        rank has ended, or LONGEST_WAIT is over. All ranks have to call it equally often.
+        """
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        try:
+            torch.distributed.all_gather_object(values, value)
+        except RuntimeError as error:
+            raise ConvertError(f"rank {self.rank}: stopped, as another rank did") from error
+        return values
+
+
+# The one process of a conversion that was started without torchrun.
+ALONE = Ranks()
+
+
+def read_ranks() -> Ranks:
+    """Tell which process this is by the environment variables that `torchrun` sets.
+
+    Nothing else in the package reads them. Returns ALONE if TORCHELASTIC_RUN_ID is not set: other
+    launchers set RANK, too, for purposes of their own.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ALONE
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    return Ranks(*(int(os.environ[name]) for name in names))
+
+
+@contextlib.contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """Meet the other processes of a `torchrun` for the length of the `with` block.
+
+    Yields this process's Ranks. The process group is taken down at the end, after an error too, so
+    that the others, which may be waiting in `gather`, learn of it. Without torchrun this does
+    nothing.
+    """
+    ranks = read_ranks()
+    if ranks.local is None:
+        yield ranks
+        return
+    torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+    try:
+        yield ranks
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# ── nvfp4/encode/compute.py: Choose a device, and spread work over threads and row chunks ─────────
+
+# From this effort on, in weights of the plain search, compiling for the CPU saves more than the
+# seconds it takes.
+COMPILE_FROM = 100_000_000
+# Rounding a weight by statistics takes about as long as this many weights of the plain search.
+FEEDBACK_COST = 100
+# Cache entries kept: statistics and feedback matrices of the last 2 (CPU) or 4 (GPU) inputs; q, k
+# and v share one.
+RECALLED = {"cpu": 4, "cuda": 8}
+# Weights that a thread works on at once: measured best on two cores.
+CPU_CHUNK = 1 << 19
+# More threads only wait for Python's lock: measured slower again on 16 cores.
+CPU_THREADS = 4
+# Weights that a GPU works on at once: 256 MB in float32, and as much for each intermediate result.
+CUDA_CHUNK = 1 << 26
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[int]:
+    """Keep torch's operations to the thread that calls them; yield how many threads there were.
+
+    Whoever works on chunks of rows in own threads wants this: torch's threads would contend for the
+    same cores. What is summed over a whole tensor comes out the same on any number of cores, too.
+    Torch has one setting for a process, so other threads of the program are affected meanwhile.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Compute:
+    """Map functions over row chunks: a CPU core each, or large ones on a GPU.
+
+    A chunk's every operation stays in one core's cache, which beats torch's own threads four to
+    one; results do not depend on how many threads there are. It is a context manager: leaving it
+    stops the threads and drops chunks that have not begun.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        search: Callable = amax_block_scales,
+        threads: int = 1,
+    ):
+        """Start a pool of threads.
+
+        device: where weights are encoded; dtype: what they are cast to first (--quant-dtype);
+        search: one of SCALE_SEARCHES; threads: those that `single_threaded` yields, of which a CPU
+        uses up to CPU_THREADS; a GPU has one.
+        """
+        self.device, self.dtype, self.search, self.notes = device, dtype, search, []
+        # What `recall` made last, the newest at the end: layers that share an input come in a row.
+        self.recalled: dict[object, object] = {}
+        # Set by `compile`, and only for float32 on a CPU.
+        self.kernels: Kernels | None = None
+        self.rounder = Rounder()
+        on_cpu = device.type == "cpu"
+        self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
+        self.pool = ThreadPoolExecutor(min(CPU_THREADS, threads) if on_cpu else 1)
+
+    def __enter__(self) -> Compute:
+        """Return the Compute itself; its threads exist already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the threads; chunks that have not begun are dropped."""
+        self.pool.shutdown(cancel_futures=True)
+
+    def compile(self, plans: list[TensorPlan]) -> None:
+        """Use compiled kernels where they pay; add a note where something keeps them away.
+
+        plans: what will be encoded. Triton is used on a GPU if any layer is rounded by statistics;
+        numba on a CPU for float32, if the effort is COMPILE_FROM or more. Missing or failing
+        compilers are no error.
+        """
+        if self.device.type == "cuda" and any(plan.moments for plan in plans):
+            try:
+                self.rounder = Rounder(compile_rounder())
+            except ImportError:
+                faster = "pip install triton (on Windows triton-windows) makes rounding by"
+                self.notes.append(f"{faster} statistics several times faster")
+        plain = self.device.type == "cpu" and self.dtype is torch.float32
+        if not plain or sum(map(work, plans)) < COMPILE_FROM:
+            return
+        try:
+            self.kernels = compile_kernels()
+            self.rounder = Rounder(self.kernels.round_columns)
+        except ImportError:
+            self.notes.append("pip install numba makes this several times faster, same result")
+        except RuntimeError as error:
+            # A broken numba is no reason not to convert: torch's operations do the same.
+            self.notes.append(f"slower, same result: numba: {error}")
+
+    def recall(self, key: Moments | tuple, make: Callable) -> object:
+        """Return what `make(key, device)` returns, from memory if it was made lately.
+
+        Up to RECALLED results are kept, those used last. Keys are Moments, for the statistics of an
+        input, or tuples, for the feedbacks made of them.
+        """
+        if key in self.recalled:
+            # Inserted again, it counts as the newest.
+            self.recalled[key] = self.recalled.pop(key)
+            return self.recalled[key]
+        while len(self.recalled) >= RECALLED[self.device.type]:
+            del self.recalled[next(iter(self.recalled))]
+        self.recalled[key] = make(key, self.device)
+        return self.recalled[key]
+
+    def map(
+        self, function: Callable, weight: torch.Tensor, *more: torch.Tensor, rows: int = 0
+    ) -> list:
+        """Call a function for every chunk of rows of a matrix; return the results in order.
+
+        weight: [N, K]; more: tensors of N rows that are split in the same places, each an argument
+        of the function; rows: how many a chunk has on a CPU, while a GPU takes all at once; without
+        it, chunks have as many rows as CPU_CHUNK or CUDA_CHUNK weights fill.
+        """
+        if rows:
+            rows = rows if self.device.type == "cpu" else len(weight)
+        # A row that is longer than a chunk is one of its own.
+        rows = rows or max(1, self.chunk // weight.shape[1])
+        return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
+
+
+def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """Choose the device by its name in --device; "auto" is a GPU if there is one.
+
+    The ranks of a machine take its GPUs in turn, unless one is asked for by number. Raises
+    ConvertError for a CUDA device that torch does not see.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device, count = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConvertError(f"--device {name}: torch sees {count} CUDA devices here")
+    if name == "cuda" and ranks.local is not None:
+        return torch.device("cuda", ranks.local % count)
+    return device
+
+
+def work(plan: TensorPlan) -> int:
+    """Estimate a layer's encoding effort in weights of the plain search.
+
+    Each weight counts once, and FEEDBACK_COST times if the layer is rounded by statistics.
+    """
+    return math.prod(plan.ref.shape) * (FEEDBACK_COST if plan.moments else 1)
 
 
 # ── nvfp4/stages.py: A hook for whoever wants to know what a conversion is busy with ──────────────
@@ -10289,289 +11332,6 @@ def refuse_no_gain(options: Options, model: Model, plans: list[TensorPlan]) -> N
     )
 
 
-# ── nvfp4/stored/defects.py: Every known defect of a file, and what ComfyUI does about it ─────────
-
-class Outcome(IntEnum):
-    """Rank what a defect does in ComfyUI: the worst of a file's decides its verdict."""
-
-    # ComfyUI is not disturbed; other programs may be.
-    LOADS = 0
-    # Every step takes longer; the picture is no worse.
-    SLOWER = 1
-    # The picture is visibly poorer.
-    WORSE = 2
-    # Noise, or black.
-    WRONG = 3
-    # An error when the model is loaded or first run.
-    FAILS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Defect:
-    """Describe a way in which a file breaks ComfyUI's contract: a row of DEFECTS.
-
-    outcome: what it does in ComfyUI.
-    what: what is wrong, about several layers or tensors, whose names follow it in a report.
-    consequence: how ComfyUI takes it.
-    remedy: what to do about it.
-    """
-
-    outcome: Outcome
-    what: str
-    consequence: str
-    remedy: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """Report one defect of a file.
-
-    defect: its key in DEFECTS.
-    name: the layer or tensor that has it, prefix included, or the file.
-    detail: what is there instead of what should be, for the report; "" if the name says enough.
-    """
-
-    defect: str
-    name: str
-    detail: str = ""
-
-    @property
-    def outcome(self) -> Outcome:
-        """Look up what this defect does in ComfyUI."""
-        return DEFECTS[self.defect].outcome
-
-
-# The outcomes were seen in ComfyUI 0.29 and 0.33 with files that were broken in this way;
-# tests/whole/test_consumer.py breaks and loads them again.
-DEFECTS = {
-    # The safetensors library pads its header, and sorts tensors by the size of their items.
-    "unaligned": Defect(
-        Outcome.LOADS,
-        "tensors start at no multiple of their item size",
-        "ComfyUI copies them; programs that map the file may refuse it",
-        "write the file again with a current safetensors library",
-    ),
-    "one form": Defect(
-        Outcome.LOADS,
-        "layers have only one of comfy_quant and the header's entry",
-        "ComfyUI is content with either; other loaders read the one or the other",
-        "write both, identical",
-    ),
-    # The header's entries are written over the tensors before loading (comfy/utils.py).
-    "two forms": Defect(
-        Outcome.LOADS,
-        "layers have a comfy_quant that differs from the header's entry",
-        "ComfyUI follows the header; other loaders follow the tensor",
-        "write both, identical",
-    ),
-    "stray": Defect(
-        Outcome.LOADS,
-        "scales or configurations belong to no quantised weight",
-        "ComfyUI warns of unexpected keys and ignores them",
-        "leave them out, or quantise the weight",
-    ),
-    # ComfyUI calls .view() on block scales and .to() on codes (comfy/ops.py).
-    "same bits": Defect(
-        Outcome.LOADS,
-        "tensors have another dtype of the same size",
-        "ComfyUI reads the same bits; other loaders take them for numbers",
-        "store block scales as F8_E4M3 and codes as U8",
-    ),
-    "padding": Defect(
-        Outcome.LOADS,
-        "block scales are not zero in the padding of their tiles",
-        "ComfyUI's own decoding never reads it; FP4 matmul does",
-        "fill the padding with zeros",
-    ),
-    "not scalar": Defect(
-        Outcome.LOADS,
-        "scales are float64, or of one element but no scalars",
-        "ComfyUI takes them all the same; other loaders may not",
-        "store them as F32 with shape []",
-    ),
-    # Decoding broadcasts such scales; the formats of this package have a single one.
-    "per row": Defect(
-        Outcome.LOADS,
-        "FP8 scales are one for every row",
-        "ComfyUI decodes such weights rightly; FP8 matmul takes a single scale",
-        "mark these layers for full-precision matmul, or quantise them with one scale",
-    ),
-    "slow shape": Defect(
-        Outcome.SLOWER,
-        f"W4A4 layers have columns % {FP4_MATMUL_K} != 0, or rows % {FP4_MATMUL_N} != 0 and a bias",
-        "every call decodes the weight instead of multiplying in FP4",
-        "keep these layers FP8 or 16-bit",
-    ),
-    "output layer": Defect(
-        Outcome.WORSE,
-        "layers whose rows ComfyUI recognises the model by are packed",
-        "ComfyUI loads them, as these need no padding; 4 bits in the output layer show",
-        "keep these layers 16-bit",
-    ),
-    # 448 is the largest number of E4M3, which the input is cast to.
-    "clamped": Defect(
-        Outcome.WORSE,
-        "FP8 layers have neither an input scale nor full-precision matmul",
-        "ComfyUI casts their input to FP8 unscaled and clamps it at 448",
-        "add input scales, or mark them for full-precision matmul",
-    ),
-    # A converter that casts all float32 tensors to the model's dtype casts scales, too.
-    "float16 scale": Defect(
-        Outcome.WORSE,
-        "scales are not float32",
-        "ComfyUI takes the rounded or overflowed values",
-        "store scales as F32, whatever the model's own dtype",
-    ),
-    "bad scale": Defect(
-        Outcome.WRONG,
-        "scales are NaN, infinite, zero or negative",
-        "ComfyUI multiplies by them: black frames or noise",
-        "quantise these layers again",
-    ),
-    "values": Defect(
-        Outcome.WRONG,
-        "tensors do not decode to what the source holds",
-        "ComfyUI computes with other weights: noise",
-        "convert again from this source",
-    ),
-    "missing": Defect(
-        Outcome.WRONG,
-        "tensors of the source are not in the file",
-        "ComfyUI warns of missing keys and starts with weights of no meaning",
-        "convert again from this source",
-    ),
-    # No defect of ours: rounding by statistics changes biases on purpose.
-    "moved bias": Defect(
-        Outcome.LOADS,
-        "biases are not the source's, in a file that was rounded by --activation-stats",
-        "their change makes up for the mean error of the weights; ComfyUI adds them as any",
-        "nothing",
-    ),
-    "extra": Defect(
-        Outcome.LOADS,
-        "tensors of the file are not in the source",
-        "nothing says whether they are right",
-        "give the source that this file was made from",
-    ),
-    # FP8 that was merely cast needs no scale: see LARGE_WEIGHT in `stored.lint`.
-    "unscaled": Defect(
-        Outcome.WRONG,
-        "FP8 weights have no scale, and are too large to need none",
-        "ComfyUI takes them as they are: noise",
-        "quantise these layers again",
-    ),
-    "integers": Defect(
-        Outcome.WRONG,
-        "integer weights have neither comfy_quant nor an entry in the header",
-        "ComfyUI takes the integers for the weights: noise, or a stop at their shape",
-        "configure them, or give the 16-bit weights",
-    ),
-    # The cast is to the format's storage dtype: values are rounded, not reinterpreted.
-    "weight dtype": Defect(
-        Outcome.WRONG,
-        "weights have another dtype than their format stores",
-        "ComfyUI casts them to it: other weights",
-        "quantise these layers again",
-    ),
-    # The form with scale_weight is read only without current metadata (comfy/utils.py).
-    "unread scale": Defect(
-        Outcome.WRONG,
-        "FP8 weights have a scale that nothing makes ComfyUI read: no configuration, or "
-        f"scale_weight without the {MARKER} tensor or beside _quantization_metadata",
-        "ComfyUI takes them unscaled: noise",
-        f"configure weight_scale layers; for scale_weight add {MARKER} and drop that metadata",
-    ),
-    "scaled parameter": Defect(
-        Outcome.WRONG,
-        "FP8 weights with a scale are no linear layers' in ComfyUI",
-        "ComfyUI takes the FP8 codes and leaves out their scale: noise",
-        "keep these layers 16-bit",
-    ),
-    "no linear layer": Defect(
-        Outcome.FAILS,
-        "packed weights are no linear layers' in ComfyUI, but embeddings or parameters",
-        "ComfyUI stops at their shape",
-        "keep these layers 16-bit",
-    ),
-    "unconfigured": Defect(
-        Outcome.FAILS,
-        "packed weights have neither comfy_quant nor an entry in the header",
-        "ComfyUI takes the packed bytes for numbers and stops at their shape",
-        "write both for every layer",
-    ),
-    "empty": Defect(
-        Outcome.FAILS,
-        "files hold no tensors",
-        "ComfyUI does not recognise a model in them",
-        "get the file again",
-    ),
-    # The prefixes it looks for are in comfy/model_detection.py.
-    "prefix": Defect(
-        Outcome.FAILS,
-        "names have a prefix or a wrapper's part that ComfyUI does not strip",
-        "ComfyUI recognises no model in such names",
-        "convert the original model again, which takes it off, or rename the tensors",
-    ),
-    # For NVFP4, ComfyUI raises "Missing NVFP4 scales for layer ..." (comfy/ops.py).
-    "no scale": Defect(
-        Outcome.FAILS,
-        "quantised weights lack a scale",
-        "ComfyUI stops while loading",
-        "quantise these layers again",
-    ),
-    "no weight": Defect(
-        Outcome.FAILS,
-        "configurations are for layers that have no weight",
-        "ComfyUI stops, or does not recognise the model",
-        "name layers as the file does, with its prefix",
-    ),
-    "dtype": Defect(
-        Outcome.FAILS,
-        "scales have another dtype than their format says",
-        "ComfyUI stops when the layer first runs",
-        "quantise these layers again",
-    ),
-    "shape": Defect(
-        Outcome.FAILS,
-        "tensors have another shape than their format says",
-        "ComfyUI stops when the layer is loaded or first runs (unless just flattened)",
-        "quantise these layers again, padded to 16 rows and columns and 128 x 4 scales",
-    ),
-    "unknown format": Defect(
-        Outcome.FAILS,
-        "configurations cannot be read or name a format that ComfyUI does not know",
-        "ComfyUI stops while loading",
-        "name nvfp4 or float8_e4m3fn",
-    ),
-    "header": Defect(
-        Outcome.FAILS,
-        "_quantization_metadata is not JSON with an object of layers",
-        "ComfyUI stops while loading",
-        "write it right, or leave it out",
-    ),
-    # Which layers these are, `modules.shape_read` says.
-    "recognised by": Defect(
-        Outcome.FAILS,
-        "packed or padded layers are among those whose shape ComfyUI recognises the model by",
-        "ComfyUI may take it for another model, and stop",
-        "keep these layers 16-bit",
-    ),
-}
-
-
-def grouped(found: Iterable[Finding]) -> dict[str, list[str]]:
-    """Group findings by their defect: {defect: names, each with its detail in brackets}.
-
-    Defects with the worst outcome come first, then by name; the names of one defect stay in the
-    order in which they were found.
-    """
-    groups = defaultdict(list)
-    for finding in sorted(found, key=lambda finding: (-finding.outcome, finding.defect)):
-        detail = f" ({finding.detail})" if finding.detail else ""
-        groups[finding.defect].append(finding.name + detail)
-    return groups
-
-
 # ── nvfp4/stored/layers.py: Quantised layers as a file holds them, and their parts for decoding ───
 
 # A comfy_quant tensor usually has some 60 bytes. A larger one than this is not read, and counts as
@@ -11991,7 +12751,8 @@ class Report:
     `plans` has every tensor's fate in the source's order, `origin` is what the header tells of how
     the file was made, and sizes are those of files in bytes, headers included. `damage` is
     {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
-    --w4a4-share and --target-size found, empty without them.
+    --w4a4-share and --target-size found, empty without them. `asked` is what a ComfyUI answered,
+    None where none was asked.
     """
 
     options: Options
@@ -12003,6 +12764,7 @@ class Report:
     damage: dict[str, Damage] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
     sizes: tuple[SizePoint, ...] = ()
+    asked: Answer | None = None
 
 
 def label_of(plan: TensorPlan) -> str:
@@ -12078,6 +12840,7 @@ def report_data(report: Report) -> dict:
         "origin": report.origin,
         "totals": totals(report.plans),
         "matmuls": matmuls(report.plans),
+        "comfyui": report.asked.data if report.asked else None,
         "notes": list(report.notes),
         "w4a4_curve": [point._asdict() for point in report.curve],
         "size_curve": [point._asdict() for point in report.sizes],
@@ -13447,13 +14210,14 @@ class Check:
     """Hold what a verification found; `render_check` makes text of it.
 
     model: the file; layers: its layers by name; findings: all defects; damage: {layer: error} of
-    the layers that were measured, empty without a source.
+    the layers that were measured, empty without a source; asked: what a ComfyUI answered.
     """
 
     model: Model
     layers: dict[str, StoredLayer]
     findings: tuple[Finding, ...]
     damage: dict[str, Damage]
+    asked: Answer | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -13624,10 +14388,11 @@ def verify_file(task: Verification) -> Check:
     """Lint a file and, with a source, decode every tensor and measure it against that.
 
     LoRAs that the task names are merged into the source first. Raises ConvertError where either
-    cannot be read or they are of different models.
+    cannot be read or they are of different models. What a ComfyUI finds is among the findings.
     """
     if not isinstance(task, Verification):
         raise ConvertError(f"verify_file takes Verification(file=...), not {task!r}")
+    comfyui, source = find_comfyui(task.comfyui), None
     refuse_lone_shard(task.file)
     try:
         model = open_model(task.file)
@@ -13650,7 +14415,9 @@ def verify_file(task: Verification) -> Check:
             )
         more, damage = check_against(source, model, layers, task.quiet)
         found += more
-    return Check(model=model, layers=layers, findings=tuple(found), damage=damage)
+    asked = ask_about_file(comfyui, model, source)
+    found += asked.findings if asked else ()
+    return Check(model=model, layers=layers, findings=tuple(found), damage=damage, asked=asked)
 
 
 # ── nvfp4/report/summary.py: Render the report as text for the terminal ───────────────────────────
@@ -13695,7 +14462,12 @@ def render_check(check: Check) -> str:
     # A file that loads as it should needs no advice, whatever other programs think of it.
     if check.outcome > Outcome.LOADS:
         defects.append("  to have none of these, convert the original model again")
-    return "\n".join([title, *defects, *render_worst(check.damage)])
+    return "\n".join([title, *defects, render_asked(check.asked), *render_worst(check.damage)])
+
+
+def render_asked(asked: Answer | None) -> str:
+    """Render one line of what a ComfyUI made of the file, or that none was asked."""
+    return f"  {asked.sentence if asked else NOT_ASKED}"
 
 
 def render_totals(report: Report) -> list[str]:
@@ -13907,6 +14679,7 @@ def render_report(report: Report) -> str:
         *render_curve(report.curve),
         *render_sizes(report),
         *(render_scales(report) if options.input_scale_layer_summary else []),
+        render_asked(report.asked),
         *(f"  note: {note}" for note in report.notes),
     ]
     return "\n".join(lines)
@@ -14193,7 +14966,8 @@ def html_origin(origin: dict) -> str:
 
 
 def html_title(data: dict, layers: list[dict]) -> str:
-    """Render the head of the page: file names, sizes, ratio, number of quantised layers, and notes.
+    """Render the head of the page: file names, sizes, ratio, number of quantised layers, notes,
+    and what a ComfyUI answered.
 
     `layers` are the linear layers among the data's tensors, of which the quantised ones are
     counted.
@@ -14209,9 +14983,11 @@ def html_title(data: dict, layers: list[dict]) -> str:
         f"<div><dt>{name}</dt><dd>{value}<small>{more}</small></dd></div>"
         for name, value, more in facts
     )
+    asked = data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED
     notes = "".join(f"<li>{escaped(note)}</li>" for note in data["notes"])
     return (
         f"<header><h1>{escaped(data['output'])}</h1><p>from {escaped(data['source'])}</p>\n"
+        f"<p>{escaped(asked)}</p>\n"
         f'<dl class="facts">{tiles}</dl>\n'
         + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
         + "</header>\n"
@@ -14399,6 +15175,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
     with join_ranks() as ranks:
         if not ranks.is_first:
             options = dataclasses.replace(options, quiet=True)
+        comfyui = find_comfyui(options.comfyui) if ranks.is_first else None
         # Only headers are read here; weights are read while they are measured or encoded.
         source = read_source(options)
         source_bytes = file_bytes(source.model)
@@ -14415,20 +15192,23 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         if options.dry_run and not sized:
             plans = widen(plans, float16_overflows(plans, options))
         job = make_job(options, source.model, plans)
+        asked = ask_about_job(comfyui, job)
         if options.dry_run:
             outcome = rehearse(job, tuned.plans, ranks)
         else:
             outcome = produce(job, ranks, observe)
+    heard = asked.notes if asked else ()
     return Report(
         options=options,
         plans=tuple(outcome.job.plans),
         origin=outcome.job.origin,
         source_bytes=source_bytes,
         output_bytes=outcome.job.nbytes,
-        notes=(*plan.notes, *source.notes, *tuned.notes, *outcome.notes),
+        notes=(*plan.notes, *source.notes, *tuned.notes, *outcome.notes, *heard),
         damage=outcome.damage,
         curve=tuned.curve,
         sizes=sized.sizes if sized else (),
+        asked=asked,
     )
 
 

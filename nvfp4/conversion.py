@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
+from nvfp4.asking.ask import ask_about_job, find_comfyui
 from nvfp4.encode.compute import pick_device
 from nvfp4.encode.float16 import float16_overflows
 from nvfp4.errors import ConvertError
@@ -58,6 +59,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
     with join_ranks() as ranks:
         if not ranks.is_first:
             options = dataclasses.replace(options, quiet=True)
+        comfyui = find_comfyui(options.comfyui) if ranks.is_first else None
         # Only headers are read here; weights are read while they are measured or encoded.
         source = read_source(options)
         source_bytes = file_bytes(source.model)
@@ -74,18 +76,21 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         if options.dry_run and not sized:
             plans = widen(plans, float16_overflows(plans, options))
         job = make_job(options, source.model, plans)
+        asked = ask_about_job(comfyui, job)
         if options.dry_run:
             outcome = rehearse(job, tuned.plans, ranks)
         else:
             outcome = produce(job, ranks, observe)
+    heard = asked.notes if asked else ()
     return Report(
         options=options,
         plans=tuple(outcome.job.plans),
         origin=outcome.job.origin,
         source_bytes=source_bytes,
         output_bytes=outcome.job.nbytes,
-        notes=(*plan.notes, *source.notes, *tuned.notes, *outcome.notes),
+        notes=(*plan.notes, *source.notes, *tuned.notes, *outcome.notes, *heard),
         damage=outcome.damage,
         curve=tuned.curve,
         sizes=sized.sizes if sized else (),
+        asked=asked,
     )

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from nvfp4.asking.answers import Answer
+from nvfp4.asking.ask import ask_about_file, find_comfyui
 from nvfp4.dtypes import SOURCE_FLOATS
 from nvfp4.encode.compute import CPU_CHUNK, Compute, single_threaded
 from nvfp4.errors import ConvertError, DamagedFileError, of_another_model
@@ -38,13 +40,14 @@ class Check:
     """Hold what a verification found; `render_check` makes text of it.
 
     model: the file; layers: its layers by name; findings: all defects; damage: {layer: error} of
-    the layers that were measured, empty without a source.
+    the layers that were measured, empty without a source; asked: what a ComfyUI answered.
     """
 
     model: Model
     layers: dict[str, StoredLayer]
     findings: tuple[Finding, ...]
     damage: dict[str, Damage]
+    asked: Answer | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -215,10 +218,11 @@ def verify_file(task: Verification) -> Check:
     """Lint a file and, with a source, decode every tensor and measure it against that.
 
     LoRAs that the task names are merged into the source first. Raises ConvertError where either
-    cannot be read or they are of different models.
+    cannot be read or they are of different models. What a ComfyUI finds is among the findings.
     """
     if not isinstance(task, Verification):
         raise ConvertError(f"verify_file takes Verification(file=...), not {task!r}")
+    comfyui, source = find_comfyui(task.comfyui), None
     refuse_lone_shard(task.file)
     try:
         model = open_model(task.file)
@@ -241,4 +245,6 @@ def verify_file(task: Verification) -> Check:
             )
         more, damage = check_against(source, model, layers, task.quiet)
         found += more
-    return Check(model=model, layers=layers, findings=tuple(found), damage=damage)
+    asked = ask_about_file(comfyui, model, source)
+    found += asked.findings if asked else ()
+    return Check(model=model, layers=layers, findings=tuple(found), damage=damage, asked=asked)

@@ -43,6 +43,7 @@ FLOORS = (
     },
     {"layout": "the output to the byte"},
     {
+        "asking": "what the user's own ComfyUI makes of a file",
         "encode": "devices, reading ahead, a layer encoded",
         "write": "journal, partial files, publishing",
     },

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -49,6 +50,11 @@ its name in the heading; what a section uses stands in the sections above it.
 
 from __future__ import annotations
 '''
+
+# A module's text, read by another module beside it, which hands it to another process.
+READS_TEXT = re.compile(
+    r'Path\(__file__\)\.with_name\("(\w+\.py)"\)\.read_text\(encoding="utf-8"\)'
+)
 
 
 class BuildError(Exception):
@@ -155,7 +161,16 @@ class Module:
             if is_docstring or node in self.imports:
                 cut |= {*range(node.lineno, node.end_lineno + 1)}
         kept = [line for number, line in enumerate(self.lines, 1) if number not in cut]
-        return "\n".join(kept).strip("\n")
+        return READS_TEXT.sub(self.quoted, "\n".join(kept).strip("\n"))
+
+    def quoted(self, found: re.Match) -> str:
+        """Quote the text of a file beside the module, as the single file has nothing beside it."""
+        text = self.path.with_name(found[1]).read_text(encoding="utf-8")
+        if "'''" in text:
+            self.fail(
+                self.tree.body[0], f"{found[1]} has three quotes ''' in it, which end its text"
+            )
+        return f"r'''{text}'''"
 
     @property
     def heading(self) -> str:
@@ -204,9 +219,11 @@ class Builder:
         self.done.add(name)
         module.check(self.owners)
         found.append(module)
-        # The rest of such a room comes right after the first of it that is needed.
-        if loads_all(module.path.parent):
-            self.closure(name.rpartition(".")[0], found, path)
+        # The rest of such a room comes right after the first of it that is needed, and after what
+        # that one needs of the room itself.
+        room = name.rpartition(".")[0]
+        if loads_all(module.path.parent) and not any(step.startswith(room + ".") for step in path):
+            self.closure(room, found, path)
 
     def add_imports(self, nodes: list[ast.stmt]) -> None:
         """Write imports of other packages that are not there yet: standard library first.

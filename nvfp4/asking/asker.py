@@ -53,7 +53,7 @@ def import_comfyui(folder: str) -> None:
     args.cpu = True
     # Without comfy_kitchen, ComfyUI goes on, and fails at the first quantised layer.
     import comfy.quant_ops
-    import comfy.sd
+    import comfy.sd  # noqa: F401
     import comfy_kitchen  # noqa: F401
 
 
@@ -264,10 +264,14 @@ def ask_about(watch: Watch, file: dict) -> dict:
     watch.begin()
     state = {name: tensor_of(*facts) for name, facts in file["tensors"].items()}
     # The tensors stay alive here, so that no other gets the identity of one of them.
-    names, kept, stopped = {id(tensor): name for name, tensor in state.items()}, [*state.values()], ""
+    names, kept, stopped = (
+        {id(tensor): name for name, tensor in state.items()},
+        [*state.values()],
+        "",
+    )
     try:
         load_file(state, file["metadata"])
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (whatever ComfyUI raises is the answer)
         stopped = f"{type(error).__name__}: {error}"
     troubles = [trouble for load in watch.loads for trouble in load.troubles(names)]
     troubles += [["stops", "", stopped]] if stopped else []
@@ -294,7 +298,7 @@ def answer(asked: dict) -> dict:
         import_comfyui(asked["folder"])
     except ModuleNotFoundError as error:
         return {"absent": error.name or str(error)}
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001  (its modules may raise anything)
         return {"broken": f"{type(error).__name__}: {error}"}
     watch = Watch()
     return {"files": {key: ask_about(watch, file) for key, file in asked["files"].items()}}

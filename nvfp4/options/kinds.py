@@ -255,6 +255,7 @@ class Kind(NamedTuple):
 # Kinds that several options share; others are made where the option is, in table.py.
 SWITCH = Kind(on_or_off)
 FILE = Kind(input_path, "FILE")
+FOLDER = Kind(input_path, "DIR")
 # Their files come with the program, in a folder beside it, and may be named without it.
 SUMMARY = Kind(partial(shipped_path, folder="calib"), "FILE")
 LAYER_LIST = Kind(partial(shipped_path, folder="sensitive_layers"), "FILE")

@@ -27,6 +27,7 @@ from nvfp4.options.checks import (
 )
 from nvfp4.options.kinds import (
     FILE,
+    FOLDER,
     LAYER_LIST,
     NATURAL,
     REGEXES,
@@ -172,6 +173,9 @@ class Options:
     report: Path | None = option(None, GENERAL, FILE,
         "the plan, its reasons and every layer's error as data (.json) or a page (.html)",
         check=must_end_in(*REPORT_KINDS), trace=False, writes=True)
+    comfyui: Path | None = option(None, GENERAL, FOLDER,
+        "your ComfyUI's folder: ask it first whether it takes the file (default: COMFYUI_ROOT)",
+        trace=False)
     device: str = option("auto", GENERAL, Kind(device_name, "{auto,cpu,cuda,cuda:N}"),
         "where to compute (default: {default}, a GPU if there is one)", trace=False)
     # From here to --quiet it is told how a conversion runs, and into which files; no tensor depends
@@ -406,6 +410,7 @@ class Verification:
     merge_lora: tuple[Lora, ...] = same_option(
         Options, "merge_lora", needs=[Other("--source", why=" to verify against")])
     lora_partial: bool = same_option(Options, "lora_partial")
+    comfyui: Path | None = same_option(Options, "comfyui")
     quiet: bool = same_option(Options, "quiet")
     # fmt: on
 

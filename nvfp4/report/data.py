@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from nvfp4.asking.answers import Answer
 from nvfp4.formats.floats import HALF
 from nvfp4.layout import bytes_in_output, planned_tensors
 from nvfp4.numeric.damage import Damage
@@ -33,7 +34,8 @@ class Report:
     `plans` has every tensor's fate in the source's order, `origin` is what the header tells of how
     the file was made, and sizes are those of files in bytes, headers included. `damage` is
     {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
-    --w4a4-share and --target-size found, empty without them.
+    --w4a4-share and --target-size found, empty without them. `asked` is what a ComfyUI answered,
+    None where none was asked.
     """
 
     options: Options
@@ -45,6 +47,7 @@ class Report:
     damage: dict[str, Damage] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
     sizes: tuple[SizePoint, ...] = ()
+    asked: Answer | None = None
 
 
 def label_of(plan: TensorPlan) -> str:
@@ -120,6 +123,7 @@ def report_data(report: Report) -> dict:
         "origin": report.origin,
         "totals": totals(report.plans),
         "matmuls": matmuls(report.plans),
+        "comfyui": report.asked.data if report.asked else None,
         "notes": list(report.notes),
         "w4a4_curve": [point._asdict() for point in report.curve],
         "size_curve": [point._asdict() for point in report.sizes],

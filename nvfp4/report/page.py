@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from html import escape
 
+from nvfp4.asking.answers import NOT_ASKED
 from nvfp4.errors import gigabytes, percentage, printable
 from nvfp4.families import TRANSFORMER_BLOCKS
 from nvfp4.model import bare
@@ -299,7 +300,8 @@ def html_origin(origin: dict) -> str:
 
 
 def html_title(data: dict, layers: list[dict]) -> str:
-    """Render the head of the page: file names, sizes, ratio, number of quantised layers, and notes.
+    """Render the head of the page: file names, sizes, ratio, number of quantised layers, notes,
+    and what a ComfyUI answered.
 
     `layers` are the linear layers among the data's tensors, of which the quantised ones are
     counted.
@@ -315,9 +317,11 @@ def html_title(data: dict, layers: list[dict]) -> str:
         f"<div><dt>{name}</dt><dd>{value}<small>{more}</small></dd></div>"
         for name, value, more in facts
     )
+    asked = data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED
     notes = "".join(f"<li>{escaped(note)}</li>" for note in data["notes"])
     return (
         f"<header><h1>{escaped(data['output'])}</h1><p>from {escaped(data['source'])}</p>\n"
+        f"<p>{escaped(asked)}</p>\n"
         f'<dl class="facts">{tiles}</dl>\n'
         + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
         + "</header>\n"

@@ -13,6 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
+from nvfp4.asking.answers import NOT_ASKED, Answer
 from nvfp4.errors import examples, gigabytes, percentage
 from nvfp4.families import TRANSFORMER_BLOCKS
 from nvfp4.formats.base import readable_formats
@@ -65,7 +66,12 @@ def render_check(check: Check) -> str:
     # A file that loads as it should needs no advice, whatever other programs think of it.
     if check.outcome > Outcome.LOADS:
         defects.append("  to have none of these, convert the original model again")
-    return "\n".join([title, *defects, *render_worst(check.damage)])
+    return "\n".join([title, *defects, render_asked(check.asked), *render_worst(check.damage)])
+
+
+def render_asked(asked: Answer | None) -> str:
+    """Render one line of what a ComfyUI made of the file, or that none was asked."""
+    return f"  {asked.sentence if asked else NOT_ASKED}"
 
 
 def render_totals(report: Report) -> list[str]:
@@ -277,6 +283,7 @@ def render_report(report: Report) -> str:
         *render_curve(report.curve),
         *render_sizes(report),
         *(render_scales(report) if options.input_scale_layer_summary else []),
+        render_asked(report.asked),
         *(f"  note: {note}" for note in report.notes),
     ]
     return "\n".join(lines)

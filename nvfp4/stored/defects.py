@@ -281,6 +281,55 @@ DEFECTS = {
         "ComfyUI may take it for another model, and stop",
         "keep these layers 16-bit",
     ),
+    # What a ComfyUI itself answered: `asking` asks it, and these rows tell of that version alone.
+    "asked unrecognised": Defect(
+        Outcome.FAILS,
+        "this ComfyUI recognises no diffusion model",
+        "it stops: could not detect the model's type",
+        "take the file repackaged for ComfyUI, or update ComfyUI",
+    ),
+    "asked changed": Defect(
+        Outcome.FAILS,
+        "this ComfyUI recognises another model than in the source",
+        "it builds a model of other sizes, and stops or gives noise",
+        "keep the layers whose shape it reads 16-bit, with --exclude",
+    ),
+    "asked stops": Defect(
+        Outcome.FAILS,
+        "tensors do not go into this ComfyUI's model",
+        "it stops while loading",
+        "keep these layers 16-bit, with --exclude",
+    ),
+    "asked shape": Defect(
+        Outcome.FAILS,
+        "weights are of another shape than this ComfyUI's layers",
+        "it loads them, and stops at the first step",
+        "keep the layers whose shape it reads 16-bit, with --exclude",
+    ),
+    "asked unpacked": Defect(
+        Outcome.WRONG,
+        "packed weights are of modules that take none in this ComfyUI",
+        "it takes the codes for weights, without their scales: noise",
+        "keep these layers 16-bit, with --exclude",
+    ),
+    "asked unread": Defect(
+        Outcome.WRONG,
+        "parts of quantised layers are not read by this ComfyUI",
+        "it computes without them: noise",
+        "update ComfyUI, or convert without the option that adds them",
+    ),
+    "asked missing": Defect(
+        Outcome.WRONG,
+        "tensors of this ComfyUI's model are not in the file",
+        "it warns of missing keys and starts with weights of no meaning",
+        "take a file that is whole",
+    ),
+    "asked unexpected": Defect(
+        Outcome.LOADS,
+        "tensors are of no module of this ComfyUI's model",
+        "it warns of unexpected keys and leaves them out",
+        "nothing",
+    ),
 }
 
 

@@ -1,0 +1,180 @@
+"""Hold what a ComfyUI answered, and tell what follows from it.
+
+`ask` gets answers, `report` and `verify` show them. What a trouble means in ComfyUI stands in the
+table of defects, as for all other defects of a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from nvfp4.errors import examples
+from nvfp4.stored.defects import DEFECTS, Finding, Outcome, grouped
+
+# What reports say where there was no ComfyUI to ask.
+NOT_ASKED = "ComfyUI was not asked (--comfyui)"
+# Of these the source may have its own, and the output has them from there.
+INHERITED = ("missing", "unexpected", "stops")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComfyUI:
+    """Name a ComfyUI to ask.
+
+    folder: with main.py and comfy/ in it. named_by: the option or the environment variable that
+    gave the folder. python: the interpreter that runs it. version: "" where it tells none.
+    """
+
+    folder: Path
+    named_by: str
+    python: Path
+    version: str
+
+    @property
+    def title(self) -> str:
+        """Name it as in "ComfyUI 0.33.0"."""
+        return f"ComfyUI {self.version}".strip()
+
+
+class Trouble(NamedTuple):
+    """Tell one thing that is wrong with a file in ComfyUI.
+
+    kind: the end of a key of DEFECTS that begins with "asked". name: the tensor, "" for the file.
+    """
+
+    kind: str
+    name: str
+    detail: str
+
+    @property
+    def finding(self) -> Finding:
+        """Make a finding of it."""
+        return Finding(
+            defect=f"asked {self.kind}", name=self.name or "the file", detail=self.detail
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """Tell how ComfyUI took one file.
+
+    recognised: the class of its configuration, "" where no diffusion model was recognised.
+    configuration: its fields, as text. tensors: how many went into modules. troubles: all that is
+    wrong. unsure: why ComfyUI could not say, "" where it could.
+    """
+
+    recognised: str
+    configuration: dict[str, str]
+    tensors: int
+    troubles: tuple[Trouble, ...]
+    unsure: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Hold the answer of a ComfyUI about a file, and about its source where that was asked, too.
+
+    silence: why there is no answer, "" if there is one; `file` is None then.
+    """
+
+    comfyui: ComfyUI
+    file: Taken | None = None
+    source: Taken | None = None
+    silence: str = ""
+
+    @property
+    def is_known(self) -> bool:
+        """Tell whether ComfyUI could judge: it answered, and knows the source, if there is one."""
+        if self.file is None or self.file.unsure:
+            return False
+        return self.source is None or bool(self.source.recognised or self.file.recognised)
+
+    @property
+    def changed(self) -> str:
+        """Tell what was recognised of the file otherwise than of the source, or ""."""
+        before, after = self.source, self.file
+        if not (self.is_known and before and before.recognised and after.recognised):
+            return ""
+        fields = {key: (before.configuration.get(key), after.configuration.get(key))
+                  for key in {**before.configuration, **after.configuration}}  # fmt: skip
+        fields = {"": (before.recognised, after.recognised)} | fields
+        different = [f"{key} {old} -> {new}" for key, (old, new) in fields.items() if old != new]
+        return ", ".join(text.strip() for text in different)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """List the file's defects in this ComfyUI, apart from those that the source has, too."""
+        if not self.is_known:
+            return ()
+        # Without a model, nothing was loaded.
+        if not self.file.recognised:
+            stopped = next((trouble.detail for trouble in self.file.troubles), "")
+            return (Trouble("unrecognised", "", stopped).finding,)
+        inherited = self.inherited
+        found = [trouble.finding for trouble in self.file.troubles if trouble not in inherited]
+        return (*found, *([Trouble("changed", "", self.changed).finding] if self.changed else []))
+
+    @property
+    def inherited(self) -> list[Trouble]:
+        """List the troubles that the file has from its source."""
+        source = self.source.troubles if self.source else ()
+        return [one for one in self.file.troubles if one in source and one.kind in INHERITED]
+
+    @property
+    def problems(self) -> list[str]:
+        """Say in a line for each kind why this ComfyUI would not run the file as it should."""
+        return [
+            f"{self.comfyui.title}: {DEFECTS[key].what}: {examples(names)}; "
+            f"{DEFECTS[key].consequence}; to do: {DEFECTS[key].remedy}"
+            for key, names in grouped(self.findings).items()
+            if DEFECTS[key].outcome > Outcome.LOADS
+        ]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """List what a report should say: what would fail, and what is wrong in the source as well.
+
+        Only a --dry-run comes so far with a problem: it would keep the output from being written.
+        """
+        shared = self.inherited if self.is_known else []
+        return (
+            *(f"would fail: {problem}" for problem in self.problems),
+            *(
+                f"{self.comfyui.title}, of the source, too: {DEFECTS[key].what}: {examples(names)}"
+                for key, names in grouped(trouble.finding for trouble in shared).items()
+            ),
+        )
+
+    @property
+    def sentence(self) -> str:
+        """Say in one line what ComfyUI made of the file."""
+        title = self.comfyui.title
+        title += f" ({self.comfyui.named_by})" if self.comfyui.named_by.isupper() else ""
+        if self.silence:
+            return f"{title} was not asked: {self.silence}"
+        if not self.is_known:
+            unsure = self.file.unsure or "it does not recognise the source"
+            return f"{title} cannot tell about this file: {unsure}"
+        if self.problems:
+            return f"{title} does not take this file as it should"
+        same = " as in the source" if self.source else ""
+        return f"{title} recognises {self.file.recognised}{same}, and takes all " + (
+            f"{self.file.tensors:,} tensors"
+        )
+
+    @property
+    def data(self) -> dict[str, object]:
+        """Make it ready for JSON, without folders."""
+        taken = self.file
+        return {
+            "version": self.comfyui.version or None,
+            "named_by": self.comfyui.named_by,
+            "answer": self.sentence,
+            "recognised": taken.recognised or None if taken else None,
+            "configuration": taken.configuration if taken else {},
+            "changed": self.changed or None,
+            "tensors": taken.tensors if taken else None,
+            "problems": self.problems,
+        }
