@@ -160,9 +160,8 @@ class Answer:
         if self.problems:
             return f"{title} does not take this file as it should"
         same = " as in the source" if self.source else ""
-        return f"{title} recognises {self.file.recognised}{same}, and takes all " + (
-            f"{self.file.tensors:,} tensors"
-        )
+        recognised, count = self.file.recognised, f"{self.file.tensors:,}"
+        return f"{title} recognises {recognised}{same}, and takes {count} tensors"
 
     @property
     def data(self) -> dict[str, object]:

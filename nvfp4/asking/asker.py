@@ -99,26 +99,29 @@ class Load:
         names: {id of a tensor: its name in the file}. Parameters that the file lacks go by the
         names that they have in ComfyUI's model.
         """
-        modules, found, unscaled = dict(self.module.named_modules()), [], set()
+        modules, found = dict(self.module.named_modules()), []
+        refused, unscaled = set(), set()
 
         def name_of(key: str) -> str:
             return names.get(id(self.given.get(key)), key)
 
-        for key, tensor in self.given.items():
-            path, _, leaf = key.rpartition(".")
-            kind, detail = self.judge(modules.get(path), path, leaf, tensor)
-            if kind == "unpacked":
-                unscaled.add(path)
-            found += [[kind, name_of(key), detail]] if kind else []
         for error in self.errors:
             key = re.match(r"size mismatch for (.+?): ", error)
             wanted = key and re.search(r"current model is torch.Size\((.*)\)", error)
+            refused.add(key[1] if key else "")
             detail = f"{shown(self.given[key[1]])}, ComfyUI's is {wanted[1]}" if wanted else error
             found.append(["stops", name_of(key[1]) if key else "", detail])
+        for key in sorted(self.given.keys() - refused):
+            path, _, leaf = key.rpartition(".")
+            kind, detail = self.judge(modules.get(path), path, leaf, self.given[key])
+            if kind == "unpacked":
+                unscaled.add(path)
+            found += [[kind, name_of(key), detail]] if kind else []
         for key in self.unexpected:
             path, _, leaf = key.rpartition(".")
             quantised = hasattr(getattr(modules.get(path), "weight", None), "_qdata")
-            if path in unscaled:
+            # What lies beside a weight that is told already needs no line of its own.
+            if path in unscaled or f"{path}.weight" in refused:
                 continue
             if quantised and leaf not in HARMLESS_PARTS:
                 found.append(["unread", name_of(key), ""])
@@ -145,7 +148,7 @@ class Load:
             return "", ""
         layout = getattr(held, "_qdata", None)
         if layout is None and held.is_floating_point() and self.holds_codes(path, tensor):
-            return "unpacked", f"{shown(tensor)} in a {type(module).__name__}"
+            return "unpacked", f"{shown(tensor)} in {type(module).__name__}"
         wanted = tuple(getattr(module, "_orig_shape", held.shape))
         if leaf != "weight" or len(wanted) != 2 or not hasattr(module, "_orig_shape"):
             return "", ""

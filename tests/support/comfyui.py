@@ -1,4 +1,7 @@
-"""Real ComfyUI in a process of its own, on the CPU. COMFYUI_ROOT names the checkout."""
+"""Real ComfyUI in a process of its own, on the CPU. COMFYUI_ROOT names the checkout.
+
+conftest.py renames that variable, as the product asks the ComfyUI that it names, too.
+"""
 
 import json
 import os
@@ -9,16 +12,14 @@ import pytest
 
 from support.paths import ROOT
 
-needs_comfyui = pytest.mark.skipif(
-    "COMFYUI_ROOT" not in os.environ, reason="COMFYUI_ROOT names no ComfyUI checkout"
-)
+# The checkout, "" for none.
+COMFYUI = os.environ.get("TESTED_COMFYUI", os.environ.get("COMFYUI_ROOT", ""))
 
-PREAMBLE = """
-import importlib.abc, importlib.machinery, json, logging, os, sys, types
+needs_comfyui = pytest.mark.skipif(not COMFYUI, reason="COMFYUI_ROOT names no ComfyUI checkout")
+
+ABSENT = """
+import importlib.abc, importlib.machinery, sys, types
 from unittest.mock import MagicMock
-sys.argv = ["x"]
-sys.path.insert(0, os.environ["COMFYUI_ROOT"])
-logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s")
 
 class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     "torchaudio and torchvision have no CPU build here; diffusion models use neither."
@@ -34,11 +35,21 @@ class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 sys.meta_path.insert(0, Absent())
+"""
+
+PREAMBLE = (
+    ABSENT
+    + """
+import json, logging, os, sys
+sys.argv = ["x"]
+sys.path.insert(0, os.environ.get("TESTED_COMFYUI") or os.environ["COMFYUI_ROOT"])
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s")
 import torch
 from comfy.cli_args import args
 args.cpu = True
 import comfy.sd, comfy.utils
 """
+)
 
 
 def run_comfyui(script: str, **environment: str) -> tuple[dict, str]:
@@ -48,3 +59,11 @@ def run_comfyui(script: str, **environment: str) -> tuple[dict, str]:
     assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
     log, _, result = done.stdout.partition("RESULT ")
     return json.loads(result), log
+
+
+@pytest.fixture(scope="session")
+def stubbed(tmp_path_factory):
+    """PYTHONPATH of a process that goes without torchaudio and torchvision."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "sitecustomize.py").write_text(ABSENT, encoding="utf-8")
+    return str(folder)

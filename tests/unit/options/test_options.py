@@ -26,7 +26,7 @@ HOLDERS = [one for row in OPTIONS for one in (row, *row.aliases)]
 VALUES = {
     "FILE": __file__, "FILE[:STRENGTH]": "l.safetensors:0.5", "REGEX": "x", "SIZE": "7GB",
     "SHARE": "0.5", "N": "3", "BITS": "5", "P": "90", "X": "3", "STD": "3", "CV": "3",
-    "SCALE": "0.5", "{auto,cpu,cuda,cuda:N}": "cpu",
+    "SCALE": "0.5", "DIR": "ComfyUI", "{auto,cpu,cuda,cuda:N}": "cpu",
 }  # fmt: skip
 
 
@@ -307,7 +307,7 @@ def test_only_the_fields_of_a_verification_go_with_verify(row, capsys):
     with pytest.raises(SystemExit) as stop:
         parse_options(arguments)
     assert stop.value.code == 2
-    goes = "--source, --merge-lora, --lora-partial and --quiet"
+    goes = "--source, --merge-lora, --lora-partial, --comfyui and --quiet"
     assert f"--verify FILE goes with {goes}, without OUTPUT" in capsys.readouterr().err
 
 

@@ -7,4 +7,6 @@ from support.broken import CASES
 def test_every_defect_has_a_broken_file():
     by_hand = {"unaligned", "values", "missing", "extra", "empty", "prefix"}  # below
     by_hand.add("moved bias")  # test_rounding.py
+    # tests/whole/test_asking.py, where COMFYUI_ROOT names a ComfyUI
+    by_hand |= {defect for defect in DEFECTS if defect.startswith("asked ")}
     assert {defect for defect, _ in CASES.values()} | by_hand == DEFECTS.keys()

@@ -1,0 +1,210 @@
+"""A ComfyUI that cannot be asked, and what is made of answers."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from nvfp4.asking import ask as asking
+from nvfp4.asking.answers import Answer, ComfyUI, Taken, Trouble
+from nvfp4.asking.ask import answer_of, ask, find_comfyui
+from nvfp4.asking.question import question_of_model
+from nvfp4.errors import ConvertError
+from nvfp4.read.checkpoint import open_model
+from nvfp4.stored.defects import Outcome
+
+# A comfy package with all that is imported of it; none of it does anything.
+MODULES = {
+    "__init__": "", "cli_args": "class args: pass", "quant_ops": "", "sd": "def CLIP(): pass",
+    "model_base": "class BaseModel:\n    def __init__(self, device=None): pass",
+    "model_detection": "def model_config_from_unet(): pass\n"
+    "def unet_prefix_from_state_dict(state): return 'model.'",
+}  # fmt: skip
+NOTHING = {"file": {"metadata": {}, "tensors": {}}}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder that looks like ComfyUI's."""
+    monkeypatch.delenv("COMFYUI_ROOT", raising=False)
+    root = tmp_path / "ComfyUI"
+    (root / "comfy").mkdir(parents=True)
+    (root / "main.py").write_text("", encoding="utf-8")
+    (root / "comfyui_version.py").write_text('__version__ = "0.99.1"\n', encoding="utf-8")
+    (root / "comfy_kitchen.py").write_text("", encoding="utf-8")
+    for name, text in MODULES.items():
+        (root / "comfy" / f"{name}.py").write_text(text, encoding="utf-8")
+    return root
+
+
+def problem(folder, files=NOTHING):
+    with pytest.raises(ConvertError) as found:
+        ask(find_comfyui(folder), files)
+    (told,) = found.value.problems
+    return told
+
+
+def test_a_folder_is_found_by_option_or_environment(folder, monkeypatch):
+    assert find_comfyui(None) is None
+    monkeypatch.setenv("COMFYUI_ROOT", str(folder))
+    found = find_comfyui(None)
+    assert (found.named_by, found.title) == ("COMFYUI_ROOT", "ComfyUI 0.99.1")
+    assert (found.folder, found.python) == (folder.resolve(), Path(sys.executable))
+    monkeypatch.setenv("COMFYUI_ROOT", "")
+    assert find_comfyui(None) is None
+    monkeypatch.setenv("COMFYUI_ROOT", "/nowhere")
+    assert find_comfyui(folder).named_by == "--comfyui"
+    with pytest.raises(ConvertError, match=r"^COMFYUI_ROOT: .*nowhere is no ComfyUI folder"):
+        find_comfyui(None)
+    # As it is unpacked on Windows, one folder too high.
+    with pytest.raises(ConvertError, match=r"^--comfyui: .*; give .*ComfyUI$"):
+        find_comfyui(folder.parent)
+    (folder / "comfyui_version.py").unlink()
+    assert find_comfyui(folder).title == "ComfyUI"
+
+
+@pytest.mark.parametrize("place", asking.INTERPRETERS)
+def test_its_own_python_runs_it(place, folder):
+    python = folder / place
+    python.parent.mkdir(parents=True)
+    python.write_text("", encoding="utf-8")
+    assert find_comfyui(folder).python == folder.resolve() / place
+    # It is no program, though.
+    assert "cannot be started" in problem(folder)
+
+
+def test_a_module_that_is_missing_is_named(folder):
+    (folder / "comfy" / "sd.py").write_text("import no_such_module", encoding="utf-8")
+    told = problem(folder)
+    assert told.startswith(f"its Python ({sys.executable}) has no module no_such_module; install")
+    (folder / "comfy" / "sd.py").unlink()
+    assert "has no comfy.sd: it is damaged, or too old" in problem(folder)
+
+
+@pytest.mark.parametrize("what", ["raise ValueError('no\\nway')", "import sys; sys.exit('no')"])
+def test_an_import_that_fails_is_told_in_one_line(what, folder):
+    (folder / "comfy" / "sd.py").write_text(what, encoding="utf-8")
+    told = problem(folder)
+    assert told.startswith(f"cannot be imported by {sys.executable}: ")
+    assert "no" in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("import os, sys; sys.stderr.write('first\\nlast words'); sys.stderr.flush(); os._exit(3)",
+         "its process ended with status 3 and no answer: last words"),
+        ("import gc, os\nos.write(3, b'rubbish'); os._exit(0)", "status 0 and no answer"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", "and no answer"),
+    ],
+)  # fmt: skip
+def test_a_process_that_dies_or_babbles_is_told(what, told, folder):
+    (folder / "comfy" / "sd.py").write_text(what, encoding="utf-8")
+    assert told in problem(folder)
+
+
+def test_a_process_that_hangs_is_ended(folder, monkeypatch):
+    monkeypatch.setattr(asking, "LONGEST_ANSWER", 1)
+    (folder / "comfy" / "sd.py").write_text("import time; time.sleep(99)", encoding="utf-8")
+    assert problem(folder) == "gave no answer within 1 seconds"
+
+
+def test_what_is_printed_is_no_answer(folder):
+    babble = "print('{}', flush=True); import os; os.system('echo []')\ndef CLIP(): pass\n"
+    load = "def load_diffusion_model_state_dict(state, metadata): print('more')"
+    (folder / "comfy" / "sd.py").write_text(babble + load, encoding="utf-8")
+    (taken,) = ask(find_comfyui(folder), NOTHING).values()
+    assert (taken.recognised, taken.troubles) == ("", ())
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [
+        "socket.create_connection(('127.0.0.1', 9))",
+        "socket.getaddrinfo('example.org', 80)",
+        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'', ('127.0.0.1', 9))",
+        "urllib.request.urlopen('http://127.0.0.1:9')",
+    ],
+)
+def test_the_network_is_out_of_reach(reach, folder):
+    code = f"import socket, urllib.request\n{reach}"
+    (folder / "comfy" / "sd.py").write_text(code, encoding="utf-8")
+    assert "ComfyUI is asked without network" in problem(folder)
+
+
+def test_a_comfyui_of_the_environment_does_not_stop_a_conversion(folder, monkeypatch):
+    (folder / "comfy" / "sd.py").write_text("import no_such_module", encoding="utf-8")
+    with pytest.raises(ConvertError, match=r"^ComfyUI 0\.99\.1: its Python .* no_such_module"):
+        answer_of(find_comfyui(folder), NOTHING)
+    monkeypatch.setenv("COMFYUI_ROOT", str(folder))
+    answer = answer_of(find_comfyui(None), NOTHING)
+    assert answer.sentence.startswith("ComfyUI 0.99.1 (COMFYUI_ROOT) was not asked: its Python")
+    assert (answer.findings, answer.problems, answer.notes) == ((), [], ())
+    assert json.loads(json.dumps(answer.data))["recognised"] is None
+
+
+def test_the_child_leaves_nothing_in_the_folder(folder):
+    before = sorted(folder.rglob("*"))
+    problem(folder, {"file": {"metadata": {}, "tensors": {"x": ["X9", [1], None]}}})
+    assert sorted(folder.rglob("*")) == before
+
+
+def taken(recognised="WAN", troubles=(), unsure="", **configuration):
+    rows = tuple(Trouble(*trouble) for trouble in troubles)
+    return Taken(
+        recognised=recognised, configuration=configuration, tensors=7, troubles=rows, unsure=unsure
+    )
+
+
+def answer(file, source=None):
+    comfyui = ComfyUI(folder=Path(), named_by="--comfyui", python=Path(), version="0.33.0")
+    return Answer(comfyui=comfyui, file=file, source=source)
+
+
+def test_a_file_that_is_taken_as_it_should_be():
+    assert answer(taken()).sentence == "ComfyUI 0.33.0 recognises WAN, and takes 7 tensors"
+    both = answer(taken(dim="1"), taken(dim="1"))
+    assert both.sentence.endswith("recognises WAN as in the source, and takes 7 tensors")
+    assert (both.findings, both.notes) == ((), ())
+
+
+def test_what_the_source_has_too_is_no_defect_of_the_output():
+    troubles = [("missing", "a", ""), ("unexpected", "b", ""), ("stops", "", "KeyError: 1")]
+    same = answer(taken(troubles=troubles), taken(troubles=troubles))
+    assert (same.findings, same.problems) == ((), [])
+    assert "of the source, too: tensors do not go into" in same.notes[0]
+    # Packing is the conversion's own work.
+    packed = taken(troubles=[("unpacked", "a", "")])
+    assert answer(packed, packed).problems
+    assert [f.outcome for f in answer(packed).findings] == [Outcome.WRONG]
+
+
+def test_a_source_that_comfyui_does_not_know_tells_nothing():
+    unknown = answer(taken(""), taken(""))
+    told = "ComfyUI 0.33.0 cannot tell about this file: it does not recognise the source"
+    assert (unknown.sentence, unknown.problems) == (told, [])
+    lost = answer(taken("", [("stops", "", "KeyError: x")]), taken())
+    assert "recognises no diffusion model: the file (KeyError: x)" in lost.problems[0]
+    assert lost.notes == tuple(f"would fail: {problem}" for problem in lost.problems)
+
+
+def test_what_needs_values_is_told_as_unsure():
+    unsure = answer(taken(troubles=[("stops", "", "x")], unsure="cannot be called on meta tensors"))
+    assert (unsure.findings, unsure.problems) == ((), [])
+    assert unsure.sentence.endswith("cannot tell about this file: cannot be called on meta tensors")
+
+
+def test_another_configuration_is_told_field_by_field():
+    other = answer(taken("A", dim="1", same="3"), taken("B", dim="2", same="3"))
+    assert other.changed == "B -> A, dim 2 -> 1"
+    assert other.data["changed"] == other.changed
+
+
+def test_a_question_has_no_values_of_large_tensors(tiny):
+    model = open_model(tiny)
+    tensors = question_of_model(model)["tensors"]
+    assert tensors.keys() == model.tensors.keys()
+    with_values = {name for name, (_, _, values) in tensors.items() if values is not None}
+    assert with_values == {name for name, ref in model.tensors.items() if ref.nbytes <= 4096}

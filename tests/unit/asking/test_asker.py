@@ -1,0 +1,185 @@
+"""What a real ComfyUI answers about sound and broken files, from their headers alone."""
+
+from pathlib import Path
+
+import pytest
+
+from nvfp4.asking.answers import Answer
+from nvfp4.asking.ask import ask, find_comfyui
+from support.asking import SHAPES, Asked, config
+from support.comfyui import COMFYUI, needs_comfyui, run_comfyui, stubbed  # noqa: F401
+from support.make_families import read_headers
+from support.paths import FAMILIES
+
+pytestmark = [needs_comfyui, pytest.mark.slow]
+ENCODER = "text_encoders.umt5xxl.transformer."
+MODEL = "model.diffusion_model."
+GATE = "double_stream_blocks.3.block.ff_i.gate"
+TO_K = "input_blocks.4.1.transformer_blocks.0.attn2.to_k"
+FACE, DIRECTION = "motion_encoder.enc.fc.0", "motion_encoder.dec.direction"
+
+
+def checkpoint(shapes):
+    """An all-in-one file: the model, and a text encoder in scaled FP8, whose marker is missing."""
+    file = Asked(shapes["wan"], MODEL)
+    encoder = Asked(shapes["encoder"], "text_encoders.")
+    for name in [name for name in encoder.tensors if ".SelfAttention." in name]:
+        if name.endswith(("q.weight", "k.weight")):
+            encoder.scaled_fp8(name.removesuffix(".weight"))
+    file.tensors |= encoder.tensors | {"vae.conv1.bias": ["F32", [32], None]}
+    return file
+
+
+def quantised(shapes, prefix=""):
+    """Every linear layer of a Wan's blocks as NVFP4, with an input scale."""
+    file = Asked(shapes, prefix)
+    for name, shape in shapes.items():
+        layer = prefix + name.removesuffix(".weight")
+        if name.startswith("blocks.") and len(shape) == 2 and name.endswith(".weight"):
+            file.nvfp4(layer).tensors[f"{layer}.input_scale"] = ["F32", [], None]
+    return file
+
+
+def changed(file, name, *entry):
+    """A file with another entry for a tensor, or without it."""
+    file.tensors[name] = [*entry]
+    return file if entry else without(file, name)
+
+
+def without(file, *names):
+    for name in names:
+        del file.tensors[name]
+    return file
+
+
+def sound(shapes):
+    """{name: (a sound file, what it is recognised as)}"""
+    published = read_headers(FAMILIES / "wan21_t2v_14b.txt")
+    plain = Asked(shapes["wan"])
+    for name, entry in plain.tensors.items():
+        if ".ffn." in name and name.endswith("weight"):
+            entry[0] = "F8_E4M3"
+    wan = shapes["wan"]
+    return {
+        "14B": (quantised({name: [*shape] for name, shape in published.items()}), "WAN21_T2V"),
+        "16-bit": (Asked(wan), "WAN21_T2V"),
+        "NVFP4": (quantised(wan), "WAN21_T2V"),
+        "net.": (quantised(wan, "net."), "WAN21_T2V"),
+        "model.": (quantised(wan, "model."), "WAN21_T2V"),
+        MODEL: (quantised(wan, MODEL), "WAN21_T2V"),
+        "plain FP8": (plain, "WAN21_T2V"),
+        "scaled FP8": (Asked(wan).scaled_fp8("blocks.1.ffn.0").mark(), "WAN21_T2V"),
+        "s2v": (Asked(shapes["s2v"]).nvfp4("blocks.1.ffn.0"), "WAN22_S2V"),
+        # An embedding takes FP8, but not NVFP4.
+        "s2v, FP8 table": (Asked(shapes["s2v"]).fp8("trainable_cond_mask"), "WAN22_S2V"),
+        "animate": (Asked(shapes["animate"]).nvfp4("blocks.1.ffn.0"), "WAN22_Animate"),
+        "hidream": (Asked(shapes["hidream"]).nvfp4(f"{GATE[:-4]}shared_experts.w1"), "HiDream"),
+        "sdxl": (Asked(shapes["sdxl"], MODEL).nvfp4(f"{MODEL}{TO_K[:-1]}q"), "SDXL"),
+        "checkpoint": (checkpoint(shapes).mark(ENCODER), "WAN21_T2V"),
+    }
+
+
+def broken(shapes):
+    """{name: (a broken file, the troubles that ComfyUI has with it)}; None: no model is seen."""
+    wan, layer, animate = shapes["wan"], "blocks.1.ffn.0", shapes["animate"]
+    attention = [name for name in checkpoint(shapes).tensors if name.endswith("scale_weight")]
+    in_encoder = {("unpacked", name.replace("scale_weight", "weight")) for name in attention}
+    smoothed = changed(quantised(wan), f"{layer}.no_such_scale", "BF16", [1024], None)
+    table, gate = ("stops", "trainable_cond_mask.weight"), f"{GATE}.weight"
+    face, direction = f"{FACE}.weight", f"{DIRECTION}.weight"
+    return {
+        "s2v, table": (Asked(shapes["s2v"]).nvfp4("trainable_cond_mask"), {table}),
+        "animate, FP8": (Asked(animate).fp8(FACE), {("unpacked", face)}),
+        "animate, NVFP4": (Asked(animate).nvfp4(FACE), {("stops", face)}),
+        "animate, direction": (Asked(animate).fp8(DIRECTION), {("unpacked", direction)}),
+        "animate, bytes": (
+            changed(Asked(animate), face, "U8", [512, 512], None), {("unpacked", face)}
+        ),
+        "hidream, gate": (Asked(shapes["hidream"]).nvfp4(GATE), {("stops", gate)}),
+        "hidream, FP8 gate": (Asked(shapes["hidream"]).fp8(GATE), {("unpacked", gate)}),
+        "sdxl, to_k": (Asked(shapes["sdxl"]).nvfp4(TO_K), None),
+        "_orig_mod.": (Asked(wan, "_orig_mod."), None),
+        "dit.": (Asked(wan, "dit."), None),
+        "empty": (Asked({}), None),
+        "checkpoint without marker": (checkpoint(shapes), in_encoder),
+        "scaled FP8 without marker": (
+            Asked(wan).scaled_fp8(layer), {("unpacked", f"{layer}.weight")}
+        ),
+        "16-bit shape": (
+            changed(Asked(wan), f"{layer}.weight", "BF16", [2048, 1000], None),
+            {("stops", f"{layer}.weight")},
+        ),
+        # Quantised models take any shape when they are loaded.
+        "16-bit shape, quantised": (
+            changed(Asked(wan).nvfp4(f"{layer[:-1]}2"), f"{layer}.weight", "BF16", [99, 9], None),
+            {("shape", f"{layer}.weight")},
+        ),
+        "packed shape": (
+            changed(quantised(wan), f"{layer}.weight", "U8", [2048, 500], None),
+            {("shape", f"{layer}.weight")},
+        ),
+        "no weight": (changed(quantised(wan), f"{layer}.weight"), {("missing", f"{layer}.weight")}),
+        "no norm": (
+            without(quantised(wan), "blocks.1.norm3.bias"), {("missing", "blocks.1.norm3.bias")}
+        ),
+        "no scale": (without(quantised(wan), f"{layer}.weight_scale"), {("stops", "")}),
+        "unread": (smoothed, {("unread", f"{layer}.no_such_scale")}),
+        "stray": (
+            changed(Asked(wan), "no.such.weight", "BF16", [9], None),
+            {("unexpected", "no.such.weight")},
+        ),
+        "format": (
+            changed(quantised(wan), f"{layer}.comfy_quant", *config(format="no such")),
+            {("stops", "")},
+        ),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def asked(stubbed):  # noqa: F811
+    """Sound files, broken ones, and how ComfyUI took each of them, in one process."""
+    shapes, _ = run_comfyui(SHAPES)
+    good, bad = sound(shapes), broken(shapes)
+    questions = {name: file.question for name, (file, _) in (good | bad).items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", stubbed)
+        return good, bad, ask(find_comfyui(Path(COMFYUI)), questions)
+
+
+def test_sound_files_are_taken_whole(asked):
+    good, _, answers = asked
+    found = {name: (answers[name].recognised, answers[name].troubles) for name in good}
+    assert found == {name: (recognised, ()) for name, (_, recognised) in good.items()}
+    numbers = {name: len(file.tensors) - answers[name].tensors for name, (file, _) in good.items()}
+    # ComfyUI takes a marker away, and its VAE is not asked.
+    left = {name: number for name, number in numbers.items() if number}
+    assert left == {"scaled FP8": 1, "checkpoint": 2}
+
+
+def test_broken_files_are_told_by_what_is_wrong(asked):
+    _, bad, answers = asked
+    for name, (_, expected) in bad.items():
+        taken = answers[name]
+        found = {trouble[:2] for trouble in taken.troubles} if taken.recognised else None
+        assert found == expected, name
+        assert not taken.unsure
+        if expected != {("unexpected", "no.such.weight")}:
+            assert Answer(comfyui=find_comfyui(Path(COMFYUI)), file=taken).problems
+
+
+def test_the_shape_that_comfyui_has_is_told(asked):
+    details = {t.name: t.detail for t in asked[2]["s2v, table"].troubles}
+    told = "uint8 [16, 512], ComfyUI's is [3, 1024]"
+    assert details["trainable_cond_mask.weight"] == told
+    (trouble,) = asked[2]["animate, FP8"].troubles
+    assert trouble.detail == "float8_e4m3fn [512, 512] in EqualLinear"
+
+
+def test_another_model_than_the_source_is_told(asked):
+    answers = asked[2]
+    comfyui = find_comfyui(Path(COMFYUI))
+    same = Answer(comfyui=comfyui, file=answers["NVFP4"], source=answers["16-bit"])
+    assert (same.problems, same.changed) == ([], "")
+    other = Answer(comfyui=comfyui, file=answers["14B"], source=answers["16-bit"])
+    assert "dim 1024 -> 5120" in other.changed
+    assert "num_layers 5 -> 40" in other.problems[0]
