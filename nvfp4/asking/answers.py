@@ -61,13 +61,15 @@ class Taken:
     """Tell how ComfyUI took one file.
 
     recognised: the class of its configuration, "" where no diffusion model was recognised.
-    configuration: its fields, as text. tensors: how many went into modules. troubles: all that is
-    wrong. unsure: why ComfyUI could not say, "" where it could.
+    configuration: its fields, as text. tensors: how many the file has. left: how many of them no
+    module was given, such as those of a VAE, which is not loaded. troubles: all that is wrong.
+    unsure: why ComfyUI could not say, "" where it could.
     """
 
     recognised: str
     configuration: dict[str, str]
     tensors: int
+    left: int
     troubles: tuple[Trouble, ...]
     unsure: str
 
@@ -160,8 +162,9 @@ class Answer:
         if self.problems:
             return f"{title} does not take this file as it should"
         same = " as in the source" if self.source else ""
-        recognised, count = self.file.recognised, f"{self.file.tensors:,}"
-        return f"{title} recognises {recognised}{same}, and takes {count} tensors"
+        count, left = self.file.tensors, self.file.left
+        takes = f"{count - left:,} of {count:,}" if left else f"all {count:,}"
+        return f"{title} recognises {self.file.recognised}{same}, and takes {takes} tensors"
 
     @property
     def data(self) -> dict[str, object]:
@@ -175,5 +178,6 @@ class Answer:
             "configuration": taken.configuration if taken else {},
             "changed": self.changed or None,
             "tensors": taken.tensors if taken else None,
+            "left": taken.left if taken else None,
             "problems": self.problems,
         }

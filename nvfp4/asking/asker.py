@@ -30,6 +30,8 @@ TORCH_NAMES = {
 }  # fmt: skip
 # Parts of a layer that change no weight where ComfyUI does not read them.
 HARMLESS_PARTS = ("bias", "input_scale", "scale_input", "comfy_quant", "comfy_attention")
+# Tensors that say how others are stored: they are read before any module is loaded.
+CONFIGURATIONS = ("comfy_quant", "scaled_fp8")
 # Parameters of text encoders that ComfyUI itself does not miss (comfy/sd.py, class CLIP).
 NOT_MISSED = (".logit_scale", ".transformer.text_projection.weight")
 
@@ -99,41 +101,52 @@ class Load:
         names: {id of a tensor: its name in the file}. Parameters that the file lacks go by the
         names that they have in ComfyUI's model.
         """
-        modules, found = dict(self.module.named_modules()), []
-        refused, unscaled = set(), set()
-
-        def name_of(key: str) -> str:
-            return names.get(id(self.given.get(key)), key)
-
+        found, told = {}, set()
         for error in self.errors:
             key = re.match(r"size mismatch for (.+?): ", error)
             wanted = key and re.search(r"current model is torch.Size\((.*)\)", error)
-            refused.add(key[1] if key else "")
-            detail = f"{shown(self.given[key[1]])}, ComfyUI's is {wanted[1]}" if wanted else error
-            found.append(["stops", name_of(key[1]) if key else "", detail])
-        for key in sorted(self.given.keys() - refused):
+            name = key[1] if key else ""
+            found[name] = ["stops", error]
+            if wanted:
+                found[name] = ["stops", f"{shown(self.given[name])}, ComfyUI's is {wanted[1]}"]
+                told.add(name)
+        modules = dict(self.module.named_modules())
+        for key in self.given.keys() - told:
             path, _, leaf = key.rpartition(".")
             kind, detail = self.judge(modules.get(path), path, leaf, self.given[key])
-            if kind == "unpacked":
-                unscaled.add(path)
-            found += [[kind, name_of(key), detail]] if kind else []
-        for key in self.unexpected:
-            path, _, leaf = key.rpartition(".")
-            quantised = hasattr(getattr(modules.get(path), "weight", None), "_qdata")
-            # What lies beside a weight that is told already needs no line of its own.
-            if path in unscaled or f"{path}.weight" in refused:
-                continue
-            if quantised and leaf not in HARMLESS_PARTS:
-                found.append(["unread", name_of(key), ""])
-            elif not self.part:
-                found.append(["unexpected", name_of(key), ""])
+            if kind:
+                found[key] = [kind, detail]
+                told.add(key)
+        # What lies beside a weight that is told already needs no line of its own.
+        beside = [key for key in self.unexpected if key.rpartition(".")[0] + ".weight" not in told]
+        found |= {key: kind for key in beside if (kind := self.judge_unexpected(modules, key))}
+        found |= {key: ["missing", ""] for key in self.lacking(modules)}
+        return [
+            [kind, names.get(id(self.given.get(key)), key), detail]
+            for key, (kind, detail) in sorted(found.items())
+        ]
+
+    def judge_unexpected(self, modules: dict, key: str) -> list:
+        """Tell what it means that no module took a tensor: kind and detail, [] for nothing."""
+        path, _, leaf = key.rpartition(".")
+        if hasattr(getattr(modules.get(path), "weight", None), "_qdata"):
+            return [] if leaf in HARMLESS_PARTS else ["unread", ""]
+        # Files of text encoders have a tokenizer's data and heads besides.
+        return [] if self.part else ["unexpected", ""]
+
+    def lacking(self, modules: dict) -> list:
+        """List the parameters that the file lacks."""
         # Layers of quantised models without a weight are no missing keys: ComfyUI only logs them.
         empty = [
             f"{path}.weight" for path, module in modules.items()
             if hasattr(module, "_orig_shape") and getattr(module, "weight", 0) is None
         ]  # fmt: skip
-        missing = [key for key in [*self.missing, *empty] if not self.part or is_missed(key)]
-        return [*found, *(["missing", key, ""] for key in dict.fromkeys(missing))]
+        keys = [*self.missing, *empty]
+        if not self.part:
+            return keys
+        # Some checkpoints have but a projection of an encoder, which is loaded with another file.
+        is_whole = len(keys) < len(self.given)
+        return [key for key in keys if is_whole and not f".{key}".endswith(NOT_MISSED)]
 
     def judge(self, module: object, path: str, leaf: str, tensor: object) -> tuple:
         """Tell how a tensor does not go with the parameter that it became: kind and detail.
@@ -173,11 +186,6 @@ class Load:
         return any(f"{path}.{part}" in self.given for part in scales)
 
 
-def is_missed(key: str) -> bool:
-    """Tell whether ComfyUI warns where a text encoder lacks this parameter."""
-    return not any(part in f".{key}" for part in NOT_MISSED)
-
-
 def shown(tensor: object) -> str:
     """Write dtype and shape of a tensor, as in "uint8 [16, 128]"."""
     return f"{str(tensor.dtype).replace('torch.', '')} {list(tensor.shape)}"
@@ -188,7 +196,8 @@ class Watch:
 
     Functions of ComfyUI and torch are replaced for the rest of the process, which serves for this
     alone. loads: a Load for each state dict since `begin`; detected: the class and the fields of
-    the last configuration that was recognised, None without one.
+    the last configuration that was recognised, None without one; untold: troubles with parts that
+    could not be built.
     """
 
     def __init__(self):
@@ -218,7 +227,7 @@ class Watch:
 
     def begin(self) -> None:
         """Forget what was noted of the file before."""
-        self.part, self.loads, self.detected = "", [], None
+        self.part, self.loads, self.detected, self.untold = "", [], None, []
 
     def detect_watched(self, *args: object, **kwargs: object) -> object:
         """Detect a configuration as ComfyUI does, and note it."""
@@ -237,7 +246,12 @@ class Watch:
 
         self.part = "text encoder"
         made = {"dtype": torch.float16, "device": "meta", "model_options": model_options}
-        target.clip(**{**target.params, **made}).load_state_dict(state_dict, strict=False)
+        try:
+            model = target.clip(**{**target.params, **made})
+        except Exception as error:  # noqa: BLE001  (it need not be fit for the meta device)
+            self.untold.append(["partly", self.part, f"{type(error).__name__}: {error}"])
+        else:
+            model.load_state_dict(state_dict, strict=False)
 
 
 def load_file(state: dict, metadata: dict) -> None:
@@ -260,9 +274,8 @@ def load_file(state: dict, metadata: dict) -> None:
 def ask_about(watch: Watch, file: dict) -> dict:
     """Tell what ComfyUI makes of one file.
 
-    file: "metadata", and "tensors" as {name: [dtype, shape, values]}. Returns what it recognises
-    ("" for nothing), the configuration, how many tensors its modules took, the troubles, and why
-    the question could not be answered, or "".
+    file: "metadata", and "tensors" as {name: [dtype, shape, values]}. Returns the fields of a
+    `Taken` (see `answers`).
     """
     watch.begin()
     state = {name: tensor_of(*facts) for name, facts in file["tensors"].items()}
@@ -276,16 +289,21 @@ def ask_about(watch: Watch, file: dict) -> dict:
         load_file(state, file["metadata"])
     except Exception as error:  # noqa: BLE001  (whatever ComfyUI raises is the answer)
         stopped = f"{type(error).__name__}: {error}"
-    troubles = [trouble for load in watch.loads for trouble in load.troubles(names)]
+    troubles = [trouble for load in watch.loads for trouble in load.troubles(names)] + watch.untold
     troubles += [["stops", "", stopped]] if stopped else []
     taken = {id(tensor) for load in watch.loads for tensor in load.given.values()}
+    left = [
+        name for key, name in names.items()
+        if key not in taken and name.rpartition(".")[2] not in CONFIGURATIONS
+    ]  # fmt: skip
     # Whatever needs values fails on the meta device alone, and tells nothing of the file.
     unsure = [detail for kind, _, detail in troubles if kind == "stops" and "meta tensor" in detail]
     recognised, fields = watch.detected or ("", {})
     return {
         "recognised": recognised,
         "configuration": fields,
-        "tensors": sum(id(tensor) in taken for tensor in kept),
+        "tensors": len(kept),
+        "left": len(left),
         "troubles": troubles,
         "unsure": unsure[0] if unsure else "",
     }

@@ -324,6 +324,12 @@ DEFECTS = {
         "it warns of missing keys and starts with weights of no meaning",
         "take a file that is whole",
     ),
+    "asked partly": Defect(
+        Outcome.LOADS,
+        "parts of the file could not be asked about",
+        "this ComfyUI cannot build them without their values",
+        "nothing",
+    ),
     "asked unexpected": Defect(
         Outcome.LOADS,
         "tensors are of no module of this ComfyUI's model",

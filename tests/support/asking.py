@@ -40,6 +40,10 @@ def shapes(module):
 made = {"dtype": torch.bfloat16, "device": "meta"}
 found = {kind: shapes(build(**arguments, **made, operations=comfy.ops.disable_weight_init))
          for kind, (build, arguments) in KINDS.items()}
+import comfy.sdxl_clip, comfy.supported_models
+clips = comfy.sdxl_clip.SDXLClipModel(**made).state_dict()
+saved = comfy.supported_models.SDXL({}).process_clip_state_dict_for_saving(clips)
+found["clips"] = {name: list(tensor.shape) for name, tensor in saved.items()}
 found["encoder"] = shapes(comfy.text_encoders.wan.te()(**made))
 print("RESULT", json.dumps(found))
 """
@@ -79,6 +83,14 @@ class Asked:
         self.tensors[f"{layer}.weight"][0] = "F8_E4M3"
         self.tensors[f"{layer}.weight_scale"] = ["F32", [], None]
         self.tensors[f"{layer}.comfy_quant"] = config(format="float8_e4m3fn")
+        return self
+
+    def int8(self, layer: str):
+        """Store a layer as INT8 with a scale for each row."""
+        self.tensors[f"{layer}.weight"][0] = "I8"
+        rows = self.tensors[f"{layer}.weight"][1][0]
+        self.tensors[f"{layer}.weight_scale"] = ["F32", [rows, 1], None]
+        self.tensors[f"{layer}.comfy_quant"] = config(format="int8_tensorwise")
         return self
 
     def scaled_fp8(self, layer: str):

@@ -43,7 +43,7 @@ def test_a_conversion_asks_before_it_writes(tiny, tmp_path, capsys):
     assert status == 0
     data = json.loads(report.read_text(encoding="utf-8"))
     tensors, asked = len(load_file(out)), data["comfyui"]
-    told = f"recognises WAN21_T2V as in the source, and takes {tensors:,} tensors"
+    told = f"recognises WAN21_T2V as in the source, and takes all {tensors:,} tensors"
     assert asked["answer"] == f"ComfyUI {asked['version']} {told}"
     assert f"  {asked['answer']}\n" in text
     assert (asked["recognised"], asked["tensors"], asked["changed"]) == ("WAN21_T2V", tensors, None)
@@ -74,7 +74,7 @@ def test_an_output_that_comfyui_would_not_take_is_refused(dry_run, tmp_path):
         for plan in make_plans(options, model, read_guides(options, model)).plans
     ]
     comfyui, job = find_comfyui(Path(COMFYUI)), make_job(options, model, plans)
-    told = "this ComfyUI recognises another model than in the source: the model (context_in_dim"
+    told = "this ComfyUI recognises another model than in the source: the file (context_in_dim"
     if dry_run:
         notes = ask_about_job(comfyui, job).notes
         assert any(note.startswith("would fail: ") and told in note for note in notes)

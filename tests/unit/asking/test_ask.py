@@ -1,5 +1,6 @@
 """A ComfyUI that cannot be asked, and what is made of answers."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -154,7 +155,12 @@ def test_the_child_leaves_nothing_in_the_folder(folder):
 def taken(recognised="WAN", troubles=(), unsure="", **configuration):
     rows = tuple(Trouble(*trouble) for trouble in troubles)
     return Taken(
-        recognised=recognised, configuration=configuration, tensors=7, troubles=rows, unsure=unsure
+        recognised=recognised,
+        configuration=configuration,
+        tensors=7,
+        left=0,
+        troubles=rows,
+        unsure=unsure,
     )
 
 
@@ -164,9 +170,11 @@ def answer(file, source=None):
 
 
 def test_a_file_that_is_taken_as_it_should_be():
-    assert answer(taken()).sentence == "ComfyUI 0.33.0 recognises WAN, and takes 7 tensors"
+    assert answer(taken()).sentence == "ComfyUI 0.33.0 recognises WAN, and takes all 7 tensors"
+    partly = answer(dataclasses.replace(taken(), left=2))
+    assert partly.sentence.endswith("recognises WAN, and takes 5 of 7 tensors")
     both = answer(taken(dim="1"), taken(dim="1"))
-    assert both.sentence.endswith("recognises WAN as in the source, and takes 7 tensors")
+    assert both.sentence.endswith("recognises WAN as in the source, and takes all 7 tensors")
     assert (both.findings, both.notes) == ((), ())
 
 
