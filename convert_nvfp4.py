@@ -7575,9 +7575,9 @@ def question_of_model(model: Model, *, is_source: bool = False) -> dict[str, obj
             for path in {ref.path for ref in model.tensors.values() if ref.nbytes <= SMALL}
         }
         for ref in model.tensors.values():
-            small = ref.nbytes <= SMALL and ref.scale is None
+            small = ref.nbytes <= SMALL and ref.coding is None
             values = stored_bytes(load_bytes(ref, files[ref.path])) if small else None
-            dtype = ref.dtype if ref.scale is None else "BF16"
+            dtype = ref.dtype if ref.coding is None else "BF16"
             tensors[ref.name] = entry(dtype, ref.shape, values)
             if ref.config:
                 config = ref.config.encode()
