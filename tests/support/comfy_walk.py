@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import MagicMock
@@ -21,7 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from nvfp4.modules import starred
-from support.make_families import CONFIGURATIONS, MODELS, class_of, import_comfyui, published
+from support.make_families import (
+    CONFIGURATIONS,
+    MODELS,
+    OTHERS,
+    class_of,
+    configuration,
+    import_comfyui,
+    published,
+)
 
 # In ComfyUI's package, but no diffusion models: these embed text for one.
 TEXT_ENCODERS = {
@@ -85,17 +93,6 @@ def diffusion_classes() -> dict[str, type]:
             found[f"{unet.__module__}.{unet.__name__}".removeprefix("comfy.ldm.")] = unet
     model_base.BaseModel.__init__ = made
     return found
-
-
-def configuration(given: dict | str) -> dict:
-    """The arguments of a class: as given, or those that ComfyUI has for a model with a tensor."""
-    import torch
-    from comfy.model_detection import detect_unet_config
-
-    if isinstance(given, dict):
-        return given
-    # These are the same in every model of the class.
-    return detect_unet_config({given: torch.empty(1, 1, device="meta")}, "")
 
 
 class Built(NamedTuple):
@@ -240,25 +237,51 @@ def unreached(run: Callable, reads: set[tuple]) -> list[str]:
     return missed
 
 
+def built_classes() -> Iterator[tuple[str, Built]]:
+    """Yield (path, what was built) for every configuration of every class."""
+    configurations = defaultdict(list)
+    for path, arguments, _ in (MODELS | OTHERS).values():
+        configurations[path].append(arguments)
+    for path, several in (CONFIGURATIONS | TEXT_ENCODERS).items():
+        configurations[path] += several
+    for path in [*diffusion_classes(), *TEXT_ENCODERS]:
+        for arguments in configurations[path] or [{}]:
+            yield path, build_watched(path, arguments)
+
+
+def as_files(built: list[tuple[str, Built]]) -> list[tuple[str, dict]]:
+    """[(path, {tensor: shape})] of the files of these classes, FILES among them."""
+    states = [(path, published(found.shapes, path)) for path, found in built]
+    return states + [row for row in FILES if row[0] in {path for path, _ in states}]
+
+
+def built_states() -> list[tuple[str, dict]]:
+    """[(path, {tensor: shape})] of all that is built, for those who want no more."""
+    return as_files([*built_classes()])
+
+
+def recognised(shapes: dict) -> list:
+    """[the class of comfy.supported_models, its configuration] that ComfyUI finds, or Nones."""
+    import torch
+    from comfy.model_detection import model_config_from_unet
+
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    try:
+        model = model_config_from_unet(state, "")
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        return [repr(error), None]
+    return [type(model).__name__, repr(model.unet_config)] if model else [None, None]
+
+
 def walk() -> dict[str, list]:
     """{"weights": [(path, name, rows, columns, bias, kind)], "reads": [(path, name, dim)]}.
 
     path: of the class, in comfy.ldm or in comfy.
     """
     import_comfyui()
-    configurations = defaultdict(list)
-    for path, arguments, _ in MODELS.values():
-        configurations[path].append(arguments)
-    for path, several in (CONFIGURATIONS | TEXT_ENCODERS).items():
-        configurations[path] += several
-    weights, states = set(), []
-    for path in [*diffusion_classes(), *TEXT_ENCODERS]:
-        for arguments in configurations[path] or [{}]:
-            built = build_watched(path, arguments)
-            weights |= {(path, *row) for row in built.weights}
-            states.append((path, published(built.shapes, path)))
-    states += [row for row in FILES if row[0] in {path for path, _ in states}]
-    reads = set()
+    built = [*built_classes()]
+    weights = {(path, *row) for path, found in built for row in found.weights}
+    states, reads = as_files(built), set()
 
     def recognise() -> None:
         for path, shapes in states:

@@ -22,26 +22,39 @@ NUMBER = re.compile(r"(?<![^.])(\d+)(?![^.])")  # a whole part of a dotted name
 RANGE = re.compile(r"\{(\d+)-(\d+)\}")
 
 
-def collapse(shapes: Shapes) -> list[str]:
-    """One line per run of equal tensors whose names differ only in their first number."""
-    groups: dict[tuple, list[int]] = {}
-    for name, shape in shapes.items():
-        head, *rest = NUMBER.split(name, maxsplit=1)
-        numbers = groups.setdefault((head, rest[1] if rest else None, shape), [])
-        numbers.append(int(rest[0]) if rest else 0)
-    lines = []
-    for (head, tail, shape), numbers in groups.items():
-        for run in runs(numbers):
-            span = f"{{{run[0]}-{run[-1]}}}" if len(run) > 1 else str(run[0])
-            name = head if tail is None else head + span + tail
-            lines.append(f"[{','.join(map(str, shape))}] {name}")
-    return lines
+def collapse(shapes: Shapes, numbers: int = 1) -> list[str]:
+    """One line per run of equal tensors whose names differ only in their first number.
+
+    With more `numbers`, runs are made of the last of these first, and of the others in turn.
+    """
+    for place in reversed(range(numbers)):
+        groups: dict[tuple, list[int]] = {}
+        for name, shape in shapes.items():
+            # NUMBER's group is a part, too: names and numbers take turns.
+            parts = NUMBER.split(name, maxsplit=place + 1)
+            *heads, number, tail = parts if len(parts) == 2 * place + 3 else (name, "0", None)
+            members = groups.setdefault(("".join(heads), tail, shape), [])
+            members.append(int(number))
+        shapes = {}
+        for (head, tail, shape), members in groups.items():
+            for run in runs(members):
+                span = f"{{{run[0]}-{run[-1]}}}" if len(run) > 1 else str(run[0])
+                shapes[head if tail is None else head + span + tail] = shape
+    return [f"[{','.join(map(str, shape))}] {name}" for name, shape in shapes.items()]
 
 
 def runs(numbers: list[int]) -> list[list[int]]:
     """[0, 1, 2, 5] -> [[0, 1, 2], [5]]"""
     steps = itertools.groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])
     return [[number for _, number in step] for _, step in steps]
+
+
+def expand(name: str) -> list[str]:
+    """blocks.{0-1}.ffn.{0-1} -> blocks.0.ffn.0, blocks.0.ffn.1, blocks.1.ffn.0 ..."""
+    span = RANGE.search(name)
+    numbers = range(int(span[1]), int(span[2]) + 1) if span else ()
+    names = [f"{name[: span.start()]}{number}{name[span.end() :]}" for number in numbers]
+    return [found for each in names for found in expand(each)] if span else [name]
 
 
 def read_headers(path: Path) -> Shapes:
@@ -52,9 +65,7 @@ def read_headers(path: Path) -> Shapes:
             continue
         size, name = line[1:].split("] ")
         shape = tuple(int(number) for number in size.split(",") if number)
-        span = RANGE.search(name)
-        numbers = range(int(span[1]), int(span[2]) + 1) if span else [0]
-        shapes |= {RANGE.sub(str(number), name): shape for number in numbers}
+        shapes |= dict.fromkeys(expand(name), shape)
     return shapes
 
 
@@ -165,6 +176,15 @@ COSMOS_1 = {
     "use_adaln_lora": True, "adaln_lora_dim": 256, "extra_per_block_abs_pos_emb": True,
     "extra_per_block_abs_pos_emb_type": "learnable",
 }  # fmt: skip
+UNETS = "modules.diffusionmodules.openaimodel.UNetModel"
+MMDIT = "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper"
+HIDREAM = "hidream.model.HiDreamImageTransformer2DModel"
+HUNYUAN_DIT = {
+    "depth": 40, "hidden_size": 1408, "mlp_ratio": 4.3637, "size_cond": True,
+    "use_style_cond": True,
+}  # fmt: skip
+HUNYUAN_3D = {"guidance_cond_proj_dim": None}
+PIXART = {"micro_condition": False, "model_max_length": 300}
 QWEN = "qwen_image.model.QwenImageTransformer2DModel"
 EDIT_2511 = {"default_ref_method": "index_timestep_zero"}
 
@@ -205,10 +225,27 @@ MODELS = {
     "anima": ("anima.model.Anima", COSMOS_2B, "Anima"),
     "cosmos_predict2_2b": (COSMOS, COSMOS_2B, "CosmosT2IPredict2"),
     "cosmos_predict2_14b": (COSMOS, COSMOS_14B, "CosmosT2IPredict2"),
+    "wan22_s2v_14b": ("wan.model.WanModel_S2V", WAN_14B, "WAN22_S2V"),
+    "wan22_animate_14b": (
+        "wan.model_animate.AnimateWanModel", WAN_14B | WAN_I2V, "WAN22_Animate"
+    ),
+    "qwen_image_layered": (QWEN, {"use_additional_t_cond": True}, "QwenImage"),
+}  # fmt: skip
+# The same of models that no preset here is for, in the folder `others`. Where ComfyUI's detection
+# has the arguments itself, there is the name of a tensor that it tells such a model by.
+OTHERS: dict[str, tuple[str, dict | str, str]] = {
+    "sdxl": (UNETS, SDXL, "SDXL"),
+    "sd35_large": (MMDIT, SD35_LARGE, "SD3"),
+    "hidream_i1": (HIDREAM, "caption_projection.0.linear.weight", "HiDream"),
+    "hunyuan3d_21": ("hunyuan3dv2_1.hunyuandit.HunYuanDiTPlain", HUNYUAN_3D, "Hunyuan3Dv2_1"),
+    "hunyuan_dit": ("hydit.models.HunYuanDiT", HUNYUAN_DIT, "HunyuanDiT1"),
+    "ace_step": ("ace.model.ACEStepTransformer2DModel", "genre_embedder.weight", "ACEStep"),
+    "stable_audio": ("audio.dit.AudioDiffusionTransformer", {}, "StableAudio"),
+    "auraflow": ("aura.mmdit.MMDiT", {}, "AuraFlow"),
+    "pixart_sigma": ("pixart.pixartms.PixArtMS", PIXART, "PixArtSigma"),
+    "krea2": ("krea2.model.SingleStreamDiT", {}, "Krea2"),
 }  # fmt: skip
 
-UNETS = "modules.diffusionmodules.openaimodel.UNetModel"
-MMDIT = "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper"
 # {class: more configurations of it}, which make_classes.py looks at, too: where ComfyUI's detection
 # has the values, the name of a tensor that it tells such a model by.
 CONFIGURATIONS: dict[str, list[dict | str]] = {
@@ -220,7 +257,7 @@ CONFIGURATIONS: dict[str, list[dict | str]] = {
     ],
     "cosmos.model.GeneralDIT": [COSMOS_1],
     "genmo.joint_model.asymm_models_joint.AsymmDiTJoint": ["t5_yproj.weight"],
-    "hidream.model.HiDreamImageTransformer2DModel": ["caption_projection.0.linear.weight"],
+    HIDREAM: ["caption_projection.0.linear.weight"],
     "omnigen.omnigen2.OmniGen2Transformer2DModel": [
         "time_caption_embed.timestep_embedder.linear_1.bias"
     ],
@@ -258,8 +295,7 @@ CONFIGURATIONS: dict[str, list[dict | str]] = {
     "wan.model_wandancer.WanDancerModel": [{"in_dim": 36}],
     "qwen_image.model.QwenImageTransformer2DModel": [{"use_additional_t_cond": True}],
     "hydit.models.HunYuanDiT": [
-        {"depth": 40, "hidden_size": 1408, "mlp_ratio": 4.3637},
-        {"depth": 40, "hidden_size": 1408, "size_cond": True, "use_style_cond": True},
+        {"depth": 40, "hidden_size": 1408, "mlp_ratio": 4.3637}, HUNYUAN_DIT
     ],
 }  # fmt: skip
 
@@ -276,12 +312,23 @@ def class_of(path: str) -> type:
     return getattr(importlib.import_module(f"{room}.{module}"), name)
 
 
-def build(path: str, arguments: dict) -> Shapes:
+def configuration(given: dict | str) -> dict:
+    """The arguments of a class: as given, or those that ComfyUI has for a model with a tensor."""
+    import torch
+    from comfy.model_detection import detect_unet_config
+
+    if isinstance(given, dict):
+        return given
+    # These are the same in every model of the class.
+    return detect_unet_config({given: torch.empty(1, 1, device="meta")}, "")
+
+
+def build(path: str, arguments: dict | str) -> Shapes:
     """The state dict of a class in comfy.ldm, {name: shape}."""
     import comfy.ops
     import torch
 
-    arguments = {"dtype": torch.bfloat16} | arguments
+    arguments = {"dtype": torch.bfloat16} | configuration(arguments)
     operations = comfy.ops.disable_weight_init
     model = class_of(path)(**arguments, device="meta", operations=operations)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -312,14 +359,15 @@ def check(shapes: Shapes, path: str, expected: str) -> None:
 
 def main(names: list[str]) -> None:
     import_comfyui()
-    FAMILIES.mkdir(exist_ok=True)
-    for name in names or MODELS:
-        path, arguments, expected = MODELS[name]
+    (FAMILIES / "others").mkdir(parents=True, exist_ok=True)
+    for name in names or MODELS | OTHERS:
+        path, arguments, expected = (MODELS | OTHERS)[name]
         shapes = published(build(path, arguments), path)
         check(shapes, path, expected)
         title = f"# {name}: BF16; ComfyUI's {path}, which it recognises as {expected}"
-        out = FAMILIES / f"{name}.txt"
-        out.write_text("\n".join([title, *collapse(shapes)]) + "\n", encoding="utf-8", newline="\n")
+        out = FAMILIES / ("others" if name in OTHERS else "") / f"{name}.txt"
+        lines = [title, *collapse(shapes, 3 if name in OTHERS else 1)]
+        out.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
         assert read_headers(out) == shapes
         print(name, expected, len(shapes), "tensors", out.stat().st_size, "bytes", flush=True)
 

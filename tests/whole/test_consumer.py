@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from encoder import checkpoint, cosines
 from safetensors.torch import load_file, save_file
 
@@ -237,3 +238,61 @@ def test_the_calibration_loop_in_comfyui(precision, tiny, tmp_path):
         assert c.main([str(tiny), str(out), *base, *policy, "--quiet"]) == 0
         found = planned(load_file(out)).values()
         assert all(scale and not full_precision for _, full_precision, scale in found)
+
+
+PLACES = (
+    PREAMBLE
+    + """
+import comfy.ops
+from comfy.ldm.wan.model_animate import EqualLinear
+
+state = comfy.utils.load_torch_file(os.environ["MODEL"])
+operations = comfy.ops.mixed_precision_ops()
+expected = state.pop("expected").float()
+
+def loaded(module, form):
+    given = {k.removeprefix(form + "."): v for k, v in state.items() if k.startswith(form + ".")}
+    try:
+        module.load_state_dict(given, strict=False)
+    except RuntimeError as error:
+        return "size mismatch" if "size mismatch" in str(error) else repr(error)
+    weight = module.weight
+    weight = weight.dequantize() if hasattr(weight, "dequantize") else weight
+    return float((weight.float() - expected).norm() / expected.norm())
+
+makers = {
+    "linear": lambda: operations.Linear(64, 32, bias=False),
+    "embedding": lambda: operations.Embedding(32, 64),
+    "plain embedding": lambda: torch.nn.Embedding(32, 64),
+    "parameter": lambda: EqualLinear(64, 32, bias=False),
+}
+found = {name: [loaded(make(), form) for form in ("nvfp4", "fp8")] for name, make in makers.items()}
+print("RESULT", json.dumps(found))
+"""
+)
+
+
+@needs_comfyui
+def test_comfyui_takes_quantised_weights_where_verify_says(tmp_path):
+    """4 bits in linear layers alone; FP8 in its own embeddings, too, and codes elsewhere."""
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)).bfloat16() / 50
+    layers = {"blocks.0.nvfp4": "nvfp4", "blocks.0.fp8": "float8_e4m3fn"}
+    save_file({f"{name}.weight": weight.clone() for name in layers}, tmp_path / "m.safetensors")
+    config = {name: {"format": form} for name, form in layers.items()}
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    arguments = ["m.safetensors", "o.safetensors"], ["--preset", "none", "--include", "nvfp4"]
+    paths = [str(tmp_path / name) for name in arguments[0]]
+    assert (
+        c.main([*paths, *arguments[1], "--layer-config", str(tmp_path / "c.json"), "--quiet"]) == 0
+    )
+    stored = load_file(paths[1]) | {"blocks.0.expected": weight}
+    stored = {name.removeprefix("blocks.0."): tensor for name, tensor in stored.items()}
+    save_file(stored, tmp_path / "places.safetensors")
+    found, _ = run_comfyui(PLACES, MODEL=str(tmp_path / "places.safetensors"))
+    good = {(name, index): errors[index] for name, errors in found.items() for index in (0, 1)}
+    assert good.pop(("linear", 0)) < 0.2
+    assert good.pop(("linear", 1)) < 0.05
+    assert good.pop(("embedding", 1)) < 0.05
+    codes = [good.pop((name, 1)) for name in ("plain embedding", "parameter")]
+    assert min(codes) > 10
+    assert set(good.values()) == {"size mismatch"}

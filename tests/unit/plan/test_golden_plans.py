@@ -69,11 +69,14 @@ RECOGNISED = {
     "lumina2": "Lumina 2",
     "qwen_image": "Qwen-Image",
     "qwen_image_edit_2511": "Qwen-Image (Edit 2511)",
+    "qwen_image_layered": "Qwen-Image (Layered)",
     "wan21_i2v_14b": "Wan (I2V)",
     "wan21_t2v_1.3b": "Wan (T2V)",
     "wan21_t2v_14b": "Wan (T2V)",
     "wan21_vace_14b": "Wan (VACE)",
+    "wan22_animate_14b": "Wan (Animate)",
     "wan22_i2v_14b": "Wan (I2V)",
+    "wan22_s2v_14b": "Wan (S2V)",
     "wan22_t2v_14b": "Wan (T2V)",
     "wan22_ti2v_5b": "Wan (TI2V)",
     "z_image": "Z-Image",
@@ -108,6 +111,8 @@ def test_general_presets_suit_every_family(name, preset):
     linear = [plan for plan in plans if plan.ref.is_linear_weight]
     packed = [plan for plan in linear if plan.precision is NVFP4]
     assert weights_of(packed) > 0.2 * weights_of(linear)
+    # Wan S2V has twelve attention layers for sound, which repeat like blocks.
+    blocks = (*TRANSFORMER_BLOCKS, "audio_injector.injector")
     for plan in linear:
-        outside = not any(f"{block}." in plan.ref.name for block in TRANSFORMER_BLOCKS)
+        outside = not any(f"{block}." in plan.ref.name for block in blocks)
         assert preset == "all" or not outside or plan.precision is HALF
