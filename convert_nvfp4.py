@@ -13351,7 +13351,8 @@ ALPHA_FIELDS = ("lora_alpha", "network_alpha", "alpha", "ss_network_alpha")
 RANK_FIELDS = ("r", "lora_rank", "rank", "network_dim", "ss_network_dim")
 # What PEFT has besides: values for single modules, rank stabilisation (alpha over the root of the
 # rank), and DoRA, whose magnitudes would have to be in the file.
-OTHER_FIELDS = ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora")
+PATTERNS = ("alpha_pattern", "rank_pattern")
+OTHER_FIELDS = (*PATTERNS, "use_rslora", "use_dora")
 # How programs write that they have no value.
 NO_VALUE = (None, "", "None", "null")
 # Metadata of a model's parts that are not converted.
@@ -13360,8 +13361,10 @@ TEXT_ENCODER = re.compile(r"text_encoder|te\d?$|clip")
 # names with underscores. Converters to other names multiply alpha into the weights, drop the
 # tensors, and leave the metadata as it was (musubi-tuner's convert_lora.py).
 KOHYA_TRAINED, KOHYA_NAME = "ss_network_module", re.compile(r"lora_\w+$")
-# A pattern for modules comes from the file: it must not take more than a glance to match.
-MAX_PATTERN, QUANTIFIERS = 200, re.compile(r"[*+?{]")
+# Patterns for modules come from the file, and must not take long to match: a repeated group could
+# take exponential time, and many quantifiers nearly so.
+MAX_PATTERNS, MAX_PATTERN = 10_000, 200
+COSTLY, SIMPLE_NAME = re.compile(r"\)[*+{]|([*+?{].*){3}"), re.compile(r"[\w.]+")
 
 
 class Trained(NamedTuple):
@@ -13530,7 +13533,7 @@ def statements(path: Path, metadata: dict[str, str]) -> Iterator[Trained]:
     """
     if CONFIG_KEY in metadata:
         try:
-            config = parse_json(metadata[CONFIG_KEY])
+            config = parse_json(metadata[CONFIG_KEY], unique_keys)
             if not isinstance(config, dict):
                 raise ValueError("it is no object")
         except ValueError as error:
@@ -13565,11 +13568,19 @@ def by_component(source: str, fields: dict[str, object]) -> Iterator[Trained]:
     for name, value in fields.items():
         component, _, field = name.rpartition(".")
         if field in known and value not in NO_VALUE and not TEXT_ENCODER.match(component):
-            found[component][field] = value
+            found[component][field] = dictionary(value) if field in PATTERNS else value
     # The library writes metadata in any order.
     for component, stated in sorted(found.items()):
         if stated.keys() & {*ALPHA_FIELDS, "alpha_pattern"}:
             yield Trained(source, component, stated)
+
+
+def dictionary(value: object) -> object:
+    """Parse what metadata have as JSON text, if it is any; the value itself otherwise."""
+    try:
+        return parse_json(value, unique_keys) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def is_folded(stated: Trained, metadata: dict[str, str], ranks: Iterable[str]) -> bool:
@@ -13627,21 +13638,21 @@ def by_pattern(stated: Trained, patterns: str, module: str, names: Iterable[str]
     """Look a value up for a module: in a dictionary of patterns, or else under its general names.
 
     As in PEFT, the first pattern counts that is the module's name or the end of it. Returns None
-    where nothing is said. Raises ValueError for a dictionary that is none, or a pattern that is no
-    simple regular expression.
+    where nothing is said. Raises ValueError for a dictionary that is none, or too large, and for a
+    pattern that is no simple regular expression.
     """
     given = stated.fields.get(patterns, {})
-    given = parse_json(given) if isinstance(given, str) else given
-    if not isinstance(given, dict):
-        raise ValueError(f"{patterns} in {stated.source} is no dictionary")
+    if not isinstance(given, dict) or len(given) > MAX_PATTERNS:
+        raise ValueError(f"{patterns} in {stated.source} is no dictionary of modules")
     for pattern, value in given.items():
-        # A group that is repeated could take exponential time, and many quantifiers nearly so.
-        costly = re.search(r"\)[*+{]", pattern) or len(QUANTIFIERS.findall(pattern)) > 4
-        if len(pattern) > MAX_PATTERN or costly:
-            raise ValueError(
-                f"{patterns} in {stated.source} has {pattern[:EXCERPT]!r}, too intricate"
-            )
-        if compiled(rf"(.*\.)?({pattern})").fullmatch(module):
+        # Most are plain names, which take no regular expression.
+        if SIMPLE_NAME.fullmatch(pattern):
+            if f".{module}".endswith(f".{pattern}"):
+                return value
+        elif max(len(pattern), len(module)) > MAX_PATTERN or COSTLY.search(pattern):
+            short = pattern[:EXCERPT]
+            raise ValueError(f"{patterns} in {stated.source} has {short!r}, too intricate")
+        elif compiled(rf"(.*\.)?({pattern})").fullmatch(module):
             return value
     return next((stated.fields[name] for name in names if name in stated.fields), None)
 

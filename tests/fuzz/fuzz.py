@@ -278,7 +278,30 @@ def lora_samples() -> list[bytes]:
         {"diff": (32, 32), "diff_b": (32,)},
         loha,
     )
-    return [to_bytes(hostile.parts(**shapes)) for shapes in kinds]
+    stated = {
+        "lora_adapter_metadata": json.dumps(
+            {"transformer.lora_alpha": 8, "transformer.r": 4, "alpha_pattern": {".*0": 2}}
+        ),
+        "transformer.lora_alpha": "8",
+        "ss_network_alpha": "8.0",
+    }
+    renamed = {f"transformer_2.{key}": value for key, value in hostile.parts(diff=(32, 32)).items()}
+    return [
+        *(to_bytes(hostile.parts(**shapes)) for shapes in kinds),
+        to_bytes(hostile.parts(**hostile.DOWN_UP), stated),
+        to_bytes(renamed),
+    ]
+
+
+PEFT = {"r": 4, "lora_alpha": 8, "use_rslora": False, "alpha_pattern": {"ffn.0": 2, ".*1": 3},
+        "rank_pattern": {"blocks.0.ffn.0": 4}, "transformer.lora_alpha": 8}  # fmt: skip
+
+
+def read_lora_config(path: Path) -> object:
+    """The configuration beside a LoRA."""
+    lora = path.with_name("adapter_model.safetensors")
+    lora.write_bytes(to_bytes(hostile.parts(**hostile.DOWN_UP)))
+    return c.merge_loras([c.Lora(lora, 1.0)], KNOWN, partial=True)
 
 
 def safetensors_samples() -> list[bytes]:
@@ -331,6 +354,7 @@ SAMPLES: dict[str, tuple[str, list[bytes], tuple[Change, ...]]] = {  # file, con
     "header": ("f.safetensors", safetensors_samples(), BINARY),
     "source": ("s.safetensors", source_samples(), BINARY),
     "lora": ("f.safetensors", lora_samples(), BINARY),
+    "lora config": ("adapter_config.json", as_json(PEFT), TEXT),
     "scales": ("f.safetensors", [to_bytes(SCALES)], BINARY),
     "recording": ("f.safetensors", [to_bytes(hostile.recorded(), hostile.KIND),
                                     to_bytes(hostile.with_moments(), hostile.MOMENTS)], BINARY),
@@ -356,6 +380,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {  # samples, and wha
     "config": ("config", lambda path: c.read_layer_config(path, KNOWN)),
     "list": ("list", c.read_layer_list),
     "lora": ("lora", lambda path: c.merge_loras([c.Lora(path, 1.0)], KNOWN, partial=True)),
+    "lora config": ("lora config", read_lora_config),
     "recording": ("recording", read_statistics),
     "scales": ("scales", c.read_reference_scales),
     "log": ("log", command(

@@ -522,6 +522,7 @@ def parts(**shapes: tuple) -> dict[str, torch.Tensor]:
     return {f"{LAYER}.{name.replace('__', '.')}": torch.ones(s) for name, s in shapes.items()}
 
 
+FORGED = "\nerror: \x1b[2J"
 DOWN_UP = {"lora_down__weight": (4, 32), "lora_up__weight": (32, 4)}
 LORAS: dict[str, dict] = {
     "nothing": {},
@@ -545,6 +546,33 @@ LORAS: dict[str, dict] = {
         lokr_w1=(2, 2), lokr_w2_a=(4, 16), lokr_w2_b=(4, 16), lokr_t2=(3, 4, 1)),
     "a bias of another size": parts(diff_b=(33,)),
 }  # fmt: skip
+LORA_METADATA = {  # of a sound LoRA without an alpha tensor
+    "a word": {"lora_adapter_metadata": "word"},
+    "a list": {"lora_adapter_metadata": "[8]"},
+    "deep": {"lora_adapter_metadata": '{"a":' * 10_000},
+    "a key twice": {"lora_adapter_metadata": '{"lora_alpha": 1, "lora_alpha": "x"}'},
+    "an alpha that forges a line": {"transformer.lora_alpha": f"8{FORGED}"},
+    "an alpha of 4,000 digits": {"alpha": "9" * 4_000},
+    "an alpha of 5,000 digits": {"lora_adapter_metadata": '{"alpha": %s}' % ("9" * 5_000)},
+    "an alpha of zero": {"ss_network_alpha": "0"},
+    "an alpha of a megabyte": {"lora_alpha": "x" * 1_000_000},
+    "a rank of another layer": {"lora_alpha": "8", "r": "77"},
+    "two alphas": {"lora_alpha": "8", "lora_adapter_metadata": '{"lora_alpha": 4}'},
+    "a pattern of exponential time": {
+        "lora_adapter_metadata": '{"lora_alpha": 8, "alpha_pattern": {"(\\\\w+)+,": 2}}'},
+    "a pattern of many quantifiers": {
+        "lora_adapter_metadata": '{"alpha": 8, "alpha_pattern": {"%s,": 2}}' % (".*" * 90)},
+    "a pattern that forges a line": {"alpha": "8", "alpha_pattern": json.dumps({FORGED * 99: 2})},
+    "patterns without end": {
+        "alpha": "8", "alpha_pattern": json.dumps(dict.fromkeys(map(str, range(20_000)), 1))},
+}  # fmt: skip
+LORA_CONFIGS = {  # adapter_config.json beside a sound LoRA
+    "no JSON": b"{",
+    "a list": b"[]",
+    "no object of alphas": b'{"lora_alpha": {"a": 1}}',
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00",
+    "UTF-16 of nonsense": b"\xff\xfe" + bytes(9),
+}
 STRANGE_LORAS = {  # shapes that no library writes: (dtype, shape), all without a byte
     "sizes that overflow": ("F32", (1 << 40, 1 << 40, 0)),
     "33 dimensions": ("F32", (0,) * 33),
@@ -640,10 +668,30 @@ def saved(name: str, tensors: dict, metadata: dict | None = None) -> Make:
     return lambda folder: save_file(tensors, sound(folder) / name, metadata)
 
 
+def with_config(content: bytes) -> Make:
+    """A LoRA in a folder of its own, as PEFT writes it, and its configuration."""
+
+    def make(folder: Path) -> None:
+        sound(folder)
+        (folder / "peft").mkdir()
+        save_file(parts(**DOWN_UP), folder / "peft" / "adapter_model.safetensors")
+        (folder / "peft" / "adapter_config.json").write_bytes(content)
+
+    return make
+
+
 def tensor_cases() -> Iterator[tuple[str, Case]]:
     command = (*CONVERT, "--merge-lora", "FOLDER/l.safetensors")
     for name, tensors in LORAS.items():
         yield f"lora: {name}", Case(saved("l.safetensors", tensors), command)
+    sound_lora = parts(**DOWN_UP)
+    for name, metadata in LORA_METADATA.items():
+        yield f"lora metadata: {name}", Case(saved("l.safetensors", sound_lora, metadata), command)
+    for name, content in LORA_CONFIGS.items():
+        yield (
+            f"lora configuration: {name}",
+            Case(with_config(content), (*CONVERT, "--merge-lora", "FOLDER/peft")),
+        )
     for name, shape in STRANGE_LORAS.items():
         whole = {f"{LAYER}.diff": shape}
         make = lambda folder, whole=whole: header_only(sound(folder) / "l.safetensors", whole, {})  # noqa: E731
