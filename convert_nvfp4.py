@@ -13095,12 +13095,30 @@ SPELLINGS = (
     (r"(_in|_embedder)_(mlp_0|linear_1)", r"\1_in_layer"),
     (r"(_in|_embedder)_(mlp_2|linear_2)", r"\1_out_layer"),
 )
+# The blocks of UNets (Stable Diffusion 1 to XL) as diffusers numbers them: by level, then by kind.
+UNET_BLOCK = re.compile(r"(down|up)_blocks_(\d)_(resnet|attention|downsampler|upsampler)s_(\d)_")
+# Where a block of each kind stands: its place in the native block, and in its level of three blocks
+# if that is not its own number.
+UNET_PLACES = {"resnet": (0, None), "attention": (1, None), "downsampler": (0, 2),
+               "upsampler": (2, 2)}  # fmt: skip
 # The layers of all three kinds of Krea 2's blocks, as the last part of a row of DIFFUSERS.
 KREA2_BLOCK = {
     r"attn_to_([qkv])": r"attn_w\2",
     "attn_to_gate": "attn_gate",
     "attn_to_out(_0)?": "attn_wo",
     r"ff_(gate|up|down)": r"mlp_\2",
+}
+# The layers of a UNet's blocks; old LoRAs have an attention's last layer without its number.
+UNET_LAYERS = {
+    "norm1": "in_layers_0",
+    "conv1": "in_layers_2",
+    "time_emb_proj": "emb_layers_1",
+    "norm2": "out_layers_0",
+    "conv2": "out_layers_3",
+    "conv_shortcut": "skip_connection",
+    "conv": "op",
+    r"(?P<same>.+_to_out)": r"\g<same>_0",
+    r"(?P<same>.+)": r"\g<same>",
 }
 # How diffusers names the layers of a model, in the same form: diffusers' block, the native block,
 # {diffusers' layer: native layer}. A group named `rows` is a part of a fused layer, see FUSED_ROWS,
@@ -13237,6 +13255,22 @@ DIFFUSERS = (
         r"adaln_single_emb_aspect_ratio_embedder_(\w+)": r"ar_embedder_\1",
         r"caption_projection_linear_([12])": r"y_embedder_y_proj_fc\1",
     }),
+    # UNets, with blocks that `canonical` has renumbered.
+    (r"((?:in|out)put_blocks_\d+_\d)_", r"\1_", UNET_LAYERS),
+    ("mid_block_resnets_0_", "middle_block_0_", UNET_LAYERS),
+    ("mid_block_resnets_1_", "middle_block_2_", UNET_LAYERS),
+    ("mid_block_attentions_0_", "middle_block_1_", UNET_LAYERS),
+    # Without attention, the upsampler is one place further to the front.
+    (r"(output_blocks_\d+)_2_", r"\1_1_", {"conv": "conv"}),
+    ("", "", {
+        "conv_in": "input_blocks_0_0",
+        "conv_norm_out": "out_0",
+        "conv_out": "out_2",
+        "time_embedding_linear_1": "time_embed_0",
+        "time_embedding_linear_2": "time_embed_2",
+        "(?:add|class)_embedding_linear_1": "label_emb_0_0",
+        "(?:add|class)_embedding_linear_2": "label_emb_0_2",
+    }),
 )  # fmt: skip
 # The rows of DIFFUSERS, compiled: (a whole name's regular expression, its native name).
 NATIVE_NAMES = [
@@ -13262,10 +13296,25 @@ def canonical(name: str) -> str:
     Dots become underscores, as kohya's names cannot be brought back to dots, and then the rows of
     SPELLINGS are applied in turn.
     """
-    name = name.replace(".", "_")
+    name = UNET_BLOCK.sub(unet_block, name.replace(".", "_"))
     for spelling, other in SPELLINGS:
         name = re.sub(f"{spelling}(?=(_bias)?$)", other, name)
     return name
+
+
+def unet_block(match: re.Match) -> str:
+    """Number a UNet's block as the model's file does: input and output blocks, three to a level.
+
+    match: of UNET_BLOCK. The first input block, 0, is a convolution of its own.
+    """
+    way, level, kind, index = match.groups()
+    place, last = UNET_PLACES[kind]
+    number = 3 * int(level) + (int(index) if last is None else last)
+    return (
+        f"input_blocks_{number + 1}_{place}_"
+        if way == "down"
+        else f"output_blocks_{number}_{place}_"
+    )
 
 
 def layer_names(tensors: Collection[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from nvfp4.source.lora_names import is_swapped, layer_names, locate, rows_of
+from nvfp4.source.lora_names import is_swapped, layer_names, locate, parse_key, rows_of
 from support.comfyui import PREAMBLE, needs_comfyui
 from support.loras import ALPHA, LORA_NAMES, loha, lokr, lora, opened, ours, rand, tucker_loha
 
@@ -175,6 +175,45 @@ FAMILIES = {
         "pixart.pixartms.PixArtMS",
         dict(input_size=8, hidden_size=32, depth=2, num_heads=2, caption_channels=12),
     ),
+    "sdxl": (
+        "SDXL",
+        "modules.diffusionmodules.openaimodel.UNetModel",
+        dict(
+            image_size=32,
+            in_channels=4,
+            out_channels=4,
+            model_channels=32,
+            num_res_blocks=[2, 2, 2],
+            channel_mult=[1, 2, 4],
+            transformer_depth=[0, 0, 1, 1, 2, 2],
+            transformer_depth_middle=2,
+            transformer_depth_output=[0, 0, 0, 1, 1, 1, 2, 2, 2],
+            num_head_channels=16,
+            use_spatial_transformer=True,
+            use_linear_in_transformer=True,
+            context_dim=12,
+            adm_in_channels=16,
+            num_classes="sequential",
+        ),
+    ),
+    "sd15": (
+        "BaseModel",
+        "modules.diffusionmodules.openaimodel.UNetModel",
+        dict(
+            image_size=32,
+            in_channels=4,
+            out_channels=4,
+            model_channels=32,
+            num_res_blocks=[2, 2, 2, 2],
+            channel_mult=[1, 2, 4, 4],
+            transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+            transformer_depth_middle=1,
+            transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+            num_heads=4,
+            use_spatial_transformer=True,
+            context_dim=12,
+        ),
+    ),
     "ltx": (
         "LTXV",
         "lightricks.model.LTXVModel",
@@ -245,7 +284,7 @@ def test_every_name_that_comfyui_knows(comfy, tmp_path, name):
             None,
         )[:3]
         target = target.removeprefix("diffusion_model.")
-        found = locate(alias, names)
+        found = locate(parse_key(f"{alias}.lora_up.weight")["layer"], names)
         if target not in state:
             assert found is None, alias
             continue
@@ -427,6 +466,27 @@ OTHERS = {
     | lora("transformer.double_blocks.0.img_mod.linear", (192, 32))
     | lora("diffusion_model.double_blocks.0.img_mlp.fc1", (128, 32), **ALPHA)
     | lora("lora_unet_single_blocks_0_linear2", (32, 160), **ALPHA),
+    "krea2": lora("transformer.transformer_blocks.0.attn.to_q", Q)
+    | lora("diffusion_model.text_fusion.refiner_blocks.1.attn.to_out.0", Q, **ALPHA)
+    | lora("lycoris_img_in", (32, 16)),
+    "sd3": lora("transformer.transformer_blocks.0.attn.to_k", (128, 128))
+    | lora("transformer.transformer_blocks.0.norm1_context.linear", (768, 128), **ALPHA)
+    | lora("lora_transformer_transformer_blocks_1_norm1_context_linear", (256, 128))
+    | lora("base_model.model.norm_out.linear", (256, 128)),
+    "auraflow": lora("transformer.joint_transformer_blocks.0.attn.to_q", Q)
+    | lora("transformer.single_transformer_blocks.1.attn.to_v", Q, **ALPHA)
+    | lora("transformer.norm_out.linear", (64, 32)),
+    "pixart": lora("transformer.transformer_blocks.0.attn2.to_v", Q)
+    | lora("base_model.model.transformer_blocks.1.attn2.to_k", Q, **ALPHA)
+    | lora("unet.base_model.model.transformer_blocks.0.attn1.to_k", Q),
+    "sdxl": lora("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", (64, 64))
+    | lora("lora_unet_up_blocks_0_resnets_2_conv_shortcut", (128, 192, 1, 1), **ALPHA)
+    | lora(
+        "unet.mid_block.attentions.0.transformer_blocks.1.attn2.processor.to_k",
+        (128, 12),
+        names=LORA_NAMES[1],
+    )
+    | lora("unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_out", (128, 128)),
     "ltx": lora("diffusion_model.transformer_blocks.0.attn1.to_q", Q)
     | lora("transformer_blocks.1.ff.net.2", (32, 128)),
 }
