@@ -1142,6 +1142,15 @@ def real_number(given: str | float) -> float:
     raise argparse.ArgumentTypeError(f"{given!r} is no number")
 
 
+def percentile(given: str | float) -> float:
+    """Read a percentile: a number from 0 to 100."""
+    value = real_number(given)
+    # NaN compares false, and is refused here, too.
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{given}: percentiles are from 0 to 100")
+    return value
+
+
 def positive_float(given: str | float) -> float:
     """Read a finite number above 0."""
     value = real_number(given)
@@ -1671,9 +1680,13 @@ def original_only(flag: str, path: Path, _: GivenOptions) -> str:
 def model_name(flag: str, path: Path, given: GivenOptions) -> str:
     """Refuse an OUTPUT that is no .safetensors, and tell what may be meant instead."""
     problem = must_end_in(".safetensors", why=", as ComfyUI looks for it")(flag, path, given)
-    if problem and path.is_dir() and exists(given["SOURCE"]):
-        return f"{problem}; give the file to write in that folder"
-    return f"{problem}; are SOURCE and OUTPUT swapped?" if problem and exists(path) else problem
+    if not problem or not exists(path):
+        return problem
+    if path.is_dir() and exists(given["SOURCE"]):
+        problem += "; give the file to write in that folder"
+    # A folder with a model in it may be the SOURCE that is meant.
+    has_model = not path.is_dir() or any(path.glob("*.safetensors"))
+    return problem + "; are SOURCE and OUTPUT swapped?" * (has_model or not exists(given["SOURCE"]))
 
 
 def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
@@ -2225,7 +2238,7 @@ class Options:
 
     input_scale_summary_json: Path | None = option(None, INPUT_SCALES, SUMMARY,
         "calibration summary; also looked for in calib/ beside this script", reads=True)
-    input_scale_summary_percentile: float = option(99.9, INPUT_SCALES, Kind(real_number, "P"),
+    input_scale_summary_percentile: float = option(99.9, INPUT_SCALES, Kind(percentile, "P"),
         "percentile over calls of each call's largest activation (default: {default})",
         needs=["--input-scale-summary-json"])
     input_scale_summary_multiplier: float = option(1.0, INPUT_SCALES, Kind(positive_float, "X"),
@@ -14495,6 +14508,9 @@ def verify_file(task: Verification) -> Check:
     if task.source is not None:
         # Its weights are what the file was made from, scaled or not.
         source, _ = open_source(task.source, plain_fp8=True)
+        if source.quantised and not any(layer.format for layer in layers.values()):
+            told = "nothing in it is quantised, but --source is: are the two swapped?"
+            raise ConvertError(f"{task.file}: {told} ({task.source})")
         source, _ = merge_loras(task.merge_lora, source, partial=task.lora_partial)
         # One name in common makes it worth comparing: all others are then named as missing.
         names = comparable_names(task.file, model.tensors)

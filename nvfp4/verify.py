@@ -235,6 +235,9 @@ def verify_file(task: Verification) -> Check:
     if task.source is not None:
         # Its weights are what the file was made from, scaled or not.
         source, _ = open_source(task.source, plain_fp8=True)
+        if source.quantised and not any(layer.format for layer in layers.values()):
+            told = "nothing in it is quantised, but --source is: are the two swapped?"
+            raise ConvertError(f"{task.file}: {told} ({task.source})")
         source, _ = merge_loras(task.merge_lora, source, partial=task.lora_partial)
         # One name in common makes it worth comparing: all others are then named as missing.
         names = comparable_names(task.file, model.tensors)

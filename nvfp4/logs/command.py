@@ -15,7 +15,7 @@ from nvfp4.errors import examples
 from nvfp4.guides.columns import percentile_key
 from nvfp4.logs.records import LOG_DEFAULTS, Criteria
 from nvfp4.logs.text import render_trade
-from nvfp4.options.kinds import FILE, SUMMARY, natural, real_number
+from nvfp4.options.kinds import FILE, SUMMARY, natural, percentile, real_number
 
 LOGS_DESCRIPTION = """\
 Turn a calibration log into input-scale statistics, plots and a list of sensitive layers.
@@ -52,15 +52,6 @@ LINE_OPTIONS = ("format", "mode", "percentiles", "steps")
 STEP_OPTIONS = ("cfg_passes", "step_percentile")
 
 
-def percentile_number(text: str) -> float:
-    """Read one percentile; raises ArgumentTypeError for what is not from 0 to 100."""
-    value = real_number(text)
-    # NaN compares false, and is refused here, too.
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text}: percentiles are from 0 to 100")
-    return value
-
-
 def percentile_list(text: str) -> tuple[float, ...]:
     """Read percentiles such as 50,99.9 as (50.0, 99.9), ascending and each once.
 
@@ -68,7 +59,7 @@ def percentile_list(text: str) -> tuple[float, ...]:
     what is not from 0 to 100, and for two that would share a column's name: that has six
     significant digits.
     """
-    values = sorted({50.0, *map(percentile_number, text.split(","))})
+    values = sorted({50.0, *map(percentile, text.split(","))})
     if len({*map(percentile_key, values)}) < len(values):
         raise argparse.ArgumentTypeError(f"{text}: two percentiles are equal in six digits")
     return tuple(values)
@@ -116,7 +107,7 @@ LOGS_COMMAND_LINE = {
         "--steps": (COUNT, "steps of a run: also give statistics for each"),
         "--cfg-passes": (COUNT | {"metavar": "M"},
             "calls of a layer in one step, 2 with classifier-free guidance (default: 1)"),
-        "--step-percentile": ({"metavar": "P", "type": percentile_number},
+        "--step-percentile": ({"metavar": "P", "type": percentile},
             "of each step, over its calls (default: the highest of --percentiles); "
             "also each layer's mean, least and largest of these over the steps"),
     },

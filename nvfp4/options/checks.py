@@ -38,9 +38,13 @@ def original_only(flag: str, path: Path, _: GivenOptions) -> str:
 def model_name(flag: str, path: Path, given: GivenOptions) -> str:
     """Refuse an OUTPUT that is no .safetensors, and tell what may be meant instead."""
     problem = must_end_in(".safetensors", why=", as ComfyUI looks for it")(flag, path, given)
-    if problem and path.is_dir() and exists(given["SOURCE"]):
-        return f"{problem}; give the file to write in that folder"
-    return f"{problem}; are SOURCE and OUTPUT swapped?" if problem and exists(path) else problem
+    if not problem or not exists(path):
+        return problem
+    if path.is_dir() and exists(given["SOURCE"]):
+        problem += "; give the file to write in that folder"
+    # A folder with a model in it may be the SOURCE that is meant.
+    has_model = not path.is_dir() or any(path.glob("*.safetensors"))
+    return problem + "; are SOURCE and OUTPUT swapped?" * (has_model or not exists(given["SOURCE"]))
 
 
 def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:

@@ -107,6 +107,15 @@ def real_number(given: str | float) -> float:
     raise argparse.ArgumentTypeError(f"{given!r} is no number")
 
 
+def percentile(given: str | float) -> float:
+    """Read a percentile: a number from 0 to 100."""
+    value = real_number(given)
+    # NaN compares false, and is refused here, too.
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{given}: percentiles are from 0 to 100")
+    return value
+
+
 def positive_float(given: str | float) -> float:
     """Read a finite number above 0."""
     value = real_number(given)

@@ -41,8 +41,8 @@ from nvfp4.options.kinds import (
     lora_file,
     margin,
     natural,
+    percentile,
     positive_float,
-    real_number,
 )
 from nvfp4.options.option import (
     Alias,
@@ -242,7 +242,7 @@ class Options:
 
     input_scale_summary_json: Path | None = option(None, INPUT_SCALES, SUMMARY,
         "calibration summary; also looked for in calib/ beside this script", reads=True)
-    input_scale_summary_percentile: float = option(99.9, INPUT_SCALES, Kind(real_number, "P"),
+    input_scale_summary_percentile: float = option(99.9, INPUT_SCALES, Kind(percentile, "P"),
         "percentile over calls of each call's largest activation (default: {default})",
         needs=["--input-scale-summary-json"])
     input_scale_summary_multiplier: float = option(1.0, INPUT_SCALES, Kind(positive_float, "X"),

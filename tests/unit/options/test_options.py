@@ -194,6 +194,7 @@ def test_a_switch_for_one_value_contradicts_what_that_value_does(capsys):
         ("--input-scale-value", "nan"), ("--input-scale-value", "x"), ("--w4a4-share", "60"),
         ("--input-scale-headroom", "0.5"), ("--edge-blocks", "-1"), ("--target-size", "5XB"),
         ("--merge-lora", "x:0"), ("--include", "("), ("--gguf-nvfp4-max-bitdepth", "4.5"),
+        ("--input-scale-summary-percentile", "101"), ("--input-scale-summary-percentile", "nan"),
         ("--input-scale-summary-json", "no.json"), ("--full-precision-mm-layers", "no.txt"),
     ],
 )  # fmt: skip

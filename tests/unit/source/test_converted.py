@@ -6,8 +6,9 @@ from safetensors.torch import load_file, save_file
 
 from nvfp4.conversion import convert
 from nvfp4.errors import ConvertError
-from nvfp4.options import Options
+from nvfp4.options import Options, Verification
 from nvfp4.read.origin import origin_text
+from nvfp4.verify import verify_file
 
 MADE = "made by convert_nvfp4 0.1.0 of m.safetensors"
 
@@ -96,6 +97,9 @@ def test_swapped_places_are_recognised(folder):
     told = r"new\.safetensors: no such file, but OUTPUT is there and a 16- or 32-bit model: are "
     with pytest.raises(ConvertError, match=told):
         convert(task(folder, "new", "m"))
+    check = Verification(file=folder / "m.safetensors", source=folder / "fp8.safetensors")
+    with pytest.raises(ConvertError, match=r"m\.safetensors: nothing in it is quantised, but --so"):
+        verify_file(check)
     # The output of an earlier run, and what is no model at all, say nothing.
     (folder / "older.safetensors").write_bytes(b"older")
     for output in ("fp8", "older", "missing"):
@@ -112,6 +116,7 @@ def test_an_output_that_is_a_folder_or_an_index_is_told(folder, monkeypatch):
         ("x.safetensors", "shards.safetensors.index.json", "; are SOURCE and OUTPUT swapped?"),
         ("x.safetensors", "models", "; are SOURCE and OUTPUT swapped?"),
         ("m.safetensors", "models", "; give the file to write in that folder"),
+        ("m.safetensors", ".", "in that folder; are SOURCE and OUTPUT swapped?"),
         ("m.safetensors", "o.sft", "looks for it: o.sft"),
     ):
         with pytest.raises(ConvertError) as found:
