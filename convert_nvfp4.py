@@ -7998,7 +7998,7 @@ def find_comfyui(folder: Path | None) -> ComfyUI | None:
     named_by = COMFYUI_ROOT if folder is None else "--comfyui"
     if folder is None and not given:
         return None
-    folder = Path(given).expanduser() if folder is None else folder
+    folder = input_path(given) if folder is None else folder
     if not is_comfyui(folder):
         inner = folder / "ComfyUI"
         instead = f"give {inner}" if is_comfyui(inner) else "give the folder that has main.py"

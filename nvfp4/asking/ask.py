@@ -21,6 +21,7 @@ from nvfp4.asking.question import question_of_job, question_of_model
 from nvfp4.errors import EXCERPT, ConvertError, one_line
 from nvfp4.layout import Job
 from nvfp4.model import Model
+from nvfp4.options.kinds import input_path
 
 # The environment variable that names a ComfyUI where --comfyui does not.
 COMFYUI_ROOT = "COMFYUI_ROOT"
@@ -54,7 +55,7 @@ def find_comfyui(folder: Path | None) -> ComfyUI | None:
     named_by = COMFYUI_ROOT if folder is None else "--comfyui"
     if folder is None and not given:
         return None
-    folder = Path(given).expanduser() if folder is None else folder
+    folder = input_path(given) if folder is None else folder
     if not is_comfyui(folder):
         inner = folder / "ComfyUI"
         instead = f"give {inner}" if is_comfyui(inner) else "give the folder that has main.py"
