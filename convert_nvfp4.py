@@ -5567,7 +5567,14 @@ DEFECTS = {
         Outcome.FAILS,
         "packed weights have neither comfy_quant nor an entry in the header",
         "ComfyUI takes the packed bytes for numbers and stops at their shape",
-        "write both for every layer",
+        "write both for every layer, if it is packed in ComfyUI's order: ModelOpt has another",
+    ),
+    # The names by which they are told are in `nvfp4.quantisers`.
+    "other program": Defect(
+        Outcome.FAILS,
+        "layers are packed by another program, in tensors of its own",
+        "ComfyUI's loader finds no weights there; that program's own nodes may load them",
+        "take the 16- or 32-bit model, or load this file with that program",
     ),
     "empty": Defect(
         Outcome.FAILS,
@@ -8558,6 +8565,51 @@ def percentile_key(percentile: float) -> str:
     return f"p{percentile:g}".replace(".", "_")
 
 
+# ── nvfp4/quantisers.py: Recognise models that other programs quantised, by the names of what they 
+
+# What a layer's tensors end in, all of a row, where a program quantised it. The first row that
+# fits counts: AWQ has what GPTQ has but for one.
+QUANTISERS = (
+    ("Nunchaku SVDQuant", ("qweight", "wscales")),
+    ("GPTQ", ("qweight", "qzeros", "g_idx")),
+    ("AWQ", ("qweight", "qzeros")),
+    ("GPTQ or AWQ", ("qweight", "scales")),
+    ("HQQ", ("W_q",)),
+    ("optimum-quanto", ("weight._data", "weight._scale")),
+    ("torchao", ("_weight_qdata",)),
+    ("bitsandbytes NF4", ("weight.quant_state.bitsandbytes__nf4",)),
+    ("bitsandbytes FP4", ("weight.quant_state.bitsandbytes__fp4",)),
+    ("bitsandbytes 4-bit", ("weight.absmax", "weight.quant_map")),
+    ("bitsandbytes INT8", ("SCB",)),
+    ("compressed-tensors", ("weight_packed",)),
+    ("LightX2V NVFP4", ("weight_global_scale",)),
+    ("EXL2", ("q_weight", "q_scale")),
+    ("EXL3", ("trellis",)),
+    ("AQLM", ("codes", "codebooks")),
+    ("SDNQ", ("scale", "zero_point")),
+    ("SDNQ", ("svd_up", "svd_down")),
+    ("DFloat11", ("encoded_exponent", "sign_mantissa")),
+)
+
+
+def quantiser_of(names: Iterable[str]) -> tuple[str, list[str]]:
+    """Find which program quantised a model: its name, and the layers; or "" and no layers.
+
+    names: of the diffusion model's tensors.
+    """
+    layers = defaultdict(set)
+    suffixes = sorted({suffix for _, row in QUANTISERS for suffix in row}, key=len, reverse=True)
+    for name in names:
+        for suffix in suffixes:
+            if name.endswith(f".{suffix}"):
+                layers[name.removesuffix(f".{suffix}")].add(suffix)
+                break
+    for program, row in QUANTISERS:
+        if found := [layer for layer, has in layers.items() if has.issuperset(row)]:
+            return program, found
+    return "", []
+
+
 # ── nvfp4/guides/calibration.py: Take input scales from files: summaries, recordings, quantised mod
 
 def read_summary(options: Options) -> tuple[list[dict], list[str]]:
@@ -8678,6 +8730,12 @@ def parse_reference_scales(
         scales = {form: amax / form.activation_max for form in scaled}
         found[bare(layer)] = Calibration(scales=scales, source=path.name)
     if not found:
+        program, layers = quantiser_of(tensors)
+        if program:
+            raise ConvertError(
+                f"{path}: is quantised by another program ({program}: {examples(layers)}), whose "
+                "activations are not scaled as ComfyUI scales those of NVFP4 and FP8"
+            )
         raise ConvertError(*[*odd.values()][:1] or [f"{path}: has no input_scale tensors"])
     what = (
         "input scales are left out, as none is one positive float32 beside an NVFP4 or FP8 weight"
@@ -11855,12 +11913,23 @@ def lint_values(layer: StoredLayer) -> Iterator[Finding]:
         yield Finding(defect=defect, name=layer.name, detail=detail)
 
 
-def lint_file(model: Model) -> list[Finding]:
-    """Find defects of a file as a whole: no tensors, or names that ComfyUI does not know.
+def lint_file(
+    model: Model, layers: dict[str, StoredLayer], *, values: bool = True
+) -> list[Finding]:
+    """Find all defects of a file: those of its layers, and those of the file as a whole.
 
-    They are apart from `lint`, which runs on every output, too: no conversion makes them of a
-    source that has neither.
+    Arguments as for `lint`, which runs on every output, too: no conversion makes the others of a
+    source that has none. They are: no tensors, names that ComfyUI does not know, and layers that
+    another program packed, of which nothing else is said.
     """
+    program, packed = quantiser_of(model.tensors)
+    found = [one for one in lint(model, layers, values=values) if one.name not in packed]
+    found += [Finding(defect="other program", name=name, detail=program) for name in packed]
+    return [*found, *lint_names(model)]
+
+
+def lint_names(model: Model) -> list[Finding]:
+    """Find out whether a file has tensors, and names that ComfyUI knows."""
     if not model.tensors:
         return [Finding(defect="empty", name=str(model.files[0]))]
     try:
@@ -14091,48 +14160,6 @@ def has_large_codes(ref: TensorRef) -> bool:
     return not has_no_number(codes) and bool(decode_byte(codes).abs().max() > LARGE_WEIGHT)
 
 
-# ── nvfp4/source/quantisers.py: Recognise models that other programs quantised, by the names of wha
-
-# What a layer's tensors end in, all of a row, where a program quantised it. The first row that
-# fits counts: AWQ has what GPTQ has but for one.
-QUANTISERS = (
-    ("Nunchaku SVDQuant", ("qweight", "wscales")),
-    ("GPTQ", ("qweight", "qzeros", "g_idx")),
-    ("AWQ", ("qweight", "qzeros")),
-    ("GPTQ or AWQ", ("qweight", "scales")),
-    ("HQQ", ("W_q",)),
-    ("optimum-quanto", ("weight._data", "weight._scale")),
-    ("torchao", ("_weight_qdata",)),
-    ("bitsandbytes NF4", ("weight.quant_state.bitsandbytes__nf4",)),
-    ("bitsandbytes FP4", ("weight.quant_state.bitsandbytes__fp4",)),
-    ("bitsandbytes 4-bit", ("weight.absmax", "weight.quant_map")),
-    ("bitsandbytes INT8", ("SCB",)),
-    ("compressed-tensors", ("weight_packed",)),
-    ("LightX2V NVFP4", ("weight_global_scale",)),
-    ("EXL2", ("q_weight", "q_scale")),
-    ("EXL3", ("trellis",)),
-    ("AQLM", ("codes", "codebooks")),
-)
-
-
-def quantiser_of(names: Iterable[str]) -> tuple[str, list[str]]:
-    """Find which program quantised a model: its name, and the layers; or "" and no layers.
-
-    names: of the diffusion model's tensors.
-    """
-    layers = defaultdict(set)
-    suffixes = sorted({suffix for _, row in QUANTISERS for suffix in row}, key=len, reverse=True)
-    for name in names:
-        for suffix in suffixes:
-            if name.endswith(f".{suffix}"):
-                layers[name.removesuffix(f".{suffix}")].add(suffix)
-                break
-    for program, row in QUANTISERS:
-        if found := [layer for layer, has in layers.items() if has.issuperset(row)]:
-            return program, found
-    return "", []
-
-
 # ── nvfp4/source/open.py: Open a model to convert: its quantised layers decoded, kept or refused ──
 
 # Tensors of a decoded layer that are no part of its weight.
@@ -14259,7 +14286,7 @@ def foreign(layer: StoredLayer) -> str:
     """
     configured = layer.configured.config if layer.configured else ""
     if configured != layer.format.config:
-        return "has no configuration of its format"
+        return "has no configuration of its format; other programs pack NVFP4 in another order"
     reason = undecodable(layer)
     if not reason:
         facts = FileFacts(values=True)
@@ -14504,8 +14531,10 @@ def verify_file(task: Verification) -> Check:
         raise ConvertError(*problems) from error
     # Lint looks at headers and scales alone; no weight is decoded yet.
     layers = stored_layers(model)
-    found, damage = [*lint(model, layers), *lint_file(model)], {}
-    if task.source is not None:
+    found, damage = lint_file(model, layers), {}
+    # What another program packed cannot be measured, and would only be missed.
+    measurable = all(finding.defect != "other program" for finding in found)
+    if task.source is not None and measurable:
         # Its weights are what the file was made from, scaled or not.
         source, _ = open_source(task.source, plain_fp8=True)
         if source.quantised and not any(layer.format for layer in layers.values()):
@@ -14557,9 +14586,12 @@ def render_check(check: Check) -> str:
     Defects that are worse than harmless get the advice to convert the original again, since this
     tool mends no quantised file.
     """
-    # Formats that no row describes are among the defects, and not counted here.
+    # Formats that no row describes are among the defects; of these, other programs' are counted.
     schemes = Counter(layer.scheme for layer in check.layers.values())
-    titles = [row.title for row in readable_formats() if schemes[row.title]]
+    schemes.update(one.detail for one in check.findings if one.defect == "other program")
+    programs = [program for program, _ in QUANTISERS]
+    titles = [*(row.title for row in readable_formats()), *dict.fromkeys(programs)]
+    titles = [title for title in titles if schemes[title]]
     quantised = ", ".join(f"{schemes[title]} {title}" for title in titles)
     quantised = f"{quantised} layers" if quantised else "nothing is quantised"
     path, size = check.model.files[0], gigabytes(file_bytes(check.model))

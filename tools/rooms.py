@@ -25,6 +25,7 @@ FLOORS = (
         "numeric": "quantising and its inverse, scale search, rounding by statistics, kernels",
         "families": "known models, as rows",
         "names": "what the names of layers tell: their kind, their order",
+        "quantisers": "other programs' quantised models, told by the names of their tensors",
     },
     {
         "formats": "one file for each way in which a tensor is stored",

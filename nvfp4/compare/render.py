@@ -16,6 +16,7 @@ from nvfp4.compare.schemes import is_unquantised
 from nvfp4.errors import gigabytes, one_line
 from nvfp4.names import kind_of
 from nvfp4.report.summary import least_first
+from nvfp4.stored.defects import DEFECTS
 
 # A column whose cells all match this is set to the right: numbers and sizes, and the headings and
 # gaps that a column of them has.
@@ -89,7 +90,8 @@ def render_verdict(letter: str, side: dict) -> list[str]:
             f"    {defect['examples']}",
         ]
     # A quantised layer of a GGUF, or without a configuration, has nothing in runs either.
-    if not found["runs"] and is_unquantised(side["schemes"]):
+    other = DEFECTS["other program"].what in (defect["what"] for defect in found["defects"])
+    if not found["runs"] and is_unquantised(side["schemes"]) and not other:
         lines.append("  no layer is quantised")
     return lines + [f"  {text}" for text in found["advice"]]
 

@@ -15,7 +15,7 @@ from nvfp4.prefixes import comparable_names
 from nvfp4.read.checkpoint import GGUF_MAGIC, open_model
 from nvfp4.stored.defects import Finding
 from nvfp4.stored.layers import Marker, StoredLayer, find_markers, stored_layers
-from nvfp4.stored.lint import lint, lint_file
+from nvfp4.stored.lint import lint_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ def open_side(path: Path) -> Side:
     weights = {names[x.weight.name]: x for x in stored.values() if x.weight is not None}
     layers = {name.removesuffix(".weight"): layer for name, layer in weights.items()}
     # The rules are those of ComfyUI's own loader, which does not load a GGUF.
-    found = () if is_gguf else (*lint(model, stored, values=False), *lint_file(model))
+    found = () if is_gguf else tuple(lint_file(model, stored, values=False))
     return Side(
         path=path,
         model=model,

@@ -19,6 +19,7 @@ from nvfp4.guides.columns import percentile_key
 from nvfp4.guides.records import Calibration, Recorded
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.options import Options
+from nvfp4.quantisers import quantiser_of
 from nvfp4.read.checkpoint import open_model, opened, parse_header
 from nvfp4.read.json_files import measured_rows, positive, read_rows
 from nvfp4.read.tensors import load
@@ -142,6 +143,12 @@ def parse_reference_scales(
         scales = {form: amax / form.activation_max for form in scaled}
         found[bare(layer)] = Calibration(scales=scales, source=path.name)
     if not found:
+        program, layers = quantiser_of(tensors)
+        if program:
+            raise ConvertError(
+                f"{path}: is quantised by another program ({program}: {examples(layers)}), whose "
+                "activations are not scaled as ComfyUI scales those of NVFP4 and FP8"
+            )
         raise ConvertError(*[*odd.values()][:1] or [f"{path}: has no input_scale tensors"])
     what = (
         "input scales are left out, as none is one positive float32 beside an NVFP4 or FP8 weight"

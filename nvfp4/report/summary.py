@@ -20,6 +20,7 @@ from nvfp4.formats.base import readable_formats
 from nvfp4.model import bare
 from nvfp4.numeric.damage import Damage
 from nvfp4.plan.records import TensorPlan
+from nvfp4.quantisers import QUANTISERS
 from nvfp4.read.checkpoint import file_bytes
 from nvfp4.report.data import Report, label_of, matmuls, totals
 from nvfp4.stored.defects import DEFECTS, Finding, Outcome, grouped
@@ -55,9 +56,12 @@ def render_check(check: Check) -> str:
     Defects that are worse than harmless get the advice to convert the original again, since this
     tool mends no quantised file.
     """
-    # Formats that no row describes are among the defects, and not counted here.
+    # Formats that no row describes are among the defects; of these, other programs' are counted.
     schemes = Counter(layer.scheme for layer in check.layers.values())
-    titles = [row.title for row in readable_formats() if schemes[row.title]]
+    schemes.update(one.detail for one in check.findings if one.defect == "other program")
+    programs = [program for program, _ in QUANTISERS]
+    titles = [*(row.title for row in readable_formats()), *dict.fromkeys(programs)]
+    titles = [title for title in titles if schemes[title]]
     quantised = ", ".join(f"{schemes[title]} {title}" for title in titles)
     quantised = f"{quantised} layers" if quantised else "nothing is quantised"
     path, size = check.model.files[0], gigabytes(file_bytes(check.model))

@@ -18,12 +18,12 @@ from nvfp4.errors import ConvertError, examples
 from nvfp4.formats.base import is_quantised_part, layer_parts, marker_names
 from nvfp4.model import Coding, Model, Source, TensorRef, diffusion_prefix, is_beside
 from nvfp4.prefixes import named_for_comfyui
+from nvfp4.quantisers import quantiser_of
 from nvfp4.read.checkpoint import open_model
 from nvfp4.read.origin import origin_text
 from nvfp4.source.beside import carried, flaws_beside, kept_part, note_beside
 from nvfp4.source.lora_names import parse_key
 from nvfp4.source.plain import plain_notes, taken_as_is
-from nvfp4.source.quantisers import quantiser_of
 from nvfp4.stored.defects import DEFECTS, grouped
 from nvfp4.stored.layers import StoredLayer, coding_of, stored_layers, undecodable
 from nvfp4.stored.lint import FileFacts, lint, lint_scalars, lint_values
@@ -152,7 +152,7 @@ def foreign(layer: StoredLayer) -> str:
     """
     configured = layer.configured.config if layer.configured else ""
     if configured != layer.format.config:
-        return "has no configuration of its format"
+        return "has no configuration of its format; other programs pack NVFP4 in another order"
     reason = undecodable(layer)
     if not reason:
         facts = FileFacts(values=True)

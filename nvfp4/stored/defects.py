@@ -222,7 +222,14 @@ DEFECTS = {
         Outcome.FAILS,
         "packed weights have neither comfy_quant nor an entry in the header",
         "ComfyUI takes the packed bytes for numbers and stops at their shape",
-        "write both for every layer",
+        "write both for every layer, if it is packed in ComfyUI's order: ModelOpt has another",
+    ),
+    # The names by which they are told are in `nvfp4.quantisers`.
+    "other program": Defect(
+        Outcome.FAILS,
+        "layers are packed by another program, in tensors of its own",
+        "ComfyUI's loader finds no weights there; that program's own nodes may load them",
+        "take the 16- or 32-bit model, or load this file with that program",
     ),
     "empty": Defect(
         Outcome.FAILS,

@@ -23,6 +23,7 @@ from nvfp4.model import COMFYUI_PREFIXES, Model, bare, diffusion_prefix, is_besi
 from nvfp4.modules import not_linear, shape_read
 from nvfp4.numeric.float8 import decode_byte
 from nvfp4.prefixes import comfyui_names
+from nvfp4.quantisers import quantiser_of
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.tensors import load
 from nvfp4.stored.defects import Finding
@@ -289,12 +290,23 @@ def lint_values(layer: StoredLayer) -> Iterator[Finding]:
         yield Finding(defect=defect, name=layer.name, detail=detail)
 
 
-def lint_file(model: Model) -> list[Finding]:
-    """Find defects of a file as a whole: no tensors, or names that ComfyUI does not know.
+def lint_file(
+    model: Model, layers: dict[str, StoredLayer], *, values: bool = True
+) -> list[Finding]:
+    """Find all defects of a file: those of its layers, and those of the file as a whole.
 
-    They are apart from `lint`, which runs on every output, too: no conversion makes them of a
-    source that has neither.
+    Arguments as for `lint`, which runs on every output, too: no conversion makes the others of a
+    source that has none. They are: no tensors, names that ComfyUI does not know, and layers that
+    another program packed, of which nothing else is said.
     """
+    program, packed = quantiser_of(model.tensors)
+    found = [one for one in lint(model, layers, values=values) if one.name not in packed]
+    found += [Finding(defect="other program", name=name, detail=program) for name in packed]
+    return [*found, *lint_names(model)]
+
+
+def lint_names(model: Model) -> list[Finding]:
+    """Find out whether a file has tensors, and names that ComfyUI knows."""
     if not model.tensors:
         return [Finding(defect="empty", name=str(model.files[0]))]
     try:

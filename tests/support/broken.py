@@ -259,6 +259,17 @@ def legacy_weight_in_e5m2(file):
     file.put("weight", weight.to(torch.float8_e5m2), file.fp8)
 
 
+@case("other program")
+def a_layer_packed_by_gptq(file):
+    for suffix in ("weight", "weight_scale", "comfy_quant"):
+        file.drop(suffix, file.fp8)
+    file.layers.pop(file.fp8)
+    file.put("qweight", torch.zeros(32, 256, dtype=torch.int32), file.fp8)
+    file.put("qzeros", torch.zeros(2, 32, dtype=torch.int32), file.fp8)
+    file.put("scales", torch.ones(2, 256).half(), file.fp8)
+    file.put("g_idx", torch.arange(256, dtype=torch.int32), file.fp8)
+
+
 @case("per row")
 def fp8_scale_for_every_row(file):
     scale = file.get("weight_scale", file.fp8)

@@ -4,8 +4,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from nvfp4.cli.entry import main as convert
+from nvfp4.compare.entry import compare_models as compare
 from nvfp4.errors import ConvertError
 from nvfp4.source.open import open_source
+from nvfp4.stored.defects import DEFECTS
 
 LAYER = "transformer_blocks.0.attn.to_q"
 PACKED = {
@@ -25,6 +28,8 @@ PACKED = {
     "EXL2": ["q_weight", "q_scale", "q_groups"],
     "EXL3": ["trellis", "suh", "svh"],
     "AQLM": ["codes", "codebooks", "scales"],
+    "SDNQ": ["weight", "scale", "zero_point"],
+    "DFloat11": ["encoded_exponent", "sign_mantissa", "luts", "output_positions", "gaps"],
 }  # fmt: skip
 
 
@@ -56,3 +61,40 @@ def test_a_quantised_text_encoder_beside_the_model_is_no_reason(tmp_path):
     }
     save_file(tensors, tmp_path / "m.safetensors")
     assert len(open_source(tmp_path / "m.safetensors").model.tensors) == 5
+
+
+def packed_file(tmp_path, program):
+    tensors = {f"{LAYER}.{part}": torch.ones(16, 16, dtype=torch.uint8) for part in PACKED[program]}
+    tensors |= {"img_in.weight": torch.ones(32, 32), "img_in.bias": torch.ones(32)}
+    save_file(tensors, tmp_path / "packed.safetensors")
+    return tmp_path / "packed.safetensors"
+
+
+@pytest.mark.parametrize("program", PACKED)
+def test_verifying_and_comparing_say_whose_layers_they_are(tmp_path, capsys, program):
+    path, source = packed_file(tmp_path, program), tmp_path / "m.safetensors"
+    whole = {f"{LAYER}.weight": torch.ones(32, 32), "img_in.weight": torch.ones(32, 32)}
+    save_file(whole, source)
+    commands = [
+        (convert, ["--verify", str(path)]),
+        (convert, ["--verify", str(path), "--source", str(source), "--quiet"]),
+        (compare, [str(source), str(path), "--values"]),
+    ]
+    for main, command in commands:
+        main(command)
+        printed = capsys.readouterr().out
+        assert f"FAILS{'' if main is convert else ':'}" in printed
+        assert f"1 x {DEFECTS['other program'].what}" in printed
+        assert f"{LAYER} ({program})" in printed
+        # Neither is anything else said of such layers, nor are they called missing.
+        assert "WRONG" not in printed
+        assert "nothing is quantised" not in printed
+
+
+def test_a_file_of_another_program_has_no_input_scales_for_comfyui(tmp_path, capsys):
+    path, source = packed_file(tmp_path, "optimum-quanto"), tmp_path / "m.safetensors"
+    save_file({f"{LAYER}.weight": torch.ones(32, 32)}, source)
+    command = [str(source), str(tmp_path / "o.safetensors"), "--preset", "all", "--quiet"]
+    assert convert([*command, "--input-scale-from", str(path)]) == 1
+    told = capsys.readouterr().err
+    assert f"is quantised by another program (optimum-quanto: {LAYER})" in told

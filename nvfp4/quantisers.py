@@ -28,6 +28,9 @@ QUANTISERS = (
     ("EXL2", ("q_weight", "q_scale")),
     ("EXL3", ("trellis",)),
     ("AQLM", ("codes", "codebooks")),
+    ("SDNQ", ("scale", "zero_point")),
+    ("SDNQ", ("svd_up", "svd_down")),
+    ("DFloat11", ("encoded_exponent", "sign_mantissa")),
 )
 
 
