@@ -8728,7 +8728,7 @@ def parse_reference_scales(
             odd[layer] = str(error)
             continue
         scales = {form: amax / form.activation_max for form in scaled}
-        found[bare(layer)] = Calibration(scales=scales, source=path.name)
+        found[bare(unwrapped(layer))] = Calibration(scales=scales, source=path.name)
     if not found:
         program, layers = quantiser_of(tensors)
         if program:
@@ -13337,6 +13337,8 @@ DIFFUSERS = (
         r"adaln_single_emb_aspect_ratio_embedder_(\w+)": r"ar_embedder_\1",
         r"caption_projection_linear_([12])": r"y_embedder_y_proj_fc\1",
     }),
+    # ACE-Step 1.5, whose LoRAs are trained on the decoder alone.
+    ("", "decoder_", {r"(?P<same>(?:layers|proj_in|proj_out|time_embed).+)": r"\g<same>"}),
     # UNets, with blocks that `canonical` has renumbered.
     (r"((?:in|out)put_blocks_\d+_\d)_", r"\1_", UNET_LAYERS),
     ("mid_block_resnets_0_", "middle_block_0_", UNET_LAYERS),

@@ -47,8 +47,10 @@ BINS = (LAST_OCTAVE - FIRST_OCTAVE) * BINS_PER_OCTAVE + 2
 # Figures of up to 1024 calls stay on the device: fetching them makes the CPU wait for it.
 CALLS_HELD = 1024
 
-# What torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
-WRAPPED = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(\.|$)")
+# What torch.compile, FSDP, activation checkpointing and Lightning put into the names of what they
+# wrap; the converter's nvfp4/model.py has the same.
+WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_fpw_module|_forward_module"
+WRAPPED = re.compile(rf"(?<![^.])({WRAPPERS})(\.|$)")
 
 SUMS = ("sum", "sum_of_squares", "block_histogram", "quantisation")
 

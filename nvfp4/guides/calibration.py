@@ -17,7 +17,7 @@ from nvfp4.formats.fp8 import FP8
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.columns import percentile_key
 from nvfp4.guides.records import Calibration, Recorded
-from nvfp4.model import Model, TensorRef, bare
+from nvfp4.model import Model, TensorRef, bare, unwrapped
 from nvfp4.options import Options
 from nvfp4.quantisers import quantiser_of
 from nvfp4.read.checkpoint import open_model, opened, parse_header
@@ -141,7 +141,7 @@ def parse_reference_scales(
             odd[layer] = str(error)
             continue
         scales = {form: amax / form.activation_max for form in scaled}
-        found[bare(layer)] = Calibration(scales=scales, source=path.name)
+        found[bare(unwrapped(layer))] = Calibration(scales=scales, source=path.name)
     if not found:
         program, layers = quantiser_of(tensors)
         if program:

@@ -8,12 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nvfp4.errors import ConvertError
+from nvfp4.guides.calibration import read_reference_scales
 from nvfp4.guides.layer_config import match_layer_list
 from nvfp4.guides.recording import RECORDING_FORMAT, read_recording
-from nvfp4.model import unwrapped
+from nvfp4.model import WRAPPERS, unwrapped
 from nvfp4.read.checkpoint import open_model
 from support.logs import line, log_of, rows_of
 from support.plans import plans_of
+from support.recorder import recorder
 
 METADATA = {"format": RECORDING_FORMAT, "version": "1"}
 WRAPPED = {
@@ -90,6 +92,17 @@ def test_summaries_lists_and_sensitivity_files_of_a_compiled_model(tiny, tmp_pat
     listed.write_text(f"{name}  # compiled\n")
     found = match_layer_list(listed, open_model(tiny))
     assert (found.weights, found.unknown) == ({f"{layer}.weight"}, frozenset())
+
+
+def test_input_scales_of_a_compiled_model(tmp_path):
+    name = compiled_name("blocks.2.ffn.0")
+    tensors = {f"{name}.weight": torch.zeros(16, 8, dtype=torch.uint8)}
+    save_file(tensors | {f"{name}.input_scale": torch.tensor(0.5)}, tmp_path / "r.safetensors")
+    assert [*read_reference_scales(tmp_path / "r.safetensors")[0]] == ["blocks.2.ffn.0"]
+
+
+def test_the_recorder_knows_the_same_wrappers():
+    assert recorder.WRAPPERS == WRAPPERS
 
 
 def test_a_log_of_a_compiled_model_goes_on_with_a_plain_one(tmp_path, capsys):

@@ -197,6 +197,15 @@ def test_the_processors_of_xlabs_and_uso(tmp_path):
         assert torch.allclose(merged[f"{layer}.weight"], expected, rtol=1e-5, atol=1e-5), name
 
 
+@pytest.mark.parametrize("prefix", ["base_model.model.", "lycoris_", ""])
+def test_layers_of_the_decoder_alone(tmp_path, prefix):
+    """Of ACE-Step 1.5, as ComfyUI maps them."""
+    state = {"decoder.layers.0.self_attn.q_proj.weight": rand(*SHAPE)}
+    layer = "layers.0.self_attn.q_proj"
+    layer = layer.replace(".", "_") if prefix.endswith("_") else layer
+    assert [*ours(tmp_path, state, (lora(prefix + layer, SHAPE), 1.0))] == [*state]
+
+
 NOT_CERTAIN = {
     "1 a scalar of LyCORIS": {f"{LAYER}.scalar": torch.tensor(0.5)},
     "1 of PEFT's DoRA": {f"{LAYER}.lora_magnitude_vector.weight": rand(32)},
