@@ -321,7 +321,42 @@ def source_samples() -> list[bytes]:
         to_bytes(hostile.fp8_source()),
         to_bytes(hostile.TO_VERIFY["legacy scale of float32"]),
         to_bytes({f"blocks.{n}.x.weight": c.torch.ones(32, 32) for n in (0, 1)}),
+        *scaled_samples(),
     ]
+
+
+def scaled_samples() -> list[bytes]:
+    """Layers scaled by rows, by blocks and by tensor, in every dtype that a source may have."""
+    ones, codes = c.torch.ones, c.torch.ones(32, 64).to(c.torch.float8_e4m3fn)
+    rotated = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}
+    kinds = (
+        {"weight": codes, "weight_scale": ones(32, 1)},
+        {"weight": codes, "weight_scale_inv": ones(1, 1)},
+        {"weight": codes, "scale_weight": ones(32, 2, 1)},
+        {"weight": codes.to(c.torch.float8_e5m2), "weight_scale": ones(()).bfloat16()},
+        {"weight": codes, "weight_scale": c.torch.full((128, 4), 127, dtype=c.torch.uint8),
+         "comfy_quant": hostile.byte_text(b'{"format": "mxfp8"}')},
+        {"weight": ones(32, 64, dtype=c.torch.int8), "weight_scale": ones(32, 1),
+         "comfy_quant": hostile.byte_text(json.dumps(rotated).encode())},
+    )  # fmt: skip
+    found = [to_bytes({f"{hostile.LAYER}.{n}": part for n, part in kind.items()}) for kind in kinds]
+    inside = {f"model.diffusion_model.blocks.{n}.x.weight": ones(32, 32) for n in (0, 1)}
+    beside = {f"text_encoders.t5.{name}": ones(4, 4) for name in ("weight", "scale_weight")}
+    marker = {"text_encoders.t5.scaled_fp8": c.torch.zeros(2).to(c.torch.float8_e4m3fn)}
+    return [*found, to_bytes(inside | beside | marker)]
+
+
+def read_split(path: Path) -> object:
+    """The first part of two, beside a sound second one."""
+    path.with_name("f-00002-of-00002.gguf").write_bytes(split_part(1))
+    return c.open_gguf(path)
+
+
+def split_part(number: int) -> bytes:
+    """One of two parts of a GGUF, counted from 0."""
+    keys = ("split.no", number), ("split.count", 2), ("split.tensors.count", 2)
+    pairs = (hostile.pair(key, hostile.U32, struct.pack("<I", value)) for key, value in keys)
+    return hostile.gguf(*pairs, hostile.tensor(f"blocks.{number}.x.weight"), pairs=3)
 
 
 def gguf_samples() -> list[bytes]:
@@ -359,6 +394,7 @@ SAMPLES: dict[str, tuple[str, list[bytes], tuple[Change, ...]]] = {  # file, con
     "recording": ("f.safetensors", [to_bytes(hostile.recorded(), hostile.KIND),
                                     to_bytes(hostile.with_moments(), hostile.MOMENTS)], BINARY),
     "gguf": ("f.gguf", gguf_samples(), (change_bytes,)),
+    "split gguf": ("f-00001-of-00002.gguf", [split_part(0)], (change_bytes,)),
     "index": ("f.json", as_json(INDEX), TEXT),
     "config": ("f.json", as_json(CONFIG), TEXT),
     "summary": ("f.json", summary_samples(), TEXT),
@@ -374,6 +410,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {  # samples, and wha
     "header": ("header", c.read_header),
     "index": ("index", c.open_model),
     "gguf": ("gguf", c.open_gguf),
+    "split gguf": ("split gguf", read_split),
     "source": ("source", c.open_source),
     "summary": ("summary", read_scales),
     "sensitivity": ("summary", read_figures),
