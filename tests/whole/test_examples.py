@@ -59,7 +59,8 @@ def run(script, places, *arguments):
 @needs_bash
 @pytest.mark.parametrize("script", NAMES)
 def test_the_script_converts_its_models(script, places):
-    done = run(script, places, "--quiet")
+    # The shipped lists tell of 30 and 40 blocks, the tiny model has 8.
+    done = run(script, places, "--quiet", "--partial-guide")
     assert done.returncode == 0, done.stderr
     made = {path.name for path in places["OUTPUTS"].iterdir()}
     assert made == {output for _, _, output in NAMES[script]}
@@ -70,7 +71,7 @@ def test_the_script_converts_its_models(script, places):
 @needs_bash
 @pytest.mark.parametrize("script", NAMES)
 def test_a_dry_run_passes_through(script, places):
-    done = run(script, places, "--dry-run", "--quiet")
+    done = run(script, places, "--dry-run", "--quiet", "--partial-guide")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(", exactly ") == len(NAMES[script])
     assert not list(places["OUTPUTS"].iterdir())

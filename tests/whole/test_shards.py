@@ -47,13 +47,14 @@ def test_shards_hold_what_the_single_file_holds(sharded, converted):
         )
 
 
-def test_every_shard_tells_of_its_own_layers(sharded):
+def test_every_shard_tells_of_its_own_layers(sharded, capsys):
     for path in sharded.parent.glob("o-*.safetensors"):
         tensors, metadata = c.read_header(path)
         packed = {name[:-12] for name in tensors if name.endswith(".comfy_quant")}
         assert packed == set(c.header_layers(metadata))
         assert json.loads(metadata["convert_nvfp4"])["plan"]["NVFP4"] == 28
-        assert c.main(["--verify", str(path), "--quiet"]) == 0
+        assert c.main(["--verify", str(path), "--quiet"]) == 1
+        assert "is one shard of several" in capsys.readouterr().err
 
 
 def test_shards_are_verified_against_their_source(sharded, tiny, capsys):
