@@ -73,9 +73,12 @@ def packed_share(side: Side) -> float:
     """Compute which share of the weights of all linear layers is NVFP4, from 0 to 1.
 
     Weights are counted, not layers or bytes, as they are the multiplications of a step. Layers
-    marked for full-precision matmul count, too. Returns 0 for a file without linear layers.
+    marked for full-precision matmul count, too, and so do banks of experts, which are not packed.
+    Returns 0 for a file without linear layers.
     """
+    banks = (ref for ref in side.model.tensors.values() if ref.is_expert_bank)
     work = sum(math.prod(layer.shape) for layer in side.linear.values())
+    work += sum(math.prod(ref.shape) for ref in banks)
     packed = sum(
         math.prod(layer.shape) for layer in side.linear.values() if has_nvfp4_activations(layer)
     )

@@ -22,8 +22,38 @@ from support.paths import ROOT
 
 TABLE = ROOT / "nvfp4" / "comfy_classes.py"
 WALK = ROOT / "tests" / "support" / "comfy_walk.py"
-# Classes that are newer than the checkouts; their source was read in Comfy-Org/ComfyUI 0.38.
-NEWER: list[tuple] = []
+# What classes that are newer than the checkouts have and read, as their source in Comfy-Org/ComfyUI
+# after 0.33 says (comfy/model_detection.py, comfy/ldm/*/model.py): leave them out once a checkout
+# has them. Prism and Ming-Image add nothing to either.
+KANDINSKY6, QWEN21 = "kandinsky6.model.Kandinsky6", "qwen_image21.model.QwenImage21"
+SENSENOVA = "sensenova.model.SenseNovaU15"
+NEWER_WEIGHTS = [
+    (KANDINSKY6, "visual_token_type_embeddings", 2, 4096, False, "an Embedding"),
+    (SENSENOVA, "language_model.model.embed_tokens", 151936, 4096, False, "an Embedding"),
+]
+NEWER_READS = [
+    (path, f"{name}.weight", dim)
+    for path, dim, names in (
+        (KANDINSKY6, "rows", (
+            "visual_embeddings.in_layer", "audio_embeddings.in_layer", "out_layer.out_layer",
+            "audio_outLayer.out_layer", "video_time_embeddings.out_layer",
+            "audio_time_embeddings.out_layer", "visual_blocks.0.videoT.feed_forward.in_layer",
+            "visual_blocks.0.audioT.feed_forward.in_layer",
+            "visual_blocks.0.va_modulation.out_layer",
+        )),
+        (KANDINSKY6, "columns", (
+            "visual_embeddings.in_layer", "audio_embeddings.in_layer",
+            "video_text_embeddings.in_layer", "video_pooled_text_embeddings.in_layer",
+        )),
+        (QWEN21, "rows", (
+            "img_in", "proj_out", "transformer_blocks.0.img_mlp.gate_up",
+            "transformer_blocks.0.img_mlp.proj",
+        )),
+        (QWEN21, "columns", ("img_in",)),
+        (SENSENOVA, "rows", ("language_model.model.layers.0.self_attn.q_proj_mot_gen",)),
+    )
+    for name in names
+]  # fmt: skip
 
 
 def walked(checkout: str) -> dict[str, list]:
@@ -105,7 +135,7 @@ def render(tables: dict[str, tuple[str, dict]]) -> str:
 
 def main(checkouts: list[str]) -> None:
     found = [walked(checkout) for checkout in checkouts]
-    weights = [row for part in found for row in part["weights"]] + NEWER
+    weights = [row for part in found for row in part["weights"]] + NEWER_WEIGHTS
     not_linear, known = linear_tables(weights)
     tables = {
         "NOT_LINEAR": (
@@ -119,7 +149,7 @@ def main(checkouts: list[str]) -> None:
         "SHAPE_READ": (
             "{layer by whose shape ComfyUI recognises a model, or that it takes apart on loading:\n"
             "(whether it reads rows, whether columns, in which classes)}.",
-            shape_table([row for part in found for row in part["reads"]]),
+            shape_table([row for part in found for row in part["reads"]] + NEWER_READS),
         ),
     }  # fmt: skip
     TABLE.write_text(render(tables), encoding="utf-8", newline="\n")

@@ -23,6 +23,7 @@ ELSEWHERE = {
     "Embedding there",
     "label_emb": "ComfyUI's UNetModel has a plain Embedding there",
     "timestep_features": "ComfyUI's AudioDiffusionTransformer has its own FourierFeatures there",
+    "visual_token_type_embeddings": "ComfyUI's Kandinsky6 has an Embedding there",
     "shared": "ComfyUI's T5 has an Embedding there",
     "encoder.block.5.layer.0.SelfAttention.relative_attention_bias": "ComfyUI's T5 has an "
     "Embedding there",
@@ -111,6 +112,8 @@ def test_published_models_lose_no_linear_layer_to_the_careful_rule(model):
         ("label_emb.0.0", False, True),
         ("y_embedder.mlp.0", False, True),
         ("pixel_blocks.5.adaLN_modulation.0", True, True),
+        ("transformer_blocks.0.img_mlp.gate_up", True, False),
+        ("video_text_embeddings.in_layer", False, True),
     ],
 )
 def test_what_comfyui_reads_of_a_shape(layer, rows, columns):

@@ -114,6 +114,19 @@ def test_the_documented_pair_gets_a_verdict_and_a_way_out(documented, capsys):
     assert len(text.splitlines()) < 100
 
 
+@pytest.mark.parametrize(("experts", "is_noisy"), [(None, True), ((64, 128, 64), False)])
+def test_banks_of_experts_count_among_the_linear_weights(experts, is_noisy, tmp_path, capsys):
+    tensors = {f"blocks.{i}.q.{k}": p for i in range(4) for k, p in NVFP4.parts((256, 64)).items()}
+    if experts:
+        tensors |= {f"blocks.{i}.moe.experts.gate_up_proj": ("BF16", experts) for i in range(4)}
+    layers = {f"blocks.{i}.q": {"format": "nvfp4"} for i in range(4)}
+    metadata = {"_quantization_metadata": json.dumps({"layers": layers})}
+    tensors = dict(sorted(tensors.items(), key=by_size))
+    path = header_only(tmp_path / "m.safetensors", tensors, metadata)
+    _, text = run(path, capsys=capsys)
+    assert ("of the linear weights are NVFP4, which gave noise" in text) == is_noisy
+
+
 def test_the_recipe_makes_the_working_structure(documented, tmp_path, capsys):
     """--recipe scaled-fp8 of the 5B model: the working file's 1,126 tensors, to the dtype."""
     shapes, kinds = wan_shapes("5b"), tmp_path / "m.gguf"
