@@ -13353,7 +13353,9 @@ DIFFUSERS = (
         r"caption_projection_linear_([12])": r"y_embedder_y_proj_fc\1",
     }),
     # ACE-Step 1.5, whose LoRAs are trained on the decoder alone.
-    ("", "decoder_", {r"(?P<same>(?:layers|proj_in|proj_out|time_embed).+)": r"\g<same>"}),
+    ("", "decoder_", {
+        r"(?P<same>(?:layers|proj_in|proj_out|time_embed|condition_embedder).*)": r"\g<same>",
+    }),
     # UNets, with blocks that `canonical` has renumbered.
     (r"((?:in|out)put_blocks_\d+_\d)_", r"\1_", UNET_LAYERS),
     ("mid_block_resnets_0_", "middle_block_0_", UNET_LAYERS),
