@@ -826,6 +826,9 @@ OTHER_PARTS = (
     "text_encoders.", "text_encoder.", "text_encoder_2.", "cond_stage_model.", "conditioner.",
     "first_stage_model.", "vae.", "pretransform.", "clip_l.", "clip_g.", "clip_h.", "t5xxl.",
 )  # fmt: skip
+# What a file is recognised by: names whose first number is one of these, of so many characters, and
+# so many of them. Published models have up to 700 such names.
+TOLD_NUMBERS, MAX_TOLD, MAX_LINES = ("0", "1", "2"), 200, 5000
 # Beginnings of the prefixes that ComfyUI looks for (comfy/model_detection.py). A layer configured
 # in the header under such a name makes it look for the model there.
 COMFYUI_PREFIXES = ("model.", "net.")
@@ -1019,6 +1022,22 @@ def diffusion_prefix(names: Iterable[str]) -> str:
     least = LEAST_PREFIXED * len(names)
     usual = (p for p in PREFIXES if sum(name.startswith(p) for name in names) >= least)
     return next(usual, "") if names else ""
+
+
+def header_text(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Write the lines `name [shape]` by which models and other files are recognised.
+
+    shapes: {name: shape}. Of a row of blocks the first ones stand for all, and what exceeds any
+    published file is left out, so that a hostile one costs no time.
+    """
+    lines = []
+    for name, shape in shapes.items():
+        number = re.search(r"(?<![^.])\d+(?![^.])", name[:MAX_TOLD])
+        if number is None or number[0] in TOLD_NUMBERS:
+            lines.append(f"{name[:MAX_TOLD]} {[*shape]}")
+        if len(lines) == MAX_LINES:
+            break
+    return "\n".join(lines)
 
 
 def is_beside(name: str, prefix: str) -> bool:
@@ -1993,16 +2012,6 @@ ANY_FAMILY = Family(
     blocks=(("blocks", "transformer_blocks", "double_blocks", "single_blocks", "layers"),),
     edge_blocks=0,
 )
-# Models in the names of diffusers, by one key of each, where ComfyUI has others: it loads quantised
-# layers by its own names only.
-DIFFUSERS_NAMES = {
-    "Wan": r"condition_embedder\.text_embedder\.linear_1\.weight ",
-    "Flux, Flux 2 or Hunyuan Video": r"single_transformer_blocks\.0\.",
-    "Z-Image": r"layers\.0\.attention\.to_q\.weight ",
-    "Lumina 2": r"layers\.0\.attn\.to_q\.weight ",
-    "LTX": r"time_embed\.emb\.timestep_embedder\.linear_1\.weight ",
-    "Cosmos": r"time_embed\.t_embedder\.linear_1\.weight ",
-}
 # All names of blocks, each once, for reports that group layers by block.
 TRANSFORMER_BLOCKS = tuple(
     dict.fromkeys(
@@ -2019,7 +2028,7 @@ def model_prefixes(shapes: dict[str, tuple[int, ...]]) -> list[str]:
     shapes: {name: shape}. Returns them in sorted order, "" for names without prefix; [] where no
     family is recognised.
     """
-    header, found = "\n".join(f"{name} {[*shape]}" for name, shape in shapes.items()), set()
+    header, found = header_text(shapes), set()
     for family in FAMILIES.values():
         first, *others = family.keys
         # Prefixes of more than six parts are hostile.
@@ -2034,21 +2043,14 @@ def model_prefixes(shapes: dict[str, tuple[int, ...]]) -> list[str]:
 def recognise(model: Model) -> tuple[str, str]:
     """Find the model's row in FAMILIES: its name, and the variant's; each "" if there is none.
 
-    Only names and shapes are looked at. Raises ConvertError for a model that is named as diffusers
-    does, as ComfyUI could not load what would be made of it.
+    Only names and shapes are looked at.
     """
     # One line for each tensor, so that a key may match name and shape together.
-    header = "\n".join(f"{bare(ref.name)} {[*ref.shape]}" for ref in model.tensors.values())
+    header = header_text({bare(ref.name): ref.shape for ref in model.tensors.values()})
 
     def there(key: str) -> bool:
         return re.search(rf"^{key}", header, re.MULTILINE) is not None
 
-    for title, key in DIFFUSERS_NAMES.items():
-        if there(key):
-            raise ConvertError(
-                f"the source names its tensors as diffusers does ({title}): ComfyUI loads "
-                "quantised layers by its own names only; take the file repackaged for ComfyUI"
-            )
     for name, family in FAMILIES.items():
         if all(map(there, family.keys)):
             return name, next((kind for kind, key in family.variants.items() if there(key)), "")
@@ -8865,6 +8867,159 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
     return known, []
 
 
+# ── nvfp4/file_kinds.py: Tell what a file is that is no diffusion model, by the names of its tensor
+
+# A name of a LoRA's tensor, in any of the spellings that ComfyUI and PEFT have.
+LORA_PART = re.compile(
+    r".+[._](lora(_linear_layer)?[._](up|down|mid|A|B)|hada_[wt][12]|lokr_[wt][12]|dora_scale"
+    r"|lora_magnitude_vector|oft_(blocks|diag)|diff(_b)?$|set_weight$)"
+)
+# What an embedding's vectors are called, one tensor for each text encoder.
+EMBEDDING_NAMES = {"emb_params", "*", "clip_l", "clip_g", "clip_h", "t5xxl", "string_to_param"}
+
+
+class FileKind(NamedTuple):
+    """Describe what a file may be instead of a diffusion model.
+
+    title: to follow "is"; what_to_do: with such a file, as the end of a sentence.
+    keys: regular expressions for the beginning of lines of `header_text`, behind up to four parts
+        of a prefix; all of them have to be there, and `absent` must not.
+    is_like_a_model: whether such files have the layers of a known family as well.
+    """
+
+    title: str
+    what_to_do: str
+    keys: tuple[str, ...] = ()
+    absent: str = ""
+    is_like_a_model: bool = False
+
+
+LORA = FileKind("a LoRA", "give the model, and this with --merge-lora")
+UNMERGED = FileKind(
+    "a model with a LoRA beside its layers, as PEFT trains it",
+    "merge it first (merge_and_unload), or give the original model and the LoRA with --merge-lora",
+)
+EMBEDDING_FILE = FileKind("an embedding (textual inversion)", "it goes into models/embeddings")
+VAE = "a VAE", "ComfyUI loads it with Load VAE, as it is"
+# What text encoders have, in several lines of models. Diffusion models that are built like one have
+# a time step besides.
+TEXT_ENCODERS = (
+    (r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.",),
+    (r"text_model\.encoder\.layers\.0\.",),
+    (r"transformer\.resblocks\.0\.attn\.", r"token_embedding\.weight "),
+    (r"layers\.0\.self_attn\.(q|qkv)_proj\.", r"embed_tokens\.weight "),
+    (r"embeddings\.word_embeddings\.weight ", r"encoder\.layers?\.0\."),
+    # llama.cpp's names, in a GGUF.
+    (r"(enc\.)?blk\.0\.attn_(q|qkv|k)\.", r"token_embd\.weight "),
+)
+TIME_STEP = r"\S*(time_?(step)?_?(embed|in\.|proj)|t_embedder|x_embedder)"
+# ComfyUI maps the names of some of these, in 16 bits alone (comfy/model_detection.py,
+# convert_diffusers_mmdit): a layer's scales and configuration would be lost.
+OTHER_NAMES = "ComfyUI loads quantised layers by its own names; take the file repackaged for it"
+# Models in the names of diffusers: {model: (keys, what native models have besides)}.
+DIFFUSERS_KEYS = {
+    "Wan": ((r"condition_embedder\.text_embedder\.linear_1\.weight ", r"blocks\.0\.attn1\."), ""),
+    "Flux, Flux 2, Chroma or Hunyuan Video": (
+        (r"single_transformer_blocks\.0\.", r"transformer_blocks\.0\.attn\."), ""),
+    "Hunyuan Video 1.5": (
+        (r"context_embedder\.token_refiner\.refiner_blocks\.0\.",
+         r"transformer_blocks\.0\.attn\.add_q_proj\."), ""),
+    "AuraFlow": ((r"joint_transformer_blocks\.0\.attn\.",), ""),
+    "Stable Diffusion 3": (
+        (r"transformer_blocks\.0\.attn\.add_q_proj\.weight ", r"pos_embed\.proj\.weight "), ""),
+    "PixArt": (
+        (r"adaln_single\.emb\.timestep_embedder\.linear_1\.", r"pos_embed\.proj\.weight "), ""),
+    "Z-Image": ((r"layers\.0\.attention\.to_q\.", r"noise_refiner\.0\.attention\.to_q\."), ""),
+    "Ideogram": ((r"layers\.0\.attention\.to_q\.", r"llm_cond_proj\."), ""),
+    "Lumina 2": (
+        (r"layers\.0\.attn\.to_q\.weight ", r"noise_refiner\.0\.attn\.to_q\."),
+        r"(image_index_embedding|ref_image_patch_embedder\.)"),
+    "LTX": ((r"time_embed\.emb\.timestep_embedder\.linear_1\.weight ", r"proj_in\.weight "), ""),
+    "Cosmos": ((r"time_embed\.t_embedder\.linear_1\.weight ", r"transformer_blocks\.0\."), ""),
+    "Mochi": ((r"time_embed\.pooler\.to_kv\.", r"transformer_blocks\.0\.attn1\."), ""),
+    "Krea 2": ((r"text_fusion\.refiner_blocks\.0\.attn\.to_q\.",), ""),
+    "MiniMax H3": ((r"audio_proj_in\.weight ", r"token_refiner\.refiner_blocks\.0\.attn\."), ""),
+    "Stable Audio or MiniMax Music": (
+        (r"preprocess_conv\.weight ", r"transformer_blocks\.0\.attn1?\.to_q\."), ""),
+    "ACE-Step": ((r"layers\.0\.self_attn\.to_q\.", r"layers\.0\.cross_attn\.to_q\."), ""),
+    "Hunyuan DiT": ((r"time_extra_emb\.", r"blocks\.0\.attn1\.to_q\."), ""),
+    "Stable Diffusion": (
+        (r"down_blocks\.\d\.resnets\.0\.(spatial_res_block\.)?conv1\.", r"time_embedding\."),
+        ""),
+    "Stable Cascade": ((r"down_blocks\.\d\.2\.attention\.to_q\.",), ""),
+}  # fmt: skip
+KINDS = (
+    FileKind("a recording of the calibration node", "give it with --activation-stats",
+             (r"\S+\.block_histogram ", r"\S+\.absmax ")),
+    FileKind("a control net", "ComfyUI loads it with Load ControlNet Model, as it is",
+             (r"(control_model\.|controlnet_|input_hint_block\.0\.|zero_convs\.0\.|lora_controlnet "
+              r"|control_layers\.0\.|control_all_x_embedder\.|control_x_embedder\.|pos_embed_input\."
+              r"|control_noise_refiner\.0\.|control_blocks\.0\.)",), is_like_a_model=True),
+    FileKind("an IP-Adapter", "it goes into models/ipadapter",
+             (r"(ip_adapter\.\d+\.|image_proj(_model)?\.(latents|layers\.0|proj)\b)",)),
+    FileKind("a T2I adapter", "ComfyUI loads it with Load ControlNet Model, as it is",
+             (r"(adapter\.)?body\.0\.(resnets\.0\.)?block1\.",)),
+    FileKind("a motion module", "it is for AnimateDiff, as it is",
+             (r"(down|up)_blocks\.0\.motion_modules\.0\.",)),
+    *(
+        FileKind(f"a model in the names of diffusers ({title})", OTHER_NAMES, keys, absent, True)
+        for title, (keys, absent) in DIFFUSERS_KEYS.items()
+    ),
+    *(
+        FileKind("a text encoder", "ComfyUI loads it with Load CLIP, as it is", keys, TIME_STEP)
+        for keys in TEXT_ENCODERS
+    ),
+    FileKind("a CLIP vision encoder", "ComfyUI loads it with Load CLIP Vision, as it is",
+             (r"(vision_model\.encoder\.layers\.0\.|visual\.transformer\.resblocks\.0\.)",)),
+    FileKind("an audio encoder", "ComfyUI loads it with its audio encoder loader, as it is",
+             (r"feature_extractor\.conv_layers\.0\.",)),
+    FileKind(*VAE, (r"(de|en)coder\.conv_in\.(\w+\.)?weight ",)),
+    FileKind(*VAE, (r"(de|en)coder\.conv1\.weight ", r"(de|en)coder\.middle\.0\.")),
+    FileKind(*VAE, (r"(de|en)coder\.(block|up_block|down_block|down|up)s?\.0\.",),
+             absent=r"\S*(self_attn|cross_attn|attn_block|to_q)\."),
+    FileKind(*VAE, (r"(de|en)coder\.(conv1|layers\.0)\.(weight(_[vg])? |parametrizations\.|conv\.)",
+                    ),),
+    FileKind(*VAE, (r"taesd_(de|en)coder\.",)),
+    FileKind("a style model", "ComfyUI loads it with Load Style Model, as it is",
+             (r"redux_up\.weight ", r"redux_down\.weight ")),
+    FileKind("an upscaler", "ComfyUI loads it with Load Upscale Model, as it is",
+             (r"((model\.)?1\.sub\.0\.(RDB1|conv)|body\.0\.rdb1\.conv1\.|RRDB_trunk\.0\."
+              r"|layers\.0\.residual_group\.)",)),
+)  # fmt: skip
+
+
+def lora_kind(names: Iterable[str]) -> FileKind | None:
+    """Tell a LoRA, and a model that has one beside its layers, by the names in a file."""
+    names = list(names)
+    count = sum(LORA_PART.match(name) is not None for name in names)
+    if count and any(".base_layer." in name for name in names):
+        return UNMERGED
+    return LORA if 2 * count >= len(names) > 0 else None
+
+
+def kind_of_file(shapes: Mapping[str, tuple[int, ...]], *, is_model: bool) -> FileKind | None:
+    """Tell what a file is that is no diffusion model; None for what may be one.
+
+    shapes: {name: shape} of its tensors, those beside a diffusion model left out; is_model: whether
+    they are recognised as a family's.
+    """
+    if shapes and shapes.keys() <= EMBEDDING_NAMES:
+        return EMBEDDING_FILE
+    if (lora := lora_kind(shapes)) is not None:
+        return lora
+    text = header_text(shapes)
+
+    def there(key: str) -> bool:
+        return re.search(rf"^(?:[\w-]+\.){{0,4}}?{key}", text, re.MULTILINE) is not None
+
+    for kind in KINDS:
+        if is_model and not kind.is_like_a_model:
+            continue
+        if all(map(there, kind.keys)) and not (kind.absent and there(kind.absent)):
+            return kind
+    return None
+
+
 # ── nvfp4/prefixes.py: Find the names that ComfyUI has for a file's tensors, where wrappers and pre
 
 # Parts of names that are nothing but a prefix where all names of a file begin with them. No model
@@ -8984,6 +9139,24 @@ def comparable_names(path: Path, tensors: Mapping[str, TensorRef]) -> dict[str, 
     except ConvertError:
         names = {name: name for name in tensors}
     return {name: bare(new) for name, new in names.items()}
+
+
+def file_kind(path: Path, tensors: Mapping[str, TensorRef]) -> FileKind | None:
+    """Tell what a file is that is no diffusion model; None for what may be one, or is empty.
+
+    Of a file that has more than a diffusion model, that alone is looked at.
+    """
+    # Prefixes of a LoRA are none of the model's.
+    if kind := lora_kind(tensors):
+        return kind
+    try:
+        names = comfyui_names(path, tensors).names
+    except ConvertError:
+        return None
+    prefix = diffusion_prefix(names.values())
+    shapes = {names[name]: ref.shape for name, ref in tensors.items()}
+    own = {name: shape for name, shape in shapes.items() if not is_beside(name, prefix)}
+    return kind_of_file(own or shapes, is_model=bool(model_prefixes(own)))
 
 
 def named_for_comfyui(path: Path, model: Model) -> tuple[Model, list[str]]:
@@ -9301,6 +9474,8 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     `partial`, it covers a part of the model alone.
     """
     stored = open_gguf(path).tensors
+    if kind := file_kind(path, stored):
+        raise ConvertError(f"{path}: is {kind.title}: give the GGUF of the diffusion model")
     # A GGUF's names often lack the prefix that the source's have, or the other way round.
     by_bare = {name: old for old, name in comparable_names(path, stored).items()}
     matched = {name: name if name in stored else by_bare.get(bare(name)) for name in model.tensors}
@@ -11947,6 +12122,9 @@ def lint_names(model: Model) -> list[Finding]:
     """Find out whether a file has tensors, and names that ComfyUI knows."""
     if not model.tensors:
         return [Finding(defect="empty", name=str(model.files[0]))]
+    # Other files have names of their own.
+    if file_kind(model.files[0], model.tensors):
+        return []
     try:
         renaming = comfyui_names(model.files[0], model.tensors)
     except ConvertError:
@@ -14192,11 +14370,11 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
     any others are refused. All that is not of the diffusion model goes over as it is, quantised or
     not. plain_fp8: whether a model whose FP8 has no scales is taken. The notes tell of defects in
     kept layers, of what has no scale, of input scales left out and of names that were changed.
-    Raises ConvertError for what is no model, is a LoRA, or cannot be decoded.
+    Raises ConvertError for what is no diffusion model, or cannot be decoded.
     """
     model = open_model(path)
-    if model.tensors and all(map(parse_key, model.tensors)):
-        raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
+    if kind := lora_kind(model.tensors):
+        raise ConvertError(f"{path}: is {kind.title}: {kind.what_to_do}")
     model, notes = named_for_comfyui(path, model)
     prefix, beside = diffusion_prefix(model.tensors), model.beside
     program, packed = quantiser_of(name for name in model.tensors if name not in beside)
@@ -14205,6 +14383,8 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
             f"{path}: is already quantised ({program}: {examples(packed)}); give the original "
             "16- or 32-bit model"
         )
+    if kind := file_kind(path, model.tensors):
+        raise ConvertError(f"{path}: is {kind.title}: {kind.what_to_do}")
     layers = stored_layers(model)
     tensors, scales = adopted_tensors(path, model, layers)
     inner = [ref for name, ref in tensors.items() if name not in beside]
@@ -14358,11 +14538,13 @@ def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str
 class Check:
     """Hold what a verification found; `render_check` makes text of it.
 
-    model: the file; layers: its layers by name; findings: all defects; damage: {layer: error} of
-    the layers that were measured, empty without a source; asked: what a ComfyUI answered.
+    model: the file; kind: what it is instead of a diffusion model, None for one; layers: its layers
+    by name; findings: all defects; damage: {layer: error} of the layers that were measured, empty
+    without a source; asked: what a ComfyUI answered.
     """
 
     model: Model
+    kind: FileKind | None
     layers: dict[str, StoredLayer]
     findings: tuple[Finding, ...]
     damage: dict[str, Damage]
@@ -14571,7 +14753,14 @@ def verify_file(task: Verification) -> Check:
         found += more
     asked = ask_about_file(comfyui, model, source)
     found += asked.findings if asked else ()
-    return Check(model=model, layers=layers, findings=tuple(found), damage=damage, asked=asked)
+    return Check(
+        model=model,
+        kind=file_kind(task.file, model.tensors),
+        layers=layers,
+        findings=tuple(found),
+        damage=damage,
+        asked=asked,
+    )
 
 
 # ── nvfp4/report/summary.py: Render the report as text for the terminal ───────────────────────────
@@ -14616,6 +14805,11 @@ def render_check(check: Check) -> str:
     path, size = check.model.files[0], gigabytes(file_bytes(check.model))
     title = f"{path.name}: {len(check.model.tensors):,} tensors, {size}, {quantised}"
     defects = render_findings(check.findings) or ["  no defect found"]
+    if kind := check.kind:
+        defects = [
+            f"  is {kind.title}, not a diffusion model: {kind.what_to_do}",
+            *(render_findings(check.findings) or ["  no defect found in its quantised layers"]),
+        ]
     # A file that loads as it should needs no advice, whatever other programs think of it.
     if check.outcome > Outcome.LOADS:
         defects.append("  to have none of these, convert the original model again")

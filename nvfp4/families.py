@@ -13,8 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from nvfp4.errors import ConvertError
-from nvfp4.model import Model, bare
+from nvfp4.model import Model, bare, header_text
 
 # Transformer blocks that stay 16-bit at each end, unless a family or an option says otherwise.
 EDGE_BLOCKS = 2
@@ -291,16 +290,6 @@ ANY_FAMILY = Family(
     blocks=(("blocks", "transformer_blocks", "double_blocks", "single_blocks", "layers"),),
     edge_blocks=0,
 )
-# Models in the names of diffusers, by one key of each, where ComfyUI has others: it loads quantised
-# layers by its own names only.
-DIFFUSERS_NAMES = {
-    "Wan": r"condition_embedder\.text_embedder\.linear_1\.weight ",
-    "Flux, Flux 2 or Hunyuan Video": r"single_transformer_blocks\.0\.",
-    "Z-Image": r"layers\.0\.attention\.to_q\.weight ",
-    "Lumina 2": r"layers\.0\.attn\.to_q\.weight ",
-    "LTX": r"time_embed\.emb\.timestep_embedder\.linear_1\.weight ",
-    "Cosmos": r"time_embed\.t_embedder\.linear_1\.weight ",
-}
 # All names of blocks, each once, for reports that group layers by block.
 TRANSFORMER_BLOCKS = tuple(
     dict.fromkeys(
@@ -317,7 +306,7 @@ def model_prefixes(shapes: dict[str, tuple[int, ...]]) -> list[str]:
     shapes: {name: shape}. Returns them in sorted order, "" for names without prefix; [] where no
     family is recognised.
     """
-    header, found = "\n".join(f"{name} {[*shape]}" for name, shape in shapes.items()), set()
+    header, found = header_text(shapes), set()
     for family in FAMILIES.values():
         first, *others = family.keys
         # Prefixes of more than six parts are hostile.
@@ -332,21 +321,14 @@ def model_prefixes(shapes: dict[str, tuple[int, ...]]) -> list[str]:
 def recognise(model: Model) -> tuple[str, str]:
     """Find the model's row in FAMILIES: its name, and the variant's; each "" if there is none.
 
-    Only names and shapes are looked at. Raises ConvertError for a model that is named as diffusers
-    does, as ComfyUI could not load what would be made of it.
+    Only names and shapes are looked at.
     """
     # One line for each tensor, so that a key may match name and shape together.
-    header = "\n".join(f"{bare(ref.name)} {[*ref.shape]}" for ref in model.tensors.values())
+    header = header_text({bare(ref.name): ref.shape for ref in model.tensors.values()})
 
     def there(key: str) -> bool:
         return re.search(rf"^{key}", header, re.MULTILINE) is not None
 
-    for title, key in DIFFUSERS_NAMES.items():
-        if there(key):
-            raise ConvertError(
-                f"the source names its tensors as diffusers does ({title}): ComfyUI loads "
-                "quantised layers by its own names only; take the file repackaged for ComfyUI"
-            )
     for name, family in FAMILIES.items():
         if all(map(there, family.keys)):
             return name, next((kind for kind, key in family.variants.items() if there(key)), "")

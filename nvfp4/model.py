@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +43,9 @@ OTHER_PARTS = (
     "text_encoders.", "text_encoder.", "text_encoder_2.", "cond_stage_model.", "conditioner.",
     "first_stage_model.", "vae.", "pretransform.", "clip_l.", "clip_g.", "clip_h.", "t5xxl.",
 )  # fmt: skip
+# What a file is recognised by: names whose first number is one of these, of so many characters, and
+# so many of them. Published models have up to 700 such names.
+TOLD_NUMBERS, MAX_TOLD, MAX_LINES = ("0", "1", "2"), 200, 5000
 # Beginnings of the prefixes that ComfyUI looks for (comfy/model_detection.py). A layer configured
 # in the header under such a name makes it look for the model there.
 COMFYUI_PREFIXES = ("model.", "net.")
@@ -236,6 +239,22 @@ def diffusion_prefix(names: Iterable[str]) -> str:
     least = LEAST_PREFIXED * len(names)
     usual = (p for p in PREFIXES if sum(name.startswith(p) for name in names) >= least)
     return next(usual, "") if names else ""
+
+
+def header_text(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Write the lines `name [shape]` by which models and other files are recognised.
+
+    shapes: {name: shape}. Of a row of blocks the first ones stand for all, and what exceeds any
+    published file is left out, so that a hostile one costs no time.
+    """
+    lines = []
+    for name, shape in shapes.items():
+        number = re.search(r"(?<![^.])\d+(?![^.])", name[:MAX_TOLD])
+        if number is None or number[0] in TOLD_NUMBERS:
+            lines.append(f"{name[:MAX_TOLD]} {[*shape]}")
+        if len(lines) == MAX_LINES:
+            break
+    return "\n".join(lines)
 
 
 def is_beside(name: str, prefix: str) -> bool:

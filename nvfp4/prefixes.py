@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from nvfp4.errors import ConvertError, examples
 from nvfp4.families import model_prefixes
+from nvfp4.file_kinds import FileKind, kind_of_file, lora_kind
 from nvfp4.model import (
     COMFYUI_PREFIX,
     PREFIXES,
@@ -25,6 +26,7 @@ from nvfp4.model import (
     TensorRef,
     bare,
     diffusion_prefix,
+    is_beside,
     unwrapped,
 )
 
@@ -145,6 +147,24 @@ def comparable_names(path: Path, tensors: Mapping[str, TensorRef]) -> dict[str, 
     except ConvertError:
         names = {name: name for name in tensors}
     return {name: bare(new) for name, new in names.items()}
+
+
+def file_kind(path: Path, tensors: Mapping[str, TensorRef]) -> FileKind | None:
+    """Tell what a file is that is no diffusion model; None for what may be one, or is empty.
+
+    Of a file that has more than a diffusion model, that alone is looked at.
+    """
+    # Prefixes of a LoRA are none of the model's.
+    if kind := lora_kind(tensors):
+        return kind
+    try:
+        names = comfyui_names(path, tensors).names
+    except ConvertError:
+        return None
+    prefix = diffusion_prefix(names.values())
+    shapes = {names[name]: ref.shape for name, ref in tensors.items()}
+    own = {name: shape for name, shape in shapes.items() if not is_beside(name, prefix)}
+    return kind_of_file(own or shapes, is_model=bool(model_prefixes(own)))
 
 
 def named_for_comfyui(path: Path, model: Model) -> tuple[Model, list[str]]:

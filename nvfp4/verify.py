@@ -18,12 +18,13 @@ from nvfp4.asking.ask import ask_about_file, find_comfyui
 from nvfp4.dtypes import SOURCE_FLOATS
 from nvfp4.encode.compute import CPU_CHUNK, Compute, single_threaded
 from nvfp4.errors import ConvertError, DamagedFileError, of_another_model
+from nvfp4.file_kinds import FileKind
 from nvfp4.formats.base import Format, layer_parts, marker_names
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.numeric.codes import largest_magnitude
 from nvfp4.numeric.damage import ROUNDED_TO, ROUNDED_WRONG_FROM, WRONG_FROM, Damage, measure_damage
 from nvfp4.options import Verification
-from nvfp4.prefixes import comparable_names
+from nvfp4.prefixes import comparable_names, file_kind
 from nvfp4.progress import progress_bar
 from nvfp4.read.checkpoint import open_model
 from nvfp4.read.parts import refuse_lone_shard
@@ -39,11 +40,13 @@ from nvfp4.stored.lint import lint_file
 class Check:
     """Hold what a verification found; `render_check` makes text of it.
 
-    model: the file; layers: its layers by name; findings: all defects; damage: {layer: error} of
-    the layers that were measured, empty without a source; asked: what a ComfyUI answered.
+    model: the file; kind: what it is instead of a diffusion model, None for one; layers: its layers
+    by name; findings: all defects; damage: {layer: error} of the layers that were measured, empty
+    without a source; asked: what a ComfyUI answered.
     """
 
     model: Model
+    kind: FileKind | None
     layers: dict[str, StoredLayer]
     findings: tuple[Finding, ...]
     damage: dict[str, Damage]
@@ -252,4 +255,11 @@ def verify_file(task: Verification) -> Check:
         found += more
     asked = ask_about_file(comfyui, model, source)
     found += asked.findings if asked else ()
-    return Check(model=model, layers=layers, findings=tuple(found), damage=damage, asked=asked)
+    return Check(
+        model=model,
+        kind=file_kind(task.file, model.tensors),
+        layers=layers,
+        findings=tuple(found),
+        damage=damage,
+        asked=asked,
+    )

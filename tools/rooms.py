@@ -26,6 +26,7 @@ FLOORS = (
         "families": "known models, as rows",
         "names": "what the names of layers tell: their kind, their order",
         "quantisers": "other programs' quantised models, told by the names of their tensors",
+        "file_kinds": "what a file is that is no diffusion model, as rows",
     },
     {
         "formats": "one file for each way in which a tensor is stored",

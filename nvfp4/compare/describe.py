@@ -67,6 +67,7 @@ def describe(side: Side, pattern: str = "") -> dict:
         kinds[kind_of(name)][label].update(size)
     return {
         "file": side.path.name,
+        "kind": side.kind.title if side.kind else None,
         "tensors": len(side.model.tensors),
         "bytes": file_bytes(side.model),
         "schemes": {label: dict(sizes) for label, sizes in schemes.items()},

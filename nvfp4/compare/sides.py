@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from nvfp4.file_kinds import FileKind
 from nvfp4.guides.gguf import open_gguf
 from nvfp4.model import Model
-from nvfp4.prefixes import comparable_names
+from nvfp4.prefixes import comparable_names, file_kind
 from nvfp4.read.checkpoint import GGUF_MAGIC, open_model
 from nvfp4.stored.defects import Finding
 from nvfp4.stored.layers import Marker, StoredLayer, find_markers, stored_layers
@@ -23,6 +24,7 @@ class Side:
     """Hold one checkpoint as it lies there, and what is wrong with it.
 
     path: as it was given; model: its headers and metadata.
+    kind: what it is instead of a diffusion model, None for one.
     is_gguf: whether it is a GGUF, which ComfyUI's own loader does not take.
     names: {name of a tensor: its name without prefix and wrappers}.
     layers: all that have a weight, by such names.
@@ -33,6 +35,7 @@ class Side:
 
     path: Path
     model: Model
+    kind: FileKind | None
     is_gguf: bool
     names: dict[str, str]
     layers: dict[str, StoredLayer]
@@ -66,6 +69,7 @@ def open_side(path: Path) -> Side:
     return Side(
         path=path,
         model=model,
+        kind=file_kind(path, model.tensors),
         is_gguf=is_gguf,
         names=names,
         layers=layers,

@@ -118,12 +118,14 @@ def verdict(side: Side) -> dict:
     if side.is_gguf:
         return {"outcome": None, "ending": GGUF_ENDING, "runs": {}, "defects": [], "advice": []}
     advised = advice(side)
+    if side.kind:
+        advised = [(Outcome.LOADS, side.kind.what_to_do)]
     outcomes = [finding.outcome for finding in side.findings] + [level for level, _ in advised]
     outcome = max(outcomes, default=Outcome.LOADS)
     counts = Counter(scheme_of(layer, side) for layer in side.linear.values())
     return {
         "outcome": outcome.name,
-        "ending": ENDINGS[outcome],
+        "ending": f"is {side.kind.title}, not a diffusion model" if side.kind else ENDINGS[outcome],
         "runs": {
             scheme.label: {"layers": count, "how": scheme.how}
             for scheme, count in counts.items()

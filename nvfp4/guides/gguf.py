@@ -19,7 +19,7 @@ from nvfp4.errors import ConvertError, examples, of_another_model
 from nvfp4.files import exists, size_of, translated
 from nvfp4.guides.records import GGUF_BITS
 from nvfp4.model import Model, TensorRef, bare
-from nvfp4.prefixes import comparable_names
+from nvfp4.prefixes import comparable_names, file_kind
 from nvfp4.read.beginnings import TELLING_BYTES, refuse_foreign
 from nvfp4.read.checkpoint import GGUF_MAGIC, MAX_NAME, numbered
 from nvfp4.read.parts import sibling
@@ -269,6 +269,8 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     `partial`, it covers a part of the model alone.
     """
     stored = open_gguf(path).tensors
+    if kind := file_kind(path, stored):
+        raise ConvertError(f"{path}: is {kind.title}: give the GGUF of the diffusion model")
     # A GGUF's names often lack the prefix that the source's have, or the other way round.
     by_bare = {name: old for old, name in comparable_names(path, stored).items()}
     matched = {name: name if name in stored else by_bare.get(bare(name)) for name in model.tensors}

@@ -67,6 +67,11 @@ def render_check(check: Check) -> str:
     path, size = check.model.files[0], gigabytes(file_bytes(check.model))
     title = f"{path.name}: {len(check.model.tensors):,} tensors, {size}, {quantised}"
     defects = render_findings(check.findings) or ["  no defect found"]
+    if kind := check.kind:
+        defects = [
+            f"  is {kind.title}, not a diffusion model: {kind.what_to_do}",
+            *(render_findings(check.findings) or ["  no defect found in its quantised layers"]),
+        ]
     # A file that loads as it should needs no advice, whatever other programs think of it.
     if check.outcome > Outcome.LOADS:
         defects.append("  to have none of these, convert the original model again")

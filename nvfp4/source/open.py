@@ -15,14 +15,14 @@ from pathlib import Path
 
 from nvfp4.dtypes import ONE_BYTE
 from nvfp4.errors import ConvertError, examples
+from nvfp4.file_kinds import lora_kind
 from nvfp4.formats.base import is_quantised_part, layer_parts, marker_names
 from nvfp4.model import Coding, Model, Source, TensorRef, diffusion_prefix, is_beside
-from nvfp4.prefixes import named_for_comfyui
+from nvfp4.prefixes import file_kind, named_for_comfyui
 from nvfp4.quantisers import quantiser_of
 from nvfp4.read.checkpoint import open_model
 from nvfp4.read.origin import origin_text
 from nvfp4.source.beside import carried, flaws_beside, kept_part, note_beside
-from nvfp4.source.lora_names import parse_key
 from nvfp4.source.plain import plain_notes, taken_as_is
 from nvfp4.stored.defects import DEFECTS, grouped
 from nvfp4.stored.layers import StoredLayer, coding_of, stored_layers, undecodable
@@ -39,11 +39,11 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
     any others are refused. All that is not of the diffusion model goes over as it is, quantised or
     not. plain_fp8: whether a model whose FP8 has no scales is taken. The notes tell of defects in
     kept layers, of what has no scale, of input scales left out and of names that were changed.
-    Raises ConvertError for what is no model, is a LoRA, or cannot be decoded.
+    Raises ConvertError for what is no diffusion model, or cannot be decoded.
     """
     model = open_model(path)
-    if model.tensors and all(map(parse_key, model.tensors)):
-        raise ConvertError(f"{path}: is a LoRA: give the model, and this with --merge-lora")
+    if kind := lora_kind(model.tensors):
+        raise ConvertError(f"{path}: is {kind.title}: {kind.what_to_do}")
     model, notes = named_for_comfyui(path, model)
     prefix, beside = diffusion_prefix(model.tensors), model.beside
     program, packed = quantiser_of(name for name in model.tensors if name not in beside)
@@ -52,6 +52,8 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
             f"{path}: is already quantised ({program}: {examples(packed)}); give the original "
             "16- or 32-bit model"
         )
+    if kind := file_kind(path, model.tensors):
+        raise ConvertError(f"{path}: is {kind.title}: {kind.what_to_do}")
     layers = stored_layers(model)
     tensors, scales = adopted_tensors(path, model, layers)
     inner = [ref for name, ref in tensors.items() if name not in beside]

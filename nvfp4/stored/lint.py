@@ -22,7 +22,7 @@ from nvfp4.formats.scaled_fp8 import SCALED_FP8
 from nvfp4.model import COMFYUI_PREFIXES, Model, bare, diffusion_prefix, is_beside
 from nvfp4.modules import not_linear, shape_read
 from nvfp4.numeric.float8 import decode_byte
-from nvfp4.prefixes import comfyui_names
+from nvfp4.prefixes import comfyui_names, file_kind
 from nvfp4.quantisers import quantiser_of
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.tensors import load
@@ -309,6 +309,9 @@ def lint_names(model: Model) -> list[Finding]:
     """Find out whether a file has tensors, and names that ComfyUI knows."""
     if not model.tensors:
         return [Finding(defect="empty", name=str(model.files[0]))]
+    # Other files have names of their own.
+    if file_kind(model.files[0], model.tensors):
+        return []
     try:
         renaming = comfyui_names(model.files[0], model.tensors)
     except ConvertError:

@@ -34,21 +34,6 @@ NONE = ("--preset", "none", "--include", r"blocks\.", "--quiet")
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "condition_embedder.text_embedder.linear_1.weight",
-        "single_transformer_blocks.0.attn.to_q.weight",
-        "layers.0.attention.to_q.weight",
-    ],
-)
-def test_names_of_diffusers_are_refused_with_the_reason(tmp_path, name):
-    save_file({name: torch.ones(32, 32)}, tmp_path / "m.safetensors")
-    command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors"), *NONE]
-    with pytest.raises(ConvertError, match="names its tensors as diffusers does"):
-        convert(parse_options([*command[:-1], "--preset", "all"]))
-
-
-@pytest.mark.parametrize(
     ("preset", "problem"),
     [
         ("auto", "is of no family that --list-presets has; give --gguf, --preset smart"),
