@@ -707,7 +707,8 @@ NUMBER_PART = re.compile(r"(?<![^.])\d+(?![^.])")
 # "label_embed", "trainable_cond_mask", "gate", "relative_attention_bias", "pos_enc", "positions".
 CAREFUL_NAME = re.compile(
     r"(emb|embd|embed|embedding|embedder|mask|gate|gating|router|table|token|bias"
-    r"|indicator|direction|codebook|vocab|lookup)s?$|(^|_)pos(?!t|e(_|$)|sib)",
+    r"|indicator|direction|codebook|vocab|lookup|latent)s?$|(^|_)(queries|wte|wpe)$"
+    r"|(^|_)pos(?!t|e(_|$)|sib)",
     re.IGNORECASE,
 )
 CAREFUL_ANYWHERE = "motion_encoder."

@@ -65,6 +65,9 @@ def test_the_careful_rule_alone_would_find_all_that_the_table_has():
         ("blocks.0.scores", (8, 2048), False),
         ("anchors", (200, 4), False),
         ("Vocab_Embeddings", (4096, 512), False),
+        ("transformer.wte", (50257, 768), False),
+        ("learned_queries", (64, 512), False),
+        ("encoder.embed_positions", (1500, 512), False),
     ],
 )
 def test_unknown_names_that_sound_like_embeddings_or_routers_are_doubtful(layer, shape, has_bias):
@@ -80,6 +83,7 @@ def test_unknown_names_that_sound_like_embeddings_or_routers_are_doubtful(layer,
         ("txt_in.input_embedder", (3072, 4096), True),
         ("time_embed.0", (1280, 320), True),
         ("blocks.0.post_proj", (512, 512), False),
+        ("blocks.0.attention.query", (512, 512), False),
         ("blocks.0.pose_proj", (512, 512), False),
         ("blocks.0.head", (8, 512), True),
         ("final_linear", (16, 3072), True),
