@@ -5760,6 +5760,11 @@ class Trouble(NamedTuple):
     detail: str
 
     @property
+    def is_shape(self) -> bool:
+        """Tell whether a tensor has another shape than its module."""
+        return bool(self.name) and self.kind in ("stops", "shape")
+
+    @property
     def finding(self) -> Finding:
         """Make a finding of it."""
         return Finding(
@@ -5784,6 +5789,11 @@ class Taken:
     troubles: tuple[Trouble, ...]
     unsure: str
 
+    @property
+    def stopped(self) -> str:
+        """Tell the error that ended loading, "" without one."""
+        return next((trouble.detail for trouble in self.troubles if not trouble.name), "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -5799,41 +5809,47 @@ class Answer:
 
     @property
     def is_known(self) -> bool:
-        """Tell whether ComfyUI could judge: it answered, and knows the source, if there is one."""
-        if self.file is None or self.file.unsure:
-            return False
-        return self.source is None or bool(self.source.recognised or self.file.recognised)
+        """Tell whether ComfyUI could judge the file: it needs the values of nothing else."""
+        return self.file is not None and not self.file.unsure
 
     @property
     def changed(self) -> str:
-        """Tell what was recognised of the file otherwise than of the source, or ""."""
+        """Tell what is read of the file's configuration otherwise than of the source's, or ""."""
         before, after = self.source, self.file
-        if not (self.is_known and before and before.recognised and after.recognised):
+        if not (self.is_known and before and before.configuration and after.configuration):
             return ""
-        fields = {key: (before.configuration.get(key), after.configuration.get(key))
-                  for key in {**before.configuration, **after.configuration}}  # fmt: skip
-        fields = {"": (before.recognised, after.recognised)} | fields
-        different = [f"{key} {old} -> {new}" for key, (old, new) in fields.items() if old != new]
-        return ", ".join(text.strip() for text in different)
+        old, new = (
+            {"": one.recognised or "no class"} | one.configuration for one in (before, after)
+        )
+        different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        return ", ".join(f"{key} {old.get(key)} -> {new.get(key)}".strip() for key in different)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """List the file's defects in this ComfyUI, apart from those that the source has, too."""
         if not self.is_known:
             return ()
-        # Without a model, nothing was loaded.
-        if not self.file.recognised:
-            stopped = next((trouble.detail for trouble in self.file.troubles), "")
-            return (Trouble("unrecognised", "", stopped).finding,)
-        inherited = self.inherited
+        recognised = self.file.recognised
+        if not recognised and (self.source is None or self.source.recognised):
+            # Nothing was loaded then. Without a configuration, the error tells why.
+            stopped = "" if self.file.configuration else self.file.stopped
+            return (Trouble("unrecognised", "", self.changed or stopped).finding,)
+        inherited = self.inherited if recognised else self.file.troubles
         found = [trouble.finding for trouble in self.file.troubles if trouble not in inherited]
         return (*found, *([Trouble("changed", "", self.changed).finding] if self.changed else []))
 
     @property
     def inherited(self) -> list[Trouble]:
-        """List the troubles that the file has from its source."""
+        """List the troubles that the file has from its source.
+
+        A tensor of a wrong shape is refused in a 16-bit model, and taken in a quantised one.
+        """
         source = self.source.troubles if self.source else ()
-        return [one for one in self.file.troubles if one in source and one.kind in INHERITED]
+        unfit = {trouble.name for trouble in source if trouble.is_shape}
+        return [
+            one for one in self.file.troubles
+            if (one in source and one.kind in INHERITED) or (one.is_shape and one.name in unfit)
+        ]  # fmt: skip
 
     @property
     def problems(self) -> list[str]:
@@ -5851,7 +5867,7 @@ class Answer:
 
         Only a --dry-run comes so far with a problem: it would keep the output from being written.
         """
-        shared = self.inherited if self.is_known else []
+        shared = self.inherited if self.is_known and self.file.recognised else []
         return (
             *(f"would fail: {problem}" for problem in self.problems),
             *(
@@ -5868,10 +5884,13 @@ class Answer:
         if self.silence:
             return f"{title} was not asked: {self.silence}"
         if not self.is_known:
-            unsure = self.file.unsure or "it does not recognise the source"
-            return f"{title} cannot tell about this file: {unsure}"
+            return f"{title} cannot tell about this file: {self.file.unsure}"
         if self.problems:
             return f"{title} does not take this file as it should"
+        if not self.file.recognised:
+            return f"{title} cannot tell about this file: it does not recognise the source"
+        if any(trouble.finding.outcome > Outcome.LOADS for trouble in self.inherited):
+            return f"{title} takes neither the source nor this file as it should"
         same = " as in the source" if self.source else ""
         count, left = self.file.tensors, self.file.left
         takes = f"{count - left:,} of {count:,}" if left else f"all {count:,}"
@@ -7683,6 +7702,8 @@ TORCH_NAMES = {
     "U64": "uint64", "BOOL": "bool", "C64": "complex64", "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
 }  # fmt: skip
+# How torch tells of a tensor that it refuses, and of the shape that the parameter has.
+MISMATCH = re.compile(r"size mismatch for (.+?): .*current model is torch\.Size\((.*)\)")
 # Parts of a layer that change no weight where ComfyUI does not read them.
 HARMLESS_PARTS = ("bias", "input_scale", "scale_input", "comfy_quant", "comfy_attention")
 # Tensors that say how others are stored: they are read before any module is loaded.
@@ -7735,19 +7756,26 @@ class Load:
         self.part, self.module, self.given = part, module, dict(given)
         self.missing, self.unexpected, self.errors = [], [], []
 
-    def run(self, load: object, *args: object, **kwargs: object) -> tuple:
+    def run(self, load: object, state: dict, *args: object, **kwargs: object) -> tuple:
         """Load onto the meta device; what torch refuses is kept as `errors`, one for each tensor.
 
         Returns missing and unexpected keys, as torch does.
         """
         # Parts that ComfyUI made on the CPU could not take tensors without values.
         self.module.to("meta")
+        state = dict(state)
         try:
-            self.missing, self.unexpected = map(list, load(self.module, *args, **kwargs))
+            self.missing, self.unexpected = map(list, load(self.module, state, *args, **kwargs))
         except RuntimeError as error:
             # torch collects all that it refuses under one heading.
             heading, *lines = str(error).splitlines()
             self.errors = [line.strip() for line in lines] or [heading]
+            # What is missing it tells only of a load that it does not refuse.
+            refused = [found[1] for found in map(MISMATCH.match, self.errors) if found]
+            if len(refused) == len(self.errors):
+                rest = {key: value for key, value in state.items() if key not in refused}
+                missing, self.unexpected = map(list, load(self.module, rest, *args, **kwargs))
+                self.missing = [key for key in missing if key not in refused]
         return self.missing, self.unexpected
 
     def troubles(self, names: dict) -> list:
@@ -7758,13 +7786,11 @@ class Load:
         """
         found, told = {}, set()
         for error in self.errors:
-            key = re.match(r"size mismatch for (.+?): ", error)
-            wanted = key and re.search(r"current model is torch.Size\((.*)\)", error)
-            name = key[1] if key else ""
-            found[name] = ["stops", error]
-            if wanted:
-                found[name] = ["stops", f"{shown(self.given[name])}, ComfyUI's is {wanted[1]}"]
-                told.add(name)
+            key = MISMATCH.match(error)
+            if key:
+                told.add(key[1])
+                error = f"{shown(self.given[key[1]])}, ComfyUI's is {key[2]}"
+            found[key[1] if key else ""] = ["stops", error]
         modules = dict(self.module.named_modules())
         for key in self.given.keys() - told:
             path, _, leaf = key.rpartition(".")
@@ -7850,8 +7876,8 @@ class Watch:
     """Note what ComfyUI detects and loads, and have it build its models on the meta device.
 
     Functions of ComfyUI and torch are replaced for the rest of the process, which serves for this
-    alone. loads: a Load for each state dict since `begin`; detected: the class and the fields of
-    the last configuration that was recognised, None without one; untold: troubles with parts that
+    alone. loads: a Load for each state dict since `begin`; detected: the class, "" for
+    none, and the fields of the last configuration that was read; untold: troubles with parts that
     could not be built.
     """
 
@@ -7863,7 +7889,7 @@ class Watch:
 
         self.begin()
         self.init, self.load = comfy.model_base.BaseModel.__init__, torch.nn.Module.load_state_dict
-        self.detect = comfy.model_detection.model_config_from_unet
+        self.detect = comfy.model_detection.model_config_from_unet_config
         watch, signature = self, inspect.signature(self.init)
 
         def init_on_meta(model: object, *args: object, **kwargs: object) -> None:
@@ -7877,20 +7903,19 @@ class Watch:
 
         comfy.model_base.BaseModel.__init__ = init_on_meta
         torch.nn.Module.load_state_dict = load_watched
-        comfy.model_detection.model_config_from_unet = self.detect_watched
+        comfy.model_detection.model_config_from_unet_config = self.detect_watched
         comfy.sd.CLIP = self.load_encoder
 
     def begin(self) -> None:
         """Forget what was noted of the file before."""
-        self.part, self.loads, self.detected, self.untold = "", [], None, []
+        self.part, self.loads, self.detected, self.untold = "", [], ("", {}), []
 
-    def detect_watched(self, *args: object, **kwargs: object) -> object:
-        """Detect a configuration as ComfyUI does, and note it."""
-        config = self.detect(*args, **kwargs)
-        if config is not None:
-            # Noted here: the dtype to compute in, which the file does not decide, is added later.
-            fields = {key: str(value) for key, value in config.unet_config.items()}
-            self.detected = (type(config).__name__, fields)
+    def detect_watched(self, fields: dict, *args: object, **kwargs: object) -> object:
+        """Find the class for a configuration as ComfyUI does, and note both."""
+        # Noted first: the dtype to compute in, which the file does not decide, is added later.
+        texts = {key: str(value) for key, value in fields.items()}
+        config = self.detect(fields, *args, **kwargs)
+        self.detected = ("" if config is None else type(config).__name__, texts)
         return config
 
     def load_encoder(
@@ -7953,7 +7978,7 @@ def ask_about(watch: Watch, file: dict) -> dict:
     ]  # fmt: skip
     # Whatever needs values fails on the meta device alone, and tells nothing of the file.
     unsure = [detail for kind, _, detail in troubles if kind == "stops" and "meta tensor" in detail]
-    recognised, fields = watch.detected or ("", {})
+    recognised, fields = watch.detected
     return {
         "recognised": recognised,
         "configuration": fields,

@@ -49,6 +49,11 @@ class Trouble(NamedTuple):
     detail: str
 
     @property
+    def is_shape(self) -> bool:
+        """Tell whether a tensor has another shape than its module."""
+        return bool(self.name) and self.kind in ("stops", "shape")
+
+    @property
     def finding(self) -> Finding:
         """Make a finding of it."""
         return Finding(
@@ -73,6 +78,11 @@ class Taken:
     troubles: tuple[Trouble, ...]
     unsure: str
 
+    @property
+    def stopped(self) -> str:
+        """Tell the error that ended loading, "" without one."""
+        return next((trouble.detail for trouble in self.troubles if not trouble.name), "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -88,41 +98,47 @@ class Answer:
 
     @property
     def is_known(self) -> bool:
-        """Tell whether ComfyUI could judge: it answered, and knows the source, if there is one."""
-        if self.file is None or self.file.unsure:
-            return False
-        return self.source is None or bool(self.source.recognised or self.file.recognised)
+        """Tell whether ComfyUI could judge the file: it needs the values of nothing else."""
+        return self.file is not None and not self.file.unsure
 
     @property
     def changed(self) -> str:
-        """Tell what was recognised of the file otherwise than of the source, or ""."""
+        """Tell what is read of the file's configuration otherwise than of the source's, or ""."""
         before, after = self.source, self.file
-        if not (self.is_known and before and before.recognised and after.recognised):
+        if not (self.is_known and before and before.configuration and after.configuration):
             return ""
-        fields = {key: (before.configuration.get(key), after.configuration.get(key))
-                  for key in {**before.configuration, **after.configuration}}  # fmt: skip
-        fields = {"": (before.recognised, after.recognised)} | fields
-        different = [f"{key} {old} -> {new}" for key, (old, new) in fields.items() if old != new]
-        return ", ".join(text.strip() for text in different)
+        old, new = (
+            {"": one.recognised or "no class"} | one.configuration for one in (before, after)
+        )
+        different = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        return ", ".join(f"{key} {old.get(key)} -> {new.get(key)}".strip() for key in different)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """List the file's defects in this ComfyUI, apart from those that the source has, too."""
         if not self.is_known:
             return ()
-        # Without a model, nothing was loaded.
-        if not self.file.recognised:
-            stopped = next((trouble.detail for trouble in self.file.troubles), "")
-            return (Trouble("unrecognised", "", stopped).finding,)
-        inherited = self.inherited
+        recognised = self.file.recognised
+        if not recognised and (self.source is None or self.source.recognised):
+            # Nothing was loaded then. Without a configuration, the error tells why.
+            stopped = "" if self.file.configuration else self.file.stopped
+            return (Trouble("unrecognised", "", self.changed or stopped).finding,)
+        inherited = self.inherited if recognised else self.file.troubles
         found = [trouble.finding for trouble in self.file.troubles if trouble not in inherited]
         return (*found, *([Trouble("changed", "", self.changed).finding] if self.changed else []))
 
     @property
     def inherited(self) -> list[Trouble]:
-        """List the troubles that the file has from its source."""
+        """List the troubles that the file has from its source.
+
+        A tensor of a wrong shape is refused in a 16-bit model, and taken in a quantised one.
+        """
         source = self.source.troubles if self.source else ()
-        return [one for one in self.file.troubles if one in source and one.kind in INHERITED]
+        unfit = {trouble.name for trouble in source if trouble.is_shape}
+        return [
+            one for one in self.file.troubles
+            if (one in source and one.kind in INHERITED) or (one.is_shape and one.name in unfit)
+        ]  # fmt: skip
 
     @property
     def problems(self) -> list[str]:
@@ -140,7 +156,7 @@ class Answer:
 
         Only a --dry-run comes so far with a problem: it would keep the output from being written.
         """
-        shared = self.inherited if self.is_known else []
+        shared = self.inherited if self.is_known and self.file.recognised else []
         return (
             *(f"would fail: {problem}" for problem in self.problems),
             *(
@@ -157,10 +173,13 @@ class Answer:
         if self.silence:
             return f"{title} was not asked: {self.silence}"
         if not self.is_known:
-            unsure = self.file.unsure or "it does not recognise the source"
-            return f"{title} cannot tell about this file: {unsure}"
+            return f"{title} cannot tell about this file: {self.file.unsure}"
         if self.problems:
             return f"{title} does not take this file as it should"
+        if not self.file.recognised:
+            return f"{title} cannot tell about this file: it does not recognise the source"
+        if any(trouble.finding.outcome > Outcome.LOADS for trouble in self.inherited):
+            return f"{title} takes neither the source nor this file as it should"
         same = " as in the source" if self.source else ""
         count, left = self.file.tensors, self.file.left
         takes = f"{count - left:,} of {count:,}" if left else f"all {count:,}"

@@ -28,6 +28,8 @@ TORCH_NAMES = {
     "U64": "uint64", "BOOL": "bool", "C64": "complex64", "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
 }  # fmt: skip
+# How torch tells of a tensor that it refuses, and of the shape that the parameter has.
+MISMATCH = re.compile(r"size mismatch for (.+?): .*current model is torch\.Size\((.*)\)")
 # Parts of a layer that change no weight where ComfyUI does not read them.
 HARMLESS_PARTS = ("bias", "input_scale", "scale_input", "comfy_quant", "comfy_attention")
 # Tensors that say how others are stored: they are read before any module is loaded.
@@ -80,19 +82,26 @@ class Load:
         self.part, self.module, self.given = part, module, dict(given)
         self.missing, self.unexpected, self.errors = [], [], []
 
-    def run(self, load: object, *args: object, **kwargs: object) -> tuple:
+    def run(self, load: object, state: dict, *args: object, **kwargs: object) -> tuple:
         """Load onto the meta device; what torch refuses is kept as `errors`, one for each tensor.
 
         Returns missing and unexpected keys, as torch does.
         """
         # Parts that ComfyUI made on the CPU could not take tensors without values.
         self.module.to("meta")
+        state = dict(state)
         try:
-            self.missing, self.unexpected = map(list, load(self.module, *args, **kwargs))
+            self.missing, self.unexpected = map(list, load(self.module, state, *args, **kwargs))
         except RuntimeError as error:
             # torch collects all that it refuses under one heading.
             heading, *lines = str(error).splitlines()
             self.errors = [line.strip() for line in lines] or [heading]
+            # What is missing it tells only of a load that it does not refuse.
+            refused = [found[1] for found in map(MISMATCH.match, self.errors) if found]
+            if len(refused) == len(self.errors):
+                rest = {key: value for key, value in state.items() if key not in refused}
+                missing, self.unexpected = map(list, load(self.module, rest, *args, **kwargs))
+                self.missing = [key for key in missing if key not in refused]
         return self.missing, self.unexpected
 
     def troubles(self, names: dict) -> list:
@@ -103,13 +112,11 @@ class Load:
         """
         found, told = {}, set()
         for error in self.errors:
-            key = re.match(r"size mismatch for (.+?): ", error)
-            wanted = key and re.search(r"current model is torch.Size\((.*)\)", error)
-            name = key[1] if key else ""
-            found[name] = ["stops", error]
-            if wanted:
-                found[name] = ["stops", f"{shown(self.given[name])}, ComfyUI's is {wanted[1]}"]
-                told.add(name)
+            key = MISMATCH.match(error)
+            if key:
+                told.add(key[1])
+                error = f"{shown(self.given[key[1]])}, ComfyUI's is {key[2]}"
+            found[key[1] if key else ""] = ["stops", error]
         modules = dict(self.module.named_modules())
         for key in self.given.keys() - told:
             path, _, leaf = key.rpartition(".")
@@ -195,8 +202,8 @@ class Watch:
     """Note what ComfyUI detects and loads, and have it build its models on the meta device.
 
     Functions of ComfyUI and torch are replaced for the rest of the process, which serves for this
-    alone. loads: a Load for each state dict since `begin`; detected: the class and the fields of
-    the last configuration that was recognised, None without one; untold: troubles with parts that
+    alone. loads: a Load for each state dict since `begin`; detected: the class, "" for
+    none, and the fields of the last configuration that was read; untold: troubles with parts that
     could not be built.
     """
 
@@ -208,7 +215,7 @@ class Watch:
 
         self.begin()
         self.init, self.load = comfy.model_base.BaseModel.__init__, torch.nn.Module.load_state_dict
-        self.detect = comfy.model_detection.model_config_from_unet
+        self.detect = comfy.model_detection.model_config_from_unet_config
         watch, signature = self, inspect.signature(self.init)
 
         def init_on_meta(model: object, *args: object, **kwargs: object) -> None:
@@ -222,20 +229,19 @@ class Watch:
 
         comfy.model_base.BaseModel.__init__ = init_on_meta
         torch.nn.Module.load_state_dict = load_watched
-        comfy.model_detection.model_config_from_unet = self.detect_watched
+        comfy.model_detection.model_config_from_unet_config = self.detect_watched
         comfy.sd.CLIP = self.load_encoder
 
     def begin(self) -> None:
         """Forget what was noted of the file before."""
-        self.part, self.loads, self.detected, self.untold = "", [], None, []
+        self.part, self.loads, self.detected, self.untold = "", [], ("", {}), []
 
-    def detect_watched(self, *args: object, **kwargs: object) -> object:
-        """Detect a configuration as ComfyUI does, and note it."""
-        config = self.detect(*args, **kwargs)
-        if config is not None:
-            # Noted here: the dtype to compute in, which the file does not decide, is added later.
-            fields = {key: str(value) for key, value in config.unet_config.items()}
-            self.detected = (type(config).__name__, fields)
+    def detect_watched(self, fields: dict, *args: object, **kwargs: object) -> object:
+        """Find the class for a configuration as ComfyUI does, and note both."""
+        # Noted first: the dtype to compute in, which the file does not decide, is added later.
+        texts = {key: str(value) for key, value in fields.items()}
+        config = self.detect(fields, *args, **kwargs)
+        self.detected = ("" if config is None else type(config).__name__, texts)
         return config
 
     def load_encoder(
@@ -298,7 +304,7 @@ def ask_about(watch: Watch, file: dict) -> dict:
     ]  # fmt: skip
     # Whatever needs values fails on the meta device alone, and tells nothing of the file.
     unsure = [detail for kind, _, detail in troubles if kind == "stops" and "meta tensor" in detail]
-    recognised, fields = watch.detected or ("", {})
+    recognised, fields = watch.detected
     return {
         "recognised": recognised,
         "configuration": fields,

@@ -19,7 +19,7 @@ from nvfp4.stored.defects import Outcome
 MODULES = {
     "__init__": "", "cli_args": "class args: pass", "quant_ops": "", "sd": "def CLIP(): pass",
     "model_base": "class BaseModel:\n    def __init__(self, device=None): pass",
-    "model_detection": "def model_config_from_unet(): pass\n"
+    "model_detection": "def model_config_from_unet_config(): pass\n"
     "def unet_prefix_from_state_dict(state): return 'model.'",
 }  # fmt: skip
 NOTHING = {"file": {"metadata": {}, "tensors": {}}}
@@ -189,13 +189,32 @@ def test_what_the_source_has_too_is_no_defect_of_the_output():
     assert [f.outcome for f in answer(packed).findings] == [Outcome.WRONG]
 
 
+def test_a_source_of_wrong_shapes_is_its_own_trouble():
+    """16-bit models refuse them; quantised ones take them."""
+    before = taken(troubles=[("stops", "a", "[2] for [3]"), ("missing", "b", "")])
+    after = taken(troubles=[("shape", "a", "[2] for [3]"), ("missing", "b", "")])
+    told = answer(after, before)
+    assert (told.problems, told.findings) == ([], ())
+    assert told.sentence == "ComfyUI 0.33.0 takes neither the source nor this file as it should"
+    assert len(told.notes) == 2
+    assert answer(taken(troubles=[("shape", "c", "")]), before).problems
+
+
 def test_a_source_that_comfyui_does_not_know_tells_nothing():
-    unknown = answer(taken(""), taken(""))
+    unknown = answer(taken("", [("stops", "", "x")]), taken("", [("stops", "", "x")]))
     told = "ComfyUI 0.33.0 cannot tell about this file: it does not recognise the source"
-    assert (unknown.sentence, unknown.problems) == (told, [])
+    assert (unknown.sentence, unknown.problems, unknown.notes) == (told, [], ())
     lost = answer(taken("", [("stops", "", "KeyError: x")]), taken())
     assert "recognises no diffusion model: the file (KeyError: x)" in lost.problems[0]
     assert lost.notes == tuple(f"would fail: {problem}" for problem in lost.problems)
+    # What is read of it tells more than the error.
+    narrow = answer(taken("", [("stops", "", "x")], dim="1"), taken("SDXL", dim="2"))
+    assert "the file (SDXL -> no class, dim 2 -> 1)" in narrow.problems[0]
+
+
+def test_configurations_of_no_known_class_are_compared():
+    assert answer(taken("", dim="1"), taken("", dim="1")).problems == []
+    assert "(dim 2 -> 1)" in answer(taken("", dim="1"), taken("", dim="2")).problems[0]
 
 
 def test_what_needs_values_is_told_as_unsure():

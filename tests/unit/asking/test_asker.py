@@ -1,11 +1,19 @@
 """What a real ComfyUI answers about sound and broken files, from their headers alone."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
 
 from nvfp4.asking.answers import Answer
 from nvfp4.asking.ask import ask, find_comfyui
+from nvfp4.asking.question import question_of_job, question_of_model
+from nvfp4.guides.read import read_guides
+from nvfp4.layout import make_job
+from nvfp4.options import Options
+from nvfp4.plan.make import make_plans
+from nvfp4.source.read import read_source
 from support.asking import SHAPES, Asked, config
 from support.comfyui import COMFYUI, needs_comfyui, run_comfyui, stubbed  # noqa: F401
 from support.make_families import read_headers
@@ -122,6 +130,13 @@ def broken(shapes):
             changed(Asked(wan), f"{layer}.weight", "BF16", [2048, 1000], None),
             {("stops", f"{layer}.weight")},
         ),
+        "16-bit shape, no norm": (
+            without(
+                changed(Asked(wan), f"{layer}.weight", "BF16", [2048, 1000], None),
+                "blocks.1.norm3.bias",
+            ),
+            {("stops", f"{layer}.weight"), ("missing", "blocks.1.norm3.bias")},
+        ),
         # Quantised models take any shape when they are loaded.
         "16-bit shape, quantised": (
             changed(Asked(wan).nvfp4(f"{layer[:-1]}2"), f"{layer}.weight", "BF16", [99, 9], None),
@@ -194,3 +209,36 @@ def test_another_model_than_the_source_is_told(asked):
     other = Answer(comfyui=comfyui, file=answers["14B"], source=answers["16-bit"])
     assert "dim 1024 -> 5120" in other.changed
     assert "num_layers 5 -> 40" in other.problems[0]
+
+
+def test_the_plan_of_every_published_model_is_taken(stubbed, tmp_path, monkeypatch):  # noqa: F811
+    """At full size: sources of zeros, whose files have holes instead of data."""
+    monkeypatch.setenv("PYTHONPATH", stubbed)
+    questions = {}
+    for path in sorted(FAMILIES.glob("*.txt")):
+        source = hollow_file(tmp_path / f"{path.stem}.safetensors", read_headers(path))
+        options = Options(source=source, output=tmp_path / "o.safetensors", preset="auto")
+        model = read_source(options).model
+        plans = make_plans(options, model, read_guides(options, model)).plans
+        job = make_job(options, model, plans)
+        questions[path.stem, "file"] = question_of_job(job)
+        questions[path.stem, "source"] = question_of_model(model, is_source=True)
+    comfyui = find_comfyui(Path(COMFYUI))
+    taken = ask(comfyui, {" ".join(key): question for key, question in questions.items()})
+    for name in {name for name, _ in questions}:
+        answer = Answer(comfyui=comfyui, file=taken[f"{name} file"], source=taken[f"{name} source"])
+        assert (answer.findings, answer.notes, answer.changed) == ((), (), ""), name
+        assert answer.sentence.endswith(f"takes all {answer.file.tensors:,} tensors")
+
+
+def hollow_file(path, shapes):
+    """A safetensors file of BF16 zeros, of any size, that takes no room on the disk."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": [*shape], "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return path
