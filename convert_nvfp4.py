@@ -5776,7 +5776,7 @@ class Trouble(NamedTuple):
 class Taken:
     """Tell how ComfyUI took one file.
 
-    recognised: the class of its configuration, "" where no diffusion model was recognised.
+    recognised: the class of its configuration, or which text encoder it is; "" for anything else.
     configuration: its fields, as text. tensors: how many the file has. left: how many of them no
     module was given, such as those of a VAE, which is not loaded. troubles: all that is wrong.
     unsure: why ComfyUI could not say, "" where it could.
@@ -5891,6 +5891,9 @@ class Answer:
             return f"{title} cannot tell about this file: it does not recognise the source"
         if any(trouble.finding.outcome > Outcome.LOADS for trouble in self.inherited):
             return f"{title} takes neither the source nor this file as it should"
+        if not self.file.configuration:
+            # It is for another node, whose question nobody asks here.
+            return f"{title} recognises {self.file.recognised}, and was not asked more of it"
         same = " as in the source" if self.source else ""
         count, left = self.file.tensors, self.file.left
         takes = f"{count - left:,} of {count:,}" if left else f"all {count:,}"
@@ -7951,6 +7954,14 @@ def load_file(state: dict, metadata: dict) -> None:
         comfy.sd.load_diffusion_model_state_dict(state, metadata=metadata)
 
 
+def other_kind(state: dict) -> str:
+    """Name the text encoder that a file is, "" for all else that is no diffusion model."""
+    import comfy.sd
+
+    model = comfy.sd.detect_te_model(state)
+    return f"a text encoder ({model.name})" if model else ""
+
+
 def ask_about(watch: Watch, file: dict) -> dict:
     """Tell what ComfyUI makes of one file.
 
@@ -7979,6 +7990,8 @@ def ask_about(watch: Watch, file: dict) -> dict:
     # Whatever needs values fails on the meta device alone, and tells nothing of the file.
     unsure = [detail for kind, _, detail in troubles if kind == "stops" and "meta tensor" in detail]
     recognised, fields = watch.detected
+    if not (fields or stopped):
+        recognised = other_kind(dict(zip(file["tensors"], kept, strict=True)))
     return {
         "recognised": recognised,
         "configuration": fields,

@@ -65,7 +65,7 @@ class Trouble(NamedTuple):
 class Taken:
     """Tell how ComfyUI took one file.
 
-    recognised: the class of its configuration, "" where no diffusion model was recognised.
+    recognised: the class of its configuration, or which text encoder it is; "" for anything else.
     configuration: its fields, as text. tensors: how many the file has. left: how many of them no
     module was given, such as those of a VAE, which is not loaded. troubles: all that is wrong.
     unsure: why ComfyUI could not say, "" where it could.
@@ -180,6 +180,9 @@ class Answer:
             return f"{title} cannot tell about this file: it does not recognise the source"
         if any(trouble.finding.outcome > Outcome.LOADS for trouble in self.inherited):
             return f"{title} takes neither the source nor this file as it should"
+        if not self.file.configuration:
+            # It is for another node, whose question nobody asks here.
+            return f"{title} recognises {self.file.recognised}, and was not asked more of it"
         same = " as in the source" if self.source else ""
         count, left = self.file.tensors, self.file.left
         takes = f"{count - left:,} of {count:,}" if left else f"all {count:,}"

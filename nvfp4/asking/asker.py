@@ -277,6 +277,14 @@ def load_file(state: dict, metadata: dict) -> None:
         comfy.sd.load_diffusion_model_state_dict(state, metadata=metadata)
 
 
+def other_kind(state: dict) -> str:
+    """Name the text encoder that a file is, "" for all else that is no diffusion model."""
+    import comfy.sd
+
+    model = comfy.sd.detect_te_model(state)
+    return f"a text encoder ({model.name})" if model else ""
+
+
 def ask_about(watch: Watch, file: dict) -> dict:
     """Tell what ComfyUI makes of one file.
 
@@ -305,6 +313,8 @@ def ask_about(watch: Watch, file: dict) -> dict:
     # Whatever needs values fails on the meta device alone, and tells nothing of the file.
     unsure = [detail for kind, _, detail in troubles if kind == "stops" and "meta tensor" in detail]
     recognised, fields = watch.detected
+    if not (fields or stopped):
+        recognised = other_kind(dict(zip(file["tensors"], kept, strict=True)))
     return {
         "recognised": recognised,
         "configuration": fields,

@@ -114,7 +114,8 @@ def test_a_process_that_hangs_is_ended(folder, monkeypatch):
 
 def test_what_is_printed_is_no_answer(folder):
     babble = "print('{}', flush=True); import os; os.system('echo []')\ndef CLIP(): pass\n"
-    load = "def load_diffusion_model_state_dict(state, metadata): print('more')"
+    load = "def load_diffusion_model_state_dict(state, metadata): print('more')\n"
+    load += "def detect_te_model(state): pass"
     (folder / "comfy" / "sd.py").write_text(babble + load, encoding="utf-8")
     (taken,) = ask(find_comfyui(folder), NOTHING).values()
     assert (taken.recognised, taken.troubles) == ("", ())
@@ -153,6 +154,7 @@ def test_the_child_leaves_nothing_in_the_folder(folder):
 
 
 def taken(recognised="WAN", troubles=(), unsure="", **configuration):
+    configuration = configuration or ({"dim": "1"} if recognised else {})
     rows = tuple(Trouble(*trouble) for trouble in troubles)
     return Taken(
         recognised=recognised,

@@ -38,6 +38,12 @@ def checkpoint(shapes):
     return file
 
 
+def encoder_alone(shapes):
+    """A text encoder's own file."""
+    names = {name: name.removeprefix("umt5xxl.transformer.") for name in shapes["encoder"]}
+    return Asked({names[name]: shape for name, shape in shapes["encoder"].items()})
+
+
 def joined(file, other):
     """Both in one file."""
     file.tensors |= other.tensors
@@ -92,6 +98,7 @@ def sound(shapes):
         "sdxl": (Asked(shapes["sdxl"], MODEL).nvfp4(f"{MODEL}{TO_K[:-1]}q"), "SDXL"),
         "checkpoint": (checkpoint(shapes).mark(ENCODER), "WAN21_T2V"),
         "sdxl checkpoint": (joined(Asked(shapes["sdxl"], MODEL), Asked(shapes["clips"])), "SDXL"),
+        "encoder alone": (encoder_alone(shapes), "a text encoder (T5_XXL)"),
         # As LTX-2 has it: the rest of the encoder is another file's.
         "a piece of an encoder": (
             changed(quantised(wan, MODEL), f"{ENCODER}shared.weight", "BF16", [256384, 4096], None),
@@ -180,6 +187,10 @@ def test_sound_files_are_taken_whole(asked):
     assert found == {name: (recognised, ()) for name, (_, recognised) in good.items()}
     # Its VAE is not asked.
     assert answers["checkpoint"].left == 1
+    alone = Answer(comfyui=find_comfyui(Path(COMFYUI)), file=answers["encoder alone"])
+    assert (alone.findings, alone.sentence.partition("recognises ")[2]) == (
+        (), "a text encoder (T5_XXL), and was not asked more of it"
+    )  # fmt: skip
 
 
 def test_broken_files_are_told_by_what_is_wrong(asked):
