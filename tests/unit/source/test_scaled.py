@@ -1,5 +1,6 @@
 """FP8 sources as other programs write them: decoded exactly, or refused by layer and shape."""
 
+import json
 import re
 
 import pytest
@@ -10,9 +11,10 @@ from nvfp4.cli.entry import main
 from nvfp4.encode.pieces import PIECE_BYTES, Piece, pieces_of, read_piece
 from nvfp4.errors import ConvertError
 from nvfp4.formats.floats import HALF
-from nvfp4.model import Coding, TensorRef
+from nvfp4.model import Coding, Lora, TensorRef
 from nvfp4.plan.records import UNNAMED, plan_tensor
 from nvfp4.read.tensors import load_some_rows, load_weight
+from nvfp4.source.loras import merge_loras
 from nvfp4.source.open import open_source
 from support.scaled import E4M3, E5M2, FORMS, as_bytes, configuration, stored_as, whole
 
@@ -247,3 +249,48 @@ def test_formats_that_are_only_known_by_name_are_refused_by_it(tmp_path, name):
     tensors["blocks.0.a.comfy_quant"] = configuration(format=name)
     with pytest.raises(ConvertError, match=f"blocks.0.a: is stored as {name}, which is not"):
         open_source(saved(tmp_path / "m.safetensors", tensors))
+
+
+def test_scales_may_lie_in_another_shard_than_their_weights(tmp_path):
+    tensors, decoded = stored_as("128 x 128", WEIGHTS)
+    parts = {
+        "a.safetensors": {name: t for name, t in tensors.items() if name.endswith(".weight")},
+        "b.safetensors": {name: t for name, t in tensors.items() if not name.endswith(".weight")},
+    }
+    for name, part in parts.items():
+        saved(tmp_path / name, part)
+    shards = {key: name for name, part in parts.items() for key in part}
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": shards}), encoding="utf-8")
+    model, _ = open_source(index)
+    for layer, weight in decoded.items():
+        assert torch.equal(load_weight(model.tensors[f"{layer}.weight"]), weight)
+
+
+def test_a_lora_is_merged_into_the_decoded_weight(tmp_path):
+    tensors, decoded = stored_as("rows", WEIGHTS)
+    source = saved(tmp_path / "m.safetensors", tensors)
+    up, down = torch.randn(320, 4, generator=G), torch.randn(4, 192, generator=G)
+    lora = {"blocks.0.a.lora_up.weight": up, "blocks.0.a.lora_down.weight": down}
+    lora = Lora(saved(tmp_path / "l.safetensors", lora), 0.01)
+    model, _ = merge_loras([lora], open_source(source).model, partial=False)
+    expected = decoded["blocks.0.a"] + 0.01 * up @ down
+    found = load_weight(model.tensors["blocks.0.a.weight"])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    stripes = [i * (320 - 32) // 7 + j for i in range(8) for j in range(32)]
+    assert torch.equal(load_some_rows(model.tensors["blocks.0.a.weight"]), found[stripes])
+
+
+def test_what_is_beside_the_weights_verifies_as_well(tmp_path, capsys):
+    tensors, _ = stored_as("kohya", WEIGHTS)
+    tensors |= stored_as("rows", {"patch": torch.randn(48, 16, 1, 2, 2, generator=G)})[0]
+    tensors |= {name: bias.to(E4M3) for name, bias in BESIDE.items()}
+    source, out = saved(tmp_path / "m.safetensors", tensors), tmp_path / "o.safetensors"
+    command = ["--preset", "all", "--quiet", "--dtype", "float16"]
+    assert main([str(source), str(out), *command]) == 0
+    assert main(["--verify", str(out), "--source", str(source), "--quiet"]) == 0
+    assert "no defect found" in capsys.readouterr().out
+    # The weight of a layer whose source has other scales is found out.
+    broken = saved(tmp_path / "other.safetensors", tensors | {"patch.weight_scale": torch.ones(48)})
+    assert main(["--verify", str(out), "--source", str(broken), "--quiet"]) == 1
+    assert "patch (relative RMSE" in capsys.readouterr().out
