@@ -425,6 +425,8 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {  # samples, and wha
     "log summary": ("summary", command(
         "--summary", "FOLDER/f.json", "--json", "FOLDER/o.json", program=analyze_log)),
     "verify": ("source", command("--verify", "FOLDER/s.safetensors")),
+    "verify against": ("source", command(
+        "--verify", "FOLDER/m.safetensors", "--source", "FOLDER/s.safetensors", "--quiet")),
     "compare": ("source", command(
         "FOLDER/s.safetensors", "FOLDER/m.safetensors", program=compare_models)),
     "compare with gguf": ("gguf", command("FOLDER/f.gguf", program=compare_models)),
