@@ -76,6 +76,16 @@ def test_a_name_that_the_template_would_overwrite_is_told(copy):
     assert done.stderr.endswith(": number is a name of nvfp4.errors, too\n")
 
 
+def test_a_text_for_another_process_is_carried_whole(copy):
+    """The single file has no file beside it to read."""
+    asker = copy / "nvfp4" / "asking" / "asker.py"
+    assert asker.read_text(encoding="utf-8") in SCRIPT.read_text(encoding="utf-8")
+    asker.write_text("x = '''y'''", encoding="utf-8")
+    done = python(TOOL, cwd=copy)
+    assert done.returncode == 1
+    assert "asker.py has three quotes ''' in it" in done.stderr
+
+
 def test_it_names_the_requirements_for_uv():
     """Its PEP 723 block has the lines of requirements.txt."""
     (block,) = re.findall(r"^# /// script\n((?:#.*\n)+?)# ///$", SCRIPT.read_text("utf-8"), re.M)
