@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -41,14 +42,20 @@ class FileFacts:
 
     values: whether scales may be read from the disk, and not only headers and configurations.
     prefix: of the diffusion model's names.
+    is_other: whether the file is no diffusion model, as a text encoder.
     markers: of scaled FP8; a layer goes by that of its own part of the file.
     scalars: see `scalar_scales`, which goes over all formats and so is asked once for a file.
     """
 
     values: bool
     prefix: str = ""
+    is_other: bool = False
     markers: tuple[Marker, ...] = ()
     scalars: dict[str, tuple[int, ...]] = field(default_factory=scalar_scales)
+
+    def beside(self, layer: StoredLayer) -> bool:
+        """Tell whether a layer is of no diffusion model: ComfyUI multiplies it in 16 bits."""
+        return self.is_other or is_beside(layer.name, self.prefix)
 
 
 def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -> list[Finding]:
@@ -60,8 +67,12 @@ def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -
 
     Raises ConvertError where a scale cannot be read.
     """
+    kind = file_kind(Path(), model.tensors)
     facts = FileFacts(
-        values=values, prefix=diffusion_prefix(model.tensors), markers=tuple(find_markers(model))
+        values=values,
+        prefix=diffusion_prefix(model.tensors),
+        is_other=kind is not None and not kind.is_like_a_model,
+        markers=tuple(find_markers(model)),
     )
     # Dtypes of less than 8 bits start at any byte.
     found = [
@@ -162,7 +173,7 @@ def lint_legacy(
         yield finding(defect="weight dtype", detail=layer.weight.dtype)
     readable = scale is not None and scale.dtype in SOURCE_FLOATS and facts.values
     # ComfyUI drops an input scale of exactly 1 (comfy/utils.py, convert_old_quants).
-    needs_input_scale &= not is_beside(layer.name, facts.prefix)
+    needs_input_scale &= not facts.beside(layer)
     if needs_input_scale and (scale is None or (readable and (load(scale) == 1).all())):
         yield finding(defect="clamped")
 
@@ -189,7 +200,7 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
         if ref and tuple(round_up(length, form.row_multiple) for length in ref.shape) != (size,):
             yield finding(defect="shape", detail=f"{suffix} {list(ref.shape)} for {size}")
     # ComfyUI recognises no model by what lies beside it, and multiplies text encoders in 16 bits.
-    beside = is_beside(layer.name, facts.prefix)
+    beside = facts.beside(layer)
     # Where the stored shape is another one, several codes share a byte.
     if expected["weight"][1] != (rows, columns) and not beside:
         yield from lint_packed(layer)
@@ -310,7 +321,7 @@ def lint_names(model: Model) -> list[Finding]:
     if not model.tensors:
         return [Finding(defect="empty", name=str(model.files[0]))]
     # Other files have names of their own.
-    if file_kind(model.files[0], model.tensors):
+    if file_kind(Path(), model.tensors):
         return []
     try:
         renaming = comfyui_names(model.files[0], model.tensors)
