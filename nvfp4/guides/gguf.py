@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -261,6 +262,18 @@ def shapes_agree(shape: tuple[int, ...], stored: tuple[int, ...]) -> bool:
     return len(shape) == 5 and len(stored) <= 4 and math.prod(shape) == math.prod(stored)
 
 
+def refuse_other_shapes(path: Path, pairs: Iterable[tuple[TensorRef, TensorRef]]) -> None:
+    """Raise ConvertError where tensors of the source and the GGUF's of equal names do not agree."""
+    wrong = [(own, other) for own, other in pairs if not shapes_agree(own.shape, other.shape)]
+    if wrong:
+        raise of_another_model(
+            path,
+            f"{len(wrong)} tensors have other shapes",
+            it_has=(f"{other.name} {list(other.shape)}" for _, other in wrong),
+            other_has=(f"{own.name} {list(own.shape)}" for own, _ in wrong),
+        )
+
+
 def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[str, str], list[str]]:
     """Return {source tensor: GGML type}, and notes on what only one of the two has.
 
@@ -278,20 +291,11 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     if not any(ref.name in matched for ref in model.linear_weights):
         what = "no linear layer of the source is in it"
         raise of_another_model(path, what, it_has=stored, other_has=model.tensors)
-    wrong = {
-        name: other
-        for name, other in matched.items()
-        # What is packed in the source has a shape of its own.
-        if not model.tensors[name].is_kept
-        and not shapes_agree(model.tensors[name].shape, stored[other].shape)
-    }
-    if wrong:
-        raise of_another_model(
-            path,
-            f"{len(wrong)} tensors have other shapes",
-            it_has=(f"{other} {list(stored[other].shape)}" for other in wrong.values()),
-            other_has=(f"{name} {list(model.tensors[name].shape)}" for name in wrong),
-        )
+    # What is packed in the source has a shape of its own.
+    plain = {name: other for name, other in matched.items() if not model.tensors[name].is_kept}
+    refuse_other_shapes(
+        path, [(model.tensors[name], stored[other]) for name, other in plain.items()]
+    )
     layers = (name.removesuffix(".weight") for name in by_bare if name.endswith(".weight"))
     cover = Cover((path,), frozenset(layers))
     notes = check_blocks(cover, model, partial) + check_cover(cover, linear_bytes(model), partial)

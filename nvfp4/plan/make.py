@@ -38,13 +38,7 @@ def make_plans(
     """
     refuse_for_kept(options, model)
     choices = choice_rules(options, model, guides, chosen or {})
-    floors = floor_rules(options, model)
-    # Layers that a measured figure asks 16 bits for: a floor, whatever chose their precision.
-    floors += [
-        Rule(names=measured.weights, precision=HALF, reason=measured.reason)
-        for measured in guides.measured
-        if measured.is_half
-    ]
+    floors = [*floor_rules(options, model), *measured_floors(guides)]
     marks, unknown = marks_by_precision(options, model, guides)
     plans, scales = [], guides.scales
     for ref in model.tensors.values():
@@ -68,6 +62,15 @@ def make_plans(
         plans, more = as_scaled_fp8(plans)
         notes += more
     return Plan(plans, tuple(notes))
+
+
+def measured_floors(guides: Guides) -> list[Rule]:
+    """Make a floor for each measured figure that asks for 16 bits, whatever chose a precision."""
+    return [
+        Rule(names=measured.weights, precision=HALF, reason=measured.reason)
+        for measured in guides.measured
+        if measured.is_half
+    ]
 
 
 def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> None:
