@@ -8941,13 +8941,12 @@ UNMERGED = FileKind(
 EMBEDDING_FILE = FileKind("an embedding (textual inversion)", "it goes into models/embeddings")
 VAE = "a VAE", "ComfyUI loads it with Load VAE, as it is"
 # What text encoders have, in several lines of models. Diffusion models that are built like one have
-# a time step besides.
+# a time step besides. A plain BERT is none that ComfyUI loads by itself, and is converted.
 TEXT_ENCODERS = (
     (r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.",),
     (r"text_model\.encoder\.layers\.0\.",),
     (r"transformer\.resblocks\.0\.attn\.", r"token_embedding\.weight "),
     (r"layers\.0\.self_attn\.(q|qkv)_proj\.", r"embed_tokens\.weight "),
-    (r"embeddings\.word_embeddings\.weight ", r"encoder\.layers?\.0\."),
     # llama.cpp's names, in a GGUF.
     (r"(enc\.)?blk\.0\.attn_(q|qkv|k)\.", r"token_embd\.weight "),
 )

@@ -117,8 +117,6 @@ FILES = {
         ["model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"],
         ["model.language_model.layers.0.self_attn.q_proj.weight", "visual.patch_embed.proj.weight",
          "model.language_model.embed_tokens.weight"],
-        ["bert.embeddings.word_embeddings.weight",
-         "bert.encoder.layer.0.attention.self.query.weight"],
         ["token_embd.weight", "blk.0.attn_q.weight"],
         ["token_embd.weight", "enc.blk.0.attn_q.weight"],
     ],
