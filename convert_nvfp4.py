@@ -8744,8 +8744,9 @@ def recorded_calibration(
 def read_reference_scales(path: Path) -> tuple[dict[str, Calibration], list[str]]:
     """Read the input scales of a quantised model: a safetensors file, an index, or a folder.
 
-    Returns {bare layer: Calibration}, and a note that counts scales which cannot be used. Raises
-    ConvertError where the model cannot be read, has no input scales, or none that can be used.
+    Returns {bare layer: Calibration}, and a note that counts scales which cannot be used; their
+    layers have no scale for any format. Raises ConvertError where the model cannot be read, has no
+    input scales, or none that can be used.
     """
     if path.is_dir() or path.suffix.lower() == ".json":
         return parse_reference_scales(path, open_model(path).tensors)
@@ -8796,7 +8797,10 @@ def parse_reference_scales(
     what = (
         "input scales are left out, as none is one positive float32 beside an NVFP4 or FP8 weight"
     )
-    return found, [f"{path.name}: {len(odd)} {what}: {examples(odd)}"] if odd else []
+    # The file tells of these layers all the same: it is not of another model for their sake.
+    unusable = {bare(unwrapped(layer)): Calibration(scales={}, source=path.name) for layer in odd}
+    notes = [f"{path.name}: {len(odd)} {what}: {examples(odd)}"] if odd else []
+    return unusable | found, notes
 
 
 def match_calibration(
@@ -8822,7 +8826,8 @@ def match_calibration(
             raise of_another_model(path, it_has=rows, other_has=layers)
         # Layers that the model lacks are passed over; only a source without any of its layers is
         # refused.
-        found |= {layers[name]: row for name, row in rows.items() if name in layers}
+        known = {name: row for name, row in rows.items() if name in layers and row.scales}
+        found |= {layers[name]: row for name, row in known.items()}
     return found
 
 
@@ -9523,7 +9528,8 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     none of the linear layers is in it, tensors of equal names have other shapes, or, unless
     `partial`, it covers a part of the model alone.
     """
-    stored = open_gguf(path).tensors
+    model_of_gguf = open_gguf(path)
+    stored, beside = model_of_gguf.tensors, model_of_gguf.beside
     if kind := file_kind(path, stored):
         raise ConvertError(f"{path}: is {kind.title}: give the GGUF of the diffusion model")
     # A GGUF's names often lack the prefix that the source's have, or the other way round.
@@ -9538,7 +9544,9 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     refuse_other_shapes(
         path, [(model.tensors[name], stored[other]) for name, other in plain.items()]
     )
-    layers = (name.removesuffix(".weight") for name in by_bare if name.endswith(".weight"))
+    # A GGUF may hold text encoders, too, as stable-diffusion.cpp writes them.
+    weights = (n for n, old in by_bare.items() if n.endswith(".weight") and old not in beside)
+    layers = (name.removesuffix(".weight") for name in weights)
     cover = Cover((path,), frozenset(layers))
     notes = check_blocks(cover, model, partial) + check_cover(cover, linear_bytes(model), partial)
     known = matched.keys() | model.beside.keys()
@@ -10857,6 +10865,7 @@ def make_plans(
     # Without other calibration than the --layer-config's, dynamic layers are what was asked for.
     calibrated = not guides.calibration.keys() <= guides.configured.keys()
     notes = [*guides.notes, *cover_notes(plans, guides, options.partial_guide)]
+    notes += list_notes(plans, guides, options.full_precision_mm_layers)
     notes += [*recorded, *unknown, *scale_notes(plans, calibrated)]
     notes += [*plan_notes(plans, guides.family), *contract_notes(model, plans)]
     # Last, as the shared switch depends on every layer's input scale.
@@ -10922,6 +10931,24 @@ def cover_notes(plans: list[TensorPlan], guides: Guides, partial: bool) -> list[
             wanted.pop(layer, None)
         notes += check_cover(cover, wanted, partial)
     return notes
+
+
+def list_notes(plans: list[TensorPlan], guides: Guides, path: Path | None) -> list[str]:
+    """Note NVFP4 blocks behind the last one that a list for full-precision matmul names.
+
+    A list of a smaller relative ends early; one of a few layers, as people write them, tells
+    nothing: it has to name layers of half of the blocks.
+    """
+    if guides.listed is None:
+        return []
+    packed = blocks_of(bare(plan.ref.layer) for plan in plans if plan.is_w4a4)
+    named = blocks_of(bare(name) for name in guides.listed.weights)
+    behind = sorted(packed - named, key=natural_key)
+    last = max(map(natural_key, named), default=[])
+    behind = [block for block in behind if natural_key(block) > last]
+    if 2 * len(named) < len(packed | named) or not behind:
+        return []
+    return [f"{path.name} names no layer of the last NVFP4 blocks: {examples(behind)}"]
 
 
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
@@ -11568,6 +11595,10 @@ class Journal:
 
 # ── nvfp4/write/checks.py: Find what keeps the output from being written, before hours of work ────
 
+# A quantised source that gets no layer encoded anew has to become smaller by this share at least.
+LEAST_GAIN = 0.01
+
+
 def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
     """Yield a line if shards of an earlier run lie where this run's shards are to go.
 
@@ -11656,14 +11687,16 @@ def refuse_no_gain(options: Options, model: Model, plans: list[TensorPlan]) -> N
     layers = (plan for plan in plans if plan.is_quantised)
     if any(x.kept_scale is None or x.precision.title != x.ref.coding.title for x in layers):
         return
-    if any(bytes_in_output(plan) < plan.ref.nbytes for plan in plans):
+    saved = sum(max(0, plan.ref.nbytes - bytes_in_output(plan)) for plan in plans)
+    # A few vectors that are cast to 16 bits are no reason to convert a file again.
+    if saved > LEAST_GAIN * model.nbytes:
         return
     layers = " and ".join(f"{count} {name}" for name, count in model.quantised.items())
-    origin = origin_text(model.metadata)
+    origin, almost = origin_text(model.metadata), "almost " if saved else ""
     raise ConvertError(
         f"{options.source}: is converted already ({', '.join(filter(None, [origin, layers]))} "
-        "layers), and nothing in it would get smaller; give the original 16- or 32-bit model, or "
-        "options that lower its layers"
+        f"layers), and {almost}nothing in it would get smaller; give the original 16- or 32-bit "
+        "model, or options that lower its layers"
     )
 
 

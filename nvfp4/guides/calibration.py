@@ -101,8 +101,9 @@ def recorded_calibration(
 def read_reference_scales(path: Path) -> tuple[dict[str, Calibration], list[str]]:
     """Read the input scales of a quantised model: a safetensors file, an index, or a folder.
 
-    Returns {bare layer: Calibration}, and a note that counts scales which cannot be used. Raises
-    ConvertError where the model cannot be read, has no input scales, or none that can be used.
+    Returns {bare layer: Calibration}, and a note that counts scales which cannot be used; their
+    layers have no scale for any format. Raises ConvertError where the model cannot be read, has no
+    input scales, or none that can be used.
     """
     if path.is_dir() or path.suffix.lower() == ".json":
         return parse_reference_scales(path, open_model(path).tensors)
@@ -153,7 +154,10 @@ def parse_reference_scales(
     what = (
         "input scales are left out, as none is one positive float32 beside an NVFP4 or FP8 weight"
     )
-    return found, [f"{path.name}: {len(odd)} {what}: {examples(odd)}"] if odd else []
+    # The file tells of these layers all the same: it is not of another model for their sake.
+    unusable = {bare(unwrapped(layer)): Calibration(scales={}, source=path.name) for layer in odd}
+    notes = [f"{path.name}: {len(odd)} {what}: {examples(odd)}"] if odd else []
+    return unusable | found, notes
 
 
 def match_calibration(
@@ -179,5 +183,6 @@ def match_calibration(
             raise of_another_model(path, it_has=rows, other_has=layers)
         # Layers that the model lacks are passed over; only a source without any of its layers is
         # refused.
-        found |= {layers[name]: row for name, row in rows.items() if name in layers}
+        known = {name: row for name, row in rows.items() if name in layers and row.scales}
+        found |= {layers[name]: row for name, row in known.items()}
     return found

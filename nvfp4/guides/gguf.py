@@ -281,7 +281,8 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     none of the linear layers is in it, tensors of equal names have other shapes, or, unless
     `partial`, it covers a part of the model alone.
     """
-    stored = open_gguf(path).tensors
+    model_of_gguf = open_gguf(path)
+    stored, beside = model_of_gguf.tensors, model_of_gguf.beside
     if kind := file_kind(path, stored):
         raise ConvertError(f"{path}: is {kind.title}: give the GGUF of the diffusion model")
     # A GGUF's names often lack the prefix that the source's have, or the other way round.
@@ -296,7 +297,9 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     refuse_other_shapes(
         path, [(model.tensors[name], stored[other]) for name, other in plain.items()]
     )
-    layers = (name.removesuffix(".weight") for name in by_bare if name.endswith(".weight"))
+    # A GGUF may hold text encoders, too, as stable-diffusion.cpp writes them.
+    weights = (n for n, old in by_bare.items() if n.endswith(".weight") and old not in beside)
+    layers = (name.removesuffix(".weight") for name in weights)
     cover = Cover((path,), frozenset(layers))
     notes = check_blocks(cover, model, partial) + check_cover(cover, linear_bytes(model), partial)
     known = matched.keys() | model.beside.keys()

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 
-from nvfp4.coverage import check_cover
+from nvfp4.coverage import blocks_of, check_cover
 from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.errors import ConvertError, examples
 from nvfp4.families import MOST_NVFP4, Family
@@ -18,7 +19,7 @@ from nvfp4.formats.base import Format
 from nvfp4.formats.floats import HALF
 from nvfp4.guides.records import GGUF_BITS, Guides
 from nvfp4.model import Model, bare
-from nvfp4.names import kind_of
+from nvfp4.names import kind_of, natural_key
 from nvfp4.options import LEGACY_RECIPE, TARGET, Options
 from nvfp4.plan.contract import contract_notes
 from nvfp4.plan.inputs import as_scaled_fp8, attach_recording, attach_scale, marks_by_precision
@@ -55,6 +56,7 @@ def make_plans(
     # Without other calibration than the --layer-config's, dynamic layers are what was asked for.
     calibrated = not guides.calibration.keys() <= guides.configured.keys()
     notes = [*guides.notes, *cover_notes(plans, guides, options.partial_guide)]
+    notes += list_notes(plans, guides, options.full_precision_mm_layers)
     notes += [*recorded, *unknown, *scale_notes(plans, calibrated)]
     notes += [*plan_notes(plans, guides.family), *contract_notes(model, plans)]
     # Last, as the shared switch depends on every layer's input scale.
@@ -120,6 +122,24 @@ def cover_notes(plans: list[TensorPlan], guides: Guides, partial: bool) -> list[
             wanted.pop(layer, None)
         notes += check_cover(cover, wanted, partial)
     return notes
+
+
+def list_notes(plans: list[TensorPlan], guides: Guides, path: Path | None) -> list[str]:
+    """Note NVFP4 blocks behind the last one that a list for full-precision matmul names.
+
+    A list of a smaller relative ends early; one of a few layers, as people write them, tells
+    nothing: it has to name layers of half of the blocks.
+    """
+    if guides.listed is None:
+        return []
+    packed = blocks_of(bare(plan.ref.layer) for plan in plans if plan.is_w4a4)
+    named = blocks_of(bare(name) for name in guides.listed.weights)
+    behind = sorted(packed - named, key=natural_key)
+    last = max(map(natural_key, named), default=[])
+    behind = [block for block in behind if natural_key(block) > last]
+    if 2 * len(named) < len(packed | named) or not behind:
+        return []
+    return [f"{path.name} names no layer of the last NVFP4 blocks: {examples(behind)}"]
 
 
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:

@@ -24,6 +24,9 @@ from nvfp4.ranks import ALONE
 from nvfp4.read.origin import origin_text
 from nvfp4.write.journal import Journal
 
+# A quantised source that gets no layer encoded anew has to become smaller by this share at least.
+LEAST_GAIN = 0.01
+
 
 def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
     """Yield a line if shards of an earlier run lie where this run's shards are to go.
@@ -113,12 +116,14 @@ def refuse_no_gain(options: Options, model: Model, plans: list[TensorPlan]) -> N
     layers = (plan for plan in plans if plan.is_quantised)
     if any(x.kept_scale is None or x.precision.title != x.ref.coding.title for x in layers):
         return
-    if any(bytes_in_output(plan) < plan.ref.nbytes for plan in plans):
+    saved = sum(max(0, plan.ref.nbytes - bytes_in_output(plan)) for plan in plans)
+    # A few vectors that are cast to 16 bits are no reason to convert a file again.
+    if saved > LEAST_GAIN * model.nbytes:
         return
     layers = " and ".join(f"{count} {name}" for name, count in model.quantised.items())
-    origin = origin_text(model.metadata)
+    origin, almost = origin_text(model.metadata), "almost " if saved else ""
     raise ConvertError(
         f"{options.source}: is converted already ({', '.join(filter(None, [origin, layers]))} "
-        "layers), and nothing in it would get smaller; give the original 16- or 32-bit model, or "
-        "options that lower its layers"
+        f"layers), and {almost}nothing in it would get smaller; give the original 16- or 32-bit "
+        "model, or options that lower its layers"
     )

@@ -4,7 +4,9 @@ import json
 import math
 
 import pytest
+import torch
 from make_wan import wan_q5_k_m, wan_shapes, write_gguf
+from safetensors.torch import save_file
 
 import convert_nvfp4 as c
 from support.files import header_only
@@ -127,3 +129,33 @@ def test_measured_figures_with_blocks_of_a_larger_model_are_refused(tmp_path, ru
     status, _, error = run("--sensitivity-json", path, "--sensitivity-threshold", "0.1")
     assert status == 1
     assert "s.json: is of another model, or only a part: whole blocks of it are not in" in error
+
+
+def test_a_list_that_ends_early_is_noted(tmp_path, run):
+    """Half of the blocks are enough to be more than a few layers that a person wrote."""
+    path = tmp_path / "l.txt"
+    for blocks, noted in ((range(2, 8), True), (range(2, 10), False), (range(2, 4), False)):
+        path.write_text("".join(f"blocks.{block}.ffn.0\n" for block in blocks))
+        status, printed, _ = run("--full-precision-mm-layers", path)
+        assert status == 0
+        note = "note: l.txt names no layer of the last NVFP4 blocks: blocks.8, blocks.9\n"
+        assert (note in printed) == noted
+
+
+def test_text_encoders_in_a_gguf_are_no_part_of_another_model(tmp_path, run):
+    shapes = {f"model.diffusion_model.{k}": shape for k, shape in wan_shapes("tiny", 12).items()}
+    shapes["text_encoders.t5.encoder.block.0.layer.0.SelfAttention.q.weight"] = (256, 256)
+    path = tmp_path / "g.gguf"
+    write_gguf(path, shapes, lambda name, shape: wan_q5_k_m(name.rpartition("model.")[2], shape))
+    assert run("--gguf", path, *BY_GGUF)[0] == 0
+
+
+def test_odd_scales_do_not_make_a_reference_another_model(tmp_path, run):
+    tensors = {}
+    for row in ROWS:
+        tensors[f"{row}.weight"] = torch.zeros(16, 8, dtype=torch.uint8)
+        tensors[f"{row}.input_scale"] = torch.tensor(0.01 if "blocks.5." not in row else math.nan)
+    save_file(tensors, tmp_path / "r.safetensors")
+    status, printed, _ = run("--preset", "wan", "--input-scale-from", tmp_path / "r.safetensors")
+    assert status == 0
+    assert "note: r.safetensors: 2 input scales are left out, as none is one positive" in printed

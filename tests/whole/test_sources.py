@@ -215,3 +215,14 @@ def test_nan_in_an_fp8_source_is_an_error(tiny, tmp_path, capsys):
     capsys.readouterr()
     assert c.main([str(source), str(tmp_path / "o.safetensors"), *NONE]) == 1
     assert "blocks.3.ffn.0.weight holds NaN: the file is damaged" in capsys.readouterr().err
+
+
+def test_the_documented_output_is_not_converted_again(tiny, tmp_path, capsys):
+    """A few vectors that would be cast to 16 bits are no reason: no layer gets any smaller."""
+    out = convert_tiny(tiny, tmp_path / "o.safetensors", "--quiet")
+    capsys.readouterr()
+    assert c.main([str(out), str(tmp_path / "again.safetensors"), "--quiet"]) == 1
+    assert (
+        "layers), and almost nothing in it would get smaller; give the" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "again.safetensors").exists()
