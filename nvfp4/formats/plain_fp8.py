@@ -6,7 +6,14 @@ them.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
+from nvfp4.formats.base import layer_parts, marker_names
 from nvfp4.formats.scaled import Scaled
+
+# Scales with these words in their names are of a layer's input, or of nothing that is stored.
+NO_WEIGHT_SCALE = re.compile(r"input|(^|_)act|pre_quant|scale_shift")
 
 
 class PlainFp8(Scaled):
@@ -31,3 +38,18 @@ class PlainFp8(Scaled):
 PLAIN_FP8 = {
     dtype: PlainFp8(dtype) for dtype in ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 }
+
+
+def unread_scales(names: Iterable[str]) -> dict[str, str]:
+    """Find what may be a weight's scale by its name, but is one of no format: {tensor: scale}.
+
+    names: of a file's tensors. Scales of a layer's input, and smoothing, say nothing of its weight.
+    """
+    found, known = {}, {*layer_parts(), *marker_names()}
+    for name in names:
+        layer, _, suffix = name.rpartition(".")
+        if "scale" in suffix and suffix not in known and not NO_WEIGHT_SCALE.search(suffix):
+            # The scale of `experts.down_proj` is `experts.down_proj_scale`, or `.down_proj.scale`.
+            stem = f"{layer}.{suffix}".rpartition("scale")[0].rstrip("._")
+            found |= {f"{layer}.weight": name, layer: name, stem: name}
+    return found

@@ -14,7 +14,7 @@ import torch
 
 from nvfp4.errors import ConvertError, examples
 from nvfp4.formats.base import format_titled, is_quantised_part
-from nvfp4.formats.plain_fp8 import PLAIN_FP8
+from nvfp4.formats.plain_fp8 import PLAIN_FP8, unread_scales
 from nvfp4.model import Coding, TensorRef
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.float8 import decode_byte, has_no_number
@@ -23,6 +23,9 @@ from nvfp4.stored.lint import LARGE_WEIGHT
 
 # Bytes of a weight in which codes without their scale show: one in five is larger than 100 then.
 TELLING_CODES = 1 << 16
+# The share of large numbers up to which they may be outliers of a weight that was merely cast. A
+# scale for each row of 4096 leaves at least one code of 448 in each.
+LARGE_SHARE = 1 / 5000
 
 
 def taken_as_is(ref: TensorRef) -> TensorRef:
@@ -37,16 +40,25 @@ def plain_notes(path: Path, refs: Iterable[TensorRef], allowed: bool) -> list[st
 
     path: the model, for messages; refs: of the diffusion model, marked; allowed: whether
     --plain-fp8 is given. Raises ConvertError where more weights lack a scale than have one and that
-    option is not given, and where numbers are too large to be weights.
+    option is not given, where numbers are too large to be weights, and where what may be a scale
+    lies beside one.
     """
-    plain, scaled = [], 0
+    refs = [*refs]
+    plain, scaled, unread = [], 0, unread_scales(ref.name for ref in refs)
     for ref in refs:
         if ref.coding and not format_titled(ref.coding.title).scale_suffix:
             plain.append(ref)
         # Of a kept layer, the weight alone has a configuration.
         scaled += bool(ref.coding or ref.config)
+    if lost := [ref.name for ref in plain if ref.name in unread]:
+        raise ConvertError(
+            f"{path}: {examples(lost)}: FP8 beside a scale that is not known here, "
+            f"{unread[lost[0]]}; give the original 16- or 32-bit model"
+        )
     weights = [ref for ref in plain if len(ref.shape) > 1]
-    if large := [ref.name for ref in weights if has_large_codes(ref)]:
+    # Other tensors of several dimensions, such as modulations, may well be large.
+    told = (ref for ref in weights if ref.name.endswith(".weight") or ref.is_expert_bank)
+    if large := [ref.name for ref in told if has_large_codes(ref)]:
         raise ConvertError(
             f"{path}: {examples(large)}: FP8 without a scale, and too large to be weights: the "
             "scales are lost or in another file; give the original 16- or 32-bit model"
@@ -66,9 +78,10 @@ def plain_notes(path: Path, refs: Iterable[TensorRef], allowed: bool) -> list[st
 
 
 def has_large_codes(ref: TensorRef) -> bool:
-    """Tell whether the first numbers of an FP8 tensor are larger than any trained weight."""
+    """Tell whether many of the first numbers of an FP8 tensor are larger than trained weights."""
     data = torch.empty(min(ref.nbytes, TELLING_CODES), dtype=torch.uint8)
     fill(ref, 0, memoryview(data.numpy()))
     codes = data.view(TORCH_DTYPES[ref.dtype])
     # NaN is told where the tensor is read as a whole.
-    return not has_no_number(codes) and bool(decode_byte(codes).abs().max() > LARGE_WEIGHT)
+    large = decode_byte(codes).abs() > LARGE_WEIGHT
+    return not has_no_number(codes) and int(large.sum()) > LARGE_SHARE * codes.numel()

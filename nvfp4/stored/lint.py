@@ -19,6 +19,7 @@ import torch
 from nvfp4.dtypes import SAFETENSORS_BITS, SOURCE_FLOATS, VIEWED, round_up
 from nvfp4.errors import ConvertError
 from nvfp4.formats.base import is_known, scalar_scales
+from nvfp4.formats.plain_fp8 import unread_scales
 from nvfp4.formats.scaled_fp8 import SCALED_FP8
 from nvfp4.model import COMFYUI_PREFIXES, Model, bare, diffusion_prefix, is_beside
 from nvfp4.modules import not_linear, shape_read
@@ -44,6 +45,7 @@ class FileFacts:
     prefix: of the diffusion model's names.
     is_other: whether the file is no diffusion model, as a text encoder.
     markers: of scaled FP8; a layer goes by that of its own part of the file.
+    unread: see `unread_scales`.
     scalars: see `scalar_scales`, which goes over all formats and so is asked once for a file.
     """
 
@@ -51,6 +53,7 @@ class FileFacts:
     prefix: str = ""
     is_other: bool = False
     markers: tuple[Marker, ...] = ()
+    unread: dict[str, str] = field(default_factory=dict)
     scalars: dict[str, tuple[int, ...]] = field(default_factory=scalar_scales)
 
     def beside(self, layer: StoredLayer) -> bool:
@@ -73,6 +76,7 @@ def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -
         prefix=diffusion_prefix(model.tensors),
         is_other=kind is not None and not kind.is_like_a_model,
         markers=tuple(find_markers(model)),
+        unread=unread_scales(model.tensors),
     )
     # Dtypes of less than 8 bits start at any byte.
     found = [
@@ -150,6 +154,8 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
         yield from lint_legacy(layer, facts, needs_input_scale=marker.elements != 2)
     elif form and form.unconfigured:
         yield finding(defect=form.unconfigured)
+    elif form and (scale := facts.unread.get(weight.name)):
+        yield finding(defect="unscaled", detail=f"beside {scale}")
     elif form and len(weight.shape) == 2:
         # FP8 without any scale is sound if it was merely cast: its values are the weights then.
         values = decode_byte(load(weight)) if facts.values and weight.nbytes else torch.zeros(1)

@@ -13,9 +13,12 @@ from nvfp4.errors import ConvertError
 from nvfp4.formats.floats import HALF
 from nvfp4.model import Coding, Lora, TensorRef
 from nvfp4.plan.records import UNNAMED, plan_tensor
+from nvfp4.read.checkpoint import open_model
 from nvfp4.read.tensors import load_some_rows, load_weight
 from nvfp4.source.loras import merge_loras
 from nvfp4.source.open import open_source
+from nvfp4.stored.layers import stored_layers
+from nvfp4.stored.lint import lint
 from support.scaled import E4M3, E5M2, FORMS, as_bytes, configuration, stored_as, whole
 
 G = torch.Generator().manual_seed(0)
@@ -216,6 +219,51 @@ def test_codes_whose_scale_is_lost_are_no_plain_fp8(tmp_path, dtype):
         ConvertError, match=r"blocks.0.b.weight: FP8 without a scale, and too large"
     ):
         open_source(source, plain_fp8=True)
+
+
+@pytest.mark.parametrize("name", ["a.scale", "a.fp8_scale", "a.weight.scale", "a.weight_scales"])
+def test_a_scale_of_an_unknown_name_is_refused_by_that_name(tmp_path, name):
+    tensors, _ = stored_as("scalar", WEIGHTS)
+    scale = tensors.pop(SCALE)
+    # Its codes are small enough to be weights.
+    tensors["blocks.0.a.weight"] = (WEIGHTS["blocks.0.a"] * 50).to(E4M3)
+    source = saved(tmp_path / "m.safetensors", tensors | {f"blocks.0.{name}": scale})
+    told = f"blocks.0.a.weight: FP8 beside a scale that is not known here, blocks.0.{name}"
+    for plain_fp8 in (False, True):
+        with pytest.raises(ConvertError, match=re.escape(told)):
+            open_source(source, plain_fp8=plain_fp8)
+    model = open_model(source)
+    found = [finding for finding in lint(model, stored_layers(model)) if finding.detail]
+    assert [(one.defect, one.detail) for one in found if one.defect == "unscaled"] == [
+        ("unscaled", f"beside blocks.0.{name}")
+    ]
+
+
+@pytest.mark.parametrize("end", ["_scale_inv", "_scale", ".scale"])
+def test_experts_with_a_scale_are_refused(tmp_path, end):
+    bank = torch.randn(4, 64, 64, generator=G).to(E4M3)
+    tensors = CAST | {"blocks.0.moe.gate_up_proj": bank}
+    tensors[f"blocks.0.moe.gate_up_proj{end}"] = torch.ones(4, 1, 1)
+    with pytest.raises(ConvertError, match=f"scale that is not known .*gate_up_proj{end}"):
+        open_source(saved(tmp_path / "m.safetensors", tensors), plain_fp8=True)
+
+
+@pytest.mark.parametrize("name", ["a.act_scale", "a.input_scale_inv", "scale_shift_table"])
+def test_scales_of_inputs_leave_plain_fp8_as_it_is(tmp_path, name):
+    tensors = CAST | {f"blocks.0.{name}": torch.ones(1)}
+    model, _ = open_source(saved(tmp_path / "m.safetensors", tensors), plain_fp8=True)
+    weight = load_weight(model.tensors["blocks.0.a.weight"])
+    assert torch.equal(weight, CAST["blocks.0.a.weight"].float())
+
+
+def test_large_numbers_of_no_weight_and_single_ones_are_no_lost_scales(tmp_path):
+    weights = {name: codes.float() for name, codes in CAST.items()}
+    weights["blocks.0.a.weight"][3, 4] = 120
+    tensors = {name: weight.to(E4M3) for name, weight in weights.items()}
+    tensors["blocks.0.modulation"] = torch.full((1, 6, 192), 120.0).to(E4M3)
+    model, _ = open_source(saved(tmp_path / "m.safetensors", tensors), plain_fp8=True)
+    for name, codes in tensors.items():
+        assert torch.equal(load_weight(model.tensors[name]), codes.float())
 
 
 @pytest.mark.parametrize("form", ["scalar", "rows", "rows [N]", "rows [N, 1, 1]", "E5M2 scalar"])
