@@ -5353,6 +5353,10 @@ NVFP4 = Nvfp4()
 
 # ── nvfp4/formats/plain_fp8.py: Read plain FP8: weights cast to 8-bit floats without any scale ────
 
+# Scales with these words in their names are of a layer's input, or of nothing that is stored.
+NO_WEIGHT_SCALE = re.compile(r"input|(^|_)act|pre_quant|scale_shift")
+
+
 class PlainFp8(Scaled):
     """Describe weights of 8-bit floats that stand for themselves; ComfyUI casts them to 16 bits.
 
@@ -5375,6 +5379,21 @@ class PlainFp8(Scaled):
 PLAIN_FP8 = {
     dtype: PlainFp8(dtype) for dtype in ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 }
+
+
+def unread_scales(names: Iterable[str]) -> dict[str, str]:
+    """Find what may be a weight's scale by its name, but is one of no format: {tensor: scale}.
+
+    names: of a file's tensors. Scales of a layer's input, and smoothing, say nothing of its weight.
+    """
+    found, known = {}, {*layer_parts(), *marker_names()}
+    for name in names:
+        layer, _, suffix = name.rpartition(".")
+        if "scale" in suffix and suffix not in known and not NO_WEIGHT_SCALE.search(suffix):
+            # The scale of `experts.down_proj` is `experts.down_proj_scale`, or `.down_proj.scale`.
+            stem = f"{layer}.{suffix}".rpartition("scale")[0].rstrip("._")
+            found |= {f"{layer}.weight": name, layer: name, stem: name}
+    return found
 
 
 # ── nvfp4/stored/defects.py: Every known defect of a file, and what ComfyUI does about it ─────────
@@ -11933,6 +11952,7 @@ class FileFacts:
     prefix: of the diffusion model's names.
     is_other: whether the file is no diffusion model, as a text encoder.
     markers: of scaled FP8; a layer goes by that of its own part of the file.
+    unread: see `unread_scales`.
     scalars: see `scalar_scales`, which goes over all formats and so is asked once for a file.
     """
 
@@ -11940,6 +11960,7 @@ class FileFacts:
     prefix: str = ""
     is_other: bool = False
     markers: tuple[Marker, ...] = ()
+    unread: dict[str, str] = field(default_factory=dict)
     scalars: dict[str, tuple[int, ...]] = field(default_factory=scalar_scales)
 
     def beside(self, layer: StoredLayer) -> bool:
@@ -11962,6 +11983,7 @@ def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -
         prefix=diffusion_prefix(model.tensors),
         is_other=kind is not None and not kind.is_like_a_model,
         markers=tuple(find_markers(model)),
+        unread=unread_scales(model.tensors),
     )
     # Dtypes of less than 8 bits start at any byte.
     found = [
@@ -12039,6 +12061,8 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
         yield from lint_legacy(layer, facts, needs_input_scale=marker.elements != 2)
     elif form and form.unconfigured:
         yield finding(defect=form.unconfigured)
+    elif form and (scale := facts.unread.get(weight.name)):
+        yield finding(defect="unscaled", detail=f"beside {scale}")
     elif form and len(weight.shape) == 2:
         # FP8 without any scale is sound if it was merely cast: its values are the weights then.
         values = decode_byte(load(weight)) if facts.values and weight.nbytes else torch.zeros(1)
@@ -14393,6 +14417,9 @@ def note_beside(model: Model) -> list[str]:
 
 # Bytes of a weight in which codes without their scale show: one in five is larger than 100 then.
 TELLING_CODES = 1 << 16
+# The share of large numbers up to which they may be outliers of a weight that was merely cast. A
+# scale for each row of 4096 leaves at least one code of 448 in each.
+LARGE_SHARE = 1 / 5000
 
 
 def taken_as_is(ref: TensorRef) -> TensorRef:
@@ -14407,16 +14434,25 @@ def plain_notes(path: Path, refs: Iterable[TensorRef], allowed: bool) -> list[st
 
     path: the model, for messages; refs: of the diffusion model, marked; allowed: whether
     --plain-fp8 is given. Raises ConvertError where more weights lack a scale than have one and that
-    option is not given, and where numbers are too large to be weights.
+    option is not given, where numbers are too large to be weights, and where what may be a scale
+    lies beside one.
     """
-    plain, scaled = [], 0
+    refs = [*refs]
+    plain, scaled, unread = [], 0, unread_scales(ref.name for ref in refs)
     for ref in refs:
         if ref.coding and not format_titled(ref.coding.title).scale_suffix:
             plain.append(ref)
         # Of a kept layer, the weight alone has a configuration.
         scaled += bool(ref.coding or ref.config)
+    if lost := [ref.name for ref in plain if ref.name in unread]:
+        raise ConvertError(
+            f"{path}: {examples(lost)}: FP8 beside a scale that is not known here, "
+            f"{unread[lost[0]]}; give the original 16- or 32-bit model"
+        )
     weights = [ref for ref in plain if len(ref.shape) > 1]
-    if large := [ref.name for ref in weights if has_large_codes(ref)]:
+    # Other tensors of several dimensions, such as modulations, may well be large.
+    told = (ref for ref in weights if ref.name.endswith(".weight") or ref.is_expert_bank)
+    if large := [ref.name for ref in told if has_large_codes(ref)]:
         raise ConvertError(
             f"{path}: {examples(large)}: FP8 without a scale, and too large to be weights: the "
             "scales are lost or in another file; give the original 16- or 32-bit model"
@@ -14436,12 +14472,13 @@ def plain_notes(path: Path, refs: Iterable[TensorRef], allowed: bool) -> list[st
 
 
 def has_large_codes(ref: TensorRef) -> bool:
-    """Tell whether the first numbers of an FP8 tensor are larger than any trained weight."""
+    """Tell whether many of the first numbers of an FP8 tensor are larger than trained weights."""
     data = torch.empty(min(ref.nbytes, TELLING_CODES), dtype=torch.uint8)
     fill(ref, 0, memoryview(data.numpy()))
     codes = data.view(TORCH_DTYPES[ref.dtype])
     # NaN is told where the tensor is read as a whole.
-    return not has_no_number(codes) and bool(decode_byte(codes).abs().max() > LARGE_WEIGHT)
+    large = decode_byte(codes).abs() > LARGE_WEIGHT
+    return not has_no_number(codes) and int(large.sum()) > LARGE_SHARE * codes.numel()
 
 
 # ── nvfp4/source/open.py: Open a model to convert: its quantised layers decoded, kept or refused ──
