@@ -5677,6 +5677,13 @@ DEFECTS = {
         "it stops: could not detect the model's type",
         "take the file repackaged for ComfyUI, or update ComfyUI",
     ),
+    "asked unknown": Defect(
+        Outcome.FAILS,
+        "this ComfyUI recognises neither the source nor the output made of it",
+        "it stops: could not detect the model's type",
+        "take the model repackaged for ComfyUI, or update ComfyUI; for a custom node's model leave "
+        "out --comfyui and COMFYUI_ROOT",
+    ),
     "asked changed": Defect(
         Outcome.FAILS,
         "this ComfyUI recognises another model than in the source",
@@ -5754,13 +5761,15 @@ class ComfyUI:
     """Name a ComfyUI to ask.
 
     folder: with main.py and comfy/ in it. named_by: the option or the environment variable that
-    gave the folder. python: the interpreter that runs it. version: "" where it tells none.
+    gave the folder. python: the interpreter that runs it. version: "" where it tells none. absent:
+    why there is none to ask, where the environment names no ComfyUI's folder.
     """
 
     folder: Path
     named_by: str
     python: Path
     version: str
+    absent: str = ""
 
     @property
     def title(self) -> str:
@@ -5848,12 +5857,13 @@ class Answer:
         """List the file's defects in this ComfyUI, apart from those that the source has, too."""
         if not self.is_known:
             return ()
-        recognised = self.file.recognised
-        if not recognised and (self.source is None or self.source.recognised):
+        if not self.file.recognised:
             # Nothing was loaded then. Without a configuration, the error tells why.
             stopped = "" if self.file.configuration else self.file.stopped
-            return (Trouble("unrecognised", "", self.changed or stopped).finding,)
-        inherited = self.inherited if recognised else self.file.troubles
+            known = not self.source or self.source.recognised or self.source.unsure
+            kind = "unrecognised" if known else "unknown"
+            return (Trouble(kind, "", self.changed or stopped).finding,)
+        inherited = self.inherited
         found = [trouble.finding for trouble in self.file.troubles if trouble not in inherited]
         return (*found, *([Trouble("changed", "", self.changed).finding] if self.changed else []))
 
@@ -5906,8 +5916,6 @@ class Answer:
             return f"{title} cannot tell about this file: {self.file.unsure}"
         if self.problems:
             return f"{title} does not take this file as it should"
-        if not self.file.recognised:
-            return f"{title} cannot tell about this file: it does not recognise the source"
         if any(trouble.finding.outcome > Outcome.LOADS for trouble in self.inherited):
             return f"{title} takes neither the source nor this file as it should"
         if not self.file.configuration:
@@ -7689,6 +7697,158 @@ def planned_values(plan: TensorPlan) -> Iterator[tuple[str, bytes]]:
         yield ref.name, stored_bytes(value)
 
 
+# ── nvfp4/file_kinds.py: Tell what a file is that is no diffusion model, by the names of its tensor
+
+# A name of a LoRA's tensor, in any of the spellings that ComfyUI and PEFT have.
+LORA_PART = re.compile(
+    r".+[._](lora(_linear_layer)?[._](up|down|mid|A|B)|hada_[wt][12]|lokr_[wt][12]|dora_scale"
+    r"|lora_magnitude_vector|oft_(blocks|diag)|diff(_b)?$|set_weight$)"
+)
+# What an embedding's vectors are called, one tensor for each text encoder.
+EMBEDDING_NAMES = {"emb_params", "*", "clip_l", "clip_g", "clip_h", "t5xxl", "string_to_param"}
+
+
+class FileKind(NamedTuple):
+    """Describe what a file may be instead of a diffusion model.
+
+    title: to follow "is"; what_to_do: with such a file, as the end of a sentence.
+    keys: regular expressions for the beginning of lines of `header_text`, behind up to four parts
+        of a prefix; all of them have to be there, and `absent` must not.
+    is_like_a_model: whether such files have the layers of a known family as well.
+    """
+
+    title: str
+    what_to_do: str
+    keys: tuple[str, ...] = ()
+    absent: str = ""
+    is_like_a_model: bool = False
+
+
+LORA = FileKind("a LoRA", "give the model, and this with --merge-lora")
+UNMERGED = FileKind(
+    "a model with a LoRA beside its layers, as PEFT trains it",
+    "merge it first (merge_and_unload), or give the original model and the LoRA with --merge-lora",
+)
+EMBEDDING_FILE = FileKind("an embedding (textual inversion)", "it goes into models/embeddings")
+VAE = "a VAE", "ComfyUI loads it with Load VAE, as it is"
+# What text encoders have, in several lines of models. Diffusion models that are built like one have
+# a time step besides. A plain BERT is none that ComfyUI loads by itself, and is converted.
+TEXT_ENCODERS = (
+    (r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.",),
+    (r"text_model\.encoder\.layers\.0\.",),
+    (r"transformer\.resblocks\.0\.attn\.", r"token_embedding\.weight "),
+    (r"layers\.0\.self_attn\.(q|qkv)_proj\.", r"embed_tokens\.weight "),
+    # llama.cpp's names, in a GGUF.
+    (r"(enc\.)?blk\.0\.attn_(q|qkv|k)\.", r"token_embd\.weight "),
+)
+TIME_STEP = r"\S*(time_?(step)?_?(embed|in\.|proj)|t_embedder|x_embedder)"
+# ComfyUI maps the names of some of these, in 16 bits alone (comfy/model_detection.py,
+# convert_diffusers_mmdit): a layer's scales and configuration would be lost.
+OTHER_NAMES = "ComfyUI loads quantised layers by its own names; take the file repackaged for it"
+# Models in the names of diffusers: {model: (keys, what native models have besides)}.
+DIFFUSERS_KEYS = {
+    "Wan": ((r"condition_embedder\.text_embedder\.linear_1\.weight ", r"blocks\.0\.attn1\."), ""),
+    "Flux, Flux 2, Chroma or Hunyuan Video": (
+        (r"single_transformer_blocks\.0\.", r"transformer_blocks\.0\.attn\."), ""),
+    "Hunyuan Video 1.5": (
+        (r"context_embedder\.token_refiner\.refiner_blocks\.0\.",
+         r"transformer_blocks\.0\.attn\.add_q_proj\."), ""),
+    "AuraFlow": ((r"joint_transformer_blocks\.0\.attn\.",), ""),
+    "Stable Diffusion 3": (
+        (r"transformer_blocks\.0\.attn\.add_q_proj\.weight ", r"pos_embed\.proj\.weight "), ""),
+    "PixArt": (
+        (r"adaln_single\.emb\.timestep_embedder\.linear_1\.", r"pos_embed\.proj\.weight "), ""),
+    "Z-Image": ((r"layers\.0\.attention\.to_q\.", r"noise_refiner\.0\.attention\.to_q\."), ""),
+    "Ideogram": ((r"layers\.0\.attention\.to_q\.", r"llm_cond_proj\."), ""),
+    "Lumina 2": (
+        (r"layers\.0\.attn\.to_q\.weight ", r"noise_refiner\.0\.attn\.to_q\."),
+        r"(image_index_embedding|ref_image_patch_embedder\.)"),
+    "LTX": ((r"time_embed\.emb\.timestep_embedder\.linear_1\.weight ", r"proj_in\.weight "), ""),
+    "Cosmos": ((r"time_embed\.t_embedder\.linear_1\.weight ", r"transformer_blocks\.0\."), ""),
+    "Mochi": ((r"time_embed\.pooler\.to_kv\.", r"transformer_blocks\.0\.attn1\."), ""),
+    "Krea 2": ((r"text_fusion\.refiner_blocks\.0\.attn\.to_q\.",), ""),
+    "MiniMax H3": ((r"audio_proj_in\.weight ", r"token_refiner\.refiner_blocks\.0\.attn\."), ""),
+    "Stable Audio or MiniMax Music": (
+        (r"preprocess_conv\.weight ", r"transformer_blocks\.0\.attn1?\.to_q\."), ""),
+    "ACE-Step": ((r"layers\.0\.self_attn\.to_q\.", r"layers\.0\.cross_attn\.to_q\."), ""),
+    "Hunyuan DiT": ((r"time_extra_emb\.", r"blocks\.0\.attn1\.to_q\."), ""),
+    "Stable Diffusion": (
+        (r"down_blocks\.\d\.resnets\.0\.(spatial_res_block\.)?conv1\.", r"time_embedding\."),
+        ""),
+    "Stable Cascade": ((r"down_blocks\.\d\.2\.attention\.to_q\.",), ""),
+}  # fmt: skip
+KINDS = (
+    FileKind("a recording of the calibration node", "give it with --activation-stats",
+             (r"\S+\.block_histogram ", r"\S+\.absmax ")),
+    FileKind("a control net", "ComfyUI loads it with Load ControlNet Model, as it is",
+             (r"(control_model\.|controlnet_|input_hint_block\.0\.|zero_convs\.0\.|lora_controlnet "
+              r"|control_layers\.0\.|control_all_x_embedder\.|control_x_embedder\.|pos_embed_input\."
+              r"|control_noise_refiner\.0\.|control_blocks\.0\.)",), is_like_a_model=True),
+    FileKind("an IP-Adapter", "it goes into models/ipadapter",
+             (r"(ip_adapter\.\d+\.|image_proj(_model)?\.(latents|layers\.0|proj)\b)",)),
+    FileKind("a T2I adapter", "ComfyUI loads it with Load ControlNet Model, as it is",
+             (r"(adapter\.)?body\.0\.(resnets\.0\.)?block1\.",)),
+    FileKind("a motion module", "it is for AnimateDiff, as it is",
+             (r"(down|up)_blocks\.0\.motion_modules\.0\.",)),
+    *(
+        FileKind(f"a model in the names of diffusers ({title})", OTHER_NAMES, keys, absent, True)
+        for title, (keys, absent) in DIFFUSERS_KEYS.items()
+    ),
+    *(
+        FileKind("a text encoder", "ComfyUI loads it with Load CLIP, as it is", keys, TIME_STEP)
+        for keys in TEXT_ENCODERS
+    ),
+    FileKind("a CLIP vision encoder", "ComfyUI loads it with Load CLIP Vision, as it is",
+             (r"(vision_model\.encoder\.layers\.0\.|visual\.transformer\.resblocks\.0\.)",)),
+    FileKind("an audio encoder", "ComfyUI loads it with its audio encoder loader, as it is",
+             (r"feature_extractor\.conv_layers\.0\.",)),
+    FileKind(*VAE, (r"(de|en)coder\.conv_in\.(\w+\.)?weight ",)),
+    FileKind(*VAE, (r"(de|en)coder\.conv1\.weight ", r"(de|en)coder\.middle\.0\.")),
+    FileKind(*VAE, (r"(de|en)coder\.(block|up_block|down_block|down|up)s?\.0\.",),
+             absent=r"\S*(self_attn|cross_attn|attn_block|to_q)\."),
+    FileKind(*VAE, (r"(de|en)coder\.(conv1|layers\.0)\.(weight(_[vg])? |parametrizations\.|conv\.)",
+                    ),),
+    FileKind(*VAE, (r"taesd_(de|en)coder\.",)),
+    FileKind("a style model", "ComfyUI loads it with Load Style Model, as it is",
+             (r"redux_up\.weight ", r"redux_down\.weight ")),
+    FileKind("an upscaler", "ComfyUI loads it with Load Upscale Model, as it is",
+             (r"((model\.)?1\.sub\.0\.(RDB1|conv)|body\.0\.rdb1\.conv1\.|RRDB_trunk\.0\."
+              r"|layers\.0\.residual_group\.)",)),
+)  # fmt: skip
+
+
+def lora_kind(names: Iterable[str]) -> FileKind | None:
+    """Tell a LoRA, and a model that has one beside its layers, by the names in a file."""
+    names = list(names)
+    count = sum(LORA_PART.match(name) is not None for name in names)
+    if count and any(".base_layer." in name for name in names):
+        return UNMERGED
+    return LORA if 2 * count >= len(names) > 0 else None
+
+
+def kind_of_file(shapes: Mapping[str, tuple[int, ...]], *, is_model: bool) -> FileKind | None:
+    """Tell what a file is that is no diffusion model; None for what may be one.
+
+    shapes: {name: shape} of its tensors, those beside a diffusion model left out; is_model: whether
+    they are recognised as a family's.
+    """
+    if shapes and shapes.keys() <= EMBEDDING_NAMES:
+        return EMBEDDING_FILE
+    if (lora := lora_kind(shapes)) is not None:
+        return lora
+    text = header_text(shapes)
+
+    def there(key: str) -> bool:
+        return re.search(rf"^(?:[\w-]+\.){{0,4}}?{key}", text, re.MULTILINE) is not None
+
+    for kind in KINDS:
+        if is_model and not kind.is_like_a_model:
+            continue
+        if all(map(there, kind.keys)) and not (kind.absent and there(kind.absent)):
+            return kind
+    return None
+
+
 # ── nvfp4/asking/ask.py: Ask a ComfyUI about a file, in a process of its own ──────────────────────
 
 # The environment variable that names a ComfyUI where --comfyui does not.
@@ -7696,7 +7856,7 @@ COMFYUI_ROOT = "COMFYUI_ROOT"
 # What runs in the child. tools/single_file.py puts the text itself here.
 ASKER = r'''"""Ask a ComfyUI what it makes of files: the program that runs in ComfyUI's own Python.
 
-The package never imports this module: `process` sends its text to the child, and the single file
+The package never imports this module: `ask` sends its text to the child, and the single file
 carries it as text. It needs the standard library, torch and ComfyUI alone, and reads no file but
 ComfyUI's own. A question has the names, dtypes and shapes of a file's tensors and the values of
 small ones; all others are tensors on torch's meta device, which have no values and take no memory.
@@ -7758,10 +7918,15 @@ def import_comfyui(folder: str) -> None:
 
 
 def tensor_of(dtype: str, shape: list, values: str | None) -> object:
-    """Make a tensor of base64 values, or one on the meta device where these are None."""
+    """Make a tensor of base64 values, or one on the meta device where these are None.
+
+    Raises LookupError for a dtype that torch, or this program, does not know.
+    """
     import torch
 
-    kind = getattr(torch, TORCH_NAMES[dtype])
+    kind = getattr(torch, TORCH_NAMES.get(dtype, ""), None)
+    if kind is None:
+        raise LookupError(f"torch here has no tensors of dtype {dtype}")
     if not values:
         return torch.empty(shape, dtype=kind, device="cpu" if values == "" else "meta")
     data = torch.frombuffer(bytearray(base64.b64decode(values)), dtype=torch.uint8)
@@ -7985,10 +8150,14 @@ def ask_about(watch: Watch, file: dict) -> dict:
     """Tell what ComfyUI makes of one file.
 
     file: "metadata", and "tensors" as {name: [dtype, shape, values]}. Returns the fields of a
-    `Taken` (see `answers`).
+    `Taken` (see `answers`). A file with a tensor that cannot be made here is left "unsure".
     """
     watch.begin()
-    state = {name: tensor_of(*facts) for name, facts in file["tensors"].items()}
+    try:
+        state = {name: tensor_of(*facts) for name, facts in file["tensors"].items()}
+    except LookupError as error:
+        nothing = {"recognised": "", "configuration": {}, "troubles": [], "unsure": error.args[0]}
+        return nothing | {"tensors": len(file["tensors"]), "left": 0}
     # The tensors stay alive here, so that no other gets the identity of one of them.
     names, kept, stopped = (
         {id(tensor): name for name, tensor in state.items()},
@@ -8074,7 +8243,8 @@ LONGEST_ANSWER = 300
 def find_comfyui(folder: Path | None) -> ComfyUI | None:
     """Find the ComfyUI to ask: that of --comfyui, else of COMFYUI_ROOT, else None.
 
-    Raises ConvertError where the folder named is no ComfyUI's. Only its version is read.
+    Raises ConvertError where --comfyui is no ComfyUI's folder; where the environment names none,
+    the result tells so in `absent`. Only its version is read.
     """
     given = os.environ.get(COMFYUI_ROOT)
     named_by = COMFYUI_ROOT if folder is None else "--comfyui"
@@ -8084,9 +8254,10 @@ def find_comfyui(folder: Path | None) -> ComfyUI | None:
     if not is_comfyui(folder):
         inner = folder / "ComfyUI"
         instead = f"give {inner}" if is_comfyui(inner) else "give the folder that has main.py"
-        raise ConvertError(
-            f"{named_by}: {folder} is no ComfyUI folder, with main.py and comfy/ in it; {instead}"
-        )
+        told = f"{folder} is no ComfyUI folder, with main.py and comfy/ in it; {instead}"
+        if named_by != COMFYUI_ROOT:
+            raise ConvertError(f"{named_by}: {told}")
+        return ComfyUI(folder=folder, named_by=named_by, python=Path(), version="", absent=told)
     folder = folder.resolve()
     places = (folder / place for place in INTERPRETERS)
     python = next((place for place in places if place.is_file()), Path(sys.executable))
@@ -8124,10 +8295,20 @@ def ask_about_job(comfyui: ComfyUI | None, job: Job) -> Answer | None:
     return answer
 
 
-def ask_about_file(comfyui: ComfyUI | None, model: Model, source: Model | None) -> Answer | None:
-    """Ask about a file that is there, and about its source if that is given."""
+def ask_about_file(
+    comfyui: ComfyUI | None, model: Model, source: Model | None, kind: FileKind | None = None
+) -> Answer | None:
+    """Ask about a file that is there, and about its source if that is given.
+
+    kind: what it is instead of a diffusion model. Other nodes load most of these, and are not
+    asked; a model in the names of diffusers may be recognised.
+    """
     if comfyui is None:
         return None
+    if kind and kind.what_to_do != OTHER_NAMES:
+        return Answer(
+            comfyui=comfyui, silence=f"it is asked about diffusion models, not {kind.title}"
+        )
     files = {"file": question_of_model(model)}
     if source is not None:
         files["source"] = question_of_model(source, is_source=True)
@@ -8136,6 +8317,8 @@ def ask_about_file(comfyui: ComfyUI | None, model: Model, source: Model | None) 
 
 def answer_of(comfyui: ComfyUI, files: dict[str, dict]) -> Answer:
     """Ask, and make the Answer; raises ConvertError where --comfyui asked and none came."""
+    if comfyui.absent:
+        return Answer(comfyui=comfyui, silence=comfyui.absent)
     try:
         return Answer(comfyui=comfyui, **ask(comfyui, files))
     except ConvertError as error:
@@ -8928,158 +9111,6 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
             f"--preset {preset}: {options.source} {is_known}; give --preset {name or 'smart'}"
         )
     return known, []
-
-
-# ── nvfp4/file_kinds.py: Tell what a file is that is no diffusion model, by the names of its tensor
-
-# A name of a LoRA's tensor, in any of the spellings that ComfyUI and PEFT have.
-LORA_PART = re.compile(
-    r".+[._](lora(_linear_layer)?[._](up|down|mid|A|B)|hada_[wt][12]|lokr_[wt][12]|dora_scale"
-    r"|lora_magnitude_vector|oft_(blocks|diag)|diff(_b)?$|set_weight$)"
-)
-# What an embedding's vectors are called, one tensor for each text encoder.
-EMBEDDING_NAMES = {"emb_params", "*", "clip_l", "clip_g", "clip_h", "t5xxl", "string_to_param"}
-
-
-class FileKind(NamedTuple):
-    """Describe what a file may be instead of a diffusion model.
-
-    title: to follow "is"; what_to_do: with such a file, as the end of a sentence.
-    keys: regular expressions for the beginning of lines of `header_text`, behind up to four parts
-        of a prefix; all of them have to be there, and `absent` must not.
-    is_like_a_model: whether such files have the layers of a known family as well.
-    """
-
-    title: str
-    what_to_do: str
-    keys: tuple[str, ...] = ()
-    absent: str = ""
-    is_like_a_model: bool = False
-
-
-LORA = FileKind("a LoRA", "give the model, and this with --merge-lora")
-UNMERGED = FileKind(
-    "a model with a LoRA beside its layers, as PEFT trains it",
-    "merge it first (merge_and_unload), or give the original model and the LoRA with --merge-lora",
-)
-EMBEDDING_FILE = FileKind("an embedding (textual inversion)", "it goes into models/embeddings")
-VAE = "a VAE", "ComfyUI loads it with Load VAE, as it is"
-# What text encoders have, in several lines of models. Diffusion models that are built like one have
-# a time step besides. A plain BERT is none that ComfyUI loads by itself, and is converted.
-TEXT_ENCODERS = (
-    (r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.",),
-    (r"text_model\.encoder\.layers\.0\.",),
-    (r"transformer\.resblocks\.0\.attn\.", r"token_embedding\.weight "),
-    (r"layers\.0\.self_attn\.(q|qkv)_proj\.", r"embed_tokens\.weight "),
-    # llama.cpp's names, in a GGUF.
-    (r"(enc\.)?blk\.0\.attn_(q|qkv|k)\.", r"token_embd\.weight "),
-)
-TIME_STEP = r"\S*(time_?(step)?_?(embed|in\.|proj)|t_embedder|x_embedder)"
-# ComfyUI maps the names of some of these, in 16 bits alone (comfy/model_detection.py,
-# convert_diffusers_mmdit): a layer's scales and configuration would be lost.
-OTHER_NAMES = "ComfyUI loads quantised layers by its own names; take the file repackaged for it"
-# Models in the names of diffusers: {model: (keys, what native models have besides)}.
-DIFFUSERS_KEYS = {
-    "Wan": ((r"condition_embedder\.text_embedder\.linear_1\.weight ", r"blocks\.0\.attn1\."), ""),
-    "Flux, Flux 2, Chroma or Hunyuan Video": (
-        (r"single_transformer_blocks\.0\.", r"transformer_blocks\.0\.attn\."), ""),
-    "Hunyuan Video 1.5": (
-        (r"context_embedder\.token_refiner\.refiner_blocks\.0\.",
-         r"transformer_blocks\.0\.attn\.add_q_proj\."), ""),
-    "AuraFlow": ((r"joint_transformer_blocks\.0\.attn\.",), ""),
-    "Stable Diffusion 3": (
-        (r"transformer_blocks\.0\.attn\.add_q_proj\.weight ", r"pos_embed\.proj\.weight "), ""),
-    "PixArt": (
-        (r"adaln_single\.emb\.timestep_embedder\.linear_1\.", r"pos_embed\.proj\.weight "), ""),
-    "Z-Image": ((r"layers\.0\.attention\.to_q\.", r"noise_refiner\.0\.attention\.to_q\."), ""),
-    "Ideogram": ((r"layers\.0\.attention\.to_q\.", r"llm_cond_proj\."), ""),
-    "Lumina 2": (
-        (r"layers\.0\.attn\.to_q\.weight ", r"noise_refiner\.0\.attn\.to_q\."),
-        r"(image_index_embedding|ref_image_patch_embedder\.)"),
-    "LTX": ((r"time_embed\.emb\.timestep_embedder\.linear_1\.weight ", r"proj_in\.weight "), ""),
-    "Cosmos": ((r"time_embed\.t_embedder\.linear_1\.weight ", r"transformer_blocks\.0\."), ""),
-    "Mochi": ((r"time_embed\.pooler\.to_kv\.", r"transformer_blocks\.0\.attn1\."), ""),
-    "Krea 2": ((r"text_fusion\.refiner_blocks\.0\.attn\.to_q\.",), ""),
-    "MiniMax H3": ((r"audio_proj_in\.weight ", r"token_refiner\.refiner_blocks\.0\.attn\."), ""),
-    "Stable Audio or MiniMax Music": (
-        (r"preprocess_conv\.weight ", r"transformer_blocks\.0\.attn1?\.to_q\."), ""),
-    "ACE-Step": ((r"layers\.0\.self_attn\.to_q\.", r"layers\.0\.cross_attn\.to_q\."), ""),
-    "Hunyuan DiT": ((r"time_extra_emb\.", r"blocks\.0\.attn1\.to_q\."), ""),
-    "Stable Diffusion": (
-        (r"down_blocks\.\d\.resnets\.0\.(spatial_res_block\.)?conv1\.", r"time_embedding\."),
-        ""),
-    "Stable Cascade": ((r"down_blocks\.\d\.2\.attention\.to_q\.",), ""),
-}  # fmt: skip
-KINDS = (
-    FileKind("a recording of the calibration node", "give it with --activation-stats",
-             (r"\S+\.block_histogram ", r"\S+\.absmax ")),
-    FileKind("a control net", "ComfyUI loads it with Load ControlNet Model, as it is",
-             (r"(control_model\.|controlnet_|input_hint_block\.0\.|zero_convs\.0\.|lora_controlnet "
-              r"|control_layers\.0\.|control_all_x_embedder\.|control_x_embedder\.|pos_embed_input\."
-              r"|control_noise_refiner\.0\.|control_blocks\.0\.)",), is_like_a_model=True),
-    FileKind("an IP-Adapter", "it goes into models/ipadapter",
-             (r"(ip_adapter\.\d+\.|image_proj(_model)?\.(latents|layers\.0|proj)\b)",)),
-    FileKind("a T2I adapter", "ComfyUI loads it with Load ControlNet Model, as it is",
-             (r"(adapter\.)?body\.0\.(resnets\.0\.)?block1\.",)),
-    FileKind("a motion module", "it is for AnimateDiff, as it is",
-             (r"(down|up)_blocks\.0\.motion_modules\.0\.",)),
-    *(
-        FileKind(f"a model in the names of diffusers ({title})", OTHER_NAMES, keys, absent, True)
-        for title, (keys, absent) in DIFFUSERS_KEYS.items()
-    ),
-    *(
-        FileKind("a text encoder", "ComfyUI loads it with Load CLIP, as it is", keys, TIME_STEP)
-        for keys in TEXT_ENCODERS
-    ),
-    FileKind("a CLIP vision encoder", "ComfyUI loads it with Load CLIP Vision, as it is",
-             (r"(vision_model\.encoder\.layers\.0\.|visual\.transformer\.resblocks\.0\.)",)),
-    FileKind("an audio encoder", "ComfyUI loads it with its audio encoder loader, as it is",
-             (r"feature_extractor\.conv_layers\.0\.",)),
-    FileKind(*VAE, (r"(de|en)coder\.conv_in\.(\w+\.)?weight ",)),
-    FileKind(*VAE, (r"(de|en)coder\.conv1\.weight ", r"(de|en)coder\.middle\.0\.")),
-    FileKind(*VAE, (r"(de|en)coder\.(block|up_block|down_block|down|up)s?\.0\.",),
-             absent=r"\S*(self_attn|cross_attn|attn_block|to_q)\."),
-    FileKind(*VAE, (r"(de|en)coder\.(conv1|layers\.0)\.(weight(_[vg])? |parametrizations\.|conv\.)",
-                    ),),
-    FileKind(*VAE, (r"taesd_(de|en)coder\.",)),
-    FileKind("a style model", "ComfyUI loads it with Load Style Model, as it is",
-             (r"redux_up\.weight ", r"redux_down\.weight ")),
-    FileKind("an upscaler", "ComfyUI loads it with Load Upscale Model, as it is",
-             (r"((model\.)?1\.sub\.0\.(RDB1|conv)|body\.0\.rdb1\.conv1\.|RRDB_trunk\.0\."
-              r"|layers\.0\.residual_group\.)",)),
-)  # fmt: skip
-
-
-def lora_kind(names: Iterable[str]) -> FileKind | None:
-    """Tell a LoRA, and a model that has one beside its layers, by the names in a file."""
-    names = list(names)
-    count = sum(LORA_PART.match(name) is not None for name in names)
-    if count and any(".base_layer." in name for name in names):
-        return UNMERGED
-    return LORA if 2 * count >= len(names) > 0 else None
-
-
-def kind_of_file(shapes: Mapping[str, tuple[int, ...]], *, is_model: bool) -> FileKind | None:
-    """Tell what a file is that is no diffusion model; None for what may be one.
-
-    shapes: {name: shape} of its tensors, those beside a diffusion model left out; is_model: whether
-    they are recognised as a family's.
-    """
-    if shapes and shapes.keys() <= EMBEDDING_NAMES:
-        return EMBEDDING_FILE
-    if (lora := lora_kind(shapes)) is not None:
-        return lora
-    text = header_text(shapes)
-
-    def there(key: str) -> bool:
-        return re.search(rf"^(?:[\w-]+\.){{0,4}}?{key}", text, re.MULTILINE) is not None
-
-    for kind in KINDS:
-        if is_model and not kind.is_like_a_model:
-            continue
-        if all(map(there, kind.keys)) and not (kind.absent and there(kind.absent)):
-            return kind
-    return None
 
 
 # ── nvfp4/prefixes.py: Find the names that ComfyUI has for a file's tensors, where wrappers and pre
@@ -14875,15 +14906,11 @@ def verify_file(task: Verification) -> Check:
             )
         more, damage = check_against(source, model, layers, task.quiet)
         found += more
-    asked = ask_about_file(comfyui, model, source)
+    kind = file_kind(task.file, model.tensors)
+    asked = ask_about_file(comfyui, model, source, kind)
     found += asked.findings if asked else ()
     return Check(
-        model=model,
-        kind=file_kind(task.file, model.tensors),
-        layers=layers,
-        findings=tuple(found),
-        damage=damage,
-        asked=asked,
+        model=model, kind=kind, layers=layers, findings=tuple(found), damage=damage, asked=asked
     )
 
 

@@ -253,13 +253,9 @@ def verify_file(task: Verification) -> Check:
             )
         more, damage = check_against(source, model, layers, task.quiet)
         found += more
-    asked = ask_about_file(comfyui, model, source)
+    kind = file_kind(task.file, model.tensors)
+    asked = ask_about_file(comfyui, model, source, kind)
     found += asked.findings if asked else ()
     return Check(
-        model=model,
-        kind=file_kind(task.file, model.tensors),
-        layers=layers,
-        findings=tuple(found),
-        damage=damage,
-        asked=asked,
+        model=model, kind=kind, layers=layers, findings=tuple(found), damage=damage, asked=asked
     )

@@ -24,13 +24,15 @@ class ComfyUI:
     """Name a ComfyUI to ask.
 
     folder: with main.py and comfy/ in it. named_by: the option or the environment variable that
-    gave the folder. python: the interpreter that runs it. version: "" where it tells none.
+    gave the folder. python: the interpreter that runs it. version: "" where it tells none. absent:
+    why there is none to ask, where the environment names no ComfyUI's folder.
     """
 
     folder: Path
     named_by: str
     python: Path
     version: str
+    absent: str = ""
 
     @property
     def title(self) -> str:
@@ -118,12 +120,13 @@ class Answer:
         """List the file's defects in this ComfyUI, apart from those that the source has, too."""
         if not self.is_known:
             return ()
-        recognised = self.file.recognised
-        if not recognised and (self.source is None or self.source.recognised):
+        if not self.file.recognised:
             # Nothing was loaded then. Without a configuration, the error tells why.
             stopped = "" if self.file.configuration else self.file.stopped
-            return (Trouble("unrecognised", "", self.changed or stopped).finding,)
-        inherited = self.inherited if recognised else self.file.troubles
+            known = not self.source or self.source.recognised or self.source.unsure
+            kind = "unrecognised" if known else "unknown"
+            return (Trouble(kind, "", self.changed or stopped).finding,)
+        inherited = self.inherited
         found = [trouble.finding for trouble in self.file.troubles if trouble not in inherited]
         return (*found, *([Trouble("changed", "", self.changed).finding] if self.changed else []))
 
@@ -176,8 +179,6 @@ class Answer:
             return f"{title} cannot tell about this file: {self.file.unsure}"
         if self.problems:
             return f"{title} does not take this file as it should"
-        if not self.file.recognised:
-            return f"{title} cannot tell about this file: it does not recognise the source"
         if any(trouble.finding.outcome > Outcome.LOADS for trouble in self.inherited):
             return f"{title} takes neither the source nor this file as it should"
         if not self.file.configuration:

@@ -3,7 +3,8 @@
 The folder is found, and refused if it is none, before anything else is read. The process runs
 `asker` in ComfyUI's own Python, without network, GPU and weights; ComfyUI's code is trusted as the
 user trusts it. Its environment may lack a module, or it may hang: that is an error where --comfyui
-asked for it, and one line of the report where only the environment variable did.
+asked for it, and one line of the report where only the environment variable did, whose folder may
+be gone as well.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from nvfp4.asking.answers import Answer, ComfyUI, Taken, Trouble
 from nvfp4.asking.question import question_of_job, question_of_model
 from nvfp4.errors import EXCERPT, ConvertError, one_line
+from nvfp4.file_kinds import OTHER_NAMES, FileKind
 from nvfp4.layout import Job
 from nvfp4.model import Model
 from nvfp4.options.kinds import input_path
@@ -49,7 +51,8 @@ LONGEST_ANSWER = 300
 def find_comfyui(folder: Path | None) -> ComfyUI | None:
     """Find the ComfyUI to ask: that of --comfyui, else of COMFYUI_ROOT, else None.
 
-    Raises ConvertError where the folder named is no ComfyUI's. Only its version is read.
+    Raises ConvertError where --comfyui is no ComfyUI's folder; where the environment names none,
+    the result tells so in `absent`. Only its version is read.
     """
     given = os.environ.get(COMFYUI_ROOT)
     named_by = COMFYUI_ROOT if folder is None else "--comfyui"
@@ -59,9 +62,10 @@ def find_comfyui(folder: Path | None) -> ComfyUI | None:
     if not is_comfyui(folder):
         inner = folder / "ComfyUI"
         instead = f"give {inner}" if is_comfyui(inner) else "give the folder that has main.py"
-        raise ConvertError(
-            f"{named_by}: {folder} is no ComfyUI folder, with main.py and comfy/ in it; {instead}"
-        )
+        told = f"{folder} is no ComfyUI folder, with main.py and comfy/ in it; {instead}"
+        if named_by != COMFYUI_ROOT:
+            raise ConvertError(f"{named_by}: {told}")
+        return ComfyUI(folder=folder, named_by=named_by, python=Path(), version="", absent=told)
     folder = folder.resolve()
     places = (folder / place for place in INTERPRETERS)
     python = next((place for place in places if place.is_file()), Path(sys.executable))
@@ -99,10 +103,20 @@ def ask_about_job(comfyui: ComfyUI | None, job: Job) -> Answer | None:
     return answer
 
 
-def ask_about_file(comfyui: ComfyUI | None, model: Model, source: Model | None) -> Answer | None:
-    """Ask about a file that is there, and about its source if that is given."""
+def ask_about_file(
+    comfyui: ComfyUI | None, model: Model, source: Model | None, kind: FileKind | None = None
+) -> Answer | None:
+    """Ask about a file that is there, and about its source if that is given.
+
+    kind: what it is instead of a diffusion model. Other nodes load most of these, and are not
+    asked; a model in the names of diffusers may be recognised.
+    """
     if comfyui is None:
         return None
+    if kind and kind.what_to_do != OTHER_NAMES:
+        return Answer(
+            comfyui=comfyui, silence=f"it is asked about diffusion models, not {kind.title}"
+        )
     files = {"file": question_of_model(model)}
     if source is not None:
         files["source"] = question_of_model(source, is_source=True)
@@ -111,6 +125,8 @@ def ask_about_file(comfyui: ComfyUI | None, model: Model, source: Model | None) 
 
 def answer_of(comfyui: ComfyUI, files: dict[str, dict]) -> Answer:
     """Ask, and make the Answer; raises ConvertError where --comfyui asked and none came."""
+    if comfyui.absent:
+        return Answer(comfyui=comfyui, silence=comfyui.absent)
     try:
         return Answer(comfyui=comfyui, **ask(comfyui, files))
     except ConvertError as error:

@@ -1,6 +1,6 @@
 """Ask a ComfyUI what it makes of files: the program that runs in ComfyUI's own Python.
 
-The package never imports this module: `process` sends its text to the child, and the single file
+The package never imports this module: `ask` sends its text to the child, and the single file
 carries it as text. It needs the standard library, torch and ComfyUI alone, and reads no file but
 ComfyUI's own. A question has the names, dtypes and shapes of a file's tensors and the values of
 small ones; all others are tensors on torch's meta device, which have no values and take no memory.
@@ -62,10 +62,15 @@ def import_comfyui(folder: str) -> None:
 
 
 def tensor_of(dtype: str, shape: list, values: str | None) -> object:
-    """Make a tensor of base64 values, or one on the meta device where these are None."""
+    """Make a tensor of base64 values, or one on the meta device where these are None.
+
+    Raises LookupError for a dtype that torch, or this program, does not know.
+    """
     import torch
 
-    kind = getattr(torch, TORCH_NAMES[dtype])
+    kind = getattr(torch, TORCH_NAMES.get(dtype, ""), None)
+    if kind is None:
+        raise LookupError(f"torch here has no tensors of dtype {dtype}")
     if not values:
         return torch.empty(shape, dtype=kind, device="cpu" if values == "" else "meta")
     data = torch.frombuffer(bytearray(base64.b64decode(values)), dtype=torch.uint8)
@@ -289,10 +294,14 @@ def ask_about(watch: Watch, file: dict) -> dict:
     """Tell what ComfyUI makes of one file.
 
     file: "metadata", and "tensors" as {name: [dtype, shape, values]}. Returns the fields of a
-    `Taken` (see `answers`).
+    `Taken` (see `answers`). A file with a tensor that cannot be made here is left "unsure".
     """
     watch.begin()
-    state = {name: tensor_of(*facts) for name, facts in file["tensors"].items()}
+    try:
+        state = {name: tensor_of(*facts) for name, facts in file["tensors"].items()}
+    except LookupError as error:
+        nothing = {"recognised": "", "configuration": {}, "troubles": [], "unsure": error.args[0]}
+        return nothing | {"tensors": len(file["tensors"]), "left": 0}
     # The tensors stay alive here, so that no other gets the identity of one of them.
     names, kept, stopped = (
         {id(tensor): name for name, tensor in state.items()},

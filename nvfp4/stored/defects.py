@@ -295,6 +295,13 @@ DEFECTS = {
         "it stops: could not detect the model's type",
         "take the file repackaged for ComfyUI, or update ComfyUI",
     ),
+    "asked unknown": Defect(
+        Outcome.FAILS,
+        "this ComfyUI recognises neither the source nor the output made of it",
+        "it stops: could not detect the model's type",
+        "take the model repackaged for ComfyUI, or update ComfyUI; for a custom node's model leave "
+        "out --comfyui and COMFYUI_ROOT",
+    ),
     "asked changed": Defect(
         Outcome.FAILS,
         "this ComfyUI recognises another model than in the source",

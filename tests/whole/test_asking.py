@@ -106,8 +106,13 @@ def test_what_comfyui_does_not_know_is_told(tmp_path, capsys):
     save_file({"a.weight": torch.ones(64, 64)}, tmp_path / "s.safetensors")
     asks = ("--comfyui", COMFYUI)
     source, out = tmp_path / "s.safetensors", tmp_path / "o.safetensors"
-    status, text, _ = run(capsys, source, out, "--preset", "all", *asks)
-    assert (status, "it does not recognise the source" in text) == (0, True)
+    status, _, error = run(capsys, source, out, "--preset", "all", *asks)
+    assert status == 1
+    assert "recognises neither the source nor the output" in error
+    assert not out.exists()
+    assert run(capsys, source, out, "--preset", "all")[0] == 0
+    status, text, _ = run(capsys, "--verify", out, "--source", source, *asks)
+    assert (status, "FAILS  1 x this ComfyUI recognises neither" in text) == (1, True)
     status, text, _ = run(capsys, "--verify", out, *asks)
     assert (status, "FAILS  1 x this ComfyUI recognises no diffusion model" in text) == (1, True)
 
@@ -118,5 +123,7 @@ def test_a_folder_that_is_no_comfyui_is_refused_first(tmp_path, capsys, monkeypa
     status, _, text = run(capsys, *arguments, "--comfyui", nowhere)
     assert (status, text.startswith(f"error: --comfyui: {nowhere} is no ComfyUI")) == (1, True)
     monkeypatch.setenv("COMFYUI_ROOT", str(nowhere))
-    status, _, text = run(capsys, "--verify", "no.safetensors")
-    assert (status, text.startswith(f"error: COMFYUI_ROOT: {nowhere} is no")) == (1, True)
+    save_file({"a.weight": torch.ones(64, 64)}, tmp_path / "s.safetensors")
+    status, text, _ = run(capsys, "--verify", tmp_path / "s.safetensors")
+    told = f"  ComfyUI (COMFYUI_ROOT) was not asked: {nowhere} is no ComfyUI folder"
+    assert (status, told in text) == (0, True)

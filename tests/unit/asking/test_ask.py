@@ -9,9 +9,10 @@ import pytest
 
 from nvfp4.asking import ask as asking
 from nvfp4.asking.answers import Answer, ComfyUI, Taken, Trouble
-from nvfp4.asking.ask import answer_of, ask, find_comfyui
+from nvfp4.asking.ask import answer_of, ask, ask_about_file, find_comfyui
 from nvfp4.asking.question import question_of_model
 from nvfp4.errors import ConvertError
+from nvfp4.file_kinds import LORA, OTHER_NAMES, VAE, FileKind
 from nvfp4.read.checkpoint import open_model
 from nvfp4.stored.defects import Outcome
 
@@ -56,8 +57,12 @@ def test_a_folder_is_found_by_option_or_environment(folder, monkeypatch):
     assert find_comfyui(None) is None
     monkeypatch.setenv("COMFYUI_ROOT", "/nowhere")
     assert find_comfyui(folder).named_by == "--comfyui"
-    with pytest.raises(ConvertError, match=r"^COMFYUI_ROOT: .*nowhere is no ComfyUI folder"):
-        find_comfyui(None)
+    nowhere = answer_of(find_comfyui(None), NOTHING)
+    assert nowhere.sentence.startswith("ComfyUI (COMFYUI_ROOT) was not asked: ")
+    assert "nowhere is no ComfyUI folder" in nowhere.sentence
+    assert (nowhere.findings, nowhere.problems) == ((), [])
+    with pytest.raises(ConvertError, match=r"^--comfyui: .*nowhere is no ComfyUI folder"):
+        find_comfyui(Path("/nowhere"))
     # As it is unpacked on Windows, one folder too high.
     with pytest.raises(ConvertError, match=r"^--comfyui: .*; give .*ComfyUI$"):
         find_comfyui(folder.parent)
@@ -149,8 +154,17 @@ def test_a_comfyui_of_the_environment_does_not_stop_a_conversion(folder, monkeyp
 
 def test_the_child_leaves_nothing_in_the_folder(folder):
     before = sorted(folder.rglob("*"))
-    problem(folder, {"file": {"metadata": {}, "tensors": {"x": ["X9", [1], None]}}})
+    problem(folder, {"file": {"metadata": {}, "tensors": {"x": ["F32", ["no"], None]}}})
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("dtype", ["X9", "F8_E4M3FNUZ", "F4"])
+def test_a_dtype_that_the_child_does_not_know_leaves_it_unsure(dtype, folder):
+    files = {"file": {"metadata": {}, "tensors": {"x": [dtype, [1], None]}}}
+    found = answer_of(find_comfyui(folder), files)
+    told = f"cannot tell about this file: torch here has no tensors of dtype {dtype}"
+    assert found.sentence == f"ComfyUI 0.99.1 {told}"
+    assert (found.findings, found.file.tensors) == ((), 1)
 
 
 def taken(recognised="WAN", troubles=(), unsure="", **configuration):
@@ -202,10 +216,14 @@ def test_a_source_of_wrong_shapes_is_its_own_trouble():
     assert answer(taken(troubles=[("shape", "c", "")]), before).problems
 
 
-def test_a_source_that_comfyui_does_not_know_tells_nothing():
+def test_an_output_that_comfyui_does_not_know_is_refused_whatever_its_source_is():
     unknown = answer(taken("", [("stops", "", "x")]), taken("", [("stops", "", "x")]))
-    told = "ComfyUI 0.33.0 cannot tell about this file: it does not recognise the source"
-    assert (unknown.sentence, unknown.problems, unknown.notes) == (told, [], ())
+    assert "recognises neither the source nor the output" in unknown.problems[0]
+    assert [one.outcome for one in unknown.findings] == [Outcome.FAILS]
+    assert unknown.sentence == "ComfyUI 0.33.0 does not take this file as it should"
+    # A source that could not be asked about says nothing of itself.
+    unsure = answer(taken("", [("stops", "", "x")]), taken("", unsure="no values"))
+    assert "recognises no diffusion model" in unsure.problems[0]
     lost = answer(taken("", [("stops", "", "KeyError: x")]), taken())
     assert "recognises no diffusion model: the file (KeyError: x)" in lost.problems[0]
     assert lost.notes == tuple(f"would fail: {problem}" for problem in lost.problems)
@@ -215,7 +233,7 @@ def test_a_source_that_comfyui_does_not_know_tells_nothing():
 
 
 def test_configurations_of_no_known_class_are_compared():
-    assert answer(taken("", dim="1"), taken("", dim="1")).problems == []
+    assert "neither the source nor" in answer(taken("", dim="1"), taken("", dim="1")).problems[0]
     assert "(dim 2 -> 1)" in answer(taken("", dim="1"), taken("", dim="2")).problems[0]
 
 
@@ -237,3 +255,14 @@ def test_a_question_has_no_values_of_large_tensors(tiny):
     assert tensors.keys() == model.tensors.keys()
     with_values = {name for name, (_, _, values) in tensors.items() if values is not None}
     assert with_values == {name for name, ref in model.tensors.items() if ref.nbytes <= 4096}
+
+
+def test_other_kinds_of_files_are_not_asked_about(folder, tiny):
+    comfyui, model = find_comfyui(folder), open_model(tiny)
+    for kind in (LORA, FileKind(*VAE), FileKind("a text encoder", "")):
+        told = ask_about_file(comfyui, model, None, kind)
+        assert told.sentence.endswith(
+            f"was not asked: it is asked about diffusion models, not {kind.title}"
+        )
+        assert (told.findings, told.problems) == ((), [])
+    assert ask_about_file(comfyui, model, None, FileKind("in other names", OTHER_NAMES)).file
