@@ -6504,6 +6504,16 @@ FOREIGN_STARTS = {
     ),
     rb'\{"error": ?"': "a download site's error message; download the file again",
 }
+# How models begin that are given where a text is expected. A safetensors file has eight bytes of a
+# length, of which the upper ones are zero, and then JSON.
+MODEL_STARTS = {rb"(?s).{3}\0{5}\{": "a safetensors file", rb"GGUF": "a GGUF"}
+
+
+def refuse_models(path: Path, start: bytes) -> None:
+    """Raise ConvertError for a model that is given where a text belongs; `start` is its begin."""
+    for begin, what in MODEL_STARTS.items():
+        if re.match(begin, start):
+            raise ConvertError(f"{path}: is {what}, and no text; give another file here")
 
 
 def refuse_foreign(path: Path, start: bytes) -> None:
@@ -6574,6 +6584,7 @@ def read_whole(path: Path) -> bytes:
     """
     # One byte more than is allowed tells a file that is too long from one that just fits.
     with path.open("rb") as file:
+        refuse_models(path, file.peek(TELLING_BYTES))
         raw = file.read(MAX_HEADER_BYTES + 1)
     if len(raw) > MAX_HEADER_BYTES:
         raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
@@ -9395,6 +9406,8 @@ def joined(paths: list[Path], parts: list[Part]) -> Model:
 
 def read_part(path: Path) -> Part:
     """Read the header of one file of a GGUF, as `open_gguf` does for all files of it."""
+    if path.is_dir():
+        raise ConvertError(f"{path}: is a folder; give the .gguf file in it")
     import gguf  # takes a third of a second, which conversions without a GGUF need not wait for
 
     try:
@@ -9747,8 +9760,9 @@ def as_setting(key: str, value: object) -> Setting:
     if unknown := value.keys() - SETTING_KEYS.keys():
         raise ValueError(f"has {examples(unknown)}; known are {', '.join(SETTING_KEYS)}")
     if not isinstance(value.get("format"), str) or value["format"] not in setting_formats():
-        given, known = value.get("format"), ", ".join(setting_formats())
-        raise ValueError(f"format {given!r} is none of {known}")
+        given, known = value.get("format"), setting_formats()
+        hint = did_you_mean(str(given), known)
+        raise ValueError(f"format {given!r} is none of {', '.join(known)}{hint}")
     for name, kinds in SETTING_KEYS.items():
         if name in value and type(value[name]) not in kinds:
             raise ValueError(f"{name} {repr(value[name])[:EXCERPT]} is no {kinds[-1].__name__}")

@@ -98,6 +98,8 @@ def joined(paths: list[Path], parts: list[Part]) -> Model:
 
 def read_part(path: Path) -> Part:
     """Read the header of one file of a GGUF, as `open_gguf` does for all files of it."""
+    if path.is_dir():
+        raise ConvertError(f"{path}: is a folder; give the .gguf file in it")
     import gguf  # takes a third of a second, which conversions without a GGUF need not wait for
 
     try:

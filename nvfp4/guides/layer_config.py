@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nvfp4.coverage import Cover, check_blocks
 from nvfp4.dtypes import FLOAT32_MAX
-from nvfp4.errors import EXCERPT, ConvertError, examples, of_another_model
+from nvfp4.errors import EXCERPT, ConvertError, did_you_mean, examples, of_another_model
 from nvfp4.files import translated
 from nvfp4.formats.base import Format, configured_formats
 from nvfp4.formats.floats import FP32, HALF, KEPT
@@ -158,8 +158,9 @@ def as_setting(key: str, value: object) -> Setting:
     if unknown := value.keys() - SETTING_KEYS.keys():
         raise ValueError(f"has {examples(unknown)}; known are {', '.join(SETTING_KEYS)}")
     if not isinstance(value.get("format"), str) or value["format"] not in setting_formats():
-        given, known = value.get("format"), ", ".join(setting_formats())
-        raise ValueError(f"format {given!r} is none of {known}")
+        given, known = value.get("format"), setting_formats()
+        hint = did_you_mean(str(given), known)
+        raise ValueError(f"format {given!r} is none of {', '.join(known)}{hint}")
     for name, kinds in SETTING_KEYS.items():
         if name in value and type(value[name]) not in kinds:
             raise ValueError(f"{name} {repr(value[name])[:EXCERPT]} is no {kinds[-1].__name__}")

@@ -24,7 +24,13 @@ from nvfp4.logs.series import LeftOut, Series, ZeroInputError
 from nvfp4.model import bare, unwrapped
 from nvfp4.names import is_layer_name
 from nvfp4.progress import progress_bar
-from nvfp4.read.beginnings import TELLING_BYTES, UTF8_MARKED, encoding_of, refuse_foreign
+from nvfp4.read.beginnings import (
+    TELLING_BYTES,
+    UTF8_MARKED,
+    encoding_of,
+    refuse_foreign,
+    refuse_models,
+)
 
 # What unpacks a log, by the suffix of its file; any other log is plain text.
 OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
@@ -99,6 +105,7 @@ def read_lines(log: Log) -> Iterator[list[bytes]]:
     rest = b""
     with readable(log.path), log.path.open("rb") as raw:
         refuse_foreign(log.path, raw.peek(TELLING_BYTES))
+        refuse_models(log.path, raw.peek(TELLING_BYTES))
         opener: Callable = OPENERS.get(log.path.suffix.lower(), lambda file, _: file)
         file: BinaryIO = opener(raw, "rb")
         name, nbytes = printable(log.path.name), log.path.stat().st_size

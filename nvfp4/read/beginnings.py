@@ -40,6 +40,16 @@ FOREIGN_STARTS = {
     ),
     rb'\{"error": ?"': "a download site's error message; download the file again",
 }
+# How models begin that are given where a text is expected. A safetensors file has eight bytes of a
+# length, of which the upper ones are zero, and then JSON.
+MODEL_STARTS = {rb"(?s).{3}\0{5}\{": "a safetensors file", rb"GGUF": "a GGUF"}
+
+
+def refuse_models(path: Path, start: bytes) -> None:
+    """Raise ConvertError for a model that is given where a text belongs; `start` is its begin."""
+    for begin, what in MODEL_STARTS.items():
+        if re.match(begin, start):
+            raise ConvertError(f"{path}: is {what}, and no text; give another file here")
 
 
 def refuse_foreign(path: Path, start: bytes) -> None:

@@ -21,7 +21,7 @@ from nvfp4.dtypes import FLOAT32_MAX
 from nvfp4.errors import EXCERPT, ConvertError, examples
 from nvfp4.files import translated
 from nvfp4.model import bare, unwrapped
-from nvfp4.read.beginnings import refuse_foreign
+from nvfp4.read.beginnings import TELLING_BYTES, refuse_foreign, refuse_models
 
 # The safetensors library's own limit for a header. Files of JSON and lists may not be larger.
 MAX_HEADER_BYTES = 100_000_000
@@ -46,6 +46,7 @@ def read_whole(path: Path) -> bytes:
     """
     # One byte more than is allowed tells a file that is too long from one that just fits.
     with path.open("rb") as file:
+        refuse_models(path, file.peek(TELLING_BYTES))
         raw = file.read(MAX_HEADER_BYTES + 1)
     if len(raw) > MAX_HEADER_BYTES:
         raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
