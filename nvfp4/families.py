@@ -46,7 +46,8 @@ class Family:
     blocks: names of the transformer blocks, in rows by the order they run in: edge blocks are at
         the ends of each row.
     beside: names of blocks that have no ends, such as control blocks.
-    outside: layers that every whole model of the family has beside its blocks: a shard lacks some.
+    outside: layers that every whole model of the family has beside its blocks, or one of several
+        between bars, as models without a VAE have others: a shard lacks some.
     edge_blocks: how many blocks stay 16-bit at each end.
     keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
     full_precision: layers that the preset marks for full-precision matmul; "" for none.
@@ -191,7 +192,11 @@ FAMILIES = {
         title="Chroma",
         keys=(FLUX_KEY, r"distilled_guidance_layer\.(norms\.0\.|0\.norms\.0\.)"),
         blocks=FLUX_BLOCKS,
-        outside=("img_in", "txt_in", "final_layer.linear"),
+        outside=(
+            "img_in|img_in_patch",
+            "txt_in",
+            "final_layer.linear|nerf_final_layer.linear|nerf_final_layer_conv.conv",
+        ),
         keeps=(TEXT_ATTENTION, ATTENTION_QKV),
         image=True,
     ),
@@ -211,7 +216,12 @@ FAMILIES = {
             r"noise_refiner\.0\.attention\.k_norm\.weight ",
         ),
         blocks=(("layers",),),
-        outside=("x_embedder", "cap_embedder.1", "t_embedder.mlp.0", "final_layer.linear"),
+        outside=(
+            "x_embedder",
+            "cap_embedder.1",
+            "t_embedder.mlp.0",
+            "final_layer.linear|dec_net.final_layer.linear",
+        ),
         keeps=(
             Keep(
                 r"\.adaLN_modulation\.",

@@ -30,6 +30,7 @@ class FileKind(NamedTuple):
     keys: regular expressions for the beginning of lines of `header_text`, behind up to four parts
         of a prefix; all of them have to be there, and `absent` must not.
     is_like_a_model: whether such files have the layers of a known family as well.
+    instead: what such a file is not, for those that check it.
     """
 
     title: str
@@ -37,6 +38,7 @@ class FileKind(NamedTuple):
     keys: tuple[str, ...] = ()
     absent: str = ""
     is_like_a_model: bool = False
+    instead: str = "a diffusion model"
 
 
 LORA = FileKind("a LoRA", "give the model, and this with --merge-lora")
@@ -45,6 +47,7 @@ UNMERGED = FileKind(
     "merge it first (merge_and_unload), or give the original model and the LoRA with --merge-lora",
 )
 EMBEDDING_FILE = FileKind("an embedding (textual inversion)", "it goes into models/embeddings")
+PATCH = "a model patch", "it goes into models/model_patches, for Load Model Patch, as it is"
 VAE = "a VAE", "ComfyUI loads it with Load VAE, as it is"
 # What text encoders have, in several lines of models. Diffusion models that are built like one have
 # a time step besides. A plain BERT is none that ComfyUI loads by itself, and is converted.
@@ -95,10 +98,15 @@ DIFFUSERS_KEYS = {
 KINDS = (
     FileKind("a recording of the calibration node", "give it with --activation-stats",
              (r"\S+\.block_histogram ", r"\S+\.absmax ")),
+    # What ModelPatchLoader takes and ControlNetLoader does not (comfy_extras/nodes_model_patch.py).
+    FileKind(*PATCH, (r"(control_all_x_embedder\.|control_layers\.0\.|control_noise_refiner\.0\."
+                      r"|controlnet_blocks\.0\.y_rms\.|controlnet_patch_embedding\."
+                      r"|feature_embedder\.mid_layer_norm\.|lllite_conditioning1\.conv1\.)",),
+             is_like_a_model=True),
+    FileKind(*PATCH, (r"audio_proj\.proj1\.weight ", r"blocks\.0\.audio_cross_attn\.proj\.")),
     FileKind("a control net", "ComfyUI loads it with Load ControlNet Model, as it is",
              (r"(control_model\.|controlnet_|input_hint_block\.0\.|zero_convs\.0\.|lora_controlnet "
-              r"|control_layers\.0\.|control_all_x_embedder\.|control_x_embedder\.|pos_embed_input\."
-              r"|control_noise_refiner\.0\.|control_blocks\.0\.)",), is_like_a_model=True),
+              r"|control_x_embedder\.|pos_embed_input\.|control_blocks\.0\.)",), is_like_a_model=True),
     FileKind("an IP-Adapter", "it goes into models/ipadapter",
              (r"(ip_adapter\.\d+\.|image_proj(_model)?\.(latents|layers\.0|proj)\b)",)),
     FileKind("a T2I adapter", "ComfyUI loads it with Load ControlNet Model, as it is",
@@ -106,7 +114,8 @@ KINDS = (
     FileKind("a motion module", "it is for AnimateDiff, as it is",
              (r"(down|up)_blocks\.0\.motion_modules\.0\.",)),
     *(
-        FileKind(f"a model in the names of diffusers ({title})", OTHER_NAMES, keys, absent, True)
+        FileKind(f"a model in the names of diffusers ({title})", OTHER_NAMES, keys, absent, True,
+                 "in ComfyUI's")
         for title, (keys, absent) in DIFFUSERS_KEYS.items()
     ),
     *(

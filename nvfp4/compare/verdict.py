@@ -125,7 +125,9 @@ def verdict(side: Side) -> dict:
     counts = Counter(scheme_of(layer, side) for layer in side.linear.values())
     return {
         "outcome": outcome.name,
-        "ending": f"is {side.kind.title}, not a diffusion model" if side.kind else ENDINGS[outcome],
+        "ending": (
+            f"is {side.kind.title}, not {side.kind.instead}" if side.kind else ENDINGS[outcome]
+        ),
         "runs": {
             scheme.label: {"layers": count, "how": scheme.how}
             for scheme, count in counts.items()

@@ -69,7 +69,7 @@ def render_check(check: Check) -> str:
     defects = render_findings(check.findings) or ["  no defect found"]
     if kind := check.kind:
         defects = [
-            f"  is {kind.title}, not a diffusion model: {kind.what_to_do}",
+            f"  is {kind.title}, not {kind.instead}: {kind.what_to_do}",
             *(render_findings(check.findings) or ["  no defect found in its quantised layers"]),
         ]
     # A file that loads as it should needs no advice, whatever other programs think of it.

@@ -43,7 +43,11 @@ def missing_parts(model: Model, family: Family) -> list[str]:
     number there is; a block has to have what most blocks of its name have.
     """
     names = {bare(name) for name in model.tensors}
-    missing = [layer for layer in family.outside if f"{layer}.weight" not in names]
+    missing = [
+        layers[0]
+        for layers in (choice.split("|") for choice in family.outside)
+        if not any(f"{layer}.weight" in names for layer in layers)
+    ]
     runs = {name: defaultdict(set) for name in (*itertools.chain(*family.blocks), *family.beside)}
     for name in names:
         found = family.inside.match(name)

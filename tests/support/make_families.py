@@ -230,6 +230,13 @@ MODELS = {
         "wan.model_animate.AnimateWanModel", WAN_14B | WAN_I2V, "WAN22_Animate"
     ),
     "qwen_image_layered": (QWEN, {"use_additional_t_cond": True}, "QwenImage"),
+    "chroma_radiance": (
+        "chroma_radiance.model.ChromaRadiance", CHROMA_RADIANCE, "ChromaRadiance"
+    ),
+    "z_image_pixel_space": (
+        "lumina.model.NextDiTPixelSpace", Z_IMAGE | {"in_channels": 3, "patch_size": 32},
+        "ZImagePixelSpace",
+    ),
 }  # fmt: skip
 # The same of models that no preset here is for, in the folder `others`. Where ComfyUI's detection
 # has the arguments itself, there is the name of a tensor that it tells such a model by.

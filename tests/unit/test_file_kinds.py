@@ -131,11 +131,17 @@ FILES = {
         ["decoder.layers.0.weight_v", "encoder.layers.0.weight_v"],
         ["decoder.up_blocks.0.res_blocks.0.conv1.conv.weight"],
     ],
+    "a model patch": [
+        ["control_layers.0.adaLN_modulation.0.weight", "control_all_x_embedder.2-1.weight"],
+        ["control_noise_refiner.0.after_proj.weight", "control_layers.0.attention.qkv.weight"],
+        ["controlnet_blocks.0.y_rms.weight", "controlnet_blocks.0.x_rms.weight", "img_in.weight"],
+        ["controlnet_patch_embedding.weight", "controlnet_blocks.0.ffn.0.weight"],
+        ["audio_proj.proj1.weight", "blocks.0.audio_cross_attn.proj.weight"],
+    ],
     "a control net": [
         ["control_model.input_blocks.0.0.weight", "control_model.zero_convs.0.0.weight"],
         ["controlnet_blocks.0.weight", "double_blocks.0.img_attn.norm.key_norm.scale",
          "img_in.weight"],
-        ["control_layers.0.adaLN_modulation.0.weight", "control_all_x_embedder.2-1.weight"],
         ["lora_controlnet", "input_hint_block.0.weight"],
     ],
     "a T2I adapter": [["body.0.block1.weight"], ["adapter.body.0.resnets.0.block1.weight"]],
@@ -166,10 +172,11 @@ def test_every_kind_is_told_as_source_by_verify_and_by_the_comparison(
         assert f"{path}: is {title}: " in capsys.readouterr().err
     assert main(["--verify", str(path), "--quiet"]) == 0
     printed = capsys.readouterr().out
-    assert f"  is {title}, not a diffusion model: " in printed
+    instead = "in ComfyUI's" if "names of diffusers" in title else "a diffusion model"
+    assert f"  is {title}, not {instead}: " in printed
     assert "no defect found in its quantised layers" in printed
     assert compare_models([str(path)]) == 0
-    assert f"file.safetensors is {title}, not a diffusion model" in capsys.readouterr().out
+    assert f"file.safetensors is {title}, not {instead}" in capsys.readouterr().out
     assert compare_models([str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == title
 

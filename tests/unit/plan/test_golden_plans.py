@@ -54,6 +54,7 @@ MODELS = sorted(path.stem for path in FAMILIES.glob("*.txt"))
 RECOGNISED = {
     "anima": "Anima",
     "chroma": "Chroma",
+    "chroma_radiance": "Chroma",
     "cosmos_predict2_14b": "Cosmos-Predict2",
     "cosmos_predict2_2b": "Cosmos-Predict2",
     "flux2_dev": "Flux 2",
@@ -80,6 +81,7 @@ RECOGNISED = {
     "wan22_t2v_14b": "Wan (T2V)",
     "wan22_ti2v_5b": "Wan (TI2V)",
     "z_image": "Z-Image",
+    "z_image_pixel_space": "Z-Image",
 }
 
 

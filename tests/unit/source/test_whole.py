@@ -1,15 +1,30 @@
 """A part of a known model is refused by what it lacks, whatever its name is."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from nvfp4.errors import ConvertError
 from nvfp4.families import FAMILIES, recognise
 from nvfp4.source.whole import missing_parts, refuse_part
+from support.comfyui import needs_comfyui, run_comfyui
 from support.files import model_with
 from support.make_families import read_headers
 from support.paths import FAMILIES as HEADERS
+from support.paths import ROOT
 
 PUBLISHED = sorted(HEADERS.glob("*.txt"))
+OTHERS = sorted((HEADERS / "others").glob("*.txt"))
+# Names and shapes of every class of ComfyUI that builds a model.
+CLASSES = """
+import json, os, sys
+sys.path[:0] = [os.environ["TESTS"], os.environ["TESTS"] + "/.."]
+from support.comfy_walk import built_states, import_comfyui
+import_comfyui()
+json.dump(built_states(), open(os.environ["OUT"], "w"))
+print("RESULT", json.dumps(0))
+"""
 # The last tenth of these, as they are written, is what the variant has besides Wan's own layers.
 ADDED_LAST = ("wan22_animate_14b", "wan22_s2v_14b")
 
@@ -18,17 +33,33 @@ def names_of(path):
     return [*read_headers(path)]
 
 
-def header_of(path):
-    """A published model's names and shapes, as a Model that is in no file."""
-    model = model_with(names_of(path))
-    for name, shape in read_headers(path).items():
-        object.__setattr__(model.tensors[name], "shape", shape)
+def shaped(shapes):
+    """A Model that is in no file, of {name: shape}."""
+    model = model_with([*shapes])
+    for name, shape in shapes.items():
+        object.__setattr__(model.tensors[name], "shape", tuple(shape))
     return model
 
 
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def header_of(path):
+    """A published model's names and shapes."""
+    return shaped(read_headers(path))
+
+
+@pytest.mark.parametrize("path", [*PUBLISHED, *OTHERS], ids=lambda path: path.stem)
 def test_every_published_model_is_whole(path):
-    refuse_part(path, header_of(path))
+    assert refuse_part(path, header_of(path)) == []
+
+
+@needs_comfyui
+def test_every_class_of_comfyui_is_whole(tmp_path):
+    out = tmp_path / "states.json"
+    run_comfyui(CLASSES, TESTS=str(ROOT / "tests"), OUT=str(out))
+    states = json.loads(out.read_text(encoding="utf-8"))
+    assert len(states) > 60
+    assert {path: refuse_part(Path(path), shaped(shapes)) for path, shapes in states} == {
+        path: [] for path, _ in states
+    }
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
