@@ -48,6 +48,7 @@ class Family:
     beside: names of blocks that have no ends, such as control blocks.
     outside: layers that every whole model of the family has beside its blocks, or one of several
         between bars, as models without a VAE have others: a shard lacks some.
+    together: modules that a model has all of or none, as its variants add them.
     edge_blocks: how many blocks stay 16-bit at each end.
     keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
     full_precision: layers that the preset marks for full-precision matmul; "" for none.
@@ -60,6 +61,7 @@ class Family:
     blocks: tuple[tuple[str, ...], ...]
     beside: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
+    together: tuple[tuple[str, ...], ...] = ()
     edge_blocks: int = EDGE_BLOCKS
     keeps: tuple[Keep, ...] = ()
     full_precision: str = ""
@@ -143,6 +145,14 @@ FAMILIES = {
             "time_embedding.0",
             "time_projection.1",
             "head.head",
+        ),
+        together=(
+            ("vace_blocks", "vace_patch_embedding"),
+            ("face_adapter", "face_encoder", "motion_encoder", "pose_patch_embedding"),
+            ("audio_injector", "casual_audio_encoder", "cond_encoder", "trainable_cond_mask"),
+            ("music_injector", "music_encoder", "music_projection", "patch_embedding_global"),
+            ("audio_proj", "blocks.0.audio_cross_attn_wrapper"),
+            ("img_emb", "blocks.0.cross_attn.k_img"),
         ),
         keeps=(
             Keep(r"^vace_blocks\.", "FP8", "control blocks: 16-bit in jorismak/convert_nvfp4"),

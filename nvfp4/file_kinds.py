@@ -106,7 +106,8 @@ KINDS = (
     FileKind(*PATCH, (r"audio_proj\.proj1\.weight ", r"blocks\.0\.audio_cross_attn\.proj\.")),
     FileKind("a control net", "ComfyUI loads it with Load ControlNet Model, as it is",
              (r"(control_model\.|controlnet_|input_hint_block\.0\.|zero_convs\.0\.|lora_controlnet "
-              r"|control_x_embedder\.|pos_embed_input\.|control_blocks\.0\.)",), is_like_a_model=True),
+              r"|control_x_embedder\.|pos_embed_input\.|control_blocks\.0\.)",),
+             is_like_a_model=True),
     FileKind("an IP-Adapter", "it goes into models/ipadapter",
              (r"(ip_adapter\.\d+\.|image_proj(_model)?\.(latents|layers\.0|proj)\b)",)),
     FileKind("a T2I adapter", "ComfyUI loads it with Load ControlNet Model, as it is",

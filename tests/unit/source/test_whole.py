@@ -7,6 +7,7 @@ import pytest
 
 from nvfp4.errors import ConvertError
 from nvfp4.families import FAMILIES, recognise
+from nvfp4.names import block_of
 from nvfp4.source.whole import missing_parts, refuse_part
 from support.comfyui import needs_comfyui, run_comfyui
 from support.files import model_with
@@ -82,12 +83,32 @@ def test_a_shard_that_is_recognised_lacks_something(path, share, order):
 
 
 def test_a_gap_in_a_model_of_no_known_family_is_noted(tmp_path):
-    names = [f"blocks.{n}.{part}.weight" for n in range(6) for part in ("a", "b", "c")]
+    names = [f"blocks.{n}.{part}.q.weight" for n in range(6) for part in ("a", "b", "c")]
     path = tmp_path / "m.safetensors"
     assert refuse_part(path, model_with(names)) == []
-    cut = [name for name in names if not name.startswith(("blocks.2.", "blocks.5.c"))]
-    what = "may be one shard of several: it lacks blocks.2, blocks.5.c.weight, which its other"
+    cut = [name for name in names if not name.startswith(("blocks.2.", "blocks.3.c"))]
+    what = "may be one shard of several: it lacks blocks.2, blocks.3.c.q.weight, which its other"
     assert refuse_part(path, model_with(cut)) == [f"m.safetensors {what} blocks have"]
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
+def test_gaps_are_noted_whatever_the_blocks_are_called(path):
+    """A part that begins within the blocks, from the sixth block of every name on."""
+    names = [
+        name
+        for name in names_of(path)
+        if not (block := block_of(name)) or int(block.rpartition(".")[2]) > 4
+    ]
+    assert refuse_part(path, model_with(names))
+
+
+def test_blocks_that_differ_by_design_are_noted_in_the_middle_alone():
+    whole = [f"stack.joint.{n}.{part}.q.weight" for n in range(6) for part in ("a", "b")]
+    for block, noted in ((0, []), (5, []), (2, ["stack.joint.2.b.q.weight"])):
+        names = [name for name in whole if name != f"stack.joint.{block}.b.q.weight"]
+        assert missing_parts(model_with(names), None) == noted
+    names = [name for name in whole if ".2." not in name]
+    assert missing_parts(model_with(names), None) == ["stack.joint.2"]
 
 
 WAN = next(path for path in PUBLISHED if path.stem == "wan22_ti2v_5b")
@@ -102,6 +123,20 @@ WAN = next(path for path in PUBLISHED if path.stem == "wan22_ti2v_5b")
 def test_what_is_lost_is_named(lost, named):
     names = [name for name in names_of(WAN) if not name.startswith(lost)]
     assert missing_parts(model_with(names), FAMILIES["wan"]) == named
+
+
+@pytest.mark.parametrize(
+    ("model", "lost"),
+    [("wan21_vace_14b", ["vace_patch_embedding"]),
+     ("wan22_animate_14b", ["motion_encoder"]),
+     ("wan22_animate_14b", ["pose_patch_embedding", "face_encoder"]),
+     ("wan22_animate_14b", ["face_adapter"]),
+     ("wan22_s2v_14b", ["casual_audio_encoder"]), ("wan22_s2v_14b", ["audio_injector"]),
+     ("wan21_i2v_14b", ["img_emb"])],
+)  # fmt: skip
+def test_a_variant_without_all_its_own_parts_is_a_shard(model, lost):
+    names = [name for name in names_of(HEADERS / f"{model}.txt") if name.split(".")[0] not in lost]
+    assert sorted(missing_parts(model_with(names), FAMILIES["wan"])) == sorted(lost)
 
 
 def test_a_hostile_block_number_costs_nothing():
