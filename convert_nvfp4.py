@@ -1769,7 +1769,9 @@ class Family:
     blocks: names of the transformer blocks, in rows by the order they run in: edge blocks are at
         the ends of each row.
     beside: names of blocks that have no ends, such as control blocks.
-    outside: layers that every whole model of the family has beside its blocks: a shard lacks some.
+    outside: layers that every whole model of the family has beside its blocks, or one of several
+        between bars, as models without a VAE have others: a shard lacks some.
+    together: modules that a model has all of or none, as its variants add them.
     edge_blocks: how many blocks stay 16-bit at each end.
     keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
     full_precision: layers that the preset marks for full-precision matmul; "" for none.
@@ -1782,6 +1784,7 @@ class Family:
     blocks: tuple[tuple[str, ...], ...]
     beside: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
+    together: tuple[tuple[str, ...], ...] = ()
     edge_blocks: int = EDGE_BLOCKS
     keeps: tuple[Keep, ...] = ()
     full_precision: str = ""
@@ -1866,6 +1869,14 @@ FAMILIES = {
             "time_projection.1",
             "head.head",
         ),
+        together=(
+            ("vace_blocks", "vace_patch_embedding"),
+            ("face_adapter", "face_encoder", "motion_encoder", "pose_patch_embedding"),
+            ("audio_injector", "casual_audio_encoder", "cond_encoder", "trainable_cond_mask"),
+            ("music_injector", "music_encoder", "music_projection", "patch_embedding_global"),
+            ("audio_proj", "blocks.0.audio_cross_attn_wrapper"),
+            ("img_emb", "blocks.0.cross_attn.k_img"),
+        ),
         keeps=(
             Keep(r"^vace_blocks\.", "FP8", "control blocks: 16-bit in jorismak/convert_nvfp4"),
             ATTENTION_V,
@@ -1914,7 +1925,11 @@ FAMILIES = {
         title="Chroma",
         keys=(FLUX_KEY, r"distilled_guidance_layer\.(norms\.0\.|0\.norms\.0\.)"),
         blocks=FLUX_BLOCKS,
-        outside=("img_in", "txt_in", "final_layer.linear"),
+        outside=(
+            "img_in|img_in_patch",
+            "txt_in",
+            "final_layer.linear|nerf_final_layer.linear|nerf_final_layer_conv.conv",
+        ),
         keeps=(TEXT_ATTENTION, ATTENTION_QKV),
         image=True,
     ),
@@ -1934,7 +1949,12 @@ FAMILIES = {
             r"noise_refiner\.0\.attention\.k_norm\.weight ",
         ),
         blocks=(("layers",),),
-        outside=("x_embedder", "cap_embedder.1", "t_embedder.mlp.0", "final_layer.linear"),
+        outside=(
+            "x_embedder",
+            "cap_embedder.1",
+            "t_embedder.mlp.0",
+            "final_layer.linear|dec_net.final_layer.linear",
+        ),
         keeps=(
             Keep(
                 r"\.adaLN_modulation\.",
@@ -7726,6 +7746,7 @@ class FileKind(NamedTuple):
     keys: regular expressions for the beginning of lines of `header_text`, behind up to four parts
         of a prefix; all of them have to be there, and `absent` must not.
     is_like_a_model: whether such files have the layers of a known family as well.
+    instead: what such a file is not, for those that check it.
     """
 
     title: str
@@ -7733,6 +7754,7 @@ class FileKind(NamedTuple):
     keys: tuple[str, ...] = ()
     absent: str = ""
     is_like_a_model: bool = False
+    instead: str = "a diffusion model"
 
 
 LORA = FileKind("a LoRA", "give the model, and this with --merge-lora")
@@ -7741,6 +7763,7 @@ UNMERGED = FileKind(
     "merge it first (merge_and_unload), or give the original model and the LoRA with --merge-lora",
 )
 EMBEDDING_FILE = FileKind("an embedding (textual inversion)", "it goes into models/embeddings")
+PATCH = "a model patch", "it goes into models/model_patches, for Load Model Patch, as it is"
 VAE = "a VAE", "ComfyUI loads it with Load VAE, as it is"
 # What text encoders have, in several lines of models. Diffusion models that are built like one have
 # a time step besides. A plain BERT is none that ComfyUI loads by itself, and is converted.
@@ -7791,10 +7814,16 @@ DIFFUSERS_KEYS = {
 KINDS = (
     FileKind("a recording of the calibration node", "give it with --activation-stats",
              (r"\S+\.block_histogram ", r"\S+\.absmax ")),
+    # What ModelPatchLoader takes and ControlNetLoader does not (comfy_extras/nodes_model_patch.py).
+    FileKind(*PATCH, (r"(control_all_x_embedder\.|control_layers\.0\.|control_noise_refiner\.0\."
+                      r"|controlnet_blocks\.0\.y_rms\.|controlnet_patch_embedding\."
+                      r"|feature_embedder\.mid_layer_norm\.|lllite_conditioning1\.conv1\.)",),
+             is_like_a_model=True),
+    FileKind(*PATCH, (r"audio_proj\.proj1\.weight ", r"blocks\.0\.audio_cross_attn\.proj\.")),
     FileKind("a control net", "ComfyUI loads it with Load ControlNet Model, as it is",
              (r"(control_model\.|controlnet_|input_hint_block\.0\.|zero_convs\.0\.|lora_controlnet "
-              r"|control_layers\.0\.|control_all_x_embedder\.|control_x_embedder\.|pos_embed_input\."
-              r"|control_noise_refiner\.0\.|control_blocks\.0\.)",), is_like_a_model=True),
+              r"|control_x_embedder\.|pos_embed_input\.|control_blocks\.0\.)",),
+             is_like_a_model=True),
     FileKind("an IP-Adapter", "it goes into models/ipadapter",
              (r"(ip_adapter\.\d+\.|image_proj(_model)?\.(latents|layers\.0|proj)\b)",)),
     FileKind("a T2I adapter", "ComfyUI loads it with Load ControlNet Model, as it is",
@@ -7802,7 +7831,8 @@ KINDS = (
     FileKind("a motion module", "it is for AnimateDiff, as it is",
              (r"(down|up)_blocks\.0\.motion_modules\.0\.",)),
     *(
-        FileKind(f"a model in the names of diffusers ({title})", OTHER_NAMES, keys, absent, True)
+        FileKind(f"a model in the names of diffusers ({title})", OTHER_NAMES, keys, absent, True,
+                 "in ComfyUI's")
         for title, (keys, absent) in DIFFUSERS_KEYS.items()
     ),
     *(
@@ -14972,7 +15002,7 @@ def render_check(check: Check) -> str:
     defects = render_findings(check.findings) or ["  no defect found"]
     if kind := check.kind:
         defects = [
-            f"  is {kind.title}, not a diffusion model: {kind.what_to_do}",
+            f"  is {kind.title}, not {kind.instead}: {kind.what_to_do}",
             *(render_findings(check.findings) or ["  no defect found in its quantised layers"]),
         ]
     # A file that loads as it should needs no advice, whatever other programs think of it.
@@ -15553,6 +15583,12 @@ def write_texts(report: Report) -> None:
 
 # Parts that every block of a run has; scales and other parts of quantised layers may differ.
 EVERY_BLOCK = (".weight", ".bias")
+# What is numbered is a layer, and no block, if it has these itself.
+LAYER = {"weight", "bias"}
+# In a model of no known family, this many numbers of one name are taken for blocks.
+LEAST_NUMBERS = 4
+# {block's number: the parts that it has}, as "attn.q.weight".
+Run = dict[int, set[str]]
 
 
 def refuse_part(path: Path, model: Model) -> list[str]:
@@ -15562,7 +15598,7 @@ def refuse_part(path: Path, model: Model) -> list[str]:
     model of no known family, whose blocks may differ by design, a note tells what they lack.
     """
     family = FAMILIES.get(recognise(model)[0])
-    missing = missing_parts(model, family or ANY_FAMILY)
+    missing = missing_parts(model, family)
     shard = f"one shard of several: it lacks {examples(missing)}"
     if family and missing:
         raise ConvertError(
@@ -15572,26 +15608,66 @@ def refuse_part(path: Path, model: Model) -> list[str]:
     return [f"{path.name} may be {shard}, which its other blocks have"] if missing else []
 
 
-def missing_parts(model: Model, family: Family) -> list[str]:
-    """List what a model of this family has to have and lacks: layers, blocks or their tensors.
+def missing_parts(model: Model, family: Family | None) -> list[str]:
+    """List what a model of this family, or of none, has to have and lacks: layers, blocks, tensors.
 
     Layers beside the blocks are those in the family's row. Blocks are counted from 0 to the highest
-    number there is; a block has to have what most blocks of its name have.
+    number there is; a block has to have what most blocks of its name have. In a model of no family
+    the first blocks or the last may have less than most, as in Mochi, SeedVR and Hunyuan3D.
     """
     names = {bare(name) for name in model.tensors}
-    missing = [layer for layer in family.outside if f"{layer}.weight" not in names]
-    runs = {name: defaultdict(set) for name in (*itertools.chain(*family.blocks), *family.beside)}
-    for name in names:
-        found = family.inside.match(name)
-        if found and name.endswith(EVERY_BLOCK):
-            runs[found[1]][int(found[2])].add(name[found.end() :])
-    for run, blocks in runs.items():
-        counts = Counter(itertools.chain(*blocks.values()))
-        usual = {part for part, count in counts.items() if 2 * count > len(blocks)}
+    missing = missing_beside(names, family) if family else []
+    for run, blocks in sorted(runs_of(names, family).items()):
         missing += [f"{run}.{number}" for number in gaps(blocks)]
+        counts = Counter(part for parts in blocks.values() for part in parts)
+        usual = {part for part, count in counts.items() if 2 * count > len(blocks)}
+        if not family:
+            usual = {part for part in usual if not lacks_at_an_end(blocks, part)}
         for number, parts in sorted(blocks.items()):
             missing += [f"{run}.{number}.{part}" for part in usual - parts]
     return missing
+
+
+def missing_beside(names: Iterable[str], family: Family) -> list[str]:
+    """List the layers and modules beside its blocks that a model of this family lacks."""
+    choices = [choice.split("|") for choice in family.outside]
+    missing = [
+        layers[0] for layers in choices if not any(f"{layer}.weight" in names for layer in layers)
+    ]
+    for modules in family.together:
+        lacking = [one for one in modules if not any(name.startswith(f"{one}.") for name in names)]
+        missing += lacking if len(lacking) < len(modules) else []
+    return missing
+
+
+def runs_of(names: Iterable[str], family: Family | None) -> dict[str, Run]:
+    """Find the blocks of a model by their names: {"blocks": {number: parts}}.
+
+    In a model of no family those are what is numbered, and not single layers, as in a Sequential.
+    Numbers inside a block tell layers of different kinds, as in a UNet: these need not be alike.
+    """
+    runs: dict[str, Run] = defaultdict(lambda: defaultdict(set))
+    for name in filter(lambda name: name.endswith(EVERY_BLOCK), names):
+        if family and (found := family.inside.match(name)):
+            runs[found[1]][int(found[2])].add(name[found.end() :])
+        elif not family and (block := block_of(name)):
+            run, _, number = block.rpartition(".")
+            # Block numbers of more than nine digits are hostile.
+            if len(number) < 10:
+                runs[run][int(number)].add(name[len(block) + 1 :])
+    if family:
+        return runs
+    return {
+        run: {n: {part for part in parts if not part[0].isdigit()} for n, parts in blocks.items()}
+        for run, blocks in runs.items()
+        if len(blocks) >= LEAST_NUMBERS and not any(parts & LAYER for parts in blocks.values())
+    }
+
+
+def lacks_at_an_end(blocks: Run, part: str) -> bool:
+    """Tell whether the blocks that lack a part are the first or the last ones, and no others."""
+    has = [part in blocks[number] for number in sorted(blocks)]
+    return has in (sorted(has), sorted(has, reverse=True))
 
 
 # ── nvfp4/source/read.py: Read the source of a conversion: a model, and its LoRAs ─────────────────
