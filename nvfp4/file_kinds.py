@@ -42,6 +42,8 @@ class FileKind(NamedTuple):
 
 
 LORA = FileKind("a LoRA", "give the model, and this with --merge-lora")
+# Parts of LoRAs that --merge-lora does not merge, by what a file of them alone is called.
+OTHER_LORAS = {"OFT": r".+[._](oft_(blocks|diag)|rescale)$", "GLoRA": r".+\.[ab][12]\.weight$"}
 UNMERGED = FileKind(
     "a model with a LoRA beside its layers, as PEFT trains it",
     "merge it first (merge_and_unload), or give the original model and the LoRA with --merge-lora",
@@ -148,6 +150,11 @@ def lora_kind(names: Iterable[str]) -> FileKind | None:
     count = sum(LORA_PART.match(name) is not None for name in names)
     if count and any(".base_layer." in name for name in names):
         return UNMERGED
+    for title, part in OTHER_LORAS.items():
+        others = sum(re.match(part, name) is not None for name in names)
+        # Beside them each layer has an alpha.
+        if 2 * others >= len(names) > 0 and count <= others:
+            return FileKind(f"a LoRA of the kind {title}", f"--merge-lora does not merge {title}")
     return LORA if 2 * count >= len(names) > 0 else None
 
 

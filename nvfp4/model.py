@@ -42,6 +42,7 @@ WRAPPED_WHOLE = re.compile(
 OTHER_PARTS = (
     "text_encoders.", "text_encoder.", "text_encoder_2.", "cond_stage_model.", "conditioner.",
     "first_stage_model.", "vae.", "pretransform.", "clip_l.", "clip_g.", "clip_h.", "t5xxl.",
+    "clip_l_vision.", "embedder.model.", "audio_vae.", "vocoder.", "text_embedding_projection.",
 )  # fmt: skip
 # What a file is recognised by: names whose first number is one of these, of so many characters, and
 # so many of them. Published models have up to 700 such names.

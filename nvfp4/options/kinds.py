@@ -163,7 +163,12 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
         raise argparse.ArgumentTypeError(
             f"{given!r} is not FILE or FILE:STRENGTH, a number other than 0"
         )
-    return Lora(input_path(file), strength)
+    path = input_path(file)
+    comma = re.fullmatch(r"(.+):([+-]?\d*,\d+)", str(given), re.DOTALL)
+    if comma and not exists(path) and exists(input_path(comma[1])):
+        written = comma[2].replace(",", ".")
+        raise argparse.ArgumentTypeError(f"{comma[2]} is no number; write {written}")
+    return Lora(path, strength)
 
 
 def natural(given: str | int) -> int:

@@ -20,7 +20,7 @@ from nvfp4.reasons import Reason, Why
 
 
 def is_exact(pattern: str, ref: TensorRef) -> bool:
-    """Tell whether a pattern of --include is the full name of a layer, and so no sweep over many.
+    """Tell whether a pattern is the full name of a layer, and so no sweep over many.
 
     The name may have its prefix and `.weight`, dots may be escaped, and ^ and $ stand around it.
     """
@@ -29,7 +29,7 @@ def is_exact(pattern: str, ref: TensorRef) -> bool:
 
 
 def doubtful_layers(model: Model, included: tuple[str, ...]) -> frozenset[str]:
-    """Name the weights that may be no linear layers' and that no --include names exactly."""
+    """Name the weights that may be no linear layers' and that none of `included` names exactly."""
     return frozenset(
         ref.name
         for ref in model.linear_weights
@@ -76,7 +76,10 @@ def recognition_rules(model: Model) -> list[Rule]:
 
 
 def contract_rules(model: Model, included: tuple[str, ...]) -> list[Rule]:
-    """List the least precisions that ComfyUI's classes ask for; `included` are --include's."""
+    """List the least precisions that ComfyUI's classes ask for.
+
+    included: the patterns of --include, and the keys of --layer-config that quantise.
+    """
     doubt = Reason(Why.DOUBTFUL, "maybe no linear layer, by its name or shape")
     doubtful = doubtful_layers(model, included)
     return [

@@ -39,7 +39,7 @@ def make_plans(
     """
     refuse_for_kept(options, model)
     choices = choice_rules(options, model, guides, chosen or {})
-    floors = [*floor_rules(options, model), *measured_floors(guides)]
+    floors = [*floor_rules(options, model, guides.settings), *measured_floors(guides)]
     marks, unknown = marks_by_precision(options, model, guides)
     plans, scales = [], guides.scales
     for ref in model.tensors.values():

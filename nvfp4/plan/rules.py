@@ -166,8 +166,11 @@ def choice_rules(
     return [*rules, Rule(names=small, precision=KEPT, reason=reason)]
 
 
-def floor_rules(options: Options, model: Model) -> list[Rule]:
-    """List least precisions: each rule that names a tensor can only raise it."""
+def floor_rules(options: Options, model: Model, settings: Iterable[Setting]) -> list[Rule]:
+    """List least precisions: each rule that names a tensor can only raise it.
+
+    settings: of --layer-config, whose full names of layers count as those of --include do.
+    """
     linear = model.linear_weights
     rows = [
         (
@@ -181,7 +184,8 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     if options.only_fp8:
         recipe = Reason(Why.OPTION, f"--recipe {options.recipe}")
         rows.append(({ref.name for ref in linear}, FP8, recipe))
-    asked = contract_rules(model, options.include)
+    packed = (setting.key for setting in settings if setting.precision.is_quantised)
+    asked = contract_rules(model, (*options.include, *packed))
     rows += [(rule.names, rule.precision, rule.reason) for rule in asked]
     # Layers of such shapes would load, but be decoded on every call.
     odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}

@@ -254,8 +254,23 @@ def by_component(source: str, fields: dict[str, object]) -> Iterator[Trained]:
             found[component][field] = dictionary(value) if field in PATTERNS else value
     # The library writes metadata in any order.
     for component, stated in sorted(found.items()):
+        if "alpha" in stated and not is_trained_alpha(stated):
+            del stated["alpha"]
         if stated.keys() & {*ALPHA_FIELDS, "alpha_pattern"}:
             yield Trained(source, component, stated)
+
+
+def is_trained_alpha(fields: dict[str, object]) -> bool:
+    """Tell whether a bare `alpha` is a LoRA's, as beside a rank or the pattern of one.
+
+    Programs that merge LoRAs write their ratio, up to 1, under the same name; MiniMax's trainer
+    writes alpha alone. What is no number is a remark.
+    """
+    try:
+        value = float(fields["alpha"])
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return value > 1 or bool(fields.keys() & {*RANK_FIELDS, *PATTERNS})
 
 
 def dictionary(value: object) -> object:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +18,12 @@ import torch
 
 from nvfp4.dtypes import VIEWED
 from nvfp4.errors import EXAMPLES, ConvertError, examples
+from nvfp4.families import model_prefixes
+from nvfp4.file_kinds import LORA
 from nvfp4.model import Lora, Model, Patch, Source, TensorRef
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.lora import merge
+from nvfp4.prefixes import file_kind
 from nvfp4.read.checkpoint import model_in, read_header
 from nvfp4.source.lora_alpha import lora_scales
 from nvfp4.source.lora_names import (
@@ -261,7 +264,8 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source
     LoRAs are merged in the order given. Raises ConvertError where a LoRA has nothing for the model
     or, without `partial`, not all of it fits.
     """
-    tensors, notes = dict(model.tensors), []
+    loras = [*loras]
+    tensors, notes = dict(model.tensors), repeated(loras)
     for given in loras:
         lora = given._replace(path=lora_in(given.path))
         patches, problems, more, is_idle = read_lora(lora, model)
@@ -269,6 +273,8 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source
         notes += [f"{given.path.name}: merged into {merged} tensors at strength {lora.strength:g}"]
         notes += [*problems, *(f"{given.path.name}: {note}" for note in more)]
         if not (merged or is_idle) or (problems and not partial):
+            if not merged:
+                refuse_no_lora(lora.path)
             end = "--lora-partial goes on" if merged else "nothing of it can be merged"
             problems = [f"{lora.path}: {problem}" for problem in problems[-EXAMPLES:]]
             last = problems.pop() if problems else f"{lora.path}: holds no LoRA"
@@ -277,3 +283,23 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source
             old = tensors[name]
             tensors[name] = dataclasses.replace(old, patches=(*old.patches, *found))
     return Source(dataclasses.replace(model, tensors=tensors), tuple(notes))
+
+
+def repeated(loras: Iterable[Lora]) -> list[str]:
+    """Note each LoRA file that is given more than once: all of its changes are added."""
+    counts = Counter(lora_in(lora.path).resolve() for lora in loras)
+    return [
+        f"{path.name}: is given {count} times, and counts as often"
+        for path, count in counts.items()
+        if count > 1
+    ]
+
+
+def refuse_no_lora(path: Path) -> None:
+    """Raise ConvertError for what is no LoRA but another file that is known: say which."""
+    header, _ = read_header(path)
+    kind = file_kind(path, header)
+    is_model = kind is None and model_prefixes({name: ref.shape for name, ref in header.items()})
+    title = kind.title if kind else "a whole model" if is_model else ""
+    if title and kind is not LORA:
+        raise ConvertError(f"{path}: is {title}, not a LoRA that can be merged")

@@ -181,7 +181,7 @@ DEFECTS = {
     # FP8 that was merely cast needs no scale: see LARGE_WEIGHT in `stored.lint`.
     "unscaled": Defect(
         Outcome.WRONG,
-        "FP8 weights have no scale, and are too large to need none",
+        "FP8 weights have no scale that is known, and are or may be codes of one",
         "ComfyUI takes them as they are: noise",
         "quantise these layers again",
     ),

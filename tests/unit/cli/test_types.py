@@ -57,6 +57,14 @@ def test_no_file_or_no_strength(text):
         lora_file(text)
 
 
+def test_a_decimal_comma_is_told(tmp_path):
+    file = tmp_path / "x.safetensors"
+    assert lora_file(f"{file}:0,8") == (Path(f"{file}:0,8"), 1.0)
+    file.touch()
+    with pytest.raises(argparse.ArgumentTypeError, match=r"0,8 is no number; write 0\.8"):
+        lora_file(f"{file}:0,8")
+
+
 @pytest.mark.parametrize("given", ["~/model.safetensors", "~\\model.safetensors"])
 def test_a_tilde_is_the_home_folder(home, given):
     assert input_path(given) == home / "model.safetensors"

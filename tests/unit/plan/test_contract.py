@@ -196,3 +196,13 @@ def test_banks_of_experts_are_counted_and_said(tmp_path):
 def test_other_tensors_of_three_dimensions_are_no_experts(tmp_path, name, shape):
     _, notes = plan_of(tmp_path, BLOCKS | {name: torch.ones(shape)}, *SMART)
     assert not any("experts" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("key", "precision"), [("blocks.1.mlp.gate", NVFP4), (r"blocks\.1\.mlp\.g.*", HALF)]
+)
+def test_a_layer_config_packs_a_doubtful_layer_by_its_full_name(tmp_path, key, precision):
+    (tmp_path / "l.json").write_text(json.dumps({key: {"format": "nvfp4"}}))
+    plans, _ = plan_of(tmp_path, made(DOUBTFUL), *SMART, "--layer-config", str(tmp_path / "l.json"))
+    assert plans["blocks.1.mlp.gate.weight"].precision is precision
+    assert plans["blocks.1.router.weight"].precision is HALF

@@ -389,3 +389,20 @@ def test_an_alpha_that_is_no_number_is_refused_before_anything_is_read(tmp_path,
     path = written(tmp_path, keys)
     with pytest.raises(ConvertError, match=rf"q\.alpha is {alpha}: the LoRA is damaged"):
         merge(tmp_path, path)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"alpha": "0.7"}, {"alpha": "1"}, {"alpha": "see readme"}, {"alpha": "see it", "r": "8"}],
+)
+def test_a_bare_alpha_may_be_no_loras(tmp_path, metadata):
+    pairs, keys = factors()
+    source = merge(tmp_path, written(tmp_path, keys, metadata))
+    assert scales_of(source, pairs) == pytest.approx(dict.fromkeys(LAYERS, 1.0), rel=1e-5)
+    assert len(source.notes) == 1
+
+
+def test_a_bare_alpha_beside_a_rank_is_a_loras(tmp_path):
+    pairs, keys = factors()
+    source = merge(tmp_path, written(tmp_path, keys, {"alpha": "1", "rank": str(RANK)}))
+    assert scales_of(source, pairs) == pytest.approx(dict.fromkeys(LAYERS, 1 / RANK), rel=1e-4)

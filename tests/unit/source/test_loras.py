@@ -8,6 +8,7 @@ from nvfp4.errors import ConvertError
 from nvfp4.model import Lora
 from nvfp4.source.loras import merge_loras
 from nvfp4.source.open import open_source
+from support.all_in_one import wan
 from support.loras import ALPHA, LINEAR, loha, lokr, lora, opened, ours, rand
 
 
@@ -196,3 +197,38 @@ def test_a_lora_as_the_source_is_named(tmp_path):
     (path,) = opened(tmp_path, lora("blocks.0.x", (32, 32)), "lora").files
     with pytest.raises(ConvertError, match="is a LoRA: give the model, and this with --merge-l"):
         open_source(path)
+
+
+@pytest.mark.parametrize("parts", [["oft_blocks", "alpha"], ["a1.weight", "a2.weight", "alpha"]])
+def test_kinds_that_are_not_merged_are_not_sent_to_merge_lora(tmp_path, parts):
+    given = {f"lora_unet_blocks_0_q.{part}": rand(4, 4) for part in parts}
+    (path,) = opened(tmp_path, given, "lora").files
+    with pytest.raises(ConvertError, match=r"a LoRA of the kind (OFT|GLoRA): --merge-lora does n"):
+        open_source(path)
+    with pytest.raises(ConvertError, match=r"a LoRA of the kind (OFT|GLoRA), not a LoRA that can"):
+        ours(tmp_path, LINEAR, (given, 1.0))
+
+
+def test_a_whole_file_given_as_a_lora_is_named(tmp_path):
+    model = opened(tmp_path, LINEAR)
+    encoder = {
+        "encoder.block.0.layer.0.SelfAttention.q.weight": rand(8, 8),
+        "shared.weight": rand(8, 8),
+    }
+    (path,) = opened(tmp_path, encoder, "encoder").files
+    (whole,) = opened(tmp_path, wan(), "whole").files
+    for given, title in ((whole, "a whole model"), (path, "a text encoder")):
+        for partial in (False, True):
+            with pytest.raises(ConvertError, match=f"is {title}, not a LoRA"):
+                merge_loras([Lora(given, 1.0)], model, partial=partial)
+
+
+def test_a_file_that_is_given_twice_is_told(tmp_path):
+    model = opened(tmp_path, LINEAR)
+    (path,) = opened(tmp_path, lora("x", (32, 16)), "lora").files
+    (other,) = opened(tmp_path, lora("x", (32, 16)), "other").files
+    again = path.parent / "." / ".." / path.parent.name / path.name
+    notes = merge_loras([Lora(path, 1.0), Lora(again, 0.5)], model, partial=False).notes
+    assert "lora.safetensors: is given 2 times, and counts as often" in notes
+    notes = merge_loras([Lora(path, 1.0), Lora(other, 1.0)], model, partial=False).notes
+    assert not any("times" in note for note in notes)
