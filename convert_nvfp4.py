@@ -826,6 +826,7 @@ WRAPPED_WHOLE = re.compile(
 OTHER_PARTS = (
     "text_encoders.", "text_encoder.", "text_encoder_2.", "cond_stage_model.", "conditioner.",
     "first_stage_model.", "vae.", "pretransform.", "clip_l.", "clip_g.", "clip_h.", "t5xxl.",
+    "clip_l_vision.", "embedder.model.", "audio_vae.", "vocoder.", "text_embedding_projection.",
 )  # fmt: skip
 # What a file is recognised by: names whose first number is one of these, of so many characters, and
 # so many of them. Published models have up to 700 such names.
@@ -1233,7 +1234,12 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
         raise argparse.ArgumentTypeError(
             f"{given!r} is not FILE or FILE:STRENGTH, a number other than 0"
         )
-    return Lora(input_path(file), strength)
+    path = input_path(file)
+    comma = re.fullmatch(r"(.+):([+-]?\d*,\d+)", str(given), re.DOTALL)
+    if comma and not exists(path) and exists(input_path(comma[1])):
+        written = comma[2].replace(",", ".")
+        raise argparse.ArgumentTypeError(f"{comma[2]} is no number; write {written}")
+    return Lora(path, strength)
 
 
 def natural(given: str | int) -> int:
@@ -5583,7 +5589,7 @@ DEFECTS = {
     # FP8 that was merely cast needs no scale: see LARGE_WEIGHT in `stored.lint`.
     "unscaled": Defect(
         Outcome.WRONG,
-        "FP8 weights have no scale, and are too large to need none",
+        "FP8 weights have no scale that is known, and are or may be codes of one",
         "ComfyUI takes them as they are: noise",
         "quantise these layers again",
     ),
@@ -7758,6 +7764,8 @@ class FileKind(NamedTuple):
 
 
 LORA = FileKind("a LoRA", "give the model, and this with --merge-lora")
+# Parts of LoRAs that --merge-lora does not merge, by what a file of them alone is called.
+OTHER_LORAS = {"OFT": r".+[._](oft_(blocks|diag)|rescale)$", "GLoRA": r".+\.[ab][12]\.weight$"}
 UNMERGED = FileKind(
     "a model with a LoRA beside its layers, as PEFT trains it",
     "merge it first (merge_and_unload), or give the original model and the LoRA with --merge-lora",
@@ -7864,6 +7872,11 @@ def lora_kind(names: Iterable[str]) -> FileKind | None:
     count = sum(LORA_PART.match(name) is not None for name in names)
     if count and any(".base_layer." in name for name in names):
         return UNMERGED
+    for title, part in OTHER_LORAS.items():
+        others = sum(re.match(part, name) is not None for name in names)
+        # Beside them each layer has an alpha.
+        if 2 * others >= len(names) > 0 and count <= others:
+            return FileKind(f"a LoRA of the kind {title}", f"--merge-lora does not merge {title}")
     return LORA if 2 * count >= len(names) > 0 else None
 
 
@@ -10301,7 +10314,7 @@ def read_sensitivity(
 # ── nvfp4/plan/contract.py: Make the rules that follow from ComfyUI's own classes: what may be quan
 
 def is_exact(pattern: str, ref: TensorRef) -> bool:
-    """Tell whether a pattern of --include is the full name of a layer, and so no sweep over many.
+    """Tell whether a pattern is the full name of a layer, and so no sweep over many.
 
     The name may have its prefix and `.weight`, dots may be escaped, and ^ and $ stand around it.
     """
@@ -10310,7 +10323,7 @@ def is_exact(pattern: str, ref: TensorRef) -> bool:
 
 
 def doubtful_layers(model: Model, included: tuple[str, ...]) -> frozenset[str]:
-    """Name the weights that may be no linear layers' and that no --include names exactly."""
+    """Name the weights that may be no linear layers' and that none of `included` names exactly."""
     return frozenset(
         ref.name
         for ref in model.linear_weights
@@ -10357,7 +10370,10 @@ def recognition_rules(model: Model) -> list[Rule]:
 
 
 def contract_rules(model: Model, included: tuple[str, ...]) -> list[Rule]:
-    """List the least precisions that ComfyUI's classes ask for; `included` are --include's."""
+    """List the least precisions that ComfyUI's classes ask for.
+
+    included: the patterns of --include, and the keys of --layer-config that quantise.
+    """
     doubt = Reason(Why.DOUBTFUL, "maybe no linear layer, by its name or shape")
     doubtful = doubtful_layers(model, included)
     return [
@@ -10617,8 +10633,11 @@ def choice_rules(
     return [*rules, Rule(names=small, precision=KEPT, reason=reason)]
 
 
-def floor_rules(options: Options, model: Model) -> list[Rule]:
-    """List least precisions: each rule that names a tensor can only raise it."""
+def floor_rules(options: Options, model: Model, settings: Iterable[Setting]) -> list[Rule]:
+    """List least precisions: each rule that names a tensor can only raise it.
+
+    settings: of --layer-config, whose full names of layers count as those of --include do.
+    """
     linear = model.linear_weights
     rows = [
         (
@@ -10632,7 +10651,8 @@ def floor_rules(options: Options, model: Model) -> list[Rule]:
     if options.only_fp8:
         recipe = Reason(Why.OPTION, f"--recipe {options.recipe}")
         rows.append(({ref.name for ref in linear}, FP8, recipe))
-    asked = contract_rules(model, options.include)
+    packed = (setting.key for setting in settings if setting.precision.is_quantised)
+    asked = contract_rules(model, (*options.include, *packed))
     rows += [(rule.names, rule.precision, rule.reason) for rule in asked]
     # Layers of such shapes would load, but be decoded on every call.
     odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
@@ -10942,7 +10962,7 @@ def make_plans(
     """
     refuse_for_kept(options, model)
     choices = choice_rules(options, model, guides, chosen or {})
-    floors = [*floor_rules(options, model), *measured_floors(guides)]
+    floors = [*floor_rules(options, model, guides.settings), *measured_floors(guides)]
     marks, unknown = marks_by_precision(options, model, guides)
     plans, scales = [], guides.scales
     for ref in model.tensors.values():
@@ -14085,8 +14105,23 @@ def by_component(source: str, fields: dict[str, object]) -> Iterator[Trained]:
             found[component][field] = dictionary(value) if field in PATTERNS else value
     # The library writes metadata in any order.
     for component, stated in sorted(found.items()):
+        if "alpha" in stated and not is_trained_alpha(stated):
+            del stated["alpha"]
         if stated.keys() & {*ALPHA_FIELDS, "alpha_pattern"}:
             yield Trained(source, component, stated)
+
+
+def is_trained_alpha(fields: dict[str, object]) -> bool:
+    """Tell whether a bare `alpha` is a LoRA's, as beside a rank or the pattern of one.
+
+    Programs that merge LoRAs write their ratio, up to 1, under the same name; MiniMax's trainer
+    writes alpha alone. What is no number is a remark.
+    """
+    try:
+        value = float(fields["alpha"])
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return value > 1 or bool(fields.keys() & {*RANK_FIELDS, *PATTERNS})
 
 
 def dictionary(value: object) -> object:
@@ -14416,7 +14451,8 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source
     LoRAs are merged in the order given. Raises ConvertError where a LoRA has nothing for the model
     or, without `partial`, not all of it fits.
     """
-    tensors, notes = dict(model.tensors), []
+    loras = [*loras]
+    tensors, notes = dict(model.tensors), repeated(loras)
     for given in loras:
         lora = given._replace(path=lora_in(given.path))
         patches, problems, more, is_idle = read_lora(lora, model)
@@ -14424,6 +14460,8 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source
         notes += [f"{given.path.name}: merged into {merged} tensors at strength {lora.strength:g}"]
         notes += [*problems, *(f"{given.path.name}: {note}" for note in more)]
         if not (merged or is_idle) or (problems and not partial):
+            if not merged:
+                refuse_no_lora(lora.path)
             end = "--lora-partial goes on" if merged else "nothing of it can be merged"
             problems = [f"{lora.path}: {problem}" for problem in problems[-EXAMPLES:]]
             last = problems.pop() if problems else f"{lora.path}: holds no LoRA"
@@ -14432,6 +14470,26 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source
             old = tensors[name]
             tensors[name] = dataclasses.replace(old, patches=(*old.patches, *found))
     return Source(dataclasses.replace(model, tensors=tensors), tuple(notes))
+
+
+def repeated(loras: Iterable[Lora]) -> list[str]:
+    """Note each LoRA file that is given more than once: all of its changes are added."""
+    counts = Counter(lora_in(lora.path).resolve() for lora in loras)
+    return [
+        f"{path.name}: is given {count} times, and counts as often"
+        for path, count in counts.items()
+        if count > 1
+    ]
+
+
+def refuse_no_lora(path: Path) -> None:
+    """Raise ConvertError for what is no LoRA but another file that is known: say which."""
+    header, _ = read_header(path)
+    kind = file_kind(path, header)
+    is_model = kind is None and model_prefixes({name: ref.shape for name, ref in header.items()})
+    title = kind.title if kind else "a whole model" if is_model else ""
+    if title and kind is not LORA:
+        raise ConvertError(f"{path}: is {title}, not a LoRA that can be merged")
 
 
 # ── nvfp4/source/beside.py: Carry over what lies beside the diffusion model: text encoders, a VAE, 
