@@ -123,8 +123,10 @@ def test_options_reach_the_diffusion_model_alone(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "part",
-    ["vae.", "text_encoders.t5.", "conditioner.embedders.0.", "audio_vae.", "vocoder."]
-    + ["text_embedding_projection.", "clip_l_vision.", "embedder.model.visual."],
+    [
+        *("vae.", "text_encoders.t5.", "conditioner.embedders.0.", "audio_vae.", "vocoder."),
+        *("text_embedding_projection.", "clip_l_vision.", "embedder.model.visual."),
+    ],
 )
 def test_other_parts_are_known_beside_a_model_without_prefix(part, tmp_path):
     more = {f"{part}blocks.{i}.q.weight": torch.ones(32, 32) for i in range(4)}
