@@ -5567,6 +5567,19 @@ DEFECTS = {
         "ComfyUI computes with other weights: noise",
         "convert again from this source",
     ),
+    # Of another model, as a LoRA that was merged makes it, or coarser: see NEAR in `verify`.
+    "near": Defect(
+        Outcome.WORSE,
+        "tensors are a little off from what the source holds",
+        "ComfyUI computes with what is stored, which is close to the source: no noise",
+        "was a LoRA merged? give --merge-lora; a file stored coarser, as plain FP8, is off as well",
+    ),
+    "other source": Defect(
+        Outcome.WRONG,
+        "the file given as --source is of another model",
+        "nothing is known of the values of this file",
+        "give the source that this file was made from",
+    ),
     "missing": Defect(
         Outcome.WRONG,
         "tensors of the source are not in the file",
@@ -5722,6 +5735,12 @@ DEFECTS = {
         "it stops while loading",
         "keep these layers 16-bit, with --exclude",
     ),
+    "asked error": Defect(
+        Outcome.FAILS,
+        "loading ends with an error in this ComfyUI",
+        "it stops while loading",
+        "add the scale, configuration or tensor that the error names, or update ComfyUI",
+    ),
     "asked shape": Defect(
         Outcome.FAILS,
         "weights are of another shape than this ComfyUI's layers",
@@ -5732,7 +5751,7 @@ DEFECTS = {
         Outcome.WRONG,
         "packed weights are of modules that take none in this ComfyUI",
         "it takes the codes for weights, without their scales: noise",
-        "keep these layers 16-bit, with --exclude",
+        "configure them where they are in Linear; keep all others 16-bit",
     ),
     "asked unread": Defect(
         Outcome.WRONG,
@@ -5820,10 +5839,9 @@ class Trouble(NamedTuple):
 
     @property
     def finding(self) -> Finding:
-        """Make a finding of it."""
-        return Finding(
-            defect=f"asked {self.kind}", name=self.name or "the file", detail=self.detail
-        )
+        """Make a finding of it; an error that tells no tensor's shape is one of its own kind."""
+        kind = "error" if self.kind == "stops" and not self.name else self.kind
+        return Finding(defect=f"asked {kind}", name=self.name or "the file", detail=self.detail)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -5892,6 +5910,23 @@ class Answer:
         inherited = self.inherited
         found = [trouble.finding for trouble in self.file.troubles if trouble not in inherited]
         return (*found, *([Trouble("changed", "", self.changed).finding] if self.changed else []))
+
+    def findings_beside(self, linted: Iterable[Finding]) -> list[Finding]:
+        """List the findings apart from those whose layer lint has found as bad a defect of.
+
+        An error of the whole file is of the layers that it names.
+        """
+        worst: dict[str, Outcome] = {}
+        for one in linted:
+            worst[one.name] = max(one.outcome, worst.get(one.name, one.outcome))
+
+        def is_told(asked: Finding) -> bool:
+            own = {asked.name, asked.name.rpartition(".")[0]}
+            if asked.defect == "asked error":
+                own |= {name for name in worst if f"{asked.detail} ".endswith(f" {bare(name)} ")}
+            return any(worst.get(name, Outcome.LOADS) >= asked.outcome for name in own)
+
+        return [asked for asked in self.findings if not is_told(asked)]
 
     @property
     def inherited(self) -> list[Trouble]:
@@ -9358,20 +9393,24 @@ def index_of(path: Path) -> Path | None:
     return None
 
 
-def refuse_lone_shard(path: Path) -> None:
-    """Raise ConvertError for one shard of several, which would pass for a whole model.
+def lone_shard(path: Path) -> str:
+    """Say what to give instead of one shard of several; "" for anything else.
 
     A shard is told by "N of M" in its name, or by an index beside it that lists it.
     """
     if path.is_dir() or path.suffix.lower() == ".json":
-        return
+        return ""
     index = index_of(path)
-    if index or numbered(path):
-        named = f" ({index.name})" if index else ""
-        raise ConvertError(
-            f"{path}: is one shard of several; give the *.safetensors.index.json beside it{named}, "
-            "or the folder"
-        )
+    if not (index or numbered(path)):
+        return ""
+    named = f" ({index.name})" if index else ""
+    return f"give the *.safetensors.index.json beside it{named}, or the folder"
+
+
+def refuse_lone_shard(path: Path) -> None:
+    """Raise ConvertError for one shard of several, which would pass for a whole model."""
+    if instead := lone_shard(path):
+        raise ConvertError(f"{path}: is one shard of several; {instead}")
 
 
 # ── nvfp4/guides/gguf.py: Read which GGML type a GGUF gives each tensor, and match that to the mode
@@ -14791,6 +14830,12 @@ def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str
 
 # ── nvfp4/verify.py: Verify a quantised file, with its source or without: --verify ────────────────
 
+# Relative RMSE of a tensor that is not packed: below, it is still much of its original.
+NEAR = 0.2
+# The share of tensors that differ in a source of another model, and the fewest that tell it.
+OTHER_MODEL, FEWEST = 0.9, 4
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
     """Hold what a verification found; `render_check` makes text of it.
@@ -14861,32 +14906,48 @@ def misread(
     return "no other order of its codes and scales explains it"
 
 
-def compare_kept(ref: TensorRef, other: TensorRef) -> str:
-    """Say how a tensor that is not quantised differs from its original, or return "".
+class Compared(NamedTuple):
+    """Tell how a stored tensor goes with its original.
+
+    damage: of a quantised layer that was measured. defect: a key of DEFECTS, "" for none; detail:
+    how it differs.
+    """
+
+    damage: Damage | None = None
+    defect: str = ""
+    detail: str = ""
+
+
+def compare_kept(ref: TensorRef, other: TensorRef) -> Compared:
+    """Compare a tensor that is not quantised with its original.
 
     ref: of the source, FP8 decoded and LoRAs merged; other: of the file. Floats may differ by
     rounding (ROUNDED_TO); anything else has to have the same dtype and bytes.
     """
     if not (ref.is_float and other.is_float):
         same = ref.dtype == other.dtype and torch.equal(load_bytes(ref), load_bytes(other))
-        return "" if same else f"{other.dtype}, the source's is {ref.dtype}"
+        told = f"{other.dtype}, the source's is {ref.dtype}"
+        return Compared() if same else Compared(defect="values", detail=told)
     chunks = (load_weight(one).flatten().split(CPU_CHUNK) for one in (ref, other))
     size = difference = 0.0
     # Chunks are small because sums are of float64 copies.
     for original, stored in zip(*chunks, strict=True):
         size += float(original.double().square().sum())
         difference += float((stored.double() - original.double()).square().sum())
-    close = difference <= ROUNDED_TO**2 * size
-    return "" if close else f"relative RMSE {math.sqrt(difference / (size or math.nan)):.2g}"
+    if difference <= ROUNDED_TO**2 * size:
+        return Compared()
+    # NaN, of an original that is all zeros as well, is far.
+    error = math.sqrt(difference / (size or math.nan))
+    return Compared(None, "near" if error < NEAR else "values", f"relative RMSE {error:.2g}")
 
 
 def compare_layer(
     ref: TensorRef, layer: StoredLayer, compute: Compute, limit: float = WRONG_FROM
-) -> tuple[Damage | None, str]:
+) -> Compared:
     """Measure a quantised layer against its original.
 
-    limit: relative RMSE from which it is wrong. Returns the damage, and what is wrong or "". The
-    original is divided by the layer's smoothing, as the stored weight is.
+    limit: relative RMSE from which it is wrong. The original is divided by the layer's smoothing,
+    as the stored weight is.
     """
     original, stored = load_weight(ref), stored_parts(layer)
     smoothing = layer.parts.get("pre_quant_scale")
@@ -14894,9 +14955,10 @@ def compare_layer(
         # A smoothing of another dtype or shape was found by lint already.
         original = original.float() / load(smoothing).float()
     damage = decoded_damage(original, stored, layer.format, compute)
-    # Written so that NaN is wrong, too.
-    wrong = not damage.relative_rmse < limit
-    return damage, misread(original, stored, layer.format, compute) if wrong else ""
+    # Asked so that NaN is wrong, too.
+    if damage.relative_rmse < limit:
+        return Compared(damage)
+    return Compared(damage, "values", misread(original, stored, layer.format, compute))
 
 
 def compare_tensor(
@@ -14905,22 +14967,23 @@ def compare_tensor(
     layer: StoredLayer | None,
     compute: Compute,
     limit: float = WRONG_FROM,
-) -> tuple[Damage | None, str]:
+) -> Compared:
     """Compare a stored tensor with its original.
 
     ref, other: of the source and of the file; layer: what `other` belongs to, None if there is no
-    layer of that name. Returns the damage of a quantised layer, else None, and what is wrong or "".
+    layer of that name.
     """
     # Only a linear weight whose stored form is known is decoded; all else is compared as it is.
     packed = ref.is_linear_weight and layer is not None and layer.format is not None
     expected = layer.format.parts(ref.shape)["weight"][1] if packed else ref.shape
     if other.shape != expected:
-        return None, f"{list(other.shape)} for the source's {list(ref.shape)}"
+        told = f"{list(other.shape)} for the source's {list(ref.shape)}"
+        return Compared(defect="values", detail=told)
     if not packed:
-        return None, compare_kept(ref, other)
+        return compare_kept(ref, other)
     reason = undecodable(layer)
     if reason:
-        return None, f"not measured: {reason}"
+        return Compared(defect="values", detail=f"not measured: {reason}")
     return compare_layer(ref, layer, compute, limit)
 
 
@@ -14946,7 +15009,7 @@ def check_against(
     # Tensors are taken out of `stored` as they are found in the source.
     names = comparable_names(model.files[0], model.tensors)
     stored = {names[name]: ref for name, ref in model.tensors.items()}
-    found, damage, aware = [], {}, was_rounded_by_statistics(model.metadata)
+    found, damage, aware, kept = [], {}, was_rounded_by_statistics(model.metadata), 0
     limit = ROUNDED_WRONG_FROM if aware else WRONG_FROM
     # Verifying has no --device: it runs on the CPU.
     cpu = torch.device("cpu")
@@ -14956,20 +15019,39 @@ def check_against(
             if other is None:
                 found.append(Finding(defect="missing", name=ref.name))
                 continue
-            error, detail = compare_tensor(ref, other, layers.get(other.layer), compute, limit)
-            if error is not None:
-                damage[other.layer] = error
-            if detail:
+            told = compare_tensor(ref, other, layers.get(other.layer), compute, limit)
+            if told.damage is not None:
+                damage[other.layer] = told.damage
+            if told.defect:
                 # Rounding by statistics moves the bias of a quantised layer on purpose.
                 layer = other.name.removesuffix(".bias")
                 quantised = layer in layers and layers[layer].format
                 moved = aware and quantised and layer != other.name
-                defect = "moved bias" if moved and load(other).isfinite().all() else "values"
-                found.append(Finding(defect=defect, name=other.layer, detail=detail))
+                moved = moved and load(other).isfinite().all()
+                defect = "moved bias" if moved else told.defect
+                found.append(Finding(defect=defect, name=other.layer, detail=told.detail))
+                kept += defect == "values" and told.damage is None
     # What is left has no original; scales and configurations are what quantising adds.
     parts = {*layer_parts(), *marker_names()} - {"weight", "bias"}
     extra = (ref.name for name, ref in stored.items() if name.rpartition(".")[2] not in parts)
-    return [*found, *(Finding(defect="extra", name=name) for name in extra)], damage
+    found += [Finding(defect="extra", name=name) for name in extra]
+    other = other_source(found, len(source.tensors), kept)
+    return ([other], {}) if other else (found, damage)
+
+
+def other_source(found: list[Finding], count: int, kept: int) -> Finding | None:
+    """Tell a source of another model by nearly all of its tensors; None for what may be the one.
+
+    found: how the file differs; count: tensors of the source; kept: how many that are not packed,
+    or of another shape, differ. Where only packed layers are off, the packing is wrong.
+    """
+    counts = Counter(one.defect for one in found)
+    lost = min(counts["missing"], counts["extra"])
+    differ = counts["values"] + lost
+    if differ < OTHER_MODEL * count or count < FEWEST or not (kept or lost):
+        return None
+    named = f"; {lost:,} of these are not in the file, which has others" if lost else ""
+    return Finding(defect="other source", name=f"{differ:,} of {count:,} tensors differ{named}")
 
 
 def verify_file(task: Verification) -> Check:
@@ -14989,7 +15071,8 @@ def verify_file(task: Verification) -> Check:
         raise ConvertError(*problems) from error
     # Lint looks at headers and scales alone; no weight is decoded yet.
     layers = stored_layers(model)
-    found, damage = lint_file(model, layers), {}
+    linted, damage = lint_file(model, layers), {}
+    found = [*linted]
     # What another program packed cannot be measured, and would only be missed.
     measurable = all(finding.defect != "other program" for finding in found)
     if task.source is not None and measurable:
@@ -15010,7 +15093,7 @@ def verify_file(task: Verification) -> Check:
         found += more
     kind = file_kind(task.file, model.tensors)
     asked = ask_about_file(comfyui, model, source, kind)
-    found += asked.findings if asked else ()
+    found += asked.findings_beside(linted) if asked else ()
     return Check(
         model=model, kind=kind, layers=layers, findings=tuple(found), damage=damage, asked=asked
     )
@@ -15063,8 +15146,11 @@ def render_check(check: Check) -> str:
             f"  is {kind.title}, not {kind.instead}: {kind.what_to_do}",
             *(render_findings(check.findings) or ["  no defect found in its quantised layers"]),
         ]
-    # A file that loads as it should needs no advice, whatever other programs think of it.
-    if check.outcome > Outcome.LOADS:
+    # A file that loads as it should needs no advice, whatever other programs think of it; what was
+    # never converted cannot be converted again, and with another source nothing is known.
+    converted = bool(titles) or "convert_nvfp4" in check.model.metadata
+    own = [one.outcome for one in check.findings if one.defect != "other source"]
+    if converted and max(own, default=Outcome.LOADS) > Outcome.LOADS:
         defects.append("  to have none of these, convert the original model again")
     return "\n".join([title, *defects, render_asked(check.asked), *render_worst(check.damage)])
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -34,6 +36,11 @@ from nvfp4.source.open import open_source
 from nvfp4.stored.defects import Finding, Outcome
 from nvfp4.stored.layers import StoredLayer, stored_layers, stored_parts, undecodable
 from nvfp4.stored.lint import lint_file
+
+# Relative RMSE of a tensor that is not packed: below, it is still much of its original.
+NEAR = 0.2
+# The share of tensors that differ in a source of another model, and the fewest that tell it.
+OTHER_MODEL, FEWEST = 0.9, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,32 +113,48 @@ def misread(
     return "no other order of its codes and scales explains it"
 
 
-def compare_kept(ref: TensorRef, other: TensorRef) -> str:
-    """Say how a tensor that is not quantised differs from its original, or return "".
+class Compared(NamedTuple):
+    """Tell how a stored tensor goes with its original.
+
+    damage: of a quantised layer that was measured. defect: a key of DEFECTS, "" for none; detail:
+    how it differs.
+    """
+
+    damage: Damage | None = None
+    defect: str = ""
+    detail: str = ""
+
+
+def compare_kept(ref: TensorRef, other: TensorRef) -> Compared:
+    """Compare a tensor that is not quantised with its original.
 
     ref: of the source, FP8 decoded and LoRAs merged; other: of the file. Floats may differ by
     rounding (ROUNDED_TO); anything else has to have the same dtype and bytes.
     """
     if not (ref.is_float and other.is_float):
         same = ref.dtype == other.dtype and torch.equal(load_bytes(ref), load_bytes(other))
-        return "" if same else f"{other.dtype}, the source's is {ref.dtype}"
+        told = f"{other.dtype}, the source's is {ref.dtype}"
+        return Compared() if same else Compared(defect="values", detail=told)
     chunks = (load_weight(one).flatten().split(CPU_CHUNK) for one in (ref, other))
     size = difference = 0.0
     # Chunks are small because sums are of float64 copies.
     for original, stored in zip(*chunks, strict=True):
         size += float(original.double().square().sum())
         difference += float((stored.double() - original.double()).square().sum())
-    close = difference <= ROUNDED_TO**2 * size
-    return "" if close else f"relative RMSE {math.sqrt(difference / (size or math.nan)):.2g}"
+    if difference <= ROUNDED_TO**2 * size:
+        return Compared()
+    # NaN, of an original that is all zeros as well, is far.
+    error = math.sqrt(difference / (size or math.nan))
+    return Compared(None, "near" if error < NEAR else "values", f"relative RMSE {error:.2g}")
 
 
 def compare_layer(
     ref: TensorRef, layer: StoredLayer, compute: Compute, limit: float = WRONG_FROM
-) -> tuple[Damage | None, str]:
+) -> Compared:
     """Measure a quantised layer against its original.
 
-    limit: relative RMSE from which it is wrong. Returns the damage, and what is wrong or "". The
-    original is divided by the layer's smoothing, as the stored weight is.
+    limit: relative RMSE from which it is wrong. The original is divided by the layer's smoothing,
+    as the stored weight is.
     """
     original, stored = load_weight(ref), stored_parts(layer)
     smoothing = layer.parts.get("pre_quant_scale")
@@ -139,9 +162,10 @@ def compare_layer(
         # A smoothing of another dtype or shape was found by lint already.
         original = original.float() / load(smoothing).float()
     damage = decoded_damage(original, stored, layer.format, compute)
-    # Written so that NaN is wrong, too.
-    wrong = not damage.relative_rmse < limit
-    return damage, misread(original, stored, layer.format, compute) if wrong else ""
+    # Asked so that NaN is wrong, too.
+    if damage.relative_rmse < limit:
+        return Compared(damage)
+    return Compared(damage, "values", misread(original, stored, layer.format, compute))
 
 
 def compare_tensor(
@@ -150,22 +174,23 @@ def compare_tensor(
     layer: StoredLayer | None,
     compute: Compute,
     limit: float = WRONG_FROM,
-) -> tuple[Damage | None, str]:
+) -> Compared:
     """Compare a stored tensor with its original.
 
     ref, other: of the source and of the file; layer: what `other` belongs to, None if there is no
-    layer of that name. Returns the damage of a quantised layer, else None, and what is wrong or "".
+    layer of that name.
     """
     # Only a linear weight whose stored form is known is decoded; all else is compared as it is.
     packed = ref.is_linear_weight and layer is not None and layer.format is not None
     expected = layer.format.parts(ref.shape)["weight"][1] if packed else ref.shape
     if other.shape != expected:
-        return None, f"{list(other.shape)} for the source's {list(ref.shape)}"
+        told = f"{list(other.shape)} for the source's {list(ref.shape)}"
+        return Compared(defect="values", detail=told)
     if not packed:
-        return None, compare_kept(ref, other)
+        return compare_kept(ref, other)
     reason = undecodable(layer)
     if reason:
-        return None, f"not measured: {reason}"
+        return Compared(defect="values", detail=f"not measured: {reason}")
     return compare_layer(ref, layer, compute, limit)
 
 
@@ -191,7 +216,7 @@ def check_against(
     # Tensors are taken out of `stored` as they are found in the source.
     names = comparable_names(model.files[0], model.tensors)
     stored = {names[name]: ref for name, ref in model.tensors.items()}
-    found, damage, aware = [], {}, was_rounded_by_statistics(model.metadata)
+    found, damage, aware, kept = [], {}, was_rounded_by_statistics(model.metadata), 0
     limit = ROUNDED_WRONG_FROM if aware else WRONG_FROM
     # Verifying has no --device: it runs on the CPU.
     cpu = torch.device("cpu")
@@ -201,20 +226,39 @@ def check_against(
             if other is None:
                 found.append(Finding(defect="missing", name=ref.name))
                 continue
-            error, detail = compare_tensor(ref, other, layers.get(other.layer), compute, limit)
-            if error is not None:
-                damage[other.layer] = error
-            if detail:
+            told = compare_tensor(ref, other, layers.get(other.layer), compute, limit)
+            if told.damage is not None:
+                damage[other.layer] = told.damage
+            if told.defect:
                 # Rounding by statistics moves the bias of a quantised layer on purpose.
                 layer = other.name.removesuffix(".bias")
                 quantised = layer in layers and layers[layer].format
                 moved = aware and quantised and layer != other.name
-                defect = "moved bias" if moved and load(other).isfinite().all() else "values"
-                found.append(Finding(defect=defect, name=other.layer, detail=detail))
+                moved = moved and load(other).isfinite().all()
+                defect = "moved bias" if moved else told.defect
+                found.append(Finding(defect=defect, name=other.layer, detail=told.detail))
+                kept += defect == "values" and told.damage is None
     # What is left has no original; scales and configurations are what quantising adds.
     parts = {*layer_parts(), *marker_names()} - {"weight", "bias"}
     extra = (ref.name for name, ref in stored.items() if name.rpartition(".")[2] not in parts)
-    return [*found, *(Finding(defect="extra", name=name) for name in extra)], damage
+    found += [Finding(defect="extra", name=name) for name in extra]
+    other = other_source(found, len(source.tensors), kept)
+    return ([other], {}) if other else (found, damage)
+
+
+def other_source(found: list[Finding], count: int, kept: int) -> Finding | None:
+    """Tell a source of another model by nearly all of its tensors; None for what may be the one.
+
+    found: how the file differs; count: tensors of the source; kept: how many that are not packed,
+    or of another shape, differ. Where only packed layers are off, the packing is wrong.
+    """
+    counts = Counter(one.defect for one in found)
+    lost = min(counts["missing"], counts["extra"])
+    differ = counts["values"] + lost
+    if differ < OTHER_MODEL * count or count < FEWEST or not (kept or lost):
+        return None
+    named = f"; {lost:,} of these are not in the file, which has others" if lost else ""
+    return Finding(defect="other source", name=f"{differ:,} of {count:,} tensors differ{named}")
 
 
 def verify_file(task: Verification) -> Check:
@@ -234,7 +278,8 @@ def verify_file(task: Verification) -> Check:
         raise ConvertError(*problems) from error
     # Lint looks at headers and scales alone; no weight is decoded yet.
     layers = stored_layers(model)
-    found, damage = lint_file(model, layers), {}
+    linted, damage = lint_file(model, layers), {}
+    found = [*linted]
     # What another program packed cannot be measured, and would only be missed.
     measurable = all(finding.defect != "other program" for finding in found)
     if task.source is not None and measurable:
@@ -255,7 +300,7 @@ def verify_file(task: Verification) -> Check:
         found += more
     kind = file_kind(task.file, model.tensors)
     asked = ask_about_file(comfyui, model, source, kind)
-    found += asked.findings if asked else ()
+    found += asked.findings_beside(linted) if asked else ()
     return Check(
         model=model, kind=kind, layers=layers, findings=tuple(found), damage=damage, asked=asked
     )

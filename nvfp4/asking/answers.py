@@ -6,11 +6,13 @@ table of defects, as for all other defects of a file.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from nvfp4.errors import examples
+from nvfp4.model import bare
 from nvfp4.stored.defects import DEFECTS, Finding, Outcome, grouped
 
 # What reports say where there was no ComfyUI to ask.
@@ -57,10 +59,9 @@ class Trouble(NamedTuple):
 
     @property
     def finding(self) -> Finding:
-        """Make a finding of it."""
-        return Finding(
-            defect=f"asked {self.kind}", name=self.name or "the file", detail=self.detail
-        )
+        """Make a finding of it; an error that tells no tensor's shape is one of its own kind."""
+        kind = "error" if self.kind == "stops" and not self.name else self.kind
+        return Finding(defect=f"asked {kind}", name=self.name or "the file", detail=self.detail)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +130,23 @@ class Answer:
         inherited = self.inherited
         found = [trouble.finding for trouble in self.file.troubles if trouble not in inherited]
         return (*found, *([Trouble("changed", "", self.changed).finding] if self.changed else []))
+
+    def findings_beside(self, linted: Iterable[Finding]) -> list[Finding]:
+        """List the findings apart from those whose layer lint has found as bad a defect of.
+
+        An error of the whole file is of the layers that it names.
+        """
+        worst: dict[str, Outcome] = {}
+        for one in linted:
+            worst[one.name] = max(one.outcome, worst.get(one.name, one.outcome))
+
+        def is_told(asked: Finding) -> bool:
+            own = {asked.name, asked.name.rpartition(".")[0]}
+            if asked.defect == "asked error":
+                own |= {name for name in worst if f"{asked.detail} ".endswith(f" {bare(name)} ")}
+            return any(worst.get(name, Outcome.LOADS) >= asked.outcome for name in own)
+
+        return [asked for asked in self.findings if not is_told(asked)]
 
     @property
     def inherited(self) -> list[Trouble]:

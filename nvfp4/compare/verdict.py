@@ -14,12 +14,13 @@ from nvfp4.compare.schemes import has_nvfp4_activations, scheme_of
 from nvfp4.compare.sides import Side
 from nvfp4.errors import examples
 from nvfp4.families import MOST_NVFP4
+from nvfp4.read.parts import lone_shard
 from nvfp4.stored.defects import DEFECTS, Outcome, grouped
 
 # What the worst outcome of a file means, in words that follow its name. Headers tell no more than
 # that a file loads: values are the business of --verify.
 ENDINGS = {
-    Outcome.LOADS: "loads and runs, as far as its headers tell",
+    Outcome.LOADS: "loads and runs, as far as its headers tell (values: convert_nvfp4.py --verify)",
     Outcome.SLOWER: "loads and runs, slower than it could",
     Outcome.WORSE: "loads and runs, with a poorer picture",
     Outcome.WRONG: "loads; expect noise or black frames",
@@ -120,14 +121,15 @@ def verdict(side: Side) -> dict:
     advised = advice(side)
     if side.kind:
         advised = [(Outcome.LOADS, side.kind.what_to_do)]
+    ending = f"is {side.kind.title}, not {side.kind.instead}" if side.kind else ""
+    if instead := lone_shard(side.path):
+        ending, advised = "is one shard of several, not a whole model", [(Outcome.FAILS, instead)]
     outcomes = [finding.outcome for finding in side.findings] + [level for level, _ in advised]
     outcome = max(outcomes, default=Outcome.LOADS)
     counts = Counter(scheme_of(layer, side) for layer in side.linear.values())
     return {
         "outcome": outcome.name,
-        "ending": (
-            f"is {side.kind.title}, not {side.kind.instead}" if side.kind else ENDINGS[outcome]
-        ),
+        "ending": ending or ENDINGS[outcome],
         "runs": {
             scheme.label: {"layers": count, "how": scheme.how}
             for scheme, count in counts.items()

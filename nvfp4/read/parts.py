@@ -31,17 +31,21 @@ def index_of(path: Path) -> Path | None:
     return None
 
 
-def refuse_lone_shard(path: Path) -> None:
-    """Raise ConvertError for one shard of several, which would pass for a whole model.
+def lone_shard(path: Path) -> str:
+    """Say what to give instead of one shard of several; "" for anything else.
 
     A shard is told by "N of M" in its name, or by an index beside it that lists it.
     """
     if path.is_dir() or path.suffix.lower() == ".json":
-        return
+        return ""
     index = index_of(path)
-    if index or numbered(path):
-        named = f" ({index.name})" if index else ""
-        raise ConvertError(
-            f"{path}: is one shard of several; give the *.safetensors.index.json beside it{named}, "
-            "or the folder"
-        )
+    if not (index or numbered(path)):
+        return ""
+    named = f" ({index.name})" if index else ""
+    return f"give the *.safetensors.index.json beside it{named}, or the folder"
+
+
+def refuse_lone_shard(path: Path) -> None:
+    """Raise ConvertError for one shard of several, which would pass for a whole model."""
+    if instead := lone_shard(path):
+        raise ConvertError(f"{path}: is one shard of several; {instead}")

@@ -72,8 +72,11 @@ def render_check(check: Check) -> str:
             f"  is {kind.title}, not {kind.instead}: {kind.what_to_do}",
             *(render_findings(check.findings) or ["  no defect found in its quantised layers"]),
         ]
-    # A file that loads as it should needs no advice, whatever other programs think of it.
-    if check.outcome > Outcome.LOADS:
+    # A file that loads as it should needs no advice, whatever other programs think of it; what was
+    # never converted cannot be converted again, and with another source nothing is known.
+    converted = bool(titles) or "convert_nvfp4" in check.model.metadata
+    own = [one.outcome for one in check.findings if one.defect != "other source"]
+    if converted and max(own, default=Outcome.LOADS) > Outcome.LOADS:
         defects.append("  to have none of these, convert the original model again")
     return "\n".join([title, *defects, render_asked(check.asked), *render_worst(check.damage)])
 

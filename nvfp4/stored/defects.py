@@ -159,6 +159,19 @@ DEFECTS = {
         "ComfyUI computes with other weights: noise",
         "convert again from this source",
     ),
+    # Of another model, as a LoRA that was merged makes it, or coarser: see NEAR in `verify`.
+    "near": Defect(
+        Outcome.WORSE,
+        "tensors are a little off from what the source holds",
+        "ComfyUI computes with what is stored, which is close to the source: no noise",
+        "was a LoRA merged? give --merge-lora; a file stored coarser, as plain FP8, is off as well",
+    ),
+    "other source": Defect(
+        Outcome.WRONG,
+        "the file given as --source is of another model",
+        "nothing is known of the values of this file",
+        "give the source that this file was made from",
+    ),
     "missing": Defect(
         Outcome.WRONG,
         "tensors of the source are not in the file",
@@ -314,6 +327,12 @@ DEFECTS = {
         "it stops while loading",
         "keep these layers 16-bit, with --exclude",
     ),
+    "asked error": Defect(
+        Outcome.FAILS,
+        "loading ends with an error in this ComfyUI",
+        "it stops while loading",
+        "add the scale, configuration or tensor that the error names, or update ComfyUI",
+    ),
     "asked shape": Defect(
         Outcome.FAILS,
         "weights are of another shape than this ComfyUI's layers",
@@ -324,7 +343,7 @@ DEFECTS = {
         Outcome.WRONG,
         "packed weights are of modules that take none in this ComfyUI",
         "it takes the codes for weights, without their scales: noise",
-        "keep these layers 16-bit, with --exclude",
+        "configure them where they are in Linear; keep all others 16-bit",
     ),
     "asked unread": Defect(
         Outcome.WRONG,

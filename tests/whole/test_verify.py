@@ -131,8 +131,66 @@ def test_with_the_source_wrong_values_are_found_and_explained(case, sound, tiny,
     assert verify(path, capsys=capsys)[0] == 0
     status, text = verify(path, "--source", tiny, capsys=capsys)
     assert status == 1
-    assert f"  WRONG  1 x {c.DEFECTS['values'].what}\n" in text
+    defect = c.DEFECTS["near" if change is another_norm else "values"]
+    assert f"  {defect.outcome.name}  1 x {defect.what}\n" in text
+    assert ("noise" in text.replace("no noise", "")) == (change is not another_norm)
     assert detail in text
+
+
+def changed_source(tiny, path, change):
+    """Another model of the tiny one's names."""
+    tensors = {}
+    for shard in sorted(tiny.glob("*.safetensors")):
+        tensors |= load_file(shard)
+    save_file({name: change(tensor) for name, tensor in tensors.items()}, path)
+    return path, len(tensors)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensor: torch.randn(tensor.shape, generator=torch.Generator().manual_seed(7)),
+        lambda tensor: torch.ones(*tensor.shape[:-1], tensor.shape[-1] + 16),
+    ],
+    ids=["values", "shapes"],
+)
+def test_a_source_of_another_model_in_the_same_names(change, converted, tiny, tmp_path, capsys):
+    source, count = changed_source(tiny, tmp_path / "s.safetensors", change)
+    status, text = verify(converted, "--source", source, capsys=capsys)
+    assert status == 1
+    assert "  WRONG  1 x the file given as --source is of another model\n" in text
+    assert f"         {count} of {count} tensors differ\n" in text
+    assert "convert" not in text
+    assert "noise" not in text
+
+
+def test_a_source_that_is_a_little_off_asks_for_the_lora(converted, tiny, tmp_path, capsys):
+    source, _ = changed_source(tiny, tmp_path / "s.safetensors", lambda tensor: tensor * 1.03)
+    status, text = verify(converted, "--source", source, capsys=capsys)
+    assert status == 1
+    assert " x tensors are a little off from what the source holds\n" in text
+    assert "(relative RMSE 0.029)" in text
+    assert "give --merge-lora" in text
+    assert "noise" not in text.replace("no noise", "")
+
+
+def test_only_packed_layers_that_are_all_off_are_no_other_model():
+    found = [c.Finding(defect="values", name=str(number)) for number in range(9)]
+    assert c.other_source(found, 9, 0) is None
+    assert c.other_source(found, 9, 9).name == "9 of 9 tensors differ"
+    assert c.other_source(found, 20, 9) is None
+    lost = [c.Finding(defect=defect, name="x") for defect in ("missing", "extra")] * 8
+    assert "8 of these are not in the file" in c.other_source([*lost, *found[:1]], 9, 0).name
+    assert c.other_source([*lost[::2], *found[:1]], 9, 1) is None
+
+
+def test_what_was_never_converted_is_not_converted_again(tmp_path, capsys):
+    save_file(
+        {"transformer.module.blocks.0.x.weight": torch.ones(32, 32)}, tmp_path / "m.safetensors"
+    )
+    status, text = verify(tmp_path / "m.safetensors", capsys=capsys)
+    assert (status, "nothing is quantised" in text) == (1, True)
+    assert "to have none of these" not in text
 
 
 def test_with_the_source_missing_tensors_and_other_shapes_are_found(sound, tiny, capsys):

@@ -14,7 +14,7 @@ from nvfp4.asking.question import question_of_model
 from nvfp4.errors import ConvertError
 from nvfp4.file_kinds import LORA, OTHER_NAMES, VAE, FileKind
 from nvfp4.read.checkpoint import open_model
-from nvfp4.stored.defects import Outcome
+from nvfp4.stored.defects import Finding, Outcome
 
 # A comfy package with all that is imported of it; none of it does anything.
 MODULES = {
@@ -198,7 +198,7 @@ def test_what_the_source_has_too_is_no_defect_of_the_output():
     troubles = [("missing", "a", ""), ("unexpected", "b", ""), ("stops", "", "KeyError: 1")]
     same = answer(taken(troubles=troubles), taken(troubles=troubles))
     assert (same.findings, same.problems) == ((), [])
-    assert "of the source, too: tensors do not go into" in same.notes[0]
+    assert "of the source, too: loading ends with an error" in same.notes[0]
     # Packing is the conversion's own work.
     packed = taken(troubles=[("unpacked", "a", "")])
     assert answer(packed, packed).problems
@@ -266,3 +266,21 @@ def test_other_kinds_of_files_are_not_asked_about(folder, tiny):
         )
         assert (told.findings, told.problems) == ((), [])
     assert ask_about_file(comfyui, model, None, FileKind("in other names", OTHER_NAMES)).file
+
+
+def test_what_lint_has_found_is_told_once():
+    told = "ValueError: Missing NVFP4 scales for layer blocks.1.q"
+    rows = [("stops", "", told), ("unpacked", "blocks.2.q.weight", "uint8 [4, 4] in Linear")]
+    found = answer(taken(troubles=rows))
+    assert [one.defect for one in found.findings] == ["asked error", "asked unpacked"]
+    assert not any("--exclude" in problem for problem in found.problems)
+    lacks = Finding(defect="no scale", name="model.diffusion_model.blocks.1.q")
+    bare = Finding(defect="unconfigured", name="blocks.2.q")
+    assert [one.defect for one in found.findings_beside([lacks])] == ["asked unpacked"]
+    assert found.findings_beside([lacks, bare]) == []
+    # Another layer's, and what does less harm, say nothing of it.
+    others = [
+        Finding(defect="no scale", name="blocks.11.q"),
+        dataclasses.replace(bare, defect="one form"),
+    ]
+    assert found.findings_beside(others) == list(found.findings)

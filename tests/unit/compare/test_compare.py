@@ -278,3 +278,16 @@ def test_headers_are_all_that_is_read(documented, capsys):
     assert data["a"]["verdict"]["defects"] == []
     found = [defect["what"] for defect in data["b"]["verdict"]["defects"]]
     assert found == [DEFECTS[key].what for key in ("output layer", "one form")]
+
+
+@pytest.mark.parametrize("named", ["m-00001-of-00002.safetensors", "first.safetensors"])
+def test_one_shard_of_several_is_no_sound_model(named, tmp_path, capsys):
+    save_file({"blocks.0.x.weight": torch.ones(32, 32)}, tmp_path / named)
+    if named == "first.safetensors":
+        shards = {"blocks.0.x.weight": named, "blocks.1.x.weight": "second.safetensors"}
+        index = {"weight_map": shards}
+        (tmp_path / "m.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    found = data_of(tmp_path / named, capsys=capsys)[1]["verdict"]
+    assert found["ending"] == "is one shard of several, not a whole model"
+    assert found["outcome"] == "FAILS"
+    assert "or the folder" in found["advice"][0]
