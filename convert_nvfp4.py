@@ -15148,7 +15148,8 @@ def render_check(check: Check) -> str:
         ]
     # A file that loads as it should needs no advice, whatever other programs think of it; what was
     # never converted cannot be converted again, and with another source nothing is known.
-    converted = bool(titles) or "convert_nvfp4" in check.model.metadata
+    parts = {suffix for layer in check.layers.values() for suffix in layer.parts}
+    converted = titles or parts - {"weight", "bias"} or "convert_nvfp4" in check.model.metadata
     own = [one.outcome for one in check.findings if one.defect != "other source"]
     if converted and max(own, default=Outcome.LOADS) > Outcome.LOADS:
         defects.append("  to have none of these, convert the original model again")
