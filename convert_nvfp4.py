@@ -9210,7 +9210,9 @@ MERE_PARTS = (
     "model", "diffusion_model", "net", "module", "transformer", "dit", "unet", "pipe", "denoiser",
     "model_ema", "ema_model", "ema", "state_dict", "base_model",
 )  # fmt: skip
-# Of these, moving averages of the weights, which lie beside the weights themselves as a rule.
+# The one part that all names of a model of ComfyUI begin with (PixelDiT).
+OWN_PARTS = {"core"}
+# Of MERE_PARTS, moving averages of the weights, which lie beside the weights themselves as a rule.
 AVERAGES = ("model_ema.", "ema_model.", "ema.", "module.model_ema.", "module.ema.")
 
 
@@ -9286,8 +9288,8 @@ def refuse_averages(path: Path, names: dict[str, str]) -> None:
 def only_prefix(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
     """Find the prefix of the diffusion model's names that ComfyUI does not strip; "" without any.
 
-    A family is recognised behind any prefix. For a model of no family only MERE_PARTS are known,
-    and only where all names have them. Raises ConvertError where there are two models.
+    A family is recognised behind any prefix. For a model of no family a prefix is what all names
+    have; see `mere_prefix`. Raises ConvertError where there are two models.
     """
     found = model_prefixes(shapes)
     if len(found) > 1:
@@ -9300,15 +9302,34 @@ def only_prefix(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
     return "" if prefix in PREFIXES and prefix not in UNREAD_PREFIXES else prefix
 
 
-def mere_prefix(names: Mapping[str, object]) -> str:
-    """Find the longest prefix of MERE_PARTS that all names have, as "module.transformer."."""
-    prefix = ""
+def mere_prefix(names: Mapping[str, tuple[int, ...]]) -> str:
+    """Find the longest prefix that all names have and no model of ComfyUI: "module.transformer.".
+
+    names: {name: shape}. It is of any parts where it holds a whole model, else of MERE_PARTS.
+    """
     # Each column has one part of all names; the shortest name ends it.
-    for column in zip(*(name.split(".")[:-1] for name in names), strict=False):
-        if {*column} - {column[0]} or column[0] not in MERE_PARTS:
-            break
-        prefix += f"{column[0]}."
-    return prefix
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    shared = itertools.takewhile(lambda column: len({*column}) == 1, columns)
+    parts = list(itertools.takewhile(lambda part: part not in OWN_PARTS, (c[0] for c in shared)))
+    if not holds_a_model(names, parts):
+        parts = itertools.takewhile(MERE_PARTS.__contains__, parts)
+    return "".join(f"{part}." for part in parts)
+
+
+def holds_a_model(names: Mapping[str, tuple[int, ...]], parts: list[str]) -> bool:
+    """Tell whether the module of these parts, in which all names are, is a model of several.
+
+    Trainers give it names of their own. What is numbered is a block, or a list of them, and another
+    kind of file, such as a text encoder, keeps its names.
+    """
+    inside = [name.split(".")[len(parts) :] for name in names]
+    modules = {name[0] for name in inside}
+    return (
+        (len(modules) > 1 or modules <= OWN_PARTS)
+        and not any(part.isdigit() for part in (*parts, *modules))
+        and any(part.isdigit() for name in inside for part in name)
+        and kind_of_file(names, is_model=False) is None
+    )
 
 
 def comparable_names(path: Path, tensors: Mapping[str, TensorRef]) -> dict[str, str]:

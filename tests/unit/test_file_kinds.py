@@ -12,6 +12,7 @@ from nvfp4.errors import ConvertError
 from nvfp4.families import model_prefixes, recognise
 from nvfp4.file_kinds import kind_of_file
 from nvfp4.guides.gguf import match_gguf
+from nvfp4.prefixes import mere_prefix
 from nvfp4.read.checkpoint import open_model
 from nvfp4.source.open import open_source
 from support.all_in_one import BESIDE, T5, VAE, scaled_fp8, wan
@@ -257,4 +258,5 @@ def test_no_class_of_comfyui_is_of_another_kind(tmp_path):
         if told := kind_of_file(shapes, is_model=bool(found)):
             wrong[path] = told.title
         assert found in ([], [""]), path
+        assert mere_prefix(shapes) == "", path
     assert wrong == {}

@@ -22,6 +22,7 @@ from support.make_families import read_headers
 from support.paths import FAMILIES
 from support.tiny_models import tiny_model
 
+OTHERS = sorted((FAMILIES / "others").glob("*.txt"))
 # What ComfyUI strips itself.
 STAY = ("", "model.diffusion_model.", "model.model.", "net.", "model.")
 # {prefix in the file: prefix in the output}, for models of known families.
@@ -77,6 +78,27 @@ def shaped(tensors):
         name: dataclasses.replace(ref, shape=tuple(tensors[name].shape))
         for name, ref in model_with(tensors).tensors.items()
     }
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
+def test_what_a_trainer_calls_a_model_of_no_family_goes(path):
+    shapes = read_headers(path)
+    for prefix in ("", "student.", "generator_ema.", "denoiser_model.", "module.student.net."):
+        found = names_of(prefix + name for name in shapes)
+        assert [*found.values()] == [*shapes]
+
+
+def test_a_module_of_all_names_stays_where_it_may_be_the_models_own():
+    for names in (
+        ["core.pixel_embedder.proj.weight", "core.pixel_blocks.0.attn.q.weight"],
+        ["text_model.encoder.layers.0.mlp.fc1.weight", "text_model.embeddings.x.weight"],
+        ["encoder.block.0.layer.0.SelfAttention.q.weight", "encoder.final_layer_norm.weight"],
+        ["blocks.0.a.weight", "blocks.1.a.weight"],
+        ["vae_part.conv.weight", "vae_part.norm.weight"],
+    ):
+        assert [*names_of(names).values()] == names
+    names = ["core.embed.x.weight", "core.blocks.0.q.weight"]
+    assert [*names_of(f"student.{name}" for name in names).values()] == names
 
 
 def test_wrappers_go_from_the_middle_of_names():
