@@ -12097,6 +12097,9 @@ def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
 EMBEDDING = "an Embedding"
 # No trained model has a weight as large as this; FP8 codes without their scale reach 448.
 LARGE_WEIGHT = 100.0
+# The share of large numbers up to which they may be outliers of a weight that was merely cast. A
+# scale for each row of 4096 leaves at least one code of 448 in each.
+LARGE_SHARE = 1 / 5000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12221,10 +12224,15 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
     elif form and len(weight.shape) == 2:
         # FP8 without any scale is sound if it was merely cast: its values are the weights then.
         values = decode_byte(load(weight)) if facts.values and weight.nbytes else torch.zeros(1)
-        if values.abs().max() > LARGE_WEIGHT:
+        if is_too_large(values):
             yield finding(defect="unscaled")
     elif strays := layer.parts.keys() - {"weight", "bias"}:
         yield finding(defect="stray", detail=", ".join(sorted(strays)))
+
+
+def is_too_large(values: torch.Tensor) -> bool:
+    """Tell whether more than LARGE_SHARE of some numbers are larger than trained weights."""
+    return int((values.abs() > LARGE_WEIGHT).sum()) > LARGE_SHARE * values.numel()
 
 
 def lint_legacy(
@@ -14610,9 +14618,6 @@ def note_beside(model: Model) -> list[str]:
 
 # Bytes of a weight in which codes without their scale show: one in five is larger than 100 then.
 TELLING_CODES = 1 << 16
-# The share of large numbers up to which they may be outliers of a weight that was merely cast. A
-# scale for each row of 4096 leaves at least one code of 448 in each.
-LARGE_SHARE = 1 / 5000
 
 
 def taken_as_is(ref: TensorRef) -> TensorRef:
@@ -14670,8 +14675,7 @@ def has_large_codes(ref: TensorRef) -> bool:
     fill(ref, 0, memoryview(data.numpy()))
     codes = data.view(TORCH_DTYPES[ref.dtype])
     # NaN is told where the tensor is read as a whole.
-    large = decode_byte(codes).abs() > LARGE_WEIGHT
-    return not has_no_number(codes) and int(large.sum()) > LARGE_SHARE * codes.numel()
+    return not has_no_number(codes) and is_too_large(decode_byte(codes))
 
 
 # ── nvfp4/source/open.py: Open a model to convert: its quantised layers decoded, kept or refused ──

@@ -19,13 +19,10 @@ from nvfp4.model import Coding, TensorRef
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.float8 import decode_byte, has_no_number
 from nvfp4.read.tensors import fill
-from nvfp4.stored.lint import LARGE_WEIGHT
+from nvfp4.stored.lint import is_too_large
 
 # Bytes of a weight in which codes without their scale show: one in five is larger than 100 then.
 TELLING_CODES = 1 << 16
-# The share of large numbers up to which they may be outliers of a weight that was merely cast. A
-# scale for each row of 4096 leaves at least one code of 448 in each.
-LARGE_SHARE = 1 / 5000
 
 
 def taken_as_is(ref: TensorRef) -> TensorRef:
@@ -83,5 +80,4 @@ def has_large_codes(ref: TensorRef) -> bool:
     fill(ref, 0, memoryview(data.numpy()))
     codes = data.view(TORCH_DTYPES[ref.dtype])
     # NaN is told where the tensor is read as a whole.
-    large = decode_byte(codes).abs() > LARGE_WEIGHT
-    return not has_no_number(codes) and int(large.sum()) > LARGE_SHARE * codes.numel()
+    return not has_no_number(codes) and is_too_large(decode_byte(codes))

@@ -35,6 +35,9 @@ from nvfp4.stored.layers import Marker, StoredLayer, find_markers, marker_for, u
 EMBEDDING = "an Embedding"
 # No trained model has a weight as large as this; FP8 codes without their scale reach 448.
 LARGE_WEIGHT = 100.0
+# The share of large numbers up to which they may be outliers of a weight that was merely cast. A
+# scale for each row of 4096 leaves at least one code of 448 in each.
+LARGE_SHARE = 1 / 5000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,10 +162,15 @@ def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]
     elif form and len(weight.shape) == 2:
         # FP8 without any scale is sound if it was merely cast: its values are the weights then.
         values = decode_byte(load(weight)) if facts.values and weight.nbytes else torch.zeros(1)
-        if values.abs().max() > LARGE_WEIGHT:
+        if is_too_large(values):
             yield finding(defect="unscaled")
     elif strays := layer.parts.keys() - {"weight", "bias"}:
         yield finding(defect="stray", detail=", ".join(sorted(strays)))
+
+
+def is_too_large(values: torch.Tensor) -> bool:
+    """Tell whether more than LARGE_SHARE of some numbers are larger than trained weights."""
+    return int((values.abs() > LARGE_WEIGHT).sum()) > LARGE_SHARE * values.numel()
 
 
 def lint_legacy(
