@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from nvfp4.dtypes import ONE_BYTE
 from nvfp4.errors import ConvertError, examples
-from nvfp4.file_kinds import lora_kind
+from nvfp4.file_kinds import FileKind, lora_kind
 from nvfp4.formats.base import is_quantised_part, layer_parts, marker_names
 from nvfp4.model import Coding, Model, Source, TensorRef, diffusion_prefix, is_beside
 from nvfp4.prefixes import file_kind, named_for_comfyui
@@ -42,8 +42,7 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
     Raises ConvertError for what is no diffusion model, or cannot be decoded.
     """
     model = open_model(path)
-    if kind := lora_kind(model.tensors):
-        raise ConvertError(f"{path}: is {kind.title}: {kind.what_to_do}")
+    refuse_kind(path, lora_kind(model.tensors))
     model, notes = named_for_comfyui(path, model)
     prefix, beside = diffusion_prefix(model.tensors), model.beside
     program, packed = quantiser_of(name for name in model.tensors if name not in beside)
@@ -52,8 +51,7 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
             f"{path}: is already quantised ({program}: {examples(packed)}); give the original "
             "16- or 32-bit model"
         )
-    if kind := file_kind(path, model.tensors):
-        raise ConvertError(f"{path}: is {kind.title}: {kind.what_to_do}")
+    refuse_kind(path, file_kind(path, model.tensors))
     layers = stored_layers(model)
     tensors, scales = adopted_tensors(path, model, layers)
     inner = [ref for name, ref in tensors.items() if name not in beside]
@@ -70,15 +68,29 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
             f"{scales} input scales of FP8 layers are left out; --input-scale-from takes those "
             "that are named input_scale from any file"
         )
-    quantised = Counter(
+    if origin := origin_text(model.metadata):
+        notes.append(f"SOURCE is a conversion ({origin}); its original gives a better one")
+    quantised = count_quantised(layers, beside)
+    return Source(dataclasses.replace(model, tensors=tensors, quantised=quantised), tuple(notes))
+
+
+def refuse_kind(path: Path, kind: FileKind | None) -> None:
+    """Raise ConvertError for a file that is of a known kind other than a model to convert."""
+    if kind:
+        raise ConvertError(f"{path}: is {kind.title}: {kind.what_to_do}")
+
+
+def count_quantised(layers: dict[str, StoredLayer], beside: Container[str]) -> dict[str, int]:
+    """Count the diffusion model's quantised layers: {format's title: layers}, sorted by title.
+
+    layers: all of the file; beside: names of tensors that are not of the diffusion model.
+    """
+    titles = Counter(
         layer.format.title
         for layer in layers.values()
         if layer.format and layer.weight.name not in beside
     )
-    if origin := origin_text(model.metadata):
-        notes.append(f"SOURCE is a conversion ({origin}); its original gives a better one")
-    model = dataclasses.replace(model, tensors=tensors, quantised=dict(sorted(quantised.items())))
-    return Source(model, tuple(notes))
+    return dict(sorted(titles.items()))
 
 
 def adopted_tensors(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nvfp4.errors import ConvertError, examples
 from nvfp4.families import FAMILIES, Family, recognise
+from nvfp4.guides.family import LEAST_REPEATS
 from nvfp4.model import Model, bare
 from nvfp4.names import block_of, gaps
 
@@ -19,8 +20,6 @@ from nvfp4.names import block_of, gaps
 EVERY_BLOCK = (".weight", ".bias")
 # What is numbered is a layer, and no block, if it has these itself.
 LAYER = {"weight", "bias"}
-# In a model of no known family, this many numbers of one name are taken for blocks.
-LEAST_NUMBERS = 4
 # {block's number: the parts that it has}, as "attn.q.weight".
 Run = dict[int, set[str]]
 
@@ -94,7 +93,7 @@ def runs_of(names: Iterable[str], family: Family | None) -> dict[str, Run]:
     return {
         run: {n: {part for part in parts if not part[0].isdigit()} for n, parts in blocks.items()}
         for run, blocks in runs.items()
-        if len(blocks) >= LEAST_NUMBERS and not any(parts & LAYER for parts in blocks.values())
+        if len(blocks) >= LEAST_REPEATS and not any(parts & LAYER for parts in blocks.values())
     }
 
 
