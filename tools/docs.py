@@ -4,8 +4,8 @@
 usage: python tools/docs.py (--check | --write)
 
 A part stands between two marks, `<!-- NAME -->` and `<!-- /NAME -->`: the README's tables of
-options, and the floors and files of docs/architecture.md. `--check` writes nothing and exits with
-1 if one of them differs.
+options, the table of docs/cards.md, the floors and files of docs/architecture.md. `--check` writes
+nothing and exits with 1 if one of them differs.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from nvfp4.cards import CARDS  # noqa: E402 - the package stands beside tools/
 from nvfp4.options import OPTIONS  # noqa: E402 - the package stands beside tools/
 from tools.rooms import FLOORS  # noqa: E402
 
 # What to run where the documents are stale, for the message that says so.
 COMMAND = "python tools/docs.py --write"
+# The units of `cards` that the table of cards shows, each in a column.
+RATE_COLUMNS = ("FP4", "INT8", "FP8", "16-bit")
 
 
 def flag_tables() -> str:
@@ -74,9 +77,24 @@ def file_map() -> str:
     return "\n".join(lines) + "\n"
 
 
+def card_table() -> str:
+    """Render a row of a table for each class of cards, and below it a line with its source."""
+    lines = ["| `--card` | multiplies fast | FP4 | INT8 | FP8 | 16-bit | figures of |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for name, card in CARDS.items():
+        rates = [f"{card.rates[unit]:g}" if unit in card.rates else "-" for unit in RATE_COLUMNS]
+        cells = [f"`{name}`", ", ".join(card.fast), *rates, card.model]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for name, card in CARDS.items():
+        lines.append(f"- `{name}`: {card.title}; {card.why}. Source: [{card.source}]({card.url}).")
+    return "\n".join(lines) + "\n"
+
+
 # What is generated: {document: {name of a part, as in its marks: what renders it}}.
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"flags": flag_tables},
+    "docs/cards.md": {"cards": card_table},
     "docs/architecture.md": {"floors": floor_table, "files": file_map},
 }
 

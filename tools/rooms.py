@@ -13,6 +13,7 @@ FLOORS = (
         "progress": "the one progress bar",
         "stages": "how a conversion tells a benchmark what it is busy with",
         "requirements": "what has to be installed",
+        "cards": "what each class of graphics cards multiplies fast, and how fast",
         "comfy_classes": "what ComfyUI's own classes say of weights: data that a script made",
     },
     {
