@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from nvfp4.cards import CARDS
 from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.families import PRESETS
 from nvfp4.model import Lora, Model
@@ -25,6 +26,7 @@ from nvfp4.options.checks import (
     none_needs_include,
     original_only,
 )
+from nvfp4.options.formats import DEFAULT_FORMATS, format_words, leaves_enough
 from nvfp4.options.kinds import (
     FILE,
     FOLDER,
@@ -125,7 +127,7 @@ HEADER_ORDER = (
     "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
     "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
     "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
-    "plain_fp8",
+    "plain_fp8", "formats", "card",
 )  # fmt: skip
 
 
@@ -217,6 +219,12 @@ class Options:
         "until the file is just smaller: 8GB, 7500MB, 7GiB", conflicts=["--target-ratio"])
     target_ratio: float | None = option(None, PRECISION, SHARE,
         "the same with a share of the source's size: 0.35")
+    formats: tuple[str, ...] | None = option(None, PRECISION, Kind(format_words, "LIST"),
+        "what --target-size and presets may choose from, and what 4-bit types of a GGUF become: "
+        f"{','.join(DEFAULT_FORMATS)} (the default), and mxfp8", check=leaves_enough)
+    card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS)),
+        "the card it is for: sets --formats, unless that is given, to what multiplies fast there; "
+        "the summary's estimate of times is for it", check=leaves_enough)
     layer_config: Path | None = option(None, PRECISION, FILE,
         "a .json of layer names or patterns: format, full-precision matmul, input scale",
         reads=True)
@@ -331,6 +339,11 @@ class Options:
         model: the source, of whose tensors the ratio is a share, headers left out.
         """
         return self.target_size or int((self.target_ratio or 0) * model.nbytes)
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """List the words of the formats that may be chosen: by --formats, else by --card."""
+        return self.formats or (CARDS[self.card].fast if self.card else DEFAULT_FORMATS)
 
     @property
     def has_family(self) -> bool:

@@ -27,6 +27,7 @@ VALUES = {
     "FILE": __file__, "FILE[:STRENGTH]": "l.safetensors:0.5", "REGEX": "x", "SIZE": "7GB",
     "SHARE": "0.5", "N": "3", "BITS": "5", "P": "90", "X": "3", "STD": "3", "CV": "3",
     "SCALE": "0.5", "DIR": "ComfyUI", "{auto,cpu,cuda,cuda:N}": "cpu",
+    "LIST": "nvfp4,16bit",
 }  # fmt: skip
 
 

@@ -1,0 +1,76 @@
+"""--formats and --card: what may be chosen, and what contradicts it."""
+
+import pytest
+
+from nvfp4.cards import CARDS, UNITS
+from nvfp4.cli.parse import parse_options
+from nvfp4.errors import ConvertError
+from nvfp4.options import Options
+from nvfp4.options.formats import DEFAULT_FORMATS
+
+BASE = {"source": "in.safetensors", "output": "out.safetensors"}
+
+
+def refused(**values):
+    with pytest.raises(ConvertError) as found:
+        Options(**BASE | values)
+    return found.value.problems
+
+
+def test_all_formats_but_mxfp8_may_be_chosen_where_nothing_is_said():
+    assert Options(**BASE).allowed == DEFAULT_FORMATS
+    assert {*DEFAULT_FORMATS} | {"mxfp8"} == {*UNITS}
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["fp8,nvfp4,16bit", "NVFP4, 16bit,fp8,fp8", ["16bit", "fp8,nvfp4"], {"16bit", "fp8", "nvfp4"}],
+)
+def test_formats_are_words_in_any_order(given):
+    assert Options(**BASE, formats=given).allowed == ("nvfp4", "fp8", "16bit")
+    if isinstance(given, str):
+        assert parse_options([*BASE.values(), "--formats", given]).formats == (
+            "nvfp4",
+            "fp8",
+            "16bit",
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("int4", "argument --formats: 'int4' is none of nvfp4,w4a8,w6a8,int8,fp8,mxfp8,16bit"),
+        ("nvfp", "; did you mean nvfp4?"), ("", "argument --formats: '' is none of "),
+        ((), "argument --formats: '' is none of "), ([5], "argument --formats: '5' is none of "),
+        (5, "argument --formats: invalid value: 5"),
+    ],
+)  # fmt: skip
+def test_other_words_are_refused_with_those_that_there_are(given, told):
+    (problem,) = refused(formats=given)
+    assert told in problem
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_a_card_allows_what_is_fast_there_unless_formats_are_named(card):
+    assert Options(**BASE, card=card).allowed == CARDS[card].fast
+    assert {*CARDS[card].fast} <= {*UNITS}
+    assert Options(**BASE, card=card, formats="nvfp4,fp8").allowed == ("nvfp4", "fp8")
+    assert parse_options([*BASE.values(), "--card", card]).card == card
+
+
+def test_formats_that_quantise_nothing_are_refused():
+    assert refused(formats="16bit") == (
+        "--formats leaves nothing to quantise to: name more than 16bit",
+    )
+
+
+def test_formats_and_cards_that_lack_what_is_asked_for_are_refused():
+    gguf = {"gguf": "m.gguf", "use_fp8": True}
+    assert refused(**gguf, formats="nvfp4,int8") == (
+        "--formats contradicts --use-fp8: fp8 is not in nvfp4,int8",
+    )
+    assert refused(**gguf, card="ampere") == (
+        "--card ampere contradicts --use-fp8: fp8 is not in w4a8,w6a8,int8,16bit; --formats goes "
+        "before the card's",
+    )
+    assert Options(**BASE, **gguf, card="ampere", formats="nvfp4,fp8")
