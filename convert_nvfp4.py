@@ -1742,6 +1742,154 @@ def large_enough(flag: str, size: int, _: GivenOptions) -> str:
     return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
 
 
+# ── nvfp4/cards.py: What each class of graphics cards multiplies fast, and how fast: a row for each
+
+# What tensor cores multiply a layer of a format in, by the format's word on the command line: W4A8
+# and W6A8 are decoded to INT8, MXFP8 is FP8 with scales of blocks.
+UNITS = {
+    "nvfp4": "FP4",
+    "w4a8": "INT8",
+    "w6a8": "INT8",
+    "int8": "INT8",
+    "fp8": "FP8",
+    "mxfp8": "FP8",
+    "16bit": "16-bit",
+}
+# Formats that only comfy_kitchen multiplies; the matmul of FP8 is torch's own.
+KITCHEN_FORMATS = ("nvfp4", "w4a8", "w6a8", "int8", "mxfp8")
+# ComfyUI switches comfy_kitchen's CUDA kernels off with an older torch (comfy/quant_ops.py).
+NEEDS_CUDA_13 = "torch built for CUDA 13.0 or newer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """Describe a class of cards.
+
+    title: the class for people, with what tells that a card is one of it.
+    fast: words of UNITS for what multiplies there faster than decoded to 16 bits, and "16bit".
+    why: where that is from.
+    model: the card that `rates` are of.
+    rates: {unit: TFLOPS, or TOPS of integers}; a unit that the class lacks is not in it.
+    source, url: where the rates are from.
+    needs: what ComfyUI needs there for KITCHEN_FORMATS.
+    """
+
+    title: str
+    fast: tuple[str, ...]
+    why: str
+    model: str
+    rates: dict[str, float]
+    source: str
+    url: str
+    needs: str = NEEDS_CUDA_13
+
+    def rate(self, word: str) -> float:
+        """Tell the throughput at which a format is multiplied: 16-bit's where it is not fast."""
+        return self.rates[UNITS[word if word in self.fast else "16bit"]]
+
+
+# By the words that --card takes, the newest class first. Compute capabilities are those that
+# comfy_kitchen 0.2.40 asks for (MIN_SM_VERSION of its layouts: NVFP4 and MXFP8 10.0, FP8 8.9, W4A8
+# 8.0, INT8 7.5), and comfy/model_management.py of ComfyUI 0.33 (supports_*_compute).
+CARDS = {
+    "blackwell": Card(
+        title="Blackwell: GeForce RTX 50 (compute capability 10.0 or more)",
+        fast=("nvfp4", "w4a8", "w6a8", "int8", "fp8", "mxfp8", "16bit"),
+        why="NVFP4 and MXFP8 from compute capability 10.0; NVIDIA gives no figure for MXFP8, which "
+        "counts as FP8 here",
+        model="GeForce RTX 5090",
+        rates={"FP4": 1676, "INT8": 838, "FP8": 419, "16-bit": 209.5},
+        source="NVIDIA RTX Blackwell GPU Architecture whitepaper 1.1, appendix A",
+        url="https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/"
+        "nvidia-rtx-blackwell-gpu-architecture.pdf",
+    ),
+    "ada": Card(
+        title="Ada: GeForce RTX 40 (compute capability 8.9)",
+        fast=("w4a8", "w6a8", "int8", "fp8", "16bit"),
+        why="FP8 from compute capability 8.9",
+        model="GeForce RTX 4090",
+        rates={"INT8": 660.6, "FP8": 330.3, "16-bit": 165.2},
+        source="NVIDIA Ada GPU Architecture whitepaper 2.1, appendix A",
+        url="https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf",
+    ),
+    "ampere": Card(
+        title="Ampere: GeForce RTX 30 (compute capability 8.0 to 8.7)",
+        fast=("w4a8", "w6a8", "int8", "16bit"),
+        why="W4A8 and W6A8 from compute capability 8.0",
+        model="GeForce RTX 3090",
+        rates={"INT8": 284, "16-bit": 71},
+        source="NVIDIA Ampere GA102 GPU Architecture whitepaper 2.0, appendix A",
+        url="https://www.nvidia.com/content/PDF/"
+        "nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf",
+    ),
+    "turing": Card(
+        title="Turing: GeForce RTX 20 (compute capability 7.5)",
+        fast=("int8", "16bit"),
+        why="INT8 from compute capability 7.5; no bfloat16 there, so that 16-bit is float16",
+        model="GeForce RTX 2080 Ti Founders Edition",
+        rates={"INT8": 227.7, "16-bit": 56.9},
+        source="NVIDIA Turing GPU Architecture whitepaper, table 1",
+        url="https://images.nvidia.com/aem-dam/en-zz/Solutions/design-visualization/technologies/"
+        "turing-architecture/NVIDIA-Turing-Architecture-Whitepaper.pdf",
+    ),
+    "rdna": Card(
+        title="RDNA 4 and 3: Radeon RX 9000 and 7000",
+        fast=("w4a8", "w6a8", "int8", "16bit"),
+        why="what comfy_kitchen's HIP kernels multiply on both. RDNA 3 multiplies INT8 no faster "
+        "than 16-bit (512 operations per clock each). FP8 is fast on RDNA 4 alone, and AMD's page "
+        "has no figure for it",
+        model="Radeon RX 9070 XT",
+        rates={"INT8": 389.3, "16-bit": 194.6},
+        source="AMD's operations per clock and compute unit (2048 and 1024), times 64 compute "
+        "units, times 2.97 GHz",
+        url="https://gpuopen.com/learn/using_matrix_core_amd_rdna4",
+        needs="torch for ROCm, with comfy_kitchen's HIP kernels (comfy_kitchen 0.2.31 or newer)",
+    ),
+}
+
+
+# ── nvfp4/options/formats.py: Name formats by the words of the command line, and say which ones a c
+
+# The word for tensors that are not quantised.
+UNQUANTISED = "16bit"
+# MXFP8 has to be named: rotated INT8 loses less at the same size, and runs on more cards.
+DEFAULT_FORMATS = tuple(word for word in UNITS if word != "mxfp8")
+# Options that ask for a format, which --formats and --card have to leave.
+ASKING = {Other("--use-fp8"): "fp8"}
+
+
+def format_words(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Read words of formats with commas between them, or several such texts.
+
+    Returns each word once, in the order of UNITS: the smallest format first.
+    """
+    texts = [given] if isinstance(given, str) else given
+    words = [word.strip().lower() for text in texts for word in str(text).split(",")]
+    for word in words or [""]:
+        if word not in UNITS:
+            hint = did_you_mean(word, UNITS)
+            raise argparse.ArgumentTypeError(f"{word!r} is none of {','.join(UNITS)}{hint}")
+    return tuple(word for word in UNITS if word in words)
+
+
+def leaves_enough(flag: str, value: str | tuple[str, ...], given: GivenOptions) -> str:
+    """Refuse --formats or --card that leave nothing to quantise to, or lack what is asked for.
+
+    value: a key of CARDS, or words. A card says nothing where --formats is given, too.
+    """
+    if flag == "--card":
+        if "--formats" in given:
+            return ""
+        value, flag = CARDS[value].fast, f"--card {value}"
+    if {*value} <= {UNQUANTISED}:
+        return f"{flag} leaves nothing to quantise to: name more than {UNQUANTISED}"
+    for other, word in ASKING.items():
+        if other.is_in(given) and word not in value:
+            hint = "" if flag == "--formats" else "; --formats goes before the card's"
+            return f"{flag} contradicts {other.text}: {word} is not in {','.join(value)}{hint}"
+    return ""
+
+
 # ── nvfp4/families.py: Known model families and their presets, as rows of a table ─────────────────
 
 # Transformer blocks that stay 16-bit at each end, unless a family or an option says otherwise.
@@ -2165,7 +2313,7 @@ HEADER_ORDER = (
     "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
     "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
     "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
-    "plain_fp8",
+    "plain_fp8", "formats", "card",
 )  # fmt: skip
 
 
@@ -2257,6 +2405,12 @@ class Options:
         "until the file is just smaller: 8GB, 7500MB, 7GiB", conflicts=["--target-ratio"])
     target_ratio: float | None = option(None, PRECISION, SHARE,
         "the same with a share of the source's size: 0.35")
+    formats: tuple[str, ...] | None = option(None, PRECISION, Kind(format_words, "LIST"),
+        "what --target-size and presets may choose from, and what 4-bit types of a GGUF become: "
+        f"{','.join(DEFAULT_FORMATS)} (the default), and mxfp8", check=leaves_enough)
+    card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS)),
+        "the card it is for: sets --formats, unless that is given, to what multiplies fast there; "
+        "the summary's estimate of times is for it", check=leaves_enough)
     layer_config: Path | None = option(None, PRECISION, FILE,
         "a .json of layer names or patterns: format, full-precision matmul, input scale",
         reads=True)
@@ -2371,6 +2525,11 @@ class Options:
         model: the source, of whose tensors the ratio is a share, headers left out.
         """
         return self.target_size or int((self.target_ratio or 0) * model.nbytes)
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """List the words of the formats that may be chosen: by --formats, else by --card."""
+        return self.formats or (CARDS[self.card].fast if self.card else DEFAULT_FORMATS)
 
     @property
     def has_family(self) -> bool:
