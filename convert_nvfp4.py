@@ -4362,22 +4362,7 @@ def compile_rounder() -> RoundColumns:
     return compiled
 
 
-# ── nvfp4/formats/base.py: Say what a format has to tell of itself; keep the table of formats ─────
-
-# {suffix: (safetensors dtype, shape)} of a layer's tensors, in the order in which they are written.
-# A suffix is the name after the layer's: "weight" in "blocks.0.ffn.0.weight".
-Parts = dict[str, tuple[str, tuple[int, ...]]]
-
-# Suffixes of tensors that a layer may have whatever its format is.
-COMMON_PARTS = ("weight", "bias", "input_scale", "pre_quant_scale", "comfy_quant")
-
-# Formats whose names ComfyUI knows in `comfy_quant` but that no file of this room describes: layers
-# of them are shown by that name, and are never decoded.
-NAMED_ONLY = ("convrot_w4a4", "asym_w4a8_int8", "awq_w4a16")
-
-# What other programs call the code that stands for zero; formats of this room have none.
-ZERO_POINTS = ("weight_zero_point", "weight_zeros", "zero_point")
-
+# ── nvfp4/formats/encoding.py: Hold what goes into an encoding and what comes out of it, and drive 
 
 class Given(NamedTuple):
     """Hold a weight that is to be encoded.
@@ -4428,6 +4413,59 @@ class Encoded:
     damage: Damage
 
 
+def encode_rows(
+    weight: torch.Tensor, scale: torch.Tensor, encode: Callable, encoder: Encoder
+) -> Encoded:
+    """Encode all rows of a weight [N, K] at one scale, chunk by chunk.
+
+    scale: float32 scalar; encode: (rows [n, K], scale) -> codes, further parts by rows, and Damage
+    in units of the scale; encoder: maps it over the chunks. Returns the codes as chunks, the other
+    parts whole, and the damage in plain units.
+    """
+    made = encoder.map(lambda rows: encode(rows, scale), weight)
+    codes, *by_rows, damages = zip(*made, strict=True)
+    return Encoded(
+        codes=codes,
+        by_rows=tuple(map(torch.cat, by_rows)),
+        scale=scale,
+        damage=Damage.total(damages, scale),
+    )
+
+
+def with_damage(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
+    """Make a function for `encode_rows` that encodes and then measures.
+
+    encode: (rows, scale) -> parts by rows; decode: its inverse; dtype: what rows are cast to before
+    they are encoded, while the error counts against the rows as they were. Compiled kernels do both
+    in one pass instead.
+    """
+
+    def encode_and_measure(rows: torch.Tensor, scale: torch.Tensor) -> tuple:
+        """Encode rows [n, K] at a scale; return their parts, and the Damage in its units."""
+        parts = encode(rows.to(dtype), scale)
+        # Measured in units of the scale, as squares of huge or tiny weights leave float32's range.
+        return *parts, measure_damage(rows.float() / scale, decode(*parts, torch.ones_like(scale)))
+
+    return encode_and_measure
+
+
+# ── nvfp4/formats/base.py: Say what a format has to tell of itself; keep the table of formats ─────
+
+# {suffix: (safetensors dtype, shape)} of a layer's tensors, in the order in which they are written.
+# A suffix is the name after the layer's: "weight" in "blocks.0.ffn.0.weight".
+Parts = dict[str, tuple[str, tuple[int, ...]]]
+
+# Suffixes of tensors that a layer may have whatever its format is.
+COMMON_PARTS = ("weight", "bias", "input_scale", "pre_quant_scale", "comfy_quant")
+
+# Formats whose names ComfyUI knows in `comfy_quant` but that no file of this room describes: layers
+# of them are shown by that name, and are never decoded.
+NAMED_ONLY = ("convrot_w4a4", "awq_w4a16")
+
+# What other programs call the code that stands for zero; formats of this room have none.
+ZERO_POINTS = ("weight_zero_point", "weight_zeros", "zero_point")
+
+
 class Format:
     """Describe one way to store a tensor; an instance is a row of the table `rows`.
 
@@ -4442,6 +4480,10 @@ class Format:
     # title is unique among all formats.
     name: str = ""
     title: str = ""
+    # The word for it on the command line (--formats); "" for what nobody asks for.
+    option: str = ""
+    # The first version of ComfyUI that loads it.
+    since: str = "0.10"
     # Bits of precision: a floor that asks for FP8 is met by every format with at least as many.
     rank: int = 0
     # The name in `comfy_quant` that ComfyUI knows the format by; "" for what is not quantised.
@@ -4463,6 +4505,10 @@ class Format:
     older_form: str = ""
     # Rows of the weight are padded with zeros to a multiple of this.
     row_multiple: int = 1
+    # Groups of this many columns are rotated before they are stored; 0 for weights as they are.
+    rotated: int = 0
+    # The title of the row that stands in for weights of shapes that do not fit; "" for none.
+    stand_in: str = ""
     # The key of DEFECTS to report where such a weight has no configuration; "" if it needs none.
     unconfigured: str = "unconfigured"
 
@@ -4472,6 +4518,8 @@ class Format:
     # Whether the input is quantised to NVFP4, with block scales: recordings and sensitivities tell
     # what that costs, presets and --w4a4-share spare layers from it.
     has_nvfp4_input: bool = False
+    # Whether a mark for full-precision matmul or an input scale means anything.
+    takes_mark: bool = True
     # Whether ComfyUI would clip the input at 448 where there is neither an input scale nor a mark
     # for full-precision matmul.
     needs_input_scale: bool = False
@@ -4608,6 +4656,19 @@ class Format:
             return f"its weight is {list(weight.shape)}"
         return ""
 
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Tell whether a weight [N, K] can be stored: of rotated ones, K has to be whole groups."""
+        return not self.rotated or shape[1] % self.rotated == 0
+
+    def for_shape(self, shape: tuple[int, ...]) -> Format:
+        """Return the row that stores a weight of this shape: this one, or the one that stands in.
+
+        Tensors that are no matrices are for the rules of planning to keep out.
+        """
+        if len(shape) != 2 or self.fits(shape) or not self.stand_in:
+            return self
+        return format_titled(self.stand_in).for_shape(shape)
+
     def is_slow(self, shape: tuple[int, int]) -> bool:
         """Tell whether ComfyUI has no matmul in the format's activation bits for a weight [N, K].
 
@@ -4660,6 +4721,14 @@ class Format:
         """
         raise NotImplementedError
 
+    def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
+        """Quantise and dequantise input rows as ComfyUI's matmul in this format sees them.
+
+        rows: [r, K] floats; input_scale: the layer's, or None where it has none. Returns [r, K]
+        float32 in the input's own basis. Here: 16-bit rows are taken as they are.
+        """
+        return rows.float()
+
     def faults(
         self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
     ) -> list[tuple[str, str]]:
@@ -4680,51 +4749,22 @@ class Format:
         return {}
 
 
-def encode_rows(
-    weight: torch.Tensor, scale: torch.Tensor, encode: Callable, encoder: Encoder
-) -> Encoded:
-    """Encode all rows of a weight [N, K] at one scale, chunk by chunk.
-
-    scale: float32 scalar; encode: (rows [n, K], scale) -> codes, further parts by rows, and Damage
-    in units of the scale; encoder: maps it over the chunks. Returns the codes as chunks, the other
-    parts whole, and the damage in plain units.
-    """
-    made = encoder.map(lambda rows: encode(rows, scale), weight)
-    codes, *by_rows, damages = zip(*made, strict=True)
-    return Encoded(
-        codes=codes,
-        by_rows=tuple(map(torch.cat, by_rows)),
-        scale=scale,
-        damage=Damage.total(damages, scale),
-    )
-
-
-def with_damage(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
-    """Make a function for `encode_rows` that encodes and then measures.
-
-    encode: (rows, scale) -> parts by rows; decode: its inverse; dtype: what rows are cast to before
-    they are encoded, while the error counts against the rows as they were. Compiled kernels do both
-    in one pass instead.
-    """
-
-    def encode_and_measure(rows: torch.Tensor, scale: torch.Tensor) -> tuple:
-        """Encode rows [n, K] at a scale; return their parts, and the Damage in its units."""
-        parts = encode(rows.to(dtype), scale)
-        # Measured in units of the scale, as squares of huge or tiny weights leave float32's range.
-        return *parts, measure_damage(rows.float() / scale, decode(*parts, torch.ones_like(scale)))
-
-    return encode_and_measure
-
-
 def format_titled(title: str) -> Format:
     """Find the row of a title. Raises KeyError where there is none."""
     return {row.title: row for row in Format.rows}[title]
 
 
+def written_formats() -> list[Format]:
+    """List the formats that this program writes with a configuration, the fewest bits first."""
+    return [row for row in sorted(Format.rows) if row.name and row.config and row.is_configured]
+
+
 def configured_formats() -> dict[str, Format]:
-    """List the formats that can be written by a name in `comfy_quant`: {that name: format}."""
-    rows = (row for row in sorted(Format.rows) if row.name and row.config and row.is_configured)
-    return {row.config: row for row in rows}
+    """List the formats that can be written by a name in `comfy_quant`: {that name: format}.
+
+    Of several that share a name, the first one that was made a row counts.
+    """
+    return {row.config: row for row in reversed(written_formats())}
 
 
 def candidate_formats() -> list[Format]:
@@ -4960,6 +5000,7 @@ class Fp8(Scaled):
     """
 
     name = title = "FP8"
+    option = "fp8"
     config = "float8_e4m3fn"
     is_configured = True
     weight_dtype = "F8_E4M3"
@@ -5010,6 +5051,11 @@ class Fp8(Scaled):
         padded.
         """
         return {"weight": [*encoded.codes], "weight_scale": [encoded.scale]}
+
+    def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
+        """Quantise and dequantise input rows [r, K] to FP8; without a scale they clip at 448."""
+        scale = torch.tensor(1.0 if input_scale is None else input_scale, device=rows.device)
+        return decode_fp8(encode_fp8(rows, scale), scale)
 
     def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
         """Cast rounded levels to codes float8_e4m3fn [n, K].
@@ -5079,6 +5125,7 @@ class Half(Format):
     """
 
     name, title, rank = "HALF", "16-bit", 16
+    option = "16bit"
 
     def dtype_of(self, source: str, half: str) -> str:
         """Return the safetensors dtype of --dtype: "BF16", "F16" or "F32", whatever the source has.
@@ -5159,8 +5206,8 @@ FOREIGN_ROWS = (
 
 # ── nvfp4/numeric/rotation.py: Rotate groups of columns by a regular Hadamard matrix, as ConvRot an
 
-def unrotate(values: torch.Tensor, group: int) -> torch.Tensor:
-    """Rotate weights back to the basis of the layer's input; it is its own inverse.
+def rotate(values: torch.Tensor, group: int) -> torch.Tensor:
+    """Rotate weights or inputs, or rotate them back: it is its own inverse.
 
     values: float32 [n, K]; group: columns rotated together, a power of four that divides K. The
     matrix is the Kronecker power of a matrix [4, 4] of 1/2, with -1/2 from one corner at the bottom
@@ -5177,13 +5224,55 @@ def unrotate(values: torch.Tensor, group: int) -> torch.Tensor:
     return found.view(values.shape)
 
 
-# ── nvfp4/formats/int8.py: Read INT8: 8-bit integers with one scale or a scale for every row, as th
+# ── nvfp4/numeric/int8.py: Quantise to 8-bit integers with a scale for every row, as comfy_kitchen 
+
+# The largest code of a row whose scale is its largest magnitude over it.
+INT8_MAX = 127
+# The least scale of a row: comfy_kitchen's, so that a row of zeros is not divided by 0.
+LEAST_ROW_SCALE = 1e-30
+
+
+def amax_row_scales(rows: torch.Tensor) -> torch.Tensor:
+    """Compute the scales that make each row's largest magnitude 127: [n, 1] for rows [n, K].
+
+    Rows and scales are float32.
+    """
+    # Parity: comfy_kitchen divides the largest magnitude, and bounds the quotient.
+    return divide(rows.abs().amax(1, keepdim=True), INT8_MAX).clamp_(min=LEAST_ROW_SCALE)
+
+
+def encode_int8(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Quantise rows [n, K] float32 at their scales [n, 1]: int8 [n, K], ties to even.
+
+    With `amax_row_scales` the codes are those of comfy_kitchen.quantize_int8_rowwise.
+    """
+    return (rows / scale).round_().clamp_(-INT8_MAX - 1, INT8_MAX).to(torch.int8)
+
+
+def quantised_int8_rows(rows: torch.Tensor, group: int) -> torch.Tensor:
+    """Quantise and dequantise input rows as ComfyUI's INT8 matmul sees them.
+
+    rows: [r, K] floats; group: columns rotated together, or 0. Returns [r, K] float32. Every row
+    has a scale of its own, measured on every call.
+    """
+    values = rotate(rows.float(), group) if group else rows.float()
+    scale = amax_row_scales(values)
+    decoded = encode_int8(values, scale).float().mul_(scale)
+    return rotate(decoded, group) if group else decoded
+
+
+# ── nvfp4/formats/int8.py: Store weights as INT8: 8-bit integers with a scale for every row, rotate
+
+# The size of the groups that are rotated where they are written: comfy_kitchen's own.
+WRITTEN_GROUP = 256
+
 
 class Int8(Scaled):
-    """Describe I8 weights [N, K] beside a `weight_scale` F32 [] or [N, 1].
+    """Store a weight [N, K] as I8 [N, K] and a `weight_scale` F32 [N, 1]; one may have [].
 
     A row of this class is for one size of the groups of columns that were rotated (ConvRot); 0 is
-    for weights that were not.
+    for weights that were not. Groups of 256 are written, and 0 where K has no whole groups; others
+    are only read. ComfyUI rotates the input, too, and measures a scale for each of its rows.
     """
 
     config = "int8_tensorwise"
@@ -5191,13 +5280,24 @@ class Int8(Scaled):
     weight_dtype = "I8"
     scale_suffix = "weight_scale"
     unconfigured = "integers"
+    since = "0.27"
+    takes_mark = False
     runs_unscaled = "8-bit weights times 8-bit activations, whose scales are measured by rows"
 
     def __init__(self, group: int) -> None:
         """Enter the row of one group size."""
         self.rotated = group
-        self.title = f"INT8 rotated by {group}" if group else "INT8"
+        self.title = f"INT8 rotated by {group}" if group else "INT8 not rotated"
+        self.name = "" if group else "INT8_PLAIN"
+        if group == WRITTEN_GROUP:
+            self.name = self.title = "INT8"
+            self.option, self.stand_in = "int8", "INT8 not rotated"
         super().__init__()
+
+    def configuration(self, *, full_precision: bool) -> dict[str, object]:
+        """Make the configuration, which tells how many columns were rotated together."""
+        rotation = {"convrot": True, "convrot_groupsize": self.rotated} if self.rotated else {}
+        return {"format": self.config, **rotation}
 
     def parts(self, shape: tuple[int, int]) -> Parts:
         """Tell codes and scales of a weight [N, K], as it is with scales of rows."""
@@ -5221,13 +5321,36 @@ class Int8(Scaled):
             return f"its weight {list(weight)} has no whole groups of {self.rotated} columns"
         return super().undecodable(parts, shape)
 
+    def encode(self, given: Given, encoder: Encoder) -> Encoded:
+        """Encode a weight [N, K]: codes int8 [n, K] in chunks, and row scales float32 [N, 1].
+
+        With `--scale-search amax` and float32 the bytes are those of comfy_kitchen's layout, but
+        for ties that the last bit of a rotation decides.
+        """
+
+        def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            values = rotate(rows.float(), self.rotated) if self.rotated else rows.float()
+            scale = amax_row_scales(values)
+            return encode_int8(values, scale), scale
+
+        measured = with_damage(encode, self.decode, encoder.dtype)
+        return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
+
+    def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        """Give the values of `parts`: codes int8 in chunks of rows, and the row scales."""
+        return {"weight": [*encoded.codes], "weight_scale": [encoded.by_rows[0]]}
+
     def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
         """Multiply codes int8 [n, K] by their scales, and rotate them back: float32 [n, K].
 
         comfy_kitchen.dequantize_int8_convrot_weight gives the same but for float32's rounding.
         """
         values = super().decode(*parts_and_scale)
-        return unrotate(values, self.rotated) if self.rotated else values
+        return rotate(values, self.rotated) if self.rotated else values
+
+    def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
+        """Quantise and dequantise input rows [r, K], each with a scale of its own."""
+        return quantised_int8_rows(rows, self.rotated)
 
 
 def rotated_group(config: dict) -> int:
@@ -5245,19 +5368,61 @@ def rotated_group(config: dict) -> int:
 
 
 # The rotation is by Hadamard matrices whose sizes are powers of four; comfy_kitchen takes 256.
-INT8_ROWS = tuple(Int8(group) for group in (0, *(4**power for power in range(1, 7))))
+INT8_GROUPS = (WRITTEN_GROUP, 0, *(4**power for power in range(1, 7) if power != 4))
+INT8_ROWS = tuple(map(Int8, INT8_GROUPS))
+INT8 = INT8_ROWS[0]
 
 
-# ── nvfp4/formats/mxfp8.py: Read MXFP8: E4M3 numbers, and a power of two for every 32 of a row ────
+# ── nvfp4/numeric/mxfp8.py: Quantise to MXFP8: E4M3 numbers, and a power of two for every 32 of a r
+
+# The code of 1.0 in E8M0, and the largest one that is a number.
+E8M0_ONE, LAST_E8M0_CODE = 127, 254
+
+
+def amax_power_scales(magnitude: torch.Tensor) -> torch.Tensor:
+    """Compute the least powers of two that clip nothing: E8M0 codes uint8 [n, K/32].
+
+    magnitude: [n, K] float32 >= 0, K a multiple of 32. A block of zeros has code 0. The codes are
+    those of comfy_kitchen.quantize_mxfp8.
+    """
+    amax = magnitude.unflatten(1, (-1, MX_BLOCK)).amax(-1)
+    needed = divide(amax, E4M3_MAX).clamp(min=2.0**-E8M0_ONE)
+    # Parity: comfy_kitchen rounds the logarithm up.
+    codes = needed.log2().ceil().to(torch.int32) + E8M0_ONE
+    return torch.where(amax > 0, codes.clamp(0, LAST_E8M0_CODE), 0).to(torch.uint8)
+
+
+def encode_mxfp8(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Quantise rows [n, K] float32 at the E8M0 codes of their blocks: float8_e4m3fn [n, K].
+
+    scales: uint8 [n, K/32]; code 0 is that of blocks of zeros. Saturates at 448.
+    """
+    blocks = rows.unflatten(1, (-1, MX_BLOCK))
+    scaled = blocks / decode_e8m0(scales).unsqueeze(-1)
+    return scaled.clamp_(-E4M3_MAX, E4M3_MAX).flatten(1).to(torch.float8_e4m3fn)
+
+
+def quantised_mxfp8_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Quantise and dequantise input rows [r, K] as ComfyUI's MXFP8 matmul sees them: float32."""
+    padded = torch.nn.functional.pad(rows.float(), (0, -rows.shape[1] % MX_BLOCK))
+    scales = amax_power_scales(padded.abs())
+    values = encode_mxfp8(padded, scales).float().unflatten(1, (-1, MX_BLOCK))
+    return (values * decode_e8m0(scales).unsqueeze(-1)).flatten(1)[:, : rows.shape[1]]
+
+
+# ── nvfp4/formats/mxfp8.py: Store weights as MXFP8: E4M3 numbers, and a power of two for every 32 o
 
 class Mxfp8(Scaled):
-    """Describe F8_E4M3 weights [N32, K32] beside a `weight_scale` of E8M0 in swizzled tiles.
+    """Store a weight as F8_E4M3 [N32, K32] and a `weight_scale` of E8M0 in swizzled tiles.
 
     N32 and K32 are N and K rounded up to 32. Other programs store such scales in other orders, so
     that only a configuration tells this one.
     """
 
-    title = "MXFP8"
+    name = title = "MXFP8"
+    option = "mxfp8"
+    since = "0.29"
+    takes_mark = False
     config = "mxfp8"
     is_configured = True
     weight_dtype = "F8_E4M3"
@@ -5292,6 +5457,34 @@ class Mxfp8(Scaled):
             return ""
         return f"its scale is {scale.dtype} {list(scale.shape)} for a weight {list(weight.shape)}"
 
+    def encode(self, given: Given, encoder: Encoder) -> Encoded:
+        """Encode a weight [N, K]: codes float8_e4m3fn [n, K32] in chunks, scales [N, K32/32].
+
+        Scales are float32 here, powers of two. With `--scale-search amax` the bytes are those of
+        comfy_kitchen.quantize_mxfp8.
+        """
+
+        def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            padded = torch.nn.functional.pad(rows.float(), (0, -rows.shape[1] % MX_BLOCK))
+            scales = amax_power_scales(padded.abs())
+            return encode_mxfp8(padded, scales), decode_e8m0(scales)
+
+        measured = with_damage(encode, self.decode, encoder.dtype)
+        return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
+
+    def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        """Give the values of `parts`: codes, padding rows last, and scales swizzled into tiles."""
+        scales, missing = encoded.by_rows[0], -shape[0] % MX_BLOCK
+        padding = torch.zeros(missing, encoded.codes[0].shape[1], dtype=torch.float8_e4m3fn)
+        # The exponent of a power of two is its E8M0 code; of 2**-127, which is subnormal, it is 0.
+        codes = (scales.view(torch.int32) >> 23).to(torch.uint8)
+        codes = torch.nn.functional.pad(codes, (0, 0, 0, missing))
+        return {"weight": [*encoded.codes, padding], "weight_scale": [swizzle(codes)]}
+
+    def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
+        """Quantise and dequantise input rows [r, K] in blocks of 32."""
+        return quantised_mxfp8_rows(rows)
+
     def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Bring stored codes and scales into rows, as `decode` takes them.
 
@@ -5318,6 +5511,7 @@ class Nvfp4(Format):
 
     name = title = "NVFP4"
     rank = 4
+    option = "nvfp4"
     config = "nvfp4"
     weight_dtype = "U8"
     scale_suffix = "weight_scale_2"
@@ -5478,6 +5672,10 @@ class Nvfp4(Format):
         packed = pack_e2m1(round_to_e2m1(levels.abs()), levels)
         return [packed, codes.t().contiguous().to(torch.uint8).view(torch.float8_e4m3fn)]
 
+    def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
+        """Quantise and dequantise input rows [r, K] to NVFP4, as Blackwell's matmul takes them."""
+        return quantised_rows(rows, input_scale)
+
     def faults(
         self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
     ) -> list[tuple[str, str]]:
@@ -5579,6 +5777,309 @@ def unread_scales(names: Iterable[str]) -> dict[str, str]:
             stem = f"{layer}.{suffix}".rpartition("scale")[0].rstrip("._")
             found |= {f"{layer}.weight": name, layer: name, stem: name}
     return found
+
+
+# ── nvfp4/numeric/w4a8.py: Quantise rotated weights to 4 or 6 bits that decode to INT8: ComfyUI's a
+
+# Columns that share a group scale.
+W4A8_GROUP = 16
+# The levels of comfy_kitchen's 4-bit codebook (tensor/w4a8_packed.py), fitted to normal numbers.
+KITCHEN_CODEBOOK = (
+    -0.980602, -0.794529, -0.638165, -0.500986, -0.377321, -0.263187, -0.155210, -0.050720,
+    0.052541, 0.156985, 0.265284, 0.379533, 0.502636, 0.638953, 0.794876, 0.980671,
+)  # fmt: skip
+# 6-bit codes stand for the integers from -31 to 31, stored from 1 on.
+LARGEST_SIX_BITS = 31
+# Sums of squares and scales are at least this: comfy_kitchen's bound against division by 0.
+LEAST_SUM = 1e-8
+# Times that group scales are fitted to the levels chosen, and levels chosen anew.
+FITS = 2
+
+
+def codebook_of(bits: int, device: torch.device) -> torch.Tensor:
+    """Return the levels that codes of 4 or 6 bits stand for, ascending: float32 [16] or [63]."""
+    if bits == 4:
+        return torch.tensor(KITCHEN_CODEBOOK, device=device)
+    largest = LARGEST_SIX_BITS
+    return torch.arange(-largest, largest + 1, device=device, dtype=torch.float32)
+
+
+def nearest_levels(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Find the nearest of ascending levels, the lower one of two that are as near.
+
+    values: float32 [..., c]; levels: float32 [m], or [..., m] for each group of values. Returns
+    int64 of the shape of the values.
+    """
+    above = torch.searchsorted(levels, values.contiguous())
+    below = (above - 1).clamp_(min=0)
+    above.clamp_(max=levels.shape[-1] - 1)
+    low, high = (take_levels(levels, index) for index in (below, above))
+    return torch.where((values - high).abs() < (values - low).abs(), above, below)
+
+
+def take_levels(levels: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Look levels up: [m] for all, or [..., m] for each group, by an index [..., c]."""
+    return levels[index] if levels.dim() == 1 else levels.gather(-1, index)
+
+
+def integer_levels(levels: torch.Tensor, group_scale: torch.Tensor) -> torch.Tensor:
+    """Compute the INT8 weights that levels stand for in each group: float32 [n, g, m].
+
+    levels: [m]; group_scale: float8_e4m3fn [n, g].
+    """
+    products = levels * decode_e4m3(group_scale).unsqueeze(-1)
+    return products.round_().clamp_(-INT8_MAX, INT8_MAX)
+
+
+def fit_group_scales(groups: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Fit group scales and levels to each other, without any rounding of scales.
+
+    groups: float32 [n, g, 16]; levels: [m]. Returns the group scales [n, g, 1] and the weights
+    that they make [n, g, 16].
+    """
+    scale = groups.abs().amax(-1, keepdim=True)
+    # Parity: of 6 bits the largest level is 31, of the codebook it counts as 1.
+    if len(levels) > 16:
+        scale = divide(scale, LARGEST_SIX_BITS)
+    scale = scale.clamp(min=LEAST_SUM)
+    chosen = take_levels(levels, nearest(groups / scale, levels))
+    for _ in range(FITS):
+        energy = (chosen * chosen).sum(-1, keepdim=True).clamp(min=LEAST_SUM)
+        scale = ((groups * chosen).sum(-1, keepdim=True) / energy).clamp(min=LEAST_SUM)
+        chosen = take_levels(levels, nearest(groups / scale, levels))
+    return scale, chosen * scale
+
+
+def nearest(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Find the nearest levels; integers by rounding, ties to even, a codebook by its order."""
+    if len(levels) == 16:
+        return nearest_levels(values, levels)
+    largest = LARGEST_SIX_BITS
+    return values.round().clamp_(-largest, largest).add_(largest).long()
+
+
+def encode_w4a8(rows: torch.Tensor, bits: int) -> tuple[torch.Tensor, ...]:
+    """Quantise rotated rows [n, K] float32 to 4 or 6 bits, K a multiple of 16.
+
+    Returns codes int8 [n, K * bits / 8], group scales float8_e4m3fn [n, K/16] and row scales
+    float32 [n]: those of comfy_kitchen.quantize_w4a8_int8_weight where it takes its own codebook.
+    """
+    levels = codebook_of(bits, rows.device)
+    groups = rows.unflatten(1, (-1, W4A8_GROUP))
+    scale, made = fit_group_scales(groups, levels)
+    row_scale = divide(made.abs().amax((1, 2)), INT8_MAX).clamp(min=LEAST_SUM)
+    group_scale = (scale.squeeze(-1) / row_scale.unsqueeze(1)).to(torch.float8_e4m3fn)
+    target = groups / row_scale.view(-1, 1, 1)
+    codes, _ = round_groups(target, levels, group_scale)
+    if bits == 6:
+        group_scale, codes = try_neighbours(target, levels, group_scale)
+        codes = codes + 1
+    return pack_w4a8(codes.flatten(1), bits), group_scale.contiguous(), row_scale
+
+
+def round_groups(
+    target: torch.Tensor, levels: torch.Tensor, group_scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round groups to the nearest integer levels of their scales.
+
+    target: weight / row scale, float32 [n, g, 16]; group_scale: float8_e4m3fn [n, g]. Returns
+    indices of levels int64 [n, g, 16] and squared errors [n, g].
+    """
+    made = integer_levels(levels, group_scale)
+    codes = nearest_levels(target, made)
+    return codes, (made.gather(-1, codes) - target).square_().sum(-1)
+
+
+def try_neighbours(
+    target: torch.Tensor, levels: torch.Tensor, group_scale: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take the E4M3 neighbour of each group scale where that has less error.
+
+    Arguments as for `round_groups`. Returns group scales and codes; of equal errors the scale that
+    was there stays.
+    """
+    bits = group_scale.view(torch.uint8)
+    others = [(bits - 1).clamp(min=1), (bits + 1).clamp(max=LAST_E4M3_CODE)]
+    best, (codes, least) = group_scale, round_groups(target, levels, group_scale)
+    for other in (code.view(torch.float8_e4m3fn) for code in others):
+        found, error = round_groups(target, levels, other)
+        better = error < least
+        best = torch.where(better, other.view(torch.uint8), best.view(torch.uint8))
+        best = best.view(torch.float8_e4m3fn)
+        codes = torch.where(better.unsqueeze(-1), found, codes)
+        least = torch.where(better, error, least)
+    return best, codes
+
+
+def pack_w4a8(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Pack codes [n, K] of 4 or 6 bits: int8 [n, K * bits / 8].
+
+    Two columns share a byte, the even one in the low nibble; of 6 bits the upper two follow after
+    all of the lower ones, four columns in a byte, the first in its lowest bits.
+    """
+    codes = codes.to(torch.uint8)
+    packed = (codes[:, 0::2] & 15) | (codes[:, 1::2] << 4)
+    if bits == 6:
+        upper = codes >> 4
+        quarters = (upper[:, index::4] << (2 * index) for index in range(4))
+        packed = torch.cat([packed, sum(quarters)], dim=1)
+    return packed.view(torch.int8)
+
+
+def unpack_w4a8(packed: torch.Tensor, columns: int) -> torch.Tensor:
+    """Unpack what `pack_w4a8` packed: codes uint8 [n, columns]; the width tells the bits."""
+    packed = packed.view(torch.uint8)
+    low, upper = packed[:, : columns // 2], packed[:, columns // 2 :]
+    codes = torch.stack([low & 15, low >> 4], dim=2).flatten(1)
+    if upper.shape[1]:
+        shifts = torch.arange(0, 8, 2, device=packed.device, dtype=torch.uint8)
+        codes |= ((upper.unsqueeze(2) >> shifts) & 3).flatten(1) << 4
+    return codes
+
+
+def decode_w4a8(
+    packed: torch.Tensor, group_scale: torch.Tensor, levels: torch.Tensor
+) -> torch.Tensor:
+    """Decode to the INT8 weights that the matmul takes: float32 [n, K], integers.
+
+    packed: int8, as `pack_w4a8` gives it; group_scale: float8_e4m3fn [n, K/16]; levels: by code,
+    [16] or [64].
+    """
+    codes = unpack_w4a8(packed, group_scale.shape[1] * W4A8_GROUP)
+    values = levels[codes.int()].unflatten(1, (-1, W4A8_GROUP))
+    values = values * group_scale.float().unsqueeze(-1)
+    return values.round_().clamp_(-INT8_MAX, INT8_MAX).flatten(1)
+
+
+# ── nvfp4/formats/w4a8.py: Store weights as W4A8 and W6A8: 4 or 6 bits that decode to INT8, times 8
+
+class W4a8(Format):
+    """Store a weight [N, K], rotated in groups of 256 columns, as codes, scales and a codebook.
+
+    Codes are I8 [N, K/2], two columns in a byte. A level of the codebook times the scale of its 16
+    columns is rounded to an integer, which the scale of its row multiplies. ComfyUI multiplies the
+    integers with INT8 activations, rotated like the weight, on every card from Ampere on.
+    """
+
+    name = title = "W4A8"
+    option = "w4a8"
+    since = "0.31"
+    rank, bits = 5, 4
+    config = "asym_w4a8_int8"
+    weight_dtype = "I8"
+    scale_suffix = "weight_s_rel"
+    rotated = WRITTEN_GROUP
+    stand_in = "INT8"
+    weight_bits, activation_bits = 4, 8
+    takes_mark = False
+    is_adopted = True
+    runs_unscaled = "4-bit weights times 8-bit activations, whose scales are measured by rows"
+    encoding_cost = 4
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell the tensors of a weight [N, K]: codes, two kinds of scales, and the codebook."""
+        rows, columns = shape
+        codebook = {"weight_codebook": ("F32", (16,))} if self.bits == 4 else {}
+        return {
+            "weight": (self.weight_dtype, (rows, columns * self.bits // 8)),
+            "weight_s_rel": ("F8_E4M3", (rows, columns // W4A8_GROUP)),
+            "weight_s_channel": ("F32", (rows,)),
+            **codebook,
+        }
+
+    def configuration(self, *, full_precision: bool) -> dict[str, object]:
+        """Make the configuration, which tells the sizes of both kinds of groups."""
+        return {
+            "format": self.config, "group_size": W4A8_GROUP, "convrot_groupsize": self.rotated
+        }  # fmt: skip
+
+    def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
+        """Tell whether a stored layer is of this format and width, by its group scales."""
+        scales = parts.get(self.scale_suffix)
+        if weight.dtype != self.weight_dtype or scales is None or len(scales.shape) != 2:
+            return False
+        columns = scales.shape[1] * config.get("group_size", W4A8_GROUP)
+        return len(weight.shape) == 2 and weight.shape[1] * 8 == columns * self.bits
+
+    def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
+        """Tell [N, K] from the stored shape: a row has K * bits / 8 bytes."""
+        return stored[0], stored[1] * 8 // self.bits
+
+    def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
+        """Say why a layer cannot be decoded, by dtypes and shapes: all its parts have to fit."""
+        if 0 in shape or shape[1] % self.rotated:
+            return f"its weight {list(shape)} has no whole groups of {self.rotated} columns"
+        for suffix, (dtype, expected) in self.parts(shape).items():
+            ref = parts.get(suffix)
+            if ref is None or (ref.dtype, ref.shape) != (dtype, expected):
+                found = f"{ref.dtype} {list(ref.shape)}" if ref else "missing"
+                return f"its {suffix} is {found}, and should be {dtype} {list(expected)}"
+        return ""
+
+    def encode(self, given: Given, encoder: Encoder) -> Encoded:
+        """Encode a weight [N, K], K a multiple of 256.
+
+        Codes are int8 [n, K * bits / 8] in chunks; by rows come group scales float8_e4m3fn
+        [N, K/16], row scales float32 [N] and, of 4 bits, the codebook for each row [N, 16]. With
+        `--scale-search amax` and float32 they are those of comfy_kitchen's own quantiser, but for
+        what the last bit of a rotation decides.
+        """
+
+        def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            made = encode_w4a8(rotate(rows.float(), self.rotated), self.bits)
+            return made + self.codebooks(codebook_of(self.bits, rows.device), len(rows))
+
+        measured = with_damage(encode, self.decode, encoder.dtype)
+        return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
+
+    def codebooks(self, levels: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
+        """Repeat a codebook [16] for each row, as all parts go by rows; 6 bits have none."""
+        return (levels.expand(rows, -1),) if self.bits == 4 else ()
+
+    def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        """Give the values of `parts`; the rows of a layer share one codebook."""
+        group_scale, row_scale, *codebooks = encoded.by_rows
+        made = [[*encoded.codes], [group_scale], [row_scale], *([book[0]] for book in codebooks)]
+        return dict(zip(self.parts(shape), made, strict=True))
+
+    def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Bring stored tensors into rows, as `decode` takes them, the codebook for each row."""
+        codes, group_scale, row_scale, *more = (tensors[name] for name in self.parts((1, 16)))
+        books = self.codebooks(more[0].float(), len(codes)) if more else ()
+        return [codes, group_scale, row_scale.float(), *books], torch.ones(())
+
+    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        """Decode to integers, multiply by the scale of each row, and rotate back: float32 [n, K].
+
+        comfy_kitchen.dequantize_w4a8_int8_weight gives the same but for float32's rounding.
+        """
+        codes, group_scale, row_scale, *books, scale = parts_and_scale
+        # 6-bit codes stand for the integers from -32 on, of which -32 is never stored.
+        levels = torch.arange(64, device=codes.device) - LARGEST_SIX_BITS - 1
+        levels = books[0][0] if books else levels.float()
+        integers = decode_w4a8(codes, group_scale, levels)
+        return rotate(integers.mul_((row_scale * scale).unsqueeze(1)), self.rotated)
+
+    def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
+        """Quantise and dequantise input rows [r, K] to INT8, each with a scale of its own."""
+        return quantised_int8_rows(rows, self.rotated)
+
+
+class W6a8(W4a8):
+    """Store a weight as W4A8 does, in 6 bits: evenly spaced levels, and no codebook.
+
+    Codes are I8 [N, 3K/4]: the lower four bits of all columns, then the upper two.
+    """
+
+    name = title = "W6A8"
+    option = "w6a8"
+    since = "0.33"
+    rank, bits = 6, 6
+    weight_bits = 6
+    runs_unscaled = "6-bit weights times 8-bit activations, whose scales are measured by rows"
+
+
+W4A8, W6A8 = W4a8(), W6a8()
 
 
 # ── nvfp4/stored/defects.py: Every known defect of a file, and what ComfyUI does about it ─────────
@@ -11026,8 +11527,8 @@ def marks_by_precision(
     # Sensitive layers were measured in 4 bits, and presets mean these alone.
     sensitive = [*marks, *sensitive_marks(options, model, guides)]
     found = {}
-    for form in configured_formats().values():
-        found[form] = sensitive if form.has_nvfp4_input else marks
+    for form in written_formats():
+        found[form] = sensitive if form.has_nvfp4_input else marks if form.takes_mark else []
         option = form.full_precision_option
         if option and getattr(options, option):
             why = Reason(Why.OPTION, "--" + option.replace("_", "-"))

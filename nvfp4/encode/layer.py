@@ -15,7 +15,7 @@ from nvfp4.encode.float16 import cast
 from nvfp4.encode.pieces import Piece
 from nvfp4.encode.rounding import round_by_moments
 from nvfp4.errors import ConvertError
-from nvfp4.formats.base import Encoded, Given
+from nvfp4.formats.encoding import Encoded, Given
 from nvfp4.layout import planned_tensors
 from nvfp4.model import bare
 from nvfp4.numeric.codes import largest_magnitude

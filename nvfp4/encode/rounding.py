@@ -15,7 +15,8 @@ from functools import partial
 import torch
 
 from nvfp4.encode.compute import Compute
-from nvfp4.formats.base import Encoded, Format
+from nvfp4.formats.base import Format
+from nvfp4.formats.encoding import Encoded
 from nvfp4.guides.recording import load_statistics
 from nvfp4.numeric.codes import quantised_rows
 from nvfp4.numeric.damage import Damage, squared

@@ -2,23 +2,20 @@
 
 `Format` is the contract: attributes for facts, methods for shapes and values. Each file of this
 room subclasses it and creates its rows; the rest of the package asks the row and never compares
-names. `Given` goes into an encoding, `Encoded` comes out; the functions below look rows up.
+names; the functions below look rows up. `encoding` has what encoders take and give.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar
 
 import torch
 
 from nvfp4.dtypes import SOURCE_FLOATS
+from nvfp4.formats.encoding import Encoded, Encoder, Given
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import FloatGrid
-from nvfp4.numeric.compiled import Kernels
-from nvfp4.numeric.damage import Damage, measure_damage
 from nvfp4.numeric.feedback import Feedback, Rounded
 
 # {suffix: (safetensors dtype, shape)} of a layer's tensors, in the order in which they are written.
@@ -30,59 +27,10 @@ COMMON_PARTS = ("weight", "bias", "input_scale", "pre_quant_scale", "comfy_quant
 
 # Formats whose names ComfyUI knows in `comfy_quant` but that no file of this room describes: layers
 # of them are shown by that name, and are never decoded.
-NAMED_ONLY = ("convrot_w4a4", "asym_w4a8_int8", "awq_w4a16")
+NAMED_ONLY = ("convrot_w4a4", "awq_w4a16")
 
 # What other programs call the code that stands for zero; formats of this room have none.
 ZERO_POINTS = ("weight_zero_point", "weight_zeros", "zero_point")
-
-
-class Given(NamedTuple):
-    """Hold a weight that is to be encoded.
-
-    layer: its name, for notes; weight: [N, K] float32, bfloat16 or float16 on the device that
-    computes, smoothing applied; amax: its largest magnitude, a finite float32 scalar; source_scale:
-    the scale that the source stored this FP8 weight with, None if it was not FP8 or a LoRA changed
-    it.
-    """
-
-    layer: str
-    weight: torch.Tensor
-    amax: torch.Tensor
-    source_scale: float | None = None
-
-
-class Encoder(Protocol):
-    """State what a format may use to encode a weight; `encode.compute.Compute` has it all.
-
-    dtype: what weights are cast to first (--quant-dtype); search: one of SCALE_SEARCHES; kernels:
-    numba's, None where they are not compiled or do not serve this device and dtype; notes: what the
-    user is to be told, to append to.
-    """
-
-    dtype: torch.dtype
-    search: Callable
-    kernels: Kernels | None
-    notes: list[str]
-
-    def map(self, function: Callable, weight: torch.Tensor, *more: torch.Tensor) -> list:
-        """Call the function for every chunk of rows of a weight [N, K] and of what goes with it.
-
-        Returns the results in the order of the rows; chunks may be worked on in several threads.
-        """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """Hold a weight's codes, its scales, and what quantising cost.
-
-    codes: the stored codes by chunks of rows; by_rows: block scales, whole, [N, ...] each and not
-    swizzled; scale: float32 scalar, the global scale or the only one; damage: in plain units.
-    """
-
-    codes: tuple[torch.Tensor, ...]
-    by_rows: tuple[torch.Tensor, ...] = ()
-    scale: torch.Tensor
-    damage: Damage
 
 
 class Format:
@@ -99,6 +47,10 @@ class Format:
     # title is unique among all formats.
     name: str = ""
     title: str = ""
+    # The word for it on the command line (--formats); "" for what nobody asks for.
+    option: str = ""
+    # The first version of ComfyUI that loads it.
+    since: str = "0.10"
     # Bits of precision: a floor that asks for FP8 is met by every format with at least as many.
     rank: int = 0
     # The name in `comfy_quant` that ComfyUI knows the format by; "" for what is not quantised.
@@ -120,6 +72,10 @@ class Format:
     older_form: str = ""
     # Rows of the weight are padded with zeros to a multiple of this.
     row_multiple: int = 1
+    # Groups of this many columns are rotated before they are stored; 0 for weights as they are.
+    rotated: int = 0
+    # The title of the row that stands in for weights of shapes that do not fit; "" for none.
+    stand_in: str = ""
     # The key of DEFECTS to report where such a weight has no configuration; "" if it needs none.
     unconfigured: str = "unconfigured"
 
@@ -129,6 +85,8 @@ class Format:
     # Whether the input is quantised to NVFP4, with block scales: recordings and sensitivities tell
     # what that costs, presets and --w4a4-share spare layers from it.
     has_nvfp4_input: bool = False
+    # Whether a mark for full-precision matmul or an input scale means anything.
+    takes_mark: bool = True
     # Whether ComfyUI would clip the input at 448 where there is neither an input scale nor a mark
     # for full-precision matmul.
     needs_input_scale: bool = False
@@ -265,6 +223,19 @@ class Format:
             return f"its weight is {list(weight.shape)}"
         return ""
 
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Tell whether a weight [N, K] can be stored: of rotated ones, K has to be whole groups."""
+        return not self.rotated or shape[1] % self.rotated == 0
+
+    def for_shape(self, shape: tuple[int, ...]) -> Format:
+        """Return the row that stores a weight of this shape: this one, or the one that stands in.
+
+        Tensors that are no matrices are for the rules of planning to keep out.
+        """
+        if len(shape) != 2 or self.fits(shape) or not self.stand_in:
+            return self
+        return format_titled(self.stand_in).for_shape(shape)
+
     def is_slow(self, shape: tuple[int, int]) -> bool:
         """Tell whether ComfyUI has no matmul in the format's activation bits for a weight [N, K].
 
@@ -317,6 +288,14 @@ class Format:
         """
         raise NotImplementedError
 
+    def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
+        """Quantise and dequantise input rows as ComfyUI's matmul in this format sees them.
+
+        rows: [r, K] floats; input_scale: the layer's, or None where it has none. Returns [r, K]
+        float32 in the input's own basis. Here: 16-bit rows are taken as they are.
+        """
+        return rows.float()
+
     def faults(
         self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
     ) -> list[tuple[str, str]]:
@@ -337,51 +316,22 @@ class Format:
         return {}
 
 
-def encode_rows(
-    weight: torch.Tensor, scale: torch.Tensor, encode: Callable, encoder: Encoder
-) -> Encoded:
-    """Encode all rows of a weight [N, K] at one scale, chunk by chunk.
-
-    scale: float32 scalar; encode: (rows [n, K], scale) -> codes, further parts by rows, and Damage
-    in units of the scale; encoder: maps it over the chunks. Returns the codes as chunks, the other
-    parts whole, and the damage in plain units.
-    """
-    made = encoder.map(lambda rows: encode(rows, scale), weight)
-    codes, *by_rows, damages = zip(*made, strict=True)
-    return Encoded(
-        codes=codes,
-        by_rows=tuple(map(torch.cat, by_rows)),
-        scale=scale,
-        damage=Damage.total(damages, scale),
-    )
-
-
-def with_damage(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
-    """Make a function for `encode_rows` that encodes and then measures.
-
-    encode: (rows, scale) -> parts by rows; decode: its inverse; dtype: what rows are cast to before
-    they are encoded, while the error counts against the rows as they were. Compiled kernels do both
-    in one pass instead.
-    """
-
-    def encode_and_measure(rows: torch.Tensor, scale: torch.Tensor) -> tuple:
-        """Encode rows [n, K] at a scale; return their parts, and the Damage in its units."""
-        parts = encode(rows.to(dtype), scale)
-        # Measured in units of the scale, as squares of huge or tiny weights leave float32's range.
-        return *parts, measure_damage(rows.float() / scale, decode(*parts, torch.ones_like(scale)))
-
-    return encode_and_measure
-
-
 def format_titled(title: str) -> Format:
     """Find the row of a title. Raises KeyError where there is none."""
     return {row.title: row for row in Format.rows}[title]
 
 
+def written_formats() -> list[Format]:
+    """List the formats that this program writes with a configuration, the fewest bits first."""
+    return [row for row in sorted(Format.rows) if row.name and row.config and row.is_configured]
+
+
 def configured_formats() -> dict[str, Format]:
-    """List the formats that can be written by a name in `comfy_quant`: {that name: format}."""
-    rows = (row for row in sorted(Format.rows) if row.name and row.config and row.is_configured)
-    return {row.config: row for row in rows}
+    """List the formats that can be written by a name in `comfy_quant`: {that name: format}.
+
+    Of several that share a name, the first one that was made a row counts.
+    """
+    return {row.config: row for row in reversed(written_formats())}
 
 
 def candidate_formats() -> list[Format]:

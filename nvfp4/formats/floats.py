@@ -18,6 +18,7 @@ class Half(Format):
     """
 
     name, title, rank = "HALF", "16-bit", 16
+    option = "16bit"
 
     def dtype_of(self, source: str, half: str) -> str:
         """Return the safetensors dtype of --dtype: "BF16", "F16" or "F32", whatever the source has.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from nvfp4.dtypes import E4M3_MAX
-from nvfp4.formats.base import Encoded, Encoder, Given, Parts, encode_rows, with_damage
+from nvfp4.formats.base import Parts
+from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
 from nvfp4.formats.scaled import Scaled
 from nvfp4.numeric.codes import E4M3, decode_fp8, encode_fp8, fp8_scale
 from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order
@@ -24,6 +25,7 @@ class Fp8(Scaled):
     """
 
     name = title = "FP8"
+    option = "fp8"
     config = "float8_e4m3fn"
     is_configured = True
     weight_dtype = "F8_E4M3"
@@ -74,6 +76,11 @@ class Fp8(Scaled):
         padded.
         """
         return {"weight": [*encoded.codes], "weight_scale": [encoded.scale]}
+
+    def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
+        """Quantise and dequantise input rows [r, K] to FP8; without a scale they clip at 448."""
+        scale = torch.tensor(1.0 if input_scale is None else input_scale, device=rows.device)
+        return decode_fp8(encode_fp8(rows, scale), scale)
 
     def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
         """Cast rounded levels to codes float8_e4m3fn [n, K].

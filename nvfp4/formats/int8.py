@@ -1,7 +1,7 @@
-"""Read INT8: 8-bit integers with one scale or a scale for every row, as they are or rotated.
+"""Store weights as INT8: 8-bit integers with a scale for every row, rotated or as they are.
 
 The layout is that of comfy_kitchen's TensorWiseINT8Layout, which ComfyUI calls int8_tensorwise.
-LightX2V and vLLM store the same without a configuration, and never rotated.
+LightX2V and vLLM store the same without a configuration, never rotated, and with one scale.
 """
 
 from __future__ import annotations
@@ -9,16 +9,22 @@ from __future__ import annotations
 import torch
 
 from nvfp4.formats.base import Parts
+from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
 from nvfp4.formats.scaled import Scaled
 from nvfp4.model import TensorRef
-from nvfp4.numeric.rotation import unrotate
+from nvfp4.numeric.int8 import amax_row_scales, encode_int8, quantised_int8_rows
+from nvfp4.numeric.rotation import rotate
+
+# The size of the groups that are rotated where they are written: comfy_kitchen's own.
+WRITTEN_GROUP = 256
 
 
 class Int8(Scaled):
-    """Describe I8 weights [N, K] beside a `weight_scale` F32 [] or [N, 1].
+    """Store a weight [N, K] as I8 [N, K] and a `weight_scale` F32 [N, 1]; one may have [].
 
     A row of this class is for one size of the groups of columns that were rotated (ConvRot); 0 is
-    for weights that were not.
+    for weights that were not. Groups of 256 are written, and 0 where K has no whole groups; others
+    are only read. ComfyUI rotates the input, too, and measures a scale for each of its rows.
     """
 
     config = "int8_tensorwise"
@@ -26,13 +32,24 @@ class Int8(Scaled):
     weight_dtype = "I8"
     scale_suffix = "weight_scale"
     unconfigured = "integers"
+    since = "0.27"
+    takes_mark = False
     runs_unscaled = "8-bit weights times 8-bit activations, whose scales are measured by rows"
 
     def __init__(self, group: int) -> None:
         """Enter the row of one group size."""
         self.rotated = group
-        self.title = f"INT8 rotated by {group}" if group else "INT8"
+        self.title = f"INT8 rotated by {group}" if group else "INT8 not rotated"
+        self.name = "" if group else "INT8_PLAIN"
+        if group == WRITTEN_GROUP:
+            self.name = self.title = "INT8"
+            self.option, self.stand_in = "int8", "INT8 not rotated"
         super().__init__()
+
+    def configuration(self, *, full_precision: bool) -> dict[str, object]:
+        """Make the configuration, which tells how many columns were rotated together."""
+        rotation = {"convrot": True, "convrot_groupsize": self.rotated} if self.rotated else {}
+        return {"format": self.config, **rotation}
 
     def parts(self, shape: tuple[int, int]) -> Parts:
         """Tell codes and scales of a weight [N, K], as it is with scales of rows."""
@@ -56,13 +73,36 @@ class Int8(Scaled):
             return f"its weight {list(weight)} has no whole groups of {self.rotated} columns"
         return super().undecodable(parts, shape)
 
+    def encode(self, given: Given, encoder: Encoder) -> Encoded:
+        """Encode a weight [N, K]: codes int8 [n, K] in chunks, and row scales float32 [N, 1].
+
+        With `--scale-search amax` and float32 the bytes are those of comfy_kitchen's layout, but
+        for ties that the last bit of a rotation decides.
+        """
+
+        def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            values = rotate(rows.float(), self.rotated) if self.rotated else rows.float()
+            scale = amax_row_scales(values)
+            return encode_int8(values, scale), scale
+
+        measured = with_damage(encode, self.decode, encoder.dtype)
+        return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
+
+    def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        """Give the values of `parts`: codes int8 in chunks of rows, and the row scales."""
+        return {"weight": [*encoded.codes], "weight_scale": [encoded.by_rows[0]]}
+
     def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
         """Multiply codes int8 [n, K] by their scales, and rotate them back: float32 [n, K].
 
         comfy_kitchen.dequantize_int8_convrot_weight gives the same but for float32's rounding.
         """
         values = super().decode(*parts_and_scale)
-        return unrotate(values, self.rotated) if self.rotated else values
+        return rotate(values, self.rotated) if self.rotated else values
+
+    def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
+        """Quantise and dequantise input rows [r, K], each with a scale of its own."""
+        return quantised_int8_rows(rows, self.rotated)
 
 
 def rotated_group(config: dict) -> int:
@@ -80,4 +120,6 @@ def rotated_group(config: dict) -> int:
 
 
 # The rotation is by Hadamard matrices whose sizes are powers of four; comfy_kitchen takes 256.
-INT8_ROWS = tuple(Int8(group) for group in (0, *(4**power for power in range(1, 7))))
+INT8_GROUPS = (WRITTEN_GROUP, 0, *(4**power for power in range(1, 7) if power != 4))
+INT8_ROWS = tuple(map(Int8, INT8_GROUPS))
+INT8 = INT8_ROWS[0]

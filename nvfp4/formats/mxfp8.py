@@ -1,4 +1,4 @@
-"""Read MXFP8: E4M3 numbers, and a power of two for every 32 of a row.
+"""Store weights as MXFP8: E4M3 numbers, and a power of two for every 32 of a row.
 
 The layout is that of comfy_kitchen's TensorCoreMXFP8Layout: as in NVFP4, scales lie in swizzled
 tiles.
@@ -10,20 +10,25 @@ import torch
 
 from nvfp4.dtypes import MX_BLOCK, TILE_COLUMNS, TILE_ROWS, VIEWED, round_up
 from nvfp4.formats.base import Parts
+from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
 from nvfp4.formats.scaled import Scaled
 from nvfp4.model import TensorRef
-from nvfp4.numeric.codes import unswizzle
+from nvfp4.numeric.codes import swizzle, unswizzle
 from nvfp4.numeric.float8 import decode_e8m0
+from nvfp4.numeric.mxfp8 import amax_power_scales, encode_mxfp8, quantised_mxfp8_rows
 
 
 class Mxfp8(Scaled):
-    """Describe F8_E4M3 weights [N32, K32] beside a `weight_scale` of E8M0 in swizzled tiles.
+    """Store a weight as F8_E4M3 [N32, K32] and a `weight_scale` of E8M0 in swizzled tiles.
 
     N32 and K32 are N and K rounded up to 32. Other programs store such scales in other orders, so
     that only a configuration tells this one.
     """
 
-    title = "MXFP8"
+    name = title = "MXFP8"
+    option = "mxfp8"
+    since = "0.29"
+    takes_mark = False
     config = "mxfp8"
     is_configured = True
     weight_dtype = "F8_E4M3"
@@ -57,6 +62,34 @@ class Mxfp8(Scaled):
         if fits and scale.dtype in ("F8_E8M0", *VIEWED):
             return ""
         return f"its scale is {scale.dtype} {list(scale.shape)} for a weight {list(weight.shape)}"
+
+    def encode(self, given: Given, encoder: Encoder) -> Encoded:
+        """Encode a weight [N, K]: codes float8_e4m3fn [n, K32] in chunks, scales [N, K32/32].
+
+        Scales are float32 here, powers of two. With `--scale-search amax` the bytes are those of
+        comfy_kitchen.quantize_mxfp8.
+        """
+
+        def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            padded = torch.nn.functional.pad(rows.float(), (0, -rows.shape[1] % MX_BLOCK))
+            scales = amax_power_scales(padded.abs())
+            return encode_mxfp8(padded, scales), decode_e8m0(scales)
+
+        measured = with_damage(encode, self.decode, encoder.dtype)
+        return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
+
+    def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        """Give the values of `parts`: codes, padding rows last, and scales swizzled into tiles."""
+        scales, missing = encoded.by_rows[0], -shape[0] % MX_BLOCK
+        padding = torch.zeros(missing, encoded.codes[0].shape[1], dtype=torch.float8_e4m3fn)
+        # The exponent of a power of two is its E8M0 code; of 2**-127, which is subnormal, it is 0.
+        codes = (scales.view(torch.int32) >> 23).to(torch.uint8)
+        codes = torch.nn.functional.pad(codes, (0, 0, 0, missing))
+        return {"weight": [*encoded.codes, padding], "weight_scale": [swizzle(codes)]}
+
+    def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
+        """Quantise and dequantise input rows [r, K] in blocks of 32."""
+        return quantised_mxfp8_rows(rows)
 
     def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Bring stored codes and scales into rows, as `decode` takes them.

@@ -25,7 +25,8 @@ from nvfp4.dtypes import (
     VIEWED,
     round_up,
 )
-from nvfp4.formats.base import Encoded, Encoder, Format, Given, Parts, encode_rows, with_damage
+from nvfp4.formats.base import Format, Parts
+from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import (
     E2M1,
@@ -36,6 +37,7 @@ from nvfp4.numeric.codes import (
     has_many_subnormals,
     nvfp4_global_scale,
     pack_e2m1,
+    quantised_rows,
     round_to_e2m1,
     swizzle,
     unswizzle,
@@ -55,6 +57,7 @@ class Nvfp4(Format):
 
     name = title = "NVFP4"
     rank = 4
+    option = "nvfp4"
     config = "nvfp4"
     weight_dtype = "U8"
     scale_suffix = "weight_scale_2"
@@ -214,6 +217,10 @@ class Nvfp4(Format):
         codes[feedback.order[::BLOCK_SIZE] // BLOCK_SIZE] = rounded.codes
         packed = pack_e2m1(round_to_e2m1(levels.abs()), levels)
         return [packed, codes.t().contiguous().to(torch.uint8).view(torch.float8_e4m3fn)]
+
+    def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
+        """Quantise and dequantise input rows [r, K] to NVFP4, as Blackwell's matmul takes them."""
+        return quantised_rows(rows, input_scale)
 
     def faults(
         self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]

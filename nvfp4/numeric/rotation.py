@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 
-def unrotate(values: torch.Tensor, group: int) -> torch.Tensor:
-    """Rotate weights back to the basis of the layer's input; it is its own inverse.
+def rotate(values: torch.Tensor, group: int) -> torch.Tensor:
+    """Rotate weights or inputs, or rotate them back: it is its own inverse.
 
     values: float32 [n, K]; group: columns rotated together, a power of four that divides K. The
     matrix is the Kronecker power of a matrix [4, 4] of 1/2, with -1/2 from one corner at the bottom

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from nvfp4.errors import ConvertError, examples
-from nvfp4.formats.base import Format, configured_formats, format_titled
+from nvfp4.formats.base import Format, format_titled, written_formats
 from nvfp4.formats.scaled_fp8 import MARKER
 from nvfp4.guides.records import Calibration, Guides, Recorded
 from nvfp4.model import Model, bare
@@ -100,8 +100,8 @@ def marks_by_precision(
     # Sensitive layers were measured in 4 bits, and presets mean these alone.
     sensitive = [*marks, *sensitive_marks(options, model, guides)]
     found = {}
-    for form in configured_formats().values():
-        found[form] = sensitive if form.has_nvfp4_input else marks
+    for form in written_formats():
+        found[form] = sensitive if form.has_nvfp4_input else marks if form.takes_mark else []
         option = form.full_precision_option
         if option and getattr(options, option):
             why = Reason(Why.OPTION, "--" + option.replace("_", "-"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nvfp4.encode.compute import Compute
-from nvfp4.formats.base import encode_rows, with_damage
+from nvfp4.formats.encoding import encode_rows, with_damage
 from nvfp4.numeric.codes import decode_nvfp4, encode_nvfp4, largest_magnitude, nvfp4_global_scale
 
 

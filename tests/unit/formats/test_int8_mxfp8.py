@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from nvfp4.cli.entry import main
 from nvfp4.errors import ConvertError
-from nvfp4.numeric.rotation import unrotate
+from nvfp4.numeric.rotation import rotate
 from nvfp4.read.tensors import load_some_rows, load_weight
 from nvfp4.source.open import open_source
 from support.scaled import as_bytes, by_rows, configuration, whole
@@ -88,9 +88,9 @@ def test_int8_of_other_programs_is_code_times_scale(tmp_path, make, config, scal
 @pytest.mark.parametrize("group", [4, 16, 256, 1024])
 def test_a_rotation_is_its_own_inverse_whatever_rows_come_together(group):
     values = torch.randn(70, 1024, generator=G)
-    rotated = unrotate(values, group)
-    assert torch.equal(rotated[30:40], unrotate(values[30:40], group))
-    torch.testing.assert_close(unrotate(rotated, group), values, rtol=0, atol=1e-5)
+    rotated = rotate(values, group)
+    assert torch.equal(rotated[30:40], rotate(values[30:40], group))
+    torch.testing.assert_close(rotate(rotated, group), values, rtol=0, atol=1e-5)
     assert not torch.allclose(rotated, values, atol=0.1)
 
 

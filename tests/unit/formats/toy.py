@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from nvfp4.formats.base import Encoded, Encoder, Format, Given, Parts, encode_rows, with_damage
+from nvfp4.formats.base import Format, Parts
+from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
 from nvfp4.model import TensorRef
 
 

@@ -1,0 +1,146 @@
+"""Store weights as W4A8 and W6A8: 4 or 6 bits that decode to INT8, times 8-bit activations.
+
+The layout is that of comfy_kitchen's AsymW4A8Int8Layout, which ComfyUI calls asym_w4a8_int8. The
+width of a row tells how many bits a code has.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from nvfp4.formats.base import Format, Parts
+from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
+from nvfp4.formats.int8 import WRITTEN_GROUP
+from nvfp4.model import TensorRef
+from nvfp4.numeric.int8 import quantised_int8_rows
+from nvfp4.numeric.rotation import rotate
+from nvfp4.numeric.w4a8 import LARGEST_SIX_BITS, W4A8_GROUP, codebook_of, decode_w4a8, encode_w4a8
+
+
+class W4a8(Format):
+    """Store a weight [N, K], rotated in groups of 256 columns, as codes, scales and a codebook.
+
+    Codes are I8 [N, K/2], two columns in a byte. A level of the codebook times the scale of its 16
+    columns is rounded to an integer, which the scale of its row multiplies. ComfyUI multiplies the
+    integers with INT8 activations, rotated like the weight, on every card from Ampere on.
+    """
+
+    name = title = "W4A8"
+    option = "w4a8"
+    since = "0.31"
+    rank, bits = 5, 4
+    config = "asym_w4a8_int8"
+    weight_dtype = "I8"
+    scale_suffix = "weight_s_rel"
+    rotated = WRITTEN_GROUP
+    stand_in = "INT8"
+    weight_bits, activation_bits = 4, 8
+    takes_mark = False
+    is_adopted = True
+    runs_unscaled = "4-bit weights times 8-bit activations, whose scales are measured by rows"
+    encoding_cost = 4
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell the tensors of a weight [N, K]: codes, two kinds of scales, and the codebook."""
+        rows, columns = shape
+        codebook = {"weight_codebook": ("F32", (16,))} if self.bits == 4 else {}
+        return {
+            "weight": (self.weight_dtype, (rows, columns * self.bits // 8)),
+            "weight_s_rel": ("F8_E4M3", (rows, columns // W4A8_GROUP)),
+            "weight_s_channel": ("F32", (rows,)),
+            **codebook,
+        }
+
+    def configuration(self, *, full_precision: bool) -> dict[str, object]:
+        """Make the configuration, which tells the sizes of both kinds of groups."""
+        return {
+            "format": self.config, "group_size": W4A8_GROUP, "convrot_groupsize": self.rotated
+        }  # fmt: skip
+
+    def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
+        """Tell whether a stored layer is of this format and width, by its group scales."""
+        scales = parts.get(self.scale_suffix)
+        if weight.dtype != self.weight_dtype or scales is None or len(scales.shape) != 2:
+            return False
+        columns = scales.shape[1] * config.get("group_size", W4A8_GROUP)
+        return len(weight.shape) == 2 and weight.shape[1] * 8 == columns * self.bits
+
+    def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
+        """Tell [N, K] from the stored shape: a row has K * bits / 8 bytes."""
+        return stored[0], stored[1] * 8 // self.bits
+
+    def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
+        """Say why a layer cannot be decoded, by dtypes and shapes: all its parts have to fit."""
+        if 0 in shape or shape[1] % self.rotated:
+            return f"its weight {list(shape)} has no whole groups of {self.rotated} columns"
+        for suffix, (dtype, expected) in self.parts(shape).items():
+            ref = parts.get(suffix)
+            if ref is None or (ref.dtype, ref.shape) != (dtype, expected):
+                found = f"{ref.dtype} {list(ref.shape)}" if ref else "missing"
+                return f"its {suffix} is {found}, and should be {dtype} {list(expected)}"
+        return ""
+
+    def encode(self, given: Given, encoder: Encoder) -> Encoded:
+        """Encode a weight [N, K], K a multiple of 256.
+
+        Codes are int8 [n, K * bits / 8] in chunks; by rows come group scales float8_e4m3fn
+        [N, K/16], row scales float32 [N] and, of 4 bits, the codebook for each row [N, 16]. With
+        `--scale-search amax` and float32 they are those of comfy_kitchen's own quantiser, but for
+        what the last bit of a rotation decides.
+        """
+
+        def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            made = encode_w4a8(rotate(rows.float(), self.rotated), self.bits)
+            return made + self.codebooks(codebook_of(self.bits, rows.device), len(rows))
+
+        measured = with_damage(encode, self.decode, encoder.dtype)
+        return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
+
+    def codebooks(self, levels: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
+        """Repeat a codebook [16] for each row, as all parts go by rows; 6 bits have none."""
+        return (levels.expand(rows, -1),) if self.bits == 4 else ()
+
+    def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
+        """Give the values of `parts`; the rows of a layer share one codebook."""
+        group_scale, row_scale, *codebooks = encoded.by_rows
+        made = [[*encoded.codes], [group_scale], [row_scale], *([book[0]] for book in codebooks)]
+        return dict(zip(self.parts(shape), made, strict=True))
+
+    def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Bring stored tensors into rows, as `decode` takes them, the codebook for each row."""
+        codes, group_scale, row_scale, *more = (tensors[name] for name in self.parts((1, 16)))
+        books = self.codebooks(more[0].float(), len(codes)) if more else ()
+        return [codes, group_scale, row_scale.float(), *books], torch.ones(())
+
+    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        """Decode to integers, multiply by the scale of each row, and rotate back: float32 [n, K].
+
+        comfy_kitchen.dequantize_w4a8_int8_weight gives the same but for float32's rounding.
+        """
+        codes, group_scale, row_scale, *books, scale = parts_and_scale
+        # 6-bit codes stand for the integers from -32 on, of which -32 is never stored.
+        levels = torch.arange(64, device=codes.device) - LARGEST_SIX_BITS - 1
+        levels = books[0][0] if books else levels.float()
+        integers = decode_w4a8(codes, group_scale, levels)
+        return rotate(integers.mul_((row_scale * scale).unsqueeze(1)), self.rotated)
+
+    def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
+        """Quantise and dequantise input rows [r, K] to INT8, each with a scale of its own."""
+        return quantised_int8_rows(rows, self.rotated)
+
+
+class W6a8(W4a8):
+    """Store a weight as W4A8 does, in 6 bits: evenly spaced levels, and no codebook.
+
+    Codes are I8 [N, 3K/4]: the lower four bits of all columns, then the upper two.
+    """
+
+    name = title = "W6A8"
+    option = "w6a8"
+    since = "0.33"
+    rank, bits = 6, 6
+    weight_bits = 6
+    runs_unscaled = "6-bit weights times 8-bit activations, whose scales are measured by rows"
+
+
+W4A8, W6A8 = W4a8(), W6a8()

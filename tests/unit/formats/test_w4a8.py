@@ -1,0 +1,67 @@
+"""INT8, W4A8, W6A8 and MXFP8 are written as comfy_kitchen's quantisers write them."""
+
+import pytest
+import torch
+from comfy_kitchen.exceptions import NoCapableBackendError
+from comfy_kitchen.tensor import get_layout_class
+
+from nvfp4.encode.compute import Compute
+from nvfp4.formats.base import format_titled
+from nvfp4.formats.encoding import Given
+from nvfp4.numeric.codes import amax_block_scales, largest_magnitude
+
+# Multiples of 2**-6 up to 4: sums of their rotation are exact in any order.
+WEIGHT = torch.randn(96, 512, generator=torch.Generator().manual_seed(5))
+WEIGHT = (WEIGHT * 64).round().clamp(-256, 256) / 64
+KITCHEN = {
+    "INT8": ("TensorWiseINT8Layout", {"per_channel": True, "convrot": True}),
+    "INT8 not rotated": ("TensorWiseINT8Layout", {"per_channel": True}),
+    "W4A8": ("AsymW4A8Int8Layout", {}),
+    "W6A8": ("AsymW4A8Int8Layout", {"bits": 6}),
+    "MXFP8": ("TensorCoreMXFP8Layout", {}),
+}
+
+
+def stored(title, weight):
+    """What a conversion with --scale-search amax stores, and what it decodes to."""
+    form = format_titled(title)
+    with Compute(torch.device("cpu"), search=amax_block_scales) as compute:
+        encoded = form.encode(Given("layer", weight, largest_magnitude(weight)), compute)
+    parts = {name: torch.cat(rows) for name, rows in form.pack(encoded, weight.shape).items()}
+    shapes = {name: tuple(part.shape) for name, part in parts.items()}
+    assert shapes == {name: shape for name, (_, shape) in form.parts(weight.shape).items()}
+    rows, scale = form.unpack(parts)
+    return parts, form.decode(*rows, scale)[: len(weight), : weight.shape[1]], encoded.damage
+
+
+def kitchen(title, weight):
+    layout, keywords = KITCHEN[title]
+    try:
+        layout = get_layout_class(layout)
+        codes, params = layout.quantize(weight, **keywords)
+        tensors = layout.state_dict_tensors(codes, params)
+    except (AttributeError, KeyError, TypeError, ValueError, NoCapableBackendError):
+        pytest.skip("this comfy_kitchen has no such layout")
+    return {f"weight{key}": part for key, part in tensors.items()}, layout.dequantize(codes, params)
+
+
+@pytest.mark.parametrize("title", KITCHEN)
+def test_bytes_are_those_of_comfy_kitchen(title):
+    made, decoded, damage = stored(title, WEIGHT)
+    expected, value = kitchen(title, WEIGHT)
+    for name, part in made.items():
+        other = expected[name]
+        assert torch.equal(part.view(torch.uint8), other.contiguous().view(torch.uint8)), name
+    value = value[: len(WEIGHT), : WEIGHT.shape[1]]
+    torch.testing.assert_close(decoded, value, rtol=0, atol=1e-5)
+    error = float((decoded - WEIGHT).square().sum() / WEIGHT.square().sum()) ** 0.5
+    assert damage.relative_rmse == pytest.approx(error, rel=1e-3)
+
+
+@pytest.mark.parametrize("title", ["INT8", "W4A8", "W6A8"])
+def test_of_any_numbers_few_codes_are_others(title):
+    """Rotations whose sums run in another order differ in the last bit, which decides ties."""
+    weight = torch.randn(64, 1024, generator=torch.Generator().manual_seed(1))
+    made, expected = stored(title, weight)[0], kitchen(title, weight)[0]
+    for name, part in made.items():
+        assert (part.float() == expected[name].float()).float().mean() > 0.999, name
