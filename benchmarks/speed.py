@@ -41,7 +41,7 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def main() -> None:
-    """Print million weights a second of copying, of scale searches and of encoding.
+    """Print million weights a second of copying, of scale searches, of encoding in each format.
 
     Copying is the floor: nothing can be faster than reading and writing the weights once.
     """
@@ -61,6 +61,7 @@ def main() -> None:
             "search": lambda w: search(w.abs(), scale),
             "search, encode": lambda w: c.encode_nvfp4(w, scale, search),
         }
+        kernels = None
         if device.type == "cpu":
             # Compiled kernels are for CPUs alone.
             kernels = c.compile_kernels()
@@ -73,6 +74,21 @@ def main() -> None:
         for label, run in runs.items():
             taken = seconds(lambda run=run: compute.map(run, weight), device)
             print(f"  {label:38} {weight.numel() / taken / 1e6:10,.0f} million weights/s")
+        compute.search, compute.kernels = search, kernels
+        for form in filter(lambda form: form.option and form.is_quantised, c.Format.rows):
+            taken = seconds(functools.partial(convert, form, weight.cpu(), compute), device)
+            label = f"{form.title}, as a conversion does it"
+            print(f"  {label:38} {weight.numel() / taken / 1e6:10,.0f} million weights/s")
+
+
+def convert(form: c.Format, weight: torch.Tensor, compute: c.Compute) -> None:
+    """Encode a weight [N, K] that lies on the CPU in a format, and bring what is stored back."""
+    weight = weight.to(compute.device)
+    amax = torch.stack(compute.map(c.largest_magnitude, weight)).amax()
+    encoded = form.encode(c.Given("layer", weight, amax), compute)
+    for rows in form.pack(encoded, weight.shape).values():
+        for piece in rows:
+            piece.cpu()
 
 
 if __name__ == "__main__":

@@ -6,17 +6,16 @@ LightX2V and vLLM store the same without a configuration, never rotated, and wit
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from nvfp4.formats.base import Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
 from nvfp4.formats.scaled import Scaled
 from nvfp4.model import TensorRef
-from nvfp4.numeric.int8 import amax_row_scales, encode_int8, quantised_int8_rows
-from nvfp4.numeric.rotation import rotate
-
-# The size of the groups that are rotated where they are written: comfy_kitchen's own.
-WRITTEN_GROUP = 256
+from nvfp4.numeric.int8 import quantise_int8, quantised_int8_rows
+from nvfp4.numeric.rotation import WRITTEN_GROUP, rotate
 
 
 class Int8(Scaled):
@@ -80,12 +79,12 @@ class Int8(Scaled):
         for ties that the last bit of a rotation decides.
         """
 
-        def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            values = rotate(rows.float(), self.rotated) if self.rotated else rows.float()
-            scale = amax_row_scales(values)
-            return encode_int8(values, scale), scale
-
-        measured = with_damage(encode, self.decode, encoder.dtype)
+        # Kernels measure the error while they encode; torch's operations decode again for it.
+        measured = with_damage(
+            lambda rows, _: quantise_int8(rows, self.rotated), self.decode, encoder.dtype
+        )
+        if encoder.kernels:
+            measured = partial(encoder.kernels.encode_int8, rotated=self.rotated > 0)
         return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
 
     def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:

@@ -15,7 +15,7 @@ from nvfp4.formats.scaled import Scaled
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import swizzle, unswizzle
 from nvfp4.numeric.float8 import decode_e8m0
-from nvfp4.numeric.mxfp8 import amax_power_scales, encode_mxfp8, quantised_mxfp8_rows
+from nvfp4.numeric.mxfp8 import quantise_mxfp8, quantised_mxfp8_rows
 
 
 class Mxfp8(Scaled):
@@ -70,12 +70,9 @@ class Mxfp8(Scaled):
         comfy_kitchen.quantize_mxfp8.
         """
 
-        def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            padded = torch.nn.functional.pad(rows.float(), (0, -rows.shape[1] % MX_BLOCK))
-            scales = amax_power_scales(padded.abs())
-            return encode_mxfp8(padded, scales), decode_e8m0(scales)
-
-        measured = with_damage(encode, self.decode, encoder.dtype)
+        # Kernels measure the error while they encode; torch's operations decode again for it.
+        measured = with_damage(lambda rows, _: quantise_mxfp8(rows), self.decode, encoder.dtype)
+        measured = encoder.kernels.encode_mxfp8 if encoder.kernels else measured
         return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
 
     def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:

@@ -10,10 +10,9 @@ import torch
 
 from nvfp4.formats.base import Format, Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
-from nvfp4.formats.int8 import WRITTEN_GROUP
 from nvfp4.model import TensorRef
 from nvfp4.numeric.int8 import quantised_int8_rows
-from nvfp4.numeric.rotation import rotate
+from nvfp4.numeric.rotation import WRITTEN_GROUP, rotate
 from nvfp4.numeric.w4a8 import LARGEST_SIX_BITS, W4A8_GROUP, codebook_of, decode_w4a8, encode_w4a8
 
 

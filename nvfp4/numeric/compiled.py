@@ -16,7 +16,7 @@ from types import FunctionType
 import numpy as np
 import torch
 
-from nvfp4.dtypes import BLOCK_SIZE
+from nvfp4.dtypes import BLOCK_SIZE, MX_BLOCK
 from nvfp4.numeric.codes import (
     E2M1,
     FloatGrid,
@@ -27,8 +27,13 @@ from nvfp4.numeric.codes import (
 )
 from nvfp4.numeric.damage import Damage
 from nvfp4.numeric.feedback import RoundColumns, room_for, round_columns
+from nvfp4.numeric.float8 import decode_e8m0
 from nvfp4.numeric.gpu_kernel import round_lanes
+from nvfp4.numeric.int8 import quantise_int8
 from nvfp4.numeric.kernels import FLOAT32, KERNELS, encode_blocks
+from nvfp4.numeric.kernels_int8 import INT8_KERNELS, encode_integers
+from nvfp4.numeric.mxfp8 import quantise_mxfp8
+from nvfp4.numeric.rotation import WRITTEN_GROUP
 from nvfp4.numeric.scale_search import SCALE_SEARCHES, mse_block_scales
 
 # Lanes (a row under one block scale each) that one program of the triton kernel works on.
@@ -46,6 +51,8 @@ class Kernels:
 
     encode_blocks: Callable
     encode_bytes: Callable
+    encode_integers: Callable
+    encode_powers: Callable
     round_in_turn: Callable
 
     def encode_nvfp4(
@@ -82,6 +89,36 @@ class Kernels:
         stored = torch.from_numpy(codes).view(torch.float8_e4m3fn).view(weight.shape)
         return stored, Damage(error=error, energy=energy)
 
+    def encode_int8(
+        self, weight: torch.Tensor, _: torch.Tensor, *, rotated: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, Damage]:
+        """Rotate rows and quantise them as `int8.quantise_int8` does, and measure the damage.
+
+        weight: [n, K] floats on the CPU; rotated: whether by `rotation.rotate` in groups of 256.
+        Returns codes int8 [n, K], row scales float32 [n, 1], and the Damage in plain units.
+        """
+        rows = weight.float().contiguous()
+        codes, scales = torch.empty_like(rows, dtype=torch.int8), rows.new_empty(len(rows), 1)
+        given = (rows.numpy(), rotated, codes.numpy(), scales.flatten().numpy())
+        error, energy = self.encode_integers(*given)
+        return codes, scales, Damage(error=error, energy=energy)
+
+    def encode_mxfp8(
+        self, weight: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Damage]:
+        """Quantise rows to MXFP8 as `mxfp8.quantise_mxfp8` does, and measure the damage.
+
+        weight: [n, K] floats on the CPU. Returns codes float8_e4m3fn [n, K32], the powers of two of
+        blocks, float32 [n, K32/32], and the Damage in plain units.
+        """
+        missing = -weight.shape[1] % MX_BLOCK
+        rows = torch.nn.functional.pad(weight.float(), (0, missing)).contiguous()
+        codes = torch.empty_like(rows, dtype=torch.uint8)
+        powers = codes.new_empty(len(rows), rows.shape[1] // MX_BLOCK)
+        error, energy = self.encode_powers(rows.numpy(), codes.numpy(), powers.numpy())
+        stored = codes.view(torch.float8_e4m3fn)
+        return stored, decode_e8m0(powers), Damage(error=error, energy=energy)
+
     def round_columns(
         self,
         wanted: torch.Tensor,
@@ -116,7 +153,7 @@ def with_names(function: FunctionType, names: dict[str, object]) -> FunctionType
 
 
 def compile_kernels() -> Kernels:
-    """Compile KERNELS with numba for this machine's CPU.
+    """Compile KERNELS and INT8_KERNELS with numba for this machine's CPU.
 
     The machine code is cached beside the kernels' file for the next run, where that folder can be
     written. Raises ImportError without numba, and RuntimeError where numba fails or `check_kernels`
@@ -129,8 +166,8 @@ def compile_kernels() -> Kernels:
     # once instead of twice, stays forbidden, or the bits would change.
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan", "ninf"}}
     # Each kernel finds the compiled versions of those before it among these names.
-    names = dict(encode_blocks.__globals__)
-    for kernel in KERNELS:
+    names = {**encode_integers.__globals__, **encode_blocks.__globals__}
+    for kernel in (*KERNELS, *INT8_KERNELS):
         kernel = with_names(kernel, names)
         try:
             names[kernel.__name__] = numba.njit(kernel, cache=True, **options)
@@ -149,8 +186,8 @@ def check_kernels(kernels: Kernels) -> None:
     """Raise RuntimeError unless compiled kernels encode a sample as torch does.
 
     The sample is 64 rows of 512 random numbers, some so small that block scales are subnormal or
-    zero. NVFP4 by every scale search and FP8 have to be equal byte for byte; of what
-    `round_columns` returns, 99 % has to be close.
+    zero. All encoders have to be equal byte for byte; of what `round_columns` returns, 99 % has to
+    be close.
     """
     sample = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
     # Small rows have block scales that are subnormal in E4M3, or zero.
@@ -158,9 +195,13 @@ def check_kernels(kernels: Kernels) -> None:
     scale = nvfp4_global_scale(largest_magnitude(sample))
     searches = SCALE_SEARCHES.values()
     made = [kernels.encode_nvfp4(sample, scale, search) for search in searches]
-    made.append(kernels.encode_fp8(sample, scale))
     plain = [encode_nvfp4(sample, scale, search) for search in searches]
-    for (*found, _), expected in zip(made, [*plain, [encode_fp8(sample, scale)]], strict=True):
+    made += [kernels.encode_fp8(sample, scale), kernels.encode_mxfp8(sample, scale)]
+    plain += [[encode_fp8(sample, scale)], quantise_mxfp8(sample)]
+    for group in (0, WRITTEN_GROUP):
+        made.append(kernels.encode_int8(sample, scale, rotated=group > 0))
+        plain.append(quantise_int8(sample, group))
+    for (*found, _), expected in zip(made, plain, strict=True):
         if not all(map(torch.equal, map(as_bytes, found), map(as_bytes, expected))):
             raise RuntimeError("the compiled code rounds differently")
     wanted, within = sample[:BLOCK_SIZE], (sample[:BLOCK_SIZE, -BLOCK_SIZE:], torch.ones(16))
@@ -172,7 +213,7 @@ def check_kernels(kernels: Kernels) -> None:
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """View a tensor of one-byte elements as uint8, since float8 tensors cannot be compared."""
+    """View a tensor as uint8, since float8 tensors cannot be compared."""
     return tensor.view(torch.uint8)
 
 

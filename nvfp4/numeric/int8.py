@@ -30,13 +30,23 @@ def encode_int8(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (rows / scale).round_().clamp_(-INT8_MAX - 1, INT8_MAX).to(torch.int8)
 
 
+def quantise_int8(rows: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate rows [n, K] and quantise them: codes int8 [n, K], row scales float32 [n, 1].
+
+    rows: floats; group: columns rotated together, or 0. The bytes are those of comfy_kitchen's
+    layout, but for ties that the last bit of a rotation decides.
+    """
+    values = rotate(rows.float(), group) if group else rows.float()
+    scale = amax_row_scales(values)
+    return encode_int8(values, scale), scale
+
+
 def quantised_int8_rows(rows: torch.Tensor, group: int) -> torch.Tensor:
     """Quantise and dequantise input rows as ComfyUI's INT8 matmul sees them.
 
     rows: [r, K] floats; group: columns rotated together, or 0. Returns [r, K] float32. Every row
     has a scale of its own, measured on every call.
     """
-    values = rotate(rows.float(), group) if group else rows.float()
-    scale = amax_row_scales(values)
-    decoded = encode_int8(values, scale).float().mul_(scale)
+    codes, scale = quantise_int8(rows, group)
+    decoded = codes.float().mul_(scale)
     return rotate(decoded, group) if group else decoded

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+# Columns that are rotated together where weights are written: comfy_kitchen's own choice.
+WRITTEN_GROUP = 256
+
 
 def rotate(values: torch.Tensor, group: int) -> torch.Tensor:
     """Rotate weights or inputs, or rotate them back: it is its own inverse.

@@ -5,6 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvfp4.encode.compute import Compute
+from nvfp4.formats.base import format_titled
+from nvfp4.formats.encoding import Given
 from nvfp4.numeric.codes import (
     decode_fp8,
     decode_nvfp4,
@@ -16,6 +19,9 @@ from nvfp4.numeric.codes import (
 )
 from nvfp4.numeric.compiled import compile_kernels
 from nvfp4.numeric.damage import measure_damage
+from nvfp4.numeric.int8 import quantise_int8
+from nvfp4.numeric.mxfp8 import quantise_mxfp8
+from nvfp4.numeric.rotation import WRITTEN_GROUP, rotate
 from nvfp4.numeric.scale_search import SCALE_SEARCHES, mse_block_scales
 from support.weights import KINDS, as_bytes
 
@@ -55,6 +61,50 @@ def test_compiled_fp8_keeps_every_bit(kernels, kind):
         assert all(map(torch.equal, as_bytes([found]), as_bytes([expected])))
         plain = measure_damage(scaled / scale, decode_fp8(expected, torch.ones(())))
         assert damage.relative_rmse == pytest.approx(plain.relative_rmse, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    exponent=st.integers(-100, 100),
+    columns=st.sampled_from([256, 2304, 100, 5]),
+)
+def test_compiled_8_bit_formats_keep_every_bit(kernels, kind, seed, exponent, columns):
+    noise = torch.randn(9, columns, generator=torch.Generator().manual_seed(seed))
+    weight = (KINDS[kind](noise) * 2.0**exponent).float().clamp(-3e38, 3e38)
+    weight[-1] *= 0.0
+    cases = [(weight, quantise_mxfp8(weight), kernels.encode_mxfp8(weight, None))]
+    for group in (0, WRITTEN_GROUP)[: 1 + (columns % WRITTEN_GROUP == 0)]:
+        values = rotate(weight, group) if group else weight
+        made = kernels.encode_int8(weight, None, rotated=group > 0)
+        cases.append((values, quantise_int8(weight, group), made))
+    for values, expected, (*found, damage) in cases:
+        assert all(map(torch.equal, as_bytes(found), as_bytes(expected)))
+        codes, scale = (part.double() for part in expected)
+        decoded = codes.unflatten(1, (scale.shape[1], -1)) * scale.unsqueeze(-1)
+        plain = relative_error(values, decoded.flatten(1)[:, :columns])
+        assert damage.relative_rmse == pytest.approx(plain, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("title", ["NVFP4", "FP8", "INT8", "INT8 not rotated", "MXFP8"])
+def test_formats_store_the_same_with_kernels(kernels, title):
+    weight = torch.randn(300, 512, generator=torch.Generator().manual_seed(7)).bfloat16()
+    form, stored = format_titled(title), []
+    for used in (None, kernels):
+        with Compute(torch.device("cpu"), search=mse_block_scales) as compute:
+            compute.kernels = used
+            encoded = form.encode(Given("layer", weight, largest_magnitude(weight)), compute)
+        packed = form.pack(encoded, tuple(weight.shape))
+        parts = [torch.cat([*map(torch.atleast_1d, rows)]) for rows in packed.values()]
+        stored.append((as_bytes(parts), encoded.damage.relative_rmse))
+    (plain, error), (found, other) = stored
+    assert all(map(torch.equal, plain, found))
+    assert other == pytest.approx(error, rel=1e-4)
+
+
+def relative_error(values, decoded):
+    return float((decoded - values.double()).norm() / values.double().norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
