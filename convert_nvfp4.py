@@ -3746,6 +3746,119 @@ def levels_in_order(rounded: Rounded, feedback: Feedback) -> torch.Tensor:
     return levels.t().contiguous()
 
 
+# ── nvfp4/numeric/float8.py: Decode codes of one byte, and scales that lie on a grid over a weight 
+
+# The first byte, without its sign, that is no finite number: E5M2 has infinities there, too.
+NO_NUMBER = {torch.float8_e4m3fn: NAN_E4M3, torch.float8_e5m2: 0x7C}
+# The one NaN of the FNUZ dtypes is what would be a negative zero.
+NAN_FNUZ = 0x80
+# Blocks of fewer columns are not used by any program; a scale of such a shape is for something
+# else, such as rows that were taken for columns.
+LEAST_BLOCK = 16
+
+
+def decode_byte(codes: torch.Tensor) -> torch.Tensor:
+    """Decode 8-bit floats of any of torch's four dtypes for weights, or int8, to float32, exactly.
+
+    codes: of any shape; what is no finite number is for the caller to refuse: see `has_no_number`.
+    """
+    if codes.dtype == torch.float8_e4m3fn:
+        return decode_e4m3(codes)
+    if codes.dtype == torch.float8_e5m2:
+        # E5M2 is the upper byte of a float16.
+        return (codes.view(torch.uint8).to(torch.int16) << 8).view(torch.float16).float()
+    return codes.float()
+
+
+def decode_e8m0(codes: torch.Tensor) -> torch.Tensor:
+    """Decode E8M0 numbers, powers of two from 2**-127 on, to float32; NaN (255) becomes infinity.
+
+    codes: uint8 of any shape. They are the exponent's bits of a float32, but for the smallest one,
+    a subnormal.
+    """
+    bits = codes.to(torch.int32) << 23
+    return torch.where(codes == 0, 1 << 22, bits).view(torch.float32)
+
+
+def has_no_number(codes: torch.Tensor) -> bool:
+    """Tell whether stored codes of any dtype hold NaN or an infinity; integers never do."""
+    bits = codes.view(torch.uint8)
+    if codes.dtype in NO_NUMBER:
+        # The sign bit is masked out, as there is a negative NaN, too.
+        return bool(((bits & 0x7F) >= NO_NUMBER[codes.dtype]).any())
+    return codes.dtype.is_floating_point and bool((bits == NAN_FNUZ).any())
+
+
+def block_lengths(size: int, count: int) -> set[int]:
+    """List how many rows or columns may share a scale, where `count` scales are for `size` of them.
+
+    The last block may be shorter, as DeepSeek's blocks of 128 are. Blocks are powers of two, or
+    divide the size; two lengths come back where both are possible, none where neither is.
+    """
+    if count in (1, size):
+        return {size // count}
+    if -(-size // SCALE_BLOCK) == count:
+        return {SCALE_BLOCK}
+    lengths = {2**power for power in range(1, size.bit_length())}
+    lengths = {length for length in lengths if -(-size // length) == count}
+    return lengths if size % count else {*lengths, size // count}
+
+
+def block_shape(weight: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, int] | None:
+    """Tell the rows and columns of a weight that share one scale, or None where none fits.
+
+    weight: [N, K], or of more dimensions, whose rows have one scale each at most; scale: [], [1]
+    and the like for one scale, [N] or [N, 1] for rows, [blocks of N, blocks of K] for blocks; more
+    dimensions of 1 may follow, as in kohya's [N, blocks of K, 1].
+    """
+    rows, columns = weight[0] if weight else 1, math.prod(weight[1:])
+    if math.prod(scale) == 1:
+        return rows, columns
+    high, wide, *more = (*scale, 1) if len(scale) == 1 else scale
+    if math.prod(more) != 1 or not 0 < high <= rows or not 0 < wide <= columns:
+        return None
+    heights, widths = block_lengths(rows, high), block_lengths(columns, wide)
+    # Where two lengths are possible, only a square block tells which one it is.
+    if len(heights) != 1 or len(widths) != 1:
+        heights = widths = heights & widths
+    if len(heights) != 1:
+        return None
+    height, width = *heights, *widths
+    # kohya's blocks divide the columns, and convolutions and vectors have no blocks.
+    uneven = bool(more) and wide * width != columns
+    nested = len(weight) != 2 and (height, wide) != (1, 1)
+    # A row of as many scales as there are rows may be a column that was transposed.
+    narrow = 1 < wide < columns and width < LEAST_BLOCK
+    lying = high == 1 < rows == wide
+    return None if uneven or nested or narrow or lying else (height, width)
+
+
+def scales_by_rows(scale: torch.Tensor, weight: tuple[int, ...]) -> torch.Tensor:
+    """Spread a grid of scales over the rows of a weight.
+
+    scale: floats of a shape that `block_shape` takes, more than one; weight: [N, K]. Returns
+    float32 [N, blocks of K], or [N, K] where the number of blocks does not tell their length.
+    """
+    height, width = block_shape(weight, tuple(scale.shape))
+    grid, columns = scale.float().reshape(scale.shape[0], -1), math.prod(weight[1:])
+    if len(block_lengths(columns, grid.shape[1])) > 1:
+        grid = grid.repeat_interleave(width, 1)[:, :columns]
+    return grid.repeat_interleave(height, 0)[: weight[0]]
+
+
+def multiply_blocks(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Multiply rows of values by the scales of their blocks of columns, in place.
+
+    values: float32 [n, K]; scales: float32 [n, blocks of K], as `scales_by_rows` gives them. Each
+    product is rounded once.
+    """
+    (width,) = block_lengths(values.shape[1], scales.shape[1])
+    whole = values.shape[1] // width
+    values[:, : whole * width].unflatten(1, (whole, width)).mul_(scales[:, :whole, None])
+    values[:, whole * width :].mul_(scales[:, whole:])
+    return values
+
+
 # ── nvfp4/numeric/gpu_kernel.py: Round the columns of a block on a GPU, as triton compiles it ─────
 
 if TYPE_CHECKING:
@@ -3786,6 +3899,77 @@ def round_lanes(  # noqa: PLR0913
         change = tl.load(free + column * rows + row, mask=inside) - level * step
         tl.store(changes + column * lanes + lane, change, mask=inside)
     tl.store(costs + lane, cost, mask=inside)
+
+
+# ── nvfp4/numeric/rotation.py: Rotate groups of columns by a regular Hadamard matrix, as ConvRot an
+
+# Columns that are rotated together where weights are written: comfy_kitchen's own choice.
+WRITTEN_GROUP = 256
+
+
+def rotate(values: torch.Tensor, group: int) -> torch.Tensor:
+    """Rotate weights or inputs, or rotate them back: it is its own inverse.
+
+    values: float32 [n, K]; group: columns rotated together, a power of four that divides K. The
+    matrix is the Kronecker power of a matrix [4, 4] of 1/2, with -1/2 from one corner at the bottom
+    to the other at the top. One factor after the other is applied: the sums are the same whatever
+    rows come together, where those of a matrix product depend on its size.
+    """
+    step, found = 1, values
+    while step < group:
+        fours = found.reshape(-1, 4, step)
+        first, second, third, fourth = fours.unbind(1)
+        half = (((first + second) + (third + fourth)) * 0.5).unsqueeze(1)
+        # Row i adds up all four but for the one from the end, which it subtracts.
+        found, step = half - fours.flip(1), step * 4
+    return found.view(values.shape)
+
+
+# ── nvfp4/numeric/int8.py: Quantise to 8-bit integers with a scale for every row, as comfy_kitchen 
+
+# The largest code of a row whose scale is its largest magnitude over it.
+INT8_MAX = 127
+# The least scale of a row: comfy_kitchen's, so that a row of zeros is not divided by 0.
+LEAST_ROW_SCALE = 1e-30
+
+
+def amax_row_scales(rows: torch.Tensor) -> torch.Tensor:
+    """Compute the scales that make each row's largest magnitude 127: [n, 1] for rows [n, K].
+
+    Rows and scales are float32.
+    """
+    # Parity: comfy_kitchen divides the largest magnitude, and bounds the quotient.
+    return divide(rows.abs().amax(1, keepdim=True), INT8_MAX).clamp_(min=LEAST_ROW_SCALE)
+
+
+def encode_int8(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Quantise rows [n, K] float32 at their scales [n, 1]: int8 [n, K], ties to even.
+
+    With `amax_row_scales` the codes are those of comfy_kitchen.quantize_int8_rowwise.
+    """
+    return (rows / scale).round_().clamp_(-INT8_MAX - 1, INT8_MAX).to(torch.int8)
+
+
+def quantise_int8(rows: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate rows [n, K] and quantise them: codes int8 [n, K], row scales float32 [n, 1].
+
+    rows: floats; group: columns rotated together, or 0. The bytes are those of comfy_kitchen's
+    layout, but for ties that the last bit of a rotation decides.
+    """
+    values = rotate(rows.float(), group) if group else rows.float()
+    scale = amax_row_scales(values)
+    return encode_int8(values, scale), scale
+
+
+def quantised_int8_rows(rows: torch.Tensor, group: int) -> torch.Tensor:
+    """Quantise and dequantise input rows as ComfyUI's INT8 matmul sees them.
+
+    rows: [r, K] floats; group: columns rotated together, or 0. Returns [r, K] float32. Every row
+    has a scale of its own, measured on every call.
+    """
+    codes, scale = quantise_int8(rows, group)
+    decoded = codes.float().mul_(scale)
+    return rotate(decoded, group) if group else decoded
 
 
 # ── nvfp4/numeric/kernels.py: Write the hot loops over a few rows so that numba can compile them ──
@@ -4182,6 +4366,279 @@ KERNELS = (
 )
 
 
+# ── nvfp4/numeric/mxfp8.py: Quantise to MXFP8: E4M3 numbers, and a power of two for every 32 of a r
+
+# The code of 1.0 in E8M0, and the largest one that is a number.
+E8M0_ONE, LAST_E8M0_CODE = 127, 254
+# The bits of a float32's mantissa.
+MANTISSA_BITS = 0x7FFFFF
+
+
+def first_rounded_up() -> torch.Tensor:
+    """Find the least mantissa of each exponent whose float32 logarithm is above the exponent.
+
+    Returns int32 [255] by the exponent's bits; those of 0 are for numbers from 2**-127 on, which
+    are subnormal. A logarithm is rounded: that of a little more than a power of two is a whole one.
+    """
+    exponents = torch.arange(LAST_E8M0_CODE + 1, dtype=torch.int32)
+    least = torch.where(exponents == 0, 1 << 22, 0).to(torch.int32)
+    # The logarithms of 23 numbers at most are rounded down to a whole one.
+    bits = (exponents << 23 | least).unsqueeze(1) + torch.arange(32, dtype=torch.int32)
+    below = bits.view(torch.float32).log2().ceil() <= (exponents - E8M0_ONE).unsqueeze(1)
+    return least + below.sum(1, dtype=torch.int32)
+
+
+# Made on the CPU once: logarithms of other devices are rounded otherwise, and cost more.
+FIRST_ROUNDED_UP = first_rounded_up()
+
+
+def amax_power_scales(magnitude: torch.Tensor) -> torch.Tensor:
+    """Compute the least powers of two that clip nothing: E8M0 codes uint8 [n, K/32].
+
+    magnitude: [n, K] float32 >= 0, K a multiple of 32. A block of zeros has code 0. The codes are
+    those of comfy_kitchen.quantize_mxfp8.
+    """
+    amax = magnitude.unflatten(1, (-1, MX_BLOCK)).amax(-1)
+    bits = divide(amax, E4M3_MAX).clamp(min=2.0**-E8M0_ONE).view(torch.int32)
+    exponent, mantissa = bits >> 23, bits & MANTISSA_BITS
+    # Parity: comfy_kitchen rounds a logarithm up, which is itself rounded: see FIRST_ROUNDED_UP.
+    codes = exponent + (mantissa >= FIRST_ROUNDED_UP.to(bits.device)[exponent])
+    return torch.where(amax > 0, codes, 0).to(torch.uint8)
+
+
+def encode_mxfp8(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Quantise rows [n, K] float32 at the E8M0 codes of their blocks: float8_e4m3fn [n, K].
+
+    scales: uint8 [n, K/32]; code 0 is that of blocks of zeros. Saturates at 448. With the codes of
+    `amax_power_scales` the bytes are those of comfy_kitchen.quantize_mxfp8, but where the whole
+    block is below 2**-118: comfy_kitchen divides that by 0.
+    """
+    blocks = rows.unflatten(1, (-1, MX_BLOCK))
+    # Readers take a scale of code 0 for 0 or for 2**-127: all that it scales becomes +0.
+    scaled = (blocks / decode_e8m0(scales).unsqueeze(-1)).masked_fill_(
+        (scales == 0).unsqueeze(-1), 0
+    )
+    return scaled.clamp_(-E4M3_MAX, E4M3_MAX).flatten(1).to(torch.float8_e4m3fn)
+
+
+def quantise_mxfp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise rows [n, K] of floats: codes float8_e4m3fn [n, K32], powers float32 [n, K32/32].
+
+    Columns are padded with zeros to K32, a multiple of 32; the powers of two are those of blocks.
+    """
+    padded = torch.nn.functional.pad(rows.float(), (0, -rows.shape[1] % MX_BLOCK))
+    scales = amax_power_scales(padded.abs())
+    return encode_mxfp8(padded, scales), decode_e8m0(scales)
+
+
+def quantised_mxfp8_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Quantise and dequantise input rows [r, K] as ComfyUI's MXFP8 matmul sees them: float32."""
+    codes, scales = quantise_mxfp8(rows)
+    values = codes.float().unflatten(1, (-1, MX_BLOCK)) * scales.unsqueeze(-1)
+    return values.flatten(1)[:, : rows.shape[1]]
+
+
+# ── nvfp4/numeric/kernels_int8.py: Write the loops of 8-bit formats with scales of rows or blocks, 
+
+# The least mantissas that `mxfp8.amax_power_scales` rounds up, by exponent.
+ROUNDED_UP = FIRST_ROUNDED_UP.numpy()
+# Columns whose squares are summed side by side. They are the lanes of a row's sum, too: all groups
+# of as many columns are added one after the other, and then the lanes by halves.
+LANE_COLUMNS = 256
+# Columns of a row that MXFP8 is made of at a time: 4 kB an array, of which there are four.
+MX_COLUMNS = 1024
+# Added to a float32 up to 2**22 and subtracted again, it leaves the nearest integer, ties to even.
+ROUND_TO_INTEGERS = FLOAT32(1.5 * 2.0**23)
+# The bits of a float32 without its sign; as integers they are in the order of the magnitudes.
+MAGNITUDE_BITS = np.int32(0x7FFFFFFF)
+
+
+def rotate_columns(values: np.ndarray) -> None:
+    """Rotate a row [K] float32 in groups of 256 columns as `rotation.rotate` does, in place."""
+    for j in range(len(values) // 4):
+        a, b, c, d = values[4 * j], values[4 * j + 1], values[4 * j + 2], values[4 * j + 3]
+        half = ((a + b) + (c + d)) * FLOAT32(0.5)
+        values[4 * j], values[4 * j + 1] = half - d, half - c
+        values[4 * j + 2], values[4 * j + 3] = half - b, half - a
+    # Steps are written out, so that each loop has a length that the compiler knows.
+    for step in (4, 16, 64):
+        for begin in range(0, len(values), 4 * step):
+            some = values[begin : begin + 4 * step]
+            mix_fours(
+                some[:step], some[step : 2 * step], some[2 * step : 3 * step], some[3 * step :]
+            )
+
+
+def mix_fours(first: np.ndarray, second: np.ndarray, third: np.ndarray, fourth: np.ndarray) -> None:
+    """Apply one factor of the rotation to four parts of a group, [step] float32 each, in place."""
+    for j in range(len(first)):
+        a, b, c, d = first[j], second[j], third[j], fourth[j]
+        half = ((a + b) + (c + d)) * FLOAT32(0.5)
+        first[j], second[j], third[j], fourth[j] = half - d, half - c, half - b, half - a
+
+
+def row_amax(values: np.ndarray) -> np.float32:
+    """Find the largest magnitude of a row [K] float32 that is finite."""
+    bits, largest = values.view(np.int32), np.zeros(1, np.int32)
+    # Integers, as numba makes no vector instructions of the largest of many floats.
+    most = np.int32(0)
+    for j in range(len(bits)):
+        most = max(most, bits[j] & MAGNITUDE_BITS)
+    largest[0] = most
+    return largest.view(FLOAT32)[0]
+
+
+def add_lanes(lanes: np.ndarray) -> np.float32:
+    """Sum lanes [a power of two] float32 by halves, in place: the last tree of a row's sum."""
+    half = len(lanes) // 2
+    while half:
+        low, high = lanes[:half], lanes[half : 2 * half]
+        for j in range(half):
+            low[j] += high[j]
+        half //= 2
+    return lanes[0]
+
+
+def round_row(
+    values: np.ndarray, scale: np.float32, codes: np.ndarray, lanes: np.ndarray
+) -> tuple[float, float]:
+    """Round a row to integers as `int8.encode_int8` does, and measure the error.
+
+    values: [K] float32; scale: that of the row; codes: [K] int8, filled; lanes: [2, LANE_COLUMNS]
+    float32, overwritten. Returns squared error and energy in units of the scale.
+    """
+    lanes[:] = 0
+    errors, energies = lanes[0], lanes[1]
+    for begin in range(0, len(values), LANE_COLUMNS):
+        some, out = values[begin : begin + LANE_COLUMNS], codes[begin : begin + LANE_COLUMNS]
+        for j in range(len(some)):
+            # Parity: comfy_kitchen divides, and saturates what is rounded.
+            scaled = some[j] / scale
+            level = (scaled + ROUND_TO_INTEGERS) - ROUND_TO_INTEGERS
+            level = min(max(level, FLOAT32(-INT8_MAX - 1)), FLOAT32(INT8_MAX))
+            out[j] = np.int32(level)
+            error = scaled - level
+            errors[j] += error * error
+            energies[j] += scaled * scaled
+    return np.float64(add_lanes(errors)), np.float64(add_lanes(energies))
+
+
+def encode_integers(
+    rows: np.ndarray, rotated: bool, codes: np.ndarray, scales: np.ndarray
+) -> tuple[float, float]:
+    """Rotate rows and quantise them to INT8 at the scales of `int8.amax_row_scales`.
+
+    rows: [n, K] float32; rotated: whether in groups of 256; codes: [n, K] int8, filled; scales:
+    [n] float32, filled. Returns squared error and energy, summed over rows in float64.
+    """
+    values, lanes = np.empty(rows.shape[1], FLOAT32), np.empty((2, LANE_COLUMNS), FLOAT32)
+    error, energy = 0.0, 0.0
+    for row in range(len(rows)):
+        values[:] = rows[row]
+        if rotated:
+            rotate_columns(values)
+        scale = max(row_amax(values) / FLOAT32(INT8_MAX), FLOAT32(LEAST_ROW_SCALE))
+        scales[row], unit = scale, np.float64(scale) * np.float64(scale)
+        more_error, more_energy = round_row(values, scale, codes[row], lanes)
+        error, energy = error + more_error * unit, energy + more_energy * unit
+    return error, energy
+
+
+def power_codes(values: np.ndarray, codes: np.ndarray) -> int:
+    """Find the E8M0 codes of a row's blocks as `mxfp8.amax_power_scales` does.
+
+    values: [K] float32; codes: [K/32] uint8, filled. Returns the largest code.
+    """
+    largest = 0
+    for block in range(len(codes)):
+        amax = row_amax(values[block * MX_BLOCK : (block + 1) * MX_BLOCK])
+        needed = np.empty(1, FLOAT32)
+        needed[0] = max(amax / FLOAT32(E4M3_MAX), FLOAT32(2.0**-E8M0_ONE))
+        bits = needed.view(np.int32)[0]
+        exponent, mantissa = bits >> 23, bits & MANTISSA_BITS
+        code = exponent + (mantissa >= ROUNDED_UP[exponent])
+        codes[block] = code if amax > 0 else 0
+        largest = max(largest, codes[block])
+    return largest
+
+
+def spread_powers(codes: np.ndarray, largest: int, powers: np.ndarray) -> None:
+    """Give each column what its block is multiplied by, and its part of the row's unit.
+
+    codes: [b] uint8, E8M0; largest: that of the row, whose power of two is the unit; powers: [2,
+    32b] float32, filled.
+    """
+    bits = powers.view(np.int32)
+    for block in range(len(codes)):
+        some = slice(block * MX_BLOCK, (block + 1) * MX_BLOCK)
+        code = np.int32(codes[block])
+        # The exponent's bits of 2**(127 - code); 2**-127 is a subnormal. Code 0 makes zeros.
+        inverse = ((2 * E8M0_ONE - code) << 23) if code else 0
+        bits[0, some] = (1 << 22) if code == LAST_E8M0_CODE else inverse
+        # Shares below float32's range are those of errors that nobody sees.
+        bits[1, some] = max(E8M0_ONE + code - largest, 0) << 23
+
+
+def encode_powers(rows: np.ndarray, codes: np.ndarray, scales: np.ndarray) -> tuple[float, float]:
+    """Quantise rows to MXFP8 as `mxfp8.encode_mxfp8` does at the scales of amax.
+
+    rows: [n, K] float32, K a multiple of 32; codes: [n, K] uint8, filled with E4M3 bits; scales:
+    [n, K/32] uint8, filled. Returns squared error and energy, summed over rows in float64.
+    """
+    shape = (MX_COLUMNS,)
+    magnitudes, values, found = (
+        np.empty(shape, FLOAT32),
+        np.empty(shape, FLOAT32),
+        np.empty(shape, np.int32),
+    )
+    powers, lanes = np.empty((2, MX_COLUMNS), FLOAT32), np.empty((2, MX_COLUMNS), FLOAT32)
+    total_error, total_energy = 0.0, 0.0
+    for row in range(len(rows)):
+        largest = power_codes(rows[row], scales[row])
+        lanes[:] = 0
+        errors, energies = lanes[0], lanes[1]
+        for begin in range(0, rows.shape[1], MX_COLUMNS):
+            some, out = (
+                rows[row, begin : begin + MX_COLUMNS],
+                codes[row, begin : begin + MX_COLUMNS],
+            )
+            signs, count = some.view(np.int32), len(some)
+            spread_powers(
+                scales[row, begin // MX_BLOCK : (begin + count) // MX_BLOCK], largest, powers
+            )
+            inverses, shares = powers[0], powers[1]
+            for j in range(count):
+                magnitudes[j] = abs(some[j]) * inverses[j]
+                values[j] = min(magnitudes[j], FLOAT32(E4M3_MAX))
+            e4m3_codes(values[:count], found)
+            for j in range(count):
+                sign = (signs[j] >> 24) & 0x80
+                out[j] = found[j] | (sign if inverses[j] > 0 else 0)
+            e4m3_values(found[:count], values)
+            for j in range(count):
+                error, original = (values[j] - magnitudes[j]) * shares[j], magnitudes[j] * shares[j]
+                errors[j] += error * error
+                energies[j] += original * original
+        unit = 4.0 ** (largest - E8M0_ONE)
+        total_error += add_lanes(errors) * unit
+        total_energy += add_lanes(energies) * unit
+    return total_error, total_energy
+
+
+# In the order in which `compile_kernels` compiles them.
+INT8_KERNELS = (
+    mix_fours,
+    rotate_columns,
+    row_amax,
+    add_lanes,
+    round_row,
+    encode_integers,
+    power_codes,
+    spread_powers,
+    encode_powers,
+)
+
+
 # ── nvfp4/numeric/compiled.py: Compile the kernels: with numba for a CPU, with triton for a GPU ───
 
 # Lanes (a row under one block scale each) that one program of the triton kernel works on.
@@ -4199,6 +4656,8 @@ class Kernels:
 
     encode_blocks: Callable
     encode_bytes: Callable
+    encode_integers: Callable
+    encode_powers: Callable
     round_in_turn: Callable
 
     def encode_nvfp4(
@@ -4235,6 +4694,36 @@ class Kernels:
         stored = torch.from_numpy(codes).view(torch.float8_e4m3fn).view(weight.shape)
         return stored, Damage(error=error, energy=energy)
 
+    def encode_int8(
+        self, weight: torch.Tensor, _: torch.Tensor, *, rotated: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, Damage]:
+        """Rotate rows and quantise them as `int8.quantise_int8` does, and measure the damage.
+
+        weight: [n, K] floats on the CPU; rotated: whether by `rotation.rotate` in groups of 256.
+        Returns codes int8 [n, K], row scales float32 [n, 1], and the Damage in plain units.
+        """
+        rows = weight.float().contiguous()
+        codes, scales = torch.empty_like(rows, dtype=torch.int8), rows.new_empty(len(rows), 1)
+        given = (rows.numpy(), rotated, codes.numpy(), scales.flatten().numpy())
+        error, energy = self.encode_integers(*given)
+        return codes, scales, Damage(error=error, energy=energy)
+
+    def encode_mxfp8(
+        self, weight: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Damage]:
+        """Quantise rows to MXFP8 as `mxfp8.quantise_mxfp8` does, and measure the damage.
+
+        weight: [n, K] floats on the CPU. Returns codes float8_e4m3fn [n, K32], the powers of two of
+        blocks, float32 [n, K32/32], and the Damage in plain units.
+        """
+        missing = -weight.shape[1] % MX_BLOCK
+        rows = torch.nn.functional.pad(weight.float(), (0, missing)).contiguous()
+        codes = torch.empty_like(rows, dtype=torch.uint8)
+        powers = codes.new_empty(len(rows), rows.shape[1] // MX_BLOCK)
+        error, energy = self.encode_powers(rows.numpy(), codes.numpy(), powers.numpy())
+        stored = codes.view(torch.float8_e4m3fn)
+        return stored, decode_e8m0(powers), Damage(error=error, energy=energy)
+
     def round_columns(
         self,
         wanted: torch.Tensor,
@@ -4269,7 +4758,7 @@ def with_names(function: FunctionType, names: dict[str, object]) -> FunctionType
 
 
 def compile_kernels() -> Kernels:
-    """Compile KERNELS with numba for this machine's CPU.
+    """Compile KERNELS and INT8_KERNELS with numba for this machine's CPU.
 
     The machine code is cached beside the kernels' file for the next run, where that folder can be
     written. Raises ImportError without numba, and RuntimeError where numba fails or `check_kernels`
@@ -4282,8 +4771,8 @@ def compile_kernels() -> Kernels:
     # once instead of twice, stays forbidden, or the bits would change.
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan", "ninf"}}
     # Each kernel finds the compiled versions of those before it among these names.
-    names = dict(encode_blocks.__globals__)
-    for kernel in KERNELS:
+    names = {**encode_integers.__globals__, **encode_blocks.__globals__}
+    for kernel in (*KERNELS, *INT8_KERNELS):
         kernel = with_names(kernel, names)
         try:
             names[kernel.__name__] = numba.njit(kernel, cache=True, **options)
@@ -4302,8 +4791,8 @@ def check_kernels(kernels: Kernels) -> None:
     """Raise RuntimeError unless compiled kernels encode a sample as torch does.
 
     The sample is 64 rows of 512 random numbers, some so small that block scales are subnormal or
-    zero. NVFP4 by every scale search and FP8 have to be equal byte for byte; of what
-    `round_columns` returns, 99 % has to be close.
+    zero. All encoders have to be equal byte for byte; of what `round_columns` returns, 99 % has to
+    be close.
     """
     sample = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
     # Small rows have block scales that are subnormal in E4M3, or zero.
@@ -4311,9 +4800,13 @@ def check_kernels(kernels: Kernels) -> None:
     scale = nvfp4_global_scale(largest_magnitude(sample))
     searches = SCALE_SEARCHES.values()
     made = [kernels.encode_nvfp4(sample, scale, search) for search in searches]
-    made.append(kernels.encode_fp8(sample, scale))
     plain = [encode_nvfp4(sample, scale, search) for search in searches]
-    for (*found, _), expected in zip(made, [*plain, [encode_fp8(sample, scale)]], strict=True):
+    made += [kernels.encode_fp8(sample, scale), kernels.encode_mxfp8(sample, scale)]
+    plain += [[encode_fp8(sample, scale)], quantise_mxfp8(sample)]
+    for group in (0, WRITTEN_GROUP):
+        made.append(kernels.encode_int8(sample, scale, rotated=group > 0))
+        plain.append(quantise_int8(sample, group))
+    for (*found, _), expected in zip(made, plain, strict=True):
         if not all(map(torch.equal, map(as_bytes, found), map(as_bytes, expected))):
             raise RuntimeError("the compiled code rounds differently")
     wanted, within = sample[:BLOCK_SIZE], (sample[:BLOCK_SIZE, -BLOCK_SIZE:], torch.ones(16))
@@ -4325,7 +4818,7 @@ def check_kernels(kernels: Kernels) -> None:
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """View a tensor of one-byte elements as uint8, since float8 tensors cannot be compared."""
+    """View a tensor as uint8, since float8 tensors cannot be compared."""
     return tensor.view(torch.uint8)
 
 
@@ -4828,119 +5321,6 @@ def scalar_scales() -> dict[str, tuple[int, ...]]:
     return found
 
 
-# ── nvfp4/numeric/float8.py: Decode codes of one byte, and scales that lie on a grid over a weight 
-
-# The first byte, without its sign, that is no finite number: E5M2 has infinities there, too.
-NO_NUMBER = {torch.float8_e4m3fn: NAN_E4M3, torch.float8_e5m2: 0x7C}
-# The one NaN of the FNUZ dtypes is what would be a negative zero.
-NAN_FNUZ = 0x80
-# Blocks of fewer columns are not used by any program; a scale of such a shape is for something
-# else, such as rows that were taken for columns.
-LEAST_BLOCK = 16
-
-
-def decode_byte(codes: torch.Tensor) -> torch.Tensor:
-    """Decode 8-bit floats of any of torch's four dtypes for weights, or int8, to float32, exactly.
-
-    codes: of any shape; what is no finite number is for the caller to refuse: see `has_no_number`.
-    """
-    if codes.dtype == torch.float8_e4m3fn:
-        return decode_e4m3(codes)
-    if codes.dtype == torch.float8_e5m2:
-        # E5M2 is the upper byte of a float16.
-        return (codes.view(torch.uint8).to(torch.int16) << 8).view(torch.float16).float()
-    return codes.float()
-
-
-def decode_e8m0(codes: torch.Tensor) -> torch.Tensor:
-    """Decode E8M0 numbers, powers of two from 2**-127 on, to float32; NaN (255) becomes infinity.
-
-    codes: uint8 of any shape. They are the exponent's bits of a float32, but for the smallest one,
-    a subnormal.
-    """
-    bits = codes.to(torch.int32) << 23
-    return torch.where(codes == 0, 1 << 22, bits).view(torch.float32)
-
-
-def has_no_number(codes: torch.Tensor) -> bool:
-    """Tell whether stored codes of any dtype hold NaN or an infinity; integers never do."""
-    bits = codes.view(torch.uint8)
-    if codes.dtype in NO_NUMBER:
-        # The sign bit is masked out, as there is a negative NaN, too.
-        return bool(((bits & 0x7F) >= NO_NUMBER[codes.dtype]).any())
-    return codes.dtype.is_floating_point and bool((bits == NAN_FNUZ).any())
-
-
-def block_lengths(size: int, count: int) -> set[int]:
-    """List how many rows or columns may share a scale, where `count` scales are for `size` of them.
-
-    The last block may be shorter, as DeepSeek's blocks of 128 are. Blocks are powers of two, or
-    divide the size; two lengths come back where both are possible, none where neither is.
-    """
-    if count in (1, size):
-        return {size // count}
-    if -(-size // SCALE_BLOCK) == count:
-        return {SCALE_BLOCK}
-    lengths = {2**power for power in range(1, size.bit_length())}
-    lengths = {length for length in lengths if -(-size // length) == count}
-    return lengths if size % count else {*lengths, size // count}
-
-
-def block_shape(weight: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, int] | None:
-    """Tell the rows and columns of a weight that share one scale, or None where none fits.
-
-    weight: [N, K], or of more dimensions, whose rows have one scale each at most; scale: [], [1]
-    and the like for one scale, [N] or [N, 1] for rows, [blocks of N, blocks of K] for blocks; more
-    dimensions of 1 may follow, as in kohya's [N, blocks of K, 1].
-    """
-    rows, columns = weight[0] if weight else 1, math.prod(weight[1:])
-    if math.prod(scale) == 1:
-        return rows, columns
-    high, wide, *more = (*scale, 1) if len(scale) == 1 else scale
-    if math.prod(more) != 1 or not 0 < high <= rows or not 0 < wide <= columns:
-        return None
-    heights, widths = block_lengths(rows, high), block_lengths(columns, wide)
-    # Where two lengths are possible, only a square block tells which one it is.
-    if len(heights) != 1 or len(widths) != 1:
-        heights = widths = heights & widths
-    if len(heights) != 1:
-        return None
-    height, width = *heights, *widths
-    # kohya's blocks divide the columns, and convolutions and vectors have no blocks.
-    uneven = bool(more) and wide * width != columns
-    nested = len(weight) != 2 and (height, wide) != (1, 1)
-    # A row of as many scales as there are rows may be a column that was transposed.
-    narrow = 1 < wide < columns and width < LEAST_BLOCK
-    lying = high == 1 < rows == wide
-    return None if uneven or nested or narrow or lying else (height, width)
-
-
-def scales_by_rows(scale: torch.Tensor, weight: tuple[int, ...]) -> torch.Tensor:
-    """Spread a grid of scales over the rows of a weight.
-
-    scale: floats of a shape that `block_shape` takes, more than one; weight: [N, K]. Returns
-    float32 [N, blocks of K], or [N, K] where the number of blocks does not tell their length.
-    """
-    height, width = block_shape(weight, tuple(scale.shape))
-    grid, columns = scale.float().reshape(scale.shape[0], -1), math.prod(weight[1:])
-    if len(block_lengths(columns, grid.shape[1])) > 1:
-        grid = grid.repeat_interleave(width, 1)[:, :columns]
-    return grid.repeat_interleave(height, 0)[: weight[0]]
-
-
-def multiply_blocks(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Multiply rows of values by the scales of their blocks of columns, in place.
-
-    values: float32 [n, K]; scales: float32 [n, blocks of K], as `scales_by_rows` gives them. Each
-    product is rounded once.
-    """
-    (width,) = block_lengths(values.shape[1], scales.shape[1])
-    whole = values.shape[1] // width
-    values[:, : whole * width].unflatten(1, (whole, width)).mul_(scales[:, :whole, None])
-    values[:, whole * width :].mul_(scales[:, whole:])
-    return values
-
-
 # ── nvfp4/formats/scaled.py: Decode weights of one byte by the scale, or the scales of rows or bloc
 
 class Scaled(Format):
@@ -5204,68 +5584,7 @@ FOREIGN_ROWS = (
 )
 
 
-# ── nvfp4/numeric/rotation.py: Rotate groups of columns by a regular Hadamard matrix, as ConvRot an
-
-def rotate(values: torch.Tensor, group: int) -> torch.Tensor:
-    """Rotate weights or inputs, or rotate them back: it is its own inverse.
-
-    values: float32 [n, K]; group: columns rotated together, a power of four that divides K. The
-    matrix is the Kronecker power of a matrix [4, 4] of 1/2, with -1/2 from one corner at the bottom
-    to the other at the top. One factor after the other is applied: the sums are the same whatever
-    rows come together, where those of a matrix product depend on its size.
-    """
-    step, found = 1, values
-    while step < group:
-        fours = found.reshape(-1, 4, step)
-        first, second, third, fourth = fours.unbind(1)
-        half = (((first + second) + (third + fourth)) * 0.5).unsqueeze(1)
-        # Row i adds up all four but for the one from the end, which it subtracts.
-        found, step = half - fours.flip(1), step * 4
-    return found.view(values.shape)
-
-
-# ── nvfp4/numeric/int8.py: Quantise to 8-bit integers with a scale for every row, as comfy_kitchen 
-
-# The largest code of a row whose scale is its largest magnitude over it.
-INT8_MAX = 127
-# The least scale of a row: comfy_kitchen's, so that a row of zeros is not divided by 0.
-LEAST_ROW_SCALE = 1e-30
-
-
-def amax_row_scales(rows: torch.Tensor) -> torch.Tensor:
-    """Compute the scales that make each row's largest magnitude 127: [n, 1] for rows [n, K].
-
-    Rows and scales are float32.
-    """
-    # Parity: comfy_kitchen divides the largest magnitude, and bounds the quotient.
-    return divide(rows.abs().amax(1, keepdim=True), INT8_MAX).clamp_(min=LEAST_ROW_SCALE)
-
-
-def encode_int8(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Quantise rows [n, K] float32 at their scales [n, 1]: int8 [n, K], ties to even.
-
-    With `amax_row_scales` the codes are those of comfy_kitchen.quantize_int8_rowwise.
-    """
-    return (rows / scale).round_().clamp_(-INT8_MAX - 1, INT8_MAX).to(torch.int8)
-
-
-def quantised_int8_rows(rows: torch.Tensor, group: int) -> torch.Tensor:
-    """Quantise and dequantise input rows as ComfyUI's INT8 matmul sees them.
-
-    rows: [r, K] floats; group: columns rotated together, or 0. Returns [r, K] float32. Every row
-    has a scale of its own, measured on every call.
-    """
-    values = rotate(rows.float(), group) if group else rows.float()
-    scale = amax_row_scales(values)
-    decoded = encode_int8(values, scale).float().mul_(scale)
-    return rotate(decoded, group) if group else decoded
-
-
 # ── nvfp4/formats/int8.py: Store weights as INT8: 8-bit integers with a scale for every row, rotate
-
-# The size of the groups that are rotated where they are written: comfy_kitchen's own.
-WRITTEN_GROUP = 256
-
 
 class Int8(Scaled):
     """Store a weight [N, K] as I8 [N, K] and a `weight_scale` F32 [N, 1]; one may have [].
@@ -5328,12 +5647,12 @@ class Int8(Scaled):
         for ties that the last bit of a rotation decides.
         """
 
-        def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            values = rotate(rows.float(), self.rotated) if self.rotated else rows.float()
-            scale = amax_row_scales(values)
-            return encode_int8(values, scale), scale
-
-        measured = with_damage(encode, self.decode, encoder.dtype)
+        # Kernels measure the error while they encode; torch's operations decode again for it.
+        measured = with_damage(
+            lambda rows, _: quantise_int8(rows, self.rotated), self.decode, encoder.dtype
+        )
+        if encoder.kernels:
+            measured = partial(encoder.kernels.encode_int8, rotated=self.rotated > 0)
         return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
 
     def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
@@ -5371,43 +5690,6 @@ def rotated_group(config: dict) -> int:
 INT8_GROUPS = (WRITTEN_GROUP, 0, *(4**power for power in range(1, 7) if power != 4))
 INT8_ROWS = tuple(map(Int8, INT8_GROUPS))
 INT8 = INT8_ROWS[0]
-
-
-# ── nvfp4/numeric/mxfp8.py: Quantise to MXFP8: E4M3 numbers, and a power of two for every 32 of a r
-
-# The code of 1.0 in E8M0, and the largest one that is a number.
-E8M0_ONE, LAST_E8M0_CODE = 127, 254
-
-
-def amax_power_scales(magnitude: torch.Tensor) -> torch.Tensor:
-    """Compute the least powers of two that clip nothing: E8M0 codes uint8 [n, K/32].
-
-    magnitude: [n, K] float32 >= 0, K a multiple of 32. A block of zeros has code 0. The codes are
-    those of comfy_kitchen.quantize_mxfp8.
-    """
-    amax = magnitude.unflatten(1, (-1, MX_BLOCK)).amax(-1)
-    needed = divide(amax, E4M3_MAX).clamp(min=2.0**-E8M0_ONE)
-    # Parity: comfy_kitchen rounds the logarithm up.
-    codes = needed.log2().ceil().to(torch.int32) + E8M0_ONE
-    return torch.where(amax > 0, codes.clamp(0, LAST_E8M0_CODE), 0).to(torch.uint8)
-
-
-def encode_mxfp8(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Quantise rows [n, K] float32 at the E8M0 codes of their blocks: float8_e4m3fn [n, K].
-
-    scales: uint8 [n, K/32]; code 0 is that of blocks of zeros. Saturates at 448.
-    """
-    blocks = rows.unflatten(1, (-1, MX_BLOCK))
-    scaled = blocks / decode_e8m0(scales).unsqueeze(-1)
-    return scaled.clamp_(-E4M3_MAX, E4M3_MAX).flatten(1).to(torch.float8_e4m3fn)
-
-
-def quantised_mxfp8_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Quantise and dequantise input rows [r, K] as ComfyUI's MXFP8 matmul sees them: float32."""
-    padded = torch.nn.functional.pad(rows.float(), (0, -rows.shape[1] % MX_BLOCK))
-    scales = amax_power_scales(padded.abs())
-    values = encode_mxfp8(padded, scales).float().unflatten(1, (-1, MX_BLOCK))
-    return (values * decode_e8m0(scales).unsqueeze(-1)).flatten(1)[:, : rows.shape[1]]
 
 
 # ── nvfp4/formats/mxfp8.py: Store weights as MXFP8: E4M3 numbers, and a power of two for every 32 o
@@ -5464,12 +5746,9 @@ class Mxfp8(Scaled):
         comfy_kitchen.quantize_mxfp8.
         """
 
-        def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            padded = torch.nn.functional.pad(rows.float(), (0, -rows.shape[1] % MX_BLOCK))
-            scales = amax_power_scales(padded.abs())
-            return encode_mxfp8(padded, scales), decode_e8m0(scales)
-
-        measured = with_damage(encode, self.decode, encoder.dtype)
+        # Kernels measure the error while they encode; torch's operations decode again for it.
+        measured = with_damage(lambda rows, _: quantise_mxfp8(rows), self.decode, encoder.dtype)
+        measured = encoder.kernels.encode_mxfp8 if encoder.kernels else measured
         return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
 
     def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
