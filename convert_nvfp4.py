@@ -1854,8 +1854,40 @@ CARDS = {
 UNQUANTISED = "16bit"
 # MXFP8 has to be named: rotated INT8 loses less at the same size, and runs on more cards.
 DEFAULT_FORMATS = tuple(word for word in UNITS if word != "mxfp8")
-# Options that ask for a format, which --formats and --card have to leave.
-ASKING = {Other("--use-fp8"): "fp8"}
+# What full-precision marks turn a layer in NVFP4 into; the first one is the mark itself.
+SENSITIVE_AS = ("w4a16", "w4a8", "int8")
+# Formats whose activations may stay 16-bit, or have a scale in the file.
+MARKED_FORMATS = {"nvfp4", "fp8"}
+# Options that say how activations are quantised, which other formats leave to every call.
+FOR_MARKED = re.compile(r"input-scale|full-precision-mm|w4a4-share|pre-quant-scale|sensitive-as")
+
+
+class Recipe(NamedTuple):
+    """Hold the --dtype of a recipe where none is given, and the least format that it writes.
+
+    format: a word, "" where other options decide.
+    """
+
+    dtype: str
+    format: str = ""
+
+
+# Working scaled-FP8 models keep float32.
+RECIPES = {
+    "mixed": Recipe("bfloat16"),
+    "fp8": Recipe("bfloat16", "fp8"),
+    "scaled-fp8": Recipe("float32", "fp8"),
+    "int8": Recipe("bfloat16", "int8"),
+    "w4a8": Recipe("bfloat16", "w4a8"),
+}
+# What other options ask for, which --formats and --card have to leave.
+ASKING = {
+    Other("--use-fp8"): "fp8",
+    Other("--use-int8"): "int8",
+    **{Other("--sensitive-as", word): word for word in SENSITIVE_AS[1:]},
+    Other("--sensitive-as", "w4a16"): "nvfp4",
+    **{Other("--recipe", name): recipe.format for name, recipe in RECIPES.items() if recipe.format},
+}
 
 
 def format_words(given: str | Iterable[str]) -> tuple[str, ...]:
@@ -1887,7 +1919,54 @@ def leaves_enough(flag: str, value: str | tuple[str, ...], given: GivenOptions) 
         if other.is_in(given) and word not in value:
             hint = "" if flag == "--formats" else "; --formats goes before the card's"
             return f"{flag} contradicts {other.text}: {word} is not in {','.join(value)}{hint}"
-    return ""
+    return "" if MARKED_FORMATS & {*value} else without_marks(flag, given)
+
+
+def recipe_takes(flag: str, recipe: str, given: GivenOptions) -> str:
+    """Refuse marks and input scales beside a recipe whose format has no use for them."""
+    has_marks = {RECIPES[recipe].format} <= {"", *MARKED_FORMATS}
+    return "" if has_marks else without_marks(f"{flag} {recipe}", given)
+
+
+def without_marks(flag: str, given: GivenOptions) -> str:
+    """Refuse options about activations where all formats measure them on every call.
+
+    flag: what left no other format, as one types it.
+    """
+    idle = [name for name in given if FOR_MARKED.search(name)]
+    idle += [f"{name} {how}" for name, how in given.items() if how == "full_precision_mm"]
+    if not idle:
+        return ""
+    why = "its layers take neither input scales nor full-precision matmul"
+    return f"{flag} contradicts {', '.join(idle)}: {why}"
+
+
+# ── nvfp4/options/switches.py: The switches for layers of one kind, which are sets in the options t
+
+# Switches that mark layers of one kind for full-precision matmul (W4A16).
+FULL_PRECISION_OPTIONS = {
+    "--full-precision-mm": LayerSwitch(r"", "every quantised layer"),
+    "--full-precision-mm-cross-attn-kv": LayerSwitch(
+        r"\bcross_attn\.[kv](_img)?$", "cross-attention k and v"
+    ),
+    "--full-precision-mm-cross-attn-qkvo": LayerSwitch(
+        r"\bcross_attn\.([qo]|[kv](_img)?)$", "cross-attention q, k, v and o"
+    ),
+    "--full-precision-mm-self-attn-qkvo": LayerSwitch(
+        r"\bself_attn\.[qkvo]$", "self-attention q, k, v and o"
+    ),
+    "--full-precision-mm-ffn-up": LayerSwitch(r"\bffn\.0$", "feed-forward up projections"),
+    "--full-precision-mm-ffn-down": LayerSwitch(r"\bffn\.2$", "feed-forward down projections"),
+}
+# Switches that raise layers of one kind to a least precision.
+MINIMUM_OPTIONS = {
+    "--min-ffn-fp8": LayerSwitch(
+        r"\bffn\.[02]$", "feed-forward layers are at least FP8, or INT8", "FP8"
+    ),
+    "--min-ffn2-fp16": LayerSwitch(
+        r"\bffn\.2$", "feed-forward down projections are at least 16-bit", "16-bit"
+    ),
+}
 
 
 # ── nvfp4/families.py: Known model families and their presets, as rows of a table ─────────────────
@@ -2235,7 +2314,7 @@ def recognise(model: Model) -> tuple[str, str]:
 # Presets for models of any family, with their lines in --list-presets.
 GENERAL_PRESETS = {
     "auto": "the family that the source is recognised as (default)",
-    "smart": "any model by its structure: 16-bit outside the repeated blocks, FP8 for attention V "
+    "smart": "any model by its structure: 16-bit outside the repeated blocks, 8-bit for attention V "
     "and feed-forward down projections, NVFP4 for the rest of the blocks",
     "all": "NVFP4 for every linear layer that ComfyUI does not recognise a model by",
     "none": "nothing but what --include names",
@@ -2252,30 +2331,6 @@ TARGET = "--target-size"
 # Encoded bytes that may wait for the writer, unless --low-mem is given. Encoding goes on meanwhile
 # when the disk is slow; the bytes count towards the peak of memory.
 WRITE_AHEAD = 96 << 20
-# Switches that mark layers of one kind for full-precision matmul (W4A16).
-FULL_PRECISION_OPTIONS = {
-    "--full-precision-mm": LayerSwitch(r"", "every quantised layer"),
-    "--full-precision-mm-cross-attn-kv": LayerSwitch(
-        r"\bcross_attn\.[kv](_img)?$", "cross-attention k and v"
-    ),
-    "--full-precision-mm-cross-attn-qkvo": LayerSwitch(
-        r"\bcross_attn\.([qo]|[kv](_img)?)$", "cross-attention q, k, v and o"
-    ),
-    "--full-precision-mm-self-attn-qkvo": LayerSwitch(
-        r"\bself_attn\.[qkvo]$", "self-attention q, k, v and o"
-    ),
-    "--full-precision-mm-ffn-up": LayerSwitch(r"\bffn\.0$", "feed-forward up projections"),
-    "--full-precision-mm-ffn-down": LayerSwitch(r"\bffn\.2$", "feed-forward down projections"),
-}
-# Switches that raise layers of one kind to a least precision.
-MINIMUM_OPTIONS = {
-    "--min-ffn-fp8": LayerSwitch(r"\bffn\.[02]$", "feed-forward layers are at least FP8", "FP8"),
-    "--min-ffn2-fp16": LayerSwitch(
-        r"\bffn\.2$", "feed-forward down projections are at least 16-bit", "16-bit"
-    ),
-}
-# Each recipe's --dtype, unless one is given: working scaled-FP8 models keep float32.
-RECIPES = {"mixed": "bfloat16", "fp8": "bfloat16", "scaled-fp8": "float32"}
 # The recipe whose layers have no configuration: one marker tensor tells of all.
 LEGACY_RECIPE = "scaled-fp8"
 # Files that have to cover the source, unless --partial-guide is given.
@@ -2313,7 +2368,7 @@ HEADER_ORDER = (
     "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
     "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
     "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
-    "plain_fp8", "formats", "card",
+    "plain_fp8", "formats", "card", "use_int8", "sensitive_as",
 )  # fmt: skip
 
 
@@ -2338,8 +2393,9 @@ class Options:
         flag="OUTPUT", check=model_name, trace=False)
 
     recipe: str = option("mixed", GENERAL, Kind(choices=tuple(RECIPES)),
-        "mixed; fp8: FP8 for all that would be NVFP4; scaled-fp8: the same as files of the older "
-        "kind have it, with scale_weight and the rest in float32 (default: {default})")
+        "mixed; fp8, int8 or w4a8: that for all that would be NVFP4; scaled-fp8: FP8 as files of "
+        "the older kind have it, with scale_weight and the rest in float32 (default: {default})",
+        check=recipe_takes)
     # None stands for the recipe's own until the task is checked.
     dtype: str | None = option(None, GENERAL, DTYPE,
         "of tensors that are not quantised (default: bfloat16; float32 with scaled-fp8)")
@@ -2424,7 +2480,11 @@ class Options:
         "the first and last two transformer blocks stay 16-bit",
         conflicts=["--edge-blocks"], needs=["--gguf"])
     use_fp8: bool = option(False, PRECISION, SWITCH,
-        "GGUF types of more bits become FP8 instead of 16-bit", needs=["--gguf"])
+        "GGUF types of more bits become FP8 instead of 16-bit", needs=["--gguf"],
+        conflicts=[Other("--recipe", "int8"), Other("--recipe", "w4a8")])
+    use_int8: bool = option(False, PRECISION, SWITCH,
+        "GGUF types of more bits become INT8, and all else that would be FP8", needs=["--gguf"],
+        conflicts=["--use-fp8", Other("--recipe", "fp8"), Other("--recipe", "scaled-fp8")])
     partial_guide: bool = option(False, PRECISION, SWITCH,
         "go on with guides that cover only a part of the model, and note which",
         needs=GUIDE_OPTIONS, trace=False)
@@ -2509,13 +2569,17 @@ class Options:
         "every FP8 layer; for --recipe scaled-fp8 this is the size of its marker tensor")
     full_precision: frozenset[str] = option(frozenset(), FULL_PRECISION, SWITCH,
         switches=FULL_PRECISION_OPTIONS)
+    # None stands for w4a16, and in what a preset marks for w4a8: see `plan.choosing`.
+    sensitive_as: str | None = option(None, FULL_PRECISION, Kind(choices=SENSITIVE_AS),
+        "what NVFP4 layers become that options, lists, sensitivities or --w4a4-share mark; a "
+        "--layer-config's stay as written (default: w4a16; those that presets mark: w4a8)")
     # fmt: on
 
     def __post_init__(self) -> None:
         check_task(self)
         # Two defaults depend on other options: None stands for them until here.
         if self.dtype is None:
-            object.__setattr__(self, "dtype", RECIPES[self.recipe])
+            object.__setattr__(self, "dtype", RECIPES[self.recipe].dtype)
         if self.preset is None and self.gguf is None:
             object.__setattr__(self, "preset", "auto")
 
@@ -2537,9 +2601,14 @@ class Options:
         return self.preset not in (None, "all", "none")
 
     @property
-    def only_fp8(self) -> bool:
-        """Tell whether the recipe makes FP8 of what would be NVFP4."""
-        return self.recipe != "mixed"
+    def eight_bits(self) -> tuple[str, ...]:
+        """List the 8-bit formats by their words, that first which layers get for 8 bits.
+
+        That is FP8 in an FP8 recipe and beside a GGUF, unless --use-int8 or a recipe asks for INT8.
+        """
+        recipe = RECIPES[self.recipe].format
+        is_fp8 = recipe == "fp8" or (self.gguf and not (recipe or self.use_int8))
+        return ("fp8", "int8", "mxfp8") if is_fp8 else ("int8", "mxfp8", "fp8")
 
     @property
     def written(self) -> Path:
@@ -2666,18 +2735,22 @@ Convert a large diffusion transformer to one mixed-precision NVFP4 file that Com
 NVFP4 stores a weight in 4 bits plus one 8-bit scale per 16 weights: a third of the memory of
 16-bit, and twice the speed on Blackwell cards. Not every layer survives it. This tool follows
 the choices of a good GGUF quantiser: what it spent few bits on becomes NVFP4, what it spent more
-on becomes FP8 or stays 16-bit; without a GGUF, the model's family decides. It reads sharded
-safetensors tensor by tensor and writes one file, which gets its name only once it is complete and
-checked.
+on becomes FP8 or INT8, or stays 16-bit; without a GGUF, the model's family decides. Other cards
+multiply W4A8, W6A8 and INT8 fast, which --card, --formats and --recipe choose from. It reads
+sharded safetensors tensor by tensor and writes one file, which gets its name only once it is
+complete and checked.
 
 How a tensor's precision is chosen (first that applies wins, floors last):
   1. --exclude keeps 16-bit; --include makes NVFP4; then --layer-config and --target-size
   2. edge blocks: the first and last transformer blocks stay 16-bit, --edge-blocks N of them
   3. the GGUF's type: F32 -> float32, F16/BF16 -> --dtype, up to --gguf-nvfp4-max-bitdepth bits
-     -> NVFP4, more -> FP8 with --use-fp8, else --dtype
-  4. without a GGUF the model family's row: --preset, --list-presets
-  5. floors: --min-ffn-fp8, --min-ffn2-fp16, layers ComfyUI recognises a model by, shapes that
-     Blackwell cannot multiply in FP4, anything that is not a linear layer's weight
+     -> NVFP4, more -> FP8 with --use-fp8, INT8 with --use-int8, else --dtype
+  4. without a GGUF the model family's row: --preset, --list-presets. Most layers are NVFP4, those
+     that need 8 bits INT8, those that 4-bit inputs harm W4A8, as far as --formats or --card allow
+  5. floors: --recipe, the least of --formats, --min-ffn-fp8, --min-ffn2-fp16, marks with
+     --sensitive-as w4a8 or int8, layers ComfyUI recognises a model by, shapes that Blackwell cannot
+     multiply in FP4, anything that is not a linear layer's weight
+  A weight whose columns are no multiple of 256 is INT8 without rotation instead of W4A8 or W6A8.
 
 How a weight is rounded: to the least error of itself, or with --activation-stats, where the layer's
 input was recorded with second moments, to the least error of the layer's output.
@@ -2689,10 +2762,16 @@ What is stored for a linear layer L with weight [N, K] (N16, K16: rounded up to 
          L.pre_quant_scale BF16    [K]           --pre-quant-scale: multiplies the input
   FP8    L.weight         F8_E4M3  [N, K]
          L.weight_scale   F32      []
-  both   L.input_scale    F32      []            optional: the activation's global scale
-         L.comfy_quant    U8       [bytes]       JSON: format, full_precision_matrix_mult
-  --recipe fp8 makes FP8 of all that would be NVFP4. --recipe scaled-fp8 does so in the older
-  form: L.scale_weight F32 [1], L.scale_input F32 [1], no L.comfy_quant, and in the file one
+  INT8   L.weight         I8       [N, K]        columns rotated in groups of 256, where K has such
+         L.weight_scale   F32      [N, 1]
+  W4A8   L.weight         I8       [N, K/2]      rotated; two codes a byte, even column low
+         L.weight_s_rel   F8_E4M3  [N, K/16]     a scale per 16 columns
+         L.weight_s_channel F32    [N]
+         L.weight_codebook  F32    [16]          what the codes stand for; W6A8 has none
+  NVFP4 and FP8: L.input_scale F32 [], optional: the activation's global scale
+  all:   L.comfy_quant    U8       [bytes]       JSON: format, full_precision_matrix_mult, rotation
+  --recipe fp8, int8 or w4a8 makes that of all that would be NVFP4. --recipe scaled-fp8 makes FP8 in
+  the older form: L.scale_weight F32 [1], L.scale_input F32 [1], no L.comfy_quant, and in the file one
   scaled_fp8 F8_E4M3 with 2 elements if all layers get full-precision matmul, with 0 if none does
 
 Wan 2.2, the documented command lines (one line each; high noise is the same with its own files):
@@ -2706,6 +2785,15 @@ Wan 2.2, the documented command lines (one line each; high noise is the same wit
   TI2V 5B  the same with its own files and without --use-fp8
   to calibrate  leave out all input-scale, full-precision and FP8 options; add --no-input-scale
 """
+
+
+# How --formats, --card and --sensitive-as change what rows of families say.
+BY_FORMATS = (
+    "8-bit is INT8, or FP8 where --formats has no int8; NVFP4 is W4A8 or the next larger one where "
+    "--formats or --card has no nvfp4.",
+    "W4A8 is INT8 where --formats has no w4a8, else NVFP4 with 16-bit matmul (W4A16), as with "
+    "--sensitive-as w4a16.",
+)
 
 
 def render_presets() -> str:
@@ -2722,11 +2810,13 @@ def render_presets() -> str:
         lines += [f"{name}: {family.title}, in {runs}"]
         lines += [f"  16-bit  {ends}, and what is outside the blocks"]
         for keep in family.keeps:
-            lines.append(f"  {keep.precision:7} {keep.layers}  ({keep.why})")
+            shown = "8-bit" if keep.precision == "FP8" else keep.precision
+            lines.append(f"  {shown:7} {keep.layers}  ({keep.why})")
         lines += ["  NVFP4   the other linear layers of the blocks"]
         if family.full_precision:
-            lines += [f"  W4A16   {family.full_precision}  (of what is NVFP4)"]
-    return "\n".join([*lines, *(f"{name}: {text}" for name, text in GENERAL_PRESETS.items())])
+            lines += [f"  W4A8    {family.full_precision}  (of what else is NVFP4)"]
+    lines += [f"{name}: {text}" for name, text in GENERAL_PRESETS.items()]
+    return "\n".join([*lines, *BY_FORMATS])
 
 
 # ── nvfp4/cli/parse.py: Read the command line: a parser made of the options table ─────────────────
@@ -2809,7 +2899,7 @@ import json
 import shutil
 import subprocess
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -5471,7 +5561,7 @@ class ScaledFp8(Fp8):
     scale_suffix = "scale_weight"
     scalar_shape = (1,)
     marker = MARKER
-    full_precision_option = ""
+    option = full_precision_option = ""
     older_form = ""
 
     def name_in_file(self, suffix: str) -> str:
@@ -7097,8 +7187,8 @@ class Why(Enum):
     DOUBTFUL = auto()
     # ComfyUI tells what model it is by this tensor's shape.
     RECOGNITION = auto()
-    # No card multiplies this shape in FP4.
-    FP4_MATMUL = auto()
+    # No card multiplies this shape in FP4, or the format does not store it.
+    SHAPE = auto()
     # The format needs an input scale, and the layer has none.
     NO_INPUT_SCALE = auto()
     # Scaled FP8 has one switch for full-precision matmul, which holds for all its layers.
@@ -7315,7 +7405,8 @@ class Rule:
     """Give these tensors this precision, or as a floor at least this one, for this reason.
 
     `is_open` tells that --target-size may choose otherwise; `dtype`, where it is not "", goes
-    before --dtype or the source's.
+    before --dtype or the source's. A floor with `instead_of` takes the place of these formats, and
+    of no other, however many bits they have.
     """
 
     names: frozenset[str]
@@ -7323,6 +7414,13 @@ class Rule:
     reason: Reason
     is_open: bool = False
     dtype: str = ""  # a safetensors dtype; a --layer-config may set it
+    instead_of: frozenset[Format] = frozenset()
+
+    def replaces(self, precision: Format) -> bool:
+        """Tell whether it takes the place of a precision, as a floor."""
+        if self.instead_of:
+            return precision in self.instead_of
+        return precision < self.precision
 
 
 # What applies where no rule names a tensor.
@@ -11343,41 +11441,45 @@ def embedding_rules(model: Model) -> list[Rule]:
     ]
 
 
-def recognition_rules(model: Model) -> list[Rule]:
+def recognition_rules(model: Model, unpadded: Format) -> list[Rule]:
     """Make the rules for layers whose shape ComfyUI reads.
 
     Where it reads columns, which packing halves, the layer stays 16-bit; so do layers outside the
     numbered blocks whose rows it reads, as these are inputs and outputs of the whole model. Rows of
-    layers in blocks are only not padded. FP8 would keep any shape, but these layers are few, and a
-    file whose first layers are plain numbers can still be told by any program.
+    layers in blocks are only not padded: they are `unpadded` instead of formats that pad rows. Such
+    a format would keep any shape, but the others are few, and a file whose first layers are plain
+    numbers can still be told by any program.
     """
+    padding = frozenset(row for row in Format.rows if row.row_multiple > 1)
     groups = defaultdict(set)
     for ref in model.linear_weights:
         read = shape_read(bare(ref.layer))
         if read and (read.columns or not read.in_block):
-            groups[read.classes, HALF].add(ref.name)
+            groups[read.classes, HALF, frozenset()].add(ref.name)
         elif read and ref.shape[0] % FP4_MATMUL_N:
-            groups[read.classes, FP8].add(ref.name)
+            groups[read.classes, unpadded, padding].add(ref.name)
     return [
         Rule(
             names=frozenset(names),
             precision=precision,
             reason=Reason(Why.RECOGNITION, f"ComfyUI recognises {classes} by its shape"),
+            instead_of=instead_of,
         )
-        for (classes, precision), names in groups.items()
+        for (classes, precision, instead_of), names in groups.items()
     ]
 
 
-def contract_rules(model: Model, included: tuple[str, ...]) -> list[Rule]:
+def contract_rules(model: Model, included: tuple[str, ...], unpadded: Format) -> list[Rule]:
     """List the least precisions that ComfyUI's classes ask for.
 
-    included: the patterns of --include, and the keys of --layer-config that quantise.
+    included: the patterns of --include, and the keys of --layer-config that quantise; unpadded: the
+    format for layers whose rows must not be padded.
     """
     doubt = Reason(Why.DOUBTFUL, "maybe no linear layer, by its name or shape")
     doubtful = doubtful_layers(model, included)
     return [
         *embedding_rules(model),
-        *recognition_rules(model),
+        *recognition_rules(model, unpadded),
         Rule(names=doubtful, precision=HALF, reason=doubt),
     ]
 
@@ -11404,6 +11506,88 @@ def contract_notes(model: Model, plans: list[TensorPlan]) -> list[str]:
             f"bytes, are not quantised, as only matrices are: {names}"
         )
     return notes
+
+
+# ── nvfp4/plan/choosing.py: Choose formats by options: the least one, that of 8 bits, and what sens
+
+def format_called(word: str) -> Format:
+    """Find the row of a word of the command line. Raises KeyError where there is none."""
+    return {row.option: row for row in Format.rows if row.option}[word]
+
+
+def first_allowed(options: Options, words: tuple[str, ...]) -> Format:
+    """Return the format of the first word that may be chosen; 16-bit where none may."""
+    word = next((word for word in words if word in options.allowed), UNQUANTISED)
+    return format_called(word)
+
+
+def recipe_format(options: Options) -> Format | None:
+    """Return the format that the recipe makes of all that would be NVFP4; None for a mix."""
+    word = RECIPES[options.recipe].format
+    return format_called(word) if word else None
+
+
+def least_format(options: Options) -> tuple[Format, str]:
+    """Return the format of layers that need no more bits, and the option that says so.
+
+    That is the recipe's, or the smallest one that --formats or --card allow.
+    """
+    if recipe := recipe_format(options):
+        return recipe, f"--recipe {options.recipe}"
+    named = (
+        f"--formats {','.join(options.formats)}" if options.formats else f"--card {options.card}"
+    )
+    return first_allowed(options, options.allowed), named
+
+
+def eight_bit(options: Options) -> Format:
+    """Return the format of layers that are to have 8 bits; 16-bit where none may be chosen."""
+    return first_allowed(options, options.eight_bits)
+
+
+def format_for(options: Options, title: str) -> Format:
+    """Return what a table means by a format's title: "FP8" stands for any format of 8 bits."""
+    named = format_titled(title)
+    return eight_bit(options) if named is FP8 else named
+
+
+def preset_sensitive(options: Options) -> Format:
+    """Return what a layer in NVFP4 becomes that a preset marks; NVFP4 for the mark itself.
+
+    Without --sensitive-as it is multiplied with 8-bit activations, where that may be chosen.
+    """
+    if options.sensitive_as or not {"w4a8", "int8"} & {*options.allowed}:
+        return marked_format(options)
+    return first_allowed(options, ("w4a8", "int8"))
+
+
+def marked_format(options: Options) -> Format:
+    """Return what a marked layer in NVFP4 becomes by --sensitive-as; NVFP4 for the mark itself."""
+    word = options.sensitive_as or "w4a16"
+    return NVFP4 if word == "w4a16" else format_called(word)
+
+
+def sensitive_format(options: Options, plan: TensorPlan) -> Format:
+    """Return the format of a planned NVFP4 layer that turns out sensitive.
+
+    NVFP4 means that it stays as it is, and is marked for full-precision matmul.
+    """
+    return marked_format(options).for_shape(plan.ref.shape)
+
+
+def spared(options: Options, plan: TensorPlan, reason: Reason) -> TensorPlan:
+    """Plan a layer in NVFP4 without 4-bit activations, as --sensitive-as says, for this reason."""
+    form = sensitive_format(options, plan)
+    if form is plan.precision:
+        return dataclasses.replace(plan, full_precision=reason)
+    return dataclasses.replace(
+        plan,
+        precision=form,
+        reason=reason.over(plan.reason),
+        input_scale=None,
+        input_scale_source="",
+        saturated_blocks=None,
+    )
 
 
 # ── nvfp4/plan/presets.py: Turn a family's row into rules: its edge blocks, and what its preset kee
@@ -11468,7 +11652,8 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     """Make the rules of a preset for linear layers, its edge blocks aside.
 
     Layers outside the transformer blocks stay 16-bit, layers that the family keeps get their
-    precision, and all others become NVFP4. "all" has the last rule alone, "none" has none.
+    precision, those that it marks what --sensitive-as makes of them, and all others become NVFP4.
+    "all" has the last rule alone, "none" has none.
     """
     every = {ref.name: bare(ref.layer) for ref in model.linear_weights}
     reason = preset_reason(options, family)
@@ -11484,13 +11669,27 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     rules = [Rule(names=outside, precision=HALF, reason=reason)]
     for keep in family.keeps:
         names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
-        kept = format_titled(keep.precision)
         # --target-size may choose anew for what is quantised, and leaves 16-bit alone.
-        is_open = kept.is_quantised
-        reason = Reason(Why.FAMILY, keep.why)
-        rule = Rule(names=names, precision=kept, reason=reason, is_open=is_open)
-        rules.append(rule)
+        is_open = format_titled(keep.precision).is_quantised
+        kept, reason = format_for(options, keep.precision), Reason(Why.FAMILY, keep.why)
+        rules.append(Rule(names=names, precision=kept, reason=reason, is_open=is_open))
+    form = preset_sensitive(options)
+    if form is not NVFP4:
+        names, text = sensitive_names(family, every), f"{rest.reason}: sensitive to 4-bit inputs"
+        reason = Reason(Why.FAMILY, text)
+        rules.append(dataclasses.replace(rest, names=names, precision=form, reason=reason))
     return [*rules, rest]
+
+
+def sensitive_names(family: Family, layers: dict[str, str]) -> frozenset[str]:
+    """Name the weights whose layers the family spares from 4-bit activations.
+
+    `layers` is {weight: its layer without prefix}.
+    """
+    pattern = family.full_precision
+    return frozenset(
+        name for name, layer in layers.items() if pattern and re.search(pattern, layer)
+    )
 
 
 # ── nvfp4/plan/rules.py: Decide which precision a tensor gets: the rules in order, then the floors 
@@ -11532,7 +11731,8 @@ def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
     """Return the format that a GGML type asks for, and the reason's text.
 
     F32 and F64 stay 32-bit; F16, BF16 and more than 8 bits become 16-bit. Of the others, those of
-    up to --gguf-nvfp4-max-bitdepth bits become NVFP4, and the rest FP8 with --use-fp8, else 16-bit.
+    up to --gguf-nvfp4-max-bitdepth bits become NVFP4, and the rest FP8 with --use-fp8, INT8 with
+    --use-int8, what a recipe for 8 bits says, else 16-bit.
     """
     bits, limit = GGUF_BITS[kind], options.gguf_nvfp4_max_bitdepth
     if kind in ("F32", "F64"):
@@ -11542,8 +11742,9 @@ def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
         return HALF, f"GGUF {kind}"
     if bits <= limit:
         return NVFP4, f"GGUF {kind} <= {limit} bits"
-    if options.use_fp8 or options.only_fp8:
-        return FP8, f"GGUF {kind} > {limit} bits"
+    eight = eight_bit(options)
+    if options.use_fp8 or options.use_int8 or recipe_format(options) is eight:
+        return eight, f"GGUF {kind} > {limit} bits"
     return HALF, f"GGUF {kind} > {limit} bits, no --use-fp8"
 
 
@@ -11635,42 +11836,62 @@ def choice_rules(
 def floor_rules(options: Options, model: Model, settings: Iterable[Setting]) -> list[Rule]:
     """List least precisions: each rule that names a tensor can only raise it.
 
-    settings: of --layer-config, whose full names of layers count as those of --include do.
+    settings: of --layer-config, whose full names of layers count as those of --include do; what it
+    says goes before --formats and --card.
     """
-    linear = model.linear_weights
+    linear, eight = model.linear_weights, eight_bit(options)
     rows = [
         (
             select(model, switch.layers, option),
-            format_titled(switch.least),
+            format_for(options, switch.least),
             Reason(Why.OPTION, option),
         )
         for option, switch in MINIMUM_OPTIONS.items()
         if option in options.minimums
     ]
-    if options.only_fp8:
-        recipe = Reason(Why.OPTION, f"--recipe {options.recipe}")
-        rows.append(({ref.name for ref in linear}, FP8, recipe))
-    packed = (setting.key for setting in settings if setting.precision.is_quantised)
-    asked = contract_rules(model, (*options.include, *packed))
-    rows += [(rule.names, rule.precision, rule.reason) for rule in asked]
-    # Layers of such shapes would load, but be decoded on every call.
-    odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
-    odd_rows = {
-        ref.name
-        for ref in linear
-        if ref.shape[0] % FP4_MATMUL_N and f"{ref.layer}.bias" in model.tensors
-    }
+    settings = [*settings]
+    least, option = least_format(options)
+    chosen = {ref.name for ref in linear}
+    if not recipe_format(options):
+        chosen = chosen.difference(*(setting.names for setting in settings))
+    rows.append((chosen, least, Reason(Why.OPTION, option)))
     nonlinear = model.tensors.keys() - {ref.name for ref in linear}
+    rows.append((nonlinear, HALF, Reason(Why.SOURCE, "not a linear layer's weight")))
+    packed = (setting.key for setting in settings if setting.precision.is_quantised)
+    return [
+        *(
+            Rule(names=frozenset(names), precision=precision, reason=reason)
+            for names, precision, reason in rows
+        ),
+        *contract_rules(model, (*options.include, *packed), eight),
+        *shape_rules(model, eight),
+    ]
+
+
+def shape_rules(model: Model, eight: Format) -> list[Rule]:
+    """Make rules that give NVFP4 layers without an FP4 matmul the format `eight`.
+
+    Layers of such shapes would load, but be decoded on every call.
+    """
+    linear = model.linear_weights
     columns = f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0"
     with_bias = f"no FP4 matmul with a bias: rows % {FP4_MATMUL_N} != 0"
-    rows += [
-        (odd_columns, FP8, Reason(Why.FP4_MATMUL, columns)),
-        (odd_rows, FP8, Reason(Why.FP4_MATMUL, with_bias)),
-        (nonlinear, HALF, Reason(Why.SOURCE, "not a linear layer's weight")),
-    ]
+    rows = {
+        columns: (ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K),
+        with_bias: (
+            ref.name
+            for ref in linear
+            if ref.shape[0] % FP4_MATMUL_N and f"{ref.layer}.bias" in model.tensors
+        ),
+    }
     return [
-        Rule(names=frozenset(names), precision=precision, reason=reason)
-        for names, precision, reason in rows
+        Rule(
+            names=frozenset(names),
+            precision=eight,
+            reason=Reason(Why.SHAPE, text),
+            instead_of=frozenset({NVFP4}),
+        )
+        for text, names in rows.items()
     ]
 
 
@@ -11682,24 +11903,35 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
     """
     # A floor replaces the rule but not `is_open`: --target-size may raise a layer above its floor.
     decided = next((rule for rule in choices if name in rule.names), UNNAMED)
-    # Floors come in any order: the highest one that applies is what remains.
-    for rule in floors:
-        if name in rule.names and rule.precision > decided.precision:
+    # Floors come in any order: the highest one that applies is what remains. Those that are for
+    # single formats see what the others have left.
+    for rule in sorted(floors, key=lambda rule: bool(rule.instead_of)):
+        if name in rule.names and rule.replaces(decided.precision):
             reason = rule.reason.over(decided.reason)
             decided = dataclasses.replace(rule, reason=reason, is_open=decided.is_open)
     return decided
 
 
+def fitted(rule: Rule, ref: TensorRef) -> Rule:
+    """Return a tensor's rule with a format that stores its shape, and why if it is another."""
+    asked = rule.precision
+    form = asked.for_shape(ref.shape)
+    if form is asked:
+        return rule
+    reason = Reason(Why.SHAPE, f"no {asked}: columns % {asked.rotated} != 0")
+    return dataclasses.replace(rule, precision=form, reason=reason.over(rule.reason))
+
+
 def refuse_for_kept(options: Options, model: Model) -> None:
     """Raise ConvertError for options that ask to change layers which are packed in the source.
 
-    Such layers go over as they are: neither an FP8 recipe nor --exclude can apply to them.
+    Such layers go over as they are: neither a recipe nor --exclude can apply to them.
     """
     # Only a packed layer's weight has a configuration: one entry for each layer.
     beside = model.beside
     refs = [ref for ref in model.tensors.values() if ref.name not in beside]
     packed = {bare(ref.layer): ref.name for ref in refs if ref.config}
-    if packed and options.only_fp8:
+    if packed and recipe_format(options):
         raise ConvertError(f"--recipe {options.recipe}: the source has NVFP4 layers already")
     for pattern in options.exclude:
         found = re.compile(pattern, re.IGNORECASE)
@@ -11742,7 +11974,7 @@ class Mark(NamedTuple):
     """Name weights whose matmul is to stay 16-bit if they are quantised, with the reason."""
 
     reason: Reason
-    names: Container[str]
+    names: Set[str]
 
 
 def full_precision_marks(
@@ -11778,13 +12010,13 @@ def full_precision_marks(
 def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[Mark]:
     """Yield marks that are meant for 4-bit layers: the preset's, then those of measured figures.
 
-    A preset marks no layer that a --layer-config names. Measured figures count here only where
+    A preset marks no layer that a --layer-config names, and none where it chooses another format
+    for what is sensitive. Measured figures count here only where
     their action is a full-precision matmul; those that ask for 16 bits are floors of the precision.
     """
     family = guides.family
-    if options.has_family and family.full_precision:
-        pattern = re.compile(family.full_precision)
-        names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
+    if options.has_family and family.full_precision and preset_sensitive(options) is NVFP4:
+        names = sensitive_names(family, {r.name: bare(r.layer) for r in model.linear_weights})
         # A --layer-config decides on full-precision matmul for all its layers, also where it is
         # silent.
         configured = frozenset().union(*(setting.names for setting in guides.settings))
@@ -11811,8 +12043,24 @@ def marks_by_precision(
         option = form.full_precision_option
         if option and getattr(options, option):
             why = Reason(Why.OPTION, "--" + option.replace("_", "-"))
-            found[form] = [Mark(why, model.tensors)]  # every tensor's name is in it
+            found[form] = [Mark(why, model.tensors.keys())]
     return found, notes
+
+
+def sensitive_floors(options: Options, marks: list[Mark]) -> list[Rule]:
+    """Make floors of the marks of NVFP4 layers, where --sensitive-as makes other formats of them.
+
+    What a --layer-config marks stays as it is written there.
+    """
+    form = marked_format(options)
+    if form is NVFP4:
+        return []
+    written = frozenset().union(*(mark.names for mark in marks if mark.reason is BY_LAYER_CONFIG))
+    return [
+        Rule(names=mark.names - written, precision=form, reason=mark.reason)
+        for mark in marks
+        if mark.reason is not BY_LAYER_CONFIG
+    ]
 
 
 def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:
@@ -11961,11 +12209,12 @@ def make_plans(
     """
     refuse_for_kept(options, model)
     choices = choice_rules(options, model, guides, chosen or {})
-    floors = [*floor_rules(options, model, guides.settings), *measured_floors(guides)]
     marks, unknown = marks_by_precision(options, model, guides)
+    floors = [*floor_rules(options, model, guides.settings), *measured_floors(guides)]
+    floors += sensitive_floors(options, marks[NVFP4])
     plans, scales = [], guides.scales
     for ref in model.tensors.values():
-        rule = decide(ref.name, choices, floors)
+        rule = fitted(decide(ref.name, choices, floors), ref)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
         if plan.is_quantised:
             # The first mark that names the layer is the reason that the report gives.
@@ -12020,9 +12269,7 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
     if any(reason.kind is Why.TARGET_SIZE for reason in kept):
         depth = f"give a smaller {TARGET}"
     usual = f" (mostly: {kept.most_common(1)[0][0]})" if kept else ""
-    raise ConvertError(
-        f"{options.source}: no layer would become NVFP4 or FP8{usual}; {depth}{include}"
-    )
+    raise ConvertError(f"{options.source}: no layer would be quantised{usual}; {depth}{include}")
 
 
 def cover_notes(plans: list[TensorPlan], guides: Guides, partial: bool) -> list[str]:
@@ -12094,8 +12341,8 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     """Warn about choices in the plan that usually turn out badly.
 
     Those are: layers that are quantised twice, layers that keep their packed form, a --layer-config
-    that floors overrule, too much NVFP4 in an image model, a file without any W4A4 layer, and
-    layers that are FP8 only for their shape.
+    that floors overrule, too much NVFP4 in an image model, a file that is no faster than 16-bit,
+    and layers whose shape another format suits.
     """
     notes, layers = [], [plan for plan in plans if plan.is_layer]
     # A layer that keeps the scale of its source is quantised once.
@@ -12121,11 +12368,15 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
             f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give "
             "noise then; keep more layers with --exclude, --edge-blocks or --target-size"
         )
-    if packed and not any(plan.is_w4a4 for plan in packed):
+    marked = ("full_precision_matrix_mult" in plan.config for plan in layers if plan.config)
+    if packed and all(marked):
         notes.append("no layer is W4A4: the file saves memory, and no time over 16-bit")
-    shaped = [plan.ref.layer for plan in layers if plan.reason.kind is Why.FP4_MATMUL]
-    if shaped:
-        notes.append(f"{len(shaped)} layers are FP8 for their shape: {examples(shaped)}")
+    shaped = defaultdict(list)
+    for plan in layers:
+        if plan.reason.kind is Why.SHAPE:
+            shaped[plan.precision].append(plan.ref.layer)
+    for form, named in shaped.items():
+        notes.append(f"{len(named)} layers are {form} for their shape: {examples(named)}")
     return notes
 
 

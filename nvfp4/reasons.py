@@ -42,8 +42,8 @@ class Why(Enum):
     DOUBTFUL = auto()
     # ComfyUI tells what model it is by this tensor's shape.
     RECOGNITION = auto()
-    # No card multiplies this shape in FP4.
-    FP4_MATMUL = auto()
+    # No card multiplies this shape in FP4, or the format does not store it.
+    SHAPE = auto()
     # The format needs an input scale, and the layer has none.
     NO_INPUT_SCALE = auto()
     # Scaled FP8 has one switch for full-precision matmul, which holds for all its layers.

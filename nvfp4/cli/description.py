@@ -18,18 +18,22 @@ Convert a large diffusion transformer to one mixed-precision NVFP4 file that Com
 NVFP4 stores a weight in 4 bits plus one 8-bit scale per 16 weights: a third of the memory of
 16-bit, and twice the speed on Blackwell cards. Not every layer survives it. This tool follows
 the choices of a good GGUF quantiser: what it spent few bits on becomes NVFP4, what it spent more
-on becomes FP8 or stays 16-bit; without a GGUF, the model's family decides. It reads sharded
-safetensors tensor by tensor and writes one file, which gets its name only once it is complete and
-checked.
+on becomes FP8 or INT8, or stays 16-bit; without a GGUF, the model's family decides. Other cards
+multiply W4A8, W6A8 and INT8 fast, which --card, --formats and --recipe choose from. It reads
+sharded safetensors tensor by tensor and writes one file, which gets its name only once it is
+complete and checked.
 
 How a tensor's precision is chosen (first that applies wins, floors last):
   1. --exclude keeps 16-bit; --include makes NVFP4; then --layer-config and --target-size
   2. edge blocks: the first and last transformer blocks stay 16-bit, --edge-blocks N of them
   3. the GGUF's type: F32 -> float32, F16/BF16 -> --dtype, up to --gguf-nvfp4-max-bitdepth bits
-     -> NVFP4, more -> FP8 with --use-fp8, else --dtype
-  4. without a GGUF the model family's row: --preset, --list-presets
-  5. floors: --min-ffn-fp8, --min-ffn2-fp16, layers ComfyUI recognises a model by, shapes that
-     Blackwell cannot multiply in FP4, anything that is not a linear layer's weight
+     -> NVFP4, more -> FP8 with --use-fp8, INT8 with --use-int8, else --dtype
+  4. without a GGUF the model family's row: --preset, --list-presets. Most layers are NVFP4, those
+     that need 8 bits INT8, those that 4-bit inputs harm W4A8, as far as --formats or --card allow
+  5. floors: --recipe, the least of --formats, --min-ffn-fp8, --min-ffn2-fp16, marks with
+     --sensitive-as w4a8 or int8, layers ComfyUI recognises a model by, shapes that Blackwell cannot
+     multiply in FP4, anything that is not a linear layer's weight
+  A weight whose columns are no multiple of 256 is INT8 without rotation instead of W4A8 or W6A8.
 
 How a weight is rounded: to the least error of itself, or with --activation-stats, where the layer's
 input was recorded with second moments, to the least error of the layer's output.
@@ -41,11 +45,18 @@ What is stored for a linear layer L with weight [N, K] (N16, K16: rounded up to 
          L.pre_quant_scale BF16    [K]           --pre-quant-scale: multiplies the input
   FP8    L.weight         F8_E4M3  [N, K]
          L.weight_scale   F32      []
-  both   L.input_scale    F32      []            optional: the activation's global scale
-         L.comfy_quant    U8       [bytes]       JSON: format, full_precision_matrix_mult
-  --recipe fp8 makes FP8 of all that would be NVFP4. --recipe scaled-fp8 does so in the older
-  form: L.scale_weight F32 [1], L.scale_input F32 [1], no L.comfy_quant, and in the file one
-  scaled_fp8 F8_E4M3 with 2 elements if all layers get full-precision matmul, with 0 if none does
+  INT8   L.weight         I8       [N, K]        columns rotated in groups of 256, where K has such
+         L.weight_scale   F32      [N, 1]
+  W4A8   L.weight         I8       [N, K/2]      rotated; two codes a byte, even column low
+         L.weight_s_rel   F8_E4M3  [N, K/16]     a scale per 16 columns
+         L.weight_s_channel F32    [N]
+         L.weight_codebook  F32    [16]          what the codes stand for; W6A8 has none
+  NVFP4 and FP8: L.input_scale F32 [], optional: the activation's global scale
+  all:   L.comfy_quant    U8       [bytes]       JSON: format, full_precision_matrix_mult, rotation
+  --recipe fp8, int8 or w4a8 makes that of all that would be NVFP4. --recipe scaled-fp8 makes FP8
+  in the older form: L.scale_weight F32 [1], L.scale_input F32 [1], no L.comfy_quant, and in the
+  file one scaled_fp8 F8_E4M3 with 2 elements if all layers get full-precision matmul, with 0 if
+  none does
 
 Wan 2.2, the documented command lines (one line each; high noise is the same with its own files):
   I2V 14B  convert_nvfp4.py SRC.safetensors.index.json OUT.safetensors
@@ -58,6 +69,15 @@ Wan 2.2, the documented command lines (one line each; high noise is the same wit
   TI2V 5B  the same with its own files and without --use-fp8
   to calibrate  leave out all input-scale, full-precision and FP8 options; add --no-input-scale
 """
+
+
+# How --formats, --card and --sensitive-as change what rows of families say.
+BY_FORMATS = (
+    "8-bit is INT8, or FP8 where --formats has no int8; NVFP4 is W4A8 or the next larger one where "
+    "--formats or --card has no nvfp4.",
+    "W4A8 is INT8 where --formats has no w4a8, else NVFP4 with 16-bit matmul (W4A16), as with "
+    "--sensitive-as w4a16.",
+)
 
 
 def render_presets() -> str:
@@ -74,8 +94,10 @@ def render_presets() -> str:
         lines += [f"{name}: {family.title}, in {runs}"]
         lines += [f"  16-bit  {ends}, and what is outside the blocks"]
         for keep in family.keeps:
-            lines.append(f"  {keep.precision:7} {keep.layers}  ({keep.why})")
+            shown = "8-bit" if keep.precision == "FP8" else keep.precision
+            lines.append(f"  {shown:7} {keep.layers}  ({keep.why})")
         lines += ["  NVFP4   the other linear layers of the blocks"]
         if family.full_precision:
-            lines += [f"  W4A16   {family.full_precision}  (of what is NVFP4)"]
-    return "\n".join([*lines, *(f"{name}: {text}" for name, text in GENERAL_PRESETS.items())])
+            lines += [f"  W4A8    {family.full_precision}  (of what else is NVFP4)"]
+    lines += [f"{name}: {text}" for name, text in GENERAL_PRESETS.items()]
+    return "\n".join([*lines, *BY_FORMATS])

@@ -30,7 +30,7 @@ class ScaledFp8(Fp8):
     scale_suffix = "scale_weight"
     scalar_shape = (1,)
     marker = MARKER
-    full_precision_option = ""
+    option = full_precision_option = ""
     older_form = ""
 
     def name_in_file(self, suffix: str) -> str:

@@ -4,6 +4,7 @@ Import from here what other rooms need; `table` has the rows, `option` what a ro
 between rows, `kinds` the values that options take. Nothing here needs torch.
 """
 
+from nvfp4.options.formats import RECIPES, UNQUANTISED
 from nvfp4.options.option import (
     Alias,
     LayerSwitch,
@@ -14,12 +15,10 @@ from nvfp4.options.option import (
     option,
     options_of,
 )
+from nvfp4.options.switches import FULL_PRECISION_OPTIONS, MINIMUM_OPTIONS
 from nvfp4.options.table import (
-    FULL_PRECISION_OPTIONS,
     LEGACY_RECIPE,
-    MINIMUM_OPTIONS,
     OPTIONS,
-    RECIPES,
     REPORT_KINDS,
     TARGET,
     Options,
@@ -35,6 +34,7 @@ __all__ = [
     "RECIPES",
     "REPORT_KINDS",
     "TARGET",
+    "UNQUANTISED",
     "Alias",
     "LayerSwitch",
     "Option",

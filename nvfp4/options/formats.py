@@ -7,7 +7,9 @@ the row by it.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from nvfp4.cards import CARDS, UNITS
 from nvfp4.errors import did_you_mean
@@ -17,8 +19,40 @@ from nvfp4.options.option import GivenOptions, Other
 UNQUANTISED = "16bit"
 # MXFP8 has to be named: rotated INT8 loses less at the same size, and runs on more cards.
 DEFAULT_FORMATS = tuple(word for word in UNITS if word != "mxfp8")
-# Options that ask for a format, which --formats and --card have to leave.
-ASKING = {Other("--use-fp8"): "fp8"}
+# What full-precision marks turn a layer in NVFP4 into; the first one is the mark itself.
+SENSITIVE_AS = ("w4a16", "w4a8", "int8")
+# Formats whose activations may stay 16-bit, or have a scale in the file.
+MARKED_FORMATS = {"nvfp4", "fp8"}
+# Options that say how activations are quantised, which other formats leave to every call.
+FOR_MARKED = re.compile(r"input-scale|full-precision-mm|w4a4-share|pre-quant-scale|sensitive-as")
+
+
+class Recipe(NamedTuple):
+    """Hold the --dtype of a recipe where none is given, and the least format that it writes.
+
+    format: a word, "" where other options decide.
+    """
+
+    dtype: str
+    format: str = ""
+
+
+# Working scaled-FP8 models keep float32.
+RECIPES = {
+    "mixed": Recipe("bfloat16"),
+    "fp8": Recipe("bfloat16", "fp8"),
+    "scaled-fp8": Recipe("float32", "fp8"),
+    "int8": Recipe("bfloat16", "int8"),
+    "w4a8": Recipe("bfloat16", "w4a8"),
+}
+# What other options ask for, which --formats and --card have to leave.
+ASKING = {
+    Other("--use-fp8"): "fp8",
+    Other("--use-int8"): "int8",
+    **{Other("--sensitive-as", word): word for word in SENSITIVE_AS[1:]},
+    Other("--sensitive-as", "w4a16"): "nvfp4",
+    **{Other("--recipe", name): recipe.format for name, recipe in RECIPES.items() if recipe.format},
+}
 
 
 def format_words(given: str | Iterable[str]) -> tuple[str, ...]:
@@ -50,4 +84,23 @@ def leaves_enough(flag: str, value: str | tuple[str, ...], given: GivenOptions) 
         if other.is_in(given) and word not in value:
             hint = "" if flag == "--formats" else "; --formats goes before the card's"
             return f"{flag} contradicts {other.text}: {word} is not in {','.join(value)}{hint}"
-    return ""
+    return "" if MARKED_FORMATS & {*value} else without_marks(flag, given)
+
+
+def recipe_takes(flag: str, recipe: str, given: GivenOptions) -> str:
+    """Refuse marks and input scales beside a recipe whose format has no use for them."""
+    has_marks = {RECIPES[recipe].format} <= {"", *MARKED_FORMATS}
+    return "" if has_marks else without_marks(f"{flag} {recipe}", given)
+
+
+def without_marks(flag: str, given: GivenOptions) -> str:
+    """Refuse options about activations where all formats measure them on every call.
+
+    flag: what left no other format, as one types it.
+    """
+    idle = [name for name in given if FOR_MARKED.search(name)]
+    idle += [f"{name} {how}" for name, how in given.items() if how == "full_precision_mm"]
+    if not idle:
+        return ""
+    why = "its layers take neither input scales nor full-precision matmul"
+    return f"{flag} contradicts {', '.join(idle)}: {why}"

@@ -26,7 +26,14 @@ from nvfp4.options.checks import (
     none_needs_include,
     original_only,
 )
-from nvfp4.options.formats import DEFAULT_FORMATS, format_words, leaves_enough
+from nvfp4.options.formats import (
+    DEFAULT_FORMATS,
+    RECIPES,
+    SENSITIVE_AS,
+    format_words,
+    leaves_enough,
+    recipe_takes,
+)
 from nvfp4.options.kinds import (
     FILE,
     FOLDER,
@@ -48,7 +55,6 @@ from nvfp4.options.kinds import (
 )
 from nvfp4.options.option import (
     Alias,
-    LayerSwitch,
     Other,
     all_options,
     by_name,
@@ -59,6 +65,7 @@ from nvfp4.options.option import (
     portable,
     same_option,
 )
+from nvfp4.options.switches import FULL_PRECISION_OPTIONS, MINIMUM_OPTIONS
 
 __version__ = "0.1.0"
 # What notes and reasons call both --target-size and --target-ratio.
@@ -66,30 +73,6 @@ TARGET = "--target-size"
 # Encoded bytes that may wait for the writer, unless --low-mem is given. Encoding goes on meanwhile
 # when the disk is slow; the bytes count towards the peak of memory.
 WRITE_AHEAD = 96 << 20
-# Switches that mark layers of one kind for full-precision matmul (W4A16).
-FULL_PRECISION_OPTIONS = {
-    "--full-precision-mm": LayerSwitch(r"", "every quantised layer"),
-    "--full-precision-mm-cross-attn-kv": LayerSwitch(
-        r"\bcross_attn\.[kv](_img)?$", "cross-attention k and v"
-    ),
-    "--full-precision-mm-cross-attn-qkvo": LayerSwitch(
-        r"\bcross_attn\.([qo]|[kv](_img)?)$", "cross-attention q, k, v and o"
-    ),
-    "--full-precision-mm-self-attn-qkvo": LayerSwitch(
-        r"\bself_attn\.[qkvo]$", "self-attention q, k, v and o"
-    ),
-    "--full-precision-mm-ffn-up": LayerSwitch(r"\bffn\.0$", "feed-forward up projections"),
-    "--full-precision-mm-ffn-down": LayerSwitch(r"\bffn\.2$", "feed-forward down projections"),
-}
-# Switches that raise layers of one kind to a least precision.
-MINIMUM_OPTIONS = {
-    "--min-ffn-fp8": LayerSwitch(r"\bffn\.[02]$", "feed-forward layers are at least FP8", "FP8"),
-    "--min-ffn2-fp16": LayerSwitch(
-        r"\bffn\.2$", "feed-forward down projections are at least 16-bit", "16-bit"
-    ),
-}
-# Each recipe's --dtype, unless one is given: working scaled-FP8 models keep float32.
-RECIPES = {"mixed": "bfloat16", "fp8": "bfloat16", "scaled-fp8": "float32"}
 # The recipe whose layers have no configuration: one marker tensor tells of all.
 LEGACY_RECIPE = "scaled-fp8"
 # Files that have to cover the source, unless --partial-guide is given.
@@ -127,7 +110,7 @@ HEADER_ORDER = (
     "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
     "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
     "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
-    "plain_fp8", "formats", "card",
+    "plain_fp8", "formats", "card", "use_int8", "sensitive_as",
 )  # fmt: skip
 
 
@@ -152,8 +135,9 @@ class Options:
         flag="OUTPUT", check=model_name, trace=False)
 
     recipe: str = option("mixed", GENERAL, Kind(choices=tuple(RECIPES)),
-        "mixed; fp8: FP8 for all that would be NVFP4; scaled-fp8: the same as files of the older "
-        "kind have it, with scale_weight and the rest in float32 (default: {default})")
+        "mixed; fp8, int8 or w4a8: that for all that would be NVFP4; scaled-fp8: FP8 as files of "
+        "the older kind have it, with scale_weight and the rest in float32 (default: {default})",
+        check=recipe_takes)
     # None stands for the recipe's own until the task is checked.
     dtype: str | None = option(None, GENERAL, DTYPE,
         "of tensors that are not quantised (default: bfloat16; float32 with scaled-fp8)")
@@ -238,7 +222,11 @@ class Options:
         "the first and last two transformer blocks stay 16-bit",
         conflicts=["--edge-blocks"], needs=["--gguf"])
     use_fp8: bool = option(False, PRECISION, SWITCH,
-        "GGUF types of more bits become FP8 instead of 16-bit", needs=["--gguf"])
+        "GGUF types of more bits become FP8 instead of 16-bit", needs=["--gguf"],
+        conflicts=[Other("--recipe", "int8"), Other("--recipe", "w4a8")])
+    use_int8: bool = option(False, PRECISION, SWITCH,
+        "GGUF types of more bits become INT8, and all else that would be FP8", needs=["--gguf"],
+        conflicts=["--use-fp8", Other("--recipe", "fp8"), Other("--recipe", "scaled-fp8")])
     partial_guide: bool = option(False, PRECISION, SWITCH,
         "go on with guides that cover only a part of the model, and note which",
         needs=GUIDE_OPTIONS, trace=False)
@@ -323,13 +311,17 @@ class Options:
         "every FP8 layer; for --recipe scaled-fp8 this is the size of its marker tensor")
     full_precision: frozenset[str] = option(frozenset(), FULL_PRECISION, SWITCH,
         switches=FULL_PRECISION_OPTIONS)
+    # None stands for w4a16, and in what a preset marks for w4a8: see `plan.choosing`.
+    sensitive_as: str | None = option(None, FULL_PRECISION, Kind(choices=SENSITIVE_AS),
+        "what NVFP4 layers become that options, lists, sensitivities or --w4a4-share mark; a "
+        "--layer-config's stay as written (default: w4a16; those that presets mark: w4a8)")
     # fmt: on
 
     def __post_init__(self) -> None:
         check_task(self)
         # Two defaults depend on other options: None stands for them until here.
         if self.dtype is None:
-            object.__setattr__(self, "dtype", RECIPES[self.recipe])
+            object.__setattr__(self, "dtype", RECIPES[self.recipe].dtype)
         if self.preset is None and self.gguf is None:
             object.__setattr__(self, "preset", "auto")
 
@@ -351,9 +343,14 @@ class Options:
         return self.preset not in (None, "all", "none")
 
     @property
-    def only_fp8(self) -> bool:
-        """Tell whether the recipe makes FP8 of what would be NVFP4."""
-        return self.recipe != "mixed"
+    def eight_bits(self) -> tuple[str, ...]:
+        """List the 8-bit formats by their words, that first which layers get for 8 bits.
+
+        That is FP8 in an FP8 recipe and beside a GGUF, unless --use-int8 or a recipe asks for INT8.
+        """
+        recipe = RECIPES[self.recipe].format
+        is_fp8 = recipe == "fp8" or (self.gguf and not (recipe or self.use_int8))
+        return ("fp8", "int8", "mxfp8") if is_fp8 else ("int8", "mxfp8", "fp8")
 
     @property
     def written(self) -> Path:

@@ -11,8 +11,8 @@ from collections import defaultdict
 
 from nvfp4.dtypes import FP4_MATMUL_N
 from nvfp4.errors import examples, percentage
+from nvfp4.formats.base import Format
 from nvfp4.formats.floats import HALF
-from nvfp4.formats.fp8 import FP8
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.modules import is_doubtful, not_linear, shape_read
 from nvfp4.plan.records import Rule, TensorPlan
@@ -50,41 +50,45 @@ def embedding_rules(model: Model) -> list[Rule]:
     ]
 
 
-def recognition_rules(model: Model) -> list[Rule]:
+def recognition_rules(model: Model, unpadded: Format) -> list[Rule]:
     """Make the rules for layers whose shape ComfyUI reads.
 
     Where it reads columns, which packing halves, the layer stays 16-bit; so do layers outside the
     numbered blocks whose rows it reads, as these are inputs and outputs of the whole model. Rows of
-    layers in blocks are only not padded. FP8 would keep any shape, but these layers are few, and a
-    file whose first layers are plain numbers can still be told by any program.
+    layers in blocks are only not padded: they are `unpadded` instead of formats that pad rows. Such
+    a format would keep any shape, but the others are few, and a file whose first layers are plain
+    numbers can still be told by any program.
     """
+    padding = frozenset(row for row in Format.rows if row.row_multiple > 1)
     groups = defaultdict(set)
     for ref in model.linear_weights:
         read = shape_read(bare(ref.layer))
         if read and (read.columns or not read.in_block):
-            groups[read.classes, HALF].add(ref.name)
+            groups[read.classes, HALF, frozenset()].add(ref.name)
         elif read and ref.shape[0] % FP4_MATMUL_N:
-            groups[read.classes, FP8].add(ref.name)
+            groups[read.classes, unpadded, padding].add(ref.name)
     return [
         Rule(
             names=frozenset(names),
             precision=precision,
             reason=Reason(Why.RECOGNITION, f"ComfyUI recognises {classes} by its shape"),
+            instead_of=instead_of,
         )
-        for (classes, precision), names in groups.items()
+        for (classes, precision, instead_of), names in groups.items()
     ]
 
 
-def contract_rules(model: Model, included: tuple[str, ...]) -> list[Rule]:
+def contract_rules(model: Model, included: tuple[str, ...], unpadded: Format) -> list[Rule]:
     """List the least precisions that ComfyUI's classes ask for.
 
-    included: the patterns of --include, and the keys of --layer-config that quantise.
+    included: the patterns of --include, and the keys of --layer-config that quantise; unpadded: the
+    format for layers whose rows must not be padded.
     """
     doubt = Reason(Why.DOUBTFUL, "maybe no linear layer, by its name or shape")
     doubtful = doubtful_layers(model, included)
     return [
         *embedding_rules(model),
-        *recognition_rules(model),
+        *recognition_rules(model, unpadded),
         Rule(names=doubtful, precision=HALF, reason=doubt),
     ]
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Set
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +18,14 @@ import torch
 
 from nvfp4.errors import ConvertError, examples
 from nvfp4.formats.base import Format, format_titled, written_formats
+from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.formats.scaled_fp8 import MARKER
 from nvfp4.guides.records import Calibration, Guides, Recorded
 from nvfp4.model import Model, bare
 from nvfp4.options import FULL_PRECISION_OPTIONS, Options
-from nvfp4.plan.presets import preset_reason
-from nvfp4.plan.records import TensorPlan
+from nvfp4.plan.choosing import marked_format, preset_sensitive
+from nvfp4.plan.presets import preset_reason, sensitive_names
+from nvfp4.plan.records import Rule, TensorPlan
 from nvfp4.plan.rules import BY_LAYER_CONFIG, select
 from nvfp4.reasons import Reason, Why
 
@@ -36,7 +37,7 @@ class Mark(NamedTuple):
     """Name weights whose matmul is to stay 16-bit if they are quantised, with the reason."""
 
     reason: Reason
-    names: Container[str]
+    names: Set[str]
 
 
 def full_precision_marks(
@@ -72,13 +73,13 @@ def full_precision_marks(
 def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[Mark]:
     """Yield marks that are meant for 4-bit layers: the preset's, then those of measured figures.
 
-    A preset marks no layer that a --layer-config names. Measured figures count here only where
+    A preset marks no layer that a --layer-config names, and none where it chooses another format
+    for what is sensitive. Measured figures count here only where
     their action is a full-precision matmul; those that ask for 16 bits are floors of the precision.
     """
     family = guides.family
-    if options.has_family and family.full_precision:
-        pattern = re.compile(family.full_precision)
-        names = {ref.name for ref in model.linear_weights if pattern.search(bare(ref.layer))}
+    if options.has_family and family.full_precision and preset_sensitive(options) is NVFP4:
+        names = sensitive_names(family, {r.name: bare(r.layer) for r in model.linear_weights})
         # A --layer-config decides on full-precision matmul for all its layers, also where it is
         # silent.
         configured = frozenset().union(*(setting.names for setting in guides.settings))
@@ -105,8 +106,24 @@ def marks_by_precision(
         option = form.full_precision_option
         if option and getattr(options, option):
             why = Reason(Why.OPTION, "--" + option.replace("_", "-"))
-            found[form] = [Mark(why, model.tensors)]  # every tensor's name is in it
+            found[form] = [Mark(why, model.tensors.keys())]
     return found, notes
+
+
+def sensitive_floors(options: Options, marks: list[Mark]) -> list[Rule]:
+    """Make floors of the marks of NVFP4 layers, where --sensitive-as makes other formats of them.
+
+    What a --layer-config marks stays as it is written there.
+    """
+    form = marked_format(options)
+    if form is NVFP4:
+        return []
+    written = frozenset().union(*(mark.names for mark in marks if mark.reason is BY_LAYER_CONFIG))
+    return [
+        Rule(names=mark.names - written, precision=form, reason=mark.reason)
+        for mark in marks
+        if mark.reason is not BY_LAYER_CONFIG
+    ]
 
 
 def attach_scale(plan: TensorPlan, row: Calibration | None) -> TensorPlan:

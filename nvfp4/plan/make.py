@@ -8,7 +8,7 @@ a plan by measuring stands in `tune`, and the bytes of a plan in `layout`.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from nvfp4.coverage import blocks_of, check_cover
@@ -17,14 +17,21 @@ from nvfp4.errors import ConvertError, examples
 from nvfp4.families import MOST_NVFP4, Family
 from nvfp4.formats.base import Format
 from nvfp4.formats.floats import HALF
+from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.records import GGUF_BITS, Guides
 from nvfp4.model import Model, bare
 from nvfp4.names import kind_of, natural_key
 from nvfp4.options import LEGACY_RECIPE, TARGET, Options
 from nvfp4.plan.contract import contract_notes
-from nvfp4.plan.inputs import as_scaled_fp8, attach_recording, attach_scale, marks_by_precision
+from nvfp4.plan.inputs import (
+    as_scaled_fp8,
+    attach_recording,
+    attach_scale,
+    marks_by_precision,
+    sensitive_floors,
+)
 from nvfp4.plan.records import Plan, Rule, TensorPlan, plan_tensor, weights_of
-from nvfp4.plan.rules import choice_rules, decide, floor_rules, refuse_for_kept
+from nvfp4.plan.rules import choice_rules, decide, fitted, floor_rules, refuse_for_kept
 from nvfp4.reasons import Why
 
 
@@ -39,11 +46,12 @@ def make_plans(
     """
     refuse_for_kept(options, model)
     choices = choice_rules(options, model, guides, chosen or {})
-    floors = [*floor_rules(options, model, guides.settings), *measured_floors(guides)]
     marks, unknown = marks_by_precision(options, model, guides)
+    floors = [*floor_rules(options, model, guides.settings), *measured_floors(guides)]
+    floors += sensitive_floors(options, marks[NVFP4])
     plans, scales = [], guides.scales
     for ref in model.tensors.values():
-        rule = decide(ref.name, choices, floors)
+        rule = fitted(decide(ref.name, choices, floors), ref)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
         if plan.is_quantised:
             # The first mark that names the layer is the reason that the report gives.
@@ -98,9 +106,7 @@ def refuse_unquantised(options: Options, plans: list[TensorPlan], kinds: dict[st
     if any(reason.kind is Why.TARGET_SIZE for reason in kept):
         depth = f"give a smaller {TARGET}"
     usual = f" (mostly: {kept.most_common(1)[0][0]})" if kept else ""
-    raise ConvertError(
-        f"{options.source}: no layer would become NVFP4 or FP8{usual}; {depth}{include}"
-    )
+    raise ConvertError(f"{options.source}: no layer would be quantised{usual}; {depth}{include}")
 
 
 def cover_notes(plans: list[TensorPlan], guides: Guides, partial: bool) -> list[str]:
@@ -172,8 +178,8 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     """Warn about choices in the plan that usually turn out badly.
 
     Those are: layers that are quantised twice, layers that keep their packed form, a --layer-config
-    that floors overrule, too much NVFP4 in an image model, a file without any W4A4 layer, and
-    layers that are FP8 only for their shape.
+    that floors overrule, too much NVFP4 in an image model, a file that is no faster than 16-bit,
+    and layers whose shape another format suits.
     """
     notes, layers = [], [plan for plan in plans if plan.is_layer]
     # A layer that keeps the scale of its source is quantised once.
@@ -199,9 +205,13 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
             f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give "
             "noise then; keep more layers with --exclude, --edge-blocks or --target-size"
         )
-    if packed and not any(plan.is_w4a4 for plan in packed):
+    marked = ("full_precision_matrix_mult" in plan.config for plan in layers if plan.config)
+    if packed and all(marked):
         notes.append("no layer is W4A4: the file saves memory, and no time over 16-bit")
-    shaped = [plan.ref.layer for plan in layers if plan.reason.kind is Why.FP4_MATMUL]
-    if shaped:
-        notes.append(f"{len(shaped)} layers are FP8 for their shape: {examples(shaped)}")
+    shaped = defaultdict(list)
+    for plan in layers:
+        if plan.reason.kind is Why.SHAPE:
+            shaped[plan.precision].append(plan.ref.layer)
+    for form, named in shaped.items():
+        notes.append(f"{len(named)} layers are {form} for their shape: {examples(named)}")
     return notes

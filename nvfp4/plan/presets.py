@@ -6,6 +6,7 @@ rules made here have the last word in `rules.choice_rules`: options and files go
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections import defaultdict
@@ -17,6 +18,7 @@ from nvfp4.formats.floats import HALF
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.model import Model, bare
 from nvfp4.options import Options
+from nvfp4.plan.choosing import format_for, preset_sensitive
 from nvfp4.plan.records import Rule
 from nvfp4.reasons import Reason, Why
 
@@ -81,7 +83,8 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     """Make the rules of a preset for linear layers, its edge blocks aside.
 
     Layers outside the transformer blocks stay 16-bit, layers that the family keeps get their
-    precision, and all others become NVFP4. "all" has the last rule alone, "none" has none.
+    precision, those that it marks what --sensitive-as makes of them, and all others become NVFP4.
+    "all" has the last rule alone, "none" has none.
     """
     every = {ref.name: bare(ref.layer) for ref in model.linear_weights}
     reason = preset_reason(options, family)
@@ -97,10 +100,24 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     rules = [Rule(names=outside, precision=HALF, reason=reason)]
     for keep in family.keeps:
         names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
-        kept = format_titled(keep.precision)
         # --target-size may choose anew for what is quantised, and leaves 16-bit alone.
-        is_open = kept.is_quantised
-        reason = Reason(Why.FAMILY, keep.why)
-        rule = Rule(names=names, precision=kept, reason=reason, is_open=is_open)
-        rules.append(rule)
+        is_open = format_titled(keep.precision).is_quantised
+        kept, reason = format_for(options, keep.precision), Reason(Why.FAMILY, keep.why)
+        rules.append(Rule(names=names, precision=kept, reason=reason, is_open=is_open))
+    form = preset_sensitive(options)
+    if form is not NVFP4:
+        names, text = sensitive_names(family, every), f"{rest.reason}: sensitive to 4-bit inputs"
+        reason = Reason(Why.FAMILY, text)
+        rules.append(dataclasses.replace(rest, names=names, precision=form, reason=reason))
     return [*rules, rest]
+
+
+def sensitive_names(family: Family, layers: dict[str, str]) -> frozenset[str]:
+    """Name the weights whose layers the family spares from 4-bit activations.
+
+    `layers` is {weight: its layer without prefix}.
+    """
+    pattern = family.full_precision
+    return frozenset(
+        name for name, layer in layers.items() if pattern and re.search(pattern, layer)
+    )

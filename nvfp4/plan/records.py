@@ -31,7 +31,8 @@ class Rule:
     """Give these tensors this precision, or as a floor at least this one, for this reason.
 
     `is_open` tells that --target-size may choose otherwise; `dtype`, where it is not "", goes
-    before --dtype or the source's.
+    before --dtype or the source's. A floor with `instead_of` takes the place of these formats, and
+    of no other, however many bits they have.
     """
 
     names: frozenset[str]
@@ -39,6 +40,13 @@ class Rule:
     reason: Reason
     is_open: bool = False
     dtype: str = ""  # a safetensors dtype; a --layer-config may set it
+    instead_of: frozenset[Format] = frozenset()
+
+    def replaces(self, precision: Format) -> bool:
+        """Tell whether it takes the place of a precision, as a floor."""
+        if self.instead_of:
+            return precision in self.instead_of
+        return precision < self.precision
 
 
 # What applies where no rule names a tensor.

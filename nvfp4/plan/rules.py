@@ -1,10 +1,10 @@
 """Decide which precision a tensor gets: the rules in order, then the floors.
 
 `choice_rules` lists what may choose a precision, and the first rule that names a tensor wins.
-`floor_rules` lists least precisions, which can only raise it: minimum options, FP8 recipes, what
-ComfyUI's classes ask for (`contract`), shapes without an FP4 matmul, and tensors that are no linear
-layer's weight. `decide` is the one place where the two meet. Families' own rules come from
-`presets`.
+`floor_rules` lists least precisions, which can only raise it: minimum options, recipes, formats
+that may be chosen, what ComfyUI's classes ask for (`contract`), shapes without an FP4 matmul, and
+tensors that are no linear layer's weight. `decide` is the one place where the two meet, and
+`fitted` then sees to shapes. Families' own rules come from `presets`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Iterable
 
 from nvfp4.dtypes import FP4_MATMUL_K, FP4_MATMUL_N
 from nvfp4.errors import ConvertError, examples
-from nvfp4.formats.base import Format, format_titled
+from nvfp4.formats.base import Format
 from nvfp4.formats.floats import FP32, HALF, KEPT
-from nvfp4.formats.fp8 import FP8
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.records import GGUF_BITS, Guides, Setting
-from nvfp4.model import Model, bare
+from nvfp4.model import Model, TensorRef, bare
 from nvfp4.modules import not_linear
 from nvfp4.options import LEGACY_RECIPE, MINIMUM_OPTIONS, TARGET, Options
+from nvfp4.plan.choosing import eight_bit, format_for, least_format, recipe_format
 from nvfp4.plan.contract import contract_rules, embedding_rules
 from nvfp4.plan.presets import edge_block_rules, edge_count, preset_rules
 from nvfp4.plan.records import UNNAMED, Rule
@@ -66,7 +66,8 @@ def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
     """Return the format that a GGML type asks for, and the reason's text.
 
     F32 and F64 stay 32-bit; F16, BF16 and more than 8 bits become 16-bit. Of the others, those of
-    up to --gguf-nvfp4-max-bitdepth bits become NVFP4, and the rest FP8 with --use-fp8, else 16-bit.
+    up to --gguf-nvfp4-max-bitdepth bits become NVFP4, and the rest FP8 with --use-fp8, INT8 with
+    --use-int8, what a recipe for 8 bits says, else 16-bit.
     """
     bits, limit = GGUF_BITS[kind], options.gguf_nvfp4_max_bitdepth
     if kind in ("F32", "F64"):
@@ -76,8 +77,9 @@ def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
         return HALF, f"GGUF {kind}"
     if bits <= limit:
         return NVFP4, f"GGUF {kind} <= {limit} bits"
-    if options.use_fp8 or options.only_fp8:
-        return FP8, f"GGUF {kind} > {limit} bits"
+    eight = eight_bit(options)
+    if options.use_fp8 or options.use_int8 or recipe_format(options) is eight:
+        return eight, f"GGUF {kind} > {limit} bits"
     return HALF, f"GGUF {kind} > {limit} bits, no --use-fp8"
 
 
@@ -169,42 +171,62 @@ def choice_rules(
 def floor_rules(options: Options, model: Model, settings: Iterable[Setting]) -> list[Rule]:
     """List least precisions: each rule that names a tensor can only raise it.
 
-    settings: of --layer-config, whose full names of layers count as those of --include do.
+    settings: of --layer-config, whose full names of layers count as those of --include do; what it
+    says goes before --formats and --card.
     """
-    linear = model.linear_weights
+    linear, eight = model.linear_weights, eight_bit(options)
     rows = [
         (
             select(model, switch.layers, option),
-            format_titled(switch.least),
+            format_for(options, switch.least),
             Reason(Why.OPTION, option),
         )
         for option, switch in MINIMUM_OPTIONS.items()
         if option in options.minimums
     ]
-    if options.only_fp8:
-        recipe = Reason(Why.OPTION, f"--recipe {options.recipe}")
-        rows.append(({ref.name for ref in linear}, FP8, recipe))
-    packed = (setting.key for setting in settings if setting.precision.is_quantised)
-    asked = contract_rules(model, (*options.include, *packed))
-    rows += [(rule.names, rule.precision, rule.reason) for rule in asked]
-    # Layers of such shapes would load, but be decoded on every call.
-    odd_columns = {ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K}
-    odd_rows = {
-        ref.name
-        for ref in linear
-        if ref.shape[0] % FP4_MATMUL_N and f"{ref.layer}.bias" in model.tensors
-    }
+    settings = [*settings]
+    least, option = least_format(options)
+    chosen = {ref.name for ref in linear}
+    if not recipe_format(options):
+        chosen = chosen.difference(*(setting.names for setting in settings))
+    rows.append((chosen, least, Reason(Why.OPTION, option)))
     nonlinear = model.tensors.keys() - {ref.name for ref in linear}
+    rows.append((nonlinear, HALF, Reason(Why.SOURCE, "not a linear layer's weight")))
+    packed = (setting.key for setting in settings if setting.precision.is_quantised)
+    return [
+        *(
+            Rule(names=frozenset(names), precision=precision, reason=reason)
+            for names, precision, reason in rows
+        ),
+        *contract_rules(model, (*options.include, *packed), eight),
+        *shape_rules(model, eight),
+    ]
+
+
+def shape_rules(model: Model, eight: Format) -> list[Rule]:
+    """Make rules that give NVFP4 layers without an FP4 matmul the format `eight`.
+
+    Layers of such shapes would load, but be decoded on every call.
+    """
+    linear = model.linear_weights
     columns = f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0"
     with_bias = f"no FP4 matmul with a bias: rows % {FP4_MATMUL_N} != 0"
-    rows += [
-        (odd_columns, FP8, Reason(Why.FP4_MATMUL, columns)),
-        (odd_rows, FP8, Reason(Why.FP4_MATMUL, with_bias)),
-        (nonlinear, HALF, Reason(Why.SOURCE, "not a linear layer's weight")),
-    ]
+    rows = {
+        columns: (ref.name for ref in linear if ref.shape[1] % FP4_MATMUL_K),
+        with_bias: (
+            ref.name
+            for ref in linear
+            if ref.shape[0] % FP4_MATMUL_N and f"{ref.layer}.bias" in model.tensors
+        ),
+    }
     return [
-        Rule(names=frozenset(names), precision=precision, reason=reason)
-        for names, precision, reason in rows
+        Rule(
+            names=frozenset(names),
+            precision=eight,
+            reason=Reason(Why.SHAPE, text),
+            instead_of=frozenset({NVFP4}),
+        )
+        for text, names in rows.items()
     ]
 
 
@@ -216,24 +238,35 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
     """
     # A floor replaces the rule but not `is_open`: --target-size may raise a layer above its floor.
     decided = next((rule for rule in choices if name in rule.names), UNNAMED)
-    # Floors come in any order: the highest one that applies is what remains.
-    for rule in floors:
-        if name in rule.names and rule.precision > decided.precision:
+    # Floors come in any order: the highest one that applies is what remains. Those that are for
+    # single formats see what the others have left.
+    for rule in sorted(floors, key=lambda rule: bool(rule.instead_of)):
+        if name in rule.names and rule.replaces(decided.precision):
             reason = rule.reason.over(decided.reason)
             decided = dataclasses.replace(rule, reason=reason, is_open=decided.is_open)
     return decided
 
 
+def fitted(rule: Rule, ref: TensorRef) -> Rule:
+    """Return a tensor's rule with a format that stores its shape, and why if it is another."""
+    asked = rule.precision
+    form = asked.for_shape(ref.shape)
+    if form is asked:
+        return rule
+    reason = Reason(Why.SHAPE, f"no {asked}: columns % {asked.rotated} != 0")
+    return dataclasses.replace(rule, precision=form, reason=reason.over(rule.reason))
+
+
 def refuse_for_kept(options: Options, model: Model) -> None:
     """Raise ConvertError for options that ask to change layers which are packed in the source.
 
-    Such layers go over as they are: neither an FP8 recipe nor --exclude can apply to them.
+    Such layers go over as they are: neither a recipe nor --exclude can apply to them.
     """
     # Only a packed layer's weight has a configuration: one entry for each layer.
     beside = model.beside
     refs = [ref for ref in model.tensors.values() if ref.name not in beside]
     packed = {bare(ref.layer): ref.name for ref in refs if ref.config}
-    if packed and options.only_fp8:
+    if packed and recipe_format(options):
         raise ConvertError(f"--recipe {options.recipe}: the source has NVFP4 layers already")
     for pattern in options.exclude:
         found = re.compile(pattern, re.IGNORECASE)

@@ -119,7 +119,7 @@ SITUATIONS = {
     "a report": (NOTHING, ["--report", "no/r.json"], "no: no such folder; create it first"),
     "one file": (NOTHING, ["--layer-config-out", "a.json", "--report", "a.json"], "a.json: is an"),
     "a size": (NOTHING, ["--target-size", "8GB"], "leaves nothing to choose"),
-    "nothing to do": (NOTHING, ["--exclude", "x"], "no layer would become NVFP4 or FP8"),
+    "nothing to do": (NOTHING, ["--exclude", "x"], "no layer would be quantised"),
     "other options": (stop_a_run, ["--resume", "--exclude", "1"], "other options than before"),
     "another source": (change_after_a_run, ["--resume"], "changed since, or was another"),
 }

@@ -73,7 +73,8 @@ def test_exact_names_go_before_patterns_and_options_before_both(tiny, tmp_path):
 
 def test_a_config_lifts_the_presets_mark(tiny, tmp_path):
     """Wan's preset marks cross-attention for full-precision matmul; an entry need not."""
-    plans = planned(tiny, tmp_path, {"blocks.3.cross_attn.q": {"format": "nvfp4"}})
+    config = {"blocks.3.cross_attn.q": {"format": "nvfp4"}}
+    plans = planned(tiny, tmp_path, config, "--sensitive-as", "w4a16")
     assert plans["blocks.3.cross_attn.q"].full_precision is None
     assert plans["blocks.4.cross_attn.q"].full_precision.text == "--preset wan"
 

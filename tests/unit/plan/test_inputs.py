@@ -13,6 +13,9 @@ from nvfp4.options import FULL_PRECISION_OPTIONS
 from nvfp4.reasons import Why
 from support.plans import ALL, BLOCK, plan_of, plans_of, weight
 
+# What has to have 8 bits is FP8, as it was before INT8.
+FP8_TOO = (*ALL, "--formats", "nvfp4,fp8,16bit")
+
 
 def test_file_goes_before_summary_before_value(tmp_path):
     save_file(
@@ -44,12 +47,12 @@ def test_file_goes_before_summary_before_value(tmp_path):
 
 def test_an_fp8_layer_has_an_input_scale_or_full_precision(tmp_path):
     fp8 = {"blocks.0.x.weight": weight(32, 48)}
-    plans, notes = plan_of(tmp_path, fp8, *ALL)
+    plans, notes = plan_of(tmp_path, fp8, *FP8_TOO)
     assert plans["blocks.0.x.weight"].config["full_precision_matrix_mult"] is True
     shaped = "1 layers are FP8 for their shape: blocks.0.x"
     lacking = "1 FP8 layers have no input scale and get full-precision matmul: blocks.0.x"
     assert [*notes] == [lacking, shaped]
-    plans, notes = plan_of(tmp_path, fp8, *ALL, "--input-scale-value", "0.01")
+    plans, notes = plan_of(tmp_path, fp8, *FP8_TOO, "--input-scale-value", "0.01")
     assert plans["blocks.0.x.weight"].config == {"format": "float8_e4m3fn"}
     assert plans["blocks.0.x.weight"].input_scale == pytest.approx(0.06)
     assert [*notes] == [shaped]
@@ -59,7 +62,7 @@ def test_an_fp8_layer_whose_row_has_no_amax_runs_in_full_precision(tmp_path):
     (tmp_path / "s.json").write_text('{"layers": [{"layer": "blocks.0.x", "scale_p99_9": 1}]}')
     summary = ("--input-scale-summary-json", str(tmp_path / "s.json"))
     tensors = BLOCK | {"blocks.0.x.weight": weight(32, 48)}
-    plans, notes = plan_of(tmp_path, tensors, "--include", ".", *summary)
+    plans, notes = plan_of(tmp_path, tensors, *FP8_TOO, *summary)
     assert plans["blocks.0.x.weight"].full_precision.kind is Why.NO_INPUT_SCALE
     assert plans["blocks.0.x.weight"].input_scale is None
     assert any(note.startswith("1 FP8 layers have no input scale") for note in notes)

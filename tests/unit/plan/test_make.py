@@ -15,7 +15,7 @@ def test_plans_that_will_be_regretted_are_noted(tmp_path):
     tensors |= {f"{name}.weight": torch.ones(64) for name in FAMILIES["qwen-image"].outside}
     save_file(tensors, tmp_path / "m.safetensors")
     command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors"), "--dry-run"]
-    command += ["--preset", "all", "--full-precision-mm"]
+    command += ["--preset", "all", "--full-precision-mm", "--formats", "nvfp4,fp8,16bit"]
     notes = "\n".join(convert(parse_options(command)).notes)
     assert "94 % of the linear weights are NVFP4: image models are known to give noise" in notes
     assert "no layer is W4A4: the file saves memory, and no time over 16-bit" in notes

@@ -6,9 +6,12 @@ import torch
 from make_wan import write_gguf
 
 from nvfp4.errors import ConvertError
+from nvfp4.formats.base import format_titled
 from nvfp4.formats.floats import HALF, KEPT
 from nvfp4.formats.fp8 import FP8
+from nvfp4.formats.int8 import INT8
 from nvfp4.formats.nvfp4 import NVFP4
+from nvfp4.formats.w4a8 import W4A8
 from nvfp4.model import PREFIXES
 from support.plans import BLOCK, plan_of, weight
 
@@ -20,31 +23,51 @@ def test_exclude_goes_before_include(tmp_path):
     assert plans["blocks.0.ffn.0.weight"].precision is NVFP4
 
 
-def test_minimums_raise_and_say_what_they_raised(tmp_path):
-    minimums = ("--min-ffn-fp8", "--min-ffn2-fp16")
+# Versions before INT8 chose from these.
+OLDER = ("--formats", "nvfp4,fp8,16bit")
+PLAIN_INT8 = format_titled("INT8 not rotated")
+
+
+@pytest.mark.parametrize(("formats", "eight"), [((), PLAIN_INT8), (OLDER, FP8)])
+def test_minimums_raise_and_say_what_they_raised(tmp_path, formats, eight):
+    minimums = ("--min-ffn-fp8", "--min-ffn2-fp16", *formats)
     plans, _ = plan_of(tmp_path, BLOCK, "--include", ".", *minimums)
-    assert plans["blocks.0.ffn.0.weight"].precision is FP8
-    assert str(plans["blocks.0.ffn.0.weight"].reason) == "--min-ffn-fp8 (else --include .)"
+    assert plans["blocks.0.ffn.0.weight"].precision is eight
+    shape = "no INT8: columns % 256 != 0 (else {})" if eight is PLAIN_INT8 else "{}"
+    reason = shape.format("--min-ffn-fp8 (else --include .)")
+    assert str(plans["blocks.0.ffn.0.weight"].reason) == reason
     assert plans["blocks.0.ffn.2.weight"].precision is HALF
     assert plans["blocks.0.self_attn.v.weight"].precision is NVFP4
 
 
 @pytest.mark.parametrize(
     ("rows", "columns", "bias", "precision"),
-    [(32, 64, True, NVFP4), (32, 48, False, FP8), (24, 64, True, FP8), (24, 64, False, NVFP4)],
-)
-def test_shapes_that_blackwell_cannot_multiply_go_to_fp8(tmp_path, rows, columns, bias, precision):
+    [
+        (32, 64, True, NVFP4), (32, 48, False, PLAIN_INT8), (24, 64, True, PLAIN_INT8),
+        (24, 64, False, NVFP4), (24, 256, True, INT8),
+    ],
+)  # fmt: skip
+def test_shapes_that_blackwell_cannot_multiply_in_fp4_have_8_bits(
+    tmp_path, rows, columns, bias, precision
+):
     tensors = {"blocks.1.x.weight": weight(rows, columns)}
     if bias:
         tensors["blocks.1.x.bias"] = torch.ones(rows)
     plans, _ = plan_of(tmp_path, tensors | BLOCK, "--include", ".")
     assert plans["blocks.1.x.weight"].precision is precision
+    plans, _ = plan_of(tmp_path, tensors | BLOCK, "--include", ".", *OLDER)
+    older = NVFP4 if precision is NVFP4 else FP8
+    assert plans["blocks.1.x.weight"].precision is older
+    # No 8-bit format is allowed: 16-bit is.
+    plans, _ = plan_of(tmp_path, tensors | BLOCK, "--include", ".", "--formats", "nvfp4")
+    assert plans["blocks.1.x.weight"].precision is (NVFP4 if precision is NVFP4 else HALF)
 
 
 def test_wans_first_ffn_is_not_padded(tmp_path):
-    tensors = BLOCK | {"blocks.0.ffn.0.weight": weight(24, 64)}
-    plans, _ = plan_of(tmp_path, tensors, "--include", ".")
-    assert plans["blocks.0.ffn.0.weight"].precision is FP8
+    tensors = BLOCK | {"blocks.0.ffn.0.weight": weight(24, 256)}
+    for formats, precision in (((), INT8), (OLDER, FP8), (("--formats", "w4a8,16bit"), W4A8)):
+        plans, _ = plan_of(tmp_path, tensors, "--include", ".", *formats)
+        assert plans["blocks.0.ffn.0.weight"].precision is precision
 
 
 @pytest.mark.parametrize(
@@ -115,7 +138,7 @@ def test_what_the_gguf_lacks_is_named(tmp_path):
         (["--include", ".", "--exclude", "nope"], "--exclude nope: matches no linear layer"),
         (["--include", ".", "--full-precision-mm-pattern", "nope"], "-pattern nope: matches no"),
         (["--include", ".", "--full-precision-mm-cross-attn-kv"], "cross-attn-kv: matches no"),
-        (["--include", ".", "--exclude", "."], "no layer would become NVFP4 or FP8"),
+        (["--include", ".", "--exclude", "."], "no layer would be quantised"),
     ],
 )
 def test_what_matches_nothing_is_an_error(tmp_path, arguments, message):

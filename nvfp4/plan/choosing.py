@@ -1,0 +1,96 @@
+"""Choose formats by options: the least one, that of 8 bits, and what sensitive layers become.
+
+Rules ask here which row they mean, so that `--formats`, `--card`, `--recipe`, `--use-int8` and
+`--sensitive-as` are read in one place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from nvfp4.formats.base import Format, format_titled
+from nvfp4.formats.fp8 import FP8
+from nvfp4.formats.nvfp4 import NVFP4
+from nvfp4.options import RECIPES, UNQUANTISED, Options
+from nvfp4.plan.records import TensorPlan
+from nvfp4.reasons import Reason
+
+
+def format_called(word: str) -> Format:
+    """Find the row of a word of the command line. Raises KeyError where there is none."""
+    return {row.option: row for row in Format.rows if row.option}[word]
+
+
+def first_allowed(options: Options, words: tuple[str, ...]) -> Format:
+    """Return the format of the first word that may be chosen; 16-bit where none may."""
+    word = next((word for word in words if word in options.allowed), UNQUANTISED)
+    return format_called(word)
+
+
+def recipe_format(options: Options) -> Format | None:
+    """Return the format that the recipe makes of all that would be NVFP4; None for a mix."""
+    word = RECIPES[options.recipe].format
+    return format_called(word) if word else None
+
+
+def least_format(options: Options) -> tuple[Format, str]:
+    """Return the format of layers that need no more bits, and the option that says so.
+
+    That is the recipe's, or the smallest one that --formats or --card allow.
+    """
+    if recipe := recipe_format(options):
+        return recipe, f"--recipe {options.recipe}"
+    named = (
+        f"--formats {','.join(options.formats)}" if options.formats else f"--card {options.card}"
+    )
+    return first_allowed(options, options.allowed), named
+
+
+def eight_bit(options: Options) -> Format:
+    """Return the format of layers that are to have 8 bits; 16-bit where none may be chosen."""
+    return first_allowed(options, options.eight_bits)
+
+
+def format_for(options: Options, title: str) -> Format:
+    """Return what a table means by a format's title: "FP8" stands for any format of 8 bits."""
+    named = format_titled(title)
+    return eight_bit(options) if named is FP8 else named
+
+
+def preset_sensitive(options: Options) -> Format:
+    """Return what a layer in NVFP4 becomes that a preset marks; NVFP4 for the mark itself.
+
+    Without --sensitive-as it is multiplied with 8-bit activations, where that may be chosen.
+    """
+    if options.sensitive_as or not {"w4a8", "int8"} & {*options.allowed}:
+        return marked_format(options)
+    return first_allowed(options, ("w4a8", "int8"))
+
+
+def marked_format(options: Options) -> Format:
+    """Return what a marked layer in NVFP4 becomes by --sensitive-as; NVFP4 for the mark itself."""
+    word = options.sensitive_as or "w4a16"
+    return NVFP4 if word == "w4a16" else format_called(word)
+
+
+def sensitive_format(options: Options, plan: TensorPlan) -> Format:
+    """Return the format of a planned NVFP4 layer that turns out sensitive.
+
+    NVFP4 means that it stays as it is, and is marked for full-precision matmul.
+    """
+    return marked_format(options).for_shape(plan.ref.shape)
+
+
+def spared(options: Options, plan: TensorPlan, reason: Reason) -> TensorPlan:
+    """Plan a layer in NVFP4 without 4-bit activations, as --sensitive-as says, for this reason."""
+    form = sensitive_format(options, plan)
+    if form is plan.precision:
+        return dataclasses.replace(plan, full_precision=reason)
+    return dataclasses.replace(
+        plan,
+        precision=form,
+        reason=reason.over(plan.reason),
+        input_scale=None,
+        input_scale_source="",
+        saturated_blocks=None,
+    )
