@@ -2314,8 +2314,8 @@ def recognise(model: Model) -> tuple[str, str]:
 # Presets for models of any family, with their lines in --list-presets.
 GENERAL_PRESETS = {
     "auto": "the family that the source is recognised as (default)",
-    "smart": "any model by its structure: 16-bit outside the repeated blocks, 8-bit for attention V "
-    "and feed-forward down projections, NVFP4 for the rest of the blocks",
+    "smart": "any model by its structure: 16-bit outside the repeated blocks, 8-bit for attention "
+    "V and feed-forward down projections, NVFP4 for the rest of the blocks",
     "all": "NVFP4 for every linear layer that ComfyUI does not recognise a model by",
     "none": "nothing but what --include names",
 }
@@ -2770,9 +2770,10 @@ What is stored for a linear layer L with weight [N, K] (N16, K16: rounded up to 
          L.weight_codebook  F32    [16]          what the codes stand for; W6A8 has none
   NVFP4 and FP8: L.input_scale F32 [], optional: the activation's global scale
   all:   L.comfy_quant    U8       [bytes]       JSON: format, full_precision_matrix_mult, rotation
-  --recipe fp8, int8 or w4a8 makes that of all that would be NVFP4. --recipe scaled-fp8 makes FP8 in
-  the older form: L.scale_weight F32 [1], L.scale_input F32 [1], no L.comfy_quant, and in the file one
-  scaled_fp8 F8_E4M3 with 2 elements if all layers get full-precision matmul, with 0 if none does
+  --recipe fp8, int8 or w4a8 makes that of all that would be NVFP4. --recipe scaled-fp8 makes FP8
+  in the older form: L.scale_weight F32 [1], L.scale_input F32 [1], no L.comfy_quant, and in the
+  file one scaled_fp8 F8_E4M3 with 2 elements if all layers get full-precision matmul, with 0 if
+  none does
 
 Wan 2.2, the documented command lines (one line each; high noise is the same with its own files):
   I2V 14B  convert_nvfp4.py SRC.safetensors.index.json OUT.safetensors
