@@ -6,6 +6,7 @@ model is small enough for a CPU, and its outputs have a meaning: cosines of sent
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -81,6 +82,19 @@ def cosines(layers: dict[str, Packed], activations: bool = False) -> torch.Tenso
 
     `layers` is {layer: its packed tensors}; `activations` chooses W4A4 for all of them.
     """
+    return embed(
+        {
+            layer: lambda linear, packed=packed: PackedLinear(packed, linear, activations)
+            for layer, packed in layers.items()
+        }
+    )
+
+
+def embed(layers: dict[str, Callable[[torch.nn.Linear], torch.nn.Module]]) -> torch.Tensor:
+    """Embed SENTENCES before and after replacing layers; return each pair's cosine [12].
+
+    `layers` is {layer: what makes another module of the linear layer}.
+    """
     # The model is on the disk whole: nothing is to be looked up on the hub.
     os.environ["HF_HUB_OFFLINE"] = "1"
     from sentence_transformers import SentenceTransformer
@@ -91,9 +105,9 @@ def cosines(layers: dict[str, Packed], activations: bool = False) -> torch.Tenso
     expected = model.encode(SENTENCES, convert_to_tensor=True, show_progress_bar=False)
     # Names of layers in the checkpoint begin inside of this module.
     bert = next(m for m in model.modules() if type(m).__name__ == "BertModel")
-    for layer, packed in layers.items():
+    for layer, make in layers.items():
         parent, _, child = layer.rpartition(".")
         linear = getattr(bert.get_submodule(parent), child)
-        setattr(bert.get_submodule(parent), child, PackedLinear(packed, linear, activations))
+        setattr(bert.get_submodule(parent), child, make(linear))
     found = model.encode(SENTENCES, convert_to_tensor=True, show_progress_bar=False)
     return torch.nn.functional.cosine_similarity(expected, found)
