@@ -29,6 +29,8 @@ from nvfp4.numeric.feedback import (
     make_feedback,
     output_error,
 )
+from nvfp4.numeric.grids import Grid
+from nvfp4.numeric.rotation import rotate
 from nvfp4.numeric.scale_search import LEAST_SEARCHED_SCALE
 from nvfp4.plan.records import TensorPlan
 from nvfp4.read.tensors import load
@@ -43,17 +45,35 @@ FEEDBACK_ROWS = 1280
 class Rounding:
     """Hold how a layer is rounded by its statistics.
 
-    feedback: the second moment of its input, damped and factored; mean: that of its input [K], in
-    the feedback's order, zeros where no bias makes up for it; format, scale: of the layer, whose
-    block scales alone are chosen anew; dtype: what weights are cast to first (--quant-dtype).
+    feedback: the second moment of its input, damped and factored; mean: that of its input [K],
+    zeros where no bias makes up for it; both are in the basis of the stored weight, rotated where
+    the format is. format, scale: of the layer, whose block scales alone are
+    chosen anew; grid: what is rounded to; largest: the largest unit of a row, in units of the
+    scale; dtype: what weights are cast to first (--quant-dtype).
     """
 
     rounder: Rounder
     feedback: Feedback
     mean: torch.Tensor
     format: Format
+    grid: Grid
     scale: torch.Tensor
+    largest: torch.Tensor
     dtype: torch.dtype
+
+    def in_units(
+        self, rows: torch.Tensor, *by_rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bring rows of a weight into the basis and the units that they are rounded in.
+
+        rows: [n, K]; by_rows: block scales and the like of their encoding. Returns the values
+        [n, K], rotated where the format is, each row in units of its own; and these units over the
+        largest one, [1, n] or [].
+        """
+        # In units of the scale, one feedback and one set of codes serve weights of any size.
+        values = rotate(rows.to(self.dtype).float() / self.scale, self.format.rotated)
+        units = self.format.row_units(*by_rows)
+        return values / units, (units / self.largest).t()
 
 
 def round_by_moments(
@@ -66,7 +86,10 @@ def round_by_moments(
     `plain` comes back with no bias where no second moment is positive definite, and where rounding
     does not lower the output error.
     """
-    rounding = choose_rounding(plan, weight, plain, compute) if plan.precision.grid else None
+    grid = plan.precision.grid
+    # Groups that padding fills up have no statistics.
+    can = grid is not None and weight.shape[1] % grid.group == 0
+    rounding = choose_rounding(plan, weight, plain, compute) if can else None
     if rounding is None:
         return plain, None
     # The plain result goes along, by the same chunks of rows, so that both errors are measured.
@@ -74,7 +97,7 @@ def round_by_moments(
     made = compute.map(partial(round_piece, rounding), weight, *parts, rows=FEEDBACK_ROWS)
     # Everything was measured in units of the scale; squared errors take its square.
     codes, *by_rows, errors, means, damages = zip(*made, strict=True)
-    unit = float(plain.scale)
+    unit = float(plain.scale * rounding.largest)
     energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
     # The feedback is that of the covariance where a bias makes up for the mean; what the mean
     # contributes to output and errors is added here.
@@ -86,7 +109,7 @@ def round_by_moments(
         best, after, bias, moved = plain, before, None, 0.0
     else:
         after += left
-        damage = Damage.total(damages, plain.scale)
+        damage = Damage.total(damages, plain.scale * rounding.largest)
         whole = tuple(map(torch.cat, by_rows))
         best = Encoded(codes=codes, by_rows=whole, scale=plain.scale, damage=damage)
     measured = {
@@ -104,43 +127,58 @@ def choose_rounding(
     """Choose the damping that has the least output error on some rows of a weight.
 
     Returns None where no damping leaves the second moment positive definite, and where the scale is
-    so small that block scales cannot be searched. Feedbacks are remembered, for the layers that
-    share the input.
+    so small that block scales cannot be searched.
     """
-    given, centred = recall_statistics(plan, compute), plan.bias is not None
-    grid, group = plan.precision.grid, plan.precision.group
+    form, given = plan.precision, recall_statistics(plan, compute)
+    feedbacks = recall_feedbacks(plan, given, compute)
+    if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
+        return None
+    mean = given.mean if plan.bias is not None else torch.zeros_like(given.mean)
+    rounding = Rounding(
+        rounder=compute.rounder,
+        feedback=feedbacks[0],
+        mean=rotate(mean.unsqueeze(0), form.rotated).squeeze(0),
+        format=form,
+        grid=form.grid_of(*plain.by_rows),
+        scale=plain.scale,
+        largest=form.row_units(*plain.by_rows).amax(),
+        dtype=compute.dtype,
+    )
+    # A single feedback needs no trial; of several, each rounds some rows without a sweep.
+    if len(feedbacks) == 1:
+        return rounding
+    each = slice(None, None, max(1, len(weight) // DAMPING_ROWS))
+    rows, *by_rows = (tensor[each] for tensor in (weight, *plain.by_rows))
+    some, weights = rounding.in_units(rows, *by_rows)
+
+    def error(feedback: Feedback) -> float:
+        found = compute.rounder.round_rows(some, feedback, rounding.grid, 0)
+        return output_error(found.residual * weights, feedback)
+
+    errors = [*compute.pool.map(error, feedbacks)]
+    return dataclasses.replace(rounding, feedback=feedbacks[errors.index(min(errors))])
+
+
+def recall_feedbacks(plan: TensorPlan, given: Statistics, compute: Compute) -> list[Feedback]:
+    """Make the feedbacks of the dampings worth trying, or recall them.
+
+    They are remembered for the layers that share the input, the basis and the size of groups. An
+    empty list tells that no damping leaves the second moment positive definite.
+    """
+    form, centred = plan.precision, plan.bias is not None
 
     def make(_: object, __: torch.device) -> list[Feedback | None]:
-        maker = partial(make_feedback, given, group=group, centred=centred)
+        turned = given.rotated(form.rotated)
+        maker = partial(make_feedback, turned, group=form.grid.group, centred=centred)
         found = [*compute.pool.map(maker, given.dampings)]
         # Means far larger than deviations leave the covariance few of its bits: damp it more.
         more = (damping for damping in MORE_DAMPINGS if damping > given.dampings[-1])
         return found if any(found) else [next(filter(None, map(maker, more)), None)]
 
-    def error(feedback: Feedback) -> float:
-        return output_error(compute.rounder.round_rows(some, feedback, grid, 0).residual, feedback)
-
-    # Layers with one input share its feedback, unless smoothing makes the input a layer's own.
+    # Smoothing makes the input a layer's own.
     own = plan.ref.name if plan.smoothing is not None else ""
-    feedbacks = [*filter(None, compute.recall((plan.moments, group, centred, own), make))]
-    if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
-        return None
-    # A single feedback needs no trial; of several, each rounds some rows without a sweep.
-    best = feedbacks[0]
-    if len(feedbacks) > 1:
-        some = weight[:: max(1, len(weight) // DAMPING_ROWS)].to(compute.dtype).float()
-        some = some / plain.scale
-        errors = [*compute.pool.map(error, feedbacks)]
-        best = feedbacks[errors.index(min(errors))]
-    mean = given.mean if centred else torch.zeros_like(given.mean)
-    return Rounding(
-        rounder=compute.rounder,
-        feedback=best,
-        mean=mean[best.order],
-        format=plan.precision,
-        scale=plain.scale,
-        dtype=compute.dtype,
-    )
+    key = (plan.moments, form.grid.group, form.rotated, centred, own)
+    return [*filter(None, compute.recall(key, make))]
 
 
 def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
@@ -161,24 +199,27 @@ def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
 def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) -> tuple:
     """Round some rows of a weight, and measure them against what the plain search stores.
 
-    rows: [n, K]; plain: their codes and block scales. Returns, in units of the layer's scale:
+    rows: [n, K]; plain: their codes and block scales. Returns, in units of the layer's scale times
+    the largest row's unit:
       - the new codes and block scales, one result each;
       - squared output, error before, and error after, without what the mean adds;
       - the means of output, error before and error after, [3, n];
       - the damage of the weight.
     """
-    feedback, unit = rounding.feedback, rounding.scale
-    # In units of the scale, one feedback and one set of codes serve weights of any size.
-    values = rows.to(rounding.dtype).float() / unit
-    rounded = rounding.rounder.round_rows(values, feedback, rounding.format.grid)
-    decoded = rounding.format.decode(*plain, torch.ones_like(unit))
+    form, feedback, by_rows = rounding.format, rounding.feedback, plain[1:]
+    values, weights = rounding.in_units(rows, *by_rows)
+    rounded = rounding.rounder.round_rows(values, feedback, rounding.grid)
+    decoded = form.decode(*plain, torch.ones_like(rounding.scale))
+    decoded = rotate(decoded, form.rotated) / form.row_units(*by_rows)
     before = (values - decoded).t()[feedback.order]
+    # Rows count by their units: all is in units of the largest row's from here on.
     parts = (values.t()[feedback.order], before, rounded.residual)
+    parts = [part * weights for part in parts]
     errors = [output_error(part, feedback) for part in parts]
     # By the mean input, each part gives the mean of an output, or of its error.
-    means = torch.stack([rounding.mean @ part for part in parts])
-    damage = Damage(error=squared(rounded.residual), energy=squared(values))
-    return *rounding.format.round_to_levels(rounded, feedback), errors, means, damage
+    means = torch.stack([rounding.mean[feedback.order] @ part for part in parts])
+    damage = Damage(error=squared(parts[2]), energy=squared(parts[0]))
+    return *form.round_to_levels(rounded, feedback, by_rows), errors, means, damage
 
 
 def moved_bias(

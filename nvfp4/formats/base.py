@@ -15,8 +15,8 @@ import torch
 from nvfp4.dtypes import SOURCE_FLOATS
 from nvfp4.formats.encoding import Encoded, Encoder, Given
 from nvfp4.model import TensorRef
-from nvfp4.numeric.codes import FloatGrid
 from nvfp4.numeric.feedback import Feedback, Rounded
+from nvfp4.numeric.grids import Grid
 
 # {suffix: (safetensors dtype, shape)} of a layer's tensors, in the order in which they are written.
 # A suffix is the name after the layer's: "weight" in "blocks.0.ffn.0.weight".
@@ -110,9 +110,8 @@ class Format:
     # The time to encode one weight, as the number of bytes that could be read or written meanwhile.
     # Ranks divide the work by it.
     encoding_cost: int = 0
-    # What rounding by statistics rounds to, None where it cannot; columns that share a scale.
-    grid: FloatGrid | None = None
-    group: int = 1
+    # What rounding by statistics rounds to, None where it cannot.
+    grid: Grid | None = None
 
     def __init__(self) -> None:
         """Enter the row into the table of all formats."""
@@ -279,12 +278,29 @@ class Format:
         """
         raise NotImplementedError
 
-    def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
+    def grid_of(self, *by_rows: torch.Tensor) -> Grid:
+        """Return `grid`, with the layer's own codebook where the format has one.
+
+        by_rows: the parts of its encoding after the codes, [n, ...] each.
+        """
+        return self.grid
+
+    def row_units(self, *by_rows: torch.Tensor) -> torch.Tensor:
+        """Return the units that rows are rounded in: float32 [n, 1], or [] for 1 throughout.
+
+        by_rows: the parts of their encoding after the codes. Units are of the rotated rows, over
+        the layer's scale, and rounding by statistics leaves them as they are.
+        """
+        return torch.ones(())
+
+    def round_to_levels(
+        self, rounded: Rounded, feedback: Feedback, by_rows: tuple[torch.Tensor, ...]
+    ) -> list[torch.Tensor]:
         """Pack rows that were rounded by statistics, as `decode` takes them.
 
-        rounded: levels and block scales of rows in units of the layer's scale; feedback: tells the
-        order of their columns. Returns parts by rows [n, ...], the codes first. Needed where `grid`
-        is set.
+        rounded: levels and codes of steps; feedback: tells the order of their columns; by_rows:
+        the parts after the codes that the rows had before, [n, ...] each. Returns parts by rows,
+        the codes first. Needed where `grid` is set.
         """
         raise NotImplementedError
 

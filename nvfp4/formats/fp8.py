@@ -14,6 +14,7 @@ from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_da
 from nvfp4.formats.scaled import Scaled
 from nvfp4.numeric.codes import E4M3, decode_fp8, encode_fp8, fp8_scale
 from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order
+from nvfp4.numeric.grids import Grid
 
 
 class Fp8(Scaled):
@@ -41,7 +42,7 @@ class Fp8(Scaled):
     is_candidate = True
     # Half of NVFP4's, which searches the scale of every block.
     encoding_cost = 2
-    grid = E4M3
+    grid = Grid(E4M3)
 
     def parts(self, shape: tuple[int, int]) -> Parts:
         """Tell the two tensors of a weight [N, K]: codes F8_E4M3 [N, K] and their scale F32.
@@ -82,7 +83,9 @@ class Fp8(Scaled):
         scale = torch.tensor(1.0 if input_scale is None else input_scale, device=rows.device)
         return decode_fp8(encode_fp8(rows, scale), scale)
 
-    def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
+    def round_to_levels(
+        self, rounded: Rounded, feedback: Feedback, by_rows: tuple[torch.Tensor, ...]
+    ) -> list[torch.Tensor]:
         """Cast rounded levels to codes float8_e4m3fn [n, K].
 
         Columns are in the weight's own order again. Levels are values of E4M3 already, so that

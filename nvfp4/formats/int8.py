@@ -14,6 +14,9 @@ from nvfp4.formats.base import Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
 from nvfp4.formats.scaled import Scaled
 from nvfp4.model import TensorRef
+from nvfp4.numeric.codes import INTEGERS
+from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order
+from nvfp4.numeric.grids import Grid
 from nvfp4.numeric.int8 import quantise_int8, quantised_int8_rows
 from nvfp4.numeric.rotation import WRITTEN_GROUP, rotate
 
@@ -33,6 +36,7 @@ class Int8(Scaled):
     unconfigured = "integers"
     since = "0.27"
     takes_mark = False
+    grid = Grid(INTEGERS)
     runs_unscaled = "8-bit weights times 8-bit activations, whose scales are measured by rows"
 
     def __init__(self, group: int) -> None:
@@ -98,6 +102,16 @@ class Int8(Scaled):
         """
         values = super().decode(*parts_and_scale)
         return rotate(values, self.rotated) if self.rotated else values
+
+    def row_units(self, *by_rows: torch.Tensor) -> torch.Tensor:
+        """Return the scales of the rows, float32 [n, 1]."""
+        return by_rows[0]
+
+    def round_to_levels(
+        self, rounded: Rounded, feedback: Feedback, by_rows: tuple[torch.Tensor, ...]
+    ) -> list[torch.Tensor]:
+        """Cast rounded levels to codes int8 [n, K]; the rows keep their scales."""
+        return [levels_in_order(rounded, feedback).to(torch.int8), *by_rows]
 
     def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
         """Quantise and dequantise input rows [r, K], each with a scale of its own."""

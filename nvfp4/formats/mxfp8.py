@@ -13,8 +13,10 @@ from nvfp4.formats.base import Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
 from nvfp4.formats.scaled import Scaled
 from nvfp4.model import TensorRef
-from nvfp4.numeric.codes import swizzle, unswizzle
+from nvfp4.numeric.codes import E4M3, swizzle, unswizzle
+from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order, steps_in_order
 from nvfp4.numeric.float8 import decode_e8m0
+from nvfp4.numeric.grids import E8M0_STEPS, Grid
 from nvfp4.numeric.mxfp8 import quantise_mxfp8, quantised_mxfp8_rows
 
 
@@ -34,6 +36,7 @@ class Mxfp8(Scaled):
     weight_dtype = "F8_E4M3"
     scale_suffix = "weight_scale"
     row_multiple = MX_BLOCK
+    grid = Grid(E4M3, MX_BLOCK, E8M0_STEPS)
     runs_full_precision = "FP8 weights, decoded and multiplied in 16-bit"
     runs_unscaled = "FP8 weights times FP8 activations with scales of blocks, on Blackwell"
 
@@ -83,6 +86,13 @@ class Mxfp8(Scaled):
         codes = (scales.view(torch.int32) >> 23).to(torch.uint8)
         codes = torch.nn.functional.pad(codes, (0, 0, 0, missing))
         return {"weight": [*encoded.codes, padding], "weight_scale": [swizzle(codes)]}
+
+    def round_to_levels(
+        self, rounded: Rounded, feedback: Feedback, by_rows: tuple[torch.Tensor, ...]
+    ) -> list[torch.Tensor]:
+        """Cast rounded levels to codes float8_e4m3fn [n, K], and decode the scales [n, K/32]."""
+        codes = levels_in_order(rounded, feedback).to(torch.float8_e4m3fn)
+        return [codes, decode_e8m0(steps_in_order(rounded, feedback))]
 
     def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
         """Quantise and dequantise input rows [r, K] in blocks of 32."""

@@ -43,7 +43,8 @@ from nvfp4.numeric.codes import (
     unswizzle,
 )
 from nvfp4.numeric.damage import Damage
-from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order
+from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order, steps_in_order
+from nvfp4.numeric.grids import NVFP4_STEPS, Grid
 from nvfp4.numeric.scale_search import LEAST_SEARCHED_SCALE, OTHER_LARGEST_SCALES
 
 
@@ -79,8 +80,7 @@ class Nvfp4(Format):
     runs_full_precision = "4-bit weights, decoded and multiplied in 16-bit"
     is_candidate = is_adopted = True
     encoding_cost = 4
-    grid = E2M1
-    group = BLOCK_SIZE
+    grid = Grid(E2M1, BLOCK_SIZE, NVFP4_STEPS)
 
     def parts(self, shape: tuple[int, int]) -> Parts:
         """Tell the three tensors of a weight [N, K].
@@ -204,7 +204,9 @@ class Nvfp4(Format):
         """
         return decode_nvfp4(*parts_and_scale)
 
-    def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
+    def round_to_levels(
+        self, rounded: Rounded, feedback: Feedback, by_rows: tuple[torch.Tensor, ...]
+    ) -> list[torch.Tensor]:
         """Pack rounded rows: codes uint8 [n, K16/2] and block scales float8_e4m3fn [n, K16/16].
 
         Levels are values of E2M1 already, so that nothing is rounded a second time; both are
@@ -212,11 +214,8 @@ class Nvfp4(Format):
         """
         # Levels are in units of the block scale, which is what E2M1 codes stand for.
         levels = levels_in_order(rounded, feedback)
-        # The order keeps groups of 16 columns together: every 16th entry tells where a block was.
-        codes = torch.empty_like(rounded.codes)
-        codes[feedback.order[::BLOCK_SIZE] // BLOCK_SIZE] = rounded.codes
         packed = pack_e2m1(round_to_e2m1(levels.abs()), levels)
-        return [packed, codes.t().contiguous().to(torch.uint8).view(torch.float8_e4m3fn)]
+        return [packed, steps_in_order(rounded, feedback).view(torch.float8_e4m3fn)]
 
     def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
         """Quantise and dequantise input rows [r, K] to NVFP4, as Blackwell's matmul takes them."""

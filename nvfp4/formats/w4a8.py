@@ -11,9 +11,18 @@ import torch
 from nvfp4.formats.base import Format, Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
 from nvfp4.model import TensorRef
+from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order, steps_in_order
+from nvfp4.numeric.grids import GROUP_STEPS, Codebook, Grid
 from nvfp4.numeric.int8 import quantised_int8_rows
 from nvfp4.numeric.rotation import WRITTEN_GROUP, rotate
-from nvfp4.numeric.w4a8 import LARGEST_SIX_BITS, W4A8_GROUP, codebook_of, decode_w4a8, encode_w4a8
+from nvfp4.numeric.w4a8 import (
+    LARGEST_SIX_BITS,
+    W4A8_GROUP,
+    codebook_of,
+    decode_w4a8,
+    encode_w4a8,
+    pack_w4a8,
+)
 
 
 class W4a8(Format):
@@ -38,6 +47,7 @@ class W4a8(Format):
     is_adopted = True
     runs_unscaled = "4-bit weights times 8-bit activations, whose scales are measured by rows"
     encoding_cost = 4
+    grid = Grid(Codebook(codebook_of(4, torch.device("cpu"))), W4A8_GROUP, GROUP_STEPS)
 
     def parts(self, shape: tuple[int, int]) -> Parts:
         """Tell the tensors of a weight [N, K]: codes, two kinds of scales, and the codebook."""
@@ -122,6 +132,30 @@ class W4a8(Format):
         levels = books[0][0] if books else levels.float()
         integers = decode_w4a8(codes, group_scale, levels)
         return rotate(integers.mul_((row_scale * scale).unsqueeze(1)), self.rotated)
+
+    def grid_of(self, *by_rows: torch.Tensor) -> Grid:
+        """Return the grid with the codebook of the layer, or with the levels of 6 bits."""
+        _, row_scale, *books = by_rows
+        return self.grid.with_codebook(
+            books[0][0] if books else codebook_of(self.bits, row_scale.device)
+        )
+
+    def row_units(self, *by_rows: torch.Tensor) -> torch.Tensor:
+        """Return the scales of the rows, float32 [n, 1]."""
+        return by_rows[1].unsqueeze(1)
+
+    def round_to_levels(
+        self, rounded: Rounded, feedback: Feedback, by_rows: tuple[torch.Tensor, ...]
+    ) -> list[torch.Tensor]:
+        """Pack rounded levels as codes, with the new group scales; the rest stays as it is."""
+        _, row_scale, *books = by_rows
+        codes = torch.searchsorted(
+            self.grid_of(*by_rows).levels.levels, levels_in_order(rounded, feedback)
+        )
+        group_scale = steps_in_order(rounded, feedback).view(torch.float8_e4m3fn)
+        # 6-bit codes begin at 1.
+        packed = pack_w4a8(codes if books else codes + 1, self.bits)
+        return [packed, group_scale, row_scale, *books]
 
     def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
         """Quantise and dequantise input rows [r, K] to INT8, each with a scale of its own."""

@@ -41,6 +41,9 @@ MANY_SUBNORMALS = 0.01
 # The E4M3 code of 1.0: the block scale of formats that have none, and of rows not yet rounded.
 E4M3_ONE = 56
 
+# Rounds a column: (what to round [m, n], where the levels go [m, n]) -> decoded values [m, n].
+Nearest = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 class FloatGrid(NamedTuple):
     """Describe the values that a small float format can hold.
@@ -64,9 +67,43 @@ class FloatGrid(NamedTuple):
         """
         return 1.5 * 2.0 ** (23 - self.mantissa_bits)
 
+    @property
+    def kind(self) -> FloatGrid:
+        """Return the grid itself, which is all that code for it depends on."""
+        return self
+
+    def under(self, steps: torch.Tensor) -> Nearest:
+        """Make a function that rounds to the nearest multiples of these values by steps.
+
+        steps: [m, n] float32. What it returns takes what to round [m, n] and where the values go
+        that are multiplied, and returns them times the steps.
+        """
+        scaled, inverse = torch.empty_like(steps), 1 / steps
+
+        def nearest(want: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+            torch.mul(want, inverse, out=scaled)
+            return round_to_grid(scaled, self, out) * steps
+
+        return nearest
+
 
 E2M1 = FloatGrid(1, 1.0, E2M1_MAX)
 E4M3 = FloatGrid(3, 2.0**-6, E4M3_MAX)
+# The integers of INT8: spaced by 1 from 64 to 127, and below. comfy_kitchen never stores -128.
+INTEGERS = FloatGrid(6, 64.0, 127.0)
+
+
+def round_to_grid(values: torch.Tensor, grid: FloatGrid, out: torch.Tensor) -> torch.Tensor:
+    """Round to the nearest values of a float format, ties to even, saturating.
+
+    values: float32 of any sign and shape, finite; grid: the format; out: float32 of the same shape,
+    filled and returned. Adding and subtracting the grid's shift, scaled by each value's power of
+    two, leaves the rounding to float32 itself.
+    """
+    power = values.abs().clamp_(grid.least_normal, grid.largest)
+    power = power.view(torch.int32).bitwise_and_(FLOAT32_EXPONENT).view(torch.float32)
+    torch.add(values, power, alpha=grid.shift, out=out)
+    return out.sub_(power, alpha=grid.shift).clamp_(-grid.largest, grid.largest)
 
 
 def largest_magnitude(weight: torch.Tensor) -> torch.Tensor:

@@ -15,17 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
-from nvfp4.dtypes import BLOCK_SIZE, E2M1_MAX
 from nvfp4.errors import ConvertError
-from nvfp4.numeric.codes import (
-    E2M1,
-    E4M3_ONE,
-    FLOAT32_EXPONENT,
-    FloatGrid,
-    e4m3_code_of_at_least,
-    e4m3_value,
-)
-from nvfp4.numeric.scale_search import candidate_codes
+from nvfp4.numeric.codes import FloatGrid
+from nvfp4.numeric.grids import Codebook, Grid
+from nvfp4.numeric.rotation import rotate
 
 # Rounding that knows what a weight multiplies. With X a layer's recorded input and E = W - decoded
 # W, its output is off by X E^T, in the mean square tr(E S E^T), S = X^T X / tokens. A weight may be
@@ -72,6 +65,19 @@ class Statistics:
             max(least, DAMPINGS[-1])
         ]
 
+    def rotated(self, group: int) -> Statistics:
+        """Return the statistics of the input rotated in groups of columns; itself for group 0.
+
+        With R the rotation of a column of inputs, mean and second moment become R mean and R S R^T.
+        The output error of a rotated weight is the same by these as by the others.
+        """
+        if not group:
+            return self
+        half = rotate(self.second, group).t().contiguous()
+        mean, rows = (rotate(some, group) for some in (self.mean.unsqueeze(0), self.rows))
+        second = rotate(half, group)
+        return dataclasses.replace(self, mean=mean.squeeze(0), second=second, rows=rows)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feedback:
@@ -95,9 +101,9 @@ class Feedback:
 class Rounded:
     """Hold rows of a weight while they are rounded, [K, n] in the order of a Feedback.
 
-    levels: decoded weight / block scale, values of the grid; residual: weight - decoded weight, in
-    units of the layer's scale; both float32. codes: [ceil(K/16), n] int16, the E4M3 codes of the
-    block scales; of formats without block scales all stay 1.0.
+    levels: those of the grid, before steps multiply them; residual: weight - decoded weight, in
+    the units of the rows; both float32. codes: [blocks, n] int16, of each block's step; all zero
+    where the grid's steps are fixed.
     """
 
     levels: torch.Tensor
@@ -105,44 +111,30 @@ class Rounded:
     codes: torch.Tensor
 
 
-def round_to_grid(values: torch.Tensor, grid: FloatGrid, out: torch.Tensor) -> torch.Tensor:
-    """Round to the nearest values of a float format, ties to even, saturating.
-
-    values: float32 of any sign and shape, finite; grid: the format; out: float32 of the same shape,
-    filled and returned. Adding and subtracting the grid's shift, scaled by each value's power of
-    two, leaves the rounding to float32 itself.
-    """
-    power = values.abs().clamp_(grid.least_normal, grid.largest)
-    power = power.view(torch.int32).bitwise_and_(FLOAT32_EXPONENT).view(torch.float32)
-    torch.add(values, power, alpha=grid.shift, out=out)
-    return out.sub_(power, alpha=grid.shift).clamp_(-grid.largest, grid.largest)
-
-
 def round_columns(
     wanted: torch.Tensor,
     free: torch.Tensor,
     coefficients: tuple[torch.Tensor, torch.Tensor],
     steps: torch.Tensor,
-    grid: FloatGrid,
+    grid: FloatGrid | Codebook,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Round the columns of a block one after the other, each knowing the errors of those before.
 
     wanted: [c, n], what to round, with the feedback of all other blocks; free: [c, n], the decoded
     weights that would change no residual; coefficients: those of the feedback within the block [c,
     c], and the cost of an error of 1 in each column [c]; steps: [m, n], block scales to try; grid:
-    what to round to. All float32. Returns levels and changes of the residuals [c, m, n], and costs
+    levels to round to. All float32. Returns levels and changes of the residuals [c, m, n], and costs
     [m, n]; costs stay zero if there is only one scale to try.
     """
     within, pivots = coefficients
     levels, changes, costs = made = room_for(wanted, steps)
-    scaled, inverse = torch.empty_like(steps), 1 / steps
+    nearest = grid.under(steps)
     for column in range(len(wanted)):
         want = wanted[column].expand_as(steps)
         if column:
             before = changes[:column].view(column, -1).t()
             want = want + torch.mv(before, within[column, :column]).view_as(steps)
-        torch.mul(want, inverse, out=scaled)
-        decoded = round_to_grid(scaled, grid, levels[column]) * steps
+        decoded = nearest(want, levels[column])
         torch.sub(free[column], decoded, out=changes[column])
         # Costs only choose among scales: with a single one nobody reads them.
         if len(steps) > 1:
@@ -213,17 +205,15 @@ def make_feedback(
     )
 
 
-def unrounded(weight: torch.Tensor) -> Rounded:
+def unrounded(weight: torch.Tensor, grid: Grid) -> Rounded:
     """Allocate a Rounded for rows that are not rounded yet.
 
     weight: [K, n] float32, transposed. Levels and residuals are zero, so that nothing is fed back
-    from columns that are still to come; codes are that of scale 1.
+    from columns that are still to come.
     """
-    codes = torch.empty(-(-len(weight) // BLOCK_SIZE), weight.shape[1], device=weight.device)
+    codes = weight.new_zeros(-(-len(weight) // grid.block), weight.shape[1], dtype=torch.int16)
     return Rounded(
-        levels=torch.zeros_like(weight),
-        residual=torch.zeros_like(weight),
-        codes=torch.full_like(codes, E4M3_ONE, dtype=torch.int16),
+        levels=torch.zeros_like(weight), residual=torch.zeros_like(weight), codes=codes
     )
 
 
@@ -247,12 +237,12 @@ class Rounder:
         self.graphs: dict[tuple, tuple] = {}
 
     def round_rows(
-        self, rows: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int = SWEEPS
+        self, rows: torch.Tensor, feedback: Feedback, grid: Grid, sweeps: int = SWEEPS
     ) -> Rounded:
         """Round rows of a weight to the least output error.
 
-        rows: [n, K] float32, in units of the layer's scale; feedback: of its input; grid: E2M1 or
-        E4M3; sweeps: passes after the first one. Returns levels, residuals and block scales in the
+        rows: [n, K] float32, in units of the layer's scale or each row's own, rotated where the
+        format is; feedback: of its input, rotated likewise; sweeps: passes after the first one. Returns levels, residuals and block scales in the
         order of the feedback. Raises ConvertError where a GPU left its work undone.
         """
         weight = rows.t()[feedback.order].contiguous()
@@ -260,7 +250,7 @@ class Rounder:
             # CUDA graphs and triton take the current device, not that of the tensors.
             with torch.cuda.device(weight.device):
                 return self.replay(weight, feedback, grid, sweeps)
-        rounded = unrounded(weight)
+        rounded = unrounded(weight, grid)
         self.make_passes(weight, rounded, feedback, grid, sweeps)
         return rounded
 
@@ -269,7 +259,7 @@ class Rounder:
         weight: torch.Tensor,
         rounded: Rounded,
         feedback: Feedback,
-        grid: FloatGrid,
+        grid: Grid,
         sweeps: int,
     ) -> None:
         """Round all columns of a transposed weight [K, n] once, and improve on it `sweeps` times.
@@ -282,31 +272,33 @@ class Rounder:
             self.feed_back(weight, rounded, feedback, grid, first=False)
 
     def replay(
-        self, weight: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int
+        self, weight: torch.Tensor, feedback: Feedback, grid: Grid, sweeps: int
     ) -> Rounded:
         """Do `make_passes` as a CUDA graph, of its ten thousand kernels.
 
-        Launching these one by one takes longer than they run. The graph of each device, shape, grid
-        and number of sweeps is captured once, on tensors of its own; arguments are copied into them
+        Launching these one by one takes longer than they run. The graph of each device, shape,
+        kind of grid and number of sweeps is captured once, on tensors of its own; arguments are copied into them
         and results out of them. Raises ConvertError where a replay did not write all levels.
         """
-        key = (weight.device, weight.shape, grid, sweeps)
+        key = (weight.device, weight.shape, grid.kind, sweeps)
         if key not in self.graphs:
             tensors = {name: getattr(feedback, name).clone() for name in FEEDBACK_TENSORS}
-            own = (weight.clone(), unrounded(weight), dataclasses.replace(feedback, **tensors))
+            feedback_copy = dataclasses.replace(feedback, **tensors)
+            own = (weight.clone(), unrounded(weight, grid), feedback_copy, grid.copy())
             # A first run outside the graph: triton cannot compile while one is captured.
-            self.make_passes(*own, grid, sweeps)
+            self.make_passes(*own, sweeps)
             graph = torch.cuda.CUDAGraph()
             # The default capture stream may be of another GPU; a new one is of the current device.
             with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
-                self.make_passes(*own, grid, sweeps)
+                self.make_passes(*own, sweeps)
             self.graphs[key] = graph, *own
-        graph, own_weight, own_rounded, own_feedback = self.graphs[key]
+        graph, own_weight, own_rounded, own_feedback, own_grid = self.graphs[key]
         own_weight.copy_(weight)
+        for copied, given in zip(own_grid.codebook, grid.codebook, strict=True):
+            copied.copy_(given)
         for name in FEEDBACK_TENSORS:
             getattr(own_feedback, name).copy_(getattr(feedback, name))
         own_rounded.residual.zero_()
-        own_rounded.codes.fill_(E4M3_ONE)
         # A replay writes every level, so a NaN that is left tells of one that did not run.
         own_rounded.levels.fill_(math.nan)
         graph.replay()
@@ -321,7 +313,7 @@ class Rounder:
         weight: torch.Tensor,
         rounded: Rounded,
         feedback: Feedback,
-        grid: FloatGrid,
+        grid: Grid,
         *,
         first: bool,
     ) -> None:
@@ -338,20 +330,19 @@ class Rounder:
             end = min(begin + FEEDBACK_BATCH, columns)
             reach = begin if first else columns
             fed = coefficients[begin:end, :reach] @ residual[:reach]
-            for at in range(begin, end, BLOCK_SIZE):
-                block = slice(at, min(at + BLOCK_SIZE, end))
+            for at in range(begin, end, grid.block):
+                block = slice(at, min(at + grid.block, end))
                 own, rest = slice(at - begin, block.stop - begin), slice(block.stop - begin, None)
                 old = residual[block].clone()
                 # A column's own coefficient is 1: `fed` holds its own residual, taken away here.
                 wanted = (weight[block] - old).add_(fed[own])
-                index = at // BLOCK_SIZE
+                index = at // grid.block
                 codes = rounded.codes[index : index + 1]
-                if first and grid is E2M1:
-                    least = e4m3_code_of_at_least(wanted.abs().amax(0) / E2M1_MAX)
-                    codes = candidate_codes(least)
+                if first:
+                    codes = grid.candidates(wanted, codes)
                 within = (coefficients[block, block], feedback.pivots[block])
-                free, steps = weight[block] - old, e4m3_value(codes)
-                tried = self.round_columns(wanted, free, within, steps, grid)
+                free, steps = weight[block] - old, grid.values(codes)
+                tried = self.round_columns(wanted, free, within, steps, grid.levels)
                 levels, changes, codes = take_best(*tried, codes)
                 rounded.codes[index], rounded.levels[block] = codes, levels
                 residual[block] += changes
@@ -378,3 +369,12 @@ def levels_in_order(rounded: Rounded, feedback: Feedback) -> torch.Tensor:
     levels = torch.empty_like(rounded.levels)
     levels[feedback.order] = rounded.levels
     return levels.t().contiguous()
+
+
+def steps_in_order(rounded: Rounded, feedback: Feedback) -> torch.Tensor:
+    """Bring the codes of steps back into the order of the weight's groups: uint8 [n, blocks]."""
+    # Groups of columns were kept together: the first column of each tells where a block was.
+    group = len(feedback.order) // len(rounded.codes)
+    codes = torch.empty_like(rounded.codes)
+    codes[feedback.order[::group] // group] = rounded.codes
+    return codes.t().contiguous().to(torch.uint8)

@@ -22,9 +22,10 @@ from nvfp4.numeric.codes import (
     fp8_scale,
     nvfp4_global_scale,
     round_to_e2m1,
+    round_to_grid,
 )
 from nvfp4.numeric.compiled import compile_kernels, compile_rounder
-from nvfp4.numeric.feedback import Rounder, make_feedback, output_error, round_to_grid, unrounded
+from nvfp4.numeric.feedback import Rounder, make_feedback, output_error, unrounded
 from nvfp4.numeric.scale_search import mse_block_scales
 from support.activations import correlated, statistics
 
@@ -65,18 +66,16 @@ def test_the_output_error_is_that_of_the_rows():
     assert found == pytest.approx(float((rows @ residual.t()).square().sum()) / len(rows), rel=1e-4)
 
 
-@pytest.mark.parametrize("grid", [E2M1, E4M3])
-def test_rounding_by_statistics_lowers_the_output_error(grid):
+@pytest.mark.parametrize("form", [NVFP4, FP8])
+def test_rounding_by_statistics_lowers_the_output_error(form):
     rows, weight = correlated(256), torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
     amax = weight.abs().max()
-    unit = nvfp4_global_scale(amax) if grid is E2M1 else fp8_scale(amax)
-    group = 16 if grid is E2M1 else 1
-    feedback = make_feedback(statistics(rows), 0.01, group, centred=False)
-    rounded = Rounder().round_rows(weight / unit, feedback, grid)
-    form = NVFP4 if grid is E2M1 else FP8
-    stored = form.round_to_levels(rounded, feedback)
+    unit = nvfp4_global_scale(amax) if form is NVFP4 else fp8_scale(amax)
+    feedback = make_feedback(statistics(rows), 0.01, form.grid.group, centred=False)
+    rounded = Rounder().round_rows(weight / unit, feedback, form.grid)
+    stored = form.round_to_levels(rounded, feedback, ())
     decode, plain = decode_nvfp4, encode_nvfp4(weight, unit, mse_block_scales)
-    if grid is E4M3:
+    if form is FP8:
         decode, plain = decode_fp8, [encode_fp8(weight, unit)]
     before, after = (
         float((rows @ (weight - decode(*parts, unit)).t()).square().sum())
@@ -94,13 +93,13 @@ def test_further_passes_never_raise_the_error(seed, passes, columns):
     rows = correlated(columns, 300, seed % 1000)
     feedback = make_feedback(statistics(rows), 0.01, 16, centred=False)
     weight = torch.randn(columns, 8, generator=torch.Generator().manual_seed(seed)) * 200
-    rounded = unrounded(weight)
-    Rounder().feed_back(weight, rounded, feedback, E2M1, first=True)
+    rounded = unrounded(weight, NVFP4.grid)
+    Rounder().feed_back(weight, rounded, feedback, NVFP4.grid, first=True)
     errors = []
     for _ in range(passes + 1):
         squares = float(rounded.residual.square().sum())
         errors.append(output_error(rounded.residual, feedback) + feedback.added * squares)
-        Rounder().feed_back(weight, rounded, feedback, E2M1, first=False)
+        Rounder().feed_back(weight, rounded, feedback, NVFP4.grid, first=False)
     assert all(later <= earlier * (1 + 1e-5) for earlier, later in pairwise(errors))
 
 
@@ -139,7 +138,7 @@ def test_a_gpu_rounds_as_a_cpu_does(compiled):
     for stats, rows in ((here, weight), (there, weight.cuda()), (there, weight.cuda())):
         feedback = make_feedback(stats, 0.01, 16, centred=True)
         rounder = on_gpu if rows.is_cuda else Rounder()
-        rounded = rounder.round_rows(rows, feedback, E2M1)
+        rounded = rounder.round_rows(rows, feedback, NVFP4.grid)
         errors.append(output_error(rounded.residual, feedback))
     assert errors[1:] == [pytest.approx(errors[0], rel=1e-3)] * 2
     assert errors[1] == errors[2]  # the graph that is replayed
@@ -150,9 +149,9 @@ def test_compiled_rounding_is_that_of_torch():
     pytest.importorskip("numba")
     feedback = make_feedback(statistics(correlated(256)), 0.01, 16, centred=True)
     weight = torch.randn(300, 256, generator=torch.Generator().manual_seed(2)) * 300
-    plain = Rounder().round_rows(weight, feedback, E2M1)
+    plain = Rounder().round_rows(weight, feedback, NVFP4.grid)
     rounder = Rounder(compile_kernels().round_columns)
-    compiled = rounder.round_rows(weight, feedback, E2M1)
+    compiled = rounder.round_rows(weight, feedback, NVFP4.grid)
     assert (plain.levels != compiled.levels).float().mean() < 0.01
     errors = [output_error(one.residual, feedback) for one in (plain, compiled)]
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
