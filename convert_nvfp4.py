@@ -2903,6 +2903,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Container, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from enum import Enum, IntEnum, auto
 from html import escape
@@ -2934,6 +2935,9 @@ MANY_SUBNORMALS = 0.01
 # The E4M3 code of 1.0: the block scale of formats that have none, and of rows not yet rounded.
 E4M3_ONE = 56
 
+# Rounds a column: (what to round [m, n], where the levels go [m, n]) -> decoded values [m, n].
+Nearest = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
 
 class FloatGrid(NamedTuple):
     """Describe the values that a small float format can hold.
@@ -2957,9 +2961,43 @@ class FloatGrid(NamedTuple):
         """
         return 1.5 * 2.0 ** (23 - self.mantissa_bits)
 
+    @property
+    def kind(self) -> FloatGrid:
+        """Return the grid itself, which is all that code for it depends on."""
+        return self
+
+    def under(self, steps: torch.Tensor) -> Nearest:
+        """Make a function that rounds to the nearest multiples of these values by steps.
+
+        steps: [m, n] float32. What it returns takes what to round [m, n] and where the values go
+        that are multiplied, and returns them times the steps.
+        """
+        scaled, inverse = torch.empty_like(steps), 1 / steps
+
+        def nearest(want: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+            torch.mul(want, inverse, out=scaled)
+            return round_to_grid(scaled, self, out) * steps
+
+        return nearest
+
 
 E2M1 = FloatGrid(1, 1.0, E2M1_MAX)
 E4M3 = FloatGrid(3, 2.0**-6, E4M3_MAX)
+# The integers of INT8: spaced by 1 from 64 to 127, and below. comfy_kitchen never stores -128.
+INTEGERS = FloatGrid(6, 64.0, 127.0)
+
+
+def round_to_grid(values: torch.Tensor, grid: FloatGrid, out: torch.Tensor) -> torch.Tensor:
+    """Round to the nearest values of a float format, ties to even, saturating.
+
+    values: float32 of any sign and shape, finite; grid: the format; out: float32 of the same shape,
+    filled and returned. Adding and subtracting the grid's shift, scaled by each value's power of
+    two, leaves the rounding to float32 itself.
+    """
+    power = values.abs().clamp_(grid.least_normal, grid.largest)
+    power = power.view(torch.int32).bitwise_and_(FLOAT32_EXPONENT).view(torch.float32)
+    torch.add(values, power, alpha=grid.shift, out=out)
+    return out.sub_(power, alpha=grid.shift).clamp_(-grid.largest, grid.largest)
 
 
 def largest_magnitude(weight: torch.Tensor) -> torch.Tensor:
@@ -3326,6 +3364,789 @@ def squared(values: torch.Tensor) -> float:
     return float(values.square().sum(dtype=torch.float64))
 
 
+# ── nvfp4/numeric/float8.py: Decode codes of one byte, and scales that lie on a grid over a weight 
+
+# The first byte, without its sign, that is no finite number: E5M2 has infinities there, too.
+NO_NUMBER = {torch.float8_e4m3fn: NAN_E4M3, torch.float8_e5m2: 0x7C}
+# The one NaN of the FNUZ dtypes is what would be a negative zero.
+NAN_FNUZ = 0x80
+# Blocks of fewer columns are not used by any program; a scale of such a shape is for something
+# else, such as rows that were taken for columns.
+LEAST_BLOCK = 16
+
+
+def decode_byte(codes: torch.Tensor) -> torch.Tensor:
+    """Decode 8-bit floats of any of torch's four dtypes for weights, or int8, to float32, exactly.
+
+    codes: of any shape; what is no finite number is for the caller to refuse: see `has_no_number`.
+    """
+    if codes.dtype == torch.float8_e4m3fn:
+        return decode_e4m3(codes)
+    if codes.dtype == torch.float8_e5m2:
+        # E5M2 is the upper byte of a float16.
+        return (codes.view(torch.uint8).to(torch.int16) << 8).view(torch.float16).float()
+    return codes.float()
+
+
+def decode_e8m0(codes: torch.Tensor) -> torch.Tensor:
+    """Decode E8M0 numbers, powers of two from 2**-127 on, to float32; NaN (255) becomes infinity.
+
+    codes: uint8 of any shape. They are the exponent's bits of a float32, but for the smallest one,
+    a subnormal.
+    """
+    bits = codes.to(torch.int32) << 23
+    return torch.where(codes == 0, 1 << 22, bits).view(torch.float32)
+
+
+def has_no_number(codes: torch.Tensor) -> bool:
+    """Tell whether stored codes of any dtype hold NaN or an infinity; integers never do."""
+    bits = codes.view(torch.uint8)
+    if codes.dtype in NO_NUMBER:
+        # The sign bit is masked out, as there is a negative NaN, too.
+        return bool(((bits & 0x7F) >= NO_NUMBER[codes.dtype]).any())
+    return codes.dtype.is_floating_point and bool((bits == NAN_FNUZ).any())
+
+
+def block_lengths(size: int, count: int) -> set[int]:
+    """List how many rows or columns may share a scale, where `count` scales are for `size` of them.
+
+    The last block may be shorter, as DeepSeek's blocks of 128 are. Blocks are powers of two, or
+    divide the size; two lengths come back where both are possible, none where neither is.
+    """
+    if count in (1, size):
+        return {size // count}
+    if -(-size // SCALE_BLOCK) == count:
+        return {SCALE_BLOCK}
+    lengths = {2**power for power in range(1, size.bit_length())}
+    lengths = {length for length in lengths if -(-size // length) == count}
+    return lengths if size % count else {*lengths, size // count}
+
+
+def block_shape(weight: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, int] | None:
+    """Tell the rows and columns of a weight that share one scale, or None where none fits.
+
+    weight: [N, K], or of more dimensions, whose rows have one scale each at most; scale: [], [1]
+    and the like for one scale, [N] or [N, 1] for rows, [blocks of N, blocks of K] for blocks; more
+    dimensions of 1 may follow, as in kohya's [N, blocks of K, 1].
+    """
+    rows, columns = weight[0] if weight else 1, math.prod(weight[1:])
+    if math.prod(scale) == 1:
+        return rows, columns
+    high, wide, *more = (*scale, 1) if len(scale) == 1 else scale
+    if math.prod(more) != 1 or not 0 < high <= rows or not 0 < wide <= columns:
+        return None
+    heights, widths = block_lengths(rows, high), block_lengths(columns, wide)
+    # Where two lengths are possible, only a square block tells which one it is.
+    if len(heights) != 1 or len(widths) != 1:
+        heights = widths = heights & widths
+    if len(heights) != 1:
+        return None
+    height, width = *heights, *widths
+    # kohya's blocks divide the columns, and convolutions and vectors have no blocks.
+    uneven = bool(more) and wide * width != columns
+    nested = len(weight) != 2 and (height, wide) != (1, 1)
+    # A row of as many scales as there are rows may be a column that was transposed.
+    narrow = 1 < wide < columns and width < LEAST_BLOCK
+    lying = high == 1 < rows == wide
+    return None if uneven or nested or narrow or lying else (height, width)
+
+
+def scales_by_rows(scale: torch.Tensor, weight: tuple[int, ...]) -> torch.Tensor:
+    """Spread a grid of scales over the rows of a weight.
+
+    scale: floats of a shape that `block_shape` takes, more than one; weight: [N, K]. Returns
+    float32 [N, blocks of K], or [N, K] where the number of blocks does not tell their length.
+    """
+    height, width = block_shape(weight, tuple(scale.shape))
+    grid, columns = scale.float().reshape(scale.shape[0], -1), math.prod(weight[1:])
+    if len(block_lengths(columns, grid.shape[1])) > 1:
+        grid = grid.repeat_interleave(width, 1)[:, :columns]
+    return grid.repeat_interleave(height, 0)[: weight[0]]
+
+
+def multiply_blocks(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Multiply rows of values by the scales of their blocks of columns, in place.
+
+    values: float32 [n, K]; scales: float32 [n, blocks of K], as `scales_by_rows` gives them. Each
+    product is rounded once.
+    """
+    (width,) = block_lengths(values.shape[1], scales.shape[1])
+    whole = values.shape[1] // width
+    values[:, : whole * width].unflatten(1, (whole, width)).mul_(scales[:, :whole, None])
+    values[:, whole * width :].mul_(scales[:, whole:])
+    return values
+
+
+# ── nvfp4/numeric/mxfp8.py: Quantise to MXFP8: E4M3 numbers, and a power of two for every 32 of a r
+
+# The code of 1.0 in E8M0, and the largest one that is a number.
+E8M0_ONE, LAST_E8M0_CODE = 127, 254
+# The bits of a float32's mantissa.
+MANTISSA_BITS = 0x7FFFFF
+
+
+def first_rounded_up() -> torch.Tensor:
+    """Find the least mantissa of each exponent whose float32 logarithm is above the exponent.
+
+    Returns int32 [255] by the exponent's bits; those of 0 are for numbers from 2**-127 on, which
+    are subnormal. A logarithm is rounded: that of a little more than a power of two is a whole one.
+    """
+    exponents = torch.arange(LAST_E8M0_CODE + 1, dtype=torch.int32)
+    least = torch.where(exponents == 0, 1 << 22, 0).to(torch.int32)
+    # The logarithms of 23 numbers at most are rounded down to a whole one.
+    bits = (exponents << 23 | least).unsqueeze(1) + torch.arange(32, dtype=torch.int32)
+    below = bits.view(torch.float32).log2().ceil() <= (exponents - E8M0_ONE).unsqueeze(1)
+    return least + below.sum(1, dtype=torch.int32)
+
+
+# Made on the CPU once: logarithms of other devices are rounded otherwise, and cost more.
+FIRST_ROUNDED_UP = first_rounded_up()
+
+
+def amax_power_scales(magnitude: torch.Tensor) -> torch.Tensor:
+    """Compute the least powers of two that clip nothing: E8M0 codes uint8 [n, K/32].
+
+    magnitude: [n, K] float32 >= 0, K a multiple of 32. A block of zeros has code 0. The codes are
+    those of comfy_kitchen.quantize_mxfp8.
+    """
+    amax = magnitude.unflatten(1, (-1, MX_BLOCK)).amax(-1)
+    bits = divide(amax, E4M3_MAX).clamp(min=2.0**-E8M0_ONE).view(torch.int32)
+    exponent, mantissa = bits >> 23, bits & MANTISSA_BITS
+    # Parity: comfy_kitchen rounds a logarithm up, which is itself rounded: see FIRST_ROUNDED_UP.
+    codes = exponent + (mantissa >= FIRST_ROUNDED_UP.to(bits.device)[exponent])
+    return torch.where(amax > 0, codes, 0).to(torch.uint8)
+
+
+def encode_mxfp8(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Quantise rows [n, K] float32 at the E8M0 codes of their blocks: float8_e4m3fn [n, K].
+
+    scales: uint8 [n, K/32]; code 0 is that of blocks of zeros. Saturates at 448. With the codes of
+    `amax_power_scales` the bytes are those of comfy_kitchen.quantize_mxfp8, but where the whole
+    block is below 2**-118: comfy_kitchen divides that by 0.
+    """
+    blocks = rows.unflatten(1, (-1, MX_BLOCK))
+    # Readers take a scale of code 0 for 0 or for 2**-127: all that it scales becomes +0.
+    scaled = (blocks / decode_e8m0(scales).unsqueeze(-1)).masked_fill_(
+        (scales == 0).unsqueeze(-1), 0
+    )
+    return scaled.clamp_(-E4M3_MAX, E4M3_MAX).flatten(1).to(torch.float8_e4m3fn)
+
+
+def quantise_mxfp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise rows [n, K] of floats: codes float8_e4m3fn [n, K32], powers float32 [n, K32/32].
+
+    Columns are padded with zeros to K32, a multiple of 32; the powers of two are those of blocks.
+    """
+    padded = torch.nn.functional.pad(rows.float(), (0, -rows.shape[1] % MX_BLOCK))
+    scales = amax_power_scales(padded.abs())
+    return encode_mxfp8(padded, scales), decode_e8m0(scales)
+
+
+def quantised_mxfp8_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Quantise and dequantise input rows [r, K] as ComfyUI's MXFP8 matmul sees them: float32."""
+    codes, scales = quantise_mxfp8(rows)
+    values = codes.float().unflatten(1, (-1, MX_BLOCK)) * scales.unsqueeze(-1)
+    return values.flatten(1)[:, : rows.shape[1]]
+
+
+# ── nvfp4/numeric/grids.py: Say what rounding by statistics rounds to: the levels of a format, and 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codebook:
+    """Hold levels of a weight that is decoded to INT8: level * step, rounded to an integer.
+
+    levels: [L] float32, ascending, on the device that rounds. A level decodes to
+    clamp(rint(level * step), -127, 127), which the scale of its row multiplies (W4A8, W6A8).
+    """
+
+    levels: torch.Tensor
+
+    @property
+    def largest(self) -> torch.Tensor:
+        """Return the largest level as a scalar tensor, for the least step that clips nothing."""
+        return self.levels.abs().amax()
+
+    @property
+    def kind(self) -> int:
+        """Return how many levels there are, which is all that code for a codebook depends on."""
+        return len(self.levels)
+
+    def under(self, steps: torch.Tensor) -> Nearest:
+        """Make a function that rounds to the nearest decoded level under each step.
+
+        steps: [m, n] float32. Of the two levels that enclose a value before they are rounded to
+        integers, the upper one is taken where its integer is strictly nearer, as comfy_kitchen
+        breaks ties.
+        """
+        inverse, last = 1 / steps, len(self.levels) - 1
+
+        def nearest(want: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+            upper = torch.bucketize(want * inverse, self.levels)
+            levels = [self.levels[at.clamp(0, last)] for at in (upper - 1, upper)]
+            limit = INTEGERS.largest
+            low, high = ((level * steps).round_().clamp_(-limit, limit) for level in levels)
+            is_upper = (high - want).abs_() < (want - low).abs_()
+            torch.where(is_upper, levels[1], levels[0], out=out)
+            return torch.where(is_upper, high, low)
+
+        return nearest
+
+
+class Steps(NamedTuple):
+    """Say which steps a format has, by codes, and which of them are tried for a group.
+
+    value: codes int16 -> float32; at_least: float32 numbers -> the codes of the smallest steps that
+    are not below them; offsets: from the code of the smallest step that clips nothing to the first
+    and last one that are tried; last: the largest code, the least being 1.
+    """
+
+    value: Callable[[torch.Tensor], torch.Tensor]
+    at_least: Callable[[torch.Tensor], torch.Tensor]
+    offsets: tuple[int, int]
+    last: int
+
+
+def e8m0_code_of_at_least(value: torch.Tensor) -> torch.Tensor:
+    """Find the smallest code of E8M0 whose power of two is not below a number; int16.
+
+    value: float32 >= 0 of any shape. Code 0 is left out, as 2**-127 is subnormal in float32.
+    """
+    bits = value.view(torch.int32)
+    # The exponent's field counts as E8M0 does; any bit of the mantissa makes it one more.
+    above = (bits & ~FLOAT32_EXPONENT) != 0
+    return ((bits >> 23) + above).clamp_(1, LAST_E8M0_CODE).to(torch.int16)
+
+
+def e8m0_value(code: torch.Tensor) -> torch.Tensor:
+    """Decode E8M0 codes from 1 to 254 that are held as int16, to float32 of the same shape."""
+    return (code.to(torch.int32) << 23).view(torch.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Describe what a format rounds to: levels, and the steps that multiply them.
+
+    levels: in units of the step; group: columns of a row that share a step; steps: how it is
+    chosen, None where it is 1 throughout, since rows are in units of their scale already.
+    """
+
+    levels: FloatGrid | Codebook
+    group: int = 1
+    steps: Steps | None = None
+
+    @property
+    def block(self) -> int:
+        """Return how many columns are rounded as one block: whole groups, and 16 at least."""
+        return max(self.group, BLOCK_SIZE)
+
+    @property
+    def kind(self) -> tuple:
+        """Return what CUDA graphs of different grids differ in; the levels of a codebook do not."""
+        return self.levels.kind, self.group, self.steps
+
+    def candidates(self, wanted: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """List the codes of steps to try for a block of each row: int16 [m, n], ascending.
+
+        wanted: [c, n] float32, what is to be rounded; codes: [1, n], which come back where steps
+        are fixed.
+        """
+        if self.steps is None:
+            return codes
+        least = self.steps.at_least(wanted.abs().amax(0) / self.levels.largest)
+        first, last = self.steps.offsets
+        offsets = torch.arange(first, last + 1, dtype=torch.int16, device=wanted.device)
+        return (least + offsets.unsqueeze(1)).clamp_(1, self.steps.last)
+
+    def values(self, codes: torch.Tensor) -> torch.Tensor:
+        """Decode codes of steps, int16 of any shape, to float32; fixed steps are 1."""
+        if self.steps is None:
+            return torch.ones_like(codes, dtype=torch.float32)
+        return self.steps.value(codes)
+
+    def with_codebook(self, *levels: torch.Tensor) -> Grid:
+        """Return the grid with the levels [L] of a layer's own codebook; without one, as it is."""
+        return replace(self, levels=Codebook(*levels)) if levels else self
+
+    @property
+    def codebook(self) -> tuple[torch.Tensor, ...]:
+        """List the tensor of a codebook, or nothing: a CUDA graph has a copy of its own."""
+        return (self.levels.levels,) if isinstance(self.levels, Codebook) else ()
+
+    def copy(self) -> Grid:
+        """Copy the grid, with a codebook in memory of its own."""
+        return self.with_codebook(*(levels.clone() for levels in self.codebook))
+
+
+# Offsets of E4M3 block scales around the smallest that clips nothing, as `scale_search` has them.
+NVFP4_STEPS = Steps(e4m3_value, e4m3_code_of_at_least, (-3, 6), LAST_E4M3_CODE)
+# The levels of these are so evenly spaced that larger steps than the next one only lose.
+GROUP_STEPS = NVFP4_STEPS._replace(offsets=(-2, 1))
+# Powers of two: one more would lose a bit of small values only, one less clips the largest.
+E8M0_STEPS = Steps(e8m0_value, e8m0_code_of_at_least, (-1, 0), LAST_E8M0_CODE)
+
+
+# ── nvfp4/numeric/rotation.py: Rotate groups of columns by a regular Hadamard matrix, as ConvRot an
+
+# Columns that are rotated together where weights are written: comfy_kitchen's own choice.
+WRITTEN_GROUP = 256
+
+
+def rotate(values: torch.Tensor, group: int) -> torch.Tensor:
+    """Rotate weights or inputs, or rotate them back: it is its own inverse.
+
+    values: float32 [n, K]; group: columns rotated together, a power of four that divides K. The
+    matrix is the Kronecker power of a matrix [4, 4] of 1/2, with -1/2 from one corner at the bottom
+    to the other at the top. One factor after the other is applied: the sums are the same whatever
+    rows come together, where those of a matrix product depend on its size.
+    """
+    step, found = 1, values
+    while step < group:
+        fours = found.reshape(-1, 4, step)
+        first, second, third, fourth = fours.unbind(1)
+        half = (((first + second) + (third + fourth)) * 0.5).unsqueeze(1)
+        # Row i adds up all four but for the one from the end, which it subtracts.
+        found, step = half - fours.flip(1), step * 4
+    return found.view(values.shape)
+
+
+# ── nvfp4/numeric/feedback.py: Round weights to the least error of their layer's output ───────────
+
+# Rounding that knows what a weight multiplies. With X a layer's recorded input and E = W - decoded
+# W, its output is off by X E^T, in the mean square tr(E S E^T), S = X^T X / tokens. A weight may be
+# rounded to the farther value where that makes up for the errors of other columns.
+#
+# Weights are transposed here, their columns in the order they are rounded in, and in units of the
+# layer's scale: [K, n]. Residual: weight - decoded weight. Level: decoded weight / block scale.
+
+# Dampings that are tried on some rows of a weight, in units of the mean of the second moment's
+# diagonal. Without damping, directions that the recording hardly saw would get any error.
+DAMPINGS = (0.002, 0.02)
+# Larger dampings, for a second moment that none of the others leaves positive definite.
+MORE_DAMPINGS = (0.1, 0.3, 1.0)
+# Sweeps over all columns after they were rounded once: a second one gained a third of the first.
+SWEEPS = 1
+# Columns whose errors reach all other columns by one matrix product, instead of one at a time.
+FEEDBACK_BATCH = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Hold what a recording tells of a layer's input of K channels.
+
+    mean: [K] float32; second: the second moment X^T X / tokens, [K, K] float32; rows: some recorded
+    rows [r, K]; independent: how many different rows the moments are of, at least 1, since a
+    prompt's text is the same at every step. All tensors are on the device that rounds.
+    """
+
+    mean: torch.Tensor
+    second: torch.Tensor
+    rows: torch.Tensor
+    independent: float
+
+    @property
+    def dampings(self) -> list[float]:
+        """List the dampings worth trying, relative to the mean of the diagonal.
+
+        n independent rows tell the energy of K directions to about K / n, at most 1. Dampings up to
+        twice that only add noise and are left out; where all of DAMPINGS are, K / n itself or the
+        largest of them, whichever is more, is the only one.
+        """
+        least = min(len(self.mean) / self.independent, 1.0)
+        return [damping for damping in DAMPINGS if damping > 2 * least] or [
+            max(least, DAMPINGS[-1])
+        ]
+
+    def rotated(self, group: int) -> Statistics:
+        """Return the statistics of the input rotated in groups of columns; itself for group 0.
+
+        With R the rotation of a column of inputs, mean and second moment become R mean and R S R^T.
+        The output error of a rotated weight is the same by these as by the others.
+        """
+        if not group:
+            return self
+        half = rotate(self.second, group).t().contiguous()
+        mean, rows = (rotate(some, group) for some in (self.mean.unsqueeze(0), self.rows))
+        second = rotate(half, group)
+        return dataclasses.replace(self, mean=mean.squeeze(0), second=second, rows=rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """Hold a damped second moment S [K, K], factored as lower.T * pivots @ lower.
+
+    order: [K], the columns in the order of rounding, which all other fields are in; lower: [K, K],
+    unit lower triangular; full: S, each row divided by its diagonal element; diagonal: [K], that of
+    S; pivots: [K], the cost of an error of 1 in a column after those rounded later have made up for
+    it; added: what damping added to the diagonal. Tensors are float32.
+    """
+
+    order: torch.Tensor
+    lower: torch.Tensor
+    full: torch.Tensor
+    diagonal: torch.Tensor
+    pivots: torch.Tensor
+    added: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rounded:
+    """Hold rows of a weight while they are rounded, [K, n] in the order of a Feedback.
+
+    levels: those of the grid, before steps multiply them; residual: weight - decoded weight, in
+    the units of the rows; both float32. codes: [blocks, n] int16, of each block's step; all zero
+    where the grid's steps are fixed.
+    """
+
+    levels: torch.Tensor
+    residual: torch.Tensor
+    codes: torch.Tensor
+
+
+def round_columns(
+    wanted: torch.Tensor,
+    free: torch.Tensor,
+    coefficients: tuple[torch.Tensor, torch.Tensor],
+    steps: torch.Tensor,
+    grid: FloatGrid | Codebook,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Round the columns of a block one after the other, each knowing the errors of those before.
+
+    wanted: [c, n], what to round, with the feedback of all other blocks; free: [c, n], the decoded
+    weights that would change no residual; coefficients: those of the feedback within the block [c,
+    c], and the cost of an error of 1 in each column [c]; steps: [m, n], block scales to try; grid:
+    levels to round to. All float32. Returns levels and changes of the residuals [c, m, n], and
+    costs [m, n]; costs stay zero if there is only one scale to try.
+    """
+    within, pivots = coefficients
+    levels, changes, costs = made = room_for(wanted, steps)
+    nearest = grid.under(steps)
+    for column in range(len(wanted)):
+        want = wanted[column].expand_as(steps)
+        if column:
+            before = changes[:column].view(column, -1).t()
+            want = want + torch.mv(before, within[column, :column]).view_as(steps)
+        decoded = nearest(want, levels[column])
+        torch.sub(free[column], decoded, out=changes[column])
+        # Costs only choose among scales: with a single one nobody reads them.
+        if len(steps) > 1:
+            error = decoded.sub_(want)
+            costs.addcmul_(error, error * pivots[column])
+    return made
+
+
+def room_for(wanted: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Allocate what `round_columns` returns, on the device of its arguments.
+
+    wanted: [c, n]; steps: [m, n]. Returns levels and changes [c, m, n], not initialised, and costs
+    [m, n] of zero.
+    """
+    levels, changes = wanted.new_empty(2, len(wanted), *steps.shape)
+    return levels, changes, torch.zeros_like(steps)
+
+
+def take_best(
+    levels: torch.Tensor, changes: torch.Tensor, costs: torch.Tensor, codes: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Take, for each row, the block scale with the least cost of those that were tried.
+
+    levels, changes: [c, m, n]; costs: [m, n]; codes: [m, n] int16, the scales. Returns levels and
+    changes [c, n] and codes [n] of the best; of equal costs the first, which is the smaller scale.
+    """
+    if len(codes) == 1:
+        return levels[:, 0], changes[:, 0], codes[0]
+    # Gathering keeps the choice on the device: a CUDA graph cannot wait for the CPU.
+    best = costs.argmin(0, keepdim=True)
+    index = best.expand(len(levels), 1, -1)
+    return levels.gather(1, index)[:, 0], changes.gather(1, index)[:, 0], codes.gather(0, best)[0]
+
+
+def make_feedback(
+    given: Statistics, damping: float, group: int, *, centred: bool
+) -> Feedback | None:
+    """Factor a damped second moment for rounding, or return None if it is not positive definite.
+
+    damping: how many times the mean of the diagonal is added to the diagonal; group: columns that
+    share a scale (16, or 1); centred: round by the covariance instead, where a bias makes up for
+    the mean error. Groups with the largest moments come first, because all later columns can make
+    up for their errors. The factorisation is float64; what is returned is float32.
+    """
+    # The covariance of the input is its second moment less the square of its mean.
+    second = given.second
+    if centred:
+        second = second - given.mean.unsqueeze(1) * given.mean
+    # Columns that share a block scale stay together, so that whole groups are put in order.
+    energy = second.diagonal().view(-1, group).sum(1)
+    order = energy.argsort(descending=True, stable=True).unsqueeze(1) * group
+    order = (order + torch.arange(group, device=order.device)).flatten()
+    damped = second[order][:, order].double()
+    damped.diagonal().add_(damping * damped.diagonal().mean())
+    # Flipped, Cholesky's lower factor becomes the upper triangular one: damped = root @ root.T.
+    reverse, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+    root = reverse.flip(0, 1)
+    pivots = root.diagonal().clone()
+    if failed or not torch.isfinite(pivots).all():
+        return None
+    return Feedback(
+        order=order,
+        lower=root.div_(pivots).t().float().contiguous(),
+        full=(damped / damped.diagonal().unsqueeze(1)).float(),
+        diagonal=damped.diagonal().float(),
+        pivots=pivots.square().float(),
+        added=float(damping * second.diagonal().double().mean()),
+    )
+
+
+def unrounded(weight: torch.Tensor, grid: Grid) -> Rounded:
+    """Allocate a Rounded for rows that are not rounded yet.
+
+    weight: [K, n] float32, transposed. Levels and residuals are zero, so that nothing is fed back
+    from columns that are still to come.
+    """
+    codes = weight.new_zeros(-(-len(weight) // grid.block), weight.shape[1], dtype=torch.int16)
+    return Rounded(levels=torch.zeros_like(weight), residual=torch.zeros_like(weight), codes=codes)
+
+
+# A function with the arguments and results of `round_columns`, plain or compiled.
+RoundColumns = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+# The fields of a Feedback that passes over columns read: a CUDA graph has copies of its own.
+FEEDBACK_TENSORS = ("lower", "full", "pivots")
+
+
+class Rounder:
+    """Round rows of weights by feedback; one serves all layers of a conversion on one device.
+
+    columns: what rounds the columns of a block, `round_columns` or compiled code that does the
+    same. On a GPU a Rounder keeps a CUDA graph for each shape of rows, with tensors as large as
+    those: they live as long as the Rounder does.
+    """
+
+    def __init__(self, columns: RoundColumns = round_columns):
+        """Take the function that rounds columns; no graph is captured yet."""
+        self.round_columns = columns
+        self.graphs: dict[tuple, tuple] = {}
+
+    def round_rows(
+        self, rows: torch.Tensor, feedback: Feedback, grid: Grid, sweeps: int = SWEEPS
+    ) -> Rounded:
+        """Round rows of a weight to the least output error.
+
+        rows: [n, K] float32, in units of the layer's scale or each in its own, rotated where the
+        format is; feedback: of its input, rotated likewise; sweeps: passes after the first one.
+        Returns levels, residuals and steps in the order of the feedback. Raises ConvertError where
+        a GPU left its work undone.
+        """
+        weight = rows.t()[feedback.order].contiguous()
+        if weight.is_cuda:
+            # CUDA graphs and triton take the current device, not that of the tensors.
+            with torch.cuda.device(weight.device):
+                return self.replay(weight, feedback, grid, sweeps)
+        rounded = unrounded(weight, grid)
+        self.make_passes(weight, rounded, feedback, grid, sweeps)
+        return rounded
+
+    def make_passes(
+        self, weight: torch.Tensor, rounded: Rounded, feedback: Feedback, grid: Grid, sweeps: int
+    ) -> None:
+        """Round all columns of a transposed weight [K, n] once, and improve on it `sweeps` times.
+
+        `rounded` is filled in place, with no allocation that depends on values and no look at them
+        from the CPU: a CUDA graph can capture it.
+        """
+        self.feed_back(weight, rounded, feedback, grid, first=True)
+        for _ in range(sweeps):
+            self.feed_back(weight, rounded, feedback, grid, first=False)
+
+    def replay(self, weight: torch.Tensor, feedback: Feedback, grid: Grid, sweeps: int) -> Rounded:
+        """Do `make_passes` as a CUDA graph, of its ten thousand kernels.
+
+        Launching these one by one takes longer than they run. The graph of each device, shape, kind
+        of grid and number of sweeps is captured once, on tensors of its own; arguments are copied
+        into them and results out of them. Raises ConvertError where a replay did not write all
+        levels.
+        """
+        key = (weight.device, weight.shape, grid.kind, sweeps)
+        if key not in self.graphs:
+            tensors = {name: getattr(feedback, name).clone() for name in FEEDBACK_TENSORS}
+            feedback_copy = dataclasses.replace(feedback, **tensors)
+            own = (weight.clone(), unrounded(weight, grid), feedback_copy, grid.copy())
+            # A first run outside the graph: triton cannot compile while one is captured.
+            self.make_passes(*own, sweeps)
+            graph = torch.cuda.CUDAGraph()
+            # The default capture stream may be of another GPU; a new one is of the current device.
+            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+                self.make_passes(*own, sweeps)
+            self.graphs[key] = graph, *own
+        graph, own_weight, own_rounded, own_feedback, own_grid = self.graphs[key]
+        own_weight.copy_(weight)
+        for copied, given in zip(own_grid.codebook, grid.codebook, strict=True):
+            copied.copy_(given)
+        for name in FEEDBACK_TENSORS:
+            getattr(own_feedback, name).copy_(getattr(feedback, name))
+        own_rounded.residual.zero_()
+        # A replay writes every level, so a NaN that is left tells of one that did not run.
+        own_rounded.levels.fill_(math.nan)
+        graph.replay()
+        if not own_rounded.levels.isfinite().all():
+            raise ConvertError(
+                f"{weight.device}: a CUDA graph left its work undone; try --device cpu"
+            )
+        return Rounded(**{name: getattr(own_rounded, name).clone() for name in Rounded.__slots__})
+
+    def feed_back(
+        self, weight: torch.Tensor, rounded: Rounded, feedback: Feedback, grid: Grid, *, first: bool
+    ) -> None:
+        """Make one pass over all columns, the first or one that improves on it.
+
+        In the first, errors of the columns before are fed back (GPTQ, in the form that needs no
+        inverse: S = L^T D L), and each block takes the scale with the least cost. In a further one
+        those of all columns are (coordinate descent), under the scales there are. weight: [K, n];
+        rounded is updated.
+        """
+        coefficients = feedback.lower if first else feedback.full
+        residual, columns = rounded.residual, len(weight)
+        for begin in range(0, columns, FEEDBACK_BATCH):
+            end = min(begin + FEEDBACK_BATCH, columns)
+            reach = begin if first else columns
+            fed = coefficients[begin:end, :reach] @ residual[:reach]
+            for at in range(begin, end, grid.block):
+                block = slice(at, min(at + grid.block, end))
+                own, rest = slice(at - begin, block.stop - begin), slice(block.stop - begin, None)
+                old = residual[block].clone()
+                # A column's own coefficient is 1: `fed` holds its own residual, taken away here.
+                wanted = (weight[block] - old).add_(fed[own])
+                index = at // grid.block
+                codes = rounded.codes[index : index + 1]
+                if first:
+                    codes = grid.candidates(wanted, codes)
+                within = (coefficients[block, block], feedback.pivots[block])
+                free, steps = weight[block] - old, grid.values(codes)
+                tried = self.round_columns(wanted, free, within, steps, grid.levels)
+                levels, changes, codes = take_best(*tried, codes)
+                rounded.codes[index], rounded.levels[block] = codes, levels
+                residual[block] += changes
+                fed[rest] += coefficients[block.stop : end, block] @ changes
+
+
+def output_error(residual: torch.Tensor, feedback: Feedback) -> float:
+    """Compute the squared output error tr(E S E^T) of a residual, with S not damped.
+
+    residual: [K, n] float32, in the feedback's order. Returns a float in units of the layer's scale
+    squared, summed in float64 and never below 0, which rounding could take it to.
+    """
+    # `full` has rows of S divided by the diagonal, which the last product brings back.
+    costs = torch.mul(feedback.full @ residual, residual).sum(1, dtype=torch.float64)
+    damping = feedback.added * float(residual.square().sum(dtype=torch.float64))
+    return max(float(costs @ feedback.diagonal.double()) - damping, 0.0)
+
+
+def levels_in_order(rounded: Rounded, feedback: Feedback) -> torch.Tensor:
+    """Bring the levels of rounded rows back into the weight's own order of columns.
+
+    Returns [n, K] float32, contiguous: what a format packs (`Format.round_to_levels`).
+    """
+    levels = torch.empty_like(rounded.levels)
+    levels[feedback.order] = rounded.levels
+    return levels.t().contiguous()
+
+
+def steps_in_order(rounded: Rounded, feedback: Feedback) -> torch.Tensor:
+    """Bring the codes of steps back into the order of the weight's groups: uint8 [n, blocks]."""
+    # Groups of columns were kept together: the first column of each tells where a block was.
+    group = len(feedback.order) // len(rounded.codes)
+    codes = torch.empty_like(rounded.codes)
+    codes[feedback.order[::group] // group] = rounded.codes
+    return codes.t().contiguous().to(torch.uint8)
+
+
+# ── nvfp4/numeric/gpu_kernel.py: Round the columns of a block on a GPU, as triton compiles it ─────
+
+if TYPE_CHECKING:
+    # At run time nothing is imported: triton is optional, and `compile_rounder` puts `tl` among
+    # the names that the kernel sees.
+    import triton.language as tl
+
+
+def round_lanes(  # noqa: PLR0913
+    wanted, free, within, pivots, steps, levels, changes, costs, rows, lanes, stride, columns,
+    least: tl.constexpr, largest: tl.constexpr, shift: tl.constexpr, width: tl.constexpr,
+):  # fmt: skip
+    """Do what `feedback.round_columns` does, in one kernel.
+
+    A lane is one row under one block scale. wanted, free: [columns, rows]; within: [columns,
+    columns], its rows `stride` elements apart; pivots: [columns]; steps: [m, rows], flat; levels,
+    changes: [columns, m, rows], filled; costs: [m, rows], filled; all float32 pointers. lanes is m
+    * rows; least, largest, shift are those of the grid; width is the number of lanes a program.
+    Sums are contracted, so that bits may differ from those of other devices.
+    """
+    lane = tl.program_id(0) * width + tl.arange(0, width)
+    inside, row = lane < lanes, lane % rows
+    step = tl.load(steps + lane, mask=inside, other=1.0)
+    cost = tl.zeros((width,), dtype=tl.float32)
+    for column in range(columns):
+        want = tl.load(wanted + column * rows + row, mask=inside)
+        for other in range(column):
+            change = tl.load(changes + other * lanes + lane, mask=inside)
+            want += tl.load(within + column * stride + other) * change
+        scaled = want / step
+        power = tl.minimum(tl.maximum(tl.abs(scaled), least), largest)
+        power = (power.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+        level = (scaled + power * shift) - power * shift
+        level = tl.minimum(tl.maximum(level, -largest), largest)
+        error = level * step - want
+        cost += tl.load(pivots + column) * error * error
+        tl.store(levels + column * lanes + lane, level, mask=inside)
+        change = tl.load(free + column * rows + row, mask=inside) - level * step
+        tl.store(changes + column * lanes + lane, change, mask=inside)
+    tl.store(costs + lane, cost, mask=inside)
+
+
+# ── nvfp4/numeric/int8.py: Quantise to 8-bit integers with a scale for every row, as comfy_kitchen 
+
+# The largest code of a row whose scale is its largest magnitude over it.
+INT8_MAX = 127
+# The least scale of a row: comfy_kitchen's, so that a row of zeros is not divided by 0.
+LEAST_ROW_SCALE = 1e-30
+
+
+def amax_row_scales(rows: torch.Tensor) -> torch.Tensor:
+    """Compute the scales that make each row's largest magnitude 127: [n, 1] for rows [n, K].
+
+    Rows and scales are float32.
+    """
+    # Parity: comfy_kitchen divides the largest magnitude, and bounds the quotient.
+    return divide(rows.abs().amax(1, keepdim=True), INT8_MAX).clamp_(min=LEAST_ROW_SCALE)
+
+
+def encode_int8(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Quantise rows [n, K] float32 at their scales [n, 1]: int8 [n, K], ties to even.
+
+    With `amax_row_scales` the codes are those of comfy_kitchen.quantize_int8_rowwise.
+    """
+    return (rows / scale).round_().clamp_(-INT8_MAX - 1, INT8_MAX).to(torch.int8)
+
+
+def quantise_int8(rows: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate rows [n, K] and quantise them: codes int8 [n, K], row scales float32 [n, 1].
+
+    rows: floats; group: columns rotated together, or 0. The bytes are those of comfy_kitchen's
+    layout, but for ties that the last bit of a rotation decides.
+    """
+    values = rotate(rows.float(), group) if group else rows.float()
+    scale = amax_row_scales(values)
+    return encode_int8(values, scale), scale
+
+
+def quantised_int8_rows(rows: torch.Tensor, group: int) -> torch.Tensor:
+    """Quantise and dequantise input rows as ComfyUI's INT8 matmul sees them.
+
+    rows: [r, K] floats; group: columns rotated together, or 0. Returns [r, K] float32. Every row
+    has a scale of its own, measured on every call.
+    """
+    codes, scale = quantise_int8(rows, group)
+    decoded = codes.float().mul_(scale)
+    return rotate(decoded, group) if group else decoded
+
+
 # ── nvfp4/numeric/scale_search.py: Choose the E4M3 block scales with the least squared error ──────
 
 # Candidates are E4M3 codes counted from that of the smallest scale that clips nothing; the
@@ -3480,587 +4301,6 @@ def candidate_codes(first: torch.Tensor) -> torch.Tensor:
     """
     offsets = torch.arange(FIRST_OFFSET, LAST_OFFSET + 1, dtype=torch.int16, device=first.device)
     return (first + offsets.unsqueeze(1)).clamp_(1, LAST_E4M3_CODE)
-
-
-# ── nvfp4/numeric/feedback.py: Round weights to the least error of their layer's output ───────────
-
-# Rounding that knows what a weight multiplies. With X a layer's recorded input and E = W - decoded
-# W, its output is off by X E^T, in the mean square tr(E S E^T), S = X^T X / tokens. A weight may be
-# rounded to the farther value where that makes up for the errors of other columns.
-#
-# Weights are transposed here, their columns in the order they are rounded in, and in units of the
-# layer's scale: [K, n]. Residual: weight - decoded weight. Level: decoded weight / block scale.
-
-# Dampings that are tried on some rows of a weight, in units of the mean of the second moment's
-# diagonal. Without damping, directions that the recording hardly saw would get any error.
-DAMPINGS = (0.002, 0.02)
-# Larger dampings, for a second moment that none of the others leaves positive definite.
-MORE_DAMPINGS = (0.1, 0.3, 1.0)
-# Sweeps over all columns after they were rounded once: a second one gained a third of the first.
-SWEEPS = 1
-# Columns whose errors reach all other columns by one matrix product, instead of one at a time.
-FEEDBACK_BATCH = 128
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statistics:
-    """Hold what a recording tells of a layer's input of K channels.
-
-    mean: [K] float32; second: the second moment X^T X / tokens, [K, K] float32; rows: some recorded
-    rows [r, K]; independent: how many different rows the moments are of, at least 1, since a
-    prompt's text is the same at every step. All tensors are on the device that rounds.
-    """
-
-    mean: torch.Tensor
-    second: torch.Tensor
-    rows: torch.Tensor
-    independent: float
-
-    @property
-    def dampings(self) -> list[float]:
-        """List the dampings worth trying, relative to the mean of the diagonal.
-
-        n independent rows tell the energy of K directions to about K / n, at most 1. Dampings up to
-        twice that only add noise and are left out; where all of DAMPINGS are, K / n itself or the
-        largest of them, whichever is more, is the only one.
-        """
-        least = min(len(self.mean) / self.independent, 1.0)
-        return [damping for damping in DAMPINGS if damping > 2 * least] or [
-            max(least, DAMPINGS[-1])
-        ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Feedback:
-    """Hold a damped second moment S [K, K], factored as lower.T * pivots @ lower.
-
-    order: [K], the columns in the order of rounding, which all other fields are in; lower: [K, K],
-    unit lower triangular; full: S, each row divided by its diagonal element; diagonal: [K], that of
-    S; pivots: [K], the cost of an error of 1 in a column after those rounded later have made up for
-    it; added: what damping added to the diagonal. Tensors are float32.
-    """
-
-    order: torch.Tensor
-    lower: torch.Tensor
-    full: torch.Tensor
-    diagonal: torch.Tensor
-    pivots: torch.Tensor
-    added: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rounded:
-    """Hold rows of a weight while they are rounded, [K, n] in the order of a Feedback.
-
-    levels: decoded weight / block scale, values of the grid; residual: weight - decoded weight, in
-    units of the layer's scale; both float32. codes: [ceil(K/16), n] int16, the E4M3 codes of the
-    block scales; of formats without block scales all stay 1.0.
-    """
-
-    levels: torch.Tensor
-    residual: torch.Tensor
-    codes: torch.Tensor
-
-
-def round_to_grid(values: torch.Tensor, grid: FloatGrid, out: torch.Tensor) -> torch.Tensor:
-    """Round to the nearest values of a float format, ties to even, saturating.
-
-    values: float32 of any sign and shape, finite; grid: the format; out: float32 of the same shape,
-    filled and returned. Adding and subtracting the grid's shift, scaled by each value's power of
-    two, leaves the rounding to float32 itself.
-    """
-    power = values.abs().clamp_(grid.least_normal, grid.largest)
-    power = power.view(torch.int32).bitwise_and_(FLOAT32_EXPONENT).view(torch.float32)
-    torch.add(values, power, alpha=grid.shift, out=out)
-    return out.sub_(power, alpha=grid.shift).clamp_(-grid.largest, grid.largest)
-
-
-def round_columns(
-    wanted: torch.Tensor,
-    free: torch.Tensor,
-    coefficients: tuple[torch.Tensor, torch.Tensor],
-    steps: torch.Tensor,
-    grid: FloatGrid,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Round the columns of a block one after the other, each knowing the errors of those before.
-
-    wanted: [c, n], what to round, with the feedback of all other blocks; free: [c, n], the decoded
-    weights that would change no residual; coefficients: those of the feedback within the block [c,
-    c], and the cost of an error of 1 in each column [c]; steps: [m, n], block scales to try; grid:
-    what to round to. All float32. Returns levels and changes of the residuals [c, m, n], and costs
-    [m, n]; costs stay zero if there is only one scale to try.
-    """
-    within, pivots = coefficients
-    levels, changes, costs = made = room_for(wanted, steps)
-    scaled, inverse = torch.empty_like(steps), 1 / steps
-    for column in range(len(wanted)):
-        want = wanted[column].expand_as(steps)
-        if column:
-            before = changes[:column].view(column, -1).t()
-            want = want + torch.mv(before, within[column, :column]).view_as(steps)
-        torch.mul(want, inverse, out=scaled)
-        decoded = round_to_grid(scaled, grid, levels[column]) * steps
-        torch.sub(free[column], decoded, out=changes[column])
-        # Costs only choose among scales: with a single one nobody reads them.
-        if len(steps) > 1:
-            error = decoded.sub_(want)
-            costs.addcmul_(error, error * pivots[column])
-    return made
-
-
-def room_for(wanted: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Allocate what `round_columns` returns, on the device of its arguments.
-
-    wanted: [c, n]; steps: [m, n]. Returns levels and changes [c, m, n], not initialised, and costs
-    [m, n] of zero.
-    """
-    levels, changes = wanted.new_empty(2, len(wanted), *steps.shape)
-    return levels, changes, torch.zeros_like(steps)
-
-
-def take_best(
-    levels: torch.Tensor, changes: torch.Tensor, costs: torch.Tensor, codes: torch.Tensor
-) -> tuple[torch.Tensor, ...]:
-    """Take, for each row, the block scale with the least cost of those that were tried.
-
-    levels, changes: [c, m, n]; costs: [m, n]; codes: [m, n] int16, the scales. Returns levels and
-    changes [c, n] and codes [n] of the best; of equal costs the first, which is the smaller scale.
-    """
-    if len(codes) == 1:
-        return levels[:, 0], changes[:, 0], codes[0]
-    # Gathering keeps the choice on the device: a CUDA graph cannot wait for the CPU.
-    best = costs.argmin(0, keepdim=True)
-    index = best.expand(len(levels), 1, -1)
-    return levels.gather(1, index)[:, 0], changes.gather(1, index)[:, 0], codes.gather(0, best)[0]
-
-
-def make_feedback(
-    given: Statistics, damping: float, group: int, *, centred: bool
-) -> Feedback | None:
-    """Factor a damped second moment for rounding, or return None if it is not positive definite.
-
-    damping: how many times the mean of the diagonal is added to the diagonal; group: columns that
-    share a scale (16, or 1); centred: round by the covariance instead, where a bias makes up for
-    the mean error. Groups with the largest moments come first, because all later columns can make
-    up for their errors. The factorisation is float64; what is returned is float32.
-    """
-    # The covariance of the input is its second moment less the square of its mean.
-    second = given.second
-    if centred:
-        second = second - given.mean.unsqueeze(1) * given.mean
-    # Columns that share a block scale stay together, so that whole groups are put in order.
-    energy = second.diagonal().view(-1, group).sum(1)
-    order = energy.argsort(descending=True, stable=True).unsqueeze(1) * group
-    order = (order + torch.arange(group, device=order.device)).flatten()
-    damped = second[order][:, order].double()
-    damped.diagonal().add_(damping * damped.diagonal().mean())
-    # Flipped, Cholesky's lower factor becomes the upper triangular one: damped = root @ root.T.
-    reverse, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-    root = reverse.flip(0, 1)
-    pivots = root.diagonal().clone()
-    if failed or not torch.isfinite(pivots).all():
-        return None
-    return Feedback(
-        order=order,
-        lower=root.div_(pivots).t().float().contiguous(),
-        full=(damped / damped.diagonal().unsqueeze(1)).float(),
-        diagonal=damped.diagonal().float(),
-        pivots=pivots.square().float(),
-        added=float(damping * second.diagonal().double().mean()),
-    )
-
-
-def unrounded(weight: torch.Tensor) -> Rounded:
-    """Allocate a Rounded for rows that are not rounded yet.
-
-    weight: [K, n] float32, transposed. Levels and residuals are zero, so that nothing is fed back
-    from columns that are still to come; codes are that of scale 1.
-    """
-    codes = torch.empty(-(-len(weight) // BLOCK_SIZE), weight.shape[1], device=weight.device)
-    return Rounded(
-        levels=torch.zeros_like(weight),
-        residual=torch.zeros_like(weight),
-        codes=torch.full_like(codes, E4M3_ONE, dtype=torch.int16),
-    )
-
-
-# A function with the arguments and results of `round_columns`, plain or compiled.
-RoundColumns = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-# The fields of a Feedback that passes over columns read: a CUDA graph has copies of its own.
-FEEDBACK_TENSORS = ("lower", "full", "pivots")
-
-
-class Rounder:
-    """Round rows of weights by feedback; one serves all layers of a conversion on one device.
-
-    columns: what rounds the columns of a block, `round_columns` or compiled code that does the
-    same. On a GPU a Rounder keeps a CUDA graph for each shape of rows, with tensors as large as
-    those: they live as long as the Rounder does.
-    """
-
-    def __init__(self, columns: RoundColumns = round_columns):
-        """Take the function that rounds columns; no graph is captured yet."""
-        self.round_columns = columns
-        self.graphs: dict[tuple, tuple] = {}
-
-    def round_rows(
-        self, rows: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int = SWEEPS
-    ) -> Rounded:
-        """Round rows of a weight to the least output error.
-
-        rows: [n, K] float32, in units of the layer's scale; feedback: of its input; grid: E2M1 or
-        E4M3; sweeps: passes after the first one. Returns levels, residuals and block scales in the
-        order of the feedback. Raises ConvertError where a GPU left its work undone.
-        """
-        weight = rows.t()[feedback.order].contiguous()
-        if weight.is_cuda:
-            # CUDA graphs and triton take the current device, not that of the tensors.
-            with torch.cuda.device(weight.device):
-                return self.replay(weight, feedback, grid, sweeps)
-        rounded = unrounded(weight)
-        self.make_passes(weight, rounded, feedback, grid, sweeps)
-        return rounded
-
-    def make_passes(
-        self,
-        weight: torch.Tensor,
-        rounded: Rounded,
-        feedback: Feedback,
-        grid: FloatGrid,
-        sweeps: int,
-    ) -> None:
-        """Round all columns of a transposed weight [K, n] once, and improve on it `sweeps` times.
-
-        `rounded` is filled in place, with no allocation that depends on values and no look at them
-        from the CPU: a CUDA graph can capture it.
-        """
-        self.feed_back(weight, rounded, feedback, grid, first=True)
-        for _ in range(sweeps):
-            self.feed_back(weight, rounded, feedback, grid, first=False)
-
-    def replay(
-        self, weight: torch.Tensor, feedback: Feedback, grid: FloatGrid, sweeps: int
-    ) -> Rounded:
-        """Do `make_passes` as a CUDA graph, of its ten thousand kernels.
-
-        Launching these one by one takes longer than they run. The graph of each device, shape, grid
-        and number of sweeps is captured once, on tensors of its own; arguments are copied into them
-        and results out of them. Raises ConvertError where a replay did not write all levels.
-        """
-        key = (weight.device, weight.shape, grid, sweeps)
-        if key not in self.graphs:
-            tensors = {name: getattr(feedback, name).clone() for name in FEEDBACK_TENSORS}
-            own = (weight.clone(), unrounded(weight), dataclasses.replace(feedback, **tensors))
-            # A first run outside the graph: triton cannot compile while one is captured.
-            self.make_passes(*own, grid, sweeps)
-            graph = torch.cuda.CUDAGraph()
-            # The default capture stream may be of another GPU; a new one is of the current device.
-            with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
-                self.make_passes(*own, grid, sweeps)
-            self.graphs[key] = graph, *own
-        graph, own_weight, own_rounded, own_feedback = self.graphs[key]
-        own_weight.copy_(weight)
-        for name in FEEDBACK_TENSORS:
-            getattr(own_feedback, name).copy_(getattr(feedback, name))
-        own_rounded.residual.zero_()
-        own_rounded.codes.fill_(E4M3_ONE)
-        # A replay writes every level, so a NaN that is left tells of one that did not run.
-        own_rounded.levels.fill_(math.nan)
-        graph.replay()
-        if not own_rounded.levels.isfinite().all():
-            raise ConvertError(
-                f"{weight.device}: a CUDA graph left its work undone; try --device cpu"
-            )
-        return Rounded(**{name: getattr(own_rounded, name).clone() for name in Rounded.__slots__})
-
-    def feed_back(
-        self,
-        weight: torch.Tensor,
-        rounded: Rounded,
-        feedback: Feedback,
-        grid: FloatGrid,
-        *,
-        first: bool,
-    ) -> None:
-        """Make one pass over all columns, the first or one that improves on it.
-
-        In the first, errors of the columns before are fed back (GPTQ, in the form that needs no
-        inverse: S = L^T D L), and each block takes the scale with the least cost. In a further one
-        those of all columns are (coordinate descent), under the scales there are. weight: [K, n];
-        rounded is updated.
-        """
-        coefficients = feedback.lower if first else feedback.full
-        residual, columns = rounded.residual, len(weight)
-        for begin in range(0, columns, FEEDBACK_BATCH):
-            end = min(begin + FEEDBACK_BATCH, columns)
-            reach = begin if first else columns
-            fed = coefficients[begin:end, :reach] @ residual[:reach]
-            for at in range(begin, end, BLOCK_SIZE):
-                block = slice(at, min(at + BLOCK_SIZE, end))
-                own, rest = slice(at - begin, block.stop - begin), slice(block.stop - begin, None)
-                old = residual[block].clone()
-                # A column's own coefficient is 1: `fed` holds its own residual, taken away here.
-                wanted = (weight[block] - old).add_(fed[own])
-                index = at // BLOCK_SIZE
-                codes = rounded.codes[index : index + 1]
-                if first and grid is E2M1:
-                    least = e4m3_code_of_at_least(wanted.abs().amax(0) / E2M1_MAX)
-                    codes = candidate_codes(least)
-                within = (coefficients[block, block], feedback.pivots[block])
-                free, steps = weight[block] - old, e4m3_value(codes)
-                tried = self.round_columns(wanted, free, within, steps, grid)
-                levels, changes, codes = take_best(*tried, codes)
-                rounded.codes[index], rounded.levels[block] = codes, levels
-                residual[block] += changes
-                fed[rest] += coefficients[block.stop : end, block] @ changes
-
-
-def output_error(residual: torch.Tensor, feedback: Feedback) -> float:
-    """Compute the squared output error tr(E S E^T) of a residual, with S not damped.
-
-    residual: [K, n] float32, in the feedback's order. Returns a float in units of the layer's scale
-    squared, summed in float64 and never below 0, which rounding could take it to.
-    """
-    # `full` has rows of S divided by the diagonal, which the last product brings back.
-    costs = torch.mul(feedback.full @ residual, residual).sum(1, dtype=torch.float64)
-    damping = feedback.added * float(residual.square().sum(dtype=torch.float64))
-    return max(float(costs @ feedback.diagonal.double()) - damping, 0.0)
-
-
-def levels_in_order(rounded: Rounded, feedback: Feedback) -> torch.Tensor:
-    """Bring the levels of rounded rows back into the weight's own order of columns.
-
-    Returns [n, K] float32, contiguous: what a format packs (`Format.round_to_levels`).
-    """
-    levels = torch.empty_like(rounded.levels)
-    levels[feedback.order] = rounded.levels
-    return levels.t().contiguous()
-
-
-# ── nvfp4/numeric/float8.py: Decode codes of one byte, and scales that lie on a grid over a weight 
-
-# The first byte, without its sign, that is no finite number: E5M2 has infinities there, too.
-NO_NUMBER = {torch.float8_e4m3fn: NAN_E4M3, torch.float8_e5m2: 0x7C}
-# The one NaN of the FNUZ dtypes is what would be a negative zero.
-NAN_FNUZ = 0x80
-# Blocks of fewer columns are not used by any program; a scale of such a shape is for something
-# else, such as rows that were taken for columns.
-LEAST_BLOCK = 16
-
-
-def decode_byte(codes: torch.Tensor) -> torch.Tensor:
-    """Decode 8-bit floats of any of torch's four dtypes for weights, or int8, to float32, exactly.
-
-    codes: of any shape; what is no finite number is for the caller to refuse: see `has_no_number`.
-    """
-    if codes.dtype == torch.float8_e4m3fn:
-        return decode_e4m3(codes)
-    if codes.dtype == torch.float8_e5m2:
-        # E5M2 is the upper byte of a float16.
-        return (codes.view(torch.uint8).to(torch.int16) << 8).view(torch.float16).float()
-    return codes.float()
-
-
-def decode_e8m0(codes: torch.Tensor) -> torch.Tensor:
-    """Decode E8M0 numbers, powers of two from 2**-127 on, to float32; NaN (255) becomes infinity.
-
-    codes: uint8 of any shape. They are the exponent's bits of a float32, but for the smallest one,
-    a subnormal.
-    """
-    bits = codes.to(torch.int32) << 23
-    return torch.where(codes == 0, 1 << 22, bits).view(torch.float32)
-
-
-def has_no_number(codes: torch.Tensor) -> bool:
-    """Tell whether stored codes of any dtype hold NaN or an infinity; integers never do."""
-    bits = codes.view(torch.uint8)
-    if codes.dtype in NO_NUMBER:
-        # The sign bit is masked out, as there is a negative NaN, too.
-        return bool(((bits & 0x7F) >= NO_NUMBER[codes.dtype]).any())
-    return codes.dtype.is_floating_point and bool((bits == NAN_FNUZ).any())
-
-
-def block_lengths(size: int, count: int) -> set[int]:
-    """List how many rows or columns may share a scale, where `count` scales are for `size` of them.
-
-    The last block may be shorter, as DeepSeek's blocks of 128 are. Blocks are powers of two, or
-    divide the size; two lengths come back where both are possible, none where neither is.
-    """
-    if count in (1, size):
-        return {size // count}
-    if -(-size // SCALE_BLOCK) == count:
-        return {SCALE_BLOCK}
-    lengths = {2**power for power in range(1, size.bit_length())}
-    lengths = {length for length in lengths if -(-size // length) == count}
-    return lengths if size % count else {*lengths, size // count}
-
-
-def block_shape(weight: tuple[int, ...], scale: tuple[int, ...]) -> tuple[int, int] | None:
-    """Tell the rows and columns of a weight that share one scale, or None where none fits.
-
-    weight: [N, K], or of more dimensions, whose rows have one scale each at most; scale: [], [1]
-    and the like for one scale, [N] or [N, 1] for rows, [blocks of N, blocks of K] for blocks; more
-    dimensions of 1 may follow, as in kohya's [N, blocks of K, 1].
-    """
-    rows, columns = weight[0] if weight else 1, math.prod(weight[1:])
-    if math.prod(scale) == 1:
-        return rows, columns
-    high, wide, *more = (*scale, 1) if len(scale) == 1 else scale
-    if math.prod(more) != 1 or not 0 < high <= rows or not 0 < wide <= columns:
-        return None
-    heights, widths = block_lengths(rows, high), block_lengths(columns, wide)
-    # Where two lengths are possible, only a square block tells which one it is.
-    if len(heights) != 1 or len(widths) != 1:
-        heights = widths = heights & widths
-    if len(heights) != 1:
-        return None
-    height, width = *heights, *widths
-    # kohya's blocks divide the columns, and convolutions and vectors have no blocks.
-    uneven = bool(more) and wide * width != columns
-    nested = len(weight) != 2 and (height, wide) != (1, 1)
-    # A row of as many scales as there are rows may be a column that was transposed.
-    narrow = 1 < wide < columns and width < LEAST_BLOCK
-    lying = high == 1 < rows == wide
-    return None if uneven or nested or narrow or lying else (height, width)
-
-
-def scales_by_rows(scale: torch.Tensor, weight: tuple[int, ...]) -> torch.Tensor:
-    """Spread a grid of scales over the rows of a weight.
-
-    scale: floats of a shape that `block_shape` takes, more than one; weight: [N, K]. Returns
-    float32 [N, blocks of K], or [N, K] where the number of blocks does not tell their length.
-    """
-    height, width = block_shape(weight, tuple(scale.shape))
-    grid, columns = scale.float().reshape(scale.shape[0], -1), math.prod(weight[1:])
-    if len(block_lengths(columns, grid.shape[1])) > 1:
-        grid = grid.repeat_interleave(width, 1)[:, :columns]
-    return grid.repeat_interleave(height, 0)[: weight[0]]
-
-
-def multiply_blocks(values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Multiply rows of values by the scales of their blocks of columns, in place.
-
-    values: float32 [n, K]; scales: float32 [n, blocks of K], as `scales_by_rows` gives them. Each
-    product is rounded once.
-    """
-    (width,) = block_lengths(values.shape[1], scales.shape[1])
-    whole = values.shape[1] // width
-    values[:, : whole * width].unflatten(1, (whole, width)).mul_(scales[:, :whole, None])
-    values[:, whole * width :].mul_(scales[:, whole:])
-    return values
-
-
-# ── nvfp4/numeric/gpu_kernel.py: Round the columns of a block on a GPU, as triton compiles it ─────
-
-if TYPE_CHECKING:
-    # At run time nothing is imported: triton is optional, and `compile_rounder` puts `tl` among
-    # the names that the kernel sees.
-    import triton.language as tl
-
-
-def round_lanes(  # noqa: PLR0913
-    wanted, free, within, pivots, steps, levels, changes, costs, rows, lanes, stride, columns,
-    least: tl.constexpr, largest: tl.constexpr, shift: tl.constexpr, width: tl.constexpr,
-):  # fmt: skip
-    """Do what `feedback.round_columns` does, in one kernel.
-
-    A lane is one row under one block scale. wanted, free: [columns, rows]; within: [columns,
-    columns], its rows `stride` elements apart; pivots: [columns]; steps: [m, rows], flat; levels,
-    changes: [columns, m, rows], filled; costs: [m, rows], filled; all float32 pointers. lanes is m
-    * rows; least, largest, shift are those of the grid; width is the number of lanes a program.
-    Sums are contracted, so that bits may differ from those of other devices.
-    """
-    lane = tl.program_id(0) * width + tl.arange(0, width)
-    inside, row = lane < lanes, lane % rows
-    step = tl.load(steps + lane, mask=inside, other=1.0)
-    cost = tl.zeros((width,), dtype=tl.float32)
-    for column in range(columns):
-        want = tl.load(wanted + column * rows + row, mask=inside)
-        for other in range(column):
-            change = tl.load(changes + other * lanes + lane, mask=inside)
-            want += tl.load(within + column * stride + other) * change
-        scaled = want / step
-        power = tl.minimum(tl.maximum(tl.abs(scaled), least), largest)
-        power = (power.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-        level = (scaled + power * shift) - power * shift
-        level = tl.minimum(tl.maximum(level, -largest), largest)
-        error = level * step - want
-        cost += tl.load(pivots + column) * error * error
-        tl.store(levels + column * lanes + lane, level, mask=inside)
-        change = tl.load(free + column * rows + row, mask=inside) - level * step
-        tl.store(changes + column * lanes + lane, change, mask=inside)
-    tl.store(costs + lane, cost, mask=inside)
-
-
-# ── nvfp4/numeric/rotation.py: Rotate groups of columns by a regular Hadamard matrix, as ConvRot an
-
-# Columns that are rotated together where weights are written: comfy_kitchen's own choice.
-WRITTEN_GROUP = 256
-
-
-def rotate(values: torch.Tensor, group: int) -> torch.Tensor:
-    """Rotate weights or inputs, or rotate them back: it is its own inverse.
-
-    values: float32 [n, K]; group: columns rotated together, a power of four that divides K. The
-    matrix is the Kronecker power of a matrix [4, 4] of 1/2, with -1/2 from one corner at the bottom
-    to the other at the top. One factor after the other is applied: the sums are the same whatever
-    rows come together, where those of a matrix product depend on its size.
-    """
-    step, found = 1, values
-    while step < group:
-        fours = found.reshape(-1, 4, step)
-        first, second, third, fourth = fours.unbind(1)
-        half = (((first + second) + (third + fourth)) * 0.5).unsqueeze(1)
-        # Row i adds up all four but for the one from the end, which it subtracts.
-        found, step = half - fours.flip(1), step * 4
-    return found.view(values.shape)
-
-
-# ── nvfp4/numeric/int8.py: Quantise to 8-bit integers with a scale for every row, as comfy_kitchen 
-
-# The largest code of a row whose scale is its largest magnitude over it.
-INT8_MAX = 127
-# The least scale of a row: comfy_kitchen's, so that a row of zeros is not divided by 0.
-LEAST_ROW_SCALE = 1e-30
-
-
-def amax_row_scales(rows: torch.Tensor) -> torch.Tensor:
-    """Compute the scales that make each row's largest magnitude 127: [n, 1] for rows [n, K].
-
-    Rows and scales are float32.
-    """
-    # Parity: comfy_kitchen divides the largest magnitude, and bounds the quotient.
-    return divide(rows.abs().amax(1, keepdim=True), INT8_MAX).clamp_(min=LEAST_ROW_SCALE)
-
-
-def encode_int8(rows: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Quantise rows [n, K] float32 at their scales [n, 1]: int8 [n, K], ties to even.
-
-    With `amax_row_scales` the codes are those of comfy_kitchen.quantize_int8_rowwise.
-    """
-    return (rows / scale).round_().clamp_(-INT8_MAX - 1, INT8_MAX).to(torch.int8)
-
-
-def quantise_int8(rows: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate rows [n, K] and quantise them: codes int8 [n, K], row scales float32 [n, 1].
-
-    rows: floats; group: columns rotated together, or 0. The bytes are those of comfy_kitchen's
-    layout, but for ties that the last bit of a rotation decides.
-    """
-    values = rotate(rows.float(), group) if group else rows.float()
-    scale = amax_row_scales(values)
-    return encode_int8(values, scale), scale
-
-
-def quantised_int8_rows(rows: torch.Tensor, group: int) -> torch.Tensor:
-    """Quantise and dequantise input rows as ComfyUI's INT8 matmul sees them.
-
-    rows: [r, K] floats; group: columns rotated together, or 0. Returns [r, K] float32. Every row
-    has a scale of its own, measured on every call.
-    """
-    codes, scale = quantise_int8(rows, group)
-    decoded = codes.float().mul_(scale)
-    return rotate(decoded, group) if group else decoded
 
 
 # ── nvfp4/numeric/kernels.py: Write the hot loops over a few rows so that numba can compile them ──
@@ -4457,78 +4697,6 @@ KERNELS = (
 )
 
 
-# ── nvfp4/numeric/mxfp8.py: Quantise to MXFP8: E4M3 numbers, and a power of two for every 32 of a r
-
-# The code of 1.0 in E8M0, and the largest one that is a number.
-E8M0_ONE, LAST_E8M0_CODE = 127, 254
-# The bits of a float32's mantissa.
-MANTISSA_BITS = 0x7FFFFF
-
-
-def first_rounded_up() -> torch.Tensor:
-    """Find the least mantissa of each exponent whose float32 logarithm is above the exponent.
-
-    Returns int32 [255] by the exponent's bits; those of 0 are for numbers from 2**-127 on, which
-    are subnormal. A logarithm is rounded: that of a little more than a power of two is a whole one.
-    """
-    exponents = torch.arange(LAST_E8M0_CODE + 1, dtype=torch.int32)
-    least = torch.where(exponents == 0, 1 << 22, 0).to(torch.int32)
-    # The logarithms of 23 numbers at most are rounded down to a whole one.
-    bits = (exponents << 23 | least).unsqueeze(1) + torch.arange(32, dtype=torch.int32)
-    below = bits.view(torch.float32).log2().ceil() <= (exponents - E8M0_ONE).unsqueeze(1)
-    return least + below.sum(1, dtype=torch.int32)
-
-
-# Made on the CPU once: logarithms of other devices are rounded otherwise, and cost more.
-FIRST_ROUNDED_UP = first_rounded_up()
-
-
-def amax_power_scales(magnitude: torch.Tensor) -> torch.Tensor:
-    """Compute the least powers of two that clip nothing: E8M0 codes uint8 [n, K/32].
-
-    magnitude: [n, K] float32 >= 0, K a multiple of 32. A block of zeros has code 0. The codes are
-    those of comfy_kitchen.quantize_mxfp8.
-    """
-    amax = magnitude.unflatten(1, (-1, MX_BLOCK)).amax(-1)
-    bits = divide(amax, E4M3_MAX).clamp(min=2.0**-E8M0_ONE).view(torch.int32)
-    exponent, mantissa = bits >> 23, bits & MANTISSA_BITS
-    # Parity: comfy_kitchen rounds a logarithm up, which is itself rounded: see FIRST_ROUNDED_UP.
-    codes = exponent + (mantissa >= FIRST_ROUNDED_UP.to(bits.device)[exponent])
-    return torch.where(amax > 0, codes, 0).to(torch.uint8)
-
-
-def encode_mxfp8(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Quantise rows [n, K] float32 at the E8M0 codes of their blocks: float8_e4m3fn [n, K].
-
-    scales: uint8 [n, K/32]; code 0 is that of blocks of zeros. Saturates at 448. With the codes of
-    `amax_power_scales` the bytes are those of comfy_kitchen.quantize_mxfp8, but where the whole
-    block is below 2**-118: comfy_kitchen divides that by 0.
-    """
-    blocks = rows.unflatten(1, (-1, MX_BLOCK))
-    # Readers take a scale of code 0 for 0 or for 2**-127: all that it scales becomes +0.
-    scaled = (blocks / decode_e8m0(scales).unsqueeze(-1)).masked_fill_(
-        (scales == 0).unsqueeze(-1), 0
-    )
-    return scaled.clamp_(-E4M3_MAX, E4M3_MAX).flatten(1).to(torch.float8_e4m3fn)
-
-
-def quantise_mxfp8(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantise rows [n, K] of floats: codes float8_e4m3fn [n, K32], powers float32 [n, K32/32].
-
-    Columns are padded with zeros to K32, a multiple of 32; the powers of two are those of blocks.
-    """
-    padded = torch.nn.functional.pad(rows.float(), (0, -rows.shape[1] % MX_BLOCK))
-    scales = amax_power_scales(padded.abs())
-    return encode_mxfp8(padded, scales), decode_e8m0(scales)
-
-
-def quantised_mxfp8_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Quantise and dequantise input rows [r, K] as ComfyUI's MXFP8 matmul sees them: float32."""
-    codes, scales = quantise_mxfp8(rows)
-    values = codes.float().unflatten(1, (-1, MX_BLOCK)) * scales.unsqueeze(-1)
-    return values.flatten(1)[:, : rows.shape[1]]
-
-
 # ── nvfp4/numeric/kernels_int8.py: Write the loops of 8-bit formats with scales of rows or blocks, 
 
 # The least mantissas that `mxfp8.amax_power_scales` rounds up, by exponent.
@@ -4821,13 +4989,16 @@ class Kernels:
         free: torch.Tensor,
         coefficients: tuple[torch.Tensor, torch.Tensor],
         steps: torch.Tensor,
-        grid: FloatGrid,
+        grid: FloatGrid | Codebook,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Round the columns of a block as `feedback.round_columns` does, with the same arguments.
 
         Sums run in another order than torch's, so that the last bits of levels, changes and costs
         may differ, and with them what rounding by statistics stores.
         """
+        # A codebook has no kernel: torch's operations round to it.
+        if isinstance(grid, Codebook):
+            return round_columns(wanted, free, coefficients, steps, grid)
         made = room_for(wanted, steps)
         given = (wanted, free, coefficients[0].contiguous(), coefficients[1], steps)
         limits = (FLOAT32(grid.least_normal), FLOAT32(grid.largest), FLOAT32(grid.shift))
@@ -4932,9 +5103,11 @@ def compile_rounder() -> RoundColumns:
         free: torch.Tensor,
         coefficients: tuple[torch.Tensor, torch.Tensor],
         steps: torch.Tensor,
-        grid: FloatGrid,
+        grid: FloatGrid | Codebook,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Launch the kernel: LANES_AT_ONCE rows under a block scale in each program."""
+        if isinstance(grid, Codebook):
+            return round_columns(wanted, free, coefficients, steps, grid)
         (within, pivots), lanes, width = coefficients, steps.numel(), LANES_AT_ONCE
         made, limits = room_for(wanted, steps), (grid.least_normal, grid.largest, grid.shift)
         # The kernel addresses tensors by plain arithmetic, and takes only `within` as strided.
@@ -5127,9 +5300,8 @@ class Format:
     # The time to encode one weight, as the number of bytes that could be read or written meanwhile.
     # Ranks divide the work by it.
     encoding_cost: int = 0
-    # What rounding by statistics rounds to, None where it cannot; columns that share a scale.
-    grid: FloatGrid | None = None
-    group: int = 1
+    # What rounding by statistics rounds to, None where it cannot.
+    grid: Grid | None = None
 
     def __init__(self) -> None:
         """Enter the row into the table of all formats."""
@@ -5296,12 +5468,29 @@ class Format:
         """
         raise NotImplementedError
 
-    def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
+    def grid_of(self, *by_rows: torch.Tensor) -> Grid:
+        """Return `grid`, with the layer's own codebook where the format has one.
+
+        by_rows: the parts of its encoding after the codes, [n, ...] each.
+        """
+        return self.grid
+
+    def row_units(self, *by_rows: torch.Tensor) -> torch.Tensor:
+        """Return the units that rows are rounded in: float32 [n, 1], or [] for 1 throughout.
+
+        by_rows: the parts of their encoding after the codes. Units are of the rotated rows, over
+        the layer's scale, and rounding by statistics leaves them as they are.
+        """
+        return torch.ones(())
+
+    def round_to_levels(
+        self, rounded: Rounded, feedback: Feedback, by_rows: tuple[torch.Tensor, ...]
+    ) -> list[torch.Tensor]:
         """Pack rows that were rounded by statistics, as `decode` takes them.
 
-        rounded: levels and block scales of rows in units of the layer's scale; feedback: tells the
-        order of their columns. Returns parts by rows [n, ...], the codes first. Needed where `grid`
-        is set.
+        rounded: levels and codes of steps; feedback: tells the order of their columns; by_rows:
+        the parts after the codes that the rows had before, [n, ...] each. Returns parts by rows,
+        the codes first. Needed where `grid` is set.
         """
         raise NotImplementedError
 
@@ -5487,7 +5676,7 @@ class Fp8(Scaled):
     is_candidate = True
     # Half of NVFP4's, which searches the scale of every block.
     encoding_cost = 2
-    grid = E4M3
+    grid = Grid(E4M3)
 
     def parts(self, shape: tuple[int, int]) -> Parts:
         """Tell the two tensors of a weight [N, K]: codes F8_E4M3 [N, K] and their scale F32.
@@ -5528,7 +5717,9 @@ class Fp8(Scaled):
         scale = torch.tensor(1.0 if input_scale is None else input_scale, device=rows.device)
         return decode_fp8(encode_fp8(rows, scale), scale)
 
-    def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
+    def round_to_levels(
+        self, rounded: Rounded, feedback: Feedback, by_rows: tuple[torch.Tensor, ...]
+    ) -> list[torch.Tensor]:
         """Cast rounded levels to codes float8_e4m3fn [n, K].
 
         Columns are in the weight's own order again. Levels are values of E4M3 already, so that
@@ -5692,6 +5883,7 @@ class Int8(Scaled):
     unconfigured = "integers"
     since = "0.27"
     takes_mark = False
+    grid = Grid(INTEGERS)
     runs_unscaled = "8-bit weights times 8-bit activations, whose scales are measured by rows"
 
     def __init__(self, group: int) -> None:
@@ -5758,6 +5950,16 @@ class Int8(Scaled):
         values = super().decode(*parts_and_scale)
         return rotate(values, self.rotated) if self.rotated else values
 
+    def row_units(self, *by_rows: torch.Tensor) -> torch.Tensor:
+        """Return the scales of the rows, float32 [n, 1]."""
+        return by_rows[0]
+
+    def round_to_levels(
+        self, rounded: Rounded, feedback: Feedback, by_rows: tuple[torch.Tensor, ...]
+    ) -> list[torch.Tensor]:
+        """Cast rounded levels to codes int8 [n, K]; the rows keep their scales."""
+        return [levels_in_order(rounded, feedback).to(torch.int8), *by_rows]
+
     def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
         """Quantise and dequantise input rows [r, K], each with a scale of its own."""
         return quantised_int8_rows(rows, self.rotated)
@@ -5801,6 +6003,7 @@ class Mxfp8(Scaled):
     weight_dtype = "F8_E4M3"
     scale_suffix = "weight_scale"
     row_multiple = MX_BLOCK
+    grid = Grid(E4M3, MX_BLOCK, E8M0_STEPS)
     runs_full_precision = "FP8 weights, decoded and multiplied in 16-bit"
     runs_unscaled = "FP8 weights times FP8 activations with scales of blocks, on Blackwell"
 
@@ -5850,6 +6053,13 @@ class Mxfp8(Scaled):
         codes = (scales.view(torch.int32) >> 23).to(torch.uint8)
         codes = torch.nn.functional.pad(codes, (0, 0, 0, missing))
         return {"weight": [*encoded.codes, padding], "weight_scale": [swizzle(codes)]}
+
+    def round_to_levels(
+        self, rounded: Rounded, feedback: Feedback, by_rows: tuple[torch.Tensor, ...]
+    ) -> list[torch.Tensor]:
+        """Cast rounded levels to codes float8_e4m3fn [n, K], and decode the scales [n, K/32]."""
+        codes = levels_in_order(rounded, feedback).to(torch.float8_e4m3fn)
+        return [codes, decode_e8m0(steps_in_order(rounded, feedback))]
 
     def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
         """Quantise and dequantise input rows [r, K] in blocks of 32."""
@@ -5903,8 +6113,7 @@ class Nvfp4(Format):
     runs_full_precision = "4-bit weights, decoded and multiplied in 16-bit"
     is_candidate = is_adopted = True
     encoding_cost = 4
-    grid = E2M1
-    group = BLOCK_SIZE
+    grid = Grid(E2M1, BLOCK_SIZE, NVFP4_STEPS)
 
     def parts(self, shape: tuple[int, int]) -> Parts:
         """Tell the three tensors of a weight [N, K].
@@ -6028,7 +6237,9 @@ class Nvfp4(Format):
         """
         return decode_nvfp4(*parts_and_scale)
 
-    def round_to_levels(self, rounded: Rounded, feedback: Feedback) -> list[torch.Tensor]:
+    def round_to_levels(
+        self, rounded: Rounded, feedback: Feedback, by_rows: tuple[torch.Tensor, ...]
+    ) -> list[torch.Tensor]:
         """Pack rounded rows: codes uint8 [n, K16/2] and block scales float8_e4m3fn [n, K16/16].
 
         Levels are values of E2M1 already, so that nothing is rounded a second time; both are
@@ -6036,11 +6247,8 @@ class Nvfp4(Format):
         """
         # Levels are in units of the block scale, which is what E2M1 codes stand for.
         levels = levels_in_order(rounded, feedback)
-        # The order keeps groups of 16 columns together: every 16th entry tells where a block was.
-        codes = torch.empty_like(rounded.codes)
-        codes[feedback.order[::BLOCK_SIZE] // BLOCK_SIZE] = rounded.codes
         packed = pack_e2m1(round_to_e2m1(levels.abs()), levels)
-        return [packed, codes.t().contiguous().to(torch.uint8).view(torch.float8_e4m3fn)]
+        return [packed, steps_in_order(rounded, feedback).view(torch.float8_e4m3fn)]
 
     def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
         """Quantise and dequantise input rows [r, K] to NVFP4, as Blackwell's matmul takes them."""
@@ -6345,6 +6553,7 @@ class W4a8(Format):
     is_adopted = True
     runs_unscaled = "4-bit weights times 8-bit activations, whose scales are measured by rows"
     encoding_cost = 4
+    grid = Grid(Codebook(codebook_of(4, torch.device("cpu"))), W4A8_GROUP, GROUP_STEPS)
 
     def parts(self, shape: tuple[int, int]) -> Parts:
         """Tell the tensors of a weight [N, K]: codes, two kinds of scales, and the codebook."""
@@ -6429,6 +6638,30 @@ class W4a8(Format):
         levels = books[0][0] if books else levels.float()
         integers = decode_w4a8(codes, group_scale, levels)
         return rotate(integers.mul_((row_scale * scale).unsqueeze(1)), self.rotated)
+
+    def grid_of(self, *by_rows: torch.Tensor) -> Grid:
+        """Return the grid with the codebook of the layer, or with the levels of 6 bits."""
+        _, row_scale, *books = by_rows
+        return self.grid.with_codebook(
+            books[0][0] if books else codebook_of(self.bits, row_scale.device)
+        )
+
+    def row_units(self, *by_rows: torch.Tensor) -> torch.Tensor:
+        """Return the scales of the rows, float32 [n, 1]."""
+        return by_rows[1].unsqueeze(1)
+
+    def round_to_levels(
+        self, rounded: Rounded, feedback: Feedback, by_rows: tuple[torch.Tensor, ...]
+    ) -> list[torch.Tensor]:
+        """Pack rounded levels as codes, with the new group scales; the rest stays as it is."""
+        _, row_scale, *books = by_rows
+        codes = torch.searchsorted(
+            self.grid_of(*by_rows).levels.levels, levels_in_order(rounded, feedback)
+        )
+        group_scale = steps_in_order(rounded, feedback).view(torch.float8_e4m3fn)
+        # 6-bit codes begin at 1.
+        packed = pack_w4a8(codes if books else codes + 1, self.bits)
+        return [packed, group_scale, row_scale, *books]
 
     def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
         """Quantise and dequantise input rows [r, K] to INT8, each with a scale of its own."""
@@ -12393,17 +12626,35 @@ FEEDBACK_ROWS = 1280
 class Rounding:
     """Hold how a layer is rounded by its statistics.
 
-    feedback: the second moment of its input, damped and factored; mean: that of its input [K], in
-    the feedback's order, zeros where no bias makes up for it; format, scale: of the layer, whose
-    block scales alone are chosen anew; dtype: what weights are cast to first (--quant-dtype).
+    feedback: the second moment of its input, damped and factored; mean: that of its input [K],
+    zeros where no bias makes up for it; both are in the basis of the stored weight, rotated where
+    the format is. format, scale: of the layer, whose block scales alone are
+    chosen anew; grid: what is rounded to; largest: the largest unit of a row, in units of the
+    scale; dtype: what weights are cast to first (--quant-dtype).
     """
 
     rounder: Rounder
     feedback: Feedback
     mean: torch.Tensor
     format: Format
+    grid: Grid
     scale: torch.Tensor
+    largest: torch.Tensor
     dtype: torch.dtype
+
+    def in_units(
+        self, rows: torch.Tensor, *by_rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bring rows of a weight into the basis and the units that they are rounded in.
+
+        rows: [n, K]; by_rows: block scales and the like of their encoding. Returns the values
+        [n, K], rotated where the format is, each row in units of its own; and these units over the
+        largest one, [1, n] or [].
+        """
+        # In units of the scale, one feedback and one set of codes serve weights of any size.
+        values = rotate(rows.to(self.dtype).float() / self.scale, self.format.rotated)
+        units = self.format.row_units(*by_rows)
+        return values / units, (units / self.largest).t()
 
 
 def round_by_moments(
@@ -12416,7 +12667,10 @@ def round_by_moments(
     `plain` comes back with no bias where no second moment is positive definite, and where rounding
     does not lower the output error.
     """
-    rounding = choose_rounding(plan, weight, plain, compute) if plan.precision.grid else None
+    grid = plan.precision.grid
+    # Groups that padding fills up have no statistics.
+    can = grid is not None and weight.shape[1] % grid.group == 0
+    rounding = choose_rounding(plan, weight, plain, compute) if can else None
     if rounding is None:
         return plain, None
     # The plain result goes along, by the same chunks of rows, so that both errors are measured.
@@ -12424,7 +12678,7 @@ def round_by_moments(
     made = compute.map(partial(round_piece, rounding), weight, *parts, rows=FEEDBACK_ROWS)
     # Everything was measured in units of the scale; squared errors take its square.
     codes, *by_rows, errors, means, damages = zip(*made, strict=True)
-    unit = float(plain.scale)
+    unit = float(plain.scale * rounding.largest)
     energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
     # The feedback is that of the covariance where a bias makes up for the mean; what the mean
     # contributes to output and errors is added here.
@@ -12436,7 +12690,7 @@ def round_by_moments(
         best, after, bias, moved = plain, before, None, 0.0
     else:
         after += left
-        damage = Damage.total(damages, plain.scale)
+        damage = Damage.total(damages, plain.scale * rounding.largest)
         whole = tuple(map(torch.cat, by_rows))
         best = Encoded(codes=codes, by_rows=whole, scale=plain.scale, damage=damage)
     measured = {
@@ -12454,43 +12708,58 @@ def choose_rounding(
     """Choose the damping that has the least output error on some rows of a weight.
 
     Returns None where no damping leaves the second moment positive definite, and where the scale is
-    so small that block scales cannot be searched. Feedbacks are remembered, for the layers that
-    share the input.
+    so small that block scales cannot be searched.
     """
-    given, centred = recall_statistics(plan, compute), plan.bias is not None
-    grid, group = plan.precision.grid, plan.precision.group
+    form, given = plan.precision, recall_statistics(plan, compute)
+    feedbacks = recall_feedbacks(plan, given, compute)
+    if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
+        return None
+    mean = given.mean if plan.bias is not None else torch.zeros_like(given.mean)
+    rounding = Rounding(
+        rounder=compute.rounder,
+        feedback=feedbacks[0],
+        mean=rotate(mean.unsqueeze(0), form.rotated).squeeze(0),
+        format=form,
+        grid=form.grid_of(*plain.by_rows),
+        scale=plain.scale,
+        largest=form.row_units(*plain.by_rows).amax(),
+        dtype=compute.dtype,
+    )
+    # A single feedback needs no trial; of several, each rounds some rows without a sweep.
+    if len(feedbacks) == 1:
+        return rounding
+    each = slice(None, None, max(1, len(weight) // DAMPING_ROWS))
+    rows, *by_rows = (tensor[each] for tensor in (weight, *plain.by_rows))
+    some, weights = rounding.in_units(rows, *by_rows)
+
+    def error(feedback: Feedback) -> float:
+        found = compute.rounder.round_rows(some, feedback, rounding.grid, 0)
+        return output_error(found.residual * weights, feedback)
+
+    errors = [*compute.pool.map(error, feedbacks)]
+    return dataclasses.replace(rounding, feedback=feedbacks[errors.index(min(errors))])
+
+
+def recall_feedbacks(plan: TensorPlan, given: Statistics, compute: Compute) -> list[Feedback]:
+    """Make the feedbacks of the dampings worth trying, or recall them.
+
+    They are remembered for the layers that share the input, the basis and the size of groups. An
+    empty list tells that no damping leaves the second moment positive definite.
+    """
+    form, centred = plan.precision, plan.bias is not None
 
     def make(_: object, __: torch.device) -> list[Feedback | None]:
-        maker = partial(make_feedback, given, group=group, centred=centred)
+        turned = given.rotated(form.rotated)
+        maker = partial(make_feedback, turned, group=form.grid.group, centred=centred)
         found = [*compute.pool.map(maker, given.dampings)]
         # Means far larger than deviations leave the covariance few of its bits: damp it more.
         more = (damping for damping in MORE_DAMPINGS if damping > given.dampings[-1])
         return found if any(found) else [next(filter(None, map(maker, more)), None)]
 
-    def error(feedback: Feedback) -> float:
-        return output_error(compute.rounder.round_rows(some, feedback, grid, 0).residual, feedback)
-
-    # Layers with one input share its feedback, unless smoothing makes the input a layer's own.
+    # Smoothing makes the input a layer's own.
     own = plan.ref.name if plan.smoothing is not None else ""
-    feedbacks = [*filter(None, compute.recall((plan.moments, group, centred, own), make))]
-    if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
-        return None
-    # A single feedback needs no trial; of several, each rounds some rows without a sweep.
-    best = feedbacks[0]
-    if len(feedbacks) > 1:
-        some = weight[:: max(1, len(weight) // DAMPING_ROWS)].to(compute.dtype).float()
-        some = some / plain.scale
-        errors = [*compute.pool.map(error, feedbacks)]
-        best = feedbacks[errors.index(min(errors))]
-    mean = given.mean if centred else torch.zeros_like(given.mean)
-    return Rounding(
-        rounder=compute.rounder,
-        feedback=best,
-        mean=mean[best.order],
-        format=plan.precision,
-        scale=plain.scale,
-        dtype=compute.dtype,
-    )
+    key = (plan.moments, form.grid.group, form.rotated, centred, own)
+    return [*filter(None, compute.recall(key, make))]
 
 
 def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
@@ -12511,24 +12780,27 @@ def recall_statistics(plan: TensorPlan, compute: Compute) -> Statistics:
 def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) -> tuple:
     """Round some rows of a weight, and measure them against what the plain search stores.
 
-    rows: [n, K]; plain: their codes and block scales. Returns, in units of the layer's scale:
+    rows: [n, K]; plain: their codes and block scales. Returns, in units of the layer's scale times
+    the largest row's unit:
       - the new codes and block scales, one result each;
       - squared output, error before, and error after, without what the mean adds;
       - the means of output, error before and error after, [3, n];
       - the damage of the weight.
     """
-    feedback, unit = rounding.feedback, rounding.scale
-    # In units of the scale, one feedback and one set of codes serve weights of any size.
-    values = rows.to(rounding.dtype).float() / unit
-    rounded = rounding.rounder.round_rows(values, feedback, rounding.format.grid)
-    decoded = rounding.format.decode(*plain, torch.ones_like(unit))
+    form, feedback, by_rows = rounding.format, rounding.feedback, plain[1:]
+    values, weights = rounding.in_units(rows, *by_rows)
+    rounded = rounding.rounder.round_rows(values, feedback, rounding.grid)
+    decoded = form.decode(*plain, torch.ones_like(rounding.scale))
+    decoded = rotate(decoded, form.rotated) / form.row_units(*by_rows)
     before = (values - decoded).t()[feedback.order]
+    # Rows count by their units: all is in units of the largest row's from here on.
     parts = (values.t()[feedback.order], before, rounded.residual)
+    parts = [part * weights for part in parts]
     errors = [output_error(part, feedback) for part in parts]
     # By the mean input, each part gives the mean of an output, or of its error.
-    means = torch.stack([rounding.mean @ part for part in parts])
-    damage = Damage(error=squared(rounded.residual), energy=squared(values))
-    return *rounding.format.round_to_levels(rounded, feedback), errors, means, damage
+    means = torch.stack([rounding.mean[feedback.order] @ part for part in parts])
+    damage = Damage(error=squared(parts[2]), energy=squared(parts[0]))
+    return *form.round_to_levels(rounded, feedback, by_rows), errors, means, damage
 
 
 def moved_bias(

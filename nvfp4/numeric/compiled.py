@@ -29,6 +29,7 @@ from nvfp4.numeric.damage import Damage
 from nvfp4.numeric.feedback import RoundColumns, room_for, round_columns
 from nvfp4.numeric.float8 import decode_e8m0
 from nvfp4.numeric.gpu_kernel import round_lanes
+from nvfp4.numeric.grids import Codebook
 from nvfp4.numeric.int8 import quantise_int8
 from nvfp4.numeric.kernels import FLOAT32, KERNELS, encode_blocks
 from nvfp4.numeric.kernels_int8 import INT8_KERNELS, encode_integers
@@ -125,13 +126,16 @@ class Kernels:
         free: torch.Tensor,
         coefficients: tuple[torch.Tensor, torch.Tensor],
         steps: torch.Tensor,
-        grid: FloatGrid,
+        grid: FloatGrid | Codebook,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Round the columns of a block as `feedback.round_columns` does, with the same arguments.
 
         Sums run in another order than torch's, so that the last bits of levels, changes and costs
         may differ, and with them what rounding by statistics stores.
         """
+        # A codebook has no kernel: torch's operations round to it.
+        if isinstance(grid, Codebook):
+            return round_columns(wanted, free, coefficients, steps, grid)
         made = room_for(wanted, steps)
         given = (wanted, free, coefficients[0].contiguous(), coefficients[1], steps)
         limits = (FLOAT32(grid.least_normal), FLOAT32(grid.largest), FLOAT32(grid.shift))
@@ -236,9 +240,11 @@ def compile_rounder() -> RoundColumns:
         free: torch.Tensor,
         coefficients: tuple[torch.Tensor, torch.Tensor],
         steps: torch.Tensor,
-        grid: FloatGrid,
+        grid: FloatGrid | Codebook,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Launch the kernel: LANES_AT_ONCE rows under a block scale in each program."""
+        if isinstance(grid, Codebook):
+            return round_columns(wanted, free, coefficients, steps, grid)
         (within, pivots), lanes, width = coefficients, steps.numel(), LANES_AT_ONCE
         made, limits = room_for(wanted, steps), (grid.least_normal, grid.largest, grid.shift)
         # The kernel addresses tensors by plain arithmetic, and takes only `within` as strided.

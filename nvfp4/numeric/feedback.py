@@ -123,8 +123,8 @@ def round_columns(
     wanted: [c, n], what to round, with the feedback of all other blocks; free: [c, n], the decoded
     weights that would change no residual; coefficients: those of the feedback within the block [c,
     c], and the cost of an error of 1 in each column [c]; steps: [m, n], block scales to try; grid:
-    levels to round to. All float32. Returns levels and changes of the residuals [c, m, n], and costs
-    [m, n]; costs stay zero if there is only one scale to try.
+    levels to round to. All float32. Returns levels and changes of the residuals [c, m, n], and
+    costs [m, n]; costs stay zero if there is only one scale to try.
     """
     within, pivots = coefficients
     levels, changes, costs = made = room_for(wanted, steps)
@@ -212,9 +212,7 @@ def unrounded(weight: torch.Tensor, grid: Grid) -> Rounded:
     from columns that are still to come.
     """
     codes = weight.new_zeros(-(-len(weight) // grid.block), weight.shape[1], dtype=torch.int16)
-    return Rounded(
-        levels=torch.zeros_like(weight), residual=torch.zeros_like(weight), codes=codes
-    )
+    return Rounded(levels=torch.zeros_like(weight), residual=torch.zeros_like(weight), codes=codes)
 
 
 # A function with the arguments and results of `round_columns`, plain or compiled.
@@ -241,9 +239,10 @@ class Rounder:
     ) -> Rounded:
         """Round rows of a weight to the least output error.
 
-        rows: [n, K] float32, in units of the layer's scale or each row's own, rotated where the
-        format is; feedback: of its input, rotated likewise; sweeps: passes after the first one. Returns levels, residuals and block scales in the
-        order of the feedback. Raises ConvertError where a GPU left its work undone.
+        rows: [n, K] float32, in units of the layer's scale or each in its own, rotated where the
+        format is; feedback: of its input, rotated likewise; sweeps: passes after the first one.
+        Returns levels, residuals and steps in the order of the feedback. Raises ConvertError where
+        a GPU left its work undone.
         """
         weight = rows.t()[feedback.order].contiguous()
         if weight.is_cuda:
@@ -255,12 +254,7 @@ class Rounder:
         return rounded
 
     def make_passes(
-        self,
-        weight: torch.Tensor,
-        rounded: Rounded,
-        feedback: Feedback,
-        grid: Grid,
-        sweeps: int,
+        self, weight: torch.Tensor, rounded: Rounded, feedback: Feedback, grid: Grid, sweeps: int
     ) -> None:
         """Round all columns of a transposed weight [K, n] once, and improve on it `sweeps` times.
 
@@ -271,14 +265,13 @@ class Rounder:
         for _ in range(sweeps):
             self.feed_back(weight, rounded, feedback, grid, first=False)
 
-    def replay(
-        self, weight: torch.Tensor, feedback: Feedback, grid: Grid, sweeps: int
-    ) -> Rounded:
+    def replay(self, weight: torch.Tensor, feedback: Feedback, grid: Grid, sweeps: int) -> Rounded:
         """Do `make_passes` as a CUDA graph, of its ten thousand kernels.
 
-        Launching these one by one takes longer than they run. The graph of each device, shape,
-        kind of grid and number of sweeps is captured once, on tensors of its own; arguments are copied into them
-        and results out of them. Raises ConvertError where a replay did not write all levels.
+        Launching these one by one takes longer than they run. The graph of each device, shape, kind
+        of grid and number of sweeps is captured once, on tensors of its own; arguments are copied
+        into them and results out of them. Raises ConvertError where a replay did not write all
+        levels.
         """
         key = (weight.device, weight.shape, grid.kind, sweeps)
         if key not in self.graphs:
@@ -309,13 +302,7 @@ class Rounder:
         return Rounded(**{name: getattr(own_rounded, name).clone() for name in Rounded.__slots__})
 
     def feed_back(
-        self,
-        weight: torch.Tensor,
-        rounded: Rounded,
-        feedback: Feedback,
-        grid: Grid,
-        *,
-        first: bool,
+        self, weight: torch.Tensor, rounded: Rounded, feedback: Feedback, grid: Grid, *, first: bool
     ) -> None:
         """Make one pass over all columns, the first or one that improves on it.
 

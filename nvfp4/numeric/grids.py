@@ -24,9 +24,7 @@ from nvfp4.numeric.codes import (
     e4m3_code_of_at_least,
     e4m3_value,
 )
-
-# The code of 2**127: the byte above it is E8M0's NaN.
-LAST_E8M0_CODE = 254
+from nvfp4.numeric.mxfp8 import LAST_E8M0_CODE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
