@@ -1,0 +1,94 @@
+"""Files by recipes, --use-int8, --sensitive-as and cards: sound, and decoded by comfy_kitchen."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from comfy_kitchen.tensor import get_layout_class
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import convert_nvfp4 as c
+
+GGUF = ("--gguf", "GGUF", "--gguf-nvfp4-max-bitdepth", "5")
+# Arguments, and how many layers of which format the tiny Wan has then.
+FILES = {
+    "int8": (["--recipe", "int8"], {"int8_tensorwise": 40}),
+    "w4a8": (["--recipe", "w4a8"], {"asym_w4a8_int8": 28, "int8_tensorwise": 12}),
+    "gguf int8": ([*GGUF, "--recipe", "int8"], {"int8_tensorwise": 80}),
+    "gguf w4a8": ([*GGUF, "--recipe", "w4a8"], {"asym_w4a8_int8": 56}),
+    "use int8": ([*GGUF, "--use-int8"], {"nvfp4": 56, "int8_tensorwise": 24}),
+    "sensitive": (
+        [*GGUF, "--use-int8", "--full-precision-mm-cross-attn-qkvo", "--sensitive-as", "w4a8"],
+        {"nvfp4": 32, "asym_w4a8_int8": 24, "int8_tensorwise": 24},
+    ),
+    "turing": (["--card", "turing"], {"int8_tensorwise": 40}),
+    "preset": ([], {"nvfp4": 16, "asym_w4a8_int8": 12, "int8_tensorwise": 12}),
+}  # fmt: skip
+# The largest relative error of a layer of normally distributed weights that is right.
+LARGEST = {"nvfp4": 0.1, "asym_w4a8_int8": 0.075, "int8_tensorwise": 0.012}
+
+
+def kitchen_value(config, parts, shape):
+    """What comfy_kitchen decodes a layer's tensors to."""
+    facts = {"orig_dtype": torch.float32, "orig_shape": tuple(shape)}
+    try:
+        if config["format"] == "asym_w4a8_int8":
+            layout = get_layout_class("AsymW4A8Int8Layout")
+            names = {"scale": "s_rel", "s_channel": "s_channel", "codebook": "codebook"}
+            facts |= {field: parts[f"weight_{name}"] for field, name in names.items()}
+            facts["group_size"] = config["group_size"]
+        else:
+            layout = get_layout_class("TensorWiseINT8Layout")
+            facts |= {"scale": parts["weight_scale"], "convrot": config.get("convrot", False)}
+        return layout.dequantize(parts["weight"], layout.Params(**facts))
+    except (AttributeError, KeyError, TypeError):
+        pytest.skip("this comfy_kitchen has no such layout")
+
+
+def check_layers(out, source):
+    """Verify a file, and hold what comfy_kitchen decodes against its source; return its formats."""
+    tensors = load_file(out)
+    with safe_open(out, "pt") as file:
+        layers = json.loads(file.metadata()["_quantization_metadata"])["layers"]
+    for layer, config in layers.items():
+        assert "full_precision_matrix_mult" not in config
+        if config["format"] == "nvfp4":
+            continue
+        assert f"{layer}.input_scale" not in tensors
+        own = {key.removeprefix(f"{layer}."): t for key, t in tensors.items()}
+        weight = source[f"{layer}.weight"]
+        error = (kitchen_value(config, own, weight.shape) - weight).norm() / weight.norm()
+        assert error < LARGEST[config["format"]], layer
+    return Counter(config["format"] for config in layers.values())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_sound_and_decoded_by_comfy_kitchen(name, tiny, tmp_path, capsys):
+    given, counts = FILES[name]
+    given = [str(tiny / "model.gguf") if word == "GGUF" else word for word in given]
+    out = tmp_path / "o.safetensors"
+    assert c.main([str(tiny), str(out), *given, "--quiet"]) == 0
+    assert c.main(["--verify", str(out), "--source", str(tiny)]) == 0
+    assert "no defect found" in capsys.readouterr().out
+    source = {}
+    for shard in tiny.glob("*.safetensors"):
+        source |= load_file(shard)
+    assert check_layers(out, source) == counts
+
+
+@pytest.mark.parametrize("recipe", ["int8", "w4a8"])
+def test_columns_that_are_not_rotated_are_int8(recipe, tmp_path, capsys):
+    source = {f"blocks.0.x.{i}.weight": torch.randn(48, 64 * 4**i) for i in range(2)}
+    save_file(source, tmp_path / "m.safetensors")
+    out = tmp_path / "o.safetensors"
+    command = [str(tmp_path / "m.safetensors"), str(out), "--preset", "none", "--include", "."]
+    assert c.main([*command, "--recipe", recipe, "--quiet"]) == 0
+    assert "note: 1 layers are INT8 not rotated for their shape: blocks.0.x.0" in (
+        capsys.readouterr().out
+    )
+    assert c.main(["--verify", str(out), "--source", command[0]]) == 0
+    assert "no defect found" in capsys.readouterr().out
+    wide = {"int8": "int8_tensorwise", "w4a8": "asym_w4a8_int8"}[recipe]
+    assert check_layers(out, source) == Counter([wide, "int8_tensorwise"])
