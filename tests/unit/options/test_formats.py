@@ -1,12 +1,17 @@
 """--formats and --card: what may be chosen, and what contradicts it."""
 
+import re
+
 import pytest
 
 from nvfp4.cards import CARDS, UNITS
 from nvfp4.cli.parse import parse_options
+from nvfp4.dtypes import bits_of
 from nvfp4.errors import ConvertError
 from nvfp4.options import Options
 from nvfp4.options.formats import DEFAULT_FORMATS
+from nvfp4.plan.choosing import format_called
+from support.paths import ROOT
 
 BASE = {"source": "in.safetensors", "output": "out.safetensors"}
 
@@ -74,3 +79,16 @@ def test_formats_and_cards_that_lack_what_is_asked_for_are_refused():
         "before the card's",
     )
     assert Options(**BASE, **gguf, card="ampere", formats="nvfp4,fp8")
+
+
+def test_the_table_of_formats_says_what_the_rows_do():
+    text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.* \|)$", text, re.MULTILINE))
+    assert [*rows] == ["nvfp4", "w4a8", "w6a8", "int8", "fp8", "mxfp8", "16bit"]
+    for word, row in rows.items():
+        form, cells = format_called(word), [cell.strip() for cell in row.split("|")]
+        if form.is_quantised:
+            assert cells[0].startswith(form.title)
+            assert cells[3] == form.since
+            bits = sum(bits_of(*part) for part in form.parts((5120, 5120)).values()) / 5120**2
+            assert float(cells[1]) == pytest.approx(bits, abs=0.01)
