@@ -5272,6 +5272,8 @@ class Format:
     # How ComfyUI multiplies it, unless a layer is marked for full-precision matmul.
     weight_bits: int = 16
     activation_bits: int = 16
+    # The word of `cards.UNITS` for what its layers are multiplied in.
+    kernel: str = "16bit"
     # Whether the input is quantised to NVFP4, with block scales: recordings and sensitivities tell
     # what that costs, presets and --w4a4-share spare layers from it.
     has_nvfp4_input: bool = False
@@ -5424,6 +5426,14 @@ class Format:
         if len(shape) != 2 or self.fits(shape) or not self.stand_in:
             return self
         return format_titled(self.stand_in).for_shape(shape)
+
+    def runs_as(self, shape: tuple[int, ...], *, full_precision: bool) -> str:
+        """Tell the word of `cards.UNITS` for what a weight [N, K] is multiplied in.
+
+        full_precision: whether the layer is marked for full-precision matmul.
+        """
+        is_16_bit = (full_precision and self.takes_mark) or self.is_slow(shape)
+        return "16bit" if is_16_bit else self.kernel
 
     def is_slow(self, shape: tuple[int, int]) -> bool:
         """Tell whether ComfyUI has no matmul in the format's activation bits for a weight [N, K].
@@ -5660,7 +5670,7 @@ class Fp8(Scaled):
     """
 
     name = title = "FP8"
-    option = "fp8"
+    option = kernel = "fp8"
     config = "float8_e4m3fn"
     is_configured = True
     weight_dtype = "F8_E4M3"
@@ -5882,6 +5892,7 @@ class Int8(Scaled):
     scale_suffix = "weight_scale"
     unconfigured = "integers"
     since = "0.27"
+    kernel = "int8"
     takes_mark = False
     grid = Grid(INTEGERS)
     runs_unscaled = "8-bit weights times 8-bit activations, whose scales are measured by rows"
@@ -5995,7 +6006,7 @@ class Mxfp8(Scaled):
     """
 
     name = title = "MXFP8"
-    option = "mxfp8"
+    option = kernel = "mxfp8"
     since = "0.29"
     takes_mark = False
     config = "mxfp8"
@@ -6091,7 +6102,7 @@ class Nvfp4(Format):
 
     name = title = "NVFP4"
     rank = 4
-    option = "nvfp4"
+    option = kernel = "nvfp4"
     config = "nvfp4"
     weight_dtype = "U8"
     scale_suffix = "weight_scale_2"
@@ -6540,7 +6551,7 @@ class W4a8(Format):
     """
 
     name = title = "W4A8"
-    option = "w4a8"
+    option = kernel = "w4a8"
     since = "0.31"
     rank, bits = 5, 4
     config = "asym_w4a8_int8"
@@ -6675,7 +6686,7 @@ class W6a8(W4a8):
     """
 
     name = title = "W6A8"
-    option = "w6a8"
+    option = kernel = "w6a8"
     since = "0.33"
     rank, bits = 6, 6
     weight_bits = 6
@@ -14779,6 +14790,262 @@ def list_candidates(
     return {name: plans for name, plans in candidates.items() if len(plans) > 1}
 
 
+# ── nvfp4/tokens.py: How many tokens of a typical run each linear layer multiplies by: a row for ea
+
+# Tokens of a prompt where ComfyUI does not pad: an assumption, which weighs little in any family.
+PROMPT = 128
+
+
+class Runs(NamedTuple):
+    """Say which tokens the layers of some names multiply by.
+
+    layers: a regular expression that is searched for in their names, without the model's prefix.
+    tokens: names of counts, with "+" between them; "once" is a single vector.
+    """
+
+    layers: str
+    tokens: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypicalRun:
+    """Hold what a family is run with as a rule, and what goes through its layers.
+
+    title: the run for people. counts: {name: tokens}; "image" is the picture or the video.
+    rules: looked at before BY_NAME; the first that matches counts, and "image" where none does.
+    """
+
+    title: str
+    counts: dict[str, int]
+    rules: tuple[Runs, ...] = ()
+
+
+# What families share, and a fair guess for models of none.
+BY_NAME = (
+    # Embeddings of the time step and of pooled vectors, and what modulates whole blocks by them.
+    Runs(
+        r"(?i)(^|\.)(time|timestep|guidance|vector)_|timestep_embed(der)?\.|(^|\.)[tcp]_embedder\."
+        r"|(^|\.)(y_embedder\.mlp|label_emb|emb_layers|t_block|tmlp|tproj)\."
+        r"|(^|[._])mod(?!el|ule)\w*\.(lin\w*|\d+)$|adaln|norm_out\.linear$",
+        "once",
+    ),
+    # Keys and values of cross-attention, and the text's own layers of models with two streams.
+    Runs(r"(cross_attn|attn2)\.(to_|linear_)?(k|v|kv)(_proj|_linear)?$", "text"),
+    Runs(r"\.(add_[qkv]_proj|to_add_out)$|\.attn1\.to_(q|k|v|out)_t$|\.ff_t\.", "text"),
+    Runs(r"(^|[._])(txt|text|caption|cap|context|cond_seq|byt5|y_embedder)", "text"),
+    # Blocks that text and image go through as one sequence.
+    Runs(r"^single(_stream|_transformer)?_(blocks|layers)\.", "image+text"),
+)
+# The refiners of Lumina 2 and Z-Image see text or image, the blocks after them see both.
+LUMINA_BLOCKS = Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text")
+# Names of counts and rules are those of ComfyUI's classes; a comment says how a count comes about.
+RUNS = {
+    # 21 x 60 x 104 latents in patches of 1 x 2 x 2. CLIP sees 257 tokens of the first frame. Audio
+    # and faces come as some tokens for each of the 21 latent frames, 16 at most (HuMo).
+    "wan": TypicalRun(
+        title="81 frames of 832 x 480, 512 tokens of text",
+        counts={"image": 32760, "text": 512, "clip": 257, "guides": 21 * 16},
+        rules=(
+            Runs(r"^img_emb\.|\.[kv]_img$", "clip"),
+            Runs(r"linear1_kv$|(audio_cross_attn|audio_injector\.injector\.\d+)\.[kv]$", "guides"),
+            Runs(r"^(face_encoder|motion_encoder|casual_audio_encoder|audio_proj)\.", "guides"),
+            Runs(r"injector_adain_layers\.", "guides"),
+        ),
+    ),
+    "qwen-image": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text", counts={"image": 4096, "text": PROMPT}
+    ),
+    "flux2": TypicalRun(
+        title="1024 x 1024, 512 tokens of text", counts={"image": 4096, "text": 512}
+    ),
+    # The guidance layer makes a vector for each of the 344 modulations.
+    "chroma": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT, "modulations": 344},
+        rules=(Runs(r"^distilled_guidance_layer\.", "modulations"),),
+    ),
+    "flux": TypicalRun(
+        title="1024 x 1024, 256 tokens of text", counts={"image": 4096, "text": 256}
+    ),
+    "z-image": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT},
+        rules=(Runs(r"^dec_net\.", "image"), LUMINA_BLOCKS),
+    ),
+    "lumina2": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT},
+        rules=(
+            Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text"),
+        ),
+    ),
+    # 13 x 16 x 24 latents, each a token, and 25 tokens of sound for each second.
+    "ltx2": TypicalRun(
+        title="97 frames of 768 x 512 with sound, 1024 tokens of text",
+        counts={"image": 4992, "text": 1024, "audio": 97},
+        rules=(
+            Runs(r"embeddings_connector\.", "text"),
+            Runs(r"^audio_(patchify_proj|proj_out)$|\.audio_(attn1|ff)\.", "audio"),
+            Runs(r"\.(audio_attn2|video_to_audio_attn)\.to_(q|out|gate)", "audio"),
+            Runs(r"\.audio_to_video_attn\.to_[kv]$", "audio"),
+        ),
+    ),
+    "ltx-video": TypicalRun(
+        title="97 frames of 768 x 512, 128 tokens of text", counts={"image": 4992, "text": 128}
+    ),
+    # 7 x 60 x 106 latents in patches of 1 x 2 x 2; version 1.5 sees an image as 729 tokens.
+    "hunyuan-video": TypicalRun(
+        title=f"25 frames of 848 x 480, {PROMPT} tokens of text",
+        counts={"image": 11130, "text": PROMPT, "vision": 729},
+        rules=(Runs(r"^vision_in\.", "vision"),),
+    ),
+    # The adapter makes text of the prompt once, which is padded to 512 tokens then.
+    "anima": TypicalRun(
+        title="1024 x 1024, 512 tokens of text",
+        counts={"image": 4096, "text": 512, "prompt": PROMPT},
+        rules=(Runs(r"^llm_adapter\.", "prompt"),),
+    ),
+    # 24 x 60 x 106 latents in patches of 1 x 2 x 2.
+    "cosmos-predict2": TypicalRun(
+        title="93 frames of 848 x 480, 512 tokens of text", counts={"image": 38160, "text": 512}
+    ),
+}
+# For a model that is of no family.
+ANY_RUN = TypicalRun(
+    title=f"4096 tokens of an image, {PROMPT} of text, by the names of the layers",
+    counts={"image": 4096, "text": PROMPT},
+)
+
+
+def typical_run(family: str) -> TypicalRun:
+    """Find the run of a family, a key of RUNS; of "" the one for models of no family."""
+    return RUNS.get(family, ANY_RUN)
+
+
+@lru_cache(maxsize=1 << 16)
+def group_of(layer: str, family: str) -> str:
+    """Tell which tokens a layer multiplies by, as a Runs has them: "image+text".
+
+    layer: its name without prefix; family: a key of RUNS, or "" for none.
+    """
+    rules = (*typical_run(family).rules, *BY_NAME)
+    return next((rule.tokens for rule in rules if re.search(rule.layers, layer)), "image")
+
+
+def tokens_of(layer: str, family: str) -> int:
+    """Count the tokens that go through a layer in one step of a family's typical run."""
+    counts = {"once": 1, **typical_run(family).counts}
+    return sum(counts[name] for name in group_of(layer, family).split("+"))
+
+
+# ── nvfp4/work.py: Tell how much of a model's multiply work is done in which format, and how fast t
+
+# The first version of ComfyUI that reads a layer's pre_quant_scale.
+SMOOTHING_SINCE = "0.30"
+# Tensor cores by how reports put them together, and the share's name.
+SHARES = {"FP4": "FP4", "INT8": "INT8 or FP8", "FP8": "INT8 or FP8", "16-bit": "16-bit"}
+
+
+class Multiplied(NamedTuple):
+    """Hold a linear layer as ComfyUI multiplies by it.
+
+    layer: its name without prefix; weights: how many a token meets; word: a key of `cards.UNITS`;
+    since: the first version of ComfyUI that loads it, "" for a layer that is not quantised.
+    """
+
+    layer: str
+    weights: int
+    word: str = "16bit"
+    since: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Hold a step's multiply work by format, and what the file needs.
+
+    family: a key of `tokens.RUNS`, or "". operations: {key of `cards.UNITS`: multiplications of
+    the linear layers}. since: the first version of ComfyUI that loads the file, "" where nothing is
+    quantised.
+    """
+
+    family: str
+    operations: Counter[str]
+    since: str
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share the work between the values of SHARES; all are 0 where there is no work."""
+        found = dict.fromkeys(SHARES.values(), 0.0)
+        for word, count in self.operations.items():
+            found[SHARES[UNITS[word]]] += count / self.operations.total()
+        return found
+
+    def speed(self, card: str) -> float:
+        """Estimate how many times as fast as in 16 bits all linear layers are on a class of cards.
+
+        card: a key of CARDS. Throughputs are published peaks, and a format that the class lacks
+        runs at 16-bit speed: the result is what the matmuls alone can gain at most.
+        """
+        row = CARDS[card]
+        times = {word: count / row.rate(word) for word, count in self.operations.items()}
+        slowest = self.operations.total() / row.rate("16bit")
+        return slowest / sum(times.values()) if slowest else 1.0
+
+    def needs(self, card: str | None) -> str:
+        """Say what ComfyUI needs for that speed on a class of cards, or on any; "" for nothing."""
+        words = {*KITCHEN_FORMATS} & self.operations.keys()
+        if card:
+            return CARDS[card].needs if words & {*CARDS[card].fast} else ""
+        return f"{NEEDS_CUDA_13} (Radeons: torch for ROCm)" if words else ""
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """Make a key to compare versions such as "0.10" and "0.9" by; "" comes first."""
+    return tuple(map(int, version.split("."))) if version else ()
+
+
+def work_of(layers: Iterable[Multiplied], family: str) -> Work:
+    """Add up the multiply work of a model's linear layers, by format.
+
+    family: a key of `tokens.RUNS`, or "" for a model of none.
+    """
+    layers, operations = [*layers], Counter()
+    for layer in layers:
+        operations[layer.word] += layer.weights * tokens_of(layer.layer, family)
+    since = max((layer.since for layer in layers), key=version_key, default="")
+    return Work(family=family, operations=operations, since=since)
+
+
+def work_data(work: Work, card: str | None = None) -> dict:
+    """Describe the work as data that JSON can have.
+
+    card: the class of cards that the file is for, None for any. "speed" is {class: how many times
+    16-bit's speed, estimated}; "comfyui" and "needs" are None where there is nothing to say.
+    """
+    return {
+        "run": typical_run(work.family).title,
+        "shares": work.shares,
+        "speed": {name: work.speed(name) for name in ([card] if card else CARDS)},
+        "comfyui": work.since or None,
+        "needs": work.needs(card) or None,
+    }
+
+
+def render_work(data: dict | None) -> list[str]:
+    """Render the data of `work_data` as lines; none where nothing is quantised."""
+    if not data or not data["comfyui"]:
+        return []
+    shares = {name: f"{100 * share:.0f} %" for name, share in data["shares"].items()}
+    speeds = (f"{name} {speed:.1f}x" for name, speed in data["speed"].items())
+    also = f", and for that speed {data['needs']}" if data["needs"] else ""
+    return [
+        f"multiply work of the linear layers: {shares['FP4']} in FP4, {shares['INT8 or FP8']} in "
+        f"INT8 or FP8, {shares['16-bit']} at 16-bit speed ({data['run']})",
+        f"estimated speed of these over 16-bit, by peak throughputs: {', '.join(speeds)}",
+        f"needs ComfyUI {data['comfyui']} or newer{also}",
+    ]
+
+
 # ── nvfp4/report/data.py: Describe a finished or planned conversion as data ───────────────────────
 
 # How reports call layers that were quantised in the source already and go over untouched: they are
@@ -14807,6 +15074,14 @@ class Report:
     curve: tuple[CurvePoint, ...] = ()
     sizes: tuple[SizePoint, ...] = ()
     asked: Answer | None = None
+
+    @property
+    def work(self) -> dict:
+        """Describe the multiply work of the output, for the card that it is for."""
+        refs = {plan.ref.name: plan.ref for plan in self.plans}
+        family, _ = recognise(Model(tensors=refs, metadata={}, files=()))
+        layers = [multiplied(plan) for plan in self.plans if plan.is_multiplied]
+        return work_data(work_of(layers, family), self.options.card)
 
 
 def label_of(plan: TensorPlan) -> str:
@@ -14867,6 +15142,23 @@ def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
     }
 
 
+def multiplied(plan: TensorPlan) -> Multiplied:
+    """Tell how ComfyUI multiplies by a layer.
+
+    A bank of experts counts as one of them, as no file tells how many a token goes through.
+    """
+    ref, layer = plan.ref, bare(plan.ref.layer)
+    if ref.is_expert_bank:
+        return Multiplied(layer, plan.weights // ref.shape[0])
+    if not (plan.is_quantised or ref.config):
+        return Multiplied(layer, plan.weights)
+    shape = plan.format.logical_shape(ref.shape, None) if ref.config else ref.shape
+    is_marked = bool(plan.config.get("full_precision_matrix_mult"))
+    word = plan.format.runs_as(shape, full_precision=is_marked)
+    since = plan.format.since if plan.smoothing is None else SMOOTHING_SINCE
+    return Multiplied(layer, plan.weights, word, since)
+
+
 def report_data(report: Report) -> dict:
     """Make the whole report JSON-ready: every tensor's plan and reason, errors, totals, trade-offs.
 
@@ -14882,6 +15174,7 @@ def report_data(report: Report) -> dict:
         "origin": report.origin,
         "totals": totals(report.plans),
         "matmuls": matmuls(report.plans),
+        "work": report.work,
         "comfyui": report.asked.data if report.asked else None,
         "notes": list(report.notes),
         "w4a4_curve": [point._asdict() for point in report.curve],
@@ -16865,6 +17158,7 @@ def render_report(report: Report) -> str:
         f"({percentage(report.output_bytes, report.source_bytes)})",
         *render_totals(report),
         render_matmuls(report),
+        *(f"  {line}" for line in render_work(report.work)),
         *render_worst(report.damage),
         *render_output_errors(report),
         *render_curve(report.curve),
@@ -17106,12 +17400,13 @@ def html_shares(caption: str, columns: tuple[str, ...], rows: list[tuple]) -> st
     return f'<div><div class="stack" aria-hidden="true">{parts}</div>{table}</div>'
 
 
-def html_totals(totals: dict, matmuls: dict) -> str:
+def html_totals(data: dict) -> str:
     """Render two bars: each precision's part of the bytes, and each matmul's part of the weights.
 
-    `totals` and `matmuls` are those of the data. Unquantised layers, which `matmuls` leaves out,
+    Below them stand the lines on the multiply work. Unquantised layers, which `matmuls` leaves out,
     are shown as W16A16, so that the second bar is whole.
     """
+    totals, matmuls = data["totals"], data["matmuls"]
     size = sum(total["bytes"] for total in totals.values()) or 1  # a file may hold no bytes
     stored = [
         (name, total["bytes"] / size, total["layers"], total["tensors"], total["bytes"])
@@ -17125,7 +17420,9 @@ def html_totals(totals: dict, matmuls: dict) -> str:
         '<section><h2>Size and work</h2><div class="pair">'
         + html_shares("Bytes per precision", ("Stored as", "Layers", "Tensors", "Bytes"), stored)
         + html_shares("Matmuls, by share of the linear weights", ("Matmul", "Layers"), work)
-        + "</div></section>\n"
+        + "</div>\n"
+        + "".join(f"<p>{escaped(line)}</p>\n" for line in render_work(data["work"]))
+        + "</section>\n"
     )
 
 
@@ -17200,7 +17497,7 @@ def render_html(data: dict) -> str:
     return (
         f"{PAGE_HEAD}<title>{escaped(data['output'])}: conversion report</title>\n"
         f"<style>{PAGE_STYLE}</style></head>\n<body><main>\n{html_title(data, layers)}"
-        f"{html_map(layers)}{html_errors(layers)}{html_totals(data['totals'], data['matmuls'])}"
+        f"{html_map(layers)}{html_errors(layers)}{html_totals(data)}"
         f"{html_origin(data['origin'])}</main></body></html>\n"
     )
 

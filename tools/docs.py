@@ -4,7 +4,7 @@
 usage: python tools/docs.py (--check | --write)
 
 A part stands between two marks, `<!-- NAME -->` and `<!-- /NAME -->`: the README's tables of
-options, the table of docs/cards.md, the floors and files of docs/architecture.md. `--check` writes
+options, the tables of docs/cards.md, the floors and files of docs/architecture.md. `--check` writes
 nothing and exits with 1 if one of them differs.
 """
 
@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from nvfp4.cards import CARDS  # noqa: E402 - the package stands beside tools/
 from nvfp4.options import OPTIONS  # noqa: E402 - the package stands beside tools/
+from nvfp4.tokens import RUNS  # noqa: E402
 from tools.rooms import FLOORS  # noqa: E402
 
 # What to run where the documents are stale, for the message that says so.
@@ -91,10 +92,19 @@ def card_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def run_table() -> str:
+    """Render a row of a table for each family: what it is run with, and the tokens of that."""
+    lines = ["| family | typical run | tokens |", "|---|---|---|"]
+    for name, run in RUNS.items():
+        counts = ", ".join(f"{tokens:,} {what}" for what, tokens in run.counts.items())
+        lines.append(f"| `{name}` | {run.title} | {counts} |")
+    return "\n".join(lines) + "\n"
+
+
 # What is generated: {document: {name of a part, as in its marks: what renders it}}.
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"flags": flag_tables},
-    "docs/cards.md": {"cards": card_table},
+    "docs/cards.md": {"cards": card_table, "runs": run_table},
     "docs/architecture.md": {"floors": floor_table, "files": file_map},
 }
 

@@ -13,10 +13,12 @@ FLOORS = (
         "progress": "the one progress bar",
         "stages": "how a conversion tells a benchmark what it is busy with",
         "requirements": "what has to be installed",
+        "tokens": "how many tokens of a typical run each layer multiplies by, a row a family",
         "cards": "what each class of graphics cards multiplies fast, and how fast",
         "comfy_classes": "what ComfyUI's own classes say of weights: data that a script made",
     },
     {
+        "work": "the share of the multiply work by format, and the speed that may come of it",
         "files": "links, locks, writing whole or not at all, errors of the operating system",
         "ranks": "the processes of a torchrun",
         "modules": "which module of ComfyUI a weight's name belongs to, and what it reads of it",

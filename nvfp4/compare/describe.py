@@ -6,17 +6,21 @@ tell different things. Two files are described one by one, then `pairs` adds wha
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 
 from nvfp4.compare.contents import base_precision, layer_bytes, scale_names
-from nvfp4.compare.schemes import scheme_label
+from nvfp4.compare.schemes import scheme_label, scheme_of
 from nvfp4.compare.sides import Side
 from nvfp4.compare.verdict import verdict
 from nvfp4.errors import one_line
-from nvfp4.model import Model
+from nvfp4.families import recognise
+from nvfp4.model import Model, bare
+from nvfp4.modules import not_linear
 from nvfp4.names import kind_of
 from nvfp4.read.checkpoint import file_bytes, header_layers
+from nvfp4.work import SMOOTHING_SINCE, Multiplied, work_data, work_of
 
 # Characters of a metadata value that are shown: a longer one would break the table's lines in a
 # terminal.
@@ -47,6 +51,27 @@ def metadata_value(key: str, model: Model) -> str:
     return value if len(value) <= SHOWN_METADATA else f"{value[: SHOWN_METADATA - 3]}..."
 
 
+def work_of_side(side: Side) -> dict | None:
+    """Describe the multiply work of a file's diffusion model; None for a GGUF, or another kind.
+
+    A bank of experts counts as one of them, and an unknown format of ComfyUI's as 16-bit.
+    """
+    if side.is_gguf or side.kind:
+        return None
+    model, beside, layers = side.model, side.model.beside, []
+    for name, layer in side.linear.items():
+        if layer.weight.name in beside or not_linear(name):
+            continue
+        scheme = scheme_of(layer, side)
+        since = layer.format.since if layer.format and scheme.how else ""
+        if since and "pre_quant_scale" in layer.parts:
+            since = SMOOTHING_SINCE
+        layers.append(Multiplied(name, math.prod(layer.shape), scheme.word, since))
+    banks = (ref for ref in model.tensors.values() if ref.is_expert_bank)
+    layers += [Multiplied(bare(ref.layer), math.prod(ref.shape[1:])) for ref in banks]
+    return work_data(work_of(layers, recognise(model)[0]))
+
+
 def describe(side: Side, pattern: str = "") -> dict:
     """Describe what a file holds and what ComfyUI does with it, as data that JSON can have.
 
@@ -56,7 +81,7 @@ def describe(side: Side, pattern: str = "") -> dict:
     Returns a dict. Sizes are in bytes. schemes is {label: layers and bytes}, kinds is {kind:
     {label: layers and bytes}}, and layers has a dict per layer: its name, its shape before packing,
     its scheme, dtype and shape as stored, and its bytes. tensors, bytes, not_quantised, naming,
-    metadata and verdict are of the whole file, whatever the pattern is.
+    metadata, verdict and work are of the whole file, whatever the pattern is.
     """
     chosen = {name: x for name, x in side.linear.items() if matches(pattern, name)}
     # Counter.update adds, so that layers and bytes are summed in one go.
@@ -77,6 +102,7 @@ def describe(side: Side, pattern: str = "") -> dict:
         "naming": scale_names(side),
         "metadata": {key: metadata_value(key, side.model) for key in side.model.metadata},
         "verdict": verdict(side),
+        "work": work_of_side(side),
         "layers": [
             {
                 "name": name,

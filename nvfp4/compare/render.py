@@ -17,6 +17,7 @@ from nvfp4.errors import gigabytes, one_line
 from nvfp4.names import kind_of
 from nvfp4.report.summary import least_first
 from nvfp4.stored.defects import DEFECTS
+from nvfp4.work import render_work
 
 # A column whose cells all match this is set to the right: numbers and sizes, and the headings and
 # gaps that a column of them has.
@@ -75,14 +76,15 @@ def render_verdict(letter: str, side: dict) -> list[str]:
 
     letter: what the file is called, "A", "B" or "verdict". side: its data from `describe`.
 
-    Returns an empty line, the outcome, then how the layers run, the defects with consequence,
-    remedy and examples, and the advice.
+    Returns an empty line, the outcome, then how the layers run and how fast, the defects with
+    consequence, remedy and examples, and the advice.
     """
     found = side["verdict"]
     lines = ["", f"{letter}: {side['file']} {found['ending']}"]
     lines += [
         f"  {run['layers']} layers {label}: {run['how']}" for label, run in found["runs"].items()
     ]
+    lines += [f"  {line}" for line in render_work(side["work"])]
     for defect in found["defects"]:
         lines += [
             f"  {defect['outcome']}: {defect['count']} x {defect['what']}",

@@ -37,11 +37,13 @@ class Scheme(NamedTuple):
     how: the same in words for the verdict, "" for what ComfyUI multiplies as floats.
     is_measured: whether ComfyUI measures the scale of its 4-bit activations on every call, as the
     file has none.
+    word: the key of `cards.UNITS` for what it is multiplied in.
     """
 
     label: str
     how: str = ""
     is_measured: bool = False
+    word: str = "16bit"
 
 
 def scheme_of(layer: StoredLayer, side: Side) -> Scheme:
@@ -69,10 +71,12 @@ def scheme_of(layer: StoredLayer, side: Side) -> Scheme:
     if layer.full_precision or (is_older and marker and marker.elements == 2):
         return Scheme(f"{title} W{row.weight_bits}A16", row.runs_full_precision)
     matmul = f"{title} W{row.weight_bits}A{row.activation_bits}"
+    word = row.runs_as(layer.shape, full_precision=False)
     # Scaled FP8 has the older name of the two.
     if {"input_scale", "scale_input"} & layer.parts.keys():
-        return Scheme(f"{matmul}, input scale", row.runs_scaled)
-    return Scheme(f"{matmul}, no input scale", row.runs_unscaled, has_nvfp4_activations(layer))
+        return Scheme(f"{matmul}, input scale", row.runs_scaled, word=word)
+    is_measured = has_nvfp4_activations(layer)
+    return Scheme(f"{matmul}, no input scale", row.runs_unscaled, is_measured, word)
 
 
 def scheme_label(layer: StoredLayer, side: Side) -> str:

@@ -82,6 +82,8 @@ class Format:
     # How ComfyUI multiplies it, unless a layer is marked for full-precision matmul.
     weight_bits: int = 16
     activation_bits: int = 16
+    # The word of `cards.UNITS` for what its layers are multiplied in.
+    kernel: str = "16bit"
     # Whether the input is quantised to NVFP4, with block scales: recordings and sensitivities tell
     # what that costs, presets and --w4a4-share spare layers from it.
     has_nvfp4_input: bool = False
@@ -234,6 +236,14 @@ class Format:
         if len(shape) != 2 or self.fits(shape) or not self.stand_in:
             return self
         return format_titled(self.stand_in).for_shape(shape)
+
+    def runs_as(self, shape: tuple[int, ...], *, full_precision: bool) -> str:
+        """Tell the word of `cards.UNITS` for what a weight [N, K] is multiplied in.
+
+        full_precision: whether the layer is marked for full-precision matmul.
+        """
+        is_16_bit = (full_precision and self.takes_mark) or self.is_slow(shape)
+        return "16bit" if is_16_bit else self.kernel
 
     def is_slow(self, shape: tuple[int, int]) -> bool:
         """Tell whether ComfyUI has no matmul in the format's activation bits for a weight [N, K].

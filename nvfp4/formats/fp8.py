@@ -26,7 +26,7 @@ class Fp8(Scaled):
     """
 
     name = title = "FP8"
-    option = "fp8"
+    option = kernel = "fp8"
     config = "float8_e4m3fn"
     is_configured = True
     weight_dtype = "F8_E4M3"

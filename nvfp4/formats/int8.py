@@ -35,6 +35,7 @@ class Int8(Scaled):
     scale_suffix = "weight_scale"
     unconfigured = "integers"
     since = "0.27"
+    kernel = "int8"
     takes_mark = False
     grid = Grid(INTEGERS)
     runs_unscaled = "8-bit weights times 8-bit activations, whose scales are measured by rows"

@@ -28,7 +28,7 @@ class Mxfp8(Scaled):
     """
 
     name = title = "MXFP8"
-    option = "mxfp8"
+    option = kernel = "mxfp8"
     since = "0.29"
     takes_mark = False
     config = "mxfp8"

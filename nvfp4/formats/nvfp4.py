@@ -58,7 +58,7 @@ class Nvfp4(Format):
 
     name = title = "NVFP4"
     rank = 4
-    option = "nvfp4"
+    option = kernel = "nvfp4"
     config = "nvfp4"
     weight_dtype = "U8"
     scale_suffix = "weight_scale_2"

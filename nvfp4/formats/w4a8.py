@@ -34,7 +34,7 @@ class W4a8(Format):
     """
 
     name = title = "W4A8"
-    option = "w4a8"
+    option = kernel = "w4a8"
     since = "0.31"
     rank, bits = 5, 4
     config = "asym_w4a8_int8"
@@ -169,7 +169,7 @@ class W6a8(W4a8):
     """
 
     name = title = "W6A8"
-    option = "w6a8"
+    option = kernel = "w6a8"
     since = "0.33"
     rank, bits = 6, 6
     weight_bits = 6

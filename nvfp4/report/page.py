@@ -20,6 +20,7 @@ from nvfp4.model import bare
 from nvfp4.options import Options, options_of
 from nvfp4.report.page_style import PAGE_STYLE
 from nvfp4.report.summary import output_errors
+from nvfp4.work import render_work
 
 # The table of errors opens with the 20 worst layers: a model has hundreds, and the rest would push
 # all that follows off the page. They are folded, not left out.
@@ -249,12 +250,13 @@ def html_shares(caption: str, columns: tuple[str, ...], rows: list[tuple]) -> st
     return f'<div><div class="stack" aria-hidden="true">{parts}</div>{table}</div>'
 
 
-def html_totals(totals: dict, matmuls: dict) -> str:
+def html_totals(data: dict) -> str:
     """Render two bars: each precision's part of the bytes, and each matmul's part of the weights.
 
-    `totals` and `matmuls` are those of the data. Unquantised layers, which `matmuls` leaves out,
+    Below them stand the lines on the multiply work. Unquantised layers, which `matmuls` leaves out,
     are shown as W16A16, so that the second bar is whole.
     """
+    totals, matmuls = data["totals"], data["matmuls"]
     size = sum(total["bytes"] for total in totals.values()) or 1  # a file may hold no bytes
     stored = [
         (name, total["bytes"] / size, total["layers"], total["tensors"], total["bytes"])
@@ -268,7 +270,9 @@ def html_totals(totals: dict, matmuls: dict) -> str:
         '<section><h2>Size and work</h2><div class="pair">'
         + html_shares("Bytes per precision", ("Stored as", "Layers", "Tensors", "Bytes"), stored)
         + html_shares("Matmuls, by share of the linear weights", ("Matmul", "Layers"), work)
-        + "</div></section>\n"
+        + "</div>\n"
+        + "".join(f"<p>{escaped(line)}</p>\n" for line in render_work(data["work"]))
+        + "</section>\n"
     )
 
 
@@ -343,6 +347,6 @@ def render_html(data: dict) -> str:
     return (
         f"{PAGE_HEAD}<title>{escaped(data['output'])}: conversion report</title>\n"
         f"<style>{PAGE_STYLE}</style></head>\n<body><main>\n{html_title(data, layers)}"
-        f"{html_map(layers)}{html_errors(layers)}{html_totals(data['totals'], data['matmuls'])}"
+        f"{html_map(layers)}{html_errors(layers)}{html_totals(data)}"
         f"{html_origin(data['origin'])}</main></body></html>\n"
     )

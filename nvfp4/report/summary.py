@@ -26,6 +26,7 @@ from nvfp4.report.data import Report, label_of, matmuls, totals
 from nvfp4.stored.defects import DEFECTS, Finding, Outcome, grouped
 from nvfp4.tune.activations import CurvePoint
 from nvfp4.verify import Check
+from nvfp4.work import render_work
 
 # A trade-off may have hundreds of steps, one for each layer. About 10 of them show its bend and
 # fit into a terminal of usual width.
@@ -291,6 +292,7 @@ def render_report(report: Report) -> str:
         f"({percentage(report.output_bytes, report.source_bytes)})",
         *render_totals(report),
         render_matmuls(report),
+        *(f"  {line}" for line in render_work(report.work)),
         *render_worst(report.damage),
         *render_output_errors(report),
         *render_curve(report.curve),

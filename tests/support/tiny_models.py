@@ -122,7 +122,7 @@ small = {"source_dim": 128, "target_dim": 128, "model_dim": 128, "num_heads": 2}
 anima.LLMAdapter = partial(anima.LLMAdapter, **small)
 
 # {kind: (latent's shape, its text's width, further inputs: a shape, or the value itself)}
-VIDEO, IMAGE, TEXT = (3, 8, 8), (8, 8), 16
+VIDEO, IMAGE, TEXT = (3, 8, 8), (8, 16), 64
 FLUX = {"y": (1, 768), "guidance": torch.tensor([3.5])}
 INPUTS = {
     "wan_t2v": ((1, 16, *VIDEO), 4096, {}),
@@ -167,12 +167,21 @@ def run():
     out = out if isinstance(out, list) else [out]
     return torch.cat([tensor.double().flatten() for tensor in out])
 
+rows = Counter()
+
+def count(name, module, given, _):
+    "How many rows a linear layer multiplied by."
+    rows[name] += given[0].numel() // given[0].shape[-1]
+
+for name, module in model.named_modules():
+    if isinstance(module, torch.nn.Linear):
+        module.register_forward_hook(partial(count, name))
 out = run()
 if "OUTPUT" in os.environ:
     torch.save(out, os.environ["OUTPUT"])
 print("RESULT", json.dumps({
     "model": type(patcher.model).__name__, "config": type(patcher.model.model_config).__name__,
-    "formats": Counter(filter(None, formats)), "finite": bool(out.isfinite().all()),
+    "formats": Counter(filter(None, formats)), "rows": rows, "finite": bool(out.isfinite().all()),
     "size": float(out.square().mean().sqrt()), "dtype": str(dtype),
 }))
 """

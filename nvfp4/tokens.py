@@ -1,0 +1,160 @@
+"""How many tokens of a typical run each linear layer multiplies by: a row for each family.
+
+A layer's multiply work is its weights times the tokens that go through it in a step. Most layers
+see every token of the picture or video, some only the text, and modulation and time embeddings a
+single vector, so that shares of the weights mislead. The rules were read in ComfyUI 0.33
+(comfy/ldm), and tests/whole/test_tokens.py counts there what they say. Sizes are the defaults of
+ComfyUI's nodes for empty latents; text has the length that ComfyUI pads it to, or PROMPT.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+# Tokens of a prompt where ComfyUI does not pad: an assumption, which weighs little in any family.
+PROMPT = 128
+
+
+class Runs(NamedTuple):
+    """Say which tokens the layers of some names multiply by.
+
+    layers: a regular expression that is searched for in their names, without the model's prefix.
+    tokens: names of counts, with "+" between them; "once" is a single vector.
+    """
+
+    layers: str
+    tokens: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypicalRun:
+    """Hold what a family is run with as a rule, and what goes through its layers.
+
+    title: the run for people. counts: {name: tokens}; "image" is the picture or the video.
+    rules: looked at before BY_NAME; the first that matches counts, and "image" where none does.
+    """
+
+    title: str
+    counts: dict[str, int]
+    rules: tuple[Runs, ...] = ()
+
+
+# What families share, and a fair guess for models of none.
+BY_NAME = (
+    # Embeddings of the time step and of pooled vectors, and what modulates whole blocks by them.
+    Runs(
+        r"(?i)(^|\.)(time|timestep|guidance|vector)_|timestep_embed(der)?\.|(^|\.)[tcp]_embedder\."
+        r"|(^|\.)(y_embedder\.mlp|label_emb|emb_layers|t_block|tmlp|tproj)\."
+        r"|(^|[._])mod(?!el|ule)\w*\.(lin\w*|\d+)$|adaln|norm_out\.linear$",
+        "once",
+    ),
+    # Keys and values of cross-attention, and the text's own layers of models with two streams.
+    Runs(r"(cross_attn|attn2)\.(to_|linear_)?(k|v|kv)(_proj|_linear)?$", "text"),
+    Runs(r"\.(add_[qkv]_proj|to_add_out)$|\.attn1\.to_(q|k|v|out)_t$|\.ff_t\.", "text"),
+    Runs(r"(^|[._])(txt|text|caption|cap|context|cond_seq|byt5|y_embedder)", "text"),
+    # Blocks that text and image go through as one sequence.
+    Runs(r"^single(_stream|_transformer)?_(blocks|layers)\.", "image+text"),
+)
+# The refiners of Lumina 2 and Z-Image see text or image, the blocks after them see both.
+LUMINA_BLOCKS = Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text")
+# Names of counts and rules are those of ComfyUI's classes; a comment says how a count comes about.
+RUNS = {
+    # 21 x 60 x 104 latents in patches of 1 x 2 x 2. CLIP sees 257 tokens of the first frame. Audio
+    # and faces come as some tokens for each of the 21 latent frames, 16 at most (HuMo).
+    "wan": TypicalRun(
+        title="81 frames of 832 x 480, 512 tokens of text",
+        counts={"image": 32760, "text": 512, "clip": 257, "guides": 21 * 16},
+        rules=(
+            Runs(r"^img_emb\.|\.[kv]_img$", "clip"),
+            Runs(r"linear1_kv$|(audio_cross_attn|audio_injector\.injector\.\d+)\.[kv]$", "guides"),
+            Runs(r"^(face_encoder|motion_encoder|casual_audio_encoder|audio_proj)\.", "guides"),
+            Runs(r"injector_adain_layers\.", "guides"),
+        ),
+    ),
+    "qwen-image": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text", counts={"image": 4096, "text": PROMPT}
+    ),
+    "flux2": TypicalRun(
+        title="1024 x 1024, 512 tokens of text", counts={"image": 4096, "text": 512}
+    ),
+    # The guidance layer makes a vector for each of the 344 modulations.
+    "chroma": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT, "modulations": 344},
+        rules=(Runs(r"^distilled_guidance_layer\.", "modulations"),),
+    ),
+    "flux": TypicalRun(
+        title="1024 x 1024, 256 tokens of text", counts={"image": 4096, "text": 256}
+    ),
+    "z-image": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT},
+        rules=(Runs(r"^dec_net\.", "image"), LUMINA_BLOCKS),
+    ),
+    "lumina2": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT},
+        rules=(
+            Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text"),
+        ),
+    ),
+    # 13 x 16 x 24 latents, each a token, and 25 tokens of sound for each second.
+    "ltx2": TypicalRun(
+        title="97 frames of 768 x 512 with sound, 1024 tokens of text",
+        counts={"image": 4992, "text": 1024, "audio": 97},
+        rules=(
+            Runs(r"embeddings_connector\.", "text"),
+            Runs(r"^audio_(patchify_proj|proj_out)$|\.audio_(attn1|ff)\.", "audio"),
+            Runs(r"\.(audio_attn2|video_to_audio_attn)\.to_(q|out|gate)", "audio"),
+            Runs(r"\.audio_to_video_attn\.to_[kv]$", "audio"),
+        ),
+    ),
+    "ltx-video": TypicalRun(
+        title="97 frames of 768 x 512, 128 tokens of text", counts={"image": 4992, "text": 128}
+    ),
+    # 7 x 60 x 106 latents in patches of 1 x 2 x 2; version 1.5 sees an image as 729 tokens.
+    "hunyuan-video": TypicalRun(
+        title=f"25 frames of 848 x 480, {PROMPT} tokens of text",
+        counts={"image": 11130, "text": PROMPT, "vision": 729},
+        rules=(Runs(r"^vision_in\.", "vision"),),
+    ),
+    # The adapter makes text of the prompt once, which is padded to 512 tokens then.
+    "anima": TypicalRun(
+        title="1024 x 1024, 512 tokens of text",
+        counts={"image": 4096, "text": 512, "prompt": PROMPT},
+        rules=(Runs(r"^llm_adapter\.", "prompt"),),
+    ),
+    # 24 x 60 x 106 latents in patches of 1 x 2 x 2.
+    "cosmos-predict2": TypicalRun(
+        title="93 frames of 848 x 480, 512 tokens of text", counts={"image": 38160, "text": 512}
+    ),
+}
+# For a model that is of no family.
+ANY_RUN = TypicalRun(
+    title=f"4096 tokens of an image, {PROMPT} of text, by the names of the layers",
+    counts={"image": 4096, "text": PROMPT},
+)
+
+
+def typical_run(family: str) -> TypicalRun:
+    """Find the run of a family, a key of RUNS; of "" the one for models of no family."""
+    return RUNS.get(family, ANY_RUN)
+
+
+@lru_cache(maxsize=1 << 16)
+def group_of(layer: str, family: str) -> str:
+    """Tell which tokens a layer multiplies by, as a Runs has them: "image+text".
+
+    layer: its name without prefix; family: a key of RUNS, or "" for none.
+    """
+    rules = (*typical_run(family).rules, *BY_NAME)
+    return next((rule.tokens for rule in rules if re.search(rule.layers, layer)), "image")
+
+
+def tokens_of(layer: str, family: str) -> int:
+    """Count the tokens that go through a layer in one step of a family's typical run."""
+    counts = {"once": 1, **typical_run(family).counts}
+    return sum(counts[name] for name in group_of(layer, family).split("+"))

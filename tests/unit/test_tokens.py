@@ -1,0 +1,98 @@
+"""Which tokens a layer multiplies by: rules that match names of published models."""
+
+import re
+
+import pytest
+
+from nvfp4.families import FAMILIES
+from nvfp4.tokens import ANY_RUN, BY_NAME, RUNS, group_of, tokens_of
+from support.make_families import read_headers
+from support.paths import FAMILIES as FILES
+
+# {family: layers of its published models}, by the beginning of the files' names.
+PUBLISHED = {
+    "wan": "wan2*",
+    "qwen-image": "qwen_image*",
+    "flux2": "flux2*",
+    "chroma": "chroma*",
+    "flux": "flux_*",
+    "z-image": "z_image*",
+    "lumina2": "lumina2*",
+    "ltx2": "ltx2*",
+    "ltx-video": "ltxv*",
+    "hunyuan-video": "hunyuan_video*",
+    "anima": "anima*",
+    "cosmos-predict2": "cosmos_predict2*",
+}
+
+
+def layers_of(files) -> set[str]:
+    return {
+        name.removesuffix(".weight")
+        for path in files
+        for name, shape in read_headers(path).items()
+        if len(shape) == 2 and name.endswith(".weight")
+    }
+
+
+LAYERS = {family: layers_of(FILES.glob(f"{name}.txt")) for family, name in PUBLISHED.items()}
+OTHERS = layers_of((FILES / "others").glob("*.txt"))
+
+
+def test_each_family_has_a_run():
+    assert RUNS.keys() == FAMILIES.keys() == LAYERS.keys()
+
+
+@pytest.mark.parametrize("family", RUNS)
+def test_a_familys_rules_name_layers_that_exist(family):
+    run = RUNS[family]
+    for rule in run.rules:
+        for alternative in re.split(r"\|(?![^(]*\))", rule.layers):
+            assert any(re.search(alternative, layer) for layer in LAYERS[family]), alternative
+    named = {name for rule in run.rules for name in rule.tokens.split("+")} - {"image", "text"}
+    assert named == run.counts.keys() - {"image", "text"}
+    assert {"image", "text"} <= run.counts.keys()
+
+
+def test_general_rules_name_layers_that_exist():
+    every = OTHERS.union(*LAYERS.values())
+    for rule in BY_NAME:
+        assert any(re.search(rule.layers, layer) for layer in every), rule.layers
+        assert {*rule.tokens.split("+")} <= {"once", *ANY_RUN.counts}
+
+
+@pytest.mark.parametrize(
+    ("layer", "family", "group"),
+    [
+        ("blocks.7.self_attn.q", "wan", "image"),
+        ("blocks.7.cross_attn.q", "wan", "image"),
+        ("blocks.7.cross_attn.k", "wan", "text"),
+        ("blocks.7.cross_attn.v_img", "wan", "clip"),
+        ("text_embedding.2", "wan", "text"),
+        ("time_projection.1", "wan", "once"),
+        ("transformer_blocks.3.txt_mod.1", "qwen-image", "once"),
+        ("transformer_blocks.3.txt_mlp.net.2", "qwen-image", "text"),
+        ("transformer_blocks.3.attn.to_add_out", "qwen-image", "text"),
+        ("double_blocks.3.txt_attn.qkv", "flux", "text"),
+        ("single_blocks.3.linear1", "flux", "image+text"),
+        ("layers.3.attention.qkv", "z-image", "image+text"),
+        ("layers.3.adaLN_modulation.0", "z-image", "once"),
+        ("dec_net.res_blocks.0.adaLN_modulation.1", "z-image", "image"),
+        ("context_refiner.1.feed_forward.w2", "lumina2", "text"),
+        ("transformer_blocks.3.audio_attn2.to_k", "ltx2", "text"),
+        ("transformer_blocks.3.audio_attn2.to_q", "ltx2", "audio"),
+        ("blocks.3.ffn.0", "", "image"),
+        ("model.3", "", "image"),
+        ("blocks.3.attn2.kv_proj", "", "text"),
+    ],
+)
+def test_groups(layer, family, group):
+    assert group_of(layer, family) == group
+
+
+def test_counts_of_a_run():
+    assert tokens_of("blocks.7.ffn.0", "wan") == 21 * 30 * 52 == 32760
+    assert tokens_of("blocks.7.cross_attn.k", "wan") == 512
+    assert tokens_of("time_embedding.0", "wan") == 1
+    assert tokens_of("single_blocks.0.linear2", "flux") == 64 * 64 + 256
+    assert tokens_of("anything", "") == 4096
