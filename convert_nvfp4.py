@@ -14314,6 +14314,309 @@ def encode_tensors(
     return found
 
 
+# ── nvfp4/tokens.py: How many tokens of a typical run each linear layer multiplies by: a row for ea
+
+# Tokens of a prompt where ComfyUI does not pad: an assumption, which weighs little in any family.
+PROMPT = 128
+
+
+class Runs(NamedTuple):
+    """Say which tokens the layers of some names multiply by.
+
+    layers: a regular expression that is searched for in their names, without the model's prefix.
+    tokens: names of counts, with "+" between them; "once" is a single vector.
+    """
+
+    layers: str
+    tokens: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypicalRun:
+    """Hold what a family is run with as a rule, and what goes through its layers.
+
+    title: the run for people. counts: {name: tokens}; "image" is the picture or the video.
+    rules: looked at before BY_NAME; the first that matches counts, and "image" where none does.
+    """
+
+    title: str
+    counts: dict[str, int]
+    rules: tuple[Runs, ...] = ()
+
+
+# What families share, and a fair guess for models of none.
+BY_NAME = (
+    # Embeddings of the time step and of pooled vectors, and what modulates whole blocks by them.
+    Runs(
+        r"(?i)(^|\.)(time|timestep|guidance|vector)_|timestep_embed(der)?\.|(^|\.)[tcp]_embedder\."
+        r"|(^|\.)(y_embedder\.mlp|label_emb|emb_layers|t_block|tmlp|tproj)\."
+        r"|(^|[._])mod(?!el|ule)\w*\.(lin\w*|\d+)$|adaln|norm_out\.linear$",
+        "once",
+    ),
+    # Keys and values of cross-attention, and the text's own layers of models with two streams.
+    Runs(r"(cross_attn|attn2)\.(to_|linear_)?(k|v|kv)(_proj|_linear)?$", "text"),
+    Runs(r"\.(add_[qkv]_proj|to_add_out)$|\.attn1\.to_(q|k|v|out)_t$|\.ff_t\.", "text"),
+    Runs(r"(^|[._])(txt|text|caption|cap|context|cond_seq|byt5|y_embedder)", "text"),
+    # Blocks that text and image go through as one sequence.
+    Runs(r"^single(_stream|_transformer)?_(blocks|layers)\.", "image+text"),
+)
+# The refiners of Lumina 2 and Z-Image see text or image, the blocks after them see both.
+LUMINA_BLOCKS = Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text")
+# Names of counts and rules are those of ComfyUI's classes; a comment says how a count comes about.
+RUNS = {
+    # 21 x 60 x 104 latents in patches of 1 x 2 x 2. CLIP sees 257 tokens of the first frame. Audio
+    # and faces come as some tokens for each of the 21 latent frames, 16 at most (HuMo).
+    "wan": TypicalRun(
+        title="81 frames of 832 x 480, 512 tokens of text",
+        counts={"image": 32760, "text": 512, "clip": 257, "guides": 21 * 16},
+        rules=(
+            Runs(r"^img_emb\.|\.[kv]_img$", "clip"),
+            Runs(r"linear1_kv$|(audio_cross_attn|audio_injector\.injector\.\d+)\.[kv]$", "guides"),
+            Runs(r"^(face_encoder|motion_encoder|casual_audio_encoder|audio_proj)\.", "guides"),
+            Runs(r"injector_adain_layers\.", "guides"),
+        ),
+    ),
+    "qwen-image": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text", counts={"image": 4096, "text": PROMPT}
+    ),
+    "flux2": TypicalRun(
+        title="1024 x 1024, 512 tokens of text", counts={"image": 4096, "text": 512}
+    ),
+    # The guidance layer makes a vector for each of the 344 modulations.
+    "chroma": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT, "modulations": 344},
+        rules=(Runs(r"^distilled_guidance_layer\.", "modulations"),),
+    ),
+    "flux": TypicalRun(
+        title="1024 x 1024, 256 tokens of text", counts={"image": 4096, "text": 256}
+    ),
+    "z-image": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT},
+        rules=(Runs(r"^dec_net\.", "image"), LUMINA_BLOCKS),
+    ),
+    "lumina2": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT},
+        rules=(
+            Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text"),
+        ),
+    ),
+    # 13 x 16 x 24 latents, each a token, and 25 tokens of sound for each second.
+    "ltx2": TypicalRun(
+        title="97 frames of 768 x 512 with sound, 1024 tokens of text",
+        counts={"image": 4992, "text": 1024, "audio": 97},
+        rules=(
+            Runs(r"embeddings_connector\.", "text"),
+            Runs(r"^audio_(patchify_proj|proj_out)$|\.audio_(attn1|ff)\.", "audio"),
+            Runs(r"\.(audio_attn2|video_to_audio_attn)\.to_(q|out|gate)", "audio"),
+            Runs(r"\.audio_to_video_attn\.to_[kv]$", "audio"),
+        ),
+    ),
+    "ltx-video": TypicalRun(
+        title="97 frames of 768 x 512, 128 tokens of text", counts={"image": 4992, "text": 128}
+    ),
+    # 7 x 60 x 106 latents in patches of 1 x 2 x 2; version 1.5 sees an image as 729 tokens.
+    "hunyuan-video": TypicalRun(
+        title=f"25 frames of 848 x 480, {PROMPT} tokens of text",
+        counts={"image": 11130, "text": PROMPT, "vision": 729},
+        rules=(Runs(r"^vision_in\.", "vision"),),
+    ),
+    # The adapter makes text of the prompt once, which is padded to 512 tokens then.
+    "anima": TypicalRun(
+        title="1024 x 1024, 512 tokens of text",
+        counts={"image": 4096, "text": 512, "prompt": PROMPT},
+        rules=(Runs(r"^llm_adapter\.", "prompt"),),
+    ),
+    # 24 x 60 x 106 latents in patches of 1 x 2 x 2.
+    "cosmos-predict2": TypicalRun(
+        title="93 frames of 848 x 480, 512 tokens of text", counts={"image": 38160, "text": 512}
+    ),
+}
+# For a model that is of no family.
+ANY_RUN = TypicalRun(
+    title=f"4096 tokens of an image, {PROMPT} of text, by the names of the layers",
+    counts={"image": 4096, "text": PROMPT},
+)
+
+
+def typical_run(family: str) -> TypicalRun:
+    """Find the run of a family, a key of RUNS; of "" the one for models of no family."""
+    return RUNS.get(family, ANY_RUN)
+
+
+@lru_cache(maxsize=1 << 16)
+def group_of(layer: str, family: str) -> str:
+    """Tell which tokens a layer multiplies by, as a Runs has them: "image+text".
+
+    layer: its name without prefix; family: a key of RUNS, or "" for none.
+    """
+    rules = (*typical_run(family).rules, *BY_NAME)
+    return next((rule.tokens for rule in rules if re.search(rule.layers, layer)), "image")
+
+
+def tokens_of(layer: str, family: str) -> int:
+    """Count the tokens that go through a layer in one step of a family's typical run."""
+    counts = {"once": 1, **typical_run(family).counts}
+    return sum(counts[name] for name in group_of(layer, family).split("+"))
+
+
+# ── nvfp4/work.py: Tell how much of a model's multiply work is done in which format, and how fast t
+
+# The first version of ComfyUI that reads a layer's pre_quant_scale.
+SMOOTHING_SINCE = "0.30"
+# Tensor cores by how reports put them together, and the share's name.
+SHARES = {"FP4": "FP4", "INT8": "INT8 or FP8", "FP8": "INT8 or FP8", "16-bit": "16-bit"}
+
+
+class Multiplied(NamedTuple):
+    """Hold a linear layer as ComfyUI multiplies by it.
+
+    layer: its name without prefix; weights: how many a token meets; word: a key of `cards.UNITS`;
+    since: the first version of ComfyUI that loads it, "" for a layer that is not quantised.
+    """
+
+    layer: str
+    weights: int
+    word: str = "16bit"
+    since: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Hold a step's multiply work by format, and what the file needs.
+
+    family: a key of `tokens.RUNS`, or "". operations: {key of `cards.UNITS`: multiplications of
+    the linear layers}. since: the first version of ComfyUI that loads the file, "" where nothing is
+    quantised.
+    """
+
+    family: str
+    operations: Counter[str]
+    since: str
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share the work between the values of SHARES; all are 0 where there is no work."""
+        found = dict.fromkeys(SHARES.values(), 0.0)
+        for word, count in self.operations.items():
+            found[SHARES[UNITS[word]]] += count / self.operations.total()
+        return found
+
+    def speed(self, card: str) -> float:
+        """Estimate how many times as fast as in 16 bits all linear layers are on a class of cards.
+
+        card: a key of CARDS. Throughputs are published peaks, and a format that the class lacks
+        runs at 16-bit speed: the result is what the matmuls alone can gain at most.
+        """
+        row = CARDS[card]
+        times = {word: count / row.rate(word) for word, count in self.operations.items()}
+        slowest = self.operations.total() / row.rate("16bit")
+        return slowest / sum(times.values()) if slowest else 1.0
+
+    def needs(self, card: str | None) -> str:
+        """Say what ComfyUI needs for that speed on a class of cards, or on any; "" for nothing."""
+        words = {*KITCHEN_FORMATS} & self.operations.keys()
+        if card:
+            return CARDS[card].needs if words & {*CARDS[card].fast} else ""
+        return f"{NEEDS_CUDA_13} (Radeons: torch for ROCm)" if words else ""
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """Make a key to compare versions such as "0.10" and "0.9" by; "" comes first."""
+    return tuple(map(int, version.split("."))) if version else ()
+
+
+def work_of(layers: Iterable[Multiplied], family: str) -> Work:
+    """Add up the multiply work of a model's linear layers, by format.
+
+    family: a key of `tokens.RUNS`, or "" for a model of none.
+    """
+    layers, operations = [*layers], Counter()
+    for layer in layers:
+        operations[layer.word] += layer.weights * tokens_of(layer.layer, family)
+    since = max((layer.since for layer in layers), key=version_key, default="")
+    return Work(family=family, operations=operations, since=since)
+
+
+def work_data(work: Work, card: str | None = None) -> dict:
+    """Describe the work as data that JSON can have.
+
+    card: the class of cards that the file is for, None for any. "speed" is {class: how many times
+    16-bit's speed, estimated}; "comfyui" and "needs" are None where there is nothing to say.
+    """
+    return {
+        "run": typical_run(work.family).title,
+        "shares": work.shares,
+        "speed": {name: work.speed(name) for name in ([card] if card else CARDS)},
+        "comfyui": work.since or None,
+        "needs": work.needs(card) or None,
+    }
+
+
+def render_work(data: dict | None) -> list[str]:
+    """Render the data of `work_data` as lines; none where nothing is quantised."""
+    if not data or not data["comfyui"]:
+        return []
+    shares = {name: f"{100 * share:.0f} %" for name, share in data["shares"].items()}
+    speeds = (f"{name} {speed:.1f}x" for name, speed in data["speed"].items())
+    also = f", and for that speed {data['needs']}" if data["needs"] else ""
+    return [
+        f"multiply work of the linear layers: {shares['FP4']} in FP4, {shares['INT8 or FP8']} in "
+        f"INT8 or FP8, {shares['16-bit']} at 16-bit speed ({data['run']})",
+        f"estimated speed of these over 16-bit, by peak throughputs: {', '.join(speeds)}",
+        f"needs ComfyUI {data['comfyui']} or newer{also}",
+    ]
+
+
+# ── nvfp4/plan/multiply_work.py: Tell the multiply work of planned layers: how each is multiplied, 
+
+def multiplied(plan: TensorPlan) -> Multiplied:
+    """Tell how ComfyUI multiplies by a layer.
+
+    A bank of experts counts as one of them, as no file tells how many a token goes through.
+    """
+    ref, layer = plan.ref, bare(plan.ref.layer)
+    if ref.is_expert_bank:
+        return Multiplied(layer, plan.weights // ref.shape[0])
+    if not (plan.is_quantised or ref.config):
+        return Multiplied(layer, plan.weights)
+    shape = plan.format.logical_shape(ref.shape, None) if ref.config else ref.shape
+    is_marked = bool(plan.config.get("full_precision_matrix_mult"))
+    word = plan.format.runs_as(shape, full_precision=is_marked)
+    since = plan.format.since if plan.smoothing is None else SMOOTHING_SINCE
+    return Multiplied(layer, plan.weights, word, since)
+
+
+def family_of(plans: Iterable[TensorPlan]) -> str:
+    """Find the family of a model by the plans of all its tensors; "" where it is of none."""
+    refs = {plan.ref.name: plan.ref for plan in plans}
+    return recognise(Model(tensors=refs, metadata={}, files=()))[0]
+
+
+def planned_work(plans: Iterable[TensorPlan]) -> Work:
+    """Add up the multiply work of a model's linear layers, by format."""
+    plans = [*plans]
+    return work_of((multiplied(plan) for plan in plans if plan.is_multiplied), family_of(plans))
+
+
+def work_by_weight(plans: Iterable[TensorPlan]) -> dict[str, float]:
+    """Share the multiply work between the linear layers: {weight's name: share}, 1 in all.
+
+    plans: of all tensors of the model. How a layer is multiplied makes no difference.
+    """
+    plans = [*plans]
+    family = family_of(plans)
+    counts = {}
+    for plan in plans:
+        if plan.is_multiplied:
+            found = multiplied(plan)
+            counts[plan.ref.name] = found.weights * tokens_of(found.layer, family)
+    whole = sum(counts.values())
+    return {name: count / whole for name, count in counts.items()}
+
+
 # ── nvfp4/tune/activations.py: Tune by recorded inputs: which layers stay W4A4, and per-channel smo
 
 # How much of an input's range goes over to the weight: shares that are tried for each layer.
@@ -14790,262 +15093,6 @@ def list_candidates(
     return {name: plans for name, plans in candidates.items() if len(plans) > 1}
 
 
-# ── nvfp4/tokens.py: How many tokens of a typical run each linear layer multiplies by: a row for ea
-
-# Tokens of a prompt where ComfyUI does not pad: an assumption, which weighs little in any family.
-PROMPT = 128
-
-
-class Runs(NamedTuple):
-    """Say which tokens the layers of some names multiply by.
-
-    layers: a regular expression that is searched for in their names, without the model's prefix.
-    tokens: names of counts, with "+" between them; "once" is a single vector.
-    """
-
-    layers: str
-    tokens: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TypicalRun:
-    """Hold what a family is run with as a rule, and what goes through its layers.
-
-    title: the run for people. counts: {name: tokens}; "image" is the picture or the video.
-    rules: looked at before BY_NAME; the first that matches counts, and "image" where none does.
-    """
-
-    title: str
-    counts: dict[str, int]
-    rules: tuple[Runs, ...] = ()
-
-
-# What families share, and a fair guess for models of none.
-BY_NAME = (
-    # Embeddings of the time step and of pooled vectors, and what modulates whole blocks by them.
-    Runs(
-        r"(?i)(^|\.)(time|timestep|guidance|vector)_|timestep_embed(der)?\.|(^|\.)[tcp]_embedder\."
-        r"|(^|\.)(y_embedder\.mlp|label_emb|emb_layers|t_block|tmlp|tproj)\."
-        r"|(^|[._])mod(?!el|ule)\w*\.(lin\w*|\d+)$|adaln|norm_out\.linear$",
-        "once",
-    ),
-    # Keys and values of cross-attention, and the text's own layers of models with two streams.
-    Runs(r"(cross_attn|attn2)\.(to_|linear_)?(k|v|kv)(_proj|_linear)?$", "text"),
-    Runs(r"\.(add_[qkv]_proj|to_add_out)$|\.attn1\.to_(q|k|v|out)_t$|\.ff_t\.", "text"),
-    Runs(r"(^|[._])(txt|text|caption|cap|context|cond_seq|byt5|y_embedder)", "text"),
-    # Blocks that text and image go through as one sequence.
-    Runs(r"^single(_stream|_transformer)?_(blocks|layers)\.", "image+text"),
-)
-# The refiners of Lumina 2 and Z-Image see text or image, the blocks after them see both.
-LUMINA_BLOCKS = Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text")
-# Names of counts and rules are those of ComfyUI's classes; a comment says how a count comes about.
-RUNS = {
-    # 21 x 60 x 104 latents in patches of 1 x 2 x 2. CLIP sees 257 tokens of the first frame. Audio
-    # and faces come as some tokens for each of the 21 latent frames, 16 at most (HuMo).
-    "wan": TypicalRun(
-        title="81 frames of 832 x 480, 512 tokens of text",
-        counts={"image": 32760, "text": 512, "clip": 257, "guides": 21 * 16},
-        rules=(
-            Runs(r"^img_emb\.|\.[kv]_img$", "clip"),
-            Runs(r"linear1_kv$|(audio_cross_attn|audio_injector\.injector\.\d+)\.[kv]$", "guides"),
-            Runs(r"^(face_encoder|motion_encoder|casual_audio_encoder|audio_proj)\.", "guides"),
-            Runs(r"injector_adain_layers\.", "guides"),
-        ),
-    ),
-    "qwen-image": TypicalRun(
-        title=f"1024 x 1024, {PROMPT} tokens of text", counts={"image": 4096, "text": PROMPT}
-    ),
-    "flux2": TypicalRun(
-        title="1024 x 1024, 512 tokens of text", counts={"image": 4096, "text": 512}
-    ),
-    # The guidance layer makes a vector for each of the 344 modulations.
-    "chroma": TypicalRun(
-        title=f"1024 x 1024, {PROMPT} tokens of text",
-        counts={"image": 4096, "text": PROMPT, "modulations": 344},
-        rules=(Runs(r"^distilled_guidance_layer\.", "modulations"),),
-    ),
-    "flux": TypicalRun(
-        title="1024 x 1024, 256 tokens of text", counts={"image": 4096, "text": 256}
-    ),
-    "z-image": TypicalRun(
-        title=f"1024 x 1024, {PROMPT} tokens of text",
-        counts={"image": 4096, "text": PROMPT},
-        rules=(Runs(r"^dec_net\.", "image"), LUMINA_BLOCKS),
-    ),
-    "lumina2": TypicalRun(
-        title=f"1024 x 1024, {PROMPT} tokens of text",
-        counts={"image": 4096, "text": PROMPT},
-        rules=(
-            Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text"),
-        ),
-    ),
-    # 13 x 16 x 24 latents, each a token, and 25 tokens of sound for each second.
-    "ltx2": TypicalRun(
-        title="97 frames of 768 x 512 with sound, 1024 tokens of text",
-        counts={"image": 4992, "text": 1024, "audio": 97},
-        rules=(
-            Runs(r"embeddings_connector\.", "text"),
-            Runs(r"^audio_(patchify_proj|proj_out)$|\.audio_(attn1|ff)\.", "audio"),
-            Runs(r"\.(audio_attn2|video_to_audio_attn)\.to_(q|out|gate)", "audio"),
-            Runs(r"\.audio_to_video_attn\.to_[kv]$", "audio"),
-        ),
-    ),
-    "ltx-video": TypicalRun(
-        title="97 frames of 768 x 512, 128 tokens of text", counts={"image": 4992, "text": 128}
-    ),
-    # 7 x 60 x 106 latents in patches of 1 x 2 x 2; version 1.5 sees an image as 729 tokens.
-    "hunyuan-video": TypicalRun(
-        title=f"25 frames of 848 x 480, {PROMPT} tokens of text",
-        counts={"image": 11130, "text": PROMPT, "vision": 729},
-        rules=(Runs(r"^vision_in\.", "vision"),),
-    ),
-    # The adapter makes text of the prompt once, which is padded to 512 tokens then.
-    "anima": TypicalRun(
-        title="1024 x 1024, 512 tokens of text",
-        counts={"image": 4096, "text": 512, "prompt": PROMPT},
-        rules=(Runs(r"^llm_adapter\.", "prompt"),),
-    ),
-    # 24 x 60 x 106 latents in patches of 1 x 2 x 2.
-    "cosmos-predict2": TypicalRun(
-        title="93 frames of 848 x 480, 512 tokens of text", counts={"image": 38160, "text": 512}
-    ),
-}
-# For a model that is of no family.
-ANY_RUN = TypicalRun(
-    title=f"4096 tokens of an image, {PROMPT} of text, by the names of the layers",
-    counts={"image": 4096, "text": PROMPT},
-)
-
-
-def typical_run(family: str) -> TypicalRun:
-    """Find the run of a family, a key of RUNS; of "" the one for models of no family."""
-    return RUNS.get(family, ANY_RUN)
-
-
-@lru_cache(maxsize=1 << 16)
-def group_of(layer: str, family: str) -> str:
-    """Tell which tokens a layer multiplies by, as a Runs has them: "image+text".
-
-    layer: its name without prefix; family: a key of RUNS, or "" for none.
-    """
-    rules = (*typical_run(family).rules, *BY_NAME)
-    return next((rule.tokens for rule in rules if re.search(rule.layers, layer)), "image")
-
-
-def tokens_of(layer: str, family: str) -> int:
-    """Count the tokens that go through a layer in one step of a family's typical run."""
-    counts = {"once": 1, **typical_run(family).counts}
-    return sum(counts[name] for name in group_of(layer, family).split("+"))
-
-
-# ── nvfp4/work.py: Tell how much of a model's multiply work is done in which format, and how fast t
-
-# The first version of ComfyUI that reads a layer's pre_quant_scale.
-SMOOTHING_SINCE = "0.30"
-# Tensor cores by how reports put them together, and the share's name.
-SHARES = {"FP4": "FP4", "INT8": "INT8 or FP8", "FP8": "INT8 or FP8", "16-bit": "16-bit"}
-
-
-class Multiplied(NamedTuple):
-    """Hold a linear layer as ComfyUI multiplies by it.
-
-    layer: its name without prefix; weights: how many a token meets; word: a key of `cards.UNITS`;
-    since: the first version of ComfyUI that loads it, "" for a layer that is not quantised.
-    """
-
-    layer: str
-    weights: int
-    word: str = "16bit"
-    since: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """Hold a step's multiply work by format, and what the file needs.
-
-    family: a key of `tokens.RUNS`, or "". operations: {key of `cards.UNITS`: multiplications of
-    the linear layers}. since: the first version of ComfyUI that loads the file, "" where nothing is
-    quantised.
-    """
-
-    family: str
-    operations: Counter[str]
-    since: str
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Share the work between the values of SHARES; all are 0 where there is no work."""
-        found = dict.fromkeys(SHARES.values(), 0.0)
-        for word, count in self.operations.items():
-            found[SHARES[UNITS[word]]] += count / self.operations.total()
-        return found
-
-    def speed(self, card: str) -> float:
-        """Estimate how many times as fast as in 16 bits all linear layers are on a class of cards.
-
-        card: a key of CARDS. Throughputs are published peaks, and a format that the class lacks
-        runs at 16-bit speed: the result is what the matmuls alone can gain at most.
-        """
-        row = CARDS[card]
-        times = {word: count / row.rate(word) for word, count in self.operations.items()}
-        slowest = self.operations.total() / row.rate("16bit")
-        return slowest / sum(times.values()) if slowest else 1.0
-
-    def needs(self, card: str | None) -> str:
-        """Say what ComfyUI needs for that speed on a class of cards, or on any; "" for nothing."""
-        words = {*KITCHEN_FORMATS} & self.operations.keys()
-        if card:
-            return CARDS[card].needs if words & {*CARDS[card].fast} else ""
-        return f"{NEEDS_CUDA_13} (Radeons: torch for ROCm)" if words else ""
-
-
-def version_key(version: str) -> tuple[int, ...]:
-    """Make a key to compare versions such as "0.10" and "0.9" by; "" comes first."""
-    return tuple(map(int, version.split("."))) if version else ()
-
-
-def work_of(layers: Iterable[Multiplied], family: str) -> Work:
-    """Add up the multiply work of a model's linear layers, by format.
-
-    family: a key of `tokens.RUNS`, or "" for a model of none.
-    """
-    layers, operations = [*layers], Counter()
-    for layer in layers:
-        operations[layer.word] += layer.weights * tokens_of(layer.layer, family)
-    since = max((layer.since for layer in layers), key=version_key, default="")
-    return Work(family=family, operations=operations, since=since)
-
-
-def work_data(work: Work, card: str | None = None) -> dict:
-    """Describe the work as data that JSON can have.
-
-    card: the class of cards that the file is for, None for any. "speed" is {class: how many times
-    16-bit's speed, estimated}; "comfyui" and "needs" are None where there is nothing to say.
-    """
-    return {
-        "run": typical_run(work.family).title,
-        "shares": work.shares,
-        "speed": {name: work.speed(name) for name in ([card] if card else CARDS)},
-        "comfyui": work.since or None,
-        "needs": work.needs(card) or None,
-    }
-
-
-def render_work(data: dict | None) -> list[str]:
-    """Render the data of `work_data` as lines; none where nothing is quantised."""
-    if not data or not data["comfyui"]:
-        return []
-    shares = {name: f"{100 * share:.0f} %" for name, share in data["shares"].items()}
-    speeds = (f"{name} {speed:.1f}x" for name, speed in data["speed"].items())
-    also = f", and for that speed {data['needs']}" if data["needs"] else ""
-    return [
-        f"multiply work of the linear layers: {shares['FP4']} in FP4, {shares['INT8 or FP8']} in "
-        f"INT8 or FP8, {shares['16-bit']} at 16-bit speed ({data['run']})",
-        f"estimated speed of these over 16-bit, by peak throughputs: {', '.join(speeds)}",
-        f"needs ComfyUI {data['comfyui']} or newer{also}",
-    ]
-
-
 # ── nvfp4/report/data.py: Describe a finished or planned conversion as data ───────────────────────
 
 # How reports call layers that were quantised in the source already and go over untouched: they are
@@ -15078,10 +15125,7 @@ class Report:
     @property
     def work(self) -> dict:
         """Describe the multiply work of the output, for the card that it is for."""
-        refs = {plan.ref.name: plan.ref for plan in self.plans}
-        family, _ = recognise(Model(tensors=refs, metadata={}, files=()))
-        layers = [multiplied(plan) for plan in self.plans if plan.is_multiplied]
-        return work_data(work_of(layers, family), self.options.card)
+        return work_data(planned_work(self.plans), self.options.card)
 
 
 def label_of(plan: TensorPlan) -> str:
@@ -15140,23 +15184,6 @@ def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
         kind: {"layers": len(found), "share": weights_of(found) / every}
         for kind, found in sorted(kinds.items())
     }
-
-
-def multiplied(plan: TensorPlan) -> Multiplied:
-    """Tell how ComfyUI multiplies by a layer.
-
-    A bank of experts counts as one of them, as no file tells how many a token goes through.
-    """
-    ref, layer = plan.ref, bare(plan.ref.layer)
-    if ref.is_expert_bank:
-        return Multiplied(layer, plan.weights // ref.shape[0])
-    if not (plan.is_quantised or ref.config):
-        return Multiplied(layer, plan.weights)
-    shape = plan.format.logical_shape(ref.shape, None) if ref.config else ref.shape
-    is_marked = bool(plan.config.get("full_precision_matrix_mult"))
-    word = plan.format.runs_as(shape, full_precision=is_marked)
-    since = plan.format.since if plan.smoothing is None else SMOOTHING_SINCE
-    return Multiplied(layer, plan.weights, word, since)
 
 
 def report_data(report: Report) -> dict:

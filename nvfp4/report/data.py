@@ -14,16 +14,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nvfp4.asking.answers import Answer
-from nvfp4.families import recognise
 from nvfp4.formats.floats import HALF
 from nvfp4.layout import bytes_in_output, planned_tensors
-from nvfp4.model import Model, bare
 from nvfp4.numeric.damage import Damage
 from nvfp4.options import Options, __version__
+from nvfp4.plan.multiply_work import planned_work
 from nvfp4.plan.records import TensorPlan, weights_of
 from nvfp4.tune.activations import CurvePoint
 from nvfp4.tune.target_size import SizePoint
-from nvfp4.work import SMOOTHING_SINCE, Multiplied, work_data, work_of
+from nvfp4.work import work_data
 
 # How reports call layers that were quantised in the source already and go over untouched: they are
 # kept apart from those that this conversion quantised, whose error is known.
@@ -55,10 +54,7 @@ class Report:
     @property
     def work(self) -> dict:
         """Describe the multiply work of the output, for the card that it is for."""
-        refs = {plan.ref.name: plan.ref for plan in self.plans}
-        family, _ = recognise(Model(tensors=refs, metadata={}, files=()))
-        layers = [multiplied(plan) for plan in self.plans if plan.is_multiplied]
-        return work_data(work_of(layers, family), self.options.card)
+        return work_data(planned_work(self.plans), self.options.card)
 
 
 def label_of(plan: TensorPlan) -> str:
@@ -117,23 +113,6 @@ def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
         kind: {"layers": len(found), "share": weights_of(found) / every}
         for kind, found in sorted(kinds.items())
     }
-
-
-def multiplied(plan: TensorPlan) -> Multiplied:
-    """Tell how ComfyUI multiplies by a layer.
-
-    A bank of experts counts as one of them, as no file tells how many a token goes through.
-    """
-    ref, layer = plan.ref, bare(plan.ref.layer)
-    if ref.is_expert_bank:
-        return Multiplied(layer, plan.weights // ref.shape[0])
-    if not (plan.is_quantised or ref.config):
-        return Multiplied(layer, plan.weights)
-    shape = plan.format.logical_shape(ref.shape, None) if ref.config else ref.shape
-    is_marked = bool(plan.config.get("full_precision_matrix_mult"))
-    word = plan.format.runs_as(shape, full_precision=is_marked)
-    since = plan.format.since if plan.smoothing is None else SMOOTHING_SINCE
-    return Multiplied(layer, plan.weights, word, since)
 
 
 def report_data(report: Report) -> dict:

@@ -8,6 +8,7 @@ from nvfp4.compare.entry import compare_models
 from nvfp4.conversion import convert
 from nvfp4.formats.base import format_titled
 from nvfp4.options import Options
+from nvfp4.plan.multiply_work import work_by_weight
 from nvfp4.report.data import report_data
 from nvfp4.report.summary import render_report
 from nvfp4.work import Multiplied, render_work, version_key, work_data, work_of
@@ -46,6 +47,15 @@ def test_modulation_has_weights_and_no_work():
     data = report_data(planned_for(read_headers(FAMILIES / "qwen_image.txt"), []))
     assert data["matmuls"]["W8A8"]["share"] > 0.5
     assert data["work"]["shares"]["INT8 or FP8"] < 0.1
+
+
+def test_work_by_weight():
+    shares = work_by_weight(planned_for(WAN_14B, []).plans)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["blocks.0.ffn.0.weight"] == shares["blocks.9.ffn.2.weight"]
+    self_k, cross_k = (shares[f"blocks.0.{kind}.k.weight"] for kind in ("self_attn", "cross_attn"))
+    assert self_k / cross_k == pytest.approx(VIDEO / TEXT)
+    assert len(shares) == 40 * 10 + 6
 
 
 def test_speed_is_the_harmonic_sum():

@@ -1,0 +1,56 @@
+"""Tell the multiply work of planned layers: how each is multiplied, and by how many tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nvfp4.families import recognise
+from nvfp4.model import Model, bare
+from nvfp4.plan.records import TensorPlan
+from nvfp4.tokens import tokens_of
+from nvfp4.work import SMOOTHING_SINCE, Multiplied, Work, work_of
+
+
+def multiplied(plan: TensorPlan) -> Multiplied:
+    """Tell how ComfyUI multiplies by a layer.
+
+    A bank of experts counts as one of them, as no file tells how many a token goes through.
+    """
+    ref, layer = plan.ref, bare(plan.ref.layer)
+    if ref.is_expert_bank:
+        return Multiplied(layer, plan.weights // ref.shape[0])
+    if not (plan.is_quantised or ref.config):
+        return Multiplied(layer, plan.weights)
+    shape = plan.format.logical_shape(ref.shape, None) if ref.config else ref.shape
+    is_marked = bool(plan.config.get("full_precision_matrix_mult"))
+    word = plan.format.runs_as(shape, full_precision=is_marked)
+    since = plan.format.since if plan.smoothing is None else SMOOTHING_SINCE
+    return Multiplied(layer, plan.weights, word, since)
+
+
+def family_of(plans: Iterable[TensorPlan]) -> str:
+    """Find the family of a model by the plans of all its tensors; "" where it is of none."""
+    refs = {plan.ref.name: plan.ref for plan in plans}
+    return recognise(Model(tensors=refs, metadata={}, files=()))[0]
+
+
+def planned_work(plans: Iterable[TensorPlan]) -> Work:
+    """Add up the multiply work of a model's linear layers, by format."""
+    plans = [*plans]
+    return work_of((multiplied(plan) for plan in plans if plan.is_multiplied), family_of(plans))
+
+
+def work_by_weight(plans: Iterable[TensorPlan]) -> dict[str, float]:
+    """Share the multiply work between the linear layers: {weight's name: share}, 1 in all.
+
+    plans: of all tensors of the model. How a layer is multiplied makes no difference.
+    """
+    plans = [*plans]
+    family = family_of(plans)
+    counts = {}
+    for plan in plans:
+        if plan.is_multiplied:
+            found = multiplied(plan)
+            counts[plan.ref.name] = found.weights * tokens_of(found.layer, family)
+    whole = sum(counts.values())
+    return {name: count / whole for name, count in counts.items()}
