@@ -12170,20 +12170,24 @@ def fitted(rule: Rule, ref: TensorRef) -> Rule:
 def refuse_for_kept(options: Options, model: Model) -> None:
     """Raise ConvertError for options that ask to change layers which are packed in the source.
 
-    Such layers go over as they are: neither a recipe nor --exclude can apply to them.
+    Such layers go over as they are: neither a recipe for another format nor --exclude can apply.
     """
     # Only a packed layer's weight has a configuration: one entry for each layer.
     beside = model.beside
     refs = [ref for ref in model.tensors.values() if ref.name not in beside]
-    packed = {bare(ref.layer): ref.name for ref in refs if ref.config}
-    if packed and recipe_format(options):
-        raise ConvertError(f"--recipe {options.recipe}: the source has NVFP4 layers already")
+    packed = {bare(ref.layer): json.loads(ref.config)["format"] for ref in refs if ref.config}
+    recipe = recipe_format(options)
+    if others := [layer for layer, config in packed.items() if recipe and config != recipe.config]:
+        raise ConvertError(
+            f"--recipe {options.recipe}: {examples(others)}: quantised otherwise in the source "
+            "already, and goes over as it is"
+        )
     for pattern in options.exclude:
         found = re.compile(pattern, re.IGNORECASE)
         if named := [layer for layer in packed if found.search(layer)]:
             raise ConvertError(
-                f"--exclude {pattern}: {examples(named)}: NVFP4 in the source already, and goes "
-                "over as it is"
+                f"--exclude {pattern}: {examples(named)}: quantised in the source already, and "
+                "goes over as it is"
             )
 
 

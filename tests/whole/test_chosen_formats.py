@@ -92,3 +92,21 @@ def test_columns_that_are_not_rotated_are_int8(recipe, tmp_path, capsys):
     assert "no defect found" in capsys.readouterr().out
     wide = {"int8": "int8_tensorwise", "w4a8": "asym_w4a8_int8"}[recipe]
     assert check_layers(out, source) == Counter([wide, "int8_tensorwise"])
+
+
+def test_a_source_that_is_of_the_recipe_already_goes_over(tmp_path, capsys):
+    """Half of it was packed before; what is left becomes the same format."""
+    source = tmp_path / "m.safetensors"
+    save_file({f"blocks.{i}.x.weight": torch.randn(32, 256) for i in range(4)}, source)
+    half, out = tmp_path / "half.safetensors", tmp_path / "o.safetensors"
+    some = ["--preset", "none", "--include", r"blocks\.[01]", "--recipe", "w4a8", "--quiet"]
+    assert c.main([str(source), str(half), *some]) == 0
+    every = ["--preset", "all", "--quiet"]
+    assert c.main([str(half), str(out), *every, "--recipe", "w4a8"]) == 0
+    before, after = load_file(half), load_file(out)
+    assert torch.equal(before["blocks.0.x.weight"], after["blocks.0.x.weight"])
+    assert after["blocks.3.x.weight"].shape == (32, 128)
+    capsys.readouterr()
+    assert c.main([str(half), str(tmp_path / "p.safetensors"), *every, "--recipe", "int8"]) == 1
+    problem = "--recipe int8: blocks.0.x, blocks.1.x: quantised otherwise in the source already"
+    assert problem in capsys.readouterr().err
