@@ -2483,7 +2483,8 @@ class Options:
         "GGUF types of more bits become FP8 instead of 16-bit", needs=["--gguf"],
         conflicts=[Other("--recipe", "int8"), Other("--recipe", "w4a8")])
     use_int8: bool = option(False, PRECISION, SWITCH,
-        "GGUF types of more bits become INT8, and all else that would be FP8", needs=["--gguf"],
+        "GGUF types of more bits, and shapes without FP4 matmul, become INT8: half of FP8's error "
+        "without any input scale", needs=["--gguf"],
         conflicts=["--use-fp8", Other("--recipe", "fp8"), Other("--recipe", "scaled-fp8")])
     partial_guide: bool = option(False, PRECISION, SWITCH,
         "go on with guides that cover only a part of the model, and note which",
