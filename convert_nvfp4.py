@@ -14355,7 +14355,7 @@ BY_NAME = (
     Runs(
         r"(?i)(^|\.)(time|timestep|guidance|vector)_|timestep_embed(der)?\.|(^|\.)[tcp]_embedder\."
         r"|(^|\.)(y_embedder\.mlp|label_emb|emb_layers|t_block|tmlp|tproj)\."
-        r"|(^|[._])mod(?!el|ule)\w*\.(lin\w*|\d+)$|adaln|norm_out\.linear$",
+        r"|(^|[._])mod(?!el|ule)\w{0,40}\.(lin\w*|\d+)$|adaln|norm_out\.linear$",
         "once",
     ),
     # Keys and values of cross-attention, and the text's own layers of models with two streams.
