@@ -2368,7 +2368,7 @@ HEADER_ORDER = (
     "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
     "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
     "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
-    "plain_fp8", "formats", "card", "use_int8", "sensitive_as",
+    "plain_fp8", "formats", "card", "use_int8", "sensitive_as", "fp4_share",
 )  # fmt: skip
 
 
@@ -2461,6 +2461,10 @@ class Options:
         "until the file is just smaller: 8GB, 7500MB, 7GiB", conflicts=["--target-ratio"])
     target_ratio: float | None = option(None, PRECISION, SHARE,
         "the same with a share of the source's size: 0.35")
+    fp4_share: float | None = option(None, PRECISION, SHARE,
+        "the share of the multiply work that --target-size leaves in W4A4, which is fastest on "
+        "Blackwell: 0.5",
+        needs=["--target-size", "--target-ratio"], conflicts=["--w4a4-share"])
     formats: tuple[str, ...] | None = option(None, PRECISION, Kind(format_words, "LIST"),
         "what --target-size and presets may choose from, and what 4-bit types of a GGUF become: "
         f"{','.join(DEFAULT_FORMATS)} (the default), and mxfp8", check=leaves_enough)
@@ -5294,8 +5298,7 @@ class Format:
     runs_unscaled: str = ""
     runs_full_precision: str = ""
 
-    # What a conversion does with it. --target-size may choose a candidate.
-    is_candidate: bool = False
+    # What a conversion does with it.
     # Whether a source may have such layers. They are copied, or, if `is_decoded`, become 16-bit
     # weights again and are planned anew.
     is_adopted: bool = False
@@ -5551,11 +5554,6 @@ def configured_formats() -> dict[str, Format]:
     return {row.config: row for row in reversed(written_formats())}
 
 
-def candidate_formats() -> list[Format]:
-    """List the formats that --target-size may choose from, the smallest first."""
-    return sorted((row for row in Format.rows if row.is_candidate), key=lambda row: row.rank)
-
-
 def readable_formats() -> list[Format]:
     """List the formats that a stored layer may have, in the order in which to try them.
 
@@ -5684,7 +5682,6 @@ class Fp8(Scaled):
     full_precision_option = "fp8_full_precision_mm"
     runs_scaled = "FP8 weights times FP8 activations at the baked scale"
     runs_unscaled = "FP8 weights times FP8 activations that are clamped at 448"
-    is_candidate = True
     # Half of NVFP4's, which searches the scale of every block.
     encoding_cost = 2
     grid = Grid(E4M3)
@@ -5760,7 +5757,7 @@ class ScaledFp8(Fp8):
     """
 
     title = "scaled FP8"
-    is_configured = is_candidate = False
+    is_configured = False
     scale_suffix = "scale_weight"
     scalar_shape = (1,)
     marker = MARKER
@@ -6123,7 +6120,7 @@ class Nvfp4(Format):
         "on Blackwell; decoded to 16-bit on other cards"
     )
     runs_full_precision = "4-bit weights, decoded and multiplied in 16-bit"
-    is_candidate = is_adopted = True
+    is_adopted = True
     encoding_cost = 4
     grid = Grid(E2M1, BLOCK_SIZE, NVFP4_STEPS)
 
@@ -7737,6 +7734,11 @@ class TensorPlan:
     def is_w4a4(self) -> bool:
         """Tell whether ComfyUI also quantises the layer's activations to 4 bits."""
         return self.has_nvfp4_input and "full_precision_matrix_mult" not in self.config
+
+    @property
+    def quantises_input(self) -> bool:
+        """Tell whether ComfyUI multiplies the layer with quantised activations where it can."""
+        return self.is_quantised and "full_precision_matrix_mult" not in self.config
 
     @property
     def kept_scale(self) -> float | None:
@@ -10251,7 +10253,7 @@ def read_summary(options: Options) -> tuple[list[dict], list[str]]:
     if not (path := options.input_scale_summary_json):
         return [], []
     key = percentile_key(options.input_scale_summary_percentile)
-    scaled = (form.summary_column for form in candidate_formats() if form.summary_column)
+    scaled = (form.summary_column for form in written_formats() if form.summary_column)
     columns = [f"{column}_{key}" for column, _ in scaled]
     if options.input_scale_summary_fp16_std:
         columns += ["scale_std", "scale_mean"]
@@ -10279,7 +10281,7 @@ def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibra
         )
     multiplier = options.input_scale_summary_multiplier
     # A summary's scale is that of NVFP4 already; FP8's is made from the activation itself.
-    columns = {form: form.summary_column for form in candidate_formats() if form.summary_column}
+    columns = {form: form.summary_column for form in written_formats() if form.summary_column}
     source = f"summary {key.replace('_', '.')} x {multiplier:g}"
     return {
         bare(row["layer"]): Calibration(
@@ -10340,7 +10342,7 @@ def parse_reference_scales(
     since the layer may get the other one here. Returns as `read_reference_scales` does.
     """
     found, odd = {}, {}
-    scaled = [form for form in candidate_formats() if form.activation_max]
+    scaled = [form for form in written_formats() if form.activation_max]
     for ref in tensors.values():
         layer = ref.name.removesuffix(".input_scale")
         if layer == ref.name:
@@ -12674,12 +12676,17 @@ class Rounding:
 
 
 def round_by_moments(
-    plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
+    plan: TensorPlan,
+    weight: torch.Tensor,
+    plain: Encoded,
+    compute: Compute,
+    rows: slice = slice(None),
 ) -> tuple[Encoded, torch.Tensor | None]:
     """Round a layer to the least output error, and move its bias along, if that gains.
 
     weight: [N, K] on the device that computes, smoothing applied; plain: what the scale search
-    gave. Returns the encoding, with output errors in its damage, and the new bias [N] or None.
+    gave; rows: which rows of the layer's weight these are. Returns the encoding, with output errors
+    in its damage, and the new bias [N] or None.
     `plain` comes back with no bias where no second moment is positive definite, and where rounding
     does not lower the output error.
     """
@@ -12700,7 +12707,7 @@ def round_by_moments(
     # contributes to output and errors is added here.
     output, drift, new_drift = torch.cat(means, dim=1) * unit
     energy, before = energy + squared(output), before + squared(drift)
-    bias, moved, left = moved_bias(plan, new_drift)
+    bias, moved, left = moved_bias(plan, new_drift, rows)
     # Written so that NaN keeps the plain result, too.
     if not after + left < before:
         best, after, bias, moved = plain, before, None, 0.0
@@ -12820,16 +12827,17 @@ def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) ->
 
 
 def moved_bias(
-    plan: TensorPlan, drift: torch.Tensor
+    plan: TensorPlan, drift: torch.Tensor, rows: slice
 ) -> tuple[torch.Tensor | None, torch.Tensor | float, float]:
     """Move a layer's bias so that it makes up for the mean error of the rounded weight.
 
-    drift: [N] float32, the mean error of each output. Returns the new bias [N] in its output dtype,
-    its change [N] float32, and the squared error that casting leaves; None, 0 and 0 without a bias.
+    drift: [N] float32, the mean error of each output; rows: which rows of the layer these are.
+    Returns the new bias [N] in its output dtype, its change [N] float32, and the squared error that
+    casting leaves; None, 0 and 0 without a bias.
     """
     if plan.bias is None:
         return None, 0.0, 0.0
-    bias = load(plan.bias.ref).to(drift.device).float()
+    bias = load(plan.bias.ref)[rows].to(drift.device).float()
     # Casting the bias to the dtype that it is stored in leaves some of the drift.
     moved = (bias + drift).to(TORCH_DTYPES[plan.bias.dtype])
     return moved, moved.float() - bias, squared(bias + drift - moved.float())
@@ -12874,15 +12882,7 @@ def quantise(
     {key: rows in pieces} on the device of `compute`, and the damage of the weight, with output
     errors if it was rounded by statistics. Raises ConvertError where the weight holds NaN or Inf.
     """
-    # On a CPU this is no copy, and --target-size quantises the same weight in several ways: nothing
-    # below may change it.
-    weight = weight.to(compute.device)
-    # ComfyUI multiplies the input by the smoothing, which the weight is divided by.
-    if plan.smoothing is not None:
-        weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
-    best, bias = search_scales(plan, weight, compute), None
-    if plan.moments:
-        best, bias = round_by_moments(plan, weight, best, compute)
+    best, bias = encode_weight(plan, weight, compute)
     stored = store(plan, best)
     if plan.bias:
         whole = Piece(plan=plan.bias, begin=0, end=plan.bias.ref.nbytes)
@@ -12893,22 +12893,52 @@ def quantise(
     return stored, best.damage
 
 
-def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> Encoded:
-    """Encode a weight with the least squared error, by its format's scale search.
+def measure_rows(plan: TensorPlan, weight: torch.Tensor, compute: Compute, rows: slice) -> Damage:
+    """Measure what `quantise` would lose, on some rows of a weight at the scale of all of it.
+
+    The other arguments and what is raised are those of `quantise`, rows: the rows to take.
+    """
+    return encode_weight(plan, weight, compute, rows)[0].damage
+
+
+def encode_weight(
+    plan: TensorPlan, weight: torch.Tensor, compute: Compute, rows: slice = slice(None)
+) -> tuple[Encoded, torch.Tensor | None]:
+    """Encode a weight, or some rows of it: smoothing, scale search, rounding by statistics.
+
+    weight: [N, K], as read. Returns the encoding, and the bias of these rows where rounding moved
+    it. Raises ConvertError where the weight holds NaN or Inf, in whatever rows.
+    """
+    # On a CPU this is no copy, and --target-size quantises the same weight in several ways: nothing
+    # below may change it.
+    weight = weight.to(compute.device)
+    # ComfyUI multiplies the input by the smoothing, which the weight is divided by.
+    if plan.smoothing is not None:
+        weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
+    best = search_scales(plan, weight, compute, rows)
+    if not plan.moments:
+        return best, None
+    return round_by_moments(plan, weight[rows], best, compute, rows)
+
+
+def search_scales(
+    plan: TensorPlan, weight: torch.Tensor, compute: Compute, rows: slice = slice(None)
+) -> Encoded:
+    """Encode rows of a weight with the least squared error, by its format's scale search.
 
     weight: [N, K] on the device of `compute`, smoothing applied. Raises ConvertError where it is
-    not finite, also where only the cast to --quant-dtype makes it so; the message names the option
-    that leaves the layer out.
+    not finite, in whatever rows, also where only the cast to --quant-dtype makes it so; the message
+    names the option that leaves the layer out.
     """
     dtype = compute.dtype
-    amax = torch.stack(compute.map(lambda rows: largest_magnitude(rows.to(dtype)), weight)).amax()
+    amax = torch.stack(compute.map(lambda some: largest_magnitude(some.to(dtype)), weight)).amax()
     if not amax.isfinite():
         as_cast = "" if dtype is torch.float32 else f" (as {dtype}, the --quant-dtype)"
         raise ConvertError(
             f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{as_cast}: the file is damaged, or "
             f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
-    given = Given(plan.ref.layer, weight, amax, plan.kept_scale)
+    given = Given(plan.ref.layer, weight[rows].contiguous(), amax, plan.kept_scale)
     return plan.precision.encode(given, compute)
 
 
@@ -14622,6 +14652,270 @@ def work_by_weight(plans: Iterable[TensorPlan]) -> dict[str, float]:
     return {name: count / whole for name, count in counts.items()}
 
 
+# ── nvfp4/tune/choice.py: Choose an alternative for each layer within a number of bytes, and a shar
+
+# Halvings of the price of FP4 work: after these, float64 cannot tell the two ends apart.
+PRICE_TRIALS = 60
+
+
+class Alternative(NamedTuple):
+    """Describe a precision that a layer could have: the bytes it would take, and its error.
+
+    Errors are squared, so that they add up over layers. `fp4` is the layer's share of the model's
+    multiply work where it would be multiplied in FP4, else 0.
+    """
+
+    precision: Format
+    nbytes: int
+    error: float  # squared, relative to the layer's output
+    fp4: float = 0.0
+
+
+Choices = dict[str, list[Alternative]]
+
+
+class SizePoint(NamedTuple):
+    """Describe a file that --target-size could have made: its bytes, and its mean error."""
+
+    nbytes: int
+    error: float  # relative RMSE, in the mean over the layers that could be chosen
+
+
+def lower_hull(alternatives: Iterable[Alternative]) -> list[Alternative]:
+    """Keep the alternatives that are best at some price of a byte, smallest first.
+
+    These are the corners of the lower convex hull of error over size. Between two of them the gain
+    per byte falls from step to step, so that greedy steps are the best ones.
+    """
+    kept: list[Alternative] = []
+    for more in sorted(alternatives, key=lambda row: (row.nbytes, row.error)):
+        if kept and more.error >= kept[-1].error:
+            continue
+        while len(kept) > 1 and gain(kept[-2], more) >= gain(kept[-2], kept[-1]):
+            kept.pop()
+        kept.append(more)
+    return kept
+
+
+def gain(less: Alternative, more: Alternative) -> float:
+    """Return the squared error that one byte more takes away between two alternatives."""
+    return (less.error - more.error) / (more.nbytes - less.nbytes)
+
+
+def upgrades(layers: Choices) -> list[tuple[str, Alternative, Alternative]]:
+    """List every step (layer, from, to) along the layers' hulls, the best gain per byte first."""
+    steps = [
+        (name, less, more)
+        for name, hull in layers.items()
+        for less, more in itertools.pairwise(hull)
+    ]
+    return sorted(steps, key=lambda step: -gain(*step[1:]))
+
+
+def choose_for_size(layers: Choices, budget: int) -> dict[str, Alternative]:
+    """Choose the layers' precisions with the least total error in `budget` bytes.
+
+    `layers` is {layer: its alternatives}. It is the optimum but for one step: room that is left
+    where the next step does not fit is filled with any alternatives that do. Where even the
+    smallest ones do not fit they come back all the same; the caller checks.
+    """
+    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
+    chosen = {name: hull[0] for name, hull in hulls.items()}
+    left = budget - sum(row.nbytes for row in chosen.values())
+    steps = [(name, more) for name, _, more in upgrades(hulls)]
+    # All alternatives, the least error first: what fills the room that the last step left.
+    every = sorted((row.error, name, row) for name, rows in layers.items() for row in rows)
+    for name, more in [*steps, *((name, row) for _, name, row in every)]:
+        cost = more.nbytes - chosen[name].nbytes
+        if more.error < chosen[name].error and cost <= left:
+            chosen[name], left = more, left - cost
+    return chosen
+
+
+def fp4_work(rows: Iterable[Alternative]) -> float:
+    """Sum up the share of the multiply work that alternatives do in FP4."""
+    return sum(row.fp4 for row in rows)
+
+
+def keep_fp4(layers: Choices, budget: int, least: float) -> Choices:
+    """Settle which layers stay in FP4, so that they do at least `least` of the multiply work.
+
+    Work in FP4 earns a price that is taken off the errors: the lowest one at which the choice for
+    `budget` bytes has enough of it. Of the layers that are in FP4 then, those that lose most by it
+    are set free as far as the share allows. Returns the alternatives, for the layers that stay the
+    one in FP4 alone, which should be its smallest. All that can be in FP4 has to be
+    enough.
+    """
+
+    def choose_at(price: float) -> dict[str, Alternative]:
+        priced = {
+            name: [row._replace(error=row.error - price * row.fp4) for row in rows]
+            for name, rows in layers.items()
+        }
+        return choose_for_size(priced, budget)
+
+    # Sums of shares may miss what they stand for by float64's rounding.
+    least -= 1e-9
+    free = choose_for_size(layers, budget)
+    if fp4_work(free.values()) >= least:
+        return layers
+    rows = [row for rows in layers.values() for row in rows]
+    # At the upper end FP4 pays in every layer that can have it, whatever error it brings.
+    low, high = 0.0, 2 * max(row.error for row in rows) / min(row.fp4 for row in rows if row.fp4)
+    for _ in range(PRICE_TRIALS):
+        price = (low + high) / 2
+        enough = fp4_work(choose_at(price).values()) >= least
+        low, high = (low, price) if enough else (price, high)
+    held = {name: row for name, row in choose_at(high).items() if row.fp4}
+    # Choices alike have one price and come in together: what is more than enough goes out again.
+    left = fp4_work(held.values()) - least
+    # A priced error is lower than the true one by what the price earns.
+    loss = {n: row.error / row.fp4 + high - free[n].error / row.fp4 for n, row in held.items()}
+    for name in sorted(held, key=loss.__getitem__, reverse=True):
+        if held[name].fp4 <= left:
+            left -= held.pop(name).fp4
+    return layers | {name: [row for row in layers[name] if row.fp4] for name in held}
+
+
+def size_curve(layers: Choices, fixed: int) -> list[SizePoint]:
+    """Compute size and error after each step, from the smallest file to the largest.
+
+    `fixed` are the bytes of all that is not chosen, headers included.
+    """
+    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
+    size = fixed + sum(hull[0].nbytes for hull in hulls.values())
+    error = sum(hull[0].error for hull in hulls.values())
+    points = [SizePoint(size, mean_error(error, layers))]
+    for _, less, more in upgrades(hulls):
+        size, error = size + more.nbytes - less.nbytes, error + more.error - less.error
+        points.append(SizePoint(size, mean_error(error, layers)))
+    return points
+
+
+def mean_error(total: float, layers: Choices) -> float:
+    """Return the relative RMSE in the mean over layers, from the sum of their squared errors."""
+    return math.sqrt(max(total, 0.0) / len(layers))
+
+
+# ── nvfp4/tune/measuring.py: Measure what each alternative of a layer costs: bytes, and the squared
+
+# A weight of more than twice as many rows is measured on about this many, evenly spaced: errors of
+# rows differ so little that the error is within 1 or 2 % of the whole weight's.
+MEASURED_ROWS = 512
+# Rows of a weight that recorded inputs are multiplied by.
+STUDIED_OUTPUTS = 256
+# Inputs are made up as this many rows of normal numbers, each channel times exp(SPREAD * normal).
+# The spread is the standard deviation of log(RMS) over channels in a recording of
+# a small trained Wan, 0.45 in the mean over its layers. Measured there / made up: NVFP4
+# 0.0934 / 0.0930, INT8 rotated 0.0067 / 0.0070 (0.0077 / 0.0077 of 768 channels), not rotated
+# 0.0123 / 0.0103, FP8 0.0264 / 0.0265.
+MADE_ROWS, SPREAD = 64, 0.45
+
+
+def measure_alternatives(
+    options: Options,
+    candidates: dict[str, list[TensorPlan]],
+    ranks: Ranks,
+    work: dict[str, float] | None = None,
+) -> Choices:
+    """Measure every candidate's size and error: {weight: its alternatives}.
+
+    `candidates` is {weight: its plans}, `work` {weight: its share of the multiply work}. Each
+    weight is read once and quantised in each way; the ranks of a torchrun share the weights, and
+    all of them get all results.
+    """
+    work = work or {}
+    # The first candidate has the lowest precision: it is quantised, and so is read whole.
+    plans = tensors_of_rank([rows[0] for rows in candidates.values()], ranks)
+    pieces = [piece for plan in plans for piece in pieces_of(plan)]
+    dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
+    found = {}
+    device, nbytes = pick_device(options.device, ranks), sum(piece.nbytes for piece in pieces)
+    with (
+        single_threaded() as threads,
+        Compute(device, dtype, SCALE_SEARCHES[search], threads) as compute,
+        progress_bar("measuring", nbytes=nbytes, quiet=options.quiet) as bar,
+    ):
+        compute.compile(plans)
+        pinned = compute.device.type == "cuda"
+        for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):
+            name = piece.plan.ref.name
+            # All alternatives of a layer are measured while its weight is in memory.
+            found[name] = [
+                Alternative(
+                    precision=plan.precision,
+                    nbytes=bytes_in_output(plan),
+                    error=weight_error(plan, weight, compute) + input_error(plan, weight),
+                    fp4=work.get(name, 0.0) if plan.is_w4a4 else 0.0,
+                )
+                for plan in candidates[name]
+            ]
+            bar.update(piece.nbytes)
+    return {name: rows for share in ranks.gather(found) for name, rows in share.items()}
+
+
+def weight_error(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float:
+    """Return the squared relative error of a weight as planned: of its output, if that is known.
+
+    `weight` [N, K] is the layer's weight as it was read, of which some rows are measured. Without
+    statistics it is the error of the decoded weight.
+    """
+    rows = slice(None, None, max(1, len(weight) // MEASURED_ROWS))
+    if plan.is_quantised:
+        damage = measure_rows(plan, weight, compute, rows)
+    else:
+        dtype = TORCH_DTYPES[plan.dtype]
+        made = compute.map(lambda some: measure_damage(some, some.to(dtype).float()), weight[rows])
+        damage = Damage.total(made, torch.ones(()))
+    # Rounding by statistics trades the weight's error for the output's, which then counts.
+    known = damage.relative_rmse if damage.output_after is None else damage.output_after
+    return known**2
+
+
+def input_error(plan: TensorPlan, weight: torch.Tensor) -> float:
+    """Return the squared relative error of a layer's output that quantised activations add.
+
+    `weight` is [N, K]. Without recorded rows it is that of made-up activations by themselves: a
+    weight of random signs passes it on as it is.
+    """
+    if not plan.quantises_input:
+        return 0.0
+    if plan.moments is None:
+        return made_up_error(plan.precision, plan.ref.shape[1])
+    some = weight[:: max(1, len(weight) // STUDIED_OUTPUTS)].float()
+    return added_error(plan, recorded_rows(plan), some)
+
+
+def recorded_rows(plan: TensorPlan) -> torch.Tensor:
+    """Load the rows of a layer's input that recordings kept: float32 [r, K]."""
+    return torch.cat([load(refs[2]).float() for refs in plan.moments.recordings])
+
+
+def added_error(plan: TensorPlan, rows: torch.Tensor, weight: torch.Tensor) -> float:
+    """Measure the squared error of an output that quantising the input adds, over its energy.
+
+    rows: recorded inputs [r, K]; weight: some exact rows [n, K]; both float32. 0 where the output
+    is.
+    """
+    energy = squared(rows @ weight.t())
+    error = plan.precision.quantised_input(rows, plan.input_scale) - rows
+    return squared(error @ weight.t()) / energy if energy else 0.0
+
+
+@functools.cache
+def made_up_error(form: Format, columns: int) -> float:
+    """Return the squared relative error of quantising activations that nobody recorded.
+
+    They are made up as the constants above say, always the same ones for a number of columns. An
+    input scale, where the format needs one, is that of the largest of them.
+    """
+    made = torch.Generator().manual_seed(columns)
+    channels = (SPREAD * torch.randn(columns, generator=made)).exp()
+    rows = torch.randn(MADE_ROWS, columns, generator=made) * channels
+    scale = float(rows.abs().max()) / form.activation_max if form.needs_input_scale else None
+    return squared(form.quantised_input(rows, scale) - rows) / squared(rows)
+
+
 # ── nvfp4/tune/activations.py: Tune by recorded inputs: which layers stay W4A4, and per-channel smo
 
 # How much of an input's range goes over to the weight: shares that are tried for each layer.
@@ -14667,22 +14961,9 @@ def tune_activations(options: Options, plans: list[TensorPlan]) -> Tuned:
     return Tuned(plans, (*shared, *smoothing), curve)
 
 
-def added_by_w4a4(plan: TensorPlan) -> float:
-    """Measure the squared error of a layer's output that 4-bit activations add.
-
-    It is relative to the output's energy, on recorded rows and some rows of the exact weight; 0
-    where the output is.
-    """
-    rows, weight = study(plan)
-    energy = squared(rows @ weight.t())
-    error = quantised_rows(rows, plan.input_scale) - rows
-    return squared(error @ weight.t()) / energy if energy else 0.0
-
-
 def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
     """Load a layer's recorded input rows [r, K] and some rows of its weight [n, K], float32."""
-    rows = torch.cat([load(refs[2]).float() for refs in plan.moments.recordings])
-    return rows, load_some_rows(plan.ref).float()
+    return recorded_rows(plan), load_some_rows(plan.ref).float()
 
 
 def limit_w4a4(
@@ -14702,7 +14983,7 @@ def limit_w4a4(
     whole = sum(math.prod(plan.ref.shape) for plan in linear)
     work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
     bar = progress_bar("comparing", studied, quiet=options.quiet)
-    added = {plan.ref.name: added_by_w4a4(plan) for plan in bar}
+    added = {plan.ref.name: added_error(plan, *study(plan)) for plan in bar}
     # By error for each weight; names break ties, so that equal inputs give equal plans.
     order = sorted(added, key=lambda name: (-added[name] / work[name], name))
     left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
@@ -14789,7 +15070,7 @@ def smoothed(plan: TensorPlan) -> TensorPlan:
         amax = nvfp4_global_scale(largest_magnitude(folded))
         decoded = decode_nvfp4(*encode_nvfp4(folded, amax, mse_block_scales), amax)
         given = rows * scale
-        activations = (quantised_rows(given, input_scale) - given) @ folded.t()
+        activations = (plan.precision.quantised_input(given, input_scale) - given) @ folded.t()
         return squared(activations) + FEEDBACK_LEAVES * squared(given @ decoded.t() - exact)
 
     def input_scale(scale: torch.Tensor) -> float | None:
@@ -14822,148 +15103,11 @@ MARK_BYTES = 96
 SCALE_BYTES = 200
 
 
-class Alternative(NamedTuple):
-    """Describe a precision that a layer could have: the bytes it would take, and its error.
-
-    Errors are squared, so that they add up over layers.
-    """
-
-    precision: Format
-    nbytes: int
-    error: float  # squared, relative to the layer
-
-
-class SizePoint(NamedTuple):
-    """Describe a file that --target-size could have made: its bytes, and its mean error."""
-
-    nbytes: int
-    error: float  # relative RMSE, in the mean over the layers that could be chosen
-
-
 class SizedPlan(NamedTuple):
     """Hold the plan of --target-size, and the files that it could have made instead."""
 
     plan: Plan
     sizes: tuple[SizePoint, ...]
-
-
-def lower_hull(alternatives: Iterable[Alternative]) -> list[Alternative]:
-    """Keep the alternatives that are best at some price of a byte, smallest first.
-
-    These are the corners of the lower convex hull of error over size. Between two of them the gain
-    per byte falls from step to step, so that greedy steps are the best ones.
-    """
-    kept: list[Alternative] = []
-    for more in sorted(alternatives, key=lambda row: (row.nbytes, row.error)):
-        if kept and more.error >= kept[-1].error:
-            continue
-        while len(kept) > 1 and gain(kept[-2], more) >= gain(kept[-2], kept[-1]):
-            kept.pop()
-        kept.append(more)
-    return kept
-
-
-def gain(less: Alternative, more: Alternative) -> float:
-    """Return the squared error that one byte more takes away between two alternatives."""
-    return (less.error - more.error) / (more.nbytes - less.nbytes)
-
-
-def upgrades(layers: dict[str, list[Alternative]]) -> list[tuple[str, Alternative, Alternative]]:
-    """List every step (layer, from, to) along the layers' hulls, the best gain per byte first."""
-    steps = [
-        (name, less, more)
-        for name, hull in layers.items()
-        for less, more in itertools.pairwise(hull)
-    ]
-    return sorted(steps, key=lambda step: -gain(*step[1:]))
-
-
-def choose_for_size(layers: dict[str, list[Alternative]], budget: int) -> dict[str, Alternative]:
-    """Choose the layers' precisions with the least total error in `budget` bytes.
-
-    `layers` is {layer: its alternatives}. It is the optimum but for one step: room that is left
-    where the next step does not fit is filled with any alternatives that do. Where even the
-    smallest ones do not fit they come back all the same; the caller checks.
-    """
-    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
-    chosen = {name: hull[0] for name, hull in hulls.items()}
-    left = budget - sum(row.nbytes for row in chosen.values())
-    steps = [(name, more) for name, _, more in upgrades(hulls)]
-    # All alternatives, the least error first: what fills the room that the last step left.
-    every = sorted((row.error, name, row) for name, rows in layers.items() for row in rows)
-    for name, more in [*steps, *((name, row) for _, name, row in every)]:
-        cost = more.nbytes - chosen[name].nbytes
-        if more.error < chosen[name].error and cost <= left:
-            chosen[name], left = more, left - cost
-    return chosen
-
-
-def size_curve(layers: dict[str, list[Alternative]], fixed: int) -> list[SizePoint]:
-    """Compute size and error after each step, from the smallest file to the largest.
-
-    `fixed` are the bytes of all that is not chosen, headers included.
-    """
-    hulls = {name: lower_hull(rows) for name, rows in layers.items()}
-    size = fixed + sum(hull[0].nbytes for hull in hulls.values())
-    error = sum(hull[0].error for hull in hulls.values())
-    points = [SizePoint(size, mean_error(error, layers))]
-    for _, less, more in upgrades(hulls):
-        size, error = size + more.nbytes - less.nbytes, error + more.error - less.error
-        points.append(SizePoint(size, mean_error(error, layers)))
-    return points
-
-
-def mean_error(total: float, layers: dict) -> float:
-    """Return the relative RMSE in the mean over layers, from the sum of their squared errors."""
-    return math.sqrt(max(total, 0.0) / len(layers))
-
-
-def measure_alternatives(
-    options: Options, candidates: dict[str, list[TensorPlan]], ranks: Ranks
-) -> dict[str, list[Alternative]]:
-    """Measure every candidate's size and error: {weight: its alternatives}.
-
-    `candidates` is {weight: its plans}. Each weight is read once and quantised in each way; the
-    ranks of a torchrun share the weights, and all of them get all results.
-    """
-    # The first candidate has the lowest precision: it is quantised, and so is read whole.
-    plans = tensors_of_rank([rows[0] for rows in candidates.values()], ranks)
-    pieces = [piece for plan in plans for piece in pieces_of(plan)]
-    dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
-    found = {}
-    device, nbytes = pick_device(options.device, ranks), sum(piece.nbytes for piece in pieces)
-    with (
-        single_threaded() as threads,
-        Compute(device, dtype, SCALE_SEARCHES[search], threads) as compute,
-        progress_bar("measuring", nbytes=nbytes, quiet=options.quiet) as bar,
-    ):
-        compute.compile(plans)
-        pinned = compute.device.type == "cuda"
-        for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):
-            name = piece.plan.ref.name
-            # All alternatives of a layer are measured while its weight is in memory.
-            found[name] = [
-                Alternative(plan.precision, bytes_in_output(plan), damage_of(plan, weight, compute))
-                for plan in candidates[name]
-            ]
-            bar.update(piece.nbytes)
-    return {name: rows for share in ranks.gather(found) for name, rows in share.items()}
-
-
-def damage_of(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float:
-    """Return the squared relative error of a layer as planned: of its output, if that is known.
-
-    `weight` [N, K] is the layer's weight as it was read. Without statistics it is the error of the
-    decoded weight.
-    """
-    if not plan.is_quantised:
-        dtype = TORCH_DTYPES[plan.dtype]
-        made = compute.map(lambda rows: measure_damage(rows, rows.to(dtype).float()), weight)
-        return Damage.total(made, torch.ones(())).relative_rmse ** 2
-    _, damage = quantise(plan, weight, compute)
-    # Rounding by statistics trades the weight's error for the output's, which then counts.
-    known = damage.relative_rmse if damage.output_after is None else damage.output_after
-    return known**2
 
 
 def plan_for_size(
@@ -14985,9 +15129,12 @@ def plan_for_size(
     widened = wide_halves(options, plans)
     if widened:
         candidates, fixed = reachable(options, model, planner, target, widened)
-    layers = measure_alternatives(options, candidates, ranks)
+    work = shares_of_work(plans)
+    least = least_fp4(options, plans, candidates, work)
+    layers = measure_alternatives(options, candidates, ranks, work)
     # In source order again, which the ranks' results are not: ties go by it.
     layers = {name: layers[name] for name in candidates}
+    layers = keep_fp4(layers, target - fixed, least)
     # `fixed` is what the last plan had besides the chosen layers, its header included. Should it
     # never agree with the choice that was made by it, the last plan that fits is as good.
     for _ in range(SIZE_TRIALS):
@@ -15040,18 +15187,20 @@ def reachable(
     plans, _ = planner()
     start = {plan.ref.name: plan for plan in widen(plans, widened)}
     size = output_size(options, model, [*start.values()])
-    candidates = list_candidates(options, planner, start, widened, lower=size > target)
+    candidates = list_candidates(options, planner, start, widened)
     if not candidates and size <= target:
         raise ConvertError(f"{TARGET}: no layer is left: other options decide for all")
     fixed = size - sum(bytes_in_output(start[name]) for name in candidates)
     sizes = [[bytes_in_output(plan) for plan in plans] for plans in candidates.values()]
     refuse_too_small(target, fixed + sum(map(min, sizes)))
     most, wanted = fixed + sum(map(max, sizes)), options.target(model)
-    if size <= target and most <= wanted:
+    if most <= wanted:
         given = f"--target-ratio {options.target_ratio}" if options.target_ratio else TARGET
+        largest = max(rows[-1].precision for rows in candidates.values())
+        form = f"in {largest}" if largest.is_quantised else "unquantised"
         raise ConvertError(
             f"{given}: {exact_size(wanted)} leaves nothing to choose: with every open layer "
-            f"unquantised, {options.source.name} ({gigabytes(file_bytes(model))}) becomes "
+            f"{form}, {options.source.name} ({gigabytes(file_bytes(model))}) becomes "
             f"{exact_size(most)}; give less"
         )
     return candidates, fixed
@@ -15072,30 +15221,64 @@ def list_candidates(
     planner: Callable[..., Plan],
     start: dict[str, TensorPlan],
     widened: frozenset[str] = frozenset(),
-    *,
-    lower: bool,
 ) -> dict[str, list[TensorPlan]]:
-    """List what each open layer could be besides what it is: all lower precisions, or all higher.
+    """List what each open layer could be, of the formats that --formats and --card allow.
 
     Returns {weight: its plans, from the lowest precision}. Plans come from `planner`, so that
-    floors and input scales apply to them. What has no other precision is left out.
+    floors and input scales apply to them. What could be nothing else than it is is left out.
     """
     names = [name for name, plan in start.items() if plan.is_open and plan.ref.is_linear_weight]
-    # One plan of the whole model for each precision, as floors and scales depend on all of it.
-    ways = [planner(chosen=dict.fromkeys(names, kind))[0] for kind in candidate_formats()]
-    by_name = [{plan.ref.name: plan for plan in plans} for plans in ways]
+    # One plan of the whole model for each format, as floors and scales depend on all of it.
+    ways = [
+        {
+            plan.ref.name: plan
+            for plan in planner(chosen={n: form.for_shape(start[n].ref.shape) for n in names})[0]
+        }
+        for form in written_formats()
+        if form.option in options.allowed
+    ]
     candidates = {}
     for name in names:
-        first = start[name]
-        # 16-bit is always possible, whatever the rules make of the layer.
-        (half,) = widen([plan_tensor(first.ref, UNNAMED, DTYPE_OPTIONS[options.dtype])], widened)
-        plans = {plan.precision: plan for plan in [*(way[name] for way in by_name), half]}
-        candidates[name] = [
-            plan
-            for precision, plan in sorted(plans.items())
-            if (precision <= first.precision if lower else precision >= first.precision)
-        ]
+        plans = {way[name].precision: way[name] for way in ways}
+        if HALF.option in options.allowed:
+            # It is always possible, whatever the rules make of the layer.
+            half = plan_tensor(start[name].ref, UNNAMED, DTYPE_OPTIONS[options.dtype])
+            plans[HALF] = half
+        candidates[name] = widen((plan for _, plan in sorted(plans.items())), widened)
     return {name: plans for name, plans in candidates.items() if len(plans) > 1}
+
+
+def shares_of_work(plans: Iterable[TensorPlan]) -> dict[str, float]:
+    """Tell the share of the multiply work of each linear layer: {weight: share}."""
+    weights = {plan.ref.name: plan.weights for plan in plans if plan.is_layer}
+    whole = sum(weights.values())
+    return {name: count / whole for name, count in weights.items()}
+
+
+def least_fp4(
+    options: Options,
+    plans: Iterable[TensorPlan],
+    candidates: dict[str, list[TensorPlan]],
+    work: dict[str, float],
+) -> float:
+    """Return the share of the work that the open layers have to do in W4A4, for --fp4-share.
+
+    Choices that other options settle count, too. Raises ConvertError where not enough can be W4A4.
+    """
+    if options.fp4_share is None:
+        return 0.0
+    settled = sum(
+        work[plan.ref.name]
+        for plan in plans
+        if plan.is_w4a4 and plan.is_layer and plan.ref.name not in candidates
+    )
+    able = sum(work[name] for name, rows in candidates.items() if any(p.is_w4a4 for p in rows))
+    if settled + able < options.fp4_share - 1e-9:
+        raise ConvertError(
+            f"--fp4-share {options.fp4_share:g}: at most {100 * (settled + able):.0f} % of the "
+            "multiply work can be W4A4; other options, or the layers' shapes, keep the rest from it"
+        )
+    return options.fp4_share - settled
 
 
 # ── nvfp4/report/data.py: Describe a finished or planned conversion as data ───────────────────────

@@ -33,15 +33,7 @@ def quantise(
     {key: rows in pieces} on the device of `compute`, and the damage of the weight, with output
     errors if it was rounded by statistics. Raises ConvertError where the weight holds NaN or Inf.
     """
-    # On a CPU this is no copy, and --target-size quantises the same weight in several ways: nothing
-    # below may change it.
-    weight = weight.to(compute.device)
-    # ComfyUI multiplies the input by the smoothing, which the weight is divided by.
-    if plan.smoothing is not None:
-        weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
-    best, bias = search_scales(plan, weight, compute), None
-    if plan.moments:
-        best, bias = round_by_moments(plan, weight, best, compute)
+    best, bias = encode_weight(plan, weight, compute)
     stored = store(plan, best)
     if plan.bias:
         whole = Piece(plan=plan.bias, begin=0, end=plan.bias.ref.nbytes)
@@ -52,22 +44,52 @@ def quantise(
     return stored, best.damage
 
 
-def search_scales(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> Encoded:
-    """Encode a weight with the least squared error, by its format's scale search.
+def measure_rows(plan: TensorPlan, weight: torch.Tensor, compute: Compute, rows: slice) -> Damage:
+    """Measure what `quantise` would lose, on some rows of a weight at the scale of all of it.
+
+    The other arguments and what is raised are those of `quantise`, rows: the rows to take.
+    """
+    return encode_weight(plan, weight, compute, rows)[0].damage
+
+
+def encode_weight(
+    plan: TensorPlan, weight: torch.Tensor, compute: Compute, rows: slice = slice(None)
+) -> tuple[Encoded, torch.Tensor | None]:
+    """Encode a weight, or some rows of it: smoothing, scale search, rounding by statistics.
+
+    weight: [N, K], as read. Returns the encoding, and the bias of these rows where rounding moved
+    it. Raises ConvertError where the weight holds NaN or Inf, in whatever rows.
+    """
+    # On a CPU this is no copy, and --target-size quantises the same weight in several ways: nothing
+    # below may change it.
+    weight = weight.to(compute.device)
+    # ComfyUI multiplies the input by the smoothing, which the weight is divided by.
+    if plan.smoothing is not None:
+        weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
+    best = search_scales(plan, weight, compute, rows)
+    if not plan.moments:
+        return best, None
+    return round_by_moments(plan, weight[rows], best, compute, rows)
+
+
+def search_scales(
+    plan: TensorPlan, weight: torch.Tensor, compute: Compute, rows: slice = slice(None)
+) -> Encoded:
+    """Encode rows of a weight with the least squared error, by its format's scale search.
 
     weight: [N, K] on the device of `compute`, smoothing applied. Raises ConvertError where it is
-    not finite, also where only the cast to --quant-dtype makes it so; the message names the option
-    that leaves the layer out.
+    not finite, in whatever rows, also where only the cast to --quant-dtype makes it so; the message
+    names the option that leaves the layer out.
     """
     dtype = compute.dtype
-    amax = torch.stack(compute.map(lambda rows: largest_magnitude(rows.to(dtype)), weight)).amax()
+    amax = torch.stack(compute.map(lambda some: largest_magnitude(some.to(dtype)), weight)).amax()
     if not amax.isfinite():
         as_cast = "" if dtype is torch.float32 else f" (as {dtype}, the --quant-dtype)"
         raise ConvertError(
             f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{as_cast}: the file is damaged, or "
             f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
-    given = Given(plan.ref.layer, weight, amax, plan.kept_scale)
+    given = Given(plan.ref.layer, weight[rows].contiguous(), amax, plan.kept_scale)
     return plan.precision.encode(given, compute)
 
 

@@ -77,12 +77,17 @@ class Rounding:
 
 
 def round_by_moments(
-    plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute
+    plan: TensorPlan,
+    weight: torch.Tensor,
+    plain: Encoded,
+    compute: Compute,
+    rows: slice = slice(None),
 ) -> tuple[Encoded, torch.Tensor | None]:
     """Round a layer to the least output error, and move its bias along, if that gains.
 
     weight: [N, K] on the device that computes, smoothing applied; plain: what the scale search
-    gave. Returns the encoding, with output errors in its damage, and the new bias [N] or None.
+    gave; rows: which rows of the layer's weight these are. Returns the encoding, with output errors
+    in its damage, and the new bias [N] or None.
     `plain` comes back with no bias where no second moment is positive definite, and where rounding
     does not lower the output error.
     """
@@ -103,7 +108,7 @@ def round_by_moments(
     # contributes to output and errors is added here.
     output, drift, new_drift = torch.cat(means, dim=1) * unit
     energy, before = energy + squared(output), before + squared(drift)
-    bias, moved, left = moved_bias(plan, new_drift)
+    bias, moved, left = moved_bias(plan, new_drift, rows)
     # Written so that NaN keeps the plain result, too.
     if not after + left < before:
         best, after, bias, moved = plain, before, None, 0.0
@@ -223,16 +228,17 @@ def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) ->
 
 
 def moved_bias(
-    plan: TensorPlan, drift: torch.Tensor
+    plan: TensorPlan, drift: torch.Tensor, rows: slice
 ) -> tuple[torch.Tensor | None, torch.Tensor | float, float]:
     """Move a layer's bias so that it makes up for the mean error of the rounded weight.
 
-    drift: [N] float32, the mean error of each output. Returns the new bias [N] in its output dtype,
-    its change [N] float32, and the squared error that casting leaves; None, 0 and 0 without a bias.
+    drift: [N] float32, the mean error of each output; rows: which rows of the layer these are.
+    Returns the new bias [N] in its output dtype, its change [N] float32, and the squared error that
+    casting leaves; None, 0 and 0 without a bias.
     """
     if plan.bias is None:
         return None, 0.0, 0.0
-    bias = load(plan.bias.ref).to(drift.device).float()
+    bias = load(plan.bias.ref)[rows].to(drift.device).float()
     # Casting the bias to the dtype that it is stored in leaves some of the drift.
     moved = (bias + drift).to(TORCH_DTYPES[plan.bias.dtype])
     return moved, moved.float() - bias, squared(bias + drift - moved.float())

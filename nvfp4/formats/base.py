@@ -103,8 +103,7 @@ class Format:
     runs_unscaled: str = ""
     runs_full_precision: str = ""
 
-    # What a conversion does with it. --target-size may choose a candidate.
-    is_candidate: bool = False
+    # What a conversion does with it.
     # Whether a source may have such layers. They are copied, or, if `is_decoded`, become 16-bit
     # weights again and are planned anew.
     is_adopted: bool = False
@@ -358,11 +357,6 @@ def configured_formats() -> dict[str, Format]:
     Of several that share a name, the first one that was made a row counts.
     """
     return {row.config: row for row in reversed(written_formats())}
-
-
-def candidate_formats() -> list[Format]:
-    """List the formats that --target-size may choose from, the smallest first."""
-    return sorted((row for row in Format.rows if row.is_candidate), key=lambda row: row.rank)
 
 
 def readable_formats() -> list[Format]:

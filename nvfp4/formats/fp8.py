@@ -39,7 +39,6 @@ class Fp8(Scaled):
     full_precision_option = "fp8_full_precision_mm"
     runs_scaled = "FP8 weights times FP8 activations at the baked scale"
     runs_unscaled = "FP8 weights times FP8 activations that are clamped at 448"
-    is_candidate = True
     # Half of NVFP4's, which searches the scale of every block.
     encoding_cost = 2
     grid = Grid(E4M3)

@@ -78,7 +78,7 @@ class Nvfp4(Format):
         "on Blackwell; decoded to 16-bit on other cards"
     )
     runs_full_precision = "4-bit weights, decoded and multiplied in 16-bit"
-    is_candidate = is_adopted = True
+    is_adopted = True
     encoding_cost = 4
     grid = Grid(E2M1, BLOCK_SIZE, NVFP4_STEPS)
 

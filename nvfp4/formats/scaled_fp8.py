@@ -26,7 +26,7 @@ class ScaledFp8(Fp8):
     """
 
     title = "scaled FP8"
-    is_configured = is_candidate = False
+    is_configured = False
     scale_suffix = "scale_weight"
     scalar_shape = (1,)
     marker = MARKER

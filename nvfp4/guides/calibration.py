@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from nvfp4.dtypes import E4M3_MAX, NVFP4_MAX
 from nvfp4.errors import ConvertError, did_you_mean, examples, of_another_model
-from nvfp4.formats.base import candidate_formats
+from nvfp4.formats.base import written_formats
 from nvfp4.formats.fp8 import FP8
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.columns import percentile_key
@@ -34,7 +34,7 @@ def read_summary(options: Options) -> tuple[list[dict], list[str]]:
     if not (path := options.input_scale_summary_json):
         return [], []
     key = percentile_key(options.input_scale_summary_percentile)
-    scaled = (form.summary_column for form in candidate_formats() if form.summary_column)
+    scaled = (form.summary_column for form in written_formats() if form.summary_column)
     columns = [f"{column}_{key}" for column, _ in scaled]
     if options.input_scale_summary_fp16_std:
         columns += ["scale_std", "scale_mean"]
@@ -62,7 +62,7 @@ def summary_calibration(options: Options, rows: list[dict]) -> dict[str, Calibra
         )
     multiplier = options.input_scale_summary_multiplier
     # A summary's scale is that of NVFP4 already; FP8's is made from the activation itself.
-    columns = {form: form.summary_column for form in candidate_formats() if form.summary_column}
+    columns = {form: form.summary_column for form in written_formats() if form.summary_column}
     source = f"summary {key.replace('_', '.')} x {multiplier:g}"
     return {
         bare(row["layer"]): Calibration(
@@ -123,7 +123,7 @@ def parse_reference_scales(
     since the layer may get the other one here. Returns as `read_reference_scales` does.
     """
     found, odd = {}, {}
-    scaled = [form for form in candidate_formats() if form.activation_max]
+    scaled = [form for form in written_formats() if form.activation_max]
     for ref in tensors.values():
         layer = ref.name.removesuffix(".input_scale")
         if layer == ref.name:

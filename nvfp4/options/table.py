@@ -110,7 +110,7 @@ HEADER_ORDER = (
     "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
     "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
     "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
-    "plain_fp8", "formats", "card", "use_int8", "sensitive_as",
+    "plain_fp8", "formats", "card", "use_int8", "sensitive_as", "fp4_share",
 )  # fmt: skip
 
 
@@ -203,6 +203,10 @@ class Options:
         "until the file is just smaller: 8GB, 7500MB, 7GiB", conflicts=["--target-ratio"])
     target_ratio: float | None = option(None, PRECISION, SHARE,
         "the same with a share of the source's size: 0.35")
+    fp4_share: float | None = option(None, PRECISION, SHARE,
+        "the share of the multiply work that --target-size leaves in W4A4, which is fastest on "
+        "Blackwell: 0.5",
+        needs=["--target-size", "--target-ratio"], conflicts=["--w4a4-share"])
     formats: tuple[str, ...] | None = option(None, PRECISION, Kind(format_words, "LIST"),
         "what --target-size and presets may choose from, and what 4-bit types of a GGUF become: "
         f"{','.join(DEFAULT_FORMATS)} (the default), and mxfp8", check=leaves_enough)

@@ -119,6 +119,11 @@ class TensorPlan:
         return self.has_nvfp4_input and "full_precision_matrix_mult" not in self.config
 
     @property
+    def quantises_input(self) -> bool:
+        """Tell whether ComfyUI multiplies the layer with quantised activations where it can."""
+        return self.is_quantised and "full_precision_matrix_mult" not in self.config
+
+    @property
     def kept_scale(self) -> float | None:
         """Return the source's scale, with which its codes come back as they were; None without one.
 

@@ -15,13 +15,7 @@ from typing import NamedTuple
 import torch
 
 from nvfp4.errors import ConvertError
-from nvfp4.numeric.codes import (
-    decode_nvfp4,
-    encode_nvfp4,
-    largest_magnitude,
-    nvfp4_global_scale,
-    quantised_rows,
-)
+from nvfp4.numeric.codes import decode_nvfp4, encode_nvfp4, largest_magnitude, nvfp4_global_scale
 from nvfp4.numeric.damage import squared
 from nvfp4.numeric.scale_search import mse_block_scales
 from nvfp4.options import Options
@@ -29,6 +23,7 @@ from nvfp4.plan.records import TensorPlan
 from nvfp4.progress import progress_bar
 from nvfp4.read.tensors import load, load_some_rows
 from nvfp4.reasons import Reason, Why
+from nvfp4.tune.measuring import added_error, recorded_rows
 
 # How much of an input's range goes over to the weight: shares that are tried for each layer.
 SMOOTHING = (0.25, 0.5, 0.75)
@@ -73,22 +68,9 @@ def tune_activations(options: Options, plans: list[TensorPlan]) -> Tuned:
     return Tuned(plans, (*shared, *smoothing), curve)
 
 
-def added_by_w4a4(plan: TensorPlan) -> float:
-    """Measure the squared error of a layer's output that 4-bit activations add.
-
-    It is relative to the output's energy, on recorded rows and some rows of the exact weight; 0
-    where the output is.
-    """
-    rows, weight = study(plan)
-    energy = squared(rows @ weight.t())
-    error = quantised_rows(rows, plan.input_scale) - rows
-    return squared(error @ weight.t()) / energy if energy else 0.0
-
-
 def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
     """Load a layer's recorded input rows [r, K] and some rows of its weight [n, K], float32."""
-    rows = torch.cat([load(refs[2]).float() for refs in plan.moments.recordings])
-    return rows, load_some_rows(plan.ref).float()
+    return recorded_rows(plan), load_some_rows(plan.ref).float()
 
 
 def limit_w4a4(
@@ -108,7 +90,7 @@ def limit_w4a4(
     whole = sum(math.prod(plan.ref.shape) for plan in linear)
     work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
     bar = progress_bar("comparing", studied, quiet=options.quiet)
-    added = {plan.ref.name: added_by_w4a4(plan) for plan in bar}
+    added = {plan.ref.name: added_error(plan, *study(plan)) for plan in bar}
     # By error for each weight; names break ties, so that equal inputs give equal plans.
     order = sorted(added, key=lambda name: (-added[name] / work[name], name))
     left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
@@ -195,7 +177,7 @@ def smoothed(plan: TensorPlan) -> TensorPlan:
         amax = nvfp4_global_scale(largest_magnitude(folded))
         decoded = decode_nvfp4(*encode_nvfp4(folded, amax, mse_block_scales), amax)
         given = rows * scale
-        activations = (quantised_rows(given, input_scale) - given) @ folded.t()
+        activations = (plan.precision.quantised_input(given, input_scale) - given) @ folded.t()
         return squared(activations) + FEEDBACK_LEAVES * squared(given @ decoded.t() - exact)
 
     def input_scale(scale: torch.Tensor) -> float | None:

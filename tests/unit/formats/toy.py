@@ -29,7 +29,7 @@ class ToyInt8(Format):
     weight_dtype = "I8"
     scale_suffix = "toy_scale"
     weight_bits = activation_bits = 8
-    is_candidate = is_adopted = True
+    is_adopted = True
 
     def parts(self, shape: tuple[int, int]) -> Parts:
         return {"weight": (self.weight_dtype, shape), "toy_scale": ("F32", (shape[0], 1))}
