@@ -84,7 +84,10 @@ class StoredLayer:
 
         Returns None for formats that are only read here.
         """
-        return configured_formats().get((self.config or {}).get("format"))
+        name = (self.config or {}).get("format")
+        own = self.format
+        # Of several formats of one name, its tensors tell which.
+        return own if own and own.config == name else configured_formats().get(name)
 
     @property
     def scheme(self) -> str:

@@ -11,6 +11,7 @@ from target_size import uniform
 import convert_nvfp4 as c
 
 pytestmark = pytest.mark.slow
+OLD_FORMATS = ("--edge-blocks", "0", "--formats", "nvfp4,fp8,16bit")
 
 
 def error_of(chosen) -> float:
@@ -26,14 +27,14 @@ def measured(tiny):
     """{model: (command, its layers' alternatives)}: the synthetic Wan and a trained encoder."""
     found = {}
     for name, command in {
-        "wan": [str(tiny), "--edge-blocks", "0"],
-        "encoder": [str(checkpoint()), "--preset", "smart", "--edge-blocks", "0"],
+        "wan": [str(tiny), *OLD_FORMATS],
+        "encoder": [str(checkpoint()), "--preset", "smart", *OLD_FORMATS],
     }.items():
         options = c.parse_options([command[0], "o.safetensors", *command[1:], "--quiet"])
         model, _ = c.open_source(options.source)
         planner = functools.partial(c.make_plans, options, model, c.read_guides(options, model))
         start = {plan.ref.name: plan for plan in planner()[0]}
-        candidates = c.list_candidates(options, planner, start, lower=False)
+        candidates = c.list_candidates(options, planner, start)
         found[name] = command, c.measure_alternatives(options, candidates, c.Ranks())
     return found
 
@@ -84,17 +85,33 @@ def test_what_other_options_say_stays(tiny, tmp_path):
             assert (plan.reason.kind is c.Why.TARGET_SIZE) <= (pinned is None)
 
 
-@pytest.mark.parametrize(("ratio", "direction"), [("0.25", -1), ("0.4", 1)])
-def test_a_ggufs_choices_are_where_it_starts(tiny, tmp_path, ratio, direction):
+def test_what_a_gguf_keeps_stays_and_all_else_may_be_chosen(tiny, tmp_path):
     out = tmp_path / "o.safetensors"
     arguments = ["--gguf", str(tiny / "model.gguf"), "--gguf-nvfp4-max-bitdepth", "5", "--use-fp8"]
     base = [str(tiny), str(out), *arguments, "--quiet"]
     start = {p.ref.name: p for p in c.convert(c.parse_options([*base, "--dry-run"])).plans}
-    report = c.convert(c.parse_options([*base, "--target-ratio", ratio]))
-    moved = {
-        direction * (p.precision.rank - start[p.ref.name].precision.rank) for p in report.plans
-    }
-    assert min(moved) == 0 < max(moved)
+    for ratio, above in (("0.25", False), ("0.4", True)):
+        report = c.convert(c.parse_options([*base, "--target-ratio", ratio, "--dry-run"]))
+        moved = [p for p in report.plans if p.precision is not start[p.ref.name].precision]
+        assert moved
+        assert all(start[plan.ref.name].is_quantised for plan in moved)
+        assert any(plan.precision is c.INT8 for plan in moved) is above
+
+
+def test_a_share_of_the_work_stays_in_w4a4(tiny, tmp_path, capsys):
+    base = [str(tiny), str(tmp_path / "o.safetensors"), "--edge-blocks", "1", "--dry-run"]
+    base += ["--quiet", "--target-ratio", "0.5"]
+    shares = []
+    for share in ("0.3", "0.6"):
+        report = c.convert(c.parse_options([*base, "--fp4-share", share]))
+        layers = [plan for plan in report.plans if plan.is_layer]
+        found = c.weights_of(plan for plan in layers if plan.is_w4a4) / c.weights_of(layers)
+        assert float(share) <= found < float(share) + 0.03
+        assert report.output_bytes <= report.options.target_ratio * report.source_bytes
+        shares.append(found)
+    assert c.main([*base, "--fp4-share", "0.9"]) == 1
+    told = "--fp4-share 0.9: at most "
+    assert told in capsys.readouterr().err
 
 
 def test_a_size_that_cannot_be_had_is_an_error(tiny, tmp_path, capsys):
