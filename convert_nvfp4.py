@@ -1736,6 +1736,14 @@ def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
     return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
 
 
+def grows_not(flag: str, form: str, given: GivenOptions) -> str:
+    """Refuse to make INT8 of NVFP4 layers once --target-size has settled on sizes."""
+    sized = {"--target-size", "--target-ratio"} & given.keys()
+    if form != "int8" or not sized or "--w4a4-share" not in given:
+        return ""
+    return f"{flag} int8 contradicts --w4a4-share with {sized.pop()}: layers would become larger"
+
+
 def large_enough(flag: str, size: int, _: GivenOptions) -> str:
     """Refuse shards of less than LEAST_SHARD bytes: whoever gives "5" means "5GB"."""
     wrong = size < LEAST_SHARD
@@ -1882,6 +1890,7 @@ RECIPES = {
 }
 # What other options ask for, which --formats and --card have to leave.
 ASKING = {
+    Other("--fp4-share"): "nvfp4",
     Other("--use-fp8"): "fp8",
     Other("--use-int8"): "int8",
     **{Other("--sensitive-as", word): word for word in SENSITIVE_AS[1:]},
@@ -2577,7 +2586,8 @@ class Options:
     # None stands for w4a16, and in what a preset marks for w4a8: see `plan.choosing`.
     sensitive_as: str | None = option(None, FULL_PRECISION, Kind(choices=SENSITIVE_AS),
         "what NVFP4 layers become that options, lists, sensitivities or --w4a4-share mark; a "
-        "--layer-config's stay as written (default: w4a16; those that presets mark: w4a8)")
+        "--layer-config's stay as written (default: w4a16; those that presets mark: w4a8)",
+        check=grows_not)
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -13446,7 +13456,10 @@ class StoredLayer:
 
         Returns None for formats that are only read here.
         """
-        return configured_formats().get((self.config or {}).get("format"))
+        name = (self.config or {}).get("format")
+        own = self.format
+        # Of several formats of one name, its tensors tell which.
+        return own if own and own.config == name else configured_formats().get(name)
 
     @property
     def scheme(self) -> str:
@@ -14969,9 +14982,10 @@ def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
 def limit_w4a4(
     options: Options, plans: list[TensorPlan]
 ) -> tuple[list[TensorPlan], list[str], tuple[CurvePoint, ...]]:
-    """Mark W4A4 layers for full-precision matmul, those first that gain most for their work.
+    """Spare layers 4-bit activations, those first that gain most for their work.
 
-    Returns plans, notes and the whole curve, whatever other options marked.
+    They are marked for full-precision matmul, or become what --sensitive-as says. Returns plans,
+    notes and the whole curve, whatever other options marked.
     """
     wanted = options.w4a4_share
     if wanted is None:
@@ -15006,10 +15020,7 @@ def limit_w4a4(
     if left > wanted:
         notes.append(f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments")
     reason = Reason(Why.W4A4_SHARE, f"--w4a4-share {wanted:g}")
-    plans = [
-        dataclasses.replace(plan, full_precision=reason) if plan.ref.name in chosen else plan
-        for plan in plans
-    ]
+    plans = [spared(options, plan, reason) if plan.ref.name in chosen else plan for plan in plans]
     return plans, notes, curve
 
 
@@ -15097,8 +15108,11 @@ def smoothed(plan: TensorPlan) -> TensorPlan:
 # The header's size depends on the precisions chosen, and these on the bytes that it leaves: the
 # choice is repeated up to 8 times until both agree.
 SIZE_TRIALS = 8
-# The most bytes that a mark for full-precision matmul takes, in comfy_quant and in the header.
-MARK_BYTES = 96
+# The most bytes that a mark for full-precision matmul takes, in comfy_quant and in the header, and
+# about what W4A8's configuration, codebook and entries take more.
+MARK_BYTES, W4A8_BYTES = 96, 400
+# A float32 for each row.
+ROW_SCALE_BYTES = 4
 # The most bytes of a pre_quant_scale besides its values: its entry in the header, and alignment.
 SCALE_BYTES = 200
 
@@ -15154,11 +15168,15 @@ def plan_for_size(
 def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
     """Return the bytes that options may add at most once the precisions are settled.
 
-    --w4a4-share marks layers and --pre-quant-scale adds a tensor [K] to them, but both measure the
-    plan that comes out here.
+    --w4a4-share marks layers, or makes W4A8 of them, and --pre-quant-scale adds a tensor [K] to
+    them, but both measure the plan that comes out here.
     """
     layers = [plan for plan in plans if plan.is_layer]
-    added = len(layers) * MARK_BYTES if options.w4a4_share else 0
+    added = 0
+    if options.w4a4_share:
+        added = len(layers) * MARK_BYTES
+        if options.sensitive_as == "w4a8":
+            added = sum(W4A8_BYTES + ROW_SCALE_BYTES * plan.ref.shape[0] for plan in layers)
     if options.pre_quant_scale:
         added += sum(2 * plan.ref.shape[-1] + SCALE_BYTES for plan in layers if plan.moments)
     return added

@@ -53,6 +53,14 @@ def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
     return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
 
 
+def grows_not(flag: str, form: str, given: GivenOptions) -> str:
+    """Refuse to make INT8 of NVFP4 layers once --target-size has settled on sizes."""
+    sized = {"--target-size", "--target-ratio"} & given.keys()
+    if form != "int8" or not sized or "--w4a4-share" not in given:
+        return ""
+    return f"{flag} int8 contradicts --w4a4-share with {sized.pop()}: layers would become larger"
+
+
 def large_enough(flag: str, size: int, _: GivenOptions) -> str:
     """Refuse shards of less than LEAST_SHARD bytes: whoever gives "5" means "5GB"."""
     wrong = size < LEAST_SHARD

@@ -47,6 +47,7 @@ RECIPES = {
 }
 # What other options ask for, which --formats and --card have to leave.
 ASKING = {
+    Other("--fp4-share"): "nvfp4",
     Other("--use-fp8"): "fp8",
     Other("--use-int8"): "int8",
     **{Other("--sensitive-as", word): word for word in SENSITIVE_AS[1:]},

@@ -20,6 +20,7 @@ from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.families import PRESETS
 from nvfp4.model import Lora, Model
 from nvfp4.options.checks import (
+    grows_not,
     large_enough,
     model_name,
     must_end_in,
@@ -319,7 +320,8 @@ class Options:
     # None stands for w4a16, and in what a preset marks for w4a8: see `plan.choosing`.
     sensitive_as: str | None = option(None, FULL_PRECISION, Kind(choices=SENSITIVE_AS),
         "what NVFP4 layers become that options, lists, sensitivities or --w4a4-share mark; a "
-        "--layer-config's stay as written (default: w4a16; those that presets mark: w4a8)")
+        "--layer-config's stay as written (default: w4a16; those that presets mark: w4a8)",
+        check=grows_not)
     # fmt: on
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 --w4a4-share takes 4-bit activations from the layers that gain most by it; --pre-quant-scale moves
 outliers of what is left from the activations into the weights. Both measure on the rows that a
 recording kept of each layer's input and on some rows of its weight. The plans they return differ in
-`full_precision`, `smoothing` and `input_scale` alone.
+`full_precision`, `smoothing` and `input_scale` alone, or in what --sensitive-as makes of a layer.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from nvfp4.numeric.codes import decode_nvfp4, encode_nvfp4, largest_magnitude, n
 from nvfp4.numeric.damage import squared
 from nvfp4.numeric.scale_search import mse_block_scales
 from nvfp4.options import Options
+from nvfp4.plan.choosing import spared
 from nvfp4.plan.records import TensorPlan
 from nvfp4.progress import progress_bar
 from nvfp4.read.tensors import load, load_some_rows
@@ -76,9 +77,10 @@ def study(plan: TensorPlan) -> tuple[torch.Tensor, torch.Tensor]:
 def limit_w4a4(
     options: Options, plans: list[TensorPlan]
 ) -> tuple[list[TensorPlan], list[str], tuple[CurvePoint, ...]]:
-    """Mark W4A4 layers for full-precision matmul, those first that gain most for their work.
+    """Spare layers 4-bit activations, those first that gain most for their work.
 
-    Returns plans, notes and the whole curve, whatever other options marked.
+    They are marked for full-precision matmul, or become what --sensitive-as says. Returns plans,
+    notes and the whole curve, whatever other options marked.
     """
     wanted = options.w4a4_share
     if wanted is None:
@@ -113,10 +115,7 @@ def limit_w4a4(
     if left > wanted:
         notes.append(f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments")
     reason = Reason(Why.W4A4_SHARE, f"--w4a4-share {wanted:g}")
-    plans = [
-        dataclasses.replace(plan, full_precision=reason) if plan.ref.name in chosen else plan
-        for plan in plans
-    ]
+    plans = [spared(options, plan, reason) if plan.ref.name in chosen else plan for plan in plans]
     return plans, notes, curve
 
 

@@ -28,8 +28,11 @@ from nvfp4.tune.measuring import measure_alternatives
 # The header's size depends on the precisions chosen, and these on the bytes that it leaves: the
 # choice is repeated up to 8 times until both agree.
 SIZE_TRIALS = 8
-# The most bytes that a mark for full-precision matmul takes, in comfy_quant and in the header.
-MARK_BYTES = 96
+# The most bytes that a mark for full-precision matmul takes, in comfy_quant and in the header, and
+# about what W4A8's configuration, codebook and entries take more.
+MARK_BYTES, W4A8_BYTES = 96, 400
+# A float32 for each row.
+ROW_SCALE_BYTES = 4
 # The most bytes of a pre_quant_scale besides its values: its entry in the header, and alignment.
 SCALE_BYTES = 200
 
@@ -85,11 +88,15 @@ def plan_for_size(
 def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
     """Return the bytes that options may add at most once the precisions are settled.
 
-    --w4a4-share marks layers and --pre-quant-scale adds a tensor [K] to them, but both measure the
-    plan that comes out here.
+    --w4a4-share marks layers, or makes W4A8 of them, and --pre-quant-scale adds a tensor [K] to
+    them, but both measure the plan that comes out here.
     """
     layers = [plan for plan in plans if plan.is_layer]
-    added = len(layers) * MARK_BYTES if options.w4a4_share else 0
+    added = 0
+    if options.w4a4_share:
+        added = len(layers) * MARK_BYTES
+        if options.sensitive_as == "w4a8":
+            added = sum(W4A8_BYTES + ROW_SCALE_BYTES * plan.ref.shape[0] for plan in layers)
     if options.pre_quant_scale:
         added += sum(2 * plan.ref.shape[-1] + SCALE_BYTES for plan in layers if plan.moments)
     return added
