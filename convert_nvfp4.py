@@ -14637,6 +14637,11 @@ def multiplied(plan: TensorPlan) -> Multiplied:
     return Multiplied(layer, plan.weights, word, since)
 
 
+def is_in_fp4(plan: TensorPlan) -> bool:
+    """Tell whether Blackwell multiplies by a tensor in FP4: a layer in W4A4, of a shape that fits."""
+    return plan.is_multiplied and UNITS[multiplied(plan).word] == "FP4"
+
+
 def family_of(plans: Iterable[TensorPlan]) -> str:
     """Find the family of a model by the plans of all its tensors; "" where it is of none."""
     refs = {plan.ref.name: plan.ref for plan in plans}
@@ -14859,7 +14864,7 @@ def measure_alternatives(
                     precision=plan.precision,
                     nbytes=bytes_in_output(plan),
                     error=weight_error(plan, weight, compute) + input_error(plan, weight),
-                    fp4=work.get(name, 0.0) if plan.is_w4a4 else 0.0,
+                    fp4=work.get(name, 0.0) if is_in_fp4(plan) else 0.0,
                 )
                 for plan in candidates[name]
             ]
@@ -15143,7 +15148,7 @@ def plan_for_size(
     widened = wide_halves(options, plans)
     if widened:
         candidates, fixed = reachable(options, model, planner, target, widened)
-    work = shares_of_work(plans)
+    work = work_by_weight(plans)
     least = least_fp4(options, plans, candidates, work)
     layers = measure_alternatives(options, candidates, ranks, work)
     # In source order again, which the ranks' results are not: ties go by it.
@@ -15266,13 +15271,6 @@ def list_candidates(
     return {name: plans for name, plans in candidates.items() if len(plans) > 1}
 
 
-def shares_of_work(plans: Iterable[TensorPlan]) -> dict[str, float]:
-    """Tell the share of the multiply work of each linear layer: {weight: share}."""
-    weights = {plan.ref.name: plan.weights for plan in plans if plan.is_layer}
-    whole = sum(weights.values())
-    return {name: count / whole for name, count in weights.items()}
-
-
 def least_fp4(
     options: Options,
     plans: Iterable[TensorPlan],
@@ -15285,18 +15283,15 @@ def least_fp4(
     """
     if options.fp4_share is None:
         return 0.0
-    settled = sum(
-        work[plan.ref.name]
-        for plan in plans
-        if plan.is_w4a4 and plan.is_layer and plan.ref.name not in candidates
-    )
-    able = sum(work[name] for name, rows in candidates.items() if any(p.is_w4a4 for p in rows))
-    if settled + able < options.fp4_share - 1e-9:
+    settled = [p.ref.name for p in plans if is_in_fp4(p) and p.ref.name not in candidates]
+    able = [name for name, rows in candidates.items() if any(map(is_in_fp4, rows))]
+    done, most = (sum(work[name] for name in names) for names in (settled, settled + able))
+    if most < options.fp4_share - 1e-9:
         raise ConvertError(
-            f"--fp4-share {options.fp4_share:g}: at most {100 * (settled + able):.0f} % of the "
+            f"--fp4-share {options.fp4_share:g}: at most {100 * most:.0f} % of the "
             "multiply work can be W4A4; other options, or the layers' shapes, keep the rest from it"
         )
-    return options.fp4_share - settled
+    return options.fp4_share - done
 
 
 # ── nvfp4/report/data.py: Describe a finished or planned conversion as data ───────────────────────

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from nvfp4.cards import UNITS
 from nvfp4.families import recognise
 from nvfp4.model import Model, bare
 from nvfp4.plan.records import TensorPlan
@@ -26,6 +27,11 @@ def multiplied(plan: TensorPlan) -> Multiplied:
     word = plan.format.runs_as(shape, full_precision=is_marked)
     since = plan.format.since if plan.smoothing is None else SMOOTHING_SINCE
     return Multiplied(layer, plan.weights, word, since)
+
+
+def is_in_fp4(plan: TensorPlan) -> bool:
+    """Tell whether Blackwell multiplies by a tensor in FP4: a layer in W4A4, of a shape that fits."""
+    return plan.is_multiplied and UNITS[multiplied(plan).word] == "FP4"
 
 
 def family_of(plans: Iterable[TensorPlan]) -> str:

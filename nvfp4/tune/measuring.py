@@ -21,6 +21,7 @@ from nvfp4.numeric.damage import Damage, measure_damage, squared
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.scale_search import SCALE_SEARCHES
 from nvfp4.options import Options
+from nvfp4.plan.multiply_work import is_in_fp4
 from nvfp4.plan.records import TensorPlan
 from nvfp4.progress import progress_bar
 from nvfp4.ranks import Ranks
@@ -74,7 +75,7 @@ def measure_alternatives(
                     precision=plan.precision,
                     nbytes=bytes_in_output(plan),
                     error=weight_error(plan, weight, compute) + input_error(plan, weight),
-                    fp4=work.get(name, 0.0) if plan.is_w4a4 else 0.0,
+                    fp4=work.get(name, 0.0) if is_in_fp4(plan) else 0.0,
                 )
                 for plan in candidates[name]
             ]

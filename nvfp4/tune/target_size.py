@@ -19,6 +19,7 @@ from nvfp4.formats.floats import HALF
 from nvfp4.layout import bytes_in_output, output_size
 from nvfp4.model import Model
 from nvfp4.options import TARGET, Options
+from nvfp4.plan.multiply_work import is_in_fp4, work_by_weight
 from nvfp4.plan.records import UNNAMED, Plan, TensorPlan, plan_tensor, widen
 from nvfp4.ranks import Ranks
 from nvfp4.read.checkpoint import file_bytes
@@ -63,7 +64,7 @@ def plan_for_size(
     widened = wide_halves(options, plans)
     if widened:
         candidates, fixed = reachable(options, model, planner, target, widened)
-    work = shares_of_work(plans)
+    work = work_by_weight(plans)
     least = least_fp4(options, plans, candidates, work)
     layers = measure_alternatives(options, candidates, ranks, work)
     # In source order again, which the ranks' results are not: ties go by it.
@@ -186,13 +187,6 @@ def list_candidates(
     return {name: plans for name, plans in candidates.items() if len(plans) > 1}
 
 
-def shares_of_work(plans: Iterable[TensorPlan]) -> dict[str, float]:
-    """Tell the share of the multiply work of each linear layer: {weight: share}."""
-    weights = {plan.ref.name: plan.weights for plan in plans if plan.is_layer}
-    whole = sum(weights.values())
-    return {name: count / whole for name, count in weights.items()}
-
-
 def least_fp4(
     options: Options,
     plans: Iterable[TensorPlan],
@@ -205,15 +199,12 @@ def least_fp4(
     """
     if options.fp4_share is None:
         return 0.0
-    settled = sum(
-        work[plan.ref.name]
-        for plan in plans
-        if plan.is_w4a4 and plan.is_layer and plan.ref.name not in candidates
-    )
-    able = sum(work[name] for name, rows in candidates.items() if any(p.is_w4a4 for p in rows))
-    if settled + able < options.fp4_share - 1e-9:
+    settled = [p.ref.name for p in plans if is_in_fp4(p) and p.ref.name not in candidates]
+    able = [name for name, rows in candidates.items() if any(map(is_in_fp4, rows))]
+    done, most = (sum(work[name] for name in names) for names in (settled, settled + able))
+    if most < options.fp4_share - 1e-9:
         raise ConvertError(
-            f"--fp4-share {options.fp4_share:g}: at most {100 * (settled + able):.0f} % of the "
+            f"--fp4-share {options.fp4_share:g}: at most {100 * most:.0f} % of the "
             "multiply work can be W4A4; other options, or the layers' shapes, keep the rest from it"
         )
-    return options.fp4_share - settled
+    return options.fp4_share - done
