@@ -14638,7 +14638,7 @@ def multiplied(plan: TensorPlan) -> Multiplied:
 
 
 def is_in_fp4(plan: TensorPlan) -> bool:
-    """Tell whether Blackwell multiplies by a tensor in FP4: a layer in W4A4, of a shape that fits."""
+    """Tell whether Blackwell multiplies by a tensor in FP4: a W4A4 layer, of a shape that fits."""
     return plan.is_multiplied and UNITS[multiplied(plan).word] == "FP4"
 
 
