@@ -14,10 +14,10 @@ from nvfp4.formats.base import Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
 from nvfp4.formats.scaled import Scaled
 from nvfp4.model import TensorRef
-from nvfp4.numeric.codes import INTEGERS
+from nvfp4.numeric.codes import INTEGERS, amax_block_scales
 from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order
 from nvfp4.numeric.grids import Grid
-from nvfp4.numeric.int8 import quantise_int8, quantised_int8_rows
+from nvfp4.numeric.int8 import amax_row_scales, mse_row_scales, quantise_int8, quantised_int8_rows
 from nvfp4.numeric.rotation import WRITTEN_GROUP, rotate
 
 
@@ -80,15 +80,19 @@ class Int8(Scaled):
     def encode(self, given: Given, encoder: Encoder) -> Encoded:
         """Encode a weight [N, K]: codes int8 [n, K] in chunks, and row scales float32 [N, 1].
 
-        With `--scale-search amax` and float32 the bytes are those of comfy_kitchen's layout, but
-        for ties that the last bit of a rotation decides.
+        Row scales are those of least squared error. With `--scale-search amax` and float32 the
+        bytes are those of comfy_kitchen's layout, but for ties that the last bit of a rotation
+        decides.
         """
-
+        is_searched = encoder.search is not amax_block_scales
+        row_scales = mse_row_scales if is_searched else amax_row_scales
         # Kernels measure the error while they encode; torch's operations decode again for it.
         measured = with_damage(
-            lambda rows, _: quantise_int8(rows, self.rotated), self.decode, encoder.dtype
+            lambda rows, _: quantise_int8(rows, self.rotated, row_scales),
+            self.decode,
+            encoder.dtype,
         )
-        if encoder.kernels:
+        if encoder.kernels and not is_searched:
             measured = partial(encoder.kernels.encode_int8, rotated=self.rotated > 0)
         return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
 

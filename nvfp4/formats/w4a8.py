@@ -6,14 +6,19 @@ width of a row tells how many bits a code has.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import torch
 
 from nvfp4.formats.base import Format, Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
 from nvfp4.model import TensorRef
+from nvfp4.numeric.codes import amax_block_scales
 from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order, steps_in_order
-from nvfp4.numeric.grids import GROUP_STEPS, Codebook, Grid
+from nvfp4.numeric.grids import GROUP_STEPS, Codebook, Grid, steps_for
 from nvfp4.numeric.int8 import quantised_int8_rows
+from nvfp4.numeric.level_search import choose_grid, encode_levels, sample_rows
 from nvfp4.numeric.rotation import WRITTEN_GROUP, rotate
 from nvfp4.numeric.w4a8 import (
     LARGEST_SIX_BITS,
@@ -93,14 +98,22 @@ class W4a8(Format):
         """Encode a weight [N, K], K a multiple of 256.
 
         Codes are int8 [n, K * bits / 8] in chunks; by rows come group scales float8_e4m3fn
-        [N, K/16], row scales float32 [N] and, of 4 bits, the codebook for each row [N, 16]. With
-        `--scale-search amax` and float32 they are those of comfy_kitchen's own quantiser, but for
-        what the last bit of a rotation decides.
+        [N, K/16], row scales float32 [N] and, of 4 bits, the codebook for each row [N, 16]. Group
+        scales and codebook are those of least squared error. With `--scale-search amax` and
+        float32 all are those of comfy_kitchen's own quantiser, but for what the last bit of a
+        rotation decides.
         """
 
+        device = given.weight.device
+        levels, quantise = codebook_of(self.bits, device), encode_w4a8
+        if encoder.search is not amax_block_scales:
+            sample = rotate(sample_rows(given.weight).to(encoder.dtype).float(), self.rotated)
+            grid = choose_grid(sample, self.bits)
+            levels, quantise = grid.codebook(device), partial(encode_levels, grid=grid)
+
         def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            made = encode_w4a8(rotate(rows.float(), self.rotated), self.bits)
-            return made + self.codebooks(codebook_of(self.bits, rows.device), len(rows))
+            made = quantise(rotate(rows.float(), self.rotated), bits=self.bits)
+            return made + self.codebooks(levels, len(rows))
 
         measured = with_damage(encode, self.decode, encoder.dtype)
         return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
@@ -136,9 +149,8 @@ class W4a8(Format):
     def grid_of(self, *by_rows: torch.Tensor) -> Grid:
         """Return the grid with the codebook of the layer, or with the levels of 6 bits."""
         _, row_scale, *books = by_rows
-        return self.grid.with_codebook(
-            books[0][0] if books else codebook_of(self.bits, row_scale.device)
-        )
+        levels = books[0][0] if books else codebook_of(self.bits, row_scale.device)
+        return replace(self.grid, steps=steps_for(levels)).with_codebook(levels)
 
     def row_units(self, *by_rows: torch.Tensor) -> torch.Tensor:
         """Return the scales of the rows, float32 [n, 1]."""

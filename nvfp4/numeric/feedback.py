@@ -36,6 +36,8 @@ MORE_DAMPINGS = (0.1, 0.3, 1.0)
 SWEEPS = 1
 # Columns whose errors reach all other columns by one matrix product, instead of one at a time.
 FEEDBACK_BATCH = 128
+# The sign of an E4M3 step.
+SIGN_BIT = 0x80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,9 +361,13 @@ def levels_in_order(rounded: Rounded, feedback: Feedback) -> torch.Tensor:
 
 
 def steps_in_order(rounded: Rounded, feedback: Feedback) -> torch.Tensor:
-    """Bring the codes of steps back into the order of the weight's groups: uint8 [n, blocks]."""
+    """Bring the codes of steps back into the order of the weight's groups: uint8 [n, blocks].
+
+    Codes below 0 get a sign bit.
+    """
     # Groups of columns were kept together: the first column of each tells where a block was.
     group = len(feedback.order) // len(rounded.codes)
     codes = torch.empty_like(rounded.codes)
     codes[feedback.order[::group] // group] = rounded.codes
+    codes = torch.where(codes < 0, SIGN_BIT - codes, codes)
     return codes.t().contiguous().to(torch.uint8)

@@ -73,13 +73,21 @@ class Steps(NamedTuple):
 
     value: codes int16 -> float32; at_least: float32 numbers -> the codes of the smallest steps that
     are not below them; offsets: from the code of the smallest step that clips nothing to the first
-    and last one that are tried; last: the largest code, the least being 1.
+    and last one that are tried; last: the largest code, the least being 1; mirrored: offsets of
+    negative steps, as codes below 0, with which the largest value is on the lower side of the
+    levels; none without it.
     """
 
     value: Callable[[torch.Tensor], torch.Tensor]
     at_least: Callable[[torch.Tensor], torch.Tensor]
     offsets: tuple[int, int]
     last: int
+    mirrored: tuple[int, int] | None = None
+
+
+def signed_e4m3_value(code: torch.Tensor) -> torch.Tensor:
+    """Decode E4M3 codes held as int16, negative ones below 0, to float32 of the same shape."""
+    return torch.copysign(e4m3_value(code.abs()), code.float())
 
 
 def e8m0_code_of_at_least(value: torch.Tensor) -> torch.Tensor:
@@ -129,9 +137,17 @@ class Grid:
         if self.steps is None:
             return codes
         least = self.steps.at_least(wanted.abs().amax(0) / self.levels.largest)
-        first, last = self.steps.offsets
-        offsets = torch.arange(first, last + 1, dtype=torch.int16, device=wanted.device)
-        return (least + offsets.unsqueeze(1)).clamp_(1, self.steps.last)
+
+        def around(first: int, last: int) -> torch.Tensor:
+            offsets = torch.arange(first, last + 1, dtype=torch.int16, device=wanted.device)
+            return (least + offsets.unsqueeze(1)).clamp_(1, self.steps.last)
+
+        tried = around(*self.steps.offsets)
+        if self.steps.mirrored is None:
+            return tried
+        # Levels reach further up: a positive step where the largest value is positive.
+        tried = torch.cat([tried, -around(*self.steps.mirrored)])
+        return torch.where(-wanted.amin(0) > wanted.amax(0), -tried, tried)
 
     def values(self, codes: torch.Tensor) -> torch.Tensor:
         """Decode codes of steps, int16 of any shape, to float32; fixed steps are 1."""
@@ -153,9 +169,18 @@ class Grid:
         return self.with_codebook(*(levels.clone() for levels in self.codebook))
 
 
+# Sum of the first and last level from which on a codebook counts as not symmetric.
+LEAST_ASYMMETRY = 0.05
 # Offsets of E4M3 block scales around the smallest that clips nothing, as `scale_search` has them.
 NVFP4_STEPS = Steps(e4m3_value, e4m3_code_of_at_least, (-3, 6), LAST_E4M3_CODE)
 # The levels of these are so evenly spaced that larger steps than the next one only lose.
 GROUP_STEPS = NVFP4_STEPS._replace(offsets=(-2, 1))
+# Levels of which one side reaches further than the other have steps of either sign.
+SIGNED_STEPS = GROUP_STEPS._replace(value=signed_e4m3_value, offsets=(-1, 2), mirrored=(1, 2))
 # Powers of two: one more would lose a bit of small values only, one less clips the largest.
 E8M0_STEPS = Steps(e8m0_value, e8m0_code_of_at_least, (-1, 0), LAST_E8M0_CODE)
+
+
+def steps_for(levels: torch.Tensor) -> Steps:
+    """Choose the steps for a codebook [L]: of either sign where it is not symmetric."""
+    return SIGNED_STEPS if levels[0] + levels[-1] > LEAST_ASYMMETRY else GROUP_STEPS

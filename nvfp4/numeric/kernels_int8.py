@@ -9,15 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from nvfp4.dtypes import E4M3_MAX, MX_BLOCK
-from nvfp4.numeric.int8 import INT8_MAX, LEAST_ROW_SCALE
+from nvfp4.numeric.int8 import INT8_MAX, LANE_COLUMNS, LEAST_ROW_SCALE
 from nvfp4.numeric.kernels import FLOAT32, e4m3_codes, e4m3_values
 from nvfp4.numeric.mxfp8 import E8M0_ONE, FIRST_ROUNDED_UP, LAST_E8M0_CODE, MANTISSA_BITS
 
 # The least mantissas that `mxfp8.amax_power_scales` rounds up, by exponent.
 ROUNDED_UP = FIRST_ROUNDED_UP.numpy()
-# Columns whose squares are summed side by side. They are the lanes of a row's sum, too: all groups
-# of as many columns are added one after the other, and then the lanes by halves.
-LANE_COLUMNS = 256
 # Columns of a row that MXFP8 is made of at a time: 4 kB an array, of which there are four.
 MX_COLUMNS = 1024
 # Added to a float32 up to 2**22 and subtracted again, it leaves the nearest integer, ties to even.

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from nvfp4.numeric.codes import INTEGERS, e4m3_value
-from nvfp4.numeric.grids import E8M0_STEPS, GROUP_STEPS, NVFP4_STEPS, Codebook, Grid
+from nvfp4.numeric.grids import (
+    E8M0_STEPS,
+    GROUP_STEPS,
+    NVFP4_STEPS,
+    SIGNED_STEPS,
+    Codebook,
+    Grid,
+    steps_for,
+)
+from nvfp4.numeric.level_search import ASYMMETRIC_GRID
 from nvfp4.numeric.scale_search import candidate_codes
 from nvfp4.numeric.w4a8 import codebook_of
 
@@ -56,3 +65,25 @@ def test_steps_are_tried_around_the_least_that_clips_nothing():
     assert (e4m3_value(tried[-first - 1]) * 31 < wanted.abs().amax(0)).all()
     of_nvfp4 = Grid(INTEGERS._replace(largest=6.0), 16, NVFP4_STEPS).candidates(wanted, codes)
     assert torch.equal(of_nvfp4, candidate_codes(NVFP4_STEPS.at_least(wanted.abs().amax(0) / 6.0)))
+
+
+def test_a_codebook_that_reaches_further_up_has_steps_of_either_sign():
+    levels = Codebook(ASYMMETRIC_GRID.codebook("cpu"))
+    assert steps_for(codebook_of(4, torch.device("cpu"))) is GROUP_STEPS
+    assert steps_for(levels.levels) is SIGNED_STEPS
+    wanted, codes = torch.randn(16, 50, generator=G) * 40, torch.zeros(1, 50, dtype=torch.int16)
+    grid = Grid(levels, 16, SIGNED_STEPS)
+    tried = grid.candidates(wanted, codes)
+    values = grid.values(tried)
+    assert torch.equal(values.sign(), tried.sign().float())
+    # The first ones put the largest value where the levels reach further.
+    largest = wanted.gather(0, wanted.abs().argmax(0, keepdim=True))
+    first, last = SIGNED_STEPS.offsets
+    same = last - first + 1
+    assert (values[:same].sign() == largest.sign()).all()
+    assert (values[same:].sign() == -largest.sign()).all()
+    assert (values[-first].abs() >= largest.abs()).all()
+    out = torch.empty_like(values)
+    decoded = levels.under(values)(wanted[:1].expand_as(values), out)
+    every = (levels.levels.view(-1, 1, 1) * values).round().clamp(-127, 127)
+    assert torch.equal((wanted[:1] - decoded).abs(), (wanted[:1] - every).abs().amin(0))
