@@ -846,6 +846,7 @@ class TensorRef:
     coding: how a quantised weight is decoded when it is read; None for what is no such weight.
     is_kept: whether it is part of a quantised layer of the source that is copied as it is.
     config: the JSON for `comfy_quant` of such a layer; it is kept with the layer's weight.
+    kept_as: the title of its format, which the weight has, too; "" for one that no row describes.
     patches: the LoRAs' changes that are added, in this order, when it is read.
     """
 
@@ -858,6 +859,7 @@ class TensorRef:
     coding: Coding | None = None
     is_kept: bool = False
     config: str = ""
+    kept_as: str = ""
     patches: tuple[Patch, ...] = ()
 
     @property
@@ -3121,6 +3123,13 @@ def round_to_e2m1(scaled: torch.Tensor) -> torch.Tensor:
     return steps.to(torch.uint8).add_(2).bitwise_and_(7)
 
 
+def swap_nibbles(codes: torch.Tensor) -> torch.Tensor:
+    """Swap the upper and lower four bits of bytes, uint8 or int8 of any shape."""
+    swapped = codes.view(torch.uint8)
+    swapped = torch.bitwise_left_shift(swapped, 4) | torch.bitwise_right_shift(swapped, 4)
+    return swapped.view(codes.dtype)
+
+
 def pack_e2m1(codes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Add signs to E2M1 codes and pack two columns into a byte.
 
@@ -5294,6 +5303,25 @@ def with_damage(encode: Callable, decode: Callable, dtype: torch.dtype) -> Calla
     return encode_and_measure
 
 
+# ── nvfp4/formats/reading.py: What formats share that read stored layers: options of a configuratio
+
+class Misreading(NamedTuple):
+    """Hold parts by rows as they would be in another order, and what would decode them."""
+
+    parts: list[torch.Tensor]
+    decode: Callable[..., torch.Tensor]
+
+
+def configured_options(config: dict, **defaults: object) -> list:
+    """Read options of a layer's configuration, in the order of the defaults that are given.
+
+    ComfyUI takes entries of the configuration before those of its `params` (comfy/ops.py).
+    """
+    params = config.get("params")
+    both = {**defaults, **(params if isinstance(params, dict) else {}), **config}
+    return [both[name] for name in defaults]
+
+
 # ── nvfp4/formats/base.py: Say what a format has to tell of itself; keep the table of formats ─────
 
 # {suffix: (safetensors dtype, shape)} of a layer's tensors, in the order in which they are written.
@@ -5302,10 +5330,6 @@ Parts = dict[str, tuple[str, tuple[int, ...]]]
 
 # Suffixes of tensors that a layer may have whatever its format is.
 COMMON_PARTS = ("weight", "bias", "input_scale", "pre_quant_scale", "comfy_quant")
-
-# Formats whose names ComfyUI knows in `comfy_quant` but that no file of this room describes: layers
-# of them are shown by that name, and are never decoded.
-NAMED_ONLY = ("convrot_w4a4", "awq_w4a16")
 
 # What other programs call the code that stands for zero; formats of this room have none.
 ZERO_POINTS = ("weight_zero_point", "weight_zeros", "zero_point")
@@ -5329,6 +5353,8 @@ class Format:
     option: str = ""
     # The first version of ComfyUI that loads it.
     since: str = "0.10"
+    # The first comfy-kitchen that knows it; "" where that version of ComfyUI asks for it anyway.
+    since_kitchen: str = ""
     # Bits of precision: a floor that asks for FP8 is met by every format with at least as many.
     rank: int = 0
     # The name in `comfy_quant` that ComfyUI knows the format by; "" for what is not quantised.
@@ -5348,6 +5374,8 @@ class Format:
     marker: str = ""
     # The title of the older form, told by a marker, which --recipe scaled-fp8 stores instead.
     older_form: str = ""
+    # Whether ComfyUI takes other floats for scales of float32, rounded as they are; else it stops.
+    casts_scales: bool = True
     # Rows of the weight are padded with zeros to a multiple of this.
     row_multiple: int = 1
     # Groups of this many columns are rotated before they are stored; 0 for weights as they are.
@@ -5365,6 +5393,8 @@ class Format:
     # Whether the input is quantised to NVFP4, with block scales: recordings and sensitivities tell
     # what that costs, presets and --w4a4-share spare layers from it.
     has_nvfp4_input: bool = False
+    # Whether ComfyUI's embeddings take it, as they look rows up before they decode them.
+    in_embeddings: bool = False
     # Whether a mark for full-precision matmul or an input scale means anything.
     takes_mark: bool = True
     # Whether ComfyUI would clip the input at 448 where there is neither an input scale nor a mark
@@ -5423,6 +5453,11 @@ class Format:
         """
         return bool(self.config)
 
+    @property
+    def kind(self) -> str:
+        """Name its numbers for people, who need not know all forms: FP8, INT8, MXFP8, NVFP4."""
+        return self.title
+
     def dtype_of(self, source: str, half: str) -> str:
         """Choose the safetensors dtype that a tensor gets in the output.
 
@@ -5458,6 +5493,13 @@ class Format:
         return {"weight": (self.weight_dtype, shape)}
 
     @property
+    def has_one_scale(self) -> bool:
+        """Tell whether a weight has a single number for a scale, and nothing else."""
+        # Any shape will do to tell which parts are one number: 32 rows and columns, as an example.
+        _, *others = (math.prod(shape) for _, shape in self.parts((32, 32)).values())
+        return others == [1]
+
+    @property
     def suffixes(self) -> tuple[str, ...]:
         """List the suffixes of its own tensors in a file, by the names they have there.
 
@@ -5469,6 +5511,17 @@ class Format:
     def stores(self, weight: TensorRef) -> bool:
         """Tell whether a weight has the dtype in which this format stores codes."""
         return weight.dtype == self.weight_dtype
+
+    def is_meant_by(self, config: dict) -> bool:
+        """Tell whether a configuration means this row, of those that share its format's name."""
+        return config.get("format") == self.config
+
+    def accepts(self, suffix: str, ref: TensorRef, expected: tuple[int, ...]) -> bool:
+        """Tell whether ComfyUI takes a part whose dtype or shape is not that of `parts`.
+
+        suffix: of the part; ref: as it is stored; expected: the shape in `parts`.
+        """
+        return False
 
     def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
         """Tell whether a stored layer is of this format, going by its tensors.
@@ -5609,12 +5662,11 @@ class Format:
         """
         return []
 
-    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-        """List other orders in which the same parts may have been stored.
+    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, Misreading]:
+        """List other ways in which the same parts may have been stored.
 
-        parts: by rows, as `unpack` gives them. Returns {what may have gone wrong: the parts as they
-        would be then}, which --verify tries where a layer decodes to something else than its
-        source.
+        parts: by rows, as `unpack` gives them. Returns {what may have gone wrong: how they would be
+        read then}, which --verify tries where a layer decodes to something else than its source.
         """
         return {}
 
@@ -5629,14 +5681,6 @@ def written_formats() -> list[Format]:
     return [row for row in sorted(Format.rows) if row.name and row.config and row.is_configured]
 
 
-def configured_formats() -> dict[str, Format]:
-    """List the formats that can be written by a name in `comfy_quant`: {that name: format}.
-
-    Of several that share a name, the first one that was made a row counts.
-    """
-    return {row.config: row for row in reversed(written_formats())}
-
-
 def readable_formats() -> list[Format]:
     """List the formats that a stored layer may have, in the order in which to try them.
 
@@ -5648,11 +5692,11 @@ def readable_formats() -> list[Format]:
 
 
 def is_known(config: object) -> bool:
-    """Tell whether ComfyUI knows a format by this name, described in this room or only named.
+    """Tell whether ComfyUI knows a format by this name.
 
     config: what a configuration gives as its format, which may be anything JSON can hold.
     """
-    return bool(config) and config in (*NAMED_ONLY, *(row.config for row in Format.rows))
+    return bool(config) and config in {row.config for row in Format.rows}
 
 
 def layer_parts() -> tuple[str, ...]:
@@ -5695,6 +5739,15 @@ def scalar_scales() -> dict[str, tuple[int, ...]]:
 
 # ── nvfp4/formats/scaled.py: Decode weights of one byte by the scale, or the scales of rows or bloc
 
+def bad_scales(scales: dict[str, torch.Tensor]) -> list[tuple[str, str]]:
+    """Find scales that are no positive, finite numbers: keys of DEFECTS with details.
+
+    scales: {suffix: floats of any shape}.
+    """
+    wrong = {suffix: ~((found > 0) & found.isfinite()) for suffix, found in scales.items()}
+    return [("bad scale", suffix) for suffix, bad in wrong.items() if bad.any()]
+
+
 class Scaled(Format):
     """Decode weights of any shape whose codes take a byte each."""
 
@@ -5704,6 +5757,11 @@ class Scaled(Format):
     weight_bits = activation_bits = 8
     is_adopted = is_decoded = True
     runs_full_precision = "FP8 weights, scaled and multiplied in 16-bit"
+
+    @property
+    def kind(self) -> str:
+        """Name it FP8, or INT8, whatever its scales are."""
+        return "INT8" if self.weight_dtype == "I8" else "FP8"
 
     def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
         """Say why a stored weight of any number of dimensions cannot be decoded, or return "".
@@ -5757,7 +5815,7 @@ class Fp8(Scaled):
     is_configured = True
     weight_dtype = "F8_E4M3"
     scale_suffix = "weight_scale"
-    needs_input_scale = True
+    needs_input_scale = in_embeddings = True
     older_form = "scaled FP8"
     # A summary's `amax` is the largest activation, which E4M3's largest number is to stand for.
     activation_max = E4M3_MAX
@@ -5920,6 +5978,10 @@ HALF, FP32, KEPT = Half(), Float32(), Kept()
 
 # ── nvfp4/formats/foreign_fp8.py: Read FP8 of dtypes and with names of scales that other programs u
 
+# The largest finite number of E5M2.
+E5M2_MAX = 57344.0
+
+
 class ForeignFp8(Scaled):
     """Describe FP8 of one dtype beside a scale of one name; despite some names all multiply."""
 
@@ -5931,6 +5993,11 @@ class ForeignFp8(Scaled):
         self.title = kind if scale_suffix == "weight_scale" else f"{kind}, {scale_suffix}"
         self.weight_dtype, self.scale_suffix, self.config = dtype, scale_suffix, config
         self.is_configured = bool(config)
+        if config:
+            self.in_embeddings = True
+            self.activation_max = E5M2_MAX
+            self.runs_scaled = self.runs_unscaled = "FP8 weights times FP8 activations, both E5M2"
+            self.runs_full_precision = Scaled.runs_full_precision
         super().__init__()
 
     @property
@@ -5976,6 +6043,7 @@ class Int8(Scaled):
     kernel = "int8"
     takes_mark = False
     grid = Grid(INTEGERS)
+    in_embeddings = True
     runs_unscaled = "8-bit weights times 8-bit activations, whose scales are measured by rows"
 
     def __init__(self, group: int) -> None:
@@ -6002,8 +6070,18 @@ class Int8(Scaled):
 
         A layer without a configuration is taken as not rotated.
         """
-        named = config.get("format", self.config) == self.config
-        return named and rotated_group(config) == self.rotated and super().holds(weight, parts, {})
+        # ComfyUI takes the bits of U8 for those of I8; only a configuration tells that they are.
+        dtypes = VIEWED if config else (self.weight_dtype,)
+        means = self.is_meant_by({"format": self.config, **config})
+        return means and weight.dtype in dtypes and self.scale_suffix in parts
+
+    def is_meant_by(self, config: dict) -> bool:
+        """Tell whether a configuration is of INT8 with this rotation."""
+        return super().is_meant_by(config) and rotated_group(config) == self.rotated
+
+    def accepts(self, suffix: str, ref: TensorRef, expected: tuple[int, ...]) -> bool:
+        """Tell that ComfyUI takes one F32 scale for all rows as well."""
+        return suffix == "weight_scale" and ref.dtype == "F32" and math.prod(ref.shape) == 1
 
     def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
         """Say why a layer cannot be decoded: as for all scaled ones, and rotated in whole groups.
@@ -6043,7 +6121,8 @@ class Int8(Scaled):
 
         comfy_kitchen.dequantize_int8_convrot_weight gives the same but for float32's rounding.
         """
-        values = super().decode(*parts_and_scale)
+        codes, *scales = parts_and_scale
+        values = super().decode(codes.view(torch.int8), *scales)
         return rotate(values, self.rotated) if self.rotated else values
 
     def row_units(self, *by_rows: torch.Tensor) -> torch.Tensor:
@@ -6056,6 +6135,22 @@ class Int8(Scaled):
         """Cast rounded levels to codes int8 [n, K]; the rows keep their scales."""
         return [levels_in_order(rounded, feedback).to(torch.int8), *by_rows]
 
+    def faults(
+        self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
+    ) -> list[tuple[str, str]]:
+        """Find row scales that are no positive numbers."""
+        return bad_scales({"weight_scale": scales["weight_scale"]})
+
+    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, Misreading]:
+        """Give the same parts with the rotation undone, or applied where none is configured."""
+        told = (
+            "not rotated, but configured so" if self.rotated else "rotated, but not configured so"
+        )
+        group = self.rotated or WRITTEN_GROUP
+        if len(parts[0].shape) != 2 or parts[0].shape[1] % group:
+            return {}
+        return {told: Misreading(parts, lambda *stored: rotate(self.decode(*stored), group))}
+
     def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
         """Quantise and dequantise input rows [r, K], each with a scale of its own."""
         return quantised_int8_rows(rows, self.rotated)
@@ -6064,13 +6159,10 @@ class Int8(Scaled):
 def rotated_group(config: dict) -> int:
     """Tell from a layer's configuration how many columns were rotated together; 0 for none.
 
-    Returns -1 where the configuration names no such number. ComfyUI takes entries of the
-    configuration before those of its `params`, and 256 without any (comfy/ops.py).
+    Returns -1 where the configuration names no such number; ComfyUI takes 256 without any.
     """
-    params = config.get("params")
-    both = {**(params if isinstance(params, dict) else {}), **config}
-    group = both.get("convrot_groupsize", 256)
-    if not both.get("convrot", False):
+    is_rotated, group = configured_options(config, convrot=False, convrot_groupsize=WRITTEN_GROUP)
+    if not is_rotated:
         return 0
     return group if isinstance(group, int) and group > 0 else -1
 
@@ -6079,6 +6171,145 @@ def rotated_group(config: dict) -> int:
 INT8_GROUPS = (WRITTEN_GROUP, 0, *(4**power for power in range(1, 7) if power != 4))
 INT8_ROWS = tuple(map(Int8, INT8_GROUPS))
 INT8 = INT8_ROWS[0]
+
+
+# ── nvfp4/formats/int4.py: Read the formats of 4-bit integers that ComfyUI multiplies in and this p
+
+# Columns that share a scale and a zero point in AWQ's layout.
+AWQ_GROUP = 64
+
+
+class Int4(Format):
+    """Describe weights [N, K] of two codes a byte, I8 [N, K/2], the even column in the low bits."""
+
+    rank = weight_bits = 4
+    weight_dtype = "I8"
+    scale_suffix = "weight_scale"
+    unconfigured = "integers"
+    takes_mark = False
+    is_adopted = True
+
+    def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
+        """Tell whether a stored layer is configured as this format, and has all of its tensors."""
+        means = self.is_meant_by(config) and weight.dtype in VIEWED
+        return means and self.parts((1, 1)).keys() <= parts.keys()
+
+    def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
+        """Tell [N, K] of codes [N, K/2]."""
+        return stored[0], stored[1] * 2
+
+    def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
+        """Say why a layer cannot be decoded: each tensor has to have its shape."""
+        weight = parts["weight"].shape
+        if len(weight) != 2 or 0 in weight:
+            return f"its weight is {list(weight)}"
+        for suffix, (_, expected) in self.parts(shape).items():
+            ref = parts[suffix]
+            fits = ref.shape == expected or self.accepts(suffix, ref, expected)
+            if not fits or (suffix != "weight" and ref.dtype not in SOURCE_FLOATS):
+                return f"its {suffix} is {ref.dtype} {list(ref.shape)}"
+        return ""
+
+
+class ConvRotInt4(Int4):
+    """Describe signed codes, -8 to 7, of weights whose columns were rotated in groups.
+
+    A row of this class is for one size of the groups; `weight_scale` is F32 [N].
+    """
+
+    config = "convrot_w4a4"
+    since = "0.28"
+    activation_bits = 4
+    runs_unscaled = (
+        "4-bit integers times 4-bit activations, rotated, whose scales are measured by rows"
+    )
+
+    def __init__(self, group: int) -> None:
+        """Enter the row of one group size."""
+        self.rotated = group
+        self.title = "ConvRot INT4" if group == 256 else f"ConvRot INT4 by {group}"
+        super().__init__()
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell codes and scales of a weight [N, K]."""
+        return {
+            "weight": (self.weight_dtype, (shape[0], shape[1] // 2)),
+            "weight_scale": ("F32", (shape[0],)),
+        }
+
+    def is_meant_by(self, config: dict) -> bool:
+        """Tell whether a configuration is of this format with this size of groups."""
+        group = rotated_group({**config, "convrot": True})
+        return super().is_meant_by(config) and group == self.rotated
+
+    def accepts(self, suffix: str, ref: TensorRef, expected: tuple[int, ...]) -> bool:
+        """Tell that comfy_kitchen takes scales [N, 1] for [N]."""
+        return suffix == "weight_scale" and ref.dtype == "F32" and ref.shape == (*expected, 1)
+
+    def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
+        """Say why a layer cannot be decoded; its columns have to be whole groups."""
+        if len(shape) == 2 and shape[1] % self.rotated:
+            return f"its {shape[1]} columns are no whole groups of {self.rotated}"
+        return super().undecodable(parts, shape)
+
+    def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Give codes int8 [N, K/2] and scales float32 [N, 1], as `decode` takes them; a scale 1."""
+        scales = tensors["weight_scale"].float().reshape(-1, 1)
+        return [tensors["weight"].view(torch.int8), scales], torch.ones(())
+
+    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        """Multiply signed codes by their row's scale, and rotate them back: float32 [n, K]."""
+        codes, rows, scale = parts_and_scale
+        return rotate(nibbles(codes, signed=True).float() * (rows * scale), self.rotated)
+
+
+class AwqInt4(Int4):
+    """Describe codes 0 to 15 that stand for (code - 8) * scale + zero.
+
+    `weight_scale` and `weight_zeros` are 16-bit floats [K/64, N]. They are never quantised here:
+    AWQ chooses them by activations.
+    """
+
+    title, config, since = "AWQ INT4", "awq_w4a16", "0.37"
+    runs_unscaled = "4-bit integers with zero points, multiplied in 16-bit"
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell codes, scales and zero points of a weight [N, K]."""
+        groups = ("BF16", (shape[1] // AWQ_GROUP, shape[0]))
+        weight = (self.weight_dtype, (shape[0], shape[1] // 2))
+        return {"weight": weight, "weight_scale": groups, "weight_zeros": groups}
+
+    def is_meant_by(self, config: dict) -> bool:
+        """Tell whether a configuration is of AWQ in groups of 64."""
+        return super().is_meant_by(config) and config.get("group_size", AWQ_GROUP) == AWQ_GROUP
+
+    def accepts(self, suffix: str, ref: TensorRef, expected: tuple[int, ...]) -> bool:
+        """Tell that ComfyUI takes scales and zero points in any float that a model may have."""
+        return suffix != "weight" and ref.dtype in SOURCE_FLOATS and ref.shape == expected
+
+    def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Give codes int8 [N, K/2], scales and zero points float32 [N, K/64], and a scale of 1."""
+        by_rows = (
+            tensors[name].float().t().contiguous() for name in ("weight_scale", "weight_zeros")
+        )
+        return [tensors["weight"].view(torch.int8), *by_rows], torch.ones(())
+
+    def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
+        """Decode codes by scales and zero points of their groups: float32 [n, K]."""
+        codes, scales, zeros, scale = parts_and_scale
+        grouped = nibbles(codes, signed=False).unflatten(1, (-1, AWQ_GROUP)).float() - 8
+        return (grouped * scales[..., None] + zeros[..., None]).flatten(1) * scale
+
+
+def nibbles(codes: torch.Tensor, *, signed: bool) -> torch.Tensor:
+    """Unpack int8 [n, K/2] to int8 [n, K], the even column from the low four bits."""
+    low, high = codes.view(torch.uint8) & 15, codes.view(torch.uint8) >> 4
+    both = torch.stack([low, high], dim=2).flatten(1).to(torch.int8)
+    return both - ((both & 8) << 1) if signed else both
+
+
+# The rotation is by Hadamard matrices whose sizes are powers of four; comfy_kitchen takes 256.
+INT4_ROWS = (*(ConvRotInt4(4**power) for power in range(2, 7)), AwqInt4())
 
 
 # ── nvfp4/formats/mxfp8.py: Store weights as MXFP8: E4M3 numbers, and a power of two for every 32 o
@@ -6093,7 +6324,6 @@ class Mxfp8(Scaled):
     name = title = "MXFP8"
     option = kernel = "mxfp8"
     since = "0.29"
-    takes_mark = False
     config = "mxfp8"
     is_configured = True
     weight_dtype = "F8_E4M3"
@@ -6102,6 +6332,11 @@ class Mxfp8(Scaled):
     grid = Grid(E4M3, MX_BLOCK, E8M0_STEPS)
     runs_full_precision = "FP8 weights, decoded and multiplied in 16-bit"
     runs_unscaled = "FP8 weights times FP8 activations with scales of blocks, on Blackwell"
+
+    @property
+    def kind(self) -> str:
+        """Name it MXFP8."""
+        return self.title
 
     def parts(self, shape: tuple[int, int]) -> Parts:
         """Tell the two tensors of a weight [N, K]: codes, and scales that are bytes of E8M0."""
@@ -6156,6 +6391,12 @@ class Mxfp8(Scaled):
         """Cast rounded levels to codes float8_e4m3fn [n, K], and decode the scales [n, K/32]."""
         codes = levels_in_order(rounded, feedback).to(torch.float8_e4m3fn)
         return [codes, decode_e8m0(steps_in_order(rounded, feedback))]
+
+    def faults(
+        self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
+    ) -> list[tuple[str, str]]:
+        """Find scales of blocks that are NaN; E8M0 has neither signs nor zeros."""
+        return bad_scales({"weight_scale": decode_e8m0(scales["weight_scale"].view(torch.uint8))})
 
     def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
         """Quantise and dequantise input rows [r, K] in blocks of 32."""
@@ -6370,22 +6611,23 @@ class Nvfp4(Format):
                 found.append(("padding", ""))
         return found
 
-    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, Misreading]:
         """Give the parts with nibbles swapped, block scales not swizzled, and both.
 
         parts: codes uint8 [n, K16/2] and block scales float8_e4m3fn [n, K16/16]. Shapes stay the
         same.
         """
         codes, block_scale = parts
-        swapped = torch.bitwise_left_shift(codes, 4) | torch.bitwise_right_shift(codes, 4)
+        swapped = swap_nibbles(codes)
         rows, blocks = block_scale.shape
         # `unpack` unswizzled them; where that was wrong, swizzling gives the stored order back.
         plain = swizzle(block_scale)[:rows, :blocks]
-        return {
+        orders = {
             "packed with the even column in the low nibble": [swapped, block_scale],
             "block scales not swizzled": [codes, plain],
             "even column in the low nibble, block scales not swizzled": [swapped, plain],
         }
+        return {what: Misreading(order, self.decode) for what, order in orders.items()}
 
 
 def try_other_global_scales(
@@ -6813,6 +7055,13 @@ def encode_levels(rows: torch.Tensor, grid: LevelGrid, bits: int) -> tuple[torch
 
 # ── nvfp4/formats/w4a8.py: Store weights as W4A8 and W6A8: 4 or 6 bits that decode to INT8, times 8
 
+# Dtypes that parts are read in; ComfyUI views and casts them so.
+READ_DTYPES = {"weight": VIEWED, "weight_s_rel": ("F8_E4M3", "U8", "F32")}
+# The largest scale of a group of integers up to 8: of larger ones, levels would leave INT8 by far.
+# Groups of a codebook, whose largest level is about 1, have scales up to 127.
+LARGEST_PLAIN_SCALE = 32
+
+
 class W4a8(Format):
     """Store a weight [N, K], rotated in groups of 256 columns, as codes, scales and a codebook.
 
@@ -6825,6 +7074,8 @@ class W4a8(Format):
     option = kernel = "w4a8"
     since = "0.31"
     rank, bits = 5, 4
+    has_codebook = True
+    casts_scales = False
     config = "asym_w4a8_int8"
     weight_dtype = "I8"
     scale_suffix = "weight_s_rel"
@@ -6840,7 +7091,7 @@ class W4a8(Format):
     def parts(self, shape: tuple[int, int]) -> Parts:
         """Tell the tensors of a weight [N, K]: codes, two kinds of scales, and the codebook."""
         rows, columns = shape
-        codebook = {"weight_codebook": ("F32", (16,))} if self.bits == 4 else {}
+        codebook = {"weight_codebook": ("F32", (16,))} if self.has_codebook else {}
         return {
             "weight": (self.weight_dtype, (rows, columns * self.bits // 8)),
             "weight_s_rel": ("F8_E4M3", (rows, columns // W4A8_GROUP)),
@@ -6857,10 +7108,17 @@ class W4a8(Format):
     def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
         """Tell whether a stored layer is of this format and width, by its group scales."""
         scales = parts.get(self.scale_suffix)
-        if weight.dtype != self.weight_dtype or scales is None or len(scales.shape) != 2:
+        if weight.dtype not in VIEWED or scales is None or len(scales.shape) != 2:
             return False
-        columns = scales.shape[1] * config.get("group_size", W4A8_GROUP)
-        return len(weight.shape) == 2 and weight.shape[1] * 8 == columns * self.bits
+        means = self.is_meant_by({"format": self.config, **config})
+        means = means and (self.bits == 6 or ("weight_codebook" in parts) == self.has_codebook)
+        width = scales.shape[1] * W4A8_GROUP * self.bits
+        return means and len(weight.shape) == 2 and weight.shape[1] * 8 == width
+
+    def is_meant_by(self, config: dict) -> bool:
+        """Tell whether a configuration is of this format, with the groups that are read here."""
+        groups = configured_options(config, group_size=W4A8_GROUP, convrot_groupsize=WRITTEN_GROUP)
+        return super().is_meant_by(config) and groups == [W4A8_GROUP, self.rotated]
 
     def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
         """Tell [N, K] from the stored shape: a row has K * bits / 8 bytes."""
@@ -6872,7 +7130,8 @@ class W4a8(Format):
             return f"its weight {list(shape)} has no whole groups of {self.rotated} columns"
         for suffix, (dtype, expected) in self.parts(shape).items():
             ref = parts.get(suffix)
-            if ref is None or (ref.dtype, ref.shape) != (dtype, expected):
+            dtypes = READ_DTYPES.get(suffix, (dtype,))
+            if ref is None or ref.dtype not in dtypes or ref.shape != expected:
                 found = f"{ref.dtype} {list(ref.shape)}" if ref else "missing"
                 return f"its {suffix} is {found}, and should be {dtype} {list(expected)}"
         return ""
@@ -6903,7 +7162,7 @@ class W4a8(Format):
 
     def codebooks(self, levels: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
         """Repeat a codebook [16] for each row, as all parts go by rows; 6 bits have none."""
-        return (levels.expand(rows, -1),) if self.bits == 4 else ()
+        return (levels.expand(rows, -1),) if self.has_codebook else ()
 
     def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         """Give the values of `parts`; the rows of a layer share one codebook."""
@@ -6914,6 +7173,9 @@ class W4a8(Format):
     def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Bring stored tensors into rows, as `decode` takes them, the codebook for each row."""
         codes, group_scale, row_scale, *more = (tensors[name] for name in self.parts((1, 16)))
+        codes = codes.view(torch.int8)
+        if group_scale.dtype == torch.uint8:
+            group_scale = group_scale.view(torch.float8_e4m3fn)
         books = self.codebooks(more[0].float(), len(codes)) if more else ()
         return [codes, group_scale, row_scale.float(), *books], torch.ones(())
 
@@ -6923,8 +7185,8 @@ class W4a8(Format):
         comfy_kitchen.dequantize_w4a8_int8_weight gives the same but for float32's rounding.
         """
         codes, group_scale, row_scale, *books, scale = parts_and_scale
-        # 6-bit codes stand for the integers from -32 on, of which -32 is never stored.
-        levels = torch.arange(64, device=codes.device) - LARGEST_SIX_BITS - 1
+        # Without a codebook, codes stand for the integers from -8 or -32 on; -32 is never stored.
+        levels = torch.arange(2**self.bits, device=codes.device) - 2 ** (self.bits - 1)
         levels = books[0][0] if books else levels.float()
         integers = decode_w4a8(codes, group_scale, levels)
         return rotate(integers.mul_((row_scale * scale).unsqueeze(1)), self.rotated)
@@ -6952,6 +7214,50 @@ class W4a8(Format):
         packed = pack_w4a8(codes if books else codes + 1, self.bits)
         return [packed, group_scale, row_scale, *books]
 
+    def accepts(self, suffix: str, ref: TensorRef, expected: tuple[int, ...]) -> bool:
+        """Tell that comfy_kitchen takes group scales in float32 as well."""
+        return (suffix, ref.dtype, ref.shape) == (self.scale_suffix, "F32", expected)
+
+    def faults(
+        self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
+    ) -> list[tuple[str, str]]:
+        """Find scales that are no numbers, and integers where there should be a codebook.
+
+        The scale of a group may be 0, and of either sign: comfy_kitchen multiplies by it as it is.
+        """
+        groups = scales[self.scale_suffix]
+        groups = (
+            groups.view(torch.float8_e4m3fn) if groups.dtype == torch.uint8 else groups
+        ).float()
+        found = bad_scales({"weight_s_channel": scales["weight_s_channel"].float()})
+        if not groups.isfinite().all():
+            found.append(("bad scale", self.scale_suffix))
+        levels = scales.get("weight_codebook")
+        if levels is not None and not levels.isfinite().all():
+            found.append(("bad scale", "weight_codebook"))
+        largest = groups.abs().max()
+        if self.bits == 4 and levels is None and largest > LARGEST_PLAIN_SCALE:
+            found.append(("no codebook", f"group scales up to {largest:.0f}"))
+        return found
+
+    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, Misreading]:
+        """Give the parts with nibbles swapped, and with the rotation undone.
+
+        parts: codes int8 [n, K * bits / 8], of which the first K / 2 bytes are nibbles, and so on.
+        """
+        codes, *others = parts
+        # At 6 bits, two thirds of a row are nibbles.
+        lower = codes.shape[1] * 4 // self.bits
+        swapped = torch.cat([swap_nibbles(codes[:, :lower]), codes[:, lower:]], dim=1)
+        return {
+            "packed with the even column in the high nibble": Misreading(
+                [swapped, *others], self.decode
+            ),
+            "not rotated, though this format is": Misreading(
+                parts, lambda *stored: rotate(self.decode(*stored), self.rotated)
+            ),
+        }
+
     def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
         """Quantise and dequantise input rows [r, K] to INT8, each with a scale of its own."""
         return quantised_int8_rows(rows, self.rotated)
@@ -6966,12 +7272,22 @@ class W6a8(W4a8):
     name = title = "W6A8"
     option = kernel = "w6a8"
     since = "0.33"
+    since_kitchen = "0.2.40"
     rank, bits = 6, 6
+    has_codebook = False
     weight_bits = 6
     runs_unscaled = "6-bit weights times 8-bit activations, whose scales are measured by rows"
 
 
-W4A8, W6A8 = W4a8(), W6a8()
+class PlainW4a8(W4a8):
+    """Describe codes of 4 bits without a codebook: the integers from -8 to 7; only read."""
+
+    name = option = ""
+    title = "W4A8 without codebook"
+    has_codebook = False
+
+
+W4A8, W6A8, PLAIN_W4A8 = W4a8(), W6a8(), PlainW4a8()
 
 
 # ── nvfp4/stored/defects.py: Every known defect of a file, and what ComfyUI does about it ─────────
@@ -7060,7 +7376,7 @@ DEFECTS = {
         Outcome.LOADS,
         "tensors have another dtype of the same size",
         "ComfyUI reads the same bits; other loaders take them for numbers",
-        "store block scales as F8_E4M3 and codes as U8",
+        "store them in the dtypes of their format: for NVFP4, U8 and F8_E4M3",
     ),
     "padding": Defect(
         Outcome.LOADS,
@@ -7080,6 +7396,26 @@ DEFECTS = {
         "FP8 scales are one for every row",
         "ComfyUI decodes such weights rightly; FP8 matmul takes a single scale",
         "mark these layers for full-precision matmul, or quantise them with one scale",
+    ),
+    "unknown options": Defect(
+        Outcome.LOADS,
+        "configurations have options of their format that are not read here",
+        "ComfyUI may know them; nothing is told of the values of these layers",
+        "nothing",
+    ),
+    # The kernel flattens scales, decoding for a LoRA broadcasts them (comfy_kitchen, int8.py).
+    "flat scales": Defect(
+        Outcome.LOADS,
+        "INT8 scales of rows are [N] and not [N, 1]",
+        "ComfyUI multiplies rightly; where a LoRA is applied, it takes them for scales of columns",
+        "store them with the shape [N, 1]",
+    ),
+    # Newer versions decode INT8 that is marked on every call (comfy/ops.py, Linear).
+    "idle": Defect(
+        Outcome.LOADS,
+        "layers have a mark or an input scale that their format does not take",
+        "ComfyUI measures these activations on every call; 0.33 passes over a mark, 0.38 heeds it",
+        "leave it out",
     ),
     "slow shape": Defect(
         Outcome.SLOWER,
@@ -7112,6 +7448,18 @@ DEFECTS = {
         "scales are NaN, infinite, zero or negative",
         "ComfyUI multiplies by them: black frames or noise",
         "quantise these layers again",
+    ),
+    "smoothed": Defect(
+        Outcome.WRONG,
+        "layers of a format other than NVFP4 have a pre_quant_scale",
+        "ComfyUI reads none there, and multiplies a weight that was divided by it: noise",
+        "convert the original again",
+    ),
+    "no codebook": Defect(
+        Outcome.WRONG,
+        "4-bit codes of W4A8 have no codebook, and scales that belong to one",
+        "ComfyUI takes the codes for the integers from -8 to 7: noise",
+        "convert the original again",
     ),
     "values": Defect(
         Outcome.WRONG,
@@ -7224,6 +7572,19 @@ DEFECTS = {
         "ComfyUI stops while loading",
         "quantise these layers again",
     ),
+    "groups": Defect(
+        Outcome.FAILS,
+        "columns are no whole groups of those that are rotated together, or none can be so large",
+        "ComfyUI stops when the layer is loaded or first runs",
+        "keep these layers not rotated, or 16-bit",
+    ),
+    # comfy_kitchen takes none at 6 bits (backends/eager/w4a8_int8.py, validate_w4a8_operands).
+    "extra codebook": Defect(
+        Outcome.FAILS,
+        "layers have a codebook and codes of 6 bits",
+        "ComfyUI stops when the layer first runs",
+        "leave the codebook out",
+    ),
     "no weight": Defect(
         Outcome.FAILS,
         "configurations are for layers that have no weight",
@@ -7240,13 +7601,13 @@ DEFECTS = {
         Outcome.FAILS,
         "tensors have another shape than their format says",
         "ComfyUI stops when the layer is loaded or first runs (unless just flattened)",
-        "quantise these layers again, padded to 16 rows and columns and 128 x 4 scales",
+        "quantise these layers again",
     ),
     "unknown format": Defect(
         Outcome.FAILS,
         "configurations cannot be read or name a format that ComfyUI does not know",
         "ComfyUI stops while loading",
-        "name nvfp4 or float8_e4m3fn",
+        "name a format of ComfyUI's, such as nvfp4 or int8_tensorwise",
     ),
     "header": Defect(
         Outcome.FAILS,
@@ -7993,8 +8354,13 @@ class TensorPlan:
     @property
     def weights(self) -> int:
         """Count the weights that the tensor stands for; a byte of a packed 4-bit layer has two."""
-        shape = self.ref.shape
-        return math.prod(self.format.logical_shape(shape, None) if self.ref.config else shape)
+        # A bank of experts has one dimension more than their weights.
+        *experts, rows, columns = (
+            self.ref.shape if self.ref.kept_as else (math.prod(self.ref.shape), 1)
+        )
+        shape = (rows, columns)
+        packed = self.format.logical_shape(shape, None) if self.ref.kept_as else shape
+        return math.prod(experts) * math.prod(packed)
 
     @property
     def format(self) -> Format:
@@ -8002,8 +8368,7 @@ class TensorPlan:
 
         One that lies beside the diffusion model may have a format that no row describes.
         """
-        own = configured_formats().get(self.config["format"]) if self.ref.config else None
-        return own or self.precision
+        return format_titled(self.ref.kept_as) if self.ref.kept_as else self.precision
 
     @property
     def has_nvfp4_input(self) -> bool:
@@ -8028,7 +8393,16 @@ class TensorPlan:
         scale.
         """
         same = self.ref.coding and not self.ref.patches and self.precision.stores(self.ref)
-        return self.ref.coding.scale if same else None
+        return self.ref.coding.scale if same and self.precision.has_one_scale else None
+
+    @property
+    def keeps_codes(self) -> bool:
+        """Tell whether the source's codes come back as they were, in the same format."""
+        coding, form = self.ref.coding, self.precision
+        if not coding or self.ref.patches or self.smoothing is not None:
+            return False
+        same = form.title == coding.title and not form.has_one_scale
+        return same or self.kept_scale is not None
 
     @property
     def may_overflow(self) -> bool:
@@ -11298,10 +11672,17 @@ SETTING_KEYS = {
     "format": (str,),
     "full_precision_matrix_mult": (bool,),
     "input_scale": (int, float),
+    "convrot": (bool,),
+    "convrot_groupsize": (int,),
+    "group_size": (int,),
+    "bits": (int,),
 }
-# Formats of an entry that quantise nothing, as precision and safetensors dtype; "source" keeps the
-# source's own.
+# Of these, what tells formats apart that ComfyUI calls by one name.
+FORMAT_OPTIONS = ("convrot", "convrot_groupsize", "group_size", "bits")
+# Formats of an entry that quantise nothing, as precision and safetensors dtype; "16bit" takes that
+# of --dtype, "source" keeps the source's own.
 UNQUANTISED_SETTINGS = {
+    "16bit": (HALF, ""),
     "bfloat16": (HALF, "BF16"),
     "float16": (HALF, "F16"),
     "float32": (FP32, "F32"),
@@ -11309,9 +11690,34 @@ UNQUANTISED_SETTINGS = {
 }
 
 
-def setting_formats() -> dict[str, tuple[Format, str]]:
-    """Return {"format" of an entry: (format, dtype of what is not quantised or "")}."""
-    return {name: (row, "") for name, row in configured_formats().items()} | UNQUANTISED_SETTINGS
+def setting_names() -> list[str]:
+    """List what the "format" of an entry may be: names of `comfy_quant`, and words of --formats."""
+    words = (word for row in written_formats() for word in (row.config, row.option) if word)
+    return [*dict.fromkeys(words), *UNQUANTISED_SETTINGS]
+
+
+def setting_of(row: Format) -> str:
+    """Name a format that is written so that an entry with this "format" alone means it."""
+    # Where ComfyUI needs options beside the name, the word says it all.
+    return row.config if len(row.configuration(full_precision=False)) == 1 else row.option
+
+
+def asked_format(entry: dict) -> Format | None:
+    """Find the format that an entry asks for by its name and options; None where none fits.
+
+    A name of `comfy_quant` means what it means to ComfyUI: int8_tensorwise without `convrot` is not
+    rotated. A word of --formats stands for a name with all of its options.
+    """
+    for row in written_formats():
+        own = row.configuration(full_precision=False)
+        alike = (other for other in written_formats() if other.config == row.config)
+        known = {key for one in alike for key in one.configuration(full_precision=False)}
+        foreign = entry.keys() & {*FORMAT_OPTIONS} - known - {"bits"}
+        whole = {**own, **entry, "format": row.config} if entry["format"] == row.option else entry
+        fits = entry.get("bits", row.weight_bits) == row.weight_bits
+        if row.is_meant_by(whole) and fits and not foreign:
+            return row
+    return None
 
 
 def read_layer_list(path: Path) -> tuple[str, ...]:
@@ -11405,7 +11811,9 @@ def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[st
         if ref.is_kept and not setting.precision.is_copy:
             raise ValueError(f"{name} is quantised in the source and goes over as it is: source")
         if ref.coding and setting.precision.is_copy:
-            kept = ": float8_e4m3fn keeps it" if ref.coding.scale else ", and decoded"
+            row = format_titled(ref.coding.title)
+            row = FP8 if row.weight_dtype == FP8.weight_dtype and ref.coding.scale else row
+            kept = f": {setting_of(row)} keeps it" if row in written_formats() else ", and decoded"
             raise ValueError(f"{name} is {ref.coding.title} in the source{kept}")
 
 
@@ -11427,8 +11835,9 @@ def as_setting(key: str, value: object) -> Setting:
         raise ValueError('needs an object like {"format": "nvfp4"}')
     if unknown := value.keys() - SETTING_KEYS.keys():
         raise ValueError(f"has {examples(unknown)}; known are {', '.join(SETTING_KEYS)}")
-    if not isinstance(value.get("format"), str) or value["format"] not in setting_formats():
-        given, known = value.get("format"), setting_formats()
+    known = setting_names()
+    if not isinstance(value.get("format"), str) or value["format"] not in known:
+        given = value.get("format")
         hint = did_you_mean(str(given), known)
         raise ValueError(f"format {given!r} is none of {', '.join(known)}{hint}")
     for name, kinds in SETTING_KEYS.items():
@@ -11437,11 +11846,27 @@ def as_setting(key: str, value: object) -> Setting:
     scale = value.get("input_scale")
     if scale is not None and not 0 < scale < FLOAT32_MAX:
         raise ValueError(f"input_scale {str(scale)[:EXCERPT]} is not a positive number")
-    precision, dtype = setting_formats()[value["format"]]
+    precision, dtype = UNQUANTISED_SETTINGS.get(value["format"], (asked_format(value), ""))
     flag = value.get("full_precision_matrix_mult", False)
-    if not precision.is_quantised and (flag or scale is not None):
-        raise ValueError(f"{value['format']} takes nothing else")
+    refuse_extras(value, precision)
     return Setting(key, precision, dtype, flag, scale, frozenset())
+
+
+def refuse_extras(entry: dict, precision: Format | None) -> None:
+    """Raise ValueError where the format that an entry asks for does not take the rest of it.
+
+    precision: what its format and options mean, None where they mean nothing.
+    """
+    options = {key: entry[key] for key in FORMAT_OPTIONS if key in entry}
+    if precision is None or (options and not precision.is_quantised):
+        raise ValueError(f"{entry['format']} is not written with {json.dumps(options)}")
+    flag, scale = entry.get("full_precision_matrix_mult"), entry.get("input_scale")
+    if not precision.is_quantised and (flag or scale is not None):
+        raise ValueError(f"{entry['format']} takes nothing else")
+    if flag and not precision.takes_mark:
+        raise ValueError(f"{precision.title} takes no full_precision_matrix_mult")
+    if scale is not None and not precision.activation_max:
+        raise ValueError(f"{precision.title} takes no input_scale: ComfyUI measures its input")
 
 
 # ── nvfp4/guides/recording.py: Read what the ComfyUI recorder wrote: figures and statistics of laye
@@ -12877,16 +13302,16 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     and layers whose shape another format suits.
     """
     notes, layers = [], [plan for plan in plans if plan.is_layer]
-    # A layer that keeps the scale of its source is quantised once.
-    twice = [p for p in layers if p.ref.coding and p.is_quantised and p.kept_scale is None]
-    # Integers are told from floats by their dtype: I8 from F8_E4M3 and the like.
-    for kind, letter in (("FP8", "F"), ("INT8", "I")):
-        if named := [plan.ref.layer for plan in twice if plan.ref.dtype.startswith(letter)]:
-            notes.append(
-                f"{len(named)} layers are {kind} in the source and quantised twice, which is worse "
-                f"than from the 16-bit model; errors are against the {kind} weights: "
-                f"{examples(named)}"
-            )
+    # A layer that keeps its codes is quantised once.
+    twice = defaultdict(list)
+    for plan in layers:
+        if plan.ref.coding and plan.is_quantised and not plan.keeps_codes:
+            twice[format_titled(plan.ref.coding.title).kind].append(plan.ref.layer)
+    notes += (
+        f"{len(named)} layers are {kind} in the source and quantised twice, which is worse than "
+        f"from the 16-bit model; errors are against the {kind} weights: {examples(named)}"
+        for kind, named in sorted(twice.items())
+    )
     if passed := sum(bool(plan.ref.config) for plan in layers):
         notes.append(f"{passed} layers are quantised in the source and go over as they are")
     # Floors overrule a --layer-config; its author may expect otherwise.
@@ -13195,10 +13620,34 @@ def encode_weight(
     # ComfyUI multiplies the input by the smoothing, which the weight is divided by.
     if plan.smoothing is not None:
         weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
-    best = search_scales(plan, weight, compute, rows)
-    if not plan.moments:
+    kept = as_stored(plan, weight, rows)
+    best = kept or search_scales(plan, weight, compute, rows)
+    if kept or not plan.moments:
         return best, None
     return round_by_moments(plan, weight[rows], best, compute, rows)
+
+
+def as_stored(plan: TensorPlan, weight: torch.Tensor, rows: slice) -> Encoded | None:
+    """Take codes and scales as the source has them, where nothing changed their layer.
+
+    weight: what they decode to; rows: those to take. Returns None where the layer is encoded anew: it had another
+    format, or one scale, which the format's own encoder goes by.
+    """
+    ref, form = plan.ref, plan.precision
+    if not plan.keeps_codes or form.has_one_scale:
+        return None
+    if ref.coding.scale is None:
+        by_rows, scale = coded_scales(ref, ref.coding)
+    else:
+        # One scale for all rows is written once for each.
+        by_rows, scale = [torch.full((ref.shape[0], 1), ref.coding.scale)], torch.ones(())
+    damage = Damage(error=0.0, energy=float(weight[rows].double().square().sum()))
+    some = tuple(part[rows] for part in by_rows)
+    kept = Encoded(codes=(load(ref)[rows],), by_rows=some, scale=scale, damage=damage)
+    made, expected = form.pack(kept, ref.shape).values(), form.parts(ref.shape).values()
+    # Other programs have scales of blocks where the format itself has them of rows.
+    same = (part[0].shape[1:] == shape[1:] for part, (_, shape) in zip(made, expected, strict=True))
+    return kept if all(same) else None
 
 
 def search_scales(
@@ -13648,7 +14097,7 @@ def refuse_no_gain(options: Options, model: Model, plans: list[TensorPlan]) -> N
     merged into it or it gets another form, is a reason of its own.
     """
     layers = (plan for plan in plans if plan.is_quantised)
-    if any(x.kept_scale is None or x.precision.title != x.ref.coding.title for x in layers):
+    if any(not x.keeps_codes or x.precision.title != x.ref.coding.title for x in layers):
         return
     saved = sum(max(0, plan.ref.nbytes - bytes_in_output(plan)) for plan in plans)
     # A few vectors that are cast to 16 bits are no reason to convert a file again.
@@ -13668,6 +14117,10 @@ def refuse_no_gain(options: Options, model: Model, plans: list[TensorPlan]) -> N
 # A comfy_quant tensor usually has some 60 bytes. A larger one than this is not read, and counts as
 # unreadable.
 MAX_CONFIG_BYTES = 1 << 16
+
+
+# Parts of a bank of experts that all of them share.
+SHARED_PARTS = ("comfy_quant", "weight_codebook")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13707,29 +14160,54 @@ class StoredLayer:
     def format(self) -> Format | None:
         """Find the format that the layer's tensors show, whatever its configuration says.
 
-        Returns None where they fit no quantised format, as those of a 16-bit layer, and where the
-        layer is configured for a format that ComfyUI knows and `formats` does not describe. Where
-        they fit several formats, the one that is configured is preferred.
+        Returns None where they fit no quantised format, as those of a 16-bit layer. Where they fit
+        several formats, the one that is configured is preferred.
         """
         config = self.config or {}
-        configured = config.get("format")
-        if self.weight is None or configured in NAMED_ONLY:
+        if self.weight is None:
             return None
+        if self.experts:
+            return self.expert(0).format
         fitting = [f for f in readable_formats() if f.holds(self.weight, self.parts, config)]
         # Those that need more tensors come first, so that FP8 with a scale is not plain FP8.
         first = fitting[0] if fitting else None
-        return next((row for row in fitting if row.config == configured), first)
+        return next((row for row in fitting if row.config == config.get("format")), first)
+
+    @property
+    def experts(self) -> int:
+        """Count the experts whose weights are in this one layer; 0 for what is no bank of experts.
+
+        A bank's weight is [E, N, K] before it is packed, or [E * N, K], and its configuration tells
+        `num_experts` (comfy/ops.py, MoEExperts).
+        """
+        count = (self.config or {}).get("num_experts")
+        shape = self.weight.shape if self.weight else ()
+        if not isinstance(count, int) or count < 1 or len(shape) not in (2, 3):
+            return 0
+        return count if shape[0] == count or (len(shape) == 2 and shape[0] % count == 0) else 0
+
+    def expert(self, index: int) -> StoredLayer:
+        """Give the layer of one expert of a bank: the same configuration, and its part of tensors.
+
+        What is one number, or one codebook, is shared by all experts.
+        """
+        parts = {
+            suffix: ref if suffix in SHARED_PARTS else expert_part(ref, self.experts, index)
+            for suffix, ref in self.parts.items()
+        }
+        config = {key: value for key, value in self.config.items() if key != "num_experts"}
+        return StoredLayer(name=self.name, parts=parts, in_header=config)
 
     @property
     def configured(self) -> Format | None:
-        """Find the format that ComfyUI takes the layer for, going by its configuration alone.
+        """Find the format that ComfyUI takes the layer for, going by its configuration.
 
-        Returns None for formats that are only read here.
+        Of several that a configuration may mean, as W4A8 and W6A8, its tensors tell which. Returns
+        None for names that ComfyUI does not know, and for options that no row has.
         """
-        name = (self.config or {}).get("format")
-        own = self.format
-        # Of several formats of one name, its tensors tell which.
-        return own if own and own.config == name else configured_formats().get(name)
+        rows = (row for row in readable_formats() if row.is_configured and row.config)
+        meant = [row for row in rows if row.is_meant_by(self.config or {})]
+        return self.format if self.format in meant else next(iter(meant), None)
 
     @property
     def scheme(self) -> str:
@@ -13744,15 +14222,30 @@ class StoredLayer:
         """Tell the weight's shape [N, K] before it was packed.
 
         Padded rows are told from real ones by the length of the bias, where there is one. A weight
-        that is no matrix, or is in no known format, has its stored shape. Only for a layer that has
-        a weight.
+        that is no matrix, or is in no known format, has its stored shape; a bank of experts has
+        [E, N, K]. Only for a layer that has a weight.
         """
         shape, bias = self.weight.shape, self.parts.get("bias")
+        if self.experts:
+            return (self.experts, *self.expert(0).shape)
         if self.format is None or len(shape) != 2:
             return shape
         return self.format.logical_shape(
             shape, bias.shape[0] if bias and len(bias.shape) == 1 else None
         )
+
+
+def expert_part(ref: TensorRef, count: int, index: int) -> TensorRef:
+    """Give one expert's part of a tensor that is one after the other of `count` experts.
+
+    Its first dimension is the experts, or the rows of all of them; what is neither is shared.
+    """
+    if not ref.shape or ref.shape[0] % count:
+        return ref
+    rows, size = ref.shape[0] // count, ref.nbytes // count
+    # A bank of one expert may be [1, N, K]; a row of scales [E] has one number for each.
+    shape = ref.shape[1:] if rows == 1 else (rows, *ref.shape[1:])
+    return dataclasses.replace(ref, shape=shape, begin=ref.begin + index * size, nbytes=size)
 
 
 def stored_layers(model: Model) -> dict[str, StoredLayer]:
@@ -13835,9 +14328,10 @@ def marker_for(name: str, markers: Iterable[Marker]) -> Marker | None:
 def undecodable(layer: StoredLayer) -> str:
     """Say why `stored_parts` cannot take a layer that has a format; or "".
 
-    Going by dtypes and shapes alone: nothing is read.
+    Going by dtypes and shapes alone: nothing is read. Of a bank, one expert stands for all.
     """
-    return layer.format.undecodable(layer.parts, layer.shape)
+    one = layer.expert(0) if layer.experts else layer
+    return one.format.undecodable(one.parts, one.shape)
 
 
 def coding_of(layer: StoredLayer) -> tuple[Coding, str]:
@@ -13885,8 +14379,10 @@ def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
 
 # ── nvfp4/stored/lint.py: Hold a quantised file against ComfyUI's contract ────────────────────────
 
-# What ComfyUI's operations for quantised files have for looking up rows: it takes FP8.
+# What ComfyUI's operations for quantised files have for looking up rows: it takes FP8 and INT8.
 EMBEDDING = "an Embedding"
+# comfy_kitchen has rotations of these sizes alone.
+POWERS_OF_FOUR = [4**power for power in range(1, 16)]
 # No trained model has a weight as large as this; FP8 codes without their scale reach 448.
 LARGE_WEIGHT = 100.0
 # The share of large numbers up to which they may be outliers of a weight that was merely cast. A
@@ -13960,15 +14456,15 @@ def lint_place(layer: StoredLayer) -> Iterator[Finding]:
     finding = partial(Finding, name=layer.name, detail=f"{place.kind} of {place.classes}")
     if form.logical_shape(layer.weight.shape, None) != layer.weight.shape:
         yield finding(defect="no linear layer")
-    elif form.scale_suffix in layer.parts and place.kind != EMBEDDING:
+    elif form.scale_suffix in layer.parts and not (form.in_embeddings and place.kind == EMBEDDING):
         yield finding(defect="scaled parameter")
 
 
 def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """Check a layer's configuration, and then its tensors by what the configuration makes of them.
 
-    A layer without a configuration goes to `lint_unconfigured`. One that is configured for a format
-    which ComfyUI knows and `formats` does not describe is checked no further.
+    A layer without a configuration goes to `lint_unconfigured`, and a bank of experts to
+    `lint_bank`.
     """
     config, finding = layer.config, partial(Finding, name=layer.name)
     if layer.weight is None:
@@ -13990,8 +14486,35 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
             yield finding(defect="one form", detail=only)
         elif layer.in_header != layer.in_tensor:
             yield finding(defect="two forms")
-        if layer.configured is not None:
+        if layer.experts:
+            yield from lint_bank(layer, facts)
+        elif layer.configured is not None:
             yield from lint_quantised(layer, facts)
+        else:
+            yield lint_options(layer)
+
+
+def lint_options(layer: StoredLayer) -> Finding:
+    """Tell of a configuration whose options no row has, for a format that ComfyUI knows."""
+    (group,) = configured_options(layer.config, convrot_groupsize=WRITTEN_GROUP)
+    is_size = isinstance(group, int) and group in POWERS_OF_FOUR
+    options = {key: value for key, value in layer.config.items() if key != "format"}
+    told = f"{layer.config['format']} {json.dumps(options)}"
+    return Finding(defect="unknown options" if is_size else "groups", name=layer.name, detail=told)
+
+
+def lint_bank(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
+    """Check a bank of experts: each expert is checked as a layer, each defect is told once.
+
+    All of them have the same dtypes and shapes, so that one stands for all where values are not
+    read.
+    """
+    if layer.expert(0).configured is None:
+        yield lint_options(layer)
+        return
+    count = layer.experts if facts.values else 1
+    experts = map(layer.expert, range(count))
+    yield from dict.fromkeys(one for expert in experts for one in lint_quantised(expert, facts))
 
 
 def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
@@ -14057,10 +14580,13 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     if len(weight.shape) != 2 or 0 in weight.shape:
         yield finding(defect="shape", detail=f"weight {list(weight.shape)}")
         return
+    yield from lint_idle(layer, form)
     rows, columns = form.logical_shape(weight.shape, None)
     expected = form.parts((rows, columns))
     for suffix, part in expected.items():
         yield from lint_part(layer, suffix, part)
+    if "weight_codebook" in layer.parts.keys() - expected.keys():
+        yield finding(defect="extra codebook")
     yield from lint_scalars(layer, facts)
     for suffix, size in (("bias", rows), ("pre_quant_scale", columns)):
         ref = layer.parts.get(suffix)
@@ -14077,6 +14603,18 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     is_scaled = layer.full_precision or beside or "input_scale" in layer.parts
     if form.needs_input_scale and not is_scaled:
         yield finding(defect="clamped")
+    if not form.fits((rows, columns)):
+        yield finding(defect="groups", detail=f"{columns} columns in groups of {form.rotated}")
+
+
+def lint_idle(layer: StoredLayer, form: Format) -> Iterator[Finding]:
+    """Find parts and marks of a layer that ComfyUI does not read where it has this format."""
+    idle = ["full_precision_matrix_mult"] if layer.full_precision and not form.takes_mark else []
+    idle += ["input_scale"] if "input_scale" in layer.parts and not form.activation_max else []
+    if idle:
+        yield Finding(defect="idle", name=layer.name, detail=" and ".join(idle))
+    if "pre_quant_scale" in layer.parts and not form.has_nvfp4_input:
+        yield Finding(defect="smoothed", name=layer.name)
 
 
 def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Finding]:
@@ -14090,20 +14628,30 @@ def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Find
     if ref is None:
         yield Finding(defect="no scale", name=layer.name, detail=suffix)
         return
+    if layer.configured.accepts(suffix, ref, shape):
+        return
     finding = partial(Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}")
     # ComfyUI takes scalars of several dtypes and shapes, which `lint_scalars` knows.
     if dtype == "F32" and math.prod(shape) == 1:
         return
     if ref.dtype != dtype:
-        # What ComfyUI views as the dtype it wants, without changing a bit, or casts from I8 to U8,
-        # which wraps around to the same bits (comfy/ops.py, _load_quantized_module).
-        same = (
-            ref.dtype in VIEWED if suffix == "weight_scale" else (ref.dtype, dtype) == ("I8", "U8")
-        )
-        other = "weight dtype" if suffix == "weight" else "dtype"
-        yield finding(defect="same bits" if same else other)
+        yield finding(defect=other_dtype(suffix, ref.dtype, dtype, layer.configured))
     if ref.shape != shape:
-        yield finding(defect="shape")
+        flat = shape == (*ref.shape, 1) and len(ref.shape) == 1
+        yield finding(defect="flat scales" if flat else "shape")
+
+
+def other_dtype(suffix: str, found: str, expected: str, form: Format) -> str:
+    """Choose the key of DEFECTS for a part in another dtype than its format says."""
+    # What ComfyUI views as the dtype it wants, without changing a bit, or casts from I8 to U8 or
+    # back, which wraps around to the same bits (comfy/ops.py, _load_quantized_module).
+    viewed = {"weight": VIEWED, "weight_scale": VIEWED, "weight_s_rel": ("U8",)}.get(suffix, ())
+    if found in viewed and expected in (*VIEWED, "F8_E4M3", "F8_E8M0"):
+        return "same bits" if suffix != "weight" or expected in VIEWED else "weight dtype"
+    if suffix == "weight":
+        return "weight dtype"
+    rounded = form.casts_scales and expected == "F32" and found in ("F16", "BF16")
+    return "float16 scale" if rounded else "dtype"
 
 
 def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
@@ -14113,7 +14661,8 @@ def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     `facts.values`.
     """
     # The shape of any matrix will do, as scalars have theirs whatever it is.
-    own = layer.format.parts((32, 32)) if layer.format else {}
+    form = layer.format or layer.configured
+    own = form.parts((32, 32)) if form else {}
     for suffix, written in facts.scalars.items():
         ref = layer.parts.get(suffix)
         if ref is None or math.prod(own.get(suffix, ("", ()))[1]) != 1:
@@ -14164,7 +14713,7 @@ def lint_values(layer: StoredLayer) -> Iterator[Finding]:
     """
     parts = layer.format.parts(layer.shape)
     names = [suffix for suffix, (_, shape) in parts.items() if math.prod(shape) != 1]
-    scales = {suffix: load(layer.parts[suffix]) for suffix in names if suffix != "weight"}
+    scales = {suffix: load_part(layer.parts[suffix]) for suffix in names if suffix != "weight"}
     for defect, detail in layer.format.faults(scales, layer.weight.shape):
         yield Finding(defect=defect, name=layer.name, detail=detail)
 
@@ -15734,7 +16283,8 @@ def layer_config(plans: Iterable[TensorPlan]) -> str:
     copied get "source"; a dtype that --layer-config has no name for becomes "float32".
     """
     # The table of the reader, the other way round: (format, dtype) -> the entry's name.
-    formats = {setting: name for name, setting in setting_formats().items()}
+    formats = {setting: name for name, setting in UNQUANTISED_SETTINGS.items()}
+    formats |= {(row, ""): setting_of(row) for row in written_formats()}
     entries = {}
     for plan in plans:
         dtype = "" if plan.is_quantised or plan.precision.is_copy else plan.dtype
@@ -15833,6 +16383,51 @@ td:has(> .bar) { width: 40%; } td:has(> .bar) + td, .pair > :last-child td { whi
   .map thead, .cell { font-size: .7rem; } .map table { border-spacing: 1px; }
   td:has(> .bar) { width: 28%; } }
 """
+
+
+# ── nvfp4/stored/needs.py: Tell which ComfyUI a file needs, by the formats of its layers and what e
+
+# What every file of this program needs.
+OLDEST = Format.since
+
+
+class Need(NamedTuple):
+    """Name the first version of ComfyUI that loads all of a file, and what asks for it.
+
+    version: as "0.31"; "" where any version with quantised layers does. formats: what needs it.
+    kitchen: the first version of comfy-kitchen, "" where any does that ComfyUI asks for.
+    """
+
+    version: str
+    formats: tuple[str, ...] = ()
+    kitchen: str = ""
+
+    def __str__(self) -> str:
+        """Tell it in a sentence's end, or "" where nothing is needed."""
+        if not self.version:
+            return ""
+        kitchen = f" with comfy-kitchen {self.kitchen}" if self.kitchen else ""
+        return f"needs ComfyUI {self.version}{kitchen} or newer ({', '.join(self.formats)})"
+
+
+def needed_comfyui(layers: Iterable[StoredLayer]) -> Need:
+    """Find the newest of the versions that a file's configured layers ask for.
+
+    Formats that every version has are not named.
+    """
+    found, kitchen = defaultdict(dict), ""
+    for layer in layers:
+        form = layer.configured
+        if layer.weight is None or form is None:
+            continue
+        found[version_key(form.since)][form.title] = form.since
+        kitchen = max(kitchen, form.since_kitchen, key=version_key)
+        if "pre_quant_scale" in layer.parts:
+            found[version_key(SMOOTHING_SINCE)]["pre_quant_scale"] = SMOOTHING_SINCE
+    newest = max(found, default=())
+    if newest <= version_key(OLDEST):
+        return Need("")
+    return Need(next(iter(found[newest].values())), tuple(sorted(found[newest])), kitchen)
 
 
 # ── nvfp4/source/lora_names.py: Know the names that LoRA files have for layers, and for the parts o
@@ -16828,7 +17423,10 @@ def kept_part(ref: TensorRef, layer: StoredLayer) -> TensorRef | None:
     text = json.dumps(layer.config)
     if layer.in_tensor == layer.config:
         text = bytes(load(layer.parts["comfy_quant"]).tolist()).decode()
-    return dataclasses.replace(ref, config=text if suffix == "weight" else "", is_kept=True)
+    if suffix != "weight":
+        return dataclasses.replace(ref, is_kept=True)
+    title = layer.format.title if layer.format else ""
+    return dataclasses.replace(ref, config=text, kept_as=title, is_kept=True)
 
 
 def carried(model: Model, layers: dict[str, StoredLayer]) -> dict[str, TensorRef | None]:
@@ -17053,7 +17651,7 @@ def decoding(layer: StoredLayer) -> tuple[Coding | None, str]:
 
     Returns as well why it can be neither, or "".
     """
-    if not layer.format.is_decoded:
+    if layer.experts or not layer.format.is_decoded:
         return None, foreign(layer)
     # Another scale, a zero point or a smoothing would change what the weight decodes to.
     more = layer.parts.keys() - {*layer.format.suffixes, "weight"} - BESIDE_WEIGHT
@@ -17070,13 +17668,15 @@ def foreign(layer: StoredLayer) -> str:
 
     It has to be configured, and its scales have to be sound, as nothing computes them anew.
     """
-    configured = layer.configured.config if layer.configured else ""
-    if configured != layer.format.config:
+    if (layer.config or {}).get("format") != layer.format.config:
         return "has no configuration of its format; other programs pack NVFP4 in another order"
     reason = undecodable(layer)
     if not reason:
         facts = FileFacts(values=True)
-        found = [*lint_scalars(layer, facts), *lint_values(layer)]
+        experts = map(layer.expert, range(layer.experts)) if layer.experts else (layer,)
+        found = [
+            one for each in experts for one in (*lint_scalars(each, facts), *lint_values(each))
+        ]
         bad = [finding.detail for finding in found if finding.defect == "bad scale"]
         reason = f"it has a scale that is none, {bad[0]}" if bad else ""
     return reason
@@ -17152,13 +17752,13 @@ class Check:
 def decoded_damage(
     original: torch.Tensor,
     stored: tuple[list[torch.Tensor], torch.Tensor],
-    form: Format,
+    decode: Callable[..., torch.Tensor],
     compute: Compute,
 ) -> Damage:
     """Measure a stored layer against its original weight, padding left out.
 
-    original: [N, K] floats; stored: parts by rows and scale, as `Format.unpack` gives them; form:
-    its format. Returns the damage in plain units, whatever the sizes of scales are.
+    original: [N, K] floats; stored: parts by rows and scale, as `Format.unpack` gives them; decode:
+    its format's. Returns the damage in plain units, whatever the sizes of scales are.
     """
     parts, scale = stored
     unit = torch.stack(compute.map(largest_magnitude, original)).amax()
@@ -17168,7 +17768,7 @@ def decoded_damage(
 
     def measure_rows(rows: torch.Tensor, *some: torch.Tensor) -> Damage:
         """Measure some rows, in units of the original's largest weight."""
-        return measure_damage(rows.float() / unit, form.decode(*some, scale / unit))
+        return measure_damage(rows.float() / unit, decode(*some, scale / unit))
 
     # Rows that pad the stored weight have no original; `measure_damage` drops padded columns.
     trimmed = (part[: len(original)] for part in parts)
@@ -17183,15 +17783,15 @@ def misread(
 ) -> str:
     """Say how a layer that decodes to something else was packed, if another order explains it.
 
-    Arguments as for `decoded_damage`. An order explains it if the error is one that quantising has
-    (below WRONG_FROM). Returns a text for people in any case.
+    Arguments as for `decoded_damage`, with the format. An order explains it if the error is one
+    that quantising has (below WRONG_FROM). Returns a text for people in any case.
     """
     parts, scale = stored
     others = form.misreadings(parts)
     if not others:
         return "its scale or codes are of another weight"
-    for what, reordered in others.items():
-        damage = decoded_damage(original, (reordered, scale), form, compute)
+    for what, other in others.items():
+        damage = decoded_damage(original, (other.parts, scale), other.decode, compute)
         if damage.relative_rmse < WRONG_FROM:
             return what
     return "no other order of its codes and scales explains it"
@@ -17240,16 +17840,28 @@ def compare_layer(
     limit: relative RMSE from which it is wrong. The original is divided by the layer's smoothing,
     as the stored weight is.
     """
+    if layer.experts:
+        return compare_bank(ref, layer, compute, limit)
     original, stored = load_weight(ref), stored_parts(layer)
     smoothing = layer.parts.get("pre_quant_scale")
     if smoothing and smoothing.dtype in SOURCE_FLOATS and smoothing.shape == ref.shape[1:]:
         # A smoothing of another dtype or shape was found by lint already.
         original = original.float() / load(smoothing).float()
-    damage = decoded_damage(original, stored, layer.format, compute)
+    damage = decoded_damage(original, stored, layer.format.decode, compute)
     # Asked so that NaN is wrong, too.
     if damage.relative_rmse < limit:
         return Compared(damage)
     return Compared(damage, "values", misread(original, stored, layer.format, compute))
+
+
+def compare_bank(ref: TensorRef, bank: StoredLayer, compute: Compute, limit: float) -> Compared:
+    """Measure a bank of experts against its original [E, N, K], one expert after the other."""
+    told = [
+        compare_layer(expert_part(ref, bank.experts, i), bank.expert(i), compute, limit)
+        for i in range(bank.experts)
+    ]
+    damage = Damage.total((one.damage for one in told), torch.ones(()))
+    return next((one._replace(damage=damage) for one in told if one.defect), Compared(damage))
 
 
 def compare_tensor(
@@ -17265,8 +17877,11 @@ def compare_tensor(
     layer of that name.
     """
     # Only a linear weight whose stored form is known is decoded; all else is compared as it is.
-    packed = ref.is_linear_weight and layer is not None and layer.format is not None
-    expected = layer.format.parts(ref.shape)["weight"][1] if packed else ref.shape
+    is_layer = layer is not None and layer.format is not None
+    is_bank = is_layer and bool(layer.experts) and ref.is_float and ref.shape == layer.shape
+    packed = is_bank or (is_layer and ref.is_linear_weight)
+    expected = layer.format.parts(ref.shape)["weight"][1] if packed and not is_bank else ref.shape
+    expected = other.shape if is_bank else expected
     if other.shape != expected:
         told = f"{list(other.shape)} for the source's {list(ref.shape)}"
         return Compared(defect="values", detail=told)
@@ -17444,7 +18059,9 @@ def render_check(check: Check) -> str:
     own = [one.outcome for one in check.findings if one.defect != "other source"]
     if converted and max(own, default=Outcome.LOADS) > Outcome.LOADS:
         defects.append("  to have none of these, convert the original model again")
-    return "\n".join([title, *defects, render_asked(check.asked), *render_worst(check.damage)])
+    needs = filter(None, [str(needed_comfyui(check.layers.values()))])
+    lines = [title, *(f"  {need}" for need in needs), *defects, render_asked(check.asked)]
+    return "\n".join([*lines, *render_worst(check.damage)])
 
 
 def render_asked(asked: Answer | None) -> str:

@@ -62,6 +62,7 @@ class TensorRef:
     coding: how a quantised weight is decoded when it is read; None for what is no such weight.
     is_kept: whether it is part of a quantised layer of the source that is copied as it is.
     config: the JSON for `comfy_quant` of such a layer; it is kept with the layer's weight.
+    kept_as: the title of its format, which the weight has, too; "" for one that no row describes.
     patches: the LoRAs' changes that are added, in this order, when it is read.
     """
 
@@ -74,6 +75,7 @@ class TensorRef:
     coding: Coding | None = None
     is_kept: bool = False
     config: str = ""
+    kept_as: str = ""
     patches: tuple[Patch, ...] = ()
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ from nvfp4.read.tensors import load, load_bytes, load_weight
 from nvfp4.source.loras import merge_loras
 from nvfp4.source.open import open_source
 from nvfp4.stored.defects import Finding, Outcome
-from nvfp4.stored.layers import StoredLayer, stored_layers, stored_parts, undecodable
+from nvfp4.stored.layers import StoredLayer, expert_part, stored_layers, stored_parts, undecodable
 from nvfp4.stored.lint import lint_file
 
 # Relative RMSE of a tensor that is not packed: below, it is still much of its original.
@@ -68,13 +69,13 @@ class Check:
 def decoded_damage(
     original: torch.Tensor,
     stored: tuple[list[torch.Tensor], torch.Tensor],
-    form: Format,
+    decode: Callable[..., torch.Tensor],
     compute: Compute,
 ) -> Damage:
     """Measure a stored layer against its original weight, padding left out.
 
-    original: [N, K] floats; stored: parts by rows and scale, as `Format.unpack` gives them; form:
-    its format. Returns the damage in plain units, whatever the sizes of scales are.
+    original: [N, K] floats; stored: parts by rows and scale, as `Format.unpack` gives them; decode:
+    its format's. Returns the damage in plain units, whatever the sizes of scales are.
     """
     parts, scale = stored
     unit = torch.stack(compute.map(largest_magnitude, original)).amax()
@@ -84,7 +85,7 @@ def decoded_damage(
 
     def measure_rows(rows: torch.Tensor, *some: torch.Tensor) -> Damage:
         """Measure some rows, in units of the original's largest weight."""
-        return measure_damage(rows.float() / unit, form.decode(*some, scale / unit))
+        return measure_damage(rows.float() / unit, decode(*some, scale / unit))
 
     # Rows that pad the stored weight have no original; `measure_damage` drops padded columns.
     trimmed = (part[: len(original)] for part in parts)
@@ -99,15 +100,15 @@ def misread(
 ) -> str:
     """Say how a layer that decodes to something else was packed, if another order explains it.
 
-    Arguments as for `decoded_damage`. An order explains it if the error is one that quantising has
-    (below WRONG_FROM). Returns a text for people in any case.
+    Arguments as for `decoded_damage`, with the format. An order explains it if the error is one
+    that quantising has (below WRONG_FROM). Returns a text for people in any case.
     """
     parts, scale = stored
     others = form.misreadings(parts)
     if not others:
         return "its scale or codes are of another weight"
-    for what, reordered in others.items():
-        damage = decoded_damage(original, (reordered, scale), form, compute)
+    for what, other in others.items():
+        damage = decoded_damage(original, (other.parts, scale), other.decode, compute)
         if damage.relative_rmse < WRONG_FROM:
             return what
     return "no other order of its codes and scales explains it"
@@ -156,16 +157,28 @@ def compare_layer(
     limit: relative RMSE from which it is wrong. The original is divided by the layer's smoothing,
     as the stored weight is.
     """
+    if layer.experts:
+        return compare_bank(ref, layer, compute, limit)
     original, stored = load_weight(ref), stored_parts(layer)
     smoothing = layer.parts.get("pre_quant_scale")
     if smoothing and smoothing.dtype in SOURCE_FLOATS and smoothing.shape == ref.shape[1:]:
         # A smoothing of another dtype or shape was found by lint already.
         original = original.float() / load(smoothing).float()
-    damage = decoded_damage(original, stored, layer.format, compute)
+    damage = decoded_damage(original, stored, layer.format.decode, compute)
     # Asked so that NaN is wrong, too.
     if damage.relative_rmse < limit:
         return Compared(damage)
     return Compared(damage, "values", misread(original, stored, layer.format, compute))
+
+
+def compare_bank(ref: TensorRef, bank: StoredLayer, compute: Compute, limit: float) -> Compared:
+    """Measure a bank of experts against its original [E, N, K], one expert after the other."""
+    told = [
+        compare_layer(expert_part(ref, bank.experts, i), bank.expert(i), compute, limit)
+        for i in range(bank.experts)
+    ]
+    damage = Damage.total((one.damage for one in told), torch.ones(()))
+    return next((one._replace(damage=damage) for one in told if one.defect), Compared(damage))
 
 
 def compare_tensor(
@@ -181,8 +194,11 @@ def compare_tensor(
     layer of that name.
     """
     # Only a linear weight whose stored form is known is decoded; all else is compared as it is.
-    packed = ref.is_linear_weight and layer is not None and layer.format is not None
-    expected = layer.format.parts(ref.shape)["weight"][1] if packed else ref.shape
+    is_layer = layer is not None and layer.format is not None
+    is_bank = is_layer and bool(layer.experts) and ref.is_float and ref.shape == layer.shape
+    packed = is_bank or (is_layer and ref.is_linear_weight)
+    expected = layer.format.parts(ref.shape)["weight"][1] if packed and not is_bank else ref.shape
+    expected = other.shape if is_bank else expected
     if other.shape != expected:
         told = f"{list(other.shape)} for the source's {list(ref.shape)}"
         return Compared(defect="values", detail=told)

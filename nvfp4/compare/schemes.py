@@ -13,7 +13,7 @@ import torch
 
 from nvfp4.compare.sides import Side
 from nvfp4.dtypes import BLOCK_SIZE, SAFETENSORS_BITS, SOURCE_FLOATS, round_up
-from nvfp4.formats.base import NAMED_ONLY, layer_parts, marker_names
+from nvfp4.formats.base import is_known, layer_parts, marker_names
 from nvfp4.formats.scaled_fp8 import MARKER
 from nvfp4.guides.records import GGUF_BITS
 from nvfp4.model import TensorRef
@@ -26,8 +26,8 @@ SCALE_PARTS = {*layer_parts()} - {"weight", "bias"}
 # Dtypes of weights that are not quantised. F64 is among them, though `decode_weight` takes none but
 # SOURCE_FLOATS.
 UNQUANTISED_DTYPES = (*SOURCE_FLOATS, "F64")
-# How layers run whose format is known to ComfyUI, and not described in formats/.
-FOREIGN = "a format of ComfyUI's own, not checked here"
+# How layers run that are configured as a format in a way that no row of formats/ describes.
+FOREIGN = "a form of this format that is not known here"
 
 
 class Scheme(NamedTuple):
@@ -47,6 +47,17 @@ class Scheme(NamedTuple):
 
 
 def scheme_of(layer: StoredLayer, side: Side) -> Scheme:
+    """Tell how a layer is stored and how it multiplies: see `scheme_of_matrix`.
+
+    The label of a bank of experts tells how many it has.
+    """
+    if not layer.experts:
+        return scheme_of_matrix(layer, side)
+    found = scheme_of_matrix(layer.expert(0), side)
+    return found._replace(label=f"{found.label}, {layer.experts} experts")
+
+
+def scheme_of_matrix(layer: StoredLayer, side: Side) -> Scheme:
     """Tell how a layer is stored and how it multiplies.
 
     side: the file it is in, whose markers decide what older layers do. Scaled FP8 is read where the
@@ -58,7 +69,7 @@ def scheme_of(layer: StoredLayer, side: Side) -> Scheme:
     """
     row, title = layer.format, layer.scheme
     if row is None:
-        return Scheme(title, FOREIGN if title in NAMED_ONLY else "")
+        return Scheme(title, FOREIGN if is_known(title) else "")
     if not row.is_quantised:
         return Scheme(title, row.runs_full_precision)
     is_older = bool(row.marker)
@@ -68,10 +79,13 @@ def scheme_of(layer: StoredLayer, side: Side) -> Scheme:
     # quantised.
     if layer.config is None and not (is_older and is_read):
         return Scheme(f"{title}, {'which is not read' if is_older else 'no configuration'}")
-    if layer.full_precision or (is_older and marker and marker.elements == 2):
+    marked = layer.full_precision and row.takes_mark
+    if marked or (is_older and marker and marker.elements == 2):
         return Scheme(f"{title} W{row.weight_bits}A16", row.runs_full_precision)
     matmul = f"{title} W{row.weight_bits}A{row.activation_bits}"
     word = row.runs_as(layer.shape, full_precision=False)
+    if not row.takes_mark:
+        return Scheme(matmul, row.runs_unscaled, word=word)
     # Scaled FP8 has the older name of the two.
     if {"input_scale", "scale_input"} & layer.parts.keys():
         return Scheme(f"{matmul}, input scale", row.runs_scaled, word=word)
@@ -139,6 +153,8 @@ def not_decoded(layer: StoredLayer) -> str:
     taken, unless the layer is configured for a format that is not described in formats/, or is
     empty.
     """
+    if layer.experts:
+        return "several experts' weights are not compared: --verify measures them"
     if layer.format is not None:
         return undecodable(layer)
     floats = (*SOURCE_FLOATS, *(GGUF_BITS.keys() - SAFETENSORS_BITS.keys()))

@@ -28,7 +28,7 @@ class Side:
     is_gguf: whether it is a GGUF, which ComfyUI's own loader does not take.
     names: {name of a tensor: its name without prefix and wrappers}.
     layers: all that have a weight, by such names.
-    linear: those of them whose weight is a matrix before it was packed.
+    linear: those of them whose weight is a matrix before it was packed, and banks of experts.
     markers: of scaled FP8, one for each part of the file that has one.
     findings: defects that headers and configurations show; a GGUF is not looked through.
     """
@@ -73,7 +73,7 @@ def open_side(path: Path) -> Side:
         is_gguf=is_gguf,
         names=names,
         layers=layers,
-        linear={name: layer for name, layer in layers.items() if len(layer.shape) == 2},
+        linear={name: x for name, x in layers.items() if len(x.shape) == 2 or x.experts},
         markers=tuple(find_markers(model)),
         findings=found,
     )

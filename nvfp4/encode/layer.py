@@ -21,7 +21,7 @@ from nvfp4.model import bare
 from nvfp4.numeric.codes import largest_magnitude
 from nvfp4.numeric.damage import Damage
 from nvfp4.plan.records import TensorPlan
-from nvfp4.read.tensors import load_weight
+from nvfp4.read.tensors import coded_scales, load, load_weight
 
 
 def quantise(
@@ -66,10 +66,34 @@ def encode_weight(
     # ComfyUI multiplies the input by the smoothing, which the weight is divided by.
     if plan.smoothing is not None:
         weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
-    best = search_scales(plan, weight, compute, rows)
-    if not plan.moments:
+    kept = as_stored(plan, weight, rows)
+    best = kept or search_scales(plan, weight, compute, rows)
+    if kept or not plan.moments:
         return best, None
     return round_by_moments(plan, weight[rows], best, compute, rows)
+
+
+def as_stored(plan: TensorPlan, weight: torch.Tensor, rows: slice) -> Encoded | None:
+    """Take codes and scales as the source has them, where nothing changed their layer.
+
+    weight: what they decode to; rows: those to take. Returns None where the layer is encoded anew: it had another
+    format, or one scale, which the format's own encoder goes by.
+    """
+    ref, form = plan.ref, plan.precision
+    if not plan.keeps_codes or form.has_one_scale:
+        return None
+    if ref.coding.scale is None:
+        by_rows, scale = coded_scales(ref, ref.coding)
+    else:
+        # One scale for all rows is written once for each.
+        by_rows, scale = [torch.full((ref.shape[0], 1), ref.coding.scale)], torch.ones(())
+    damage = Damage(error=0.0, energy=float(weight[rows].double().square().sum()))
+    some = tuple(part[rows] for part in by_rows)
+    kept = Encoded(codes=(load(ref)[rows],), by_rows=some, scale=scale, damage=damage)
+    made, expected = form.pack(kept, ref.shape).values(), form.parts(ref.shape).values()
+    # Other programs have scales of blocks where the format itself has them of rows.
+    same = (part[0].shape[1:] == shape[1:] for part, (_, shape) in zip(made, expected, strict=True))
+    return kept if all(same) else None
 
 
 def search_scales(

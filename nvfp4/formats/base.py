@@ -14,6 +14,7 @@ import torch
 
 from nvfp4.dtypes import SOURCE_FLOATS
 from nvfp4.formats.encoding import Encoded, Encoder, Given
+from nvfp4.formats.reading import Misreading
 from nvfp4.model import TensorRef
 from nvfp4.numeric.feedback import Feedback, Rounded
 from nvfp4.numeric.grids import Grid
@@ -24,10 +25,6 @@ Parts = dict[str, tuple[str, tuple[int, ...]]]
 
 # Suffixes of tensors that a layer may have whatever its format is.
 COMMON_PARTS = ("weight", "bias", "input_scale", "pre_quant_scale", "comfy_quant")
-
-# Formats whose names ComfyUI knows in `comfy_quant` but that no file of this room describes: layers
-# of them are shown by that name, and are never decoded.
-NAMED_ONLY = ("convrot_w4a4", "awq_w4a16")
 
 # What other programs call the code that stands for zero; formats of this room have none.
 ZERO_POINTS = ("weight_zero_point", "weight_zeros", "zero_point")
@@ -51,6 +48,8 @@ class Format:
     option: str = ""
     # The first version of ComfyUI that loads it.
     since: str = "0.10"
+    # The first comfy-kitchen that knows it; "" where that version of ComfyUI asks for it anyway.
+    since_kitchen: str = ""
     # Bits of precision: a floor that asks for FP8 is met by every format with at least as many.
     rank: int = 0
     # The name in `comfy_quant` that ComfyUI knows the format by; "" for what is not quantised.
@@ -70,6 +69,8 @@ class Format:
     marker: str = ""
     # The title of the older form, told by a marker, which --recipe scaled-fp8 stores instead.
     older_form: str = ""
+    # Whether ComfyUI takes other floats for scales of float32, rounded as they are; else it stops.
+    casts_scales: bool = True
     # Rows of the weight are padded with zeros to a multiple of this.
     row_multiple: int = 1
     # Groups of this many columns are rotated before they are stored; 0 for weights as they are.
@@ -87,6 +88,8 @@ class Format:
     # Whether the input is quantised to NVFP4, with block scales: recordings and sensitivities tell
     # what that costs, presets and --w4a4-share spare layers from it.
     has_nvfp4_input: bool = False
+    # Whether ComfyUI's embeddings take it, as they look rows up before they decode them.
+    in_embeddings: bool = False
     # Whether a mark for full-precision matmul or an input scale means anything.
     takes_mark: bool = True
     # Whether ComfyUI would clip the input at 448 where there is neither an input scale nor a mark
@@ -145,6 +148,11 @@ class Format:
         """
         return bool(self.config)
 
+    @property
+    def kind(self) -> str:
+        """Name its numbers for people, who need not know all forms: FP8, INT8, MXFP8, NVFP4."""
+        return self.title
+
     def dtype_of(self, source: str, half: str) -> str:
         """Choose the safetensors dtype that a tensor gets in the output.
 
@@ -180,6 +188,13 @@ class Format:
         return {"weight": (self.weight_dtype, shape)}
 
     @property
+    def has_one_scale(self) -> bool:
+        """Tell whether a weight has a single number for a scale, and nothing else."""
+        # Any shape will do to tell which parts are one number: 32 rows and columns, as an example.
+        _, *others = (math.prod(shape) for _, shape in self.parts((32, 32)).values())
+        return others == [1]
+
+    @property
     def suffixes(self) -> tuple[str, ...]:
         """List the suffixes of its own tensors in a file, by the names they have there.
 
@@ -191,6 +206,17 @@ class Format:
     def stores(self, weight: TensorRef) -> bool:
         """Tell whether a weight has the dtype in which this format stores codes."""
         return weight.dtype == self.weight_dtype
+
+    def is_meant_by(self, config: dict) -> bool:
+        """Tell whether a configuration means this row, of those that share its format's name."""
+        return config.get("format") == self.config
+
+    def accepts(self, suffix: str, ref: TensorRef, expected: tuple[int, ...]) -> bool:
+        """Tell whether ComfyUI takes a part whose dtype or shape is not that of `parts`.
+
+        suffix: of the part; ref: as it is stored; expected: the shape in `parts`.
+        """
+        return False
 
     def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
         """Tell whether a stored layer is of this format, going by its tensors.
@@ -331,12 +357,11 @@ class Format:
         """
         return []
 
-    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
-        """List other orders in which the same parts may have been stored.
+    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, Misreading]:
+        """List other ways in which the same parts may have been stored.
 
-        parts: by rows, as `unpack` gives them. Returns {what may have gone wrong: the parts as they
-        would be then}, which --verify tries where a layer decodes to something else than its
-        source.
+        parts: by rows, as `unpack` gives them. Returns {what may have gone wrong: how they would be
+        read then}, which --verify tries where a layer decodes to something else than its source.
         """
         return {}
 
@@ -351,14 +376,6 @@ def written_formats() -> list[Format]:
     return [row for row in sorted(Format.rows) if row.name and row.config and row.is_configured]
 
 
-def configured_formats() -> dict[str, Format]:
-    """List the formats that can be written by a name in `comfy_quant`: {that name: format}.
-
-    Of several that share a name, the first one that was made a row counts.
-    """
-    return {row.config: row for row in reversed(written_formats())}
-
-
 def readable_formats() -> list[Format]:
     """List the formats that a stored layer may have, in the order in which to try them.
 
@@ -370,11 +387,11 @@ def readable_formats() -> list[Format]:
 
 
 def is_known(config: object) -> bool:
-    """Tell whether ComfyUI knows a format by this name, described in this room or only named.
+    """Tell whether ComfyUI knows a format by this name.
 
     config: what a configuration gives as its format, which may be anything JSON can hold.
     """
-    return bool(config) and config in (*NAMED_ONLY, *(row.config for row in Format.rows))
+    return bool(config) and config in {row.config for row in Format.rows}
 
 
 def layer_parts() -> tuple[str, ...]:

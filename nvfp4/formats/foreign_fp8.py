@@ -5,6 +5,9 @@ from __future__ import annotations
 from nvfp4.formats.base import Parts
 from nvfp4.formats.scaled import Scaled
 
+# The largest finite number of E5M2.
+E5M2_MAX = 57344.0
+
 
 class ForeignFp8(Scaled):
     """Describe FP8 of one dtype beside a scale of one name; despite some names all multiply."""
@@ -17,6 +20,11 @@ class ForeignFp8(Scaled):
         self.title = kind if scale_suffix == "weight_scale" else f"{kind}, {scale_suffix}"
         self.weight_dtype, self.scale_suffix, self.config = dtype, scale_suffix, config
         self.is_configured = bool(config)
+        if config:
+            self.in_embeddings = True
+            self.activation_max = E5M2_MAX
+            self.runs_scaled = self.runs_unscaled = "FP8 weights times FP8 activations, both E5M2"
+            self.runs_full_precision = Scaled.runs_full_precision
         super().__init__()
 
     @property

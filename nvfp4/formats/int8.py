@@ -6,13 +6,16 @@ LightX2V and vLLM store the same without a configuration, never rotated, and wit
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
 
+from nvfp4.dtypes import VIEWED
 from nvfp4.formats.base import Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
-from nvfp4.formats.scaled import Scaled
+from nvfp4.formats.reading import Misreading, configured_options
+from nvfp4.formats.scaled import Scaled, bad_scales
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import INTEGERS, amax_block_scales
 from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order
@@ -38,6 +41,7 @@ class Int8(Scaled):
     kernel = "int8"
     takes_mark = False
     grid = Grid(INTEGERS)
+    in_embeddings = True
     runs_unscaled = "8-bit weights times 8-bit activations, whose scales are measured by rows"
 
     def __init__(self, group: int) -> None:
@@ -64,8 +68,18 @@ class Int8(Scaled):
 
         A layer without a configuration is taken as not rotated.
         """
-        named = config.get("format", self.config) == self.config
-        return named and rotated_group(config) == self.rotated and super().holds(weight, parts, {})
+        # ComfyUI takes the bits of U8 for those of I8; only a configuration tells that they are.
+        dtypes = VIEWED if config else (self.weight_dtype,)
+        means = self.is_meant_by({"format": self.config, **config})
+        return means and weight.dtype in dtypes and self.scale_suffix in parts
+
+    def is_meant_by(self, config: dict) -> bool:
+        """Tell whether a configuration is of INT8 with this rotation."""
+        return super().is_meant_by(config) and rotated_group(config) == self.rotated
+
+    def accepts(self, suffix: str, ref: TensorRef, expected: tuple[int, ...]) -> bool:
+        """Tell that ComfyUI takes one F32 scale for all rows as well."""
+        return suffix == "weight_scale" and ref.dtype == "F32" and math.prod(ref.shape) == 1
 
     def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
         """Say why a layer cannot be decoded: as for all scaled ones, and rotated in whole groups.
@@ -105,7 +119,8 @@ class Int8(Scaled):
 
         comfy_kitchen.dequantize_int8_convrot_weight gives the same but for float32's rounding.
         """
-        values = super().decode(*parts_and_scale)
+        codes, *scales = parts_and_scale
+        values = super().decode(codes.view(torch.int8), *scales)
         return rotate(values, self.rotated) if self.rotated else values
 
     def row_units(self, *by_rows: torch.Tensor) -> torch.Tensor:
@@ -118,6 +133,22 @@ class Int8(Scaled):
         """Cast rounded levels to codes int8 [n, K]; the rows keep their scales."""
         return [levels_in_order(rounded, feedback).to(torch.int8), *by_rows]
 
+    def faults(
+        self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
+    ) -> list[tuple[str, str]]:
+        """Find row scales that are no positive numbers."""
+        return bad_scales({"weight_scale": scales["weight_scale"]})
+
+    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, Misreading]:
+        """Give the same parts with the rotation undone, or applied where none is configured."""
+        told = (
+            "not rotated, but configured so" if self.rotated else "rotated, but not configured so"
+        )
+        group = self.rotated or WRITTEN_GROUP
+        if len(parts[0].shape) != 2 or parts[0].shape[1] % group:
+            return {}
+        return {told: Misreading(parts, lambda *stored: rotate(self.decode(*stored), group))}
+
     def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
         """Quantise and dequantise input rows [r, K], each with a scale of its own."""
         return quantised_int8_rows(rows, self.rotated)
@@ -126,13 +157,10 @@ class Int8(Scaled):
 def rotated_group(config: dict) -> int:
     """Tell from a layer's configuration how many columns were rotated together; 0 for none.
 
-    Returns -1 where the configuration names no such number. ComfyUI takes entries of the
-    configuration before those of its `params`, and 256 without any (comfy/ops.py).
+    Returns -1 where the configuration names no such number; ComfyUI takes 256 without any.
     """
-    params = config.get("params")
-    both = {**(params if isinstance(params, dict) else {}), **config}
-    group = both.get("convrot_groupsize", 256)
-    if not both.get("convrot", False):
+    is_rotated, group = configured_options(config, convrot=False, convrot_groupsize=WRITTEN_GROUP)
+    if not is_rotated:
         return 0
     return group if isinstance(group, int) and group > 0 else -1
 

@@ -11,7 +11,7 @@ import torch
 from nvfp4.dtypes import MX_BLOCK, TILE_COLUMNS, TILE_ROWS, VIEWED, round_up
 from nvfp4.formats.base import Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
-from nvfp4.formats.scaled import Scaled
+from nvfp4.formats.scaled import Scaled, bad_scales
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import E4M3, swizzle, unswizzle
 from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order, steps_in_order
@@ -30,7 +30,6 @@ class Mxfp8(Scaled):
     name = title = "MXFP8"
     option = kernel = "mxfp8"
     since = "0.29"
-    takes_mark = False
     config = "mxfp8"
     is_configured = True
     weight_dtype = "F8_E4M3"
@@ -39,6 +38,11 @@ class Mxfp8(Scaled):
     grid = Grid(E4M3, MX_BLOCK, E8M0_STEPS)
     runs_full_precision = "FP8 weights, decoded and multiplied in 16-bit"
     runs_unscaled = "FP8 weights times FP8 activations with scales of blocks, on Blackwell"
+
+    @property
+    def kind(self) -> str:
+        """Name it MXFP8."""
+        return self.title
 
     def parts(self, shape: tuple[int, int]) -> Parts:
         """Tell the two tensors of a weight [N, K]: codes, and scales that are bytes of E8M0."""
@@ -93,6 +97,12 @@ class Mxfp8(Scaled):
         """Cast rounded levels to codes float8_e4m3fn [n, K], and decode the scales [n, K/32]."""
         codes = levels_in_order(rounded, feedback).to(torch.float8_e4m3fn)
         return [codes, decode_e8m0(steps_in_order(rounded, feedback))]
+
+    def faults(
+        self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
+    ) -> list[tuple[str, str]]:
+        """Find scales of blocks that are NaN; E8M0 has neither signs nor zeros."""
+        return bad_scales({"weight_scale": decode_e8m0(scales["weight_scale"].view(torch.uint8))})
 
     def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
         """Quantise and dequantise input rows [r, K] in blocks of 32."""

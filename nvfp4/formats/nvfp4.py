@@ -27,6 +27,7 @@ from nvfp4.dtypes import (
 )
 from nvfp4.formats.base import Format, Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
+from nvfp4.formats.reading import Misreading
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import (
     E2M1,
@@ -39,6 +40,7 @@ from nvfp4.numeric.codes import (
     pack_e2m1,
     quantised_rows,
     round_to_e2m1,
+    swap_nibbles,
     swizzle,
     unswizzle,
 )
@@ -241,22 +243,23 @@ class Nvfp4(Format):
                 found.append(("padding", ""))
         return found
 
-    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, Misreading]:
         """Give the parts with nibbles swapped, block scales not swizzled, and both.
 
         parts: codes uint8 [n, K16/2] and block scales float8_e4m3fn [n, K16/16]. Shapes stay the
         same.
         """
         codes, block_scale = parts
-        swapped = torch.bitwise_left_shift(codes, 4) | torch.bitwise_right_shift(codes, 4)
+        swapped = swap_nibbles(codes)
         rows, blocks = block_scale.shape
         # `unpack` unswizzled them; where that was wrong, swizzling gives the stored order back.
         plain = swizzle(block_scale)[:rows, :blocks]
-        return {
+        orders = {
             "packed with the even column in the low nibble": [swapped, block_scale],
             "block scales not swizzled": [codes, plain],
             "even column in the low nibble, block scales not swizzled": [swapped, plain],
         }
+        return {what: Misreading(order, self.decode) for what, order in orders.items()}
 
 
 def try_other_global_scales(

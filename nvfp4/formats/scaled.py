@@ -17,6 +17,15 @@ from nvfp4.model import TensorRef
 from nvfp4.numeric.float8 import block_shape, decode_byte, multiply_blocks, scales_by_rows
 
 
+def bad_scales(scales: dict[str, torch.Tensor]) -> list[tuple[str, str]]:
+    """Find scales that are no positive, finite numbers: keys of DEFECTS with details.
+
+    scales: {suffix: floats of any shape}.
+    """
+    wrong = {suffix: ~((found > 0) & found.isfinite()) for suffix, found in scales.items()}
+    return [("bad scale", suffix) for suffix, bad in wrong.items() if bad.any()]
+
+
 class Scaled(Format):
     """Decode weights of any shape whose codes take a byte each."""
 
@@ -26,6 +35,11 @@ class Scaled(Format):
     weight_bits = activation_bits = 8
     is_adopted = is_decoded = True
     runs_full_precision = "FP8 weights, scaled and multiplied in 16-bit"
+
+    @property
+    def kind(self) -> str:
+        """Name it FP8, or INT8, whatever its scales are."""
+        return "INT8" if self.weight_dtype == "I8" else "FP8"
 
     def undecodable(self, parts: dict[str, TensorRef], shape: tuple[int, ...]) -> str:
         """Say why a stored weight of any number of dimensions cannot be decoded, or return "".

@@ -11,23 +11,25 @@ from functools import partial
 
 import torch
 
+from nvfp4.dtypes import VIEWED
 from nvfp4.formats.base import Format, Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
+from nvfp4.formats.reading import Misreading, configured_options
+from nvfp4.formats.scaled import bad_scales
 from nvfp4.model import TensorRef
-from nvfp4.numeric.codes import amax_block_scales
+from nvfp4.numeric.codes import amax_block_scales, swap_nibbles
 from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order, steps_in_order
 from nvfp4.numeric.grids import GROUP_STEPS, Codebook, Grid, steps_for
 from nvfp4.numeric.int8 import quantised_int8_rows
 from nvfp4.numeric.level_search import choose_grid, encode_levels, sample_rows
 from nvfp4.numeric.rotation import WRITTEN_GROUP, rotate
-from nvfp4.numeric.w4a8 import (
-    LARGEST_SIX_BITS,
-    W4A8_GROUP,
-    codebook_of,
-    decode_w4a8,
-    encode_w4a8,
-    pack_w4a8,
-)
+from nvfp4.numeric.w4a8 import W4A8_GROUP, codebook_of, decode_w4a8, encode_w4a8, pack_w4a8
+
+# Dtypes that parts are read in; ComfyUI views and casts them so.
+READ_DTYPES = {"weight": VIEWED, "weight_s_rel": ("F8_E4M3", "U8", "F32")}
+# The largest scale of a group of integers up to 8: of larger ones, levels would leave INT8 by far.
+# Groups of a codebook, whose largest level is about 1, have scales up to 127.
+LARGEST_PLAIN_SCALE = 32
 
 
 class W4a8(Format):
@@ -42,6 +44,8 @@ class W4a8(Format):
     option = kernel = "w4a8"
     since = "0.31"
     rank, bits = 5, 4
+    has_codebook = True
+    casts_scales = False
     config = "asym_w4a8_int8"
     weight_dtype = "I8"
     scale_suffix = "weight_s_rel"
@@ -57,7 +61,7 @@ class W4a8(Format):
     def parts(self, shape: tuple[int, int]) -> Parts:
         """Tell the tensors of a weight [N, K]: codes, two kinds of scales, and the codebook."""
         rows, columns = shape
-        codebook = {"weight_codebook": ("F32", (16,))} if self.bits == 4 else {}
+        codebook = {"weight_codebook": ("F32", (16,))} if self.has_codebook else {}
         return {
             "weight": (self.weight_dtype, (rows, columns * self.bits // 8)),
             "weight_s_rel": ("F8_E4M3", (rows, columns // W4A8_GROUP)),
@@ -74,10 +78,17 @@ class W4a8(Format):
     def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
         """Tell whether a stored layer is of this format and width, by its group scales."""
         scales = parts.get(self.scale_suffix)
-        if weight.dtype != self.weight_dtype or scales is None or len(scales.shape) != 2:
+        if weight.dtype not in VIEWED or scales is None or len(scales.shape) != 2:
             return False
-        columns = scales.shape[1] * config.get("group_size", W4A8_GROUP)
-        return len(weight.shape) == 2 and weight.shape[1] * 8 == columns * self.bits
+        means = self.is_meant_by({"format": self.config, **config})
+        means = means and (self.bits == 6 or ("weight_codebook" in parts) == self.has_codebook)
+        width = scales.shape[1] * W4A8_GROUP * self.bits
+        return means and len(weight.shape) == 2 and weight.shape[1] * 8 == width
+
+    def is_meant_by(self, config: dict) -> bool:
+        """Tell whether a configuration is of this format, with the groups that are read here."""
+        groups = configured_options(config, group_size=W4A8_GROUP, convrot_groupsize=WRITTEN_GROUP)
+        return super().is_meant_by(config) and groups == [W4A8_GROUP, self.rotated]
 
     def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
         """Tell [N, K] from the stored shape: a row has K * bits / 8 bytes."""
@@ -89,7 +100,8 @@ class W4a8(Format):
             return f"its weight {list(shape)} has no whole groups of {self.rotated} columns"
         for suffix, (dtype, expected) in self.parts(shape).items():
             ref = parts.get(suffix)
-            if ref is None or (ref.dtype, ref.shape) != (dtype, expected):
+            dtypes = READ_DTYPES.get(suffix, (dtype,))
+            if ref is None or ref.dtype not in dtypes or ref.shape != expected:
                 found = f"{ref.dtype} {list(ref.shape)}" if ref else "missing"
                 return f"its {suffix} is {found}, and should be {dtype} {list(expected)}"
         return ""
@@ -120,7 +132,7 @@ class W4a8(Format):
 
     def codebooks(self, levels: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
         """Repeat a codebook [16] for each row, as all parts go by rows; 6 bits have none."""
-        return (levels.expand(rows, -1),) if self.bits == 4 else ()
+        return (levels.expand(rows, -1),) if self.has_codebook else ()
 
     def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         """Give the values of `parts`; the rows of a layer share one codebook."""
@@ -131,6 +143,9 @@ class W4a8(Format):
     def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Bring stored tensors into rows, as `decode` takes them, the codebook for each row."""
         codes, group_scale, row_scale, *more = (tensors[name] for name in self.parts((1, 16)))
+        codes = codes.view(torch.int8)
+        if group_scale.dtype == torch.uint8:
+            group_scale = group_scale.view(torch.float8_e4m3fn)
         books = self.codebooks(more[0].float(), len(codes)) if more else ()
         return [codes, group_scale, row_scale.float(), *books], torch.ones(())
 
@@ -140,8 +155,8 @@ class W4a8(Format):
         comfy_kitchen.dequantize_w4a8_int8_weight gives the same but for float32's rounding.
         """
         codes, group_scale, row_scale, *books, scale = parts_and_scale
-        # 6-bit codes stand for the integers from -32 on, of which -32 is never stored.
-        levels = torch.arange(64, device=codes.device) - LARGEST_SIX_BITS - 1
+        # Without a codebook, codes stand for the integers from -8 or -32 on; -32 is never stored.
+        levels = torch.arange(2**self.bits, device=codes.device) - 2 ** (self.bits - 1)
         levels = books[0][0] if books else levels.float()
         integers = decode_w4a8(codes, group_scale, levels)
         return rotate(integers.mul_((row_scale * scale).unsqueeze(1)), self.rotated)
@@ -169,6 +184,50 @@ class W4a8(Format):
         packed = pack_w4a8(codes if books else codes + 1, self.bits)
         return [packed, group_scale, row_scale, *books]
 
+    def accepts(self, suffix: str, ref: TensorRef, expected: tuple[int, ...]) -> bool:
+        """Tell that comfy_kitchen takes group scales in float32 as well."""
+        return (suffix, ref.dtype, ref.shape) == (self.scale_suffix, "F32", expected)
+
+    def faults(
+        self, scales: dict[str, torch.Tensor], weight: tuple[int, ...]
+    ) -> list[tuple[str, str]]:
+        """Find scales that are no numbers, and integers where there should be a codebook.
+
+        The scale of a group may be 0, and of either sign: comfy_kitchen multiplies by it as it is.
+        """
+        groups = scales[self.scale_suffix]
+        groups = (
+            groups.view(torch.float8_e4m3fn) if groups.dtype == torch.uint8 else groups
+        ).float()
+        found = bad_scales({"weight_s_channel": scales["weight_s_channel"].float()})
+        if not groups.isfinite().all():
+            found.append(("bad scale", self.scale_suffix))
+        levels = scales.get("weight_codebook")
+        if levels is not None and not levels.isfinite().all():
+            found.append(("bad scale", "weight_codebook"))
+        largest = groups.abs().max()
+        if self.bits == 4 and levels is None and largest > LARGEST_PLAIN_SCALE:
+            found.append(("no codebook", f"group scales up to {largest:.0f}"))
+        return found
+
+    def misreadings(self, parts: list[torch.Tensor]) -> dict[str, Misreading]:
+        """Give the parts with nibbles swapped, and with the rotation undone.
+
+        parts: codes int8 [n, K * bits / 8], of which the first K / 2 bytes are nibbles, and so on.
+        """
+        codes, *others = parts
+        # At 6 bits, two thirds of a row are nibbles.
+        lower = codes.shape[1] * 4 // self.bits
+        swapped = torch.cat([swap_nibbles(codes[:, :lower]), codes[:, lower:]], dim=1)
+        return {
+            "packed with the even column in the high nibble": Misreading(
+                [swapped, *others], self.decode
+            ),
+            "not rotated, though this format is": Misreading(
+                parts, lambda *stored: rotate(self.decode(*stored), self.rotated)
+            ),
+        }
+
     def quantised_input(self, rows: torch.Tensor, input_scale: float | None) -> torch.Tensor:
         """Quantise and dequantise input rows [r, K] to INT8, each with a scale of its own."""
         return quantised_int8_rows(rows, self.rotated)
@@ -183,9 +242,19 @@ class W6a8(W4a8):
     name = title = "W6A8"
     option = kernel = "w6a8"
     since = "0.33"
+    since_kitchen = "0.2.40"
     rank, bits = 6, 6
+    has_codebook = False
     weight_bits = 6
     runs_unscaled = "6-bit weights times 8-bit activations, whose scales are measured by rows"
 
 
-W4A8, W6A8 = W4a8(), W6a8()
+class PlainW4a8(W4a8):
+    """Describe codes of 4 bits without a codebook: the integers from -8 to 7; only read."""
+
+    name = option = ""
+    title = "W4A8 without codebook"
+    has_codebook = False
+
+
+W4A8, W6A8, PLAIN_W4A8 = W4a8(), W6a8(), PlainW4a8()

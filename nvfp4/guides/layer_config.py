@@ -7,6 +7,7 @@ error or a note. `report.layer_config` writes such a config from a plan.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from nvfp4.coverage import Cover, check_blocks
 from nvfp4.dtypes import FLOAT32_MAX
 from nvfp4.errors import EXCERPT, ConvertError, did_you_mean, examples, of_another_model
 from nvfp4.files import translated
-from nvfp4.formats.base import Format, configured_formats
+from nvfp4.formats.base import Format, format_titled, written_formats
 from nvfp4.formats.floats import FP32, HALF, KEPT
+from nvfp4.formats.fp8 import FP8
 from nvfp4.guides.records import LayerList, Setting
 from nvfp4.model import Model, TensorRef, bare, compiled, unwrapped
 from nvfp4.modules import not_linear
@@ -28,10 +30,17 @@ SETTING_KEYS = {
     "format": (str,),
     "full_precision_matrix_mult": (bool,),
     "input_scale": (int, float),
+    "convrot": (bool,),
+    "convrot_groupsize": (int,),
+    "group_size": (int,),
+    "bits": (int,),
 }
-# Formats of an entry that quantise nothing, as precision and safetensors dtype; "source" keeps the
-# source's own.
+# Of these, what tells formats apart that ComfyUI calls by one name.
+FORMAT_OPTIONS = ("convrot", "convrot_groupsize", "group_size", "bits")
+# Formats of an entry that quantise nothing, as precision and safetensors dtype; "16bit" takes that
+# of --dtype, "source" keeps the source's own.
 UNQUANTISED_SETTINGS = {
+    "16bit": (HALF, ""),
     "bfloat16": (HALF, "BF16"),
     "float16": (HALF, "F16"),
     "float32": (FP32, "F32"),
@@ -39,9 +48,34 @@ UNQUANTISED_SETTINGS = {
 }
 
 
-def setting_formats() -> dict[str, tuple[Format, str]]:
-    """Return {"format" of an entry: (format, dtype of what is not quantised or "")}."""
-    return {name: (row, "") for name, row in configured_formats().items()} | UNQUANTISED_SETTINGS
+def setting_names() -> list[str]:
+    """List what the "format" of an entry may be: names of `comfy_quant`, and words of --formats."""
+    words = (word for row in written_formats() for word in (row.config, row.option) if word)
+    return [*dict.fromkeys(words), *UNQUANTISED_SETTINGS]
+
+
+def setting_of(row: Format) -> str:
+    """Name a format that is written so that an entry with this "format" alone means it."""
+    # Where ComfyUI needs options beside the name, the word says it all.
+    return row.config if len(row.configuration(full_precision=False)) == 1 else row.option
+
+
+def asked_format(entry: dict) -> Format | None:
+    """Find the format that an entry asks for by its name and options; None where none fits.
+
+    A name of `comfy_quant` means what it means to ComfyUI: int8_tensorwise without `convrot` is not
+    rotated. A word of --formats stands for a name with all of its options.
+    """
+    for row in written_formats():
+        own = row.configuration(full_precision=False)
+        alike = (other for other in written_formats() if other.config == row.config)
+        known = {key for one in alike for key in one.configuration(full_precision=False)}
+        foreign = entry.keys() & {*FORMAT_OPTIONS} - known - {"bits"}
+        whole = {**own, **entry, "format": row.config} if entry["format"] == row.option else entry
+        fits = entry.get("bits", row.weight_bits) == row.weight_bits
+        if row.is_meant_by(whole) and fits and not foreign:
+            return row
+    return None
 
 
 def read_layer_list(path: Path) -> tuple[str, ...]:
@@ -135,7 +169,9 @@ def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[st
         if ref.is_kept and not setting.precision.is_copy:
             raise ValueError(f"{name} is quantised in the source and goes over as it is: source")
         if ref.coding and setting.precision.is_copy:
-            kept = ": float8_e4m3fn keeps it" if ref.coding.scale else ", and decoded"
+            row = format_titled(ref.coding.title)
+            row = FP8 if row.weight_dtype == FP8.weight_dtype and ref.coding.scale else row
+            kept = f": {setting_of(row)} keeps it" if row in written_formats() else ", and decoded"
             raise ValueError(f"{name} is {ref.coding.title} in the source{kept}")
 
 
@@ -157,8 +193,9 @@ def as_setting(key: str, value: object) -> Setting:
         raise ValueError('needs an object like {"format": "nvfp4"}')
     if unknown := value.keys() - SETTING_KEYS.keys():
         raise ValueError(f"has {examples(unknown)}; known are {', '.join(SETTING_KEYS)}")
-    if not isinstance(value.get("format"), str) or value["format"] not in setting_formats():
-        given, known = value.get("format"), setting_formats()
+    known = setting_names()
+    if not isinstance(value.get("format"), str) or value["format"] not in known:
+        given = value.get("format")
         hint = did_you_mean(str(given), known)
         raise ValueError(f"format {given!r} is none of {', '.join(known)}{hint}")
     for name, kinds in SETTING_KEYS.items():
@@ -167,8 +204,24 @@ def as_setting(key: str, value: object) -> Setting:
     scale = value.get("input_scale")
     if scale is not None and not 0 < scale < FLOAT32_MAX:
         raise ValueError(f"input_scale {str(scale)[:EXCERPT]} is not a positive number")
-    precision, dtype = setting_formats()[value["format"]]
+    precision, dtype = UNQUANTISED_SETTINGS.get(value["format"], (asked_format(value), ""))
     flag = value.get("full_precision_matrix_mult", False)
-    if not precision.is_quantised and (flag or scale is not None):
-        raise ValueError(f"{value['format']} takes nothing else")
+    refuse_extras(value, precision)
     return Setting(key, precision, dtype, flag, scale, frozenset())
+
+
+def refuse_extras(entry: dict, precision: Format | None) -> None:
+    """Raise ValueError where the format that an entry asks for does not take the rest of it.
+
+    precision: what its format and options mean, None where they mean nothing.
+    """
+    options = {key: entry[key] for key in FORMAT_OPTIONS if key in entry}
+    if precision is None or (options and not precision.is_quantised):
+        raise ValueError(f"{entry['format']} is not written with {json.dumps(options)}")
+    flag, scale = entry.get("full_precision_matrix_mult"), entry.get("input_scale")
+    if not precision.is_quantised and (flag or scale is not None):
+        raise ValueError(f"{entry['format']} takes nothing else")
+    if flag and not precision.takes_mark:
+        raise ValueError(f"{precision.title} takes no full_precision_matrix_mult")
+    if scale is not None and not precision.activation_max:
+        raise ValueError(f"{precision.title} takes no input_scale: ComfyUI measures its input")

@@ -212,6 +212,13 @@ def round_to_e2m1(scaled: torch.Tensor) -> torch.Tensor:
     return steps.to(torch.uint8).add_(2).bitwise_and_(7)
 
 
+def swap_nibbles(codes: torch.Tensor) -> torch.Tensor:
+    """Swap the upper and lower four bits of bytes, uint8 or int8 of any shape."""
+    swapped = codes.view(torch.uint8)
+    swapped = torch.bitwise_left_shift(swapped, 4) | torch.bitwise_right_shift(swapped, 4)
+    return swapped.view(codes.dtype)
+
+
 def pack_e2m1(codes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Add signs to E2M1 codes and pack two columns into a byte.
 

@@ -15,7 +15,7 @@ from nvfp4.coverage import blocks_of, check_cover
 from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.errors import ConvertError, examples
 from nvfp4.families import MOST_NVFP4, Family
-from nvfp4.formats.base import Format
+from nvfp4.formats.base import Format, format_titled
 from nvfp4.formats.floats import HALF
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.records import GGUF_BITS, Guides
@@ -182,16 +182,16 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     and layers whose shape another format suits.
     """
     notes, layers = [], [plan for plan in plans if plan.is_layer]
-    # A layer that keeps the scale of its source is quantised once.
-    twice = [p for p in layers if p.ref.coding and p.is_quantised and p.kept_scale is None]
-    # Integers are told from floats by their dtype: I8 from F8_E4M3 and the like.
-    for kind, letter in (("FP8", "F"), ("INT8", "I")):
-        if named := [plan.ref.layer for plan in twice if plan.ref.dtype.startswith(letter)]:
-            notes.append(
-                f"{len(named)} layers are {kind} in the source and quantised twice, which is worse "
-                f"than from the 16-bit model; errors are against the {kind} weights: "
-                f"{examples(named)}"
-            )
+    # A layer that keeps its codes is quantised once.
+    twice = defaultdict(list)
+    for plan in layers:
+        if plan.ref.coding and plan.is_quantised and not plan.keeps_codes:
+            twice[format_titled(plan.ref.coding.title).kind].append(plan.ref.layer)
+    notes += (
+        f"{len(named)} layers are {kind} in the source and quantised twice, which is worse than "
+        f"from the 16-bit model; errors are against the {kind} weights: {examples(named)}"
+        for kind, named in sorted(twice.items())
+    )
     if passed := sum(bool(plan.ref.config) for plan in layers):
         notes.append(f"{passed} layers are quantised in the source and go over as they are")
     # Floors overrule a --layer-config; its author may expect otherwise.

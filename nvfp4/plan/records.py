@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from nvfp4.formats.base import Format, configured_formats
+from nvfp4.formats.base import Format, format_titled
 from nvfp4.formats.floats import FP32, HALF
 from nvfp4.guides.records import Moments
 from nvfp4.model import TensorRef
@@ -96,8 +96,13 @@ class TensorPlan:
     @property
     def weights(self) -> int:
         """Count the weights that the tensor stands for; a byte of a packed 4-bit layer has two."""
-        shape = self.ref.shape
-        return math.prod(self.format.logical_shape(shape, None) if self.ref.config else shape)
+        # A bank of experts has one dimension more than their weights.
+        *experts, rows, columns = (
+            self.ref.shape if self.ref.kept_as else (math.prod(self.ref.shape), 1)
+        )
+        shape = (rows, columns)
+        packed = self.format.logical_shape(shape, None) if self.ref.kept_as else shape
+        return math.prod(experts) * math.prod(packed)
 
     @property
     def format(self) -> Format:
@@ -105,8 +110,7 @@ class TensorPlan:
 
         One that lies beside the diffusion model may have a format that no row describes.
         """
-        own = configured_formats().get(self.config["format"]) if self.ref.config else None
-        return own or self.precision
+        return format_titled(self.ref.kept_as) if self.ref.kept_as else self.precision
 
     @property
     def has_nvfp4_input(self) -> bool:
@@ -131,7 +135,16 @@ class TensorPlan:
         scale.
         """
         same = self.ref.coding and not self.ref.patches and self.precision.stores(self.ref)
-        return self.ref.coding.scale if same else None
+        return self.ref.coding.scale if same and self.precision.has_one_scale else None
+
+    @property
+    def keeps_codes(self) -> bool:
+        """Tell whether the source's codes come back as they were, in the same format."""
+        coding, form = self.ref.coding, self.precision
+        if not coding or self.ref.patches or self.smoothing is not None:
+            return False
+        same = form.title == coding.title and not form.has_one_scale
+        return same or self.kept_scale is not None
 
     @property
     def may_overflow(self) -> bool:

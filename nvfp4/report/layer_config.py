@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from nvfp4.guides.layer_config import config_key, setting_formats
+from nvfp4.formats.base import written_formats
+from nvfp4.guides.layer_config import UNQUANTISED_SETTINGS, config_key, setting_of
 from nvfp4.plan.records import TensorPlan
 
 
@@ -22,7 +23,8 @@ def layer_config(plans: Iterable[TensorPlan]) -> str:
     copied get "source"; a dtype that --layer-config has no name for becomes "float32".
     """
     # The table of the reader, the other way round: (format, dtype) -> the entry's name.
-    formats = {setting: name for name, setting in setting_formats().items()}
+    formats = {setting: name for name, setting in UNQUANTISED_SETTINGS.items()}
+    formats |= {(row, ""): setting_of(row) for row in written_formats()}
     entries = {}
     for plan in plans:
         dtype = "" if plan.is_quantised or plan.precision.is_copy else plan.dtype

@@ -24,6 +24,7 @@ from nvfp4.quantisers import QUANTISERS
 from nvfp4.read.checkpoint import file_bytes
 from nvfp4.report.data import Report, label_of, matmuls, totals
 from nvfp4.stored.defects import DEFECTS, Finding, Outcome, grouped
+from nvfp4.stored.needs import needed_comfyui
 from nvfp4.tune.activations import CurvePoint
 from nvfp4.verify import Check
 from nvfp4.work import render_work
@@ -80,7 +81,9 @@ def render_check(check: Check) -> str:
     own = [one.outcome for one in check.findings if one.defect != "other source"]
     if converted and max(own, default=Outcome.LOADS) > Outcome.LOADS:
         defects.append("  to have none of these, convert the original model again")
-    return "\n".join([title, *defects, render_asked(check.asked), *render_worst(check.damage)])
+    needs = filter(None, [str(needed_comfyui(check.layers.values()))])
+    lines = [title, *(f"  {need}" for need in needs), *defects, render_asked(check.asked)]
+    return "\n".join([*lines, *render_worst(check.damage)])
 
 
 def render_asked(asked: Answer | None) -> str:

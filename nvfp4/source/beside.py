@@ -29,7 +29,10 @@ def kept_part(ref: TensorRef, layer: StoredLayer) -> TensorRef | None:
     text = json.dumps(layer.config)
     if layer.in_tensor == layer.config:
         text = bytes(load(layer.parts["comfy_quant"]).tolist()).decode()
-    return dataclasses.replace(ref, config=text if suffix == "weight" else "", is_kept=True)
+    if suffix != "weight":
+        return dataclasses.replace(ref, is_kept=True)
+    title = layer.format.title if layer.format else ""
+    return dataclasses.replace(ref, config=text, kept_as=title, is_kept=True)
 
 
 def carried(model: Model, layers: dict[str, StoredLayer]) -> dict[str, TensorRef | None]:

@@ -147,7 +147,7 @@ def decoding(layer: StoredLayer) -> tuple[Coding | None, str]:
 
     Returns as well why it can be neither, or "".
     """
-    if not layer.format.is_decoded:
+    if layer.experts or not layer.format.is_decoded:
         return None, foreign(layer)
     # Another scale, a zero point or a smoothing would change what the weight decodes to.
     more = layer.parts.keys() - {*layer.format.suffixes, "weight"} - BESIDE_WEIGHT
@@ -164,13 +164,15 @@ def foreign(layer: StoredLayer) -> str:
 
     It has to be configured, and its scales have to be sound, as nothing computes them anew.
     """
-    configured = layer.configured.config if layer.configured else ""
-    if configured != layer.format.config:
+    if (layer.config or {}).get("format") != layer.format.config:
         return "has no configuration of its format; other programs pack NVFP4 in another order"
     reason = undecodable(layer)
     if not reason:
         facts = FileFacts(values=True)
-        found = [*lint_scalars(layer, facts), *lint_values(layer)]
+        experts = map(layer.expert, range(layer.experts)) if layer.experts else (layer,)
+        found = [
+            one for each in experts for one in (*lint_scalars(each, facts), *lint_values(each))
+        ]
         bad = [finding.detail for finding in found if finding.defect == "bad scale"]
         reason = f"it has a scale that is none, {bad[0]}" if bad else ""
     return reason

@@ -100,7 +100,7 @@ DEFECTS = {
         Outcome.LOADS,
         "tensors have another dtype of the same size",
         "ComfyUI reads the same bits; other loaders take them for numbers",
-        "store block scales as F8_E4M3 and codes as U8",
+        "store them in the dtypes of their format: for NVFP4, U8 and F8_E4M3",
     ),
     "padding": Defect(
         Outcome.LOADS,
@@ -120,6 +120,26 @@ DEFECTS = {
         "FP8 scales are one for every row",
         "ComfyUI decodes such weights rightly; FP8 matmul takes a single scale",
         "mark these layers for full-precision matmul, or quantise them with one scale",
+    ),
+    "unknown options": Defect(
+        Outcome.LOADS,
+        "configurations have options of their format that are not read here",
+        "ComfyUI may know them; nothing is told of the values of these layers",
+        "nothing",
+    ),
+    # The kernel flattens scales, decoding for a LoRA broadcasts them (comfy_kitchen, int8.py).
+    "flat scales": Defect(
+        Outcome.LOADS,
+        "INT8 scales of rows are [N] and not [N, 1]",
+        "ComfyUI multiplies rightly; where a LoRA is applied, it takes them for scales of columns",
+        "store them with the shape [N, 1]",
+    ),
+    # Newer versions decode INT8 that is marked on every call (comfy/ops.py, Linear).
+    "idle": Defect(
+        Outcome.LOADS,
+        "layers have a mark or an input scale that their format does not take",
+        "ComfyUI measures these activations on every call; 0.33 passes over a mark, 0.38 heeds it",
+        "leave it out",
     ),
     "slow shape": Defect(
         Outcome.SLOWER,
@@ -152,6 +172,18 @@ DEFECTS = {
         "scales are NaN, infinite, zero or negative",
         "ComfyUI multiplies by them: black frames or noise",
         "quantise these layers again",
+    ),
+    "smoothed": Defect(
+        Outcome.WRONG,
+        "layers of a format other than NVFP4 have a pre_quant_scale",
+        "ComfyUI reads none there, and multiplies a weight that was divided by it: noise",
+        "convert the original again",
+    ),
+    "no codebook": Defect(
+        Outcome.WRONG,
+        "4-bit codes of W4A8 have no codebook, and scales that belong to one",
+        "ComfyUI takes the codes for the integers from -8 to 7: noise",
+        "convert the original again",
     ),
     "values": Defect(
         Outcome.WRONG,
@@ -264,6 +296,19 @@ DEFECTS = {
         "ComfyUI stops while loading",
         "quantise these layers again",
     ),
+    "groups": Defect(
+        Outcome.FAILS,
+        "columns are no whole groups of those that are rotated together, or none can be so large",
+        "ComfyUI stops when the layer is loaded or first runs",
+        "keep these layers not rotated, or 16-bit",
+    ),
+    # comfy_kitchen takes none at 6 bits (backends/eager/w4a8_int8.py, validate_w4a8_operands).
+    "extra codebook": Defect(
+        Outcome.FAILS,
+        "layers have a codebook and codes of 6 bits",
+        "ComfyUI stops when the layer first runs",
+        "leave the codebook out",
+    ),
     "no weight": Defect(
         Outcome.FAILS,
         "configurations are for layers that have no weight",
@@ -280,13 +325,13 @@ DEFECTS = {
         Outcome.FAILS,
         "tensors have another shape than their format says",
         "ComfyUI stops when the layer is loaded or first runs (unless just flattened)",
-        "quantise these layers again, padded to 16 rows and columns and 128 x 4 scales",
+        "quantise these layers again",
     ),
     "unknown format": Defect(
         Outcome.FAILS,
         "configurations cannot be read or name a format that ComfyUI does not know",
         "ComfyUI stops while loading",
-        "name nvfp4 or float8_e4m3fn",
+        "name a format of ComfyUI's, such as nvfp4 or int8_tensorwise",
     ),
     "header": Defect(
         Outcome.FAILS,

@@ -8,6 +8,7 @@ through this module.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from nvfp4.formats.base import NAMED_ONLY, Format, configured_formats, layer_parts, readable_formats
+from nvfp4.formats.base import Format, layer_parts, readable_formats
 from nvfp4.formats.scaled_fp8 import MARKER
 from nvfp4.model import Coding, Model, TensorRef, diffusion_prefix
 from nvfp4.read.checkpoint import header_layers
@@ -26,6 +27,10 @@ from nvfp4.read.tensors import coded_scales, load, load_part
 # A comfy_quant tensor usually has some 60 bytes. A larger one than this is not read, and counts as
 # unreadable.
 MAX_CONFIG_BYTES = 1 << 16
+
+
+# Parts of a bank of experts that all of them share.
+SHARED_PARTS = ("comfy_quant", "weight_codebook")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,29 +70,54 @@ class StoredLayer:
     def format(self) -> Format | None:
         """Find the format that the layer's tensors show, whatever its configuration says.
 
-        Returns None where they fit no quantised format, as those of a 16-bit layer, and where the
-        layer is configured for a format that ComfyUI knows and `formats` does not describe. Where
-        they fit several formats, the one that is configured is preferred.
+        Returns None where they fit no quantised format, as those of a 16-bit layer. Where they fit
+        several formats, the one that is configured is preferred.
         """
         config = self.config or {}
-        configured = config.get("format")
-        if self.weight is None or configured in NAMED_ONLY:
+        if self.weight is None:
             return None
+        if self.experts:
+            return self.expert(0).format
         fitting = [f for f in readable_formats() if f.holds(self.weight, self.parts, config)]
         # Those that need more tensors come first, so that FP8 with a scale is not plain FP8.
         first = fitting[0] if fitting else None
-        return next((row for row in fitting if row.config == configured), first)
+        return next((row for row in fitting if row.config == config.get("format")), first)
+
+    @property
+    def experts(self) -> int:
+        """Count the experts whose weights are in this one layer; 0 for what is no bank of experts.
+
+        A bank's weight is [E, N, K] before it is packed, or [E * N, K], and its configuration tells
+        `num_experts` (comfy/ops.py, MoEExperts).
+        """
+        count = (self.config or {}).get("num_experts")
+        shape = self.weight.shape if self.weight else ()
+        if not isinstance(count, int) or count < 1 or len(shape) not in (2, 3):
+            return 0
+        return count if shape[0] == count or (len(shape) == 2 and shape[0] % count == 0) else 0
+
+    def expert(self, index: int) -> StoredLayer:
+        """Give the layer of one expert of a bank: the same configuration, and its part of tensors.
+
+        What is one number, or one codebook, is shared by all experts.
+        """
+        parts = {
+            suffix: ref if suffix in SHARED_PARTS else expert_part(ref, self.experts, index)
+            for suffix, ref in self.parts.items()
+        }
+        config = {key: value for key, value in self.config.items() if key != "num_experts"}
+        return StoredLayer(name=self.name, parts=parts, in_header=config)
 
     @property
     def configured(self) -> Format | None:
-        """Find the format that ComfyUI takes the layer for, going by its configuration alone.
+        """Find the format that ComfyUI takes the layer for, going by its configuration.
 
-        Returns None for formats that are only read here.
+        Of several that a configuration may mean, as W4A8 and W6A8, its tensors tell which. Returns
+        None for names that ComfyUI does not know, and for options that no row has.
         """
-        name = (self.config or {}).get("format")
-        own = self.format
-        # Of several formats of one name, its tensors tell which.
-        return own if own and own.config == name else configured_formats().get(name)
+        rows = (row for row in readable_formats() if row.is_configured and row.config)
+        meant = [row for row in rows if row.is_meant_by(self.config or {})]
+        return self.format if self.format in meant else next(iter(meant), None)
 
     @property
     def scheme(self) -> str:
@@ -102,15 +132,30 @@ class StoredLayer:
         """Tell the weight's shape [N, K] before it was packed.
 
         Padded rows are told from real ones by the length of the bias, where there is one. A weight
-        that is no matrix, or is in no known format, has its stored shape. Only for a layer that has
-        a weight.
+        that is no matrix, or is in no known format, has its stored shape; a bank of experts has
+        [E, N, K]. Only for a layer that has a weight.
         """
         shape, bias = self.weight.shape, self.parts.get("bias")
+        if self.experts:
+            return (self.experts, *self.expert(0).shape)
         if self.format is None or len(shape) != 2:
             return shape
         return self.format.logical_shape(
             shape, bias.shape[0] if bias and len(bias.shape) == 1 else None
         )
+
+
+def expert_part(ref: TensorRef, count: int, index: int) -> TensorRef:
+    """Give one expert's part of a tensor that is one after the other of `count` experts.
+
+    Its first dimension is the experts, or the rows of all of them; what is neither is shared.
+    """
+    if not ref.shape or ref.shape[0] % count:
+        return ref
+    rows, size = ref.shape[0] // count, ref.nbytes // count
+    # A bank of one expert may be [1, N, K]; a row of scales [E] has one number for each.
+    shape = ref.shape[1:] if rows == 1 else (rows, *ref.shape[1:])
+    return dataclasses.replace(ref, shape=shape, begin=ref.begin + index * size, nbytes=size)
 
 
 def stored_layers(model: Model) -> dict[str, StoredLayer]:
@@ -193,9 +238,10 @@ def marker_for(name: str, markers: Iterable[Marker]) -> Marker | None:
 def undecodable(layer: StoredLayer) -> str:
     """Say why `stored_parts` cannot take a layer that has a format; or "".
 
-    Going by dtypes and shapes alone: nothing is read.
+    Going by dtypes and shapes alone: nothing is read. Of a bank, one expert stands for all.
     """
-    return layer.format.undecodable(layer.parts, layer.shape)
+    one = layer.expert(0) if layer.experts else layer
+    return one.format.undecodable(one.parts, one.shape)
 
 
 def coding_of(layer: StoredLayer) -> tuple[Coding, str]:

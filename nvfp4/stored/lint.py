@@ -8,6 +8,7 @@ opened, and every output is before it gets its name.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,21 +19,25 @@ import torch
 
 from nvfp4.dtypes import SAFETENSORS_BITS, SOURCE_FLOATS, VIEWED, round_up
 from nvfp4.errors import ConvertError
-from nvfp4.formats.base import is_known, scalar_scales
+from nvfp4.formats.base import Format, is_known, scalar_scales
 from nvfp4.formats.plain_fp8 import unread_scales
+from nvfp4.formats.reading import configured_options
 from nvfp4.formats.scaled_fp8 import SCALED_FP8
 from nvfp4.model import COMFYUI_PREFIXES, Model, bare, diffusion_prefix, is_beside
 from nvfp4.modules import not_linear, shape_read
 from nvfp4.numeric.float8 import decode_byte
+from nvfp4.numeric.rotation import WRITTEN_GROUP
 from nvfp4.prefixes import comfyui_names, file_kind
 from nvfp4.quantisers import quantiser_of
 from nvfp4.read.checkpoint import header_layers
-from nvfp4.read.tensors import load
+from nvfp4.read.tensors import load, load_part
 from nvfp4.stored.defects import Finding
 from nvfp4.stored.layers import Marker, StoredLayer, find_markers, marker_for, undecodable
 
-# What ComfyUI's operations for quantised files have for looking up rows: it takes FP8.
+# What ComfyUI's operations for quantised files have for looking up rows: it takes FP8 and INT8.
 EMBEDDING = "an Embedding"
+# comfy_kitchen has rotations of these sizes alone.
+POWERS_OF_FOUR = [4**power for power in range(1, 16)]
 # No trained model has a weight as large as this; FP8 codes without their scale reach 448.
 LARGE_WEIGHT = 100.0
 # The share of large numbers up to which they may be outliers of a weight that was merely cast. A
@@ -106,15 +111,15 @@ def lint_place(layer: StoredLayer) -> Iterator[Finding]:
     finding = partial(Finding, name=layer.name, detail=f"{place.kind} of {place.classes}")
     if form.logical_shape(layer.weight.shape, None) != layer.weight.shape:
         yield finding(defect="no linear layer")
-    elif form.scale_suffix in layer.parts and place.kind != EMBEDDING:
+    elif form.scale_suffix in layer.parts and not (form.in_embeddings and place.kind == EMBEDDING):
         yield finding(defect="scaled parameter")
 
 
 def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     """Check a layer's configuration, and then its tensors by what the configuration makes of them.
 
-    A layer without a configuration goes to `lint_unconfigured`. One that is configured for a format
-    which ComfyUI knows and `formats` does not describe is checked no further.
+    A layer without a configuration goes to `lint_unconfigured`, and a bank of experts to
+    `lint_bank`.
     """
     config, finding = layer.config, partial(Finding, name=layer.name)
     if layer.weight is None:
@@ -136,8 +141,35 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
             yield finding(defect="one form", detail=only)
         elif layer.in_header != layer.in_tensor:
             yield finding(defect="two forms")
-        if layer.configured is not None:
+        if layer.experts:
+            yield from lint_bank(layer, facts)
+        elif layer.configured is not None:
             yield from lint_quantised(layer, facts)
+        else:
+            yield lint_options(layer)
+
+
+def lint_options(layer: StoredLayer) -> Finding:
+    """Tell of a configuration whose options no row has, for a format that ComfyUI knows."""
+    (group,) = configured_options(layer.config, convrot_groupsize=WRITTEN_GROUP)
+    is_size = isinstance(group, int) and group in POWERS_OF_FOUR
+    options = {key: value for key, value in layer.config.items() if key != "format"}
+    told = f"{layer.config['format']} {json.dumps(options)}"
+    return Finding(defect="unknown options" if is_size else "groups", name=layer.name, detail=told)
+
+
+def lint_bank(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
+    """Check a bank of experts: each expert is checked as a layer, each defect is told once.
+
+    All of them have the same dtypes and shapes, so that one stands for all where values are not
+    read.
+    """
+    if layer.expert(0).configured is None:
+        yield lint_options(layer)
+        return
+    count = layer.experts if facts.values else 1
+    experts = map(layer.expert, range(count))
+    yield from dict.fromkeys(one for expert in experts for one in lint_quantised(expert, facts))
 
 
 def lint_unconfigured(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
@@ -203,10 +235,13 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     if len(weight.shape) != 2 or 0 in weight.shape:
         yield finding(defect="shape", detail=f"weight {list(weight.shape)}")
         return
+    yield from lint_idle(layer, form)
     rows, columns = form.logical_shape(weight.shape, None)
     expected = form.parts((rows, columns))
     for suffix, part in expected.items():
         yield from lint_part(layer, suffix, part)
+    if "weight_codebook" in layer.parts.keys() - expected.keys():
+        yield finding(defect="extra codebook")
     yield from lint_scalars(layer, facts)
     for suffix, size in (("bias", rows), ("pre_quant_scale", columns)):
         ref = layer.parts.get(suffix)
@@ -223,6 +258,18 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     is_scaled = layer.full_precision or beside or "input_scale" in layer.parts
     if form.needs_input_scale and not is_scaled:
         yield finding(defect="clamped")
+    if not form.fits((rows, columns)):
+        yield finding(defect="groups", detail=f"{columns} columns in groups of {form.rotated}")
+
+
+def lint_idle(layer: StoredLayer, form: Format) -> Iterator[Finding]:
+    """Find parts and marks of a layer that ComfyUI does not read where it has this format."""
+    idle = ["full_precision_matrix_mult"] if layer.full_precision and not form.takes_mark else []
+    idle += ["input_scale"] if "input_scale" in layer.parts and not form.activation_max else []
+    if idle:
+        yield Finding(defect="idle", name=layer.name, detail=" and ".join(idle))
+    if "pre_quant_scale" in layer.parts and not form.has_nvfp4_input:
+        yield Finding(defect="smoothed", name=layer.name)
 
 
 def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Finding]:
@@ -236,20 +283,30 @@ def lint_part(layer: StoredLayer, suffix: str, expected: tuple) -> Iterator[Find
     if ref is None:
         yield Finding(defect="no scale", name=layer.name, detail=suffix)
         return
+    if layer.configured.accepts(suffix, ref, shape):
+        return
     finding = partial(Finding, name=layer.name, detail=f"{suffix} {ref.dtype} {list(ref.shape)}")
     # ComfyUI takes scalars of several dtypes and shapes, which `lint_scalars` knows.
     if dtype == "F32" and math.prod(shape) == 1:
         return
     if ref.dtype != dtype:
-        # What ComfyUI views as the dtype it wants, without changing a bit, or casts from I8 to U8,
-        # which wraps around to the same bits (comfy/ops.py, _load_quantized_module).
-        same = (
-            ref.dtype in VIEWED if suffix == "weight_scale" else (ref.dtype, dtype) == ("I8", "U8")
-        )
-        other = "weight dtype" if suffix == "weight" else "dtype"
-        yield finding(defect="same bits" if same else other)
+        yield finding(defect=other_dtype(suffix, ref.dtype, dtype, layer.configured))
     if ref.shape != shape:
-        yield finding(defect="shape")
+        flat = shape == (*ref.shape, 1) and len(ref.shape) == 1
+        yield finding(defect="flat scales" if flat else "shape")
+
+
+def other_dtype(suffix: str, found: str, expected: str, form: Format) -> str:
+    """Choose the key of DEFECTS for a part in another dtype than its format says."""
+    # What ComfyUI views as the dtype it wants, without changing a bit, or casts from I8 to U8 or
+    # back, which wraps around to the same bits (comfy/ops.py, _load_quantized_module).
+    viewed = {"weight": VIEWED, "weight_scale": VIEWED, "weight_s_rel": ("U8",)}.get(suffix, ())
+    if found in viewed and expected in (*VIEWED, "F8_E4M3", "F8_E8M0"):
+        return "same bits" if suffix != "weight" or expected in VIEWED else "weight dtype"
+    if suffix == "weight":
+        return "weight dtype"
+    rounded = form.casts_scales and expected == "F32" and found in ("F16", "BF16")
+    return "float16 scale" if rounded else "dtype"
 
 
 def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
@@ -259,7 +316,8 @@ def lint_scalars(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     `facts.values`.
     """
     # The shape of any matrix will do, as scalars have theirs whatever it is.
-    own = layer.format.parts((32, 32)) if layer.format else {}
+    form = layer.format or layer.configured
+    own = form.parts((32, 32)) if form else {}
     for suffix, written in facts.scalars.items():
         ref = layer.parts.get(suffix)
         if ref is None or math.prod(own.get(suffix, ("", ()))[1]) != 1:
@@ -310,7 +368,7 @@ def lint_values(layer: StoredLayer) -> Iterator[Finding]:
     """
     parts = layer.format.parts(layer.shape)
     names = [suffix for suffix, (_, shape) in parts.items() if math.prod(shape) != 1]
-    scales = {suffix: load(layer.parts[suffix]) for suffix in names if suffix != "weight"}
+    scales = {suffix: load_part(layer.parts[suffix]) for suffix in names if suffix != "weight"}
     for defect, detail in layer.format.faults(scales, layer.weight.shape):
         yield Finding(defect=defect, name=layer.name, detail=detail)
 

@@ -114,7 +114,7 @@ def refuse_no_gain(options: Options, model: Model, plans: list[TensorPlan]) -> N
     merged into it or it gets another form, is a reason of its own.
     """
     layers = (plan for plan in plans if plan.is_quantised)
-    if any(x.kept_scale is None or x.precision.title != x.ref.coding.title for x in layers):
+    if any(not x.keeps_codes or x.precision.title != x.ref.coding.title for x in layers):
         return
     saved = sum(max(0, plan.ref.nbytes - bytes_in_output(plan)) for plan in plans)
     # A few vectors that are cast to 16 bits are no reason to convert a file again.

@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 
 import convert_nvfp4 as c
 from nvfp4.logs.entry import analyze_log
+from support import broken_integers as integers
 from support.broken import CASES, OF_ANOTHER_SHAPE, write_case
+from support.broken_integers import sound_integers
 from support.comfyui import PREAMBLE, needs_comfyui, run_comfyui
 from support.conversions import convert_tiny
 
@@ -87,6 +89,23 @@ def test_comfyui_loads_and_runs_the_file_as_planned(arguments, tiny, tmp_path):
     assert found["finite"]
     assert found["layers"] == planned(load_file(out))
     assert len(found["layers"]) == 40
+
+
+@needs_comfyui
+def test_comfyui_loads_and_runs_every_format_of_8_bit_activations(tiny, tmp_path):
+    words = dict(zip("qkvo", ("int8", "int8_tensorwise", "w4a8", "w6a8"), strict=True))
+    asked = {rf"blocks\.\d\.\w+\.{name}": {"format": word} for name, word in words.items()}
+    (tmp_path / "c.json").write_text(json.dumps(asked))
+    out = tmp_path / "o.safetensors"
+    command = [str(tiny), str(out), "--layer-config", str(tmp_path / "c.json"), "--quiet"]
+    assert c.main(command) == 0
+    found, log = run_comfyui(LOAD, MODEL=str(out))
+    assert "missing" not in log.lower()
+    assert "unexpected" not in log.lower()
+    assert found["finite"]
+    assert found["layers"] == planned(load_file(out))
+    formats = {layer[0] for layer in found["layers"].values()}
+    assert formats >= {"int8_tensorwise", "asym_w4a8_int8"}
 
 
 RUN_ALL = (
@@ -171,6 +190,19 @@ def test_comfyui_does_to_broken_files_what_verify_says(converted, tmp_path):
         name: errors
         for name, errors in errors_in_comfyui(tmp_path).items()
         if c.DEFECTS[CASES[name][0]].outcome not in as_seen(errors)
+    }
+    assert otherwise == {}
+
+
+@needs_comfyui
+def test_comfyui_does_to_broken_integers_what_verify_says(converted, tmp_path):
+    sound = sound_integers(converted, tmp_path / "sound.safetensors")
+    for name in integers.CASES:
+        integers.write_integers(name, sound, tmp_path / f"{name}.safetensors")
+    otherwise = {
+        name: errors
+        for name, errors in errors_in_comfyui(tmp_path).items()
+        if c.DEFECTS[integers.CASES[name][0]].outcome not in as_seen(errors)
     }
     assert otherwise == {}
 

@@ -84,7 +84,7 @@ def test_a_config_lifts_the_presets_mark(tiny, tmp_path):
     [
         ({"blocks.3.ffn.9": {"format": "nvfp4"}}, "blocks.3.ffn.9: matches nothing of the source"),
         ({"(": {"format": "nvfp4"}}, r"\(: missing \), unterminated"),
-        ({"head.head": {"format": "int4"}}, "format 'int4' is none of nvfp4, float8_e4m3fn, bf"),
+        ({"head.head": {"format": "int4"}}, "format 'int4' is none of nvfp4, asym_w4a8_int8, w"),
         ({"head.head": "nvfp4"}, "needs an object like"),
         ({"head.head": {}}, "format None is none of"),
         ({}, "the layer config is empty"),

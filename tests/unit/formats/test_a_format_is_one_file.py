@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nvfp4.formats.base import Format, configured_formats, format_titled, readable_formats
+from nvfp4.formats.base import Format, format_titled, readable_formats, written_formats
 from support.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -144,7 +144,7 @@ def test_two_files_can_be_compared_by_it(house, converted, source):
 def test_no_other_file_compares_formats_by_name():
     modules = [sys.modules[type(row).__module__] for row in Format.rows]
     known = {name for module in modules for name, value in vars(module).items() if value in ROWS}
-    known |= {row.title for row in ROWS} | {*configured_formats()}
+    known |= {row.title for row in ROWS} | {row.config for row in written_formats()}
     assert "SCALED_FP8" in known
     found = []
     for path in sorted((ROOT / "nvfp4").rglob("*.py")):

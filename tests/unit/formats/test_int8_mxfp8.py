@@ -128,7 +128,7 @@ def test_what_cannot_be_decoded_is_told_with_its_layer(tmp_path, problem):
 
 
 READ = {
-    "FP8": ("TensorCoreMXFP8Layout", {}, {"format": "mxfp8"}),
+    "MXFP8": ("TensorCoreMXFP8Layout", {}, {"format": "mxfp8"}),
     "INT8": ("TensorWiseINT8Layout", {"per_channel": True, "convrot": True}, ROTATED),
 }
 
