@@ -13630,8 +13630,8 @@ def encode_weight(
 def as_stored(plan: TensorPlan, weight: torch.Tensor, rows: slice) -> Encoded | None:
     """Take codes and scales as the source has them, where nothing changed their layer.
 
-    weight: what they decode to; rows: those to take. Returns None where the layer is encoded anew: it had another
-    format, or one scale, which the format's own encoder goes by.
+    weight: what they decode to; rows: those to take. Returns None where the layer is encoded anew:
+    it had another format, or one scale, which the format's own encoder goes by.
     """
     ref, form = plan.ref, plan.precision
     if not plan.keeps_codes or form.has_one_scale:
@@ -13641,7 +13641,7 @@ def as_stored(plan: TensorPlan, weight: torch.Tensor, rows: slice) -> Encoded | 
     else:
         # One scale for all rows is written once for each.
         by_rows, scale = [torch.full((ref.shape[0], 1), ref.coding.scale)], torch.ones(())
-    damage = Damage(error=0.0, energy=float(weight[rows].double().square().sum()))
+    damage = Damage(error=0.0, energy=float(weight[rows].square().sum(dtype=torch.float64)))
     some = tuple(part[rows] for part in by_rows)
     kept = Encoded(codes=(load(ref)[rows],), by_rows=some, scale=scale, damage=damage)
     made, expected = form.pack(kept, ref.shape).values(), form.parts(ref.shape).values()
