@@ -7,9 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from nvfp4.asking.ask import version_of
+from nvfp4.options.formats import DEFAULT_FORMATS
+from nvfp4.plan.choosing import format_called
 from support.paths import ROOT
 
 # The checkout, "" for none.
@@ -50,6 +54,17 @@ args.cpu = True
 import comfy.sd, comfy.utils
 """
 )
+
+
+def loaded_formats() -> str:
+    """What --formats may be for the checkout: what presets choose from, if its version loads it."""
+    version = numbers(version_of(Path(COMFYUI)))
+    words = (word for word in DEFAULT_FORMATS if numbers(format_called(word).since) <= version)
+    return ",".join(words)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 def run_comfyui(script: str, **environment: str) -> tuple[dict, str]:

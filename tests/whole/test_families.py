@@ -4,7 +4,7 @@ import pytest
 from safetensors.torch import load_file
 
 import convert_nvfp4 as c
-from support.comfyui import needs_comfyui, run_comfyui
+from support.comfyui import loaded_formats, needs_comfyui, run_comfyui
 from support.tiny_models import KINDS, LOAD_AND_RUN, tiny_model
 
 
@@ -13,6 +13,7 @@ from support.tiny_models import KINDS, LOAD_AND_RUN, tiny_model
 def test_comfyui_loads_and_runs_what_the_preset_makes(kind, tmp_path):
     source, out = tiny_model(kind, tmp_path / "m.safetensors"), tmp_path / "o.safetensors"
     command = [str(source), str(out), "--edge-blocks", "1", "--quiet"]
+    command += ["--formats", loaded_formats()]
     assert c.main(command) == 0
     exact, _ = run_comfyui(LOAD_AND_RUN, MODEL=str(source), KIND=kind)
     found, log = run_comfyui(LOAD_AND_RUN, MODEL=str(out), KIND=kind)
