@@ -47,6 +47,9 @@ OTHER_PARTS = (
 # What a file is recognised by: names whose first number is one of these, of so many characters, and
 # so many of them. Published models have up to 700 such names.
 TOLD_NUMBERS, MAX_TOLD, MAX_LINES = ("0", "1", "2"), 200, 5000
+# The end of names of tensors with JSON by which a file chooses a module's attention in ComfyUI;
+# they are no part of a weight, and go over as they are.
+ATTENTION_CONFIG = ".comfy_attention.config"
 # Beginnings of the prefixes that ComfyUI looks for (comfy/model_detection.py). A layer configured
 # in the header under such a name makes it look for the model there.
 COMFYUI_PREFIXES = ("model.", "net.")

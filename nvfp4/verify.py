@@ -23,7 +23,7 @@ from nvfp4.encode.compute import CPU_CHUNK, Compute, single_threaded
 from nvfp4.errors import ConvertError, DamagedFileError, of_another_model
 from nvfp4.file_kinds import FileKind
 from nvfp4.formats.base import Format, layer_parts, marker_names
-from nvfp4.model import Model, TensorRef, bare
+from nvfp4.model import ATTENTION_CONFIG, Model, TensorRef, bare
 from nvfp4.numeric.codes import largest_magnitude
 from nvfp4.numeric.damage import ROUNDED_TO, ROUNDED_WRONG_FROM, WRONG_FROM, Damage, measure_damage
 from nvfp4.options import Verification
@@ -256,7 +256,11 @@ def check_against(
                 kept += defect == "values" and told.damage is None
     # What is left has no original; scales and configurations are what quantising adds.
     parts = {*layer_parts(), *marker_names()} - {"weight", "bias"}
-    extra = (ref.name for name, ref in stored.items() if name.rpartition(".")[2] not in parts)
+    extra = (
+        ref.name
+        for name, ref in stored.items()
+        if name.rpartition(".")[2] not in parts and not name.endswith(ATTENTION_CONFIG)
+    )
     found += [Finding(defect="extra", name=name) for name in extra]
     other = other_source(found, len(source.tensors), kept)
     return ([other], {}) if other else (found, damage)

@@ -52,7 +52,7 @@ class Work:
         """Share the work between the values of SHARES; all are 0 where there is no work."""
         found = dict.fromkeys(SHARES.values(), 0.0)
         for word, count in self.operations.items():
-            found[SHARES[UNITS[word]]] += count / self.operations.total()
+            found[SHARES[UNITS[word]]] += count / (self.operations.total() or 1)
         return found
 
     def speed(self, card: str) -> float:

@@ -11,6 +11,7 @@ from collections import Counter
 
 from nvfp4.compare.schemes import SCALE_PARTS, has_quantised_weight, is_of_scheme, marker_labels
 from nvfp4.compare.sides import Side
+from nvfp4.model import ATTENTION_CONFIG
 from nvfp4.names import kind_of
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.stored.layers import StoredLayer
@@ -78,6 +79,7 @@ def scale_names(side: Side) -> dict[str, int]:
         f".{part}" for layer in side.layers.values() for part in layer.parts if part in SCALE_PARTS
     )
     counts.update(marker_labels(side))
+    counts.update(ATTENTION_CONFIG for name in side.names if name.endswith(ATTENTION_CONFIG))
     # An unreadable header gives None and is no row here; the verdict tells about it.
     if listed := header_layers(side.model.metadata):
         counts["layers in _quantization_metadata"] = len(listed)

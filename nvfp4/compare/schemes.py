@@ -16,7 +16,7 @@ from nvfp4.dtypes import BLOCK_SIZE, SAFETENSORS_BITS, SOURCE_FLOATS, round_up
 from nvfp4.formats.base import is_known, layer_parts, marker_names
 from nvfp4.formats.scaled_fp8 import MARKER
 from nvfp4.guides.records import GGUF_BITS
-from nvfp4.model import TensorRef
+from nvfp4.model import ATTENTION_CONFIG, TensorRef
 from nvfp4.read.tensors import load, load_bytes
 from nvfp4.stored.layers import StoredLayer, marker_for, stored_parts, undecodable
 
@@ -82,7 +82,8 @@ def scheme_of_matrix(layer: StoredLayer, side: Side) -> Scheme:
     marked = layer.full_precision and row.takes_mark
     if marked or (is_older and marker and marker.elements == 2):
         return Scheme(f"{title} W{row.weight_bits}A16", row.runs_full_precision)
-    matmul = f"{title} W{row.weight_bits}A{row.activation_bits}"
+    matmul = f"W{row.weight_bits}A{row.activation_bits}"
+    matmul = title if title == matmul else f"{title} {matmul}"
     word = row.runs_as(layer.shape, full_precision=False)
     if not row.takes_mark:
         return Scheme(matmul, row.runs_unscaled, word=word)
@@ -128,9 +129,11 @@ def is_of_scheme(name: str) -> bool:
     """Tell from its name whether a tensor is a scale, a configuration or the marker of a format.
 
     name: as in the file, with or without the model's prefix. Such tensors exist only because a
-    layer is quantised, and are left out where precisions are counted.
+    layer is quantised, and are left out where precisions are counted; so are those that choose a
+    module's attention.
     """
-    return name.rpartition(".")[2] in {*SCALE_PARTS, *marker_names()}
+    is_part = name.rpartition(".")[2] in {*SCALE_PARTS, *marker_names()}
+    return is_part or name.endswith(ATTENTION_CONFIG)
 
 
 def marker_labels(side: Side) -> list[str]:

@@ -61,7 +61,7 @@ def label_of(plan: TensorPlan) -> str:
     """Name how a tensor lies in the output: "NVFP4", "FP8", AS_IT_WAS, or its safetensors dtype."""
     if plan.ref.is_kept:
         return AS_IT_WAS
-    return plan.precision.name if plan.is_quantised else plan.dtype
+    return plan.precision.kind if plan.is_quantised else plan.dtype
 
 
 def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
@@ -73,7 +73,7 @@ def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
     groups = defaultdict(list)
     for plan in plans:
         # Sorted by precision first; all unquantised formats count as one and go by their dtype.
-        groups[min(plan.precision, HALF), label_of(plan)].append(plan)
+        groups[min(plan.precision.rank, HALF.rank), label_of(plan)].append(plan)
     return {
         label: {
             "layers": sum(plan.is_layer for plan in members),

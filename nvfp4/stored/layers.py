@@ -92,7 +92,7 @@ class StoredLayer:
         """
         count = (self.config or {}).get("num_experts")
         shape = self.weight.shape if self.weight else ()
-        if not isinstance(count, int) or count < 1 or len(shape) not in (2, 3):
+        if type(count) is not int or count < 1 or len(shape) not in (2, 3):
             return 0
         return count if shape[0] == count or (len(shape) == 2 and shape[0] % count == 0) else 0
 

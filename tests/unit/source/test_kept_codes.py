@@ -145,6 +145,16 @@ def test_w4a8_with_other_groups_is_refused_by_its_name(tmp_path):
         open_source(path)
 
 
+def test_the_choice_of_an_attention_goes_over(tmp_path):
+    tensors, config = encoded(WEIGHT, "INT8")
+    path, key = tmp_path / "m.safetensors", "blocks.0.comfy_attention.config"
+    found = load_file(saved(path, tensors, config)) | {key: configuration(attention="x")}
+    save_file(found, path)
+    out = tmp_path / "o.safetensors"
+    assert main([str(path), str(out), "--preset", "all", "--quiet"]) == 0
+    assert torch.equal(load_file(out)[key], found[key])
+
+
 def test_a_bank_of_experts_goes_over_as_it_is(tmp_path, capsys):
     for title in ("INT8", "W4A8", "NVFP4"):
         made, config = zip(*(encoded(WEIGHT + i, title) for i in range(3)), strict=True)

@@ -128,13 +128,24 @@ def test_embeddings_take_int8_alone(title, defect, sound, tmp_path):
 def test_the_comparison_names_schemes_and_needs(sound, converted, capsys):
     assert compare_models([str(sound), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    labels = {"ConvRot INT4 W4A4", "W4A8 W4A8", "W6A8 W6A8", "INT8 W8A8", "INT8 not rotated W8A8"}
+    labels = {"ConvRot INT4 W4A4", "W4A8", "W6A8", "INT8 W8A8", "INT8 not rotated W8A8"}
     assert labels <= data["schemes"].keys()
-    assert "8-bit activations" in data["verdict"]["runs"]["W4A8 W4A8"]["how"]
+    assert "8-bit activations" in data["verdict"]["runs"]["W4A8"]["how"]
     assert compare_models([str(converted), str(sound), "--values"]) == 1
     text = capsys.readouterr().out
     assert "  needs ComfyUI 0.33" in text
     assert "not compared" not in text
+
+
+def test_the_choice_of_an_attention_is_no_stray(sound, tiny, tmp_path, capsys):
+    file, key = Integers(sound), "blocks.3.self_attn.comfy_attention.config"
+    file.tensors[key] = configuration(attention="comfy_kitchen_int8")
+    path = file.save(tmp_path / "m.safetensors")
+    assert findings(path, tiny)[1] == set()
+    assert compare_models([str(path), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["naming"][".comfy_attention.config"] == 1
+    assert "U8" not in data["not_quantised"]["weights"]
 
 
 def bank(title, count=3):
