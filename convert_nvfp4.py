@@ -831,6 +831,9 @@ OTHER_PARTS = (
 # What a file is recognised by: names whose first number is one of these, of so many characters, and
 # so many of them. Published models have up to 700 such names.
 TOLD_NUMBERS, MAX_TOLD, MAX_LINES = ("0", "1", "2"), 200, 5000
+# The end of names of tensors with JSON by which a file chooses a module's attention in ComfyUI;
+# they are no part of a weight, and go over as they are.
+ATTENTION_CONFIG = ".comfy_attention.config"
 # Beginnings of the prefixes that ComfyUI looks for (comfy/model_detection.py). A layer configured
 # in the header under such a name makes it look for the model there.
 COMFYUI_PREFIXES = ("model.", "net.")
@@ -14182,7 +14185,7 @@ class StoredLayer:
         """
         count = (self.config or {}).get("num_experts")
         shape = self.weight.shape if self.weight else ()
-        if not isinstance(count, int) or count < 1 or len(shape) not in (2, 3):
+        if type(count) is not int or count < 1 or len(shape) not in (2, 3):
             return 0
         return count if shape[0] == count or (len(shape) == 2 and shape[0] % count == 0) else 0
 
@@ -15368,7 +15371,7 @@ class Work:
         """Share the work between the values of SHARES; all are 0 where there is no work."""
         found = dict.fromkeys(SHARES.values(), 0.0)
         for word, count in self.operations.items():
-            found[SHARES[UNITS[word]]] += count / self.operations.total()
+            found[SHARES[UNITS[word]]] += count / (self.operations.total() or 1)
         return found
 
     def speed(self, card: str) -> float:
@@ -16152,7 +16155,7 @@ def label_of(plan: TensorPlan) -> str:
     """Name how a tensor lies in the output: "NVFP4", "FP8", AS_IT_WAS, or its safetensors dtype."""
     if plan.ref.is_kept:
         return AS_IT_WAS
-    return plan.precision.name if plan.is_quantised else plan.dtype
+    return plan.precision.kind if plan.is_quantised else plan.dtype
 
 
 def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
@@ -16164,7 +16167,7 @@ def totals(plans: Iterable[TensorPlan]) -> dict[str, dict[str, int]]:
     groups = defaultdict(list)
     for plan in plans:
         # Sorted by precision first; all unquantised formats count as one and go by their dtype.
-        groups[min(plan.precision, HALF), label_of(plan)].append(plan)
+        groups[min(plan.precision.rank, HALF.rank), label_of(plan)].append(plan)
     return {
         label: {
             "layers": sum(plan.is_layer for plan in members),
@@ -17939,7 +17942,11 @@ def check_against(
                 kept += defect == "values" and told.damage is None
     # What is left has no original; scales and configurations are what quantising adds.
     parts = {*layer_parts(), *marker_names()} - {"weight", "bias"}
-    extra = (ref.name for name, ref in stored.items() if name.rpartition(".")[2] not in parts)
+    extra = (
+        ref.name
+        for name, ref in stored.items()
+        if name.rpartition(".")[2] not in parts and not name.endswith(ATTENTION_CONFIG)
+    )
     found += [Finding(defect="extra", name=name) for name in extra]
     other = other_source(found, len(source.tensors), kept)
     return ([other], {}) if other else (found, damage)
