@@ -106,8 +106,10 @@ class Int8(Scaled):
             self.decode,
             encoder.dtype,
         )
-        if encoder.kernels and not is_searched:
-            measured = partial(encoder.kernels.encode_int8, rotated=self.rotated > 0)
+        if encoder.kernels:
+            measured = partial(
+                encoder.kernels.encode_int8, rotated=self.rotated > 0, row_scales=row_scales
+            )
         return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
 
     def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:

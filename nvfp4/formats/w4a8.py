@@ -127,7 +127,13 @@ class W4a8(Format):
             made = quantise(rotate(rows.float(), self.rotated), bits=self.bits)
             return made + self.codebooks(levels, len(rows))
 
-        measured = with_damage(encode, self.decode, encoder.dtype)
+        def compiled(rows: torch.Tensor, _: torch.Tensor) -> tuple:
+            *made, damage = encoder.kernels.encode_levels(rows, grid)
+            return *made, *self.codebooks(levels, len(rows)), damage
+
+        # Kernels measure the error while they search; torch's operations decode again for it.
+        is_compiled = encoder.kernels and encoder.search is not amax_block_scales
+        measured = compiled if is_compiled else with_damage(encode, self.decode, encoder.dtype)
         return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
 
     def codebooks(self, levels: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:

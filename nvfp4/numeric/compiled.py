@@ -30,11 +30,13 @@ from nvfp4.numeric.feedback import RoundColumns, room_for, round_columns
 from nvfp4.numeric.float8 import decode_e8m0
 from nvfp4.numeric.gpu_kernel import round_lanes
 from nvfp4.numeric.grids import Codebook
-from nvfp4.numeric.int8 import quantise_int8
+from nvfp4.numeric.int8 import LARGEST_TRIED, amax_row_scales, mse_row_scales, quantise_int8
 from nvfp4.numeric.kernels import FLOAT32, KERNELS, encode_blocks
 from nvfp4.numeric.kernels_int8 import INT8_KERNELS, encode_integers
+from nvfp4.numeric.kernels_levels import LEVEL_KERNELS, encode_groups
+from nvfp4.numeric.level_search import GRIDS, LevelGrid, encode_levels, level_tables
 from nvfp4.numeric.mxfp8 import quantise_mxfp8
-from nvfp4.numeric.rotation import WRITTEN_GROUP
+from nvfp4.numeric.rotation import WRITTEN_GROUP, rotate
 from nvfp4.numeric.scale_search import SCALE_SEARCHES, mse_block_scales
 
 # Lanes (a row under one block scale each) that one program of the triton kernel works on.
@@ -53,6 +55,7 @@ class Kernels:
     encode_blocks: Callable
     encode_bytes: Callable
     encode_integers: Callable
+    encode_groups: Callable
     encode_powers: Callable
     round_in_turn: Callable
 
@@ -91,18 +94,48 @@ class Kernels:
         return stored, Damage(error=error, energy=energy)
 
     def encode_int8(
-        self, weight: torch.Tensor, _: torch.Tensor, *, rotated: bool
+        self, weight: torch.Tensor, _: torch.Tensor, *, rotated: bool, row_scales: Callable
     ) -> tuple[torch.Tensor, torch.Tensor, Damage]:
         """Rotate rows and quantise them as `int8.quantise_int8` does, and measure the damage.
 
-        weight: [n, K] floats on the CPU; rotated: whether by `rotation.rotate` in groups of 256.
-        Returns codes int8 [n, K], row scales float32 [n, 1], and the Damage in plain units.
+        weight: [n, K] floats on the CPU; rotated: whether by `rotation.rotate` in groups of 256;
+        row_scales: mse_row_scales or amax_row_scales, which the compiled search imitates. Returns
+        codes int8 [n, K], row scales float32 [n, 1], and the Damage in plain units.
         """
         rows = weight.float().contiguous()
         codes, scales = torch.empty_like(rows, dtype=torch.int8), rows.new_empty(len(rows), 1)
-        given = (rows.numpy(), rotated, codes.numpy(), scales.flatten().numpy())
+        tried = LARGEST_TRIED if row_scales is mse_row_scales else ()
+        given = (
+            rows.numpy(),
+            rotated,
+            np.array(tried, FLOAT32),
+            codes.numpy(),
+            scales.flatten().numpy(),
+        )
         error, energy = self.encode_integers(*given)
         return codes, scales, Damage(error=error, energy=energy)
+
+    def encode_levels(
+        self, weight: torch.Tensor, grid: LevelGrid
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Damage]:
+        """Rotate rows and quantise them as `level_search.encode_levels` does, with the damage.
+
+        weight: [n, K] floats on the CPU, K a multiple of 256; grid: the codebook, which tells the
+        bits. Returns codes int8 [n, K * bits / 8], group scales float8_e4m3fn [n, K/16], row scales
+        float32 [n], and the Damage in plain units.
+        """
+        rows, bits = weight.float().contiguous(), 4 if len(grid.levels) == 16 else 6
+        columns = rows.shape[1]
+        packed = rows.new_empty(len(rows), columns * bits // 8, dtype=torch.uint8)
+        scales, row_scales = packed.new_empty(len(rows), columns // 16), rows.new_empty(len(rows))
+        # A range whose end is before its beginning has no scales of the other sign.
+        tried = (*grid.tried, *(grid.mirrored or (1, 0)))
+        table = level_tables(grid, rows.device).codes.numpy()
+        given = (np.array(grid.levels, FLOAT32), table, tried)
+        made = (packed, scales, row_scales)
+        error, energy = self.encode_groups(rows.numpy(), given, *(part.numpy() for part in made))
+        group_scales = scales.view(torch.float8_e4m3fn)
+        return packed.view(torch.int8), group_scales, row_scales, Damage(error=error, energy=energy)
 
     def encode_mxfp8(
         self, weight: torch.Tensor, _: torch.Tensor
@@ -157,7 +190,7 @@ def with_names(function: FunctionType, names: dict[str, object]) -> FunctionType
 
 
 def compile_kernels() -> Kernels:
-    """Compile KERNELS and INT8_KERNELS with numba for this machine's CPU.
+    """Compile all kernels with numba for this machine's CPU.
 
     The machine code is cached beside the kernels' file for the next run, where that folder can be
     written. Raises ImportError without numba, and RuntimeError where numba fails or `check_kernels`
@@ -170,8 +203,10 @@ def compile_kernels() -> Kernels:
     # once instead of twice, stays forbidden, or the bits would change.
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan", "ninf"}}
     # Each kernel finds the compiled versions of those before it among these names.
-    names = {**encode_integers.__globals__, **encode_blocks.__globals__}
-    for kernel in (*KERNELS, *INT8_KERNELS):
+    names = {}
+    for one in (encode_groups, encode_integers, encode_blocks):
+        names |= one.__globals__
+    for kernel in (*KERNELS, *INT8_KERNELS, *LEVEL_KERNELS):
         kernel = with_names(kernel, names)
         try:
             names[kernel.__name__] = numba.njit(kernel, cache=True, **options)
@@ -202,9 +237,13 @@ def check_kernels(kernels: Kernels) -> None:
     plain = [encode_nvfp4(sample, scale, search) for search in searches]
     made += [kernels.encode_fp8(sample, scale), kernels.encode_mxfp8(sample, scale)]
     plain += [[encode_fp8(sample, scale)], quantise_mxfp8(sample)]
-    for group in (0, WRITTEN_GROUP):
-        made.append(kernels.encode_int8(sample, scale, rotated=group > 0))
-        plain.append(quantise_int8(sample, group))
+    for group, row_scales in ((0, amax_row_scales), (WRITTEN_GROUP, mse_row_scales)):
+        given = {"rotated": group > 0, "row_scales": row_scales}
+        made.append(kernels.encode_int8(sample, scale, **given))
+        plain.append(quantise_int8(sample, group, row_scales))
+    for bits, grids in GRIDS.items():
+        made += [kernels.encode_levels(sample, grid) for grid in grids]
+        plain += [encode_levels(rotate(sample, WRITTEN_GROUP), grid, bits) for grid in grids]
     for (*found, _), expected in zip(made, plain, strict=True):
         if not all(map(torch.equal, map(as_bytes, found), map(as_bytes, expected))):
             raise RuntimeError("the compiled code rounds differently")

@@ -39,7 +39,8 @@ def mse_row_scales(rows: torch.Tensor) -> torch.Tensor:
     that compiled loops can give the same bits.
     """
     amax = rows.abs().amax(1, keepdim=True)
-    best, error = torch.zeros_like(amax), torch.full_like(amax, torch.inf)
+    # Of rows whose squares leave float32's range, no scale is better than that of amax.
+    best, error = amax_row_scales(rows), torch.full_like(amax, torch.inf)
     for largest in LARGEST_TRIED:
         scale = divide(amax, largest).clamp_(min=LEAST_ROW_SCALE)
         scaled = rows * (1 / scale)

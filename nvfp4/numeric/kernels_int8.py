@@ -10,7 +10,7 @@ import numpy as np
 
 from nvfp4.dtypes import E4M3_MAX, MX_BLOCK
 from nvfp4.numeric.int8 import INT8_MAX, LANE_COLUMNS, LEAST_ROW_SCALE
-from nvfp4.numeric.kernels import FLOAT32, e4m3_codes, e4m3_values
+from nvfp4.numeric.kernels import FLOAT32, LARGEST_FLOAT32, e4m3_codes, e4m3_values
 from nvfp4.numeric.mxfp8 import E8M0_ONE, FIRST_ROUNDED_UP, LAST_E8M0_CODE, MANTISSA_BITS
 
 # The least mantissas that `mxfp8.amax_power_scales` rounds up, by exponent.
@@ -93,13 +93,46 @@ def round_row(
     return np.float64(add_lanes(errors)), np.float64(add_lanes(energies))
 
 
-def encode_integers(
-    rows: np.ndarray, rotated: bool, codes: np.ndarray, scales: np.ndarray
-) -> tuple[float, float]:
-    """Rotate rows and quantise them to INT8 at the scales of `int8.amax_row_scales`.
+def row_error(values: np.ndarray, scale: np.float32, lanes: np.ndarray) -> np.float32:
+    """Compute the squared error of a row at a scale as `int8.mse_row_scales` does.
 
-    rows: [n, K] float32; rotated: whether in groups of 256; codes: [n, K] int8, filled; scales:
-    [n] float32, filled. Returns squared error and energy, summed over rows in float64.
+    values: [K] float32; lanes: [LANE_COLUMNS] float32, overwritten.
+    """
+    lanes[:], reciprocal = 0, FLOAT32(1) / scale
+    for begin in range(0, len(values), LANE_COLUMNS):
+        some = values[begin : begin + LANE_COLUMNS]
+        for j in range(len(some)):
+            scaled = some[j] * reciprocal
+            level = (scaled + ROUND_TO_INTEGERS) - ROUND_TO_INTEGERS
+            error = min(max(level, FLOAT32(-INT8_MAX - 1)), FLOAT32(INT8_MAX)) - scaled
+            lanes[j] += error * error
+    return add_lanes(lanes) * scale * scale
+
+
+def best_row_scale(values: np.ndarray, tried: np.ndarray, lanes: np.ndarray) -> np.float32:
+    """Choose the scale of a row as `int8.mse_row_scales` does.
+
+    values: [K] float32; tried: [m] float32, what the largest magnitude may be in units of the
+    scale, in the order of trying, or none for 127; lanes: [LANE_COLUMNS], overwritten.
+    """
+    amax, least = row_amax(values), LARGEST_FLOAT32
+    best = max(amax / FLOAT32(INT8_MAX), FLOAT32(LEAST_ROW_SCALE))
+    for index in range(len(tried)):
+        scale = max(amax / tried[index], FLOAT32(LEAST_ROW_SCALE))
+        error = row_error(values, scale, lanes)
+        if error < least:
+            best, least = scale, error
+    return best
+
+
+def encode_integers(
+    rows: np.ndarray, rotated: bool, tried: np.ndarray, codes: np.ndarray, scales: np.ndarray
+) -> tuple[float, float]:
+    """Rotate rows and quantise them to INT8 as `int8.quantise_int8` does.
+
+    rows: [n, K] float32; rotated: whether in groups of 256; tried: see `best_row_scale`; codes: [n,
+    K] int8, filled; scales: [n] float32, filled. Returns squared error and energy, summed over rows
+    in float64.
     """
     values, lanes = np.empty(rows.shape[1], FLOAT32), np.empty((2, LANE_COLUMNS), FLOAT32)
     error, energy = 0.0, 0.0
@@ -107,7 +140,7 @@ def encode_integers(
         values[:] = rows[row]
         if rotated:
             rotate_columns(values)
-        scale = max(row_amax(values) / FLOAT32(INT8_MAX), FLOAT32(LEAST_ROW_SCALE))
+        scale = best_row_scale(values, tried, lanes[0])
         scales[row], unit = scale, np.float64(scale) * np.float64(scale)
         more_error, more_energy = round_row(values, scale, codes[row], lanes)
         error, energy = error + more_error * unit, energy + more_energy * unit
@@ -202,6 +235,8 @@ INT8_KERNELS = (
     row_amax,
     add_lanes,
     round_row,
+    row_error,
+    best_row_scale,
     encode_integers,
     power_codes,
     spread_powers,

@@ -19,13 +19,16 @@ from nvfp4.numeric.codes import (
 )
 from nvfp4.numeric.compiled import compile_kernels
 from nvfp4.numeric.damage import measure_damage
-from nvfp4.numeric.int8 import quantise_int8
+from nvfp4.numeric.int8 import amax_row_scales, mse_row_scales, quantise_int8
+from nvfp4.numeric.level_search import GRIDS, encode_levels
 from nvfp4.numeric.mxfp8 import quantise_mxfp8
 from nvfp4.numeric.rotation import WRITTEN_GROUP, rotate
 from nvfp4.numeric.scale_search import SCALE_SEARCHES, mse_block_scales
 from support.weights import KINDS, as_bytes
 
 pytestmark = pytest.mark.slow
+
+WITH_KERNELS = ["NVFP4", "FP8", "INT8", "INT8 not rotated", "W4A8", "W6A8", "MXFP8"]
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +80,9 @@ def test_compiled_8_bit_formats_keep_every_bit(kernels, kind, seed, exponent, co
     cases = [(weight, quantise_mxfp8(weight), kernels.encode_mxfp8(weight, None))]
     for group in (0, WRITTEN_GROUP)[: 1 + (columns % WRITTEN_GROUP == 0)]:
         values = rotate(weight, group) if group else weight
-        made = kernels.encode_int8(weight, None, rotated=group > 0)
-        cases.append((values, quantise_int8(weight, group), made))
+        for search in (amax_row_scales, mse_row_scales):
+            made = kernels.encode_int8(weight, None, rotated=group > 0, row_scales=search)
+            cases.append((values, quantise_int8(weight, group, search), made))
     for values, expected, (*found, damage) in cases:
         assert all(map(torch.equal, as_bytes(found), as_bytes(expected)))
         codes, scale = (part.double() for part in expected)
@@ -87,7 +91,24 @@ def test_compiled_8_bit_formats_keep_every_bit(kernels, kind, seed, exponent, co
         assert damage.relative_rmse == pytest.approx(plain, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("title", ["NVFP4", "FP8", "INT8", "INT8 not rotated", "MXFP8"])
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**31), exponent=st.integers(-30, 100))
+def test_compiled_level_searches_keep_every_bit(kernels, kind, seed, exponent):
+    noise = torch.randn(9, 768, generator=torch.Generator().manual_seed(seed))
+    weight = (KINDS[kind](noise) * 2.0**exponent).float().clamp(-1e35, 1e35)
+    weight[-1] *= 0.0
+    weight[-2, 256:] = 0.0
+    for bits, grids in GRIDS.items():
+        for grid in grids:
+            *found, damage = kernels.encode_levels(weight, grid)
+            expected = encode_levels(rotate(weight, WRITTEN_GROUP), grid, bits)
+            assert all(map(torch.equal, as_bytes(found), as_bytes(expected)))
+            energy = float(weight.double().square().sum())
+            assert damage.energy == pytest.approx(energy, rel=1e-4)
+
+
+@pytest.mark.parametrize("title", WITH_KERNELS)
 def test_formats_store_the_same_with_kernels(kernels, title):
     weight = torch.randn(300, 512, generator=torch.Generator().manual_seed(7)).bfloat16()
     form, stored = format_titled(title), []

@@ -53,7 +53,7 @@ def test_few_scales_are_as_good_as_all(name):
     torch.testing.assert_close((decoded - target).square().sum(1), error, rtol=1e-5, atol=1e-4)
     least = every_error(target, grid).amin(0)
     assert (error > least * 0.9999 - 1e-4).all()
-    assert float(error.sum()) < 1.01 * float(least.sum())
+    assert float(error.sum()) < 1.015 * float(least.sum())
     assert ((scales > 127).any()) == (name == "asymmetric")
 
 
