@@ -15,12 +15,18 @@ from nvfp4.numeric.codes import LAST_E4M3_CODE
 from nvfp4.numeric.int8 import INT8_MAX, LANE_COLUMNS
 from nvfp4.numeric.kernels import FLOAT32, LARGEST_FLOAT32, e4m3_codes_of_at_least, e4m3_values
 from nvfp4.numeric.kernels_int8 import ROUND_TO_INTEGERS, add_lanes, rotate_columns, row_amax
-from nvfp4.numeric.level_search import E4M3_SIGN, SIX_BIT_UNITS, TABLE_COLUMNS, TABLE_MIDDLE, UNITS
+from nvfp4.numeric.level_search import (
+    E4M3_SIGN,
+    SIX_BIT_UNITS,
+    TABLE_COLUMNS,
+    TABLE_MIDDLE,
+    FOUR_BIT_UNITS,
+)
 from nvfp4.numeric.w4a8 import LARGEST_SIX_BITS, LEAST_SUM, W4A8_GROUP
 
 # Groups worked on side by side: their 16 weights as int16 are 2 kB.
 GROUP_LANES = 64
-WHOLE_UNITS = np.int16(UNITS)
+WHOLE_UNITS = np.int16(FOUR_BIT_UNITS)
 
 
 class Room(NamedTuple):
@@ -84,7 +90,7 @@ def first_scales(
     e4m3_codes_of_at_least(largest, room.first)
 
 
-def level_errors(turned: np.ndarray, book: np.ndarray, room: Room) -> None:
+def codebook_errors(turned: np.ndarray, book: np.ndarray, room: Room) -> None:
     """Compute the squared errors of groups to the nearest of 16 levels, in units squared.
 
     turned: [16, GROUP_LANES] int16; book: [16] float32, the levels; room: `scales` of either sign
@@ -150,7 +156,7 @@ def best_scales(
     first, sides, codes, scales = room.first, room.sides, room.codes, room.scales
     best, least, errors = room.best, room.least, room.errors
     uniform = len(book) > W4A8_GROUP
-    units = FLOAT32(SIX_BIT_UNITS) if uniform else FLOAT32(UNITS)
+    units = FLOAT32(SIX_BIT_UNITS) if uniform else FLOAT32(FOUR_BIT_UNITS)
     first_scales(turned, book[-1], units, tried[2] <= tried[3], room)
     least[:] = LARGEST_FLOAT32
     for side in range(2):
@@ -164,7 +170,7 @@ def best_scales(
             if uniform:
                 uniform_errors(turned, room)
             else:
-                level_errors(turned, book, room)
+                codebook_errors(turned, book, room)
             for j in range(GROUP_LANES):
                 better = errors[j] < least[j]
                 best[j] = codes[j] if better else best[j]
@@ -273,7 +279,7 @@ def encode_groups(
     values, snapped = np.empty(columns, FLOAT32), np.empty(columns, np.int16)
     codes, error, energy = np.empty(columns, np.uint8), 0.0, 0.0
     room = make_room()
-    units, shift = (SIX_BIT_UNITS, 7) if uniform else (UNITS, 4)
+    units, shift = (SIX_BIT_UNITS, 7) if uniform else (FOUR_BIT_UNITS, 4)
     for row in range(len(rows)):
         values[:] = rows[row]
         rotate_columns(values)
@@ -281,7 +287,7 @@ def encode_groups(
         row_scales[row], unit = scale, np.float64(scale) * np.float64(scale)
         energy += snap_row(values, scale, FLOAT32(units), snapped) * unit
         found = encode_row(snapped, book, tried, scales[row], room)
-        error += (found if uniform else found / (UNITS * UNITS)) * unit
+        error += (found if uniform else found / (FOUR_BIT_UNITS * FOUR_BIT_UNITS)) * unit
         take_codes(snapped, scales[row], table, shift, codes)
         if uniform:
             for j in range(columns):
@@ -294,7 +300,7 @@ def encode_groups(
 LEVEL_KERNELS = (
     snap_row,
     first_scales,
-    level_errors,
+    codebook_errors,
     uniform_errors,
     best_scales,
     take_codes,

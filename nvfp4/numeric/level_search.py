@@ -27,7 +27,7 @@ TABLE_MIDDLE, TABLE_COLUMNS = 256, 512
 # Weights are rounded to these parts of an INT8 step before the search, so that squared errors are
 # whole numbers of small units and their sums the same in any order, as in `kernels_levels`. That is
 # far less than what codes of 4 bits leave, 2 steps, and those of 6 bits, half a step.
-UNITS, SIX_BIT_UNITS = 32, 256
+FOUR_BIT_UNITS, SIX_BIT_UNITS = 32, 256
 # The sign bit of an E4M3 code.
 E4M3_SIGN = 0x80
 # Groups that a CPU searches at once, so that the scratch memory stays in a core's cache.
@@ -55,7 +55,7 @@ class LevelGrid(NamedTuple):
     @property
     def units(self) -> int:
         """Tell into how many parts an INT8 step is divided for the search."""
-        return UNITS if len(self.levels) == 16 else SIX_BIT_UNITS
+        return FOUR_BIT_UNITS if len(self.levels) == 16 else SIX_BIT_UNITS
 
 
 KITCHEN_GRID = LevelGrid(KITCHEN_CODEBOOK, (-2, 3))

@@ -64,4 +64,5 @@ def test_of_any_numbers_few_codes_are_others(title):
     weight = torch.randn(64, 1024, generator=torch.Generator().manual_seed(1))
     made, expected = stored(title, weight)[0], kitchen(title, weight)[0]
     for name, part in made.items():
-        assert (part.float() == expected[name].float()).float().mean() > 0.999, name
+        same = torch.isclose(part.float(), expected[name].float(), rtol=1e-5)
+        assert same.float().mean() > 0.999, name
