@@ -17,10 +17,10 @@ from nvfp4.numeric.kernels import FLOAT32, LARGEST_FLOAT32, e4m3_codes_of_at_lea
 from nvfp4.numeric.kernels_int8 import ROUND_TO_INTEGERS, add_lanes, rotate_columns, row_amax
 from nvfp4.numeric.level_search import (
     E4M3_SIGN,
+    FOUR_BIT_UNITS,
     SIX_BIT_UNITS,
     TABLE_COLUMNS,
     TABLE_MIDDLE,
-    FOUR_BIT_UNITS,
 )
 from nvfp4.numeric.w4a8 import LARGEST_SIX_BITS, LEAST_SUM, W4A8_GROUP
 
