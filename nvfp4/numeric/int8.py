@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from nvfp4.dtypes import FLOAT32_MAX
 from nvfp4.numeric.codes import divide
 from nvfp4.numeric.rotation import rotate
 
@@ -40,7 +41,7 @@ def mse_row_scales(rows: torch.Tensor) -> torch.Tensor:
     """
     amax = rows.abs().amax(1, keepdim=True)
     # Of rows whose squares leave float32's range, no scale is better than that of amax.
-    best, error = amax_row_scales(rows), torch.full_like(amax, torch.inf)
+    best, error = amax_row_scales(rows), torch.full_like(amax, FLOAT32_MAX)
     for largest in LARGEST_TRIED:
         scale = divide(amax, largest).clamp_(min=LEAST_ROW_SCALE)
         scaled = rows * (1 / scale)

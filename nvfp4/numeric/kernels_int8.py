@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from nvfp4.dtypes import E4M3_MAX, MX_BLOCK
+from nvfp4.dtypes import E4M3_MAX, FLOAT32_MAX, MX_BLOCK
 from nvfp4.numeric.int8 import INT8_MAX, LANE_COLUMNS, LEAST_ROW_SCALE
-from nvfp4.numeric.kernels import FLOAT32, LARGEST_FLOAT32, e4m3_codes, e4m3_values
+from nvfp4.numeric.kernels import FLOAT32, e4m3_codes, e4m3_values
 from nvfp4.numeric.mxfp8 import E8M0_ONE, FIRST_ROUNDED_UP, LAST_E8M0_CODE, MANTISSA_BITS
 
 # The least mantissas that `mxfp8.amax_power_scales` rounds up, by exponent.
@@ -115,7 +115,7 @@ def best_row_scale(values: np.ndarray, tried: np.ndarray, lanes: np.ndarray) -> 
     values: [K] float32; tried: [m] float32, what the largest magnitude may be in units of the
     scale, in the order of trying, or none for 127; lanes: [LANE_COLUMNS], overwritten.
     """
-    amax, least = row_amax(values), LARGEST_FLOAT32
+    amax, least = row_amax(values), FLOAT32(FLOAT32_MAX)
     best = max(amax / FLOAT32(INT8_MAX), FLOAT32(LEAST_ROW_SCALE))
     for index in range(len(tried)):
         scale = max(amax / tried[index], FLOAT32(LEAST_ROW_SCALE))
