@@ -4191,7 +4191,7 @@ def mse_row_scales(rows: torch.Tensor) -> torch.Tensor:
     """
     amax = rows.abs().amax(1, keepdim=True)
     # Of rows whose squares leave float32's range, no scale is better than that of amax.
-    best, error = amax_row_scales(rows), torch.full_like(amax, torch.inf)
+    best, error = amax_row_scales(rows), torch.full_like(amax, FLOAT32_MAX)
     for largest in LARGEST_TRIED:
         scale = divide(amax, largest).clamp_(min=LEAST_ROW_SCALE)
         scaled = rows * (1 / scale)
@@ -4905,7 +4905,7 @@ def best_row_scale(values: np.ndarray, tried: np.ndarray, lanes: np.ndarray) -> 
     values: [K] float32; tried: [m] float32, what the largest magnitude may be in units of the
     scale, in the order of trying, or none for 127; lanes: [LANE_COLUMNS], overwritten.
     """
-    amax, least = row_amax(values), LARGEST_FLOAT32
+    amax, least = row_amax(values), FLOAT32(FLOAT32_MAX)
     best = max(amax / FLOAT32(INT8_MAX), FLOAT32(LEAST_ROW_SCALE))
     for index in range(len(tried)):
         scale = max(amax / tried[index], FLOAT32(LEAST_ROW_SCALE))
