@@ -111,6 +111,6 @@ CARDS = {
         source="AMD's operations per clock and compute unit (2048 and 1024), times 64 compute "
         "units, times 2.97 GHz",
         url="https://gpuopen.com/learn/using_matrix_core_amd_rdna4",
-        needs="torch for ROCm, with comfy_kitchen's HIP kernels (comfy_kitchen 0.2.31 or newer)",
+        needs="torch for ROCm, and comfy-kitchen 0.2.31 or newer",
     ),
 }

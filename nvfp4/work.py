@@ -24,14 +24,16 @@ SHARES = {"FP4": "FP4", "INT8": "INT8 or FP8", "FP8": "INT8 or FP8", "16-bit": "
 class Multiplied(NamedTuple):
     """Hold a linear layer as ComfyUI multiplies by it.
 
-    layer: its name without prefix; weights: how many a token meets; word: a key of `cards.UNITS`;
-    since: the first version of ComfyUI that loads it, "" for a layer that is not quantised.
+    layer: its name without prefix; weights: how many a token meets, of one expert where there are
+    several, as no file tells how many a token goes through; word: a key of `cards.UNITS`; since and
+    kitchen: the first versions of ComfyUI and comfy-kitchen that load it, "" for any.
     """
 
     layer: str
     weights: int
     word: str = "16bit"
     since: str = ""
+    kitchen: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +41,14 @@ class Work:
     """Hold a step's multiply work by format, and what the file needs.
 
     family: a key of `tokens.RUNS`, or "". operations: {key of `cards.UNITS`: multiplications of
-    the linear layers}. since: the first version of ComfyUI that loads the file, "" where nothing is
-    quantised.
+    the linear layers}. since, kitchen: the first versions of ComfyUI and comfy-kitchen that load
+    the file; "" for any, and where nothing is quantised.
     """
 
     family: str
     operations: Counter[str]
     since: str
+    kitchen: str
 
     @property
     def shares(self) -> dict[str, float]:
@@ -84,24 +87,29 @@ def work_of(layers: Iterable[Multiplied], family: str) -> Work:
 
     family: a key of `tokens.RUNS`, or "" for a model of none.
     """
-    layers, operations = [*layers], Counter()
+    layers, counts = [*layers], Counter()
     for layer in layers:
-        operations[layer.word] += layer.weights * tokens_of(layer.layer, family)
+        counts[layer.word] += layer.weights * tokens_of(layer.layer, family)
     since = max((layer.since for layer in layers), key=version_key, default="")
-    return Work(family=family, operations=operations, since=since)
+    kitchen = max((layer.kitchen for layer in layers), key=version_key, default="")
+    # In one order, so that files whose layers come in another give the same floats.
+    operations = Counter({word: counts[word] for word in UNITS if word in counts})
+    return Work(family=family, operations=operations, since=since, kitchen=kitchen)
 
 
 def work_data(work: Work, card: str | None = None) -> dict:
     """Describe the work as data that JSON can have.
 
     card: the class of cards that the file is for, None for any. "speed" is {class: how many times
-    16-bit's speed, estimated}; "comfyui" and "needs" are None where there is nothing to say.
+    16-bit's speed, estimated}; "comfyui", "comfy_kitchen" and "needs" are None where there is
+    nothing to say.
     """
     return {
         "run": typical_run(work.family).title,
         "shares": work.shares,
         "speed": {name: work.speed(name) for name in ([card] if card else CARDS)},
         "comfyui": work.since or None,
+        "comfy_kitchen": work.kitchen or None,
         "needs": work.needs(card) or None,
     }
 
@@ -112,10 +120,11 @@ def render_work(data: dict | None) -> list[str]:
         return []
     shares = {name: f"{100 * share:.0f} %" for name, share in data["shares"].items()}
     speeds = (f"{name} {speed:.1f}x" for name, speed in data["speed"].items())
+    kitchen = f" with comfy-kitchen {data['comfy_kitchen']}" if data["comfy_kitchen"] else ""
     also = f", and for that speed {data['needs']}" if data["needs"] else ""
     return [
         f"multiply work of the linear layers: {shares['FP4']} in FP4, {shares['INT8 or FP8']} in "
         f"INT8 or FP8, {shares['16-bit']} at 16-bit speed ({data['run']})",
         f"estimated speed of these over 16-bit, by peak throughputs: {', '.join(speeds)}",
-        f"needs ComfyUI {data['comfyui']} or newer{also}",
+        f"needs ComfyUI {data['comfyui']}{kitchen} or newer{also}",
     ]

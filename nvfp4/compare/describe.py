@@ -54,22 +54,24 @@ def metadata_value(key: str, model: Model) -> str:
 def work_of_side(side: Side) -> dict | None:
     """Describe the multiply work of a file's diffusion model; None for a GGUF, or another kind.
 
-    A bank of experts counts as one of them, and an unknown format of ComfyUI's as 16-bit.
+    An unknown format of ComfyUI's counts as 16-bit.
     """
     if side.is_gguf or side.kind:
         return None
-    model, beside, layers = side.model, side.model.beside, []
-    for name, layer in side.linear.items():
-        if layer.weight.name in beside or not_linear(name):
+    model, beside, found = side.model, side.model.beside, []
+    for name, layer in side.layers.items():
+        one = layer.expert(0) if layer.experts else layer
+        if len(one.shape) != 2 or layer.weight.name in beside or not_linear(name):
             continue
-        scheme = scheme_of(layer, side)
-        since = layer.format.since if layer.format and scheme.how else ""
-        if since and "pre_quant_scale" in layer.parts:
-            since = SMOOTHING_SINCE
-        layers.append(Multiplied(name, math.prod(layer.shape), scheme.word, since))
+        scheme, weights = scheme_of(layer, side), math.prod(one.shape)
+        if one.format is None or not scheme.how:
+            found.append(Multiplied(name, weights))
+            continue
+        since = SMOOTHING_SINCE if "pre_quant_scale" in layer.parts else one.format.since
+        found.append(Multiplied(name, weights, scheme.word, since, one.format.since_kitchen))
     banks = (ref for ref in model.tensors.values() if ref.is_expert_bank)
-    layers += [Multiplied(bare(ref.layer), math.prod(ref.shape[1:])) for ref in banks]
-    return work_data(work_of(layers, recognise(model)[0]))
+    found += [Multiplied(bare(ref.layer), math.prod(ref.shape[1:])) for ref in banks]
+    return work_data(work_of(found, recognise(model)[0]))
 
 
 def describe(side: Side, pattern: str = "") -> dict:

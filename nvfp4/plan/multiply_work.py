@@ -13,25 +13,29 @@ from nvfp4.work import SMOOTHING_SINCE, Multiplied, Work, work_of
 
 
 def multiplied(plan: TensorPlan) -> Multiplied:
-    """Tell how ComfyUI multiplies by a layer.
-
-    A bank of experts counts as one of them, as no file tells how many a token goes through.
-    """
+    """Tell how ComfyUI multiplies by a layer, or by one of a bank of experts."""
     ref, layer = plan.ref, bare(plan.ref.layer)
-    if ref.is_expert_bank:
-        return Multiplied(layer, plan.weights // ref.shape[0])
+    weights = plan.weights // experts_in(plan)
     if not (plan.is_quantised or ref.config):
-        return Multiplied(layer, plan.weights)
-    shape = plan.format.logical_shape(ref.shape, None) if ref.config else ref.shape
+        return Multiplied(layer, weights)
+    shape = plan.format.logical_shape(ref.shape[-2:], None) if ref.config else ref.shape
     is_marked = bool(plan.config.get("full_precision_matrix_mult"))
     word = plan.format.runs_as(shape, full_precision=is_marked)
     since = plan.format.since if plan.smoothing is None else SMOOTHING_SINCE
-    return Multiplied(layer, plan.weights, word, since)
+    return Multiplied(layer, weights, word, since, plan.format.since_kitchen)
 
 
 def is_in_fp4(plan: TensorPlan) -> bool:
     """Tell whether Blackwell multiplies by a tensor in FP4: a W4A4 layer, of a shape that fits."""
     return plan.is_multiplied and UNITS[multiplied(plan).word] == "FP4"
+
+
+def experts_in(plan: TensorPlan) -> int:
+    """Count the experts whose weights are in a tensor [E, N, K], or configured for [E * N, K]."""
+    shape, count = plan.ref.shape, plan.config.get("num_experts")
+    if len(shape) == 3:
+        return max(shape[0], 1)
+    return count if isinstance(count, int) and count > 0 and shape[0] % count == 0 else 1
 
 
 def family_of(plans: Iterable[TensorPlan]) -> str:

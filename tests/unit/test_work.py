@@ -3,8 +3,12 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from nvfp4.compare.describe import work_of_side
 from nvfp4.compare.entry import compare_models
+from nvfp4.compare.sides import open_side
 from nvfp4.conversion import convert
 from nvfp4.formats.base import format_titled
 from nvfp4.options import Options
@@ -75,6 +79,7 @@ def test_speed_is_the_harmonic_sum():
     assert work.speed("ampere") == pytest.approx(1 / (0.2 / 4 + 0.8))
     assert work.speed("turing") == 1
     assert work.since == "0.31"
+    assert work.kitchen == ""
     assert "CUDA 13" in work.needs(None)
     assert work.needs("turing") == ""
     assert "ROCm" in work.needs("rdna")
@@ -82,6 +87,14 @@ def test_speed_is_the_harmonic_sum():
 
 def test_versions_are_compared_as_numbers():
     assert max("0.9", "0.10", "", key=version_key) == "0.10"
+
+
+def test_comfy_kitchen_is_told_where_it_has_to_be_newer():
+    work = work_of([Multiplied("blocks.0.ffn.0", 100, "w6a8", "0.33", "0.2.40")], "")
+    assert render_work(work_data(work, "rdna"))[2] == (
+        "needs ComfyUI 0.33 with comfy-kitchen 0.2.40 or newer, and for that speed torch for ROCm, "
+        "and comfy-kitchen 0.2.31 or newer"
+    )
 
 
 def test_nothing_quantised_says_nothing():
@@ -127,3 +140,21 @@ def test_conversion_and_comparison_agree(tiny, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["work"] == report.work
     assert compare_models([str(out)]) == 0
     assert f"  {render_work(report.work)[0]}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stored", [(3, 128, 512), (3 * 128, 512)])
+def test_a_bank_of_experts_counts_as_one(stored, tmp_path):
+    config = {"format": "int8_tensorwise", "num_experts": 3}
+    tensors = {
+        "blocks.0.bank.weight": torch.ones(stored, dtype=torch.int8),
+        "blocks.0.bank.weight_scale": torch.ones(*stored[:-1], 1),
+        "blocks.0.bank.comfy_quant": torch.tensor([*json.dumps(config).encode()]).byte(),
+        "blocks.0.other.weight": torch.ones(128, 512),
+        "blocks.0.third.weight": torch.ones(128, 512),
+    }
+    save_file(tensors, tmp_path / "m.safetensors")
+    given = {"preset": "all", "exclude": ("other",), "quiet": True}
+    out = tmp_path / "o.safetensors"
+    report = convert(Options(source=tmp_path / "m.safetensors", output=out, **given))
+    assert report.work["shares"] == pytest.approx(dict.fromkeys(report.work["shares"], 1 / 3))
+    assert work_of_side(open_side(out)) == report.work
