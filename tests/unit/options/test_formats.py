@@ -81,6 +81,26 @@ def test_formats_and_cards_that_lack_what_is_asked_for_are_refused():
     assert Options(**BASE, **gguf, card="ampere", formats="nvfp4,fp8")
 
 
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ("--recipe int8 --input-scale-value 1", {"recipe": "int8", "input_scale_value": 1}),
+        ("--recipe w4a8 --formats int8", {"recipe": "w4a8", "formats": "int8"}),
+        ("--card turing --full-precision-mm --recipe mixed",
+         {"card": "turing", "full_precision": {"--full-precision-mm"}}),
+        ("--formats w4a8,16bit --sensitive-as w4a16",
+         {"formats": "w4a8,16bit", "sensitive_as": "w4a16"}),
+        ("--gguf g --use-int8 --card rdna --use-fp8 --formats 16bit",
+         {"gguf": "g", "use_int8": True, "use_fp8": True, "card": "rdna", "formats": "16bit"}),
+    ],
+)  # fmt: skip
+def test_both_interfaces_refuse_in_the_same_words(words, values, capsys):
+    with pytest.raises(SystemExit):
+        parse_options([*BASE.values(), *words.split()])
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.removeprefix("convert_nvfp4.py: error: ") == refused(**values)[0]
+
+
 def test_the_table_of_formats_says_what_the_rows_do():
     text = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.* \|)$", text, re.MULTILINE))

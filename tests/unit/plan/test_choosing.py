@@ -1,6 +1,7 @@
 """Formats by options: recipes, --use-int8, --formats and --card, --sensitive-as."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ MXFP8 = format_titled("MXFP8")
 MODELS = ("wan21_i2v_14b", "flux_dev", "anima", "lumina2")
 
 
+@cache
 def plans_of_family(name, *arguments):
     """{tensor: plan} of a published model's names and shapes."""
     report = planned_for(read_headers(FAMILIES / f"{name}.txt"), [*arguments])
