@@ -110,3 +110,16 @@ def test_a_source_that_is_of_the_recipe_already_goes_over(tmp_path, capsys):
     assert c.main([str(half), str(tmp_path / "p.safetensors"), *every, "--recipe", "int8"]) == 1
     problem = "--recipe int8: blocks.0.x, blocks.1.x: quantised otherwise in the source already"
     assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["preset", "w4a8", "turing"])
+def test_a_chosen_plan_is_replayed_exactly(name, tiny, tmp_path):
+    config, first, again = (tmp_path / n for n in ("p.json", "a.safetensors", "b.safetensors"))
+    given = [*FILES[name][0], "--quiet"]
+    assert c.main([str(tiny), str(first), *given, "--layer-config-out", str(config)]) == 0
+    assert c.main([str(tiny), str(again), "--layer-config", str(config), "--quiet"]) == 0
+    expected, found = load_file(first), load_file(again)
+    assert expected.keys() == found.keys()
+    for key, tensor in expected.items():
+        both = (t.reshape(-1).view(torch.uint8) for t in (tensor, found[key]))
+        assert torch.equal(*both), key
