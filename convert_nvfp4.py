@@ -15101,8 +15101,10 @@ def lint_values(layer: StoredLayer) -> Iterator[Finding]:
 
     All scales but scalars are read whole. What is wrong with them, the format's `faults` says.
     """
-    parts = layer.format.parts(layer.shape)
-    names = [suffix for suffix, (_, shape) in parts.items() if math.prod(shape) != 1]
+    form = layer.format
+    parts = form.parts(layer.shape)
+    # The scales of a weight of one row are a single number, too, but no scalar of the format.
+    names = [k for k, (_, shape) in parts.items() if shape not in ((), form.scalar_shape)]
     scales = {suffix: load_part(layer.parts[suffix]) for suffix in names if suffix != "weight"}
     for defect, detail in layer.format.faults(scales, layer.weight.shape):
         yield Finding(defect=defect, name=layer.name, detail=detail)

@@ -137,6 +137,15 @@ def test_the_comparison_names_schemes_and_needs(sound, converted, capsys):
     assert "not compared" not in text
 
 
+@pytest.mark.parametrize("title", TITLES[:4])
+def test_a_weight_of_one_row(title, tmp_path):
+    tensors, config = encoded(torch.randn(1, 256), title)
+    found = {f"a.{suffix}": tensor for suffix, tensor in tensors.items()}
+    path = tmp_path / "m.safetensors"
+    save_file(found | {"a.comfy_quant": configuration(**config)}, path)
+    assert {defect for defect, _, _ in findings(path)[1]} == {"one form"}
+
+
 def test_the_choice_of_an_attention_is_no_stray(sound, tiny, tmp_path, capsys):
     file, key = Integers(sound), "blocks.3.self_attn.comfy_attention.config"
     file.tensors[key] = configuration(attention="comfy_kitchen_int8")
