@@ -75,8 +75,9 @@ def main() -> None:
             taken = seconds(lambda run=run: compute.map(run, weight), device)
             print(f"  {label:38} {weight.numel() / taken / 1e6:10,.0f} million weights/s")
         compute.search, compute.kernels = search, kernels
+        source = weight.bfloat16().cpu()
         for form in filter(lambda form: form.option and form.is_quantised, c.Format.rows):
-            taken = seconds(functools.partial(convert, form, weight.cpu(), compute), device)
+            taken = seconds(functools.partial(convert, form, source, compute), device)
             label = f"{form.title}, as a conversion does it"
             print(f"  {label:38} {weight.numel() / taken / 1e6:10,.0f} million weights/s")
 

@@ -34,6 +34,7 @@ from nvfp4.numeric.int8 import LARGEST_TRIED, amax_row_scales, mse_row_scales, q
 from nvfp4.numeric.kernels import FLOAT32, KERNELS, encode_blocks
 from nvfp4.numeric.kernels_int8 import INT8_KERNELS, encode_integers
 from nvfp4.numeric.kernels_levels import LEVEL_KERNELS, encode_groups
+from nvfp4.numeric.kernels_rounding import ROUNDING_KERNELS, round_in_turn
 from nvfp4.numeric.level_search import GRIDS, LevelGrid, encode_levels, level_tables
 from nvfp4.numeric.mxfp8 import quantise_mxfp8
 from nvfp4.numeric.rotation import WRITTEN_GROUP, rotate
@@ -166,12 +167,9 @@ class Kernels:
         Sums run in another order than torch's, so that the last bits of levels, changes and costs
         may differ, and with them what rounding by statistics stores.
         """
-        # A codebook has no kernel: torch's operations round to it.
-        if isinstance(grid, Codebook):
-            return round_columns(wanted, free, coefficients, steps, grid)
         made = room_for(wanted, steps)
         given = (wanted, free, coefficients[0].contiguous(), coefficients[1], steps)
-        limits = (FLOAT32(grid.least_normal), FLOAT32(grid.largest), FLOAT32(grid.shift))
+        limits = (*map(FLOAT32, limits_of(grid)), book_of(grid).numpy())
         inputs, outputs = (tuple(tensor.numpy() for tensor in some) for some in (given, made))
         self.round_in_turn(inputs, limits, outputs)
         return made
@@ -204,9 +202,9 @@ def compile_kernels() -> Kernels:
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan", "ninf"}}
     # Each kernel finds the compiled versions of those before it among these names.
     names = {}
-    for one in (encode_groups, encode_integers, encode_blocks):
+    for one in (encode_groups, encode_integers, round_in_turn, encode_blocks):
         names |= one.__globals__
-    for kernel in (*KERNELS, *INT8_KERNELS, *LEVEL_KERNELS):
+    for kernel in (*KERNELS, *INT8_KERNELS, *LEVEL_KERNELS, *ROUNDING_KERNELS):
         kernel = with_names(kernel, names)
         try:
             names[kernel.__name__] = numba.njit(kernel, cache=True, **options)
@@ -247,17 +245,34 @@ def check_kernels(kernels: Kernels) -> None:
     for (*found, _), expected in zip(made, plain, strict=True):
         if not all(map(torch.equal, map(as_bytes, found), map(as_bytes, expected))):
             raise RuntimeError("the compiled code rounds differently")
-    wanted, within = sample[:BLOCK_SIZE], (sample[:BLOCK_SIZE, -BLOCK_SIZE:], torch.ones(16))
-    given = (wanted, wanted, within, torch.full((2, 512), 0.25), E2M1)
-    # Sums over columns run in another order than torch's, so that a few ties may fall otherwise.
-    pairs = zip(kernels.round_columns(*given), round_columns(*given), strict=True)
-    if not all(torch.isclose(one, other).float().mean() > 0.99 for one, other in pairs):
-        raise RuntimeError("the compiled code rounds differently")
+    within = (sample[:BLOCK_SIZE, -BLOCK_SIZE:], torch.ones(BLOCK_SIZE))
+    books = [grid.codebook(sample.device) for grids in GRIDS.values() for grid in grids]
+    # The levels of a codebook decode to integers of up to 64 here, and weights are as large.
+    cases = [(E2M1, 1.0, 0.25), *((Codebook(book), 20.0, 64 / float(book[-1])) for book in books)]
+    for grid, unit, step in cases:
+        wanted = sample[:BLOCK_SIZE] * unit
+        given = (wanted, wanted, within, torch.full((2, 512), step), grid)
+        # Sums over columns run in another order than torch's, so a few ties may fall otherwise.
+        pairs = zip(kernels.round_columns(*given), round_columns(*given), strict=True)
+        if not all(torch.isclose(one, other).float().mean() > 0.99 for one, other in pairs):
+            raise RuntimeError("the compiled code rounds differently")
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """View a tensor as uint8, since float8 tensors cannot be compared."""
     return tensor.view(torch.uint8)
+
+
+def limits_of(grid: FloatGrid | Codebook) -> tuple[float, float, float]:
+    """Return least normal, largest value and shift of a float format; zeros for a codebook."""
+    if isinstance(grid, Codebook):
+        return 0.0, 0.0, 0.0
+    return grid.least_normal, grid.largest, grid.shift
+
+
+def book_of(grid: FloatGrid | Codebook) -> torch.Tensor:
+    """Return the levels of a codebook [L] float32, none for a float format."""
+    return grid.levels if isinstance(grid, Codebook) else torch.empty(0)
 
 
 def compile_rounder() -> RoundColumns:
@@ -282,14 +297,16 @@ def compile_rounder() -> RoundColumns:
         grid: FloatGrid | Codebook,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Launch the kernel: LANES_AT_ONCE rows under a block scale in each program."""
-        if isinstance(grid, Codebook):
-            return round_columns(wanted, free, coefficients, steps, grid)
         (within, pivots), lanes, width = coefficients, steps.numel(), LANES_AT_ONCE
-        made, limits = room_for(wanted, steps), (grid.least_normal, grid.largest, grid.shift)
+        made, book = room_for(wanted, steps), book_of(grid)
         # The kernel addresses tensors by plain arithmetic, and takes only `within` as strided.
-        inputs = (wanted, free, within, pivots, steps.contiguous())
+        levels = book if len(book) else wanted
+        inputs = (wanted, free, within, pivots, steps.contiguous(), levels)
         sizes = (wanted.shape[1], lanes, within.stride(0), len(wanted))
-        kernel[(-(-lanes // width),)](*inputs, *made, *sizes, *limits, width)
+        # What a level decodes to is rounded twice, as the decoder does it.
+        options = {"enable_fp_fusion": not len(book)}
+        constants = (*limits_of(grid), len(book), width)
+        kernel[(-(-lanes // width),)](*inputs, *made, *sizes, *constants, **options)
         return made
 
     return compiled

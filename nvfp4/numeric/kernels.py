@@ -1,6 +1,6 @@
 """Write the hot loops over a few rows so that numba can compile them.
 
-What `codes`, `scale_search` and `feedback` do with many torch operations, these loops do in one
+What `codes` and `scale_search` do with many torch operations, these loops do in one
 pass over memory and without Python's lock: the same bits, and ten times faster once `compiled` has
 compiled them. Nothing calls them uncompiled. Arrays are numpy's; blocks lie side by side, [16, b],
 so that each loop over lanes becomes vector instructions.
@@ -12,19 +12,11 @@ import numpy as np
 import torch
 
 from nvfp4.dtypes import BLOCK_SIZE, E2M1_MAX, E4M3_MAX
-from nvfp4.numeric.codes import (
-    FIRST_NORMAL_E4M3_CODE,
-    FLOAT32_EXPONENT,
-    LAST_E4M3_CODE,
-    ROUND_TO_HALVES,
-)
+from nvfp4.numeric.codes import FIRST_NORMAL_E4M3_CODE, LAST_E4M3_CODE, ROUND_TO_HALVES
 from nvfp4.numeric.scale_search import DOUBT, FIRST_OFFSET, LAST_OFFSET, UNHALVED_E4M3_CODE
 
 # The float32 value of each positive E4M3 code; the last one, 127, is NaN.
 E4M3_VALUES = torch.arange(128, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
-# Rows that `round_in_turn` works on at once: 16 columns of 256 float32 are 16 kB, which stay in a
-# core's first-level cache.
-ROWS_IN_TURN = 256
 # Blocks worked on side by side: the 16 magnitudes of each, 4 kB, stay in the first-level cache, and
 # loops over them become vector instructions.
 LANES = 64
@@ -324,66 +316,6 @@ def encode_bytes(weights: np.ndarray, scale: np.float32, codes: np.ndarray) -> t
     return total(errors), total(energies)
 
 
-def add_feedback(want: np.ndarray, factors: np.ndarray, changes: np.ndarray) -> None:
-    """Add the feedback of columns that are rounded to one that is to be rounded.
-
-    want: [n] float32, updated; factors: [c]; changes: [c, n]. The sum factors @ changes runs one
-    column after the other, not in the order of torch's matrix product.
-    """
-    for column in range(len(factors)):
-        factor, change = factors[column], changes[column]
-        for row in range(len(want)):
-            want[row] += factor * change[row]
-
-
-def round_levels(
-    want: np.ndarray, step: np.ndarray, grid: tuple[np.float32, ...], level: np.ndarray
-) -> None:
-    """Round one column to a format's grid, as `feedback.round_to_grid` does with want / step.
-
-    want, step: [n] float32; grid: its least normal, its largest value and its shift, float32;
-    level: [n] float32, filled.
-    """
-    least, largest, shift = grid
-    powers = np.empty(len(want), FLOAT32)
-    bits = powers.view(np.int32)
-    for row in range(len(want)):
-        level[row] = want[row] / step[row]
-        powers[row] = min(max(abs(level[row]), least), largest)
-    # Without its mantissa, a value is the power of two at or below it, which scales the shift.
-    for row in range(len(want)):
-        bits[row] &= FLOAT32_EXPONENT
-    for row in range(len(want)):
-        large = powers[row] * shift
-        level[row] = min(max(level[row] + large - large, -largest), largest)
-
-
-def round_in_turn(
-    inputs: tuple[np.ndarray, ...], grid: tuple[np.float32, ...], made: tuple[np.ndarray, ...]
-) -> None:
-    """Round the columns of a block as `feedback.round_columns` does.
-
-    inputs: wanted [c, n], free [c, n], within [c, c], pivots [c] and steps [m, n]; grid: as in
-    `round_levels`; made: levels [c, m, n], changes [c, m, n] and costs [m, n], filled. All float32.
-    A few rows are taken at a time, so that what they need stays in the first-level cache.
-    """
-    (wanted, free, within, pivots, steps), (levels, changes, costs) = inputs, made
-    columns, rows = wanted.shape
-    for scale in range(len(steps)):
-        for begin in range(0, rows, ROWS_IN_TURN):
-            some = slice(begin, min(begin + ROWS_IN_TURN, rows))
-            step, cost = steps[scale, some], costs[scale, some]
-            for column in range(columns):
-                want, spare = wanted[column, some].copy(), free[column, some]
-                add_feedback(want, within[column, :column], changes[:column, scale, some])
-                level, change = levels[column, scale, some], changes[column, scale, some]
-                round_levels(want, step, grid, level)
-                for row in range(len(want)):
-                    decoded = level[row] * step[row]
-                    change[row] = spare[row] - decoded
-                    cost[row] += (decoded - want[row]) * (decoded - want[row]) * pivots[column]
-
-
 def total(values: np.ndarray) -> float:
     """Sum values [n] one after the other in float64."""
     result = 0.0
@@ -406,7 +338,4 @@ KERNELS = (
     pack_blocks,
     encode_blocks,
     encode_bytes,
-    add_feedback,
-    round_levels,
-    round_in_turn,
 )

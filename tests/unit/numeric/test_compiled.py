@@ -124,6 +124,22 @@ def test_formats_store_the_same_with_kernels(kernels, title):
     assert other == pytest.approx(error, rel=1e-4)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("title", WITH_KERNELS)
+def test_a_gpu_stores_what_a_cpu_stores(title):
+    weight = torch.randn(600, 2048, generator=torch.Generator().manual_seed(8)).bfloat16()
+    weight[:8] *= torch.logspace(-20, 0, 8).unsqueeze(1)
+    weight[9], weight[10, :512] = 0.0, -0.0
+    form, stored = format_titled(title), []
+    for device in ("cpu", "cuda"):
+        moved = weight.to(device)
+        with Compute(moved.device, search=mse_block_scales) as compute:
+            encoded = form.encode(Given("layer", moved, largest_magnitude(moved)), compute)
+        parts = (torch.cat(encoded.codes), *encoded.by_rows, encoded.scale.reshape(1))
+        stored.append(as_bytes([part.cpu().contiguous() for part in parts]))
+    assert all(map(torch.equal, *stored))
+
+
 def relative_error(values, decoded):
     return float((decoded - values.double()).norm() / values.double().norm())
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from nvfp4.dtypes import E2M1_VALUES
 from nvfp4.formats.fp8 import FP8
+from nvfp4.formats.int8 import INT8
+from nvfp4.formats.mxfp8 import MXFP8
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.recording import count_different
 from nvfp4.numeric.codes import (
@@ -26,6 +28,8 @@ from nvfp4.numeric.codes import (
 )
 from nvfp4.numeric.compiled import compile_kernels, compile_rounder
 from nvfp4.numeric.feedback import Rounder, make_feedback, output_error, unrounded
+from nvfp4.numeric.grids import Codebook, Grid, steps_for
+from nvfp4.numeric.level_search import ASYMMETRIC_GRID
 from nvfp4.numeric.scale_search import mse_block_scales
 from support.activations import correlated, statistics
 
@@ -126,32 +130,56 @@ def test_few_different_rows_are_damped_more():
         assert dataclasses.replace(given, independent=independent).dampings == expected
 
 
+def with_levels(*levels):
+    """A grid of a codebook with the steps that suit it."""
+    book = torch.tensor(levels, dtype=torch.float32)
+    return Grid(Codebook(book), 16, steps_for(book))
+
+
+GRIDS = {
+    "NVFP4": NVFP4.grid,
+    "INT8": INT8.grid,
+    "MXFP8": MXFP8.grid,
+    "W4A8": with_levels(*ASYMMETRIC_GRID.levels),
+    "W6A8": with_levels(*range(-31, 32)),
+}
+
+
+def in_units(name):
+    """Rows to round: up to 300 * 4, or in units of INT8's steps."""
+    rows = torch.randn(300, 256, generator=torch.Generator().manual_seed(2)) * 300
+    return rows if name in ("NVFP4", "MXFP8") else rows / rows.abs().amax(1, keepdim=True) * 127
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_gpu_rounds_as_a_cpu_does(compiled):
-    on_gpu = Rounder(compile_rounder()) if compiled else Rounder()
-    here, weight = statistics(correlated(256)), torch.randn(64, 256) * 300
+def test_a_gpu_rounds_as_a_cpu_does(compiled, name):
+    on_gpu, grid = Rounder(compile_rounder()) if compiled else Rounder(), GRIDS[name]
+    here, weight = statistics(correlated(256)), in_units(name)
     moved = {name: getattr(here, name).cuda() for name in ("mean", "second", "rows")}
     there = dataclasses.replace(here, **moved)
     errors = []
     for stats, rows in ((here, weight), (there, weight.cuda()), (there, weight.cuda())):
-        feedback = make_feedback(stats, 0.01, 16, centred=True)
+        feedback = make_feedback(stats, 0.01, grid.group, centred=True)
         rounder = on_gpu if rows.is_cuda else Rounder()
-        rounded = rounder.round_rows(rows, feedback, NVFP4.grid)
+        moved = grid.with_codebook(*(levels.to(rows.device) for levels in grid.codebook))
+        rounded = rounder.round_rows(rows, feedback, moved)
         errors.append(output_error(rounded.residual, feedback))
     assert errors[1:] == [pytest.approx(errors[0], rel=1e-3)] * 2
     assert errors[1] == errors[2]  # the graph that is replayed
 
 
 @pytest.mark.slow
-def test_compiled_rounding_is_that_of_torch():
+@pytest.mark.parametrize("name", GRIDS)
+def test_compiled_rounding_is_that_of_torch(name):
     pytest.importorskip("numba")
-    feedback = make_feedback(statistics(correlated(256)), 0.01, 16, centred=True)
-    weight = torch.randn(300, 256, generator=torch.Generator().manual_seed(2)) * 300
-    plain = Rounder().round_rows(weight, feedback, NVFP4.grid)
+    weight, grid = in_units(name), GRIDS[name]
+    feedback = make_feedback(statistics(correlated(256)), 0.01, grid.group, centred=True)
+    plain = Rounder().round_rows(weight, feedback, grid)
     rounder = Rounder(compile_kernels().round_columns)
-    compiled = rounder.round_rows(weight, feedback, NVFP4.grid)
+    compiled = rounder.round_rows(weight, feedback, grid)
     assert (plain.levels != compiled.levels).float().mean() < 0.01
     errors = [output_error(one.residual, feedback) for one in (plain, compiled)]
     assert errors[0] == pytest.approx(errors[1], rel=1e-3)
