@@ -4125,16 +4125,18 @@ if TYPE_CHECKING:
 
 
 def round_lanes(  # noqa: PLR0913
-    wanted, free, within, pivots, steps, levels, changes, costs, rows, lanes, stride, columns,
-    least: tl.constexpr, largest: tl.constexpr, shift: tl.constexpr, width: tl.constexpr,
+    wanted, free, within, pivots, steps, book, levels, changes, costs, rows, lanes, stride, columns,
+    least: tl.constexpr, largest: tl.constexpr, shift: tl.constexpr, count: tl.constexpr,
+    width: tl.constexpr,
 ):  # fmt: skip
     """Do what `feedback.round_columns` does, in one kernel.
 
     A lane is one row under one block scale. wanted, free: [columns, rows]; within: [columns,
     columns], its rows `stride` elements apart; pivots: [columns]; steps: [m, rows], flat; levels,
     changes: [columns, m, rows], filled; costs: [m, rows], filled; all float32 pointers. lanes is m
-    * rows; least, largest, shift are those of the grid; width is the number of lanes a program.
-    Sums are contracted, so that bits may differ from those of other devices.
+    * rows; least, largest, shift are those of a float format; book: [count], the levels of a
+    codebook, where count is not 0; width is the number of lanes a program. Sums are contracted, so
+    that bits may differ from those of other devices.
     """
     lane = tl.program_id(0) * width + tl.arange(0, width)
     inside, row = lane < lanes, lane % rows
@@ -4145,15 +4147,39 @@ def round_lanes(  # noqa: PLR0913
         for other in range(column):
             change = tl.load(changes + other * lanes + lane, mask=inside)
             want += tl.load(within + column * stride + other) * change
-        scaled = want / step
-        power = tl.minimum(tl.maximum(tl.abs(scaled), least), largest)
-        power = (power.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-        level = (scaled + power * shift) - power * shift
-        level = tl.minimum(tl.maximum(level, -largest), largest)
-        error = level * step - want
+        if count:
+            scaled = want * (1.0 / step)
+            if count > 16:
+                # More levels than 16 are whole numbers.
+                first, last = tl.load(book), tl.load(book + count - 1)
+                high = tl.ceil(scaled)
+                low = tl.minimum(tl.maximum(high - 1.0, first), last)
+                high = tl.minimum(tl.maximum(high, first), last)
+            else:
+                low = tl.zeros((width,), dtype=tl.float32) + tl.load(book)
+                high = tl.zeros((width,), dtype=tl.float32) + tl.load(book + count - 1)
+                for index in tl.static_range(count):
+                    up, down = tl.load(book + index), tl.load(book + count - 1 - index)
+                    low = tl.where(up < scaled, up, low)
+                    high = tl.where(down >= scaled, down, high)
+            # Adding 1.5 * 2**23 and taking it away again leaves the nearest integer, ties to even.
+            below = (low * step + 12582912.0) - 12582912.0
+            above = (high * step + 12582912.0) - 12582912.0
+            below = tl.minimum(tl.maximum(below, -127.0), 127.0)
+            above = tl.minimum(tl.maximum(above, -127.0), 127.0)
+            is_upper = tl.abs(above - want) < tl.abs(want - below)
+            level, decoded = tl.where(is_upper, high, low), tl.where(is_upper, above, below)
+        else:
+            scaled = want / step
+            power = tl.minimum(tl.maximum(tl.abs(scaled), least), largest)
+            power = (power.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+            level = (scaled + power * shift) - power * shift
+            level = tl.minimum(tl.maximum(level, -largest), largest)
+            decoded = level * step
+        error = decoded - want
         cost += tl.load(pivots + column) * error * error
         tl.store(levels + column * lanes + lane, level, mask=inside)
-        change = tl.load(free + column * rows + row, mask=inside) - level * step
+        change = tl.load(free + column * rows + row, mask=inside) - decoded
         tl.store(changes + column * lanes + lane, change, mask=inside)
     tl.store(costs + lane, cost, mask=inside)
 
@@ -4411,9 +4437,6 @@ def candidate_codes(first: torch.Tensor) -> torch.Tensor:
 
 # The float32 value of each positive E4M3 code; the last one, 127, is NaN.
 E4M3_VALUES = torch.arange(128, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
-# Rows that `round_in_turn` works on at once: 16 columns of 256 float32 are 16 kB, which stay in a
-# core's first-level cache.
-ROWS_IN_TURN = 256
 # Blocks worked on side by side: the 16 magnitudes of each, 4 kB, stay in the first-level cache, and
 # loops over them become vector instructions.
 LANES = 64
@@ -4713,66 +4736,6 @@ def encode_bytes(weights: np.ndarray, scale: np.float32, codes: np.ndarray) -> t
     return total(errors), total(energies)
 
 
-def add_feedback(want: np.ndarray, factors: np.ndarray, changes: np.ndarray) -> None:
-    """Add the feedback of columns that are rounded to one that is to be rounded.
-
-    want: [n] float32, updated; factors: [c]; changes: [c, n]. The sum factors @ changes runs one
-    column after the other, not in the order of torch's matrix product.
-    """
-    for column in range(len(factors)):
-        factor, change = factors[column], changes[column]
-        for row in range(len(want)):
-            want[row] += factor * change[row]
-
-
-def round_levels(
-    want: np.ndarray, step: np.ndarray, grid: tuple[np.float32, ...], level: np.ndarray
-) -> None:
-    """Round one column to a format's grid, as `feedback.round_to_grid` does with want / step.
-
-    want, step: [n] float32; grid: its least normal, its largest value and its shift, float32;
-    level: [n] float32, filled.
-    """
-    least, largest, shift = grid
-    powers = np.empty(len(want), FLOAT32)
-    bits = powers.view(np.int32)
-    for row in range(len(want)):
-        level[row] = want[row] / step[row]
-        powers[row] = min(max(abs(level[row]), least), largest)
-    # Without its mantissa, a value is the power of two at or below it, which scales the shift.
-    for row in range(len(want)):
-        bits[row] &= FLOAT32_EXPONENT
-    for row in range(len(want)):
-        large = powers[row] * shift
-        level[row] = min(max(level[row] + large - large, -largest), largest)
-
-
-def round_in_turn(
-    inputs: tuple[np.ndarray, ...], grid: tuple[np.float32, ...], made: tuple[np.ndarray, ...]
-) -> None:
-    """Round the columns of a block as `feedback.round_columns` does.
-
-    inputs: wanted [c, n], free [c, n], within [c, c], pivots [c] and steps [m, n]; grid: as in
-    `round_levels`; made: levels [c, m, n], changes [c, m, n] and costs [m, n], filled. All float32.
-    A few rows are taken at a time, so that what they need stays in the first-level cache.
-    """
-    (wanted, free, within, pivots, steps), (levels, changes, costs) = inputs, made
-    columns, rows = wanted.shape
-    for scale in range(len(steps)):
-        for begin in range(0, rows, ROWS_IN_TURN):
-            some = slice(begin, min(begin + ROWS_IN_TURN, rows))
-            step, cost = steps[scale, some], costs[scale, some]
-            for column in range(columns):
-                want, spare = wanted[column, some].copy(), free[column, some]
-                add_feedback(want, within[column, :column], changes[:column, scale, some])
-                level, change = levels[column, scale, some], changes[column, scale, some]
-                round_levels(want, step, grid, level)
-                for row in range(len(want)):
-                    decoded = level[row] * step[row]
-                    change[row] = spare[row] - decoded
-                    cost[row] += (decoded - want[row]) * (decoded - want[row]) * pivots[column]
-
-
 def total(values: np.ndarray) -> float:
     """Sum values [n] one after the other in float64."""
     result = 0.0
@@ -4795,9 +4758,6 @@ KERNELS = (
     pack_blocks,
     encode_blocks,
     encode_bytes,
-    add_feedback,
-    round_levels,
-    round_in_turn,
 )
 
 
@@ -5698,6 +5658,126 @@ LEVEL_KERNELS = (
 )
 
 
+# ── nvfp4/numeric/kernels_rounding.py: Write the loops that round by statistics, so that numba can 
+
+# Rows that `round_in_turn` works on at once: 16 columns of 256 float32 are 16 kB, which stay in a
+# core's first-level cache.
+ROWS_IN_TURN = 256
+
+
+def add_feedback(want: np.ndarray, factors: np.ndarray, changes: np.ndarray) -> None:
+    """Add the feedback of columns that are rounded to one that is to be rounded.
+
+    want: [n] float32, updated; factors: [c]; changes: [c, n]. The sum factors @ changes runs one
+    column after the other, not in the order of torch's matrix product.
+    """
+    for column in range(len(factors)):
+        factor, change = factors[column], changes[column]
+        for row in range(len(want)):
+            want[row] += factor * change[row]
+
+
+def round_levels(
+    want: np.ndarray, step: np.ndarray, grid: tuple[np.float32, ...], level: np.ndarray
+) -> None:
+    """Round one column to a float format's values, as `FloatGrid.under` does with want / step.
+
+    want, step: [n] float32; grid: its least normal, its largest value and its shift, float32;
+    level: [n] float32, filled.
+    """
+    least, largest, shift, _ = grid
+    powers = np.empty(len(want), FLOAT32)
+    bits = powers.view(np.int32)
+    for row in range(len(want)):
+        level[row] = want[row] / step[row]
+        powers[row] = min(max(abs(level[row]), least), largest)
+    # Without its mantissa, a value is the power of two at or below it, which scales the shift.
+    for row in range(len(want)):
+        bits[row] &= FLOAT32_EXPONENT
+    for row in range(len(want)):
+        large = powers[row] * shift
+        level[row] = min(max(level[row] + large - large, -largest), largest)
+
+
+def enclose(scaled: np.ndarray, book: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """Find the levels that enclose numbers: the last one below, and the next.
+
+    scaled: [n] float32; book: [L] float32, ascending: 16 levels, or more that are whole numbers;
+    low, high: [n] float32, filled. Beyond the first and last level both are that one.
+    """
+    if len(book) > W4A8_GROUP:
+        for row in range(len(scaled)):
+            above = np.ceil(scaled[row])
+            low[row] = min(max(above - FLOAT32(1), book[0]), book[-1])
+            high[row] = min(max(above, book[0]), book[-1])
+        return
+    low[:], high[:] = book[0], book[-1]
+    for index in range(len(book)):
+        up, down = book[index], book[len(book) - 1 - index]
+        for row in range(len(scaled)):
+            low[row] = up if up < scaled[row] else low[row]
+            high[row] = down if down >= scaled[row] else high[row]
+
+
+def round_to_book(
+    want: np.ndarray, step: np.ndarray, book: np.ndarray, level: np.ndarray, decoded: np.ndarray
+) -> None:
+    """Round one column to the levels of a codebook, as `Codebook.under` does.
+
+    want, step: [n] float32; book: [L] float32; level, decoded: at least [n] float32, filled: the
+    levels, and the integers that they are decoded to under the steps.
+    """
+    high, scaled = np.empty(len(want), FLOAT32), np.empty(len(want), FLOAT32)
+    for row in range(len(want)):
+        scaled[row] = want[row] * (FLOAT32(1) / step[row])
+    enclose(scaled, book, level, high)
+    for row in range(len(want)):
+        below = (level[row] * step[row] + ROUND_TO_INTEGERS) - ROUND_TO_INTEGERS
+        above = (high[row] * step[row] + ROUND_TO_INTEGERS) - ROUND_TO_INTEGERS
+        below = min(max(below, FLOAT32(-INT8_MAX)), FLOAT32(INT8_MAX))
+        above = min(max(above, FLOAT32(-INT8_MAX)), FLOAT32(INT8_MAX))
+        is_upper = abs(above - want[row]) < abs(want[row] - below)
+        level[row] = high[row] if is_upper else level[row]
+        decoded[row] = above if is_upper else below
+
+
+def round_in_turn(
+    inputs: tuple[np.ndarray, ...], grid: tuple[np.float32, ...], made: tuple[np.ndarray, ...]
+) -> None:
+    """Round the columns of a block as `feedback.round_columns` does.
+
+    inputs: wanted [c, n], free [c, n], within [c, c], pivots [c] and steps [m, n]; grid: as in
+    `round_levels`, and last the levels of a codebook, which count where there are any; made: levels
+    [c, m, n], changes [c, m, n] and costs [m, n], filled. All float32. A few rows are taken at a
+    time, so that what they need stays in the first-level cache.
+    """
+    (wanted, free, within, pivots, steps), (levels, changes, costs) = inputs, made
+    columns, rows = wanted.shape
+    decoded = np.empty(ROWS_IN_TURN, FLOAT32)
+    for scale in range(len(steps)):
+        for begin in range(0, rows, ROWS_IN_TURN):
+            some = slice(begin, min(begin + ROWS_IN_TURN, rows))
+            step, cost = steps[scale, some], costs[scale, some]
+            for column in range(columns):
+                want, spare = wanted[column, some].copy(), free[column, some]
+                add_feedback(want, within[column, :column], changes[:column, scale, some])
+                level, change = levels[column, scale, some], changes[column, scale, some]
+                if len(grid[-1]):
+                    round_to_book(want, step, grid[-1], level, decoded)
+                else:
+                    round_levels(want, step, grid, level)
+                    for row in range(len(want)):
+                        decoded[row] = level[row] * step[row]
+                for row in range(len(want)):
+                    change[row] = spare[row] - decoded[row]
+                    error = decoded[row] - want[row]
+                    cost[row] += error * error * pivots[column]
+
+
+# In the order in which `compile_kernels` compiles them.
+ROUNDING_KERNELS = (add_feedback, round_levels, enclose, round_to_book, round_in_turn)
+
+
 # ── nvfp4/numeric/compiled.py: Compile the kernels: with numba for a CPU, with triton for a GPU ───
 
 # Lanes (a row under one block scale each) that one program of the triton kernel works on.
@@ -5827,12 +5907,9 @@ class Kernels:
         Sums run in another order than torch's, so that the last bits of levels, changes and costs
         may differ, and with them what rounding by statistics stores.
         """
-        # A codebook has no kernel: torch's operations round to it.
-        if isinstance(grid, Codebook):
-            return round_columns(wanted, free, coefficients, steps, grid)
         made = room_for(wanted, steps)
         given = (wanted, free, coefficients[0].contiguous(), coefficients[1], steps)
-        limits = (FLOAT32(grid.least_normal), FLOAT32(grid.largest), FLOAT32(grid.shift))
+        limits = (*map(FLOAT32, limits_of(grid)), book_of(grid).numpy())
         inputs, outputs = (tuple(tensor.numpy() for tensor in some) for some in (given, made))
         self.round_in_turn(inputs, limits, outputs)
         return made
@@ -5865,9 +5942,9 @@ def compile_kernels() -> Kernels:
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"nnan", "ninf"}}
     # Each kernel finds the compiled versions of those before it among these names.
     names = {}
-    for one in (encode_groups, encode_integers, encode_blocks):
+    for one in (encode_groups, encode_integers, round_in_turn, encode_blocks):
         names |= one.__globals__
-    for kernel in (*KERNELS, *INT8_KERNELS, *LEVEL_KERNELS):
+    for kernel in (*KERNELS, *INT8_KERNELS, *LEVEL_KERNELS, *ROUNDING_KERNELS):
         kernel = with_names(kernel, names)
         try:
             names[kernel.__name__] = numba.njit(kernel, cache=True, **options)
@@ -5908,17 +5985,34 @@ def check_kernels(kernels: Kernels) -> None:
     for (*found, _), expected in zip(made, plain, strict=True):
         if not all(map(torch.equal, map(as_bytes, found), map(as_bytes, expected))):
             raise RuntimeError("the compiled code rounds differently")
-    wanted, within = sample[:BLOCK_SIZE], (sample[:BLOCK_SIZE, -BLOCK_SIZE:], torch.ones(16))
-    given = (wanted, wanted, within, torch.full((2, 512), 0.25), E2M1)
-    # Sums over columns run in another order than torch's, so that a few ties may fall otherwise.
-    pairs = zip(kernels.round_columns(*given), round_columns(*given), strict=True)
-    if not all(torch.isclose(one, other).float().mean() > 0.99 for one, other in pairs):
-        raise RuntimeError("the compiled code rounds differently")
+    within = (sample[:BLOCK_SIZE, -BLOCK_SIZE:], torch.ones(BLOCK_SIZE))
+    books = [grid.codebook(sample.device) for grids in GRIDS.values() for grid in grids]
+    # The levels of a codebook decode to integers of up to 64 here, and weights are as large.
+    cases = [(E2M1, 1.0, 0.25), *((Codebook(book), 20.0, 64 / float(book[-1])) for book in books)]
+    for grid, unit, step in cases:
+        wanted = sample[:BLOCK_SIZE] * unit
+        given = (wanted, wanted, within, torch.full((2, 512), step), grid)
+        # Sums over columns run in another order than torch's, so a few ties may fall otherwise.
+        pairs = zip(kernels.round_columns(*given), round_columns(*given), strict=True)
+        if not all(torch.isclose(one, other).float().mean() > 0.99 for one, other in pairs):
+            raise RuntimeError("the compiled code rounds differently")
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """View a tensor as uint8, since float8 tensors cannot be compared."""
     return tensor.view(torch.uint8)
+
+
+def limits_of(grid: FloatGrid | Codebook) -> tuple[float, float, float]:
+    """Return least normal, largest value and shift of a float format; zeros for a codebook."""
+    if isinstance(grid, Codebook):
+        return 0.0, 0.0, 0.0
+    return grid.least_normal, grid.largest, grid.shift
+
+
+def book_of(grid: FloatGrid | Codebook) -> torch.Tensor:
+    """Return the levels of a codebook [L] float32, none for a float format."""
+    return grid.levels if isinstance(grid, Codebook) else torch.empty(0)
 
 
 def compile_rounder() -> RoundColumns:
@@ -5943,14 +6037,16 @@ def compile_rounder() -> RoundColumns:
         grid: FloatGrid | Codebook,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Launch the kernel: LANES_AT_ONCE rows under a block scale in each program."""
-        if isinstance(grid, Codebook):
-            return round_columns(wanted, free, coefficients, steps, grid)
         (within, pivots), lanes, width = coefficients, steps.numel(), LANES_AT_ONCE
-        made, limits = room_for(wanted, steps), (grid.least_normal, grid.largest, grid.shift)
+        made, book = room_for(wanted, steps), book_of(grid)
         # The kernel addresses tensors by plain arithmetic, and takes only `within` as strided.
-        inputs = (wanted, free, within, pivots, steps.contiguous())
+        levels = book if len(book) else wanted
+        inputs = (wanted, free, within, pivots, steps.contiguous(), levels)
         sizes = (wanted.shape[1], lanes, within.stride(0), len(wanted))
-        kernel[(-(-lanes // width),)](*inputs, *made, *sizes, *limits, width)
+        # What a level decodes to is rounded twice, as the decoder does it.
+        options = {"enable_fp_fusion": not len(book)}
+        constants = (*limits_of(grid), len(book), width)
+        kernel[(-(-lanes // width),)](*inputs, *made, *sizes, *constants, **options)
         return made
 
     return compiled
