@@ -6148,6 +6148,16 @@ class Misreading(NamedTuple):
     decode: Callable[..., torch.Tensor]
 
 
+def rotates(config: dict, columns: int) -> bool:
+    """Tell whether comfy_kitchen has the rotation that a configuration asks for.
+
+    Groups are powers of four, and divide the columns.
+    """
+    (group,) = configured_options(config, convrot_groupsize=WRITTEN_GROUP)
+    sizes = [4**power for power in range(1, columns.bit_length() // 2 + 1)]
+    return group in sizes and columns % group == 0
+
+
 def configured_options(config: dict, **defaults: object) -> list:
     """Read options of a layer's configuration, in the order of the defaults that are given.
 
@@ -6358,6 +6368,13 @@ class Format:
         suffix: of the part; ref: as it is stored; expected: the shape in `parts`.
         """
         return False
+
+    def allows(self, config: dict, parts: dict[str, TensorRef]) -> bool:
+        """Tell whether ComfyUI loads such a layer with options that no row has.
+
+        config: its configuration, of this format's name; parts: its tensors by suffix.
+        """
+        return True
 
     def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
         """Tell whether a stored layer is of this format, going by its tensors.
@@ -6915,6 +6932,10 @@ class Int8(Scaled):
         """Tell whether a configuration is of INT8 with this rotation."""
         return super().is_meant_by(config) and rotated_group(config) == self.rotated
 
+    def allows(self, config: dict, parts: dict[str, TensorRef]) -> bool:
+        """Tell that no layer is loaded whose rotation there is not, as rows have all there are."""
+        return False
+
     def accepts(self, suffix: str, ref: TensorRef, expected: tuple[int, ...]) -> bool:
         """Tell that ComfyUI takes one F32 scale for all rows as well."""
         return suffix == "weight_scale" and ref.dtype == "F32" and math.prod(ref.shape) == 1
@@ -7079,6 +7100,10 @@ class ConvRotInt4(Int4):
         """Tell whether a configuration is of this format with this size of groups."""
         group = rotated_group({**config, "convrot": True})
         return super().is_meant_by(config) and group == self.rotated
+
+    def allows(self, config: dict, parts: dict[str, TensorRef]) -> bool:
+        """Tell whether comfy_kitchen has the rotation that a configuration asks for."""
+        return rotates(config, parts["weight"].shape[-1] * 2)
 
     def accepts(self, suffix: str, ref: TensorRef, expected: tuple[int, ...]) -> bool:
         """Tell that comfy_kitchen takes scales [N, 1] for [N]."""
@@ -7537,6 +7562,8 @@ def unread_scales(names: Iterable[str]) -> dict[str, str]:
 
 # Dtypes that parts are read in; ComfyUI views and casts them so.
 READ_DTYPES = {"weight": VIEWED, "weight_s_rel": ("F8_E4M3", "U8", "F32")}
+# comfy_kitchen has no smaller groups of columns that share a scale.
+LEAST_GROUP = 4
 # The largest scale of a group of integers up to 8: of larger ones, levels would leave INT8 by far.
 # Groups of a codebook, whose largest level is about 1, have scales up to 127.
 LARGEST_PLAIN_SCALE = 32
@@ -7594,6 +7621,21 @@ class W4a8(Format):
         means = means and (self.bits == 6 or ("weight_codebook" in parts) == self.has_codebook)
         width = scales.shape[1] * W4A8_GROUP * self.bits
         return means and len(weight.shape) == 2 and weight.shape[1] * 8 == width
+
+    def allows(self, config: dict, parts: dict[str, TensorRef]) -> bool:
+        """Tell whether other groups than those that are written fit the tensors."""
+        (group,) = configured_options(config, group_size=W4A8_GROUP)
+        weight, scales = parts["weight"].shape, parts.get(self.scale_suffix)
+        if (
+            scales is None
+            or len(scales.shape) != 2
+            or type(group) is not int
+            or group < LEAST_GROUP
+        ):
+            return False
+        columns = scales.shape[1] * group
+        width = [columns * bits for bits in (4, 6)]
+        return weight[-1] * 8 in width and rotates(config, columns)
 
     def is_meant_by(self, config: dict) -> bool:
         """Tell whether a configuration is of this format, with the groups that are read here."""
@@ -14867,8 +14909,6 @@ def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
 
 # What ComfyUI's operations for quantised files have for looking up rows: it takes FP8 and INT8.
 EMBEDDING = "an Embedding"
-# comfy_kitchen has rotations of these sizes alone.
-POWERS_OF_FOUR = [4**power for power in range(1, 16)]
 # No trained model has a weight as large as this; FP8 codes without their scale reach 448.
 LARGE_WEIGHT = 100.0
 # The share of large numbers up to which they may be outliers of a weight that was merely cast. A
@@ -14982,11 +15022,14 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
 
 def lint_options(layer: StoredLayer) -> Finding:
     """Tell of a configuration whose options no row has, for a format that ComfyUI knows."""
-    (group,) = configured_options(layer.config, convrot_groupsize=WRITTEN_GROUP)
-    is_size = isinstance(group, int) and group in POWERS_OF_FOUR
     options = {key: value for key, value in layer.config.items() if key != "format"}
     told = f"{layer.config['format']} {json.dumps(options)}"
-    return Finding(defect="unknown options" if is_size else "groups", name=layer.name, detail=told)
+    named = (row for row in readable_formats() if row.config == layer.config["format"])
+    is_matrix = len(layer.weight.shape) == 2
+    is_loaded = is_matrix and all(row.allows(layer.config, layer.parts) for row in named)
+    return Finding(
+        defect="unknown options" if is_loaded else "groups", name=layer.name, detail=told
+    )
 
 
 def lint_bank(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:

@@ -218,6 +218,13 @@ class Format:
         """
         return False
 
+    def allows(self, config: dict, parts: dict[str, TensorRef]) -> bool:
+        """Tell whether ComfyUI loads such a layer with options that no row has.
+
+        config: its configuration, of this format's name; parts: its tensors by suffix.
+        """
+        return True
+
     def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
         """Tell whether a stored layer is of this format, going by its tensors.
 

@@ -12,6 +12,7 @@ import torch
 from nvfp4.dtypes import SOURCE_FLOATS, VIEWED
 from nvfp4.formats.base import Format, Parts
 from nvfp4.formats.int8 import rotated_group
+from nvfp4.formats.reading import rotates
 from nvfp4.model import TensorRef
 from nvfp4.numeric.rotation import rotate
 
@@ -81,6 +82,10 @@ class ConvRotInt4(Int4):
         """Tell whether a configuration is of this format with this size of groups."""
         group = rotated_group({**config, "convrot": True})
         return super().is_meant_by(config) and group == self.rotated
+
+    def allows(self, config: dict, parts: dict[str, TensorRef]) -> bool:
+        """Tell whether comfy_kitchen has the rotation that a configuration asks for."""
+        return rotates(config, parts["weight"].shape[-1] * 2)
 
     def accepts(self, suffix: str, ref: TensorRef, expected: tuple[int, ...]) -> bool:
         """Tell that comfy_kitchen takes scales [N, 1] for [N]."""

@@ -77,6 +77,10 @@ class Int8(Scaled):
         """Tell whether a configuration is of INT8 with this rotation."""
         return super().is_meant_by(config) and rotated_group(config) == self.rotated
 
+    def allows(self, config: dict, parts: dict[str, TensorRef]) -> bool:
+        """Tell that no layer is loaded whose rotation there is not, as rows have all there are."""
+        return False
+
     def accepts(self, suffix: str, ref: TensorRef, expected: tuple[int, ...]) -> bool:
         """Tell that ComfyUI takes one F32 scale for all rows as well."""
         return suffix == "weight_scale" and ref.dtype == "F32" and math.prod(ref.shape) == 1

@@ -14,7 +14,7 @@ import torch
 from nvfp4.dtypes import VIEWED
 from nvfp4.formats.base import Format, Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
-from nvfp4.formats.reading import Misreading, configured_options
+from nvfp4.formats.reading import Misreading, configured_options, rotates
 from nvfp4.formats.scaled import bad_scales
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import amax_block_scales, swap_nibbles
@@ -27,6 +27,8 @@ from nvfp4.numeric.w4a8 import W4A8_GROUP, codebook_of, decode_w4a8, encode_w4a8
 
 # Dtypes that parts are read in; ComfyUI views and casts them so.
 READ_DTYPES = {"weight": VIEWED, "weight_s_rel": ("F8_E4M3", "U8", "F32")}
+# comfy_kitchen has no smaller groups of columns that share a scale.
+LEAST_GROUP = 4
 # The largest scale of a group of integers up to 8: of larger ones, levels would leave INT8 by far.
 # Groups of a codebook, whose largest level is about 1, have scales up to 127.
 LARGEST_PLAIN_SCALE = 32
@@ -84,6 +86,21 @@ class W4a8(Format):
         means = means and (self.bits == 6 or ("weight_codebook" in parts) == self.has_codebook)
         width = scales.shape[1] * W4A8_GROUP * self.bits
         return means and len(weight.shape) == 2 and weight.shape[1] * 8 == width
+
+    def allows(self, config: dict, parts: dict[str, TensorRef]) -> bool:
+        """Tell whether other groups than those that are written fit the tensors."""
+        (group,) = configured_options(config, group_size=W4A8_GROUP)
+        weight, scales = parts["weight"].shape, parts.get(self.scale_suffix)
+        if (
+            scales is None
+            or len(scales.shape) != 2
+            or type(group) is not int
+            or group < LEAST_GROUP
+        ):
+            return False
+        columns = scales.shape[1] * group
+        width = [columns * bits for bits in (4, 6)]
+        return weight[-1] * 8 in width and rotates(config, columns)
 
     def is_meant_by(self, config: dict) -> bool:
         """Tell whether a configuration is of this format, with the groups that are read here."""

@@ -19,14 +19,12 @@ import torch
 
 from nvfp4.dtypes import SAFETENSORS_BITS, SOURCE_FLOATS, VIEWED, round_up
 from nvfp4.errors import ConvertError
-from nvfp4.formats.base import Format, is_known, scalar_scales
+from nvfp4.formats.base import Format, is_known, readable_formats, scalar_scales
 from nvfp4.formats.plain_fp8 import unread_scales
-from nvfp4.formats.reading import configured_options
 from nvfp4.formats.scaled_fp8 import SCALED_FP8
 from nvfp4.model import COMFYUI_PREFIXES, Model, bare, diffusion_prefix, is_beside
 from nvfp4.modules import not_linear, shape_read
 from nvfp4.numeric.float8 import decode_byte
-from nvfp4.numeric.rotation import WRITTEN_GROUP
 from nvfp4.prefixes import comfyui_names, file_kind
 from nvfp4.quantisers import quantiser_of
 from nvfp4.read.checkpoint import header_layers
@@ -36,8 +34,6 @@ from nvfp4.stored.layers import Marker, StoredLayer, find_markers, marker_for, u
 
 # What ComfyUI's operations for quantised files have for looking up rows: it takes FP8 and INT8.
 EMBEDDING = "an Embedding"
-# comfy_kitchen has rotations of these sizes alone.
-POWERS_OF_FOUR = [4**power for power in range(1, 16)]
 # No trained model has a weight as large as this; FP8 codes without their scale reach 448.
 LARGE_WEIGHT = 100.0
 # The share of large numbers up to which they may be outliers of a weight that was merely cast. A
@@ -151,11 +147,14 @@ def lint_layer(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
 
 def lint_options(layer: StoredLayer) -> Finding:
     """Tell of a configuration whose options no row has, for a format that ComfyUI knows."""
-    (group,) = configured_options(layer.config, convrot_groupsize=WRITTEN_GROUP)
-    is_size = isinstance(group, int) and group in POWERS_OF_FOUR
     options = {key: value for key, value in layer.config.items() if key != "format"}
     told = f"{layer.config['format']} {json.dumps(options)}"
-    return Finding(defect="unknown options" if is_size else "groups", name=layer.name, detail=told)
+    named = (row for row in readable_formats() if row.config == layer.config["format"])
+    is_matrix = len(layer.weight.shape) == 2
+    is_loaded = is_matrix and all(row.allows(layer.config, layer.parts) for row in named)
+    return Finding(
+        defect="unknown options" if is_loaded else "groups", name=layer.name, detail=told
+    )
 
 
 def lint_bank(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:

@@ -196,6 +196,16 @@ def int8_in_groups_that_no_matrix_rotates(file):
     file.set(file.int8, convrot_groupsize=128)
 
 
+@case("groups")
+def w4a8_in_groups_that_its_scales_do_not_have(file):
+    file.set(file.w4a8, group_size=32)
+
+
+@case("groups")
+def w6a8_in_a_rotation_larger_than_its_columns(file):
+    file.set(file.w6a8, convrot_groupsize=1024)
+
+
 @case("idle")
 def int8_marked_for_full_precision(file):
     file.set(file.int8, full_precision_matrix_mult=True)
