@@ -8649,6 +8649,10 @@ GGUF_BITS = {
 # The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
 # 2**(-24 + (i - 1) / 8), the last one at 2**16.
 BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
+# A mean is dominant if it has this share of the energy of all rows, which then differ little from
+# step to step and token to token. Smaller ones are not those of the rows that count: biases that
+# made up for all mean errors of the small Wan gave it 3 % (W4A8) to 9 % (INT8) more error.
+DOMINANT = 0.5
 # With headroom, up to 1 % of the recorded blocks may fall into E4M3's subnormals.
 SMALL_BLOCKS = 0.01
 
@@ -8692,11 +8696,13 @@ class Recorded:
     error: float  # of quantising it to NVFP4, scaled anew on every call, squared and summed
     energy: float
     moments: Moments | None = None
+    sums: Sums | None = None
 
     def __add__(self, other: Recorded) -> Recorded:
         """Add what another recording tells of the same layer."""
         moments = [*self.moments.recordings] if self.moments else []
         moments += other.moments.recordings if other.moments else ()
+        sums = [recorded.sums for recorded in (self, other) if recorded.sums]
         return Recorded(
             amax=max(self.amax, other.amax),
             channels=self.channels,
@@ -8704,6 +8710,7 @@ class Recorded:
             error=self.error + other.error,
             energy=self.energy + other.energy,
             moments=Moments(recordings=tuple(moments)) if moments else None,
+            sums=Sums(*map(sum, zip(*sums, strict=True))) if sums else None,
         )
 
     @property
@@ -8750,6 +8757,24 @@ class Moments:
     """Tell where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
 
     recordings: tuple[tuple[TensorRef, ...], ...]
+
+
+class Sums(NamedTuple):
+    """Hold sums over the sampled rows of a layer's input, which give its mean.
+
+    tokens: how many rows; total: [K] float64, their sum; squares: the sum of all squares.
+    """
+
+    tokens: int
+    total: np.ndarray
+    squares: float
+
+    @property
+    def mean(self) -> np.ndarray | None:
+        """Return the mean [K], float32, if it is DOMINANT in the input; else None."""
+        mean = self.total / self.tokens
+        is_dominant = float(mean @ mean) * self.tokens >= DOMINANT * self.squares > 0
+        return mean.astype(np.float32) if is_dominant else None
 
 
 class LayerList(NamedTuple):
@@ -8857,6 +8882,7 @@ class TensorPlan:
     input_scale_source: str = ""
     saturated_blocks: float | None = None  # share of the recorded input that clips at that scale
     moments: Moments | None = None  # statistics of its input, which rounding goes by
+    mean: np.ndarray | None = None  # of its input [K], where that alone is known: its bias moves
     smoothing: torch.Tensor | None = None  # [K] BF16: multiplies the input and divides the weight
     bias: TensorPlan | None = None  # the layer's bias, which makes up for the mean error
 
@@ -12456,7 +12482,9 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
         error, energy = load(parts["quantisation"], file).tolist()
         amax = float(load(parts["absmax"], file).max())
         counts = load(parts["block_histogram"], file).numpy()
-        if not all(map(is_figure, (amax, error, energy))):
+        sums = read_sums(parts, file)
+        means = (sums.squares, float(np.abs(sums.total).max())) if sums else ()
+        if not all(map(is_figure, (amax, error, energy, *means))):
             raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
         if not ((counts >= 0) & (counts < MAX_CALLS)).all():
             raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
@@ -12467,10 +12495,25 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
             error=error,
             energy=energy,
             moments=moments.get(layer),
+            sums=sums,
         )
         found.append((path, {bare(unwrapped(layer)): recorded}))
     # A layer that was recorded compiled and then not has two names in the file: they add up.
     return add_recordings(found)
+
+
+def read_sums(parts: dict[str, TensorRef], file: BinaryIO) -> Sums | None:
+    """Read the sums over a layer's rows, by the layer's parts; None where there are none.
+
+    The recorder writes them with second moments or without.
+    """
+    shape = parts["absmax"].shape
+    refs = [parts[name] for name in ("sum", "sum_of_squares") if is_part(parts, name, "F64")]
+    tokens = int(load(parts["tokens"], file))
+    if len(refs) < 2 or any(ref.shape != shape for ref in refs) or tokens <= 0:
+        return None
+    total, squares = (load(ref, file).numpy().ravel() for ref in refs)
+    return Sums(tokens, total, float(squares.sum()))
 
 
 def read_moments(
@@ -13648,37 +13691,59 @@ def attach_moments(
     """Give quantised layers the statistics to round them by, and the bias that goes along.
 
     Rounding may move a layer's mean output, which its bias makes up for, so that the bias is
-    planned with the weight. Returns the plans with notes on layers without statistics, and on
-    recordings or options by which nothing is rounded.
+    planned with the weight; where only the mean of an input is known, the bias alone moves. Returns
+    the plans with notes on layers without statistics, and on recordings or options by which nothing
+    is done.
     """
-    moments = {layer: recorded.moments for layer, recorded in recording.items() if recorded.moments}
-    if not recording:
-        return plans, []
-    if not moments:
+    # By name, as a layer's bias is a tensor of its own with a plan of its own.
+    biases = {plan.ref.name: plan for plan in plans if plan.ref.is_float}
+    given = [
+        with_statistics(plan, recording, biases.get(f"{plan.ref.layer}.bias"))
+        if plan.is_quantised
+        else plan
+        for plan in plans
+    ]
+    if not any(plan.moments or plan.mean is not None for plan in given):
         # A recording without second moments still gives scales and the counts of what clips.
-        if any(plan.input_scale for plan in plans):
+        if not recording or any(plan.input_scale for plan in plans):
             return plans, []
         none = "has no second moments, and gives no input scales without --input-scale-policy"
         return plans, [f"--activation-stats {none} headroom: nothing is done with it"]
     # That search looks at weights alone, and who asks for it gets no rounding by statistics.
     if options.scale_search == "amax":
-        return plans, ["--scale-search amax: second moments are not used"]
-    # By name, as a layer's bias is a tensor of its own with a plan of its own.
-    biases = {plan.ref.name: plan for plan in plans if plan.ref.is_float}
-    given = [
-        dataclasses.replace(
-            plan,
-            moments=moments.get(bare(plan.ref.layer)),
-            bias=biases.get(f"{plan.ref.layer}.bias") if bare(plan.ref.layer) in moments else None,
-        )
-        if plan.is_quantised
-        else plan
-        for plan in plans
-    ]
-    # Such layers are encoded all the same, by the plain search: only the note tells.
-    lacking = [plan.ref.layer for plan in given if plan.is_quantised and not plan.moments]
-    note = f"{len(lacking)} layers have no second moments, and the plain search: "
-    return given, [note + examples(lacking)] if lacking else []
+        return plans, ["--scale-search amax: second moments and means are not used"]
+    return given, notes_on_statistics(given)
+
+
+def with_statistics(
+    plan: TensorPlan, recording: dict[str, Recorded], bias: TensorPlan | None
+) -> TensorPlan:
+    """Give one quantised layer what a recording has of it, second moments before means.
+
+    bias: the plan of its bias, None without one, which means alone can do nothing for.
+    """
+    recorded = recording.get(bare(plan.ref.layer))
+    if recorded is None:
+        return plan
+    if recorded.moments:
+        return dataclasses.replace(plan, moments=recorded.moments, bias=bias)
+    mean = recorded.sums.mean if recorded.sums and bias else None
+    return plan if mean is None else dataclasses.replace(plan, mean=mean, bias=bias)
+
+
+def notes_on_statistics(plans: list[TensorPlan]) -> list[str]:
+    """Tell of quantised layers that are not rounded by statistics, and what is done instead."""
+    lacking = [plan for plan in plans if plan.is_quantised and not plan.moments]
+    moved = [plan.ref.layer for plan in lacking if plan.mean is not None]
+    notes = []
+    if lacking:
+        what = "have no second moments, and the plain search"
+        names = examples([plan.ref.layer for plan in lacking])
+        notes.append(f"{len(lacking)} layers {what}: {names}")
+    if moved:
+        what = "make up for the mean error, as the mean is most of their input"
+        notes.append(f"biases of {len(moved)} of these {what}: {examples(moved)}")
+    return notes
 
 
 # ── nvfp4/plan/make.py: Plan every tensor of a model, and warn of plans that people regret ────────
@@ -14059,6 +14124,25 @@ def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) ->
     return *form.round_to_levels(rounded, feedback, by_rows), errors, means, damage
 
 
+def bias_by_mean(
+    plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute, which: slice
+) -> torch.Tensor:
+    """Move a layer's bias by the mean of its input alone, and leave the weight as it is.
+
+    weight: [N, K], the rows `which` of the layer; plain: its encoding. What the decoded weight
+    makes of the mean input is off by as much as the new bias [N] adds, in its output dtype.
+    """
+    mean = torch.from_numpy(plan.mean).to(compute.device)
+
+    def error(rows: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
+        decoded = plan.precision.decode(*parts, plain.scale)
+        return (rows.float() - decoded[:, : len(mean)]) @ mean
+
+    parts = (torch.cat(plain.codes), *plain.by_rows)
+    drift = torch.cat(compute.map(error, weight, *parts, rows=FEEDBACK_ROWS))
+    return moved_bias(plan, drift, which)[0]
+
+
 def moved_bias(
     plan: TensorPlan, drift: torch.Tensor, rows: slice
 ) -> tuple[torch.Tensor | None, torch.Tensor | float, float]:
@@ -14139,7 +14223,7 @@ def encode_weight(
 ) -> tuple[Encoded, torch.Tensor | None]:
     """Encode a weight, or some rows of it: smoothing, scale search, rounding by statistics.
 
-    weight: [N, K], as read. Returns the encoding, and the bias of these rows where rounding moved
+    weight: [N, K], as read. Returns the encoding, and the bias of these rows where statistics moved
     it. Raises ConvertError where the weight holds NaN or Inf, in whatever rows.
     """
     # On a CPU this is no copy, and --target-size quantises the same weight in several ways: nothing
@@ -14150,9 +14234,11 @@ def encode_weight(
         weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
     kept = as_stored(plan, weight, rows)
     best = kept or search_scales(plan, weight, compute, rows)
-    if kept or not plan.moments:
+    if plan.moments and not kept:
+        return round_by_moments(plan, weight[rows], best, compute, rows)
+    if plan.mean is None or kept:
         return best, None
-    return round_by_moments(plan, weight[rows], best, compute, rows)
+    return best, bias_by_mean(plan, weight[rows], best, compute, rows)
 
 
 def as_stored(plan: TensorPlan, weight: torch.Tensor, rows: slice) -> Encoded | None:

@@ -13,7 +13,7 @@ import torch
 from nvfp4.encode.compute import Compute
 from nvfp4.encode.float16 import cast
 from nvfp4.encode.pieces import Piece
-from nvfp4.encode.rounding import round_by_moments
+from nvfp4.encode.rounding import bias_by_mean, round_by_moments
 from nvfp4.errors import ConvertError
 from nvfp4.formats.encoding import Encoded, Given
 from nvfp4.layout import planned_tensors
@@ -57,7 +57,7 @@ def encode_weight(
 ) -> tuple[Encoded, torch.Tensor | None]:
     """Encode a weight, or some rows of it: smoothing, scale search, rounding by statistics.
 
-    weight: [N, K], as read. Returns the encoding, and the bias of these rows where rounding moved
+    weight: [N, K], as read. Returns the encoding, and the bias of these rows where statistics moved
     it. Raises ConvertError where the weight holds NaN or Inf, in whatever rows.
     """
     # On a CPU this is no copy, and --target-size quantises the same weight in several ways: nothing
@@ -68,9 +68,11 @@ def encode_weight(
         weight = weight.to(compute.dtype).float() / plan.smoothing.to(compute.device).float()
     kept = as_stored(plan, weight, rows)
     best = kept or search_scales(plan, weight, compute, rows)
-    if kept or not plan.moments:
+    if plan.moments and not kept:
+        return round_by_moments(plan, weight[rows], best, compute, rows)
+    if plan.mean is None or kept:
         return best, None
-    return round_by_moments(plan, weight[rows], best, compute, rows)
+    return best, bias_by_mean(plan, weight[rows], best, compute, rows)
 
 
 def as_stored(plan: TensorPlan, weight: torch.Tensor, rows: slice) -> Encoded | None:

@@ -227,6 +227,25 @@ def round_piece(rounding: Rounding, rows: torch.Tensor, *plain: torch.Tensor) ->
     return *form.round_to_levels(rounded, feedback, by_rows), errors, means, damage
 
 
+def bias_by_mean(
+    plan: TensorPlan, weight: torch.Tensor, plain: Encoded, compute: Compute, which: slice
+) -> torch.Tensor:
+    """Move a layer's bias by the mean of its input alone, and leave the weight as it is.
+
+    weight: [N, K], the rows `which` of the layer; plain: its encoding. What the decoded weight
+    makes of the mean input is off by as much as the new bias [N] adds, in its output dtype.
+    """
+    mean = torch.from_numpy(plan.mean).to(compute.device)
+
+    def error(rows: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
+        decoded = plan.precision.decode(*parts, plain.scale)
+        return (rows.float() - decoded[:, : len(mean)]) @ mean
+
+    parts = (torch.cat(plain.codes), *plain.by_rows)
+    drift = torch.cat(compute.map(error, weight, *parts, rows=FEEDBACK_ROWS))
+    return moved_bias(plan, drift, which)[0]
+
+
 def moved_bias(
     plan: TensorPlan, drift: torch.Tensor, rows: slice
 ) -> tuple[torch.Tensor | None, torch.Tensor | float, float]:

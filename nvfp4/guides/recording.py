@@ -14,10 +14,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 
 from nvfp4.errors import ConvertError, of_another_model
-from nvfp4.guides.records import BIN_EDGES, Moments, Recorded
+from nvfp4.guides.records import BIN_EDGES, Moments, Recorded, Sums
 from nvfp4.model import Model, TensorRef, bare, unwrapped
 from nvfp4.numeric.feedback import Statistics
 from nvfp4.read.checkpoint import opened, parse_header
@@ -81,7 +82,9 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
         error, energy = load(parts["quantisation"], file).tolist()
         amax = float(load(parts["absmax"], file).max())
         counts = load(parts["block_histogram"], file).numpy()
-        if not all(map(is_figure, (amax, error, energy))):
+        sums = read_sums(parts, file)
+        means = (sums.squares, float(np.abs(sums.total).max())) if sums else ()
+        if not all(map(is_figure, (amax, error, energy, *means))):
             raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
         if not ((counts >= 0) & (counts < MAX_CALLS)).all():
             raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
@@ -92,10 +95,25 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
             error=error,
             energy=energy,
             moments=moments.get(layer),
+            sums=sums,
         )
         found.append((path, {bare(unwrapped(layer)): recorded}))
     # A layer that was recorded compiled and then not has two names in the file: they add up.
     return add_recordings(found)
+
+
+def read_sums(parts: dict[str, TensorRef], file: BinaryIO) -> Sums | None:
+    """Read the sums over a layer's rows, by the layer's parts; None where there are none.
+
+    The recorder writes them with second moments or without.
+    """
+    shape = parts["absmax"].shape
+    refs = [parts[name] for name in ("sum", "sum_of_squares") if is_part(parts, name, "F64")]
+    tokens = int(load(parts["tokens"], file))
+    if len(refs) < 2 or any(ref.shape != shape for ref in refs) or tokens <= 0:
+        return None
+    total, squares = (load(ref, file).numpy().ravel() for ref in refs)
+    return Sums(tokens, total, float(squares.sum()))
 
 
 def read_moments(

@@ -226,34 +226,56 @@ def attach_moments(
     """Give quantised layers the statistics to round them by, and the bias that goes along.
 
     Rounding may move a layer's mean output, which its bias makes up for, so that the bias is
-    planned with the weight. Returns the plans with notes on layers without statistics, and on
-    recordings or options by which nothing is rounded.
+    planned with the weight; where only the mean of an input is known, the bias alone moves. Returns
+    the plans with notes on layers without statistics, and on recordings or options by which nothing
+    is done.
     """
-    moments = {layer: recorded.moments for layer, recorded in recording.items() if recorded.moments}
-    if not recording:
-        return plans, []
-    if not moments:
+    # By name, as a layer's bias is a tensor of its own with a plan of its own.
+    biases = {plan.ref.name: plan for plan in plans if plan.ref.is_float}
+    given = [
+        with_statistics(plan, recording, biases.get(f"{plan.ref.layer}.bias"))
+        if plan.is_quantised
+        else plan
+        for plan in plans
+    ]
+    if not any(plan.moments or plan.mean is not None for plan in given):
         # A recording without second moments still gives scales and the counts of what clips.
-        if any(plan.input_scale for plan in plans):
+        if not recording or any(plan.input_scale for plan in plans):
             return plans, []
         none = "has no second moments, and gives no input scales without --input-scale-policy"
         return plans, [f"--activation-stats {none} headroom: nothing is done with it"]
     # That search looks at weights alone, and who asks for it gets no rounding by statistics.
     if options.scale_search == "amax":
-        return plans, ["--scale-search amax: second moments are not used"]
-    # By name, as a layer's bias is a tensor of its own with a plan of its own.
-    biases = {plan.ref.name: plan for plan in plans if plan.ref.is_float}
-    given = [
-        dataclasses.replace(
-            plan,
-            moments=moments.get(bare(plan.ref.layer)),
-            bias=biases.get(f"{plan.ref.layer}.bias") if bare(plan.ref.layer) in moments else None,
-        )
-        if plan.is_quantised
-        else plan
-        for plan in plans
-    ]
-    # Such layers are encoded all the same, by the plain search: only the note tells.
-    lacking = [plan.ref.layer for plan in given if plan.is_quantised and not plan.moments]
-    note = f"{len(lacking)} layers have no second moments, and the plain search: "
-    return given, [note + examples(lacking)] if lacking else []
+        return plans, ["--scale-search amax: second moments and means are not used"]
+    return given, notes_on_statistics(given)
+
+
+def with_statistics(
+    plan: TensorPlan, recording: dict[str, Recorded], bias: TensorPlan | None
+) -> TensorPlan:
+    """Give one quantised layer what a recording has of it, second moments before means.
+
+    bias: the plan of its bias, None without one, which means alone can do nothing for.
+    """
+    recorded = recording.get(bare(plan.ref.layer))
+    if recorded is None:
+        return plan
+    if recorded.moments:
+        return dataclasses.replace(plan, moments=recorded.moments, bias=bias)
+    mean = recorded.sums.mean if recorded.sums and bias else None
+    return plan if mean is None else dataclasses.replace(plan, mean=mean, bias=bias)
+
+
+def notes_on_statistics(plans: list[TensorPlan]) -> list[str]:
+    """Tell of quantised layers that are not rounded by statistics, and what is done instead."""
+    lacking = [plan for plan in plans if plan.is_quantised and not plan.moments]
+    moved = [plan.ref.layer for plan in lacking if plan.mean is not None]
+    notes = []
+    if lacking:
+        what = "have no second moments, and the plain search"
+        names = examples([plan.ref.layer for plan in lacking])
+        notes.append(f"{len(lacking)} layers {what}: {names}")
+    if moved:
+        what = "make up for the mean error, as the mean is most of their input"
+        notes.append(f"biases of {len(moved)} of these {what}: {examples(moved)}")
+    return notes

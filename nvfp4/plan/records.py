@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from nvfp4.formats.base import Format, format_titled
@@ -71,6 +72,7 @@ class TensorPlan:
     input_scale_source: str = ""
     saturated_blocks: float | None = None  # share of the recorded input that clips at that scale
     moments: Moments | None = None  # statistics of its input, which rounding goes by
+    mean: np.ndarray | None = None  # of its input [K], where that alone is known: its bias moves
     smoothing: torch.Tensor | None = None  # [K] BF16: multiplies the input and divides the weight
     bias: TensorPlan | None = None  # the layer's bias, which makes up for the mean error
 

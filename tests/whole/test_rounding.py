@@ -81,7 +81,7 @@ def test_what_was_done_is_told(tiny, moments, tmp_path, capsys):
     assert c.main(["--verify", str(out), "--source", str(tiny), "--quiet"]) == 0
     assert "biases are not the source's" in capsys.readouterr().out
     assert c.main(command(tiny, out, moments, "--scale-search", "amax")) == 0
-    assert "--scale-search amax: second moments are not used" in capsys.readouterr().out
+    assert "--scale-search amax: second moments and means are not used" in capsys.readouterr().out
 
 
 @needs_sigkill
