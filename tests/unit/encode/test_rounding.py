@@ -1,5 +1,6 @@
 """Layers of every format rounded by the statistics of their inputs."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from nvfp4.encode.compute import Compute
-from nvfp4.encode.layer import search_scales
+from nvfp4.encode.layer import quantise, search_scales
 from nvfp4.encode.rounding import choose_rounding, round_by_moments
 from nvfp4.formats.base import format_titled
 from nvfp4.guides.records import Moments
@@ -15,6 +16,8 @@ from nvfp4.model import TensorRef
 from nvfp4.numeric.rotation import rotate
 from nvfp4.plan.records import TensorPlan
 from support.activations import correlated, statistics
+from support.plans import ALL, plan_of
+from support.recorder import recorder
 
 FORMATS = ("NVFP4", "FP8", "INT8", "INT8 not rotated", "W4A8", "W6A8", "MXFP8")
 
@@ -114,3 +117,56 @@ def test_the_first_pass_is_that_of_plain_loops(title):
         slow = by_loops(values[row][feedback.order].double(), feedback, rounding.grid)
         same = torch.isclose(found[:, row].double(), slow, atol=1e-3)
         assert same.float().mean() > 0.99  # ties may fall otherwise, and what follows them
+
+
+@pytest.fixture
+def by_means(tmp_path):
+    """Plans of three layers by a recording without second moments, and the layers' inputs."""
+    generator = torch.Generator().manual_seed(6)
+    inputs = {
+        "blocks.0.steady": correlated(256) / 2 + 1.5 * torch.randn(256, generator=generator),
+        "blocks.0.centred": correlated(256) - 0.3,
+        "blocks.0.unbiased": correlated(256) / 2 + 3,
+    }
+    made = recorder.Recording(tmp_path, "stats")
+    made.begin({}, 4096, {})
+    tensors = {}
+    for layer, rows in inputs.items():
+        made.observe(layer, rows)
+        tensors[f"{layer}.weight"] = torch.randn(32, 256, generator=generator)
+        tensors[f"{layer}.bias"] = torch.randn(32, generator=generator)
+    made.save()
+    del tensors["blocks.0.unbiased.bias"]
+    options = ("--activation-stats", str(tmp_path / "stats.safetensors"), *ALL)
+    plans, notes = plan_of(tmp_path, tensors, *options)
+    return tensors, inputs, plans, notes
+
+
+@pytest.mark.parametrize("title", FORMATS)
+def test_where_means_alone_are_known_and_dominant_the_bias_makes_up(by_means, title):
+    tensors, inputs, plans, _ = by_means
+    layer, form = "blocks.0.steady", format_titled(title)
+    plan = dataclasses.replace(plans[f"{layer}.weight"], precision=form)
+    weight, bias, rows = tensors[f"{layer}.weight"], tensors[f"{layer}.bias"], inputs[layer]
+    with Compute(torch.device("cpu")) as compute:
+        stored, damage = quantise(plan, weight, compute)
+        plain = search_scales(dataclasses.replace(plan, mean=None, bias=None), weight, compute)
+    assert damage.output_before is None
+    residual = weight - decoded(title, plain)
+    (moved,) = stored[f"{layer}.bias"]
+    expected = bias + residual.double() @ rows.double().mean(0)
+    torch.testing.assert_close(moved, expected.float(), rtol=1e-5, atol=1e-5)
+    before = rows @ residual.t()
+    assert float((before + bias - moved).norm()) < 0.75 * float(before.norm())
+
+
+def test_means_that_are_a_small_part_of_the_input_move_no_bias(by_means):
+    _, _, plans, notes = by_means
+    assert {name: plan.mean is not None for name, plan in plans.items()} == {
+        "blocks.0.steady.weight": True,
+        "blocks.0.centred.weight": False,
+        "blocks.0.unbiased.weight": False,  # without a bias there is nothing to move
+        "blocks.0.centred.bias": False,
+        "blocks.0.steady.bias": False,
+    }
+    assert any("biases of 1 of these make up for the mean error" in note for note in notes)
