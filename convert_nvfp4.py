@@ -1876,22 +1876,27 @@ FOR_MARKED = re.compile(r"input-scale|full-precision-mm|w4a4-share|pre-quant-sca
 
 
 class Recipe(NamedTuple):
-    """Hold the --dtype of a recipe where none is given, and the least format that it writes.
+    """Hold the --dtype of a recipe where none is given, and the formats that it may write.
 
-    format: a word, "" where other options decide.
+    formats: words, first the one that takes the place of NVFP4; () where other options decide.
     """
 
     dtype: str
-    format: str = ""
+    formats: tuple[str, ...] = ()
+
+    @property
+    def format(self) -> str:
+        """Return the word of the least format, "" where other options decide."""
+        return self.formats[0] if self.formats else ""
 
 
 # Working scaled-FP8 models keep float32.
 RECIPES = {
     "mixed": Recipe("bfloat16"),
-    "fp8": Recipe("bfloat16", "fp8"),
-    "scaled-fp8": Recipe("float32", "fp8"),
-    "int8": Recipe("bfloat16", "int8"),
-    "w4a8": Recipe("bfloat16", "w4a8"),
+    "fp8": Recipe("bfloat16", ("fp8", UNQUANTISED)),
+    "scaled-fp8": Recipe("float32", ("fp8", UNQUANTISED)),
+    "int8": Recipe("bfloat16", ("int8", UNQUANTISED)),
+    "w4a8": Recipe("bfloat16", ("w4a8", "w6a8", "int8", UNQUANTISED)),
 }
 # What other options ask for, which --formats and --card have to leave.
 ASKING = {
@@ -2612,8 +2617,13 @@ class Options:
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """List the words of the formats that may be chosen: by --formats, else by --card."""
-        return self.formats or (CARDS[self.card].fast if self.card else DEFAULT_FORMATS)
+        """List the words of the formats that may be chosen: by --formats, else by --card.
+
+        A recipe leaves of them those that it writes.
+        """
+        words = self.formats or (CARDS[self.card].fast if self.card else DEFAULT_FORMATS)
+        written = RECIPES[self.recipe].formats
+        return tuple(word for word in words if word in written) if written else words
 
     @property
     def has_family(self) -> bool:
@@ -2624,10 +2634,9 @@ class Options:
     def eight_bits(self) -> tuple[str, ...]:
         """List the 8-bit formats by their words, that first which layers get for 8 bits.
 
-        That is FP8 in an FP8 recipe and beside a GGUF, unless --use-int8 or a recipe asks for INT8.
+        That is FP8 beside a GGUF, unless --use-int8 asks for INT8. Not all of them may be allowed.
         """
-        recipe = RECIPES[self.recipe].format
-        is_fp8 = recipe == "fp8" or (self.gguf and not (recipe or self.use_int8))
+        is_fp8 = self.gguf and not self.use_int8
         return ("fp8", "int8", "mxfp8") if is_fp8 else ("int8", "mxfp8", "fp8")
 
     @property

@@ -28,22 +28,27 @@ FOR_MARKED = re.compile(r"input-scale|full-precision-mm|w4a4-share|pre-quant-sca
 
 
 class Recipe(NamedTuple):
-    """Hold the --dtype of a recipe where none is given, and the least format that it writes.
+    """Hold the --dtype of a recipe where none is given, and the formats that it may write.
 
-    format: a word, "" where other options decide.
+    formats: words, first the one that takes the place of NVFP4; () where other options decide.
     """
 
     dtype: str
-    format: str = ""
+    formats: tuple[str, ...] = ()
+
+    @property
+    def format(self) -> str:
+        """Return the word of the least format, "" where other options decide."""
+        return self.formats[0] if self.formats else ""
 
 
 # Working scaled-FP8 models keep float32.
 RECIPES = {
     "mixed": Recipe("bfloat16"),
-    "fp8": Recipe("bfloat16", "fp8"),
-    "scaled-fp8": Recipe("float32", "fp8"),
-    "int8": Recipe("bfloat16", "int8"),
-    "w4a8": Recipe("bfloat16", "w4a8"),
+    "fp8": Recipe("bfloat16", ("fp8", UNQUANTISED)),
+    "scaled-fp8": Recipe("float32", ("fp8", UNQUANTISED)),
+    "int8": Recipe("bfloat16", ("int8", UNQUANTISED)),
+    "w4a8": Recipe("bfloat16", ("w4a8", "w6a8", "int8", UNQUANTISED)),
 }
 # What other options ask for, which --formats and --card have to leave.
 ASKING = {

@@ -341,8 +341,13 @@ class Options:
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """List the words of the formats that may be chosen: by --formats, else by --card."""
-        return self.formats or (CARDS[self.card].fast if self.card else DEFAULT_FORMATS)
+        """List the words of the formats that may be chosen: by --formats, else by --card.
+
+        A recipe leaves of them those that it writes.
+        """
+        words = self.formats or (CARDS[self.card].fast if self.card else DEFAULT_FORMATS)
+        written = RECIPES[self.recipe].formats
+        return tuple(word for word in words if word in written) if written else words
 
     @property
     def has_family(self) -> bool:
@@ -353,10 +358,9 @@ class Options:
     def eight_bits(self) -> tuple[str, ...]:
         """List the 8-bit formats by their words, that first which layers get for 8 bits.
 
-        That is FP8 in an FP8 recipe and beside a GGUF, unless --use-int8 or a recipe asks for INT8.
+        That is FP8 beside a GGUF, unless --use-int8 asks for INT8. Not all of them may be allowed.
         """
-        recipe = RECIPES[self.recipe].format
-        is_fp8 = recipe == "fp8" or (self.gguf and not (recipe or self.use_int8))
+        is_fp8 = self.gguf and not self.use_int8
         return ("fp8", "int8", "mxfp8") if is_fp8 else ("int8", "mxfp8", "fp8")
 
     @property

@@ -94,6 +94,23 @@ def test_columns_that_are_not_rotated_are_int8(recipe, tmp_path, capsys):
     assert check_layers(out, source) == Counter([wide, "int8_tensorwise"])
 
 
+@pytest.mark.parametrize(
+    ("recipe", "formats"),
+    [
+        ("fp8", {"float8_e4m3fn"}), ("scaled-fp8", set()), ("int8", {"int8_tensorwise"}),
+        ("w4a8", {"asym_w4a8_int8", "int8_tensorwise"}),
+    ],
+)  # fmt: skip
+def test_a_size_is_reached_with_what_a_recipe_writes(recipe, formats, tiny, tmp_path):
+    out, wanted = tmp_path / "o.safetensors", 14_000_000
+    given = ["--recipe", recipe, "--dtype", "bfloat16", "--target-size", str(wanted), "--quiet"]
+    assert c.main([str(tiny), str(out), *given]) == 0
+    assert 0.95 * wanted < out.stat().st_size <= wanted
+    with safe_open(out, "pt") as file:
+        stored = json.loads(file.metadata().get("_quantization_metadata", '{"layers": {}}'))
+    assert {config["format"] for config in stored["layers"].values()} <= formats
+
+
 def test_a_source_that_is_of_the_recipe_already_goes_over(tmp_path, capsys):
     """Half of it was packed before; what is left becomes the same format."""
     source = tmp_path / "m.safetensors"

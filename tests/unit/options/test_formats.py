@@ -63,6 +63,19 @@ def test_a_card_allows_what_is_fast_there_unless_formats_are_named(card):
     assert parse_options([*BASE.values(), "--card", card]).card == card
 
 
+@pytest.mark.parametrize(
+    ("recipe", "allowed"),
+    [
+        ("mixed", DEFAULT_FORMATS), ("fp8", ("fp8", "16bit")), ("scaled-fp8", ("fp8", "16bit")),
+        ("int8", ("int8", "16bit")), ("w4a8", ("w4a8", "w6a8", "int8", "16bit")),
+    ],
+)  # fmt: skip
+def test_a_recipe_leaves_what_it_writes(recipe, allowed):
+    assert Options(**BASE, recipe=recipe).allowed == allowed
+    least = allowed[0]
+    assert Options(**BASE, recipe=recipe, formats=f"16bit,{least}").allowed == (least, "16bit")
+
+
 def test_formats_that_quantise_nothing_are_refused():
     assert refused(formats="16bit") == (
         "--formats leaves nothing to quantise to: name more than 16bit",
