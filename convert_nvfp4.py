@@ -13493,6 +13493,9 @@ def setting_rules(settings: Iterable[Setting], chosen: dict[str, Format]) -> lis
         )
         for setting in settings
     ]
+    # What was chosen may be planned already: an older form is planned as the newer one again.
+    newer = {format_titled(row.older_form): row for row in Format.rows if row.older_form}
+    chosen = {name: newer.get(form, form) for name, form in chosen.items()}
     reason = Reason(Why.TARGET_SIZE, TARGET)
     # One rule for each precision; sorted, so that equal choices give equal lists of rules.
     for precision in sorted({*chosen.values()}):

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 from nvfp4.dtypes import FP4_MATMUL_K, FP4_MATMUL_N
 from nvfp4.errors import ConvertError, examples
-from nvfp4.formats.base import Format
+from nvfp4.formats.base import Format, format_titled
 from nvfp4.formats.floats import FP32, HALF, KEPT
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.records import GGUF_BITS, Guides, Setting
@@ -296,6 +296,9 @@ def setting_rules(settings: Iterable[Setting], chosen: dict[str, Format]) -> lis
         )
         for setting in settings
     ]
+    # What was chosen may be planned already: an older form is planned as the newer one again.
+    newer = {format_titled(row.older_form): row for row in Format.rows if row.older_form}
+    chosen = {name: newer.get(form, form) for name, form in chosen.items()}
     reason = Reason(Why.TARGET_SIZE, TARGET)
     # One rule for each precision; sorted, so that equal choices give equal lists of rules.
     for precision in sorted({*chosen.values()}):

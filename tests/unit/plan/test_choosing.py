@@ -77,10 +77,10 @@ def test_recipes_make_one_format_of_all_that_would_be_nvfp4(model, recipe):
         # What a preset gives more bits has them beside W4A8, too.
         expected = INT8 if recipe == "w4a8" and precision is FP8 else row
         assert found[tensor] is expected.for_shape(plans[tensor].ref.shape), tensor
-        if precision is NVFP4:
-            assert f"--recipe {recipe} (else --preset " in str(plans[tensor].reason) or (
-                expected is W4A8
-            )
+        # Sensitive layers are not NVFP4 to begin with, where 8-bit activations may be chosen.
+        is_sensitive = name.startswith("wan") and ".cross_attn." in tensor and recipe != "fp8"
+        if precision is NVFP4 and not is_sensitive:
+            assert f"--recipe {recipe} (else --preset " in str(plans[tensor].reason)
 
 
 @pytest.mark.parametrize(
