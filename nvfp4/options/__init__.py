@@ -1,7 +1,8 @@
 """The options of a conversion, one row each, and all that follows.
 
 Import from here what other rooms need; `table` has the rows, `option` what a row is and the checks
-between rows, `kinds` the values that options take. Nothing here needs torch.
+between rows, `kinds` the values that options take, `formats` the words of formats and what recipes
+and cards leave of them. Nothing here needs torch.
 """
 
 from nvfp4.options.formats import RECIPES, UNQUANTISED

@@ -209,11 +209,12 @@ class Options:
         "Blackwell: 0.5",
         needs=["--target-size", "--target-ratio"], conflicts=["--w4a4-share"])
     formats: tuple[str, ...] | None = option(None, PRECISION, Kind(format_words, "LIST"),
-        "what --target-size and presets may choose from, and what 4-bit types of a GGUF become: "
-        f"{','.join(DEFAULT_FORMATS)} (the default), and mxfp8", check=leaves_enough)
+        "what presets and --target-size may choose from; the smallest of them takes the place of "
+        f"NVFP4, with a GGUF, too: {','.join(DEFAULT_FORMATS)} (the default), and mxfp8",
+        check=leaves_enough)
     card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS)),
-        "the card it is for: sets --formats, unless that is given, to what multiplies fast there; "
-        "the summary's estimate of times is for it", check=leaves_enough)
+        "the card it is for: sets --formats to what multiplies fast there, unless that is given; "
+        "the summary's estimate of speed is for it", check=leaves_enough)
     layer_config: Path | None = option(None, PRECISION, FILE,
         "a .json of layer names or patterns: format, full-precision matmul, input scale",
         reads=True)
