@@ -6935,8 +6935,8 @@ class Int8(Scaled):
         """
         # ComfyUI takes the bits of U8 for those of I8; only a configuration tells that they are.
         dtypes = VIEWED if config else (self.weight_dtype,)
-        means = self.is_meant_by({"format": self.config, **config})
-        return means and weight.dtype in dtypes and self.scale_suffix in parts
+        has_parts = weight.dtype in dtypes and self.scale_suffix in parts
+        return has_parts and self.is_meant_by({"format": self.config, **config})
 
     def is_meant_by(self, config: dict) -> bool:
         """Tell whether a configuration is of INT8 with this rotation."""
@@ -7060,8 +7060,8 @@ class Int4(Format):
 
     def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
         """Tell whether a stored layer is configured as this format, and has all of its tensors."""
-        means = self.is_meant_by(config) and weight.dtype in VIEWED
-        return means and self.parts((1, 1)).keys() <= parts.keys()
+        has_parts = weight.dtype in VIEWED and self.parts((1, 1)).keys() <= parts.keys()
+        return has_parts and self.is_meant_by(config)
 
     def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
         """Tell [N, K] of codes [N, K/2]."""
@@ -8918,13 +8918,11 @@ class TensorPlan:
     @property
     def weights(self) -> int:
         """Count the weights that the tensor stands for; a byte of a packed 4-bit layer has two."""
+        if not self.ref.kept_as:
+            return math.prod(self.ref.shape)
         # A bank of experts has one dimension more than their weights.
-        *experts, rows, columns = (
-            self.ref.shape if self.ref.kept_as else (math.prod(self.ref.shape), 1)
-        )
-        shape = (rows, columns)
-        packed = self.format.logical_shape(shape, None) if self.ref.kept_as else shape
-        return math.prod(experts) * math.prod(packed)
+        *experts, rows, columns = self.ref.shape
+        return math.prod(experts) * math.prod(self.format.logical_shape((rows, columns), None))
 
     @property
     def format(self) -> Format:
@@ -14832,9 +14830,11 @@ class StoredLayer:
         Of several that a configuration may mean, as W4A8 and W6A8, its tensors tell which. Returns
         None for names that ComfyUI does not know, and for options that no row has.
         """
+        config, own = self.config or {}, self.format
+        if own and own.is_configured and own.is_meant_by(config):
+            return own
         rows = (row for row in readable_formats() if row.is_configured and row.config)
-        meant = [row for row in rows if row.is_meant_by(self.config or {})]
-        return self.format if self.format in meant else next(iter(meant), None)
+        return next((row for row in rows if row.is_meant_by(config)), None)
 
     @property
     def scheme(self) -> str:

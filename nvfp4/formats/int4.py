@@ -32,8 +32,8 @@ class Int4(Format):
 
     def holds(self, weight: TensorRef, parts: dict[str, TensorRef], config: dict) -> bool:
         """Tell whether a stored layer is configured as this format, and has all of its tensors."""
-        means = self.is_meant_by(config) and weight.dtype in VIEWED
-        return means and self.parts((1, 1)).keys() <= parts.keys()
+        has_parts = weight.dtype in VIEWED and self.parts((1, 1)).keys() <= parts.keys()
+        return has_parts and self.is_meant_by(config)
 
     def logical_shape(self, stored: tuple[int, int], bias_rows: int | None) -> tuple[int, int]:
         """Tell [N, K] of codes [N, K/2]."""

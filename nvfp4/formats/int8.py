@@ -70,8 +70,8 @@ class Int8(Scaled):
         """
         # ComfyUI takes the bits of U8 for those of I8; only a configuration tells that they are.
         dtypes = VIEWED if config else (self.weight_dtype,)
-        means = self.is_meant_by({"format": self.config, **config})
-        return means and weight.dtype in dtypes and self.scale_suffix in parts
+        has_parts = weight.dtype in dtypes and self.scale_suffix in parts
+        return has_parts and self.is_meant_by({"format": self.config, **config})
 
     def is_meant_by(self, config: dict) -> bool:
         """Tell whether a configuration is of INT8 with this rotation."""

@@ -98,13 +98,11 @@ class TensorPlan:
     @property
     def weights(self) -> int:
         """Count the weights that the tensor stands for; a byte of a packed 4-bit layer has two."""
+        if not self.ref.kept_as:
+            return math.prod(self.ref.shape)
         # A bank of experts has one dimension more than their weights.
-        *experts, rows, columns = (
-            self.ref.shape if self.ref.kept_as else (math.prod(self.ref.shape), 1)
-        )
-        shape = (rows, columns)
-        packed = self.format.logical_shape(shape, None) if self.ref.kept_as else shape
-        return math.prod(experts) * math.prod(packed)
+        *experts, rows, columns = self.ref.shape
+        return math.prod(experts) * math.prod(self.format.logical_shape((rows, columns), None))
 
     @property
     def format(self) -> Format:

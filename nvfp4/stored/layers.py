@@ -115,9 +115,11 @@ class StoredLayer:
         Of several that a configuration may mean, as W4A8 and W6A8, its tensors tell which. Returns
         None for names that ComfyUI does not know, and for options that no row has.
         """
+        config, own = self.config or {}, self.format
+        if own and own.is_configured and own.is_meant_by(config):
+            return own
         rows = (row for row in readable_formats() if row.is_configured and row.config)
-        meant = [row for row in rows if row.is_meant_by(self.config or {})]
-        return self.format if self.format in meant else next(iter(meant), None)
+        return next((row for row in rows if row.is_meant_by(config)), None)
 
     @property
     def scheme(self) -> str:
