@@ -3,7 +3,7 @@
 Usage: python calib/model_inputs.py MODEL -o STATISTICS.safetensors [--device cuda] [--rows 4096]
 Then:  python convert_nvfp4.py MODEL ... --activation-stats STATISTICS.safetensors
 
-Random rows go through the model's own layers, block by block: noise latents through the patch
+Random rows go through the model's own layers, block by block: noisy latents through the patch
 embedding, random text through the text embedding, every timestep through the time embedding; norms,
 modulation, residuals and GELU are as they are in the model. Only attention is not computed: it is
 taken as the mean of two rows. What each layer is given is written as the recorder does it, so that
@@ -103,11 +103,27 @@ class Wan:
         """Make normal numbers [rows, columns]."""
         return torch.randn(rows, columns, generator=self.generator, device=self.device)
 
+    def steps(self) -> torch.Tensor:
+        """List the timesteps that take turns among the rows, as shares of noise: [TIMESTEPS]."""
+        return torch.arange(1, TIMESTEPS + 1, device=self.device) / TIMESTEPS
+
+    def latents(self, rows: int) -> torch.Tensor:
+        """Make patches of noisy latents [rows, columns of the patch embedding].
+
+        A clean patch is taken to be of one colour, as most of a video hardly changes within one.
+        """
+        _, channels, *patch = self.refs["patch_embedding.weight"].shape
+        pixels = math.prod(patch)
+        noise = self.steps()[torch.arange(rows, device=self.device) % TIMESTEPS].unsqueeze(1)
+        clean = self.random(rows, channels).repeat_interleave(pixels, dim=1)
+        return (1 - noise) * clean + noise * self.random(rows, channels * pixels)
+
     def times(self, rows: int) -> torch.Tensor:
         """Compute the time projection of each row, [rows, 6, dim]; timesteps take turns."""
         half = self.refs["time_embedding.0.weight"].shape[1] // 2
-        step = torch.arange(1, TIMESTEPS + 1, device=self.device) * (1000 / TIMESTEPS)
-        angle = step[:, None] * 10000 ** (-torch.arange(half, device=self.device) / half)
+        angle = (
+            1000 * self.steps()[:, None] * 10000 ** (-torch.arange(half, device=self.device) / half)
+        )
         made = self.dense("time_embedding.0", torch.cat([angle.cos(), angle.sin()], 1))
         made = self.dense("time_embedding.2", F.silu(made))
         made = self.dense("time_projection.1", F.silu(made)).unflatten(1, (6, -1))
@@ -130,8 +146,7 @@ class Wan:
     @torch.no_grad()
     def run(self, rows: int) -> None:
         """Pass rows through all blocks, for hooks of their layers to see."""
-        columns = math.prod(self.refs["patch_embedding.weight"].shape[1:])
-        found = self.dense("patch_embedding", self.random(rows, columns))
+        found = self.dense("patch_embedding", self.latents(rows))
         times, text, image = self.times(rows), self.text(rows), self.image(rows)
         for block in progress_bar("blocks", self.blocks):
             found = self.block(block, found, times, text, image)
