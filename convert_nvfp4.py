@@ -701,6 +701,8 @@ SHAPE_READ = {
 
 # ── nvfp4/modules.py: Tell which module of ComfyUI the weight of a name belongs to, and what ComfyU
 
+# What ComfyUI's operations for quantised files have for looking up rows: it takes FP8 and INT8.
+EMBEDDING = "an Embedding"
 # A part of a name that is a number: of a block, or of a place in a row of layers.
 NUMBER_PART = re.compile(r"(?<![^.])\d+(?![^.])")
 # Last parts of names of embeddings, learned tokens, routers of experts and the like: "emb",
@@ -7252,11 +7254,15 @@ class Mxfp8(Scaled):
     def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         """Give the values of `parts`: codes, padding rows last, and scales swizzled into tiles."""
         scales, missing = encoded.by_rows[0], -shape[0] % MX_BLOCK
-        padding = torch.zeros(missing, encoded.codes[0].shape[1], dtype=torch.float8_e4m3fn)
+        # torch 2.4 fills no tensors of FP8; all its bits are zero.
+        padding = torch.zeros(missing, encoded.codes[0].shape[1], dtype=torch.uint8)
         # The exponent of a power of two is its E8M0 code; of 2**-127, which is subnormal, it is 0.
         codes = (scales.view(torch.int32) >> 23).to(torch.uint8)
         codes = torch.nn.functional.pad(codes, (0, 0, 0, missing))
-        return {"weight": [*encoded.codes, padding], "weight_scale": [swizzle(codes)]}
+        return {
+            "weight": [*encoded.codes, padding.view(torch.float8_e4m3fn)],
+            "weight_scale": [swizzle(codes)],
+        }
 
     def round_to_levels(
         self, rounded: Rounded, feedback: Feedback, by_rows: tuple[torch.Tensor, ...]
@@ -15006,8 +15012,6 @@ def stored_parts(layer: StoredLayer) -> tuple[list[torch.Tensor], torch.Tensor]:
 
 # ── nvfp4/stored/lint.py: Hold a quantised file against ComfyUI's contract ────────────────────────
 
-# What ComfyUI's operations for quantised files have for looking up rows: it takes FP8 and INT8.
-EMBEDDING = "an Embedding"
 # No trained model has a weight as large as this; FP8 codes without their scale reach 448.
 LARGE_WEIGHT = 100.0
 # The share of large numbers up to which they may be outliers of a weight that was merely cast. A
@@ -17030,6 +17034,8 @@ td:has(> .bar) { width: 40%; } td:has(> .bar) + td, .pair > :last-child td { whi
 
 # ── nvfp4/stored/needs.py: Tell which ComfyUI a file needs, by the formats of its layers and what e
 
+# The first version that is known to look up rows of INT8 (ComfyUI#15035); 0.27 has INT8 alone.
+LOOKUP_SINCE = "0.29"
 # What every file of this program needs.
 OLDEST = Format.since
 
@@ -17063,10 +17069,15 @@ def needed_comfyui(layers: Iterable[StoredLayer]) -> Need:
         form = layer.configured
         if layer.weight is None or form is None:
             continue
-        found[version_key(form.since)][form.title] = form.since
-        kitchen = max(kitchen, form.since_kitchen, key=version_key)
+        asks = {form.title: form.since}
         if "pre_quant_scale" in layer.parts:
-            found[version_key(SMOOTHING_SINCE)]["pre_quant_scale"] = SMOOTHING_SINCE
+            asks["pre_quant_scale"] = SMOOTHING_SINCE
+        place = not_linear(bare(layer.name))
+        if place and place.kind == EMBEDDING and form.since != OLDEST:
+            asks[f"embeddings in {form.kind}"] = LOOKUP_SINCE
+        for what, version in asks.items():
+            found[version_key(version)][what] = version
+        kitchen = max(kitchen, form.since_kitchen, key=version_key)
     newest = max(found, default=())
     if newest <= version_key(OLDEST):
         return Need("")

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from nvfp4.comfy_classes import LINEAR_ALL_THE_SAME, NOT_LINEAR, SHAPE_READ
 
+# What ComfyUI's operations for quantised files have for looking up rows: it takes FP8 and INT8.
+EMBEDDING = "an Embedding"
 # A part of a name that is a number: of a block, or of a place in a row of layers.
 NUMBER_PART = re.compile(r"(?<![^.])\d+(?![^.])")
 # Last parts of names of embeddings, learned tokens, routers of experts and the like: "emb",

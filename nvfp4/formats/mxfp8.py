@@ -85,11 +85,15 @@ class Mxfp8(Scaled):
     def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         """Give the values of `parts`: codes, padding rows last, and scales swizzled into tiles."""
         scales, missing = encoded.by_rows[0], -shape[0] % MX_BLOCK
-        padding = torch.zeros(missing, encoded.codes[0].shape[1], dtype=torch.float8_e4m3fn)
+        # torch 2.4 fills no tensors of FP8; all its bits are zero.
+        padding = torch.zeros(missing, encoded.codes[0].shape[1], dtype=torch.uint8)
         # The exponent of a power of two is its E8M0 code; of 2**-127, which is subnormal, it is 0.
         codes = (scales.view(torch.int32) >> 23).to(torch.uint8)
         codes = torch.nn.functional.pad(codes, (0, 0, 0, missing))
-        return {"weight": [*encoded.codes, padding], "weight_scale": [swizzle(codes)]}
+        return {
+            "weight": [*encoded.codes, padding.view(torch.float8_e4m3fn)],
+            "weight_scale": [swizzle(codes)],
+        }
 
     def round_to_levels(
         self, rounded: Rounded, feedback: Feedback, by_rows: tuple[torch.Tensor, ...]

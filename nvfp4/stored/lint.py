@@ -23,7 +23,7 @@ from nvfp4.formats.base import Format, is_known, readable_formats, scalar_scales
 from nvfp4.formats.plain_fp8 import unread_scales
 from nvfp4.formats.scaled_fp8 import SCALED_FP8
 from nvfp4.model import COMFYUI_PREFIXES, Model, bare, diffusion_prefix, is_beside
-from nvfp4.modules import not_linear, shape_read
+from nvfp4.modules import EMBEDDING, not_linear, shape_read
 from nvfp4.numeric.float8 import decode_byte
 from nvfp4.prefixes import comfyui_names, file_kind
 from nvfp4.quantisers import quantiser_of
@@ -32,8 +32,6 @@ from nvfp4.read.tensors import load, load_part
 from nvfp4.stored.defects import Finding
 from nvfp4.stored.layers import Marker, StoredLayer, find_markers, marker_for, undecodable
 
-# What ComfyUI's operations for quantised files have for looking up rows: it takes FP8 and INT8.
-EMBEDDING = "an Embedding"
 # No trained model has a weight as large as this; FP8 codes without their scale reach 448.
 LARGE_WEIGHT = 100.0
 # The share of large numbers up to which they may be outliers of a weight that was merely cast. A

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from comfy_kitchen.tensor import get_layout_class
 from safetensors.torch import load_file, save_file
 
 from nvfp4.cli.entry import main
@@ -14,7 +13,6 @@ from support.scaled import by_blocks, configuration
 G = torch.Generator().manual_seed(0)
 WEIGHT = torch.randn(128, 512, generator=G) * torch.rand(128, 1, generator=G)
 LAYER = "blocks.0.a"
-E8M0 = getattr(torch, "float8_e8m0fnu", torch.uint8)
 
 
 def saved(path, tensors, config):
@@ -53,10 +51,6 @@ def test_formats_of_few_bits_go_over_as_they_are(title, tmp_path, capsys):
 
 
 def test_integers_of_comfyui_go_over_as_they_are(tmp_path, capsys):
-    try:
-        get_layout_class("TensorCoreConvRotW4A4Layout")
-    except (KeyError, ValueError):
-        pytest.skip("this comfy_kitchen has no ConvRot layout")
     awq = {
         "weight": torch.randint(-128, 128, (128, 256), dtype=torch.int8),
         "weight_scale": torch.rand(8, 128).bfloat16() + 1,

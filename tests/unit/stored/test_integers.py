@@ -1,10 +1,10 @@
 """INT8, W4A8, W6A8, MXFP8 and ComfyUI's own 4-bit integers: verified, compared, and adopted."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
-from comfy_kitchen.tensor import get_layout_class
 from safetensors.torch import save_file
 
 from nvfp4.compare.entry import compare_models
@@ -14,12 +14,16 @@ from nvfp4.options import Verification
 from nvfp4.report.summary import render_check
 from nvfp4.stored.defects import DEFECTS
 from nvfp4.verify import verify_file
-from support.broken_integers import CASES, TITLES, Integers, encoded, sound_integers, write_integers
-from support.scaled import configuration
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch, "float8_e8m0fnu"), reason="this torch has no dtype for the scales of MXFP8"
+from support.broken_integers import (
+    CASES,
+    TITLES,
+    Integers,
+    encoded,
+    layout,
+    sound_integers,
+    write_integers,
 )
+from support.scaled import configuration
 
 
 def findings(path, source=None):
@@ -29,10 +33,6 @@ def findings(path, source=None):
 
 @pytest.fixture(scope="module")
 def sound(converted, tmp_path_factory):
-    try:
-        get_layout_class("TensorCoreConvRotW4A4Layout")
-    except (KeyError, ValueError):
-        pytest.skip("this comfy_kitchen has no ConvRot layout")
     return sound_integers(converted, tmp_path_factory.mktemp("sound") / "sound.safetensors")
 
 
@@ -123,6 +123,35 @@ def test_embeddings_take_int8_alone(title, defect, sound, tmp_path):
     file.configure(layer, config)
     _, found = findings(file.save(tmp_path / "m.safetensors"))
     assert [one for one, _, _ in found] == ([defect] if defect else [])
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"),
+    [
+        ({"a": ("FP8", {})}, ""),
+        ({"a": ("NVFP4", {"pre_quant_scale": torch.ones(256)})}, "0.30 or newer (pre_quant_scale)"),
+        ({"a": ("INT8", {}), "b": ("FP8", {})}, "0.27 or newer (INT8)"),
+        ({"trainable_cond_mask": ("INT8", {})}, "0.29 or newer (embeddings in INT8)"),
+        ({"a": ("INT8", {}), "b": ("W4A8", {})}, "0.31 or newer (W4A8)"),
+    ],
+)
+def test_the_newest_of_all_needs_counts(layers, told, tmp_path):
+    found = {}
+    for layer, (title, more) in layers.items():
+        tensors, config = encoded(torch.randn(32, 256), title)
+        found |= {f"{layer}.{suffix}": tensor for suffix, tensor in (tensors | more).items()}
+        found[f"{layer}.comfy_quant"] = configuration(**config)
+    save_file(found, tmp_path / "m.safetensors")
+    text = render_check(findings(tmp_path / "m.safetensors")[0])
+    needs = [line for line in text.splitlines() if "needs ComfyUI" in line]
+    assert needs == ([f"  needs ComfyUI {told}"] if told else [])
+
+
+def test_flat_scales_of_int8_are_scales_of_columns_when_comfy_kitchen_decodes():
+    int8 = layout("TensorWiseINT8Layout")
+    codes, params = int8.quantize(torch.randn(64, 64), per_channel=True)
+    flat = dataclasses.replace(params, scale=params.scale.flatten())
+    assert torch.equal(int8.dequantize(codes, flat), codes.float() * params.scale.flatten())
 
 
 def test_the_comparison_names_schemes_and_needs(sound, converted, capsys):
