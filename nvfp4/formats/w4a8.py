@@ -18,10 +18,11 @@ from nvfp4.formats.reading import Misreading, configured_options, rotates
 from nvfp4.formats.scaled import bad_scales
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import amax_block_scales, swap_nibbles
+from nvfp4.numeric.compiled import Kernels
 from nvfp4.numeric.feedback import Feedback, Rounded, levels_in_order, steps_in_order
 from nvfp4.numeric.grids import GROUP_STEPS, Codebook, Grid, steps_for
 from nvfp4.numeric.int8 import quantised_int8_rows
-from nvfp4.numeric.level_search import choose_grid, encode_levels, sample_rows
+from nvfp4.numeric.level_search import LevelGrid, choose_grid, encode_levels, sample_rows
 from nvfp4.numeric.rotation import WRITTEN_GROUP, rotate
 from nvfp4.numeric.w4a8 import W4A8_GROUP, codebook_of, decode_w4a8, encode_w4a8, pack_w4a8
 
@@ -133,11 +134,11 @@ class W4a8(Format):
         rotation decides.
         """
 
-        device = given.weight.device
+        device, kernels = given.weight.device, encoder.kernels
         levels, quantise = codebook_of(self.bits, device), encode_w4a8
-        if encoder.search is not amax_block_scales:
-            sample = rotate(sample_rows(given.weight).to(encoder.dtype).float(), self.rotated)
-            grid = choose_grid(sample, self.bits)
+        is_searched = encoder.search is not amax_block_scales
+        if is_searched:
+            grid = self.chosen_grid(sample_rows(given.weight).to(encoder.dtype).float(), kernels)
             levels, quantise = grid.codebook(device), partial(encode_levels, grid=grid)
 
         def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -145,13 +146,23 @@ class W4a8(Format):
             return made + self.codebooks(levels, len(rows))
 
         def compiled(rows: torch.Tensor, _: torch.Tensor) -> tuple:
-            *made, damage = encoder.kernels.encode_levels(rows, grid)
+            *made, damage = kernels.encode_levels(rows, grid)
             return *made, *self.codebooks(levels, len(rows)), damage
 
         # Kernels measure the error while they search; torch's operations decode again for it.
-        is_compiled = encoder.kernels and encoder.search is not amax_block_scales
-        measured = compiled if is_compiled else with_damage(encode, self.decode, encoder.dtype)
+        measured = with_damage(encode, self.decode, encoder.dtype)
+        if kernels and is_searched:
+            measured = compiled
         return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
+
+    def chosen_grid(self, rows: torch.Tensor, kernels: Kernels | None) -> LevelGrid:
+        """Choose the codebook for a weight by some of its rows [n, K] float32."""
+        if kernels is None:
+            return choose_grid(rotate(rows, self.rotated), self.bits)
+        # These rotate the rows themselves; error comes last of what they return.
+        return choose_grid(
+            rows, self.bits, lambda rows, grid: kernels.encode_levels(rows, grid)[-1].error
+        )
 
     def codebooks(self, levels: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
         """Repeat a codebook [16] for each row, as all parts go by rows; 6 bits have none."""

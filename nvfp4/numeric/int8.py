@@ -42,11 +42,16 @@ def mse_row_scales(rows: torch.Tensor) -> torch.Tensor:
     amax = rows.abs().amax(1, keepdim=True)
     # Of rows whose squares leave float32's range, no scale is better than that of amax.
     best, error = amax_row_scales(rows), torch.full_like(amax, FLOAT32_MAX)
+    scaled, rounded = torch.empty_like(rows), torch.empty_like(rows)
     for largest in LARGEST_TRIED:
         scale = divide(amax, largest).clamp_(min=LEAST_ROW_SCALE)
-        scaled = rows * (1 / scale)
-        rounded = scaled.round().clamp_(-INT8_MAX - 1, INT8_MAX)
-        found = sum_by_lanes(rounded.sub_(scaled).square_()) * scale * scale
+        torch.round(torch.mul(rows, 1 / scale, out=scaled), out=rounded)
+        # Passes over memory are what this takes: nothing is clipped up to 127.
+        if largest > INT8_MAX:
+            rounded.clamp_(-INT8_MAX - 1, INT8_MAX)
+        # With reduction 0, mse_loss is the squared difference of each element in one call.
+        torch.ops.aten.mse_loss.out(rounded, scaled, 0, out=scaled)
+        found = sum_by_lanes(scaled) * scale * scale
         better = found < error
         best, error = torch.where(better, scale, best), torch.where(better, found, error)
     return best
@@ -57,11 +62,12 @@ def sum_by_lanes(values: torch.Tensor) -> torch.Tensor:
 
     Groups of 256 columns are added one after the other, then their 256 sums by halves.
     """
-    missing = -values.shape[1] % LANE_COLUMNS
-    groups = (
-        torch.nn.functional.pad(values, (0, missing)).unflatten(1, (-1, LANE_COLUMNS)).unbind(1)
-    )
-    lanes = sum(groups[1:], groups[0])
+    if missing := -values.shape[1] % LANE_COLUMNS:
+        values = torch.nn.functional.pad(values, (0, missing))
+    first, *others = values.unflatten(1, (-1, LANE_COLUMNS)).unbind(1)
+    lanes = first.clone()
+    for other in others:
+        lanes.add_(other)
     while lanes.shape[1] > 1:
         low, high = lanes.chunk(2, dim=1)
         lanes = low + high

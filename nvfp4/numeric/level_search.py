@@ -7,6 +7,7 @@ table, and the nearest of them is looked up. Numba's loops and a GPU's kernel gi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -185,16 +186,23 @@ def groups_of(rows: torch.Tensor, scale: torch.Tensor, grid: LevelGrid) -> torch
     return parts.view(-1, W4A8_GROUP)
 
 
-def choose_grid(rows: torch.Tensor, bits: int) -> LevelGrid:
-    """Choose the codebook of least squared error on rotated sample rows [n, K] float32."""
+def grid_error(rows: torch.Tensor, grid: LevelGrid) -> float:
+    """Measure the squared error of rotated rows [n, K] float32 in a codebook."""
     scale = level_row_scales(rows)
+    found = search_group_scales(groups_of(rows, scale, grid), grid)[2].view(len(rows), -1)
+    # Errors of groups are whole numbers of small units, of which float64 adds up as many exactly.
+    return float(found.double().sum(1) @ scale.double().square().squeeze(1))
 
-    def error(grid: LevelGrid) -> float:
-        """Measure a codebook's squared error in plain units."""
-        found = search_group_scales(groups_of(rows, scale, grid), grid)[2].view(len(rows), -1)
-        return float((found.sum(1, keepdim=True) * scale * scale).sum())
 
-    return min(GRIDS[bits], key=error) if len(GRIDS[bits]) > 1 else GRIDS[bits][0]
+def choose_grid(
+    rows: torch.Tensor, bits: int, error: Callable[[torch.Tensor, LevelGrid], float] = grid_error
+) -> LevelGrid:
+    """Choose the codebook of least error on sample rows [n, K] float32.
+
+    error: measures it; `grid_error` is for rows that are rotated already.
+    """
+    grids = GRIDS[bits]
+    return min(grids, key=lambda grid: error(rows, grid)) if len(grids) > 1 else grids[0]
 
 
 def sample_rows(weight: torch.Tensor) -> torch.Tensor:
