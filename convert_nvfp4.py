@@ -4230,11 +4230,16 @@ def mse_row_scales(rows: torch.Tensor) -> torch.Tensor:
     amax = rows.abs().amax(1, keepdim=True)
     # Of rows whose squares leave float32's range, no scale is better than that of amax.
     best, error = amax_row_scales(rows), torch.full_like(amax, FLOAT32_MAX)
+    scaled, rounded = torch.empty_like(rows), torch.empty_like(rows)
     for largest in LARGEST_TRIED:
         scale = divide(amax, largest).clamp_(min=LEAST_ROW_SCALE)
-        scaled = rows * (1 / scale)
-        rounded = scaled.round().clamp_(-INT8_MAX - 1, INT8_MAX)
-        found = sum_by_lanes(rounded.sub_(scaled).square_()) * scale * scale
+        torch.round(torch.mul(rows, 1 / scale, out=scaled), out=rounded)
+        # Passes over memory are what this takes: nothing is clipped up to 127.
+        if largest > INT8_MAX:
+            rounded.clamp_(-INT8_MAX - 1, INT8_MAX)
+        # With reduction 0, mse_loss is the squared difference of each element in one call.
+        torch.ops.aten.mse_loss.out(rounded, scaled, 0, out=scaled)
+        found = sum_by_lanes(scaled) * scale * scale
         better = found < error
         best, error = torch.where(better, scale, best), torch.where(better, found, error)
     return best
@@ -4245,11 +4250,12 @@ def sum_by_lanes(values: torch.Tensor) -> torch.Tensor:
 
     Groups of 256 columns are added one after the other, then their 256 sums by halves.
     """
-    missing = -values.shape[1] % LANE_COLUMNS
-    groups = (
-        torch.nn.functional.pad(values, (0, missing)).unflatten(1, (-1, LANE_COLUMNS)).unbind(1)
-    )
-    lanes = sum(groups[1:], groups[0])
+    if missing := -values.shape[1] % LANE_COLUMNS:
+        values = torch.nn.functional.pad(values, (0, missing))
+    first, *others = values.unflatten(1, (-1, LANE_COLUMNS)).unbind(1)
+    lanes = first.clone()
+    for other in others:
+        lanes.add_(other)
     while lanes.shape[1] > 1:
         low, high = lanes.chunk(2, dim=1)
         lanes = low + high
@@ -5349,16 +5355,23 @@ def groups_of(rows: torch.Tensor, scale: torch.Tensor, grid: LevelGrid) -> torch
     return parts.view(-1, W4A8_GROUP)
 
 
-def choose_grid(rows: torch.Tensor, bits: int) -> LevelGrid:
-    """Choose the codebook of least squared error on rotated sample rows [n, K] float32."""
+def grid_error(rows: torch.Tensor, grid: LevelGrid) -> float:
+    """Measure the squared error of rotated rows [n, K] float32 in a codebook."""
     scale = level_row_scales(rows)
+    found = search_group_scales(groups_of(rows, scale, grid), grid)[2].view(len(rows), -1)
+    # Errors of groups are whole numbers of small units, of which float64 adds up as many exactly.
+    return float(found.double().sum(1) @ scale.double().square().squeeze(1))
 
-    def error(grid: LevelGrid) -> float:
-        """Measure a codebook's squared error in plain units."""
-        found = search_group_scales(groups_of(rows, scale, grid), grid)[2].view(len(rows), -1)
-        return float((found.sum(1, keepdim=True) * scale * scale).sum())
 
-    return min(GRIDS[bits], key=error) if len(GRIDS[bits]) > 1 else GRIDS[bits][0]
+def choose_grid(
+    rows: torch.Tensor, bits: int, error: Callable[[torch.Tensor, LevelGrid], float] = grid_error
+) -> LevelGrid:
+    """Choose the codebook of least error on sample rows [n, K] float32.
+
+    error: measures it; `grid_error` is for rows that are rotated already.
+    """
+    grids = GRIDS[bits]
+    return min(grids, key=lambda grid: error(rows, grid)) if len(grids) > 1 else grids[0]
 
 
 def sample_rows(weight: torch.Tensor) -> torch.Tensor:
@@ -7684,11 +7697,11 @@ class W4a8(Format):
         rotation decides.
         """
 
-        device = given.weight.device
+        device, kernels = given.weight.device, encoder.kernels
         levels, quantise = codebook_of(self.bits, device), encode_w4a8
-        if encoder.search is not amax_block_scales:
-            sample = rotate(sample_rows(given.weight).to(encoder.dtype).float(), self.rotated)
-            grid = choose_grid(sample, self.bits)
+        is_searched = encoder.search is not amax_block_scales
+        if is_searched:
+            grid = self.chosen_grid(sample_rows(given.weight).to(encoder.dtype).float(), kernels)
             levels, quantise = grid.codebook(device), partial(encode_levels, grid=grid)
 
         def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -7696,13 +7709,23 @@ class W4a8(Format):
             return made + self.codebooks(levels, len(rows))
 
         def compiled(rows: torch.Tensor, _: torch.Tensor) -> tuple:
-            *made, damage = encoder.kernels.encode_levels(rows, grid)
+            *made, damage = kernels.encode_levels(rows, grid)
             return *made, *self.codebooks(levels, len(rows)), damage
 
         # Kernels measure the error while they search; torch's operations decode again for it.
-        is_compiled = encoder.kernels and encoder.search is not amax_block_scales
-        measured = compiled if is_compiled else with_damage(encode, self.decode, encoder.dtype)
+        measured = with_damage(encode, self.decode, encoder.dtype)
+        if kernels and is_searched:
+            measured = compiled
         return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
+
+    def chosen_grid(self, rows: torch.Tensor, kernels: Kernels | None) -> LevelGrid:
+        """Choose the codebook for a weight by some of its rows [n, K] float32."""
+        if kernels is None:
+            return choose_grid(rotate(rows, self.rotated), self.bits)
+        # These rotate the rows themselves; error comes last of what they return.
+        return choose_grid(
+            rows, self.bits, lambda rows, grid: kernels.encode_levels(rows, grid)[-1].error
+        )
 
     def codebooks(self, levels: torch.Tensor, rows: int) -> tuple[torch.Tensor, ...]:
         """Repeat a codebook [16] for each row, as all parts go by rows; 6 bits have none."""
