@@ -35,7 +35,7 @@ from nvfp4.progress import progress_bar
 from nvfp4.read.tensors import load_weight
 from nvfp4.source.open import open_source
 
-# Different timesteps among the rows, evenly spaced up to 1000.
+# Different timesteps among the rows, evenly spaced.
 TIMESTEPS = 20
 # Standard deviation of the text encoder's outputs; results hardly depend on it.
 TEXT_DEVIATION = 0.3
@@ -66,13 +66,16 @@ class Layer(torch.nn.Module):
 class Wan:
     """A Wan's layers, and rows that pass through them, all float32 on one device."""
 
-    def __init__(self, path: Path, device: torch.device, seed: int):
-        """Open a checkpoint; raises ConvertError where it is no Wan."""
+    def __init__(self, path: Path, device: torch.device, seed: int, noise: tuple[float, float]):
+        """Open a checkpoint; raises ConvertError where it is no Wan.
+
+        seed: of the random numbers; noise: least and largest share of noise in latents, 0 to 1.
+        """
         tensors = open_source(path).model.tensors
         self.refs = {bare(name): ref for name, ref in tensors.items()}
         if not all(name in self.refs for name in LEAST_NAMES):
             raise ConvertError(f"{path}: is no Wan; only Wan's inputs can be modelled")
-        self.device = device
+        self.device, self.noise = device, noise
         self.generator = torch.Generator(device).manual_seed(seed)
         self.layers, self.root = {}, torch.nn.Module()
         for name, ref in self.refs.items():
@@ -105,7 +108,9 @@ class Wan:
 
     def steps(self) -> torch.Tensor:
         """List the timesteps that take turns among the rows, as shares of noise: [TIMESTEPS]."""
-        return torch.arange(1, TIMESTEPS + 1, device=self.device) / TIMESTEPS
+        least, largest = self.noise
+        share = torch.arange(1, TIMESTEPS + 1, device=self.device) / TIMESTEPS
+        return least + (largest - least) * share
 
     def latents(self, rows: int) -> torch.Tensor:
         """Make patches of noisy latents [rows, columns of the patch embedding].
@@ -205,6 +210,14 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="NAME.safetensors")
     parser.add_argument("--rows", type=int, default=4096, help="rows for each input: 4096")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--noise",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("LEAST", "LARGEST"),
+        help="shares of noise that the model is sampled at: 0 1; Wan 2.2 high noise 0.875 1",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers: 0")
     parser.add_argument(
         "--layers", choices=LAYERS[1:], default=LAYERS[1], help="layers with second moments"
@@ -212,8 +225,10 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.output.suffix != ".safetensors" or chosen.output.exists():
         parser.error(f"{chosen.output}: give a new name that ends in .safetensors")
+    if not 0 <= chosen.noise[0] < chosen.noise[1] <= 1:
+        parser.error("--noise: give two shares from 0 to 1, the smaller one first")
     try:
-        wan = Wan(chosen.model, torch.device(chosen.device), chosen.seed)
+        wan = Wan(chosen.model, torch.device(chosen.device), chosen.seed, tuple(chosen.noise))
     except ConvertError as error:
         sys.exit(f"error: {error}")
     recording = Recording(chosen.output.parent, chosen.output.stem)

@@ -85,6 +85,21 @@ def test_statistics_are_those_of_what_the_layers_are_given(monkeypatch, tmp_path
     assert 0.1 < float((rows == 0).all(1).float().mean()) < 0.4
 
 
+def test_what_an_image_gives_is_normalised(monkeypatch, tmp_path, tensors):
+    """Models that take an image have a second cross-attention, of what img_emb puts out."""
+    tensors["img_emb.proj.4.weight"] = torch.full((DIM,), 3.0)
+    tensors["img_emb.proj.4.bias"] = torch.full((DIM,), 1.0)
+    for block in ("blocks.0", "blocks.1"):
+        for part in ("k_img", "v_img"):
+            tensors[f"{block}.cross_attn.{part}.weight"] = torch.eye(DIM)
+            tensors[f"{block}.cross_attn.{part}.bias"] = torch.zeros(DIM)
+    found = read_recording(modelled(monkeypatch, tmp_path, tensors))
+    assert len(found) == 2 * 12
+    given = load_statistics(found["blocks.1.cross_attn.v_img"].moments, torch.device("cpu"))
+    assert float(given.second.trace()) / DIM == pytest.approx(10, rel=0.02)
+    assert float(given.mean.mean()) == pytest.approx(1, rel=0.05)
+
+
 def test_a_seed_decides_everything(monkeypatch, tmp_path, tensors):
     made = [
         modelled(monkeypatch, tmp_path, tensors, "--seed", seed).read_bytes()
@@ -98,6 +113,9 @@ def test_other_models_and_files_that_are_there_are_refused(monkeypatch, tmp_path
     del tensors["time_projection.1.weight"]
     with pytest.raises(SystemExit, match="is no Wan"):
         modelled(monkeypatch, tmp_path, tensors)
+    with pytest.raises(SystemExit):
+        modelled(monkeypatch, tmp_path, tensors, "--noise", "1", "0")
+    assert "the smaller one first" in capsys.readouterr().err
     (tmp_path / "made.safetensors").touch()
     with pytest.raises(SystemExit):
         model_inputs.main()
