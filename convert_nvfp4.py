@@ -1409,8 +1409,8 @@ class LayerSwitch(NamedTuple):
     """Describe a switch for the layers whose names a regular expression finds.
 
     Several such switches make up one option, whose value is the set of those that were given.
-    `least` is the title of the format that the switch raises its layers to, or "" if it marks them
-    for something else.
+    `least` is the title of the format, or EIGHT_BITS, that the switch raises its layers to, or ""
+    if it marks them for something else.
     """
 
     layers: str
@@ -1867,8 +1867,9 @@ CARDS = {
 
 # The word for tensors that are not quantised.
 UNQUANTISED = "16bit"
-# MXFP8 has to be named: rotated INT8 loses less at the same size, and runs on more cards.
-DEFAULT_FORMATS = tuple(word for word in UNITS if word != "mxfp8")
+# What has to be named: rotated INT8 loses less than MXFP8 at the same size, and runs on more cards.
+NAMED_ALONE = {"mxfp8"}
+DEFAULT_FORMATS = tuple(word for word in UNITS if word not in NAMED_ALONE)
 # What full-precision marks turn a layer in NVFP4 into; the first one is the mark itself.
 SENSITIVE_AS = ("w4a16", "w4a8", "int8")
 # Formats whose activations may stay 16-bit, or have a scale in the file.
@@ -1962,36 +1963,10 @@ def without_marks(flag: str, given: GivenOptions) -> str:
     return f"{flag} contradicts {', '.join(idle)}: {why}"
 
 
-# ── nvfp4/options/switches.py: The switches for layers of one kind, which are sets in the options t
-
-# Switches that mark layers of one kind for full-precision matmul (W4A16).
-FULL_PRECISION_OPTIONS = {
-    "--full-precision-mm": LayerSwitch(r"", "every quantised layer"),
-    "--full-precision-mm-cross-attn-kv": LayerSwitch(
-        r"\bcross_attn\.[kv](_img)?$", "cross-attention k and v"
-    ),
-    "--full-precision-mm-cross-attn-qkvo": LayerSwitch(
-        r"\bcross_attn\.([qo]|[kv](_img)?)$", "cross-attention q, k, v and o"
-    ),
-    "--full-precision-mm-self-attn-qkvo": LayerSwitch(
-        r"\bself_attn\.[qkvo]$", "self-attention q, k, v and o"
-    ),
-    "--full-precision-mm-ffn-up": LayerSwitch(r"\bffn\.0$", "feed-forward up projections"),
-    "--full-precision-mm-ffn-down": LayerSwitch(r"\bffn\.2$", "feed-forward down projections"),
-}
-# Switches that raise layers of one kind to a least precision.
-MINIMUM_OPTIONS = {
-    "--min-ffn-fp8": LayerSwitch(
-        r"\bffn\.[02]$", "feed-forward layers are at least FP8, or INT8", "FP8"
-    ),
-    "--min-ffn2-fp16": LayerSwitch(
-        r"\bffn\.2$", "feed-forward down projections are at least 16-bit", "16-bit"
-    ),
-}
-
-
 # ── nvfp4/families.py: Known model families and their presets, as rows of a table ─────────────────
 
+# What stands for the format of 8 bits that a conversion has: INT8, or FP8 where that is asked for.
+EIGHT_BITS = "8-bit"
 # Transformer blocks that stay 16-bit at each end, unless a family or an option says otherwise.
 EDGE_BLOCKS = 2
 # Models with a larger share of their linear weights in NVFP4 are known to give noise, Wan and image
@@ -2003,7 +1978,7 @@ class Keep(NamedTuple):
     """Name layers inside a family's blocks that get more than NVFP4.
 
     layers: a regular expression that is searched for in their names, without the model's prefix.
-    precision: the title of a format: "FP8" or "16-bit".
+    precision: EIGHT_BITS, for which --formats and --card choose the format, or "16-bit".
     why: the reason that the report gives, with the tool or file that does the same.
     """
 
@@ -2057,16 +2032,16 @@ class Family:
 # What K-quants of llama.cpp give more bits in diffusion models, by names that families share
 # (city96/ComfyUI-GGUF, tools/lcpp.patch).
 ATTENTION_V = Keep(
-    r"\.(v|v_img|to_v|add_v_proj|v_proj|wv|value)$", "FP8", "attention V: Q6_K in a Q5_K_M"
+    r"\.(v|v_img|to_v|add_v_proj|v_proj|wv|value)$", EIGHT_BITS, "attention V: Q6_K in a Q5_K_M"
 )
 ATTENTION_QKV = Keep(
     r"\.((img_|txt_)?attn[._](img_attn_|txt_attn_)?qkv|attention\.qkv|(img|txt)_attn_qkv)$",
-    "FP8",
+    EIGHT_BITS,
     "fused attention QKV: Q6_K in a Q5_K_M",
 )
 DOWN_PROJECTION = Keep(
     r"\.(ffn\.2|net\.2|feed_forward\.w2|mlp\.layer2|mlp\.down_proj|mlp\.w2|fc2)$",
-    "FP8",
+    EIGHT_BITS,
     "feed-forward down projection: Q6_K in a Q5_K_M",
 )
 # What --preset smart keeps, for models of unknown families.
@@ -2074,11 +2049,13 @@ ONE_STEP_HIGHER = (ATTENTION_V, ATTENTION_QKV, DOWN_PROJECTION)
 # Linear layers that compute shift, scale and gate of a block from the time step.
 MODULATION = Keep(
     r"(_mod\.(lin|linear)|\.modulation\.(lin|linear))$",
-    "FP8",
+    EIGHT_BITS,
     "modulation reaches every token: 16-bit in sglang's NVFP4 Flux",
 )
 TEXT_ATTENTION = Keep(
-    r"\.txt_attn[._]", "FP8", "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter"
+    r"\.txt_attn[._]",
+    EIGHT_BITS,
+    "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter",
 )
 # For Cosmos-Predict2 and Anima, which is built like it.
 ADALN_AND_MLP = (
@@ -2089,7 +2066,7 @@ ADALN_AND_MLP = (
     ),
     Keep(
         r"\.mlp\.|\.v_proj$",
-        "FP8",
+        EIGHT_BITS,
         "MLP and V: FP8 in bedovyy/comfy-dit-quantizer, noise in NVFP4 "
         "(silveroxides/convert_to_quant#41)",
     ),
@@ -2132,7 +2109,7 @@ FAMILIES = {
             ("img_emb", "blocks.0.cross_attn.k_img"),
         ),
         keeps=(
-            Keep(r"^vace_blocks\.", "FP8", "control blocks: 16-bit in jorismak/convert_nvfp4"),
+            Keep(r"^vace_blocks\.", EIGHT_BITS, "control blocks: 16-bit in jorismak/convert_nvfp4"),
             ATTENTION_V,
             DOWN_PROJECTION,
         ),
@@ -2156,10 +2133,10 @@ FAMILIES = {
         keeps=(
             Keep(
                 r"\.(img|txt)_mod\.1$",
-                "FP8",
+                EIGHT_BITS,
                 "modulation reaches every token: FP8 in bedovyy/comfy-dit-quantizer",
             ),
-            Keep(r"\.txt_mlp\.", "FP8", "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
+            Keep(r"\.txt_mlp\.", EIGHT_BITS, "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
             ATTENTION_V,
         ),
         image=True,
@@ -2217,7 +2194,7 @@ FAMILIES = {
             ),
             Keep(
                 r"\.attention\.",
-                "FP8",
+                EIGHT_BITS,
                 "attention: pure noise in NVFP4 (silveroxides/convert_to_quant#14)",
             ),
             DOWN_PROJECTION,
@@ -2342,6 +2319,34 @@ GENERAL_PRESETS = {
 }
 # What --preset takes, "auto" first; `--help` lists them in this order.
 PRESETS = ("auto", *FAMILIES, *list(GENERAL_PRESETS)[1:])
+
+
+# ── nvfp4/options/switches.py: The switches for layers of one kind, which are sets in the options t
+
+# Switches that mark layers of one kind for full-precision matmul (W4A16).
+FULL_PRECISION_OPTIONS = {
+    "--full-precision-mm": LayerSwitch(r"", "every quantised layer"),
+    "--full-precision-mm-cross-attn-kv": LayerSwitch(
+        r"\bcross_attn\.[kv](_img)?$", "cross-attention k and v"
+    ),
+    "--full-precision-mm-cross-attn-qkvo": LayerSwitch(
+        r"\bcross_attn\.([qo]|[kv](_img)?)$", "cross-attention q, k, v and o"
+    ),
+    "--full-precision-mm-self-attn-qkvo": LayerSwitch(
+        r"\bself_attn\.[qkvo]$", "self-attention q, k, v and o"
+    ),
+    "--full-precision-mm-ffn-up": LayerSwitch(r"\bffn\.0$", "feed-forward up projections"),
+    "--full-precision-mm-ffn-down": LayerSwitch(r"\bffn\.2$", "feed-forward down projections"),
+}
+# Switches that raise layers of one kind to a least precision.
+MINIMUM_OPTIONS = {
+    "--min-ffn-fp8": LayerSwitch(
+        r"\bffn\.[02]$", "feed-forward layers are at least FP8, or INT8", EIGHT_BITS
+    ),
+    "--min-ffn2-fp16": LayerSwitch(
+        r"\bffn\.2$", "feed-forward down projections are at least 16-bit", "16-bit"
+    ),
+}
 
 
 # ── nvfp4/options/table.py: The options table: one row for each option, in the order of `--help` ──
@@ -2843,8 +2848,7 @@ def render_presets() -> str:
         lines += [f"{name}: {family.title}, in {runs}"]
         lines += [f"  16-bit  {ends}, and what is outside the blocks"]
         for keep in family.keeps:
-            shown = "8-bit" if keep.precision == "FP8" else keep.precision
-            lines.append(f"  {shown:7} {keep.layers}  ({keep.why})")
+            lines.append(f"  {keep.precision:7} {keep.layers}  ({keep.why})")
         lines += ["  NVFP4   the other linear layers of the blocks"]
         if family.full_precision:
             lines += [f"  W4A8    {family.full_precision}  (of what else is NVFP4)"]
@@ -13107,9 +13111,8 @@ def eight_bit(options: Options) -> Format:
 
 
 def format_for(options: Options, title: str) -> Format:
-    """Return what a table means by a format's title: "FP8" stands for any format of 8 bits."""
-    named = format_titled(title)
-    return eight_bit(options) if named is FP8 else named
+    """Return what a table means by a format's title, or by EIGHT_BITS."""
+    return eight_bit(options) if title == EIGHT_BITS else format_titled(title)
 
 
 def preset_sensitive(options: Options) -> Format:
@@ -13231,11 +13234,11 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     for keep in family.keeps:
         names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
         # --target-size may choose anew for what is quantised, and leaves 16-bit alone.
-        is_open = format_titled(keep.precision).is_quantised
+        is_open = keep.precision == EIGHT_BITS
         kept, reason = format_for(options, keep.precision), Reason(Why.FAMILY, keep.why)
         rules.append(Rule(names=names, precision=kept, reason=reason, is_open=is_open))
     form = preset_sensitive(options)
-    if form is not NVFP4:
+    if not form.takes_mark:
         names, text = sensitive_names(family, every), f"{rest.reason}: sensitive to 4-bit inputs"
         reason = Reason(Why.FAMILY, text)
         rules.append(dataclasses.replace(rest, names=names, precision=form, reason=reason))
@@ -13583,7 +13586,7 @@ def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[
     their action is a full-precision matmul; those that ask for 16 bits are floors of the precision.
     """
     family = guides.family
-    if options.has_family and family.full_precision and preset_sensitive(options) is NVFP4:
+    if options.has_family and family.full_precision and preset_sensitive(options).takes_mark:
         names = sensitive_names(family, {r.name: bare(r.layer) for r in model.linear_weights})
         # A --layer-config decides on full-precision matmul for all its layers, also where it is
         # silent.
@@ -13621,7 +13624,7 @@ def sensitive_floors(options: Options, marks: list[Mark]) -> list[Rule]:
     What a --layer-config marks stays as it is written there.
     """
     form = marked_format(options)
-    if form is NVFP4:
+    if form.takes_mark:
         return []
     written = frozenset().union(*(mark.names for mark in marks if mark.reason is BY_LAYER_CONFIG))
     return [

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from nvfp4.model import Model, bare, header_text
 
+# What stands for the format of 8 bits that a conversion has: INT8, or FP8 where that is asked for.
+EIGHT_BITS = "8-bit"
 # Transformer blocks that stay 16-bit at each end, unless a family or an option says otherwise.
 EDGE_BLOCKS = 2
 # Models with a larger share of their linear weights in NVFP4 are known to give noise, Wan and image
@@ -26,7 +28,7 @@ class Keep(NamedTuple):
     """Name layers inside a family's blocks that get more than NVFP4.
 
     layers: a regular expression that is searched for in their names, without the model's prefix.
-    precision: the title of a format: "FP8" or "16-bit".
+    precision: EIGHT_BITS, for which --formats and --card choose the format, or "16-bit".
     why: the reason that the report gives, with the tool or file that does the same.
     """
 
@@ -80,16 +82,16 @@ class Family:
 # What K-quants of llama.cpp give more bits in diffusion models, by names that families share
 # (city96/ComfyUI-GGUF, tools/lcpp.patch).
 ATTENTION_V = Keep(
-    r"\.(v|v_img|to_v|add_v_proj|v_proj|wv|value)$", "FP8", "attention V: Q6_K in a Q5_K_M"
+    r"\.(v|v_img|to_v|add_v_proj|v_proj|wv|value)$", EIGHT_BITS, "attention V: Q6_K in a Q5_K_M"
 )
 ATTENTION_QKV = Keep(
     r"\.((img_|txt_)?attn[._](img_attn_|txt_attn_)?qkv|attention\.qkv|(img|txt)_attn_qkv)$",
-    "FP8",
+    EIGHT_BITS,
     "fused attention QKV: Q6_K in a Q5_K_M",
 )
 DOWN_PROJECTION = Keep(
     r"\.(ffn\.2|net\.2|feed_forward\.w2|mlp\.layer2|mlp\.down_proj|mlp\.w2|fc2)$",
-    "FP8",
+    EIGHT_BITS,
     "feed-forward down projection: Q6_K in a Q5_K_M",
 )
 # What --preset smart keeps, for models of unknown families.
@@ -97,11 +99,13 @@ ONE_STEP_HIGHER = (ATTENTION_V, ATTENTION_QKV, DOWN_PROJECTION)
 # Linear layers that compute shift, scale and gate of a block from the time step.
 MODULATION = Keep(
     r"(_mod\.(lin|linear)|\.modulation\.(lin|linear))$",
-    "FP8",
+    EIGHT_BITS,
     "modulation reaches every token: 16-bit in sglang's NVFP4 Flux",
 )
 TEXT_ATTENTION = Keep(
-    r"\.txt_attn[._]", "FP8", "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter"
+    r"\.txt_attn[._]",
+    EIGHT_BITS,
+    "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter",
 )
 # For Cosmos-Predict2 and Anima, which is built like it.
 ADALN_AND_MLP = (
@@ -112,7 +116,7 @@ ADALN_AND_MLP = (
     ),
     Keep(
         r"\.mlp\.|\.v_proj$",
-        "FP8",
+        EIGHT_BITS,
         "MLP and V: FP8 in bedovyy/comfy-dit-quantizer, noise in NVFP4 "
         "(silveroxides/convert_to_quant#41)",
     ),
@@ -155,7 +159,7 @@ FAMILIES = {
             ("img_emb", "blocks.0.cross_attn.k_img"),
         ),
         keeps=(
-            Keep(r"^vace_blocks\.", "FP8", "control blocks: 16-bit in jorismak/convert_nvfp4"),
+            Keep(r"^vace_blocks\.", EIGHT_BITS, "control blocks: 16-bit in jorismak/convert_nvfp4"),
             ATTENTION_V,
             DOWN_PROJECTION,
         ),
@@ -179,10 +183,10 @@ FAMILIES = {
         keeps=(
             Keep(
                 r"\.(img|txt)_mod\.1$",
-                "FP8",
+                EIGHT_BITS,
                 "modulation reaches every token: FP8 in bedovyy/comfy-dit-quantizer",
             ),
-            Keep(r"\.txt_mlp\.", "FP8", "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
+            Keep(r"\.txt_mlp\.", EIGHT_BITS, "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
             ATTENTION_V,
         ),
         image=True,
@@ -240,7 +244,7 @@ FAMILIES = {
             ),
             Keep(
                 r"\.attention\.",
-                "FP8",
+                EIGHT_BITS,
                 "attention: pure noise in NVFP4 (silveroxides/convert_to_quant#14)",
             ),
             DOWN_PROJECTION,

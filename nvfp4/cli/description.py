@@ -94,8 +94,7 @@ def render_presets() -> str:
         lines += [f"{name}: {family.title}, in {runs}"]
         lines += [f"  16-bit  {ends}, and what is outside the blocks"]
         for keep in family.keeps:
-            shown = "8-bit" if keep.precision == "FP8" else keep.precision
-            lines.append(f"  {shown:7} {keep.layers}  ({keep.why})")
+            lines.append(f"  {keep.precision:7} {keep.layers}  ({keep.why})")
         lines += ["  NVFP4   the other linear layers of the blocks"]
         if family.full_precision:
             lines += [f"  W4A8    {family.full_precision}  (of what else is NVFP4)"]

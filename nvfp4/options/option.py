@@ -72,8 +72,8 @@ class LayerSwitch(NamedTuple):
     """Describe a switch for the layers whose names a regular expression finds.
 
     Several such switches make up one option, whose value is the set of those that were given.
-    `least` is the title of the format that the switch raises its layers to, or "" if it marks them
-    for something else.
+    `least` is the title of the format, or EIGHT_BITS, that the switch raises its layers to, or ""
+    if it marks them for something else.
     """
 
     layers: str

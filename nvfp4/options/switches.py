@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nvfp4.families import EIGHT_BITS
 from nvfp4.options.option import LayerSwitch
 
 # Switches that mark layers of one kind for full-precision matmul (W4A16).
@@ -22,7 +23,7 @@ FULL_PRECISION_OPTIONS = {
 # Switches that raise layers of one kind to a least precision.
 MINIMUM_OPTIONS = {
     "--min-ffn-fp8": LayerSwitch(
-        r"\bffn\.[02]$", "feed-forward layers are at least FP8, or INT8", "FP8"
+        r"\bffn\.[02]$", "feed-forward layers are at least FP8, or INT8", EIGHT_BITS
     ),
     "--min-ffn2-fp16": LayerSwitch(
         r"\bffn\.2$", "feed-forward down projections are at least 16-bit", "16-bit"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from nvfp4.families import EIGHT_BITS
 from nvfp4.formats.base import Format, format_titled
-from nvfp4.formats.fp8 import FP8
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.options import RECIPES, UNQUANTISED, Options
 from nvfp4.plan.records import TensorPlan
@@ -52,9 +52,8 @@ def eight_bit(options: Options) -> Format:
 
 
 def format_for(options: Options, title: str) -> Format:
-    """Return what a table means by a format's title: "FP8" stands for any format of 8 bits."""
-    named = format_titled(title)
-    return eight_bit(options) if named is FP8 else named
+    """Return what a table means by a format's title, or by EIGHT_BITS."""
+    return eight_bit(options) if title == EIGHT_BITS else format_titled(title)
 
 
 def preset_sensitive(options: Options) -> Format:

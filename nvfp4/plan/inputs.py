@@ -18,7 +18,6 @@ import torch
 
 from nvfp4.errors import ConvertError, examples
 from nvfp4.formats.base import Format, format_titled, written_formats
-from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.formats.scaled_fp8 import MARKER
 from nvfp4.guides.records import Calibration, Guides, Recorded
 from nvfp4.model import Model, bare
@@ -78,7 +77,7 @@ def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[
     their action is a full-precision matmul; those that ask for 16 bits are floors of the precision.
     """
     family = guides.family
-    if options.has_family and family.full_precision and preset_sensitive(options) is NVFP4:
+    if options.has_family and family.full_precision and preset_sensitive(options).takes_mark:
         names = sensitive_names(family, {r.name: bare(r.layer) for r in model.linear_weights})
         # A --layer-config decides on full-precision matmul for all its layers, also where it is
         # silent.
@@ -116,7 +115,7 @@ def sensitive_floors(options: Options, marks: list[Mark]) -> list[Rule]:
     What a --layer-config marks stays as it is written there.
     """
     form = marked_format(options)
-    if form is NVFP4:
+    if form.takes_mark:
         return []
     written = frozenset().union(*(mark.names for mark in marks if mark.reason is BY_LAYER_CONFIG))
     return [

@@ -12,8 +12,7 @@ import re
 from collections import defaultdict
 
 from nvfp4.errors import ConvertError
-from nvfp4.families import ANY_FAMILY, EDGE_BLOCKS, FAMILIES, Family
-from nvfp4.formats.base import format_titled
+from nvfp4.families import ANY_FAMILY, EDGE_BLOCKS, EIGHT_BITS, FAMILIES, Family
 from nvfp4.formats.floats import HALF
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.model import Model, bare
@@ -101,11 +100,11 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     for keep in family.keeps:
         names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
         # --target-size may choose anew for what is quantised, and leaves 16-bit alone.
-        is_open = format_titled(keep.precision).is_quantised
+        is_open = keep.precision == EIGHT_BITS
         kept, reason = format_for(options, keep.precision), Reason(Why.FAMILY, keep.why)
         rules.append(Rule(names=names, precision=kept, reason=reason, is_open=is_open))
     form = preset_sensitive(options)
-    if form is not NVFP4:
+    if not form.takes_mark:
         names, text = sensitive_names(family, every), f"{rest.reason}: sensitive to 4-bit inputs"
         reason = Reason(Why.FAMILY, text)
         rules.append(dataclasses.replace(rest, names=names, precision=form, reason=reason))
