@@ -13154,6 +13154,154 @@ def spared(options: Options, plan: TensorPlan, reason: Reason) -> TensorPlan:
     )
 
 
+# ── nvfp4/tokens.py: How many tokens of a typical run each linear layer multiplies by: a row for ea
+
+# Tokens of a prompt where ComfyUI does not pad: an assumption, which weighs little in any family.
+PROMPT = 128
+
+
+class Runs(NamedTuple):
+    """Say which tokens the layers of some names multiply by.
+
+    layers: a regular expression that is searched for in their names, without the model's prefix.
+    tokens: names of counts, with "+" between them; "once" is a single vector.
+    """
+
+    layers: str
+    tokens: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypicalRun:
+    """Hold what a family is run with as a rule, and what goes through its layers.
+
+    title: the run for people. counts: {name: tokens}; "image" is the picture or the video.
+    rules: looked at before BY_NAME; the first that matches counts, and "image" where none does.
+    """
+
+    title: str
+    counts: dict[str, int]
+    rules: tuple[Runs, ...] = ()
+
+
+# What families share, and a fair guess for models of none.
+BY_NAME = (
+    # Embeddings of the time step and of pooled vectors, and what modulates whole blocks by them.
+    Runs(
+        r"(?i)(^|\.)(time|timestep|guidance|vector)_|timestep_embed(der)?\.|(^|\.)[tcp]_embedder\."
+        r"|(^|\.)(y_embedder\.mlp|label_emb|emb_layers|t_block|tmlp|tproj)\."
+        r"|(^|[._])mod(?!el|ule)\w{0,40}\.(lin\w*|\d+)$|adaln|norm_out\.linear$",
+        "once",
+    ),
+    # Keys and values of cross-attention, and the text's own layers of models with two streams.
+    Runs(r"(cross_attn|attn2)\.(to_|linear_)?(k|v|kv)(_proj|_linear)?$", "text"),
+    Runs(r"\.(add_[qkv]_proj|to_add_out)$|\.attn1\.to_(q|k|v|out)_t$|\.ff_t\.", "text"),
+    Runs(r"(^|[._])(txt|text|caption|cap|context|cond_seq|byt5|y_embedder)", "text"),
+    # Blocks that text and image go through as one sequence.
+    Runs(r"^single(_stream|_transformer)?_(blocks|layers)\.", "image+text"),
+)
+# The refiners of Lumina 2 and Z-Image see text or image, the blocks after them see both.
+LUMINA_BLOCKS = Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text")
+# Names of counts and rules are those of ComfyUI's classes; a comment says how a count comes about.
+RUNS = {
+    # 21 x 60 x 104 latents in patches of 1 x 2 x 2. CLIP sees 257 tokens of the first frame. Audio
+    # and faces come as some tokens for each of the 21 latent frames, 16 at most (HuMo).
+    "wan": TypicalRun(
+        title="81 frames of 832 x 480, 512 tokens of text",
+        counts={"image": 32760, "text": 512, "clip": 257, "guides": 21 * 16},
+        rules=(
+            Runs(r"^img_emb\.|\.[kv]_img$", "clip"),
+            Runs(r"linear1_kv$|(audio_cross_attn|audio_injector\.injector\.\d+)\.[kv]$", "guides"),
+            Runs(r"^(face_encoder|motion_encoder|casual_audio_encoder|audio_proj)\.", "guides"),
+            Runs(r"injector_adain_layers\.", "guides"),
+        ),
+    ),
+    "qwen-image": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text", counts={"image": 4096, "text": PROMPT}
+    ),
+    "flux2": TypicalRun(
+        title="1024 x 1024, 512 tokens of text", counts={"image": 4096, "text": 512}
+    ),
+    # The guidance layer makes a vector for each of the 344 modulations.
+    "chroma": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT, "modulations": 344},
+        rules=(Runs(r"^distilled_guidance_layer\.", "modulations"),),
+    ),
+    "flux": TypicalRun(
+        title="1024 x 1024, 256 tokens of text", counts={"image": 4096, "text": 256}
+    ),
+    "z-image": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT},
+        rules=(Runs(r"^dec_net\.", "image"), LUMINA_BLOCKS),
+    ),
+    "lumina2": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT},
+        rules=(
+            Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text"),
+        ),
+    ),
+    # 13 x 16 x 24 latents, each a token, and 25 tokens of sound for each second.
+    "ltx2": TypicalRun(
+        title="97 frames of 768 x 512 with sound, 1024 tokens of text",
+        counts={"image": 4992, "text": 1024, "audio": 97},
+        rules=(
+            Runs(r"embeddings_connector\.", "text"),
+            Runs(r"^audio_(patchify_proj|proj_out)$|\.audio_(attn1|ff)\.", "audio"),
+            Runs(r"\.(audio_attn2|video_to_audio_attn)\.to_(q|out|gate)", "audio"),
+            Runs(r"\.audio_to_video_attn\.to_[kv]$", "audio"),
+        ),
+    ),
+    "ltx-video": TypicalRun(
+        title="97 frames of 768 x 512, 128 tokens of text", counts={"image": 4992, "text": 128}
+    ),
+    # 7 x 60 x 106 latents in patches of 1 x 2 x 2; version 1.5 sees an image as 729 tokens.
+    "hunyuan-video": TypicalRun(
+        title=f"25 frames of 848 x 480, {PROMPT} tokens of text",
+        counts={"image": 11130, "text": PROMPT, "vision": 729},
+        rules=(Runs(r"^vision_in\.", "vision"),),
+    ),
+    # The adapter makes text of the prompt once, which is padded to 512 tokens then.
+    "anima": TypicalRun(
+        title="1024 x 1024, 512 tokens of text",
+        counts={"image": 4096, "text": 512, "prompt": PROMPT},
+        rules=(Runs(r"^llm_adapter\.", "prompt"),),
+    ),
+    # 24 x 60 x 106 latents in patches of 1 x 2 x 2.
+    "cosmos-predict2": TypicalRun(
+        title="93 frames of 848 x 480, 512 tokens of text", counts={"image": 38160, "text": 512}
+    ),
+}
+# For a model that is of no family.
+ANY_RUN = TypicalRun(
+    title=f"4096 tokens of an image, {PROMPT} of text, by the names of the layers",
+    counts={"image": 4096, "text": PROMPT},
+)
+
+
+def typical_run(family: str) -> TypicalRun:
+    """Find the run of a family, a key of RUNS; of "" the one for models of no family."""
+    return RUNS.get(family, ANY_RUN)
+
+
+@lru_cache(maxsize=1 << 16)
+def group_of(layer: str, family: str) -> str:
+    """Tell which tokens a layer multiplies by, as a Runs has them: "image+text".
+
+    layer: its name without prefix; family: a key of RUNS, or "" for none.
+    """
+    rules = (*typical_run(family).rules, *BY_NAME)
+    return next((rule.tokens for rule in rules if re.search(rule.layers, layer)), "image")
+
+
+def tokens_of(layer: str, family: str) -> int:
+    """Count the tokens that go through a layer in one step of a family's typical run."""
+    counts = {"once": 1, **typical_run(family).counts}
+    return sum(counts[name] for name in group_of(layer, family).split("+"))
+
+
 # ── nvfp4/plan/presets.py: Turn a family's row into rules: its edge blocks, and what its preset kee
 
 def edge_count(options: Options, family: Family) -> int:
@@ -13227,10 +13375,17 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
         return [rest]
     if options.preset == "none" or family is ANY_FAMILY:
         return []
-    # Embedders and output layers have few weights, and all tokens go through them.
+    # Embedders and output layers have few weights, and all blocks depend on them.
     outside = frozenset(name for name, layer in every.items() if not family.inside.match(layer))
     reason = Reason(Why.FAMILY, "outside the transformer blocks")
-    rules = [Rule(names=outside, precision=HALF, reason=reason)]
+    key = next((name for name, row in FAMILIES.items() if row is family), "")
+    text = frozenset(name for name in outside if group_of(every[name], key) == "text")
+    # --target-size may choose for what only the text goes through: errors of the others are in
+    # every token, or in what modulates them.
+    rules = [
+        Rule(names=names, precision=HALF, reason=reason, is_open=names is text)
+        for names in (text, outside - text)
+    ]
     for keep in family.keeps:
         names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
         # --target-size may choose anew for what is quantised, and leaves 16-bit alone.
@@ -15841,154 +15996,6 @@ def encode_tensors(
     return found
 
 
-# ── nvfp4/tokens.py: How many tokens of a typical run each linear layer multiplies by: a row for ea
-
-# Tokens of a prompt where ComfyUI does not pad: an assumption, which weighs little in any family.
-PROMPT = 128
-
-
-class Runs(NamedTuple):
-    """Say which tokens the layers of some names multiply by.
-
-    layers: a regular expression that is searched for in their names, without the model's prefix.
-    tokens: names of counts, with "+" between them; "once" is a single vector.
-    """
-
-    layers: str
-    tokens: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TypicalRun:
-    """Hold what a family is run with as a rule, and what goes through its layers.
-
-    title: the run for people. counts: {name: tokens}; "image" is the picture or the video.
-    rules: looked at before BY_NAME; the first that matches counts, and "image" where none does.
-    """
-
-    title: str
-    counts: dict[str, int]
-    rules: tuple[Runs, ...] = ()
-
-
-# What families share, and a fair guess for models of none.
-BY_NAME = (
-    # Embeddings of the time step and of pooled vectors, and what modulates whole blocks by them.
-    Runs(
-        r"(?i)(^|\.)(time|timestep|guidance|vector)_|timestep_embed(der)?\.|(^|\.)[tcp]_embedder\."
-        r"|(^|\.)(y_embedder\.mlp|label_emb|emb_layers|t_block|tmlp|tproj)\."
-        r"|(^|[._])mod(?!el|ule)\w{0,40}\.(lin\w*|\d+)$|adaln|norm_out\.linear$",
-        "once",
-    ),
-    # Keys and values of cross-attention, and the text's own layers of models with two streams.
-    Runs(r"(cross_attn|attn2)\.(to_|linear_)?(k|v|kv)(_proj|_linear)?$", "text"),
-    Runs(r"\.(add_[qkv]_proj|to_add_out)$|\.attn1\.to_(q|k|v|out)_t$|\.ff_t\.", "text"),
-    Runs(r"(^|[._])(txt|text|caption|cap|context|cond_seq|byt5|y_embedder)", "text"),
-    # Blocks that text and image go through as one sequence.
-    Runs(r"^single(_stream|_transformer)?_(blocks|layers)\.", "image+text"),
-)
-# The refiners of Lumina 2 and Z-Image see text or image, the blocks after them see both.
-LUMINA_BLOCKS = Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text")
-# Names of counts and rules are those of ComfyUI's classes; a comment says how a count comes about.
-RUNS = {
-    # 21 x 60 x 104 latents in patches of 1 x 2 x 2. CLIP sees 257 tokens of the first frame. Audio
-    # and faces come as some tokens for each of the 21 latent frames, 16 at most (HuMo).
-    "wan": TypicalRun(
-        title="81 frames of 832 x 480, 512 tokens of text",
-        counts={"image": 32760, "text": 512, "clip": 257, "guides": 21 * 16},
-        rules=(
-            Runs(r"^img_emb\.|\.[kv]_img$", "clip"),
-            Runs(r"linear1_kv$|(audio_cross_attn|audio_injector\.injector\.\d+)\.[kv]$", "guides"),
-            Runs(r"^(face_encoder|motion_encoder|casual_audio_encoder|audio_proj)\.", "guides"),
-            Runs(r"injector_adain_layers\.", "guides"),
-        ),
-    ),
-    "qwen-image": TypicalRun(
-        title=f"1024 x 1024, {PROMPT} tokens of text", counts={"image": 4096, "text": PROMPT}
-    ),
-    "flux2": TypicalRun(
-        title="1024 x 1024, 512 tokens of text", counts={"image": 4096, "text": 512}
-    ),
-    # The guidance layer makes a vector for each of the 344 modulations.
-    "chroma": TypicalRun(
-        title=f"1024 x 1024, {PROMPT} tokens of text",
-        counts={"image": 4096, "text": PROMPT, "modulations": 344},
-        rules=(Runs(r"^distilled_guidance_layer\.", "modulations"),),
-    ),
-    "flux": TypicalRun(
-        title="1024 x 1024, 256 tokens of text", counts={"image": 4096, "text": 256}
-    ),
-    "z-image": TypicalRun(
-        title=f"1024 x 1024, {PROMPT} tokens of text",
-        counts={"image": 4096, "text": PROMPT},
-        rules=(Runs(r"^dec_net\.", "image"), LUMINA_BLOCKS),
-    ),
-    "lumina2": TypicalRun(
-        title=f"1024 x 1024, {PROMPT} tokens of text",
-        counts={"image": 4096, "text": PROMPT},
-        rules=(
-            Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text"),
-        ),
-    ),
-    # 13 x 16 x 24 latents, each a token, and 25 tokens of sound for each second.
-    "ltx2": TypicalRun(
-        title="97 frames of 768 x 512 with sound, 1024 tokens of text",
-        counts={"image": 4992, "text": 1024, "audio": 97},
-        rules=(
-            Runs(r"embeddings_connector\.", "text"),
-            Runs(r"^audio_(patchify_proj|proj_out)$|\.audio_(attn1|ff)\.", "audio"),
-            Runs(r"\.(audio_attn2|video_to_audio_attn)\.to_(q|out|gate)", "audio"),
-            Runs(r"\.audio_to_video_attn\.to_[kv]$", "audio"),
-        ),
-    ),
-    "ltx-video": TypicalRun(
-        title="97 frames of 768 x 512, 128 tokens of text", counts={"image": 4992, "text": 128}
-    ),
-    # 7 x 60 x 106 latents in patches of 1 x 2 x 2; version 1.5 sees an image as 729 tokens.
-    "hunyuan-video": TypicalRun(
-        title=f"25 frames of 848 x 480, {PROMPT} tokens of text",
-        counts={"image": 11130, "text": PROMPT, "vision": 729},
-        rules=(Runs(r"^vision_in\.", "vision"),),
-    ),
-    # The adapter makes text of the prompt once, which is padded to 512 tokens then.
-    "anima": TypicalRun(
-        title="1024 x 1024, 512 tokens of text",
-        counts={"image": 4096, "text": 512, "prompt": PROMPT},
-        rules=(Runs(r"^llm_adapter\.", "prompt"),),
-    ),
-    # 24 x 60 x 106 latents in patches of 1 x 2 x 2.
-    "cosmos-predict2": TypicalRun(
-        title="93 frames of 848 x 480, 512 tokens of text", counts={"image": 38160, "text": 512}
-    ),
-}
-# For a model that is of no family.
-ANY_RUN = TypicalRun(
-    title=f"4096 tokens of an image, {PROMPT} of text, by the names of the layers",
-    counts={"image": 4096, "text": PROMPT},
-)
-
-
-def typical_run(family: str) -> TypicalRun:
-    """Find the run of a family, a key of RUNS; of "" the one for models of no family."""
-    return RUNS.get(family, ANY_RUN)
-
-
-@lru_cache(maxsize=1 << 16)
-def group_of(layer: str, family: str) -> str:
-    """Tell which tokens a layer multiplies by, as a Runs has them: "image+text".
-
-    layer: its name without prefix; family: a key of RUNS, or "" for none.
-    """
-    rules = (*typical_run(family).rules, *BY_NAME)
-    return next((rule.tokens for rule in rules if re.search(rule.layers, layer)), "image")
-
-
-def tokens_of(layer: str, family: str) -> int:
-    """Count the tokens that go through a layer in one step of a family's typical run."""
-    counts = {"once": 1, **typical_run(family).counts}
-    return sum(counts[name] for name in group_of(layer, family).split("+"))
-
-
 # ── nvfp4/work.py: Tell how much of a model's multiply work is done in which format, and how fast t
 
 # The first version of ComfyUI that reads a layer's pre_quant_scale.
@@ -16287,24 +16294,66 @@ def keep_fp4(layers: Choices, budget: int, least: float) -> Choices:
     return layers | {name: [row for row in layers[name] if row.fp4] for name in held}
 
 
-def size_curve(layers: Choices, fixed: int) -> list[SizePoint]:
+def size_curve(layers: Choices, fixed: int, count: float) -> list[SizePoint]:
     """Compute size and error after each step, from the smallest file to the largest.
 
-    `fixed` are the bytes of all that is not chosen, headers included.
+    `fixed` are the bytes of all that is not chosen, headers included; `count` is how many layers
+    the errors are of, each as often as it counts.
     """
     hulls = {name: lower_hull(rows) for name, rows in layers.items()}
     size = fixed + sum(hull[0].nbytes for hull in hulls.values())
     error = sum(hull[0].error for hull in hulls.values())
-    points = [SizePoint(size, mean_error(error, layers))]
+    points = [SizePoint(size, mean_error(error, count))]
     for _, less, more in upgrades(hulls):
         size, error = size + more.nbytes - less.nbytes, error + more.error - less.error
-        points.append(SizePoint(size, mean_error(error, layers)))
+        points.append(SizePoint(size, mean_error(error, count)))
     return points
 
 
-def mean_error(total: float, layers: Choices) -> float:
+def mean_error(total: float, count: float) -> float:
     """Return the relative RMSE in the mean over layers, from the sum of their squared errors."""
-    return math.sqrt(max(total, 0.0) / len(layers))
+    return math.sqrt(max(total, 0.0) / count)
+
+
+# ── nvfp4/tune/importance.py: Tell how much the error of a layer's output counts in the sum that --
+
+# The layer that ends a branch of a block, whose output is added to the residual stream; the group
+# is the name of the branch. Names are those of the families in `families`.
+BRANCH_END = re.compile(
+    r"(.*attn\w*|.*attention)\.(?:o|out|proj|to_out\.0|to_add_out|out_proj|o_proj|output_proj)$"
+    r"|(.*(?:ffn|net|mlp))\.2$|(.*(?:feed_forward|mlp))\.(?:w2|layer2|down_proj|fc2)$"
+)
+
+
+def branch_ended(layer: str) -> str:
+    """Name the branch that a layer is the end of: "blocks.3.ffn" for "blocks.3.ffn.2"; else ""."""
+    found = BRANCH_END.match(layer)
+    return next(filter(None, found.groups())) if found else ""
+
+
+def importance(layers: Iterable[str], energies: dict[str, float], blocks: int) -> dict[str, float]:
+    """Tell what the squared errors of layers are multiplied by: {layer: factor}.
+
+    energies: {layer that ends a branch: mean square of its output}; blocks: how many the model has.
+    A layer counts by the root of its branch's energy over their mean: half-way, in logarithms,
+    between all alike and a residual stream that takes branches as they are, as gates behind them
+    are not known. Where the energy is not known, or 0, it counts as 1.
+    """
+    branches: dict[str, float] = {}
+    for layer, energy in energies.items():
+        name = branch_ended(layer)
+        branches[name] = branches.get(name, 0.0) + energy
+    roots = {name: math.sqrt(energy) for name, energy in branches.items() if energy}
+    mean = sum(roots.values()) / (len(roots) or 1) or 1.0
+    factors = {}
+    for layer in layers:
+        parts = layer.split(".")
+        above = (".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1))
+        branch = next((name for name in above if name in roots), "")
+        factors[layer] = roots[branch] / mean if branch else 1.0
+        if not block_of(layer):
+            factors[layer] *= max(blocks, 1)
+    return factors
 
 
 # ── nvfp4/tune/measuring.py: Measure what each alternative of a layer costs: bytes, and the squared
@@ -16316,10 +16365,21 @@ MEASURED_ROWS = 512
 STUDIED_OUTPUTS = 256
 # Inputs are made up as this many rows of normal numbers, each channel times exp(SPREAD * normal).
 # The spread is the standard deviation of log(RMS) over channels in a recording of
-# a small trained Wan, 0.45 in the mean over its layers. Measured there / made up: NVFP4
+# a small trained Wan, 0.45 in the mean over its layers. Measurements there / made up: NVFP4
 # 0.0934 / 0.0930, INT8 rotated 0.0067 / 0.0070 (0.0077 / 0.0077 of 768 channels), not rotated
 # 0.0123 / 0.0103, FP8 0.0264 / 0.0265.
 MADE_ROWS, SPREAD = 64, 0.45
+
+
+class Measurements(NamedTuple):
+    """Hold what was measured of layers, by the names of their weights.
+
+    choices: {weight: its alternatives}; energies: {weight: mean square of the layer's output}, of
+    layers that end a branch of a block and have recorded inputs.
+    """
+
+    choices: Choices
+    energies: dict[str, float]
 
 
 def measure_alternatives(
@@ -16327,19 +16387,19 @@ def measure_alternatives(
     candidates: dict[str, list[TensorPlan]],
     ranks: Ranks,
     work: dict[str, float] | None = None,
-) -> Choices:
-    """Measure every candidate's size and error: {weight: its alternatives}.
+) -> Measurements:
+    """Measure every candidate's size and error, and what branches add to the residual stream.
 
-    `candidates` is {weight: its plans}, `work` {weight: its share of the multiply work}. Each
-    weight is read once and quantised in each way; the ranks of a torchrun share the weights, and
-    all of them get all results.
+    `candidates` is {weight: its plans}, `work` {weight: its share of the multiply work}. Some rows
+    of each weight are quantised in each way; the ranks of a torchrun share the weights, and all of
+    them get all results, in the order of the candidates.
     """
     work = work or {}
     # The first candidate has the lowest precision: it is quantised, and so is read whole.
     plans = tensors_of_rank([rows[0] for rows in candidates.values()], ranks)
     pieces = [piece for plan in plans for piece in pieces_of(plan)]
     dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
-    found = {}
+    found, energies = {}, {}
     device, nbytes = pick_device(options.device, ranks), sum(piece.nbytes for piece in pieces)
     with (
         single_threaded() as threads,
@@ -16360,8 +16420,22 @@ def measure_alternatives(
                 )
                 for plan in candidates[name]
             ]
+            if piece.plan.moments and branch_ended(bare(piece.plan.ref.layer)):
+                outputs = recorded_rows(piece.plan) @ some_outputs(weight).t()
+                energies[name] = float(outputs.square().mean())
             bar.update(piece.nbytes)
-    return {name: rows for share in ranks.gather(found) for name, rows in share.items()}
+    made = [*ranks.gather((found, energies))]
+    every = {name: rows for share, _ in made for name, rows in share.items()}
+    # In source order again, which the ranks' results are not: ties go by it.
+    choices = {name: every[name] for name in candidates}
+    return Measurements(
+        choices, {name: value for _, share in made for name, value in share.items()}
+    )
+
+
+def some_outputs(weight: torch.Tensor) -> torch.Tensor:
+    """Take some rows of a weight [N, K], evenly spaced, for recorded inputs: float32 [n, K]."""
+    return weight[:: max(1, len(weight) // STUDIED_OUTPUTS)].float()
 
 
 def weight_error(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float:
@@ -16392,8 +16466,7 @@ def input_error(plan: TensorPlan, weight: torch.Tensor) -> float:
         return 0.0
     if plan.moments is None:
         return made_up_error(plan.precision, plan.ref.shape[1])
-    some = weight[:: max(1, len(weight) // STUDIED_OUTPUTS)].float()
-    return added_error(plan, recorded_rows(plan), some)
+    return added_error(plan, recorded_rows(plan), some_outputs(weight))
 
 
 def recorded_rows(plan: TensorPlan) -> torch.Tensor:
@@ -16642,9 +16715,12 @@ def plan_for_size(
         candidates, fixed = reachable(options, model, planner, target, widened)
     work = work_by_weight(plans)
     least = least_fp4(options, plans, candidates, work)
-    layers = measure_alternatives(options, candidates, ranks, work)
-    # In source order again, which the ranks' results are not: ties go by it.
-    layers = {name: layers[name] for name in candidates}
+    measured = measure_alternatives(options, candidates, ranks, work)
+    counts = importance_of(plans, measured)
+    layers = {
+        name: [row._replace(error=row.error * counts[name]) for row in rows]
+        for name, rows in measured.choices.items()
+    }
     layers = keep_fp4(layers, target - fixed, least)
     # `fixed` is what the last plan had besides the chosen layers, its header included. Should it
     # never agree with the choice that was made by it, the last plan that fits is as good.
@@ -16659,7 +16735,16 @@ def plan_for_size(
             break
         fixed = left if size <= target else max(left, fixed)
     refuse_too_small(target, size)
-    return SizedPlan(Plan(plans, notes), tuple(size_curve(layers, fixed)))
+    return SizedPlan(Plan(plans, notes), tuple(size_curve(layers, fixed, sum(counts.values()))))
+
+
+def importance_of(plans: Iterable[TensorPlan], measured: Measurements) -> dict[str, float]:
+    """Tell how much the errors of the open layers count: {weight: factor}, by `importance`."""
+    layers = {plan.ref.name: bare(plan.ref.layer) for plan in plans if plan.is_multiplied}
+    energies = {layers[name]: energy for name, energy in measured.energies.items()}
+    blocks = len({*map(block_of, layers.values())} - {""})
+    factors = importance((layers[name] for name in measured.choices), energies, blocks)
+    return {name: factors[layers[name]] for name in measured.choices}
 
 
 def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:

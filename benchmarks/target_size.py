@@ -40,7 +40,7 @@ def measure(source: str, *options: str) -> Layers:
     candidates = c.list_candidates(asked, planner, start)
     # Fewer than three: the shape does not allow all of the formats.
     candidates = {name: rows for name, rows in candidates.items() if len(rows) == 3}
-    return c.measure_alternatives(asked, candidates, c.Ranks())
+    return c.measure_alternatives(asked, candidates, c.Ranks()).choices
 
 
 def raised(layers: Layers, names: set[str]) -> list[c.Alternative]:

@@ -20,6 +20,7 @@ from nvfp4.options import Options
 from nvfp4.plan.choosing import format_for, preset_sensitive
 from nvfp4.plan.records import Rule
 from nvfp4.reasons import Reason, Why
+from nvfp4.tokens import group_of
 
 
 def edge_count(options: Options, family: Family) -> int:
@@ -93,10 +94,17 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
         return [rest]
     if options.preset == "none" or family is ANY_FAMILY:
         return []
-    # Embedders and output layers have few weights, and all tokens go through them.
+    # Embedders and output layers have few weights, and all blocks depend on them.
     outside = frozenset(name for name, layer in every.items() if not family.inside.match(layer))
     reason = Reason(Why.FAMILY, "outside the transformer blocks")
-    rules = [Rule(names=outside, precision=HALF, reason=reason)]
+    key = next((name for name, row in FAMILIES.items() if row is family), "")
+    text = frozenset(name for name in outside if group_of(every[name], key) == "text")
+    # --target-size may choose for what only the text goes through: errors of the others are in
+    # every token, or in what modulates them.
+    rules = [
+        Rule(names=names, precision=HALF, reason=reason, is_open=names is text)
+        for names in (text, outside - text)
+    ]
     for keep in family.keeps:
         names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
         # --target-size may choose anew for what is quantised, and leaves 16-bit alone.

@@ -137,21 +137,22 @@ def keep_fp4(layers: Choices, budget: int, least: float) -> Choices:
     return layers | {name: [row for row in layers[name] if row.fp4] for name in held}
 
 
-def size_curve(layers: Choices, fixed: int) -> list[SizePoint]:
+def size_curve(layers: Choices, fixed: int, count: float) -> list[SizePoint]:
     """Compute size and error after each step, from the smallest file to the largest.
 
-    `fixed` are the bytes of all that is not chosen, headers included.
+    `fixed` are the bytes of all that is not chosen, headers included; `count` is how many layers
+    the errors are of, each as often as it counts.
     """
     hulls = {name: lower_hull(rows) for name, rows in layers.items()}
     size = fixed + sum(hull[0].nbytes for hull in hulls.values())
     error = sum(hull[0].error for hull in hulls.values())
-    points = [SizePoint(size, mean_error(error, layers))]
+    points = [SizePoint(size, mean_error(error, count))]
     for _, less, more in upgrades(hulls):
         size, error = size + more.nbytes - less.nbytes, error + more.error - less.error
-        points.append(SizePoint(size, mean_error(error, layers)))
+        points.append(SizePoint(size, mean_error(error, count)))
     return points
 
 
-def mean_error(total: float, layers: Choices) -> float:
+def mean_error(total: float, count: float) -> float:
     """Return the relative RMSE in the mean over layers, from the sum of their squared errors."""
-    return math.sqrt(max(total, 0.0) / len(layers))
+    return math.sqrt(max(total, 0.0) / count)

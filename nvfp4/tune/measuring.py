@@ -8,6 +8,7 @@ ones.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 
@@ -17,6 +18,7 @@ from nvfp4.encode.layer import measure_rows
 from nvfp4.encode.pieces import pieces_of, read_ahead, tensors_of_rank
 from nvfp4.formats.base import Format
 from nvfp4.layout import bytes_in_output
+from nvfp4.model import bare
 from nvfp4.numeric.damage import Damage, measure_damage, squared
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.scale_search import SCALE_SEARCHES
@@ -27,6 +29,7 @@ from nvfp4.progress import progress_bar
 from nvfp4.ranks import Ranks
 from nvfp4.read.tensors import load
 from nvfp4.tune.choice import Alternative, Choices
+from nvfp4.tune.importance import branch_ended
 
 # A weight of more than twice as many rows is measured on about this many, evenly spaced: errors of
 # rows differ so little that the error is within 1 or 2 % of the whole weight's.
@@ -35,10 +38,21 @@ MEASURED_ROWS = 512
 STUDIED_OUTPUTS = 256
 # Inputs are made up as this many rows of normal numbers, each channel times exp(SPREAD * normal).
 # The spread is the standard deviation of log(RMS) over channels in a recording of
-# a small trained Wan, 0.45 in the mean over its layers. Measured there / made up: NVFP4
+# a small trained Wan, 0.45 in the mean over its layers. Measurements there / made up: NVFP4
 # 0.0934 / 0.0930, INT8 rotated 0.0067 / 0.0070 (0.0077 / 0.0077 of 768 channels), not rotated
 # 0.0123 / 0.0103, FP8 0.0264 / 0.0265.
 MADE_ROWS, SPREAD = 64, 0.45
+
+
+class Measurements(NamedTuple):
+    """Hold what was measured of layers, by the names of their weights.
+
+    choices: {weight: its alternatives}; energies: {weight: mean square of the layer's output}, of
+    layers that end a branch of a block and have recorded inputs.
+    """
+
+    choices: Choices
+    energies: dict[str, float]
 
 
 def measure_alternatives(
@@ -46,19 +60,19 @@ def measure_alternatives(
     candidates: dict[str, list[TensorPlan]],
     ranks: Ranks,
     work: dict[str, float] | None = None,
-) -> Choices:
-    """Measure every candidate's size and error: {weight: its alternatives}.
+) -> Measurements:
+    """Measure every candidate's size and error, and what branches add to the residual stream.
 
-    `candidates` is {weight: its plans}, `work` {weight: its share of the multiply work}. Each
-    weight is read once and quantised in each way; the ranks of a torchrun share the weights, and
-    all of them get all results.
+    `candidates` is {weight: its plans}, `work` {weight: its share of the multiply work}. Some rows
+    of each weight are quantised in each way; the ranks of a torchrun share the weights, and all of
+    them get all results, in the order of the candidates.
     """
     work = work or {}
     # The first candidate has the lowest precision: it is quantised, and so is read whole.
     plans = tensors_of_rank([rows[0] for rows in candidates.values()], ranks)
     pieces = [piece for plan in plans for piece in pieces_of(plan)]
     dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
-    found = {}
+    found, energies = {}, {}
     device, nbytes = pick_device(options.device, ranks), sum(piece.nbytes for piece in pieces)
     with (
         single_threaded() as threads,
@@ -79,8 +93,22 @@ def measure_alternatives(
                 )
                 for plan in candidates[name]
             ]
+            if piece.plan.moments and branch_ended(bare(piece.plan.ref.layer)):
+                outputs = recorded_rows(piece.plan) @ some_outputs(weight).t()
+                energies[name] = float(outputs.square().mean())
             bar.update(piece.nbytes)
-    return {name: rows for share in ranks.gather(found) for name, rows in share.items()}
+    made = [*ranks.gather((found, energies))]
+    every = {name: rows for share, _ in made for name, rows in share.items()}
+    # In source order again, which the ranks' results are not: ties go by it.
+    choices = {name: every[name] for name in candidates}
+    return Measurements(
+        choices, {name: value for _, share in made for name, value in share.items()}
+    )
+
+
+def some_outputs(weight: torch.Tensor) -> torch.Tensor:
+    """Take some rows of a weight [N, K], evenly spaced, for recorded inputs: float32 [n, K]."""
+    return weight[:: max(1, len(weight) // STUDIED_OUTPUTS)].float()
 
 
 def weight_error(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> float:
@@ -111,8 +139,7 @@ def input_error(plan: TensorPlan, weight: torch.Tensor) -> float:
         return 0.0
     if plan.moments is None:
         return made_up_error(plan.precision, plan.ref.shape[1])
-    some = weight[:: max(1, len(weight) // STUDIED_OUTPUTS)].float()
-    return added_error(plan, recorded_rows(plan), some)
+    return added_error(plan, recorded_rows(plan), some_outputs(weight))
 
 
 def recorded_rows(plan: TensorPlan) -> torch.Tensor:

@@ -17,14 +17,16 @@ from nvfp4.errors import ConvertError, exact_size, gigabytes
 from nvfp4.formats.base import written_formats
 from nvfp4.formats.floats import HALF
 from nvfp4.layout import bytes_in_output, output_size
-from nvfp4.model import Model
+from nvfp4.model import Model, bare
+from nvfp4.names import block_of
 from nvfp4.options import TARGET, Options
 from nvfp4.plan.multiply_work import is_in_fp4, work_by_weight
 from nvfp4.plan.records import UNNAMED, Plan, TensorPlan, plan_tensor, widen
 from nvfp4.ranks import Ranks
 from nvfp4.read.checkpoint import file_bytes
 from nvfp4.tune.choice import SizePoint, choose_for_size, keep_fp4, size_curve
-from nvfp4.tune.measuring import measure_alternatives
+from nvfp4.tune.importance import importance
+from nvfp4.tune.measuring import Measurements, measure_alternatives
 
 # The header's size depends on the precisions chosen, and these on the bytes that it leaves: the
 # choice is repeated up to 8 times until both agree.
@@ -66,9 +68,12 @@ def plan_for_size(
         candidates, fixed = reachable(options, model, planner, target, widened)
     work = work_by_weight(plans)
     least = least_fp4(options, plans, candidates, work)
-    layers = measure_alternatives(options, candidates, ranks, work)
-    # In source order again, which the ranks' results are not: ties go by it.
-    layers = {name: layers[name] for name in candidates}
+    measured = measure_alternatives(options, candidates, ranks, work)
+    counts = importance_of(plans, measured)
+    layers = {
+        name: [row._replace(error=row.error * counts[name]) for row in rows]
+        for name, rows in measured.choices.items()
+    }
     layers = keep_fp4(layers, target - fixed, least)
     # `fixed` is what the last plan had besides the chosen layers, its header included. Should it
     # never agree with the choice that was made by it, the last plan that fits is as good.
@@ -83,7 +88,16 @@ def plan_for_size(
             break
         fixed = left if size <= target else max(left, fixed)
     refuse_too_small(target, size)
-    return SizedPlan(Plan(plans, notes), tuple(size_curve(layers, fixed)))
+    return SizedPlan(Plan(plans, notes), tuple(size_curve(layers, fixed, sum(counts.values()))))
+
+
+def importance_of(plans: Iterable[TensorPlan], measured: Measurements) -> dict[str, float]:
+    """Tell how much the errors of the open layers count: {weight: factor}, by `importance`."""
+    layers = {plan.ref.name: bare(plan.ref.layer) for plan in plans if plan.is_multiplied}
+    energies = {layers[name]: energy for name, energy in measured.energies.items()}
+    blocks = len({*map(block_of, layers.values())} - {""})
+    factors = importance((layers[name] for name in measured.choices), energies, blocks)
+    return {name: factors[layers[name]] for name in measured.choices}
 
 
 def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:

@@ -35,7 +35,7 @@ def measured(tiny):
         planner = functools.partial(c.make_plans, options, model, c.read_guides(options, model))
         start = {plan.ref.name: plan for plan in planner()[0]}
         candidates = c.list_candidates(options, planner, start)
-        found[name] = command, c.measure_alternatives(options, candidates, c.Ranks())
+        found[name] = command, c.measure_alternatives(options, candidates, c.Ranks()).choices
     return found
 
 
