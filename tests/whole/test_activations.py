@@ -1,5 +1,6 @@
 """What a recording decides: scales, W4A4 by gain, and channels that are scaled."""
 
+import functools
 import json
 import math
 from itertools import pairwise
@@ -170,3 +171,22 @@ def test_channels_are_scaled_where_it_gains(tiny, outliers, tmp_path, capsys):
         assert after["output_w4a4"] < 0.97 * before["output_w4a4"]
         assert after["input_scale"] != before["input_scale"]
     assert c.main(["--verify", str(out), "--source", str(tiny), "--quiet"]) == 0
+
+
+def test_what_branches_add_to_the_residual_stream_is_measured(tiny, moments, tmp_path):
+    base = [str(tiny), str(tmp_path / "o.safetensors"), "--activation-stats", str(moments)]
+    options = c.parse_options([*base, "--formats", "nvfp4,int8", "--partial-guide", "--quiet"])
+    model, _ = c.open_source(options.source)
+    planner = functools.partial(c.make_plans, options, model, c.read_guides(options, model))
+    start = {plan.ref.name: plan for plan in planner()[0]}
+    candidates = c.list_candidates(options, planner, start)
+    candidates = {name: rows for name, rows in candidates.items() if name.startswith("blocks.2.")}
+    found = c.measure_alternatives(options, candidates, c.Ranks())
+    assert [*found.choices] == [*candidates]
+    ends = {f"blocks.2.{end}.weight" for end in ("self_attn.o", "cross_attn.o", "ffn.2")}
+    assert {*found.energies} == ends
+    for name, energy in found.energies.items():
+        plan = candidates[name][0]
+        weight = c.load(plan.ref).float()
+        expected = float((c.recorded_rows(plan) @ weight.t()).square().mean())
+        assert energy == pytest.approx(expected, rel=0.1)  # from some of the weight's rows
