@@ -27,7 +27,8 @@ def measured(tiny):
     """{model: (command, its layers' alternatives)}: the synthetic Wan and a trained encoder."""
     found = {}
     for name, command in {
-        "wan": [str(tiny), *OLD_FORMATS],
+        # The text embedding is a seventh of the synthetic model: one step of it is too large here.
+        "wan": [str(tiny), "--exclude", "^text_embedding", *OLD_FORMATS],
         "encoder": [str(checkpoint()), "--preset", "smart", *OLD_FORMATS],
     }.items():
         options = c.parse_options([command[0], "o.safetensors", *command[1:], "--quiet"])
@@ -60,7 +61,8 @@ def test_the_file_is_just_smaller(measured, name, share, tmp_path):
     out, report = tmp_path / "o.safetensors", tmp_path / "r.json"
     planned = c.convert(c.parse_options([source, str(out), *command, "--dry-run", "--quiet"]))
     least, most = (sum(rows[end].nbytes for rows in layers.values()) for end in (0, -1))
-    target = int(planned.output_bytes + share * (most - least))
+    open_bytes = sum(c.bytes_in_output(p) for p in planned.plans if p.ref.name in layers)
+    target = int(planned.output_bytes - open_bytes + least + share * (most - least))
     command += ["--target-size", str(target), "--quiet", "--report", str(report)]
     assert c.main([source, str(out), *command]) == 0
     size, first = out.stat().st_size, out.read_bytes()
@@ -133,7 +135,7 @@ def test_tensors_that_float16_cannot_hold_are_counted(tiny, tmp_path):
     state = {}
     for shard in tiny.glob("*.safetensors"):
         state |= load_file(shard)
-    state["text_embedding.0.weight"][0, 0] = 1e5
+    state["time_embedding.0.weight"][0, 0] = 1e5
     save_file(state, tmp_path / "m.safetensors")
     out = tmp_path / "o.safetensors"
     command = [str(tmp_path / "m.safetensors"), str(out), "--dtype", "float16", "--quiet"]
