@@ -13115,6 +13115,21 @@ def format_for(options: Options, title: str) -> Format:
     return eight_bit(options) if title == EIGHT_BITS else format_titled(title)
 
 
+def held_formats(options: Options, model: Model) -> dict[Format, frozenset[str]]:
+    """Find weights that the source has in 8 bits already: {format that may be chosen: weights}.
+
+    Their codes come back as they were in that format, and would be rounded again in another one.
+    """
+    words = (word for word in options.eight_bits if word in options.allowed)
+    rules = [dataclasses.replace(UNNAMED, precision=format_called(word)) for word in words]
+    return {
+        rule.precision: frozenset(
+            ref.name for ref in model.linear_weights if plan_tensor(ref, rule, "").keeps_codes
+        )
+        for rule in rules
+    }
+
+
 def preset_sensitive(options: Options) -> Format:
     """Return what a layer in NVFP4 becomes that a preset marks; NVFP4 for the mark itself.
 
@@ -13363,9 +13378,10 @@ def preset_reason(options: Options, family: Family) -> Reason:
 def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     """Make the rules of a preset for linear layers, its edge blocks aside.
 
-    Layers outside the transformer blocks stay 16-bit, layers that the family keeps get their
-    precision, those that it marks what --sensitive-as makes of them, and all others become NVFP4.
-    "all" has the last rule alone, "none" has none.
+    Layers outside the transformer blocks stay 16-bit; layers that the family keeps get their
+    precision, or stay in the 8-bit format that the source has them in; those that it marks become
+    what --sensitive-as makes of them, and all others NVFP4. "all" has the last rule alone, "none"
+    has none.
     """
     every = {ref.name: bare(ref.layer) for ref in model.linear_weights}
     reason = preset_reason(options, family)
@@ -13386,12 +13402,19 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
         Rule(names=names, precision=HALF, reason=reason, is_open=names is text)
         for names in (text, outside - text)
     ]
+    held = held_formats(options, model)
     for keep in family.keeps:
         names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
         # --target-size may choose anew for what is quantised, and leaves 16-bit alone.
         is_open = keep.precision == EIGHT_BITS
         kept, reason = format_for(options, keep.precision), Reason(Why.FAMILY, keep.why)
-        rules.append(Rule(names=names, precision=kept, reason=reason, is_open=is_open))
+        rule = Rule(names=names, precision=kept, reason=reason, is_open=is_open)
+        if is_open:
+            rules += [
+                dataclasses.replace(rule, names=names & weights, precision=form)
+                for form, weights in held.items()
+            ]
+        rules.append(rule)
     form = preset_sensitive(options)
     if not form.takes_mark:
         names, text = sensitive_names(family, every), f"{rest.reason}: sensitive to 4-bit inputs"

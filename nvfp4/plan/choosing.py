@@ -11,8 +11,9 @@ import dataclasses
 from nvfp4.families import EIGHT_BITS
 from nvfp4.formats.base import Format, format_titled
 from nvfp4.formats.nvfp4 import NVFP4
+from nvfp4.model import Model
 from nvfp4.options import RECIPES, UNQUANTISED, Options
-from nvfp4.plan.records import TensorPlan
+from nvfp4.plan.records import UNNAMED, TensorPlan, plan_tensor
 from nvfp4.reasons import Reason
 
 
@@ -54,6 +55,21 @@ def eight_bit(options: Options) -> Format:
 def format_for(options: Options, title: str) -> Format:
     """Return what a table means by a format's title, or by EIGHT_BITS."""
     return eight_bit(options) if title == EIGHT_BITS else format_titled(title)
+
+
+def held_formats(options: Options, model: Model) -> dict[Format, frozenset[str]]:
+    """Find weights that the source has in 8 bits already: {format that may be chosen: weights}.
+
+    Their codes come back as they were in that format, and would be rounded again in another one.
+    """
+    words = (word for word in options.eight_bits if word in options.allowed)
+    rules = [dataclasses.replace(UNNAMED, precision=format_called(word)) for word in words]
+    return {
+        rule.precision: frozenset(
+            ref.name for ref in model.linear_weights if plan_tensor(ref, rule, "").keeps_codes
+        )
+        for rule in rules
+    }
 
 
 def preset_sensitive(options: Options) -> Format:

@@ -17,7 +17,7 @@ from nvfp4.formats.floats import HALF
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.model import Model, bare
 from nvfp4.options import Options
-from nvfp4.plan.choosing import format_for, preset_sensitive
+from nvfp4.plan.choosing import format_for, held_formats, preset_sensitive
 from nvfp4.plan.records import Rule
 from nvfp4.reasons import Reason, Why
 from nvfp4.tokens import group_of
@@ -82,9 +82,10 @@ def preset_reason(options: Options, family: Family) -> Reason:
 def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     """Make the rules of a preset for linear layers, its edge blocks aside.
 
-    Layers outside the transformer blocks stay 16-bit, layers that the family keeps get their
-    precision, those that it marks what --sensitive-as makes of them, and all others become NVFP4.
-    "all" has the last rule alone, "none" has none.
+    Layers outside the transformer blocks stay 16-bit; layers that the family keeps get their
+    precision, or stay in the 8-bit format that the source has them in; those that it marks become
+    what --sensitive-as makes of them, and all others NVFP4. "all" has the last rule alone, "none"
+    has none.
     """
     every = {ref.name: bare(ref.layer) for ref in model.linear_weights}
     reason = preset_reason(options, family)
@@ -105,12 +106,19 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
         Rule(names=names, precision=HALF, reason=reason, is_open=names is text)
         for names in (text, outside - text)
     ]
+    held = held_formats(options, model)
     for keep in family.keeps:
         names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
         # --target-size may choose anew for what is quantised, and leaves 16-bit alone.
         is_open = keep.precision == EIGHT_BITS
         kept, reason = format_for(options, keep.precision), Reason(Why.FAMILY, keep.why)
-        rules.append(Rule(names=names, precision=kept, reason=reason, is_open=is_open))
+        rule = Rule(names=names, precision=kept, reason=reason, is_open=is_open)
+        if is_open:
+            rules += [
+                dataclasses.replace(rule, names=names & weights, precision=form)
+                for form, weights in held.items()
+            ]
+        rules.append(rule)
     form = preset_sensitive(options)
     if not form.takes_mark:
         names, text = sensitive_names(family, every), f"{rest.reason}: sensitive to 4-bit inputs"

@@ -140,3 +140,21 @@ def test_a_chosen_plan_is_replayed_exactly(name, tiny, tmp_path):
     for key, tensor in expected.items():
         both = (t.reshape(-1).view(torch.uint8) for t in (tensor, found[key]))
         assert torch.equal(*both), key
+
+
+@pytest.mark.parametrize(
+    ("formats", "config"),
+    [("nvfp4,w4a8,int8,fp8,16bit", "float8_e4m3fn"), ("nvfp4,int8,16bit", "int8_tensorwise")],
+)
+def test_a_preset_keeps_the_codes_that_the_source_has(formats, config, tiny, tmp_path):
+    """They are rounded a second time only where FP8 may not be chosen."""
+    source, out = tmp_path / "s.safetensors", tmp_path / "o.safetensors"
+    assert c.main([str(tiny), str(source), "--recipe", "fp8", "--preset", "all", "--quiet"]) == 0
+    assert c.main([str(source), str(out), "--formats", formats, "--quiet"]) == 0
+    with safe_open(out, "pt") as file:
+        layers = json.loads(file.metadata()["_quantization_metadata"])["layers"]
+    before, after = load_file(source), load_file(out)
+    assert layers["blocks.3.self_attn.v"]["format"] == config
+    name = "blocks.3.self_attn.v.weight"
+    same = torch.equal(before[name].view(torch.uint8), after[name].view(torch.uint8))
+    assert same is (config == "float8_e4m3fn")
