@@ -3757,6 +3757,8 @@ def steps_for(levels: torch.Tensor) -> Steps:
 
 # Columns that are rotated together where weights are written: comfy_kitchen's own choice.
 WRITTEN_GROUP = 256
+# The largest magnitude that is rotated: sums on the way are up to 32 times as large.
+LARGEST_ROTATED = FLOAT32_MAX / 32
 
 
 def rotate(values: torch.Tensor, group: int) -> torch.Tensor:
@@ -14491,16 +14493,19 @@ def search_scales(
     """Encode rows of a weight with the least squared error, by its format's scale search.
 
     weight: [N, K] on the device of `compute`, smoothing applied. Raises ConvertError where it is
-    not finite, in whatever rows, also where only the cast to --quant-dtype makes it so; the message
-    names the option that leaves the layer out.
+    not finite, in whatever rows, also where only the cast to --quant-dtype makes it so, or too
+    large to be rotated; the message names the option that leaves the layer out.
     """
     dtype = compute.dtype
     amax = torch.stack(compute.map(lambda some: largest_magnitude(some.to(dtype)), weight)).amax()
-    if not amax.isfinite():
+    if not amax.isfinite() or (plan.precision.rotated and amax > LARGEST_ROTATED):
         as_cast = "" if dtype is torch.float32 else f" (as {dtype}, the --quant-dtype)"
+        held = f"NaN or Inf{as_cast}"
+        if amax.isfinite():
+            held = f"numbers too large to be rotated for {plan.precision} ({float(amax):.1e})"
         raise ConvertError(
-            f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{as_cast}: the file is damaged, or "
-            f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
+            f"{plan.ref.path}: {plan.ref.name} holds {held}: the file is damaged, or leave the "
+            f"layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
     given = Given(plan.ref.layer, weight[rows].contiguous(), amax, plan.kept_scale)
     return plan.precision.encode(given, compute)

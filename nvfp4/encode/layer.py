@@ -20,6 +20,7 @@ from nvfp4.layout import planned_tensors
 from nvfp4.model import bare
 from nvfp4.numeric.codes import largest_magnitude
 from nvfp4.numeric.damage import Damage
+from nvfp4.numeric.rotation import LARGEST_ROTATED
 from nvfp4.plan.records import TensorPlan
 from nvfp4.read.tensors import coded_scales, load, load_weight
 
@@ -104,16 +105,19 @@ def search_scales(
     """Encode rows of a weight with the least squared error, by its format's scale search.
 
     weight: [N, K] on the device of `compute`, smoothing applied. Raises ConvertError where it is
-    not finite, in whatever rows, also where only the cast to --quant-dtype makes it so; the message
-    names the option that leaves the layer out.
+    not finite, in whatever rows, also where only the cast to --quant-dtype makes it so, or too
+    large to be rotated; the message names the option that leaves the layer out.
     """
     dtype = compute.dtype
     amax = torch.stack(compute.map(lambda some: largest_magnitude(some.to(dtype)), weight)).amax()
-    if not amax.isfinite():
+    if not amax.isfinite() or (plan.precision.rotated and amax > LARGEST_ROTATED):
         as_cast = "" if dtype is torch.float32 else f" (as {dtype}, the --quant-dtype)"
+        held = f"NaN or Inf{as_cast}"
+        if amax.isfinite():
+            held = f"numbers too large to be rotated for {plan.precision} ({float(amax):.1e})"
         raise ConvertError(
-            f"{plan.ref.path}: {plan.ref.name} holds NaN or Inf{as_cast}: the file is damaged, or "
-            f"leave the layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
+            f"{plan.ref.path}: {plan.ref.name} holds {held}: the file is damaged, or leave the "
+            f"layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
     given = Given(plan.ref.layer, weight[rows].contiguous(), amax, plan.kept_scale)
     return plan.precision.encode(given, compute)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from nvfp4.dtypes import FLOAT32_MAX
+
 # Columns that are rotated together where weights are written: comfy_kitchen's own choice.
 WRITTEN_GROUP = 256
+# The largest magnitude that is rotated: sums on the way are up to 32 times as large.
+LARGEST_ROTATED = FLOAT32_MAX / 32
 
 
 def rotate(values: torch.Tensor, group: int) -> torch.Tensor:

@@ -54,6 +54,15 @@ def test_what_is_no_number_is_an_error(bad, dtype, recipe, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("recipe", ["int8", "w4a8"])
+def test_what_is_too_large_to_be_rotated_is_an_error(recipe, tmp_path, capsys):
+    weight = NORMAL.clamp(-3, 3).repeat(1, 4) * 1e38
+    status, _, out = convert(weight, tmp_path, "--recipe", recipe)
+    assert status == 1
+    assert "x.weight holds numbers too large to be rotated for" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("value", [65504.0, 65519.9, 65520.0, 1e30])
 def test_float16_keeps_what_it_can_hold(value, tmp_path):
     """65519.9 still rounds to 65504; from 65520 on it would be infinite, and is float32."""

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import convert_nvfp4 as c
+from nvfp4.numeric.rotation import LARGEST_ROTATED
 from support.conversions import RECIPE, torchrun
 from support.extremes import DTYPES, WEIGHTS
 
@@ -22,6 +23,8 @@ OPTIONS = {  # of the tiny Wan, and of weights at the ends of what floats hold
     "extremes: search": ["--preset", "all"],
     "extremes: amax": ["--preset", "all", "--scale-search", "amax"],
     "extremes: FP8": ["--preset", "all", "--recipe", "fp8"],
+    "extremes: INT8": ["--preset", "all", "--recipe", "int8"],
+    "extremes: W4A8": ["--preset", "all", "--recipe", "w4a8"],
 }
 
 
@@ -101,8 +104,12 @@ def extremes(tmp_path_factory):
     for name, weight in WEIGHTS.items():
         for dtype in DTYPES:
             layer, largest = f"{name}.{dtype}", torch.finfo(dtype).max
-            tensors[f"{layer}.weight"] = weight.clamp(-largest, largest).to(dtype)
-            tensors[f"{layer}.bias"] = torch.zeros(len(weight))
+            values = weight.clamp(-largest, largest).to(dtype)
+            # Columns four times over are as many as are rotated together.
+            for kind, stored in (("narrow", values), ("wide", values.repeat(1, 4))):
+                if kind == "narrow" or not (values.abs() > LARGEST_ROTATED).any():
+                    tensors[f"{layer}.{kind}.weight"] = stored
+                    tensors[f"{layer}.{kind}.bias"] = torch.zeros(len(weight))
     save_file(tensors, folder / "m.safetensors")
     return folder
 
