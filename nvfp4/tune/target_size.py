@@ -14,13 +14,13 @@ from typing import NamedTuple
 from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.encode.float16 import float16_overflows
 from nvfp4.errors import ConvertError, exact_size, gigabytes
-from nvfp4.formats.base import written_formats
+from nvfp4.formats.base import Format, written_formats
 from nvfp4.formats.floats import HALF
 from nvfp4.layout import bytes_in_output, output_size
 from nvfp4.model import Model, bare
 from nvfp4.names import block_of
 from nvfp4.options import TARGET, Options
-from nvfp4.plan.multiply_work import is_in_fp4, work_by_weight
+from nvfp4.plan.multiply_work import is_in_fp4, multiplied, work_by_weight
 from nvfp4.plan.records import UNNAMED, Plan, TensorPlan, plan_tensor, widen
 from nvfp4.ranks import Ranks
 from nvfp4.read.checkpoint import file_bytes
@@ -197,8 +197,24 @@ def list_candidates(
             # It is always possible, whatever the rules make of the layer.
             half = plan_tensor(start[name].ref, UNNAMED, DTYPE_OPTIONS[options.dtype])
             plans[HALF] = half
-        candidates[name] = widen((plan for _, plan in sorted(plans.items())), widened)
+        kept = (plan for _, plan in sorted(plans.items()) if not is_idle(plan, plans, options))
+        candidates[name] = widen(kept, widened)
     return {name: plans for name, plans in candidates.items() if len(plans) > 1}
+
+
+def is_idle(plan: TensorPlan, plans: dict[Format, TensorPlan], options: Options) -> bool:
+    """Tell whether a quantised layer is multiplied at 16-bit speed, and need not be.
+
+    That is FP8 without an input scale where INT8 may be chosen. `plans` are the layer's by format.
+    --sensitive-as w4a16 asks for such layers.
+    """
+
+    def is_fast(other: TensorPlan) -> bool:
+        return other.is_quantised and multiplied(other).word != HALF.kernel
+
+    if not plan.is_quantised or is_fast(plan) or options.sensitive_as == "w4a16":
+        return False
+    return any(is_fast(other) and plan.precision <= other.precision for other in plans.values())
 
 
 def least_fp4(
