@@ -16872,8 +16872,24 @@ def list_candidates(
             # It is always possible, whatever the rules make of the layer.
             half = plan_tensor(start[name].ref, UNNAMED, DTYPE_OPTIONS[options.dtype])
             plans[HALF] = half
-        candidates[name] = widen((plan for _, plan in sorted(plans.items())), widened)
+        kept = (plan for _, plan in sorted(plans.items()) if not is_idle(plan, plans, options))
+        candidates[name] = widen(kept, widened)
     return {name: plans for name, plans in candidates.items() if len(plans) > 1}
+
+
+def is_idle(plan: TensorPlan, plans: dict[Format, TensorPlan], options: Options) -> bool:
+    """Tell whether a quantised layer is multiplied at 16-bit speed, and need not be.
+
+    That is FP8 without an input scale where INT8 may be chosen. `plans` are the layer's by format.
+    --sensitive-as w4a16 asks for such layers.
+    """
+
+    def is_fast(other: TensorPlan) -> bool:
+        return other.is_quantised and multiplied(other).word != HALF.kernel
+
+    if not plan.is_quantised or is_fast(plan) or options.sensitive_as == "w4a16":
+        return False
+    return any(is_fast(other) and plan.precision <= other.precision for other in plans.values())
 
 
 def least_fp4(
