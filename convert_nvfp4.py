@@ -1867,8 +1867,9 @@ CARDS = {
 
 # The word for tensors that are not quantised.
 UNQUANTISED = "16bit"
-# What has to be named: rotated INT8 loses less than MXFP8 at the same size, and runs on more cards.
-NAMED_ALONE = {"mxfp8"}
+# What has to be named: rotated INT8 loses less than MXFP8 at the same size, and runs on more cards;
+# W6A8 needs comfy-kitchen 0.2.40, where ComfyUI 0.33 brings 0.2.31 and 0.38 brings 0.2.36.
+NAMED_ALONE = {"w6a8", "mxfp8"}
 DEFAULT_FORMATS = tuple(word for word in UNITS if word not in NAMED_ALONE)
 # What full-precision marks turn a layer in NVFP4 into; the first one is the mark itself.
 SENSITIVE_AS = ("w4a16", "w4a8", "int8")
@@ -1926,6 +1927,11 @@ def format_words(given: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(word for word in UNITS if word in words)
 
 
+def formats_of_card(name: str) -> tuple[str, ...]:
+    """List what --card stands for: what is fast there, without what has to be named."""
+    return tuple(word for word in CARDS[name].fast if word not in NAMED_ALONE)
+
+
 def leaves_enough(flag: str, value: str | tuple[str, ...], given: GivenOptions) -> str:
     """Refuse --formats or --card that leave nothing to quantise to, or lack what is asked for.
 
@@ -1934,7 +1940,7 @@ def leaves_enough(flag: str, value: str | tuple[str, ...], given: GivenOptions) 
     if flag == "--card":
         if "--formats" in given:
             return ""
-        value, flag = CARDS[value].fast, f"--card {value}"
+        value, flag = formats_of_card(value), f"--card {value}"
     if {*value} <= {UNQUANTISED}:
         return f"{flag} leaves nothing to quantise to: name more than {UNQUANTISED}"
     for other, word in ASKING.items():
@@ -2493,7 +2499,7 @@ class Options:
         needs=["--target-size", "--target-ratio"], conflicts=["--w4a4-share"])
     formats: tuple[str, ...] | None = option(None, PRECISION, Kind(format_words, "LIST"),
         "what presets and --target-size may choose from; the smallest of them takes the place of "
-        f"NVFP4, with a GGUF, too: {','.join(DEFAULT_FORMATS)} (the default), and mxfp8",
+        f"NVFP4, with a GGUF, too: {','.join(DEFAULT_FORMATS)} (the default), w6a8 and mxfp8",
         check=leaves_enough)
     card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS)),
         "the card it is for: sets --formats to what multiplies fast there, unless that is given; "
@@ -2629,7 +2635,7 @@ class Options:
 
         A recipe leaves of them those that it writes.
         """
-        words = self.formats or (CARDS[self.card].fast if self.card else DEFAULT_FORMATS)
+        words = self.formats or (formats_of_card(self.card) if self.card else DEFAULT_FORMATS)
         written = RECIPES[self.recipe].formats
         return tuple(word for word in words if word in written) if written else words
 

@@ -32,6 +32,7 @@ from nvfp4.options.formats import (
     RECIPES,
     SENSITIVE_AS,
     format_words,
+    formats_of_card,
     leaves_enough,
     recipe_takes,
 )
@@ -210,7 +211,7 @@ class Options:
         needs=["--target-size", "--target-ratio"], conflicts=["--w4a4-share"])
     formats: tuple[str, ...] | None = option(None, PRECISION, Kind(format_words, "LIST"),
         "what presets and --target-size may choose from; the smallest of them takes the place of "
-        f"NVFP4, with a GGUF, too: {','.join(DEFAULT_FORMATS)} (the default), and mxfp8",
+        f"NVFP4, with a GGUF, too: {','.join(DEFAULT_FORMATS)} (the default), w6a8 and mxfp8",
         check=leaves_enough)
     card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS)),
         "the card it is for: sets --formats to what multiplies fast there, unless that is given; "
@@ -346,7 +347,7 @@ class Options:
 
         A recipe leaves of them those that it writes.
         """
-        words = self.formats or (CARDS[self.card].fast if self.card else DEFAULT_FORMATS)
+        words = self.formats or (formats_of_card(self.card) if self.card else DEFAULT_FORMATS)
         written = RECIPES[self.recipe].formats
         return tuple(word for word in words if word in written) if written else words
 

@@ -9,7 +9,7 @@ from nvfp4.cli.parse import parse_options
 from nvfp4.dtypes import bits_of
 from nvfp4.errors import ConvertError
 from nvfp4.options import Options
-from nvfp4.options.formats import DEFAULT_FORMATS
+from nvfp4.options.formats import DEFAULT_FORMATS, formats_of_card
 from nvfp4.plan.choosing import format_called
 from support.paths import ROOT
 
@@ -24,7 +24,7 @@ def refused(**values):
 
 def test_all_formats_but_mxfp8_may_be_chosen_where_nothing_is_said():
     assert Options(**BASE).allowed == DEFAULT_FORMATS
-    assert {*DEFAULT_FORMATS} | {"mxfp8"} == {*UNITS}
+    assert {*DEFAULT_FORMATS} | {"w6a8", "mxfp8"} == {*UNITS}
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_other_words_are_refused_with_those_that_there_are(given, told):
 
 @pytest.mark.parametrize("card", CARDS)
 def test_a_card_allows_what_is_fast_there_unless_formats_are_named(card):
-    assert Options(**BASE, card=card).allowed == CARDS[card].fast
+    assert Options(**BASE, card=card).allowed == formats_of_card(card)
     assert {*CARDS[card].fast} <= {*UNITS}
     assert Options(**BASE, card=card, formats="nvfp4,fp8").allowed == ("nvfp4", "fp8")
     assert parse_options([*BASE.values(), "--card", card]).card == card
@@ -67,7 +67,7 @@ def test_a_card_allows_what_is_fast_there_unless_formats_are_named(card):
     ("recipe", "allowed"),
     [
         ("mixed", DEFAULT_FORMATS), ("fp8", ("fp8", "16bit")), ("scaled-fp8", ("fp8", "16bit")),
-        ("int8", ("int8", "16bit")), ("w4a8", ("w4a8", "w6a8", "int8", "16bit")),
+        ("int8", ("int8", "16bit")), ("w4a8", ("w4a8", "int8", "16bit")),
     ],
 )  # fmt: skip
 def test_a_recipe_leaves_what_it_writes(recipe, allowed):
@@ -88,7 +88,7 @@ def test_formats_and_cards_that_lack_what_is_asked_for_are_refused():
         "--formats contradicts --use-fp8: fp8 is not in nvfp4,int8",
     )
     assert refused(**gguf, card="ampere") == (
-        "--card ampere contradicts --use-fp8: fp8 is not in w4a8,w6a8,int8,16bit; --formats goes "
+        "--card ampere contradicts --use-fp8: fp8 is not in w4a8,int8,16bit; --formats goes "
         "before the card's",
     )
     assert Options(**BASE, **gguf, card="ampere", formats="nvfp4,fp8")

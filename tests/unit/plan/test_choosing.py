@@ -309,7 +309,7 @@ def test_what_does_nothing_for_int8_and_w4a8_is_refused(only, idle):
         ({"recipe": "int8", "formats": "nvfp4,fp8"},
          "--formats contradicts --recipe int8: int8 is not in nvfp4,fp8"),
         ({"recipe": "fp8", "card": "ampere"},
-         "--card ampere contradicts --recipe fp8: fp8 is not in w4a8,w6a8,int8,16bit; --formats "
+         "--card ampere contradicts --recipe fp8: fp8 is not in w4a8,int8,16bit; --formats "
          "goes before the card's"),
         ({"sensitive_as": "w4a8", "formats": "nvfp4,int8"},
          "--formats contradicts --sensitive-as w4a8: w4a8 is not in nvfp4,int8"),

@@ -62,11 +62,11 @@ def test_a_size_out_of_reach_is_told_before_any_weight_is_read(tmp_path, dtype, 
 @pytest.mark.parametrize(
     ("more", "found"),
     [
-        ({}, {"NVFP4", "W4A8", "W6A8", "INT8", "16-bit"}),
-        ({"sensitive_as": "w4a16"}, {"NVFP4", "W4A8", "W6A8", "INT8", "FP8", "16-bit"}),
+        ({}, {"NVFP4", "W4A8", "INT8", "16-bit"}),
+        ({"sensitive_as": "w4a16"}, {"NVFP4", "W4A8", "INT8", "FP8", "16-bit"}),
         ({"formats": "nvfp4,fp8,16bit"}, {"NVFP4", "FP8", "16-bit"}),
         ({"formats": "w4a8,fp8"}, {"W4A8", "FP8"}),
-        ({"input_scale_value": 0.1}, {"NVFP4", "W4A8", "W6A8", "INT8", "FP8", "16-bit"}),
+        ({"input_scale_value": 0.1}, {"NVFP4", "W4A8", "INT8", "FP8", "16-bit"}),
     ],
     ids=str,
 )
