@@ -8,6 +8,7 @@ Usage: python benchmarks/encoder_formats.py      (needs tests/requirements.txt; 
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -64,10 +65,7 @@ def main() -> None:
                 forms = {k: format_titled(v).for_shape(shapes[k]) for k, v in chosen.items() if v}
                 nbytes = sum(stored_bytes(forms.get(k), shape) for k, shape in shapes.items())
                 cosine = embed(
-                    {
-                        k: lambda old, f=f: StoredLinear(f.title, old, compute)
-                        for k, f in forms.items()
-                    }
+                    {k: partial(StoredLinear, f.title, compute) for k, f in forms.items()}
                 )
                 print(
                     f"{name:<26}{search:>8}{nbytes:>12,}{float(cosine.min()):>9.4f}"

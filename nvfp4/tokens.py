@@ -97,9 +97,7 @@ RUNS = {
     "lumina2": TypicalRun(
         title=f"1024 x 1024, {PROMPT} tokens of text",
         counts={"image": 4096, "text": PROMPT},
-        rules=(
-            Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text"),
-        ),
+        rules=(LUMINA_BLOCKS,),
     ),
     # 13 x 16 x 24 latents, each a token, and 25 tokens of sound for each second.
     "ltx2": TypicalRun(
