@@ -1781,7 +1781,8 @@ class Card:
     """Describe a class of cards.
 
     title: the class for people, with what tells that a card is one of it.
-    fast: words of UNITS for what multiplies there faster than decoded to 16 bits, and "16bit".
+    fast: words of UNITS for what every card of the class multiplies without decoding it to 16 bits,
+        and "16bit". `model` is faster by it; `why` names cards of the class that are not.
     why: where that is from.
     model: the card that `rates` are of.
     rates: {unit: TFLOPS, or TOPS of integers}; a unit that the class lacks is not in it.
@@ -1798,9 +1799,13 @@ class Card:
     url: str
     needs: str = NEEDS_CUDA_13
 
+    def unit(self, word: str) -> str:
+        """Tell what a format is multiplied in: a value of UNITS, 16-bit's where it is not fast."""
+        return UNITS[word if word in self.fast else "16bit"]
+
     def rate(self, word: str) -> float:
-        """Tell the throughput at which a format is multiplied: 16-bit's where it is not fast."""
-        return self.rates[UNITS[word if word in self.fast else "16bit"]]
+        """Tell the throughput at which a format is multiplied."""
+        return self.rates[self.unit(word)]
 
 
 # By the words that --card takes, the newest class first. Compute capabilities are those that
@@ -5281,8 +5286,8 @@ def search_group_scales(
 
     target: weights in units of their row's scale, float32 [b, 16] from -127 to 127. Returns codes
     int16 [b, 16], group scales as E4M3 bytes int16 [b], and squared errors float32 [b] in units of
-    the row's scale. The scales tried are those of `grid`; of equal errors the first wins. All 252
-    scales together have a squared error less than 1.5 % below, as a test shows.
+    the row's scale. The scales tried are those of `grid`; of equal errors the first wins. Their
+    squared error is less than 1.5 % above that of the best of all 252, as a test shows.
     """
     # A GPU takes all groups in one slice: there, launching many small kernels takes longer.
     width = len(target) if target.is_cuda else GROUPS_AT_ONCE
@@ -13262,9 +13267,7 @@ RUNS = {
     "lumina2": TypicalRun(
         title=f"1024 x 1024, {PROMPT} tokens of text",
         counts={"image": 4096, "text": PROMPT},
-        rules=(
-            Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text"),
-        ),
+        rules=(LUMINA_BLOCKS,),
     ),
     # 13 x 16 x 24 latents, each a token, and 25 tokens of sound for each second.
     "ltx2": TypicalRun(
@@ -16067,12 +16070,15 @@ class Work:
     since: str
     kitchen: str
 
-    @property
-    def shares(self) -> dict[str, float]:
-        """Share the work between the values of SHARES; all are 0 where there is no work."""
+    def shares(self, card: str | None = None) -> dict[str, float]:
+        """Share the work between the values of SHARES; all are 0 where there is no work.
+
+        card: a key of CARDS; None for a card that multiplies all formats.
+        """
         found = dict.fromkeys(SHARES.values(), 0.0)
         for word, count in self.operations.items():
-            found[SHARES[UNITS[word]]] += count / (self.operations.total() or 1)
+            unit = CARDS[card].unit(word) if card else UNITS[word]
+            found[SHARES[unit]] += count / (self.operations.total() or 1)
         return found
 
     def speed(self, card: str) -> float:
@@ -16117,13 +16123,14 @@ def work_of(layers: Iterable[Multiplied], family: str) -> Work:
 def work_data(work: Work, card: str | None = None) -> dict:
     """Describe the work as data that JSON can have.
 
-    card: the class of cards that the file is for, None for any. "speed" is {class: how many times
-    16-bit's speed, estimated}; "comfyui", "comfy_kitchen" and "needs" are None where there is
-    nothing to say.
+    card: the class of cards that the file is for, None for any: then "shares" are those of a card
+    that multiplies all formats. "speed" is {class: how many times 16-bit's speed, estimated};
+    "comfyui", "comfy_kitchen" and "needs" are None where there is nothing to say.
     """
     return {
         "run": typical_run(work.family).title,
-        "shares": work.shares,
+        "card": card,
+        "shares": work.shares(card),
         "speed": {name: work.speed(name) for name in ([card] if card else CARDS)},
         "comfyui": work.since or None,
         "comfy_kitchen": work.kitchen or None,
@@ -16139,9 +16146,11 @@ def render_work(data: dict | None) -> list[str]:
     speeds = (f"{name} {speed:.1f}x" for name, speed in data["speed"].items())
     kitchen = f" with comfy-kitchen {data['comfy_kitchen']}" if data["comfy_kitchen"] else ""
     also = f", and for that speed {data['needs']}" if data["needs"] else ""
+    where = data["card"] or "a card that multiplies all formats"
     return [
-        f"multiply work of the linear layers: {shares['FP4']} in FP4, {shares['INT8 or FP8']} in "
-        f"INT8 or FP8, {shares['16-bit']} at 16-bit speed ({data['run']})",
+        f"multiply work of the linear layers on {where}: {shares['FP4']} in FP4, "
+        f"{shares['INT8 or FP8']} in INT8 or FP8, {shares['16-bit']} at 16-bit speed "
+        f"({data['run']})",
         f"estimated speed of these over 16-bit, by peak throughputs: {', '.join(speeds)}",
         f"needs ComfyUI {data['comfyui']}{kitchen} or newer{also}",
     ]

@@ -34,7 +34,8 @@ class Card:
     """Describe a class of cards.
 
     title: the class for people, with what tells that a card is one of it.
-    fast: words of UNITS for what multiplies there faster than decoded to 16 bits, and "16bit".
+    fast: words of UNITS for what every card of the class multiplies without decoding it to 16 bits,
+        and "16bit". `model` is faster by it; `why` names cards of the class that are not.
     why: where that is from.
     model: the card that `rates` are of.
     rates: {unit: TFLOPS, or TOPS of integers}; a unit that the class lacks is not in it.
@@ -51,9 +52,13 @@ class Card:
     url: str
     needs: str = NEEDS_CUDA_13
 
+    def unit(self, word: str) -> str:
+        """Tell what a format is multiplied in: a value of UNITS, 16-bit's where it is not fast."""
+        return UNITS[word if word in self.fast else "16bit"]
+
     def rate(self, word: str) -> float:
-        """Tell the throughput at which a format is multiplied: 16-bit's where it is not fast."""
-        return self.rates[UNITS[word if word in self.fast else "16bit"]]
+        """Tell the throughput at which a format is multiplied."""
+        return self.rates[self.unit(word)]
 
 
 # By the words that --card takes, the newest class first. Compute capabilities are those that

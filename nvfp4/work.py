@@ -50,12 +50,15 @@ class Work:
     since: str
     kitchen: str
 
-    @property
-    def shares(self) -> dict[str, float]:
-        """Share the work between the values of SHARES; all are 0 where there is no work."""
+    def shares(self, card: str | None = None) -> dict[str, float]:
+        """Share the work between the values of SHARES; all are 0 where there is no work.
+
+        card: a key of CARDS; None for a card that multiplies all formats.
+        """
         found = dict.fromkeys(SHARES.values(), 0.0)
         for word, count in self.operations.items():
-            found[SHARES[UNITS[word]]] += count / (self.operations.total() or 1)
+            unit = CARDS[card].unit(word) if card else UNITS[word]
+            found[SHARES[unit]] += count / (self.operations.total() or 1)
         return found
 
     def speed(self, card: str) -> float:
@@ -100,13 +103,14 @@ def work_of(layers: Iterable[Multiplied], family: str) -> Work:
 def work_data(work: Work, card: str | None = None) -> dict:
     """Describe the work as data that JSON can have.
 
-    card: the class of cards that the file is for, None for any. "speed" is {class: how many times
-    16-bit's speed, estimated}; "comfyui", "comfy_kitchen" and "needs" are None where there is
-    nothing to say.
+    card: the class of cards that the file is for, None for any: then "shares" are those of a card
+    that multiplies all formats. "speed" is {class: how many times 16-bit's speed, estimated};
+    "comfyui", "comfy_kitchen" and "needs" are None where there is nothing to say.
     """
     return {
         "run": typical_run(work.family).title,
-        "shares": work.shares,
+        "card": card,
+        "shares": work.shares(card),
         "speed": {name: work.speed(name) for name in ([card] if card else CARDS)},
         "comfyui": work.since or None,
         "comfy_kitchen": work.kitchen or None,
@@ -122,9 +126,11 @@ def render_work(data: dict | None) -> list[str]:
     speeds = (f"{name} {speed:.1f}x" for name, speed in data["speed"].items())
     kitchen = f" with comfy-kitchen {data['comfy_kitchen']}" if data["comfy_kitchen"] else ""
     also = f", and for that speed {data['needs']}" if data["needs"] else ""
+    where = data["card"] or "a card that multiplies all formats"
     return [
-        f"multiply work of the linear layers: {shares['FP4']} in FP4, {shares['INT8 or FP8']} in "
-        f"INT8 or FP8, {shares['16-bit']} at 16-bit speed ({data['run']})",
+        f"multiply work of the linear layers on {where}: {shares['FP4']} in FP4, "
+        f"{shares['INT8 or FP8']} in INT8 or FP8, {shares['16-bit']} at 16-bit speed "
+        f"({data['run']})",
         f"estimated speed of these over 16-bit, by peak throughputs: {', '.join(speeds)}",
         f"needs ComfyUI {data['comfyui']}{kitchen} or newer{also}",
     ]

@@ -70,7 +70,13 @@ def test_speed_is_the_harmonic_sum():
         Multiplied("blocks.0.ffn.3", 400),
     ]
     work = work_of(layers, "")
-    assert work.shares == {"FP4": 0.1, "INT8 or FP8": 0.5, "16-bit": 0.4}
+    assert (
+        work.shares() == work.shares("blackwell") == {"FP4": 0.1, "INT8 or FP8": 0.5, "16-bit": 0.4}
+    )
+    # Shares are for the card as the speed is.
+    assert work.shares("ada")["FP4"] == 0
+    assert work.shares("ampere")["INT8 or FP8"] == 0.2
+    assert work.shares("turing")["16-bit"] == 1
     assert work.speed("blackwell") == pytest.approx(1 / (0.1 / 8 + 0.2 / 4 + 0.3 / 2 + 0.4))
     # NVFP4 on Ada, FP8 too on Ampere, and W4A8 as well on Turing: as slow as 16-bit.
     bits16 = 165.2
@@ -129,6 +135,7 @@ def test_what_a_layer_runs_as(title, shape, marked, word):
 
 def test_the_card_alone_is_told_where_one_is_given():
     text = render_report(planned_for(WAN_14B, ["--card", "blackwell"]))
+    assert "multiply work of the linear layers on blackwell: " in text
     assert "by peak throughputs: blackwell 3.7x\n" in text
     assert "needs ComfyUI 0.31 or newer, and for that speed torch built for CUDA 13.0" in text
 
