@@ -6268,6 +6268,8 @@ class Format:
     row_multiple: int = 1
     # Groups of this many columns are rotated before they are stored; 0 for weights as they are.
     rotated: int = 0
+    # K has to be a multiple of this.
+    column_multiple: int = 1
     # The title of the row that stands in for weights of shapes that do not fit; "" for none.
     stand_in: str = ""
     # The key of DEFECTS to report where such a weight has no configuration; "" if it needs none.
@@ -6450,8 +6452,8 @@ class Format:
         return ""
 
     def fits(self, shape: tuple[int, int]) -> bool:
-        """Tell whether a weight [N, K] can be stored: of rotated ones, K has to be whole groups."""
-        return not self.rotated or shape[1] % self.rotated == 0
+        """Tell whether a weight [N, K] can be stored so that ComfyUI multiplies by it."""
+        return shape[1] % self.column_multiple == 0
 
     def for_shape(self, shape: tuple[int, ...]) -> Format:
         """Return the row that stores a weight of this shape: this one, or the one that stands in.
@@ -6921,6 +6923,10 @@ FOREIGN_ROWS = (
 
 # ── nvfp4/formats/int8.py: Store weights as INT8: 8-bit integers with a scale for every row, rotate
 
+# comfy_kitchen's CUDA kernels refuse other numbers of columns (seen on an H200); rows are any.
+INT8_MATMUL_K = 4
+
+
 class Int8(Scaled):
     """Store a weight [N, K] as I8 [N, K] and a `weight_scale` F32 [N, 1]; one may have [].
 
@@ -6946,6 +6952,7 @@ class Int8(Scaled):
         self.rotated = group
         self.title = f"INT8 rotated by {group}" if group else "INT8 not rotated"
         self.name = "" if group else "INT8_PLAIN"
+        self.column_multiple, self.stand_in = group or INT8_MATMUL_K, "16-bit"
         if group == WRITTEN_GROUP:
             self.name = self.title = "INT8"
             self.option, self.stand_in = "int8", "INT8 not rotated"
@@ -7633,6 +7640,7 @@ class W4a8(Format):
     weight_dtype = "I8"
     scale_suffix = "weight_s_rel"
     rotated = WRITTEN_GROUP
+    column_multiple = WRITTEN_GROUP
     stand_in = "INT8"
     weight_bits, activation_bits = 4, 8
     takes_mark = False

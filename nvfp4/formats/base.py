@@ -75,6 +75,8 @@ class Format:
     row_multiple: int = 1
     # Groups of this many columns are rotated before they are stored; 0 for weights as they are.
     rotated: int = 0
+    # K has to be a multiple of this.
+    column_multiple: int = 1
     # The title of the row that stands in for weights of shapes that do not fit; "" for none.
     stand_in: str = ""
     # The key of DEFECTS to report where such a weight has no configuration; "" if it needs none.
@@ -257,8 +259,8 @@ class Format:
         return ""
 
     def fits(self, shape: tuple[int, int]) -> bool:
-        """Tell whether a weight [N, K] can be stored: of rotated ones, K has to be whole groups."""
-        return not self.rotated or shape[1] % self.rotated == 0
+        """Tell whether a weight [N, K] can be stored so that ComfyUI multiplies by it."""
+        return shape[1] % self.column_multiple == 0
 
     def for_shape(self, shape: tuple[int, ...]) -> Format:
         """Return the row that stores a weight of this shape: this one, or the one that stands in.

@@ -23,6 +23,9 @@ from nvfp4.numeric.grids import Grid
 from nvfp4.numeric.int8 import amax_row_scales, mse_row_scales, quantise_int8, quantised_int8_rows
 from nvfp4.numeric.rotation import WRITTEN_GROUP, rotate
 
+# comfy_kitchen's CUDA kernels refuse other numbers of columns (seen on an H200); rows are any.
+INT8_MATMUL_K = 4
+
 
 class Int8(Scaled):
     """Store a weight [N, K] as I8 [N, K] and a `weight_scale` F32 [N, 1]; one may have [].
@@ -49,6 +52,7 @@ class Int8(Scaled):
         self.rotated = group
         self.title = f"INT8 rotated by {group}" if group else "INT8 not rotated"
         self.name = "" if group else "INT8_PLAIN"
+        self.column_multiple, self.stand_in = group or INT8_MATMUL_K, "16-bit"
         if group == WRITTEN_GROUP:
             self.name = self.title = "INT8"
             self.option, self.stand_in = "int8", "INT8 not rotated"

@@ -53,6 +53,7 @@ class W4a8(Format):
     weight_dtype = "I8"
     scale_suffix = "weight_s_rel"
     rotated = WRITTEN_GROUP
+    column_multiple = WRITTEN_GROUP
     stand_in = "INT8"
     weight_bits, activation_bits = 4, 8
     takes_mark = False

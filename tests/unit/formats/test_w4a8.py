@@ -66,3 +66,19 @@ def test_of_any_numbers_few_codes_are_others(title):
     for name, part in made.items():
         same = torch.isclose(part.float(), expected[name].float(), rtol=1e-5)
         assert same.float().mean() > 0.999, name
+
+
+@pytest.mark.parametrize(
+    ("asked", "columns", "expected"),
+    [
+        ("W4A8", 512, "W4A8"),
+        ("W4A8", 272, "INT8 not rotated"),
+        ("INT8", 272, "INT8 not rotated"),
+        ("INT8", 97, "16-bit"),
+        ("INT8 not rotated", 98, "16-bit"),
+        ("W6A8", 99, "16-bit"),
+    ],
+)
+def test_shapes_that_kernels_refuse_get_another_format(asked, columns, expected):
+    """CUDA's INT8 matmul takes columns by four alone, and any number of rows."""
+    assert format_titled(asked).for_shape((97, columns)).title == expected
