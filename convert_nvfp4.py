@@ -897,6 +897,12 @@ class TensorRef:
         return self.is_matrix and not not_linear(bare(self.layer))
 
     @property
+    def is_embedding(self) -> bool:
+        """Tell whether a class of ComfyUI has an embedding of its own operations for it."""
+        found = not_linear(bare(self.layer)) if self.is_matrix else None
+        return found is not None and found.kind == EMBEDDING
+
+    @property
     def is_expert_bank(self) -> bool:
         """Tell whether it looks like the weights of several experts in one tensor, [E, N, K].
 
@@ -6283,8 +6289,9 @@ class Format:
     # Whether the input is quantised to NVFP4, with block scales: recordings and sensitivities tell
     # what that costs, presets and --w4a4-share spare layers from it.
     has_nvfp4_input: bool = False
-    # Whether ComfyUI's embeddings take it, as they look rows up before they decode them.
-    in_embeddings: bool = False
+    # The first version of ComfyUI whose embeddings take it, as they look rows up before they decode
+    # them; "" where none does.
+    embedding_since: str = ""
     # Whether a mark for full-precision matmul or an input scale means anything.
     takes_mark: bool = True
     # Whether ComfyUI would clip the input at 448 where there is neither an input scale nor a mark
@@ -6712,7 +6719,8 @@ class Fp8(Scaled):
     is_configured = True
     weight_dtype = "F8_E4M3"
     scale_suffix = "weight_scale"
-    needs_input_scale = in_embeddings = True
+    needs_input_scale = True
+    embedding_since = Scaled.since
     older_form = "scaled FP8"
     # A summary's `amax` is the largest activation, which E4M3's largest number is to stand for.
     activation_max = E4M3_MAX
@@ -6891,7 +6899,7 @@ class ForeignFp8(Scaled):
         self.weight_dtype, self.scale_suffix, self.config = dtype, scale_suffix, config
         self.is_configured = bool(config)
         if config:
-            self.in_embeddings = True
+            self.embedding_since = self.since
             self.activation_max = E5M2_MAX
             self.runs_scaled = self.runs_unscaled = "FP8 weights times FP8 activations, both E5M2"
             self.runs_full_precision = Scaled.runs_full_precision
@@ -6944,7 +6952,8 @@ class Int8(Scaled):
     kernel = "int8"
     takes_mark = False
     grid = Grid(INTEGERS)
-    in_embeddings = True
+    # The first that is known to look up rows of INT8 (ComfyUI#15035).
+    embedding_since = "0.29"
     runs_unscaled = "8-bit weights times 8-bit activations, whose scales are measured by rows"
 
     def __init__(self, group: int) -> None:
@@ -8963,6 +8972,11 @@ class TensorPlan:
         """
         is_own = self.reason.kind is not Why.BESIDE
         return is_own and (self.ref.is_linear_weight or bool(self.ref.config))
+
+    @property
+    def is_looked_up(self) -> bool:
+        """Tell whether it becomes a quantised embedding, which nothing is multiplied by."""
+        return self.is_quantised and self.ref.is_embedding
 
     @property
     def is_multiplied(self) -> bool:
@@ -12409,8 +12423,9 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
 def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[str]) -> None:
     """Raise ValueError where a setting cannot be for the tensors that it names.
 
-    It names none, quantises what is no linear layer, changes what goes over as it is, or copies
-    what is decoded when it is read. `beside` are names that are not of the diffusion model.
+    It names none, quantises what is no linear layer and no embedding, changes what goes over as it
+    is, or copies what is decoded when it is read. `beside` are names that are not of the diffusion
+    model.
     """
     if not refs:
         raise ValueError(
@@ -12422,8 +12437,7 @@ def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[st
         if ref.name in beside and not setting.precision.is_copy:
             raise ValueError(f"{name} is not of the diffusion model and goes over as it is: source")
         if setting.precision.is_quantised and not (ref.is_linear_weight or ref.config):
-            why = f": {found}" if (found := not_linear(name)) else ""
-            raise ValueError(f"{name} is no linear layer{why}")
+            refuse_nonlinear(setting, ref)
         if ref.is_kept and not setting.precision.is_copy:
             raise ValueError(f"{name} is quantised in the source and goes over as it is: source")
         if ref.coding and setting.precision.is_copy:
@@ -12431,6 +12445,25 @@ def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[st
             row = FP8 if row.weight_dtype == FP8.weight_dtype and ref.coding.scale else row
             kept = f": {setting_of(row)} keeps it" if row in written_formats() else ", and decoded"
             raise ValueError(f"{name} is {ref.coding.title} in the source{kept}")
+
+
+def refuse_nonlinear(setting: Setting, ref: TensorRef) -> None:
+    """Raise ValueError for a setting that quantises what is no linear layer.
+
+    An embedding of ComfyUI's operations may be quantised to formats whose rows it looks up. It
+    multiplies nothing, so that marks and input scales are refused.
+    """
+    name = config_key(ref)
+    found = f": {not_linear(name)}" if not_linear(name) else ""
+    if not ref.is_embedding:
+        raise ValueError(f"{name} is no linear layer{found}")
+    if not setting.precision.embedding_since:
+        takes = {row.option for row in written_formats() if row.option and row.embedding_since}
+        raise ValueError(f"{name} is no linear layer{found}, which takes {examples(takes)} alone")
+    if setting.full_precision or setting.input_scale is not None:
+        raise ValueError(
+            f"{name} takes no mark and no input_scale{found}, which multiplies nothing"
+        )
 
 
 def config_key(ref: TensorRef) -> str:
@@ -13015,11 +13048,14 @@ def doubtful_layers(model: Model, included: tuple[str, ...]) -> frozenset[str]:
     )
 
 
-def embedding_rules(model: Model) -> list[Rule]:
-    """Make a rule for each kind of weights that are no linear layers' in ComfyUI's classes."""
+def embedding_rules(model: Model, asked: Set[str] = frozenset()) -> list[Rule]:
+    """Make a rule for each kind of weights that are no linear layers' in ComfyUI's classes.
+
+    asked: weights that have none, as a --layer-config quantises them by their names.
+    """
     groups = defaultdict(set)
     for ref in model.tensors.values():
-        if ref.is_matrix and (found := not_linear(bare(ref.layer))):
+        if ref.is_matrix and ref.name not in asked and (found := not_linear(bare(ref.layer))):
             groups[found].add(ref.name)
     return [
         Rule(names=frozenset(names), precision=HALF, reason=Reason(Why.SOURCE, str(found)))
@@ -13055,16 +13091,18 @@ def recognition_rules(model: Model, unpadded: Format) -> list[Rule]:
     ]
 
 
-def contract_rules(model: Model, included: tuple[str, ...], unpadded: Format) -> list[Rule]:
+def contract_rules(
+    model: Model, included: tuple[str, ...], unpadded: Format, embeddings: Set[str]
+) -> list[Rule]:
     """List the least precisions that ComfyUI's classes ask for.
 
     included: the patterns of --include, and the keys of --layer-config that quantise; unpadded: the
-    format for layers whose rows must not be padded.
+    format for layers whose rows must not be padded; embeddings: those that it quantises.
     """
     doubt = Reason(Why.DOUBTFUL, "maybe no linear layer, by its name or shape")
     doubtful = doubtful_layers(model, included)
     return [
-        *embedding_rules(model),
+        *embedding_rules(model, embeddings),
         *recognition_rules(model, unpadded),
         Rule(names=doubtful, precision=HALF, reason=doubt),
     ]
@@ -13616,15 +13654,18 @@ def floor_rules(options: Options, model: Model, settings: Iterable[Setting]) -> 
     if not recipe_format(options):
         chosen = chosen.difference(*(setting.names for setting in settings))
     rows.append((chosen, least, Reason(Why.OPTION, option)))
-    nonlinear = model.tensors.keys() - {ref.name for ref in linear}
+    packed = [setting for setting in settings if setting.precision.is_quantised]
+    named = frozenset().union(*(setting.names for setting in packed))
+    embeddings = {name for name in named if model.tensors[name].is_embedding}
+    nonlinear = model.tensors.keys() - {ref.name for ref in linear} - embeddings
     rows.append((nonlinear, HALF, Reason(Why.SOURCE, "not a linear layer's weight")))
-    packed = (setting.key for setting in settings if setting.precision.is_quantised)
+    included = (*options.include, *(setting.key for setting in packed))
     return [
         *(
             Rule(names=frozenset(names), precision=precision, reason=reason)
             for names, precision, reason in rows
         ),
-        *contract_rules(model, (*options.include, *packed), eight),
+        *contract_rules(model, included, eight, embeddings),
         *shape_rules(model, eight),
     ]
 
@@ -13973,7 +14014,8 @@ def with_statistics(
 
 def notes_on_statistics(plans: list[TensorPlan]) -> list[str]:
     """Tell of quantised layers that are not rounded by statistics, and what is done instead."""
-    lacking = [plan for plan in plans if plan.is_quantised and not plan.moments]
+    multiplied = (plan for plan in plans if plan.is_quantised and not plan.is_looked_up)
+    lacking = [plan for plan in multiplied if not plan.moments]
     moved = [plan.ref.layer for plan in lacking if plan.mean is not None]
     notes = []
     if lacking:
@@ -14006,7 +14048,7 @@ def make_plans(
     for ref in model.tensors.values():
         rule = fitted(decide(ref.name, choices, floors), ref)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
-        if plan.is_quantised:
+        if plan.is_quantised and not plan.is_looked_up:
             # The first mark that names the layer is the reason that the report gives.
             asked = (mark.reason for mark in marks[plan.precision] if ref.name in mark.names)
             marked = dataclasses.replace(plan, full_precision=next(asked, None))
@@ -15031,6 +15073,13 @@ class StoredLayer:
         return next((row for row in fitting if row.config == config.get("format")), first)
 
     @property
+    def is_looked_up(self) -> bool:
+        """Tell whether ComfyUI has an embedding of that name, and such take the layer's format."""
+        place, form = not_linear(bare(self.name)), self.format
+        is_embedding = place is not None and place.kind == EMBEDDING
+        return is_embedding and form is not None and bool(form.embedding_since)
+
+    @property
     def experts(self) -> int:
         """Count the experts whose weights are in this one layer; 0 for what is no bank of experts.
 
@@ -15311,7 +15360,7 @@ def lint_place(layer: StoredLayer) -> Iterator[Finding]:
     finding = partial(Finding, name=layer.name, detail=f"{place.kind} of {place.classes}")
     if form.logical_shape(layer.weight.shape, None) != layer.weight.shape:
         yield finding(defect="no linear layer")
-    elif form.scale_suffix in layer.parts and not (form.in_embeddings and place.kind == EMBEDDING):
+    elif form.scale_suffix in layer.parts and not layer.is_looked_up:
         yield finding(defect="scaled parameter")
 
 
@@ -15422,7 +15471,7 @@ def lint_legacy(
         yield finding(defect="weight dtype", detail=layer.weight.dtype)
     readable = scale is not None and scale.dtype in SOURCE_FLOATS and facts.values
     # ComfyUI drops an input scale of exactly 1 (comfy/utils.py, convert_old_quants).
-    needs_input_scale &= not facts.beside(layer)
+    needs_input_scale &= not (facts.beside(layer) or layer.is_looked_up)
     if needs_input_scale and (scale is None or (readable and (load(scale) == 1).all())):
         yield finding(defect="clamped")
 
@@ -15459,6 +15508,7 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     if facts.values and layer.format is form and not undecodable(layer):
         yield from lint_values(layer)
     is_scaled = layer.full_precision or beside or "input_scale" in layer.parts
+    is_scaled |= layer.is_looked_up
     if form.needs_input_scale and not is_scaled:
         yield finding(defect="clamped")
     if not form.fits((rows, columns)):
@@ -16167,8 +16217,14 @@ def render_work(data: dict | None) -> list[str]:
 # ── nvfp4/plan/multiply_work.py: Tell the multiply work of planned layers: how each is multiplied, 
 
 def multiplied(plan: TensorPlan) -> Multiplied:
-    """Tell how ComfyUI multiplies by a layer, or by one of a bank of experts."""
+    """Tell how ComfyUI multiplies by a layer, or by one of a bank of experts.
+
+    A quantised embedding has no weights to multiply by, but needs its version of ComfyUI.
+    """
     ref, layer = plan.ref, bare(plan.ref.layer)
+    if plan.is_looked_up:
+        form = plan.format
+        return Multiplied(layer, 0, since=form.embedding_since, kitchen=form.since_kitchen)
     weights = plan.weights // experts_in(plan)
     if not (plan.is_quantised or ref.config):
         return Multiplied(layer, weights)
@@ -16201,7 +16257,8 @@ def family_of(plans: Iterable[TensorPlan]) -> str:
 def planned_work(plans: Iterable[TensorPlan]) -> Work:
     """Add up the multiply work of a model's linear layers, by format."""
     plans = [*plans]
-    return work_of((multiplied(plan) for plan in plans if plan.is_multiplied), family_of(plans))
+    told = (plan for plan in plans if plan.is_multiplied or plan.is_looked_up)
+    return work_of(map(multiplied, told), family_of(plans))
 
 
 def work_by_weight(plans: Iterable[TensorPlan]) -> dict[str, float]:
@@ -17072,7 +17129,7 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
         "stored": {key: dtype for key, (dtype, _) in planned_tensors(plan).items()},
         "bytes": bytes_in_output(plan),
     }
-    if plan.is_quantised:
+    if plan.is_quantised and not plan.is_looked_up:
         data |= {
             "matmul": matmul(plan),
             "full_precision_mm": str(plan.full_precision) if plan.full_precision else None,
@@ -17080,15 +17137,15 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
             "input_scale_source": plan.input_scale_source or None,
             "saturated_blocks": plan.saturated_blocks,
         }
-        if damage is not None and plan.is_quantised:
-            lossless = math.isinf(damage.sqnr_db)  # stored as null, as JSON has no infinity
-            data |= {
-                "relative_rmse": damage.relative_rmse,
-                "sqnr_db": None if lossless else damage.sqnr_db,
-                "output_before": damage.output_before,
-                "output_after": damage.output_after,
-                "output_w4a4": damage.output_w4a4,
-            }
+    if damage is not None and plan.is_quantised:
+        lossless = math.isinf(damage.sqnr_db)  # stored as null, as JSON has no infinity
+        data |= {
+            "relative_rmse": damage.relative_rmse,
+            "sqnr_db": None if lossless else damage.sqnr_db,
+            "output_before": damage.output_before,
+            "output_after": damage.output_after,
+            "output_w4a4": damage.output_w4a4,
+        }
     return data
 
 
@@ -17212,8 +17269,6 @@ td:has(> .bar) { width: 40%; } td:has(> .bar) + td, .pair > :last-child td { whi
 
 # ── nvfp4/stored/needs.py: Tell which ComfyUI a file needs, by the formats of its layers and what e
 
-# The first version that is known to look up rows of INT8 (ComfyUI#15035); 0.27 has INT8 alone.
-LOOKUP_SINCE = "0.29"
 # What every file of this program needs.
 OLDEST = Format.since
 
@@ -17250,9 +17305,8 @@ def needed_comfyui(layers: Iterable[StoredLayer]) -> Need:
         asks = {form.title: form.since}
         if "pre_quant_scale" in layer.parts:
             asks["pre_quant_scale"] = SMOOTHING_SINCE
-        place = not_linear(bare(layer.name))
-        if place and place.kind == EMBEDDING and form.since != OLDEST:
-            asks[f"embeddings in {form.kind}"] = LOOKUP_SINCE
+        if layer.is_looked_up:
+            asks[f"embeddings in {form.kind}"] = form.embedding_since
         for what, version in asks.items():
             found[version_key(version)][what] = version
         kitchen = max(kitchen, form.since_kitchen, key=version_key)
@@ -18708,10 +18762,12 @@ def compare_tensor(
     ref, other: of the source and of the file; layer: what `other` belongs to, None if there is no
     layer of that name.
     """
-    # Only a linear weight whose stored form is known is decoded; all else is compared as it is.
+    # Only a linear weight or embedding whose stored form is known is decoded; all else is compared
+    # as it is.
     is_layer = layer is not None and layer.format is not None
     is_bank = is_layer and bool(layer.experts) and ref.is_float and ref.shape == layer.shape
-    packed = is_bank or (is_layer and ref.is_linear_weight)
+    is_table = ref.is_embedding and is_layer and layer.is_looked_up
+    packed = is_bank or is_table or (is_layer and ref.is_linear_weight)
     expected = layer.format.parts(ref.shape)["weight"][1] if packed and not is_bank else ref.shape
     expected = other.shape if is_bank else expected
     if other.shape != expected:
@@ -19090,7 +19146,7 @@ def render_scales(report: Report) -> list[str]:
         if plan.input_scale is not None
         else f"    {plan.ref.layer}  none ({'not used' if plan.full_precision else 'dynamic'})"
         for plan in report.plans
-        if plan.is_quantised
+        if plan.is_quantised and not plan.is_looked_up
     ]
 
 

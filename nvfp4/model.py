@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from nvfp4.dtypes import FP4_MATMUL_K, SOURCE_FLOATS
 from nvfp4.files import Stamp
-from nvfp4.modules import not_linear, starred
+from nvfp4.modules import EMBEDDING, not_linear, starred
 
 # What checkpoints put before the names of a diffusion model's tensors. A longer prefix comes before
 # one that it begins with.
@@ -109,6 +109,12 @@ class TensorRef:
         that name, such as an embedding.
         """
         return self.is_matrix and not not_linear(bare(self.layer))
+
+    @property
+    def is_embedding(self) -> bool:
+        """Tell whether a class of ComfyUI has an embedding of its own operations for it."""
+        found = not_linear(bare(self.layer)) if self.is_matrix else None
+        return found is not None and found.kind == EMBEDDING
 
     @property
     def is_expert_bank(self) -> bool:

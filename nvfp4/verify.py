@@ -193,10 +193,12 @@ def compare_tensor(
     ref, other: of the source and of the file; layer: what `other` belongs to, None if there is no
     layer of that name.
     """
-    # Only a linear weight whose stored form is known is decoded; all else is compared as it is.
+    # Only a linear weight or embedding whose stored form is known is decoded; all else is compared
+    # as it is.
     is_layer = layer is not None and layer.format is not None
     is_bank = is_layer and bool(layer.experts) and ref.is_float and ref.shape == layer.shape
-    packed = is_bank or (is_layer and ref.is_linear_weight)
+    is_table = ref.is_embedding and is_layer and layer.is_looked_up
+    packed = is_bank or is_table or (is_layer and ref.is_linear_weight)
     expected = layer.format.parts(ref.shape)["weight"][1] if packed and not is_bank else ref.shape
     expected = other.shape if is_bank else expected
     if other.shape != expected:

@@ -61,7 +61,11 @@ def work_of_side(side: Side) -> dict | None:
     model, beside, found = side.model, side.model.beside, []
     for name, layer in side.layers.items():
         one = layer.expert(0) if layer.experts else layer
-        if len(one.shape) != 2 or layer.weight.name in beside or not_linear(name):
+        if len(one.shape) != 2 or layer.weight.name in beside:
+            continue
+        if layer.is_looked_up and layer.config:
+            found.append(Multiplied(name, 0, since=layer.format.embedding_since))
+        if not_linear(name):
             continue
         scheme, weights = scheme_of(layer, side), math.prod(one.shape)
         if one.format is None or not scheme.how:

@@ -79,6 +79,8 @@ def scheme_of_matrix(layer: StoredLayer, side: Side) -> Scheme:
     # quantised.
     if layer.config is None and not (is_older and is_read):
         return Scheme(f"{title}, {'which is not read' if is_older else 'no configuration'}")
+    if layer.is_looked_up:
+        return Scheme(f"{title} embedding", "rows are looked up, and only these are decoded")
     marked = layer.full_precision and row.takes_mark
     if marked or (is_older and marker and marker.elements == 2):
         return Scheme(f"{title} W{row.weight_bits}A16", row.runs_full_precision)

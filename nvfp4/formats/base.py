@@ -90,8 +90,9 @@ class Format:
     # Whether the input is quantised to NVFP4, with block scales: recordings and sensitivities tell
     # what that costs, presets and --w4a4-share spare layers from it.
     has_nvfp4_input: bool = False
-    # Whether ComfyUI's embeddings take it, as they look rows up before they decode them.
-    in_embeddings: bool = False
+    # The first version of ComfyUI whose embeddings take it, as they look rows up before they decode
+    # them; "" where none does.
+    embedding_since: str = ""
     # Whether a mark for full-precision matmul or an input scale means anything.
     takes_mark: bool = True
     # Whether ComfyUI would clip the input at 448 where there is neither an input scale nor a mark

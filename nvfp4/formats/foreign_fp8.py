@@ -21,7 +21,7 @@ class ForeignFp8(Scaled):
         self.weight_dtype, self.scale_suffix, self.config = dtype, scale_suffix, config
         self.is_configured = bool(config)
         if config:
-            self.in_embeddings = True
+            self.embedding_since = self.since
             self.activation_max = E5M2_MAX
             self.runs_scaled = self.runs_unscaled = "FP8 weights times FP8 activations, both E5M2"
             self.runs_full_precision = Scaled.runs_full_precision

@@ -31,7 +31,8 @@ class Fp8(Scaled):
     is_configured = True
     weight_dtype = "F8_E4M3"
     scale_suffix = "weight_scale"
-    needs_input_scale = in_embeddings = True
+    needs_input_scale = True
+    embedding_since = Scaled.since
     older_form = "scaled FP8"
     # A summary's `amax` is the largest activation, which E4M3's largest number is to stand for.
     activation_max = E4M3_MAX

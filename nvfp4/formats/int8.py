@@ -44,7 +44,8 @@ class Int8(Scaled):
     kernel = "int8"
     takes_mark = False
     grid = Grid(INTEGERS)
-    in_embeddings = True
+    # The first that is known to look up rows of INT8 (ComfyUI#15035).
+    embedding_since = "0.29"
     runs_unscaled = "8-bit weights times 8-bit activations, whose scales are measured by rows"
 
     def __init__(self, group: int) -> None:

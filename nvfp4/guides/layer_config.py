@@ -151,8 +151,9 @@ def read_layer_config(path: Path, model: Model) -> list[Setting]:
 def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[str]) -> None:
     """Raise ValueError where a setting cannot be for the tensors that it names.
 
-    It names none, quantises what is no linear layer, changes what goes over as it is, or copies
-    what is decoded when it is read. `beside` are names that are not of the diffusion model.
+    It names none, quantises what is no linear layer and no embedding, changes what goes over as it
+    is, or copies what is decoded when it is read. `beside` are names that are not of the diffusion
+    model.
     """
     if not refs:
         raise ValueError(
@@ -164,8 +165,7 @@ def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[st
         if ref.name in beside and not setting.precision.is_copy:
             raise ValueError(f"{name} is not of the diffusion model and goes over as it is: source")
         if setting.precision.is_quantised and not (ref.is_linear_weight or ref.config):
-            why = f": {found}" if (found := not_linear(name)) else ""
-            raise ValueError(f"{name} is no linear layer{why}")
+            refuse_nonlinear(setting, ref)
         if ref.is_kept and not setting.precision.is_copy:
             raise ValueError(f"{name} is quantised in the source and goes over as it is: source")
         if ref.coding and setting.precision.is_copy:
@@ -173,6 +173,25 @@ def refuse_setting(setting: Setting, refs: list[TensorRef], beside: Container[st
             row = FP8 if row.weight_dtype == FP8.weight_dtype and ref.coding.scale else row
             kept = f": {setting_of(row)} keeps it" if row in written_formats() else ", and decoded"
             raise ValueError(f"{name} is {ref.coding.title} in the source{kept}")
+
+
+def refuse_nonlinear(setting: Setting, ref: TensorRef) -> None:
+    """Raise ValueError for a setting that quantises what is no linear layer.
+
+    An embedding of ComfyUI's operations may be quantised to formats whose rows it looks up. It
+    multiplies nothing, so that marks and input scales are refused.
+    """
+    name = config_key(ref)
+    found = f": {not_linear(name)}" if not_linear(name) else ""
+    if not ref.is_embedding:
+        raise ValueError(f"{name} is no linear layer{found}")
+    if not setting.precision.embedding_since:
+        takes = {row.option for row in written_formats() if row.option and row.embedding_since}
+        raise ValueError(f"{name} is no linear layer{found}, which takes {examples(takes)} alone")
+    if setting.full_precision or setting.input_scale is not None:
+        raise ValueError(
+            f"{name} takes no mark and no input_scale{found}, which multiplies nothing"
+        )
 
 
 def config_key(ref: TensorRef) -> str:

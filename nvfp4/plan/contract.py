@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Set
 
 from nvfp4.dtypes import FP4_MATMUL_N
 from nvfp4.errors import examples, percentage
@@ -38,11 +39,14 @@ def doubtful_layers(model: Model, included: tuple[str, ...]) -> frozenset[str]:
     )
 
 
-def embedding_rules(model: Model) -> list[Rule]:
-    """Make a rule for each kind of weights that are no linear layers' in ComfyUI's classes."""
+def embedding_rules(model: Model, asked: Set[str] = frozenset()) -> list[Rule]:
+    """Make a rule for each kind of weights that are no linear layers' in ComfyUI's classes.
+
+    asked: weights that have none, as a --layer-config quantises them by their names.
+    """
     groups = defaultdict(set)
     for ref in model.tensors.values():
-        if ref.is_matrix and (found := not_linear(bare(ref.layer))):
+        if ref.is_matrix and ref.name not in asked and (found := not_linear(bare(ref.layer))):
             groups[found].add(ref.name)
     return [
         Rule(names=frozenset(names), precision=HALF, reason=Reason(Why.SOURCE, str(found)))
@@ -78,16 +82,18 @@ def recognition_rules(model: Model, unpadded: Format) -> list[Rule]:
     ]
 
 
-def contract_rules(model: Model, included: tuple[str, ...], unpadded: Format) -> list[Rule]:
+def contract_rules(
+    model: Model, included: tuple[str, ...], unpadded: Format, embeddings: Set[str]
+) -> list[Rule]:
     """List the least precisions that ComfyUI's classes ask for.
 
     included: the patterns of --include, and the keys of --layer-config that quantise; unpadded: the
-    format for layers whose rows must not be padded.
+    format for layers whose rows must not be padded; embeddings: those that it quantises.
     """
     doubt = Reason(Why.DOUBTFUL, "maybe no linear layer, by its name or shape")
     doubtful = doubtful_layers(model, included)
     return [
-        *embedding_rules(model),
+        *embedding_rules(model, embeddings),
         *recognition_rules(model, unpadded),
         Rule(names=doubtful, precision=HALF, reason=doubt),
     ]

@@ -267,7 +267,8 @@ def with_statistics(
 
 def notes_on_statistics(plans: list[TensorPlan]) -> list[str]:
     """Tell of quantised layers that are not rounded by statistics, and what is done instead."""
-    lacking = [plan for plan in plans if plan.is_quantised and not plan.moments]
+    multiplied = (plan for plan in plans if plan.is_quantised and not plan.is_looked_up)
+    lacking = [plan for plan in multiplied if not plan.moments]
     moved = [plan.ref.layer for plan in lacking if plan.mean is not None]
     notes = []
     if lacking:

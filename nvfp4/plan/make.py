@@ -53,7 +53,7 @@ def make_plans(
     for ref in model.tensors.values():
         rule = fitted(decide(ref.name, choices, floors), ref)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
-        if plan.is_quantised:
+        if plan.is_quantised and not plan.is_looked_up:
             # The first mark that names the layer is the reason that the report gives.
             asked = (mark.reason for mark in marks[plan.precision] if ref.name in mark.names)
             marked = dataclasses.replace(plan, full_precision=next(asked, None))

@@ -13,8 +13,14 @@ from nvfp4.work import SMOOTHING_SINCE, Multiplied, Work, work_of
 
 
 def multiplied(plan: TensorPlan) -> Multiplied:
-    """Tell how ComfyUI multiplies by a layer, or by one of a bank of experts."""
+    """Tell how ComfyUI multiplies by a layer, or by one of a bank of experts.
+
+    A quantised embedding has no weights to multiply by, but needs its version of ComfyUI.
+    """
     ref, layer = plan.ref, bare(plan.ref.layer)
+    if plan.is_looked_up:
+        form = plan.format
+        return Multiplied(layer, 0, since=form.embedding_since, kitchen=form.since_kitchen)
     weights = plan.weights // experts_in(plan)
     if not (plan.is_quantised or ref.config):
         return Multiplied(layer, weights)
@@ -47,7 +53,8 @@ def family_of(plans: Iterable[TensorPlan]) -> str:
 def planned_work(plans: Iterable[TensorPlan]) -> Work:
     """Add up the multiply work of a model's linear layers, by format."""
     plans = [*plans]
-    return work_of((multiplied(plan) for plan in plans if plan.is_multiplied), family_of(plans))
+    told = (plan for plan in plans if plan.is_multiplied or plan.is_looked_up)
+    return work_of(map(multiplied, told), family_of(plans))
 
 
 def work_by_weight(plans: Iterable[TensorPlan]) -> dict[str, float]:

@@ -91,6 +91,11 @@ class TensorPlan:
         return is_own and (self.ref.is_linear_weight or bool(self.ref.config))
 
     @property
+    def is_looked_up(self) -> bool:
+        """Tell whether it becomes a quantised embedding, which nothing is multiplied by."""
+        return self.is_quantised and self.ref.is_embedding
+
+    @property
     def is_multiplied(self) -> bool:
         """Tell whether it counts among the linear weights: a layer's, or a bank of experts."""
         return self.is_layer or self.ref.is_expert_bank

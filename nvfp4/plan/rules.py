@@ -191,15 +191,18 @@ def floor_rules(options: Options, model: Model, settings: Iterable[Setting]) -> 
     if not recipe_format(options):
         chosen = chosen.difference(*(setting.names for setting in settings))
     rows.append((chosen, least, Reason(Why.OPTION, option)))
-    nonlinear = model.tensors.keys() - {ref.name for ref in linear}
+    packed = [setting for setting in settings if setting.precision.is_quantised]
+    named = frozenset().union(*(setting.names for setting in packed))
+    embeddings = {name for name in named if model.tensors[name].is_embedding}
+    nonlinear = model.tensors.keys() - {ref.name for ref in linear} - embeddings
     rows.append((nonlinear, HALF, Reason(Why.SOURCE, "not a linear layer's weight")))
-    packed = (setting.key for setting in settings if setting.precision.is_quantised)
+    included = (*options.include, *(setting.key for setting in packed))
     return [
         *(
             Rule(names=frozenset(names), precision=precision, reason=reason)
             for names, precision, reason in rows
         ),
-        *contract_rules(model, (*options.include, *packed), eight),
+        *contract_rules(model, included, eight, embeddings),
         *shape_rules(model, eight),
     ]
 

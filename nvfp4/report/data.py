@@ -156,7 +156,7 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
         "stored": {key: dtype for key, (dtype, _) in planned_tensors(plan).items()},
         "bytes": bytes_in_output(plan),
     }
-    if plan.is_quantised:
+    if plan.is_quantised and not plan.is_looked_up:
         data |= {
             "matmul": matmul(plan),
             "full_precision_mm": str(plan.full_precision) if plan.full_precision else None,
@@ -164,15 +164,15 @@ def tensor_data(plan: TensorPlan, damage: Damage | None) -> dict:
             "input_scale_source": plan.input_scale_source or None,
             "saturated_blocks": plan.saturated_blocks,
         }
-        if damage is not None and plan.is_quantised:
-            lossless = math.isinf(damage.sqnr_db)  # stored as null, as JSON has no infinity
-            data |= {
-                "relative_rmse": damage.relative_rmse,
-                "sqnr_db": None if lossless else damage.sqnr_db,
-                "output_before": damage.output_before,
-                "output_after": damage.output_after,
-                "output_w4a4": damage.output_w4a4,
-            }
+    if damage is not None and plan.is_quantised:
+        lossless = math.isinf(damage.sqnr_db)  # stored as null, as JSON has no infinity
+        data |= {
+            "relative_rmse": damage.relative_rmse,
+            "sqnr_db": None if lossless else damage.sqnr_db,
+            "output_before": damage.output_before,
+            "output_after": damage.output_after,
+            "output_w4a4": damage.output_w4a4,
+        }
     return data
 
 

@@ -276,7 +276,7 @@ def render_scales(report: Report) -> list[str]:
         if plan.input_scale is not None
         else f"    {plan.ref.layer}  none ({'not used' if plan.full_precision else 'dynamic'})"
         for plan in report.plans
-        if plan.is_quantised
+        if plan.is_quantised and not plan.is_looked_up
     ]
 
 

@@ -19,7 +19,8 @@ import torch
 
 from nvfp4.formats.base import Format, layer_parts, readable_formats
 from nvfp4.formats.scaled_fp8 import MARKER
-from nvfp4.model import Coding, Model, TensorRef, diffusion_prefix
+from nvfp4.model import Coding, Model, TensorRef, bare, diffusion_prefix
+from nvfp4.modules import EMBEDDING, not_linear
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.json_files import parse_json
 from nvfp4.read.tensors import coded_scales, load, load_part
@@ -82,6 +83,13 @@ class StoredLayer:
         # Those that need more tensors come first, so that FP8 with a scale is not plain FP8.
         first = fitting[0] if fitting else None
         return next((row for row in fitting if row.config == config.get("format")), first)
+
+    @property
+    def is_looked_up(self) -> bool:
+        """Tell whether ComfyUI has an embedding of that name, and such take the layer's format."""
+        place, form = not_linear(bare(self.name)), self.format
+        is_embedding = place is not None and place.kind == EMBEDDING
+        return is_embedding and form is not None and bool(form.embedding_since)
 
     @property
     def experts(self) -> int:

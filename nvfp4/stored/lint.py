@@ -23,7 +23,7 @@ from nvfp4.formats.base import Format, is_known, readable_formats, scalar_scales
 from nvfp4.formats.plain_fp8 import unread_scales
 from nvfp4.formats.scaled_fp8 import SCALED_FP8
 from nvfp4.model import COMFYUI_PREFIXES, Model, bare, diffusion_prefix, is_beside
-from nvfp4.modules import EMBEDDING, not_linear, shape_read
+from nvfp4.modules import not_linear, shape_read
 from nvfp4.numeric.float8 import decode_byte
 from nvfp4.prefixes import comfyui_names, file_kind
 from nvfp4.quantisers import quantiser_of
@@ -105,7 +105,7 @@ def lint_place(layer: StoredLayer) -> Iterator[Finding]:
     finding = partial(Finding, name=layer.name, detail=f"{place.kind} of {place.classes}")
     if form.logical_shape(layer.weight.shape, None) != layer.weight.shape:
         yield finding(defect="no linear layer")
-    elif form.scale_suffix in layer.parts and not (form.in_embeddings and place.kind == EMBEDDING):
+    elif form.scale_suffix in layer.parts and not layer.is_looked_up:
         yield finding(defect="scaled parameter")
 
 
@@ -216,7 +216,7 @@ def lint_legacy(
         yield finding(defect="weight dtype", detail=layer.weight.dtype)
     readable = scale is not None and scale.dtype in SOURCE_FLOATS and facts.values
     # ComfyUI drops an input scale of exactly 1 (comfy/utils.py, convert_old_quants).
-    needs_input_scale &= not facts.beside(layer)
+    needs_input_scale &= not (facts.beside(layer) or layer.is_looked_up)
     if needs_input_scale and (scale is None or (readable and (load(scale) == 1).all())):
         yield finding(defect="clamped")
 
@@ -253,6 +253,7 @@ def lint_quantised(layer: StoredLayer, facts: FileFacts) -> Iterator[Finding]:
     if facts.values and layer.format is form and not undecodable(layer):
         yield from lint_values(layer)
     is_scaled = layer.full_precision or beside or "input_scale" in layer.parts
+    is_scaled |= layer.is_looked_up
     if form.needs_input_scale and not is_scaled:
         yield finding(defect="clamped")
     if not form.fits((rows, columns)):

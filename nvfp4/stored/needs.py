@@ -7,13 +7,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from nvfp4.formats.base import Format
-from nvfp4.model import bare
-from nvfp4.modules import EMBEDDING, not_linear
 from nvfp4.stored.layers import StoredLayer
 from nvfp4.work import SMOOTHING_SINCE, version_key
 
-# The first version that is known to look up rows of INT8 (ComfyUI#15035); 0.27 has INT8 alone.
-LOOKUP_SINCE = "0.29"
 # What every file of this program needs.
 OLDEST = Format.since
 
@@ -50,9 +46,8 @@ def needed_comfyui(layers: Iterable[StoredLayer]) -> Need:
         asks = {form.title: form.since}
         if "pre_quant_scale" in layer.parts:
             asks["pre_quant_scale"] = SMOOTHING_SINCE
-        place = not_linear(bare(layer.name))
-        if place and place.kind == EMBEDDING and form.since != OLDEST:
-            asks[f"embeddings in {form.kind}"] = LOOKUP_SINCE
+        if layer.is_looked_up:
+            asks[f"embeddings in {form.kind}"] = form.embedding_since
         for what, version in asks.items():
             found[version_key(version)][what] = version
         kitchen = max(kitchen, form.since_kitchen, key=version_key)
