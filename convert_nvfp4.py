@@ -2514,7 +2514,7 @@ class Options:
         check=leaves_enough)
     card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS)),
         "the card it is for: sets --formats to what multiplies fast there, unless that is given; "
-        "the summary's estimate of speed is for it", check=leaves_enough)
+        "the summary's shares and speed are for it", check=leaves_enough)
     layer_config: Path | None = option(None, PRECISION, FILE,
         "a .json of layer names or patterns: format, full-precision matmul, input scale",
         reads=True)
