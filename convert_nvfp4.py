@@ -30,6 +30,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 
 
@@ -41,6 +42,16 @@ EXCERPT = 200
 EXAMPLES = 3
 # What an option may begin with: web pages turn two dashes into a long one, or into a minus.
 DASHES = "-\u2013\u2014\u2212"
+# What sentences say of several layers, and of one.
+SINGULAR = {
+    "layers": "layer",
+    "have": "has",
+    "are": "is",
+    "get": "gets",
+    "stay": "stays",
+    "go": "goes",
+    "they": "it",
+}
 
 
 class ConvertError(Exception):
@@ -93,6 +104,16 @@ def examples(names: Iterable[str]) -> str:
     names = sorted(names) or ["nothing"]
     shown = ", ".join(one_line(name[:EXCERPT]) for name in names[:EXAMPLES])
     return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
+
+
+def in_number(count: int, rest: str) -> str:
+    """Write how many layers a sentence is about: "2 FP8 layers have no scale", "1 FP8 layer has …".
+
+    rest: the sentence after the number, in the plural.
+    """
+    if count == 1:
+        rest = re.sub(rf"\b({'|'.join(SINGULAR)})\b", lambda found: SINGULAR[found[0]], rest)
+    return f"{count} {rest}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -201,7 +222,6 @@ import functools
 import importlib.util
 import itertools
 import math
-import re
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -1297,12 +1317,14 @@ class Kind(NamedTuple):
     metavar: what stands for the value in `--help`; "" for a switch or for choices.
     choices: the only texts that are allowed, if there are any.
     repeatable: whether the option may be given several times; its value is a tuple then.
+    told: what an error says of the choices; "" for their words alone.
     """
 
     read: Callable[..., object] = str
     metavar: str = ""
     choices: tuple[str, ...] = ()
     repeatable: bool = False
+    told: str = ""
 
     @property
     def keywords(self) -> dict[str, object]:
@@ -1335,7 +1357,7 @@ class Kind(NamedTuple):
             several = isinstance(given, Iterable) and not isinstance(given, str | Lora)
             return tuple(map(one.accept, given if several else [given]))
         if self.choices and given not in self.choices:
-            known = ", ".join(map(repr, self.choices))
+            known = self.told or ", ".join(map(repr, self.choices))
             hint = did_you_mean(str(given), self.choices)
             problem = f"invalid choice: {given!r} (choose from {known}){hint}"
             raise argparse.ArgumentTypeError(problem)
@@ -1794,6 +1816,7 @@ class Card:
     rates: {unit: TFLOPS, or TOPS of integers}; a unit that the class lacks is not in it.
     source, url: where the rates are from.
     needs: what ComfyUI needs there for KITCHEN_FORMATS.
+    half: the --dtype that 16-bit tensors have where none is given.
     """
 
     title: str
@@ -1804,10 +1827,16 @@ class Card:
     source: str
     url: str
     needs: str = NEEDS_CUDA_13
+    half: str = "bfloat16"
 
     def unit(self, word: str) -> str:
         """Tell what a format is multiplied in: a value of UNITS, 16-bit's where it is not fast."""
         return UNITS[word if word in self.fast else "16bit"]
+
+    @property
+    def series(self) -> str:
+        """Name the cards of the class: "GeForce RTX 40"."""
+        return self.title.partition(": ")[2].partition(" (")[0]
 
     def rate(self, word: str) -> float:
         """Tell the throughput at which a format is multiplied."""
@@ -1857,6 +1886,7 @@ CARDS = {
         source="NVIDIA Turing GPU Architecture whitepaper, table 1",
         url="https://images.nvidia.com/aem-dam/en-zz/Solutions/design-visualization/technologies/"
         "turing-architecture/NVIDIA-Turing-Architecture-Whitepaper.pdf",
+        half="float16",
     ),
     "rdna": Card(
         title="RDNA 4 and 3: Radeon RX 9000 and 7000",
@@ -1872,6 +1902,8 @@ CARDS = {
         needs="torch for ROCm, and comfy-kitchen 0.2.31 or newer",
     ),
 }
+# What the words are, such as "ada = GeForce RTX 40".
+CARD_NAMES = ", ".join(f"{word} = {card.series}" for word, card in CARDS.items())
 
 
 # ── nvfp4/options/formats.py: Name formats by the words of the command line, and say which ones a c
@@ -1956,7 +1988,7 @@ def leaves_enough(flag: str, value: str | tuple[str, ...], given: GivenOptions) 
         return f"{flag} leaves nothing to quantise to: name more than {UNQUANTISED}"
     for other, word in ASKING.items():
         if other.is_in(given) and word not in value:
-            hint = "" if flag == "--formats" else "; --formats goes before the card's"
+            hint = "" if flag == "--formats" else "; give --formats to override it"
             return f"{flag} contradicts {other.text}: {word} is not in {','.join(value)}{hint}"
     return "" if MARKED_FORMATS & {*value} else without_marks(flag, given)
 
@@ -2441,7 +2473,8 @@ class Options:
         check=recipe_takes)
     # None stands for the recipe's own until the task is checked.
     dtype: str | None = option(None, GENERAL, DTYPE,
-        "of tensors that are not quantised (default: bfloat16; float32 with scaled-fp8)")
+        "of tensors that are not quantised (default: bfloat16; scaled-fp8: float32; --card turing, "
+        "which has no bfloat16: float16)")
     quant_dtype: str = option("float32", GENERAL, DTYPE,
         "what weights are cast to before they are quantised (default: {default})")
     scale_search: str = option("mse", GENERAL, Kind(choices=("mse", "amax")),
@@ -2512,9 +2545,9 @@ class Options:
         "what presets and --target-size may choose from; the smallest of them takes the place of "
         f"NVFP4, with a GGUF, too: {','.join(DEFAULT_FORMATS)} (the default), w6a8 and mxfp8",
         check=leaves_enough)
-    card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS)),
-        "the card it is for: sets --formats to what multiplies fast there, unless that is given; "
-        "the summary's shares and speed are for it", check=leaves_enough)
+    card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS), told=CARD_NAMES),
+        f"the card it is for ({CARD_NAMES}): sets --formats to what multiplies fast there, "
+        "unless that is given; the summary's shares and speed are for it", check=leaves_enough)
     layer_config: Path | None = option(None, PRECISION, FILE,
         "a .json of layer names or patterns: format, full-precision matmul, input scale",
         reads=True)
@@ -2629,7 +2662,10 @@ class Options:
         check_task(self)
         # Two defaults depend on other options: None stands for them until here.
         if self.dtype is None:
-            object.__setattr__(self, "dtype", RECIPES[self.recipe].dtype)
+            dtype = RECIPES[self.recipe].dtype
+            if dtype == "bfloat16" and self.card:
+                dtype = CARDS[self.card].half
+            object.__setattr__(self, "dtype", dtype)
         if self.preset is None and self.gguf is None:
             object.__setattr__(self, "preset", "auto")
 
@@ -2842,6 +2878,11 @@ Wan 2.2, the documented command lines (one line each; high noise is the same wit
 """
 
 
+# Which layers outside the blocks are not settled.
+OPEN_TEXT = (
+    "--target-size and --target-ratio may lower layers outside the blocks that the text alone goes "
+    "through; errors of the others are in every token."
+)
 # How --formats, --card and --sensitive-as change what rows of families say.
 BY_FORMATS = (
     "8-bit is INT8, or FP8 where --formats has no int8; NVFP4 is W4A8 or the next larger one where "
@@ -2870,7 +2911,7 @@ def render_presets() -> str:
         if family.full_precision:
             lines += [f"  W4A8    {family.full_precision}  (of what else is NVFP4)"]
     lines += [f"{name}: {text}" for name, text in GENERAL_PRESETS.items()]
-    return "\n".join([*lines, *BY_FORMATS])
+    return "\n".join([*lines, OPEN_TEXT, *BY_FORMATS])
 
 
 # ── nvfp4/cli/parse.py: Read the command line: a parser made of the options table ─────────────────
@@ -8770,6 +8811,7 @@ class Recorded:
     energy: float
     moments: Moments | None = None
     sums: Sums | None = None
+    is_modelled: bool = False  # by calib/model_inputs.py, not recorded from prompts
 
     def __add__(self, other: Recorded) -> Recorded:
         """Add what another recording tells of the same layer."""
@@ -8784,6 +8826,7 @@ class Recorded:
             energy=self.energy + other.energy,
             moments=Moments(recordings=tuple(moments)) if moments else None,
             sums=Sums(*map(sum, zip(*sums, strict=True))) if sums else None,
+            is_modelled=self.is_modelled or other.is_modelled,
         )
 
     @property
@@ -11587,7 +11630,13 @@ def recorded_calibration(
 
     The margin is --input-scale-headroom; for NVFP4 it is smaller where it would push small blocks
     into E4M3's subnormals (see `Recorded.headroom`). Layers that only saw zeros get no scale.
+    Raises ConvertError for inputs that are modelled, as their maxima are.
     """
+    if any(recorded.is_modelled for recorded in recording.values()):
+        raise ConvertError(
+            "--input-scale-policy headroom: statistics of calib/model_inputs.py have no largest "
+            "values of prompts; record some, or leave the policy out"
+        )
     margin = options.input_scale_headroom
     found = {}
     for layer, recorded in recording.items():
@@ -12591,6 +12640,7 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
             energy=energy,
             moments=moments.get(layer),
             sums=sums,
+            is_modelled=metadata.get("inputs_are") == "modelled",
         )
         found.append((path, {bare(unwrapped(layer)): recorded}))
     # A layer that was recorded compiled and then not has two names in the file: they add up.
@@ -13158,10 +13208,14 @@ def least_format(options: Options) -> tuple[Format, str]:
     """
     if recipe := recipe_format(options):
         return recipe, f"--recipe {options.recipe}"
-    named = (
-        f"--formats {','.join(options.formats)}" if options.formats else f"--card {options.card}"
-    )
-    return first_allowed(options, options.allowed), named
+    return first_allowed(options, options.allowed), allowed_by(options)
+
+
+def allowed_by(options: Options) -> str:
+    """Name the option that says which formats may be chosen."""
+    if options.formats or not options.card:
+        return f"--formats {','.join(options.allowed)}"
+    return f"--card {options.card}"
 
 
 def eight_bit(options: Options) -> Format:
@@ -13465,6 +13519,9 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
         # --target-size may choose anew for what is quantised, and leaves 16-bit alone.
         is_open = keep.precision == EIGHT_BITS
         kept, reason = format_for(options, keep.precision), Reason(Why.FAMILY, keep.why)
+        if is_open and kept is HALF:
+            lacking = f"no 8-bit format in {allowed_by(options)}"
+            reason = Reason(Why.FAMILY, lacking).over(reason)
         rule = Rule(names=names, precision=kept, reason=reason, is_open=is_open)
         if is_open:
             rules += [
@@ -13544,7 +13601,8 @@ def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
     eight = eight_bit(options)
     if options.use_fp8 or options.use_int8 or recipe_format(options) is eight:
         return eight, f"GGUF {kind} > {limit} bits"
-    return HALF, f"GGUF {kind} > {limit} bits, no --use-fp8"
+    flag = "--use-fp8" if "fp8" in options.allowed else "--use-int8"
+    return HALF, f"GGUF {kind} > {limit} bits, no {flag}"
 
 
 def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
@@ -13704,7 +13762,13 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
     its place, and its reason keeps the one that it overruled.
     """
     # A floor replaces the rule but not `is_open`: --target-size may raise a layer above its floor.
-    decided = next((rule for rule in choices if name in rule.names), UNNAMED)
+    named = (rule for rule in choices if name in rule.names)
+    decided = next(named, UNNAMED)
+    if decided.reason.kind is Why.TARGET_SIZE:
+        # What would have kept more bits is worth telling, as of layers outside the blocks.
+        other = next(named, UNNAMED)
+        if decided.precision < other.precision:
+            decided = dataclasses.replace(decided, reason=decided.reason.over(other.reason))
     # Floors come in any order: the highest one that applies is what remains. Those that are for
     # single formats see what the others have left.
     for rule in sorted(floors, key=lambda rule: bool(rule.instead_of)):
@@ -13720,7 +13784,8 @@ def fitted(rule: Rule, ref: TensorRef) -> Rule:
     form = asked.for_shape(ref.shape)
     if form is asked:
         return rule
-    reason = Reason(Why.SHAPE, f"no {asked}: columns % {asked.rotated} != 0")
+    what = "not rotated" if form.kind == asked.kind else f"no {asked}"
+    reason = Reason(Why.SHAPE, f"{what}: columns % {asked.rotated} != 0")
     return dataclasses.replace(rule, precision=form, reason=reason.over(rule.reason))
 
 
@@ -14021,7 +14086,7 @@ def notes_on_statistics(plans: list[TensorPlan]) -> list[str]:
     if lacking:
         what = "have no second moments, and the plain search"
         names = examples([plan.ref.layer for plan in lacking])
-        notes.append(f"{len(lacking)} layers {what}: {names}")
+        notes.append(f"{in_number(len(lacking), f'layers {what}')}: {names}")
     if moved:
         what = "make up for the mean error, as the mean is most of their input"
         notes.append(f"biases of {len(moved)} of these {what}: {examples(moved)}")
@@ -14061,6 +14126,7 @@ def make_plans(
     notes = [*guides.notes, *cover_notes(plans, guides, options.partial_guide)]
     notes += list_notes(plans, guides, options.full_precision_mm_layers)
     notes += [*recorded, *unknown, *scale_notes(plans, calibrated)]
+    notes += gguf_notes(options, plans, guides.kinds or {})
     notes += [*plan_notes(plans, guides.family), *contract_notes(model, plans)]
     # Last, as the shared switch depends on every layer's input scale.
     if options.recipe == LEGACY_RECIPE:
@@ -14158,15 +14224,34 @@ def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
     notes = []
     if calibrated and dynamic:
         notes.append(
-            f"{len(dynamic)} W4A4 layers have no calibration row and stay dynamic: "
+            in_number(len(dynamic), "W4A4 layers have no calibration row and stay dynamic: ")
             + examples(dynamic)
         )
     if forced:
         notes.append(
-            f"{len(forced)} FP8 layers have no input scale and get full-precision matmul: "
+            in_number(len(forced), "FP8 layers have no input scale and get full-precision matmul: ")
             + examples(forced)
         )
     return notes
+
+
+def gguf_notes(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> list[str]:
+    """Note layers that the GGUF has in few bits and that stay 16-bit, with --card or --formats.
+
+    Whoever asks for these wants layers to be fast, and --use-int8 would make them so. `kinds` is
+    {tensor: GGML type}.
+    """
+    left = [
+        plan.ref.layer
+        for plan in plans
+        if plan.is_layer and plan.reason.kind is Why.GGUF and not plan.is_quantised
+        if GGUF_BITS[kinds.get(plan.ref.name, "F32")] <= 8
+    ]
+    asked = (options.card or options.formats) and "int8" in options.allowed
+    if not left or not asked:
+        return []
+    what = in_number(len(left), "layers stay 16-bit that --use-int8 would make INT8")
+    return [f"{what}: {examples(left)}"]
 
 
 def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
@@ -14183,16 +14268,20 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
         if plan.ref.coding and plan.is_quantised and not plan.keeps_codes:
             twice[format_titled(plan.ref.coding.title).kind].append(plan.ref.layer)
     notes += (
-        f"{len(named)} layers are {kind} in the source and quantised twice, which is worse than "
-        f"from the 16-bit model; errors are against the {kind} weights: {examples(named)}"
+        in_number(len(named), f"layers are {kind} in the source and quantised twice, which ")
+        + f"is worse than from the 16-bit model; errors are against the {kind} weights: "
+        + examples(named)
         for kind, named in sorted(twice.items())
     )
     if passed := sum(bool(plan.ref.config) for plan in layers):
-        notes.append(f"{passed} layers are quantised in the source and go over as they are")
+        notes.append(
+            in_number(passed, "layers are quantised in the source and go over as they are")
+        )
     # Floors overrule a --layer-config; its author may expect otherwise.
     raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
     if raised:
-        notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
+        what = in_number(len(raised), "layers get more than --layer-config says")
+        notes.append(f"{what}: {examples(raised)}")
     packed = [plan for plan in layers if plan.has_nvfp4_input]
     part = weights_of(packed) / (weights_of(plan for plan in plans if plan.is_multiplied) or 1)
     if family.image and part > MOST_NVFP4:
@@ -15004,10 +15093,15 @@ def refuse_no_gain(options: Options, model: Model, plans: list[TensorPlan]) -> N
         return
     layers = " and ".join(f"{count} {name}" for name, count in model.quantised.items())
     origin, almost = origin_text(model.metadata), "almost " if saved else ""
+    what = f"{almost}nothing in it would get smaller"
+    others = {plan.format for plan in plans if plan.is_layer and plan.ref.config}
+    words = [form.kind for form in sorted(others) if form.option not in options.allowed]
+    if words and (options.card or options.formats):
+        what = f"its {' and '.join(words)} layers cannot be encoded again for {allowed_by(options)}"
     raise ConvertError(
         f"{options.source}: is converted already ({', '.join(filter(None, [origin, layers]))} "
-        f"layers), and {almost}nothing in it would get smaller; give the original 16- or 32-bit "
-        "model, or options that lower its layers"
+        f"layers), and {what}; give the original 16- or 32-bit model, or options that lower its "
+        "layers"
     )
 
 
@@ -16796,9 +16890,13 @@ SCALE_BYTES = 200
 
 
 class SizedPlan(NamedTuple):
-    """Hold the plan of --target-size, and the files that it could have made instead."""
+    """Hold the plan of --target-size, its error, and the files that it could have made instead.
+
+    error: relative RMSE, in the mean over the layers that could be chosen, as in `sizes`.
+    """
 
     plan: Plan
+    error: float
     sizes: tuple[SizePoint, ...]
 
 
@@ -16813,6 +16911,7 @@ def plan_for_size(
     if not options.target(model):
         return None
     plans, _ = planner()
+    alone = slow_work(plans)
     # What other options will add once the precisions are settled is left free now.
     target = options.target(model) - reserved(options, plans)
     # A target that is out of reach is told from the headers alone, as reading may take an hour.
@@ -16842,8 +16941,11 @@ def plan_for_size(
         if size <= target and left == fixed:
             break
         fixed = left if size <= target else max(left, fixed)
-    refuse_too_small(target, size)
-    return SizedPlan(Plan(plans, notes), tuple(size_curve(layers, fixed, sum(counts.values()))))
+    refuse_too_small(options, target, size)
+    count = sum(counts.values())
+    error = mean_error(sum(row.error for row in chosen.values()), count)
+    notes = (*notes, *slow_notes(options, alone, slow_work(plans)))
+    return SizedPlan(Plan(plans, notes), error, tuple(size_curve(layers, fixed, count)))
 
 
 def importance_of(plans: Iterable[TensorPlan], measured: Measurements) -> dict[str, float]:
@@ -16853,6 +16955,27 @@ def importance_of(plans: Iterable[TensorPlan], measured: Measurements) -> dict[s
     blocks = len({*map(block_of, layers.values())} - {""})
     factors = importance((layers[name] for name in measured.choices), energies, blocks)
     return {name: factors[layers[name]] for name in measured.choices}
+
+
+def slow_work(plans: list[TensorPlan]) -> float:
+    """Return the share of the multiply work that is done at 16-bit speed on every card."""
+    work = work_by_weight(plans)
+    slow = (p for p in plans if p.is_multiplied and UNITS[multiplied(p).word] == UNITS[HALF.option])
+    return sum(work[plan.ref.name] for plan in slow)
+
+
+def slow_notes(options: Options, alone: float, now: float) -> list[str]:
+    """Note that a size made layers 16-bit which the preset `alone` would multiply faster.
+
+    alone, now: shares of the multiply work at 16-bit speed.
+    """
+    # Less than half a per cent would show as equal numbers.
+    if not (options.card or options.formats) or now < alone + 0.005:
+        return []
+    return [
+        f"{100 * now:.0f} % of the multiply work is at 16-bit speed, where the preset alone has "
+        f"{100 * alone:.0f} %: leave {HALF.option} out of --formats, or give a smaller size"
+    ]
 
 
 def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
@@ -16900,7 +17023,7 @@ def reachable(
         raise ConvertError(f"{TARGET}: no layer is left: other options decide for all")
     fixed = size - sum(bytes_in_output(start[name]) for name in candidates)
     sizes = [[bytes_in_output(plan) for plan in plans] for plans in candidates.values()]
-    refuse_too_small(target, fixed + sum(map(min, sizes)))
+    refuse_too_small(options, target, fixed + sum(map(min, sizes)))
     most, wanted = fixed + sum(map(max, sizes)), options.target(model)
     if most <= wanted:
         given = f"--target-ratio {options.target_ratio}" if options.target_ratio else TARGET
@@ -16914,13 +17037,14 @@ def reachable(
     return candidates, fixed
 
 
-def refuse_too_small(target: int, least: int) -> None:
+def refuse_too_small(options: Options, target: int, least: int) -> None:
     """Raise ConvertError if the smallest file of this plan, `least` bytes, exceeds the target."""
     if least > target:
+        settling = "fewer layers in --layer-config, " if options.layer_config else ""
         raise ConvertError(
             f"{TARGET}: {exact_size(target)} is too little: the smallest that this plan allows is "
-            f"about {exact_size(least)}; fewer --edge-blocks and --exclude, or --preset all, leave "
-            "more to choose"
+            f"about {exact_size(least)}; {settling}fewer --edge-blocks and --exclude, or "
+            "--preset all, leave more to choose"
         )
 
 
@@ -17009,8 +17133,8 @@ class Report:
     `plans` has every tensor's fate in the source's order, `origin` is what the header tells of how
     the file was made, and sizes are those of files in bytes, headers included. `damage` is
     {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
-    --w4a4-share and --target-size found, empty without them. `asked` is what a ComfyUI answered,
-    None where none was asked.
+    --w4a4-share and --target-size found, empty without them, and `size_error` the mean error of
+    what --target-size chose. `asked` is what a ComfyUI answered, None where none was asked.
     """
 
     options: Options
@@ -17022,6 +17146,7 @@ class Report:
     damage: dict[str, Damage] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
     sizes: tuple[SizePoint, ...] = ()
+    size_error: float = 0.0
     asked: Answer | None = None
 
     @property
@@ -17108,6 +17233,7 @@ def report_data(report: Report) -> dict:
         "notes": list(report.notes),
         "w4a4_curve": [point._asdict() for point in report.curve],
         "size_curve": [point._asdict() for point in report.sizes],
+        "size_error": report.size_error if report.sizes else None,
         "tensors": [tensor_data(plan, report.damage.get(plan.ref.layer)) for plan in report.plans],
     }
 
@@ -18973,7 +19099,7 @@ def render_totals(report: Report) -> list[str]:
 def render_matmuls(report: Report) -> str:
     """Render one line of how the linear layers are multiplied, each kind with its share."""
     parts = [
-        f"{kind} {found['layers']} layers ({100 * found['share']:.0f} %)"
+        f"{kind} {in_number(found['layers'], 'layers')} ({100 * found['share']:.0f} %)"
         for kind, found in matmuls(report.plans).items()
     ]
     return f"  matmuls: {', '.join(parts)} of the linear weights, the rest unquantised"
@@ -18988,10 +19114,11 @@ def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
     """Render the `count` layers with the largest relative RMSE of the decoded weight, worst first.
 
     `damage` is {layer: Damage}; SQNR in dB stands beside each figure. Layers without a number (NaN)
-    are the worst of all. No lines at all where nothing was measured.
+    are the worst of all, those without an error are left out. No lines where none is left.
     """
     # Negated, so that the largest comes first, and NaN before it.
-    worst = sorted(damage.items(), key=lambda item: least_first(-item[1].relative_rmse))[:count]
+    damaged = [(layer, found) for layer, found in damage.items() if found.relative_rmse != 0]
+    worst = sorted(damaged, key=lambda item: least_first(-item[1].relative_rmse))[:count]
     lines = [f"    {d.relative_rmse:.4f}  {d.sqnr_db:5.1f} dB  {layer}" for layer, d in worst]
     title = "  worst layers by relative RMSE and SQNR of the decoded weight:"
     return [title, *lines] if lines else []
@@ -19050,16 +19177,20 @@ def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
 def render_sizes(report: Report) -> list[str]:
     """Render --target-size's trade-off: sizes, their mean errors, and which of them is this file.
 
-    Errors are relative RMSE in the mean over the layers that could be chosen. The last line says
-    what one more gigabyte (1e9 bytes) would leave of the squared error, if there is such a size.
+    Errors are relative RMSE of outputs, in the mean over the layers that could be chosen. The last
+    line says what one more gigabyte (1e9 bytes) would leave of the squared error, if there is such
+    a size.
     """
     points, size = report.sizes, report.output_bytes
     if not points:
         return []
-    # The file need not lie on the curve exactly: leftover bytes were filled with other layers.
-    here = min(points, key=lambda point: abs(point.nbytes - size))
+    # The file need not lie on the curve: leftover bytes were filled with other layers.
+    here = SizePoint(size, report.size_error)
     some = {round(i * (len(points) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
-    lines = ["  size and mean relative RMSE of the layers that could be chosen:"]
+    lines = [
+        "  size, and mean relative RMSE of the outputs, by weights and activations, of the layers "
+        "that could be chosen:"
+    ]
     for point in sorted({here, *(points[index] for index in some)}):
         mark = "  <- this file" if point is here else ""
         lines.append(f"    {gigabytes(point.nbytes):>10}  {point.error:.4f}{mark}")
@@ -19747,6 +19878,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         damage=outcome.damage,
         curve=tuned.curve,
         sizes=sized.sizes if sized else (),
+        size_error=sized.error if sized else 0.0,
         asked=asked,
     )
 

@@ -29,7 +29,7 @@ from comfyui_nvfp4_recorder.recorder import Recording
 from comfyui_nvfp4_recorder.second_moments import LAYERS
 from torch.nn import functional as F
 
-from nvfp4.errors import ConvertError
+from nvfp4.errors import ConvertError, examples
 from nvfp4.model import TensorRef, bare
 from nvfp4.progress import progress_bar
 from nvfp4.read.tensors import load_weight
@@ -75,6 +75,10 @@ class Wan:
         self.refs = {bare(name): ref for name, ref in tensors.items()}
         if not all(name in self.refs for name in LEAST_NAMES):
             raise ConvertError(f"{path}: is no Wan; only Wan's inputs can be modelled")
+        if packed := [ref.layer for ref in self.refs.values() if ref.config or ref.coding]:
+            raise ConvertError(
+                f"{path}: is quantised ({examples(packed)}); give the 16- or 32-bit model"
+            )
         self.device, self.noise = device, noise
         self.generator = torch.Generator(device).manual_seed(seed)
         self.layers, self.root = {}, torch.nn.Module()
@@ -225,13 +229,15 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.output.suffix != ".safetensors" or chosen.output.exists():
         parser.error(f"{chosen.output}: give a new name that ends in .safetensors")
+    if chosen.rows < TIMESTEPS:
+        parser.error(f"--rows: give {TIMESTEPS} or more, one for each timestep")
     if not 0 <= chosen.noise[0] < chosen.noise[1] <= 1:
         parser.error("--noise: give two shares from 0 to 1, the smaller one first")
     try:
         wan = Wan(chosen.model, torch.device(chosen.device), chosen.seed, tuple(chosen.noise))
     except ConvertError as error:
         sys.exit(f"error: {error}")
-    recording = Recording(chosen.output.parent, chosen.output.stem)
+    recording = Recording(chosen.output.parent, chosen.output.stem, is_modelled=True)
     with recording.watching(wan.root, "", chosen.rows, chosen.layers, widest=1 << 20):
         wan.run(chosen.rows)
     recording.log.unlink()

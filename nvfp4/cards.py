@@ -41,6 +41,7 @@ class Card:
     rates: {unit: TFLOPS, or TOPS of integers}; a unit that the class lacks is not in it.
     source, url: where the rates are from.
     needs: what ComfyUI needs there for KITCHEN_FORMATS.
+    half: the --dtype that 16-bit tensors have where none is given.
     """
 
     title: str
@@ -51,10 +52,16 @@ class Card:
     source: str
     url: str
     needs: str = NEEDS_CUDA_13
+    half: str = "bfloat16"
 
     def unit(self, word: str) -> str:
         """Tell what a format is multiplied in: a value of UNITS, 16-bit's where it is not fast."""
         return UNITS[word if word in self.fast else "16bit"]
+
+    @property
+    def series(self) -> str:
+        """Name the cards of the class: "GeForce RTX 40"."""
+        return self.title.partition(": ")[2].partition(" (")[0]
 
     def rate(self, word: str) -> float:
         """Tell the throughput at which a format is multiplied."""
@@ -104,6 +111,7 @@ CARDS = {
         source="NVIDIA Turing GPU Architecture whitepaper, table 1",
         url="https://images.nvidia.com/aem-dam/en-zz/Solutions/design-visualization/technologies/"
         "turing-architecture/NVIDIA-Turing-Architecture-Whitepaper.pdf",
+        half="float16",
     ),
     "rdna": Card(
         title="RDNA 4 and 3: Radeon RX 9000 and 7000",
@@ -119,3 +127,5 @@ CARDS = {
         needs="torch for ROCm, and comfy-kitchen 0.2.31 or newer",
     ),
 }
+# What the words are, such as "ada = GeForce RTX 40".
+CARD_NAMES = ", ".join(f"{word} = {card.series}" for word, card in CARDS.items())

@@ -92,5 +92,6 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         damage=outcome.damage,
         curve=tuned.curve,
         sizes=sized.sizes if sized else (),
+        size_error=sized.error if sized else 0.0,
         asked=asked,
     )

@@ -8,6 +8,7 @@ goes through `printable` or `one_line`.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 # A damaged entry or name may be megabytes long: messages quote this many characters of it.
@@ -16,6 +17,16 @@ EXCERPT = 200
 EXAMPLES = 3
 # What an option may begin with: web pages turn two dashes into a long one, or into a minus.
 DASHES = "-\u2013\u2014\u2212"
+# What sentences say of several layers, and of one.
+SINGULAR = {
+    "layers": "layer",
+    "have": "has",
+    "are": "is",
+    "get": "gets",
+    "stay": "stays",
+    "go": "goes",
+    "they": "it",
+}
 
 
 class ConvertError(Exception):
@@ -68,6 +79,16 @@ def examples(names: Iterable[str]) -> str:
     names = sorted(names) or ["nothing"]
     shown = ", ".join(one_line(name[:EXCERPT]) for name in names[:EXAMPLES])
     return f"{shown} and {len(names) - EXAMPLES} more" if len(names) > EXAMPLES else shown
+
+
+def in_number(count: int, rest: str) -> str:
+    """Write how many layers a sentence is about: "2 FP8 layers have no scale", "1 FP8 layer has …".
+
+    rest: the sentence after the number, in the plural.
+    """
+    if count == 1:
+        rest = re.sub(rf"\b({'|'.join(SINGULAR)})\b", lambda found: SINGULAR[found[0]], rest)
+    return f"{count} {rest}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -208,9 +208,11 @@ class Recording:
 
     One of them may be used for many prompts, one after another. Statistics stay on the model's
     device for up to CALLS_HELD calls, and in memory until the file is written at a prompt's end.
+    `is_modelled` says in the file that its inputs are no prompts', so that no scale is taken of it.
     """
 
-    def __init__(self, folder: Path, name: str):
+    def __init__(self, folder: Path, name: str, *, is_modelled: bool = False):
+        self.is_modelled = is_modelled
         self.path, self.log = folder / f"{name}.safetensors", folder / f"{name}.log"
         self.watched: dict[str, int] = {}  # {layer: columns} while a model is sampled
         self.generators: dict[torch.device, torch.Generator] = {}
@@ -402,6 +404,8 @@ class Recording:
         for layer, given in self.moments.inputs.items():
             parts |= {f"{layer}.{name}": made for name, made in given.parts().items()}
         metadata = {"format": FORMAT, "version": VERSION}
+        if self.is_modelled:
+            metadata["inputs_are"] = "modelled"
         if self.moments.first_of:
             metadata["inputs"] = json.dumps(self.moments.first_of)
         partial = self.path.with_name(self.path.name + ".partial")

@@ -71,6 +71,11 @@ Wan 2.2, the documented command lines (one line each; high noise is the same wit
 """
 
 
+# Which layers outside the blocks are not settled.
+OPEN_TEXT = (
+    "--target-size and --target-ratio may lower layers outside the blocks that the text alone goes "
+    "through; errors of the others are in every token."
+)
 # How --formats, --card and --sensitive-as change what rows of families say.
 BY_FORMATS = (
     "8-bit is INT8, or FP8 where --formats has no int8; NVFP4 is W4A8 or the next larger one where "
@@ -99,4 +104,4 @@ def render_presets() -> str:
         if family.full_precision:
             lines += [f"  W4A8    {family.full_precision}  (of what else is NVFP4)"]
     lines += [f"{name}: {text}" for name, text in GENERAL_PRESETS.items()]
-    return "\n".join([*lines, *BY_FORMATS])
+    return "\n".join([*lines, OPEN_TEXT, *BY_FORMATS])

@@ -51,8 +51,8 @@ def advice(side: Side) -> list[tuple[Outcome, str]]:
     dynamic = sum(scheme_of(layer, side).is_measured for layer in side.linear.values())
     if dynamic:
         text = (
-            f"{dynamic} W4A4 layers have no input scale, which is measured on every call instead: "
-            "bake them with --input-scale-summary-json"
+            f"{dynamic} W4A4 layers have no input scale: ComfyUI measures it on every call, unless "
+            "a conversion with --input-scale-summary-json stores one"
         )
         found.append((Outcome.LOADS, text))
     base = base_precision(side)

@@ -84,7 +84,13 @@ def recorded_calibration(
 
     The margin is --input-scale-headroom; for NVFP4 it is smaller where it would push small blocks
     into E4M3's subnormals (see `Recorded.headroom`). Layers that only saw zeros get no scale.
+    Raises ConvertError for inputs that are modelled, as their maxima are.
     """
+    if any(recorded.is_modelled for recorded in recording.values()):
+        raise ConvertError(
+            "--input-scale-policy headroom: statistics of calib/model_inputs.py have no largest "
+            "values of prompts; record some, or leave the policy out"
+        )
     margin = options.input_scale_headroom
     found = {}
     for layer, recorded in recording.items():

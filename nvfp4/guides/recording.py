@@ -96,6 +96,7 @@ def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
             energy=energy,
             moments=moments.get(layer),
             sums=sums,
+            is_modelled=metadata.get("inputs_are") == "modelled",
         )
         found.append((path, {bare(unwrapped(layer)): recorded}))
     # A layer that was recorded compiled and then not has two names in the file: they add up.

@@ -79,6 +79,7 @@ class Recorded:
     energy: float
     moments: Moments | None = None
     sums: Sums | None = None
+    is_modelled: bool = False  # by calib/model_inputs.py, not recorded from prompts
 
     def __add__(self, other: Recorded) -> Recorded:
         """Add what another recording tells of the same layer."""
@@ -93,6 +94,7 @@ class Recorded:
             energy=self.energy + other.energy,
             moments=Moments(recordings=tuple(moments)) if moments else None,
             sums=Sums(*map(sum, zip(*sums, strict=True))) if sums else None,
+            is_modelled=self.is_modelled or other.is_modelled,
         )
 
     @property

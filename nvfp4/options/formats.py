@@ -95,7 +95,7 @@ def leaves_enough(flag: str, value: str | tuple[str, ...], given: GivenOptions) 
         return f"{flag} leaves nothing to quantise to: name more than {UNQUANTISED}"
     for other, word in ASKING.items():
         if other.is_in(given) and word not in value:
-            hint = "" if flag == "--formats" else "; --formats goes before the card's"
+            hint = "" if flag == "--formats" else "; give --formats to override it"
             return f"{flag} contradicts {other.text}: {word} is not in {','.join(value)}{hint}"
     return "" if MARKED_FORMATS & {*value} else without_marks(flag, given)
 

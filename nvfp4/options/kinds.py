@@ -213,12 +213,14 @@ class Kind(NamedTuple):
     metavar: what stands for the value in `--help`; "" for a switch or for choices.
     choices: the only texts that are allowed, if there are any.
     repeatable: whether the option may be given several times; its value is a tuple then.
+    told: what an error says of the choices; "" for their words alone.
     """
 
     read: Callable[..., object] = str
     metavar: str = ""
     choices: tuple[str, ...] = ()
     repeatable: bool = False
+    told: str = ""
 
     @property
     def keywords(self) -> dict[str, object]:
@@ -251,7 +253,7 @@ class Kind(NamedTuple):
             several = isinstance(given, Iterable) and not isinstance(given, str | Lora)
             return tuple(map(one.accept, given if several else [given]))
         if self.choices and given not in self.choices:
-            known = ", ".join(map(repr, self.choices))
+            known = self.told or ", ".join(map(repr, self.choices))
             hint = did_you_mean(str(given), self.choices)
             problem = f"invalid choice: {given!r} (choose from {known}){hint}"
             raise argparse.ArgumentTypeError(problem)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from nvfp4.cards import CARDS
+from nvfp4.cards import CARD_NAMES, CARDS
 from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.families import PRESETS
 from nvfp4.model import Lora, Model
@@ -142,7 +142,8 @@ class Options:
         check=recipe_takes)
     # None stands for the recipe's own until the task is checked.
     dtype: str | None = option(None, GENERAL, DTYPE,
-        "of tensors that are not quantised (default: bfloat16; float32 with scaled-fp8)")
+        "of tensors that are not quantised (default: bfloat16; scaled-fp8: float32; --card turing, "
+        "which has no bfloat16: float16)")
     quant_dtype: str = option("float32", GENERAL, DTYPE,
         "what weights are cast to before they are quantised (default: {default})")
     scale_search: str = option("mse", GENERAL, Kind(choices=("mse", "amax")),
@@ -213,9 +214,9 @@ class Options:
         "what presets and --target-size may choose from; the smallest of them takes the place of "
         f"NVFP4, with a GGUF, too: {','.join(DEFAULT_FORMATS)} (the default), w6a8 and mxfp8",
         check=leaves_enough)
-    card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS)),
-        "the card it is for: sets --formats to what multiplies fast there, unless that is given; "
-        "the summary's shares and speed are for it", check=leaves_enough)
+    card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS), told=CARD_NAMES),
+        f"the card it is for ({CARD_NAMES}): sets --formats to what multiplies fast there, "
+        "unless that is given; the summary's shares and speed are for it", check=leaves_enough)
     layer_config: Path | None = option(None, PRECISION, FILE,
         "a .json of layer names or patterns: format, full-precision matmul, input scale",
         reads=True)
@@ -330,7 +331,10 @@ class Options:
         check_task(self)
         # Two defaults depend on other options: None stands for them until here.
         if self.dtype is None:
-            object.__setattr__(self, "dtype", RECIPES[self.recipe].dtype)
+            dtype = RECIPES[self.recipe].dtype
+            if dtype == "bfloat16" and self.card:
+                dtype = CARDS[self.card].half
+            object.__setattr__(self, "dtype", dtype)
         if self.preset is None and self.gguf is None:
             object.__setattr__(self, "preset", "auto")
 

@@ -41,10 +41,14 @@ def least_format(options: Options) -> tuple[Format, str]:
     """
     if recipe := recipe_format(options):
         return recipe, f"--recipe {options.recipe}"
-    named = (
-        f"--formats {','.join(options.formats)}" if options.formats else f"--card {options.card}"
-    )
-    return first_allowed(options, options.allowed), named
+    return first_allowed(options, options.allowed), allowed_by(options)
+
+
+def allowed_by(options: Options) -> str:
+    """Name the option that says which formats may be chosen."""
+    if options.formats or not options.card:
+        return f"--formats {','.join(options.allowed)}"
+    return f"--card {options.card}"
 
 
 def eight_bit(options: Options) -> Format:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from nvfp4.errors import ConvertError, examples
+from nvfp4.errors import ConvertError, examples, in_number
 from nvfp4.formats.base import Format, format_titled, written_formats
 from nvfp4.formats.scaled_fp8 import MARKER
 from nvfp4.guides.records import Calibration, Guides, Recorded
@@ -274,7 +274,7 @@ def notes_on_statistics(plans: list[TensorPlan]) -> list[str]:
     if lacking:
         what = "have no second moments, and the plain search"
         names = examples([plan.ref.layer for plan in lacking])
-        notes.append(f"{len(lacking)} layers {what}: {names}")
+        notes.append(f"{in_number(len(lacking), f'layers {what}')}: {names}")
     if moved:
         what = "make up for the mean error, as the mean is most of their input"
         notes.append(f"biases of {len(moved)} of these {what}: {examples(moved)}")

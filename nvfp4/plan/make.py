@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nvfp4.coverage import blocks_of, check_cover
 from nvfp4.dtypes import DTYPE_OPTIONS
-from nvfp4.errors import ConvertError, examples
+from nvfp4.errors import ConvertError, examples, in_number
 from nvfp4.families import MOST_NVFP4, Family
 from nvfp4.formats.base import Format, format_titled
 from nvfp4.formats.floats import HALF
@@ -66,6 +66,7 @@ def make_plans(
     notes = [*guides.notes, *cover_notes(plans, guides, options.partial_guide)]
     notes += list_notes(plans, guides, options.full_precision_mm_layers)
     notes += [*recorded, *unknown, *scale_notes(plans, calibrated)]
+    notes += gguf_notes(options, plans, guides.kinds or {})
     notes += [*plan_notes(plans, guides.family), *contract_notes(model, plans)]
     # Last, as the shared switch depends on every layer's input scale.
     if options.recipe == LEGACY_RECIPE:
@@ -163,15 +164,34 @@ def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
     notes = []
     if calibrated and dynamic:
         notes.append(
-            f"{len(dynamic)} W4A4 layers have no calibration row and stay dynamic: "
+            in_number(len(dynamic), "W4A4 layers have no calibration row and stay dynamic: ")
             + examples(dynamic)
         )
     if forced:
         notes.append(
-            f"{len(forced)} FP8 layers have no input scale and get full-precision matmul: "
+            in_number(len(forced), "FP8 layers have no input scale and get full-precision matmul: ")
             + examples(forced)
         )
     return notes
+
+
+def gguf_notes(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> list[str]:
+    """Note layers that the GGUF has in few bits and that stay 16-bit, with --card or --formats.
+
+    Whoever asks for these wants layers to be fast, and --use-int8 would make them so. `kinds` is
+    {tensor: GGML type}.
+    """
+    left = [
+        plan.ref.layer
+        for plan in plans
+        if plan.is_layer and plan.reason.kind is Why.GGUF and not plan.is_quantised
+        if GGUF_BITS[kinds.get(plan.ref.name, "F32")] <= 8
+    ]
+    asked = (options.card or options.formats) and "int8" in options.allowed
+    if not left or not asked:
+        return []
+    what = in_number(len(left), "layers stay 16-bit that --use-int8 would make INT8")
+    return [f"{what}: {examples(left)}"]
 
 
 def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
@@ -188,16 +208,20 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
         if plan.ref.coding and plan.is_quantised and not plan.keeps_codes:
             twice[format_titled(plan.ref.coding.title).kind].append(plan.ref.layer)
     notes += (
-        f"{len(named)} layers are {kind} in the source and quantised twice, which is worse than "
-        f"from the 16-bit model; errors are against the {kind} weights: {examples(named)}"
+        in_number(len(named), f"layers are {kind} in the source and quantised twice, which ")
+        + f"is worse than from the 16-bit model; errors are against the {kind} weights: "
+        + examples(named)
         for kind, named in sorted(twice.items())
     )
     if passed := sum(bool(plan.ref.config) for plan in layers):
-        notes.append(f"{passed} layers are quantised in the source and go over as they are")
+        notes.append(
+            in_number(passed, "layers are quantised in the source and go over as they are")
+        )
     # Floors overrule a --layer-config; its author may expect otherwise.
     raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
     if raised:
-        notes.append(f"{len(raised)} layers get more than --layer-config says: {examples(raised)}")
+        what = in_number(len(raised), "layers get more than --layer-config says")
+        notes.append(f"{what}: {examples(raised)}")
     packed = [plan for plan in layers if plan.has_nvfp4_input]
     part = weights_of(packed) / (weights_of(plan for plan in plans if plan.is_multiplied) or 1)
     if family.image and part > MOST_NVFP4:

@@ -17,7 +17,7 @@ from nvfp4.formats.floats import HALF
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.model import Model, bare
 from nvfp4.options import Options
-from nvfp4.plan.choosing import format_for, held_formats, preset_sensitive
+from nvfp4.plan.choosing import allowed_by, format_for, held_formats, preset_sensitive
 from nvfp4.plan.records import Rule
 from nvfp4.reasons import Reason, Why
 from nvfp4.tokens import group_of
@@ -112,6 +112,9 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
         # --target-size may choose anew for what is quantised, and leaves 16-bit alone.
         is_open = keep.precision == EIGHT_BITS
         kept, reason = format_for(options, keep.precision), Reason(Why.FAMILY, keep.why)
+        if is_open and kept is HALF:
+            lacking = f"no 8-bit format in {allowed_by(options)}"
+            reason = Reason(Why.FAMILY, lacking).over(reason)
         rule = Rule(names=names, precision=kept, reason=reason, is_open=is_open)
         if is_open:
             rules += [

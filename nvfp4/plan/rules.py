@@ -81,7 +81,8 @@ def gguf_precision(kind: str, options: Options) -> tuple[Format, str]:
     eight = eight_bit(options)
     if options.use_fp8 or options.use_int8 or recipe_format(options) is eight:
         return eight, f"GGUF {kind} > {limit} bits"
-    return HALF, f"GGUF {kind} > {limit} bits, no --use-fp8"
+    flag = "--use-fp8" if "fp8" in options.allowed else "--use-int8"
+    return HALF, f"GGUF {kind} > {limit} bits, no {flag}"
 
 
 def gguf_rules(kinds: dict[str, str], options: Options) -> list[Rule]:
@@ -241,7 +242,13 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
     its place, and its reason keeps the one that it overruled.
     """
     # A floor replaces the rule but not `is_open`: --target-size may raise a layer above its floor.
-    decided = next((rule for rule in choices if name in rule.names), UNNAMED)
+    named = (rule for rule in choices if name in rule.names)
+    decided = next(named, UNNAMED)
+    if decided.reason.kind is Why.TARGET_SIZE:
+        # What would have kept more bits is worth telling, as of layers outside the blocks.
+        other = next(named, UNNAMED)
+        if decided.precision < other.precision:
+            decided = dataclasses.replace(decided, reason=decided.reason.over(other.reason))
     # Floors come in any order: the highest one that applies is what remains. Those that are for
     # single formats see what the others have left.
     for rule in sorted(floors, key=lambda rule: bool(rule.instead_of)):
@@ -257,7 +264,8 @@ def fitted(rule: Rule, ref: TensorRef) -> Rule:
     form = asked.for_shape(ref.shape)
     if form is asked:
         return rule
-    reason = Reason(Why.SHAPE, f"no {asked}: columns % {asked.rotated} != 0")
+    what = "not rotated" if form.kind == asked.kind else f"no {asked}"
+    reason = Reason(Why.SHAPE, f"{what}: columns % {asked.rotated} != 0")
     return dataclasses.replace(rule, precision=form, reason=reason.over(rule.reason))
 
 

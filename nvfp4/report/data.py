@@ -36,8 +36,8 @@ class Report:
     `plans` has every tensor's fate in the source's order, `origin` is what the header tells of how
     the file was made, and sizes are those of files in bytes, headers included. `damage` is
     {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
-    --w4a4-share and --target-size found, empty without them. `asked` is what a ComfyUI answered,
-    None where none was asked.
+    --w4a4-share and --target-size found, empty without them, and `size_error` the mean error of
+    what --target-size chose. `asked` is what a ComfyUI answered, None where none was asked.
     """
 
     options: Options
@@ -49,6 +49,7 @@ class Report:
     damage: dict[str, Damage] = field(default_factory=dict)
     curve: tuple[CurvePoint, ...] = ()
     sizes: tuple[SizePoint, ...] = ()
+    size_error: float = 0.0
     asked: Answer | None = None
 
     @property
@@ -135,6 +136,7 @@ def report_data(report: Report) -> dict:
         "notes": list(report.notes),
         "w4a4_curve": [point._asdict() for point in report.curve],
         "size_curve": [point._asdict() for point in report.sizes],
+        "size_error": report.size_error if report.sizes else None,
         "tensors": [tensor_data(plan, report.damage.get(plan.ref.layer)) for plan in report.plans],
     }
 

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from nvfp4.asking.answers import NOT_ASKED, Answer
-from nvfp4.errors import examples, gigabytes, percentage
+from nvfp4.errors import examples, gigabytes, in_number, percentage
 from nvfp4.families import TRANSFORMER_BLOCKS
 from nvfp4.formats.base import readable_formats
 from nvfp4.model import bare
@@ -26,6 +26,7 @@ from nvfp4.report.data import Report, label_of, matmuls, totals
 from nvfp4.stored.defects import DEFECTS, Finding, Outcome, grouped
 from nvfp4.stored.needs import needed_comfyui
 from nvfp4.tune.activations import CurvePoint
+from nvfp4.tune.choice import SizePoint
 from nvfp4.verify import Check
 from nvfp4.work import render_work
 
@@ -103,7 +104,7 @@ def render_totals(report: Report) -> list[str]:
 def render_matmuls(report: Report) -> str:
     """Render one line of how the linear layers are multiplied, each kind with its share."""
     parts = [
-        f"{kind} {found['layers']} layers ({100 * found['share']:.0f} %)"
+        f"{kind} {in_number(found['layers'], 'layers')} ({100 * found['share']:.0f} %)"
         for kind, found in matmuls(report.plans).items()
     ]
     return f"  matmuls: {', '.join(parts)} of the linear weights, the rest unquantised"
@@ -118,10 +119,11 @@ def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
     """Render the `count` layers with the largest relative RMSE of the decoded weight, worst first.
 
     `damage` is {layer: Damage}; SQNR in dB stands beside each figure. Layers without a number (NaN)
-    are the worst of all. No lines at all where nothing was measured.
+    are the worst of all, those without an error are left out. No lines where none is left.
     """
     # Negated, so that the largest comes first, and NaN before it.
-    worst = sorted(damage.items(), key=lambda item: least_first(-item[1].relative_rmse))[:count]
+    damaged = [(layer, found) for layer, found in damage.items() if found.relative_rmse != 0]
+    worst = sorted(damaged, key=lambda item: least_first(-item[1].relative_rmse))[:count]
     lines = [f"    {d.relative_rmse:.4f}  {d.sqnr_db:5.1f} dB  {layer}" for layer, d in worst]
     title = "  worst layers by relative RMSE and SQNR of the decoded weight:"
     return [title, *lines] if lines else []
@@ -180,16 +182,20 @@ def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
 def render_sizes(report: Report) -> list[str]:
     """Render --target-size's trade-off: sizes, their mean errors, and which of them is this file.
 
-    Errors are relative RMSE in the mean over the layers that could be chosen. The last line says
-    what one more gigabyte (1e9 bytes) would leave of the squared error, if there is such a size.
+    Errors are relative RMSE of outputs, in the mean over the layers that could be chosen. The last
+    line says what one more gigabyte (1e9 bytes) would leave of the squared error, if there is such
+    a size.
     """
     points, size = report.sizes, report.output_bytes
     if not points:
         return []
-    # The file need not lie on the curve exactly: leftover bytes were filled with other layers.
-    here = min(points, key=lambda point: abs(point.nbytes - size))
+    # The file need not lie on the curve: leftover bytes were filled with other layers.
+    here = SizePoint(size, report.size_error)
     some = {round(i * (len(points) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
-    lines = ["  size and mean relative RMSE of the layers that could be chosen:"]
+    lines = [
+        "  size, and mean relative RMSE of the outputs, by weights and activations, of the layers "
+        "that could be chosen:"
+    ]
     for point in sorted({here, *(points[index] for index in some)}):
         mark = "  <- this file" if point is here else ""
         lines.append(f"    {gigabytes(point.nbytes):>10}  {point.error:.4f}{mark}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from nvfp4.cards import UNITS
 from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.encode.float16 import float16_overflows
 from nvfp4.errors import ConvertError, exact_size, gigabytes
@@ -24,7 +25,7 @@ from nvfp4.plan.multiply_work import is_in_fp4, multiplied, work_by_weight
 from nvfp4.plan.records import UNNAMED, Plan, TensorPlan, plan_tensor, widen
 from nvfp4.ranks import Ranks
 from nvfp4.read.checkpoint import file_bytes
-from nvfp4.tune.choice import SizePoint, choose_for_size, keep_fp4, size_curve
+from nvfp4.tune.choice import SizePoint, choose_for_size, keep_fp4, mean_error, size_curve
 from nvfp4.tune.importance import importance
 from nvfp4.tune.measuring import Measurements, measure_alternatives
 
@@ -41,9 +42,13 @@ SCALE_BYTES = 200
 
 
 class SizedPlan(NamedTuple):
-    """Hold the plan of --target-size, and the files that it could have made instead."""
+    """Hold the plan of --target-size, its error, and the files that it could have made instead.
+
+    error: relative RMSE, in the mean over the layers that could be chosen, as in `sizes`.
+    """
 
     plan: Plan
+    error: float
     sizes: tuple[SizePoint, ...]
 
 
@@ -58,6 +63,7 @@ def plan_for_size(
     if not options.target(model):
         return None
     plans, _ = planner()
+    alone = slow_work(plans)
     # What other options will add once the precisions are settled is left free now.
     target = options.target(model) - reserved(options, plans)
     # A target that is out of reach is told from the headers alone, as reading may take an hour.
@@ -87,8 +93,11 @@ def plan_for_size(
         if size <= target and left == fixed:
             break
         fixed = left if size <= target else max(left, fixed)
-    refuse_too_small(target, size)
-    return SizedPlan(Plan(plans, notes), tuple(size_curve(layers, fixed, sum(counts.values()))))
+    refuse_too_small(options, target, size)
+    count = sum(counts.values())
+    error = mean_error(sum(row.error for row in chosen.values()), count)
+    notes = (*notes, *slow_notes(options, alone, slow_work(plans)))
+    return SizedPlan(Plan(plans, notes), error, tuple(size_curve(layers, fixed, count)))
 
 
 def importance_of(plans: Iterable[TensorPlan], measured: Measurements) -> dict[str, float]:
@@ -98,6 +107,27 @@ def importance_of(plans: Iterable[TensorPlan], measured: Measurements) -> dict[s
     blocks = len({*map(block_of, layers.values())} - {""})
     factors = importance((layers[name] for name in measured.choices), energies, blocks)
     return {name: factors[layers[name]] for name in measured.choices}
+
+
+def slow_work(plans: list[TensorPlan]) -> float:
+    """Return the share of the multiply work that is done at 16-bit speed on every card."""
+    work = work_by_weight(plans)
+    slow = (p for p in plans if p.is_multiplied and UNITS[multiplied(p).word] == UNITS[HALF.option])
+    return sum(work[plan.ref.name] for plan in slow)
+
+
+def slow_notes(options: Options, alone: float, now: float) -> list[str]:
+    """Note that a size made layers 16-bit which the preset `alone` would multiply faster.
+
+    alone, now: shares of the multiply work at 16-bit speed.
+    """
+    # Less than half a per cent would show as equal numbers.
+    if not (options.card or options.formats) or now < alone + 0.005:
+        return []
+    return [
+        f"{100 * now:.0f} % of the multiply work is at 16-bit speed, where the preset alone has "
+        f"{100 * alone:.0f} %: leave {HALF.option} out of --formats, or give a smaller size"
+    ]
 
 
 def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
@@ -145,7 +175,7 @@ def reachable(
         raise ConvertError(f"{TARGET}: no layer is left: other options decide for all")
     fixed = size - sum(bytes_in_output(start[name]) for name in candidates)
     sizes = [[bytes_in_output(plan) for plan in plans] for plans in candidates.values()]
-    refuse_too_small(target, fixed + sum(map(min, sizes)))
+    refuse_too_small(options, target, fixed + sum(map(min, sizes)))
     most, wanted = fixed + sum(map(max, sizes)), options.target(model)
     if most <= wanted:
         given = f"--target-ratio {options.target_ratio}" if options.target_ratio else TARGET
@@ -159,13 +189,14 @@ def reachable(
     return candidates, fixed
 
 
-def refuse_too_small(target: int, least: int) -> None:
+def refuse_too_small(options: Options, target: int, least: int) -> None:
     """Raise ConvertError if the smallest file of this plan, `least` bytes, exceeds the target."""
     if least > target:
+        settling = "fewer layers in --layer-config, " if options.layer_config else ""
         raise ConvertError(
             f"{TARGET}: {exact_size(target)} is too little: the smallest that this plan allows is "
-            f"about {exact_size(least)}; fewer --edge-blocks and --exclude, or --preset all, leave "
-            "more to choose"
+            f"about {exact_size(least)}; {settling}fewer --edge-blocks and --exclude, or "
+            "--preset all, leave more to choose"
         )
 
 

@@ -19,6 +19,7 @@ from nvfp4.files import allocated, is_same, largest_file, os_problem, target_pro
 from nvfp4.layout import Job, bytes_in_output
 from nvfp4.model import Model
 from nvfp4.options import Options
+from nvfp4.plan.choosing import allowed_by
 from nvfp4.plan.records import TensorPlan
 from nvfp4.ranks import ALONE
 from nvfp4.read.origin import origin_text
@@ -122,8 +123,13 @@ def refuse_no_gain(options: Options, model: Model, plans: list[TensorPlan]) -> N
         return
     layers = " and ".join(f"{count} {name}" for name, count in model.quantised.items())
     origin, almost = origin_text(model.metadata), "almost " if saved else ""
+    what = f"{almost}nothing in it would get smaller"
+    others = {plan.format for plan in plans if plan.is_layer and plan.ref.config}
+    words = [form.kind for form in sorted(others) if form.option not in options.allowed]
+    if words and (options.card or options.formats):
+        what = f"its {' and '.join(words)} layers cannot be encoded again for {allowed_by(options)}"
     raise ConvertError(
         f"{options.source}: is converted already ({', '.join(filter(None, [origin, layers]))} "
-        f"layers), and {almost}nothing in it would get smaller; give the original 16- or 32-bit "
-        "model, or options that lower its layers"
+        f"layers), and {what}; give the original 16- or 32-bit model, or options that lower its "
+        "layers"
     )

@@ -88,8 +88,8 @@ def test_formats_and_cards_that_lack_what_is_asked_for_are_refused():
         "--formats contradicts --use-fp8: fp8 is not in nvfp4,int8",
     )
     assert refused(**gguf, card="ampere") == (
-        "--card ampere contradicts --use-fp8: fp8 is not in w4a8,int8,16bit; --formats goes "
-        "before the card's",
+        "--card ampere contradicts --use-fp8: fp8 is not in w4a8,int8,16bit; give "
+        "--formats to override it",
     )
     assert Options(**BASE, **gguf, card="ampere", formats="nvfp4,fp8")
 
@@ -125,3 +125,14 @@ def test_the_table_of_formats_says_what_the_rows_do():
             assert cells[3] == form.since
             bits = sum(bits_of(*part) for part in form.parts((5120, 5120)).values()) / 5120**2
             assert float(cells[1]) == pytest.approx(bits, abs=0.01)
+
+
+def test_cards_are_named_by_what_people_call_them():
+    (problem,) = refused(card="4070")
+    assert "ada = GeForce RTX 40, ampere = GeForce RTX 30, turing = GeForce RTX 20" in problem
+
+
+def test_turing_has_no_bfloat16():
+    assert Options(**BASE, card="turing").dtype == "float16"
+    assert Options(**BASE, card="turing", dtype="bfloat16").dtype == "bfloat16"
+    assert Options(**BASE, card="ampere").dtype == "bfloat16"

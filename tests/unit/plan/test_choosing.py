@@ -135,7 +135,7 @@ def test_a_layer_config_goes_before_formats_and_not_before_recipes(tmp_path, wor
     assert plans["blocks.1.x.weight"].precision is format_called(word)
     plans, notes = plan_of(tmp_path, tensors, *given, "--recipe", word)
     assert plans["blocks.0.x.weight"].precision is format_called(word)
-    assert "1 layers get more than --layer-config says: blocks.0.x" in notes
+    assert "1 layer gets more than --layer-config says: blocks.0.x" in notes
 
 
 # A GGUF's types
@@ -219,7 +219,8 @@ def test_marked_layers_become_what_sensitive_as_says(tmp_path, source, word, for
     else:
         mark = str(plain[NAMES[1]].full_precision)
         assert str(plans[NAMES[1]].reason) == f"{mark} (else --preset all)"
-        shape = f"no {word.upper()}: columns % 256 != 0 (else {mark} (else --preset all))"
+        what = "not rotated" if word == "int8" else f"no {word.upper()}"
+        shape = f"{what}: columns % 256 != 0 (else {mark} (else --preset all))"
         assert str(plans[NAMES[3]].reason) == shape
 
 
@@ -309,8 +310,8 @@ def test_what_does_nothing_for_int8_and_w4a8_is_refused(only, idle):
         ({"recipe": "int8", "formats": "nvfp4,fp8"},
          "--formats contradicts --recipe int8: int8 is not in nvfp4,fp8"),
         ({"recipe": "fp8", "card": "ampere"},
-         "--card ampere contradicts --recipe fp8: fp8 is not in w4a8,int8,16bit; --formats "
-         "goes before the card's"),
+         "--card ampere contradicts --recipe fp8: fp8 is not in w4a8,int8,16bit; give --formats "
+         "to override it"),
         ({"sensitive_as": "w4a8", "formats": "nvfp4,int8"},
          "--formats contradicts --sensitive-as w4a8: w4a8 is not in nvfp4,int8"),
         ({"gguf": "g", "use_int8": True, "recipe": "fp8"}, "--use-int8 contradicts --recipe fp8"),
@@ -332,3 +333,9 @@ def test_a_shape_that_no_format_of_the_recipe_stores_is_told(tmp_path):
         plans, notes = plan_of(tmp_path, tensors, "--preset", "all", "--recipe", recipe)
         assert [plans[f"blocks.{i}.x.weight"].precision for i in range(2)] == formats
         assert [*notes] == ["1 layers are INT8 not rotated for their shape: blocks.1.x"]
+
+
+def test_formats_without_8_bits_are_the_reason_for_16():
+    plans = plans_of_family("wan21_i2v_14b", "--formats", "w6a8")
+    reason = str(plans["blocks.5.ffn.2.weight"].reason)
+    assert reason.startswith("no 8-bit format in --formats w6a8 (else feed-forward down")

@@ -50,7 +50,7 @@ def test_an_fp8_layer_has_an_input_scale_or_full_precision(tmp_path):
     plans, notes = plan_of(tmp_path, fp8, *FP8_TOO)
     assert plans["blocks.0.x.weight"].config["full_precision_matrix_mult"] is True
     shaped = "1 layers are FP8 for their shape: blocks.0.x"
-    lacking = "1 FP8 layers have no input scale and get full-precision matmul: blocks.0.x"
+    lacking = "1 FP8 layer has no input scale and gets full-precision matmul: blocks.0.x"
     assert [*notes] == [lacking, shaped]
     plans, notes = plan_of(tmp_path, fp8, *FP8_TOO, "--input-scale-value", "0.01")
     assert plans["blocks.0.x.weight"].config == {"format": "float8_e4m3fn"}
@@ -65,7 +65,7 @@ def test_an_fp8_layer_whose_row_has_no_amax_runs_in_full_precision(tmp_path):
     plans, notes = plan_of(tmp_path, tensors, *FP8_TOO, *summary)
     assert plans["blocks.0.x.weight"].full_precision.kind is Why.NO_INPUT_SCALE
     assert plans["blocks.0.x.weight"].input_scale is None
-    assert any(note.startswith("1 FP8 layers have no input scale") for note in notes)
+    assert any(note.startswith("1 FP8 layer has no input scale") for note in notes)
 
 
 @pytest.mark.parametrize("value", ["1e300", "1e-60"])

@@ -33,7 +33,7 @@ def test_minimums_raise_and_say_what_they_raised(tmp_path, formats, eight):
     minimums = ("--min-ffn-fp8", "--min-ffn2-fp16", *formats)
     plans, _ = plan_of(tmp_path, BLOCK, "--include", ".", *minimums)
     assert plans["blocks.0.ffn.0.weight"].precision is eight
-    shape = "no INT8: columns % 256 != 0 (else {})" if eight is PLAIN_INT8 else "{}"
+    shape = "not rotated: columns % 256 != 0 (else {})" if eight is PLAIN_INT8 else "{}"
     reason = shape.format("--min-ffn-fp8 (else --include .)")
     assert str(plans["blocks.0.ffn.0.weight"].reason) == reason
     assert plans["blocks.0.ffn.2.weight"].precision is HALF

@@ -1,5 +1,6 @@
 """Inputs that are modelled: random rows through the layers of a Wan whose inputs are known."""
 
+import json
 import sys
 
 import model_inputs
@@ -7,7 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from nvfp4.errors import ConvertError
+from nvfp4.guides.calibration import recorded_calibration
 from nvfp4.guides.recording import load_statistics, read_recording
+from nvfp4.options import Options
 
 DIM, FREQUENCIES, TEXT, CHANNELS = 64, 8, 24, 4
 
@@ -100,6 +104,22 @@ def test_what_an_image_gives_is_normalised(monkeypatch, tmp_path, tensors):
     assert float(given.mean.mean()) == pytest.approx(1, rel=0.05)
 
 
+def test_quantised_models_are_refused(monkeypatch, tmp_path, tensors):
+    tensors["head.head.weight"] = tensors["head.head.weight"].to(torch.float8_e4m3fn)
+    tensors["head.head.weight_scale"] = torch.tensor(1.0)
+    text = json.dumps({"format": "float8_e4m3fn"}).encode()
+    tensors["head.head.comfy_quant"] = torch.tensor([*text], dtype=torch.uint8)
+    with pytest.raises(SystemExit, match=r"is quantised \(head.head\); give the 16- or 32-bit"):
+        modelled(monkeypatch, tmp_path, tensors)
+
+
+def test_no_input_scale_is_taken_from_maxima_that_are_modelled(monkeypatch, tmp_path, tensors):
+    found = read_recording(modelled(monkeypatch, tmp_path, tensors))
+    assert all(recorded.is_modelled for recorded in found.values())
+    with pytest.raises(ConvertError, match="have no largest values of prompts"):
+        recorded_calibration(Options(source="s.safetensors", output="o.safetensors"), found)
+
+
 def test_a_seed_decides_everything(monkeypatch, tmp_path, tensors):
     made = [
         modelled(monkeypatch, tmp_path, tensors, "--seed", seed).read_bytes()
@@ -116,6 +136,11 @@ def test_other_models_and_files_that_are_there_are_refused(monkeypatch, tmp_path
     with pytest.raises(SystemExit):
         modelled(monkeypatch, tmp_path, tensors, "--noise", "1", "0")
     assert "the smaller one first" in capsys.readouterr().err
+    for rows in ("-5", "0", "19"):
+        with pytest.raises(SystemExit) as left:
+            modelled(monkeypatch, tmp_path, tensors, "--rows", rows)
+        assert left.value.code == 2
+        assert "--rows: give 20 or more" in capsys.readouterr().err
     (tmp_path / "made.safetensors").touch()
     with pytest.raises(SystemExit):
         model_inputs.main()

@@ -12,7 +12,7 @@ from nvfp4.guides.read import read_guides
 from nvfp4.options import Options
 from nvfp4.plan.make import make_plans
 from nvfp4.source.read import read_source
-from nvfp4.tune.target_size import list_candidates
+from nvfp4.tune.target_size import list_candidates, slow_notes
 
 NOTHING = " leaves nothing to choose: with every open layer unquantised, m.safetensors (0.52 MB) "
 
@@ -81,3 +81,11 @@ def test_8_bits_at_16_bit_speed_are_for_where_nothing_else_has_8_bits(tmp_path, 
     start = {plan.ref.name: plan for plan in planner().plans}
     for plans in list_candidates(options, planner, start).values():
         assert {str(plan.precision) for plan in plans} == found
+
+
+def test_layers_that_a_size_makes_slow_are_noted():
+    card = Options(source="s.safetensors", output="o.safetensors", card="ada")
+    (note,) = slow_notes(card, 0.5, 0.62)
+    assert note.startswith("62 % of the multiply work is at 16-bit speed, where the preset alone")
+    assert slow_notes(card, 0.5, 0.5) == slow_notes(card, 0.5, 0.4) == []
+    assert slow_notes(Options(source="s.safetensors", output="o.safetensors"), 0.5, 0.6) == []
