@@ -2994,7 +2994,7 @@ import json
 import shutil
 import subprocess
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Container, Set
+from collections.abc import Collection, Container, Set, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -3372,6 +3372,8 @@ WRONG_FROM = 0.3
 ROUNDED_WRONG_FROM = 0.7
 # A tensor that was only cast may have this relative RMSE: rounding to bfloat16 gives 0.002.
 ROUNDED_TO = 0.005
+# The largest unit that damage is measured in; its reciprocal, the least one, is normal as well.
+LARGEST_UNIT = 2.0**126
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -3455,6 +3457,16 @@ def measure_damage(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
     return Damage(
         error=float(torch.dot(difference, difference)), energy=float(torch.dot(original, original))
     )
+
+
+def damage_unit(amax: torch.Tensor) -> torch.Tensor:
+    """Return the power of two to measure a tensor's damage in, a float32 scalar.
+
+    amax: its largest magnitude, a float32 scalar >= 0. The unit is the largest power of two that is
+    not above it, so that dividing by it is exact and squares stay in float32's range; 1 for zeros.
+    """
+    power = (amax.view(torch.int32) & FLOAT32_EXPONENT).view(torch.float32)
+    return torch.where(amax > 0, power.clamp(1 / LARGEST_UNIT, LARGEST_UNIT), 1.0)
 
 
 def squared(values: torch.Tensor) -> float:
@@ -3794,7 +3806,9 @@ class Grid:
         return self.with_codebook(*(levels.clone() for levels in self.codebook))
 
 
-# Sum of the first and last level from which on a codebook counts as not symmetric.
+# A codebook counts as not symmetric where its first and last level sum up to more than this: those
+# of comfy_kitchen's sum up to 0.0001, those of ASYMMETRIC_CODEBOOK to 0.13. Steps of either sign
+# only cost time where mirrored levels are nearly the same.
 LEAST_ASYMMETRY = 0.05
 # Offsets of E4M3 block scales around the smallest that clips nothing, as `scale_search` has them.
 NVFP4_STEPS = Steps(e4m3_value, e4m3_code_of_at_least, (-3, 6), LAST_E4M3_CODE)
@@ -3815,8 +3829,9 @@ def steps_for(levels: torch.Tensor) -> Steps:
 
 # Columns that are rotated together where weights are written: comfy_kitchen's own choice.
 WRITTEN_GROUP = 256
-# The largest magnitude that is rotated: sums on the way are up to 32 times as large.
-LARGEST_ROTATED = FLOAT32_MAX / 32
+# The largest magnitude that is rotated: sums on the way are up to 32 times as large, and to fit
+# group scales, 16 weights times levels of up to 31 are added up.
+LARGEST_ROTATED = FLOAT32_MAX / 2**14
 
 
 def rotate(values: torch.Tensor, group: int) -> torch.Tensor:
@@ -5101,6 +5116,11 @@ def codebook_of(bits: int, device: torch.device) -> torch.Tensor:
     return torch.arange(-largest, largest + 1, device=device, dtype=torch.float32)
 
 
+def code_bits(levels: Sized) -> int:
+    """Tell how many bits a code has that stands for one of 16 levels of a codebook, or of 63."""
+    return 4 if len(levels) == 1 << 4 else 6
+
+
 def nearest_levels(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """Find the nearest of ascending levels, the lower one of two that are as near.
 
@@ -5136,7 +5156,7 @@ def fit_group_scales(groups: torch.Tensor, levels: torch.Tensor) -> tuple[torch.
     """
     scale = groups.abs().amax(-1, keepdim=True)
     # Parity: of 6 bits the largest level is 31, of the codebook it counts as 1.
-    if len(levels) > 16:
+    if code_bits(levels) == 6:
         scale = divide(scale, LARGEST_SIX_BITS)
     scale = scale.clamp(min=LEAST_SUM)
     chosen = take_levels(levels, nearest(groups / scale, levels))
@@ -5149,7 +5169,7 @@ def fit_group_scales(groups: torch.Tensor, levels: torch.Tensor) -> tuple[torch.
 
 def nearest(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """Find the nearest levels; integers by rounding, ties to even, a codebook by its order."""
-    if len(levels) == 16:
+    if code_bits(levels) == 4:
         return nearest_levels(values, levels)
     largest = LARGEST_SIX_BITS
     return values.round().clamp_(-largest, largest).add_(largest).long()
@@ -5289,7 +5309,7 @@ class LevelGrid(NamedTuple):
     @property
     def units(self) -> int:
         """Tell into how many parts an INT8 step is divided for the search."""
-        return FOUR_BIT_UNITS if len(self.levels) == 16 else SIX_BIT_UNITS
+        return FOUR_BIT_UNITS if code_bits(self.levels) == 4 else SIX_BIT_UNITS
 
 
 KITCHEN_GRID = LevelGrid(KITCHEN_CODEBOOK, (-2, 3))
@@ -5401,15 +5421,6 @@ def level_errors(
     return squares[0]
 
 
-def level_row_scales(rows: torch.Tensor) -> torch.Tensor:
-    """Compute the row scales that make each row's largest magnitude 127: [n, 1] for [n, K].
-
-    Others gain nothing: the best of thirteen for each row saves 0.5 % of the error, a smaller one
-    clips the largest weight.
-    """
-    return divide(rows.abs().amax(1, keepdim=True), INT8_MAX).clamp_(min=LEAST_SUM)
-
-
 def groups_of(rows: torch.Tensor, scale: torch.Tensor, grid: LevelGrid) -> torch.Tensor:
     """Bring rows [n, K] into groups [n * K/16, 16] in units of their scales [n, 1].
 
@@ -5421,7 +5432,7 @@ def groups_of(rows: torch.Tensor, scale: torch.Tensor, grid: LevelGrid) -> torch
 
 def grid_error(rows: torch.Tensor, grid: LevelGrid) -> float:
     """Measure the squared error of rotated rows [n, K] float32 in a codebook."""
-    scale = level_row_scales(rows)
+    scale = amax_row_scales(rows)
     found = search_group_scales(groups_of(rows, scale, grid), grid)[2].view(len(rows), -1)
     # Errors of groups are whole numbers of small units, of which float64 adds up as many exactly.
     return float(found.double().sum(1) @ scale.double().square().squeeze(1))
@@ -5449,8 +5460,10 @@ def encode_levels(rows: torch.Tensor, grid: LevelGrid, bits: int) -> tuple[torch
 
     Returns what `encode_w4a8` returns: codes int8 [n, K * bits / 8], group scales float8_e4m3fn
     [n, K/16], negative ones among them where the grid is mirrored, and row scales float32 [n].
+    Other row scales than those of amax gain nothing: the best of thirteen for each row saves 0.5 %
+    of the error, a smaller one clips the largest weight.
     """
-    scale = level_row_scales(rows)
+    scale = amax_row_scales(rows)
     codes, group_scale, _ = search_group_scales(groups_of(rows, scale, grid), grid)
     # 6-bit codes are stored from 1 on.
     codes = codes.reshape(len(rows), -1) + (bits == 6)
@@ -5719,7 +5732,7 @@ def encode_groups(
     for row in range(len(rows)):
         values[:] = rows[row]
         rotate_columns(values)
-        scale = max(row_amax(values) / FLOAT32(INT8_MAX), FLOAT32(LEAST_SUM))
+        scale = max(row_amax(values) / FLOAT32(INT8_MAX), FLOAT32(LEAST_ROW_SCALE))
         row_scales[row], unit = scale, np.float64(scale) * np.float64(scale)
         energy += snap_row(values, scale, FLOAT32(units), snapped) * unit
         found = encode_row(snapped, book, tried, scales[row], room)
@@ -5954,7 +5967,7 @@ class Kernels:
         bits. Returns codes int8 [n, K * bits / 8], group scales float8_e4m3fn [n, K/16], row scales
         float32 [n], and the Damage in plain units.
         """
-        rows, bits = weight.float().contiguous(), 4 if len(grid.levels) == 16 else 6
+        rows, bits = weight.float().contiguous(), code_bits(grid.levels)
         columns = rows.shape[1]
         packed = rows.new_empty(len(rows), columns * bits // 8, dtype=torch.uint8)
         scales, row_scales = packed.new_empty(len(rows), columns // 16), rows.new_empty(len(rows))
@@ -6143,6 +6156,11 @@ def compile_rounder() -> RoundColumns:
 
 # ── nvfp4/formats/encoding.py: Hold what goes into an encoding and what comes out of it, and drive 
 
+# Weights up to this are left to torch's operations, which store the same: where scales reach the
+# least that a format has, compiled kernels do not measure what is lost.
+LEAST_COMPILED = 2.0**-64
+
+
 class Given(NamedTuple):
     """Hold a weight that is to be encoded.
 
@@ -6209,6 +6227,26 @@ def encode_rows(
         scale=scale,
         damage=Damage.total(damages, scale),
     )
+
+
+def encode_by_rows(
+    given: Given, encode: Callable, decode: Callable, encoder: Encoder, compiled: Callable | None
+) -> Encoded:
+    """Encode a weight whose scales are all those of rows or blocks: that of the layer is 1.
+
+    encode: rows [n, K] -> parts by rows; decode: their inverse, with a scale after them; compiled:
+    (rows, scale) -> the same parts and Damage in plain units, None where no kernel serves.
+    """
+    one = torch.ones_like(given.amax)
+    if compiled and given.amax > LEAST_COMPILED:
+        return encode_rows(given.weight, one, compiled, encoder)
+    unit = damage_unit(given.amax)
+    measured = with_damage(
+        lambda rows, _: encode(rows),
+        lambda *parts_and_one: decode(*parts_and_one[:-1], 1 / unit),
+        encoder.dtype,
+    )
+    return replace(encode_rows(given.weight, unit, measured, encoder), scale=one)
 
 
 def with_damage(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:
@@ -7058,17 +7096,11 @@ class Int8(Scaled):
         """
         is_searched = encoder.search is not amax_block_scales
         row_scales = mse_row_scales if is_searched else amax_row_scales
-        # Kernels measure the error while they encode; torch's operations decode again for it.
-        measured = with_damage(
-            lambda rows, _: quantise_int8(rows, self.rotated, row_scales),
-            self.decode,
-            encoder.dtype,
+        quantise = partial(quantise_int8, group=self.rotated, row_scales=row_scales)
+        compiled = encoder.kernels and partial(
+            encoder.kernels.encode_int8, rotated=self.rotated > 0, row_scales=row_scales
         )
-        if encoder.kernels:
-            measured = partial(
-                encoder.kernels.encode_int8, rotated=self.rotated > 0, row_scales=row_scales
-            )
-        return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
+        return encode_by_rows(given, quantise, self.decode, encoder, compiled)
 
     def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         """Give the values of `parts`: codes int8 in chunks of rows, and the row scales."""
@@ -7332,11 +7364,8 @@ class Mxfp8(Scaled):
         Scales are float32 here, powers of two. With `--scale-search amax` the bytes are those of
         comfy_kitchen.quantize_mxfp8.
         """
-
-        # Kernels measure the error while they encode; torch's operations decode again for it.
-        measured = with_damage(lambda rows, _: quantise_mxfp8(rows), self.decode, encoder.dtype)
-        measured = encoder.kernels.encode_mxfp8 if encoder.kernels else measured
-        return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
+        compiled = encoder.kernels and encoder.kernels.encode_mxfp8
+        return encode_by_rows(given, quantise_mxfp8, self.decode, encoder, compiled)
 
     def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         """Give the values of `parts`: codes, padding rows last, and scales swizzled into tiles."""
@@ -7495,7 +7524,7 @@ class Nvfp4(Format):
         encode = with_damage(
             partial(encode_nvfp4, block_scales=search), decode_nvfp4, encoder.dtype
         )
-        if encoder.kernels:
+        if encoder.kernels and given.amax > LEAST_COMPILED:
             encode = partial(encoder.kernels.encode_nvfp4, block_scales=search)
         best = encode_rows(given.weight, scale, encode, encoder)
         if search is not amax_block_scales:
@@ -7667,8 +7696,9 @@ def unread_scales(names: Iterable[str]) -> dict[str, str]:
 READ_DTYPES = {"weight": VIEWED, "weight_s_rel": ("F8_E4M3", "U8", "F32")}
 # comfy_kitchen has no smaller groups of columns that share a scale.
 LEAST_GROUP = 4
-# The largest scale of a group of integers up to 8: of larger ones, levels would leave INT8 by far.
-# Groups of a codebook, whose largest level is about 1, have scales up to 127.
+# Group scales above this tell of a codebook that is missing: integers reach from -8 to 7, so that
+# scales of up to 127 / 7, about 18, fill INT8, while a codebook, whose largest level is about 1,
+# has scales of up to 127. The limit lies between, as other programs may clip.
 LARGEST_PLAIN_SCALE = 32
 
 
@@ -7771,7 +7801,6 @@ class W4a8(Format):
         float32 all are those of comfy_kitchen's own quantiser, but for what the last bit of a
         rotation decides.
         """
-
         device, kernels = given.weight.device, encoder.kernels
         levels, quantise = codebook_of(self.bits, device), encode_w4a8
         is_searched = encoder.search is not amax_block_scales
@@ -7779,7 +7808,7 @@ class W4a8(Format):
             grid = self.chosen_grid(sample_rows(given.weight).to(encoder.dtype).float(), kernels)
             levels, quantise = grid.codebook(device), partial(encode_levels, grid=grid)
 
-        def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def encode(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
             made = quantise(rotate(rows.float(), self.rotated), bits=self.bits)
             return made + self.codebooks(levels, len(rows))
 
@@ -7787,11 +7816,8 @@ class W4a8(Format):
             *made, damage = kernels.encode_levels(rows, grid)
             return *made, *self.codebooks(levels, len(rows)), damage
 
-        # Kernels measure the error while they search; torch's operations decode again for it.
-        measured = with_damage(encode, self.decode, encoder.dtype)
-        if kernels and is_searched:
-            measured = compiled
-        return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
+        has_kernel = kernels is not None and is_searched
+        return encode_by_rows(given, encode, self.decode, encoder, compiled if has_kernel else None)
 
     def chosen_grid(self, rows: torch.Tensor, kernels: Kernels | None) -> LevelGrid:
         """Choose the codebook for a weight by some of its rows [n, K] float32."""
@@ -14375,7 +14401,7 @@ def round_by_moments(
     # The feedback is that of the covariance where a bias makes up for the mean; what the mean
     # contributes to output and errors is added here.
     output, drift, new_drift = torch.cat(means, dim=1) * unit
-    energy, before = energy + squared(output), before + squared(drift)
+    energy, before = energy + squared(output.double()), before + squared(drift.double())
     bias, moved, left = moved_bias(plan, new_drift, rows)
     # Written so that NaN keeps the plain result, too.
     if not after + left < before:
@@ -14528,7 +14554,7 @@ def moved_bias(
     bias = load(plan.bias.ref)[rows].to(drift.device).float()
     # Casting the bias to the dtype that it is stored in leaves some of the drift.
     moved = (bias + drift).to(TORCH_DTYPES[plan.bias.dtype])
-    return moved, moved.float() - bias, squared(bias + drift - moved.float())
+    return moved, moved.float() - bias, squared((bias + drift - moved.float()).double())
 
 
 def w4a4_error(
@@ -14626,7 +14652,9 @@ def as_stored(plan: TensorPlan, weight: torch.Tensor, rows: slice) -> Encoded | 
     else:
         # One scale for all rows is written once for each.
         by_rows, scale = [torch.full((ref.shape[0], 1), ref.coding.scale)], torch.ones(())
-    damage = Damage(error=0.0, energy=float(weight[rows].square().sum(dtype=torch.float64)))
+    # Squares of weights of any size are in float64's range.
+    norm = torch.linalg.vector_norm(weight[rows], dtype=torch.float64)
+    damage = Damage(error=0.0, energy=float(norm) ** 2)
     some = tuple(part[rows] for part in by_rows)
     kept = Encoded(codes=(load(ref)[rows],), by_rows=some, scale=scale, damage=damage)
     made, expected = form.pack(kept, ref.shape).values(), form.parts(ref.shape).values()
@@ -14656,7 +14684,11 @@ def search_scales(
             f"layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
     given = Given(plan.ref.layer, weight[rows].contiguous(), amax, plan.kept_scale)
-    return plan.precision.encode(given, compute)
+    best = plan.precision.encode(given, compute)
+    if best.damage.energy or not given.weight.any():
+        return best
+    # The cast to --quant-dtype made zeros of weights whose squares are too small for the units.
+    return dataclasses.replace(best, damage=Damage(error=1.0, energy=1.0))
 
 
 def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:
@@ -16624,7 +16656,7 @@ def measure_alternatives(
             ]
             if piece.plan.moments and branch_ended(bare(piece.plan.ref.layer)):
                 outputs = recorded_rows(piece.plan) @ some_outputs(weight).t()
-                energies[name] = float(outputs.square().mean())
+                energies[name] = float(outputs.double().square().mean())
             bar.update(piece.nbytes)
     made = [*ranks.gather((found, energies))]
     every = {name: rows for share, _ in made for name, rows in share.items()}
@@ -16651,8 +16683,12 @@ def weight_error(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> fl
         damage = measure_rows(plan, weight, compute, rows)
     else:
         dtype = TORCH_DTYPES[plan.dtype]
-        made = compute.map(lambda some: measure_damage(some, some.to(dtype).float()), weight[rows])
-        damage = Damage.total(made, torch.ones(()))
+        unit = damage_unit(largest_magnitude(weight[rows]))
+
+        def measure(some: torch.Tensor) -> Damage:
+            return measure_damage(some.float() / unit, some.to(dtype).float() / unit)
+
+        damage = Damage.total(compute.map(measure, weight[rows]), unit)
     # Rounding by statistics trades the weight's error for the output's, which then counts.
     known = damage.relative_rmse if damage.output_after is None else damage.output_after
     return known**2
@@ -16668,7 +16704,9 @@ def input_error(plan: TensorPlan, weight: torch.Tensor) -> float:
         return 0.0
     if plan.moments is None:
         return made_up_error(plan.precision, plan.ref.shape[1])
-    return added_error(plan, recorded_rows(plan), some_outputs(weight))
+    outputs = some_outputs(weight)
+    # A relative error is the same in any units, but squares have to stay in float32's range.
+    return added_error(plan, recorded_rows(plan), outputs / damage_unit(largest_magnitude(outputs)))
 
 
 def recorded_rows(plan: TensorPlan) -> torch.Tensor:
@@ -18773,13 +18811,12 @@ def decoded_damage(
     its format's. Returns the damage in plain units, whatever the sizes of scales are.
     """
     parts, scale = stored
-    unit = torch.stack(compute.map(largest_magnitude, original)).amax()
-    # Measured in units of the original's largest weight: a stored scale may be wrong by any size,
+    # Measured in units near the original's largest weight: a stored scale may be wrong by any size,
     # and squares in its units would leave float32's range.
-    unit = torch.where(unit > 0, unit, torch.ones(()))
+    unit = damage_unit(torch.stack(compute.map(largest_magnitude, original)).amax())
 
     def measure_rows(rows: torch.Tensor, *some: torch.Tensor) -> Damage:
-        """Measure some rows, in units of the original's largest weight."""
+        """Measure some rows in these units."""
         return measure_damage(rows.float() / unit, decode(*some, scale / unit))
 
     # Rows that pad the stored weight have no original; `measure_damage` drops padded columns.

@@ -25,7 +25,14 @@ from nvfp4.file_kinds import FileKind
 from nvfp4.formats.base import Format, layer_parts, marker_names
 from nvfp4.model import ATTENTION_CONFIG, Model, TensorRef, bare
 from nvfp4.numeric.codes import largest_magnitude
-from nvfp4.numeric.damage import ROUNDED_TO, ROUNDED_WRONG_FROM, WRONG_FROM, Damage, measure_damage
+from nvfp4.numeric.damage import (
+    ROUNDED_TO,
+    ROUNDED_WRONG_FROM,
+    WRONG_FROM,
+    Damage,
+    damage_unit,
+    measure_damage,
+)
 from nvfp4.options import Verification
 from nvfp4.prefixes import comparable_names, file_kind
 from nvfp4.progress import progress_bar
@@ -78,13 +85,12 @@ def decoded_damage(
     its format's. Returns the damage in plain units, whatever the sizes of scales are.
     """
     parts, scale = stored
-    unit = torch.stack(compute.map(largest_magnitude, original)).amax()
-    # Measured in units of the original's largest weight: a stored scale may be wrong by any size,
+    # Measured in units near the original's largest weight: a stored scale may be wrong by any size,
     # and squares in its units would leave float32's range.
-    unit = torch.where(unit > 0, unit, torch.ones(()))
+    unit = damage_unit(torch.stack(compute.map(largest_magnitude, original)).amax())
 
     def measure_rows(rows: torch.Tensor, *some: torch.Tensor) -> Damage:
-        """Measure some rows, in units of the original's largest weight."""
+        """Measure some rows in these units."""
         return measure_damage(rows.float() / unit, decode(*some, scale / unit))
 
     # Rows that pad the stored weight have no original; `measure_damage` drops padded columns.

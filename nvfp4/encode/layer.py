@@ -6,6 +6,7 @@ of the layer's format, rounding by statistics where there are some, and the bias
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import torch
@@ -90,7 +91,9 @@ def as_stored(plan: TensorPlan, weight: torch.Tensor, rows: slice) -> Encoded | 
     else:
         # One scale for all rows is written once for each.
         by_rows, scale = [torch.full((ref.shape[0], 1), ref.coding.scale)], torch.ones(())
-    damage = Damage(error=0.0, energy=float(weight[rows].square().sum(dtype=torch.float64)))
+    # Squares of weights of any size are in float64's range.
+    norm = torch.linalg.vector_norm(weight[rows], dtype=torch.float64)
+    damage = Damage(error=0.0, energy=float(norm) ** 2)
     some = tuple(part[rows] for part in by_rows)
     kept = Encoded(codes=(load(ref)[rows],), by_rows=some, scale=scale, damage=damage)
     made, expected = form.pack(kept, ref.shape).values(), form.parts(ref.shape).values()
@@ -120,7 +123,11 @@ def search_scales(
             f"layer 16-bit with --exclude '^{re.escape(bare(plan.ref.layer))}$'"
         )
     given = Given(plan.ref.layer, weight[rows].contiguous(), amax, plan.kept_scale)
-    return plan.precision.encode(given, compute)
+    best = plan.precision.encode(given, compute)
+    if best.damage.energy or not given.weight.any():
+        return best
+    # The cast to --quant-dtype made zeros of weights whose squares are too small for the units.
+    return dataclasses.replace(best, damage=Damage(error=1.0, energy=1.0))
 
 
 def store(plan: TensorPlan, encoded: Encoded) -> dict[str, list[torch.Tensor]]:

@@ -107,7 +107,7 @@ def round_by_moments(
     # The feedback is that of the covariance where a bias makes up for the mean; what the mean
     # contributes to output and errors is added here.
     output, drift, new_drift = torch.cat(means, dim=1) * unit
-    energy, before = energy + squared(output), before + squared(drift)
+    energy, before = energy + squared(output.double()), before + squared(drift.double())
     bias, moved, left = moved_bias(plan, new_drift, rows)
     # Written so that NaN keeps the plain result, too.
     if not after + left < before:
@@ -260,7 +260,7 @@ def moved_bias(
     bias = load(plan.bias.ref)[rows].to(drift.device).float()
     # Casting the bias to the dtype that it is stored in leaves some of the drift.
     moved = (bias + drift).to(TORCH_DTYPES[plan.bias.dtype])
-    return moved, moved.float() - bias, squared(bias + drift - moved.float())
+    return moved, moved.float() - bias, squared((bias + drift - moved.float()).double())
 
 
 def w4a4_error(

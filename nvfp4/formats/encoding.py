@@ -7,13 +7,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
 
 from nvfp4.numeric.compiled import Kernels
-from nvfp4.numeric.damage import Damage, measure_damage
+from nvfp4.numeric.damage import Damage, damage_unit, measure_damage
+
+# Weights up to this are left to torch's operations, which store the same: where scales reach the
+# least that a format has, compiled kernels do not measure what is lost.
+LEAST_COMPILED = 2.0**-64
 
 
 class Given(NamedTuple):
@@ -82,6 +86,26 @@ def encode_rows(
         scale=scale,
         damage=Damage.total(damages, scale),
     )
+
+
+def encode_by_rows(
+    given: Given, encode: Callable, decode: Callable, encoder: Encoder, compiled: Callable | None
+) -> Encoded:
+    """Encode a weight whose scales are all those of rows or blocks: that of the layer is 1.
+
+    encode: rows [n, K] -> parts by rows; decode: their inverse, with a scale after them; compiled:
+    (rows, scale) -> the same parts and Damage in plain units, None where no kernel serves.
+    """
+    one = torch.ones_like(given.amax)
+    if compiled and given.amax > LEAST_COMPILED:
+        return encode_rows(given.weight, one, compiled, encoder)
+    unit = damage_unit(given.amax)
+    measured = with_damage(
+        lambda rows, _: encode(rows),
+        lambda *parts_and_one: decode(*parts_and_one[:-1], 1 / unit),
+        encoder.dtype,
+    )
+    return replace(encode_rows(given.weight, unit, measured, encoder), scale=one)
 
 
 def with_damage(encode: Callable, decode: Callable, dtype: torch.dtype) -> Callable:

@@ -13,7 +13,7 @@ import torch
 
 from nvfp4.dtypes import VIEWED
 from nvfp4.formats.base import Parts
-from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
+from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_by_rows
 from nvfp4.formats.reading import Misreading, configured_options
 from nvfp4.formats.scaled import Scaled, bad_scales
 from nvfp4.model import TensorRef
@@ -109,17 +109,11 @@ class Int8(Scaled):
         """
         is_searched = encoder.search is not amax_block_scales
         row_scales = mse_row_scales if is_searched else amax_row_scales
-        # Kernels measure the error while they encode; torch's operations decode again for it.
-        measured = with_damage(
-            lambda rows, _: quantise_int8(rows, self.rotated, row_scales),
-            self.decode,
-            encoder.dtype,
+        quantise = partial(quantise_int8, group=self.rotated, row_scales=row_scales)
+        compiled = encoder.kernels and partial(
+            encoder.kernels.encode_int8, rotated=self.rotated > 0, row_scales=row_scales
         )
-        if encoder.kernels:
-            measured = partial(
-                encoder.kernels.encode_int8, rotated=self.rotated > 0, row_scales=row_scales
-            )
-        return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
+        return encode_by_rows(given, quantise, self.decode, encoder, compiled)
 
     def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         """Give the values of `parts`: codes int8 in chunks of rows, and the row scales."""

@@ -10,7 +10,7 @@ import torch
 
 from nvfp4.dtypes import MX_BLOCK, TILE_COLUMNS, TILE_ROWS, VIEWED, round_up
 from nvfp4.formats.base import Parts
-from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
+from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_by_rows
 from nvfp4.formats.scaled import Scaled, bad_scales
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import E4M3, swizzle, unswizzle
@@ -76,11 +76,8 @@ class Mxfp8(Scaled):
         Scales are float32 here, powers of two. With `--scale-search amax` the bytes are those of
         comfy_kitchen.quantize_mxfp8.
         """
-
-        # Kernels measure the error while they encode; torch's operations decode again for it.
-        measured = with_damage(lambda rows, _: quantise_mxfp8(rows), self.decode, encoder.dtype)
-        measured = encoder.kernels.encode_mxfp8 if encoder.kernels else measured
-        return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
+        compiled = encoder.kernels and encoder.kernels.encode_mxfp8
+        return encode_by_rows(given, quantise_mxfp8, self.decode, encoder, compiled)
 
     def pack(self, encoded: Encoded, shape: tuple[int, int]) -> dict[str, list[torch.Tensor]]:
         """Give the values of `parts`: codes, padding rows last, and scales swizzled into tiles."""

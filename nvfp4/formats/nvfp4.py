@@ -26,7 +26,7 @@ from nvfp4.dtypes import (
     round_up,
 )
 from nvfp4.formats.base import Format, Parts
-from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
+from nvfp4.formats.encoding import LEAST_COMPILED, Encoded, Encoder, Given, encode_rows, with_damage
 from nvfp4.formats.reading import Misreading
 from nvfp4.model import TensorRef
 from nvfp4.numeric.codes import (
@@ -161,7 +161,7 @@ class Nvfp4(Format):
         encode = with_damage(
             partial(encode_nvfp4, block_scales=search), decode_nvfp4, encoder.dtype
         )
-        if encoder.kernels:
+        if encoder.kernels and given.amax > LEAST_COMPILED:
             encode = partial(encoder.kernels.encode_nvfp4, block_scales=search)
         best = encode_rows(given.weight, scale, encode, encoder)
         if search is not amax_block_scales:

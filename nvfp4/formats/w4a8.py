@@ -13,7 +13,7 @@ import torch
 
 from nvfp4.dtypes import VIEWED
 from nvfp4.formats.base import Format, Parts
-from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_rows, with_damage
+from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_by_rows
 from nvfp4.formats.reading import Misreading, configured_options, rotates
 from nvfp4.formats.scaled import bad_scales
 from nvfp4.model import TensorRef
@@ -30,8 +30,9 @@ from nvfp4.numeric.w4a8 import W4A8_GROUP, codebook_of, decode_w4a8, encode_w4a8
 READ_DTYPES = {"weight": VIEWED, "weight_s_rel": ("F8_E4M3", "U8", "F32")}
 # comfy_kitchen has no smaller groups of columns that share a scale.
 LEAST_GROUP = 4
-# The largest scale of a group of integers up to 8: of larger ones, levels would leave INT8 by far.
-# Groups of a codebook, whose largest level is about 1, have scales up to 127.
+# Group scales above this tell of a codebook that is missing: integers reach from -8 to 7, so that
+# scales of up to 127 / 7, about 18, fill INT8, while a codebook, whose largest level is about 1,
+# has scales of up to 127. The limit lies between, as other programs may clip.
 LARGEST_PLAIN_SCALE = 32
 
 
@@ -134,7 +135,6 @@ class W4a8(Format):
         float32 all are those of comfy_kitchen's own quantiser, but for what the last bit of a
         rotation decides.
         """
-
         device, kernels = given.weight.device, encoder.kernels
         levels, quantise = codebook_of(self.bits, device), encode_w4a8
         is_searched = encoder.search is not amax_block_scales
@@ -142,7 +142,7 @@ class W4a8(Format):
             grid = self.chosen_grid(sample_rows(given.weight).to(encoder.dtype).float(), kernels)
             levels, quantise = grid.codebook(device), partial(encode_levels, grid=grid)
 
-        def encode(rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        def encode(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
             made = quantise(rotate(rows.float(), self.rotated), bits=self.bits)
             return made + self.codebooks(levels, len(rows))
 
@@ -150,11 +150,8 @@ class W4a8(Format):
             *made, damage = kernels.encode_levels(rows, grid)
             return *made, *self.codebooks(levels, len(rows)), damage
 
-        # Kernels measure the error while they search; torch's operations decode again for it.
-        measured = with_damage(encode, self.decode, encoder.dtype)
-        if kernels and is_searched:
-            measured = compiled
-        return encode_rows(given.weight, torch.ones_like(given.amax), measured, encoder)
+        has_kernel = kernels is not None and is_searched
+        return encode_by_rows(given, encode, self.decode, encoder, compiled if has_kernel else None)
 
     def chosen_grid(self, rows: torch.Tensor, kernels: Kernels | None) -> LevelGrid:
         """Choose the codebook for a weight by some of its rows [n, K] float32."""

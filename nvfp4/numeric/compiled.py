@@ -39,6 +39,7 @@ from nvfp4.numeric.level_search import GRIDS, LevelGrid, encode_levels, level_ta
 from nvfp4.numeric.mxfp8 import quantise_mxfp8
 from nvfp4.numeric.rotation import WRITTEN_GROUP, rotate
 from nvfp4.numeric.scale_search import SCALE_SEARCHES, mse_block_scales
+from nvfp4.numeric.w4a8 import code_bits
 
 # Lanes (a row under one block scale each) that one program of the triton kernel works on.
 LANES_AT_ONCE = 128
@@ -125,7 +126,7 @@ class Kernels:
         bits. Returns codes int8 [n, K * bits / 8], group scales float8_e4m3fn [n, K/16], row scales
         float32 [n], and the Damage in plain units.
         """
-        rows, bits = weight.float().contiguous(), 4 if len(grid.levels) == 16 else 6
+        rows, bits = weight.float().contiguous(), code_bits(grid.levels)
         columns = rows.shape[1]
         packed = rows.new_empty(len(rows), columns * bits // 8, dtype=torch.uint8)
         scales, row_scales = packed.new_empty(len(rows), columns // 16), rows.new_empty(len(rows))

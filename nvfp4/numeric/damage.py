@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from nvfp4.numeric.codes import FLOAT32_EXPONENT
+
 # --verify takes a layer for damaged or misread from this relative RMSE on: weights that are
 # quantised to the nearest value have about 0.09 in NVFP4 and 0.03 in FP8.
 WRONG_FROM = 0.3
@@ -22,6 +24,8 @@ WRONG_FROM = 0.3
 ROUNDED_WRONG_FROM = 0.7
 # A tensor that was only cast may have this relative RMSE: rounding to bfloat16 gives 0.002.
 ROUNDED_TO = 0.005
+# The largest unit that damage is measured in; its reciprocal, the least one, is normal as well.
+LARGEST_UNIT = 2.0**126
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,16 @@ def measure_damage(original: torch.Tensor, decoded: torch.Tensor) -> Damage:
     return Damage(
         error=float(torch.dot(difference, difference)), energy=float(torch.dot(original, original))
     )
+
+
+def damage_unit(amax: torch.Tensor) -> torch.Tensor:
+    """Return the power of two to measure a tensor's damage in, a float32 scalar.
+
+    amax: its largest magnitude, a float32 scalar >= 0. The unit is the largest power of two that is
+    not above it, so that dividing by it is exact and squares stay in float32's range; 1 for zeros.
+    """
+    power = (amax.view(torch.int32) & FLOAT32_EXPONENT).view(torch.float32)
+    return torch.where(amax > 0, power.clamp(1 / LARGEST_UNIT, LARGEST_UNIT), 1.0)
 
 
 def squared(values: torch.Tensor) -> float:

@@ -169,7 +169,9 @@ class Grid:
         return self.with_codebook(*(levels.clone() for levels in self.codebook))
 
 
-# Sum of the first and last level from which on a codebook counts as not symmetric.
+# A codebook counts as not symmetric where its first and last level sum up to more than this: those
+# of comfy_kitchen's sum up to 0.0001, those of ASYMMETRIC_CODEBOOK to 0.13. Steps of either sign
+# only cost time where mirrored levels are nearly the same.
 LEAST_ASYMMETRY = 0.05
 # Offsets of E4M3 block scales around the smallest that clips nothing, as `scale_search` has them.
 NVFP4_STEPS = Steps(e4m3_value, e4m3_code_of_at_least, (-3, 6), LAST_E4M3_CODE)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nvfp4.numeric.codes import LAST_E4M3_CODE
-from nvfp4.numeric.int8 import INT8_MAX, LANE_COLUMNS
+from nvfp4.numeric.int8 import INT8_MAX, LANE_COLUMNS, LEAST_ROW_SCALE
 from nvfp4.numeric.kernels import FLOAT32, LARGEST_FLOAT32, e4m3_codes_of_at_least, e4m3_values
 from nvfp4.numeric.kernels_int8 import ROUND_TO_INTEGERS, add_lanes, rotate_columns, row_amax
 from nvfp4.numeric.level_search import (
@@ -22,7 +22,7 @@ from nvfp4.numeric.level_search import (
     TABLE_COLUMNS,
     TABLE_MIDDLE,
 )
-from nvfp4.numeric.w4a8 import LARGEST_SIX_BITS, LEAST_SUM, W4A8_GROUP
+from nvfp4.numeric.w4a8 import LARGEST_SIX_BITS, W4A8_GROUP
 
 # Groups worked on side by side: their 16 weights as int16 are 2 kB.
 GROUP_LANES = 64
@@ -283,7 +283,7 @@ def encode_groups(
     for row in range(len(rows)):
         values[:] = rows[row]
         rotate_columns(values)
-        scale = max(row_amax(values) / FLOAT32(INT8_MAX), FLOAT32(LEAST_SUM))
+        scale = max(row_amax(values) / FLOAT32(INT8_MAX), FLOAT32(LEAST_ROW_SCALE))
         row_scales[row], unit = scale, np.float64(scale) * np.float64(scale)
         energy += snap_row(values, scale, FLOAT32(units), snapped) * unit
         found = encode_row(snapped, book, tried, scales[row], room)

@@ -8,8 +8,9 @@ from nvfp4.dtypes import FLOAT32_MAX
 
 # Columns that are rotated together where weights are written: comfy_kitchen's own choice.
 WRITTEN_GROUP = 256
-# The largest magnitude that is rotated: sums on the way are up to 32 times as large.
-LARGEST_ROTATED = FLOAT32_MAX / 32
+# The largest magnitude that is rotated: sums on the way are up to 32 times as large, and to fit
+# group scales, 16 weights times levels of up to 31 are added up.
+LARGEST_ROTATED = FLOAT32_MAX / 2**14
 
 
 def rotate(values: torch.Tensor, group: int) -> torch.Tensor:

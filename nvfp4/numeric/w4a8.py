@@ -8,6 +8,8 @@ comfy_kitchen's quantiser, bit for bit at equal rotated weights.
 
 from __future__ import annotations
 
+from collections.abc import Sized
+
 import torch
 
 from nvfp4.numeric.codes import LAST_E4M3_CODE, decode_e4m3, divide
@@ -34,6 +36,11 @@ def codebook_of(bits: int, device: torch.device) -> torch.Tensor:
         return torch.tensor(KITCHEN_CODEBOOK, device=device)
     largest = LARGEST_SIX_BITS
     return torch.arange(-largest, largest + 1, device=device, dtype=torch.float32)
+
+
+def code_bits(levels: Sized) -> int:
+    """Tell how many bits a code has that stands for one of 16 levels of a codebook, or of 63."""
+    return 4 if len(levels) == 1 << 4 else 6
 
 
 def nearest_levels(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
@@ -71,7 +78,7 @@ def fit_group_scales(groups: torch.Tensor, levels: torch.Tensor) -> tuple[torch.
     """
     scale = groups.abs().amax(-1, keepdim=True)
     # Parity: of 6 bits the largest level is 31, of the codebook it counts as 1.
-    if len(levels) > 16:
+    if code_bits(levels) == 6:
         scale = divide(scale, LARGEST_SIX_BITS)
     scale = scale.clamp(min=LEAST_SUM)
     chosen = take_levels(levels, nearest(groups / scale, levels))
@@ -84,7 +91,7 @@ def fit_group_scales(groups: torch.Tensor, levels: torch.Tensor) -> tuple[torch.
 
 def nearest(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """Find the nearest levels; integers by rounding, ties to even, a codebook by its order."""
-    if len(levels) == 16:
+    if code_bits(levels) == 4:
         return nearest_levels(values, levels)
     largest = LARGEST_SIX_BITS
     return values.round().clamp_(-largest, largest).add_(largest).long()

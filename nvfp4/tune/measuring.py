@@ -19,7 +19,8 @@ from nvfp4.encode.pieces import pieces_of, read_ahead, tensors_of_rank
 from nvfp4.formats.base import Format
 from nvfp4.layout import bytes_in_output
 from nvfp4.model import bare
-from nvfp4.numeric.damage import Damage, measure_damage, squared
+from nvfp4.numeric.codes import largest_magnitude
+from nvfp4.numeric.damage import Damage, damage_unit, measure_damage, squared
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.scale_search import SCALE_SEARCHES
 from nvfp4.options import Options
@@ -95,7 +96,7 @@ def measure_alternatives(
             ]
             if piece.plan.moments and branch_ended(bare(piece.plan.ref.layer)):
                 outputs = recorded_rows(piece.plan) @ some_outputs(weight).t()
-                energies[name] = float(outputs.square().mean())
+                energies[name] = float(outputs.double().square().mean())
             bar.update(piece.nbytes)
     made = [*ranks.gather((found, energies))]
     every = {name: rows for share, _ in made for name, rows in share.items()}
@@ -122,8 +123,12 @@ def weight_error(plan: TensorPlan, weight: torch.Tensor, compute: Compute) -> fl
         damage = measure_rows(plan, weight, compute, rows)
     else:
         dtype = TORCH_DTYPES[plan.dtype]
-        made = compute.map(lambda some: measure_damage(some, some.to(dtype).float()), weight[rows])
-        damage = Damage.total(made, torch.ones(()))
+        unit = damage_unit(largest_magnitude(weight[rows]))
+
+        def measure(some: torch.Tensor) -> Damage:
+            return measure_damage(some.float() / unit, some.to(dtype).float() / unit)
+
+        damage = Damage.total(compute.map(measure, weight[rows]), unit)
     # Rounding by statistics trades the weight's error for the output's, which then counts.
     known = damage.relative_rmse if damage.output_after is None else damage.output_after
     return known**2
@@ -139,7 +144,9 @@ def input_error(plan: TensorPlan, weight: torch.Tensor) -> float:
         return 0.0
     if plan.moments is None:
         return made_up_error(plan.precision, plan.ref.shape[1])
-    return added_error(plan, recorded_rows(plan), some_outputs(weight))
+    outputs = some_outputs(weight)
+    # A relative error is the same in any units, but squares have to stay in float32's range.
+    return added_error(plan, recorded_rows(plan), outputs / damage_unit(largest_magnitude(outputs)))
 
 
 def recorded_rows(plan: TensorPlan) -> torch.Tensor:

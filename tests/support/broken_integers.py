@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfy_kitchen.tensor import get_layout_class
 
 from nvfp4.encode.compute import Compute
 from nvfp4.formats.base import format_titled
 from nvfp4.formats.encoding import Given
 from nvfp4.numeric.codes import decode_fp8, largest_magnitude
 from support.broken import Stored
+from support.kitchen import kitchen_layout
 
 CASES: dict[str, tuple[str, Callable]] = {}
 # Titles of the formats, each of which one layer of the file has.
@@ -43,18 +43,10 @@ class Integers(Stored):
         self.configure(layer, self.layers[layer] | options)
 
 
-def layout(name: str) -> type:
-    """A layout of comfy_kitchen; the test is skipped where it has none of that name."""
-    try:
-        return get_layout_class(name)
-    except (AttributeError, KeyError, ValueError):
-        pytest.skip("this comfy_kitchen has no such layout")
-
-
 def encoded(weight: torch.Tensor, title: str) -> tuple[dict[str, torch.Tensor], dict]:
     """The tensors of a weight [N, K] in a format, by suffix, and its configuration."""
     if title == "ConvRot INT4":
-        codes, params = layout("TensorCoreConvRotW4A4Layout").quantize(weight)
+        codes, params = kitchen_layout("TensorCoreConvRotW4A4Layout").quantize(weight)
         return {"weight": codes, "weight_scale": params.scale}, {"format": "convrot_w4a4"}
     form = format_titled(title)
     with Compute(torch.device("cpu"), threads=1) as compute:

@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 import torch
-from comfy_kitchen.tensor import get_layout_class
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import convert_nvfp4 as c
+from support.kitchen import kitchen_layout
 
 GGUF = ("--gguf", "GGUF", "--gguf-nvfp4-max-bitdepth", "5")
 # Arguments, and how many layers of which format the tiny Wan has then.
@@ -33,18 +33,15 @@ LARGEST = {"nvfp4": 0.1, "asym_w4a8_int8": 0.075, "int8_tensorwise": 0.012}
 def kitchen_value(config, parts, shape):
     """What comfy_kitchen decodes a layer's tensors to."""
     facts = {"orig_dtype": torch.float32, "orig_shape": tuple(shape)}
-    try:
-        if config["format"] == "asym_w4a8_int8":
-            layout = get_layout_class("AsymW4A8Int8Layout")
-            names = {"scale": "s_rel", "s_channel": "s_channel", "codebook": "codebook"}
-            facts |= {field: parts[f"weight_{name}"] for field, name in names.items()}
-            facts["group_size"] = config["group_size"]
-        else:
-            layout = get_layout_class("TensorWiseINT8Layout")
-            facts |= {"scale": parts["weight_scale"], "convrot": config.get("convrot", False)}
-        return layout.dequantize(parts["weight"], layout.Params(**facts))
-    except (AttributeError, KeyError, TypeError):
-        pytest.skip("this comfy_kitchen has no such layout")
+    if config["format"] == "asym_w4a8_int8":
+        layout = kitchen_layout("AsymW4A8Int8Layout")
+        names = {"scale": "s_rel", "s_channel": "s_channel", "codebook": "codebook"}
+        facts |= {field: parts[f"weight_{name}"] for field, name in names.items()}
+        facts["group_size"] = config["group_size"]
+    else:
+        layout = kitchen_layout("TensorWiseINT8Layout")
+        facts |= {"scale": parts["weight_scale"], "convrot": config.get("convrot", False)}
+    return layout.dequantize(parts["weight"], layout.Params(**facts))
 
 
 def check_layers(out, source):

@@ -37,7 +37,9 @@ def test_every_weight_is_stored_as_well_as_its_format_can(name, search, dtype, t
         )
         return
     with c.Compute(torch.device("cpu")) as compute:
-        damage = c.decoded_damage(weight.float(), c.stored_parts(layer), layer.format, compute)
+        damage = c.decoded_damage(
+            weight.float(), c.stored_parts(layer), layer.format.decode, compute
+        )
     # what is left of numbers that underflow any scale may be nothing, but never more than all
     assert damage.relative_rmse <= (1.0 if weight.abs().max() < 1e-37 else 0.12)
 

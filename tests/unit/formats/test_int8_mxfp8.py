@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from comfy_kitchen.exceptions import NoCapableBackendError
-from comfy_kitchen.tensor import get_layout_class
 from safetensors.torch import save_file
 
 from nvfp4.cli.entry import main
@@ -11,6 +9,7 @@ from nvfp4.errors import ConvertError
 from nvfp4.numeric.rotation import rotate
 from nvfp4.read.tensors import load_some_rows, load_weight
 from nvfp4.source.open import open_source
+from support.kitchen import kitchen_layout
 from support.scaled import as_bytes, by_rows, configuration, whole
 
 G = torch.Generator().manual_seed(0)
@@ -33,11 +32,8 @@ def opened(path):
 
 def kitchen(layout, **keywords):
     """The stored tensors of WEIGHT in one of its layouts, and what they decode to."""
-    try:
-        layout = get_layout_class(layout)
-        codes, params = layout.quantize(WEIGHT, **keywords)
-    except (AttributeError, KeyError, ValueError, NoCapableBackendError):
-        pytest.skip("this comfy_kitchen has no such layout")
+    layout = kitchen_layout(layout, *keywords)
+    codes, params = layout.quantize(WEIGHT, **keywords)
     return {"weight": codes, "weight_scale": params.scale}, layout.dequantize(codes, params)
 
 

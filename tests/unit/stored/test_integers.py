@@ -14,15 +14,8 @@ from nvfp4.options import Verification
 from nvfp4.report.summary import render_check
 from nvfp4.stored.defects import DEFECTS
 from nvfp4.verify import verify_file
-from support.broken_integers import (
-    CASES,
-    TITLES,
-    Integers,
-    encoded,
-    layout,
-    sound_integers,
-    write_integers,
-)
+from support.broken_integers import CASES, TITLES, Integers, encoded, sound_integers, write_integers
+from support.kitchen import kitchen_layout
 from support.scaled import configuration
 
 
@@ -148,7 +141,7 @@ def test_the_newest_of_all_needs_counts(layers, told, tmp_path):
 
 
 def test_flat_scales_of_int8_are_scales_of_columns_when_comfy_kitchen_decodes():
-    int8 = layout("TensorWiseINT8Layout")
+    int8 = kitchen_layout("TensorWiseINT8Layout")
     codes, params = int8.quantize(torch.randn(64, 64), per_channel=True)
     flat = dataclasses.replace(params, scale=params.scale.flatten())
     assert torch.equal(int8.dequantize(codes, flat), codes.float() * params.scale.flatten())
