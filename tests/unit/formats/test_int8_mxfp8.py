@@ -136,7 +136,7 @@ def test_outputs_are_those_of_the_decoded_weight(tmp_path, capsys, label):
     path, out = source(tmp_path / "m.safetensors", tensors, **config), tmp_path / "o.safetensors"
     command = ["--preset", "all", "--quiet"]
     assert main([str(path), str(out), *command]) == 0
-    assert f"1 layers are {label} in the source and quantised twice" in capsys.readouterr().out
+    assert f"1 layer is {label} in the source and quantised twice" in capsys.readouterr().out
     assert main(["--verify", str(out), "--source", str(path), "--quiet"]) == 0
     plain, other = tmp_path / "p.safetensors", tmp_path / "q.safetensors"
     source(plain, {"weight": load_weight(opened(path))})
