@@ -14400,9 +14400,10 @@ def round_by_moments(
     energy, before, after = (sum(column) * unit**2 for column in zip(*errors, strict=True))
     # The feedback is that of the covariance where a bias makes up for the mean; what the mean
     # contributes to output and errors is added here.
-    output, drift, new_drift = torch.cat(means, dim=1) * unit
-    energy, before = energy + squared(output.double()), before + squared(drift.double())
-    bias, moved, left = moved_bias(plan, new_drift, rows)
+    # In float64, which holds the squares of any weights.
+    output, drift, new_drift = torch.cat(means, dim=1).double() * unit
+    energy, before = energy + squared(output), before + squared(drift)
+    bias, moved, left = moved_bias(plan, new_drift.float(), rows)
     # Written so that NaN keeps the plain result, too.
     if not after + left < before:
         best, after, bias, moved = plain, before, None, 0.0
@@ -14572,17 +14573,19 @@ def w4a4_error(
     """
     rows = recall_statistics(plan, compute).rows
     quantised = quantised_rows(rows, plan.input_scale)
+    # The error is relative: in units near the largest weight, squares stay in float32's range.
+    unit = damage_unit(largest_magnitude(weight))
 
     def outputs(some: torch.Tensor, *parts: torch.Tensor) -> tuple:
-        exact = rows @ some.float().t()
-        decoded = plan.precision.decode(*parts, stored.scale)
+        exact = rows @ (some.float() / unit).t()
+        decoded = plan.precision.decode(*parts, stored.scale / unit)
         return exact, quantised @ decoded.t() - exact
 
     parts = (torch.cat(stored.codes), *stored.by_rows)
     made = compute.map(outputs, weight, *parts, rows=FEEDBACK_ROWS)
     exact, error = (torch.cat(parts, dim=1) for parts in zip(*made, strict=True))
     energy = squared(exact)
-    return math.sqrt(squared(error + moved) / energy) if energy else 0.0
+    return math.sqrt(squared(error + moved / unit) / energy) if energy else 0.0
 
 
 # ── nvfp4/encode/layer.py: Encode one planned layer into the tensors that are stored of it ────────
