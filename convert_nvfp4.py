@@ -14342,8 +14342,8 @@ class Rounding:
     feedback: the second moment of its input, damped and factored; mean: that of its input [K],
     zeros where no bias makes up for it; both are in the basis of the stored weight, rotated where
     the format is. format, scale: of the layer, whose block scales alone are
-    chosen anew; grid: what is rounded to; largest: the largest unit of a row, in units of the
-    scale; dtype: what weights are cast to first (--quant-dtype).
+    chosen anew; grid: what is rounded to; largest: the largest unit of a row, or one near the
+    largest weight where rows have none, in units of the scale; dtype: what weights are cast to first (--quant-dtype).
     """
 
     rounder: Rounder
@@ -14434,6 +14434,9 @@ def choose_rounding(
     if not feedbacks or plain.scale < LEAST_SEARCHED_SCALE:
         return None
     mean = given.mean if plan.bias is not None else torch.zeros_like(given.mean)
+    units = form.row_units(*plain.by_rows)
+    # Rows without units of their own are measured near the largest weight: see `damage_unit`.
+    largest = units.amax() if units.dim() else damage_unit(largest_magnitude(weight) / plain.scale)
     rounding = Rounding(
         rounder=compute.rounder,
         feedback=feedbacks[0],
@@ -14441,7 +14444,7 @@ def choose_rounding(
         format=form,
         grid=form.grid_of(*plain.by_rows),
         scale=plain.scale,
-        largest=form.row_units(*plain.by_rows).amax(),
+        largest=largest,
         dtype=compute.dtype,
     )
     # A single feedback needs no trial; of several, each rounds some rows without a sweep.

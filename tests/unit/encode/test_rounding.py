@@ -64,6 +64,21 @@ def test_output_errors_fall_and_are_measured(title, columns):
     assert shapes == [part.shape for part in plain.by_rows]
 
 
+@pytest.mark.parametrize("size", [1e-22, 1e21])
+@pytest.mark.parametrize("title", FORMATS)
+def test_errors_of_weights_of_any_size_are_measured(title, size):
+    rows = correlated(256).double()
+    weight = torch.randn(48, 256, generator=torch.Generator().manual_seed(1)) * size
+    plain, best, _ = rounded(title, weight, statistics(rows.float()))
+    exact = weight.double()
+    before, after = (
+        float(((exact - decoded(title, one)) @ rows.t()).norm() / (exact @ rows.t()).norm())
+        for one in (plain, best)
+    )
+    assert best.damage.output_before == pytest.approx(before, rel=1e-2)
+    assert best.damage.output_after == pytest.approx(after, rel=1e-2)
+
+
 def test_what_gains_nothing_stays_as_the_plain_search_left_it():
     # Of channels that do not correlate, no error can make up for another.
     given = statistics(torch.eye(256) * math.sqrt(256))
