@@ -14343,7 +14343,8 @@ class Rounding:
     zeros where no bias makes up for it; both are in the basis of the stored weight, rotated where
     the format is. format, scale: of the layer, whose block scales alone are
     chosen anew; grid: what is rounded to; largest: the largest unit of a row, or one near the
-    largest weight where rows have none, in units of the scale; dtype: what weights are cast to first (--quant-dtype).
+    largest weight where rows have none, in units of the scale; dtype: what weights are cast to
+    first (--quant-dtype).
     """
 
     rounder: Rounder
