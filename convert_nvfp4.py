@@ -1919,7 +1919,9 @@ SENSITIVE_AS = ("w4a16", "w4a8", "int8")
 # Formats whose activations may stay 16-bit, or have a scale in the file.
 MARKED_FORMATS = {"nvfp4", "fp8"}
 # Options that say how activations are quantised, which other formats leave to every call.
-FOR_MARKED = re.compile(r"input-scale|full-precision-mm|w4a4-share|pre-quant-scale|sensitive-as")
+FOR_MARKED = re.compile(r"input-scale|full-precision-mm|w4a4-share|pre-quant-scale")
+# Values of other options that mean full-precision matmul.
+FOR_MARKED_VALUES = ("full_precision_mm", "w4a16")
 
 
 class Recipe(NamedTuple):
@@ -2005,7 +2007,7 @@ def without_marks(flag: str, given: GivenOptions) -> str:
     flag: what left no other format, as one types it.
     """
     idle = [name for name in given if FOR_MARKED.search(name)]
-    idle += [f"{name} {how}" for name, how in given.items() if how == "full_precision_mm"]
+    idle += [f"{name} {how}" for name, how in given.items() if how in FOR_MARKED_VALUES]
     if not idle:
         return ""
     why = "its layers take neither input scales nor full-precision matmul"
@@ -2620,7 +2622,7 @@ class Options:
         reads=True)
     w4a4_share: float | None = option(None, STATISTICS, SHARE,
         "mark layers for full-precision matmul, those first that it gains most, until this "
-        "share of the linear weights is left in W4A4: 0.6",
+        "share of the multiply work is left in W4A4: 0.6",
         conflicts=[AMAX], needs=["--activation-stats"])
     pre_quant_scale: bool = option(False, STATISTICS, SWITCH,
         "scale the channels of W4A4 layers where it lowers their output error by 5 % or more; "
@@ -2648,7 +2650,8 @@ class Options:
     full_precision_mm_pattern: tuple[str, ...] = option((), FULL_PRECISION, REGEXES,
         "matching layers (repeatable, case-insensitive)")
     fp8_full_precision_mm: bool = option(False, FULL_PRECISION, SWITCH,
-        "every FP8 layer; for --recipe scaled-fp8 this is the size of its marker tensor")
+        "every FP8 layer; for --recipe scaled-fp8 this is the size of its marker tensor",
+        conflicts=[Other("--use-int8", why=", which makes INT8 of these")])
     full_precision: frozenset[str] = option(frozenset(), FULL_PRECISION, SWITCH,
         switches=FULL_PRECISION_OPTIONS)
     # None stands for w4a16, and in what a preset marks for w4a8: see `plan.choosing`.
@@ -13103,6 +13106,130 @@ def read_sensitivity(
     return listed_sensitivity(options, rows)
 
 
+# ── nvfp4/plan/choosing.py: Choose formats by options: the least one, that of 8 bits, and what sens
+
+def format_called(word: str) -> Format:
+    """Find the row of a word of the command line. Raises KeyError where there is none."""
+    return {row.option: row for row in Format.rows if row.option}[word]
+
+
+def first_allowed(options: Options, words: tuple[str, ...]) -> Format:
+    """Return the format of the first word that may be chosen; 16-bit where none may."""
+    word = next((word for word in words if word in options.allowed), UNQUANTISED)
+    return format_called(word)
+
+
+def recipe_format(options: Options) -> Format | None:
+    """Return the format that the recipe makes of all that would be NVFP4; None for a mix."""
+    word = RECIPES[options.recipe].format
+    return format_called(word) if word else None
+
+
+def least_format(options: Options) -> tuple[Format, str]:
+    """Return the format of layers that need no more bits, and the option that says so.
+
+    That is the recipe's, or the smallest one that --formats or --card allow.
+    """
+    if recipe := recipe_format(options):
+        return recipe, f"--recipe {options.recipe}"
+    return first_allowed(options, options.allowed), allowed_by(options)
+
+
+def allowed_by(options: Options) -> str:
+    """Name the option that says which formats may be chosen."""
+    if options.formats or not options.card:
+        return f"--formats {','.join(options.allowed)}"
+    return f"--card {options.card}"
+
+
+def eight_bit(options: Options) -> Format:
+    """Return the format of layers that are to have 8 bits; 16-bit where none may be chosen."""
+    return first_allowed(options, options.eight_bits)
+
+
+def format_for(options: Options, title: str) -> Format:
+    """Return what a table means by a format's title, or by EIGHT_BITS."""
+    return eight_bit(options) if title == EIGHT_BITS else format_titled(title)
+
+
+def held_formats(options: Options, model: Model) -> dict[Format, frozenset[str]]:
+    """Find weights that the source has in 8 bits already: {format that may be chosen: weights}.
+
+    Their codes come back as they were in that format, and would be rounded again in another one.
+    """
+    words = (word for word in options.eight_bits if word in options.allowed)
+    rules = [dataclasses.replace(UNNAMED, precision=format_called(word)) for word in words]
+    return {
+        rule.precision: frozenset(
+            ref.name for ref in model.linear_weights if plan_tensor(ref, rule, "").keeps_codes
+        )
+        for rule in rules
+    }
+
+
+def preset_sensitive(options: Options) -> Format:
+    """Return what a layer in NVFP4 becomes that a preset marks; NVFP4 for the mark itself.
+
+    Without --sensitive-as it is multiplied with 8-bit activations, where that may be chosen.
+    """
+    if options.sensitive_as or not {"w4a8", "int8"} & {*options.allowed}:
+        return marked_format(options)
+    return first_allowed(options, ("w4a8", "int8"))
+
+
+def can_be(options: Options, form: Format, shape: tuple[int, ...]) -> bool:
+    """Tell whether a weight of this shape can be of a format, or of an allowed one for it."""
+    stand_in = form.for_shape(shape)
+    return stand_in is form or stand_in.kernel in options.allowed
+
+
+def fitting(options: Options, form: Format, shape: tuple[int, ...]) -> Format:
+    """Return the format, or what weights of this shape become instead, of what may be chosen.
+
+    That is the row that stands in for it, else any other of 8 bits, else 16-bit.
+    """
+    stand_in = form.for_shape(shape)
+    return stand_in if can_be(options, form, shape) else eight_bit(options)
+
+
+def marked_format(options: Options) -> Format:
+    """Return what a marked layer in NVFP4 becomes by --sensitive-as; NVFP4 for the mark itself."""
+    word = options.sensitive_as or "w4a16"
+    return NVFP4 if word == "w4a16" else format_called(word)
+
+
+def sensitive_format(options: Options, plan: TensorPlan) -> Format:
+    """Return the format of a planned NVFP4 layer that turns out sensitive.
+
+    NVFP4 means that it stays as it is, and is marked for full-precision matmul; so do layers whose
+    shape leaves them no other format.
+    """
+    form, shape = marked_format(options), plan.ref.shape
+    return form.for_shape(shape) if can_be(options, form, shape) else NVFP4
+
+
+def unfit_reason(asked: Format, form: Format) -> Reason:
+    """Say that a format does not store a weight's shape, and `form` stands in for it."""
+    what = "not rotated" if form.kind == asked.kind else f"no {asked}"
+    return Reason(Why.SHAPE, f"{what}: columns % {asked.rotated} != 0")
+
+
+def spared(options: Options, plan: TensorPlan, reason: Reason) -> TensorPlan:
+    """Plan a layer in NVFP4 without 4-bit activations, as --sensitive-as says, for this reason."""
+    form = sensitive_format(options, plan)
+    if form is plan.precision:
+        return dataclasses.replace(plan, full_precision=reason)
+    asked, reason = marked_format(options), reason.over(plan.reason)
+    return dataclasses.replace(
+        plan,
+        precision=form,
+        reason=reason if form is asked else unfit_reason(asked, form).over(reason),
+        input_scale=None,
+        input_scale_source="",
+        saturated_blocks=None,
+    )
+
+
 # ── nvfp4/plan/contract.py: Make the rules that follow from ComfyUI's own classes: what may be quan
 
 def is_exact(pattern: str, ref: TensorRef) -> bool:
@@ -13206,106 +13333,6 @@ def contract_notes(model: Model, plans: list[TensorPlan]) -> list[str]:
             f"bytes, are not quantised, as only matrices are: {names}"
         )
     return notes
-
-
-# ── nvfp4/plan/choosing.py: Choose formats by options: the least one, that of 8 bits, and what sens
-
-def format_called(word: str) -> Format:
-    """Find the row of a word of the command line. Raises KeyError where there is none."""
-    return {row.option: row for row in Format.rows if row.option}[word]
-
-
-def first_allowed(options: Options, words: tuple[str, ...]) -> Format:
-    """Return the format of the first word that may be chosen; 16-bit where none may."""
-    word = next((word for word in words if word in options.allowed), UNQUANTISED)
-    return format_called(word)
-
-
-def recipe_format(options: Options) -> Format | None:
-    """Return the format that the recipe makes of all that would be NVFP4; None for a mix."""
-    word = RECIPES[options.recipe].format
-    return format_called(word) if word else None
-
-
-def least_format(options: Options) -> tuple[Format, str]:
-    """Return the format of layers that need no more bits, and the option that says so.
-
-    That is the recipe's, or the smallest one that --formats or --card allow.
-    """
-    if recipe := recipe_format(options):
-        return recipe, f"--recipe {options.recipe}"
-    return first_allowed(options, options.allowed), allowed_by(options)
-
-
-def allowed_by(options: Options) -> str:
-    """Name the option that says which formats may be chosen."""
-    if options.formats or not options.card:
-        return f"--formats {','.join(options.allowed)}"
-    return f"--card {options.card}"
-
-
-def eight_bit(options: Options) -> Format:
-    """Return the format of layers that are to have 8 bits; 16-bit where none may be chosen."""
-    return first_allowed(options, options.eight_bits)
-
-
-def format_for(options: Options, title: str) -> Format:
-    """Return what a table means by a format's title, or by EIGHT_BITS."""
-    return eight_bit(options) if title == EIGHT_BITS else format_titled(title)
-
-
-def held_formats(options: Options, model: Model) -> dict[Format, frozenset[str]]:
-    """Find weights that the source has in 8 bits already: {format that may be chosen: weights}.
-
-    Their codes come back as they were in that format, and would be rounded again in another one.
-    """
-    words = (word for word in options.eight_bits if word in options.allowed)
-    rules = [dataclasses.replace(UNNAMED, precision=format_called(word)) for word in words]
-    return {
-        rule.precision: frozenset(
-            ref.name for ref in model.linear_weights if plan_tensor(ref, rule, "").keeps_codes
-        )
-        for rule in rules
-    }
-
-
-def preset_sensitive(options: Options) -> Format:
-    """Return what a layer in NVFP4 becomes that a preset marks; NVFP4 for the mark itself.
-
-    Without --sensitive-as it is multiplied with 8-bit activations, where that may be chosen.
-    """
-    if options.sensitive_as or not {"w4a8", "int8"} & {*options.allowed}:
-        return marked_format(options)
-    return first_allowed(options, ("w4a8", "int8"))
-
-
-def marked_format(options: Options) -> Format:
-    """Return what a marked layer in NVFP4 becomes by --sensitive-as; NVFP4 for the mark itself."""
-    word = options.sensitive_as or "w4a16"
-    return NVFP4 if word == "w4a16" else format_called(word)
-
-
-def sensitive_format(options: Options, plan: TensorPlan) -> Format:
-    """Return the format of a planned NVFP4 layer that turns out sensitive.
-
-    NVFP4 means that it stays as it is, and is marked for full-precision matmul.
-    """
-    return marked_format(options).for_shape(plan.ref.shape)
-
-
-def spared(options: Options, plan: TensorPlan, reason: Reason) -> TensorPlan:
-    """Plan a layer in NVFP4 without 4-bit activations, as --sensitive-as says, for this reason."""
-    form = sensitive_format(options, plan)
-    if form is plan.precision:
-        return dataclasses.replace(plan, full_precision=reason)
-    return dataclasses.replace(
-        plan,
-        precision=form,
-        reason=reason.over(plan.reason),
-        input_scale=None,
-        input_scale_source="",
-        saturated_blocks=None,
-    )
 
 
 # ── nvfp4/tokens.py: How many tokens of a typical run each linear layer multiplies by: a row for ea
@@ -13557,7 +13584,12 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
         rules.append(rule)
     form = preset_sensitive(options)
     if not form.takes_mark:
-        names, text = sensitive_names(family, every), f"{rest.reason}: sensitive to 4-bit inputs"
+        names = frozenset(
+            name
+            for name in sensitive_names(family, every)
+            if can_be(options, form, model.tensors[name].shape)
+        )
+        text = f"{rest.reason}: sensitive to 4-bit inputs"
         reason = Reason(Why.FAMILY, text)
         rules.append(dataclasses.replace(rest, names=names, precision=form, reason=reason))
     return [*rules, rest]
@@ -13804,14 +13836,18 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
     return decided
 
 
-def fitted(rule: Rule, ref: TensorRef) -> Rule:
-    """Return a tensor's rule with a format that stores its shape, and why if it is another."""
+def fitted(options: Options, rule: Rule, ref: TensorRef) -> Rule:
+    """Return a tensor's rule with a format that stores its shape, and why if it is another.
+
+    What a --layer-config says goes before --formats and --card here, too.
+    """
     asked = rule.precision
-    form = asked.for_shape(ref.shape)
+    form = fitting(options, asked, ref.shape)
+    if rule.reason.kind is Why.LAYER_CONFIG:
+        form = asked.for_shape(ref.shape)
     if form is asked:
         return rule
-    what = "not rotated" if form.kind == asked.kind else f"no {asked}"
-    reason = Reason(Why.SHAPE, f"{what}: columns % {asked.rotated} != 0")
+    reason = unfit_reason(asked, form)
     return dataclasses.replace(rule, precision=form, reason=reason.over(rule.reason))
 
 
@@ -13910,13 +13946,18 @@ def full_precision_marks(
 def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[Mark]:
     """Yield marks that are meant for 4-bit layers: the preset's, then those of measured figures.
 
-    A preset marks no layer that a --layer-config names, and none where it chooses another format
-    for what is sensitive. Measured figures count here only where
-    their action is a full-precision matmul; those that ask for 16 bits are floors of the precision.
+    A preset marks no layer that a --layer-config names, and none that can have another format for
+    what is sensitive. Measured figures count here only where their action is a full-precision
+    matmul; those that ask for 16 bits are floors of the precision.
     """
-    family = guides.family
-    if options.has_family and family.full_precision and preset_sensitive(options).takes_mark:
-        names = sensitive_names(family, {r.name: bare(r.layer) for r in model.linear_weights})
+    family, form = guides.family, preset_sensitive(options)
+    if options.has_family and family.full_precision:
+        marked = [
+            ref
+            for ref in model.linear_weights
+            if form.takes_mark or not can_be(options, form, ref.shape)
+        ]
+        names = sensitive_names(family, {ref.name: bare(ref.layer) for ref in marked})
         # A --layer-config decides on full-precision matmul for all its layers, also where it is
         # silent.
         configured = frozenset().union(*(setting.names for setting in guides.settings))
@@ -13947,19 +13988,43 @@ def marks_by_precision(
     return found, notes
 
 
-def sensitive_floors(options: Options, marks: list[Mark]) -> list[Rule]:
+def sensitive_floors(options: Options, model: Model, marks: list[Mark]) -> list[Rule]:
     """Make floors of the marks of NVFP4 layers, where --sensitive-as makes other formats of them.
 
-    What a --layer-config marks stays as it is written there.
+    What a --layer-config marks stays as it is written there, and layers are marked whose shape has
+    no such format.
     """
     form = marked_format(options)
     if form.takes_mark:
         return []
-    written = frozenset().union(*(mark.names for mark in marks if mark.reason is BY_LAYER_CONFIG))
+    kept = frozenset(r.name for r in model.linear_weights if not can_be(options, form, r.shape))
+    kept = kept.union(*(mark.names for mark in marks if mark.reason is BY_LAYER_CONFIG))
     return [
-        Rule(names=mark.names - written, precision=form, reason=mark.reason)
+        Rule(names=mark.names - kept, precision=form, reason=mark.reason)
         for mark in marks
         if mark.reason is not BY_LAYER_CONFIG
+    ]
+
+
+def kept_marks(options: Options, marks: list[Mark], chosen: set[str]) -> list[Rule]:
+    """Make rules that keep layers which somebody named for full-precision matmul to that.
+
+    marks: of NVFP4 layers; chosen: tensors that --target-size chose formats for. Of these, it gives
+    the named ones no format that cannot be marked: they stay 16-bit instead. --sensitive-as says
+    what else they may become.
+    """
+    if not marked_format(options).takes_mark:
+        return []
+    unmarked = frozenset(form for form in written_formats() if not form.takes_mark)
+    return [
+        Rule(
+            names=frozenset(mark.names & chosen),
+            precision=HALF,
+            reason=mark.reason,
+            instead_of=unmarked,
+        )
+        for mark in marks
+        if mark.reason.kind in (Why.OPTION, Why.LAYER_LIST)
     ]
 
 
@@ -14134,10 +14199,11 @@ def make_plans(
     choices = choice_rules(options, model, guides, chosen or {})
     marks, unknown = marks_by_precision(options, model, guides)
     floors = [*floor_rules(options, model, guides.settings), *measured_floors(guides)]
-    floors += sensitive_floors(options, marks[NVFP4])
+    floors += sensitive_floors(options, model, marks[NVFP4])
+    floors += kept_marks(options, marks[NVFP4], {*(chosen or {})})
     plans, scales = [], guides.scales
     for ref in model.tensors.values():
-        rule = fitted(decide(ref.name, choices, floors), ref)
+        rule = fitted(options, decide(ref.name, choices, floors), ref)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
         if plan.is_quantised and not plan.is_looked_up:
             # The first mark that names the layer is the reason that the report gives.
@@ -14284,8 +14350,8 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     """Warn about choices in the plan that usually turn out badly.
 
     Those are: layers that are quantised twice, layers that keep their packed form, a --layer-config
-    that floors overrule, too much NVFP4 in an image model, a file that is no faster than 16-bit,
-    and layers whose shape another format suits.
+    that floors overrule, too much NVFP4 in an image model, and a file that is no faster than
+    16-bit.
     """
     notes, layers = [], [plan for plan in plans if plan.is_layer]
     # A layer that keeps its codes is quantised once.
@@ -14318,13 +14384,33 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     marked = ("full_precision_matrix_mult" in plan.config for plan in layers if plan.config)
     if packed and all(marked):
         notes.append("no layer is W4A4: the file saves memory, and no time over 16-bit")
-    shaped = defaultdict(list)
-    for plan in layers:
-        if plan.reason.kind is Why.SHAPE:
-            shaped[plan.precision].append(plan.ref.layer)
-    for form, named in shaped.items():
-        notes.append(f"{len(named)} layers are {form} for their shape: {examples(named)}")
     return notes
+
+
+def shape_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
+    """Note layers whose shape decides on their format, of plans that nothing changes any more.
+
+    Those are: layers that another format suits, and those that --target-size or a mark would give a
+    format which does not store them, and for which none that may be chosen stands in.
+    """
+    shaped, limited = defaultdict(list), defaultdict(list)
+    is_sized = options.target_size or options.target_ratio
+    for plan in plans:
+        if plan.is_layer and plan.reason.kind is Why.SHAPE:
+            shaped[plan.precision].append(plan.ref.layer)
+        elif plan.is_layer and plan.is_quantised and (is_sized or plan.full_precision):
+            forms = map(format_called, options.allowed)
+            lacking = [str(form) for form in forms if not can_be(options, form, plan.ref.shape)]
+            limited[" or ".join(lacking)].append(plan.ref.layer)
+    limited.pop("", None)
+    return [
+        f"{len(named)} layers are {form} for their shape: {examples(named)}"
+        for form, named in shaped.items()
+    ] + [
+        f"{len(named)} layers cannot be {form} for their shape, and --formats leaves no int8 to "
+        f"stand in: {examples(named)}"
+        for form, named in limited.items()
+    ]
 
 
 # ── nvfp4/encode/rounding.py: Round a layer to the least error of its output ──────────────────────
@@ -15058,12 +15144,17 @@ def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
 def output_problems(job: Job) -> list[str]:
     """List what is known to keep the output from being written, one line a problem.
 
-    Checked are: a target that is also an input, a missing folder, a forbidden or locked file,
+    Checked are: more bytes than --target-size allows, a target that is also an input, a missing
+    folder, a forbidden or locked file,
     leftover shards, the largest file that the file system takes, and the disk's free space against
     the whole output. Partial files that will be
     overwritten count as free space. An OSError becomes a line, too; nothing is raised.
     """
     options, output, problems = job.options, job.options.output, []
+    wanted = options.target(job.model)
+    if 0 < wanted < job.nbytes:
+        more = f"{job.nbytes - wanted:,} bytes"
+        problems.append(f"{TARGET}: the file would be larger, by {more}; give that much more")
     partial = [unfinished(path) for path in job.files]
     targets = [*job.files, *partial]
     try:
@@ -16120,18 +16211,16 @@ def refuse_problems(job: Job) -> None:
 def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
     """List notes on what came otherwise than it was asked for.
 
-    These are layers that lost most of their weights, a file larger than its target, and tensors
-    that are float32 because float16 cannot hold them. `damage` is {layer: Damage}.
+    These are layers that lost most of their weights, and tensors that are float32 because float16
+    cannot hold them. `damage` is {layer: Damage}.
     """
-    notes, target = [], job.options.target(job.model)
+    notes = []
     lost = [layer for layer, found in damage.items() if found.relative_rmse > ROUNDED_WRONG_FROM]
     if lost:
         notes.append(
             f"{len(lost)} layers lose most of their weights, which are too small for any scale; "
             f"keep them 16-bit with --exclude: {examples(lost)}"
         )
-    if 0 < target < job.nbytes:
-        notes.append(f"{TARGET}: the file is larger, by {job.nbytes - target:,} bytes")
     widened = [plan.ref.name for plan in job.plans if plan.reason.kind is Why.FLOAT16]
     if widened:
         notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")
@@ -16765,7 +16854,7 @@ class CurvePoint(NamedTuple):
     """
 
     layer: str
-    share: float  # of the linear weights, in W4A4
+    share: float  # of the multiply work, in W4A4
     error: float  # of the squared output error that 4-bit activations add
 
 
@@ -16809,15 +16898,13 @@ def limit_w4a4(
         return plans, [], ()
     studied = [plan for plan in plans if plan.has_nvfp4_input and plan.moments]
     if not studied:
-        raise ConvertError("--w4a4-share: no NVFP4 layer has second moments in --activation-stats")
-    linear = [plan for plan in plans if plan.ref.is_linear_weight]
-    whole = sum(math.prod(plan.ref.shape) for plan in linear)
-    work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
+        raise ConvertError(f"--w4a4-share: {nothing_studied(plans)}")
+    work = work_by_weight(plans)
     bar = progress_bar("comparing", studied, quiet=options.quiet)
     added = {plan.ref.name: added_error(plan, *study(plan)) for plan in bar}
-    # By error for each weight; names break ties, so that equal inputs give equal plans.
+    # By error for their work; names break ties, so that equal inputs give equal plans.
     order = sorted(added, key=lambda name: (-added[name] / work[name], name))
-    left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
+    left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4 and plan.is_multiplied)
     marked = {plan.ref.name for plan in studied if plan.full_precision}
     curve = trade_off(order, added, work, left + sum(work[name] for name in marked))
     notes = []
@@ -16841,13 +16928,25 @@ def limit_w4a4(
     return plans, notes, curve
 
 
+def nothing_studied(plans: list[TensorPlan]) -> str:
+    """Say why no layer can be compared: none is NVFP4, or none of these has statistics."""
+    if any(plan.has_nvfp4_input for plan in plans):
+        return "no NVFP4 layer has second moments in --activation-stats"
+    if not any(plan.reason.kind is Why.TARGET_SIZE for plan in plans):
+        return "no layer is NVFP4"
+    return (
+        f"{TARGET} chose other formats than NVFP4 for all layers; give --fp4-share instead for the "
+        "share of the work that it leaves in W4A4, or --formats for what it chooses from"
+    )
+
+
 def trade_off(
     order: list[str], added: dict[str, float], work: dict[str, float], share: float
 ) -> tuple[CurvePoint, ...]:
     """Compute what is left in W4A4, and of the error it adds, after each layer in turn.
 
     `order` are the layers' weights; `added` and `work` are {weight: squared error it adds} and
-    {weight: its share of the linear weights}; `share` is the W4A4 share with none marked. The first
+    {weight: its share of the multiply work}; `share` is the W4A4 share with none marked. The first
     point has all of the error, the last none.
     """
     names, points = [*order], [CurvePoint("", share, 1.0)]
@@ -17028,7 +17127,8 @@ def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
     """Return the bytes that options may add at most once the precisions are settled.
 
     --w4a4-share marks layers, or makes W4A8 of them, and --pre-quant-scale adds a tensor [K] to
-    them, but both measure the plan that comes out here.
+    them, but both measure the plan that comes out here. What stands in for W4A8 is larger: layers
+    that are open to a choice are not NVFP4 then, see `list_candidates`.
     """
     layers = [plan for plan in plans if plan.is_layer]
     added = 0
@@ -17036,9 +17136,20 @@ def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
         added = len(layers) * MARK_BYTES
         if options.sensitive_as == "w4a8":
             added = sum(W4A8_BYTES + ROW_SCALE_BYTES * plan.ref.shape[0] for plan in layers)
+            settled = (plan for plan in layers if not plan.is_open and plan.is_quantised)
+            added += sum(larger_if_spared(options, plan) for plan in settled)
     if options.pre_quant_scale:
         added += sum(2 * plan.ref.shape[-1] + SCALE_BYTES for plan in layers if plan.moments)
     return added
+
+
+def larger_if_spared(options: Options, plan: TensorPlan) -> int:
+    """Return the bytes by which a layer in NVFP4 grows if --w4a4-share makes INT8 of it, else 0."""
+    form = sensitive_format(options, plan)
+    if not plan.is_w4a4 or not plan.moments or form in (NVFP4, marked_format(options)):
+        return 0
+    larger = dataclasses.replace(plan, precision=form, input_scale=None)
+    return bytes_in_output(larger) - bytes_in_output(plan)
 
 
 def wide_halves(options: Options, plans: Iterable[TensorPlan]) -> frozenset[str]:
@@ -17110,7 +17221,9 @@ def list_candidates(
     ways = [
         {
             plan.ref.name: plan
-            for plan in planner(chosen={n: form.for_shape(start[n].ref.shape) for n in names})[0]
+            for plan in planner(
+                chosen={n: fitting(options, form, start[n].ref.shape) for n in names}
+            )[0]
         }
         for form in written_formats()
         if form.option in options.allowed
@@ -17123,8 +17236,14 @@ def list_candidates(
             half = plan_tensor(start[name].ref, UNNAMED, DTYPE_OPTIONS[options.dtype])
             plans[HALF] = half
         kept = (plan for _, plan in sorted(plans.items()) if not is_idle(plan, plans, options))
+        if options.w4a4_share:
+            kept = (plan for plan in kept if not larger_if_spared(options, plan))
         candidates[name] = widen(kept, widened)
-    return {name: plans for name, plans in candidates.items() if len(plans) > 1}
+    return {
+        name: plans
+        for name, plans in candidates.items()
+        if len(plans) > 1 or (plans and plans[0].precision is not start[name].precision)
+    }
 
 
 def is_idle(plan: TensorPlan, plans: dict[Format, TensorPlan], options: Options) -> bool:
@@ -17159,7 +17278,7 @@ def least_fp4(
     done, most = (sum(work[name] for name in names) for names in (settled, settled + able))
     if most < options.fp4_share - 1e-9:
         raise ConvertError(
-            f"--fp4-share {options.fp4_share:g}: at most {100 * most:.0f} % of the "
+            f"--fp4-share {options.fp4_share:g}: at most {math.floor(1000 * most) / 10:g} % of the "
             "multiply work can be W4A4; other options, or the layers' shapes, keep the rest from it"
         )
     return options.fp4_share - done
@@ -19205,7 +19324,7 @@ def render_output_errors(report: Report, count: int = 5) -> list[str]:
 def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
     """Render --w4a4-share's trade-off at about CURVE_POINTS points, as three lines.
 
-    For a share of the linear weights left in W4A4 they show the part that remains of the squared
+    For a share of the multiply work left in W4A4 they show the part that remains of the squared
     output error that 4-bit activations add.
     """
     if not curve:
@@ -19213,7 +19332,7 @@ def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
     step = max(1, (len(curve) - 1) // (CURVE_POINTS - 1))
     points = [*curve[:-1:step], curve[-1]]  # both ends of the curve are always there
     return [
-        "  W4A4 share of the linear weights, and what is left of the squared error it adds:",
+        "  W4A4 share of the multiply work, and what is left of the squared error it adds:",
         "    " + "  ".join(f"{100 * point.share:3.0f} %" for point in points),
         "    " + "  ".join(f"{100 * point.error:3.0f} %" for point in points),
     ]
@@ -19919,7 +20038,14 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         origin=outcome.job.origin,
         source_bytes=source_bytes,
         output_bytes=outcome.job.nbytes,
-        notes=(*plan.notes, *source.notes, *tuned.notes, *outcome.notes, *heard),
+        notes=(
+            *plan.notes,
+            *shape_notes(options, plans),
+            *source.notes,
+            *tuned.notes,
+            *outcome.notes,
+            *heard,
+        ),
         damage=outcome.damage,
         curve=tuned.curve,
         sizes=sized.sizes if sized else (),

@@ -17,7 +17,7 @@ from nvfp4.errors import ConvertError
 from nvfp4.guides.read import read_guides
 from nvfp4.layout import make_job
 from nvfp4.options import Options
-from nvfp4.plan.make import make_plans
+from nvfp4.plan.make import make_plans, shape_notes
 from nvfp4.plan.records import widen
 from nvfp4.production import produce, rehearse
 from nvfp4.ranks import join_ranks, read_ranks
@@ -88,7 +88,14 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         origin=outcome.job.origin,
         source_bytes=source_bytes,
         output_bytes=outcome.job.nbytes,
-        notes=(*plan.notes, *source.notes, *tuned.notes, *outcome.notes, *heard),
+        notes=(
+            *plan.notes,
+            *shape_notes(options, plans),
+            *source.notes,
+            *tuned.notes,
+            *outcome.notes,
+            *heard,
+        ),
         damage=outcome.damage,
         curve=tuned.curve,
         sizes=sized.sizes if sized else (),

@@ -23,7 +23,7 @@ from nvfp4.layout import Job, make_job, marker_of, planned_tensors
 from nvfp4.numeric.damage import ROUNDED_WRONG_FROM, Damage
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.scale_search import SCALE_SEARCHES
-from nvfp4.options import TARGET, Options
+from nvfp4.options import Options
 from nvfp4.plan.records import TensorPlan, widen
 from nvfp4.progress import progress_bar
 from nvfp4.ranks import ALONE, Ranks
@@ -105,18 +105,16 @@ def refuse_problems(job: Job) -> None:
 def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
     """List notes on what came otherwise than it was asked for.
 
-    These are layers that lost most of their weights, a file larger than its target, and tensors
-    that are float32 because float16 cannot hold them. `damage` is {layer: Damage}.
+    These are layers that lost most of their weights, and tensors that are float32 because float16
+    cannot hold them. `damage` is {layer: Damage}.
     """
-    notes, target = [], job.options.target(job.model)
+    notes = []
     lost = [layer for layer, found in damage.items() if found.relative_rmse > ROUNDED_WRONG_FROM]
     if lost:
         notes.append(
             f"{len(lost)} layers lose most of their weights, which are too small for any scale; "
             f"keep them 16-bit with --exclude: {examples(lost)}"
         )
-    if 0 < target < job.nbytes:
-        notes.append(f"{TARGET}: the file is larger, by {job.nbytes - target:,} bytes")
     widened = [plan.ref.name for plan in job.plans if plan.reason.kind is Why.FLOAT16]
     if widened:
         notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")

@@ -26,7 +26,9 @@ SENSITIVE_AS = ("w4a16", "w4a8", "int8")
 # Formats whose activations may stay 16-bit, or have a scale in the file.
 MARKED_FORMATS = {"nvfp4", "fp8"}
 # Options that say how activations are quantised, which other formats leave to every call.
-FOR_MARKED = re.compile(r"input-scale|full-precision-mm|w4a4-share|pre-quant-scale|sensitive-as")
+FOR_MARKED = re.compile(r"input-scale|full-precision-mm|w4a4-share|pre-quant-scale")
+# Values of other options that mean full-precision matmul.
+FOR_MARKED_VALUES = ("full_precision_mm", "w4a16")
 
 
 class Recipe(NamedTuple):
@@ -112,7 +114,7 @@ def without_marks(flag: str, given: GivenOptions) -> str:
     flag: what left no other format, as one types it.
     """
     idle = [name for name in given if FOR_MARKED.search(name)]
-    idle += [f"{name} {how}" for name, how in given.items() if how == "full_precision_mm"]
+    idle += [f"{name} {how}" for name, how in given.items() if how in FOR_MARKED_VALUES]
     if not idle:
         return ""
     why = "its layers take neither input scales nor full-precision matmul"

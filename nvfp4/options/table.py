@@ -289,7 +289,7 @@ class Options:
         reads=True)
     w4a4_share: float | None = option(None, STATISTICS, SHARE,
         "mark layers for full-precision matmul, those first that it gains most, until this "
-        "share of the linear weights is left in W4A4: 0.6",
+        "share of the multiply work is left in W4A4: 0.6",
         conflicts=[AMAX], needs=["--activation-stats"])
     pre_quant_scale: bool = option(False, STATISTICS, SWITCH,
         "scale the channels of W4A4 layers where it lowers their output error by 5 % or more; "
@@ -317,7 +317,8 @@ class Options:
     full_precision_mm_pattern: tuple[str, ...] = option((), FULL_PRECISION, REGEXES,
         "matching layers (repeatable, case-insensitive)")
     fp8_full_precision_mm: bool = option(False, FULL_PRECISION, SWITCH,
-        "every FP8 layer; for --recipe scaled-fp8 this is the size of its marker tensor")
+        "every FP8 layer; for --recipe scaled-fp8 this is the size of its marker tensor",
+        conflicts=[Other("--use-int8", why=", which makes INT8 of these")])
     full_precision: frozenset[str] = option(frozenset(), FULL_PRECISION, SWITCH,
         switches=FULL_PRECISION_OPTIONS)
     # None stands for w4a16, and in what a preset marks for w4a8: see `plan.choosing`.

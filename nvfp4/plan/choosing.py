@@ -14,7 +14,7 @@ from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.model import Model
 from nvfp4.options import RECIPES, UNQUANTISED, Options
 from nvfp4.plan.records import UNNAMED, TensorPlan, plan_tensor
-from nvfp4.reasons import Reason
+from nvfp4.reasons import Reason, Why
 
 
 def format_called(word: str) -> Format:
@@ -86,6 +86,21 @@ def preset_sensitive(options: Options) -> Format:
     return first_allowed(options, ("w4a8", "int8"))
 
 
+def can_be(options: Options, form: Format, shape: tuple[int, ...]) -> bool:
+    """Tell whether a weight of this shape can be of a format, or of an allowed one for it."""
+    stand_in = form.for_shape(shape)
+    return stand_in is form or stand_in.kernel in options.allowed
+
+
+def fitting(options: Options, form: Format, shape: tuple[int, ...]) -> Format:
+    """Return the format, or what weights of this shape become instead, of what may be chosen.
+
+    That is the row that stands in for it, else any other of 8 bits, else 16-bit.
+    """
+    stand_in = form.for_shape(shape)
+    return stand_in if can_be(options, form, shape) else eight_bit(options)
+
+
 def marked_format(options: Options) -> Format:
     """Return what a marked layer in NVFP4 becomes by --sensitive-as; NVFP4 for the mark itself."""
     word = options.sensitive_as or "w4a16"
@@ -95,9 +110,17 @@ def marked_format(options: Options) -> Format:
 def sensitive_format(options: Options, plan: TensorPlan) -> Format:
     """Return the format of a planned NVFP4 layer that turns out sensitive.
 
-    NVFP4 means that it stays as it is, and is marked for full-precision matmul.
+    NVFP4 means that it stays as it is, and is marked for full-precision matmul; so do layers whose
+    shape leaves them no other format.
     """
-    return marked_format(options).for_shape(plan.ref.shape)
+    form, shape = marked_format(options), plan.ref.shape
+    return form.for_shape(shape) if can_be(options, form, shape) else NVFP4
+
+
+def unfit_reason(asked: Format, form: Format) -> Reason:
+    """Say that a format does not store a weight's shape, and `form` stands in for it."""
+    what = "not rotated" if form.kind == asked.kind else f"no {asked}"
+    return Reason(Why.SHAPE, f"{what}: columns % {asked.rotated} != 0")
 
 
 def spared(options: Options, plan: TensorPlan, reason: Reason) -> TensorPlan:
@@ -105,10 +128,11 @@ def spared(options: Options, plan: TensorPlan, reason: Reason) -> TensorPlan:
     form = sensitive_format(options, plan)
     if form is plan.precision:
         return dataclasses.replace(plan, full_precision=reason)
+    asked, reason = marked_format(options), reason.over(plan.reason)
     return dataclasses.replace(
         plan,
         precision=form,
-        reason=reason.over(plan.reason),
+        reason=reason if form is asked else unfit_reason(asked, form).over(reason),
         input_scale=None,
         input_scale_source="",
         saturated_blocks=None,

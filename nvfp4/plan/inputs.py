@@ -18,11 +18,12 @@ import torch
 
 from nvfp4.errors import ConvertError, examples, in_number
 from nvfp4.formats.base import Format, format_titled, written_formats
+from nvfp4.formats.floats import HALF
 from nvfp4.formats.scaled_fp8 import MARKER
 from nvfp4.guides.records import Calibration, Guides, Recorded
 from nvfp4.model import Model, bare
 from nvfp4.options import FULL_PRECISION_OPTIONS, Options
-from nvfp4.plan.choosing import marked_format, preset_sensitive
+from nvfp4.plan.choosing import can_be, marked_format, preset_sensitive
 from nvfp4.plan.presets import preset_reason, sensitive_names
 from nvfp4.plan.records import Rule, TensorPlan
 from nvfp4.plan.rules import BY_LAYER_CONFIG, select
@@ -72,13 +73,18 @@ def full_precision_marks(
 def sensitive_marks(options: Options, model: Model, guides: Guides) -> Iterator[Mark]:
     """Yield marks that are meant for 4-bit layers: the preset's, then those of measured figures.
 
-    A preset marks no layer that a --layer-config names, and none where it chooses another format
-    for what is sensitive. Measured figures count here only where
-    their action is a full-precision matmul; those that ask for 16 bits are floors of the precision.
+    A preset marks no layer that a --layer-config names, and none that can have another format for
+    what is sensitive. Measured figures count here only where their action is a full-precision
+    matmul; those that ask for 16 bits are floors of the precision.
     """
-    family = guides.family
-    if options.has_family and family.full_precision and preset_sensitive(options).takes_mark:
-        names = sensitive_names(family, {r.name: bare(r.layer) for r in model.linear_weights})
+    family, form = guides.family, preset_sensitive(options)
+    if options.has_family and family.full_precision:
+        marked = [
+            ref
+            for ref in model.linear_weights
+            if form.takes_mark or not can_be(options, form, ref.shape)
+        ]
+        names = sensitive_names(family, {ref.name: bare(ref.layer) for ref in marked})
         # A --layer-config decides on full-precision matmul for all its layers, also where it is
         # silent.
         configured = frozenset().union(*(setting.names for setting in guides.settings))
@@ -109,19 +115,43 @@ def marks_by_precision(
     return found, notes
 
 
-def sensitive_floors(options: Options, marks: list[Mark]) -> list[Rule]:
+def sensitive_floors(options: Options, model: Model, marks: list[Mark]) -> list[Rule]:
     """Make floors of the marks of NVFP4 layers, where --sensitive-as makes other formats of them.
 
-    What a --layer-config marks stays as it is written there.
+    What a --layer-config marks stays as it is written there, and layers are marked whose shape has
+    no such format.
     """
     form = marked_format(options)
     if form.takes_mark:
         return []
-    written = frozenset().union(*(mark.names for mark in marks if mark.reason is BY_LAYER_CONFIG))
+    kept = frozenset(r.name for r in model.linear_weights if not can_be(options, form, r.shape))
+    kept = kept.union(*(mark.names for mark in marks if mark.reason is BY_LAYER_CONFIG))
     return [
-        Rule(names=mark.names - written, precision=form, reason=mark.reason)
+        Rule(names=mark.names - kept, precision=form, reason=mark.reason)
         for mark in marks
         if mark.reason is not BY_LAYER_CONFIG
+    ]
+
+
+def kept_marks(options: Options, marks: list[Mark], chosen: set[str]) -> list[Rule]:
+    """Make rules that keep layers which somebody named for full-precision matmul to that.
+
+    marks: of NVFP4 layers; chosen: tensors that --target-size chose formats for. Of these, it gives
+    the named ones no format that cannot be marked: they stay 16-bit instead. --sensitive-as says
+    what else they may become.
+    """
+    if not marked_format(options).takes_mark:
+        return []
+    unmarked = frozenset(form for form in written_formats() if not form.takes_mark)
+    return [
+        Rule(
+            names=frozenset(mark.names & chosen),
+            precision=HALF,
+            reason=mark.reason,
+            instead_of=unmarked,
+        )
+        for mark in marks
+        if mark.reason.kind in (Why.OPTION, Why.LAYER_LIST)
     ]
 
 

@@ -22,11 +22,13 @@ from nvfp4.guides.records import GGUF_BITS, Guides
 from nvfp4.model import Model, bare
 from nvfp4.names import kind_of, natural_key
 from nvfp4.options import LEGACY_RECIPE, TARGET, Options
+from nvfp4.plan.choosing import can_be, format_called
 from nvfp4.plan.contract import contract_notes
 from nvfp4.plan.inputs import (
     as_scaled_fp8,
     attach_recording,
     attach_scale,
+    kept_marks,
     marks_by_precision,
     sensitive_floors,
 )
@@ -48,10 +50,11 @@ def make_plans(
     choices = choice_rules(options, model, guides, chosen or {})
     marks, unknown = marks_by_precision(options, model, guides)
     floors = [*floor_rules(options, model, guides.settings), *measured_floors(guides)]
-    floors += sensitive_floors(options, marks[NVFP4])
+    floors += sensitive_floors(options, model, marks[NVFP4])
+    floors += kept_marks(options, marks[NVFP4], {*(chosen or {})})
     plans, scales = [], guides.scales
     for ref in model.tensors.values():
-        rule = fitted(decide(ref.name, choices, floors), ref)
+        rule = fitted(options, decide(ref.name, choices, floors), ref)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
         if plan.is_quantised and not plan.is_looked_up:
             # The first mark that names the layer is the reason that the report gives.
@@ -198,8 +201,8 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     """Warn about choices in the plan that usually turn out badly.
 
     Those are: layers that are quantised twice, layers that keep their packed form, a --layer-config
-    that floors overrule, too much NVFP4 in an image model, a file that is no faster than 16-bit,
-    and layers whose shape another format suits.
+    that floors overrule, too much NVFP4 in an image model, and a file that is no faster than
+    16-bit.
     """
     notes, layers = [], [plan for plan in plans if plan.is_layer]
     # A layer that keeps its codes is quantised once.
@@ -232,10 +235,30 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     marked = ("full_precision_matrix_mult" in plan.config for plan in layers if plan.config)
     if packed and all(marked):
         notes.append("no layer is W4A4: the file saves memory, and no time over 16-bit")
-    shaped = defaultdict(list)
-    for plan in layers:
-        if plan.reason.kind is Why.SHAPE:
-            shaped[plan.precision].append(plan.ref.layer)
-    for form, named in shaped.items():
-        notes.append(f"{len(named)} layers are {form} for their shape: {examples(named)}")
     return notes
+
+
+def shape_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
+    """Note layers whose shape decides on their format, of plans that nothing changes any more.
+
+    Those are: layers that another format suits, and those that --target-size or a mark would give a
+    format which does not store them, and for which none that may be chosen stands in.
+    """
+    shaped, limited = defaultdict(list), defaultdict(list)
+    is_sized = options.target_size or options.target_ratio
+    for plan in plans:
+        if plan.is_layer and plan.reason.kind is Why.SHAPE:
+            shaped[plan.precision].append(plan.ref.layer)
+        elif plan.is_layer and plan.is_quantised and (is_sized or plan.full_precision):
+            forms = map(format_called, options.allowed)
+            lacking = [str(form) for form in forms if not can_be(options, form, plan.ref.shape)]
+            limited[" or ".join(lacking)].append(plan.ref.layer)
+    limited.pop("", None)
+    return [
+        f"{len(named)} layers are {form} for their shape: {examples(named)}"
+        for form, named in shaped.items()
+    ] + [
+        f"{len(named)} layers cannot be {form} for their shape, and --formats leaves no int8 to "
+        f"stand in: {examples(named)}"
+        for form, named in limited.items()
+    ]

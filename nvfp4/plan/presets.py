@@ -17,7 +17,13 @@ from nvfp4.formats.floats import HALF
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.model import Model, bare
 from nvfp4.options import Options
-from nvfp4.plan.choosing import allowed_by, format_for, held_formats, preset_sensitive
+from nvfp4.plan.choosing import (
+    allowed_by,
+    can_be,
+    format_for,
+    held_formats,
+    preset_sensitive,
+)
 from nvfp4.plan.records import Rule
 from nvfp4.reasons import Reason, Why
 from nvfp4.tokens import group_of
@@ -124,7 +130,12 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
         rules.append(rule)
     form = preset_sensitive(options)
     if not form.takes_mark:
-        names, text = sensitive_names(family, every), f"{rest.reason}: sensitive to 4-bit inputs"
+        names = frozenset(
+            name
+            for name in sensitive_names(family, every)
+            if can_be(options, form, model.tensors[name].shape)
+        )
+        text = f"{rest.reason}: sensitive to 4-bit inputs"
         reason = Reason(Why.FAMILY, text)
         rules.append(dataclasses.replace(rest, names=names, precision=form, reason=reason))
     return [*rules, rest]

@@ -24,7 +24,14 @@ from nvfp4.guides.records import GGUF_BITS, Guides, Setting
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.modules import not_linear
 from nvfp4.options import LEGACY_RECIPE, MINIMUM_OPTIONS, TARGET, Options
-from nvfp4.plan.choosing import eight_bit, format_for, least_format, recipe_format
+from nvfp4.plan.choosing import (
+    eight_bit,
+    fitting,
+    format_for,
+    least_format,
+    recipe_format,
+    unfit_reason,
+)
 from nvfp4.plan.contract import contract_rules, embedding_rules
 from nvfp4.plan.presets import edge_block_rules, edge_count, preset_rules
 from nvfp4.plan.records import UNNAMED, Rule
@@ -258,14 +265,18 @@ def decide(name: str, choices: list[Rule], floors: list[Rule]) -> Rule:
     return decided
 
 
-def fitted(rule: Rule, ref: TensorRef) -> Rule:
-    """Return a tensor's rule with a format that stores its shape, and why if it is another."""
+def fitted(options: Options, rule: Rule, ref: TensorRef) -> Rule:
+    """Return a tensor's rule with a format that stores its shape, and why if it is another.
+
+    What a --layer-config says goes before --formats and --card here, too.
+    """
     asked = rule.precision
-    form = asked.for_shape(ref.shape)
+    form = fitting(options, asked, ref.shape)
+    if rule.reason.kind is Why.LAYER_CONFIG:
+        form = asked.for_shape(ref.shape)
     if form is asked:
         return rule
-    what = "not rotated" if form.kind == asked.kind else f"no {asked}"
-    reason = Reason(Why.SHAPE, f"{what}: columns % {asked.rotated} != 0")
+    reason = unfit_reason(asked, form)
     return dataclasses.replace(rule, precision=form, reason=reason.over(rule.reason))
 
 

@@ -165,7 +165,7 @@ def render_output_errors(report: Report, count: int = 5) -> list[str]:
 def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
     """Render --w4a4-share's trade-off at about CURVE_POINTS points, as three lines.
 
-    For a share of the linear weights left in W4A4 they show the part that remains of the squared
+    For a share of the multiply work left in W4A4 they show the part that remains of the squared
     output error that 4-bit activations add.
     """
     if not curve:
@@ -173,7 +173,7 @@ def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
     step = max(1, (len(curve) - 1) // (CURVE_POINTS - 1))
     points = [*curve[:-1:step], curve[-1]]  # both ends of the curve are always there
     return [
-        "  W4A4 share of the linear weights, and what is left of the squared error it adds:",
+        "  W4A4 share of the multiply work, and what is left of the squared error it adds:",
         "    " + "  ".join(f"{100 * point.share:3.0f} %" for point in points),
         "    " + "  ".join(f"{100 * point.error:3.0f} %" for point in points),
     ]

@@ -9,7 +9,6 @@ recording kept of each layer's input and on some rows of its weight. The plans t
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 import torch
@@ -18,8 +17,9 @@ from nvfp4.errors import ConvertError
 from nvfp4.numeric.codes import decode_nvfp4, encode_nvfp4, largest_magnitude, nvfp4_global_scale
 from nvfp4.numeric.damage import squared
 from nvfp4.numeric.scale_search import mse_block_scales
-from nvfp4.options import Options
+from nvfp4.options import TARGET, Options
 from nvfp4.plan.choosing import spared
+from nvfp4.plan.multiply_work import work_by_weight
 from nvfp4.plan.records import TensorPlan
 from nvfp4.progress import progress_bar
 from nvfp4.read.tensors import load, load_some_rows
@@ -43,7 +43,7 @@ class CurvePoint(NamedTuple):
     """
 
     layer: str
-    share: float  # of the linear weights, in W4A4
+    share: float  # of the multiply work, in W4A4
     error: float  # of the squared output error that 4-bit activations add
 
 
@@ -87,15 +87,13 @@ def limit_w4a4(
         return plans, [], ()
     studied = [plan for plan in plans if plan.has_nvfp4_input and plan.moments]
     if not studied:
-        raise ConvertError("--w4a4-share: no NVFP4 layer has second moments in --activation-stats")
-    linear = [plan for plan in plans if plan.ref.is_linear_weight]
-    whole = sum(math.prod(plan.ref.shape) for plan in linear)
-    work = {plan.ref.name: math.prod(plan.ref.shape) / whole for plan in linear}
+        raise ConvertError(f"--w4a4-share: {nothing_studied(plans)}")
+    work = work_by_weight(plans)
     bar = progress_bar("comparing", studied, quiet=options.quiet)
     added = {plan.ref.name: added_error(plan, *study(plan)) for plan in bar}
-    # By error for each weight; names break ties, so that equal inputs give equal plans.
+    # By error for their work; names break ties, so that equal inputs give equal plans.
     order = sorted(added, key=lambda name: (-added[name] / work[name], name))
-    left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4)
+    left = sum(work[plan.ref.name] for plan in plans if plan.is_w4a4 and plan.is_multiplied)
     marked = {plan.ref.name for plan in studied if plan.full_precision}
     curve = trade_off(order, added, work, left + sum(work[name] for name in marked))
     notes = []
@@ -119,13 +117,25 @@ def limit_w4a4(
     return plans, notes, curve
 
 
+def nothing_studied(plans: list[TensorPlan]) -> str:
+    """Say why no layer can be compared: none is NVFP4, or none of these has statistics."""
+    if any(plan.has_nvfp4_input for plan in plans):
+        return "no NVFP4 layer has second moments in --activation-stats"
+    if not any(plan.reason.kind is Why.TARGET_SIZE for plan in plans):
+        return "no layer is NVFP4"
+    return (
+        f"{TARGET} chose other formats than NVFP4 for all layers; give --fp4-share instead for the "
+        "share of the work that it leaves in W4A4, or --formats for what it chooses from"
+    )
+
+
 def trade_off(
     order: list[str], added: dict[str, float], work: dict[str, float], share: float
 ) -> tuple[CurvePoint, ...]:
     """Compute what is left in W4A4, and of the error it adds, after each layer in turn.
 
     `order` are the layers' weights; `added` and `work` are {weight: squared error it adds} and
-    {weight: its share of the linear weights}; `share` is the W4A4 share with none marked. The first
+    {weight: its share of the multiply work}; `share` is the W4A4 share with none marked. The first
     point has all of the error, the last none.
     """
     names, points = [*order], [CurvePoint("", share, 1.0)]

@@ -8,6 +8,8 @@ other sizes that the report shows.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -17,10 +19,12 @@ from nvfp4.encode.float16 import float16_overflows
 from nvfp4.errors import ConvertError, exact_size, gigabytes
 from nvfp4.formats.base import Format, written_formats
 from nvfp4.formats.floats import HALF
+from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.layout import bytes_in_output, output_size
 from nvfp4.model import Model, bare
 from nvfp4.names import block_of
 from nvfp4.options import TARGET, Options
+from nvfp4.plan.choosing import fitting, marked_format, sensitive_format
 from nvfp4.plan.multiply_work import is_in_fp4, multiplied, work_by_weight
 from nvfp4.plan.records import UNNAMED, Plan, TensorPlan, plan_tensor, widen
 from nvfp4.ranks import Ranks
@@ -135,7 +139,8 @@ def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
     """Return the bytes that options may add at most once the precisions are settled.
 
     --w4a4-share marks layers, or makes W4A8 of them, and --pre-quant-scale adds a tensor [K] to
-    them, but both measure the plan that comes out here.
+    them, but both measure the plan that comes out here. What stands in for W4A8 is larger: layers
+    that are open to a choice are not NVFP4 then, see `list_candidates`.
     """
     layers = [plan for plan in plans if plan.is_layer]
     added = 0
@@ -143,9 +148,20 @@ def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
         added = len(layers) * MARK_BYTES
         if options.sensitive_as == "w4a8":
             added = sum(W4A8_BYTES + ROW_SCALE_BYTES * plan.ref.shape[0] for plan in layers)
+            settled = (plan for plan in layers if not plan.is_open and plan.is_quantised)
+            added += sum(larger_if_spared(options, plan) for plan in settled)
     if options.pre_quant_scale:
         added += sum(2 * plan.ref.shape[-1] + SCALE_BYTES for plan in layers if plan.moments)
     return added
+
+
+def larger_if_spared(options: Options, plan: TensorPlan) -> int:
+    """Return the bytes by which a layer in NVFP4 grows if --w4a4-share makes INT8 of it, else 0."""
+    form = sensitive_format(options, plan)
+    if not plan.is_w4a4 or not plan.moments or form in (NVFP4, marked_format(options)):
+        return 0
+    larger = dataclasses.replace(plan, precision=form, input_scale=None)
+    return bytes_in_output(larger) - bytes_in_output(plan)
 
 
 def wide_halves(options: Options, plans: Iterable[TensorPlan]) -> frozenset[str]:
@@ -217,7 +233,9 @@ def list_candidates(
     ways = [
         {
             plan.ref.name: plan
-            for plan in planner(chosen={n: form.for_shape(start[n].ref.shape) for n in names})[0]
+            for plan in planner(
+                chosen={n: fitting(options, form, start[n].ref.shape) for n in names}
+            )[0]
         }
         for form in written_formats()
         if form.option in options.allowed
@@ -230,8 +248,14 @@ def list_candidates(
             half = plan_tensor(start[name].ref, UNNAMED, DTYPE_OPTIONS[options.dtype])
             plans[HALF] = half
         kept = (plan for _, plan in sorted(plans.items()) if not is_idle(plan, plans, options))
+        if options.w4a4_share:
+            kept = (plan for plan in kept if not larger_if_spared(options, plan))
         candidates[name] = widen(kept, widened)
-    return {name: plans for name, plans in candidates.items() if len(plans) > 1}
+    return {
+        name: plans
+        for name, plans in candidates.items()
+        if len(plans) > 1 or (plans and plans[0].precision is not start[name].precision)
+    }
 
 
 def is_idle(plan: TensorPlan, plans: dict[Format, TensorPlan], options: Options) -> bool:
@@ -266,7 +290,7 @@ def least_fp4(
     done, most = (sum(work[name] for name in names) for names in (settled, settled + able))
     if most < options.fp4_share - 1e-9:
         raise ConvertError(
-            f"--fp4-share {options.fp4_share:g}: at most {100 * most:.0f} % of the "
+            f"--fp4-share {options.fp4_share:g}: at most {math.floor(1000 * most) / 10:g} % of the "
             "multiply work can be W4A4; other options, or the layers' shapes, keep the rest from it"
         )
     return options.fp4_share - done

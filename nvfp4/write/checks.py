@@ -18,7 +18,7 @@ from nvfp4.errors import ConvertError, exact_size, examples
 from nvfp4.files import allocated, is_same, largest_file, os_problem, target_problems, unfinished
 from nvfp4.layout import Job, bytes_in_output
 from nvfp4.model import Model
-from nvfp4.options import Options
+from nvfp4.options import TARGET, Options
 from nvfp4.plan.choosing import allowed_by
 from nvfp4.plan.records import TensorPlan
 from nvfp4.ranks import ALONE
@@ -49,12 +49,17 @@ def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
 def output_problems(job: Job) -> list[str]:
     """List what is known to keep the output from being written, one line a problem.
 
-    Checked are: a target that is also an input, a missing folder, a forbidden or locked file,
+    Checked are: more bytes than --target-size allows, a target that is also an input, a missing
+    folder, a forbidden or locked file,
     leftover shards, the largest file that the file system takes, and the disk's free space against
     the whole output. Partial files that will be
     overwritten count as free space. An OSError becomes a line, too; nothing is raised.
     """
     options, output, problems = job.options, job.options.output, []
+    wanted = options.target(job.model)
+    if 0 < wanted < job.nbytes:
+        more = f"{job.nbytes - wanted:,} bytes"
+        problems.append(f"{TARGET}: the file would be larger, by {more}; give that much more")
     partial = [unfinished(path) for path in job.files]
     targets = [*job.files, *partial]
     try:

@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 
 from nvfp4.cli.parse import parse_options
 from nvfp4.guides.read import read_guides
-from nvfp4.plan.make import make_plans
+from nvfp4.plan.make import make_plans, shape_notes
 from nvfp4.read.checkpoint import open_model
 
 
@@ -16,7 +16,7 @@ def plan_of(tmp_path, tensors, *arguments):
     options = parse_options([str(source), str(tmp_path / "o.safetensors"), *arguments])
     model = open_model(source)
     plans, notes = make_plans(options, model, read_guides(options, model))
-    return {plan.ref.name: plan for plan in plans}, notes
+    return {plan.ref.name: plan for plan in plans}, (*notes, *shape_notes(options, plans))
 
 
 def plans_of(tiny, *arguments):

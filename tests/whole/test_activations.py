@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 from itertools import pairwise
 
 import comfy_kitchen
@@ -72,23 +71,27 @@ def test_layers_that_gain_most_get_full_precision_matmul(tiny, moments, tmp_path
     base += ["--activation-stats", str(moments), "--report", str(report)]
     assert c.main([*base, "--w4a4-share", "0.12"]) == 0
     w4a4, data = matmuls_of(out), json.loads(report.read_text(encoding="utf-8"))
-    assert data["matmuls"]["W4A4"]["share"] <= 0.12
-    sizes = {row["name"][:-7]: math.prod(row["shape"]) for row in data["tensors"]}
-    gains = {layer: added_error(tiny, moments, layer) / sizes[layer] for layer in w4a4}
+    share = data["work"]["shares"]["FP4"]
+    assert share <= 0.12
+    plans = c.convert(c.parse_options([*base, "--dry-run"])).plans
+    work = {name[:-7]: part for name, part in c.work_by_weight(plans).items()}
+    gains = {layer: added_error(tiny, moments, layer) / work[layer] for layer in w4a4}
     worst_kept = max(gains[layer] for layer, is_w4a4 in w4a4.items() if is_w4a4)
     marked = [gains[layer] for layer, is_w4a4 in w4a4.items() if not is_w4a4]
     assert min(marked) >= 0.9 * worst_kept  # from some of the weights' rows
-    last = data["matmuls"]["W4A4"]["share"] + max(sizes.values()) / sum(sizes.values())
-    assert last > 0.12  # and not one more
+    assert share + max(work[layer] for layer in w4a4) > 0.12  # and not one more
     curve = data["w4a4_curve"]
     assert curve[0]["layer"] == ""
+    shares = {point["layer"]: point["share"] for point in curve}
+    assert shares[""] == pytest.approx(sum(work[layer] for layer in w4a4))
+    assert any(part == pytest.approx(share) for part in shares.values())
     assert sorted(point["layer"] for point in curve[1:]) == sorted(w4a4)
     for before, after in pairwise(curve):
         assert after["share"] < before["share"]
         assert after["error"] <= before["error"]
     assert (curve[0]["error"], curve[-1]["error"]) == (1, 0)
     text = capsys.readouterr().out
-    assert "W4A4 share of the linear weights, and what is left of the squared error" in text
+    assert "W4A4 share of the multiply work, and what is left of the squared error" in text
     assert c.main([*base, "--w4a4-share", "0.12", "--full-precision-mm-pattern", "blocks.2"]) == 0
     assert "other options mark 7 layers: W4A4 20 %, which leave " in capsys.readouterr().out
     assert all(not is_w4a4 for layer, is_w4a4 in matmuls_of(out).items() if "blocks.2" in layer)
@@ -122,6 +125,18 @@ def test_layers_without_statistics_cannot_be_compared(tiny, tmp_path, capsys):
     with pytest.raises(SystemExit):
         c.parse_options([*base, "--w4a4-share", "60"])
     assert "60 is no share: 1 is all" in capsys.readouterr().err
+
+
+def test_a_share_of_no_layer_at_all_tells_so(tiny, moments, tmp_path, capsys):
+    base = [str(tiny), str(tmp_path / "o.safetensors"), "--partial-guide", "--quiet", "--dry-run"]
+    base += ["--activation-stats", str(moments), "--w4a4-share", "0.5"]
+    assert c.main([*base, "--formats", "nvfp4,int8", "--min-ffn-fp8", "--exclude", "attn"]) == 1
+    assert "--w4a4-share: no layer is NVFP4\n" in capsys.readouterr().err
+    assert c.main([*base, "--target-ratio", "0.5"]) == 1
+    told = "--w4a4-share: --target-size chose other formats than NVFP4 for all layers; give --fp4-"
+    assert told in capsys.readouterr().err
+    with pytest.raises(c.ConvertError, match="chose other formats than NVFP4"):
+        c.convert(c.parse_options([*base, "--target-ratio", "0.5"]))
 
 
 @pytest.fixture(scope="module")

@@ -271,7 +271,9 @@ def test_a_planned_layer_is_spared_as_options_say(tmp_path, word):
             continue
         expected = format_called(word).for_shape(plan.ref.shape)
         assert (plan.precision, plan.full_precision, plan.input_scale) == (expected, None, None)
-        assert str(plan.reason) == "--w4a4-share 0.5 (else --preset all)"
+        why = "--w4a4-share 0.5 (else --preset all)"
+        shape = f"no {word.upper()}: columns % 256 != 0 (else {why})"
+        assert str(plan.reason) == (why if plan.precision is format_called(word) else shape)
 
 
 # What contradicts
