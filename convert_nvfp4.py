@@ -14407,7 +14407,7 @@ def shape_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
         f"{len(named)} layers are {form} for their shape: {examples(named)}"
         for form, named in shaped.items()
     ] + [
-        f"{len(named)} layers cannot be {form} for their shape, and --formats leaves no int8 to "
+        f"{len(named)} layers cannot be {form} for their shape, and --formats leaves nothing to "
         f"stand in: {examples(named)}"
         for form, named in limited.items()
     ]

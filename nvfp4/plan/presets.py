@@ -17,13 +17,7 @@ from nvfp4.formats.floats import HALF
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.model import Model, bare
 from nvfp4.options import Options
-from nvfp4.plan.choosing import (
-    allowed_by,
-    can_be,
-    format_for,
-    held_formats,
-    preset_sensitive,
-)
+from nvfp4.plan.choosing import allowed_by, can_be, format_for, held_formats, preset_sensitive
 from nvfp4.plan.records import Rule
 from nvfp4.reasons import Reason, Why
 from nvfp4.tokens import group_of

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nvfp4.cards import CARDS
+from nvfp4.cli.parse import parse_options
 from nvfp4.errors import ConvertError
 from nvfp4.formats.base import format_titled
 from nvfp4.formats.floats import HALF
@@ -16,6 +17,7 @@ from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.formats.w4a8 import W4A8, W6A8
 from nvfp4.options import Options
 from nvfp4.plan.choosing import format_called, sensitive_format, spared
+from nvfp4.plan.make import shape_notes
 from nvfp4.reasons import Reason, Why
 from support.make_families import read_headers
 from support.make_golden import LOW_14B, planned, planned_for
@@ -341,3 +343,85 @@ def test_formats_without_8_bits_are_the_reason_for_16():
     plans = plans_of_family("wan21_i2v_14b", "--formats", "w6a8")
     reason = str(plans["blocks.5.ffn.2.weight"].reason)
     assert reason.startswith("no 8-bit format in --formats w6a8 (else feed-forward down")
+
+
+def problems_of(**values):
+    """What both interfaces say against these options, [] where they take them."""
+    words = []
+    for name, value in values.items():
+        words += ["--" + name.replace("_", "-"), *([] if value is True else [value])]
+    found = []
+    for make in (
+        lambda: Options(source="s.safetensors", output="o.safetensors", **values),
+        lambda: parse_options(["s.safetensors", "o.safetensors", *words]),
+    ):
+        try:
+            make()
+            found.append(())
+        except ConvertError as error:
+            found.append(error.problems)
+        except SystemExit:
+            found.append(None)
+    return found
+
+
+@pytest.mark.parametrize("only", [{"card": "turing"}, {"formats": "int8"}, {"recipe": "int8"}])
+def test_what_sensitive_layers_become_may_be_what_all_become(only):
+    assert problems_of(**only, sensitive_as="int8") == [(), ()]
+
+
+def test_fp8_is_not_marked_where_its_layers_become_int8(capsys):
+    given = {"gguf": "g", "use_int8": True, "fp8_full_precision_mm": True}
+    told = "--fp8-full-precision-mm contradicts --use-int8, which makes INT8 of these"
+    assert problems_of(**given) == [(told,), None]
+    assert told in capsys.readouterr().err
+
+
+NARROW = {f"blocks.{i}.x.weight": weight(64, 320) for i in range(2)}
+
+
+@pytest.mark.parametrize(
+    ("formats", "expected"),
+    [
+        ("w4a8,int8", (PLAIN_INT8, None)),
+        ("w4a8,16bit", (HALF, None)),
+        ("w4a8,fp8", (FP8, "FP8 without an input scale")),
+    ],
+)
+def test_only_a_format_that_may_be_chosen_stands_in(tmp_path, formats, expected):
+    plans, notes = plan_of(tmp_path, {**NARROW, "wide.weight": weight(64, 256)},
+                           "--preset", "all", "--formats", formats)  # fmt: skip
+    for name in NARROW:
+        plan = plans[name]
+        mark = plan.full_precision and plan.full_precision.text
+        assert (plan.precision, mark) == expected
+        assert str(plan.reason).startswith("no W4A8: columns % 256 != 0 (else --formats")
+    assert plans["wide.weight"].precision is W4A8
+    told = f"2 layers are {expected[0]} for their shape: blocks.0.x, blocks.1.x"
+    assert told in notes
+
+
+def test_a_marked_layer_is_marked_where_nothing_stands_in(tmp_path):
+    given = ("--preset", "all", "--full-precision-mm-pattern", ".", "--sensitive-as", "w4a8")
+    plans, notes = plan_of(tmp_path, NARROW, *given, "--formats", "nvfp4,w4a8")
+    assert {plan.precision for plan in plans.values()} == {NVFP4}
+    assert all(plan.full_precision for plan in plans.values())
+    told = "2 layers cannot be W4A8 for their shape, and --formats leaves nothing to stand in: "
+    assert f"{told}blocks.0.x, blocks.1.x" in notes
+    for plan in plans.values():
+        options = Options(
+            source="s.safetensors",
+            output="o.safetensors",
+            sensitive_as="w4a8",
+            formats="nvfp4,w4a8",
+        )
+        assert sensitive_format(options, plan) is NVFP4
+
+
+def test_layers_that_are_spared_count_among_those_of_their_shape(tmp_path):
+    plans, _ = plan_of(tmp_path, NARROW, "--preset", "all")
+    options = Options(source="s.safetensors", output="o.safetensors", sensitive_as="w4a8")
+    reason = Reason(Why.W4A4_SHARE, "--w4a4-share 0.5")
+    made = [spared(options, plan, reason) for plan in plans.values()]
+    told = "2 layers are INT8 not rotated for their shape: blocks.0.x, blocks.1.x"
+    assert shape_notes(options, made) == [told]

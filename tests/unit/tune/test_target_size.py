@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from nvfp4.cli.parse import parse_options
 from nvfp4.conversion import convert
 from nvfp4.errors import ConvertError
 from nvfp4.guides.read import read_guides
@@ -13,6 +14,8 @@ from nvfp4.options import Options
 from nvfp4.plan.make import make_plans
 from nvfp4.source.read import read_source
 from nvfp4.tune.target_size import list_candidates, slow_notes
+from support.activations import correlated
+from support.recorder import recorder
 
 NOTHING = " leaves nothing to choose: with every open layer unquantised, m.safetensors (0.52 MB) "
 
@@ -89,3 +92,88 @@ def test_layers_that_a_size_makes_slow_are_noted():
     assert note.startswith("62 % of the multiply work is at 16-bit speed, where the preset alone")
     assert slow_notes(card, 0.5, 0.5) == slow_notes(card, 0.5, 0.4) == []
     assert slow_notes(Options(source="s.safetensors", output="o.safetensors"), 0.5, 0.6) == []
+
+
+def conversions(tmp_path, weights, **given):
+    """Yield what both interfaces make of random weights {name: shape}, in Python first."""
+    made = torch.Generator().manual_seed(1)
+    tensors = {name: torch.randn(shape, generator=made) for name, shape in weights.items()}
+    save_file(tensors, tmp_path / "m.safetensors")
+    task = {"source": tmp_path / "m.safetensors", "output": tmp_path / "o.safetensors"}
+    yield lambda: convert(Options(**task, quiet=True, **given))
+    words = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors"), "--quiet"]
+    for name, value in given.items():
+        flag = "--" + name.replace("_", "-")
+        words += [*value] if isinstance(value, frozenset) else [flag, str(value)]
+    yield lambda: convert(parse_options(words))
+
+
+def recorded(tmp_path, weights):
+    """A recording with second moments of all layers of weights {name: shape}."""
+    made = recorder.Recording(tmp_path, "stats")
+    layers = {name.removesuffix(".weight"): shape[1] for name, shape in weights.items()}
+    made.begin({}, 4096, layers)
+    for index, (layer, columns) in enumerate(layers.items()):
+        made.observe(layer, correlated(columns, 256, index))
+    made.save()
+    return tmp_path / "stats.safetensors"
+
+
+def test_what_stands_in_for_w4a8_makes_no_file_larger_than_asked(tmp_path):
+    weights = {f"blocks.{i}.x.weight": (256, 320) for i in range(6)}
+    weights |= {f"blocks.{i}.y.weight": (256, 256) for i in range(6)}
+    given = {"preset": "all", "w4a4_share": 0.05, "sensitive_as": "w4a8"}
+    given |= {"activation_stats": recorded(tmp_path, weights), "target_ratio": 0.3}
+    for run in conversions(tmp_path, weights, **given, include=r"blocks\.[01]"):
+        report = run()
+        assert report.output_bytes <= 0.3 * 4 * 6 * 256 * (320 + 256)
+        assert {
+            str(p.precision) for p in report.plans if p.ref.layer in ("blocks.0.x", "blocks.0.y")
+        } == {"W4A8", "INT8 not rotated"}
+    for run in conversions(tmp_path, weights, **given | {"target_ratio": 0.18}):
+        with pytest.raises(ConvertError, match="is too little: the smallest that this plan"):
+            run()
+
+
+def test_a_size_is_reached_with_the_formats_that_may_be_chosen(tmp_path):
+    weights = {f"blocks.{i}.x.weight": (256, 320) for i in range(6)}
+    weights |= {f"blocks.{i}.y.weight": (256, 256) for i in range(6)}
+    given = {"preset": "all", "formats": "nvfp4,w4a8,16bit", "target_ratio": 0.25}
+    for run in conversions(tmp_path, weights, **given):
+        report = run()
+        assert {str(plan.precision) for plan in report.plans} <= {"NVFP4", "W4A8", "16-bit"}
+        told = "layers cannot be W4A8 for their shape, and --formats leaves nothing to stand in: "
+        assert any(told in note for note in report.notes)
+
+
+def test_named_layers_keep_16_bit_activations(tmp_path):
+    """--target-size gives them formats that can be marked, or 16 bits."""
+    weights = {f"blocks.{i}.self_attn.q.weight": (256, 256) for i in range(4)}
+    weights |= {f"blocks.{i}.ffn.0.weight": (256, 256) for i in range(8)}
+    given = {"preset": "all", "target_ratio": 0.24, "full_precision_mm_pattern": "self_attn"}
+    for run in conversions(tmp_path, weights, **given):
+        report = run()
+        named = [plan for plan in report.plans if "self_attn" in plan.ref.name]
+        assert all(plan.full_precision or not plan.is_quantised for plan in named)
+        assert any(plan.is_quantised for plan in named)
+        assert {str(p.precision) for p in report.plans if "ffn" in p.ref.name} & {"W4A8", "INT8"}
+    for run in conversions(tmp_path, weights, **given, sensitive_as="w4a8"):
+        named = [plan for plan in run().plans if "self_attn" in plan.ref.name]
+        assert {str(plan.precision) for plan in named} <= {"W4A8", "INT8", "16-bit"}
+
+
+def test_layers_of_at_least_8_bits_are_int8(tmp_path):
+    weights = {f"blocks.{i}.ffn.0.weight": (256, 256) for i in range(4)}
+    weights |= {f"blocks.{i}.self_attn.q.weight": (256, 256) for i in range(4)}
+    given = {"preset": "all", "target_ratio": 0.24, "minimums": frozenset({"--min-ffn-fp8"})}
+    for run in conversions(tmp_path, weights, **given):
+        plans = run().plans
+        assert {str(p.precision) for p in plans if "ffn" in p.ref.name} <= {"INT8", "16-bit"}
+        assert any(str(plan.precision) == "INT8" for plan in plans)
+
+
+def test_the_most_work_that_can_be_w4a4_is_not_rounded_up(tmp_path):
+    weights = {f"blocks.{i}.x.weight": (512, 512) for i in range(8)} | {"odd.weight": (32, 72)}
+    for run in conversions(tmp_path, weights, preset="all", target_ratio=0.24, fp4_share=1):
+        with pytest.raises(ConvertError, match=r"--fp4-share 1: at most 99\.8 % of the multiply "):
+            run()
