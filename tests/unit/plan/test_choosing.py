@@ -274,7 +274,8 @@ def test_a_planned_layer_is_spared_as_options_say(tmp_path, word):
         expected = format_called(word).for_shape(plan.ref.shape)
         assert (plan.precision, plan.full_precision, plan.input_scale) == (expected, None, None)
         why = "--w4a4-share 0.5 (else --preset all)"
-        shape = f"no {word.upper()}: columns % 256 != 0 (else {why})"
+        what = "not rotated" if word == "int8" else "no W4A8"
+        shape = f"{what}: columns % 256 != 0 (else {why})"
         assert str(plan.reason) == (why if plan.precision is format_called(word) else shape)
 
 
