@@ -13211,7 +13211,7 @@ def sensitive_format(options: Options, plan: TensorPlan) -> Format:
 def unfit_reason(asked: Format, form: Format) -> Reason:
     """Say that a format does not store a weight's shape, and `form` stands in for it."""
     what = "not rotated" if form.kind == asked.kind else f"no {asked}"
-    return Reason(Why.SHAPE, f"{what}: columns % {asked.rotated} != 0")
+    return Reason(Why.SHAPE, f"{what}: columns % {asked.column_multiple} != 0")
 
 
 def spared(options: Options, plan: TensorPlan, reason: Reason) -> TensorPlan:

@@ -44,7 +44,7 @@ def test_formats_of_few_bits_go_over_as_they_are(title, tmp_path, capsys):
     assert "only one of comfy_quant and the header's entry" in flaw
     out = tmp_path / "o.safetensors"
     assert main([str(path), str(out), "--preset", "all", "--quiet"]) == 0
-    assert "1 layers are quantised in the source and go over as they are" in capsys.readouterr().out
+    assert "1 layer is quantised in the source and goes over as it is" in capsys.readouterr().out
     assert same(path, out, [*tensors, "comfy_quant"])
     assert main(["--verify", str(out), "--source", str(path), "--quiet"]) == 0
     assert "no defect found" in capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_codes_and_scales_come_back_as_they_were(title, tmp_path, capsys):
     # In another format they are quantised twice, and the note says what they were.
     assert main([str(path), str(out), "--preset", "all", "--formats", "nvfp4,16bit"]) == 0
     kind = title.partition(" ")[0]
-    assert f"1 layers are {kind} in the source and quantised twice" in capsys.readouterr().out
+    assert f"1 layer is {kind} in the source and quantised twice" in capsys.readouterr().out
 
 
 def test_one_scale_of_int8_is_written_for_each_row(tmp_path):
