@@ -106,22 +106,7 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
         Rule(names=names, precision=HALF, reason=reason, is_open=names is text)
         for names in (text, outside - text)
     ]
-    held = held_formats(options, model)
-    for keep in family.keeps:
-        names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
-        # --target-size may choose anew for what is quantised, and leaves 16-bit alone.
-        is_open = keep.precision == EIGHT_BITS
-        kept, reason = format_for(options, keep.precision), Reason(Why.FAMILY, keep.why)
-        if is_open and kept is HALF:
-            lacking = f"no 8-bit format in {allowed_by(options)}"
-            reason = Reason(Why.FAMILY, lacking).over(reason)
-        rule = Rule(names=names, precision=kept, reason=reason, is_open=is_open)
-        if is_open:
-            rules += [
-                dataclasses.replace(rule, names=names & weights, precision=form)
-                for form, weights in held.items()
-            ]
-        rules.append(rule)
+    rules += keep_rules(options, model, family)
     form = preset_sensitive(options)
     if not form.takes_mark:
         names = frozenset(
@@ -133,6 +118,31 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
         reason = Reason(Why.FAMILY, text)
         rules.append(dataclasses.replace(rest, names=names, precision=form, reason=reason))
     return [*rules, rest]
+
+
+def keep_rules(options: Options, model: Model, family: Family) -> list[Rule]:
+    """Make the rules for layers of the blocks that the family gives more than NVFP4.
+
+    Of those that are to have 8 bits, what the source has in 8 bits already keeps its format.
+    """
+    every = {ref.name: bare(ref.layer) for ref in model.linear_weights}
+    rules, held = [], held_formats(options, model)
+    for keep in family.keeps:
+        names = frozenset(name for name, layer in every.items() if re.search(keep.layers, layer))
+        # --target-size may choose anew for what is quantised, and leaves 16-bit alone.
+        is_open = keep.precision == EIGHT_BITS
+        kept, reason = format_for(options, keep.precision), Reason(Why.FAMILY, keep.why)
+        if is_open and not kept.is_quantised:
+            lacking = f"no 8-bit format in {allowed_by(options)}"
+            reason = Reason(Why.FAMILY, lacking).over(reason)
+        rule = Rule(names=names, precision=kept, reason=reason, is_open=is_open)
+        if is_open:
+            rules += [
+                dataclasses.replace(rule, names=names & weights, precision=form)
+                for form, weights in held.items()
+            ]
+        rules.append(rule)
+    return rules
 
 
 def sensitive_names(family: Family, layers: dict[str, str]) -> frozenset[str]:
