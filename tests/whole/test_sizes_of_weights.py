@@ -42,9 +42,7 @@ def convert(tmp_path, sizes, form, *arguments):
     return told, source, out
 
 
-@pytest.mark.parametrize(
-    ("search", "is_compiled"), [("amax", False), ("mse", False), ("mse", True)]
-)
+@pytest.mark.parametrize(("search", "is_compiled"), [("amax", False), ("mse", True)])
 @pytest.mark.parametrize("form", FORMATS)
 def test_reported_errors_are_those_that_verify_measures(
     form, is_compiled, search, tmp_path, monkeypatch
@@ -62,19 +60,17 @@ def test_reported_errors_are_those_that_verify_measures(
         assert error < FORMATS[form] if size >= least else 0.5 < error <= 1, size
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("form", FORMATS)
-def test_what_a_cast_loses_is_told(form, dtype, tmp_path):
+def test_what_a_cast_loses_is_told(form, tmp_path):
     """Weights of 1e-10 and below are zeros in float16."""
-    told, source, out = convert(tmp_path, SIZES[:4], form, "--quant-dtype", dtype)
+    told, source, out = convert(tmp_path, SIZES[:4], form, "--quant-dtype", "float16")
     measured = c.verify_file(c.Verification(file=out, source=source, quiet=True)).damage
     for layer, error in told.items():
         assert error == pytest.approx(measured[layer].relative_rmse, rel=0.01), layer
 
 
 @pytest.mark.parametrize(
-    ("search", "dtype"),
-    [("amax", "float32"), ("mse", "float32"), ("mse", "bfloat16"), ("mse", "float16")],
+    ("search", "dtype"), [("amax", "float32"), ("mse", "bfloat16"), ("mse", "float16")]
 )
 @pytest.mark.parametrize("form", FORMATS)
 def test_weights_near_the_largest_number_are_stored_or_refused(
