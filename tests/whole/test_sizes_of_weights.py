@@ -85,6 +85,8 @@ def test_weights_near_the_largest_number_are_stored_or_refused(
         assert refused in capsys.readouterr().err
         assert not [*tmp_path.glob("o.*")]
         return
+    if form == "mxfp8" and not hasattr(torch, "float8_e8m0fnu"):
+        pytest.skip("safetensors of the age of this torch cannot read scales of MXFP8")
     with safe_open(out, "pt") as file:
         scales = [file.get_tensor(key).float() for key in [*file.keys()] if "scale" in key]
     assert all(scale.isfinite().all() for scale in scales if scale.dtype.is_floating_point)

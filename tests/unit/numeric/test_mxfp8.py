@@ -11,8 +11,8 @@ quantization = pytest.importorskip("comfy_kitchen.backends.eager.quantization")
 
 def kitchen(weight):
     """Its codes, and its powers of two in rows."""
-    if not hasattr(quantization, "quantize_mxfp8"):
-        pytest.skip("this comfy_kitchen has no MXFP8")
+    if not hasattr(quantization, "quantize_mxfp8") or not hasattr(torch, "float8_e8m0fnu"):
+        pytest.skip("this comfy_kitchen or torch has no MXFP8")
     codes, tiles = quantization.quantize_mxfp8(weight)
     columns = weight.shape[1] // MX_BLOCK
     rows = quantization.from_blocked(tiles.view(torch.uint8), len(weight), columns)
