@@ -7300,8 +7300,7 @@ class AwqInt4(Int4):
 
 def nibbles(codes: torch.Tensor, *, signed: bool) -> torch.Tensor:
     """Unpack int8 [n, K/2] to int8 [n, K], the even column from the low four bits."""
-    low, high = codes.view(torch.uint8) & 15, codes.view(torch.uint8) >> 4
-    both = torch.stack([low, high], dim=2).flatten(1).to(torch.int8)
+    both = unpack_w4a8(codes, codes.shape[1] * 2).to(torch.int8)
     return both - ((both & 8) << 1) if signed else both
 
 
@@ -7844,11 +7843,9 @@ class W4a8(Format):
     def unpack(self, tensors: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Bring stored tensors into rows, as `decode` takes them, the codebook for each row."""
         codes, group_scale, row_scale, *more = (tensors[name] for name in self.parts((1, 16)))
-        codes = codes.view(torch.int8)
-        if group_scale.dtype == torch.uint8:
-            group_scale = group_scale.view(torch.float8_e4m3fn)
         books = self.codebooks(more[0].float(), len(codes)) if more else ()
-        return [codes, group_scale, row_scale.float(), *books], torch.ones(())
+        stored = codes.view(torch.int8), as_group_scales(group_scale)
+        return [*stored, row_scale.float(), *books], torch.ones(())
 
     def decode(self, *parts_and_scale: torch.Tensor) -> torch.Tensor:
         """Decode to integers, multiply by the scale of each row, and rotate back: float32 [n, K].
@@ -7896,10 +7893,7 @@ class W4a8(Format):
 
         The scale of a group may be 0, and of either sign: comfy_kitchen multiplies by it as it is.
         """
-        groups = scales[self.scale_suffix]
-        groups = (
-            groups.view(torch.float8_e4m3fn) if groups.dtype == torch.uint8 else groups
-        ).float()
+        groups = as_group_scales(scales[self.scale_suffix]).float()
         found = bad_scales({"weight_s_channel": scales["weight_s_channel"].float()})
         if not groups.isfinite().all():
             found.append(("bad scale", self.scale_suffix))
@@ -7956,6 +7950,11 @@ class PlainW4a8(W4a8):
     name = option = ""
     title = "W4A8 without codebook"
     has_codebook = False
+
+
+def as_group_scales(stored: torch.Tensor) -> torch.Tensor:
+    """View bytes as the E4M3 that they are; group scales of other dtypes come back as they are."""
+    return stored.view(torch.float8_e4m3fn) if stored.dtype == torch.uint8 else stored
 
 
 W4A8, W6A8, PLAIN_W4A8 = W4a8(), W6a8(), PlainW4a8()

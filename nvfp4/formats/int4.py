@@ -15,6 +15,7 @@ from nvfp4.formats.int8 import rotated_group
 from nvfp4.formats.reading import rotates
 from nvfp4.model import TensorRef
 from nvfp4.numeric.rotation import rotate
+from nvfp4.numeric.w4a8 import unpack_w4a8
 
 # Columns that share a scale and a zero point in AWQ's layout.
 AWQ_GROUP = 64
@@ -148,8 +149,7 @@ class AwqInt4(Int4):
 
 def nibbles(codes: torch.Tensor, *, signed: bool) -> torch.Tensor:
     """Unpack int8 [n, K/2] to int8 [n, K], the even column from the low four bits."""
-    low, high = codes.view(torch.uint8) & 15, codes.view(torch.uint8) >> 4
-    both = torch.stack([low, high], dim=2).flatten(1).to(torch.int8)
+    both = unpack_w4a8(codes, codes.shape[1] * 2).to(torch.int8)
     return both - ((both & 8) << 1) if signed else both
 
 
