@@ -3,9 +3,9 @@
 
 usage: python tools/docs.py (--check | --write)
 
-A part stands between two marks, `<!-- NAME -->` and `<!-- /NAME -->`: the README's tables of
-options, the tables of docs/cards.md, the floors and files of docs/architecture.md. `--check` writes
-nothing and exits with 1 if one of them differs.
+A part stands between two marks, `<!-- NAME -->` and `<!-- /NAME -->`: the tables of docs/options.md
+and docs/cards.md, the floors and files of docs/architecture.md. `--check` writes nothing and exits
+with 1 if one of them differs.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def run_table() -> str:
 
 # What is generated: {document: {name of a part, as in its marks: what renders it}}.
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"flags": flag_tables},
+    "docs/options.md": {"flags": flag_tables},
     "docs/cards.md": {"cards": card_table, "runs": run_table},
     "docs/architecture.md": {"floors": floor_table, "files": file_map},
 }

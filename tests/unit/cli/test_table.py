@@ -1,4 +1,4 @@
-"""The table of options, as README shows it."""
+"""The table of options, as docs/options.md shows it."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 from support.paths import ROOT
 
 
-def test_readme_shows_the_flags_that_help_shows():
+def test_documents_show_the_flags_that_help_shows():
     command = [sys.executable, str(ROOT / "tools/docs.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
