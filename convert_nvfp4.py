@@ -1712,21 +1712,6 @@ def paths_of(value: object) -> Iterator[Path]:
         yield value
 
 
-def portable(value: object) -> object:
-    """Make an option's value one for the header's JSON.
-
-    Paths become file names, so that the header does not depend on the machine, sets become sorted
-    lists, and tuples lists.
-    """
-    # The folder would tell about somebody's machine, and make equal files differ.
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, tuple):
-        return [*map(portable, value)]
-    # A set has no order of its own: two runs could write different bytes.
-    return sorted(value) if isinstance(value, frozenset) else value
-
-
 # ── nvfp4/options/checks.py: Check values that their kinds accept: an Option's `check`, which sees 
 
 # Shards of fewer bytes are refused: their unit was forgotten.
@@ -2012,6 +1997,55 @@ def without_marks(flag: str, given: GivenOptions) -> str:
         return ""
     why = "its layers take neither input scales nor full-precision matmul"
     return f"{flag} contradicts {', '.join(idle)}: {why}"
+
+
+# ── nvfp4/options/header.py: Tell what the header of a converted file records of the options ──────
+
+# The header of version 0.1.0 tells options in this order; the same command goes on giving the same
+# bytes. What is not in here follows, in the table's order, so a new option needs nothing here.
+HEADER_ORDER = (
+    "gguf", "gguf_nvfp4_max_bitdepth", "gguf_keep_edge_blocks_fp16", "preset", "edge_blocks",
+    "layer_config", "target_size", "target_ratio", "use_fp8", "merge_lora", "lora_partial",
+    "include", "exclude", "minimums", "recipe", "dtype", "quant_dtype", "scale_search",
+    "input_scale_summary_json", "input_scale_summary_percentile", "input_scale_summary_multiplier",
+    "input_scale_summary_fp16_std", "input_scale_summary_std_threshold",
+    "input_scale_summary_cv_threshold", "activation_stats", "w4a4_share", "pre_quant_scale",
+    "input_scale_policy", "input_scale_headroom", "input_scale_from", "input_scale_value",
+    "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
+    "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
+    "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
+    "plain_fp8", "formats", "card", "use_int8", "sensitive_as", "fp4_share",
+)  # fmt: skip
+
+
+def recorded_values(task: Any) -> dict[str, object]:
+    """Tell what the header of OUTPUT records of a task's options: {field: value for JSON}.
+
+    Defaults are left out; of files only the names are told, so equal runs give equal bytes.
+    """
+    values = {
+        row.name: portable(getattr(task, row.name))
+        for row in options_of(type(task))
+        if row.trace and getattr(task, row.name) != row.default
+    }
+    # HEADER_ORDER comes first; rows that it lacks keep the table's order behind it.
+    order = dict.fromkeys([*HEADER_ORDER, *values])
+    return {name: values[name] for name in order if name in values}
+
+
+def portable(value: object) -> object:
+    """Make an option's value one for the header's JSON.
+
+    Paths become file names, so that the header does not depend on the machine, sets become sorted
+    lists, and tuples lists.
+    """
+    # The folder would tell about somebody's machine, and make equal files differ.
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, tuple):
+        return [*map(portable, value)]
+    # A set has no order of its own: two runs could write different bytes.
+    return sorted(value) if isinstance(value, frozenset) else value
 
 
 # ── nvfp4/families.py: Known model families and their presets, as rows of a table ─────────────────
@@ -2425,28 +2459,12 @@ INPUT_SCALES = "input scales (file before recording before summary before value)
 STATISTICS = "activation statistics"
 SENSITIVITY = "sensitivity"
 FULL_PRECISION = "full-precision matmul (W4A16 instead of W4A4)"
-VERIFY = "verify (instead of converting)"
 
 # Kinds of values that only rows of this table have.
 DTYPE = Kind(choices=tuple(DTYPE_OPTIONS))
 ACTION = Kind(choices=("fp16", "full_precision_mm"))
 # What needs statistics of a layer's inputs excludes the search that looks at weights alone.
 AMAX = Other("--scale-search", "amax", ", which uses no statistics")
-# The header of version 0.1.0 tells options in this order; the same command goes on giving the same
-# bytes. What is not in here follows, in the table's order, so a new option needs nothing here.
-HEADER_ORDER = (
-    "gguf", "gguf_nvfp4_max_bitdepth", "gguf_keep_edge_blocks_fp16", "preset", "edge_blocks",
-    "layer_config", "target_size", "target_ratio", "use_fp8", "merge_lora", "lora_partial",
-    "include", "exclude", "minimums", "recipe", "dtype", "quant_dtype", "scale_search",
-    "input_scale_summary_json", "input_scale_summary_percentile", "input_scale_summary_multiplier",
-    "input_scale_summary_fp16_std", "input_scale_summary_std_threshold",
-    "input_scale_summary_cv_threshold", "activation_stats", "w4a4_share", "pre_quant_scale",
-    "input_scale_policy", "input_scale_headroom", "input_scale_from", "input_scale_value",
-    "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
-    "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
-    "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
-    "plain_fp8", "formats", "card", "use_int8", "sensitive_as", "fp4_share",
-)  # fmt: skip
 
 
 @by_name
@@ -2740,18 +2758,14 @@ class Options:
 
     @property
     def recorded(self) -> dict[str, object]:
-        """Tell what the header of OUTPUT records of the options: {field: value for JSON}.
+        """Tell what the header of OUTPUT records of the options: {field: value for JSON}."""
+        return recorded_values(self)
 
-        Defaults are left out; of files only the names are told, so equal runs give equal bytes.
-        """
-        values = {
-            row.name: portable(getattr(self, row.name))
-            for row in options_of(type(self))
-            if row.trace and getattr(self, row.name) != row.default
-        }
-        # HEADER_ORDER comes first; rows that it lacks keep the table's order behind it.
-        order = dict.fromkeys([*HEADER_ORDER, *values])
-        return {name: values[name] for name in order if name in values}
+
+# ── nvfp4/options/tasks.py: The tasks beside a conversion, and the rows of all tasks ──────────────
+
+# The heading of these options in `--help` and in the README.
+VERIFY = "verify (instead of converting)"
 
 
 @by_name

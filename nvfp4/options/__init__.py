@@ -1,8 +1,9 @@
 """The options of a conversion, one row each, and all that follows.
 
-Import from here what other rooms need; `table` has the rows, `option` what a row is and the checks
-between rows, `kinds` the values that options take, `formats` the words of formats and what recipes
-and cards leave of them. Nothing here needs torch.
+Import from here what other rooms need; `table` has the rows of a conversion, `tasks` those of other
+tasks, `option` what a row is and the checks between rows, `kinds` the values that options take,
+`formats` the words of formats and what recipes and cards leave of them, `header` what a converted
+file records. Nothing here needs torch.
 """
 
 from nvfp4.options.formats import RECIPES, UNQUANTISED
@@ -17,15 +18,8 @@ from nvfp4.options.option import (
     options_of,
 )
 from nvfp4.options.switches import FULL_PRECISION_OPTIONS, MINIMUM_OPTIONS
-from nvfp4.options.table import (
-    LEGACY_RECIPE,
-    OPTIONS,
-    REPORT_KINDS,
-    TARGET,
-    Options,
-    Verification,
-    __version__,
-)
+from nvfp4.options.table import LEGACY_RECIPE, REPORT_KINDS, TARGET, Options, __version__
+from nvfp4.options.tasks import OPTIONS, Verification
 
 __all__ = [
     "FULL_PRECISION_OPTIONS",

@@ -3,8 +3,8 @@
 An option is a field of a frozen dataclass, the task: `option(...)` gives the field its default and
 keeps everything else about the option, an `Option`, with it. `given` is, here and in the parser,
 what somebody asked for: {flag: value}. On the command line that is what was named; for a task made
-in Python, what differs from the default. The rows themselves are in `options.table`, and
-the kinds of values in `options.kinds`.
+in Python, what differs from the default. The rows themselves are in `options.table` and
+`options.tasks`, and the kinds of values in `options.kinds`.
 """
 
 from __future__ import annotations
@@ -345,18 +345,3 @@ def paths_of(value: object) -> Iterator[Path]:
             yield from paths_of(one)
     elif value is not None:
         yield value
-
-
-def portable(value: object) -> object:
-    """Make an option's value one for the header's JSON.
-
-    Paths become file names, so that the header does not depend on the machine, sets become sorted
-    lists, and tuples lists.
-    """
-    # The folder would tell about somebody's machine, and make equal files differ.
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, tuple):
-        return [*map(portable, value)]
-    # A set has no order of its own: two runs could write different bytes.
-    return sorted(value) if isinstance(value, frozenset) else value

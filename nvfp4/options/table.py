@@ -36,6 +36,7 @@ from nvfp4.options.formats import (
     leaves_enough,
     recipe_takes,
 )
+from nvfp4.options.header import recorded_values
 from nvfp4.options.kinds import (
     FILE,
     FOLDER,
@@ -55,18 +56,7 @@ from nvfp4.options.kinds import (
     percentile,
     positive_float,
 )
-from nvfp4.options.option import (
-    Alias,
-    Other,
-    all_options,
-    by_name,
-    check_task,
-    option,
-    options_of,
-    paths_of,
-    portable,
-    same_option,
-)
+from nvfp4.options.option import Alias, Other, by_name, check_task, option, options_of, paths_of
 from nvfp4.options.switches import FULL_PRECISION_OPTIONS, MINIMUM_OPTIONS
 
 __version__ = "0.1.0"
@@ -92,28 +82,12 @@ INPUT_SCALES = "input scales (file before recording before summary before value)
 STATISTICS = "activation statistics"
 SENSITIVITY = "sensitivity"
 FULL_PRECISION = "full-precision matmul (W4A16 instead of W4A4)"
-VERIFY = "verify (instead of converting)"
 
 # Kinds of values that only rows of this table have.
 DTYPE = Kind(choices=tuple(DTYPE_OPTIONS))
 ACTION = Kind(choices=("fp16", "full_precision_mm"))
 # What needs statistics of a layer's inputs excludes the search that looks at weights alone.
 AMAX = Other("--scale-search", "amax", ", which uses no statistics")
-# The header of version 0.1.0 tells options in this order; the same command goes on giving the same
-# bytes. What is not in here follows, in the table's order, so a new option needs nothing here.
-HEADER_ORDER = (
-    "gguf", "gguf_nvfp4_max_bitdepth", "gguf_keep_edge_blocks_fp16", "preset", "edge_blocks",
-    "layer_config", "target_size", "target_ratio", "use_fp8", "merge_lora", "lora_partial",
-    "include", "exclude", "minimums", "recipe", "dtype", "quant_dtype", "scale_search",
-    "input_scale_summary_json", "input_scale_summary_percentile", "input_scale_summary_multiplier",
-    "input_scale_summary_fp16_std", "input_scale_summary_std_threshold",
-    "input_scale_summary_cv_threshold", "activation_stats", "w4a4_share", "pre_quant_scale",
-    "input_scale_policy", "input_scale_headroom", "input_scale_from", "input_scale_value",
-    "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
-    "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
-    "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
-    "plain_fp8", "formats", "card", "use_int8", "sensitive_as", "fp4_share",
-)  # fmt: skip
 
 
 @by_name
@@ -407,44 +381,5 @@ class Options:
 
     @property
     def recorded(self) -> dict[str, object]:
-        """Tell what the header of OUTPUT records of the options: {field: value for JSON}.
-
-        Defaults are left out; of files only the names are told, so equal runs give equal bytes.
-        """
-        values = {
-            row.name: portable(getattr(self, row.name))
-            for row in options_of(type(self))
-            if row.trace and getattr(self, row.name) != row.default
-        }
-        # HEADER_ORDER comes first; rows that it lacks keep the table's order behind it.
-        order = dict.fromkeys([*HEADER_ORDER, *values])
-        return {name: values[name] for name in order if name in values}
-
-
-@by_name
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """Describe one check of a file, `--verify FILE`, against its source or without.
-
-    Its fields are the options that go with it, some of them rows of `Options`. Raises ConvertError
-    as `Options` does.
-    """
-
-    # fmt: off
-    file: Path = option(MISSING, VERIFY, FILE,
-        "name every defect of a quantised file and what ComfyUI does about it", flag="--verify")
-    source: Path | None = option(None, VERIFY, FILE,
-        "the model it was made from: decode everything and measure each layer's error")
-    merge_lora: tuple[Lora, ...] = same_option(
-        Options, "merge_lora", needs=[Other("--source", why=" to verify against")])
-    lora_partial: bool = same_option(Options, "lora_partial")
-    comfyui: Path | None = same_option(Options, "comfyui")
-    quiet: bool = same_option(Options, "quiet")
-    # fmt: on
-
-    def __post_init__(self) -> None:
-        check_task(self)
-
-
-# All rows, in the order of `--help`.
-OPTIONS = tuple(all_options(Options, Verification))
+        """Tell what the header of OUTPUT records of the options: {field: value for JSON}."""
+        return recorded_values(self)

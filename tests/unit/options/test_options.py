@@ -15,9 +15,9 @@ from nvfp4.families import EIGHT_BITS
 from nvfp4.formats.base import format_titled
 from nvfp4.model import Lora
 from nvfp4.options import OPTIONS, Options, Verification, option, options_of
+from nvfp4.options.header import HEADER_ORDER, portable
 from nvfp4.options.kinds import NATURAL, SHARE, SWITCH
-from nvfp4.options.option import portable
-from nvfp4.options.table import GENERAL, HEADER_ORDER
+from nvfp4.options.table import GENERAL
 
 ROWS = {row.name: row for row in options_of(Options)}
 BY_FLAG = {flag: row for row in OPTIONS for flag in row.flags}

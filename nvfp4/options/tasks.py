@@ -1,0 +1,47 @@
+"""The tasks beside a conversion, and the rows of all tasks.
+
+A task is a frozen dataclass whose fields are options, as `Options` in `options.table` is. What it
+shares with a conversion is a row of `Options`, by `same_option`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from nvfp4.model import Lora
+from nvfp4.options.kinds import FILE
+from nvfp4.options.option import Other, all_options, by_name, check_task, option, same_option
+from nvfp4.options.table import Options
+
+# The heading of these options in `--help` and in the README.
+VERIFY = "verify (instead of converting)"
+
+
+@by_name
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """Describe one check of a file, `--verify FILE`, against its source or without.
+
+    Its fields are the options that go with it, some of them rows of `Options`. Raises ConvertError
+    as `Options` does.
+    """
+
+    # fmt: off
+    file: Path = option(MISSING, VERIFY, FILE,
+        "name every defect of a quantised file and what ComfyUI does about it", flag="--verify")
+    source: Path | None = option(None, VERIFY, FILE,
+        "the model it was made from: decode everything and measure each layer's error")
+    merge_lora: tuple[Lora, ...] = same_option(
+        Options, "merge_lora", needs=[Other("--source", why=" to verify against")])
+    lora_partial: bool = same_option(Options, "lora_partial")
+    comfyui: Path | None = same_option(Options, "comfyui")
+    quiet: bool = same_option(Options, "quiet")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        check_task(self)
+
+
+# All rows, in the order of `--help`.
+OPTIONS = tuple(all_options(Options, Verification))
