@@ -3010,6 +3010,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Container, Set, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11343,6 +11344,14 @@ def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     return device
 
 
+def describe_device(device: torch.device) -> str:
+    """Name a device for people: "cpu (2 cores)", or what the driver calls a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = torch.get_num_threads()
+    return f"{device.type} ({cores} core{'s' * (cores > 1)})"
+
+
 def work(plan: TensorPlan) -> int:
     """Estimate a layer's encoding effort in weights of the plain search.
 
@@ -17323,6 +17332,8 @@ class Report:
     {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
     --w4a4-share and --target-size found, empty without them, and `size_error` the mean error of
     what --target-size chose. `asked` is what a ComfyUI answered, None where none was asked.
+    `seconds` is how long all of it took, and `device` what encoded: "cpu (2 cores)", or the name of
+    a GPU.
     """
 
     options: Options
@@ -17336,6 +17347,8 @@ class Report:
     sizes: tuple[SizePoint, ...] = ()
     size_error: float = 0.0
     asked: Answer | None = None
+    seconds: float = 0.0
+    device: str = ""
 
     @property
     def work(self) -> dict:
@@ -20027,6 +20040,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
     called with the name of each stage of writing the output (see `stages`). Under `torchrun` all
     processes come here with the same options; each gets the report.
     """
+    began = time.monotonic()
     refuse_lone_shard(options.source)
     # Ranks meet before anything can fail on one of them alone: the others would wait for it.
     with join_ranks() as ranks:
@@ -20036,7 +20050,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         # Only headers are read here; weights are read while they are measured or encoded.
         source = read_source(options)
         source_bytes = file_bytes(source.model)
-        pick_device(options.device, ranks)
+        device = pick_device(options.device, ranks)
         refuse_text_targets(options, source.model)
         guides = read_guides(options, source.model)
         planner = partial(make_plans, options, source.model, guides)
@@ -20074,6 +20088,8 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         sizes=sized.sizes if sized else (),
         size_error=sized.error if sized else 0.0,
         asked=asked,
+        seconds=time.monotonic() - began,
+        device=describe_device(device),
     )
 
 

@@ -8,10 +8,11 @@ the Python interface and the benchmarks all come through `run_phases`.
 from __future__ import annotations
 
 import dataclasses
+import time
 from functools import partial
 
 from nvfp4.asking.ask import ask_about_job, find_comfyui
-from nvfp4.encode.compute import pick_device
+from nvfp4.encode.compute import describe_device, pick_device
 from nvfp4.encode.float16 import float16_overflows
 from nvfp4.errors import ConvertError
 from nvfp4.guides.read import read_guides
@@ -54,6 +55,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
     called with the name of each stage of writing the output (see `stages`). Under `torchrun` all
     processes come here with the same options; each gets the report.
     """
+    began = time.monotonic()
     refuse_lone_shard(options.source)
     # Ranks meet before anything can fail on one of them alone: the others would wait for it.
     with join_ranks() as ranks:
@@ -63,7 +65,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         # Only headers are read here; weights are read while they are measured or encoded.
         source = read_source(options)
         source_bytes = file_bytes(source.model)
-        pick_device(options.device, ranks)
+        device = pick_device(options.device, ranks)
         refuse_text_targets(options, source.model)
         guides = read_guides(options, source.model)
         planner = partial(make_plans, options, source.model, guides)
@@ -101,4 +103,6 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         sizes=sized.sizes if sized else (),
         size_error=sized.error if sized else 0.0,
         asked=asked,
+        seconds=time.monotonic() - began,
+        device=describe_device(device),
     )

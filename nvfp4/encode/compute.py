@@ -164,6 +164,14 @@ def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     return device
 
 
+def describe_device(device: torch.device) -> str:
+    """Name a device for people: "cpu (2 cores)", or what the driver calls a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = torch.get_num_threads()
+    return f"{device.type} ({cores} core{'s' * (cores > 1)})"
+
+
 def work(plan: TensorPlan) -> int:
     """Estimate a layer's encoding effort in weights of the plain search.
 

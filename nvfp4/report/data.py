@@ -38,6 +38,8 @@ class Report:
     {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
     --w4a4-share and --target-size found, empty without them, and `size_error` the mean error of
     what --target-size chose. `asked` is what a ComfyUI answered, None where none was asked.
+    `seconds` is how long all of it took, and `device` what encoded: "cpu (2 cores)", or the name of
+    a GPU.
     """
 
     options: Options
@@ -51,6 +53,8 @@ class Report:
     sizes: tuple[SizePoint, ...] = ()
     size_error: float = 0.0
     asked: Answer | None = None
+    seconds: float = 0.0
+    device: str = ""
 
     @property
     def work(self) -> dict:
