@@ -1100,9 +1100,13 @@ def compiled(pattern: str) -> re.Pattern:
 
 # The names under which the packages of requirements.txt are imported; those on PyPI are the same.
 REQUIRED = ("torch", "safetensors", "gguf", "numpy", "tqdm")
-# The folder of requirements.txt, calib/ and sensitive_layers/: the checkout, or where the single
-# file lies.
+# Where an installed package has calib/ and sensitive_layers/, as pyproject.toml lays it out.
+INSTALLED_DATA = Path(__file__).resolve().with_name("data")
+# The folder of calib/ and sensitive_layers/, and of requirements.txt unless it is installed: the
+# checkout, or where the single file lies.
 HERE = Path(__file__).resolve().parents[__name__.count(".")]
+if "." in __name__ and INSTALLED_DATA.is_dir():
+    HERE = INSTALLED_DATA
 
 
 def require(*names: str) -> None:
@@ -2799,16 +2803,30 @@ OPTIONS = tuple(all_options(Options, Verification))
 
 # ── nvfp4/cli/arguments.py: Parse the command lines of all programs in one way ────────────────────
 
+# The commands of an installed package, by the scripts that do the same in a checkout.
+INSTALLED_COMMANDS = {
+    "convert_nvfp4.py": "convert-nvfp4",
+    "compare_models.py": "nvfp4-compare",
+    "analyze_input_scale_log.py": "nvfp4-analyze",
+}
+
+
+def called_as(script: str) -> str:
+    """Name a program as it was started: by its installed command, else by its script."""
+    command = INSTALLED_COMMANDS[script]
+    return command if Path(sys.argv[0]).stem == command else script
+
+
 class ArgumentReader(argparse.ArgumentParser):
     """Read a command line: --version, no abbreviations, and what an unknown option may stand for.
 
-    An option that is added later would change what a script's short form means. The description is
-    printed as it is.
+    script: the program's script in a checkout, a key of INSTALLED_COMMANDS. The description is
+    printed as it is. An option that is added later would change what a script's short form means.
     """
 
-    def __init__(self, prog: str, description: str, **facts: object):
+    def __init__(self, script: str, description: str, **facts: object):
         super().__init__(
-            prog=prog,
+            prog=called_as(script),
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

@@ -13,9 +13,13 @@ from pathlib import Path
 
 # The names under which the packages of requirements.txt are imported; those on PyPI are the same.
 REQUIRED = ("torch", "safetensors", "gguf", "numpy", "tqdm")
-# The folder of requirements.txt, calib/ and sensitive_layers/: the checkout, or where the single
-# file lies.
+# Where an installed package has calib/ and sensitive_layers/, as pyproject.toml lays it out.
+INSTALLED_DATA = Path(__file__).resolve().with_name("data")
+# The folder of calib/ and sensitive_layers/, and of requirements.txt unless it is installed: the
+# checkout, or where the single file lies.
 HERE = Path(__file__).resolve().parents[__name__.count(".")]
+if "." in __name__ and INSTALLED_DATA.is_dir():
+    HERE = INSTALLED_DATA
 
 
 def require(*names: str) -> None:

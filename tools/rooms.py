@@ -61,5 +61,8 @@ FLOORS = (
     {"conversion": "one conversion, as the list of its phases"},
     {"cli": "the command line"},
     {"logs": "the analyser of calibration logs", "compare": "two checkpoints side by side"},
-    {"__main__": "`python -m nvfp4`, and the template of the single file"},
+    {
+        "__main__": "`python -m nvfp4`, and the template of the single file",
+        "commands": "the commands of an installed package",
+    },
 )

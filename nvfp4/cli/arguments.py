@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from nvfp4.errors import DASHES, did_you_mean
 from nvfp4.options import __version__
 
+# The commands of an installed package, by the scripts that do the same in a checkout.
+INSTALLED_COMMANDS = {
+    "convert_nvfp4.py": "convert-nvfp4",
+    "compare_models.py": "nvfp4-compare",
+    "analyze_input_scale_log.py": "nvfp4-analyze",
+}
+
+
+def called_as(script: str) -> str:
+    """Name a program as it was started: by its installed command, else by its script."""
+    command = INSTALLED_COMMANDS[script]
+    return command if Path(sys.argv[0]).stem == command else script
+
 
 class ArgumentReader(argparse.ArgumentParser):
     """Read a command line: --version, no abbreviations, and what an unknown option may stand for.
 
-    An option that is added later would change what a script's short form means. The description is
-    printed as it is.
+    script: the program's script in a checkout, a key of INSTALLED_COMMANDS. The description is
+    printed as it is. An option that is added later would change what a script's short form means.
     """
 
-    def __init__(self, prog: str, description: str, **facts: object):
+    def __init__(self, script: str, description: str, **facts: object):
         super().__init__(
-            prog=prog,
+            prog=called_as(script),
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

@@ -1,0 +1,23 @@
+"""Run the comparison as `python -m nvfp4.compare`: the options first, then what needs torch."""
+
+import signal
+import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+    # Ctrl-C ends it without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from nvfp4.cli.console import tolerate_consoles
+from nvfp4.compare.command import parse_comparison
+from nvfp4.requirements import REQUIRED, require
+
+if __name__ == "__main__":
+    # --help, --version and wrong options are answered here, before torch takes seconds to load.
+    tolerate_consoles()
+    parse_comparison()
+    require(*REQUIRED)
+
+from nvfp4.compare.entry import compare_models
+
+if __name__ == "__main__":
+    sys.exit(compare_models())
