@@ -145,7 +145,14 @@ def main(folder: Path) -> None:
     """Write every shipped summary and list anew from the published figures in `folder`."""
     for figures, summary, layers, threshold in SHIPPED:
         rows = read_rows(folder / f"{figures}_input_scales.csv")
-        found = {"format": "nvfp4", "mode": "dynamic", "percentiles": PERCENTILES, "layers": rows}
+        title = f"Wan 2.2 {MODELS[summary][0]}"
+        found = {
+            "model": title,
+            "format": "nvfp4",
+            "mode": "dynamic",
+            "percentiles": PERCENTILES,
+            "layers": rows,
+        }
         out = ROOT / "calib" / f"scales_summary_{summary}.json"
         write_text(json.dumps(found, indent=1) + "\n", out)
         out = ROOT / "sensitive_layers" / f"sensitive_layers_{layers}.txt"

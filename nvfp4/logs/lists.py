@@ -67,10 +67,9 @@ def render_list(rows: Iterable[dict], criteria: Criteria) -> str:
     them; then comes a name on each line, with its reasons as a comment. Ends with a line feed.
     """
     found = sensitive_layers(rows, criteria)
-    by = [f"{column} >= {threshold:g}" for column, threshold in criteria.thresholds.items()]
-    by += ["all cross-attention of these blocks"] if criteria.cross_attention else []
+    by = ", ".join(criteria.texts).replace("cross-attention", "all cross-attention of these blocks")
     lines = [
-        f"# {len(found)} layers for convert_nvfp4.py --full-precision-mm-layers: {', '.join(by)}",
+        f"# {len(found)} layers for convert_nvfp4.py --full-precision-mm-layers: {by}",
         *(f"{name}  # {', '.join(why)}" for name, why in found.items()),
     ]
     return "\n".join(lines) + "\n"

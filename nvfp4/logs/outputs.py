@@ -21,6 +21,7 @@ def summary_json(summary: LogSummary) -> str:
     steps are only in it where there are any. Raises ValueError for NaN, which no row has.
     """
     data = {
+        **({"model": summary.model} if summary.model else {}),
         "format": summary.format,
         "mode": summary.mode,
         "percentiles": summary.percentiles,

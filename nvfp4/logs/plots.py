@@ -1,17 +1,14 @@
 """Plot a summary as PNG files.
 
 matplotlib is optional, so that functions import what they use of it; `need_matplotlib` tells before
-the long reading if it is missing. Layers of one kind share a panel, since blocks are compared with
-each other: numbers of blocks are on the x axis.
+the long reading if it is missing. `panels` groups layers, and makes the pages that are drawn on.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import re
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,26 +18,45 @@ from nvfp4.errors import ConvertError, one_line
 from nvfp4.files import translated, write_bytes
 from nvfp4.guides.columns import percentile_key
 from nvfp4.logs.lists import sensitive_layers
+from nvfp4.logs.panels import (
+    ACROSS,
+    DIAMOND,
+    DOT,
+    LEGEND,
+    MARKED,
+    PLAIN,
+    SCALE_LABEL,
+    TICK_SIZE,
+    LABEL_SIZE,
+    Panel,
+    add_legend,
+    log_axis,
+    name_layers,
+    name_panel,
+    page,
+    panels_of,
+)
 from nvfp4.logs.records import Criteria, LogSummary
-from nvfp4.names import kind_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-# Colours of layers, and of sensitive layers and thresholds.
-PLAIN, MARKED = "#3b6ea5", "#d1495b"
-# Width and height of a panel, in inches.
-PANEL = 3.6, 2.5
-# Panels beside each other on a page; more kinds than these begin a new row.
-ACROSS = 3
-# The kind under which all layers outside of the blocks are shown together.
-ELSEWHERE = "outside the blocks"
 # Bars of a histogram.
 BINS = 40
+# The colour of a line that stands for several blocks: no colour of a single one.
+SEVERAL = "#444444"
 # From this kurtosis on, a few layers would crowd all others into the first bar: its axis becomes
 # logarithmic.
 HEAVY = 10.0
+# What a histogram's x axis shows: the column of the summary, and its name in two lines.
+HISTOGRAMS = {
+    "scale_cv": "scale_cv: standard deviation\nof the input scale over its mean",
+    "scale_kurtosis": "scale_kurtosis: excess kurtosis of\nthe input scale (normal: 0)",
+    "scale_outlier_frac_3std": "scale_outlier_frac_3std: share of\ncalls beyond 3 std of the mean",
+    "rel_rmse": "rel_rmse: relative RMSE of\nthe inputs in NVFP4",
+}
 
 
 def need_matplotlib() -> None:
@@ -51,27 +67,8 @@ def need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ConvertError("--plots-dir needs matplotlib: pip install matplotlib") from error
-
-
-def page(panels: int, title: str) -> tuple[Figure, list[Axes]]:
-    """Make a figure with so many panels, in rows of ACROSS.
-
-    panels: one at least; axes that the last row has beyond them are switched off. Returns the
-    figure and the axes of the panels. pyplot is not used, as it would look for a display.
-    """
-    from matplotlib.figure import Figure
-
-    across = min(panels, ACROSS)
-    down = -(-panels // across)
-    # A single panel would be too narrow for the title.
-    size = PANEL[0] * max(across, 2), PANEL[1] * down + 0.8
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False).ravel()
-    for unused in axes[panels:]:
-        unused.set_axis_off()
-    figure.suptitle(title, fontsize=10)
-    return figure, list(axes[:panels])
+        problem = "--plots-dir needs matplotlib: pip install matplotlib, or leave the option out"
+        raise ConvertError(problem) from error
 
 
 def as_png(figure: Figure) -> bytes:
@@ -84,168 +81,207 @@ def as_png(figure: Figure) -> bytes:
     return data.getvalue()
 
 
-def by_kind(rows: Iterable[dict]) -> dict[str, list[tuple[int, dict]]]:
-    """Group rows as {kind of layer: [(number of its block, row)]}.
+def title_of(summary: LogSummary, what: str) -> str:
+    """Make a page's title of two lines: the model and how much was measured, then what is shown."""
+    model = f"{one_line(summary.model)}: " if summary.model else ""
+    return f"{model}{summary.measured}\n{what}"
 
-    rows: of a summary, or its steps. The kind is the layer's name with * for its block's number.
-    Layers outside of the blocks are one kind, ELSEWHERE, numbered in the order in which they first
-    come; rows of one layer share its number.
+
+def same_layers(count: int) -> str:
+    """Say how many layers one line or band stands for."""
+    return f"the same in {count:,} layers"
+
+
+def draw_bars(axes: Axes, found: list[tuple[int, dict]], ends: tuple[str, str], look: dict) -> None:
+    """Draw a bar for each block from one column to another, with the median on it.
+
+    found: [(place on the x axis, row)]. ends: columns of the lowest and the highest percentile.
+    look: colour and marker of all of them.
     """
-    kinds, elsewhere = defaultdict(list), {}
-    for row in rows:
-        kind, block = kind_of(row["layer"]), re.search(r"(?<=\.)\d+(?=\.)", row["layer"])
-        if "*" in kind and block:
-            kinds[kind].append((int(block[0]), row))
-        else:
-            place = elsewhere.setdefault(row["layer"], len(elsewhere))
-            kinds[ELSEWHERE].append((place, row))
-    return dict(kinds)
+    places = [place for place, _ in found]
+    heights = ([row[key] for _, row in found] for key in ends)
+    axes.vlines(places, *heights, color=look["color"], linewidth=2.2)
+    dots = [row.get("scale_p50", math.nan) for _, row in found]
+    axes.plot(places, dots, linestyle="", markersize=3.2, **look)
 
 
-def log_axis(axes: Axes, lowest: float, highest: float) -> None:
-    """Make the y axis logarithmic, with ticks that can be read within one power of ten, too.
-
-    axes: the panel, whose y axis is limited, labelled and given a grid. lowest, highest: the
-    positive values that are shown; a margin is added on both sides, which is 8 % of their distance
-    on the axis.
-    """
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
-    span = max(highest / lowest, 1.01)
-    # The same share of the axis at both ends, however much it spans.
-    margin = span**0.08
-    steps = (1,) if span > 300 else (1, 3) if span > 20 else (1, 2, 3, 5, 7)
-    axes.set_yscale("log")
-    axes.set_ylim(lowest / margin, highest * margin)
-    axes.yaxis.set_major_locator(MaxNLocator(6) if span < 4 else LogLocator(subs=steps))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(labelsize=7)
-    axes.grid(axis="y", linewidth=0.3)
+def draw_band(axes: Axes, panel: Panel, ends: tuple[str, str], look: dict) -> None:
+    """Draw blocks of equal figures as one band from the first to the last, and say how many."""
+    row, places = panel.found[0][1], [place for place, _ in panel.found]
+    across = min(places) - 0.4, max(places) + 0.4
+    axes.fill_between(across, *(row[key] for key in ends), color=look["color"], alpha=0.3)
+    # The median has the marker of its legend at the band's ends.
+    median = row.get("scale_p50", math.nan)
+    axes.plot(across, [median] * 2, markersize=3.2, **look)
+    text = same_layers(len(places) * len(panel.kinds))
+    place = (sum(across) / 2, row[ends[1]])
+    axes.annotate(text, place, (0, 4), textcoords="offset points", ha="center", fontsize=TICK_SIZE)
 
 
-def plot_layers(summary: LogSummary, marked: set[str]) -> Figure:
+def plot_layers(summary: LogSummary, criteria: Criteria) -> Figure:
     """Plot the input scales of all layers: a panel for each kind, a bar for each block.
 
-    marked: names of the layers that are drawn in red, as sensitive. A bar goes from the lowest
-    percentile to the highest one, and a dot is the median. Layers outside of the blocks have their
-    names below the bars. Returns the figure.
+    criteria: what makes a layer sensitive; these have a colour and a marker of their own. A bar
+    goes from the lowest percentile to the highest one, and a dot is the median. Layers outside of
+    the blocks have their names below the bars. Returns the figure.
     """
-    kinds = by_kind(summary.rows)
-    low, high = (f"scale_{percentile_key(summary.percentiles[i])}" for i in (0, -1))
-    title = (
-        f"Input scale over calls, by block: bar from p{summary.percentiles[0]:g} to "
-        f"p{summary.percentiles[-1]:g}, dot: median"
-    )
-    title += "; red: sensitive by the given thresholds" if marked else ""
-    figure, panels = page(len(kinds), title)
-    for axes, (kind, found) in zip(panels, kinds.items(), strict=True):
-        # One after the other, so that those which are marked lie on top.
-        for colour in (PLAIN, MARKED):
-            chosen = [x for x in found if (x[1]["layer"] in marked) == (colour == MARKED)]
-            places = [place for place, _ in chosen]
-            ends = ([row[key] for _, row in chosen] for key in (low, high))
-            axes.vlines(places, *ends, color=colour, linewidth=2.5)
-            dots = [row.get("scale_p50", math.nan) for _, row in chosen]
-            axes.plot(places, dots, "o", color=colour, markersize=3.5)
-        log_axis(axes, min(row[low] for _, row in found), max(row[high] for _, row in found))
-        axes.set_title(one_line(kind), fontsize=9)
-        if kind == ELSEWHERE:
-            names = [one_line(row["layer"]) for _, row in found]
-            axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+    marked = {*sensitive_layers(summary.rows, criteria)}
+    ends = tuple(f"scale_{percentile_key(summary.percentiles[i])}" for i in (0, -1))
+
+    def drawn(row: dict) -> tuple:
+        return *(row.get(key) for key in (*ends, "scale_p50")), row["layer"] in marked
+
+    panels = panels_of(summary.rows, drawn)
+    title = title_of(summary, "input scale over calls, by block")
+    figure, pages = page(len(panels), title, legend=LEGEND)
+    looks = ({"color": PLAIN, "marker": DOT}, {"color": MARKED, "marker": DIAMOND})
+    for axes, panel in zip(pages, panels, strict=True):
+        alike = {drawn(row) for _, row in panel.found}
+        if len(alike) == 1 < len(panel.found) and not panel.is_elsewhere:
+            draw_band(axes, panel, ends, looks[alike.pop()[-1]])
         else:
-            axes.set_xlabel("block", fontsize=8)
+            # One after the other, so that those which are marked lie on top.
+            for is_marked, look in enumerate(looks):
+                chosen = [x for x in panel.found if (x[1]["layer"] in marked) == is_marked]
+                draw_bars(axes, chosen, ends, look)
+        name_panel(axes, panel, "block")
+        if panel.is_elsewhere:
+            name_layers(axes, panel)
+    log_axis(pages, [row[key] for row in summary.rows for key in ends], SCALE_LABEL)
+    bar = f"bar: p{summary.percentiles[0]:g} to p{summary.percentiles[-1]:g}"
+    entries = {f"{bar}, dot: median": looks[0]}
+    if marked:
+        share = f"{sum(row['layer'] in marked for row in summary.rows):,} of {len(summary.rows):,}"
+        entries[f"sensitive: {' or '.join(criteria.texts)} ({share} layers)"] = looks[1]
+    add_legend(figure, entries)
     return figure
 
 
 def plot_histograms(summary: LogSummary, criteria: Criteria) -> Figure:
-    """Plot how many layers have which variation, kurtosis, share of outliers and error.
+    """Plot how many inputs have which variation, kurtosis, share of outliers and error.
 
-    Values are those of the summary's rows; a column that no row has gets no panel. A threshold of
-    `criteria` is a red line across its own panel. Returns the figure, of up to four panels.
+    Layers with equal figures, as those that are given the same input, count once. A column that no
+    row has gets no panel. A threshold of `criteria` is a labelled line across its own panel.
+    Returns the figure, of up to four panels.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    columns = {
-        "scale_cv": "scale_cv = std / mean",
-        "scale_kurtosis": "scale_kurtosis, excess (normal: 0)",
-        "scale_outlier_frac_3std": "share of calls beyond 3 std",
-        "rel_rmse": "relative RMSE of inputs in NVFP4",
-    }
+    distinct = {tuple(row.get(column) for column in ("scale_mean", "scale_std", *HISTOGRAMS)): row
+                for row in summary.rows}.values()  # fmt: skip
     known = {
-        column: [row[column] for row in summary.rows if row.get(column) is not None]
-        for column in columns
+        column: [row[column] for row in distinct if row.get(column) is not None]
+        for column in HISTOGRAMS
     }
     known = {column: values for column, values in known.items() if values}
-    figure, panels = page(len(known), f"{len(summary.rows)} layers by their input scales")
-    for axes, (column, values) in zip(panels, known.items(), strict=True):
-        heavy = column == "scale_kurtosis" and max(values) > HEAVY
-        # Of equal width on the axis: arcsinh is linear around 0 and logarithmic beyond.
-        bins = np.linspace(*np.arcsinh([min(values), max(values)]), BINS + 1)
-        axes.hist(values, np.sinh(bins) if heavy else BINS, color=PLAIN)
-        if heavy:
-            axes.set_xscale("symlog")
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(5))
+    what = "how many inputs have which figures"
+    if len(distinct) < len(summary.rows):
+        what += f" ({len(distinct):,} inputs: layers of the same figures count once)"
+    across = 2 if len(known) == len(HISTOGRAMS) else ACROSS
+    # Counts of different figures are not compared with each other.
+    figure, pages = page(len(known), title_of(summary, what), across=across, compared=False)
+    for axes, (column, values) in zip(pages, known.items(), strict=True):
+        draw_histogram(axes, column, values)
         if column in criteria.thresholds:
-            axes.axvline(criteria.thresholds[column], color=MARKED, linewidth=1.5)
-        axes.set_xlabel(columns[column], fontsize=8)
-        axes.set_ylabel("layers", fontsize=8)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.tick_params(labelsize=7)
+            limit = criteria.thresholds[column]
+            only = Criteria(thresholds={column: limit}, cross_attention=False)
+            flagged = len(sensitive_layers(summary.rows, only))
+            axes.axvline(limit, color=MARKED, linewidth=1.5, linestyle="--")
+            text = f"sensitive from {limit:g}:\n{flagged:,} of {len(summary.rows):,} layers"
+            axes.set_title(text, fontsize=LABEL_SIZE, color=MARKED)
+        axes.set_ylabel("inputs", fontsize=LABEL_SIZE)
     return figure
+
+
+def draw_histogram(axes: Axes, column: str, values: list[float]) -> None:
+    """Draw the histogram of one column; a kurtosis that spans much gets a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    if column == "scale_kurtosis" and max(values) > HEAVY:
+        # Of equal width on the axis: arcsinh is linear around 0 and logarithmic beyond.
+        bins = np.sinh(np.linspace(*np.arcsinh([min(values), max(values)]), BINS + 1))
+        axes.set_xscale("symlog")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        bins = BINS
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.hist(values, bins, color=PLAIN)
+    axes.set_xlabel(HISTOGRAMS[column], fontsize=LABEL_SIZE)
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
 def plot_steps(summary: LogSummary) -> Figure:
     """Plot a panel for each kind of layer: each block's mean input scale from step to step.
 
-    summary: one with rows by step. Blocks are told by their shade, from the first to the last;
-    layers outside of the blocks get colours of their own and a legend.
+    summary: one with rows by step. Blocks are told by their shade, from the first to the last, and
+    blocks of equal figures are one dark line that says how many it stands for; layers outside of
+    the blocks get colours of their own and a legend.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import ListedColormap, Normalize
+    from matplotlib.ticker import MaxNLocator
 
-    kinds = by_kind(summary.steps)
-    shades = Normalize(0, max(place for found in kinds.values() for place, _ in found) or 1)
-    colours = ScalarMappable(shades, colormaps["viridis"])
-    figure, panels = page(len(kinds), "Mean input scale at each step, a line for each block")
-    for axes, (kind, found) in zip(panels, kinds.items(), strict=True):
-        lines = defaultdict(list)
-        for place, row in found:
-            lines[row["layer"], place].append((row["step"], row["scale_mean"]))
-        for (name, place), points in lines.items():
-            # None leaves the colour to matplotlib, which goes through its own: no block's number is
-            # there to tell.
-            colour = None if kind == ELSEWHERE else colours.to_rgba(place)
-            places = zip(*sorted(points), strict=True)
-            axes.plot(*places, color=colour, linewidth=0.9, label=one_line(name))
-        if kind == ELSEWHERE:
-            axes.legend(fontsize=5)
-        means = [row["scale_mean"] for _, row in found]
-        log_axis(axes, min(means), max(means))
-        axes.set_title(one_line(kind), fontsize=9)
-        axes.set_xlabel("step", fontsize=8)
-    figure.colorbar(colours, ax=panels, label="block", fraction=0.02, pad=0.01)
+    panels = panels_of(summary.steps, lambda row: (row["step"], row["scale_mean"]))
+    inner = [place for panel in panels if not panel.is_elsewhere for place, _ in panel.found]
+    shades = Normalize(min(inner, default=0), max(inner, default=0) or 1)
+    # The last tenth of the map is a yellow that is hard to see on white.
+    seen = ListedColormap(colormaps["viridis"](np.linspace(0, 0.9, 256)))
+    colours = ScalarMappable(shades, seen)
+    figure, pages = page(len(panels), title_of(summary, "mean input scale at each step, by block"))
+    for axes, panel in zip(pages, panels, strict=True):
+        draw_steps(axes, panel, colours)
+        name_panel(axes, panel, "step (0 is the first)")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    log_axis(pages, [row["scale_mean"] for row in summary.steps], SCALE_LABEL)
+    if inner:
+        bar = figure.colorbar(colours, ax=pages, fraction=0.02, pad=0.01, aspect=40)
+        bar.set_label("block", fontsize=LABEL_SIZE)
+        bar.ax.tick_params(labelsize=TICK_SIZE)
+        bar.locator = MaxNLocator(8, integer=True)
     return figure
+
+
+def draw_steps(axes: Axes, panel: Panel, colours: ScalarMappable) -> None:
+    """Draw a line for each layer of a panel, and one for all that have the same figures.
+
+    colours: those of blocks by their number; layers outside the blocks get matplotlib's own.
+    """
+    lines, alike = defaultdict(list), defaultdict(list)
+    for place, row in panel.found:
+        lines[row["layer"], place].append((row["step"], row["scale_mean"]))
+    for layer, points in lines.items():
+        alike[tuple(sorted(points))].append(layer)
+    for points, layers in alike.items():
+        look = {"linewidth": 1.2}
+        if panel.is_elsewhere:
+            look["label"] = ", ".join(one_line(name) for name, _ in layers)
+        elif len(layers) == 1:
+            look["color"] = colours.to_rgba(layers[0][1])
+        else:
+            look |= {"color": SEVERAL, "linewidth": 2.2}
+            place = points[len(points) // 2]
+            text = same_layers(len(layers) * len(panel.kinds))
+            axes.annotate(text, place, (0, 5), ha="center", fontsize=TICK_SIZE,
+                          textcoords="offset points")  # fmt: skip
+        axes.plot(*zip(*points, strict=True), **look)
+    if panel.is_elsewhere:
+        axes.legend(fontsize=TICK_SIZE - 2)
 
 
 def write_plots(folder: Path, summary: LogSummary, criteria: Criteria) -> list[Path]:
     """Write histograms.png, layers.png and, where there are steps, steps.png into a folder.
 
-    criteria: what draws layers red and thresholds as lines. The folder is made if it is not there;
-    its parent has to be. Returns the files that were written. Raises ConvertError where the disk
-    refuses; all figures are drawn before the first one is written.
+    criteria: what makes a layer sensitive. The folder is made if it is not there; its parent has to
+    be. Returns the files that were written. Raises ConvertError where the disk refuses; all figures
+    are drawn before the first one is written.
     """
-    marked = set(sensitive_layers(summary.rows, criteria))
     figures = {
         "histograms.png": plot_histograms(summary, criteria),
-        "layers.png": plot_layers(summary, marked),
+        "layers.png": plot_layers(summary, criteria),
     }
     if summary.steps:
         figures["steps.png"] = plot_steps(summary)
+    drawn = {name: as_png(figure) for name, figure in figures.items()}
     with translated(folder):
         folder.mkdir(exist_ok=True)
-    for name, figure in figures.items():
-        write_bytes(as_png(figure), folder / name)
-    return [folder / name for name in figures]
+    for name, data in drawn.items():
+        write_bytes(data, folder / name)
+    return [folder / name for name in drawn]

@@ -94,11 +94,18 @@ class Criteria:
         """Tell whether anything makes a layer sensitive; without criteria nothing is flagged."""
         return bool(self.thresholds) or self.cross_attention
 
+    @property
+    def texts(self) -> list[str]:
+        """Say each threshold in words, as "scale_cv >= 0.16", and then cross-attention."""
+        limits = [f"{column} >= {limit:g}" for column, limit in self.thresholds.items()]
+        return limits + ["cross-attention"] * self.cross_attention
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSummary:
     """Hold statistics of every layer, as they are written and read again.
 
+    model: the name of what was recorded, for titles; "" if it is not known.
     format, mode: of the lines that counted. percentiles: ascending, from 0 to 100.
     rows: one dict a layer, in natural order: `layer`, `count`, and columns such as scale_p99_9.
     steps: one dict a layer and step, if they were asked for.
@@ -111,6 +118,7 @@ class LogSummary:
     rows: list[dict]
     steps: list[dict]
     notes: list[str]
+    model: str = ""
 
     @property
     def highest(self) -> str:
@@ -120,6 +128,14 @@ class LogSummary:
         plots.
         """
         return f"scale_{percentile_key(self.percentiles[-1])}"
+
+    @property
+    def measured(self) -> str:
+        """Say how much was measured: "182 layers, 1,280 calls each"."""
+        calls = [row["count"] for row in self.rows if row.get("count")]
+        least, most = min(calls, default=0), max(calls, default=0)
+        each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        return f"{len(self.rows):,} layers, {each} calls each"
 
 
 def rounded(value: float | None) -> float | None:

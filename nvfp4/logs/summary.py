@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nvfp4.errors import ConvertError, examples, one_line
 from nvfp4.guides.recording import read_recordings
-from nvfp4.logs.reading import read_log
+from nvfp4.logs.reading import OPENERS, read_log
 from nvfp4.logs.records import LOG_DEFAULTS, LineChoice, Log, LogSummary, rounded
 from nvfp4.logs.rows import (
     in_natural_order,
@@ -30,6 +30,8 @@ from nvfp4.model import bare
 from nvfp4.names import natural_key
 from nvfp4.read.json_files import load_json, measured_rows, rows_in
 
+# Endings of logs that are no part of a model's name.
+LOG_SUFFIXES = (".log", ".tsv", ".txt", *OPENERS)
 # Pairs of format and mode that are listed as left out; a damaged log could have thousands.
 MOST_LEFT_OUT = 20
 
@@ -67,7 +69,15 @@ def summarise_logs(
         ],
         steps=[*itertools.chain(*steps.values())],
         notes=[*itertools.chain(*map(log_notes, logs)), *series_notes(used, choice)],
+        model=", ".join(dict.fromkeys(model_behind(log.path) for log in logs)),
     )
+
+
+def model_behind(log: Path) -> str:
+    """Name the model that a log is of: the recorder calls the log by the model's file."""
+    while log.suffix.lower() in LOG_SUFFIXES:
+        log = log.with_suffix("")
+    return log.name
 
 
 def log_notes(log: Log) -> Iterator[str]:
@@ -135,6 +145,8 @@ def read_log_summary(path: Path) -> LogSummary:
         rows=in_natural_order(map(with_cv, rows)),
         steps=steps,
         notes=notes,
+        # Older summaries do not name the model: the file's own name is the next best.
+        model=str(data.get("model", path.stem)),
     )
 
 

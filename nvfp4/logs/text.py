@@ -96,13 +96,10 @@ def render_analysis(summary: LogSummary, criteria: Criteria, written: Iterable[P
     criteria: what flags layers, perhaps nothing. written: paths in the order in which they were
     written, perhaps none.
     """
-    calls = [row["count"] for row in summary.rows if row.get("count")]
-    least, most = min(calls, default=0), max(calls, default=0)
-    each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     return "\n".join(
         [
             *summary.notes,
-            f"{len(summary.rows):,} layers, {each} calls each",
+            summary.measured,
             *render_variable(summary),
             *render_flags(summary, criteria),
             *([""] if written else []),
