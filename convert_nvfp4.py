@@ -409,6 +409,15 @@ def target_problems(target: Path) -> Iterator[str]:
         target.open("r+b").close()
 
 
+def make_folders(targets: Iterable[Path]) -> None:
+    """Create the folders of files where they are missing. Raises ConvertError."""
+    for target in targets:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConvertError(os_problem(error, target.parent)) from error
+
+
 def refused_by(folder: Path) -> str:
     """Say why no file can be made in a folder, or "": an empty file is made and deleted."""
     # What permissions say is not all: a disk may be read-only, or have no room for a name.
@@ -1483,6 +1492,8 @@ class Option:
     trace: whether the header of OUTPUT tells it: whether the bytes can depend on it.
     reads: whether it names files that OUTPUT must not overwrite.
     writes: whether it names a text file that is written beside OUTPUT.
+    everyday: what the short `-h` says of it, in up to 52 characters; "" for what only `--help`
+        lists.
     """
 
     group: str
@@ -1500,6 +1511,7 @@ class Option:
     trace: bool = True
     reads: bool = False
     writes: bool = False
+    everyday: str = ""
 
     @property
     def arguments(self) -> list[Argument]:
@@ -1742,16 +1754,28 @@ def original_only(flag: str, path: Path, _: GivenOptions) -> str:
     return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
 
 
+def is_model_file(path: Path) -> bool:
+    """Tell whether OUTPUT names the file to write, and no folder for it."""
+    return path.suffix.lower() == ".safetensors"
+
+
 def model_name(flag: str, path: Path, given: GivenOptions) -> str:
-    """Refuse an OUTPUT that is no .safetensors, and tell what may be meant instead."""
-    problem = must_end_in(".safetensors", why=", as ComfyUI looks for it")(flag, path, given)
-    if not problem or not exists(path):
-        return problem
-    if path.is_dir() and exists(given["SOURCE"]):
-        problem += "; give the file to write in that folder"
-    # A folder with a model in it may be the SOURCE that is meant.
-    has_model = not path.is_dir() or any(path.glob("*.safetensors"))
-    return problem + "; are SOURCE and OUTPUT swapped?" * (has_model or not exists(given["SOURCE"]))
+    """Refuse an OUTPUT that is neither a .safetensors nor a folder, and tell what may be meant."""
+    if is_model_file(path):
+        return ""
+    source = given["SOURCE"]
+    if path.is_dir():
+        is_swapped = not exists(source) and any(path.glob("*.safetensors"))
+        no_source = f"{source}: no such file; are SOURCE and {flag} swapped?"
+        return no_source if is_swapped else ""
+    problem = f"{flag} must end in .safetensors, as ComfyUI looks for it, or be a folder: {path}"
+    if exists(path):
+        return f"{problem}; are SOURCE and {flag} swapped?"
+    if "--make-folder" in given:
+        return ""
+    # A suffix of letters is that of a file; the dot of wan2.2 belongs to a folder's name.
+    looks_like_file = re.fullmatch(r"\.[a-zA-Z]\w*", path.suffix)
+    return problem if looks_like_file else f"{problem}; --make-folder creates one"
 
 
 def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
@@ -2050,6 +2074,87 @@ def portable(value: object) -> object:
         return [*map(portable, value)]
     # A set has no order of its own: two runs could write different bytes.
     return sorted(value) if isinstance(value, frozenset) else value
+
+
+# ── nvfp4/options/naming.py: Name the file to write where OUTPUT is a folder, or is left out ──────
+
+SUFFIX = ".safetensors"
+INDEX = ".safetensors.index.json"
+# What a source's name says of its precision, at its end: "_bf16", "-fp8_e4m3fn_scaled".
+PRECISION_WORDS = re.compile(
+    r"[-_.](?:(?:fp|bf|f)(?:16|32)|b?float(?:16|32)|16bit|fp8(?:_e4m3fn|_e5m2)?(?:_scaled)?)$",
+    re.IGNORECASE,
+)
+# Names of files that thousands of models have; the folder's tells which one it is.
+NO_NAMES = re.compile(r"(?:diffusion_pytorch_)?model(?:-\d{5}-of-\d{5})?", re.IGNORECASE)
+# Folders inside a model's folder, and what of them tells two models of one folder apart.
+INNER_FOLDERS = {
+    "transformer": "",
+    "unet": "",
+    "transformer_2": "_2",
+    "high_noise_model": "_high_noise",
+    "low_noise_model": "_low_noise",
+}
+
+
+def format_word(options: Any) -> str:
+    """Tell in one word what a conversion writes, by its options alone.
+
+    options: an Options that is checked. "mixed" where a GGUF, a layer config or a size decides
+    layer by layer; else the format that most layers get: the recipe's, or the smallest of --formats
+    or --card.
+    """
+    if options.gguf or options.layer_config or options.target_size or options.target_ratio:
+        return "mixed"
+    return RECIPES[options.recipe].format or options.allowed[0]
+
+
+def source_name(source: Path) -> str:
+    """Name a source without its suffix and its precision, as "wan2.2_ti2v_5B".
+
+    A folder, and a file whose name says nothing, are called by the folder's name; one inside a
+    model's folder, such as `transformer`, by that of both.
+    """
+    name = source.name
+    for suffix in (INDEX, SUFFIX):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+            break
+    else:
+        name = ""
+    if not name or NO_NAMES.fullmatch(name):
+        # The folder one is in has its name in its whole path alone.
+        folder = (source.parent if name else source).absolute()
+        inner = INNER_FOLDERS.get(folder.name)
+        name = folder.name if inner is None else folder.parent.name
+        return (PRECISION_WORDS.sub("", name) or "model") + (inner or "")
+    return PRECISION_WORDS.sub("", name) or name
+
+
+def is_folder(source: Path) -> bool:
+    """Tell whether a source is a folder of shards, named as such or by its index."""
+    return source.name.lower().endswith(INDEX) or source.is_dir()
+
+
+def made_output(options: Any) -> Path:
+    """Name the file that a conversion writes where OUTPUT names none.
+
+    options: an Options that is checked, whose output is a folder, or None. Without a folder it is
+    the one that a file lies in, or that a folder of shards lies in, so that these stay by
+    themselves. Raises ConvertError for a name that is taken: nobody asked to replace that file.
+    """
+    source, folder = options.source, options.output
+    if folder is None:
+        folder = source.parent
+        if is_folder(source):
+            shards = source if source.is_dir() else source.parent
+            # The parent of "." is found in its whole path alone.
+            folder = shards.parent if shards.name else shards.absolute().parent
+    output = folder / f"{source_name(source)}_{format_word(options)}{SUFFIX}"
+    taken = options.written_as(output)
+    if exists(taken) and not options.dry_run:
+        raise ConvertError(f"{taken}: exists already; give OUTPUT as {output} to replace it")
+    return output
 
 
 # ── nvfp4/families.py: Known model families and their presets, as rows of a table ─────────────────
@@ -2487,9 +2592,18 @@ class Options:
     # The header has the source's files instead: a folder's name changes with the machine.
     source: Path = option(MISSING, "", Kind(input_path),
         "*.safetensors.index.json, the folder it is in, or one .safetensors",
-        flag="SOURCE", check=original_only, reads=True, trace=False)
-    output: Path = option(MISSING, "", Kind(input_path), "the .safetensors file to write",
-        flag="OUTPUT", check=model_name, trace=False)
+        flag="SOURCE", check=original_only, reads=True, trace=False,
+        everyday="a 16-bit model: .safetensors, index, or folder of it")
+    # None and a folder stand for a name that is made, until the task is checked.
+    output: Path | None = option(None, "", Kind(input_path),
+        "the .safetensors file to write; or a folder for it, or nothing for beside SOURCE (beside "
+        "the folder of shards): then its name is SOURCE's with the format at its end, as in "
+        "wan_nvfp4.safetensors, or _mixed where a GGUF, a layer config or a size decides",
+        flag="OUTPUT", check=model_name, trace=False,
+        everyday="file or folder to write to; left out: beside SOURCE")
+    make_folder: bool = option(False, GENERAL, SWITCH,
+        "create the folders of OUTPUT and of --report and --layer-config-out if they are missing",
+        trace=False)
 
     recipe: str = option("mixed", GENERAL, Kind(choices=tuple(RECIPES)),
         "mixed; fp8, int8 or w4a8: that for all that would be NVFP4; scaled-fp8: FP8 as files of "
@@ -2509,17 +2623,20 @@ class Options:
     # LoRAs are merged before layers are measured, so they change precisions by --target-size, too.
     merge_lora: tuple[Lora, ...] = option(
         (), GENERAL, Kind(lora_file, "FILE[:STRENGTH]", repeatable=True),
-        "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)", reads=True)
+        "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)", reads=True,
+        everyday="merge a LoRA before quantising")
     lora_partial: bool = option(False, GENERAL, SWITCH,
         "... and count what of it is of no tensor of the model", needs=["--merge-lora"])
     plain_fp8: bool = option(False, GENERAL, SWITCH,
         "convert a SOURCE whose FP8 has no scales, although the cast has lost some 3 %")
     report: Path | None = option(None, GENERAL, FILE,
         "the plan, its reasons and every layer's error as data (.json) or a page (.html)",
-        check=must_end_in(*REPORT_KINDS), trace=False, writes=True)
+        check=must_end_in(*REPORT_KINDS), trace=False, writes=True,
+        everyday="write what was done as a page (.html) or data (.json)")
     comfyui: Path | None = option(None, GENERAL, FOLDER,
         "your ComfyUI's folder: ask it first whether it takes the file (default: COMFYUI_ROOT)",
-        trace=False)
+        trace=False,
+        everyday="your ComfyUI's folder: ask it first what it takes")
     device: str = option("auto", GENERAL, Kind(device_name, "{auto,cpu,cuda,cuda:N}"),
         "where to compute (default: {default}, a GPU if there is one)", trace=False)
     # From here to --quiet it is told how a conversion runs, and into which files; no tensor depends
@@ -2528,7 +2645,8 @@ class Options:
         trace=False)
     resume: bool = option(False, GENERAL, SWITCH,
         "go on where a run of the same command was stopped; keep what this one does if it is",
-        trace=False)
+        trace=False,
+        everyday="go on where the same command was stopped")
     output_sharded: bool = option(False, GENERAL, SWITCH,
         "write OUTPUT's name-00001-of-0000N.safetensors, and OUTPUT.index.json", trace=False)
     max_shard_size: int = option("5GB", GENERAL, SIZE,
@@ -2536,7 +2654,8 @@ class Options:
         needs=["--output-sharded"], check=large_enough, trace=False)
     dry_run: bool = option(False, GENERAL, SWITCH,
         "print the plan, its reasons, the exact size, and all that a run would refuse but NaN in "
-        "weights; write no model", trace=False)
+        "weights; write no model", trace=False,
+        everyday="print the plan, the exact size; write no model")
     verbose: bool = option(False, GENERAL, SWITCH, "print the plan of every single tensor",
         trace=False)
     quiet: bool = option(False, GENERAL, SWITCH, "no progress on stderr",
@@ -2544,7 +2663,8 @@ class Options:
 
     gguf: Path | None = option(None, PRECISION, FILE,
         "a GGUF of the same model: its types choose the precisions",
-        conflicts=["--preset", "--mode"], reads=True)
+        conflicts=["--preset", "--mode"], reads=True,
+        everyday="take precisions from a GGUF of the same model")
     # None stands for auto until the task is checked, or for the GGUF, if there is one.
     preset: str | None = option(
         None, PRECISION, Kind(metavar="NAME", choices=PRESETS),
@@ -2558,7 +2678,8 @@ class Options:
         "the first and last N transformer blocks stay 16-bit (default: the preset's own)")
     target_size: int | None = option(None, PRECISION, SIZE,
         "measure every layer, and raise or lower precisions by what they gain for their bytes "
-        "until the file is just smaller: 8GB, 7500MB, 7GiB", conflicts=["--target-ratio"])
+        "until the file is just smaller: 8GB, 7500MB, 7GiB", conflicts=["--target-ratio"],
+        everyday="choose precisions for a file of this size: 8GB")
     target_ratio: float | None = option(None, PRECISION, SHARE,
         "the same with a share of the source's size: 0.35")
     fp4_share: float | None = option(None, PRECISION, SHARE,
@@ -2571,7 +2692,8 @@ class Options:
         check=leaves_enough)
     card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS), told=CARD_NAMES),
         f"the card it is for ({CARD_NAMES}): sets --formats to what multiplies fast there, "
-        "unless that is given; the summary's shares and speed are for it", check=leaves_enough)
+        "unless that is given; the summary's shares and speed are for it", check=leaves_enough,
+        everyday="blackwell, ada, ampere, turing or rdna")
     layer_config: Path | None = option(None, PRECISION, FILE,
         "a .json of layer names or patterns: format, full-precision matmul, input scale",
         reads=True)
@@ -2693,6 +2815,8 @@ class Options:
             object.__setattr__(self, "dtype", dtype)
         if self.preset is None and self.gguf is None:
             object.__setattr__(self, "preset", "auto")
+        if self.output is None or not is_model_file(self.output):
+            object.__setattr__(self, "output", made_output(self))
 
     def target(self, model: Model) -> int:
         """Tell how many bytes OUTPUT may have by --target-size or --target-ratio; 0 without these.
@@ -2728,8 +2852,12 @@ class Options:
     @property
     def written(self) -> Path:
         """Name the file that a person loads: OUTPUT, or the index of its shards beside it."""
-        index = self.output.with_name(self.output.name + ".index.json")
-        return index if self.output_sharded else self.output
+        return self.written_as(self.output)
+
+    def written_as(self, output: Path) -> Path:
+        """Name the file that a person would load if OUTPUT were this."""
+        index = output.with_name(output.name + ".index.json")
+        return index if self.output_sharded else output
 
     @property
     def buffers(self) -> int:
@@ -2783,7 +2911,8 @@ class Verification:
 
     # fmt: off
     file: Path = option(MISSING, VERIFY, FILE,
-        "name every defect of a quantised file and what ComfyUI does about it", flag="--verify")
+        "name every defect of a quantised file and what ComfyUI does about it", flag="--verify",
+        everyday="check a quantised file: its defects, what to do")
     source: Path | None = option(None, VERIFY, FILE,
         "the model it was made from: decode everything and measure each layer's error")
     merge_lora: tuple[Lora, ...] = same_option(
@@ -2797,8 +2926,10 @@ class Verification:
         check_task(self)
 
 
+# What is done instead of a conversion where the first row of one of these is given.
+OTHER_TASKS = (Verification,)
 # All rows, in the order of `--help`.
-OPTIONS = tuple(all_options(Options, Verification))
+OPTIONS = tuple(all_options(Options, *OTHER_TASKS))
 
 
 # ── nvfp4/cli/arguments.py: Parse the command lines of all programs in one way ────────────────────
@@ -2822,23 +2953,30 @@ class ArgumentReader(argparse.ArgumentParser):
 
     script: the program's script in a checkout, a key of INSTALLED_COMMANDS. The description is
     printed as it is. An option that is added later would change what a script's short form means.
+    short_help: what `-h` prints; "" for all that `--help` does.
     """
 
-    def __init__(self, script: str, description: str, **facts: object):
+    def __init__(self, script: str, description: str, short_help: str = "", **facts: object):
         super().__init__(
             prog=called_as(script),
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            add_help=not short_help,
             **facts,
         )
+        if short_help:
+            # argparse's "version" action prints any text and exits.
+            short = {"action": "version", "version": short_help}
+            self.add_argument("-h", **short, help="the everyday options")
+            self.add_argument("--help", action="help", help="all options")
         self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
     def parse_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         """Read the words, or those of the process; unknown ones are told, and end it with 2."""
-        found, unknown = self.parse_known_args(args, namespace)
+        found, unknown = self.parse_known_intermixed_args(args, namespace)
         if unknown:
             self.refuse(unknown)
         return found
@@ -2851,7 +2989,7 @@ class ArgumentReader(argparse.ArgumentParser):
         self.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")
 
 
-# ── nvfp4/cli/description.py: The text of `--help` before the options, and of `--list-presets` ────
+# ── nvfp4/cli/description.py: The text of `--help` before the options, of `-h`, and of `--list-pres
 
 # Lines are at most 100 characters, as argparse prints them unchanged.
 DESCRIPTION = """\
@@ -2880,25 +3018,7 @@ How a tensor's precision is chosen (first that applies wins, floors last):
 How a weight is rounded: to the least error of itself, or with --activation-stats, where the layer's
 input was recorded with second moments, to the least error of the layer's output.
 
-What is stored for a linear layer L with weight [N, K] (N16, K16: rounded up to 16):
-  NVFP4  L.weight         U8       [N16, K16/2]  two E2M1 codes a byte, even column high
-         L.weight_scale   F8_E4M3  [N128, K4]    a scale per 16 columns, in swizzled 128x4 tiles
-         L.weight_scale_2 F32      []            global scale
-         L.pre_quant_scale BF16    [K]           --pre-quant-scale: multiplies the input
-  FP8    L.weight         F8_E4M3  [N, K]
-         L.weight_scale   F32      []
-  INT8   L.weight         I8       [N, K]        columns rotated in groups of 256, where K has such
-         L.weight_scale   F32      [N, 1]
-  W4A8   L.weight         I8       [N, K/2]      rotated; two codes a byte, even column low
-         L.weight_s_rel   F8_E4M3  [N, K/16]     a scale per 16 columns
-         L.weight_s_channel F32    [N]
-         L.weight_codebook  F32    [16]          what the codes stand for; W6A8 has none
-  NVFP4 and FP8: L.input_scale F32 [], optional: the activation's global scale
-  all:   L.comfy_quant    U8       [bytes]       JSON: format, full_precision_matrix_mult, rotation
-  --recipe fp8, int8 or w4a8 makes that of all that would be NVFP4. --recipe scaled-fp8 makes FP8
-  in the older form: L.scale_weight F32 [1], L.scale_input F32 [1], no L.comfy_quant, and in the
-  file one scaled_fp8 F8_E4M3 with 2 elements if all layers get full-precision matmul, with 0 if
-  none does
+What is stored for a layer of each format, tensor by tensor: docs/file-format.md.
 
 Wan 2.2, the documented command lines (one line each; high noise is the same with its own files):
   I2V 14B  convert_nvfp4.py SRC.safetensors.index.json OUT.safetensors
@@ -2913,6 +3033,18 @@ Wan 2.2, the documented command lines (one line each; high noise is the same wit
 """
 
 
+# What `-h` prints around the everyday options; with these, lines are at most 80 characters.
+EVERYDAY_HEAD = """\
+usage: %(prog)s SOURCE [OUTPUT] [options]
+
+Convert a 16-bit diffusion model to 4- and 8-bit formats that ComfyUI multiplies
+in: %(prog)s wan2.2_ti2v_5B_fp16.safetensors
+"""
+EVERYDAY_TAIL = """
+All options: %(prog)s --help. One page for each question: docs/README.md"""
+# Columns of an option and its value in `-h`.
+EVERYDAY_WIDTH = 22
+
 # Which layers outside the blocks are not settled.
 OPEN_TEXT = (
     "--target-size and --target-ratio may lower layers outside the blocks that the text alone goes "
@@ -2925,6 +3057,18 @@ BY_FORMATS = (
     "W4A8 is INT8 where --formats has no w4a8, else NVFP4 with 16-bit matmul (W4A16), as with "
     "--sensitive-as w4a16.",
 )
+
+
+def render_everyday(rows: Iterable[Option]) -> str:
+    """Write what `-h` prints: a line for each row that is everyday, and where the rest is."""
+    lines = [EVERYDAY_HEAD]
+    for row in rows:
+        if row.everyday:
+            # FILE[:STRENGTH] is FILE here, and choices have the option's own name.
+            value = row.kind.metavar.partition("[")[0] or row.name.upper() * bool(row.kind.choices)
+            shown = f"{row.flag} {value}" if row.group else row.flag
+            lines.append(f"  {shown:{EVERYDAY_WIDTH}}  {row.everyday}")
+    return "\n".join([*lines, EVERYDAY_TAIL])
 
 
 def render_presets() -> str:
@@ -2951,17 +3095,23 @@ def render_presets() -> str:
 
 # ── nvfp4/cli/parse.py: Read the command line: a parser made of the options table ─────────────────
 
+# How a conversion and a check are asked for.
+USAGE = """%(prog)s SOURCE [OUTPUT] [options]
+       %(prog)s SOURCE SOURCE ... FOLDER [options]
+       %(prog)s --verify FILE [--source SOURCE]"""
+
+
 def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     """Make a parser that gives {flag: value}, and None for what is not named.
 
     Defaults are not argparse's business: what was named has to be known, as some options exclude or
-    need others. Rows come in groups by their headings; SOURCE and OUTPUT may be missing here, as
-    `--verify` goes without.
+    need others. Rows come in groups by their headings. SOURCE may be missing here, as `--verify`
+    goes without, and OUTPUT is a list: of several models, all but the first and the folder at its
+    end.
     """
+    rows = [*rows]
     parser = ArgumentReader(
-        "convert_nvfp4.py",
-        DESCRIPTION,
-        usage="%(prog)s SOURCE OUTPUT [options]\n       %(prog)s --verify FILE [--source SOURCE]",
+        "convert_nvfp4.py", DESCRIPTION, usage=USAGE, short_help=render_everyday(rows)
     )
     # argparse's "version" action prints any text and exits.
     presets = {"action": "version", "version": render_presets()}
@@ -2972,53 +3122,103 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
             groups[row.group] = parser.add_argument_group(row.group)
         for flag, kind, text in row.arguments:
             # Values are kept by flag, not by argparse's own name for it, for messages use flags.
-            how = {"dest": flag} if flag.startswith("-") else {"nargs": "?"}
+            how = {"dest": flag} if flag.startswith("-") else {"nargs": "*?"[flag == "SOURCE"]}
             # argparse formats help texts with %.
             text = text.replace("%", "%%")
             groups[row.group].add_argument(flag, default=None, help=text, **how, **kind.keywords)
     return parser
 
 
-def parse_options(
+def parse_tasks(
     argv: list[str] | None = None, conversion: type[Options] = Options
-) -> Options | Verification:
-    """Make a task of the command line.
+) -> tuple[Options | Verification, ...]:
+    """Make the tasks of the command line: one, or a conversion for each of several models.
 
     argv: the arguments without the program's name; those of the process if None.
     conversion: the class of a conversion's options, which a test may extend by rows.
 
-    Returns an instance of it, or a Verification. A wrong value, a contradiction or a missing
+    Returns instances of it, or one of OTHER_TASKS. A wrong value, a contradiction or a missing
     companion option prints one line and exits with 2.
     """
-    parser = build_parser(all_options(conversion, Verification))
+    parser = build_parser(all_options(conversion, *OTHER_TASKS))
     named = vars(parser.parse_args(argv)).items()
-    given = {flag: value for flag, value in named if value is not None}
-    # The first row of a Verification is --verify itself; the others go with it.
-    verify, *beside = options_of(Verification)
-    task = Verification if verify.flag in given else conversion
+    given = {flag: value for flag, value in named if value not in (None, [])}
+    # A long dash that a web page made of two is a place to argparse.
+    places = [str(place) for place in given.get("OUTPUT", ())]
+    if dashed := [place for place in places if place.startswith(tuple(DASHES))]:
+        parser.refuse(dashed)
+    task = next((one for one in OTHER_TASKS if options_of(one)[0].flag in given), conversion)
     rows = options_of(task)
-    # Flags of the other task, or SOURCE and OUTPUT beside --verify.
+    # Flags of the other tasks, or SOURCE and OUTPUT beside --verify.
     foreign = given.keys() - {flag for row in rows for flag in row.flags}
-    if foreign and task is Verification:
-        *some, last = (row.flag for row in beside)
-        goes = f"{', '.join(some)} and {last}"
-        parser.error(f"{verify.flag} FILE goes with {goes}, without OUTPUT")
+    if foreign and task is not conversion:
+        parser.error(goes_with(rows))
     if foreign or any(row.default is MISSING and row.flag not in given for row in rows):
-        parser.error(f"give SOURCE and OUTPUT, or {verify.flag} FILE [--source SOURCE]")
-    # Contradictions are looked for by what was named; the task itself can only see what differs
-    # from the defaults.
-    for problem in contradictions(rows, given):
-        parser.error(problem)
+        parser.error("give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]")
     try:
-        return task(**{row.name: row.value_in(given) for row in rows})
+        models = [*each_model(given)] if task is conversion else [given]
+        # Contradictions are looked for by what was named; the task itself can only see what
+        # differs from the defaults.
+        refuse(problem for model in models for problem in contradictions(rows, model))
+        tasks = [task(**{row.name: row.value_in(model) for row in rows}) for model in models]
+        refuse(clashes(tasks) if len(tasks) > 1 else ())
     except ConvertError as error:
         parser.error(error.problems[0])
+    return tuple(tasks)
+
+
+def parse_options(
+    argv: list[str] | None = None, conversion: type[Options] = Options
+) -> Options | Verification:
+    """Make the task of a command line that has one; the rest is as in `parse_tasks`."""
+    (task,) = parse_tasks(argv, conversion)
+    return task
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raise ConvertError with the first of some problems, if there are any."""
+    if problem := next(iter(problems), ""):
+        raise ConvertError(problem)
+
+
+def goes_with(rows: list[Option]) -> str:
+    """Say which options go with the one that asks for a task beside conversions."""
+    first, *beside = rows
+    asks = f"{first.flag} {first.kind.shown}".strip()
+    *some, last = [row.flag for row in beside] or ["nothing else"]
+    goes = f"{', '.join(some)} and {last}" if some else last
+    return f"{asks} goes with {goes}, without OUTPUT"
+
+
+def each_model(given: dict[str, object]) -> Iterator[dict[str, object]]:
+    """Make {flag: value} for each model of a command line: its own SOURCE, and its OUTPUT.
+
+    given: as the parser gives it, OUTPUT as a list. Of three or more places, the last is a folder
+    that all are written to. Raises ConvertError where it is none.
+    """
+    source, places = given["SOURCE"], given.get("OUTPUT", [])
+    *more, output = places or [None]
+    if more and not output.is_dir() and (output.exists() or "--make-folder" not in given):
+        hint = "" if output.exists() else "; --make-folder creates one"
+        raise ConvertError(f"of several models, the last place is a folder: {output} is none{hint}")
+    for model in (source, *more):
+        yield given | {"SOURCE": model} | ({"OUTPUT": output} if output else {})
+
+
+def clashes(tasks: list[Options]) -> Iterator[str]:
+    """Find files that two of several conversions would write."""
+    owners: dict[Path, Path] = {}
+    for task in tasks:
+        for path in (task.output, *task.texts):
+            if path in owners:
+                yield f"{path} would be written for {owners[path]} and for {task.source}"
+            owners[path] = task.source
 
 
 if __name__ == "__main__":
     # --help, --version and wrong options are answered here, before torch takes seconds to load.
     tolerate_consoles()
-    parse_options()
+    parse_tasks()
     require(*REQUIRED)
 
 
@@ -15191,6 +15391,25 @@ def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
         yield f"{there}: its run was killed while naming shards; --resume names the rest"
 
 
+def nearest_folder(target: Path) -> Path:
+    """Find the folder of a file, or of those that it would lie in the first that is there."""
+    return next(folder for folder in target.absolute().parents if folder.is_dir())
+
+
+def place_problems(options: Options, target: Path) -> Iterator[str]:
+    """Find what would keep a file from being written, as `target_problems` does: a line for each.
+
+    A folder that is missing is a problem only without --make-folder.
+    """
+    folder = target.parent
+    if exists(folder):
+        yield from target_problems(target)
+    elif not options.make_folder:
+        yield f"{folder}: no such folder; create it first, or give --make-folder"
+    elif refused := refused_by(nearest_folder(target)):
+        yield refused
+
+
 def output_problems(job: Job) -> list[str]:
     """List what is known to keep the output from being written, one line a problem.
 
@@ -15213,18 +15432,19 @@ def output_problems(job: Job) -> list[str]:
                 if is_same(target, path):
                     problems.append(f"{target}: is an input of this conversion ({path})")
         for target in targets:
-            problems += target_problems(target)
+            problems += place_problems(options, target)
         # This journal is not entered, only read: nothing is locked or changed by a check.
         named = Journal(options, ALONE).named(job.layouts) if job.index else []
         if job.index:
             problems += shard_problems(job, named)
-        if output.parent.is_dir():
+        if output.parent.is_dir() or options.make_folder:
+            folder = nearest_folder(output)
             # Partial files and shards of an earlier run are overwritten: their space is free.
-            free = shutil.disk_usage(output.parent).free + sum(map(allocated, [*partial, *named]))
+            free = shutil.disk_usage(folder).free + sum(map(allocated, [*partial, *named]))
             if free < job.nbytes:
                 need = f"{exact_size(free)} are free, the output needs {exact_size(job.nbytes)}"
                 problems.append(f"{output.parent}: {need}")
-            largest = largest_file(output.parent)
+            largest = largest_file(folder)
             # In the words of the system, which would say so when the file is made.
             too_large = OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             problems += [
@@ -15250,7 +15470,7 @@ def refuse_text_targets(options: Options, model: Model) -> None:
         if any(path == target or is_same(path, target) for path in others):
             problems.append(f"{target}: is another input or output of this conversion")
         try:
-            problems += target_problems(target)
+            problems += place_problems(options, target)
         except OSError as error:
             problems.append(os_problem(error, target))
         others.append(target)  # two text outputs must not be the same file either
@@ -16207,8 +16427,9 @@ def rehearse(job: Job, plans: list[TensorPlan], ranks: Ranks) -> Produced:
     plans: as `produce` would get them, before tensors that float16 cannot hold were widened.
     """
     problems = output_problems(job)
-    # The others would find the journal locked by the first one, which looks.
-    if not problems and ranks.is_first:
+    # The others would find the journal locked by the first one, which looks. A folder that is still
+    # to be made has none.
+    if not problems and ranks.is_first and job.options.output.parent.is_dir():
         problems = journal_problems(job, plans)
     failures = (f"would fail: {problem}" for problem in problems)
     return Produced(job, {}, (*outcome_notes(job, {}), *failures))
@@ -16235,6 +16456,8 @@ def produce(job: Job, ranks: Ranks, observe: Observe = unobserved) -> Produced:
     """
     refuse_problems(job)
     options, plans, notes = job.options, job.plans, []
+    if options.make_folder:
+        make_folders(job.files)
     with Journal(options, ranks) as journal:
         while True:
             # Known from an earlier attempt, or from the run that --resume goes on with.
@@ -19870,6 +20093,8 @@ def write_texts(report: Report) -> None:
     Each is written whole or not at all. Raises ConvertError where one cannot be written.
     """
     options = report.options
+    if options.make_folder:
+        make_folders(options.texts)
     if options.report:
         render = REPORTS[options.report.suffix.lower()]
         write_text(render(report_data(report)), options.report)
@@ -20164,6 +20389,25 @@ def carry_out(task: Options | Verification) -> int:
     return status
 
 
+def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
+    """Carry out tasks one after another, and return the exit status: that of the one that failed.
+
+    The first that fails is the last: what ends one conversion, a full disk or Ctrl-C, would end the
+    others, too. A line on stderr tells then which models were converted, and which were not.
+    """
+    for number, task in enumerate(tasks):
+        if status := carry_out(task):
+            if len(tasks) > 1:
+                done, left = (
+                    ", ".join(str(one.source) for one in some) or "none"
+                    for some in (tasks[:number], tasks[number + 1 :])
+                )
+                which = f"converted: {done}; failed: {task.source}; not begun: {left}"
+                print(printable(f"note: {which}"), file=sys.stderr)
+            return status
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line, and return the exit status.
 
@@ -20172,7 +20416,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     tolerate_consoles()
     try:
-        return carry_out(parse_options(argv))
+        return carry_out_all(parse_tasks(argv))
     except KeyboardInterrupt:
         # It came before or after the work, so there is nothing to tell of a file.
         print("interrupted", file=sys.stderr)

@@ -13,13 +13,13 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from nvfp4.cli.console import tolerate_consoles
-from nvfp4.cli.parse import parse_options
+from nvfp4.cli.parse import parse_tasks
 from nvfp4.requirements import REQUIRED, require
 
 if __name__ == "__main__":
     # --help, --version and wrong options are answered here, before torch takes seconds to load.
     tolerate_consoles()
-    parse_options()
+    parse_tasks()
     require(*REQUIRED)
 
 from nvfp4.cli.entry import interrupt, main

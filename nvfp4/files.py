@@ -12,7 +12,7 @@ import errno
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -191,6 +191,15 @@ def target_problems(target: Path) -> Iterator[str]:
         yield f"{target}: is a folder; name the file to write"
     elif target.exists():
         target.open("r+b").close()
+
+
+def make_folders(targets: Iterable[Path]) -> None:
+    """Create the folders of files where they are missing. Raises ConvertError."""
+    for target in targets:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConvertError(os_problem(error, target.parent)) from error
 
 
 def refused_by(folder: Path) -> str:

@@ -19,6 +19,7 @@ from nvfp4.encode.float16 import cast, float16_overflows
 from nvfp4.encode.layer import quantise
 from nvfp4.encode.pieces import pieces_of, read_ahead, tensors_of_rank
 from nvfp4.errors import ConvertError, Float16OverflowError, examples, printable
+from nvfp4.files import make_folders
 from nvfp4.layout import Job, make_job, marker_of, planned_tensors
 from nvfp4.numeric.damage import ROUNDED_WRONG_FROM, Damage
 from nvfp4.numeric.dtypes import TORCH_DTYPES
@@ -51,8 +52,9 @@ def rehearse(job: Job, plans: list[TensorPlan], ranks: Ranks) -> Produced:
     plans: as `produce` would get them, before tensors that float16 cannot hold were widened.
     """
     problems = output_problems(job)
-    # The others would find the journal locked by the first one, which looks.
-    if not problems and ranks.is_first:
+    # The others would find the journal locked by the first one, which looks. A folder that is still
+    # to be made has none.
+    if not problems and ranks.is_first and job.options.output.parent.is_dir():
         problems = journal_problems(job, plans)
     failures = (f"would fail: {problem}" for problem in problems)
     return Produced(job, {}, (*outcome_notes(job, {}), *failures))
@@ -79,6 +81,8 @@ def produce(job: Job, ranks: Ranks, observe: Observe = unobserved) -> Produced:
     """
     refuse_problems(job)
     options, plans, notes = job.options, job.plans, []
+    if options.make_folder:
+        make_folders(job.files)
     with Journal(options, ranks) as journal:
         while True:
             # Known from an earlier attempt, or from the run that --resume goes on with.

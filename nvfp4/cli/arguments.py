@@ -30,23 +30,30 @@ class ArgumentReader(argparse.ArgumentParser):
 
     script: the program's script in a checkout, a key of INSTALLED_COMMANDS. The description is
     printed as it is. An option that is added later would change what a script's short form means.
+    short_help: what `-h` prints; "" for all that `--help` does.
     """
 
-    def __init__(self, script: str, description: str, **facts: object):
+    def __init__(self, script: str, description: str, short_help: str = "", **facts: object):
         super().__init__(
             prog=called_as(script),
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            add_help=not short_help,
             **facts,
         )
+        if short_help:
+            # argparse's "version" action prints any text and exits.
+            short = {"action": "version", "version": short_help}
+            self.add_argument("-h", **short, help="the everyday options")
+            self.add_argument("--help", action="help", help="all options")
         self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
     def parse_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         """Read the words, or those of the process; unknown ones are told, and end it with 2."""
-        found, unknown = self.parse_known_args(args, namespace)
+        found, unknown = self.parse_known_intermixed_args(args, namespace)
         if unknown:
             self.refuse(unknown)
         return found

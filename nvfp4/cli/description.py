@@ -1,15 +1,16 @@
-"""The text of `--help` before the options, and of `--list-presets`.
+"""The text of `--help` before the options, of `-h`, and of `--list-presets`.
 
-The help's text for each option stands in its row of `options.table`. What is said here of stored
-tensors and of the order of decisions is held against the code by people alone: whoever changes
-`formats` or `plan.rules` changes it, too.
+The help's text for each option stands in its row of `options.table`. What is said here of the order
+of decisions is held against the code by people alone: whoever changes `plan.rules` changes it, too.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 from nvfp4.families import FAMILIES, GENERAL_PRESETS
+from nvfp4.options import Option
 
 # Lines are at most 100 characters, as argparse prints them unchanged.
 DESCRIPTION = """\
@@ -38,25 +39,7 @@ How a tensor's precision is chosen (first that applies wins, floors last):
 How a weight is rounded: to the least error of itself, or with --activation-stats, where the layer's
 input was recorded with second moments, to the least error of the layer's output.
 
-What is stored for a linear layer L with weight [N, K] (N16, K16: rounded up to 16):
-  NVFP4  L.weight         U8       [N16, K16/2]  two E2M1 codes a byte, even column high
-         L.weight_scale   F8_E4M3  [N128, K4]    a scale per 16 columns, in swizzled 128x4 tiles
-         L.weight_scale_2 F32      []            global scale
-         L.pre_quant_scale BF16    [K]           --pre-quant-scale: multiplies the input
-  FP8    L.weight         F8_E4M3  [N, K]
-         L.weight_scale   F32      []
-  INT8   L.weight         I8       [N, K]        columns rotated in groups of 256, where K has such
-         L.weight_scale   F32      [N, 1]
-  W4A8   L.weight         I8       [N, K/2]      rotated; two codes a byte, even column low
-         L.weight_s_rel   F8_E4M3  [N, K/16]     a scale per 16 columns
-         L.weight_s_channel F32    [N]
-         L.weight_codebook  F32    [16]          what the codes stand for; W6A8 has none
-  NVFP4 and FP8: L.input_scale F32 [], optional: the activation's global scale
-  all:   L.comfy_quant    U8       [bytes]       JSON: format, full_precision_matrix_mult, rotation
-  --recipe fp8, int8 or w4a8 makes that of all that would be NVFP4. --recipe scaled-fp8 makes FP8
-  in the older form: L.scale_weight F32 [1], L.scale_input F32 [1], no L.comfy_quant, and in the
-  file one scaled_fp8 F8_E4M3 with 2 elements if all layers get full-precision matmul, with 0 if
-  none does
+What is stored for a layer of each format, tensor by tensor: docs/file-format.md.
 
 Wan 2.2, the documented command lines (one line each; high noise is the same with its own files):
   I2V 14B  convert_nvfp4.py SRC.safetensors.index.json OUT.safetensors
@@ -71,6 +54,18 @@ Wan 2.2, the documented command lines (one line each; high noise is the same wit
 """
 
 
+# What `-h` prints around the everyday options; with these, lines are at most 80 characters.
+EVERYDAY_HEAD = """\
+usage: %(prog)s SOURCE [OUTPUT] [options]
+
+Convert a 16-bit diffusion model to 4- and 8-bit formats that ComfyUI multiplies
+in: %(prog)s wan2.2_ti2v_5B_fp16.safetensors
+"""
+EVERYDAY_TAIL = """
+All options: %(prog)s --help. One page for each question: docs/README.md"""
+# Columns of an option and its value in `-h`.
+EVERYDAY_WIDTH = 22
+
 # Which layers outside the blocks are not settled.
 OPEN_TEXT = (
     "--target-size and --target-ratio may lower layers outside the blocks that the text alone goes "
@@ -83,6 +78,18 @@ BY_FORMATS = (
     "W4A8 is INT8 where --formats has no w4a8, else NVFP4 with 16-bit matmul (W4A16), as with "
     "--sensitive-as w4a16.",
 )
+
+
+def render_everyday(rows: Iterable[Option]) -> str:
+    """Write what `-h` prints: a line for each row that is everyday, and where the rest is."""
+    lines = [EVERYDAY_HEAD]
+    for row in rows:
+        if row.everyday:
+            # FILE[:STRENGTH] is FILE here, and choices have the option's own name.
+            value = row.kind.metavar.partition("[")[0] or row.name.upper() * bool(row.kind.choices)
+            shown = f"{row.flag} {value}" if row.group else row.flag
+            lines.append(f"  {shown:{EVERYDAY_WIDTH}}  {row.everyday}")
+    return "\n".join([*lines, EVERYDAY_TAIL])
 
 
 def render_presets() -> str:

@@ -8,9 +8,10 @@ should be, 2 when the options are wrong, and 130 after Ctrl-C. Importing this mo
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from nvfp4.cli.console import show, show_problems, tolerate_consoles
-from nvfp4.cli.parse import parse_options
+from nvfp4.cli.parse import parse_tasks
 from nvfp4.conversion import run_phases
 from nvfp4.errors import ConvertError, printable
 from nvfp4.files import exists, is_still
@@ -73,6 +74,25 @@ def carry_out(task: Options | Verification) -> int:
     return status
 
 
+def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
+    """Carry out tasks one after another, and return the exit status: that of the one that failed.
+
+    The first that fails is the last: what ends one conversion, a full disk or Ctrl-C, would end the
+    others, too. A line on stderr tells then which models were converted, and which were not.
+    """
+    for number, task in enumerate(tasks):
+        if status := carry_out(task):
+            if len(tasks) > 1:
+                done, left = (
+                    ", ".join(str(one.source) for one in some) or "none"
+                    for some in (tasks[:number], tasks[number + 1 :])
+                )
+                which = f"converted: {done}; failed: {task.source}; not begun: {left}"
+                print(printable(f"note: {which}"), file=sys.stderr)
+            return status
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line, and return the exit status.
 
@@ -81,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     tolerate_consoles()
     try:
-        return carry_out(parse_options(argv))
+        return carry_out_all(parse_tasks(argv))
     except KeyboardInterrupt:
         # It came before or after the work, so there is nothing to tell of a file.
         print("interrupted", file=sys.stderr)

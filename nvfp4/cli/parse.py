@@ -1,20 +1,22 @@
 """Read the command line: a parser made of the options table.
 
-The result is a task: an Options to convert by, or a Verification. This module and all that it
-imports do without torch and numpy, so that `--help`, `--version` and mistakes are answered at once;
-a test holds them to it.
+The result are tasks: an Options for each model to convert, or a Verification. This module and all
+that it imports do without torch and numpy, so that `--help`, `--version` and mistakes are answered
+at once; a test holds them to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING
+from pathlib import Path
 
 from nvfp4.cli.arguments import ArgumentReader
-from nvfp4.cli.description import DESCRIPTION, render_presets
-from nvfp4.errors import ConvertError
+from nvfp4.cli.description import DESCRIPTION, render_everyday, render_presets
+from nvfp4.errors import DASHES, ConvertError
 from nvfp4.options import (
     OPTIONS,
+    OTHER_TASKS,
     Option,
     Options,
     Verification,
@@ -23,18 +25,23 @@ from nvfp4.options import (
     options_of,
 )
 
+# How a conversion and a check are asked for.
+USAGE = """%(prog)s SOURCE [OUTPUT] [options]
+       %(prog)s SOURCE SOURCE ... FOLDER [options]
+       %(prog)s --verify FILE [--source SOURCE]"""
+
 
 def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     """Make a parser that gives {flag: value}, and None for what is not named.
 
     Defaults are not argparse's business: what was named has to be known, as some options exclude or
-    need others. Rows come in groups by their headings; SOURCE and OUTPUT may be missing here, as
-    `--verify` goes without.
+    need others. Rows come in groups by their headings. SOURCE may be missing here, as `--verify`
+    goes without, and OUTPUT is a list: of several models, all but the first and the folder at its
+    end.
     """
+    rows = [*rows]
     parser = ArgumentReader(
-        "convert_nvfp4.py",
-        DESCRIPTION,
-        usage="%(prog)s SOURCE OUTPUT [options]\n       %(prog)s --verify FILE [--source SOURCE]",
+        "convert_nvfp4.py", DESCRIPTION, usage=USAGE, short_help=render_everyday(rows)
     )
     # argparse's "version" action prints any text and exits.
     presets = {"action": "version", "version": render_presets()}
@@ -45,44 +52,94 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
             groups[row.group] = parser.add_argument_group(row.group)
         for flag, kind, text in row.arguments:
             # Values are kept by flag, not by argparse's own name for it, for messages use flags.
-            how = {"dest": flag} if flag.startswith("-") else {"nargs": "?"}
+            how = {"dest": flag} if flag.startswith("-") else {"nargs": "*?"[flag == "SOURCE"]}
             # argparse formats help texts with %.
             text = text.replace("%", "%%")
             groups[row.group].add_argument(flag, default=None, help=text, **how, **kind.keywords)
     return parser
 
 
-def parse_options(
+def parse_tasks(
     argv: list[str] | None = None, conversion: type[Options] = Options
-) -> Options | Verification:
-    """Make a task of the command line.
+) -> tuple[Options | Verification, ...]:
+    """Make the tasks of the command line: one, or a conversion for each of several models.
 
     argv: the arguments without the program's name; those of the process if None.
     conversion: the class of a conversion's options, which a test may extend by rows.
 
-    Returns an instance of it, or a Verification. A wrong value, a contradiction or a missing
+    Returns instances of it, or one of OTHER_TASKS. A wrong value, a contradiction or a missing
     companion option prints one line and exits with 2.
     """
-    parser = build_parser(all_options(conversion, Verification))
+    parser = build_parser(all_options(conversion, *OTHER_TASKS))
     named = vars(parser.parse_args(argv)).items()
-    given = {flag: value for flag, value in named if value is not None}
-    # The first row of a Verification is --verify itself; the others go with it.
-    verify, *beside = options_of(Verification)
-    task = Verification if verify.flag in given else conversion
+    given = {flag: value for flag, value in named if value not in (None, [])}
+    # A long dash that a web page made of two is a place to argparse.
+    places = [str(place) for place in given.get("OUTPUT", ())]
+    if dashed := [place for place in places if place.startswith(tuple(DASHES))]:
+        parser.refuse(dashed)
+    task = next((one for one in OTHER_TASKS if options_of(one)[0].flag in given), conversion)
     rows = options_of(task)
-    # Flags of the other task, or SOURCE and OUTPUT beside --verify.
+    # Flags of the other tasks, or SOURCE and OUTPUT beside --verify.
     foreign = given.keys() - {flag for row in rows for flag in row.flags}
-    if foreign and task is Verification:
-        *some, last = (row.flag for row in beside)
-        goes = f"{', '.join(some)} and {last}"
-        parser.error(f"{verify.flag} FILE goes with {goes}, without OUTPUT")
+    if foreign and task is not conversion:
+        parser.error(goes_with(rows))
     if foreign or any(row.default is MISSING and row.flag not in given for row in rows):
-        parser.error(f"give SOURCE and OUTPUT, or {verify.flag} FILE [--source SOURCE]")
-    # Contradictions are looked for by what was named; the task itself can only see what differs
-    # from the defaults.
-    for problem in contradictions(rows, given):
-        parser.error(problem)
+        parser.error("give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]")
     try:
-        return task(**{row.name: row.value_in(given) for row in rows})
+        models = [*each_model(given)] if task is conversion else [given]
+        # Contradictions are looked for by what was named; the task itself can only see what
+        # differs from the defaults.
+        refuse(problem for model in models for problem in contradictions(rows, model))
+        tasks = [task(**{row.name: row.value_in(model) for row in rows}) for model in models]
+        refuse(clashes(tasks) if len(tasks) > 1 else ())
     except ConvertError as error:
         parser.error(error.problems[0])
+    return tuple(tasks)
+
+
+def parse_options(
+    argv: list[str] | None = None, conversion: type[Options] = Options
+) -> Options | Verification:
+    """Make the task of a command line that has one; the rest is as in `parse_tasks`."""
+    (task,) = parse_tasks(argv, conversion)
+    return task
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raise ConvertError with the first of some problems, if there are any."""
+    if problem := next(iter(problems), ""):
+        raise ConvertError(problem)
+
+
+def goes_with(rows: list[Option]) -> str:
+    """Say which options go with the one that asks for a task beside conversions."""
+    first, *beside = rows
+    asks = f"{first.flag} {first.kind.shown}".strip()
+    *some, last = [row.flag for row in beside] or ["nothing else"]
+    goes = f"{', '.join(some)} and {last}" if some else last
+    return f"{asks} goes with {goes}, without OUTPUT"
+
+
+def each_model(given: dict[str, object]) -> Iterator[dict[str, object]]:
+    """Make {flag: value} for each model of a command line: its own SOURCE, and its OUTPUT.
+
+    given: as the parser gives it, OUTPUT as a list. Of three or more places, the last is a folder
+    that all are written to. Raises ConvertError where it is none.
+    """
+    source, places = given["SOURCE"], given.get("OUTPUT", [])
+    *more, output = places or [None]
+    if more and not output.is_dir() and (output.exists() or "--make-folder" not in given):
+        hint = "" if output.exists() else "; --make-folder creates one"
+        raise ConvertError(f"of several models, the last place is a folder: {output} is none{hint}")
+    for model in (source, *more):
+        yield given | {"SOURCE": model} | ({"OUTPUT": output} if output else {})
+
+
+def clashes(tasks: list[Options]) -> Iterator[str]:
+    """Find files that two of several conversions would write."""
+    owners: dict[Path, Path] = {}
+    for task in tasks:
+        for path in (task.output, *task.texts):
+            if path in owners:
+                yield f"{path} would be written for {owners[path]} and for {task.source}"
+            owners[path] = task.source

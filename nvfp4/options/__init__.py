@@ -19,13 +19,14 @@ from nvfp4.options.option import (
 )
 from nvfp4.options.switches import FULL_PRECISION_OPTIONS, MINIMUM_OPTIONS
 from nvfp4.options.table import LEGACY_RECIPE, REPORT_KINDS, TARGET, Options, __version__
-from nvfp4.options.tasks import OPTIONS, Verification
+from nvfp4.options.tasks import OPTIONS, OTHER_TASKS, Verification
 
 __all__ = [
     "FULL_PRECISION_OPTIONS",
     "LEGACY_RECIPE",
     "MINIMUM_OPTIONS",
     "OPTIONS",
+    "OTHER_TASKS",
     "RECIPES",
     "REPORT_KINDS",
     "TARGET",

@@ -5,6 +5,7 @@ Each gets the flag, the value and {flag: value}, and returns a sentence, or "" w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,16 +36,28 @@ def original_only(flag: str, path: Path, _: GivenOptions) -> str:
     return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
 
 
+def is_model_file(path: Path) -> bool:
+    """Tell whether OUTPUT names the file to write, and no folder for it."""
+    return path.suffix.lower() == ".safetensors"
+
+
 def model_name(flag: str, path: Path, given: GivenOptions) -> str:
-    """Refuse an OUTPUT that is no .safetensors, and tell what may be meant instead."""
-    problem = must_end_in(".safetensors", why=", as ComfyUI looks for it")(flag, path, given)
-    if not problem or not exists(path):
-        return problem
-    if path.is_dir() and exists(given["SOURCE"]):
-        problem += "; give the file to write in that folder"
-    # A folder with a model in it may be the SOURCE that is meant.
-    has_model = not path.is_dir() or any(path.glob("*.safetensors"))
-    return problem + "; are SOURCE and OUTPUT swapped?" * (has_model or not exists(given["SOURCE"]))
+    """Refuse an OUTPUT that is neither a .safetensors nor a folder, and tell what may be meant."""
+    if is_model_file(path):
+        return ""
+    source = given["SOURCE"]
+    if path.is_dir():
+        is_swapped = not exists(source) and any(path.glob("*.safetensors"))
+        no_source = f"{source}: no such file; are SOURCE and {flag} swapped?"
+        return no_source if is_swapped else ""
+    problem = f"{flag} must end in .safetensors, as ComfyUI looks for it, or be a folder: {path}"
+    if exists(path):
+        return f"{problem}; are SOURCE and {flag} swapped?"
+    if "--make-folder" in given:
+        return ""
+    # A suffix of letters is that of a file; the dot of wan2.2 belongs to a folder's name.
+    looks_like_file = re.fullmatch(r"\.[a-zA-Z]\w*", path.suffix)
+    return problem if looks_like_file else f"{problem}; --make-folder creates one"
 
 
 def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:

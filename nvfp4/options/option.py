@@ -114,6 +114,8 @@ class Option:
     trace: whether the header of OUTPUT tells it: whether the bytes can depend on it.
     reads: whether it names files that OUTPUT must not overwrite.
     writes: whether it names a text file that is written beside OUTPUT.
+    everyday: what the short `-h` says of it, in up to 52 characters; "" for what only `--help`
+        lists.
     """
 
     group: str
@@ -131,6 +133,7 @@ class Option:
     trace: bool = True
     reads: bool = False
     writes: bool = False
+    everyday: str = ""
 
     @property
     def arguments(self) -> list[Argument]:

@@ -21,6 +21,7 @@ from nvfp4.families import PRESETS
 from nvfp4.model import Lora, Model
 from nvfp4.options.checks import (
     grows_not,
+    is_model_file,
     large_enough,
     model_name,
     must_end_in,
@@ -56,6 +57,7 @@ from nvfp4.options.kinds import (
     percentile,
     positive_float,
 )
+from nvfp4.options.naming import made_output
 from nvfp4.options.option import Alias, Other, by_name, check_task, option, options_of, paths_of
 from nvfp4.options.switches import FULL_PRECISION_OPTIONS, MINIMUM_OPTIONS
 
@@ -106,9 +108,18 @@ class Options:
     # The header has the source's files instead: a folder's name changes with the machine.
     source: Path = option(MISSING, "", Kind(input_path),
         "*.safetensors.index.json, the folder it is in, or one .safetensors",
-        flag="SOURCE", check=original_only, reads=True, trace=False)
-    output: Path = option(MISSING, "", Kind(input_path), "the .safetensors file to write",
-        flag="OUTPUT", check=model_name, trace=False)
+        flag="SOURCE", check=original_only, reads=True, trace=False,
+        everyday="a 16-bit model: .safetensors, index, or folder of it")
+    # None and a folder stand for a name that is made, until the task is checked.
+    output: Path | None = option(None, "", Kind(input_path),
+        "the .safetensors file to write; or a folder for it, or nothing for beside SOURCE (beside "
+        "the folder of shards): then its name is SOURCE's with the format at its end, as in "
+        "wan_nvfp4.safetensors, or _mixed where a GGUF, a layer config or a size decides",
+        flag="OUTPUT", check=model_name, trace=False,
+        everyday="file or folder to write to; left out: beside SOURCE")
+    make_folder: bool = option(False, GENERAL, SWITCH,
+        "create the folders of OUTPUT and of --report and --layer-config-out if they are missing",
+        trace=False)
 
     recipe: str = option("mixed", GENERAL, Kind(choices=tuple(RECIPES)),
         "mixed; fp8, int8 or w4a8: that for all that would be NVFP4; scaled-fp8: FP8 as files of "
@@ -128,17 +139,20 @@ class Options:
     # LoRAs are merged before layers are measured, so they change precisions by --target-size, too.
     merge_lora: tuple[Lora, ...] = option(
         (), GENERAL, Kind(lora_file, "FILE[:STRENGTH]", repeatable=True),
-        "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)", reads=True)
+        "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)", reads=True,
+        everyday="merge a LoRA before quantising")
     lora_partial: bool = option(False, GENERAL, SWITCH,
         "... and count what of it is of no tensor of the model", needs=["--merge-lora"])
     plain_fp8: bool = option(False, GENERAL, SWITCH,
         "convert a SOURCE whose FP8 has no scales, although the cast has lost some 3 %")
     report: Path | None = option(None, GENERAL, FILE,
         "the plan, its reasons and every layer's error as data (.json) or a page (.html)",
-        check=must_end_in(*REPORT_KINDS), trace=False, writes=True)
+        check=must_end_in(*REPORT_KINDS), trace=False, writes=True,
+        everyday="write what was done as a page (.html) or data (.json)")
     comfyui: Path | None = option(None, GENERAL, FOLDER,
         "your ComfyUI's folder: ask it first whether it takes the file (default: COMFYUI_ROOT)",
-        trace=False)
+        trace=False,
+        everyday="your ComfyUI's folder: ask it first what it takes")
     device: str = option("auto", GENERAL, Kind(device_name, "{auto,cpu,cuda,cuda:N}"),
         "where to compute (default: {default}, a GPU if there is one)", trace=False)
     # From here to --quiet it is told how a conversion runs, and into which files; no tensor depends
@@ -147,7 +161,8 @@ class Options:
         trace=False)
     resume: bool = option(False, GENERAL, SWITCH,
         "go on where a run of the same command was stopped; keep what this one does if it is",
-        trace=False)
+        trace=False,
+        everyday="go on where the same command was stopped")
     output_sharded: bool = option(False, GENERAL, SWITCH,
         "write OUTPUT's name-00001-of-0000N.safetensors, and OUTPUT.index.json", trace=False)
     max_shard_size: int = option("5GB", GENERAL, SIZE,
@@ -155,7 +170,8 @@ class Options:
         needs=["--output-sharded"], check=large_enough, trace=False)
     dry_run: bool = option(False, GENERAL, SWITCH,
         "print the plan, its reasons, the exact size, and all that a run would refuse but NaN in "
-        "weights; write no model", trace=False)
+        "weights; write no model", trace=False,
+        everyday="print the plan, the exact size; write no model")
     verbose: bool = option(False, GENERAL, SWITCH, "print the plan of every single tensor",
         trace=False)
     quiet: bool = option(False, GENERAL, SWITCH, "no progress on stderr",
@@ -163,7 +179,8 @@ class Options:
 
     gguf: Path | None = option(None, PRECISION, FILE,
         "a GGUF of the same model: its types choose the precisions",
-        conflicts=["--preset", "--mode"], reads=True)
+        conflicts=["--preset", "--mode"], reads=True,
+        everyday="take precisions from a GGUF of the same model")
     # None stands for auto until the task is checked, or for the GGUF, if there is one.
     preset: str | None = option(
         None, PRECISION, Kind(metavar="NAME", choices=PRESETS),
@@ -177,7 +194,8 @@ class Options:
         "the first and last N transformer blocks stay 16-bit (default: the preset's own)")
     target_size: int | None = option(None, PRECISION, SIZE,
         "measure every layer, and raise or lower precisions by what they gain for their bytes "
-        "until the file is just smaller: 8GB, 7500MB, 7GiB", conflicts=["--target-ratio"])
+        "until the file is just smaller: 8GB, 7500MB, 7GiB", conflicts=["--target-ratio"],
+        everyday="choose precisions for a file of this size: 8GB")
     target_ratio: float | None = option(None, PRECISION, SHARE,
         "the same with a share of the source's size: 0.35")
     fp4_share: float | None = option(None, PRECISION, SHARE,
@@ -190,7 +208,8 @@ class Options:
         check=leaves_enough)
     card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS), told=CARD_NAMES),
         f"the card it is for ({CARD_NAMES}): sets --formats to what multiplies fast there, "
-        "unless that is given; the summary's shares and speed are for it", check=leaves_enough)
+        "unless that is given; the summary's shares and speed are for it", check=leaves_enough,
+        everyday="blackwell, ada, ampere, turing or rdna")
     layer_config: Path | None = option(None, PRECISION, FILE,
         "a .json of layer names or patterns: format, full-precision matmul, input scale",
         reads=True)
@@ -312,6 +331,8 @@ class Options:
             object.__setattr__(self, "dtype", dtype)
         if self.preset is None and self.gguf is None:
             object.__setattr__(self, "preset", "auto")
+        if self.output is None or not is_model_file(self.output):
+            object.__setattr__(self, "output", made_output(self))
 
     def target(self, model: Model) -> int:
         """Tell how many bytes OUTPUT may have by --target-size or --target-ratio; 0 without these.
@@ -347,8 +368,12 @@ class Options:
     @property
     def written(self) -> Path:
         """Name the file that a person loads: OUTPUT, or the index of its shards beside it."""
-        index = self.output.with_name(self.output.name + ".index.json")
-        return index if self.output_sharded else self.output
+        return self.written_as(self.output)
+
+    def written_as(self, output: Path) -> Path:
+        """Name the file that a person would load if OUTPUT were this."""
+        index = output.with_name(output.name + ".index.json")
+        return index if self.output_sharded else output
 
     @property
     def buffers(self) -> int:

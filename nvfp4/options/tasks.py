@@ -29,7 +29,8 @@ class Verification:
 
     # fmt: off
     file: Path = option(MISSING, VERIFY, FILE,
-        "name every defect of a quantised file and what ComfyUI does about it", flag="--verify")
+        "name every defect of a quantised file and what ComfyUI does about it", flag="--verify",
+        everyday="check a quantised file: its defects, what to do")
     source: Path | None = option(None, VERIFY, FILE,
         "the model it was made from: decode everything and measure each layer's error")
     merge_lora: tuple[Lora, ...] = same_option(
@@ -43,5 +44,7 @@ class Verification:
         check_task(self)
 
 
+# What is done instead of a conversion where the first row of one of these is given.
+OTHER_TASKS = (Verification,)
 # All rows, in the order of `--help`.
-OPTIONS = tuple(all_options(Options, Verification))
+OPTIONS = tuple(all_options(Options, *OTHER_TASKS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvfp4.files import write_text
+from nvfp4.files import make_folders, write_text
 from nvfp4.report.data import Report, render_json, report_data
 from nvfp4.report.layer_config import layer_config
 from nvfp4.report.page import render_html
@@ -17,6 +17,8 @@ def write_texts(report: Report) -> None:
     Each is written whole or not at all. Raises ConvertError where one cannot be written.
     """
     options = report.options
+    if options.make_folder:
+        make_folders(options.texts)
     if options.report:
         render = REPORTS[options.report.suffix.lower()]
         write_text(render(report_data(report)), options.report)

@@ -15,7 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nvfp4.errors import ConvertError, exact_size, examples
-from nvfp4.files import allocated, is_same, largest_file, os_problem, target_problems, unfinished
+from nvfp4.files import (
+    allocated,
+    exists,
+    is_same,
+    largest_file,
+    os_problem,
+    refused_by,
+    target_problems,
+    unfinished,
+)
 from nvfp4.layout import Job, bytes_in_output
 from nvfp4.model import Model
 from nvfp4.options import TARGET, Options
@@ -46,6 +55,25 @@ def shard_problems(job: Job, named: list[Path]) -> Iterator[str]:
         yield f"{there}: its run was killed while naming shards; --resume names the rest"
 
 
+def nearest_folder(target: Path) -> Path:
+    """Find the folder of a file, or of those that it would lie in the first that is there."""
+    return next(folder for folder in target.absolute().parents if folder.is_dir())
+
+
+def place_problems(options: Options, target: Path) -> Iterator[str]:
+    """Find what would keep a file from being written, as `target_problems` does: a line for each.
+
+    A folder that is missing is a problem only without --make-folder.
+    """
+    folder = target.parent
+    if exists(folder):
+        yield from target_problems(target)
+    elif not options.make_folder:
+        yield f"{folder}: no such folder; create it first, or give --make-folder"
+    elif refused := refused_by(nearest_folder(target)):
+        yield refused
+
+
 def output_problems(job: Job) -> list[str]:
     """List what is known to keep the output from being written, one line a problem.
 
@@ -68,18 +96,19 @@ def output_problems(job: Job) -> list[str]:
                 if is_same(target, path):
                     problems.append(f"{target}: is an input of this conversion ({path})")
         for target in targets:
-            problems += target_problems(target)
+            problems += place_problems(options, target)
         # This journal is not entered, only read: nothing is locked or changed by a check.
         named = Journal(options, ALONE).named(job.layouts) if job.index else []
         if job.index:
             problems += shard_problems(job, named)
-        if output.parent.is_dir():
+        if output.parent.is_dir() or options.make_folder:
+            folder = nearest_folder(output)
             # Partial files and shards of an earlier run are overwritten: their space is free.
-            free = shutil.disk_usage(output.parent).free + sum(map(allocated, [*partial, *named]))
+            free = shutil.disk_usage(folder).free + sum(map(allocated, [*partial, *named]))
             if free < job.nbytes:
                 need = f"{exact_size(free)} are free, the output needs {exact_size(job.nbytes)}"
                 problems.append(f"{output.parent}: {need}")
-            largest = largest_file(output.parent)
+            largest = largest_file(folder)
             # In the words of the system, which would say so when the file is made.
             too_large = OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             problems += [
@@ -105,7 +134,7 @@ def refuse_text_targets(options: Options, model: Model) -> None:
         if any(path == target or is_same(path, target) for path in others):
             problems.append(f"{target}: is another input or output of this conversion")
         try:
-            problems += target_problems(target)
+            problems += place_problems(options, target)
         except OSError as error:
             problems.append(os_problem(error, target))
         others.append(target)  # two text outputs must not be the same file either

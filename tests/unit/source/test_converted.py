@@ -114,10 +114,10 @@ def test_an_output_that_is_a_folder_or_an_index_is_told(folder, monkeypatch):
     (folder / "models").mkdir(exist_ok=True)
     for source, output, told in (
         ("x.safetensors", "shards.safetensors.index.json", "; are SOURCE and OUTPUT swapped?"),
-        ("x.safetensors", "models", "; are SOURCE and OUTPUT swapped?"),
-        ("m.safetensors", "models", "; give the file to write in that folder"),
-        ("m.safetensors", ".", "in that folder; are SOURCE and OUTPUT swapped?"),
-        ("m.safetensors", "o.sft", "looks for it: o.sft"),
+        ("x.safetensors", ".", "x.safetensors: no such file; are SOURCE and OUTPUT swapped?"),
+        ("m.safetensors", "o.sft", "looks for it, or be a folder: o.sft"),
+        ("m.safetensors", "wan2.2", "or be a folder: wan2.2; --make-folder creates one"),
+        ("m.safetensors", "new/", "or be a folder: new; --make-folder creates one"),
     ):
         with pytest.raises(ConvertError) as found:
             Options(source=source, output=output)
