@@ -45,12 +45,22 @@ DASHES = "-\u2013\u2014\u2212"
 # What sentences say of several layers, and of one.
 SINGULAR = {
     "layers": "layer",
+    "tensors": "tensor",
+    "names": "name",
+    "scales": "scale",
+    "weights": "weight",
     "have": "has",
     "are": "is",
+    "were": "was",
+    "do": "does",
+    "go": "goes",
     "get": "gets",
     "stay": "stays",
-    "go": "goes",
+    "lose": "loses",
+    "match": "matches",
+    "clip": "clips",
     "they": "it",
+    "their": "its",
 }
 
 
@@ -113,7 +123,7 @@ def in_number(count: int, rest: str) -> str:
     """
     if count == 1:
         rest = re.sub(rf"\b({'|'.join(SINGULAR)})\b", lambda found: SINGULAR[found[0]], rest)
-    return f"{count} {rest}"
+    return f"{count:,} {rest}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -3243,6 +3253,61 @@ from typing import ClassVar, Protocol, TYPE_CHECKING
 import numpy as np
 import torch
 from tqdm import tqdm
+
+
+# ── nvfp4/notes.py: Rank what a person is told beside a result: information, a hint, a note or a wa
+
+class Rank(IntEnum):
+    """Rank a note by how much it matters; the last one matters most."""
+
+    # What follows from the command, or merely is so: there is nothing to do about it.
+    INFORMATION = 0
+    # Something better exists, or something is missing that would help.
+    HINT = 1
+    # Worth a look: what was done may not be what was meant.
+    NOTE = 2
+    # The result is probably not what was wanted.
+    WARNING = 3
+
+
+# The word that a line of a rank begins with; information stands without one.
+RANK_WORDS = {Rank.INFORMATION: "", Rank.HINT: "hint", Rank.NOTE: "note", Rank.WARNING: "warning"}
+
+
+class Note(str):
+    """Be a note's text, with its rank beside it."""
+
+    rank: Rank
+
+    def __new__(cls, text: str, rank: Rank = Rank.NOTE) -> Note:
+        """Make a note of a text; ranks of a torchrun send it to each other with its rank."""
+        note = super().__new__(cls, text)
+        note.rank = rank
+        return note
+
+    @classmethod
+    def of(cls, note: str) -> Note:
+        """Take a note as it is, and a plain string for one that is worth a look."""
+        return note if isinstance(note, Note) else cls(note)
+
+    @property
+    def line(self) -> str:
+        """Write the note with the word of its rank before it."""
+        word = RANK_WORDS[self.rank]
+        return f"{word}: {self}" if word else str(self)
+
+    @property
+    def data(self) -> dict[str, str]:
+        """Make it ready for JSON: its rank in lower case, and its text."""
+        return {"rank": self.rank.name.lower(), "text": str(self)}
+
+
+def by_rank(notes: Iterable[str]) -> list[Note]:
+    """Sort notes by rank, warnings last: that is nearest to a terminal's prompt.
+
+    Notes of one rank stay in their order; a note that came twice is told once.
+    """
+    return sorted(map(Note.of, dict.fromkeys(notes)), key=lambda note: note.rank)
 
 
 # ── nvfp4/numeric/codes.py: Quantise tensors to NVFP4 and FP8, and dequantise them again ──────────
@@ -7754,7 +7819,8 @@ class Nvfp4(Format):
         scale, search = nvfp4_global_scale(given.amax), encoder.search
         if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
             search = amax_block_scales
-            encoder.notes.append(f"{given.layer}: too small weights for the scale search")
+            what = f"{given.layer}: too small weights for the scale search"
+            encoder.notes.append(Note(what, Rank.INFORMATION))
         # Kernels measure the error while they encode; torch's operations decode again for it.
         encode = with_damage(
             partial(encode_nvfp4, block_scales=search), decode_nvfp4, encoder.dtype
@@ -8769,17 +8835,14 @@ class Answer:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """List what a report should say: what would fail, and what is wrong in the source as well.
-
-        Only a --dry-run comes so far with a problem: it would keep the output from being written.
-        """
+        """List what is wrong in the source as well, for a report."""
         shared = self.inherited if self.is_known and self.file.recognised else []
-        return (
-            *(f"would fail: {problem}" for problem in self.problems),
-            *(
-                f"{self.comfyui.title}, of the source, too: {DEFECTS[key].what}: {examples(names)}"
-                for key, names in grouped(trouble.finding for trouble in shared).items()
-            ),
+        return tuple(
+            Note(
+                f"{self.comfyui.title}, of the source, too: {DEFECTS[key].what}: {examples(names)}",
+                Rank.WARNING if DEFECTS[key].outcome > Outcome.LOADS else Rank.INFORMATION,
+            )
+            for key, names in grouped(trouble.finding for trouble in shared).items()
         )
 
     @property
@@ -8909,7 +8972,7 @@ def check_blocks(cover: Cover, model: Model, partial: bool) -> list[str]:
         what = f"whole blocks of it are not in the source: {examples(foreign)}"
         raise partial_error(cover, what, linear_bytes(model))
     what = f"{cover.title} has whole blocks that the source lacks: {examples(foreign)}"
-    return [f"--partial-guide: {what}"] if foreign else []
+    return [Note(f"--partial-guide: {what}", Rank.INFORMATION)] if foreign else []
 
 
 def check_cover(cover: Cover, wanted: dict[str, int], partial: bool) -> list[str]:
@@ -8923,7 +8986,8 @@ def check_cover(cover: Cover, wanted: dict[str, int], partial: bool) -> list[str
     total, missed = sum(wanted.values()), sum(lacking.values())
     if partial and missed:
         share = percentage(total - missed, total)
-        return [f"--partial-guide: {share} of the linear weights' bytes follow {cover.title}"]
+        what = f"{share} of the linear weights' bytes follow {cover.title}"
+        return [Note(f"--partial-guide: {what}", Rank.INFORMATION)]
     if blocks := blocks_of(lacking) - blocks_of(wanted.keys() & cover.layers):
         raise partial_error(cover, f"it has nothing for whole blocks: {examples(blocks)}", lacking)
     if missed > MOST_UNCOVERED * total:
@@ -9626,9 +9690,10 @@ def measured_rows(
         raise ConvertError(f"{path}: none of its {len(rows)} layers was measured")
     if not left_out:
         return rows, []
-    note = f"{path.name}: {len(left_out)} layers were not measured and are left out: "
+    what = in_number(len(left_out), "layers were not measured and are left out")
+    note = Note(f"{path.name}: {what}: {examples(left_out)}", Rank.NOTE)
     left = {*left_out}
-    return [row for row in rows if row["layer"] not in left], [note + examples(left_out)]
+    return [row for row in rows if row["layer"] not in left], [note]
 
 
 def is_never_called(row: dict) -> bool:
@@ -11502,7 +11567,7 @@ class Compute:
                 self.rounder = Rounder(compile_rounder())
             except ImportError:
                 faster = "pip install triton (on Windows triton-windows) makes rounding by"
-                self.notes.append(f"{faster} statistics several times faster")
+                self.notes.append(Note(f"{faster} statistics several times faster", Rank.HINT))
         plain = self.device.type == "cpu" and self.dtype is torch.float32
         if not plain or sum(map(work, plans)) < COMPILE_FROM:
             return
@@ -11510,10 +11575,11 @@ class Compute:
             self.kernels = compile_kernels()
             self.rounder = Rounder(self.kernels.round_columns)
         except ImportError:
-            self.notes.append("pip install numba makes this several times faster, same result")
+            what = "pip install numba makes this several times faster, same result"
+            self.notes.append(Note(what, Rank.HINT))
         except RuntimeError as error:
             # A broken numba is no reason not to convert: torch's operations do the same.
-            self.notes.append(f"slower, same result: numba: {error}")
+            self.notes.append(Note(f"slower, same result: numba: {error}", Rank.NOTE))
 
     def recall(self, key: Moments | tuple, make: Callable) -> object:
         """Return what `make(key, device)` returns, from memory if it was made lately.
@@ -11972,12 +12038,11 @@ def parse_reference_scales(
                 "activations are not scaled as ComfyUI scales those of NVFP4 and FP8"
             )
         raise ConvertError(*[*odd.values()][:1] or [f"{path}: has no input_scale tensors"])
-    what = (
-        "input scales are left out, as none is one positive float32 beside an NVFP4 or FP8 weight"
-    )
+    what = in_number(len(odd), "input scales are left out")
+    what = f"{what}, as none is one positive float32 beside an NVFP4 or FP8 weight"
     # The file tells of these layers all the same: it is not of another model for their sake.
     unusable = {bare(unwrapped(layer)): Calibration(scales={}, source=path.name) for layer in odd}
-    notes = [f"{path.name}: {len(odd)} {what}: {examples(odd)}"] if odd else []
+    notes = [Note(f"{path.name}: {what}: {examples(odd)}", Rank.NOTE)] if odd else []
     return unusable | found, notes
 
 
@@ -12070,12 +12135,15 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
     if preset == "smart":
         family = repeated_blocks(model)
         where = ", ".join(f"{name}.N" for name in itertools.chain(*family.blocks))
-        return family, [f"--preset smart: the repeated blocks are {where}"]
+        what = f"--preset smart: the repeated blocks are {where}"
+        return family, [Note(what, Rank.INFORMATION)]
     if preset == "auto" and name:
         of_kind = f" ({variant})" if variant else ""
-        return known, [f"recognised as {known.title}{of_kind}: --preset {name}"]
+        what = f"recognised as {known.title}{of_kind}: --preset {name}"
+        return known, [Note(what, Rank.INFORMATION)]
     if preset == "auto" and (options.include or options.layer_config):
-        return known, ["no family recognised: only what options name is quantised"]
+        what = "no family recognised: only what options name is quantised"
+        return known, [Note(what, Rank.NOTE)]
     if preset == "auto":
         raise ConvertError(
             f"{options.source}: is of no family that --list-presets has; give --gguf, "
@@ -12265,7 +12333,8 @@ def named_for_comfyui(path: Path, model: Model) -> tuple[Model, list[str]]:
         old.rpartition(".")[0]: name.rpartition(".")[0] for old, name in renaming.names.items()
     }
     metadata = renamed_layers(model.metadata, layers)
-    return dataclasses.replace(model, tensors=tensors, metadata=metadata), [renaming.note]
+    renamed = dataclasses.replace(model, tensors=tensors, metadata=metadata)
+    return renamed, [Note(renaming.note, Rank.INFORMATION)]
 
 
 def renamed_layers(metadata: dict[str, str], layers: dict[str, str]) -> dict[str, str]:
@@ -12606,9 +12675,11 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     new = (ref for ref in model.tensors.values() if ref.is_float and not ref.is_kept)
     lacking = [ref.name for ref in new if ref.name not in known]
     if lacking:
-        notes.append(f"{len(lacking)} tensors not in the GGUF stay 16-bit: {examples(lacking)}")
+        what = in_number(len(lacking), "tensors not in the GGUF stay 16-bit")
+        notes.append(Note(f"{what}: {examples(lacking)}", Rank.NOTE))
     if extra := stored.keys() - set(matched.values()):
-        notes.append(f"{len(extra)} tensors of the GGUF are not in the source: {examples(extra)}")
+        what = in_number(len(extra), "tensors of the GGUF are not in the source")
+        notes.append(Note(f"{what}: {examples(extra)}", Rank.NOTE))
     return {name: stored[other].dtype for name, other in matched.items()}, notes
 
 
@@ -13161,11 +13232,13 @@ def listed_sensitivity(
             )
     notes = []
     if unmeasured:
-        what = "layers were not measured, so no threshold applies to them"
-        notes.append(f"{path.name}: {len(unmeasured)} {what}: {examples(unmeasured)}")
+        what = in_number(len(unmeasured), "layers were not measured")
+        told = f"{path.name}: {what}, so no threshold applies: {examples(unmeasured)}"
+        notes.append(Note(told, Rank.NOTE))
     if infinite:
-        what = "layers have an infinite figure, which is above the threshold"
-        notes.append(f"{path.name}: {len(infinite)} {what}: {examples(infinite)}")
+        what = in_number(len(infinite), "layers have an infinite figure")
+        told = f"{path.name}: {what}, which is above the threshold: {examples(infinite)}"
+        notes.append(Note(told, Rank.NOTE))
     return figures, notes
 
 
@@ -13559,19 +13632,18 @@ def contract_notes(model: Model, plans: list[TensorPlan]) -> list[str]:
     notes = []
     doubtful = [plan.ref.layer for plan in plans if plan.reason.kind is Why.DOUBTFUL]
     if doubtful:
-        notes.append(
-            f"{len(doubtful)} layers stay 16-bit, as they may be embeddings or routers by their "
-            f"names or shapes: {examples(doubtful)}; --include with a layer's full name packs it"
-        )
+        what = in_number(len(doubtful), "layers stay 16-bit")
+        why = "as names or shapes may be those of embeddings or routers"
+        how = "--include with a layer's full name packs it"
+        notes.append(Note(f"{what}, {why}: {examples(doubtful)}; {how}", Rank.HINT))
     beside = model.beside
     banks = [plan.ref for plan in plans if plan.ref.is_expert_bank and plan.ref.name not in beside]
     if banks:
         share = percentage(sum(ref.nbytes for ref in banks), model.nbytes)
         names = examples(ref.name for ref in banks)
-        notes.append(
-            f"{len(banks)} tensors with several experts' weights each, {share} of the source's "
-            f"bytes, are not quantised, as only matrices are: {names}"
-        )
+        what = in_number(len(banks), "tensors are not quantised")
+        why = f"as they have several experts' weights each, {share} of the source's bytes"
+        notes.append(Note(f"{what}, {why}: {names}", Rank.NOTE))
     return notes
 
 
@@ -14188,7 +14260,8 @@ def full_precision_marks(
         return marks, []
     name, (weights, unknown) = options.full_precision_mm_layers.name, guides.listed
     marks.append(Mark(Reason(Why.LAYER_LIST, name), weights))
-    note = f"{name}: {len(unknown)} names match nothing: {examples(unknown)}"
+    what = in_number(len(unknown), "names match nothing")
+    note = Note(f"{name}: {what}: {examples(unknown)}", Rank.NOTE)
     # Names that match nothing are no error, as long as some do: `match_layer_list` sees to that.
     return marks, [note] if unknown else []
 
@@ -14327,10 +14400,8 @@ def as_scaled_fp8(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]
         else plan
         for plan in plans
     ]
-    note = (
-        f"scaled FP8 has one switch for all its {len(layers)} layers: full-precision matmul for "
-        f"all, as {needing} need it"
-    )
+    what = f"scaled FP8 has one switch for all its {len(layers)} layers"
+    note = Note(f"{what}: full-precision matmul for all, as {needing} need it", Rank.NOTE)
     return shared, [note] if 0 < needing < len(layers) else []
 
 
@@ -14368,7 +14439,8 @@ def count_saturated(
     many = [plan.ref.layer for plan in counted if (plan.saturated_blocks or 0) > MANY_SATURATED]
     if many:
         what = f"clip more than {MANY_SATURATED:.1%} of the blocks recorded"
-        notes.append(f"input scales of {len(many)} layers {what}: {examples(many)}")
+        told = f"input scales of {in_number(len(many), 'layers')} {what}: {examples(many)}"
+        notes.append(Note(told, Rank.WARNING))
     return counted, notes
 
 
@@ -14395,10 +14467,12 @@ def attach_moments(
         if not recording or any(plan.input_scale for plan in plans):
             return plans, []
         none = "has no second moments, and gives no input scales without --input-scale-policy"
-        return plans, [f"--activation-stats {none} headroom: nothing is done with it"]
+        what = f"--activation-stats {none} headroom: nothing is done with it"
+        return plans, [Note(what, Rank.WARNING)]
     # That search looks at weights alone, and who asks for it gets no rounding by statistics.
     if options.scale_search == "amax":
-        return plans, ["--scale-search amax: second moments and means are not used"]
+        what = "--scale-search amax: second moments and means are not used"
+        return plans, [Note(what, Rank.NOTE)]
     return given, notes_on_statistics(given)
 
 
@@ -14425,12 +14499,13 @@ def notes_on_statistics(plans: list[TensorPlan]) -> list[str]:
     moved = [plan.ref.layer for plan in lacking if plan.mean is not None]
     notes = []
     if lacking:
-        what = "have no second moments, and the plain search"
+        what = in_number(len(lacking), "layers have no second moments, and the plain search")
         names = examples([plan.ref.layer for plan in lacking])
-        notes.append(f"{in_number(len(lacking), f'layers {what}')}: {names}")
+        notes.append(Note(f"{what}: {names}", Rank.NOTE))
     if moved:
         what = "make up for the mean error, as the mean is most of their input"
-        notes.append(f"biases of {len(moved)} of these {what}: {examples(moved)}")
+        told = f"biases of {len(moved)} of these {what}: {examples(moved)}"
+        notes.append(Note(told, Rank.INFORMATION))
     return notes
 
 
@@ -14548,7 +14623,8 @@ def list_notes(plans: list[TensorPlan], guides: Guides, path: Path | None) -> li
     behind = [block for block in behind if natural_key(block) > last]
     if 2 * len(named) < len(packed | named) or not behind:
         return []
-    return [f"{path.name} names no layer of the last NVFP4 blocks: {examples(behind)}"]
+    what = f"{path.name} names no layer of the last NVFP4 blocks: {examples(behind)}"
+    return [Note(what, Rank.NOTE)]
 
 
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
@@ -14565,15 +14641,13 @@ def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
     ]
     notes = []
     if calibrated and dynamic:
-        notes.append(
-            in_number(len(dynamic), "W4A4 layers have no calibration row and stay dynamic: ")
-            + examples(dynamic)
-        )
+        what = in_number(len(dynamic), "W4A4 layers have no calibration row and stay dynamic")
+        notes.append(Note(f"{what}: {examples(dynamic)}", Rank.NOTE))
     if forced:
-        notes.append(
-            in_number(len(forced), "FP8 layers have no input scale and get full-precision matmul: ")
-            + examples(forced)
+        what = in_number(
+            len(forced), "FP8 layers have no input scale and get full-precision matmul"
         )
+        notes.append(Note(f"{what}: {examples(forced)}", Rank.HINT))
     return notes
 
 
@@ -14593,7 +14667,7 @@ def gguf_notes(options: Options, plans: list[TensorPlan], kinds: dict[str, str])
     if not left or not asked:
         return []
     what = in_number(len(left), "layers stay 16-bit that --use-int8 would make INT8")
-    return [f"{what}: {examples(left)}"]
+    return [Note(f"{what}: {examples(left)}", Rank.HINT)]
 
 
 def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
@@ -14609,31 +14683,28 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     for plan in layers:
         if plan.ref.coding and plan.is_quantised and not plan.keeps_codes:
             twice[format_titled(plan.ref.coding.title).kind].append(plan.ref.layer)
-    notes += (
-        in_number(len(named), f"layers are {kind} in the source and quantised twice, which ")
-        + f"is worse than from the 16-bit model; errors are against the {kind} weights: "
-        + examples(named)
-        for kind, named in sorted(twice.items())
-    )
+    for kind, named in sorted(twice.items()):
+        what = in_number(len(named), f"layers are {kind} in the source and quantised twice")
+        why = f"which is worse than from the 16-bit model; errors are against the {kind} weights"
+        notes.append(Note(f"{what}, {why}: {examples(named)}", Rank.HINT))
     if passed := sum(bool(plan.ref.config) for plan in layers):
-        notes.append(
-            in_number(passed, "layers are quantised in the source and go over as they are")
-        )
+        what = in_number(passed, "layers are quantised in the source and go over as they are")
+        notes.append(Note(what, Rank.INFORMATION))
     # Floors overrule a --layer-config; its author may expect otherwise.
     raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
     if raised:
         what = in_number(len(raised), "layers get more than --layer-config says")
-        notes.append(f"{what}: {examples(raised)}")
+        notes.append(Note(f"{what}: {examples(raised)}", Rank.NOTE))
     packed = [plan for plan in layers if plan.has_nvfp4_input]
     part = weights_of(packed) / (weights_of(plan for plan in plans if plan.is_multiplied) or 1)
     if family.image and part > MOST_NVFP4:
-        notes.append(
-            f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give "
-            "noise then; keep more layers with --exclude, --edge-blocks or --target-size"
-        )
+        what = f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give"
+        how = "noise then; keep more layers with --exclude, --edge-blocks or --target-size"
+        notes.append(Note(f"{what} {how}", Rank.WARNING))
     marked = ("full_precision_matrix_mult" in plan.config for plan in layers if plan.config)
     if packed and all(marked):
-        notes.append("no layer is W4A4: the file saves memory, and no time over 16-bit")
+        what = "no layer is W4A4: the file saves memory, and no time over 16-bit"
+        notes.append(Note(what, Rank.NOTE))
     return notes
 
 
@@ -14653,14 +14724,15 @@ def shape_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
             lacking = [str(form) for form in forms if not can_be(options, form, plan.ref.shape)]
             limited[" or ".join(lacking)].append(plan.ref.layer)
     limited.pop("", None)
-    return [
-        f"{len(named)} layers are {form} for their shape: {examples(named)}"
-        for form, named in shaped.items()
-    ] + [
-        f"{len(named)} layers cannot be {form} for their shape, and --formats leaves nothing to "
-        f"stand in: {examples(named)}"
-        for form, named in limited.items()
-    ]
+    notes = []
+    for form, named in shaped.items():
+        what = in_number(len(named), f"layers are {form} for their shape")
+        notes.append(Note(f"{what}: {examples(named)}", Rank.INFORMATION))
+    for form, named in limited.items():
+        what = in_number(len(named), f"layers cannot be {form} for their shape")
+        why = "and --formats leaves nothing to stand in"
+        notes.append(Note(f"{what}, {why}: {examples(named)}", Rank.NOTE))
+    return notes
 
 
 # ── nvfp4/encode/rounding.py: Round a layer to the least error of its output ──────────────────────
@@ -15303,12 +15375,13 @@ class Journal:
         left, notes = self.others(job), []  # read before the journal is truncated below
         stale = [path.name for path in partial if path.exists()]
         if stale:
-            why = (
-                "nothing in it to go on with" if self.resume else "--resume goes on with such files"
-            )
-            notes = [f"overwrote {examples(stale)} of an earlier run; {why}"]
+            why, rank = "--resume goes on with such files", Rank.HINT
+            if self.resume:
+                why, rank = "nothing in it to go on with", Rank.INFORMATION
+            notes = [Note(f"overwrote {examples(stale)} of an earlier run; {why}", rank)]
         if left:
-            notes.append(f"{examples(left)} of an earlier run are still there; delete them")
+            what = f"{examples(left)} of an earlier run are still there; delete them"
+            notes.append(Note(what, Rank.NOTE))
         # Old lines must go before the new head: they would be read as this conversion's.
         self.file.truncate(0)
         for path in self.files():
@@ -16413,16 +16486,18 @@ def read_back(written: dict[Path, Layout], kept: set[str]) -> None:
 class Produced(NamedTuple):
     """Hold what became of a job: as it was carried out at last, its layers' errors, and notes.
 
-    `damage` is {layer: Damage}, empty after a rehearsal.
+    `damage` is {layer: Damage}, empty after a rehearsal; `problems` is what a rehearsal found that
+    would keep the job from being done.
     """
 
     job: Job
     damage: dict[str, Damage]
     notes: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
 
 def rehearse(job: Job, plans: list[TensorPlan], ranks: Ranks) -> Produced:
-    """Tell, in notes, what would keep the job from being done; nothing is written.
+    """Find the problems that would keep the job from being done; nothing is written.
 
     plans: as `produce` would get them, before tensors that float16 cannot hold were widened.
     """
@@ -16431,8 +16506,7 @@ def rehearse(job: Job, plans: list[TensorPlan], ranks: Ranks) -> Produced:
     # to be made has none.
     if not problems and ranks.is_first and job.options.output.parent.is_dir():
         problems = journal_problems(job, plans)
-    failures = (f"would fail: {problem}" for problem in problems)
-    return Produced(job, {}, (*outcome_notes(job, {}), *failures))
+    return Produced(job, {}, tuple(outcome_notes(job, {})), tuple(problems))
 
 
 def journal_problems(job: Job, plans: list[TensorPlan]) -> Sequence[str]:
@@ -16490,13 +16564,13 @@ def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
     notes = []
     lost = [layer for layer, found in damage.items() if found.relative_rmse > ROUNDED_WRONG_FROM]
     if lost:
-        notes.append(
-            f"{len(lost)} layers lose most of their weights, which are too small for any scale; "
-            f"keep them 16-bit with --exclude: {examples(lost)}"
-        )
+        what = in_number(len(lost), "layers lose most of what they hold")
+        why = "too small for any scale; keep these 16-bit with --exclude"
+        notes.append(Note(f"{what}, {why}: {examples(lost)}", Rank.WARNING))
     widened = [plan.ref.name for plan in job.plans if plan.reason.kind is Why.FLOAT16]
     if widened:
-        notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")
+        what = in_number(len(widened), "tensors do not fit float16 and are float32")
+        notes.append(Note(f"{what}: {examples(widened)}", Rank.INFORMATION))
     return notes
 
 
@@ -16541,7 +16615,8 @@ def write_model(
     found = journal.done | {name: damage for found, *_ in shares for name, damage in found.items()}
     notes = [note for _, notes, _ in shares for note in notes]
     if journal.done:
-        notes.insert(0, f"{len(journal.done)} of {len(job.plans)} tensors were there already")
+        what = f"{len(journal.done)} of {len(job.plans)} tensors were there already"
+        notes.insert(0, Note(what, Rank.INFORMATION))
     damage = {plan.ref.layer: found[plan.ref.name] for plan in job.plans if plan.is_quantised}
     return damage, notes
 
@@ -17184,10 +17259,14 @@ def limit_w4a4(
     if marked:
         error = 1 - sum(added[name] for name in marked) / (sum(added.values()) or 1)
         best = next(point for point in curve if point.share <= left + 1e-9)
+        what = f"other options mark {in_number(len(marked), 'layers')}: W4A4 {100 * left:.0f} %"
         notes.append(
-            f"other options mark {len(marked)} layers: W4A4 {100 * left:.0f} %, which leave "
-            f"{100 * error:.0f} % of the error that 4-bit activations add; the layers that gain "
-            f"most for their work would leave {100 * best.error:.0f} %"
+            Note(
+                f"{what}, which leave {100 * error:.0f} % of the error that 4-bit activations add; "
+                "the layers that gain most for their work would leave "
+                f"{100 * best.error:.0f} %",
+                Rank.HINT,
+            )
         )
     chosen = set()
     for name in order:
@@ -17195,7 +17274,8 @@ def limit_w4a4(
             chosen.add(name)
             left -= work[name]
     if left > wanted:
-        notes.append(f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments")
+        what = f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments"
+        notes.append(Note(what, Rank.NOTE))
     reason = Reason(Why.W4A4_SHARE, f"--w4a4-share {wanted:g}")
     plans = [spared(options, plan, reason) if plan.ref.name in chosen else plan for plan in plans]
     return plans, notes, curve
@@ -17247,7 +17327,7 @@ def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan],
     )
     if not found:
         note = f"--pre-quant-scale: none of {len(candidates)} W4A4 layers gains by it"
-    return [found.get(plan.ref.name, plan) for plan in plans], [note]
+    return [found.get(plan.ref.name, plan) for plan in plans], [Note(note, Rank.NOTE)]
 
 
 def smoothed(plan: TensorPlan) -> TensorPlan:
@@ -17328,7 +17408,7 @@ def plan_for_size(
     if not options.target(model):
         return None
     plans, _ = planner()
-    alone = slow_work(plans)
+    alone = slow_work(options, plans)
     # What other options will add once the precisions are settled is left free now.
     target = options.target(model) - reserved(options, plans)
     # A target that is out of reach is told from the headers alone, as reading may take an hour.
@@ -17361,7 +17441,7 @@ def plan_for_size(
     refuse_too_small(options, target, size)
     count = sum(counts.values())
     error = mean_error(sum(row.error for row in chosen.values()), count)
-    notes = (*notes, *slow_notes(options, alone, slow_work(plans)))
+    notes = (*notes, *slow_notes(options, alone, slow_work(options, plans)))
     return SizedPlan(Plan(plans, notes), error, tuple(size_curve(layers, fixed, count)))
 
 
@@ -17374,11 +17454,9 @@ def importance_of(plans: Iterable[TensorPlan], measured: Measurements) -> dict[s
     return {name: factors[layers[name]] for name in measured.choices}
 
 
-def slow_work(plans: list[TensorPlan]) -> float:
-    """Return the share of the multiply work that is done at 16-bit speed on every card."""
-    work = work_by_weight(plans)
-    slow = (p for p in plans if p.is_multiplied and UNITS[multiplied(p).word] == UNITS[HALF.option])
-    return sum(work[plan.ref.name] for plan in slow)
+def slow_work(options: Options, plans: list[TensorPlan]) -> float:
+    """Return the share of the multiply work at 16-bit speed on --card, without it on every card."""
+    return planned_work(plans).shares(options.card)[UNITS[HALF.option]]
 
 
 def slow_notes(options: Options, alone: float, now: float) -> list[str]:
@@ -17390,10 +17468,10 @@ def slow_notes(options: Options, alone: float, now: float) -> list[str]:
     if not (options.card or options.formats) or now < alone + 0.005:
         return []
     fast = ",".join(word for word in options.allowed if word != HALF.option)
-    return [
-        f"{100 * now:.0f} % of the multiply work is at 16-bit speed, where the preset alone has "
-        f"{100 * alone:.0f} %: --formats {fast} keeps what is chosen fast"
-    ]
+    on = f" on {options.card}" if options.card else ""
+    what = f"{100 * now:.0f} % of the multiply work is at 16-bit speed{on}, where the preset alone"
+    how = f"--formats {fast} keeps what is chosen fast"
+    return [Note(f"{what} has {100 * alone:.0f} %: {how}", Rank.HINT)]
 
 
 def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:
@@ -17573,8 +17651,9 @@ class Report:
     {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
     --w4a4-share and --target-size found, empty without them, and `size_error` the mean error of
     what --target-size chose. `asked` is what a ComfyUI answered, None where none was asked.
-    `seconds` is how long all of it took, and `device` what encoded: "cpu (2 cores)", or the name of
-    a GPU.
+    `notes` have ranks (see `notes`), and `problems` are what a run would refuse, found by a dry
+    run. `seconds` is how long all of it took, and `device` what encoded: "cpu (2 cores)", or the
+    name of a GPU.
     """
 
     options: Options
@@ -17588,6 +17667,7 @@ class Report:
     sizes: tuple[SizePoint, ...] = ()
     size_error: float = 0.0
     asked: Answer | None = None
+    problems: tuple[str, ...] = ()
     seconds: float = 0.0
     device: str = ""
 
@@ -17672,7 +17752,8 @@ def report_data(report: Report) -> dict:
         "matmuls": matmuls(report.plans),
         "work": report.work,
         "comfyui": report.asked.data if report.asked else None,
-        "notes": list(report.notes),
+        "notes": [note.data for note in by_rank(report.notes)],
+        "problems": list(report.problems),
         "w4a4_curve": [point._asdict() for point in report.curve],
         "size_curve": [point._asdict() for point in report.sizes],
         "size_error": report.size_error if report.sizes else None,
@@ -18345,7 +18426,8 @@ def lora_scales(
                 if "lora_bias" in layers[layer]}  # fmt: skip
     # DoRA scales a weight whose change is 0, too.
     idle = {layer for layer in stored if not stored[layer] and "dora_scale" not in weights[layer]}
-    what = f"alpha is 0 in {len(idle)} layers, which changes nothing: {examples(idle)}"
+    what = f"alpha is 0 in {in_number(len(idle), 'layers')}, which changes nothing"
+    what = Note(f"{what}: {examples(idle)}", Rank.NOTE)
     return Scales(by_part, idle, stated.notes + ([what] if idle else []), stated.problems)
 
 
@@ -18392,10 +18474,11 @@ def trained_alphas(path: Path, metadata: dict[str, str], ranks: dict[str, int]) 
     stated = [one for one in stated if one not in folded]
     if folded:
         what = "the file was converted from kohya's names, which multiplies it into the weights"
-        notes.append(f"ss_network_alpha of its metadata is not applied: {what}")
+        told_of = f"ss_network_alpha of its metadata is not applied: {what}"
+        notes.append(Note(told_of, Rank.INFORMATION))
     if not stated and exists(path.parent / CONFIG_FILE) and not is_of_peft(path):
         what = "is not read, as it may be of another LoRA there"
-        notes.append(f"{CONFIG_FILE} in its folder {what}")
+        notes.append(Note(f"{CONFIG_FILE} in its folder {what}", Rank.NOTE))
     found, problems = {}, defaultdict(list)
     for layer, rank in ranks.items():
         try:
@@ -18407,8 +18490,8 @@ def trained_alphas(path: Path, metadata: dict[str, str], ranks: dict[str, int]) 
             found[layer] = alpha
     notes += told(stated, found, ranks)
     lines = [
-        f"{problem}; so the scale of {len(layers)} layers is not certain, and ComfyUI takes 1: "
-        + examples(layers)
+        f"{problem}; so the scale of {in_number(len(layers), 'layers')} is not certain, and "
+        f"ComfyUI takes 1: {examples(layers)}"
         for problem, layers in problems.items()
     ]
     return Alphas(found, notes, lines)
@@ -18424,10 +18507,11 @@ def told(stated: list[Trained], found: dict[str, Alpha], ranks: dict[str, int]) 
     root = (
         ", over the root of the rank" if any(a.is_rank_stabilised for a in found.values()) else ""
     )
-    yield (
-        f"{len(found)} layers are merged at the scale they were trained with, "
-        f"{' to '.join(scales)} (alpha from {sources}{root}); ComfyUI, which reads alpha tensors "
-        "only, takes 1"
+    what = in_number(len(found), "layers are merged at the scale they were trained with")
+    yield Note(
+        f"{what}, {' to '.join(scales)} (alpha from {sources}{root}); ComfyUI, which reads alpha "
+        "tensors only, takes 1",
+        Rank.INFORMATION,
     )
 
 
@@ -18764,7 +18848,7 @@ def second_model(path: Path, layers: Layers) -> list[str]:
         )
     what = "which in Wan 2.2 is the one for low noise; SOURCE has to be that one"
     prefix = SECOND_MODEL.match(second[0])[2] if second else ""
-    return [f"is for the model {prefix}, {what}"] if second else []
+    return [Note(f"is for the model {prefix}, {what}", Rank.NOTE)] if second else []
 
 
 def more_than_comfyui(layers: Layers) -> list[str]:
@@ -18774,8 +18858,11 @@ def more_than_comfyui(layers: Layers) -> list[str]:
     ]
     counts = {what: sum(bool(re.fullmatch(row, key)) for key in keys)
               for what, row in MORE_THAN_COMFYUI.items()}  # fmt: skip
-    return [f"{count} {what} are merged, which ComfyUI leaves out"
-            for what, count in counts.items() if count]  # fmt: skip
+    return [
+        Note(f"{count} {what} are merged, which ComfyUI leaves out", Rank.INFORMATION)
+        for what, count in counts.items()
+        if count
+    ]
 
 
 def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -> list[str]:
@@ -18789,8 +18876,8 @@ def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -
         more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
         problems.append(f"does not fit the model: {misfits[0]}{more}")
     if packed:
-        what = "layers are quantised in the source already, so nothing can be merged into them"
-        problems.append(f"{len(packed)} {what}: {examples(packed)}")
+        what = in_number(len(packed), "layers are quantised in the source already")
+        problems.append(f"{what}, so nothing can be merged there: {examples(packed)}")
     if unmatched:
         problems.append(describe_unmatched(unmatched))
     return problems
@@ -18828,8 +18915,9 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source
         lora = given._replace(path=lora_in(given.path))
         patches, problems, more, is_idle = read_lora(lora, model)
         merged = sum(map(bool, patches.values()))
-        notes += [f"{given.path.name}: merged into {merged} tensors at strength {lora.strength:g}"]
-        notes += [*problems, *(f"{given.path.name}: {note}" for note in more)]
+        what = f"merged into {in_number(merged, 'tensors')} at strength {lora.strength:g}"
+        told = [Note(what, Rank.INFORMATION), *map(Note.of, [*problems, *more])]
+        notes += [Note(f"{given.path.name}: {note}", note.rank) for note in told]
         if not (merged or is_idle) or (problems and not partial):
             if not merged:
                 refuse_no_lora(lora.path)
@@ -18847,7 +18935,7 @@ def repeated(loras: Iterable[Lora]) -> list[str]:
     """Note each LoRA file that is given more than once: all of its changes are added."""
     counts = Counter(lora_in(lora.path).resolve() for lora in loras)
     return [
-        f"{path.name}: is given {count} times, and counts as often"
+        Note(f"{path.name}: is given {count} times, and counts as often", Rank.WARNING)
         for path, count in counts.items()
         if count > 1
     ]
@@ -18914,10 +19002,8 @@ def note_beside(model: Model) -> list[str]:
     if not refs:
         return []
     size = gigabytes(sum(ref.nbytes for ref in refs.values()))
-    return [
-        f"{len(refs)} tensors ({size}) are not of the diffusion model and go over as they are: "
-        + examples(refs)
-    ]
+    what = f"tensors ({size}) are not of the diffusion model and go over as they are"
+    return [Note(f"{in_number(len(refs), what)}: {examples(refs)}", Rank.INFORMATION)]
 
 
 # ── nvfp4/source/plain.py: Take FP8 without scales for what it is: numbers that were cast, or codes
@@ -18971,8 +19057,9 @@ def plain_notes(path: Path, refs: Iterable[TensorRef], allowed: bool) -> list[st
         )
     if not plain:
         return []
-    names = examples(ref.name for ref in plain)
-    return [f"{len(plain)} FP8 tensors have no scale and are taken as they are: {names}"]
+    what = in_number(len(plain), "FP8 tensors have no scale and are taken as they are")
+    rank = Rank.INFORMATION if allowed else Rank.NOTE
+    return [Note(f"{what}: {examples(ref.name for ref in plain)}", rank)]
 
 
 def has_large_codes(ref: TensorRef) -> bool:
@@ -19019,15 +19106,16 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
     kept = {name: layer for name, layer in kept.items() if not is_beside(name, prefix)}
     flaws = dict.fromkeys([*lint(model, kept), *flaws_beside(model, layers)])
     for defect, names in grouped(flaws).items():
-        notes.append(f"in the source, {DEFECTS[defect].what}: {examples(names)}")
+        rank = Rank.WARNING if DEFECTS[defect].outcome > Outcome.LOADS else Rank.INFORMATION
+        notes.append(Note(f"in the source, {DEFECTS[defect].what}: {examples(names)}", rank))
     notes += note_beside(model)
     if scales:
-        notes.append(
-            f"{scales} input scales of FP8 layers are left out; --input-scale-from takes those "
-            "that are named input_scale from any file"
-        )
+        what = in_number(scales, "input scales of FP8 layers are left out")
+        how = "--input-scale-from FILE takes those that are named input_scale"
+        notes.append(Note(f"{what}; {how}", Rank.HINT))
     if origin := origin_text(model.metadata):
-        notes.append(f"SOURCE is a conversion ({origin}); its original gives a better one")
+        what = f"SOURCE is a conversion itself ({origin})"
+        notes.append(Note(f"{what}; its original gives a better file", Rank.HINT))
     quantised = count_quantised(layers, beside)
     return Source(dataclasses.replace(model, tensors=tensors, quantised=quantised), tuple(notes))
 
@@ -19744,7 +19832,7 @@ def render_report(report: Report) -> str:
         *render_sizes(report),
         *(render_scales(report) if options.input_scale_layer_summary else []),
         render_asked(report.asked),
-        *(f"  note: {note}" for note in report.notes),
+        *(note.line for note in by_rank(report.notes)),
     ]
     return "\n".join(lines)
 
@@ -20051,7 +20139,8 @@ def html_title(data: dict, layers: list[dict]) -> str:
         for name, value, more in facts
     )
     asked = data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED
-    notes = "".join(f"<li>{escaped(note)}</li>" for note in data["notes"])
+    told = (*data["notes"], *({"rank": "error", "text": text} for text in data["problems"]))
+    notes = "".join(f"<li>{escaped(note['rank'])}: {escaped(note['text'])}</li>" for note in told)
     return (
         f"<header><h1>{escaped(data['output'])}</h1><p>from {escaped(data['source'])}</p>\n"
         f"<p>{escaped(asked)}</p>\n"
@@ -20126,7 +20215,8 @@ def refuse_part(path: Path, model: Model) -> list[str]:
             f"{path}: is not a whole {family.title} model, but maybe {shard}; give the "
             "*.safetensors.index.json beside it, or the folder"
         )
-    return [f"{path.name} may be {shard}, which its other blocks have"] if missing else []
+    what = f"{path.name} may be {shard}, which its other blocks have"
+    return [Note(what, Rank.WARNING)] if missing else []
 
 
 def missing_parts(model: Model, family: Family | None) -> list[str]:
@@ -20311,7 +20401,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
             outcome = rehearse(job, tuned.plans, ranks)
         else:
             outcome = produce(job, ranks, observe)
-    heard = asked.notes if asked else ()
+    heard, unfit = (asked.notes, asked.problems) if asked else ((), ())
     return Report(
         options=options,
         plans=tuple(outcome.job.plans),
@@ -20326,6 +20416,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
             *outcome.notes,
             *heard,
         ),
+        problems=(*outcome.problems, *unfit),
         damage=outcome.damage,
         curve=tuned.curve,
         sizes=sized.sizes if sized else (),
@@ -20343,7 +20434,8 @@ def run(task: Options | Verification) -> tuple[str, int]:
 
     Returns the text to print on stdout, "" in all ranks but the first, and the exit status. A check
     ends with 1 for any defect that is worse than LOADS. Raises ConvertError; where only a report
-    could not be written, the summary is printed before that.
+    could not be written, or a dry run found what a run would refuse, the summary is printed before
+    that.
     """
     if isinstance(task, Verification):
         check = verify_file(task)
@@ -20359,6 +20451,9 @@ def run(task: Options | Verification) -> tuple[str, int]:
         # The model itself was written: tell so before the error, which is about a report.
         show(printable(text))
         raise
+    if report.problems:
+        show(printable(text))
+        raise ConvertError(*report.problems)
     return text, 0
 
 

@@ -83,7 +83,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
             outcome = rehearse(job, tuned.plans, ranks)
         else:
             outcome = produce(job, ranks, observe)
-    heard = asked.notes if asked else ()
+    heard, unfit = (asked.notes, asked.problems) if asked else ((), ())
     return Report(
         options=options,
         plans=tuple(outcome.job.plans),
@@ -98,6 +98,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
             *outcome.notes,
             *heard,
         ),
+        problems=(*outcome.problems, *unfit),
         damage=outcome.damage,
         curve=tuned.curve,
         sizes=sized.sizes if sized else (),

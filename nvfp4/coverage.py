@@ -14,6 +14,7 @@ from typing import NamedTuple
 from nvfp4.errors import ConvertError, examples, percentage
 from nvfp4.model import Model, bare, diffusion_prefix
 from nvfp4.names import block_of
+from nvfp4.notes import Note, Rank
 
 # The share of the linear weights' bytes that may lack a counterpart in a guide of the same model:
 # files of one model differ in a few layers, as a GGUF leaves out what its author did not know.
@@ -55,7 +56,7 @@ def check_blocks(cover: Cover, model: Model, partial: bool) -> list[str]:
         what = f"whole blocks of it are not in the source: {examples(foreign)}"
         raise partial_error(cover, what, linear_bytes(model))
     what = f"{cover.title} has whole blocks that the source lacks: {examples(foreign)}"
-    return [f"--partial-guide: {what}"] if foreign else []
+    return [Note(f"--partial-guide: {what}", Rank.INFORMATION)] if foreign else []
 
 
 def check_cover(cover: Cover, wanted: dict[str, int], partial: bool) -> list[str]:
@@ -69,7 +70,8 @@ def check_cover(cover: Cover, wanted: dict[str, int], partial: bool) -> list[str
     total, missed = sum(wanted.values()), sum(lacking.values())
     if partial and missed:
         share = percentage(total - missed, total)
-        return [f"--partial-guide: {share} of the linear weights' bytes follow {cover.title}"]
+        what = f"{share} of the linear weights' bytes follow {cover.title}"
+        return [Note(f"--partial-guide: {what}", Rank.INFORMATION)]
     if blocks := blocks_of(lacking) - blocks_of(wanted.keys() & cover.layers):
         raise partial_error(cover, f"it has nothing for whole blocks: {examples(blocks)}", lacking)
     if missed > MOST_UNCOVERED * total:

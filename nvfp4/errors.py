@@ -20,12 +20,22 @@ DASHES = "-\u2013\u2014\u2212"
 # What sentences say of several layers, and of one.
 SINGULAR = {
     "layers": "layer",
+    "tensors": "tensor",
+    "names": "name",
+    "scales": "scale",
+    "weights": "weight",
     "have": "has",
     "are": "is",
+    "were": "was",
+    "do": "does",
+    "go": "goes",
     "get": "gets",
     "stay": "stays",
-    "go": "goes",
+    "lose": "loses",
+    "match": "matches",
+    "clip": "clips",
     "they": "it",
+    "their": "its",
 }
 
 
@@ -88,7 +98,7 @@ def in_number(count: int, rest: str) -> str:
     """
     if count == 1:
         rest = re.sub(rf"\b({'|'.join(SINGULAR)})\b", lambda found: SINGULAR[found[0]], rest)
-    return f"{count} {rest}"
+    return f"{count:,} {rest}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -30,6 +30,7 @@ from nvfp4.model import (
     is_beside,
     unwrapped,
 )
+from nvfp4.notes import Note, Rank
 
 # Parts of names that are nothing but a prefix where all names of a file begin with them. No model
 # of ComfyUI has all its tensors in a module of such a name.
@@ -205,7 +206,8 @@ def named_for_comfyui(path: Path, model: Model) -> tuple[Model, list[str]]:
         old.rpartition(".")[0]: name.rpartition(".")[0] for old, name in renaming.names.items()
     }
     metadata = renamed_layers(model.metadata, layers)
-    return dataclasses.replace(model, tensors=tensors, metadata=metadata), [renaming.note]
+    renamed = dataclasses.replace(model, tensors=tensors, metadata=metadata)
+    return renamed, [Note(renaming.note, Rank.INFORMATION)]
 
 
 def renamed_layers(metadata: dict[str, str], layers: dict[str, str]) -> dict[str, str]:

@@ -18,9 +18,10 @@ from nvfp4.encode.compute import Compute, pick_device, single_threaded
 from nvfp4.encode.float16 import cast, float16_overflows
 from nvfp4.encode.layer import quantise
 from nvfp4.encode.pieces import pieces_of, read_ahead, tensors_of_rank
-from nvfp4.errors import ConvertError, Float16OverflowError, examples, printable
+from nvfp4.errors import ConvertError, Float16OverflowError, examples, in_number, printable
 from nvfp4.files import make_folders
 from nvfp4.layout import Job, make_job, marker_of, planned_tensors
+from nvfp4.notes import Note, Rank
 from nvfp4.numeric.damage import ROUNDED_WRONG_FROM, Damage
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.scale_search import SCALE_SEARCHES
@@ -38,16 +39,18 @@ from nvfp4.write.partial_files import PartialFiles
 class Produced(NamedTuple):
     """Hold what became of a job: as it was carried out at last, its layers' errors, and notes.
 
-    `damage` is {layer: Damage}, empty after a rehearsal.
+    `damage` is {layer: Damage}, empty after a rehearsal; `problems` is what a rehearsal found that
+    would keep the job from being done.
     """
 
     job: Job
     damage: dict[str, Damage]
     notes: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
 
 def rehearse(job: Job, plans: list[TensorPlan], ranks: Ranks) -> Produced:
-    """Tell, in notes, what would keep the job from being done; nothing is written.
+    """Find the problems that would keep the job from being done; nothing is written.
 
     plans: as `produce` would get them, before tensors that float16 cannot hold were widened.
     """
@@ -56,8 +59,7 @@ def rehearse(job: Job, plans: list[TensorPlan], ranks: Ranks) -> Produced:
     # to be made has none.
     if not problems and ranks.is_first and job.options.output.parent.is_dir():
         problems = journal_problems(job, plans)
-    failures = (f"would fail: {problem}" for problem in problems)
-    return Produced(job, {}, (*outcome_notes(job, {}), *failures))
+    return Produced(job, {}, tuple(outcome_notes(job, {})), tuple(problems))
 
 
 def journal_problems(job: Job, plans: list[TensorPlan]) -> Sequence[str]:
@@ -115,13 +117,13 @@ def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
     notes = []
     lost = [layer for layer, found in damage.items() if found.relative_rmse > ROUNDED_WRONG_FROM]
     if lost:
-        notes.append(
-            f"{len(lost)} layers lose most of their weights, which are too small for any scale; "
-            f"keep them 16-bit with --exclude: {examples(lost)}"
-        )
+        what = in_number(len(lost), "layers lose most of what they hold")
+        why = "too small for any scale; keep these 16-bit with --exclude"
+        notes.append(Note(f"{what}, {why}: {examples(lost)}", Rank.WARNING))
     widened = [plan.ref.name for plan in job.plans if plan.reason.kind is Why.FLOAT16]
     if widened:
-        notes.append(f"{len(widened)} tensors do not fit float16: {examples(widened)}")
+        what = in_number(len(widened), "tensors do not fit float16 and are float32")
+        notes.append(Note(f"{what}: {examples(widened)}", Rank.INFORMATION))
     return notes
 
 
@@ -166,7 +168,8 @@ def write_model(
     found = journal.done | {name: damage for found, *_ in shares for name, damage in found.items()}
     notes = [note for _, notes, _ in shares for note in notes]
     if journal.done:
-        notes.insert(0, f"{len(journal.done)} of {len(job.plans)} tensors were there already")
+        what = f"{len(journal.done)} of {len(job.plans)} tensors were there already"
+        notes.insert(0, Note(what, Rank.INFORMATION))
     damage = {plan.ref.layer: found[plan.ref.name] for plan in job.plans if plan.is_quantised}
     return damage, notes
 

@@ -8,6 +8,7 @@ from itself. tests/unit/test_rooms.py holds the package to it; docs/architecture
 FLOORS = (
     {
         "errors": "what goes wrong, and how names and sizes are told",
+        "notes": "what a person is told beside a result, by rank: information to warning",
         "dtypes": "facts about numbers: ranges, block and tile sizes, safetensors dtypes",
         "reasons": "why something was decided: a kind for programs, a text for people",
         "progress": "the one progress bar",

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from nvfp4.errors import examples
 from nvfp4.model import bare
+from nvfp4.notes import Note, Rank
 from nvfp4.stored.defects import DEFECTS, Finding, Outcome, grouped
 
 # What reports say where there was no ComfyUI to ask.
@@ -173,17 +174,14 @@ class Answer:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """List what a report should say: what would fail, and what is wrong in the source as well.
-
-        Only a --dry-run comes so far with a problem: it would keep the output from being written.
-        """
+        """List what is wrong in the source as well, for a report."""
         shared = self.inherited if self.is_known and self.file.recognised else []
-        return (
-            *(f"would fail: {problem}" for problem in self.problems),
-            *(
-                f"{self.comfyui.title}, of the source, too: {DEFECTS[key].what}: {examples(names)}"
-                for key, names in grouped(trouble.finding for trouble in shared).items()
-            ),
+        return tuple(
+            Note(
+                f"{self.comfyui.title}, of the source, too: {DEFECTS[key].what}: {examples(names)}",
+                Rank.WARNING if DEFECTS[key].outcome > Outcome.LOADS else Rank.INFORMATION,
+            )
+            for key, names in grouped(trouble.finding for trouble in shared).items()
         )
 
     @property

@@ -28,7 +28,8 @@ def run(task: Options | Verification) -> tuple[str, int]:
 
     Returns the text to print on stdout, "" in all ranks but the first, and the exit status. A check
     ends with 1 for any defect that is worse than LOADS. Raises ConvertError; where only a report
-    could not be written, the summary is printed before that.
+    could not be written, or a dry run found what a run would refuse, the summary is printed before
+    that.
     """
     if isinstance(task, Verification):
         check = verify_file(task)
@@ -44,6 +45,9 @@ def run(task: Options | Verification) -> tuple[str, int]:
         # The model itself was written: tell so before the error, which is about a report.
         show(printable(text))
         raise
+    if report.problems:
+        show(printable(text))
+        raise ConvertError(*report.problems)
     return text, 0
 
 

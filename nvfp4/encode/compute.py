@@ -15,6 +15,7 @@ import torch
 
 from nvfp4.errors import ConvertError
 from nvfp4.guides.records import Moments
+from nvfp4.notes import Note, Rank
 from nvfp4.numeric.codes import amax_block_scales
 from nvfp4.numeric.compiled import Kernels, compile_kernels, compile_rounder
 from nvfp4.numeric.feedback import Rounder
@@ -104,7 +105,7 @@ class Compute:
                 self.rounder = Rounder(compile_rounder())
             except ImportError:
                 faster = "pip install triton (on Windows triton-windows) makes rounding by"
-                self.notes.append(f"{faster} statistics several times faster")
+                self.notes.append(Note(f"{faster} statistics several times faster", Rank.HINT))
         plain = self.device.type == "cpu" and self.dtype is torch.float32
         if not plain or sum(map(work, plans)) < COMPILE_FROM:
             return
@@ -112,10 +113,11 @@ class Compute:
             self.kernels = compile_kernels()
             self.rounder = Rounder(self.kernels.round_columns)
         except ImportError:
-            self.notes.append("pip install numba makes this several times faster, same result")
+            what = "pip install numba makes this several times faster, same result"
+            self.notes.append(Note(what, Rank.HINT))
         except RuntimeError as error:
             # A broken numba is no reason not to convert: torch's operations do the same.
-            self.notes.append(f"slower, same result: numba: {error}")
+            self.notes.append(Note(f"slower, same result: numba: {error}", Rank.NOTE))
 
     def recall(self, key: Moments | tuple, make: Callable) -> object:
         """Return what `make(key, device)` returns, from memory if it was made lately.

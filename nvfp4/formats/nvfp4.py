@@ -29,6 +29,7 @@ from nvfp4.formats.base import Format, Parts
 from nvfp4.formats.encoding import LEAST_COMPILED, Encoded, Encoder, Given, encode_rows, with_damage
 from nvfp4.formats.reading import Misreading
 from nvfp4.model import TensorRef
+from nvfp4.notes import Note, Rank
 from nvfp4.numeric.codes import (
     E2M1,
     LEAST_FLOAT32,
@@ -156,7 +157,8 @@ class Nvfp4(Format):
         scale, search = nvfp4_global_scale(given.amax), encoder.search
         if search is not amax_block_scales and scale < LEAST_SEARCHED_SCALE:
             search = amax_block_scales
-            encoder.notes.append(f"{given.layer}: too small weights for the scale search")
+            what = f"{given.layer}: too small weights for the scale search"
+            encoder.notes.append(Note(what, Rank.INFORMATION))
         # Kernels measure the error while they encode; torch's operations decode again for it.
         encode = with_damage(
             partial(encode_nvfp4, block_scales=search), decode_nvfp4, encoder.dtype

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nvfp4.dtypes import E4M3_MAX, NVFP4_MAX
-from nvfp4.errors import ConvertError, did_you_mean, examples, of_another_model
+from nvfp4.errors import ConvertError, did_you_mean, examples, in_number, of_another_model
 from nvfp4.formats.base import written_formats
 from nvfp4.formats.fp8 import FP8
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.columns import percentile_key
 from nvfp4.guides.records import Calibration, Recorded
 from nvfp4.model import Model, TensorRef, bare, unwrapped
+from nvfp4.notes import Note, Rank
 from nvfp4.options import Options
 from nvfp4.quantisers import quantiser_of
 from nvfp4.read.checkpoint import open_model, opened, parse_header
@@ -157,12 +158,11 @@ def parse_reference_scales(
                 "activations are not scaled as ComfyUI scales those of NVFP4 and FP8"
             )
         raise ConvertError(*[*odd.values()][:1] or [f"{path}: has no input_scale tensors"])
-    what = (
-        "input scales are left out, as none is one positive float32 beside an NVFP4 or FP8 weight"
-    )
+    what = in_number(len(odd), "input scales are left out")
+    what = f"{what}, as none is one positive float32 beside an NVFP4 or FP8 weight"
     # The file tells of these layers all the same: it is not of another model for their sake.
     unusable = {bare(unwrapped(layer)): Calibration(scales={}, source=path.name) for layer in odd}
-    notes = [f"{path.name}: {len(odd)} {what}: {examples(odd)}"] if odd else []
+    notes = [Note(f"{path.name}: {what}: {examples(odd)}", Rank.NOTE)] if odd else []
     return unusable | found, notes
 
 

@@ -14,6 +14,7 @@ from nvfp4.errors import ConvertError, examples
 from nvfp4.families import ANY_FAMILY, FAMILIES, ONE_STEP_HIGHER, Family, recognise
 from nvfp4.model import Model, bare
 from nvfp4.names import gaps
+from nvfp4.notes import Note, Rank
 from nvfp4.options import Options
 
 # A name followed by numbers is taken for transformer blocks from 4 numbers and 5 % of the linear
@@ -75,12 +76,15 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
     if preset == "smart":
         family = repeated_blocks(model)
         where = ", ".join(f"{name}.N" for name in itertools.chain(*family.blocks))
-        return family, [f"--preset smart: the repeated blocks are {where}"]
+        what = f"--preset smart: the repeated blocks are {where}"
+        return family, [Note(what, Rank.INFORMATION)]
     if preset == "auto" and name:
         of_kind = f" ({variant})" if variant else ""
-        return known, [f"recognised as {known.title}{of_kind}: --preset {name}"]
+        what = f"recognised as {known.title}{of_kind}: --preset {name}"
+        return known, [Note(what, Rank.INFORMATION)]
     if preset == "auto" and (options.include or options.layer_config):
-        return known, ["no family recognised: only what options name is quantised"]
+        what = "no family recognised: only what options name is quantised"
+        return known, [Note(what, Rank.NOTE)]
     if preset == "auto":
         raise ConvertError(
             f"{options.source}: is of no family that --list-presets has; give --gguf, "

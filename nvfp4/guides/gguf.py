@@ -16,10 +16,11 @@ from typing import BinaryIO, NamedTuple
 
 from nvfp4.coverage import Cover, check_blocks, check_cover, linear_bytes
 from nvfp4.dtypes import MAX_DIMENSIONS
-from nvfp4.errors import ConvertError, examples, of_another_model
+from nvfp4.errors import ConvertError, examples, in_number, of_another_model
 from nvfp4.files import exists, size_of, translated
 from nvfp4.guides.records import GGUF_BITS
 from nvfp4.model import Model, TensorRef, bare
+from nvfp4.notes import Note, Rank
 from nvfp4.prefixes import comparable_names, file_kind
 from nvfp4.read.beginnings import TELLING_BYTES, refuse_foreign
 from nvfp4.read.checkpoint import GGUF_MAGIC, MAX_NAME, numbered
@@ -308,7 +309,9 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     new = (ref for ref in model.tensors.values() if ref.is_float and not ref.is_kept)
     lacking = [ref.name for ref in new if ref.name not in known]
     if lacking:
-        notes.append(f"{len(lacking)} tensors not in the GGUF stay 16-bit: {examples(lacking)}")
+        what = in_number(len(lacking), "tensors not in the GGUF stay 16-bit")
+        notes.append(Note(f"{what}: {examples(lacking)}", Rank.NOTE))
     if extra := stored.keys() - set(matched.values()):
-        notes.append(f"{len(extra)} tensors of the GGUF are not in the source: {examples(extra)}")
+        what = in_number(len(extra), "tensors of the GGUF are not in the source")
+        notes.append(Note(f"{what}: {examples(extra)}", Rank.NOTE))
     return {name: stored[other].dtype for name, other in matched.items()}, notes

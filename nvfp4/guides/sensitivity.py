@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 
-from nvfp4.errors import ConvertError, examples, of_another_model
+from nvfp4.errors import ConvertError, examples, in_number, of_another_model
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.records import Calibration, Measured, Recorded
 from nvfp4.model import Model, bare
+from nvfp4.notes import Note, Rank
 from nvfp4.options import Options
 from nvfp4.read.json_files import is_figure, is_nan, is_never_called
 from nvfp4.reasons import Reason, Why
@@ -77,11 +78,13 @@ def listed_sensitivity(
             )
     notes = []
     if unmeasured:
-        what = "layers were not measured, so no threshold applies to them"
-        notes.append(f"{path.name}: {len(unmeasured)} {what}: {examples(unmeasured)}")
+        what = in_number(len(unmeasured), "layers were not measured")
+        told = f"{path.name}: {what}, so no threshold applies: {examples(unmeasured)}"
+        notes.append(Note(told, Rank.NOTE))
     if infinite:
-        what = "layers have an infinite figure, which is above the threshold"
-        notes.append(f"{path.name}: {len(infinite)} {what}: {examples(infinite)}")
+        what = in_number(len(infinite), "layers have an infinite figure")
+        told = f"{path.name}: {what}, which is above the threshold: {examples(infinite)}"
+        notes.append(Note(told, Rank.NOTE))
     return figures, notes
 
 

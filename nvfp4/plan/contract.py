@@ -11,11 +11,12 @@ from collections import defaultdict
 from collections.abc import Set
 
 from nvfp4.dtypes import FP4_MATMUL_N
-from nvfp4.errors import examples, percentage
+from nvfp4.errors import examples, in_number, percentage
 from nvfp4.formats.base import Format
 from nvfp4.formats.floats import HALF
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.modules import is_doubtful, not_linear, shape_read
+from nvfp4.notes import Note, Rank
 from nvfp4.plan.records import Rule, TensorPlan
 from nvfp4.reasons import Reason, Why
 
@@ -107,17 +108,16 @@ def contract_notes(model: Model, plans: list[TensorPlan]) -> list[str]:
     notes = []
     doubtful = [plan.ref.layer for plan in plans if plan.reason.kind is Why.DOUBTFUL]
     if doubtful:
-        notes.append(
-            f"{len(doubtful)} layers stay 16-bit, as they may be embeddings or routers by their "
-            f"names or shapes: {examples(doubtful)}; --include with a layer's full name packs it"
-        )
+        what = in_number(len(doubtful), "layers stay 16-bit")
+        why = "as names or shapes may be those of embeddings or routers"
+        how = "--include with a layer's full name packs it"
+        notes.append(Note(f"{what}, {why}: {examples(doubtful)}; {how}", Rank.HINT))
     beside = model.beside
     banks = [plan.ref for plan in plans if plan.ref.is_expert_bank and plan.ref.name not in beside]
     if banks:
         share = percentage(sum(ref.nbytes for ref in banks), model.nbytes)
         names = examples(ref.name for ref in banks)
-        notes.append(
-            f"{len(banks)} tensors with several experts' weights each, {share} of the source's "
-            f"bytes, are not quantised, as only matrices are: {names}"
-        )
+        what = in_number(len(banks), "tensors are not quantised")
+        why = f"as they have several experts' weights each, {share} of the source's bytes"
+        notes.append(Note(f"{what}, {why}: {names}", Rank.NOTE))
     return notes

@@ -22,6 +22,7 @@ from nvfp4.formats.floats import HALF
 from nvfp4.formats.scaled_fp8 import MARKER
 from nvfp4.guides.records import Calibration, Guides, Recorded
 from nvfp4.model import Model, bare
+from nvfp4.notes import Note, Rank
 from nvfp4.options import FULL_PRECISION_OPTIONS, Options
 from nvfp4.plan.choosing import can_be, marked_format, preset_sensitive
 from nvfp4.plan.presets import preset_reason, sensitive_names
@@ -65,7 +66,8 @@ def full_precision_marks(
         return marks, []
     name, (weights, unknown) = options.full_precision_mm_layers.name, guides.listed
     marks.append(Mark(Reason(Why.LAYER_LIST, name), weights))
-    note = f"{name}: {len(unknown)} names match nothing: {examples(unknown)}"
+    what = in_number(len(unknown), "names match nothing")
+    note = Note(f"{name}: {what}: {examples(unknown)}", Rank.NOTE)
     # Names that match nothing are no error, as long as some do: `match_layer_list` sees to that.
     return marks, [note] if unknown else []
 
@@ -204,10 +206,8 @@ def as_scaled_fp8(plans: list[TensorPlan]) -> tuple[list[TensorPlan], list[str]]
         else plan
         for plan in plans
     ]
-    note = (
-        f"scaled FP8 has one switch for all its {len(layers)} layers: full-precision matmul for "
-        f"all, as {needing} need it"
-    )
+    what = f"scaled FP8 has one switch for all its {len(layers)} layers"
+    note = Note(f"{what}: full-precision matmul for all, as {needing} need it", Rank.NOTE)
     return shared, [note] if 0 < needing < len(layers) else []
 
 
@@ -245,7 +245,8 @@ def count_saturated(
     many = [plan.ref.layer for plan in counted if (plan.saturated_blocks or 0) > MANY_SATURATED]
     if many:
         what = f"clip more than {MANY_SATURATED:.1%} of the blocks recorded"
-        notes.append(f"input scales of {len(many)} layers {what}: {examples(many)}")
+        told = f"input scales of {in_number(len(many), 'layers')} {what}: {examples(many)}"
+        notes.append(Note(told, Rank.WARNING))
     return counted, notes
 
 
@@ -272,10 +273,12 @@ def attach_moments(
         if not recording or any(plan.input_scale for plan in plans):
             return plans, []
         none = "has no second moments, and gives no input scales without --input-scale-policy"
-        return plans, [f"--activation-stats {none} headroom: nothing is done with it"]
+        what = f"--activation-stats {none} headroom: nothing is done with it"
+        return plans, [Note(what, Rank.WARNING)]
     # That search looks at weights alone, and who asks for it gets no rounding by statistics.
     if options.scale_search == "amax":
-        return plans, ["--scale-search amax: second moments and means are not used"]
+        what = "--scale-search amax: second moments and means are not used"
+        return plans, [Note(what, Rank.NOTE)]
     return given, notes_on_statistics(given)
 
 
@@ -302,10 +305,11 @@ def notes_on_statistics(plans: list[TensorPlan]) -> list[str]:
     moved = [plan.ref.layer for plan in lacking if plan.mean is not None]
     notes = []
     if lacking:
-        what = "have no second moments, and the plain search"
+        what = in_number(len(lacking), "layers have no second moments, and the plain search")
         names = examples([plan.ref.layer for plan in lacking])
-        notes.append(f"{in_number(len(lacking), f'layers {what}')}: {names}")
+        notes.append(Note(f"{what}: {names}", Rank.NOTE))
     if moved:
         what = "make up for the mean error, as the mean is most of their input"
-        notes.append(f"biases of {len(moved)} of these {what}: {examples(moved)}")
+        told = f"biases of {len(moved)} of these {what}: {examples(moved)}"
+        notes.append(Note(told, Rank.INFORMATION))
     return notes

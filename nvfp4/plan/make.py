@@ -21,6 +21,7 @@ from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.records import GGUF_BITS, Guides
 from nvfp4.model import Model, bare
 from nvfp4.names import kind_of, natural_key
+from nvfp4.notes import Note, Rank
 from nvfp4.options import LEGACY_RECIPE, TARGET, Options
 from nvfp4.plan.choosing import can_be, format_called
 from nvfp4.plan.contract import contract_notes
@@ -149,7 +150,8 @@ def list_notes(plans: list[TensorPlan], guides: Guides, path: Path | None) -> li
     behind = [block for block in behind if natural_key(block) > last]
     if 2 * len(named) < len(packed | named) or not behind:
         return []
-    return [f"{path.name} names no layer of the last NVFP4 blocks: {examples(behind)}"]
+    what = f"{path.name} names no layer of the last NVFP4 blocks: {examples(behind)}"
+    return [Note(what, Rank.NOTE)]
 
 
 def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
@@ -166,15 +168,13 @@ def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
     ]
     notes = []
     if calibrated and dynamic:
-        notes.append(
-            in_number(len(dynamic), "W4A4 layers have no calibration row and stay dynamic: ")
-            + examples(dynamic)
-        )
+        what = in_number(len(dynamic), "W4A4 layers have no calibration row and stay dynamic")
+        notes.append(Note(f"{what}: {examples(dynamic)}", Rank.NOTE))
     if forced:
-        notes.append(
-            in_number(len(forced), "FP8 layers have no input scale and get full-precision matmul: ")
-            + examples(forced)
+        what = in_number(
+            len(forced), "FP8 layers have no input scale and get full-precision matmul"
         )
+        notes.append(Note(f"{what}: {examples(forced)}", Rank.HINT))
     return notes
 
 
@@ -194,7 +194,7 @@ def gguf_notes(options: Options, plans: list[TensorPlan], kinds: dict[str, str])
     if not left or not asked:
         return []
     what = in_number(len(left), "layers stay 16-bit that --use-int8 would make INT8")
-    return [f"{what}: {examples(left)}"]
+    return [Note(f"{what}: {examples(left)}", Rank.HINT)]
 
 
 def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
@@ -210,31 +210,28 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
     for plan in layers:
         if plan.ref.coding and plan.is_quantised and not plan.keeps_codes:
             twice[format_titled(plan.ref.coding.title).kind].append(plan.ref.layer)
-    notes += (
-        in_number(len(named), f"layers are {kind} in the source and quantised twice, which ")
-        + f"is worse than from the 16-bit model; errors are against the {kind} weights: "
-        + examples(named)
-        for kind, named in sorted(twice.items())
-    )
+    for kind, named in sorted(twice.items()):
+        what = in_number(len(named), f"layers are {kind} in the source and quantised twice")
+        why = f"which is worse than from the 16-bit model; errors are against the {kind} weights"
+        notes.append(Note(f"{what}, {why}: {examples(named)}", Rank.HINT))
     if passed := sum(bool(plan.ref.config) for plan in layers):
-        notes.append(
-            in_number(passed, "layers are quantised in the source and go over as they are")
-        )
+        what = in_number(passed, "layers are quantised in the source and go over as they are")
+        notes.append(Note(what, Rank.INFORMATION))
     # Floors overrule a --layer-config; its author may expect otherwise.
     raised = [plan.ref.layer for plan in layers if Why.LAYER_CONFIG in plan.reason.overruled_kinds]
     if raised:
         what = in_number(len(raised), "layers get more than --layer-config says")
-        notes.append(f"{what}: {examples(raised)}")
+        notes.append(Note(f"{what}: {examples(raised)}", Rank.NOTE))
     packed = [plan for plan in layers if plan.has_nvfp4_input]
     part = weights_of(packed) / (weights_of(plan for plan in plans if plan.is_multiplied) or 1)
     if family.image and part > MOST_NVFP4:
-        notes.append(
-            f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give "
-            "noise then; keep more layers with --exclude, --edge-blocks or --target-size"
-        )
+        what = f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give"
+        how = "noise then; keep more layers with --exclude, --edge-blocks or --target-size"
+        notes.append(Note(f"{what} {how}", Rank.WARNING))
     marked = ("full_precision_matrix_mult" in plan.config for plan in layers if plan.config)
     if packed and all(marked):
-        notes.append("no layer is W4A4: the file saves memory, and no time over 16-bit")
+        what = "no layer is W4A4: the file saves memory, and no time over 16-bit"
+        notes.append(Note(what, Rank.NOTE))
     return notes
 
 
@@ -254,11 +251,12 @@ def shape_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
             lacking = [str(form) for form in forms if not can_be(options, form, plan.ref.shape)]
             limited[" or ".join(lacking)].append(plan.ref.layer)
     limited.pop("", None)
-    return [
-        f"{len(named)} layers are {form} for their shape: {examples(named)}"
-        for form, named in shaped.items()
-    ] + [
-        f"{len(named)} layers cannot be {form} for their shape, and --formats leaves nothing to "
-        f"stand in: {examples(named)}"
-        for form, named in limited.items()
-    ]
+    notes = []
+    for form, named in shaped.items():
+        what = in_number(len(named), f"layers are {form} for their shape")
+        notes.append(Note(f"{what}: {examples(named)}", Rank.INFORMATION))
+    for form, named in limited.items():
+        what = in_number(len(named), f"layers cannot be {form} for their shape")
+        why = "and --formats leaves nothing to stand in"
+        notes.append(Note(f"{what}, {why}: {examples(named)}", Rank.NOTE))
+    return notes

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from nvfp4.dtypes import FLOAT32_MAX
-from nvfp4.errors import EXCERPT, ConvertError, examples
+from nvfp4.errors import EXCERPT, ConvertError, examples, in_number
 from nvfp4.files import translated
 from nvfp4.model import bare, unwrapped
+from nvfp4.notes import Note, Rank
 from nvfp4.read.beginnings import TELLING_BYTES, refuse_foreign, refuse_models
 
 # The safetensors library's own limit for a header. Files of JSON and lists may not be larger.
@@ -154,9 +155,10 @@ def measured_rows(
         raise ConvertError(f"{path}: none of its {len(rows)} layers was measured")
     if not left_out:
         return rows, []
-    note = f"{path.name}: {len(left_out)} layers were not measured and are left out: "
+    what = in_number(len(left_out), "layers were not measured and are left out")
+    note = Note(f"{path.name}: {what}: {examples(left_out)}", Rank.NOTE)
     left = {*left_out}
-    return [row for row in rows if row["layer"] not in left], [note + examples(left_out)]
+    return [row for row in rows if row["layer"] not in left], [note]
 
 
 def is_never_called(row: dict) -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from nvfp4.asking.answers import Answer
 from nvfp4.formats.floats import HALF
 from nvfp4.layout import bytes_in_output, planned_tensors
+from nvfp4.notes import by_rank
 from nvfp4.numeric.damage import Damage
 from nvfp4.options import Options, __version__
 from nvfp4.plan.multiply_work import planned_work
@@ -38,8 +39,9 @@ class Report:
     {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
     --w4a4-share and --target-size found, empty without them, and `size_error` the mean error of
     what --target-size chose. `asked` is what a ComfyUI answered, None where none was asked.
-    `seconds` is how long all of it took, and `device` what encoded: "cpu (2 cores)", or the name of
-    a GPU.
+    `notes` have ranks (see `notes`), and `problems` are what a run would refuse, found by a dry
+    run. `seconds` is how long all of it took, and `device` what encoded: "cpu (2 cores)", or the
+    name of a GPU.
     """
 
     options: Options
@@ -53,6 +55,7 @@ class Report:
     sizes: tuple[SizePoint, ...] = ()
     size_error: float = 0.0
     asked: Answer | None = None
+    problems: tuple[str, ...] = ()
     seconds: float = 0.0
     device: str = ""
 
@@ -137,7 +140,8 @@ def report_data(report: Report) -> dict:
         "matmuls": matmuls(report.plans),
         "work": report.work,
         "comfyui": report.asked.data if report.asked else None,
-        "notes": list(report.notes),
+        "notes": [note.data for note in by_rank(report.notes)],
+        "problems": list(report.problems),
         "w4a4_curve": [point._asdict() for point in report.curve],
         "size_curve": [point._asdict() for point in report.sizes],
         "size_error": report.size_error if report.sizes else None,

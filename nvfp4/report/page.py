@@ -322,7 +322,8 @@ def html_title(data: dict, layers: list[dict]) -> str:
         for name, value, more in facts
     )
     asked = data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED
-    notes = "".join(f"<li>{escaped(note)}</li>" for note in data["notes"])
+    told = (*data["notes"], *({"rank": "error", "text": text} for text in data["problems"]))
+    notes = "".join(f"<li>{escaped(note['rank'])}: {escaped(note['text'])}</li>" for note in told)
     return (
         f"<header><h1>{escaped(data['output'])}</h1><p>from {escaped(data['source'])}</p>\n"
         f"<p>{escaped(asked)}</p>\n"

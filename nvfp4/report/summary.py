@@ -18,6 +18,7 @@ from nvfp4.errors import examples, gigabytes, in_number, percentage
 from nvfp4.families import TRANSFORMER_BLOCKS
 from nvfp4.formats.base import readable_formats
 from nvfp4.model import bare
+from nvfp4.notes import by_rank
 from nvfp4.numeric.damage import Damage
 from nvfp4.plan.records import TensorPlan
 from nvfp4.quantisers import QUANTISERS
@@ -308,6 +309,6 @@ def render_report(report: Report) -> str:
         *render_sizes(report),
         *(render_scales(report) if options.input_scale_layer_summary else []),
         render_asked(report.asked),
-        *(f"  note: {note}" for note in report.notes),
+        *(note.line for note in by_rank(report.notes)),
     ]
     return "\n".join(lines)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from nvfp4.errors import examples, gigabytes
+from nvfp4.errors import examples, gigabytes, in_number
 from nvfp4.model import Model, TensorRef
+from nvfp4.notes import Note, Rank
 from nvfp4.read.tensors import load
 from nvfp4.stored.defects import Finding
 from nvfp4.stored.layers import StoredLayer
@@ -66,7 +67,5 @@ def note_beside(model: Model) -> list[str]:
     if not refs:
         return []
     size = gigabytes(sum(ref.nbytes for ref in refs.values()))
-    return [
-        f"{len(refs)} tensors ({size}) are not of the diffusion model and go over as they are: "
-        + examples(refs)
-    ]
+    what = f"tensors ({size}) are not of the diffusion model and go over as they are"
+    return [Note(f"{in_number(len(refs), what)}: {examples(refs)}", Rank.INFORMATION)]

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from nvfp4.errors import EXCERPT, ConvertError, examples, one_line
+from nvfp4.errors import EXCERPT, ConvertError, examples, in_number, one_line
 from nvfp4.files import exists, translated
 from nvfp4.model import TensorRef, compiled
+from nvfp4.notes import Note, Rank
 from nvfp4.read.checkpoint import MODEL_SUFFIXES, opened
 from nvfp4.read.json_files import load_json, parse_json, unique_keys
 from nvfp4.read.tensors import load
@@ -123,7 +124,8 @@ def lora_scales(
                 if "lora_bias" in layers[layer]}  # fmt: skip
     # DoRA scales a weight whose change is 0, too.
     idle = {layer for layer in stored if not stored[layer] and "dora_scale" not in weights[layer]}
-    what = f"alpha is 0 in {len(idle)} layers, which changes nothing: {examples(idle)}"
+    what = f"alpha is 0 in {in_number(len(idle), 'layers')}, which changes nothing"
+    what = Note(f"{what}: {examples(idle)}", Rank.NOTE)
     return Scales(by_part, idle, stated.notes + ([what] if idle else []), stated.problems)
 
 
@@ -170,10 +172,11 @@ def trained_alphas(path: Path, metadata: dict[str, str], ranks: dict[str, int]) 
     stated = [one for one in stated if one not in folded]
     if folded:
         what = "the file was converted from kohya's names, which multiplies it into the weights"
-        notes.append(f"ss_network_alpha of its metadata is not applied: {what}")
+        told_of = f"ss_network_alpha of its metadata is not applied: {what}"
+        notes.append(Note(told_of, Rank.INFORMATION))
     if not stated and exists(path.parent / CONFIG_FILE) and not is_of_peft(path):
         what = "is not read, as it may be of another LoRA there"
-        notes.append(f"{CONFIG_FILE} in its folder {what}")
+        notes.append(Note(f"{CONFIG_FILE} in its folder {what}", Rank.NOTE))
     found, problems = {}, defaultdict(list)
     for layer, rank in ranks.items():
         try:
@@ -185,8 +188,8 @@ def trained_alphas(path: Path, metadata: dict[str, str], ranks: dict[str, int]) 
             found[layer] = alpha
     notes += told(stated, found, ranks)
     lines = [
-        f"{problem}; so the scale of {len(layers)} layers is not certain, and ComfyUI takes 1: "
-        + examples(layers)
+        f"{problem}; so the scale of {in_number(len(layers), 'layers')} is not certain, and "
+        f"ComfyUI takes 1: {examples(layers)}"
         for problem, layers in problems.items()
     ]
     return Alphas(found, notes, lines)
@@ -202,10 +205,11 @@ def told(stated: list[Trained], found: dict[str, Alpha], ranks: dict[str, int]) 
     root = (
         ", over the root of the rank" if any(a.is_rank_stabilised for a in found.values()) else ""
     )
-    yield (
-        f"{len(found)} layers are merged at the scale they were trained with, "
-        f"{' to '.join(scales)} (alpha from {sources}{root}); ComfyUI, which reads alpha tensors "
-        "only, takes 1"
+    what = in_number(len(found), "layers are merged at the scale they were trained with")
+    yield Note(
+        f"{what}, {' to '.join(scales)} (alpha from {sources}{root}); ComfyUI, which reads alpha "
+        "tensors only, takes 1",
+        Rank.INFORMATION,
     )
 
 

@@ -17,10 +17,11 @@ from typing import NamedTuple
 import torch
 
 from nvfp4.dtypes import VIEWED
-from nvfp4.errors import EXAMPLES, ConvertError, examples
+from nvfp4.errors import EXAMPLES, ConvertError, examples, in_number
 from nvfp4.families import model_prefixes
 from nvfp4.file_kinds import LORA
 from nvfp4.model import Lora, Model, Patch, Source, TensorRef
+from nvfp4.notes import Note, Rank
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.lora import merge
 from nvfp4.prefixes import file_kind
@@ -206,7 +207,7 @@ def second_model(path: Path, layers: Layers) -> list[str]:
         )
     what = "which in Wan 2.2 is the one for low noise; SOURCE has to be that one"
     prefix = SECOND_MODEL.match(second[0])[2] if second else ""
-    return [f"is for the model {prefix}, {what}"] if second else []
+    return [Note(f"is for the model {prefix}, {what}", Rank.NOTE)] if second else []
 
 
 def more_than_comfyui(layers: Layers) -> list[str]:
@@ -216,8 +217,11 @@ def more_than_comfyui(layers: Layers) -> list[str]:
     ]
     counts = {what: sum(bool(re.fullmatch(row, key)) for key in keys)
               for what, row in MORE_THAN_COMFYUI.items()}  # fmt: skip
-    return [f"{count} {what} are merged, which ComfyUI leaves out"
-            for what, count in counts.items() if count]  # fmt: skip
+    return [
+        Note(f"{count} {what} are merged, which ComfyUI leaves out", Rank.INFORMATION)
+        for what, count in counts.items()
+        if count
+    ]
 
 
 def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -> list[str]:
@@ -231,8 +235,8 @@ def lora_problems(misfits: list[str], packed: list[str], unmatched: list[str]) -
         more = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
         problems.append(f"does not fit the model: {misfits[0]}{more}")
     if packed:
-        what = "layers are quantised in the source already, so nothing can be merged into them"
-        problems.append(f"{len(packed)} {what}: {examples(packed)}")
+        what = in_number(len(packed), "layers are quantised in the source already")
+        problems.append(f"{what}, so nothing can be merged there: {examples(packed)}")
     if unmatched:
         problems.append(describe_unmatched(unmatched))
     return problems
@@ -270,8 +274,9 @@ def merge_loras(loras: Iterable[Lora], model: Model, *, partial: bool) -> Source
         lora = given._replace(path=lora_in(given.path))
         patches, problems, more, is_idle = read_lora(lora, model)
         merged = sum(map(bool, patches.values()))
-        notes += [f"{given.path.name}: merged into {merged} tensors at strength {lora.strength:g}"]
-        notes += [*problems, *(f"{given.path.name}: {note}" for note in more)]
+        what = f"merged into {in_number(merged, 'tensors')} at strength {lora.strength:g}"
+        told = [Note(what, Rank.INFORMATION), *map(Note.of, [*problems, *more])]
+        notes += [Note(f"{given.path.name}: {note}", note.rank) for note in told]
         if not (merged or is_idle) or (problems and not partial):
             if not merged:
                 refuse_no_lora(lora.path)
@@ -289,7 +294,7 @@ def repeated(loras: Iterable[Lora]) -> list[str]:
     """Note each LoRA file that is given more than once: all of its changes are added."""
     counts = Counter(lora_in(lora.path).resolve() for lora in loras)
     return [
-        f"{path.name}: is given {count} times, and counts as often"
+        Note(f"{path.name}: is given {count} times, and counts as often", Rank.WARNING)
         for path, count in counts.items()
         if count > 1
     ]

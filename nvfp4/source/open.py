@@ -14,17 +14,18 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 
 from nvfp4.dtypes import ONE_BYTE
-from nvfp4.errors import ConvertError, examples
+from nvfp4.errors import ConvertError, examples, in_number
 from nvfp4.file_kinds import FileKind, lora_kind
 from nvfp4.formats.base import is_quantised_part, layer_parts, marker_names
 from nvfp4.model import Coding, Model, Source, TensorRef, diffusion_prefix, is_beside
+from nvfp4.notes import Note, Rank
 from nvfp4.prefixes import file_kind, named_for_comfyui
 from nvfp4.quantisers import quantiser_of
 from nvfp4.read.checkpoint import open_model
 from nvfp4.read.origin import origin_text
 from nvfp4.source.beside import carried, flaws_beside, kept_part, note_beside
 from nvfp4.source.plain import plain_notes, taken_as_is
-from nvfp4.stored.defects import DEFECTS, grouped
+from nvfp4.stored.defects import DEFECTS, Outcome, grouped
 from nvfp4.stored.layers import StoredLayer, coding_of, stored_layers, undecodable
 from nvfp4.stored.lint import FileFacts, lint, lint_scalars, lint_values
 
@@ -61,15 +62,16 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
     kept = {name: layer for name, layer in kept.items() if not is_beside(name, prefix)}
     flaws = dict.fromkeys([*lint(model, kept), *flaws_beside(model, layers)])
     for defect, names in grouped(flaws).items():
-        notes.append(f"in the source, {DEFECTS[defect].what}: {examples(names)}")
+        rank = Rank.WARNING if DEFECTS[defect].outcome > Outcome.LOADS else Rank.INFORMATION
+        notes.append(Note(f"in the source, {DEFECTS[defect].what}: {examples(names)}", rank))
     notes += note_beside(model)
     if scales:
-        notes.append(
-            f"{scales} input scales of FP8 layers are left out; --input-scale-from takes those "
-            "that are named input_scale from any file"
-        )
+        what = in_number(scales, "input scales of FP8 layers are left out")
+        how = "--input-scale-from FILE takes those that are named input_scale"
+        notes.append(Note(f"{what}; {how}", Rank.HINT))
     if origin := origin_text(model.metadata):
-        notes.append(f"SOURCE is a conversion ({origin}); its original gives a better one")
+        what = f"SOURCE is a conversion itself ({origin})"
+        notes.append(Note(f"{what}; its original gives a better file", Rank.HINT))
     quantised = count_quantised(layers, beside)
     return Source(dataclasses.replace(model, tensors=tensors, quantised=quantised), tuple(notes))
 

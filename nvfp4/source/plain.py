@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from nvfp4.errors import ConvertError, examples
+from nvfp4.errors import ConvertError, examples, in_number
 from nvfp4.formats.base import format_titled, is_quantised_part
 from nvfp4.formats.plain_fp8 import PLAIN_FP8, unread_scales
 from nvfp4.model import Coding, TensorRef
+from nvfp4.notes import Note, Rank
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.float8 import decode_byte, has_no_number
 from nvfp4.read.tensors import fill
@@ -70,8 +71,9 @@ def plain_notes(path: Path, refs: Iterable[TensorRef], allowed: bool) -> list[st
         )
     if not plain:
         return []
-    names = examples(ref.name for ref in plain)
-    return [f"{len(plain)} FP8 tensors have no scale and are taken as they are: {names}"]
+    what = in_number(len(plain), "FP8 tensors have no scale and are taken as they are")
+    rank = Rank.INFORMATION if allowed else Rank.NOTE
+    return [Note(f"{what}: {examples(ref.name for ref in plain)}", rank)]
 
 
 def has_large_codes(ref: TensorRef) -> bool:

@@ -15,6 +15,7 @@ from nvfp4.families import FAMILIES, Family, recognise
 from nvfp4.guides.family import LEAST_REPEATS
 from nvfp4.model import Model, bare
 from nvfp4.names import block_of, gaps
+from nvfp4.notes import Note, Rank
 
 # Parts that every block of a run has; scales and other parts of quantised layers may differ.
 EVERY_BLOCK = (".weight", ".bias")
@@ -38,7 +39,8 @@ def refuse_part(path: Path, model: Model) -> list[str]:
             f"{path}: is not a whole {family.title} model, but maybe {shard}; give the "
             "*.safetensors.index.json beside it, or the folder"
         )
-    return [f"{path.name} may be {shard}, which its other blocks have"] if missing else []
+    what = f"{path.name} may be {shard}, which its other blocks have"
+    return [Note(what, Rank.WARNING)] if missing else []
 
 
 def missing_parts(model: Model, family: Family | None) -> list[str]:

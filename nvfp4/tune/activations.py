@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from nvfp4.errors import ConvertError
+from nvfp4.errors import ConvertError, in_number
+from nvfp4.notes import Note, Rank
 from nvfp4.numeric.codes import decode_nvfp4, encode_nvfp4, largest_magnitude, nvfp4_global_scale
 from nvfp4.numeric.damage import squared
 from nvfp4.numeric.scale_search import mse_block_scales
@@ -100,10 +101,14 @@ def limit_w4a4(
     if marked:
         error = 1 - sum(added[name] for name in marked) / (sum(added.values()) or 1)
         best = next(point for point in curve if point.share <= left + 1e-9)
+        what = f"other options mark {in_number(len(marked), 'layers')}: W4A4 {100 * left:.0f} %"
         notes.append(
-            f"other options mark {len(marked)} layers: W4A4 {100 * left:.0f} %, which leave "
-            f"{100 * error:.0f} % of the error that 4-bit activations add; the layers that gain "
-            f"most for their work would leave {100 * best.error:.0f} %"
+            Note(
+                f"{what}, which leave {100 * error:.0f} % of the error that 4-bit activations add; "
+                "the layers that gain most for their work would leave "
+                f"{100 * best.error:.0f} %",
+                Rank.HINT,
+            )
         )
     chosen = set()
     for name in order:
@@ -111,7 +116,8 @@ def limit_w4a4(
             chosen.add(name)
             left -= work[name]
     if left > wanted:
-        notes.append(f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments")
+        what = f"--w4a4-share: {100 * left:.0f} % is W4A4 without second moments"
+        notes.append(Note(what, Rank.NOTE))
     reason = Reason(Why.W4A4_SHARE, f"--w4a4-share {wanted:g}")
     plans = [spared(options, plan, reason) if plan.ref.name in chosen else plan for plan in plans]
     return plans, notes, curve
@@ -163,7 +169,7 @@ def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan],
     )
     if not found:
         note = f"--pre-quant-scale: none of {len(candidates)} W4A4 layers gains by it"
-    return [found.get(plan.ref.name, plan) for plan in plans], [note]
+    return [found.get(plan.ref.name, plan) for plan in plans], [Note(note, Rank.NOTE)]
 
 
 def smoothed(plan: TensorPlan) -> TensorPlan:

@@ -23,9 +23,10 @@ from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.layout import bytes_in_output, output_size
 from nvfp4.model import Model, bare
 from nvfp4.names import block_of
+from nvfp4.notes import Note, Rank
 from nvfp4.options import TARGET, Options
 from nvfp4.plan.choosing import fitting, marked_format, sensitive_format
-from nvfp4.plan.multiply_work import is_in_fp4, multiplied, work_by_weight
+from nvfp4.plan.multiply_work import is_in_fp4, multiplied, planned_work, work_by_weight
 from nvfp4.plan.records import UNNAMED, Plan, TensorPlan, plan_tensor, widen
 from nvfp4.ranks import Ranks
 from nvfp4.read.checkpoint import file_bytes
@@ -67,7 +68,7 @@ def plan_for_size(
     if not options.target(model):
         return None
     plans, _ = planner()
-    alone = slow_work(plans)
+    alone = slow_work(options, plans)
     # What other options will add once the precisions are settled is left free now.
     target = options.target(model) - reserved(options, plans)
     # A target that is out of reach is told from the headers alone, as reading may take an hour.
@@ -100,7 +101,7 @@ def plan_for_size(
     refuse_too_small(options, target, size)
     count = sum(counts.values())
     error = mean_error(sum(row.error for row in chosen.values()), count)
-    notes = (*notes, *slow_notes(options, alone, slow_work(plans)))
+    notes = (*notes, *slow_notes(options, alone, slow_work(options, plans)))
     return SizedPlan(Plan(plans, notes), error, tuple(size_curve(layers, fixed, count)))
 
 
@@ -113,11 +114,9 @@ def importance_of(plans: Iterable[TensorPlan], measured: Measurements) -> dict[s
     return {name: factors[layers[name]] for name in measured.choices}
 
 
-def slow_work(plans: list[TensorPlan]) -> float:
-    """Return the share of the multiply work that is done at 16-bit speed on every card."""
-    work = work_by_weight(plans)
-    slow = (p for p in plans if p.is_multiplied and UNITS[multiplied(p).word] == UNITS[HALF.option])
-    return sum(work[plan.ref.name] for plan in slow)
+def slow_work(options: Options, plans: list[TensorPlan]) -> float:
+    """Return the share of the multiply work at 16-bit speed on --card, without it on every card."""
+    return planned_work(plans).shares(options.card)[UNITS[HALF.option]]
 
 
 def slow_notes(options: Options, alone: float, now: float) -> list[str]:
@@ -129,10 +128,10 @@ def slow_notes(options: Options, alone: float, now: float) -> list[str]:
     if not (options.card or options.formats) or now < alone + 0.005:
         return []
     fast = ",".join(word for word in options.allowed if word != HALF.option)
-    return [
-        f"{100 * now:.0f} % of the multiply work is at 16-bit speed, where the preset alone has "
-        f"{100 * alone:.0f} %: --formats {fast} keeps what is chosen fast"
-    ]
+    on = f" on {options.card}" if options.card else ""
+    what = f"{100 * now:.0f} % of the multiply work is at 16-bit speed{on}, where the preset alone"
+    how = f"--formats {fast} keeps what is chosen fast"
+    return [Note(f"{what} has {100 * alone:.0f} %: {how}", Rank.HINT)]
 
 
 def reserved(options: Options, plans: Iterable[TensorPlan]) -> int:

@@ -20,6 +20,7 @@ from typing import BinaryIO
 from nvfp4.errors import ConvertError, examples
 from nvfp4.files import is_linked, is_of_size, is_still, lock, rename, stamp, translated, unfinished
 from nvfp4.layout import Job
+from nvfp4.notes import Note, Rank
 from nvfp4.numeric.damage import Damage
 from nvfp4.options import Options
 from nvfp4.ranks import Ranks
@@ -249,12 +250,13 @@ class Journal:
         left, notes = self.others(job), []  # read before the journal is truncated below
         stale = [path.name for path in partial if path.exists()]
         if stale:
-            why = (
-                "nothing in it to go on with" if self.resume else "--resume goes on with such files"
-            )
-            notes = [f"overwrote {examples(stale)} of an earlier run; {why}"]
+            why, rank = "--resume goes on with such files", Rank.HINT
+            if self.resume:
+                why, rank = "nothing in it to go on with", Rank.INFORMATION
+            notes = [Note(f"overwrote {examples(stale)} of an earlier run; {why}", rank)]
         if left:
-            notes.append(f"{examples(left)} of an earlier run are still there; delete them")
+            what = f"{examples(left)} of an earlier run are still there; delete them"
+            notes.append(Note(what, Rank.NOTE))
         # Old lines must go before the new head: they would be read as this conversion's.
         self.file.truncate(0)
         for path in self.files():

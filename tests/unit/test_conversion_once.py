@@ -73,7 +73,7 @@ def test_float16_is_asked_once_and_a_job_made_once(tmp_path, counted, options, b
     report = convert(tmp_path, weights(big), **options)
     asked, made = expected
     assert counted == Counter(float16_overflows=asked, make_job=made)
-    assert ("1 tensors do not fit float16: conv.weight" in report.notes) == big
+    assert ("1 tensor does not fit float16 and is float32: conv.weight" in report.notes) == big
     (plan,) = (plan for plan in report.plans if plan.ref.name == "conv.weight")
     assert plan.dtype == ("F32" if big else "F16")
     if not options.get("dry_run"):

@@ -151,8 +151,11 @@ def test_a_report_that_cannot_be_written_is_known_before_the_work(simple, capsys
 
 
 def test_a_dry_run_tells_what_would_fail(simple, capsys):
-    assert run(simple, "--dry-run", output="missing/o.safetensors") == 0
-    assert "note: would fail: " in capsys.readouterr().out
+    assert run(simple, "--dry-run", output="missing/o.safetensors") == 1
+    out, error = capsys.readouterr()
+    assert error.startswith("error: ")
+    assert "missing: no such folder" in error
+    assert "would become o.safetensors" in out
 
 
 def test_too_little_space_is_known_before_the_work(simple, capsys, monkeypatch):

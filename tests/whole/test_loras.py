@@ -61,7 +61,7 @@ def test_a_folder_of_peft_is_merged_at_its_trained_scale(tiny, tmp_path, capsys)
     expected = state[f"{layer}.weight"].float() + 0.5 * 3 * b @ a
     assert torch.allclose(load_file(out)[f"{layer}.weight"], expected, rtol=1e-5, atol=1e-6)
     printed = capsys.readouterr().out
-    for note in ("peft: merged into 1 tensors at strength 0.5", "they were trained with, 3 (alpha"):
+    for note in ("peft: merged into 1 tensor at strength 0.5", "it was trained with, 3 (alpha"):
         assert note in printed
         assert note in report.read_text(encoding="utf-8")
     assert c.main(["--verify", out, "--source", model, "--quiet"]) == 1

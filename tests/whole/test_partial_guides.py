@@ -65,7 +65,7 @@ def test_a_gguf_of_a_relative(tmp_path, run, blocks, rename, message):
     assert "; the source has blocks." in error
     # A tensor that the GGUF lacks stays 16-bit: without any of its blocks nothing is quantised.
     status, printed, error = run(*guide, "--partial-guide")
-    assert "note: --partial-guide: " in printed or "no layer would be quantised" in error
+    assert "\n--partial-guide: " in printed or "no layer would be quantised" in error
     assert status == (not printed)
 
 
@@ -77,7 +77,7 @@ def test_the_share_that_follows_a_part_is_noted(tmp_path, run):
     share = sum(linear[0].values()) / sum(linear[1].values())
     status, printed, _ = run(*gguf_of(tmp_path / "g.gguf", 6), "--partial-guide")
     assert status == 0
-    assert f"note: --partial-guide: {share:.0%} of the linear" in printed.replace(" %", "%")
+    assert f"\n--partial-guide: {share:.0%} of the linear" in printed.replace(" %", "%")
 
 
 def test_a_summary_covers_the_blocks_that_are_quantised(tmp_path, run):
@@ -119,7 +119,7 @@ def test_a_list_with_blocks_of_a_larger_model_is_refused(tmp_path, run):
     assert "l.txt: is of another model, or only a part: whole blocks of it are not in" in error
     status, printed, _ = run("--full-precision-mm-layers", path, "--partial-guide")
     assert status == 0
-    assert "note: l.txt: 1 names match nothing: blocks.30.ffn.0" in printed
+    assert "note: l.txt: 1 name matches nothing: blocks.30.ffn.0" in printed
 
 
 def test_measured_figures_with_blocks_of_a_larger_model_are_refused(tmp_path, run):

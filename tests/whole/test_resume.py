@@ -38,7 +38,8 @@ def test_a_killed_run_goes_on(tiny, converted, tmp_path, at, first):
     assert sorted(tmp_path.iterdir()) == [out, report]
     assert there > 0 or at == "patch_embedding.weight"
     plain, data = tmp_path / "plain.json", json.loads(report.read_text())
-    assert (f"{there} of 231 tensors were there already" in data["notes"]) == bool(there)
+    told = [note["text"] for note in data["notes"] if note["rank"] == "information"]
+    assert (f"{there} of 231 tensors were there already" in told) == bool(there)
     convert_tiny(tiny, out, "--quiet", "--report", str(plain))
     assert data["tensors"] == json.loads(plain.read_text())["tensors"]
 
@@ -74,7 +75,7 @@ def test_without_resume_it_starts_over_and_says_so(tiny, converted, tmp_path, ca
     assert c.main(command(tiny, out)) == 0
     assert out.read_bytes() == converted.read_bytes()
     note = (
-        "note: overwrote o.safetensors.partial of an earlier run; --resume goes on with such files"
+        "hint: overwrote o.safetensors.partial of an earlier run; --resume goes on with such files"
     )
     assert note in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [out]

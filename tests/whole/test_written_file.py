@@ -221,7 +221,7 @@ def test_what_float16_cannot_hold_stays_float32(tmp_path, capsys, dry_run):
     command = [str(tmp_path / "m.safetensors"), str(out), "--include", "x", "--dtype", "float16"]
     assert c.main([*command, "--quiet", *dry_run]) == 0
     text = capsys.readouterr().out
-    assert "note: 1 tensors do not fit float16: big" in text
+    assert "\n1 tensor does not fit float16 and is float32: big" in text
     if not dry_run:
         found = load_file(out)
         assert found["big"] == tensors["big"]
@@ -271,4 +271,4 @@ def test_without_numba_a_large_run_says_so(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(c, "COMPILE_FROM", 0)
     monkeypatch.setitem(sys.modules, "numba", None)
     convert_tiny(tiny, tmp_path / "o.safetensors", "--quiet")
-    assert "note: pip install numba makes this several times faster" in capsys.readouterr().out
+    assert "hint: pip install numba makes this several times faster" in capsys.readouterr().out

@@ -98,7 +98,7 @@ def test_a_layer_that_was_never_called_has_no_scale(tmp_path, figures):
         tmp_path, BLOCK, "--preset", "all", "--input-scale-summary-json", str(path)
     )
     assert plans[f"{layer}.weight"].input_scale == pytest.approx(0.25)
-    assert "s.json: 1 layers were not measured and are left out: x" in notes
+    assert "s.json: 1 layer was not measured and is left out: x" in notes
 
 
 def test_rows_without_a_deviation_are_left_out_where_it_counts(tmp_path):
@@ -182,7 +182,7 @@ def test_an_odd_reference_scale_is_left_out_with_a_note(tmp_path, weight, scale)
     save_file(GOOD | odd, path)
     found, (note,) = read_reference_scales(path)
     assert [name for name, row in found.items() if row.scales] == ["a"]
-    assert note.startswith("r.safetensors: 1 input scales are left out")
+    assert note.startswith("r.safetensors: 1 input scale is left out")
     assert note.endswith(": b")
 
 
@@ -211,4 +211,4 @@ def test_a_reference_folder_steers_a_plan_and_its_note_is_told(tmp_path):
     save_file(tensors | {"old.input_scale": torch.tensor(1.0)}, folder / "r.safetensors")
     plans, notes = plan_of(tmp_path, BLOCK, "--preset", "all", "--input-scale-from", str(folder))
     assert plans[f"{layer}.weight"].input_scale == pytest.approx(0.02)
-    assert sum("1 input scales are left out" in note for note in notes) == 1
+    assert sum("1 input scale is left out" in note for note in notes) == 1

@@ -73,8 +73,8 @@ def test_what_only_one_side_has_is_noted(tmp_path):
     _, notes = match_gguf(path, model_with(["a.weight", "lacking.weight"]), partial=True)
     assert notes == [
         "--partial-guide: 50 % of the linear weights' bytes follow m.gguf",
-        "1 tensors not in the GGUF stay 16-bit: lacking.weight",
-        "1 tensors of the GGUF are not in the source: extra.weight",
+        "1 tensor not in the GGUF stays 16-bit: lacking.weight",
+        "1 tensor of the GGUF is not in the source: extra.weight",
     ]
 
 

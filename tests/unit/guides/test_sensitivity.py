@@ -123,7 +123,7 @@ def test_a_layer_that_was_never_called_is_not_measured(tiny, tmp_path, figures):
     assert plans["blocks.2.self_attn.q"] == plain["blocks.2.self_attn.q"]
     assert plans["blocks.3.self_attn.q"].reason.text == "rel_rmse > 0.15"
     [note] = [note for note in notes if "not measured" in note]
-    assert note.startswith("s.json: 1 layers were not measured")
+    assert note.startswith("s.json: 1 layer was not measured")
 
 
 def test_a_row_may_have_one_of_two_figures(tiny, tmp_path):
@@ -144,7 +144,7 @@ def test_an_infinite_figure_is_above_every_threshold(tiny, tmp_path):
     more = ["--sensitivity-json", str(path), "--sensitivity-threshold", "0.15"]
     plans, notes = plans_of(tiny, *more)
     assert plans["blocks.3.self_attn.q"].precision is HALF
-    assert sum("1 layers have an infinite figure" in note for note in notes) == 1
+    assert sum("1 layer has an infinite figure" in note for note in notes) == 1
 
 
 def test_a_file_of_which_no_layer_was_measured_is_refused(tiny, tmp_path):

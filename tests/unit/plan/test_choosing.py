@@ -337,7 +337,7 @@ def test_a_shape_that_no_format_of_the_recipe_stores_is_told(tmp_path):
     for recipe, formats in (("w4a8", [W4A8, PLAIN_INT8]), ("int8", [INT8, PLAIN_INT8])):
         plans, notes = plan_of(tmp_path, tensors, "--preset", "all", "--recipe", recipe)
         assert [plans[f"blocks.{i}.x.weight"].precision for i in range(2)] == formats
-        assert [*notes] == ["1 layers are INT8 not rotated for their shape: blocks.1.x"]
+        assert [*notes] == ["1 layer is INT8 not rotated for its shape: blocks.1.x"]
 
 
 def test_formats_without_8_bits_are_the_reason_for_16():

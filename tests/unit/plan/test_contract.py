@@ -103,7 +103,9 @@ def test_a_gguf_may_keep_a_router_in_32_bits(tmp_path):
 def test_doubtful_layers_are_one_counted_note(tmp_path):
     _, notes = plan_of(tmp_path, made(DOUBTFUL), "--preset", "all")
     (note,) = notes
-    assert note.startswith("7 layers stay 16-bit, as they may be embeddings or routers")
+    assert note.startswith(
+        "7 layers stay 16-bit, as names or shapes may be those of embeddings or routers"
+    )
     assert "blocks.1.mlp.gate" in note
     assert "--include" in note
 
@@ -179,7 +181,8 @@ def test_banks_of_experts_are_counted_and_said(tmp_path):
     router = {"blocks.0.moe.gate.weight": weight(8, 64)}
     plans, notes = plan_of(tmp_path, BLOCKS | EXPERTS | router, *SMART)
     (note,) = (note for note in notes if "experts" in note)
-    assert note.startswith("8 tensors with several experts' weights each, 98 % of the source's")
+    assert note.startswith("8 tensors are not quantised, as they have several experts' weights")
+    assert "98 % of the source's bytes" in note
     assert "blocks.0.moe.experts.down.weight" in note
     assert plans["blocks.0.moe.gate.weight"].precision is HALF
 

@@ -49,7 +49,7 @@ def test_an_fp8_layer_has_an_input_scale_or_full_precision(tmp_path):
     fp8 = {"blocks.0.x.weight": weight(32, 48)}
     plans, notes = plan_of(tmp_path, fp8, *FP8_TOO)
     assert plans["blocks.0.x.weight"].config["full_precision_matrix_mult"] is True
-    shaped = "1 layers are FP8 for their shape: blocks.0.x"
+    shaped = "1 layer is FP8 for its shape: blocks.0.x"
     lacking = "1 FP8 layer has no input scale and gets full-precision matmul: blocks.0.x"
     assert [*notes] == [lacking, shaped]
     plans, notes = plan_of(tmp_path, fp8, *FP8_TOO, "--input-scale-value", "0.01")
@@ -92,7 +92,7 @@ def test_a_layer_list_marks_its_layers_and_counts_the_rest(tmp_path):
     plans, notes = plan_of(tmp_path, BLOCK, *ALL, *listed)
     marked = {name: str(plan.full_precision) for name, plan in plans.items() if plan.full_precision}
     assert marked == {"blocks.0.ffn.0.weight": "l.txt"}
-    assert [*notes] == ["l.txt: 1 names match nothing: blocks.0.ffn.9"]
+    assert [*notes] == ["l.txt: 1 name matches nothing: blocks.0.ffn.9"]
 
 
 ATTENTION = [f"blocks.0.{kind}.{part}" for kind in ("self_attn", "cross_attn") for part in "qkvo"]

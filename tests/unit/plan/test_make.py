@@ -19,4 +19,4 @@ def test_plans_that_will_be_regretted_are_noted(tmp_path):
     notes = "\n".join(convert(parse_options(command)).notes)
     assert "94 % of the linear weights are NVFP4: image models are known to give noise" in notes
     assert "no layer is W4A4: the file saves memory, and no time over 16-bit" in notes
-    assert "1 layers are FP8 for their shape: odd" in notes
+    assert "1 layer is FP8 for its shape: odd" in notes

@@ -107,7 +107,7 @@ def test_a_list_marks_its_layers_and_tells_the_others():
     listed = LayerList(weights=frozenset(NAMES[:1]), unknown=frozenset({"blocks.9.q"}))
     plans, notes = planned({"listed": listed}, preset="all", full_precision_mm_layers=Path("l.txt"))
     assert str(plans[NAMES[0]].full_precision) == "l.txt"
-    assert "l.txt: 1 names match nothing: blocks.9.q" in notes
+    assert "l.txt: 1 name matches nothing: blocks.9.q" in notes
 
 
 def test_what_was_chosen_for_a_size_replaces_what_is_open():

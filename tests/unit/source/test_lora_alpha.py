@@ -362,7 +362,7 @@ def test_alpha_of_zero_changes_nothing_and_says_so(tmp_path):
     expected = dict(zip(LAYERS, (0, 1, 1), strict=True))
     assert scales_of(source, pairs) == pytest.approx(expected, rel=1e-5)
     assert not source.model.tensors[f"{LAYERS[0]}.weight"].patches
-    what = f"alpha is 0 in 1 layers, which changes nothing: transformer.{LAYERS[0]}"
+    what = f"alpha is 0 in 1 layer, which changes nothing: transformer.{LAYERS[0]}"
     assert source.notes == (
         "lora.safetensors: merged into 2 tensors at strength 1",
         f"lora.safetensors: {what}",

@@ -107,7 +107,7 @@ def test_two_adapters_in_a_file_are_refused_by_name(tmp_path):
 def test_a_text_encoders_adapter_may_have_another_name(tmp_path):
     keys = lora(f"transformer.{LAYER}", SHAPE, names=".lora_{B,A}.style.weight")
     keys |= lora("text_encoder.q", SHAPE, names=".lora_{B,A}.weight")
-    assert "1 tensors" in merge(tmp_path, WAN, keys, partial=True).notes[0]
+    assert "1 tensor " in merge(tmp_path, WAN, keys, partial=True).notes[0]
 
 
 SECOND = ("transformer_2.", "base_model.model.transformer_2.", "pipe.dit2.",
@@ -134,7 +134,7 @@ def test_a_file_for_both_models_is_refused(tmp_path, first, layer):
 
 def test_text_encoders_beside_the_second_model_do_not_make_it_two(tmp_path):
     keys = lora(f"transformer_2.{LAYER}", SHAPE) | lora("text_encoder.q", SHAPE)
-    assert "1 tensors" in merge(tmp_path, WAN, keys, partial=True).notes[0]
+    assert "1 tensor " in merge(tmp_path, WAN, keys, partial=True).notes[0]
 
 
 def test_modulations_of_lightx2v(tmp_path):

@@ -126,7 +126,9 @@ def test_unmatched_keys_are_an_error_or_counted(tmp_path):
         merge_loras(files, model, partial=False)
     assert error.value.problems == (f"{path}: {misfit}", f"{path}: {told}; --lora-partial goes on")
     model, notes = merge_loras(files, model, partial=True)
-    assert [*notes] == ["lora.safetensors: merged into 1 tensors at strength 1", misfit, told]
+    assert [*notes] == [
+        f"lora.safetensors: {note}" for note in ("merged into 1 tensor at strength 1", misfit, told)
+    ]
     assert sum(bool(ref.patches) for ref in model.tensors.values()) == 1
 
 
@@ -186,10 +188,10 @@ def test_layers_that_are_quantised_already_are_counted_apart(converted, tmp_path
     given = lora("blocks.3.self_attn.q", shape) | lora("blocks.0.self_attn.q", shape)
     (path,) = opened(tmp_path, given, "lora").files
     model, _ = open_source(converted)
-    with pytest.raises(ConvertError, match=r"1 layers are quantised in the source already, so"):
+    with pytest.raises(ConvertError, match=r"1 layer is quantised in the source already, so"):
         merge_loras([Lora(path, 1.0)], model, partial=False)
     _, notes = merge_loras([Lora(path, 1.0)], model, partial=True)
-    assert notes[0].startswith("lora.safetensors: merged into 1 tensors")
+    assert notes[0].startswith("lora.safetensors: merged into 1 tensor")
     assert len(notes) == 2
 
 

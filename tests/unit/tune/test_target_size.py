@@ -10,6 +10,7 @@ from nvfp4.cli.parse import parse_options
 from nvfp4.conversion import convert
 from nvfp4.errors import ConvertError
 from nvfp4.guides.read import read_guides
+from nvfp4.notes import Rank
 from nvfp4.options import Options
 from nvfp4.plan.make import make_plans
 from nvfp4.source.read import read_source
@@ -89,7 +90,8 @@ def test_8_bits_at_16_bit_speed_are_for_where_nothing_else_has_8_bits(tmp_path, 
 def test_layers_that_a_size_makes_slow_are_noted():
     card = Options(source="s.safetensors", output="o.safetensors", card="ada")
     (note,) = slow_notes(card, 0.5, 0.62)
-    assert note.startswith("62 % of the multiply work is at 16-bit speed, where the preset alone")
+    assert note.startswith("62 % of the multiply work is at 16-bit speed on ada, where the preset")
+    assert note.rank is Rank.HINT
     assert slow_notes(card, 0.5, 0.5) == slow_notes(card, 0.5, 0.4) == []
     assert slow_notes(Options(source="s.safetensors", output="o.safetensors"), 0.5, 0.6) == []
 
