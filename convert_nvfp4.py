@@ -3247,6 +3247,7 @@ from dataclasses import replace
 from datetime import timedelta
 from enum import Enum, IntEnum, auto
 from html import escape
+from statistics import median
 from types import FunctionType
 from typing import ClassVar, Protocol, TYPE_CHECKING
 
@@ -17743,6 +17744,7 @@ def report_data(report: Report) -> dict:
     """
     return {
         "version": __version__,
+        "dry_run": report.options.dry_run,
         "source": report.options.source.name,
         "output": report.options.written.name,
         "source_bytes": report.source_bytes,
@@ -17830,90 +17832,313 @@ def layer_config(plans: Iterable[TensorPlan]) -> str:
     return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
-# ── nvfp4/report/page_style.py: Hold the style sheet of the report's page ─────────────────────────
+# ── nvfp4/report/looks.py: Say how layers are shown that are multiplied in different ways: a colour
 
-# The classes of a cell tell how a weight is stored and how it is multiplied. Colours are for
-# quantised layers and greys for the rest; a marked corner means full-precision matmul. Details
-# float beside their cell where the browser supports it (anchor-scope), and lie at the screen's
-# lower edge where it does not, and on phones.
-PAGE_STYLE = """
-:root { color-scheme: light dark; --page: #f4f6f8; --card: #fff; --ink: #17202b; --soft: #56616f;
-  --line: #dde2e8; --fill: #d98cbb; }
-.NVFP4, .W4A4, .W4A16 { --fill: #a6cbf0; } .FP8, .W8A8, .W8A16 { --fill: #f7c877; }
-.F16, .W16A16 { --fill: #d6dbe2; } .BF16 { --fill: #b9c3cf; } .F32 { --fill: #94a2b3; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #10141a; --card: #181e26; --ink: #e8edf3; --soft: #a3aebb; --line: #303a46;
-    --fill: #94447c; }
-  .NVFP4, .W4A4, .W4A16 { --fill: #1d5591; } .FP8, .W8A8, .W8A16 { --fill: #855306; }
-  .F16, .W16A16 { --fill: #323b47; } .BF16 { --fill: #485462; } .F32 { --fill: #5d6a7a; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
-  overflow-wrap: anywhere; }
-main { max-width: 72rem; margin: auto; padding: 2rem 1rem 4rem; }
-header { padding: 0 1.5rem; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: .75rem;
-  padding: 1.25rem 1.5rem 1.5rem; margin-top: 1.25rem; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; } h2 { font-size: 1.2rem; margin: 0; }
-p { margin: .25rem 0; } p, caption, dt, thead, small, .notes { color: var(--soft); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; }
-dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
-small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
-.notes { padding-left: 1.2rem; margin: 1rem 0 0; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
-  margin: .75rem 0 0; font-size: .875rem; }
-table { width: 100%; border-collapse: collapse; margin-top: 1rem; font-size: .875rem;
-  font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .35rem; }
-thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-align: left; }
-td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
-:is(td, th):first-child { padding-left: 0; }
-:is(td, th):last-child { padding-right: 0; }
-:is(td, th):last-child, .pair :is(td, th):not(:first-child) { text-align: right; }
-td:has(> .bar) { width: 40%; } td:has(> .bar) + td, .pair > :last-child td { white-space: nowrap; }
-.chip, .cell, .bar, .stack > * { color: var(--ink); print-color-adjust: exact;
-  forced-color-adjust: none; }
-.chip, .cell, .stack > * { background-color: var(--fill); border-radius: .2rem; }
-.W4A16, .W8A16 { background-image: linear-gradient(225deg, var(--ink) .24rem, transparent .28rem); }
-.chip { padding: .1rem .5rem; font-size: .8rem; white-space: nowrap; }
-.bar { background: linear-gradient(var(--fill) 0 0) no-repeat 0 / var(--part); padding: 0 .4rem; }
-.stack { display: flex; gap: 2px; margin-top: 1rem; font: .8rem/1.9rem system-ui, sans-serif;
-  height: 1.9rem; text-align: center; }
-.stack > * { min-width: 2px; } summary { cursor: pointer; margin-top: 1rem; }
-.map table { table-layout: fixed; border-collapse: separate; border-spacing: 2px; }
-.map table :is(td, th) { padding: 0; border: 0; text-align: center; }
-.map thead { position: sticky; top: 0; z-index: 1; }
-.map thead th { background: var(--card); box-shadow: 0 0 0 2px var(--card); }
-.map table [scope=colgroup] { border-bottom: 1px solid var(--line); }
-.map :is([rowspan]:first-child, [scope=row]) { width: 2rem; color: var(--soft); }
-.cell { line-height: 1.6rem; min-height: 1.6rem; min-width: 3.6rem; padding: 0 .1rem;
-  font-size: .8rem; text-align: center; cursor: default; } .map .cell { min-width: 0; }
-.cell:is(:hover, :focus) { outline: 2px solid; } .cell:is(:hover, :focus) > .tip { display: block; }
-.cell:focus > .tip { pointer-events: auto; } .cell:hover > .tip { z-index: 3; }
-.tip { display: none; position: fixed; z-index: 2; inset: auto 0 0; max-height: 90vh; margin: .3rem;
-  padding: .75rem 1rem; line-height: 1.5; text-align: left; overflow: auto; pointer-events: none;
-  background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
-  box-shadow: 0 .4rem 1.5rem #0006; }
-.tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
-.fit { container-type: inline-size; }
-@container (max-width: 3.2rem) { .long { writing-mode: vertical-rl; padding-bottom: .25rem; }
-  .stack span { display: none; } }
-@container (max-width: 2.3rem) { .cell i { display: none; } }
-@container (max-width: 1.6rem) { .cell span { display: none; } }
-@media (min-width: 60em) {
-  .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 0 2.5rem; align-items: start; }
-  .tip { width: max-content; max-width: 28rem; margin: .3rem auto; }
-  @supports (anchor-scope: all) {
-    .cell { anchor-name: --cell; anchor-scope: --cell; }
-    .tip { position-anchor: --cell; position-area: bottom; position-try-fallbacks: flip-block;
-      inset: auto; margin: .3rem; } } }
-@media (max-width: 60em) {
-  .map { overflow-x: auto; } .map table { min-width: calc(var(--kinds) * 1.5rem + 2rem); } }
-@media (max-width: 40em) {
-  main { padding: 1.25rem .5rem; } section, header { padding: 1rem .75rem; }
-  h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
-  .map thead, .cell { font-size: .7rem; } .map table { border-spacing: 1px; }
-  td:has(> .bar) { width: 28%; } }
-"""
+# Shades of a colour, from no error to the largest one of the model.
+SHADES = 5
+
+
+class Colours(NamedTuple):
+    """Hold one look's colours on a light or on a dark page, as "#rrggbb".
+
+    weak: the fill without an error; strong: that of the largest error, and of legends and bars;
+    line: outlines and patterns, on any of the fills.
+    """
+
+    weak: str
+    strong: str
+    line: str
+
+    def shade(self, step: int) -> str:
+        """Mix the fill of an error, step 0 to SHADES - 1."""
+        part = step / (SHADES - 1)
+        pairs = zip(channels(self.weak), channels(self.strong), strict=True)
+        return "#" + "".join(f"{round(a + (b - a) * part):02x}" for a, b in pairs)
+
+
+class Tint(NamedTuple):
+    """Hold a colour on a light page and on a dark one."""
+
+    light: Colours
+    dark: Colours
+
+
+class Look(NamedTuple):
+    """Show layers that are stored and multiplied in one way.
+
+    label: its name in legends and cells. stored, matmul: what the report's data say of such layers;
+    `matmul` is "" where it does not matter. tint: its colours. pattern: one or two keys of
+    TEXTURES. says: what it is, for people.
+    """
+
+    label: str
+    stored: tuple[str, ...]
+    matmul: str
+    tint: Tint
+    pattern: str
+    says: str
+
+    @property
+    def css(self) -> str:
+        """Name its class on the page: a letter first, as CSS wants it."""
+        return f"look-{self.label.replace(' ', '-')}"
+
+
+def channels(colour: str) -> tuple[int, ...]:
+    """Split "#rrggbb" into red, green and blue of 0 to 255."""
+    return tuple(bytes.fromhex(colour[1:]))
+
+
+# Found by a search for the largest distance (in OKLab) between the nearest two strong colours, for
+# people with and without a colour deficiency.
+BLUE = Tint(Colours("#e6f1fe", "#87bffe", "#1a4c7e"), Colours("#1d2f44", "#0265b6", "#abd2fe"))
+VIOLET = Tint(Colours("#fbeafc", "#ca84ce", "#653568"), Colours("#39263a", "#87428b", "#ecbaef"))
+GREEN = Tint(Colours("#e4f6e5", "#7cb181", "#1c5828"), Colours("#1e3420", "#345a39", "#a7deac"))
+YELLOW = Tint(Colours("#f6f0da", "#e4c64f", "#594900"), Colours("#352e11", "#7d6915", "#e0ce89"))
+ORANGE = Tint(Colours("#feece2", "#fb8435", "#74370c"), Colours("#402719", "#854419", "#ffbd99"))
+# What is not quantised has no fill of its own, the page's cards behind it instead.
+HOLLOW = Tint(Colours("#ffffff", "#ffffff", "#7d858e"), Colours("#181e26", "#181e26", "#7c858f"))
+GREY = Tint(Colours("#edf0f4", "#afb6bc", "#464b51"), Colours("#2b2e32", "#565c62", "#c8ced5"))
+
+# Formats that one look shows: what the report's data say that a layer is stored as.
+W4A8_FORMS = ("W4A8", "W4A8 without codebook")
+# The first row that fits a layer is its own, so that those of full-precision matmul come first.
+LOOK_ROWS = (
+    Look("W4A16", ("NVFP4",), "W4A16", GREEN, "corner", "4-bit weights, 16-bit inputs"),
+    Look("W4A4", ("NVFP4",), "", BLUE, "plain", "4-bit weights, 4-bit inputs"),
+    Look("W4A8", W4A8_FORMS, "", VIOLET, "rising", "4-bit weights, 8-bit inputs"),
+    Look("W6A8", ("W6A8",), "", VIOLET, "crossed", "6-bit weights, 8-bit inputs"),
+    Look("INT8 W8A16", ("INT8",), "W8A16", YELLOW, "dots corner", "8-bit weights, 16-bit inputs"),
+    Look("INT8", ("INT8",), "", YELLOW, "dots", "8-bit integers"),
+    Look("FP8 W8A16", ("FP8",), "W8A16", ORANGE, "level corner", "8-bit weights, 16-bit inputs"),
+    Look("FP8", ("FP8",), "", ORANGE, "level", "8-bit floats"),
+    Look("MXFP8", ("MXFP8",), "", ORANGE, "upright", "8-bit floats with block scales"),
+    Look("16-bit", ("BF16", "F16"), "", HOLLOW, "plain", "not quantised"),
+    Look("32-bit", ("F32",), "", GREY, "falling", "not quantised"),
+    Look("copied", ("as it was",), "", GREY, "dash", "quantised in the source, and copied"),
+)
+# All looks by label.
+LOOKS = {look.label: look for look in LOOK_ROWS}
+# A layer that no row fits is shown by this one; its tip tells what it is.
+OTHER_LOOK = Look("other", (), "", GREY, "sparse", "another format")
+
+
+def look_of(stored_as: str, matmul: str = "") -> Look:
+    """Find how a layer is shown: `stored_as` and `matmul` are those of the report's data."""
+    fitting = (
+        row for row in LOOKS.values() if stored_as in row.stored and row.matmul in ("", matmul)
+    )
+    return next(fitting, OTHER_LOOK)
+
+
+def shade_step(error: float | None, largest: float) -> int:
+    """Tell the shade of a relative error, where `largest` has the strongest.
+
+    Without an error, as after a dry run, it is the shade in the middle.
+    """
+    if error is None:
+        return SHADES // 2
+    return round((SHADES - 1) * min(error / largest, 1)) if largest else 0
+
+
+def every_look() -> Iterable[Look]:
+    """List all rows, OTHER_LOOK last."""
+    return (*LOOKS.values(), OTHER_LOOK)
+
+
+# ── nvfp4/report/page_parts.py: Make the small parts that the report's page is put together from: c
+
+def escaped(value: object) -> str:
+    """Make any value safe for HTML text and attributes, control characters included."""
+    return escape(printable(str(value)))
+
+
+def layers_of(data: dict) -> list[dict]:
+    """List the linear layers among the report's tensors: the 2-D ones that end in `.weight`.
+
+    The data have no mark for them: they are told by shape and name, as in the plan. Quantised or
+    not, they are in the map and in the table of layers; the rest counts in the totals only.
+    """
+    return [
+        tensor
+        for tensor in data["tensors"]
+        if len(tensor["shape"]) == 2 and tensor["name"].endswith(".weight")
+    ]
+
+
+def layer_look(layer: dict) -> Look:
+    """Find how a tensor of the report's data is shown."""
+    return look_of(layer["stored_as"], layer.get("matmul", ""))
+
+
+def chip(look: Look, label: str = "") -> str:
+    """Render a label in a look's colour and pattern; the look's own label if none is given."""
+    return f'<span class="chip {look.css}"><span>{escaped(label or look.label)}</span></span>'
+
+
+def decibels(sqnr_db: float | None) -> str:
+    """Render an SQNR in dB; None, as the data have it where nothing was lost, is "lossless"."""
+    return "lossless" if sqnr_db is None else f"{sqnr_db:.1f} dB"
+
+
+def html_name(layer: dict) -> str:
+    """Render a layer's name so that a browser may break it after its dots."""
+    return escaped(layer["name"].removesuffix(".weight")).replace(".", ".<wbr>")
+
+
+def html_head(*columns: str) -> str:
+    """Render a table's head row of ready column titles; those that begin with "#" hold numbers."""
+    cells = (
+        f'<th scope="col"{" class=n" * title.startswith("#")}>{title.removeprefix("#")}</th>'
+        for title in columns
+    )
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def html_table(caption: str, columns: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
+    """Render a table of ready HTML cells; the first cell of each row becomes the row's heading.
+
+    Columns whose titles begin with "#" are set to the right, as numbers are.
+    """
+    marks = [" class=n" * title.startswith("#") for title in columns[1:]]
+    lines = "".join(
+        f'<tr><th scope="row">{name}</th>'
+        + "".join(f"<td{mark}>{cell}</td>" for mark, cell in zip(marks, cells, strict=True))
+        + "</tr>\n"
+        for name, *cells in rows
+    )
+    head = f"<caption>{caption}</caption><thead>{html_head(*columns)}</thead>"
+    return f'<div class="scroll"><table>{head}<tbody>\n{lines}</tbody></table></div>\n'
+
+
+def html_fold(summary: str, body: str, css: str = "") -> str:
+    """Fold a body away behind a line; <details> does it without a script."""
+    return f'<details class="{css}"><summary>{summary}</summary>{body}</details>\n'
+
+
+def html_section(title: str, body: str) -> str:
+    """Render a section under a heading."""
+    return f"<section><h2>{title}</h2>\n{body}</section>\n"
+
+
+def html_stack(parts: Iterable[tuple[Look, str, float]]) -> str:
+    """Render a stacked bar of (look, label, share from 0 to 1).
+
+    It is hidden from screen readers: a list or a table beside it has to say the same.
+    """
+    # Three digits of a per cent, as parts that were rounded more would not fill the bar.
+    cells = "".join(
+        f'<div class="fit {look.css}" style="width:{100 * part:.3f}%">'
+        f"<span>{escaped(label)}</span></div>"
+        for look, label, part in parts
+        if part
+    )
+    return f'<div class="stack" aria-hidden="true">{cells}</div>'
+
+
+# ── nvfp4/report/page_curve.py: Render the trade-offs that --target-size and --w4a4-share found, as
+
+# The drawing's size and the margins of its axes, in units of its viewBox. It is as narrow as a
+# phone, so that its text is legible there.
+CURVE_WIDTH, CURVE_HEIGHT = 360, 220
+LEFT, RIGHT, TOP, BOTTOM = 48, 16, 18, 40
+
+
+class CurveLabels(NamedTuple):
+    """Label a curve's axes: the smallest and the largest x, the largest y, and what it shows."""
+
+    left: str
+    right: str
+    top: str
+    says: str
+
+
+def html_curve(
+    points: list[tuple[float, float]], labels: CurveLabels, here: tuple[float, float] | None = None
+) -> str:
+    """Draw points (x, y), y from 0 up, and a dot where this file is, if that is known.
+
+    The drawing is one image for people who cannot see it: a table beside it has to tell the
+    figures.
+    """
+    xs, ys = zip(*points, *([here] if here else []), strict=True)
+    left, right, top = min(xs), max(xs), max(ys)
+    floor, end = CURVE_HEIGHT - BOTTOM, CURVE_WIDTH - RIGHT
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = (x - left) / ((right - left) or 1) * (end - LEFT)
+        return round(LEFT + across, 1), round(floor - y / (top or 1) * (floor - TOP), 1)
+
+    line = " ".join(f"{x},{y}" for x, y in (at(*point) for point in points))
+    dot = ""
+    if here:
+        x, y = at(*here)
+        anchor = "end" if x > CURVE_WIDTH / 2 else "start"
+        dot = f'<circle class="here" cx="{x}" cy="{y}" r="5"/>'
+        dot += f'<text x="{x}" y="{y - 10}" text-anchor="{anchor}">this file</text>'
+    return (
+        f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" '
+        f'aria-label="{escaped(labels.says)}">'
+        f'<path class="axis" d="M{LEFT} {TOP}V{floor}H{end}"/>'
+        f'<polyline class="line" points="{line}"/>{dot}'
+        f'<text x="{LEFT - 5}" y="{TOP + 4}" text-anchor="end">{labels.top}</text>'
+        f'<text x="{LEFT - 5}" y="{floor}" text-anchor="end">0</text>'
+        f'<text x="{LEFT}" y="{floor + 16}">{labels.left}</text>'
+        f'<text x="{end}" y="{floor + 16}" text-anchor="end">{labels.right}</text></svg>\n'
+    )
+
+
+def html_sizes(data: dict) -> str:
+    """Render --target-size's trade-off between size and error; "" without it."""
+    if not data["size_curve"]:
+        return ""
+    points = [(point["nbytes"], point["error"]) for point in data["size_curve"]]
+    here = (data["output_bytes"], data["size_error"])
+    marked = sorted([*((*point, "") for point in points), (*here, "this file")])
+    labels = CurveLabels(
+        left=gigabytes(marked[0][0]),
+        right=gigabytes(marked[-1][0]),
+        top=f"{max(error for _, error, _ in marked):.4f}",
+        says="File size, and mean relative RMSE of the outputs, by weights and activations, of the "
+        "layers that could be chosen",
+    )
+    rows = ((f"{size:,}", f"{error:.4f}", mark) for size, error, mark in marked)
+    table = html_table("Sizes and their mean errors", ("Bytes", "#Mean error", ""), rows)
+    return (
+        f"<h3>Size and error</h3><p class=soft>{labels.says}. The file need not lie on the line: "
+        f"leftover bytes were filled with other layers.</p>\n"
+        f"{html_curve(points, labels, here)}{html_fold(f'{len(marked)} sizes', table, 'long')}"
+    )
+
+
+def html_w4a4(data: dict) -> str:
+    """Render --w4a4-share's trade-off between 4-bit inputs and their error; "" without it."""
+    if not data["w4a4_curve"]:
+        return ""
+    points = [(point["share"], point["error"]) for point in data["w4a4_curve"]]
+    low, high, top = min(points)[0], max(points)[0], max(error for _, error in points)
+    labels = CurveLabels(
+        left=percentage(low, 1),
+        right=percentage(high, 1),
+        top=percentage(top, 1),
+        says="W4A4 share of the multiply work, and what is left of the squared error it adds",
+    )
+    rows = (
+        (percentage(share, 1), percentage(error, 1), escaped(point["layer"] or "-"))
+        for point, (share, error) in zip(data["w4a4_curve"], points, strict=True)
+    )
+    columns = ("W4A4 share", "#Error left", "Next layer with full-precision matmul")
+    table = html_table("Shares and what is left of the error", columns, rows)
+    return (
+        f"<h3>W4A4 share and error</h3><p class=soft>{labels.says}.</p>\n"
+        f"{html_curve(points, labels)}{html_fold(f'{len(points)} shares', table, 'long')}"
+    )
+
+
+def html_curves(data: dict) -> str:
+    """Render the section of all trade-offs; "" where none was asked for."""
+    body = html_sizes(data) + html_w4a4(data)
+    return html_section("Trade-offs", body) if body else ""
 
 
 # ── nvfp4/stored/needs.py: Tell which ComfyUI a file needs, by the formats of its layers and what e
@@ -19837,64 +20062,183 @@ def render_report(report: Report) -> str:
     return "\n".join(lines)
 
 
-# ── nvfp4/report/page.py: Render the report as one HTML page ──────────────────────────────────────
+# ── nvfp4/report/page_layers.py: Render the table of all layers for the report's page: worst first,
 
-# The table of errors opens with the 20 worst layers: a model has hundreds, and the rest would push
-# all that follows off the page. They are folded, not left out.
-WORST_SHOWN = 20
-# The policy lets no script and no foreign file in, should a name ever get past `escaped`.
-PAGE_HEAD = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-"""
+def filter_rules() -> str:
+    """Write the CSS rules that hide the rows of a look while its box is not checked.
 
-
-def escaped(value: object) -> str:
-    """Make any value safe for HTML text and attributes, control characters included."""
-    return escape(printable(str(value)))
-
-
-def chip(label: str) -> str:
-    """Render a label in its own colour: its text is also the class that the style sheet colours."""
-    return f'<span class="chip {escaped(label)}">{escaped(label)}</span>'
-
-
-def marks(layer: dict) -> str:
-    """Return a layer's classes: how it is stored, and its matmul if it is quantised."""
-    return f"{layer['stored_as']} {layer.get('matmul', '')}".strip()
-
-
-def decibels(sqnr_db: float | None) -> str:
-    """Render an SQNR in dB; None, as the data have it where nothing was lost, is "lossless"."""
-    return "lossless" if sqnr_db is None else f"{sqnr_db:.1f} dB"
-
-
-def html_name(layer: dict) -> str:
-    """Render a layer's name so that a browser may break it after its dots."""
-    return escaped(layer["name"].removesuffix(".weight")).replace(".", ".<wbr>")
-
-
-def html_head(*columns: str) -> str:
-    """Render a table's head row of ready column titles."""
-    return "<tr>" + "".join(f'<th scope="col">{column}</th>' for column in columns) + "</tr>"
-
-
-def html_table(caption: str, head: str, rows: Iterable[Iterable[str]]) -> str:
-    """Render a table of ready HTML cells; the first cell of each row becomes the row's heading.
-
-    `caption`, `head` and the cells are inserted as they are, so the caller escapes them.
+    They take the place of a script, which the page's policy would forbid.
     """
-    lines = "".join(
-        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>\n'
-        for name, *cells in rows
+    return "\n".join(
+        f".layers:has(#show-{look.css}:not(:checked)) tr:has(.{look.css}) {{ display: none; }}"
+        for look in every_look()
     )
-    head = f"<caption>{caption}</caption><thead>{head}</thead>"
-    return f"<table>{head}<tbody>\n{lines}</tbody></table>\n"
+
+
+def html_filter(layers: list[dict]) -> str:
+    """Render a box to check for each look that there is."""
+    boxes = "".join(
+        f'<label><input type="checkbox" id="show-{look.css}" checked> {chip(look)} {count}</label>'
+        for look, count in Counter(map(layer_look, layers)).most_common()
+    )
+    return f"<fieldset><legend>Show</legend>{boxes}</fieldset>"
+
+
+def html_error(layer: dict, largest: float) -> str:
+    """Render a layer's error as a bar, relative to the largest error; "-" where there is none."""
+    if "relative_rmse" not in layer:
+        return "-"
+    error = layer["relative_rmse"]
+    part = f"--part:{100 * error / (largest or 1):.1f}%"
+    return f'<div class="bar {layer_look(layer).css}" style="{part}">{error:.4f}</div>'
+
+
+def html_layers(layers: list[dict]) -> str:
+    """Render every linear layer as a row, the largest error first, then those without an error.
+
+    The columns of errors are left out after a dry run, that of output errors where no layer was
+    rounded by statistics. The table is folded: a model has hundreds of layers.
+    """
+    damaged = [layer for layer in layers if "relative_rmse" in layer]
+    rounded = any(layer["output_before"] is not None for layer in damaged)
+    largest = max((layer["relative_rmse"] for layer in damaged), default=0)
+
+    def row(layer: dict) -> list[str]:
+        errors = []
+        if damaged:
+            errors = [html_error(layer, largest), "-"]
+            if "relative_rmse" in layer:
+                errors[1] = decibels(layer["sqnr_db"])
+        if rounded:
+            known = layer.get("output_before") is not None
+            errors.append(escaped(output_errors(layer)) if known else "-")
+        shape = " x ".join(map(str, layer["shape"]))
+        size = [gigabytes(layer["bytes"]), shape, escaped(layer["reason"])]
+        return [html_name(layer), chip(layer_look(layer)), *errors, *size]
+
+    columns = ["Layer", "Precision"]
+    columns += ["Relative RMSE", "#SQNR"] if damaged else []
+    columns += ["Output error"] if rounded else []
+    columns += ["#Size", "#Shape", "Reason"]
+    rows = map(row, sorted(layers, key=lambda layer: -layer.get("relative_rmse", -1)))
+    caption = "All linear layers, the largest error first" if damaged else "All linear layers"
+    table = html_table(caption, tuple(columns), rows)
+    fold = html_fold(f"{len(layers)} layers", html_filter(layers) + table, "long")
+    return html_section("All layers", f'<div class="layers">{fold}</div>')
+
+
+# ── nvfp4/report/outliers.py: Tell which layers' errors stand out from what is usual for their form
+
+# Of fewer layers of one format nobody can say what is usual.
+FEWEST_ALIKE = 5
+# How far over the median an error has to be: by this factor, and by this many median deviations. On
+# trained models, layers of one format that nothing is wrong with differ by some per cent.
+FAR_FACTOR, FAR_DEVIATIONS = 1.25, 5
+
+
+def standing_out(errors: Iterable[tuple[str, str, float]]) -> set[str]:
+    """Name the layers whose error is far over what is usual for their format.
+
+    errors: (layer, how it is stored, relative RMSE). Layers that lost nothing do not count for what
+    is usual.
+    """
+    formats = defaultdict(dict)
+    for layer, stored_as, error in errors:
+        if error:
+            formats[stored_as][layer] = error
+    found = set()
+    for alike in formats.values():
+        usual = median(alike.values())
+        deviation = median(abs(error - usual) for error in alike.values())
+        least = max(FAR_FACTOR * usual, usual + FAR_DEVIATIONS * deviation)
+        if len(alike) >= FEWEST_ALIKE:
+            found |= {layer for layer, error in alike.items() if error > least}
+    return found
+
+
+# ── nvfp4/report/page_map.py: Lay the layers out as the precision map, and render it for the page ─
+
+# What the reason of a layer in an edge block has in it.
+EDGE = "edge block"
+# A longer list of layers outside the blocks is folded.
+OUTSIDE_SHOWN = 12
+
+
+class BlockMap(NamedTuple):
+    """Hold one family's blocks: rows by kind of layer, columns by block.
+
+    family: the name before the blocks' numbers, such as "blocks". kinds: in the order in which the
+    model has them, those of one module side by side. blocks: their numbers in order, as in names.
+    cells: {(block, kind): tensor of the report's data}; blocks may lack kinds. edges: blocks that
+    were kept as edge blocks.
+    """
+
+    family: str
+    kinds: list[str]
+    blocks: list[str]
+    cells: dict[tuple[str, str], dict]
+    edges: set[str]
+
+    def runs(self) -> list[tuple[str, int]]:
+        """Tell which columns are edge blocks: ("edge" or "", number of columns) from the left."""
+        marks = ("edge" if block in self.edges else "" for block in self.blocks)
+        return [(mark, len([*run])) for mark, run in itertools.groupby(marks)]
+
+
+class ErrorScale(NamedTuple):
+    """Hold what shades and numbers of cells go by.
+
+    largest: the largest relative RMSE of the model; None after a dry run. unusual: names of layers
+    whose error stands out.
+    """
+
+    largest: float | None
+    unusual: set[str]
+
+    def step(self, layer: dict) -> int:
+        """Tell the shade of a layer; one without an error, in a model with errors, lost nothing."""
+        if self.largest is None:
+            return shade_step(None, 0)
+        return shade_step(layer.get("relative_rmse", 0), self.largest)
+
+
+def error_scale(layers: list[dict]) -> ErrorScale:
+    """Find the largest error of some tensors of the report's data, and those that stand out."""
+    damaged = [layer for layer in layers if "relative_rmse" in layer]
+    errors = [(one["name"], one["stored_as"], one["relative_rmse"]) for one in damaged]
+    return ErrorScale(max((e for *_, e in errors), default=None), standing_out(errors))
+
+
+def block_maps(layers: Iterable[dict]) -> tuple[list[BlockMap], list[dict]]:
+    """Sort layers into the blocks of their families, and those outside of any."""
+    families, outside = defaultdict(dict), []
+    # Matched on bare names; a prefix is put before the family's name again.
+    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
+    for layer in layers:
+        name = bare(layer["name"])
+        if found := inside.fullmatch(name):
+            families[layer["name"].removesuffix(name) + found[1]][found[2], found[3]] = layer
+        else:
+            outside.append(layer)
+    return [block_map(family, cells) for family, cells in families.items()], outside
+
+
+def block_map(family: str, cells: dict[tuple[str, str], dict]) -> BlockMap:
+    """Put one family's layers, {(block, kind): tensor of the data}, into rows and columns."""
+    modules = defaultdict(list)
+    for kind in dict.fromkeys(kind for _, kind in cells):
+        modules[kind.partition(".")[0]].append(kind)
+    return BlockMap(
+        family=family,
+        kinds=[kind for kinds in modules.values() for kind in kinds],
+        blocks=sorted({block for block, _ in cells}, key=int),  # "10" comes after "9"
+        cells=cells,
+        edges={block for (block, _), layer in cells.items() if EDGE in layer["reason"]},
+    )
 
 
 def html_tip(layer: dict) -> str:
-    """Render the facts about a layer that show while its cell is pointed at, focused or tapped.
+    """Render the facts about a layer that show while its cell is pointed at or tapped.
 
     `layer` is a tensor of the report's data. Errors and matmul are left out where it has none.
     """
@@ -19918,179 +20262,418 @@ def html_tip(layer: dict) -> str:
     return f'<div class="tip"><b>{html_name(layer)}</b><dl>{lines}</dl></div>'
 
 
-def html_cell(layer: dict, label: str = "") -> str:
-    """Render a layer as a coloured cell with its error as a number, and the tip inside it.
+def html_cell(layer: dict, scale: ErrorScale) -> str:
+    """Render a layer as a cell in its look and shade, with the tip inside it.
 
-    Name, format and error also stand in data attributes, for scripts of a user and for the tests.
-    Where the cell is narrow its number loses the leading zero first, and then vanishes.
+    Its error is printed if it stands out, else the look's label where there is room; a narrow cell
+    drops a number's leading zero. Name, format and error also stand in data attributes, for scripts
+    of a user and for the tests. A cell can be tapped, but the Tab key passes it by: a model has
+    hundreds, and the table of all layers tells the same.
     """
-    # The error has all its digits here, so that scripts need not read the rounded label.
+    look = layer_look(layer)
     data = {"name": layer["name"], "stored": layer["stored_as"]}
-    label = escaped(label)
+    label = f'<span class="name">{look.label}</span>'
     if "relative_rmse" in layer:
+        # The error has all its digits here, so that scripts need not read the rounded label.
         data["rmse"] = repr(layer["relative_rmse"])
-        # The leading zero is an element of its own, which the style sheet hides in narrow cells.
-        label += f" {layer['relative_rmse']:.3f}".replace(" 0.", " <i>0</i>.")
+        if layer["name"] in scale.unusual:
+            # The leading zero is an element of its own, which the style sheet hides.
+            number = f"{layer['relative_rmse']:.3f}".replace("0.", "<i>0</i>.", 1)
+            label = f"<span>{number}</span>"
     attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
     return (
-        f'<div class="cell {escaped(marks(layer))}" tabindex="0"{attributes}>'
-        f'<div class="fit"><span>{label}</span></div>{html_tip(layer)}</div>'
+        f'<div class="cell {look.css} e{scale.step(layer)}" tabindex="-1"{attributes}>'
+        f'<div class="fit">{label}</div>{html_tip(layer)}</div>'
     )
 
 
-def html_heading(name: str, attributes: str) -> str:
-    """Render a column's heading; a long name is set upright where its column is narrow."""
-    long = ' class="long"' if len(name) > 3 else ""
-    return f'<th {attributes}><div class="fit"><span{long}>{escaped(name)}</span></div></th>'
-
-
-def html_blocks(family: str, layers: dict[tuple[str, str], dict]) -> str:
-    """Render one family's blocks as a table: a row per block, a column per kind of layer.
-
-    `layers` is {(block number, kind): tensor of the data}. Kinds with a common first word share an
-    upper heading, such as "self_attn" over "q", "k" and "v". A block that lacks a kind has an empty
-    cell there.
-    """
-    # Kinds in the order in which the model has them, those of one module side by side.
-    groups = defaultdict(list)
-    for kind in dict.fromkeys(kind for _, kind in layers):
-        groups[kind.partition(".")[0]].append(kind)
-    columns = [kind for kinds in groups.values() for kind in kinds]
-    upper = "".join(
-        html_heading(group, f'scope="colgroup" colspan="{len(kinds)}"')
-        for group, kinds in groups.items()
+def html_blocks(blocks: BlockMap, scale: ErrorScale) -> str:
+    """Render one family's blocks as a table; a block that lacks a kind has an empty cell there."""
+    family = escaped(blocks.family)
+    edges = "".join(
+        f'<th scope="colgroup" colspan="{count}">{mark}</th>'
+        if mark
+        else f"<td colspan={count}></td>"
+        for mark, count in blocks.runs()
     )
-    lower = "".join(html_heading(kind.partition(".")[2], 'scope="col"') for kind in columns)
-    # The corner over the block numbers spans both rows of headings.
-    corner = '<th scope="col" rowspan="2">N</th>'
-    rows = [
-        [block]
-        + [html_cell(layers[block, kind]) if (block, kind) in layers else "" for kind in columns]
-        for block in sorted({block for block, _ in layers}, key=int)  # "10" comes after "9"
+    edges = f'<tr><td class="corner"></td>{edges}</tr>' if blocks.edges else ""
+    numbers = "".join(f'<th scope="col">{block}</th>' for block in blocks.blocks)
+    rows, module = "", ""
+    for kind in blocks.kinds:
+        # A gap stands before the first kind of a module, such as self_attn.q after ffn.2.
+        above, module = module, kind.partition(".")[0]
+        gap = " class=first" if above not in ("", module) else ""
+        heading = escaped(kind).replace(".", ".<wbr>")
+        cells = (blocks.cells.get((block, kind)) for block in blocks.blocks)
+        cells = "".join(f"<td>{html_cell(cell, scale) if cell else ''}</td>" for cell in cells)
+        rows += f'<tr><th scope="row"{gap}>{heading}</th>{cells}</tr>\n'
+    head = f'{edges}<tr><th class="corner" scope="col">{family}.N</th>{numbers}</tr>'
+    return (
+        f'<div class="scroll map" tabindex="0" role="region" aria-label="Map of {family}">'
+        f'<table style="--columns:{len(blocks.blocks)}">'
+        f"<caption>{family}: {len(blocks.blocks)} blocks</caption>"
+        f"<thead>{head}</thead><tbody>\n{rows}</tbody></table></div>\n"
+    )
+
+
+def html_legend(layers: list[dict], scale: ErrorScale) -> str:
+    """Render what colours and patterns mean, how many layers have each, and the scale of errors."""
+    items = [
+        f"<li>{chip(look)} {look.says}, {count} layers</li>"
+        for look, count in Counter(map(layer_look, layers)).most_common()
     ]
-    table = html_table(f"{escaped(family)}.N", f"<tr>{corner}{upper}</tr><tr>{lower}</tr>", rows)
-    # The style sheet needs the number of columns to know how narrow the table may become.
-    return f'<div class="map" style="--kinds:{len(columns)}">{table}</div>'
+    if scale.largest is not None:
+        worst = max(layers, key=lambda layer: layer.get("relative_rmse", -1))
+        css = layer_look(worst).css
+        steps = "".join(f'<span class="{css} e{step}"></span>' for step in range(SHADES))
+        items.append(
+            f'<li>error 0 <span class="scale" aria-hidden="true">{steps}</span> '
+            f"{scale.largest:.4f}</li>"
+        )
+    return f'<ul class="legend">{"".join(items)}</ul>\n'
 
 
 def html_map(layers: list[dict]) -> str:
-    """Render the precision map: every layer as a coloured cell, and a legend that counts them.
-
-    Layers inside known transformer blocks are in tables of blocks; all others follow as a list with
-    the reason for their precision.
-    """
-    families, outside = defaultdict(dict), []
-    # Matched on bare names; a prefix is put before the family's name again.
-    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
-    for layer in layers:
-        name = bare(layer["name"])
-        if found := inside.fullmatch(name):
-            families[layer["name"].removesuffix(name) + found[1]][found[2], found[3]] = layer
-        else:
-            outside.append(layer)
-    tables = "".join(html_blocks(family, members) for family, members in families.items())
+    """Render the section of the precision map: legend, blocks, and layers outside of them."""
+    scale = error_scale(layers)
+    maps, outside = block_maps(layers)
+    says = (
+        "Point at a cell or tap it for all about its layer; all layers are also in the table below."
+    )
+    if scale.largest is not None:
+        says = (
+            "The stronger the colour, the larger the error (relative RMSE of the stored weight); "
+            f"numbers stand where it is far over what is usual for the format. {says}"
+        )
+    columns = max((len(blocks.blocks) for blocks in maps), default=1)
+    body = f'<p class="soft">{says}</p>\n{html_legend(layers, scale)}'
+    # All tables have columns of one width, which the style sheet finds from the largest number.
+    body += f'<div style="--blocks:{columns}">'
+    body += "".join(html_blocks(blocks, scale) for blocks in maps) + "</div>"
     if outside:
-        head = html_head("Layer", "Reason", "Stored as")
         rows = (
-            (html_name(layer), escaped(layer["reason"]), html_cell(layer, layer["stored_as"]))
+            (html_name(layer), html_cell(layer, scale), escaped(layer["reason"]))
             for layer in outside
         )
-        tables += html_table("Outside the blocks", head, rows)
-    legend = "".join(
-        f"<li>{chip(kind)} {count} layers</li>"
-        for kind, count in Counter(map(marks, layers)).most_common()
-    )
-    measured = any("relative_rmse" in layer for layer in layers)  # not after a dry run
-    return (
-        "<section><h2>Precision map</h2>\n<p>A marked corner is a full-precision matmul"
-        f"{', numbers are the relative RMSE of the stored weight' if measured else ''}. Point at a"
-        " cell, tap it or move to it by keyboard for all about its layer.</p>\n"
-        f'<ul class="legend">{legend}</ul>\n{tables}</section>\n'
-    )
+        table = html_table("Outside the blocks", ("Layer", "Precision", "Reason"), rows)
+        fold = f"{len(outside)} layers outside the blocks"
+        body += table if len(outside) <= OUTSIDE_SHOWN else html_fold(fold, table)
+    return html_section("Precision map", body)
 
 
-def html_errors(layers: list[dict]) -> str:
-    """Render every quantised layer's error as a bar, worst first; "" after a dry run.
+# ── nvfp4/report/page_style.py: Hold the style sheet of the report's page ─────────────────────────
 
-    Bars are relative to the largest error. The column of output errors appears only if any layer
-    was rounded by statistics. All but the first WORST_SHOWN layers are folded away.
-    """
-    damaged = [layer for layer in layers if "relative_rmse" in layer]
-    damaged.sort(key=lambda layer: -layer["relative_rmse"])
-    if not damaged:
-        return ""
-    worst = damaged[0]["relative_rmse"] or 1  # all lossless: bars of no length, no division by 0
-    measured = any(layer["output_before"] is not None for layer in damaged)
+# Patterns are drawn in a look's line colour, as layers of CSS backgrounds. Where a cell has a
+# number, it stands on a plate of the fill.
+TEXTURES = {
+    "plain": "",
+    "dash": "linear-gradient(var(--line) 0 0) center / .6rem 2px no-repeat",
+    "corner": "linear-gradient(225deg, var(--line) .35rem, transparent .4rem)",
+    "rising": "repeating-linear-gradient(135deg, var(--line) 0 1px, transparent 1px .35rem)",
+    "falling": "repeating-linear-gradient(45deg, var(--line) 0 1px, transparent 1px .35rem)",
+    "crossed": "repeating-linear-gradient(135deg, var(--line) 0 1px, transparent 1px .4rem), "
+    "repeating-linear-gradient(45deg, var(--line) 0 1px, transparent 1px .4rem)",
+    "dots": "radial-gradient(var(--line) 1px, transparent 1.5px) 0 0 / .4rem .4rem",
+    "sparse": "radial-gradient(var(--line) 1px, transparent 1.5px) 0 0 / .8rem .8rem",
+    "level": "repeating-linear-gradient(0deg, transparent 0 .25rem, var(--line) .25rem "
+    "calc(.25rem + 1px))",
+    "upright": "repeating-linear-gradient(90deg, transparent 0 .25rem, var(--line) .25rem "
+    "calc(.25rem + 1px))",
+}
+# Layout and colours of the page itself: (on a light page, on a dark one).
+PAGE_COLOURS = {
+    "page": ("#f4f6f8", "#10141a"),
+    "card": ("#ffffff", "#181e26"),
+    "ink": ("#17202b", "#e8edf3"),
+    "soft": ("#4f5a68", "#a8b3c0"),
+    "rule": ("#dde2e8", "#303a46"),
+    "link": ("#0b57a4", "#8ec1ff"),
+    "good": ("#116329", "#7fd892"),
+    "warn": ("#9a3412", "#ffb38a"),
+}
 
-    def known(layer: dict) -> str:
-        return "-" if layer["output_before"] is None else escaped(output_errors(layer))
 
-    rows = [
+def look_rules(look: Look, scheme: str) -> Iterator[str]:
+    """Yield the CSS rules of a look's colours for "light" or "dark", a fill for each shade."""
+    colours = getattr(look.tint, scheme)
+    yield f".{look.css} {{ --fill: {colours.strong}; --line: {colours.line}; }}"
+    for step in range(SHADES):
+        yield f".{look.css}.e{step} {{ --fill: {colours.shade(step)}; }}"
+
+
+def scheme_rules(scheme: str) -> str:
+    """Write the CSS rules of all colours for "light" or "dark"."""
+    index = ("light", "dark").index(scheme)
+    page = " ".join(f"--{name}: {pair[index]};" for name, pair in PAGE_COLOURS.items())
+    looks = (rule for look in every_look() for rule in look_rules(look, scheme))
+    return "\n".join([f":root {{ {page} }}", *looks])
+
+
+def pattern_rules() -> str:
+    """Write the CSS rules of all patterns."""
+    rules = []
+    for look in every_look():
+        layers = ", ".join(filter(None, (TEXTURES[word] for word in look.pattern.split())))
+        if layers:
+            rules.append(f".{look.css} {{ --pattern: {layers}; }}")
+    return "\n".join(rules)
+
+
+# A cell's classes are its look and its shade. Its details float beside it where the browser can do
+# that (anchor-scope), and lie at the screen's lower edge where it cannot, and on phones.
+LAYOUT = """
+* { box-sizing: border-box; --pattern: linear-gradient(transparent, transparent); }
+body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
+  overflow-wrap: anywhere; }
+main { max-width: 76rem; margin: auto; padding: 1.5rem 1rem 4rem; }
+section, header { background: var(--card); border: 1px solid var(--rule); border-radius: .75rem;
+  padding: 1.25rem 1.5rem 1.5rem; margin-top: 1.25rem; }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; } h2 { font-size: 1.2rem; margin: 0; }
+h3 { font-size: 1rem; margin: 1.25rem 0 0; }
+p { margin: .25rem 0; } .soft { font-size: .9rem; }
+.soft, caption, dt, thead, small { color: var(--soft); }
+:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
+.verdict { font-weight: 600; margin-bottom: .5rem; } .good { color: var(--good); }
+.warn { color: var(--warn); }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 1rem;
+  margin: 1rem 0; }
+dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
+small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
+.notes { padding: 0; margin: 1rem 0 0; list-style: none; } .notes b { font-weight: 600; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
+  margin: .75rem 0 0; font-size: .875rem; }
+table { width: 100%; border-collapse: collapse; margin-top: .75rem; font-size: .875rem;
+  font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .35rem; }
+thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-align: left; }
+td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--rule); }
+:is(td, th):first-child { padding-left: 0; } :is(td, th):last-child { padding-right: 0; }
+td.n, th.n { text-align: right; white-space: nowrap; }
+.chip, .cell, .bar, .stack > * { color: var(--ink); print-color-adjust: exact;
+  forced-color-adjust: none; }
+.chip, .cell, .stack > * { background: var(--pattern), var(--fill); border-radius: .2rem;
+  border: 1px solid var(--line); }
+.chip, .stack > * { padding: .1rem .35rem; font-size: .8rem; white-space: nowrap; }
+:is(.chip, .stack > *, .cell) span { background: var(--fill); padding: 0 .2rem;
+  border-radius: .15rem; }
+.bar { background: linear-gradient(var(--fill) 0 0) no-repeat 0 / var(--part); padding: 0 .4rem; }
+.stack { display: flex; gap: 2px; margin-top: .75rem; height: 2rem; line-height: 1.6rem;
+  text-align: center; }
+.stack > * { min-width: 4px; overflow: hidden; padding: .1rem 0; }
+summary { cursor: pointer; margin-top: 1rem; color: var(--link); }
+.scroll { overflow-x: auto; }
+.map { --head: 7.5rem; }
+.map table { table-layout: fixed; border-collapse: separate; border-spacing: 2px;
+  --cell: clamp(1.5rem, (min(100vw, 76rem) - var(--head) - 5.5rem) / var(--blocks), 6rem);
+  width: calc(var(--head) + var(--columns) * var(--cell)); overflow-wrap: normal; }
+.map :is(td, th) { padding: 0; border: 0; text-align: center; }
+.map thead { font-size: .75rem; }
+.map [scope=colgroup] { border-bottom: 1px solid var(--soft); }
+.map :is([scope=row], .corner) { position: sticky; left: 0; z-index: 1; width: var(--head);
+  background: var(--card); box-shadow: 0 0 0 2px var(--card); text-align: left; font-size: .75rem;
+  line-height: 1.15; color: var(--soft); vertical-align: middle; }
+.map tr:has(.first) > * { padding-top: .5rem; }
+.cell { line-height: 1.4rem; height: 1.5rem; font-size: .75rem; text-align: center;
+  cursor: default; overflow: clip; } td > .cell { min-width: 4rem; }
+.map td > .cell { min-width: 0; }
+.cell:is(:hover, :focus) { outline: 2px solid var(--ink); overflow: visible; }
+.cell:is(:hover, :focus) > .tip { display: block; }
+.cell:focus > .tip { pointer-events: auto; } .cell:hover > .tip { z-index: 4; }
+.tip { display: none; position: fixed; z-index: 3; inset: auto 0 0; max-height: 90vh;
+  margin: .3rem; padding: .75rem 1rem; line-height: 1.5; text-align: left; overflow: auto;
+  pointer-events: none; background: var(--card); border: 1px solid var(--soft);
+  border-radius: .5rem; box-shadow: 0 .4rem 1.5rem #0006; font-size: .8rem; }
+.tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
+.fit { container-type: inline-size; position: relative; }
+@container (max-width: 3.4rem) { .cell .name { position: absolute; opacity: 0; }
+  .stack span { display: none; } }
+@container (max-width: 2.2rem) { .cell i { display: none; }
+  .cell .fit span { font-size: .6rem; padding: 0; } }
+.scale { display: inline-flex; gap: 1px; vertical-align: middle; }
+.scale > * { width: 1rem; height: 1rem; background: var(--fill); border: 1px solid var(--line); }
+fieldset { border: 1px solid var(--rule); border-radius: .5rem; margin: .75rem 0 0;
+  padding: .5rem .75rem; display: flex; flex-wrap: wrap; gap: .35rem 1.25rem; }
+label { display: inline-flex; gap: .4rem; align-items: center; min-height: 1.5rem; }
+.layers table { min-width: 48rem; overflow-wrap: normal; } td:has(> .bar) { width: 9rem; }
+.curve { max-width: 30rem; width: 100%; height: auto; font-size: 11px; }
+.curve text { fill: var(--soft); } .curve .axis { stroke: var(--soft); fill: none; }
+.curve .line { stroke: var(--link); fill: none; stroke-width: 2; }
+.curve .here { fill: var(--link); stroke: var(--card); stroke-width: 2; }
+@media (min-width: 60em) {
+  .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 0 2.5rem; align-items: start; }
+  .tip { width: max-content; max-width: 28rem; margin: .3rem auto; }
+  @supports (anchor-scope: all) {
+    .cell { anchor-name: --cell; anchor-scope: --cell; }
+    .tip { position-anchor: --cell; position-area: bottom; position-try-fallbacks: flip-block;
+      inset: auto; margin: .3rem; } } }
+@media (max-width: 40em) {
+  main { padding: .5rem .5rem 3rem; } section, header { padding: 1rem .75rem; }
+  h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
+  .facts { grid-template-columns: 1fr 1fr; } .facts dd { font-size: 1.25rem; }
+  .map { --head: 6rem; } }
+@media print {
+  body { background: none; } main { max-width: none; padding: 0; }
+  section, header { border: 0; padding: .5rem 0; break-inside: avoid-page; }
+  .scroll { overflow: visible; }
+  tr { break-inside: avoid; } fieldset { display: none; }
+  details:not(.long)::details-content { content-visibility: visible; block-size: auto; } }
+@media (forced-colors: active) { .cell, .chip { border-color: CanvasText; } }
+"""
+
+
+def page_style() -> str:
+    """Write the whole style sheet."""
+    dark = f"@media screen and (prefers-color-scheme: dark) {{ {scheme_rules('dark')} }}"
+    scheme = ":root { color-scheme: light dark; }"
+    return "\n".join([scheme, scheme_rules("light"), dark, pattern_rules(), LAYOUT])
+
+
+# ── nvfp4/report/page.py: Render the report as one HTML page ──────────────────────────────────────
+
+# The policy lets no script and no foreign file in, should a name ever get past `escaped`.
+PAGE_HEAD = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+"""
+# How the kinds of multiply work are shown: {share of the work's data: (label of a look, words)}.
+WORK_LOOKS = {
+    "FP4": ("W4A4", "in FP4"),
+    "INT8 or FP8": ("INT8", "in INT8 or FP8"),
+    "16-bit": ("16-bit", "at 16-bit speed"),
+}
+
+
+def html_facts(data: dict, layers: list[dict]) -> str:
+    """Render size, speed, layers and what ComfyUI is needed, as large figures."""
+    output, source, work = data["output_bytes"], data["source_bytes"], data["work"]
+    quantised = sum("matmul" in one or one["stored_as"] == AS_IT_WAS for one in layers)
+    facts = [
         (
-            html_name(layer),
-            chip(layer["stored_as"]),
-            f'<div class="bar {escaped(layer["stored_as"])}" style="--part:'
-            f'{100 * layer["relative_rmse"] / worst:.1f}%">{layer["relative_rmse"]:.4f}</div>',
-            decibels(layer["sqnr_db"]),
-            *([known(layer)] if measured else []),
-        )
-        for layer in damaged
+            "Size",
+            gigabytes(output),
+            f"{percentage(output, source)} of the source's {gigabytes(source)}",
+        ),
+        ("Quantised", f"{quantised} of {len(layers)}", "linear layers"),
     ]
-    output = ["Output error"] if measured else []
-    head = html_head("Layer", "Stored as", "Relative RMSE", "SQNR", *output)
-    # <details> folds without a script, which the page's policy would forbid.
-    table = html_table("Worst first", head, rows[:WORST_SHOWN])
-    if more := rows[WORST_SHOWN:]:
-        rest = html_table("In the same order", head, more)
-        table += f"<details><summary>{len(more)} more layers</summary>{rest}</details>"
-    return f"<section><h2>Error per layer</h2>\n{table}</section>\n"
-
-
-def html_shares(caption: str, columns: tuple[str, ...], rows: list[tuple]) -> str:
-    """Render a stacked bar and the table that explains it.
-
-    `rows` are (label, share from 0 to 1, further numbers ...); `columns` are the titles of the
-    label and of the further numbers. The bar is hidden from screen readers, as the table says the
-    same.
-    """
-    # Three digits of a per cent, as parts that were rounded more would not fill the bar.
-    parts = "".join(
-        f'<div class="fit {escaped(label)}" style="width:{100 * part:.3f}%">'
-        f"<span>{escaped(label)}</span></div>"
-        for label, part, *_ in rows
+    if work["comfyui"]:
+        card = max(work["speed"], key=work["speed"].get)
+        where = f"over 16-bit, the linear layers on {CARDS[card].series} cards, estimated"
+        facts.append(("Speed", f"{work['speed'][card]:.1f}x", where))
+        kitchen = f"with comfy-kitchen {work['comfy_kitchen']}" if work["comfy_kitchen"] else ""
+        also = " and ".join(filter(None, (kitchen, work["needs"])))
+        facts.append(("Needs", f"ComfyUI {work['comfyui']}", f"or newer{also and f', {also}'}"))
+    tiles = "".join(
+        f"<div><dt>{name}</dt><dd>{escaped(value)}<small>{escaped(more)}</small></dd></div>"
+        for name, value, more in facts
     )
-    lines = (
-        (chip(label), *(f"{number:,}" for number in numbers), percentage(part, 1))
-        for label, part, *numbers in rows
+    return f'<dl class="facts">{tiles}</dl>\n'
+
+
+def html_work(work: dict) -> str:
+    """Render the share of the multiply work by bits, and estimated speeds on classes of cards."""
+    if not work["comfyui"]:
+        return "<p>Nothing is quantised.</p>\n"
+    parts = [
+        (LOOKS[label], percentage(work["shares"][name], 1), work["shares"][name])
+        for name, (label, _) in WORK_LOOKS.items()
+    ]
+    items = "".join(
+        f"<li>{chip(look, share)} {words}</li>"
+        for (look, share, _), (_, words) in zip(parts, WORK_LOOKS.values(), strict=True)
     )
-    table = html_table(caption, html_head(*columns, "Share"), lines)
-    return f'<div><div class="stack" aria-hidden="true">{parts}</div>{table}</div>'
+    speeds = (
+        f"{CARDS[card].series} {speed:.1f}x ({card})" for card, speed in work["speed"].items()
+    )
+    where = work["card"] or "a card that multiplies all formats"
+    return (
+        f"<h2>Multiply work of the linear layers on {where}</h2>{html_stack(parts)}"
+        f'<ul class="legend">{items}</ul>\n'
+        f'<p class="soft">Of a typical run: {escaped(work["run"])}. Estimated speed of these over '
+        f"16-bit, by peak throughputs: {', '.join(speeds)}.</p>\n"
+    )
+
+
+def html_verdict(data: dict) -> str:
+    """Render what came of it: a file, a plan, or that a run would fail."""
+    if data["problems"]:
+        return '<p class="verdict warn">&#10007; A dry run: a run would fail</p>\n'
+    if data["dry_run"]:
+        return '<p class="verdict warn">&#9675; A dry run: planned, nothing was written</p>\n'
+    return '<p class="verdict good">&#10003; Written, read back, no defect found</p>\n'
+
+
+def html_notes(data: dict) -> str:
+    """Render what a run would refuse and the notes behind their ranks, those that matter first."""
+    told = [{"rank": "error", "text": text} for text in data["problems"]]
+    # Notes come sorted for a terminal, where the last line is the nearest one.
+    told += sorted(data["notes"], key=lambda note: -Rank[note["rank"].upper()])
+    items = ""
+    for note in told:
+        word = RANK_WORDS.get(Rank.__members__.get(note["rank"].upper()), note["rank"])
+        bad = ' class="warn"' if note["rank"] in ("error", "warning") else ""
+        items += f"<li>{word and f'<b{bad}>{word}:</b> '}{escaped(note['text'])}</li>"
+    return f'<ul class="notes" aria-label="Notes">{items}</ul>\n' if items else ""
+
+
+def html_answer(data: dict, layers: list[dict]) -> str:
+    """Render what a person wants to know first: what came of it, and what to do with it."""
+    name, source = escaped(data["output"]), escaped(data["source"])
+    if data["dry_run"]:
+        name = f"Dry run: {name}"
+    asked = data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED
+    return (
+        f"<header>{html_verdict(data)}<h1>{name}</h1>\n"
+        f'<p class="soft">from {source}, by convert_nvfp4.py {escaped(data["version"])}</p>\n'
+        f"{html_facts(data, layers)}{html_work(data['work'])}"
+        f'<p class="soft">{escaped(asked)}</p>\n{html_notes(data)}</header>\n'
+    )
 
 
 def html_totals(data: dict) -> str:
-    """Render two bars: each precision's part of the bytes, and each matmul's part of the weights.
+    """Render two bars with their tables: bytes by precision, and linear weights by matmul.
 
-    Below them stand the lines on the multiply work. Unquantised layers, which `matmuls` leaves out,
-    are shown as W16A16, so that the second bar is whole.
+    Unquantised layers, which `matmuls` leaves out, are shown as W16A16, so that the second bar is
+    whole.
     """
     totals, matmuls = data["totals"], data["matmuls"]
     size = sum(total["bytes"] for total in totals.values()) or 1  # a file may hold no bytes
-    stored = [
-        (name, total["bytes"] / size, total["layers"], total["tensors"], total["bytes"])
-        for name, total in totals.items()
-    ]
-    work = [(kind, found["share"], found["layers"]) for kind, found in matmuls.items()]
+    # Several formats may share a kind such as W8A8: the bar shows the one that most layers have.
+    kinds = Counter((one.get("matmul", "W16A16"), layer_look(one)) for one in layers_of(data))
+    looks = {kind: look for (kind, look), _ in reversed(kinds.most_common())}
+    work = [(kind, found["layers"], found["share"]) for kind, found in matmuls.items()]
     layers = sum(total["layers"] for total in totals.values())
     if rest := layers - sum(found["layers"] for found in matmuls.values()):
-        work.append(("W16A16", 1 - sum(found["share"] for found in matmuls.values()), rest))
-    return (
-        '<section><h2>Size and work</h2><div class="pair">'
-        + html_shares("Bytes per precision", ("Stored as", "Layers", "Tensors", "Bytes"), stored)
-        + html_shares("Matmuls, by share of the linear weights", ("Matmul", "Layers"), work)
-        + "</div>\n"
-        + "".join(f"<p>{escaped(line)}</p>\n" for line in render_work(data["work"]))
-        + "</section>\n"
+        work.append(("W16A16", rest, 1 - sum(found["share"] for found in matmuls.values())))
+    stored_table = html_table(
+        "Bytes per precision",
+        ("Stored as", "#Layers", "#Tensors", "#Bytes", "#Share"),
+        (
+            (
+                chip(look_of(name), name),
+                *(f"{total[key]:,}" for key in ("layers", "tensors", "bytes")),
+                percentage(total["bytes"], size),
+            )
+            for name, total in totals.items()
+        ),
     )
+    work_table = html_table(
+        "Matmuls, by share of the linear weights",
+        ("Matmul", "#Layers", "#Share"),
+        (
+            (chip(looks.get(kind, OTHER_LOOK), kind), f"{count:,}", percentage(part, 1))
+            for kind, count, part in work
+        ),
+    )
+    stored_bar = html_stack(
+        (look_of(name), name, total["bytes"] / size) for name, total in totals.items()
+    )
+    work_bar = html_stack((looks.get(kind, OTHER_LOOK), kind, part) for kind, _, part in work)
+    body = (
+        f'<div class="pair"><div>{stored_bar}{html_fold("Bytes per precision", stored_table)}</div>'
+        f"<div>{work_bar}{html_fold('Matmuls by bits', work_table)}</div></div>\n"
+    )
+    return html_section("Size and matmuls", body)
 
 
 def command_line(options: dict) -> Iterator[tuple[str, str]]:
@@ -20110,44 +20693,10 @@ def command_line(options: dict) -> Iterator[tuple[str, str]]:
 def html_origin(origin: dict) -> str:
     """Render how the file was made: version, options, and the source's files with their sizes."""
     files = [(escaped(name), gigabytes(size)) for name, size in origin["sources"].items()]
-    return (
-        f"<section><h2>Origin</h2><p>Made by convert_nvfp4.py {escaped(origin['version'])}</p>\n"
-        '<div class="pair"><div>'
-        + html_table("Options", html_head("Option", "Value"), command_line(origin["options"]))
-        + "</div><div>"
-        + (html_table("Source files", html_head("File", "Size"), files) if files else "")
-        + "</div></div></section>\n"
-    )
-
-
-def html_title(data: dict, layers: list[dict]) -> str:
-    """Render the head of the page: file names, sizes, ratio, number of quantised layers, notes,
-    and what a ComfyUI answered.
-
-    `layers` are the linear layers among the data's tensors, of which the quantised ones are
-    counted.
-    """
-    output, source = data["output_bytes"], data["source_bytes"]
-    facts = (
-        ("Output", gigabytes(output), f"{output:,} bytes"),
-        ("Source", gigabytes(source), f"{source:,} bytes"),
-        ("Ratio", percentage(output, source), "of the source's size"),
-        ("Quantised", sum("matmul" in layer for layer in layers), f"of {len(layers)} layers"),
-    )
-    tiles = "".join(
-        f"<div><dt>{name}</dt><dd>{value}<small>{more}</small></dd></div>"
-        for name, value, more in facts
-    )
-    asked = data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED
-    told = (*data["notes"], *({"rank": "error", "text": text} for text in data["problems"]))
-    notes = "".join(f"<li>{escaped(note['rank'])}: {escaped(note['text'])}</li>" for note in told)
-    return (
-        f"<header><h1>{escaped(data['output'])}</h1><p>from {escaped(data['source'])}</p>\n"
-        f"<p>{escaped(asked)}</p>\n"
-        f'<dl class="facts">{tiles}</dl>\n'
-        + (f'<ul class="notes">{notes}</ul>\n' if notes else "")
-        + "</header>\n"
-    )
+    options = html_table("Options", ("Option", "Value"), command_line(origin["options"]))
+    sources = html_table("Source files", ("File", "#Size"), files) if files else ""
+    body = f'<div class="pair"><div>{options}</div><div>{sources}</div></div>'
+    return html_section("How it was made", html_fold("Options and source files", body))
 
 
 def render_html(data: dict) -> str:
@@ -20156,17 +20705,15 @@ def render_html(data: dict) -> str:
     Layers are the 2-D tensors whose names end in `.weight`, quantised or not; biases and norms
     count in the totals only.
     """
-    # The JSON has no "layer" mark: a linear layer is told by shape and name, as in the plan.
-    layers = [
-        tensor
-        for tensor in data["tensors"]
-        if len(tensor["shape"]) == 2 and tensor["name"].endswith(".weight")
-    ]
+    layers = layers_of(data)
+    title = f"{escaped(data['output'])}: conversion report"
+    if data["dry_run"]:
+        title = f"Dry run: {escaped(data['output'])}, planned but not written"
     return (
-        f"{PAGE_HEAD}<title>{escaped(data['output'])}: conversion report</title>\n"
-        f"<style>{PAGE_STYLE}</style></head>\n<body><main>\n{html_title(data, layers)}"
-        f"{html_map(layers)}{html_errors(layers)}{html_totals(data)}"
-        f"{html_origin(data['origin'])}</main></body></html>\n"
+        f"{PAGE_HEAD}<title>{title}</title>\n"
+        f"<style>{page_style()}{filter_rules()}</style></head>\n<body><main>\n"
+        f"{html_answer(data, layers)}{html_map(layers)}{html_totals(data)}{html_curves(data)}"
+        f"{html_layers(layers)}{html_origin(data['origin'])}</main></body></html>\n"
     )
 
 

@@ -131,6 +131,7 @@ def report_data(report: Report) -> dict:
     """
     return {
         "version": __version__,
+        "dry_run": report.options.dry_run,
         "source": report.options.source.name,
         "output": report.options.written.name,
         "source_bytes": report.source_bytes,
