@@ -28,10 +28,17 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+import contextlib
 import difflib
 import os
 import re
-from collections.abc import Iterable
+import threading
+import time
+import unicodedata
+from collections import deque
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass, field
+from typing import NoReturn, TextIO
 
 
 # ── nvfp4/errors.py: The errors that a person is told, and how names and sizes are written ────────
@@ -181,11 +188,318 @@ def percentage(part: float, whole: float) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "-"
 
 
-# ── nvfp4/cli/console.py: Print results on stdout and problems on stderr, on any console ──────────
+# ── nvfp4/progress.py: Show on stderr what a program is busy with: phases by name, and bars of work
+
+# Seconds between two drawings of the line on a terminal.
+DRAW_EVERY = 0.25
+# In a log, what takes longer than SILENCE seconds is told, and again every LINE_EVERY seconds.
+SILENCE, LINE_EVERY = 2.0, 10.0
+# The rate is that of the last so many seconds: it changes when compiled kernels take over.
+RATE_WINDOW = 30.0
+# Columns of a terminal that does not tell its width, and of the drawn bar.
+COLUMNS, BAR_COLUMNS = 80, 10
+# The rank of the drawn bar among the parts of a line: it says nothing that others do not.
+DRAWN_BAR = 6
+# The name of a layer is shown where it has at least this many columns.
+LEAST_NAME = 12
+# Units that sizes are told in: the first that the whole is not smaller than.
+SIZES = ((1e9, "GB", 2), (1e6, "MB", 1), (1e3, "kB", 1), (1, "bytes", 0))
+
+
+def display_width(text: str) -> int:
+    """Count the columns that a terminal shows a text in: two for a wide character."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
+
+
+def last_columns(text: str, columns: int) -> str:
+    """Cut a text at its beginning, where three dots stand then, to at most so many columns."""
+    if display_width(text) <= columns:
+        return text
+    kept = text
+    while kept and display_width(kept) > columns - 3:
+        kept = kept[1:]
+    return f"...{kept}"[:columns]
+
+
+def first_columns(text: str, columns: int) -> str:
+    """Cut a text at its end, so that it takes at most so many columns."""
+    while display_width(text) > columns:
+        text = text[:-1]
+    return text
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as m:ss, from an hour on as h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def clock_time(then: float, now: float) -> str:
+    """Write a time of day in seconds since the epoch, with its date where that is not today's."""
+    today, day = (time.localtime(moment)[:3] for moment in (now, then))
+    return time.strftime("%H:%M" if day == today else "%Y-%m-%d %H:%M", time.localtime(then))
+
+
+def sized(done: float, total: float | None = None) -> str:
+    """Write bytes, or "done/total", in the unit of the total."""
+    whole = done if total is None else total
+    size, unit, digits = next((row for row in SIZES if whole >= row[0]), SIZES[-1])
+    shown = "/".join(f"{n / size:.{digits}f}" for n in (done, total) if n is not None)
+    return f"{shown} {unit}"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Activity:
+    """Hold what a program is busy with, and how far it is.
+
+    what: words for people; total: bytes, or items where not `in_bytes`, None for what is not
+    counted; began: seconds of `time.monotonic`; name: of the layer that is worked on, "" for none.
+    `told` is whether a log has a line of it.
+    """
+
+    what: str
+    total: int | None = None
+    in_bytes: bool = True
+    began: float = field(default_factory=time.monotonic)
+    done: int = 0
+    name: str = ""
+    told: bool = False
+    past: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def update(self, amount: int = 1, name: str = "") -> None:
+        """Count what was done since the last call."""
+        self.done += amount
+        self.name = name or self.name
+
+    def rate(self, now: float) -> float:
+        """Return bytes or items a second, over the last RATE_WINDOW seconds; 0 if none are done."""
+        if not self.past:
+            self.past.append((self.began, 0))
+        if self.done > self.past[-1][1]:
+            self.past.append((now, self.done))
+        while len(self.past) > 2 and self.past[0][0] < now - RATE_WINDOW:
+            self.past.popleft()
+        then, before = self.past[0]
+        # Until a piece is done, the time since the last one counts as well.
+        return (self.done - before) / max(now - then, 1e-3)
+
+    def parts(self, now: float, clock: float) -> list[tuple[int, str]]:
+        """List what a line says, each with its rank: the highest goes first where it is narrow."""
+        if not self.total:
+            took = now - self.began
+            return [(0, f"{self.what} ..." + f" {duration(took)}" * (took >= SILENCE))]
+        share = min(self.done / self.total, 1)
+        filled = int(BAR_COLUMNS * share)
+        amount = f"{self.done:,}/{self.total:,}"
+        made = [
+            (0, self.what),
+            (1, f"{int(100 * share)} %"),
+            (DRAWN_BAR, f"[{'#' * filled}{'-' * (BAR_COLUMNS - filled)}]"),
+            (3, sized(self.done, self.total) if self.in_bytes else amount),
+        ]
+        rate = self.rate(now)
+        if rate:
+            left = (self.total - self.done) / rate
+            made += [
+                (4, f"{sized(rate)}/s" if self.in_bytes else ""),
+                (2, f"{duration(left)} left"),
+                (5, f"ends {clock_time(clock + left, clock)}"),
+            ]
+        return [part for part in made if part[1]]
+
+    def line(self, columns: int | None, now: float, clock: float) -> str:
+        """Write one line of at most so many columns; the layer's name is the first to go.
+
+        columns: None for a log, which takes any line, and needs no drawn bar.
+        """
+        parts = self.parts(now, clock)
+        if columns is None:
+            parts = [part for part in parts if part[0] != DRAWN_BAR]
+            return f"{spaced(parts)}  {self.name}".rstrip()
+        while len(parts) > 1 and display_width(spaced(parts)) > columns:
+            parts.remove(max(parts))
+        text = first_columns(spaced(parts), columns)
+        room = columns - display_width(text) - 2
+        if self.name and self.total and room >= LEAST_NAME:
+            text += f"  {last_columns(self.name, room)}"
+        return text
+
+
+def spaced(parts: list[tuple[int, str]]) -> str:
+    """Join the parts of a line: two blanks keep them apart."""
+    return "  ".join(text for _, text in parts)
+
+
+class Screen(contextlib.ContextDecorator):
+    """Own the line on stderr: one for the process, as it has one stderr.
+
+    The lowest activity is the phase, bars lie above it; the uppermost is shown. A thread draws
+    while there is any, so that time goes on where nothing is counted. `@SCREEN` on a function takes
+    the line away when it ends, however it ends.
+    """
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        self.activities: list[Activity] = []
+        # Drawing may be interrupted by a signal whose handler clears the line.
+        self.lock = threading.RLock()
+        self.drawn, self.last_line = 0, 0.0
+        self.wake: threading.Event | None = None
+
+    def __enter__(self) -> None:
+        """Let phases and bars come."""
+
+    def __exit__(self, *_: object) -> None:
+        """Take away whatever phase or bar is still shown."""
+        self.clear()
+
+    def begin(self, activity: Activity, *, is_phase: bool = False, at_once: bool = False) -> None:
+        """Show an activity from now on; a phase takes the place of the last one.
+
+        at_once: in a log, too, instead of after SILENCE.
+        """
+        with self.lock:
+            if is_phase:
+                # A phase is not counted; a bar may lie at the bottom where nobody named one.
+                last = bool(self.activities) and self.activities[0].total is None
+                self.activities[:last] = [activity]
+            else:
+                self.activities.append(activity)
+            self.show(at_once=at_once)
+            if self.wake is None:
+                self.wake = threading.Event()
+                threading.Thread(target=self.draw, args=(self.wake,), daemon=True).start()
+
+    def end(self, activity: Activity) -> None:
+        """Show this one no more; a log that told of it is told the end."""
+        with self.lock:
+            if activity in self.activities:
+                self.activities.remove(activity)
+            if activity.told and activity.total and activity.done >= activity.total:
+                took = duration(time.monotonic() - activity.began)
+                self.write(f"{activity.what}: done in {took}\n")
+            if self.activities:
+                self.show()
+            else:
+                self.clear()
+
+    def clear(self) -> None:
+        """Take the line away, and end all activities: somebody else is about to print."""
+        with self.lock:
+            self.activities.clear()
+            self.erase()
+            if self.wake is not None:
+                self.wake.set()
+                self.wake = None
+
+    def tell(self, text: str) -> None:
+        """Print a line that stays, and go on below it."""
+        with self.lock:
+            self.erase()
+            self.write(f"{text}\n")
+            self.last_line = time.monotonic()
+            if self.activities:
+                self.show()
+
+    def draw(self, ended: threading.Event) -> None:
+        """Draw again and again until it ended: the thread's work."""
+        while not ended.wait(DRAW_EVERY):
+            with self.lock:
+                if self.activities and not ended.is_set():
+                    self.show()
+
+    def show(self, *, at_once: bool = False) -> None:
+        """Draw the uppermost activity, or write a line of it where one is due."""
+        activity, now = self.activities[-1], time.monotonic()
+        if (columns := terminal_columns(sys.stderr)) is not None:
+            # The last column is left free: some consoles go to the next line after it.
+            text = activity.line(columns - 1, now, time.time())
+            self.write(f"\r{text}{' ' * (self.drawn - display_width(text))}")
+            self.drawn = display_width(text)
+        elif at_once or now - max(self.last_line, activity.began) >= (
+            LINE_EVERY if activity.told else SILENCE
+        ):
+            self.write(f"{activity.line(None, now, time.time())}\n")
+            activity.told, self.last_line = True, now
+
+    def erase(self) -> None:
+        """Take a drawn line away."""
+        if self.drawn:
+            self.write(f"\r{' ' * self.drawn}\r")
+            self.drawn = 0
+
+    @staticmethod
+    def write(text: str) -> None:
+        """Write to stderr whatever it can show; one that is closed is no reason to fail."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            encoding = sys.stderr.encoding or "ascii"
+            sys.stderr.write(text.encode(encoding, "replace").decode(encoding))
+            sys.stderr.flush()
+
+
+def terminal_columns(stream: TextIO | None) -> int | None:
+    """Return how many columns a terminal has, None for what is none, or cannot redraw a line."""
+    try:
+        if not stream.isatty() or os.environ.get("TERM") == "dumb":
+            return None
+        return os.get_terminal_size(stream.fileno()).columns or COLUMNS
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+SCREEN = Screen()
+
+
+def phase(what: str, *, quiet: bool = False, at_once: bool = False) -> None:
+    """Say what begins now, in place of the phase before: "reading headers".
+
+    quiet: say nothing, as --quiet asks; at_once: in a log, too, however short it is. The last phase
+    ends with `SCREEN.clear`.
+    """
+    if not quiet:
+        SCREEN.begin(Activity(what=what), is_phase=True, at_once=at_once)
+
+
+@contextlib.contextmanager
+def progress_bar(
+    what: str, total: int, *, in_bytes: bool = True, quiet: bool = False
+) -> Iterator[Activity]:
+    """Open a bar that goes on to `total` by the `update` of what is yielded.
+
+    `what` stands in front of it. All bars of all programs are made here, so that all go to stderr,
+    and none is shown if `quiet`.
+    """
+    activity = Activity(what=what, total=total, in_bytes=in_bytes)
+    if not quiet:
+        SCREEN.begin(activity)
+    try:
+        yield activity
+    finally:
+        if not quiet:
+            SCREEN.end(activity)
+
+
+def each_with_bar(what: str, items: Iterable, *, quiet: bool = False) -> Iterator:
+    """Yield items, of which a bar tells how many are done."""
+    items = items if isinstance(items, Sized) else [*items]
+    with progress_bar(what, len(items), in_bytes=False, quiet=quiet) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+# ── nvfp4/cli/console.py: Print results on stdout and problems on stderr, on any console; no other 
 
 # A damaged index may have as many problems as tensors, and a name may be 10,000 characters long:
 # print at most 50 lines, and 2,000 characters of each.
 MAX_PROBLEMS, MAX_PROBLEM = 50, 2_000
+# The words that lines begin with, by rank, and what ANSI's sequences for their colours hold.
+RANK_COLOURS = {"error": "1;31", "warning": "1;33", "note": "36", "hint": "32"}
+RANKED_LINE = re.compile(rf"^({'|'.join(RANK_COLOURS)}):", re.MULTILINE)
+# What Windows calls its consoles, by file number, and the mode in which one understands sequences.
+WINDOWS_HANDLES, VIRTUAL_TERMINAL = {1: -11, 2: -12}, 4
 
 
 def tolerate_consoles() -> None:
@@ -199,13 +513,57 @@ def tolerate_consoles() -> None:
             stream.reconfigure(errors="replace")
 
 
+def announce(*, quiet: bool = False) -> None:
+    """Say that torch is being loaded, and end at once with one line when Ctrl-C comes meanwhile.
+
+    A shell that had the signal ignored has it ignored further.
+    """
+    phase("starting: loading torch", quiet=quiet, at_once=True)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, end_at_once)
+
+
+def end_at_once(number: int, _: object) -> NoReturn:
+    """Handle a signal: print one line, and let the signal end the process."""
+    SCREEN.clear()
+    print("interrupted", file=sys.stderr, flush=True)
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+    sys.exit(128 + number)
+
+
+def understands_colours(stream: TextIO) -> bool:
+    """Tell whether a stream is a terminal that shows colours, and the user wants them.
+
+    NO_COLOR is what no-color.org says; a console of Windows is asked to understand sequences.
+    """
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty():
+        return False
+    if os.name != "nt":
+        return True
+    import ctypes
+
+    kernel, mode = ctypes.windll.kernel32, ctypes.c_ulong()
+    handle = kernel.GetStdHandle(WINDOWS_HANDLES.get(stream.fileno(), 0))
+    known = kernel.GetConsoleMode(handle, ctypes.byref(mode))
+    return bool(known and kernel.SetConsoleMode(handle, mode.value | VIRTUAL_TERMINAL))
+
+
+def coloured(text: str, stream: TextIO) -> str:
+    """Colour the ranks that lines of a text begin with, where the stream shows colours."""
+    if not understands_colours(stream):
+        return text
+    return RANKED_LINE.sub(lambda found: f"\x1b[{RANK_COLOURS[found[1]]}m{found[0]}\x1b[0m", text)
+
+
 def show(text: str) -> None:
     """Print a result; a reader that has seen enough, such as `head`, is no error.
 
     After a broken pipe, stdout leads nowhere, so that all further results vanish in silence.
     """
+    SCREEN.clear()
     try:
-        print(text, flush=True)
+        print(coloured(text, sys.stdout), flush=True)
     except BrokenPipeError:
         # Python flushes stdout when it exits, and would fail with a message of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -216,16 +574,16 @@ def show_problems(error: ConvertError) -> None:
 
     Long lines and long lists are cut, and it is told how much is missing.
     """
+    SCREEN.clear()
     shown = [one_line(problem) for problem in error.problems[:MAX_PROBLEMS]]
     if more := error.problems[MAX_PROBLEMS:]:
         shown.append(f"... and {len(more):,} more")
     for line in shown:
         cut = f" ... ({len(line):,} characters)" if len(line) > MAX_PROBLEM else ""
-        print(f"error: {line[:MAX_PROBLEM]}{cut}", file=sys.stderr)
+        print(coloured(f"error: {line[:MAX_PROBLEM]}{cut}", sys.stderr), file=sys.stderr)
 
 
 import argparse
-import contextlib
 import dataclasses
 import errno
 import functools
@@ -234,12 +592,12 @@ import itertools
 import math
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING
 from functools import lru_cache, partial
 from numbers import Real
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple
 
 
 # ── nvfp4/files.py: The file system: names, links, locks, times, writing whole files ──────────────
@@ -2991,6 +3349,11 @@ class ArgumentReader(argparse.ArgumentParser):
             self.refuse(unknown)
         return found
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End the process; the message of an error begins as those of all errors do."""
+        name, error, rest = (message or "").partition("error: ")
+        super().exit(status, f"{name}{coloured(error + rest, sys.stderr)}" or None)
+
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Print one line on the words that nothing takes, and exit with 2."""
         known = [flag for action in self._actions for flag in action.option_strings]
@@ -3228,8 +3591,9 @@ def clashes(tasks: list[Options]) -> Iterator[str]:
 if __name__ == "__main__":
     # --help, --version and wrong options are answered here, before torch takes seconds to load.
     tolerate_consoles()
-    parse_tasks()
+    tasks = parse_tasks()
     require(*REQUIRED)
+    announce(quiet=any(task.quiet for task in tasks))
 
 
 import base64
@@ -3238,9 +3602,8 @@ import hashlib
 import json
 import shutil
 import subprocess
-import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Container, Set, Sized
+from collections import Counter, defaultdict
+from collections.abc import Collection, Container, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -3253,7 +3616,6 @@ from typing import ClassVar, Protocol, TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 
 # ── nvfp4/notes.py: Rank what a person is told beside a result: information, a hint, a note or a wa
@@ -11783,27 +12145,6 @@ def read_ahead(
                 free.append(buffer)
 
 
-# ── nvfp4/progress.py: Progress bars, all of them on stderr ───────────────────────────────────────
-
-def progress_bar(
-    what: str,
-    items: Iterable | None = None,
-    *,
-    nbytes: int | None = None,
-    quiet: bool = False,
-    delay: float = 0,
-) -> tqdm:
-    """Open a bar that goes on with each of `items` it yields, or to `nbytes` by its `update`.
-
-    `what` stands in front of the bar, which is shown after `delay` seconds: what is done by then
-    shows none. All bars of all programs are made here, so that all go to stderr, and none is shown
-    if `quiet`.
-    """
-    in_bytes = {} if nbytes is None else {"total": nbytes, "unit": "B", "unit_scale": True}
-    # sys.stderr is looked up now, as tqdm's own default would keep the stream of its import.
-    return tqdm(items, what, disable=quiet, delay=delay, file=sys.stderr, **in_bytes)
-
-
 # ── nvfp4/encode/float16.py: Find out whether float16 holds what is to be float16 ─────────────────
 
 # The least number that rounds to infinity: halfway between float16's largest, 65504, and 65536.
@@ -11840,13 +12181,13 @@ def float16_overflows(plans: Iterable[TensorPlan], options: Options) -> frozense
     if not pieces:
         return frozenset()
     nbytes = sum(piece.nbytes for piece in pieces)
-    with progress_bar("checking float16 range", nbytes=nbytes, quiet=options.quiet) as bar:
+    with progress_bar("checking float16", nbytes, quiet=options.quiet) as bar:
         for piece, data in read_ahead(pieces, options.buffers):
             try:
                 cast(piece, data)
             except Float16OverflowError:
                 found.add(piece.plan.ref.name)
-            bar.update(piece.nbytes)
+            bar.update(piece.nbytes, printable(piece.plan.ref.name))
     return frozenset(found)
 
 
@@ -16424,6 +16765,7 @@ class PartialFiles:
         try:
             kept = {plan.ref.layer for plan in self.job.plans if plan.ref.config}
             kept |= {name.rpartition(".")[0] for name in self.job.model.beside}
+            phase("checking", quiet=self.job.options.quiet)
             with self.observe("verify"):
                 read_back({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
         except ConvertError:
@@ -16432,6 +16774,7 @@ class PartialFiles:
         finally:
             self.refuse_lost()
         named = []
+        phase("publishing", quiet=self.job.options.quiet)
         try:
             if self.job.index:
                 with translated(self.job.index):
@@ -16542,12 +16885,24 @@ def produce(job: Job, ranks: Ranks, observe: Observe = unobserved) -> Produced:
                 job = make_job(options, job.model, widen(plans, journal.widened))
                 refuse_problems(job)  # wider tensors may lie in other shards
             notes += journal.begin(job)
+            if journal.done and not options.quiet:
+                SCREEN.tell(went_on(job, journal))
             try:
                 damage, more = write_model(job, journal, ranks, observe)
                 break
             except Float16OverflowError:
                 journal.widened = float16_overflows(plans, options)
     return Produced(job, damage, (*outcome_notes(job, damage), *dict.fromkeys([*notes, *more])))
+
+
+def went_on(job: Job, journal: Journal) -> str:
+    """Say where a resumed run goes on."""
+    every, done = (
+        sum(plan.ref.nbytes for plan in plans)
+        for plans in (job.plans, [plan for plan in job.plans if plan.ref.name in journal.done])
+    )
+    tensors = f"{len(journal.done):,} of {len(job.plans):,} tensors"
+    return f"going on: {tensors} ({sized(done, every)}) are written already"
 
 
 def refuse_problems(job: Job) -> None:
@@ -16602,6 +16957,7 @@ def write_model(
         except Float16OverflowError:
             overflows, found = True, {}
         else:
+            phase("syncing", quiet=options.quiet)
             for key, tensor in marker.items():
                 output.append(key, tensor)
             own = [*plans, *(plan.bias for plan in plans if plan.bias)]
@@ -16634,10 +16990,10 @@ def encode_tensors(
     compute.compile([plan for plan in plans if plan.is_quantised])
     pinned, found = compute.device.type == "cuda", {}
     nbytes = sum(piece.nbytes for piece in todo)
-    with progress_bar("converting", nbytes=nbytes, quiet=options.quiet) as bar:
+    with progress_bar("converting", nbytes, quiet=options.quiet) as bar:
         for piece, data in read_ahead(todo, options.buffers, pinned=pinned, observe=observe):
             plan, name = piece.plan, piece.plan.ref.name
-            bar.set_postfix_str(printable(name[-40:]), refresh=False)
+            bar.name = printable(name)
             if plan.is_quantised:
                 with observe("encode"):
                     stored, found[name] = quantise(plan, data, compute)
@@ -17083,12 +17439,13 @@ def measure_alternatives(
     with (
         single_threaded() as threads,
         Compute(device, dtype, SCALE_SEARCHES[search], threads) as compute,
-        progress_bar("measuring", nbytes=nbytes, quiet=options.quiet) as bar,
+        progress_bar("measuring", nbytes, quiet=options.quiet) as bar,
     ):
         compute.compile(plans)
         pinned = compute.device.type == "cuda"
         for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):
             name = piece.plan.ref.name
+            bar.name = printable(name)
             # All alternatives of a layer are measured while its weight is in memory.
             found[name] = [
                 Alternative(
@@ -17249,7 +17606,7 @@ def limit_w4a4(
     if not studied:
         raise ConvertError(f"--w4a4-share: {nothing_studied(plans)}")
     work = work_by_weight(plans)
-    bar = progress_bar("comparing", studied, quiet=options.quiet)
+    bar = each_with_bar("comparing", studied, quiet=options.quiet)
     added = {plan.ref.name: added_error(plan, *study(plan)) for plan in bar}
     # By error for their work; names break ties, so that equal inputs give equal plans.
     order = sorted(added, key=lambda name: (-added[name] / work[name], name))
@@ -17320,7 +17677,7 @@ def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan],
     if not options.pre_quant_scale:
         return plans, []
     candidates = [plan for plan in plans if plan.is_w4a4 and plan.moments]
-    bar = progress_bar("smoothing", candidates, quiet=options.quiet)
+    bar = each_with_bar("smoothing", candidates, quiet=options.quiet)
     found = {plan.ref.name: plan for plan in map(smoothed, bar) if plan.smoothing is not None}
     note = (
         f"{len(found)} of {len(candidates)} layers have a pre_quant_scale: ComfyUI 0.29 and older "
@@ -19688,7 +20045,7 @@ def check_against(
     # Verifying has no --device: it runs on the CPU.
     cpu = torch.device("cpu")
     with single_threaded() as threads, Compute(cpu, threads=threads) as compute:
-        for ref in progress_bar("decoding", source.tensors.values(), quiet=quiet):
+        for ref in each_tensor(source, quiet):
             other = stored.pop(bare(ref.name), None)
             if other is None:
                 found.append(Finding(defect="missing", name=ref.name))
@@ -19717,6 +20074,16 @@ def check_against(
     return ([other], {}) if other else (found, damage)
 
 
+def each_tensor(source: Model, quiet: bool) -> Iterator[TensorRef]:
+    """Yield the tensors of the source; a bar counts their bytes."""
+    nbytes = sum(ref.nbytes for ref in source.tensors.values())
+    with progress_bar("comparing", nbytes, quiet=quiet) as bar:
+        for ref in source.tensors.values():
+            bar.name = printable(ref.name)
+            yield ref
+            bar.update(ref.nbytes)
+
+
 def other_source(found: list[Finding], count: int, kept: int) -> Finding | None:
     """Tell a source of another model by nearly all of its tensors; None for what may be the one.
 
@@ -19732,6 +20099,7 @@ def other_source(found: list[Finding], count: int, kept: int) -> Finding | None:
     return Finding(defect="other source", name=f"{differ:,} of {count:,} tensors differ{named}")
 
 
+@SCREEN
 def verify_file(task: Verification) -> Check:
     """Lint a file and, with a source, decode every tensor and measure it against that.
 
@@ -19741,6 +20109,7 @@ def verify_file(task: Verification) -> Check:
     if not isinstance(task, Verification):
         raise ConvertError(f"verify_file takes Verification(file=...), not {task!r}")
     comfyui, source = find_comfyui(task.comfyui), None
+    phase("reading headers", quiet=task.quiet)
     refuse_lone_shard(task.file)
     try:
         model = open_model(task.file)
@@ -19749,6 +20118,7 @@ def verify_file(task: Verification) -> Check:
         raise ConvertError(*problems) from error
     # Lint looks at headers and scales alone; no weight is decoded yet.
     layers = stored_layers(model)
+    phase("checking", quiet=task.quiet)
     linted, damage = lint_file(model, layers), {}
     found = [*linted]
     # What another program packed cannot be measured, and would only be missed.
@@ -19770,6 +20140,8 @@ def verify_file(task: Verification) -> Check:
         more, damage = check_against(source, model, layers, task.quiet)
         found += more
     kind = file_kind(task.file, model.tensors)
+    if comfyui:
+        phase("asking ComfyUI", quiet=task.quiet)
     asked = ask_about_file(comfyui, model, source, kind)
     found += asked.findings_beside(linted) if asked else ()
     return Check(
@@ -20912,6 +21284,7 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
     return report
 
 
+@SCREEN
 def run_phases(options: Options, observe: Observe = unobserved) -> Report:
     """Run a conversion, or with `dry_run` plan it. Raises ConvertError.
 
@@ -20927,12 +21300,16 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         if not ranks.is_first:
             options = dataclasses.replace(options, quiet=True)
         comfyui = find_comfyui(options.comfyui) if ranks.is_first else None
+        say = partial(phase, quiet=options.quiet)
+        say("reading headers")
         # Only headers are read here; weights are read while they are measured or encoded.
         source = read_source(options)
         source_bytes = file_bytes(source.model)
         device = pick_device(options.device, ranks)
         refuse_text_targets(options, source.model)
+        say("reading guides")
         guides = read_guides(options, source.model)
+        say("planning")
         planner = partial(make_plans, options, source.model, guides)
         sized = plan_for_size(options, source.model, planner, ranks)
         plan = sized.plan if sized else planner()
@@ -20943,7 +21320,10 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         if options.dry_run and not sized:
             plans = widen(plans, float16_overflows(plans, options))
         job = make_job(options, source.model, plans)
+        if comfyui:
+            say("asking ComfyUI")
         asked = ask_about_job(comfyui, job)
+        say("preparing the output")
         if options.dry_run:
             outcome = rehearse(job, tuned.plans, ranks)
         else:
@@ -21021,11 +21401,10 @@ def carry_out(task: Options | Verification) -> int:
         show_problems(error)
         return 1
     except KeyboardInterrupt:
-        # The journal stays only with --resume; else the partial files were deleted.
-        resumes = isinstance(task, Options) and task.resume
-        left = "the same command goes on from here" if resumes else "nothing was written"
+        left = left_after(task)
         if exists(path) and not (older and is_still(older, path)):
             left = f"{path} was complete already"
+        SCREEN.clear()
         print(f"interrupted: {left}", file=sys.stderr)
         return 130
     return status
@@ -21050,6 +21429,17 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
     return 0
 
 
+def left_after(task: Options | Verification) -> str:
+    """Say what an interrupted task leaves, and what would have left more."""
+    if not isinstance(task, Options) or task.dry_run:
+        return "nothing was written"
+    # The journal stays only with --resume; else the partial files were deleted.
+    if task.resume:
+        return "the same command goes on from here"
+    later = "with --resume the next run could go on from where it stopped"
+    return f"nothing was written; {later}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line, and return the exit status.
 
@@ -21061,6 +21451,7 @@ def main(argv: list[str] | None = None) -> int:
         return carry_out_all(parse_tasks(argv))
     except KeyboardInterrupt:
         # It came before or after the work, so there is nothing to tell of a file.
+        SCREEN.clear()
         print("interrupted", file=sys.stderr)
         return 130
 

@@ -12,15 +12,16 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
     # Ctrl-C in the seconds that torch takes to load ends the program at once, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from nvfp4.cli.console import tolerate_consoles
+from nvfp4.cli.console import announce, tolerate_consoles
 from nvfp4.cli.parse import parse_tasks
 from nvfp4.requirements import REQUIRED, require
 
 if __name__ == "__main__":
     # --help, --version and wrong options are answered here, before torch takes seconds to load.
     tolerate_consoles()
-    parse_tasks()
+    tasks = parse_tasks()
     require(*REQUIRED)
+    announce(quiet=any(task.quiet for task in tasks))
 
 from nvfp4.cli.entry import interrupt, main
 

@@ -21,6 +21,7 @@ from nvfp4.options import Options
 from nvfp4.plan.make import make_plans, shape_notes
 from nvfp4.plan.records import widen
 from nvfp4.production import produce, rehearse
+from nvfp4.progress import SCREEN, phase
 from nvfp4.ranks import join_ranks, read_ranks
 from nvfp4.read.checkpoint import file_bytes
 from nvfp4.read.parts import refuse_lone_shard
@@ -47,6 +48,7 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
     return report
 
 
+@SCREEN
 def run_phases(options: Options, observe: Observe = unobserved) -> Report:
     """Run a conversion, or with `dry_run` plan it. Raises ConvertError.
 
@@ -62,12 +64,16 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         if not ranks.is_first:
             options = dataclasses.replace(options, quiet=True)
         comfyui = find_comfyui(options.comfyui) if ranks.is_first else None
+        say = partial(phase, quiet=options.quiet)
+        say("reading headers")
         # Only headers are read here; weights are read while they are measured or encoded.
         source = read_source(options)
         source_bytes = file_bytes(source.model)
         device = pick_device(options.device, ranks)
         refuse_text_targets(options, source.model)
+        say("reading guides")
         guides = read_guides(options, source.model)
+        say("planning")
         planner = partial(make_plans, options, source.model, guides)
         sized = plan_for_size(options, source.model, planner, ranks)
         plan = sized.plan if sized else planner()
@@ -78,7 +84,10 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         if options.dry_run and not sized:
             plans = widen(plans, float16_overflows(plans, options))
         job = make_job(options, source.model, plans)
+        if comfyui:
+            say("asking ComfyUI")
         asked = ask_about_job(comfyui, job)
+        say("preparing the output")
         if options.dry_run:
             outcome = rehearse(job, tuned.plans, ranks)
         else:

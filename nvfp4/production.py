@@ -27,7 +27,7 @@ from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.scale_search import SCALE_SEARCHES
 from nvfp4.options import Options
 from nvfp4.plan.records import TensorPlan, widen
-from nvfp4.progress import progress_bar
+from nvfp4.progress import SCREEN, phase, progress_bar, sized
 from nvfp4.ranks import ALONE, Ranks
 from nvfp4.reasons import Why
 from nvfp4.stages import Observe, unobserved
@@ -94,12 +94,24 @@ def produce(job: Job, ranks: Ranks, observe: Observe = unobserved) -> Produced:
                 job = make_job(options, job.model, widen(plans, journal.widened))
                 refuse_problems(job)  # wider tensors may lie in other shards
             notes += journal.begin(job)
+            if journal.done and not options.quiet:
+                SCREEN.tell(went_on(job, journal))
             try:
                 damage, more = write_model(job, journal, ranks, observe)
                 break
             except Float16OverflowError:
                 journal.widened = float16_overflows(plans, options)
     return Produced(job, damage, (*outcome_notes(job, damage), *dict.fromkeys([*notes, *more])))
+
+
+def went_on(job: Job, journal: Journal) -> str:
+    """Say where a resumed run goes on."""
+    every, done = (
+        sum(plan.ref.nbytes for plan in plans)
+        for plans in (job.plans, [plan for plan in job.plans if plan.ref.name in journal.done])
+    )
+    tensors = f"{len(journal.done):,} of {len(job.plans):,} tensors"
+    return f"going on: {tensors} ({sized(done, every)}) are written already"
 
 
 def refuse_problems(job: Job) -> None:
@@ -154,6 +166,7 @@ def write_model(
         except Float16OverflowError:
             overflows, found = True, {}
         else:
+            phase("syncing", quiet=options.quiet)
             for key, tensor in marker.items():
                 output.append(key, tensor)
             own = [*plans, *(plan.bias for plan in plans if plan.bias)]
@@ -186,10 +199,10 @@ def encode_tensors(
     compute.compile([plan for plan in plans if plan.is_quantised])
     pinned, found = compute.device.type == "cuda", {}
     nbytes = sum(piece.nbytes for piece in todo)
-    with progress_bar("converting", nbytes=nbytes, quiet=options.quiet) as bar:
+    with progress_bar("converting", nbytes, quiet=options.quiet) as bar:
         for piece, data in read_ahead(todo, options.buffers, pinned=pinned, observe=observe):
             plan, name = piece.plan, piece.plan.ref.name
-            bar.set_postfix_str(printable(name[-40:]), refresh=False)
+            bar.name = printable(name)
             if plan.is_quantised:
                 with observe("encode"):
                     stored, found[name] = quantise(plan, data, compute)

@@ -1,31 +1,318 @@
-"""Progress bars, all of them on stderr.
+"""Show on stderr what a program is busy with: phases by name, and bars of work that is counted.
 
-Results go to stdout, so that they can be redirected to a file while the bars stay on the terminal.
-What a bar looks like and when it is redrawn is tqdm's business.
+On a terminal one line is drawn over and over. Elsewhere, in a log, lines follow one another: one
+for what takes longer than SILENCE, and another every LINE_EVERY seconds. Results go to stdout, so
+that they can be redirected while progress stays on the terminal.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Iterable
+import threading
+import time
+import unicodedata
+from collections import deque
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass, field
+from typing import TextIO
 
-from tqdm import tqdm
+# Seconds between two drawings of the line on a terminal.
+DRAW_EVERY = 0.25
+# In a log, what takes longer than SILENCE seconds is told, and again every LINE_EVERY seconds.
+SILENCE, LINE_EVERY = 2.0, 10.0
+# The rate is that of the last so many seconds: it changes when compiled kernels take over.
+RATE_WINDOW = 30.0
+# Columns of a terminal that does not tell its width, and of the drawn bar.
+COLUMNS, BAR_COLUMNS = 80, 10
+# The rank of the drawn bar among the parts of a line: it says nothing that others do not.
+DRAWN_BAR = 6
+# The name of a layer is shown where it has at least this many columns.
+LEAST_NAME = 12
+# Units that sizes are told in: the first that the whole is not smaller than.
+SIZES = ((1e9, "GB", 2), (1e6, "MB", 1), (1e3, "kB", 1), (1, "bytes", 0))
 
 
-def progress_bar(
-    what: str,
-    items: Iterable | None = None,
-    *,
-    nbytes: int | None = None,
-    quiet: bool = False,
-    delay: float = 0,
-) -> tqdm:
-    """Open a bar that goes on with each of `items` it yields, or to `nbytes` by its `update`.
+def display_width(text: str) -> int:
+    """Count the columns that a terminal shows a text in: two for a wide character."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
 
-    `what` stands in front of the bar, which is shown after `delay` seconds: what is done by then
-    shows none. All bars of all programs are made here, so that all go to stderr, and none is shown
-    if `quiet`.
+
+def last_columns(text: str, columns: int) -> str:
+    """Cut a text at its beginning, where three dots stand then, to at most so many columns."""
+    if display_width(text) <= columns:
+        return text
+    kept = text
+    while kept and display_width(kept) > columns - 3:
+        kept = kept[1:]
+    return f"...{kept}"[:columns]
+
+
+def first_columns(text: str, columns: int) -> str:
+    """Cut a text at its end, so that it takes at most so many columns."""
+    while display_width(text) > columns:
+        text = text[:-1]
+    return text
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as m:ss, from an hour on as h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def clock_time(then: float, now: float) -> str:
+    """Write a time of day in seconds since the epoch, with its date where that is not today's."""
+    today, day = (time.localtime(moment)[:3] for moment in (now, then))
+    return time.strftime("%H:%M" if day == today else "%Y-%m-%d %H:%M", time.localtime(then))
+
+
+def sized(done: float, total: float | None = None) -> str:
+    """Write bytes, or "done/total", in the unit of the total."""
+    whole = done if total is None else total
+    size, unit, digits = next((row for row in SIZES if whole >= row[0]), SIZES[-1])
+    shown = "/".join(f"{n / size:.{digits}f}" for n in (done, total) if n is not None)
+    return f"{shown} {unit}"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Activity:
+    """Hold what a program is busy with, and how far it is.
+
+    what: words for people; total: bytes, or items where not `in_bytes`, None for what is not
+    counted; began: seconds of `time.monotonic`; name: of the layer that is worked on, "" for none.
+    `told` is whether a log has a line of it.
     """
-    in_bytes = {} if nbytes is None else {"total": nbytes, "unit": "B", "unit_scale": True}
-    # sys.stderr is looked up now, as tqdm's own default would keep the stream of its import.
-    return tqdm(items, what, disable=quiet, delay=delay, file=sys.stderr, **in_bytes)
+
+    what: str
+    total: int | None = None
+    in_bytes: bool = True
+    began: float = field(default_factory=time.monotonic)
+    done: int = 0
+    name: str = ""
+    told: bool = False
+    past: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def update(self, amount: int = 1, name: str = "") -> None:
+        """Count what was done since the last call."""
+        self.done += amount
+        self.name = name or self.name
+
+    def rate(self, now: float) -> float:
+        """Return bytes or items a second, over the last RATE_WINDOW seconds; 0 if none are done."""
+        if not self.past:
+            self.past.append((self.began, 0))
+        if self.done > self.past[-1][1]:
+            self.past.append((now, self.done))
+        while len(self.past) > 2 and self.past[0][0] < now - RATE_WINDOW:
+            self.past.popleft()
+        then, before = self.past[0]
+        # Until a piece is done, the time since the last one counts as well.
+        return (self.done - before) / max(now - then, 1e-3)
+
+    def parts(self, now: float, clock: float) -> list[tuple[int, str]]:
+        """List what a line says, each with its rank: the highest goes first where it is narrow."""
+        if not self.total:
+            took = now - self.began
+            return [(0, f"{self.what} ..." + f" {duration(took)}" * (took >= SILENCE))]
+        share = min(self.done / self.total, 1)
+        filled = int(BAR_COLUMNS * share)
+        amount = f"{self.done:,}/{self.total:,}"
+        made = [
+            (0, self.what),
+            (1, f"{int(100 * share)} %"),
+            (DRAWN_BAR, f"[{'#' * filled}{'-' * (BAR_COLUMNS - filled)}]"),
+            (3, sized(self.done, self.total) if self.in_bytes else amount),
+        ]
+        rate = self.rate(now)
+        if rate:
+            left = (self.total - self.done) / rate
+            made += [
+                (4, f"{sized(rate)}/s" if self.in_bytes else ""),
+                (2, f"{duration(left)} left"),
+                (5, f"ends {clock_time(clock + left, clock)}"),
+            ]
+        return [part for part in made if part[1]]
+
+    def line(self, columns: int | None, now: float, clock: float) -> str:
+        """Write one line of at most so many columns; the layer's name is the first to go.
+
+        columns: None for a log, which takes any line, and needs no drawn bar.
+        """
+        parts = self.parts(now, clock)
+        if columns is None:
+            parts = [part for part in parts if part[0] != DRAWN_BAR]
+            return f"{spaced(parts)}  {self.name}".rstrip()
+        while len(parts) > 1 and display_width(spaced(parts)) > columns:
+            parts.remove(max(parts))
+        text = first_columns(spaced(parts), columns)
+        room = columns - display_width(text) - 2
+        if self.name and self.total and room >= LEAST_NAME:
+            text += f"  {last_columns(self.name, room)}"
+        return text
+
+
+def spaced(parts: list[tuple[int, str]]) -> str:
+    """Join the parts of a line: two blanks keep them apart."""
+    return "  ".join(text for _, text in parts)
+
+
+class Screen(contextlib.ContextDecorator):
+    """Own the line on stderr: one for the process, as it has one stderr.
+
+    The lowest activity is the phase, bars lie above it; the uppermost is shown. A thread draws
+    while there is any, so that time goes on where nothing is counted. `@SCREEN` on a function takes
+    the line away when it ends, however it ends.
+    """
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        self.activities: list[Activity] = []
+        # Drawing may be interrupted by a signal whose handler clears the line.
+        self.lock = threading.RLock()
+        self.drawn, self.last_line = 0, 0.0
+        self.wake: threading.Event | None = None
+
+    def __enter__(self) -> None:
+        """Let phases and bars come."""
+
+    def __exit__(self, *_: object) -> None:
+        """Take away whatever phase or bar is still shown."""
+        self.clear()
+
+    def begin(self, activity: Activity, *, is_phase: bool = False, at_once: bool = False) -> None:
+        """Show an activity from now on; a phase takes the place of the last one.
+
+        at_once: in a log, too, instead of after SILENCE.
+        """
+        with self.lock:
+            if is_phase:
+                # A phase is not counted; a bar may lie at the bottom where nobody named one.
+                last = bool(self.activities) and self.activities[0].total is None
+                self.activities[:last] = [activity]
+            else:
+                self.activities.append(activity)
+            self.show(at_once=at_once)
+            if self.wake is None:
+                self.wake = threading.Event()
+                threading.Thread(target=self.draw, args=(self.wake,), daemon=True).start()
+
+    def end(self, activity: Activity) -> None:
+        """Show this one no more; a log that told of it is told the end."""
+        with self.lock:
+            if activity in self.activities:
+                self.activities.remove(activity)
+            if activity.told and activity.total and activity.done >= activity.total:
+                took = duration(time.monotonic() - activity.began)
+                self.write(f"{activity.what}: done in {took}\n")
+            if self.activities:
+                self.show()
+            else:
+                self.clear()
+
+    def clear(self) -> None:
+        """Take the line away, and end all activities: somebody else is about to print."""
+        with self.lock:
+            self.activities.clear()
+            self.erase()
+            if self.wake is not None:
+                self.wake.set()
+                self.wake = None
+
+    def tell(self, text: str) -> None:
+        """Print a line that stays, and go on below it."""
+        with self.lock:
+            self.erase()
+            self.write(f"{text}\n")
+            self.last_line = time.monotonic()
+            if self.activities:
+                self.show()
+
+    def draw(self, ended: threading.Event) -> None:
+        """Draw again and again until it ended: the thread's work."""
+        while not ended.wait(DRAW_EVERY):
+            with self.lock:
+                if self.activities and not ended.is_set():
+                    self.show()
+
+    def show(self, *, at_once: bool = False) -> None:
+        """Draw the uppermost activity, or write a line of it where one is due."""
+        activity, now = self.activities[-1], time.monotonic()
+        if (columns := terminal_columns(sys.stderr)) is not None:
+            # The last column is left free: some consoles go to the next line after it.
+            text = activity.line(columns - 1, now, time.time())
+            self.write(f"\r{text}{' ' * (self.drawn - display_width(text))}")
+            self.drawn = display_width(text)
+        elif at_once or now - max(self.last_line, activity.began) >= (
+            LINE_EVERY if activity.told else SILENCE
+        ):
+            self.write(f"{activity.line(None, now, time.time())}\n")
+            activity.told, self.last_line = True, now
+
+    def erase(self) -> None:
+        """Take a drawn line away."""
+        if self.drawn:
+            self.write(f"\r{' ' * self.drawn}\r")
+            self.drawn = 0
+
+    @staticmethod
+    def write(text: str) -> None:
+        """Write to stderr whatever it can show; one that is closed is no reason to fail."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            encoding = sys.stderr.encoding or "ascii"
+            sys.stderr.write(text.encode(encoding, "replace").decode(encoding))
+            sys.stderr.flush()
+
+
+def terminal_columns(stream: TextIO | None) -> int | None:
+    """Return how many columns a terminal has, None for what is none, or cannot redraw a line."""
+    try:
+        if not stream.isatty() or os.environ.get("TERM") == "dumb":
+            return None
+        return os.get_terminal_size(stream.fileno()).columns or COLUMNS
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+SCREEN = Screen()
+
+
+def phase(what: str, *, quiet: bool = False, at_once: bool = False) -> None:
+    """Say what begins now, in place of the phase before: "reading headers".
+
+    quiet: say nothing, as --quiet asks; at_once: in a log, too, however short it is. The last phase
+    ends with `SCREEN.clear`.
+    """
+    if not quiet:
+        SCREEN.begin(Activity(what=what), is_phase=True, at_once=at_once)
+
+
+@contextlib.contextmanager
+def progress_bar(
+    what: str, total: int, *, in_bytes: bool = True, quiet: bool = False
+) -> Iterator[Activity]:
+    """Open a bar that goes on to `total` by the `update` of what is yielded.
+
+    `what` stands in front of it. All bars of all programs are made here, so that all go to stderr,
+    and none is shown if `quiet`.
+    """
+    activity = Activity(what=what, total=total, in_bytes=in_bytes)
+    if not quiet:
+        SCREEN.begin(activity)
+    try:
+        yield activity
+    finally:
+        if not quiet:
+            SCREEN.end(activity)
+
+
+def each_with_bar(what: str, items: Iterable, *, quiet: bool = False) -> Iterator:
+    """Yield items, of which a bar tells how many are done."""
+    items = items if isinstance(items, Sized) else [*items]
+    with progress_bar(what, len(items), in_bytes=False, quiet=quiet) as bar:
+        for item in items:
+            yield item
+            bar.update()

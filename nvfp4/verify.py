@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from nvfp4.asking.answers import Answer
 from nvfp4.asking.ask import ask_about_file, find_comfyui
 from nvfp4.dtypes import SOURCE_FLOATS
 from nvfp4.encode.compute import CPU_CHUNK, Compute, single_threaded
-from nvfp4.errors import ConvertError, DamagedFileError, of_another_model
+from nvfp4.errors import ConvertError, DamagedFileError, of_another_model, printable
 from nvfp4.file_kinds import FileKind
 from nvfp4.formats.base import Format, layer_parts, marker_names
 from nvfp4.model import ATTENTION_CONFIG, Model, TensorRef, bare
@@ -35,7 +35,7 @@ from nvfp4.numeric.damage import (
 )
 from nvfp4.options import Verification
 from nvfp4.prefixes import comparable_names, file_kind
-from nvfp4.progress import progress_bar
+from nvfp4.progress import SCREEN, phase, progress_bar
 from nvfp4.read.checkpoint import open_model
 from nvfp4.read.parts import refuse_lone_shard
 from nvfp4.read.tensors import load, load_bytes, load_weight
@@ -245,7 +245,7 @@ def check_against(
     # Verifying has no --device: it runs on the CPU.
     cpu = torch.device("cpu")
     with single_threaded() as threads, Compute(cpu, threads=threads) as compute:
-        for ref in progress_bar("decoding", source.tensors.values(), quiet=quiet):
+        for ref in each_tensor(source, quiet):
             other = stored.pop(bare(ref.name), None)
             if other is None:
                 found.append(Finding(defect="missing", name=ref.name))
@@ -274,6 +274,16 @@ def check_against(
     return ([other], {}) if other else (found, damage)
 
 
+def each_tensor(source: Model, quiet: bool) -> Iterator[TensorRef]:
+    """Yield the tensors of the source; a bar counts their bytes."""
+    nbytes = sum(ref.nbytes for ref in source.tensors.values())
+    with progress_bar("comparing", nbytes, quiet=quiet) as bar:
+        for ref in source.tensors.values():
+            bar.name = printable(ref.name)
+            yield ref
+            bar.update(ref.nbytes)
+
+
 def other_source(found: list[Finding], count: int, kept: int) -> Finding | None:
     """Tell a source of another model by nearly all of its tensors; None for what may be the one.
 
@@ -289,6 +299,7 @@ def other_source(found: list[Finding], count: int, kept: int) -> Finding | None:
     return Finding(defect="other source", name=f"{differ:,} of {count:,} tensors differ{named}")
 
 
+@SCREEN
 def verify_file(task: Verification) -> Check:
     """Lint a file and, with a source, decode every tensor and measure it against that.
 
@@ -298,6 +309,7 @@ def verify_file(task: Verification) -> Check:
     if not isinstance(task, Verification):
         raise ConvertError(f"verify_file takes Verification(file=...), not {task!r}")
     comfyui, source = find_comfyui(task.comfyui), None
+    phase("reading headers", quiet=task.quiet)
     refuse_lone_shard(task.file)
     try:
         model = open_model(task.file)
@@ -306,6 +318,7 @@ def verify_file(task: Verification) -> Check:
         raise ConvertError(*problems) from error
     # Lint looks at headers and scales alone; no weight is decoded yet.
     layers = stored_layers(model)
+    phase("checking", quiet=task.quiet)
     linted, damage = lint_file(model, layers), {}
     found = [*linted]
     # What another program packed cannot be measured, and would only be missed.
@@ -327,6 +340,8 @@ def verify_file(task: Verification) -> Check:
         more, damage = check_against(source, model, layers, task.quiet)
         found += more
     kind = file_kind(task.file, model.tensors)
+    if comfyui:
+        phase("asking ComfyUI", quiet=task.quiet)
     asked = ask_about_file(comfyui, model, source, kind)
     found += asked.findings_beside(linted) if asked else ()
     return Check(

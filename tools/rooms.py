@@ -11,7 +11,7 @@ FLOORS = (
         "notes": "what a person is told beside a result, by rank: information to warning",
         "dtypes": "facts about numbers: ranges, block and tile sizes, safetensors dtypes",
         "reasons": "why something was decided: a kind for programs, a text for people",
-        "progress": "the one progress bar",
+        "progress": "what a person sees while it runs: phases, bars, lines of a log",
         "stages": "how a conversion tells a benchmark what it is busy with",
         "requirements": "what has to be installed",
         "tokens": "how many tokens of a typical run each layer multiplies by, a row a family",

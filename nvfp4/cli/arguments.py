@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from nvfp4.cli.console import coloured
 from nvfp4.errors import DASHES, did_you_mean
 from nvfp4.options import __version__
 
@@ -57,6 +58,11 @@ class ArgumentReader(argparse.ArgumentParser):
         if unknown:
             self.refuse(unknown)
         return found
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End the process; the message of an error begins as those of all errors do."""
+        name, error, rest = (message or "").partition("error: ")
+        super().exit(status, f"{name}{coloured(error + rest, sys.stderr)}" or None)
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Print one line on the words that nothing takes, and exit with 2."""

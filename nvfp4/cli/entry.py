@@ -16,6 +16,7 @@ from nvfp4.conversion import run_phases
 from nvfp4.errors import ConvertError, printable
 from nvfp4.files import exists, is_still
 from nvfp4.options import Options, Verification
+from nvfp4.progress import SCREEN
 from nvfp4.ranks import read_ranks
 from nvfp4.report.summary import render_check, render_report
 from nvfp4.report.texts import write_texts
@@ -68,11 +69,10 @@ def carry_out(task: Options | Verification) -> int:
         show_problems(error)
         return 1
     except KeyboardInterrupt:
-        # The journal stays only with --resume; else the partial files were deleted.
-        resumes = isinstance(task, Options) and task.resume
-        left = "the same command goes on from here" if resumes else "nothing was written"
+        left = left_after(task)
         if exists(path) and not (older and is_still(older, path)):
             left = f"{path} was complete already"
+        SCREEN.clear()
         print(f"interrupted: {left}", file=sys.stderr)
         return 130
     return status
@@ -97,6 +97,17 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
     return 0
 
 
+def left_after(task: Options | Verification) -> str:
+    """Say what an interrupted task leaves, and what would have left more."""
+    if not isinstance(task, Options) or task.dry_run:
+        return "nothing was written"
+    # The journal stays only with --resume; else the partial files were deleted.
+    if task.resume:
+        return "the same command goes on from here"
+    later = "with --resume the next run could go on from where it stopped"
+    return f"nothing was written; {later}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line, and return the exit status.
 
@@ -108,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         return carry_out_all(parse_tasks(argv))
     except KeyboardInterrupt:
         # It came before or after the work, so there is nothing to tell of a file.
+        SCREEN.clear()
         print("interrupted", file=sys.stderr)
         return 130
 

@@ -7,7 +7,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
     # Ctrl-C ends it without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from nvfp4.cli.console import tolerate_consoles
+from nvfp4.cli.console import announce, tolerate_consoles
 from nvfp4.compare.command import parse_comparison
 from nvfp4.requirements import REQUIRED, require
 
@@ -16,6 +16,7 @@ if __name__ == "__main__":
     tolerate_consoles()
     parse_comparison()
     require(*REQUIRED)
+    announce()
 
 from nvfp4.compare.entry import compare_models
 

@@ -15,7 +15,7 @@ from nvfp4.compare.schemes import decode_weight, not_decoded, padded_shape
 from nvfp4.compare.sides import Side
 from nvfp4.numeric.codes import largest_magnitude
 from nvfp4.numeric.damage import measure_damage
-from nvfp4.progress import progress_bar
+from nvfp4.progress import each_with_bar
 from nvfp4.stored.layers import StoredLayer
 
 
@@ -46,7 +46,7 @@ def compare_values(a: Side, b: Side, pattern: str) -> dict:
     """
     found, left_out = {}, {}
     shared = [name for name in a.linear if name in b.linear and matches(pattern, name)]
-    for name in progress_bar("decoding", shared):
+    for name in each_with_bar("decoding", shared):
         layers = a.linear[name], b.linear[name]
         reasons_against = [reason for layer in layers if (reason := not_decoded(layer))]
         if padded_shape(layers[0]) != padded_shape(layers[1]):

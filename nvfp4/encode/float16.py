@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import torch
 
 from nvfp4.encode.pieces import Piece, pieces_of, read_ahead
-from nvfp4.errors import Float16OverflowError
+from nvfp4.errors import Float16OverflowError, printable
 from nvfp4.numeric.codes import largest_magnitude
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.options import Options
@@ -57,11 +57,11 @@ def float16_overflows(plans: Iterable[TensorPlan], options: Options) -> frozense
     if not pieces:
         return frozenset()
     nbytes = sum(piece.nbytes for piece in pieces)
-    with progress_bar("checking float16 range", nbytes=nbytes, quiet=options.quiet) as bar:
+    with progress_bar("checking float16", nbytes, quiet=options.quiet) as bar:
         for piece, data in read_ahead(pieces, options.buffers):
             try:
                 cast(piece, data)
             except Float16OverflowError:
                 found.add(piece.plan.ref.name)
-            bar.update(piece.nbytes)
+            bar.update(piece.nbytes, printable(piece.plan.ref.name))
     return frozenset(found)

@@ -109,7 +109,7 @@ def read_lines(log: Log) -> Iterator[list[bytes]]:
         opener: Callable = OPENERS.get(log.path.suffix.lower(), lambda file, _: file)
         file: BinaryIO = opener(raw, "rb")
         name, nbytes = printable(log.path.name), log.path.stat().st_size
-        with progress_bar(name, nbytes=nbytes, delay=1) as bar:
+        with progress_bar(name, nbytes) as bar:
             for chunk in line_feeds(utf8_chunks(file)):
                 *lines, rest = (rest + chunk).split(b"\n")
                 if len(rest) > LONGEST_LINE:
@@ -117,7 +117,7 @@ def read_lines(log: Log) -> Iterator[list[bytes]]:
                     raise ConvertError(f"{log.path}: {problem}")
                 yield lines
                 # Bytes of the file, packed or not: how many are unpacked is not known before.
-                bar.update(raw.tell() - bar.n)
+                bar.done = raw.tell()
     log.incomplete = bool(rest)
 
 

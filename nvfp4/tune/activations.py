@@ -22,7 +22,7 @@ from nvfp4.options import TARGET, Options
 from nvfp4.plan.choosing import spared
 from nvfp4.plan.multiply_work import work_by_weight
 from nvfp4.plan.records import TensorPlan
-from nvfp4.progress import progress_bar
+from nvfp4.progress import each_with_bar
 from nvfp4.read.tensors import load, load_some_rows
 from nvfp4.reasons import Reason, Why
 from nvfp4.tune.measuring import added_error, recorded_rows
@@ -90,7 +90,7 @@ def limit_w4a4(
     if not studied:
         raise ConvertError(f"--w4a4-share: {nothing_studied(plans)}")
     work = work_by_weight(plans)
-    bar = progress_bar("comparing", studied, quiet=options.quiet)
+    bar = each_with_bar("comparing", studied, quiet=options.quiet)
     added = {plan.ref.name: added_error(plan, *study(plan)) for plan in bar}
     # By error for their work; names break ties, so that equal inputs give equal plans.
     order = sorted(added, key=lambda name: (-added[name] / work[name], name))
@@ -161,7 +161,7 @@ def smooth(options: Options, plans: list[TensorPlan]) -> tuple[list[TensorPlan],
     if not options.pre_quant_scale:
         return plans, []
     candidates = [plan for plan in plans if plan.is_w4a4 and plan.moments]
-    bar = progress_bar("smoothing", candidates, quiet=options.quiet)
+    bar = each_with_bar("smoothing", candidates, quiet=options.quiet)
     found = {plan.ref.name: plan for plan in map(smoothed, bar) if plan.smoothing is not None}
     note = (
         f"{len(found)} of {len(candidates)} layers have a pre_quant_scale: ComfyUI 0.29 and older "

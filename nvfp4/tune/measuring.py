@@ -16,6 +16,7 @@ from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.encode.compute import Compute, pick_device, single_threaded
 from nvfp4.encode.layer import measure_rows
 from nvfp4.encode.pieces import pieces_of, read_ahead, tensors_of_rank
+from nvfp4.errors import printable
 from nvfp4.formats.base import Format
 from nvfp4.layout import bytes_in_output
 from nvfp4.model import bare
@@ -78,12 +79,13 @@ def measure_alternatives(
     with (
         single_threaded() as threads,
         Compute(device, dtype, SCALE_SEARCHES[search], threads) as compute,
-        progress_bar("measuring", nbytes=nbytes, quiet=options.quiet) as bar,
+        progress_bar("measuring", nbytes, quiet=options.quiet) as bar,
     ):
         compute.compile(plans)
         pinned = compute.device.type == "cuda"
         for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):
             name = piece.plan.ref.name
+            bar.name = printable(name)
             # All alternatives of a layer are measured while its weight is in memory.
             found[name] = [
                 Alternative(

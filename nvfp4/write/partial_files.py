@@ -23,6 +23,7 @@ from nvfp4.files import is_still, rename, sync_folder, translated, unfinished, w
 from nvfp4.layout import Job, Layout, Slot, render_index
 from nvfp4.model import Model
 from nvfp4.numeric.damage import Damage
+from nvfp4.progress import phase
 from nvfp4.ranks import Ranks
 from nvfp4.read.checkpoint import merge_metadata, read_header
 from nvfp4.stages import Observe, unobserved
@@ -226,6 +227,7 @@ class PartialFiles:
         try:
             kept = {plan.ref.layer for plan in self.job.plans if plan.ref.config}
             kept |= {name.rpartition(".")[0] for name in self.job.model.beside}
+            phase("checking", quiet=self.job.options.quiet)
             with self.observe("verify"):
                 read_back({unfinished(path): lay for path, lay in self.job.layouts.items()}, kept)
         except ConvertError:
@@ -234,6 +236,7 @@ class PartialFiles:
         finally:
             self.refuse_lost()
         named = []
+        phase("publishing", quiet=self.job.options.quiet)
         try:
             if self.job.index:
                 with translated(self.job.index):

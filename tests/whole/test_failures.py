@@ -14,6 +14,11 @@ from safetensors.torch import save_file
 
 import convert_nvfp4 as c
 
+INTERRUPTED = (
+    "interrupted: nothing was written; "
+    "with --resume the next run could go on from where it stopped\n"
+)
+
 
 @pytest.fixture
 def simple(tmp_path):
@@ -172,7 +177,7 @@ def test_ctrl_c_leaves_the_older_file(simple, capsys, monkeypatch):
 
     monkeypatch.setattr(c, "quantise", interrupt)
     assert run(simple) == 130
-    assert capsys.readouterr().err == "interrupted: nothing was written\n"
+    assert capsys.readouterr().err == INTERRUPTED
     assert_untouched(simple)
 
 
@@ -296,7 +301,7 @@ def test_ctrl_c_between_the_names_of_shards(simple, capsys, monkeypatch):
     monkeypatch.setattr(c, "rename", interrupt)
     shards = ("--output-sharded", "--max-shard-size", "1MB")
     assert run(simple, *shards, output="s.safetensors") == 130
-    assert capsys.readouterr().err == "interrupted: nothing was written\n"
+    assert capsys.readouterr().err == INTERRUPTED
     assert not list(simple.glob("s*"))
 
 

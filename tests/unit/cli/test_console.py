@@ -1,0 +1,59 @@
+"""Colours: of ranks, on terminals alone."""
+
+import io
+
+import pytest
+
+from nvfp4.cli.arguments import ArgumentReader
+from nvfp4.cli.console import coloured, show, show_problems
+from nvfp4.errors import ConvertError
+
+TEXT = "written\nwarning: a\nnote: b, error: c\nhint: d\n  note: e"
+SHOWN = (
+    "written\n\x1b[1;33mwarning:\x1b[0m a\n\x1b[36mnote:\x1b[0m b, error: c\n"
+    "\x1b[32mhint:\x1b[0m d\n  note: e"
+)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def _understood(monkeypatch):
+    monkeypatch.setattr("nvfp4.cli.console.os.name", "posix")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+@pytest.mark.usefixtures("_understood")
+def test_ranks_at_the_beginning_of_lines_are_coloured(monkeypatch):
+    assert coloured(TEXT, Terminal()) == SHOWN
+    monkeypatch.setattr("sys.stdout", out := Terminal())
+    show(TEXT)
+    assert out.getvalue() == f"{SHOWN}\n"
+    monkeypatch.setattr("sys.stderr", problems := Terminal())
+    show_problems(ConvertError("a", "note: b"))
+    assert problems.getvalue() == "\x1b[1;31merror:\x1b[0m a\n\x1b[1;31merror:\x1b[0m note: b\n"
+
+
+@pytest.mark.usefixtures("_understood")
+def test_wrong_options_are_coloured_as_well(monkeypatch):
+    monkeypatch.setattr("sys.stderr", problems := Terminal())
+    with pytest.raises(SystemExit):
+        ArgumentReader("this.py", "").parse_args(["--what"])
+    assert "\nthis.py: \x1b[1;31merror: \x1b[0m" not in problems.getvalue()
+    assert "this.py: \x1b[1;31merror:\x1b[0m unrecognized" in problems.getvalue()
+
+
+@pytest.mark.usefixtures("_understood")
+@pytest.mark.parametrize("variable", [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_no_colours_where_they_are_not_wanted(monkeypatch, variable):
+    monkeypatch.setenv(*variable)
+    assert coloured(TEXT, Terminal()) == TEXT
+
+
+@pytest.mark.usefixtures("_understood")
+def test_pipes_have_no_colours():
+    assert coloured(TEXT, io.StringIO()) == TEXT
