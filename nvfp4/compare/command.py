@@ -17,18 +17,19 @@ Compare two checkpoints, or list one, and say what ComfyUI will do with each.
 
 A and B are .safetensors files, *.safetensors.index.json, folders with one of these, or GGUFs.
 Nothing but headers and configurations is read, so that 57 GB take a few seconds; --values decodes
-both sides and measures every layer. With A alone: every layer's shape, precision and size.
+both sides and measures every layer. The verdict comes first, then what differs, then tables.
 
-Exit status: 0 the same structure (or A alone), 1 different, 2 unreadable or wrong usage.
+Exit status: 0 done, 1 a file that cannot be read, 2 wrong usage. With --exit-code, also 1 where A
+and B are not of one structure, or where A alone has a defect that ComfyUI shows.
 """
 
 
 def compare_parser() -> ArgumentReader:
     """Make the parser of compare_models.py.
 
-    A is the only argument that must be given. Without the options it has b None, values and json
-    False and pattern "". A pattern that is no regular expression is wrong usage, and so is an
-    option that is abbreviated.
+    A is the only argument that must be given. Without the options it has b None, pattern "" and
+    all switches False. A pattern that is no regular expression is wrong usage, and so is an option
+    that is abbreviated.
     """
     parser = ArgumentReader("compare_models.py", COMPARE_DESCRIPTION)
     parser.add_argument("a", metavar="A", type=FILE.accept, help="the file to list or compare with")
@@ -36,7 +37,11 @@ def compare_parser() -> ArgumentReader:
     parser.add_argument("--values", action="store_true", help="decode both and measure B against A")
     parser.add_argument("--pattern", metavar="REGEX", default="", type=pattern,
                         help="list and compare only the layers whose names match")  # fmt: skip
+    parser.add_argument("--layers", action="store_true",
+                        help="with A alone: list all linear layers, as --pattern does")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print data instead of text")
+    parser.add_argument("--exit-code", action="store_true",
+                        help="end with 1 for differences, or for defects of A alone")  # fmt: skip
     return parser
 
 
@@ -45,9 +50,9 @@ def parse_comparison(argv: list[str] | None = None) -> argparse.Namespace:
 
     argv: the words, or those of this process where it is None.
 
-    Returns a (Path), b (Path or None), values (bool), pattern (str, "" where every layer counts)
-    and json (bool). Exits with 0 after --help and --version, and with 2 for wrong usage, of which
-    --values without B is a case: there is nothing to measure A against.
+    Returns a (Path), b (Path or None), pattern (str, "" where every layer counts), and values,
+    layers, json and exit_code (bool). Exits with 0 after --help and --version, and with 2 for wrong
+    usage, of which --values without B is a case: there is nothing to measure A against.
     """
     parser = compare_parser()
     options = parser.parse_args(argv)

@@ -24,7 +24,7 @@ from nvfp4.work import SMOOTHING_SINCE, Multiplied, work_data, work_of
 
 # Characters of a metadata value that are shown: a longer one would break the table's lines in a
 # terminal.
-SHOWN_METADATA = 60
+SHOWN_METADATA = 50
 
 
 def matches(pattern: str, name: str) -> bool:

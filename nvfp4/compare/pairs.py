@@ -63,6 +63,24 @@ def differences(a: Side, b: Side, pattern: str) -> list[dict]:
     ]
 
 
+def other_differences(a: Side, b: Side) -> list[dict]:
+    """Group the tensors that both have with other dtypes or shapes, but for linear weights.
+
+    Returns a dict for each kind: kind, tensors (how many), and stored, as in `differences`.
+    """
+    mine, other = ({side.names[name]: ref for name, ref in side.model.tensors.items()}
+                   for side in (a, b))  # fmt: skip
+    weights = {f"{name}.weight" for name in a.linear.keys() & b.linear.keys()}
+    counts = Counter()
+    for name in (mine.keys() & other.keys()) - weights:
+        refs = mine[name], other[name]
+        if (refs[0].dtype, refs[0].shape) != (refs[1].dtype, refs[1].shape):
+            texts = (f"{ref.dtype} {list(ref.shape)}" for ref in refs)
+            counts[kind_of_tensor(name), " -> ".join(texts)] += 1
+    return [{"kind": kind, "tensors": count, "stored": stored}
+            for (kind, stored), count in sorted(counts.items())]  # fmt: skip
+
+
 def only_in(side: Side, other: Side) -> dict[str, int]:
     """Count the tensors that the other side lacks, by kind: {kind: how many}.
 
@@ -82,14 +100,18 @@ def compare_sides(a: Side, b: Side, pattern: str, values: bool) -> dict:
     has are always of the whole files. values: decode the weights, too, and measure B's against A's,
     which reads both files whole.
 
-    Returns a dict with same_structure, a and b (see `describe`), layers_that_differ, only_in_a and
-    only_in_b, and with values also what `compare_values` returns.
+    Returns a dict with same_file, same_structure, same_metadata, a and b (see `describe`),
+    layers_that_differ, tensors_that_differ, only_in_a and only_in_b, and with values also what
+    `compare_values` returns.
     """
     data = {
+        "same_file": a.path.samefile(b.path),
         "same_structure": structure(a) == structure(b),
+        "same_metadata": a.model.metadata == b.model.metadata,
         "a": describe(a, pattern),
         "b": describe(b, pattern),
         "layers_that_differ": differences(a, b, pattern),
+        "tensors_that_differ": other_differences(a, b),
         "only_in_a": only_in(a, b),
         "only_in_b": only_in(b, a),
     }

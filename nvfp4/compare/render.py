@@ -1,69 +1,48 @@
 """Render the inventory of one file, or of two files side by side.
 
 What is rendered is the data that `describe` and `compare_sides` make, with no look at the files.
-Every cell is put on one line here, since names come from files and may hold anything; `entry`
-prints the text.
+The verdict comes first, then what differs and what to do, then the tables; `tables` lays them out,
+and `entry` prints the text.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from nvfp4.compare.schemes import is_unquantised
-from nvfp4.errors import gigabytes, one_line
+from nvfp4.compare.tables import Table, lay_out, table
+from nvfp4.compare.verdict import RANKS
+from nvfp4.errors import gigabytes
 from nvfp4.names import kind_of
+from nvfp4.notes import Note
 from nvfp4.report.summary import least_first
-from nvfp4.stored.defects import DEFECTS
+from nvfp4.stored.defects import DEFECTS, Outcome
 from nvfp4.work import render_work
 
-# A column whose cells all match this is set to the right: numbers and sizes, and the headings and
-# gaps that a column of them has.
-NUMBER = r"[\d,.]+( [GM]B)?|-|A|B|"
 # Layers in the table of the worst errors: the means by kind below it speak for all others.
 MOST_DIFFERENT = 10
-
-
-def aligned(cells: tuple[str, ...]) -> list[str]:
-    """Pad the cells of one column to the width of the longest.
-
-    A column of numbers, sizes and gaps is set to the right, so that digits stand below each other;
-    any other column to the left. Returns the padded cells in the same order.
-    """
-    width = max(map(len, cells))
-    numbers = all(re.fullmatch(NUMBER, cell) for cell in cells)
-    return [cell.rjust(width) if numbers else cell.ljust(width) for cell in cells]
-
-
-def table_lines(title: str, rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Lay out a table under its title, after an empty line; give no line at all without rows.
-
-    rows: of equal length, a text for each column. Line breaks and control characters in a cell are
-    escaped. Each line is indented by two spaces and has none at its end.
-    """
-    # A name with a line break in it could otherwise forge a row.
-    rows = [tuple(map(one_line, row)) for row in rows]
-    lines = zip(*map(aligned, zip(*rows, strict=True)), strict=True)
-    lines = [f"  {'  '.join(cells)}".rstrip() for cells in lines]
-    return ["", title, *lines] if lines else []
+# From this estimate on a file is called faster than 16-bit: less would not be felt.
+FASTER = 1.05
+# What ends a text about headers alone.
+VALUES_HINT = "hint: headers alone were read; convert_nvfp4.py --verify FILE checks the values"
 
 
 def side_by_side(
     title: str, a: dict[str, object], b: dict[str, object], show: Callable[[object], str] = str
-) -> list[str]:
-    """Lay out two dicts in columns A and B, with a row for each key of either.
+) -> list[Table]:
+    """Put what differs between two dicts into columns A and B, with a row for each such key.
 
     Keys stay in the order of A, then come those of B alone. A dash stands where a side lacks the
     key or has nothing under it, such as 0 or an empty dict.
 
-    show: makes the text of a value; str unless it is given. Returns no line where both are empty.
+    show: makes the text of a value; str unless it is given. Returns no table where all is equal.
     """
     # A dict and not a set, to keep the order of the keys.
-    keys = dict.fromkeys([*a, *b])
+    keys = [key for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)]
     rows = [(key, *(show(side[key]) if side.get(key) else "-" for side in (a, b))) for key in keys]
-    return table_lines(title, [("", "A", "B"), *rows]) if rows else []
+    return table(title, [("", "A", "B"), *rows]) if rows else []
 
 
 def counted(counts: dict[str, int]) -> str:
@@ -71,109 +50,164 @@ def counted(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
-def render_verdict(letter: str, side: dict) -> list[str]:
-    """Tell in words what ComfyUI will do with a file, and what to change in it.
+def where_it_runs(work: dict | None) -> str:
+    """Tell in a sentence's end which ComfyUI a file needs, and on which cards it is faster."""
+    if not work or not work["comfyui"]:
+        return ""
+    faster = ", ".join(name for name, speed in work["speed"].items() if speed >= FASTER)
+    cards = f"faster than 16-bit on {faster}" if faster else "no faster than 16-bit on any card"
+    return f"; needs ComfyUI {work['comfyui']} or newer, {cards}"
 
-    letter: what the file is called, "A", "B" or "verdict". side: its data from `describe`.
 
-    Returns an empty line, the outcome, then how the layers run and how fast, the defects with
-    consequence, remedy and examples, and the advice.
+def render_verdict(side: dict, letter: str = "") -> str:
+    """Tell in one line what ComfyUI will do with a file.
+
+    side: its data from `describe`. letter: what the file is called further down, "A" or "B".
     """
+    found, size = side["verdict"], gigabytes(side["bytes"])
+    defects = sum(defect["outcome"] != Outcome.LOADS.name for defect in found["defects"])
+    more = f"; defects: {defects}, see below" if defects else ""
+    runs = found["outcome"] not in (None, Outcome.FAILS.name)
+    more += where_it_runs(side["work"]) if runs else ""
+    name = f"{letter}: {side['file']}" if letter else side["file"]
+    return f"{name} ({side['tensors']:,} tensors, {size}) {found['ending']}{more}"
+
+
+def render_remarks(side: dict, letter: str = "") -> list[str]:
+    """Tell a file's defects with consequence, remedy and examples, and the advice on it."""
+    found, of = side["verdict"], f"{letter}: " if letter else ""
+    lines = []
+    for defect in found["defects"]:
+        text = f"{of}{defect['outcome']}: {defect['count']} x {defect['what']}"
+        lines += [
+            Note(text, RANKS[Outcome[defect["outcome"]]]).line,
+            f"  {defect['consequence']}; to do: {defect['remedy']}",
+            f"  {defect['examples']}",
+        ]
+    return lines + [Note(f"{of}{note}", note.rank).line for note in found["advice"]]
+
+
+def render_runs(side: dict, title: str) -> list[str]:
+    """Tell how a file's layers run, how much of the work that is, and what it needs."""
     found = side["verdict"]
-    lines = ["", f"{letter}: {side['file']} {found['ending']}"]
-    lines += [
+    lines = [
         f"  {run['layers']} layers {label}: {run['how']}" for label, run in found["runs"].items()
     ]
     lines += [f"  {line}" for line in render_work(side["work"])]
-    for defect in found["defects"]:
-        lines += [
-            f"  {defect['outcome']}: {defect['count']} x {defect['what']}",
-            f"    {defect['consequence']}; to do: {defect['remedy']}",
-            f"    {defect['examples']}",
-        ]
     # A quantised layer of a GGUF, or without a configuration, has nothing in runs either.
     other = DEFECTS["other program"].what in (defect["what"] for defect in found["defects"])
     if not found["runs"] and is_unquantised(side["schemes"]) and not other:
         lines.append("  no layer is quantised")
-    return lines + [f"  {text}" for text in found["advice"]]
+    return ["", title, *lines] if lines else []
 
 
-def render_one(data: dict) -> str:
-    """Render the inventory of one file.
+def sized(found: dict[str, int]) -> tuple[str, str]:
+    """Make the cells of a number of layers and of their bytes."""
+    return str(found["layers"]), gigabytes(found["bytes"])
 
-    data: what `describe` made of it. The text has a row for every linear layer with its shape,
-    scheme and bytes, totals per kind and per scheme, what is not quantised, the names of scales,
-    the metadata and the verdict. Tables without rows are left out.
+
+def render_one(data: dict, width: int = 0, *, every_layer: bool = True) -> str:
+    """Render the inventory of one file: the verdict, then its tables.
+
+    data: what `describe` made of it. width: of a line, 0 for any. every_layer: list all linear
+    layers with shape, scheme and size at the end; the kinds of layers are listed anyway. Tables
+    without rows are left out.
     """
-    layers = (
-        (x["name"], str(x["shape"]), x["scheme"], f"{x['bytes']:,} bytes") for x in data["layers"]
-    )
-    kinds = (
-        (kind, str(sizes["layers"]), label, gigabytes(sizes["bytes"]))
-        for kind, found in data["kinds"].items()
-        for label, sizes in found.items()
-    )
-    schemes = (
-        (label, str(sizes["layers"]), gigabytes(sizes["bytes"]))
-        for label, sizes in data["schemes"].items()
-    )
+    kinds = ((kind, label, *sized(sizes)) for kind, found in data["kinds"].items()
+             for label, sizes in found.items())  # fmt: skip
+    schemes = ((label, *sized(sizes)) for label, sizes in data["schemes"].items())
     rest = ((role, counted(found)) for role, found in data["not_quantised"].items() if found)
     naming = ((key, str(count)) for key, count in data["naming"].items())
-    lines = [
-        f"{data['file']}: {data['tensors']:,} tensors, {gigabytes(data['bytes'])}",
-        *table_lines("linear layers", layers),
-        *table_lines("by kind", kinds),
-        *table_lines("in all", schemes),
-        *table_lines("not quantised", rest),
-        *table_lines("scales and configurations", naming),
-        *table_lines("metadata", data["metadata"].items()),
-        *render_verdict("verdict", data),
+    layers = ((x["name"], str(x["shape"]), x["scheme"], gigabytes(x["bytes"]))
+              for x in data["layers"])  # fmt: skip
+    parts = [
+        render_verdict(data),
+        *render_remarks(data),
+        *render_runs(data, "how it runs"),
+        *table("linear layers", schemes),
+        *table("by kind", kinds),
+        *table("not quantised", rest),
+        *table("scales and configurations", naming),
+        *table("metadata", data["metadata"].items()),
     ]
-    return "\n".join(lines)
+    if every_layer:
+        parts += table("every linear layer", layers)
+    elif data["layers"]:
+        parts += ["", "hint: --layers lists every linear layer, --pattern REGEX some of them"]
+    parts += [VALUES_HINT] if data["work"] and data["work"]["comfyui"] else []
+    return lay_out(parts, width)
 
 
-def render_two(data: dict) -> str:
-    """Render what is different between two files, and the verdict on each.
+def render_difference(data: dict) -> str:
+    """Tell in one line what is different between two files: layers, other tensors, metadata."""
+    a, b = data["a"], data["b"]
+    errors = data.get("relative_rmse", {}).values()
+    if data["same_file"]:
+        return "A and B are the same file"
+    if data["same_structure"]:
+        compared = "values were not compared: --values"
+        if errors or data.get("not_compared"):
+            different = sum(error != 0 for error in errors)
+            compared = f"decoded weights differ in {different} of {len(errors)} layers"
+            compared = compared if different else f"all {len(errors)} decoded weights are equal"
+        metadata = "the same metadata" if data["same_metadata"] else "other metadata"
+        return f"A and B have the same structure and {metadata} ({compared})"
+    common = {x["name"] for x in a["layers"]} & {x["name"] for x in b["layers"]}
+    layers = sum(row["layers"] for row in data["layers_that_differ"])
+    others = sum(row["tensors"] for row in data["tensors_that_differ"])
+    found = [f"{layers} of {len(common)} linear layers are stored or multiplied differently"]
+    found += [f"{others} other tensor{'s' * (others > 1)} of another dtype or shape"] * bool(others)
+    found += [f"{sum(data[key].values()):,} tensors are only in {key[-1].upper()}"
+              for key in ("only_in_a", "only_in_b") if data[key]]  # fmt: skip
+    return f"A and B differ: {'; '.join(found)}"
 
-    data: what `compare_sides` made of them. Layers that differ are grouped by their schemes and
-    kinds, so that a kind of all blocks takes one row. The last line tells whether the two files
-    have one structure.
+
+def render_two(data: dict, width: int = 0) -> str:
+    """Render the verdict on two files, what is different between them, and the tables of that.
+
+    data: what `compare_sides` made of them. width: of a line, 0 for any. Layers that differ are
+    grouped by their schemes and kinds, so that a kind of all blocks takes one row. What is equal on
+    both sides is not in the tables.
     """
     a, b = data["a"], data["b"]
-    more = f" ({b['tensors'] - a['tensors']:+,})"
-    lines = [
-        f"A  {a['file']}: {a['tensors']:,} tensors, {gigabytes(a['bytes'])}",
-        f"B  {b['file']}: {b['tensors']:,} tensors{more}, {gigabytes(b['bytes'])}",
-        *side_by_side(
-            "linear layers", a["schemes"], b["schemes"], lambda found: str(found["layers"])
-        ),
-    ]
+    parts = [render_verdict(a, "A"), render_verdict(b, "B"), render_difference(data)]
+    if data["same_file"]:
+        return lay_out([parts[0], parts[2], *render_remarks(a)], width)
+    remarks = [*render_remarks(a, "A"), *render_remarks(b, "B")]
+    parts += ["", *remarks] if remarks else []
+    if not data["same_structure"]:
+        parts += [*render_runs(a, "how A runs"), *render_runs(b, "how B runs")]
+    parts += side_by_side("linear layers", a["schemes"], b["schemes"],
+                          lambda found: str(found["layers"]))  # fmt: skip
     for row in data["layers_that_differ"]:
         kinds = ((x["kind"], str(x["layers"]), x["stored"]) for x in row["kinds"])
-        lines += table_lines(f"{row['layers']} x {row['a']} -> {row['b']}", kinds)
-    lines += side_by_side("not quantised", a["not_quantised"], b["not_quantised"], counted)
-    lines += side_by_side("scales and configurations", a["naming"], b["naming"])
+        parts += table(f"{row['layers']} x {row['a']} -> {row['b']}", kinds)
+    others = ((x["kind"], str(x["tensors"]), x["stored"]) for x in data["tensors_that_differ"])
+    parts += table("other tensors that differ", others)
+    parts += side_by_side("not quantised", a["not_quantised"], b["not_quantised"], counted)
+    parts += side_by_side("scales and configurations", a["naming"], b["naming"])
     for letter in "ab":
         only = data[f"only_in_{letter}"].items()
-        title = f"only in {letter.upper()}"
-        lines += table_lines(title, ((kind, str(count)) for kind, count in only))
-    lines += side_by_side("metadata", a["metadata"], b["metadata"])
-    lines += render_values(data)
-    same = "the same structure" if data["same_structure"] else "different structures"
-    return "\n".join([*lines, *render_verdict("A", a), *render_verdict("B", b), "", same])
+        parts += table(f"only in {letter.upper()}", ((kind, str(count)) for kind, count in only))
+    for letter, one, other in (("A", a, b), ("B", b, a)):
+        unlike = [(key, value) for key, value in one["metadata"].items()
+                  if other["metadata"].get(key) != value]  # fmt: skip
+        parts += table(f"metadata of {letter} that {'B' if letter == 'A' else 'A'} has not", unlike)
+    return lay_out([*parts, *render_values(data)], width)
 
 
-def render_values(data: dict) -> list[str]:
+def render_values(data: dict) -> list[Table]:
     """Render the relative RMSE of B's weights against A's.
 
     data: what `compare_sides` made. Returns a table of the MOST_DIFFERENT worst layers, one of
     means by kind and scheme in B, and one of the layers that were not compared with the reasons. No
-    line at all where the values were not compared.
+    table at all where the values were not compared, or all are equal.
     """
+    if not any(error != 0 for error in data.get("relative_rmse", {}).values()):
+        return [*table("not compared", data.get("not_compared", {}).items())]
     # JSON has no NaN, so the data has None in its place.
     found = {
-        name: math.nan if error is None else error
-        for name, error in data.get("relative_rmse", {}).items()
+        name: math.nan if error is None else error for name, error in data["relative_rmse"].items()
     }
     labels = {layer["name"]: layer["scheme"] for layer in data["b"]["layers"]}
     # NaN is the worst error of all, as the weight it came from is not finite.
@@ -187,7 +221,7 @@ def render_values(data: dict) -> list[str]:
     )
     shown = ((name, f"{error:.4f}") for name, error in worst)
     return [
-        *table_lines("relative RMSE, worst layers", shown),
-        *table_lines("relative RMSE, mean by kind and scheme in B", means),
-        *table_lines("not compared", data.get("not_compared", {}).items()),
+        *table("relative RMSE, worst layers", shown),
+        *table("relative RMSE, mean by kind and scheme in B", means),
+        *table("not compared", data.get("not_compared", {}).items()),
     ]

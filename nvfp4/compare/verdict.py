@@ -14,17 +14,26 @@ from nvfp4.compare.schemes import has_nvfp4_activations, scheme_of
 from nvfp4.compare.sides import Side
 from nvfp4.errors import examples
 from nvfp4.families import MOST_NVFP4
+from nvfp4.notes import Note, Rank
 from nvfp4.read.parts import lone_shard
 from nvfp4.stored.defects import DEFECTS, Outcome, grouped
 
 # What the worst outcome of a file means, in words that follow its name. Headers tell no more than
 # that a file loads: values are the business of --verify.
 ENDINGS = {
-    Outcome.LOADS: "loads and runs, as far as its headers tell (values: convert_nvfp4.py --verify)",
+    Outcome.LOADS: "loads as it should",
     Outcome.SLOWER: "loads and runs, slower than it could",
     Outcome.WORSE: "loads and runs, with a poorer picture",
     Outcome.WRONG: "loads; expect noise or black frames",
     Outcome.FAILS: "does not load, or stops at its first step",
+}
+# How much a defect or an advice matters to whoever reads it.
+RANKS = {
+    Outcome.LOADS: Rank.HINT,
+    Outcome.SLOWER: Rank.NOTE,
+    Outcome.WORSE: Rank.WARNING,
+    Outcome.WRONG: Rank.WARNING,
+    Outcome.FAILS: Rank.WARNING,
 }
 GGUF_ENDING = "is not for ComfyUI's own loader; ComfyUI-GGUF's loads it, and multiplies in 16-bit"
 # Kinds of tensors that working files keep in float32.
@@ -113,7 +122,7 @@ def verdict(side: Side) -> dict:
     GGUF.
     ending: the same in words, to follow the file's name.
     runs: {label: how many layers, and how they run}, without what is multiplied as floats.
-    defects: see `defects_found`. advice: texts.
+    defects: see `defects_found`. advice: a Note for each, which is text in JSON.
     """
     # No rule is about GGUFs, as ComfyUI's own loader takes none of them.
     if side.is_gguf:
@@ -122,6 +131,8 @@ def verdict(side: Side) -> dict:
     if side.kind:
         advised = [(Outcome.LOADS, side.kind.what_to_do)]
     ending = f"is {side.kind.title}, not {side.kind.instead}" if side.kind else ""
+    if len(side.model.files) > 1 and not side.findings and not side.kind:
+        ending = f"is whole, but in {len(side.model.files)} shards, which ComfyUI does not load"
     if instead := lone_shard(side.path):
         ending, advised = "is one shard of several, not a whole model", [(Outcome.FAILS, instead)]
     outcomes = [finding.outcome for finding in side.findings] + [level for level, _ in advised]
@@ -136,5 +147,5 @@ def verdict(side: Side) -> dict:
             if scheme.how
         },
         "defects": defects_found(side),
-        "advice": [text for _, text in advised],
+        "advice": [Note(text, RANKS[level]) for level, text in advised],
     }

@@ -177,7 +177,7 @@ def test_every_kind_is_told_as_source_by_verify_and_by_the_comparison(
     assert f"  is {title}, not {instead}: " in printed
     assert "no defect found in its quantised layers" in printed
     assert compare_models([str(path)]) == 0
-    assert f"file.safetensors is {title}, not {instead}" in capsys.readouterr().out
+    assert f") is {title}, not {instead}" in capsys.readouterr().out
     assert compare_models([str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == title
 

@@ -1,6 +1,7 @@
 """compare_models.py: the owner's analysis reproduced on its own pair, and sides of any kind."""
 
 import json
+import shutil
 
 import gguf
 import numpy as np
@@ -10,7 +11,7 @@ from make_wan import wan_shapes, write_gguf
 from safetensors.torch import load_file, save_file
 
 from nvfp4.compare.entry import compare_models
-from nvfp4.compare.verdict import ENDINGS
+from nvfp4.compare.tables import Table, table_lines, wrapped
 from nvfp4.dtypes import SAFETENSORS_BITS
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.read import read_guides
@@ -67,7 +68,7 @@ def by_size(item):
 def test_the_documented_pair_shows_every_documented_finding(documented, capsys):
     status, data = data_of(*documented, capsys=capsys)
     a, b = data["a"], data["b"]
-    assert status == 1
+    assert status == 0
     assert not data["same_structure"]
     # 4. tensor count
     assert (a["tensors"], b["tensors"]) == (1126, 1437)
@@ -95,23 +96,29 @@ def test_the_documented_pair_shows_every_documented_finding(documented, capsys):
         ".weight_scale_2": 306,
         "layers in _quantization_metadata": 306,
     }
+    found = {row["kind"]: (row["tensors"], row["stored"]) for row in data["tensors_that_differ"]}
+    assert found["blocks.*.ffn.0.bias"] == (30, "F32 [14336] -> F16 [14336]")
+    assert sum(count for count, _ in found.values()) == 1126 - 306 - 301
     assert data["only_in_a"] == {"*.scale_weight": 300, "scaled_fp8": 1}
     assert data["only_in_b"] == {"*.weight_scale": 306, "*.weight_scale_2": 306}
 
 
 def test_the_documented_pair_gets_a_verdict_and_a_way_out(documented, capsys):
-    status, text = run(*documented, capsys=capsys)
+    status, text = run(*documented, "--exit-code", capsys=capsys)
     assert status == 1
-    working, noisy = text.split("\nB: ")
-    assert "1,437 tensors (+311)" in text
-    ending = ENDINGS[Outcome.LOADS]
-    assert f"A: working.safetensors {ending}\n  300 layers scaled FP8 W8A16: " in working
-    assert noisy.startswith("noisy.safetensors loads; expect noise or black frames\n")
-    assert "100 % of the linear weights are NVFP4, which gave noise on Wan" in noisy
-    assert "306 W4A4 layers have no input scale" in noisy
-    assert "biases, norms, modulation are float16, where working files keep float32" in noisy
-    assert "--recipe scaled-fp8" in noisy
-    assert len(text.splitlines()) < 100
+    working, noisy, differ, *rest = text.splitlines()
+    assert working.startswith("A: working.safetensors (1,126 tensors, 5.28 GB) ")
+    assert " loads as it should; needs ComfyUI 0.10 or newer" in working
+    assert noisy.startswith("B: noisy.safetensors (1,437 tensors, ")
+    assert " loads; expect noise or black frames; defects: 1, see below; needs " in noisy
+    assert differ.startswith("A and B differ: 306 of 306 linear layers are stored or multiplied ")
+    assert differ.endswith("; 301 tensors are only in A; 612 tensors are only in B")
+    text = "\n".join(rest)
+    assert "warning: B: 100 % of the linear weights are NVFP4, which gave noise on Wan" in text
+    assert "hint: B: 306 W4A4 layers have no input scale" in text
+    assert "hint: B: biases, norms, modulation are float16, where working files keep" in text
+    assert "--recipe scaled-fp8" in text
+    assert len(text.splitlines()) < 120
 
 
 @pytest.mark.parametrize(("experts", "is_noisy"), [(None, True), ((64, 128, 64), False)])
@@ -141,16 +148,26 @@ def test_the_recipe_makes_the_working_structure(documented, tmp_path, capsys):
     made = header_only(
         tmp_path / "made.safetensors", {n: (s.dtype, s.shape) for n, s in layout.slots.items()}, {}
     )
-    assert run(documented[0], made, capsys=capsys)[0] == 0
+    assert run(documented[0], made, "--exit-code", capsys=capsys)[0] == 0
 
 
 def test_equal_files_and_one_that_differs_in_one_layer(converted, tmp_path, capsys):
-    assert data_of(converted, converted, capsys=capsys)[0] == 0
+    status, text = run(converted, converted, "--exit-code", capsys=capsys)
+    assert (status, text.count("\n")) == (0, 2)
+    assert text.endswith("A and B are the same file\n")
+    copy = shutil.copy(converted, tmp_path / "copy.safetensors")
+    status, text = run(converted, copy, "--exit-code", capsys=capsys)
+    assert (status, text.count("\n")) == (0, 3)
+    assert "have the same structure and the same metadata (values were not compared" in text
+    text = run(converted, copy, "--values", capsys=capsys)[1]
+    assert text.endswith("the same metadata (all 86 decoded weights are equal)\n")
     write_case("the_tensor_says_something_else", converted, tmp_path / "o.safetensors")
     tensors = load_file(converted)
     tensors["blocks.0.norm3.weight"] = tensors["blocks.0.norm3.weight"].half()
     save_file(tensors, tmp_path / "half.safetensors", read_header(converted)[1])
-    status, data = data_of(converted, tmp_path / "half.safetensors", capsys=capsys)
+    other = tmp_path / "half.safetensors"
+    assert run(converted, other, capsys=capsys)[0] == 0
+    status, data = data_of(converted, other, "--exit-code", capsys=capsys)
     assert (status, data["same_structure"]) == (1, False)
     assert data["layers_that_differ"] == []
     assert data["b"]["not_quantised"]["norms"] == {"F32": 47, "F16": 1}
@@ -163,7 +180,7 @@ def test_a_prefix_makes_no_difference(converted, tmp_path, capsys):
     tensors = {prefix + name: tensor for name, tensor in load_file(converted).items()}
     path = tmp_path / "o.safetensors"
     save_file(tensors, path, {"_quantization_metadata": json.dumps(metadata)})
-    assert run(converted, path, capsys=capsys)[0] == 0
+    assert run(converted, path, "--exit-code", capsys=capsys)[0] == 0
 
 
 # Defects that only values show: this program reads headers alone.
@@ -175,9 +192,9 @@ BY_VALUE = ("bad scale", "padding", "unscaled")
 def test_a_broken_file_ends_as_its_defect_does(name, converted, tmp_path, capsys):
     """Headers alone: values are for --verify, so defects of values are not seen."""
     path = write_case(name, converted, tmp_path / "broken.safetensors")
-    status, data = data_of(path, capsys=capsys)
+    status, data = data_of(path, "--exit-code", capsys=capsys)
     defect = DEFECTS[CASES[name][0]]
-    assert status == 0
+    assert status == (data["verdict"]["outcome"] != "LOADS")
     if CASES[name][0] not in BY_VALUE:
         assert defect.what in [found["what"] for found in data["verdict"]["defects"]]
         assert Outcome[data["verdict"]["outcome"]] >= defect.outcome
@@ -194,9 +211,12 @@ def test_a_sound_files_verdict_tells_how_its_layers_run(converted, capsys):
 
 
 def test_the_inventory_lists_every_layer_and_totals(converted, capsys):
-    _, text = run(converted, capsys=capsys)
+    _, text = run(converted, "--layers", capsys=capsys)
     assert "  blocks.3.ffn.0         [512, 256]   NVFP4 W4A" in text
-    assert "  blocks.*.ffn.2         4  FP8 W8A16" in text
+    assert "  blocks.*.ffn.2         FP8 W8A16                4  0.52 MB" in text
+    _, text = run(converted, capsys=capsys)
+    assert "blocks.3.ffn.0" not in text
+    assert "hint: --layers lists every linear layer" in text
     _, data = data_of(converted, capsys=capsys)
     assert len(data["layers"]) == 86
     stored = load_file(converted)
@@ -215,7 +235,7 @@ def test_a_pattern_chooses_layers(converted, capsys):
 
 
 def test_shards_and_ggufs_are_sides_too(tiny, converted, capsys):
-    status, data = data_of(tiny, tiny / "model.gguf", capsys=capsys)
+    status, data = data_of(tiny, tiny / "model.gguf", "--exit-code", capsys=capsys)
     assert status == 1
     assert data["b"]["schemes"].keys() == {"Q5_K", "Q6_K", "F16"}
     assert data["only_in_a"] == data["only_in_b"] == {}
@@ -223,7 +243,7 @@ def test_shards_and_ggufs_are_sides_too(tiny, converted, capsys):
     assert "ComfyUI-GGUF" in data["b"]["verdict"]["ending"]
     rows = {(row["a"], row["b"]): row["layers"] for row in data["layers_that_differ"]}
     assert rows == {("F32", "F16"): 6, ("F32", "Q5_K"): 56, ("F32", "Q6_K"): 24}
-    assert data_of(tiny / "model.gguf", converted, capsys=capsys)[0] == 1
+    assert data_of(tiny / "model.gguf", converted, capsys=capsys)[0] == 0
 
 
 def test_values_measure_b_against_a(tiny, tmp_path, capsys):
@@ -258,10 +278,10 @@ def test_values_of_a_quantised_gguf(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["absent.safetensors", "broken.gguf", "text.safetensors"])
-def test_an_unreadable_file_exits_with_2(name, converted, tmp_path, capsys):
+def test_an_unreadable_file_exits_with_1(name, converted, tmp_path, capsys):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03\0\0\0")
     (tmp_path / "text.safetensors").write_text("no model", encoding="utf-8")
-    assert compare_models([str(converted), str(tmp_path / name)]) == 2
+    assert compare_models([str(converted), str(tmp_path / name)]) == 1
     assert capsys.readouterr().err.startswith("error: ")
 
 
@@ -291,3 +311,18 @@ def test_one_shard_of_several_is_no_sound_model(named, tmp_path, capsys):
     assert found["ending"] == "is one shard of several, not a whole model"
     assert found["outcome"] == "FAILS"
     assert "or the folder" in found["advice"][0]
+
+
+def test_no_line_is_wider_than_the_terminal(documented, converted, capsys, monkeypatch):
+    for width in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        for files in (documented, documented[1:], (documented[0], converted), (converted,)):
+            _, text = run(*files, capsys=capsys)
+            assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_cell_that_is_too_wide_loses_its_middle():
+    found = Table("t", [("blocks.0.a_very_long_name_of_a_layer.q", "5"), ("x", "1,000")])
+    lines = table_lines(found, 30)
+    assert lines == ["", "t", "  blocks...of_a_layer.q      5", "  x                      1,000"]
+    assert wrapped("  a b c", 5) == ["  a b", "    c"]

@@ -137,7 +137,7 @@ def test_a_source_may_have_it(house, converted, tmp_path):
 
 
 def test_two_files_can_be_compared_by_it(house, converted, source):
-    text = run(house, "compare_models.py", source, converted[0], "--values", status=1)
+    text = run(house, "compare_models.py", source, converted[0], "--values")
     assert "blocks.*.a  TOY8 W8A8, no input scale   4  0.006" in text
 
 
