@@ -101,7 +101,7 @@ def render_runs(side: dict, title: str) -> list[str]:
     return ["", title, *lines] if lines else []
 
 
-def sized(found: dict[str, int]) -> tuple[str, str]:
+def layers_and_size(found: dict[str, int]) -> tuple[str, str]:
     """Make the cells of a number of layers and of their bytes."""
     return str(found["layers"]), gigabytes(found["bytes"])
 
@@ -113,9 +113,9 @@ def render_one(data: dict, width: int = 0, *, every_layer: bool = True) -> str:
     layers with shape, scheme and size at the end; the kinds of layers are listed anyway. Tables
     without rows are left out.
     """
-    kinds = ((kind, label, *sized(sizes)) for kind, found in data["kinds"].items()
+    kinds = ((kind, label, *layers_and_size(sizes)) for kind, found in data["kinds"].items()
              for label, sizes in found.items())  # fmt: skip
-    schemes = ((label, *sized(sizes)) for label, sizes in data["schemes"].items())
+    schemes = ((label, *layers_and_size(sizes)) for label, sizes in data["schemes"].items())
     rest = ((role, counted(found)) for role, found in data["not_quantised"].items() if found)
     naming = ((key, str(count)) for key, count in data["naming"].items())
     layers = ((x["name"], str(x["shape"]), x["scheme"], gigabytes(x["bytes"]))

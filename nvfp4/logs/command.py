@@ -10,7 +10,7 @@ import argparse
 import math
 from collections.abc import Iterator
 
-from nvfp4.cli.arguments import ArgumentReader
+from nvfp4.cli.arguments import ArgumentReader, called_as
 from nvfp4.errors import examples
 from nvfp4.guides.columns import percentile_key
 from nvfp4.logs.records import LOG_DEFAULTS, Criteria
@@ -20,16 +20,39 @@ from nvfp4.options.kinds import FILE, SUMMARY, natural, percentile, real_number
 LOGS_DESCRIPTION = """\
 Turn a calibration log into input-scale statistics, plots and a list of sensitive layers.
 
-A log has one line for each call of a linear layer, written while ComfyUI runs prompts:
+The recorder (calib/comfyui_nvfp4_recorder) writes a log while ComfyUI runs prompts, a line for each
+call of a linear layer: docs/calibration.md tells how, and what all columns and plots mean.
   format <tab> mode <tab> layer <tab> scale <tab> amax <tab> shape
 scale is the input scale that the call measured, amax / 2688; amax its input's largest magnitude.
 Older logs lack the first column, which was always nvfp4.
 
-The summary (--json) goes to convert_nvfp4.py --input-scale-summary-json, the list
-(--sensitive-layers) to --full-precision-mm-layers. A summary is also an input (--summary), so
-that lists and plots can be made again without the log.
+The summary (--json) is for convert_nvfp4.py --input-scale-summary-json, the list of layers
+(--sensitive-layers) for --full-precision-mm-layers. --summary reads a summary again, so that lists
+and plots can be made without the log.
 
 Exit status: 0 done, 1 a file that is no log, summary or recording, 2 wrong usage.
+"""
+# What -h prints: at most 80 columns, as it is printed unchanged.
+LOGS_SHORT = """\
+usage: {program} --input LOG ... [options]
+       {program} --summary FILE [options]
+
+Turn the log of the calibration recorder into input scales, plots and a list of
+sensitive layers:
+  {program} --input NAME.log --json summary.json
+
+  --input LOG ...           logs of the recorder, plain or .gz, .xz, .bz2
+  --summary FILE            or a summary that was made earlier
+  --recording FILE ...      also NAME.safetensors of the recorder, for rel_rmse
+  --json FILE               write input scales, for the converter
+  --csv FILE                write the same as a table
+  --plots-dir DIR           draw plots (needs matplotlib)
+  --sensitive-layers FILE   write layers that vary most, for the converter,
+    --cv-threshold X          from scale_cv X up: 0.1 to 0.2 is usual
+    --cross-attn              and all of cross-attention
+
+All options: {program} --help
+How to calibrate: docs/calibration.md
 """
 # There is no default threshold: the figure that was published flags nine layers in ten.
 LOGS_EPILOG = """\
@@ -139,6 +162,7 @@ def logs_parser() -> ArgumentReader:
     parser = ArgumentReader(
         "analyze_input_scale_log.py",
         LOGS_DESCRIPTION,
+        LOGS_SHORT.format(program=called_as("analyze_input_scale_log.py")),
         usage="%(prog)s (--input LOG ... | --summary FILE) [options]",
         epilog=LOGS_EPILOG + render_trade(),
     )

@@ -19,6 +19,7 @@ from nvfp4.logs.plots import need_matplotlib, write_plots
 from nvfp4.logs.records import LineChoice, LogSummary
 from nvfp4.logs.summary import read_errors, read_log_summary, summarise_logs, with_errors
 from nvfp4.logs.text import render_analysis
+from nvfp4.progress import phase
 
 # Options that name a file to write, in the order they are written in; --plots-dir names a folder,
 # and comes after them.
@@ -93,14 +94,15 @@ def carry_out_analysis(given: dict[str, object]) -> str:
         "json": lambda: summary_json(summary),
         "sensitive_layers": lambda: render_list(summary.rows, criteria),
     }
-    written = []
+    written, plots = {}, []
     for name in OUTPUTS:
         if given[name]:
             write_text(texts[name](), given[name])
-            written.append(given[name])
+            written[name] = given[name]
     if given["plots_dir"]:
-        written += write_plots(given["plots_dir"], summary, criteria)
-    return render_analysis(summary, criteria, written)
+        phase("drawing plots")
+        plots = write_plots(given["plots_dir"], summary, criteria)
+    return render_analysis(summary, criteria, written, plots)
 
 
 def analyze_log(argv: list[str] | None = None) -> int:

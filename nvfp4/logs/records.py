@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nvfp4.errors import in_number
 from nvfp4.guides.columns import percentile_key
 
 # The value of --format and --mode that leaves no line out; a format of this name could not be
@@ -135,7 +136,7 @@ class LogSummary:
         calls = [row["count"] for row in self.rows if row.get("count")]
         least, most = min(calls, default=0), max(calls, default=0)
         each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-        return f"{len(self.rows):,} layers, {each} calls each"
+        return in_number(len(self.rows), f"layers, {each} calls each")
 
 
 def rounded(value: float | None) -> float | None:

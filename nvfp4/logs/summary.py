@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from nvfp4.errors import ConvertError, examples, one_line
+from nvfp4.errors import ConvertError, examples, in_number, one_line
 from nvfp4.guides.recording import read_recordings
 from nvfp4.logs.reading import OPENERS, read_log
 from nvfp4.logs.records import LOG_DEFAULTS, LineChoice, Log, LogSummary, rounded
@@ -28,6 +28,7 @@ from nvfp4.logs.rows import (
 from nvfp4.logs.series import Series
 from nvfp4.model import bare
 from nvfp4.names import natural_key
+from nvfp4.notes import Note, Rank
 from nvfp4.read.json_files import load_json, measured_rows, rows_in
 
 # Endings of logs that are no part of a model's name.
@@ -80,25 +81,27 @@ def model_behind(log: Path) -> str:
     return log.name
 
 
-def log_notes(log: Log) -> Iterator[str]:
+def log_notes(log: Log) -> Iterator[Note]:
     """Tell how many lines of a log were used, and why the others were not.
 
-    Yields the file's own line and, indented under it, one for each reason; malformed lines are
-    shown with their number and beginning.
+    Yields the file's own line with the reasons under it, indented. Malformed lines, shown with
+    their number and beginning, and a last line without its end have notes of their own.
     """
-    yield f"{log.path}: {log.lines:,} lines, {log.used:,} used"
-    for (kind, mode), count in log.left_out.most_common(MOST_LEFT_OUT):
-        yield f"  left out: {count:,} of format {kind}, mode {mode}"
+    lines = [f"{log.path}: {log.lines:,} lines, {log.used:,} used"]
+    lines += [f"  left out: {count:,} of format {kind}, mode {mode}"
+              for (kind, mode), count in log.left_out.most_common(MOST_LEFT_OUT)]  # fmt: skip
     if log.zeros:
-        yield f"  left out: {log.zeros:,} calls whose input was all zeros"
+        lines += [f"  left out: {log.zeros:,} calls whose input was all zeros"]
+    yield Note("\n".join(lines), Rank.INFORMATION)
     if log.malformed:
-        yield f"  left out: {log.malformed:,} malformed"
-    yield from (f"    {one_line(text)}" for text in log.shown)
+        shown = "".join(f"\n  {one_line(text)}" for text in log.shown)
+        yield Note(f"{log.path}: left out: {log.malformed:,} malformed{shown}", Rank.WARNING)
     if log.incomplete:
-        yield "  left out: the last line, which has no end: is the log still being written?"
+        problem = "left out: the last line, which has no end: is the log still being written?"
+        yield Note(f"{log.path}: {problem}", Rank.NOTE)
 
 
-def series_notes(found: dict[str, Series], choice: LineChoice) -> Iterator[str]:
+def series_notes(found: dict[str, Series], choice: LineChoice) -> Iterator[Note]:
     """Tell which layers have lines of several kinds, or calls that do not fill whole runs.
 
     found: {layer: its calls}. Lines of two formats in one layer are of two recordings; calls that
@@ -107,14 +110,15 @@ def series_notes(found: dict[str, Series], choice: LineChoice) -> Iterator[str]:
     """
     mixed = [name for name, series in found.items() if len(series.kinds) > 1]
     if mixed:
-        yield f"{len(mixed)} layers have lines of several formats or modes, taken together: " \
-              f"{examples(mixed)}"  # fmt: skip
+        problem = "layers have lines of several formats or modes, taken together"
+        yield Note(f"{in_number(len(mixed), problem)}: {examples(mixed)}", Rank.WARNING)
     if choice.steps:
         whole = choice.steps * choice.passes
         odd = [name for name, series in found.items() if series.calls % whole]
         if odd:
-            yield f"{len(odd)} layers' calls are no multiple of {choice.steps} steps x " \
-                  f"{choice.passes}, so that steps are mixed up: {examples(odd)}"  # fmt: skip
+            problem = f"{len(odd)} layers' calls are no multiple of {choice.steps} steps x " \
+                      f"{choice.passes}, so that steps are mixed up"  # fmt: skip
+            yield Note(f"{problem}: {examples(odd)}", Rank.WARNING)
 
 
 def read_log_summary(path: Path) -> LogSummary:
@@ -177,7 +181,7 @@ def with_errors(summary: LogSummary, errors: dict[str, float | None]) -> LogSumm
     # A recorded layer without energy has no error either.
     unmeasured = names - {name for name, error in errors.items() if error is not None}
     notes = [
-        f"{len(found)} {what}: {examples(found)}"
+        Note(f"{in_number(len(found), what)}: {examples(found)}", Rank.NOTE)
         for found, what in (
             (unmeasured, "layers have no error in the recording"),
             (errors.keys() - names, "recorded layers are not in the log or summary"),

@@ -9,10 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from nvfp4.cli.arguments import called_beside
 from nvfp4.errors import one_line
 from nvfp4.logs.lists import sensitive_layers
 from nvfp4.logs.records import Criteria, LogSummary
+from nvfp4.notes import Rank, by_rank
 
+# The converter's option for a file that was written by an option of this program.
+NEXT = {"json": "--input-scale-summary-json", "sensitive_layers": "--full-precision-mm-layers"}
 # Layers in the table of the most variable input scales; the CSV has all of them.
 MOST_VARIABLE = 10
 # What thresholds cost: model, --cv-threshold, per cent of the measured layers that it flags, per
@@ -42,11 +46,11 @@ def columns_of(title: str, rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def figure_text(value: float | None) -> str:
-    """Show a figure in a table: whole numbers in full, others with four digits.
+    """Show a figure in a table: whole numbers in full, others with three digits.
 
     None, which stands for what is not known, becomes "-".
     """
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
 
 
 def render_variable(summary: LogSummary) -> list[str]:
@@ -90,22 +94,47 @@ def render_flags(summary: LogSummary, criteria: Criteria) -> list[str]:
     return columns_of("sensitive layers", rows)
 
 
-def render_analysis(summary: LogSummary, criteria: Criteria, written: Iterable[Path]) -> str:
-    """Render all that is printed at the end: notes, tables, and which files were written.
+def render_analysis(
+    summary: LogSummary, criteria: Criteria, written: dict[str, Path], plots: Iterable[Path] = ()
+) -> str:
+    """Render all that is printed at the end: what was read, tables, notes, what was written.
 
-    criteria: what flags layers, perhaps nothing. written: paths in the order in which they were
-    written, perhaps none.
+    criteria: what flags layers, perhaps nothing. written: {option: file}, in the order in which
+    they were written, and plots after them; perhaps none. The last line is what to type next.
     """
+    notes = by_rank(summary.notes)
+    read = [note.line for note in notes if note.rank == Rank.INFORMATION]
+    others = [note.line for note in notes if note.rank > Rank.INFORMATION]
+    files = [*written.values(), *plots]
     return "\n".join(
         [
-            *summary.notes,
+            *read,
             summary.measured,
             *render_variable(summary),
             *render_flags(summary, criteria),
-            *([""] if written else []),
-            *(f"written: {path}" for path in written),
+            *([""] if others else []),
+            *others,
+            "",
+            *(f"written: {path}" for path in files),
+            *render_next(written),
         ]
     )
+
+
+def render_next(written: dict[str, Path]) -> list[str]:
+    """Render the converter's command for what was written, or what to write for one.
+
+    written: {option: file}. A file that the converter does not read has no line.
+    """
+    flags = [f"{NEXT[name]} {quoted(path)}" for name, path in written.items() if name in NEXT]
+    if flags:
+        return [f"next: {called_beside('convert_nvfp4.py')} SOURCE {' '.join(flags)}"]
+    return ["hint: --json FILE writes the summary that convert_nvfp4.py takes input scales from"]
+
+
+def quoted(path: Path) -> str:
+    """Put a path into quotes that every shell takes, where it has a space."""
+    return f'"{path}"' if " " in str(path) else str(path)
 
 
 def render_trade() -> str:

@@ -1,5 +1,6 @@
 """The command line of the analysis: usage, files, help."""
 
+import re
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 from nvfp4.logs.command import LOGS_COMMAND_LINE, LOGS_DESCRIPTION
 from nvfp4.logs.entry import analyze_log
 from nvfp4.logs.text import render_trade
-from support.logs import SHIPPED, error_of, line, log_of
+from support.logs import SHIPPED, error_of, line, log_of, run
 from support.paths import ROOT
 
 
@@ -55,6 +56,30 @@ def test_files_are_checked_before_the_reading(tmp_path, capsys):
 def test_a_threshold_on_what_no_summary_has_is_an_error(capsys):
     error = error_of("--summary", SHIPPED, "--rel-rmse-threshold", 0.1, capsys=capsys)
     assert "no layer has a rel_rmse; give --recording FILE" in error
+
+
+def test_short_help_fits_a_terminal_and_names_options_that_are_there(capsys):
+    with pytest.raises(SystemExit) as stop:
+        analyze_log(["-h"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert max(map(len, text.splitlines())) <= 80
+    known = {option for options in LOGS_COMMAND_LINE.values() for option in options}
+    assert {*re.findall(r"--[a-z-]+", text)} <= known | {"--help"}
+
+
+def test_the_last_line_is_what_to_type_next(tmp_path, capsys):
+    folder = tmp_path / "my files"
+    folder.mkdir()
+    files = ("--json", folder / "s.json", "--sensitive-layers", folder / "l.txt", "--cross-attn")
+    status, text, _ = run("--summary", SHIPPED, *files, capsys=capsys)
+    *_, first, second, last = text.splitlines()
+    assert (status, first, second) == (0, f"written: {files[1]}", f"written: {files[3]}")
+    options = f'--input-scale-summary-json "{files[1]}" --full-precision-mm-layers "{files[3]}"'
+    assert last == f"next: python convert_nvfp4.py SOURCE {options}"
+    assert run("--summary", SHIPPED, capsys=capsys)[1].endswith(
+        "hint: --json FILE writes the summary that convert_nvfp4.py takes input scales from\n"
+    )
 
 
 def test_help_has_the_docstring_every_option_and_the_trade():

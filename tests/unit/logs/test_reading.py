@@ -33,6 +33,7 @@ def test_malformed_lines_are_counted_and_shown(tmp_path, capsys, bad, reason):
     log = log_of(tmp_path, line(), bad, line(), bad, bad, bad)
     _, rows, text = rows_of(tmp_path, "--input", log, capsys=capsys)
     assert f"{log}: 6 lines, 2 used" in text
+    assert "warning: " in text
     assert "left out: 4 malformed" in text
     assert f"{log} line 2: {reason}" in text
     assert text.count(reason) == EXAMPLES
@@ -102,7 +103,7 @@ def test_other_formats_and_modes_are_left_out_and_counted(tmp_path, capsys):
     data, rows, text = rows_of(tmp_path, "--input", log, *every, capsys=capsys)
     assert (data["format"], data["mode"]) == ("all", "all")
     assert rows["blocks.2.ffn.0"]["count"] == 4
-    assert "1 layers have lines of several formats or modes, taken together" in text
+    assert "warning: 1 layer has lines of several formats or modes, taken together" in text
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_recordings_add_up_to_a_relative_error(tmp_path, capsys):
     assert read_layer_list(listed) == ("blocks.2.ffn.0",)
     assert "blocks.2.ffn.0  # rel_rmse 0.1 >= 0.1\n" in listed.read_text()
     assert "2 layers have no error in the recording: blocks.3.ffn.0, blocks.4.ffn.0" in text
-    assert "1 recorded layers are not in the log or summary: other" in text
+    assert "note: 1 recorded layer is not in the log or summary: other" in text
     assert "rel_rmse" in text
 
 
