@@ -3316,6 +3316,12 @@ def called_as(script: str) -> str:
     return command if Path(sys.argv[0]).stem == command else script
 
 
+def called_beside(script: str) -> str:
+    """Name another program of this package in the way in which this one was started."""
+    installed = Path(sys.argv[0]).stem in INSTALLED_COMMANDS.values()
+    return INSTALLED_COMMANDS[script] if installed else f"python {script}"
+
+
 class ArgumentReader(argparse.ArgumentParser):
     """Read a command line: --version, no abbreviations, and what an unknown option may stand for.
 
