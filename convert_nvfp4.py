@@ -589,15 +589,84 @@ import errno
 import functools
 import importlib.util
 import itertools
+import json
 import math
+import shutil
 import stat
+import subprocess
+import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
-from functools import lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
+from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+
+
+# ── nvfp4/dtypes.py: Facts about numbers: dtypes, ranges, block and tile sizes ────────────────────
+
+# The magnitudes of the E2M1 codes 0 to 7. Bit 3 of a code is the sign.
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1_MAX = E2M1_VALUES[-1]
+# The largest finite E4M3 number in the variant that torch calls float8_e4m3fn: no infinities.
+E4M3_MAX = 448.0
+FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
+# The largest multiple of the global scale that NVFP4 holds, 2688: the largest code times the
+# largest block scale.
+NVFP4_MAX = E2M1_MAX * E4M3_MAX
+# Columns of a row that share one block scale in NVFP4.
+BLOCK_SIZE = 16
+# cuBLAS reads block scales in swizzled tiles of this size; comfy_kitchen stores them so.
+TILE_ROWS, TILE_COLUMNS = 128, 4
+# Blackwell's FP4 matmul needs K % 32 == 0, and N % 16 == 0 where there is a bias. ComfyUI decodes
+# a weight of another shape on every call.
+FP4_MATMUL_K = 32
+FP4_MATMUL_N = 16
+# Headers with more dimensions are refused. The patch embedding of a video model has 5, and numpy
+# before version 2 cannot hold more than 32.
+MAX_DIMENSIONS = 32
+# Bits of one element by the dtype's name in a safetensors header. All that the library knows are
+# here, so that a tensor which is copied may have any of them.
+SAFETENSORS_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+# Dtypes of weights that can be quantised; tensors of others are copied.
+SOURCE_FLOATS = ("F32", "BF16", "F16")
+# Dtypes that quantised weights are stored in.
+ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+# Dtypes of scales that other programs store; they are read as float32.
+SCALE_FLOATS = (*SOURCE_FLOATS, "F64")
+# Columns of a row that share one scale in MXFP8; both sizes of a weight are padded to it.
+MX_BLOCK = 32
+# Rows and columns of the blocks that DeepSeek scales FP8 by, and others after it.
+SCALE_BLOCK = 128
+# The dtype options of the command line, in the names of safetensors headers.
+DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+# ComfyUI views block scales of these dtypes as E4M3, without changing a bit.
+VIEWED = ("U8", "I8")
+# The byte of the positive E4M3 NaN. All larger bytes are negative numbers, or the negative NaN.
+NAN_E4M3 = 0x7F
+# The smallest normal E4M3 number. Smaller block scales are subnormal and have fewer bits.
+LEAST_NORMAL_E4M3 = 2.0**-6
+
+
+def round_up(size: int, multiple: int) -> int:
+    """Round a size up to the next multiple; one that is a multiple already stays as it is."""
+    return -(-size // multiple) * multiple
+
+
+def bits_of(dtype: str, shape: tuple[int, ...]) -> int:
+    """Count the bits of a tensor's data; dtypes of 4 and 6 bits need not fill whole bytes.
+
+    Raises KeyError for a dtype that is not in SAFETENSORS_BITS.
+    """
+    return math.prod(shape) * SAFETENSORS_BITS[dtype]
 
 
 # ── nvfp4/files.py: The file system: names, links, locks, times, writing whole files ──────────────
@@ -877,69 +946,6 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
-
-
-# ── nvfp4/dtypes.py: Facts about numbers: dtypes, ranges, block and tile sizes ────────────────────
-
-# The magnitudes of the E2M1 codes 0 to 7. Bit 3 of a code is the sign.
-E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-E2M1_MAX = E2M1_VALUES[-1]
-# The largest finite E4M3 number in the variant that torch calls float8_e4m3fn: no infinities.
-E4M3_MAX = 448.0
-FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
-# The largest multiple of the global scale that NVFP4 holds, 2688: the largest code times the
-# largest block scale.
-NVFP4_MAX = E2M1_MAX * E4M3_MAX
-# Columns of a row that share one block scale in NVFP4.
-BLOCK_SIZE = 16
-# cuBLAS reads block scales in swizzled tiles of this size; comfy_kitchen stores them so.
-TILE_ROWS, TILE_COLUMNS = 128, 4
-# Blackwell's FP4 matmul needs K % 32 == 0, and N % 16 == 0 where there is a bias. ComfyUI decodes
-# a weight of another shape on every call.
-FP4_MATMUL_K = 32
-FP4_MATMUL_N = 16
-# Headers with more dimensions are refused. The patch embedding of a video model has 5, and numpy
-# before version 2 cannot hold more than 32.
-MAX_DIMENSIONS = 32
-# Bits of one element by the dtype's name in a safetensors header. All that the library knows are
-# here, so that a tensor which is copied may have any of them.
-SAFETENSORS_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
-}  # fmt: skip
-# Dtypes of weights that can be quantised; tensors of others are copied.
-SOURCE_FLOATS = ("F32", "BF16", "F16")
-# Dtypes that quantised weights are stored in.
-ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-# Dtypes of scales that other programs store; they are read as float32.
-SCALE_FLOATS = (*SOURCE_FLOATS, "F64")
-# Columns of a row that share one scale in MXFP8; both sizes of a weight are padded to it.
-MX_BLOCK = 32
-# Rows and columns of the blocks that DeepSeek scales FP8 by, and others after it.
-SCALE_BLOCK = 128
-# The dtype options of the command line, in the names of safetensors headers.
-DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-# ComfyUI views block scales of these dtypes as E4M3, without changing a bit.
-VIEWED = ("U8", "I8")
-# The byte of the positive E4M3 NaN. All larger bytes are negative numbers, or the negative NaN.
-NAN_E4M3 = 0x7F
-# The smallest normal E4M3 number. Smaller block scales are subnormal and have fewer bits.
-LEAST_NORMAL_E4M3 = 2.0**-6
-
-
-def round_up(size: int, multiple: int) -> int:
-    """Round a size up to the next multiple; one that is a multiple already stays as it is."""
-    return -(-size // multiple) * multiple
-
-
-def bits_of(dtype: str, shape: tuple[int, ...]) -> int:
-    """Count the bits of a tensor's data; dtypes of 4 and 6 bits need not fill whole bytes.
-
-    Raises KeyError for a dtype that is not in SAFETENSORS_BITS.
-    """
-    return math.prod(shape) * SAFETENSORS_BITS[dtype]
 
 
 # ── nvfp4/comfy_classes.py: What ComfyUI's own classes say of weights, by name: tables of data ────
@@ -1766,6 +1772,590 @@ SIZE = Kind(size_in_bytes, "SIZE")
 SHARE = Kind(fraction, "SHARE")
 
 
+# ── nvfp4/asking/find.py: Find the user's ComfyUI: the folder that is named, or one where people ha
+
+# The environment variable that names a ComfyUI where --comfyui does not.
+COMFYUI_ROOT = "COMFYUI_ROOT"
+# Where a ComfyUI has its own Python, beside its folder in the portable version for Windows.
+INTERPRETERS = (
+    "venv/Scripts/python.exe", ".venv/Scripts/python.exe", "../python_embeded/python.exe",
+    "venv/bin/python", ".venv/bin/python",
+)  # fmt: skip
+# Folders that people keep a ComfyUI in: below their own, and of the system. `comfy install` makes
+# the second; the last two are where the desktop app brings its code.
+HOMES = (
+    "~/ComfyUI", "~/comfy/ComfyUI", "~/Documents/ComfyUI", "~/ComfyUI_windows_portable/ComfyUI",
+    "~/Downloads/ComfyUI_windows_portable/ComfyUI", "~/Desktop/ComfyUI_windows_portable/ComfyUI",
+    "C:/ComfyUI_windows_portable/ComfyUI", "/Applications/ComfyUI.app/Contents/Resources/ComfyUI",
+)  # fmt: skip
+DESKTOP_APP = "~/AppData/Local/Programs"
+# Where the desktop app writes down the folder of its models, which has its Python, too.
+DESKTOP_CONFIGURATIONS = (
+    "~/AppData/Roaming/ComfyUI/config.json", "~/Library/Application Support/ComfyUI/config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComfyUI:
+    """Name a ComfyUI to ask.
+
+    folder: with main.py and comfy/ in it. named_by: the option or the environment variable that
+    gave the folder. python: the interpreter that runs it. version: "" where it tells none. absent:
+    why there is none to ask, where the environment names no ComfyUI's folder.
+    """
+
+    folder: Path
+    named_by: str
+    python: Path
+    version: str
+    absent: str = ""
+
+    @property
+    def title(self) -> str:
+        """Name it as in "ComfyUI 0.33.0"."""
+        return f"ComfyUI {self.version}".strip()
+
+
+def find_comfyui(folder: Path | None) -> ComfyUI | None:
+    """Find the ComfyUI to ask: that of --comfyui, else of COMFYUI_ROOT, else None.
+
+    Raises ConvertError where --comfyui is no ComfyUI's folder; where the environment names none,
+    the result tells so in `absent`. Only its version is read.
+    """
+    given = os.environ.get(COMFYUI_ROOT)
+    named_by = COMFYUI_ROOT if folder is None else "--comfyui"
+    if folder is None and not given:
+        return None
+    folder = input_path(given) if folder is None else folder
+    if not is_comfyui(folder):
+        inner = folder / "ComfyUI"
+        instead = f"give {inner}" if is_comfyui(inner) else "give the folder that has main.py"
+        told = f"{folder} is no ComfyUI folder, with main.py and comfy/ in it; {instead}"
+        if named_by != COMFYUI_ROOT:
+            raise ConvertError(f"{named_by}: {told}")
+        return ComfyUI(folder=folder, named_by=named_by, python=Path(), version="", absent=told)
+    return comfyui_in(folder, named_by)
+
+
+def comfyui_in(folder: Path, named_by: str) -> ComfyUI:
+    """Make the record of a folder that is ComfyUI's: its Python, and the version that it tells."""
+    folder = folder.resolve()
+    desktop = desktop_folder() if folder.parent.name.lower() == "resources" else None
+    roots = (folder, *([desktop] if desktop else []))
+    places = (root / place for root in roots for place in INTERPRETERS)
+    python = next((place for place in places if place.is_file()), Path(sys.executable))
+    version = version_of(folder)
+    return ComfyUI(folder=folder, named_by=named_by, python=python, version=version)
+
+
+def is_comfyui(folder: Path) -> bool:
+    """Tell whether a folder looks like ComfyUI's."""
+    return (folder / "comfy").is_dir() and (folder / "main.py").is_file()
+
+
+def version_of(folder: Path) -> str:
+    """Read the version that a ComfyUI tells in comfyui_version.py, "" if there is none."""
+    try:
+        text = (folder / "comfyui_version.py").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"""__version__ = ["']([\w.+-]{1,40})["']""", text)
+    return found[1] if found else ""
+
+
+def nearby_comfyui() -> ComfyUI | None:
+    """Find a ComfyUI where nobody named one, or None.
+
+    Looked at are this folder, that of the program and that of the Python that runs it, with their
+    parents and a ComfyUI/ beside each; then HOMES and the desktop app's folder.
+    """
+    for place in usual_places():
+        if is_comfyui(place):
+            return comfyui_in(place, "found nearby")
+    return None
+
+
+def usual_places() -> Iterator[Path]:
+    """List the folders where a ComfyUI may be, the likeliest first; most are not there."""
+    for start in (Path.cwd(), HERE, Path(sys.prefix).resolve()):
+        for folder in (start, *start.parents):
+            yield from (folder, folder / "ComfyUI")
+    yield from (Path(home).expanduser() for home in HOMES)
+    programs = Path(DESKTOP_APP).expanduser()
+    yield from programs.glob("*comfyui-electron/resources/ComfyUI")
+
+
+def desktop_folder() -> Path | None:
+    """Read from the desktop app's configuration which folder it keeps models and Python in."""
+    for name in DESKTOP_CONFIGURATIONS:
+        try:
+            text = Path(name).expanduser().read_text(encoding="utf-8")
+            return Path(json.loads(text)["basePath"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+# ── nvfp4/doctor/records.py: Hold what the doctor found: things that were looked at, each with what
+
+class Advice(NamedTuple):
+    """Say what to do.
+
+    rank: "error" where no conversion can run, "warning", "note" or "hint". command: a line to copy.
+    """
+
+    rank: str
+    text: str
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """Tell one thing that was looked at: the topic, its state, and what to do about it."""
+
+    topic: str
+    state: str
+    advice: Sequence[Advice] = ()
+
+    @property
+    def fails(self) -> bool:
+        """Tell whether no conversion can run like this."""
+        return any(advice.rank == "error" for advice in self.advice)
+
+    @property
+    def data(self) -> dict:
+        """Make it ready for JSON."""
+        advice = [one._asdict() for one in self.advice]
+        return {"topic": self.topic, "state": self.state, "advice": advice}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """Describe a graphics card.
+
+    capability: compute capability of NVIDIA's, None elsewhere. memory: bytes. driver: its version,
+    "" where nothing told it. chip: AMD's name of the architecture, "" elsewhere.
+    """
+
+    name: str
+    capability: tuple[int, int] | None
+    memory: int
+    driver: str = ""
+    chip: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PythonFacts:
+    """Hold what a Python told of itself.
+
+    path: the interpreter. python: its version, "" where it gave no answer, which `silence` says
+    why. versions: {package: version}. torch, kitchen: as `prober` tells them; {} where they are not
+    installed, {"problem": ...} where they cannot be imported.
+    """
+
+    path: Path
+    python: str
+    versions: dict[str, str]
+    torch: dict
+    kitchen: dict
+    silence: str = ""
+
+    @property
+    def cuda(self) -> str:
+        """Tell which CUDA torch was built for, "" for another build, or without torch."""
+        return self.torch.get("cuda") or ""
+
+    @property
+    def cards(self) -> list[Gpu]:
+        """List the cards that torch can use; the compute capability that it tells of AMD's is no
+        such thing."""
+        is_amd = bool(self.torch.get("hip"))
+        return [
+            Gpu(name=one["name"], capability=None if is_amd else tuple(one["capability"]),
+                memory=one["memory"], chip=one["chip"] if is_amd else "")
+            for one in self.torch.get("cards", ())
+        ]  # fmt: skip
+
+
+# ── nvfp4/doctor/facts.py: Ask the system, and other Pythons, for facts: none of it needs torch in 
+
+# What runs in the Python that is asked. tools/single_file.py puts the text itself here.
+PROBER = r'''"""Tell what a Python has, torch and its cards above all: the program that runs in it.
+
+The package never imports this module: `facts` sends its text to the Python that is asked, which may
+be ComfyUI's own. It needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+# The packages whose versions are told, by their names on PyPI.
+TOLD_VERSIONS = (
+    "torch", "comfy-kitchen", "numba", "triton", "triton-windows", "matplotlib", "safetensors",
+    "gguf", "numpy", "tqdm",
+)  # fmt: skip
+# comfy_kitchen's layouts by our words for formats: a version that lacks one cannot load the format.
+LAYOUTS = {
+    "nvfp4": "TensorCoreNVFP4Layout",
+    "w4a8": "AsymW4A8Int8Layout",
+    "int8": "TensorWiseINT8Layout",
+    "fp8": "TensorCoreFP8Layout",
+    "mxfp8": "TensorCoreMXFP8Layout",
+}
+
+
+def probe_python(*, kitchen: bool) -> dict:
+    """Collect all that is told, ready for JSON; what cannot be imported is told with its error.
+
+    kitchen: import comfy_kitchen as well.
+    """
+    found = {"python": platform.python_version(), "versions": installed_versions()}
+    if "torch" in found["versions"]:
+        found["torch"] = probed(probe_torch)
+    if kitchen and "comfy-kitchen" in found["versions"]:
+        found["kitchen"] = probed(probe_kitchen)
+    return found
+
+
+def probed(probe: object) -> dict:
+    """Call a function that imports a package, and tell the error of one that is broken."""
+    try:
+        return probe()
+    except Exception as error:  # noqa: BLE001
+        return {"problem": f"{type(error).__name__}: {error}".partition("\n")[0]}
+
+
+def installed_versions() -> dict:
+    """Read the versions of TOLD_VERSIONS; what is not installed is left out."""
+    found = {}
+    for name in TOLD_VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def probe_torch() -> dict:
+    """Tell which torch there is, what it was built for, and the cards that it can use."""
+    import torch
+
+    cards = []
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        facts = torch.cuda.get_device_properties(number)
+        cards.append({
+            "name": facts.name, "capability": [facts.major, facts.minor],
+            "memory": facts.total_memory, "chip": getattr(facts, "gcnArchName", ""),
+        })  # fmt: skip
+    return {
+        "version": torch.__version__, "cuda": torch.version.cuda, "cards": cards,
+        "hip": getattr(torch.version, "hip", None),
+    }  # fmt: skip
+
+
+def probe_kitchen() -> dict:
+    """Ask comfy_kitchen which kernels it has here, and which formats it multiplies on this card."""
+    import comfy_kitchen
+    from comfy_kitchen import tensor
+
+    layouts = {word: getattr(tensor, name, None) for word, name in LAYOUTS.items()}
+    return {
+        "backends": {
+            name: "" if state["available"] else str(state["unavailable_reason"])
+            for name, state in sorted(comfy_kitchen.list_backends().items())
+        },
+        "multiplies": {
+            word: bool(layout.supports_fast_matmul()) for word, layout in layouts.items() if layout
+        },
+    }
+'''
+PROBE_BOOT = (
+    "import json, sys; exec(compile(sys.stdin.read(), 'prober.py', 'exec')); "
+    "print(json.dumps(probe_python(kitchen='kitchen' in sys.argv)))"
+)
+# Seconds. The first import of torch from a slow disk takes a minute.
+LONGEST_PROBE = 120
+LONGEST_QUERY = 15
+CARD_QUERY = (
+    "--query-gpu=name,compute_cap,memory.total,driver_version",
+    "--format=csv,noheader,nounits",
+)
+
+
+class Probe:
+    """Ask a Python what it has, in a process of its own, which runs while others are asked."""
+
+    def __init__(self, python: Path, *, kitchen: bool):
+        """Start the process.
+
+        kitchen: ask comfy_kitchen as well, which takes a second or two to load. A portable ComfyUI
+        runs without the packages of the user's folder, and so does its Python here.
+        """
+        self.python = python
+        alone = ["-s"] if sys.flags.no_user_site or is_embedded(python) else []
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        command = [python, "-B", *alone, "-c", PROBE_BOOT, *["kitchen"] * kitchen]
+        try:
+            self.process = subprocess.Popen(command, **pipes)
+            with contextlib.suppress(OSError):
+                self.process.stdin.write(PROBER.encode())
+                self.process.stdin.close()
+                self.process.stdin = None
+        except OSError as error:
+            self.process, self.problem = None, str(error)
+
+    @cached_property
+    def facts(self) -> PythonFacts:
+        """Wait for the process, and read its last line."""
+        if self.process is None:
+            return self.silent(f"cannot be started: {self.problem}")
+        try:
+            out, said = self.process.communicate(timeout=LONGEST_PROBE)
+            found = json.loads(out.splitlines()[-1])
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.silent(f"gave no answer within {LONGEST_PROBE} seconds")
+        except (ValueError, IndexError):
+            last = said.decode(errors="replace").strip().splitlines()[-1:]
+            return self.silent(": ".join(["gave no answer", *last]))
+        return PythonFacts(
+            path=self.python,
+            python=found["python"],
+            versions=found["versions"],
+            torch=found.get("torch", {}),
+            kitchen=found.get("kitchen", {}),
+        )
+
+    def silent(self, why: str) -> PythonFacts:
+        """Make the record of a Python that told nothing."""
+        return PythonFacts(
+            path=self.python, python="", versions={}, torch={}, kitchen={}, silence=why
+        )
+
+
+def is_embedded(python: Path) -> bool:
+    """Tell whether a Python is the one that a portable ComfyUI brings, by its folder's name."""
+    return python.parent.name.lower() in ("python_embeded", "python_embedded")
+
+
+def pip_command(python: Path) -> str:
+    """Write how packages are installed into a Python, as a command line begins."""
+    is_ours = python == Path(sys.executable)
+    # An environment that uv made has no pip of its own.
+    if is_ours and find_spec("pip") is None:
+        return f"uv pip install --python {quoted(python)}"
+    plain = shutil.which("python")
+    shown = "python" if is_ours and plain and Path(plain) == python else quoted(python)
+    return f"{shown} {'-s ' if is_embedded(python) else ''}-m pip install"
+
+
+def quoted(path: Path) -> str:
+    """Write a path as one word of a command line."""
+    return f'"{path}"' if " " in str(path) else str(path)
+
+
+@cache
+def system_cards() -> list[Gpu]:
+    """List NVIDIA's cards by nvidia-smi, which comes with the driver; torch is not asked."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", *CARD_QUERY], capture_output=True, check=True, timeout=LONGEST_QUERY
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = (line.split(", ") for line in done.stdout.decode(errors="replace").splitlines())
+    return [card_of_row(*row) for row in rows if len(row) == 4]
+
+
+def card_of_row(name: str, capability: str, memory: str, driver: str) -> Gpu:
+    """Make a card of a row of nvidia-smi; memory is in MiB, and may be told as [N/A]."""
+    numbers = capability.split(".")
+    return Gpu(
+        name=name,
+        capability=tuple(map(int, numbers)) if all(map(str.isdigit, numbers)) else None,
+        memory=int(memory) << 20 if memory.isdigit() else 0,
+        driver=driver,
+    )
+
+
+def memory_sizes() -> tuple[int, int] | None:
+    """Tell the bytes of memory, and how many of them are free; None where the system tells none.
+
+    macOS does not tell what is free in a way that this reads: both are the whole then.
+    """
+    if os.name == "nt":
+        return windows_memory()
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        told = dict(line.split(":", 1) for line in lines)
+        return tuple(int(told[key].split()[0]) << 10 for key in ("MemTotal", "MemAvailable"))
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total, total
+    return None
+
+
+def windows_memory() -> tuple[int, int] | None:
+    """Ask Windows for its memory: MEMORYSTATUSEX is two 32-bit and seven 64-bit numbers."""
+    import ctypes
+
+    numbers = (ctypes.c_uint64 * 8)()
+    numbers[0] = ctypes.sizeof(numbers)
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(numbers):
+        return None
+    return numbers[1], numbers[2]
+
+
+# ── nvfp4/cards.py: What each class of graphics cards multiplies fast, and how fast: a row for each
+
+# What tensor cores multiply a layer of a format in, by the format's word on the command line: W4A8
+# and W6A8 are decoded to INT8, MXFP8 is FP8 with scales of blocks.
+UNITS = {
+    "nvfp4": "FP4",
+    "w4a8": "INT8",
+    "w6a8": "INT8",
+    "int8": "INT8",
+    "fp8": "FP8",
+    "mxfp8": "FP8",
+    "16bit": "16-bit",
+}
+# The first version of ComfyUI that loads a format, and of comfy-kitchen where ComfyUI asks for an
+# older one than the format needs.
+COMFYUI_SINCE = {
+    "nvfp4": "0.10",
+    "w4a8": "0.31",
+    "w6a8": "0.33",
+    "int8": "0.27",
+    "fp8": "0.10",
+    "mxfp8": "0.29",
+}
+KITCHEN_SINCE = {"w6a8": "0.2.40"}
+# Formats that only comfy_kitchen multiplies; the matmul of FP8 is torch's own.
+KITCHEN_FORMATS = ("nvfp4", "w4a8", "w6a8", "int8", "mxfp8")
+# ComfyUI switches comfy_kitchen's CUDA kernels off with an older torch (comfy/quant_ops.py).
+NEEDS_CUDA_13 = "torch built for CUDA 13.0 or newer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """Describe a class of cards.
+
+    title: the class for people, with what tells that a card is one of it.
+    fast: words of UNITS for what every card of the class multiplies without decoding it to 16 bits,
+        and "16bit". `model` is faster by it; `why` names cards of the class that are not.
+    why: where that is from.
+    model: the card that `rates` are of.
+    rates: {unit: TFLOPS, or TOPS of integers}; a unit that the class lacks is not in it.
+    source, url: where the rates are from.
+    capability: the compute capability that the class begins with; None where cards have none.
+    needs: what ComfyUI needs there for KITCHEN_FORMATS.
+    half: the --dtype that 16-bit tensors have where none is given.
+    """
+
+    title: str
+    fast: tuple[str, ...]
+    why: str
+    model: str
+    rates: dict[str, float]
+    source: str
+    url: str
+    capability: tuple[int, int] | None
+    needs: str = NEEDS_CUDA_13
+    half: str = "bfloat16"
+
+    def unit(self, word: str) -> str:
+        """Tell what a format is multiplied in: a value of UNITS, 16-bit's where it is not fast."""
+        return UNITS[word if word in self.fast else "16bit"]
+
+    @property
+    def series(self) -> str:
+        """Name the cards of the class: "GeForce RTX 40"."""
+        return self.title.partition(": ")[2].partition(" (")[0]
+
+    def rate(self, word: str) -> float:
+        """Tell the throughput at which a format is multiplied."""
+        return self.rates[self.unit(word)]
+
+
+# By the words that --card takes, the newest class first. Compute capabilities are those that
+# comfy_kitchen 0.2.40 asks for (MIN_SM_VERSION of its layouts: NVFP4 and MXFP8 10.0, FP8 8.9, W4A8
+# 8.0, INT8 7.5), and comfy/model_management.py of ComfyUI 0.33 (supports_*_compute).
+CARDS = {
+    "blackwell": Card(
+        title="Blackwell: GeForce RTX 50 (compute capability 10.0 or more)",
+        fast=("nvfp4", "w4a8", "w6a8", "int8", "fp8", "mxfp8", "16bit"),
+        capability=(10, 0),
+        why="NVFP4 and MXFP8 from compute capability 10.0; NVIDIA gives no figure for MXFP8, which "
+        "counts as FP8 here",
+        model="GeForce RTX 5090",
+        rates={"FP4": 1676, "INT8": 838, "FP8": 419, "16-bit": 209.5},
+        source="NVIDIA RTX Blackwell GPU Architecture whitepaper 1.1, appendix A",
+        url="https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/"
+        "nvidia-rtx-blackwell-gpu-architecture.pdf",
+    ),
+    "ada": Card(
+        title="Ada: GeForce RTX 40 (compute capability 8.9)",
+        fast=("w4a8", "w6a8", "int8", "fp8", "16bit"),
+        capability=(8, 9),
+        why="FP8 from compute capability 8.9",
+        model="GeForce RTX 4090",
+        rates={"INT8": 660.6, "FP8": 330.3, "16-bit": 165.2},
+        source="NVIDIA Ada GPU Architecture whitepaper 2.1, appendix A",
+        url="https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf",
+    ),
+    "ampere": Card(
+        title="Ampere: GeForce RTX 30 (compute capability 8.0 to 8.7)",
+        fast=("w4a8", "w6a8", "int8", "16bit"),
+        capability=(8, 0),
+        why="W4A8 and W6A8 from compute capability 8.0",
+        model="GeForce RTX 3090",
+        rates={"INT8": 284, "16-bit": 71},
+        source="NVIDIA Ampere GA102 GPU Architecture whitepaper 2.0, appendix A",
+        url="https://www.nvidia.com/content/PDF/"
+        "nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf",
+    ),
+    "turing": Card(
+        title="Turing: GeForce RTX 20 (compute capability 7.5)",
+        fast=("int8", "16bit"),
+        capability=(7, 5),
+        why="INT8 from compute capability 7.5; no bfloat16 there, so that 16-bit is float16",
+        model="GeForce RTX 2080 Ti Founders Edition",
+        rates={"INT8": 227.7, "16-bit": 56.9},
+        source="NVIDIA Turing GPU Architecture whitepaper, table 1",
+        url="https://images.nvidia.com/aem-dam/en-zz/Solutions/design-visualization/technologies/"
+        "turing-architecture/NVIDIA-Turing-Architecture-Whitepaper.pdf",
+        half="float16",
+    ),
+    "rdna": Card(
+        title="RDNA 4 and 3: Radeon RX 9000 and 7000",
+        fast=("w4a8", "w6a8", "int8", "16bit"),
+        capability=None,
+        why="what comfy_kitchen's HIP kernels multiply on both. RDNA 3 multiplies INT8 no faster "
+        "than 16-bit (512 operations per clock each). FP8 is fast on RDNA 4 alone, and AMD's page "
+        "has no figure for it",
+        model="Radeon RX 9070 XT",
+        rates={"INT8": 389.3, "16-bit": 194.6},
+        source="AMD's operations per clock and compute unit (2048 and 1024), times 64 compute "
+        "units, times 2.97 GHz",
+        url="https://gpuopen.com/learn/using_matrix_core_amd_rdna4",
+        needs="torch for ROCm, and comfy-kitchen 0.2.31 or newer",
+    ),
+}
+# What the words are, such as "ada = GeForce RTX 40".
+CARD_NAMES = ", ".join(f"{word} = {card.series}" for word, card in CARDS.items())
+
+
+def card_of(capability: tuple[int, int]) -> str:
+    """Name the class of an NVIDIA card by its compute capability, "" for one older than all.
+
+    Cards between two classes, such as the H100 with 9.0, multiply what the older one does.
+    """
+    known = ((word, card.capability) for word, card in CARDS.items() if card.capability)
+    return next((word for word, least in known if capability >= least), "")
+
+
 # ── nvfp4/options/option.py: One row of the options table, and the checks that follow from it ─────
 
 # What somebody asked for, by flag.
@@ -2096,197 +2686,6 @@ def paths_of(value: object) -> Iterator[Path]:
         yield value
 
 
-# ── nvfp4/options/checks.py: Check values that their kinds accept: an Option's `check`, which sees 
-
-# Shards of fewer bytes are refused: their unit was forgotten.
-LEAST_SHARD = 1_000_000
-
-
-def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions], str]:
-    """Make the check of a file's suffix, for an Option's `check`.
-
-    kinds: suffixes in lower case; the case of the path's own does not matter. why: goes on with the
-    sentence.
-    """
-
-    def check(flag: str, path: Path, _: GivenOptions) -> str:
-        wrong = path.suffix.lower() not in kinds
-        return f"{flag} must end in {' or '.join(kinds)}{why}: {path}" if wrong else ""
-
-    return check
-
-
-def original_only(flag: str, path: Path, _: GivenOptions) -> str:
-    """Refuse a GGUF as SOURCE: the model that it was made from has to be given."""
-    wrong = path.suffix.lower() == ".gguf"
-    return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
-
-
-def is_model_file(path: Path) -> bool:
-    """Tell whether OUTPUT names the file to write, and no folder for it."""
-    return path.suffix.lower() == ".safetensors"
-
-
-def model_name(flag: str, path: Path, given: GivenOptions) -> str:
-    """Refuse an OUTPUT that is neither a .safetensors nor a folder, and tell what may be meant."""
-    if is_model_file(path):
-        return ""
-    source = given["SOURCE"]
-    if path.is_dir():
-        is_swapped = not exists(source) and any(path.glob("*.safetensors"))
-        no_source = f"{source}: no such file; are SOURCE and {flag} swapped?"
-        return no_source if is_swapped else ""
-    problem = f"{flag} must end in .safetensors, as ComfyUI looks for it, or be a folder: {path}"
-    if exists(path):
-        return f"{problem}; are SOURCE and {flag} swapped?"
-    if "--make-folder" in given:
-        return ""
-    # A suffix of letters is that of a file; the dot of wan2.2 belongs to a folder's name.
-    looks_like_file = re.fullmatch(r"\.[a-zA-Z]\w*", path.suffix)
-    return problem if looks_like_file else f"{problem}; --make-folder creates one"
-
-
-def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
-    """Refuse `--preset none` without --include: it quantises nothing by itself."""
-    wrong = preset == "none" and "--include" not in given
-    return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
-
-
-def grows_not(flag: str, form: str, given: GivenOptions) -> str:
-    """Refuse to make INT8 of NVFP4 layers once --target-size has settled on sizes."""
-    sized = {"--target-size", "--target-ratio"} & given.keys()
-    if form != "int8" or not sized or "--w4a4-share" not in given:
-        return ""
-    return f"{flag} int8 contradicts --w4a4-share with {sized.pop()}: layers would become larger"
-
-
-def large_enough(flag: str, size: int, _: GivenOptions) -> str:
-    """Refuse shards of less than LEAST_SHARD bytes: whoever gives "5" means "5GB"."""
-    wrong = size < LEAST_SHARD
-    return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
-
-
-# ── nvfp4/cards.py: What each class of graphics cards multiplies fast, and how fast: a row for each
-
-# What tensor cores multiply a layer of a format in, by the format's word on the command line: W4A8
-# and W6A8 are decoded to INT8, MXFP8 is FP8 with scales of blocks.
-UNITS = {
-    "nvfp4": "FP4",
-    "w4a8": "INT8",
-    "w6a8": "INT8",
-    "int8": "INT8",
-    "fp8": "FP8",
-    "mxfp8": "FP8",
-    "16bit": "16-bit",
-}
-# Formats that only comfy_kitchen multiplies; the matmul of FP8 is torch's own.
-KITCHEN_FORMATS = ("nvfp4", "w4a8", "w6a8", "int8", "mxfp8")
-# ComfyUI switches comfy_kitchen's CUDA kernels off with an older torch (comfy/quant_ops.py).
-NEEDS_CUDA_13 = "torch built for CUDA 13.0 or newer"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """Describe a class of cards.
-
-    title: the class for people, with what tells that a card is one of it.
-    fast: words of UNITS for what every card of the class multiplies without decoding it to 16 bits,
-        and "16bit". `model` is faster by it; `why` names cards of the class that are not.
-    why: where that is from.
-    model: the card that `rates` are of.
-    rates: {unit: TFLOPS, or TOPS of integers}; a unit that the class lacks is not in it.
-    source, url: where the rates are from.
-    needs: what ComfyUI needs there for KITCHEN_FORMATS.
-    half: the --dtype that 16-bit tensors have where none is given.
-    """
-
-    title: str
-    fast: tuple[str, ...]
-    why: str
-    model: str
-    rates: dict[str, float]
-    source: str
-    url: str
-    needs: str = NEEDS_CUDA_13
-    half: str = "bfloat16"
-
-    def unit(self, word: str) -> str:
-        """Tell what a format is multiplied in: a value of UNITS, 16-bit's where it is not fast."""
-        return UNITS[word if word in self.fast else "16bit"]
-
-    @property
-    def series(self) -> str:
-        """Name the cards of the class: "GeForce RTX 40"."""
-        return self.title.partition(": ")[2].partition(" (")[0]
-
-    def rate(self, word: str) -> float:
-        """Tell the throughput at which a format is multiplied."""
-        return self.rates[self.unit(word)]
-
-
-# By the words that --card takes, the newest class first. Compute capabilities are those that
-# comfy_kitchen 0.2.40 asks for (MIN_SM_VERSION of its layouts: NVFP4 and MXFP8 10.0, FP8 8.9, W4A8
-# 8.0, INT8 7.5), and comfy/model_management.py of ComfyUI 0.33 (supports_*_compute).
-CARDS = {
-    "blackwell": Card(
-        title="Blackwell: GeForce RTX 50 (compute capability 10.0 or more)",
-        fast=("nvfp4", "w4a8", "w6a8", "int8", "fp8", "mxfp8", "16bit"),
-        why="NVFP4 and MXFP8 from compute capability 10.0; NVIDIA gives no figure for MXFP8, which "
-        "counts as FP8 here",
-        model="GeForce RTX 5090",
-        rates={"FP4": 1676, "INT8": 838, "FP8": 419, "16-bit": 209.5},
-        source="NVIDIA RTX Blackwell GPU Architecture whitepaper 1.1, appendix A",
-        url="https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/"
-        "nvidia-rtx-blackwell-gpu-architecture.pdf",
-    ),
-    "ada": Card(
-        title="Ada: GeForce RTX 40 (compute capability 8.9)",
-        fast=("w4a8", "w6a8", "int8", "fp8", "16bit"),
-        why="FP8 from compute capability 8.9",
-        model="GeForce RTX 4090",
-        rates={"INT8": 660.6, "FP8": 330.3, "16-bit": 165.2},
-        source="NVIDIA Ada GPU Architecture whitepaper 2.1, appendix A",
-        url="https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf",
-    ),
-    "ampere": Card(
-        title="Ampere: GeForce RTX 30 (compute capability 8.0 to 8.7)",
-        fast=("w4a8", "w6a8", "int8", "16bit"),
-        why="W4A8 and W6A8 from compute capability 8.0",
-        model="GeForce RTX 3090",
-        rates={"INT8": 284, "16-bit": 71},
-        source="NVIDIA Ampere GA102 GPU Architecture whitepaper 2.0, appendix A",
-        url="https://www.nvidia.com/content/PDF/"
-        "nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf",
-    ),
-    "turing": Card(
-        title="Turing: GeForce RTX 20 (compute capability 7.5)",
-        fast=("int8", "16bit"),
-        why="INT8 from compute capability 7.5; no bfloat16 there, so that 16-bit is float16",
-        model="GeForce RTX 2080 Ti Founders Edition",
-        rates={"INT8": 227.7, "16-bit": 56.9},
-        source="NVIDIA Turing GPU Architecture whitepaper, table 1",
-        url="https://images.nvidia.com/aem-dam/en-zz/Solutions/design-visualization/technologies/"
-        "turing-architecture/NVIDIA-Turing-Architecture-Whitepaper.pdf",
-        half="float16",
-    ),
-    "rdna": Card(
-        title="RDNA 4 and 3: Radeon RX 9000 and 7000",
-        fast=("w4a8", "w6a8", "int8", "16bit"),
-        why="what comfy_kitchen's HIP kernels multiply on both. RDNA 3 multiplies INT8 no faster "
-        "than 16-bit (512 operations per clock each). FP8 is fast on RDNA 4 alone, and AMD's page "
-        "has no figure for it",
-        model="Radeon RX 9070 XT",
-        rates={"INT8": 389.3, "16-bit": 194.6},
-        source="AMD's operations per clock and compute unit (2048 and 1024), times 64 compute "
-        "units, times 2.97 GHz",
-        url="https://gpuopen.com/learn/using_matrix_core_amd_rdna4",
-        needs="torch for ROCm, and comfy-kitchen 0.2.31 or newer",
-    ),
-}
-# What the words are, such as "ada = GeForce RTX 40".
-CARD_NAMES = ", ".join(f"{word} = {card.series}" for word, card in CARDS.items())
-
-
 # ── nvfp4/options/formats.py: Name formats by the words of the command line, and say which ones a c
 
 # The word for tensors that are not quantised.
@@ -2395,134 +2794,508 @@ def without_marks(flag: str, given: GivenOptions) -> str:
     return f"{flag} contradicts {', '.join(idle)}: {why}"
 
 
-# ── nvfp4/options/header.py: Tell what the header of a converted file records of the options ──────
+# ── nvfp4/tokens.py: How many tokens of a typical run each linear layer multiplies by: a row for ea
 
-# The header of version 0.1.0 tells options in this order; the same command goes on giving the same
-# bytes. What is not in here follows, in the table's order, so a new option needs nothing here.
-HEADER_ORDER = (
-    "gguf", "gguf_nvfp4_max_bitdepth", "gguf_keep_edge_blocks_fp16", "preset", "edge_blocks",
-    "layer_config", "target_size", "target_ratio", "use_fp8", "merge_lora", "lora_partial",
-    "include", "exclude", "minimums", "recipe", "dtype", "quant_dtype", "scale_search",
-    "input_scale_summary_json", "input_scale_summary_percentile", "input_scale_summary_multiplier",
-    "input_scale_summary_fp16_std", "input_scale_summary_std_threshold",
-    "input_scale_summary_cv_threshold", "activation_stats", "w4a4_share", "pre_quant_scale",
-    "input_scale_policy", "input_scale_headroom", "input_scale_from", "input_scale_value",
-    "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
-    "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
-    "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
-    "plain_fp8", "formats", "card", "use_int8", "sensitive_as", "fp4_share",
-)  # fmt: skip
+# Tokens of a prompt where ComfyUI does not pad: an assumption, which weighs little in any family.
+PROMPT = 128
 
 
-def recorded_values(task: Any) -> dict[str, object]:
-    """Tell what the header of OUTPUT records of a task's options: {field: value for JSON}.
+class Runs(NamedTuple):
+    """Say which tokens the layers of some names multiply by.
 
-    Defaults are left out; of files only the names are told, so equal runs give equal bytes.
+    layers: a regular expression that is searched for in their names, without the model's prefix.
+    tokens: names of counts, with "+" between them; "once" is a single vector.
     """
-    values = {
-        row.name: portable(getattr(task, row.name))
-        for row in options_of(type(task))
-        if row.trace and getattr(task, row.name) != row.default
-    }
-    # HEADER_ORDER comes first; rows that it lacks keep the table's order behind it.
-    order = dict.fromkeys([*HEADER_ORDER, *values])
-    return {name: values[name] for name in order if name in values}
+
+    layers: str
+    tokens: str
 
 
-def portable(value: object) -> object:
-    """Make an option's value one for the header's JSON.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypicalRun:
+    """Hold what a family is run with as a rule, and what goes through its layers.
 
-    Paths become file names, so that the header does not depend on the machine, sets become sorted
-    lists, and tuples lists.
+    title: the run for people. counts: {name: tokens}; "image" is the picture or the video.
+    rules: looked at before BY_NAME; the first that matches counts, and "image" where none does.
     """
-    # The folder would tell about somebody's machine, and make equal files differ.
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, tuple):
-        return [*map(portable, value)]
-    # A set has no order of its own: two runs could write different bytes.
-    return sorted(value) if isinstance(value, frozenset) else value
+
+    title: str
+    counts: dict[str, int]
+    rules: tuple[Runs, ...] = ()
 
 
-# ── nvfp4/options/naming.py: Name the file to write where OUTPUT is a folder, or is left out ──────
-
-SUFFIX = ".safetensors"
-INDEX = ".safetensors.index.json"
-# What a source's name says of its precision, at its end: "_bf16", "-fp8_e4m3fn_scaled".
-PRECISION_WORDS = re.compile(
-    r"[-_.](?:(?:fp|bf|f)(?:16|32)|b?float(?:16|32)|16bit|fp8(?:_e4m3fn|_e5m2)?(?:_scaled)?)$",
-    re.IGNORECASE,
+# What families share, and a fair guess for models of none.
+BY_NAME = (
+    # Embeddings of the time step and of pooled vectors, and what modulates whole blocks by them.
+    Runs(
+        r"(?i)(^|\.)(time|timestep|guidance|vector)_|timestep_embed(der)?\.|(^|\.)[tcp]_embedder\."
+        r"|(^|\.)(y_embedder\.mlp|label_emb|emb_layers|t_block|tmlp|tproj)\."
+        r"|(^|[._])mod(?!el|ule)\w{0,40}\.(lin\w*|\d+)$|adaln|norm_out\.linear$",
+        "once",
+    ),
+    # Keys and values of cross-attention, and the text's own layers of models with two streams.
+    Runs(r"(cross_attn|attn2)\.(to_|linear_)?(k|v|kv)(_proj|_linear)?$", "text"),
+    Runs(r"\.(add_[qkv]_proj|to_add_out)$|\.attn1\.to_(q|k|v|out)_t$|\.ff_t\.", "text"),
+    Runs(r"(^|[._])(txt|text|caption|cap|context|cond_seq|byt5|y_embedder)", "text"),
+    # Blocks that text and image go through as one sequence.
+    Runs(r"^single(_stream|_transformer)?_(blocks|layers)\.", "image+text"),
 )
-# Names of files that thousands of models have; the folder's tells which one it is.
-NO_NAMES = re.compile(r"(?:diffusion_pytorch_)?model(?:-\d{5}-of-\d{5})?", re.IGNORECASE)
-# Folders inside a model's folder, and what of them tells two models of one folder apart.
-INNER_FOLDERS = {
-    "transformer": "",
-    "unet": "",
-    "transformer_2": "_2",
-    "high_noise_model": "_high_noise",
-    "low_noise_model": "_low_noise",
+# The refiners of Lumina 2 and Z-Image see text or image, the blocks after them see both.
+LUMINA_BLOCKS = Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text")
+# Names of counts and rules are those of ComfyUI's classes; a comment says how a count comes about.
+RUNS = {
+    # 21 x 60 x 104 latents in patches of 1 x 2 x 2. CLIP sees 257 tokens of the first frame. Audio
+    # and faces come as some tokens for each of the 21 latent frames, 16 at most (HuMo).
+    "wan": TypicalRun(
+        title="81 frames of 832 x 480, 512 tokens of text",
+        counts={"image": 32760, "text": 512, "clip": 257, "guides": 21 * 16},
+        rules=(
+            Runs(r"^img_emb\.|\.[kv]_img$", "clip"),
+            Runs(r"linear1_kv$|(audio_cross_attn|audio_injector\.injector\.\d+)\.[kv]$", "guides"),
+            Runs(r"^(face_encoder|motion_encoder|casual_audio_encoder|audio_proj)\.", "guides"),
+            Runs(r"injector_adain_layers\.", "guides"),
+        ),
+    ),
+    "qwen-image": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text", counts={"image": 4096, "text": PROMPT}
+    ),
+    "flux2": TypicalRun(
+        title="1024 x 1024, 512 tokens of text", counts={"image": 4096, "text": 512}
+    ),
+    # The guidance layer makes a vector for each of the 344 modulations.
+    "chroma": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT, "modulations": 344},
+        rules=(Runs(r"^distilled_guidance_layer\.", "modulations"),),
+    ),
+    "flux": TypicalRun(
+        title="1024 x 1024, 256 tokens of text", counts={"image": 4096, "text": 256}
+    ),
+    "z-image": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT},
+        rules=(Runs(r"^dec_net\.", "image"), LUMINA_BLOCKS),
+    ),
+    "lumina2": TypicalRun(
+        title=f"1024 x 1024, {PROMPT} tokens of text",
+        counts={"image": 4096, "text": PROMPT},
+        rules=(LUMINA_BLOCKS,),
+    ),
+    # 13 x 16 x 24 latents, each a token, and 25 tokens of sound for each second.
+    "ltx2": TypicalRun(
+        title="97 frames of 768 x 512 with sound, 1024 tokens of text",
+        counts={"image": 4992, "text": 1024, "audio": 97},
+        rules=(
+            Runs(r"embeddings_connector\.", "text"),
+            Runs(r"^audio_(patchify_proj|proj_out)$|\.audio_(attn1|ff)\.", "audio"),
+            Runs(r"\.(audio_attn2|video_to_audio_attn)\.to_(q|out|gate)", "audio"),
+            Runs(r"\.audio_to_video_attn\.to_[kv]$", "audio"),
+        ),
+    ),
+    "ltx-video": TypicalRun(
+        title="97 frames of 768 x 512, 128 tokens of text", counts={"image": 4992, "text": 128}
+    ),
+    # 7 x 60 x 106 latents in patches of 1 x 2 x 2; version 1.5 sees an image as 729 tokens.
+    "hunyuan-video": TypicalRun(
+        title=f"25 frames of 848 x 480, {PROMPT} tokens of text",
+        counts={"image": 11130, "text": PROMPT, "vision": 729},
+        rules=(Runs(r"^vision_in\.", "vision"),),
+    ),
+    # The adapter makes text of the prompt once, which is padded to 512 tokens then.
+    "anima": TypicalRun(
+        title="1024 x 1024, 512 tokens of text",
+        counts={"image": 4096, "text": 512, "prompt": PROMPT},
+        rules=(Runs(r"^llm_adapter\.", "prompt"),),
+    ),
+    # 24 x 60 x 106 latents in patches of 1 x 2 x 2.
+    "cosmos-predict2": TypicalRun(
+        title="93 frames of 848 x 480, 512 tokens of text", counts={"image": 38160, "text": 512}
+    ),
 }
+# For a model that is of no family.
+ANY_RUN = TypicalRun(
+    title=f"4096 tokens of an image, {PROMPT} of text, by the names of the layers",
+    counts={"image": 4096, "text": PROMPT},
+)
 
 
-def format_word(options: Any) -> str:
-    """Tell in one word what a conversion writes, by its options alone.
+def typical_run(family: str) -> TypicalRun:
+    """Find the run of a family, a key of RUNS; of "" the one for models of no family."""
+    return RUNS.get(family, ANY_RUN)
 
-    options: an Options that is checked. "mixed" where a GGUF, a layer config or a size decides
-    layer by layer; else the format that most layers get: the recipe's, or the smallest of --formats
-    or --card.
+
+@lru_cache(maxsize=1 << 16)
+def group_of(layer: str, family: str) -> str:
+    """Tell which tokens a layer multiplies by, as a Runs has them: "image+text".
+
+    layer: its name without prefix; family: a key of RUNS, or "" for none.
     """
-    if options.gguf or options.layer_config or options.target_size or options.target_ratio:
-        return "mixed"
-    return RECIPES[options.recipe].format or options.allowed[0]
+    rules = (*typical_run(family).rules, *BY_NAME)
+    return next((rule.tokens for rule in rules if re.search(rule.layers, layer)), "image")
 
 
-def source_name(source: Path) -> str:
-    """Name a source without its suffix and its precision, as "wan2.2_ti2v_5B".
+def tokens_of(layer: str, family: str) -> int:
+    """Count the tokens that go through a layer in one step of a family's typical run."""
+    counts = {"once": 1, **typical_run(family).counts}
+    return sum(counts[name] for name in group_of(layer, family).split("+"))
 
-    A folder, and a file whose name says nothing, are called by the folder's name; one inside a
-    model's folder, such as `transformer`, by that of both.
+
+# ── nvfp4/work.py: Tell how much of a model's multiply work is done in which format, and how fast t
+
+# The first version of ComfyUI that reads a layer's pre_quant_scale.
+SMOOTHING_SINCE = "0.30"
+# Tensor cores by how reports put them together, and the share's name.
+SHARES = {"FP4": "FP4", "INT8": "INT8 or FP8", "FP8": "INT8 or FP8", "16-bit": "16-bit"}
+
+
+class Multiplied(NamedTuple):
+    """Hold a linear layer as ComfyUI multiplies by it.
+
+    layer: its name without prefix; weights: how many a token meets, of one expert where there are
+    several, as no file tells how many a token goes through; word: a key of `cards.UNITS`; since and
+    kitchen: the first versions of ComfyUI and comfy-kitchen that load it, "" for any.
     """
-    name = source.name
-    for suffix in (INDEX, SUFFIX):
-        if name.lower().endswith(suffix):
-            name = name[: -len(suffix)]
-            break
+
+    layer: str
+    weights: int
+    word: str = "16bit"
+    since: str = ""
+    kitchen: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Hold a step's multiply work by format, and what the file needs.
+
+    family: a key of `tokens.RUNS`, or "". operations: {key of `cards.UNITS`: multiplications of
+    the linear layers}. since, kitchen: the first versions of ComfyUI and comfy-kitchen that load
+    the file; "" for any, and where nothing is quantised.
+    """
+
+    family: str
+    operations: Counter[str]
+    since: str
+    kitchen: str
+
+    def shares(self, card: str | None = None) -> dict[str, float]:
+        """Share the work between the values of SHARES; all are 0 where there is no work.
+
+        card: a key of CARDS; None for a card that multiplies all formats.
+        """
+        found = dict.fromkeys(SHARES.values(), 0.0)
+        for word, count in self.operations.items():
+            unit = CARDS[card].unit(word) if card else UNITS[word]
+            found[SHARES[unit]] += count / (self.operations.total() or 1)
+        return found
+
+    def speed(self, card: str) -> float:
+        """Estimate how many times as fast as in 16 bits all linear layers are on a class of cards.
+
+        card: a key of CARDS. Throughputs are published peaks, and a format that the class lacks
+        runs at 16-bit speed: the result is what the matmuls alone can gain at most.
+        """
+        row = CARDS[card]
+        times = {word: count / row.rate(word) for word, count in self.operations.items()}
+        slowest = self.operations.total() / row.rate("16bit")
+        return slowest / sum(times.values()) if slowest else 1.0
+
+    def needs(self, card: str | None) -> str:
+        """Say what ComfyUI needs for that speed on a class of cards, or on any; "" for nothing."""
+        words = {*KITCHEN_FORMATS} & self.operations.keys()
+        if card:
+            return CARDS[card].needs if words & {*CARDS[card].fast} else ""
+        return f"{NEEDS_CUDA_13} (Radeons: torch for ROCm)" if words else ""
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """Make a key to compare versions such as "0.10" and "0.9" by; "" comes first."""
+    return tuple(map(int, version.split("."))) if version else ()
+
+
+def work_of(layers: Iterable[Multiplied], family: str) -> Work:
+    """Add up the multiply work of a model's linear layers, by format.
+
+    family: a key of `tokens.RUNS`, or "" for a model of none.
+    """
+    layers, counts = [*layers], Counter()
+    for layer in layers:
+        counts[layer.word] += layer.weights * tokens_of(layer.layer, family)
+    since = max((layer.since for layer in layers), key=version_key, default="")
+    kitchen = max((layer.kitchen for layer in layers), key=version_key, default="")
+    # In one order, so that files whose layers come in another give the same floats.
+    operations = Counter({word: counts[word] for word in UNITS if word in counts})
+    return Work(family=family, operations=operations, since=since, kitchen=kitchen)
+
+
+def work_data(work: Work, card: str | None = None) -> dict:
+    """Describe the work as data that JSON can have.
+
+    card: the class of cards that the file is for, None for any: then "shares" are those of a card
+    that multiplies all formats. "speed" is {class: how many times 16-bit's speed, estimated};
+    "comfyui", "comfy_kitchen" and "needs" are None where there is nothing to say.
+    """
+    return {
+        "run": typical_run(work.family).title,
+        "card": card,
+        "shares": work.shares(card),
+        "speed": {name: work.speed(name) for name in ([card] if card else CARDS)},
+        "comfyui": work.since or None,
+        "comfy_kitchen": work.kitchen or None,
+        "needs": work.needs(card) or None,
+    }
+
+
+def render_work(data: dict | None) -> list[str]:
+    """Render the data of `work_data` as lines; none where nothing is quantised."""
+    if not data or not data["comfyui"]:
+        return []
+    shares = {name: f"{100 * share:.0f} %" for name, share in data["shares"].items()}
+    speeds = (f"{name} {speed:.1f}x" for name, speed in data["speed"].items())
+    kitchen = f" with comfy-kitchen {data['comfy_kitchen']}" if data["comfy_kitchen"] else ""
+    also = f", and for that speed {data['needs']}" if data["needs"] else ""
+    where = data["card"] or "a card that multiplies all formats"
+    return [
+        f"multiply work of the linear layers on {where}: {shares['FP4']} in FP4, "
+        f"{shares['INT8 or FP8']} in INT8 or FP8, {shares['16-bit']} at 16-bit speed "
+        f"({data['run']})",
+        f"estimated speed of these over 16-bit, by peak throughputs: {', '.join(speeds)}",
+        f"needs ComfyUI {data['comfyui']}{kitchen} or newer{also}",
+    ]
+
+
+# ── nvfp4/doctor/judge.py: Judge the facts: what they mean for conversions and for ComfyUI, and wha
+
+# Where torch comes from with a CUDA in it: PyPI's torch for Windows has none. CUDA 13 left out
+# cards before Turing, which go on with CUDA 12.6.
+TORCH_INDEX = "--index-url https://download.pytorch.org/whl/"
+TURING = (7, 5)
+# The first driver that runs programs built for a CUDA of this number: NVIDIA's release notes.
+LEAST_DRIVERS = {"12": "525", "13": "580"}
+# ComfyUI takes comfy_kitchen's CUDA kernels from this CUDA on (comfy/quant_ops.py).
+KITCHEN_CUDA = "13"
+# Room for a converted model of 14 billion weights, and memory for its largest tensor, in bytes.
+LEAST_DISK, LEAST_MEMORY = 15_000_000_000, 2_000_000_000
+OLDEST_PYTHON = (3, 10)
+
+
+def judge_python(missing: list[str], python: Path) -> Examined:
+    """Judge this Python: its version, and which of the required packages it lacks, by name."""
+    advice = []
+    if sys.version_info < OLDEST_PYTHON:
+        advice.append(Advice("error", "Python 3.10 or newer is needed"))
+    # torch has a line of its own, as it comes from somewhere else.
+    rest = [name for name in missing if name != "torch"]
+    if rest:
+        verb = "is" if len(rest) == 1 else "are"
+        install = f"{pip_command(python)} {' '.join(rest)}"
+        advice.append(Advice("error", f"{', '.join(rest)} {verb} missing", install))
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Examined(topic="Python", state=f"{version} ({python})", advice=advice)
+
+
+def judge_memory(sizes: tuple[int, int] | None) -> Examined:
+    """Judge the memory that is free."""
+    if sizes is None:
+        return Examined(topic="memory", state="not told by the system")
+    total, free = sizes
+    advice = []
+    if free < LEAST_MEMORY:
+        advice.append(Advice("hint", "large models need about 1 GB: --low-mem takes the least"))
+    rest = f", {gigabytes(free)} free" if free != total else ""
+    return Examined(topic="memory", state=gigabytes(total) + rest, advice=advice)
+
+
+def judge_disk(folder: Path, free: int) -> Examined:
+    """Judge the room for a converted model."""
+    advice = []
+    if free < LEAST_DISK:
+        line = "a model of 14 billion weights takes 8 to 13 GB: name an OUTPUT on another disk"
+        advice.append(Advice("hint", line))
+    return Examined(topic="disk", state=f"{gigabytes(free)} free in {folder}", advice=advice)
+
+
+def torch_install(facts: PythonFacts, cards: list[Gpu]) -> str:
+    """Write the command that installs a torch for these cards into a Python."""
+    again = "--force-reinstall " if facts.torch else ""
+    command = f"{pip_command(facts.path)} {again}torch"
+    if "torchvision" in facts.versions:
+        command += " torchvision torchaudio"
+    if not cards:
+        return command
+    old = any(card.capability and card.capability < TURING for card in cards)
+    return f"{command} {TORCH_INDEX}{'cu126' if old else 'cu130'}"
+
+
+def judge_torch(
+    facts: PythonFacts, cards: list[Gpu], *, is_ours: bool, is_comfyui: bool
+) -> Examined:
+    """Judge the torch of a Python, with the cards that nvidia-smi knows.
+
+    is_ours: conversions run with this torch, without a card as well. is_comfyui: ComfyUI does, and
+    what makes it slow is a warning then.
+    """
+    install, look = torch_install(facts, cards), partial(Examined, topic="torch")
+    if facts.silence:
+        return look(state=f"unknown: {facts.path} {facts.silence}")
+    # A ComfyUI that cannot start is no reason why conversions cannot.
+    rank = "error" if is_ours else "warning"
+    if not facts.torch:
+        return look(state="not installed", advice=[Advice(rank, "torch is missing", install)])
+    if problem := facts.torch.get("problem"):
+        again = Advice(rank, "torch cannot be imported; install it again", install)
+        return look(state=f"broken: {problem}", advice=[again])
+    hip = facts.torch.get("hip")
+    built = f"CUDA {facts.cuda}" if facts.cuda else f"ROCm {hip}" if hip else "the CPU alone"
+    troubles = torch_troubles(facts, cards, install, is_comfyui=is_comfyui)
+    rank = "warning" if is_comfyui else "hint"
+    advice = [Advice(rank, *trouble) for trouble in troubles]
+    return look(state=f"{facts.torch['version']}, built for {built}", advice=advice)
+
+
+def torch_troubles(
+    facts: PythonFacts, cards: list[Gpu], install: str, *, is_comfyui: bool
+) -> Iterator[tuple[str, str]]:
+    """Find out why a torch does not use the cards that are there, or not as fast as it could.
+
+    Yields what is wrong, and the command that mends it or "".
+    """
+    major = facts.cuda.partition(".")[0]
+    if cards and not facts.cards:
+        driver, least = cards[0].driver, LEAST_DRIVERS.get(major, "0")
+        if not facts.cuda:
+            yield "the card is not used, as this torch is built for the CPU", install
+        elif version_key(driver) < version_key(least):
+            needs = f"CUDA {facts.cuda} needs {least}: https://www.nvidia.com/drivers"
+            yield f"driver {driver} is too old, {needs}", ""
+        elif hidden := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            yield f"torch cannot use the card: CUDA_VISIBLE_DEVICES is {hidden}", ""
+        else:
+            yield "torch cannot use the card; does nvidia-smi show it without errors?", ""
+    is_modern = any(card.capability and card.capability >= TURING for card in facts.cards)
+    if is_comfyui and major and is_modern and int(major) < int(KITCHEN_CUDA):
+        needs = f"CUDA {KITCHEN_CUDA} (driver {LEAST_DRIVERS[KITCHEN_CUDA]} or newer)"
+        yield f"ComfyUI multiplies quantised layers fast only with {needs}", install
+
+
+def judge_card(card: Gpu) -> Examined:
+    """Judge a card: its class, by what conversions for it are called on the command line."""
+    word = class_of(card)
+    facts = [card.name]
+    if card.memory:
+        facts.append(gigabytes(card.memory))
+    if card.capability:
+        facts.append("compute capability {}.{}".format(*card.capability))
+    if word:
+        facts.append(f"class {CARDS[word].title.partition(':')[0]}")
+    if card.driver:
+        facts.append(f"driver {card.driver}")
+    advice = []
+    if not word:
+        old = "quantised files load on this card, and are multiplied in 16 bits: smaller, no faster"
+        advice.append(Advice("note", old))
+    return Examined(topic="card", state=", ".join(facts), advice=advice)
+
+
+def class_of(card: Gpu) -> str:
+    """Name a card's class by the word of --card, "" for one that has none."""
+    if card.capability:
+        return card_of(card.capability)
+    return "rdna" if card.chip.startswith(("gfx11", "gfx12")) else ""
+
+
+def judge_compilers(facts: PythonFacts) -> Iterator[Examined]:
+    """Judge what compiles kernels here: numba for a CPU, triton for a GPU."""
+    pip, versions = pip_command(facts.path), facts.versions
+    if facts.cards:
+        package = "triton-windows" if sys.platform == "win32" else "triton"
+        found = versions.get("triton") or versions.get("triton-windows")
+        faster = "rounding by statistics is several times faster with it"
+        advice = [] if found else [Advice("hint", faster, f"{pip} {package}")]
+        yield Examined(topic="triton", state=found or "not installed", advice=advice)
     else:
-        name = ""
-    if not name or NO_NAMES.fullmatch(name):
-        # The folder one is in has its name in its whole path alone.
-        folder = (source.parent if name else source).absolute()
-        inner = INNER_FOLDERS.get(folder.name)
-        name = folder.name if inner is None else folder.parent.name
-        return (PRECISION_WORDS.sub("", name) or "model") + (inner or "")
-    return PRECISION_WORDS.sub("", name) or name
+        faster = "large conversions are 2 to 4 times faster with it"
+        found = versions.get("numba")
+        advice = [] if found else [Advice("hint", faster, f"{pip} numba")]
+        yield Examined(topic="numba", state=found or "not installed", advice=advice)
 
 
-def is_folder(source: Path) -> bool:
-    """Tell whether a source is a folder of shards, named as such or by its index."""
-    return source.name.lower().endswith(INDEX) or source.is_dir()
+def judge_comfyui(comfyui: ComfyUI | None) -> Examined:
+    """Judge whether there is a ComfyUI, and whether it loads quantised files."""
+    if comfyui is None:
+        ask = "name its folder to have it looked at: --comfyui FOLDER"
+        return Examined(topic="ComfyUI", state="not found nearby", advice=[Advice("hint", ask)])
+    if comfyui.absent:
+        return Examined(topic="ComfyUI", state=comfyui.absent)
+    advice, version = [], comfyui.version or "of unknown version"
+    if comfyui.version and version_key(comfyui.version) < version_key(COMFYUI_SINCE["nvfp4"]):
+        advice.append(Advice("warning", "it loads no quantised files; update it to 0.10 or newer"))
+    where = f"{version} in {comfyui.folder} ({comfyui.named_by})"
+    return Examined(topic="ComfyUI", state=where, advice=advice)
 
 
-def made_output(options: Any) -> Path:
-    """Name the file that a conversion writes where OUTPUT names none.
+def judge_kitchen(facts: PythonFacts, comfyui: ComfyUI) -> Examined:
+    """Judge the comfy-kitchen that ComfyUI multiplies with: its version, and its kernels here."""
+    version = facts.versions.get("comfy-kitchen")
+    if not version:
+        listed = quoted(comfyui.folder / "requirements.txt")
+        install = f"{pip_command(facts.path)} -r {listed}"
+        missing = Advice("warning", "ComfyUI cannot load quantised layers without it", install)
+        return Examined(topic="comfy-kitchen", state="not installed", advice=[missing])
+    if problem := facts.kitchen.get("problem"):
+        return Examined(topic="comfy-kitchen", state=f"{version}, broken: {problem}")
+    backends = facts.kitchen["backends"]
+    there = [name for name, why in backends.items() if not why]
+    return Examined(topic="comfy-kitchen", state=f"{version}, kernels: {', '.join(there)}")
 
-    options: an Options that is checked, whose output is a folder, or None. Without a folder it is
-    the one that a file lies in, or that a folder of shards lies in, so that these stay by
-    themselves. Raises ConvertError for a name that is taken: nobody asked to replace that file.
+
+def loaded_formats(comfyui: ComfyUI, kitchen: str) -> list[str]:
+    """List the words of formats that a ComfyUI loads, by its version and comfy-kitchen's."""
+    version = version_key(comfyui.version)
+    return [
+        word
+        for word, since in COMFYUI_SINCE.items()
+        if version >= version_key(since)
+        and version_key(kitchen) >= version_key(KITCHEN_SINCE.get(word, "0"))
+    ]
+
+
+def fast_formats(facts: PythonFacts, card: Gpu) -> list[str]:
+    """List the words of formats that ComfyUI multiplies on a card without decoding them.
+
+    comfy_kitchen is asked where it answered; W6A8 is multiplied as W4A8 is. With an older CUDA than
+    13, only FP8 is left, which torch multiplies.
     """
-    source, folder = options.source, options.output
-    if folder is None:
-        folder = source.parent
-        if is_folder(source):
-            shards = source if source.is_dir() else source.parent
-            # The parent of "." is found in its whole path alone.
-            folder = shards.parent if shards.name else shards.absolute().parent
-    output = folder / f"{source_name(source)}_{format_word(options)}{SUFFIX}"
-    taken = options.written_as(output)
-    if exists(taken) and not options.dry_run:
-        raise ConvertError(f"{taken}: exists already; give OUTPUT as {output} to replace it")
-    return output
+    word = class_of(card)
+    told = facts.kitchen.get("multiplies")
+    fast = [one for one in (CARDS[word].fast if word else ()) if one in COMFYUI_SINCE]
+    if told and card.capability:
+        fast = [one for one in COMFYUI_SINCE if told.get("w4a8" if one == "w6a8" else one)]
+    slow = facts.cuda and version_key(facts.cuda) < version_key(KITCHEN_CUDA)
+    return [one for one in fast if not (slow and one in KITCHEN_FORMATS)]
+
+
+def judge_formats(comfyui: ComfyUI, facts: PythonFacts, card: Gpu | None) -> Iterator[Examined]:
+    """Judge which formats suit this ComfyUI on this card, and name the option that chooses them."""
+    loaded = loaded_formats(comfyui, facts.versions.get("comfy-kitchen", ""))
+    yield Examined(topic="it loads", state=titles(loaded))
+    if card is None:
+        return
+    fast = [word for word in fast_formats(facts, card) if word in loaded]
+    rest = "; the rest is decoded to 16 bits: as small, no faster"
+    advice = []
+    if word := class_of(card):
+        wanted = [one for one in formats_of_card(word) if one in COMFYUI_SINCE]
+        fits = [one for one in wanted if one in loaded]
+        option = f"--card {word}"
+        if fits != wanted:
+            option += f" --formats {','.join([*fits, '16bit'])}"
+        advice.append(Advice("hint", f"convert for this card with {option}"))
+    yield Examined(topic="multiplies", state=titles(fast) + rest, advice=advice)
+
+
+def titles(words: list[str]) -> str:
+    """Write words of formats as people do: NVFP4, INT8."""
+    return ", ".join(word.upper() for word in words) or "none"
 
 
 # ── nvfp4/families.py: Known model families and their presets, as rows of a table ─────────────────
@@ -2881,6 +3654,206 @@ GENERAL_PRESETS = {
 }
 # What --preset takes, "auto" first; `--help` lists them in this order.
 PRESETS = ("auto", *FAMILIES, *list(GENERAL_PRESETS)[1:])
+
+
+# ── nvfp4/options/checks.py: Check values that their kinds accept: an Option's `check`, which sees 
+
+# Shards of fewer bytes are refused: their unit was forgotten.
+LEAST_SHARD = 1_000_000
+
+
+def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions], str]:
+    """Make the check of a file's suffix, for an Option's `check`.
+
+    kinds: suffixes in lower case; the case of the path's own does not matter. why: goes on with the
+    sentence.
+    """
+
+    def check(flag: str, path: Path, _: GivenOptions) -> str:
+        wrong = path.suffix.lower() not in kinds
+        return f"{flag} must end in {' or '.join(kinds)}{why}: {path}" if wrong else ""
+
+    return check
+
+
+def original_only(flag: str, path: Path, _: GivenOptions) -> str:
+    """Refuse a GGUF as SOURCE: the model that it was made from has to be given."""
+    wrong = path.suffix.lower() == ".gguf"
+    return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
+
+
+def is_model_file(path: Path) -> bool:
+    """Tell whether OUTPUT names the file to write, and no folder for it."""
+    return path.suffix.lower() == ".safetensors"
+
+
+def model_name(flag: str, path: Path, given: GivenOptions) -> str:
+    """Refuse an OUTPUT that is neither a .safetensors nor a folder, and tell what may be meant."""
+    if is_model_file(path):
+        return ""
+    source = given["SOURCE"]
+    if path.is_dir():
+        is_swapped = not exists(source) and any(path.glob("*.safetensors"))
+        no_source = f"{source}: no such file; are SOURCE and {flag} swapped?"
+        return no_source if is_swapped else ""
+    problem = f"{flag} must end in .safetensors, as ComfyUI looks for it, or be a folder: {path}"
+    if exists(path):
+        return f"{problem}; are SOURCE and {flag} swapped?"
+    if "--make-folder" in given:
+        return ""
+    # A suffix of letters is that of a file; the dot of wan2.2 belongs to a folder's name.
+    looks_like_file = re.fullmatch(r"\.[a-zA-Z]\w*", path.suffix)
+    return problem if looks_like_file else f"{problem}; --make-folder creates one"
+
+
+def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
+    """Refuse `--preset none` without --include: it quantises nothing by itself."""
+    wrong = preset == "none" and "--include" not in given
+    return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
+
+
+def grows_not(flag: str, form: str, given: GivenOptions) -> str:
+    """Refuse to make INT8 of NVFP4 layers once --target-size has settled on sizes."""
+    sized = {"--target-size", "--target-ratio"} & given.keys()
+    if form != "int8" or not sized or "--w4a4-share" not in given:
+        return ""
+    return f"{flag} int8 contradicts --w4a4-share with {sized.pop()}: layers would become larger"
+
+
+def large_enough(flag: str, size: int, _: GivenOptions) -> str:
+    """Refuse shards of less than LEAST_SHARD bytes: whoever gives "5" means "5GB"."""
+    wrong = size < LEAST_SHARD
+    return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
+
+
+# ── nvfp4/options/header.py: Tell what the header of a converted file records of the options ──────
+
+# The header of version 0.1.0 tells options in this order; the same command goes on giving the same
+# bytes. What is not in here follows, in the table's order, so a new option needs nothing here.
+HEADER_ORDER = (
+    "gguf", "gguf_nvfp4_max_bitdepth", "gguf_keep_edge_blocks_fp16", "preset", "edge_blocks",
+    "layer_config", "target_size", "target_ratio", "use_fp8", "merge_lora", "lora_partial",
+    "include", "exclude", "minimums", "recipe", "dtype", "quant_dtype", "scale_search",
+    "input_scale_summary_json", "input_scale_summary_percentile", "input_scale_summary_multiplier",
+    "input_scale_summary_fp16_std", "input_scale_summary_std_threshold",
+    "input_scale_summary_cv_threshold", "activation_stats", "w4a4_share", "pre_quant_scale",
+    "input_scale_policy", "input_scale_headroom", "input_scale_from", "input_scale_value",
+    "no_input_scale", "input_scale_layer_summary", "full_precision", "fp8_full_precision_mm",
+    "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
+    "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
+    "plain_fp8", "formats", "card", "use_int8", "sensitive_as", "fp4_share",
+)  # fmt: skip
+
+
+def recorded_values(task: Any) -> dict[str, object]:
+    """Tell what the header of OUTPUT records of a task's options: {field: value for JSON}.
+
+    Defaults are left out; of files only the names are told, so equal runs give equal bytes.
+    """
+    values = {
+        row.name: portable(getattr(task, row.name))
+        for row in options_of(type(task))
+        if row.trace and getattr(task, row.name) != row.default
+    }
+    # HEADER_ORDER comes first; rows that it lacks keep the table's order behind it.
+    order = dict.fromkeys([*HEADER_ORDER, *values])
+    return {name: values[name] for name in order if name in values}
+
+
+def portable(value: object) -> object:
+    """Make an option's value one for the header's JSON.
+
+    Paths become file names, so that the header does not depend on the machine, sets become sorted
+    lists, and tuples lists.
+    """
+    # The folder would tell about somebody's machine, and make equal files differ.
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, tuple):
+        return [*map(portable, value)]
+    # A set has no order of its own: two runs could write different bytes.
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+# ── nvfp4/options/naming.py: Name the file to write where OUTPUT is a folder, or is left out ──────
+
+SUFFIX = ".safetensors"
+INDEX = ".safetensors.index.json"
+# What a source's name says of its precision, at its end: "_bf16", "-fp8_e4m3fn_scaled".
+PRECISION_WORDS = re.compile(
+    r"[-_.](?:(?:fp|bf|f)(?:16|32)|b?float(?:16|32)|16bit|fp8(?:_e4m3fn|_e5m2)?(?:_scaled)?)$",
+    re.IGNORECASE,
+)
+# Names of files that thousands of models have; the folder's tells which one it is.
+NO_NAMES = re.compile(r"(?:diffusion_pytorch_)?model(?:-\d{5}-of-\d{5})?", re.IGNORECASE)
+# Folders inside a model's folder, and what of them tells two models of one folder apart.
+INNER_FOLDERS = {
+    "transformer": "",
+    "unet": "",
+    "transformer_2": "_2",
+    "high_noise_model": "_high_noise",
+    "low_noise_model": "_low_noise",
+}
+
+
+def format_word(options: Any) -> str:
+    """Tell in one word what a conversion writes, by its options alone.
+
+    options: an Options that is checked. "mixed" where a GGUF, a layer config or a size decides
+    layer by layer; else the format that most layers get: the recipe's, or the smallest of --formats
+    or --card.
+    """
+    if options.gguf or options.layer_config or options.target_size or options.target_ratio:
+        return "mixed"
+    return RECIPES[options.recipe].format or options.allowed[0]
+
+
+def source_name(source: Path) -> str:
+    """Name a source without its suffix and its precision, as "wan2.2_ti2v_5B".
+
+    A folder, and a file whose name says nothing, are called by the folder's name; one inside a
+    model's folder, such as `transformer`, by that of both.
+    """
+    name = source.name
+    for suffix in (INDEX, SUFFIX):
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
+            break
+    else:
+        name = ""
+    if not name or NO_NAMES.fullmatch(name):
+        # The folder one is in has its name in its whole path alone.
+        folder = (source.parent if name else source).absolute()
+        inner = INNER_FOLDERS.get(folder.name)
+        name = folder.name if inner is None else folder.parent.name
+        return (PRECISION_WORDS.sub("", name) or "model") + (inner or "")
+    return PRECISION_WORDS.sub("", name) or name
+
+
+def is_folder(source: Path) -> bool:
+    """Tell whether a source is a folder of shards, named as such or by its index."""
+    return source.name.lower().endswith(INDEX) or source.is_dir()
+
+
+def made_output(options: Any) -> Path:
+    """Name the file that a conversion writes where OUTPUT names none.
+
+    options: an Options that is checked, whose output is a folder, or None. Without a folder it is
+    the one that a file lies in, or that a folder of shards lies in, so that these stay by
+    themselves. Raises ConvertError for a name that is taken: nobody asked to replace that file.
+    """
+    source, folder = options.source, options.output
+    if folder is None:
+        folder = source.parent
+        if is_folder(source):
+            shards = source if source.is_dir() else source.parent
+            # The parent of "." is found in its whole path alone.
+            folder = shards.parent if shards.name else shards.absolute().parent
+    output = folder / f"{source_name(source)}_{format_word(options)}{SUFFIX}"
+    taken = options.written_as(output)
+    if exists(taken) and not options.dry_run:
+        raise ConvertError(f"{taken}: exists already; give OUTPUT as {output} to replace it")
+    return output
 
 
 # ── nvfp4/options/switches.py: The switches for layers of one kind, which are sets in the options t
@@ -3264,8 +4237,9 @@ class Options:
 
 # ── nvfp4/options/tasks.py: The tasks beside a conversion, and the rows of all tasks ──────────────
 
-# The heading of these options in `--help` and in the README.
+# The headings of these options in `--help` and in the README.
 VERIFY = "verify (instead of converting)"
+DOCTOR = "doctor (instead of converting)"
 
 
 @by_name
@@ -3294,10 +4268,138 @@ class Verification:
         check_task(self)
 
 
+@by_name
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doctor:
+    """Describe a look at what conversions and ComfyUI need here: `--doctor`."""
+
+    # fmt: off
+    doctor: bool = option(False, DOCTOR, SWITCH,
+        "look at Python, torch, cards, ComfyUI, memory and disk: what is missing or slower than it "
+        "could be, and what to do about it",
+        everyday="what is missing or slow here, what to do")
+    comfyui: Path | None = same_option(Options, "comfyui")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        check_task(self)
+
+
 # What is done instead of a conversion where the first row of one of these is given.
-OTHER_TASKS = (Verification,)
+OTHER_TASKS = (Verification, Doctor)
 # All rows, in the order of `--help`.
 OPTIONS = tuple(all_options(Options, *OTHER_TASKS))
+
+
+# ── nvfp4/doctor/examine.py: Examine this machine: the quick things first, while torch is being ask
+
+def examine(task: Doctor) -> Iterator[Examined]:
+    """Look at everything, in the order in which it is told; the last one is the conclusion.
+
+    Raises ConvertError where --comfyui is no ComfyUI's folder.
+    """
+    comfyui, python = find_comfyui(task.comfyui) or nearby_comfyui(), Path(sys.executable)
+    is_there = bool(comfyui and not comfyui.absent)
+    is_shared = is_there and comfyui.python == python
+    ours = Probe(python, kitchen=is_shared)
+    theirs = Probe(comfyui.python, kitchen=True) if is_there and not is_shared else None
+    failed = []
+    for one in examine_conversions(ours, python, is_comfyui=is_shared):
+        failed += [one.topic] if one.fails else []
+        yield one
+    yield judge_comfyui(comfyui)
+    if theirs:
+        yield from examine_python(theirs)
+    if is_there:
+        yield from examine_formats(comfyui, theirs or ours)
+    yield conclusion(failed, ours)
+
+
+def examine_conversions(ours: Probe, python: Path, *, is_comfyui: bool) -> Iterator[Examined]:
+    """Look at what conversions run with; is_comfyui: ComfyUI runs with the same Python."""
+    missing = [name for name in REQUIRED if find_spec(name) is None]
+    yield judge_python(missing, python)
+    yield judge_memory(memory_sizes())
+    yield judge_disk(Path.cwd(), shutil.disk_usage(Path.cwd()).free)
+    yield judge_torch(ours.facts, system_cards(), is_ours=True, is_comfyui=is_comfyui)
+    cards = known_cards(ours.facts)
+    yield from map(judge_card, cards)
+    if not cards:
+        yield Examined(topic="card", state="none found by torch or nvidia-smi")
+    yield from judge_compilers(ours.facts)
+
+
+def examine_python(theirs: Probe) -> Iterator[Examined]:
+    """Look at ComfyUI's own Python, which is not the one that runs this."""
+    facts = theirs.facts
+    yield Examined(topic="its Python", state=f"{facts.python or 'unknown'} ({facts.path})")
+    yield judge_torch(facts, system_cards(), is_ours=False, is_comfyui=True)
+
+
+def examine_formats(comfyui: ComfyUI, probe: Probe) -> Iterator[Examined]:
+    """Look at the formats that a ComfyUI loads and multiplies on its first card."""
+    facts = probe.facts
+    yield judge_kitchen(facts, comfyui)
+    yield from judge_formats(comfyui, facts, next(iter(known_cards(facts)), None))
+
+
+def known_cards(facts: PythonFacts) -> list[Gpu]:
+    """List the cards that nvidia-smi knows, which tells their driver, or else those of torch."""
+    return system_cards() or facts.cards
+
+
+def conclusion(failed: list[str], ours: Probe) -> Examined:
+    """Say whether conversions run here, and on what."""
+    if failed:
+        return Examined(topic="result", state=f"no conversion can run yet: {', '.join(failed)}")
+    cards = ours.facts.cards
+    where = cards[0].name if cards else "the CPU, which is enough for converting"
+    return Examined(topic="result", state=f"conversions run here, on {where}")
+
+
+# ── nvfp4/cli/doctor.py: Print what the doctor finds, line by line as it is found, and return the e
+
+# Columns of the topic, and the widest line that is still read at once.
+TOPIC_WIDTH, WIDEST = 15, 100
+
+
+def run_doctor(task: Doctor) -> int:
+    """Examine, and print each line when it is known.
+
+    Returns 1 where no conversion can run, or --comfyui names no ComfyUI, else 0.
+    """
+    fails = False
+    try:
+        for one in examine(task):
+            show(render_examined(one))
+            phase("asking torch, which takes seconds to load")
+            fails |= one.fails
+    except ConvertError as error:
+        show_problems(error)
+        return 1
+    finally:
+        SCREEN.clear()
+    return int(fails)
+
+
+def render_examined(one: Examined) -> str:
+    """Write a line, and those of each advice below it, broken where the terminal ends.
+
+    A command has a line of its own, which is never broken, so that it can be copied.
+    """
+    lines = [filled(f"{one.topic:{TOPIC_WIDTH}}", one.state, TOPIC_WIDTH)]
+    for advice in one.advice:
+        end = ":" if advice.command else ""
+        lines.append(filled(f"  {advice.rank}: ", advice.text + end, 4))
+        lines += [f"    {one_line(advice.command)}"] if advice.command else []
+    return "\n".join(lines)
+
+
+def filled(start: str, text: str, indent: int) -> str:
+    """Break a line at spaces; those that follow are indented."""
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    how = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(start + one_line(text), width, subsequent_indent=" " * indent, **how)
 
 
 # ── nvfp4/cli/arguments.py: Parse the command lines of all programs in one way ────────────────────
@@ -3477,7 +4579,8 @@ def render_presets() -> str:
 # How a conversion and a check are asked for.
 USAGE = """%(prog)s SOURCE [OUTPUT] [options]
        %(prog)s SOURCE SOURCE ... FOLDER [options]
-       %(prog)s --verify FILE [--source SOURCE]"""
+       %(prog)s --verify FILE [--source SOURCE]
+       %(prog)s --doctor"""
 
 
 def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
@@ -3510,7 +4613,7 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
 
 def parse_tasks(
     argv: list[str] | None = None, conversion: type[Options] = Options
-) -> tuple[Options | Verification, ...]:
+) -> tuple[Options | Verification | Doctor, ...]:
     """Make the tasks of the command line: one, or a conversion for each of several models.
 
     argv: the arguments without the program's name; those of the process if None.
@@ -3598,6 +4701,9 @@ if __name__ == "__main__":
     # --help, --version and wrong options are answered here, before torch takes seconds to load.
     tolerate_consoles()
     tasks = parse_tasks()
+    if isinstance(tasks[0], Doctor):
+        # It tells of packages that are missing, and needs none.
+        sys.exit(run_doctor(tasks[0]))
     require(*REQUIRED)
     announce(quiet=any(task.quiet for task in tasks))
 
@@ -3605,10 +4711,7 @@ if __name__ == "__main__":
 import base64
 import codecs
 import hashlib
-import json
-import shutil
-import subprocess
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Container, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -6995,7 +8098,7 @@ class Format:
     # The word for it on the command line (--formats); "" for what nobody asks for.
     option: str = ""
     # The first version of ComfyUI that loads it.
-    since: str = "0.10"
+    since: str = COMFYUI_SINCE["nvfp4"]
     # The first comfy-kitchen that knows it; "" where that version of ComfyUI asks for it anyway.
     since_kitchen: str = ""
     # Bits of precision: a floor that asks for FP8 is met by every format with at least as many.
@@ -7697,7 +8800,7 @@ class Int8(Scaled):
     weight_dtype = "I8"
     scale_suffix = "weight_scale"
     unconfigured = "integers"
-    since = "0.27"
+    since = COMFYUI_SINCE["int8"]
     kernel = "int8"
     takes_mark = False
     grid = Grid(INTEGERS)
@@ -7986,7 +9089,7 @@ class Mxfp8(Scaled):
 
     name = title = "MXFP8"
     option = kernel = "mxfp8"
-    since = "0.29"
+    since = COMFYUI_SINCE["mxfp8"]
     config = "mxfp8"
     is_configured = True
     weight_dtype = "F8_E4M3"
@@ -8382,7 +9485,7 @@ class W4a8(Format):
 
     name = title = "W4A8"
     option = kernel = "w4a8"
-    since = "0.31"
+    since = COMFYUI_SINCE["w4a8"]
     rank, bits = 5, 4
     has_codebook = True
     casts_scales = False
@@ -8604,8 +9707,8 @@ class W6a8(W4a8):
 
     name = title = "W6A8"
     option = kernel = "w6a8"
-    since = "0.33"
-    since_kitchen = "0.2.40"
+    since = COMFYUI_SINCE["w6a8"]
+    since_kitchen = KITCHEN_SINCE["w6a8"]
     rank, bits = 6, 6
     has_codebook = False
     weight_bits = 6
@@ -9050,27 +10153,6 @@ def grouped(found: Iterable[Finding]) -> dict[str, list[str]]:
 NOT_ASKED = "ComfyUI was not asked (--comfyui)"
 # Of these the source may have its own, and the output has them from there.
 INHERITED = ("missing", "unexpected", "stops")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComfyUI:
-    """Name a ComfyUI to ask.
-
-    folder: with main.py and comfy/ in it. named_by: the option or the environment variable that
-    gave the folder. python: the interpreter that runs it. version: "" where it tells none. absent:
-    why there is none to ask, where the environment names no ComfyUI's folder.
-    """
-
-    folder: Path
-    named_by: str
-    python: Path
-    version: str
-    absent: str = ""
-
-    @property
-    def title(self) -> str:
-        """Name it as in "ComfyUI 0.33.0"."""
-        return f"ComfyUI {self.version}".strip()
 
 
 class Trouble(NamedTuple):
@@ -11247,8 +12329,6 @@ def kind_of_file(shapes: Mapping[str, tuple[int, ...]], *, is_model: bool) -> Fi
 
 # ── nvfp4/asking/ask.py: Ask a ComfyUI about a file, in a process of its own ──────────────────────
 
-# The environment variable that names a ComfyUI where --comfyui does not.
-COMFYUI_ROOT = "COMFYUI_ROOT"
 # What runs in the child. tools/single_file.py puts the text itself here.
 ASKER = r'''"""Ask a ComfyUI what it makes of files: the program that runs in ComfyUI's own Python.
 
@@ -11622,11 +12702,6 @@ BOOT = (
     "import json, sys; asked = json.load(sys.stdin); "
     "exec(compile(asked.pop('program'), 'asker.py', 'exec')); run_asker(asked)"
 )
-# Where a ComfyUI has its own Python, beside its folder in the portable version for Windows.
-INTERPRETERS = (
-    "venv/Scripts/python.exe", ".venv/Scripts/python.exe", "../python_embeded/python.exe",
-    "venv/bin/python", ".venv/bin/python",
-)  # fmt: skip
 # Nothing is fetched, and no GPU is seen: an empty value would be none at all on Windows.
 QUIETLY = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1",
@@ -11634,46 +12709,6 @@ QUIETLY = {
 }  # fmt: skip
 # Seconds. A first import from a slow disk takes a minute or two; after that an answer takes five.
 LONGEST_ANSWER = 300
-
-
-def find_comfyui(folder: Path | None) -> ComfyUI | None:
-    """Find the ComfyUI to ask: that of --comfyui, else of COMFYUI_ROOT, else None.
-
-    Raises ConvertError where --comfyui is no ComfyUI's folder; where the environment names none,
-    the result tells so in `absent`. Only its version is read.
-    """
-    given = os.environ.get(COMFYUI_ROOT)
-    named_by = COMFYUI_ROOT if folder is None else "--comfyui"
-    if folder is None and not given:
-        return None
-    folder = input_path(given) if folder is None else folder
-    if not is_comfyui(folder):
-        inner = folder / "ComfyUI"
-        instead = f"give {inner}" if is_comfyui(inner) else "give the folder that has main.py"
-        told = f"{folder} is no ComfyUI folder, with main.py and comfy/ in it; {instead}"
-        if named_by != COMFYUI_ROOT:
-            raise ConvertError(f"{named_by}: {told}")
-        return ComfyUI(folder=folder, named_by=named_by, python=Path(), version="", absent=told)
-    folder = folder.resolve()
-    places = (folder / place for place in INTERPRETERS)
-    python = next((place for place in places if place.is_file()), Path(sys.executable))
-    version = version_of(folder)
-    return ComfyUI(folder=folder, named_by=named_by, python=python, version=version)
-
-
-def is_comfyui(folder: Path) -> bool:
-    """Tell whether a folder looks like ComfyUI's."""
-    return (folder / "comfy").is_dir() and (folder / "main.py").is_file()
-
-
-def version_of(folder: Path) -> str:
-    """Read the version that a ComfyUI tells in comfyui_version.py, "" if there is none."""
-    try:
-        text = (folder / "comfyui_version.py").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    found = re.search(r"""__version__ = ["']([\w.+-]{1,40})["']""", text)
-    return found[1] if found else ""
 
 
 def ask_about_job(comfyui: ComfyUI | None, job: Job) -> Answer | None:
@@ -13993,152 +15028,6 @@ def contract_notes(model: Model, plans: list[TensorPlan]) -> list[str]:
         why = f"as they have several experts' weights each, {share} of the source's bytes"
         notes.append(Note(f"{what}, {why}: {names}", Rank.NOTE))
     return notes
-
-
-# ── nvfp4/tokens.py: How many tokens of a typical run each linear layer multiplies by: a row for ea
-
-# Tokens of a prompt where ComfyUI does not pad: an assumption, which weighs little in any family.
-PROMPT = 128
-
-
-class Runs(NamedTuple):
-    """Say which tokens the layers of some names multiply by.
-
-    layers: a regular expression that is searched for in their names, without the model's prefix.
-    tokens: names of counts, with "+" between them; "once" is a single vector.
-    """
-
-    layers: str
-    tokens: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TypicalRun:
-    """Hold what a family is run with as a rule, and what goes through its layers.
-
-    title: the run for people. counts: {name: tokens}; "image" is the picture or the video.
-    rules: looked at before BY_NAME; the first that matches counts, and "image" where none does.
-    """
-
-    title: str
-    counts: dict[str, int]
-    rules: tuple[Runs, ...] = ()
-
-
-# What families share, and a fair guess for models of none.
-BY_NAME = (
-    # Embeddings of the time step and of pooled vectors, and what modulates whole blocks by them.
-    Runs(
-        r"(?i)(^|\.)(time|timestep|guidance|vector)_|timestep_embed(der)?\.|(^|\.)[tcp]_embedder\."
-        r"|(^|\.)(y_embedder\.mlp|label_emb|emb_layers|t_block|tmlp|tproj)\."
-        r"|(^|[._])mod(?!el|ule)\w{0,40}\.(lin\w*|\d+)$|adaln|norm_out\.linear$",
-        "once",
-    ),
-    # Keys and values of cross-attention, and the text's own layers of models with two streams.
-    Runs(r"(cross_attn|attn2)\.(to_|linear_)?(k|v|kv)(_proj|_linear)?$", "text"),
-    Runs(r"\.(add_[qkv]_proj|to_add_out)$|\.attn1\.to_(q|k|v|out)_t$|\.ff_t\.", "text"),
-    Runs(r"(^|[._])(txt|text|caption|cap|context|cond_seq|byt5|y_embedder)", "text"),
-    # Blocks that text and image go through as one sequence.
-    Runs(r"^single(_stream|_transformer)?_(blocks|layers)\.", "image+text"),
-)
-# The refiners of Lumina 2 and Z-Image see text or image, the blocks after them see both.
-LUMINA_BLOCKS = Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text")
-# Names of counts and rules are those of ComfyUI's classes; a comment says how a count comes about.
-RUNS = {
-    # 21 x 60 x 104 latents in patches of 1 x 2 x 2. CLIP sees 257 tokens of the first frame. Audio
-    # and faces come as some tokens for each of the 21 latent frames, 16 at most (HuMo).
-    "wan": TypicalRun(
-        title="81 frames of 832 x 480, 512 tokens of text",
-        counts={"image": 32760, "text": 512, "clip": 257, "guides": 21 * 16},
-        rules=(
-            Runs(r"^img_emb\.|\.[kv]_img$", "clip"),
-            Runs(r"linear1_kv$|(audio_cross_attn|audio_injector\.injector\.\d+)\.[kv]$", "guides"),
-            Runs(r"^(face_encoder|motion_encoder|casual_audio_encoder|audio_proj)\.", "guides"),
-            Runs(r"injector_adain_layers\.", "guides"),
-        ),
-    ),
-    "qwen-image": TypicalRun(
-        title=f"1024 x 1024, {PROMPT} tokens of text", counts={"image": 4096, "text": PROMPT}
-    ),
-    "flux2": TypicalRun(
-        title="1024 x 1024, 512 tokens of text", counts={"image": 4096, "text": 512}
-    ),
-    # The guidance layer makes a vector for each of the 344 modulations.
-    "chroma": TypicalRun(
-        title=f"1024 x 1024, {PROMPT} tokens of text",
-        counts={"image": 4096, "text": PROMPT, "modulations": 344},
-        rules=(Runs(r"^distilled_guidance_layer\.", "modulations"),),
-    ),
-    "flux": TypicalRun(
-        title="1024 x 1024, 256 tokens of text", counts={"image": 4096, "text": 256}
-    ),
-    "z-image": TypicalRun(
-        title=f"1024 x 1024, {PROMPT} tokens of text",
-        counts={"image": 4096, "text": PROMPT},
-        rules=(Runs(r"^dec_net\.", "image"), LUMINA_BLOCKS),
-    ),
-    "lumina2": TypicalRun(
-        title=f"1024 x 1024, {PROMPT} tokens of text",
-        counts={"image": 4096, "text": PROMPT},
-        rules=(LUMINA_BLOCKS,),
-    ),
-    # 13 x 16 x 24 latents, each a token, and 25 tokens of sound for each second.
-    "ltx2": TypicalRun(
-        title="97 frames of 768 x 512 with sound, 1024 tokens of text",
-        counts={"image": 4992, "text": 1024, "audio": 97},
-        rules=(
-            Runs(r"embeddings_connector\.", "text"),
-            Runs(r"^audio_(patchify_proj|proj_out)$|\.audio_(attn1|ff)\.", "audio"),
-            Runs(r"\.(audio_attn2|video_to_audio_attn)\.to_(q|out|gate)", "audio"),
-            Runs(r"\.audio_to_video_attn\.to_[kv]$", "audio"),
-        ),
-    ),
-    "ltx-video": TypicalRun(
-        title="97 frames of 768 x 512, 128 tokens of text", counts={"image": 4992, "text": 128}
-    ),
-    # 7 x 60 x 106 latents in patches of 1 x 2 x 2; version 1.5 sees an image as 729 tokens.
-    "hunyuan-video": TypicalRun(
-        title=f"25 frames of 848 x 480, {PROMPT} tokens of text",
-        counts={"image": 11130, "text": PROMPT, "vision": 729},
-        rules=(Runs(r"^vision_in\.", "vision"),),
-    ),
-    # The adapter makes text of the prompt once, which is padded to 512 tokens then.
-    "anima": TypicalRun(
-        title="1024 x 1024, 512 tokens of text",
-        counts={"image": 4096, "text": 512, "prompt": PROMPT},
-        rules=(Runs(r"^llm_adapter\.", "prompt"),),
-    ),
-    # 24 x 60 x 106 latents in patches of 1 x 2 x 2.
-    "cosmos-predict2": TypicalRun(
-        title="93 frames of 848 x 480, 512 tokens of text", counts={"image": 38160, "text": 512}
-    ),
-}
-# For a model that is of no family.
-ANY_RUN = TypicalRun(
-    title=f"4096 tokens of an image, {PROMPT} of text, by the names of the layers",
-    counts={"image": 4096, "text": PROMPT},
-)
-
-
-def typical_run(family: str) -> TypicalRun:
-    """Find the run of a family, a key of RUNS; of "" the one for models of no family."""
-    return RUNS.get(family, ANY_RUN)
-
-
-@lru_cache(maxsize=1 << 16)
-def group_of(layer: str, family: str) -> str:
-    """Tell which tokens a layer multiplies by, as a Runs has them: "image+text".
-
-    layer: its name without prefix; family: a key of RUNS, or "" for none.
-    """
-    rules = (*typical_run(family).rules, *BY_NAME)
-    return next((rule.tokens for rule in rules if re.search(rule.layers, layer)), "image")
-
-
-def tokens_of(layer: str, family: str) -> int:
-    """Count the tokens that go through a layer in one step of a family's typical run."""
-    counts = {"once": 1, **typical_run(family).counts}
-    return sum(counts[name] for name in group_of(layer, family).split("+"))
 
 
 # ── nvfp4/plan/presets.py: Turn a family's row into rules: its edge blocks, and what its preset kee
@@ -17022,129 +17911,6 @@ def encode_tensors(
                 output.finish(name, found.get(name))
             bar.update(piece.nbytes)
     return found
-
-
-# ── nvfp4/work.py: Tell how much of a model's multiply work is done in which format, and how fast t
-
-# The first version of ComfyUI that reads a layer's pre_quant_scale.
-SMOOTHING_SINCE = "0.30"
-# Tensor cores by how reports put them together, and the share's name.
-SHARES = {"FP4": "FP4", "INT8": "INT8 or FP8", "FP8": "INT8 or FP8", "16-bit": "16-bit"}
-
-
-class Multiplied(NamedTuple):
-    """Hold a linear layer as ComfyUI multiplies by it.
-
-    layer: its name without prefix; weights: how many a token meets, of one expert where there are
-    several, as no file tells how many a token goes through; word: a key of `cards.UNITS`; since and
-    kitchen: the first versions of ComfyUI and comfy-kitchen that load it, "" for any.
-    """
-
-    layer: str
-    weights: int
-    word: str = "16bit"
-    since: str = ""
-    kitchen: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """Hold a step's multiply work by format, and what the file needs.
-
-    family: a key of `tokens.RUNS`, or "". operations: {key of `cards.UNITS`: multiplications of
-    the linear layers}. since, kitchen: the first versions of ComfyUI and comfy-kitchen that load
-    the file; "" for any, and where nothing is quantised.
-    """
-
-    family: str
-    operations: Counter[str]
-    since: str
-    kitchen: str
-
-    def shares(self, card: str | None = None) -> dict[str, float]:
-        """Share the work between the values of SHARES; all are 0 where there is no work.
-
-        card: a key of CARDS; None for a card that multiplies all formats.
-        """
-        found = dict.fromkeys(SHARES.values(), 0.0)
-        for word, count in self.operations.items():
-            unit = CARDS[card].unit(word) if card else UNITS[word]
-            found[SHARES[unit]] += count / (self.operations.total() or 1)
-        return found
-
-    def speed(self, card: str) -> float:
-        """Estimate how many times as fast as in 16 bits all linear layers are on a class of cards.
-
-        card: a key of CARDS. Throughputs are published peaks, and a format that the class lacks
-        runs at 16-bit speed: the result is what the matmuls alone can gain at most.
-        """
-        row = CARDS[card]
-        times = {word: count / row.rate(word) for word, count in self.operations.items()}
-        slowest = self.operations.total() / row.rate("16bit")
-        return slowest / sum(times.values()) if slowest else 1.0
-
-    def needs(self, card: str | None) -> str:
-        """Say what ComfyUI needs for that speed on a class of cards, or on any; "" for nothing."""
-        words = {*KITCHEN_FORMATS} & self.operations.keys()
-        if card:
-            return CARDS[card].needs if words & {*CARDS[card].fast} else ""
-        return f"{NEEDS_CUDA_13} (Radeons: torch for ROCm)" if words else ""
-
-
-def version_key(version: str) -> tuple[int, ...]:
-    """Make a key to compare versions such as "0.10" and "0.9" by; "" comes first."""
-    return tuple(map(int, version.split("."))) if version else ()
-
-
-def work_of(layers: Iterable[Multiplied], family: str) -> Work:
-    """Add up the multiply work of a model's linear layers, by format.
-
-    family: a key of `tokens.RUNS`, or "" for a model of none.
-    """
-    layers, counts = [*layers], Counter()
-    for layer in layers:
-        counts[layer.word] += layer.weights * tokens_of(layer.layer, family)
-    since = max((layer.since for layer in layers), key=version_key, default="")
-    kitchen = max((layer.kitchen for layer in layers), key=version_key, default="")
-    # In one order, so that files whose layers come in another give the same floats.
-    operations = Counter({word: counts[word] for word in UNITS if word in counts})
-    return Work(family=family, operations=operations, since=since, kitchen=kitchen)
-
-
-def work_data(work: Work, card: str | None = None) -> dict:
-    """Describe the work as data that JSON can have.
-
-    card: the class of cards that the file is for, None for any: then "shares" are those of a card
-    that multiplies all formats. "speed" is {class: how many times 16-bit's speed, estimated};
-    "comfyui", "comfy_kitchen" and "needs" are None where there is nothing to say.
-    """
-    return {
-        "run": typical_run(work.family).title,
-        "card": card,
-        "shares": work.shares(card),
-        "speed": {name: work.speed(name) for name in ([card] if card else CARDS)},
-        "comfyui": work.since or None,
-        "comfy_kitchen": work.kitchen or None,
-        "needs": work.needs(card) or None,
-    }
-
-
-def render_work(data: dict | None) -> list[str]:
-    """Render the data of `work_data` as lines; none where nothing is quantised."""
-    if not data or not data["comfyui"]:
-        return []
-    shares = {name: f"{100 * share:.0f} %" for name, share in data["shares"].items()}
-    speeds = (f"{name} {speed:.1f}x" for name, speed in data["speed"].items())
-    kitchen = f" with comfy-kitchen {data['comfy_kitchen']}" if data["comfy_kitchen"] else ""
-    also = f", and for that speed {data['needs']}" if data["needs"] else ""
-    where = data["card"] or "a card that multiplies all formats"
-    return [
-        f"multiply work of the linear layers on {where}: {shares['FP4']} in FP4, "
-        f"{shares['INT8 or FP8']} in INT8 or FP8, {shares['16-bit']} at 16-bit speed "
-        f"({data['run']})",
-        f"estimated speed of these over 16-bit, by peak throughputs: {', '.join(speeds)}",
-        f"needs ComfyUI {data['comfyui']}{kitchen} or newer{also}",
-    ]
 
 
 # ── nvfp4/plan/multiply_work.py: Tell the multiply work of planned layers: how each is multiplied, 
@@ -21454,7 +22220,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     tolerate_consoles()
     try:
-        return carry_out_all(parse_tasks(argv))
+        tasks = parse_tasks(argv)
+        if isinstance(tasks[0], Doctor):
+            return run_doctor(tasks[0])
+        return carry_out_all(tasks)
     except KeyboardInterrupt:
         # It came before or after the work, so there is nothing to tell of a file.
         SCREEN.clear()

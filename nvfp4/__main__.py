@@ -13,13 +13,18 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from nvfp4.cli.console import announce, tolerate_consoles
+from nvfp4.cli.doctor import run_doctor
 from nvfp4.cli.parse import parse_tasks
+from nvfp4.options import Doctor
 from nvfp4.requirements import REQUIRED, require
 
 if __name__ == "__main__":
     # --help, --version and wrong options are answered here, before torch takes seconds to load.
     tolerate_consoles()
     tasks = parse_tasks()
+    if isinstance(tasks[0], Doctor):
+        # It tells of packages that are missing, and needs none.
+        sys.exit(run_doctor(tasks[0]))
     require(*REQUIRED)
     announce(quiet=any(task.quiet for task in tasks))
 

@@ -23,6 +23,17 @@ UNITS = {
     "mxfp8": "FP8",
     "16bit": "16-bit",
 }
+# The first version of ComfyUI that loads a format, and of comfy-kitchen where ComfyUI asks for an
+# older one than the format needs.
+COMFYUI_SINCE = {
+    "nvfp4": "0.10",
+    "w4a8": "0.31",
+    "w6a8": "0.33",
+    "int8": "0.27",
+    "fp8": "0.10",
+    "mxfp8": "0.29",
+}
+KITCHEN_SINCE = {"w6a8": "0.2.40"}
 # Formats that only comfy_kitchen multiplies; the matmul of FP8 is torch's own.
 KITCHEN_FORMATS = ("nvfp4", "w4a8", "w6a8", "int8", "mxfp8")
 # ComfyUI switches comfy_kitchen's CUDA kernels off with an older torch (comfy/quant_ops.py).
@@ -40,6 +51,7 @@ class Card:
     model: the card that `rates` are of.
     rates: {unit: TFLOPS, or TOPS of integers}; a unit that the class lacks is not in it.
     source, url: where the rates are from.
+    capability: the compute capability that the class begins with; None where cards have none.
     needs: what ComfyUI needs there for KITCHEN_FORMATS.
     half: the --dtype that 16-bit tensors have where none is given.
     """
@@ -51,6 +63,7 @@ class Card:
     rates: dict[str, float]
     source: str
     url: str
+    capability: tuple[int, int] | None
     needs: str = NEEDS_CUDA_13
     half: str = "bfloat16"
 
@@ -75,6 +88,7 @@ CARDS = {
     "blackwell": Card(
         title="Blackwell: GeForce RTX 50 (compute capability 10.0 or more)",
         fast=("nvfp4", "w4a8", "w6a8", "int8", "fp8", "mxfp8", "16bit"),
+        capability=(10, 0),
         why="NVFP4 and MXFP8 from compute capability 10.0; NVIDIA gives no figure for MXFP8, which "
         "counts as FP8 here",
         model="GeForce RTX 5090",
@@ -86,6 +100,7 @@ CARDS = {
     "ada": Card(
         title="Ada: GeForce RTX 40 (compute capability 8.9)",
         fast=("w4a8", "w6a8", "int8", "fp8", "16bit"),
+        capability=(8, 9),
         why="FP8 from compute capability 8.9",
         model="GeForce RTX 4090",
         rates={"INT8": 660.6, "FP8": 330.3, "16-bit": 165.2},
@@ -95,6 +110,7 @@ CARDS = {
     "ampere": Card(
         title="Ampere: GeForce RTX 30 (compute capability 8.0 to 8.7)",
         fast=("w4a8", "w6a8", "int8", "16bit"),
+        capability=(8, 0),
         why="W4A8 and W6A8 from compute capability 8.0",
         model="GeForce RTX 3090",
         rates={"INT8": 284, "16-bit": 71},
@@ -105,6 +121,7 @@ CARDS = {
     "turing": Card(
         title="Turing: GeForce RTX 20 (compute capability 7.5)",
         fast=("int8", "16bit"),
+        capability=(7, 5),
         why="INT8 from compute capability 7.5; no bfloat16 there, so that 16-bit is float16",
         model="GeForce RTX 2080 Ti Founders Edition",
         rates={"INT8": 227.7, "16-bit": 56.9},
@@ -116,6 +133,7 @@ CARDS = {
     "rdna": Card(
         title="RDNA 4 and 3: Radeon RX 9000 and 7000",
         fast=("w4a8", "w6a8", "int8", "16bit"),
+        capability=None,
         why="what comfy_kitchen's HIP kernels multiply on both. RDNA 3 multiplies INT8 no faster "
         "than 16-bit (512 operations per clock each). FP8 is fast on RDNA 4 alone, and AMD's page "
         "has no figure for it",
@@ -129,3 +147,12 @@ CARDS = {
 }
 # What the words are, such as "ada = GeForce RTX 40".
 CARD_NAMES = ", ".join(f"{word} = {card.series}" for word, card in CARDS.items())
+
+
+def card_of(capability: tuple[int, int]) -> str:
+    """Name the class of an NVIDIA card by its compute capability, "" for one older than all.
+
+    Cards between two classes, such as the H100 with 9.0, multiply what the older one does.
+    """
+    known = ((word, card.capability) for word, card in CARDS.items() if card.capability)
+    return next((word for word, least in known if capability >= least), "")

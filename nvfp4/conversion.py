@@ -11,7 +11,8 @@ import dataclasses
 import time
 from functools import partial
 
-from nvfp4.asking.ask import ask_about_job, find_comfyui
+from nvfp4.asking.ask import ask_about_job
+from nvfp4.asking.find import find_comfyui
 from nvfp4.encode.compute import describe_device, pick_device
 from nvfp4.encode.float16 import float16_overflows
 from nvfp4.errors import ConvertError

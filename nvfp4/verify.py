@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 
 from nvfp4.asking.answers import Answer
-from nvfp4.asking.ask import ask_about_file, find_comfyui
+from nvfp4.asking.ask import ask_about_file
+from nvfp4.asking.find import find_comfyui
 from nvfp4.dtypes import SOURCE_FLOATS
 from nvfp4.encode.compute import CPU_CHUNK, Compute, single_threaded
 from nvfp4.errors import ConvertError, DamagedFileError, of_another_model, printable

@@ -54,6 +54,7 @@ FLOORS = (
         "write": "journal, partial files, publishing",
     },
     {
+        "doctor": "what conversions and ComfyUI need here, and what to do about what is missing",
         "verify": "a file against its source",
         "tune": "plans changed by measuring",
         "production": "a job rehearsed, or carried out: encoded, written and published",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
+from nvfp4.asking.find import ComfyUI
 from nvfp4.errors import examples
 from nvfp4.model import bare
 from nvfp4.notes import Note, Rank
@@ -20,27 +20,6 @@ from nvfp4.stored.defects import DEFECTS, Finding, Outcome, grouped
 NOT_ASKED = "ComfyUI was not asked (--comfyui)"
 # Of these the source may have its own, and the output has them from there.
 INHERITED = ("missing", "unexpected", "stops")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComfyUI:
-    """Name a ComfyUI to ask.
-
-    folder: with main.py and comfy/ in it. named_by: the option or the environment variable that
-    gave the folder. python: the interpreter that runs it. version: "" where it tells none. absent:
-    why there is none to ask, where the environment names no ComfyUI's folder.
-    """
-
-    folder: Path
-    named_by: str
-    python: Path
-    version: str
-    absent: str = ""
-
-    @property
-    def title(self) -> str:
-        """Name it as in "ComfyUI 0.33.0"."""
-        return f"ComfyUI {self.version}".strip()
 
 
 class Trouble(NamedTuple):

@@ -1,10 +1,9 @@
 """Ask a ComfyUI about a file, in a process of its own.
 
-The folder is found, and refused if it is none, before anything else is read. The process runs
-`asker` in ComfyUI's own Python, without network, GPU and weights; ComfyUI's code is trusted as the
-user trusts it. Its environment may lack a module, or it may hang: that is an error where --comfyui
-asked for it, and one line of the report where only the environment variable did, whose folder may
-be gone as well.
+The process runs `asker` in ComfyUI's own Python, without network, GPU and weights; ComfyUI's code
+is trusted as the user trusts it. Its environment may lack a module, or it may hang: that is an
+error where --comfyui asked for it, and one line of the report where only the environment variable
+did, whose folder may be gone as well.
 """
 
 from __future__ import annotations
@@ -12,21 +11,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import subprocess
-import sys
 from pathlib import Path
 
-from nvfp4.asking.answers import Answer, ComfyUI, Taken, Trouble
+from nvfp4.asking.answers import Answer, Taken, Trouble
+from nvfp4.asking.find import COMFYUI_ROOT, ComfyUI
 from nvfp4.asking.question import question_of_job, question_of_model
 from nvfp4.errors import EXCERPT, ConvertError, one_line
 from nvfp4.file_kinds import OTHER_NAMES, FileKind
 from nvfp4.layout import Job
 from nvfp4.model import Model
-from nvfp4.options.kinds import input_path
 
-# The environment variable that names a ComfyUI where --comfyui does not.
-COMFYUI_ROOT = "COMFYUI_ROOT"
 # What runs in the child. tools/single_file.py puts the text itself here.
 ASKER = Path(__file__).with_name("asker.py").read_text(encoding="utf-8")
 # The child's command: the program comes with the question, as command lines are short on Windows.
@@ -34,11 +29,6 @@ BOOT = (
     "import json, sys; asked = json.load(sys.stdin); "
     "exec(compile(asked.pop('program'), 'asker.py', 'exec')); run_asker(asked)"
 )
-# Where a ComfyUI has its own Python, beside its folder in the portable version for Windows.
-INTERPRETERS = (
-    "venv/Scripts/python.exe", ".venv/Scripts/python.exe", "../python_embeded/python.exe",
-    "venv/bin/python", ".venv/bin/python",
-)  # fmt: skip
 # Nothing is fetched, and no GPU is seen: an empty value would be none at all on Windows.
 QUIETLY = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "1",
@@ -46,46 +36,6 @@ QUIETLY = {
 }  # fmt: skip
 # Seconds. A first import from a slow disk takes a minute or two; after that an answer takes five.
 LONGEST_ANSWER = 300
-
-
-def find_comfyui(folder: Path | None) -> ComfyUI | None:
-    """Find the ComfyUI to ask: that of --comfyui, else of COMFYUI_ROOT, else None.
-
-    Raises ConvertError where --comfyui is no ComfyUI's folder; where the environment names none,
-    the result tells so in `absent`. Only its version is read.
-    """
-    given = os.environ.get(COMFYUI_ROOT)
-    named_by = COMFYUI_ROOT if folder is None else "--comfyui"
-    if folder is None and not given:
-        return None
-    folder = input_path(given) if folder is None else folder
-    if not is_comfyui(folder):
-        inner = folder / "ComfyUI"
-        instead = f"give {inner}" if is_comfyui(inner) else "give the folder that has main.py"
-        told = f"{folder} is no ComfyUI folder, with main.py and comfy/ in it; {instead}"
-        if named_by != COMFYUI_ROOT:
-            raise ConvertError(f"{named_by}: {told}")
-        return ComfyUI(folder=folder, named_by=named_by, python=Path(), version="", absent=told)
-    folder = folder.resolve()
-    places = (folder / place for place in INTERPRETERS)
-    python = next((place for place in places if place.is_file()), Path(sys.executable))
-    version = version_of(folder)
-    return ComfyUI(folder=folder, named_by=named_by, python=python, version=version)
-
-
-def is_comfyui(folder: Path) -> bool:
-    """Tell whether a folder looks like ComfyUI's."""
-    return (folder / "comfy").is_dir() and (folder / "main.py").is_file()
-
-
-def version_of(folder: Path) -> str:
-    """Read the version that a ComfyUI tells in comfyui_version.py, "" if there is none."""
-    try:
-        text = (folder / "comfyui_version.py").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    found = re.search(r"""__version__ = ["']([\w.+-]{1,40})["']""", text)
-    return found[1] if found else ""
 
 
 def ask_about_job(comfyui: ComfyUI | None, job: Job) -> Answer | None:

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from nvfp4.cli.console import show, show_problems, tolerate_consoles
+from nvfp4.cli.doctor import run_doctor
 from nvfp4.cli.parse import parse_tasks
 from nvfp4.conversion import run_phases
 from nvfp4.errors import ConvertError, printable
 from nvfp4.files import exists, is_still
-from nvfp4.options import Options, Verification
+from nvfp4.options import Doctor, Options, Verification
 from nvfp4.progress import SCREEN
 from nvfp4.ranks import read_ranks
 from nvfp4.report.summary import render_check, render_report
@@ -116,7 +117,10 @@ def main(argv: list[str] | None = None) -> int:
     """
     tolerate_consoles()
     try:
-        return carry_out_all(parse_tasks(argv))
+        tasks = parse_tasks(argv)
+        if isinstance(tasks[0], Doctor):
+            return run_doctor(tasks[0])
+        return carry_out_all(tasks)
     except KeyboardInterrupt:
         # It came before or after the work, so there is nothing to tell of a file.
         SCREEN.clear()

@@ -17,6 +17,7 @@ from nvfp4.errors import DASHES, ConvertError
 from nvfp4.options import (
     OPTIONS,
     OTHER_TASKS,
+    Doctor,
     Option,
     Options,
     Verification,
@@ -28,7 +29,8 @@ from nvfp4.options import (
 # How a conversion and a check are asked for.
 USAGE = """%(prog)s SOURCE [OUTPUT] [options]
        %(prog)s SOURCE SOURCE ... FOLDER [options]
-       %(prog)s --verify FILE [--source SOURCE]"""
+       %(prog)s --verify FILE [--source SOURCE]
+       %(prog)s --doctor"""
 
 
 def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
@@ -61,7 +63,7 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
 
 def parse_tasks(
     argv: list[str] | None = None, conversion: type[Options] = Options
-) -> tuple[Options | Verification, ...]:
+) -> tuple[Options | Verification | Doctor, ...]:
     """Make the tasks of the command line: one, or a conversion for each of several models.
 
     argv: the arguments without the program's name; those of the process if None.

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import torch
 
+from nvfp4.cards import COMFYUI_SINCE
 from nvfp4.dtypes import SOURCE_FLOATS
 from nvfp4.formats.encoding import Encoded, Encoder, Given
 from nvfp4.formats.reading import Misreading
@@ -47,7 +48,7 @@ class Format:
     # The word for it on the command line (--formats); "" for what nobody asks for.
     option: str = ""
     # The first version of ComfyUI that loads it.
-    since: str = "0.10"
+    since: str = COMFYUI_SINCE["nvfp4"]
     # The first comfy-kitchen that knows it; "" where that version of ComfyUI asks for it anyway.
     since_kitchen: str = ""
     # Bits of precision: a floor that asks for FP8 is met by every format with at least as many.

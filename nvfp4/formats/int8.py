@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from nvfp4.cards import COMFYUI_SINCE
 from nvfp4.dtypes import VIEWED
 from nvfp4.formats.base import Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_by_rows
@@ -40,7 +41,7 @@ class Int8(Scaled):
     weight_dtype = "I8"
     scale_suffix = "weight_scale"
     unconfigured = "integers"
-    since = "0.27"
+    since = COMFYUI_SINCE["int8"]
     kernel = "int8"
     takes_mark = False
     grid = Grid(INTEGERS)

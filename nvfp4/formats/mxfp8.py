@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from nvfp4.cards import COMFYUI_SINCE
 from nvfp4.dtypes import MX_BLOCK, TILE_COLUMNS, TILE_ROWS, VIEWED, round_up
 from nvfp4.formats.base import Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_by_rows
@@ -29,7 +30,7 @@ class Mxfp8(Scaled):
 
     name = title = "MXFP8"
     option = kernel = "mxfp8"
-    since = "0.29"
+    since = COMFYUI_SINCE["mxfp8"]
     config = "mxfp8"
     is_configured = True
     weight_dtype = "F8_E4M3"

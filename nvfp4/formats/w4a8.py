@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from nvfp4.cards import COMFYUI_SINCE, KITCHEN_SINCE
 from nvfp4.dtypes import VIEWED
 from nvfp4.formats.base import Format, Parts
 from nvfp4.formats.encoding import Encoded, Encoder, Given, encode_by_rows
@@ -46,7 +47,7 @@ class W4a8(Format):
 
     name = title = "W4A8"
     option = kernel = "w4a8"
-    since = "0.31"
+    since = COMFYUI_SINCE["w4a8"]
     rank, bits = 5, 4
     has_codebook = True
     casts_scales = False
@@ -268,8 +269,8 @@ class W6a8(W4a8):
 
     name = title = "W6A8"
     option = kernel = "w6a8"
-    since = "0.33"
-    since_kitchen = "0.2.40"
+    since = COMFYUI_SINCE["w6a8"]
+    since_kitchen = KITCHEN_SINCE["w6a8"]
     rank, bits = 6, 6
     has_codebook = False
     weight_bits = 6

@@ -10,12 +10,13 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from nvfp4.model import Lora
-from nvfp4.options.kinds import FILE
+from nvfp4.options.kinds import FILE, SWITCH
 from nvfp4.options.option import Other, all_options, by_name, check_task, option, same_option
 from nvfp4.options.table import Options
 
-# The heading of these options in `--help` and in the README.
+# The headings of these options in `--help` and in the README.
 VERIFY = "verify (instead of converting)"
+DOCTOR = "doctor (instead of converting)"
 
 
 @by_name
@@ -44,7 +45,24 @@ class Verification:
         check_task(self)
 
 
+@by_name
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doctor:
+    """Describe a look at what conversions and ComfyUI need here: `--doctor`."""
+
+    # fmt: off
+    doctor: bool = option(False, DOCTOR, SWITCH,
+        "look at Python, torch, cards, ComfyUI, memory and disk: what is missing or slower than it "
+        "could be, and what to do about it",
+        everyday="what is missing or slow here, what to do")
+    comfyui: Path | None = same_option(Options, "comfyui")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        check_task(self)
+
+
 # What is done instead of a conversion where the first row of one of these is given.
-OTHER_TASKS = (Verification,)
+OTHER_TASKS = (Verification, Doctor)
 # All rows, in the order of `--help`.
 OPTIONS = tuple(all_options(Options, *OTHER_TASKS))

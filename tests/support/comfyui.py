@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nvfp4.asking.ask import version_of
+from nvfp4.asking.find import version_of
 from nvfp4.options.formats import DEFAULT_FORMATS
 from nvfp4.plan.choosing import format_called
 from support.paths import ROOT

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import convert_nvfp4 as c
-from nvfp4.asking.ask import ask_about_job, find_comfyui
+from nvfp4.asking.ask import ask_about_job
+from nvfp4.asking.find import find_comfyui
 from nvfp4.errors import ConvertError
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.read import read_guides

@@ -9,7 +9,8 @@ import pytest
 
 from nvfp4.asking import ask as asking
 from nvfp4.asking.answers import Answer, ComfyUI, Taken, Trouble
-from nvfp4.asking.ask import answer_of, ask, ask_about_file, find_comfyui
+from nvfp4.asking.ask import answer_of, ask, ask_about_file
+from nvfp4.asking.find import INTERPRETERS, find_comfyui
 from nvfp4.asking.question import question_of_model
 from nvfp4.errors import ConvertError
 from nvfp4.file_kinds import LORA, OTHER_NAMES, VAE, FileKind
@@ -70,7 +71,7 @@ def test_a_folder_is_found_by_option_or_environment(folder, monkeypatch):
     assert find_comfyui(folder).title == "ComfyUI"
 
 
-@pytest.mark.parametrize("place", asking.INTERPRETERS)
+@pytest.mark.parametrize("place", INTERPRETERS)
 def test_its_own_python_runs_it(place, folder):
     python = folder / place
     python.parent.mkdir(parents=True)

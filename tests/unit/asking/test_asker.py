@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nvfp4.asking.answers import Answer
-from nvfp4.asking.ask import ask, find_comfyui
+from nvfp4.asking.ask import ask
+from nvfp4.asking.find import find_comfyui
 from nvfp4.asking.question import question_of_job, question_of_model
 from nvfp4.guides.read import read_guides
 from nvfp4.layout import make_job

@@ -14,7 +14,7 @@ from nvfp4.errors import ConvertError
 from nvfp4.families import EIGHT_BITS
 from nvfp4.formats.base import format_titled
 from nvfp4.model import Lora
-from nvfp4.options import OPTIONS, Options, Verification, option, options_of
+from nvfp4.options import OPTIONS, OTHER_TASKS, Options, Verification, option, options_of
 from nvfp4.options.header import HEADER_ORDER, portable
 from nvfp4.options.kinds import NATURAL, SHARE, SWITCH
 from nvfp4.options.table import GENERAL
@@ -85,9 +85,10 @@ def in_python(flag):
 
 def test_every_field_has_a_row_and_every_row_is_a_field():
     assert [*ROWS] == [entry.name for entry in dataclasses.fields(Options)]
-    own = [row.name for row in options_of(Verification)]
-    assert own == [entry.name for entry in dataclasses.fields(Verification)]
-    known = [row.flag for task in (Options, Verification) for row in options_of(task)]
+    for task in OTHER_TASKS:
+        own = [row.name for row in options_of(task)]
+        assert own == [entry.name for entry in dataclasses.fields(task)]
+    known = [row.flag for task in (Options, *OTHER_TASKS) for row in options_of(task)]
     assert [row.flag for row in OPTIONS] == [*dict.fromkeys(known)]
 
 

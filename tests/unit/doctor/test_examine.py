@@ -1,0 +1,97 @@
+"""The doctor at work: on this machine, on a ComfyUI's folder, and where torch is missing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nvfp4.asking.find import nearby_comfyui
+from nvfp4.cli.doctor import render_examined, run_doctor
+from nvfp4.doctor import examine as examining
+from nvfp4.doctor.facts import Probe, card_of_row, memory_sizes, pip_command, quoted
+from nvfp4.doctor.records import Advice, Examined
+from nvfp4.options import Doctor
+from support.paths import ROOT
+
+
+@pytest.fixture
+def comfyui(tmp_path):
+    """A folder that looks like ComfyUI's, of a version that loads W4A8."""
+    folder = tmp_path / "ComfyUI"
+    (folder / "comfy").mkdir(parents=True)
+    (folder / "main.py").touch()
+    (folder / "comfyui_version.py").write_text('__version__ = "0.31.2"\n', encoding="utf-8")
+    return folder
+
+
+def test_this_machine_is_examined(comfyui):
+    found = {one.topic: one for one in examining.examine(Doctor(comfyui=comfyui))}
+    assert [*found][:4] == ["Python", "memory", "disk", "torch"]
+    assert {"card", "ComfyUI", "comfy-kitchen", "it loads", "result"} <= {*found}
+    assert found["ComfyUI"].state.startswith(f"0.31.2 in {comfyui.resolve()}")
+    assert not any(one.fails for one in found.values())
+    assert found["result"].state.startswith("conversions run here, on ")
+    assert json.loads(json.dumps(found["torch"].data))["topic"] == "torch"
+
+
+def test_without_torch_it_tells_so_and_ends_with_1(tmp_path):
+    """`-S` leaves out what is installed."""
+    done = subprocess.run(
+        [sys.executable, "-S", ROOT / "convert_nvfp4.py", "--doctor"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "error: safetensors, gguf, numpy, tqdm are missing:\n    " in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("result         no conversion can run yet: Py")
+
+
+def test_a_folder_that_is_no_comfyui_is_refused(tmp_path, capsys):
+    assert run_doctor(Doctor(comfyui=tmp_path)) == 1
+    assert capsys.readouterr().err.startswith(f"error: --comfyui: {tmp_path} is no ComfyUI folder")
+
+
+def test_a_comfyui_is_found_above_this_folder(comfyui, monkeypatch):
+    monkeypatch.chdir(comfyui / "comfy")
+    assert nearby_comfyui().folder == comfyui.resolve()
+    monkeypatch.chdir(comfyui.parent)
+    assert nearby_comfyui().named_by == "found nearby"
+
+
+def test_a_python_that_is_none_is_told(tmp_path):
+    assert Probe(tmp_path / "python", kitchen=False).facts.silence.startswith("cannot be started: ")
+
+
+def test_a_portable_comfyui_has_its_own_pip():
+    embedded = Path("portable folder") / "python_embeded" / "python.exe"
+    assert pip_command(embedded) == f'"{embedded}" -s -m pip install'
+    assert quoted(Path("a")) == "a"
+
+
+def test_rows_of_nvidia_smi():
+    card = card_of_row("NVIDIA H200", "9.0", "143771", "580.159.04")
+    assert (card.capability, card.memory, card.driver) == ((9, 0), 143771 << 20, "580.159.04")
+    unknown = card_of_row("NVIDIA GB10", "[N/A]", "[N/A]", "580.95")
+    assert (unknown.capability, unknown.memory) == (None, 0)
+
+
+def test_memory_is_told():
+    total, free = memory_sizes()
+    assert 0 < free <= total
+
+
+def test_a_command_stands_alone_and_whole(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    command = "python -m pip install " + "x" * 60
+    one = Examined(
+        topic="torch", state="built for the CPU alone, of all things",
+        advice=[Advice("hint", "what is slow, told in more than one line", command)],
+    )  # fmt: skip
+    assert render_examined(one).splitlines() == [
+        "torch          built for the CPU alone,",
+        "               of all things",
+        "  hint: what is slow, told in more than",
+        "    one line:",
+        f"    {command}",
+    ]
