@@ -44,7 +44,7 @@ def html_curve(
         x, y = at(*here)
         anchor = "end" if x > CURVE_WIDTH / 2 else "start"
         dot = f'<circle class="here" cx="{x}" cy="{y}" r="5"/>'
-        dot += f'<text x="{x}" y="{y - 10}" text-anchor="{anchor}">this file</text>'
+        dot += f'<text x="{x}" y="{y - 10:.1f}" text-anchor="{anchor}">this file</text>'
     return (
         f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" '
         f'aria-label="{escaped(labels.says)}">'
@@ -72,7 +72,7 @@ def html_sizes(data: dict) -> str:
         "layers that could be chosen",
     )
     rows = ((f"{size:,}", f"{error:.4f}", mark) for size, error, mark in marked)
-    table = html_table("Sizes and their mean errors", ("Bytes", "#Mean error", ""), rows)
+    table = html_table("Sizes and their mean errors", ("Bytes", "#Mean error", "Of these"), rows)
     return (
         f"<h3>Size and error</h3><p class=soft>{labels.says}. The file need not lie on the line: "
         f"leftover bytes were filled with other layers.</p>\n"

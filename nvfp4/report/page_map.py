@@ -23,6 +23,7 @@ from nvfp4.report.page_parts import (
     escaped,
     html_fold,
     html_name,
+    html_scroll,
     html_section,
     html_table,
     layer_look,
@@ -179,12 +180,12 @@ def html_blocks(blocks: BlockMap, scale: ErrorScale) -> str:
         cells = "".join(f"<td>{html_cell(cell, scale) if cell else ''}</td>" for cell in cells)
         rows += f'<tr><th scope="row"{gap}>{heading}</th>{cells}</tr>\n'
     head = f'{edges}<tr><th class="corner" scope="col">{family}.N</th>{numbers}</tr>'
-    return (
-        f'<div class="scroll map" tabindex="0" role="region" aria-label="Map of {family}">'
+    table = (
         f'<table style="--columns:{len(blocks.blocks)}">'
         f"<caption>{family}: {len(blocks.blocks)} blocks</caption>"
-        f"<thead>{head}</thead><tbody>\n{rows}</tbody></table></div>\n"
+        f"<thead>{head}</thead><tbody>\n{rows}</tbody></table>"
     )
+    return html_scroll(f"Map of {family}", table, "scroll map")
 
 
 def html_legend(layers: list[dict], scale: ErrorScale) -> str:

@@ -73,7 +73,13 @@ def html_table(caption: str, columns: tuple[str, ...], rows: Iterable[Iterable[s
         for name, *cells in rows
     )
     head = f"<caption>{caption}</caption><thead>{html_head(*columns)}</thead>"
-    return f'<div class="scroll"><table>{head}<tbody>\n{lines}</tbody></table></div>\n'
+    table = f"<table>{head}<tbody>\n{lines}</tbody></table>"
+    return html_scroll(caption, table)
+
+
+def html_scroll(label: str, table: str, css: str = "scroll") -> str:
+    """Let a wide table be scrolled on its own, by keyboard as well, under a label."""
+    return f'<div class="{css}" tabindex="0" role="region" aria-label="{label}">{table}</div>\n'
 
 
 def html_fold(summary: str, body: str, css: str = "") -> str:

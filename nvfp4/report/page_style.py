@@ -97,7 +97,7 @@ thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-
 td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--rule); }
 :is(td, th):first-child { padding-left: 0; } :is(td, th):last-child { padding-right: 0; }
 td.n, th.n { text-align: right; white-space: nowrap; }
-.chip, .cell, .bar, .stack > * { color: var(--ink); print-color-adjust: exact;
+.chip, .cell, .bar, :is(.stack, .scale) > * { color: var(--ink); print-color-adjust: exact;
   forced-color-adjust: none; }
 .chip, .cell, .stack > * { background: var(--pattern), var(--fill); border-radius: .2rem;
   border: 1px solid var(--line); }
@@ -159,10 +159,11 @@ label { display: inline-flex; gap: .4rem; align-items: center; min-height: 1.5re
   h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
   .facts { grid-template-columns: 1fr 1fr; } .facts dd { font-size: 1.25rem; }
   .map { --head: 6rem; } }
+@page { margin: 1.5cm; }
 @media print {
   body { background: none; } main { max-width: none; padding: 0; }
-  section, header { border: 0; padding: .5rem 0; break-inside: avoid-page; }
-  .scroll { overflow: visible; }
+  section, header { border: 0; padding: .5rem 0; } h2 { break-after: avoid; }
+  .scroll { overflow: visible; } .map, .curve, .stack { break-inside: avoid; }
   tr { break-inside: avoid; } fieldset { display: none; }
   details:not(.long)::details-content { content-visibility: visible; block-size: auto; } }
 @media (forced-colors: active) { .cell, .chip { border-color: CanvasText; } }
