@@ -19100,6 +19100,16 @@ def layer_look(layer: dict) -> Look:
     return look_of(layer["stored_as"], layer.get("matmul", ""))
 
 
+def shown_error(layer: dict) -> float | None:
+    """Find the relative RMSE by which a layer is shown; None where nothing was lost or measured.
+
+    It is the output's where rounding went by statistics: that enlarges the weight's error to lessen
+    the output's.
+    """
+    after = layer.get("output_after")
+    return layer.get("relative_rmse") if after is None else after
+
+
 def chip(look: Look, label: str = "") -> str:
     """Render a label in a look's colour and pattern; the look's own label if none is given."""
     return f'<span class="chip {look.css}"><span>{escaped(label or look.label)}</span></span>'
@@ -19137,7 +19147,13 @@ def html_table(caption: str, columns: tuple[str, ...], rows: Iterable[Iterable[s
         for name, *cells in rows
     )
     head = f"<caption>{caption}</caption><thead>{html_head(*columns)}</thead>"
-    return f'<div class="scroll"><table>{head}<tbody>\n{lines}</tbody></table></div>\n'
+    table = f"<table>{head}<tbody>\n{lines}</tbody></table>"
+    return html_scroll(caption, table)
+
+
+def html_scroll(label: str, table: str, css: str = "scroll") -> str:
+    """Let a wide table be scrolled on its own, by keyboard as well, under a label."""
+    return f'<div class="{css}" tabindex="0" role="region" aria-label="{label}">{table}</div>\n'
 
 
 def html_fold(summary: str, body: str, css: str = "") -> str:
@@ -19204,7 +19220,7 @@ def html_curve(
         x, y = at(*here)
         anchor = "end" if x > CURVE_WIDTH / 2 else "start"
         dot = f'<circle class="here" cx="{x}" cy="{y}" r="5"/>'
-        dot += f'<text x="{x}" y="{y - 10}" text-anchor="{anchor}">this file</text>'
+        dot += f'<text x="{x}" y="{y - 10:.1f}" text-anchor="{anchor}">this file</text>'
     return (
         f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" '
         f'aria-label="{escaped(labels.says)}">'
@@ -19232,7 +19248,7 @@ def html_sizes(data: dict) -> str:
         "layers that could be chosen",
     )
     rows = ((f"{size:,}", f"{error:.4f}", mark) for size, error, mark in marked)
-    table = html_table("Sizes and their mean errors", ("Bytes", "#Mean error", ""), rows)
+    table = html_table("Sizes and their mean errors", ("Bytes", "#Mean error", "Of these"), rows)
     return (
         f"<h3>Size and error</h3><p class=soft>{labels.says}. The file need not lie on the line: "
         f"leftover bytes were filled with other layers.</p>\n"
@@ -21332,8 +21348,8 @@ class BlockMap(NamedTuple):
 class ErrorScale(NamedTuple):
     """Hold what shades and numbers of cells go by.
 
-    largest: the largest relative RMSE of the model; None after a dry run. unusual: names of layers
-    whose error stands out.
+    largest: the largest error of the model (see `shown_error`); None after a dry run. unusual:
+    names of layers whose error stands out.
     """
 
     largest: float | None
@@ -21343,13 +21359,13 @@ class ErrorScale(NamedTuple):
         """Tell the shade of a layer; one without an error, in a model with errors, lost nothing."""
         if self.largest is None:
             return shade_step(None, 0)
-        return shade_step(layer.get("relative_rmse", 0), self.largest)
+        return shade_step(shown_error(layer) or 0, self.largest)
 
 
 def error_scale(layers: list[dict]) -> ErrorScale:
     """Find the largest error of some tensors of the report's data, and those that stand out."""
-    damaged = [layer for layer in layers if "relative_rmse" in layer]
-    errors = [(one["name"], one["stored_as"], one["relative_rmse"]) for one in damaged]
+    errors = [(one["name"], one["stored_as"], shown_error(one)) for one in layers]
+    errors = [error for error in errors if error[-1] is not None]
     return ErrorScale(max((e for *_, e in errors), default=None), standing_out(errors))
 
 
@@ -21422,7 +21438,7 @@ def html_cell(layer: dict, scale: ErrorScale) -> str:
         data["rmse"] = repr(layer["relative_rmse"])
         if layer["name"] in scale.unusual:
             # The leading zero is an element of its own, which the style sheet hides.
-            number = f"{layer['relative_rmse']:.3f}".replace("0.", "<i>0</i>.", 1)
+            number = f"{shown_error(layer):.3f}".replace("0.", "<i>0</i>.", 1)
             label = f"<span>{number}</span>"
     attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
     return (
@@ -21452,12 +21468,12 @@ def html_blocks(blocks: BlockMap, scale: ErrorScale) -> str:
         cells = "".join(f"<td>{html_cell(cell, scale) if cell else ''}</td>" for cell in cells)
         rows += f'<tr><th scope="row"{gap}>{heading}</th>{cells}</tr>\n'
     head = f'{edges}<tr><th class="corner" scope="col">{family}.N</th>{numbers}</tr>'
-    return (
-        f'<div class="scroll map" tabindex="0" role="region" aria-label="Map of {family}">'
+    table = (
         f'<table style="--columns:{len(blocks.blocks)}">'
         f"<caption>{family}: {len(blocks.blocks)} blocks</caption>"
-        f"<thead>{head}</thead><tbody>\n{rows}</tbody></table></div>\n"
+        f"<thead>{head}</thead><tbody>\n{rows}</tbody></table>"
     )
+    return html_scroll(f"Map of {family}", table, "scroll map")
 
 
 def html_legend(layers: list[dict], scale: ErrorScale) -> str:
@@ -21467,7 +21483,7 @@ def html_legend(layers: list[dict], scale: ErrorScale) -> str:
         for look, count in Counter(map(layer_look, layers)).most_common()
     ]
     if scale.largest is not None:
-        worst = max(layers, key=lambda layer: layer.get("relative_rmse", -1))
+        worst = max(layers, key=lambda layer: shown_error(layer) or 0)
         css = layer_look(worst).css
         steps = "".join(f'<span class="{css} e{step}"></span>' for step in range(SHADES))
         items.append(
@@ -21486,8 +21502,9 @@ def html_map(layers: list[dict]) -> str:
     )
     if scale.largest is not None:
         says = (
-            "The stronger the colour, the larger the error (relative RMSE of the stored weight); "
-            f"numbers stand where it is far over what is usual for the format. {says}"
+            "The stronger the colour, the larger the error: the relative RMSE of the stored weight, "
+            "or of the layer's output where rounding went by statistics. Numbers stand where it is "
+            f"far over what is usual for the format. {says}"
         )
     columns = max((len(blocks.blocks) for blocks in maps), default=1)
     body = f'<p class="soft">{says}</p>\n{html_legend(layers, scale)}'
@@ -21593,7 +21610,7 @@ thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-
 td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--rule); }
 :is(td, th):first-child { padding-left: 0; } :is(td, th):last-child { padding-right: 0; }
 td.n, th.n { text-align: right; white-space: nowrap; }
-.chip, .cell, .bar, .stack > * { color: var(--ink); print-color-adjust: exact;
+.chip, .cell, .bar, :is(.stack, .scale) > * { color: var(--ink); print-color-adjust: exact;
   forced-color-adjust: none; }
 .chip, .cell, .stack > * { background: var(--pattern), var(--fill); border-radius: .2rem;
   border: 1px solid var(--line); }
@@ -21655,10 +21672,11 @@ label { display: inline-flex; gap: .4rem; align-items: center; min-height: 1.5re
   h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
   .facts { grid-template-columns: 1fr 1fr; } .facts dd { font-size: 1.25rem; }
   .map { --head: 6rem; } }
+@page { margin: 1.5cm; }
 @media print {
   body { background: none; } main { max-width: none; padding: 0; }
-  section, header { border: 0; padding: .5rem 0; break-inside: avoid-page; }
-  .scroll { overflow: visible; }
+  section, header { border: 0; padding: .5rem 0; } h2 { break-after: avoid; }
+  .scroll { overflow: visible; } .map, .curve, .stack { break-inside: avoid; }
   tr { break-inside: avoid; } fieldset { display: none; }
   details:not(.long)::details-content { content-visibility: visible; block-size: auto; } }
 @media (forced-colors: active) { .cell, .chip { border-color: CanvasText; } }

@@ -36,23 +36,25 @@ TILES = {
 }
 
 
-def svg_style(looks: list[Look]) -> str:
-    """Write the rules of all colours that occur, those of dark pages in a media query."""
-    texts = []
-    for index, scheme in enumerate(("light", "dark")):
-        rules = [
-            f"text{{fill:{PAGE_COLOURS['ink'][index]}}}.soft{{fill:{PAGE_COLOURS['soft'][index]}}}"
-        ]
-        for look in looks:
-            colours = getattr(look.tint, scheme)
-            rules.append(
-                f".{look.css}{{stroke:{colours.line}}}path.{look.css}{{fill:{colours.line}}}"
-            )
-            rules += (
-                f".{look.css}.e{step}{{fill:{colours.shade(step)}}}" for step in range(SHADES)
-            )
-        texts.append("".join(rules))
-    return f"{texts[0]}@media (prefers-color-scheme:dark){{{texts[1]}}}"
+def svg_rules(looks: list[Look], scheme: str) -> str:
+    """Write the rules of all colours that occur, on "light" or "dark" pages."""
+    index = ("light", "dark").index(scheme)
+    ink, soft = (PAGE_COLOURS[name][index] for name in ("ink", "soft"))
+    rules = [f"text{{fill:{ink}}}.soft{{fill:{soft}}}"]
+    for look in looks:
+        colours = getattr(look.tint, scheme)
+        line = f".{look.css}{{stroke:{colours.line}}}path.{look.css}{{fill:{colours.line}}}"
+        shades = (f".{look.css}.e{step}{{fill:{colours.shade(step)}}}" for step in range(SHADES))
+        rules += [line, *shades]
+    return "".join(rules)
+
+
+def svg_style(looks: list[Look], scheme: str) -> str:
+    """Write the style sheet for "light" or "dark", or for both by what the reader prefers: ""."""
+    if scheme:
+        return svg_rules(looks, scheme)
+    dark = svg_rules(looks, "dark")
+    return f"{svg_rules(looks, 'light')}@media (prefers-color-scheme:dark){{{dark}}}"
 
 
 def svg_patterns(looks: list[Look]) -> str:
@@ -113,18 +115,18 @@ def svg_legend(layers: list[dict], scale: ErrorScale, top: float) -> tuple[list[
         x += width + 12
     if scale.largest is not None:
         y += SVG_LINE
-        text = "stronger colour: larger error (relative RMSE of the weight), up to "
-        text += f"{scale.largest:.4f}"
+        text = f"stronger colour: larger error (relative RMSE), up to {scale.largest:.4f}"
         steps = (svg_cell(21 * step, y, 20, LOOKS["W4A4"], step) for step in range(SHADES))
         parts += [*steps, svg_text(21 * SHADES + 6, y + 10, text)]
     return parts, y + SVG_LINE
 
 
-def precision_map_svg(data: dict) -> str:
+def precision_map_svg(data: dict, scheme: str = "") -> str:
     """Draw the precision map of a report's data (see `data.report_data`, or a --report .json).
 
-    The title tells the file's name, its size and what part that is of the source's. Layers outside
-    the transformer blocks are counted in the legend only.
+    scheme: "light" or "dark"; "" for what the reader's system prefers, which need not be what a
+    site such as GitHub shows. The title tells the file's name, its size and what part that is of
+    the source's. Layers outside the transformer blocks are counted in the legend only.
     """
     layers = layers_of(data)
     scale, (maps, _) = error_scale(layers), block_maps(layers)
@@ -144,6 +146,6 @@ def precision_map_svg(data: dict) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -4 {SVG_WIDTH + 16} {end + 8:g}" '
         f'width="{SVG_WIDTH}" role="img" font-family="system-ui, sans-serif" font-size="11.5">'
-        f"<title>Precision map of {escaped(title)}</title>\n<style>{svg_style(looks)}</style>\n"
-        f"<defs>{svg_patterns(looks)}</defs>\n{''.join([*parts, *legend])}</svg>\n"
+        f"<title>Precision map of {escaped(title)}</title>\n"
+        f"<style>{svg_style(looks, scheme)}</style>\n<defs>{svg_patterns(looks)}</defs>\n{''.join([*parts, *legend])}</svg>\n"
     )

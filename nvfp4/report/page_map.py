@@ -27,6 +27,7 @@ from nvfp4.report.page_parts import (
     html_section,
     html_table,
     layer_look,
+    shown_error,
 )
 from nvfp4.report.summary import output_errors
 
@@ -60,8 +61,8 @@ class BlockMap(NamedTuple):
 class ErrorScale(NamedTuple):
     """Hold what shades and numbers of cells go by.
 
-    largest: the largest relative RMSE of the model; None after a dry run. unusual: names of layers
-    whose error stands out.
+    largest: the largest error of the model (see `shown_error`); None after a dry run. unusual:
+    names of layers whose error stands out.
     """
 
     largest: float | None
@@ -71,13 +72,13 @@ class ErrorScale(NamedTuple):
         """Tell the shade of a layer; one without an error, in a model with errors, lost nothing."""
         if self.largest is None:
             return shade_step(None, 0)
-        return shade_step(layer.get("relative_rmse", 0), self.largest)
+        return shade_step(shown_error(layer) or 0, self.largest)
 
 
 def error_scale(layers: list[dict]) -> ErrorScale:
     """Find the largest error of some tensors of the report's data, and those that stand out."""
-    damaged = [layer for layer in layers if "relative_rmse" in layer]
-    errors = [(one["name"], one["stored_as"], one["relative_rmse"]) for one in damaged]
+    errors = [(one["name"], one["stored_as"], shown_error(one)) for one in layers]
+    errors = [error for error in errors if error[-1] is not None]
     return ErrorScale(max((e for *_, e in errors), default=None), standing_out(errors))
 
 
@@ -150,7 +151,7 @@ def html_cell(layer: dict, scale: ErrorScale) -> str:
         data["rmse"] = repr(layer["relative_rmse"])
         if layer["name"] in scale.unusual:
             # The leading zero is an element of its own, which the style sheet hides.
-            number = f"{layer['relative_rmse']:.3f}".replace("0.", "<i>0</i>.", 1)
+            number = f"{shown_error(layer):.3f}".replace("0.", "<i>0</i>.", 1)
             label = f"<span>{number}</span>"
     attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
     return (
@@ -195,7 +196,7 @@ def html_legend(layers: list[dict], scale: ErrorScale) -> str:
         for look, count in Counter(map(layer_look, layers)).most_common()
     ]
     if scale.largest is not None:
-        worst = max(layers, key=lambda layer: layer.get("relative_rmse", -1))
+        worst = max(layers, key=lambda layer: shown_error(layer) or 0)
         css = layer_look(worst).css
         steps = "".join(f'<span class="{css} e{step}"></span>' for step in range(SHADES))
         items.append(
@@ -214,8 +215,9 @@ def html_map(layers: list[dict]) -> str:
     )
     if scale.largest is not None:
         says = (
-            "The stronger the colour, the larger the error (relative RMSE of the stored weight); "
-            f"numbers stand where it is far over what is usual for the format. {says}"
+            "The stronger the colour, the larger the error: the relative RMSE of the stored weight, "
+            "or of the layer's output where rounding went by statistics. Numbers stand where it is "
+            f"far over what is usual for the format. {says}"
         )
     columns = max((len(blocks.blocks) for blocks in maps), default=1)
     body = f'<p class="soft">{says}</p>\n{html_legend(layers, scale)}'

@@ -36,6 +36,16 @@ def layer_look(layer: dict) -> Look:
     return look_of(layer["stored_as"], layer.get("matmul", ""))
 
 
+def shown_error(layer: dict) -> float | None:
+    """Find the relative RMSE by which a layer is shown; None where nothing was lost or measured.
+
+    It is the output's where rounding went by statistics: that enlarges the weight's error to lessen
+    the output's.
+    """
+    after = layer.get("output_after")
+    return layer.get("relative_rmse") if after is None else after
+
+
 def chip(look: Look, label: str = "") -> str:
     """Render a label in a look's colour and pattern; the look's own label if none is given."""
     return f'<span class="chip {look.css}"><span>{escaped(label or look.label)}</span></span>'

@@ -9,6 +9,7 @@ import pytest
 from nvfp4.report.map_svg import precision_map_svg
 from nvfp4.report.page_map import block_maps
 from nvfp4.report.page_parts import layers_of
+from nvfp4.report.page_style import PAGE_COLOURS
 from support.conversions import convert_tiny
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -35,6 +36,15 @@ def test_the_picture_has_every_layer_of_the_blocks(data):
     assert texts[0] == "o.safetensors: 12.14 MB, 38 % of the source"
     counts = [int(found[1]) for text in texts if (found := re.search(r"(\d+) layers$", text))]
     assert sum(counts) == 86
+
+
+def test_the_picture_is_for_light_pages_dark_pages_or_what_the_reader_prefers(data):
+    light, dark, both = (precision_map_svg(data, scheme) for scheme in ("light", "dark", ""))
+    assert "@media" not in light + dark
+    ink = PAGE_COLOURS["ink"]
+    assert [colour in light for colour in ink] == [True, False]
+    assert [colour in dark for colour in ink] == [False, True]
+    assert both.index(ink[0]) < both.index("@media") < both.index(ink[1])
 
 
 def test_the_picture_needs_nothing_else(data):
