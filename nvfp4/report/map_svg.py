@@ -147,5 +147,6 @@ def precision_map_svg(data: dict, scheme: str = "") -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -4 {SVG_WIDTH + 16} {end + 8:g}" '
         f'width="{SVG_WIDTH}" role="img" font-family="system-ui, sans-serif" font-size="11.5">'
         f"<title>Precision map of {escaped(title)}</title>\n"
-        f"<style>{svg_style(looks, scheme)}</style>\n<defs>{svg_patterns(looks)}</defs>\n{''.join([*parts, *legend])}</svg>\n"
+        f"<style>{svg_style(looks, scheme)}</style>\n"
+        f"<defs>{svg_patterns(looks)}</defs>\n{''.join([*parts, *legend])}</svg>\n"
     )

@@ -215,9 +215,9 @@ def html_map(layers: list[dict]) -> str:
     )
     if scale.largest is not None:
         says = (
-            "The stronger the colour, the larger the error: the relative RMSE of the stored weight, "
-            "or of the layer's output where rounding went by statistics. Numbers stand where it is "
-            f"far over what is usual for the format. {says}"
+            "The stronger the colour, the larger the error: the relative RMSE of the stored "
+            "weight, or of the layer's output where rounding went by statistics. Numbers stand "
+            f"where it is far over what is usual for the format. {says}"
         )
     columns = max((len(blocks.blocks) for blocks in maps), default=1)
     body = f'<p class="soft">{says}</p>\n{html_legend(layers, scale)}'
