@@ -24,8 +24,8 @@ FOREIGN_PAGES = {"comparison.md", "CHANGELOG.md"}
 FOREIGN_OPTIONS = {"--nproc-per-node", "--index-url", "--from", "--extra-index-url", "--upgrade"}
 # Programs of this repository whose options are found as text: `"--name"`.
 PROGRAMS = ("benchmarks", "calib", "examples", "nvfp4", "tests/fuzz", "tests/faults", "tools")
-# Arguments that stand for any file, for parsing.
-PLACEHOLDERS = {"OUTPUT": "OUT.safetensors", "OUT": "OUT.safetensors"}
+# Arguments that stand for any file or value, for parsing.
+PLACEHOLDERS = {"OUTPUT": "OUT.safetensors", "OUT": "OUT.safetensors", "CARD": "ada"}
 
 
 def name_of(path: Path) -> str:
@@ -104,7 +104,7 @@ def command_lines() -> list[tuple[str, str]]:
         lines = [line for block in blocks for line in block.splitlines()]
         for line in [*lines, *re.findall(r"`([^`\n]*)`", prose)]:
             match = re.search(r"(?:^|&& |\d )python3? convert_nvfp4\.py (.*)$", line.strip())
-            if match and "…" not in line and path.name != "CHANGELOG.md":
+            if match and not re.search(r"…| \.\.\. ", line) and path.name != "CHANGELOG.md":
                 found[name_of(path), match[1].split(" | ")[0].strip()] = None
     return list(found)
 
