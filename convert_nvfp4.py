@@ -2437,7 +2437,7 @@ class Option:
 
     default: MISSING for an option that has to be given.
     shown: the default as it was written, for the help.
-    group: the heading in `--help` and in the README; "" for SOURCE and OUTPUT.
+    group: the heading in `--help` and in docs/options.md; "" for SOURCE and OUTPUT.
     kind: what its values may be.
     help: its text; `{default}` stands for the default.
     flag: how the command line calls it; "" for the field's name with dashes.
@@ -2473,7 +2473,7 @@ class Option:
 
     @property
     def arguments(self) -> list[Argument]:
-        """List what the command line and the README list for this row, other names last."""
+        """List what the command line and docs/options.md list for this row, other names last."""
         own = [Argument(flag, SWITCH, switch.help) for flag, switch in self.switches.items()]
         # A set of switches has no flag of its own.
         own = own or [Argument(self.flag, self.kind, self.help.replace("{default}", self.shown))]
@@ -2612,8 +2612,10 @@ def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]
                 yield problem
 
 
-def check_task(task: Any) -> None:
+def check_task(task: Any, before: str = "") -> None:
     """Make a task's values of the right kinds, and raise ConvertError with all that is wrong.
+
+    before: what each problem begins with.
 
     A task calls this in its `__post_init__`: nobody else has it yet, so a frozen one may still be
     changed. Contradictions are looked for only where every value is of its kind.
@@ -2632,7 +2634,7 @@ def check_task(task: Any) -> None:
     # Flags are told, not fields, so that both interfaces use the same words.
     problems = problems or [*contradictions(rows, given)]
     if problems:
-        raise ConvertError(*problems)
+        raise ConvertError(*(before + problem for problem in problems))
 
 
 def by_name(task: type) -> type:
@@ -3726,6 +3728,66 @@ def large_enough(flag: str, size: int, _: GivenOptions) -> str:
     return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
 
 
+# ── nvfp4/options/goals.py: Say what the words of --goal stand for: values of other options, which 
+
+class Goal(NamedTuple):
+    """Describe one word of --goal.
+
+    values: {field of Options: value}, only of fields whose default is None, so that it can be told
+        whether somebody named them.
+    told: what the help says of it.
+    """
+
+    values: dict[str, object]
+    told: str
+
+
+# There is no column for the card: every class multiplies INT8 fast (`cards`), so that quality is
+# the same on each, and which format is fastest, --card says for the other two. In the small trained
+# Wan, edge blocks lose no more than other blocks when they are quantised.
+GOALS = {
+    "speed": Goal({"edge_blocks": 0}, "quantises the edge blocks, too"),
+    "balanced": Goal({}, "is what happens without it"),
+    "quality": Goal({"formats": ("int8", "16bit")}, "has INT8 in place of all 4-bit formats"),
+}
+
+
+def typed(value: object) -> str:
+    """Write a value as the command line takes it."""
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def flags_text(values: dict[str, str]) -> str:
+    """Write options as the command line takes them: {flag: value}."""
+    return " ".join(f"{flag} {value}" for flag, value in values.items())
+
+
+def in_flags(values: dict[str, object]) -> dict[str, str]:
+    """Write fields as the command line does: {flag: value}."""
+    return {f"--{name.replace('_', '-')}": typed(value) for name, value in values.items()}
+
+
+# What the help says of each word, with the options that it stands for.
+GOALS_TOLD = "; ".join(
+    f"{name} {goal.told}" + f" ({flags_text(in_flags(goal.values))})" * bool(goal.values)
+    for name, goal in GOALS.items()
+)
+
+
+def goal_values(options: Any) -> dict[str, object]:
+    """Find what --goal sets: {field: value} of those that nobody named. options: an Options."""
+    values = GOALS[options.goal].values if options.goal else {}
+    return {name: value for name, value in values.items() if getattr(options, name) is None}
+
+
+def goal_does_something(flag: str, goal: str, given: GivenOptions) -> str:
+    """Refuse a goal all of whose options are given otherwise: an Option's `check`."""
+    values = in_flags(GOALS[goal].values)
+    if values and all(typed(given.get(one, value)) != value for one, value in values.items()):
+        return f"{flag} {goal} does nothing beside {' and '.join(values)}"
+    return ""
+
+
 # ── nvfp4/options/header.py: Tell what the header of a converted file records of the options ──────
 
 # The header of version 0.1.0 tells options in this order; the same command goes on giving the same
@@ -3773,6 +3835,101 @@ def portable(value: object) -> object:
         return [*map(portable, value)]
     # A set has no order of its own: two runs could write different bytes.
     return sorted(value) if isinstance(value, frozenset) else value
+
+
+# ── nvfp4/options/derived.py: Derive from the rows of a conversion what other rooms ask for ───────
+
+# Encoded bytes that may wait for the writer, unless --low-mem is given. Encoding goes on meanwhile
+# when the disk is slow; the bytes count towards the peak of memory.
+WRITE_AHEAD = 96 << 20
+
+
+class DerivedOptions:
+    """Hold the properties of `Options`, whose fields are the rows of the table."""
+
+    __slots__ = ()
+
+    def target(self, model: Model) -> int:
+        """Tell how many bytes OUTPUT may have by --target-size or --target-ratio; 0 without these.
+
+        model: the source, of whose tensors the ratio is a share, headers left out.
+        """
+        return self.target_size or int((self.target_ratio or 0) * model.nbytes)
+
+    @property
+    def expanded(self) -> dict[str, str]:
+        """Tell which options --goal stands for: {flag: value as one types it}; {} without."""
+        values = GOALS[self.goal].values if self.goal else {}
+        kept = {name: value for name, value in values.items() if getattr(self, name) == value}
+        return in_flags(kept)
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """List the words of the formats that may be chosen: by --formats, else by --card.
+
+        A recipe leaves of them those that it writes.
+        """
+        words = self.formats or (formats_of_card(self.card) if self.card else DEFAULT_FORMATS)
+        written = RECIPES[self.recipe].formats
+        return tuple(word for word in words if word in written) if written else words
+
+    @property
+    def has_family(self) -> bool:
+        """Tell whether a family's rows decide: not with a GGUF, nor with preset all or none."""
+        return self.preset not in (None, "all", "none")
+
+    @property
+    def eight_bits(self) -> tuple[str, ...]:
+        """List the 8-bit formats by their words, that first which layers get for 8 bits.
+
+        That is FP8 beside a GGUF, unless --use-int8 asks for INT8. Not all of them may be allowed.
+        """
+        is_fp8 = self.gguf and not self.use_int8
+        return ("fp8", "int8", "mxfp8") if is_fp8 else ("int8", "mxfp8", "fp8")
+
+    @property
+    def written(self) -> Path:
+        """Name the file that a person loads: OUTPUT, or the index of its shards beside it."""
+        return self.written_as(self.output)
+
+    def written_as(self, output: Path) -> Path:
+        """Name the file that a person would load if OUTPUT were this."""
+        index = output.with_name(output.name + ".index.json")
+        return index if self.output_sharded else output
+
+    @property
+    def buffers(self) -> int:
+        """Count the read buffers: one that is worked on, and one that is filled meanwhile.
+
+        With --low-mem there is one, and nothing is read ahead.
+        """
+        return 1 if self.low_mem else 2
+
+    @property
+    def ahead(self) -> int:
+        """Tell how many encoded bytes may wait to be written; none with --low-mem."""
+        return 0 if self.low_mem else WRITE_AHEAD
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """List the files that options name as inputs, which OUTPUT must not overwrite.
+
+        They are in the order of the rows. Of SOURCE, this is the path as given: an index's shards
+        are in the model's `files`.
+        """
+        rows = [row for row in options_of(type(self)) if row.reads]
+        return tuple(path for row in rows for path in paths_of(getattr(self, row.name)))
+
+    @property
+    def texts(self) -> tuple[Path, ...]:
+        """List the text files to write beside the model: the report, the layer config."""
+        rows = [row for row in options_of(type(self)) if row.writes]
+        return tuple(path for row in rows for path in paths_of(getattr(self, row.name)))
+
+    @property
+    def recorded(self) -> dict[str, object]:
+        """Tell what the header of OUTPUT records of the options: {field: value for JSON}."""
+        return recorded_values(self)
 
 
 # ── nvfp4/options/naming.py: Name the file to write where OUTPUT is a folder, or is left out ──────
@@ -3889,9 +4046,6 @@ MINIMUM_OPTIONS = {
 __version__ = "0.1.0"
 # What notes and reasons call both --target-size and --target-ratio.
 TARGET = "--target-size"
-# Encoded bytes that may wait for the writer, unless --low-mem is given. Encoding goes on meanwhile
-# when the disk is slow; the bytes count towards the peak of memory.
-WRITE_AHEAD = 96 << 20
 # The recipe whose layers have no configuration: one marker tensor tells of all.
 LEGACY_RECIPE = "scaled-fp8"
 # Files that have to cover the source, unless --partial-guide is given.
@@ -3902,7 +4056,7 @@ GUIDE_OPTIONS = (
 # Suffixes that --report takes; report/texts.py has a renderer for each.
 REPORT_KINDS = (".json", ".html")
 
-# Headings of the groups in `--help` and in the README, in this order.
+# Headings of the groups in `--help` and in docs/options.md, in this order.
 GENERAL = "general"
 PRECISION = "precision"
 INPUT_SCALES = "input scales (file before recording before summary before value)"
@@ -3919,7 +4073,7 @@ AMAX = Other("--scale-search", "amax", ", which uses no statistics")
 
 @by_name
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(DerivedOptions):
     """Describe one conversion: the options table, whose rows are fields named as their flags.
 
     Two fields collect switches, by their names: `minimums` ("--min-...") and `full_precision`
@@ -3946,18 +4100,25 @@ class Options:
         "create the folders of OUTPUT and of --report and --layer-config-out if they are missing",
         trace=False)
 
+    goal: str | None = option(None, GENERAL, Kind(choices=tuple(GOALS)),
+        f"one word for other options, which win if they are given: {GOALS_TOLD}",
+        check=goal_does_something, trace=False,
+        conflicts=[Other("--gguf", why=", whose types choose: see --use-int8 and "
+                         "--gguf-nvfp4-max-bitdepth"),
+                   "--recipe", "--target-size", "--target-ratio"],
+        everyday="speed, balanced or quality, in one word")
     recipe: str = option("mixed", GENERAL, Kind(choices=tuple(RECIPES)),
-        "mixed; fp8, int8 or w4a8: that for all that would be NVFP4; scaled-fp8: FP8 as files of "
-        "the older kind have it, with scale_weight and the rest in float32 (default: {default})",
+        "one format for every layer that would be NVFP4: fp8, int8 or w4a8; scaled-fp8 is FP8 in "
+        "the older layout, with scale_weight and all else in float32 (default: {default})",
         check=recipe_takes)
     # None stands for the recipe's own until the task is checked.
     dtype: str | None = option(None, GENERAL, DTYPE,
-        "of tensors that are not quantised (default: bfloat16; scaled-fp8: float32; --card turing, "
-        "which has no bfloat16: float16)")
+        "dtype of the tensors that are not quantised (default: bfloat16; float32 for scaled-fp8; "
+        "float16 for --card turing, which has no bfloat16)")
     quant_dtype: str = option("float32", GENERAL, DTYPE,
-        "what weights are cast to before they are quantised (default: {default})")
+        "dtype that weights are cast to before they are quantised (default: {default})")
     scale_search: str = option("mse", GENERAL, Kind(choices=("mse", "amax")),
-        "block scales by least squared error, or from each block's largest weight "
+        "choose block scales by least squared error, or from each block's largest weight "
         "(default: {default})",
         aliases=(Alias("--use-ck-quant", "amax", "another name for --scale-search amax",
                        conflicts=(Other("--scale-search"),)),))
@@ -3967,11 +4128,13 @@ class Options:
         "merge a LoRA, LoHa, LoKr or DoRA in float32 before quantising (repeatable)", reads=True,
         everyday="merge a LoRA before quantising")
     lora_partial: bool = option(False, GENERAL, SWITCH,
-        "... and count what of it is of no tensor of the model", needs=["--merge-lora"])
+        "go on where keys of a LoRA match no tensor of the model, and count them",
+        needs=["--merge-lora"])
     plain_fp8: bool = option(False, GENERAL, SWITCH,
-        "convert a SOURCE whose FP8 has no scales, although the cast has lost some 3 %")
+        "convert a SOURCE that was merely cast to FP8, without scales: what the cast lost, some "
+        "3 % of a weight, stays lost")
     report: Path | None = option(None, GENERAL, FILE,
-        "the plan, its reasons and every layer's error as data (.json) or a page (.html)",
+        "write the plan, its reasons and every layer's error as data (.json) or as a page (.html)",
         check=must_end_in(*REPORT_KINDS), trace=False, writes=True,
         everyday="write what was done as a page (.html) or data (.json)")
     comfyui: Path | None = option(None, GENERAL, FOLDER,
@@ -3985,7 +4148,8 @@ class Options:
     low_mem: bool = option(False, GENERAL, SWITCH, "read one tensor at a time, none ahead",
         trace=False)
     resume: bool = option(False, GENERAL, SWITCH,
-        "go on where a run of the same command was stopped; keep what this one does if it is",
+        "go on where a run of the same command was stopped, and keep what this run wrote if it is "
+        "stopped, too",
         trace=False,
         everyday="go on where the same command was stopped")
     output_sharded: bool = option(False, GENERAL, SWITCH,
@@ -3994,8 +4158,8 @@ class Options:
         "bytes of tensors in a shard at most: 5GB, 500MB, 4GiB ... (default: {default})",
         needs=["--output-sharded"], check=large_enough, trace=False)
     dry_run: bool = option(False, GENERAL, SWITCH,
-        "print the plan, its reasons, the exact size, and all that a run would refuse but NaN in "
-        "weights; write no model", trace=False,
+        "print the plan with its reasons, the exact size, and everything that a run would refuse "
+        "except NaN in weights; write no model", trace=False,
         everyday="print the plan, the exact size; write no model")
     verbose: bool = option(False, GENERAL, SWITCH, "print the plan of every single tensor",
         trace=False)
@@ -4018,23 +4182,24 @@ class Options:
     edge_blocks: int | None = option(None, PRECISION, NATURAL,
         "the first and last N transformer blocks stay 16-bit (default: the preset's own)")
     target_size: int | None = option(None, PRECISION, SIZE,
-        "measure every layer, and raise or lower precisions by what they gain for their bytes "
-        "until the file is just smaller: 8GB, 7500MB, 7GiB", conflicts=["--target-ratio"],
+        "measure every layer, and choose the formats with the least error so that the file is just "
+        "smaller: 8GB, 7500MB, 7GiB", conflicts=["--target-ratio"],
         everyday="choose precisions for a file of this size: 8GB")
     target_ratio: float | None = option(None, PRECISION, SHARE,
-        "the same with a share of the source's size: 0.35")
+        "the same, as a share of the source's size: 0.35")
     fp4_share: float | None = option(None, PRECISION, SHARE,
-        "the share of the multiply work that --target-size leaves in W4A4, which is fastest on "
+        "the share of the multiply work that --target-size keeps in W4A4, which is fastest on "
         "Blackwell: 0.5",
         needs=["--target-size", "--target-ratio"], conflicts=["--w4a4-share"])
     formats: tuple[str, ...] | None = option(None, PRECISION, Kind(format_words, "LIST"),
-        "what presets and --target-size may choose from; the smallest of them takes the place of "
-        f"NVFP4, with a GGUF, too: {','.join(DEFAULT_FORMATS)} (the default), w6a8 and mxfp8",
+        "the formats that presets and --target-size may choose from; without nvfp4 the smallest "
+        "of them takes its place, also beside a GGUF: "
+        f"{','.join(DEFAULT_FORMATS)} (the default), w6a8 and mxfp8",
         check=leaves_enough)
     card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS), told=CARD_NAMES),
         f"the card it is for ({CARD_NAMES}): sets --formats to what multiplies fast there, "
         "unless that is given; the summary's shares and speed are for it", check=leaves_enough,
-        everyday="blackwell, ada, ampere, turing or rdna")
+        everyday="RTX 50: blackwell, 40: ada, 30: ampere, 20: turing")
     layer_config: Path | None = option(None, PRECISION, FILE,
         "a .json of layer names or patterns: format, full-precision matmul, input scale",
         reads=True)
@@ -4051,11 +4216,12 @@ class Options:
         "GGUF types of more bits become FP8 instead of 16-bit", needs=["--gguf"],
         conflicts=[Other("--recipe", "int8"), Other("--recipe", "w4a8")])
     use_int8: bool = option(False, PRECISION, SWITCH,
-        "GGUF types of more bits, and shapes without FP4 matmul, become INT8: half of FP8's error "
-        "without any input scale", needs=["--gguf"],
+        "GGUF types of more bits, and layers whose shape FP4 matmul does not take, become INT8: "
+        "half of FP8's error, and no input scales needed", needs=["--gguf"],
         conflicts=["--use-fp8", Other("--recipe", "fp8"), Other("--recipe", "scaled-fp8")])
     partial_guide: bool = option(False, PRECISION, SWITCH,
-        "go on with guides that cover only a part of the model, and note which",
+        "go on with a GGUF, calibration or list that covers only a part of the model, and note "
+        "what it lacks",
         needs=GUIDE_OPTIONS, trace=False)
     exclude: tuple[str, ...] = option((), PRECISION, REGEXES,
         "layers to keep 16-bit (repeatable, case-insensitive)")
@@ -4072,21 +4238,23 @@ class Options:
         "margin on the summary's scales (default: {default})",
         needs=["--input-scale-summary-json"])
     input_scale_summary_fp16_std: bool = option(False, INPUT_SCALES, SWITCH,
-        "layers whose scale varies from call to call stay 16-bit, by the next two thresholds",
+        "keep layers 16-bit whose scale varies much from call to call, by the next two thresholds",
         needs=["--input-scale-summary-json"])
     input_scale_summary_std_threshold: float | None = option(
         None, INPUT_SCALES, Kind(positive_float, "STD"),
-        "... from this deviation up (default: that of nine tenths of the layers)",
+        "... its standard deviation over calls is at least this (default: the value that nine "
+        "layers in ten stay below)",
         needs=["--input-scale-summary-fp16-std"])
     input_scale_summary_cv_threshold: float = option(0.4, INPUT_SCALES, Kind(positive_float, "CV"),
-        "... or from this deviation over the mean up (default: {default})",
+        "... or its standard deviation over its mean is at least this (default: {default})",
         needs=["--input-scale-summary-fp16-std"])
     input_scale_policy: str = option(
         "percentile", INPUT_SCALES, Kind(choices=("percentile", "headroom")),
         "from the summary, or the largest value in --activation-stats with a margin "
         "(default: {default})", needs=["--activation-stats"])
     input_scale_headroom: float = option(2.0, INPUT_SCALES, Kind(margin, "X"),
-        "that margin, less where small blocks would become subnormal (default: {default})",
+        "the margin of --input-scale-policy headroom, made smaller where small blocks would become "
+        "subnormal (default: {default})",
         needs=[Other("--input-scale-policy", "headroom")])
     input_scale_from: Path | None = option(None, INPUT_SCALES, FILE,
         "copy input scales from a quantised .safetensors", reads=True)
@@ -4102,11 +4270,12 @@ class Options:
 
     activation_stats: tuple[Path, ...] = option(
         (), STATISTICS, FILE._replace(repeatable=True),
-        "what the ComfyUI recorder in calib/ wrote (repeatable, adds up): counts what scales "
-        "clip; with second moments in it, weights are rounded to the least output error",
+        "a recording of the ComfyUI recorder in calib/ (repeatable; they add up): tells what "
+        "scales clip, and with second moments weights are rounded to the least error of the "
+        "layer's output",
         reads=True)
     w4a4_share: float | None = option(None, STATISTICS, SHARE,
-        "mark layers for full-precision matmul, those first that it gains most, until this "
+        "mark layers for full-precision matmul, first those that gain most by it, until this "
         "share of the multiply work is left in W4A4: 0.6",
         conflicts=[AMAX], needs=["--activation-stats"])
     pre_quant_scale: bool = option(False, STATISTICS, SWITCH,
@@ -4119,15 +4288,17 @@ class Options:
         "layers' rel_rmse and clip_rate means (.json), or a recording (.safetensors)",
         needs=["--sensitivity-threshold", "--clip-rate-threshold"], reads=True)
     sensitivity_threshold: float | None = option(None, SENSITIVITY, Kind(positive_float, "X"),
-        "for layers whose inputs lose more than this rel_rmse in NVFP4, ...",
+        "layers whose inputs have a larger rel_rmse in NVFP4 get --sensitivity-action",
         needs=["--sensitivity-json"])
     sensitivity_action: str = option("fp16", SENSITIVITY, ACTION,
-        "... do this (default: {default})", needs=["--sensitivity-threshold"])
+        "16-bit, or a mark for full-precision matmul (default: {default})",
+        needs=["--sensitivity-threshold"])
     clip_rate_threshold: float | None = option(None, SENSITIVITY, Kind(positive_float, "X"),
-        "for layers that clip more than this share of their input, ...",
+        "layers that clip a larger share of their input get --clip-rate-action",
         needs=["--sensitivity-json"])
     clip_rate_action: str = option("fp16", SENSITIVITY, ACTION,
-        "... do this (default: {default})", needs=["--clip-rate-threshold"])
+        "16-bit, or a mark for full-precision matmul (default: {default})",
+        needs=["--clip-rate-threshold"])
 
     full_precision_mm_layers: Path | None = option(None, FULL_PRECISION, LAYER_LIST,
         "layer names, one a line; also looked for in sensitive_layers/ beside this script",
@@ -4141,8 +4312,9 @@ class Options:
         switches=FULL_PRECISION_OPTIONS)
     # None stands for w4a16, and in what a preset marks for w4a8: see `plan.choosing`.
     sensitive_as: str | None = option(None, FULL_PRECISION, Kind(choices=SENSITIVE_AS),
-        "what NVFP4 layers become that options, lists, sensitivities or --w4a4-share mark; a "
-        "--layer-config's stay as written (default: w4a16; those that presets mark: w4a8)",
+        "what a layer in NVFP4 becomes that an option, a list, a sensitivity or --w4a4-share "
+        "marks; marks in a --layer-config stay as written (default: w4a16; for marks of presets: "
+        "w4a8)",
         check=grows_not)
     # fmt: on
 
@@ -4156,88 +4328,18 @@ class Options:
             object.__setattr__(self, "dtype", dtype)
         if self.preset is None and self.gguf is None:
             object.__setattr__(self, "preset", "auto")
+        if values := goal_values(self):
+            for name, value in values.items():
+                object.__setattr__(self, name, value)
+            # What was given may have no use for what the goal stands for.
+            check_task(self, f"--goal {self.goal} stands for {flags_text(self.expanded)}, and ")
         if self.output is None or not is_model_file(self.output):
             object.__setattr__(self, "output", made_output(self))
-
-    def target(self, model: Model) -> int:
-        """Tell how many bytes OUTPUT may have by --target-size or --target-ratio; 0 without these.
-
-        model: the source, of whose tensors the ratio is a share, headers left out.
-        """
-        return self.target_size or int((self.target_ratio or 0) * model.nbytes)
-
-    @property
-    def allowed(self) -> tuple[str, ...]:
-        """List the words of the formats that may be chosen: by --formats, else by --card.
-
-        A recipe leaves of them those that it writes.
-        """
-        words = self.formats or (formats_of_card(self.card) if self.card else DEFAULT_FORMATS)
-        written = RECIPES[self.recipe].formats
-        return tuple(word for word in words if word in written) if written else words
-
-    @property
-    def has_family(self) -> bool:
-        """Tell whether a family's rows decide: not with a GGUF, nor with preset all or none."""
-        return self.preset not in (None, "all", "none")
-
-    @property
-    def eight_bits(self) -> tuple[str, ...]:
-        """List the 8-bit formats by their words, that first which layers get for 8 bits.
-
-        That is FP8 beside a GGUF, unless --use-int8 asks for INT8. Not all of them may be allowed.
-        """
-        is_fp8 = self.gguf and not self.use_int8
-        return ("fp8", "int8", "mxfp8") if is_fp8 else ("int8", "mxfp8", "fp8")
-
-    @property
-    def written(self) -> Path:
-        """Name the file that a person loads: OUTPUT, or the index of its shards beside it."""
-        return self.written_as(self.output)
-
-    def written_as(self, output: Path) -> Path:
-        """Name the file that a person would load if OUTPUT were this."""
-        index = output.with_name(output.name + ".index.json")
-        return index if self.output_sharded else output
-
-    @property
-    def buffers(self) -> int:
-        """Count the read buffers: one that is worked on, and one that is filled meanwhile.
-
-        With --low-mem there is one, and nothing is read ahead.
-        """
-        return 1 if self.low_mem else 2
-
-    @property
-    def ahead(self) -> int:
-        """Tell how many encoded bytes may wait to be written; none with --low-mem."""
-        return 0 if self.low_mem else WRITE_AHEAD
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """List the files that options name as inputs, which OUTPUT must not overwrite.
-
-        They are in the order of the rows. Of SOURCE, this is the path as given: an index's shards
-        are in the model's `files`.
-        """
-        rows = [row for row in options_of(type(self)) if row.reads]
-        return tuple(path for row in rows for path in paths_of(getattr(self, row.name)))
-
-    @property
-    def texts(self) -> tuple[Path, ...]:
-        """List the text files to write beside the model: the report, the layer config."""
-        rows = [row for row in options_of(type(self)) if row.writes]
-        return tuple(path for row in rows for path in paths_of(getattr(self, row.name)))
-
-    @property
-    def recorded(self) -> dict[str, object]:
-        """Tell what the header of OUTPUT records of the options: {field: value for JSON}."""
-        return recorded_values(self)
 
 
 # ── nvfp4/options/tasks.py: The tasks beside a conversion, and the rows of all tasks ──────────────
 
-# The headings of these options in `--help` and in the README.
+# The headings of these options in `--help` and in docs/options.md.
 VERIFY = "verify (instead of converting)"
 DOCTOR = "doctor (instead of converting)"
 

@@ -101,7 +101,7 @@ class Option:
 
     default: MISSING for an option that has to be given.
     shown: the default as it was written, for the help.
-    group: the heading in `--help` and in the README; "" for SOURCE and OUTPUT.
+    group: the heading in `--help` and in docs/options.md; "" for SOURCE and OUTPUT.
     kind: what its values may be.
     help: its text; `{default}` stands for the default.
     flag: how the command line calls it; "" for the field's name with dashes.
@@ -137,7 +137,7 @@ class Option:
 
     @property
     def arguments(self) -> list[Argument]:
-        """List what the command line and the README list for this row, other names last."""
+        """List what the command line and docs/options.md list for this row, other names last."""
         own = [Argument(flag, SWITCH, switch.help) for flag, switch in self.switches.items()]
         # A set of switches has no flag of its own.
         own = own or [Argument(self.flag, self.kind, self.help.replace("{default}", self.shown))]
@@ -276,8 +276,10 @@ def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]
                 yield problem
 
 
-def check_task(task: Any) -> None:
+def check_task(task: Any, before: str = "") -> None:
     """Make a task's values of the right kinds, and raise ConvertError with all that is wrong.
+
+    before: what each problem begins with.
 
     A task calls this in its `__post_init__`: nobody else has it yet, so a frozen one may still be
     changed. Contradictions are looked for only where every value is of its kind.
@@ -296,7 +298,7 @@ def check_task(task: Any) -> None:
     # Flags are told, not fields, so that both interfaces use the same words.
     problems = problems or [*contradictions(rows, given)]
     if problems:
-        raise ConvertError(*problems)
+        raise ConvertError(*(before + problem for problem in problems))
 
 
 def by_name(task: type) -> type:

@@ -14,7 +14,7 @@ from nvfp4.options.kinds import FILE, SWITCH
 from nvfp4.options.option import Other, all_options, by_name, check_task, option, same_option
 from nvfp4.options.table import Options
 
-# The headings of these options in `--help` and in the README.
+# The headings of these options in `--help` and in docs/options.md.
 VERIFY = "verify (instead of converting)"
 DOCTOR = "doctor (instead of converting)"
 
