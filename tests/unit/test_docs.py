@@ -16,8 +16,8 @@ DOCUMENTS = sorted(
 )
 LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(([^)\s]+)\)")
 # Pages and options that come with other parts of issue 19.
-PLANNED = {"install.md", "goals.md", "report.md", "calibration.md", "compare.md", "../LICENSE"}
-PLANNED |= {"--goal", "--doctor", "--make-folder", "--recipe-file"}
+PLANNED = {"install.md", "report.md", "calibration.md", "compare.md"}
+PLANNED |= {"--recipe-file"}
 # Pages that name options of other projects, or options that were.
 FOREIGN_PAGES = {"comparison.md", "CHANGELOG.md"}
 # Options of pip, torchrun, uv and ComfyUI that pages name.
