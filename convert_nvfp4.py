@@ -2145,13 +2145,13 @@ def pip_command(python: Path) -> str:
     is_ours = python == Path(sys.executable)
     # An environment that uv made has no pip of its own.
     if is_ours and find_spec("pip") is None:
-        return f"uv pip install --python {quoted(python)}"
+        return f"uv pip install --python {as_word(python)}"
     plain = shutil.which("python")
-    shown = "python" if is_ours and plain and Path(plain) == python else quoted(python)
+    shown = "python" if is_ours and plain and Path(plain) == python else as_word(python)
     return f"{shown} {'-s ' if is_embedded(python) else ''}-m pip install"
 
 
-def quoted(path: Path) -> str:
+def as_word(path: Path) -> str:
     """Write a path as one word of a command line."""
     return f'"{path}"' if " " in str(path) else str(path)
 
@@ -3239,7 +3239,7 @@ def judge_kitchen(facts: PythonFacts, comfyui: ComfyUI) -> Examined:
     """Judge the comfy-kitchen that ComfyUI multiplies with: its version, and its kernels here."""
     version = facts.versions.get("comfy-kitchen")
     if not version:
-        listed = quoted(comfyui.folder / "requirements.txt")
+        listed = as_word(comfyui.folder / "requirements.txt")
         install = f"{pip_command(facts.path)} -r {listed}"
         missing = Advice("warning", "ComfyUI cannot load quantised layers without it", install)
         return Examined(topic="comfy-kitchen", state="not installed", advice=[missing])

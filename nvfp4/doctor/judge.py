@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nvfp4.asking.find import ComfyUI
 from nvfp4.cards import CARDS, COMFYUI_SINCE, KITCHEN_FORMATS, KITCHEN_SINCE, card_of
-from nvfp4.doctor.facts import pip_command, quoted
+from nvfp4.doctor.facts import as_word, pip_command
 from nvfp4.doctor.records import Advice, Examined, Gpu, PythonFacts
 from nvfp4.errors import gigabytes
 from nvfp4.options.formats import formats_of_card
@@ -188,7 +188,7 @@ def judge_kitchen(facts: PythonFacts, comfyui: ComfyUI) -> Examined:
     """Judge the comfy-kitchen that ComfyUI multiplies with: its version, and its kernels here."""
     version = facts.versions.get("comfy-kitchen")
     if not version:
-        listed = quoted(comfyui.folder / "requirements.txt")
+        listed = as_word(comfyui.folder / "requirements.txt")
         install = f"{pip_command(facts.path)} -r {listed}"
         missing = Advice("warning", "ComfyUI cannot load quantised layers without it", install)
         return Examined(topic="comfy-kitchen", state="not installed", advice=[missing])

@@ -16,12 +16,15 @@ DOCUMENTS = sorted(
 )
 LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(([^)\s]+)\)")
 # Pages and options that come with other parts of issue 19.
-PLANNED = {"install.md", "report.md", "calibration.md", "compare.md"}
+PLANNED = {"report.md", "calibration.md", "compare.md"}
 PLANNED |= {"--recipe-file"}
 # Pages that name options of other projects, or options that were.
 FOREIGN_PAGES = {"comparison.md", "CHANGELOG.md"}
 # Options of pip, torchrun, uv and ComfyUI that pages name.
-FOREIGN_OPTIONS = {"--nproc-per-node", "--index-url", "--from", "--extra-index-url", "--upgrade"}
+FOREIGN_OPTIONS = {
+    "--nproc-per-node", "--index-url", "--from", "--extra-index-url", "--upgrade",
+    "--force-reinstall", "--local-dir",
+}  # fmt: skip
 # Programs of this repository whose options are found as text: `"--name"`.
 PROGRAMS = ("benchmarks", "calib", "examples", "nvfp4", "tests/fuzz", "tests/faults", "tools")
 # Arguments that stand for any file or value, for parsing.

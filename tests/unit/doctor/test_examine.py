@@ -10,7 +10,7 @@ import pytest
 from nvfp4.asking.find import nearby_comfyui
 from nvfp4.cli.doctor import render_examined, run_doctor
 from nvfp4.doctor import examine as examining
-from nvfp4.doctor.facts import Probe, card_of_row, memory_sizes, pip_command, quoted
+from nvfp4.doctor.facts import Probe, as_word, card_of_row, memory_sizes, pip_command
 from nvfp4.doctor.records import Advice, Examined
 from nvfp4.options import Doctor
 from support.paths import ROOT
@@ -66,7 +66,7 @@ def test_a_python_that_is_none_is_told(tmp_path):
 def test_a_portable_comfyui_has_its_own_pip():
     embedded = Path("portable folder") / "python_embeded" / "python.exe"
     assert pip_command(embedded) == f'"{embedded}" -s -m pip install'
-    assert quoted(Path("a")) == "a"
+    assert as_word(Path("a")) == "a"
 
 
 def test_rows_of_nvidia_smi():
