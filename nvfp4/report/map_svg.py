@@ -6,6 +6,7 @@ and dark pages, and shows in an <img> as well as on its own.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -20,6 +21,8 @@ from nvfp4.report.page_style import PAGE_COLOURS
 SVG_WIDTH, SVG_HEAD, SVG_ROW, SVG_LINE = 960, 130, 16, 18
 # The widest a cell becomes where there are few blocks.
 WIDEST_CELL = 104
+# The width that a block's number takes; where cells are narrower, only some blocks have theirs.
+SVG_NUMBER = 16
 # The estimated width of a letter, by which the legend is broken into lines.
 LETTER = 6.4
 # The tiles of the page's patterns, as paths in a box of 6 by 6, drawn with round ends: a line of no
@@ -89,16 +92,17 @@ def svg_cell(x: float, y: float, width: float, look: Look, step: int) -> str:
 def svg_blocks(blocks: BlockMap, scale: ErrorScale, cell: float, top: float) -> Iterator[str]:
     """Draw one family's blocks from `top` on: a row of numbers, and a row for each kind."""
     numbers = {block: SVG_HEAD + column * cell for column, block in enumerate(blocks.blocks)}
+    width, every = cell - min(2, cell / 4), math.ceil(SVG_NUMBER / cell)
     yield svg_text(0, top + SVG_LINE - 5, blocks.family, 'font-weight="600"')
-    for block, x in numbers.items():
+    for block, x in [*numbers.items()][::every]:
         middle = 'text-anchor="middle" font-size="9" class="soft"'
-        yield svg_text(x + (cell - 2) / 2, top + SVG_LINE - 5, block, middle)
+        yield svg_text(x + width / 2, top + SVG_LINE - 5, block, middle)
     for row, kind in enumerate(blocks.kinds):
         y = top + SVG_LINE + row * SVG_ROW
         yield svg_text(0, y + 10, kind, 'class="soft"')
         for block, x in numbers.items():
             if layer := blocks.cells.get((block, kind)):
-                yield svg_cell(x, y, cell - 2, layer_look(layer), scale.step(layer))
+                yield svg_cell(x, y, width, layer_look(layer), scale.step(layer))
     yield "\n"
 
 

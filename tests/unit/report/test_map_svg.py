@@ -60,6 +60,19 @@ def test_a_name_cannot_break_out_of_the_picture(data):
     assert not [*root.iter(f"{SVG}script")]
 
 
+def test_many_blocks_have_narrow_cells_and_few_numbers(data):
+    layer = next(tensor for tensor in layers_of(data) if "blocks.0." in tensor["name"])
+    tensors = [
+        layer | {"name": layer["name"].replace("blocks.0.", f"blocks.{number}.")}
+        for number in range(600)
+    ]
+    root = ElementTree.fromstring(precision_map_svg(data | {"tensors": tensors}))
+    widths = [float(cell.get("width")) for cell in root.iter(f"{SVG}rect")]
+    assert len(widths) >= 600
+    assert min(widths) > 0
+    assert sum(text.text.isdigit() for text in root.iter(f"{SVG}text")) < 60
+
+
 def test_a_dry_run_says_so(data):
     data = data | {"dry_run": True}
     data["tensors"] = [
