@@ -1,6 +1,8 @@
 """--report: the page shows what the JSON says, and nothing in a name can break out of it."""
 
+import html
 import json
+import re
 import shutil
 import subprocess
 
@@ -36,13 +38,8 @@ def opened_as_text(path, _):
 def opened_in_chromium(path, tmp_path):
     if CHROMIUM is None:
         pytest.skip("no Chromium here")
-    command = [
-        CHROMIUM,
-        *QUIET_CHROMIUM,
-        f"--user-data-dir={tmp_path}",
-        "--dump-dom",
-        path.as_uri(),
-    ]
+    folder = f"--user-data-dir={tmp_path}"
+    command = [CHROMIUM, *QUIET_CHROMIUM, folder, "--dump-dom", path.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
@@ -85,3 +82,29 @@ def test_the_page_needs_nothing_else(reports):
     assert "//" not in text.replace("<!DOCTYPE", "")
     assert "url(" not in text
     assert "@import" not in text
+
+
+# Loads the page into frames of several widths, and writes down how wide it and its cells are.
+MEASURE = """<body><script>
+addEventListener("load", () => {
+  document.title = JSON.stringify([...document.querySelectorAll("iframe")].map(frame => {
+    const page = frame.contentDocument;
+    const cells = [...page.querySelectorAll(".map .cell")].map(cell => cell.offsetWidth);
+    return [+frame.width, page.documentElement.scrollWidth, Math.min(...cells)];
+  }));
+});
+</script>"""
+
+
+def test_the_page_fits_a_phone_and_its_cells_a_finger(reports, tmp_path):
+    policy = re.compile("<meta http-equiv=[^>]*>")  # frames would inherit it, and scripts measure
+    page = html.escape(policy.sub("", reports[0].read_text(encoding="utf-8")))
+    frames = [f'<iframe width="{width}" srcdoc="{page}"></iframe>' for width in (390, 800, 1280)]
+    probe = tmp_path / "probe.html"
+    probe.write_text(MEASURE + "".join(frames), encoding="utf-8")
+    title = dict(Page(opened_in_chromium(probe, tmp_path)).headings)["title"]
+    measured = json.loads(title)
+    assert [width for width, *_ in measured] == [390, 800, 1280]
+    for width, scrolled, narrowest in measured:
+        assert scrolled <= width
+        assert narrowest >= 20
