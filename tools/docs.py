@@ -3,9 +3,9 @@
 
 usage: python tools/docs.py (--check | --write)
 
-A part stands between two marks, `<!-- NAME -->` and `<!-- /NAME -->`: the tables of docs/options.md
-and docs/cards.md, the floors and files of docs/architecture.md. `--check` writes nothing and exits
-with 1 if one of them differs.
+A part stands between two marks, `<!-- NAME -->` and `<!-- /NAME -->`: tables of docs/options.md,
+docs/cards.md and docs/defects.md, the floors and files of docs/architecture.md. `--check` writes
+nothing and exits with 1 if one of them differs.
 """
 
 from __future__ import annotations
@@ -101,10 +101,23 @@ def run_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def defect_table() -> str:
+    """Render a row of a table for each defect, what breaks a file most first."""
+    # It imports torch, which the other parts can do without.
+    from nvfp4.stored.defects import DEFECTS
+
+    lines = ["| word | the message | what ComfyUI does | what to do |", "|---|---|---|---|"]
+    for row in sorted(DEFECTS.values(), key=lambda row: -row.outcome):
+        cells = (row.outcome.name, row.what, row.consequence, row.remedy)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 # What is generated: {document: {name of a part, as in its marks: what renders it}}.
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/options.md": {"flags": flag_tables},
     "docs/cards.md": {"cards": card_table, "runs": run_table},
+    "docs/defects.md": {"defects": defect_table},
     "docs/architecture.md": {"floors": floor_table, "files": file_map},
 }
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from nvfp4.compare.schemes import is_unquantised
 from nvfp4.compare.tables import Table, lay_out, table
 from nvfp4.compare.verdict import RANKS
-from nvfp4.errors import gigabytes
+from nvfp4.errors import gigabytes, in_number
 from nvfp4.names import kind_of
 from nvfp4.notes import Note
 from nvfp4.report.summary import least_first
@@ -90,9 +90,11 @@ def render_remarks(side: dict, letter: str = "") -> list[str]:
 def render_runs(side: dict, title: str) -> list[str]:
     """Tell how a file's layers run, how much of the work that is, and what it needs."""
     found = side["verdict"]
-    lines = [
-        f"  {run['layers']} layers {label}: {run['how']}" for label, run in found["runs"].items()
-    ]
+    # How the layers of a file that does not load would run would be read as how they do.
+    if found["outcome"] == Outcome.FAILS.name:
+        return []
+    lines = [f"  {in_number(run['layers'], f'layers {label}')}: {run['how']}"
+             for label, run in found["runs"].items()]  # fmt: skip
     lines += [f"  {line}" for line in render_work(side["work"])]
     # A quantised layer of a GGUF, or without a configuration, has nothing in runs either.
     other = DEFECTS["other program"].what in (defect["what"] for defect in found["defects"])
@@ -120,9 +122,11 @@ def render_one(data: dict, width: int = 0, *, every_layer: bool = True) -> str:
     naming = ((key, str(count)) for key, count in data["naming"].items())
     layers = ((x["name"], str(x["shape"]), x["scheme"], gigabytes(x["bytes"]))
               for x in data["layers"])  # fmt: skip
+    remarks = render_remarks(data)
     parts = [
         render_verdict(data),
-        *render_remarks(data),
+        *([""] if remarks else []),
+        *remarks,
         *render_runs(data, "how it runs"),
         *table("linear layers", schemes),
         *table("by kind", kinds),

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nvfp4.cli.arguments import called_beside
+from nvfp4.doctor.facts import quoted
 from nvfp4.errors import one_line
 from nvfp4.logs.lists import sensitive_layers
 from nvfp4.logs.records import Criteria, LogSummary
@@ -130,11 +131,6 @@ def render_next(written: dict[str, Path]) -> list[str]:
     if flags:
         return [f"next: {called_beside('convert_nvfp4.py')} SOURCE {' '.join(flags)}"]
     return ["hint: --json FILE writes the summary that convert_nvfp4.py takes input scales from"]
-
-
-def quoted(path: Path) -> str:
-    """Put a path into quotes that every shell takes, where it has a space."""
-    return f'"{path}"' if " " in str(path) else str(path)
 
 
 def render_trade() -> str:

@@ -16,7 +16,7 @@ DOCUMENTS = sorted(
 )
 LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(([^)\s]+)\)")
 # Pages and options that come with other parts of issue 19.
-PLANNED = {"report.md", "calibration.md", "compare.md"}
+PLANNED = {"report.md"}
 PLANNED |= {"--recipe-file"}
 # Pages that name options of other projects, or options that were.
 FOREIGN_PAGES = {"comparison.md", "CHANGELOG.md"}
