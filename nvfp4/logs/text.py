@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nvfp4.cli.arguments import called_beside
-from nvfp4.doctor.facts import quoted
+from nvfp4.doctor.facts import as_word
 from nvfp4.errors import one_line
 from nvfp4.logs.lists import sensitive_layers
 from nvfp4.logs.records import Criteria, LogSummary
@@ -127,7 +127,7 @@ def render_next(written: dict[str, Path]) -> list[str]:
 
     written: {option: file}. A file that the converter does not read has no line.
     """
-    flags = [f"{NEXT[name]} {quoted(path)}" for name, path in written.items() if name in NEXT]
+    flags = [f"{NEXT[name]} {as_word(path)}" for name, path in written.items() if name in NEXT]
     if flags:
         return [f"next: {called_beside('convert_nvfp4.py')} SOURCE {' '.join(flags)}"]
     return ["hint: --json FILE writes the summary that convert_nvfp4.py takes input scales from"]
