@@ -55,6 +55,7 @@ SINGULAR = {
     "tensors": "tensor",
     "names": "name",
     "scales": "scale",
+    "defects": "defect",
     "weights": "weight",
     "have": "has",
     "are": "is",
@@ -3048,19 +3049,23 @@ def work_data(work: Work, card: str | None = None) -> dict:
 
 
 def render_work(data: dict | None) -> list[str]:
-    """Render the data of `work_data` as lines; none where nothing is quantised."""
+    """Render the data of `work_data` as three lines: shares, speed, and what the file needs.
+
+    No lines where nothing is quantised.
+    """
     if not data or not data["comfyui"]:
         return []
     shares = {name: f"{100 * share:.0f} %" for name, share in data["shares"].items()}
-    speeds = (f"{name} {speed:.1f}x" for name, speed in data["speed"].items())
+    # The newest class multiplies all formats.
+    card = data["card"] or next(iter(CARDS))
+    others = "; other cards do the 4-bit part in 16" if data["shares"]["FP4"] else ""
+    speeds = ", ".join(f"{name} {speed:.1f}x" for name, speed in data["speed"].items())
     kitchen = f" with comfy-kitchen {data['comfy_kitchen']}" if data["comfy_kitchen"] else ""
-    also = f", and for that speed {data['needs']}" if data["needs"] else ""
-    where = data["card"] or "a card that multiplies all formats"
+    also = f"; for speed {data['needs']}" if data["needs"] else ""
     return [
-        f"multiply work of the linear layers on {where}: {shares['FP4']} in FP4, "
-        f"{shares['INT8 or FP8']} in INT8 or FP8, {shares['16-bit']} at 16-bit speed "
-        f"({data['run']})",
-        f"estimated speed of these over 16-bit, by peak throughputs: {', '.join(speeds)}",
+        f"{shares['FP4']} of the multiply work in 4 bits, {shares['INT8 or FP8']} in 8, "
+        f"{shares['16-bit']} in 16 on {CARDS[card].series} ({card}){others}",
+        f"linear layers over 16-bit, at most: {speeds} (estimate; {data['run']})",
         f"needs ComfyUI {data['comfyui']}{kitchen} or newer{also}",
     ]
 
@@ -8262,6 +8267,10 @@ class Format:
     runs_unscaled: str = ""
     runs_full_precision: str = ""
 
+    # The relative RMSE of weights by the search for the least squared error, 0 where none was
+    # measured. Layers hardly differ in it: see `report.usual`.
+    usual_error: float = 0.0
+
     # What a conversion does with it.
     # Whether a source may have such layers. They are copied, or, if `is_decoded`, become 16-bit
     # weights again and are planned anew.
@@ -8668,6 +8677,7 @@ class Fp8(Scaled):
     """
 
     name = title = "FP8"
+    usual_error = 0.027
     option = kernel = "fp8"
     config = "float8_e4m3fn"
     is_configured = True
@@ -8915,6 +8925,9 @@ class Int8(Scaled):
         self.rotated = group
         self.title = f"INT8 rotated by {group}" if group else "INT8 not rotated"
         self.name = "" if group else "INT8_PLAIN"
+        # Without a rotation, large weights make their rows coarse: 0.009 where all are normal
+        # numbers, 0.02 to 0.04 where some are far larger.
+        self.usual_error = 0.009 if group else 0.02
         self.column_multiple, self.stand_in = group or INT8_MATMUL_K, "16-bit"
         if group == WRITTEN_GROUP:
             self.name = self.title = "INT8"
@@ -9190,6 +9203,7 @@ class Mxfp8(Scaled):
     """
 
     name = title = "MXFP8"
+    usual_error = 0.027
     option = kernel = "mxfp8"
     since = COMFYUI_SINCE["mxfp8"]
     config = "mxfp8"
@@ -9296,6 +9310,7 @@ class Nvfp4(Format):
     """
 
     name = title = "NVFP4"
+    usual_error = 0.082
     rank = 4
     option = kernel = "nvfp4"
     config = "nvfp4"
@@ -9586,6 +9601,7 @@ class W4a8(Format):
     """
 
     name = title = "W4A8"
+    usual_error = 0.067
     option = kernel = "w4a8"
     since = COMFYUI_SINCE["w4a8"]
     rank, bits = 5, 4
@@ -9808,6 +9824,7 @@ class W6a8(W4a8):
     """
 
     name = title = "W6A8"
+    usual_error = 0.020
     option = kernel = "w6a8"
     since = COMFYUI_SINCE["w6a8"]
     since_kitchen = KITCHEN_SINCE["w6a8"]
@@ -9822,6 +9839,7 @@ class PlainW4a8(W4a8):
 
     name = option = ""
     title = "W4A8 without codebook"
+    usual_error = 0.0
     has_codebook = False
 
 
@@ -15990,6 +16008,16 @@ def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
     return notes
 
 
+def dynamic_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
+    """Note what it costs that no W4A4 layer has an input scale, unless that was asked for."""
+    w4a4 = [plan for plan in plans if plan.is_w4a4 and plan.is_quantised]
+    if not w4a4 or options.no_input_scale or any(plan.input_scale for plan in w4a4):
+        return []
+    what = in_number(len(w4a4), "W4A4 layers have no input scale")
+    cost = "ComfyUI measures it on every call, one more pass over each input"
+    return [Note(f"{what}: {cost}; --input-scale-summary-json stores measured ones", Rank.HINT)]
+
+
 def gguf_notes(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> list[str]:
     """Note layers that the GGUF has in few bits and that stay 16-bit, with --card or --formats.
 
@@ -18078,6 +18106,129 @@ def work_by_weight(plans: Iterable[TensorPlan]) -> dict[str, float]:
     return {name: count / whole for name, count in counts.items()}
 
 
+# ── nvfp4/report/loading.py: Say what comes next in ComfyUI: where a file goes, and which node load
+
+class Place(NamedTuple):
+    """Name a folder of ComfyUI's models/, the node that loads from it, and that node's setting."""
+
+    folder: str
+    node: str
+    weight_dtype: str | None
+
+
+DIFFUSION_MODEL = Place("diffusion_models", "Load Diffusion Model", "default")
+# What has text encoders or a VAE beside the model.
+CHECKPOINT = Place("checkpoints", "Load Checkpoint", None)
+
+
+def place_of(names: Iterable[str]) -> Place:
+    """Find where a file with tensors of these names goes, prefixes included."""
+    whole = any(name.startswith(OTHER_PARTS) for name in names)
+    return CHECKPOINT if whole else DIFFUSION_MODEL
+
+
+def loading_data(names: Iterable[str], *, sharded: bool, known: bool) -> dict[str, str | None]:
+    """Describe the next step, for JSON: folder, node, weight_dtype, and a sentence of these.
+
+    sharded: whether the file is several; known: whether it is of a family that ComfyUI is known to
+    have, or a ComfyUI took it.
+    """
+    place = place_of(names)
+    if sharded:
+        what = "ComfyUI's loaders take one file, not shards, which are for other programs"
+        return {"folder": None, "node": None, "weight_dtype": None, "text": what}
+    setting = f", weight_dtype {place.weight_dtype}" if place.weight_dtype else ""
+    ask = "" if known else "; whether it knows this model, --comfyui DIR tells"
+    what = f"put it into models/{place.folder}, load it with {place.node}{setting}{ask}"
+    return {**place._asdict(), "text": what}
+
+
+# ── nvfp4/report/usual.py: Tell which layers' errors stand out from what is usual for their format 
+
+# An error stands out from 1.5 times the usual one on; --scale-search amax has up to 1.2 times that.
+STANDS_OUT = 1.5
+# So many layers that stand out are named; the report has all.
+NAMED = 5
+
+
+def told_error(damage: Damage) -> float:
+    """Return the relative RMSE that counts: of the output where rounding went by statistics.
+
+    Such rounding enlarges the error of the weight to lessen that of the output.
+    """
+    return damage.relative_rmse if damage.output_after is None else damage.output_after
+
+
+def errors_data(damage: Mapping[str, Damage], forms: Mapping[str, Format]) -> dict[str, dict]:
+    """Describe the errors of the layers of each format, for JSON: {title: figures}.
+
+    damage: {layer: its error}; forms: {layer: its format}. "usual" is None where a format has none,
+    "largest" and "median" where they are no finite numbers.
+    """
+    groups = defaultdict(list)
+    for layer, found in damage.items():
+        groups[forms[layer]].append(told_error(found))
+    return {
+        form.title: {
+            "layers": len(errors),
+            "usual": form.usual_error or None,
+            "median": json_number(median(errors)),
+            "largest": json_number(max(errors, key=least_last)),
+        }
+        for form, errors in sorted(groups.items(), key=lambda group: group[0].rank)
+    }
+
+
+def outliers_data(damage: Mapping[str, Damage], forms: Mapping[str, Format]) -> list[dict]:
+    """List the layers whose error stands out, the worst for its format first, for JSON."""
+    found = []
+    for layer, lost in damage.items():
+        form, error = forms[layer], told_error(lost)
+        # Asked so that NaN stands out, too.
+        if form.usual_error and not error <= STANDS_OUT * form.usual_error:
+            found.append((layer, form, error))
+    found.sort(key=lambda one: -least_last(one[2] / one[1].usual_error))
+    return [
+        {
+            "layer": layer,
+            "format": form.title,
+            "error": json_number(error),
+            "usual": form.usual_error,
+        }
+        for layer, form, error in found
+    ]
+
+
+def least_last(number: float) -> float:
+    """Make a sort key by which NaN counts as infinite."""
+    return math.inf if math.isnan(number) else number
+
+
+def json_number(number: float) -> float | None:
+    """Return a number that JSON can have, None for NaN and infinity."""
+    return number if math.isfinite(number) else None
+
+
+def render_errors(errors: dict[str, dict], outliers: list[dict]) -> list[str]:
+    """Say in a sentence that errors are what is usual, or name the layers that stand out."""
+    if not errors:
+        return []
+    if not outliers:
+        told = (
+            f"{title} {'no number' if row['median'] is None else format(row['median'], '.2g')}"
+            for title, row in errors.items()
+        )
+        return [f"every layer's is usual for its format (median relative RMSE): {', '.join(told)}"]
+    count = sum(row["layers"] for row in errors.values())
+    verb = "stands" if len(outliers) == 1 else "stand"
+    lines = [f"{len(outliers)} of {count} layers {verb} out from what is usual for their format:"]
+    for one in outliers[:NAMED]:
+        error = "no number" if one["error"] is None else f"{one['error']:.3g}"
+        lines.append(f"  {error}  {one['layer']} ({one['format']}, usual {one['usual']:.2g})")
+    more = len(outliers) - NAMED
+    return lines + ([f"  and {more} more"] if more > 0 else [])
+
+
 # ── nvfp4/tune/choice.py: Choose an alternative for each layer within a number of bytes, and a shar
 
 # Halvings of the price of FP4 work: after these, float64 cannot tell the two ends apart.
@@ -18869,6 +19020,8 @@ def least_fp4(
 
 # ── nvfp4/report/data.py: Describe a finished or planned conversion as data ───────────────────────
 
+# What a conversion has checked before its file got its name; see `write.partial_files.read_back`.
+CHECKED = "no defect found: read back; names, shapes, scales and configurations are right"
 # How reports call layers that were quantised in the source already and go over untouched: they are
 # kept apart from those that this conversion quantised, whose error is known.
 AS_IT_WAS = "as it was"
@@ -18967,29 +19120,55 @@ def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
     }
 
 
-def report_data(report: Report) -> dict:
-    """Make the whole report JSON-ready: every tensor's plan and reason, errors, totals, trade-offs.
+def summary_data(report: Report) -> dict:
+    """Make all of the report JSON-ready that is not of single tensors.
 
-    The keys are what --report's .json has, and a user's scripts may read them; the page is made of
-    the same data. Files appear by name only, without folders.
+    A user's scripts may read the keys; docs/report.schema.json has them all. Files appear by name
+    only, without folders.
     """
+    options, forms = report.options, {plan.ref.layer: plan.precision for plan in report.plans}
     return {
+        "task": "conversion",
         "version": __version__,
-        "dry_run": report.options.dry_run,
+        "dry_run": options.dry_run,
         "source": report.options.source.name,
         "output": report.options.written.name,
         "source_bytes": report.source_bytes,
         "output_bytes": report.output_bytes,
+        "seconds": round(report.seconds, 3) or None,
+        "device": report.device or None,
+        "checked": None if options.dry_run else CHECKED,
         "origin": report.origin,
         "totals": totals(report.plans),
         "matmuls": matmuls(report.plans),
         "work": report.work,
+        "load": loading_of(report),
+        "errors": errors_data(report.damage, forms),
+        "outliers": outliers_data(report.damage, forms),
         "comfyui": report.asked.data if report.asked else None,
         "notes": [note.data for note in by_rank(report.notes)],
         "problems": list(report.problems),
         "w4a4_curve": [point._asdict() for point in report.curve],
         "size_curve": [point._asdict() for point in report.sizes],
         "size_error": report.size_error if report.sizes else None,
+    }
+
+
+def loading_of(report: Report) -> dict[str, str | None]:
+    """Describe the next step in ComfyUI, for JSON."""
+    took = report.asked is not None and report.asked.is_known
+    names = [plan.ref.name for plan in report.plans]
+    known = took or bool(family_of(report.plans))
+    return loading_data(names, sharded=report.options.output_sharded, known=known)
+
+
+def report_data(report: Report) -> dict:
+    """Make the whole report JSON-ready: the summary, and every tensor's plan, reason and error.
+
+    This is what --report's .json has; the page is made of the same data.
+    """
+    return {
+        **summary_data(report),
         "tensors": [tensor_data(plan, report.damage.get(plan.ref.layer)) for plan in report.plans],
     }
 
@@ -19388,53 +19567,1026 @@ def html_curves(data: dict) -> str:
     return html_section("Trade-offs", body) if body else ""
 
 
-# ── nvfp4/stored/needs.py: Tell which ComfyUI a file needs, by the formats of its layers and what e
+# ── nvfp4/report/lines.py: Lay text out for a terminal: labels in a column of their own, long lines
 
-# What every file of this program needs.
-OLDEST = Format.since
+# Labels stand in a column of this width; what they are of, and what goes on, stands behind it.
+LABEL_WIDTH = 10
+# Lines of more characters are hard to read, however wide the window is.
+MAX_WIDTH = 100
 
 
-class Need(NamedTuple):
-    """Name the first version of ComfyUI that loads all of a file, and what asks for it.
+def terminal_width() -> int | None:
+    """Tell how wide lines on stdout should be; None, which breaks no line, for a file or a pipe.
 
-    version: as "0.31"; "" where any version with quantised layers does. formats: what needs it.
-    kitchen: the first version of comfy-kitchen, "" where any does that ComfyUI asks for.
+    Programs that search what was printed find whole sentences on one line.
+    """
+    if not sys.stdout.isatty():
+        return None
+    # A line that fills the last column would make some terminals begin an empty one.
+    return max(3 * LABEL_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns - 1))
+
+
+def broken(line: str, width: int | None, indent: int = 2) -> list[str]:
+    """Break a line between words; what follows is indented. Options and names stay whole."""
+    if width is None or len(line) <= width:
+        return [line]
+    margin = line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=margin + " " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
+
+
+def labelled(label: str, texts: list[str], width: int | None) -> list[str]:
+    """Put a label before the first of some texts, and align the others and what is broken off."""
+    lines = []
+    for text in texts:
+        start = f"{label if not lines else '':{LABEL_WIDTH}}"
+        lines += broken(f"{start}{text}", width, 0 if start.isspace() else LABEL_WIDTH)
+    return lines
+
+
+def spent(seconds: float) -> str:
+    """Write how long something took: "4.1 s", "3 min 12 s", "2 h 5 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
+
+
+# ── nvfp4/report/summary.py: Render the report as text for the terminal ───────────────────────────
+
+# A trade-off may have hundreds of steps, one for each layer. About 10 of them show its bend and
+# fit into a terminal of usual width.
+CURVE_POINTS = 10
+
+
+def render_totals(report: Report) -> list[str]:
+    """Render a table with one line per precision: layers, tensors of the output, and bytes."""
+    lines = [f"  {'':10} {'layers':>7} {'tensors':>8} {'size':>11}"]
+    for label, total in totals(report.plans).items():
+        size = gigabytes(total["bytes"])
+        lines.append(f"  {label:10} {total['layers']:7} {total['tensors']:8} {size:>11}")
+    return lines
+
+
+def render_matmuls(report: Report) -> str:
+    """Render one line of how the linear layers are multiplied, each kind with its share."""
+    parts = [
+        f"{kind} {in_number(found['layers'], 'layers')} ({100 * found['share']:.0f} %)"
+        for kind, found in matmuls(report.plans).items()
+    ]
+    return f"  matmuls: {', '.join(parts)} of the linear weights, the rest unquantised"
+
+
+def least_first(number: float) -> float:
+    """Make a sort key that puts NaN before every number, as NaN compares false with everything."""
+    return -math.inf if math.isnan(number) else number
+
+
+def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
+    """Render the `count` layers with the largest relative RMSE of the decoded weight, worst first.
+
+    `damage` is {layer: Damage}; SQNR in dB stands beside each figure. Layers without a number (NaN)
+    are the worst of all, those without an error are left out. No lines where none is left.
+    """
+    # Negated, so that the largest comes first, and NaN before it.
+    damaged = [(layer, found) for layer, found in damage.items() if found.relative_rmse != 0]
+    worst = sorted(damaged, key=lambda item: least_first(-item[1].relative_rmse))[:count]
+    lines = [f"    {d.relative_rmse:.4f}  {d.sqnr_db:5.1f} dB  {layer}" for layer, d in worst]
+    title = "  worst layers by relative RMSE and SQNR of the decoded weight:"
+    return [title, *lines] if lines else []
+
+
+def rounded_layers(report: Report) -> dict[str, Damage]:
+    """Collect the layers that were rounded by statistics: {layer: its error}."""
+    return {
+        layer: damage for layer, damage in report.damage.items() if damage.output_before is not None
+    }
+
+
+def render_output_errors(report: Report) -> list[str]:
+    """Render what rounding by statistics gained over the plain search.
+
+    One line has the geometric means, over all such layers, of the output's relative RMSE before and
+    after, and how many layers did not gain. Layers whose second moments could not be used are named
+    first: they got the plain search.
+    """
+    found = rounded_layers(report)
+    # Planned with moments, measured without an output error: its rounding fell back.
+    asked = [plan.ref.layer for plan in report.plans if plan.moments]
+    failed = [layer for layer in asked if layer in report.damage.keys() - found.keys()]
+    lines = []
+    if failed:
+        what = "second moments are not positive definite: the plain search"
+        lines.append(f"{in_number(len(failed), 'layers')}' {what}: {examples(failed)}")
+    if not found:
+        return lines
+    # The mean is geometric: a gain is a ratio, and each layer's counts alike.
+    pairs = [(damage.output_before, damage.output_after) for damage in found.values()]
+    kept = sum(before == after for before, after in pairs)
+    before, after = (geometric_mean(errors) for errors in zip(*pairs, strict=True))
+    return [
+        *lines,
+        f"output errors of the {in_number(len(found), 'layers')} rounded by their input's "
+        f"statistics: {before:.4f} -> {after:.4f} (geometric mean; {kept} did not gain)",
+    ]
+
+
+def render_largest(report: Report, count: int = 5) -> list[str]:
+    """Render the `count` layers rounded by statistics with the largest error of the output left."""
+    worst = sorted(rounded_layers(report).items(), key=lambda item: -item[1].output_after)[:count]
+    lines = [f"    {output_errors(dataclasses.asdict(d))}  {layer}" for layer, d in worst]
+    return ["  largest output errors of layers rounded by statistics:", *lines] if lines else []
+
+
+def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
+    """Render --w4a4-share's trade-off at about CURVE_POINTS points, as three lines.
+
+    For a share of the multiply work left in W4A4 they show the part that remains of the squared
+    output error that 4-bit activations add.
+    """
+    if not curve:
+        return []
+    step = max(1, (len(curve) - 1) // (CURVE_POINTS - 1))
+    points = [*curve[:-1:step], curve[-1]]  # both ends of the curve are always there
+    return [
+        "  W4A4 share of the multiply work, and what is left of the squared error it adds:",
+        "    " + "  ".join(f"{100 * point.share:3.0f} %" for point in points),
+        "    " + "  ".join(f"{100 * point.error:3.0f} %" for point in points),
+    ]
+
+
+def render_sizes(report: Report) -> list[str]:
+    """Render --target-size's trade-off: sizes, their mean errors, and which of them is this file.
+
+    Errors are relative RMSE of outputs, in the mean over the layers that could be chosen. The last
+    line says what one more gigabyte (1e9 bytes) would leave of the squared error, if there is such
+    a size.
+    """
+    points, size = report.sizes, report.output_bytes
+    if not points:
+        return []
+    # The file need not lie on the curve: leftover bytes were filled with other layers.
+    here = SizePoint(size, report.size_error)
+    some = {round(i * (len(points) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
+    lines = [
+        "  size, and mean relative RMSE of the outputs, by weights and activations, of the layers "
+        "that could be chosen:"
+    ]
+    for point in sorted({here, *(points[index] for index in some)}):
+        mark = "  <- this file" if point is here else ""
+        lines.append(f"    {gigabytes(point.nbytes):>10}  {point.error:.4f}{mark}")
+    more = max((point for point in points if point.nbytes <= size + 10**9), default=here)
+    if more.nbytes > here.nbytes and here.error:
+        left = (more.error / here.error) ** 2  # errors are RMSE; what adds up is their square
+        added = gigabytes(more.nbytes - here.nbytes)
+        lines.append(f"    {added} more would leave {100 * left:.0f} % of the squared error")
+    return lines
+
+
+def output_errors(data: dict) -> str:
+    """Render a layer's output error before and after rounding, and with 4-bit activations if known.
+
+    `data` has `output_before`, `output_after` and `output_w4a4` (or None), relative RMSE each; a
+    Damage as a dictionary and a tensor of the report's data both have them.
+    """
+    w4a4 = "" if data["output_w4a4"] is None else f", W4A4 {data['output_w4a4']:.4f}"
+    return f"{data['output_before']:.4f} -> {data['output_after']:.4f}{w4a4}"
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Return the geometric mean of the values above zero; 0 if there are none."""
+    logarithms = [math.log(value) for value in values if value > 0]
+    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else 0.0
+
+
+def render_plan(report: Report) -> list[str]:
+    """Render every tensor's precision, shape, name and reason, alike blocks together on one line.
+
+    Tensors of the transformer blocks that differ in nothing but the block's number share a line,
+    such as `blocks.{0-3,7}.ffn.0.weight`, unless --verbose asks for each on its own. Weights come
+    first, and what is planned otherwise in other blocks stands next to it.
+    """
+    groups, first = defaultdict(list), {}
+    for plan in report.plans:
+        fate = label_of(plan)
+        mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
+        row = (fate, list(plan.ref.shape), f"{plan.reason}{mark}")
+        # The first number in a name is the block's; only known families' blocks share a line, as
+        # other numbers may count anything.
+        number = (
+            None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
+        )
+        name, block = plan.ref.name, 0
+        if number and bare(name).startswith(TRANSFORMER_BLOCKS):
+            name, block = f"{name[: number.start()]}*{name[number.end() :]}", int(number[0])
+        is_weight = plan.is_multiplied or plan.is_quantised or plan.ref.name.endswith(".weight")
+        first.setdefault(name, (not (is_weight and len(plan.ref.shape) > 1), len(first)))
+        groups[name, str(row)].append((block, row))
+    lines = []
+    # Only the first "*" is ours: it stands for the block numbers.
+    for (key, _), members in sorted(groups.items(), key=lambda group: first[group[0][0]]):
+        name = key.replace("*", f"{{{ranges([number for number, _ in members])}}}", 1)
+        fate, shape, reason = members[0][1]
+        lines.append(f"  {fate:8} {len(members):4} x {shape!s:20} {name}  [{reason}]")
+    return lines
+
+
+def ranges(numbers: list[int]) -> str:
+    """Render numbers as runs: [2, 3, 4, 7] becomes "2-4,7". They may come in any order."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
+
+
+def render_scales(report: Report) -> list[str]:
+    """Render every quantised layer's input scale, where it is from, and what it clips.
+
+    That is --input-scale-layer-summary. A layer without one is "dynamic" where ComfyUI measures its
+    input on every call, or "not used" with full-precision matmul. The share of blocks that clip is
+    known only with a recording.
     """
 
-    version: str
-    formats: tuple[str, ...] = ()
-    kitchen: str = ""
+    def clipped(plan: TensorPlan) -> str:
+        share = plan.saturated_blocks
+        return "" if share is None else f"  clips {100 * share:.3g} % of the blocks"
 
-    def __str__(self) -> str:
-        """Tell it in a sentence's end, or "" where nothing is needed."""
-        if not self.version:
-            return ""
-        kitchen = f" with comfy-kitchen {self.kitchen}" if self.kitchen else ""
-        return f"needs ComfyUI {self.version}{kitchen} or newer ({', '.join(self.formats)})"
+    return ["  input scales:"] + [
+        f"    {plan.ref.layer}  {plan.input_scale:.9g}  {plan.input_scale_source}{clipped(plan)}"
+        if plan.input_scale is not None
+        else f"    {plan.ref.layer}  none ({'not used' if plan.full_precision else 'dynamic'})"
+        for plan in report.plans
+        if plan.is_quantised and not plan.is_looked_up
+    ]
 
 
-def needed_comfyui(layers: Iterable[StoredLayer]) -> Need:
-    """Find the newest of the versions that a file's configured layers ask for.
+def render_details(report: Report) -> list[str]:
+    """Render what --verbose and --dry-run print before the summary: the plan, totals, errors."""
+    options = report.options
+    if not (options.dry_run or options.verbose):
+        return []
+    errors = [*render_worst(report.damage), *render_largest(report)]
+    return [*render_plan(report), *render_totals(report), render_matmuls(report), *errors, ""]
 
-    Formats that every version has are not named.
+
+def render_layers(report: Report) -> str:
+    """Render one line of how many layers are stored and multiplied in which way."""
+    counts = defaultdict(Counter)
+    for plan in report.plans:
+        if plan.is_layer:
+            packed = plan.is_quantised or plan.ref.config
+            counts[label_of(plan)][matmul(plan) if packed else ""] += 1
+    parts = []
+    for label in totals(report.plans):
+        found = counts[label]
+        kinds = [kind for kind in sorted(found) if kind]
+        several = ", ".join(f"{found[kind]} {kind}" for kind in kinds)
+        told = several if len(kinds) > 1 else "".join(kinds)
+        told = f" ({told})" if told not in ("", label) else ""
+        parts += [f"{found.total()} {label}{told}"] if found else []
+    return ", ".join(parts)
+
+
+def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
+    """Render the beginning of the summary, as labels and their texts: file, size, time, layers."""
+    options, path = report.options, report.options.written.absolute()
+    size, share = report.output_bytes, percentage(report.output_bytes, report.source_bytes)
+    source = f"{share} of {options.source.name}'s {gigabytes(report.source_bytes)}"
+    fails = "this would fail, see the end; " if report.problems else ""
+    planned = f"{fails}nothing was written; this would be {path}"
+    on = f" on {report.device}" if report.device else ""
+    is_timed = report.seconds and not options.dry_run
+    return [
+        ("dry run", [planned]) if options.dry_run else ("written", [str(path)]),
+        ("size", [f"{gigabytes(size)}, exactly {size:,} bytes, {source}"]),
+        ("time", [f"{spent(report.seconds)}{on}" if is_timed else ""]),
+        ("checked", [data["checked"]]),
+        ("layers", [render_layers(report)]),
+    ]
+
+
+def render_next(report: Report, data: dict) -> list[tuple[str, list[str]]]:
+    """Render the rest of the summary, as labels and their texts: speed, errors, the next step."""
+    options, load = report.options, data["load"]["text"]
+    shares, speed, needs = render_work(data["work"]) or ("", "", "")
+    more = "--report FILE.html tells of every layer, --verbose prints the tables here"
+    if options.report:
+        more = f"every layer and its error: {options.report.absolute()}"
+    errors = render_errors(data["errors"], data["outliers"])
+    asked = report.asked.sentence if report.asked else NOT_ASKED
+    return [
+        ("work", [shares]),
+        ("speed", [speed]),
+        ("errors", [*errors, *render_output_errors(report)]),
+        ("ComfyUI", ["" if report.problems else load, needs, asked]),
+        ("details", ["" if options.dry_run else more]),
+    ]
+
+
+def render_report(report: Report, width: int | None = None) -> str:
+    """Render the summary that a person reads at the end of a conversion.
+
+    width: of the terminal, by which long lines are broken; None breaks none. With --dry-run or
+    --verbose the plan stands before it. Size in bytes is exact in both cases, since the layout is
+    known before anything is written. Notes come last, warnings nearest to the prompt.
     """
-    found, kitchen = defaultdict(dict), ""
+    data = summary_data(report)
+    lines = render_details(report)
+    for label, texts in (*render_written(report, data), *render_next(report, data)):
+        lines += labelled(label, [text for text in texts if text], width)
+    lines += [*render_curve(report.curve), *render_sizes(report)]
+    lines += render_scales(report) if report.options.input_scale_layer_summary else []
+    for note in by_rank(report.notes):
+        lines += broken(note.line, width)
+    return "\n".join(lines)
+
+
+# ── nvfp4/report/page_layers.py: Render the table of all layers for the report's page: worst first,
+
+def filter_rules() -> str:
+    """Write the CSS rules that hide the rows of a look while its box is not checked.
+
+    They take the place of a script, which the page's policy would forbid.
+    """
+    return "\n".join(
+        f".layers:has(#show-{look.css}:not(:checked)) tr:has(.{look.css}) {{ display: none; }}"
+        for look in every_look()
+    )
+
+
+def html_filter(layers: list[dict]) -> str:
+    """Render a box to check for each look that there is."""
+    boxes = "".join(
+        f'<label><input type="checkbox" id="show-{look.css}" checked> {chip(look)} {count}</label>'
+        for look, count in Counter(map(layer_look, layers)).most_common()
+    )
+    return f"<fieldset><legend>Show</legend>{boxes}</fieldset>"
+
+
+def html_error(layer: dict, largest: float) -> str:
+    """Render a layer's error as a bar, relative to the largest error; "-" where there is none."""
+    if "relative_rmse" not in layer:
+        return "-"
+    error = layer["relative_rmse"]
+    part = f"--part:{100 * error / (largest or 1):.1f}%"
+    return f'<div class="bar {layer_look(layer).css}" style="{part}">{error:.4f}</div>'
+
+
+def html_layers(layers: list[dict]) -> str:
+    """Render every linear layer as a row, the largest error first, then those without an error.
+
+    The columns of errors are left out after a dry run, that of output errors where no layer was
+    rounded by statistics. The table is folded: a model has hundreds of layers.
+    """
+    damaged = [layer for layer in layers if "relative_rmse" in layer]
+    rounded = any(layer["output_before"] is not None for layer in damaged)
+    largest = max((layer["relative_rmse"] for layer in damaged), default=0)
+
+    def row(layer: dict) -> list[str]:
+        errors = []
+        if damaged:
+            errors = [html_error(layer, largest), "-"]
+            if "relative_rmse" in layer:
+                errors[1] = decibels(layer["sqnr_db"])
+        if rounded:
+            known = layer.get("output_before") is not None
+            errors.append(escaped(output_errors(layer)) if known else "-")
+        shape = " x ".join(map(str, layer["shape"]))
+        size = [gigabytes(layer["bytes"]), shape, escaped(layer["reason"])]
+        return [html_name(layer), chip(layer_look(layer)), *errors, *size]
+
+    columns = ["Layer", "Precision"]
+    columns += ["Relative RMSE", "#SQNR"] if damaged else []
+    columns += ["Output error"] if rounded else []
+    columns += ["#Size", "#Shape", "Reason"]
+    rows = map(row, sorted(layers, key=lambda layer: -layer.get("relative_rmse", -1)))
+    caption = "All linear layers, the largest error first" if damaged else "All linear layers"
+    table = html_table(caption, tuple(columns), rows)
+    fold = html_fold(f"{len(layers)} layers", html_filter(layers) + table, "long")
+    return html_section("All layers", f'<div class="layers">{fold}</div>')
+
+
+# ── nvfp4/report/outliers.py: Tell which layers' errors stand out from what is usual for their form
+
+# Of fewer layers of one format nobody can say what is usual.
+FEWEST_ALIKE = 5
+# How far over the median an error has to be: by this factor, and by this many median deviations. On
+# trained models, layers of one format that nothing is wrong with differ by some per cent.
+FAR_FACTOR, FAR_DEVIATIONS = 1.25, 5
+
+
+def standing_out(errors: Iterable[tuple[str, str, float]]) -> set[str]:
+    """Name the layers whose error is far over what is usual for their format.
+
+    errors: (layer, how it is stored, relative RMSE). Layers that lost nothing do not count for what
+    is usual.
+    """
+    formats = defaultdict(dict)
+    for layer, stored_as, error in errors:
+        if error:
+            formats[stored_as][layer] = error
+    found = set()
+    for alike in formats.values():
+        usual = median(alike.values())
+        deviation = median(abs(error - usual) for error in alike.values())
+        least = max(FAR_FACTOR * usual, usual + FAR_DEVIATIONS * deviation)
+        if len(alike) >= FEWEST_ALIKE:
+            found |= {layer for layer, error in alike.items() if error > least}
+    return found
+
+
+# ── nvfp4/report/page_map.py: Lay the layers out as the precision map, and render it for the page ─
+
+# What the reason of a layer in an edge block has in it.
+EDGE = "edge block"
+# A longer list of layers outside the blocks is folded.
+OUTSIDE_SHOWN = 12
+
+
+class BlockMap(NamedTuple):
+    """Hold one family's blocks: rows by kind of layer, columns by block.
+
+    family: the name before the blocks' numbers, such as "blocks". kinds: in the order in which the
+    model has them, those of one module side by side. blocks: their numbers in order, as in names.
+    cells: {(block, kind): tensor of the report's data}; blocks may lack kinds. edges: blocks that
+    were kept as edge blocks.
+    """
+
+    family: str
+    kinds: list[str]
+    blocks: list[str]
+    cells: dict[tuple[str, str], dict]
+    edges: set[str]
+
+    def runs(self) -> list[tuple[str, int]]:
+        """Tell which columns are edge blocks: ("edge" or "", number of columns) from the left."""
+        marks = ("edge" if block in self.edges else "" for block in self.blocks)
+        return [(mark, len([*run])) for mark, run in itertools.groupby(marks)]
+
+
+class ErrorScale(NamedTuple):
+    """Hold what shades and numbers of cells go by.
+
+    largest: the largest error of the model (see `shown_error`); None after a dry run. unusual:
+    names of layers whose error stands out.
+    """
+
+    largest: float | None
+    unusual: set[str]
+
+    def step(self, layer: dict) -> int:
+        """Tell the shade of a layer; one without an error, in a model with errors, lost nothing."""
+        if self.largest is None:
+            return shade_step(None, 0)
+        return shade_step(shown_error(layer) or 0, self.largest)
+
+
+def error_scale(layers: list[dict]) -> ErrorScale:
+    """Find the largest error of some tensors of the report's data, and those that stand out."""
+    errors = [(one["name"], one["stored_as"], shown_error(one)) for one in layers]
+    errors = [error for error in errors if error[-1] is not None]
+    return ErrorScale(max((e for *_, e in errors), default=None), standing_out(errors))
+
+
+def block_maps(layers: Iterable[dict]) -> tuple[list[BlockMap], list[dict]]:
+    """Sort layers into the blocks of their families, and those outside of any."""
+    families, outside = defaultdict(dict), []
+    # Matched on bare names; a prefix is put before the family's name again.
+    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
     for layer in layers:
-        form = layer.configured
-        if layer.weight is None or form is None:
-            continue
-        asks = {form.title: form.since}
-        if "pre_quant_scale" in layer.parts:
-            asks["pre_quant_scale"] = SMOOTHING_SINCE
-        if layer.is_looked_up:
-            asks[f"embeddings in {form.kind}"] = form.embedding_since
-        for what, version in asks.items():
-            found[version_key(version)][what] = version
-        kitchen = max(kitchen, form.since_kitchen, key=version_key)
-    newest = max(found, default=())
-    if newest <= version_key(OLDEST):
-        return Need("")
-    return Need(next(iter(found[newest].values())), tuple(sorted(found[newest])), kitchen)
+        name = bare(layer["name"])
+        if found := inside.fullmatch(name):
+            families[layer["name"].removesuffix(name) + found[1]][found[2], found[3]] = layer
+        else:
+            outside.append(layer)
+    return [block_map(family, cells) for family, cells in families.items()], outside
+
+
+def block_map(family: str, cells: dict[tuple[str, str], dict]) -> BlockMap:
+    """Put one family's layers, {(block, kind): tensor of the data}, into rows and columns."""
+    modules = defaultdict(list)
+    for kind in dict.fromkeys(kind for _, kind in cells):
+        modules[kind.partition(".")[0]].append(kind)
+    return BlockMap(
+        family=family,
+        kinds=[kind for kinds in modules.values() for kind in kinds],
+        blocks=sorted({block for block, _ in cells}, key=int),  # "10" comes after "9"
+        cells=cells,
+        edges={block for (block, _), layer in cells.items() if EDGE in layer["reason"]},
+    )
+
+
+def html_tip(layer: dict) -> str:
+    """Render the facts about a layer that show while its cell is pointed at or tapped.
+
+    `layer` is a tensor of the report's data. Errors and matmul are left out where it has none.
+    """
+    facts = {
+        "stored as": f"{layer['stored_as']}, {gigabytes(layer['bytes'])}",
+        "shape": " x ".join(map(str, layer["shape"])),
+        "reason": layer["reason"],
+    }
+    if "matmul" in layer:
+        full, scale = layer["full_precision_mm"], layer["input_scale"]
+        facts["matmul"] = layer["matmul"] + (f", {full}" if full else "")
+        facts["input scale"] = f"none, {'not used' if full else 'dynamic'}"
+        if scale is not None:
+            facts["input scale"] = f"{scale:.9g}, {layer['input_scale_source']}"
+    if "relative_rmse" in layer:
+        facts["relative RMSE"] = f"{layer['relative_rmse']:.6f}"
+        facts["SQNR"] = decibels(layer["sqnr_db"])
+        if layer["output_before"] is not None:
+            facts["output error"] = output_errors(layer)
+    lines = "".join(f"<dt>{name}</dt><dd>{escaped(fact)}</dd>" for name, fact in facts.items())
+    return f'<div class="tip"><b>{html_name(layer)}</b><dl>{lines}</dl></div>'
+
+
+def html_cell(layer: dict, scale: ErrorScale) -> str:
+    """Render a layer as a cell in its look and shade, with the tip inside it.
+
+    Its error is printed if it stands out, else the look's label where there is room; a narrow cell
+    drops a number's leading zero. Name, format and error also stand in data attributes, for scripts
+    of a user and for the tests. A cell can be tapped, but the Tab key passes it by: a model has
+    hundreds, and the table of all layers tells the same.
+    """
+    look = layer_look(layer)
+    data = {"name": layer["name"], "stored": layer["stored_as"]}
+    label = f'<span class="name">{look.label}</span>'
+    if "relative_rmse" in layer:
+        # The error has all its digits here, so that scripts need not read the rounded label.
+        data["rmse"] = repr(layer["relative_rmse"])
+        if layer["name"] in scale.unusual:
+            # The leading zero is an element of its own, which the style sheet hides.
+            number = f"{shown_error(layer):.3f}".replace("0.", "<i>0</i>.", 1)
+            label = f"<span>{number}</span>"
+    attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
+    return (
+        f'<div class="cell {look.css} e{scale.step(layer)}" tabindex="-1"{attributes}>'
+        f'<div class="fit">{label}</div>{html_tip(layer)}</div>'
+    )
+
+
+def html_blocks(blocks: BlockMap, scale: ErrorScale) -> str:
+    """Render one family's blocks as a table; a block that lacks a kind has an empty cell there."""
+    family = escaped(blocks.family)
+    edges = "".join(
+        f'<th scope="colgroup" colspan="{count}">{mark}</th>'
+        if mark
+        else f"<td colspan={count}></td>"
+        for mark, count in blocks.runs()
+    )
+    edges = f'<tr><td class="corner"></td>{edges}</tr>' if blocks.edges else ""
+    numbers = "".join(f'<th scope="col">{block}</th>' for block in blocks.blocks)
+    rows, module = "", ""
+    for kind in blocks.kinds:
+        # A gap stands before the first kind of a module, such as self_attn.q after ffn.2.
+        above, module = module, kind.partition(".")[0]
+        gap = " class=first" if above not in ("", module) else ""
+        heading = escaped(kind).replace(".", ".<wbr>")
+        cells = (blocks.cells.get((block, kind)) for block in blocks.blocks)
+        cells = "".join(f"<td>{html_cell(cell, scale) if cell else ''}</td>" for cell in cells)
+        rows += f'<tr><th scope="row"{gap}>{heading}</th>{cells}</tr>\n'
+    head = f'{edges}<tr><th class="corner" scope="col">{family}.N</th>{numbers}</tr>'
+    table = (
+        f'<table style="--columns:{len(blocks.blocks)}">'
+        f"<caption>{family}: {len(blocks.blocks)} blocks</caption>"
+        f"<thead>{head}</thead><tbody>\n{rows}</tbody></table>"
+    )
+    return html_scroll(f"Map of {family}", table, "scroll map")
+
+
+def html_legend(layers: list[dict], scale: ErrorScale) -> str:
+    """Render what colours and patterns mean, how many layers have each, and the scale of errors."""
+    items = [
+        f"<li>{chip(look)} {look.says}, {count} layers</li>"
+        for look, count in Counter(map(layer_look, layers)).most_common()
+    ]
+    if scale.largest is not None:
+        worst = max(layers, key=lambda layer: shown_error(layer) or 0)
+        css = layer_look(worst).css
+        steps = "".join(f'<span class="{css} e{step}"></span>' for step in range(SHADES))
+        items.append(
+            f'<li>error 0 <span class="scale" aria-hidden="true">{steps}</span> '
+            f"{scale.largest:.4f}</li>"
+        )
+    return f'<ul class="legend">{"".join(items)}</ul>\n'
+
+
+def html_map(layers: list[dict]) -> str:
+    """Render the section of the precision map: legend, blocks, and layers outside of them."""
+    scale = error_scale(layers)
+    maps, outside = block_maps(layers)
+    says = (
+        "Point at a cell or tap it for all about its layer; all layers are also in the table below."
+    )
+    if scale.largest is not None:
+        says = (
+            "The stronger the colour, the larger the error: the relative RMSE of the stored "
+            "weight, or of the layer's output where rounding went by statistics. Numbers stand "
+            f"where it is far over what is usual for the format. {says}"
+        )
+    columns = max((len(blocks.blocks) for blocks in maps), default=1)
+    body = f'<p class="soft">{says}</p>\n{html_legend(layers, scale)}'
+    # All tables have columns of one width, which the style sheet finds from the largest number.
+    body += f'<div style="--blocks:{columns}">'
+    body += "".join(html_blocks(blocks, scale) for blocks in maps) + "</div>"
+    if outside:
+        rows = (
+            (html_name(layer), html_cell(layer, scale), escaped(layer["reason"]))
+            for layer in outside
+        )
+        table = html_table("Outside the blocks", ("Layer", "Precision", "Reason"), rows)
+        fold = f"{len(outside)} layers outside the blocks"
+        body += table if len(outside) <= OUTSIDE_SHOWN else html_fold(fold, table)
+    return html_section("Precision map", body)
+
+
+# ── nvfp4/report/page_style.py: Hold the style sheet of the report's page ─────────────────────────
+
+# Patterns are drawn in a look's line colour, as layers of CSS backgrounds. Where a cell has a
+# number, it stands on a plate of the fill.
+TEXTURES = {
+    "plain": "",
+    "dash": "linear-gradient(var(--line) 0 0) center / .6rem 2px no-repeat",
+    "corner": "linear-gradient(225deg, var(--line) .35rem, transparent .4rem)",
+    "rising": "repeating-linear-gradient(135deg, var(--line) 0 1px, transparent 1px .35rem)",
+    "falling": "repeating-linear-gradient(45deg, var(--line) 0 1px, transparent 1px .35rem)",
+    "crossed": "repeating-linear-gradient(135deg, var(--line) 0 1px, transparent 1px .4rem), "
+    "repeating-linear-gradient(45deg, var(--line) 0 1px, transparent 1px .4rem)",
+    "dots": "radial-gradient(var(--line) 1px, transparent 1.5px) 0 0 / .4rem .4rem",
+    "sparse": "radial-gradient(var(--line) 1px, transparent 1.5px) 0 0 / .8rem .8rem",
+    "level": "repeating-linear-gradient(0deg, transparent 0 .25rem, var(--line) .25rem "
+    "calc(.25rem + 1px))",
+    "upright": "repeating-linear-gradient(90deg, transparent 0 .25rem, var(--line) .25rem "
+    "calc(.25rem + 1px))",
+}
+# Layout and colours of the page itself: (on a light page, on a dark one).
+PAGE_COLOURS = {
+    "page": ("#f4f6f8", "#10141a"),
+    "card": ("#ffffff", "#181e26"),
+    "ink": ("#17202b", "#e8edf3"),
+    "soft": ("#4f5a68", "#a8b3c0"),
+    "rule": ("#dde2e8", "#303a46"),
+    "link": ("#0b57a4", "#8ec1ff"),
+    "good": ("#116329", "#7fd892"),
+    "warn": ("#9a3412", "#ffb38a"),
+}
+
+
+def look_rules(look: Look, scheme: str) -> Iterator[str]:
+    """Yield the CSS rules of a look's colours for "light" or "dark", a fill for each shade."""
+    colours = getattr(look.tint, scheme)
+    yield f".{look.css} {{ --fill: {colours.strong}; --line: {colours.line}; }}"
+    for step in range(SHADES):
+        yield f".{look.css}.e{step} {{ --fill: {colours.shade(step)}; }}"
+
+
+def scheme_rules(scheme: str) -> str:
+    """Write the CSS rules of all colours for "light" or "dark"."""
+    index = ("light", "dark").index(scheme)
+    page = " ".join(f"--{name}: {pair[index]};" for name, pair in PAGE_COLOURS.items())
+    looks = (rule for look in every_look() for rule in look_rules(look, scheme))
+    return "\n".join([f":root {{ {page} }}", *looks])
+
+
+def pattern_rules() -> str:
+    """Write the CSS rules of all patterns."""
+    rules = []
+    for look in every_look():
+        layers = ", ".join(filter(None, (TEXTURES[word] for word in look.pattern.split())))
+        if layers:
+            rules.append(f".{look.css} {{ --pattern: {layers}; }}")
+    return "\n".join(rules)
+
+
+# A cell's classes are its look and its shade. Its details float beside it where the browser can do
+# that (anchor-scope), and lie at the screen's lower edge where it cannot, and on phones.
+LAYOUT = """
+* { box-sizing: border-box; --pattern: linear-gradient(transparent, transparent); }
+body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
+  overflow-wrap: anywhere; }
+main { max-width: 76rem; margin: auto; padding: 1.5rem 1rem 4rem; }
+section, header { background: var(--card); border: 1px solid var(--rule); border-radius: .75rem;
+  padding: 1.25rem 1.5rem 1.5rem; margin-top: 1.25rem; }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; } h2 { font-size: 1.2rem; margin: 0; }
+h3 { font-size: 1rem; margin: 1.25rem 0 0; }
+p { margin: .25rem 0; } .soft { font-size: .9rem; }
+.soft, caption, dt, thead, small { color: var(--soft); }
+:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
+.verdict { font-weight: 600; margin-bottom: .5rem; } .good { color: var(--good); }
+.warn { color: var(--warn); }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 1rem;
+  margin: 1rem 0; }
+dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
+small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
+.notes { padding: 0; margin: 1rem 0 0; list-style: none; } .notes b { font-weight: 600; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
+  margin: .75rem 0 0; font-size: .875rem; }
+table { width: 100%; border-collapse: collapse; margin-top: .75rem; font-size: .875rem;
+  font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .35rem; }
+thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-align: left; }
+td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--rule); }
+:is(td, th):first-child { padding-left: 0; } :is(td, th):last-child { padding-right: 0; }
+td.n, th.n { text-align: right; white-space: nowrap; }
+.chip, .cell, .bar, :is(.stack, .scale) > * { color: var(--ink); print-color-adjust: exact;
+  forced-color-adjust: none; }
+.chip, .cell, .stack > * { background: var(--pattern), var(--fill); border-radius: .2rem;
+  border: 1px solid var(--line); }
+.chip, .stack > * { padding: .1rem .35rem; font-size: .8rem; white-space: nowrap; }
+:is(.chip, .stack > *, .cell) span { background: var(--fill); padding: 0 .2rem;
+  border-radius: .15rem; }
+.bar { background: linear-gradient(var(--fill) 0 0) no-repeat 0 / var(--part); padding: 0 .4rem; }
+.stack { display: flex; gap: 2px; margin-top: .75rem; height: 2rem; line-height: 1.6rem;
+  text-align: center; }
+.stack > * { min-width: 4px; overflow: hidden; padding: .1rem 0; }
+summary { cursor: pointer; margin-top: 1rem; color: var(--link); }
+.scroll { overflow-x: auto; }
+.map { --head: 7.5rem; }
+.map table { table-layout: fixed; border-collapse: separate; border-spacing: 2px;
+  --cell: clamp(1.5rem, (min(100vw, 76rem) - var(--head) - 5.5rem) / var(--blocks), 6rem);
+  width: calc(var(--head) + var(--columns) * var(--cell)); overflow-wrap: normal; }
+.map :is(td, th) { padding: 0; border: 0; text-align: center; }
+.map thead { font-size: .75rem; }
+.map [scope=colgroup] { border-bottom: 1px solid var(--soft); }
+.map :is([scope=row], .corner) { position: sticky; left: 0; z-index: 1; width: var(--head);
+  background: var(--card); box-shadow: 0 0 0 2px var(--card); text-align: left; font-size: .75rem;
+  line-height: 1.15; color: var(--soft); vertical-align: middle; }
+.map tr:has(.first) > * { padding-top: .5rem; }
+.cell { line-height: 1.4rem; height: 1.5rem; font-size: .75rem; text-align: center;
+  cursor: default; overflow: clip; } td > .cell { min-width: 4rem; }
+.map td > .cell { min-width: 0; }
+.cell:is(:hover, :focus) { outline: 2px solid var(--ink); overflow: visible; }
+.cell:is(:hover, :focus) > .tip { display: block; }
+.cell:focus > .tip { pointer-events: auto; } .cell:hover > .tip { z-index: 4; }
+.tip { display: none; position: fixed; z-index: 3; inset: auto 0 0; max-height: 90vh;
+  margin: .3rem; padding: .75rem 1rem; line-height: 1.5; text-align: left; overflow: auto;
+  pointer-events: none; background: var(--card); border: 1px solid var(--soft);
+  border-radius: .5rem; box-shadow: 0 .4rem 1.5rem #0006; font-size: .8rem; }
+.tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
+.fit { container-type: inline-size; position: relative; }
+@container (max-width: 3.4rem) { .cell .name { position: absolute; opacity: 0; }
+  .stack span { display: none; } }
+@container (max-width: 2.2rem) { .cell i { display: none; }
+  .cell .fit span { font-size: .6rem; padding: 0; } }
+.scale { display: inline-flex; gap: 1px; vertical-align: middle; }
+.scale > * { width: 1rem; height: 1rem; background: var(--fill); border: 1px solid var(--line); }
+fieldset { border: 1px solid var(--rule); border-radius: .5rem; margin: .75rem 0 0;
+  padding: .5rem .75rem; display: flex; flex-wrap: wrap; gap: .35rem 1.25rem; }
+label { display: inline-flex; gap: .4rem; align-items: center; min-height: 1.5rem; }
+.layers table { min-width: 48rem; overflow-wrap: normal; } td:has(> .bar) { width: 9rem; }
+.curve { max-width: 30rem; width: 100%; height: auto; font-size: 11px; }
+.curve text { fill: var(--soft); } .curve .axis { stroke: var(--soft); fill: none; }
+.curve .line { stroke: var(--link); fill: none; stroke-width: 2; }
+.curve .here { fill: var(--link); stroke: var(--card); stroke-width: 2; }
+@media (min-width: 60em) {
+  .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 0 2.5rem; align-items: start; }
+  .tip { width: max-content; max-width: 28rem; margin: .3rem auto; }
+  @supports (anchor-scope: all) {
+    .cell { anchor-name: --cell; anchor-scope: --cell; }
+    .tip { position-anchor: --cell; position-area: bottom; position-try-fallbacks: flip-block;
+      inset: auto; margin: .3rem; } } }
+@media (max-width: 40em) {
+  main { padding: .5rem .5rem 3rem; } section, header { padding: 1rem .75rem; }
+  h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
+  .facts { grid-template-columns: 1fr 1fr; } .facts dd { font-size: 1.25rem; }
+  .map { --head: 6rem; } }
+@page { margin: 1.5cm; }
+@media print {
+  body { background: none; } main { max-width: none; padding: 0; }
+  section, header { border: 0; padding: .5rem 0; } h2 { break-after: avoid; }
+  .scroll { overflow: visible; } .map, .curve, .stack { break-inside: avoid; }
+  tr { break-inside: avoid; } fieldset { display: none; }
+  details:not(.long)::details-content { content-visibility: visible; block-size: auto; } }
+@media (forced-colors: active) { .cell, .chip { border-color: CanvasText; } }
+"""
+
+
+def page_style() -> str:
+    """Write the whole style sheet."""
+    dark = f"@media screen and (prefers-color-scheme: dark) {{ {scheme_rules('dark')} }}"
+    scheme = ":root { color-scheme: light dark; }"
+    return "\n".join([scheme, scheme_rules("light"), dark, pattern_rules(), LAYOUT])
+
+
+# ── nvfp4/report/page.py: Render the report as one HTML page ──────────────────────────────────────
+
+# The policy lets no script and no foreign file in, should a name ever get past `escaped`.
+PAGE_HEAD = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+"""
+# How the kinds of multiply work are shown: {share of the work's data: (label of a look, words)}.
+WORK_LOOKS = {
+    "FP4": ("W4A4", "in FP4"),
+    "INT8 or FP8": ("INT8", "in INT8 or FP8"),
+    "16-bit": ("16-bit", "at 16-bit speed"),
+}
+
+
+def html_facts(data: dict, layers: list[dict]) -> str:
+    """Render size, speed, layers and what ComfyUI is needed, as large figures."""
+    output, source, work = data["output_bytes"], data["source_bytes"], data["work"]
+    quantised = sum("matmul" in one or one["stored_as"] == AS_IT_WAS for one in layers)
+    facts = [
+        (
+            "Size",
+            gigabytes(output),
+            f"{percentage(output, source)} of the source's {gigabytes(source)}",
+        ),
+        ("Quantised", f"{quantised} of {len(layers)}", "linear layers"),
+    ]
+    if work["comfyui"]:
+        card = max(work["speed"], key=work["speed"].get)
+        where = f"over 16-bit, the linear layers on {CARDS[card].series} cards, estimated"
+        facts.append(("Speed", f"{work['speed'][card]:.1f}x", where))
+        kitchen = f"with comfy-kitchen {work['comfy_kitchen']}" if work["comfy_kitchen"] else ""
+        also = " and ".join(filter(None, (kitchen, work["needs"])))
+        facts.append(("Needs", f"ComfyUI {work['comfyui']}", f"or newer{also and f', {also}'}"))
+    tiles = "".join(
+        f"<div><dt>{name}</dt><dd>{escaped(value)}<small>{escaped(more)}</small></dd></div>"
+        for name, value, more in facts
+    )
+    return f'<dl class="facts">{tiles}</dl>\n'
+
+
+def html_work(work: dict) -> str:
+    """Render the share of the multiply work by bits, and estimated speeds on classes of cards."""
+    if not work["comfyui"]:
+        return "<p>Nothing is quantised.</p>\n"
+    parts = [
+        (LOOKS[label], percentage(work["shares"][name], 1), work["shares"][name])
+        for name, (label, _) in WORK_LOOKS.items()
+    ]
+    items = "".join(
+        f"<li>{chip(look, share)} {words}</li>"
+        for (look, share, _), (_, words) in zip(parts, WORK_LOOKS.values(), strict=True)
+    )
+    speeds = (
+        f"{CARDS[card].series} {speed:.1f}x ({card})" for card, speed in work["speed"].items()
+    )
+    where = work["card"] or "a card that multiplies all formats"
+    return (
+        f"<h2>Multiply work of the linear layers on {where}</h2>{html_stack(parts)}"
+        f'<ul class="legend">{items}</ul>\n'
+        f'<p class="soft">Of a typical run: {escaped(work["run"])}. Estimated speed of these over '
+        f"16-bit, by peak throughputs: {', '.join(speeds)}.</p>\n"
+    )
+
+
+def html_verdict(data: dict) -> str:
+    """Render what came of it: a file, a plan, or that a run would fail."""
+    if data["problems"]:
+        return '<p class="verdict warn">&#10007; A dry run: a run would fail</p>\n'
+    if data["dry_run"]:
+        return '<p class="verdict warn">&#9675; A dry run: planned, nothing was written</p>\n'
+    return '<p class="verdict good">&#10003; Written, read back, no defect found</p>\n'
+
+
+def html_notes(data: dict) -> str:
+    """Render what a run would refuse and the notes behind their ranks, those that matter first."""
+    told = [{"rank": "error", "text": text} for text in data["problems"]]
+    # Notes come sorted for a terminal, where the last line is the nearest one.
+    told += sorted(data["notes"], key=lambda note: -Rank[note["rank"].upper()])
+    items = ""
+    for note in told:
+        word = RANK_WORDS.get(Rank.__members__.get(note["rank"].upper()), note["rank"])
+        bad = ' class="warn"' if note["rank"] in ("error", "warning") else ""
+        items += f"<li>{word and f'<b{bad}>{word}:</b> '}{escaped(note['text'])}</li>"
+    return f'<ul class="notes" aria-label="Notes">{items}</ul>\n' if items else ""
+
+
+def html_answer(data: dict, layers: list[dict]) -> str:
+    """Render what a person wants to know first: what came of it, and what to do with it."""
+    name, source = escaped(data["output"]), escaped(data["source"])
+    if data["dry_run"]:
+        name = f"Dry run: {name}"
+    asked = data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED
+    return (
+        f"<header>{html_verdict(data)}<h1>{name}</h1>\n"
+        f'<p class="soft">from {source}, by convert_nvfp4.py {escaped(data["version"])}</p>\n'
+        f"{html_facts(data, layers)}{html_work(data['work'])}"
+        f'<p class="soft">{escaped(asked)}</p>\n{html_notes(data)}</header>\n'
+    )
+
+
+def html_totals(data: dict) -> str:
+    """Render two bars with their tables: bytes by precision, and linear weights by matmul.
+
+    Unquantised layers, which `matmuls` leaves out, are shown as W16A16, so that the second bar is
+    whole.
+    """
+    totals, matmuls = data["totals"], data["matmuls"]
+    size = sum(total["bytes"] for total in totals.values()) or 1  # a file may hold no bytes
+    # Several formats may share a kind such as W8A8: the bar shows the one that most layers have.
+    kinds = Counter((one.get("matmul", "W16A16"), layer_look(one)) for one in layers_of(data))
+    looks = {kind: look for (kind, look), _ in reversed(kinds.most_common())}
+    work = [(kind, found["layers"], found["share"]) for kind, found in matmuls.items()]
+    layers = sum(total["layers"] for total in totals.values())
+    if rest := layers - sum(found["layers"] for found in matmuls.values()):
+        work.append(("W16A16", rest, 1 - sum(found["share"] for found in matmuls.values())))
+    stored_table = html_table(
+        "Bytes per precision",
+        ("Stored as", "#Layers", "#Tensors", "#Bytes", "#Share"),
+        (
+            (
+                chip(look_of(name), name),
+                *(f"{total[key]:,}" for key in ("layers", "tensors", "bytes")),
+                percentage(total["bytes"], size),
+            )
+            for name, total in totals.items()
+        ),
+    )
+    work_table = html_table(
+        "Matmuls, by share of the linear weights",
+        ("Matmul", "#Layers", "#Share"),
+        (
+            (chip(looks.get(kind, OTHER_LOOK), kind), f"{count:,}", percentage(part, 1))
+            for kind, count, part in work
+        ),
+    )
+    stored_bar = html_stack(
+        (look_of(name), name, total["bytes"] / size) for name, total in totals.items()
+    )
+    work_bar = html_stack((looks.get(kind, OTHER_LOOK), kind, part) for kind, _, part in work)
+    body = (
+        f'<div class="pair"><div>{stored_bar}{html_fold("Bytes per precision", stored_table)}</div>'
+        f"<div>{work_bar}{html_fold('Matmuls by bits', work_table)}</div></div>\n"
+    )
+    return html_section("Size and matmuls", body)
+
+
+def command_line(options: dict) -> Iterator[tuple[str, str]]:
+    """Yield (option, value) as the command line has them, both escaped.
+
+    `options` are those that the header records, by field name. A repeatable option yields a pair
+    for each value, a switch "on".
+    """
+    rows = {row.name: row for row in options_of(Options)}
+    for name, value in options.items():
+        for one in value if isinstance(value, list | tuple) else [value]:
+            # A set of switches is recorded as the flags that were given; they have no value.
+            pair = (one, True) if rows[name].switches else (rows[name].flag, one)
+            yield escaped(pair[0]), "on" if pair[1] is True else escaped(pair[1])
+
+
+def html_origin(origin: dict) -> str:
+    """Render how the file was made: version, options, and the source's files with their sizes."""
+    files = [(escaped(name), gigabytes(size)) for name, size in origin["sources"].items()]
+    options = html_table("Options", ("Option", "Value"), command_line(origin["options"]))
+    sources = html_table("Source files", ("File", "#Size"), files) if files else ""
+    body = f'<div class="pair"><div>{options}</div><div>{sources}</div></div>'
+    return html_section("How it was made", html_fold("Options and source files", body))
+
+
+def render_html(data: dict) -> str:
+    """Render the report's data (see `data.report_data`) as a self-contained HTML page.
+
+    Layers are the 2-D tensors whose names end in `.weight`, quantised or not; biases and norms
+    count in the totals only.
+    """
+    layers = layers_of(data)
+    title = f"{escaped(data['output'])}: conversion report"
+    if data["dry_run"]:
+        title = f"Dry run: {escaped(data['output'])}, planned but not written"
+    return (
+        f"{PAGE_HEAD}<title>{title}</title>\n"
+        f"<style>{page_style()}{filter_rules()}</style></head>\n<body><main>\n"
+        f"{html_answer(data, layers)}{html_map(layers)}{html_totals(data)}{html_curves(data)}"
+        f"{html_layers(layers)}{html_origin(data['origin'])}</main></body></html>\n"
+    )
+
+
+# ── nvfp4/report/texts.py: Write the text files that a conversion is asked for: --report, --layer-c
+
+# What writes --report, by the suffix of its file: a row for each of REPORT_KINDS.
+REPORTS = {".json": render_json, ".html": render_html}
+
+
+def write_texts(report: Report) -> None:
+    """Write the report and the layer config, where the options name a file for them.
+
+    Each is written whole or not at all. Raises ConvertError where one cannot be written.
+    """
+    options = report.options
+    if options.make_folder:
+        make_folders(options.texts)
+    if options.report:
+        render = REPORTS[options.report.suffix.lower()]
+        write_text(render(report_data(report)), options.report)
+    if options.layer_config_out:
+        write_text(layer_config(report.plans), options.layer_config_out)
 
 
 # ── nvfp4/source/lora_names.py: Know the names that LoRA files have for layers, and for the parts o
@@ -20733,6 +21885,300 @@ def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str
         )
 
 
+# ── nvfp4/source/whole.py: Make sure that a source is a whole model, and not one of its shards unde
+
+# Parts that every block of a run has; scales and other parts of quantised layers may differ.
+EVERY_BLOCK = (".weight", ".bias")
+# What is numbered is a layer, and no block, if it has these itself.
+LAYER = {"weight", "bias"}
+# {block's number: the parts that it has}, as "attn.q.weight".
+Run = dict[int, set[str]]
+
+
+def refuse_part(path: Path, model: Model) -> list[str]:
+    """Raise ConvertError for a model of a known family that is not all there, naming what it lacks.
+
+    ComfyUI would load such a file, leave what is missing at random values, and make noise. Of a
+    model of no known family, whose blocks may differ by design, a note tells what they lack.
+    """
+    family = FAMILIES.get(recognise(model)[0])
+    missing = missing_parts(model, family)
+    shard = f"one shard of several: it lacks {examples(missing)}"
+    if family and missing:
+        raise ConvertError(
+            f"{path}: is not a whole {family.title} model, but maybe {shard}; give the "
+            "*.safetensors.index.json beside it, or the folder"
+        )
+    what = f"{path.name} may be {shard}, which its other blocks have"
+    return [Note(what, Rank.WARNING)] if missing else []
+
+
+def missing_parts(model: Model, family: Family | None) -> list[str]:
+    """List what a model of this family, or of none, has to have and lacks: layers, blocks, tensors.
+
+    Layers beside the blocks are those in the family's row. Blocks are counted from 0 to the highest
+    number there is; a block has to have what most blocks of its name have. In a model of no family
+    the first blocks or the last may have less than most, as in Mochi, SeedVR and Hunyuan3D.
+    """
+    names = {bare(name) for name in model.tensors}
+    missing = missing_beside(names, family) if family else []
+    for run, blocks in sorted(runs_of(names, family).items()):
+        missing += [f"{run}.{number}" for number in gaps(blocks)]
+        counts = Counter(part for parts in blocks.values() for part in parts)
+        usual = {part for part, count in counts.items() if 2 * count > len(blocks)}
+        if not family:
+            usual = {part for part in usual if not lacks_at_an_end(blocks, part)}
+        for number, parts in sorted(blocks.items()):
+            missing += [f"{run}.{number}.{part}" for part in usual - parts]
+    return missing
+
+
+def missing_beside(names: Iterable[str], family: Family) -> list[str]:
+    """List the layers and modules beside its blocks that a model of this family lacks."""
+    choices = [choice.split("|") for choice in family.outside]
+    missing = [
+        layers[0] for layers in choices if not any(f"{layer}.weight" in names for layer in layers)
+    ]
+    for modules in family.together:
+        lacking = [one for one in modules if not any(name.startswith(f"{one}.") for name in names)]
+        missing += lacking if len(lacking) < len(modules) else []
+    return missing
+
+
+def runs_of(names: Iterable[str], family: Family | None) -> dict[str, Run]:
+    """Find the blocks of a model by their names: {"blocks": {number: parts}}.
+
+    In a model of no family those are what is numbered, and not single layers, as in a Sequential.
+    Numbers inside a block tell layers of different kinds, as in a UNet: these need not be alike.
+    """
+    runs: dict[str, Run] = defaultdict(lambda: defaultdict(set))
+    for name in filter(lambda name: name.endswith(EVERY_BLOCK), names):
+        if family and (found := family.inside.match(name)):
+            runs[found[1]][int(found[2])].add(name[found.end() :])
+        elif not family and (block := block_of(name)):
+            run, _, number = block.rpartition(".")
+            # Block numbers of more than nine digits are hostile.
+            if len(number) < 10:
+                runs[run][int(number)].add(name[len(block) + 1 :])
+    if family:
+        return runs
+    return {
+        run: {n: {part for part in parts if not part[0].isdigit()} for n, parts in blocks.items()}
+        for run, blocks in runs.items()
+        if len(blocks) >= LEAST_REPEATS and not any(parts & LAYER for parts in blocks.values())
+    }
+
+
+def lacks_at_an_end(blocks: Run, part: str) -> bool:
+    """Tell whether the blocks that lack a part are the first or the last ones, and no others."""
+    has = [part in blocks[number] for number in sorted(blocks)]
+    return has in (sorted(has), sorted(has, reverse=True))
+
+
+# ── nvfp4/source/read.py: Read the source of a conversion: a model, and its LoRAs ─────────────────
+
+def read_source(options: Options) -> Source:
+    """Open the model and the LoRAs to merge, and note the state of all files that are read later.
+
+    Returns the model, with LoRAs as patches of its tensors, and the notes of both. Raises
+    ConvertError for what is damaged, or quantised in a way that cannot be decoded, and for LoRAs
+    that do not go with the model.
+    """
+    refuse_missing(options)
+    model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
+    refuse_swapped(options.output, model)
+    doubts = refuse_part(options.source, model)
+    model = dataclasses.replace(model, stamps=stamps_of(options, model))
+    merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
+    return Source(merged.model, (*notes, *doubts, *merged.notes))
+
+
+def refuse_missing(options: Options) -> None:
+    """Raise ConvertError if there is no SOURCE but an original model is where OUTPUT is to go."""
+    if exists(options.source) or not exists(options.output):
+        return
+    try:
+        original = not open_source(options.output).model.quantised
+    except ConvertError:
+        return
+    if original:
+        raise ConvertError(
+            f"{options.source}: no such file, but OUTPUT is there and a 16- or 32-bit model: are "
+            f"SOURCE and OUTPUT swapped? ({options.output})"
+        )
+
+
+def refuse_swapped(output: Path, model: Model) -> None:
+    """Raise ConvertError if SOURCE is quantised, and OUTPUT is there and not made by this tool.
+
+    A conversion of the small file would overwrite the original.
+    """
+    if exists(output) and model.quantised and not is_ours(output):
+        raise ConvertError(
+            f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are they "
+            "swapped? If not, delete it first"
+        )
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
+
+    A file that cannot be read as safetensors counts as foreign.
+    """
+    try:
+        return "convert_nvfp4" in read_header(path)[1]
+    except ConvertError:
+        return False
+
+
+def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
+    """Tell size and time of the files that are read while converting, too, and not only before.
+
+    These are the model's, the LoRAs' and the recordings': a change of them would mix old and new
+    values in one output. Raises ConvertError where one is missing.
+    """
+    loras = (lora_in(lora.path) for lora in options.merge_lora)
+    paths = [*model.files, *loras, *options.activation_stats]
+    with translated(options.source):
+        return {path: stamp(path) for path in paths}
+
+
+# ── nvfp4/conversion.py: Run one conversion from end to end, as the list of its phases ────────────
+
+def convert(options: Options, observe: Observe = unobserved) -> Report:
+    """Run a conversion, or with `dry_run` plan it, and write the reports that it asks for.
+
+    The Python interface; all else is as `run_phases` does it. Raises ConvertError, also for a
+    report that cannot be written once the model is.
+    """
+    if not isinstance(options, Options):
+        raise ConvertError(f"convert takes Options(source=..., output=...), not {options!r}")
+    report = run_phases(options, observe)
+    if read_ranks().is_first:
+        write_texts(report)
+    return report
+
+
+@SCREEN
+def run_phases(options: Options, observe: Observe = unobserved) -> Report:
+    """Run a conversion, or with `dry_run` plan it. Raises ConvertError.
+
+    What fails leaves nothing behind, unless `resume` keeps partial files to go on with. Each phase
+    returns a record with its notes; they come together in the report, and only there. `observe` is
+    called with the name of each stage of writing the output (see `stages`). Under `torchrun` all
+    processes come here with the same options; each gets the report.
+    """
+    began = time.monotonic()
+    refuse_lone_shard(options.source)
+    # Ranks meet before anything can fail on one of them alone: the others would wait for it.
+    with join_ranks() as ranks:
+        if not ranks.is_first:
+            options = dataclasses.replace(options, quiet=True)
+        comfyui = find_comfyui(options.comfyui) if ranks.is_first else None
+        say = partial(phase, quiet=options.quiet)
+        say("reading headers")
+        # Only headers are read here; weights are read while they are measured or encoded.
+        source = read_source(options)
+        source_bytes = file_bytes(source.model)
+        device = pick_device(options.device, ranks)
+        refuse_text_targets(options, source.model)
+        say("reading guides")
+        guides = read_guides(options, source.model)
+        say("planning")
+        planner = partial(make_plans, options, source.model, guides)
+        sized = plan_for_size(options, source.model, planner, ranks)
+        plan = sized.plan if sized else planner()
+        refuse_no_gain(options, source.model, plan.plans)
+        tuned = tune_activations(options, plan.plans)
+        plans = tuned.plans
+        # --target-size has looked already, and a real run looks while it writes.
+        if options.dry_run and not sized:
+            plans = widen(plans, float16_overflows(plans, options))
+        job = make_job(options, source.model, plans)
+        if comfyui:
+            say("asking ComfyUI")
+        asked = ask_about_job(comfyui, job)
+        say("preparing the output")
+        if options.dry_run:
+            outcome = rehearse(job, tuned.plans, ranks)
+        else:
+            outcome = produce(job, ranks, observe)
+    heard, unfit = (asked.notes, asked.problems) if asked else ((), ())
+    return Report(
+        options=options,
+        plans=tuple(outcome.job.plans),
+        origin=outcome.job.origin,
+        source_bytes=source_bytes,
+        output_bytes=outcome.job.nbytes,
+        notes=(
+            *plan.notes,
+            *shape_notes(options, plans),
+            *dynamic_notes(options, plans),
+            *source.notes,
+            *tuned.notes,
+            *outcome.notes,
+            *heard,
+        ),
+        problems=(*outcome.problems, *unfit),
+        damage=outcome.damage,
+        curve=tuned.curve,
+        sizes=sized.sizes if sized else (),
+        size_error=sized.error if sized else 0.0,
+        asked=asked,
+        seconds=time.monotonic() - began,
+        device=describe_device(device),
+    )
+
+
+# ── nvfp4/stored/needs.py: Tell which ComfyUI a file needs, by the formats of its layers and what e
+
+# What every file of this program needs.
+OLDEST = Format.since
+
+
+class Need(NamedTuple):
+    """Name the first version of ComfyUI that loads all of a file, and what asks for it.
+
+    version: as "0.31"; "" where any version with quantised layers does. formats: what needs it.
+    kitchen: the first version of comfy-kitchen, "" where any does that ComfyUI asks for.
+    """
+
+    version: str
+    formats: tuple[str, ...] = ()
+    kitchen: str = ""
+
+    def __str__(self) -> str:
+        """Tell it in a sentence's end, or "" where nothing is needed."""
+        if not self.version:
+            return ""
+        kitchen = f" with comfy-kitchen {self.kitchen}" if self.kitchen else ""
+        return f"needs ComfyUI {self.version}{kitchen} or newer ({', '.join(self.formats)})"
+
+
+def needed_comfyui(layers: Iterable[StoredLayer]) -> Need:
+    """Find the newest of the versions that a file's configured layers ask for.
+
+    Formats that every version has are not named.
+    """
+    found, kitchen = defaultdict(dict), ""
+    for layer in layers:
+        form = layer.configured
+        if layer.weight is None or form is None:
+            continue
+        asks = {form.title: form.since}
+        if "pre_quant_scale" in layer.parts:
+            asks["pre_quant_scale"] = SMOOTHING_SINCE
+        if layer.is_looked_up:
+            asks[f"embeddings in {form.kind}"] = form.embedding_since
+        for what, version in asks.items():
+            found[version_key(version)][what] = version
+        kitchen = max(kitchen, form.since_kitchen, key=version_key)
+    newest = max(found, default=())
+    if newest <= version_key(OLDEST):
+        return Need("")
+    return Need(next(iter(found[newest].values())), tuple(sorted(found[newest])), kitchen)
+
+
 # ── nvfp4/verify.py: Verify a quantised file, with its source or without: --verify ────────────────
 
 # Relative RMSE of a tensor that is not packed: below, it is still much of its original.
@@ -21039,14 +22485,19 @@ def verify_file(task: Verification) -> Check:
     )
 
 
-# ── nvfp4/report/summary.py: Render the report as text for the terminal ───────────────────────────
+# ── nvfp4/report/check.py: Tell what --verify found, as text and as data: the verdict first ───────
 
-# A trade-off may have hundreds of steps, one for each layer. About 10 of them show its bend and
-# fit into a terminal of usual width.
-CURVE_POINTS = 10
+# What the worst outcome of a file's defects means in ComfyUI.
+VERDICTS = {
+    Outcome.LOADS: "ComfyUI loads it as it should",
+    Outcome.SLOWER: "ComfyUI loads it, and runs slower than it could",
+    Outcome.WORSE: "ComfyUI loads it, with a poorer picture",
+    Outcome.WRONG: "ComfyUI loads it: expect noise or black frames",
+    Outcome.FAILS: "ComfyUI does not load it, or stops at its first step",
+}
 
 
-def render_findings(found: Iterable[Finding]) -> list[str]:
+def render_findings(found: Iterable[Finding], width: int | None = None) -> list[str]:
     """Render defects, three lines for each kind, the worst outcome first.
 
     The lines tell outcome, count and what is wrong; what ComfyUI does with it and what to do; and
@@ -21055,1195 +22506,128 @@ def render_findings(found: Iterable[Finding]) -> list[str]:
     lines = []
     for key, where in grouped(found).items():
         defect = DEFECTS[key]
-        lines += [
-            f"  {defect.outcome.name:6} {len(where)} x {defect.what}",
-            f"         {defect.consequence}; to do: {defect.remedy}",
-            f"         {examples(where)}",
-        ]
+        lines += broken(f"  {defect.outcome.name:6} {len(where)} x {defect.what}", width, 7)
+        lines += broken(f"         {defect.consequence}; to do: {defect.remedy}", width, 0)
+        lines += broken(f"         {examples(where)}", width, 0)
     return lines
 
 
-def render_check(check: Check) -> str:
-    """Render what --verify found: the file's formats, its defects, and measured layers' errors.
-
-    The first line counts tensors and quantised layers by format, in the order of the format table.
-    Defects that are worse than harmless get the advice to convert the original again, since this
-    tool mends no quantised file.
-    """
+def counted_layers(check: Check) -> dict[str, int]:
+    """Count quantised layers by format, in the order of the format table: {title: count}."""
     # Formats that no row describes are among the defects; of these, other programs' are counted.
     schemes = Counter(layer.scheme for layer in check.layers.values())
     schemes.update(one.detail for one in check.findings if one.defect == "other program")
     programs = [program for program, _ in QUANTISERS]
     titles = [*(row.title for row in readable_formats()), *dict.fromkeys(programs)]
-    titles = [title for title in titles if schemes[title]]
-    quantised = ", ".join(f"{schemes[title]} {title}" for title in titles)
-    quantised = f"{quantised} layers" if quantised else "nothing is quantised"
-    path, size = check.model.files[0], gigabytes(file_bytes(check.model))
-    title = f"{path.name}: {len(check.model.tensors):,} tensors, {size}, {quantised}"
-    defects = render_findings(check.findings) or ["  no defect found"]
+    return {title: schemes[title] for title in titles if schemes[title]}
+
+
+def verdict_texts(check: Check) -> list[str]:
+    """Say what becomes of the file in ComfyUI, in one line, and a second for what is no model."""
+    kinds = {key: DEFECTS[key].outcome > Outcome.LOADS for key in grouped(check.findings)}
     if kind := check.kind:
-        defects = [
-            f"  is {kind.title}, not {kind.instead}: {kind.what_to_do}",
-            *(render_findings(check.findings) or ["  no defect found in its quantised layers"]),
-        ]
+        inside = "" if kinds else "no defect found in its quantised layers"
+        return [f"is {kind.title}, not {kind.instead}: {kind.what_to_do}", *filter(None, [inside])]
+    told = VERDICTS[check.outcome]
+    if "other source" in kinds:
+        told = "nothing is known of its values"
+    harmful = sum(kinds.values())
+    if kinds and not harmful:
+        return [f"{in_number(len(kinds), 'harmless defects')}: {told}"]
+    return [f"{in_number(harmful, 'defects') if harmful else 'no defect found'}: {told}"]
+
+
+def advice_on(check: Check) -> str:
+    """Say what to do about all defects together, "" where nothing is to be done."""
     # A file that loads as it should needs no advice, whatever other programs think of it; what was
     # never converted cannot be converted again, and with another source nothing is known.
     parts = {suffix for layer in check.layers.values() for suffix in layer.parts}
-    converted = titles or parts - {"weight", "bias"} or "convert_nvfp4" in check.model.metadata
+    is_ours = "convert_nvfp4" in check.model.metadata
+    converted = counted_layers(check) or parts - {"weight", "bias"} or is_ours
     own = [one.outcome for one in check.findings if one.defect != "other source"]
     if converted and max(own, default=Outcome.LOADS) > Outcome.LOADS:
-        defects.append("  to have none of these, convert the original model again")
-    needs = filter(None, [str(needed_comfyui(check.layers.values()))])
-    lines = [title, *(f"  {need}" for need in needs), *defects, render_asked(check.asked)]
-    return "\n".join([*lines, *render_worst(check.damage)])
-
-
-def render_asked(asked: Answer | None) -> str:
-    """Render one line of what a ComfyUI made of the file, or that none was asked."""
-    return f"  {asked.sentence if asked else NOT_ASKED}"
-
-
-def render_totals(report: Report) -> list[str]:
-    """Render a table with one line per precision: layers, tensors of the output, and bytes."""
-    lines = [f"  {'':10} {'layers':>7} {'tensors':>8} {'size':>11}"]
-    for label, total in totals(report.plans).items():
-        size = gigabytes(total["bytes"])
-        lines.append(f"  {label:10} {total['layers']:7} {total['tensors']:8} {size:>11}")
-    return lines
-
-
-def render_matmuls(report: Report) -> str:
-    """Render one line of how the linear layers are multiplied, each kind with its share."""
-    parts = [
-        f"{kind} {in_number(found['layers'], 'layers')} ({100 * found['share']:.0f} %)"
-        for kind, found in matmuls(report.plans).items()
-    ]
-    return f"  matmuls: {', '.join(parts)} of the linear weights, the rest unquantised"
-
-
-def least_first(number: float) -> float:
-    """Make a sort key that puts NaN before every number, as NaN compares false with everything."""
-    return -math.inf if math.isnan(number) else number
-
-
-def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
-    """Render the `count` layers with the largest relative RMSE of the decoded weight, worst first.
-
-    `damage` is {layer: Damage}; SQNR in dB stands beside each figure. Layers without a number (NaN)
-    are the worst of all, those without an error are left out. No lines where none is left.
-    """
-    # Negated, so that the largest comes first, and NaN before it.
-    damaged = [(layer, found) for layer, found in damage.items() if found.relative_rmse != 0]
-    worst = sorted(damaged, key=lambda item: least_first(-item[1].relative_rmse))[:count]
-    lines = [f"    {d.relative_rmse:.4f}  {d.sqnr_db:5.1f} dB  {layer}" for layer, d in worst]
-    title = "  worst layers by relative RMSE and SQNR of the decoded weight:"
-    return [title, *lines] if lines else []
-
-
-def render_output_errors(report: Report, count: int = 5) -> list[str]:
-    """Render what rounding by statistics gained over the plain search.
-
-    One line has the geometric means, over all such layers, of the output's relative RMSE before and
-    after, and how many layers did not gain; then follow the `count` layers with the largest error
-    left. Layers whose second moments could not be used are named first: they got the plain search.
-    """
-    found = {
-        layer: damage for layer, damage in report.damage.items() if damage.output_before is not None
-    }
-    # Planned with moments, measured without an output error: its rounding fell back.
-    asked = [plan.ref.layer for plan in report.plans if plan.moments]
-    failed = [layer for layer in asked if layer in report.damage.keys() - found.keys()]
-    lines = []
-    if failed:
-        what = "second moments are not positive definite: the plain search"
-        lines.append(f"  {len(failed)} layers' {what}: {examples(failed)}")
-    if not found:
-        return lines
-    # The mean is geometric: a gain is a ratio, and each layer's counts alike.
-    pairs = [(damage.output_before, damage.output_after) for damage in found.values()]
-    kept = sum(before == after for before, after in pairs)
-    before, after = (geometric_mean(errors) for errors in zip(*pairs, strict=True))
-    lines += [
-        f"  output errors of the {len(found)} layers rounded by their input's statistics: "
-        f"{before:.4f} -> {after:.4f} (geometric mean; {kept} did not gain), the largest:"
-    ]
-    worst = sorted(found.items(), key=lambda item: -item[1].output_after)[:count]
-    for layer, damage in worst:
-        lines.append(f"    {output_errors(dataclasses.asdict(damage))}  {layer}")
-    return lines
-
-
-def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
-    """Render --w4a4-share's trade-off at about CURVE_POINTS points, as three lines.
-
-    For a share of the multiply work left in W4A4 they show the part that remains of the squared
-    output error that 4-bit activations add.
-    """
-    if not curve:
-        return []
-    step = max(1, (len(curve) - 1) // (CURVE_POINTS - 1))
-    points = [*curve[:-1:step], curve[-1]]  # both ends of the curve are always there
-    return [
-        "  W4A4 share of the multiply work, and what is left of the squared error it adds:",
-        "    " + "  ".join(f"{100 * point.share:3.0f} %" for point in points),
-        "    " + "  ".join(f"{100 * point.error:3.0f} %" for point in points),
-    ]
-
-
-def render_sizes(report: Report) -> list[str]:
-    """Render --target-size's trade-off: sizes, their mean errors, and which of them is this file.
-
-    Errors are relative RMSE of outputs, in the mean over the layers that could be chosen. The last
-    line says what one more gigabyte (1e9 bytes) would leave of the squared error, if there is such
-    a size.
-    """
-    points, size = report.sizes, report.output_bytes
-    if not points:
-        return []
-    # The file need not lie on the curve: leftover bytes were filled with other layers.
-    here = SizePoint(size, report.size_error)
-    some = {round(i * (len(points) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
-    lines = [
-        "  size, and mean relative RMSE of the outputs, by weights and activations, of the layers "
-        "that could be chosen:"
-    ]
-    for point in sorted({here, *(points[index] for index in some)}):
-        mark = "  <- this file" if point is here else ""
-        lines.append(f"    {gigabytes(point.nbytes):>10}  {point.error:.4f}{mark}")
-    more = max((point for point in points if point.nbytes <= size + 10**9), default=here)
-    if more.nbytes > here.nbytes and here.error:
-        left = (more.error / here.error) ** 2  # errors are RMSE; what adds up is their square
-        added = gigabytes(more.nbytes - here.nbytes)
-        lines.append(f"    {added} more would leave {100 * left:.0f} % of the squared error")
-    return lines
-
-
-def output_errors(data: dict) -> str:
-    """Render a layer's output error before and after rounding, and with 4-bit activations if known.
-
-    `data` has `output_before`, `output_after` and `output_w4a4` (or None), relative RMSE each; a
-    Damage as a dictionary and a tensor of the report's data both have them.
-    """
-    w4a4 = "" if data["output_w4a4"] is None else f", W4A4 {data['output_w4a4']:.4f}"
-    return f"{data['output_before']:.4f} -> {data['output_after']:.4f}{w4a4}"
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Return the geometric mean of the values above zero; 0 if there are none."""
-    logarithms = [math.log(value) for value in values if value > 0]
-    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else 0.0
-
-
-def render_plan(report: Report) -> list[str]:
-    """Render every tensor's precision, shape, name and reason, alike blocks together on one line.
-
-    Tensors of the transformer blocks that differ in nothing but the block's number share a line,
-    such as `blocks.{0-3,7}.ffn.0.weight`, unless --verbose asks for each on its own.
-    """
-    groups = defaultdict(list)
-    for plan in report.plans:
-        fate = label_of(plan)
-        mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
-        row = (fate, list(plan.ref.shape), f"{plan.reason}{mark}")
-        # The first number in a name is the block's; only known families' blocks share a line, as
-        # other numbers may count anything.
-        number = (
-            None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
-        )
-        name = plan.ref.name
-        if number and bare(name).startswith(TRANSFORMER_BLOCKS):
-            key = f"{name[: number.start()]}*{name[number.end() :]}"
-            groups[key, str(row)].append((int(number[0]), row))
-        else:
-            groups[name, str(row)].append((0, row))
-    lines = []
-    # Only the first "*" is ours: it stands for the block numbers.
-    for (key, _), members in groups.items():
-        name = key.replace("*", f"{{{ranges([number for number, _ in members])}}}", 1)
-        fate, shape, reason = members[0][1]
-        lines.append(f"  {fate:8} {len(members):4} x {shape!s:20} {name}  [{reason}]")
-    return lines
-
-
-def ranges(numbers: list[int]) -> str:
-    """Render numbers as runs: [2, 3, 4, 7] becomes "2-4,7". They may come in any order."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1] = [runs[-1][0], number]
-        else:
-            runs.append([number])
-    return ",".join("-".join(map(str, run)) for run in runs)
-
-
-def render_scales(report: Report) -> list[str]:
-    """Render every quantised layer's input scale, where it is from, and what it clips.
-
-    That is --input-scale-layer-summary. A layer without one is "dynamic" where ComfyUI measures its
-    input on every call, or "not used" with full-precision matmul. The share of blocks that clip is
-    known only with a recording.
-    """
-
-    def clipped(plan: TensorPlan) -> str:
-        share = plan.saturated_blocks
-        return "" if share is None else f"  clips {100 * share:.3g} % of the blocks"
-
-    return ["  input scales:"] + [
-        f"    {plan.ref.layer}  {plan.input_scale:.9g}  {plan.input_scale_source}{clipped(plan)}"
-        if plan.input_scale is not None
-        else f"    {plan.ref.layer}  none ({'not used' if plan.full_precision else 'dynamic'})"
-        for plan in report.plans
-        if plan.is_quantised and not plan.is_looked_up
-    ]
-
-
-def render_report(report: Report) -> str:
-    """Render the summary that a person reads at the end of a conversion.
-
-    With --dry-run or --verbose the plan stands before it. Size in bytes is exact in both cases,
-    since the layout is known before anything is written. Notes come last, nearest to the prompt.
-    """
-    options = report.options
-    verb = "would become" if options.dry_run else "->"
-    lines = render_plan(report) if options.dry_run or options.verbose else []
-    lines += [
-        f"{options.source.name}: {gigabytes(report.source_bytes)} {verb} {options.written.name}: "
-        f"{gigabytes(report.output_bytes)}, exactly {report.output_bytes:,} bytes "
-        f"({percentage(report.output_bytes, report.source_bytes)})",
-        *render_totals(report),
-        render_matmuls(report),
-        *(f"  {line}" for line in render_work(report.work)),
-        *render_worst(report.damage),
-        *render_output_errors(report),
-        *render_curve(report.curve),
-        *render_sizes(report),
-        *(render_scales(report) if options.input_scale_layer_summary else []),
-        render_asked(report.asked),
-        *(note.line for note in by_rank(report.notes)),
-    ]
-    return "\n".join(lines)
-
-
-# ── nvfp4/report/page_layers.py: Render the table of all layers for the report's page: worst first,
-
-def filter_rules() -> str:
-    """Write the CSS rules that hide the rows of a look while its box is not checked.
-
-    They take the place of a script, which the page's policy would forbid.
-    """
-    return "\n".join(
-        f".layers:has(#show-{look.css}:not(:checked)) tr:has(.{look.css}) {{ display: none; }}"
-        for look in every_look()
-    )
-
-
-def html_filter(layers: list[dict]) -> str:
-    """Render a box to check for each look that there is."""
-    boxes = "".join(
-        f'<label><input type="checkbox" id="show-{look.css}" checked> {chip(look)} {count}</label>'
-        for look, count in Counter(map(layer_look, layers)).most_common()
-    )
-    return f"<fieldset><legend>Show</legend>{boxes}</fieldset>"
-
-
-def html_error(layer: dict, largest: float) -> str:
-    """Render a layer's error as a bar, relative to the largest error; "-" where there is none."""
-    if "relative_rmse" not in layer:
-        return "-"
-    error = layer["relative_rmse"]
-    part = f"--part:{100 * error / (largest or 1):.1f}%"
-    return f'<div class="bar {layer_look(layer).css}" style="{part}">{error:.4f}</div>'
-
-
-def html_layers(layers: list[dict]) -> str:
-    """Render every linear layer as a row, the largest error first, then those without an error.
-
-    The columns of errors are left out after a dry run, that of output errors where no layer was
-    rounded by statistics. The table is folded: a model has hundreds of layers.
-    """
-    damaged = [layer for layer in layers if "relative_rmse" in layer]
-    rounded = any(layer["output_before"] is not None for layer in damaged)
-    largest = max((layer["relative_rmse"] for layer in damaged), default=0)
-
-    def row(layer: dict) -> list[str]:
-        errors = []
-        if damaged:
-            errors = [html_error(layer, largest), "-"]
-            if "relative_rmse" in layer:
-                errors[1] = decibels(layer["sqnr_db"])
-        if rounded:
-            known = layer.get("output_before") is not None
-            errors.append(escaped(output_errors(layer)) if known else "-")
-        shape = " x ".join(map(str, layer["shape"]))
-        size = [gigabytes(layer["bytes"]), shape, escaped(layer["reason"])]
-        return [html_name(layer), chip(layer_look(layer)), *errors, *size]
-
-    columns = ["Layer", "Precision"]
-    columns += ["Relative RMSE", "#SQNR"] if damaged else []
-    columns += ["Output error"] if rounded else []
-    columns += ["#Size", "#Shape", "Reason"]
-    rows = map(row, sorted(layers, key=lambda layer: -layer.get("relative_rmse", -1)))
-    caption = "All linear layers, the largest error first" if damaged else "All linear layers"
-    table = html_table(caption, tuple(columns), rows)
-    fold = html_fold(f"{len(layers)} layers", html_filter(layers) + table, "long")
-    return html_section("All layers", f'<div class="layers">{fold}</div>')
-
-
-# ── nvfp4/report/outliers.py: Tell which layers' errors stand out from what is usual for their form
-
-# Of fewer layers of one format nobody can say what is usual.
-FEWEST_ALIKE = 5
-# How far over the median an error has to be: by this factor, and by this many median deviations. On
-# trained models, layers of one format that nothing is wrong with differ by some per cent.
-FAR_FACTOR, FAR_DEVIATIONS = 1.25, 5
-
-
-def standing_out(errors: Iterable[tuple[str, str, float]]) -> set[str]:
-    """Name the layers whose error is far over what is usual for their format.
-
-    errors: (layer, how it is stored, relative RMSE). Layers that lost nothing do not count for what
-    is usual.
-    """
-    formats = defaultdict(dict)
-    for layer, stored_as, error in errors:
-        if error:
-            formats[stored_as][layer] = error
-    found = set()
-    for alike in formats.values():
-        usual = median(alike.values())
-        deviation = median(abs(error - usual) for error in alike.values())
-        least = max(FAR_FACTOR * usual, usual + FAR_DEVIATIONS * deviation)
-        if len(alike) >= FEWEST_ALIKE:
-            found |= {layer for layer, error in alike.items() if error > least}
-    return found
-
-
-# ── nvfp4/report/page_map.py: Lay the layers out as the precision map, and render it for the page ─
-
-# What the reason of a layer in an edge block has in it.
-EDGE = "edge block"
-# A longer list of layers outside the blocks is folded.
-OUTSIDE_SHOWN = 12
-
-
-class BlockMap(NamedTuple):
-    """Hold one family's blocks: rows by kind of layer, columns by block.
-
-    family: the name before the blocks' numbers, such as "blocks". kinds: in the order in which the
-    model has them, those of one module side by side. blocks: their numbers in order, as in names.
-    cells: {(block, kind): tensor of the report's data}; blocks may lack kinds. edges: blocks that
-    were kept as edge blocks.
-    """
-
-    family: str
-    kinds: list[str]
-    blocks: list[str]
-    cells: dict[tuple[str, str], dict]
-    edges: set[str]
-
-    def runs(self) -> list[tuple[str, int]]:
-        """Tell which columns are edge blocks: ("edge" or "", number of columns) from the left."""
-        marks = ("edge" if block in self.edges else "" for block in self.blocks)
-        return [(mark, len([*run])) for mark, run in itertools.groupby(marks)]
-
-
-class ErrorScale(NamedTuple):
-    """Hold what shades and numbers of cells go by.
-
-    largest: the largest error of the model (see `shown_error`); None after a dry run. unusual:
-    names of layers whose error stands out.
-    """
-
-    largest: float | None
-    unusual: set[str]
-
-    def step(self, layer: dict) -> int:
-        """Tell the shade of a layer; one without an error, in a model with errors, lost nothing."""
-        if self.largest is None:
-            return shade_step(None, 0)
-        return shade_step(shown_error(layer) or 0, self.largest)
-
-
-def error_scale(layers: list[dict]) -> ErrorScale:
-    """Find the largest error of some tensors of the report's data, and those that stand out."""
-    errors = [(one["name"], one["stored_as"], shown_error(one)) for one in layers]
-    errors = [error for error in errors if error[-1] is not None]
-    return ErrorScale(max((e for *_, e in errors), default=None), standing_out(errors))
-
-
-def block_maps(layers: Iterable[dict]) -> tuple[list[BlockMap], list[dict]]:
-    """Sort layers into the blocks of their families, and those outside of any."""
-    families, outside = defaultdict(dict), []
-    # Matched on bare names; a prefix is put before the family's name again.
-    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
-    for layer in layers:
-        name = bare(layer["name"])
-        if found := inside.fullmatch(name):
-            families[layer["name"].removesuffix(name) + found[1]][found[2], found[3]] = layer
-        else:
-            outside.append(layer)
-    return [block_map(family, cells) for family, cells in families.items()], outside
-
-
-def block_map(family: str, cells: dict[tuple[str, str], dict]) -> BlockMap:
-    """Put one family's layers, {(block, kind): tensor of the data}, into rows and columns."""
-    modules = defaultdict(list)
-    for kind in dict.fromkeys(kind for _, kind in cells):
-        modules[kind.partition(".")[0]].append(kind)
-    return BlockMap(
-        family=family,
-        kinds=[kind for kinds in modules.values() for kind in kinds],
-        blocks=sorted({block for block, _ in cells}, key=int),  # "10" comes after "9"
-        cells=cells,
-        edges={block for (block, _), layer in cells.items() if EDGE in layer["reason"]},
-    )
-
-
-def html_tip(layer: dict) -> str:
-    """Render the facts about a layer that show while its cell is pointed at or tapped.
-
-    `layer` is a tensor of the report's data. Errors and matmul are left out where it has none.
-    """
-    facts = {
-        "stored as": f"{layer['stored_as']}, {gigabytes(layer['bytes'])}",
-        "shape": " x ".join(map(str, layer["shape"])),
-        "reason": layer["reason"],
-    }
-    if "matmul" in layer:
-        full, scale = layer["full_precision_mm"], layer["input_scale"]
-        facts["matmul"] = layer["matmul"] + (f", {full}" if full else "")
-        facts["input scale"] = f"none, {'not used' if full else 'dynamic'}"
-        if scale is not None:
-            facts["input scale"] = f"{scale:.9g}, {layer['input_scale_source']}"
-    if "relative_rmse" in layer:
-        facts["relative RMSE"] = f"{layer['relative_rmse']:.6f}"
-        facts["SQNR"] = decibels(layer["sqnr_db"])
-        if layer["output_before"] is not None:
-            facts["output error"] = output_errors(layer)
-    lines = "".join(f"<dt>{name}</dt><dd>{escaped(fact)}</dd>" for name, fact in facts.items())
-    return f'<div class="tip"><b>{html_name(layer)}</b><dl>{lines}</dl></div>'
-
-
-def html_cell(layer: dict, scale: ErrorScale) -> str:
-    """Render a layer as a cell in its look and shade, with the tip inside it.
-
-    Its error is printed if it stands out, else the look's label where there is room; a narrow cell
-    drops a number's leading zero. Name, format and error also stand in data attributes, for scripts
-    of a user and for the tests. A cell can be tapped, but the Tab key passes it by: a model has
-    hundreds, and the table of all layers tells the same.
-    """
-    look = layer_look(layer)
-    data = {"name": layer["name"], "stored": layer["stored_as"]}
-    label = f'<span class="name">{look.label}</span>'
-    if "relative_rmse" in layer:
-        # The error has all its digits here, so that scripts need not read the rounded label.
-        data["rmse"] = repr(layer["relative_rmse"])
-        if layer["name"] in scale.unusual:
-            # The leading zero is an element of its own, which the style sheet hides.
-            number = f"{shown_error(layer):.3f}".replace("0.", "<i>0</i>.", 1)
-            label = f"<span>{number}</span>"
-    attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
-    return (
-        f'<div class="cell {look.css} e{scale.step(layer)}" tabindex="-1"{attributes}>'
-        f'<div class="fit">{label}</div>{html_tip(layer)}</div>'
-    )
-
-
-def html_blocks(blocks: BlockMap, scale: ErrorScale) -> str:
-    """Render one family's blocks as a table; a block that lacks a kind has an empty cell there."""
-    family = escaped(blocks.family)
-    edges = "".join(
-        f'<th scope="colgroup" colspan="{count}">{mark}</th>'
-        if mark
-        else f"<td colspan={count}></td>"
-        for mark, count in blocks.runs()
-    )
-    edges = f'<tr><td class="corner"></td>{edges}</tr>' if blocks.edges else ""
-    numbers = "".join(f'<th scope="col">{block}</th>' for block in blocks.blocks)
-    rows, module = "", ""
-    for kind in blocks.kinds:
-        # A gap stands before the first kind of a module, such as self_attn.q after ffn.2.
-        above, module = module, kind.partition(".")[0]
-        gap = " class=first" if above not in ("", module) else ""
-        heading = escaped(kind).replace(".", ".<wbr>")
-        cells = (blocks.cells.get((block, kind)) for block in blocks.blocks)
-        cells = "".join(f"<td>{html_cell(cell, scale) if cell else ''}</td>" for cell in cells)
-        rows += f'<tr><th scope="row"{gap}>{heading}</th>{cells}</tr>\n'
-    head = f'{edges}<tr><th class="corner" scope="col">{family}.N</th>{numbers}</tr>'
-    table = (
-        f'<table style="--columns:{len(blocks.blocks)}">'
-        f"<caption>{family}: {len(blocks.blocks)} blocks</caption>"
-        f"<thead>{head}</thead><tbody>\n{rows}</tbody></table>"
-    )
-    return html_scroll(f"Map of {family}", table, "scroll map")
-
-
-def html_legend(layers: list[dict], scale: ErrorScale) -> str:
-    """Render what colours and patterns mean, how many layers have each, and the scale of errors."""
-    items = [
-        f"<li>{chip(look)} {look.says}, {count} layers</li>"
-        for look, count in Counter(map(layer_look, layers)).most_common()
-    ]
-    if scale.largest is not None:
-        worst = max(layers, key=lambda layer: shown_error(layer) or 0)
-        css = layer_look(worst).css
-        steps = "".join(f'<span class="{css} e{step}"></span>' for step in range(SHADES))
-        items.append(
-            f'<li>error 0 <span class="scale" aria-hidden="true">{steps}</span> '
-            f"{scale.largest:.4f}</li>"
-        )
-    return f'<ul class="legend">{"".join(items)}</ul>\n'
-
-
-def html_map(layers: list[dict]) -> str:
-    """Render the section of the precision map: legend, blocks, and layers outside of them."""
-    scale = error_scale(layers)
-    maps, outside = block_maps(layers)
-    says = (
-        "Point at a cell or tap it for all about its layer; all layers are also in the table below."
-    )
-    if scale.largest is not None:
-        says = (
-            "The stronger the colour, the larger the error: the relative RMSE of the stored "
-            "weight, or of the layer's output where rounding went by statistics. Numbers stand "
-            f"where it is far over what is usual for the format. {says}"
-        )
-    columns = max((len(blocks.blocks) for blocks in maps), default=1)
-    body = f'<p class="soft">{says}</p>\n{html_legend(layers, scale)}'
-    # All tables have columns of one width, which the style sheet finds from the largest number.
-    body += f'<div style="--blocks:{columns}">'
-    body += "".join(html_blocks(blocks, scale) for blocks in maps) + "</div>"
-    if outside:
-        rows = (
-            (html_name(layer), html_cell(layer, scale), escaped(layer["reason"]))
-            for layer in outside
-        )
-        table = html_table("Outside the blocks", ("Layer", "Precision", "Reason"), rows)
-        fold = f"{len(outside)} layers outside the blocks"
-        body += table if len(outside) <= OUTSIDE_SHOWN else html_fold(fold, table)
-    return html_section("Precision map", body)
-
-
-# ── nvfp4/report/page_style.py: Hold the style sheet of the report's page ─────────────────────────
-
-# Patterns are drawn in a look's line colour, as layers of CSS backgrounds. Where a cell has a
-# number, it stands on a plate of the fill.
-TEXTURES = {
-    "plain": "",
-    "dash": "linear-gradient(var(--line) 0 0) center / .6rem 2px no-repeat",
-    "corner": "linear-gradient(225deg, var(--line) .35rem, transparent .4rem)",
-    "rising": "repeating-linear-gradient(135deg, var(--line) 0 1px, transparent 1px .35rem)",
-    "falling": "repeating-linear-gradient(45deg, var(--line) 0 1px, transparent 1px .35rem)",
-    "crossed": "repeating-linear-gradient(135deg, var(--line) 0 1px, transparent 1px .4rem), "
-    "repeating-linear-gradient(45deg, var(--line) 0 1px, transparent 1px .4rem)",
-    "dots": "radial-gradient(var(--line) 1px, transparent 1.5px) 0 0 / .4rem .4rem",
-    "sparse": "radial-gradient(var(--line) 1px, transparent 1.5px) 0 0 / .8rem .8rem",
-    "level": "repeating-linear-gradient(0deg, transparent 0 .25rem, var(--line) .25rem "
-    "calc(.25rem + 1px))",
-    "upright": "repeating-linear-gradient(90deg, transparent 0 .25rem, var(--line) .25rem "
-    "calc(.25rem + 1px))",
-}
-# Layout and colours of the page itself: (on a light page, on a dark one).
-PAGE_COLOURS = {
-    "page": ("#f4f6f8", "#10141a"),
-    "card": ("#ffffff", "#181e26"),
-    "ink": ("#17202b", "#e8edf3"),
-    "soft": ("#4f5a68", "#a8b3c0"),
-    "rule": ("#dde2e8", "#303a46"),
-    "link": ("#0b57a4", "#8ec1ff"),
-    "good": ("#116329", "#7fd892"),
-    "warn": ("#9a3412", "#ffb38a"),
-}
-
-
-def look_rules(look: Look, scheme: str) -> Iterator[str]:
-    """Yield the CSS rules of a look's colours for "light" or "dark", a fill for each shade."""
-    colours = getattr(look.tint, scheme)
-    yield f".{look.css} {{ --fill: {colours.strong}; --line: {colours.line}; }}"
-    for step in range(SHADES):
-        yield f".{look.css}.e{step} {{ --fill: {colours.shade(step)}; }}"
-
-
-def scheme_rules(scheme: str) -> str:
-    """Write the CSS rules of all colours for "light" or "dark"."""
-    index = ("light", "dark").index(scheme)
-    page = " ".join(f"--{name}: {pair[index]};" for name, pair in PAGE_COLOURS.items())
-    looks = (rule for look in every_look() for rule in look_rules(look, scheme))
-    return "\n".join([f":root {{ {page} }}", *looks])
-
-
-def pattern_rules() -> str:
-    """Write the CSS rules of all patterns."""
-    rules = []
-    for look in every_look():
-        layers = ", ".join(filter(None, (TEXTURES[word] for word in look.pattern.split())))
-        if layers:
-            rules.append(f".{look.css} {{ --pattern: {layers}; }}")
-    return "\n".join(rules)
-
-
-# A cell's classes are its look and its shade. Its details float beside it where the browser can do
-# that (anchor-scope), and lie at the screen's lower edge where it cannot, and on phones.
-LAYOUT = """
-* { box-sizing: border-box; --pattern: linear-gradient(transparent, transparent); }
-body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
-  overflow-wrap: anywhere; }
-main { max-width: 76rem; margin: auto; padding: 1.5rem 1rem 4rem; }
-section, header { background: var(--card); border: 1px solid var(--rule); border-radius: .75rem;
-  padding: 1.25rem 1.5rem 1.5rem; margin-top: 1.25rem; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; } h2 { font-size: 1.2rem; margin: 0; }
-h3 { font-size: 1rem; margin: 1.25rem 0 0; }
-p { margin: .25rem 0; } .soft { font-size: .9rem; }
-.soft, caption, dt, thead, small { color: var(--soft); }
-:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
-.verdict { font-weight: 600; margin-bottom: .5rem; } .good { color: var(--good); }
-.warn { color: var(--warn); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 1rem;
-  margin: 1rem 0; }
-dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
-small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
-.notes { padding: 0; margin: 1rem 0 0; list-style: none; } .notes b { font-weight: 600; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
-  margin: .75rem 0 0; font-size: .875rem; }
-table { width: 100%; border-collapse: collapse; margin-top: .75rem; font-size: .875rem;
-  font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .35rem; }
-thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-align: left; }
-td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--rule); }
-:is(td, th):first-child { padding-left: 0; } :is(td, th):last-child { padding-right: 0; }
-td.n, th.n { text-align: right; white-space: nowrap; }
-.chip, .cell, .bar, :is(.stack, .scale) > * { color: var(--ink); print-color-adjust: exact;
-  forced-color-adjust: none; }
-.chip, .cell, .stack > * { background: var(--pattern), var(--fill); border-radius: .2rem;
-  border: 1px solid var(--line); }
-.chip, .stack > * { padding: .1rem .35rem; font-size: .8rem; white-space: nowrap; }
-:is(.chip, .stack > *, .cell) span { background: var(--fill); padding: 0 .2rem;
-  border-radius: .15rem; }
-.bar { background: linear-gradient(var(--fill) 0 0) no-repeat 0 / var(--part); padding: 0 .4rem; }
-.stack { display: flex; gap: 2px; margin-top: .75rem; height: 2rem; line-height: 1.6rem;
-  text-align: center; }
-.stack > * { min-width: 4px; overflow: hidden; padding: .1rem 0; }
-summary { cursor: pointer; margin-top: 1rem; color: var(--link); }
-.scroll { overflow-x: auto; }
-.map { --head: 7.5rem; }
-.map table { table-layout: fixed; border-collapse: separate; border-spacing: 2px;
-  --cell: clamp(1.5rem, (min(100vw, 76rem) - var(--head) - 5.5rem) / var(--blocks), 6rem);
-  width: calc(var(--head) + var(--columns) * var(--cell)); overflow-wrap: normal; }
-.map :is(td, th) { padding: 0; border: 0; text-align: center; }
-.map thead { font-size: .75rem; }
-.map [scope=colgroup] { border-bottom: 1px solid var(--soft); }
-.map :is([scope=row], .corner) { position: sticky; left: 0; z-index: 1; width: var(--head);
-  background: var(--card); box-shadow: 0 0 0 2px var(--card); text-align: left; font-size: .75rem;
-  line-height: 1.15; color: var(--soft); vertical-align: middle; }
-.map tr:has(.first) > * { padding-top: .5rem; }
-.cell { line-height: 1.4rem; height: 1.5rem; font-size: .75rem; text-align: center;
-  cursor: default; overflow: clip; } td > .cell { min-width: 4rem; }
-.map td > .cell { min-width: 0; }
-.cell:is(:hover, :focus) { outline: 2px solid var(--ink); overflow: visible; }
-.cell:is(:hover, :focus) > .tip { display: block; }
-.cell:focus > .tip { pointer-events: auto; } .cell:hover > .tip { z-index: 4; }
-.tip { display: none; position: fixed; z-index: 3; inset: auto 0 0; max-height: 90vh;
-  margin: .3rem; padding: .75rem 1rem; line-height: 1.5; text-align: left; overflow: auto;
-  pointer-events: none; background: var(--card); border: 1px solid var(--soft);
-  border-radius: .5rem; box-shadow: 0 .4rem 1.5rem #0006; font-size: .8rem; }
-.tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
-.fit { container-type: inline-size; position: relative; }
-@container (max-width: 3.4rem) { .cell .name { position: absolute; opacity: 0; }
-  .stack span { display: none; } }
-@container (max-width: 2.2rem) { .cell i { display: none; }
-  .cell .fit span { font-size: .6rem; padding: 0; } }
-.scale { display: inline-flex; gap: 1px; vertical-align: middle; }
-.scale > * { width: 1rem; height: 1rem; background: var(--fill); border: 1px solid var(--line); }
-fieldset { border: 1px solid var(--rule); border-radius: .5rem; margin: .75rem 0 0;
-  padding: .5rem .75rem; display: flex; flex-wrap: wrap; gap: .35rem 1.25rem; }
-label { display: inline-flex; gap: .4rem; align-items: center; min-height: 1.5rem; }
-.layers table { min-width: 48rem; overflow-wrap: normal; } td:has(> .bar) { width: 9rem; }
-.curve { max-width: 30rem; width: 100%; height: auto; font-size: 11px; }
-.curve text { fill: var(--soft); } .curve .axis { stroke: var(--soft); fill: none; }
-.curve .line { stroke: var(--link); fill: none; stroke-width: 2; }
-.curve .here { fill: var(--link); stroke: var(--card); stroke-width: 2; }
-@media (min-width: 60em) {
-  .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 0 2.5rem; align-items: start; }
-  .tip { width: max-content; max-width: 28rem; margin: .3rem auto; }
-  @supports (anchor-scope: all) {
-    .cell { anchor-name: --cell; anchor-scope: --cell; }
-    .tip { position-anchor: --cell; position-area: bottom; position-try-fallbacks: flip-block;
-      inset: auto; margin: .3rem; } } }
-@media (max-width: 40em) {
-  main { padding: .5rem .5rem 3rem; } section, header { padding: 1rem .75rem; }
-  h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
-  .facts { grid-template-columns: 1fr 1fr; } .facts dd { font-size: 1.25rem; }
-  .map { --head: 6rem; } }
-@page { margin: 1.5cm; }
-@media print {
-  body { background: none; } main { max-width: none; padding: 0; }
-  section, header { border: 0; padding: .5rem 0; } h2 { break-after: avoid; }
-  .scroll { overflow: visible; } .map, .curve, .stack { break-inside: avoid; }
-  tr { break-inside: avoid; } fieldset { display: none; }
-  details:not(.long)::details-content { content-visibility: visible; block-size: auto; } }
-@media (forced-colors: active) { .cell, .chip { border-color: CanvasText; } }
-"""
-
-
-def page_style() -> str:
-    """Write the whole style sheet."""
-    dark = f"@media screen and (prefers-color-scheme: dark) {{ {scheme_rules('dark')} }}"
-    scheme = ":root { color-scheme: light dark; }"
-    return "\n".join([scheme, scheme_rules("light"), dark, pattern_rules(), LAYOUT])
-
-
-# ── nvfp4/report/page.py: Render the report as one HTML page ──────────────────────────────────────
-
-# The policy lets no script and no foreign file in, should a name ever get past `escaped`.
-PAGE_HEAD = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-"""
-# How the kinds of multiply work are shown: {share of the work's data: (label of a look, words)}.
-WORK_LOOKS = {
-    "FP4": ("W4A4", "in FP4"),
-    "INT8 or FP8": ("INT8", "in INT8 or FP8"),
-    "16-bit": ("16-bit", "at 16-bit speed"),
-}
-
-
-def html_facts(data: dict, layers: list[dict]) -> str:
-    """Render size, speed, layers and what ComfyUI is needed, as large figures."""
-    output, source, work = data["output_bytes"], data["source_bytes"], data["work"]
-    quantised = sum("matmul" in one or one["stored_as"] == AS_IT_WAS for one in layers)
-    facts = [
-        (
-            "Size",
-            gigabytes(output),
-            f"{percentage(output, source)} of the source's {gigabytes(source)}",
-        ),
-        ("Quantised", f"{quantised} of {len(layers)}", "linear layers"),
-    ]
-    if work["comfyui"]:
-        card = max(work["speed"], key=work["speed"].get)
-        where = f"over 16-bit, the linear layers on {CARDS[card].series} cards, estimated"
-        facts.append(("Speed", f"{work['speed'][card]:.1f}x", where))
-        kitchen = f"with comfy-kitchen {work['comfy_kitchen']}" if work["comfy_kitchen"] else ""
-        also = " and ".join(filter(None, (kitchen, work["needs"])))
-        facts.append(("Needs", f"ComfyUI {work['comfyui']}", f"or newer{also and f', {also}'}"))
-    tiles = "".join(
-        f"<div><dt>{name}</dt><dd>{escaped(value)}<small>{escaped(more)}</small></dd></div>"
-        for name, value, more in facts
-    )
-    return f'<dl class="facts">{tiles}</dl>\n'
-
-
-def html_work(work: dict) -> str:
-    """Render the share of the multiply work by bits, and estimated speeds on classes of cards."""
-    if not work["comfyui"]:
-        return "<p>Nothing is quantised.</p>\n"
-    parts = [
-        (LOOKS[label], percentage(work["shares"][name], 1), work["shares"][name])
-        for name, (label, _) in WORK_LOOKS.items()
-    ]
-    items = "".join(
-        f"<li>{chip(look, share)} {words}</li>"
-        for (look, share, _), (_, words) in zip(parts, WORK_LOOKS.values(), strict=True)
-    )
-    speeds = (
-        f"{CARDS[card].series} {speed:.1f}x ({card})" for card, speed in work["speed"].items()
-    )
-    where = work["card"] or "a card that multiplies all formats"
-    return (
-        f"<h2>Multiply work of the linear layers on {where}</h2>{html_stack(parts)}"
-        f'<ul class="legend">{items}</ul>\n'
-        f'<p class="soft">Of a typical run: {escaped(work["run"])}. Estimated speed of these over '
-        f"16-bit, by peak throughputs: {', '.join(speeds)}.</p>\n"
-    )
-
-
-def html_verdict(data: dict) -> str:
-    """Render what came of it: a file, a plan, or that a run would fail."""
-    if data["problems"]:
-        return '<p class="verdict warn">&#10007; A dry run: a run would fail</p>\n'
-    if data["dry_run"]:
-        return '<p class="verdict warn">&#9675; A dry run: planned, nothing was written</p>\n'
-    return '<p class="verdict good">&#10003; Written, read back, no defect found</p>\n'
-
-
-def html_notes(data: dict) -> str:
-    """Render what a run would refuse and the notes behind their ranks, those that matter first."""
-    told = [{"rank": "error", "text": text} for text in data["problems"]]
-    # Notes come sorted for a terminal, where the last line is the nearest one.
-    told += sorted(data["notes"], key=lambda note: -Rank[note["rank"].upper()])
-    items = ""
-    for note in told:
-        word = RANK_WORDS.get(Rank.__members__.get(note["rank"].upper()), note["rank"])
-        bad = ' class="warn"' if note["rank"] in ("error", "warning") else ""
-        items += f"<li>{word and f'<b{bad}>{word}:</b> '}{escaped(note['text'])}</li>"
-    return f'<ul class="notes" aria-label="Notes">{items}</ul>\n' if items else ""
-
-
-def html_answer(data: dict, layers: list[dict]) -> str:
-    """Render what a person wants to know first: what came of it, and what to do with it."""
-    name, source = escaped(data["output"]), escaped(data["source"])
-    if data["dry_run"]:
-        name = f"Dry run: {name}"
-    asked = data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED
-    return (
-        f"<header>{html_verdict(data)}<h1>{name}</h1>\n"
-        f'<p class="soft">from {source}, by convert_nvfp4.py {escaped(data["version"])}</p>\n'
-        f"{html_facts(data, layers)}{html_work(data['work'])}"
-        f'<p class="soft">{escaped(asked)}</p>\n{html_notes(data)}</header>\n'
-    )
-
-
-def html_totals(data: dict) -> str:
-    """Render two bars with their tables: bytes by precision, and linear weights by matmul.
-
-    Unquantised layers, which `matmuls` leaves out, are shown as W16A16, so that the second bar is
-    whole.
-    """
-    totals, matmuls = data["totals"], data["matmuls"]
-    size = sum(total["bytes"] for total in totals.values()) or 1  # a file may hold no bytes
-    # Several formats may share a kind such as W8A8: the bar shows the one that most layers have.
-    kinds = Counter((one.get("matmul", "W16A16"), layer_look(one)) for one in layers_of(data))
-    looks = {kind: look for (kind, look), _ in reversed(kinds.most_common())}
-    work = [(kind, found["layers"], found["share"]) for kind, found in matmuls.items()]
-    layers = sum(total["layers"] for total in totals.values())
-    if rest := layers - sum(found["layers"] for found in matmuls.values()):
-        work.append(("W16A16", rest, 1 - sum(found["share"] for found in matmuls.values())))
-    stored_table = html_table(
-        "Bytes per precision",
-        ("Stored as", "#Layers", "#Tensors", "#Bytes", "#Share"),
-        (
-            (
-                chip(look_of(name), name),
-                *(f"{total[key]:,}" for key in ("layers", "tensors", "bytes")),
-                percentage(total["bytes"], size),
-            )
-            for name, total in totals.items()
-        ),
-    )
-    work_table = html_table(
-        "Matmuls, by share of the linear weights",
-        ("Matmul", "#Layers", "#Share"),
-        (
-            (chip(looks.get(kind, OTHER_LOOK), kind), f"{count:,}", percentage(part, 1))
-            for kind, count, part in work
-        ),
-    )
-    stored_bar = html_stack(
-        (look_of(name), name, total["bytes"] / size) for name, total in totals.items()
-    )
-    work_bar = html_stack((looks.get(kind, OTHER_LOOK), kind, part) for kind, _, part in work)
-    body = (
-        f'<div class="pair"><div>{stored_bar}{html_fold("Bytes per precision", stored_table)}</div>'
-        f"<div>{work_bar}{html_fold('Matmuls by bits', work_table)}</div></div>\n"
-    )
-    return html_section("Size and matmuls", body)
-
-
-def command_line(options: dict) -> Iterator[tuple[str, str]]:
-    """Yield (option, value) as the command line has them, both escaped.
-
-    `options` are those that the header records, by field name. A repeatable option yields a pair
-    for each value, a switch "on".
-    """
-    rows = {row.name: row for row in options_of(Options)}
-    for name, value in options.items():
-        for one in value if isinstance(value, list | tuple) else [value]:
-            # A set of switches is recorded as the flags that were given; they have no value.
-            pair = (one, True) if rows[name].switches else (rows[name].flag, one)
-            yield escaped(pair[0]), "on" if pair[1] is True else escaped(pair[1])
-
-
-def html_origin(origin: dict) -> str:
-    """Render how the file was made: version, options, and the source's files with their sizes."""
-    files = [(escaped(name), gigabytes(size)) for name, size in origin["sources"].items()]
-    options = html_table("Options", ("Option", "Value"), command_line(origin["options"]))
-    sources = html_table("Source files", ("File", "#Size"), files) if files else ""
-    body = f'<div class="pair"><div>{options}</div><div>{sources}</div></div>'
-    return html_section("How it was made", html_fold("Options and source files", body))
-
-
-def render_html(data: dict) -> str:
-    """Render the report's data (see `data.report_data`) as a self-contained HTML page.
-
-    Layers are the 2-D tensors whose names end in `.weight`, quantised or not; biases and norms
-    count in the totals only.
-    """
-    layers = layers_of(data)
-    title = f"{escaped(data['output'])}: conversion report"
-    if data["dry_run"]:
-        title = f"Dry run: {escaped(data['output'])}, planned but not written"
-    return (
-        f"{PAGE_HEAD}<title>{title}</title>\n"
-        f"<style>{page_style()}{filter_rules()}</style></head>\n<body><main>\n"
-        f"{html_answer(data, layers)}{html_map(layers)}{html_totals(data)}{html_curves(data)}"
-        f"{html_layers(layers)}{html_origin(data['origin'])}</main></body></html>\n"
-    )
-
-
-# ── nvfp4/report/texts.py: Write the text files that a conversion is asked for: --report, --layer-c
-
-# What writes --report, by the suffix of its file: a row for each of REPORT_KINDS.
-REPORTS = {".json": render_json, ".html": render_html}
-
-
-def write_texts(report: Report) -> None:
-    """Write the report and the layer config, where the options name a file for them.
-
-    Each is written whole or not at all. Raises ConvertError where one cannot be written.
-    """
-    options = report.options
-    if options.make_folder:
-        make_folders(options.texts)
-    if options.report:
-        render = REPORTS[options.report.suffix.lower()]
-        write_text(render(report_data(report)), options.report)
-    if options.layer_config_out:
-        write_text(layer_config(report.plans), options.layer_config_out)
-
-
-# ── nvfp4/source/whole.py: Make sure that a source is a whole model, and not one of its shards unde
-
-# Parts that every block of a run has; scales and other parts of quantised layers may differ.
-EVERY_BLOCK = (".weight", ".bias")
-# What is numbered is a layer, and no block, if it has these itself.
-LAYER = {"weight", "bias"}
-# {block's number: the parts that it has}, as "attn.q.weight".
-Run = dict[int, set[str]]
-
-
-def refuse_part(path: Path, model: Model) -> list[str]:
-    """Raise ConvertError for a model of a known family that is not all there, naming what it lacks.
-
-    ComfyUI would load such a file, leave what is missing at random values, and make noise. Of a
-    model of no known family, whose blocks may differ by design, a note tells what they lack.
-    """
-    family = FAMILIES.get(recognise(model)[0])
-    missing = missing_parts(model, family)
-    shard = f"one shard of several: it lacks {examples(missing)}"
-    if family and missing:
-        raise ConvertError(
-            f"{path}: is not a whole {family.title} model, but maybe {shard}; give the "
-            "*.safetensors.index.json beside it, or the folder"
-        )
-    what = f"{path.name} may be {shard}, which its other blocks have"
-    return [Note(what, Rank.WARNING)] if missing else []
-
-
-def missing_parts(model: Model, family: Family | None) -> list[str]:
-    """List what a model of this family, or of none, has to have and lacks: layers, blocks, tensors.
-
-    Layers beside the blocks are those in the family's row. Blocks are counted from 0 to the highest
-    number there is; a block has to have what most blocks of its name have. In a model of no family
-    the first blocks or the last may have less than most, as in Mochi, SeedVR and Hunyuan3D.
-    """
-    names = {bare(name) for name in model.tensors}
-    missing = missing_beside(names, family) if family else []
-    for run, blocks in sorted(runs_of(names, family).items()):
-        missing += [f"{run}.{number}" for number in gaps(blocks)]
-        counts = Counter(part for parts in blocks.values() for part in parts)
-        usual = {part for part, count in counts.items() if 2 * count > len(blocks)}
-        if not family:
-            usual = {part for part in usual if not lacks_at_an_end(blocks, part)}
-        for number, parts in sorted(blocks.items()):
-            missing += [f"{run}.{number}.{part}" for part in usual - parts]
-    return missing
-
-
-def missing_beside(names: Iterable[str], family: Family) -> list[str]:
-    """List the layers and modules beside its blocks that a model of this family lacks."""
-    choices = [choice.split("|") for choice in family.outside]
-    missing = [
-        layers[0] for layers in choices if not any(f"{layer}.weight" in names for layer in layers)
-    ]
-    for modules in family.together:
-        lacking = [one for one in modules if not any(name.startswith(f"{one}.") for name in names)]
-        missing += lacking if len(lacking) < len(modules) else []
-    return missing
-
-
-def runs_of(names: Iterable[str], family: Family | None) -> dict[str, Run]:
-    """Find the blocks of a model by their names: {"blocks": {number: parts}}.
-
-    In a model of no family those are what is numbered, and not single layers, as in a Sequential.
-    Numbers inside a block tell layers of different kinds, as in a UNet: these need not be alike.
-    """
-    runs: dict[str, Run] = defaultdict(lambda: defaultdict(set))
-    for name in filter(lambda name: name.endswith(EVERY_BLOCK), names):
-        if family and (found := family.inside.match(name)):
-            runs[found[1]][int(found[2])].add(name[found.end() :])
-        elif not family and (block := block_of(name)):
-            run, _, number = block.rpartition(".")
-            # Block numbers of more than nine digits are hostile.
-            if len(number) < 10:
-                runs[run][int(number)].add(name[len(block) + 1 :])
-    if family:
-        return runs
+        return "to have none of these, convert the original model again"
+    return ""
+
+
+def check_data(check: Check) -> dict:
+    """Describe a check for JSON: docs/report.schema.json has all keys."""
+    need = needed_comfyui(check.layers.values())
+    forms = {name: layer.format for name, layer in check.layers.items() if layer.format}
+    judged = {} if was_rounded_by_statistics(check.model.metadata) else check.damage
+    names, took = check.model.tensors, check.asked is not None and check.asked.is_known
+    known = took or bool(model_prefixes({name: ref.shape for name, ref in names.items()}))
+    loads = check.kind is None and check.outcome < Outcome.WRONG
+    sharded = len(check.model.files) > 1
     return {
-        run: {n: {part for part in parts if not part[0].isdigit()} for n, parts in blocks.items()}
-        for run, blocks in runs.items()
-        if len(blocks) >= LEAST_REPEATS and not any(parts & LAYER for parts in blocks.values())
+        "task": "verification",
+        "version": __version__,
+        "file": check.model.files[0].name,
+        "path": str(check.model.files[0].absolute()),
+        "bytes": file_bytes(check.model),
+        "tensors": len(check.model.tensors),
+        "outcome": check.outcome.name,
+        "verdict": "; ".join(verdict_texts(check)),
+        "advice": advice_on(check) or None,
+        "kind": check.kind.title if check.kind else None,
+        "layers": counted_layers(check),
+        "defects": [
+            {
+                "defect": key,
+                "outcome": DEFECTS[key].outcome.name,
+                "what": DEFECTS[key].what,
+                "consequence": DEFECTS[key].consequence,
+                "remedy": DEFECTS[key].remedy,
+                "where": where,
+            }
+            for key, where in grouped(check.findings).items()
+        ],
+        "measured": len(check.damage),
+        "errors": errors_data(check.damage, forms),
+        "outliers": outliers_data(judged, forms),
+        "load": loading_data(names, sharded=sharded, known=known) if loads else None,
+        "needs": {
+            "comfyui": need.version or None,
+            "comfy_kitchen": need.kitchen or None,
+            "formats": [*need.formats],
+        },
+        "comfyui": check.asked.data if check.asked else None,
     }
 
 
-def lacks_at_an_end(blocks: Run, part: str) -> bool:
-    """Tell whether the blocks that lack a part are the first or the last ones, and no others."""
-    has = [part in blocks[number] for number in sorted(blocks)]
-    return has in (sorted(has), sorted(has, reverse=True))
+def render_check(check: Check, width: int | None = None) -> str:
+    """Render what --verify found: verdict, defects, then what the file is and what it needs.
 
-
-# ── nvfp4/source/read.py: Read the source of a conversion: a model, and its LoRAs ─────────────────
-
-def read_source(options: Options) -> Source:
-    """Open the model and the LoRAs to merge, and note the state of all files that are read later.
-
-    Returns the model, with LoRAs as patches of its tensors, and the notes of both. Raises
-    ConvertError for what is damaged, or quantised in a way that cannot be decoded, and for LoRAs
-    that do not go with the model.
+    width: of the terminal, by which long lines are broken; None breaks none. Defects that are worse
+    than harmless get the advice to convert the original again, since this tool mends no quantised
+    file.
     """
-    refuse_missing(options)
-    model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
-    refuse_swapped(options.output, model)
-    doubts = refuse_part(options.source, model)
-    model = dataclasses.replace(model, stamps=stamps_of(options, model))
-    merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
-    return Source(merged.model, (*notes, *doubts, *merged.notes))
-
-
-def refuse_missing(options: Options) -> None:
-    """Raise ConvertError if there is no SOURCE but an original model is where OUTPUT is to go."""
-    if exists(options.source) or not exists(options.output):
-        return
-    try:
-        original = not open_source(options.output).model.quantised
-    except ConvertError:
-        return
-    if original:
-        raise ConvertError(
-            f"{options.source}: no such file, but OUTPUT is there and a 16- or 32-bit model: are "
-            f"SOURCE and OUTPUT swapped? ({options.output})"
-        )
-
-
-def refuse_swapped(output: Path, model: Model) -> None:
-    """Raise ConvertError if SOURCE is quantised, and OUTPUT is there and not made by this tool.
-
-    A conversion of the small file would overwrite the original.
-    """
-    if exists(output) and model.quantised and not is_ours(output):
-        raise ConvertError(
-            f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are they "
-            "swapped? If not, delete it first"
-        )
-
-
-def is_ours(path: Path) -> bool:
-    """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
-
-    A file that cannot be read as safetensors counts as foreign.
-    """
-    try:
-        return "convert_nvfp4" in read_header(path)[1]
-    except ConvertError:
-        return False
-
-
-def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
-    """Tell size and time of the files that are read while converting, too, and not only before.
-
-    These are the model's, the LoRAs' and the recordings': a change of them would mix old and new
-    values in one output. Raises ConvertError where one is missing.
-    """
-    loras = (lora_in(lora.path) for lora in options.merge_lora)
-    paths = [*model.files, *loras, *options.activation_stats]
-    with translated(options.source):
-        return {path: stamp(path) for path in paths}
-
-
-# ── nvfp4/conversion.py: Run one conversion from end to end, as the list of its phases ────────────
-
-def convert(options: Options, observe: Observe = unobserved) -> Report:
-    """Run a conversion, or with `dry_run` plan it, and write the reports that it asks for.
-
-    The Python interface; all else is as `run_phases` does it. Raises ConvertError, also for a
-    report that cannot be written once the model is.
-    """
-    if not isinstance(options, Options):
-        raise ConvertError(f"convert takes Options(source=..., output=...), not {options!r}")
-    report = run_phases(options, observe)
-    if read_ranks().is_first:
-        write_texts(report)
-    return report
-
-
-@SCREEN
-def run_phases(options: Options, observe: Observe = unobserved) -> Report:
-    """Run a conversion, or with `dry_run` plan it. Raises ConvertError.
-
-    What fails leaves nothing behind, unless `resume` keeps partial files to go on with. Each phase
-    returns a record with its notes; they come together in the report, and only there. `observe` is
-    called with the name of each stage of writing the output (see `stages`). Under `torchrun` all
-    processes come here with the same options; each gets the report.
-    """
-    began = time.monotonic()
-    refuse_lone_shard(options.source)
-    # Ranks meet before anything can fail on one of them alone: the others would wait for it.
-    with join_ranks() as ranks:
-        if not ranks.is_first:
-            options = dataclasses.replace(options, quiet=True)
-        comfyui = find_comfyui(options.comfyui) if ranks.is_first else None
-        say = partial(phase, quiet=options.quiet)
-        say("reading headers")
-        # Only headers are read here; weights are read while they are measured or encoded.
-        source = read_source(options)
-        source_bytes = file_bytes(source.model)
-        device = pick_device(options.device, ranks)
-        refuse_text_targets(options, source.model)
-        say("reading guides")
-        guides = read_guides(options, source.model)
-        say("planning")
-        planner = partial(make_plans, options, source.model, guides)
-        sized = plan_for_size(options, source.model, planner, ranks)
-        plan = sized.plan if sized else planner()
-        refuse_no_gain(options, source.model, plan.plans)
-        tuned = tune_activations(options, plan.plans)
-        plans = tuned.plans
-        # --target-size has looked already, and a real run looks while it writes.
-        if options.dry_run and not sized:
-            plans = widen(plans, float16_overflows(plans, options))
-        job = make_job(options, source.model, plans)
-        if comfyui:
-            say("asking ComfyUI")
-        asked = ask_about_job(comfyui, job)
-        say("preparing the output")
-        if options.dry_run:
-            outcome = rehearse(job, tuned.plans, ranks)
-        else:
-            outcome = produce(job, ranks, observe)
-    heard, unfit = (asked.notes, asked.problems) if asked else ((), ())
-    return Report(
-        options=options,
-        plans=tuple(outcome.job.plans),
-        origin=outcome.job.origin,
-        source_bytes=source_bytes,
-        output_bytes=outcome.job.nbytes,
-        notes=(
-            *plan.notes,
-            *shape_notes(options, plans),
-            *source.notes,
-            *tuned.notes,
-            *outcome.notes,
-            *heard,
-        ),
-        problems=(*outcome.problems, *unfit),
-        damage=outcome.damage,
-        curve=tuned.curve,
-        sizes=sized.sizes if sized else (),
-        size_error=sized.error if sized else 0.0,
-        asked=asked,
-        seconds=time.monotonic() - began,
-        device=describe_device(device),
-    )
+    data = check_data(check)
+    counts = ", ".join(f"{count} {title}" for title, count in data["layers"].items())
+    values = f"decoded and compared with the source: {in_number(data['measured'], 'layers')}"
+    if was_rounded_by_statistics(check.model.metadata):
+        told = (f"{title} {row['median'] or 0:.2g}" for title, row in data["errors"].items())
+        why = "which enlarges the errors of weights and lessens those of outputs"
+        errors = [f"rounded by statistics, {why}: {', '.join(told)}"] if data["errors"] else []
+    else:
+        errors = render_errors(data["errors"], data["outliers"])
+    rows = {
+        "file": [f"{data['path']}, {gigabytes(data['bytes'])}, {data['tensors']:,} tensors"],
+        "layers": [counts or "nothing is quantised"],
+        "values": [values] if check.damage else ["not compared (--source)"],
+        "errors": errors,
+        "ComfyUI": [
+            data["load"]["text"] if data["load"] else "",
+            str(needed_comfyui(check.layers.values())),
+            check.asked.sentence if check.asked else NOT_ASKED,
+        ],
+    }
+    lines = labelled("verdict", verdict_texts(check), width)
+    lines += render_findings(check.findings, width)
+    lines += labelled("to do", [data["advice"]] if data["advice"] else [], width)
+    for label, texts in rows.items():
+        lines += labelled(label, [text for text in texts if text], width)
+    return "\n".join(lines)
 
 
 # ── nvfp4/cli/entry.py: Carry out what the command line asks for, and end with its status ─────────
@@ -22258,12 +22642,12 @@ def run(task: Options | Verification) -> tuple[str, int]:
     """
     if isinstance(task, Verification):
         check = verify_file(task)
-        return render_check(check), int(check.outcome > Outcome.LOADS)
+        return render_check(check, terminal_width()), int(check.outcome > Outcome.LOADS)
     report = run_phases(task)
     # All ranks have the same report; one prints it.
     if not read_ranks().is_first:
         return "", 0
-    text = render_report(report)
+    text = render_report(report, terminal_width())
     try:
         write_texts(report)
     except ConvertError:

@@ -25,7 +25,7 @@ EXPORTS = {
     "Verification": "nvfp4.options",
     "__version__": "nvfp4.options",
     "convert": "nvfp4.conversion",
-    "render_check": "nvfp4.report.summary",
+    "render_check": "nvfp4.report.check",
     "render_report": "nvfp4.report.summary",
     "report_data": "nvfp4.report.data",
     "verify_file": "nvfp4.verify",

@@ -19,7 +19,7 @@ from nvfp4.errors import ConvertError
 from nvfp4.guides.read import read_guides
 from nvfp4.layout import make_job
 from nvfp4.options import Options
-from nvfp4.plan.make import make_plans, shape_notes
+from nvfp4.plan.make import dynamic_notes, make_plans, shape_notes
 from nvfp4.plan.records import widen
 from nvfp4.production import produce, rehearse
 from nvfp4.progress import SCREEN, phase
@@ -103,6 +103,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         notes=(
             *plan.notes,
             *shape_notes(options, plans),
+            *dynamic_notes(options, plans),
             *source.notes,
             *tuned.notes,
             *outcome.notes,

@@ -23,6 +23,7 @@ SINGULAR = {
     "tensors": "tensor",
     "names": "name",
     "scales": "scale",
+    "defects": "defect",
     "weights": "weight",
     "have": "has",
     "are": "is",

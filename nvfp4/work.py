@@ -119,18 +119,22 @@ def work_data(work: Work, card: str | None = None) -> dict:
 
 
 def render_work(data: dict | None) -> list[str]:
-    """Render the data of `work_data` as lines; none where nothing is quantised."""
+    """Render the data of `work_data` as three lines: shares, speed, and what the file needs.
+
+    No lines where nothing is quantised.
+    """
     if not data or not data["comfyui"]:
         return []
     shares = {name: f"{100 * share:.0f} %" for name, share in data["shares"].items()}
-    speeds = (f"{name} {speed:.1f}x" for name, speed in data["speed"].items())
+    # The newest class multiplies all formats.
+    card = data["card"] or next(iter(CARDS))
+    others = "; other cards do the 4-bit part in 16" if data["shares"]["FP4"] else ""
+    speeds = ", ".join(f"{name} {speed:.1f}x" for name, speed in data["speed"].items())
     kitchen = f" with comfy-kitchen {data['comfy_kitchen']}" if data["comfy_kitchen"] else ""
-    also = f", and for that speed {data['needs']}" if data["needs"] else ""
-    where = data["card"] or "a card that multiplies all formats"
+    also = f"; for speed {data['needs']}" if data["needs"] else ""
     return [
-        f"multiply work of the linear layers on {where}: {shares['FP4']} in FP4, "
-        f"{shares['INT8 or FP8']} in INT8 or FP8, {shares['16-bit']} at 16-bit speed "
-        f"({data['run']})",
-        f"estimated speed of these over 16-bit, by peak throughputs: {', '.join(speeds)}",
+        f"{shares['FP4']} of the multiply work in 4 bits, {shares['INT8 or FP8']} in 8, "
+        f"{shares['16-bit']} in 16 on {CARDS[card].series} ({card}){others}",
+        f"linear layers over 16-bit, at most: {speeds} (estimate; {data['run']})",
         f"needs ComfyUI {data['comfyui']}{kitchen} or newer{also}",
     ]

@@ -110,6 +110,10 @@ class Format:
     runs_unscaled: str = ""
     runs_full_precision: str = ""
 
+    # The relative RMSE of weights by the search for the least squared error, 0 where none was
+    # measured. Layers hardly differ in it: see `report.usual`.
+    usual_error: float = 0.0
+
     # What a conversion does with it.
     # Whether a source may have such layers. They are copied, or, if `is_decoded`, become 16-bit
     # weights again and are planned anew.

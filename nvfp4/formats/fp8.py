@@ -26,6 +26,7 @@ class Fp8(Scaled):
     """
 
     name = title = "FP8"
+    usual_error = 0.027
     option = kernel = "fp8"
     config = "float8_e4m3fn"
     is_configured = True

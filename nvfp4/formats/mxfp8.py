@@ -29,6 +29,7 @@ class Mxfp8(Scaled):
     """
 
     name = title = "MXFP8"
+    usual_error = 0.027
     option = kernel = "mxfp8"
     since = COMFYUI_SINCE["mxfp8"]
     config = "mxfp8"

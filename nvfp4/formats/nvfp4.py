@@ -60,6 +60,7 @@ class Nvfp4(Format):
     """
 
     name = title = "NVFP4"
+    usual_error = 0.082
     rank = 4
     option = kernel = "nvfp4"
     config = "nvfp4"

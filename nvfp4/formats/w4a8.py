@@ -46,6 +46,7 @@ class W4a8(Format):
     """
 
     name = title = "W4A8"
+    usual_error = 0.067
     option = kernel = "w4a8"
     since = COMFYUI_SINCE["w4a8"]
     rank, bits = 5, 4
@@ -268,6 +269,7 @@ class W6a8(W4a8):
     """
 
     name = title = "W6A8"
+    usual_error = 0.020
     option = kernel = "w6a8"
     since = COMFYUI_SINCE["w6a8"]
     since_kitchen = KITCHEN_SINCE["w6a8"]
@@ -282,6 +284,7 @@ class PlainW4a8(W4a8):
 
     name = option = ""
     title = "W4A8 without codebook"
+    usual_error = 0.0
     has_codebook = False
 
 

@@ -178,6 +178,16 @@ def scale_notes(plans: list[TensorPlan], calibrated: bool) -> list[str]:
     return notes
 
 
+def dynamic_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
+    """Note what it costs that no W4A4 layer has an input scale, unless that was asked for."""
+    w4a4 = [plan for plan in plans if plan.is_w4a4 and plan.is_quantised]
+    if not w4a4 or options.no_input_scale or any(plan.input_scale for plan in w4a4):
+        return []
+    what = in_number(len(w4a4), "W4A4 layers have no input scale")
+    cost = "ComfyUI measures it on every call, one more pass over each input"
+    return [Note(f"{what}: {cost}; --input-scale-summary-json stores measured ones", Rank.HINT)]
+
+
 def gguf_notes(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> list[str]:
     """Note layers that the GGUF has in few bits and that stay 16-bit, with --card or --formats.
 

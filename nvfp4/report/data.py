@@ -19,12 +19,16 @@ from nvfp4.layout import bytes_in_output, planned_tensors
 from nvfp4.notes import by_rank
 from nvfp4.numeric.damage import Damage
 from nvfp4.options import Options, __version__
-from nvfp4.plan.multiply_work import planned_work
+from nvfp4.plan.multiply_work import family_of, planned_work
 from nvfp4.plan.records import TensorPlan, weights_of
+from nvfp4.report.loading import loading_data
+from nvfp4.report.usual import errors_data, outliers_data
 from nvfp4.tune.activations import CurvePoint
 from nvfp4.tune.target_size import SizePoint
 from nvfp4.work import work_data
 
+# What a conversion has checked before its file got its name; see `write.partial_files.read_back`.
+CHECKED = "no defect found: read back; names, shapes, scales and configurations are right"
 # How reports call layers that were quantised in the source already and go over untouched: they are
 # kept apart from those that this conversion quantised, whose error is known.
 AS_IT_WAS = "as it was"
@@ -123,29 +127,55 @@ def matmuls(plans: Iterable[TensorPlan]) -> dict[str, dict[str, float]]:
     }
 
 
-def report_data(report: Report) -> dict:
-    """Make the whole report JSON-ready: every tensor's plan and reason, errors, totals, trade-offs.
+def summary_data(report: Report) -> dict:
+    """Make all of the report JSON-ready that is not of single tensors.
 
-    The keys are what --report's .json has, and a user's scripts may read them; the page is made of
-    the same data. Files appear by name only, without folders.
+    A user's scripts may read the keys; docs/report.schema.json has them all. Files appear by name
+    only, without folders.
     """
+    options, forms = report.options, {plan.ref.layer: plan.precision for plan in report.plans}
     return {
+        "task": "conversion",
         "version": __version__,
-        "dry_run": report.options.dry_run,
+        "dry_run": options.dry_run,
         "source": report.options.source.name,
         "output": report.options.written.name,
         "source_bytes": report.source_bytes,
         "output_bytes": report.output_bytes,
+        "seconds": round(report.seconds, 3) or None,
+        "device": report.device or None,
+        "checked": None if options.dry_run else CHECKED,
         "origin": report.origin,
         "totals": totals(report.plans),
         "matmuls": matmuls(report.plans),
         "work": report.work,
+        "load": loading_of(report),
+        "errors": errors_data(report.damage, forms),
+        "outliers": outliers_data(report.damage, forms),
         "comfyui": report.asked.data if report.asked else None,
         "notes": [note.data for note in by_rank(report.notes)],
         "problems": list(report.problems),
         "w4a4_curve": [point._asdict() for point in report.curve],
         "size_curve": [point._asdict() for point in report.sizes],
         "size_error": report.size_error if report.sizes else None,
+    }
+
+
+def loading_of(report: Report) -> dict[str, str | None]:
+    """Describe the next step in ComfyUI, for JSON."""
+    took = report.asked is not None and report.asked.is_known
+    names = [plan.ref.name for plan in report.plans]
+    known = took or bool(family_of(report.plans))
+    return loading_data(names, sharded=report.options.output_sharded, known=known)
+
+
+def report_data(report: Report) -> dict:
+    """Make the whole report JSON-ready: the summary, and every tensor's plan, reason and error.
+
+    This is what --report's .json has; the page is made of the same data.
+    """
+    return {
+        **summary_data(report),
         "tensors": [tensor_data(plan, report.damage.get(plan.ref.layer)) for plan in report.plans],
     }
 

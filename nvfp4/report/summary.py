@@ -1,8 +1,8 @@
 """Render the report as text for the terminal.
 
-`render_report` is what a conversion prints on stdout at its end, `render_check` what --verify
-prints. All functions here take records and return text or lines; nothing is measured. The data come
-from `data.Report` and `verify.Check`; the page of --report is made by `page`.
+`render_report` is what a conversion prints on stdout at its end. All functions here take records
+and return text or lines; nothing is measured. The data come from `data.Report`; the page of
+--report is made by `page`, and what --verify prints by `check`.
 """
 
 from __future__ import annotations
@@ -13,84 +13,23 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from nvfp4.asking.answers import NOT_ASKED, Answer
+from nvfp4.asking.answers import NOT_ASKED
 from nvfp4.errors import examples, gigabytes, in_number, percentage
 from nvfp4.families import TRANSFORMER_BLOCKS
-from nvfp4.formats.base import readable_formats
 from nvfp4.model import bare
 from nvfp4.notes import by_rank
 from nvfp4.numeric.damage import Damage
 from nvfp4.plan.records import TensorPlan
-from nvfp4.quantisers import QUANTISERS
-from nvfp4.read.checkpoint import file_bytes
-from nvfp4.report.data import Report, label_of, matmuls, totals
-from nvfp4.stored.defects import DEFECTS, Finding, Outcome, grouped
-from nvfp4.stored.needs import needed_comfyui
+from nvfp4.report.data import Report, label_of, matmul, matmuls, summary_data, totals
+from nvfp4.report.lines import broken, labelled, spent
+from nvfp4.report.usual import render_errors
 from nvfp4.tune.activations import CurvePoint
 from nvfp4.tune.choice import SizePoint
-from nvfp4.verify import Check
 from nvfp4.work import render_work
 
 # A trade-off may have hundreds of steps, one for each layer. About 10 of them show its bend and
 # fit into a terminal of usual width.
 CURVE_POINTS = 10
-
-
-def render_findings(found: Iterable[Finding]) -> list[str]:
-    """Render defects, three lines for each kind, the worst outcome first.
-
-    The lines tell outcome, count and what is wrong; what ComfyUI does with it and what to do; and
-    examples of the layers or tensors concerned.
-    """
-    lines = []
-    for key, where in grouped(found).items():
-        defect = DEFECTS[key]
-        lines += [
-            f"  {defect.outcome.name:6} {len(where)} x {defect.what}",
-            f"         {defect.consequence}; to do: {defect.remedy}",
-            f"         {examples(where)}",
-        ]
-    return lines
-
-
-def render_check(check: Check) -> str:
-    """Render what --verify found: the file's formats, its defects, and measured layers' errors.
-
-    The first line counts tensors and quantised layers by format, in the order of the format table.
-    Defects that are worse than harmless get the advice to convert the original again, since this
-    tool mends no quantised file.
-    """
-    # Formats that no row describes are among the defects; of these, other programs' are counted.
-    schemes = Counter(layer.scheme for layer in check.layers.values())
-    schemes.update(one.detail for one in check.findings if one.defect == "other program")
-    programs = [program for program, _ in QUANTISERS]
-    titles = [*(row.title for row in readable_formats()), *dict.fromkeys(programs)]
-    titles = [title for title in titles if schemes[title]]
-    quantised = ", ".join(f"{schemes[title]} {title}" for title in titles)
-    quantised = f"{quantised} layers" if quantised else "nothing is quantised"
-    path, size = check.model.files[0], gigabytes(file_bytes(check.model))
-    title = f"{path.name}: {len(check.model.tensors):,} tensors, {size}, {quantised}"
-    defects = render_findings(check.findings) or ["  no defect found"]
-    if kind := check.kind:
-        defects = [
-            f"  is {kind.title}, not {kind.instead}: {kind.what_to_do}",
-            *(render_findings(check.findings) or ["  no defect found in its quantised layers"]),
-        ]
-    # A file that loads as it should needs no advice, whatever other programs think of it; what was
-    # never converted cannot be converted again, and with another source nothing is known.
-    parts = {suffix for layer in check.layers.values() for suffix in layer.parts}
-    converted = titles or parts - {"weight", "bias"} or "convert_nvfp4" in check.model.metadata
-    own = [one.outcome for one in check.findings if one.defect != "other source"]
-    if converted and max(own, default=Outcome.LOADS) > Outcome.LOADS:
-        defects.append("  to have none of these, convert the original model again")
-    needs = filter(None, [str(needed_comfyui(check.layers.values()))])
-    lines = [title, *(f"  {need}" for need in needs), *defects, render_asked(check.asked)]
-    return "\n".join([*lines, *render_worst(check.damage)])
-
-
-def render_asked(asked: Answer | None) -> str:
-    """Render one line of what a ComfyUI made of the file, or that none was asked."""
-    return f"  {asked.sentence if asked else NOT_ASKED}"
 
 
 def render_totals(report: Report) -> list[str]:
@@ -130,37 +69,46 @@ def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
     return [title, *lines] if lines else []
 
 
-def render_output_errors(report: Report, count: int = 5) -> list[str]:
+def rounded_layers(report: Report) -> dict[str, Damage]:
+    """Collect the layers that were rounded by statistics: {layer: its error}."""
+    return {
+        layer: damage for layer, damage in report.damage.items() if damage.output_before is not None
+    }
+
+
+def render_output_errors(report: Report) -> list[str]:
     """Render what rounding by statistics gained over the plain search.
 
     One line has the geometric means, over all such layers, of the output's relative RMSE before and
-    after, and how many layers did not gain; then follow the `count` layers with the largest error
-    left. Layers whose second moments could not be used are named first: they got the plain search.
+    after, and how many layers did not gain. Layers whose second moments could not be used are named
+    first: they got the plain search.
     """
-    found = {
-        layer: damage for layer, damage in report.damage.items() if damage.output_before is not None
-    }
+    found = rounded_layers(report)
     # Planned with moments, measured without an output error: its rounding fell back.
     asked = [plan.ref.layer for plan in report.plans if plan.moments]
     failed = [layer for layer in asked if layer in report.damage.keys() - found.keys()]
     lines = []
     if failed:
         what = "second moments are not positive definite: the plain search"
-        lines.append(f"  {len(failed)} layers' {what}: {examples(failed)}")
+        lines.append(f"{in_number(len(failed), 'layers')}' {what}: {examples(failed)}")
     if not found:
         return lines
     # The mean is geometric: a gain is a ratio, and each layer's counts alike.
     pairs = [(damage.output_before, damage.output_after) for damage in found.values()]
     kept = sum(before == after for before, after in pairs)
     before, after = (geometric_mean(errors) for errors in zip(*pairs, strict=True))
-    lines += [
-        f"  output errors of the {len(found)} layers rounded by their input's statistics: "
-        f"{before:.4f} -> {after:.4f} (geometric mean; {kept} did not gain), the largest:"
+    return [
+        *lines,
+        f"output errors of the {in_number(len(found), 'layers')} rounded by their input's "
+        f"statistics: {before:.4f} -> {after:.4f} (geometric mean; {kept} did not gain)",
     ]
-    worst = sorted(found.items(), key=lambda item: -item[1].output_after)[:count]
-    for layer, damage in worst:
-        lines.append(f"    {output_errors(dataclasses.asdict(damage))}  {layer}")
-    return lines
+
+
+def render_largest(report: Report, count: int = 5) -> list[str]:
+    """Render the `count` layers rounded by statistics with the largest error of the output left."""
+    worst = sorted(rounded_layers(report).items(), key=lambda item: -item[1].output_after)[:count]
+    lines = [f"    {output_errors(dataclasses.asdict(d))}  {layer}" for layer, d in worst]
+    return ["  largest output errors of layers rounded by statistics:", *lines] if lines else []
 
 
 def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
@@ -228,9 +176,10 @@ def render_plan(report: Report) -> list[str]:
     """Render every tensor's precision, shape, name and reason, alike blocks together on one line.
 
     Tensors of the transformer blocks that differ in nothing but the block's number share a line,
-    such as `blocks.{0-3,7}.ffn.0.weight`, unless --verbose asks for each on its own.
+    such as `blocks.{0-3,7}.ffn.0.weight`, unless --verbose asks for each on its own. Weights come
+    first, and what is planned otherwise in other blocks stands next to it.
     """
-    groups = defaultdict(list)
+    groups, first = defaultdict(list), {}
     for plan in report.plans:
         fate = label_of(plan)
         mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
@@ -240,15 +189,15 @@ def render_plan(report: Report) -> list[str]:
         number = (
             None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
         )
-        name = plan.ref.name
+        name, block = plan.ref.name, 0
         if number and bare(name).startswith(TRANSFORMER_BLOCKS):
-            key = f"{name[: number.start()]}*{name[number.end() :]}"
-            groups[key, str(row)].append((int(number[0]), row))
-        else:
-            groups[name, str(row)].append((0, row))
+            name, block = f"{name[: number.start()]}*{name[number.end() :]}", int(number[0])
+        is_weight = plan.is_multiplied or plan.is_quantised or plan.ref.name.endswith(".weight")
+        first.setdefault(name, (not (is_weight and len(plan.ref.shape) > 1), len(first)))
+        groups[name, str(row)].append((block, row))
     lines = []
     # Only the first "*" is ours: it stands for the block numbers.
-    for (key, _), members in groups.items():
+    for (key, _), members in sorted(groups.items(), key=lambda group: first[group[0][0]]):
         name = key.replace("*", f"{{{ranges([number for number, _ in members])}}}", 1)
         fate, shape, reason = members[0][1]
         lines.append(f"  {fate:8} {len(members):4} x {shape!s:20} {name}  [{reason}]")
@@ -287,28 +236,82 @@ def render_scales(report: Report) -> list[str]:
     ]
 
 
-def render_report(report: Report) -> str:
+def render_details(report: Report) -> list[str]:
+    """Render what --verbose and --dry-run print before the summary: the plan, totals, errors."""
+    options = report.options
+    if not (options.dry_run or options.verbose):
+        return []
+    errors = [*render_worst(report.damage), *render_largest(report)]
+    return [*render_plan(report), *render_totals(report), render_matmuls(report), *errors, ""]
+
+
+def render_layers(report: Report) -> str:
+    """Render one line of how many layers are stored and multiplied in which way."""
+    counts = defaultdict(Counter)
+    for plan in report.plans:
+        if plan.is_layer:
+            packed = plan.is_quantised or plan.ref.config
+            counts[label_of(plan)][matmul(plan) if packed else ""] += 1
+    parts = []
+    for label in totals(report.plans):
+        found = counts[label]
+        kinds = [kind for kind in sorted(found) if kind]
+        several = ", ".join(f"{found[kind]} {kind}" for kind in kinds)
+        told = several if len(kinds) > 1 else "".join(kinds)
+        told = f" ({told})" if told not in ("", label) else ""
+        parts += [f"{found.total()} {label}{told}"] if found else []
+    return ", ".join(parts)
+
+
+def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
+    """Render the beginning of the summary, as labels and their texts: file, size, time, layers."""
+    options, path = report.options, report.options.written.absolute()
+    size, share = report.output_bytes, percentage(report.output_bytes, report.source_bytes)
+    source = f"{share} of {options.source.name}'s {gigabytes(report.source_bytes)}"
+    fails = "this would fail, see the end; " if report.problems else ""
+    planned = f"{fails}nothing was written; this would be {path}"
+    on = f" on {report.device}" if report.device else ""
+    is_timed = report.seconds and not options.dry_run
+    return [
+        ("dry run", [planned]) if options.dry_run else ("written", [str(path)]),
+        ("size", [f"{gigabytes(size)}, exactly {size:,} bytes, {source}"]),
+        ("time", [f"{spent(report.seconds)}{on}" if is_timed else ""]),
+        ("checked", [data["checked"]]),
+        ("layers", [render_layers(report)]),
+    ]
+
+
+def render_next(report: Report, data: dict) -> list[tuple[str, list[str]]]:
+    """Render the rest of the summary, as labels and their texts: speed, errors, the next step."""
+    options, load = report.options, data["load"]["text"]
+    shares, speed, needs = render_work(data["work"]) or ("", "", "")
+    more = "--report FILE.html tells of every layer, --verbose prints the tables here"
+    if options.report:
+        more = f"every layer and its error: {options.report.absolute()}"
+    errors = render_errors(data["errors"], data["outliers"])
+    asked = report.asked.sentence if report.asked else NOT_ASKED
+    return [
+        ("work", [shares]),
+        ("speed", [speed]),
+        ("errors", [*errors, *render_output_errors(report)]),
+        ("ComfyUI", ["" if report.problems else load, needs, asked]),
+        ("details", ["" if options.dry_run else more]),
+    ]
+
+
+def render_report(report: Report, width: int | None = None) -> str:
     """Render the summary that a person reads at the end of a conversion.
 
-    With --dry-run or --verbose the plan stands before it. Size in bytes is exact in both cases,
-    since the layout is known before anything is written. Notes come last, nearest to the prompt.
+    width: of the terminal, by which long lines are broken; None breaks none. With --dry-run or
+    --verbose the plan stands before it. Size in bytes is exact in both cases, since the layout is
+    known before anything is written. Notes come last, warnings nearest to the prompt.
     """
-    options = report.options
-    verb = "would become" if options.dry_run else "->"
-    lines = render_plan(report) if options.dry_run or options.verbose else []
-    lines += [
-        f"{options.source.name}: {gigabytes(report.source_bytes)} {verb} {options.written.name}: "
-        f"{gigabytes(report.output_bytes)}, exactly {report.output_bytes:,} bytes "
-        f"({percentage(report.output_bytes, report.source_bytes)})",
-        *render_totals(report),
-        render_matmuls(report),
-        *(f"  {line}" for line in render_work(report.work)),
-        *render_worst(report.damage),
-        *render_output_errors(report),
-        *render_curve(report.curve),
-        *render_sizes(report),
-        *(render_scales(report) if options.input_scale_layer_summary else []),
-        render_asked(report.asked),
-        *(note.line for note in by_rank(report.notes)),
-    ]
+    data = summary_data(report)
+    lines = render_details(report)
+    for label, texts in (*render_written(report, data), *render_next(report, data)):
+        lines += labelled(label, [text for text in texts if text], width)
+    lines += [*render_curve(report.curve), *render_sizes(report)]
+    lines += render_scales(report) if report.options.input_scale_layer_summary else []
+    for note in by_rank(report.notes):
+        lines += broken(note.line, width)
     return "\n".join(lines)

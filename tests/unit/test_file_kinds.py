@@ -174,7 +174,7 @@ def test_every_kind_is_told_as_source_by_verify_and_by_the_comparison(
     assert main(["--verify", str(path), "--quiet"]) == 0
     printed = capsys.readouterr().out
     instead = "in ComfyUI's" if "names of diffusers" in title else "a diffusion model"
-    assert f"  is {title}, not {instead}: " in printed
+    assert printed.startswith(f"verdict   is {title}, not {instead}: ")
     assert "no defect found in its quantised layers" in printed
     assert compare_models([str(path)]) == 0
     assert f") is {title}, not {instead}" in capsys.readouterr().out
@@ -186,7 +186,7 @@ def test_a_quantised_text_encoder_is_checked_as_such(tmp_path, capsys):
     tensors = {name.removeprefix(T5): tensor for name, tensor in scaled_fp8().items()}
     save_file(tensors, tmp_path / "te.safetensors")
     assert main(["--verify", str(tmp_path / "te.safetensors"), "--quiet"]) == 0
-    assert "8 scaled FP8 layers" in capsys.readouterr().out
+    assert "layers    8 scaled FP8\n" in capsys.readouterr().out
     # It is always multiplied in 16 bits, so that nothing is clamped without an input scale.
     current = {name.removeprefix(T5): tensor for name, tensor in BESIDE["FP8"].items()}
     save_file(current, tmp_path / "fp8.safetensors")

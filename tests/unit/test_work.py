@@ -98,8 +98,8 @@ def test_versions_are_compared_as_numbers():
 def test_comfy_kitchen_is_told_where_it_has_to_be_newer():
     work = work_of([Multiplied("blocks.0.ffn.0", 100, "w6a8", "0.33", "0.2.40")], "")
     assert render_work(work_data(work, "rdna"))[2] == (
-        "needs ComfyUI 0.33 with comfy-kitchen 0.2.40 or newer, and for that speed torch for ROCm, "
-        "and comfy-kitchen 0.2.31 or newer"
+        "needs ComfyUI 0.33 with comfy-kitchen 0.2.40 or newer; for speed torch for ROCm, and "
+        "comfy-kitchen 0.2.31 or newer"
     )
 
 
@@ -135,9 +135,9 @@ def test_what_a_layer_runs_as(title, shape, marked, word):
 
 def test_the_card_alone_is_told_where_one_is_given():
     text = render_report(planned_for(WAN_14B, ["--card", "blackwell"]))
-    assert "multiply work of the linear layers on blackwell: " in text
-    assert "by peak throughputs: blackwell 3.7x\n" in text
-    assert "needs ComfyUI 0.31 or newer, and for that speed torch built for CUDA 13.0" in text
+    assert " on GeForce RTX 50 (blackwell); other cards do the 4-bit part in 16\n" in text
+    assert "at most: blackwell 3.7x (estimate; " in text
+    assert "needs ComfyUI 0.31 or newer; for speed torch built for CUDA 13.0" in text
 
 
 def test_conversion_and_comparison_agree(tiny, tmp_path, capsys):

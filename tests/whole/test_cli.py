@@ -24,13 +24,14 @@ def test_windows_paths_work_on_posix(tiny, tmp_path, monkeypatch):
 
 def test_results_go_to_stdout_and_progress_to_stderr(tiny, tmp_path, capsys):
     command = [str(tiny), str(tmp_path / "o.safetensors"), "--gguf", str(tiny / "model.gguf")]
-    assert c.main([*command, *RECIPE, "--input-scale-layer-summary"]) == 0
+    assert c.main([*command, *RECIPE, "--input-scale-layer-summary", "--verbose"]) == 0
     out, err = capsys.readouterr()
     # A log gets a line of what takes longer than two seconds.
     assert "error" not in err
     assert "converting" not in out
     assert "matmuls: W4A16 19 layers (18 %), W4A4 9 layers (8 %), W8A16 12 layers (13 %)" in out
     assert "worst layers by relative RMSE" in out
+    assert "\nlayers    28 NVFP4 (19 W4A16, 9 W4A4), 12 FP8 (W8A16), " in out
     assert re.search(r"blocks\.2\.ffn\.0  0\.00\d+  summary p99\.9 x 1\.08", out)
     assert "blocks.2.ffn.2  none (not used)" in out
     assert c.main([*command, *RECIPE, "--quiet"]) == 0

@@ -160,7 +160,7 @@ def test_a_dry_run_tells_what_would_fail(simple, capsys):
     out, error = capsys.readouterr()
     assert error.startswith("error: ")
     assert "missing: no such folder" in error
-    assert "would become o.safetensors" in out
+    assert "\ndry run   this would fail, see the end; nothing was written; " in out
 
 
 def test_too_little_space_is_known_before_the_work(simple, capsys, monkeypatch):

@@ -60,7 +60,10 @@ def test_every_shard_tells_of_its_own_layers(sharded, capsys):
 def test_shards_are_verified_against_their_source(sharded, tiny, capsys):
     index = sharded.with_name("o.safetensors.index.json")
     assert c.main(["--verify", str(index), "--source", str(tiny), "--quiet"]) == 0
-    assert "28 NVFP4, 12 FP8 layers\n  no defect found" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert text.startswith("verdict   no defect found: ComfyUI loads it as it should\n")
+    assert "layers    28 NVFP4, 12 FP8\n" in text
+    assert "take one file, not shards" in text
 
 
 def test_shards_are_not_written_over(sharded, tiny, capsys):
