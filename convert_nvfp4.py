@@ -19575,7 +19575,7 @@ LABEL_WIDTH = 10
 MAX_WIDTH = 100
 
 
-def terminal_width() -> int | None:
+def stdout_width() -> int | None:
     """Tell how wide lines on stdout should be; None, which breaks no line, for a file or a pipe.
 
     Programs that search what was printed find whole sentences on one line.
@@ -19875,7 +19875,7 @@ def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
     ]
 
 
-def render_next(report: Report, data: dict) -> list[tuple[str, list[str]]]:
+def render_use(report: Report, data: dict) -> list[tuple[str, list[str]]]:
     """Render the rest of the summary, as labels and their texts: speed, errors, the next step."""
     options, load = report.options, data["load"]["text"]
     shares, speed, needs = render_work(data["work"]) or ("", "", "")
@@ -19902,7 +19902,7 @@ def render_report(report: Report, width: int | None = None) -> str:
     """
     data = summary_data(report)
     lines = render_details(report)
-    for label, texts in (*render_written(report, data), *render_next(report, data)):
+    for label, texts in (*render_written(report, data), *render_use(report, data)):
         lines += labelled(label, [text for text in texts if text], width)
     lines += [*render_curve(report.curve), *render_sizes(report)]
     lines += render_scales(report) if report.options.input_scale_layer_summary else []
@@ -22642,12 +22642,12 @@ def run(task: Options | Verification) -> tuple[str, int]:
     """
     if isinstance(task, Verification):
         check = verify_file(task)
-        return render_check(check, terminal_width()), int(check.outcome > Outcome.LOADS)
+        return render_check(check, stdout_width()), int(check.outcome > Outcome.LOADS)
     report = run_phases(task)
     # All ranks have the same report; one prints it.
     if not read_ranks().is_first:
         return "", 0
-    text = render_report(report, terminal_width())
+    text = render_report(report, stdout_width())
     try:
         write_texts(report)
     except ConvertError:

@@ -20,7 +20,7 @@ from nvfp4.options import Doctor, Options, Verification
 from nvfp4.progress import SCREEN
 from nvfp4.ranks import read_ranks
 from nvfp4.report.check import render_check
-from nvfp4.report.lines import terminal_width
+from nvfp4.report.lines import stdout_width
 from nvfp4.report.summary import render_report
 from nvfp4.report.texts import write_texts
 from nvfp4.stored.defects import Outcome
@@ -37,12 +37,12 @@ def run(task: Options | Verification) -> tuple[str, int]:
     """
     if isinstance(task, Verification):
         check = verify_file(task)
-        return render_check(check, terminal_width()), int(check.outcome > Outcome.LOADS)
+        return render_check(check, stdout_width()), int(check.outcome > Outcome.LOADS)
     report = run_phases(task)
     # All ranks have the same report; one prints it.
     if not read_ranks().is_first:
         return "", 0
-    text = render_report(report, terminal_width())
+    text = render_report(report, stdout_width())
     try:
         write_texts(report)
     except ConvertError:

@@ -12,7 +12,7 @@ LABEL_WIDTH = 10
 MAX_WIDTH = 100
 
 
-def terminal_width() -> int | None:
+def stdout_width() -> int | None:
     """Tell how wide lines on stdout should be; None, which breaks no line, for a file or a pipe.
 
     Programs that search what was printed find whole sentences on one line.

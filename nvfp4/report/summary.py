@@ -281,7 +281,7 @@ def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
     ]
 
 
-def render_next(report: Report, data: dict) -> list[tuple[str, list[str]]]:
+def render_use(report: Report, data: dict) -> list[tuple[str, list[str]]]:
     """Render the rest of the summary, as labels and their texts: speed, errors, the next step."""
     options, load = report.options, data["load"]["text"]
     shares, speed, needs = render_work(data["work"]) or ("", "", "")
@@ -308,7 +308,7 @@ def render_report(report: Report, width: int | None = None) -> str:
     """
     data = summary_data(report)
     lines = render_details(report)
-    for label, texts in (*render_written(report, data), *render_next(report, data)):
+    for label, texts in (*render_written(report, data), *render_use(report, data)):
         lines += labelled(label, [text for text in texts if text], width)
     lines += [*render_curve(report.curve), *render_sizes(report)]
     lines += render_scales(report) if report.options.input_scale_layer_summary else []
