@@ -9,6 +9,7 @@
 #   "gguf>=0.11",
 #   "numpy>=1.24",
 #   "tqdm>=4.60",
+#   "tomli>=2; python_version < '3.11'",
 # ]
 # ///
 """Convert diffusion models to mixed-precision NVFP4 files for ComfyUI: `--help` tells how.
@@ -588,6 +589,7 @@ import argparse
 import dataclasses
 import errno
 import functools
+import importlib
 import importlib.util
 import itertools
 import json
@@ -1543,9 +1545,9 @@ def input_path(given: str | Path) -> Path:
 def shipped_path(given: str | Path, folder: str) -> Path:
     """Find a file as given or, if there is none, of that name in a folder beside this script.
 
-    folder: "calib" or "sensitive_layers", whose files come with the program; it may be part of the
-    name. Returns the path that exists; the error lists what the folder has. A Path that a program
-    gives may name none: reading it will tell.
+    folder: "calib", "sensitive_layers" or "recipes", whose files come with the program; it may be
+    part of the name. Returns the path that exists; the error lists what the folder has. A Path that
+    a program gives may name none: reading it will tell.
     """
     # As given comes first: a file of one's own may have the name of one that is shipped.
     path = input_path(given)
@@ -1555,7 +1557,7 @@ def shipped_path(given: str | Path, folder: str) -> Path:
     if not isinstance(given, str):
         return path
     # calib/ has other files, too: name only such as the option takes.
-    kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
+    kind = {"calib": "*.json", "sensitive_layers": "*.txt", "recipes": "*.toml"}[folder]
     if not (HERE / folder).is_dir():
         alone = f"there is no {folder}/ beside this script to look in; give its path"
         raise argparse.ArgumentTypeError(f"no file {given}: {alone}")
@@ -3305,6 +3307,150 @@ def titles(words: list[str]) -> str:
     return ", ".join(word.upper() for word in words) or "none"
 
 
+# ── nvfp4/options/recipe_files.py: Read recipe files, --recipe-file: options of one conversion or o
+
+# The folder beside this script whose files may be given by their names alone.
+RECIPE_FOLDER = "recipes"
+# The table that a recipe of several models repeats.
+MODEL_TABLE = "model"
+# A recipe is a page of text: larger files are none.
+LARGEST_RECIPE = 1_000_000
+
+
+def recipe_path(given: str | Path) -> Path:
+    """Find a recipe: a file as given, or one in recipes/ by its name, with or without ".toml"."""
+    path = input_path(given)
+    if exists(path) or path.suffix.lower() in (".toml", ".json") or not isinstance(given, str):
+        return shipped_path(given, RECIPE_FOLDER)
+    return shipped_path(f"{given}.toml", RECIPE_FOLDER)
+
+
+def shipped_recipes() -> list[Path]:
+    """List the recipes that come with the program, by their names."""
+    return sorted((HERE / RECIPE_FOLDER).glob("*.toml"))
+
+
+def render_recipes() -> str:
+    """Write what --list-recipes prints: the beginning of each shipped recipe, which is comments."""
+    lines = []
+    for path in shipped_recipes():
+        lines.append(f"{path.stem}:")
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("#"):
+                break
+            lines.append(f"  {line[2:]}")
+    where = f"Files to copy and to edit: {HERE / RECIPE_FOLDER}"
+    return "\n".join([*lines, where])
+
+
+def read_recipe(path: Path, rows: Iterable[Option]) -> list[dict[str, object]]:
+    """Read a recipe file, and return {flag: value} for each of its models; one without [[model]].
+
+    rows: of the options that it may give. Paths in it are relative to it. Raises ConvertError with
+    a line for each mistake.
+    """
+    whole = parse_recipe(path)
+    models = whole.pop(MODEL_TABLE, [{}])
+    if not isinstance(models, list) or not all(isinstance(one, dict) for one in models):
+        raise ConvertError(f"{path}: {MODEL_TABLE} is not [[{MODEL_TABLE}]], a table for each")
+    reader = RecipeReader(path, rows)
+    common = reader.options_in(whole)
+    found = [overridden(rows, common, reader.options_in(model)) for model in models]
+    if reader.problems:
+        raise ConvertError(*dict.fromkeys(reader.problems))
+    return found
+
+
+def parse_recipe(path: Path) -> dict[str, object]:
+    """Parse a file's TOML or JSON, by its suffix. Raises ConvertError."""
+    is_json = path.suffix.lower() == ".json"
+    # Python 3.10 has no reader of TOML; requirements.txt names the package that became it.
+    reader = json if is_json else toml_reader(path)
+    try:
+        with path.open("rb") as file:
+            text = file.read(LARGEST_RECIPE + 1)
+        if len(text) > LARGEST_RECIPE:
+            raise ConvertError(f"{path}: is larger than any recipe")
+        found = reader.loads(text.decode("utf-8-sig"))
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
+    # Both readers raise subclasses of it, and so does a text in another encoding.
+    except (ValueError, RecursionError) as error:
+        kind = "JSON" if is_json else "TOML"
+        raise ConvertError(f"{path}: is not {kind}: {error}") from error
+    if not isinstance(found, dict):
+        raise ConvertError(f"{path}: is no table of options")
+    return found
+
+
+def toml_reader(path: Path) -> object:
+    """Load the module that reads TOML. Raises ConvertError where there is none."""
+    try:
+        return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    except ModuleNotFoundError:
+        raise ConvertError(
+            f"{path}: Python 3.10 reads TOML with tomli: python -m pip install tomli"
+        ) from None
+
+
+def overridden(
+    rows: Iterable[Option], given: GivenOptions, winning: GivenOptions
+) -> dict[str, object]:
+    """Put options over others: {flag: value}, without what another name of an option gave."""
+    names = [{*row.flags} for row in rows if not row.switches]
+    lost = set().union(*(flags for flags in names if flags & winning.keys()))
+    return {flag: value for flag, value in given.items() if flag not in lost} | {**winning}
+
+
+class RecipeReader:
+    """Read the tables of one recipe file, and collect its mistakes in `problems`."""
+
+    def __init__(self, path: Path, rows: Iterable[Option]):
+        self.path, self.problems = path, []
+        self.arguments = {key_of(one.flag): one for row in rows for one in row.arguments}
+
+    def options_in(self, table: Mapping[str, object]) -> dict[str, object]:
+        """Make {flag: value} of a table; a switch that is false counts as not given."""
+        return {flag: value for flag, value in self.values_in(table) if value is not False}
+
+    def values_in(self, table: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+        """Yield each option of a table with its value; what is wrong goes to `problems`."""
+        for key, given in table.items():
+            argument = self.arguments.get(key)
+            try:
+                if not argument:
+                    hint = did_you_mean(key.replace("_", "-").strip("-"), self.arguments)
+                    raise argparse.ArgumentTypeError(f"is no option of a conversion{hint}")
+                yield argument.flag, self.value_of(argument, given)
+            except argparse.ArgumentTypeError as error:
+                self.problems.append(f"{self.path}: {key}: {error}")
+
+    def value_of(self, argument: Argument, given: object) -> object:
+        """Read one value as the command line would."""
+        kind = argument.kind
+        if kind == SWITCH and not isinstance(given, bool):
+            raise argparse.ArgumentTypeError(f"{given!r} is not true or false")
+        if isinstance(given, dict) or (isinstance(given, list) and not kind.repeatable):
+            raise argparse.ArgumentTypeError(f"{given!r} is no single value")
+        if isinstance(given, list):
+            return kind.accept([self.placed(kind, one) for one in given])
+        return kind.accept(self.placed(kind, given))
+
+    def placed(self, kind: Kind, given: object) -> object:
+        """Make the path that a text names one that is relative to the recipe file."""
+        reader = getattr(kind.read, "func", kind.read)
+        if reader not in (input_path, shipped_path, lora_file) or not isinstance(given, str):
+            return given
+        beside = self.path.parent / input_path(given)
+        # What comes with the program is found by its name, as on the command line.
+        return given if reader is shipped_path and not exists(beside) else str(beside)
+
+
+def key_of(flag: str) -> str:
+    """Tell what a recipe calls an option: "--use-fp8" is use-fp8, and SOURCE is source."""
+    return flag.lstrip("-").lower()
+
+
 # ── nvfp4/families.py: Known model families and their presets, as rows of a table ─────────────────
 
 # What stands for the format of 8 bits that a conversion has: INT8, or FP8 where that is asked for.
@@ -4392,10 +4538,22 @@ class Doctor:
         check_task(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandLine:
+    """Describe what the command line alone takes: it stands for options, which win over it."""
+
+    # fmt: off
+    recipe_file: Path | None = option(None, GENERAL, Kind(recipe_path, "RECIPE"),
+        "take options from this .toml or .json, also looked for in recipes/ beside this script "
+        "(--list-recipes); those that are given here win over it",
+        everyday="options from a file or by name: --list-recipes")
+    # fmt: on
+
+
 # What is done instead of a conversion where the first row of one of these is given.
 OTHER_TASKS = (Verification, Doctor)
 # All rows, in the order of `--help`.
-OPTIONS = tuple(all_options(Options, *OTHER_TASKS))
+OPTIONS = tuple(all_options(Options, CommandLine, *OTHER_TASKS))
 
 
 # ── nvfp4/doctor/examine.py: Examine this machine: the quick things first, while torch is being ask
@@ -4569,6 +4727,10 @@ class ArgumentReader(argparse.ArgumentParser):
         name, error, rest = (message or "").partition("error: ")
         super().exit(status, f"{name}{coloured(error + rest, sys.stderr)}" or None)
 
+    def refuse_all(self, problems: Sequence[str], end: str = "") -> NoReturn:
+        """Print the usage and a line for each problem, and exit with 2. end: of every line."""
+        self.error("\nerror: ".join(problem + end for problem in problems))
+
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Print one line on the words that nothing takes, and exit with 2."""
         known = [flag for action in self._actions for flag in action.option_strings]
@@ -4705,6 +4867,8 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     # argparse's "version" action prints any text and exits.
     presets = {"action": "version", "version": render_presets()}
     parser.add_argument("--list-presets", **presets, help="what each preset does, and why")
+    recipes = {"action": "version", "version": render_recipes()}
+    parser.add_argument("--list-recipes", **recipes, help="the recipes that --recipe-file knows")
     groups = {"": parser}
     for row in rows:
         if row.group not in groups:
@@ -4729,7 +4893,7 @@ def parse_tasks(
     Returns instances of it, or one of OTHER_TASKS. A wrong value, a contradiction or a missing
     companion option prints one line and exits with 2.
     """
-    parser = build_parser(all_options(conversion, *OTHER_TASKS))
+    parser = build_parser(all_options(conversion, CommandLine, *OTHER_TASKS))
     named = vars(parser.parse_args(argv)).items()
     given = {flag: value for flag, value in named if value not in (None, [])}
     # A long dash that a web page made of two is a place to argparse.
@@ -4738,22 +4902,22 @@ def parse_tasks(
         parser.refuse(dashed)
     task = next((one for one in OTHER_TASKS if options_of(one)[0].flag in given), conversion)
     rows = options_of(task)
+    recipe = given.pop("--recipe-file", None) if task is conversion else None
     # Flags of the other tasks, or SOURCE and OUTPUT beside --verify.
     foreign = given.keys() - {flag for row in rows for flag in row.flags}
     if foreign and task is not conversion:
         parser.error(goes_with(rows))
-    if foreign or any(row.default is MISSING and row.flag not in given for row in rows):
-        parser.error("give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]")
     try:
-        models = [*each_model(given)] if task is conversion else [given]
-        # Contradictions are looked for by what was named; the task itself can only see what
-        # differs from the defaults.
-        refuse(problem for model in models for problem in contradictions(rows, model))
-        tasks = [task(**{row.name: row.value_in(model) for row in rows}) for model in models]
-        refuse(clashes(tasks) if len(tasks) > 1 else ())
+        known = read_recipe(recipe, rows) if recipe else [{}]
     except ConvertError as error:
-        parser.error(error.problems[0])
-    return tuple(tasks)
+        parser.refuse_all(error.problems)
+    try:
+        models = [*each_model(given, *known)] if task is conversion else [given]
+        if foreign or any(is_missing(row, model) for row in rows for model in models):
+            raise ConvertError("give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]")
+        return make_tasks(task, rows, models)
+    except ConvertError as error:
+        parser.refuse_all(error.problems, f" (with the options of {recipe.name})" if recipe else "")
 
 
 def parse_options(
@@ -4762,6 +4926,25 @@ def parse_options(
     """Make the task of a command line that has one; the rest is as in `parse_tasks`."""
     (task,) = parse_tasks(argv, conversion)
     return task
+
+
+def make_tasks(
+    task: type, rows: list[Option], models: list[dict[str, object]]
+) -> tuple[Options | Verification | Doctor, ...]:
+    """Make a task of each {flag: value}. Raises ConvertError for the first that is wrong."""
+    for model in models:
+        # Contradictions are looked for by what was named; the task itself can only see what
+        # differs from the defaults.
+        refuse(contradictions(rows, model))
+    tasks = tuple(task(**{row.name: row.value_in(model) for row in rows}) for model in models)
+    if len(tasks) > 1:
+        refuse(clashes(tasks))
+    return tasks
+
+
+def is_missing(row: Option, given: dict[str, object]) -> bool:
+    """Tell whether a row that has to be given was not."""
+    return row.default is MISSING and row.flag not in given
 
 
 def refuse(problems: Iterable[str]) -> None:
@@ -4779,19 +4962,26 @@ def goes_with(rows: list[Option]) -> str:
     return f"{asks} goes with {goes}, without OUTPUT"
 
 
-def each_model(given: dict[str, object]) -> Iterator[dict[str, object]]:
-    """Make {flag: value} for each model of a command line: its own SOURCE, and its OUTPUT.
+def each_model(given: dict[str, object], *recipe: dict[str, object]) -> Iterator[dict[str, object]]:
+    """Make {flag: value} for each model: its own SOURCE and OUTPUT, options before the recipe's.
 
-    given: as the parser gives it, OUTPUT as a list. Of three or more places, the last is a folder
-    that all are written to. Raises ConvertError where it is none.
+    given: as the parser gives it, OUTPUT as a list: of three or more places, the last is a folder
+    that all are written to. recipe: {flag: value} for each of its models, {} without one. Raises
+    ConvertError where the last of several places is no folder, or a recipe has models of its own.
     """
-    source, places = given["SOURCE"], given.get("OUTPUT", [])
-    *more, output = places or [None]
+    *more, output = given.get("OUTPUT") or [None]
+    if len(recipe) > 1 and "SOURCE" in given:
+        raise ConvertError("the recipe names its models itself; leave SOURCE and OUTPUT out")
     if more and not output.is_dir() and (output.exists() or "--make-folder" not in given):
         hint = "" if output.exists() else "; --make-folder creates one"
         raise ConvertError(f"of several models, the last place is a folder: {output} is none{hint}")
-    for model in (source, *more):
-        yield given | {"SOURCE": model} | ({"OUTPUT": output} if output else {})
+    named = {flag: value for flag, value in given.items() if flag not in ("SOURCE", "OUTPUT")}
+    named |= {"OUTPUT": output} if output else {}
+    sources = [given["SOURCE"], *more] if "SOURCE" in given else [None]
+    rows = options_of(Options)
+    for model in recipe:
+        for source in sources:
+            yield overridden(rows, model, named | ({"SOURCE": source} if source else {}))
 
 
 def clashes(tasks: list[Options]) -> Iterator[str]:

@@ -70,6 +70,10 @@ class ArgumentReader(argparse.ArgumentParser):
         name, error, rest = (message or "").partition("error: ")
         super().exit(status, f"{name}{coloured(error + rest, sys.stderr)}" or None)
 
+    def refuse_all(self, problems: Sequence[str], end: str = "") -> NoReturn:
+        """Print the usage and a line for each problem, and exit with 2. end: of every line."""
+        self.error("\nerror: ".join(problem + end for problem in problems))
+
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
         """Print one line on the words that nothing takes, and exit with 2."""
         known = [flag for action in self._actions for flag in action.option_strings]

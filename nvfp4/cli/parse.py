@@ -17,6 +17,7 @@ from nvfp4.errors import DASHES, ConvertError
 from nvfp4.options import (
     OPTIONS,
     OTHER_TASKS,
+    CommandLine,
     Doctor,
     Option,
     Options,
@@ -25,6 +26,7 @@ from nvfp4.options import (
     contradictions,
     options_of,
 )
+from nvfp4.options.recipe_files import overridden, read_recipe, render_recipes
 
 # How a conversion and a check are asked for.
 USAGE = """%(prog)s SOURCE [OUTPUT] [options]
@@ -48,6 +50,8 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     # argparse's "version" action prints any text and exits.
     presets = {"action": "version", "version": render_presets()}
     parser.add_argument("--list-presets", **presets, help="what each preset does, and why")
+    recipes = {"action": "version", "version": render_recipes()}
+    parser.add_argument("--list-recipes", **recipes, help="the recipes that --recipe-file knows")
     groups = {"": parser}
     for row in rows:
         if row.group not in groups:
@@ -72,7 +76,7 @@ def parse_tasks(
     Returns instances of it, or one of OTHER_TASKS. A wrong value, a contradiction or a missing
     companion option prints one line and exits with 2.
     """
-    parser = build_parser(all_options(conversion, *OTHER_TASKS))
+    parser = build_parser(all_options(conversion, CommandLine, *OTHER_TASKS))
     named = vars(parser.parse_args(argv)).items()
     given = {flag: value for flag, value in named if value not in (None, [])}
     # A long dash that a web page made of two is a place to argparse.
@@ -81,22 +85,22 @@ def parse_tasks(
         parser.refuse(dashed)
     task = next((one for one in OTHER_TASKS if options_of(one)[0].flag in given), conversion)
     rows = options_of(task)
+    recipe = given.pop("--recipe-file", None) if task is conversion else None
     # Flags of the other tasks, or SOURCE and OUTPUT beside --verify.
     foreign = given.keys() - {flag for row in rows for flag in row.flags}
     if foreign and task is not conversion:
         parser.error(goes_with(rows))
-    if foreign or any(row.default is MISSING and row.flag not in given for row in rows):
-        parser.error("give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]")
     try:
-        models = [*each_model(given)] if task is conversion else [given]
-        # Contradictions are looked for by what was named; the task itself can only see what
-        # differs from the defaults.
-        refuse(problem for model in models for problem in contradictions(rows, model))
-        tasks = [task(**{row.name: row.value_in(model) for row in rows}) for model in models]
-        refuse(clashes(tasks) if len(tasks) > 1 else ())
+        known = read_recipe(recipe, rows) if recipe else [{}]
     except ConvertError as error:
-        parser.error(error.problems[0])
-    return tuple(tasks)
+        parser.refuse_all(error.problems)
+    try:
+        models = [*each_model(given, *known)] if task is conversion else [given]
+        if foreign or any(is_missing(row, model) for row in rows for model in models):
+            raise ConvertError("give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]")
+        return make_tasks(task, rows, models)
+    except ConvertError as error:
+        parser.refuse_all(error.problems, f" (with the options of {recipe.name})" if recipe else "")
 
 
 def parse_options(
@@ -105,6 +109,25 @@ def parse_options(
     """Make the task of a command line that has one; the rest is as in `parse_tasks`."""
     (task,) = parse_tasks(argv, conversion)
     return task
+
+
+def make_tasks(
+    task: type, rows: list[Option], models: list[dict[str, object]]
+) -> tuple[Options | Verification | Doctor, ...]:
+    """Make a task of each {flag: value}. Raises ConvertError for the first that is wrong."""
+    for model in models:
+        # Contradictions are looked for by what was named; the task itself can only see what
+        # differs from the defaults.
+        refuse(contradictions(rows, model))
+    tasks = tuple(task(**{row.name: row.value_in(model) for row in rows}) for model in models)
+    if len(tasks) > 1:
+        refuse(clashes(tasks))
+    return tasks
+
+
+def is_missing(row: Option, given: dict[str, object]) -> bool:
+    """Tell whether a row that has to be given was not."""
+    return row.default is MISSING and row.flag not in given
 
 
 def refuse(problems: Iterable[str]) -> None:
@@ -122,19 +145,26 @@ def goes_with(rows: list[Option]) -> str:
     return f"{asks} goes with {goes}, without OUTPUT"
 
 
-def each_model(given: dict[str, object]) -> Iterator[dict[str, object]]:
-    """Make {flag: value} for each model of a command line: its own SOURCE, and its OUTPUT.
+def each_model(given: dict[str, object], *recipe: dict[str, object]) -> Iterator[dict[str, object]]:
+    """Make {flag: value} for each model: its own SOURCE and OUTPUT, options before the recipe's.
 
-    given: as the parser gives it, OUTPUT as a list. Of three or more places, the last is a folder
-    that all are written to. Raises ConvertError where it is none.
+    given: as the parser gives it, OUTPUT as a list: of three or more places, the last is a folder
+    that all are written to. recipe: {flag: value} for each of its models, {} without one. Raises
+    ConvertError where the last of several places is no folder, or a recipe has models of its own.
     """
-    source, places = given["SOURCE"], given.get("OUTPUT", [])
-    *more, output = places or [None]
+    *more, output = given.get("OUTPUT") or [None]
+    if len(recipe) > 1 and "SOURCE" in given:
+        raise ConvertError("the recipe names its models itself; leave SOURCE and OUTPUT out")
     if more and not output.is_dir() and (output.exists() or "--make-folder" not in given):
         hint = "" if output.exists() else "; --make-folder creates one"
         raise ConvertError(f"of several models, the last place is a folder: {output} is none{hint}")
-    for model in (source, *more):
-        yield given | {"SOURCE": model} | ({"OUTPUT": output} if output else {})
+    named = {flag: value for flag, value in given.items() if flag not in ("SOURCE", "OUTPUT")}
+    named |= {"OUTPUT": output} if output else {}
+    sources = [given["SOURCE"], *more] if "SOURCE" in given else [None]
+    rows = options_of(Options)
+    for model in recipe:
+        for source in sources:
+            yield overridden(rows, model, named | ({"SOURCE": source} if source else {}))
 
 
 def clashes(tasks: list[Options]) -> Iterator[str]:

@@ -51,9 +51,9 @@ def input_path(given: str | Path) -> Path:
 def shipped_path(given: str | Path, folder: str) -> Path:
     """Find a file as given or, if there is none, of that name in a folder beside this script.
 
-    folder: "calib" or "sensitive_layers", whose files come with the program; it may be part of the
-    name. Returns the path that exists; the error lists what the folder has. A Path that a program
-    gives may name none: reading it will tell.
+    folder: "calib", "sensitive_layers" or "recipes", whose files come with the program; it may be
+    part of the name. Returns the path that exists; the error lists what the folder has. A Path that
+    a program gives may name none: reading it will tell.
     """
     # As given comes first: a file of one's own may have the name of one that is shipped.
     path = input_path(given)
@@ -63,7 +63,7 @@ def shipped_path(given: str | Path, folder: str) -> Path:
     if not isinstance(given, str):
         return path
     # calib/ has other files, too: name only such as the option takes.
-    kind = {"calib": "*.json", "sensitive_layers": "*.txt"}[folder]
+    kind = {"calib": "*.json", "sensitive_layers": "*.txt", "recipes": "*.toml"}[folder]
     if not (HERE / folder).is_dir():
         alone = f"there is no {folder}/ beside this script to look in; give its path"
         raise argparse.ArgumentTypeError(f"no file {given}: {alone}")

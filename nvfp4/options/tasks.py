@@ -10,9 +10,10 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from nvfp4.model import Lora
-from nvfp4.options.kinds import FILE, SWITCH
+from nvfp4.options.kinds import FILE, SWITCH, Kind
 from nvfp4.options.option import Other, all_options, by_name, check_task, option, same_option
-from nvfp4.options.table import Options
+from nvfp4.options.recipe_files import recipe_path
+from nvfp4.options.table import GENERAL, Options
 
 # The headings of these options in `--help` and in docs/options.md.
 VERIFY = "verify (instead of converting)"
@@ -62,7 +63,19 @@ class Doctor:
         check_task(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandLine:
+    """Describe what the command line alone takes: it stands for options, which win over it."""
+
+    # fmt: off
+    recipe_file: Path | None = option(None, GENERAL, Kind(recipe_path, "RECIPE"),
+        "take options from this .toml or .json, also looked for in recipes/ beside this script "
+        "(--list-recipes); those that are given here win over it",
+        everyday="options from a file or by name: --list-recipes")
+    # fmt: on
+
+
 # What is done instead of a conversion where the first row of one of these is given.
 OTHER_TASKS = (Verification, Doctor)
 # All rows, in the order of `--help`.
-OPTIONS = tuple(all_options(Options, *OTHER_TASKS))
+OPTIONS = tuple(all_options(Options, CommandLine, *OTHER_TASKS))

@@ -39,7 +39,9 @@ def data_files() -> dict[str, Path]:
 
 def test_requirements_are_the_same_everywhere():
     assert PROJECT["dependencies"] == requirements()
-    assert tuple(re.match(r"\w+", line)[0] for line in requirements()) == REQUIRED
+    # What old versions of Python lack alone, the option that needs it asks for.
+    needed = [line for line in requirements() if ";" not in line]
+    assert tuple(re.match(r"\w+", line)[0] for line in needed) == REQUIRED
 
 
 def test_extras_are_what_requirements_txt_calls_optional():

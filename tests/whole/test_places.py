@@ -1,8 +1,12 @@
 """Where the files of a conversion go: folders, made names, several models in one call."""
 
 import shutil
+import sys
+
+import pytest
 
 import convert_nvfp4 as c
+from support.conversions import RECIPE
 
 PLAIN = ["--preset", "all", "--quiet", "--scale-search", "amax"]
 
@@ -18,6 +22,17 @@ def test_a_missing_folder_is_created_on_request_and_the_file_named(tiny, tmp_pat
     assert (tmp_path / "r/r.json").is_file()
     assert c.main([*given, "--make-folder"]) == 0
     assert [path.name for path in new.iterdir()] == [f"{tiny.name}_nvfp4.safetensors"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 needs tomli")
+def test_a_named_recipe_gives_the_bytes_of_the_documented_line(tiny, tmp_path):
+    gguf = ["--gguf", str(tiny / "model.gguf"), "--partial-guide", "--quiet"]
+    named, typed = tmp_path / "a/o.safetensors", tmp_path / "b/o.safetensors"
+    given = ["--recipe-file", "wan22-ti2v-5b", "--make-folder"]
+    assert c.main([str(tiny), str(named), *gguf, *given]) == 0
+    line = [word for word in RECIPE if word not in ("--use-fp8", "--partial-guide")]
+    assert c.main([str(tiny), str(typed), *gguf, *line, "--make-folder"]) == 0
+    assert named.read_bytes() == typed.read_bytes()
 
 
 def test_several_models_are_converted_and_the_first_that_fails_is_the_last(tiny, tmp_path, capsys):

@@ -14,7 +14,15 @@ from nvfp4.errors import ConvertError
 from nvfp4.families import EIGHT_BITS
 from nvfp4.formats.base import format_titled
 from nvfp4.model import Lora
-from nvfp4.options import OPTIONS, OTHER_TASKS, Options, Verification, option, options_of
+from nvfp4.options import (
+    OPTIONS,
+    OTHER_TASKS,
+    CommandLine,
+    Options,
+    Verification,
+    option,
+    options_of,
+)
 from nvfp4.options.header import HEADER_ORDER, portable
 from nvfp4.options.kinds import NATURAL, SHARE, SWITCH
 from nvfp4.options.table import GENERAL
@@ -28,7 +36,7 @@ VALUES = {
     "FILE": __file__, "FILE[:STRENGTH]": "l.safetensors:0.5", "REGEX": "x", "SIZE": "7GB",
     "SHARE": "0.5", "N": "3", "BITS": "5", "P": "90", "X": "3", "STD": "3", "CV": "3",
     "SCALE": "0.5", "DIR": "ComfyUI", "{auto,cpu,cuda,cuda:N}": "cpu",
-    "LIST": "nvfp4,16bit",
+    "LIST": "nvfp4,16bit", "RECIPE": __file__,
 }  # fmt: skip
 
 
@@ -88,7 +96,8 @@ def test_every_field_has_a_row_and_every_row_is_a_field():
     for task in OTHER_TASKS:
         own = [row.name for row in options_of(task)]
         assert own == [entry.name for entry in dataclasses.fields(task)]
-    known = [row.flag for task in (Options, *OTHER_TASKS) for row in options_of(task)]
+    tasks = (Options, CommandLine, *OTHER_TASKS)
+    known = [row.flag for task in tasks for row in options_of(task)]
     assert [row.flag for row in OPTIONS] == [*dict.fromkeys(known)]
 
 
