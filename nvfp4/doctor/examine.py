@@ -45,6 +45,8 @@ def examine(task: Doctor) -> Iterator[Examined]:
         failed += [one.topic] if one.fails else []
         yield one
     yield judge_comfyui(comfyui)
+    if is_there and comfyui.folder.stat().st_dev != Path.cwd().stat().st_dev:
+        yield judge_disk(comfyui.folder, shutil.disk_usage(comfyui.folder).free)
     if theirs:
         yield from examine_python(theirs)
     if is_there:

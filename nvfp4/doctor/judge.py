@@ -226,7 +226,12 @@ def fast_formats(facts: PythonFacts, card: Gpu) -> list[str]:
 
 
 def judge_formats(comfyui: ComfyUI, facts: PythonFacts, card: Gpu | None) -> Iterator[Examined]:
-    """Judge which formats suit this ComfyUI on this card, and name the option that chooses them."""
+    """Judge which formats suit this ComfyUI on this card, and name the option that chooses them.
+
+    A ComfyUI that does not tell its version is not judged.
+    """
+    if not comfyui.version:
+        return
     loaded = loaded_formats(comfyui, facts.versions.get("comfy-kitchen", ""))
     yield Examined(topic="it loads", state=titles(loaded))
     if card is None:

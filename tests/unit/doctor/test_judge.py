@@ -132,6 +132,7 @@ def test_formats_follow_from_comfyui_kitchen_and_card():
     assert formats_of(python(cuda="12.8"))[1][0].startswith("FP8;")
     assert formats_of(python(), card=None) == ("NVFP4, W4A8, W6A8, INT8, FP8, MXFP8",)
     assert len(formats_of(python(), card=GTX_1080)[1]) == 1
+    assert not [*judge.judge_formats(comfyui(""), python(), RTX_4090)]
 
 
 def test_comfy_kitchen_is_believed_about_the_card():
