@@ -3284,7 +3284,12 @@ def fast_formats(facts: PythonFacts, card: Gpu) -> list[str]:
 
 
 def judge_formats(comfyui: ComfyUI, facts: PythonFacts, card: Gpu | None) -> Iterator[Examined]:
-    """Judge which formats suit this ComfyUI on this card, and name the option that chooses them."""
+    """Judge which formats suit this ComfyUI on this card, and name the option that chooses them.
+
+    A ComfyUI that does not tell its version is not judged.
+    """
+    if not comfyui.version:
+        return
     loaded = loaded_formats(comfyui, facts.versions.get("comfy-kitchen", ""))
     yield Examined(topic="it loads", state=titles(loaded))
     if card is None:
@@ -4573,6 +4578,8 @@ def examine(task: Doctor) -> Iterator[Examined]:
         failed += [one.topic] if one.fails else []
         yield one
     yield judge_comfyui(comfyui)
+    if is_there and comfyui.folder.stat().st_dev != Path.cwd().stat().st_dev:
+        yield judge_disk(comfyui.folder, shutil.disk_usage(comfyui.folder).free)
     if theirs:
         yield from examine_python(theirs)
     if is_there:
@@ -4655,7 +4662,7 @@ def render_examined(one: Examined) -> str:
     lines = [filled(f"{one.topic:{TOPIC_WIDTH}}", one.state, TOPIC_WIDTH)]
     for advice in one.advice:
         end = ":" if advice.command else ""
-        lines.append(filled(f"  {advice.rank}: ", advice.text + end, 4))
+        lines.append(filled(f"{advice.rank}: ", advice.text + end, 4))
         lines += [f"    {one_line(advice.command)}"] if advice.command else []
     return "\n".join(lines)
 

@@ -43,7 +43,7 @@ def render_examined(one: Examined) -> str:
     lines = [filled(f"{one.topic:{TOPIC_WIDTH}}", one.state, TOPIC_WIDTH)]
     for advice in one.advice:
         end = ":" if advice.command else ""
-        lines.append(filled(f"  {advice.rank}: ", advice.text + end, 4))
+        lines.append(filled(f"{advice.rank}: ", advice.text + end, 4))
         lines += [f"    {one_line(advice.command)}"] if advice.command else []
     return "\n".join(lines)
 

@@ -91,7 +91,7 @@ def test_a_command_stands_alone_and_whole(monkeypatch):
     assert render_examined(one).splitlines() == [
         "torch          built for the CPU alone,",
         "               of all things",
-        "  hint: what is slow, told in more than",
+        "hint: what is slow, told in more than",
         "    one line:",
         f"    {command}",
     ]
