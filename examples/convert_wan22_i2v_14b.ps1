@@ -1,5 +1,6 @@
 # Wan 2.2 I2V 14B, high and low noise, one after the other; stops at the first failure.
-# More options go through to both: examples\convert_wan22_i2v_14b.ps1 --dry-run
+# Start it with: powershell -ExecutionPolicy Bypass -File examples\convert_wan22_i2v_14b.ps1
+# More options go through to both, such as --dry-run.
 $ErrorActionPreference = "Stop"
 
 # Where things are: the original models' folders, the GGUFs, and where ComfyUI looks for models.
@@ -15,11 +16,6 @@ foreach ($Noise in "high", "low") {
         (Join-Path (Join-Path $Sources "wan2.2-i2v-a14b-$Noise-noise") "diffusion_pytorch_model.safetensors.index.json") `
         (Join-Path $Outputs "wan2.2-i2v-${Noise}noise-nvfp4mixed.safetensors") `
         --gguf (Join-Path $Ggufs "Wan2.2-I2V-A14B-${Noise}Noise-Q5_K_M.gguf") `
-        --gguf-nvfp4-max-bitdepth 5 --use-fp8 --low-mem --gguf-keep-edge-blocks-fp16 `
-        --quant-dtype float32 --dtype float16 `
-        --input-scale-summary-json "scales_summary_wan22_14b_${Noise}noise.json" `
-        --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08 `
-        --full-precision-mm-layers "sensitive_layers_wan22_i2v_14b_$Noise.txt" `
-        --full-precision-mm-cross-attn-qkvo @More
+        --recipe-file "wan22-i2v-14b-$Noise" @More
     if ($LASTEXITCODE -ne 0) { exit $LASTEXITCODE }
 }

@@ -17,12 +17,8 @@ convert() { # high or low
   "$PYTHON" "$SCRIPT" \
     "$SOURCES/wan2.2-i2v-a14b-$noise-noise/diffusion_pytorch_model.safetensors.index.json" \
     "$OUTPUTS/wan2.2-i2v-${noise}noise-nvfp4mixed.safetensors" \
-    --gguf "$GGUFS/Wan2.2-I2V-A14B-${noise}Noise-Q5_K_M.gguf" --gguf-nvfp4-max-bitdepth 5 --use-fp8 \
-    --low-mem --gguf-keep-edge-blocks-fp16 --quant-dtype float32 --dtype float16 \
-    --input-scale-summary-json "scales_summary_wan22_14b_${noise}noise.json" \
-    --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08 \
-    --full-precision-mm-layers "sensitive_layers_wan22_i2v_14b_$noise.txt" \
-    --full-precision-mm-cross-attn-qkvo "$@"
+    --gguf "$GGUFS/Wan2.2-I2V-A14B-${noise}Noise-Q5_K_M.gguf" \
+    --recipe-file "wan22-i2v-14b-$noise" "$@"
 }
 
 convert high "$@"

@@ -1,4 +1,5 @@
-# Wan 2.2 TI2V 5B. More options go through: examples\convert_wan22_ti2v_5b.ps1 --dry-run
+# Wan 2.2 TI2V 5B. More options go through, such as --dry-run.
+# Start it with: powershell -ExecutionPolicy Bypass -File examples\convert_wan22_ti2v_5b.ps1
 $ErrorActionPreference = "Stop"
 
 # Where things are: the original model's folder, the GGUF, and where ComfyUI looks for models.
@@ -11,11 +12,5 @@ $Script = Join-Path (Join-Path $PSScriptRoot "..") "convert_nvfp4.py"
 & $Python $Script `
     (Join-Path (Join-Path $Sources "wan2.2-ti2v-5b") "diffusion_pytorch_model.safetensors.index.json") `
     (Join-Path $Outputs "wan2.2-ti2v-5b-nvp4mixed.safetensors") `
-    --gguf (Join-Path $Ggufs "Wan2.2-TI2V-5B-Q5_K_M.gguf") `
-    --gguf-nvfp4-max-bitdepth 5 --low-mem --gguf-keep-edge-blocks-fp16 `
-    --quant-dtype float32 --dtype float16 `
-    --input-scale-summary-json scales_summary_wan22_5b.json `
-    --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08 `
-    --full-precision-mm-layers sensitive_layers_wan22_5b.txt `
-    --full-precision-mm-cross-attn-qkvo @args
+    --gguf (Join-Path $Ggufs "Wan2.2-TI2V-5B-Q5_K_M.gguf") --recipe-file wan22-ti2v-5b @args
 exit $LASTEXITCODE
