@@ -3009,7 +3009,7 @@ class Work:
         words = {*KITCHEN_FORMATS} & self.operations.keys()
         if card:
             return CARDS[card].needs if words & {*CARDS[card].fast} else ""
-        return f"{NEEDS_CUDA_13} (Radeons: torch for ROCm)" if words else ""
+        return f"{NEEDS_CUDA_13}, or for ROCm" if words else ""
 
 
 def version_key(version: str) -> tuple[int, ...]:
@@ -3058,16 +3058,17 @@ def render_work(data: dict | None) -> list[str]:
     if not data or not data["comfyui"]:
         return []
     shares = {name: f"{100 * share:.0f} %" for name, share in data["shares"].items()}
-    # The newest class multiplies all formats.
-    card = data["card"] or next(iter(CARDS))
-    others = "; other cards do the 4-bit part in 16" if data["shares"]["FP4"] else ""
+    # Without a card, all formats count as multiplied: the newest class alone does that.
+    alone = f" ({next(iter(CARDS.values())).series} alone)"
+    only = alone if data["shares"]["FP4"] and not data["card"] else ""
+    on = f" on {CARDS[data['card']].series} ({data['card']})" if data["card"] else ""
     speeds = ", ".join(f"{name} {speed:.1f}x" for name, speed in data["speed"].items())
     kitchen = f" with comfy-kitchen {data['comfy_kitchen']}" if data["comfy_kitchen"] else ""
     also = f"; for speed {data['needs']}" if data["needs"] else ""
     return [
-        f"{shares['FP4']} of the multiply work in 4 bits, {shares['INT8 or FP8']} in 8, "
-        f"{shares['16-bit']} in 16 on {CARDS[card].series} ({card}){others}",
-        f"linear layers over 16-bit, at most: {speeds} (estimate; {data['run']})",
+        f"{shares['FP4']} of the multiply work in 4 bits{only}, {shares['INT8 or FP8']} in 8, "
+        f"{shares['16-bit']} in 16{on}",
+        f"speed over 16-bit at most: {speeds} (estimate)",
         f"needs ComfyUI {data['comfyui']}{kitchen} or newer{also}",
     ]
 
@@ -16211,8 +16212,8 @@ def dynamic_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
     if not w4a4 or options.no_input_scale or any(plan.input_scale for plan in w4a4):
         return []
     what = in_number(len(w4a4), "W4A4 layers have no input scale")
-    cost = "ComfyUI measures it on every call, one more pass over each input"
-    return [Note(f"{what}: {cost}; --input-scale-summary-json stores measured ones", Rank.HINT)]
+    cost = "ComfyUI measures it on every call, which takes one more pass over each input"
+    return [Note(f"{what}: {cost}; --input-scale-summary-json FILE stores it", Rank.HINT)]
 
 
 def gguf_notes(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> list[str]:
@@ -18336,7 +18337,7 @@ def loading_data(names: Iterable[str], *, sharded: bool, known: bool) -> dict[st
         return {"folder": None, "node": None, "weight_dtype": None, "text": what}
     setting = f", weight_dtype {place.weight_dtype}" if place.weight_dtype else ""
     ask = "" if known else "; whether it knows this model, --comfyui DIR tells"
-    what = f"put it into models/{place.folder}, load it with {place.node}{setting}{ask}"
+    what = f"into models/{place.folder}; node {place.node}{setting}{ask}"
     return {**place._asdict(), "text": what}
 
 
@@ -18415,7 +18416,7 @@ def render_errors(errors: dict[str, dict], outliers: list[dict]) -> list[str]:
             f"{title} {'no number' if row['median'] is None else format(row['median'], '.2g')}"
             for title, row in errors.items()
         )
-        return [f"every layer's is usual for its format (median relative RMSE): {', '.join(told)}"]
+        return [f"all as usual for their format: {', '.join(told)} (median relative RMSE)"]
     count = sum(row["layers"] for row in errors.values())
     verb = "stands" if len(outliers) == 1 else "stand"
     lines = [f"{len(outliers)} of {count} layers {verb} out from what is usual for their format:"]
@@ -19218,7 +19219,7 @@ def least_fp4(
 # ── nvfp4/report/data.py: Describe a finished or planned conversion as data ───────────────────────
 
 # What a conversion has checked before its file got its name; see `write.partial_files.read_back`.
-CHECKED = "no defect found: read back; names, shapes, scales and configurations are right"
+CHECKED = "no defect found: names, shapes, scales, configurations, read back"
 # How reports call layers that were quantised in the source already and go over untouched: they are
 # kept apart from those that this conversion quantised, whose error is known.
 AS_IT_WAS = "as it was"
@@ -20058,7 +20059,7 @@ def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
     """Render the beginning of the summary, as labels and their texts: file, size, time, layers."""
     options, path = report.options, report.options.written.absolute()
     size, share = report.output_bytes, percentage(report.output_bytes, report.source_bytes)
-    source = f"{share} of {options.source.name}'s {gigabytes(report.source_bytes)}"
+    source = f"{share} of the source's {gigabytes(report.source_bytes)}"
     fails = "this would fail, see the end; " if report.problems else ""
     planned = f"{fails}nothing was written; this would be {path}"
     on = f" on {report.device}" if report.device else ""
@@ -20083,7 +20084,7 @@ def render_use(report: Report, data: dict) -> list[tuple[str, list[str]]]:
     asked = report.asked.sentence if report.asked else NOT_ASKED
     return [
         ("work", [shares]),
-        ("speed", [speed]),
+        ("speed", [speed.removeprefix("speed ")]),
         ("errors", [*errors, *render_output_errors(report)]),
         ("ComfyUI", ["" if report.problems else load, needs, asked]),
         ("details", ["" if options.dry_run else more]),

@@ -77,7 +77,7 @@ class Work:
         words = {*KITCHEN_FORMATS} & self.operations.keys()
         if card:
             return CARDS[card].needs if words & {*CARDS[card].fast} else ""
-        return f"{NEEDS_CUDA_13} (Radeons: torch for ROCm)" if words else ""
+        return f"{NEEDS_CUDA_13}, or for ROCm" if words else ""
 
 
 def version_key(version: str) -> tuple[int, ...]:
@@ -126,15 +126,16 @@ def render_work(data: dict | None) -> list[str]:
     if not data or not data["comfyui"]:
         return []
     shares = {name: f"{100 * share:.0f} %" for name, share in data["shares"].items()}
-    # The newest class multiplies all formats.
-    card = data["card"] or next(iter(CARDS))
-    others = "; other cards do the 4-bit part in 16" if data["shares"]["FP4"] else ""
+    # Without a card, all formats count as multiplied: the newest class alone does that.
+    alone = f" ({next(iter(CARDS.values())).series} alone)"
+    only = alone if data["shares"]["FP4"] and not data["card"] else ""
+    on = f" on {CARDS[data['card']].series} ({data['card']})" if data["card"] else ""
     speeds = ", ".join(f"{name} {speed:.1f}x" for name, speed in data["speed"].items())
     kitchen = f" with comfy-kitchen {data['comfy_kitchen']}" if data["comfy_kitchen"] else ""
     also = f"; for speed {data['needs']}" if data["needs"] else ""
     return [
-        f"{shares['FP4']} of the multiply work in 4 bits, {shares['INT8 or FP8']} in 8, "
-        f"{shares['16-bit']} in 16 on {CARDS[card].series} ({card}){others}",
-        f"linear layers over 16-bit, at most: {speeds} (estimate; {data['run']})",
+        f"{shares['FP4']} of the multiply work in 4 bits{only}, {shares['INT8 or FP8']} in 8, "
+        f"{shares['16-bit']} in 16{on}",
+        f"speed over 16-bit at most: {speeds} (estimate)",
         f"needs ComfyUI {data['comfyui']}{kitchen} or newer{also}",
     ]

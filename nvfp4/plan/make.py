@@ -184,8 +184,8 @@ def dynamic_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
     if not w4a4 or options.no_input_scale or any(plan.input_scale for plan in w4a4):
         return []
     what = in_number(len(w4a4), "W4A4 layers have no input scale")
-    cost = "ComfyUI measures it on every call, one more pass over each input"
-    return [Note(f"{what}: {cost}; --input-scale-summary-json stores measured ones", Rank.HINT)]
+    cost = "ComfyUI measures it on every call, which takes one more pass over each input"
+    return [Note(f"{what}: {cost}; --input-scale-summary-json FILE stores it", Rank.HINT)]
 
 
 def gguf_notes(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> list[str]:

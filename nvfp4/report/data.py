@@ -28,7 +28,7 @@ from nvfp4.tune.target_size import SizePoint
 from nvfp4.work import work_data
 
 # What a conversion has checked before its file got its name; see `write.partial_files.read_back`.
-CHECKED = "no defect found: read back; names, shapes, scales and configurations are right"
+CHECKED = "no defect found: names, shapes, scales, configurations, read back"
 # How reports call layers that were quantised in the source already and go over untouched: they are
 # kept apart from those that this conversion quantised, whose error is known.
 AS_IT_WAS = "as it was"

@@ -39,5 +39,5 @@ def loading_data(names: Iterable[str], *, sharded: bool, known: bool) -> dict[st
         return {"folder": None, "node": None, "weight_dtype": None, "text": what}
     setting = f", weight_dtype {place.weight_dtype}" if place.weight_dtype else ""
     ask = "" if known else "; whether it knows this model, --comfyui DIR tells"
-    what = f"put it into models/{place.folder}, load it with {place.node}{setting}{ask}"
+    what = f"into models/{place.folder}; node {place.node}{setting}{ask}"
     return {**place._asdict(), "text": what}

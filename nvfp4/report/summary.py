@@ -267,7 +267,7 @@ def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
     """Render the beginning of the summary, as labels and their texts: file, size, time, layers."""
     options, path = report.options, report.options.written.absolute()
     size, share = report.output_bytes, percentage(report.output_bytes, report.source_bytes)
-    source = f"{share} of {options.source.name}'s {gigabytes(report.source_bytes)}"
+    source = f"{share} of the source's {gigabytes(report.source_bytes)}"
     fails = "this would fail, see the end; " if report.problems else ""
     planned = f"{fails}nothing was written; this would be {path}"
     on = f" on {report.device}" if report.device else ""
@@ -292,7 +292,7 @@ def render_use(report: Report, data: dict) -> list[tuple[str, list[str]]]:
     asked = report.asked.sentence if report.asked else NOT_ASKED
     return [
         ("work", [shares]),
-        ("speed", [speed]),
+        ("speed", [speed.removeprefix("speed ")]),
         ("errors", [*errors, *render_output_errors(report)]),
         ("ComfyUI", ["" if report.problems else load, needs, asked]),
         ("details", ["" if options.dry_run else more]),

@@ -89,7 +89,7 @@ def render_errors(errors: dict[str, dict], outliers: list[dict]) -> list[str]:
             f"{title} {'no number' if row['median'] is None else format(row['median'], '.2g')}"
             for title, row in errors.items()
         )
-        return [f"every layer's is usual for its format (median relative RMSE): {', '.join(told)}"]
+        return [f"all as usual for their format: {', '.join(told)} (median relative RMSE)"]
     count = sum(row["layers"] for row in errors.values())
     verb = "stands" if len(outliers) == 1 else "stand"
     lines = [f"{len(outliers)} of {count} layers {verb} out from what is usual for their format:"]

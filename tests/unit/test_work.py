@@ -135,8 +135,9 @@ def test_what_a_layer_runs_as(title, shape, marked, word):
 
 def test_the_card_alone_is_told_where_one_is_given():
     text = render_report(planned_for(WAN_14B, ["--card", "blackwell"]))
-    assert " on GeForce RTX 50 (blackwell); other cards do the 4-bit part in 16\n" in text
-    assert "at most: blackwell 3.7x (estimate; " in text
+    assert " of the multiply work in 4 bits, " in text
+    assert " in 16 on GeForce RTX 50 (blackwell)\n" in text
+    assert "at most: blackwell 3.7x (estimate)\n" in text
     assert "needs ComfyUI 0.31 or newer; for speed torch built for CUDA 13.0" in text
 
 

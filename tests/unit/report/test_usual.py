@@ -70,5 +70,5 @@ def test_no_measured_layer_says_nothing():
     assert render_errors({}, []) == []
     data = errors_data(damages(a=0.08), {"a": format_titled("NVFP4")})
     assert render_errors(data, []) == [
-        "every layer's is usual for its format (median relative RMSE): NVFP4 0.08"
+        "all as usual for their format: NVFP4 0.08 (median relative RMSE)"
     ]
