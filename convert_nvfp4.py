@@ -20055,6 +20055,14 @@ def render_layers(report: Report) -> str:
     return ", ".join(parts)
 
 
+def told_goal(options: Options) -> str:
+    """Say in one line what --goal stood for, "" without one."""
+    if not options.goal:
+        return ""
+    meant = " ".join(f"{flag} {value}" for flag, value in options.expanded.items())
+    return f"--goal {options.goal} stands for {meant or 'the defaults'}"
+
+
 def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
     """Render the beginning of the summary, as labels and their texts: file, size, time, layers."""
     options, path = report.options, report.options.written.absolute()
@@ -20070,6 +20078,7 @@ def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
         ("time", [f"{spent(report.seconds)}{on}" if is_timed else ""]),
         ("checked", [data["checked"]]),
         ("layers", [render_layers(report)]),
+        ("goal", [told_goal(options)]),
     ]
 
 

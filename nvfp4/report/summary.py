@@ -19,6 +19,7 @@ from nvfp4.families import TRANSFORMER_BLOCKS
 from nvfp4.model import bare
 from nvfp4.notes import by_rank
 from nvfp4.numeric.damage import Damage
+from nvfp4.options import Options
 from nvfp4.plan.records import TensorPlan
 from nvfp4.report.data import Report, label_of, matmul, matmuls, summary_data, totals
 from nvfp4.report.lines import broken, labelled, spent
@@ -263,6 +264,14 @@ def render_layers(report: Report) -> str:
     return ", ".join(parts)
 
 
+def told_goal(options: Options) -> str:
+    """Say in one line what --goal stood for, "" without one."""
+    if not options.goal:
+        return ""
+    meant = " ".join(f"{flag} {value}" for flag, value in options.expanded.items())
+    return f"--goal {options.goal} stands for {meant or 'the defaults'}"
+
+
 def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
     """Render the beginning of the summary, as labels and their texts: file, size, time, layers."""
     options, path = report.options, report.options.written.absolute()
@@ -278,6 +287,7 @@ def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
         ("time", [f"{spent(report.seconds)}{on}" if is_timed else ""]),
         ("checked", [data["checked"]]),
         ("layers", [render_layers(report)]),
+        ("goal", [told_goal(options)]),
     ]
 
 
