@@ -21,7 +21,7 @@ from nvfp4.layout import make_job
 from nvfp4.options import Options
 from nvfp4.plan.make import dynamic_notes, make_plans, shape_notes
 from nvfp4.plan.records import widen
-from nvfp4.production import produce, rehearse
+from nvfp4.production import produce, refuse_problems, rehearse
 from nvfp4.progress import SCREEN, phase
 from nvfp4.ranks import join_ranks, read_ranks
 from nvfp4.read.checkpoint import file_bytes
@@ -47,6 +47,21 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
     if read_ranks().is_first:
         write_texts(report)
     return report
+
+
+def look_ahead(options: Options) -> None:
+    """Raise ConvertError for what keeps a conversion from being done, as far as headers tell it.
+
+    For whoever converts several models, and would learn of the last one's problems after hours. No
+    weight is read: with --target-size, which measures them, the output is not laid out.
+    """
+    refuse_lone_shard(options.source)
+    model = read_source(options).model
+    refuse_text_targets(options, model)
+    plans = make_plans(options, model, read_guides(options, model)).plans
+    if not options.target(model):
+        refuse_no_gain(options, model, plans)
+        refuse_problems(make_job(options, model, plans))
 
 
 @SCREEN

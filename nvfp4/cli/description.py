@@ -14,43 +14,38 @@ from nvfp4.options import Option
 
 # Lines are at most 100 characters, as argparse prints them unchanged.
 DESCRIPTION = """\
-Convert a large diffusion transformer to one mixed-precision NVFP4 file that ComfyUI loads.
+Convert a large diffusion transformer to one file of 4-bit, 8-bit and 16-bit layers that ComfyUI
+loads.
 
 NVFP4 stores a weight in 4 bits plus one 8-bit scale per 16 weights: a third of the memory of
-16-bit, and twice the speed on Blackwell cards. Not every layer survives it. This tool follows
-the choices of a good GGUF quantiser: what it spent few bits on becomes NVFP4, what it spent more
-on becomes FP8 or INT8, or stays 16-bit; without a GGUF, the model's family decides. Other cards
-multiply W4A8, W6A8 and INT8 fast, which --card, --formats and --recipe choose from. It reads
-sharded safetensors tensor by tensor and writes one file, which gets its name only once it is
-complete and checked.
+16-bit, and twice the speed on Blackwell cards. Other cards multiply W4A8, W6A8 and INT8 fast, which
+--card, --formats and --recipe choose from. Not every layer survives 4 bits. With a GGUF, layers
+that it gave few bits become NVFP4, and layers that it gave more become FP8 or INT8, or stay 16-bit;
+without one, the model's family decides. Sharded safetensors are read tensor by tensor; the file
+gets its name only once it is complete and checked.
 
 How a tensor's precision is chosen (first that applies wins, floors last):
   1. --exclude keeps 16-bit; --include makes NVFP4; then --layer-config and --target-size
   2. edge blocks: the first and last transformer blocks stay 16-bit, --edge-blocks N of them
   3. the GGUF's type: F32 -> float32, F16/BF16 -> --dtype, up to --gguf-nvfp4-max-bitdepth bits
      -> NVFP4, more -> FP8 with --use-fp8, INT8 with --use-int8, else --dtype
-  4. without a GGUF the model family's row: --preset, --list-presets. Most layers are NVFP4, those
-     that need 8 bits INT8, those that 4-bit inputs harm W4A8, as far as --formats or --card allow
+  4. without a GGUF the model family's row: --preset, --list-presets. Most layers become NVFP4;
+     those that need 8 bits become INT8, and those that are harmed by 4-bit inputs become W4A8, as
+     far as --formats or --card allow
   5. floors: --recipe, the least of --formats, --min-ffn-fp8, --min-ffn2-fp16, marks with
      --sensitive-as w4a8 or int8, layers ComfyUI recognises a model by, shapes that Blackwell cannot
      multiply in FP4, anything that is not a linear layer's weight
   A weight whose columns are no multiple of 256 is INT8 without rotation instead of W4A8 or W6A8.
 
-How a weight is rounded: to the least error of itself, or with --activation-stats, where the layer's
-input was recorded with second moments, to the least error of the layer's output.
+A weight is rounded to the least error of itself, or with --activation-stats, where its layer's
+input was recorded with second moments, to the least error of the layer's output. What is stored for
+a layer of each format, tensor by tensor: docs/file-format.md.
 
-What is stored for a layer of each format, tensor by tensor: docs/file-format.md.
-
-Wan 2.2, the documented command lines (one line each; high noise is the same with its own files):
-  I2V 14B  convert_nvfp4.py SRC.safetensors.index.json OUT.safetensors
-             --gguf Wan2.2-I2V-A14B-lowNoise-Q5_K_M.gguf --gguf-nvfp4-max-bitdepth 5 --use-fp8
-             --low-mem --gguf-keep-edge-blocks-fp16 --quant-dtype float32 --dtype float16
-             --input-scale-summary-json scales_summary_wan22_14b_lownoise.json
-             --input-scale-summary-percentile 99.9 --input-scale-summary-multiplier 1.08
-             --full-precision-mm-layers sensitive_layers_wan22_i2v_14b_low.txt
-             --full-precision-mm-cross-attn-qkvo
-  TI2V 5B  the same with its own files and without --use-fp8
-  to calibrate  leave out all input-scale, full-precision and FP8 options; add --no-input-scale
+The documented Wan 2.2 command lines are recipes: --list-recipes shows what they need, recipes/ has
+them as files to copy and to edit.
+  I2V 14B       SOURCE OUTPUT --recipe-file wan22-i2v-14b-low --gguf GGUF, and ...-high likewise
+  TI2V 5B       SOURCE OUTPUT --recipe-file wan22-ti2v-5b --gguf GGUF
+  to calibrate  SOURCE OUTPUT --recipe-file wan22-calibrate --gguf GGUF
 """
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from nvfp4.cli.console import show, show_problems, tolerate_consoles
 from nvfp4.cli.doctor import run_doctor
 from nvfp4.cli.parse import parse_tasks
-from nvfp4.conversion import run_phases
+from nvfp4.conversion import look_ahead, run_phases
 from nvfp4.errors import ConvertError, printable
 from nvfp4.files import exists, is_still
 from nvfp4.options import Doctor, Options, Verification
@@ -84,20 +84,36 @@ def carry_out(task: Options | Verification) -> int:
 def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
     """Carry out tasks one after another, and return the exit status: that of the one that failed.
 
-    The first that fails is the last: what ends one conversion, a full disk or Ctrl-C, would end the
-    others, too. A line on stderr tells then which models were converted, and which were not.
+    Several conversions are looked at before the first begins. The first that fails is the last:
+    what ends one of them, a full disk or Ctrl-C, would end the others, too. A line on stderr tells
+    then which models were converted, and which were not.
     """
+    if len(tasks) == 1:
+        return carry_out(tasks[0])
+    if problems := problems_ahead(tasks):
+        show_problems(ConvertError(*problems))
+        return 1
     for number, task in enumerate(tasks):
         if status := carry_out(task):
-            if len(tasks) > 1:
-                done, left = (
-                    ", ".join(str(one.source) for one in some) or "none"
-                    for some in (tasks[:number], tasks[number + 1 :])
-                )
-                which = f"converted: {done}; failed: {task.source}; not begun: {left}"
-                print(printable(f"note: {which}"), file=sys.stderr)
+            done, left = (
+                ", ".join(str(one.source) for one in some) or "none"
+                for some in (tasks[:number], tasks[number + 1 :])
+            )
+            which = f"converted: {done}; stopped at: {task.source}; not begun: {left}"
+            print(printable(f"note: {which}"), file=sys.stderr)
             return status
     return 0
+
+
+def problems_ahead(tasks: Sequence[Options]) -> list[str]:
+    """List what keeps any of several conversions from being done, as far as headers tell it."""
+    problems = {}
+    for task in tasks:
+        try:
+            look_ahead(task)
+        except ConvertError as error:
+            problems |= dict.fromkeys(error.problems)
+    return [*problems]
 
 
 def left_after(task: Options | Verification) -> str:

@@ -35,19 +35,43 @@ def test_a_named_recipe_gives_the_bytes_of_the_documented_line(tiny, tmp_path):
     assert named.read_bytes() == typed.read_bytes()
 
 
-def test_several_models_are_converted_and_the_first_that_fails_is_the_last(tiny, tmp_path, capsys):
-    models = [tmp_path / name for name in "abc"]
-    for model in models:
-        shutil.copytree(tiny, model)
-    (tmp_path / "out").mkdir()
-    given = [*map(str, models), str(tmp_path / "out"), *PLAIN]
-    shards = sorted(models[1].glob("*.safetensors"))
-    shards[0].write_bytes(b"")
-    assert c.main(given) == 1
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("note: ")
-    shutil.copytree(tiny, models[1], dirs_exist_ok=True)
-    shutil.rmtree(tmp_path / "out")
-    assert c.main([*given, "--make-folder"]) == 0
+@pytest.fixture
+def models(tiny, tmp_path):
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        shutil.copytree(tiny, folder)
+    return folders
+
+
+def test_several_models_are_converted_into_a_folder(models, tmp_path):
+    given = [*map(str, models), str(tmp_path / "out"), *PLAIN, "--make-folder"]
+    assert c.main(given) == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [f"{name}_nvfp4.safetensors" for name in "abc"]
+
+
+def test_all_models_are_looked_at_before_the_first_is_converted(models, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    for model in models[1:]:
+        next(model.glob("*.safetensors")).write_bytes(b"")
+    assert c.main([*map(str, models), str(tmp_path / "out"), *PLAIN]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert all(
+        line.startswith(f"error: {model}") for line, model in zip(errors, models[1:], strict=True)
+    )
+    assert [*(tmp_path / "out").iterdir()] == []
+
+
+def test_the_first_that_fails_is_the_last(models, tmp_path, capsys):
+    shard = max(models[1].glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    # Weights that are not numbers are found while they are encoded.
+    begin = 8 + int.from_bytes(data[:8], "little")
+    data[begin:] = b"\xff" * (len(data) - begin)
+    shard.write_bytes(data)
+    given = [*map(str, models), str(tmp_path / "out"), *PLAIN, "--make-folder"]
+    assert c.main(given) == 1
+    *_, told = capsys.readouterr().err.splitlines()
+    assert told == f"note: converted: {models[0]}; stopped at: {models[1]}; not begun: {models[2]}"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_nvfp4.safetensors"]
