@@ -41,9 +41,9 @@ PAGE_HEAD = """<!DOCTYPE html>
 """
 # How the kinds of multiply work are shown: {share of the work's data: (label of a look, words)}.
 WORK_LOOKS = {
-    "FP4": ("W4A4", "in FP4"),
-    "INT8 or FP8": ("INT8", "in INT8 or FP8"),
-    "16-bit": ("16-bit", "at 16-bit speed"),
+    "FP4": ("W4A4", "in 4 bits"),
+    "INT8 or FP8": ("INT8", "in 8 bits"),
+    "16-bit": ("16-bit", "in 16 bits"),
 }
 
 
@@ -61,8 +61,8 @@ def html_facts(data: dict, layers: list[dict]) -> str:
     ]
     if work["comfyui"]:
         card = max(work["speed"], key=work["speed"].get)
-        where = f"over 16-bit, the linear layers on {CARDS[card].series} cards, estimated"
-        facts.append(("Speed", f"{work['speed'][card]:.1f}x", where))
+        where = f"16-bit's, of the linear layers on {CARDS[card].series}, estimated"
+        facts.append(("Speed", f"up to {work['speed'][card]:.1f}x", where))
         kitchen = f"with comfy-kitchen {work['comfy_kitchen']}" if work["comfy_kitchen"] else ""
         also = " and ".join(filter(None, (kitchen, work["needs"])))
         facts.append(("Needs", f"ComfyUI {work['comfyui']}", f"or newer{also and f', {also}'}"))
@@ -88,12 +88,14 @@ def html_work(work: dict) -> str:
     speeds = (
         f"{CARDS[card].series} {speed:.1f}x ({card})" for card, speed in work["speed"].items()
     )
-    where = work["card"] or "a card that multiplies all formats"
+    # The newest class multiplies all formats.
+    card = work["card"] or next(iter(CARDS))
+    others = " Other cards do the 4-bit part in 16." if work["shares"]["FP4"] else ""
     return (
-        f"<h2>Multiply work of the linear layers on {where}</h2>{html_stack(parts)}"
+        f"<h2>Multiply work on {CARDS[card].series} ({card})</h2>\n{html_stack(parts)}"
         f'<ul class="legend">{items}</ul>\n'
-        f'<p class="soft">Of a typical run: {escaped(work["run"])}. Estimated speed of these over '
-        f"16-bit, by peak throughputs: {', '.join(speeds)}.</p>\n"
+        f'<p class="soft">Of the linear layers, in a typical run: {escaped(work["run"])}.{others} '
+        f"Estimated speed of these layers over 16-bit, at most: {', '.join(speeds)}.</p>\n"
     )
 
 
