@@ -19435,6 +19435,58 @@ def layer_config(plans: Iterable[TensorPlan]) -> str:
     return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
+# ── nvfp4/report/lines.py: Lay text out for a terminal: labels in a column of their own, long lines
+
+# Labels stand in a column of this width; what they are of, and what goes on, stands behind it.
+LABEL_WIDTH = 10
+# Lines of more characters are hard to read, however wide the window is.
+MAX_WIDTH = 100
+
+
+def stdout_width() -> int | None:
+    """Tell how wide lines on stdout should be; None, which breaks no line, for a file or a pipe.
+
+    Programs that search what was printed find whole sentences on one line.
+    """
+    if not sys.stdout.isatty():
+        return None
+    # A line that fills the last column would make some terminals begin an empty one.
+    return max(3 * LABEL_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns - 1))
+
+
+def broken(line: str, width: int | None, indent: int = 2) -> list[str]:
+    """Break a line between words; what follows is indented. Options and names stay whole."""
+    if width is None or len(line) <= width:
+        return [line]
+    margin = line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=margin + " " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
+
+
+def labelled(label: str, texts: list[str], width: int | None) -> list[str]:
+    """Put a label before the first of some texts, and align the others and what is broken off."""
+    lines = []
+    for text in texts:
+        start = f"{label if not lines else '':{LABEL_WIDTH}}"
+        lines += broken(f"{start}{text}", width, 0 if start.isspace() else LABEL_WIDTH)
+    return lines
+
+
+def spent(seconds: float) -> str:
+    """Write how long something took: "4.1 s", "3 min 12 s", "2 h 5 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
+
+
 # ── nvfp4/report/looks.py: Say how layers are shown that are multiplied in different ways: a colour
 
 # Shades of a colour, from no error to the largest one of the model.
@@ -19635,6 +19687,12 @@ def html_fold(summary: str, body: str, css: str = "") -> str:
     return f'<details class="{css}"><summary>{summary}</summary>{body}</details>\n'
 
 
+def html_list(label: str, items: Iterable[str]) -> str:
+    """Render a list that screen readers call `label`; "" without items."""
+    lines = "".join(f"<li>{item}</li>" for item in items)
+    return f'<ul class="notes" aria-label="{label}">{lines}</ul>\n' if lines else ""
+
+
 def html_section(title: str, body: str) -> str:
     """Render a section under a heading."""
     return f"<section><h2>{title}</h2>\n{body}</section>\n"
@@ -19758,58 +19816,6 @@ def html_curves(data: dict) -> str:
     """Render the section of all trade-offs; "" where none was asked for."""
     body = html_sizes(data) + html_w4a4(data)
     return html_section("Trade-offs", body) if body else ""
-
-
-# ── nvfp4/report/lines.py: Lay text out for a terminal: labels in a column of their own, long lines
-
-# Labels stand in a column of this width; what they are of, and what goes on, stands behind it.
-LABEL_WIDTH = 10
-# Lines of more characters are hard to read, however wide the window is.
-MAX_WIDTH = 100
-
-
-def stdout_width() -> int | None:
-    """Tell how wide lines on stdout should be; None, which breaks no line, for a file or a pipe.
-
-    Programs that search what was printed find whole sentences on one line.
-    """
-    if not sys.stdout.isatty():
-        return None
-    # A line that fills the last column would make some terminals begin an empty one.
-    return max(3 * LABEL_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns - 1))
-
-
-def broken(line: str, width: int | None, indent: int = 2) -> list[str]:
-    """Break a line between words; what follows is indented. Options and names stay whole."""
-    if width is None or len(line) <= width:
-        return [line]
-    margin = line[: len(line) - len(line.lstrip())]
-    return textwrap.wrap(
-        line,
-        width,
-        subsequent_indent=margin + " " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-        drop_whitespace=True,
-    )
-
-
-def labelled(label: str, texts: list[str], width: int | None) -> list[str]:
-    """Put a label before the first of some texts, and align the others and what is broken off."""
-    lines = []
-    for text in texts:
-        start = f"{label if not lines else '':{LABEL_WIDTH}}"
-        lines += broken(f"{start}{text}", width, 0 if start.isspace() else LABEL_WIDTH)
-    return lines
-
-
-def spent(seconds: float) -> str:
-    """Write how long something took: "4.1 s", "3 min 12 s", "2 h 5 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, left = divmod(minutes, 60)
-    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
 
 
 # ── nvfp4/report/summary.py: Render the report as text for the terminal ───────────────────────────
@@ -20120,36 +20126,47 @@ def filter_rules() -> str:
 
     They take the place of a script, which the page's policy would forbid.
     """
-    return "\n".join(
+    looks = (
         f".layers:has(#show-{look.css}:not(:checked)) tr:has(.{look.css}) {{ display: none; }}"
         for look in every_look()
     )
+    unusual = ".layers:has(#unusual:checked) tbody tr:not(:has(.unusual)) { display: none; }"
+    return "\n".join([*looks, unusual])
 
 
-def html_filter(layers: list[dict]) -> str:
-    """Render a box to check for each look that there is."""
+def html_filter(layers: list[dict], unusual: int) -> str:
+    """Render a box to check for each look that there is, and one for `unusual` layers, if any."""
     boxes = "".join(
         f'<label><input type="checkbox" id="show-{look.css}" checked> {chip(look)} {count}</label>'
         for look, count in Counter(map(layer_look, layers)).most_common()
     )
+    if unusual:
+        boxes += (
+            f'<label><input type="checkbox" id="unusual"> only the {unusual} that stand out</label>'
+        )
     return f"<fieldset><legend>Show</legend>{boxes}</fieldset>"
 
 
-def html_error(layer: dict, largest: float) -> str:
-    """Render a layer's error as a bar, relative to the largest error; "-" where there is none."""
+def html_error(layer: dict, largest: float, usual: float | None) -> str:
+    """Render a layer's error as a bar, relative to the largest error; "-" where there is none.
+
+    usual: what is usual for its format, where its error stands out from that.
+    """
     if "relative_rmse" not in layer:
         return "-"
     error = layer["relative_rmse"]
     part = f"--part:{100 * error / (largest or 1):.1f}%"
-    return f'<div class="bar {layer_look(layer).css}" style="{part}">{error:.4f}</div>'
+    told = f' <small class="unusual">usual {usual:.2g}</small>' if usual else ""
+    return f'<div class="bar {layer_look(layer).css}" style="{part}">{error:.4f}</div>{told}'
 
 
-def html_layers(layers: list[dict]) -> str:
+def html_layers(data: dict) -> str:
     """Render every linear layer as a row, the largest error first, then those without an error.
 
     The columns of errors are left out after a dry run, that of output errors where no layer was
     rounded by statistics. The table is folded: a model has hundreds of layers.
     """
+    layers, usual = layers_of(data), {one["layer"]: one["usual"] for one in data["outliers"]}
     damaged = [layer for layer in layers if "relative_rmse" in layer]
     rounded = any(layer["output_before"] is not None for layer in damaged)
     largest = max((layer["relative_rmse"] for layer in damaged), default=0)
@@ -20157,7 +20174,8 @@ def html_layers(layers: list[dict]) -> str:
     def row(layer: dict) -> list[str]:
         errors = []
         if damaged:
-            errors = [html_error(layer, largest), "-"]
+            unusual = usual.get(layer["name"].removesuffix(".weight"))
+            errors = [html_error(layer, largest, unusual), "-"]
             if "relative_rmse" in layer:
                 errors[1] = decibels(layer["sqnr_db"])
         if rounded:
@@ -20174,37 +20192,8 @@ def html_layers(layers: list[dict]) -> str:
     rows = map(row, sorted(layers, key=lambda layer: -layer.get("relative_rmse", -1)))
     caption = "All linear layers, the largest error first" if damaged else "All linear layers"
     table = html_table(caption, tuple(columns), rows)
-    fold = html_fold(f"{len(layers)} layers", html_filter(layers) + table, "long")
+    fold = html_fold(f"{len(layers)} layers", html_filter(layers, len(usual)) + table, "long")
     return html_section("All layers", f'<div class="layers">{fold}</div>')
-
-
-# ── nvfp4/report/outliers.py: Tell which layers' errors stand out from what is usual for their form
-
-# Of fewer layers of one format nobody can say what is usual.
-FEWEST_ALIKE = 5
-# How far over the median an error has to be: by this factor, and by this many median deviations. On
-# trained models, layers of one format that nothing is wrong with differ by some per cent.
-FAR_FACTOR, FAR_DEVIATIONS = 1.25, 5
-
-
-def standing_out(errors: Iterable[tuple[str, str, float]]) -> set[str]:
-    """Name the layers whose error is far over what is usual for their format.
-
-    errors: (layer, how it is stored, relative RMSE). Layers that lost nothing do not count for what
-    is usual.
-    """
-    formats = defaultdict(dict)
-    for layer, stored_as, error in errors:
-        if error:
-            formats[stored_as][layer] = error
-    found = set()
-    for alike in formats.values():
-        usual = median(alike.values())
-        deviation = median(abs(error - usual) for error in alike.values())
-        least = max(FAR_FACTOR * usual, usual + FAR_DEVIATIONS * deviation)
-        if len(alike) >= FEWEST_ALIKE:
-            found |= {layer for layer, error in alike.items() if error > least}
-    return found
 
 
 # ── nvfp4/report/page_map.py: Lay the layers out as the precision map, and render it for the page ─
@@ -20253,11 +20242,14 @@ class ErrorScale(NamedTuple):
         return shade_step(shown_error(layer) or 0, self.largest)
 
 
-def error_scale(layers: list[dict]) -> ErrorScale:
-    """Find the largest error of some tensors of the report's data, and those that stand out."""
-    errors = [(one["name"], one["stored_as"], shown_error(one)) for one in layers]
-    errors = [error for error in errors if error[-1] is not None]
-    return ErrorScale(max((e for *_, e in errors), default=None), standing_out(errors))
+def error_scale(data: dict) -> ErrorScale:
+    """Find the largest error of a report's layers, and those that stand out."""
+    errors = filter(None, map(shown_error, layers_of(data)))
+    measured = bool(data["errors"])
+    return ErrorScale(
+        largest=max(errors, default=0.0) if measured else None,
+        unusual={one["layer"] for one in data["outliers"]},
+    )
 
 
 def block_maps(layers: Iterable[dict]) -> tuple[list[BlockMap], list[dict]]:
@@ -20327,7 +20319,7 @@ def html_cell(layer: dict, scale: ErrorScale) -> str:
     if "relative_rmse" in layer:
         # The error has all its digits here, so that scripts need not read the rounded label.
         data["rmse"] = repr(layer["relative_rmse"])
-        if layer["name"] in scale.unusual:
+        if layer["name"].removesuffix(".weight") in scale.unusual:
             # The leading zero is an element of its own, which the style sheet hides.
             number = f"{shown_error(layer):.3f}".replace("0.", "<i>0</i>.", 1)
             label = f"<span>{number}</span>"
@@ -20384,9 +20376,9 @@ def html_legend(layers: list[dict], scale: ErrorScale) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>\n'
 
 
-def html_map(layers: list[dict]) -> str:
+def html_map(data: dict) -> str:
     """Render the section of the precision map: legend, blocks, and layers outside of them."""
-    scale = error_scale(layers)
+    layers, scale = layers_of(data), error_scale(data)
     maps, outside = block_maps(layers)
     says = (
         "Point at a cell or tap it for all about its layer; all layers are also in the table below."
@@ -20395,7 +20387,7 @@ def html_map(layers: list[dict]) -> str:
         says = (
             "The stronger the colour, the larger the error: the relative RMSE of the stored "
             "weight, or of the layer's output where rounding went by statistics. Numbers stand "
-            f"where it is far over what is usual for the format. {says}"
+            f"where it stands out from what is usual for its format. {says}"
         )
     columns = max((len(blocks.blocks) for blocks in maps), default=1)
     body = f'<p class="soft">{says}</p>\n{html_legend(layers, scale)}'
@@ -20491,7 +20483,8 @@ p { margin: .25rem 0; } .soft { font-size: .9rem; }
   margin: 1rem 0; }
 dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
 small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
-.notes { padding: 0; margin: 1rem 0 0; list-style: none; } .notes b { font-weight: 600; }
+.notes { padding: 0 0 0 1.2rem; margin: .5rem 0 0; }
+header h2 { margin-top: 1.25rem; } .notes b { font-weight: 600; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
   margin: .75rem 0 0; font-size: .875rem; }
 table { width: 100%; border-collapse: collapse; margin-top: .75rem; font-size: .875rem;
@@ -20589,11 +20582,13 @@ PAGE_HEAD = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 """
+# Ranks of what is told above the figures; the others stand below.
+BAD_RANKS = ("error", "warning")
 # How the kinds of multiply work are shown: {share of the work's data: (label of a look, words)}.
 WORK_LOOKS = {
-    "FP4": ("W4A4", "in FP4"),
-    "INT8 or FP8": ("INT8", "in INT8 or FP8"),
-    "16-bit": ("16-bit", "at 16-bit speed"),
+    "FP4": ("W4A4", "in 4 bits"),
+    "INT8 or FP8": ("INT8", "in 8 bits"),
+    "16-bit": ("16-bit", "in 16 bits"),
 }
 
 
@@ -20611,8 +20606,8 @@ def html_facts(data: dict, layers: list[dict]) -> str:
     ]
     if work["comfyui"]:
         card = max(work["speed"], key=work["speed"].get)
-        where = f"over 16-bit, the linear layers on {CARDS[card].series} cards, estimated"
-        facts.append(("Speed", f"{work['speed'][card]:.1f}x", where))
+        where = f"16-bit's, of the linear layers on {CARDS[card].series}, estimated"
+        facts.append(("Speed", f"up to {work['speed'][card]:.1f}x", where))
         kitchen = f"with comfy-kitchen {work['comfy_kitchen']}" if work["comfy_kitchen"] else ""
         also = " and ".join(filter(None, (kitchen, work["needs"])))
         facts.append(("Needs", f"ComfyUI {work['comfyui']}", f"or newer{also and f', {also}'}"))
@@ -20638,48 +20633,65 @@ def html_work(work: dict) -> str:
     speeds = (
         f"{CARDS[card].series} {speed:.1f}x ({card})" for card, speed in work["speed"].items()
     )
-    where = work["card"] or "a card that multiplies all formats"
+    # The newest class multiplies all formats.
+    card = work["card"] or next(iter(CARDS))
+    others = " Other cards do the 4-bit part in 16." if work["shares"]["FP4"] else ""
     return (
-        f"<h2>Multiply work of the linear layers on {where}</h2>{html_stack(parts)}"
+        f"<h2>Multiply work on {CARDS[card].series} ({card})</h2>\n{html_stack(parts)}"
         f'<ul class="legend">{items}</ul>\n'
-        f'<p class="soft">Of a typical run: {escaped(work["run"])}. Estimated speed of these over '
-        f"16-bit, by peak throughputs: {', '.join(speeds)}.</p>\n"
+        f'<p class="soft">Of the linear layers, in a typical run: {escaped(work["run"])}.{others} '
+        f"Estimated speed of these layers over 16-bit, at most: {', '.join(speeds)}.</p>\n"
     )
 
 
 def html_verdict(data: dict) -> str:
-    """Render what came of it: a file, a plan, or that a run would fail."""
+    """Render what came of it: a file that was checked, a plan, or that a run would fail."""
     if data["problems"]:
-        return '<p class="verdict warn">&#10007; A dry run: a run would fail</p>\n'
+        return '<p class="verdict warn">&#10007; Dry run: a run would fail</p>\n'
     if data["dry_run"]:
-        return '<p class="verdict warn">&#9675; A dry run: planned, nothing was written</p>\n'
-    return '<p class="verdict good">&#10003; Written, read back, no defect found</p>\n'
+        return '<p class="verdict warn">&#9675; Dry run: nothing was written</p>\n'
+    return f'<p class="verdict good">&#10003; Checked: {escaped(data["checked"])}</p>\n'
 
 
-def html_notes(data: dict) -> str:
-    """Render what a run would refuse and the notes behind their ranks, those that matter first."""
-    told = [{"rank": "error", "text": text} for text in data["problems"]]
+def html_use(data: dict) -> str:
+    """Render what to do with the file in ComfyUI, and whether errors are usual."""
+    asked = data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED
+    load = "" if data["problems"] else f"{data['load']['text']}. "
+    text = f"<p><b>In ComfyUI:</b> {escaped(load + asked)}</p>\n"
+    errors = render_errors(data["errors"], data["outliers"])
+    if errors:
+        text += f"<p><b>Errors:</b> {escaped(errors[0])}</p>\n"
+    return text + html_list("Errors that stand out", map(escaped, errors[1:]))
+
+
+def html_note(note: dict[str, str]) -> str:
+    """Render a note behind the word of its rank."""
+    word = RANK_WORDS.get(Rank.__members__.get(note["rank"].upper()), note["rank"])
+    bad = ' class="warn"' if note["rank"] in BAD_RANKS else ""
+    return f"{word and f'<b{bad}>{word}:</b> '}{escaped(note['text'])}"
+
+
+def html_notes(notes: list[dict[str, str]]) -> str:
+    """Render notes as a list, those that matter most first."""
     # Notes come sorted for a terminal, where the last line is the nearest one.
-    told += sorted(data["notes"], key=lambda note: -Rank[note["rank"].upper()])
-    items = ""
-    for note in told:
-        word = RANK_WORDS.get(Rank.__members__.get(note["rank"].upper()), note["rank"])
-        bad = ' class="warn"' if note["rank"] in ("error", "warning") else ""
-        items += f"<li>{word and f'<b{bad}>{word}:</b> '}{escaped(note['text'])}</li>"
-    return f'<ul class="notes" aria-label="Notes">{items}</ul>\n' if items else ""
+    ranked = sorted(notes, key=lambda note: -Rank.__members__.get(note["rank"].upper(), 9))
+    return html_list("Notes", map(html_note, ranked))
 
 
 def html_answer(data: dict, layers: list[dict]) -> str:
     """Render what a person wants to know first: what came of it, and what to do with it."""
     name, source = escaped(data["output"]), escaped(data["source"])
+    took = f", in {spent(data['seconds'])}" if data["seconds"] else ""
+    took += f" on {escaped(data['device'])}" if data["device"] else ""
     if data["dry_run"]:
-        name = f"Dry run: {name}"
-    asked = data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED
+        name, took = f"Dry run: {name}", ""
+    told = [*data["notes"], *({"rank": "error", "text": text} for text in data["problems"])]
+    bad = [note for note in told if note["rank"] in BAD_RANKS]
     return (
         f"<header>{html_verdict(data)}<h1>{name}</h1>\n"
-        f'<p class="soft">from {source}, by convert_nvfp4.py {escaped(data["version"])}</p>\n'
-        f"{html_facts(data, layers)}{html_work(data['work'])}"
-        f'<p class="soft">{escaped(asked)}</p>\n{html_notes(data)}</header>\n'
+        f'<p class="soft">from {source}{took}, by convert_nvfp4.py {escaped(data["version"])}</p>\n'
+        f"{html_notes(bad)}{html_facts(data, layers)}{html_use(data)}{html_work(data['work'])}"
+        f"{html_notes([note for note in told if note not in bad])}</header>\n"
     )
 
 
@@ -20765,8 +20777,8 @@ def render_html(data: dict) -> str:
     return (
         f"{PAGE_HEAD}<title>{title}</title>\n"
         f"<style>{page_style()}{filter_rules()}</style></head>\n<body><main>\n"
-        f"{html_answer(data, layers)}{html_map(layers)}{html_totals(data)}{html_curves(data)}"
-        f"{html_layers(layers)}{html_origin(data['origin'])}</main></body></html>\n"
+        f"{html_answer(data, layers)}{html_map(data)}{html_totals(data)}{html_curves(data)}"
+        f"{html_layers(data)}{html_origin(data['origin'])}</main></body></html>\n"
     )
 
 

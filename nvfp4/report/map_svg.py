@@ -133,7 +133,7 @@ def precision_map_svg(data: dict, scheme: str = "") -> str:
     the source's. Layers outside the transformer blocks are counted in the legend only.
     """
     layers = layers_of(data)
-    scale, (maps, _) = error_scale(layers), block_maps(layers)
+    scale, (maps, _) = error_scale(data), block_maps(layers)
     looks = [*dict.fromkeys([LOOKS["W4A4"], *map(layer_look, layers)])]
     columns = max((len(blocks.blocks) for blocks in maps), default=1)
     cell = min((SVG_WIDTH - SVG_HEAD) / columns, WIDEST_CELL)

@@ -17,6 +17,7 @@ from nvfp4.errors import gigabytes, percentage
 from nvfp4.notes import RANK_WORDS, Rank
 from nvfp4.options import Options, options_of
 from nvfp4.report.data import AS_IT_WAS
+from nvfp4.report.lines import spent
 from nvfp4.report.looks import LOOKS, OTHER_LOOK, look_of
 from nvfp4.report.page_curve import html_curves
 from nvfp4.report.page_layers import filter_rules, html_layers
@@ -25,6 +26,7 @@ from nvfp4.report.page_parts import (
     chip,
     escaped,
     html_fold,
+    html_list,
     html_section,
     html_stack,
     html_table,
@@ -32,6 +34,7 @@ from nvfp4.report.page_parts import (
     layers_of,
 )
 from nvfp4.report.page_style import page_style
+from nvfp4.report.usual import render_errors
 
 # The policy lets no script and no foreign file in, should a name ever get past `escaped`.
 PAGE_HEAD = """<!DOCTYPE html>
@@ -39,6 +42,8 @@ PAGE_HEAD = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 """
+# Ranks of what is told above the figures; the others stand below.
+BAD_RANKS = ("error", "warning")
 # How the kinds of multiply work are shown: {share of the work's data: (label of a look, words)}.
 WORK_LOOKS = {
     "FP4": ("W4A4", "in 4 bits"),
@@ -100,38 +105,53 @@ def html_work(work: dict) -> str:
 
 
 def html_verdict(data: dict) -> str:
-    """Render what came of it: a file, a plan, or that a run would fail."""
+    """Render what came of it: a file that was checked, a plan, or that a run would fail."""
     if data["problems"]:
-        return '<p class="verdict warn">&#10007; A dry run: a run would fail</p>\n'
+        return '<p class="verdict warn">&#10007; Dry run: a run would fail</p>\n'
     if data["dry_run"]:
-        return '<p class="verdict warn">&#9675; A dry run: planned, nothing was written</p>\n'
-    return '<p class="verdict good">&#10003; Written, read back, no defect found</p>\n'
+        return '<p class="verdict warn">&#9675; Dry run: nothing was written</p>\n'
+    return f'<p class="verdict good">&#10003; Checked: {escaped(data["checked"])}</p>\n'
 
 
-def html_notes(data: dict) -> str:
-    """Render what a run would refuse and the notes behind their ranks, those that matter first."""
-    told = [{"rank": "error", "text": text} for text in data["problems"]]
+def html_use(data: dict) -> str:
+    """Render what to do with the file in ComfyUI, and whether errors are usual."""
+    asked = data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED
+    load = "" if data["problems"] else f"{data['load']['text']}. "
+    text = f"<p><b>In ComfyUI:</b> {escaped(load + asked)}</p>\n"
+    errors = render_errors(data["errors"], data["outliers"])
+    if errors:
+        text += f"<p><b>Errors:</b> {escaped(errors[0])}</p>\n"
+    return text + html_list("Errors that stand out", map(escaped, errors[1:]))
+
+
+def html_note(note: dict[str, str]) -> str:
+    """Render a note behind the word of its rank."""
+    word = RANK_WORDS.get(Rank.__members__.get(note["rank"].upper()), note["rank"])
+    bad = ' class="warn"' if note["rank"] in BAD_RANKS else ""
+    return f"{word and f'<b{bad}>{word}:</b> '}{escaped(note['text'])}"
+
+
+def html_notes(notes: list[dict[str, str]]) -> str:
+    """Render notes as a list, those that matter most first."""
     # Notes come sorted for a terminal, where the last line is the nearest one.
-    told += sorted(data["notes"], key=lambda note: -Rank[note["rank"].upper()])
-    items = ""
-    for note in told:
-        word = RANK_WORDS.get(Rank.__members__.get(note["rank"].upper()), note["rank"])
-        bad = ' class="warn"' if note["rank"] in ("error", "warning") else ""
-        items += f"<li>{word and f'<b{bad}>{word}:</b> '}{escaped(note['text'])}</li>"
-    return f'<ul class="notes" aria-label="Notes">{items}</ul>\n' if items else ""
+    ranked = sorted(notes, key=lambda note: -Rank.__members__.get(note["rank"].upper(), 9))
+    return html_list("Notes", map(html_note, ranked))
 
 
 def html_answer(data: dict, layers: list[dict]) -> str:
     """Render what a person wants to know first: what came of it, and what to do with it."""
     name, source = escaped(data["output"]), escaped(data["source"])
+    took = f", in {spent(data['seconds'])}" if data["seconds"] else ""
+    took += f" on {escaped(data['device'])}" if data["device"] else ""
     if data["dry_run"]:
-        name = f"Dry run: {name}"
-    asked = data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED
+        name, took = f"Dry run: {name}", ""
+    told = [*data["notes"], *({"rank": "error", "text": text} for text in data["problems"])]
+    bad = [note for note in told if note["rank"] in BAD_RANKS]
     return (
         f"<header>{html_verdict(data)}<h1>{name}</h1>\n"
-        f'<p class="soft">from {source}, by convert_nvfp4.py {escaped(data["version"])}</p>\n'
-        f"{html_facts(data, layers)}{html_work(data['work'])}"
-        f'<p class="soft">{escaped(asked)}</p>\n{html_notes(data)}</header>\n'
+        f'<p class="soft">from {source}{took}, by convert_nvfp4.py {escaped(data["version"])}</p>\n'
+        f"{html_notes(bad)}{html_facts(data, layers)}{html_use(data)}{html_work(data['work'])}"
+        f"{html_notes([note for note in told if note not in bad])}</header>\n"
     )
 
 
@@ -217,6 +237,6 @@ def render_html(data: dict) -> str:
     return (
         f"{PAGE_HEAD}<title>{title}</title>\n"
         f"<style>{page_style()}{filter_rules()}</style></head>\n<body><main>\n"
-        f"{html_answer(data, layers)}{html_map(layers)}{html_totals(data)}{html_curves(data)}"
-        f"{html_layers(layers)}{html_origin(data['origin'])}</main></body></html>\n"
+        f"{html_answer(data, layers)}{html_map(data)}{html_totals(data)}{html_curves(data)}"
+        f"{html_layers(data)}{html_origin(data['origin'])}</main></body></html>\n"
     )

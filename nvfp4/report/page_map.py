@@ -16,7 +16,6 @@ from nvfp4.errors import gigabytes
 from nvfp4.families import TRANSFORMER_BLOCKS
 from nvfp4.model import bare
 from nvfp4.report.looks import SHADES, shade_step
-from nvfp4.report.outliers import standing_out
 from nvfp4.report.page_parts import (
     chip,
     decibels,
@@ -27,6 +26,7 @@ from nvfp4.report.page_parts import (
     html_section,
     html_table,
     layer_look,
+    layers_of,
     shown_error,
 )
 from nvfp4.report.summary import output_errors
@@ -75,11 +75,14 @@ class ErrorScale(NamedTuple):
         return shade_step(shown_error(layer) or 0, self.largest)
 
 
-def error_scale(layers: list[dict]) -> ErrorScale:
-    """Find the largest error of some tensors of the report's data, and those that stand out."""
-    errors = [(one["name"], one["stored_as"], shown_error(one)) for one in layers]
-    errors = [error for error in errors if error[-1] is not None]
-    return ErrorScale(max((e for *_, e in errors), default=None), standing_out(errors))
+def error_scale(data: dict) -> ErrorScale:
+    """Find the largest error of a report's layers, and those that stand out."""
+    errors = filter(None, map(shown_error, layers_of(data)))
+    measured = bool(data["errors"])
+    return ErrorScale(
+        largest=max(errors, default=0.0) if measured else None,
+        unusual={one["layer"] for one in data["outliers"]},
+    )
 
 
 def block_maps(layers: Iterable[dict]) -> tuple[list[BlockMap], list[dict]]:
@@ -149,7 +152,7 @@ def html_cell(layer: dict, scale: ErrorScale) -> str:
     if "relative_rmse" in layer:
         # The error has all its digits here, so that scripts need not read the rounded label.
         data["rmse"] = repr(layer["relative_rmse"])
-        if layer["name"] in scale.unusual:
+        if layer["name"].removesuffix(".weight") in scale.unusual:
             # The leading zero is an element of its own, which the style sheet hides.
             number = f"{shown_error(layer):.3f}".replace("0.", "<i>0</i>.", 1)
             label = f"<span>{number}</span>"
@@ -206,9 +209,9 @@ def html_legend(layers: list[dict], scale: ErrorScale) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>\n'
 
 
-def html_map(layers: list[dict]) -> str:
+def html_map(data: dict) -> str:
     """Render the section of the precision map: legend, blocks, and layers outside of them."""
-    scale = error_scale(layers)
+    layers, scale = layers_of(data), error_scale(data)
     maps, outside = block_maps(layers)
     says = (
         "Point at a cell or tap it for all about its layer; all layers are also in the table below."
@@ -217,7 +220,7 @@ def html_map(layers: list[dict]) -> str:
         says = (
             "The stronger the colour, the larger the error: the relative RMSE of the stored "
             "weight, or of the layer's output where rounding went by statistics. Numbers stand "
-            f"where it is far over what is usual for the format. {says}"
+            f"where it stands out from what is usual for its format. {says}"
         )
     columns = max((len(blocks.blocks) for blocks in maps), default=1)
     body = f'<p class="soft">{says}</p>\n{html_legend(layers, scale)}'

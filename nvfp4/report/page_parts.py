@@ -97,6 +97,12 @@ def html_fold(summary: str, body: str, css: str = "") -> str:
     return f'<details class="{css}"><summary>{summary}</summary>{body}</details>\n'
 
 
+def html_list(label: str, items: Iterable[str]) -> str:
+    """Render a list that screen readers call `label`; "" without items."""
+    lines = "".join(f"<li>{item}</li>" for item in items)
+    return f'<ul class="notes" aria-label="{label}">{lines}</ul>\n' if lines else ""
+
+
 def html_section(title: str, body: str) -> str:
     """Render a section under a heading."""
     return f"<section><h2>{title}</h2>\n{body}</section>\n"

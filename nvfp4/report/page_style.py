@@ -87,7 +87,8 @@ p { margin: .25rem 0; } .soft { font-size: .9rem; }
   margin: 1rem 0; }
 dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
 small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
-.notes { padding: 0; margin: 1rem 0 0; list-style: none; } .notes b { font-weight: 600; }
+.notes { padding: 0 0 0 1.2rem; margin: .5rem 0 0; }
+header h2 { margin-top: 1.25rem; } .notes b { font-weight: 600; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
   margin: .75rem 0 0; font-size: .875rem; }
 table { width: 100%; border-collapse: collapse; margin-top: .75rem; font-size: .875rem;

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from nvfp4.cli.entry import main
 from nvfp4.errors import printable
 from nvfp4.report.page import render_html
-from nvfp4.report.page_map import block_maps, error_scale
+from nvfp4.report.page_map import block_maps
 from nvfp4.report.page_parts import layers_of
 from support.conversions import convert_tiny
 from support.pages import Page
@@ -62,6 +62,7 @@ def test_a_dry_run_has_a_page_without_errors_that_says_so(tiny, tmp_path):
     assert ("title", "Dry run: o.safetensors, planned but not written") in page.headings
     assert ("h1", "Dry run: o.safetensors") in page.headings
     assert "no defect" not in text
+    assert "nothing was written" in text
     assert "RMSE" not in text.partition("</style>")[2]
 
 
@@ -128,22 +129,44 @@ def test_every_figure_of_the_page_is_one_of_the_data(data):
     for speed in data["work"]["speed"].values():
         assert f" {speed:.1f}x (" in text
     assert f"ComfyUI {data['work']['comfyui']}<" in text
+    for words in (data["load"]["text"], data["checked"], data["device"]):
+        assert words in text
 
 
 def test_the_map_prints_numbers_only_where_they_stand_out(data):
     def numbers(text):
         return re.findall(r"<span><i>0</i>(\.\d{3})</span>", text)
 
-    unusual = error_scale(layers_of(data)).unusual
-    assert len(numbers(render_html(data))) == len(unusual) < 5
+    assert data["outliers"] == []
+    assert numbers(render_html(data)) == []
     tensors = [dict(tensor) for tensor in data["tensors"]]
-    worst = next(one for one in tensors if "relative_rmse" in one and one["name"] not in unusual)
-    worst["relative_rmse"] = 0.2345678
-    text = render_html(data | {"tensors": tensors})
-    assert ".235" in numbers(text)
-    assert len(numbers(text)) == len(unusual) + 1
-    cell = next(cell for cell in Page(text).cells if cell["data-name"] == worst["name"])
+    worst = next(tensor for tensor in tensors if "relative_rmse" in tensor)
+    worst |= {"relative_rmse": 0.2345678, "output_after": None}
+    layer = worst["name"].removesuffix(".weight")
+    outlier = {"layer": layer, "format": "W4A8", "error": 0.2345678, "usual": 0.0661}
+    text = render_html(data | {"tensors": tensors, "outliers": [outlier]})
+    assert numbers(text) == [".235"]
+    page = Page(text)
+    cell = next(cell for cell in page.cells if cell["data-name"] == worst["name"])
     assert cell["class"].endswith(" e4")
+    row = page.table("All linear layers, the largest error first")[0]
+    assert [row[0], row[2]] == [layer, "0.2346 usual 0.066"]
+    assert "1 of 62 layers stands out" in text
+    assert 'id="unusual"' in text
+
+
+def test_a_layer_rounded_by_statistics_is_shown_by_its_output(data):
+    tensors = [dict(tensor) for tensor in data["tensors"]]
+    for tensor in tensors:
+        if "relative_rmse" in tensor:
+            tensor |= {"output_before": 0.2, "output_after": 0.01, "output_w4a4": None}
+    tensors[next(i for i, one in enumerate(tensors) if "sqnr_db" in one)]["output_after"] = 0.02
+    page = Page(render_html(data | {"tensors": tensors}))
+    shades = {cell["class"].split()[2] for cell in page.cells if "data-rmse" in cell}
+    assert shades == {"e2", "e4"}
+    assert "0.2000 -> 0.0200" in [
+        row[4] for row in page.table("All linear layers, the largest error first")
+    ]
 
 
 def test_the_curve_of_w4a4_shares_is_shown(data):
@@ -166,12 +189,15 @@ def test_notes_stand_behind_their_ranks_warnings_first(data):
         {"rank": "warning", "text": "<b> is bad"},
     ]
     text = render_html(data | {"notes": notes})
-    assert (
-        '<li><b class="warn">warning:</b> &lt;b&gt; is bad</li><li><b>note:</b> a plain one</li>'
-        "<li>merely so</li>"
-    ) in text
+    told = [item[0] for item in re.findall(r"<li>((<b|merely).*?)</li>", text)]
+    assert told == [
+        '<b class="warn">warning:</b> &lt;b&gt; is bad', "<b>note:</b> a plain one", "merely so",
+    ]  # fmt: skip
+    # What matters stands above the figures.
+    assert text.index("is bad") < text.index('class="facts"') < text.index("a plain one")
     assert "no defect found" in text
     text = render_html(data | {"dry_run": True, "problems": ["no room"]})
     assert '<li><b class="warn">error:</b> no room</li>' in text
     assert "a run would fail" in text
     assert "no defect found" not in text
+    assert "Load Diffusion Model" not in text
