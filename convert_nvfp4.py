@@ -1515,6 +1515,20 @@ def require(*names: str) -> None:
         sys.exit(f"error: {', '.join(missing)} {verb} missing: {command}")
 
 
+def load_torch() -> None:
+    """Import torch, or end the program with one line on stderr, and status 1, where it is broken.
+
+    A library of CUDA that is missing is an ImportError on Linux, and an OSError on Windows.
+    """
+    try:
+        importlib.import_module("torch")
+    except (ImportError, OSError) as error:
+        what = str(error).partition("\n")[0]
+        sys.exit(
+            f"error: torch cannot be imported: {what}; convert_nvfp4.py --doctor says what to do"
+        )
+
+
 # ── nvfp4/options/kinds.py: Values of options: how texts are read, what Python may give ───────────
 
 def input_path(given: str | Path) -> Path:
@@ -5006,6 +5020,7 @@ if __name__ == "__main__":
         sys.exit(run_doctor(tasks[0]))
     require(*REQUIRED)
     announce(quiet=any(task.quiet for task in tasks))
+    load_torch()
 
 
 import base64

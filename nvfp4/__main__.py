@@ -16,7 +16,7 @@ from nvfp4.cli.console import announce, tolerate_consoles
 from nvfp4.cli.doctor import run_doctor
 from nvfp4.cli.parse import parse_tasks
 from nvfp4.options import Doctor
-from nvfp4.requirements import REQUIRED, require
+from nvfp4.requirements import REQUIRED, load_torch, require
 
 if __name__ == "__main__":
     # --help, --version and wrong options are answered here, before torch takes seconds to load.
@@ -27,6 +27,7 @@ if __name__ == "__main__":
         sys.exit(run_doctor(tasks[0]))
     require(*REQUIRED)
     announce(quiet=any(task.quiet for task in tasks))
+    load_torch()
 
 from nvfp4.cli.entry import interrupt, main
 

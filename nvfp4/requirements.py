@@ -6,6 +6,7 @@ a traceback. The check comes after `--help` and `--version` are answered, which 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -40,3 +41,17 @@ def require(*names: str) -> None:
         verb = "is" if len(missing) == 1 else "are"
         command = f"python -m pip install {' '.join(wanted)}"
         sys.exit(f"error: {', '.join(missing)} {verb} missing: {command}")
+
+
+def load_torch() -> None:
+    """Import torch, or end the program with one line on stderr, and status 1, where it is broken.
+
+    A library of CUDA that is missing is an ImportError on Linux, and an OSError on Windows.
+    """
+    try:
+        importlib.import_module("torch")
+    except (ImportError, OSError) as error:
+        what = str(error).partition("\n")[0]
+        sys.exit(
+            f"error: torch cannot be imported: {what}; convert_nvfp4.py --doctor says what to do"
+        )

@@ -70,3 +70,14 @@ def test_a_script_without_its_package_says_so(script, tmp_path):
 @pytest.mark.parametrize("script", OVER_THE_PACKAGE)
 def test_a_script_over_the_package_is_thin(script):
     assert len((ROOT / script).read_text(encoding="utf-8").splitlines()) < 40
+
+
+@pytest.mark.parametrize("script", ["convert_nvfp4.py", "compare_models.py"])
+@pytest.mark.parametrize("error", ["ImportError", "OSError"])
+def test_a_broken_torch_is_one_line(script, error, tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text(f"raise {error}('libcudnn.so.9: no such file\\nand more')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    status, text, problems = outcome(sys.executable, script, *SCRIPTS[script])
+    assert (status, text) == (1, "")
+    told = "error: torch cannot be imported: libcudnn.so.9: no such file; convert_nvfp4.py --doctor"
+    assert problems.splitlines()[-1] == f"{told} says what to do"
