@@ -17,7 +17,7 @@ DOCUMENTS = sorted(
 LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(([^)\s]+)\)")
 # Pages and options that come with other parts of issue 19.
 PLANNED_PAGES = {"report.md"}
-PLANNED = PLANNED_PAGES | {"--recipe-file"}
+PLANNED = PLANNED_PAGES
 # Pages that name options of other projects, or options that were.
 FOREIGN_PAGES = {"comparison.md", "CHANGELOG.md"}
 # Options of pip, torchrun, uv and ComfyUI that pages name.
