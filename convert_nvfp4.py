@@ -3842,9 +3842,11 @@ def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions
     sentence.
     """
 
+    told = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+
     def check(flag: str, path: Path, _: GivenOptions) -> str:
         wrong = path.suffix.lower() not in kinds
-        return f"{flag} must end in {' or '.join(kinds)}{why}: {path}" if wrong else ""
+        return f"{flag} must end in {told}{why}: {path}" if wrong else ""
 
     return check
 
@@ -4225,7 +4227,7 @@ GUIDE_OPTIONS = (
     "--sensitivity-json", "--full-precision-mm-layers",
 )  # fmt: skip
 # Suffixes that --report takes; report/texts.py has a renderer for each.
-REPORT_KINDS = (".json", ".html")
+REPORT_KINDS = (".json", ".html", ".svg")
 
 # Headings of the groups in `--help` and in docs/options.md, in this order.
 GENERAL = "general"
@@ -4305,7 +4307,8 @@ class Options(DerivedOptions):
         "convert a SOURCE that was merely cast to FP8, without scales: what the cast lost, some "
         "3 % of a weight, stays lost")
     report: Path | None = option(None, GENERAL, FILE,
-        "write the plan, its reasons and every layer's error as data (.json) or as a page (.html)",
+        "write the plan, its reasons and every layer's error as data (.json) or as a page (.html), "
+        "or its precision map as a picture (.svg)",
         check=must_end_in(*REPORT_KINDS), trace=False, writes=True,
         everyday="write what was done as a page (.html) or data (.json)")
     comfyui: Path | None = option(None, GENERAL, FOLDER,
@@ -19450,58 +19453,6 @@ def layer_config(plans: Iterable[TensorPlan]) -> str:
     return "{\n " + ",\n ".join(lines) + "\n}\n"
 
 
-# ── nvfp4/report/lines.py: Lay text out for a terminal: labels in a column of their own, long lines
-
-# Labels stand in a column of this width; what they are of, and what goes on, stands behind it.
-LABEL_WIDTH = 10
-# Lines of more characters are hard to read, however wide the window is.
-MAX_WIDTH = 100
-
-
-def stdout_width() -> int | None:
-    """Tell how wide lines on stdout should be; None, which breaks no line, for a file or a pipe.
-
-    Programs that search what was printed find whole sentences on one line.
-    """
-    if not sys.stdout.isatty():
-        return None
-    # A line that fills the last column would make some terminals begin an empty one.
-    return max(3 * LABEL_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns - 1))
-
-
-def broken(line: str, width: int | None, indent: int = 2) -> list[str]:
-    """Break a line between words; what follows is indented. Options and names stay whole."""
-    if width is None or len(line) <= width:
-        return [line]
-    margin = line[: len(line) - len(line.lstrip())]
-    return textwrap.wrap(
-        line,
-        width,
-        subsequent_indent=margin + " " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-        drop_whitespace=True,
-    )
-
-
-def labelled(label: str, texts: list[str], width: int | None) -> list[str]:
-    """Put a label before the first of some texts, and align the others and what is broken off."""
-    lines = []
-    for text in texts:
-        start = f"{label if not lines else '':{LABEL_WIDTH}}"
-        lines += broken(f"{start}{text}", width, 0 if start.isspace() else LABEL_WIDTH)
-    return lines
-
-
-def spent(seconds: float) -> str:
-    """Write how long something took: "4.1 s", "3 min 12 s", "2 h 5 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, left = divmod(minutes, 60)
-    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
-
-
 # ── nvfp4/report/looks.py: Say how layers are shown that are multiplied in different ways: a colour
 
 # Shades of a colour, from no error to the largest one of the model.
@@ -19728,109 +19679,56 @@ def html_stack(parts: Iterable[tuple[Look, str, float]]) -> str:
     return f'<div class="stack" aria-hidden="true">{cells}</div>'
 
 
-# ── nvfp4/report/page_curve.py: Render the trade-offs that --target-size and --w4a4-share found, as
+# ── nvfp4/report/lines.py: Lay text out for a terminal: labels in a column of their own, long lines
 
-# The drawing's size and the margins of its axes, in units of its viewBox. It is as narrow as a
-# phone, so that its text is legible there.
-CURVE_WIDTH, CURVE_HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 48, 16, 18, 40
-
-
-class CurveLabels(NamedTuple):
-    """Label a curve's axes: the smallest and the largest x, the largest y, and what it shows."""
-
-    left: str
-    right: str
-    top: str
-    says: str
+# Labels stand in a column of this width; what they are of, and what goes on, stands behind it.
+LABEL_WIDTH = 10
+# Lines of more characters are hard to read, however wide the window is.
+MAX_WIDTH = 100
 
 
-def html_curve(
-    points: list[tuple[float, float]], labels: CurveLabels, here: tuple[float, float] | None = None
-) -> str:
-    """Draw points (x, y), y from 0 up, and a dot where this file is, if that is known.
+def stdout_width() -> int | None:
+    """Tell how wide lines on stdout should be; None, which breaks no line, for a file or a pipe.
 
-    The drawing is one image for people who cannot see it: a table beside it has to tell the
-    figures.
+    Programs that search what was printed find whole sentences on one line.
     """
-    xs, ys = zip(*points, *([here] if here else []), strict=True)
-    left, right, top = min(xs), max(xs), max(ys)
-    floor, end = CURVE_HEIGHT - BOTTOM, CURVE_WIDTH - RIGHT
+    if not sys.stdout.isatty():
+        return None
+    # A line that fills the last column would make some terminals begin an empty one.
+    return max(3 * LABEL_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns - 1))
 
-    def at(x: float, y: float) -> tuple[float, float]:
-        across = (x - left) / ((right - left) or 1) * (end - LEFT)
-        return round(LEFT + across, 1), round(floor - y / (top or 1) * (floor - TOP), 1)
 
-    line = " ".join(f"{x},{y}" for x, y in (at(*point) for point in points))
-    dot = ""
-    if here:
-        x, y = at(*here)
-        anchor = "end" if x > CURVE_WIDTH / 2 else "start"
-        dot = f'<circle class="here" cx="{x}" cy="{y}" r="5"/>'
-        dot += f'<text x="{x}" y="{y - 10:.1f}" text-anchor="{anchor}">this file</text>'
-    return (
-        f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" '
-        f'aria-label="{escaped(labels.says)}">'
-        f'<path class="axis" d="M{LEFT} {TOP}V{floor}H{end}"/>'
-        f'<polyline class="line" points="{line}"/>{dot}'
-        f'<text x="{LEFT - 5}" y="{TOP + 4}" text-anchor="end">{labels.top}</text>'
-        f'<text x="{LEFT - 5}" y="{floor}" text-anchor="end">0</text>'
-        f'<text x="{LEFT}" y="{floor + 16}">{labels.left}</text>'
-        f'<text x="{end}" y="{floor + 16}" text-anchor="end">{labels.right}</text></svg>\n'
+def broken(line: str, width: int | None, indent: int = 2) -> list[str]:
+    """Break a line between words; what follows is indented. Options and names stay whole."""
+    if width is None or len(line) <= width:
+        return [line]
+    margin = line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=margin + " " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
     )
 
 
-def html_sizes(data: dict) -> str:
-    """Render --target-size's trade-off between size and error; "" without it."""
-    if not data["size_curve"]:
-        return ""
-    points = [(point["nbytes"], point["error"]) for point in data["size_curve"]]
-    here = (data["output_bytes"], data["size_error"])
-    marked = sorted([*((*point, "") for point in points), (*here, "this file")])
-    labels = CurveLabels(
-        left=gigabytes(marked[0][0]),
-        right=gigabytes(marked[-1][0]),
-        top=f"{max(error for _, error, _ in marked):.4f}",
-        says="File size, and mean relative RMSE of the outputs, by weights and activations, of the "
-        "layers that could be chosen",
-    )
-    rows = ((f"{size:,}", f"{error:.4f}", mark) for size, error, mark in marked)
-    table = html_table("Sizes and their mean errors", ("Bytes", "#Mean error", "Of these"), rows)
-    return (
-        f"<h3>Size and error</h3><p class=soft>{labels.says}. The file need not lie on the line: "
-        f"leftover bytes were filled with other layers.</p>\n"
-        f"{html_curve(points, labels, here)}{html_fold(f'{len(marked)} sizes', table, 'long')}"
-    )
+def labelled(label: str, texts: list[str], width: int | None) -> list[str]:
+    """Put a label before the first of some texts, and align the others and what is broken off."""
+    lines = []
+    for text in texts:
+        start = f"{label if not lines else '':{LABEL_WIDTH}}"
+        lines += broken(f"{start}{text}", width, 0 if start.isspace() else LABEL_WIDTH)
+    return lines
 
 
-def html_w4a4(data: dict) -> str:
-    """Render --w4a4-share's trade-off between 4-bit inputs and their error; "" without it."""
-    if not data["w4a4_curve"]:
-        return ""
-    points = [(point["share"], point["error"]) for point in data["w4a4_curve"]]
-    low, high, top = min(points)[0], max(points)[0], max(error for _, error in points)
-    labels = CurveLabels(
-        left=percentage(low, 1),
-        right=percentage(high, 1),
-        top=percentage(top, 1),
-        says="W4A4 share of the multiply work, and what is left of the squared error it adds",
-    )
-    rows = (
-        (percentage(share, 1), percentage(error, 1), escaped(point["layer"] or "-"))
-        for point, (share, error) in zip(data["w4a4_curve"], points, strict=True)
-    )
-    columns = ("W4A4 share", "#Error left", "Next layer with full-precision matmul")
-    table = html_table("Shares and what is left of the error", columns, rows)
-    return (
-        f"<h3>W4A4 share and error</h3><p class=soft>{labels.says}.</p>\n"
-        f"{html_curve(points, labels)}{html_fold(f'{len(points)} shares', table, 'long')}"
-    )
-
-
-def html_curves(data: dict) -> str:
-    """Render the section of all trade-offs; "" where none was asked for."""
-    body = html_sizes(data) + html_w4a4(data)
-    return html_section("Trade-offs", body) if body else ""
+def spent(seconds: float) -> str:
+    """Write how long something took: "4.1 s", "3 min 12 s", "2 h 5 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
 
 
 # ── nvfp4/report/summary.py: Render the report as text for the terminal ───────────────────────────
@@ -20132,83 +20030,6 @@ def render_report(report: Report, width: int | None = None) -> str:
     for note in by_rank(report.notes):
         lines += broken(note.line, width)
     return "\n".join(lines)
-
-
-# ── nvfp4/report/page_layers.py: Render the table of all layers for the report's page: worst first,
-
-def filter_rules() -> str:
-    """Write the CSS rules that hide the rows of a look while its box is not checked.
-
-    They take the place of a script, which the page's policy would forbid.
-    """
-    looks = (
-        f".layers:has(#show-{look.css}:not(:checked)) tr:has(.{look.css}) {{ display: none; }}"
-        for look in every_look()
-    )
-    unusual = ".layers:has(#unusual:checked) tbody tr:not(:has(.unusual)) { display: none; }"
-    return "\n".join([*looks, unusual])
-
-
-def html_filter(layers: list[dict], unusual: int) -> str:
-    """Render a box to check for each look that there is, and one for `unusual` layers, if any."""
-    boxes = "".join(
-        f'<label><input type="checkbox" id="show-{look.css}" checked> {chip(look)} {count}</label>'
-        for look, count in Counter(map(layer_look, layers)).most_common()
-    )
-    if unusual:
-        boxes += (
-            f'<label><input type="checkbox" id="unusual"> only the {unusual} that stand out</label>'
-        )
-    return f"<fieldset><legend>Show</legend>{boxes}</fieldset>"
-
-
-def html_error(layer: dict, largest: float, usual: float | None) -> str:
-    """Render a layer's error as a bar, relative to the largest error; "-" where there is none.
-
-    usual: what is usual for its format, where its error stands out from that.
-    """
-    if "relative_rmse" not in layer:
-        return "-"
-    error = layer["relative_rmse"]
-    part = f"--part:{100 * error / (largest or 1):.1f}%"
-    told = f' <small class="unusual">usual {usual:.2g}</small>' if usual else ""
-    return f'<div class="bar {layer_look(layer).css}" style="{part}">{error:.4f}</div>{told}'
-
-
-def html_layers(data: dict) -> str:
-    """Render every linear layer as a row, the largest error first, then those without an error.
-
-    The columns of errors are left out after a dry run, that of output errors where no layer was
-    rounded by statistics. The table is folded: a model has hundreds of layers.
-    """
-    layers, usual = layers_of(data), {one["layer"]: one["usual"] for one in data["outliers"]}
-    damaged = [layer for layer in layers if "relative_rmse" in layer]
-    rounded = any(layer["output_before"] is not None for layer in damaged)
-    largest = max((layer["relative_rmse"] for layer in damaged), default=0)
-
-    def row(layer: dict) -> list[str]:
-        errors = []
-        if damaged:
-            unusual = usual.get(layer["name"].removesuffix(".weight"))
-            errors = [html_error(layer, largest, unusual), "-"]
-            if "relative_rmse" in layer:
-                errors[1] = decibels(layer["sqnr_db"])
-        if rounded:
-            known = layer.get("output_before") is not None
-            errors.append(escaped(output_errors(layer)) if known else "-")
-        shape = " x ".join(map(str, layer["shape"]))
-        size = [gigabytes(layer["bytes"]), shape, escaped(layer["reason"])]
-        return [html_name(layer), chip(layer_look(layer)), *errors, *size]
-
-    columns = ["Layer", "Precision"]
-    columns += ["Relative RMSE", "#SQNR"] if damaged else []
-    columns += ["Output error"] if rounded else []
-    columns += ["#Size", "#Shape", "Reason"]
-    rows = map(row, sorted(layers, key=lambda layer: -layer.get("relative_rmse", -1)))
-    caption = "All linear layers, the largest error first" if damaged else "All linear layers"
-    table = html_table(caption, tuple(columns), rows)
-    fold = html_fold(f"{len(layers)} layers", html_filter(layers, len(usual)) + table, "long")
-    return html_section("All layers", f'<div class="layers">{fold}</div>')
 
 
 # ── nvfp4/report/page_map.py: Lay the layers out as the precision map, and render it for the page ─
@@ -20589,6 +20410,330 @@ def page_style() -> str:
     return "\n".join([scheme, scheme_rules("light"), dark, pattern_rules(), LAYOUT])
 
 
+# ── nvfp4/report/map_svg.py: Draw the precision map as a picture: one SVG file that needs nothing e
+
+# The picture's width, the column of row headings, a row's height, and the line height of text, in
+# units of its viewBox.
+SVG_WIDTH, SVG_HEAD, SVG_ROW, SVG_LINE = 960, 130, 16, 18
+# The widest a cell becomes where there are few blocks.
+WIDEST_CELL = 104
+# The width that a block's number takes; where cells are narrower, only some blocks have theirs.
+SVG_NUMBER = 16
+# The estimated width of a letter, by which the legend is broken into lines.
+LETTER = 6.4
+# The tiles of the page's patterns, as paths in a box of 6 by 6, drawn with round ends: a line of no
+# length is a dot.
+TILES = {
+    "rising": "M0 6L6 0",
+    "falling": "M0 0L6 6",
+    "crossed": "M0 6L6 0M0 0L6 6",
+    "dots": "M1.5 1.5h0M4.5 4.5h0",
+    "sparse": "M3 3h0",
+    "level": "M0 2.5H6",
+    "upright": "M3 0V6",
+    "dash": "M1 3H5",
+}
+
+
+def svg_rules(looks: list[Look], scheme: str) -> str:
+    """Write the rules of all colours that occur, on "light" or "dark" pages."""
+    index = ("light", "dark").index(scheme)
+    ink, soft = (PAGE_COLOURS[name][index] for name in ("ink", "soft"))
+    rules = [f"text{{fill:{ink}}}.soft{{fill:{soft}}}"]
+    for look in looks:
+        colours = getattr(look.tint, scheme)
+        line = f".{look.css}{{stroke:{colours.line}}}path.{look.css}{{fill:{colours.line}}}"
+        shades = (f".{look.css}.e{step}{{fill:{colours.shade(step)}}}" for step in range(SHADES))
+        rules += [line, *shades]
+    return "".join(rules)
+
+
+def svg_style(looks: list[Look], scheme: str) -> str:
+    """Write the style sheet for "light" or "dark", or for both by what the reader prefers: ""."""
+    if scheme:
+        return svg_rules(looks, scheme)
+    dark = svg_rules(looks, "dark")
+    return f"{svg_rules(looks, 'light')}@media (prefers-color-scheme:dark){{{dark}}}"
+
+
+def svg_patterns(looks: list[Look]) -> str:
+    """Define the patterns that occur, one for each look: its lines have the look's colour."""
+    return "".join(
+        f'<pattern id="tile-{look.css}" width="6" height="6" patternUnits="userSpaceOnUse">'
+        f'<path class="{look.css}" d="{TILES[word]}" stroke-width=".9" stroke-linecap="round"/>'
+        "</pattern>"
+        for look in looks
+        for word in look.pattern.split()
+        if word in TILES
+    )
+
+
+def svg_text(x: float, y: float, text: str, more: str = "") -> str:
+    """Draw a text, which is escaped, from x on, its baseline at y."""
+    return f'<text x="{x:g}" y="{y:g}"{more and f" {more}"}>{escaped(text)}</text>\n'
+
+
+def svg_cell(x: float, y: float, width: float, look: Look, step: int) -> str:
+    """Draw a cell: its fill, and over it the pattern of its look."""
+    box = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{SVG_ROW - 3}" rx="2"'
+    parts = [f'<rect class="{look.css} e{step}" {box}/>']
+    if {*look.pattern.split()} & TILES.keys():
+        parts.append(f'<rect fill="url(#tile-{look.css})" {box}/>')
+    if "corner" in look.pattern:
+        corner = f"M{x + width - 6:g} {y:g}h6v6z"
+        parts.append(f'<path class="{look.css}" d="{corner}"/>')
+    return "".join(parts)
+
+
+def svg_blocks(blocks: BlockMap, scale: ErrorScale, cell: float, top: float) -> Iterator[str]:
+    """Draw one family's blocks from `top` on: a row of numbers, and a row for each kind."""
+    numbers = {block: SVG_HEAD + column * cell for column, block in enumerate(blocks.blocks)}
+    width, every = cell - min(2, cell / 4), math.ceil(SVG_NUMBER / cell)
+    yield svg_text(0, top + SVG_LINE - 5, blocks.family, 'font-weight="600"')
+    for block, x in [*numbers.items()][::every]:
+        middle = 'text-anchor="middle" font-size="9" class="soft"'
+        yield svg_text(x + width / 2, top + SVG_LINE - 5, block, middle)
+    for row, kind in enumerate(blocks.kinds):
+        y = top + SVG_LINE + row * SVG_ROW
+        yield svg_text(0, y + 10, kind, 'class="soft"')
+        for block, x in numbers.items():
+            if layer := blocks.cells.get((block, kind)):
+                yield svg_cell(x, y, width, layer_look(layer), scale.step(layer))
+    yield "\n"
+
+
+def svg_legend(layers: list[dict], scale: ErrorScale, top: float) -> tuple[list[str], float]:
+    """Draw the legend from `top` on, in as many lines as it takes; return it and where it ends."""
+    parts, x, y = [], 0.0, top
+    counts = Counter(map(layer_look, layers)).most_common()
+    items = [(look, f"{look.label}: {look.says}, {count} layers") for look, count in counts]
+    for look, text in items:
+        width = 30 + LETTER * len(text)
+        if x and x + width > SVG_WIDTH:
+            x, y = 0.0, y + SVG_LINE
+        parts.append(svg_cell(x, y, 20, look, SHADES - 1) + svg_text(x + 26, y + 10, text))
+        x += width + 12
+    if scale.largest is not None:
+        y += SVG_LINE
+        text = f"stronger colour: larger error (relative RMSE), up to {scale.largest:.4f}"
+        steps = (svg_cell(21 * step, y, 20, LOOKS["W4A4"], step) for step in range(SHADES))
+        parts += [*steps, svg_text(21 * SHADES + 6, y + 10, text)]
+    return parts, y + SVG_LINE
+
+
+def precision_map_svg(data: dict, scheme: str = "") -> str:
+    """Draw the precision map of a report's data (see `data.report_data`, or a --report .json).
+
+    scheme: "light" or "dark"; "" for what the reader's system prefers, which need not be what a
+    site such as GitHub shows. The title tells the file's name, its size and what part that is of
+    the source's. Layers outside the transformer blocks are counted in the legend only.
+    """
+    layers = layers_of(data)
+    scale, (maps, _) = error_scale(data), block_maps(layers)
+    looks = [*dict.fromkeys([LOOKS["W4A4"], *map(layer_look, layers)])]
+    columns = max((len(blocks.blocks) for blocks in maps), default=1)
+    cell = min((SVG_WIDTH - SVG_HEAD) / columns, WIDEST_CELL)
+    output, source = data["output_bytes"], data["source_bytes"]
+    plan = "dry run, " if data["dry_run"] else ""
+    title = (
+        f"{data['output']}: {plan}{gigabytes(output)}, {percentage(output, source)} of the source"
+    )
+    parts, top = [svg_text(0, 16, title, 'font-size="15" font-weight="600"')], 26.0
+    for blocks in maps:
+        parts += svg_blocks(blocks, scale, cell, top)
+        top += SVG_LINE + SVG_ROW * len(blocks.kinds) + 8
+    legend, end = svg_legend(layers, scale, top + 4)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -4 {SVG_WIDTH + 16} {end + 8:g}" '
+        f'width="{SVG_WIDTH}" role="img" font-family="system-ui, sans-serif" font-size="11.5">'
+        f"<title>Precision map of {escaped(title)}</title>\n"
+        f"<style>{svg_style(looks, scheme)}</style>\n"
+        f"<defs>{svg_patterns(looks)}</defs>\n{''.join([*parts, *legend])}</svg>\n"
+    )
+
+
+# ── nvfp4/report/page_curve.py: Render the trade-offs that --target-size and --w4a4-share found, as
+
+# The drawing's size and the margins of its axes, in units of its viewBox. It is as narrow as a
+# phone, so that its text is legible there.
+CURVE_WIDTH, CURVE_HEIGHT = 360, 220
+LEFT, RIGHT, TOP, BOTTOM = 48, 16, 18, 40
+
+
+class CurveLabels(NamedTuple):
+    """Label a curve's axes: the smallest and the largest x, the largest y, and what it shows."""
+
+    left: str
+    right: str
+    top: str
+    says: str
+
+
+def html_curve(
+    points: list[tuple[float, float]], labels: CurveLabels, here: tuple[float, float] | None = None
+) -> str:
+    """Draw points (x, y), y from 0 up, and a dot where this file is, if that is known.
+
+    The drawing is one image for people who cannot see it: a table beside it has to tell the
+    figures.
+    """
+    xs, ys = zip(*points, *([here] if here else []), strict=True)
+    left, right, top = min(xs), max(xs), max(ys)
+    floor, end = CURVE_HEIGHT - BOTTOM, CURVE_WIDTH - RIGHT
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = (x - left) / ((right - left) or 1) * (end - LEFT)
+        return round(LEFT + across, 1), round(floor - y / (top or 1) * (floor - TOP), 1)
+
+    line = " ".join(f"{x},{y}" for x, y in (at(*point) for point in points))
+    dot = ""
+    if here:
+        x, y = at(*here)
+        anchor = "end" if x > CURVE_WIDTH / 2 else "start"
+        dot = f'<circle class="here" cx="{x}" cy="{y}" r="5"/>'
+        dot += f'<text x="{x}" y="{y - 10:.1f}" text-anchor="{anchor}">this file</text>'
+    return (
+        f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" '
+        f'aria-label="{escaped(labels.says)}">'
+        f'<path class="axis" d="M{LEFT} {TOP}V{floor}H{end}"/>'
+        f'<polyline class="line" points="{line}"/>{dot}'
+        f'<text x="{LEFT - 5}" y="{TOP + 4}" text-anchor="end">{labels.top}</text>'
+        f'<text x="{LEFT - 5}" y="{floor}" text-anchor="end">0</text>'
+        f'<text x="{LEFT}" y="{floor + 16}">{labels.left}</text>'
+        f'<text x="{end}" y="{floor + 16}" text-anchor="end">{labels.right}</text></svg>\n'
+    )
+
+
+def html_sizes(data: dict) -> str:
+    """Render --target-size's trade-off between size and error; "" without it."""
+    if not data["size_curve"]:
+        return ""
+    points = [(point["nbytes"], point["error"]) for point in data["size_curve"]]
+    here = (data["output_bytes"], data["size_error"])
+    marked = sorted([*((*point, "") for point in points), (*here, "this file")])
+    labels = CurveLabels(
+        left=gigabytes(marked[0][0]),
+        right=gigabytes(marked[-1][0]),
+        top=f"{max(error for _, error, _ in marked):.4f}",
+        says="File size, and mean relative RMSE of the outputs, by weights and activations, of the "
+        "layers that could be chosen",
+    )
+    rows = ((f"{size:,}", f"{error:.4f}", mark) for size, error, mark in marked)
+    table = html_table("Sizes and their mean errors", ("Bytes", "#Mean error", "Of these"), rows)
+    return (
+        f"<h3>Size and error</h3><p class=soft>{labels.says}. The file need not lie on the line: "
+        f"leftover bytes were filled with other layers.</p>\n"
+        f"{html_curve(points, labels, here)}{html_fold(f'{len(marked)} sizes', table, 'long')}"
+    )
+
+
+def html_w4a4(data: dict) -> str:
+    """Render --w4a4-share's trade-off between 4-bit inputs and their error; "" without it."""
+    if not data["w4a4_curve"]:
+        return ""
+    points = [(point["share"], point["error"]) for point in data["w4a4_curve"]]
+    low, high, top = min(points)[0], max(points)[0], max(error for _, error in points)
+    labels = CurveLabels(
+        left=percentage(low, 1),
+        right=percentage(high, 1),
+        top=percentage(top, 1),
+        says="W4A4 share of the multiply work, and what is left of the squared error it adds",
+    )
+    rows = (
+        (percentage(share, 1), percentage(error, 1), escaped(point["layer"] or "-"))
+        for point, (share, error) in zip(data["w4a4_curve"], points, strict=True)
+    )
+    columns = ("W4A4 share", "#Error left", "Next layer with full-precision matmul")
+    table = html_table("Shares and what is left of the error", columns, rows)
+    return (
+        f"<h3>W4A4 share and error</h3><p class=soft>{labels.says}.</p>\n"
+        f"{html_curve(points, labels)}{html_fold(f'{len(points)} shares', table, 'long')}"
+    )
+
+
+def html_curves(data: dict) -> str:
+    """Render the section of all trade-offs; "" where none was asked for."""
+    body = html_sizes(data) + html_w4a4(data)
+    return html_section("Trade-offs", body) if body else ""
+
+
+# ── nvfp4/report/page_layers.py: Render the table of all layers for the report's page: worst first,
+
+def filter_rules() -> str:
+    """Write the CSS rules that hide the rows of a look while its box is not checked.
+
+    They take the place of a script, which the page's policy would forbid.
+    """
+    looks = (
+        f".layers:has(#show-{look.css}:not(:checked)) tr:has(.{look.css}) {{ display: none; }}"
+        for look in every_look()
+    )
+    unusual = ".layers:has(#unusual:checked) tbody tr:not(:has(.unusual)) { display: none; }"
+    return "\n".join([*looks, unusual])
+
+
+def html_filter(layers: list[dict], unusual: int) -> str:
+    """Render a box to check for each look that there is, and one for `unusual` layers, if any."""
+    boxes = "".join(
+        f'<label><input type="checkbox" id="show-{look.css}" checked> {chip(look)} {count}</label>'
+        for look, count in Counter(map(layer_look, layers)).most_common()
+    )
+    if unusual:
+        boxes += (
+            f'<label><input type="checkbox" id="unusual"> only the {unusual} that stand out</label>'
+        )
+    return f"<fieldset><legend>Show</legend>{boxes}</fieldset>"
+
+
+def html_error(layer: dict, largest: float, usual: float | None) -> str:
+    """Render a layer's error as a bar, relative to the largest error; "-" where there is none.
+
+    usual: what is usual for its format, where its error stands out from that.
+    """
+    if "relative_rmse" not in layer:
+        return "-"
+    error = layer["relative_rmse"]
+    part = f"--part:{100 * error / (largest or 1):.1f}%"
+    told = f' <small class="unusual">usual {usual:.2g}</small>' if usual else ""
+    return f'<div class="bar {layer_look(layer).css}" style="{part}">{error:.4f}</div>{told}'
+
+
+def html_layers(data: dict) -> str:
+    """Render every linear layer as a row, the largest error first, then those without an error.
+
+    The columns of errors are left out after a dry run, that of output errors where no layer was
+    rounded by statistics. The table is folded: a model has hundreds of layers.
+    """
+    layers, usual = layers_of(data), {one["layer"]: one["usual"] for one in data["outliers"]}
+    damaged = [layer for layer in layers if "relative_rmse" in layer]
+    rounded = any(layer["output_before"] is not None for layer in damaged)
+    largest = max((layer["relative_rmse"] for layer in damaged), default=0)
+
+    def row(layer: dict) -> list[str]:
+        errors = []
+        if damaged:
+            unusual = usual.get(layer["name"].removesuffix(".weight"))
+            errors = [html_error(layer, largest, unusual), "-"]
+            if "relative_rmse" in layer:
+                errors[1] = decibels(layer["sqnr_db"])
+        if rounded:
+            known = layer.get("output_before") is not None
+            errors.append(escaped(output_errors(layer)) if known else "-")
+        shape = " x ".join(map(str, layer["shape"]))
+        size = [gigabytes(layer["bytes"]), shape, escaped(layer["reason"])]
+        return [html_name(layer), chip(layer_look(layer)), *errors, *size]
+
+    columns = ["Layer", "Precision"]
+    columns += ["Relative RMSE", "#SQNR"] if damaged else []
+    columns += ["Output error"] if rounded else []
+    columns += ["#Size", "#Shape", "Reason"]
+    rows = map(row, sorted(layers, key=lambda layer: -layer.get("relative_rmse", -1)))
+    caption = "All linear layers, the largest error first" if damaged else "All linear layers"
+    table = html_table(caption, tuple(columns), rows)
+    fold = html_fold(f"{len(layers)} layers", html_filter(layers, len(usual)) + table, "long")
+    return html_section("All layers", f'<div class="layers">{fold}</div>')
+
+
 # ── nvfp4/report/page.py: Render the report as one HTML page ──────────────────────────────────────
 
 # The policy lets no script and no foreign file in, should a name ever get past `escaped`.
@@ -20800,7 +20945,7 @@ def render_html(data: dict) -> str:
 # ── nvfp4/report/texts.py: Write the text files that a conversion is asked for: --report, --layer-c
 
 # What writes --report, by the suffix of its file: a row for each of REPORT_KINDS.
-REPORTS = {".json": render_json, ".html": render_html}
+REPORTS = {".json": render_json, ".html": render_html, ".svg": precision_map_svg}
 
 
 def write_texts(report: Report) -> None:

@@ -23,9 +23,11 @@ def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions
     sentence.
     """
 
+    told = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+
     def check(flag: str, path: Path, _: GivenOptions) -> str:
         wrong = path.suffix.lower() not in kinds
-        return f"{flag} must end in {' or '.join(kinds)}{why}: {path}" if wrong else ""
+        return f"{flag} must end in {told}{why}: {path}" if wrong else ""
 
     return check
 

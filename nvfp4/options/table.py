@@ -73,7 +73,7 @@ GUIDE_OPTIONS = (
     "--sensitivity-json", "--full-precision-mm-layers",
 )  # fmt: skip
 # Suffixes that --report takes; report/texts.py has a renderer for each.
-REPORT_KINDS = (".json", ".html")
+REPORT_KINDS = (".json", ".html", ".svg")
 
 # Headings of the groups in `--help` and in docs/options.md, in this order.
 GENERAL = "general"
@@ -153,7 +153,8 @@ class Options(DerivedOptions):
         "convert a SOURCE that was merely cast to FP8, without scales: what the cast lost, some "
         "3 % of a weight, stays lost")
     report: Path | None = option(None, GENERAL, FILE,
-        "write the plan, its reasons and every layer's error as data (.json) or as a page (.html)",
+        "write the plan, its reasons and every layer's error as data (.json) or as a page (.html), "
+        "or its precision map as a picture (.svg)",
         check=must_end_in(*REPORT_KINDS), trace=False, writes=True,
         everyday="write what was done as a page (.html) or data (.json)")
     comfyui: Path | None = option(None, GENERAL, FOLDER,

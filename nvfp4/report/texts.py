@@ -5,10 +5,11 @@ from __future__ import annotations
 from nvfp4.files import make_folders, write_text
 from nvfp4.report.data import Report, render_json, report_data
 from nvfp4.report.layer_config import layer_config
+from nvfp4.report.map_svg import precision_map_svg
 from nvfp4.report.page import render_html
 
 # What writes --report, by the suffix of its file: a row for each of REPORT_KINDS.
-REPORTS = {".json": render_json, ".html": render_html}
+REPORTS = {".json": render_json, ".html": render_html, ".svg": precision_map_svg}
 
 
 def write_texts(report: Report) -> None:

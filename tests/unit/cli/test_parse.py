@@ -45,7 +45,7 @@ def usage_error(capsys, *arguments):
             (*INCLUDE, "--use-ck-quant", "--scale-search", "mse"),
             "--use-ck-quant contradicts --scale-search",
         ),
-        ((*INCLUDE, "--report", "r.txt"), "--report must end in .json or .html: r.txt"),
+        ((*INCLUDE, "--report", "r.txt"), "--report must end in .json, .html or .svg: r.txt"),
         (
             (*INCLUDE, "--input-scale-summary-percentile", "99"),
             "--input-scale-summary-percentile needs --input-scale-summary-json",

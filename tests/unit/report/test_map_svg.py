@@ -60,6 +60,12 @@ def test_a_name_cannot_break_out_of_the_picture(data):
     assert not [*root.iter(f"{SVG}script")]
 
 
+def test_the_command_line_writes_the_picture(tiny, data, tmp_path):
+    report = tmp_path / "map.svg"
+    convert_tiny(tiny, tmp_path / "o.safetensors", "--report", str(report), "--quiet")
+    assert report.read_text(encoding="utf-8") == precision_map_svg(data)
+
+
 def test_many_blocks_have_narrow_cells_and_few_numbers(data):
     layer = next(tensor for tensor in layers_of(data) if "blocks.0." in tensor["name"])
     tensors = [
