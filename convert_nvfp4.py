@@ -5036,8 +5036,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from enum import Enum, IntEnum, auto
+from functools import cache
 from html import escape
 from statistics import median
+from subprocess import Popen
 from types import FunctionType
 from typing import ClassVar, Protocol, TYPE_CHECKING
 
@@ -7975,6 +7977,8 @@ ROUNDING_KERNELS = (add_feedback, round_levels, enclose, round_to_book, round_in
 
 # Lanes (a row under one block scale each) that one program of the triton kernel works on.
 LANES_AT_ONCE = 128
+# In the order in which they are compiled: a loop comes after those that it calls.
+ALL_KERNELS = (*KERNELS, *INT8_KERNELS, *LEVEL_KERNELS, *ROUNDING_KERNELS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -8120,12 +8124,12 @@ def with_names(function: FunctionType, names: dict[str, object]) -> FunctionType
     return copy
 
 
-def compile_kernels() -> Kernels:
-    """Compile all kernels with numba for this machine's CPU.
+@cache
+def prepared_kernels() -> dict[str, Callable]:
+    """Hand all kernels to numba, which compiles each at its first call; {name: kernel} of them.
 
-    The machine code is cached beside the kernels' file for the next run, where that folder can be
-    written. Raises ImportError without numba, and RuntimeError where numba fails or `check_kernels`
-    finds other bits than torch's.
+    Other names are those that kernels refer to. They are remembered with what is compiled of them.
+    Raises ImportError without numba.
     """
     # Numba is optional, and importing it takes half a second.
     import numba
@@ -8137,13 +8141,39 @@ def compile_kernels() -> Kernels:
     names = {}
     for one in (encode_groups, encode_integers, round_in_turn, encode_blocks):
         names |= one.__globals__
-    for kernel in (*KERNELS, *INT8_KERNELS, *LEVEL_KERNELS, *ROUNDING_KERNELS):
+    for kernel in ALL_KERNELS:
         kernel = with_names(kernel, names)
         try:
             names[kernel.__name__] = numba.njit(kernel, cache=True, **options)
         except RuntimeError:
             # Numba found no folder that it may keep the machine code in: compile each time.
             names[kernel.__name__] = numba.njit(kernel, **options)
+    return names
+
+
+def is_nothing_to_compile() -> bool:
+    """Tell whether `compile_kernels` finds all machine code in numba's cache, or can use none.
+
+    Raises ImportError without numba.
+    """
+    names = prepared_kernels()
+    kernels = (names[kernel.__name__] for kernel in ALL_KERNELS)
+    # An index that is older than the kernels' file, or of another numba, is read as empty.
+    caches = [getattr(kernel._cache, "_cache_file", None) for kernel in kernels]
+    return all(cache is None or cache._load_index() for cache in caches)
+
+
+def compile_kernels() -> Kernels:
+    """Compile all kernels with numba for this machine's CPU.
+
+    The machine code is cached beside the kernels' file for the next run, where that folder can be
+    written. Raises ImportError without numba, and RuntimeError where numba fails or `check_kernels`
+    finds other bits than torch's.
+    """
+    # Imported again, as what is remembered does not tell that it is gone.
+    import numba
+
+    names = prepared_kernels()
     kernels = Kernels(**{name: names[name] for name in Kernels.__slots__})
     try:
         check_kernels(kernels)
@@ -13140,6 +13170,34 @@ def import_problem(comfyui: ComfyUI, answered: dict) -> str:
     )
 
 
+# ── nvfp4/encode/compiling.py: Compile kernels in another process, while this one encodes with torc
+
+# What the other process runs: the folder of the package or of the single file comes in the place of
+# the current one, which may have modules of any name.
+COMPILING = "import sys, importlib; sys.path[0], module, function = sys.argv[1:]; \
+getattr(importlib.import_module(module), function)()"
+
+
+def start_compiling() -> subprocess.Popen | None:
+    """Begin to compile all kernels for the cache; None where that would be of no use.
+
+    It is of none where the cache has them already, or where numba finds no folder for it. The
+    process ends by itself; whether it succeeded is seen when the kernels are loaded, where it did
+    not they are compiled then. Raises ImportError without numba.
+    """
+    if is_nothing_to_compile():
+        return None
+    # The name that another process imports this by: of the package, or of the single file.
+    name = __name__ if "." in __name__ else Path(__file__).stem
+    folder = Path(__file__).resolve().parents[name.count(".")]
+    command = [sys.executable, "-c", COMPILING, folder, name, compile_kernels.__name__]
+    silent = subprocess.DEVNULL
+    try:
+        return subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent)
+    except OSError:
+        return None
+
+
 # ── nvfp4/ranks.py: Processes of a torchrun: which one this is, and how they meet ─────────────────
 
 # One rank may wait for another for hours, where layers take unequal time. A rank that dies closes
@@ -13277,6 +13335,8 @@ class Compute:
         self.recalled: dict[object, object] = {}
         # Set by `compile`, and only for float32 on a CPU.
         self.kernels: Kernels | None = None
+        # The process that compiles them meanwhile.
+        self.compiler: Popen | None = None
         self.rounder = Rounder()
         on_cpu = device.type == "cpu"
         self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
@@ -13287,15 +13347,19 @@ class Compute:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the threads; chunks that have not begun are dropped."""
+        """Stop the threads, and a compiler that nobody waits for; chunks not begun are dropped."""
+        if self.compiler is not None:
+            self.compiler.kill()
+            self.compiler.wait()
         self.pool.shutdown(cancel_futures=True)
 
-    def compile(self, plans: list[TensorPlan]) -> None:
+    def compile(self, plans: list[TensorPlan], *, at_once: bool = True) -> None:
         """Use compiled kernels where they pay; add a note where something keeps them away.
 
         plans: what will be encoded. Triton is used on a GPU if any layer is rounded by statistics;
         numba on a CPU for float32, if the effort is COMPILE_FROM or more. Missing or failing
-        compilers are no error.
+        compilers are no error. Unless `at_once`, what is not in numba's cache is compiled in
+        another process meanwhile, and `prepare` takes it over.
         """
         if self.device.type == "cuda" and any(plan.moments for plan in plans):
             try:
@@ -13306,6 +13370,29 @@ class Compute:
         plain = self.device.type == "cpu" and self.dtype is torch.float32
         if not plain or sum(map(work, plans)) < COMPILE_FROM:
             return
+        with contextlib.suppress(ImportError):
+            self.compiler = None if at_once else start_compiling()
+        if self.compiler is None:
+            self.load_kernels()
+
+    def prepare(self, plan: TensorPlan) -> None:
+        """Get ready to encode a layer: take compiled kernels over once they are there.
+
+        They give the same bytes as torch's operations, so that it does not matter when. Rounding by
+        statistics does not: a layer that has some waits for them.
+        """
+        if self.waits_for_kernels(plan):
+            self.compiler.wait()
+        if self.compiler is not None and self.compiler.poll() is not None:
+            self.compiler = None
+            self.load_kernels()
+
+    def waits_for_kernels(self, plan: TensorPlan) -> bool:
+        """Tell whether a layer has to wait until kernels are compiled."""
+        return self.compiler is not None and plan.moments is not None
+
+    def load_kernels(self) -> None:
+        """Use compiled kernels from now on, or add a note on what keeps them away."""
         try:
             self.kernels = compile_kernels()
             self.rounder = Rounder(self.kernels.round_columns)
@@ -18063,6 +18150,10 @@ def read_back(written: dict[Path, Layout], kept: set[str]) -> None:
 
 # ── nvfp4/production.py: Carry a job out, or rehearse it: encode its tensors, write and publish the
 
+# What the bar says in the place of a layer's name, while numba compiles what rounds it.
+WAITING = "waiting for compiled kernels"
+
+
 class Produced(NamedTuple):
     """Hold what became of a job: as it was carried out at last, its layers' errors, and notes.
 
@@ -18222,15 +18313,20 @@ def encode_tensors(
     observe: Observe = unobserved,
 ) -> dict[str, Damage]:
     """Read, encode and write these tensors; return {tensor: Damage} of those that are quantised."""
+    phase("loading kernels", quiet=options.quiet)
+    compute.compile([plan for plan in plans if plan.is_quantised], at_once=False)
+    # Layers that have to wait for compiled kernels come last: sorting keeps the order otherwise.
+    plans = sorted(plans, key=compute.waits_for_kernels)
     todo = [piece for plan in plans for piece in pieces_of(plan)]
-    compute.compile([plan for plan in plans if plan.is_quantised])
     pinned, found = compute.device.type == "cuda", {}
     nbytes = sum(piece.nbytes for piece in todo)
     with progress_bar("converting", nbytes, quiet=options.quiet) as bar:
         for piece, data in read_ahead(todo, options.buffers, pinned=pinned, observe=observe):
             plan, name = piece.plan, piece.plan.ref.name
-            bar.name = printable(name)
+            bar.name = WAITING if compute.waits_for_kernels(plan) else printable(name)
             if plan.is_quantised:
+                compute.prepare(plan)
+                bar.name = printable(name)
                 with observe("encode"):
                     stored, found[name] = quantise(plan, data, compute)
             else:
@@ -18677,6 +18773,8 @@ def measure_alternatives(
         Compute(device, dtype, SCALE_SEARCHES[search], threads) as compute,
         progress_bar("measuring", nbytes, quiet=options.quiet) as bar,
     ):
+        # Measurements decide precisions: all of them are made by the same code.
+        bar.name = "compiling kernels"
         compute.compile(plans)
         pinned = compute.device.type == "cuda"
         for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):

@@ -35,6 +35,9 @@ from nvfp4.write.checks import output_problems
 from nvfp4.write.journal import Journal
 from nvfp4.write.partial_files import PartialFiles
 
+# What the bar says in the place of a layer's name, while numba compiles what rounds it.
+WAITING = "waiting for compiled kernels"
+
 
 class Produced(NamedTuple):
     """Hold what became of a job: as it was carried out at last, its layers' errors, and notes.
@@ -195,15 +198,20 @@ def encode_tensors(
     observe: Observe = unobserved,
 ) -> dict[str, Damage]:
     """Read, encode and write these tensors; return {tensor: Damage} of those that are quantised."""
+    phase("loading kernels", quiet=options.quiet)
+    compute.compile([plan for plan in plans if plan.is_quantised], at_once=False)
+    # Layers that have to wait for compiled kernels come last: sorting keeps the order otherwise.
+    plans = sorted(plans, key=compute.waits_for_kernels)
     todo = [piece for plan in plans for piece in pieces_of(plan)]
-    compute.compile([plan for plan in plans if plan.is_quantised])
     pinned, found = compute.device.type == "cuda", {}
     nbytes = sum(piece.nbytes for piece in todo)
     with progress_bar("converting", nbytes, quiet=options.quiet) as bar:
         for piece, data in read_ahead(todo, options.buffers, pinned=pinned, observe=observe):
             plan, name = piece.plan, piece.plan.ref.name
-            bar.name = printable(name)
+            bar.name = WAITING if compute.waits_for_kernels(plan) else printable(name)
             if plan.is_quantised:
+                compute.prepare(plan)
+                bar.name = printable(name)
                 with observe("encode"):
                     stored, found[name] = quantise(plan, data, compute)
             else:

@@ -10,9 +10,11 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from subprocess import Popen
 
 import torch
 
+from nvfp4.encode.compiling import start_compiling
 from nvfp4.errors import ConvertError
 from nvfp4.guides.records import Moments
 from nvfp4.notes import Note, Rank
@@ -80,6 +82,8 @@ class Compute:
         self.recalled: dict[object, object] = {}
         # Set by `compile`, and only for float32 on a CPU.
         self.kernels: Kernels | None = None
+        # The process that compiles them meanwhile.
+        self.compiler: Popen | None = None
         self.rounder = Rounder()
         on_cpu = device.type == "cpu"
         self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
@@ -90,15 +94,19 @@ class Compute:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the threads; chunks that have not begun are dropped."""
+        """Stop the threads, and a compiler that nobody waits for; chunks not begun are dropped."""
+        if self.compiler is not None:
+            self.compiler.kill()
+            self.compiler.wait()
         self.pool.shutdown(cancel_futures=True)
 
-    def compile(self, plans: list[TensorPlan]) -> None:
+    def compile(self, plans: list[TensorPlan], *, at_once: bool = True) -> None:
         """Use compiled kernels where they pay; add a note where something keeps them away.
 
         plans: what will be encoded. Triton is used on a GPU if any layer is rounded by statistics;
         numba on a CPU for float32, if the effort is COMPILE_FROM or more. Missing or failing
-        compilers are no error.
+        compilers are no error. Unless `at_once`, what is not in numba's cache is compiled in
+        another process meanwhile, and `prepare` takes it over.
         """
         if self.device.type == "cuda" and any(plan.moments for plan in plans):
             try:
@@ -109,6 +117,29 @@ class Compute:
         plain = self.device.type == "cpu" and self.dtype is torch.float32
         if not plain or sum(map(work, plans)) < COMPILE_FROM:
             return
+        with contextlib.suppress(ImportError):
+            self.compiler = None if at_once else start_compiling()
+        if self.compiler is None:
+            self.load_kernels()
+
+    def prepare(self, plan: TensorPlan) -> None:
+        """Get ready to encode a layer: take compiled kernels over once they are there.
+
+        They give the same bytes as torch's operations, so that it does not matter when. Rounding by
+        statistics does not: a layer that has some waits for them.
+        """
+        if self.waits_for_kernels(plan):
+            self.compiler.wait()
+        if self.compiler is not None and self.compiler.poll() is not None:
+            self.compiler = None
+            self.load_kernels()
+
+    def waits_for_kernels(self, plan: TensorPlan) -> bool:
+        """Tell whether a layer has to wait until kernels are compiled."""
+        return self.compiler is not None and plan.moments is not None
+
+    def load_kernels(self) -> None:
+        """Use compiled kernels from now on, or add a note on what keeps them away."""
         try:
             self.kernels = compile_kernels()
             self.rounder = Rounder(self.kernels.round_columns)

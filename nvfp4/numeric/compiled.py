@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from types import FunctionType
 
 import numpy as np
@@ -43,6 +44,8 @@ from nvfp4.numeric.w4a8 import code_bits
 
 # Lanes (a row under one block scale each) that one program of the triton kernel works on.
 LANES_AT_ONCE = 128
+# In the order in which they are compiled: a loop comes after those that it calls.
+ALL_KERNELS = (*KERNELS, *INT8_KERNELS, *LEVEL_KERNELS, *ROUNDING_KERNELS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,12 +191,12 @@ def with_names(function: FunctionType, names: dict[str, object]) -> FunctionType
     return copy
 
 
-def compile_kernels() -> Kernels:
-    """Compile all kernels with numba for this machine's CPU.
+@cache
+def prepared_kernels() -> dict[str, Callable]:
+    """Hand all kernels to numba, which compiles each at its first call; {name: kernel} of them.
 
-    The machine code is cached beside the kernels' file for the next run, where that folder can be
-    written. Raises ImportError without numba, and RuntimeError where numba fails or `check_kernels`
-    finds other bits than torch's.
+    Other names are those that kernels refer to. They are remembered with what is compiled of them.
+    Raises ImportError without numba.
     """
     # Numba is optional, and importing it takes half a second.
     import numba
@@ -205,13 +208,39 @@ def compile_kernels() -> Kernels:
     names = {}
     for one in (encode_groups, encode_integers, round_in_turn, encode_blocks):
         names |= one.__globals__
-    for kernel in (*KERNELS, *INT8_KERNELS, *LEVEL_KERNELS, *ROUNDING_KERNELS):
+    for kernel in ALL_KERNELS:
         kernel = with_names(kernel, names)
         try:
             names[kernel.__name__] = numba.njit(kernel, cache=True, **options)
         except RuntimeError:
             # Numba found no folder that it may keep the machine code in: compile each time.
             names[kernel.__name__] = numba.njit(kernel, **options)
+    return names
+
+
+def is_nothing_to_compile() -> bool:
+    """Tell whether `compile_kernels` finds all machine code in numba's cache, or can use none.
+
+    Raises ImportError without numba.
+    """
+    names = prepared_kernels()
+    kernels = (names[kernel.__name__] for kernel in ALL_KERNELS)
+    # An index that is older than the kernels' file, or of another numba, is read as empty.
+    caches = [getattr(kernel._cache, "_cache_file", None) for kernel in kernels]
+    return all(cache is None or cache._load_index() for cache in caches)
+
+
+def compile_kernels() -> Kernels:
+    """Compile all kernels with numba for this machine's CPU.
+
+    The machine code is cached beside the kernels' file for the next run, where that folder can be
+    written. Raises ImportError without numba, and RuntimeError where numba fails or `check_kernels`
+    finds other bits than torch's.
+    """
+    # Imported again, as what is remembered does not tell that it is gone.
+    import numba
+
+    names = prepared_kernels()
     kernels = Kernels(**{name: names[name] for name in Kernels.__slots__})
     try:
         check_kernels(kernels)

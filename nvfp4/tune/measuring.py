@@ -81,6 +81,8 @@ def measure_alternatives(
         Compute(device, dtype, SCALE_SEARCHES[search], threads) as compute,
         progress_bar("measuring", nbytes, quiet=options.quiet) as bar,
     ):
+        # Measurements decide precisions: all of them are made by the same code.
+        bar.name = "compiling kernels"
         compute.compile(plans)
         pinned = compute.device.type == "cuda"
         for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):

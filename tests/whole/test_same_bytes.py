@@ -43,6 +43,7 @@ def by_small_chunks(source: Path, out: Path, arguments: list[str]) -> None:
 
 def by_numba(source: Path, out: Path, arguments: list[str]) -> None:
     pytest.importorskip("numba")
+    c.compile_kernels()  # else the conversion would be over before another process has them
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(c, "COMPILE_FROM", 0)
         convert(source, out, arguments)

@@ -50,6 +50,7 @@ def test_reported_errors_are_those_that_verify_measures(
     if is_compiled:
         pytest.importorskip("numba")
         monkeypatch.setattr(c, "COMPILE_FROM", 0)
+        c.compile_kernels()
     told, source, out = convert(tmp_path, SIZES, form, "--scale-search", search)
     measured = c.verify_file(c.Verification(file=out, source=source, quiet=True)).damage
     least = (KITCHENS_LEAST if search == "amax" else LEAST)[form]

@@ -1,0 +1,39 @@
+"""Compile kernels in another process, while this one encodes with torch's operations.
+
+Numba keeps the machine code in a cache, from which it is loaded in a second or two. A thread would
+not do: it would share Python's lock with the encoding threads, which took four times as long
+(28 seconds became 116 on two cores), and the process could not end before it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from nvfp4.numeric.compiled import compile_kernels, is_nothing_to_compile
+
+# What the other process runs: the folder of the package or of the single file comes in the place of
+# the current one, which may have modules of any name.
+COMPILING = "import sys, importlib; sys.path[0], module, function = sys.argv[1:]; \
+getattr(importlib.import_module(module), function)()"
+
+
+def start_compiling() -> subprocess.Popen | None:
+    """Begin to compile all kernels for the cache; None where that would be of no use.
+
+    It is of none where the cache has them already, or where numba finds no folder for it. The
+    process ends by itself; whether it succeeded is seen when the kernels are loaded, where it did
+    not they are compiled then. Raises ImportError without numba.
+    """
+    if is_nothing_to_compile():
+        return None
+    # The name that another process imports this by: of the package, or of the single file.
+    name = __name__ if "." in __name__ else Path(__file__).stem
+    folder = Path(__file__).resolve().parents[name.count(".")]
+    command = [sys.executable, "-c", COMPILING, folder, name, compile_kernels.__name__]
+    silent = subprocess.DEVNULL
+    try:
+        return subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent)
+    except OSError:
+        return None

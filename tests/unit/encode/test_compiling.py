@@ -1,0 +1,111 @@
+"""Kernels that are compiled in another process, and taken over between two layers."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nvfp4.encode.compute import Compute
+from nvfp4.formats.encoding import Given
+from nvfp4.formats.fp8 import FP8
+from nvfp4.formats.int8 import INT8
+from nvfp4.formats.mxfp8 import MXFP8
+from nvfp4.formats.nvfp4 import NVFP4
+from nvfp4.formats.w4a8 import W4A8
+from nvfp4.numeric.compiled import as_bytes, compile_kernels, is_nothing_to_compile
+from nvfp4.numeric.scale_search import mse_block_scales
+from support.paths import ROOT
+
+FORMATS = (NVFP4, INT8, W4A8, FP8, MXFP8)
+PLAIN, ROUNDED = SimpleNamespace(moments=None), SimpleNamespace(moments=object())
+
+
+class Compiler:
+    """A process that ends after so many layers, or when somebody waits for it."""
+
+    def __init__(self, layers: int):
+        self.layers, self.killed = layers, False
+
+    def poll(self) -> int | None:
+        self.layers -= 1
+        return None if self.layers >= 0 else 0
+
+    def wait(self) -> int:
+        self.layers = 0
+        return 0
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+def compute() -> Compute:
+    return Compute(torch.device("cpu"), torch.float32, mse_block_scales, threads=2)
+
+
+def encoded(compiler: Compiler | None) -> tuple[list[torch.Tensor], bool]:
+    """Every format's layer, encoded one after the other; and whether kernels were used at last."""
+    weight = torch.randn(96, 512, generator=torch.Generator().manual_seed(1))
+    made = []
+    with compute() as one:
+        one.compiler, one.chunk = compiler, 512 * 16
+        for form in FORMATS:
+            one.prepare(PLAIN)
+            best = form.encode(Given("x", weight, weight.abs().amax()), one)
+            made += [torch.cat(best.codes), *best.by_rows, best.scale.view(1)]
+        return made, one.kernels is not None
+
+
+def test_bytes_do_not_depend_on_when_kernels_are_taken_over():
+    pytest.importorskip("numba")
+    expected, compiled = encoded(None)
+    assert not compiled
+    for layers in range(len(FORMATS) + 1):
+        found, compiled = encoded(Compiler(layers))
+        assert compiled == (layers < len(FORMATS))
+        assert all(map(torch.equal, map(as_bytes, found), map(as_bytes, expected)))
+
+
+def test_layers_that_are_rounded_wait_and_come_last():
+    pytest.importorskip("numba")
+    with compute() as one:
+        assert not one.waits_for_kernels(ROUNDED)
+        one.compiler = Compiler(99)
+        assert sorted([ROUNDED, PLAIN], key=one.waits_for_kernels) == [PLAIN, ROUNDED]
+        one.prepare(PLAIN)
+        assert one.kernels is None
+        one.prepare(ROUNDED)
+        assert (one.compiler, one.rounder.round_columns) == (None, one.kernels.round_columns)
+
+
+def test_nobody_waits_for_the_compiler_at_the_end():
+    with compute() as one:
+        one.compiler = compiler = Compiler(99)
+    assert compiler.killed
+
+
+def test_what_is_compiled_is_not_compiled_again():
+    pytest.importorskip("numba")
+    compile_kernels()
+    assert is_nothing_to_compile()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["nvfp4.encode.compiling", "convert_nvfp4"])
+def test_another_process_compiles(tmp_path, module):
+    """From the package and from the single file, in a folder with modules of the same names."""
+    pytest.importorskip("numba")
+    (tmp_path / "torch.py").write_text("raise SystemExit(3)")
+    program = f"""
+import os, sys
+sys.path[0] = {str(ROOT)!r}
+os.environ["NUMBA_CACHE_DIR"] = {str(tmp_path / "cache")!r}
+import {module} as m
+compiler = m.start_compiling()
+print(compiler.wait(), m.start_compiling())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 None\n", "")
