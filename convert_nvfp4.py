@@ -5036,7 +5036,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from enum import Enum, IntEnum, auto
-from functools import cache
 from html import escape
 from statistics import median
 from subprocess import Popen
