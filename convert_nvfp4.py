@@ -4339,6 +4339,9 @@ class Options(DerivedOptions):
         trace=False)
     quiet: bool = option(False, GENERAL, SWITCH, "no progress on stderr",
         conflicts=["--verbose"], trace=False)
+    json: bool = option(False, GENERAL, SWITCH,
+        "print the summary as a line of JSON, and nothing else on stdout",
+        conflicts=["--verbose", "--input-scale-layer-summary"], trace=False)
 
     gguf: Path | None = option(None, PRECISION, FILE,
         "a GGUF of the same model: its types choose the precisions",
@@ -4538,6 +4541,7 @@ class Verification:
     lora_partial: bool = same_option(Options, "lora_partial")
     comfyui: Path | None = same_option(Options, "comfyui")
     quiet: bool = same_option(Options, "quiet")
+    json: bool = same_option(Options, "json")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -19434,7 +19438,8 @@ def summary_data(report: Report) -> dict:
     A user's scripts may read the keys; docs/report.schema.json has them all. Files appear by name
     only, without folders.
     """
-    options, forms = report.options, {plan.ref.layer: plan.precision for plan in report.plans}
+    options = report.options
+    forms = {plan.ref.layer: plan.precision for plan in report.plans if plan.is_quantised}
     return {
         "task": "conversion",
         "version": __version__,
@@ -19522,6 +19527,11 @@ def render_json(data: dict) -> str:
     """Render the data as the text of a .json file; raises ValueError for NaN and infinity."""
     # Python would write NaN as a bare word that other JSON parsers refuse.
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+
+def json_line(data: dict) -> str:
+    """Render data as one line of JSON, for --json; raises ValueError for NaN and infinity."""
+    return json.dumps(data, allow_nan=False)
 
 
 # ── nvfp4/report/layer_config.py: Write the plan as a file that --layer-config reads ──────────────
@@ -23128,12 +23138,13 @@ def run(task: Options | Verification) -> tuple[str, int]:
     """
     if isinstance(task, Verification):
         check = verify_file(task)
-        return render_check(check, stdout_width()), int(check.outcome > Outcome.LOADS)
+        text = json_line(check_data(check)) if task.json else render_check(check, stdout_width())
+        return text, int(check.outcome > Outcome.LOADS)
     report = run_phases(task)
     # All ranks have the same report; one prints it.
     if not read_ranks().is_first:
         return "", 0
-    text = render_report(report, stdout_width())
+    text = printed_report(report)
     try:
         write_texts(report)
     except ConvertError:
@@ -23144,6 +23155,14 @@ def run(task: Options | Verification) -> tuple[str, int]:
         show(printable(text))
         raise ConvertError(*report.problems)
     return text, 0
+
+
+def printed_report(report: Report) -> str:
+    """Write the summary of a conversion for stdout: as text, or with --json as data."""
+    if not report.options.json:
+        return render_report(report, stdout_width())
+    path = None if report.options.dry_run else str(report.options.written.absolute())
+    return json_line({**summary_data(report), "path": path})
 
 
 def carry_out(task: Options | Verification) -> int:

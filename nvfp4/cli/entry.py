@@ -19,7 +19,8 @@ from nvfp4.files import exists, is_still
 from nvfp4.options import Doctor, Options, Verification
 from nvfp4.progress import SCREEN
 from nvfp4.ranks import read_ranks
-from nvfp4.report.check import render_check
+from nvfp4.report.check import check_data, render_check
+from nvfp4.report.data import Report, json_line, summary_data
 from nvfp4.report.lines import stdout_width
 from nvfp4.report.summary import render_report
 from nvfp4.report.texts import write_texts
@@ -37,12 +38,13 @@ def run(task: Options | Verification) -> tuple[str, int]:
     """
     if isinstance(task, Verification):
         check = verify_file(task)
-        return render_check(check, stdout_width()), int(check.outcome > Outcome.LOADS)
+        text = json_line(check_data(check)) if task.json else render_check(check, stdout_width())
+        return text, int(check.outcome > Outcome.LOADS)
     report = run_phases(task)
     # All ranks have the same report; one prints it.
     if not read_ranks().is_first:
         return "", 0
-    text = render_report(report, stdout_width())
+    text = printed_report(report)
     try:
         write_texts(report)
     except ConvertError:
@@ -53,6 +55,14 @@ def run(task: Options | Verification) -> tuple[str, int]:
         show(printable(text))
         raise ConvertError(*report.problems)
     return text, 0
+
+
+def printed_report(report: Report) -> str:
+    """Write the summary of a conversion for stdout: as text, or with --json as data."""
+    if not report.options.json:
+        return render_report(report, stdout_width())
+    path = None if report.options.dry_run else str(report.options.written.absolute())
+    return json_line({**summary_data(report), "path": path})
 
 
 def carry_out(task: Options | Verification) -> int:

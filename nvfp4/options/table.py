@@ -185,6 +185,9 @@ class Options(DerivedOptions):
         trace=False)
     quiet: bool = option(False, GENERAL, SWITCH, "no progress on stderr",
         conflicts=["--verbose"], trace=False)
+    json: bool = option(False, GENERAL, SWITCH,
+        "print the summary as a line of JSON, and nothing else on stdout",
+        conflicts=["--verbose", "--input-scale-layer-summary"], trace=False)
 
     gguf: Path | None = option(None, PRECISION, FILE,
         "a GGUF of the same model: its types choose the precisions",

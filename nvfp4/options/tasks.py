@@ -40,6 +40,7 @@ class Verification:
     lora_partial: bool = same_option(Options, "lora_partial")
     comfyui: Path | None = same_option(Options, "comfyui")
     quiet: bool = same_option(Options, "quiet")
+    json: bool = same_option(Options, "json")
     # fmt: on
 
     def __post_init__(self) -> None:

@@ -133,7 +133,8 @@ def summary_data(report: Report) -> dict:
     A user's scripts may read the keys; docs/report.schema.json has them all. Files appear by name
     only, without folders.
     """
-    options, forms = report.options, {plan.ref.layer: plan.precision for plan in report.plans}
+    options = report.options
+    forms = {plan.ref.layer: plan.precision for plan in report.plans if plan.is_quantised}
     return {
         "task": "conversion",
         "version": __version__,
@@ -221,3 +222,8 @@ def render_json(data: dict) -> str:
     """Render the data as the text of a .json file; raises ValueError for NaN and infinity."""
     # Python would write NaN as a bare word that other JSON parsers refuse.
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+
+def json_line(data: dict) -> str:
+    """Render data as one line of JSON, for --json; raises ValueError for NaN and infinity."""
+    return json.dumps(data, allow_nan=False)
