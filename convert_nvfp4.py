@@ -3355,7 +3355,7 @@ def render_recipes() -> str:
     lines = []
     for path in shipped_recipes():
         lines.append(f"{path.stem}:")
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if not line.startswith("#"):
                 break
             lines.append(f"  {line[2:]}")
@@ -4718,6 +4718,19 @@ def called_beside(script: str) -> str:
     return INSTALLED_COMMANDS[script] if installed else f"python {script}"
 
 
+class PrintAndExit(argparse.Action):
+    """Print a text, which is made only where it is asked for, and end the process with 0."""
+
+    def __init__(self, render: Callable[[], str], **facts: object):
+        super().__init__(nargs=0, default=argparse.SUPPRESS, **facts)
+        self.render = render
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Do so: argparse calls this where the option stands."""
+        show(self.render())
+        parser.exit()
+
+
 class ArgumentReader(argparse.ArgumentParser):
     """Read a command line: --version, no abbreviations, and what an unknown option may stand for.
 
@@ -4874,6 +4887,8 @@ USAGE = """%(prog)s SOURCE [OUTPUT] [options]
        %(prog)s SOURCE SOURCE ... FOLDER [options]
        %(prog)s --verify FILE [--source SOURCE]
        %(prog)s --doctor"""
+# What to do where neither a model nor another task is named.
+NOTHING_ASKED = "give SOURCE, or --verify FILE [--source SOURCE]; -h lists the everyday options"
 
 
 def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
@@ -4888,11 +4903,12 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     parser = ArgumentReader(
         "convert_nvfp4.py", DESCRIPTION, usage=USAGE, short_help=render_everyday(rows)
     )
-    # argparse's "version" action prints any text and exits.
-    presets = {"action": "version", "version": render_presets()}
-    parser.add_argument("--list-presets", **presets, help="what each preset does, and why")
-    recipes = {"action": "version", "version": render_recipes()}
-    parser.add_argument("--list-recipes", **recipes, help="the recipes that --recipe-file knows")
+    answers = {
+        "--list-presets": (render_presets, "what each preset does, and why"),
+        "--list-recipes": (render_recipes, "the recipes that --recipe-file knows by name"),
+    }
+    for flag, (render, text) in answers.items():
+        parser.add_argument(flag, action=PrintAndExit, render=render, help=text)
     groups = {"": parser}
     for row in rows:
         if row.group not in groups:
@@ -4936,9 +4952,9 @@ def parse_tasks(
     except ConvertError as error:
         parser.refuse_all(error.problems)
     try:
-        models = [*each_model(given, *known)] if task is conversion else [given]
+        models = [*each_model(rows, given, known)] if task is conversion else [given]
         if foreign or any(is_missing(row, model) for row in rows for model in models):
-            raise ConvertError("give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]")
+            raise ConvertError(NOTHING_ASKED)
         return make_tasks(task, rows, models)
     except ConvertError as error:
         parser.refuse_all(error.problems, f" (with the options of {recipe.name})" if recipe else "")
@@ -4986,7 +5002,9 @@ def goes_with(rows: list[Option]) -> str:
     return f"{asks} goes with {goes}, without OUTPUT"
 
 
-def each_model(given: dict[str, object], *recipe: dict[str, object]) -> Iterator[dict[str, object]]:
+def each_model(
+    rows: list[Option], given: dict[str, object], recipe: list[dict[str, object]]
+) -> Iterator[dict[str, object]]:
     """Make {flag: value} for each model: its own SOURCE and OUTPUT, options before the recipe's.
 
     given: as the parser gives it, OUTPUT as a list: of three or more places, the last is a folder
@@ -5002,7 +5020,6 @@ def each_model(given: dict[str, object], *recipe: dict[str, object]) -> Iterator
     named = {flag: value for flag, value in given.items() if flag not in ("SOURCE", "OUTPUT")}
     named |= {"OUTPUT": output} if output else {}
     sources = [given["SOURCE"], *more] if "SOURCE" in given else [None]
-    rows = options_of(Options)
     for model in recipe:
         for source in sources:
             yield overridden(rows, model, named | ({"SOURCE": source} if source else {}))

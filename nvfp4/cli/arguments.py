@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from nvfp4.cli.console import coloured
+from nvfp4.cli.console import coloured, show
 from nvfp4.errors import DASHES, did_you_mean
 from nvfp4.options import __version__
 
@@ -30,6 +30,19 @@ def called_beside(script: str) -> str:
     """Name another program of this package in the way in which this one was started."""
     installed = Path(sys.argv[0]).stem in INSTALLED_COMMANDS.values()
     return INSTALLED_COMMANDS[script] if installed else f"python {script}"
+
+
+class PrintAndExit(argparse.Action):
+    """Print a text, which is made only where it is asked for, and end the process with 0."""
+
+    def __init__(self, render: Callable[[], str], **facts: object):
+        super().__init__(nargs=0, default=argparse.SUPPRESS, **facts)
+        self.render = render
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Do so: argparse calls this where the option stands."""
+        show(self.render())
+        parser.exit()
 
 
 class ArgumentReader(argparse.ArgumentParser):

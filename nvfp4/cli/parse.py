@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import MISSING
 from pathlib import Path
 
-from nvfp4.cli.arguments import ArgumentReader
+from nvfp4.cli.arguments import ArgumentReader, PrintAndExit
 from nvfp4.cli.description import DESCRIPTION, render_everyday, render_presets
 from nvfp4.errors import DASHES, ConvertError
 from nvfp4.options import (
@@ -33,6 +33,8 @@ USAGE = """%(prog)s SOURCE [OUTPUT] [options]
        %(prog)s SOURCE SOURCE ... FOLDER [options]
        %(prog)s --verify FILE [--source SOURCE]
        %(prog)s --doctor"""
+# What to do where neither a model nor another task is named.
+NOTHING_ASKED = "give SOURCE, or --verify FILE [--source SOURCE]; -h lists the everyday options"
 
 
 def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
@@ -47,11 +49,12 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     parser = ArgumentReader(
         "convert_nvfp4.py", DESCRIPTION, usage=USAGE, short_help=render_everyday(rows)
     )
-    # argparse's "version" action prints any text and exits.
-    presets = {"action": "version", "version": render_presets()}
-    parser.add_argument("--list-presets", **presets, help="what each preset does, and why")
-    recipes = {"action": "version", "version": render_recipes()}
-    parser.add_argument("--list-recipes", **recipes, help="the recipes that --recipe-file knows")
+    answers = {
+        "--list-presets": (render_presets, "what each preset does, and why"),
+        "--list-recipes": (render_recipes, "the recipes that --recipe-file knows by name"),
+    }
+    for flag, (render, text) in answers.items():
+        parser.add_argument(flag, action=PrintAndExit, render=render, help=text)
     groups = {"": parser}
     for row in rows:
         if row.group not in groups:
@@ -95,9 +98,9 @@ def parse_tasks(
     except ConvertError as error:
         parser.refuse_all(error.problems)
     try:
-        models = [*each_model(given, *known)] if task is conversion else [given]
+        models = [*each_model(rows, given, known)] if task is conversion else [given]
         if foreign or any(is_missing(row, model) for row in rows for model in models):
-            raise ConvertError("give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]")
+            raise ConvertError(NOTHING_ASKED)
         return make_tasks(task, rows, models)
     except ConvertError as error:
         parser.refuse_all(error.problems, f" (with the options of {recipe.name})" if recipe else "")
@@ -145,7 +148,9 @@ def goes_with(rows: list[Option]) -> str:
     return f"{asks} goes with {goes}, without OUTPUT"
 
 
-def each_model(given: dict[str, object], *recipe: dict[str, object]) -> Iterator[dict[str, object]]:
+def each_model(
+    rows: list[Option], given: dict[str, object], recipe: list[dict[str, object]]
+) -> Iterator[dict[str, object]]:
     """Make {flag: value} for each model: its own SOURCE and OUTPUT, options before the recipe's.
 
     given: as the parser gives it, OUTPUT as a list: of three or more places, the last is a folder
@@ -161,7 +166,6 @@ def each_model(given: dict[str, object], *recipe: dict[str, object]) -> Iterator
     named = {flag: value for flag, value in given.items() if flag not in ("SOURCE", "OUTPUT")}
     named |= {"OUTPUT": output} if output else {}
     sources = [given["SOURCE"], *more] if "SOURCE" in given else [None]
-    rows = options_of(Options)
     for model in recipe:
         for source in sources:
             yield overridden(rows, model, named | ({"SOURCE": source} if source else {}))

@@ -46,7 +46,7 @@ def render_recipes() -> str:
     lines = []
     for path in shipped_recipes():
         lines.append(f"{path.stem}:")
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if not line.startswith("#"):
                 break
             lines.append(f"  {line[2:]}")

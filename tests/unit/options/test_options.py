@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nvfp4.cli.parse import parse_options
+from nvfp4.cli.parse import NOTHING_ASKED, parse_options
 from nvfp4.errors import ConvertError
 from nvfp4.families import EIGHT_BITS
 from nvfp4.formats.base import format_titled
@@ -327,7 +327,7 @@ def test_only_the_fields_of_a_verification_go_with_verify(row, capsys):
 
 
 def test_source_is_no_option_of_a_conversion(capsys):
-    usual = "give SOURCE and OUTPUT, or --verify FILE [--source SOURCE]"
+    usual = NOTHING_ASKED
     assert told(capsys, "--source", "x") == usual
 
 
