@@ -5,6 +5,10 @@
 """
 
 import sys
+from pathlib import Path
+
+# The Python of a portable ComfyUI does not look into the folder of the script that it runs.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 try:
     from nvfp4.commands import compare_command

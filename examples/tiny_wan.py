@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+# The Python of a portable ComfyUI does not look into the folder of the script that it runs.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 # make_wan comes first: it tells what is not installed.
 from make_wan import wan_shapes, write_gguf, write_model
 from torch import float32

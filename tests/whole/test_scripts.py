@@ -39,6 +39,20 @@ def test_help_version_and_wrong_usage_need_no_requirement(script, python):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+def test_a_python_that_ignores_the_scripts_folder_runs_it(script, tmp_path):
+    """As python_embeded of a portable ComfyUI does, which is isolated by its ._pth file."""
+    command = (sys.executable, "-I", ROOT / script, "--version")
+    assert outcome(*command, cwd=tmp_path) == (0, f"{script} {__version__}\n", "")
+
+
+@pytest.mark.slow
+def test_such_a_python_runs_the_first_example(tmp_path):
+    command = (sys.executable, "-I", ROOT / "examples" / "tiny_wan.py", tmp_path)
+    assert outcome(*command, cwd=tmp_path)[0] == 0
+    assert list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_imports_neither_torch_nor_numpy(script):
     lines = outcome(sys.executable, "-X", "importtime", script, "--help")[2].splitlines()
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
