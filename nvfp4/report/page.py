@@ -155,49 +155,48 @@ def html_answer(data: dict, layers: list[dict]) -> str:
     )
 
 
-def html_totals(data: dict) -> str:
-    """Render two bars with their tables: bytes by precision, and linear weights by matmul.
-
-    Unquantised layers, which `matmuls` leaves out, are shown as W16A16, so that the second bar is
-    whole.
-    """
-    totals, matmuls = data["totals"], data["matmuls"]
+def html_stored(totals: dict[str, dict[str, int]]) -> str:
+    """Render each precision's part of the bytes, as a bar over a folded table."""
     size = sum(total["bytes"] for total in totals.values()) or 1  # a file may hold no bytes
-    # Several formats may share a kind such as W8A8: the bar shows the one that most layers have.
+    bar = html_stack((look_of(name), name, total["bytes"] / size) for name, total in totals.items())
+    rows = (
+        (
+            chip(look_of(name), name),
+            *(f"{total[key]:,}" for key in ("layers", "tensors", "bytes")),
+            percentage(total["bytes"], size),
+        )
+        for name, total in totals.items()
+    )
+    columns = ("Stored as", "#Layers", "#Tensors", "#Bytes", "#Share")
+    return bar + html_fold("Bytes", html_table("Bytes per precision", columns, rows))
+
+
+def html_matmuls(data: dict) -> str:
+    """Render each matmul's part of the linear weights, as a bar over a folded table.
+
+    Unquantised layers, which the data's `matmuls` leave out, are shown as W16A16, so that the bar
+    is whole.
+    """
+    # Several formats may share a kind such as W8A8: it is shown as most of its layers are.
     kinds = Counter((one.get("matmul", "W16A16"), layer_look(one)) for one in layers_of(data))
     looks = {kind: look for (kind, look), _ in reversed(kinds.most_common())}
-    work = [(kind, found["layers"], found["share"]) for kind, found in matmuls.items()]
-    layers = sum(total["layers"] for total in totals.values())
-    if rest := layers - sum(found["layers"] for found in matmuls.values()):
-        work.append(("W16A16", rest, 1 - sum(found["share"] for found in matmuls.values())))
-    stored_table = html_table(
-        "Bytes per precision",
-        ("Stored as", "#Layers", "#Tensors", "#Bytes", "#Share"),
-        (
-            (
-                chip(look_of(name), name),
-                *(f"{total[key]:,}" for key in ("layers", "tensors", "bytes")),
-                percentage(total["bytes"], size),
-            )
-            for name, total in totals.items()
-        ),
+    parts = [(kind, found["layers"], found["share"]) for kind, found in data["matmuls"].items()]
+    layers = sum(total["layers"] for total in data["totals"].values())
+    if rest := layers - sum(count for _, count, _ in parts):
+        parts.append(("W16A16", rest, 1 - sum(share for *_, share in parts)))
+    parts = [(looks.get(kind, OTHER_LOOK), kind, count, share) for kind, count, share in parts]
+    bar = html_stack((look, kind, share) for look, kind, _, share in parts)
+    rows = (
+        (chip(look, kind), f"{count:,}", percentage(share, 1)) for look, kind, count, share in parts
     )
-    work_table = html_table(
-        "Matmuls, by share of the linear weights",
-        ("Matmul", "#Layers", "#Share"),
-        (
-            (chip(looks.get(kind, OTHER_LOOK), kind), f"{count:,}", percentage(part, 1))
-            for kind, count, part in work
-        ),
-    )
-    stored_bar = html_stack(
-        (look_of(name), name, total["bytes"] / size) for name, total in totals.items()
-    )
-    work_bar = html_stack((looks.get(kind, OTHER_LOOK), kind, part) for kind, _, part in work)
-    body = (
-        f'<div class="pair"><div>{stored_bar}{html_fold("Bytes per precision", stored_table)}</div>'
-        f"<div>{work_bar}{html_fold('Matmuls by bits', work_table)}</div></div>\n"
-    )
+    caption = "Matmuls, by share of the linear weights"
+    return bar + html_fold("Matmuls", html_table(caption, ("Matmul", "#Layers", "#Share"), rows))
+
+
+def html_totals(data: dict) -> str:
+    """Render the section of bytes and matmuls, side by side where there is room."""
+    stored, matmuls = html_stored(data["totals"]), html_matmuls(data)
+    body = f'<div class="pair"><div>{stored}</div><div>{matmuls}</div></div>\n'
     return html_section("Size and matmuls", body)
 
 
