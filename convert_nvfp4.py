@@ -3868,7 +3868,7 @@ def model_name(flag: str, path: Path, given: GivenOptions) -> str:
         return ""
     source = given["SOURCE"]
     if path.is_dir():
-        is_swapped = not exists(source) and any(path.glob("*.safetensors"))
+        is_swapped = not exists(source) and any(path.glob("*.safetensors.index.json"))
         no_source = f"{source}: no such file; are SOURCE and {flag} swapped?"
         return no_source if is_swapped else ""
     problem = f"{flag} must end in .safetensors, as ComfyUI looks for it, or be a folder: {path}"
@@ -23226,6 +23226,7 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
                 for some in (tasks[:number], tasks[number + 1 :])
             )
             which = f"converted: {done}; stopped at: {task.source}; not begun: {left}"
+            which += "; leave out what is converted in the next call" * bool(number)
             print(printable(f"note: {which}"), file=sys.stderr)
             return status
     return 0

@@ -110,6 +110,7 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
                 for some in (tasks[:number], tasks[number + 1 :])
             )
             which = f"converted: {done}; stopped at: {task.source}; not begun: {left}"
+            which += "; leave out what is converted in the next call" * bool(number)
             print(printable(f"note: {which}"), file=sys.stderr)
             return status
     return 0

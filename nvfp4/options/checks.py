@@ -49,7 +49,7 @@ def model_name(flag: str, path: Path, given: GivenOptions) -> str:
         return ""
     source = given["SOURCE"]
     if path.is_dir():
-        is_swapped = not exists(source) and any(path.glob("*.safetensors"))
+        is_swapped = not exists(source) and any(path.glob("*.safetensors.index.json"))
         no_source = f"{source}: no such file; are SOURCE and {flag} swapped?"
         return no_source if is_swapped else ""
     problem = f"{flag} must end in .safetensors, as ComfyUI looks for it, or be a folder: {path}"
