@@ -4559,6 +4559,8 @@ class Doctor:
         "could be, and what to do about it",
         everyday="what is missing or slow here, what to do")
     comfyui: Path | None = same_option(Options, "comfyui")
+    json: bool = same_option(Options, "json")
+    quiet: bool = same_option(Options, "quiet")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -4651,49 +4653,104 @@ def conclusion(failed: list[str], ours: Probe) -> Examined:
     return Examined(topic="result", state=f"conversions run here, on {where}")
 
 
+# ── nvfp4/report/lines.py: Lay text out for a terminal: labels in a column of their own, long lines
+
+# Labels stand in a column of this width; what they are of, and what goes on, stands behind it.
+LABEL_WIDTH = 10
+# Lines of more characters are hard to read, however wide the window is.
+MAX_WIDTH = 100
+
+
+def stdout_width() -> int | None:
+    """Tell how wide lines on stdout should be; None, which breaks no line, for a file or a pipe.
+
+    Programs that search what was printed find whole sentences on one line.
+    """
+    if not sys.stdout.isatty():
+        return None
+    # A line that fills the last column would make some terminals begin an empty one.
+    return max(3 * LABEL_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns - 1))
+
+
+def broken(line: str, width: int | None, indent: int = 2) -> list[str]:
+    """Break a line between words; what follows is indented. Options and names stay whole."""
+    if width is None or len(line) <= width:
+        return [line]
+    margin = line[: len(line) - len(line.lstrip())]
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=margin + " " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
+
+
+def labelled(label: str, texts: list[str], width: int | None) -> list[str]:
+    """Put a label before the first of some texts, and align the others and what is broken off."""
+    lines = []
+    for text in texts:
+        start = f"{label if not lines else '':{LABEL_WIDTH}}"
+        lines += broken(f"{start}{text}", width, 0 if start.isspace() else LABEL_WIDTH)
+    return lines
+
+
+def spent(seconds: float) -> str:
+    """Write how long something took: "4.1 s", "3 min 12 s", "2 h 5 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
+
+
 # ── nvfp4/cli/doctor.py: Print what the doctor finds, line by line as it is found, and return the e
 
-# Columns of the topic, and the widest line that is still read at once.
-TOPIC_WIDTH, WIDEST = 15, 100
+# Columns of the topic, and of what goes on below an advice.
+TOPIC_WIDTH, ADVICE_INDENT = 15, 4
 
 
 def run_doctor(task: Doctor) -> int:
-    """Examine, and print each line when it is known.
+    """Examine, and print each line when it is known; with --json, one line of data at the end.
 
     Returns 1 where no conversion can run, or --comfyui names no ComfyUI, else 0.
     """
-    fails = False
+    found, width = [], stdout_width()
     try:
         for one in examine(task):
-            show(render_examined(one))
-            phase("asking torch, which takes seconds to load")
-            fails |= one.fails
+            found.append(one)
+            if not task.json:
+                show(render_examined(one, width))
+            phase("asking torch, which takes seconds to load", quiet=task.quiet)
     except ConvertError as error:
         show_problems(error)
         return 1
     finally:
         SCREEN.clear()
-    return int(fails)
+    if task.json:
+        show(json.dumps(examined_data(found)))
+    return int(any(one.fails for one in found))
 
 
-def render_examined(one: Examined) -> str:
-    """Write a line, and those of each advice below it, broken where the terminal ends.
+def examined_data(found: list[Examined]) -> dict:
+    """Describe an examination for JSON: docs/report.schema.json has all keys."""
+    runs = not any(one.fails for one in found)
+    return {"task": "doctor", "conversions_run": runs, "examined": [one.data for one in found]}
+
+
+def render_examined(one: Examined, width: int | None) -> str:
+    """Write a line, and those of each advice below it, broken at a width; None breaks none.
 
     A command has a line of its own, which is never broken, so that it can be copied.
     """
-    lines = [filled(f"{one.topic:{TOPIC_WIDTH}}", one.state, TOPIC_WIDTH)]
+    lines = broken(f"{one.topic:{TOPIC_WIDTH}}{one_line(one.state)}", width, TOPIC_WIDTH)
     for advice in one.advice:
         end = ":" if advice.command else ""
-        lines.append(filled(f"{advice.rank}: ", advice.text + end, 4))
-        lines += [f"    {one_line(advice.command)}"] if advice.command else []
+        lines += broken(f"{advice.rank}: {one_line(advice.text)}{end}", width, ADVICE_INDENT)
+        if advice.command:
+            lines.append(" " * ADVICE_INDENT + one_line(advice.command))
     return "\n".join(lines)
-
-
-def filled(start: str, text: str, indent: int) -> str:
-    """Break a line at spaces; those that follow are indented."""
-    width = min(shutil.get_terminal_size().columns, WIDEST)
-    how = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(start + one_line(text), width, subsequent_indent=" " * indent, **how)
 
 
 # ── nvfp4/cli/arguments.py: Parse the command lines of all programs in one way ────────────────────
@@ -19801,58 +19858,6 @@ def html_stack(parts: Iterable[tuple[Look, str, float]]) -> str:
         if part
     )
     return f'<div class="stack" aria-hidden="true">{cells}</div>'
-
-
-# ── nvfp4/report/lines.py: Lay text out for a terminal: labels in a column of their own, long lines
-
-# Labels stand in a column of this width; what they are of, and what goes on, stands behind it.
-LABEL_WIDTH = 10
-# Lines of more characters are hard to read, however wide the window is.
-MAX_WIDTH = 100
-
-
-def stdout_width() -> int | None:
-    """Tell how wide lines on stdout should be; None, which breaks no line, for a file or a pipe.
-
-    Programs that search what was printed find whole sentences on one line.
-    """
-    if not sys.stdout.isatty():
-        return None
-    # A line that fills the last column would make some terminals begin an empty one.
-    return max(3 * LABEL_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns - 1))
-
-
-def broken(line: str, width: int | None, indent: int = 2) -> list[str]:
-    """Break a line between words; what follows is indented. Options and names stay whole."""
-    if width is None or len(line) <= width:
-        return [line]
-    margin = line[: len(line) - len(line.lstrip())]
-    return textwrap.wrap(
-        line,
-        width,
-        subsequent_indent=margin + " " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-        drop_whitespace=True,
-    )
-
-
-def labelled(label: str, texts: list[str], width: int | None) -> list[str]:
-    """Put a label before the first of some texts, and align the others and what is broken off."""
-    lines = []
-    for text in texts:
-        start = f"{label if not lines else '':{LABEL_WIDTH}}"
-        lines += broken(f"{start}{text}", width, 0 if start.isspace() else LABEL_WIDTH)
-    return lines
-
-
-def spent(seconds: float) -> str:
-    """Write how long something took: "4.1 s", "3 min 12 s", "2 h 5 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, left = divmod(minutes, 60)
-    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
 
 
 # ── nvfp4/report/summary.py: Render the report as text for the terminal ───────────────────────────

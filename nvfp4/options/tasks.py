@@ -58,6 +58,8 @@ class Doctor:
         "could be, and what to do about it",
         everyday="what is missing or slow here, what to do")
     comfyui: Path | None = same_option(Options, "comfyui")
+    json: bool = same_option(Options, "json")
+    quiet: bool = same_option(Options, "quiet")
     # fmt: on
 
     def __post_init__(self) -> None:

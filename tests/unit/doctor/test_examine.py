@@ -14,6 +14,7 @@ from nvfp4.doctor.facts import Probe, as_word, card_of_row, memory_sizes, pip_co
 from nvfp4.doctor.records import Advice, Examined
 from nvfp4.options import Doctor
 from support.paths import ROOT
+from support.schema import misfits
 
 
 @pytest.fixture
@@ -33,7 +34,6 @@ def test_this_machine_is_examined(comfyui):
     assert found["ComfyUI"].state.startswith(f"0.31.2 in {comfyui.resolve()}")
     assert not any(one.fails for one in found.values())
     assert found["result"].state.startswith("conversions run here, on ")
-    assert json.loads(json.dumps(found["torch"].data))["topic"] == "torch"
 
 
 def test_without_torch_it_tells_so_and_ends_with_1(tmp_path):
@@ -50,6 +50,15 @@ def test_without_torch_it_tells_so_and_ends_with_1(tmp_path):
 def test_a_folder_that_is_no_comfyui_is_refused(tmp_path, capsys):
     assert run_doctor(Doctor(comfyui=tmp_path)) == 1
     assert capsys.readouterr().err.startswith(f"error: --comfyui: {tmp_path} is no ComfyUI folder")
+
+
+def test_findings_as_json(comfyui, capsys):
+    assert run_doctor(Doctor(comfyui=comfyui, json=True, quiet=True)) == 0
+    printed = capsys.readouterr()
+    data = json.loads(printed.out)
+    assert misfits(data) == []
+    assert data["conversions_run"]
+    assert (printed.out.count("\n"), printed.err) == (1, "")
 
 
 def test_a_comfyui_is_found_above_this_folder(comfyui, monkeypatch):
@@ -81,14 +90,13 @@ def test_memory_is_told():
     assert 0 < free <= total
 
 
-def test_a_command_stands_alone_and_whole(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
+def test_a_command_stands_alone_and_whole():
     command = "python -m pip install " + "x" * 60
     one = Examined(
         topic="torch", state="built for the CPU alone, of all things",
         advice=[Advice("hint", "what is slow, told in more than one line", command)],
     )  # fmt: skip
-    assert render_examined(one).splitlines() == [
+    assert render_examined(one, 40).splitlines() == [
         "torch          built for the CPU alone,",
         "               of all things",
         "hint: what is slow, told in more than",
