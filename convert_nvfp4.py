@@ -20315,7 +20315,7 @@ def html_blocks(blocks: BlockMap, scale: ErrorScale) -> str:
         cells = (blocks.cells.get((block, kind)) for block in blocks.blocks)
         cells = "".join(f"<td>{html_cell(cell, scale) if cell else ''}</td>" for cell in cells)
         rows += f'<tr><th scope="row"{gap}>{heading}</th>{cells}</tr>\n'
-    head = f'{edges}<tr><th class="corner" scope="col">{family}.N</th>{numbers}</tr>'
+    head = f'{edges}<tr><th class="corner" scope="col">block</th>{numbers}</tr>'
     table = (
         f'<table style="--columns:{len(blocks.blocks)}">'
         f"<caption>{family}: {len(blocks.blocks)} blocks</caption>"
@@ -20481,7 +20481,7 @@ summary { cursor: pointer; margin-top: 1rem; color: var(--link); }
 .map [scope=colgroup] { border-bottom: 1px solid var(--soft); }
 .map :is([scope=row], .corner) { position: sticky; left: 0; z-index: 1; width: var(--head);
   background: var(--card); box-shadow: 0 0 0 2px var(--card); text-align: left; font-size: .75rem;
-  line-height: 1.15; color: var(--soft); vertical-align: middle; }
+  line-height: 1.15; color: var(--soft); vertical-align: middle; overflow-wrap: anywhere; }
 .map tr:has(.first) > * { padding-top: .5rem; }
 .cell { line-height: 1.4rem; height: 1.5rem; font-size: .75rem; text-align: center;
   cursor: default; overflow: clip; } td > .cell { min-width: 4rem; }
@@ -20495,8 +20495,8 @@ summary { cursor: pointer; margin-top: 1rem; color: var(--link); }
   border-radius: .5rem; box-shadow: 0 .4rem 1.5rem #0006; font-size: .8rem; }
 .tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
 .fit { container-type: inline-size; position: relative; }
-@container (max-width: 3.4rem) { .cell .name { position: absolute; opacity: 0; }
-  .stack span { display: none; } }
+@container (max-width: 3.5rem) { .stack span { display: none; } }
+@container (max-width: 3.4rem) { .cell .name { position: absolute; opacity: 0; } }
 @container (max-width: 2.2rem) { .cell i { display: none; }
   .cell .fit span { font-size: .6rem; padding: 0; } }
 .scale { display: inline-flex; gap: 1px; vertical-align: middle; }
@@ -20891,7 +20891,7 @@ def html_facts(data: dict, layers: list[dict]) -> str:
             gigabytes(output),
             f"{percentage(output, source)} of the source's {gigabytes(source)}",
         ),
-        ("Quantised", f"{quantised} of {len(layers)}", "linear layers"),
+        ("Quantised", f"{quantised:,} of {len(layers):,}", "linear layers"),
     ]
     if work["comfyui"]:
         card = max(work["speed"], key=work["speed"].get)

@@ -62,7 +62,7 @@ def html_facts(data: dict, layers: list[dict]) -> str:
             gigabytes(output),
             f"{percentage(output, source)} of the source's {gigabytes(source)}",
         ),
-        ("Quantised", f"{quantised} of {len(layers)}", "linear layers"),
+        ("Quantised", f"{quantised:,} of {len(layers):,}", "linear layers"),
     ]
     if work["comfyui"]:
         card = max(work["speed"], key=work["speed"].get)

@@ -183,7 +183,7 @@ def html_blocks(blocks: BlockMap, scale: ErrorScale) -> str:
         cells = (blocks.cells.get((block, kind)) for block in blocks.blocks)
         cells = "".join(f"<td>{html_cell(cell, scale) if cell else ''}</td>" for cell in cells)
         rows += f'<tr><th scope="row"{gap}>{heading}</th>{cells}</tr>\n'
-    head = f'{edges}<tr><th class="corner" scope="col">{family}.N</th>{numbers}</tr>'
+    head = f'{edges}<tr><th class="corner" scope="col">block</th>{numbers}</tr>'
     table = (
         f'<table style="--columns:{len(blocks.blocks)}">'
         f"<caption>{family}: {len(blocks.blocks)} blocks</caption>"

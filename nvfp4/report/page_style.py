@@ -120,7 +120,7 @@ summary { cursor: pointer; margin-top: 1rem; color: var(--link); }
 .map [scope=colgroup] { border-bottom: 1px solid var(--soft); }
 .map :is([scope=row], .corner) { position: sticky; left: 0; z-index: 1; width: var(--head);
   background: var(--card); box-shadow: 0 0 0 2px var(--card); text-align: left; font-size: .75rem;
-  line-height: 1.15; color: var(--soft); vertical-align: middle; }
+  line-height: 1.15; color: var(--soft); vertical-align: middle; overflow-wrap: anywhere; }
 .map tr:has(.first) > * { padding-top: .5rem; }
 .cell { line-height: 1.4rem; height: 1.5rem; font-size: .75rem; text-align: center;
   cursor: default; overflow: clip; } td > .cell { min-width: 4rem; }
@@ -134,8 +134,8 @@ summary { cursor: pointer; margin-top: 1rem; color: var(--link); }
   border-radius: .5rem; box-shadow: 0 .4rem 1.5rem #0006; font-size: .8rem; }
 .tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
 .fit { container-type: inline-size; position: relative; }
-@container (max-width: 3.4rem) { .cell .name { position: absolute; opacity: 0; }
-  .stack span { display: none; } }
+@container (max-width: 3.5rem) { .stack span { display: none; } }
+@container (max-width: 3.4rem) { .cell .name { position: absolute; opacity: 0; } }
 @container (max-width: 2.2rem) { .cell i { display: none; }
   .cell .fit span { font-size: .6rem; padding: 0; } }
 .scale { display: inline-flex; gap: 1px; vertical-align: middle; }

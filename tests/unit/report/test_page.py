@@ -100,7 +100,7 @@ def test_all_layers_appear_in_the_map_and_in_the_table(data):
     table = page.table("All linear layers, the largest error first")
     assert sorted(row[0] + ".weight" for row in table) == sorted(names)
     (blocks,), _ = block_maps(layers)
-    assert page.table("blocks: 8 blocks")[0] == ["blocks.N", *blocks.blocks]
+    assert page.table("blocks: 8 blocks")[0] == ["block", *blocks.blocks]
     assert blocks.runs() == [("edge", 1), ("", 6), ("edge", 1)]
     text = render_html(data)
     legend = re.search(r'class="legend">(?!.*class="legend").*', text, re.DOTALL)[0]
