@@ -30,6 +30,8 @@ COLUMNS, BAR_COLUMNS = 80, 10
 DRAWN_BAR = 6
 # The name of a layer is shown where it has at least this many columns.
 LEAST_NAME = 12
+# Rate and end are told once this share is done: the small tensors at the beginning tell nothing.
+LEAST_SHARE = 0.01
 # Units that sizes are told in: the first that the whole is not smaller than.
 SIZES = ((1e9, "GB", 2), (1e6, "MB", 1), (1e3, "kB", 1), (1, "bytes", 0))
 
@@ -128,7 +130,7 @@ class Activity:
             (3, sized(self.done, self.total) if self.in_bytes else amount),
         ]
         rate = self.rate(now)
-        if rate:
+        if rate and share >= LEAST_SHARE:
             left = (self.total - self.done) / rate
             made += [
                 (4, f"{sized(rate)}/s" if self.in_bytes else ""),
@@ -208,10 +210,12 @@ class Screen(contextlib.ContextDecorator):
             if activity.told and activity.total and activity.done >= activity.total:
                 took = duration(time.monotonic() - activity.began)
                 self.write(f"{activity.what}: done in {took}\n")
-            if self.activities:
-                self.show()
-            else:
+            if not self.activities:
                 self.clear()
+                return
+            # What lies below goes on only now.
+            self.activities[-1].began, self.activities[-1].told = time.monotonic(), False
+            self.show()
 
     def clear(self) -> None:
         """Take the line away, and end all activities: somebody else is about to print."""
@@ -283,10 +287,12 @@ SCREEN = Screen()
 def phase(what: str, *, quiet: bool = False, at_once: bool = False) -> None:
     """Say what begins now, in place of the phase before: "reading headers".
 
-    quiet: say nothing, as --quiet asks; at_once: in a log, too, however short it is. The last phase
-    ends with `SCREEN.clear`.
+    quiet: say nothing, as --quiet asks, and no more of what began before it was known; at_once: in
+    a log, too, however short it is. The last phase ends with `SCREEN.clear`.
     """
-    if not quiet:
+    if quiet:
+        SCREEN.clear()
+    else:
         SCREEN.begin(Activity(what=what), is_phase=True, at_once=at_once)
 
 

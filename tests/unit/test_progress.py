@@ -138,7 +138,8 @@ def test_quick_things_leave_no_line_in_a_log_and_quiet_none_at_all(capsys):
     progress.phase("starting", quiet=True, at_once=True)
     assert capsys.readouterr().err == ""
     progress.phase("starting: loading torch", at_once=True)
-    progress.SCREEN.clear()
+    progress.phase("converting", quiet=True)
+    assert progress.SCREEN.activities == []
     assert capsys.readouterr().err == "starting: loading torch ...\n"
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -127,8 +128,11 @@ def test_ctrl_c_with_resume_keeps_what_was_done(tiny, converted, tmp_path, capsy
     assert not out.exists()
     calls.clear()
     monkeypatch.setattr(c, "quantise", lambda *arguments: calls.append(1) or quantise(*arguments))
-    assert c.main(command(tiny, out, "--resume")) == 0
+    again = [word for word in command(tiny, out, "--resume") if word != "--quiet"]
+    assert c.main(again) == 0
     assert len(calls) < 35
+    told = r"going on: \d+ of 231 tensors \([\d.]+/[\d.]+ MB\) are written already\n"
+    assert re.search(told, capsys.readouterr().err)
     assert out.read_bytes() == converted.read_bytes()
     assert list(tmp_path.iterdir()) == [out]
 
