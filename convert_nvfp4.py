@@ -461,10 +461,12 @@ SCREEN = Screen()
 def phase(what: str, *, quiet: bool = False, at_once: bool = False) -> None:
     """Say what begins now, in place of the phase before: "reading headers".
 
-    quiet: say nothing, as --quiet asks; at_once: in a log, too, however short it is. The last phase
-    ends with `SCREEN.clear`.
+    quiet: say nothing, as --quiet asks, and no more of what began before it was known; at_once: in
+    a log, too, however short it is. The last phase ends with `SCREEN.clear`.
     """
-    if not quiet:
+    if quiet:
+        SCREEN.clear()
+    else:
         SCREEN.begin(Activity(what=what), is_phase=True, at_once=at_once)
 
 
