@@ -4841,6 +4841,9 @@ class ArgumentReader(argparse.ArgumentParser):
         known = [flag for action in self._actions for flag in action.option_strings]
         words = [word.partition("=")[0] for word in unknown if word.startswith(tuple(DASHES))]
         hints = dict.fromkeys(did_you_mean(word, known) for word in words)
+        if not words:
+            # A path with a space that was not quoted comes as several words.
+            hints = [f"; see {self.prog} -h; a path with spaces needs quotes"]
         self.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")
 
 
@@ -11385,7 +11388,7 @@ ENCODINGS = {
 }
 # What a file is that version control left in the place of a large one.
 POINTER = "pointer, which only stands for the file; download the file itself"
-# How files begin that are downloaded in place of others, and what to call them.
+# How files begin that are downloaded or given in place of others, and what to call them.
 FOREIGN_STARTS = {
     rb"version https?://[^\s]+/spec/|version http://git-media": f"a Git LFS {POINTER}",
     rb"# xet version ": f"a Git Xet {POINTER}",
@@ -11395,6 +11398,9 @@ FOREIGN_STARTS = {
     rb"(Entry not found|Repository not found|Invalid (username|credentials)|Access to model )": (
         "a download site's error message; download the file again, logged in if need be"
     ),
+    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP": "a picture; give another file here",
+    rb"(?s).{4}ftyp|\x1a\x45\xdf\xa3": "a video; give another file here",
+    rb"%PDF-": "a PDF; give another file here",
     rb'\{"error": ?"': "a download site's error message; download the file again",
 }
 # How models begin that are given where a text is expected. A safetensors file has eight bytes of a
@@ -11410,7 +11416,7 @@ def refuse_models(path: Path, start: bytes) -> None:
 
 
 def refuse_foreign(path: Path, start: bytes) -> None:
-    """Raise ConvertError, saying what it is, where a file is a pointer or page in another's place.
+    """Raise ConvertError, saying what it is, for a pointer, page or picture in another's place.
 
     start: its first TELLING_BYTES, or all of it. Blanks and a byte order mark before are passed
     over; what PowerShell 5.1 downloads into a file is in UTF-16.
@@ -11708,6 +11714,7 @@ def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict
             cut = length <= MAX_HEADER_BYTES and len(start) == 8
             cut = f", or cut off: its header should have {length:,} bytes" if cut else ""
             problem = f"not a safetensors file{cut}; it has {size:,} bytes"
+            problem = problem if size else "is empty; copy or download it again"
             raise DamagedFileError(f"{path}: {problem}")
         raw = file.read(length)
     try:
@@ -19149,6 +19156,8 @@ def smoothed(plan: TensorPlan) -> TensorPlan:
 
 # ── nvfp4/tune/target_size.py: Choose precisions for --target-size by what each byte gains ────────
 
+# Fewer bytes are meant by nobody: such a number lacks its unit.
+LEAST_MEANT = 1_000_000
 # The header's size depends on the precisions chosen, and these on the bytes that it leaves: the
 # choice is repeated up to 8 times until both agree.
 SIZE_TRIALS = 8
@@ -19323,11 +19332,12 @@ def reachable(
 def refuse_too_small(options: Options, target: int, least: int) -> None:
     """Raise ConvertError if the smallest file of this plan, `least` bytes, exceeds the target."""
     if least > target:
+        unit = "" if target >= LEAST_MEANT else "; was a unit forgotten, as in 8GB?"
         settling = "fewer layers in --layer-config, " if options.layer_config else ""
         raise ConvertError(
             f"{TARGET}: {exact_size(target)} is too little: the smallest that this plan allows is "
             f"about {exact_size(least)}; {settling}fewer --edge-blocks and --exclude, or "
-            "--preset all, leave more to choose"
+            f"--preset all, leave more to choose{unit}"
         )
 
 

@@ -92,4 +92,7 @@ class ArgumentReader(argparse.ArgumentParser):
         known = [flag for action in self._actions for flag in action.option_strings]
         words = [word.partition("=")[0] for word in unknown if word.startswith(tuple(DASHES))]
         hints = dict.fromkeys(did_you_mean(word, known) for word in words)
+        if not words:
+            # A path with a space that was not quoted comes as several words.
+            hints = [f"; see {self.prog} -h; a path with spaces needs quotes"]
         self.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")

@@ -31,7 +31,9 @@ def compare_parser() -> ArgumentReader:
     all switches False. A pattern that is no regular expression is wrong usage, and so is an option
     that is abbreviated.
     """
-    parser = ArgumentReader("compare_models.py", COMPARE_DESCRIPTION)
+    parser = ArgumentReader(
+        "compare_models.py", COMPARE_DESCRIPTION, usage="%(prog)s A [B] [options]"
+    )
     parser.add_argument("a", metavar="A", type=FILE.accept, help="the file to list or compare with")
     parser.add_argument("b", metavar="B", type=FILE.accept, nargs="?", help="the other file")
     parser.add_argument("--values", action="store_true", help="decode both and measure B against A")

@@ -37,14 +37,18 @@ def check_files(given: dict[str, object]) -> None:
     targets, folder = [given[name] for name in OUTPUTS if given[name]], given["plots_dir"]
     # A file may be named in two ways; what is read must not be written over.
     known, problems = [path.resolve() for path in [*inputs, *targets]], []
-    problems += [f"{path}: is given twice" for path, times in Counter(known).items() if times > 1]
-    problems += [f"{path}: no such file" for path in inputs if not path.is_file()]
+    problems += [f"{path}: is given twice; what is written needs a name of its own"
+                 for path, times in Counter(known).items() if times > 1]  # fmt: skip
+    problems += [f"{path}: is a folder; give the file in it" if path.is_dir()
+                 else f"{path}: no such file" for path in inputs if not path.is_file()]  # fmt: skip
     for target in targets:
         # A file that another program has locked, or that may not be written to, raises OSError.
         with translated(target):
             problems += target_problems(target)
-    if folder and not folder.is_dir() and (folder.exists() or not folder.parent.is_dir()):
-        problems.append(f"{folder}: is no folder, and cannot be made one")
+    if folder and folder.exists() and not folder.is_dir():
+        problems.append(f"{folder}: is no folder; give another name for the folder of plots")
+    if folder and not folder.parent.is_dir():
+        problems.append(f"{folder.parent}: no such folder; create it first")
     if problems:
         raise ConvertError(*problems)
     if folder:

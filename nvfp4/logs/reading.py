@@ -211,6 +211,12 @@ def nothing_usable(log: Log, choice: LineChoice) -> str:
     It is the sentence after the file's name, with the advice to choose another format or mode where
     that is what was left out.
     """
+    if log.malformed and log.malformed == log.lines:
+        first = log.shown[0].removeprefix(f"{log.path} ")
+        advice = "give the recorder's NAME.log"
+        if "{" in first:
+            advice += ", or --summary FILE for a summary in JSON"
+        return f"is no log: no line of it has a layer's scale, as {first}; {advice}"
     wanted = f"no line of format {choice.format} and mode {choice.mode}"
     has = [
         f"{count:,} of {kind} {mode}" for (kind, mode), count in log.left_out.most_common(EXAMPLES)

@@ -28,7 +28,7 @@ ENCODINGS = {
 }
 # What a file is that version control left in the place of a large one.
 POINTER = "pointer, which only stands for the file; download the file itself"
-# How files begin that are downloaded in place of others, and what to call them.
+# How files begin that are downloaded or given in place of others, and what to call them.
 FOREIGN_STARTS = {
     rb"version https?://[^\s]+/spec/|version http://git-media": f"a Git LFS {POINTER}",
     rb"# xet version ": f"a Git Xet {POINTER}",
@@ -38,6 +38,9 @@ FOREIGN_STARTS = {
     rb"(Entry not found|Repository not found|Invalid (username|credentials)|Access to model )": (
         "a download site's error message; download the file again, logged in if need be"
     ),
+    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP": "a picture; give another file here",
+    rb"(?s).{4}ftyp|\x1a\x45\xdf\xa3": "a video; give another file here",
+    rb"%PDF-": "a PDF; give another file here",
     rb'\{"error": ?"': "a download site's error message; download the file again",
 }
 # How models begin that are given where a text is expected. A safetensors file has eight bytes of a
@@ -53,7 +56,7 @@ def refuse_models(path: Path, start: bytes) -> None:
 
 
 def refuse_foreign(path: Path, start: bytes) -> None:
-    """Raise ConvertError, saying what it is, where a file is a pointer or page in another's place.
+    """Raise ConvertError, saying what it is, for a pointer, page or picture in another's place.
 
     start: its first TELLING_BYTES, or all of it. Blanks and a byte order mark before are passed
     over; what PowerShell 5.1 downloads into a file is in UTF-16.

@@ -104,6 +104,7 @@ def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict
             cut = length <= MAX_HEADER_BYTES and len(start) == 8
             cut = f", or cut off: its header should have {length:,} bytes" if cut else ""
             problem = f"not a safetensors file{cut}; it has {size:,} bytes"
+            problem = problem if size else "is empty; copy or download it again"
             raise DamagedFileError(f"{path}: {problem}")
         raw = file.read(length)
     try:

@@ -34,6 +34,8 @@ from nvfp4.tune.choice import SizePoint, choose_for_size, keep_fp4, mean_error, 
 from nvfp4.tune.importance import importance
 from nvfp4.tune.measuring import Measurements, measure_alternatives
 
+# Fewer bytes are meant by nobody: such a number lacks its unit.
+LEAST_MEANT = 1_000_000
 # The header's size depends on the precisions chosen, and these on the bytes that it leaves: the
 # choice is repeated up to 8 times until both agree.
 SIZE_TRIALS = 8
@@ -208,11 +210,12 @@ def reachable(
 def refuse_too_small(options: Options, target: int, least: int) -> None:
     """Raise ConvertError if the smallest file of this plan, `least` bytes, exceeds the target."""
     if least > target:
+        unit = "" if target >= LEAST_MEANT else "; was a unit forgotten, as in 8GB?"
         settling = "fewer layers in --layer-config, " if options.layer_config else ""
         raise ConvertError(
             f"{TARGET}: {exact_size(target)} is too little: the smallest that this plan allows is "
             f"about {exact_size(least)}; {settling}fewer --edge-blocks and --exclude, or "
-            "--preset all, leave more to choose"
+            f"--preset all, leave more to choose{unit}"
         )
 
 

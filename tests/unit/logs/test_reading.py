@@ -111,7 +111,10 @@ def test_other_formats_and_modes_are_left_out_and_counted(tmp_path, capsys):
     [
         ((), "it has no line at all"),
         ((line(kind="fp8"), line(mode="x")), "1 of fp8 dynamic, 1 of nvfp4 x; give --format and"),
-        (("hello\n",), "1 malformed, as line 1: 1 columns instead of 6, or 5: hello"),
+        (
+            ("hello\n", line(kind="fp8")),
+            "1 of fp8 dynamic, 1 malformed, as line 1: 1 columns instead of 6, or 5: hello",
+        ),
         ((line()[:-1],), "a last line without its end"),
     ],
 )
@@ -145,3 +148,10 @@ def test_calls_with_nothing_but_zeros_are_no_malformed_lines(tmp_path, capsys):
     assert "left out: 1 calls whose input was all zeros" in text
     assert "malformed" not in text
     assert len(rows) == 1
+
+
+@pytest.mark.parametrize(("text", "end"), [("hello\n", ".log\n"), ("{\n", "in JSON\n")])
+def test_a_file_of_nothing_but_malformed_lines_is_no_log(tmp_path, capsys, text, end):
+    error = error_of("--input", log_of(tmp_path, text), capsys=capsys)
+    assert "is no log: no line of it has a layer's scale, as line 1: 1 columns" in error
+    assert error.endswith(end)

@@ -58,6 +58,25 @@ def test_a_reader_tells_what_lies_there_instead(tmp_path, start, reader):
         READERS[reader](path)
 
 
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "a picture"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "a picture"),
+        (b"RIFF\x24\0\0\0WEBPVP8 ", "a picture"),
+        (b"\0\0\0\x20ftypisom", "a video"),
+        (b"\x1a\x45\xdf\xa3", "a video"),
+        (b"%PDF-1.7", "a PDF"),
+    ],
+)
+@pytest.mark.parametrize("reader", READERS)
+def test_what_people_keep_beside_models_is_told(tmp_path, start, what, reader):
+    path = tmp_path / "f"
+    path.write_bytes(start + bytes(600))
+    with pytest.raises(ConvertError, match=f"f: is {what}; give another file here"):
+        READERS[reader](path)
+
+
 @pytest.mark.parametrize("start", FOREIGN)
 @pytest.mark.parametrize("name", GUIDES)
 def test_a_guide_tells_what_lies_there_instead(tmp_path, start, name):

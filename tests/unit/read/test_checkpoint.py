@@ -39,7 +39,7 @@ def test_tensor_bytes_are_where_the_header_says(tmp_path):
 
 
 HEADERS = {
-    "empty file": (None, b"", "not a safetensors file; it has 0 bytes"),
+    "empty file": (None, b"", "is empty; copy or download it again"),
     "garbage header": (b"{not json", b"", "the safetensors header is damaged"),
     "not UTF-8": (b'{"\xff": 1}', b"", "the safetensors header is damaged"),
     "deep nesting": (b"[" * 100_000, b"", "the safetensors header is damaged"),
