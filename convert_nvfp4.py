@@ -57,7 +57,6 @@ SINGULAR = {
     "names": "name",
     "scales": "scale",
     "defects": "defect",
-    "weights": "weight",
     "have": "has",
     "are": "is",
     "were": "was",
@@ -18337,8 +18336,8 @@ def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
     notes = []
     lost = [layer for layer, found in damage.items() if found.relative_rmse > ROUNDED_WRONG_FROM]
     if lost:
-        what = in_number(len(lost), "layers lose most of what they hold")
-        why = "too small for any scale; keep these 16-bit with --exclude"
+        what = in_number(len(lost), "layers lose most of their weights")
+        why = "which are too small for any scale; keep them 16-bit with --exclude"
         notes.append(Note(f"{what}, {why}: {examples(lost)}", Rank.WARNING))
     widened = [plan.ref.name for plan in job.plans if plan.reason.kind is Why.FLOAT16]
     if widened:
@@ -20343,7 +20342,7 @@ def html_blocks(blocks: BlockMap, scale: ErrorScale) -> str:
 def html_legend(layers: list[dict], scale: ErrorScale) -> str:
     """Render what colours and patterns mean, how many layers have each, and the scale of errors."""
     items = [
-        f"<li>{chip(look)} {look.says}, {count} layers</li>"
+        f"<li>{chip(look)} {look.says}, {in_number(count, 'layers')}</li>"
         for look, count in Counter(map(layer_look, layers)).most_common()
     ]
     if scale.largest is not None:
@@ -20381,7 +20380,7 @@ def html_map(data: dict) -> str:
             for layer in outside
         )
         table = html_table("Outside the blocks", ("Layer", "Precision", "Reason"), rows)
-        fold = f"{len(outside)} layers outside the blocks"
+        fold = in_number(len(outside), "layers outside the blocks")
         body += table if len(outside) <= OUTSIDE_SHOWN else html_fold(fold, table)
     return html_section("Precision map", body)
 
@@ -20651,7 +20650,9 @@ def svg_legend(layers: list[dict], scale: ErrorScale, top: float) -> tuple[list[
     """Draw the legend from `top` on, in as many lines as it takes; return it and where it ends."""
     parts, x, y = [], 0.0, top
     counts = Counter(map(layer_look, layers)).most_common()
-    items = [(look, f"{look.label}: {look.says}, {count} layers") for look, count in counts]
+    items = [
+        (look, f"{look.label}: {look.says}, {in_number(count, 'layers')}") for look, count in counts
+    ]
     for look, text in items:
         width = 30 + LETTER * len(text)
         if x and x + width > SVG_WIDTH:
@@ -20875,7 +20876,9 @@ def html_layers(data: dict) -> str:
     rows = map(row, sorted(layers, key=lambda layer: -layer.get("relative_rmse", -1)))
     caption = "All linear layers, the largest error first" if damaged else "All linear layers"
     table = html_table(caption, tuple(columns), rows)
-    fold = html_fold(f"{len(layers)} layers", html_filter(layers, len(usual)) + table, "long")
+    fold = html_fold(
+        in_number(len(layers), "layers"), html_filter(layers, len(usual)) + table, "long"
+    )
     return html_section("All layers", f'<div class="layers">{fold}</div>')
 
 

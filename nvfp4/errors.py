@@ -24,7 +24,6 @@ SINGULAR = {
     "names": "name",
     "scales": "scale",
     "defects": "defect",
-    "weights": "weight",
     "have": "has",
     "are": "is",
     "were": "was",

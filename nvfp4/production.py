@@ -132,8 +132,8 @@ def outcome_notes(job: Job, damage: dict[str, Damage]) -> list[str]:
     notes = []
     lost = [layer for layer, found in damage.items() if found.relative_rmse > ROUNDED_WRONG_FROM]
     if lost:
-        what = in_number(len(lost), "layers lose most of what they hold")
-        why = "too small for any scale; keep these 16-bit with --exclude"
+        what = in_number(len(lost), "layers lose most of their weights")
+        why = "which are too small for any scale; keep them 16-bit with --exclude"
         notes.append(Note(f"{what}, {why}: {examples(lost)}", Rank.WARNING))
     widened = [plan.ref.name for plan in job.plans if plan.reason.kind is Why.FLOAT16]
     if widened:

@@ -14,7 +14,7 @@ from nvfp4.compare.contents import base_precision, layer_bytes, scale_names
 from nvfp4.compare.schemes import scheme_label, scheme_of
 from nvfp4.compare.sides import Side
 from nvfp4.compare.verdict import verdict
-from nvfp4.errors import one_line
+from nvfp4.errors import in_number, one_line
 from nvfp4.families import recognise
 from nvfp4.model import Model, bare
 from nvfp4.modules import not_linear
@@ -46,7 +46,7 @@ def metadata_value(key: str, model: Model) -> str:
     """
     if key == "_quantization_metadata":
         listed = header_layers(model.metadata)
-        return "unreadable" if listed is None else f"{len(listed)} layers"
+        return "unreadable" if listed is None else in_number(len(listed), "layers")
     value = one_line(model.metadata[key])
     return value if len(value) <= SHOWN_METADATA else f"{value[: SHOWN_METADATA - 3]}..."
 

@@ -12,7 +12,7 @@ from collections import Counter
 from nvfp4.compare.contents import base_precision
 from nvfp4.compare.schemes import has_nvfp4_activations, scheme_of
 from nvfp4.compare.sides import Side
-from nvfp4.errors import examples
+from nvfp4.errors import examples, in_number
 from nvfp4.families import MOST_NVFP4
 from nvfp4.notes import Note, Rank
 from nvfp4.read.parts import lone_shard
@@ -59,11 +59,9 @@ def advice(side: Side) -> list[tuple[Outcome, str]]:
     # Only W4A4 without an input scale: FP8 layers are not measured on every call.
     dynamic = sum(scheme_of(layer, side).is_measured for layer in side.linear.values())
     if dynamic:
-        text = (
-            f"{dynamic} W4A4 layers have no input scale: ComfyUI measures it on every call, unless "
-            "a conversion with --input-scale-summary-json stores one"
-        )
-        found.append((Outcome.LOADS, text))
+        what = in_number(dynamic, "W4A4 layers have no input scale")
+        text = f"{what}: ComfyUI measures it on every call, unless a conversion with "
+        found.append((Outcome.LOADS, f"{text}--input-scale-summary-json stores one"))
     base = base_precision(side)
     # Weights may be float16: they are the bulk of a file, and the small tensors are not.
     narrow = [role for role in NARROWED if "F16" in base[role]]

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from nvfp4.errors import gigabytes, percentage
+from nvfp4.errors import gigabytes, in_number, percentage
 from nvfp4.report.looks import LOOKS, SHADES, Look
 from nvfp4.report.page_map import BlockMap, ErrorScale, block_maps, error_scale
 from nvfp4.report.page_parts import escaped, layer_look, layers_of
@@ -110,7 +110,9 @@ def svg_legend(layers: list[dict], scale: ErrorScale, top: float) -> tuple[list[
     """Draw the legend from `top` on, in as many lines as it takes; return it and where it ends."""
     parts, x, y = [], 0.0, top
     counts = Counter(map(layer_look, layers)).most_common()
-    items = [(look, f"{look.label}: {look.says}, {count} layers") for look, count in counts]
+    items = [
+        (look, f"{look.label}: {look.says}, {in_number(count, 'layers')}") for look, count in counts
+    ]
     for look, text in items:
         width = 30 + LETTER * len(text)
         if x and x + width > SVG_WIDTH:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from nvfp4.errors import gigabytes
+from nvfp4.errors import gigabytes, in_number
 from nvfp4.report.looks import every_look
 from nvfp4.report.page_parts import (
     chip,
@@ -91,5 +91,7 @@ def html_layers(data: dict) -> str:
     rows = map(row, sorted(layers, key=lambda layer: -layer.get("relative_rmse", -1)))
     caption = "All linear layers, the largest error first" if damaged else "All linear layers"
     table = html_table(caption, tuple(columns), rows)
-    fold = html_fold(f"{len(layers)} layers", html_filter(layers, len(usual)) + table, "long")
+    fold = html_fold(
+        in_number(len(layers), "layers"), html_filter(layers, len(usual)) + table, "long"
+    )
     return html_section("All layers", f'<div class="layers">{fold}</div>')

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from nvfp4.errors import gigabytes
+from nvfp4.errors import gigabytes, in_number
 from nvfp4.families import TRANSFORMER_BLOCKS
 from nvfp4.model import bare
 from nvfp4.report.looks import SHADES, shade_step
@@ -195,7 +195,7 @@ def html_blocks(blocks: BlockMap, scale: ErrorScale) -> str:
 def html_legend(layers: list[dict], scale: ErrorScale) -> str:
     """Render what colours and patterns mean, how many layers have each, and the scale of errors."""
     items = [
-        f"<li>{chip(look)} {look.says}, {count} layers</li>"
+        f"<li>{chip(look)} {look.says}, {in_number(count, 'layers')}</li>"
         for look, count in Counter(map(layer_look, layers)).most_common()
     ]
     if scale.largest is not None:
@@ -233,6 +233,6 @@ def html_map(data: dict) -> str:
             for layer in outside
         )
         table = html_table("Outside the blocks", ("Layer", "Precision", "Reason"), rows)
-        fold = f"{len(outside)} layers outside the blocks"
+        fold = in_number(len(outside), "layers outside the blocks")
         body += table if len(outside) <= OUTSIDE_SHOWN else html_fold(fold, table)
     return html_section("Precision map", body)

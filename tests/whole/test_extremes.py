@@ -88,5 +88,5 @@ def test_what_no_scale_can_hold_is_lost_aloud(recipe, tmp_path, capsys):
     weight = torch.full((32, 32), 2.0**-149)
     status, source, out = convert(weight, tmp_path, "--recipe", recipe)
     assert status == 0
-    assert "1 layers lose most of their weights" in capsys.readouterr().out
+    assert "warning: 1 layer loses most of its weights" in capsys.readouterr().out
     assert c.main(["--verify", str(out), "--source", str(source), "--quiet"]) == 1
