@@ -44,31 +44,34 @@ def format_word(options: Any) -> str:
     return RECIPES[options.recipe].format or options.allowed[0]
 
 
+def stem_of(source: Path) -> str:
+    """Return a file's name without its suffix; "" for a folder, and for names that say nothing."""
+    for suffix in (INDEX, SUFFIX):
+        if source.name.lower().endswith(suffix):
+            stem = source.name[: -len(suffix)]
+            return "" if NO_NAMES.fullmatch(stem) else stem
+    return ""
+
+
+def model_folder(source: Path) -> Path:
+    """Return the folder of a model's files, which a source is or lies in; its name is no dot."""
+    folder = source.parent if source.name.lower().endswith((INDEX, SUFFIX)) else source
+    # "." and ".." have names in their whole paths alone.
+    return folder.resolve() if folder.name in ("", "..") else folder
+
+
 def source_name(source: Path) -> str:
     """Name a source without its suffix and its precision, as "wan2.2_ti2v_5B".
 
     A folder, and a file whose name says nothing, are called by the folder's name; one inside a
     model's folder, such as `transformer`, by that of both.
     """
-    name = source.name
-    for suffix in (INDEX, SUFFIX):
-        if name.lower().endswith(suffix):
-            name = name[: -len(suffix)]
-            break
-    else:
-        name = ""
-    if not name or NO_NAMES.fullmatch(name):
-        # The folder one is in has its name in its whole path alone.
-        folder = (source.parent if name else source).absolute()
-        inner = INNER_FOLDERS.get(folder.name)
-        name = folder.name if inner is None else folder.parent.name
-        return (PRECISION_WORDS.sub("", name) or "model") + (inner or "")
-    return PRECISION_WORDS.sub("", name) or name
-
-
-def is_folder(source: Path) -> bool:
-    """Tell whether a source is a folder of shards, named as such or by its index."""
-    return source.name.lower().endswith(INDEX) or source.is_dir()
+    if stem := stem_of(source):
+        return PRECISION_WORDS.sub("", stem) or stem
+    folder = model_folder(source).absolute()
+    inner = INNER_FOLDERS.get(folder.name)
+    name = folder.name if inner is None else folder.parent.name
+    return (PRECISION_WORDS.sub("", name) or "model") + (inner or "")
 
 
 def made_output(options: Any) -> Path:
@@ -80,11 +83,8 @@ def made_output(options: Any) -> Path:
     """
     source, folder = options.source, options.output
     if folder is None:
-        folder = source.parent
-        if is_folder(source):
-            shards = source if source.is_dir() else source.parent
-            # The parent of "." is found in its whole path alone.
-            folder = shards.parent if shards.name else shards.absolute().parent
+        has_folder = not (stem_of(source) or source.name.lower().endswith(SUFFIX))
+        folder = model_folder(source).parent if has_folder else source.parent
     output = folder / f"{source_name(source)}_{format_word(options)}{SUFFIX}"
     taken = options.written_as(output)
     if exists(taken) and not options.dry_run:

@@ -35,7 +35,10 @@ def test_the_folder_one_is_in_has_a_name(tmp_path, monkeypatch):
     (tmp_path / "my-wan").mkdir()
     monkeypatch.chdir(tmp_path / "my-wan")
     assert source_name(Path()) == "my-wan"
-    assert Options(source=".").output.resolve() == tmp_path / "my-wan_nvfp4.safetensors"
+    assert Options(source=".").output == tmp_path / "my-wan_nvfp4.safetensors"
+    (tmp_path / "my-wan/shards").mkdir()
+    monkeypatch.chdir(tmp_path / "my-wan/shards")
+    assert Options(source="..").output == tmp_path / "my-wan_nvfp4.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -60,11 +63,14 @@ def test_the_last_word_is_what_the_options_ask_for(options, word):
 
 
 def test_a_folder_of_shards_stays_by_itself(tmp_path):
-    (tmp_path / "wan").mkdir()
+    (tmp_path / "wan/transformer").mkdir(parents=True)
     index = tmp_path / "wan/diffusion_pytorch_model.safetensors.index.json"
-    for source in (tmp_path / "wan", index):
+    for source in (tmp_path / "wan", index, tmp_path / "wan/transformer/.."):
         assert Options(source=source).output == tmp_path / "wan_nvfp4.safetensors"
     assert Options(source=index, output=tmp_path / "wan").output.parent == tmp_path / "wan"
+    # One that has a name of its own may lie among other models.
+    lone = Options(source=tmp_path / "models/wan_bf16.safetensors.index.json").output
+    assert lone == tmp_path / "models/wan_nvfp4.safetensors"
 
 
 def test_a_folder_gets_a_made_name_and_a_missing_one_only_on_request(tmp_path):
