@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 
+from nvfp4.cards import CARDS
 from nvfp4.compare.schemes import is_unquantised
 from nvfp4.compare.tables import Table, lay_out, table
 from nvfp4.compare.verdict import RANKS
@@ -54,8 +55,13 @@ def where_it_runs(work: dict | None) -> str:
     """Tell in a sentence's end which ComfyUI a file needs, and on which cards it is faster."""
     if not work or not work["comfyui"]:
         return ""
-    faster = ", ".join(name for name, speed in work["speed"].items() if speed >= FASTER)
-    cards = f"faster than 16-bit on {faster}" if faster else "no faster than 16-bit on any card"
+    faster = [CARDS[name].series.removeprefix("GeForce ")
+              for name, speed in work["speed"].items() if speed >= FASTER]  # fmt: skip
+    cards = (
+        f"faster than 16-bit on {', '.join(faster)}"
+        if faster
+        else "no faster than 16-bit on any card"
+    )
     return f"; needs ComfyUI {work['comfyui']} or newer, {cards}"
 
 
@@ -134,11 +140,13 @@ def render_one(data: dict, width: int = 0, *, every_layer: bool = True) -> str:
         *table("scales and configurations", naming),
         *table("metadata", data["metadata"].items()),
     ]
+    hints = []
     if every_layer:
         parts += table("every linear layer", layers)
     elif data["layers"]:
-        parts += ["", "hint: --layers lists every linear layer, --pattern REGEX some of them"]
-    parts += [VALUES_HINT] if data["work"] and data["work"]["comfyui"] else []
+        hints += ["hint: --layers lists every linear layer, --pattern REGEX some of them"]
+    hints += [VALUES_HINT] if data["work"] and data["work"]["comfyui"] else []
+    parts += ["", *hints] if hints else []
     return lay_out(parts, width)
 
 
