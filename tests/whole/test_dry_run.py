@@ -177,4 +177,4 @@ def test_nan_is_for_a_run_to_find_and_help_says_so(tmp_path, monkeypatch, capsys
     assert refusals(capsys, tmp_path, "--dry-run") == []
     assert "holds NaN" in refusals(capsys, tmp_path)[0]
     (row,) = (row for row in c.OPTIONS if row.name == "dry_run")
-    assert "but NaN in weights" in row.help
+    assert "except NaN in weights" in row.help
