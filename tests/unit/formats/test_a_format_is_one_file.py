@@ -82,7 +82,7 @@ def test_a_layer_config_can_ask_for_it(converted, source):
 def test_verify_decodes_it_and_knows_its_defects(house, converted, source, tmp_path):
     out, _, report = converted
     text = run(house, "convert_nvfp4.py", "--verify", out, "--source", source, "--quiet")
-    assert "4 NVFP4, 4 TOY8 layers" in text
+    assert "layers    4 NVFP4, 4 TOY8\n" in text
     assert "no defect found" in text
     worst = {row["name"]: row.get("relative_rmse") for row in report["tensors"]}
     assert 0 < worst["blocks.2.a.weight"] < 0.01 < worst["blocks.2.b.weight"]
