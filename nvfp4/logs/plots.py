@@ -109,12 +109,14 @@ def draw_band(axes: Axes, panel: Panel, ends: tuple[str, str], look: dict) -> No
     """Draw blocks of equal figures as one band from the first to the last, and say how many."""
     row, places = panel.found[0][1], [place for place, _ in panel.found]
     across = min(places) - 0.4, max(places) + 0.4
-    axes.fill_between(across, *(row[key] for key in ends), color=look["color"], alpha=0.3)
+    low, high = (row[key] for key in ends)
+    axes.bar(across[0], high - low, across[1] - across[0], low, align="edge", color=look["color"],
+             alpha=0.3)  # fmt: skip
     # The median has the marker of its legend at the band's ends.
     median = row.get("scale_p50", math.nan)
     axes.plot(across, [median] * 2, markersize=3.2, **look)
     text = same_layers(len(places) * len(panel.kinds))
-    place = (sum(across) / 2, row[ends[1]])
+    place = (sum(across) / 2, high)
     axes.annotate(text, place, (0, 4), textcoords="offset points", ha="center", fontsize=TICK_SIZE)
 
 
