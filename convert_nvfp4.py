@@ -13547,6 +13547,13 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type} ({cores} core{'s' * (cores > 1)})"
 
 
+def capability_here() -> tuple[int, int] | None:
+    """Tell the compute capability of NVIDIA's first card here; None where torch sees none."""
+    if torch.version.hip or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_capability()
+
+
 def work(plan: TensorPlan) -> int:
     """Estimate a layer's encoding effort in weights of the plain search.
 
@@ -16403,6 +16410,25 @@ def dynamic_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
     what = in_number(len(w4a4), "W4A4 layers have no input scale")
     cost = "ComfyUI measures it on every call, which takes one more pass over each input"
     return [Note(f"{what}: {cost}; --input-scale-summary-json FILE stores it", Rank.HINT)]
+
+
+def card_notes(
+    options: Options, plans: list[TensorPlan], capability: tuple[int, int] | None
+) -> list[Note]:
+    """Hint at --card where this machine's card decodes layers that others multiply as they are.
+
+    capability: the compute capability of the card here, None where there is none that has one.
+    """
+    word = card_of(capability) if capability else ""
+    if not word or options.card:
+        return []
+    quantised = [plan for plan in plans if plan.is_quantised and not plan.full_precision]
+    slow = [plan for plan in quantised if plan.format.option not in (*CARDS[word].fast, "")]
+    if not slow:
+        return []
+    what = in_number(len(slow), "layers are in formats")
+    where = f"the card here ({CARDS[word].series}) decodes to 16 bits"
+    return [Note(f"{what} that {where}; --card {word} takes those it multiplies", Rank.HINT)]
 
 
 def gguf_notes(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> list[str]:
@@ -22650,6 +22676,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
             *plan.notes,
             *shape_notes(options, plans),
             *dynamic_notes(options, plans),
+            *card_notes(options, plans, capability_here()),
             *source.notes,
             *tuned.notes,
             *outcome.notes,

@@ -13,13 +13,13 @@ from functools import partial
 
 from nvfp4.asking.ask import ask_about_job
 from nvfp4.asking.find import find_comfyui
-from nvfp4.encode.compute import describe_device, pick_device
+from nvfp4.encode.compute import capability_here, describe_device, pick_device
 from nvfp4.encode.float16 import float16_overflows
 from nvfp4.errors import ConvertError
 from nvfp4.guides.read import read_guides
 from nvfp4.layout import make_job
 from nvfp4.options import Options
-from nvfp4.plan.make import dynamic_notes, make_plans, shape_notes
+from nvfp4.plan.make import card_notes, dynamic_notes, make_plans, shape_notes
 from nvfp4.plan.records import widen
 from nvfp4.production import produce, refuse_problems, rehearse
 from nvfp4.progress import SCREEN, phase
@@ -119,6 +119,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
             *plan.notes,
             *shape_notes(options, plans),
             *dynamic_notes(options, plans),
+            *card_notes(options, plans, capability_here()),
             *source.notes,
             *tuned.notes,
             *outcome.notes,

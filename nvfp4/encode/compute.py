@@ -205,6 +205,13 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type} ({cores} core{'s' * (cores > 1)})"
 
 
+def capability_here() -> tuple[int, int] | None:
+    """Tell the compute capability of NVIDIA's first card here; None where torch sees none."""
+    if torch.version.hip or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_capability()
+
+
 def work(plan: TensorPlan) -> int:
     """Estimate a layer's encoding effort in weights of the plain search.
 

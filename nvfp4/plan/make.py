@@ -11,6 +11,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from nvfp4.cards import CARDS, card_of
 from nvfp4.coverage import blocks_of, check_cover
 from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.errors import ConvertError, examples, in_number
@@ -186,6 +187,25 @@ def dynamic_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
     what = in_number(len(w4a4), "W4A4 layers have no input scale")
     cost = "ComfyUI measures it on every call, which takes one more pass over each input"
     return [Note(f"{what}: {cost}; --input-scale-summary-json FILE stores it", Rank.HINT)]
+
+
+def card_notes(
+    options: Options, plans: list[TensorPlan], capability: tuple[int, int] | None
+) -> list[Note]:
+    """Hint at --card where this machine's card decodes layers that others multiply as they are.
+
+    capability: the compute capability of the card here, None where there is none that has one.
+    """
+    word = card_of(capability) if capability else ""
+    if not word or options.card:
+        return []
+    quantised = [plan for plan in plans if plan.is_quantised and not plan.full_precision]
+    slow = [plan for plan in quantised if plan.format.option not in (*CARDS[word].fast, "")]
+    if not slow:
+        return []
+    what = in_number(len(slow), "layers are in formats")
+    where = f"the card here ({CARDS[word].series}) decodes to 16 bits"
+    return [Note(f"{what} that {where}; --card {word} takes those it multiplies", Rank.HINT)]
 
 
 def gguf_notes(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> list[str]:
