@@ -23278,7 +23278,7 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
             )
             which = f"converted: {done}; stopped at: {task.source}; not begun: {left}"
             which += "; leave out what is converted in the next call" * bool(number)
-            print(printable(f"note: {which}"), file=sys.stderr)
+            print(coloured(printable(f"note: {which}"), sys.stderr), file=sys.stderr)
             return status
     return 0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from nvfp4.cli.console import show, show_problems, tolerate_consoles
+from nvfp4.cli.console import coloured, show, show_problems, tolerate_consoles
 from nvfp4.cli.doctor import run_doctor
 from nvfp4.cli.parse import parse_tasks
 from nvfp4.conversion import look_ahead, run_phases
@@ -111,7 +111,7 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
             )
             which = f"converted: {done}; stopped at: {task.source}; not begun: {left}"
             which += "; leave out what is converted in the next call" * bool(number)
-            print(printable(f"note: {which}"), file=sys.stderr)
+            print(coloured(printable(f"note: {which}"), sys.stderr), file=sys.stderr)
             return status
     return 0
 
