@@ -8,6 +8,13 @@ import pytest
 from nvfp4 import progress
 from nvfp4.progress import Activity, Screen, clock_time, display_width, each_with_bar, progress_bar
 
+
+@pytest.fixture(autouse=True)
+def two_seconds_of_silence(monkeypatch):
+    """The other tests have no line of anything in a log: see conftest.py."""
+    monkeypatch.setattr(progress, "SILENCE", 2.0)
+
+
 NAMES = ("", "blocks.12.ffn.0.weight", "块.十二.注意力.重量.很长的名字", "e\u0301" * 30, "x" * 300)
 WIDTHS = range(1, 201)
 
