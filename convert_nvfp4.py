@@ -596,9 +596,11 @@ import errno
 import functools
 import importlib
 import importlib.util
+import io
 import itertools
 import json
 import math
+import shlex
 import shutil
 import stat
 import subprocess
@@ -1798,6 +1800,10 @@ SHARE = Kind(fraction, "SHARE")
 
 # The environment variable that names a ComfyUI where --comfyui does not.
 COMFYUI_ROOT = "COMFYUI_ROOT"
+# What `named_by` says of a ComfyUI that nobody named.
+NEARBY = "found nearby"
+# Bytes of comfyui_version.py that are read: it is a line with a comment.
+VERSION_TEXT = 4096
 # Where a ComfyUI has its own Python, beside its folder in the portable version for Windows.
 INTERPRETERS = (
     "venv/Scripts/python.exe", ".venv/Scripts/python.exe", "../python_embeded/python.exe",
@@ -1822,8 +1828,9 @@ class ComfyUI:
     """Name a ComfyUI to ask.
 
     folder: with main.py and comfy/ in it. named_by: the option or the environment variable that
-    gave the folder. python: the interpreter that runs it. version: "" where it tells none. absent:
-    why there is none to ask, where the environment names no ComfyUI's folder.
+    gave the folder, or NEARBY: nothing in such a folder may be run. python: the interpreter that
+    runs it. version: "" where it tells none. absent: why there is none to ask, where the
+    environment names no ComfyUI's folder.
     """
 
     folder: Path
@@ -1836,6 +1843,11 @@ class ComfyUI:
     def title(self) -> str:
         """Name it as in "ComfyUI 0.33.0"."""
         return f"ComfyUI {self.version}".strip()
+
+    @property
+    def runs_this(self) -> bool:
+        """Tell whether its Python is the one that runs this program, under whatever name."""
+        return self.python.parent.resolve() == Path(sys.executable).parent.resolve()
 
 
 def find_comfyui(folder: Path | None) -> ComfyUI | None:
@@ -1871,14 +1883,20 @@ def comfyui_in(folder: Path, named_by: str) -> ComfyUI:
 
 
 def is_comfyui(folder: Path) -> bool:
-    """Tell whether a folder looks like ComfyUI's."""
-    return (folder / "comfy").is_dir() and (folder / "main.py").is_file()
+    """Tell whether a folder looks like ComfyUI's; one that may not be looked into does not."""
+    try:
+        return (folder / "comfy").is_dir() and (folder / "main.py").is_file()
+    except OSError:
+        return False
 
 
 def version_of(folder: Path) -> str:
     """Read the version that a ComfyUI tells in comfyui_version.py, "" if there is none."""
+    file = folder / "comfyui_version.py"
     try:
-        text = (folder / "comfyui_version.py").read_text(encoding="utf-8", errors="replace")
+        # Opening a pipe of that name would wait for ever.
+        with file.open("rb") if file.is_file() else io.BytesIO() as stream:
+            text = stream.read(VERSION_TEXT).decode(errors="replace")
     except OSError:
         return ""
     found = re.search(r"""__version__ = ["']([\w.+-]{1,40})["']""", text)
@@ -1886,14 +1904,14 @@ def version_of(folder: Path) -> str:
 
 
 def nearby_comfyui() -> ComfyUI | None:
-    """Find a ComfyUI where nobody named one, or None.
+    """Find a ComfyUI where nobody named one, or None; anybody may have put it there.
 
     Looked at are this folder, that of the program and that of the Python that runs it, with their
     parents and a ComfyUI/ beside each; then HOMES and the desktop app's folder.
     """
     for place in usual_places():
         if is_comfyui(place):
-            return comfyui_in(place, "found nearby")
+            return comfyui_in(place, NEARBY)
     return None
 
 
@@ -1902,16 +1920,20 @@ def usual_places() -> Iterator[Path]:
     for start in (Path.cwd(), HERE, Path(sys.prefix).resolve()):
         for folder in (start, *start.parents):
             yield from (folder, folder / "ComfyUI")
-    yield from (Path(home).expanduser() for home in HOMES)
-    programs = Path(DESKTOP_APP).expanduser()
-    yield from programs.glob("*comfyui-electron/resources/ComfyUI")
+    yield from map(at_home, HOMES)
+    yield from at_home(DESKTOP_APP).glob("*comfyui-electron/resources/ComfyUI")
+
+
+def at_home(name: str) -> Path:
+    """Expand `~`; it stays where the system knows no home of the user, as in some containers."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111
 
 
 def desktop_folder() -> Path | None:
     """Read from the desktop app's configuration which folder it keeps models and Python in."""
     for name in DESKTOP_CONFIGURATIONS:
         try:
-            text = Path(name).expanduser().read_text(encoding="utf-8")
+            text = at_home(name).read_text(encoding="utf-8")
             return Path(json.loads(text)["basePath"])
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -1997,6 +2019,38 @@ class PythonFacts:
                 memory=one["memory"], chip=one["chip"] if is_amd else "")
             for one in self.torch.get("cards", ())
         ]  # fmt: skip
+
+
+# ── nvfp4/programs.py: Start other programs: none that lies in the current folder, and none that ma
+
+# How a program for `python -c` begins. sys is built into Python, as faulthandler is: it ends the
+# process after the seconds of the first argument, even where the process that started it was
+# killed meanwhile. An isolated Python, such as that of a portable ComfyUI, has the standard library
+# first in its path, and no empty entry.
+BEGINNING = (
+    "import sys; sys.path = [place for place in sys.path if place]; import faulthandler; "
+    "faulthandler.dump_traceback_later(float(sys.argv.pop(1)), exit=True); "
+)
+# Seconds that a process has beyond the time after which whoever waits for it ends it.
+GRACE = 10
+
+
+def python_command(
+    python: Path, program: str, *arguments: object, seconds: float, flags: Sequence[str] = ("-B",)
+) -> list:
+    """Write the command that runs a program in a Python: nothing is imported from where it starts.
+
+    program: one line, which finds the arguments from sys.argv[1] on. seconds: after these, and
+    GRACE, the process ends by itself. flags: options of Python.
+    """
+    return [python, *flags, "-c", BEGINNING + program, str(seconds + GRACE), *arguments]
+
+
+def installed_program(name: str) -> Path | None:
+    """Find a program in the folders of PATH, None without one; relative folders do not count."""
+    file = f"{name}.exe" if os.name == "nt" else name
+    places = (Path(folder, file) for folder in os.get_exec_path() if Path(folder).is_absolute())
+    return next((one for one in places if os.access(one, os.X_OK) and one.is_file()), None)
 
 
 # ── nvfp4/doctor/facts.py: Ask the system, and other Pythons, for facts: none of it needs torch in 
@@ -2094,12 +2148,14 @@ def probe_kitchen() -> dict:
     }
 '''
 PROBE_BOOT = (
-    "import json, sys; exec(compile(sys.stdin.read(), 'prober.py', 'exec')); "
+    "import json; exec(compile(sys.argv[1], 'prober.py', 'exec')); "
     "print(json.dumps(probe_python(kitchen='kitchen' in sys.argv)))"
 )
 # Seconds. The first import of torch from a slow disk takes a minute.
 LONGEST_PROBE = 120
 LONGEST_QUERY = 15
+# A path with one of these is put in quotes on Windows; elsewhere, a space is all that needs these.
+WINDOWS_QUOTED = " &()^;,=%'`$@{}!"
 CARD_QUERY = (
     "--query-gpu=name,compute_cap,memory.total,driver_version",
     "--format=csv,noheader,nounits",
@@ -2117,14 +2173,11 @@ class Probe:
         """
         self.python = python
         alone = ["-s"] if sys.flags.no_user_site or is_embedded(python) else []
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        command = [python, "-B", *alone, "-c", PROBE_BOOT, *["kitchen"] * kitchen]
+        asked, flags = (PROBER, *["kitchen"] * kitchen), ("-B", *alone)
+        command = python_command(python, PROBE_BOOT, *asked, seconds=LONGEST_PROBE, flags=flags)
+        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
         try:
-            self.process = subprocess.Popen(command, **pipes)
-            with contextlib.suppress(OSError):
-                self.process.stdin.write(PROBER.encode())
-                self.process.stdin.close()
-                self.process.stdin = None
+            self.process = subprocess.Popen(command, stdin=nothing, stdout=pipe, stderr=pipe)
         except OSError as error:
             self.process, self.problem = None, str(error)
 
@@ -2136,19 +2189,19 @@ class Probe:
         try:
             out, said = self.process.communicate(timeout=LONGEST_PROBE)
             found = json.loads(out.splitlines()[-1])
+            return PythonFacts(
+                path=self.python,
+                python=found["python"],
+                versions=found["versions"],
+                torch=found.get("torch", {}),
+                kitchen=found.get("kitchen", {}),
+            )
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.silent(f"gave no answer within {LONGEST_PROBE} seconds")
-        except (ValueError, IndexError):
+        except (ValueError, LookupError, TypeError):
             last = said.decode(errors="replace").strip().splitlines()[-1:]
             return self.silent(": ".join(["gave no answer", *last]))
-        return PythonFacts(
-            path=self.python,
-            python=found["python"],
-            versions=found["versions"],
-            torch=found.get("torch", {}),
-            kitchen=found.get("kitchen", {}),
-        )
 
     def silent(self, why: str) -> PythonFacts:
         """Make the record of a Python that told nothing."""
@@ -2164,26 +2217,46 @@ def is_embedded(python: Path) -> bool:
 
 def pip_command(python: Path) -> str:
     """Write how packages are installed into a Python, as a command line begins."""
-    is_ours = python == Path(sys.executable)
     # An environment that uv made has no pip of its own.
-    if is_ours and find_spec("pip") is None:
+    if python == Path(sys.executable) and find_spec("pip") is None:
         return f"uv pip install --python {as_word(python)}"
+    return f"{python_words(python)} -m pip install"
+
+
+def python_words(python: Path) -> str:
+    """Write how a Python is started, as a command line begins."""
     plain = shutil.which("python")
-    shown = "python" if is_ours and plain and Path(plain) == python else as_word(python)
-    return f"{shown} {'-s ' if is_embedded(python) else ''}-m pip install"
+    is_plain = python == Path(sys.executable) and plain and Path(plain) == python
+    return f"{'python' if is_plain else as_word(python)}{' -s' if is_embedded(python) else ''}"
+
+
+def program_words() -> str:
+    """Write how this program was started, as a command line begins."""
+    script = Path(sys.argv[0])
+    if script.suffix != ".py":
+        return script.stem
+    as_module = script.name == "__main__.py"
+    return f"{python_words(Path(sys.executable))} {'-m nvfp4' if as_module else as_word(script)}"
 
 
 def as_word(path: Path) -> str:
-    """Write a path as one word of a command line."""
-    return f'"{path}"' if " " in str(path) else str(path)
+    """Write a path as one word of a command line, in which a shell finds nothing to do."""
+    text = str(path)
+    rest = text.replace(" ", "")
+    if os.name != "nt" and shlex.quote(rest) != rest:
+        return shlex.quote(text)
+    return f'"{text}"' if {*text} & {*WINDOWS_QUOTED} else text
 
 
 @cache
 def system_cards() -> list[Gpu]:
     """List NVIDIA's cards by nvidia-smi, which comes with the driver; torch is not asked."""
+    program = installed_program("nvidia-smi")
+    if program is None:
+        return []
     try:
         done = subprocess.run(
-            ["nvidia-smi", *CARD_QUERY], capture_output=True, check=True, timeout=LONGEST_QUERY
+            [program, *CARD_QUERY], capture_output=True, check=True, timeout=LONGEST_QUERY
         )
     except (OSError, subprocess.SubprocessError):
         return []
@@ -3164,10 +3237,12 @@ def judge_torch(
     what makes it slow is a warning then.
     """
     install, look = torch_install(facts, cards), partial(Examined, topic="torch")
-    if facts.silence:
-        return look(state=f"unknown: {facts.path} {facts.silence}")
     # A ComfyUI that cannot start is no reason why conversions cannot.
     rank = "error" if is_ours else "warning"
+    if facts.silence:
+        shown = f'{python_words(facts.path)} -c "import torch"'
+        see = Advice(rank, "see whether this loads torch, and what it says", shown)
+        return look(state=f"unknown: {facts.path} {facts.silence}", advice=[see])
     if not facts.torch:
         return look(state="not installed", advice=[Advice(rank, "torch is missing", install)])
     if problem := facts.torch.get("problem"):
@@ -3233,7 +3308,12 @@ def class_of(card: Gpu) -> str:
 
 
 def judge_compilers(facts: PythonFacts) -> Iterator[Examined]:
-    """Judge what compiles kernels here: numba for a CPU, triton for a GPU."""
+    """Judge what compiles kernels here: numba for a CPU, triton for a GPU.
+
+    Nothing is said of a Python that gave no answer.
+    """
+    if facts.silence:
+        return
     pip, versions = pip_command(facts.path), facts.versions
     if facts.cards:
         package = "triton-windows" if sys.platform == "win32" else "triton"
@@ -3248,8 +3328,11 @@ def judge_compilers(facts: PythonFacts) -> Iterator[Examined]:
         yield Examined(topic="numba", state=found or "not installed", advice=advice)
 
 
-def judge_comfyui(comfyui: ComfyUI | None) -> Examined:
-    """Judge whether there is a ComfyUI, and whether it loads quantised files."""
+def judge_comfyui(comfyui: ComfyUI | None, *, is_asked: bool) -> Examined:
+    """Judge whether there is a ComfyUI, and whether it loads quantised files.
+
+    is_asked: its Python tells more after this.
+    """
     if comfyui is None:
         ask = "name its folder to have it looked at: --comfyui FOLDER"
         return Examined(topic="ComfyUI", state="not found nearby", advice=[Advice("hint", ask)])
@@ -3258,6 +3341,10 @@ def judge_comfyui(comfyui: ComfyUI | None) -> Examined:
     advice, version = [], comfyui.version or "of unknown version"
     if comfyui.version and version_key(comfyui.version) < version_key(COMFYUI_SINCE["nvfp4"]):
         advice.append(Advice("warning", "it loads no quantised files; update it to 0.10 or newer"))
+    if not is_asked:
+        ask = "its Python is not run unless you name the folder; if it is yours"
+        again = f"{program_words()} --doctor --comfyui {as_word(comfyui.folder)}"
+        advice.append(Advice("hint", ask, again))
     where = f"{version} in {comfyui.folder} ({comfyui.named_by})"
     return Examined(topic="ComfyUI", state=where, advice=advice)
 
@@ -4595,23 +4682,26 @@ OPTIONS = tuple(all_options(Options, CommandLine, *OTHER_TASKS))
 def examine(task: Doctor) -> Iterator[Examined]:
     """Look at everything, in the order in which it is told; the last one is the conclusion.
 
+    Of a ComfyUI that is merely found, files are read and nothing is run: anybody may have put it
+    there.
     Raises ConvertError where --comfyui is no ComfyUI's folder.
     """
     comfyui, python = find_comfyui(task.comfyui) or nearby_comfyui(), Path(sys.executable)
     is_there = bool(comfyui and not comfyui.absent)
-    is_shared = is_there and comfyui.python == python
-    ours = Probe(python, kitchen=is_shared)
-    theirs = Probe(comfyui.python, kitchen=True) if is_there and not is_shared else None
+    is_shared = is_there and comfyui.runs_this
+    ours, theirs = Probe(python, kitchen=is_shared), None
+    if is_there and not is_shared and comfyui.named_by != NEARBY:
+        theirs = Probe(comfyui.python, kitchen=True)
     failed = []
     for one in examine_conversions(ours, python, is_comfyui=is_shared):
         failed += [one.topic] if one.fails else []
         yield one
-    yield judge_comfyui(comfyui)
+    yield judge_comfyui(comfyui, is_asked=is_shared or bool(theirs))
     if is_there and comfyui.folder.stat().st_dev != Path.cwd().stat().st_dev:
         yield judge_disk(comfyui.folder, shutil.disk_usage(comfyui.folder).free)
     if theirs:
         yield from examine_python(theirs)
-    if is_there:
+    if is_shared or theirs:
         yield from examine_formats(comfyui, theirs or ours)
     yield conclusion(failed, ours)
 
@@ -4638,8 +4728,13 @@ def examine_python(theirs: Probe) -> Iterator[Examined]:
 
 
 def examine_formats(comfyui: ComfyUI, probe: Probe) -> Iterator[Examined]:
-    """Look at the formats that a ComfyUI loads and multiplies on its first card."""
+    """Look at the formats that a ComfyUI loads and multiplies on its first card.
+
+    A Python that gave no answer is not judged.
+    """
     facts = probe.facts
+    if facts.silence:
+        return
     yield judge_kitchen(facts, comfyui)
     yield from judge_formats(comfyui, facts, next(iter(known_cards(facts)), None))
 
@@ -4650,7 +4745,10 @@ def known_cards(facts: PythonFacts) -> list[Gpu]:
 
 
 def conclusion(failed: list[str], ours: Probe) -> Examined:
-    """Say whether conversions run here, and on what."""
+    """Say whether conversions run here, and on what; nothing is promised for a silent Python."""
+    if ours.facts.silence:
+        state = "not known whether conversions run here, as torch was not seen to load"
+        return Examined(topic="result", state=state)
     if failed:
         return Examined(topic="result", state=f"no conversion can run yet: {', '.join(failed)}")
     cards = ours.facts.cards
@@ -13149,7 +13247,7 @@ def run_asker(asked: dict) -> None:
 '''
 # The child's command: the program comes with the question, as command lines are short on Windows.
 BOOT = (
-    "import json, sys; asked = json.load(sys.stdin); "
+    "import json; asked = json.load(sys.stdin); "
     "exec(compile(asked.pop('program'), 'asker.py', 'exec')); run_asker(asked)"
 )
 # Nothing is fetched, and no GPU is seen: an empty value would be none at all on Windows.
@@ -13216,7 +13314,7 @@ def ask(comfyui: ComfyUI, files: dict[str, dict]) -> dict[str, Taken]:
     question = {"program": ASKER, "folder": str(comfyui.folder), "files": files}
     try:
         done = subprocess.run(
-            [comfyui.python, "-B", "-c", BOOT],
+            python_command(comfyui.python, BOOT, seconds=LONGEST_ANSWER),
             input=json.dumps(question).encode(),
             capture_output=True,
             check=False,
@@ -13261,10 +13359,12 @@ def import_problem(comfyui: ComfyUI, answered: dict) -> str:
 
 # ── nvfp4/encode/compiling.py: Compile kernels in another process, while this one encodes with torc
 
-# What the other process runs: the folder of the package or of the single file comes in the place of
-# the current one, which may have modules of any name.
-COMPILING = "import sys, importlib; sys.path[0], module, function = sys.argv[1:]; \
-getattr(importlib.import_module(module), function)()"
+# What the other process runs. The package, or the single file, is found in the folder that it is
+# given.
+COMPILING = "sys.path.insert(0, sys.argv[1]); import importlib; \
+getattr(importlib.import_module(sys.argv[2]), sys.argv[3])()"
+# Seconds; on a slow machine it takes two minutes.
+LONGEST_COMPILING = 900
 
 
 def start_compiling() -> subprocess.Popen | None:
@@ -13279,7 +13379,10 @@ def start_compiling() -> subprocess.Popen | None:
     # The name that another process imports this by: of the package, or of the single file.
     name = __name__ if "." in __name__ else Path(__file__).stem
     folder = Path(__file__).resolve().parents[name.count(".")]
-    command = [sys.executable, "-c", COMPILING, folder, name, compile_kernels.__name__]
+    asked = folder, name, compile_kernels.__name__
+    command = python_command(
+        Path(sys.executable), COMPILING, *asked, seconds=LONGEST_COMPILING, flags=()
+    )
     silent = subprocess.DEVNULL
     try:
         return subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent)

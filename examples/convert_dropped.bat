@@ -1,9 +1,15 @@
 @echo off
 rem Drop models on this file, and each becomes a quantised file beside it, for ComfyUI.
 rem
-rem It runs convert_nvfp4.py, beside this file or in the folder above, with the Python of a ComfyUI
-rem around this file or around the models: python_embeded of the portable version, or a venv.
+rem It runs convert_nvfp4.py, beside this file or in the folder above, with the Python named below, or
+rem else with one beside this file or in the two folders above: python_embeded of a portable ComfyUI,
+rem or a venv. Nothing is run that lies beside the models.
 setlocal EnableExtensions DisableDelayedExpansion
+rem cmd.exe would look for python in the current folder first.
+set "NoDefaultCurrentDirectoryInExePath=1"
+
+rem The Python to run, such as: set "PYTHON=D:\ComfyUI\venv\Scripts\python.exe"
+set "PYTHON="
 
 rem More options for every model, such as: set "OPTIONS=--card ada"
 set "OPTIONS="
@@ -16,10 +22,8 @@ if not exist "%SCRIPT%" set "SCRIPT=%~dp0..\convert_nvfp4.py"
 if not exist "%SCRIPT%" echo error: convert_nvfp4.py is neither beside this file nor in the folder above
 if not exist "%SCRIPT%" goto end
 
-set "PYTHON="
 set "ALONE="
-call :find "%~dp0."
-if not defined PYTHON call :find "%~dp1."
+for %%F in ("%~dp0." "%~dp0.." "%~dp0..\..") do call :look "%%~fF"
 if not defined PYTHON set "PYTHON=python"
 echo Python: %PYTHON%
 
@@ -37,17 +41,13 @@ echo.
 pause
 exit /b
 
-rem Look for a Python in a folder and in all above it.
-:find
-set "FOLDER=%~f1"
-:climb
-if exist "%FOLDER%\python_embeded\python.exe" set "PYTHON=%FOLDER%\python_embeded\python.exe"
+rem Look for a Python in a folder that is no drive's first, where anybody may have put one.
+:look
+if defined PYTHON exit /b
+if "%~nx1"=="" exit /b
+if exist "%~1\python_embeded\python.exe" set "PYTHON=%~1\python_embeded\python.exe"
 if defined PYTHON set "ALONE=-s"
 if defined PYTHON exit /b
-if exist "%FOLDER%\venv\Scripts\python.exe" set "PYTHON=%FOLDER%\venv\Scripts\python.exe"
-if exist "%FOLDER%\.venv\Scripts\python.exe" set "PYTHON=%FOLDER%\.venv\Scripts\python.exe"
-if defined PYTHON exit /b
-for %%P in ("%FOLDER%\..") do set "PARENT=%%~fP"
-if /i "%PARENT%"=="%FOLDER%" exit /b
-set "FOLDER=%PARENT%"
-goto climb
+if exist "%~1\venv\Scripts\python.exe" set "PYTHON=%~1\venv\Scripts\python.exe"
+if exist "%~1\.venv\Scripts\python.exe" set "PYTHON=%~1\.venv\Scripts\python.exe"
+exit /b

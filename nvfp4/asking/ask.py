@@ -21,12 +21,13 @@ from nvfp4.errors import EXCERPT, ConvertError, one_line
 from nvfp4.file_kinds import OTHER_NAMES, FileKind
 from nvfp4.layout import Job
 from nvfp4.model import Model
+from nvfp4.programs import python_command
 
 # What runs in the child. tools/single_file.py puts the text itself here.
 ASKER = Path(__file__).with_name("asker.py").read_text(encoding="utf-8")
 # The child's command: the program comes with the question, as command lines are short on Windows.
 BOOT = (
-    "import json, sys; asked = json.load(sys.stdin); "
+    "import json; asked = json.load(sys.stdin); "
     "exec(compile(asked.pop('program'), 'asker.py', 'exec')); run_asker(asked)"
 )
 # Nothing is fetched, and no GPU is seen: an empty value would be none at all on Windows.
@@ -93,7 +94,7 @@ def ask(comfyui: ComfyUI, files: dict[str, dict]) -> dict[str, Taken]:
     question = {"program": ASKER, "folder": str(comfyui.folder), "files": files}
     try:
         done = subprocess.run(
-            [comfyui.python, "-B", "-c", BOOT],
+            python_command(comfyui.python, BOOT, seconds=LONGEST_ANSWER),
             input=json.dumps(question).encode(),
             capture_output=True,
             check=False,

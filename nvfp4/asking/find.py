@@ -5,6 +5,7 @@ A folder that is named is refused if it is no ComfyUI's, before anything else is
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -19,6 +20,10 @@ from nvfp4.requirements import HERE
 
 # The environment variable that names a ComfyUI where --comfyui does not.
 COMFYUI_ROOT = "COMFYUI_ROOT"
+# What `named_by` says of a ComfyUI that nobody named.
+NEARBY = "found nearby"
+# Bytes of comfyui_version.py that are read: it is a line with a comment.
+VERSION_TEXT = 4096
 # Where a ComfyUI has its own Python, beside its folder in the portable version for Windows.
 INTERPRETERS = (
     "venv/Scripts/python.exe", ".venv/Scripts/python.exe", "../python_embeded/python.exe",
@@ -43,8 +48,9 @@ class ComfyUI:
     """Name a ComfyUI to ask.
 
     folder: with main.py and comfy/ in it. named_by: the option or the environment variable that
-    gave the folder. python: the interpreter that runs it. version: "" where it tells none. absent:
-    why there is none to ask, where the environment names no ComfyUI's folder.
+    gave the folder, or NEARBY: nothing in such a folder may be run. python: the interpreter that
+    runs it. version: "" where it tells none. absent: why there is none to ask, where the
+    environment names no ComfyUI's folder.
     """
 
     folder: Path
@@ -57,6 +63,11 @@ class ComfyUI:
     def title(self) -> str:
         """Name it as in "ComfyUI 0.33.0"."""
         return f"ComfyUI {self.version}".strip()
+
+    @property
+    def runs_this(self) -> bool:
+        """Tell whether its Python is the one that runs this program, under whatever name."""
+        return self.python.parent.resolve() == Path(sys.executable).parent.resolve()
 
 
 def find_comfyui(folder: Path | None) -> ComfyUI | None:
@@ -92,14 +103,20 @@ def comfyui_in(folder: Path, named_by: str) -> ComfyUI:
 
 
 def is_comfyui(folder: Path) -> bool:
-    """Tell whether a folder looks like ComfyUI's."""
-    return (folder / "comfy").is_dir() and (folder / "main.py").is_file()
+    """Tell whether a folder looks like ComfyUI's; one that may not be looked into does not."""
+    try:
+        return (folder / "comfy").is_dir() and (folder / "main.py").is_file()
+    except OSError:
+        return False
 
 
 def version_of(folder: Path) -> str:
     """Read the version that a ComfyUI tells in comfyui_version.py, "" if there is none."""
+    file = folder / "comfyui_version.py"
     try:
-        text = (folder / "comfyui_version.py").read_text(encoding="utf-8", errors="replace")
+        # Opening a pipe of that name would wait for ever.
+        with file.open("rb") if file.is_file() else io.BytesIO() as stream:
+            text = stream.read(VERSION_TEXT).decode(errors="replace")
     except OSError:
         return ""
     found = re.search(r"""__version__ = ["']([\w.+-]{1,40})["']""", text)
@@ -107,14 +124,14 @@ def version_of(folder: Path) -> str:
 
 
 def nearby_comfyui() -> ComfyUI | None:
-    """Find a ComfyUI where nobody named one, or None.
+    """Find a ComfyUI where nobody named one, or None; anybody may have put it there.
 
     Looked at are this folder, that of the program and that of the Python that runs it, with their
     parents and a ComfyUI/ beside each; then HOMES and the desktop app's folder.
     """
     for place in usual_places():
         if is_comfyui(place):
-            return comfyui_in(place, "found nearby")
+            return comfyui_in(place, NEARBY)
     return None
 
 
@@ -123,16 +140,20 @@ def usual_places() -> Iterator[Path]:
     for start in (Path.cwd(), HERE, Path(sys.prefix).resolve()):
         for folder in (start, *start.parents):
             yield from (folder, folder / "ComfyUI")
-    yield from (Path(home).expanduser() for home in HOMES)
-    programs = Path(DESKTOP_APP).expanduser()
-    yield from programs.glob("*comfyui-electron/resources/ComfyUI")
+    yield from map(at_home, HOMES)
+    yield from at_home(DESKTOP_APP).glob("*comfyui-electron/resources/ComfyUI")
+
+
+def at_home(name: str) -> Path:
+    """Expand `~`; it stays where the system knows no home of the user, as in some containers."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111
 
 
 def desktop_folder() -> Path | None:
     """Read from the desktop app's configuration which folder it keeps models and Python in."""
     for name in DESKTOP_CONFIGURATIONS:
         try:
-            text = Path(name).expanduser().read_text(encoding="utf-8")
+            text = at_home(name).read_text(encoding="utf-8")
             return Path(json.loads(text)["basePath"])
         except (OSError, ValueError, KeyError, TypeError):
             continue

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from nvfp4.asking.find import ComfyUI, find_comfyui, nearby_comfyui
+from nvfp4.asking.find import NEARBY, ComfyUI, find_comfyui, nearby_comfyui
 from nvfp4.doctor.facts import Probe, memory_sizes, system_cards
 from nvfp4.doctor.judge import (
     judge_card,
@@ -33,23 +33,26 @@ from nvfp4.requirements import REQUIRED
 def examine(task: Doctor) -> Iterator[Examined]:
     """Look at everything, in the order in which it is told; the last one is the conclusion.
 
+    Of a ComfyUI that is merely found, files are read and nothing is run: anybody may have put it
+    there.
     Raises ConvertError where --comfyui is no ComfyUI's folder.
     """
     comfyui, python = find_comfyui(task.comfyui) or nearby_comfyui(), Path(sys.executable)
     is_there = bool(comfyui and not comfyui.absent)
-    is_shared = is_there and comfyui.python == python
-    ours = Probe(python, kitchen=is_shared)
-    theirs = Probe(comfyui.python, kitchen=True) if is_there and not is_shared else None
+    is_shared = is_there and comfyui.runs_this
+    ours, theirs = Probe(python, kitchen=is_shared), None
+    if is_there and not is_shared and comfyui.named_by != NEARBY:
+        theirs = Probe(comfyui.python, kitchen=True)
     failed = []
     for one in examine_conversions(ours, python, is_comfyui=is_shared):
         failed += [one.topic] if one.fails else []
         yield one
-    yield judge_comfyui(comfyui)
+    yield judge_comfyui(comfyui, is_asked=is_shared or bool(theirs))
     if is_there and comfyui.folder.stat().st_dev != Path.cwd().stat().st_dev:
         yield judge_disk(comfyui.folder, shutil.disk_usage(comfyui.folder).free)
     if theirs:
         yield from examine_python(theirs)
-    if is_there:
+    if is_shared or theirs:
         yield from examine_formats(comfyui, theirs or ours)
     yield conclusion(failed, ours)
 
@@ -76,8 +79,13 @@ def examine_python(theirs: Probe) -> Iterator[Examined]:
 
 
 def examine_formats(comfyui: ComfyUI, probe: Probe) -> Iterator[Examined]:
-    """Look at the formats that a ComfyUI loads and multiplies on its first card."""
+    """Look at the formats that a ComfyUI loads and multiplies on its first card.
+
+    A Python that gave no answer is not judged.
+    """
     facts = probe.facts
+    if facts.silence:
+        return
     yield judge_kitchen(facts, comfyui)
     yield from judge_formats(comfyui, facts, next(iter(known_cards(facts)), None))
 
@@ -88,7 +96,10 @@ def known_cards(facts: PythonFacts) -> list[Gpu]:
 
 
 def conclusion(failed: list[str], ours: Probe) -> Examined:
-    """Say whether conversions run here, and on what."""
+    """Say whether conversions run here, and on what; nothing is promised for a silent Python."""
+    if ours.facts.silence:
+        state = "not known whether conversions run here, as torch was not seen to load"
+        return Examined(topic="result", state=state)
     if failed:
         return Examined(topic="result", state=f"no conversion can run yet: {', '.join(failed)}")
     cards = ours.facts.cards

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,16 +14,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nvfp4.doctor.records import Gpu, PythonFacts
+from nvfp4.programs import installed_program, python_command
 
 # What runs in the Python that is asked. tools/single_file.py puts the text itself here.
 PROBER = Path(__file__).with_name("prober.py").read_text(encoding="utf-8")
 PROBE_BOOT = (
-    "import json, sys; exec(compile(sys.stdin.read(), 'prober.py', 'exec')); "
+    "import json; exec(compile(sys.argv[1], 'prober.py', 'exec')); "
     "print(json.dumps(probe_python(kitchen='kitchen' in sys.argv)))"
 )
 # Seconds. The first import of torch from a slow disk takes a minute.
 LONGEST_PROBE = 120
 LONGEST_QUERY = 15
+# A path with one of these is put in quotes on Windows; elsewhere, a space is all that needs these.
+WINDOWS_QUOTED = " &()^;,=%'`$@{}!"
 CARD_QUERY = (
     "--query-gpu=name,compute_cap,memory.total,driver_version",
     "--format=csv,noheader,nounits",
@@ -40,14 +44,11 @@ class Probe:
         """
         self.python = python
         alone = ["-s"] if sys.flags.no_user_site or is_embedded(python) else []
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        command = [python, "-B", *alone, "-c", PROBE_BOOT, *["kitchen"] * kitchen]
+        asked, flags = (PROBER, *["kitchen"] * kitchen), ("-B", *alone)
+        command = python_command(python, PROBE_BOOT, *asked, seconds=LONGEST_PROBE, flags=flags)
+        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
         try:
-            self.process = subprocess.Popen(command, **pipes)
-            with contextlib.suppress(OSError):
-                self.process.stdin.write(PROBER.encode())
-                self.process.stdin.close()
-                self.process.stdin = None
+            self.process = subprocess.Popen(command, stdin=nothing, stdout=pipe, stderr=pipe)
         except OSError as error:
             self.process, self.problem = None, str(error)
 
@@ -59,19 +60,19 @@ class Probe:
         try:
             out, said = self.process.communicate(timeout=LONGEST_PROBE)
             found = json.loads(out.splitlines()[-1])
+            return PythonFacts(
+                path=self.python,
+                python=found["python"],
+                versions=found["versions"],
+                torch=found.get("torch", {}),
+                kitchen=found.get("kitchen", {}),
+            )
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.silent(f"gave no answer within {LONGEST_PROBE} seconds")
-        except (ValueError, IndexError):
+        except (ValueError, LookupError, TypeError):
             last = said.decode(errors="replace").strip().splitlines()[-1:]
             return self.silent(": ".join(["gave no answer", *last]))
-        return PythonFacts(
-            path=self.python,
-            python=found["python"],
-            versions=found["versions"],
-            torch=found.get("torch", {}),
-            kitchen=found.get("kitchen", {}),
-        )
 
     def silent(self, why: str) -> PythonFacts:
         """Make the record of a Python that told nothing."""
@@ -87,26 +88,46 @@ def is_embedded(python: Path) -> bool:
 
 def pip_command(python: Path) -> str:
     """Write how packages are installed into a Python, as a command line begins."""
-    is_ours = python == Path(sys.executable)
     # An environment that uv made has no pip of its own.
-    if is_ours and find_spec("pip") is None:
+    if python == Path(sys.executable) and find_spec("pip") is None:
         return f"uv pip install --python {as_word(python)}"
+    return f"{python_words(python)} -m pip install"
+
+
+def python_words(python: Path) -> str:
+    """Write how a Python is started, as a command line begins."""
     plain = shutil.which("python")
-    shown = "python" if is_ours and plain and Path(plain) == python else as_word(python)
-    return f"{shown} {'-s ' if is_embedded(python) else ''}-m pip install"
+    is_plain = python == Path(sys.executable) and plain and Path(plain) == python
+    return f"{'python' if is_plain else as_word(python)}{' -s' if is_embedded(python) else ''}"
+
+
+def program_words() -> str:
+    """Write how this program was started, as a command line begins."""
+    script = Path(sys.argv[0])
+    if script.suffix != ".py":
+        return script.stem
+    as_module = script.name == "__main__.py"
+    return f"{python_words(Path(sys.executable))} {'-m nvfp4' if as_module else as_word(script)}"
 
 
 def as_word(path: Path) -> str:
-    """Write a path as one word of a command line."""
-    return f'"{path}"' if " " in str(path) else str(path)
+    """Write a path as one word of a command line, in which a shell finds nothing to do."""
+    text = str(path)
+    rest = text.replace(" ", "")
+    if os.name != "nt" and shlex.quote(rest) != rest:
+        return shlex.quote(text)
+    return f'"{text}"' if {*text} & {*WINDOWS_QUOTED} else text
 
 
 @cache
 def system_cards() -> list[Gpu]:
     """List NVIDIA's cards by nvidia-smi, which comes with the driver; torch is not asked."""
+    program = installed_program("nvidia-smi")
+    if program is None:
+        return []
     try:
         done = subprocess.run(
-            ["nvidia-smi", *CARD_QUERY], capture_output=True, check=True, timeout=LONGEST_QUERY
+            [program, *CARD_QUERY], capture_output=True, check=True, timeout=LONGEST_QUERY
         )
     except (OSError, subprocess.SubprocessError):
         return []

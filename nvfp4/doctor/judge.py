@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nvfp4.asking.find import ComfyUI
 from nvfp4.cards import CARDS, COMFYUI_SINCE, KITCHEN_FORMATS, KITCHEN_SINCE, card_of
-from nvfp4.doctor.facts import as_word, pip_command
+from nvfp4.doctor.facts import as_word, pip_command, program_words, python_words
 from nvfp4.doctor.records import Advice, Examined, Gpu, PythonFacts
 from nvfp4.errors import gigabytes
 from nvfp4.options.formats import formats_of_card
@@ -86,10 +86,12 @@ def judge_torch(
     what makes it slow is a warning then.
     """
     install, look = torch_install(facts, cards), partial(Examined, topic="torch")
-    if facts.silence:
-        return look(state=f"unknown: {facts.path} {facts.silence}")
     # A ComfyUI that cannot start is no reason why conversions cannot.
     rank = "error" if is_ours else "warning"
+    if facts.silence:
+        shown = f'{python_words(facts.path)} -c "import torch"'
+        see = Advice(rank, "see whether this loads torch, and what it says", shown)
+        return look(state=f"unknown: {facts.path} {facts.silence}", advice=[see])
     if not facts.torch:
         return look(state="not installed", advice=[Advice(rank, "torch is missing", install)])
     if problem := facts.torch.get("problem"):
@@ -155,7 +157,12 @@ def class_of(card: Gpu) -> str:
 
 
 def judge_compilers(facts: PythonFacts) -> Iterator[Examined]:
-    """Judge what compiles kernels here: numba for a CPU, triton for a GPU."""
+    """Judge what compiles kernels here: numba for a CPU, triton for a GPU.
+
+    Nothing is said of a Python that gave no answer.
+    """
+    if facts.silence:
+        return
     pip, versions = pip_command(facts.path), facts.versions
     if facts.cards:
         package = "triton-windows" if sys.platform == "win32" else "triton"
@@ -170,8 +177,11 @@ def judge_compilers(facts: PythonFacts) -> Iterator[Examined]:
         yield Examined(topic="numba", state=found or "not installed", advice=advice)
 
 
-def judge_comfyui(comfyui: ComfyUI | None) -> Examined:
-    """Judge whether there is a ComfyUI, and whether it loads quantised files."""
+def judge_comfyui(comfyui: ComfyUI | None, *, is_asked: bool) -> Examined:
+    """Judge whether there is a ComfyUI, and whether it loads quantised files.
+
+    is_asked: its Python tells more after this.
+    """
     if comfyui is None:
         ask = "name its folder to have it looked at: --comfyui FOLDER"
         return Examined(topic="ComfyUI", state="not found nearby", advice=[Advice("hint", ask)])
@@ -180,6 +190,10 @@ def judge_comfyui(comfyui: ComfyUI | None) -> Examined:
     advice, version = [], comfyui.version or "of unknown version"
     if comfyui.version and version_key(comfyui.version) < version_key(COMFYUI_SINCE["nvfp4"]):
         advice.append(Advice("warning", "it loads no quantised files; update it to 0.10 or newer"))
+    if not is_asked:
+        ask = "its Python is not run unless you name the folder; if it is yours"
+        again = f"{program_words()} --doctor --comfyui {as_word(comfyui.folder)}"
+        advice.append(Advice("hint", ask, again))
     where = f"{version} in {comfyui.folder} ({comfyui.named_by})"
     return Examined(topic="ComfyUI", state=where, advice=advice)
 

@@ -12,11 +12,14 @@ import sys
 from pathlib import Path
 
 from nvfp4.numeric.compiled import compile_kernels, is_nothing_to_compile
+from nvfp4.programs import python_command
 
-# What the other process runs: the folder of the package or of the single file comes in the place of
-# the current one, which may have modules of any name.
-COMPILING = "import sys, importlib; sys.path[0], module, function = sys.argv[1:]; \
-getattr(importlib.import_module(module), function)()"
+# What the other process runs. The package, or the single file, is found in the folder that it is
+# given.
+COMPILING = "sys.path.insert(0, sys.argv[1]); import importlib; \
+getattr(importlib.import_module(sys.argv[2]), sys.argv[3])()"
+# Seconds; on a slow machine it takes two minutes.
+LONGEST_COMPILING = 900
 
 
 def start_compiling() -> subprocess.Popen | None:
@@ -31,7 +34,10 @@ def start_compiling() -> subprocess.Popen | None:
     # The name that another process imports this by: of the package, or of the single file.
     name = __name__ if "." in __name__ else Path(__file__).stem
     folder = Path(__file__).resolve().parents[name.count(".")]
-    command = [sys.executable, "-c", COMPILING, folder, name, compile_kernels.__name__]
+    asked = folder, name, compile_kernels.__name__
+    command = python_command(
+        Path(sys.executable), COMPILING, *asked, seconds=LONGEST_COMPILING, flags=()
+    )
     silent = subprocess.DEVNULL
     try:
         return subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent)

@@ -28,3 +28,10 @@ def test_git_keeps_the_line_ends():
 def test_its_options_are_known():
     named = {*re.findall(r"--[a-z-]+", BATCH.read_text("ascii"))}
     assert named <= {row.flag for row in OPTIONS}
+
+
+def test_no_python_is_looked_for_beside_models():
+    text = BATCH.read_text("ascii")
+    (places,) = re.findall(r"^for %%F in \((.*)\) do call :look", text, re.MULTILINE)
+    assert all(place.startswith('"%~dp0') for place in places.split())
+    assert 'set "NoDefaultCurrentDirectoryInExePath=1"' in text

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from nvfp4.asking import ask as asking
 from nvfp4.asking.answers import Answer, ComfyUI, Taken, Trouble
 from nvfp4.asking.ask import answer_of, ask, ask_about_file
-from nvfp4.asking.find import INTERPRETERS, find_comfyui
+from nvfp4.asking.find import INTERPRETERS, VERSION_TEXT, find_comfyui, is_comfyui, version_of
 from nvfp4.asking.question import question_of_model
 from nvfp4.errors import ConvertError
 from nvfp4.file_kinds import LORA, OTHER_NAMES, VAE, FileKind
@@ -69,6 +70,18 @@ def test_a_folder_is_found_by_option_or_environment(folder, monkeypatch):
         find_comfyui(folder.parent)
     (folder / "comfyui_version.py").unlink()
     assert find_comfyui(folder).title == "ComfyUI"
+
+
+def test_a_folder_is_looked_at_with_care(folder):
+    """Anybody may have made it: a name that is none, a version that is a pipe, or has no end."""
+    assert not is_comfyui(Path("x" * 5000))
+    file = folder / "comfyui_version.py"
+    file.write_bytes(b" " * VERSION_TEXT + file.read_bytes())
+    assert version_of(folder) == ""
+    if hasattr(os, "mkfifo"):
+        file.unlink()
+        os.mkfifo(file)
+        assert version_of(folder) == ""
 
 
 @pytest.mark.parametrize("place", INTERPRETERS)

@@ -1,13 +1,16 @@
 """The doctor at work: on this machine, on a ComfyUI's folder, and where torch is missing."""
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from nvfp4.asking.find import nearby_comfyui
+from nvfp4.asking.find import INTERPRETERS, nearby_comfyui
 from nvfp4.cli.doctor import render_examined, run_doctor
 from nvfp4.doctor import examine as examining
 from nvfp4.doctor.facts import Probe, as_word, card_of_row, memory_sizes, pip_command
@@ -68,14 +71,51 @@ def test_a_comfyui_is_found_above_this_folder(comfyui, monkeypatch):
     assert nearby_comfyui().named_by == "found nearby"
 
 
+def test_nothing_of_the_current_folder_is_run(comfyui, monkeypatch):
+    """Neither modules with the names of the standard library's, nor a Python that lies about."""
+    monkeypatch.delenv("COMFYUI_ROOT", raising=False)
+    monkeypatch.chdir(comfyui)
+    for module in ("json.py", "random.py", "torch.py", "numpy.py"):
+        Path(module).write_text("raise SystemExit('run')", encoding="utf-8")
+    python = comfyui / INTERPRETERS[-1]
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\ntouch {as_word(comfyui / 'run')}\n", encoding="utf-8")
+    python.chmod(0o755)
+    found = {one.topic: one for one in examining.examine(Doctor())}
+    assert not (comfyui / "run").exists()
+    assert found["torch"].state.partition(",")[0] == torch.__version__
+    (hint,) = found["ComfyUI"].advice
+    assert hint.command.endswith(f" --doctor --comfyui {as_word(comfyui.resolve())}")
+    assert "comfy-kitchen" not in found
+
+
 def test_a_python_that_is_none_is_told(tmp_path):
-    assert Probe(tmp_path / "python", kitchen=False).facts.silence.startswith("cannot be started: ")
+    silent = Probe(tmp_path / "python", kitchen=False)
+    assert silent.facts.silence.startswith("cannot be started: ")
+    assert examining.conclusion(["torch"], silent).state.startswith("not known whether")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a program of two lines for a shell of Unix")
+@pytest.mark.parametrize("said", ["", "echo 1", "echo '{}'", "echo why >&2"])
+def test_a_program_that_is_no_python_is_told(said, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{said}\n", encoding="utf-8")
+    python.chmod(0o755)
+    told = Probe(python, kitchen=True).facts.silence
+    assert told == ("gave no answer: why" if "why" in said else "gave no answer")
 
 
 def test_a_portable_comfyui_has_its_own_pip():
     embedded = Path("portable folder") / "python_embeded" / "python.exe"
     assert pip_command(embedded) == f'"{embedded}" -s -m pip install'
     assert as_word(Path("a")) == "a"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="as a shell of Unix reads it")
+@pytest.mark.parametrize("name", ["a b", "$(touch x)", "it's", "a;b", "`x`"])
+def test_a_path_is_one_word(name):
+    assert shlex.split(as_word(Path(name))) == [name]
+    assert name == "a b" or as_word(Path(name))[0] == "'"
 
 
 def test_rows_of_nvidia_smi():

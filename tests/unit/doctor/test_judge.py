@@ -101,11 +101,17 @@ def test_a_torch_that_is_missing_or_broken(is_ours, rank):
     assert one.state == "broken: ImportError: libcudnn.so.9: cannot open"
 
 
-def test_a_python_that_does_not_answer_is_told():
+@pytest.mark.parametrize(("is_ours", "rank"), [(True, "error"), (False, "warning")])
+def test_nothing_is_claimed_of_a_python_that_does_not_answer(is_ours, rank):
     facts = PythonFacts(
         path=Path("p"), python="", versions={}, torch={}, kitchen={}, silence="gave no answer"
     )
-    assert torch_of(facts).state == "unknown: p gave no answer"
+    one = torch_of(facts, is_ours=is_ours)
+    assert one.state == "unknown: p gave no answer"
+    assert one.fails is is_ours
+    (advice,) = one.advice
+    assert (advice.rank, advice.command) == (rank, 'p -c "import torch"')
+    assert not [*judge.judge_compilers(facts)]
 
 
 def test_cards_are_told_with_their_class():
@@ -149,9 +155,11 @@ def test_comfy_kitchen_is_believed_about_the_card():
 
 
 def test_comfyui_is_there_or_not():
-    assert judge.judge_comfyui(None).advice[0].rank == "hint"
-    (advice,) = judge.judge_comfyui(comfyui("0.9.2")).advice
+    assert judge.judge_comfyui(None, is_asked=False).advice[0].rank == "hint"
+    (advice,) = judge.judge_comfyui(comfyui("0.9.2"), is_asked=True).advice
     assert advice.rank == "warning"
+    (advice,) = judge.judge_comfyui(comfyui(), is_asked=False).advice
+    assert advice.command.endswith(f" --doctor --comfyui {Path('/ComfyUI')}")
 
 
 def test_what_is_missing_here():

@@ -96,7 +96,8 @@ def test_what_is_compiled_is_not_compiled_again():
 def test_another_process_compiles(tmp_path, module):
     """From the package and from the single file, in a folder with modules of the same names."""
     pytest.importorskip("numba")
-    (tmp_path / "torch.py").write_text("raise SystemExit(3)")
+    for name in ("torch", "importlib", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(3)")
     program = f"""
 import os, sys
 sys.path[0] = {str(ROOT)!r}
