@@ -35,8 +35,8 @@ def measure(source: str, *options: str) -> Layers:
     formats = ["--formats", "nvfp4,fp8,16bit"]
     asked = c.parse_options([source, "o.safetensors", "--edge-blocks", "0", *formats, *options])
     model, _ = c.open_source(asked.source)
-    planner = functools.partial(c.make_plans, asked, model, c.read_guides(asked, model))
-    start = {plan.ref.name: plan for plan in planner()[0]}
+    planner = functools.partial(c.make_plans, model=model, guides=c.read_guides(asked, model))
+    start = {plan.ref.name: plan for plan in planner(asked)[0]}
     candidates = c.list_candidates(asked, planner, start)
     # Fewer than three: the shape does not allow all of the formats.
     candidates = {name: rows for name, rows in candidates.items() if len(rows) == 3}

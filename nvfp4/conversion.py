@@ -90,9 +90,9 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         say("reading guides")
         guides = read_guides(options, source.model)
         say("planning")
-        planner = partial(make_plans, options, source.model, guides)
+        planner = partial(make_plans, model=source.model, guides=guides)
         sized = plan_for_size(options, source.model, planner, ranks)
-        plan = sized.plan if sized else planner()
+        plan = sized.plan if sized else planner(options)
         refuse_no_gain(options, source.model, plan.plans)
         tuned = tune_activations(options, plan.plans)
         plans = tuned.plans

@@ -39,7 +39,7 @@ How a tensor's precision is chosen (first that applies wins, floors last):
 
 A weight is rounded to the least error of itself, or with --activation-stats, where its layer's
 input was recorded with second moments, to the least error of the layer's output. What is stored for
-a layer of each format, tensor by tensor: docs/file-format.md.
+a layer of each format, tensor by tensor: docs/file-format.md of the repository.
 
 The documented Wan 2.2 command lines are recipes: --list-recipes shows what they need, recipes/ has
 them as files to copy and to edit.
@@ -57,7 +57,7 @@ Convert a 16-bit diffusion model to 4- and 8-bit formats that ComfyUI multiplies
 in: %(prog)s wan2.2_ti2v_5B_fp16.safetensors
 """
 EVERYDAY_TAIL = """
-All options: %(prog)s --help. One page for each question: docs/README.md"""
+All options: %(prog)s --help. Pages: docs/README.md of the repository"""
 # Columns of an option and its value in `-h`.
 EVERYDAY_WIDTH = 22
 

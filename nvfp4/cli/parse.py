@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING
+from functools import partial
 from pathlib import Path
 
-from nvfp4.cli.arguments import ArgumentReader, PrintAndExit
+from nvfp4.cli.arguments import ArgumentReader, PrintAndExit, called_beside
 from nvfp4.cli.description import DESCRIPTION, render_everyday, render_presets
 from nvfp4.errors import DASHES, ConvertError
 from nvfp4.options import (
@@ -49,9 +50,10 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     parser = ArgumentReader(
         "convert_nvfp4.py", DESCRIPTION, usage=USAGE, short_help=render_everyday(rows)
     )
+    recipes = partial(render_recipes, called_beside("convert_nvfp4.py"))
     answers = {
         "--list-presets": (render_presets, "what each preset does, and why"),
-        "--list-recipes": (render_recipes, "the recipes that --recipe-file knows by name"),
+        "--list-recipes": (recipes, "the recipes that --recipe-file knows by name"),
     }
     for flag, (render, text) in answers.items():
         parser.add_argument(flag, action=PrintAndExit, render=render, help=text)

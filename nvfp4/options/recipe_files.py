@@ -41,17 +41,21 @@ def shipped_recipes() -> list[Path]:
     return sorted((HERE / RECIPE_FOLDER).glob("*.toml"))
 
 
-def render_recipes() -> str:
-    """Write what --list-recipes prints: the beginning of each shipped recipe, which is comments."""
-    lines = []
+def render_recipes(program: str) -> str:
+    """Write what --list-recipes prints: the beginning of each shipped recipe, which is comments.
+
+    program: how the converter is started here, to stand in the lines that they show.
+    """
+    folder, lines = HERE / RECIPE_FOLDER, []
+    if not folder.is_dir():
+        return f"There is no {RECIPE_FOLDER}/ beside this script: copy it from the repository."
     for path in shipped_recipes():
         lines.append(f"{path.stem}:")
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if not line.startswith("#"):
                 break
-            lines.append(f"  {line[2:]}")
-    where = f"Files to copy and to edit: {HERE / RECIPE_FOLDER}"
-    return "\n".join([*lines, where])
+            lines.append(f"  {line[2:]}".replace("python convert_nvfp4.py", program))
+    return "\n".join([*lines, f"Files to copy and to edit: {folder}"])
 
 
 def read_recipe(path: Path, rows: Iterable[Option]) -> list[dict[str, object]]:

@@ -59,26 +59,40 @@ class SizedPlan(NamedTuple):
     sizes: tuple[SizePoint, ...]
 
 
+class Reach(NamedTuple):
+    """Hold what open layers could be, and the bytes of the files that may come of it.
+
+    candidates: {weight: its plans}; fixed: of a file without its open layers; least, most: of the
+    smallest file, what other options add later included, and of the largest.
+    """
+
+    candidates: dict[str, list[TensorPlan]]
+    fixed: int
+    least: int
+    most: int
+
+
 def plan_for_size(
     options: Options, model: Model, planner: Callable[..., Plan], ranks: Ranks
 ) -> SizedPlan | None:
     """Choose precisions for --target-size by error, from those that `planner` begins with.
 
-    `planner` makes a plan for {layer: precision}. What float16 cannot hold is float32 in the plan
-    that comes back. None without a target; raises ConvertError for one that cannot be reached.
+    `planner` makes a plan of options and of {layer: precision}. What float16 cannot hold is
+    float32 in the plan that comes back. None without a target; raises ConvertError for one that
+    cannot be reached.
     """
     if not options.target(model):
         return None
-    plans, _ = planner()
+    plans, _ = planner(options)
     alone = slow_work(options, plans)
     # What other options will add once the precisions are settled is left free now.
     target = options.target(model) - reserved(options, plans)
     # A target that is out of reach is told from the headers alone, as reading may take an hour.
-    candidates, fixed = reachable(options, model, planner, target)
+    candidates, fixed = reachable(options, model, planner)
     # Asked once, for all tensors that could be 16-bit, whatever is chosen later.
     widened = wide_halves(options, plans)
     if widened:
-        candidates, fixed = reachable(options, model, planner, target, widened)
+        candidates, fixed = reachable(options, model, planner, widened)
     work = work_by_weight(plans)
     least = least_fp4(options, plans, candidates, work)
     measured = measure_alternatives(options, candidates, ranks, work)
@@ -93,14 +107,15 @@ def plan_for_size(
     for _ in range(SIZE_TRIALS):
         chosen = choose_for_size(layers, target - fixed)
         precisions = {name: row.precision for name, row in chosen.items()}
-        plans, notes = planner(chosen=precisions)
+        plans, notes = planner(options, chosen=precisions)
         plans = widen(plans, widened)
         size = output_size(options, model, plans)
         left = size - sum(row.nbytes for row in chosen.values())
         if size <= target and left == fixed:
             break
         fixed = left if size <= target else max(left, fixed)
-    refuse_too_small(options, target, size)
+    if size > target:
+        raise too_small(options, model, planner, size + options.target(model) - target)
     count = sum(counts.values())
     error = mean_error(sum(row.error for row in chosen.values()), count)
     notes = (*notes, *slow_notes(options, alone, slow_work(options, plans)))
@@ -176,47 +191,99 @@ def reachable(
     options: Options,
     model: Model,
     planner: Callable[..., Plan],
-    target: int,
     widened: frozenset[str] = frozenset(),
 ) -> tuple[dict[str, list[TensorPlan]], int]:
     """List what each open layer could be, as `list_candidates` does, and what all else takes.
 
-    target: the bytes that open layers and all else may take together. The second result is the
-    bytes of the file without its open layers. Raises ConvertError where the smallest file is
-    larger than the target, where the largest is not, and where no layer is open to a choice.
+    The second result is the bytes of the file without its open layers. Raises ConvertError where
+    the smallest file is larger than the target, where the largest is not, and where no layer is
+    open to a choice.
     """
-    plans, _ = planner()
-    start = {plan.ref.name: plan for plan in widen(plans, widened)}
-    size = output_size(options, model, [*start.values()])
-    candidates = list_candidates(options, planner, start, widened)
-    if not candidates and size <= target:
+    reach, wanted = reach_of(options, model, planner, widened), options.target(model)
+    if not reach.candidates and reach.least <= wanted:
         raise ConvertError(f"{TARGET}: no layer is left: other options decide for all")
-    fixed = size - sum(bytes_in_output(start[name]) for name in candidates)
-    sizes = [[bytes_in_output(plan) for plan in plans] for plans in candidates.values()]
-    refuse_too_small(options, target, fixed + sum(map(min, sizes)))
-    most, wanted = fixed + sum(map(max, sizes)), options.target(model)
-    if most <= wanted:
-        given = f"--target-ratio {options.target_ratio}" if options.target_ratio else TARGET
-        largest = max(rows[-1].precision for rows in candidates.values())
+    if reach.least > wanted:
+        raise too_small(options, model, planner, reach.least)
+    if reach.most <= wanted:
+        largest = max(rows[-1].precision for rows in reach.candidates.values())
         form = f"in {largest}" if largest.is_quantised else "unquantised"
         raise ConvertError(
-            f"{given}: {exact_size(wanted)} leaves nothing to choose: with every open layer "
-            f"{form}, {options.source.name} ({gigabytes(file_bytes(model))}) becomes "
-            f"{exact_size(most)}; give less"
+            f"{given_target(options)}: {exact_size(wanted)} leaves nothing to choose: with every "
+            f"open layer {form}, {options.source.name} ({gigabytes(file_bytes(model))}) becomes "
+            f"{exact_size(reach.most)}; give less"
         )
-    return candidates, fixed
+    return reach.candidates, reach.fixed
 
 
-def refuse_too_small(options: Options, target: int, least: int) -> None:
-    """Raise ConvertError if the smallest file of this plan, `least` bytes, exceeds the target."""
-    if least > target:
-        unit = "" if target >= LEAST_MEANT else "; was a unit forgotten, as in 8GB?"
-        settling = "fewer layers in --layer-config, " if options.layer_config else ""
-        raise ConvertError(
-            f"{TARGET}: {exact_size(target)} is too little: the smallest that this plan allows is "
-            f"about {exact_size(least)}; {settling}fewer --edge-blocks and --exclude, or "
-            f"--preset all, leave more to choose{unit}"
-        )
+def reach_of(
+    options: Options,
+    model: Model,
+    planner: Callable[..., Plan],
+    widened: frozenset[str] = frozenset(),
+) -> Reach:
+    """Tell how small and how large the file can be by what its open layers could be."""
+    plans, _ = planner(options)
+    start = {plan.ref.name: plan for plan in widen(plans, widened)}
+    candidates = list_candidates(options, planner, start, widened)
+    size = output_size(options, model, [*start.values()])
+    fixed = size - sum(bytes_in_output(start[name]) for name in candidates)
+    small = {name: min(rows, key=bytes_in_output) for name, rows in candidates.items()}
+    # Laid out, as its header is not that of the plan to begin with.
+    chosen = {name: plan.precision for name, plan in small.items()}
+    smallest = widen(planner(options, chosen=chosen)[0], widened)
+    return Reach(
+        candidates,
+        fixed,
+        least=output_size(options, model, smallest) + reserved(options, plans),
+        most=fixed + sum(max(map(bytes_in_output, rows)) for rows in candidates.values()),
+    )
+
+
+def too_small(
+    options: Options, model: Model, planner: Callable[..., Plan], least: int
+) -> ConvertError:
+    """Make the error for a target below the smallest file, with what to type instead.
+
+    least: bytes of the smallest file by these options. The error is returned, not raised.
+    """
+    wanted = options.target(model)
+    told = f"{given_target(options)}: {exact_size(wanted)} is too little: the smallest that this "
+    told += f"plan allows is {exact_size(least)}"
+    if options.target_size and wanted < LEAST_MEANT:
+        return ConvertError(f"{told}; was a unit forgotten, as in 8GB?")
+    # What makes more layers open to a choice, that first which costs least.
+    edges = "--edge-blocks 0"
+    if options.gguf_keep_edge_blocks_fp16:
+        edges += " in place of --gguf-keep-edge-blocks-fp16"
+    ways = [(edges, {"edge_blocks": 0, "gguf_keep_edge_blocks_fp16": False}, "")]
+    if options.has_family:
+        harm = " (it may give noise: layers that presets spare are quantised, too)"
+        ways.append((f"{edges} --preset all", {"edge_blocks": 0, "preset": "all"}, harm))
+    best, flags = least, ""
+    for words, fields, harm in ways:
+        freer = reach_of(dataclasses.replace(options, **fields), model, planner).least
+        if freer <= wanted:
+            return ConvertError(f"{told}; add {words}, which allows {gigabytes(freer)}{harm}")
+        if not harm and freer < best:
+            best, flags = freer, f" {words}"
+    held = {"--exclude": options.exclude, "--layer-config": options.layer_config}
+    holding = " and ".join(flag for flag, value in held.items() if value)
+    without = f"; without {holding} it may be less" if holding else ""
+    least_typed = f"{as_typed(options, model, best)}{flags}"
+    return ConvertError(f"{told}; the least to ask for is {least_typed}{without}")
+
+
+def given_target(options: Options) -> str:
+    """Name the option that asks for a size, a ratio with its value."""
+    return f"--target-ratio {options.target_ratio}" if options.target_ratio else TARGET
+
+
+def as_typed(options: Options, model: Model, size: int) -> str:
+    """Write a target of at least `size` bytes as one types it: "--target-size 11.6GB"."""
+    if options.target_ratio and size <= model.nbytes:
+        return f"--target-ratio {math.ceil(1000 * size / model.nbytes) / 1000:g}"
+    unit, bytes_each = ("GB", 10**9) if size >= 10**9 else ("MB", 10**6)
+    return f"{TARGET} {math.ceil(100 * size / bytes_each) / 100:g}{unit}"
 
 
 def list_candidates(
@@ -236,7 +303,7 @@ def list_candidates(
         {
             plan.ref.name: plan
             for plan in planner(
-                chosen={n: fitting(options, form, start[n].ref.shape) for n in names}
+                options, chosen={n: fitting(options, form, start[n].ref.shape) for n in names}
             )[0]
         }
         for form in written_formats()

@@ -194,8 +194,8 @@ def test_what_branches_add_to_the_residual_stream_is_measured(tiny, moments, tmp
     base = [str(tiny), str(tmp_path / "o.safetensors"), "--activation-stats", str(moments)]
     options = c.parse_options([*base, "--formats", "nvfp4,int8", "--partial-guide", "--quiet"])
     model, _ = c.open_source(options.source)
-    planner = functools.partial(c.make_plans, options, model, c.read_guides(options, model))
-    start = {plan.ref.name: plan for plan in planner()[0]}
+    planner = functools.partial(c.make_plans, model=model, guides=c.read_guides(options, model))
+    start = {plan.ref.name: plan for plan in planner(options)[0]}
     candidates = c.list_candidates(options, planner, start)
     candidates = {name: rows for name, rows in candidates.items() if name.startswith("blocks.2.")}
     found = c.measure_alternatives(options, candidates, c.Ranks())

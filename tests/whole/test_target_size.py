@@ -33,8 +33,8 @@ def measured(tiny):
     }.items():
         options = c.parse_options([command[0], "o.safetensors", *command[1:], "--quiet"])
         model, _ = c.open_source(options.source)
-        planner = functools.partial(c.make_plans, options, model, c.read_guides(options, model))
-        start = {plan.ref.name: plan for plan in planner()[0]}
+        planner = functools.partial(c.make_plans, model=model, guides=c.read_guides(options, model))
+        start = {plan.ref.name: plan for plan in planner(options)[0]}
         candidates = c.list_candidates(options, planner, start)
         found[name] = command, c.measure_alternatives(options, candidates, c.Ranks()).choices
     return found
@@ -146,4 +146,4 @@ def test_tensors_that_float16_cannot_hold_are_counted(tiny, tmp_path):
     command = [str(tmp_path / "m.safetensors"), str(out), "--dtype", "float16", "--quiet"]
     report = c.convert(c.parse_options([*command, "--target-size", "14MB"]))
     assert 0.99 * 14e6 < out.stat().st_size <= 14e6
-    assert any("do not fit float16" in note for note in report.notes)
+    assert any("not fit float16" in note for note in report.notes)

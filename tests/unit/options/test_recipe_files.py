@@ -11,7 +11,7 @@ import pytest
 from nvfp4.cli.parse import parse_options, parse_tasks
 from nvfp4.errors import ConvertError
 from nvfp4.options import Options, options_of
-from nvfp4.options.recipe_files import read_recipe, recipe_path, shipped_recipes
+from nvfp4.options.recipe_files import read_recipe, recipe_path, render_recipes, shipped_recipes
 from support.paths import ROOT
 
 if sys.version_info < (3, 11):
@@ -68,14 +68,25 @@ def test_every_shipped_recipe_is_a_documented_line():
         assert options == parse_options([*PLACES, *shlex.split(line)])
 
 
-def test_the_recipes_are_listed_with_what_they_need(capsys):
+def test_the_recipes_are_listed_with_what_they_need(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         parse_tasks(["--list-recipes"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for path in shipped_recipes():
         assert f"{path.stem}:\n  Wan 2.2" in text
-        assert f"--recipe-file {path.stem}" in text
+        # A line to paste: whole, and with the program before it.
+        command = f"  python convert_nvfp4.py SOURCE OUTPUT --recipe-file {path.stem} --gguf "
+        assert command in text
+    monkeypatch.setattr("sys.argv", ["/venv/bin/convert-nvfp4", "--list-recipes"])
+    with pytest.raises(SystemExit):
+        parse_tasks(["--list-recipes"])
+    assert "  convert-nvfp4 SOURCE OUTPUT --recipe-file " in capsys.readouterr().out
+
+
+def test_a_script_without_its_recipes_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("nvfp4.options.recipe_files.HERE", tmp_path)
+    assert render_recipes("x").startswith("There is no recipes/ beside this script: copy it from")
 
 
 def test_what_is_named_wins_over_the_file(tmp_path):

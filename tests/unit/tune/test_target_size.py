@@ -1,6 +1,7 @@
 """What --target-size may choose from, and sizes that leave nothing to choose."""
 
 import functools
+import re
 
 import pytest
 import torch
@@ -81,10 +82,46 @@ def test_8_bits_at_16_bit_speed_are_for_where_nothing_else_has_8_bits(tmp_path, 
     task = {"source": tmp_path / "m.safetensors", "output": tmp_path / "o.safetensors"}
     options = Options(**task, preset="all", target_size=200_000, **more)
     model = read_source(options).model
-    planner = functools.partial(make_plans, options, model, read_guides(options, model))
-    start = {plan.ref.name: plan for plan in planner().plans}
+    planner = functools.partial(make_plans, model=model, guides=read_guides(options, model))
+    start = {plan.ref.name: plan for plan in planner(options).plans}
     for plans in list_candidates(options, planner, start).values():
         assert {str(plan.precision) for plan in plans} == found
+
+
+def blocks(folder, count=8, columns=512):
+    """Save random blocks of two layers each, which no family has, and name the file."""
+    made = torch.Generator().manual_seed(1)
+    shapes = {f"blocks.{i}.{name}.weight": (512, columns) for i in range(count) for name in "xy"}
+    shapes["mixer.weight"] = (512, columns)
+    tensors = {name: torch.randn(shape, generator=made) for name, shape in shapes.items()}
+    save_file({n: t.to(torch.bfloat16) for n, t in tensors.items()}, folder / "m.safetensors")
+    return folder / "m.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("--target-size 3.5MB --preset smart", "; add --edge-blocks 0, which allows "),
+        ("--target-size 3.5MB --preset smart --exclude 3.x", "; add --edge-blocks 0, which "),
+        ("--target-size 2.7MB --preset smart", "; add --edge-blocks 0 --preset all, which allows "),
+        ("--target-size 1MB --preset smart", "; the least to ask for is --target-size "),
+        ("--target-size 1MB --preset all", "; the least to ask for is --target-size "),
+        ("--target-ratio 0.1 --preset smart", "; the least to ask for is --target-ratio "),
+        ("--target-size 3MB --preset smart --card turing", "; the least to ask for is "),
+        ("--target-size 1MB --preset all --exclude 3.x", "; without --exclude it may be less"),
+    ],
+)
+def test_a_refused_size_tells_what_to_type_and_that_is_accepted(tmp_path, given, told):
+    words = [str(blocks(tmp_path)), str(tmp_path / "o.safetensors"), "--quiet", "--dry-run"]
+    with pytest.raises(ConvertError, match="is too little: the smallest") as found:
+        convert(parse_options([*words, *given.split()]))
+    assert told in str(found.value)
+    added = re.search("(?:add|is) ((?:--[a-z-]+ [a-z0-9.MB]+ ?)+)", str(found.value))[1].split()
+    given = given.split()
+    wanted = dict(zip(given[::2], given[1::2], strict=True))
+    wanted |= dict(zip(added[::2], added[1::2], strict=True))
+    more = [word for pair in wanted.items() for word in pair]
+    assert convert(parse_options([*words, *more])).sizes
 
 
 def test_layers_that_a_size_makes_slow_are_noted():
