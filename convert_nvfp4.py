@@ -3442,17 +3442,21 @@ def shipped_recipes() -> list[Path]:
     return sorted((HERE / RECIPE_FOLDER).glob("*.toml"))
 
 
-def render_recipes() -> str:
-    """Write what --list-recipes prints: the beginning of each shipped recipe, which is comments."""
-    lines = []
+def render_recipes(program: str) -> str:
+    """Write what --list-recipes prints: the beginning of each shipped recipe, which is comments.
+
+    program: how the converter is started here, to stand in the lines that they show.
+    """
+    folder, lines = HERE / RECIPE_FOLDER, []
+    if not folder.is_dir():
+        return f"There is no {RECIPE_FOLDER}/ beside this script: copy it from the repository."
     for path in shipped_recipes():
         lines.append(f"{path.stem}:")
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if not line.startswith("#"):
                 break
-            lines.append(f"  {line[2:]}")
-    where = f"Files to copy and to edit: {HERE / RECIPE_FOLDER}"
-    return "\n".join([*lines, where])
+            lines.append(f"  {line[2:]}".replace("python convert_nvfp4.py", program))
+    return "\n".join([*lines, f"Files to copy and to edit: {folder}"])
 
 
 def read_recipe(path: Path, rows: Iterable[Option]) -> list[dict[str, object]]:
@@ -4973,7 +4977,7 @@ How a tensor's precision is chosen (first that applies wins, floors last):
 
 A weight is rounded to the least error of itself, or with --activation-stats, where its layer's
 input was recorded with second moments, to the least error of the layer's output. What is stored for
-a layer of each format, tensor by tensor: docs/file-format.md.
+a layer of each format, tensor by tensor: docs/file-format.md of the repository.
 
 The documented Wan 2.2 command lines are recipes: --list-recipes shows what they need, recipes/ has
 them as files to copy and to edit.
@@ -4991,7 +4995,7 @@ Convert a 16-bit diffusion model to 4- and 8-bit formats that ComfyUI multiplies
 in: %(prog)s wan2.2_ti2v_5B_fp16.safetensors
 """
 EVERYDAY_TAIL = """
-All options: %(prog)s --help. One page for each question: docs/README.md"""
+All options: %(prog)s --help. Pages: docs/README.md of the repository"""
 # Columns of an option and its value in `-h`.
 EVERYDAY_WIDTH = 22
 
@@ -5066,9 +5070,10 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     parser = ArgumentReader(
         "convert_nvfp4.py", DESCRIPTION, usage=USAGE, short_help=render_everyday(rows)
     )
+    recipes = partial(render_recipes, called_beside("convert_nvfp4.py"))
     answers = {
         "--list-presets": (render_presets, "what each preset does, and why"),
-        "--list-recipes": (render_recipes, "the recipes that --recipe-file knows by name"),
+        "--list-recipes": (recipes, "the recipes that --recipe-file knows by name"),
     }
     for flag, (render, text) in answers.items():
         parser.add_argument(flag, action=PrintAndExit, render=render, help=text)
