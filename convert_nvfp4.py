@@ -1550,6 +1550,8 @@ def input_path(given: str | Path) -> Path:
     # Path("") is the folder one is in, which would be taken for SOURCE.
     if given == "":
         raise argparse.ArgumentTypeError("the path is empty; is a variable not set?")
+    if "\0" in str(given):
+        raise ValueError("no file has a null character in its name")
     path = Path(given)
     if exists(path):
         return path
@@ -1729,6 +1731,7 @@ class Kind(NamedTuple):
     choices: the only texts that are allowed, if there are any.
     repeatable: whether the option may be given several times; its value is a tuple then.
     told: what an error says of the choices; "" for their words alone.
+    meant: makes the choice that is meant of a text that is none, for the error.
     """
 
     read: Callable[..., object] = str
@@ -1736,6 +1739,7 @@ class Kind(NamedTuple):
     choices: tuple[str, ...] = ()
     repeatable: bool = False
     told: str = ""
+    meant: Callable[[str], str] = str
 
     @property
     def keywords(self) -> dict[str, object]:
@@ -1769,7 +1773,7 @@ class Kind(NamedTuple):
             return tuple(map(one.accept, given if several else [given]))
         if self.choices and given not in self.choices:
             known = self.told or ", ".join(map(repr, self.choices))
-            hint = did_you_mean(str(given), self.choices)
+            hint = did_you_mean(self.meant(str(given)), self.choices)
             problem = f"invalid choice: {given!r} (choose from {known}){hint}"
             raise argparse.ArgumentTypeError(problem)
         try:
@@ -2191,15 +2195,15 @@ class Probe:
             found = json.loads(out.splitlines()[-1])
             return PythonFacts(
                 path=self.python,
-                python=found["python"],
-                versions=found["versions"],
-                torch=found.get("torch", {}),
-                kitchen=found.get("kitchen", {}),
+                python=str(found["python"]),
+                versions=dict(found["versions"]),
+                torch=dict(found.get("torch", {})),
+                kitchen=dict(found.get("kitchen", {})),
             )
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.silent(f"gave no answer within {LONGEST_PROBE} seconds")
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             last = said.decode(errors="replace").strip().splitlines()[-1:]
             return self.silent(": ".join(["gave no answer", *last]))
 
@@ -2440,6 +2444,29 @@ CARDS = {
 }
 # What the words are, such as "ada = GeForce RTX 40".
 CARD_NAMES = ", ".join(f"{word} = {card.series}" for word, card in CARDS.items())
+
+
+# A GeForce or Radeon as people write it, "rtx4070 Ti" or "50": the number is the group.
+PEOPLE_SAY = re.compile(
+    r"(?:nvidia|amd|geforce|radeon|rtx|rx|[ _-])*(\d{4}|\d\d)(?:[ _-]?(?:ti|super|xtx?|gre|d|m))*"
+)
+
+
+def card_called(name: str) -> str:
+    """Name the class of a GeForce or Radeon by its number; any other name is returned as it is.
+
+    Numbers of professional cards, such as RTX 4000, were given to several classes.
+    """
+    found = PEOPLE_SAY.fullmatch(name.lower())
+    number = found[1] if found else ""
+    for word, card in CARDS.items():
+        for series in re.findall(r"\d+", card.series):
+            # RTX 50 tells two digits of the number, Radeon RX 9000 one.
+            told, many = series.removesuffix("000"), len(number) >= len(series)
+            is_professional = len(series) == 2 and number.endswith("000")
+            if many and number.startswith(told) and not is_professional:
+                return word
+    return name
 
 
 def card_of(capability: tuple[int, int]) -> str:
@@ -3467,7 +3494,8 @@ def read_recipe(path: Path, rows: Iterable[Option]) -> list[dict[str, object]]:
     """
     whole = parse_recipe(path)
     models = whole.pop(MODEL_TABLE, [{}])
-    if not isinstance(models, list) or not all(isinstance(one, dict) for one in models):
+    is_list = isinstance(models, list) and models
+    if not is_list or not all(isinstance(one, dict) for one in models):
         raise ConvertError(f"{path}: {MODEL_TABLE} is not [[{MODEL_TABLE}]], a table for each")
     reader = RecipeReader(path, rows)
     common = reader.options_in(whole)
@@ -3483,11 +3511,14 @@ def parse_recipe(path: Path) -> dict[str, object]:
     # Python 3.10 has no reader of TOML; requirements.txt names the package that became it.
     reader = json if is_json else toml_reader(path)
     try:
+        # It refuses a pipe, which would be waited for.
+        size_of(path)
         with path.open("rb") as file:
             text = file.read(LARGEST_RECIPE + 1)
         if len(text) > LARGEST_RECIPE:
             raise ConvertError(f"{path}: is larger than any recipe")
-        found = reader.loads(text.decode("utf-8-sig"))
+        once = {"object_pairs_hook": each_key_once} if is_json else {}
+        found = reader.loads(text.decode("utf-8-sig"), **once)
     except OSError as error:
         raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
     # Both readers raise subclasses of it, and so does a text in another encoding.
@@ -3496,6 +3527,14 @@ def parse_recipe(path: Path) -> dict[str, object]:
         raise ConvertError(f"{path}: is not {kind}: {error}") from error
     if not isinstance(found, dict):
         raise ConvertError(f"{path}: is no table of options")
+    return found
+
+
+def each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make a dict of a JSON object; raises ValueError for a key that comes twice, as TOML does."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice")
     return found
 
 
@@ -3540,6 +3579,9 @@ class RecipeReader:
                 yield argument.flag, self.value_of(argument, given)
             except argparse.ArgumentTypeError as error:
                 self.problems.append(f"{self.path}: {key}: {error}")
+            # A path with a null character.
+            except ValueError:
+                self.problems.append(f"{self.path}: {key}: invalid value: {given!r}")
 
     def value_of(self, argument: Argument, given: object) -> object:
         """Read one value as the command line would."""
@@ -3973,8 +4015,10 @@ def model_name(flag: str, path: Path, given: GivenOptions) -> str:
     if "--make-folder" in given:
         return ""
     # A suffix of letters is that of a file; the dot of wan2.2 belongs to a folder's name.
-    looks_like_file = re.fullmatch(r"\.[a-zA-Z]\w*", path.suffix)
-    return problem if looks_like_file else f"{problem}; --make-folder creates one"
+    if re.fullmatch(r"\.[a-zA-Z]\w*", path.suffix):
+        return problem
+    create = "create it first, or give --make-folder"
+    return f"{flag}: {path}: no such folder; {create} (a file's name would end in .safetensors)"
 
 
 def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
@@ -4278,7 +4322,8 @@ def made_output(options: Any) -> Path:
     output = folder / f"{source_name(source)}_{format_word(options)}{SUFFIX}"
     taken = options.written_as(output)
     if exists(taken) and not options.dry_run:
-        raise ConvertError(f"{taken}: exists already; give OUTPUT as {output} to replace it")
+        replace = f"to replace it, give OUTPUT as {output}"
+        raise ConvertError(f"{taken}: exists already; {replace}, or leave out {source}")
     return output
 
 
@@ -4469,7 +4514,8 @@ class Options(DerivedOptions):
         "of them takes its place, also beside a GGUF: "
         f"{','.join(DEFAULT_FORMATS)} (the default), w6a8 and mxfp8",
         check=leaves_enough)
-    card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS), told=CARD_NAMES),
+    card: str | None = option(
+        None, PRECISION, Kind(choices=tuple(CARDS), told=CARD_NAMES, meant=card_called),
         f"the card it is for ({CARD_NAMES}): sets --formats to what multiplies fast there, "
         "unless that is given; the summary's shares and speed are for it", check=leaves_enough,
         everyday="RTX 50: blackwell, 40: ada, 30: ampere, 20: turing")
@@ -4860,6 +4906,9 @@ def render_examined(one: Examined, width: int | None) -> str:
     return "\n".join(lines)
 
 
+from types import MappingProxyType
+
+
 # ── nvfp4/cli/arguments.py: Parse the command lines of all programs in one way ────────────────────
 
 # The commands of an installed package, by the scripts that do the same in a checkout.
@@ -4900,10 +4949,18 @@ class ArgumentReader(argparse.ArgumentParser):
 
     script: the program's script in a checkout, a key of INSTALLED_COMMANDS. The description is
     printed as it is. An option that is added later would change what a script's short form means.
-    short_help: what `-h` prints; "" for all that `--help` does.
+    short_help: what `-h` prints; "" for all that `--help` does. hints: {an option that people try:
+    what to do instead}.
     """
 
-    def __init__(self, script: str, description: str, short_help: str = "", **facts: object):
+    def __init__(
+        self,
+        script: str,
+        description: str,
+        short_help: str = "",
+        hints: Mapping[str, str] = MappingProxyType({}),
+        **facts: object,
+    ):
         super().__init__(
             prog=called_as(script),
             description=description,
@@ -4912,6 +4969,7 @@ class ArgumentReader(argparse.ArgumentParser):
             add_help=not short_help,
             **facts,
         )
+        self.hints = hints
         if short_help:
             # argparse's "version" action prints any text and exits.
             short = {"action": "version", "version": short_help}
@@ -4941,7 +4999,7 @@ class ArgumentReader(argparse.ArgumentParser):
         """Print one line on the words that nothing takes, and exit with 2."""
         known = [flag for action in self._actions for flag in action.option_strings]
         words = [word.partition("=")[0] for word in unknown if word.startswith(tuple(DASHES))]
-        hints = dict.fromkeys(did_you_mean(word, known) for word in words)
+        hints = dict.fromkeys(self.hints.get(word) or did_you_mean(word, known) for word in words)
         if not words:
             # A path with a space that was not quoted comes as several words.
             hints = [f"; see {self.prog} -h; a path with spaces needs quotes"]
@@ -5054,6 +5112,11 @@ USAGE = """%(prog)s SOURCE [OUTPUT] [options]
        %(prog)s SOURCE SOURCE ... FOLDER [options]
        %(prog)s --verify FILE [--source SOURCE]
        %(prog)s --doctor"""
+# Options of other programs for what is a place here.
+NO_OPTIONS = {
+    **dict.fromkeys(("-o", "-out", "--out", "--output"), "; OUTPUT is no option: SOURCE OUTPUT"),
+    **dict.fromkeys(("-i", "-in", "--in", "--input"), "; SOURCE is no option: SOURCE OUTPUT"),
+}
 # What to do where neither a model nor another task is named.
 NOTHING_ASKED = "give SOURCE, or --verify FILE [--source SOURCE]; -h lists the everyday options"
 
@@ -5068,7 +5131,7 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     """
     rows = [*rows]
     parser = ArgumentReader(
-        "convert_nvfp4.py", DESCRIPTION, usage=USAGE, short_help=render_everyday(rows)
+        "convert_nvfp4.py", DESCRIPTION, render_everyday(rows), NO_OPTIONS, usage=USAGE
     )
     recipes = partial(render_recipes, called_beside("convert_nvfp4.py"))
     answers = {
@@ -5194,13 +5257,26 @@ def each_model(
 
 
 def clashes(tasks: list[Options]) -> Iterator[str]:
-    """Find files that two of several conversions would write."""
-    owners: dict[Path, Path] = {}
+    """Find files that one of several conversions would write for another, or over its inputs."""
+    owners: dict[str, Path] = {}
     for task in tasks:
         for path in (task.output, *task.texts):
-            if path in owners:
-                yield f"{path} would be written for {owners[path]} and for {task.source}"
-            owners[path] = task.source
+            place = real_place(path)
+            if place in owners:
+                yield f"{path} would be written for {owners[place]} and for {task.source}"
+            owners[place] = task.source
+            for other in tasks:
+                if other is not task and place in map(real_place, other.inputs):
+                    needed = f"over what {other.source} needs"
+                    yield f"{path} would be written for {task.source} {needed}"
+
+
+def real_place(path: Path) -> str:
+    """Name the file that a path leads to, through links and in any spelling.
+
+    Windows and macOS take names that differ in case alone for one, and so does this everywhere.
+    """
+    return os.path.realpath(path).casefold()
 
 
 if __name__ == "__main__":
@@ -23452,7 +23528,7 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
                 for some in (tasks[:number], tasks[number + 1 :])
             )
             which = f"converted: {done}; stopped at: {task.source}; not begun: {left}"
-            which += "; leave out what is converted in the next call" * bool(number)
+            which += f"; to go on, leave out {done}" * bool(number)
             print(coloured(printable(f"note: {which}"), sys.stderr), file=sys.stderr)
             return status
     return 0
@@ -23475,7 +23551,7 @@ def left_after(task: Options | Verification) -> str:
         return "nothing was written"
     # The journal stays only with --resume; else the partial files were deleted.
     if task.resume:
-        return "the same command goes on from here"
+        return "--resume goes on from here"
     later = "with --resume the next run could go on from where it stopped"
     return f"nothing was written; {later}"
 

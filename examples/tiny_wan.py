@@ -16,6 +16,11 @@ from make_wan import wan_shapes, write_gguf, write_model
 from torch import float32
 
 ROOT = Path(__file__).resolve().parent.parent
+# The notes above it are on a model of two blocks, and worry who only wants to know this.
+WORKS = """
+It works: notes and hints above are about the tiny model. Now your own, for your card (RTX 50:
+blackwell, 40: ada, 30: ampere, 20: turing, Radeon RX 9000 and 7000: rdna):
+  python convert_nvfp4.py MODEL.safetensors --card blackwell"""
 
 
 def main(folder: Path) -> int:
@@ -42,7 +47,10 @@ def main(folder: Path) -> int:
     ]
     # fmt: on
     print(shlex.join(["python", "convert_nvfp4.py", *command[2:]]), flush=True)
-    return subprocess.run(command, check=False).returncode
+    status = subprocess.run(command, check=False).returncode
+    if status == 0:
+        print(WORKS, flush=True)
+    return status
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ twice the rate in proportion.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 # What tensor cores multiply a layer of a format in, by the format's word on the command line: W4A8
@@ -147,6 +148,29 @@ CARDS = {
 }
 # What the words are, such as "ada = GeForce RTX 40".
 CARD_NAMES = ", ".join(f"{word} = {card.series}" for word, card in CARDS.items())
+
+
+# A GeForce or Radeon as people write it, "rtx4070 Ti" or "50": the number is the group.
+PEOPLE_SAY = re.compile(
+    r"(?:nvidia|amd|geforce|radeon|rtx|rx|[ _-])*(\d{4}|\d\d)(?:[ _-]?(?:ti|super|xtx?|gre|d|m))*"
+)
+
+
+def card_called(name: str) -> str:
+    """Name the class of a GeForce or Radeon by its number; any other name is returned as it is.
+
+    Numbers of professional cards, such as RTX 4000, were given to several classes.
+    """
+    found = PEOPLE_SAY.fullmatch(name.lower())
+    number = found[1] if found else ""
+    for word, card in CARDS.items():
+        for series in re.findall(r"\d+", card.series):
+            # RTX 50 tells two digits of the number, Radeon RX 9000 one.
+            told, many = series.removesuffix("000"), len(number) >= len(series)
+            is_professional = len(series) == 2 and number.endswith("000")
+            if many and number.startswith(told) and not is_professional:
+                return word
+    return name
 
 
 def card_of(capability: tuple[int, int]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn
 
 from nvfp4.cli.console import coloured, show
@@ -50,10 +51,18 @@ class ArgumentReader(argparse.ArgumentParser):
 
     script: the program's script in a checkout, a key of INSTALLED_COMMANDS. The description is
     printed as it is. An option that is added later would change what a script's short form means.
-    short_help: what `-h` prints; "" for all that `--help` does.
+    short_help: what `-h` prints; "" for all that `--help` does. hints: {an option that people try:
+    what to do instead}.
     """
 
-    def __init__(self, script: str, description: str, short_help: str = "", **facts: object):
+    def __init__(
+        self,
+        script: str,
+        description: str,
+        short_help: str = "",
+        hints: Mapping[str, str] = MappingProxyType({}),
+        **facts: object,
+    ):
         super().__init__(
             prog=called_as(script),
             description=description,
@@ -62,6 +71,7 @@ class ArgumentReader(argparse.ArgumentParser):
             add_help=not short_help,
             **facts,
         )
+        self.hints = hints
         if short_help:
             # argparse's "version" action prints any text and exits.
             short = {"action": "version", "version": short_help}
@@ -91,7 +101,7 @@ class ArgumentReader(argparse.ArgumentParser):
         """Print one line on the words that nothing takes, and exit with 2."""
         known = [flag for action in self._actions for flag in action.option_strings]
         words = [word.partition("=")[0] for word in unknown if word.startswith(tuple(DASHES))]
-        hints = dict.fromkeys(did_you_mean(word, known) for word in words)
+        hints = dict.fromkeys(self.hints.get(word) or did_you_mean(word, known) for word in words)
         if not words:
             # A path with a space that was not quoted comes as several words.
             hints = [f"; see {self.prog} -h; a path with spaces needs quotes"]

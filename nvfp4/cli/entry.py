@@ -110,7 +110,7 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
                 for some in (tasks[:number], tasks[number + 1 :])
             )
             which = f"converted: {done}; stopped at: {task.source}; not begun: {left}"
-            which += "; leave out what is converted in the next call" * bool(number)
+            which += f"; to go on, leave out {done}" * bool(number)
             print(coloured(printable(f"note: {which}"), sys.stderr), file=sys.stderr)
             return status
     return 0
@@ -133,7 +133,7 @@ def left_after(task: Options | Verification) -> str:
         return "nothing was written"
     # The journal stays only with --resume; else the partial files were deleted.
     if task.resume:
-        return "the same command goes on from here"
+        return "--resume goes on from here"
     later = "with --resume the next run could go on from where it stopped"
     return f"nothing was written; {later}"
 

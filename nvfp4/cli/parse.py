@@ -7,6 +7,7 @@ at once; a test holds them to it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING
 from functools import partial
@@ -34,6 +35,11 @@ USAGE = """%(prog)s SOURCE [OUTPUT] [options]
        %(prog)s SOURCE SOURCE ... FOLDER [options]
        %(prog)s --verify FILE [--source SOURCE]
        %(prog)s --doctor"""
+# Options of other programs for what is a place here.
+NO_OPTIONS = {
+    **dict.fromkeys(("-o", "-out", "--out", "--output"), "; OUTPUT is no option: SOURCE OUTPUT"),
+    **dict.fromkeys(("-i", "-in", "--in", "--input"), "; SOURCE is no option: SOURCE OUTPUT"),
+}
 # What to do where neither a model nor another task is named.
 NOTHING_ASKED = "give SOURCE, or --verify FILE [--source SOURCE]; -h lists the everyday options"
 
@@ -48,7 +54,7 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     """
     rows = [*rows]
     parser = ArgumentReader(
-        "convert_nvfp4.py", DESCRIPTION, usage=USAGE, short_help=render_everyday(rows)
+        "convert_nvfp4.py", DESCRIPTION, render_everyday(rows), NO_OPTIONS, usage=USAGE
     )
     recipes = partial(render_recipes, called_beside("convert_nvfp4.py"))
     answers = {
@@ -174,10 +180,23 @@ def each_model(
 
 
 def clashes(tasks: list[Options]) -> Iterator[str]:
-    """Find files that two of several conversions would write."""
-    owners: dict[Path, Path] = {}
+    """Find files that one of several conversions would write for another, or over its inputs."""
+    owners: dict[str, Path] = {}
     for task in tasks:
         for path in (task.output, *task.texts):
-            if path in owners:
-                yield f"{path} would be written for {owners[path]} and for {task.source}"
-            owners[path] = task.source
+            place = real_place(path)
+            if place in owners:
+                yield f"{path} would be written for {owners[place]} and for {task.source}"
+            owners[place] = task.source
+            for other in tasks:
+                if other is not task and place in map(real_place, other.inputs):
+                    needed = f"over what {other.source} needs"
+                    yield f"{path} would be written for {task.source} {needed}"
+
+
+def real_place(path: Path) -> str:
+    """Name the file that a path leads to, through links and in any spelling.
+
+    Windows and macOS take names that differ in case alone for one, and so does this everywhere.
+    """
+    return os.path.realpath(path).casefold()

@@ -62,15 +62,15 @@ class Probe:
             found = json.loads(out.splitlines()[-1])
             return PythonFacts(
                 path=self.python,
-                python=found["python"],
-                versions=found["versions"],
-                torch=found.get("torch", {}),
-                kitchen=found.get("kitchen", {}),
+                python=str(found["python"]),
+                versions=dict(found["versions"]),
+                torch=dict(found.get("torch", {})),
+                kitchen=dict(found.get("kitchen", {})),
             )
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.silent(f"gave no answer within {LONGEST_PROBE} seconds")
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             last = said.decode(errors="replace").strip().splitlines()[-1:]
             return self.silent(": ".join(["gave no answer", *last]))
 

@@ -58,8 +58,10 @@ def model_name(flag: str, path: Path, given: GivenOptions) -> str:
     if "--make-folder" in given:
         return ""
     # A suffix of letters is that of a file; the dot of wan2.2 belongs to a folder's name.
-    looks_like_file = re.fullmatch(r"\.[a-zA-Z]\w*", path.suffix)
-    return problem if looks_like_file else f"{problem}; --make-folder creates one"
+    if re.fullmatch(r"\.[a-zA-Z]\w*", path.suffix):
+        return problem
+    create = "create it first, or give --make-folder"
+    return f"{flag}: {path}: no such folder; {create} (a file's name would end in .safetensors)"
 
 
 def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:

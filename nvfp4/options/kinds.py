@@ -35,6 +35,8 @@ def input_path(given: str | Path) -> Path:
     # Path("") is the folder one is in, which would be taken for SOURCE.
     if given == "":
         raise argparse.ArgumentTypeError("the path is empty; is a variable not set?")
+    if "\0" in str(given):
+        raise ValueError("no file has a null character in its name")
     path = Path(given)
     if exists(path):
         return path
@@ -214,6 +216,7 @@ class Kind(NamedTuple):
     choices: the only texts that are allowed, if there are any.
     repeatable: whether the option may be given several times; its value is a tuple then.
     told: what an error says of the choices; "" for their words alone.
+    meant: makes the choice that is meant of a text that is none, for the error.
     """
 
     read: Callable[..., object] = str
@@ -221,6 +224,7 @@ class Kind(NamedTuple):
     choices: tuple[str, ...] = ()
     repeatable: bool = False
     told: str = ""
+    meant: Callable[[str], str] = str
 
     @property
     def keywords(self) -> dict[str, object]:
@@ -254,7 +258,7 @@ class Kind(NamedTuple):
             return tuple(map(one.accept, given if several else [given]))
         if self.choices and given not in self.choices:
             known = self.told or ", ".join(map(repr, self.choices))
-            hint = did_you_mean(str(given), self.choices)
+            hint = did_you_mean(self.meant(str(given)), self.choices)
             problem = f"invalid choice: {given!r} (choose from {known}){hint}"
             raise argparse.ArgumentTypeError(problem)
         try:

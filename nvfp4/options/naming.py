@@ -88,5 +88,6 @@ def made_output(options: Any) -> Path:
     output = folder / f"{source_name(source)}_{format_word(options)}{SUFFIX}"
     taken = options.written_as(output)
     if exists(taken) and not options.dry_run:
-        raise ConvertError(f"{taken}: exists already; give OUTPUT as {output} to replace it")
+        replace = f"to replace it, give OUTPUT as {output}"
+        raise ConvertError(f"{taken}: exists already; {replace}, or leave out {source}")
     return output

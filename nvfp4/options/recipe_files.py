@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from nvfp4.errors import ConvertError, did_you_mean
-from nvfp4.files import exists
+from nvfp4.files import exists, size_of
 from nvfp4.options.kinds import SWITCH, Kind, input_path, lora_file, shipped_path
 from nvfp4.options.option import Argument, GivenOptions, Option
 from nvfp4.requirements import HERE
@@ -66,7 +66,8 @@ def read_recipe(path: Path, rows: Iterable[Option]) -> list[dict[str, object]]:
     """
     whole = parse_recipe(path)
     models = whole.pop(MODEL_TABLE, [{}])
-    if not isinstance(models, list) or not all(isinstance(one, dict) for one in models):
+    is_list = isinstance(models, list) and models
+    if not is_list or not all(isinstance(one, dict) for one in models):
         raise ConvertError(f"{path}: {MODEL_TABLE} is not [[{MODEL_TABLE}]], a table for each")
     reader = RecipeReader(path, rows)
     common = reader.options_in(whole)
@@ -82,11 +83,14 @@ def parse_recipe(path: Path) -> dict[str, object]:
     # Python 3.10 has no reader of TOML; requirements.txt names the package that became it.
     reader = json if is_json else toml_reader(path)
     try:
+        # It refuses a pipe, which would be waited for.
+        size_of(path)
         with path.open("rb") as file:
             text = file.read(LARGEST_RECIPE + 1)
         if len(text) > LARGEST_RECIPE:
             raise ConvertError(f"{path}: is larger than any recipe")
-        found = reader.loads(text.decode("utf-8-sig"))
+        once = {"object_pairs_hook": each_key_once} if is_json else {}
+        found = reader.loads(text.decode("utf-8-sig"), **once)
     except OSError as error:
         raise ConvertError(f"{path}: cannot read: {error.strerror}") from error
     # Both readers raise subclasses of it, and so does a text in another encoding.
@@ -95,6 +99,14 @@ def parse_recipe(path: Path) -> dict[str, object]:
         raise ConvertError(f"{path}: is not {kind}: {error}") from error
     if not isinstance(found, dict):
         raise ConvertError(f"{path}: is no table of options")
+    return found
+
+
+def each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make a dict of a JSON object; raises ValueError for a key that comes twice, as TOML does."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice")
     return found
 
 
@@ -139,6 +151,9 @@ class RecipeReader:
                 yield argument.flag, self.value_of(argument, given)
             except argparse.ArgumentTypeError as error:
                 self.problems.append(f"{self.path}: {key}: {error}")
+            # A path with a null character.
+            except ValueError:
+                self.problems.append(f"{self.path}: {key}: invalid value: {given!r}")
 
     def value_of(self, argument: Argument, given: object) -> object:
         """Read one value as the command line would."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from nvfp4.cards import CARD_NAMES, CARDS
+from nvfp4.cards import CARD_NAMES, CARDS, card_called
 from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.families import PRESETS
 from nvfp4.model import Lora
@@ -219,7 +219,8 @@ class Options(DerivedOptions):
         "of them takes its place, also beside a GGUF: "
         f"{','.join(DEFAULT_FORMATS)} (the default), w6a8 and mxfp8",
         check=leaves_enough)
-    card: str | None = option(None, PRECISION, Kind(choices=tuple(CARDS), told=CARD_NAMES),
+    card: str | None = option(
+        None, PRECISION, Kind(choices=tuple(CARDS), told=CARD_NAMES, meant=card_called),
         f"the card it is for ({CARD_NAMES}): sets --formats to what multiplies fast there, "
         "unless that is given; the summary's shares and speed are for it", check=leaves_enough,
         everyday="RTX 50: blackwell, 40: ada, 30: ampere, 20: turing")

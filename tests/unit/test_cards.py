@@ -2,7 +2,8 @@
 
 import pytest
 
-from nvfp4.cards import CARDS, KITCHEN_FORMATS, UNITS
+from nvfp4.cards import CARDS, KITCHEN_FORMATS, UNITS, card_called
+from nvfp4.cli.parse import parse_options
 
 # The least compute capability that comfy_kitchen's layouts state (MIN_SM_VERSION), by our words.
 LAYOUTS = {
@@ -56,3 +57,19 @@ def test_cards_have_what_comfy_kitchen_asks_for(name, capability):
     least = {word: getattr(layouts, layout).MIN_SM_VERSION for word, layout in LAYOUTS.items()}
     fast = {word for word, needed in least.items() if capability >= needed}
     assert fast == {*CARDS[name].fast} - {"16bit"}
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("4090", "ada"), ("rtx5090", "blackwell"), ("RTX 50", "blackwell"), ("RTX 3060 Ti", "ampere"),
+     ("geforce-rtx-2080-super", "turing"), ("RX 7900 XTX", "rdna"), ("9070xt", "rdna"),
+     ("GTX 1080", ""), ("RX 6800", ""), ("RTX 4000", ""), ("A40", ""), ("adda", "")],
+)  # fmt: skip
+def test_a_card_is_called_by_its_number(name, word):
+    assert card_called(name) == (word or name)
+
+
+def test_a_cards_class_is_told(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(["a.safetensors", "--card", "rtx 4090"])
+    assert capsys.readouterr().err.endswith("; did you mean ada?\n")

@@ -74,5 +74,5 @@ def test_the_first_that_fails_is_the_last(models, tmp_path, capsys):
     assert c.main(given) == 1
     *_, told = capsys.readouterr().err.splitlines()
     which = f"converted: {models[0]}; stopped at: {models[1]}; not begun: {models[2]}"
-    assert told == f"note: {which}; leave out what is converted in the next call"
+    assert told == f"note: {which}; to go on, leave out {models[0]}"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_nvfp4.safetensors"]

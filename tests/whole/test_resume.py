@@ -124,7 +124,7 @@ def test_ctrl_c_with_resume_keeps_what_was_done(tiny, converted, tmp_path, capsy
     monkeypatch.setattr(c, "quantise", interrupt)
     monkeypatch.setattr(c, "SYNC_BYTES", 1 << 18)
     assert c.main(command(tiny, out, "--resume")) == 130
-    assert capsys.readouterr().err == "interrupted: the same command goes on from here\n"
+    assert capsys.readouterr().err == "interrupted: --resume goes on from here\n"
     assert not out.exists()
     calls.clear()
     monkeypatch.setattr(c, "quantise", lambda *arguments: calls.append(1) or quantise(*arguments))

@@ -1,5 +1,7 @@
 """Where a conversion goes: OUTPUT, a folder, several models, and the short help."""
 
+import json
+import os
 import re
 
 import pytest
@@ -47,6 +49,24 @@ def test_two_models_must_not_become_one_file(tmp_path, capsys):
     assert told(capsys, "a", "b", tmp_path, "--report", "r.json") == sentence
 
 
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [("y/../x.safetensors", " would be written for a and for b"),
+     ("X.safetensors", " would be written for a and for b"),
+     ("A.safetensors", " would be written for b over what a needs")],
+)  # fmt: skip
+def test_two_spellings_are_one_file(output, sentence, tmp_path, capsys):
+    (tmp_path / "y").mkdir()
+    models = {"a": "x.safetensors", "b": output}
+    recipe = tmp_path / "two.json"
+    data = [{"source": f"{name}.safetensors", "output": place} for name, place in models.items()]
+    recipe.write_text(json.dumps({"model": data}), encoding="utf-8")
+    told_once = told(capsys, "--recipe-file", recipe).partition(" (with")[0]
+    assert (
+        told_once.replace(f"{tmp_path}{os.sep}", "").replace(".safetensors", "").endswith(sentence)
+    )
+
+
 def test_the_short_help_is_short_and_the_long_one_whole(capsys):
     texts = {}
     for word in ("-h", "--help"):
@@ -61,3 +81,12 @@ def test_the_short_help_is_short_and_the_long_one_whole(capsys):
     assert shown == [row.flag for row in OPTIONS if row.everyday]
     assert "--help" in short[-1]
     assert all(flag in texts["--help"] for row in OPTIONS for flag in row.flags)
+
+
+def test_places_are_no_options(capsys):
+    for words in (("-o", "x.safetensors"), ("--output=x.safetensors",)):
+        assert told(capsys, "a.safetensors", *words).endswith(
+            "; OUTPUT is no option: SOURCE OUTPUT"
+        )
+    assert told(capsys, "--input", "a.safetensors").endswith("; SOURCE is no option: SOURCE OUTPUT")
+    assert told(capsys, "a", "--quite").endswith("; did you mean --quiet?")

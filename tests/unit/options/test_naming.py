@@ -77,7 +77,7 @@ def test_a_folder_gets_a_made_name_and_a_missing_one_only_on_request(tmp_path):
     source = "x.safetensors"
     assert Options(source=source, output=tmp_path).output == tmp_path / "x_nvfp4.safetensors"
     new = tmp_path / "wan2.2"
-    with pytest.raises(ConvertError, match=r"or be a folder: .*wan2\.2; --make-folder creates"):
+    with pytest.raises(ConvertError, match=r"OUTPUT: .*wan2\.2: no such folder; create it"):
         Options(source=source, output=f"{new}/")
     made = Options(source=source, output=f"{new}/", make_folder=True)
     assert made.output == new / "x_nvfp4.safetensors"
@@ -88,7 +88,7 @@ def test_a_made_name_never_replaces_a_file(tmp_path):
     taken = tmp_path / "x_nvfp4.safetensors"
     taken.touch()
     given = {"source": tmp_path / "x.safetensors"}
-    with pytest.raises(ConvertError, match=r"exists already; give OUTPUT as .* to replace it"):
+    with pytest.raises(ConvertError, match=r"exists already; to replace it, give OUTPUT as "):
         Options(**given)
     assert Options(**given, dry_run=True).output == taken
     assert Options(**given, output=taken).output == taken

@@ -1,6 +1,7 @@
 """Recipe files: options of one conversion or of several, as on the command line."""
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -142,6 +143,9 @@ def test_every_mistake_is_a_line_with_the_file_and_the_key(tmp_path, capsys):
         ("r.toml", "quiet = ", "is not TOML: "),
         ("r.toml", "quiet = true\nquiet = true", "is not TOML: "),
         ("r.json", '{"quiet": true', "is not JSON: "),
+        ("r.json", '{"quiet": true, "quiet": false}', "is not JSON: a key comes twice"),
+        ("r.json", '{"model": []}', "model is not [[model]], a table for each"),
+        ("r.json", '{"source": "a\\u0000b"}', "source: invalid value: 'a\\x00b'"),
         ("r.json", "[" * 100_000, "is not JSON: "),
         ("r.json", "[1]", "is no table of options"),
         ("r.json", " " * 1_000_001, "is larger than any recipe"),
@@ -153,6 +157,14 @@ def test_every_mistake_is_a_line_with_the_file_and_the_key(tmp_path, capsys):
 def test_what_is_no_recipe_is_told(name, text, message, tmp_path):
     (problem,) = mistakes(tmp_path, text, name)
     assert problem.startswith(message)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    path = tmp_path / "r.json"
+    os.mkfifo(path)
+    with pytest.raises(ConvertError, match="is a pipe or a device"):
+        read_recipe(path, [])
 
 
 def test_paths_are_relative_to_the_file(tmp_path):

@@ -116,8 +116,8 @@ def test_an_output_that_is_a_folder_or_an_index_is_told(folder, monkeypatch):
         ("x.safetensors", "shards.safetensors.index.json", "; are SOURCE and OUTPUT swapped?"),
         ("x.safetensors", ".", "x.safetensors: no such file; are SOURCE and OUTPUT swapped?"),
         ("m.safetensors", "o.sft", "looks for it, or be a folder: o.sft"),
-        ("m.safetensors", "wan2.2", "or be a folder: wan2.2; --make-folder creates one"),
-        ("m.safetensors", "new/", "or be a folder: new; --make-folder creates one"),
+        ("m.safetensors", "wan2.2", "(a file's name would end in .safetensors)"),
+        ("m.safetensors", "new/", "(a file's name would end in .safetensors)"),
     ):
         with pytest.raises(ConvertError) as found:
             Options(source=source, output=output)
