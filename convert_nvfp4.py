@@ -8389,11 +8389,12 @@ def with_names(function: FunctionType, names: dict[str, object]) -> FunctionType
 
 
 @cache
-def prepared_kernels() -> dict[str, Callable]:
+def prepared_kernels(*, kept: bool) -> dict[str, Callable]:
     """Hand all kernels to numba, which compiles each at its first call; {name: kernel} of them.
 
-    Other names are those that kernels refer to. They are remembered with what is compiled of them.
-    Raises ImportError without numba.
+    kept: whether machine code comes from numba's cache, and goes there. Other names are those that
+    kernels refer to. They are remembered with what is compiled of them. Raises ImportError without
+    numba.
     """
     # Numba is optional, and importing it takes half a second.
     import numba
@@ -8408,7 +8409,7 @@ def prepared_kernels() -> dict[str, Callable]:
     for kernel in ALL_KERNELS:
         kernel = with_names(kernel, names)
         try:
-            names[kernel.__name__] = numba.njit(kernel, cache=True, **options)
+            names[kernel.__name__] = numba.njit(kernel, cache=kept, **options)
         except RuntimeError:
             # Numba found no folder that it may keep the machine code in: compile each time.
             names[kernel.__name__] = numba.njit(kernel, **options)
@@ -8420,30 +8421,53 @@ def is_nothing_to_compile() -> bool:
 
     Raises ImportError without numba.
     """
-    names = prepared_kernels()
-    kernels = (names[kernel.__name__] for kernel in ALL_KERNELS)
-    # An index that is older than the kernels' file, or of another numba, is read as empty.
-    caches = [getattr(kernel._cache, "_cache_file", None) for kernel in kernels]
-    return all(cache is None or cache._load_index() for cache in caches)
+    # The machine code of a loop has that of all loops that it calls.
+    caches = [kept for name, kept in kernel_caches().items() if name in Kernels.__slots__]
+    try:
+        # An index that is older than the kernels' file, or of another numba, is read as empty.
+        return all(cache._load_index() for cache in caches)
+    except Exception:  # noqa: BLE001  (pickle raises anything of a damaged index)
+        return False
+
+
+def kernel_caches() -> dict[str, object]:
+    """Return numba's caches, {kernel: its cache}; none where it found no folder for them.
+
+    Raises ImportError without numba.
+    """
+    names = prepared_kernels(kept=True)
+    kernels = {kernel.__name__: names[kernel.__name__] for kernel in ALL_KERNELS}
+    caches = {name: getattr(one._cache, "_cache_file", None) for name, one in kernels.items()}
+    return {name: cache for name, cache in caches.items() if cache}
 
 
 def compile_kernels() -> Kernels:
     """Compile all kernels with numba for this machine's CPU.
 
     The machine code is cached beside the kernels' file for the next run, where that folder can be
-    written. Raises ImportError without numba, and RuntimeError where numba fails or `check_kernels`
-    finds other bits than torch's.
+    written; what is damaged there is emptied and compiled anew. Raises ImportError without numba,
+    and RuntimeError where numba fails or `check_kernels` finds other bits than torch's.
     """
     # Imported again, as what is remembered does not tell that it is gone.
     import numba
 
-    names = prepared_kernels()
-    kernels = Kernels(**{name: names[name] for name in Kernels.__slots__})
-    try:
-        check_kernels(kernels)
-    except numba.core.errors.NumbaError as error:
-        raise RuntimeError(str(error).partition("\n")[0]) from error
-    return kernels
+    # With the cache, with an empty one, and without: its folder may be full, or read-only.
+    for kept in (True, True, False):
+        try:
+            names = prepared_kernels(kept=kept)
+            kernels = Kernels(**{name: names[name] for name in Kernels.__slots__})
+            check_kernels(kernels)
+            return kernels
+        except (numba.core.errors.NumbaError, RuntimeError) as error:
+            raise RuntimeError(str(error).partition("\n")[0]) from error
+        except Exception as error:  # noqa: BLE001  (pickle raises anything, as does a full disk)
+            problem = error
+            for cache in kernel_caches().values():
+                with contextlib.suppress(Exception):
+                    cache.flush()
+            # Numba keeps none of what it remembers to have compiled already.
+            prepared_kernels.cache_clear()
+    raise RuntimeError(str(problem).partition("\n")[0]) from problem
 
 
 def check_kernels(kernels: Kernels) -> None:
@@ -12010,6 +12034,11 @@ def models_in(folder: Path) -> list[Path]:
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("._"))
     indexes = [path for path in paths if INDEX_NAME.fullmatch(path.name)]
     return indexes or [path for path in paths if path.suffix.lower() in MODEL_SUFFIXES]
+
+
+def is_part_of_model(path: Path) -> bool:
+    """Tell by its name whether a JSON file is a model's own: an index, or one of diffusers."""
+    return bool(INDEX_NAME.fullmatch(path.name)) or path.name in (PIPELINE_INDEX, "config.json")
 
 
 def numbered(path: Path) -> re.Match | None:
@@ -17499,13 +17528,16 @@ def refuse_text_targets(options: Options, model: Model) -> None:
 
     Compared are the text files and their `.partial` names with every input, with the model's files,
     with OUTPUT and its partial file, and with each other. Links to the same file count as the same.
-    All problems are in the one error.
+    What tells of another model, such as its index, is refused, too. All problems are in the one
+    error.
     """
     problems, partial = [], unfinished(options.output)
     others = [*options.inputs, *model.files, options.output, options.written, partial]
     for target in [path for name in options.texts for path in (name, unfinished(name))]:
         if any(path == target or is_same(path, target) for path in others):
             problems.append(f"{target}: is another input or output of this conversion")
+        elif exists(target) and is_part_of_model(target):
+            problems.append(f"{target}: is a part of a model, and would be overwritten")
         try:
             problems += place_problems(options, target)
         except OSError as error:
@@ -22784,7 +22816,7 @@ def read_source(options: Options) -> Source:
     """
     refuse_missing(options)
     model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
-    refuse_swapped(options.output, model)
+    refuse_overwriting(options, model)
     doubts = refuse_part(options.source, model)
     model = dataclasses.replace(model, stamps=stamps_of(options, model))
     merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
@@ -22806,26 +22838,40 @@ def refuse_missing(options: Options) -> None:
         )
 
 
-def refuse_swapped(output: Path, model: Model) -> None:
-    """Raise ConvertError if SOURCE is quantised, and OUTPUT is there and not made by this tool.
+def refuse_overwriting(options: Options, model: Model) -> None:
+    """Raise ConvertError if OUTPUT is there and not made by this tool: it would be overwritten.
 
-    A conversion of the small file would overwrite the original.
+    Whoever types two models may take both for sources, or the places for the other way round. An
+    input is refused later, in other words; shards that are there, of whatever tool, are, too.
     """
-    if exists(output) and model.quantised and not is_ours(output):
+    output = options.output
+    inputs = (*options.inputs, *model.files)
+    if options.output_sharded or any(is_same(output, path) for path in inputs):
+        return
+    if not exists(output) or not output.is_file() or is_ours(output):
+        return
+    if model.quantised:
         raise ConvertError(
             f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are they "
             "swapped? If not, delete it first"
         )
+    raise ConvertError(
+        f"{output}: is no output of this program, and would be overwritten; delete it first, or "
+        "give a folder as the last place to convert several models"
+    )
 
 
 def is_ours(path: Path) -> bool:
     """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
 
-    A file that cannot be read as safetensors counts as foreign.
+    An empty file is nobody's loss. One that is no safetensors file counts as foreign. Raises
+    ConvertError where the system refuses to read it.
     """
     try:
-        return "convert_nvfp4" in read_header(path)[1]
-    except ConvertError:
+        return not path.stat().st_size or "convert_nvfp4" in read_header(path)[1]
+    except ConvertError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
         return False
 
 
@@ -22857,11 +22903,12 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
     return report
 
 
-def look_ahead(options: Options) -> None:
+def look_ahead(options: Options) -> tuple[Path, ...]:
     """Raise ConvertError for what keeps a conversion from being done, as far as headers tell it.
 
     For whoever converts several models, and would learn of the last one's problems after hours. No
-    weight is read: with --target-size, which measures them, the output is not laid out.
+    weight is read: with --target-size, which measures them, the output is not laid out. Returns all
+    files that the conversion reads, which no other may write.
     """
     refuse_lone_shard(options.source)
     model = read_source(options).model
@@ -22870,6 +22917,7 @@ def look_ahead(options: Options) -> None:
     if not options.target(model):
         refuse_no_gain(options, model, plans)
         refuse_problems(make_job(options, model, plans))
+    return (*options.inputs, *model.files)
 
 
 @SCREEN
@@ -23535,13 +23583,23 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
 
 
 def problems_ahead(tasks: Sequence[Options]) -> list[str]:
-    """List what keeps any of several conversions from being done, as far as headers tell it."""
-    problems = {}
-    for task in tasks:
+    """List what keeps any of several conversions from being done, as far as headers tell it.
+
+    One that would write what another is yet to read is such a problem, too.
+    """
+    problems, read = {}, {}
+    for number, task in enumerate(tasks):
         try:
-            look_ahead(task)
+            read[number] = look_ahead(task)
         except ConvertError as error:
             problems |= dict.fromkeys(error.problems)
+    for task in tasks:
+        for target in (task.written, *task.texts):
+            for number, paths in read.items():
+                other = tasks[number]
+                if other is not task and any(is_same(target, path) for path in paths):
+                    what = f"{target}: would be written for {task.source}, and is read for "
+                    problems[what + str(other.source)] = None
     return [*problems]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from functools import partial
+from pathlib import Path
 
 from nvfp4.asking.ask import ask_about_job
 from nvfp4.asking.find import find_comfyui
@@ -49,11 +50,12 @@ def convert(options: Options, observe: Observe = unobserved) -> Report:
     return report
 
 
-def look_ahead(options: Options) -> None:
+def look_ahead(options: Options) -> tuple[Path, ...]:
     """Raise ConvertError for what keeps a conversion from being done, as far as headers tell it.
 
     For whoever converts several models, and would learn of the last one's problems after hours. No
-    weight is read: with --target-size, which measures them, the output is not laid out.
+    weight is read: with --target-size, which measures them, the output is not laid out. Returns all
+    files that the conversion reads, which no other may write.
     """
     refuse_lone_shard(options.source)
     model = read_source(options).model
@@ -62,6 +64,7 @@ def look_ahead(options: Options) -> None:
     if not options.target(model):
         refuse_no_gain(options, model, plans)
         refuse_problems(make_job(options, model, plans))
+    return (*options.inputs, *model.files)
 
 
 @SCREEN

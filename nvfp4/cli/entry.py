@@ -15,7 +15,7 @@ from nvfp4.cli.doctor import run_doctor
 from nvfp4.cli.parse import parse_tasks
 from nvfp4.conversion import look_ahead, run_phases
 from nvfp4.errors import ConvertError, printable
-from nvfp4.files import exists, is_still
+from nvfp4.files import exists, is_same, is_still
 from nvfp4.options import Doctor, Options, Verification
 from nvfp4.progress import SCREEN
 from nvfp4.ranks import read_ranks
@@ -117,13 +117,23 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
 
 
 def problems_ahead(tasks: Sequence[Options]) -> list[str]:
-    """List what keeps any of several conversions from being done, as far as headers tell it."""
-    problems = {}
-    for task in tasks:
+    """List what keeps any of several conversions from being done, as far as headers tell it.
+
+    One that would write what another is yet to read is such a problem, too.
+    """
+    problems, read = {}, {}
+    for number, task in enumerate(tasks):
         try:
-            look_ahead(task)
+            read[number] = look_ahead(task)
         except ConvertError as error:
             problems |= dict.fromkeys(error.problems)
+    for task in tasks:
+        for target in (task.written, *task.texts):
+            for number, paths in read.items():
+                other = tasks[number]
+                if other is not task and any(is_same(target, path) for path in paths):
+                    what = f"{target}: would be written for {task.source}, and is read for "
+                    problems[what + str(other.source)] = None
     return [*problems]
 
 

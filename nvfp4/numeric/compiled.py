@@ -9,6 +9,7 @@ are the same with numba, which is checked on a sample each time it is loaded.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -192,11 +193,12 @@ def with_names(function: FunctionType, names: dict[str, object]) -> FunctionType
 
 
 @cache
-def prepared_kernels() -> dict[str, Callable]:
+def prepared_kernels(*, kept: bool) -> dict[str, Callable]:
     """Hand all kernels to numba, which compiles each at its first call; {name: kernel} of them.
 
-    Other names are those that kernels refer to. They are remembered with what is compiled of them.
-    Raises ImportError without numba.
+    kept: whether machine code comes from numba's cache, and goes there. Other names are those that
+    kernels refer to. They are remembered with what is compiled of them. Raises ImportError without
+    numba.
     """
     # Numba is optional, and importing it takes half a second.
     import numba
@@ -211,7 +213,7 @@ def prepared_kernels() -> dict[str, Callable]:
     for kernel in ALL_KERNELS:
         kernel = with_names(kernel, names)
         try:
-            names[kernel.__name__] = numba.njit(kernel, cache=True, **options)
+            names[kernel.__name__] = numba.njit(kernel, cache=kept, **options)
         except RuntimeError:
             # Numba found no folder that it may keep the machine code in: compile each time.
             names[kernel.__name__] = numba.njit(kernel, **options)
@@ -223,30 +225,53 @@ def is_nothing_to_compile() -> bool:
 
     Raises ImportError without numba.
     """
-    names = prepared_kernels()
-    kernels = (names[kernel.__name__] for kernel in ALL_KERNELS)
-    # An index that is older than the kernels' file, or of another numba, is read as empty.
-    caches = [getattr(kernel._cache, "_cache_file", None) for kernel in kernels]
-    return all(cache is None or cache._load_index() for cache in caches)
+    # The machine code of a loop has that of all loops that it calls.
+    caches = [kept for name, kept in kernel_caches().items() if name in Kernels.__slots__]
+    try:
+        # An index that is older than the kernels' file, or of another numba, is read as empty.
+        return all(cache._load_index() for cache in caches)
+    except Exception:  # noqa: BLE001  (pickle raises anything of a damaged index)
+        return False
+
+
+def kernel_caches() -> dict[str, object]:
+    """Return numba's caches, {kernel: its cache}; none where it found no folder for them.
+
+    Raises ImportError without numba.
+    """
+    names = prepared_kernels(kept=True)
+    kernels = {kernel.__name__: names[kernel.__name__] for kernel in ALL_KERNELS}
+    caches = {name: getattr(one._cache, "_cache_file", None) for name, one in kernels.items()}
+    return {name: cache for name, cache in caches.items() if cache}
 
 
 def compile_kernels() -> Kernels:
     """Compile all kernels with numba for this machine's CPU.
 
     The machine code is cached beside the kernels' file for the next run, where that folder can be
-    written. Raises ImportError without numba, and RuntimeError where numba fails or `check_kernels`
-    finds other bits than torch's.
+    written; what is damaged there is emptied and compiled anew. Raises ImportError without numba,
+    and RuntimeError where numba fails or `check_kernels` finds other bits than torch's.
     """
     # Imported again, as what is remembered does not tell that it is gone.
     import numba
 
-    names = prepared_kernels()
-    kernels = Kernels(**{name: names[name] for name in Kernels.__slots__})
-    try:
-        check_kernels(kernels)
-    except numba.core.errors.NumbaError as error:
-        raise RuntimeError(str(error).partition("\n")[0]) from error
-    return kernels
+    # With the cache, with an empty one, and without: its folder may be full, or read-only.
+    for kept in (True, True, False):
+        try:
+            names = prepared_kernels(kept=kept)
+            kernels = Kernels(**{name: names[name] for name in Kernels.__slots__})
+            check_kernels(kernels)
+            return kernels
+        except (numba.core.errors.NumbaError, RuntimeError) as error:
+            raise RuntimeError(str(error).partition("\n")[0]) from error
+        except Exception as error:  # noqa: BLE001  (pickle raises anything, as does a full disk)
+            problem = error
+            for cache in kernel_caches().values():
+                with contextlib.suppress(Exception):
+                    cache.flush()
+            # Numba keeps none of what it remembers to have compiled already.
+            prepared_kernels.cache_clear()
+    raise RuntimeError(str(problem).partition("\n")[0]) from problem
 
 
 def check_kernels(kernels: Kernels) -> None:

@@ -224,6 +224,11 @@ def models_in(folder: Path) -> list[Path]:
     return indexes or [path for path in paths if path.suffix.lower() in MODEL_SUFFIXES]
 
 
+def is_part_of_model(path: Path) -> bool:
+    """Tell by its name whether a JSON file is a model's own: an index, or one of diffusers."""
+    return bool(INDEX_NAME.fullmatch(path.name)) or path.name in (PIPELINE_INDEX, "config.json")
+
+
 def numbered(path: Path) -> re.Match | None:
     """Match the "N of M" in a file's name, its groups N and M; None for the only one of one."""
     found = [found for found in NUMBERED.finditer(path.name) if int(found[2]) > 1]

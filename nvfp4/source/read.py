@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from nvfp4.errors import ConvertError
-from nvfp4.files import Stamp, exists, stamp, translated
+from nvfp4.files import Stamp, exists, is_same, stamp, translated
 from nvfp4.model import Model, Source
 from nvfp4.options import Options
 from nvfp4.read.checkpoint import read_header
@@ -28,7 +28,7 @@ def read_source(options: Options) -> Source:
     """
     refuse_missing(options)
     model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
-    refuse_swapped(options.output, model)
+    refuse_overwriting(options, model)
     doubts = refuse_part(options.source, model)
     model = dataclasses.replace(model, stamps=stamps_of(options, model))
     merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
@@ -50,26 +50,40 @@ def refuse_missing(options: Options) -> None:
         )
 
 
-def refuse_swapped(output: Path, model: Model) -> None:
-    """Raise ConvertError if SOURCE is quantised, and OUTPUT is there and not made by this tool.
+def refuse_overwriting(options: Options, model: Model) -> None:
+    """Raise ConvertError if OUTPUT is there and not made by this tool: it would be overwritten.
 
-    A conversion of the small file would overwrite the original.
+    Whoever types two models may take both for sources, or the places for the other way round. An
+    input is refused later, in other words; shards that are there, of whatever tool, are, too.
     """
-    if exists(output) and model.quantised and not is_ours(output):
+    output = options.output
+    inputs = (*options.inputs, *model.files)
+    if options.output_sharded or any(is_same(output, path) for path in inputs):
+        return
+    if not exists(output) or not output.is_file() or is_ours(output):
+        return
+    if model.quantised:
         raise ConvertError(
             f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are they "
             "swapped? If not, delete it first"
         )
+    raise ConvertError(
+        f"{output}: is no output of this program, and would be overwritten; delete it first, or "
+        "give a folder as the last place to convert several models"
+    )
 
 
 def is_ours(path: Path) -> bool:
     """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
 
-    A file that cannot be read as safetensors counts as foreign.
+    An empty file is nobody's loss. One that is no safetensors file counts as foreign. Raises
+    ConvertError where the system refuses to read it.
     """
     try:
-        return "convert_nvfp4" in read_header(path)[1]
-    except ConvertError:
+        return not path.stat().st_size or "convert_nvfp4" in read_header(path)[1]
+    except ConvertError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
         return False
 
 

@@ -31,6 +31,7 @@ from nvfp4.options import TARGET, Options
 from nvfp4.plan.choosing import allowed_by
 from nvfp4.plan.records import TensorPlan
 from nvfp4.ranks import ALONE
+from nvfp4.read.checkpoint import is_part_of_model
 from nvfp4.read.origin import origin_text
 from nvfp4.write.journal import Journal
 
@@ -126,13 +127,16 @@ def refuse_text_targets(options: Options, model: Model) -> None:
 
     Compared are the text files and their `.partial` names with every input, with the model's files,
     with OUTPUT and its partial file, and with each other. Links to the same file count as the same.
-    All problems are in the one error.
+    What tells of another model, such as its index, is refused, too. All problems are in the one
+    error.
     """
     problems, partial = [], unfinished(options.output)
     others = [*options.inputs, *model.files, options.output, options.written, partial]
     for target in [path for name in options.texts for path in (name, unfinished(name))]:
         if any(path == target or is_same(path, target) for path in others):
             problems.append(f"{target}: is another input or output of this conversion")
+        elif exists(target) and is_part_of_model(target):
+            problems.append(f"{target}: is a part of a model, and would be overwritten")
         try:
             problems += place_problems(options, target)
         except OSError as error:

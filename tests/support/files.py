@@ -3,8 +3,13 @@
 import json
 from pathlib import Path
 
+from safetensors.torch import save
+
 from nvfp4.dtypes import bits_of
 from nvfp4.model import Model, TensorRef
+
+# An earlier output, as small as one can be: without its record, no conversion would replace it.
+OLDER = save({}, {"convert_nvfp4": "{}"})
 
 
 def raw_safetensors(path: Path, entries: object, data: bytes) -> Path:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import convert_nvfp4 as c
+from support.files import OLDER
 
 INTERRUPTED = (
     "interrupted: nothing was written; "
@@ -25,7 +26,7 @@ def simple(tmp_path):
     """A source, and an older output whose bytes must survive every failure."""
     tensors = {"x.weight": torch.ones(16, 32), "y.weight": torch.ones(16, 32)}
     save_file(tensors, tmp_path / "m.safetensors")
-    (tmp_path / "o.safetensors").write_bytes(b"older")
+    (tmp_path / "o.safetensors").write_bytes(OLDER)
     return tmp_path
 
 
@@ -35,7 +36,7 @@ def run(folder, *arguments, source="m.safetensors", output="o.safetensors"):
 
 
 def assert_untouched(folder):
-    assert (folder / "o.safetensors").read_bytes() == b"older"
+    assert (folder / "o.safetensors").read_bytes() == OLDER
     assert not list(folder.glob("*.partial*"))
 
 
@@ -222,7 +223,7 @@ def test_a_source_that_changes_under_way(simple, capsys, monkeypatch, change, re
     assert run(simple, *resume) == 1
     error = capsys.readouterr().err
     assert error == f"error: {simple / 'm.safetensors'}: {c.CHANGED_UNDER_WAY}\n"
-    assert (simple / "o.safetensors").read_bytes() == b"older"
+    assert (simple / "o.safetensors").read_bytes() == OLDER
     assert bool(list(simple.glob("*.partial"))) == bool(resume)
     monkeypatch.setattr(c, "quantise", quantise)
     assert run(simple, *resume) == len(resume)
@@ -255,7 +256,7 @@ def test_a_run_whose_files_were_deleted_leaves_the_next_one_alone(simple, capsys
     monkeypatch.setattr(c.PartialFiles, "publish", usurp)
     assert run(simple) == 1
     assert capsys.readouterr().err == f"error: {partial}: was deleted meanwhile; run again\n"
-    assert (simple / "o.safetensors").read_bytes() == b"older"
+    assert (simple / "o.safetensors").read_bytes() == OLDER
     assert partial.read_bytes() == journal.read_bytes() == b"another run's"
 
 
@@ -272,7 +273,7 @@ def test_a_partial_file_that_may_not_be_deleted(simple, capsys, monkeypatch):
     monkeypatch.setattr(type(simple), "unlink", forbid)
     assert run(simple) == 1
     assert capsys.readouterr().err == f"error: {partial}: Operation not permitted\n"
-    assert (simple / "o.safetensors").read_bytes() == b"older"
+    assert (simple / "o.safetensors").read_bytes() == OLDER
 
 
 def test_ctrl_c_after_the_file_got_its_name(simple, capsys, monkeypatch):
@@ -376,7 +377,7 @@ def test_an_older_output_that_is_open_elsewhere(simple, capsys, monkeypatch):
         assert run(simple, "--resume") == 1
         told = f"error: {simple / 'o.safetensors'}: is in use; is it open in another program?\n"
         assert capsys.readouterr().err == told
-        assert reader.read() == b"older"
+        assert reader.read() == OLDER
     monkeypatch.setattr(c, "quantise", None)  # nothing is left to do
     assert run(simple, "--resume") == 0
     assert left_in(simple) == ["m.safetensors", "o.safetensors"]

@@ -1,9 +1,12 @@
 """Where the files of a conversion go: folders, made names, several models in one call."""
 
+import json
 import shutil
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import convert_nvfp4 as c
 from support.conversions import RECIPE
@@ -76,3 +79,50 @@ def test_the_first_that_fails_is_the_last(models, tmp_path, capsys):
     which = f"converted: {models[0]}; stopped at: {models[1]}; not begun: {models[2]}"
     assert told == f"note: {which}; to go on, leave out {models[0]}"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_nvfp4.safetensors"]
+
+
+def of_recipe(folder, *tables):
+    """Convert the models of a recipe: {option: value} of each."""
+    recipe = folder / "r.json"
+    recipe.write_text(json.dumps({"model": tables, "preset": "all", "quiet": True}))
+    return c.main(["--recipe-file", str(recipe)])
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two models in a file each, the second one an output of ours."""
+    first, second = (tmp_path / f"{name}.safetensors" for name in "xy")
+    save_file({"x.weight": torch.ones(64, 64)}, first)
+    save_file({"x.weight": torch.ones(64, 64)}, second, {"convert_nvfp4": "{}"})
+    return first, second
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_no_model_is_written_over_one_that_is_yet_to_be_read(files, tmp_path, capsys, is_folder):
+    """Nor over what it is read from under another name."""
+    first, second = files
+    target = tmp_path / "new.safetensors"
+    if is_folder:
+        (tmp_path / "b").mkdir()
+        second, target = tmp_path / "b", files[1].replace(tmp_path / "b/y.safetensors")
+    else:
+        target.hardlink_to(second)
+    before = target.read_bytes()
+    models = [
+        {"source": str(first), "output": str(target)},
+        {"source": str(second), "output": "z.safetensors"},
+    ]
+    assert of_recipe(tmp_path, *models) == 1
+    what = f"{target}: would be written for {first}, and is read for {second}"
+    assert capsys.readouterr().err == f"error: {what}\n"
+    assert target.read_bytes() == before
+
+
+def test_the_second_of_two_models_is_not_taken_for_the_output(models, tmp_path, capsys):
+    second = max(models[1].glob("*.safetensors"))
+    before = second.read_bytes()
+    source = tmp_path / "m.safetensors"
+    save_file({"x.weight": torch.ones(64, 64)}, source)
+    assert c.main([str(source), str(second), *PLAIN]) == 1
+    assert f"{second}: is no output of this program" in capsys.readouterr().err
+    assert second.read_bytes() == before

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 import convert_nvfp4 as c
 from support.conversions import torchrun
+from support.files import OLDER
 from support.kills import KILL, command, needs_sigkill
 from support.paths import ROOT
 
@@ -31,14 +32,14 @@ def test_an_error_in_one_rank_ends_all_of_them(tmp_path):
     weights = {f"x.{i}.weight": torch.randn(256, 256) for i in range(8)}
     weights["x.5.weight"][3, 3] = float("nan")
     save_file(weights, tmp_path / "m.safetensors")
-    (tmp_path / "o.safetensors").write_bytes(b"older")
+    (tmp_path / "o.safetensors").write_bytes(OLDER)
     arguments = [str(tmp_path / name) for name in ("m.safetensors", "o.safetensors")]
     process = torchrun(*arguments, "--include", "x", "--quiet")
     text, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert text == ""
     assert errors.count("x.5.weight holds NaN or Inf: the file is damaged") == 1
-    assert (tmp_path / "o.safetensors").read_bytes() == b"older"
+    assert (tmp_path / "o.safetensors").read_bytes() == OLDER
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -12,6 +12,7 @@ import convert_nvfp4 as c
 from nvfp4.numeric.rotation import LARGEST_ROTATED
 from support.conversions import RECIPE, torchrun
 from support.extremes import DTYPES, WEIGHTS
+from support.files import OLDER
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +56,7 @@ def elsewhere(source: Path, out: Path, arguments: list[str]) -> None:
     for path in moved.iterdir():
         os.utime(path, (1e9, 1e9))
     other = moved.parent / "another name.safetensors"
-    other.write_bytes(b"older")
+    other.write_bytes(OLDER)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(moved)
         convert(Path(), other, [word.replace(str(source), str(moved)) for word in arguments])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import convert_nvfp4 as c
 from support.conversions import convert_tiny
+from support.files import OLDER
 from support.kills import NAMES, command, killed, needs_sigkill
 from support.paths import ROOT
 
@@ -162,12 +163,12 @@ def test_what_a_run_of_other_shards_left_is_told(tiny, tmp_path, capsys):
 @needs_sigkill
 def test_a_complete_output_is_not_left_by_a_killed_run(tiny, tmp_path, capsys):
     out, shards = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
-    out.write_bytes(b"older")
+    out.write_bytes(OLDER)
     killed(tiny, out)
     assert c.main(command(tiny, out, *shards)) == 0
     told = "note: o.safetensors.partial of an earlier run are still there; delete them\n"
     assert told in capsys.readouterr().out
-    assert out.read_bytes() == b"older"
+    assert out.read_bytes() == OLDER
 
 
 @needs_sigkill

@@ -10,7 +10,7 @@ import convert_nvfp4 as c
 from nvfp4.compare.entry import compare_models
 from support.broken import CASES, Stored, write_case
 from support.conversions import convert_and_measure, convert_tiny
-from support.files import raw_safetensors
+from support.files import OLDER, raw_safetensors
 
 
 def verify(path, *arguments, capsys):
@@ -331,7 +331,7 @@ def test_a_defect_of_a_conversion_keeps_it_from_being_published(
     tiny, tmp_path, capsys, monkeypatch
 ):
     out = tmp_path / "o.safetensors"
-    out.write_bytes(b"older")
+    out.write_bytes(OLDER)
     swizzle = c.swizzle
     monkeypatch.setattr(c, "swizzle", lambda scales: swizzle(scales).view(torch.uint8).fill_(0x7F))
     assert (
@@ -341,7 +341,7 @@ def test_a_defect_of_a_conversion_keeps_it_from_being_published(
         == 1
     )
     assert "o.safetensors.partial: scales are NaN" in capsys.readouterr().err
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"older"]
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [OLDER]
 
 
 def test_legacy_files_need_input_scales_only_for_fp8_matmul(tiny, tmp_path, capsys):

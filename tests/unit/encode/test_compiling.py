@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,14 @@ from nvfp4.formats.int8 import INT8
 from nvfp4.formats.mxfp8 import MXFP8
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.formats.w4a8 import W4A8
-from nvfp4.numeric.compiled import as_bytes, compile_kernels, is_nothing_to_compile
+from nvfp4.numeric import compiled
+from nvfp4.numeric.compiled import (
+    as_bytes,
+    compile_kernels,
+    is_nothing_to_compile,
+    kernel_caches,
+    prepared_kernels,
+)
 from nvfp4.numeric.scale_search import mse_block_scales
 from support.paths import ROOT
 
@@ -89,6 +97,43 @@ def test_what_is_compiled_is_not_compiled_again():
     pytest.importorskip("numba")
     compile_kernels()
     assert is_nothing_to_compile()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def bar(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "mended"), [("nbi", cut, True), ("nbc", cut, True), ("nbi", bar, False)]
+)
+def test_a_damaged_cache_keeps_nobody_from_converting(
+    tmp_path, monkeypatch, suffix, damage, mended
+):
+    """As of a full disk: it is compiled anew, and kept where that is possible."""
+    numba = pytest.importorskip("numba")
+
+    def check_one(kernels):
+        assert kernels.encode_fp8(torch.ones(4, 4), torch.tensor(1.0))[0].float().sum() == 16
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiled, "check_kernels", check_one)
+    try:
+        prepared_kernels.cache_clear()
+        compile_kernels()
+        (path,) = tmp_path.rglob(f"*encode_bytes*.{suffix}")
+        damage(path)
+        assert not is_nothing_to_compile()
+        prepared_kernels.cache_clear()
+        compile_kernels()
+        index = kernel_caches()["encode_bytes"]
+        assert mended == (Path(index._index_path).is_file() and bool(index._load_index()))
+    finally:
+        prepared_kernels.cache_clear()
 
 
 @pytest.mark.slow

@@ -108,6 +108,48 @@ def test_swapped_places_are_recognised(folder):
     assert (folder / "m.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("chosen", [{}, {"dry_run": True}, {"target_ratio": 0.5}])
+def test_a_file_of_another_program_is_not_overwritten(folder, chosen):
+    """Whoever types two models may take both for sources."""
+    for data in ((folder / "m.safetensors").read_bytes(), b"what is this", bytes(9)):
+        (folder / "other.safetensors").write_bytes(data)
+        with pytest.raises(ConvertError) as found:
+            convert(task(folder, "m", "other", **chosen))
+        assert str(found.value) == (
+            f"{folder / 'other.safetensors'}: is no output of this program, and would be "
+            "overwritten; delete it first, or give a folder as the last place to convert several "
+            "models"
+        )
+        assert (folder / "other.safetensors").read_bytes() == data
+
+
+def test_an_earlier_output_and_an_empty_file_are_replaced(folder):
+    earlier = folder / "earlier.safetensors"
+    earlier.write_bytes(b"")
+    for recipe in ("mixed", "scaled-fp8", "fp8"):
+        convert(task(folder, "m", "earlier", recipe=recipe))
+    assert earlier.read_bytes() == (folder / "fp8.safetensors").read_bytes()
+
+
+def test_an_output_that_is_the_source_is_told_so(folder):
+    with pytest.raises(ConvertError, match=r"m\.safetensors: is an input of this conversion"):
+        convert(task(folder, "m", "m"))
+
+
+@pytest.mark.parametrize("option", ["report", "layer_config_out"])
+@pytest.mark.parametrize(
+    "name", ["x.safetensors.index.json", "x.safetensors.index.fp16.json", "config.json"]
+)
+def test_a_text_does_not_overwrite_a_part_of_a_model(folder, option, name):
+    (folder / name).write_text("{}")
+    with pytest.raises(ConvertError, match=r"json: is a part of a model, and would be overwritten"):
+        convert(task(folder, "m", "new", **{option: folder / name}))
+    assert (folder / name).read_text() == "{}"
+    (folder / name).unlink()
+    convert(task(folder, "m", "new", **{option: folder / name}))
+    (folder / name).unlink()
+
+
 def test_an_output_that_is_a_folder_or_an_index_is_told(folder, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "shards.safetensors.index.json").touch()
