@@ -3969,6 +3969,8 @@ PRESETS = ("auto", *FAMILIES, *list(GENERAL_PRESETS)[1:])
 
 # ── nvfp4/options/checks.py: Check values that their kinds accept: an Option's `check`, which sees 
 
+# What OUTPUT is given as by mistake, and no folder ends in.
+OTHER_FILES = (".gguf", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".json", ".html")
 # Shards of fewer bytes are refused: their unit was forgotten.
 LEAST_SHARD = 1_000_000
 
@@ -4012,10 +4014,13 @@ def model_name(flag: str, path: Path, given: GivenOptions) -> str:
     problem = f"{flag} must end in .safetensors, as ComfyUI looks for it, or be a folder: {path}"
     if exists(path):
         return f"{problem}; are SOURCE and {flag} swapped?"
+    suffix = path.suffix.lower()
+    if suffix in OTHER_FILES or did_you_mean(suffix, [".safetensors"]):
+        return problem
     if "--make-folder" in given:
         return ""
     # A suffix of letters is that of a file; the dot of wan2.2 belongs to a folder's name.
-    if re.fullmatch(r"\.[a-zA-Z]\w*", path.suffix):
+    if re.fullmatch(r"\.[a-z]\w*", suffix):
         return problem
     create = "create it first, or give --make-folder"
     return f"{flag}: {path}: no such folder; {create} (a file's name would end in .safetensors)"
@@ -5202,15 +5207,21 @@ def parse_options(
 def make_tasks(
     task: type, rows: list[Option], models: list[dict[str, object]]
 ) -> tuple[Options | Verification | Doctor, ...]:
-    """Make a task of each {flag: value}. Raises ConvertError for the first that is wrong."""
+    """Make a task of each {flag: value}. Raises ConvertError for all that are wrong."""
+    tasks, problems = [], {}
     for model in models:
-        # Contradictions are looked for by what was named; the task itself can only see what
-        # differs from the defaults.
-        refuse(contradictions(rows, model))
-    tasks = tuple(task(**{row.name: row.value_in(model) for row in rows}) for model in models)
+        try:
+            # Contradictions are looked for by what was named; the task itself can only see what
+            # differs from the defaults.
+            refuse(contradictions(rows, model))
+            tasks.append(task(**{row.name: row.value_in(model) for row in rows}))
+        except ConvertError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ConvertError(*problems)
     if len(tasks) > 1:
         refuse(clashes(tasks))
-    return tasks
+    return tuple(tasks)
 
 
 def is_missing(row: Option, given: dict[str, object]) -> bool:
@@ -13470,11 +13481,14 @@ def import_problem(comfyui: ComfyUI, answered: dict) -> str:
 # ── nvfp4/encode/compiling.py: Compile kernels in another process, while this one encodes with torc
 
 # What the other process runs. The package, or the single file, is found in the folder that it is
-# given.
-COMPILING = "sys.path.insert(0, sys.argv[1]); import importlib; \
+# given. Nothing is ever written to its stdin: that ends with the process that began this one, which
+# may have been killed.
+COMPILING = "import os, threading; \
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start(); \
+sys.path.insert(0, sys.argv[1]); import importlib; \
 getattr(importlib.import_module(sys.argv[2]), sys.argv[3])()"
 # Seconds; on a slow machine it takes two minutes.
-LONGEST_COMPILING = 900
+LONGEST_COMPILING = 600
 
 
 def start_compiling() -> subprocess.Popen | None:
@@ -13495,9 +13509,18 @@ def start_compiling() -> subprocess.Popen | None:
     )
     silent = subprocess.DEVNULL
     try:
-        return subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent)
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=silent, stderr=silent)
     except OSError:
         return None
+
+
+def wait_for_compiling(process: subprocess.Popen, seconds: float = LONGEST_COMPILING) -> None:
+    """Wait until another process has compiled the kernels; one that hangs is ended."""
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 # ── nvfp4/ranks.py: Processes of a torchrun: which one this is, and how they meet ─────────────────
@@ -13684,7 +13707,7 @@ class Compute:
         statistics does not: a layer that has some waits for them.
         """
         if self.waits_for_kernels(plan):
-            self.compiler.wait()
+            wait_for_compiling(self.compiler)
         if self.compiler is not None and self.compiler.poll() is not None:
             self.compiler = None
             self.load_kernels()

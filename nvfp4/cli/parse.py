@@ -125,15 +125,21 @@ def parse_options(
 def make_tasks(
     task: type, rows: list[Option], models: list[dict[str, object]]
 ) -> tuple[Options | Verification | Doctor, ...]:
-    """Make a task of each {flag: value}. Raises ConvertError for the first that is wrong."""
+    """Make a task of each {flag: value}. Raises ConvertError for all that are wrong."""
+    tasks, problems = [], {}
     for model in models:
-        # Contradictions are looked for by what was named; the task itself can only see what
-        # differs from the defaults.
-        refuse(contradictions(rows, model))
-    tasks = tuple(task(**{row.name: row.value_in(model) for row in rows}) for model in models)
+        try:
+            # Contradictions are looked for by what was named; the task itself can only see what
+            # differs from the defaults.
+            refuse(contradictions(rows, model))
+            tasks.append(task(**{row.name: row.value_in(model) for row in rows}))
+        except ConvertError as error:
+            problems |= dict.fromkeys(error.problems)
+    if problems:
+        raise ConvertError(*problems)
     if len(tasks) > 1:
         refuse(clashes(tasks))
-    return tasks
+    return tuple(tasks)
 
 
 def is_missing(row: Option, given: dict[str, object]) -> bool:

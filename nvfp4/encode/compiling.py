@@ -15,11 +15,14 @@ from nvfp4.numeric.compiled import compile_kernels, is_nothing_to_compile
 from nvfp4.programs import python_command
 
 # What the other process runs. The package, or the single file, is found in the folder that it is
-# given.
-COMPILING = "sys.path.insert(0, sys.argv[1]); import importlib; \
+# given. Nothing is ever written to its stdin: that ends with the process that began this one, which
+# may have been killed.
+COMPILING = "import os, threading; \
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start(); \
+sys.path.insert(0, sys.argv[1]); import importlib; \
 getattr(importlib.import_module(sys.argv[2]), sys.argv[3])()"
 # Seconds; on a slow machine it takes two minutes.
-LONGEST_COMPILING = 900
+LONGEST_COMPILING = 600
 
 
 def start_compiling() -> subprocess.Popen | None:
@@ -40,6 +43,15 @@ def start_compiling() -> subprocess.Popen | None:
     )
     silent = subprocess.DEVNULL
     try:
-        return subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent)
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=silent, stderr=silent)
     except OSError:
         return None
+
+
+def wait_for_compiling(process: subprocess.Popen, seconds: float = LONGEST_COMPILING) -> None:
+    """Wait until another process has compiled the kernels; one that hangs is ended."""
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -14,7 +14,7 @@ from subprocess import Popen
 
 import torch
 
-from nvfp4.encode.compiling import start_compiling
+from nvfp4.encode.compiling import start_compiling, wait_for_compiling
 from nvfp4.errors import ConvertError
 from nvfp4.guides.records import Moments
 from nvfp4.notes import Note, Rank
@@ -129,7 +129,7 @@ class Compute:
         statistics does not: a layer that has some waits for them.
         """
         if self.waits_for_kernels(plan):
-            self.compiler.wait()
+            wait_for_compiling(self.compiler)
         if self.compiler is not None and self.compiler.poll() is not None:
             self.compiler = None
             self.load_kernels()

@@ -9,9 +9,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from nvfp4.errors import did_you_mean
 from nvfp4.files import exists
 from nvfp4.options.option import GivenOptions
 
+# What OUTPUT is given as by mistake, and no folder ends in.
+OTHER_FILES = (".gguf", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".json", ".html")
 # Shards of fewer bytes are refused: their unit was forgotten.
 LEAST_SHARD = 1_000_000
 
@@ -55,10 +58,13 @@ def model_name(flag: str, path: Path, given: GivenOptions) -> str:
     problem = f"{flag} must end in .safetensors, as ComfyUI looks for it, or be a folder: {path}"
     if exists(path):
         return f"{problem}; are SOURCE and {flag} swapped?"
+    suffix = path.suffix.lower()
+    if suffix in OTHER_FILES or did_you_mean(suffix, [".safetensors"]):
+        return problem
     if "--make-folder" in given:
         return ""
     # A suffix of letters is that of a file; the dot of wan2.2 belongs to a folder's name.
-    if re.fullmatch(r"\.[a-zA-Z]\w*", path.suffix):
+    if re.fullmatch(r"\.[a-z]\w*", suffix):
         return problem
     create = "create it first, or give --make-folder"
     return f"{flag}: {path}: no such folder; {create} (a file's name would end in .safetensors)"

@@ -49,6 +49,16 @@ def test_two_models_must_not_become_one_file(tmp_path, capsys):
     assert told(capsys, "a", "b", tmp_path, "--report", "r.json") == sentence
 
 
+def test_all_names_that_are_taken_are_told(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}_nvfp4.safetensors").touch()
+    with pytest.raises(SystemExit):
+        parse_tasks(["a.safetensors", "b.safetensors", "c.safetensors", str(tmp_path)])
+    *_, first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(", or leave out a.safetensors")
+    assert second.endswith(", or leave out b.safetensors")
+
+
 @pytest.mark.parametrize(
     ("output", "sentence"),
     [("y/../x.safetensors", " would be written for a and for b"),

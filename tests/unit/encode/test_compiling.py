@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from nvfp4.encode.compiling import COMPILING, wait_for_compiling
 from nvfp4.encode.compute import Compute
 from nvfp4.formats.encoding import Given
 from nvfp4.formats.fp8 import FP8
@@ -24,6 +25,7 @@ from nvfp4.numeric.compiled import (
     prepared_kernels,
 )
 from nvfp4.numeric.scale_search import mse_block_scales
+from nvfp4.programs import python_command
 from support.paths import ROOT
 
 FORMATS = (NVFP4, INT8, W4A8, FP8, MXFP8)
@@ -40,7 +42,7 @@ class Compiler:
         self.layers -= 1
         return None if self.layers >= 0 else 0
 
-    def wait(self) -> int:
+    def wait(self, **_: object) -> int:
         self.layers = 0
         return 0
 
@@ -91,6 +93,20 @@ def test_nobody_waits_for_the_compiler_at_the_end():
     with compute() as one:
         one.compiler = compiler = Compiler(99)
     assert compiler.killed
+
+
+def test_a_compiler_that_hangs_is_not_waited_for():
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        wait_for_compiling(process, 0.1)
+        assert process.poll() is not None
+
+
+def test_the_compiler_ends_with_who_began_it():
+    program = COMPILING.replace("import importlib;", "import time; time.sleep(60);")
+    command = python_command(Path(sys.executable), program, "folder", seconds=50)
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        process.stdin.close()
+        assert process.wait(timeout=40) == 1
 
 
 def test_what_is_compiled_is_not_compiled_again():

@@ -84,6 +84,14 @@ def test_a_folder_gets_a_made_name_and_a_missing_one_only_on_request(tmp_path):
     assert not new.exists()
 
 
+def test_a_misspelt_file_does_not_become_a_folder(tmp_path):
+    for name in ("out.safetensor", "out.safetensors.json", "out.gguf", "out.sft"):
+        with pytest.raises(ConvertError, match=r"OUTPUT must end in \.safetensors"):
+            Options(source="x.safetensors", output=tmp_path / name, make_folder=True)
+    for name in ("wan2.2", "v1.fast", "out"):
+        Options(source="x.safetensors", output=tmp_path / name, make_folder=True)
+
+
 def test_a_made_name_never_replaces_a_file(tmp_path):
     taken = tmp_path / "x_nvfp4.safetensors"
     taken.touch()
