@@ -776,6 +776,12 @@ def lock(file: BinaryIO) -> bool:
     return True
 
 
+def full_path(path: Path) -> Path:
+    """Make a path whole, as a person is shown it: without `..`; a link is not followed."""
+    # Without the file system, `link/..` would be the folder of the link.
+    return path.parent.resolve() / path.name if ".." in path.parts else path.absolute()
+
+
 def is_still(opened: os.stat_result, path: Path) -> bool:
     """Tell whether a path still leads to the file that was opened.
 
@@ -1395,6 +1401,11 @@ class Model:
         return sum(ref.nbytes for ref in self.tensors.values())
 
     @property
+    def shards(self) -> int:
+        """Count the shards; 0 where the model is one file."""
+        return len(self.files) - 1
+
+    @property
     def beside(self) -> dict[str, TensorRef]:
         """Collect the tensors that are not of the diffusion model, such as a text encoder's."""
         prefix = diffusion_prefix(self.tensors)
@@ -1685,6 +1696,9 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
     if comma and not exists(path) and exists(input_path(comma[1])):
         written = comma[2].replace(",", ".")
         raise argparse.ArgumentTypeError(f"{comma[2]} is no number; write {written}")
+    file, colon, word = str(given).rpartition(":")
+    if colon and not exists(path) and exists(input_path(file or ".")):
+        raise argparse.ArgumentTypeError(f"{given}: the strength {word!r} is no number")
     return Lora(path, strength)
 
 
@@ -4991,6 +5005,12 @@ class ArgumentReader(argparse.ArgumentParser):
             self.refuse(unknown)
         return found
 
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, behind the usage only where nothing was given, and exit with 2."""
+        if len(sys.argv) == 1:
+            self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """End the process; the message of an error begins as those of all errors do."""
         name, error, rest = (message or "").partition("error: ")
@@ -5189,6 +5209,8 @@ def parse_tasks(
         parser.refuse_all(error.problems)
     try:
         models = [*each_model(rows, given, known)] if task is conversion else [given]
+        if recipe:
+            refuse(filter(None, (lacking_gguf(rows, model) for model in models)))
         if foreign or any(is_missing(row, model) for row in rows for model in models):
             raise ConvertError(NOTHING_ASKED)
         return make_tasks(task, rows, models)
@@ -5233,6 +5255,15 @@ def refuse(problems: Iterable[str]) -> None:
     """Raise ConvertError with the first of some problems, if there are any."""
     if problem := next(iter(problems), ""):
         raise ConvertError(problem)
+
+
+def lacking_gguf(rows: list[Option], given: dict[str, object]) -> str:
+    """Say that a recipe's options follow a GGUF which is not given; "" where none does."""
+    follows = any(
+        row.flag in given and [other.flag for other in row.needs] == ["--gguf"] for row in rows
+    )
+    is_lacking = follows and "--gguf" not in given
+    return "it follows a GGUF: add --gguf FILE, see --list-recipes" if is_lacking else ""
 
 
 def goes_with(rows: list[Option]) -> str:
@@ -16645,7 +16676,8 @@ def dynamic_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
         return []
     what = in_number(len(w4a4), "W4A4 layers have no input scale")
     cost = "ComfyUI measures it on every call, which takes one more pass over each input"
-    return [Note(f"{what}: {cost}; --input-scale-summary-json FILE stores it", Rank.HINT)]
+    how = "which is fine; calibration would store it (docs/calibration.md)"
+    return [Note(f"{what}: {cost}, {how}", Rank.HINT)]
 
 
 def card_notes(
@@ -17205,6 +17237,11 @@ def strings(value: object) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
+def noted_value(value: object) -> str:
+    """Write an option's value for a message, of what a file may hold, in one line."""
+    return "not given" if value is None else one_line(str(value)[:EXCERPT])
+
+
 class Journal:
     """Keep OUTPUT.partial.journal: which tensors of the partial files are on the disk.
 
@@ -17375,11 +17412,29 @@ class Journal:
         noted, now = self.head["fingerprint"], job.fingerprint
         over = "without --resume it starts over"
         if not isinstance(noted, dict) or noted.get("plan") != now["plan"]:
-            raise ConvertError(f"--resume: other options than before; give those again; {over}")
+            changed = self.changed(job)
+            told = f"other options than before{changed}; give those again"
+            raise ConvertError(f"--resume: {told}; {over}")
         before = noted["files"] if isinstance(noted.get("files"), list) else []
         if before != now["files"]:
             other = [file[0] for file in now["files"] if file not in before] or ["fewer files"]
             raise ConvertError(f"--resume: {examples(other)} changed since, or was another; {over}")
+
+    def changed(self, job: Job) -> str:
+        """Tell which options differ from those that the journal notes: " (card: ada, now ampere)".
+
+        "" where none does, as in journals of older versions.
+        """
+        before, now = self.head.get("options"), json.loads(json.dumps(job.options.recorded))
+        if not isinstance(before, dict):
+            return ""
+        pairs = {name: (before.get(name), now.get(name)) for name in [*before, *now]}
+        told = [
+            f"--{name.replace('_', '-')}: {noted_value(then)}, now {noted_value(given)}"
+            for name, (then, given) in pairs.items()
+            if then != given
+        ]
+        return f" ({examples(told)})" if told else ""
 
     def start(self, job: Job, partial: list[Path]) -> list[str]:
         """Write and sync the journal's first line, before any file is overwritten.
@@ -17406,6 +17461,7 @@ class Journal:
         # "widened" names the tensors beyond float16, so that a resumed run plans float32 at once;
         # "partial" the files, so that a later run with other shards can tell of leftovers.
         head = {"fingerprint": job.fingerprint, "widened": sorted(self.widened)}
+        head["options"] = job.options.recorded
         head["partial"] = [unfinished(path).name for path in job.files]
         self.file.write(json.dumps(head).encode())
         os.fsync(self.file.fileno())
@@ -17530,7 +17586,8 @@ def output_problems(job: Job) -> list[str]:
             folder = nearest_folder(output)
             # Partial files and shards of an earlier run are overwritten: their space is free.
             free = shutil.disk_usage(folder).free + sum(map(allocated, [*partial, *named]))
-            if free < job.nbytes:
+            # A folder that takes no file, such as one of /sys, may have no space to tell of.
+            if free < job.nbytes and not refused_by(folder):
                 need = f"{exact_size(free)} are free, the output needs {exact_size(job.nbytes)}"
                 problems.append(f"{output.parent}: {need}")
             largest = largest_file(folder)
@@ -17567,7 +17624,8 @@ def refuse_text_targets(options: Options, model: Model) -> None:
             problems.append(os_problem(error, target))
         others.append(target)  # two text outputs must not be the same file either
     if problems:
-        raise ConvertError(*problems)
+        # A text and its `.partial` lie in the same missing folder.
+        raise ConvertError(*dict.fromkeys(problems))
 
 
 def refuse_no_gain(options: Options, model: Model, plans: list[TensorPlan]) -> None:
@@ -20455,7 +20513,7 @@ def told_goal(options: Options) -> str:
 
 def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
     """Render the beginning of the summary, as labels and their texts: file, size, time, layers."""
-    options, path = report.options, report.options.written.absolute()
+    options, path = report.options, full_path(report.options.written)
     size, share = report.output_bytes, percentage(report.output_bytes, report.source_bytes)
     source = f"{share} of the source's {gigabytes(report.source_bytes)}"
     fails = "this would fail, see the end; " if report.problems else ""
@@ -20478,7 +20536,7 @@ def render_use(report: Report, data: dict) -> list[tuple[str, list[str]]]:
     shares, speed, needs = render_work(data["work"]) or ("", "", "")
     more = "--report FILE.html tells of every layer, --verbose prints the tables here"
     if options.report:
-        more = f"every layer and its error: {options.report.absolute()}"
+        more = f"every layer and its error: {full_path(options.report)}"
     errors = render_errors(data["errors"], data["outliers"])
     asked = report.asked.sentence if report.asked else NOT_ASKED
     return [
@@ -23414,6 +23472,9 @@ def verdict_texts(check: Check) -> list[str]:
         inside = "" if kinds else "no defect found in its quantised layers"
         return [f"is {kind.title}, not {kind.instead}: {kind.what_to_do}", *filter(None, [inside])]
     told = VERDICTS[check.outcome]
+    shards, plain = check.model.shards, "" if counted_layers(check) else "nothing is quantised; "
+    if shards and check.outcome <= Outcome.LOADS:
+        told = f"{plain}whole, but in {shards} shards, and ComfyUI takes one file"
     if "other source" in kinds:
         told = "nothing is known of its values"
     harmful = sum(kinds.values())
@@ -23443,12 +23504,12 @@ def check_data(check: Check) -> dict:
     names, took = check.model.tensors, check.asked is not None and check.asked.is_known
     known = took or bool(model_prefixes({name: ref.shape for name, ref in names.items()}))
     loads = check.kind is None and check.outcome < Outcome.WRONG
-    sharded = len(check.model.files) > 1
+    sharded = check.model.shards > 0
     return {
         "task": "verification",
         "version": __version__,
         "file": check.model.files[0].name,
-        "path": str(check.model.files[0].absolute()),
+        "path": str(full_path(check.model.files[0])),
         "bytes": file_bytes(check.model),
         "tensors": len(check.model.tensors),
         "outcome": check.outcome.name,
@@ -23550,7 +23611,7 @@ def printed_report(report: Report) -> str:
     """Write the summary of a conversion for stdout: as text, or with --json as data."""
     if not report.options.json:
         return render_report(report, stdout_width())
-    path = None if report.options.dry_run else str(report.options.written.absolute())
+    path = None if report.options.dry_run else str(full_path(report.options.written))
     return json_line({**summary_data(report), "path": path})
 
 

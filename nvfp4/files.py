@@ -113,6 +113,12 @@ def lock(file: BinaryIO) -> bool:
     return True
 
 
+def full_path(path: Path) -> Path:
+    """Make a path whole, as a person is shown it: without `..`; a link is not followed."""
+    # Without the file system, `link/..` would be the folder of the link.
+    return path.parent.resolve() / path.name if ".." in path.parts else path.absolute()
+
+
 def is_still(opened: os.stat_result, path: Path) -> bool:
     """Tell whether a path still leads to the file that was opened.
 

@@ -196,6 +196,11 @@ class Model:
         return sum(ref.nbytes for ref in self.tensors.values())
 
     @property
+    def shards(self) -> int:
+        """Count the shards; 0 where the model is one file."""
+        return len(self.files) - 1
+
+    @property
     def beside(self) -> dict[str, TensorRef]:
         """Collect the tensors that are not of the diffusion model, such as a text encoder's."""
         prefix = diffusion_prefix(self.tensors)

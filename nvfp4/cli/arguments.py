@@ -88,6 +88,12 @@ class ArgumentReader(argparse.ArgumentParser):
             self.refuse(unknown)
         return found
 
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, behind the usage only where nothing was given, and exit with 2."""
+        if len(sys.argv) == 1:
+            self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """End the process; the message of an error begins as those of all errors do."""
         name, error, rest = (message or "").partition("error: ")

@@ -15,7 +15,7 @@ from nvfp4.cli.doctor import run_doctor
 from nvfp4.cli.parse import parse_tasks
 from nvfp4.conversion import look_ahead, run_phases
 from nvfp4.errors import ConvertError, printable
-from nvfp4.files import exists, is_same, is_still
+from nvfp4.files import exists, full_path, is_same, is_still
 from nvfp4.options import Doctor, Options, Verification
 from nvfp4.progress import SCREEN
 from nvfp4.ranks import read_ranks
@@ -61,7 +61,7 @@ def printed_report(report: Report) -> str:
     """Write the summary of a conversion for stdout: as text, or with --json as data."""
     if not report.options.json:
         return render_report(report, stdout_width())
-    path = None if report.options.dry_run else str(report.options.written.absolute())
+    path = None if report.options.dry_run else str(full_path(report.options.written))
     return json_line({**summary_data(report), "path": path})
 
 

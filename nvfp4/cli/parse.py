@@ -107,6 +107,8 @@ def parse_tasks(
         parser.refuse_all(error.problems)
     try:
         models = [*each_model(rows, given, known)] if task is conversion else [given]
+        if recipe:
+            refuse(filter(None, (lacking_gguf(rows, model) for model in models)))
         if foreign or any(is_missing(row, model) for row in rows for model in models):
             raise ConvertError(NOTHING_ASKED)
         return make_tasks(task, rows, models)
@@ -151,6 +153,15 @@ def refuse(problems: Iterable[str]) -> None:
     """Raise ConvertError with the first of some problems, if there are any."""
     if problem := next(iter(problems), ""):
         raise ConvertError(problem)
+
+
+def lacking_gguf(rows: list[Option], given: dict[str, object]) -> str:
+    """Say that a recipe's options follow a GGUF which is not given; "" where none does."""
+    follows = any(
+        row.flag in given and [other.flag for other in row.needs] == ["--gguf"] for row in rows
+    )
+    is_lacking = follows and "--gguf" not in given
+    return "it follows a GGUF: add --gguf FILE, see --list-recipes" if is_lacking else ""
 
 
 def goes_with(rows: list[Option]) -> str:

@@ -71,7 +71,7 @@ def advice(side: Side) -> list[tuple[Outcome, str]]:
             "convert with a GGUF that keeps them F32, or with --dtype float32"
         )
         found.append((Outcome.LOADS, text))
-    if not side.is_gguf and len(side.model.files) > 1:
+    if not side.is_gguf and side.model.shards:
         text = "ComfyUI's diffusion-model loader takes one file, not shards: convert it to one"
         found.append((Outcome.FAILS, text))
     return found
@@ -129,8 +129,8 @@ def verdict(side: Side) -> dict:
     if side.kind:
         advised = [(Outcome.LOADS, side.kind.what_to_do)]
     ending = f"is {side.kind.title}, not {side.kind.instead}" if side.kind else ""
-    if len(side.model.files) > 1 and not side.findings and not side.kind:
-        ending = f"is whole, but in {len(side.model.files)} shards, which ComfyUI does not load"
+    if side.model.shards and not side.findings and not side.kind:
+        ending = f"is whole, but in {side.model.shards} shards, which ComfyUI does not load"
     if instead := lone_shard(side.path):
         ending, advised = "is one shard of several, not a whole model", [(Outcome.FAILS, instead)]
     outcomes = [finding.outcome for finding in side.findings] + [level for level, _ in advised]

@@ -170,6 +170,9 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
     if comma and not exists(path) and exists(input_path(comma[1])):
         written = comma[2].replace(",", ".")
         raise argparse.ArgumentTypeError(f"{comma[2]} is no number; write {written}")
+    file, colon, word = str(given).rpartition(":")
+    if colon and not exists(path) and exists(input_path(file or ".")):
+        raise argparse.ArgumentTypeError(f"{given}: the strength {word!r} is no number")
     return Lora(path, strength)
 
 

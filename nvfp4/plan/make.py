@@ -186,7 +186,8 @@ def dynamic_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
         return []
     what = in_number(len(w4a4), "W4A4 layers have no input scale")
     cost = "ComfyUI measures it on every call, which takes one more pass over each input"
-    return [Note(f"{what}: {cost}; --input-scale-summary-json FILE stores it", Rank.HINT)]
+    how = "which is fine; calibration would store it (docs/calibration.md)"
+    return [Note(f"{what}: {cost}, {how}", Rank.HINT)]
 
 
 def card_notes(

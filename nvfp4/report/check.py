@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from nvfp4.asking.answers import NOT_ASKED
 from nvfp4.errors import examples, gigabytes, in_number
 from nvfp4.families import model_prefixes
+from nvfp4.files import full_path
 from nvfp4.formats.base import readable_formats
 from nvfp4.options import __version__
 from nvfp4.quantisers import QUANTISERS
@@ -65,6 +66,9 @@ def verdict_texts(check: Check) -> list[str]:
         inside = "" if kinds else "no defect found in its quantised layers"
         return [f"is {kind.title}, not {kind.instead}: {kind.what_to_do}", *filter(None, [inside])]
     told = VERDICTS[check.outcome]
+    shards, plain = check.model.shards, "" if counted_layers(check) else "nothing is quantised; "
+    if shards and check.outcome <= Outcome.LOADS:
+        told = f"{plain}whole, but in {shards} shards, and ComfyUI takes one file"
     if "other source" in kinds:
         told = "nothing is known of its values"
     harmful = sum(kinds.values())
@@ -94,12 +98,12 @@ def check_data(check: Check) -> dict:
     names, took = check.model.tensors, check.asked is not None and check.asked.is_known
     known = took or bool(model_prefixes({name: ref.shape for name, ref in names.items()}))
     loads = check.kind is None and check.outcome < Outcome.WRONG
-    sharded = len(check.model.files) > 1
+    sharded = check.model.shards > 0
     return {
         "task": "verification",
         "version": __version__,
         "file": check.model.files[0].name,
-        "path": str(check.model.files[0].absolute()),
+        "path": str(full_path(check.model.files[0])),
         "bytes": file_bytes(check.model),
         "tensors": len(check.model.tensors),
         "outcome": check.outcome.name,

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from nvfp4.asking.answers import NOT_ASKED
 from nvfp4.errors import examples, gigabytes, in_number, percentage
 from nvfp4.families import TRANSFORMER_BLOCKS
+from nvfp4.files import full_path
 from nvfp4.model import bare
 from nvfp4.notes import by_rank
 from nvfp4.numeric.damage import Damage
@@ -274,7 +275,7 @@ def told_goal(options: Options) -> str:
 
 def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
     """Render the beginning of the summary, as labels and their texts: file, size, time, layers."""
-    options, path = report.options, report.options.written.absolute()
+    options, path = report.options, full_path(report.options.written)
     size, share = report.output_bytes, percentage(report.output_bytes, report.source_bytes)
     source = f"{share} of the source's {gigabytes(report.source_bytes)}"
     fails = "this would fail, see the end; " if report.problems else ""
@@ -297,7 +298,7 @@ def render_use(report: Report, data: dict) -> list[tuple[str, list[str]]]:
     shares, speed, needs = render_work(data["work"]) or ("", "", "")
     more = "--report FILE.html tells of every layer, --verbose prints the tables here"
     if options.report:
-        more = f"every layer and its error: {options.report.absolute()}"
+        more = f"every layer and its error: {full_path(options.report)}"
     errors = render_errors(data["errors"], data["outliers"])
     asked = report.asked.sentence if report.asked else NOT_ASKED
     return [

@@ -106,7 +106,8 @@ def output_problems(job: Job) -> list[str]:
             folder = nearest_folder(output)
             # Partial files and shards of an earlier run are overwritten: their space is free.
             free = shutil.disk_usage(folder).free + sum(map(allocated, [*partial, *named]))
-            if free < job.nbytes:
+            # A folder that takes no file, such as one of /sys, may have no space to tell of.
+            if free < job.nbytes and not refused_by(folder):
                 need = f"{exact_size(free)} are free, the output needs {exact_size(job.nbytes)}"
                 problems.append(f"{output.parent}: {need}")
             largest = largest_file(folder)
@@ -143,7 +144,8 @@ def refuse_text_targets(options: Options, model: Model) -> None:
             problems.append(os_problem(error, target))
         others.append(target)  # two text outputs must not be the same file either
     if problems:
-        raise ConvertError(*problems)
+        # A text and its `.partial` lie in the same missing folder.
+        raise ConvertError(*dict.fromkeys(problems))
 
 
 def refuse_no_gain(options: Options, model: Model, plans: list[TensorPlan]) -> None:

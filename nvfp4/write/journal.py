@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from nvfp4.errors import ConvertError, examples
+from nvfp4.errors import EXCERPT, ConvertError, examples, one_line
 from nvfp4.files import is_linked, is_of_size, is_still, lock, rename, stamp, translated, unfinished
 from nvfp4.layout import Job
 from nvfp4.notes import Note, Rank
@@ -62,6 +62,11 @@ def strings(value: object) -> list[str]:
     A journal may be damaged, so that no value in it is trusted to have its type.
     """
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def noted_value(value: object) -> str:
+    """Write an option's value for a message, of what a file may hold, in one line."""
+    return "not given" if value is None else one_line(str(value)[:EXCERPT])
 
 
 class Journal:
@@ -234,11 +239,29 @@ class Journal:
         noted, now = self.head["fingerprint"], job.fingerprint
         over = "without --resume it starts over"
         if not isinstance(noted, dict) or noted.get("plan") != now["plan"]:
-            raise ConvertError(f"--resume: other options than before; give those again; {over}")
+            changed = self.changed(job)
+            told = f"other options than before{changed}; give those again"
+            raise ConvertError(f"--resume: {told}; {over}")
         before = noted["files"] if isinstance(noted.get("files"), list) else []
         if before != now["files"]:
             other = [file[0] for file in now["files"] if file not in before] or ["fewer files"]
             raise ConvertError(f"--resume: {examples(other)} changed since, or was another; {over}")
+
+    def changed(self, job: Job) -> str:
+        """Tell which options differ from those that the journal notes: " (card: ada, now ampere)".
+
+        "" where none does, as in journals of older versions.
+        """
+        before, now = self.head.get("options"), json.loads(json.dumps(job.options.recorded))
+        if not isinstance(before, dict):
+            return ""
+        pairs = {name: (before.get(name), now.get(name)) for name in [*before, *now]}
+        told = [
+            f"--{name.replace('_', '-')}: {noted_value(then)}, now {noted_value(given)}"
+            for name, (then, given) in pairs.items()
+            if then != given
+        ]
+        return f" ({examples(told)})" if told else ""
 
     def start(self, job: Job, partial: list[Path]) -> list[str]:
         """Write and sync the journal's first line, before any file is overwritten.
@@ -265,6 +288,7 @@ class Journal:
         # "widened" names the tensors beyond float16, so that a resumed run plans float32 at once;
         # "partial" the files, so that a later run with other shards can tell of leftovers.
         head = {"fingerprint": job.fingerprint, "widened": sorted(self.widened)}
+        head["options"] = job.options.recorded
         head["partial"] = [unfinished(path).name for path in job.files]
         self.file.write(json.dumps(head).encode())
         os.fsync(self.file.fileno())

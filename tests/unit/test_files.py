@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from nvfp4.errors import ConvertError
-from nvfp4.files import rename, translated, unfinished, write_bytes, write_text, write_unfinished
+from nvfp4.files import (
+    full_path,
+    rename,
+    translated,
+    unfinished,
+    write_bytes,
+    write_text,
+    write_unfinished,
+)
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -102,3 +110,14 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ConvertError, match="cannot write: No space left"):
         write_bytes(b"x", tmp_path / "out.csv")
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_path_is_shown_without_dots(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "b" / "c")
+    assert full_path(tmp_path / "a" / ".." / "x") == tmp_path.resolve() / "x"
+    assert full_path(tmp_path / "a" / "link" / ".." / "x") == tmp_path.resolve() / "b" / "x"
+    assert full_path(tmp_path / "a" / "link") == tmp_path / "a" / "link"
+    monkeypatch.chdir(tmp_path / "a")
+    assert full_path(Path("../x")) == tmp_path.resolve() / "x"

@@ -92,10 +92,13 @@ def test_other_options_or_a_changed_source_are_refused(tmp_path, capsys):
     )
     assert done.returncode == -signal.SIGKILL
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    for other in (["--scale-search", "amax"], ["--input-scale-value", "0.01"]):
+    for other, told in (
+        (["--scale-search", "amax"], "--scale-search: not given, now amax"),
+        (["--input-scale-value", "0.01"], "--input-scale-value: not given, now 0.01"),
+    ):
         assert c.main([*arguments, *other]) == 1
         error = capsys.readouterr().err
-        assert "error: --resume: other options than before; give those again; without" in error
+        assert f"error: --resume: other options than before ({told}); give those again" in error
     os.utime(source, ns=(0, 0))
     assert c.main(arguments) == 1
     told = f"error: --resume: {source} changed since, or was another; without --resume it starts"

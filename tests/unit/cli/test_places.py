@@ -100,3 +100,9 @@ def test_places_are_no_options(capsys):
         )
     assert told(capsys, "--input", "a.safetensors").endswith("; SOURCE is no option: SOURCE OUTPUT")
     assert told(capsys, "a", "--quite").endswith("; did you mean --quiet?")
+
+
+def test_a_mistake_is_one_line_without_the_usage(capsys):
+    with pytest.raises(SystemExit):
+        parse_tasks(["a.safetensors", "--dtype", "x"])
+    assert len(capsys.readouterr().err.splitlines()) == 1

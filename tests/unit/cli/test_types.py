@@ -63,6 +63,8 @@ def test_a_decimal_comma_is_told(tmp_path):
     file.touch()
     with pytest.raises(argparse.ArgumentTypeError, match=r"0,8 is no number; write 0\.8"):
         lora_file(f"{file}:0,8")
+    with pytest.raises(argparse.ArgumentTypeError, match="the strength 'abc' is no number"):
+        lora_file(f"{file}:abc")
 
 
 @pytest.mark.parametrize("given", ["~/model.safetensors", "~\\model.safetensors"])

@@ -206,7 +206,8 @@ def test_several_models_have_a_table_each(tmp_path, capsys):
 
 
 def test_a_problem_with_options_of_a_recipe_names_it(capsys):
-    sentence = "--gguf-nvfp4-max-bitdepth needs --gguf (with the options of wan22-ti2v-5b.toml)"
+    sentence = "it follows a GGUF: add --gguf FILE, see --list-recipes"
+    sentence += " (with the options of wan22-ti2v-5b.toml)"
     assert told(capsys, "a", "--recipe-file", "wan22-ti2v-5b") == sentence
     assert told(capsys, "a", "--recipe-file", "wan22").startswith(
         "argument --recipe-file: no file wan22.toml, neither as given nor in recipes/: wan22-cal"
