@@ -31,6 +31,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 
 import contextlib
 import difflib
+import errno
 import os
 import re
 import threading
@@ -566,14 +567,19 @@ def coloured(text: str, stream: TextIO) -> str:
 def show(text: str) -> None:
     """Print a result; a reader that has seen enough, such as `head`, is no error.
 
-    After a broken pipe, stdout leads nowhere, so that all further results vanish in silence.
+    After a broken pipe, stdout leads nowhere, so that all further results vanish in silence. Where
+    the system refuses to write it, as to a full disk, a line tells so, and the process ends with 1.
     """
     SCREEN.clear()
     try:
         print(coloured(text, sys.stdout), flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         # Python flushes stdout when it exits, and would fail with a message of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Windows calls a broken pipe an invalid argument.
+        if error.errno not in (errno.EPIPE, errno.EINVAL):
+            show_problems(ConvertError(f"stdout: cannot write the result: {error.strerror}"))
+            sys.exit(1)
 
 
 def show_problems(error: ConvertError) -> None:
@@ -592,7 +598,6 @@ def show_problems(error: ConvertError) -> None:
 
 import argparse
 import dataclasses
-import errno
 import functools
 import importlib
 import importlib.util

@@ -1,6 +1,8 @@
-"""Colours: of ranks, on terminals alone."""
+"""Colours: of ranks, on terminals alone; and a stdout that takes no result."""
 
+import errno
 import io
+import os
 
 import pytest
 
@@ -57,3 +59,24 @@ def test_no_colours_where_they_are_not_wanted(monkeypatch, variable):
 @pytest.mark.usefixtures("_understood")
 def test_pipes_have_no_colours():
     assert coloured(TEXT, io.StringIO()) == TEXT
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        show(TEXT)
+        show(TEXT)
+
+
+def test_a_result_that_cannot_be_written_is_told(monkeypatch, tmp_path, capsys):
+    (tmp_path / "log").touch()
+    with os.fdopen(os.open(tmp_path / "log", os.O_RDONLY), "w") as out:
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", out)
+            with pytest.raises(SystemExit) as stop:
+                show(TEXT)
+        assert stop.value.code == 1
+    told = f"error: stdout: cannot write the result: {os.strerror(errno.EBADF)}\n"
+    assert capsys.readouterr().err == told
