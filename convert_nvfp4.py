@@ -5304,7 +5304,7 @@ def each_model(
 
 
 def clashes(tasks: list[Options]) -> Iterator[str]:
-    """Find files that one of several conversions would write for another, or over its inputs."""
+    """Find files that two of several conversions would write, in whatever spelling."""
     owners: dict[str, Path] = {}
     for task in tasks:
         for path in (task.output, *task.texts):
@@ -5312,10 +5312,6 @@ def clashes(tasks: list[Options]) -> Iterator[str]:
             if place in owners:
                 yield f"{path} would be written for {owners[place]} and for {task.source}"
             owners[place] = task.source
-            for other in tasks:
-                if other is not task and place in map(real_place, other.inputs):
-                    needed = f"over what {other.source} needs"
-                    yield f"{path} would be written for {task.source} {needed}"
 
 
 def real_place(path: Path) -> str:
@@ -23583,6 +23579,10 @@ def render_check(check: Check, width: int | None = None) -> str:
 
 # ── nvfp4/cli/entry.py: Carry out what the command line asks for, and end with its status ─────────
 
+# Processes of a torchrun meet once, for one conversion.
+NOT_SHARED = "several processes share one conversion: run torchrun once for each model"
+
+
 def run(task: Options | Verification) -> tuple[str, int]:
     """Carry out a task: convert and write the reports asked for, or check a file.
 
@@ -23655,8 +23655,11 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
     """
     if len(tasks) == 1:
         return carry_out(tasks[0])
-    if problems := problems_ahead(tasks):
+    ranks = read_ranks()
+    problems = [NOT_SHARED] if ranks.size > 1 else problems_ahead(tasks)
+    if problems and ranks.is_first:
         show_problems(ConvertError(*problems))
+    if problems:
         return 1
     for number, task in enumerate(tasks):
         if status := carry_out(task):

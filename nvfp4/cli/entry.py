@@ -27,6 +27,9 @@ from nvfp4.report.texts import write_texts
 from nvfp4.stored.defects import Outcome
 from nvfp4.verify import verify_file
 
+# Processes of a torchrun meet once, for one conversion.
+NOT_SHARED = "several processes share one conversion: run torchrun once for each model"
+
 
 def run(task: Options | Verification) -> tuple[str, int]:
     """Carry out a task: convert and write the reports asked for, or check a file.
@@ -100,8 +103,11 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
     """
     if len(tasks) == 1:
         return carry_out(tasks[0])
-    if problems := problems_ahead(tasks):
+    ranks = read_ranks()
+    problems = [NOT_SHARED] if ranks.size > 1 else problems_ahead(tasks)
+    if problems and ranks.is_first:
         show_problems(ConvertError(*problems))
+    if problems:
         return 1
     for number, task in enumerate(tasks):
         if status := carry_out(task):

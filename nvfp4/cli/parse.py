@@ -197,7 +197,7 @@ def each_model(
 
 
 def clashes(tasks: list[Options]) -> Iterator[str]:
-    """Find files that one of several conversions would write for another, or over its inputs."""
+    """Find files that two of several conversions would write, in whatever spelling."""
     owners: dict[str, Path] = {}
     for task in tasks:
         for path in (task.output, *task.texts):
@@ -205,10 +205,6 @@ def clashes(tasks: list[Options]) -> Iterator[str]:
             if place in owners:
                 yield f"{path} would be written for {owners[place]} and for {task.source}"
             owners[place] = task.source
-            for other in tasks:
-                if other is not task and place in map(real_place, other.inputs):
-                    needed = f"over what {other.source} needs"
-                    yield f"{path} would be written for {task.source} {needed}"
 
 
 def real_place(path: Path) -> str:
