@@ -9,7 +9,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 
 from nvfp4.cli.console import announce, tolerate_consoles
 from nvfp4.logs.command import parse_analysis
-from nvfp4.requirements import REQUIRED, require
+from nvfp4.requirements import REQUIRED, load_torch, require
 
 if __name__ == "__main__":
     # --help, --version and wrong options are answered here, before torch takes seconds to load.
@@ -17,6 +17,7 @@ if __name__ == "__main__":
     parse_analysis()
     require(*REQUIRED)
     announce()
+    load_torch()
 
 from nvfp4.logs.entry import analyze_log
 

@@ -86,7 +86,7 @@ def test_a_script_over_the_package_is_thin(script):
     assert len((ROOT / script).read_text(encoding="utf-8").splitlines()) < 40
 
 
-@pytest.mark.parametrize("script", ["convert_nvfp4.py", "compare_models.py"])
+@pytest.mark.parametrize("script", [*SCRIPTS])
 @pytest.mark.parametrize("error", ["ImportError", "OSError"])
 def test_a_broken_torch_is_one_line(script, error, tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text(f"raise {error}('libcudnn.so.9: no such file\\nand more')")
