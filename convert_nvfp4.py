@@ -8467,8 +8467,9 @@ def is_nothing_to_compile() -> bool:
 
     Raises ImportError without numba.
     """
+    caches = kernel_caches()
     # The machine code of a loop has that of all loops that it calls.
-    caches = [kept for name, kept in kernel_caches().items() if name in Kernels.__slots__]
+    caches = [caches[name] for name in Kernels.__slots__ if name in caches]
     try:
         # An index that is older than the kernels' file, or of another numba, is read as empty.
         return all(cache._load_index() for cache in caches)
@@ -8479,12 +8480,13 @@ def is_nothing_to_compile() -> bool:
 def kernel_caches() -> dict[str, object]:
     """Return numba's caches, {kernel: its cache}; none where it found no folder for them.
 
-    Raises ImportError without numba.
+    Nor where a later numba keeps them under other names. Raises ImportError without numba.
     """
-    names = prepared_kernels(kept=True)
-    kernels = {kernel.__name__: names[kernel.__name__] for kernel in ALL_KERNELS}
-    caches = {name: getattr(one._cache, "_cache_file", None) for name, one in kernels.items()}
-    return {name: cache for name, cache in caches.items() if cache}
+    names, found = prepared_kernels(kept=True), {}
+    for name in (kernel.__name__ for kernel in ALL_KERNELS):
+        if cache := getattr(getattr(names[name], "_cache", None), "_cache_file", None):
+            found[name] = cache
+    return found
 
 
 def compile_kernels() -> Kernels:
@@ -13563,6 +13565,8 @@ def wait_for_compiling(process: subprocess.Popen, seconds: float = LONGEST_COMPI
 # One rank may wait for another for hours, where layers take unequal time. A rank that dies closes
 # its connections, and is noticed at once without any timeout.
 LONGEST_WAIT = timedelta(hours=12)
+# Numbers for the meetings of the ranks: one for each conversion.
+MEETINGS = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -13616,19 +13620,29 @@ def read_ranks() -> Ranks:
     return Ranks(*(int(os.environ[name]) for name in names))
 
 
+@cache
+def meeting_place() -> torch.distributed.Store:
+    """Connect to what all processes of a torchrun write their addresses into."""
+    store, _, _ = next(torch.distributed.rendezvous("env://", timeout=LONGEST_WAIT))
+    return store
+
+
 @contextlib.contextmanager
 def join_ranks() -> Iterator[Ranks]:
     """Meet the other processes of a `torchrun` for the length of the `with` block.
 
     Yields this process's Ranks. The process group is taken down at the end, after an error too, so
-    that the others, which may be waiting in `gather`, learn of it. Without torchrun this does
-    nothing.
+    that the others, which may be waiting in `gather`, learn of it. All ranks have to join equally
+    often. Without torchrun this does nothing.
     """
     ranks = read_ranks()
     if ranks.local is None:
         yield ranks
         return
-    torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+    # At the same place they would find the addresses of a meeting that is over, and wait for ever.
+    place = torch.distributed.PrefixStore(f"meeting {next(MEETINGS)}", meeting_place())
+    found = {"rank": ranks.rank, "world_size": ranks.size, "timeout": LONGEST_WAIT}
+    torch.distributed.init_process_group("gloo", store=place, **found)
     try:
         yield ranks
     finally:

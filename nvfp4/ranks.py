@@ -8,10 +8,12 @@ over gloo, which needs no GPU. Without torchrun there is one rank, ALONE, and no
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 
 import torch
 
@@ -20,6 +22,8 @@ from nvfp4.errors import ConvertError
 # One rank may wait for another for hours, where layers take unequal time. A rank that dies closes
 # its connections, and is noticed at once without any timeout.
 LONGEST_WAIT = timedelta(hours=12)
+# Numbers for the meetings of the ranks: one for each conversion.
+MEETINGS = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +77,29 @@ def read_ranks() -> Ranks:
     return Ranks(*(int(os.environ[name]) for name in names))
 
 
+@cache
+def meeting_place() -> torch.distributed.Store:
+    """Connect to what all processes of a torchrun write their addresses into."""
+    store, _, _ = next(torch.distributed.rendezvous("env://", timeout=LONGEST_WAIT))
+    return store
+
+
 @contextlib.contextmanager
 def join_ranks() -> Iterator[Ranks]:
     """Meet the other processes of a `torchrun` for the length of the `with` block.
 
     Yields this process's Ranks. The process group is taken down at the end, after an error too, so
-    that the others, which may be waiting in `gather`, learn of it. Without torchrun this does
-    nothing.
+    that the others, which may be waiting in `gather`, learn of it. All ranks have to join equally
+    often. Without torchrun this does nothing.
     """
     ranks = read_ranks()
     if ranks.local is None:
         yield ranks
         return
-    torch.distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+    # At the same place they would find the addresses of a meeting that is over, and wait for ever.
+    place = torch.distributed.PrefixStore(f"meeting {next(MEETINGS)}", meeting_place())
+    found = {"rank": ranks.rank, "world_size": ranks.size, "timeout": LONGEST_WAIT}
+    torch.distributed.init_process_group("gloo", store=place, **found)
     try:
         yield ranks
     finally:

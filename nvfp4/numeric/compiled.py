@@ -225,8 +225,9 @@ def is_nothing_to_compile() -> bool:
 
     Raises ImportError without numba.
     """
+    caches = kernel_caches()
     # The machine code of a loop has that of all loops that it calls.
-    caches = [kept for name, kept in kernel_caches().items() if name in Kernels.__slots__]
+    caches = [caches[name] for name in Kernels.__slots__ if name in caches]
     try:
         # An index that is older than the kernels' file, or of another numba, is read as empty.
         return all(cache._load_index() for cache in caches)
@@ -237,12 +238,13 @@ def is_nothing_to_compile() -> bool:
 def kernel_caches() -> dict[str, object]:
     """Return numba's caches, {kernel: its cache}; none where it found no folder for them.
 
-    Raises ImportError without numba.
+    Nor where a later numba keeps them under other names. Raises ImportError without numba.
     """
-    names = prepared_kernels(kept=True)
-    kernels = {kernel.__name__: names[kernel.__name__] for kernel in ALL_KERNELS}
-    caches = {name: getattr(one._cache, "_cache_file", None) for name, one in kernels.items()}
-    return {name: cache for name, cache in caches.items() if cache}
+    names, found = prepared_kernels(kept=True), {}
+    for name in (kernel.__name__ for kernel in ALL_KERNELS):
+        if cache := getattr(getattr(names[name], "_cache", None), "_cache_file", None):
+            found[name] = cache
+    return found
 
 
 def compile_kernels() -> Kernels:

@@ -28,6 +28,19 @@ def test_two_ranks_write_the_same_file(tiny, converted, tmp_path):
     assert sum("relative_rmse" in row for row in rows) == 40
 
 
+def test_several_models_in_one_call(tmp_path):
+    """Each is a meeting of its own, and none is looked for at the place of the one before."""
+    names = [f"m{number}.safetensors" for number in range(5)]
+    for name in names:
+        save_file({f"x.{i}.weight": torch.randn(64, 64) for i in range(8)}, tmp_path / name)
+    (tmp_path / "out").mkdir()
+    given = [*(str(tmp_path / name) for name in names), str(tmp_path / "out")]
+    process = torchrun(*given, "--preset", "all", "--device", "cpu", "--quiet")
+    text, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert text.count("written   ") == len([*(tmp_path / "out").iterdir()]) == len(names)
+
+
 def test_an_error_in_one_rank_ends_all_of_them(tmp_path):
     weights = {f"x.{i}.weight": torch.randn(256, 256) for i in range(8)}
     weights["x.5.weight"][3, 3] = float("nan")
