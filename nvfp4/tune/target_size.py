@@ -252,13 +252,14 @@ def too_small(
     if options.target_size and wanted < LEAST_MEANT:
         return ConvertError(f"{told}; was a unit forgotten, as in 8GB?")
     # What makes more layers open to a choice, that first which costs least.
-    edges = "--edge-blocks 0"
+    edges = "--edge-blocks 0" if options.edge_blocks != 0 else ""
     if options.gguf_keep_edge_blocks_fp16:
         edges += " in place of --gguf-keep-edge-blocks-fp16"
-    ways = [(edges, {"edge_blocks": 0, "gguf_keep_edge_blocks_fp16": False}, "")]
+    opened = {"edge_blocks": 0, "gguf_keep_edge_blocks_fp16": False}
+    ways = [(edges, opened, "")] if edges else []
     if options.has_family:
         harm = " (it may give noise: layers that presets spare are quantised, too)"
-        ways.append((f"{edges} --preset all", {"edge_blocks": 0, "preset": "all"}, harm))
+        ways.append((f"{edges} --preset all".strip(), {**opened, "preset": "all"}, harm))
     best, flags = least, ""
     for words, fields, harm in ways:
         freer = reach_of(dataclasses.replace(options, **fields), model, planner).least

@@ -104,6 +104,7 @@ def blocks(folder, count=8, columns=512):
         ("--target-size 3.5MB --preset smart", "; add --edge-blocks 0, which allows "),
         ("--target-size 3.5MB --preset smart --exclude 3.x", "; add --edge-blocks 0, which "),
         ("--target-size 2.7MB --preset smart", "; add --edge-blocks 0 --preset all, which allows "),
+        ("--target-size 2.7MB --preset smart --edge-blocks 0", "; add --preset all, which allows "),
         ("--target-size 1MB --preset smart", "; the least to ask for is --target-size "),
         ("--target-size 1MB --preset all", "; the least to ask for is --target-size "),
         ("--target-ratio 0.1 --preset smart", "; the least to ask for is --target-ratio "),
