@@ -23597,10 +23597,6 @@ def render_check(check: Check, width: int | None = None) -> str:
 
 # ── nvfp4/cli/entry.py: Carry out what the command line asks for, and end with its status ─────────
 
-# Processes of a torchrun meet once, for one conversion.
-NOT_SHARED = "several processes share one conversion: run torchrun once for each model"
-
-
 def run(task: Options | Verification) -> tuple[str, int]:
     """Carry out a task: convert and write the reports asked for, or check a file.
 
@@ -23673,11 +23669,11 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
     """
     if len(tasks) == 1:
         return carry_out(tasks[0])
-    ranks = read_ranks()
-    problems = [NOT_SHARED] if ranks.size > 1 else problems_ahead(tasks)
-    if problems and ranks.is_first:
-        show_problems(ConvertError(*problems))
-    if problems:
+    # The processes of a torchrun find the same problems; one tells.
+    is_first = read_ranks().is_first
+    if problems := problems_ahead(tasks):
+        if is_first:
+            show_problems(ConvertError(*problems))
         return 1
     for number, task in enumerate(tasks):
         if status := carry_out(task):
@@ -23687,7 +23683,8 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
             )
             which = f"converted: {done}; stopped at: {task.source}; not begun: {left}"
             which += f"; to go on, leave out {done}" * bool(number)
-            print(coloured(printable(f"note: {which}"), sys.stderr), file=sys.stderr)
+            if is_first:
+                print(coloured(printable(f"note: {which}"), sys.stderr), file=sys.stderr)
             return status
     return 0
 

@@ -56,14 +56,6 @@ def test_an_error_in_one_rank_ends_all_of_them(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_several_models_are_refused(tiny, tmp_path):
-    process = torchrun(str(tiny), "b.safetensors", str(tmp_path))
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert errors.count("error: several processes share one conversion: run torchrun once") == 1
-    assert not [*tmp_path.iterdir()]
-
-
 @needs_sigkill
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_dies_fails_the_run_and_another_run_goes_on(tiny, converted, tmp_path, rank):
