@@ -23036,60 +23036,81 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         if not ranks.is_first:
             options = dataclasses.replace(options, quiet=True)
         comfyui = find_comfyui(options.comfyui) if ranks.is_first else None
-        say = partial(phase, quiet=options.quiet)
-        say("reading headers")
-        # Only headers are read here; weights are read while they are measured or encoded.
-        source = read_source(options)
-        source_bytes = file_bytes(source.model)
-        device = pick_device(options.device, ranks)
-        refuse_text_targets(options, source.model)
-        say("reading guides")
-        guides = read_guides(options, source.model)
-        say("planning")
-        planner = partial(make_plans, model=source.model, guides=guides)
-        sized = plan_for_size(options, source.model, planner, ranks)
-        plan = sized.plan if sized else planner(options)
-        refuse_no_gain(options, source.model, plan.plans)
-        tuned = tune_activations(options, plan.plans)
-        plans = tuned.plans
-        # --target-size has looked already, and a real run looks while it writes.
-        if options.dry_run and not sized:
-            plans = widen(plans, float16_overflows(plans, options))
-        job = make_job(options, source.model, plans)
+        planned = plan_conversion(options, ranks)
         if comfyui:
-            say("asking ComfyUI")
-        asked = ask_about_job(comfyui, job)
-        say("preparing the output")
+            phase("asking ComfyUI", quiet=options.quiet)
+        asked = ask_about_job(comfyui, planned.job)
+        phase("preparing the output", quiet=options.quiet)
         if options.dry_run:
-            outcome = rehearse(job, tuned.plans, ranks)
+            outcome = rehearse(planned.job, planned.tuned.plans, ranks)
         else:
-            outcome = produce(job, ranks, observe)
+            outcome = produce(planned.job, ranks, observe)
+    sized = planned.sized
     heard, unfit = (asked.notes, asked.problems) if asked else ((), ())
     return Report(
         options=options,
         plans=tuple(outcome.job.plans),
         origin=outcome.job.origin,
-        source_bytes=source_bytes,
+        source_bytes=planned.source_bytes,
         output_bytes=outcome.job.nbytes,
-        notes=(
-            *plan.notes,
-            *shape_notes(options, plans),
-            *dynamic_notes(options, plans),
-            *card_notes(options, plans, capability_here()),
-            *source.notes,
-            *tuned.notes,
-            *outcome.notes,
-            *heard,
-        ),
+        notes=(*planned.notes, *outcome.notes, *heard),
         problems=(*outcome.problems, *unfit),
         damage=outcome.damage,
-        curve=tuned.curve,
+        curve=planned.tuned.curve,
         sizes=sized.sizes if sized else (),
         size_error=sized.error if sized else 0.0,
         asked=asked,
         seconds=time.monotonic() - began,
-        device=describe_device(device),
+        device=describe_device(planned.device),
     )
+
+
+class Planned(NamedTuple):
+    """Hold what a conversion is before anything is written: its job, where it runs.
+
+    `source_bytes` is the size of its files; `sized` is what --target-size found, None without it;
+    `notes` are those of all phases so far.
+    """
+
+    source_bytes: int
+    sized: SizedPlan | None
+    tuned: Tuned
+    job: Job
+    device: torch.device
+    notes: tuple[str, ...]
+
+
+def plan_conversion(options: Options, ranks: Ranks) -> Planned:
+    """Run the phases from reading headers to the job, laid out to the byte. Raises ConvertError."""
+    say = partial(phase, quiet=options.quiet)
+    say("reading headers")
+    # Only headers are read here; weights are read while they are measured or encoded.
+    source = read_source(options)
+    source_bytes = file_bytes(source.model)
+    device = pick_device(options.device, ranks)
+    refuse_text_targets(options, source.model)
+    say("reading guides")
+    guides = read_guides(options, source.model)
+    say("planning")
+    planner = partial(make_plans, model=source.model, guides=guides)
+    sized = plan_for_size(options, source.model, planner, ranks)
+    plan = sized.plan if sized else planner(options)
+    refuse_no_gain(options, source.model, plan.plans)
+    tuned = tune_activations(options, plan.plans)
+    plans = tuned.plans
+    # --target-size has looked already, and a real run looks while it writes.
+    if options.dry_run and not sized:
+        plans = widen(plans, float16_overflows(plans, options))
+    notes = (
+        *plan.notes,
+        *shape_notes(options, plans),
+        *dynamic_notes(options, plans),
+        *card_notes(options, plans, capability_here()),
+        *source.notes,
+        *tuned.notes,
+    )
+    job = make_job(options, source.model, plans)
+    return Planned(source_bytes, sized, tuned, job, device, notes)
 
 
 # ── nvfp4/stored/needs.py: Tell which ComfyUI a file needs, by the formats of its layers and what e
