@@ -1,4 +1,4 @@
-"""What --verify tells of files that are whole, and no conversion."""
+"""What is told of whole files in shards, by --verify, by comparisons and by their conversion."""
 
 import json
 
@@ -45,3 +45,13 @@ def test_a_folder_that_is_missing_is_told_once(shards, capsys):
         assert main([*given, *more]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert "no such folder; create it first" in line
+
+
+def test_input_scales_are_offered_and_not_asked_for(shards, capsys):
+    """Nearly every first conversion has this hint."""
+    given = [str(shards), str(shards / "o.safetensors"), "--preset", "all", "--quiet", "--dry-run"]
+    told = "which is fine; calibration would store it (docs/calibration.md)"
+    assert main(given) == 0
+    assert told in capsys.readouterr().out
+    assert main([*given, "--no-input-scale"]) == 0
+    assert told not in capsys.readouterr().out
