@@ -40,6 +40,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 
@@ -259,42 +260,50 @@ class Activity:
     """Hold what a program is busy with, and how far it is.
 
     what: words for people; total: bytes, or items where not `in_bytes`, None for what is not
-    counted; began: seconds of `time.monotonic`; name: of the layer that is worked on, "" for none.
-    `told` is whether a log has a line of it.
+    counted; efforts: what all of it takes, in any unit, where some bytes take longer than others;
+    began: seconds of `time.monotonic`; name: of the layer that is worked on, "" for none. `told` is
+    whether a log has a line of it.
     """
 
     what: str
     total: int | None = None
     in_bytes: bool = True
+    efforts: int = 0
     began: float = field(default_factory=time.monotonic)
     done: int = 0
+    spent: int = 0
     name: str = ""
     told: bool = False
-    past: deque[tuple[float, int]] = field(default_factory=deque)
+    past: deque[tuple[float, int, int]] = field(default_factory=deque)
 
-    def update(self, amount: int = 1, name: str = "") -> None:
-        """Count what was done since the last call."""
+    def update(self, amount: int = 1, effort: int = 0) -> None:
+        """Count what was done since the last call, and what it took of `efforts`."""
         self.done += amount
-        self.name = name or self.name
+        self.spent += effort if self.efforts else amount
 
-    def rate(self, now: float) -> float:
-        """Return bytes or items a second, over the last RATE_WINDOW seconds; 0 if none are done."""
+    def rates(self, now: float) -> tuple[float, float]:
+        """Return bytes or items a second, and efforts, over the last RATE_WINDOW seconds.
+
+        Both are 0 if none are done.
+        """
         if not self.past:
-            self.past.append((self.began, 0))
+            self.past.append((self.began, 0, 0))
         if self.done > self.past[-1][1]:
-            self.past.append((now, self.done))
+            self.past.append((now, self.done, self.spent))
         while len(self.past) > 2 and self.past[0][0] < now - RATE_WINDOW:
             self.past.popleft()
-        then, before = self.past[0]
+        then, done, spent = self.past[0]
         # Until a piece is done, the time since the last one counts as well.
-        return (self.done - before) / max(now - then, 1e-3)
+        took = max(now - then, 1e-3)
+        return (self.done - done) / took, (self.spent - spent) / took
 
     def parts(self, now: float, clock: float) -> list[tuple[int, str]]:
         """List what a line says, each with its rank: the highest goes first where it is narrow."""
         if not self.total:
             took = now - self.began
             return [(0, f"{self.what} ..." + f" {duration(took)}" * (took >= SILENCE))]
-        share = min(self.done / self.total, 1)
+        efforts = self.efforts or self.total
+        share = min(self.spent / efforts, 1)
         filled = int(BAR_COLUMNS * share)
         amount = f"{self.done:,}/{self.total:,}"
         made = [
@@ -303,9 +312,9 @@ class Activity:
             (DRAWN_BAR, f"[{'#' * filled}{'-' * (BAR_COLUMNS - filled)}]"),
             (3, sized(self.done, self.total) if self.in_bytes else amount),
         ]
-        rate = self.rate(now)
+        rate, effort_rate = self.rates(now)
         if rate and share >= LEAST_SHARE:
-            left = (self.total - self.done) / rate
+            left = (efforts - self.spent) / effort_rate
             made += [
                 (4, f"{sized(rate)}/s" if self.in_bytes else ""),
                 (2, f"{duration(left)} left"),
@@ -472,14 +481,14 @@ def phase(what: str, *, quiet: bool = False, at_once: bool = False) -> None:
 
 @contextlib.contextmanager
 def progress_bar(
-    what: str, total: int, *, in_bytes: bool = True, quiet: bool = False
+    what: str, total: int, *, in_bytes: bool = True, efforts: int = 0, quiet: bool = False
 ) -> Iterator[Activity]:
     """Open a bar that goes on to `total` by the `update` of what is yielded.
 
     `what` stands in front of it. All bars of all programs are made here, so that all go to stderr,
     and none is shown if `quiet`.
     """
-    activity = Activity(what=what, total=total, in_bytes=in_bytes)
+    activity = Activity(what=what, total=total, in_bytes=in_bytes, efforts=efforts)
     if not quiet:
         SCREEN.begin(activity)
     try:
@@ -514,8 +523,14 @@ def tolerate_consoles() -> None:
     """Have characters that the console lacks printed as question marks, instead of failing.
 
     Windows consoles lack most characters that a tensor's or a file's name may have. Streams that a
-    test put in place of stdout are left alone.
+    test put in place of stdout are left alone. A stream that is closed (`>&-`, pythonw, a service)
+    leads nowhere from then on.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Its number is taken again, too: a model that got number 1 would get what libraries
+            # print.
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -617,7 +632,6 @@ from dataclasses import MISSING
 from functools import cache, cached_property, lru_cache, partial
 from importlib.util import find_spec
 from numbers import Real
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 
@@ -3371,7 +3385,7 @@ def judge_compilers(facts: PythonFacts) -> Iterator[Examined]:
         advice = [] if found else [Advice("hint", faster, f"{pip} {package}")]
         yield Examined(topic="triton", state=found or "not installed", advice=advice)
     else:
-        faster = "large conversions are 2 to 4 times faster with it"
+        faster = "large conversions are two to four times faster with it"
         found = versions.get("numba")
         advice = [] if found else [Advice("hint", faster, f"{pip} numba")]
         yield Examined(topic="numba", state=found or "not installed", advice=advice)
@@ -4846,7 +4860,7 @@ def stdout_width() -> int | None:
 
     Programs that search what was printed find whole sentences on one line.
     """
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         return None
     # A line that fills the last column would make some terminals begin an empty one.
     return max(3 * LABEL_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns - 1))
@@ -5244,7 +5258,8 @@ def make_tasks(
             # Contradictions are looked for by what was named; the task itself can only see what
             # differs from the defaults.
             refuse(contradictions(rows, model))
-            tasks.append(task(**{row.name: row.value_in(model) for row in rows}))
+            values = {row.name: row.value_in(model) for row in rows}
+            tasks.append(make_one(task, values) if len(models) > 1 else task(**values))
         except ConvertError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
@@ -5252,6 +5267,17 @@ def make_tasks(
     if len(tasks) > 1:
         refuse(clashes(tasks))
     return tuple(tasks)
+
+
+def make_one(task: type[Options], values: dict[str, object]) -> Options:
+    """Make one of several conversions; with --resume its output may be there, and complete.
+
+    A name that is made must not be taken, except by a dry run. Whether the file that has it is what
+    this conversion would write is seen by whoever carries it out.
+    """
+    if not values["resume"]:
+        return task(**values)
+    return dataclasses.replace(task(**values | {"dry_run": True}), dry_run=values["dry_run"])
 
 
 def is_missing(row: Option, given: dict[str, object]) -> bool:
@@ -13649,204 +13675,6 @@ def join_ranks() -> Iterator[Ranks]:
         torch.distributed.destroy_process_group()
 
 
-# ── nvfp4/encode/compute.py: Choose a device, and spread work over threads and row chunks ─────────
-
-# From this effort on, in weights of the plain search, compiling for the CPU saves more than the
-# seconds it takes.
-COMPILE_FROM = 100_000_000
-# Rounding a weight by statistics takes about as long as this many weights of the plain search.
-FEEDBACK_COST = 100
-# Cache entries kept: statistics and feedback matrices of the last 2 (CPU) or 4 (GPU) inputs; q, k
-# and v share one.
-RECALLED = {"cpu": 4, "cuda": 8}
-# Weights that a thread works on at once: measured best on two cores.
-CPU_CHUNK = 1 << 19
-# More threads only wait for Python's lock: measured slower again on 16 cores.
-CPU_THREADS = 4
-# Weights that a GPU works on at once: 256 MB in float32, and as much for each intermediate result.
-CUDA_CHUNK = 1 << 26
-
-
-@contextlib.contextmanager
-def single_threaded() -> Iterator[int]:
-    """Keep torch's operations to the thread that calls them; yield how many threads there were.
-
-    Whoever works on chunks of rows in own threads wants this: torch's threads would contend for the
-    same cores. What is summed over a whole tensor comes out the same on any number of cores, too.
-    Torch has one setting for a process, so other threads of the program are affected meanwhile.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
-
-
-class Compute:
-    """Map functions over row chunks: a CPU core each, or large ones on a GPU.
-
-    A chunk's every operation stays in one core's cache, which beats torch's own threads four to
-    one; results do not depend on how many threads there are. It is a context manager: leaving it
-    stops the threads and drops chunks that have not begun.
-    """
-
-    def __init__(
-        self,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-        search: Callable = amax_block_scales,
-        threads: int = 1,
-    ):
-        """Start a pool of threads.
-
-        device: where weights are encoded; dtype: what they are cast to first (--quant-dtype);
-        search: one of SCALE_SEARCHES; threads: those that `single_threaded` yields, of which a CPU
-        uses up to CPU_THREADS; a GPU has one.
-        """
-        self.device, self.dtype, self.search, self.notes = device, dtype, search, []
-        # What `recall` made last, the newest at the end: layers that share an input come in a row.
-        self.recalled: dict[object, object] = {}
-        # Set by `compile`, and only for float32 on a CPU.
-        self.kernels: Kernels | None = None
-        # The process that compiles them meanwhile.
-        self.compiler: Popen | None = None
-        self.rounder = Rounder()
-        on_cpu = device.type == "cpu"
-        self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
-        self.pool = ThreadPoolExecutor(min(CPU_THREADS, threads) if on_cpu else 1)
-
-    def __enter__(self) -> Compute:
-        """Return the Compute itself; its threads exist already."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop the threads, and a compiler that nobody waits for; chunks not begun are dropped."""
-        if self.compiler is not None:
-            self.compiler.kill()
-            self.compiler.wait()
-        self.pool.shutdown(cancel_futures=True)
-
-    def compile(self, plans: list[TensorPlan], *, at_once: bool = True) -> None:
-        """Use compiled kernels where they pay; add a note where something keeps them away.
-
-        plans: what will be encoded. Triton is used on a GPU if any layer is rounded by statistics;
-        numba on a CPU for float32, if the effort is COMPILE_FROM or more. Missing or failing
-        compilers are no error. Unless `at_once`, what is not in numba's cache is compiled in
-        another process meanwhile, and `prepare` takes it over.
-        """
-        if self.device.type == "cuda" and any(plan.moments for plan in plans):
-            try:
-                self.rounder = Rounder(compile_rounder())
-            except ImportError:
-                faster = "pip install triton (on Windows triton-windows) makes rounding by"
-                self.notes.append(Note(f"{faster} statistics several times faster", Rank.HINT))
-        plain = self.device.type == "cpu" and self.dtype is torch.float32
-        if not plain or sum(map(work, plans)) < COMPILE_FROM:
-            return
-        with contextlib.suppress(ImportError):
-            self.compiler = None if at_once else start_compiling()
-        if self.compiler is None:
-            self.load_kernels()
-
-    def prepare(self, plan: TensorPlan) -> None:
-        """Get ready to encode a layer: take compiled kernels over once they are there.
-
-        They give the same bytes as torch's operations, so that it does not matter when. Rounding by
-        statistics does not: a layer that has some waits for them.
-        """
-        if self.waits_for_kernels(plan):
-            wait_for_compiling(self.compiler)
-        if self.compiler is not None and self.compiler.poll() is not None:
-            self.compiler = None
-            self.load_kernels()
-
-    def waits_for_kernels(self, plan: TensorPlan) -> bool:
-        """Tell whether a layer has to wait until kernels are compiled."""
-        return self.compiler is not None and plan.moments is not None
-
-    def load_kernels(self) -> None:
-        """Use compiled kernels from now on, or add a note on what keeps them away."""
-        try:
-            self.kernels = compile_kernels()
-            self.rounder = Rounder(self.kernels.round_columns)
-        except ImportError:
-            what = "pip install numba makes this several times faster, same result"
-            self.notes.append(Note(what, Rank.HINT))
-        except RuntimeError as error:
-            # A broken numba is no reason not to convert: torch's operations do the same.
-            self.notes.append(Note(f"slower, same result: numba: {error}", Rank.NOTE))
-
-    def recall(self, key: Moments | tuple, make: Callable) -> object:
-        """Return what `make(key, device)` returns, from memory if it was made lately.
-
-        Up to RECALLED results are kept, those used last. Keys are Moments, for the statistics of an
-        input, or tuples, for the feedbacks made of them.
-        """
-        if key in self.recalled:
-            # Inserted again, it counts as the newest.
-            self.recalled[key] = self.recalled.pop(key)
-            return self.recalled[key]
-        while len(self.recalled) >= RECALLED[self.device.type]:
-            del self.recalled[next(iter(self.recalled))]
-        self.recalled[key] = make(key, self.device)
-        return self.recalled[key]
-
-    def map(
-        self, function: Callable, weight: torch.Tensor, *more: torch.Tensor, rows: int = 0
-    ) -> list:
-        """Call a function for every chunk of rows of a matrix; return the results in order.
-
-        weight: [N, K]; more: tensors of N rows that are split in the same places, each an argument
-        of the function; rows: how many a chunk has on a CPU, while a GPU takes all at once; without
-        it, chunks have as many rows as CPU_CHUNK or CUDA_CHUNK weights fill.
-        """
-        if rows:
-            rows = rows if self.device.type == "cpu" else len(weight)
-        # A row that is longer than a chunk is one of its own.
-        rows = rows or max(1, self.chunk // weight.shape[1])
-        return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
-
-
-def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
-    """Choose the device by its name in --device; "auto" is a GPU if there is one.
-
-    The ranks of a machine take its GPUs in turn, unless one is asked for by number. Raises
-    ConvertError for a CUDA device that torch does not see.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device, count = torch.device(name), torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConvertError(f"--device {name}: torch sees {count} CUDA devices here")
-    if name == "cuda" and ranks.local is not None:
-        return torch.device("cuda", ranks.local % count)
-    return device
-
-
-def describe_device(device: torch.device) -> str:
-    """Name a device for people: "cpu (2 cores)", or what the driver calls a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cores = torch.get_num_threads()
-    return f"{device.type} ({cores} core{'s' * (cores > 1)})"
-
-
-def capability_here() -> tuple[int, int] | None:
-    """Tell the compute capability of NVIDIA's first card here; None where torch sees none."""
-    if torch.version.hip or not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_capability()
-
-
-def work(plan: TensorPlan) -> int:
-    """Estimate a layer's encoding effort in weights of the plain search.
-
-    Each weight counts once, and FEEDBACK_COST times if the layer is rounded by statistics.
-    """
-    return math.prod(plan.ref.shape) * (FEEDBACK_COST if plan.moments else 1)
-
-
 # ── nvfp4/stages.py: A hook for whoever wants to know what a conversion is busy with ──────────────
 
 # Called with a stage's name, it returns a context that lasts while that stage works on one piece:
@@ -13983,6 +13811,229 @@ def read_ahead(
             # The caller is done with this buffer now; those of small pieces are dropped.
             if buffer.numel() > SMALL_PIECE:
                 free.append(buffer)
+
+
+# ── nvfp4/encode/compute.py: Choose a device, and spread work over threads and row chunks ─────────
+
+# From this effort on, in weights of the plain search, compiling for the CPU saves more than the
+# seconds it takes.
+COMPILE_FROM = 100_000_000
+# From this effort on a run without numba takes a minute or so, and the hint comes at its beginning,
+# too.
+LONG_EFFORT = 200_000_000
+NUMBA_HINT = Note(
+    "pip install numba makes this two to four times faster, with the same bytes", Rank.HINT
+)
+# Encoding one weight takes about as long as reading and writing so many bytes that are copied:
+# measured on two cores without and with numba, and of one card. Only the bar depends on it.
+BYTES_A_WEIGHT = {"cpu": 50, "cuda": 1}
+# Rounding a weight by statistics takes about as long as this many weights of the plain search.
+FEEDBACK_COST = 100
+# Cache entries kept: statistics and feedback matrices of the last 2 (CPU) or 4 (GPU) inputs; q, k
+# and v share one.
+RECALLED = {"cpu": 4, "cuda": 8}
+# Weights that a thread works on at once: measured best on two cores.
+CPU_CHUNK = 1 << 19
+# More threads only wait for Python's lock: measured slower again on 16 cores.
+CPU_THREADS = 4
+# Weights that a GPU works on at once: 256 MB in float32, and as much for each intermediate result.
+CUDA_CHUNK = 1 << 26
+
+
+@contextlib.contextmanager
+def single_threaded() -> Iterator[int]:
+    """Keep torch's operations to the thread that calls them; yield how many threads there were.
+
+    Whoever works on chunks of rows in own threads wants this: torch's threads would contend for the
+    same cores. What is summed over a whole tensor comes out the same on any number of cores, too.
+    Torch has one setting for a process, so other threads of the program are affected meanwhile.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Compute:
+    """Map functions over row chunks: a CPU core each, or large ones on a GPU.
+
+    A chunk's every operation stays in one core's cache, which beats torch's own threads four to
+    one; results do not depend on how many threads there are. It is a context manager: leaving it
+    stops the threads and drops chunks that have not begun.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        search: Callable = amax_block_scales,
+        threads: int = 1,
+    ):
+        """Start a pool of threads.
+
+        device: where weights are encoded; dtype: what they are cast to first (--quant-dtype);
+        search: one of SCALE_SEARCHES; threads: those that `single_threaded` yields, of which a CPU
+        uses up to CPU_THREADS; a GPU has one.
+        """
+        self.device, self.dtype, self.search, self.notes = device, dtype, search, []
+        # What `recall` made last, the newest at the end: layers that share an input come in a row.
+        self.recalled: dict[object, object] = {}
+        # Set by `compile`, and only for float32 on a CPU.
+        self.kernels: Kernels | None = None
+        # The process that compiles them meanwhile.
+        self.compiler: Popen | None = None
+        self.rounder = Rounder()
+        on_cpu = device.type == "cpu"
+        self.chunk = CPU_CHUNK if on_cpu else CUDA_CHUNK
+        self.pool = ThreadPoolExecutor(min(CPU_THREADS, threads) if on_cpu else 1)
+
+    def __enter__(self) -> Compute:
+        """Return the Compute itself; its threads exist already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the threads, and a compiler that nobody waits for; chunks not begun are dropped."""
+        if self.compiler is not None:
+            self.leave_compiler()
+        self.pool.shutdown(cancel_futures=True)
+
+    def compile(self, plans: list[TensorPlan], *, at_once: bool = True) -> None:
+        """Use compiled kernels where they pay; add a note where something keeps them away.
+
+        plans: what will be encoded. Triton is used on a GPU if any layer is rounded by statistics;
+        numba on a CPU for float32, if the effort is COMPILE_FROM or more. Missing or failing
+        compilers are no error. Unless `at_once`, what is not in numba's cache is compiled in
+        another process meanwhile, and `prepare` takes it over.
+        """
+        if self.device.type == "cuda" and any(plan.moments for plan in plans):
+            try:
+                self.rounder = Rounder(compile_rounder())
+            except ImportError:
+                faster = "pip install triton (on Windows triton-windows) makes rounding by"
+                self.notes.append(Note(f"{faster} statistics several times faster", Rank.HINT))
+        plain = self.device.type == "cpu" and self.dtype is torch.float32
+        if not plain or sum(map(work, plans)) < COMPILE_FROM:
+            return
+        with contextlib.suppress(ImportError):
+            self.compiler = None if at_once else start_compiling()
+        if self.compiler is None:
+            self.load_kernels()
+
+    def prepare(self, plan: TensorPlan) -> None:
+        """Get ready to encode a layer: take compiled kernels over once they are there.
+
+        They give the same bytes as torch's operations, so that it does not matter when. Rounding by
+        statistics does not: a layer that has some waits for them.
+        """
+        if self.waits_for_kernels(plan):
+            wait_for_compiling(self.compiler)
+        if self.compiler is not None and self.compiler.poll() is not None:
+            self.leave_compiler()
+            self.load_kernels()
+
+    def leave_compiler(self) -> None:
+        """End the process that compiles, if it has not ended, and let go of it."""
+        self.compiler.kill()
+        # Waits, and closes the pipe that the process watches.
+        self.compiler.communicate()
+        self.compiler = None
+
+    def waits_for_kernels(self, plan: TensorPlan) -> bool:
+        """Tell whether a layer has to wait until kernels are compiled."""
+        return self.compiler is not None and plan.moments is not None
+
+    def effort(self, piece: Piece) -> int:
+        """Estimate what a piece takes, in bytes that are copied."""
+        plan = piece.plan
+        encoding = BYTES_A_WEIGHT[self.device.type] * work(plan) if plan.is_quantised else 0
+        return piece.nbytes + encoding
+
+    def load_kernels(self) -> None:
+        """Use compiled kernels from now on, or add a note on what keeps them away."""
+        try:
+            self.kernels = compile_kernels()
+            self.rounder = Rounder(self.kernels.round_columns)
+        except ImportError:
+            self.notes.append(NUMBA_HINT)
+        except RuntimeError as error:
+            # A broken numba is no reason not to convert: torch's operations do the same.
+            self.notes.append(Note(f"slower, same result: numba: {error}", Rank.NOTE))
+
+    def recall(self, key: Moments | tuple, make: Callable) -> object:
+        """Return what `make(key, device)` returns, from memory if it was made lately.
+
+        Up to RECALLED results are kept, those used last. Keys are Moments, for the statistics of an
+        input, or tuples, for the feedbacks made of them.
+        """
+        if key in self.recalled:
+            # Inserted again, it counts as the newest.
+            self.recalled[key] = self.recalled.pop(key)
+            return self.recalled[key]
+        while len(self.recalled) >= RECALLED[self.device.type]:
+            del self.recalled[next(iter(self.recalled))]
+        self.recalled[key] = make(key, self.device)
+        return self.recalled[key]
+
+    def map(
+        self, function: Callable, weight: torch.Tensor, *more: torch.Tensor, rows: int = 0
+    ) -> list:
+        """Call a function for every chunk of rows of a matrix; return the results in order.
+
+        weight: [N, K]; more: tensors of N rows that are split in the same places, each an argument
+        of the function; rows: how many a chunk has on a CPU, while a GPU takes all at once; without
+        it, chunks have as many rows as CPU_CHUNK or CUDA_CHUNK weights fill.
+        """
+        if rows:
+            rows = rows if self.device.type == "cpu" else len(weight)
+        # A row that is longer than a chunk is one of its own.
+        rows = rows or max(1, self.chunk // weight.shape[1])
+        return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
+
+
+def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """Choose the device by its name in --device; "auto" is a GPU if there is one.
+
+    The ranks of a machine take its GPUs in turn, unless one is asked for by number. Raises
+    ConvertError for a CUDA device that torch does not see.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device, count = torch.device(name), torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConvertError(f"--device {name}: torch sees {count} CUDA devices here")
+    if name == "cuda" and ranks.local is not None:
+        return torch.device("cuda", ranks.local % count)
+    return device
+
+
+def describe_device(device: torch.device) -> str:
+    """Name a device for people: "cpu (2 cores)", or what the driver calls a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = torch.get_num_threads()
+    return f"{device.type} ({cores} core{'s' * (cores > 1)})"
+
+
+def capability_here() -> tuple[int, int] | None:
+    """Tell the compute capability of NVIDIA's first card here; None where torch sees none."""
+    if torch.version.hip or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_capability()
+
+
+def work(plan: TensorPlan) -> int:
+    """Estimate a layer's encoding effort in weights of the plain search.
+
+    Each weight counts once, and FEEDBACK_COST times if the layer is rounded by statistics.
+    """
+    return math.prod(plan.ref.shape) * (FEEDBACK_COST if plan.moments else 1)
+
+
+def takes_long(plans: Iterable[TensorPlan]) -> bool:
+    """Tell whether encoding these without compiled kernels takes a minute or so."""
+    return sum(map(work, plans)) >= LONG_EFFORT
 
 
 # ── nvfp4/encode/float16.py: Find out whether float16 holds what is to be float16 ─────────────────
@@ -18351,6 +18402,7 @@ class PartialFiles:
         self.pending: deque[tuple[Future, int]] = deque()  # writes under way, and their bytes
         self.finished: dict[str, Damage | None] = {}  # written, but not yet synced and noted
         self.waiting = self.unsynced = 0  # bytes submitted, and bytes written since the last sync
+        self.failed = False  # a write or a sync did: what is finished since is not on the disk
 
     def __enter__(self) -> PartialFiles:
         # One worker: writes, notes and syncs happen in the order in which they were submitted.
@@ -18376,11 +18428,25 @@ class PartialFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.writer.shutdown(cancel_futures=True)
-        self.close()
+        try:
+            self.save()
+        finally:
+            self.writer.shutdown(cancel_futures=True)
+            self.close()
         if self.ranks.is_first and not self.journal.keep:
             with contextlib.suppress(OSError):  # Windows deletes no file that another rank has open
                 self.remove()
+
+    def save(self) -> None:
+        """Write, sync and note what was encoded before an interruption, where --resume goes on.
+
+        Else up to SYNC_BYTES of the output, which may be minutes of work, would be done again. What
+        keeps it from being written is not told, as what ended the work is.
+        """
+        is_open = not any(file.closed for file in self.files.values())
+        if self.journal.keep and is_open and self.given:
+            with contextlib.suppress(ConvertError, OSError):
+                self.writer.submit(self.sync).result()
 
     def close(self) -> None:
         """Close the files, and note in `lost` those whose path leads to another file by now.
@@ -18462,19 +18528,26 @@ class PartialFiles:
         """
         file = self.files[path]
         self.unsynced += data.nbytes
-        with self.observe("write"):
-            file.seek(begin)
-            while data:
-                data = data[file.write(data) :]
-        if self.unsynced > SYNC_BYTES:
-            self.sync()
+        try:
+            with self.observe("write"):
+                file.seek(begin)
+                while data:
+                    data = data[file.write(data) :]
+            if self.unsynced > SYNC_BYTES:
+                self.sync()
+        except BaseException:
+            self.failed = True
+            raise
 
     def sync(self) -> None:
         """Bring what was written to the disk, then note the finished tensors in the journal.
 
         Before noting, the source's files are compared with what they were when their headers were
-        read: raises ConvertError if one changed, since its tensors would be of two models.
+        read: raises ConvertError if one changed, since its tensors would be of two models. After a
+        write that failed nothing is noted any more.
         """
+        if self.failed:
+            return
         finished, self.finished = self.finished, {}
         with self.observe("sync"):
             for file in self.files.values():
@@ -18744,13 +18817,19 @@ def encode_tensors(
 ) -> dict[str, Damage]:
     """Read, encode and write these tensors; return {tensor: Damage} of those that are quantised."""
     phase("loading kernels", quiet=options.quiet)
-    compute.compile([plan for plan in plans if plan.is_quantised], at_once=False)
+    quantised = [plan for plan in plans if plan.is_quantised]
+    compute.compile(quantised, at_once=False)
+    if NUMBA_HINT in compute.notes and takes_long(quantised) and not options.quiet:
+        # It is of use before the work, not after it.
+        SCREEN.tell(NUMBA_HINT.line)
     # Layers that have to wait for compiled kernels come last: sorting keeps the order otherwise.
     plans = sorted(plans, key=compute.waits_for_kernels)
     todo = [piece for plan in plans for piece in pieces_of(plan)]
     pinned, found = compute.device.type == "cuda", {}
     nbytes = sum(piece.nbytes for piece in todo)
-    with progress_bar("converting", nbytes, quiet=options.quiet) as bar:
+    # Bytes that are copied take a part of the time that those of a quantised layer do.
+    efforts = sum(map(compute.effort, todo))
+    with progress_bar("converting", nbytes, efforts=efforts, quiet=options.quiet) as bar:
         for piece, data in read_ahead(todo, options.buffers, pinned=pinned, observe=observe):
             plan, name = piece.plan, piece.plan.ref.name
             bar.name = WAITING if compute.waits_for_kernels(plan) else printable(name)
@@ -18776,7 +18855,7 @@ def encode_tensors(
                 if plan.bias:  # noted first, as --resume takes a noted weight for a whole layer
                     output.finish(plan.bias.ref.name, None)
                 output.finish(name, found.get(name))
-            bar.update(piece.nbytes)
+            bar.update(piece.nbytes, compute.effort(piece))
     return found
 
 
@@ -22989,6 +23068,11 @@ def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
 
 # ── nvfp4/conversion.py: Run one conversion from end to end, as the list of its phases ────────────
 
+# Of the tensors that a file has as its source has them, those of so many bytes are compared: norms
+# and biases, which differ in each trained model.
+COMPARED_BYTES = 1 << 20
+
+
 def convert(options: Options, observe: Observe = unobserved) -> Report:
     """Run a conversion, or with `dry_run` plan it, and write the reports that it asks for.
 
@@ -23018,6 +23102,41 @@ def look_ahead(options: Options) -> tuple[Path, ...]:
         refuse_no_gain(options, model, plans)
         refuse_problems(make_job(options, model, plans))
     return (*options.inputs, *model.files)
+
+
+def is_converted(options: Options) -> bool:
+    """Tell whether OUTPUT is what this conversion would write: complete, and made in the same way.
+
+    For several conversions that were stopped, and are asked for again. The record in the file's
+    header has to be the one that this conversion would write, which a dry run makes: version,
+    options, names and sizes of the sources, formats. No input may be newer than the file. Models
+    for high and low noise may be alike in all that, so that the tensors that are copied, up to
+    COMPARED_BYTES each, have to have the source's bytes. Shards are never taken for complete.
+    """
+    output = options.written
+    if options.output_sharded or not exists(output):
+        return False
+    try:
+        there, metadata = read_header(output)
+        record = parse_json(metadata["convert_nvfp4"])
+    except (ConvertError, KeyError, ValueError):
+        return False
+    report = run_phases(dataclasses.replace(options, dry_run=True, quiet=True, comfyui=None))
+    files = {*options.inputs, *(plan.ref.path for plan in report.plans)}
+    newest = max(path.stat().st_mtime_ns for path in files if path.is_file())
+    if record != report.origin or newest > output.stat().st_mtime_ns:
+        return False
+    copied = (
+        plan.ref
+        for plan in report.plans
+        if not (plan.is_quantised or plan.ref.is_changed)
+        and plan.dtype == plan.ref.dtype
+        and plan.ref.nbytes <= COMPARED_BYTES
+    )
+    return all(
+        ref.name in there and torch.equal(load_bytes(ref), load_bytes(there[ref.name]))
+        for ref in copied
+    )
 
 
 @SCREEN
@@ -23676,7 +23795,7 @@ def carry_out(task: Options | Verification) -> int:
         if exists(path) and not (older and is_still(older, path)):
             left = f"{path} was complete already"
         SCREEN.clear()
-        print(f"interrupted: {left}", file=sys.stderr)
+        SCREEN.tell(f"interrupted: {left}")
         return 130
     return status
 
@@ -23692,7 +23811,8 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
         return carry_out(tasks[0])
     # The processes of a torchrun find the same problems; one tells.
     is_first = read_ranks().is_first
-    if problems := problems_ahead(tasks):
+    tasks, problems = not_yet_done(tasks)
+    if problems := [*problems, *problems_ahead(tasks)]:
         if is_first:
             show_problems(ConvertError(*problems))
         return 1
@@ -23703,11 +23823,50 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
                 for some in (tasks[:number], tasks[number + 1 :])
             )
             which = f"converted: {done}; stopped at: {task.source}; not begun: {left}"
-            which += f"; to go on, leave out {done}" * bool(number)
+            go_on = "the same command goes on" if task.resume else f"to go on, leave out {done}"
+            which += f"; {go_on}" * (bool(number) or task.resume)
             if is_first:
-                print(coloured(printable(f"note: {which}"), sys.stderr), file=sys.stderr)
+                tell_broken(f"note: {which}")
             return status
     return 0
+
+
+def tell_broken(text: str) -> None:
+    """Print a line on stderr, on a terminal broken between words."""
+    columns = terminal_columns(sys.stderr)
+    lines = broken(printable(text), columns and columns - 1)
+    SCREEN.tell(coloured("\n".join(lines), sys.stderr))
+
+
+def not_yet_done(tasks: Sequence[Options]) -> tuple[list[Options], list[str]]:
+    """Leave out the conversions that an earlier run of the same command has done, with --resume.
+
+    Returns those that are left, and the problems of made names that other files have. A line on
+    stderr tells of each that is left out.
+    """
+    left, problems = [], []
+    for task in tasks:
+        try:
+            if task.resume and not task.dry_run and is_converted(task):
+                if not task.quiet and read_ranks().is_first:
+                    tell_broken(f"{task.written}: is complete already, made of {task.source}")
+                continue
+            refuse_taken(task)
+            left.append(task)
+        except ConvertError as error:
+            problems += error.problems
+    return left, problems
+
+
+def refuse_taken(task: Options) -> None:
+    """Raise ConvertError if a file has the name that is made for a conversion without OUTPUT.
+
+    Where the output was named by a person, it is replaced.
+    """
+    if task.resume and not task.dry_run:
+        in_folder = dataclasses.replace(task, output=task.output.parent, dry_run=True)
+        if in_folder.output == task.output:
+            dataclasses.replace(task, output=task.output.parent)
 
 
 def problems_ahead(tasks: Sequence[Options]) -> list[str]:
@@ -23737,9 +23896,8 @@ def left_after(task: Options | Verification) -> str:
         return "nothing was written"
     # The journal stays only with --resume; else the partial files were deleted.
     if task.resume:
-        return "--resume goes on from here"
-    later = "with --resume the next run could go on from where it stopped"
-    return f"nothing was written; {later}"
+        return "the same command goes on from here"
+    return "nothing was kept; with --resume from the start it would be"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23757,7 +23915,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         # It came before or after the work, so there is nothing to tell of a file.
         SCREEN.clear()
-        print("interrupted", file=sys.stderr)
+        SCREEN.tell("interrupted")
         return 130
 
 
@@ -23767,9 +23925,10 @@ def interrupt(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    # SIGINT is Ctrl-C; SIGTERM is what torchrun and a shutdown send. Both raise KeyboardInterrupt,
-    # so that partial files are deleted, or kept for --resume, before the program ends.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # SIGINT is Ctrl-C; SIGTERM is what torchrun and a shutdown send; SIGHUP, unknown to Windows, is
+    # what a terminal sends that is closed. All raise KeyboardInterrupt, so that partial files are
+    # deleted, or kept for --resume, before the program ends.
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         # A shell starts a script's background job (`&`) with the signal ignored: leave it so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)

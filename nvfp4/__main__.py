@@ -32,9 +32,10 @@ if __name__ == "__main__":
 from nvfp4.cli.entry import interrupt, main
 
 if __name__ == "__main__":
-    # SIGINT is Ctrl-C; SIGTERM is what torchrun and a shutdown send. Both raise KeyboardInterrupt,
-    # so that partial files are deleted, or kept for --resume, before the program ends.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # SIGINT is Ctrl-C; SIGTERM is what torchrun and a shutdown send; SIGHUP, unknown to Windows, is
+    # what a terminal sends that is closed. All raise KeyboardInterrupt, so that partial files are
+    # deleted, or kept for --resume, before the program ends.
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         # A shell starts a script's background job (`&`) with the signal ignored: leave it so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)

@@ -20,6 +20,7 @@ from nvfp4.asking.find import find_comfyui
 from nvfp4.encode.compute import capability_here, describe_device, pick_device
 from nvfp4.encode.float16 import float16_overflows
 from nvfp4.errors import ConvertError
+from nvfp4.files import exists
 from nvfp4.guides.read import read_guides
 from nvfp4.layout import Job, make_job
 from nvfp4.options import Options
@@ -28,8 +29,10 @@ from nvfp4.plan.records import widen
 from nvfp4.production import produce, refuse_problems, rehearse
 from nvfp4.progress import SCREEN, phase
 from nvfp4.ranks import Ranks, join_ranks, read_ranks
-from nvfp4.read.checkpoint import file_bytes
+from nvfp4.read.checkpoint import file_bytes, read_header
+from nvfp4.read.json_files import parse_json
 from nvfp4.read.parts import refuse_lone_shard
+from nvfp4.read.tensors import load_bytes
 from nvfp4.report.data import Report
 from nvfp4.report.texts import write_texts
 from nvfp4.source.read import read_source
@@ -37,6 +40,10 @@ from nvfp4.stages import Observe, unobserved
 from nvfp4.tune.activations import Tuned, tune_activations
 from nvfp4.tune.target_size import SizedPlan, plan_for_size
 from nvfp4.write.checks import refuse_no_gain, refuse_text_targets
+
+# Of the tensors that a file has as its source has them, those of so many bytes are compared: norms
+# and biases, which differ in each trained model.
+COMPARED_BYTES = 1 << 20
 
 
 def convert(options: Options, observe: Observe = unobserved) -> Report:
@@ -68,6 +75,41 @@ def look_ahead(options: Options) -> tuple[Path, ...]:
         refuse_no_gain(options, model, plans)
         refuse_problems(make_job(options, model, plans))
     return (*options.inputs, *model.files)
+
+
+def is_converted(options: Options) -> bool:
+    """Tell whether OUTPUT is what this conversion would write: complete, and made in the same way.
+
+    For several conversions that were stopped, and are asked for again. The record in the file's
+    header has to be the one that this conversion would write, which a dry run makes: version,
+    options, names and sizes of the sources, formats. No input may be newer than the file. Models
+    for high and low noise may be alike in all that, so that the tensors that are copied, up to
+    COMPARED_BYTES each, have to have the source's bytes. Shards are never taken for complete.
+    """
+    output = options.written
+    if options.output_sharded or not exists(output):
+        return False
+    try:
+        there, metadata = read_header(output)
+        record = parse_json(metadata["convert_nvfp4"])
+    except (ConvertError, KeyError, ValueError):
+        return False
+    report = run_phases(dataclasses.replace(options, dry_run=True, quiet=True, comfyui=None))
+    files = {*options.inputs, *(plan.ref.path for plan in report.plans)}
+    newest = max(path.stat().st_mtime_ns for path in files if path.is_file())
+    if record != report.origin or newest > output.stat().st_mtime_ns:
+        return False
+    copied = (
+        plan.ref
+        for plan in report.plans
+        if not (plan.is_quantised or plan.ref.is_changed)
+        and plan.dtype == plan.ref.dtype
+        and plan.ref.nbytes <= COMPARED_BYTES
+    )
+    return all(
+        ref.name in there and torch.equal(load_bytes(ref), load_bytes(there[ref.name]))
+        for ref in copied
+    )
 
 
 @SCREEN

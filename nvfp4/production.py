@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from nvfp4.dtypes import DTYPE_OPTIONS
-from nvfp4.encode.compute import Compute, pick_device, single_threaded
+from nvfp4.encode.compute import NUMBA_HINT, Compute, pick_device, single_threaded, takes_long
 from nvfp4.encode.float16 import cast, float16_overflows
 from nvfp4.encode.layer import quantise
 from nvfp4.encode.pieces import pieces_of, read_ahead, tensors_of_rank
@@ -199,13 +199,19 @@ def encode_tensors(
 ) -> dict[str, Damage]:
     """Read, encode and write these tensors; return {tensor: Damage} of those that are quantised."""
     phase("loading kernels", quiet=options.quiet)
-    compute.compile([plan for plan in plans if plan.is_quantised], at_once=False)
+    quantised = [plan for plan in plans if plan.is_quantised]
+    compute.compile(quantised, at_once=False)
+    if NUMBA_HINT in compute.notes and takes_long(quantised) and not options.quiet:
+        # It is of use before the work, not after it.
+        SCREEN.tell(NUMBA_HINT.line)
     # Layers that have to wait for compiled kernels come last: sorting keeps the order otherwise.
     plans = sorted(plans, key=compute.waits_for_kernels)
     todo = [piece for plan in plans for piece in pieces_of(plan)]
     pinned, found = compute.device.type == "cuda", {}
     nbytes = sum(piece.nbytes for piece in todo)
-    with progress_bar("converting", nbytes, quiet=options.quiet) as bar:
+    # Bytes that are copied take a part of the time that those of a quantised layer do.
+    efforts = sum(map(compute.effort, todo))
+    with progress_bar("converting", nbytes, efforts=efforts, quiet=options.quiet) as bar:
         for piece, data in read_ahead(todo, options.buffers, pinned=pinned, observe=observe):
             plan, name = piece.plan, piece.plan.ref.name
             bar.name = WAITING if compute.waits_for_kernels(plan) else printable(name)
@@ -231,5 +237,5 @@ def encode_tensors(
                 if plan.bias:  # noted first, as --resume takes a noted weight for a whole layer
                     output.finish(plan.bias.ref.name, None)
                 output.finish(name, found.get(name))
-            bar.update(piece.nbytes)
+            bar.update(piece.nbytes, compute.effort(piece))
     return found

@@ -85,42 +85,50 @@ class Activity:
     """Hold what a program is busy with, and how far it is.
 
     what: words for people; total: bytes, or items where not `in_bytes`, None for what is not
-    counted; began: seconds of `time.monotonic`; name: of the layer that is worked on, "" for none.
-    `told` is whether a log has a line of it.
+    counted; efforts: what all of it takes, in any unit, where some bytes take longer than others;
+    began: seconds of `time.monotonic`; name: of the layer that is worked on, "" for none. `told` is
+    whether a log has a line of it.
     """
 
     what: str
     total: int | None = None
     in_bytes: bool = True
+    efforts: int = 0
     began: float = field(default_factory=time.monotonic)
     done: int = 0
+    spent: int = 0
     name: str = ""
     told: bool = False
-    past: deque[tuple[float, int]] = field(default_factory=deque)
+    past: deque[tuple[float, int, int]] = field(default_factory=deque)
 
-    def update(self, amount: int = 1, name: str = "") -> None:
-        """Count what was done since the last call."""
+    def update(self, amount: int = 1, effort: int = 0) -> None:
+        """Count what was done since the last call, and what it took of `efforts`."""
         self.done += amount
-        self.name = name or self.name
+        self.spent += effort if self.efforts else amount
 
-    def rate(self, now: float) -> float:
-        """Return bytes or items a second, over the last RATE_WINDOW seconds; 0 if none are done."""
+    def rates(self, now: float) -> tuple[float, float]:
+        """Return bytes or items a second, and efforts, over the last RATE_WINDOW seconds.
+
+        Both are 0 if none are done.
+        """
         if not self.past:
-            self.past.append((self.began, 0))
+            self.past.append((self.began, 0, 0))
         if self.done > self.past[-1][1]:
-            self.past.append((now, self.done))
+            self.past.append((now, self.done, self.spent))
         while len(self.past) > 2 and self.past[0][0] < now - RATE_WINDOW:
             self.past.popleft()
-        then, before = self.past[0]
+        then, done, spent = self.past[0]
         # Until a piece is done, the time since the last one counts as well.
-        return (self.done - before) / max(now - then, 1e-3)
+        took = max(now - then, 1e-3)
+        return (self.done - done) / took, (self.spent - spent) / took
 
     def parts(self, now: float, clock: float) -> list[tuple[int, str]]:
         """List what a line says, each with its rank: the highest goes first where it is narrow."""
         if not self.total:
             took = now - self.began
             return [(0, f"{self.what} ..." + f" {duration(took)}" * (took >= SILENCE))]
-        share = min(self.done / self.total, 1)
+        efforts = self.efforts or self.total
+        share = min(self.spent / efforts, 1)
         filled = int(BAR_COLUMNS * share)
         amount = f"{self.done:,}/{self.total:,}"
         made = [
@@ -129,9 +137,9 @@ class Activity:
             (DRAWN_BAR, f"[{'#' * filled}{'-' * (BAR_COLUMNS - filled)}]"),
             (3, sized(self.done, self.total) if self.in_bytes else amount),
         ]
-        rate = self.rate(now)
+        rate, effort_rate = self.rates(now)
         if rate and share >= LEAST_SHARE:
-            left = (self.total - self.done) / rate
+            left = (efforts - self.spent) / effort_rate
             made += [
                 (4, f"{sized(rate)}/s" if self.in_bytes else ""),
                 (2, f"{duration(left)} left"),
@@ -298,14 +306,14 @@ def phase(what: str, *, quiet: bool = False, at_once: bool = False) -> None:
 
 @contextlib.contextmanager
 def progress_bar(
-    what: str, total: int, *, in_bytes: bool = True, quiet: bool = False
+    what: str, total: int, *, in_bytes: bool = True, efforts: int = 0, quiet: bool = False
 ) -> Iterator[Activity]:
     """Open a bar that goes on to `total` by the `update` of what is yielded.
 
     `what` stands in front of it. All bars of all programs are made here, so that all go to stderr,
     and none is shown if `quiet`.
     """
-    activity = Activity(what=what, total=total, in_bytes=in_bytes)
+    activity = Activity(what=what, total=total, in_bytes=in_bytes, efforts=efforts)
     if not quiet:
         SCREEN.begin(activity)
     try:

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn, TextIO
 
 from nvfp4.errors import ConvertError, one_line
@@ -30,8 +31,14 @@ def tolerate_consoles() -> None:
     """Have characters that the console lacks printed as question marks, instead of failing.
 
     Windows consoles lack most characters that a tensor's or a file's name may have. Streams that a
-    test put in place of stdout are left alone.
+    test put in place of stdout are left alone. A stream that is closed (`>&-`, pythonw, a service)
+    leads nowhere from then on.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Its number is taken again, too: a model that got number 1 would get what libraries
+            # print.
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

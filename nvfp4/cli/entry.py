@@ -7,21 +7,22 @@ should be, 2 when the options are wrong, and 130 after Ctrl-C. Importing this mo
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
 from nvfp4.cli.console import coloured, show, show_problems, tolerate_consoles
 from nvfp4.cli.doctor import run_doctor
 from nvfp4.cli.parse import parse_tasks
-from nvfp4.conversion import look_ahead, run_phases
+from nvfp4.conversion import is_converted, look_ahead, run_phases
 from nvfp4.errors import ConvertError, printable
 from nvfp4.files import exists, full_path, is_same, is_still
 from nvfp4.options import Doctor, Options, Verification
-from nvfp4.progress import SCREEN
+from nvfp4.progress import SCREEN, terminal_columns
 from nvfp4.ranks import read_ranks
 from nvfp4.report.check import check_data, render_check
 from nvfp4.report.data import Report, json_line, summary_data
-from nvfp4.report.lines import stdout_width
+from nvfp4.report.lines import broken, stdout_width
 from nvfp4.report.summary import render_report
 from nvfp4.report.texts import write_texts
 from nvfp4.stored.defects import Outcome
@@ -86,7 +87,7 @@ def carry_out(task: Options | Verification) -> int:
         if exists(path) and not (older and is_still(older, path)):
             left = f"{path} was complete already"
         SCREEN.clear()
-        print(f"interrupted: {left}", file=sys.stderr)
+        SCREEN.tell(f"interrupted: {left}")
         return 130
     return status
 
@@ -102,7 +103,8 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
         return carry_out(tasks[0])
     # The processes of a torchrun find the same problems; one tells.
     is_first = read_ranks().is_first
-    if problems := problems_ahead(tasks):
+    tasks, problems = not_yet_done(tasks)
+    if problems := [*problems, *problems_ahead(tasks)]:
         if is_first:
             show_problems(ConvertError(*problems))
         return 1
@@ -113,11 +115,50 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
                 for some in (tasks[:number], tasks[number + 1 :])
             )
             which = f"converted: {done}; stopped at: {task.source}; not begun: {left}"
-            which += f"; to go on, leave out {done}" * bool(number)
+            go_on = "the same command goes on" if task.resume else f"to go on, leave out {done}"
+            which += f"; {go_on}" * (bool(number) or task.resume)
             if is_first:
-                print(coloured(printable(f"note: {which}"), sys.stderr), file=sys.stderr)
+                tell_broken(f"note: {which}")
             return status
     return 0
+
+
+def tell_broken(text: str) -> None:
+    """Print a line on stderr, on a terminal broken between words."""
+    columns = terminal_columns(sys.stderr)
+    lines = broken(printable(text), columns and columns - 1)
+    SCREEN.tell(coloured("\n".join(lines), sys.stderr))
+
+
+def not_yet_done(tasks: Sequence[Options]) -> tuple[list[Options], list[str]]:
+    """Leave out the conversions that an earlier run of the same command has done, with --resume.
+
+    Returns those that are left, and the problems of made names that other files have. A line on
+    stderr tells of each that is left out.
+    """
+    left, problems = [], []
+    for task in tasks:
+        try:
+            if task.resume and not task.dry_run and is_converted(task):
+                if not task.quiet and read_ranks().is_first:
+                    tell_broken(f"{task.written}: is complete already, made of {task.source}")
+                continue
+            refuse_taken(task)
+            left.append(task)
+        except ConvertError as error:
+            problems += error.problems
+    return left, problems
+
+
+def refuse_taken(task: Options) -> None:
+    """Raise ConvertError if a file has the name that is made for a conversion without OUTPUT.
+
+    Where the output was named by a person, it is replaced.
+    """
+    if task.resume and not task.dry_run:
+        in_folder = dataclasses.replace(task, output=task.output.parent, dry_run=True)
+        if in_folder.output == task.output:
+            dataclasses.replace(task, output=task.output.parent)
 
 
 def problems_ahead(tasks: Sequence[Options]) -> list[str]:
@@ -147,9 +188,8 @@ def left_after(task: Options | Verification) -> str:
         return "nothing was written"
     # The journal stays only with --resume; else the partial files were deleted.
     if task.resume:
-        return "--resume goes on from here"
-    later = "with --resume the next run could go on from where it stopped"
-    return f"nothing was written; {later}"
+        return "the same command goes on from here"
+    return "nothing was kept; with --resume from the start it would be"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -167,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         # It came before or after the work, so there is nothing to tell of a file.
         SCREEN.clear()
-        print("interrupted", file=sys.stderr)
+        SCREEN.tell("interrupted")
         return 130
 
 

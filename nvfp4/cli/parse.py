@@ -7,6 +7,7 @@ at once; a test holds them to it.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING
@@ -134,7 +135,8 @@ def make_tasks(
             # Contradictions are looked for by what was named; the task itself can only see what
             # differs from the defaults.
             refuse(contradictions(rows, model))
-            tasks.append(task(**{row.name: row.value_in(model) for row in rows}))
+            values = {row.name: row.value_in(model) for row in rows}
+            tasks.append(make_one(task, values) if len(models) > 1 else task(**values))
         except ConvertError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
@@ -142,6 +144,17 @@ def make_tasks(
     if len(tasks) > 1:
         refuse(clashes(tasks))
     return tuple(tasks)
+
+
+def make_one(task: type[Options], values: dict[str, object]) -> Options:
+    """Make one of several conversions; with --resume its output may be there, and complete.
+
+    A name that is made must not be taken, except by a dry run. Whether the file that has it is what
+    this conversion would write is seen by whoever carries it out.
+    """
+    if not values["resume"]:
+        return task(**values)
+    return dataclasses.replace(task(**values | {"dry_run": True}), dry_run=values["dry_run"])
 
 
 def is_missing(row: Option, given: dict[str, object]) -> bool:

@@ -174,7 +174,7 @@ def judge_compilers(facts: PythonFacts) -> Iterator[Examined]:
         advice = [] if found else [Advice("hint", faster, f"{pip} {package}")]
         yield Examined(topic="triton", state=found or "not installed", advice=advice)
     else:
-        faster = "large conversions are 2 to 4 times faster with it"
+        faster = "large conversions are two to four times faster with it"
         found = versions.get("numba")
         advice = [] if found else [Advice("hint", faster, f"{pip} numba")]
         yield Examined(topic="numba", state=found or "not installed", advice=advice)

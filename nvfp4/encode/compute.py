@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from subprocess import Popen
 
 import torch
 
 from nvfp4.encode.compiling import start_compiling, wait_for_compiling
+from nvfp4.encode.pieces import Piece
 from nvfp4.errors import ConvertError
 from nvfp4.guides.records import Moments
 from nvfp4.notes import Note, Rank
@@ -27,6 +28,15 @@ from nvfp4.ranks import ALONE, Ranks
 # From this effort on, in weights of the plain search, compiling for the CPU saves more than the
 # seconds it takes.
 COMPILE_FROM = 100_000_000
+# From this effort on a run without numba takes a minute or so, and the hint comes at its beginning,
+# too.
+LONG_EFFORT = 200_000_000
+NUMBA_HINT = Note(
+    "pip install numba makes this two to four times faster, with the same bytes", Rank.HINT
+)
+# Encoding one weight takes about as long as reading and writing so many bytes that are copied:
+# measured on two cores without and with numba, and of one card. Only the bar depends on it.
+BYTES_A_WEIGHT = {"cpu": 50, "cuda": 1}
 # Rounding a weight by statistics takes about as long as this many weights of the plain search.
 FEEDBACK_COST = 100
 # Cache entries kept: statistics and feedback matrices of the last 2 (CPU) or 4 (GPU) inputs; q, k
@@ -96,8 +106,7 @@ class Compute:
     def __exit__(self, *_: object) -> None:
         """Stop the threads, and a compiler that nobody waits for; chunks not begun are dropped."""
         if self.compiler is not None:
-            self.compiler.kill()
-            self.compiler.wait()
+            self.leave_compiler()
         self.pool.shutdown(cancel_futures=True)
 
     def compile(self, plans: list[TensorPlan], *, at_once: bool = True) -> None:
@@ -131,12 +140,25 @@ class Compute:
         if self.waits_for_kernels(plan):
             wait_for_compiling(self.compiler)
         if self.compiler is not None and self.compiler.poll() is not None:
-            self.compiler = None
+            self.leave_compiler()
             self.load_kernels()
+
+    def leave_compiler(self) -> None:
+        """End the process that compiles, if it has not ended, and let go of it."""
+        self.compiler.kill()
+        # Waits, and closes the pipe that the process watches.
+        self.compiler.communicate()
+        self.compiler = None
 
     def waits_for_kernels(self, plan: TensorPlan) -> bool:
         """Tell whether a layer has to wait until kernels are compiled."""
         return self.compiler is not None and plan.moments is not None
+
+    def effort(self, piece: Piece) -> int:
+        """Estimate what a piece takes, in bytes that are copied."""
+        plan = piece.plan
+        encoding = BYTES_A_WEIGHT[self.device.type] * work(plan) if plan.is_quantised else 0
+        return piece.nbytes + encoding
 
     def load_kernels(self) -> None:
         """Use compiled kernels from now on, or add a note on what keeps them away."""
@@ -144,8 +166,7 @@ class Compute:
             self.kernels = compile_kernels()
             self.rounder = Rounder(self.kernels.round_columns)
         except ImportError:
-            what = "pip install numba makes this several times faster, same result"
-            self.notes.append(Note(what, Rank.HINT))
+            self.notes.append(NUMBA_HINT)
         except RuntimeError as error:
             # A broken numba is no reason not to convert: torch's operations do the same.
             self.notes.append(Note(f"slower, same result: numba: {error}", Rank.NOTE))
@@ -218,3 +239,8 @@ def work(plan: TensorPlan) -> int:
     Each weight counts once, and FEEDBACK_COST times if the layer is rounded by statistics.
     """
     return math.prod(plan.ref.shape) * (FEEDBACK_COST if plan.moments else 1)
+
+
+def takes_long(plans: Iterable[TensorPlan]) -> bool:
+    """Tell whether encoding these without compiled kernels takes a minute or so."""
+    return sum(map(work, plans)) >= LONG_EFFORT

@@ -17,7 +17,7 @@ def stdout_width() -> int | None:
 
     Programs that search what was printed find whole sentences on one line.
     """
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         return None
     # A line that fills the last column would make some terminals begin an empty one.
     return max(3 * LABEL_WIDTH, min(MAX_WIDTH, shutil.get_terminal_size().columns - 1))

@@ -60,6 +60,7 @@ class PartialFiles:
         self.pending: deque[tuple[Future, int]] = deque()  # writes under way, and their bytes
         self.finished: dict[str, Damage | None] = {}  # written, but not yet synced and noted
         self.waiting = self.unsynced = 0  # bytes submitted, and bytes written since the last sync
+        self.failed = False  # a write or a sync did: what is finished since is not on the disk
 
     def __enter__(self) -> PartialFiles:
         # One worker: writes, notes and syncs happen in the order in which they were submitted.
@@ -85,11 +86,25 @@ class PartialFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.writer.shutdown(cancel_futures=True)
-        self.close()
+        try:
+            self.save()
+        finally:
+            self.writer.shutdown(cancel_futures=True)
+            self.close()
         if self.ranks.is_first and not self.journal.keep:
             with contextlib.suppress(OSError):  # Windows deletes no file that another rank has open
                 self.remove()
+
+    def save(self) -> None:
+        """Write, sync and note what was encoded before an interruption, where --resume goes on.
+
+        Else up to SYNC_BYTES of the output, which may be minutes of work, would be done again. What
+        keeps it from being written is not told, as what ended the work is.
+        """
+        is_open = not any(file.closed for file in self.files.values())
+        if self.journal.keep and is_open and self.given:
+            with contextlib.suppress(ConvertError, OSError):
+                self.writer.submit(self.sync).result()
 
     def close(self) -> None:
         """Close the files, and note in `lost` those whose path leads to another file by now.
@@ -171,19 +186,26 @@ class PartialFiles:
         """
         file = self.files[path]
         self.unsynced += data.nbytes
-        with self.observe("write"):
-            file.seek(begin)
-            while data:
-                data = data[file.write(data) :]
-        if self.unsynced > SYNC_BYTES:
-            self.sync()
+        try:
+            with self.observe("write"):
+                file.seek(begin)
+                while data:
+                    data = data[file.write(data) :]
+            if self.unsynced > SYNC_BYTES:
+                self.sync()
+        except BaseException:
+            self.failed = True
+            raise
 
     def sync(self) -> None:
         """Bring what was written to the disk, then note the finished tensors in the journal.
 
         Before noting, the source's files are compared with what they were when their headers were
-        read: raises ConvertError if one changed, since its tensors would be of two models.
+        read: raises ConvertError if one changed, since its tensors would be of two models. After a
+        write that failed nothing is noted any more.
         """
+        if self.failed:
+            return
         finished, self.finished = self.finished, {}
         with self.observe("sync"):
             for file in self.files.values():

@@ -21,7 +21,9 @@ WIDTHS = range(1, 201)
 
 def activity(name: str = "", done: int = 800_000_000) -> Activity:
     """2.32 GB, begun 12 seconds ago."""
-    return Activity(what="converting", total=2_320_000_000, began=0.0, done=done, name=name)
+    one = Activity(what="converting", total=2_320_000_000, began=0.0, name=name)
+    one.update(done)
+    return one
 
 
 def line(columns: int, name: str = "", done: int = 800_000_000) -> str:
@@ -69,11 +71,21 @@ def test_nothing_done_has_no_rate_and_no_end():
     assert Activity(what="planning", began=0.0).line(80, 65.0, 0.0) == "planning ... 1:05"
 
 
+def test_what_takes_longer_counts_more():
+    """Half of the bytes were copied, which takes a tenth of the time that the rest does."""
+    one = Activity(what="converting", total=2_000_000_000, efforts=1_100, began=0.0)
+    one.update(1_000_000_000, 100)
+    ends = clock_time(1e9 + 100, 1e9)
+    assert one.line(120, 10.0, 1e9) == (
+        f"converting  9 %  [----------]  1.00/2.00 GB  100.0 MB/s  1:40 left  ends {ends}"
+    )
+
+
 def test_the_rate_is_that_of_the_last_seconds():
     one = Activity(what="converting", total=10_000, began=0.0)
     for second in range(1, 101):
         one.update(10 if second < 60 else 100)
-        found = one.rate(float(second))
+        found, _ = one.rates(float(second))
     assert found == pytest.approx(100, rel=0.01)
 
 

@@ -15,10 +15,7 @@ from safetensors.torch import save_file
 import convert_nvfp4 as c
 from support.files import OLDER
 
-INTERRUPTED = (
-    "interrupted: nothing was written; "
-    "with --resume the next run could go on from where it stopped\n"
-)
+INTERRUPTED = "interrupted: nothing was kept; with --resume from the start it would be\n"
 
 
 @pytest.fixture

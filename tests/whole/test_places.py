@@ -1,6 +1,8 @@
 """Where the files of a conversion go: folders, made names, several models in one call."""
 
+import dataclasses
 import json
+import os
 import shutil
 import sys
 
@@ -51,6 +53,82 @@ def test_several_models_are_converted_into_a_folder(models, tmp_path):
     assert c.main(given) == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == [f"{name}_nvfp4.safetensors" for name in "abc"]
+
+
+@pytest.fixture
+def twins(tmp_path):
+    """Two models alike in names, shapes and time, as those for high and low noise are."""
+    paths = [tmp_path / name / "m.safetensors" for name in ("high", "low")]
+    for path in paths:
+        path.parent.mkdir()
+        tensors = {"x.weight": torch.randn(128, 256), "x.norm.weight": torch.randn(256)}
+        save_file(tensors, path)
+        os.utime(path, ns=(10**18, 10**18))
+    return paths
+
+
+def test_several_models_go_on_with_those_that_are_left(models, tmp_path, capsys, monkeypatch):
+    (tmp_path / "out").mkdir()
+    given = [*map(str, models), str(tmp_path / "out"), *PLAIN[:2], "--resume"]
+    quantise, calls = c.quantise, []
+
+    def interrupt(plan, *rest):
+        calls.append(plan)
+        if len(calls) == 100:
+            raise KeyboardInterrupt
+        return quantise(plan, *rest)
+
+    monkeypatch.setattr(c, "quantise", interrupt)
+    assert c.main(given) == 130
+    told = capsys.readouterr().err.splitlines()
+    assert told[-2] == "interrupted: the same command goes on from here"
+    assert told[-1].endswith(
+        f"; stopped at: {models[1]}; not begun: {models[2]}; the same command goes on"
+    )
+    first = (tmp_path / "out/a_nvfp4.safetensors").stat()
+    assert c.main(given) == 0
+    told = capsys.readouterr().err
+    assert f"a_nvfp4.safetensors: is complete already, made of {models[0]}\n" in told
+    assert "going on: " in told
+    assert (tmp_path / "out/a_nvfp4.safetensors").stat() == first
+    made = [path.read_bytes() for path in sorted((tmp_path / "out").iterdir())]
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    assert c.main(given) == 0
+    assert made == [path.read_bytes() for path in sorted((tmp_path / "out").iterdir())]
+
+
+def test_what_was_made_otherwise_is_not_taken_for_complete(models, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    given = [*map(str, models), str(tmp_path / "out"), *PLAIN, "--resume"]
+    assert c.main(given) == 0
+    capsys.readouterr()
+    assert c.main([*given, "--exclude", "blocks.0."]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition("; ")[0] for line in told] == [
+        f"error: {tmp_path}/out/{model.name}_nvfp4.safetensors: exists already" for model in models
+    ]
+    # Without --resume, and for one model, it is a wrong command line as before.
+    for words in (given[:-1], [given[0], *given[-7:]]):
+        with pytest.raises(SystemExit):
+            c.main(words)
+
+
+def test_only_the_same_source_counts_as_converted(twins, tmp_path):
+    out = tmp_path / "o.safetensors"
+    high, low = (
+        c.Options(source=path, output=out, preset="all", dtype="float32") for path in twins
+    )
+    assert not c.is_converted(high)
+    c.convert(high)
+    assert c.is_converted(high)
+    assert not c.is_converted(low)
+    assert not c.is_converted(dataclasses.replace(high, scale_search="amax"))
+    os.utime(twins[0])
+    os.utime(out, ns=(10**18, 10**18))
+    assert not c.is_converted(high)
+    out.write_bytes(out.read_bytes()[:-1])
+    assert not c.is_converted(high)
 
 
 def test_all_models_are_looked_at_before_the_first_is_converted(models, tmp_path, capsys):

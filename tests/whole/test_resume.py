@@ -127,7 +127,7 @@ def test_ctrl_c_with_resume_keeps_what_was_done(tiny, converted, tmp_path, capsy
     monkeypatch.setattr(c, "quantise", interrupt)
     monkeypatch.setattr(c, "SYNC_BYTES", 1 << 18)
     assert c.main(command(tiny, out, "--resume")) == 130
-    assert capsys.readouterr().err == "interrupted: --resume goes on from here\n"
+    assert capsys.readouterr().err == "interrupted: the same command goes on from here\n"
     assert not out.exists()
     calls.clear()
     monkeypatch.setattr(c, "quantise", lambda *arguments: calls.append(1) or quantise(*arguments))
@@ -138,6 +138,25 @@ def test_ctrl_c_with_resume_keeps_what_was_done(tiny, converted, tmp_path, capsy
     assert re.search(told, capsys.readouterr().err)
     assert out.read_bytes() == converted.read_bytes()
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_is_encoded_at_ctrl_c_is_kept(tiny, converted, tmp_path, monkeypatch):
+    """Without it all since the last sync would be done again."""
+    out, quantise, calls = tmp_path / "o.safetensors", c.quantise, []
+
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return quantise(*arguments)
+
+    monkeypatch.setattr(c, "quantise", interrupt)
+    assert c.main(command(tiny, out, "--resume")) == 130
+    calls.clear()
+    monkeypatch.setattr(c, "quantise", lambda *arguments: calls.append(1) or quantise(*arguments))
+    assert c.main(command(tiny, out, "--resume")) == 0
+    assert len(calls) == 40 - 19
+    assert out.read_bytes() == converted.read_bytes()
 
 
 def test_a_float16_overflow_is_remembered(tmp_path, monkeypatch):

@@ -3,12 +3,14 @@
 import errno
 import io
 import os
+import sys
 
 import pytest
 
 from nvfp4.cli.arguments import ArgumentReader
-from nvfp4.cli.console import coloured, show, show_problems
+from nvfp4.cli.console import coloured, show, show_problems, tolerate_consoles
 from nvfp4.errors import ConvertError
+from nvfp4.report.lines import stdout_width
 
 TEXT = "written\nwarning: a\nnote: b, error: c\nhint: d\n  note: e"
 SHOWN = (
@@ -54,6 +56,19 @@ def test_wrong_options_are_coloured_as_well(monkeypatch):
 def test_no_colours_where_they_are_not_wanted(monkeypatch, variable):
     monkeypatch.setenv(*variable)
     assert coloured(TEXT, Terminal()) == TEXT
+
+
+def test_closed_streams_lead_nowhere(monkeypatch):
+    """As of a service, or `>&-`: Python has None in their place."""
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{name}", None)
+    assert stdout_width() is None
+    tolerate_consoles()
+    assert stdout_width() is None
+    show("a result")
+    show_problems(ConvertError("a problem"))
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()
 
 
 @pytest.mark.usefixtures("_understood")
