@@ -62,7 +62,8 @@ def test_shards_are_verified_against_their_source(sharded, tiny, capsys):
     index = sharded.with_name("o.safetensors.index.json")
     assert c.main(["--verify", str(index), "--source", str(tiny), "--quiet"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("verdict   no defect found: ComfyUI loads it as it should\n")
+    verdict = "no defect found: whole, but in 5 shards, and ComfyUI takes one file"
+    assert text.startswith(f"verdict   {verdict}\n")
     assert "layers    28 NVFP4, 12 FP8\n" in text
     assert "take one file, not shards" in text
 
