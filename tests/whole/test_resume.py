@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -156,6 +157,44 @@ def test_what_is_encoded_at_ctrl_c_is_kept(tiny, converted, tmp_path, monkeypatc
     monkeypatch.setattr(c, "quantise", lambda *arguments: calls.append(1) or quantise(*arguments))
     assert c.main(command(tiny, out, "--resume")) == 0
     assert len(calls) == 40 - 19
+    assert out.read_bytes() == converted.read_bytes()
+
+
+class FullOnce:
+    """A file whose disk is full at one write, and has space again for those behind it."""
+
+    def __init__(self, file, at):
+        self.file, self.at = file, at
+
+    def write(self, data):
+        self.at -= 1
+        if not self.at:
+            time.sleep(0.2)  # what comes next is given meanwhile
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(data)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize("sync_bytes", [1, 1 << 30])
+def test_nothing_is_noted_after_a_write_that_failed(
+    tiny, converted, tmp_path, monkeypatch, sync_bytes
+):
+    """The bytes of a noted tensor would be missing in the file."""
+    out, opened = tmp_path / "o.safetensors", c.PartialFiles.open
+    # With --low-mem nothing is given before what came before it is written.
+    given = [word for word in command(tiny, out, "--resume") if word != "--low-mem"]
+
+    def open_full(self, mode):
+        opened(self, mode)
+        self.files = {path: FullOnce(file, 39) for path, file in self.files.items()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(c.PartialFiles, "open", open_full)
+        patch.setattr(c, "SYNC_BYTES", sync_bytes)
+        assert c.main(given) == 1
+    assert c.main(given) == 0
     assert out.read_bytes() == converted.read_bytes()
 
 
