@@ -22,12 +22,15 @@ from nvfp4.files import is_linked, is_of_size, is_still, lock, rename, stamp, tr
 from nvfp4.layout import Job
 from nvfp4.notes import Note, Rank
 from nvfp4.numeric.damage import Damage
-from nvfp4.options import Options
+from nvfp4.options import Options, options_of
 from nvfp4.ranks import Ranks
 
 # How the first line of a journal can begin. A file that begins otherwise is somebody else's and is
 # left alone, since a journal is truncated and deleted without asking.
 JOURNAL_STARTS = (b'{"fingerprint"', b'{"tensor"', b'{"shards"')
+
+# Options by field, as they are typed; a set of switches by all of these.
+FLAGS = {row.name: "/".join(row.switches) or row.flag for row in options_of(Options)}
 
 
 def open_journal(path: Path, mode: str) -> BinaryIO | None:
@@ -67,6 +70,13 @@ def strings(value: object) -> list[str]:
 def noted_value(value: object) -> str:
     """Write an option's value for a message, of what a file may hold, in one line."""
     return "not given" if value is None else one_line(str(value)[:EXCERPT])
+
+
+def made_by(job: Job) -> dict[str, object]:
+    """Tell the version, and the options by field, that decide which bytes go where."""
+    options = job.options
+    shards = {"max_shard_size": options.max_shard_size} if options.output_sharded else {}
+    return {"version": job.origin["version"], **options.recorded, **shards}
 
 
 class Journal:
@@ -248,16 +258,16 @@ class Journal:
             raise ConvertError(f"--resume: {examples(other)} changed since, or was another; {over}")
 
     def changed(self, job: Job) -> str:
-        """Tell which options differ from those that the journal notes: " (card: ada, now ampere)".
+        """Tell which options differ from those that the journal notes: " (--card: ada, now rdna)".
 
         "" where none does, as in journals of older versions.
         """
-        before, now = self.head.get("options"), json.loads(json.dumps(job.options.recorded))
+        before, now = self.head.get("options"), json.loads(json.dumps(made_by(job)))
         if not isinstance(before, dict):
             return ""
         pairs = {name: (before.get(name), now.get(name)) for name in [*before, *now]}
         told = [
-            f"--{name.replace('_', '-')}: {noted_value(then)}, now {noted_value(given)}"
+            f"{FLAGS.get(name, name)}: {noted_value(then)}, now {noted_value(given)}"
             for name, (then, given) in pairs.items()
             if then != given
         ]
@@ -288,7 +298,7 @@ class Journal:
         # "widened" names the tensors beyond float16, so that a resumed run plans float32 at once;
         # "partial" the files, so that a later run with other shards can tell of leftovers.
         head = {"fingerprint": job.fingerprint, "widened": sorted(self.widened)}
-        head["options"] = job.options.recorded
+        head["options"] = made_by(job)
         head["partial"] = [unfinished(path).name for path in job.files]
         self.file.write(json.dumps(head).encode())
         os.fsync(self.file.fileno())

@@ -96,6 +96,7 @@ def test_other_options_or_a_changed_source_are_refused(tmp_path, capsys):
     for other, told in (
         (["--scale-search", "amax"], "--scale-search: not given, now amax"),
         (["--input-scale-value", "0.01"], "--input-scale-value: not given, now 0.01"),
+        (["--output-sharded"], "--max-shard-size: not given, now 5000000000"),
     ):
         assert c.main([*arguments, *other]) == 1
         error = capsys.readouterr().err
