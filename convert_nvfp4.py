@@ -8,7 +8,6 @@
 #   "safetensors>=0.4.2",
 #   "gguf>=0.11",
 #   "numpy>=1.24",
-#   "tqdm>=4.60",
 #   "tomli>=2; python_version < '3.11'",
 # ]
 # ///
@@ -1522,7 +1521,7 @@ def compiled(pattern: str) -> re.Pattern:
 # ── nvfp4/requirements.py: Look for the packages that have to be installed ────────────────────────
 
 # The names under which the packages of requirements.txt are imported; those on PyPI are the same.
-REQUIRED = ("torch", "safetensors", "gguf", "numpy", "tqdm")
+REQUIRED = ("torch", "safetensors", "gguf", "numpy")
 # Where an installed package has calib/ and sensitive_layers/, as pyproject.toml lays it out.
 INSTALLED_DATA = Path(__file__).resolve().with_name("data")
 # The folder of calib/ and sensitive_layers/, and of requirements.txt unless it is installed: the
@@ -2107,7 +2106,7 @@ import platform
 # The packages whose versions are told, by their names on PyPI.
 TOLD_VERSIONS = (
     "torch", "comfy-kitchen", "numba", "triton", "triton-windows", "matplotlib", "safetensors",
-    "gguf", "numpy", "tqdm",
+    "gguf", "numpy",
 )  # fmt: skip
 # comfy_kitchen's layouts by our words for formats: a version that lacks one cannot load the format.
 LAYOUTS = {

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 # The names under which the packages of requirements.txt are imported; those on PyPI are the same.
-REQUIRED = ("torch", "safetensors", "gguf", "numpy", "tqdm")
+REQUIRED = ("torch", "safetensors", "gguf", "numpy")
 # Where an installed package has calib/ and sensitive_layers/, as pyproject.toml lays it out.
 INSTALLED_DATA = Path(__file__).resolve().with_name("data")
 # The folder of calib/ and sensitive_layers/, and of requirements.txt unless it is installed: the

@@ -12,7 +12,7 @@ import platform
 # The packages whose versions are told, by their names on PyPI.
 TOLD_VERSIONS = (
     "torch", "comfy-kitchen", "numba", "triton", "triton-windows", "matplotlib", "safetensors",
-    "gguf", "numpy", "tqdm",
+    "gguf", "numpy",
 )  # fmt: skip
 # comfy_kitchen's layouts by our words for formats: a version that lacks one cannot load the format.
 LAYOUTS = {

@@ -17,7 +17,7 @@ LONGEST = 450
 # Modules that are tables of data, and as long as these.
 TABLES: tuple[str, ...] = ()
 # What --help, --version and wrong options have to do without: it takes seconds to load.
-HEAVY = ("torch", "numpy", "gguf", "safetensors", "tqdm")
+HEAVY = ("torch", "numpy", "gguf", "safetensors")
 
 
 def module_of(path: Path) -> str:

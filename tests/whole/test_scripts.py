@@ -57,14 +57,14 @@ def test_help_imports_neither_torch_nor_numpy(script):
     lines = outcome(sys.executable, "-X", "importtime", script, "--help")[2].splitlines()
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
     assert "argparse" in imported
-    assert not imported & {"torch", "numpy", "gguf", "safetensors", "tqdm", "matplotlib"}
+    assert not imported & {"torch", "numpy", "gguf", "safetensors", "matplotlib"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_missing_requirements_are_one_line(script):
     status, text, problems = outcome(*BARE, script, *SCRIPTS[script])
     assert (status, text) == (1, "")
-    missing = "torch, safetensors, gguf, numpy, tqdm are missing"
+    missing = "torch, safetensors, gguf, numpy are missing"
     assert problems == f"error: {missing}: python -m pip install -r requirements.txt\n"
 
 

@@ -51,7 +51,7 @@ def test_without_torch_it_tells_so_and_ends_with_1(tmp_path):
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "error: safetensors, gguf, numpy, tqdm are missing:\n    " in done.stdout
+    assert "error: safetensors, gguf, numpy are missing:\n    " in done.stdout
     assert done.stdout.splitlines()[-1].startswith("result         no conversion can run yet: Py")
 
 

@@ -163,9 +163,9 @@ def test_comfyui_is_there_or_not():
 
 
 def test_what_is_missing_here():
-    one = judge.judge_python(["torch", "gguf", "tqdm"], Path("p"))
+    one = judge.judge_python(["torch", "gguf", "numpy"], Path("p"))
     assert one.fails
-    assert one.advice[0].text == "gguf, tqdm are missing"
+    assert one.advice[0].text == "gguf, numpy are missing"
     assert not judge.judge_python(["torch"], Path("p")).advice
     assert judge.judge_memory(None).state == "not told by the system"
     assert judge.judge_memory((8 << 30, 1 << 30)).advice[0].rank == "hint"
