@@ -70,6 +70,7 @@ def encoded(compiler: Compiler | None) -> tuple[list[torch.Tensor], bool]:
         return made, one.kernels is not None
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_when_kernels_are_taken_over():
     pytest.importorskip("numba")
     expected, compiled = encoded(None)
@@ -127,6 +128,7 @@ def bar(path):
     path.mkdir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "damage", "mended"), [("nbi", cut, True), ("nbc", cut, True), ("nbi", bar, False)]
 )
