@@ -16743,9 +16743,9 @@ def dynamic_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
     if not w4a4 or options.no_input_scale or any(plan.input_scale for plan in w4a4):
         return []
     what = in_number(len(w4a4), "W4A4 layers have no input scale")
-    cost = "ComfyUI measures it on every call, which takes one more pass over each input"
-    how = "which is fine; calibration would store it (docs/calibration.md)"
-    return [Note(f"{what}: {cost}, {how}", Rank.HINT)]
+    cost = "which is fine: ComfyUI measures it on every call, one more pass over the input"
+    how = "calibration would store it (docs/calibration.md)"
+    return [Note(f"{what}, {cost}; {how}", Rank.HINT)]
 
 
 def card_notes(

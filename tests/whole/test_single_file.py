@@ -110,7 +110,7 @@ def test_it_works_alone(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("packages", "told"),
-    [("torch", "torch is missing"), ("numpy", "numpy is missing"), ("gguf,numpy", "gguf, numpy are")],
+    [("torch", "torch is missing"), ("gguf", "gguf is missing"), ("gguf,numpy", "gguf, numpy are")],
 )
 def test_a_missing_requirement_is_one_line(packages, told):
     done = without(packages, "m.safetensors", "o.safetensors")

@@ -50,7 +50,7 @@ def test_a_folder_that_is_missing_is_told_once(shards, capsys):
 def test_input_scales_are_offered_and_not_asked_for(shards, capsys):
     """Nearly every first conversion has this hint."""
     given = [str(shards), str(shards / "o.safetensors"), "--preset", "all", "--quiet", "--dry-run"]
-    told = "which is fine; calibration would store it (docs/calibration.md)"
+    told = "one more pass over the input; calibration would store it (docs/calibration.md)"
     assert main(given) == 0
     assert told in capsys.readouterr().out
     assert main([*given, "--no-input-scale"]) == 0
