@@ -13823,9 +13823,10 @@ LONG_EFFORT = 200_000_000
 NUMBA_HINT = Note(
     "pip install numba makes this two to four times faster, with the same bytes", Rank.HINT
 )
-# Encoding one weight takes about as long as reading and writing so many bytes that are copied:
-# measured on two cores without and with numba, and of one card. Only the bar depends on it.
-BYTES_A_WEIGHT = {"cpu": 50, "cuda": 1}
+# Encoding one weight takes about as long as reading and writing so many bytes that are copied: on
+# two cores without numba, and on a GPU by the rates of docs/benchmarks.md (0.7 ns a weight, 0.45 ns
+# a byte). Only the bar depends on it.
+BYTES_A_WEIGHT = {"cpu": 50, "cuda": 2}
 # Rounding a weight by statistics takes about as long as this many weights of the plain search.
 FEEDBACK_COST = 100
 # Cache entries kept: statistics and feedback matrices of the last 2 (CPU) or 4 (GPU) inputs; q, k
@@ -16763,8 +16764,8 @@ def card_notes(
     if not slow:
         return []
     what = in_number(len(slow), "layers are in formats")
-    where = f"the card here ({CARDS[word].series}) decodes to 16 bits"
-    return [Note(f"{what} that {where}; --card {word} takes those it multiplies", Rank.HINT)]
+    better = f"--card {word} ({CARDS[word].series}) takes those it multiplies"
+    return [Note(f"{what} that the card here decodes to 16 bits; {better}", Rank.HINT)]
 
 
 def gguf_notes(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> list[str]:

@@ -205,8 +205,8 @@ def card_notes(
     if not slow:
         return []
     what = in_number(len(slow), "layers are in formats")
-    where = f"the card here ({CARDS[word].series}) decodes to 16 bits"
-    return [Note(f"{what} that {where}; --card {word} takes those it multiplies", Rank.HINT)]
+    better = f"--card {word} ({CARDS[word].series}) takes those it multiplies"
+    return [Note(f"{what} that the card here decodes to 16 bits; {better}", Rank.HINT)]
 
 
 def gguf_notes(options: Options, plans: list[TensorPlan], kinds: dict[str, str]) -> list[str]:

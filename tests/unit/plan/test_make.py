@@ -28,7 +28,7 @@ def test_plans_that_will_be_regretted_are_noted(tmp_path):
 @pytest.mark.parametrize(
     ("capability", "said", "hinted"),
     [
-        ((8, 9), (), "3 layers are in formats that the card here (GeForce RTX 40) decodes"),
+        ((8, 9), (), "3 layers are in formats that the card here decodes to 16 bits; --card ada"),
         ((7, 5), ("--recipe", "int8"), None),
         ((12, 0), (), None),
         (None, (), None),
