@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from nvfp4.errors import ConvertError, examples
 from nvfp4.model import TensorRef, bare
-from nvfp4.progress import progress_bar
+from nvfp4.progress import each_with_bar
 from nvfp4.read.tensors import load_weight
 from nvfp4.source.open import open_source
 
@@ -157,7 +157,7 @@ class Wan:
         """Pass rows through all blocks, for hooks of their layers to see."""
         found = self.dense("patch_embedding", self.latents(rows))
         times, text, image = self.times(rows), self.text(rows), self.image(rows)
-        for block in progress_bar("blocks", self.blocks):
+        for block in each_with_bar("blocks", self.blocks):
             found = self.block(block, found, times, text, image)
 
     def block(

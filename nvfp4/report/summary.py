@@ -91,8 +91,8 @@ def render_output_errors(report: Report) -> list[str]:
     failed = [layer for layer in asked if layer in report.damage.keys() - found.keys()]
     lines = []
     if failed:
-        what = "second moments are not positive definite: the plain search"
-        lines.append(f"{in_number(len(failed), 'layers')}' {what}: {examples(failed)}")
+        what = f"second moments of {in_number(len(failed), 'layers')} are not positive definite"
+        lines.append(f"{what}, which got the plain search: {examples(failed)}")
     if not found:
         return lines
     # The mean is geometric: a gain is a ratio, and each layer's counts alike.

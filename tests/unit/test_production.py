@@ -33,7 +33,7 @@ def test_the_file_is_the_one_the_safetensors_library_writes(tmp_path):
         options=options,
         model=model,
         plans=plans,
-        origin={},
+        origin={"version": "0"},
         layouts={options.output: make_layout(plans, model.metadata, {})},
     )
     with Journal(options, Ranks()) as journal:

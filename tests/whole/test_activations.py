@@ -137,8 +137,6 @@ def test_a_share_of_no_layer_at_all_tells_so(tiny, moments, tmp_path, capsys):
     assert c.main([*base, "--target-ratio", "0.5"]) == 1
     told = "--w4a4-share: --target-size chose other formats than NVFP4 for all layers; give --fp4-"
     assert told in capsys.readouterr().err
-    with pytest.raises(c.ConvertError, match="chose other formats than NVFP4"):
-        c.convert(c.parse_options([*base, "--target-ratio", "0.5"]))
 
 
 @pytest.fixture(scope="module")

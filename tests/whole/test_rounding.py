@@ -75,7 +75,7 @@ def test_what_was_done_is_told(tiny, moments, tmp_path, capsys):
     out = tmp_path / "o.safetensors"
     assert c.main(command(tiny, out, moments, "--report", str(tmp_path / "r.html"))) == 0
     text = capsys.readouterr().out
-    assert "1 layers' second moments are not positive definite: the plain search: blocks.3" in text
+    assert "second moments of 1 layer are not positive definite, which got the plain search" in text
     assert "layers rounded by their input's statistics: 0." in text
     assert "Output error" in (tmp_path / "r.html").read_text(encoding="utf-8")
     assert c.main(["--verify", str(out), "--source", str(tiny), "--quiet"]) == 0

@@ -271,6 +271,8 @@ def test_compiled_and_plain_runs_write_the_same_file(tiny, tmp_path, monkeypatch
 def test_without_numba_a_large_run_says_so(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(c, "COMPILE_FROM", 0)
     monkeypatch.setitem(sys.modules, "numba", None)
+    # What earlier tests compiled.
+    c.prepared_kernels.cache_clear()
     monkeypatch.setattr(c, "LONG_EFFORT", 0)
     hint = "hint: pip install numba makes this two to four times faster, with the same bytes\n"
     convert_tiny(tiny, tmp_path / "o.safetensors", "--quiet")
