@@ -3,13 +3,14 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 
 from nvfp4.dtypes import bits_of
 from nvfp4.model import Model, TensorRef
 
 # An earlier output, as small as one can be: without its record, no conversion would replace it.
-OLDER = save({}, {"convert_nvfp4": "{}"})
+OLDER = save({"x": torch.zeros(1)}, {"convert_nvfp4": "{}"})
 
 
 def raw_safetensors(path: Path, entries: object, data: bytes) -> Path:
