@@ -10,11 +10,11 @@ import os
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from nvfp4.errors import one_line
+from nvfp4.report.lines import broken
 
 # A column whose cells all match this is set to the right: numbers and sizes, and the headings and
 # gaps that a column of them has.
@@ -79,18 +79,11 @@ def table_lines(found: Table, width: int) -> list[str]:
     return ["", found.title, *lines]
 
 
-def wrapped(line: str, width: int) -> list[str]:
-    """Break a line of prose between words; what follows is indented by INDENT more than it is."""
-    indent = " " * (len(line) - len(line.lstrip()) + INDENT)
-    if not width or len(line) <= width:
-        return [line]
-    return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False,
-                         break_on_hyphens=False)  # fmt: skip
-
-
 def lay_out(parts: Iterable[str | Table], width: int) -> str:
     """Make text of lines of prose and of tables. width: of a line; 0 for any width."""
     lines = []
     for part in parts:
-        lines += table_lines(part, width) if isinstance(part, Table) else wrapped(part, width)
+        lines += (
+            table_lines(part, width) if isinstance(part, Table) else broken(part, width or None)
+        )
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from make_wan import wan_shapes, write_gguf
 from safetensors.torch import load_file, save_file
 
 from nvfp4.compare.entry import compare_models
-from nvfp4.compare.tables import Table, table_lines, wrapped
+from nvfp4.compare.tables import Table, table_lines
 from nvfp4.dtypes import SAFETENSORS_BITS
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.read import read_guides
@@ -19,6 +19,7 @@ from nvfp4.layout import make_job
 from nvfp4.options.table import Options
 from nvfp4.plan.make import make_plans
 from nvfp4.read.checkpoint import open_model, read_header
+from nvfp4.report.lines import broken
 from nvfp4.stored.defects import DEFECTS, Outcome
 from support.broken import CASES, write_case
 from support.conversions import convert_and_measure
@@ -325,4 +326,4 @@ def test_a_cell_that_is_too_wide_loses_its_middle():
     found = Table("t", [("blocks.0.a_very_long_name_of_a_layer.q", "5"), ("x", "1,000")])
     lines = table_lines(found, 30)
     assert lines == ["", "t", "  blocks...of_a_layer.q      5", "  x                      1,000"]
-    assert wrapped("  a b c", 5) == ["  a b", "    c"]
+    assert broken("  a b c", 5) == ["  a b", "    c"]
