@@ -21,6 +21,22 @@ from support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
+QUANTISE = c.quantise
+
+
+def counted_layers(monkeypatch, interrupted_at=0):
+    """A list that gets an item for each layer quantised from now on; one of them is Ctrl-C."""
+    calls = []
+
+    def count(*arguments):
+        calls.append(1)
+        if len(calls) == interrupted_at:
+            raise KeyboardInterrupt
+        return QUANTISE(*arguments)
+
+    monkeypatch.setattr(c, "quantise", count)
+    return calls
+
 
 @needs_sigkill
 @pytest.mark.parametrize(
@@ -118,21 +134,13 @@ def test_a_lost_partial_file_is_made_anew(tiny, converted, tmp_path):
 
 
 def test_ctrl_c_with_resume_keeps_what_was_done(tiny, converted, tmp_path, capsys, monkeypatch):
-    out, quantise, calls = tmp_path / "o.safetensors", c.quantise, []
-
-    def interrupt(*arguments):
-        calls.append(1)
-        if len(calls) == 20:
-            raise KeyboardInterrupt
-        return quantise(*arguments)
-
-    monkeypatch.setattr(c, "quantise", interrupt)
+    out = tmp_path / "o.safetensors"
+    counted_layers(monkeypatch, interrupted_at=20)
     monkeypatch.setattr(c, "SYNC_BYTES", 1 << 18)
     assert c.main(command(tiny, out, "--resume")) == 130
     assert capsys.readouterr().err == "interrupted: the same command goes on from here\n"
     assert not out.exists()
-    calls.clear()
-    monkeypatch.setattr(c, "quantise", lambda *arguments: calls.append(1) or quantise(*arguments))
+    calls = counted_layers(monkeypatch)
     again = [word for word in command(tiny, out, "--resume") if word != "--quiet"]
     assert c.main(again) == 0
     assert len(calls) < 35
@@ -144,18 +152,10 @@ def test_ctrl_c_with_resume_keeps_what_was_done(tiny, converted, tmp_path, capsy
 
 def test_what_is_encoded_at_ctrl_c_is_kept(tiny, converted, tmp_path, monkeypatch):
     """Without it all since the last sync would be done again."""
-    out, quantise, calls = tmp_path / "o.safetensors", c.quantise, []
-
-    def interrupt(*arguments):
-        calls.append(1)
-        if len(calls) == 20:
-            raise KeyboardInterrupt
-        return quantise(*arguments)
-
-    monkeypatch.setattr(c, "quantise", interrupt)
+    out = tmp_path / "o.safetensors"
+    counted_layers(monkeypatch, interrupted_at=20)
     assert c.main(command(tiny, out, "--resume")) == 130
-    calls.clear()
-    monkeypatch.setattr(c, "quantise", lambda *arguments: calls.append(1) or quantise(*arguments))
+    calls = counted_layers(monkeypatch)
     assert c.main(command(tiny, out, "--resume")) == 0
     assert len(calls) == 40 - 19
     assert out.read_bytes() == converted.read_bytes()
