@@ -14,6 +14,7 @@ FLOORS = (
         "progress": "what a person sees while it runs: phases, bars, lines of a log",
         "stages": "how a conversion tells a benchmark what it is busy with",
         "requirements": "what has to be installed",
+        "virtual": "paths of files that lie on no disk of this machine, and are read as others are",
         "programs": "other programs that are started: none of the current folder, none for ever",
         "tokens": "how many tokens of a typical run each layer multiplies by, a row a family",
         "cards": "what each class of graphics cards multiplies fast, and how fast",

@@ -21,6 +21,7 @@ from nvfp4.errors import did_you_mean
 from nvfp4.files import exists
 from nvfp4.model import Lora, compiled
 from nvfp4.requirements import HERE
+from nvfp4.virtual import VirtualPath, virtual_path
 
 
 def input_path(given: str | Path) -> Path:
@@ -28,10 +29,12 @@ def input_path(given: str | Path) -> Path:
 
     Windows separators work elsewhere too, so that batch lines can be shared: backslashes become
     slashes if there is no file of the name as given. In what is a path already, only the ~ is
-    replaced. The file need not exist.
+    replaced. The file need not exist, and nothing of a virtual one is looked up.
     """
     if not isinstance(given, str | os.PathLike):
         raise argparse.ArgumentTypeError(f"{given!r} is no path")
+    if virtual := virtual_path(given):
+        return virtual
     # Path("") is the folder one is in, which would be taken for SOURCE.
     if given == "":
         raise argparse.ArgumentTypeError("the path is empty; is a variable not set?")
@@ -50,6 +53,14 @@ def input_path(given: str | Path) -> Path:
         return path
 
 
+def local_path(given: str | Path) -> Path:
+    """Make a path of a text as `input_path` does, and refuse a virtual one."""
+    path = input_path(given)
+    if isinstance(path, VirtualPath):
+        raise argparse.ArgumentTypeError(f"{path}: has to be on a disk of this machine")
+    return path
+
+
 def shipped_path(given: str | Path, folder: str) -> Path:
     """Find a file as given or, if there is none, of that name in a folder beside this script.
 
@@ -59,6 +70,8 @@ def shipped_path(given: str | Path, folder: str) -> Path:
     """
     # As given comes first: a file of one's own may have the name of one that is shipped.
     path = input_path(given)
+    if isinstance(path, VirtualPath):
+        return path
     for found in (path, HERE / folder / path, HERE / path):
         if exists(found):
             return found
@@ -166,6 +179,8 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
             f"{given!r} is not FILE or FILE:STRENGTH, a number other than 0"
         )
     path = input_path(file)
+    if isinstance(path, VirtualPath):
+        return Lora(path, strength)
     comma = re.fullmatch(r"(.+):([+-]?\d*,\d+)", str(given), re.DOTALL)
     if comma and not exists(path) and exists(input_path(comma[1])):
         written = comma[2].replace(",", ".")
@@ -278,7 +293,8 @@ class Kind(NamedTuple):
 # Kinds that several options share; others are made where the option is, in table.py.
 SWITCH = Kind(on_or_off)
 FILE = Kind(input_path, "FILE")
-FOLDER = Kind(input_path, "DIR")
+LOCAL_FILE = Kind(local_path, "FILE")
+FOLDER = Kind(local_path, "DIR")
 # Their files come with the program, in a folder beside it, and may be named without it.
 SUMMARY = Kind(partial(shipped_path, folder="calib"), "FILE")
 LAYER_LIST = Kind(partial(shipped_path, folder="sensitive_layers"), "FILE")

@@ -12,6 +12,7 @@ from typing import Any
 from nvfp4.errors import ConvertError
 from nvfp4.files import exists
 from nvfp4.options.formats import RECIPES
+from nvfp4.virtual import VirtualPath
 
 SUFFIX = ".safetensors"
 INDEX = ".safetensors.index.json"
@@ -79,12 +80,14 @@ def made_output(options: Any) -> Path:
 
     options: an Options that is checked, whose output is a folder, or None. Without a folder it is
     the one that a file lies in, or that a folder of shards lies in, so that these stay by
-    themselves. Raises ConvertError for a name that is taken: nobody asked to replace that file.
+    themselves; of a virtual source, the current one. Raises ConvertError for a name that is
+    taken: nobody asked to replace that file.
     """
     source, folder = options.source, options.output
     if folder is None:
         has_folder = not (stem_of(source) or source.name.lower().endswith(SUFFIX))
         folder = model_folder(source).parent if has_folder else source.parent
+        folder = Path() if isinstance(source, VirtualPath) else folder
     output = folder / f"{source_name(source)}_{format_word(options)}{SUFFIX}"
     taken = options.written_as(output)
     if exists(taken) and not options.dry_run:

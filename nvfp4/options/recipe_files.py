@@ -16,9 +16,10 @@ from pathlib import Path
 
 from nvfp4.errors import ConvertError, did_you_mean
 from nvfp4.files import exists, size_of
-from nvfp4.options.kinds import SWITCH, Kind, input_path, lora_file, shipped_path
+from nvfp4.options.kinds import SWITCH, Kind, input_path, local_path, lora_file, shipped_path
 from nvfp4.options.option import Argument, GivenOptions, Option
 from nvfp4.requirements import HERE
+from nvfp4.virtual import virtual_path
 
 # The folder beside this script whose files may be given by their names alone.
 RECIPE_FOLDER = "recipes"
@@ -30,7 +31,7 @@ LARGEST_RECIPE = 1_000_000
 
 def recipe_path(given: str | Path) -> Path:
     """Find a recipe: a file as given, or one in recipes/ by its name, with or without ".toml"."""
-    path = input_path(given)
+    path = local_path(given)
     if exists(path) or path.suffix.lower() in (".toml", ".json") or not isinstance(given, str):
         return shipped_path(given, RECIPE_FOLDER)
     return shipped_path(f"{given}.toml", RECIPE_FOLDER)
@@ -169,7 +170,8 @@ class RecipeReader:
     def placed(self, kind: Kind, given: object) -> object:
         """Make the path that a text names one that is relative to the recipe file."""
         reader = getattr(kind.read, "func", kind.read)
-        if reader not in (input_path, shipped_path, lora_file) or not isinstance(given, str):
+        placed = (input_path, local_path, shipped_path, lora_file)
+        if reader not in placed or not isinstance(given, str) or virtual_path(given):
             return given
         beside = self.path.parent / input_path(given)
         # What comes with the program is found by its name, as on the command line.

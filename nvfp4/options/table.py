@@ -43,6 +43,7 @@ from nvfp4.options.kinds import (
     FILE,
     FOLDER,
     LAYER_LIST,
+    LOCAL_FILE,
     NATURAL,
     REGEXES,
     SHARE,
@@ -52,6 +53,7 @@ from nvfp4.options.kinds import (
     Kind,
     device_name,
     input_path,
+    local_path,
     lora_file,
     margin,
     natural,
@@ -109,7 +111,7 @@ class Options(DerivedOptions):
         flag="SOURCE", check=original_only, reads=True, trace=False,
         everyday="a 16-bit model: .safetensors, index, or folder of it")
     # None and a folder stand for a name that is made, until the task is checked.
-    output: Path | None = option(None, "", Kind(input_path),
+    output: Path | None = option(None, "", Kind(local_path),
         "the .safetensors file to write; or a folder for it, or nothing for beside SOURCE (beside "
         "the folder of shards): then its name is SOURCE's with the format at its end, as in "
         "wan_nvfp4.safetensors, or _mixed where a GGUF, a layer config or a size decides",
@@ -152,7 +154,7 @@ class Options(DerivedOptions):
     plain_fp8: bool = option(False, GENERAL, SWITCH,
         "convert a SOURCE that was merely cast to FP8, without scales: what the cast lost, some "
         "3 % of a weight, stays lost")
-    report: Path | None = option(None, GENERAL, FILE,
+    report: Path | None = option(None, GENERAL, LOCAL_FILE,
         "write the plan, its reasons and every layer's error as data (.json) or as a page (.html), "
         "or its precision map as a picture (.svg)",
         check=must_end_in(*REPORT_KINDS), trace=False, writes=True,
@@ -228,7 +230,7 @@ class Options(DerivedOptions):
         "a .json of layer names or patterns: format, full-precision matmul, input scale",
         reads=True)
     # A layer config has no place for scaled channels, so a plan that has them cannot be replayed.
-    layer_config_out: Path | None = option(None, PRECISION, FILE,
+    layer_config_out: Path | None = option(None, PRECISION, LOCAL_FILE,
         "write the plan as such a file, to edit and to replay",
         conflicts=["--pre-quant-scale"], check=must_end_in(".json"), trace=False, writes=True)
     gguf_nvfp4_max_bitdepth: int = option(4, PRECISION, Kind(natural, "BITS"),
