@@ -30,6 +30,7 @@ if __name__ == "__main__":
     load_torch()
 
 from nvfp4.cli.entry import interrupt, main
+from nvfp4.memory import memory_file  # noqa: F401 (for programs that import the built script)
 
 if __name__ == "__main__":
     # SIGINT is Ctrl-C; SIGTERM is what torchrun and a shutdown send; SIGHUP, unknown to Windows, is

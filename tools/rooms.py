@@ -39,6 +39,7 @@ FLOORS = (
         "options": "one row for each option",
         "prefixes": "the names that ComfyUI has for tensors, where wrappers and prefixes hide them",
         "coverage": "whether a guide tells of the whole source, or of a part",
+        "memory": "tensors in memory, read as a file",
     },
     {"read": "safetensors headers, indexes, shards, JSON within limits, a tensor's values"},
     {

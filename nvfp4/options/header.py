@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from nvfp4.options.option import options_of
@@ -46,7 +46,7 @@ def portable(value: object) -> object:
     lists, and tuples lists.
     """
     # The folder would tell about somebody's machine, and make equal files differ.
-    if isinstance(value, Path):
+    if isinstance(value, PurePath):
         return value.name
     if isinstance(value, tuple):
         return [*map(portable, value)]

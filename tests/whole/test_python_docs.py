@@ -31,14 +31,14 @@ def wan(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize("module", ["nvfp4", "convert_nvfp4"])
 def test_the_examples_print_what_the_document_shows(wan, module):
     names = {}
-    assert len(BLOCKS) == TEXT.count("```python") == 4
+    assert len(BLOCKS) == TEXT.count("```python") == 5
     for code, shown in BLOCKS:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(code.replace("from nvfp4 import", f"from {module} import"), names)
         assert printed.getvalue() == shown
     assert sorted(path.name for path in wan.iterdir()) == [
-        "wan", "wan-10MB.html", "wan-Q5_K_M.gguf", "wan-nvfp4.safetensors"
+        "made-nvfp4.safetensors", "wan", "wan-10MB.html", "wan-Q5_K_M.gguf", "wan-nvfp4.safetensors"
     ]  # fmt: skip
 
 
