@@ -37,7 +37,8 @@ import threading
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TextIO
@@ -275,10 +276,21 @@ class Activity:
     told: bool = False
     past: deque[tuple[float, int, int]] = field(default_factory=deque)
 
+    @property
+    def share(self) -> float:
+        """Tell which share of what is counted is done, by effort: from 0 to 1."""
+        return min(self.spent / (self.efforts or self.total), 1) if self.total else 0.0
+
+    def at(self, name: str) -> None:
+        """Name the layer that is worked on from now on."""
+        self.name = name
+        tell_watcher(self)
+
     def update(self, amount: int = 1, effort: int = 0) -> None:
         """Count what was done since the last call, and what it took of `efforts`."""
         self.done += amount
         self.spent += effort if self.efforts else amount
+        tell_watcher(self)
 
     def rates(self, now: float) -> tuple[float, float]:
         """Return bytes or items a second, and efforts, over the last RATE_WINDOW seconds.
@@ -302,7 +314,7 @@ class Activity:
             took = now - self.began
             return [(0, f"{self.what} ..." + f" {duration(took)}" * (took >= SILENCE))]
         efforts = self.efforts or self.total
-        share = min(self.spent / efforts, 1)
+        share = self.share
         filled = int(BAR_COLUMNS * share)
         amount = f"{self.done:,}/{self.total:,}"
         made = [
@@ -337,6 +349,44 @@ class Activity:
         if self.name and self.total and room >= LEAST_NAME:
             text += f"  {last_columns(self.name, room)}"
         return text
+
+
+class Watched:
+    """Hold who watches a conversion, and the activity that was told last."""
+
+    def __init__(self, watcher: Callable[[Activity], None]):
+        self.watcher, self.activity = watcher, Activity(what="waiting")
+
+    def tell(self, activity: Activity) -> None:
+        """Call the watcher; what it raises ends what is watched."""
+        self.activity = activity
+        self.watcher(activity)
+
+
+# Of the thread that converts: another thread may convert without being watched, or by another one.
+WATCH: ContextVar[Watched | None] = ContextVar("WATCH", default=None)
+
+
+@contextlib.contextmanager
+def watched_by(watcher: Callable[[Activity], None]) -> Iterator[None]:
+    """Let a function watch what this thread does in the `with` block, and cancel it.
+
+    watcher: called with the Activity in this thread, where a phase or a bar begins or goes on, and
+    inside a layer, as often as several hundred times a second; `quiet` makes no difference to it.
+    What it raises goes through the conversion as Ctrl-C does: partial files are deleted, an older
+    output stays.
+    """
+    token = WATCH.set(Watched(watcher))
+    try:
+        yield
+    finally:
+        WATCH.reset(token)
+
+
+def tell_watcher(activity: Activity | None = None) -> None:
+    """Tell whoever watches of an activity; of the last one if None, so that they may cancel it."""
+    if (watch := WATCH.get()) is not None:
+        watch.tell(activity or watch.activity)
 
 
 def spaced(parts: list[tuple[int, str]]) -> str:
@@ -472,10 +522,12 @@ def phase(what: str, *, quiet: bool = False, at_once: bool = False) -> None:
     quiet: say nothing, as --quiet asks, and no more of what began before it was known; at_once: in
     a log, too, however short it is. The last phase ends with `SCREEN.clear`.
     """
+    activity = Activity(what=what)
+    tell_watcher(activity)
     if quiet:
         SCREEN.clear()
     else:
-        SCREEN.begin(Activity(what=what), is_phase=True, at_once=at_once)
+        SCREEN.begin(activity, is_phase=True, at_once=at_once)
 
 
 @contextlib.contextmanager
@@ -488,6 +540,7 @@ def progress_bar(
     and none is shown if `quiet`.
     """
     activity = Activity(what=what, total=total, in_bytes=in_bytes, efforts=efforts)
+    tell_watcher(activity)
     if not quiet:
         SCREEN.begin(activity)
     try:
@@ -627,7 +680,7 @@ import subprocess
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING
 from functools import cache, cached_property, lru_cache, partial
 from importlib.util import find_spec
@@ -13784,6 +13837,8 @@ COMPILING = "import os, threading; \
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start(); \
 sys.path.insert(0, sys.argv[1]); import importlib; \
 getattr(importlib.import_module(sys.argv[2]), sys.argv[3])()"
+# Seconds between two looks at whether somebody cancels the conversion.
+LISTEN_EVERY = 0.25
 # Seconds; on a slow machine it takes two minutes.
 LONGEST_COMPILING = 600
 
@@ -13813,11 +13868,13 @@ def start_compiling() -> subprocess.Popen | None:
 
 def wait_for_compiling(process: subprocess.Popen, seconds: float = LONGEST_COMPILING) -> None:
     """Wait until another process has compiled the kernels; one that hangs is ended."""
-    try:
-        process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    end = time.monotonic() + seconds
+    while process.poll() is None:
+        if time.monotonic() > end:
+            process.kill()
+        tell_watcher()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=LISTEN_EVERY)
 
 
 # ── nvfp4/ranks.py: Processes of a torchrun: which one this is, and how they meet ─────────────────
@@ -14224,7 +14281,12 @@ class Compute:
             rows = rows if self.device.type == "cpu" else len(weight)
         # A row that is longer than a chunk is one of its own.
         rows = rows or max(1, self.chunk // weight.shape[1])
-        return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
+        results = []
+        for result in self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))):
+            # A layer may take minutes: whoever watches may cancel it before it is done.
+            tell_watcher()
+            results.append(result)
+        return results
 
 
 def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
@@ -19077,10 +19139,10 @@ def encode_tensors(
     with progress_bar("converting", nbytes, efforts=efforts, quiet=options.quiet) as bar:
         for piece, data in read_ahead(todo, options.buffers, pinned=pinned, observe=observe):
             plan, name = piece.plan, piece.plan.ref.name
-            bar.name = WAITING if compute.waits_for_kernels(plan) else printable(name)
+            bar.at(WAITING if compute.waits_for_kernels(plan) else printable(name))
             if plan.is_quantised:
                 compute.prepare(plan)
-                bar.name = printable(name)
+                bar.at(printable(name))
                 with observe("encode"):
                     stored, found[name] = quantise(plan, data, compute)
             else:
@@ -19528,12 +19590,12 @@ def measure_alternatives(
         progress_bar("measuring", nbytes, quiet=options.quiet) as bar,
     ):
         # Measurements decide precisions: all of them are made by the same code.
-        bar.name = "compiling kernels"
+        bar.at("compiling kernels")
         compute.compile(plans)
         pinned = compute.device.type == "cuda"
         for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):
             name = piece.plan.ref.name
-            bar.name = printable(name)
+            bar.at(printable(name))
             # All alternatives of a layer are measured while its weight is in memory.
             found[name] = [
                 Alternative(
@@ -23762,7 +23824,7 @@ def each_tensor(source: Model, quiet: bool) -> Iterator[TensorRef]:
     nbytes = sum(ref.nbytes for ref in source.tensors.values())
     with progress_bar("comparing", nbytes, quiet=quiet) as bar:
         for ref in source.tensors.values():
-            bar.name = printable(ref.name)
+            bar.at(printable(ref.name))
             yield ref
             bar.update(ref.nbytes)
 

@@ -17,16 +17,17 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "calib"), str(ROOT / "examples")]
+sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 from nvfp4.requirements import REQUIRED, require
 
 require(*REQUIRED)
 
 import torch
-from comfyui_nvfp4_recorder.recorder import Recording
 from make_wan import SIZES
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
+
+from comfyui_nvfp4.recorder import Recording
 
 # Channels of an attention head of Wan, and tokens of its text.
 HEAD, TEXT_TOKENS = 128, 512

@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "calib")]
+sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 # The tokenizers library warns of forked processes otherwise; the model needs no hub.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -35,11 +35,11 @@ from nvfp4.requirements import REQUIRED, require
 require(*REQUIRED)
 
 import torch
-from comfyui_nvfp4_recorder.recorder import Recording
-from comfyui_nvfp4_recorder.second_moments import chosen
 from make_wan import SIZES, wan_shapes, write_gguf, write_model
 
 import convert_nvfp4 as c
+from comfyui_nvfp4.recorder import Recording
+from comfyui_nvfp4.second_moments import chosen
 
 # Layers of the sentence encoder that are quantised: all but the embeddings.
 PACKED = r"encoder\."

@@ -18,17 +18,17 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "calib")]
+sys.path.insert(0, str(ROOT))
 
 from nvfp4.requirements import REQUIRED, require
 
 require(*REQUIRED)
 
 import torch
-from comfyui_nvfp4_recorder.recorder import Recording
-from comfyui_nvfp4_recorder.second_moments import LAYERS
 from torch.nn import functional as F
 
+from comfyui_nvfp4.recorder import Recording
+from comfyui_nvfp4.second_moments import LAYERS
 from nvfp4.errors import ConvertError, examples
 from nvfp4.model import TensorRef, bare
 from nvfp4.progress import each_with_bar

@@ -31,6 +31,7 @@ EXPORTS = {
     "render_report": "nvfp4.report.summary",
     "report_data": "nvfp4.report.data",
     "verify_file": "nvfp4.verify",
+    "watched_by": "nvfp4.progress",
 }
 
 

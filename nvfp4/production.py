@@ -214,10 +214,10 @@ def encode_tensors(
     with progress_bar("converting", nbytes, efforts=efforts, quiet=options.quiet) as bar:
         for piece, data in read_ahead(todo, options.buffers, pinned=pinned, observe=observe):
             plan, name = piece.plan, piece.plan.ref.name
-            bar.name = WAITING if compute.waits_for_kernels(plan) else printable(name)
+            bar.at(WAITING if compute.waits_for_kernels(plan) else printable(name))
             if plan.is_quantised:
                 compute.prepare(plan)
-                bar.name = printable(name)
+                bar.at(printable(name))
                 with observe("encode"):
                     stored, found[name] = quantise(plan, data, compute)
             else:

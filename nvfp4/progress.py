@@ -2,7 +2,8 @@
 
 On a terminal one line is drawn over and over. Elsewhere, in a log, lines follow one another: one
 for what takes longer than SILENCE, and another every LINE_EVERY seconds. Results go to stdout, so
-that they can be redirected while progress stays on the terminal.
+that they can be redirected while progress stays on the terminal. A program that runs a conversion
+in its own process watches it by `watched_by`, with or without the line.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import threading
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -101,10 +103,21 @@ class Activity:
     told: bool = False
     past: deque[tuple[float, int, int]] = field(default_factory=deque)
 
+    @property
+    def share(self) -> float:
+        """Tell which share of what is counted is done, by effort: from 0 to 1."""
+        return min(self.spent / (self.efforts or self.total), 1) if self.total else 0.0
+
+    def at(self, name: str) -> None:
+        """Name the layer that is worked on from now on."""
+        self.name = name
+        tell_watcher(self)
+
     def update(self, amount: int = 1, effort: int = 0) -> None:
         """Count what was done since the last call, and what it took of `efforts`."""
         self.done += amount
         self.spent += effort if self.efforts else amount
+        tell_watcher(self)
 
     def rates(self, now: float) -> tuple[float, float]:
         """Return bytes or items a second, and efforts, over the last RATE_WINDOW seconds.
@@ -128,7 +141,7 @@ class Activity:
             took = now - self.began
             return [(0, f"{self.what} ..." + f" {duration(took)}" * (took >= SILENCE))]
         efforts = self.efforts or self.total
-        share = min(self.spent / efforts, 1)
+        share = self.share
         filled = int(BAR_COLUMNS * share)
         amount = f"{self.done:,}/{self.total:,}"
         made = [
@@ -163,6 +176,44 @@ class Activity:
         if self.name and self.total and room >= LEAST_NAME:
             text += f"  {last_columns(self.name, room)}"
         return text
+
+
+class Watched:
+    """Hold who watches a conversion, and the activity that was told last."""
+
+    def __init__(self, watcher: Callable[[Activity], None]):
+        self.watcher, self.activity = watcher, Activity(what="waiting")
+
+    def tell(self, activity: Activity) -> None:
+        """Call the watcher; what it raises ends what is watched."""
+        self.activity = activity
+        self.watcher(activity)
+
+
+# Of the thread that converts: another thread may convert without being watched, or by another one.
+WATCH: ContextVar[Watched | None] = ContextVar("WATCH", default=None)
+
+
+@contextlib.contextmanager
+def watched_by(watcher: Callable[[Activity], None]) -> Iterator[None]:
+    """Let a function watch what this thread does in the `with` block, and cancel it.
+
+    watcher: called with the Activity in this thread, where a phase or a bar begins or goes on, and
+    inside a layer, as often as several hundred times a second; `quiet` makes no difference to it.
+    What it raises goes through the conversion as Ctrl-C does: partial files are deleted, an older
+    output stays.
+    """
+    token = WATCH.set(Watched(watcher))
+    try:
+        yield
+    finally:
+        WATCH.reset(token)
+
+
+def tell_watcher(activity: Activity | None = None) -> None:
+    """Tell whoever watches of an activity; of the last one if None, so that they may cancel it."""
+    if (watch := WATCH.get()) is not None:
+        watch.tell(activity or watch.activity)
 
 
 def spaced(parts: list[tuple[int, str]]) -> str:
@@ -298,10 +349,12 @@ def phase(what: str, *, quiet: bool = False, at_once: bool = False) -> None:
     quiet: say nothing, as --quiet asks, and no more of what began before it was known; at_once: in
     a log, too, however short it is. The last phase ends with `SCREEN.clear`.
     """
+    activity = Activity(what=what)
+    tell_watcher(activity)
     if quiet:
         SCREEN.clear()
     else:
-        SCREEN.begin(Activity(what=what), is_phase=True, at_once=at_once)
+        SCREEN.begin(activity, is_phase=True, at_once=at_once)
 
 
 @contextlib.contextmanager
@@ -314,6 +367,7 @@ def progress_bar(
     and none is shown if `quiet`.
     """
     activity = Activity(what=what, total=total, in_bytes=in_bytes, efforts=efforts)
+    tell_watcher(activity)
     if not quiet:
         SCREEN.begin(activity)
     try:

@@ -280,7 +280,7 @@ def each_tensor(source: Model, quiet: bool) -> Iterator[TensorRef]:
     nbytes = sum(ref.nbytes for ref in source.tensors.values())
     with progress_bar("comparing", nbytes, quiet=quiet) as bar:
         for ref in source.tensors.values():
-            bar.name = printable(ref.name)
+            bar.at(printable(ref.name))
             yield ref
             bar.update(ref.nbytes)
 

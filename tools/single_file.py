@@ -5,8 +5,8 @@ usage: python tools/single_file.py [--check]
 
 `nvfp4/__main__.py` is the template: its statements are copied, and where it imports from the
 package, the modules that this import needs follow as sections, those they depend on first. The
-same package gives the same bytes. `--check` writes nothing and exits with 1 if the script at the
-root is not what the package builds.
+same package gives the same bytes. ComfyUI's node pack carries the script as well, with the data
+that goes with it. `--check` writes nothing and exits with 1 if a file is not what is built.
 
 It can be this simple because modules import each other by name, at their top, and no two modules
 give the same name to different things; tests/unit/test_rooms.py holds the package to that.
@@ -26,6 +26,10 @@ PACKAGE = "nvfp4"
 TEMPLATE = f"{PACKAGE}.__main__"
 BUILT = "convert_nvfp4.py"
 COMMAND = "python tools/single_file.py"
+# ComfyUI's node pack: one folder is all that a user copies, so that it carries what the script
+# finds by file name alone, and the licence.
+PACK = "comfyui_nvfp4"
+CARRIED = ("LICENSE", "calib/*.json", "recipes/*", "sensitive_layers/*.txt")
 # Imports of the standard library go before those of other packages, as ruff sorts them.
 STANDARD = (*sys.stdlib_module_names, "__future__")
 # Columns of a line, for headings and long imports.
@@ -300,23 +304,50 @@ def formatted(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_newlines(path: Path) -> bytes:
+    """Read a text file; a checkout on Windows may have line ends of its own."""
+    return path.read_bytes().replace(b"\r\n", b"\n")
+
+
+def carried(root: Path = ROOT) -> dict[Path, bytes]:
+    """Read what the node pack carries beside the script: {path in the root: the file's bytes}."""
+    files = (file for pattern in CARRIED for file in sorted(root.glob(pattern)))
+    return {Path(PACK) / file.relative_to(root): with_newlines(file) for file in files}
+
+
+def left_over(made: dict[Path, bytes], root: Path = ROOT) -> list[Path]:
+    """List files of the pack that were carried once, and are in the root no more."""
+    there = (file for pattern in CARRIED for file in sorted((root / PACK).glob(pattern)))
+    return [file for file in there if file.relative_to(root) not in made]
+
+
 def main() -> int:
     """Build or check the single file; return 1 if it cannot be built or a check finds it stale."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, exit 1 if it differs")
     only_check = parser.parse_args().check
-    target = ROOT / BUILT
     try:
-        text = formatted(Builder(ROOT).build())
+        script = formatted(Builder(ROOT).build()).encode()
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    there = target.read_text(encoding="utf-8") if target.exists() else ""
-    if only_check and text != there:
-        print(f"{BUILT} is not what {PACKAGE}/ builds: run `{COMMAND}`", file=sys.stderr)
+    made = {Path(BUILT): script, Path(PACK) / BUILT: script, **carried()}
+    stale = [
+        path
+        for path, data in made.items()
+        if not (ROOT / path).is_file() or with_newlines(ROOT / path) != data
+    ]
+    extra = left_over(made)
+    if only_check and (stale or extra):
+        path = [*stale, *(path.relative_to(ROOT) for path in extra)][0].as_posix()
+        print(f"{path} is stale: run `{COMMAND}`", file=sys.stderr)
         return 1
-    if not only_check and text != there:
-        target.write_text(text, encoding="utf-8", newline="\n")
+    if not only_check:
+        for path in stale:
+            (ROOT / path).parent.mkdir(parents=True, exist_ok=True)
+            (ROOT / path).write_bytes(made[path])
+        for path in extra:
+            path.unlink()
     return 0
 
 

@@ -7,12 +7,15 @@ not do: it would share Python's lock with the encoding threads, which took four 
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from nvfp4.numeric.compiled import compile_kernels, is_nothing_to_compile
 from nvfp4.programs import python_command
+from nvfp4.progress import tell_watcher
 
 # What the other process runs. The package, or the single file, is found in the folder that it is
 # given. Nothing is ever written to its stdin: that ends with the process that began this one, which
@@ -21,6 +24,8 @@ COMPILING = "import os, threading; \
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start(); \
 sys.path.insert(0, sys.argv[1]); import importlib; \
 getattr(importlib.import_module(sys.argv[2]), sys.argv[3])()"
+# Seconds between two looks at whether somebody cancels the conversion.
+LISTEN_EVERY = 0.25
 # Seconds; on a slow machine it takes two minutes.
 LONGEST_COMPILING = 600
 
@@ -50,8 +55,10 @@ def start_compiling() -> subprocess.Popen | None:
 
 def wait_for_compiling(process: subprocess.Popen, seconds: float = LONGEST_COMPILING) -> None:
     """Wait until another process has compiled the kernels; one that hangs is ended."""
-    try:
-        process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    end = time.monotonic() + seconds
+    while process.poll() is None:
+        if time.monotonic() > end:
+            process.kill()
+        tell_watcher()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=LISTEN_EVERY)

@@ -23,6 +23,7 @@ from nvfp4.numeric.codes import amax_block_scales
 from nvfp4.numeric.compiled import Kernels, compile_kernels, compile_rounder
 from nvfp4.numeric.feedback import Rounder
 from nvfp4.plan.records import TensorPlan
+from nvfp4.progress import tell_watcher
 from nvfp4.ranks import ALONE, Ranks
 
 # From this effort on, in weights of the plain search, compiling for the CPU saves more than the
@@ -200,7 +201,12 @@ class Compute:
             rows = rows if self.device.type == "cpu" else len(weight)
         # A row that is longer than a chunk is one of its own.
         rows = rows or max(1, self.chunk // weight.shape[1])
-        return list(self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))))
+        results = []
+        for result in self.pool.map(function, *(tensor.split(rows) for tensor in (weight, *more))):
+            # A layer may take minutes: whoever watches may cancel it before it is done.
+            tell_watcher()
+            results.append(result)
+        return results
 
 
 def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:

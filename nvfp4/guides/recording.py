@@ -1,6 +1,6 @@
 """Read what the ComfyUI recorder wrote: figures and statistics of layers' inputs.
 
-The format is that of calib/comfyui_nvfp4_recorder, version 1. Figures (maxima, histograms, errors)
+The format is that of comfyui_nvfp4/recorder.py, version 1. Figures (maxima, histograms, errors)
 are read at once; second moments, which are gigabytes, stay in the file as TensorRefs until
 `load_statistics` is asked for a layer's. Recordings of several prompts add up.
 """

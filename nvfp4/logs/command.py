@@ -20,7 +20,7 @@ from nvfp4.options.kinds import FILE, SUMMARY, natural, percentile, real_number
 LOGS_DESCRIPTION = """\
 Turn a calibration log into input-scale statistics, plots and a list of sensitive layers.
 
-The recorder (calib/comfyui_nvfp4_recorder) writes a log while ComfyUI runs prompts, a line for each
+The recorder (comfyui_nvfp4) writes a log while ComfyUI runs prompts, a line for each
 call of a linear layer: docs/calibration.md tells how, and what all columns and plots mean.
   format <tab> mode <tab> layer <tab> scale <tab> amax <tab> shape
 scale is the input scale that the call measured, amax / 2688; amax its input's largest magnitude.

@@ -82,12 +82,12 @@ def measure_alternatives(
         progress_bar("measuring", nbytes, quiet=options.quiet) as bar,
     ):
         # Measurements decide precisions: all of them are made by the same code.
-        bar.name = "compiling kernels"
+        bar.at("compiling kernels")
         compute.compile(plans)
         pinned = compute.device.type == "cuda"
         for piece, weight in read_ahead(pieces, options.buffers, pinned=pinned):
             name = piece.plan.ref.name
-            bar.name = printable(name)
+            bar.at(printable(name))
             # All alternatives of a layer are measured while its weight is in memory.
             found[name] = [
                 Alternative(

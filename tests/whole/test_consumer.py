@@ -210,24 +210,22 @@ def test_comfyui_does_to_broken_integers_what_verify_says(converted, tmp_path):
 RECORD = (
     PREAMBLE
     + """
-import importlib.util, json, pathlib
+import json
 import comfy.sample
+from comfy_api.latest import io
 
 torch.inference_mode().__enter__()  # as ComfyUI runs a workflow, loading included
-folder = pathlib.Path.cwd() / "calib" / "comfyui_nvfp4_recorder"
-spec = importlib.util.spec_from_file_location(
-    "recorder_node", folder / "__init__.py", submodule_search_locations=[str(folder)])
-node = sys.modules["recorder_node"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(node)
+import comfyui_nvfp4
+(node,) = comfyui_nvfp4.node_classes("record")
 state, metadata = comfy.utils.load_torch_file(os.environ["MODEL"], return_metadata=True)
 load = comfy.sd.load_diffusion_model_state_dict
 plain = load(state, model_options={}, metadata=metadata)
-record = node.NODE_CLASS_MAPPINGS["NVFP4CalibrationRecorder"]().record
 prompt = {"1": {"inputs": {"unet_name": "wan_high.safetensors"}},
           "2": {"inputs": {"model": ["1", 0]}}}
-recorded, = record(plain, True, "", os.environ["FOLDER"], "", 64, "all",
-                   prompt=prompt, unique_id="2")
-assert record(plain, enabled=False) == (plain,)
+hidden = {io.Hidden.prompt: prompt, io.Hidden.unique_id: "2"}
+node = node.PREPARE_CLASS_CLONE({"hidden_inputs": hidden})
+recorded, = node.execute(plain, True, "", os.environ["FOLDER"], "", 64, "all").args
+assert node.execute(plain, enabled=False).args == (plain,)
 
 def sample(model, seed):
     noise = torch.randn(1, 16, 2, 8, 8, generator=torch.Generator().manual_seed(seed))

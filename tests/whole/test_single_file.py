@@ -63,7 +63,7 @@ def test_a_stale_one_is_one_line(copy):
     with (copy / "nvfp4/errors.py").open("a") as file:
         file.write("\n\nANOTHER = 1\n")
     done = python(TOOL, "--check", cwd=copy)
-    told = f"{BUILT} is not what nvfp4/ builds: run `python {TOOL}`\n"
+    told = f"{BUILT} is stale: run `python {TOOL}`\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", told)
     assert (copy / BUILT).read_bytes() == SCRIPT.read_bytes()
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nvfp4.guides.records import BIN_EDGES
-from support.recorder import node, recorder
+from support.recorder import recorder, workflow
 
 
 class Attention(torch.nn.Module):
@@ -180,8 +180,8 @@ def test_the_name_comes_from_the_workflows_loader():
         "2": {"inputs": {"model": ["1", 0], "lora_name": "lightx2v.safetensors"}},
         "3": {"inputs": {"model": ["2", 0], "name": ""}},
     }
-    assert node.file_behind(prompt, "3") == "wan2.2_high"
-    assert node.file_behind({"3": {"inputs": {"model": ["3", 0]}}}, "3") == ""
+    assert workflow.file_behind(prompt, "3") == "wan2.2_high"
+    assert workflow.file_behind({"3": {"inputs": {"model": ["3", 0]}}}, "3") == ""
 
 
 class Block(torch.nn.Module):

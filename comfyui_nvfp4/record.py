@@ -1,0 +1,120 @@
+"""The node that records what every linear layer is given while a model is sampled.
+
+The measuring stands in `recorder`, what rounding by statistics needs besides in `second_moments`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import comfy.patcher_extension
+import folder_paths
+from comfy_api.latest import io
+
+from .recorder import Recording
+from .second_moments import LAYERS
+from .workflow import file_behind
+
+# {(folder, name): its recording}, one for each file for as long as ComfyUI runs, however often the
+# node is executed, so that prompts add up.
+RECORDINGS: dict[tuple[Path, str], Recording] = {}
+
+
+class NVFP4CalibrationRecorder(io.ComfyNode):
+    """Stand between a model loader and a sampler; the model passes through unchanged.
+
+    Raises ValueError for a name that is no plain file name, or that the workflow does not tell.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node; its id and the order of its inputs are in saved workflows."""
+        return io.Schema(
+            node_id="NVFP4CalibrationRecorder",
+            display_name="NVFP4 Calibration Recorder",
+            category="advanced/quantization",
+            description=(
+                "Records the inputs of all linear layers while the model is sampled: NAME.log and "
+                "NAME.safetensors, which conversions to NVFP4, INT8 and FP8 take as statistics."
+            ),
+            search_aliases=["calibrate", "activation statistics", "nvfp4", "quantize", "int8"],
+            inputs=[
+                io.Model.Input("model", tooltip="passes through unchanged"),
+                io.Boolean.Input("enabled", default=True, tooltip="off: nothing is recorded"),
+                io.String.Input(
+                    "name", default="", tooltip="of the files; empty: that of the model's file"
+                ),
+                io.String.Input(
+                    "folder", default="", tooltip="empty: output/nvfp4_calibration", advanced=True
+                ),
+                io.String.Input(
+                    "layers",
+                    default="",
+                    tooltip="regular expression; empty: every linear layer",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "tokens",
+                    default=256,
+                    min=16,
+                    max=1 << 20,
+                    tooltip="input rows sampled at every call for all but the maxima",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "second_moments",
+                    options=[*LAYERS],
+                    tooltip="also record what activation-aware rounding needs (gigabytes)",
+                ),
+                io.Int.Input(
+                    "widest",
+                    default=8192,
+                    min=16,
+                    max=1 << 20,
+                    tooltip="layers of more input channels have no second moments",
+                    advanced=True,
+                ),
+            ],
+            outputs=[io.Model.Output()],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(  # noqa: PLR0913 (the node's inputs)
+        cls,
+        model,
+        enabled=True,
+        name="",
+        folder="",
+        layers="",
+        tokens=256,
+        second_moments="none",
+        widest=8192,
+    ) -> io.NodeOutput:
+        """Return a clone of the model that records while it is sampled."""
+        if not enabled:
+            return io.NodeOutput(model)
+        name = name or file_behind(cls.hidden.prompt or {}, str(cls.hidden.unique_id))
+        if not name:
+            raise ValueError(
+                "the workflow does not tell the model's file: give the recorder a name"
+            )
+        if not re.fullmatch(r"\w[\w .()+-]*", name):
+            raise ValueError(f"name must be a plain file name, not {name!r}")
+        re.compile(layers)  # raises for a mistake now, and not after the model was loaded
+        base = Path(folder or Path(folder_paths.get_output_directory()) / "nvfp4_calibration")
+        key = (base.resolve(), name)
+        recording = RECORDINGS.get(key)
+        if recording is None:
+            recording = RECORDINGS[key] = Recording(base, name)
+
+        def outer_sample(executor, *arguments, **keywords):
+            diffusion_model = executor.class_obj.model_patcher.model.diffusion_model
+            with recording.watching(diffusion_model, layers, tokens, second_moments, widest):
+                return executor(*arguments, **keywords)
+
+        model = model.clone()
+        kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+        model.add_wrapper_with_key(kind, "nvfp4_calibration_recorder", outer_sample)
+        return io.NodeOutput(model)

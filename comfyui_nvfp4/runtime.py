@@ -1,0 +1,85 @@
+"""Run the converter inside ComfyUI: one at a time, with ComfyUI's progress and cancel button."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from types import ModuleType
+
+import comfy.model_management
+import comfy.utils
+import torch
+from server import PromptServer
+
+from .converter import converter
+
+# Held by who converts. A thread may take it again, as a node may be made of others.
+TURN = threading.RLock()
+# Seconds between two looks at ComfyUI's cancel button while another conversion runs, and between
+# two texts on the node; the bar has a rhythm of its own.
+LISTEN_EVERY, TEXT_EVERY = 0.25, 0.25
+# Steps of ComfyUI's progress bar.
+STEPS = 1000
+
+
+class NodeError(Exception):
+    """Say in one line what is wrong, as ComfyUI shows it on the node."""
+
+
+class Progress:
+    """Show on a node what the converter is busy with; called with its Activity, again and again.
+
+    Raises ComfyUI's InterruptProcessingException once its cancel button was pressed: the converter
+    deletes what it began and leaves an older file as it is, as it does for Ctrl-C.
+    """
+
+    def __init__(self, node_id: str | None):
+        self.node_id, self.text, self.next_text = node_id, "", 0.0
+        self.bar = comfy.utils.ProgressBar(STEPS, node_id=node_id)
+
+    def __call__(self, activity) -> None:
+        """Look at the cancel button; draw the bar, and write phase, rate and layer below it."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if activity.total:
+            self.bar.update_absolute(int(STEPS * activity.share), STEPS)
+        now = time.monotonic()
+        if now >= self.next_text:
+            self.next_text = now + TEXT_EVERY
+            self.say(activity.line(None, now, time.time()))
+
+    def say(self, text: str) -> None:
+        """Write a line on the node."""
+        if text != self.text and self.node_id is not None and PromptServer.instance is not None:
+            self.text = text
+            PromptServer.instance.send_progress_text(text, self.node_id)
+
+
+@contextlib.contextmanager
+def its_turn(progress: Progress) -> Iterator[None]:
+    """Wait until no other conversion runs in this process; the cancel button works meanwhile."""
+    while not TURN.acquire(timeout=LISTEN_EVERY):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        progress.say("waiting for another conversion")
+    try:
+        yield
+    finally:
+        TURN.release()
+
+
+@contextlib.contextmanager
+def converting(node_id: str | None) -> Iterator[ModuleType]:
+    """Lend the converter to a node, for the length of the `with` block.
+
+    Yields its module, with the names of docs/python.md: `program.convert(program.Options(...))`.
+    All that it does in this thread is shown on the node `node_id`. Raises NodeError with the line
+    of what a person can mend, and InterruptProcessingException where it was cancelled.
+    """
+    program, progress = converter(), Progress(node_id)
+    # ComfyUI runs nodes in inference mode, whose tensors other threads may not change.
+    with its_turn(progress), torch.inference_mode(False), program.watched_by(progress):
+        try:
+            yield program
+        except program.ConvertError as error:
+            raise NodeError(program.printable(str(error))) from None

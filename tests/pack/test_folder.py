@@ -1,0 +1,138 @@
+"""The folder comfyui_nvfp4: whole by itself, and known to ComfyUI's registry."""
+
+import importlib.util
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from single_file import BUILT, CARRIED
+
+from comfyui_nvfp4 import NODES
+from nvfp4.options import __version__
+from support.comfyui import PREAMBLE, needs_comfyui, run_comfyui
+from support.paths import ROOT
+
+PACK = ROOT / "comfyui_nvfp4"
+OLD = ROOT / "calib" / "comfyui_nvfp4_recorder"
+COPY = shutil.ignore_patterns("__pycache__")
+
+
+def test_it_carries_the_script_and_its_data():
+    files = [BUILT, *(file.relative_to(ROOT) for kind in CARRIED for file in ROOT.glob(kind))]
+    assert len(files) > 10
+    for file in files:
+        assert (PACK / file).read_bytes() == (ROOT / file).read_bytes()
+
+
+def test_a_copy_converts_with_data_found_by_name_and_without_the_package(tiny, tmp_path):
+    shutil.copytree(PACK, tmp_path / "comfyui_nvfp4", ignore=COPY)
+    code = """
+import sys
+from comfyui_nvfp4.converter import MODULE, converter
+program = converter()
+assert program is converter() and program.__name__ == MODULE and "nvfp4" not in sys.modules
+seen = []
+options = program.Options(
+    source=sys.argv[1], output="o.safetensors", quiet=True, partial_guide=True,
+    input_scale_summary_json="scales_summary_wan22_5b.json",
+    full_precision_mm_layers="sensitive_layers_wan22_5b.txt")
+with program.watched_by(seen.append):
+    report = program.convert(options)
+print(len(report.damage), options.input_scale_summary_json.parent.name, len(seen) > 100)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tiny)],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("40 calib True\n", "")
+
+
+def test_the_registry_is_told_the_converters_version_and_licence():
+    tomllib = pytest.importorskip("tomllib")
+    text = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))
+    project = text["project"]
+    assert project["version"] == __version__
+    assert (PACK / project["license"]["file"]).is_file()
+    # requirements.txt asks for nothing either.
+    lines = (PACK / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert project["dependencies"] == [line for line in lines if not line.startswith("#")] == []
+
+
+def test_without_comfyui_every_other_module_loads():
+    code = "import comfyui_nvfp4.recorder, comfyui_nvfp4.workflow, comfyui_nvfp4.converter as c"
+    code += "; print(c.converter().__version__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == __version__
+
+
+def load_old(folder):
+    """Load the recorder's old folder as ComfyUI loads a node pack."""
+    spec = importlib.util.spec_from_file_location("old_recorder", folder / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_copy_of_the_old_folder_says_what_to_do(tmp_path, caplog):
+    copy = shutil.copytree(OLD, tmp_path / "custom_nodes" / OLD.name, ignore=COPY)
+    with caplog.at_level(logging.WARNING):
+        assert load_old(copy).NODE_CLASS_MAPPINGS == {}
+    (record,) = caplog.records
+    assert re.search(
+        r"copy the folder comfyui_nvfp4 into custom_nodes, and delete \S", record.message
+    )
+
+
+def test_beside_the_pack_the_old_folder_adds_nothing(tmp_path, caplog):
+    copy = shutil.copytree(OLD, tmp_path / OLD.name, ignore=COPY)
+    (tmp_path / "comfyui_nvfp4").mkdir()
+    assert load_old(copy).NODE_CLASS_MAPPINGS == {}
+    assert caplog.records == []
+
+
+LOAD = (
+    PREAMBLE
+    + """
+import asyncio, inspect, nodes
+
+async def load(folder):
+    before = {*nodes.NODE_CLASS_MAPPINGS}
+    assert await nodes.load_custom_node(folder)
+    return {name: nodes.NODE_CLASS_MAPPINGS[name].GET_NODE_INFO_V1()
+            for name in nodes.NODE_CLASS_MAPPINGS if name not in before}
+
+found = asyncio.run(load(os.environ["PACK"]))
+print("RESULT", json.dumps(found))
+"""
+)
+
+
+@needs_comfyui
+def test_comfyui_loads_every_node_with_words_for_everything():
+    found, _ = run_comfyui(LOAD, PACK=str(PACK))
+    assert {*found} == {name for names in NODES.values() for name in names}
+    for name, node in found.items():
+        assert all(node[part] for part in ("display_name", "description", "search_aliases")), name
+        assert node["category"] == "advanced/quantization"
+        for kind in ("required", "optional"):
+            for given, (_, facts) in node["input"].get(kind, {}).items():
+                assert facts.get("tooltip"), (name, given)
+
+
+@needs_comfyui
+def test_a_linked_old_folder_still_brings_the_recorder(tmp_path):
+    link = tmp_path / OLD.name
+    link.symlink_to(OLD)
+    found, _ = run_comfyui(LOAD, PACK=str(link))
+    assert [*found] == ["NVFP4CalibrationRecorder"]
+    inputs = found["NVFP4CalibrationRecorder"]["input_order"]["required"]
+    assert inputs == [
+        "model", "enabled", "name", "folder", "layers", "tokens", "second_moments", "widest",
+    ]  # fmt: skip
+    assert json.dumps(found)
