@@ -665,6 +665,7 @@ def show_problems(error: ConvertError) -> None:
 
 import argparse
 import dataclasses
+import fnmatch
 import functools
 import importlib
 import importlib.util
@@ -684,7 +685,8 @@ from dataclasses import MISSING
 from functools import cache, cached_property, lru_cache, partial
 from importlib.util import find_spec
 from numbers import Real
-from typing import Any, BinaryIO, NamedTuple
+from pathlib import PurePath, PurePosixPath
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 
 # ── nvfp4/dtypes.py: Facts about numbers: dtypes, ranges, block and tile sizes ────────────────────
@@ -1618,6 +1620,221 @@ def load_torch() -> None:
         )
 
 
+# ── nvfp4/virtual.py: Virtual paths: files that are read as others are, and lie on no disk of this 
+
+# A scheme has two letters or more, as one is a drive of Windows; a Path makes "hf:/" of "hf://".
+SCHEMED = re.compile(r"([a-z][a-z0-9]+):[/\\]+(.*)", re.DOTALL)
+# The classes of virtual paths by their schemes; a class puts itself in where it is defined.
+SCHEMES: dict[str, type[VirtualPath]] = {}
+# How much of a file a buffered reader asks for at once.
+READ_AT_ONCE = 1 << 16
+
+
+class VirtualEntry(NamedTuple):
+    """Tell what is at a virtual path.
+
+    size: of a file in bytes; 0 for a folder.
+    version: a number that is another one once the file has changed, as a file's time is.
+    is_folder: whether it is a folder.
+    """
+
+    size: int = 0
+    version: int = 0
+    is_folder: bool = False
+
+
+class Read(NamedTuple):
+    """Name bytes that are about to be read: `size` of the file `path`, from `begin` on."""
+
+    path: PurePath
+    begin: int
+    size: int
+
+
+class VirtualFile(io.RawIOBase):
+    """Read a virtual file: what `open("rb", buffering=0)` gives. A kind defines `read_at`."""
+
+    def __init__(self, path: VirtualPath, size: int):
+        self.path, self.size, self.position = path, size, 0
+
+    def read_at(self, begin: int, view: memoryview) -> int:
+        """Fill `view` from the byte `begin` on, as far as it goes, and return how far that is.
+
+        The file has bytes there, and at least one is to be read. Raises OSError or ConvertError.
+        """
+        raise NotImplementedError
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        """Fill a buffer from the position on; 0 stands for the file's end."""
+        view = memoryview(buffer).cast("B")
+        view = view[: max(0, min(len(view), self.size - self.position))]
+        count = self.read_at(self.position, view) if len(view) else 0
+        self.position += count
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position, also beyond the end, and return it."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
+        if start + offset < 0:
+            raise ValueError(f"negative seek position {start + offset}")
+        self.position = start + offset
+        return self.position
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self.position
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say that the position can be moved."""
+        return True
+
+
+class VirtualPath(PurePosixPath):
+    """Name a virtual file or folder: the reading half of a `pathlib.Path`.
+
+    A kind sets `scheme`, and defines `entry`, `opened` and, where it has folders, `names`. A path
+    has no state but its text: `.parent`, `/` and the like make new ones of it. So whatever a kind
+    keeps for a file, it keeps by the path.
+    """
+
+    __slots__ = ()
+    scheme: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **facts: object) -> None:
+        super().__init_subclass__(**facts)
+        SCHEMES[cls.scheme] = cls
+
+    def entry(self) -> VirtualEntry:
+        """Tell what is at the path. Raises FileNotFoundError where nothing is."""
+        raise NotImplementedError
+
+    def opened(self, size: int) -> VirtualFile:
+        """Open the file, whose entry gave this size, to read it."""
+        raise NotImplementedError
+
+    def names(self) -> Iterable[str]:
+        """List the names of what is in the folder."""
+        raise NotADirectoryError(f"{self} is no folder")
+
+    def will_read(self, reads: list[Read]) -> None:
+        """Learn which bytes of paths of this kind are read next, in order; reads may differ."""
+
+    def __str__(self) -> str:
+        # A PurePath makes one slash of two.
+        scheme, _, rest = super().__str__().partition(":/")
+        return f"{scheme.removesuffix(':')}://{rest}"
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+    def stat(self) -> os.stat_result:
+        """Tell size, kind and time as of a file; the version stands for the time."""
+        size, version, is_folder = self.entry()
+        mode = (stat.S_IFDIR | 0o555) if is_folder else (stat.S_IFREG | 0o444)
+        # Inode and device are those of no file on a disk, one link, and no user or group.
+        numbers = (mode, version, -1, 1, 0, 0, size, 0, version // 10**9, 0)
+        return os.stat_result(numbers, {"st_mtime": version / 1e9, "st_mtime_ns": version})
+
+    def exists(self) -> bool:
+        """Tell whether there is a file or a folder."""
+        try:
+            self.entry()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def is_file(self) -> bool:
+        """Tell whether there is a file."""
+        return self.exists() and not self.entry().is_folder
+
+    def is_dir(self) -> bool:
+        """Tell whether there is a folder."""
+        return self.exists() and self.entry().is_folder
+
+    def is_symlink(self) -> bool:
+        """Say that it is no link."""
+        return False
+
+    def is_absolute(self) -> bool:
+        """Say that it is whole: there is no current folder among virtual paths."""
+        return True
+
+    def absolute(self) -> VirtualPath:
+        """Return the path, which is whole already."""
+        return self
+
+    def resolve(self) -> VirtualPath:
+        """Return the path, which has no links to follow."""
+        return self
+
+    def expanduser(self) -> VirtualPath:
+        """Return the path, in which no ~ stands for a home."""
+        return self
+
+    def samefile(self, other: PurePath) -> bool:
+        """Tell whether another path is this one."""
+        return self == other
+
+    def iterdir(self) -> Iterator[VirtualPath]:
+        """List the folder. Raises OSError where it is none."""
+        return (self / name for name in self.names())
+
+    def glob(self, pattern: str) -> Iterator[VirtualPath]:
+        """List what in the folder has a name of the pattern, which has no slash."""
+        if self.is_dir():
+            yield from (path for path in self.iterdir() if fnmatch.fnmatch(path.name, pattern))
+
+    def open(self, mode: str = "rb", buffering: int = -1) -> BinaryIO:
+        """Open the file to read its bytes; any other mode raises io.UnsupportedOperation."""
+        if mode != "rb":
+            raise io.UnsupportedOperation(f"{self} can only be read, as bytes")
+        size, _, is_folder = self.entry()
+        if is_folder:
+            raise IsADirectoryError(f"{self} is a folder")
+        raw = self.opened(size)
+        return raw if buffering == 0 else io.BufferedReader(raw, max(buffering, READ_AT_ONCE))
+
+    def read_bytes(self) -> bytes:
+        """Read the whole file."""
+        with self.open() as file:
+            return file.read()
+
+    def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Read the whole file as text."""
+        return self.read_bytes().decode(encoding, errors)
+
+
+def virtual_path(given: str | os.PathLike) -> VirtualPath | None:
+    """Make a virtual path of a text, or of a Path that was made of one; None for any other.
+
+    Raises ValueError, whose text tells what is wrong, as a kind's constructor does.
+    """
+    if isinstance(given, VirtualPath):
+        return given
+    found = SCHEMED.fullmatch(os.fspath(given))
+    if not found or found[1] not in SCHEMES:
+        return None
+    rest = found[2].replace("\\", "/")
+    return SCHEMES[found[1]](f"{found[1]}://{rest}")
+
+
+def announce_reads(reads: Iterable[Read]) -> None:
+    """Tell each kind of virtual paths what is read of it next, so that it can be fetched ahead.
+
+    reads: in the order in which they will come; those of other paths are passed over.
+    """
+    kinds: dict[type[VirtualPath], list[Read]] = {}
+    for read in reads:
+        if isinstance(read.path, VirtualPath):
+            kinds.setdefault(type(read.path), []).append(read)
+    for some in kinds.values():
+        some[0].path.will_read(some)
+
+
 # ── nvfp4/options/kinds.py: Values of options: how texts are read, what Python may give ───────────
 
 def input_path(given: str | Path) -> Path:
@@ -1625,10 +1842,12 @@ def input_path(given: str | Path) -> Path:
 
     Windows separators work elsewhere too, so that batch lines can be shared: backslashes become
     slashes if there is no file of the name as given. In what is a path already, only the ~ is
-    replaced. The file need not exist.
+    replaced. The file need not exist, and nothing of a virtual one is looked up.
     """
     if not isinstance(given, str | os.PathLike):
         raise argparse.ArgumentTypeError(f"{given!r} is no path")
+    if virtual := virtual_path(given):
+        return virtual
     # Path("") is the folder one is in, which would be taken for SOURCE.
     if given == "":
         raise argparse.ArgumentTypeError("the path is empty; is a variable not set?")
@@ -1647,6 +1866,14 @@ def input_path(given: str | Path) -> Path:
         return path
 
 
+def local_path(given: str | Path) -> Path:
+    """Make a path of a text as `input_path` does, and refuse a virtual one."""
+    path = input_path(given)
+    if isinstance(path, VirtualPath):
+        raise argparse.ArgumentTypeError(f"{path}: has to be on a disk of this machine")
+    return path
+
+
 def shipped_path(given: str | Path, folder: str) -> Path:
     """Find a file as given or, if there is none, of that name in a folder beside this script.
 
@@ -1656,6 +1883,8 @@ def shipped_path(given: str | Path, folder: str) -> Path:
     """
     # As given comes first: a file of one's own may have the name of one that is shipped.
     path = input_path(given)
+    if isinstance(path, VirtualPath):
+        return path
     for found in (path, HERE / folder / path, HERE / path):
         if exists(found):
             return found
@@ -1763,6 +1992,8 @@ def lora_file(given: str | Path | tuple[str | Path, float]) -> Lora:
             f"{given!r} is not FILE or FILE:STRENGTH, a number other than 0"
         )
     path = input_path(file)
+    if isinstance(path, VirtualPath):
+        return Lora(path, strength)
     comma = re.fullmatch(r"(.+):([+-]?\d*,\d+)", str(given), re.DOTALL)
     if comma and not exists(path) and exists(input_path(comma[1])):
         written = comma[2].replace(",", ".")
@@ -1875,7 +2106,8 @@ class Kind(NamedTuple):
 # Kinds that several options share; others are made where the option is, in table.py.
 SWITCH = Kind(on_or_off)
 FILE = Kind(input_path, "FILE")
-FOLDER = Kind(input_path, "DIR")
+LOCAL_FILE = Kind(local_path, "FILE")
+FOLDER = Kind(local_path, "DIR")
 # Their files come with the program, in a folder beside it, and may be named without it.
 SUMMARY = Kind(partial(shipped_path, folder="calib"), "FILE")
 LAYER_LIST = Kind(partial(shipped_path, folder="sensitive_layers"), "FILE")
@@ -3546,7 +3778,7 @@ LARGEST_RECIPE = 1_000_000
 
 def recipe_path(given: str | Path) -> Path:
     """Find a recipe: a file as given, or one in recipes/ by its name, with or without ".toml"."""
-    path = input_path(given)
+    path = local_path(given)
     if exists(path) or path.suffix.lower() in (".toml", ".json") or not isinstance(given, str):
         return shipped_path(given, RECIPE_FOLDER)
     return shipped_path(f"{given}.toml", RECIPE_FOLDER)
@@ -3685,7 +3917,8 @@ class RecipeReader:
     def placed(self, kind: Kind, given: object) -> object:
         """Make the path that a text names one that is relative to the recipe file."""
         reader = getattr(kind.read, "func", kind.read)
-        if reader not in (input_path, shipped_path, lora_file) or not isinstance(given, str):
+        placed = (input_path, local_path, shipped_path, lora_file)
+        if reader not in placed or not isinstance(given, str) or virtual_path(given):
             return given
         beside = self.path.parent / input_path(given)
         # What comes with the program is found by its name, as on the command line.
@@ -4235,7 +4468,7 @@ def portable(value: object) -> object:
     lists, and tuples lists.
     """
     # The folder would tell about somebody's machine, and make equal files differ.
-    if isinstance(value, Path):
+    if isinstance(value, PurePath):
         return value.name
     if isinstance(value, tuple):
         return [*map(portable, value)]
@@ -4406,12 +4639,14 @@ def made_output(options: Any) -> Path:
 
     options: an Options that is checked, whose output is a folder, or None. Without a folder it is
     the one that a file lies in, or that a folder of shards lies in, so that these stay by
-    themselves. Raises ConvertError for a name that is taken: nobody asked to replace that file.
+    themselves; of a virtual source, the current one. Raises ConvertError for a name that is
+    taken: nobody asked to replace that file.
     """
     source, folder = options.source, options.output
     if folder is None:
         has_folder = not (stem_of(source) or source.name.lower().endswith(SUFFIX))
         folder = model_folder(source).parent if has_folder else source.parent
+        folder = Path() if isinstance(source, VirtualPath) else folder
     output = folder / f"{source_name(source)}_{format_word(options)}{SUFFIX}"
     taken = options.written_as(output)
     if exists(taken) and not options.dry_run:
@@ -4497,7 +4732,7 @@ class Options(DerivedOptions):
         flag="SOURCE", check=original_only, reads=True, trace=False,
         everyday="a 16-bit model: .safetensors, index, or folder of it")
     # None and a folder stand for a name that is made, until the task is checked.
-    output: Path | None = option(None, "", Kind(input_path),
+    output: Path | None = option(None, "", Kind(local_path),
         "the .safetensors file to write; or a folder for it, or nothing for beside SOURCE (beside "
         "the folder of shards): then its name is SOURCE's with the format at its end, as in "
         "wan_nvfp4.safetensors, or _mixed where a GGUF, a layer config or a size decides",
@@ -4540,7 +4775,7 @@ class Options(DerivedOptions):
     plain_fp8: bool = option(False, GENERAL, SWITCH,
         "convert a SOURCE that was merely cast to FP8, without scales: what the cast lost, some "
         "3 % of a weight, stays lost")
-    report: Path | None = option(None, GENERAL, FILE,
+    report: Path | None = option(None, GENERAL, LOCAL_FILE,
         "write the plan, its reasons and every layer's error as data (.json) or as a page (.html), "
         "or its precision map as a picture (.svg)",
         check=must_end_in(*REPORT_KINDS), trace=False, writes=True,
@@ -4616,7 +4851,7 @@ class Options(DerivedOptions):
         "a .json of layer names or patterns: format, full-precision matmul, input scale",
         reads=True)
     # A layer config has no place for scaled channels, so a plan that has them cannot be replayed.
-    layer_config_out: Path | None = option(None, PRECISION, FILE,
+    layer_config_out: Path | None = option(None, PRECISION, LOCAL_FILE,
         "write the plan as such a file, to edit and to replay",
         conflicts=["--pre-quant-scale"], check=must_end_in(".json"), trace=False, writes=True)
     gguf_nvfp4_max_bitdepth: int = option(4, PRECISION, Kind(natural, "BITS"),
@@ -5429,7 +5664,7 @@ from html import escape
 from statistics import median
 from subprocess import Popen
 from types import FunctionType
-from typing import ClassVar, Protocol, TYPE_CHECKING
+from typing import Protocol, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23994,6 +24229,132 @@ def main(argv: list[str] | None = None) -> int:
 def interrupt(*_: object) -> None:
     """Handle a signal as Python handles Ctrl-C: raise KeyboardInterrupt in the main thread."""
     raise KeyboardInterrupt
+
+
+from bisect import bisect_right
+
+
+# ── nvfp4/memory.py: Show tensors in memory as a safetensors file, whose bytes are made when they a
+
+# What safetensors calls torch's dtypes: those that are computed with, and those that are copied.
+DTYPE_NAMES = {str(dtype).removeprefix("torch."): name for name, dtype in TORCH_DTYPES.items()} | {
+    "float8_e8m0fnu": "F8_E8M0", "bool": "BOOL", "int16": "I16", "uint16": "U16", "int32": "I32",
+    "uint32": "U32", "uint64": "U64", "complex64": "C64",
+}  # fmt: skip
+# Numbers in the paths of files in memory, so that two of one name are two files.
+FILE_NUMBERS = itertools.count(1)
+
+
+class MemoryTensor(NamedTuple):
+    """Describe a tensor of a file in memory.
+
+    dtype: as safetensors names it.
+    values: gives the tensor, of that dtype and shape and on any device. It is called for each read
+        of a part of it, in any thread; nothing keeps what it gave.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    values: Callable[[], torch.Tensor]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> MemoryTensor:
+        """Describe a tensor that is there. Raises ConvertError where no file can hold its dtype."""
+        return cls(dtype_name(tensor.dtype), tuple(tensor.shape), lambda: tensor)
+
+
+class MemoryContent(NamedTuple):
+    """Hold what is at a path: the header's bytes, and tensors with the offsets they begin at.
+
+    begins: of each tensor that has bytes, and the file's end as the last one.
+    """
+
+    header: bytes
+    begins: list[int]
+    tensors: list[MemoryTensor]
+
+
+# What is at each path, for as long as its `with` block runs.
+CONTENTS: dict[str, MemoryContent] = {}
+
+
+class MemoryFile(VirtualFile):
+    """Read a file in memory."""
+
+    def read_at(self, begin: int, view: memoryview) -> int:
+        """Fill `view` from the header, or from the one tensor that has the byte `begin`."""
+        header, begins, tensors = CONTENTS[str(self.path)]
+        if begin < len(header):
+            part = header[begin : begin + len(view)]
+            view[: len(part)] = part
+            return len(part)
+        index = bisect_right(begins, begin) - 1
+        count = min(len(view), begins[index + 1] - begin)
+        with torch.no_grad():
+            data = tensors[index].values().detach().reshape(-1).view(torch.uint8)
+            first = begin - begins[index]
+            # Cut before it is copied from a GPU; a tensor on the CPU is not copied here.
+            view[:count] = memoryview(data[first : first + count].cpu().numpy())
+        return count
+
+
+class MemoryPath(VirtualPath):
+    """Name a file in memory: memory://1/NAME."""
+
+    __slots__ = ()
+    scheme = "memory"
+
+    def entry(self) -> VirtualEntry:
+        """Tell the file's size. Raises FileNotFoundError once its `with` block has ended."""
+        if str(self) not in CONTENTS:
+            raise FileNotFoundError(f"{self} is no file in memory")
+        return VirtualEntry(size=CONTENTS[str(self)].begins[-1])
+
+    def opened(self, size: int) -> MemoryFile:
+        """Open the file to read it."""
+        return MemoryFile(self, size)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name a torch dtype as safetensors does. Raises ConvertError where it has no name."""
+    text = str(dtype).removeprefix("torch.")
+    if text not in DTYPE_NAMES:
+        raise ConvertError(f"a tensor is {text}, which safetensors files cannot hold")
+    return DTYPE_NAMES[text]
+
+
+def make_content(tensors: Mapping[str, MemoryTensor], metadata: Mapping[str, str]) -> MemoryContent:
+    """Lay a file out: tensors in the order given, one after another, behind the header."""
+    entries, position = {"__metadata__": dict(metadata)} if metadata else {}, 0
+    for name, tensor in tensors.items():
+        end = position + bits_of(tensor.dtype, tensor.shape) // 8
+        place = {"shape": [*tensor.shape], "data_offsets": [position, end]}
+        entries[name] = {"dtype": tensor.dtype} | place
+        position = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text = text.ljust(round_up(len(text), 8))
+    header = len(text).to_bytes(8, "little") + text
+    # An empty tensor has no byte that could be asked for.
+    filled = {name: one for name, one in tensors.items() if bits_of(one.dtype, one.shape)}
+    begins = [len(header) + entries[name]["data_offsets"][0] for name in filled]
+    return MemoryContent(header, [*begins, len(header) + position], [*filled.values()])
+
+
+@contextlib.contextmanager
+def memory_file(
+    name: str, tensors: Mapping[str, MemoryTensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[MemoryPath]:
+    """Give tensors a path in the `with` block, by which they are read as a safetensors file.
+
+    name: the file's, which the header of a conversion records as its source; metadata: strings for
+    the header. Raises KeyError for a dtype that safetensors does not know.
+    """
+    path = MemoryPath(f"memory://{next(FILE_NUMBERS)}/{name}")
+    CONTENTS[str(path)] = make_content(tensors, metadata or {})
+    try:
+        yield path
+    finally:
+        del CONTENTS[str(path)]
 
 
 if __name__ == "__main__":
