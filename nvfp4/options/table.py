@@ -118,7 +118,8 @@ class Options(DerivedOptions):
         flag="OUTPUT", check=model_name, trace=False,
         everyday="file or folder to write to; left out: beside SOURCE")
     make_folder: bool = option(False, GENERAL, SWITCH,
-        "create the folders of OUTPUT and of --report and --layer-config-out if they are missing",
+        "create the folders of OUTPUT, --report, --model-card and --layer-config-out if they are "
+        "missing",
         trace=False)
 
     goal: str | None = option(None, GENERAL, Kind(choices=tuple(GOALS)),
@@ -159,6 +160,10 @@ class Options(DerivedOptions):
         "or its precision map as a picture (.svg)",
         check=must_end_in(*REPORT_KINDS), trace=False, writes=True,
         everyday="write what was done as a page (.html) or data (.json)")
+    model_card: Path | None = option(None, GENERAL, LOCAL_FILE,
+        "write a card to publish the file with on Hugging Face, its README.md: what it is made "
+        "from, formats, errors, what it needs, the command; what is to be filled in is marked",
+        check=must_end_in(".md"), trace=False, writes=True)
     comfyui: Path | None = option(None, GENERAL, FOLDER,
         "your ComfyUI's folder: ask it first whether it takes the file (default: COMFYUI_ROOT)",
         trace=False,

@@ -1,4 +1,4 @@
-"""Write the text files that a conversion is asked for: --report, --layer-config-out."""
+"""Write the text files that a conversion is asked for: report, model card, layer config."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from nvfp4.files import make_folders, write_text
 from nvfp4.report.data import Report, render_json, report_data
 from nvfp4.report.layer_config import layer_config
 from nvfp4.report.map_svg import precision_map_svg
+from nvfp4.report.model_card import render_card
 from nvfp4.report.page import render_html
 
 # What writes --report, by the suffix of its file: a row for each of REPORT_KINDS.
@@ -13,7 +14,7 @@ REPORTS = {".json": render_json, ".html": render_html, ".svg": precision_map_svg
 
 
 def write_texts(report: Report) -> None:
-    """Write the report and the layer config, where the options name a file for them.
+    """Write the report, the model card and the layer config, where options name a file for them.
 
     Each is written whole or not at all. Raises ConvertError where one cannot be written.
     """
@@ -23,5 +24,7 @@ def write_texts(report: Report) -> None:
     if options.report:
         render = REPORTS[options.report.suffix.lower()]
         write_text(render(report_data(report)), options.report)
+    if options.model_card:
+        write_text(render_card(report), options.model_card)
     if options.layer_config_out:
         write_text(layer_config(report.plans), options.layer_config_out)

@@ -54,7 +54,7 @@ def words(flag, value=""):
     if kind == SWITCH:
         return [flag]
     if BY_FLAG[flag].writes:
-        return [flag, "r.json"]
+        return [flag, "r.md" if flag == "--model-card" else "r.json"]
     choices = [choice for choice in kind.choices if choice != BY_FLAG[flag].default]
     return [flag, value or (choices[0] if choices else VALUES[kind.metavar])]
 
@@ -339,7 +339,7 @@ def test_source_is_no_option_of_a_conversion(capsys):
 )
 def test_text_is_welcome_as_a_path_and_the_path_is_listed(row):
     beside = {"sensitivity_threshold": 1.0} if row.name == "sensitivity_json" else {}
-    name = "r.json" if row.writes else "x.safetensors"
+    name = words(row.flag)[1] if row.writes else "x.safetensors"
     value = Path(name) if "shipped_path" in str(row.kind.read) else name
     options = Options(**BASE | {row.name: value} | beside)
     assert Path(name) in (options.inputs if row.reads else options.texts)
