@@ -4739,7 +4739,8 @@ class Options(DerivedOptions):
         flag="OUTPUT", check=model_name, trace=False,
         everyday="file or folder to write to; left out: beside SOURCE")
     make_folder: bool = option(False, GENERAL, SWITCH,
-        "create the folders of OUTPUT and of --report and --layer-config-out if they are missing",
+        "create the folders of OUTPUT, --report, --model-card and --layer-config-out if they are "
+        "missing",
         trace=False)
 
     goal: str | None = option(None, GENERAL, Kind(choices=tuple(GOALS)),
@@ -4780,6 +4781,10 @@ class Options(DerivedOptions):
         "or its precision map as a picture (.svg)",
         check=must_end_in(*REPORT_KINDS), trace=False, writes=True,
         everyday="write what was done as a page (.html) or data (.json)")
+    model_card: Path | None = option(None, GENERAL, LOCAL_FILE,
+        "write a card to publish the file with on Hugging Face, its README.md: what it is made "
+        "from, formats, errors, what it needs, the command; what is to be filled in is marked",
+        check=must_end_in(".md"), trace=False, writes=True)
     comfyui: Path | None = option(None, GENERAL, FOLDER,
         "your ComfyUI's folder: ask it first whether it takes the file (default: COMFYUI_ROOT)",
         trace=False,
@@ -5235,6 +5240,86 @@ def render_examined(one: Examined, width: int | None) -> str:
 
 
 from types import MappingProxyType
+
+
+# ── nvfp4/options/as_typed.py: Write a conversion as the command that a person would type for it ──
+
+# What tells how and where one run was made, and nothing of the file that came of it.
+OF_ONE_RUN = frozenset((
+    "comfyui", "device", "dry_run", "json", "layer_config_out", "make_folder", "model_card",
+    "quiet", "report", "resume", "verbose",
+))  # fmt: skip
+
+
+def typed_command(options: Options, program: str = "python convert_nvfp4.py") -> str:
+    """Write the whole command, in one line: the program, SOURCE, OUTPUT, and the options.
+
+    An option that follows from the others, as the dtype of a recipe does, is left out.
+    """
+    rows = [row for row in options_of(type(options)) if row.name not in OF_ONE_RUN]
+    given = [row for row in rows if is_typed(options, row)]
+    words = (word for row in given for word in typed_row(row, getattr(options, row.name)))
+    return " ".join([program, *map(quoted, words)])
+
+
+def is_typed(options: Options, row: Option) -> bool:
+    """Tell whether an option has to be typed: it is not what it would be without."""
+    value = getattr(options, row.name)
+    if value == row.default:
+        return False
+    # SOURCE has no default, and a made OUTPUT may have been given another name since.
+    if row.name in ("source", "output"):
+        return True
+    try:
+        without = dataclasses.replace(options, **{row.name: row.default})
+    except ConvertError:
+        # Another option needs this one.
+        return True
+    return getattr(without, row.name) != value
+
+
+def typed_row(row: Option, value: object) -> Iterator[str]:
+    """Yield the words of one option: its flag and its value, once for each value it has."""
+    if row.switches:
+        yield from sorted(value)
+    elif row.kind == SWITCH:
+        yield row.flag
+    else:
+        for one in value if row.kind.repeatable else [value]:
+            text = typed_size(one) if row.kind == SIZE else typed_value(one)
+            # What begins with a dash would be taken for an option.
+            if not row.flag.startswith("-"):
+                yield f"./{text}" if text.startswith("-") else text
+            elif text.startswith("-"):
+                yield f"{row.flag}={text}"
+            else:
+                yield from (row.flag, text)
+
+
+def typed_value(value: object) -> str:
+    """Write a value as the command line takes it; of a file on a disk only the name."""
+    if isinstance(value, Lora):
+        strength = "" if value.strength == 1 else f":{value.strength!r}"
+        return typed_value(value.path) + strength
+    if isinstance(value, VirtualPath):
+        return str(value)
+    if isinstance(value, Path):
+        # "." and ".." have no names that would tell others anything.
+        return value.name if value.name.strip(".") else "FOLDER"
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def typed_size(size: int) -> str:
+    """Write a number of bytes with the largest unit that leaves it whole: "8GB", "7500MB"."""
+    for unit, count in (("GB", 10**9), ("MB", 10**6)):
+        if size % count == 0:
+            return f"{size // count}{unit}"
+    return str(size)
+
+
+def quoted(word: str) -> str:
+    """Quote a word for a shell where it needs it, without control characters."""
+    return shlex.quote(one_line(word))
 
 
 # ── nvfp4/cli/arguments.py: Parse the command lines of all programs in one way ────────────────────
@@ -21493,6 +21578,278 @@ def precision_map_svg(data: dict, scheme: str = "") -> str:
     )
 
 
+# ── nvfp4/report/model_card.py: Write a card to publish a converted file with, for Hugging Face: --
+
+# The Hub's word for files that ComfyUI's loaders take whole.
+SINGLE_FILE = "diffusion-single-file"
+LICENCES = "https://huggingface.co/docs/hub/repositories-licenses"
+# What models do, in the Hub's words: by the family's variant, or by what the family makes. One
+# alone is what the model does; of several, a person has to choose.
+VARIANT_TASKS = {"T2V": ("text-to-video",), "I2V": ("image-to-video",)}
+IMAGE_TASKS = ("text-to-image", "image-to-image")
+VIDEO_TASKS = ("text-to-video", "image-to-video")
+ANY_TASK = (*IMAGE_TASKS, *VIDEO_TASKS)
+# What is in a source's place on the Hub: hf://owner/name[@revision][/path].
+ON_THE_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.*))?")
+
+
+class HubPlace(NamedTuple):
+    """Tell where a source on the Hub is: its repository, its revision and the file in it."""
+
+    repository: str
+    revision: str
+    file: str
+
+
+def origin_on_hub(path: Path) -> HubPlace | None:
+    """Tell where a file on the Hub is; None for a file that lies elsewhere."""
+    found = ON_THE_HUB.fullmatch(str(path)) if isinstance(path, VirtualPath) else None
+    return HubPlace(*(part or "" for part in found.groups())) if found else None
+
+
+def as_code(text: object) -> str:
+    """Write a text as code, so that nothing in it is markup, a link or another cell of a table."""
+    line = one_line(str(text)) or " "
+    # Code ends at as many backticks as it began with.
+    fence = "`" * (longest_run(line) + 1)
+    space = " " * line.startswith("`") or " " * line.endswith("`")
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def longest_run(text: str) -> int:
+    """Count the backticks of the longest run of them."""
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def as_name(text: str) -> str:
+    """Write a name as it is where it is of words that Markdown leaves alone, else as code."""
+    is_plain = re.fullmatch(r"[A-Za-z0-9]+([ ._-][A-Za-z0-9]+)*", text)
+    return text if is_plain else as_code(text)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lay out a table of ready cells; all columns but the first are set to the right."""
+    marks = ["---", *["---:"] * (len(columns) - 1)]
+    # A bar ends a cell, in code as well.
+    safe = ([cell.replace("|", "\\|") for cell in cells] for cells in (columns, marks, *rows))
+    return [*(f"| {' | '.join(cells)} |" for cells in safe), ""]
+
+
+class CardFacts(NamedTuple):
+    """Hold what the sections of a card are made of.
+
+    data: of the report's summary. origin: where SOURCE is on the Hub, None elsewhere. family: a key
+    of FAMILIES, or "". title: what the model is. tasks: what it may do, in the Hub's words.
+    """
+
+    report: Report
+    data: dict
+    origin: HubPlace | None
+    family: str
+    title: str
+    tasks: tuple[str, ...]
+
+    @property
+    def blanks(self) -> list[str]:
+        """List what a person has to fill in."""
+        task = ["the task"] if len(self.tasks) != 1 else []
+        return ["the licence", *([] if self.origin else ["the base model"]), *task]
+
+
+def make_card(report: Report) -> CardFacts:
+    """Gather what a card tells of a conversion."""
+    refs = {plan.ref.name: plan.ref for plan in report.plans}
+    name, variant = recognise(Model(tensors=refs, metadata={}, files=()))
+    family = FAMILIES.get(name)
+    title = family.title if family else "Diffusion model"
+    # A family of images may edit them, too, and one of videos begin with a picture.
+    usual = () if family is None else IMAGE_TASKS if family.image else VIDEO_TASKS
+    return CardFacts(
+        report=report,
+        data=summary_data(report),
+        origin=origin_on_hub(report.options.source),
+        family=name,
+        title=f"{title} ({variant})" if variant else title,
+        tasks=VARIANT_TASKS.get(variant, usual),
+    )
+
+
+def render_card(report: Report) -> str:
+    """Render the card of a conversion, or of a dry run, which it says."""
+    card = make_card(report)
+    sections = (
+        front_matter,
+        card_introduction,
+        card_loading,
+        card_contents,
+        card_losses,
+        card_making,
+    )
+    return "\n".join(line for section in sections for line in section(card)) + "\n"
+
+
+def front_matter(card: CardFacts) -> Iterator[str]:
+    """Render the lines of YAML; what is to be filled in is a comment, so that they are valid."""
+    is_single = not card.report.options.output_sharded
+    plans = card.report.plans
+    words = {plan.format.option for plan in plans if plan.is_quantised or plan.ref.config}
+    yield "---"
+    yield f"# license: FILL IN the base model's, such as apache-2.0 ({LICENCES})"
+    if card.origin:
+        yield f"base_model: {json.dumps(card.origin.repository)}"
+    else:
+        yield "# base_model: FILL IN the repository of the original model, as OWNER/NAME"
+    yield "base_model_relation: quantized"
+    if is_single:
+        yield f"library_name: {SINGLE_FILE}"
+    if len(card.tasks) == 1:
+        yield f"pipeline_tag: {card.tasks[0]}"
+    else:
+        yield f"# pipeline_tag: FILL IN what it does, such as {' or '.join(card.tasks or ANY_TASK)}"
+    yield "tags:"
+    tags = [*["comfyui"] * is_single, "quantized", *(word for word in UNITS if word in words)]
+    yield from (f"- {tag}" for tag in tags)
+    yield from ("---", "")
+
+
+def card_introduction(card: CardFacts) -> Iterator[str]:
+    """Render the heading, what a person has yet to fill in, and what the file is."""
+    report, options = card.report, card.report.options
+    size, source = report.output_bytes, report.source_bytes
+    yield f"# {as_name(options.output.stem)}"
+    yield ""
+    yield f"> **Fill in** at the top of this file: {', '.join(card.blanks)}. Then delete this."
+    yield ""
+    if options.dry_run:
+        yield "> **A dry run's card**: nothing was converted, so that no errors are known."
+        yield ""
+    share = percentage(size, source)
+    yield (
+        f"**{card.title}, quantised for ComfyUI**: {gigabytes(size)}, {share} of the source's "
+        f"{gigabytes(source)}. Made by convert_nvfp4.py {card.data['version']} from "
+        f"{source_told(options.source)}."
+    )
+    for lora in options.merge_lora:
+        yield f"Merged into it, with strength {lora.strength:g}: {source_told(lora.path)}."
+    yield ""
+
+
+def source_told(path: Path) -> str:
+    """Name a file, with its repository and commit where it is on the Hub."""
+    origin = origin_on_hub(path)
+    if not origin:
+        return as_code(path.name)
+    name, file = origin.repository, origin.file
+    at = f" at {as_code(origin.revision)}" if origin.revision else ""
+    return f"{as_code(file) + ' in ' if file else ''}[{name}](https://huggingface.co/{name}){at}"
+
+
+def card_loading(card: CardFacts) -> Iterator[str]:
+    """Render where the file goes, and which ComfyUI and cards it needs."""
+    load, work, asked = card.data["load"], card.data["work"], card.report.asked
+    yield from ("## How to load it", "")
+    if load["folder"]:
+        setting = f", weight_dtype {load['weight_dtype']}," if load["weight_dtype"] else ""
+        yield f"- Put {as_code(card.data['output'])} into `ComfyUI/models/{load['folder']}`."
+        yield f"- ComfyUI's own node **{load['node']}**{setting} loads it, without custom nodes."
+    else:
+        yield f"- {load['text']}."
+    _, _, needs = render_work(work) or ("", "", "")
+    yield from [f"- It {needs}."] if needs else []
+    yield from ["- Its maker's ComfyUI took it."] if asked and asked.is_known else []
+    yield ""
+    if not work["comfyui"]:
+        return
+    rows = ((CARDS[name].series, f"{speed:.1f}x") for name, speed in work["speed"].items())
+    yield from markdown_table(("Cards", "speed over 16-bit, at most"), rows)
+    run = work["run"]
+    yield f"Estimated from published peaks, for the linear layers of a typical run: {run}."
+    yield ""
+
+
+def card_contents(card: CardFacts) -> Iterator[str]:
+    """Render how layers are stored and multiplied, with their shares."""
+    totals, matmuls = card.data["totals"], card.data["matmuls"]
+    size = sum(total["bytes"] for total in totals.values())
+    yield from ("## What is in it", "")
+    stored = (
+        (name, f"{total['layers']:,}", percentage(total["bytes"], size))
+        for name, total in totals.items()
+    )
+    yield from markdown_table(("Stored as", "linear layers", "share of the bytes"), stored)
+    if not matmuls:
+        return
+    multiplied = (
+        (kind, f"{found['layers']:,}", percentage(found["share"], 1))
+        for kind, found in matmuls.items()
+    )
+    yield from markdown_table(
+        ("Multiplied as", "layers", "share of the linear weights"), multiplied
+    )
+    yield "W4A4: weights of 4 bits times activations of 4 bits. All other layers are in 16 bits."
+    shares, *_ = render_work(card.data["work"]) or ("",)
+    yield from [f"In a step, {shares}."] if shares else []
+    yield ""
+
+
+def card_losses(card: CardFacts) -> Iterator[str]:
+    """Render the error of each format, and the layers that stand out."""
+    errors, outliers = card.data["errors"], card.data["outliers"]
+    if not errors:
+        return
+    yield from ("## What was lost", "")
+    rows = (
+        (
+            name,
+            f"{row['layers']:,}",
+            *(told_figure(row[key]) for key in ("median", "largest", "usual")),
+        )
+        for name, row in errors.items()
+    )
+    yield from markdown_table(("Format", "layers", "median error", "largest", "usual for it"), rows)
+    yield (
+        "Errors are relative RMSE: of a layer's decoded weight against the source's, or of its "
+        "output where it was rounded by statistics of its inputs."
+    )
+    yield ""
+    if outliers:
+        yield from (f"{in_number(len(outliers), 'layers stand out')}, the worst first:", "")
+        for one in outliers[:NAMED]:
+            yield f"- {as_code(one['layer'])}: {told_figure(one['error'])} in {one['format']}"
+        yield ""
+
+
+def told_figure(number: float | None) -> str:
+    """Write an error, or a dash where there is no number."""
+    return "-" if number is None else f"{number:.4f}"
+
+
+def card_making(card: CardFacts) -> Iterator[str]:
+    """Render how the file was made: what chose the formats, the command, the sources."""
+    command = typed_command(card.report.options)
+    fence = "`" * max(3, longest_run(command) + 1)
+    yield from ("## How it was made", "", chosen_by(card), "", fence, command, fence, "")
+    sources = card.data["origin"]["sources"].items()
+    yield from markdown_table(
+        ("Source file", "bytes"), ((as_code(name), f"{size:,}") for name, size in sources)
+    )
+    yield "The file's own header tells version, options and sources, too (`convert_nvfp4`)."
+
+
+def chosen_by(card: CardFacts) -> str:
+    """Say in a sentence what chose the formats of the layers."""
+    options = card.report.options
+    if options.gguf:
+        return f"Formats follow the types of a GGUF: {source_told(options.gguf)}."
+    if options.target_size or options.target_ratio:
+        return "Formats were chosen by each layer's measured error, for the file's size."
+    if options.layer_config:
+        return f"Formats are those of a layer config: {as_code(options.layer_config.name)}."
+    preset = card.family or "smart" if options.preset == "auto" else options.preset
+    recipe = "" if options.recipe == "mixed" else f", and --recipe {options.recipe}"
+    return f"Formats were chosen by --preset {preset}{recipe}."
+
+
 # ── nvfp4/report/page_curve.py: Render the trade-offs that --target-size and --w4a4-share found, as
 
 # The drawing's size and the margins of its axes, in units of its viewBox. It is as narrow as a
@@ -21884,14 +22241,14 @@ def render_html(data: dict) -> str:
     )
 
 
-# ── nvfp4/report/texts.py: Write the text files that a conversion is asked for: --report, --layer-c
+# ── nvfp4/report/texts.py: Write the text files that a conversion is asked for: report, model card,
 
 # What writes --report, by the suffix of its file: a row for each of REPORT_KINDS.
 REPORTS = {".json": render_json, ".html": render_html, ".svg": precision_map_svg}
 
 
 def write_texts(report: Report) -> None:
-    """Write the report and the layer config, where the options name a file for them.
+    """Write the report, the model card and the layer config, where options name a file for them.
 
     Each is written whole or not at all. Raises ConvertError where one cannot be written.
     """
@@ -21901,6 +22258,8 @@ def write_texts(report: Report) -> None:
     if options.report:
         render = REPORTS[options.report.suffix.lower()]
         write_text(render(report_data(report)), options.report)
+    if options.model_card:
+        write_text(render_card(report), options.model_card)
     if options.layer_config_out:
         write_text(layer_config(report.plans), options.layer_config_out)
 
