@@ -36,7 +36,7 @@ ANY_TASK = (*IMAGE_TASKS, *VIDEO_TASKS)
 ON_THE_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.*))?")
 
 
-class HubPlace(NamedTuple):
+class HubOrigin(NamedTuple):
     """Tell where a source on the Hub is: its repository, its revision and the file in it."""
 
     repository: str
@@ -44,10 +44,10 @@ class HubPlace(NamedTuple):
     file: str
 
 
-def origin_on_hub(path: Path) -> HubPlace | None:
+def origin_on_hub(path: Path) -> HubOrigin | None:
     """Tell where a file on the Hub is; None for a file that lies elsewhere."""
     found = ON_THE_HUB.fullmatch(str(path)) if isinstance(path, VirtualPath) else None
-    return HubPlace(*(part or "" for part in found.groups())) if found else None
+    return HubOrigin(*(part or "" for part in found.groups())) if found else None
 
 
 def as_code(text: object) -> str:
@@ -87,7 +87,7 @@ class CardFacts(NamedTuple):
 
     report: Report
     data: dict
-    origin: HubPlace | None
+    origin: HubOrigin | None
     family: str
     title: str
     tasks: tuple[str, ...]
