@@ -1,0 +1,206 @@
+"""The node that converts a model file, and what all converting nodes do with their result."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import comfy.model_management
+import folder_paths
+from comfy_api.latest import io
+
+from .files import comfy_name, find_model, forget_list, model_names
+from .runtime import NodeError, converting
+from .settings import LORAS, settings_inputs, task_of
+
+# Columns of the summary on a node.
+WIDTH = 76
+# What a conversion needs on the card at most, in bytes, with room for what torch keeps beside it.
+NEEDED_BYTES = 3 << 30
+# {(node, inputs): (path, its status)} of files that nodes have made, and how often one of them was
+# missing or changed later: ComfyUI would go on with the name of a file that is gone.
+MADE: dict[tuple, tuple[Path, os.stat_result]] = {}
+LOST: dict[tuple, int] = {}
+ALIASES = [
+    "quantize", "quantise", "nvfp4", "convert model", "int8", "fp8", "fp4", "4-bit",
+    "compress model", "gguf", "quantization", "shrink model", "save quantized",
+]  # fmt: skip
+
+
+class Delivered(NamedTuple):
+    """Hold what a conversion gives a node: the name for a loader, and a text."""
+
+    name: str
+    text: str
+
+    @property
+    def output(self) -> io.NodeOutput:
+        """Make the node's outputs, and show the text on it."""
+        return io.NodeOutput(self.name, self.text, ui={"text": (self.text,)})
+
+
+def delivering_outputs() -> list[io.Output]:
+    """List the outputs of a node that converts."""
+    return [
+        io.AnyType.Output(
+            "file",
+            display_name="file",
+            tooltip="the new file's name: link it to the loader's own input for it",
+        ),
+        io.String.Output("summary", display_name="summary", tooltip="what was done, as text"),
+    ]
+
+
+def status(path: Path) -> tuple[int, int]:
+    """Tell a file by its size and its time; zeros where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+@contextlib.contextmanager
+def room_on_card(task: object):
+    """Let loaded models give way on the card to what the conversion needs, and clean up after it.
+
+    It needs the same whatever the model's size: one layer and what is computed of it. ComfyUI
+    brings back what it took away when the model is sampled next.
+    """
+    if task.device == "cpu":
+        yield
+        return
+    comfy.model_management.free_memory(NEEDED_BYTES, comfy.model_management.get_torch_device())
+    try:
+        yield
+    finally:
+        comfy.model_management.soft_empty_cache()
+
+
+def deliver(program: ModuleType, task: object, kind: str, *, overwrite: bool) -> Delivered:
+    """Convert, unless that was done already, and tell ComfyUI of the new file.
+
+    task: the Options, as `task_of` makes them; kind: the folder of ComfyUI's that the file goes to.
+    Raises NodeError where another file has the name and `overwrite` is off.
+    """
+    output, is_there = task.output, status(task.output) != (0, 0)
+    if is_there and not overwrite:
+        if not program.is_converted(task):
+            raise NodeError(
+                f"{output}: exists already, and was made in another way: give another name, or "
+                "switch overwrite on"
+            )
+        size = program.gigabytes(output.stat().st_size)
+        text = f"{output.name}: {size}, used as it is: it was made in the same way"
+        return Delivered(comfy_name(output, kind), text)
+    with room_on_card(task):
+        report = program.convert(task)
+    forget_list(kind)
+    summary = program.printable(program.render_report(report, WIDTH))
+    return Delivered(comfy_name(output, kind), summary)
+
+
+class NVFP4Convert(io.ComfyNode):
+    """Convert a model file that ComfyUI knows into a smaller one beside it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            node_id="NVFP4Convert",
+            display_name="Convert Model File (NVFP4)",
+            category="advanced/quantization",
+            description=(
+                "Converts a diffusion model to NVFP4, INT8, FP8 or a mix of them, layer by layer, "
+                "into a new file of ComfyUI's. Memory does not grow with the model."
+            ),
+            search_aliases=ALIASES,
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Combo.Input(
+                    "model_file",
+                    options=model_names(),
+                    tooltip="a 16-bit (or FP8) model of models/diffusion_models or "
+                    "models/checkpoints",
+                ),
+                *settings_inputs(),
+            ],
+            outputs=delivering_outputs(),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **values: object) -> tuple:
+        """Tell ComfyUI whether the node has to run again: where the source or the result changed.
+
+        What comes by a link is not known here; ComfyUI looks at that itself.
+        """
+        key = key_of(values)
+        if key in MADE:
+            path, was = MADE[key]
+            if status(path) != was:
+                del MADE[key]
+                LOST[key] = LOST.get(key, 0) + 1
+        with contextlib.suppress(NodeError, TypeError, AttributeError):
+            path, _ = find_model(values["model_file"])
+            return (*status(path), LOST.get(key, 0))
+        return (LOST.get(key, 0),)
+
+    @classmethod
+    def execute(cls, model_file: str, overwrite: bool, **values: object) -> io.NodeOutput:
+        """Convert, and return the new file's name."""
+        with converting(cls.hidden.unique_id) as program:
+            source, kind = find_model(model_file)
+            task = task_of(program, source, kind, values)
+            done = deliver(program, task, kind, overwrite=overwrite)
+        key = key_of({"model_file": model_file, "overwrite": overwrite, **values})
+        MADE[key] = task.output, status(task.output)
+        return done.output
+
+
+def key_of(values: dict[str, object]) -> tuple:
+    """Make a key of a node's inputs."""
+    return tuple(sorted((name, str(value)) for name, value in values.items() if value is not None))
+
+
+class NVFP4MergeLora(io.ComfyNode):
+    """Name a LoRA for a conversion, and those before it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            node_id="NVFP4MergeLora",
+            display_name="Merge LoRA (NVFP4)",
+            category="advanced/quantization",
+            description=(
+                "Names a LoRA, LoHa, LoKr or DoRA that a conversion merges in float32 before it "
+                "quantises. Several of these nodes may follow one another."
+            ),
+            search_aliases=["lora nvfp4", "merge lora", "bake lora", "lora stack", "quantize lora"],
+            inputs=[
+                io.Combo.Input(
+                    "lora_name",
+                    options=folder_paths.get_filename_list("loras"),
+                    tooltip="a file of models/loras",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="how much of it",
+                ),
+                LORAS.Input("loras", optional=True, tooltip="the LoRAs to merge before this one"),
+            ],
+            outputs=[LORAS.Output("merged", display_name="loras", tooltip="for a converting node")],
+        )
+
+    @classmethod
+    def execute(cls, lora_name: str, strength: float, loras: tuple = ()) -> io.NodeOutput:
+        """Put this LoRA behind the others."""
+        return io.NodeOutput((*(loras or ()), (lora_name, strength)))

@@ -1,0 +1,111 @@
+"""Name files as ComfyUI knows them: what its folders hold, and where a new model goes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import folder_paths
+
+from .runtime import NodeError
+
+# The first choice of a list where nothing is chosen.
+NONE = "none"
+MODELS, CHECKPOINTS = "diffusion_models", "checkpoints"
+SUFFIX = ".safetensors"
+# What the converter reads: ComfyUI has other kinds in its folders, too.
+READABLE = (SUFFIX, ".sft")
+# A new file may go into folders inside of models/diffusion_models, and nowhere else.
+PLAIN_NAME = re.compile(r"(?!.*(^|[/\\])\.)[^<>:\"|?*\x00-\x1f]+")
+
+
+def model_names() -> list[str]:
+    """List the models to convert: diffusion models by their names, then "checkpoints/NAME"."""
+    checkpoints = (f"{CHECKPOINTS}/{name}" for name in folder_paths.get_filename_list(CHECKPOINTS))
+    names = [*folder_paths.get_filename_list(MODELS), *checkpoints]
+    return [name for name in names if name.lower().endswith(READABLE)]
+
+
+def find_model(name: str) -> tuple[Path, str]:
+    """Find a model by a name of `model_names`: its path, and the kind of folder that it is in.
+
+    Raises NodeError where there is none of this name.
+    """
+    places = [(MODELS, name)]
+    folder, _, rest = name.replace("\\", "/").partition("/")
+    if folder == CHECKPOINTS:
+        places.append((CHECKPOINTS, rest))
+    for kind, inner in places:
+        if path := folder_paths.get_full_path(kind, inner):
+            return Path(path), kind
+    raise NodeError(f"{name}: is in none of ComfyUI's folders for models")
+
+
+def find_lora(name: str) -> Path:
+    """Find a LoRA by ComfyUI's name for it. Raises NodeError."""
+    if path := folder_paths.get_full_path("loras", name):
+        return Path(path)
+    raise NodeError(f"{name}: is in none of ComfyUI's folders for LoRAs")
+
+
+def below(folders: list[str | Path], suffix: str) -> dict[str, Path]:
+    """List files of a kind in some folders and theirs: {name with slashes: path}."""
+    found: dict[str, Path] = {}
+    for folder in map(Path, folders):
+        for path in sorted(folder.rglob(f"*{suffix}")):
+            found.setdefault(path.relative_to(folder).as_posix(), path)
+    return found
+
+
+def recordings_folder() -> Path:
+    """Return the folder that the recorder writes into."""
+    return Path(folder_paths.get_output_directory()) / "nvfp4_calibration"
+
+
+def recordings() -> dict[str, Path]:
+    """List the recorder's statistics: {name: path}."""
+    return below([recordings_folder()], SUFFIX)
+
+
+def ggufs() -> dict[str, Path]:
+    """List the GGUF files among the diffusion models: {name: path}."""
+    return below(folder_paths.get_folder_paths(MODELS), ".gguf")
+
+
+def one_of(files: dict[str, Path], name: str, what: str) -> Path:
+    """Find a file by its name in a list; raises NodeError where it is gone."""
+    if name not in files:
+        raise NodeError(f"{name}: there is no {what} of this name")
+    return files[name]
+
+
+def output_folder(kind: str) -> Path:
+    """Return ComfyUI's folder for new models of a kind.
+
+    ComfyUI lists models/unet, the old name, first among those of diffusion models.
+    """
+    folders = [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
+    old = Path(folder_paths.models_dir) / "unet"
+    return next((folder for folder in folders if folder != old), folders[0])
+
+
+def output_file(kind: str, name: str) -> Path:
+    """Return the path for a new model's name, which may be in folders and without suffix.
+
+    Raises NodeError for a name that would lead elsewhere.
+    """
+    plain = name.strip().replace("\\", "/")
+    if not PLAIN_NAME.fullmatch(plain) or plain.startswith("/") or plain.endswith("/"):
+        raise NodeError(f"name: {name!r} is no file name; folders may stand before it: wan/small")
+    plain += SUFFIX * (not plain.lower().endswith(SUFFIX))
+    return output_folder(kind) / plain
+
+
+def comfy_name(path: Path, kind: str) -> str:
+    """Name a file as ComfyUI's loaders do: relative to its folder, in the system's own slashes."""
+    return str(path.relative_to(output_folder(kind)))
+
+
+def forget_list(kind: str) -> None:
+    """Make ComfyUI list a folder again the next time that it is asked for its files."""
+    folder_paths.filename_list_cache.pop(kind, None)
