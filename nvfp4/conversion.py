@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,13 +20,15 @@ from nvfp4.asking.ask import ask_about_job
 from nvfp4.asking.find import find_comfyui
 from nvfp4.encode.compute import capability_here, describe_device, pick_device
 from nvfp4.encode.float16 import float16_overflows
-from nvfp4.errors import ConvertError
+from nvfp4.errors import ConvertError, examples, in_number
 from nvfp4.files import exists
 from nvfp4.guides.read import read_guides
 from nvfp4.layout import Job, make_job
+from nvfp4.model import Model
+from nvfp4.notes import Note, Rank
 from nvfp4.options import Options
 from nvfp4.plan.make import card_notes, dynamic_notes, make_plans, shape_notes
-from nvfp4.plan.records import widen
+from nvfp4.plan.records import TensorPlan, widen
 from nvfp4.production import produce, refuse_problems, rehearse
 from nvfp4.progress import SCREEN, phase
 from nvfp4.ranks import Ranks, join_ranks, read_ranks
@@ -39,7 +42,9 @@ from nvfp4.source.read import read_source
 from nvfp4.stages import Observe, unobserved
 from nvfp4.tune.activations import Tuned, tune_activations
 from nvfp4.tune.target_size import SizedPlan, plan_for_size
+from nvfp4.virtual import pinned, virtual_of
 from nvfp4.write.checks import refuse_no_gain, refuse_text_targets
+from nvfp4.write.journal import noted_revisions
 
 # Of the tensors that a file has as its source has them, those of so many bytes are compared: norms
 # and biases, which differ in each trained model.
@@ -122,9 +127,12 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
     processes come here with the same options; each gets the report.
     """
     began = time.monotonic()
+    pins = pin_sources(options, noted_revisions(options))
     refuse_lone_shard(options.source)
     # Ranks meet before anything can fail on one of them alone: the others would wait for it.
     with join_ranks() as ranks:
+        if (shared := ranks.gather(pins)[0]) != pins:
+            pinned(options.inputs, shared)
         if not ranks.is_first:
             options = dataclasses.replace(options, quiet=True)
         comfyui = find_comfyui(options.comfyui) if ranks.is_first else None
@@ -157,6 +165,20 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
     )
 
 
+def pin_sources(options: Options, noted: dict[str, str]) -> dict[str, str]:
+    """Stay with one commit of each repository on the Hub for the whole run, and tell which.
+
+    noted: those that the run to go on with had. Returns what is pinned, {} without such sources.
+    """
+    if virtual_of(options.inputs):
+        phase("asking the Hub", quiet=options.quiet)
+    pins = pinned(options.inputs, noted)
+    for place, commit in pins.items():
+        if not options.quiet and read_ranks().is_first:
+            SCREEN.tell(f"reading {place} at commit {commit}")
+    return pins
+
+
 class Planned(NamedTuple):
     """Hold what a conversion is before anything is written: its job, where it runs.
 
@@ -172,6 +194,34 @@ class Planned(NamedTuple):
     notes: tuple[str, ...]
 
 
+def refuse_measuring(options: Options, model: Model) -> None:
+    """Raise ConvertError for a dry run that would measure weights which have to be fetched."""
+    measuring = {
+        "--target-size": options.target(model),
+        "--w4a4-share": options.w4a4_share,
+        "--pre-quant-scale": options.pre_quant_scale,
+    }
+    asked = [flag for flag, value in measuring.items() if value]
+    if options.dry_run and asked and any(path.is_remote for path in virtual_of(model.files)):
+        raise ConvertError(
+            f"--dry-run fetches headers alone, and {asked[0]} measures weights: leave one of them "
+            f"out, or download the model first ({options.source})"
+        )
+
+
+def unread_values(options: Options, plans: Iterable[TensorPlan]) -> list[str]:
+    """Note which values a dry run does not look at, as they would have to be fetched."""
+    unseen = [
+        plan.ref.name
+        for plan in plans
+        if plan.may_overflow and any(path.is_remote for path in virtual_of([plan.ref.path]))
+    ]
+    if not options.dry_run or not unseen:
+        return []
+    what = in_number(len(unseen), "tensors were not looked at: float16 may not hold them")
+    return [Note(f"{what}; a dry run fetches headers alone: {examples(unseen)}", Rank.NOTE)]
+
+
 def plan_conversion(options: Options, ranks: Ranks) -> Planned:
     """Run the phases from reading headers to the job, laid out to the byte. Raises ConvertError."""
     say = partial(phase, quiet=options.quiet)
@@ -184,6 +234,7 @@ def plan_conversion(options: Options, ranks: Ranks) -> Planned:
     say("reading guides")
     guides = read_guides(options, source.model)
     say("planning")
+    refuse_measuring(options, source.model)
     planner = partial(make_plans, model=source.model, guides=guides)
     sized = plan_for_size(options, source.model, planner, ranks)
     plan = sized.plan if sized else planner(options)
@@ -191,10 +242,12 @@ def plan_conversion(options: Options, ranks: Ranks) -> Planned:
     tuned = tune_activations(options, plan.plans)
     plans = tuned.plans
     # --target-size has looked already, and a real run looks while it writes.
-    if options.dry_run and not sized:
+    unseen = unread_values(options, plans)
+    if options.dry_run and not sized and not unseen:
         plans = widen(plans, float16_overflows(plans, options))
     notes = (
         *plan.notes,
+        *unseen,
         *shape_notes(options, plans),
         *dynamic_notes(options, plans),
         *card_notes(options, plans, capability_here()),

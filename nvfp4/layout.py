@@ -25,6 +25,7 @@ from nvfp4.model import Model, bare
 from nvfp4.options import Options, __version__
 from nvfp4.plan.records import TensorPlan
 from nvfp4.read.checkpoint import header_layers
+from nvfp4.virtual import revisions_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,16 +261,18 @@ def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[s
     """Record how a file was made, for its header and the report.
 
     version: that of the converter; options: those that leave a trace; sources: size by file name;
-    plan: how many tensors each format has. There are names only, no folders and no times, because
+    plan: how many tensors each format has; revisions: the commits of what was read from the Hub,
+    where anything was. There are names only, no folders and no times, because
     equal runs are to give equal bytes.
     """
+    revisions = revisions_of(options.inputs)
     # Tensors are counted in the order of names, whatever order they were planned in.
     return {
         "version": __version__,
         "options": options.recorded,
         "sources": {path.name: path.stat().st_size for path in model.files},
         "plan": dict(sorted(Counter(plan.precision.name for plan in plans).items())),
-    }
+    } | ({"revisions": revisions} if revisions else {})
 
 
 def make_metadata(

@@ -7,6 +7,7 @@ written to one.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import io
 import os
@@ -21,7 +22,7 @@ SCHEMED = re.compile(r"([a-z][a-z0-9]+):[/\\]+(.*)", re.DOTALL)
 # The classes of virtual paths by their schemes; a class puts itself in where it is defined.
 SCHEMES: dict[str, type[VirtualPath]] = {}
 # How much of a file a buffered reader asks for at once.
-READ_AT_ONCE = 1 << 16
+READ_AT_ONCE = 1 << 18
 
 
 class VirtualEntry(NamedTuple):
@@ -102,6 +103,32 @@ class VirtualPath(PurePosixPath):
         super().__init_subclass__(**facts)
         SCHEMES[cls.scheme] = cls
 
+    @classmethod
+    def made(cls, text: str) -> VirtualPath:
+        """Make a path of what somebody typed. Raises ValueError, which tells what is wrong."""
+        return cls(text)
+
+    @property
+    def own_name(self) -> str:
+        """Return the name that a file made of it is called by, suffix included."""
+        return self.name
+
+    @property
+    def is_remote(self) -> bool:
+        """Tell whether reading it takes a network, so that no more is read than is asked for."""
+        return False
+
+    def pin(self, noted: dict[str, str]) -> dict[str, str]:
+        """Stay from now on with one version of what may change: the one noted, or today's.
+
+        noted and returned: {what has versions: its version}, as `revisions` gives it.
+        """
+        return {}
+
+    def revisions(self) -> dict[str, str]:
+        """Tell which version is read: {what has versions: its version}, of texts."""
+        return {}
+
     def entry(self) -> VirtualEntry:
         """Tell what is at the path. Raises FileNotFoundError where nothing is."""
         raise NotImplementedError
@@ -115,7 +142,7 @@ class VirtualPath(PurePosixPath):
         raise NotADirectoryError(f"{self} is no folder")
 
     def will_read(self, reads: list[Read]) -> None:
-        """Learn which bytes of paths of this kind are read next, in order; reads may differ."""
+        """Learn which bytes of paths of this kind are read next, in order; [] where none are."""
 
     def __str__(self) -> str:
         # A PurePath makes one slash of two.
@@ -205,7 +232,7 @@ class VirtualPath(PurePosixPath):
 def virtual_path(given: str | os.PathLike) -> VirtualPath | None:
     """Make a virtual path of a text, or of a Path that was made of one; None for any other.
 
-    Raises ValueError, whose text tells what is wrong, as a kind's constructor does.
+    Raises ValueError, as a kind's `made` does.
     """
     if isinstance(given, VirtualPath):
         return given
@@ -213,11 +240,32 @@ def virtual_path(given: str | os.PathLike) -> VirtualPath | None:
     if not found or found[1] not in SCHEMES:
         return None
     rest = found[2].replace("\\", "/")
-    return SCHEMES[found[1]](f"{found[1]}://{rest}")
+    return SCHEMES[found[1]].made(f"{found[1]}://{rest}")
 
 
-def announce_reads(reads: Iterable[Read]) -> None:
-    """Tell each kind of virtual paths what is read of it next, so that it can be fetched ahead.
+def virtual_of(paths: Iterable[PurePath]) -> list[VirtualPath]:
+    """List those of some paths that are virtual."""
+    return [path for path in paths if isinstance(path, VirtualPath)]
+
+
+def pinned(paths: Iterable[PurePath], noted: dict[str, str]) -> dict[str, str]:
+    """Stay from now on with one version of each virtual path, as `VirtualPath.pin` does."""
+    found = {}
+    for path in virtual_of(paths):
+        # Two paths of one repository have one version, asked for once.
+        found |= path.pin({**noted, **found})
+    return found
+
+
+def revisions_of(paths: Iterable[PurePath]) -> dict[str, str]:
+    """Tell which versions of virtual paths are read, sorted by what has versions."""
+    found = [entry for path in virtual_of(paths) for entry in path.revisions().items()]
+    return dict(sorted(found))
+
+
+@contextlib.contextmanager
+def reading_ahead(reads: Iterable[Read]) -> Iterator[None]:
+    """Tell kinds of virtual paths what the `with` block reads, so that it can be fetched ahead.
 
     reads: in the order in which they will come; those of other paths are passed over.
     """
@@ -225,5 +273,10 @@ def announce_reads(reads: Iterable[Read]) -> None:
     for read in reads:
         if isinstance(read.path, VirtualPath):
             kinds.setdefault(type(read.path), []).append(read)
-    for some in kinds.values():
-        some[0].path.will_read(some)
+    try:
+        for some in kinds.values():
+            some[0].path.will_read(some)
+        yield
+    finally:
+        for some in kinds.values():
+            some[0].path.will_read([])

@@ -26,7 +26,10 @@ FLOORS = (
         "ranks": "the processes of a torchrun",
         "modules": "which module of ComfyUI a weight's name belongs to, and what it reads of it",
     },
-    {"model": "records of a checkpoint: tensors, names, prefixes, LoRAs"},
+    {
+        "model": "records of a checkpoint: tensors, names, prefixes, LoRAs",
+        "hub": "files on the Hugging Face Hub, read by ranges",
+    },
     {
         "numeric": "quantising and its inverse, scale search, rounding by statistics, kernels",
         "families": "known models, as rows",

@@ -72,9 +72,9 @@ def carry_out(task: Options | Verification) -> int:
     After Ctrl-C one line says what is left: nothing, a run to go on with, or a file that was
     complete already.
     """
-    path = task.written if isinstance(task, Options) else task.file
+    path = task.written if isinstance(task, Options) else None
     # An output of an earlier run may be there: only one that was replaced counts as written.
-    older = path.stat() if exists(path) else None
+    older = path.stat() if path and exists(path) else None
     try:
         text, status = run(task)
         if text:
@@ -84,7 +84,7 @@ def carry_out(task: Options | Verification) -> int:
         return 1
     except KeyboardInterrupt:
         left = left_after(task)
-        if exists(path) and not (older and is_still(older, path)):
+        if path and exists(path) and not (older and is_still(older, path)):
             left = f"{path} was complete already"
         SCREEN.clear()
         SCREEN.tell(f"interrupted: {left}")

@@ -7,6 +7,7 @@ bounded by the largest piece. `tensors_of_rank` deals tensors out to the ranks o
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ from nvfp4.plan.records import TensorPlan
 from nvfp4.ranks import Ranks
 from nvfp4.read.tensors import changed, fill
 from nvfp4.stages import Observe, unobserved
+from nvfp4.virtual import Read, reading_ahead
 
 # Pieces up to this many bytes take none of the reused buffers; at most this many pieces are read
 # ahead.
@@ -105,6 +107,29 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
     return data.view(ref.shape) if piece.plan.is_quantised else data
 
 
+def reads_of(piece: Piece) -> list[Read]:
+    """List what is read for a piece, in the order of files: its bytes, scales, LoRAs, its bias."""
+    ref, reads = (
+        piece.plan.ref,
+        [Read(piece.plan.ref.path, piece.begin + piece.plan.ref.begin, piece.nbytes)],
+    )
+    beside = [*ref.coding.parts.values()] if ref.coding and not piece.begin else []
+    beside += [part for patch in ref.patches for part in patch.parts.values()]
+    bias = piece.plan.bias and piece.plan.bias.ref
+    beside += [bias] if bias and not bias.is_changed else []
+    reads += [Read(other.path, other.begin, other.nbytes) for other in beside]
+    return sorted(reads, key=lambda read: (read.path != ref.path, str(read.path), read.begin))
+
+
+@contextlib.contextmanager
+def ended(reader: ThreadPoolExecutor) -> Iterator[None]:
+    """Let a reader begin nothing more once the `with` block has ended, also by an error."""
+    try:
+        yield
+    finally:
+        reader.shutdown(wait=False, cancel_futures=True)
+
+
 def read_ahead(
     pieces: Iterable[Piece], buffers: int, *, pinned: bool = False, observe: Observe = unobserved
 ) -> Iterator[tuple[Piece, torch.Tensor]]:
@@ -124,10 +149,11 @@ def read_ahead(
 
     # All buffers are as large as the largest piece; pinned memory copies to a GPU faster.
     pieces = deque(pieces)
+    reads = [read for piece in pieces for read in reads_of(piece)]
     size = max((piece.nbytes for piece in pieces), default=0)
     free = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(buffers)]
     waiting = deque()
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(1) as reader, ended(reader), reading_ahead(reads):
         while pieces or waiting:
             while pieces and len(waiting) < MOST_AHEAD:
                 small = pieces[0].nbytes <= SMALL_PIECE

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -17,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 from nvfp4.coverage import Cover, check_blocks, check_cover, linear_bytes
 from nvfp4.dtypes import MAX_DIMENSIONS
 from nvfp4.errors import ConvertError, examples, in_number, of_another_model
-from nvfp4.files import exists, size_of, translated
+from nvfp4.files import exists, make_sparse, size_of, translated
 from nvfp4.guides.records import GGUF_BITS
 from nvfp4.model import Model, TensorRef, bare
 from nvfp4.notes import Note, Rank
@@ -25,6 +26,7 @@ from nvfp4.prefixes import comparable_names, file_kind
 from nvfp4.read.beginnings import TELLING_BYTES, refuse_foreign
 from nvfp4.read.checkpoint import GGUF_MAGIC, MAX_NAME, numbered
 from nvfp4.read.parts import sibling
+from nvfp4.virtual import VirtualPath
 
 # Tensors, entries and values in lists, together. The reader takes about 1 kB of memory for each, so
 # that a small file could announce more than a machine has.
@@ -106,10 +108,13 @@ def read_part(path: Path) -> Part:
     try:
         with translated(path, "cannot read"):
             size = size_of(path)  # refuses a pipe, which opening would wait for
-            with path.open("rb") as file:
+            with path.open("rb") as file, tempfile.TemporaryFile() as copy:
                 # Checked before the reader sees it, and from the same open file: none can take its
                 # place.
-                GGUFWalk(path, file, size)
+                walk = GGUFWalk(path, file, size)
+                if isinstance(path, VirtualPath):
+                    walk.copy_header(copy)
+                    file = copy
                 reader = gguf.GGUFReader(file)  # numpy's memmap, to which it goes, takes either
         refs = {tensor.name: gguf_tensor(path, tensor, reader) for tensor in reader.tensors}
         metadata = {
@@ -161,6 +166,18 @@ class GGUFWalk:
             seen.add(digest)
         for _ in range(tensors):
             self.skip_tensor()
+
+    def copy_header(self, copy: BinaryIO) -> None:
+        """Write the header into another file that gets the size of the whole, its data a hole.
+
+        Of a file that no memory map can be made of, the reader sees that instead.
+        """
+        length = self.file.tell()
+        self.file.seek(0)
+        make_sparse(copy)
+        copy.write(self.file.read(length))
+        copy.truncate(self.size)
+        copy.flush()
 
     def announce(self, count: int) -> None:
         """Count parts that the reader will build objects for.

@@ -19,9 +19,15 @@ from typing import NamedTuple
 from nvfp4.dtypes import FLOAT32_MAX
 from nvfp4.errors import did_you_mean
 from nvfp4.files import exists
+from nvfp4.hub.path import HubPath
 from nvfp4.model import Lora, compiled
 from nvfp4.requirements import HERE
 from nvfp4.virtual import VirtualPath, virtual_path
+
+# What is fetched over a network: nothing is unless such a path is given.
+REMOTE = HubPath.scheme
+# What people copy from a browser.
+WEB_ADDRESS = re.compile(r"https?:/+", re.IGNORECASE)
 
 
 def input_path(given: str | Path) -> Path:
@@ -33,8 +39,14 @@ def input_path(given: str | Path) -> Path:
     """
     if not isinstance(given, str | os.PathLike):
         raise argparse.ArgumentTypeError(f"{given!r} is no path")
-    if virtual := virtual_path(given):
-        return virtual
+    try:
+        if virtual := virtual_path(given):
+            return virtual
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(error) from None
+    if isinstance(given, str) and WEB_ADDRESS.match(given):
+        hint = "a file on the Hugging Face Hub is given as hf://owner/repo/path"
+        raise argparse.ArgumentTypeError(f"{given} is an address of the web; {hint}")
     # Path("") is the folder one is in, which would be taken for SOURCE.
     if given == "":
         raise argparse.ArgumentTypeError("the path is empty; is a variable not set?")

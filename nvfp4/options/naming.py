@@ -71,7 +71,8 @@ def source_name(source: Path) -> str:
         return PRECISION_WORDS.sub("", stem) or stem
     folder = model_folder(source).absolute()
     inner = INNER_FOLDERS.get(folder.name)
-    name = folder.name if inner is None else folder.parent.name
+    folder = folder if inner is None else folder.parent
+    name = folder.own_name if isinstance(folder, VirtualPath) else folder.name
     return (PRECISION_WORDS.sub("", name) or "model") + (inner or "")
 
 

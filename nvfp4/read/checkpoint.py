@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nvfp4.dtypes import MAX_DIMENSIONS, bits_of
-from nvfp4.errors import EXCERPT, ConvertError, DamagedFileError, examples
+from nvfp4.errors import EXCERPT, ConvertError, DamagedFileError, examples, gigabytes
 from nvfp4.files import exists, size_of, translated
 from nvfp4.model import Model, TensorRef
 from nvfp4.read.beginnings import TELLING_BYTES, refuse_foreign
 from nvfp4.read.json_files import MAX_HEADER_BYTES, load_json, parse_json, unique_keys
+from nvfp4.virtual import VirtualPath
 
 # What hostile files announce must not cost memory or time. Published diffusion models have up to
 # 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep. File systems allow names of
@@ -242,6 +243,8 @@ def model_in(folder: Path) -> Path:
     """
     with translated(folder, "cannot read"):
         found = models_in(folder)
+        if len(found) != 1 and isinstance(folder, VirtualPath):
+            refuse_choice(folder)
     if len(found) != 1:
         if any(map(numbered, found)):
             raise ConvertError(
@@ -253,6 +256,27 @@ def model_in(folder: Path) -> Path:
         where = where if found else where_models_are(folder)
         raise ConvertError(f"{folder}: holds {len(found) or 'no'} {what}{where}")
     return found[0]
+
+
+def refuse_choice(folder: VirtualPath) -> None:
+    """Raise ConvertError with a line for each model in a folder or below it, if there are any."""
+    folders, found = [folder], []
+    for one in folders:
+        folders += [path for path in one.iterdir() if path.is_dir()]
+        found += models_in(one)
+    if found:
+        what = f"{folder}: holds {len(found):,} models, or parts of some; give one of them:"
+        raise ConvertError(what, *(f"{path} ({size_told(path)})" for path in found))
+
+
+def size_told(path: Path) -> str:
+    """Tell how large a single file is, or the shards that an index lists by its own name."""
+    if not INDEX_NAME.fullmatch(path.name):
+        return gigabytes(path.stat().st_size)
+    stem = re.split(r"\.(?:safetensors|sft)", path.name, flags=re.IGNORECASE)[0]
+    beside = (one for one in path.parent.iterdir() if one.suffix.lower() in MODEL_SUFFIXES)
+    shards = [one.stat().st_size for one in beside if one.name.startswith(stem)]
+    return f"{gigabytes(sum(shards))} in {len(shards):,} shards"
 
 
 def where_models_are(folder: Path) -> str:

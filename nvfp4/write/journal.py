@@ -72,6 +72,28 @@ def noted_value(value: object) -> str:
     return "not given" if value is None else one_line(str(value)[:EXCERPT])
 
 
+def noted_revisions(options: Options) -> dict[str, str]:
+    """Tell which commits the run read that --resume goes on with, by its journal; {} without one.
+
+    A journal that cannot be read is told of later, by whoever takes it.
+    """
+    if not options.resume:
+        return {}
+    try:
+        with journal_path(options.output).open("rb") as file:
+            noted = json.loads(file.readline()).get("revisions")
+    except (OSError, ValueError, AttributeError):
+        return {}
+    pairs = noted.items() if isinstance(noted, dict) else ()
+    return {key: value for key, value in pairs if isinstance(value, str)}
+
+
+def journal_path(output: Path) -> Path:
+    """Name the journal of an output: that of its only rank, or of its first."""
+    partial = unfinished(output)
+    return partial.with_name(partial.name + ".journal")
+
+
 def made_by(job: Job) -> dict[str, object]:
     """Tell the version, and the options by field, that decide which bytes go where."""
     options = job.options
@@ -93,8 +115,7 @@ class Journal:
 
     def __init__(self, options: Options, ranks: Ranks):
         self.output, suffix = options.output, "" if ranks.is_first else f".{ranks.rank}"
-        partial = unfinished(options.output)
-        self.path = partial.with_name(partial.name + ".journal")
+        self.path = journal_path(options.output)
         self.own = self.path.with_name(self.path.name + suffix)
         # Without --resume nothing is left behind; with it, a failed run can be gone on with.
         self.ranks, self.keep, self.resume = ranks, options.resume, options.resume
@@ -299,6 +320,7 @@ class Journal:
         # "partial" the files, so that a later run with other shards can tell of leftovers.
         head = {"fingerprint": job.fingerprint, "widened": sorted(self.widened)}
         head["options"] = made_by(job)
+        head["revisions"] = job.origin.get("revisions", {})
         head["partial"] = [unfinished(path).name for path in job.files]
         self.file.write(json.dumps(head).encode())
         os.fsync(self.file.fileno())

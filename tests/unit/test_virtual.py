@@ -17,7 +17,7 @@ from nvfp4.virtual import (
     VirtualEntry,
     VirtualFile,
     VirtualPath,
-    announce_reads,
+    reading_ahead,
     virtual_path,
 )
 
@@ -55,7 +55,7 @@ class ToyPath(VirtualPath):
         return sorted({name.partition("/")[0] for name in below})
 
     def will_read(self, reads):
-        ANNOUNCED.extend(reads)
+        ANNOUNCED.append(reads)
 
 
 FILE = ToyPath("toy://box/a.safetensors")
@@ -157,5 +157,6 @@ def test_outputs_refuse_it_and_made_names_are_in_the_current_folder(tmp_path, mo
 
 def test_reads_are_announced_to_their_kind_in_order(tmp_path):
     reads = [Read(FILE, 0, 5), Read(tmp_path, 0, 5), Read(FILE, 50, 5)]
-    announce_reads(reads)
-    assert [reads[0], reads[2]] == ANNOUNCED
+    with reading_ahead(reads):
+        assert [[reads[0], reads[2]]] == ANNOUNCED
+    assert ANNOUNCED[1:] == [[]]

@@ -1,0 +1,1 @@
+"""Read files of the Hugging Face Hub as others are read: `hf://owner/repo[@revision][/path]`."""

@@ -1,0 +1,293 @@
+"""Fetch bytes of files on the Hub: in blocks, by several connections, ahead of the reader.
+
+A RemoteFile fetches a range, and gets over connections that end, limits of rates, and addresses
+that expire. A RemotePlan knows what is read next, and has blocks of it fetched within a bounded
+memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from nvfp4.errors import ConvertError
+from nvfp4.hub.client import (
+    PASSING_STATUSES,
+    Answer,
+    ListedFile,
+    Passing,
+    RemoteAddress,
+    asked_wait,
+    locate_file,
+    reason_of,
+    requested,
+    wait_for,
+)
+
+# A request asks for up to so many bytes: some tenth of a second of a fast line.
+BLOCK_BYTES = 8 << 20
+# Blocks are fetched by so many connections at once; the Hub's storage gives each a part of a line.
+CONNECTIONS = 8
+# Bytes of blocks that are fetched, or wait for the reader: they add to the peak of memory.
+MOST_HELD = 96 << 20
+# Reads with up to so many bytes between them are one request, as it costs more than the bytes do.
+NEAR = 1 << 18
+# Answers that an address gives once it has expired: signed ones hold for minutes.
+EXPIRED_STATUSES = (401, 403, 404, 410)
+# Seconds after which a waiting reader looks whether it was interrupted.
+GLANCE = 1.0
+
+
+class RemoteFile:
+    """Fetch ranges of one file at one commit; threads may share it.
+
+    shown: what messages call it. kind, name, commit, path: of the repository, and in it. size: in
+    bytes; etag: the hash of its content, or "".
+    """
+
+    def __init__(self, shown: str, of: tuple[str, str, str], path: str, listed: ListedFile):
+        self.shown, self.of, self.path, (self.size, self.etag) = shown, of, path, listed
+        # The hash of a small file is told in several spellings: only that of a large one counts.
+        self.etag = self.etag if len(self.etag) == 64 else ""
+        self.lock, self.address, self.stored = threading.Lock(), None, {}
+
+    def changed(self) -> ConvertError:
+        """Make the error for a file that is not what it was."""
+        return ConvertError(f"{self.shown}: changed on the Hub while it was read; convert again")
+
+    def where(self) -> RemoteAddress:
+        """Return the address to ask, and ask the Hub for one where there is none."""
+        with self.lock:
+            if self.address is None:
+                found = locate_file(self.shown, *self.of, self.path)
+                self.etag = self.etag or found.etag
+                if found.size not in (None, self.size) or found.etag != self.etag:
+                    raise self.changed()
+                self.address = found
+            return self.address
+
+    def fetch(self, begin: int, view: memoryview, stop: threading.Event) -> None:
+        """Fill `view` with the bytes from `begin` on.
+
+        What came before a connection ended is kept. Raises ConvertError, also once `stop` is set.
+        """
+        got = tries = 0
+        while got < len(view):
+            before, problem = got, Passing(f"{self.shown}: the connection ended too early")
+            try:
+                with contextlib.closing(self.received(begin + got, begin + len(view))) as chunks:
+                    for chunk in chunks:
+                        count = min(len(chunk), len(view) - got)
+                        view[got : got + count] = chunk[:count]
+                        got += count
+                        if got == len(view):
+                            return
+                        if stop.is_set():
+                            break
+            except Passing as passing:
+                problem = passing
+            if stop.is_set():
+                raise ConvertError(f"{self.shown}: is no longer read")
+            tries = 1 if got > before else tries + 1
+            wait_for(tries, problem, stop)
+
+    def received(self, begin: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes [begin, end) as they come in, and perhaps more; raises Passing."""
+        address = self.where()
+        headers = address.headers | {"Range": f"bytes={begin}-{end - 1}"}
+        try:
+            with requested(address.url, headers) as answer:
+                self.check(answer, begin, address)
+                yield from answer.chunks
+        except (ConvertError, Passing):
+            raise
+        except Exception as error:  # each version of the library raises those of its own client
+            raise Passing(f"{self.shown}: {reason_of(error)}") from None
+
+    def check(self, answer: Answer, begin: int, address: RemoteAddress) -> None:
+        """Raise Passing or ConvertError for an answer whose body is not the bytes from `begin`."""
+        status, headers, _ = answer
+        if status in EXPIRED_STATUSES:
+            with self.lock:
+                self.address = None if self.address is address else self.address
+        if status in (*EXPIRED_STATUSES, *PASSING_STATUSES):
+            raise Passing(f"{self.shown}: HTTP {status}", asked_wait(headers))
+        if status not in (200, 206, 416):
+            raise ConvertError(f"{self.shown}: HTTP {status}")
+        told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range") or "")
+        total = told[2] if told else headers.get("content-length") or "*"
+        if status == 416 or (status == 200 and total not in ("*", str(self.size))):
+            raise self.changed()
+        if status == 206 and (not told or int(told[1]) != begin):
+            raise Passing(f"{self.shown}: other bytes came than were asked for")
+        if status == 200 and begin:
+            raise Passing(f"{self.shown}: the whole file came where a part was asked for")
+        if total not in ("*", str(self.size)):
+            raise self.changed()
+        # Those who store a file name its content in a way of their own, each always the same.
+        host, etag = urlsplit(address.url).netloc, headers.get("etag") or ""
+        if etag and self.stored.setdefault(host, etag) != etag:
+            raise self.changed()
+
+
+@dataclass(slots=True, eq=False)
+class RemoteBlock:
+    """Hold bytes [begin, end) of a file, which are fetched at once.
+
+    left: how many of them are still to be read. is_taken: whether somebody fetches it, or has done
+    so. is_read: whether it was read, or given up. data: once they are there. error: why they are
+    not.
+    """
+
+    file: RemoteFile
+    begin: int
+    end: int
+    left: int = 0
+    is_taken: bool = False
+    is_read: bool = False
+    data: bytearray | bytes | None = None
+    error: ConvertError | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether it is still fetched, or about to be."""
+        return self.data is None and self.error is None
+
+
+# Bytes that are about to be read: the file, the first of them, how many.
+RemoteRead = tuple[RemoteFile, int, int]
+
+
+def blocks_of(reads: Iterable[RemoteRead]) -> list[RemoteBlock]:
+    """Cut reads into blocks, in their order: near ones are put together, long ones split."""
+    spans: list[list] = []
+    for file, begin, size in reads:
+        last = spans[-1] if spans else None
+        if last and last[0] is file and last[1] <= begin <= last[2] + NEAR:
+            last[2] = max(last[2], begin + size)
+            last[3].append((begin, size))
+        else:
+            spans.append([file, begin, begin + size, [(begin, size)]])
+    blocks = []
+    for file, begin, end, some in spans:
+        first = len(blocks)
+        for start in range(begin, end, BLOCK_BYTES):
+            blocks.append(RemoteBlock(file, start, min(start + BLOCK_BYTES, end)))
+        for start, size in some:
+            low = first + (start - begin) // BLOCK_BYTES
+            for block in blocks[low : first + -(-(start + size - begin) // BLOCK_BYTES)]:
+                block.left += min(block.end, start + size) - max(block.begin, start)
+    return blocks
+
+
+class RemotePlan:
+    """Fetch blocks in the order in which they are going to be read, ahead of the readers.
+
+    reads: what is going to be read. Fetching begins at once, and ends with the last block or once
+    `stop` is set. The condition `changed` guards all else.
+    """
+
+    def __init__(self, reads: Iterable[RemoteRead] = ()):
+        self.blocks, self.changed = blocks_of(reads), threading.Condition()
+        # All blocks before `first` are taken, and those before `low` were read.
+        self.first = self.low = self.held = 0
+        self.stop = threading.Event()
+        for _ in range(min(CONNECTIONS, len(self.blocks))):
+            threading.Thread(target=self.work, daemon=True).start()
+
+    def end(self) -> None:
+        """Fetch nothing more."""
+        self.stop.set()
+        with self.changed:
+            self.changed.notify_all()
+
+    def work(self) -> None:
+        """Fetch one block after another."""
+        while block := self.taken():
+            self.fetch(block)
+
+    def taken(self) -> RemoteBlock | None:
+        """Take the next block, once there is room for it; None where nothing is left to fetch."""
+        with self.changed:
+            while not self.stop.is_set():
+                while self.first < len(self.blocks) and self.blocks[self.first].is_taken:
+                    self.first += 1
+                if self.first == len(self.blocks):
+                    return None
+                block = self.blocks[self.first]
+                if not self.held or self.held + block.end - block.begin <= MOST_HELD:
+                    return self.take(block)
+                self.changed.wait()
+        return None
+
+    def take(self, block: RemoteBlock) -> RemoteBlock:
+        """Mark a block as one that is fetched by whoever calls this, who holds the lock."""
+        block.is_taken = True
+        self.held += block.end - block.begin
+        return block
+
+    def fetch(self, block: RemoteBlock) -> None:
+        """Fetch a block that was taken, and tell those who wait for it."""
+        data, error = bytearray(block.end - block.begin), None
+        try:
+            block.file.fetch(block.begin, memoryview(data), self.stop)
+        except ConvertError as problem:
+            error = problem
+        except BaseException as problem:
+            # Nobody may wait for it for ever: Ctrl-C comes to a reader that fetches by itself.
+            error = ConvertError(f"{block.file.shown}: {reason_of(problem)}")
+            raise
+        finally:
+            with self.changed:
+                block.data, block.error = (None, error) if error else (data, None)
+                self.changed.notify_all()
+
+    def covering(self, file: RemoteFile, begin: int) -> RemoteBlock | None:
+        """Find the first block that has a byte, and was not read yet; the caller has the lock."""
+        while self.low < len(self.blocks) and self.blocks[self.low].is_read:
+            self.low += 1
+        blocks = (self.blocks[index] for index in range(self.low, len(self.blocks)))
+        fits = (one for one in blocks if one.file is file and one.begin <= begin < one.end)
+        return next((one for one in fits if not one.is_read), None)
+
+    def read(self, file: RemoteFile, begin: int, view: memoryview) -> int:
+        """Fill `view`, or a part of it, from the byte `begin` on; return how many bytes came.
+
+        What was planned comes from its block, anything else by a request of its own.
+        """
+        with self.changed:
+            block = self.covering(file, begin)
+            is_mine = block is not None and not block.is_taken
+            if is_mine:
+                # It is read out of order: what was fetched before it may be read never.
+                before = self.blocks[self.low : self.blocks.index(block)]
+                self.let_go([one for one in before if one.data is not None])
+                self.take(block)
+        if block is None:
+            file.fetch(begin, view, threading.Event())
+            return len(view)
+        if is_mine:
+            self.fetch(block)
+        with self.changed:
+            while block.is_waiting:
+                self.changed.wait(GLANCE)
+            if block.error:
+                raise block.error
+            # Another reader may have been the last one meanwhile.
+            data = block.data or b""
+            part = memoryview(data)[begin - block.begin :][: len(view)]
+            view[: len(part)] = part
+            block.left -= len(part)
+            self.let_go([block] if block.left <= 0 else [])
+        return len(part) or self.read(file, begin, view)
+
+    def let_go(self, blocks: list[RemoteBlock]) -> None:
+        """Drop blocks, so that there is room for others; the caller holds the lock."""
+        for block in blocks:
+            self.held -= len(block.data or b"")
+            block.data, block.is_read = b"", True
+        self.changed.notify_all()
