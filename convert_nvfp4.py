@@ -667,6 +667,7 @@ import argparse
 import dataclasses
 import fnmatch
 import functools
+import hashlib
 import importlib
 import importlib.util
 import io
@@ -687,6 +688,7 @@ from importlib.util import find_spec
 from numbers import Real
 from pathlib import PurePath, PurePosixPath
 from typing import Any, BinaryIO, ClassVar, NamedTuple
+from urllib.parse import urlsplit
 
 
 # ── nvfp4/dtypes.py: Facts about numbers: dtypes, ranges, block and tile sizes ────────────────────
@@ -990,6 +992,18 @@ def file_system(folder: Path) -> str:
     return ""
 
 
+def make_sparse(file: BinaryIO) -> None:
+    """Let an open file have holes that take no disk: NTFS has to be told, others do it anyway."""
+    if os.name == "nt":
+        import ctypes
+        import msvcrt
+
+        # FSCTL_SET_SPARSE, without input and output; where it is refused, holes take disk.
+        handle = ctypes.c_void_p(msvcrt.get_osfhandle(file.fileno()))
+        done = ctypes.byref(ctypes.c_ulong())
+        ctypes.windll.kernel32.DeviceIoControl(handle, 0x900C4, None, 0, None, 0, done, None)
+
+
 def write_unfinished(data: bytes, path: Path) -> Path:
     """Write what is to become the file `path`, and return where it lies until it gets that name.
 
@@ -1035,6 +1049,1021 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+# ── nvfp4/hub/client.py: Ask the Hub, through the library `huggingface_hub`: what a repository hold
+
+# What the Hub learns of who asks.
+CLIENT = "convert_nvfp4"
+# Seconds without a byte after which a connection is given up, and opened again.
+LONGEST_SILENCE = 20.0
+# A request is made again after these waits in seconds, as long as each brings nothing new.
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+# The longest wait in seconds that a server may ask for; a rate limit of the Hub is 5 minutes long.
+LONGEST_ASKED = 310.0
+# Answers after which the same request may well succeed.
+PASSING_STATUSES = (408, 425, 429, 500, 502, 503, 504, 520, 522, 524)
+# What to do without a token, or with one that does not open a repository.
+LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+class Passing(Exception):
+    """Report what may be over when it is tried again; `wait` is what the server asked for."""
+
+    def __init__(self, text: str, wait: float | None = None):
+        super().__init__(text)
+        self.wait = wait
+
+
+class RangeAnswer(NamedTuple):
+    """Hold the answer to a request for bytes: status, headers, and the body in chunks."""
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: Iterable[bytes]
+
+
+class ListedFile(NamedTuple):
+    """Tell a file's size in bytes, and the name of its content: a hash, "" where none is known."""
+
+    size: int
+    etag: str = ""
+
+
+class RemoteListing(NamedTuple):
+    """Hold what a repository is: its name today, its commit, {path: its file}."""
+
+    name: str
+    commit: str
+    files: dict[str, ListedFile]
+
+
+class RemoteAddress(NamedTuple):
+    """Tell where the bytes of a file are for a while, and what the Hub says of the file.
+
+    headers: those of a request for it, which have the token only where it is the Hub itself.
+    """
+
+    url: str
+    headers: dict[str, str]
+    etag: str
+    size: int | None
+
+
+def library() -> Any:
+    """Import `huggingface_hub`. Raises ConvertError where it is not installed."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        what = "hf:// needs huggingface_hub: python -m pip install huggingface_hub"
+        raise ConvertError(what)
+    import huggingface_hub
+
+    return huggingface_hub
+
+
+def utilities() -> Any:
+    """Import the library's functions for requests."""
+    library()
+    from huggingface_hub import utils
+
+    return utils
+
+
+def constants_of_hub() -> Any:
+    """Import what the library took from the environment: endpoint, cache, offline mode."""
+    library()
+    from huggingface_hub import constants
+
+    return constants
+
+
+def is_offline() -> bool:
+    """Tell whether HF_HUB_OFFLINE keeps the library from any request."""
+    return bool(constants_of_hub().HF_HUB_OFFLINE)
+
+
+def wait_for(tries: int, problem: Passing, stop: threading.Event) -> None:
+    """Wait before a request is made again. Raises ConvertError after the last of WAITS.
+
+    tries: how many brought nothing. A `stop` that is set ends the wait.
+    """
+    if tries > len(WAITS):
+        raise ConvertError(f"{problem}; {tries} tries brought nothing: try again later")
+    stop.wait(min(LONGEST_ASKED, max(problem.wait or 0.0, WAITS[tries - 1])))
+
+
+def asked_wait(headers: Mapping[str, str]) -> float | None:
+    """Read for how many seconds a server asks to wait, by Retry-After or the Hub's RateLimit."""
+    limit = re.search(r"\bt=(\d{1,6})", headers.get("ratelimit") or "")
+    after = re.fullmatch(r"\s*(\d{1,6})(\.\d+)?\s*", headers.get("retry-after") or "")
+    found = after or limit
+    return float(found[1]) if found else None
+
+
+def reason_of(error: BaseException) -> str:
+    """Tell why a request failed, without its address: by the system's words, or by the kind."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    told = [one.strerror for one in causes if isinstance(one, OSError) and one.strerror]
+    return told[-1] if told else type(error).__name__
+
+
+def status_of(error: BaseException) -> tuple[int, Mapping[str, str]]:
+    """Take status and headers of the answer that an error is about; 0 and {} without one."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", 0)
+    return (status, response.headers) if status else (0, {})
+
+
+def asking(shown: str, ask: Any) -> Any:
+    """Call what asks the Hub, again where that may help, and return what it returns.
+
+    shown: what is asked about, which messages begin with. Raises ConvertError.
+    """
+    tries, stop = 0, threading.Event()
+    while True:
+        try:
+            return ask()
+        except ConvertError:
+            raise
+        except Exception as error:  # noqa: BLE001, each version has another client's
+            status, headers = status_of(error)
+            if type(error).__name__ == "OfflineModeIsEnabled":
+                raise ConvertError(f"{shown}: {offline_problem()}") from None
+            if refusal := refused(shown, status, headers, error):
+                raise ConvertError(refusal) from None
+            what = f"HTTP {status}" if status else f"cannot reach the Hub: {reason_of(error)}"
+            problem = Passing(f"{shown}: {what}", asked_wait(headers))
+        tries += 1
+        wait_for(tries, problem, stop)
+
+
+def offline_problem() -> str:
+    """Say that a file would have to be fetched, and that the environment forbids it."""
+    return "is not in the Hub's cache, and HF_HUB_OFFLINE forbids to fetch it"
+
+
+def refused(shown: str, status: int, headers: Mapping[str, str], error: BaseException) -> str:
+    """Tell what an answer means that will not change by itself, and what to do; "" for others."""
+    code, kind = headers.get("x-error-code") or "", type(error).__name__
+    if not status and kind in ("HFValidationError", "ValueError", "TypeError"):
+        return f"{shown}: {error}"
+    if status in (0, *PASSING_STATUSES):
+        return ""
+    page = f"{constants_of_hub().ENDPOINT}/{repository_in(shown)}"
+    if code == "GatedRepo" or kind == "GatedRepoError":
+        if status == 401:
+            return f"{shown}: is gated: accept its licence at {page}, then {LOG_IN}"
+        return (
+            f"{shown}: is gated, and your account has no access: accept its licence at {page} (a "
+            "fine-grained token has to allow gated repositories)"
+        )
+    if "disabled" in (headers.get("x-error-message") or ""):
+        return f"{shown}: access to the repository is disabled by the Hub"
+    if code == "RevisionNotFound" or kind == "RevisionNotFoundError":
+        return f"{shown}: the repository has no such revision"
+    if code == "EntryNotFound" or kind.endswith("EntryNotFoundError"):
+        return f"{shown}: the repository has no such file"
+    if status in (401, 404):
+        why = "the token may be wrong" if has_token() else LOG_IN
+        return f"{shown}: no such repository, or a private one: check its name, or {why}"
+    return f"{shown}: the Hub refuses it: HTTP {status}"
+
+
+def has_token() -> bool:
+    """Tell whether the library finds a token, whose value is nobody else's business."""
+    return bool(library().get_token())
+
+
+def repository_in(shown: str) -> str:
+    """Take from `hf://owner/repo@main/path` what follows the Hub's address on its page."""
+    kind, places = "", shown.removeprefix("hf://").split("/")
+    if places[0] in ("datasets", "spaces"):
+        kind, *places = places
+    return "/".join(filter(None, [kind, *places[:2]])).partition("@")[0]
+
+
+def list_repository(shown: str, kind: str, name: str, revision: str | None) -> RemoteListing:
+    """Ask what a repository holds at a revision, the default branch if None: one request.
+
+    kind: "model", "dataset" or "space"; name: "owner/repo". Raises ConvertError.
+    """
+    api = library().HfApi(library_name=CLIENT)
+    info = asking(
+        shown,
+        lambda: api.repo_info(
+            name, repo_type=kind, revision=revision, files_metadata=True, timeout=LONGEST_SILENCE
+        ),
+    )
+    files = {one.rfilename: listed_file(one) for one in info.siblings or ()}
+    return RemoteListing(getattr(info, "id", None) or name, info.sha, files)
+
+
+def listed_file(sibling: Any) -> ListedFile:
+    """Read a file's size and hash from a listing; of Git LFS they are not those of the pointer."""
+    lfs = sibling.lfs or {}
+    # A dict, or an object of its own in some versions.
+    lfs = lfs if isinstance(lfs, Mapping) else vars(lfs)
+    size = lfs.get("size", sibling.size)
+    return ListedFile(int(size or 0), lfs.get("sha256") or sibling.blob_id or "")
+
+
+def locate_file(shown: str, kind: str, name: str, commit: str, path: str) -> RemoteAddress:
+    """Ask where a file's bytes are; the address may hold for minutes only. Raises ConvertError."""
+    hub, utils = library(), utilities()
+    url = hub.hf_hub_url(
+        name, path, repo_type=kind, revision=commit, endpoint=constants_of_hub().ENDPOINT
+    )
+    found = asking(
+        shown, lambda: hub.get_hf_file_metadata(url, timeout=LONGEST_SILENCE, library_name=CLIENT)
+    )
+    headers = {"Accept-Encoding": "identity"}
+    # Who stores large files must not see the token: its addresses are signed.
+    if urlsplit(found.location)[:2] == urlsplit(url)[:2]:
+        headers |= utils.build_hf_headers(library_name=CLIENT)
+    return RemoteAddress(found.location, headers, found.etag or "", found.size)
+
+
+@contextlib.contextmanager
+def requested(url: str, headers: dict[str, str]) -> Iterator[RangeAnswer]:
+    """Ask for bytes of an address, and give the RangeAnswer to the `with` block as it comes in."""
+    session = utilities().get_session()
+    # A session of `requests` has a setting by the name of httpx's method.
+    if callable(getattr(session, "stream", None)):
+        with session.stream("GET", url, headers=headers, timeout=LONGEST_SILENCE) as got:
+            yield RangeAnswer(got.status_code, got.headers, got.iter_raw())
+    else:
+        with session.get(url, headers=headers, timeout=LONGEST_SILENCE, stream=True) as got:
+            yield RangeAnswer(got.status_code, got.headers, got.iter_content(1 << 18))
+
+
+def cache_folder(kind: str, name: str) -> Path:
+    """Name the folder that the library's cache has for a repository."""
+    constants = constants_of_hub()
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind))
+
+
+def cached_file(kind: str, listing: RemoteListing, path: str) -> Path | None:
+    """Find a file of a commit in the library's cache, by its path or its hash; None without it.
+
+    One that has not the size of the listing is passed over.
+    """
+    name, commit, files = listing
+    found = library().try_to_load_from_cache(name, path, revision=commit, repo_type=kind)
+    places = [Path(found)] if isinstance(found, str) else []
+    if etag := files[path].etag:
+        places.append(cache_folder(kind, name) / "blobs" / etag)
+    size = files[path].size
+    return next((one for one in places if one.is_file() and one.stat().st_size == size), None)
+
+
+def cached_listing(shown: str, kind: str, name: str, revision: str | None) -> RemoteListing:
+    """Tell what the cache holds of a repository. Raises ConvertError where it has nothing of it."""
+    folder = cache_folder(kind, name)
+    noted = folder / "refs" / (revision or "main")
+    commit = noted.read_text().strip() if noted.is_file() else revision or ""
+    snapshot = folder / "snapshots" / commit
+    if not commit or not snapshot.is_dir():
+        raise ConvertError(f"{shown}: {offline_problem()}")
+    there = {path.relative_to(snapshot).as_posix(): path for path in snapshot.rglob("*")}
+    sizes = {path: file.stat().st_size for path, file in there.items() if file.is_file()}
+    return RemoteListing(name, commit, {path: ListedFile(size) for path, size in sizes.items()})
+
+
+# ── nvfp4/hub/blocks.py: Fetch bytes of files on the Hub: in blocks, by several connections, ahead 
+
+# A request asks for up to so many bytes: some tenth of a second of a fast line.
+BLOCK_BYTES = 8 << 20
+# Blocks are fetched by so many connections at once; the Hub's storage gives each a part of a line.
+CONNECTIONS = 8
+# Bytes of blocks that are fetched, or wait for the reader: they add to the peak of memory.
+MOST_HELD = 96 << 20
+# Reads with up to so many bytes between them are one request, as it costs more than the bytes do.
+NEAR_BYTES = 1 << 18
+# Answers that an address gives once it has expired: signed ones hold for minutes.
+EXPIRED_STATUSES = (401, 403, 404, 410)
+# Seconds after which a waiting reader looks whether it was interrupted.
+GLANCE = 1.0
+
+
+class RemoteFile:
+    """Fetch ranges of one file at one commit; threads may share it.
+
+    shown: what messages call it. kind, name, commit, path: of the repository, and in it. size: in
+    bytes; etag: the hash of its content, or "".
+    """
+
+    def __init__(self, shown: str, of: tuple[str, str, str], path: str, listed: ListedFile):
+        self.shown, self.of, self.path, (self.size, self.etag) = shown, of, path, listed
+        # The hash of a small file is told in several spellings: only that of a large one counts.
+        self.etag = self.etag if len(self.etag) == 64 else ""
+        self.lock, self.address, self.stored = threading.Lock(), None, {}
+
+    def changed(self) -> ConvertError:
+        """Make the error for a file that is not what it was."""
+        return ConvertError(f"{self.shown}: changed on the Hub while it was read; convert again")
+
+    def where(self) -> RemoteAddress:
+        """Return the address to ask, and ask the Hub for one where there is none."""
+        with self.lock:
+            if self.address is None:
+                found = locate_file(self.shown, *self.of, self.path)
+                self.etag = self.etag or found.etag
+                if found.size not in (None, self.size) or found.etag != self.etag:
+                    raise self.changed()
+                self.address = found
+            return self.address
+
+    def fetch(self, begin: int, view: memoryview, stop: threading.Event) -> None:
+        """Fill `view` with the bytes from `begin` on.
+
+        What came before a connection ended is kept. Raises ConvertError, also once `stop` is set.
+        """
+        got = tries = 0
+        while got < len(view):
+            before, problem = got, Passing(f"{self.shown}: the connection ended too early")
+            try:
+                with contextlib.closing(self.received(begin + got, begin + len(view))) as chunks:
+                    for chunk in chunks:
+                        count = min(len(chunk), len(view) - got)
+                        view[got : got + count] = chunk[:count]
+                        got += count
+                        if got == len(view):
+                            return
+                        if stop.is_set():
+                            break
+            except Passing as passing:
+                problem = passing
+            if stop.is_set():
+                raise ConvertError(f"{self.shown}: is no longer read")
+            tries = 1 if got > before else tries + 1
+            wait_for(tries, problem, stop)
+
+    def received(self, begin: int, end: int) -> Iterator[bytes]:
+        """Yield the bytes [begin, end) as they come in, and perhaps more; raises Passing."""
+        address = self.where()
+        headers = address.headers | {"Range": f"bytes={begin}-{end - 1}"}
+        try:
+            with requested(address.url, headers) as answer:
+                self.check(answer, begin, address)
+                yield from answer.chunks
+        except (ConvertError, Passing):
+            raise
+        except Exception as error:  # noqa: BLE001, each version has another client's
+            raise Passing(f"{self.shown}: {reason_of(error)}") from None
+
+    def check(self, answer: RangeAnswer, begin: int, address: RemoteAddress) -> None:
+        """Raise Passing or ConvertError for an answer whose body is not the bytes from `begin`."""
+        status, headers, _ = answer
+        if status in EXPIRED_STATUSES:
+            with self.lock:
+                self.address = None if self.address is address else self.address
+        if status in (*EXPIRED_STATUSES, *PASSING_STATUSES):
+            raise Passing(f"{self.shown}: HTTP {status}", asked_wait(headers))
+        if status not in (200, 206, 416):
+            raise ConvertError(f"{self.shown}: HTTP {status}")
+        told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range") or "")
+        total = told[2] if told else headers.get("content-length") or "*"
+        if status == 416 or (status == 200 and total not in ("*", str(self.size))):
+            raise self.changed()
+        if status == 206 and (not told or int(told[1]) != begin):
+            raise Passing(f"{self.shown}: other bytes came than were asked for")
+        if status == 200 and begin:
+            raise Passing(f"{self.shown}: the whole file came where a part was asked for")
+        if total not in ("*", str(self.size)):
+            raise self.changed()
+        # Those who store a file name its content in a way of their own, each always the same.
+        host, etag = urlsplit(address.url).netloc, headers.get("etag") or ""
+        if etag and self.stored.setdefault(host, etag) != etag:
+            raise self.changed()
+
+
+@dataclass(slots=True, eq=False)
+class RemoteBlock:
+    """Hold bytes [begin, end) of a file, which are fetched at once.
+
+    left: how many of them are still to be read. is_taken: whether somebody fetches it, or has done
+    so. is_read: whether it was read, or given up. data: once they are there. error: why they are
+    not.
+    """
+
+    file: RemoteFile
+    begin: int
+    end: int
+    left: int = 0
+    is_taken: bool = False
+    is_read: bool = False
+    data: bytearray | bytes | None = None
+    error: ConvertError | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether it is still fetched, or about to be."""
+        return self.data is None and self.error is None
+
+
+# Bytes that are about to be read: the file, the first of them, how many.
+RemoteRead = tuple[RemoteFile, int, int]
+
+
+def remote_blocks(reads: Iterable[RemoteRead]) -> list[RemoteBlock]:
+    """Cut reads into blocks, in their order: near ones are put together, long ones split."""
+    spans: list[list] = []
+    for file, begin, size in reads:
+        last = spans[-1] if spans else None
+        if last and last[0] is file and last[1] <= begin <= last[2] + NEAR_BYTES:
+            last[2] = max(last[2], begin + size)
+            last[3].append((begin, size))
+        else:
+            spans.append([file, begin, begin + size, [(begin, size)]])
+    blocks = []
+    for file, begin, end, some in spans:
+        first = len(blocks)
+        for start in range(begin, end, BLOCK_BYTES):
+            blocks.append(RemoteBlock(file, start, min(start + BLOCK_BYTES, end)))
+        for start, size in some:
+            low = first + (start - begin) // BLOCK_BYTES
+            for block in blocks[low : first + -(-(start + size - begin) // BLOCK_BYTES)]:
+                block.left += min(block.end, start + size) - max(block.begin, start)
+    return blocks
+
+
+class RemotePlan:
+    """Fetch blocks in the order in which they are going to be read, ahead of the readers.
+
+    reads: what is going to be read. Fetching begins at once, and ends with the last block or once
+    `stop` is set. The condition `changed` guards all else.
+    """
+
+    def __init__(self, reads: Iterable[RemoteRead] = ()):
+        self.blocks, self.changed = remote_blocks(reads), threading.Condition()
+        # All blocks before `first` are taken, and those before `low` were read.
+        self.first = self.low = self.held = 0
+        self.stop = threading.Event()
+        for _ in range(min(CONNECTIONS, len(self.blocks))):
+            threading.Thread(target=self.work, daemon=True).start()
+
+    def end(self) -> None:
+        """Fetch nothing more."""
+        self.stop.set()
+        with self.changed:
+            self.changed.notify_all()
+
+    def work(self) -> None:
+        """Fetch one block after another."""
+        while block := self.taken():
+            self.fetch(block)
+
+    def taken(self) -> RemoteBlock | None:
+        """Take the next block, once there is room for it; None where nothing is left to fetch."""
+        with self.changed:
+            while not self.stop.is_set():
+                while self.first < len(self.blocks) and self.blocks[self.first].is_taken:
+                    self.first += 1
+                if self.first == len(self.blocks):
+                    return None
+                block = self.blocks[self.first]
+                if not self.held or self.held + block.end - block.begin <= MOST_HELD:
+                    return self.take(block)
+                self.changed.wait()
+        return None
+
+    def take(self, block: RemoteBlock) -> RemoteBlock:
+        """Mark a block as one that is fetched by whoever calls this, who holds the lock."""
+        block.is_taken = True
+        self.held += block.end - block.begin
+        return block
+
+    def fetch(self, block: RemoteBlock) -> None:
+        """Fetch a block that was taken, and tell those who wait for it."""
+        data, error = bytearray(block.end - block.begin), None
+        try:
+            block.file.fetch(block.begin, memoryview(data), self.stop)
+        except ConvertError as problem:
+            error = problem
+        except BaseException as problem:
+            # Nobody may wait for it for ever: Ctrl-C comes to a reader that fetches by itself.
+            error = ConvertError(f"{block.file.shown}: {reason_of(problem)}")
+            raise
+        finally:
+            with self.changed:
+                block.data, block.error = (None, error) if error else (data, None)
+                self.changed.notify_all()
+
+    def covering(self, file: RemoteFile, begin: int) -> RemoteBlock | None:
+        """Find the first block that has a byte, and was not read yet; the caller has the lock."""
+        while self.low < len(self.blocks) and self.blocks[self.low].is_read:
+            self.low += 1
+        blocks = (self.blocks[index] for index in range(self.low, len(self.blocks)))
+        fits = (one for one in blocks if one.file is file and one.begin <= begin < one.end)
+        return next((one for one in fits if not one.is_read), None)
+
+    def read(self, file: RemoteFile, begin: int, view: memoryview) -> int:
+        """Fill `view`, or a part of it, from the byte `begin` on; return how many bytes came.
+
+        What was planned comes from its block, anything else by a request of its own.
+        """
+        with self.changed:
+            block = self.covering(file, begin)
+            is_mine = block is not None and not block.is_taken
+            if is_mine:
+                # It is read out of order: what was fetched before it may be read never.
+                before = self.blocks[self.low : self.blocks.index(block)]
+                self.let_go([one for one in before if one.data is not None])
+                self.take(block)
+        if block is None:
+            file.fetch(begin, view, threading.Event())
+            return len(view)
+        if is_mine:
+            self.fetch(block)
+        with self.changed:
+            while block.is_waiting:
+                self.changed.wait(GLANCE)
+            if block.error:
+                raise block.error
+            # Another reader may have been the last one meanwhile.
+            data = block.data or b""
+            part = memoryview(data)[begin - block.begin :][: len(view)]
+            view[: len(part)] = part
+            block.left -= len(part)
+            self.let_go([block] if block.left <= 0 else [])
+        return len(part) or self.read(file, begin, view)
+
+    def let_go(self, blocks: list[RemoteBlock]) -> None:
+        """Drop blocks, so that there is room for others; the caller holds the lock."""
+        for block in blocks:
+            self.held -= len(block.data or b"")
+            block.data, block.is_read = b"", True
+        self.changed.notify_all()
+
+
+# ── nvfp4/virtual.py: Virtual paths: files that are read as others are, and lie on no disk of this 
+
+# A scheme has two letters or more, as one is a drive of Windows; a Path makes "hf:/" of "hf://".
+SCHEMED = re.compile(r"([a-z][a-z0-9]+):[/\\]+(.*)", re.DOTALL)
+# The classes of virtual paths by their schemes; a class puts itself in where it is defined.
+SCHEMES: dict[str, type[VirtualPath]] = {}
+# How much of a file a buffered reader asks for at once.
+READ_AT_ONCE = 1 << 18
+
+
+class VirtualEntry(NamedTuple):
+    """Tell what is at a virtual path.
+
+    size: of a file in bytes; 0 for a folder.
+    version: a number that is another one once the file has changed, as a file's time is.
+    is_folder: whether it is a folder.
+    """
+
+    size: int = 0
+    version: int = 0
+    is_folder: bool = False
+
+
+class Read(NamedTuple):
+    """Name bytes that are about to be read: `size` of the file `path`, from `begin` on."""
+
+    path: PurePath
+    begin: int
+    size: int
+
+
+class VirtualFile(io.RawIOBase):
+    """Read a virtual file: what `open("rb", buffering=0)` gives. A kind defines `read_at`."""
+
+    def __init__(self, path: VirtualPath, size: int):
+        self.path, self.size, self.position = path, size, 0
+
+    def read_at(self, begin: int, view: memoryview) -> int:
+        """Fill `view` from the byte `begin` on, as far as it goes, and return how far that is.
+
+        The file has bytes there, and at least one is to be read. Raises OSError or ConvertError.
+        """
+        raise NotImplementedError
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        """Fill a buffer from the position on; 0 stands for the file's end."""
+        view = memoryview(buffer).cast("B")
+        view = view[: max(0, min(len(view), self.size - self.position))]
+        count = self.read_at(self.position, view) if len(view) else 0
+        self.position += count
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position, also beyond the end, and return it."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
+        if start + offset < 0:
+            raise ValueError(f"negative seek position {start + offset}")
+        self.position = start + offset
+        return self.position
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self.position
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say that the position can be moved."""
+        return True
+
+
+class VirtualPath(PurePosixPath):
+    """Name a virtual file or folder: the reading half of a `pathlib.Path`.
+
+    A kind sets `scheme`, and defines `entry`, `opened` and, where it has folders, `names`. A path
+    has no state but its text: `.parent`, `/` and the like make new ones of it. So whatever a kind
+    keeps for a file, it keeps by the path.
+    """
+
+    __slots__ = ()
+    scheme: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **facts: object) -> None:
+        super().__init_subclass__(**facts)
+        SCHEMES[cls.scheme] = cls
+
+    @classmethod
+    def made(cls, text: str) -> VirtualPath:
+        """Make a path of what somebody typed. Raises ValueError, which tells what is wrong."""
+        return cls(text)
+
+    @property
+    def own_name(self) -> str:
+        """Return the name that a file made of it is called by, suffix included."""
+        return self.name
+
+    @property
+    def is_remote(self) -> bool:
+        """Tell whether reading it takes a network, so that no more is read than is asked for."""
+        return False
+
+    def pin(self, noted: dict[str, str]) -> dict[str, str]:
+        """Stay from now on with one version of what may change: the one noted, or today's.
+
+        noted and returned: {what has versions: its version}, as `revisions` gives it.
+        """
+        return {}
+
+    def revisions(self) -> dict[str, str]:
+        """Tell which version is read: {what has versions: its version}, of texts."""
+        return {}
+
+    def entry(self) -> VirtualEntry:
+        """Tell what is at the path. Raises FileNotFoundError where nothing is."""
+        raise NotImplementedError
+
+    def opened(self, size: int) -> VirtualFile:
+        """Open the file, whose entry gave this size, to read it."""
+        raise NotImplementedError
+
+    def names(self) -> Iterable[str]:
+        """List the names of what is in the folder."""
+        raise NotADirectoryError(f"{self} is no folder")
+
+    def will_read(self, reads: list[Read]) -> None:
+        """Learn which bytes of paths of this kind are read next, in order; [] where none are."""
+
+    def __str__(self) -> str:
+        # A PurePath makes one slash of two.
+        scheme, _, rest = super().__str__().partition(":/")
+        return f"{scheme.removesuffix(':')}://{rest}"
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+    def stat(self) -> os.stat_result:
+        """Tell size, kind and time as of a file; the version stands for the time."""
+        size, version, is_folder = self.entry()
+        mode = (stat.S_IFDIR | 0o555) if is_folder else (stat.S_IFREG | 0o444)
+        # Inode and device are those of no file on a disk, one link, and no user or group.
+        numbers = (mode, version, -1, 1, 0, 0, size, 0, version // 10**9, 0)
+        return os.stat_result(numbers, {"st_mtime": version / 1e9, "st_mtime_ns": version})
+
+    def exists(self) -> bool:
+        """Tell whether there is a file or a folder."""
+        try:
+            self.entry()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def is_file(self) -> bool:
+        """Tell whether there is a file."""
+        return self.exists() and not self.entry().is_folder
+
+    def is_dir(self) -> bool:
+        """Tell whether there is a folder."""
+        return self.exists() and self.entry().is_folder
+
+    def is_symlink(self) -> bool:
+        """Say that it is no link."""
+        return False
+
+    def is_absolute(self) -> bool:
+        """Say that it is whole: there is no current folder among virtual paths."""
+        return True
+
+    def absolute(self) -> VirtualPath:
+        """Return the path, which is whole already."""
+        return self
+
+    def resolve(self) -> VirtualPath:
+        """Return the path, which has no links to follow."""
+        return self
+
+    def expanduser(self) -> VirtualPath:
+        """Return the path, in which no ~ stands for a home."""
+        return self
+
+    def samefile(self, other: PurePath) -> bool:
+        """Tell whether another path is this one."""
+        return self == other
+
+    def iterdir(self) -> Iterator[VirtualPath]:
+        """List the folder. Raises OSError where it is none."""
+        return (self / name for name in self.names())
+
+    def glob(self, pattern: str) -> Iterator[VirtualPath]:
+        """List what in the folder has a name of the pattern, which has no slash."""
+        if self.is_dir():
+            yield from (path for path in self.iterdir() if fnmatch.fnmatch(path.name, pattern))
+
+    def open(self, mode: str = "rb", buffering: int = -1) -> BinaryIO:
+        """Open the file to read its bytes; any other mode raises io.UnsupportedOperation."""
+        if mode != "rb":
+            raise io.UnsupportedOperation(f"{self} can only be read, as bytes")
+        size, _, is_folder = self.entry()
+        if is_folder:
+            raise IsADirectoryError(f"{self} is a folder")
+        raw = self.opened(size)
+        return raw if buffering == 0 else io.BufferedReader(raw, max(buffering, READ_AT_ONCE))
+
+    def read_bytes(self) -> bytes:
+        """Read the whole file."""
+        with self.open() as file:
+            return file.read()
+
+    def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Read the whole file as text."""
+        return self.read_bytes().decode(encoding, errors)
+
+
+def virtual_path(given: str | os.PathLike) -> VirtualPath | None:
+    """Make a virtual path of a text, or of a Path that was made of one; None for any other.
+
+    Raises ValueError, as a kind's `made` does.
+    """
+    if isinstance(given, VirtualPath):
+        return given
+    found = SCHEMED.fullmatch(os.fspath(given))
+    if not found or found[1] not in SCHEMES:
+        return None
+    rest = found[2].replace("\\", "/")
+    return SCHEMES[found[1]].made(f"{found[1]}://{rest}")
+
+
+def virtual_of(paths: Iterable[PurePath]) -> list[VirtualPath]:
+    """List those of some paths that are virtual."""
+    return [path for path in paths if isinstance(path, VirtualPath)]
+
+
+def pinned(paths: Iterable[PurePath], noted: dict[str, str]) -> dict[str, str]:
+    """Stay from now on with one version of each virtual path, as `VirtualPath.pin` does."""
+    found = {}
+    for path in virtual_of(paths):
+        # Two paths of one repository have one version, asked for once.
+        found |= path.pin({**noted, **found})
+    return found
+
+
+def revisions_of(paths: Iterable[PurePath]) -> dict[str, str]:
+    """Tell which versions of virtual paths are read, sorted by what has versions."""
+    found = [entry for path in virtual_of(paths) for entry in path.revisions().items()]
+    return dict(sorted(found))
+
+
+@contextlib.contextmanager
+def reading_ahead(reads: Iterable[Read]) -> Iterator[None]:
+    """Tell kinds of virtual paths what the `with` block reads, so that it can be fetched ahead.
+
+    reads: in the order in which they will come; those of other paths are passed over.
+    """
+    kinds: dict[type[VirtualPath], list[Read]] = {}
+    for read in reads:
+        if isinstance(read.path, VirtualPath):
+            kinds.setdefault(type(read.path), []).append(read)
+    try:
+        for some in kinds.values():
+            some[0].path.will_read(some)
+        yield
+    finally:
+        for some in kinds.values():
+            some[0].path.will_read([])
+
+
+# ── nvfp4/hub/path.py: Paths on the Hub: `hf://[datasets/]owner/repo[@revision][/path]`, each at a 
+
+# How a path begins that is of no model's repository, and what the library calls its kind.
+KINDS_OF_REPOSITORIES = {"datasets": "dataset", "spaces": "space", "models": "model"}
+# Revisions with slashes in them, which the library knows as well.
+REFS = re.compile(r"(refs/(?:pr/\d+|convert/[\w.-]+))(?:/(.*))?", re.DOTALL)
+# The names that the Hub has for owners, repositories and, less strictly, revisions.
+HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+# How a path on the Hub is written, for messages.
+HUB_FORM = "hf://owner/repo[@revision][/path]"
+
+
+class HubPlace(NamedTuple):
+    """Hold the parts of a path on the Hub.
+
+    kind: "model", "dataset" or "space"; name: "owner/repo"; revision: as given, None for the
+    default branch; path: in the repository, "" for its root.
+    """
+
+    kind: str
+    name: str
+    revision: str | None
+    path: str
+
+    @property
+    def repository(self) -> str:
+        """Write the path of the repository, revision included."""
+        kind = "" if self.kind == "model" else f"{self.kind}s/"
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"hf://{kind}{self.name}{revision}"
+
+
+def hub_place(text: str) -> HubPlace:
+    """Take a path on the Hub apart. Raises ValueError for one that is not of HUB_FORM."""
+    places = text.removeprefix("hf://").split("/")
+    kind = KINDS_OF_REPOSITORIES.get(places[0])
+    if kind:
+        places = places[1:]
+    owner, name, *rest = [*places, "", ""][:2] + places[2:]
+    name, at, revision = name.partition("@")
+    path = "/".join(rest)
+    if at and (found := REFS.fullmatch(f"{revision}/{path}".rstrip("/"))):
+        revision, path = found[1], found[2] or ""
+    revision = revision.replace("%2F", "/").replace("%2f", "/")
+    names = (owner, name, revision.replace("/", "_")) if at else (owner, name)
+    if not all(map(HUB_NAME.fullmatch, names)) or {"..", "."} & {*revision.split("/"), *rest}:
+        raise ValueError(f"{text}: is not {HUB_FORM}")
+    return HubPlace(kind or "model", f"{owner}/{name}", revision or None, path)
+
+
+class Hub:
+    """Keep what was learnt of repositories, so that each is asked for once, and files at hand."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.listings: dict[str, RemoteListing] = {}
+        self.files: dict[str, RemoteFile | Path] = {}
+        self.plan = RemotePlan()
+
+    def listing(self, place: HubPlace) -> RemoteListing:
+        """Tell what a repository holds, at the commit that its revision had when first asked."""
+        with self.lock:
+            if place.repository not in self.listings:
+                self.pin(place, place.revision)
+            return self.listings[place.repository]
+
+    def pin(self, place: HubPlace, revision: str | None) -> str:
+        """Ask for a repository anew, at the commit of a revision now, and return the commit."""
+        ask = cached_listing if is_offline() else list_repository
+        listing = ask(place.repository, place.kind, place.name, revision)
+        with self.lock:
+            known = self.listings.get(place.repository)
+            if known is None or known.commit != listing.commit:
+                begin = f"{place.repository}/"
+                self.files = {one: f for one, f in self.files.items() if not one.startswith(begin)}
+            self.listings[place.repository] = listing
+        return listing.commit
+
+    def read_next(self, reads: list[Read]) -> None:
+        """Fetch ahead what is read next, except from the library's cache, and nothing else."""
+        found = [(self.file(read.path), read) for read in reads if read.size]
+        self.plan.end()
+        self.plan = RemotePlan(
+            (file, read.begin, read.size) for file, read in found if isinstance(file, RemoteFile)
+        )
+
+    def file(self, path: HubPath) -> RemoteFile | Path:
+        """Return what reads a file: a RemoteFile, or the file's path in the library's cache."""
+        with self.lock:
+            text, place = str(path), path.place
+            if text not in self.files:
+                listing = self.listing(place)
+                found = cached_file(place.kind, listing, place.path)
+                if found is None and is_offline():
+                    raise ConvertError(f"{path}: {offline_problem()}")
+                of = (place.kind, listing.name, listing.commit)
+                self.files[text] = found or RemoteFile(
+                    text, of, place.path, listing.files[place.path]
+                )
+            return self.files[text]
+
+
+# What this process knows of the Hub.
+HUB = Hub()
+
+
+class HubFile(VirtualFile):
+    """Read a file that is on the Hub alone, by ranges."""
+
+    def __init__(self, path: HubPath, size: int, remote: RemoteFile):
+        super().__init__(path, size)
+        self.remote = remote
+
+    def read_at(self, begin: int, view: memoryview) -> int:
+        """Fill `view` from the byte `begin` on, as far as a block goes."""
+        return HUB.plan.read(self.remote, begin, view)
+
+
+class HubPath(VirtualPath):
+    """Name a file or a folder of a repository on the Hub.
+
+    `place` tells repository and revision, `commit` the commit that is read.
+    """
+
+    __slots__ = ()
+    scheme = "hf"
+
+    @classmethod
+    def made(cls, text: str) -> HubPath:
+        """Make a path of what somebody typed. Raises ValueError where it is not of HUB_FORM."""
+        path = cls(text)
+        hub_place(str(path))
+        return path
+
+    @property
+    def own_name(self) -> str:
+        """Return the last part of the path, or the repository's name without its revision."""
+        place = self.place
+        return self.name if place.path else place.name.rpartition("/")[2]
+
+    @property
+    def place(self) -> HubPlace:
+        """Take the path apart. Raises ConvertError where it leads out of a repository."""
+        try:
+            return hub_place(str(self))
+        except ValueError as error:
+            raise ConvertError(str(error)) from None
+
+    @property
+    def commit(self) -> str:
+        """Return the commit that is read, as 40 hexadecimal digits; asks for it the first time."""
+        return HUB.listing(self.place).commit
+
+    @property
+    def is_remote(self) -> bool:
+        """Tell whether reading it fetches bytes: whether it is not in the library's cache."""
+        return self.is_file() and isinstance(HUB.file(self), RemoteFile)
+
+    def pin(self, noted: dict[str, str]) -> dict[str, str]:
+        """Take the commit that is noted for the path's repository, or its revision's one now."""
+        place = self.place
+        revision = noted.get(place.repository) or place.revision
+        return {place.repository: HUB.pin(place, revision)}
+
+    def revisions(self) -> dict[str, str]:
+        """Tell the commit that is read: {path of the repository: commit}."""
+        return {self.place.repository: self.commit}
+
+    def entry(self) -> VirtualEntry:
+        """Tell size and version of a file of the repository. Raises FileNotFoundError."""
+        place = self.place
+        listing = HUB.listing(place)
+        if found := listing.files.get(place.path):
+            told = hashlib.sha256(f"{listing.commit}/{place.path}".encode()).digest()
+            # As a time it is some day in 1970, and so no file is older.
+            return VirtualEntry(found.size, int.from_bytes(told[:6], "big"))
+        begin = f"{place.path}/" if place.path else ""
+        if any(path.startswith(begin) for path in listing.files) or not begin:
+            return VirtualEntry(is_folder=True)
+        raise FileNotFoundError(2, f"no such file at commit {listing.commit[:7]}", str(self))
+
+    def opened(self, size: int) -> io.RawIOBase:
+        """Open the file, in the library's cache where it is there."""
+        found = HUB.file(self)
+        return (
+            found.open("rb", buffering=0) if isinstance(found, Path) else HubFile(self, size, found)
+        )
+
+    def names(self) -> Iterable[str]:
+        """List the names of files and folders in a folder of the repository."""
+        place = self.place
+        begin = f"{place.path}/" if place.path else ""
+        below = [path[len(begin) :] for path in HUB.listing(place).files if path.startswith(begin)]
+        return sorted({path.partition("/")[0] for path in below})
+
+    def will_read(self, reads: list[Read]) -> None:
+        """Have what is read next fetched ahead, except from the library's cache."""
+        HUB.read_next(reads)
 
 
 # ── nvfp4/comfy_classes.py: What ComfyUI's own classes say of weights, by name: tables of data ────
@@ -1620,222 +2649,13 @@ def load_torch() -> None:
         )
 
 
-# ── nvfp4/virtual.py: Virtual paths: files that are read as others are, and lie on no disk of this 
-
-# A scheme has two letters or more, as one is a drive of Windows; a Path makes "hf:/" of "hf://".
-SCHEMED = re.compile(r"([a-z][a-z0-9]+):[/\\]+(.*)", re.DOTALL)
-# The classes of virtual paths by their schemes; a class puts itself in where it is defined.
-SCHEMES: dict[str, type[VirtualPath]] = {}
-# How much of a file a buffered reader asks for at once.
-READ_AT_ONCE = 1 << 16
-
-
-class VirtualEntry(NamedTuple):
-    """Tell what is at a virtual path.
-
-    size: of a file in bytes; 0 for a folder.
-    version: a number that is another one once the file has changed, as a file's time is.
-    is_folder: whether it is a folder.
-    """
-
-    size: int = 0
-    version: int = 0
-    is_folder: bool = False
-
-
-class Read(NamedTuple):
-    """Name bytes that are about to be read: `size` of the file `path`, from `begin` on."""
-
-    path: PurePath
-    begin: int
-    size: int
-
-
-class VirtualFile(io.RawIOBase):
-    """Read a virtual file: what `open("rb", buffering=0)` gives. A kind defines `read_at`."""
-
-    def __init__(self, path: VirtualPath, size: int):
-        self.path, self.size, self.position = path, size, 0
-
-    def read_at(self, begin: int, view: memoryview) -> int:
-        """Fill `view` from the byte `begin` on, as far as it goes, and return how far that is.
-
-        The file has bytes there, and at least one is to be read. Raises OSError or ConvertError.
-        """
-        raise NotImplementedError
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:
-        """Fill a buffer from the position on; 0 stands for the file's end."""
-        view = memoryview(buffer).cast("B")
-        view = view[: max(0, min(len(view), self.size - self.position))]
-        count = self.read_at(self.position, view) if len(view) else 0
-        self.position += count
-        return count
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move the position, also beyond the end, and return it."""
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
-        if start + offset < 0:
-            raise ValueError(f"negative seek position {start + offset}")
-        self.position = start + offset
-        return self.position
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self.position
-
-    def readable(self) -> bool:
-        """Say that it can be read."""
-        return True
-
-    def seekable(self) -> bool:
-        """Say that the position can be moved."""
-        return True
-
-
-class VirtualPath(PurePosixPath):
-    """Name a virtual file or folder: the reading half of a `pathlib.Path`.
-
-    A kind sets `scheme`, and defines `entry`, `opened` and, where it has folders, `names`. A path
-    has no state but its text: `.parent`, `/` and the like make new ones of it. So whatever a kind
-    keeps for a file, it keeps by the path.
-    """
-
-    __slots__ = ()
-    scheme: ClassVar[str] = ""
-
-    def __init_subclass__(cls, **facts: object) -> None:
-        super().__init_subclass__(**facts)
-        SCHEMES[cls.scheme] = cls
-
-    def entry(self) -> VirtualEntry:
-        """Tell what is at the path. Raises FileNotFoundError where nothing is."""
-        raise NotImplementedError
-
-    def opened(self, size: int) -> VirtualFile:
-        """Open the file, whose entry gave this size, to read it."""
-        raise NotImplementedError
-
-    def names(self) -> Iterable[str]:
-        """List the names of what is in the folder."""
-        raise NotADirectoryError(f"{self} is no folder")
-
-    def will_read(self, reads: list[Read]) -> None:
-        """Learn which bytes of paths of this kind are read next, in order; reads may differ."""
-
-    def __str__(self) -> str:
-        # A PurePath makes one slash of two.
-        scheme, _, rest = super().__str__().partition(":/")
-        return f"{scheme.removesuffix(':')}://{rest}"
-
-    def __fspath__(self) -> str:
-        return str(self)
-
-    def stat(self) -> os.stat_result:
-        """Tell size, kind and time as of a file; the version stands for the time."""
-        size, version, is_folder = self.entry()
-        mode = (stat.S_IFDIR | 0o555) if is_folder else (stat.S_IFREG | 0o444)
-        # Inode and device are those of no file on a disk, one link, and no user or group.
-        numbers = (mode, version, -1, 1, 0, 0, size, 0, version // 10**9, 0)
-        return os.stat_result(numbers, {"st_mtime": version / 1e9, "st_mtime_ns": version})
-
-    def exists(self) -> bool:
-        """Tell whether there is a file or a folder."""
-        try:
-            self.entry()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return True
-
-    def is_file(self) -> bool:
-        """Tell whether there is a file."""
-        return self.exists() and not self.entry().is_folder
-
-    def is_dir(self) -> bool:
-        """Tell whether there is a folder."""
-        return self.exists() and self.entry().is_folder
-
-    def is_symlink(self) -> bool:
-        """Say that it is no link."""
-        return False
-
-    def is_absolute(self) -> bool:
-        """Say that it is whole: there is no current folder among virtual paths."""
-        return True
-
-    def absolute(self) -> VirtualPath:
-        """Return the path, which is whole already."""
-        return self
-
-    def resolve(self) -> VirtualPath:
-        """Return the path, which has no links to follow."""
-        return self
-
-    def expanduser(self) -> VirtualPath:
-        """Return the path, in which no ~ stands for a home."""
-        return self
-
-    def samefile(self, other: PurePath) -> bool:
-        """Tell whether another path is this one."""
-        return self == other
-
-    def iterdir(self) -> Iterator[VirtualPath]:
-        """List the folder. Raises OSError where it is none."""
-        return (self / name for name in self.names())
-
-    def glob(self, pattern: str) -> Iterator[VirtualPath]:
-        """List what in the folder has a name of the pattern, which has no slash."""
-        if self.is_dir():
-            yield from (path for path in self.iterdir() if fnmatch.fnmatch(path.name, pattern))
-
-    def open(self, mode: str = "rb", buffering: int = -1) -> BinaryIO:
-        """Open the file to read its bytes; any other mode raises io.UnsupportedOperation."""
-        if mode != "rb":
-            raise io.UnsupportedOperation(f"{self} can only be read, as bytes")
-        size, _, is_folder = self.entry()
-        if is_folder:
-            raise IsADirectoryError(f"{self} is a folder")
-        raw = self.opened(size)
-        return raw if buffering == 0 else io.BufferedReader(raw, max(buffering, READ_AT_ONCE))
-
-    def read_bytes(self) -> bytes:
-        """Read the whole file."""
-        with self.open() as file:
-            return file.read()
-
-    def read_text(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Read the whole file as text."""
-        return self.read_bytes().decode(encoding, errors)
-
-
-def virtual_path(given: str | os.PathLike) -> VirtualPath | None:
-    """Make a virtual path of a text, or of a Path that was made of one; None for any other.
-
-    Raises ValueError, whose text tells what is wrong, as a kind's constructor does.
-    """
-    if isinstance(given, VirtualPath):
-        return given
-    found = SCHEMED.fullmatch(os.fspath(given))
-    if not found or found[1] not in SCHEMES:
-        return None
-    rest = found[2].replace("\\", "/")
-    return SCHEMES[found[1]](f"{found[1]}://{rest}")
-
-
-def announce_reads(reads: Iterable[Read]) -> None:
-    """Tell each kind of virtual paths what is read of it next, so that it can be fetched ahead.
-
-    reads: in the order in which they will come; those of other paths are passed over.
-    """
-    kinds: dict[type[VirtualPath], list[Read]] = {}
-    for read in reads:
-        if isinstance(read.path, VirtualPath):
-            kinds.setdefault(type(read.path), []).append(read)
-    for some in kinds.values():
-        some[0].path.will_read(some)
-
-
 # ── nvfp4/options/kinds.py: Values of options: how texts are read, what Python may give ───────────
+
+# What is fetched over a network: nothing is unless such a path is given.
+REMOTE = HubPath.scheme
+# What people copy from a browser.
+WEB_ADDRESS = re.compile(r"https?:/+", re.IGNORECASE)
+
 
 def input_path(given: str | Path) -> Path:
     """Make a path of a text; a leading ~ or ~user is the home folder.
@@ -1846,8 +2666,14 @@ def input_path(given: str | Path) -> Path:
     """
     if not isinstance(given, str | os.PathLike):
         raise argparse.ArgumentTypeError(f"{given!r} is no path")
-    if virtual := virtual_path(given):
-        return virtual
+    try:
+        if virtual := virtual_path(given):
+            return virtual
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(error) from None
+    if isinstance(given, str) and WEB_ADDRESS.match(given):
+        hint = "a file on the Hugging Face Hub is given as hf://owner/repo/path"
+        raise argparse.ArgumentTypeError(f"{given} is an address of the web; {hint}")
     # Path("") is the folder one is in, which would be taken for SOURCE.
     if given == "":
         raise argparse.ArgumentTypeError("the path is empty; is a variable not set?")
@@ -4630,7 +5456,8 @@ def source_name(source: Path) -> str:
         return PRECISION_WORDS.sub("", stem) or stem
     folder = model_folder(source).absolute()
     inner = INNER_FOLDERS.get(folder.name)
-    name = folder.name if inner is None else folder.parent.name
+    folder = folder if inner is None else folder.parent
+    name = folder.own_name if isinstance(folder, VirtualPath) else folder.name
     return (PRECISION_WORDS.sub("", name) or "model") + (inner or "")
 
 
@@ -5737,7 +6564,7 @@ if __name__ == "__main__":
 
 import base64
 import codecs
-import hashlib
+import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Container, Set
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12500,6 +13327,8 @@ def model_in(folder: Path) -> Path:
     """
     with translated(folder, "cannot read"):
         found = models_in(folder)
+        if len(found) != 1 and isinstance(folder, VirtualPath):
+            refuse_choice(folder)
     if len(found) != 1:
         if any(map(numbered, found)):
             raise ConvertError(
@@ -12511,6 +13340,27 @@ def model_in(folder: Path) -> Path:
         where = where if found else where_models_are(folder)
         raise ConvertError(f"{folder}: holds {len(found) or 'no'} {what}{where}")
     return found[0]
+
+
+def refuse_choice(folder: VirtualPath) -> None:
+    """Raise ConvertError with a line for each model in a folder or below it, if there are any."""
+    folders, found = [folder], []
+    for one in folders:
+        folders += [path for path in one.iterdir() if path.is_dir()]
+        found += models_in(one)
+    if found:
+        what = f"{folder}: holds {len(found):,} models, or parts of some; give one of them:"
+        raise ConvertError(what, *(f"{path} ({size_told(path)})" for path in found))
+
+
+def size_told(path: Path) -> str:
+    """Tell how large a single file is, or the shards that an index lists by its own name."""
+    if not INDEX_NAME.fullmatch(path.name):
+        return gigabytes(path.stat().st_size)
+    stem = re.split(r"\.(?:safetensors|sft)", path.name, flags=re.IGNORECASE)[0]
+    beside = (one for one in path.parent.iterdir() if one.suffix.lower() in MODEL_SUFFIXES)
+    shards = [one.stat().st_size for one in beside if one.name.startswith(stem)]
+    return f"{gigabytes(sum(shards))} in {len(shards):,} shards"
 
 
 def where_models_are(folder: Path) -> str:
@@ -12875,16 +13725,18 @@ def origin_of(options: Options, model: Model, plans: list[TensorPlan]) -> dict[s
     """Record how a file was made, for its header and the report.
 
     version: that of the converter; options: those that leave a trace; sources: size by file name;
-    plan: how many tensors each format has. There are names only, no folders and no times, because
+    plan: how many tensors each format has; revisions: the commits of what was read from the Hub,
+    where anything was. There are names only, no folders and no times, because
     equal runs are to give equal bytes.
     """
+    revisions = revisions_of(options.inputs)
     # Tensors are counted in the order of names, whatever order they were planned in.
     return {
         "version": __version__,
         "options": options.recorded,
         "sources": {path.name: path.stat().st_size for path in model.files},
         "plan": dict(sorted(Counter(plan.precision.name for plan in plans).items())),
-    }
+    } | ({"revisions": revisions} if revisions else {})
 
 
 def make_metadata(
@@ -14150,6 +15002,26 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
     return data.view(ref.shape) if piece.plan.is_quantised else data
 
 
+def reads_of(piece: Piece) -> list[Read]:
+    """List what is read for a piece, in the order of files: its bytes, scales, LoRAs, its bias."""
+    ref, bias = piece.plan.ref, piece.plan.bias
+    beside = [*ref.coding.parts.values()] if ref.coding and not piece.begin else []
+    beside += [part for patch in ref.patches for part in patch.parts.values()]
+    beside += [bias.ref] if bias and not bias.ref.is_changed else []
+    reads = [Read(other.path, other.begin, other.nbytes) for other in beside]
+    reads.append(Read(ref.path, ref.begin + piece.begin, piece.nbytes))
+    return sorted(reads, key=lambda read: (read.path != ref.path, str(read.path), read.begin))
+
+
+@contextlib.contextmanager
+def ended(reader: ThreadPoolExecutor) -> Iterator[None]:
+    """Let a reader begin nothing more once the `with` block has ended, also by an error."""
+    try:
+        yield
+    finally:
+        reader.shutdown(wait=False, cancel_futures=True)
+
+
 def read_ahead(
     pieces: Iterable[Piece], buffers: int, *, pinned: bool = False, observe: Observe = unobserved
 ) -> Iterator[tuple[Piece, torch.Tensor]]:
@@ -14169,10 +15041,11 @@ def read_ahead(
 
     # All buffers are as large as the largest piece; pinned memory copies to a GPU faster.
     pieces = deque(pieces)
+    reads = [read for piece in pieces for read in reads_of(piece)]
     size = max((piece.nbytes for piece in pieces), default=0)
     free = [torch.empty(size, dtype=torch.uint8, pin_memory=pinned) for _ in range(buffers)]
     waiting = deque()
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(1) as reader, ended(reader), reading_ahead(reads):
         while pieces or waiting:
             while pieces and len(waiting) < MOST_AHEAD:
                 small = pieces[0].nbytes <= SMALL_PIECE
@@ -15087,10 +15960,13 @@ def read_part(path: Path) -> Part:
     try:
         with translated(path, "cannot read"):
             size = size_of(path)  # refuses a pipe, which opening would wait for
-            with path.open("rb") as file:
+            with path.open("rb") as file, tempfile.TemporaryFile() as copy:
                 # Checked before the reader sees it, and from the same open file: none can take its
                 # place.
-                GGUFWalk(path, file, size)
+                walk = GGUFWalk(path, file, size)
+                if isinstance(path, VirtualPath):
+                    walk.copy_header(copy)
+                    file = copy
                 reader = gguf.GGUFReader(file)  # numpy's memmap, to which it goes, takes either
         refs = {tensor.name: gguf_tensor(path, tensor, reader) for tensor in reader.tensors}
         metadata = {
@@ -15142,6 +16018,18 @@ class GGUFWalk:
             seen.add(digest)
         for _ in range(tensors):
             self.skip_tensor()
+
+    def copy_header(self, copy: BinaryIO) -> None:
+        """Write the header into another file that gets the size of the whole, its data a hole.
+
+        Of a file that no memory map can be made of, the reader sees that instead.
+        """
+        length = self.file.tell()
+        self.file.seek(0)
+        make_sparse(copy)
+        copy.write(self.file.read(length))
+        copy.truncate(self.size)
+        copy.flush()
 
     def announce(self, count: int) -> None:
         """Count parts that the reader will build objects for.
@@ -17696,6 +18584,28 @@ def noted_value(value: object) -> str:
     return "not given" if value is None else one_line(str(value)[:EXCERPT])
 
 
+def noted_revisions(options: Options) -> dict[str, str]:
+    """Tell which commits the run read that --resume goes on with, by its journal; {} without one.
+
+    A journal that cannot be read is told of later, by whoever takes it.
+    """
+    if not options.resume:
+        return {}
+    try:
+        with journal_path(options.output).open("rb") as file:
+            noted = json.loads(file.readline()).get("revisions")
+    except (OSError, ValueError, AttributeError):
+        return {}
+    pairs = noted.items() if isinstance(noted, dict) else ()
+    return {key: value for key, value in pairs if isinstance(value, str)}
+
+
+def journal_path(output: Path) -> Path:
+    """Name the journal of an output: that of its only rank, or of its first."""
+    partial = unfinished(output)
+    return partial.with_name(partial.name + ".journal")
+
+
 def made_by(job: Job) -> dict[str, object]:
     """Tell the version, and the options by field, that decide which bytes go where."""
     options = job.options
@@ -17717,8 +18627,7 @@ class Journal:
 
     def __init__(self, options: Options, ranks: Ranks):
         self.output, suffix = options.output, "" if ranks.is_first else f".{ranks.rank}"
-        partial = unfinished(options.output)
-        self.path = partial.with_name(partial.name + ".journal")
+        self.path = journal_path(options.output)
         self.own = self.path.with_name(self.path.name + suffix)
         # Without --resume nothing is left behind; with it, a failed run can be gone on with.
         self.ranks, self.keep, self.resume = ranks, options.resume, options.resume
@@ -17923,6 +18832,7 @@ class Journal:
         # "partial" the files, so that a later run with other shards can tell of leftovers.
         head = {"fingerprint": job.fingerprint, "widened": sorted(self.widened)}
         head["options"] = made_by(job)
+        head["revisions"] = job.origin.get("revisions", {})
         head["partial"] = [unfinished(path).name for path in job.files]
         self.file.write(json.dumps(head).encode())
         os.fsync(self.file.fileno())
@@ -22748,7 +23658,8 @@ def stored_alphas(path: Path, alphas: dict[str, TensorRef]) -> dict[str, float]:
     Raises ConvertError for one that is NaN or infinite.
     """
     found = {}
-    with opened(path) as file:
+    reads = [Read(path, ref.begin, ref.nbytes) for ref in alphas.values()]
+    with opened(path) as file, reading_ahead(reads):
         for layer, ref in alphas.items():
             if math.prod(ref.shape) == 1:
                 found[layer] = float(load(ref, file).float())
@@ -23815,9 +24726,12 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
     processes come here with the same options; each gets the report.
     """
     began = time.monotonic()
+    pins = pin_sources(options, noted_revisions(options))
     refuse_lone_shard(options.source)
     # Ranks meet before anything can fail on one of them alone: the others would wait for it.
     with join_ranks() as ranks:
+        if (shared := ranks.gather(pins)[0]) != pins:
+            pinned(options.inputs, shared)
         if not ranks.is_first:
             options = dataclasses.replace(options, quiet=True)
         comfyui = find_comfyui(options.comfyui) if ranks.is_first else None
@@ -23850,6 +24764,20 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
     )
 
 
+def pin_sources(options: Options, noted: dict[str, str]) -> dict[str, str]:
+    """Stay with one commit of each repository on the Hub for the whole run, and tell which.
+
+    noted: those that the run to go on with had. Returns what is pinned, {} without such sources.
+    """
+    if virtual_of(options.inputs):
+        phase("asking the Hub", quiet=options.quiet)
+    pins = pinned(options.inputs, noted)
+    for place, commit in pins.items():
+        if not options.quiet and read_ranks().is_first:
+            SCREEN.tell(f"reading {place} at commit {commit}")
+    return pins
+
+
 class Planned(NamedTuple):
     """Hold what a conversion is before anything is written: its job, where it runs.
 
@@ -23865,6 +24793,34 @@ class Planned(NamedTuple):
     notes: tuple[str, ...]
 
 
+def refuse_measuring(options: Options, model: Model) -> None:
+    """Raise ConvertError for a dry run that would measure weights which have to be fetched."""
+    measuring = {
+        "--target-size": options.target(model),
+        "--w4a4-share": options.w4a4_share,
+        "--pre-quant-scale": options.pre_quant_scale,
+    }
+    asked = [flag for flag, value in measuring.items() if value]
+    if options.dry_run and asked and any(path.is_remote for path in virtual_of(model.files)):
+        raise ConvertError(
+            f"--dry-run fetches headers alone, and {asked[0]} measures weights: leave one of them "
+            f"out, or download the model first ({options.source})"
+        )
+
+
+def unread_values(options: Options, plans: Iterable[TensorPlan]) -> list[str]:
+    """Note which values a dry run does not look at, as they would have to be fetched."""
+    unseen = [
+        plan.ref.name
+        for plan in plans
+        if plan.may_overflow and any(path.is_remote for path in virtual_of([plan.ref.path]))
+    ]
+    if not options.dry_run or not unseen:
+        return []
+    what = in_number(len(unseen), "tensors were not looked at: float16 may not hold them")
+    return [Note(f"{what}; a dry run fetches headers alone: {examples(unseen)}", Rank.NOTE)]
+
+
 def plan_conversion(options: Options, ranks: Ranks) -> Planned:
     """Run the phases from reading headers to the job, laid out to the byte. Raises ConvertError."""
     say = partial(phase, quiet=options.quiet)
@@ -23877,6 +24833,7 @@ def plan_conversion(options: Options, ranks: Ranks) -> Planned:
     say("reading guides")
     guides = read_guides(options, source.model)
     say("planning")
+    refuse_measuring(options, source.model)
     planner = partial(make_plans, model=source.model, guides=guides)
     sized = plan_for_size(options, source.model, planner, ranks)
     plan = sized.plan if sized else planner(options)
@@ -23884,10 +24841,12 @@ def plan_conversion(options: Options, ranks: Ranks) -> Planned:
     tuned = tune_activations(options, plan.plans)
     plans = tuned.plans
     # --target-size has looked already, and a real run looks while it writes.
-    if options.dry_run and not sized:
+    unseen = unread_values(options, plans)
+    if options.dry_run and not sized and not unseen:
         plans = widen(plans, float16_overflows(plans, options))
     notes = (
         *plan.notes,
+        *unseen,
         *shape_notes(options, plans),
         *dynamic_notes(options, plans),
         *card_notes(options, plans, capability_here()),
@@ -24446,9 +25405,9 @@ def carry_out(task: Options | Verification) -> int:
     After Ctrl-C one line says what is left: nothing, a run to go on with, or a file that was
     complete already.
     """
-    path = task.written if isinstance(task, Options) else task.file
+    path = task.written if isinstance(task, Options) else None
     # An output of an earlier run may be there: only one that was replaced counts as written.
-    older = path.stat() if exists(path) else None
+    older = path.stat() if path and exists(path) else None
     try:
         text, status = run(task)
         if text:
@@ -24458,7 +25417,7 @@ def carry_out(task: Options | Verification) -> int:
         return 1
     except KeyboardInterrupt:
         left = left_after(task)
-        if exists(path) and not (older and is_still(older, path)):
+        if path and exists(path) and not (older and is_still(older, path)):
             left = f"{path} was complete already"
         SCREEN.clear()
         SCREEN.tell(f"interrupted: {left}")

@@ -109,15 +109,12 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
 
 def reads_of(piece: Piece) -> list[Read]:
     """List what is read for a piece, in the order of files: its bytes, scales, LoRAs, its bias."""
-    ref, reads = (
-        piece.plan.ref,
-        [Read(piece.plan.ref.path, piece.begin + piece.plan.ref.begin, piece.nbytes)],
-    )
+    ref, bias = piece.plan.ref, piece.plan.bias
     beside = [*ref.coding.parts.values()] if ref.coding and not piece.begin else []
     beside += [part for patch in ref.patches for part in patch.parts.values()]
-    bias = piece.plan.bias and piece.plan.bias.ref
-    beside += [bias] if bias and not bias.is_changed else []
-    reads += [Read(other.path, other.begin, other.nbytes) for other in beside]
+    beside += [bias.ref] if bias and not bias.ref.is_changed else []
+    reads = [Read(other.path, other.begin, other.nbytes) for other in beside]
+    reads.append(Read(ref.path, ref.begin + piece.begin, piece.nbytes))
     return sorted(reads, key=lambda read: (read.path != ref.path, str(read.path), read.begin))
 
 

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 from nvfp4.errors import ConvertError
 from nvfp4.hub.client import (
     PASSING_STATUSES,
-    Answer,
     ListedFile,
     Passing,
+    RangeAnswer,
     RemoteAddress,
     asked_wait,
     locate_file,
@@ -35,7 +35,7 @@ CONNECTIONS = 8
 # Bytes of blocks that are fetched, or wait for the reader: they add to the peak of memory.
 MOST_HELD = 96 << 20
 # Reads with up to so many bytes between them are one request, as it costs more than the bytes do.
-NEAR = 1 << 18
+NEAR_BYTES = 1 << 18
 # Answers that an address gives once it has expired: signed ones hold for minutes.
 EXPIRED_STATUSES = (401, 403, 404, 410)
 # Seconds after which a waiting reader looks whether it was interrupted.
@@ -105,10 +105,10 @@ class RemoteFile:
                 yield from answer.chunks
         except (ConvertError, Passing):
             raise
-        except Exception as error:  # each version of the library raises those of its own client
+        except Exception as error:  # noqa: BLE001, each version has another client's
             raise Passing(f"{self.shown}: {reason_of(error)}") from None
 
-    def check(self, answer: Answer, begin: int, address: RemoteAddress) -> None:
+    def check(self, answer: RangeAnswer, begin: int, address: RemoteAddress) -> None:
         """Raise Passing or ConvertError for an answer whose body is not the bytes from `begin`."""
         status, headers, _ = answer
         if status in EXPIRED_STATUSES:
@@ -162,12 +162,12 @@ class RemoteBlock:
 RemoteRead = tuple[RemoteFile, int, int]
 
 
-def blocks_of(reads: Iterable[RemoteRead]) -> list[RemoteBlock]:
+def remote_blocks(reads: Iterable[RemoteRead]) -> list[RemoteBlock]:
     """Cut reads into blocks, in their order: near ones are put together, long ones split."""
     spans: list[list] = []
     for file, begin, size in reads:
         last = spans[-1] if spans else None
-        if last and last[0] is file and last[1] <= begin <= last[2] + NEAR:
+        if last and last[0] is file and last[1] <= begin <= last[2] + NEAR_BYTES:
             last[2] = max(last[2], begin + size)
             last[3].append((begin, size))
         else:
@@ -192,7 +192,7 @@ class RemotePlan:
     """
 
     def __init__(self, reads: Iterable[RemoteRead] = ()):
-        self.blocks, self.changed = blocks_of(reads), threading.Condition()
+        self.blocks, self.changed = remote_blocks(reads), threading.Condition()
         # All blocks before `first` are taken, and those before `low` were read.
         self.first = self.low = self.held = 0
         self.stop = threading.Event()

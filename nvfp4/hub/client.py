@@ -21,7 +21,7 @@ from nvfp4.errors import ConvertError
 # What the Hub learns of who asks.
 CLIENT = "convert_nvfp4"
 # Seconds without a byte after which a connection is given up, and opened again.
-SILENCE = 20.0
+LONGEST_SILENCE = 20.0
 # A request is made again after these waits in seconds, as long as each brings nothing new.
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 # The longest wait in seconds that a server may ask for; a rate limit of the Hub is 5 minutes long.
@@ -40,7 +40,7 @@ class Passing(Exception):
         self.wait = wait
 
 
-class Answer(NamedTuple):
+class RangeAnswer(NamedTuple):
     """Hold the answer to a request for bytes: status, headers, and the body in chunks."""
 
     status: int
@@ -151,7 +151,7 @@ def asking(shown: str, ask: Any) -> Any:
             return ask()
         except ConvertError:
             raise
-        except Exception as error:  # each version of the library raises those of its own client
+        except Exception as error:  # noqa: BLE001, each version has another client's
             status, headers = status_of(error)
             if type(error).__name__ == "OfflineModeIsEnabled":
                 raise ConvertError(f"{shown}: {offline_problem()}") from None
@@ -217,7 +217,7 @@ def list_repository(shown: str, kind: str, name: str, revision: str | None) -> R
     info = asking(
         shown,
         lambda: api.repo_info(
-            name, repo_type=kind, revision=revision, files_metadata=True, timeout=SILENCE
+            name, repo_type=kind, revision=revision, files_metadata=True, timeout=LONGEST_SILENCE
         ),
     )
     files = {one.rfilename: listed_file(one) for one in info.siblings or ()}
@@ -240,7 +240,7 @@ def locate_file(shown: str, kind: str, name: str, commit: str, path: str) -> Rem
         name, path, repo_type=kind, revision=commit, endpoint=constants_of_hub().ENDPOINT
     )
     found = asking(
-        shown, lambda: hub.get_hf_file_metadata(url, timeout=SILENCE, library_name=CLIENT)
+        shown, lambda: hub.get_hf_file_metadata(url, timeout=LONGEST_SILENCE, library_name=CLIENT)
     )
     headers = {"Accept-Encoding": "identity"}
     # Who stores large files must not see the token: its addresses are signed.
@@ -250,16 +250,16 @@ def locate_file(shown: str, kind: str, name: str, commit: str, path: str) -> Rem
 
 
 @contextlib.contextmanager
-def requested(url: str, headers: dict[str, str]) -> Iterator[Answer]:
-    """Ask for bytes of an address, and give the Answer to the `with` block as it comes in."""
+def requested(url: str, headers: dict[str, str]) -> Iterator[RangeAnswer]:
+    """Ask for bytes of an address, and give the RangeAnswer to the `with` block as it comes in."""
     session = utilities().get_session()
     # A session of `requests` has a setting by the name of httpx's method.
     if callable(getattr(session, "stream", None)):
-        with session.stream("GET", url, headers=headers, timeout=SILENCE) as got:
-            yield Answer(got.status_code, got.headers, got.iter_raw())
+        with session.stream("GET", url, headers=headers, timeout=LONGEST_SILENCE) as got:
+            yield RangeAnswer(got.status_code, got.headers, got.iter_raw())
     else:
-        with session.get(url, headers=headers, timeout=SILENCE, stream=True) as got:
-            yield Answer(got.status_code, got.headers, got.iter_content(1 << 18))
+        with session.get(url, headers=headers, timeout=LONGEST_SILENCE, stream=True) as got:
+            yield RangeAnswer(got.status_code, got.headers, got.iter_content(1 << 18))
 
 
 def cache_folder(kind: str, name: str) -> Path:
