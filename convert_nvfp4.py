@@ -1702,7 +1702,7 @@ class VirtualPath(PurePosixPath):
         """Tell whether reading it takes a network, so that no more is read than is asked for."""
         return False
 
-    def pin(self, noted: dict[str, str]) -> dict[str, str]:
+    def pin(self, noted: dict[str, str]) -> dict[str, str]:  # noqa: ARG002
         """Stay from now on with one version of what may change: the one noted, or today's.
 
         noted and returned: {what has versions: its version}, as `revisions` gives it.
