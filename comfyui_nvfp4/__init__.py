@@ -9,7 +9,11 @@ from importlib import import_module
 # The folder of the scripts that ComfyUI's page loads.
 WEB_DIRECTORY = "./web"
 # {module of this folder: the classes of its nodes}, in the order of the menu.
-NODES = {"convert": ("NVFP4Convert", "NVFP4MergeLora"), "record": ("NVFP4CalibrationRecorder",)}
+NODES = {
+    "convert": ("NVFP4Convert", "NVFP4MergeLora"),
+    "record": ("NVFP4CalibrationRecorder",),
+    "calibrate": ("NVFP4Calibrate",),
+}
 
 
 def node_classes(*modules: str) -> list[type]:

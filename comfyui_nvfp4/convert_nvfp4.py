@@ -55,6 +55,7 @@ DASHES = "-\u2013\u2014\u2212"
 # What sentences say of several layers, and of one.
 SINGULAR = {
     "layers": "layer",
+    "prompts": "prompt",
     "tensors": "tensor",
     "names": "name",
     "scales": "scale",
@@ -2838,6 +2839,16 @@ def natural(given: str | int) -> int:
     return int(given)
 
 
+def frame_size(given: str | tuple[int, ...]) -> tuple[int, int, int]:
+    """Read WIDTHxHEIGHT or WIDTHxHEIGHTxFRAMES in pixels and frames; an image has one frame."""
+    text = given if isinstance(given, str) else "x".join(map(str, given))
+    found = re.fullmatch(r"(\d{2,5})x(\d{2,5})(?:x(\d{1,5}))?", text.lower())
+    size = tuple(int(number or 1) for number in found.groups()) if found else (0,)
+    if min(size) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size like 832x480x81 or 1024x1024")
+    return size
+
+
 def size_in_bytes(given: str | int) -> int:
     """Read 5GB, 500 MB, 4GiB or a plain number of bytes, and return whole bytes, at least 1.
 
@@ -3178,6 +3189,15 @@ BEGINNING = (
     "import sys; sys.path = [place for place in sys.path if place]; import faulthandler; "
     "faulthandler.dump_traceback_later(float(sys.argv.pop(1)), exit=True); "
 )
+# How a server's script is run. Its pipe is read under another number, and stdin leads nowhere: on
+# Windows a program that looks at a stdin which is being read waits for what may never come.
+SERVING = (
+    "import os, sys; sys.path = [place for place in sys.path if place]; import runpy, threading; "
+    "held = os.dup(0); os.dup2(os.open(os.devnull, os.O_RDONLY), 0); "
+    "threading.Thread(target=lambda: (os.read(held, 1), os._exit(1)), daemon=True).start(); "
+    "sys.argv = sys.argv[1:]; sys.path.insert(0, os.path.dirname(sys.argv[0])); "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 # Seconds that a process has beyond the time after which whoever waits for it ends it.
 GRACE = 10
 
@@ -3198,6 +3218,58 @@ def installed_program(name: str) -> Path | None:
     file = f"{name}.exe" if os.name == "nt" else name
     places = (Path(folder, file) for folder in os.get_exec_path() if Path(folder).is_absolute())
     return next((one for one in places if os.access(one, os.X_OK) and one.is_file()), None)
+
+
+def server_command(python: Path, script: Path, *arguments: object) -> list:
+    """Write the command that runs a script which serves until it is ended, as `python SCRIPT` does.
+
+    It is to be started with `stdin=subprocess.PIPE`, and ends when whoever started it has closed
+    that pipe or is gone, however that ended.
+    """
+    flags = ("-B", "-s") if is_embedded(python) else ("-B",)
+    return [python, *flags, "-c", SERVING, script, *arguments]
+
+
+def is_embedded(python: Path) -> bool:
+    """Tell whether a Python is the one that a portable ComfyUI brings, by its folder's name.
+
+    It runs without the packages of the user's folder.
+    """
+    return python.parent.name.lower() in ("python_embeded", "python_embedded")
+
+
+def start_server(command: list, output: BinaryIO, folder: Path) -> subprocess.Popen:
+    """Start a server's process in a folder, as the first of a group of its own.
+
+    output: what it prints goes there. Ctrl-C, which a terminal sends to a whole group, does not
+    reach it: whoever started it ends it by `end_tree`. Raises OSError.
+    """
+    is_windows = os.name == "nt"
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+        start_new_session=not is_windows,
+        creationflags=subprocess.CREATE_NEW_PROCESS_GROUP if is_windows else 0,
+    )
+
+
+def end_tree(process: subprocess.Popen) -> None:
+    """End a process that `start_server` started and all that it started, and wait for it."""
+    if os.name == "nt":
+        # Only while it runs: its number may be another's afterwards.
+        killer = Path(os.environ.get("SYSTEMROOT", "C:/Windows"), "System32", "taskkill.exe")
+        if process.poll() is None and killer.is_file():
+            command = [killer, "/T", "/F", "/PID", str(process.pid)]
+            subprocess.run(command, capture_output=True, check=False, timeout=GRACE)
+    else:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.stdin.close()
+    process.wait(GRACE)
 
 
 # ── nvfp4/doctor/facts.py: Ask the system, and other Pythons, for facts: none of it needs torch in 
@@ -3355,11 +3427,6 @@ class Probe:
         return PythonFacts(
             path=self.python, python="", versions={}, torch={}, kitchen={}, silence=why
         )
-
-
-def is_embedded(python: Path) -> bool:
-    """Tell whether a Python is the one that a portable ComfyUI brings, by its folder's name."""
-    return python.parent.name.lower() in ("python_embeded", "python_embedded")
 
 
 def pip_command(python: Path) -> str:
@@ -5821,6 +5888,9 @@ class Options(DerivedOptions):
 # The headings of these options in `--help` and in docs/options.md.
 VERIFY = "verify (instead of converting)"
 DOCTOR = "doctor (instead of converting)"
+CALIBRATE = "calibrate (instead of converting)"
+# What an own workflow says itself.
+IN_WORKFLOW = Other("--workflow", why=", which says so itself")
 
 
 @by_name
@@ -5869,6 +5939,58 @@ class Doctor:
         check_task(self)
 
 
+@by_name
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationRun:
+    """Describe one calibration, `--calibrate MODEL`: prompts sampled in a ComfyUI and recorded."""
+
+    # fmt: off
+    calibrate: Path = option(MISSING, CALIBRATE, FILE,
+        "start --comfyui without a window, sample --prompts from this model and record what its "
+        "layers are given, for --activation-stats",
+        everyday="record a model's inputs with your prompts", needs=["--prompts"])
+    prompts: Path | None = option(None, CALIBRATE, FILE,
+        "a text file with a prompt on each line; a few dozen, like those that you will use")
+    comfyui: Path | None = same_option(Options, "comfyui")
+    text_encoder: tuple[Path, ...] = option((), CALIBRATE, FILE._replace(repeatable=True),
+        "the text encoder's file (repeatable where a model has two)", conflicts=[IN_WORKFLOW])
+    low_noise: Path | None = option(None, CALIBRATE, FILE,
+        "the other half of Wan 2.2 14B: --calibrate has the high-noise one, and both are recorded",
+        conflicts=[IN_WORKFLOW])
+    vae: Path | None = option(None, CALIBRATE, FILE,
+        "the VAE's file, for models that are given an image", conflicts=[IN_WORKFLOW])
+    image: tuple[Path, ...] = option((), CALIBRATE, FILE._replace(repeatable=True),
+        "an image that a video begins with (repeatable: prompts take them in turn)",
+        needs=["--vae"], conflicts=[IN_WORKFLOW])
+    workflow: Path | None = option(None, CALIBRATE, FILE,
+        "your own workflow instead of the one that comes with the program: exported from ComfyUI's "
+        "menu by Export (API), or a PNG that was made by it")
+    negative: str = option("", CALIBRATE, Kind(str, "TEXT"), "the negative prompt of all prompts",
+        conflicts=[IN_WORKFLOW])
+    size: tuple[int, int, int] | None = option(None, CALIBRATE, Kind(frame_size, "WxHxF"),
+        "width, height and frames (default: what the model is usually used with)",
+        conflicts=[IN_WORKFLOW])
+    steps: int | None = option(None, CALIBRATE, NATURAL,
+        "steps of a run (default: what the model is usually used with)", conflicts=[IN_WORKFLOW])
+    cfg: float | None = option(None, CALIBRATE, Kind(positive_float, "X"),
+        "guidance scale (default: what the model is usually used with)", conflicts=[IN_WORKFLOW])
+    seed: int = option(1, CALIBRATE, NATURAL,
+        "seed of the first prompt; each further prompt takes the next (default: {default})")
+    second_moments: str = option("none", CALIBRATE,
+        Kind(choices=("none", "inner blocks", "all")),
+        "also record what rounding by statistics needs: gigabytes (default: {default})")
+    results: Path = option("nvfp4_calibration", CALIBRATE, FOLDER,
+        "the folder for MODEL.log and MODEL.safetensors, made if missing; a recording that is "
+        "there is added to (default: {default})")
+    comfyui_args: str = option("", CALIBRATE, Kind(str, "TEXT"),
+        "more arguments for ComfyUI, in one text: --comfyui-args=\"--lowvram --fp16-vae\"")
+    quiet: bool = same_option(Options, "quiet")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        check_task(self)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandLine:
     """Describe what the command line alone takes: it stands for options, which win over it."""
@@ -5882,7 +6004,7 @@ class CommandLine:
 
 
 # What is done instead of a conversion where the first row of one of these is given.
-OTHER_TASKS = (Verification, Doctor)
+OTHER_TASKS = (Verification, Doctor, CalibrationRun)
 # All rows, in the order of `--help`.
 OPTIONS = tuple(all_options(Options, CommandLine, *OTHER_TASKS))
 
@@ -6357,6 +6479,7 @@ def render_presets() -> str:
 USAGE = """%(prog)s SOURCE [OUTPUT] [options]
        %(prog)s SOURCE SOURCE ... FOLDER [options]
        %(prog)s --verify FILE [--source SOURCE]
+       %(prog)s --calibrate MODEL --comfyui DIR --text-encoder FILE --prompts FILE
        %(prog)s --doctor"""
 # Options of other programs for what is a place here.
 NO_OPTIONS = {
@@ -6563,23 +6686,618 @@ if __name__ == "__main__":
 
 
 import base64
+import bz2
 import codecs
+import copy
+import gzip
+import http.client
+import lzma
+import socket
+import struct
 import tempfile
+import uuid
+import zlib
+from array import array
 from collections import defaultdict
-from collections.abc import Collection, Container, Set
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection
 from dataclasses import replace
-from datetime import timedelta
 from enum import Enum, IntEnum, auto
-from html import escape
-from statistics import median
-from subprocess import Popen
 from types import FunctionType
 from typing import Protocol, TYPE_CHECKING
 
 import numpy as np
 import torch
+
+
+# ── nvfp4/calibrate/recipes.py: Say how each documented model is sampled: what its shipped workflow
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """Describe how a model is usually sampled, as ComfyUI's own templates do it.
+
+    clip: the type that its text encoders are loaded as; encoders: how many files they are.
+    latent: the node that makes its empty latents; size: usual width, height and frames.
+    shift: the node that shifts its noise schedule and the shift; None for the model's own.
+    sigmas: the node that makes its noise schedule, with inputs of its own; "" for `scheduler`.
+    guidance: for models that take a guidance scale as an input; None for others.
+    frame_rate: for models that are told it; 0 for others.
+    image_latent: the node that makes its latents of an image by a VAE; "" for models without.
+    needs_image: whether it makes videos of images alone; that node changes the conditioning, too.
+    """
+
+    clip: str
+    latent: str
+    size: tuple[int, int, int]
+    steps: int = 20
+    cfg: float = 1.0
+    encoders: int = 1
+    sampler: str = "euler"
+    scheduler: str = "simple"
+    shift: tuple[str, float] | None = None
+    sigmas: str = ""
+    guidance: float | None = None
+    frame_rate: float = 0.0
+    image_latent: str = ""
+    needs_image: bool = False
+
+
+WAN_SHIFT = ("ModelSamplingSD3", 8.0)
+VIDEO_LATENT, IMAGE_LATENT = "EmptyHunyuanLatentVideo", "EmptySD3LatentImage"
+# Nodes that make latents of one frame, and take no length.
+IMAGE_LATENTS = (IMAGE_LATENT, "EmptyFlux2LatentImage")
+# {(family, variant): how it is sampled}; "" for the variants that have no row of their own.
+SAMPLINGS = {
+    ("wan", "T2V"): Sampling(
+        clip="wan", latent=VIDEO_LATENT, size=(832, 480, 81), cfg=3.5, shift=WAN_SHIFT
+    ),
+    ("wan", "I2V"): Sampling(
+        clip="wan",
+        latent=VIDEO_LATENT,
+        size=(832, 480, 81),
+        cfg=3.5,
+        shift=WAN_SHIFT,
+        image_latent="WanImageToVideo",
+        needs_image=True,
+    ),
+    ("wan", "TI2V"): Sampling(
+        clip="wan",
+        latent=VIDEO_LATENT,
+        size=(1280, 704, 121),
+        cfg=5.0,
+        sampler="uni_pc",
+        shift=WAN_SHIFT,
+        image_latent="Wan22ImageToVideoLatent",
+    ),
+    ("qwen-image", ""): Sampling(
+        clip="qwen_image",
+        latent=IMAGE_LATENT,
+        size=(1328, 1328, 1),
+        cfg=2.5,
+        shift=("ModelSamplingAuraFlow", 3.1),
+    ),
+    ("flux2", ""): Sampling(
+        clip="flux2",
+        latent="EmptyFlux2LatentImage",
+        size=(1024, 1024, 1),
+        sigmas="Flux2Scheduler",
+        guidance=4.0,
+    ),
+    ("flux", ""): Sampling(
+        clip="flux", encoders=2, latent=IMAGE_LATENT, size=(1024, 1024, 1), guidance=3.5
+    ),
+    ("z-image", ""): Sampling(
+        clip="lumina2",
+        latent=IMAGE_LATENT,
+        size=(1024, 1024, 1),
+        steps=9,
+        sampler="res_multistep",
+        shift=("ModelSamplingAuraFlow", 3.0),
+    ),
+    ("ltx-video", ""): Sampling(
+        clip="ltxv",
+        latent="EmptyLTXVLatentVideo",
+        size=(768, 512, 97),
+        steps=30,
+        cfg=3.0,
+        sigmas="LTXVScheduler",
+        frame_rate=25.0,
+    ),
+}
+
+
+def sampling_of(model: Model) -> Sampling:
+    """Find how a model is sampled. Raises ConvertError for one that no row is for."""
+    family, variant = recognise(model)
+    found = SAMPLINGS.get((family, variant)) or SAMPLINGS.get((family, ""))
+    if found is None:
+        title = f"{FAMILIES[family].title} {variant}".strip() if family else "of no known family"
+        raise ConvertError(
+            f"{model.files[0]}: is {title}, for which no workflow comes with the program; give "
+            "your own by --workflow"
+        )
+    return found
+
+
+# ── nvfp4/calibrate/client.py: Talk to a ComfyUI on this machine: requests over HTTP, and the event
+
+# The server is asked on this address alone.
+LOOPBACK = "127.0.0.1"
+# Seconds for an answer: the server answers between two steps, which may take long.
+LONGEST_REPLY = 120
+# Seconds after which events are given up waiting for, so that a dead server and Ctrl-C are noticed.
+PATIENCE = 0.5
+# Frames of the websocket: kinds, and the bit that says a frame is the message's last.
+TEXT, CLOSE, PING, PONG, LAST = 1, 8, 9, 10, 0x80
+# Bytes of a message; previews are left out, and events are small.
+MOST_BYTES = 64_000_000
+
+
+def free_port() -> int:
+    """Find a port of the loopback that nobody listens on."""
+    with socket.socket() as found:
+        found.bind((LOOPBACK, 0))
+        return found.getsockname()[1]
+
+
+def ask_server(port: int, path: str, data: object = None) -> dict:
+    """Send a request, and return its JSON: a POST where there is data, else a GET.
+
+    Raises OSError where nobody answers, and ConvertError where the answer is no success, with what
+    the server says.
+    """
+    server = http.client.HTTPConnection(LOOPBACK, port, timeout=LONGEST_REPLY)
+    try:
+        body = None if data is None else json.dumps(data).encode()
+        headers = {} if data is None else {"Content-Type": "application/json"}
+        server.request("GET" if data is None else "POST", path, body, headers)
+        reply = server.getresponse()
+        text = reply.read()
+    except http.client.HTTPException as error:
+        raise ConnectionError(str(error)) from error
+    finally:
+        server.close()
+    try:
+        answer = json.loads(text) if text else {}
+    except ValueError:
+        answer = {}
+    if reply.status != http.client.OK:
+        raise ConvertError(f"ComfyUI refused the workflow: {refusal(answer) or reply.reason}")
+    return answer
+
+
+def refusal(answer: dict) -> str:
+    """Write in one line why ComfyUI did not take a workflow: what is wrong at which nodes."""
+    told = [
+        f"{found.get('class_type', node)}: {error.get('message')}: {error.get('details')}"
+        for node, found in (answer.get("node_errors") or {}).items()
+        for error in found.get("errors", ())
+    ]
+    told = told or [str((answer.get("error") or {}).get("message", ""))]
+    return one_line("; ".join(told))
+
+
+class Events:
+    """Read the events that ComfyUI sends to one of its clients: its websocket, RFC 6455."""
+
+    def __init__(self, port: int, client: str):
+        """Connect. Raises OSError where the server does not speak it."""
+        self.connection = socket.create_connection((LOOPBACK, port), LONGEST_REPLY)
+        self.held = b""
+        key = base64.b64encode(os.urandom(16)).decode()
+        request = (
+            f"GET /ws?clientId={client} HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        self.connection.sendall(request.encode())
+        while b"\r\n\r\n" not in self.held:
+            self.receive()
+        head, self.held = self.held.split(b"\r\n\r\n", 1)
+        if b" 101 " not in head.split(b"\r\n")[0]:
+            raise ConnectionError("ComfyUI did not open its websocket")
+        self.connection.settimeout(PATIENCE)
+
+    def receive(self) -> None:
+        """Take in what came. Raises TimeoutError if nothing did, OSError if nothing will."""
+        more = self.connection.recv(1 << 16)
+        if not more or len(self.held) > MOST_BYTES:
+            raise ConnectionError("ComfyUI closed its websocket")
+        self.held += more
+
+    def take(self) -> Iterator[dict]:
+        """Yield the events that are there, or that come within PATIENCE: none may have come."""
+        try:
+            self.receive()
+        except TimeoutError:
+            return
+        while (frame := self.next_frame()) is not None:
+            kind, content = frame
+            if kind == TEXT:
+                yield json.loads(content)
+            elif kind == PING:
+                # What a client sends is masked; a mask of zeros changes nothing.
+                content = content[:125]
+                self.connection.sendall(
+                    bytes([LAST | PONG, LAST | len(content)]) + bytes(4) + content
+                )
+            elif kind == CLOSE:
+                raise ConnectionError("ComfyUI closed its websocket")
+
+    def next_frame(self) -> tuple[int, bytes] | None:
+        """Cut a whole frame off what was received: its kind and content; None until it is there.
+
+        ComfyUI sends each message in one frame.
+        """
+        if len(self.held) < 2:
+            return None
+        size, begin = self.held[1] & 0x7F, 2
+        if size >= 126:
+            begin = 4 if size == 126 else 10
+            size = int.from_bytes(self.held[2:begin], "big")
+        if len(self.held) < begin or len(self.held) < begin + size:
+            return None
+        kind, content = self.held[0] & 0x0F, self.held[begin : begin + size]
+        self.held = self.held[begin + size :]
+        return kind, content
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+
+# ── nvfp4/calibrate/running.py: Start a user's ComfyUI without a window, beside what it has and cha
+
+# The node pack, beside the script or around it; and what of it is no part of its nodes.
+PACK = "comfyui_nvfp4"
+PACK_EXTRAS = ("__pycache__", "example_workflows", "web", "calib", "recipes", "sensitive_layers")
+# Seconds until a ComfyUI answers: with many custom nodes, from a slow disk, it takes minutes.
+LONGEST_START = 900
+# Seconds that it has after Ctrl-C to end the step it is in, and to write what was recorded, and
+# those in which a process ends whose connections broke.
+LONGEST_STEP, LONGEST_END = 120, 5
+# Bytes at the end of what ComfyUI prints that are searched for its reason to end.
+LOG_END = 20_000
+
+
+def find_pack() -> Path | None:
+    """Find the folder of the node pack beside this program, or around it; None without one."""
+    places = (HERE / PACK, HERE)
+    return next((one for one in places if (one / "second_moments.py").is_file()), None)
+
+
+class RunningComfyUI:
+    """Run a ComfyUI on a free port of the loopback, as a context; `events` is its websocket.
+
+    Its output, temporary and user folders are in a folder that is deleted at the end; the models'
+    own folders are added to those that it looks in.
+    """
+
+    def __init__(self, comfyui: ComfyUI, models: dict[str, Iterable[Path]], arguments: str):
+        """Say what to run.
+
+        models: {kind of folder, as ComfyUI calls it: files that are to be found}. arguments: of the
+        user, as a shell would take them.
+        """
+        self.comfyui, self.models = comfyui, models
+        # A backslash is part of a path on Windows, and escapes nothing.
+        text = arguments.replace("\\", "\\\\") if os.name == "nt" else arguments
+        self.arguments = shlex.split(text)
+        self.port, self.client = free_port(), uuid.uuid4().hex
+        self.events = None
+
+    def __enter__(self) -> RunningComfyUI:
+        """Start it; `wait_until_ready` follows."""
+        self.folder = Path(tempfile.mkdtemp(prefix="nvfp4_calibration_"))
+        self.log = self.folder / "comfyui.txt"
+        self.process = None
+        return self
+
+    def start(self, *, own_nodes_only: bool, images: Iterable[Path] | None = None) -> None:
+        """Start the process. Raises ConvertError where that fails.
+
+        own_nodes_only: load no custom nodes of the user's, which start slowly and are not needed.
+        images: files that LoadImage finds, by their `input_name`; None for ComfyUI's own folder.
+        """
+        for name in ("user", "output", "input", "custom_nodes"):
+            (self.folder / name).mkdir()
+        paths, pack = self.model_folders(), find_pack()
+        if pack:
+            ignored = shutil.ignore_patterns(*PACK_EXTRAS)
+            shutil.copytree(pack, self.folder / "custom_nodes" / PACK, ignore=ignored)
+            paths["custom_nodes"] = str(self.folder / "custom_nodes")
+        configuration = self.folder / "paths.yaml"
+        # JSON is YAML, too.
+        text = json.dumps({"nvfp4_calibration": paths | {"is_default": True}})
+        configuration.write_text(text, encoding="utf-8")
+        words = [
+            "--listen", LOOPBACK, "--port", self.port, "--disable-auto-launch",
+            "--user-directory", self.folder / "user", "--output-directory", self.folder / "output",
+            "--temp-directory", self.folder, "--database-url", "sqlite:///:memory:",
+            "--extra-model-paths-config", configuration,
+        ]  # fmt: skip
+        if images is not None:
+            words += ["--input-directory", self.folder / "input"]
+            for number, image in enumerate(images):
+                shutil.copyfile(image, self.folder / "input" / input_name(number, image))
+        if own_nodes_only and pack:
+            words += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK]
+        words += self.arguments
+        script = self.comfyui.folder / "main.py"
+        command = server_command(self.comfyui.python, script, *map(str, words))
+        try:
+            with self.log.open("wb") as log:
+                self.process = start_server(command, log, self.comfyui.folder)
+        except OSError as error:
+            raise ConvertError(f"{self.comfyui.python} cannot be started: {error}") from error
+
+    def model_folders(self) -> dict[str, str]:
+        """Write down the folders that ComfyUI is to look in: a line for each, without doubles."""
+        folders = {
+            kind: dict.fromkeys(str(path.resolve().parent) for path in files)
+            for kind, files in self.models.items()
+        }
+        return {kind: "\n".join(found) for kind, found in folders.items() if found}
+
+    def wait_until_ready(self) -> dict[str, dict]:
+        """Wait until it answers, and return what nodes it has: its /object_info.
+
+        Raises ConvertError where it ends, or takes more than LONGEST_START.
+        """
+        until = time.monotonic() + LONGEST_START
+        while time.monotonic() < until:
+            self.check()
+            try:
+                info = ask_server(self.port, "/object_info")
+                self.events = Events(self.port, self.client)
+            except OSError:
+                time.sleep(PATIENCE)
+            else:
+                return info
+        raise ConvertError(f"ComfyUI did not answer within {LONGEST_START} seconds")
+
+    def check(self) -> None:
+        """Raise ConvertError if the process has ended."""
+        status = self.process.poll()
+        if status is not None:
+            raise ConvertError(f"ComfyUI ended with status {status}{self.last_words()}")
+
+    def last_words(self) -> str:
+        """Tell the last line that ComfyUI printed, as the end of a sentence."""
+        lines = self.log.read_bytes()[-LOG_END:].decode(errors="replace").strip().splitlines()
+        return f": {one_line(lines[-1])[:EXCERPT]}" if lines else ""
+
+    def queue(self, workflow: dict[str, dict]) -> Iterator[dict]:
+        """Run a workflow, and yield its events until it is done; {} where none came for a while.
+
+        Raises ConvertError with ComfyUI's own words where it is refused, or fails.
+        """
+        given = {"prompt": workflow, "client_id": self.client}
+        prompt = ask_server(self.port, "/prompt", given)["prompt_id"]
+        while True:
+            self.check()
+            for event in (*self.heard(), {}):
+                data = event.get("data") or {}
+                if data.get("prompt_id") not in (None, prompt):
+                    continue
+                kind = event.get("type")
+                if kind == "execution_error":
+                    raise ConvertError(failure(data))
+                if kind == "execution_interrupted":
+                    raise ConvertError("ComfyUI was told by somebody else to stop")
+                yield event
+                if kind == "execution_success":
+                    return
+
+    def heard(self) -> list[dict]:
+        """Return the events that came. Raises ConvertError where the connection is broken."""
+        try:
+            return [*self.events.take()]
+        except OSError as error:
+            # The process may take a moment to be gone, and then tells more.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(LONGEST_END)
+            self.check()
+            raise ConvertError(f"the connection to ComfyUI broke: {error}") from error
+
+    def interrupt(self) -> None:
+        """Have it stop sampling, and wait until it has, so that recordings are written.
+
+        It may have ended already, or not have begun to answer: then there is nothing to wait for.
+        """
+        until = time.monotonic() + LONGEST_STEP
+        with contextlib.suppress(OSError, ConvertError):
+            ask_server(self.port, "/interrupt", {})
+            while time.monotonic() < until and self.process.poll() is None:
+                if not ask_server(self.port, "/queue")["queue_running"]:
+                    return
+                time.sleep(PATIENCE)
+
+    def __exit__(self, *_: object) -> None:
+        """End it and all that it started, and delete its folder."""
+        if self.events:
+            self.events.close()
+        if self.process:
+            end_tree(self.process)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def input_name(number: int, image: Path) -> str:
+    """Name the copy of an image; two of them may have one name in two folders."""
+    return f"{number}{image.suffix}"
+
+
+def failure(data: dict) -> str:
+    """Write in one line what went wrong in a node, as ComfyUI tells it."""
+    lines = str(data.get("exception_message", "")).strip().splitlines() or ["no reason given"]
+    kind = str(data.get("exception_type", "")).rpartition(".")[2]
+    return one_line(f"ComfyUI: {data.get('node_type')}: {kind}: {lines[0]}")[:EXCERPT]
+
+
+# ── nvfp4/calibrate/shipped.py: Make the workflow that comes with the program for a model: the API 
+
+# {node id: {"class_type": ..., "inputs": {name: value, or [node id, output's place]}}}
+Workflow = dict[str, dict]
+# What an input is linked to: [node id, output's place].
+Link = list
+
+# The nodes that load a model by its suffix; that for a GGUF is city96's ComfyUI-GGUF.
+GGUF_LOADER = "UnetLoaderGGUF"
+# What stands for each prompt's own text and seed until it is queued.
+NO_TEXT, NO_SEED = "", 0
+# What the nodes that make noise schedules are given beside the steps: their own defaults, and the
+# size, or the latents, that they count tokens of.
+SCHEDULE_INPUTS = {
+    "LTXVScheduler": {"max_shift": 2.05, "base_shift": 0.95, "stretch": True, "terminal": 0.1},
+    "Flux2Scheduler": {"width": 0, "height": 0},
+}
+# The last step of KSamplerAdvanced, beyond all.
+LAST_STEP = 10_000
+
+
+def with_options(usual: Sampling, task: CalibrationRun) -> Sampling:
+    """Return how a model is sampled, with the values that options gave.
+
+    Raises ConvertError for files that its workflow needs, and for those that it has no use for.
+    """
+    given = len(task.text_encoder)
+    if given != usual.encoders:
+        raise ConvertError(f"--text-encoder: the model takes {usual.encoders}, not {given}")
+    if usual.needs_image and not task.image:
+        raise ConvertError("the model makes videos of an image: give --vae FILE and --image FILE")
+    if task.image and not usual.image_latent:
+        raise ConvertError("--image: the model's workflow takes none; --workflow takes your own")
+    if task.low_noise and usual.sigmas:
+        raise ConvertError("--low-noise: only Wan 2.2 14B comes in two halves")
+    chosen = {"size": task.size, "steps": task.steps, "cfg": task.cfg}
+    return dataclasses.replace(usual, **{key: value for key, value in chosen.items() if value})
+
+
+class Builder:
+    """Put the nodes of a workflow together; `nodes` is what was made so far."""
+
+    def __init__(self, sampling: Sampling, task: CalibrationRun):
+        """Take how the model is sampled, with the values of options, and the files."""
+        self.sampling, self.task = sampling, task
+        self.nodes: Workflow = {}
+
+    def add(self, node: str, kind: str, **inputs: object) -> Link:
+        """Add a node, and return its first output."""
+        self.nodes[node] = {"class_type": kind, "inputs": inputs}
+        return [node, 0]
+
+    def model(self, node: str, path: Path) -> Link:
+        """Load a model, and shift its noise schedule where its kind wants that."""
+        if path.suffix.lower() == ".gguf":
+            loaded = self.add(node, GGUF_LOADER, unet_name=path.name)
+        else:
+            loaded = self.add(node, "UNETLoader", unet_name=path.name, weight_dtype="default")
+        if self.sampling.shift is None:
+            return loaded
+        kind, shift = self.sampling.shift
+        return self.add(f"{node} shifted", kind, model=loaded, shift=shift)
+
+    def conditioning(self) -> tuple[Link, Link]:
+        """Encode the prompt and the negative prompt, with what goes beside them."""
+        names, kind = [path.name for path in self.task.text_encoder], self.sampling.clip
+        if len(names) == 1:
+            clip = self.add("text encoder", "CLIPLoader", clip_name=names[0], type=kind)
+        else:
+            files = {f"clip_name{number}": name for number, name in enumerate(names, 1)}
+            clip = self.add("text encoder", "DualCLIPLoader", **files, type=kind)
+        positive = self.add("positive", "CLIPTextEncode", clip=clip, text=NO_TEXT)
+        negative = self.add("negative", "CLIPTextEncode", clip=clip, text=self.task.negative)
+        if self.sampling.guidance is not None:
+            told = {"conditioning": positive, "guidance": self.sampling.guidance}
+            positive = self.add("guidance", "FluxGuidance", **told)
+        if self.sampling.frame_rate:
+            told = {"positive": positive, "negative": negative}
+            rate = self.sampling.frame_rate
+            positive = self.add("frame rate", "LTXVConditioning", **told, frame_rate=rate)
+            negative = ["frame rate", 1]
+        return positive, negative
+
+    def ends(self) -> dict[str, Link]:
+        """Make conditioning and latents: what a sampler is given beside the model."""
+        positive, negative = self.conditioning()
+        width, height, frames = self.sampling.size
+        size = {"width": width, "height": height, "batch_size": 1}
+        if self.sampling.latent not in IMAGE_LATENTS:
+            size["length"] = frames
+        if not self.task.image:
+            latent = self.add("latent", self.sampling.latent, **size)
+            return {"positive": positive, "negative": negative, "latent_image": latent}
+        size["vae"] = self.add("vae", "VAELoader", vae_name=self.task.vae.name)
+        size["start_image"] = self.add("image", "LoadImage", image=NO_TEXT)
+        if not self.sampling.needs_image:
+            latent = self.add("latent", self.sampling.image_latent, **size)
+            return {"positive": positive, "negative": negative, "latent_image": latent}
+        size |= {"positive": positive, "negative": negative}
+        outputs = ("positive", "negative", "latent_image")
+        self.add("latent", self.sampling.image_latent, **size)
+        return {name: ["latent", place] for place, name in enumerate(outputs)}
+
+    def sampled_by_schedule(self, model: Link, ends: dict[str, Link]) -> Link:
+        """Sample with a noise schedule that a node of the model's kind makes."""
+        kind, steps = self.sampling.sigmas, self.sampling.steps
+        inputs = {"steps": steps, **SCHEDULE_INPUTS[kind]}
+        if "width" in inputs:
+            inputs |= dict(zip(("width", "height"), self.sampling.size, strict=False))
+        else:
+            inputs["latent"] = ends["latent_image"]
+        return self.add(
+            "sampler",
+            "SamplerCustom",
+            model=model,
+            add_noise=True,
+            noise_seed=NO_SEED,
+            cfg=self.sampling.cfg,
+            sampler=self.add("method", "KSamplerSelect", sampler_name=self.sampling.sampler),
+            sigmas=self.add("sigmas", kind, **inputs),
+            **ends,
+        )
+
+    def sampled_in_steps(self, node: str, model: Link, ends: dict[str, Link], **steps) -> Link:
+        """Sample some of the steps: those of a half, or all."""
+        sampling = self.sampling
+        return self.add(
+            node,
+            "KSamplerAdvanced",
+            model=model,
+            noise_seed=NO_SEED,
+            steps=sampling.steps,
+            cfg=sampling.cfg,
+            sampler_name=sampling.sampler,
+            scheduler=sampling.scheduler,
+            **ends,
+            **steps,
+        )
+
+    def build(self) -> Workflow:
+        """Make the workflow: it ends at the sampler, as nobody looks at what is sampled."""
+        model, ends, half = self.model("model", self.task.calibrate), self.ends(), LAST_STEP
+        if self.task.low_noise:
+            half = self.sampling.steps // 2
+        if self.sampling.sigmas:
+            sampled = self.sampled_by_schedule(model, ends)
+        else:
+            sampled = self.sampled_in_steps("sampler", model, ends, **steps_of(0, half))
+        if self.task.low_noise:
+            model = self.model("low noise", self.task.low_noise)
+            ends = ends | {"latent_image": sampled}
+            rest = steps_of(half, LAST_STEP)
+            sampled = self.sampled_in_steps("low-noise sampler", model, ends, **rest)
+        self.add("end", "SaveLatent", samples=sampled, filename_prefix="calibration")
+        return self.nodes
+
+
+def steps_of(first: int, last: int) -> dict[str, object]:
+    """Make the inputs of a sampler that does the steps from one to another."""
+    return {
+        "add_noise": "disable" if first else "enable",
+        "start_at_step": first,
+        "end_at_step": last,
+        "return_with_leftover_noise": "disable" if last == LAST_STEP else "enable",
+    }
 
 
 # ── nvfp4/notes.py: Rank what a person is told beside a result: information, a hint, a note or a wa
@@ -6635,6 +7353,758 @@ def by_rank(notes: Iterable[str]) -> list[Note]:
     Notes of one rank stay in their order; a note that came twice is told once.
     """
     return sorted(map(Note.of, dict.fromkeys(notes)), key=lambda note: note.rank)
+
+
+# ── nvfp4/read/beginnings.py: Recognise by its first bytes what a file is, and in which encoding it
+
+# So many bytes at a file's begin tell what it is; a Git LFS pointer has about 130 in all.
+TELLING_BYTES = 512
+# What Python calls UTF-8 that may begin with a byte order mark, as Notepad writes it.
+UTF8_MARKED = "utf-8-sig"
+# The byte order marks that text may begin with, and its encoding then. The mark of UTF-32 begins
+# with one of UTF-16, and so comes first.
+ENCODINGS = {
+    codecs.BOM_UTF8: UTF8_MARKED,
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+# What a file is that version control left in the place of a large one.
+POINTER = "pointer, which only stands for the file; download the file itself"
+# How files begin that are downloaded or given in place of others, and what to call them.
+FOREIGN_STARTS = {
+    rb"version https?://[^\s]+/spec/|version http://git-media": f"a Git LFS {POINTER}",
+    rb"# xet version ": f"a Git Xet {POINTER}",
+    rb"[./\w]*/annex/objects/": f"a git-annex {POINTER}",
+    rb"\0\x05\x16\x07": "what macOS keeps beside a file, named ._ and so on; give the file itself",
+    rb"<": "a web page; download the file again",
+    rb"(Entry not found|Repository not found|Invalid (username|credentials)|Access to model )": (
+        "a download site's error message; download the file again, logged in if need be"
+    ),
+    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP": "a picture; give another file here",
+    rb"(?s).{4}ftyp|\x1a\x45\xdf\xa3": "a video; give another file here",
+    rb"%PDF-": "a PDF; give another file here",
+    rb'\{"error": ?"': "a download site's error message; download the file again",
+}
+# How models begin that are given where a text is expected. A safetensors file has eight bytes of a
+# length, of which the upper ones are zero, and then JSON.
+MODEL_STARTS = {rb"(?s).{3}\0{5}\{": "a safetensors file", rb"GGUF": "a GGUF"}
+
+
+def refuse_models(path: Path, start: bytes) -> None:
+    """Raise ConvertError for a model that is given where a text belongs; `start` is its begin."""
+    for begin, what in MODEL_STARTS.items():
+        if re.match(begin, start):
+            raise ConvertError(f"{path}: is {what}, and no text; give another file here")
+
+
+def refuse_foreign(path: Path, start: bytes) -> None:
+    """Raise ConvertError, saying what it is, for a pointer, page or picture in another's place.
+
+    start: its first TELLING_BYTES, or all of it. Blanks and a byte order mark before are passed
+    over; what PowerShell 5.1 downloads into a file is in UTF-16.
+    """
+    start = start[:TELLING_BYTES]
+    encoding = marked_encoding(start)
+    if encoding not in ("", UTF8_MARKED):
+        start = start.decode(encoding, "ignore").encode("utf-8", "ignore")
+    start = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    for begin, what in FOREIGN_STARTS.items():
+        if re.match(begin, start, re.IGNORECASE):
+            raise ConvertError(f"{path}: is {what}")
+
+
+def marked_encoding(start: bytes) -> str:
+    """Name the encoding that a text's byte order mark tells, in which Python skips it; or ""."""
+    marked = (encoding for mark, encoding in ENCODINGS.items() if start.startswith(mark))
+    return next(marked, "")
+
+
+def encoding_of(start: bytes) -> str:
+    """Name the encoding of a text by how it begins: by its byte order mark, or else UTF-8.
+
+    Raises ValueError, whose text ends a sentence, for UTF-16 without a mark: every other byte is
+    zero then, as far as the text is ASCII. It is not read, as its order could only be guessed.
+    """
+    sample = start[:TELLING_BYTES]
+    for high, low in ((sample[::2], sample[1::2]), (sample[1::2], sample[::2])):
+        if not marked_encoding(start) and high and 2 * high.count(0) > len(high) and 0 not in low:
+            raise ValueError("it is UTF-16 without a byte order mark; save it as UTF-8")
+    return marked_encoding(start) or "utf-8"
+
+
+def decode_text(raw: bytes) -> str:
+    """Decode a whole text by its byte order mark, which is left out, or as UTF-8.
+
+    Raises ValueError for a text that is in no such encoding.
+    """
+    return raw.decode(encoding_of(raw))
+
+
+# ── nvfp4/read/json_files.py: Read JSON files within limits that hostile ones cannot exceed ───────
+
+# The safetensors library's own limit for a header. Files of JSON and lists may not be larger.
+MAX_HEADER_BYTES = 100_000_000
+# Two million values take some 150 MB as empty lists. Python itself refuses to read integers of more
+# than 4,300 digits, with a message of its own.
+MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 2_000_000, 64, 4_300
+# What to do with a file that is given in place of JSON, by its suffix: the end of a message.
+JSON_HINTS = {
+    ".log": "; analyze_input_scale_log.py makes a summary of a log",
+    ".safetensors": "; a recording goes with --activation-stats",
+}
+# Columns that are 0 in the row of a layer which no call of the recording reached.
+ZERO_IF_NEVER_CALLED = ("max_abs", "amax_max", "count")
+
+
+def read_whole(path: Path) -> bytes:
+    """Read all bytes of a small file.
+
+    Raises ConvertError for a pointer or a web page in the file's place, and ValueError for a file
+    of more than MAX_HEADER_BYTES, of which no more is read: an endless one would fill the memory.
+    Raises OSError where it cannot be read.
+    """
+    # One byte more than is allowed tells a file that is too long from one that just fits.
+    with path.open("rb") as file:
+        refuse_models(path, file.peek(TELLING_BYTES))
+        raw = file.read(MAX_HEADER_BYTES + 1)
+    if len(raw) > MAX_HEADER_BYTES:
+        raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
+    refuse_foreign(path, raw)
+    return raw
+
+
+def parse_json(text: str, hook: Callable | None = None) -> object:
+    """Parse JSON within the limits MAX_JSON_VALUES, MAX_JSON_DEPTH and MAX_DIGITS.
+
+    An empty list takes two bytes here and 72 in memory; nesting ends in a RecursionError wherever
+    the value is written again; a number of a million digits takes minutes. `hook` is called with
+    each object's list of (key, value), and its result taken for the object. Raises ValueError.
+    """
+    # The text without its strings, whose characters are no structure; escapes are dropped first.
+    outside = re.sub(r'"[^"]*"?', "", text.replace(r"\\", "").replace(r"\"", ""))
+    # Each value but the outermost follows a comma or an opening bracket.
+    if sum(map(outside.count, ",[{")) > MAX_JSON_VALUES:
+        raise ValueError(f"it holds more than {MAX_JSON_VALUES:,} values")
+    # Depth is counted without recursion: +1 for an opening bracket, -1 for a closing one.
+    brackets = np.frombuffer(re.sub(r"[^][{}]+", "", outside).encode(), np.uint8)
+    steps = np.where(np.isin(brackets, bytearray(b"[{")), 1, -1)
+    if steps.cumsum().max(initial=0) > MAX_JSON_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep")
+    if re.search(rf"(?<!\d)\d{{{MAX_DIGITS}}}", outside):
+        raise ValueError(f"it has a number of {MAX_DIGITS:,} digits or more")
+    return json.loads(text, object_pairs_hook=hook)
+
+
+def load_json(path: Path, what: str) -> dict:
+    """Read a JSON object from a file in UTF-8, UTF-16 or UTF-32.
+
+    `what` is what the message calls the file: "index", "summary". Raises ConvertError where it
+    cannot be read, is no JSON, has a key twice, or is not an object.
+    """
+    try:
+        with translated(path, f"cannot read the {what}"):
+            raw = read_whole(path)
+        value = parse_json(raw.decode(json.detect_encoding(raw)), unique_keys)
+    except ValueError as error:
+        hint = JSON_HINTS.get(path.suffix.lower(), "")
+        raise ConvertError(f"{path}: the {what} is not valid JSON: {error}{hint}") from error
+    if not isinstance(value, dict):
+        raise ConvertError(f"{path}: the {what} must be a JSON object")
+    return value
+
+
+def unique_keys(pairs: list[tuple[str, object]]) -> dict:
+    """Make a dict of an object's pairs, as a hook for `parse_json`; refuse a key that comes twice.
+
+    json's default keeps the last of two equal keys: a tensor would vanish unnoticed. Raises
+    ValueError, which `load_json` and the header's reader turn into a line on the file.
+    """
+    # Keys are counted only where one is missing: headers of 100,000 entries come through here.
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(repeated, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"duplicate key {repeated[:EXCERPT]!r}")
+    return found
+
+
+def read_rows(path: Path, what: str) -> list[dict]:
+    """Read the list `layers` of a JSON file, as `rows_in` does; messages call it `what`."""
+    return rows_in(path, load_json(path, what))
+
+
+def rows_in(path: Path, data: dict) -> list[dict]:
+    """Take the list `layers` from a file's JSON: objects that each have a `layer` name.
+
+    Calibration summaries and sensitivity files have this form. Layers are named without what
+    torch.compile puts in. Raises ConvertError if the list is missing, malformed or empty, or if two
+    rows name the same layer, prefixes stripped.
+    """
+    rows = data.get("layers")
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
+    ):
+        raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
+    if not rows:
+        raise ConvertError(f"{path}: has no layers")
+    rows = [row | {"layer": unwrapped(row["layer"])} for row in rows]
+    # A layer's name with the model's prefix and the one without it are the same layer.
+    counts = Counter(bare(row["layer"]) for row in rows)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
+    return rows
+
+
+def measured_rows(
+    path: Path, rows: list[dict], columns: Iterable[str]
+) -> tuple[list[dict], list[str]]:
+    """Leave out the rows of layers that were not measured, as no call reached them.
+
+    These have NaN or null in one of `columns`, or 0 in one of ZERO_IF_NEVER_CALLED; a column that a
+    row lacks altogether is not minded here. Returns the other rows, and a note that counts what is
+    left out. Raises ConvertError where no row is left.
+    """
+    columns = [*columns]
+    left_out = [
+        row["layer"]
+        for row in rows
+        if is_never_called(row) or any(is_nan(row[column]) for column in columns if column in row)
+    ]
+    if len(left_out) == len(rows):
+        raise ConvertError(f"{path}: none of its {len(rows)} layers was measured")
+    if not left_out:
+        return rows, []
+    what = in_number(len(left_out), "layers were not measured and are left out")
+    note = Note(f"{path.name}: {what}: {examples(left_out)}", Rank.NOTE)
+    left = {*left_out}
+    return [row for row in rows if row["layer"] not in left], [note]
+
+
+def is_never_called(row: dict) -> bool:
+    """Tell whether a row says that its layer's input was never seen, by ZERO_IF_NEVER_CALLED."""
+    # By its type, as False is 0, too.
+    return any(type(row.get(k)) in (int, float) and row[k] == 0 for k in ZERO_IF_NEVER_CALLED)
+
+
+def is_nan(value: object) -> bool:
+    """Tell whether a figure of a row is missing, null or NaN: nothing was measured."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def is_figure(value: object) -> bool:
+    """Tell whether a JSON value is a finite number from 0 up; True and False are none."""
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+
+
+def positive(path: Path, row: dict, column: str) -> float:
+    """Take the positive number of one column of a layer's row, as of `read_rows`.
+
+    Raises ConvertError, naming file, layer and column, for anything that is not a number above 0
+    and below float32's largest, and KeyError where the row has no such column.
+    """
+    value = row[column]
+    # bool is a subclass of int, and true is no number in JSON.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < FLOAT32_MAX:
+        raise ConvertError(
+            f"{path}: layer {row['layer']}: {column} must be a positive number, "
+            f"not {repr(value)[:EXCERPT]}"
+        )
+    return float(value)
+
+
+# ── nvfp4/calibrate/workflow.py: Edit workflows in the form that ComfyUI runs: recorders put in, te
+
+# How a PNG begins, and the chunk in which ComfyUI keeps the workflow that made it.
+PNG, PROMPT_CHUNK = b"\x89PNG\r\n\x1a\n", b"tEXtprompt\0"
+# Of a picture so much is read; the chunk stands before the pixels.
+PNG_BYTES = 64_000_000
+# A node that has no input of these types is no sampler, and nothing else has all of these outputs.
+SAMPLED_BY, SAMPLED = {"MODEL", "GUIDER"}, "LATENT"
+# Inputs through which a text reaches a sampler's positive conditioning.
+TEXT_WAY = re.compile(
+    r"(positive|conditioning|cond|guider|text|prompt|string|value|clip_[lg]|t5xxl)\w*"
+)
+# Inputs whose value is the text itself.
+TEXTS = ("text", "prompt", "string", "value", "clip_l", "clip_g", "t5xxl", "text_g", "text_l")
+SEEDS = ("seed", "noise_seed")
+RECORDER = "NVFP4CalibrationRecorder"
+
+
+def read_workflow(path: Path) -> Workflow:
+    """Read a workflow in API form, of JSON or of a PNG that ComfyUI wrote.
+
+    Raises ConvertError for anything else; what the page saves has another form, and the line says
+    how to get this one.
+    """
+    with translated(path, "cannot read the workflow"):
+        is_png = path.open("rb").read(len(PNG)) == PNG
+        try:
+            text = prompt_of_png(path) if is_png else read_whole(path).decode("utf-8-sig")
+            found = parse_json(text)
+        except (ValueError, RecursionError) as error:
+            raise ConvertError(f"{path}: is no workflow: {error}") from error
+    if isinstance(found, dict) and isinstance(found.get("prompt"), dict):
+        found = found["prompt"]
+    if isinstance(found, dict) and isinstance(found.get("nodes"), list):
+        raise ConvertError(
+            f"{path}: is a workflow as the page saves it; open it in ComfyUI and export it from "
+            "the menu by Export (API)"
+        )
+    if not found or not isinstance(found, dict) or not all(map(is_node, found.values())):
+        raise ConvertError(f"{path}: is no workflow as ComfyUI's menu exports it by Export (API)")
+    return found
+
+
+def is_node(node: object) -> bool:
+    """Tell whether a value is a node of a workflow."""
+    return (
+        isinstance(node, dict)
+        and isinstance(node.get("class_type"), str)
+        and isinstance(node.get("inputs"), dict)
+    )
+
+
+def prompt_of_png(path: Path) -> str:
+    """Read the workflow that a PNG keeps; raises ValueError where it has none."""
+    with path.open("rb") as file:
+        raw = file.read(PNG_BYTES)
+    place = len(PNG)
+    while place + 8 <= len(raw):
+        size, kind = struct.unpack(">I4s", raw[place : place + 8])
+        content = raw[place + 4 : place + 8 + size]
+        if content.startswith(PROMPT_CHUNK):
+            return content[len(PROMPT_CHUNK) :].decode("latin-1")
+        if kind == b"IDAT":
+            break
+        place += size + 12
+    raise ValueError("it keeps none; ComfyUI may have saved it without metadata")
+
+
+def links(node: dict) -> Iterator[tuple[str, str, int]]:
+    """Yield (input, node id, output's place) of the links that lead to a node."""
+    for name, value in node["inputs"].items():
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[1], int):
+            yield name, str(value[0]), value[1]
+
+
+def loaders_of(workflow: Workflow, path: Path) -> dict[str, str]:
+    """Find the nodes that load a file, and the inputs that name it: {node id: input}.
+
+    Folders and case do not count, as the file may lie elsewhere here. Raises ConvertError with what
+    the workflow loads where no node does.
+    """
+    found, others = {}, []
+    for node, told in workflow.items():
+        for name, value in told["inputs"].items():
+            if isinstance(value, str) and re.search(r"\.(safetensors|gguf|sft)$", value, re.I):
+                file = PurePosixPath(value.replace("\\", "/")).name
+                if file.lower() == path.name.lower():
+                    found[node] = name
+                others.append(file)
+    if not found:
+        loads = examples(dict.fromkeys(others)) if others else "no model file"
+        raise ConvertError(f"--workflow: no node loads {path.name}; it loads {loads}")
+    return found
+
+
+def put_recorders(
+    workflow: Workflow, places: dict[str, dict[str, object]], info: dict[str, dict]
+) -> list[str]:
+    """Put a recorder behind each loader, in place, and return their ids.
+
+    places: {loader's id: inputs of its recorder}. Raises ConvertError for a node that gives no
+    model.
+    """
+    made = []
+    for loader, inputs in places.items():
+        outputs = outputs_of(workflow[loader], info)
+        if "MODEL" not in outputs:
+            raise ConvertError(f"--workflow: {workflow[loader]['class_type']} loads no model")
+        source, recorder = [loader, outputs.index("MODEL")], f"recorder of {loader}"
+        for node in workflow.values():
+            for name, from_node, place in links(node):
+                if [from_node, place] == source:
+                    node["inputs"][name] = [recorder, 0]
+        workflow[recorder] = {"class_type": RECORDER, "inputs": {"model": source, **inputs}}
+        made.append(recorder)
+    return made
+
+
+def outputs_of(node: dict, info: dict[str, dict]) -> list[str]:
+    """List the types of a node's outputs. Raises ConvertError for a class that is not there."""
+    kind = node["class_type"]
+    if kind not in info:
+        raise ConvertError(f"this ComfyUI has no node {kind}; are its custom nodes installed?")
+    return list(info[kind]["output"])
+
+
+def samplers_behind(workflow: Workflow, recorders: list[str], info: dict[str, dict]) -> list[str]:
+    """Find the nodes that sample a recorded model: given a model, or a guider, they give latents.
+
+    Raises ConvertError where there is none.
+    """
+    reached, grown = set(recorders), True
+    while grown:
+        more = {
+            node
+            for node, told in workflow.items()
+            if node not in reached and any(origin in reached for _, origin, _ in links(told))
+        }
+        reached |= more
+        grown = bool(more)
+    found = [
+        node
+        for node in workflow
+        if node in reached
+        and SAMPLED in outputs_of(workflow[node], info)
+        and any(
+            origin in reached and outputs_of(workflow[origin], info)[place] in SAMPLED_BY
+            for _, origin, place in links(workflow[node])
+            if origin in workflow
+        )
+    ]
+    if not found:
+        raise ConvertError("--workflow: found no sampler that is given the model")
+    return found
+
+
+def behind(workflow: Workflow, nodes: list[str]) -> set[str]:
+    """Collect nodes, and all that they depend on."""
+    found, left = set(), [*nodes]
+    while left:
+        node = left.pop()
+        if node not in found and node in workflow:
+            found.add(node)
+            left += [origin for _, origin, _ in links(workflow[node])]
+    return found
+
+
+def cut_to_samplers(workflow: Workflow, samplers: list[str], info: dict[str, dict]) -> Workflow:
+    """Leave out what comes after the samplers: decoding and saving takes time, and nobody looks."""
+    needed = behind(workflow, samplers)
+    earlier = {
+        origin for node in needed for _, origin, _ in links(workflow[node]) if origin in samplers
+    }
+    kept = {node: told for node, told in workflow.items() if node in needed}
+    for node in samplers:
+        if node not in earlier:
+            sampled = [node, outputs_of(workflow[node], info).index(SAMPLED)]
+            inputs = {"samples": sampled, "filename_prefix": "calibration"}
+            kept[f"end of {node}"] = {"class_type": "SaveLatent", "inputs": inputs}
+    return kept
+
+
+def prompt_places(workflow: Workflow, samplers: list[str]) -> list[tuple[str, str]]:
+    """Find the texts that the samplers' positive conditioning is made of: [(node id, input)].
+
+    Raises ConvertError where there is none.
+    """
+    found, seen, left = {}, set(), [*samplers]
+    while left:
+        node = left.pop()
+        if node in seen or node not in workflow:
+            continue
+        seen.add(node)
+        told = workflow[node]
+        way = {name: origin for name, origin, _ in links(told) if TEXT_WAY.fullmatch(name)}
+        # What has a positive has a negative, too, which is not followed.
+        left += [way["positive"]] if "positive" in way else way.values()
+        if node not in samplers:
+            found |= {
+                (node, name): None for name in TEXTS if isinstance(told["inputs"].get(name), str)
+            }
+    if not found:
+        raise ConvertError(
+            "--workflow: found no text that the sampler's positive conditioning is made of"
+        )
+    return [*found]
+
+
+def with_prompt(
+    workflow: Workflow, places: list[tuple[str, str]], prompt: str, seed: int, image: str = ""
+) -> Workflow:
+    """Return the workflow of one prompt: its text, its seed wherever one is, and its image."""
+    made = copy.deepcopy(workflow)
+    for node, name in places:
+        made[node]["inputs"][name] = prompt
+    for told in made.values():
+        inputs = told["inputs"]
+        inputs |= {name: seed for name in SEEDS if isinstance(inputs.get(name), int)}
+        if image and told["class_type"] == "LoadImage":
+            inputs["image"] = image
+    return made
+
+
+# ── nvfp4/guides/columns.py: Name the columns of a calibration summary ────────────────────────────
+
+def percentile_key(percentile: float) -> str:
+    """Name a percentile as calibration summaries name their columns: 99.9 -> "p99_9".
+
+    percentile: from 0 to 100; six significant digits of it count.
+    """
+    return f"p{percentile:g}".replace(".", "_")
+
+
+# ── nvfp4/logs/records.py: Hold what a log has, which lines count, and the summary ────────────────
+
+# The value of --format and --mode that leaves no line out; a format of this name could not be
+# chosen.
+ALL_LINES = "all"
+# What these options are when they are not given. The parser leaves them None, so that options which
+# mean nothing beside --summary can be told from defaults.
+LOG_DEFAULTS = {
+    "format": "nvfp4",
+    "mode": "dynamic",
+    "percentiles": (50.0, 90.0, 95.0, 99.0, 99.9),
+    "cfg_passes": 1,
+}
+# Significant digits of every number that is written; a summary that is read again agrees with it.
+DIGITS = 6
+
+
+@dataclass(slots=True, kw_only=True)
+class Log:
+    """Hold what became of the lines of one file.
+
+    path: as it was given. lines: complete ones; `used` are those that no other field counts.
+    malformed: lines that could not be read; shown: the first of them, as they are printed.
+    left_out: lines of a format or mode that was not chosen, counted by (format, mode).
+    """
+
+    path: Path
+    lines: int = 0
+    malformed: int = 0
+    # Calls whose input was all zeros, such as an empty prompt's: there is no scale to learn.
+    zeros: int = 0
+    shown: list[str] = field(default_factory=list)
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
+    # The last line has no end: ComfyUI may still be writing it.
+    incomplete: bool = False
+
+    @property
+    def used(self) -> int:
+        """Count the lines that were counted as calls: all but malformed, zero and left-out ones."""
+        return self.lines - self.malformed - self.zeros - sum(self.left_out.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineChoice:
+    """Hold which lines count, and how the calls of a layer are dealt out to the steps of a run.
+
+    format, mode: what lines must have, or ALL_LINES for any.
+    steps: of a run; 0 gathers no statistics by step.
+    passes: calls of a layer in one step, 2 with classifier-free guidance.
+    step_percentile: of each step, from 0 to 100; None for the highest of all percentiles.
+    """
+
+    format: str
+    mode: str
+    steps: int
+    passes: int
+    step_percentile: float | None = None
+
+    def takes(self, kind: str, mode: str) -> bool:
+        """Tell whether lines of this format and mode count.
+
+        kind: the first column, such as nvfp4; mode: the second one, such as dynamic. ALL_LINES as
+        the choice takes every one.
+        """
+        return self.format in (ALL_LINES, kind) and self.mode in (ALL_LINES, mode)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criteria:
+    """What makes a layer sensitive: a column of at least its threshold, or cross-attention.
+
+    thresholds: {column of the summary: least value that flags a layer}; one that is reached is
+    enough. cross_attention: whether every block's cross-attention is listed, whatever its figures
+    are.
+    """
+
+    thresholds: dict[str, float]
+    cross_attention: bool
+
+    def __bool__(self) -> bool:
+        """Tell whether anything makes a layer sensitive; without criteria nothing is flagged."""
+        return bool(self.thresholds) or self.cross_attention
+
+    @property
+    def texts(self) -> list[str]:
+        """Say each threshold in words, as "scale_cv >= 0.16", and then cross-attention."""
+        limits = [f"{column} >= {limit:g}" for column, limit in self.thresholds.items()]
+        return limits + ["cross-attention"] * self.cross_attention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSummary:
+    """Hold statistics of every layer, as they are written and read again.
+
+    model: the name of what was recorded, for titles; "" if it is not known.
+    format, mode: of the lines that counted. percentiles: ascending, from 0 to 100.
+    rows: one dict a layer, in natural order: `layer`, `count`, and columns such as scale_p99_9.
+    steps: one dict a layer and step, if they were asked for.
+    notes: lines to print, which are not written.
+    """
+
+    format: str
+    mode: str
+    percentiles: tuple[float, ...]
+    rows: list[dict]
+    steps: list[dict]
+    notes: list[str]
+    model: str = ""
+
+    @property
+    def highest(self) -> str:
+        """Name the column of the highest percentile, such as "scale_p99_9".
+
+        It stands for the scale that a layer needs where nearly nothing may clip, in tables and
+        plots.
+        """
+        return f"scale_{percentile_key(self.percentiles[-1])}"
+
+    @property
+    def measured(self) -> str:
+        """Say how much was measured: "182 layers, 1,280 calls each"."""
+        calls = [row["count"] for row in self.rows if row.get("count")]
+        least, most = min(calls, default=0), max(calls, default=0)
+        each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        return in_number(len(self.rows), f"layers, {each} calls each")
+
+
+def rounded(value: float | None) -> float | None:
+    """Round a figure to the six significant digits that are written; None stays None.
+
+    Everything that is computed from rounded figures, such as scale_cv, comes out the same from a
+    log and from the summary that was written of it.
+    """
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
+# ── nvfp4/names.py: Tell what the names of layers say: their kind, their order, whether a list can 
+
+def kind_of(name: str) -> str:
+    """Name the kind of a layer: its name without prefix, and `*` for its block's number.
+
+    "model.diffusion_model.blocks.3.ffn.0" -> "blocks.*.ffn.0". Only the first number that another
+    part of the name follows is a block's; names without such a number are returned as they are.
+    """
+    return re.sub(r"(?<=\.)\d+(?=\.[^.])", "*", bare(name), count=1)
+
+
+def natural_key(name: str) -> list[int | str]:
+    """Make a key to sort names by that puts blocks.2 before blocks.10.
+
+    Text and numbers take turns in it, text first, so that any two keys can be compared.
+    """
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
+
+
+def is_layer_name(word: object) -> bool:
+    """Tell whether a list of layers could hold it: printable text without spaces and #.
+
+    In such a list a # begins a comment, so a name with one would come back cut short.
+    """
+    return isinstance(word, str) and word.isprintable() and bool(re.fullmatch(r"[^\s#]+", word))
+
+
+def block_of(name: str) -> str:
+    """Name the block that a layer is in, "blocks.3" for "blocks.3.ffn.0"; "" without any.
+
+    As for `kind_of`, only the first number that another part of the name follows is a block's.
+    """
+    found = re.search(r"(?<=\.)\d+(?=\.[^.])", bare(name))
+    return bare(name)[: found.end()] if found else ""
+
+
+def gaps(numbers: Collection[int]) -> list[int]:
+    """List the numbers from 0 to the highest that are not among these, as many as these at most.
+
+    Of a hostile number such as a billion no more gaps are told than there are numbers.
+    """
+    lacking = (number for number in itertools.count() if number not in numbers)
+    highest = max(numbers, default=0)
+    return [number for number in itertools.islice(lacking, len(numbers)) if number < highest]
+
+
+# ── nvfp4/coverage.py: Compare what a guide covers with what the source has, and refuse one that le
+
+# The share of the linear weights' bytes that may lack a counterpart in a guide of the same model:
+# files of one model differ in a few layers, as a GGUF leaves out what its author did not know.
+MOST_UNCOVERED = 0.1
+
+
+class Cover(NamedTuple):
+    """Name the files of a guide, and the layers that they tell of: bare names."""
+
+    files: tuple[Path, ...]
+    layers: frozenset[str]
+
+    @property
+    def title(self) -> str:
+        """Name the files without their folders, for notes."""
+        return " and ".join(path.name for path in self.files)
+
+
+def linear_bytes(model: Model) -> dict[str, int]:
+    """Return {bare layer: bytes} of the diffusion model's linear weights, in source order."""
+    prefix = diffusion_prefix(model.tensors)
+    return {
+        bare(ref.layer): ref.nbytes for ref in model.linear_weights if ref.name.startswith(prefix)
+    }
+
+
+def blocks_of(layers: Iterable[str]) -> set[str]:
+    """Name the blocks that layers are in, as "blocks.3"; layers outside of blocks have none."""
+    return {*map(block_of, layers)} - {""}
+
+
+def check_blocks(cover: Cover, model: Model, partial: bool) -> list[str]:
+    """Look for whole blocks that a guide has and the source lacks: an error, or `partial` a note.
+
+    Raises ConvertError, which names layers of both sides.
+    """
+    foreign = blocks_of(cover.layers) - blocks_of(bare(name) for name in model.tensors)
+    if foreign and not partial:
+        what = f"whole blocks of it are not in the source: {examples(foreign)}"
+        raise partial_error(cover, what, linear_bytes(model))
+    what = f"{cover.title} has whole blocks that the source lacks: {examples(foreign)}"
+    return [Note(f"--partial-guide: {what}", Rank.INFORMATION)] if foreign else []
+
+
+def check_cover(cover: Cover, wanted: dict[str, int], partial: bool) -> list[str]:
+    """Compare a guide with the layers that should follow it: gaps are an error, or a note.
+
+    wanted: {bare layer: bytes} of the source. Without `partial`, raises ConvertError where whole
+    blocks have no counterpart in the guide, or more than MOST_UNCOVERED of the bytes have none.
+    With it, a note tells the share that has.
+    """
+    lacking = {layer: size for layer, size in wanted.items() if layer not in cover.layers}
+    total, missed = sum(wanted.values()), sum(lacking.values())
+    if partial and missed:
+        share = percentage(total - missed, total)
+        what = f"{share} of the linear weights' bytes follow {cover.title}"
+        return [Note(f"--partial-guide: {what}", Rank.INFORMATION)]
+    if blocks := blocks_of(lacking) - blocks_of(wanted.keys() & cover.layers):
+        raise partial_error(cover, f"it has nothing for whole blocks: {examples(blocks)}", lacking)
+    if missed > MOST_UNCOVERED * total:
+        share = percentage(missed, total)
+        what = f"{share} of the linear weights' bytes have no counterpart in it"
+        raise partial_error(cover, what, lacking)
+    return []
+
+
+def partial_error(cover: Cover, what: str, source: Iterable[str]) -> ConvertError:
+    """Make the error for a guide that covers a part, with examples of both sides."""
+    files = " and ".join(map(str, cover.files))
+    return ConvertError(
+        f"{files}: is of another model, or only a part: {what}; it has "
+        f"{examples(cover.layers)}; the source has {examples(source)}; take the file of this "
+        "model, or go on with --partial-guide"
+    )
 
 
 # ── nvfp4/numeric/codes.py: Quantise tensors to NVFP4 and FP8, and dequantise them again ──────────
@@ -10406,6 +11876,56 @@ def scalar_scales() -> dict[str, tuple[int, ...]]:
     return found
 
 
+# ── nvfp4/formats/floats.py: Store tensors without quantising: 16-bit, 32-bit, or as they are ─────
+
+class Half(Format):
+    """Store a tensor in 16-bit floats, or in whatever else --dtype says.
+
+    One tensor of the source's shape, BF16 unless --dtype is float16 or float32. A tensor with a
+    value beyond float16's 65504 is planned as Float32 instead.
+    """
+
+    name, title, rank = "HALF", "16-bit", 16
+    option = "16bit"
+
+    def dtype_of(self, source: str, half: str) -> str:
+        """Return the safetensors dtype of --dtype: "BF16", "F16" or "F32", whatever the source has.
+
+        Values are cast by `encode.float16.cast`.
+        """
+        return half
+
+
+class Float32(Format):
+    """Store a tensor in float32, for what loses too much in fewer bits.
+
+    One tensor of the source's shape and dtype F32: what a GGUF keeps in F32, and what float16
+    cannot hold.
+    """
+
+    name, title, rank = "FP32", "32-bit", 32
+
+    def dtype_of(self, source: str, half: str) -> str:
+        """Return "F32", whatever the source has and --dtype says."""
+        return "F32"
+
+
+class Kept(Format):
+    """Store a tensor as the source does: the same bytes, dtype and shape, whatever they are.
+
+    Its rank is above all others, so that no floor raises it. It is also the format of tensors of
+    NVFP4 layers that the source has already.
+    """
+
+    # More than the bits of any other format, so that every floor is met.
+    name, title, rank = "KEPT", "as in the source", 64
+    is_copy = True
+
+
+# The only instances: formats are compared by `is`, so that nobody makes a second one.
+HALF, FP32, KEPT = Half(), Float32(), Kept()
+
+
 # ── nvfp4/formats/scaled.py: Decode weights of one byte by the scale, or the scales of rows or bloc
 
 def bad_scales(scales: dict[str, torch.Tensor]) -> list[tuple[str, str]]:
@@ -10466,6 +11986,54 @@ class Scaled(Format):
         if not blocks:
             return values.mul_(scale)
         return multiply_blocks(values.view(len(values), -1), blocks[0] * scale).view(codes.shape)
+
+
+# ── nvfp4/formats/foreign_fp8.py: Read FP8 of dtypes and with names of scales that other programs u
+
+# The largest finite number of E5M2.
+E5M2_MAX = 57344.0
+
+
+class ForeignFp8(Scaled):
+    """Describe FP8 of one dtype beside a scale of one name; despite some names all multiply."""
+
+    runs_full_precision = "FP8 weights whose scale ComfyUI does not read"
+
+    def __init__(self, dtype: str, scale_suffix: str, config: str = "") -> None:
+        """Enter a row: dtype as safetensors has it, config where ComfyUI knows the format."""
+        kind = dtype.replace("F8_", "FP8 ").removesuffix(" E4M3")
+        self.title = kind if scale_suffix == "weight_scale" else f"{kind}, {scale_suffix}"
+        self.weight_dtype, self.scale_suffix, self.config = dtype, scale_suffix, config
+        self.is_configured = bool(config)
+        if config:
+            self.embedding_since = self.since
+            self.activation_max = E5M2_MAX
+            self.runs_scaled = self.runs_unscaled = "FP8 weights times FP8 activations, both E5M2"
+            self.runs_full_precision = Scaled.runs_full_precision
+        super().__init__()
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """List the suffixes of weight and scale: such formats may have no name in ComfyUI."""
+        return (*self.parts((1, 1)), "input_scale")
+
+    def parts(self, shape: tuple[int, int]) -> Parts:
+        """Tell codes and scale of a weight [N, K], as it is with one scale."""
+        return {"weight": (self.weight_dtype, shape), self.scale_suffix: ("F32", ())}
+
+
+# DeepSeek calls it weight_scale_inv, though a weight is multiplied by it, as by all the others.
+INVERSE = "weight_scale_inv"
+FOREIGN_ROWS = (
+    ForeignFp8("F8_E4M3", INVERSE),
+    ForeignFp8("F8_E5M2", "weight_scale", config="float8_e5m2"),
+    *(ForeignFp8("F8_E5M2", suffix) for suffix in ("scale_weight", INVERSE)),
+    *(
+        ForeignFp8(dtype, suffix)
+        for dtype in ("F8_E4M3FNUZ", "F8_E5M2FNUZ")
+        for suffix in ("weight_scale", "scale_weight", INVERSE)
+    ),
+)
 
 
 # ── nvfp4/formats/fp8.py: Store weights as FP8: 8-bit floats, one scale for a whole weight ────────
@@ -10549,150 +12117,6 @@ class Fp8(Scaled):
 
 
 FP8 = Fp8()
-
-
-# ── nvfp4/formats/scaled_fp8.py: Store weights as scaled FP8, the older form of FP8 files ─────────
-
-# The number of elements of this tensor decides for every layer of the file: 2 ask for
-# full-precision matmul, 0 for FP8 matmul.
-MARKER = "scaled_fp8"
-# What such files call the scales that newer ones call otherwise.
-LEGACY_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}
-
-
-class ScaledFp8(Fp8):
-    """Store a weight as Fp8 does, with other names and no configuration.
-
-    `scale_weight` F32 [1] and `scale_input` F32 [1] lie beside the weight F8_E4M3 [N, K]. Working
-    Wan FP8 files have this form. ComfyUI reads it where MARKER is in the file and
-    `_quantization_metadata` is not.
-    """
-
-    title = "scaled FP8"
-    is_configured = False
-    scale_suffix = "scale_weight"
-    scalar_shape = (1,)
-    marker = MARKER
-    option = full_precision_option = ""
-    older_form = ""
-
-    def name_in_file(self, suffix: str) -> str:
-        """Name a part as such files do.
-
-        `weight_scale` is `scale_weight` there, and `input_scale` is `scale_input`; other names are
-        the same.
-        """
-        return LEGACY_NAMES.get(suffix, suffix)
-
-
-def marker_tensor(*, full_precision: bool) -> torch.Tensor:
-    """Make the marker of a file whose layers all get full-precision matmul, or all FP8 matmul.
-
-    Returns float8_e4m3fn zeros of shape [2] for full-precision matmul and [0] for FP8 matmul:
-    ComfyUI looks at the number of elements alone.
-    """
-    return torch.zeros(2 if full_precision else 0).to(torch.float8_e4m3fn)
-
-
-SCALED_FP8 = ScaledFp8()
-
-
-# ── nvfp4/formats/floats.py: Store tensors without quantising: 16-bit, 32-bit, or as they are ─────
-
-class Half(Format):
-    """Store a tensor in 16-bit floats, or in whatever else --dtype says.
-
-    One tensor of the source's shape, BF16 unless --dtype is float16 or float32. A tensor with a
-    value beyond float16's 65504 is planned as Float32 instead.
-    """
-
-    name, title, rank = "HALF", "16-bit", 16
-    option = "16bit"
-
-    def dtype_of(self, source: str, half: str) -> str:
-        """Return the safetensors dtype of --dtype: "BF16", "F16" or "F32", whatever the source has.
-
-        Values are cast by `encode.float16.cast`.
-        """
-        return half
-
-
-class Float32(Format):
-    """Store a tensor in float32, for what loses too much in fewer bits.
-
-    One tensor of the source's shape and dtype F32: what a GGUF keeps in F32, and what float16
-    cannot hold.
-    """
-
-    name, title, rank = "FP32", "32-bit", 32
-
-    def dtype_of(self, source: str, half: str) -> str:
-        """Return "F32", whatever the source has and --dtype says."""
-        return "F32"
-
-
-class Kept(Format):
-    """Store a tensor as the source does: the same bytes, dtype and shape, whatever they are.
-
-    Its rank is above all others, so that no floor raises it. It is also the format of tensors of
-    NVFP4 layers that the source has already.
-    """
-
-    # More than the bits of any other format, so that every floor is met.
-    name, title, rank = "KEPT", "as in the source", 64
-    is_copy = True
-
-
-# The only instances: formats are compared by `is`, so that nobody makes a second one.
-HALF, FP32, KEPT = Half(), Float32(), Kept()
-
-
-# ── nvfp4/formats/foreign_fp8.py: Read FP8 of dtypes and with names of scales that other programs u
-
-# The largest finite number of E5M2.
-E5M2_MAX = 57344.0
-
-
-class ForeignFp8(Scaled):
-    """Describe FP8 of one dtype beside a scale of one name; despite some names all multiply."""
-
-    runs_full_precision = "FP8 weights whose scale ComfyUI does not read"
-
-    def __init__(self, dtype: str, scale_suffix: str, config: str = "") -> None:
-        """Enter a row: dtype as safetensors has it, config where ComfyUI knows the format."""
-        kind = dtype.replace("F8_", "FP8 ").removesuffix(" E4M3")
-        self.title = kind if scale_suffix == "weight_scale" else f"{kind}, {scale_suffix}"
-        self.weight_dtype, self.scale_suffix, self.config = dtype, scale_suffix, config
-        self.is_configured = bool(config)
-        if config:
-            self.embedding_since = self.since
-            self.activation_max = E5M2_MAX
-            self.runs_scaled = self.runs_unscaled = "FP8 weights times FP8 activations, both E5M2"
-            self.runs_full_precision = Scaled.runs_full_precision
-        super().__init__()
-
-    @property
-    def suffixes(self) -> tuple[str, ...]:
-        """List the suffixes of weight and scale: such formats may have no name in ComfyUI."""
-        return (*self.parts((1, 1)), "input_scale")
-
-    def parts(self, shape: tuple[int, int]) -> Parts:
-        """Tell codes and scale of a weight [N, K], as it is with one scale."""
-        return {"weight": (self.weight_dtype, shape), self.scale_suffix: ("F32", ())}
-
-
-# DeepSeek calls it weight_scale_inv, though a weight is multiplied by it, as by all the others.
-INVERSE = "weight_scale_inv"
-FOREIGN_ROWS = (
-    ForeignFp8("F8_E4M3", INVERSE),
-    ForeignFp8("F8_E5M2", "weight_scale", config="float8_e5m2"),
-    *(ForeignFp8("F8_E5M2", suffix) for suffix in ("scale_weight", INVERSE)),
-    *(
-        ForeignFp8(dtype, suffix)
-        for dtype in ("F8_E4M3FNUZ", "F8_E5M2FNUZ")
-        for suffix in ("weight_scale", "scale_weight", INVERSE)
-    ),
-)
 
 
 # ── nvfp4/formats/int8.py: Store weights as INT8: 8-bit integers with a scale for every row, rotate
@@ -11382,6 +12806,52 @@ def unread_scales(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+# ── nvfp4/formats/scaled_fp8.py: Store weights as scaled FP8, the older form of FP8 files ─────────
+
+# The number of elements of this tensor decides for every layer of the file: 2 ask for
+# full-precision matmul, 0 for FP8 matmul.
+MARKER = "scaled_fp8"
+# What such files call the scales that newer ones call otherwise.
+LEGACY_NAMES = {"weight_scale": "scale_weight", "input_scale": "scale_input"}
+
+
+class ScaledFp8(Fp8):
+    """Store a weight as Fp8 does, with other names and no configuration.
+
+    `scale_weight` F32 [1] and `scale_input` F32 [1] lie beside the weight F8_E4M3 [N, K]. Working
+    Wan FP8 files have this form. ComfyUI reads it where MARKER is in the file and
+    `_quantization_metadata` is not.
+    """
+
+    title = "scaled FP8"
+    is_configured = False
+    scale_suffix = "scale_weight"
+    scalar_shape = (1,)
+    marker = MARKER
+    option = full_precision_option = ""
+    older_form = ""
+
+    def name_in_file(self, suffix: str) -> str:
+        """Name a part as such files do.
+
+        `weight_scale` is `scale_weight` there, and `input_scale` is `scale_input`; other names are
+        the same.
+        """
+        return LEGACY_NAMES.get(suffix, suffix)
+
+
+def marker_tensor(*, full_precision: bool) -> torch.Tensor:
+    """Make the marker of a file whose layers all get full-precision matmul, or all FP8 matmul.
+
+    Returns float8_e4m3fn zeros of shape [2] for full-precision matmul and [0] for FP8 matmul:
+    ComfyUI looks at the number of elements alone.
+    """
+    return torch.zeros(2 if full_precision else 0).to(torch.float8_e4m3fn)
+
+
+SCALED_FP8 = ScaledFp8()
+
+
 # ── nvfp4/formats/w4a8.py: Store weights as W4A8 and W6A8: 4 or 6 bits that decode to INT8, times 8
 
 # Dtypes that parts are read in; ComfyUI views and casts them so.
@@ -11651,6 +13121,2348 @@ def as_group_scales(stored: torch.Tensor) -> torch.Tensor:
 
 
 W4A8, W6A8, PLAIN_W4A8 = W4a8(), W6a8(), PlainW4a8()
+
+
+# ── nvfp4/reasons.py: Reasons for decisions: a kind for code, a text for people ───────────────────
+
+class Why(Enum):
+    """Name what decided about a tensor's precision, or about a layer's full-precision matmul."""
+
+    # No rule names the tensor.
+    NOTHING = auto()
+    # What it is in the source: quantised already, not a linear layer's weight, a bias or a norm.
+    SOURCE = auto()
+    # It is not of the diffusion model: a text encoder's, a VAE's.
+    BESIDE = auto()
+    # An option that names layers or kinds of layers, or a recipe.
+    OPTION = auto()
+    # The files of --layer-config and --full-precision-mm-layers.
+    LAYER_CONFIG = auto()
+    LAYER_LIST = auto()
+    # What was measured for --target-size or --target-ratio, and for --w4a4-share.
+    TARGET_SIZE = auto()
+    W4A4_SHARE = auto()
+    # One of the first or last transformer blocks.
+    EDGE_BLOCK = auto()
+    # The tensor's type in the GGUF, or that it is not in there.
+    GGUF = auto()
+    # The rows of the preset.
+    FAMILY = auto()
+    # A figure of a sensitivity file or of a calibration summary.
+    MEASURED = auto()
+    # It may be no linear layer's weight, by its name or its shape.
+    DOUBTFUL = auto()
+    # ComfyUI tells what model it is by this tensor's shape.
+    RECOGNITION = auto()
+    # No card multiplies this shape in FP4, or the format does not store it.
+    SHAPE = auto()
+    # The format needs an input scale, and the layer has none.
+    NO_INPUT_SCALE = auto()
+    # Scaled FP8 has one switch for full-precision matmul, which holds for all its layers.
+    SHARED_SWITCH = auto()
+    # A value that float16 cannot hold.
+    FLOAT16 = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Give one decision's kind and text, and the decision that it overruled, if there was one.
+
+    `str()` tells both, such as "--exclude ^head (else GGUF Q4_K <= 4 bits)".
+    """
+
+    kind: Why
+    text: str
+    overruled: Reason | None = None
+
+    def __str__(self) -> str:
+        return f"{self.text} (else {self.overruled})" if self.overruled else self.text
+
+    def over(self, other: Reason) -> Reason:
+        """Return this reason as one that overrules `other`; neither of the two is changed."""
+        return dataclasses.replace(self, overruled=other)
+
+    @property
+    def overruled_kinds(self) -> Iterator[Why]:
+        """Yield the kinds of all decisions that it overruled, the latest first, without its own."""
+        reason = self.overruled
+        while reason is not None:
+            yield reason.kind
+            reason = reason.overruled
+
+
+# ── nvfp4/guides/records.py: Hold what guides say, as records: planning takes these and opens no fi
+
+# Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
+GGUF_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I16": 16, "I32": 32, "I64": 64,
+    "Q1_0": 1, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q8_1": 8,
+    "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "Q8_K": 8,
+    "IQ1_S": 1, "IQ1_M": 1, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 2, "IQ3_XXS": 3, "IQ3_S": 3,
+    "IQ4_NL": 4, "IQ4_XS": 4, "TQ1_0": 1, "TQ2_0": 2, "MXFP4": 4, "NVFP4": 4,
+}  # fmt: skip
+# The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
+# 2**(-24 + (i - 1) / 8), the last one at 2**16.
+BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
+# A mean is dominant if it has this share of the energy of all rows, which then differ little from
+# step to step and token to token. Smaller ones are not those of the rows that count: biases that
+# made up for all mean errors of the small Wan gave it 3 % (W4A8) to 9 % (INT8) more error.
+DOMINANT = 0.5
+# With headroom, up to 1 % of the recorded blocks may fall into E4M3's subnormals.
+SMALL_BLOCKS = 0.01
+
+
+class Setting(NamedTuple):
+    """Hold what --layer-config says of the tensors that one of its keys names.
+
+    `dtype` is a safetensors dtype, "" for a quantised format; `names` are tensors of the source.
+    """
+
+    key: str
+    precision: Format
+    dtype: str
+    full_precision: bool
+    input_scale: float | None
+    names: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Hold the input scales of one layer, by what its weight becomes, and their source.
+
+    An input scale is a positive number: the largest activation over the format's largest value.
+    `source` is the text that reports show.
+    """
+
+    scales: dict[Format, float]
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """Hold what a recording tells of one layer's input: figures, and where its statistics are.
+
+    `error` and `energy` are sums over sampled rows, so that those of several recordings add up.
+    """
+
+    amax: float  # over all calls
+    channels: int
+    block_histogram: np.ndarray  # int64, one bin more than BIN_EDGES has steps
+    error: float  # of quantising it to NVFP4, scaled anew on every call, squared and summed
+    energy: float
+    moments: Moments | None = None
+    sums: Sums | None = None
+    is_modelled: bool = False  # by calib/model_inputs.py, not recorded from prompts
+
+    def __add__(self, other: Recorded) -> Recorded:
+        """Add what another recording tells of the same layer."""
+        moments = [*self.moments.recordings] if self.moments else []
+        moments += other.moments.recordings if other.moments else ()
+        sums = [recorded.sums for recorded in (self, other) if recorded.sums]
+        return Recorded(
+            amax=max(self.amax, other.amax),
+            channels=self.channels,
+            block_histogram=self.block_histogram + other.block_histogram,
+            error=self.error + other.error,
+            energy=self.energy + other.energy,
+            moments=Moments(recordings=tuple(moments)) if moments else None,
+            sums=Sums(*map(sum, zip(*sums, strict=True))) if sums else None,
+            is_modelled=self.is_modelled or other.is_modelled,
+        )
+
+    @property
+    def rel_rmse(self) -> float:
+        """Return the relative RMSE of the input in NVFP4 with a dynamic scale.
+
+        It is the root of `error` over `energy`; 0 for an input of zeros.
+        """
+        return math.sqrt(self.error / self.energy) if self.energy else 0.0
+
+    @property
+    def small_block(self) -> float:
+        """Return the magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros left out."""
+        counts = self.block_histogram[1:].cumsum()
+        # Bin 0 is left out: it has the blocks of zeros, which no scale can spoil.
+        index = int(np.searchsorted(counts, SMALL_BLOCKS * counts[-1], side="right"))
+        return float(BIN_EDGES[1:][index]) if counts[-1] else self.amax
+
+    def headroom(self, margin: float) -> float:
+        """Return the largest magnitude to scale for: `margin` times what was seen, or less.
+
+        Less where that would bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals, in
+        which block scales lose precision; never less than what was seen.
+        """
+        ceiling = self.small_block * E4M3_MAX / LEAST_NORMAL_E4M3
+        return max(self.amax, min(self.amax * margin, ceiling))
+
+    def saturated(self, scale: float) -> float:
+        """Return the share of recorded blocks that clip at an input scale.
+
+        These are blocks whose block scale would exceed E4M3's 448. Bins that the limit cuts count
+        in part, as if magnitudes were spread evenly in them.
+        """
+        limit, counts = scale * NVFP4_MAX, self.block_histogram
+        if limit >= self.amax or not counts.sum():
+            return 0.0
+        widths = np.append(np.diff(BIN_EDGES), BIN_EDGES[-1])
+        above = np.clip((BIN_EDGES + widths - limit) / widths, 0.0, 1.0)
+        return float((counts * above).sum() / counts.sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Tell where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
+
+    recordings: tuple[tuple[TensorRef, ...], ...]
+
+
+class Sums(NamedTuple):
+    """Hold sums over the sampled rows of a layer's input, which give its mean.
+
+    tokens: how many rows; total: [K] float64, their sum; squares: the sum of all squares.
+    """
+
+    tokens: int
+    total: np.ndarray
+    squares: float
+
+    @property
+    def mean(self) -> np.ndarray | None:
+        """Return the mean [K], float32, if it is DOMINANT in the input; else None."""
+        mean = self.total / self.tokens
+        is_dominant = float(mean @ mean) * self.tokens >= DOMINANT * self.squares > 0
+        return mean.astype(np.float32) if is_dominant else None
+
+
+class LayerList(NamedTuple):
+    """Hold what --full-precision-mm-layers names: weights, and names that match nothing."""
+
+    weights: frozenset[str]
+    unknown: frozenset[str]
+
+
+class Measured(NamedTuple):
+    """Hold weights for which a measured figure asks more than NVFP4 in W4A4.
+
+    `is_half` tells whether it asks for 16 bits, or only for a full-precision matmul.
+    """
+
+    is_half: bool
+    reason: Reason
+    weights: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guides:
+    """Hold all that steers a plan besides its options, matched to the source and read once.
+
+    That is what files say, and the row of FAMILIES that the source goes by. Nothing in it is read
+    again, however many plans are made; the second moments' data alone stay in their files.
+    """
+
+    family: Family
+    kinds: dict[str, str] | None = None  # {tensor: GGML type}; None without a GGUF
+    settings: tuple[Setting, ...] = ()
+    calibration: dict[str, Calibration] = field(default_factory=dict)  # by layer
+    recording: dict[str, Recorded] = field(default_factory=dict)  # by bare layer
+    listed: LayerList | None = None
+    measured: tuple[Measured, ...] = ()
+    covers: tuple[Cover, ...] = ()  # what has to tell of all layers in NVFP4 of the kinds it knows
+    notes: tuple[str, ...] = ()
+
+    @property
+    def configured(self) -> dict[str, Calibration]:
+        """Return {layer: Calibration} of the input scales in a --layer-config."""
+        return {
+            name.removesuffix(".weight"): Calibration(
+                scales={setting.precision: setting.input_scale}, source="--layer-config"
+            )
+            for setting in self.settings
+            for name in setting.names
+            if setting.input_scale is not None
+        }
+
+    @property
+    def scales(self) -> dict[str, Calibration]:
+        """Return {layer: Calibration} of all layers; those of a --layer-config go before others."""
+        return self.calibration | self.configured
+
+
+# ── nvfp4/read/checkpoint.py: Open checkpoints: safetensors headers, indexes and shards ───────────
+
+# What hostile files announce must not cost memory or time. Published diffusion models have up to
+# 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep. File systems allow names of
+# 255 characters.
+MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
+# Pickles are named as such, and not opened: they run code. The two bytes after \x80 are protocols
+# 2 to 5; what torch.save() writes today is a zip archive.
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+GGUF_MAGIC = b"GGUF"
+# What single files of safetensors end in, and how indexes are named: diffusers puts a variant's
+# name, as fp16, before the last suffix.
+MODEL_SUFFIXES = (".safetensors", ".sft")
+INDEX_NAME = re.compile(r".+\.(safetensors|sft)\.index(\.[\w-]+)?\.json", re.IGNORECASE)
+# "N of M" as Hugging Face's libraries, gguf-split and people write it, in any count of digits.
+NUMBERED = re.compile(
+    r"(?:^|(?<=[-_. (\[])|(?<=part)|(?<=shard)|(?<=split))(\d{1,5})[-_ ]?of[-_ ]?(\d{1,5})(?!\d)",
+    re.IGNORECASE,
+)
+# A pipeline of diffusers is a folder with this file, and with a subfolder for each of its models.
+PIPELINE_INDEX = "model_index.json"
+DIFFUSION_FOLDER = re.compile(r"(transformer|unet|dit|diffusion_models?)(_\d+)?")
+
+
+def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
+    """Raise ConvertError, saying what it is, for a file that is not safetensors but is known.
+
+    `start` is how it begins, and `sound` whether the first 8 bytes may be a header's length. The
+    length 640 begins as a pickle does, so such a beginning counts only where `sound` is false.
+    """
+    if path.suffix.lower() in PICKLE_SUFFIXES or (not sound and start.startswith(PICKLE_MAGIC)):
+        raise ConvertError(
+            f"{path}: is a pickle file, which can run code when opened; "
+            "give a .safetensors version of the model"
+        )
+    if start.startswith(GGUF_MAGIC):
+        raise ConvertError(f"{path}: is a GGUF; give a .safetensors model here")
+    if not sound:
+        refuse_foreign(path, start)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read in the `with` block.
+
+    Raises ConvertError where it cannot be opened, and for a pipe or a device, where opening would
+    wait for a writer. Errors of the block itself pass through unchanged.
+    """
+    with translated(path, "cannot read"):
+        size_of(path)
+        file = path.open("rb")
+    with file:
+        yield file
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    """Open a safetensors file and parse its header, as `parse_header` does.
+
+    Returns {name: TensorRef} in file order and the metadata. Raises ConvertError.
+    """
+    with opened(path) as file:
+        return parse_header(path, file)
+
+
+def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict[str, str]]:
+    """Parse and check the header of an open safetensors file.
+
+    The rules are those of the safetensors library: ranges within the file, each of its shape's
+    size, together covering the data exactly. `file` is read from its start; `path` is for messages
+    and for the TensorRefs. Returns {name: TensorRef} in file order, and `__metadata__`. Raises
+    DamagedFileError for what the library refuses, ConvertError for other formats and too much.
+    """
+    with translated(path, "cannot read"):
+        size = size_of(path)
+        # Eight bytes, little endian, are the length of the JSON that follows them.
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        sound = len(start) == 8 and 2 <= length <= min(size - 8, MAX_HEADER_BYTES)
+        refuse_other_formats(path, start if sound else start + file.read(TELLING_BYTES), sound)
+        if not sound:
+            cut = length <= MAX_HEADER_BYTES and len(start) == 8
+            cut = f", or cut off: its header should have {length:,} bytes" if cut else ""
+            problem = f"not a safetensors file{cut}; it has {size:,} bytes"
+            problem = problem if size else "is empty; copy or download it again"
+            raise DamagedFileError(f"{path}: {problem}")
+        raw = file.read(length)
+    try:
+        header = parse_json(raw.decode(), unique_keys)
+        # A list, or spaces before the object: the library refuses both.
+        if not raw.startswith(b"{"):
+            raise ValueError("it does not begin with {")
+    except ValueError as error:
+        raise DamagedFileError(f"{path}: the safetensors header is damaged: {error}") from error
+    metadata = header.pop("__metadata__", None)
+    # The library reads null as no metadata, and some writers put it where they have none.
+    metadata = {} if metadata is None else metadata
+    if len(header) > MAX_TENSORS:
+        raise ConvertError(f"{path}: has {len(header):,} tensors; {MAX_TENSORS:,} are read")
+    if not isinstance(metadata, dict) or not all(map(is_text, (*metadata, *metadata.values()))):
+        raise DamagedFileError(f"{path}: the safetensors header's __metadata__ must map to strings")
+    # Offsets count from the end of the header: 8 bytes of length, then the JSON.
+    refs = [parse_entry(path, 8 + length, name, entry) for name, entry in header.items()]
+    # An empty tensor begins where the next one does, and comes first.
+    refs.sort(key=lambda ref: (ref.begin, ref.nbytes))
+    check_coverage(path, refs, 8 + length, size)
+    return {ref.name: ref for ref in refs}, metadata
+
+
+def is_text(value: object) -> bool:
+    """Tell whether a JSON value is a string that UTF-8 can hold: no half of a surrogate pair."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> TensorRef:
+    """Check one tensor's entry of a safetensors header, and make a TensorRef of it.
+
+    `data_begin` is where the data section starts in the file, which `data_offsets` count from.
+    Types are checked strictly, as bool and float pass for int in Python, and the shape's bits have
+    to be those of the range. Raises DamagedFileError, or a plain ConvertError for a name that the
+    library takes.
+    """
+    # A lone surrogate, which JSON allows in a name, is not printable and cannot be written either.
+    if len(name) > MAX_NAME or not name.isprintable():
+        long = f"{len(name):,} characters" if len(name) > MAX_NAME else "a control character"
+        # The library takes any text for a name, but a half of a surrogate pair is none.
+        if is_text(name):
+            raise ConvertError(f"{path}: tensor {name[:EXCERPT]}: its name has {long}")
+        raise DamagedFileError(
+            f"{path}: tensor {name[:EXCERPT]}: damaged or unknown entry: its name has {long}"
+        )
+    try:
+        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        # An empty text or object would pass for a scalar's [] below.
+        if not isinstance(entry["shape"], list):
+            raise ValueError("its shape is no list")
+        numbers = (*shape, begin, end)
+        sound = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
+        if not sound or len(shape) > MAX_DIMENSIONS:
+            raise ValueError
+        expected = bits_of(dtype, shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(
+            f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:EXCERPT]}"
+        ) from error
+    # Compared in bits, as dtypes of 4 and 6 bits may end inside a byte: such a shape is refused.
+    if expected != (end - begin) * 8:
+        needed = f"{expected // 8:,} bytes" if expected % 8 == 0 else f"{expected:,} bits"
+        raise DamagedFileError(
+            f"{path}: tensor {name}: {dtype} {list(shape)} needs {needed}, "
+            f"the header gives it {end - begin:,} bytes"
+        )
+    return TensorRef(
+        name=name, dtype=dtype, shape=shape, path=path, begin=data_begin + begin, nbytes=end - begin
+    )
+
+
+def check_coverage(path: Path, refs: list[TensorRef], data_begin: int, size: int) -> None:
+    """Check that the tensors fill the data section from its begin to the file's end.
+
+    `refs` are in the order of their offsets; `size` is the file's. Each has to begin where the one
+    before ends. Raises DamagedFileError, which tells a file that is cut off from other damage.
+    """
+    position = data_begin
+    for ref in refs:
+        if ref.begin != position:
+            what = "overlaps another" if ref.begin < position else "leaves a gap before it"
+            raise DamagedFileError(f"{path}: tensor {ref.name} {what} at byte {ref.begin:,}")
+        position += ref.nbytes
+    if position != size:
+        raise DamagedFileError(
+            f"{path}: the tensors end at byte {position:,}, the file at {size:,}: "
+            + ("it is cut off; download it again" if size < position else "trailing bytes")
+        )
+
+
+def open_model(source: Path) -> Model:
+    """Read the headers of a single file, of an index, or of a folder that holds one of them.
+
+    Raises ConvertError with all problems of all shards at once, and as `model_in` does.
+    """
+    if source.is_dir():
+        source = model_in(source)
+    if source.name == PIPELINE_INDEX:
+        raise ConvertError(
+            f"{source}: names the parts of a pipeline{where_models_are(source.parent)}"
+        )
+    if source.suffix.lower() == ".json":
+        return open_shards(source)
+    tensors, metadata = read_header(source)
+    return Model(tensors=tensors, metadata=metadata, files=(source,))
+
+
+def models_in(folder: Path) -> list[Path]:
+    """List the indexes in a folder, or else its single files, by name.
+
+    The companions that macOS lays beside files on foreign disks are passed over. Raises OSError.
+    """
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("._"))
+    indexes = [path for path in paths if INDEX_NAME.fullmatch(path.name)]
+    return indexes or [path for path in paths if path.suffix.lower() in MODEL_SUFFIXES]
+
+
+def is_part_of_model(path: Path) -> bool:
+    """Tell by its name whether a JSON file is a model's own: an index, or one of diffusers."""
+    return bool(INDEX_NAME.fullmatch(path.name)) or path.name in (PIPELINE_INDEX, "config.json")
+
+
+def numbered(path: Path) -> re.Match | None:
+    """Match the "N of M" in a file's name, its groups N and M; None for the only one of one."""
+    found = [found for found in NUMBERED.finditer(path.name) if int(found[2]) > 1]
+    return found[-1] if found else None
+
+
+def model_in(folder: Path) -> Path:
+    """Find the one model in a folder: an index goes before single files, which are its shards.
+
+    Raises ConvertError where there is not exactly one, and names subfolders that have one.
+    """
+    with translated(folder, "cannot read"):
+        found = models_in(folder)
+        if len(found) != 1 and isinstance(folder, VirtualPath):
+            refuse_choice(folder)
+    if len(found) != 1:
+        if any(map(numbered, found)):
+            raise ConvertError(
+                f"{folder}: holds shards ({examples(path.name for path in found)}) and no index; "
+                "download the *.safetensors.index.json that lists them"
+            )
+        what = "*.safetensors.index.json or *.safetensors files"
+        where = f"; it has {examples(path.name for path in found)}; give one by name"
+        where = where if found else where_models_are(folder)
+        raise ConvertError(f"{folder}: holds {len(found) or 'no'} {what}{where}")
+    return found[0]
+
+
+def refuse_choice(folder: VirtualPath) -> None:
+    """Raise ConvertError with a line for each model in a folder or below it, if there are any."""
+    folders, found = [folder], []
+    for one in folders:
+        folders += [path for path in one.iterdir() if path.is_dir()]
+        found += models_in(one)
+    if found:
+        what = f"{folder}: holds {len(found):,} models, or parts of some; give one of them:"
+        raise ConvertError(what, *(f"{path} ({size_told(path)})" for path in found))
+
+
+def size_told(path: Path) -> str:
+    """Tell how large a single file is, or the shards that an index lists by its own name."""
+    if not INDEX_NAME.fullmatch(path.name):
+        return gigabytes(path.stat().st_size)
+    stem = re.split(r"\.(?:safetensors|sft)", path.name, flags=re.IGNORECASE)[0]
+    beside = (one for one in path.parent.iterdir() if one.suffix.lower() in MODEL_SUFFIXES)
+    shards = [one.stat().st_size for one in beside if one.name.startswith(stem)]
+    return f"{gigabytes(sum(shards))} in {len(shards):,} shards"
+
+
+def where_models_are(folder: Path) -> str:
+    """Tell which subfolders hold a model, the diffusion model's alone in a pipeline of diffusers.
+
+    Returns the end of a message, which asks for a file by name where there are none.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            with contextlib.suppress(OSError):
+                found += [path.name] if path.is_dir() and models_in(path) else []
+    found = [name for name in found if DIFFUSION_FOLDER.fullmatch(name)] or found
+    return f"; give its subfolder {examples(found)}" if found else "; give one by name"
+
+
+def read_index(index: Path) -> dict[str, set[str]]:
+    """Read an index's weight_map: {shard: the names of the tensors listed in it}.
+
+    Shards are sorted by name. Raises ConvertError where the map is malformed or too large, or a
+    shard's name leads out of the index's folder: a downloaded index must not make this program read
+    other files of the machine.
+    """
+    weight_map = load_json(index, "index").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(shard, str) for shard in weight_map.values()
+    ):
+        raise ConvertError(f"{index}: has no weight_map of tensor names to file names")
+    # Sorted, so that the order of tensors does not depend on how the index was written.
+    shards = {shard: set() for shard in sorted(set(weight_map.values()))}
+    if len(shards) > MAX_SHARDS or len(weight_map) > MAX_TENSORS:
+        sizes = f"{len(weight_map):,} tensors in {len(shards):,} shards"
+        raise ConvertError(f"{index}: has {sizes}; {MAX_TENSORS:,} in {MAX_SHARDS:,} are read")
+    for shard in shards:
+        if reason := leads_outside(index, shard):
+            raise ConvertError(f"{index}: shard {shard[:EXCERPT]!r} {reason}")
+    for name, shard in weight_map.items():
+        shards[shard].add(name)
+    return shards
+
+
+def open_shards(index: Path) -> Model:
+    """Read every shard's header, and check it both ways against the index's weight_map.
+
+    A tensor that is listed has to be in its shard, and one that is in a shard has to be listed.
+    Raises ConvertError with the problems of all shards, so that all missing files are told at once.
+    """
+    shards = read_index(index)
+    # A problem of one shard is collected, and the next one is read.
+    headers, problems = {}, []
+    for shard in shards:
+        path = index.parent / shard
+        try:
+            if not exists(path):
+                raise ConvertError(f"{path}: is missing, but {index.name} lists it; download it")
+            headers[shard] = read_header(path)
+        except ConvertError as error:
+            problems += error.problems
+    for shard, (tensors, _) in headers.items():
+        if missing := shards[shard] - tensors.keys():
+            problems.append(f"{index.parent / shard}: the index lists {examples(missing)} in it")
+        if unlisted := tensors.keys() - shards[shard]:
+            problems.append(f"{index}: has no entry for {examples(unlisted)} of {shard}")
+    if problems:
+        raise ConvertError(*problems)
+    merged = {name: ref for tensors, _ in headers.values() for name, ref in tensors.items()}
+    files = (index, *(index.parent / shard for shard in shards))
+    metadata = merge_metadata([metadata for _, metadata in headers.values()])
+    return Model(tensors=merged, metadata=metadata, files=files)
+
+
+def leads_outside(index: Path, shard: str) -> str:
+    """Say why a shard's name, or the link of that name, leads to a file elsewhere; or "".
+
+    Hugging Face's cache has links for an index and its shards, all into one folder of blobs: the
+    folder that the index's own link leads to is allowed, too.
+    """
+    # Separators of both systems, drive letters, NUL, surrogates, and the names "", "." and "..".
+    if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard):
+        return "is not a file name in its own folder"
+    if len(shard) > MAX_FILE_NAME:
+        return f"has a name of {len(shard):,} characters"
+    path = index.parent / shard
+    try:
+        if path.is_symlink():
+            path = path.resolve(strict=True)
+            if path.parent not in (index.parent.resolve(), index.resolve().parent):
+                return f"is a link to {path}, which is not in its own folder; copy it there"
+    except (OSError, RuntimeError):
+        # The link leads nowhere or in a circle, or is too long: opening the shard will say so.
+        pass
+    return ""
+
+
+def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
+    """Merge the metadata of shards, given in order.
+
+    Where shards have different values for one key, the first one's is kept. The quantised layers in
+    `_quantization_metadata` are collected from all, as each shard lists only its own.
+    """
+    merged, layers = {}, {}
+    for metadata in shards:
+        # The right side of | wins: what is merged already stays.
+        merged = metadata | merged
+        layers |= header_layers(metadata) or {}
+    if layers:
+        merged["_quantization_metadata"] = json.dumps({"layers": layers})
+    return merged
+
+
+def header_layers(metadata: dict[str, str]) -> dict | None:
+    """Read the layers that a header's metadata configures: {layer: configuration}.
+
+    They are JSON in `_quantization_metadata`, where ComfyUI looks for them. Returns {} if the
+    header has none, and None if they cannot be read; configurations themselves are not checked.
+    """
+    text = metadata.get("_quantization_metadata", '{"layers": {}}')
+    try:
+        layers = parse_json(text)["layers"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return layers if isinstance(layers, dict) else None
+
+
+def file_bytes(model: Model) -> int:
+    """Add up the sizes of a model's safetensors files, headers included and the index left out."""
+    return sum(path.stat().st_size for path in model.files if path.suffix.lower() != ".json")
+
+
+# ── nvfp4/numeric/dtypes.py: Name the torch dtypes of tensors in safetensors files ────────────────
+
+# Only dtypes that a conversion computes with; tensors of others are copied as bytes, untyped.
+TORCH_DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F64": torch.float64,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}
+
+
+# ── nvfp4/numeric/lora.py: Compute what a LoRA, LoHa, LoKr or DoRA adds to a weight ───────────────
+
+def lora_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """Multiply the factors of a LoRA, up x down.
+
+    parts: `up` [N, r, ...] and `down` [r, K, ...], float32; a convolution may keep its kernel in a
+    third factor `mid` (LoCon's CP decomposition). Returns the change as [N, K * kernel], and the
+    rank r that `alpha` is divided by.
+    """
+    up, down = parts["up"], parts["down"]
+    rank = down.shape[0]
+    if "mid" in parts:
+        down = torch.einsum("mn...,nj->mj...", parts["mid"], down.flatten(1))
+    return up.flatten(1) @ down.flatten(1), rank
+
+
+def product(parts: dict[str, torch.Tensor], which: int) -> tuple[torch.Tensor, int | None]:
+    """Make one of the two matrices that LoHa and LoKr combine.
+
+    parts: either `w1` (`w2`) whole, or its factors `w1_a` [m, r] and `w1_b` [r, n], with a core
+    tensor `t1` for convolutions. which: 1 or 2. Returns the matrix, and its rank, None if it is
+    stored whole.
+    """
+    if (whole := parts.get(f"w{which}")) is not None:
+        return whole, None
+    a, b, core = parts[f"w{which}_a"], parts[f"w{which}_b"], parts.get(f"t{which}")
+    whole = a @ b if core is None else torch.einsum("ij...,jr,ip->pr...", core, b, a)
+    # torch.kron refuses the strides that einsum leaves.
+    return whole.contiguous(), b.shape[0]
+
+
+def loha_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """Multiply the two low-rank products of a LoHa element by element.
+
+    parts: float32 factors as `product` takes them, both products of the weight's shape. Returns the
+    change and the rank of the first product, which `alpha` is divided by.
+    """
+    (first, rank), (second, _) = product(parts, 1), product(parts, 2)
+    return first * second, rank
+
+
+def lokr_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int | None]:
+    """Form the Kronecker product of the two matrices of a LoKr.
+
+    parts: float32 factors as `product` takes them; the second holds a convolution's kernel, if
+    there is one. Returns the change and the second one's rank, else the first one's; it is None if
+    both are stored whole, where ComfyUI leaves `alpha` out.
+    """
+    (first, first_rank), (second, rank) = product(parts, 1), product(parts, 2)
+    # A plain matrix gets kernel dimensions of 1, as the Kronecker product needs equal dimensions.
+    first = first.reshape(first.shape + (1,) * (second.ndim - first.ndim))
+    return torch.kron(first, second), rank or first_rank
+
+
+# A patch's kind, as the names in a LoRA file tell it, and what makes a change and a rank of its
+# parts. "diff" and "set" hold a whole tensor, which is added, or takes the weight's place.
+CHANGES = {
+    "lora": lora_change,
+    "loha": loha_change,
+    "lokr": lokr_change,
+    "diff": lambda parts: (parts["diff"], None),
+    "set": lambda parts: (parts["set_weight"], None),
+}
+
+
+def dora(weight: torch.Tensor, merged: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Scale each row or column of a merged weight to the length that was trained for it.
+
+    weight: before merging; merged: after it, same shape [N, K, ...], float32; scale: `dora_scale`,
+    a length for each of N rows, else for each of K columns. As in ComfyUI, the lengths divided by
+    are those of the unmerged rows, but of the merged columns.
+    """
+    # ComfyUI tells rows from columns by this first dimension alone, square weights included.
+    if scale.shape[0] == weight.shape[0]:
+        length = weight.flatten(1).norm(dim=1)
+        length = length.reshape(-1, *[1] * (weight.ndim - 1))
+    else:
+        length = merged.transpose(0, 1).flatten(1).norm(dim=1)
+        length = length.reshape(1, -1, *[1] * (weight.ndim - 2))
+    # Float32's epsilon keeps rows of zeros from being divided by 0, as in ComfyUI.
+    return merged * (scale.reshape(length.shape) / (length + torch.finfo(torch.float32).eps))
+
+
+def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) -> None:
+    """Add one patch to a weight in place: weight[rows] += strength * alpha / rank * change.
+
+    patch: its kind, strength, rows, and whether the halves of the change are swapped; parts: its
+    tensors in float32, `alpha` and `dora_scale` included; weight: float32, the whole tensor. A
+    patch of kind "set" replaces the rows instead. Raises ValueError, or torch's RuntimeError, where
+    the change does not fit the weight.
+    """
+    weight = weight[patch.rows]
+    change, rank = CHANGES[patch.kind](parts)
+    if change.shape[:1] != weight.shape[:1] or rank == 0:
+        # Reshape alone would accept a transposed change of the same number of elements.
+        raise ValueError(change.shape)
+    change = change.reshape(weight.shape)
+    if patch.swapped:
+        change = torch.cat(change.chunk(2)[::-1])
+    if patch.kind == "set":
+        weight.copy_(change)
+        return
+    if "alpha" in parts and rank is not None:
+        change = change * (parts["alpha"].reshape(()) / rank)
+    elif patch.scale != 1:
+        change = change * patch.scale
+    if "dora_scale" in parts and patch.kind != "diff":
+        # The strength applies to the rescaled weight's difference, not to the LoRA's own change.
+        change = dora(weight, weight + change, parts["dora_scale"]) - weight
+    weight.add_(change, alpha=patch.strength)
+
+
+# ── nvfp4/read/tensors.py: Read tensors: quantised weights decoded, LoRAs merged ──────────────────
+
+# Where layers are compared, this many rows stand for a weight, in 8 stripes spread over its height,
+# so that fused layers show all of their parts.
+STUDIED_ROWS, STRIPES = 256, 8
+
+
+def fill(ref: TensorRef, begin: int, view: memoryview, file: BinaryIO | None = None) -> None:
+    """Read bytes of a tensor from the disk into memory.
+
+    Fills all of `view` from the tensor's byte `begin` on. `file` is the tensor's file, if it is
+    open already; it is moved, but not closed. Raises ConvertError where the file cannot be read, or
+    ends inside the tensor, which its header excludes: it was changed meanwhile.
+    """
+    with (
+        translated(ref.path, f"cannot read {ref.name}"),
+        contextlib.nullcontext(file) if file else ref.path.open("rb", buffering=0) as file,
+    ):
+        file.seek(ref.begin + begin)
+        # readinto may give less than was asked for, and gives 0 only at the file's end.
+        filled = 0
+        while filled < len(view) and (count := file.readinto(view[filled:])):
+            filled += count
+    if filled < len(view):
+        raise ConvertError(f"{ref.path}: ended inside {ref.name}; {CHANGED_UNDER_WAY}")
+
+
+def load_bytes(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
+    """Load a whole tensor of any dtype as its stored bytes: uint8 [nbytes], on the CPU."""
+    data = torch.empty(ref.nbytes, dtype=torch.uint8)
+    fill(ref, 0, memoryview(data.numpy()), file)
+    return data
+
+
+def load(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
+    """Load a whole tensor as it is stored, in its own dtype and shape, on the CPU.
+
+    `file` is the tensor's file, if it is open already. Raises KeyError for a dtype that is not in
+    TORCH_DTYPES.
+    """
+    return load_bytes(ref, file).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
+
+
+def load_part(ref: TensorRef) -> torch.Tensor:
+    """Load a whole part of a quantised layer: uint8 where torch has no dtype for it, as E8M0."""
+    return load(ref) if ref.dtype in TORCH_DTYPES else load_bytes(ref).view(ref.shape)
+
+
+def load_weight(ref: TensorRef) -> torch.Tensor:
+    """Read a whole tensor: codes decoded and LoRAs merged, the values that are quantised.
+
+    Returns float32 where it was decoded or patched, else the stored dtype. Raises ConvertError as
+    `changed` does.
+    """
+    return changed(ref, load(ref)) if ref.is_changed else load(ref)
+
+
+def changed(ref: TensorRef, data: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """Decode a stored tensor and merge LoRAs into it: float32 of the shape of `data`.
+
+    data: the tensor `ref` as it is stored, in any shape. Rows of it from the row `first` on suffice
+    if there are no patches, which are merged into the whole only. Raises ConvertError where codes
+    are no finite numbers, or where merging makes NaN or Inf.
+    """
+    if ref.coding is not None:
+        if has_no_number(data):
+            raise ConvertError(f"{ref.path}: {ref.name} holds NaN: the file is damaged")
+        data = decoded(ref, data, first)
+    if not ref.patches:
+        return data
+    data = data.float().view(ref.shape)
+    for patch in ref.patches:
+        # The parts of one patch at a time are in memory.
+        merge(patch, {part: load(other).float() for part, other in patch.parts.items()}, data)
+        if not data.isfinite().all():
+            lora = next(iter(patch.parts.values())).path
+            raise ConvertError(
+                f"{lora}: {ref.name} holds NaN or Inf after it is merged: the LoRA or the model "
+                "is damaged, or its strength too large"
+            )
+    return data
+
+
+def decoded(ref: TensorRef, codes: torch.Tensor, first: int) -> torch.Tensor:
+    """Decode rows of a tensor by its format: float32 of the shape of `codes`.
+
+    codes: as they are stored; first: the row of the tensor that they begin with. One scale takes
+    any part of a tensor, several take whole rows; these are read from the disk once more.
+    """
+    form = format_titled(ref.coding.title)
+    if ref.coding.scale is not None:
+        return form.decode(codes, torch.tensor(ref.coding.scale))
+    by_rows, scale = coded_scales(ref, ref.coding)
+    rows = codes.view(-1, *ref.shape[1:])
+    some = (part[first : first + len(rows)] for part in by_rows)
+    return form.decode(rows, *some, scale).view(codes.shape)
+
+
+def coded_scales(ref: TensorRef, coding: Coding) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Read the scales of a quantised weight as its format's decoder takes them.
+
+    Returns those that go by rows, for all rows of the weight, and the one scale, a float32 scalar.
+    """
+    # The decoder's parts are made of the scales alone; of the codes, only their shape counts.
+    codes = torch.empty(ref.shape, dtype=TORCH_DTYPES[ref.dtype], device="meta")
+    scales = {suffix: load_part(part) for suffix, part in coding.parts.items()}
+    (_, *by_rows), scale = format_titled(coding.title).unpack({"weight": codes} | scales)
+    return by_rows, scale
+
+
+def load_some_rows(ref: TensorRef) -> torch.Tensor:
+    """Read a sample of a weight's rows: [min(N, STUDIED_ROWS), K] of [N, K].
+
+    A weight of more rows gives as many from each of STRIPES places, evenly spread, the first and
+    last rows among them. Only these are read from the disk, unless the weight is patched. The dtype
+    is that of `load_weight`; the result is the same in every run.
+    """
+    height, (count, columns) = STUDIED_ROWS // STRIPES, ref.shape
+    if count <= STUDIED_ROWS:
+        return load_weight(ref)
+    # DoRA scales rows and columns by their lengths, so that a patch needs the whole weight.
+    if ref.patches:
+        weight, steps = load_weight(ref), range(STRIPES)
+        begins = (index * (count - height) // (STRIPES - 1) for index in steps)
+        return torch.cat([weight[begin : begin + height] for begin in begins])
+    row, stripes = ref.nbytes // count, []
+    for index in range(STRIPES):
+        # From 0 for the first stripe to count - height for the last, which ends with the weight.
+        begin = index * (count - height) // (STRIPES - 1)
+        data = torch.empty(height * row, dtype=torch.uint8)
+        fill(ref, begin * row, memoryview(data.numpy()))
+        stored = data.view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
+        stripes.append(changed(ref, stored, begin) if ref.is_changed else stored)
+    return torch.cat(stripes)
+
+
+# ── nvfp4/guides/recording.py: Read what the ComfyUI recorder wrote: figures and statistics of laye
+
+# Largest channels and sampled rows of a layer. A file may be a hole of any size, which takes no
+# disk and would take all memory when it is read.
+MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16
+# Largest count in a bin of a histogram: sums over bins and recordings then fit 64 bits.
+MAX_CALLS = 1 << 50
+# The `format` in the header of a recording, beside a version.
+RECORDING_FORMAT = "nvfp4_recording"
+# What a recording has of every layer, with safetensors dtypes.
+RECORDING_PARTS = {
+    "tokens": "I64",
+    "absmax": "F32",
+    "block_histogram": "I64",
+    "quantisation": "F64",
+}
+# What it has besides of each distinct input, if second moments were recorded; the order is that of
+# the TensorRefs in a Moments.
+MOMENT_PARTS = {
+    "moment_tokens": "I64",
+    "first_moment": "F64",
+    "rows": "BF16",
+    "second_moment": "BF16",
+    "second_moment_low": "U8",
+    "absmax": "F32",
+}
+# Rows in a strip of a second moment, as the recorder writes them.
+STRIP_ROWS = 128
+
+
+def read_recording(path: Path) -> dict[str, Recorded]:
+    """Read {bare layer: Recorded} from a file that the ComfyUI node in calib/ wrote.
+
+    Raises ConvertError where it is damaged, is no recording, or has layers that saw NaN or
+    infinities, whose figures mean nothing.
+    """
+    with opened(path) as file:
+        return parse_recording(path, file)
+
+
+def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
+    """Check an open recording, and take every layer's figures from it; raises ConvertError."""
+    tensors, metadata = parse_header(path, file)
+    if (metadata.get("format"), metadata.get("version")) != (RECORDING_FORMAT, "1"):
+        raise ConvertError(f"{path}: is no recording (version 1) of the NVFP4 Calibration Recorder")
+    layers = defaultdict(dict)
+    for ref in tensors.values():
+        layer, _, part = ref.name.rpartition(".")
+        layers[layer][part] = ref
+    moments = read_moments(path, file, metadata, layers)
+    found = []
+    for layer, parts in layers.items():
+        wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
+        if wrong:
+            raise ConvertError(f"{path}: layer {layer}: {', '.join(wrong)} missing or malformed")
+        # Loaded only now, as a damaged tensor may announce any size.
+        error, energy = load(parts["quantisation"], file).tolist()
+        amax = float(load(parts["absmax"], file).max())
+        counts = load(parts["block_histogram"], file).numpy()
+        sums = read_sums(parts, file)
+        means = (sums.squares, float(np.abs(sums.total).max())) if sums else ()
+        if not all(map(is_figure, (amax, error, energy, *means))):
+            raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
+        if not ((counts >= 0) & (counts < MAX_CALLS)).all():
+            raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
+        recorded = Recorded(
+            amax=amax,
+            channels=math.prod(parts["absmax"].shape),
+            block_histogram=counts,
+            error=error,
+            energy=energy,
+            moments=moments.get(layer),
+            sums=sums,
+            is_modelled=metadata.get("inputs_are") == "modelled",
+        )
+        found.append((path, {bare(unwrapped(layer)): recorded}))
+    # A layer that was recorded compiled and then not has two names in the file: they add up.
+    return add_recordings(found)
+
+
+def read_sums(parts: dict[str, TensorRef], file: BinaryIO) -> Sums | None:
+    """Read the sums over a layer's rows, by the layer's parts; None where there are none.
+
+    The recorder writes them with second moments or without.
+    """
+    shape = parts["absmax"].shape
+    refs = [parts[name] for name in ("sum", "sum_of_squares") if is_part(parts, name, "F64")]
+    tokens = int(load(parts["tokens"], file))
+    if len(refs) < 2 or any(ref.shape != shape for ref in refs) or tokens <= 0:
+        return None
+    total, squares = (load(ref, file).numpy().ravel() for ref in refs)
+    return Sums(tokens, total, float(squares.sum()))
+
+
+def read_moments(
+    path: Path, file: BinaryIO, metadata: dict[str, str], layers: dict[str, dict[str, TensorRef]]
+) -> dict[str, Moments]:
+    """Return {layer: Moments}, where the statistics of each layer's input lie in the file.
+
+    Layers with the same input share one entry, by the list `inputs` in the file's metadata. Raises
+    ConvertError where that list is damaged, or a tensor is not as the recorder writes it.
+    """
+    try:
+        shared = json.loads(metadata.get("inputs", "{}")).items()
+    except (ValueError, RecursionError, AttributeError):
+        raise ConvertError(f"{path}: its list of inputs is damaged") from None
+    found = {}
+    # The recorder stores the moments of one input with the first layer that has it.
+    for layer, first in shared:
+        # The list is untrusted: `first` may be of any type, or name a layer that is not there.
+        parts = layers.get(first, {}) if isinstance(first, str) else {}
+        refs = tuple(parts[part] for part in MOMENT_PARTS if part in parts)
+        channels = parts["absmax"].shape if "absmax" in parts else ()
+        own = layers.get(layer, {})
+        if not (are_moments(refs, channels, own) and are_finite(refs, file)):
+            raise ConvertError(f"{path}: the second moments of layer {layer} are damaged")
+        found[layer] = Moments(recordings=(refs,))
+    return found
+
+
+def are_moments(
+    refs: tuple[TensorRef, ...], channels: tuple[int, ...], layer: dict[str, TensorRef]
+) -> bool:
+    """Tell whether `refs` are MOMENT_PARTS of an input, with the shapes that `channels` ask for.
+
+    `layer` are the parts of the layer that uses them, whose `absmax` must have the same channels.
+    """
+    if len(refs) < len(MOMENT_PARTS) or len(channels) != 1:
+        return False
+    if "absmax" not in layer or layer["absmax"].shape != channels or math.prod(refs[0].shape) != 1:
+        return False
+    _, first, rows, upper, lower, _ = (ref.shape for ref in refs)
+    packed = (sum(height * width for height, width in strip_shapes(*channels)),)
+    return (
+        [ref.dtype for ref in refs] == [*MOMENT_PARTS.values()]
+        and (first, rows[1:], upper, lower) == (channels, channels, packed, packed)
+        and 0 < rows[0] <= MAX_ROWS
+    )
+
+
+def are_finite(refs: tuple[TensorRef, ...], file: BinaryIO) -> bool:
+    """Tell whether moments are of at least one token, and their rows are finite.
+
+    The large sums are not read here; `load_statistics` checks them when it does.
+    """
+    return int(load(refs[0], file)) > 0 and bool(load(refs[2], file).isfinite().all())
+
+
+def strip_shapes(channels: int) -> list[tuple[int, int]]:
+    """List (rows, columns) of the strips of a recorded second moment [K, K].
+
+    Only its upper half is stored, as it is symmetric: strip i has STRIP_ROWS rows, from the
+    diagonal's column on.
+    """
+    starts = range(0, channels, STRIP_ROWS)
+    return [(min(STRIP_ROWS, channels - start), channels - start) for start in starts]
+
+
+def load_statistics(moments: Moments, device: torch.device) -> Statistics:
+    """Sum up what the recordings have of an input: mean, second moment and rows of a token.
+
+    Sums are joined from their upper 16 and next 8 bits (see the recorder) and added over
+    recordings, then divided by the tokens. All tensors of the result are on `device`. Raises
+    ConvertError where they hold NaN or infinities.
+    """
+    tokens, first, packed, rows = 0, 0.0, 0.0, []
+    for refs in moments.recordings:
+        # In the order of MOMENT_PARTS, of which absmax, the last one, is not needed here.
+        count, total, some, *packing, _ = map(load, refs)
+        tokens, first = tokens + int(count), first + total
+        upper, lower = (part.to(device) for part in packing)
+        # float32 from its upper 16 bits and the 8 below; the last 8 are zero.
+        bits = upper.view(torch.int16).to(torch.int32) << 16
+        packed = packed + bits.bitwise_or_(lower.to(torch.int32) << 8).view(torch.float32)
+        rows.append(some.float())
+    channels = len(first)
+    second, shapes = packed.new_empty(channels, channels), strip_shapes(channels)
+    # Divided while packed, which is half of the work; then both halves are filled from it.
+    packed = packed.div_(tokens).split([height * width for height, width in shapes])
+    for strip, (height, width) in zip(packed, shapes, strict=True):
+        begin = channels - width
+        second[begin : begin + height, begin:] = strip.view(height, width)
+        second[begin:, begin : begin + height] = strip.view(height, width).t()
+    mean, rows = (first / tokens).float(), torch.cat(rows)
+    if not (mean.isfinite().all() and second.isfinite().all()):
+        ref = moments.recordings[0][0]
+        raise ConvertError(f"{ref.path}: {ref.name} and what goes with it hold NaN or Inf")
+    return Statistics(
+        mean=mean.to(device),
+        second=second,
+        rows=rows.to(device),
+        independent=count_different(rows, tokens),
+    )
+
+
+def count_different(rows: torch.Tensor, tokens: int) -> float:
+    """Estimate how many different rows, zero ones left out, the moments are of.
+
+    `rows` [r, K] are a sample of `tokens` rows. The estimate is from how often rows of the sample
+    are equal: a prompt's text is the same at every step, and padded with zeros. At least 1.
+    """
+    filled = rows[rows.any(1)]
+    count = len(filled)
+    same = filled.unique(dim=0, return_counts=True)[1].double() if count else torch.zeros(1)
+    # Of n different rows that are equally likely, a pair is equal with a chance of 1 / n.
+    pairs = float((same * (same - 1)).sum())
+    # No more than the rows that are not zero, by their share of the sample.
+    return max(
+        min(tokens * count / len(rows), count * (count - 1) / pairs if pairs else math.inf), 1.0
+    )
+
+
+def read_recordings(paths: Iterable[Path]) -> dict[str, Recorded]:
+    """Read {bare layer: Recorded} of all recordings together. Raises ConvertError."""
+    return add_recordings((path, read_recording(path)) for path in paths)
+
+
+def add_recordings(recordings: Iterable[tuple[Path, dict[str, Recorded]]]) -> dict[str, Recorded]:
+    """Add up what was read from several files: {bare layer: Recorded}.
+
+    Raises ConvertError where a layer has other columns in one file than in another.
+    """
+    found: dict[str, Recorded] = {}
+    for path, layers in recordings:
+        for layer, recorded in layers.items():
+            # A layer of equal name and other columns is of another model.
+            if layer in found and found[layer].channels != recorded.channels:
+                raise ConvertError(f"{path}: layer {layer} has other columns than in the others")
+            found[layer] = found[layer] + recorded if layer in found else recorded
+    return found
+
+
+def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
+    """Tell whether a recording has a tensor of a layer as it must be.
+
+    `parts` is {part: TensorRef} of the layer; the tensor must be there, of `dtype`, of the size
+    that its part has where that is fixed, and of no more than MAX_CHANNELS elements.
+    """
+    sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
+    ref = parts.get(part)
+    size = math.prod(ref.shape) if ref and len(ref.shape) < 2 else 0
+    return 0 < size <= MAX_CHANNELS and ref.dtype == dtype and size == sizes.get(part, size)
+
+
+def check_recording(recording: dict[str, Recorded], model: Model) -> None:
+    """Raise ConvertError if a recording is not of this model.
+
+    None of its layers is in the model, or layers of the same name have other numbers of columns.
+    """
+    columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
+    known = recording.keys() & columns.keys()
+    wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
+    if not known:
+        raise of_another_model("--activation-stats", it_has=recording, other_has=columns)
+    if wrong:
+        raise of_another_model(
+            "--activation-stats",
+            "layers have other columns",
+            it_has=(f"{layer} with {recording[layer].channels:,}" for layer in wrong),
+            other_has=(f"{layer} with {columns[layer]:,}" for layer in wrong),
+        )
+
+
+# ── nvfp4/logs/statistics.py: Count values in bounded memory; compute moments and percentiles ─────
+
+# Numbers that a layer collects before they are counted: a scale and an amax for each of 2,048
+# calls. Sorting fewer at a time would take longer than reading them.
+PENDING = 2 * 2048
+# Distinct values of a layer that are kept exactly; beyond these, 12 bits are kept of each.
+MOST_VALUES = 16_384
+# The same limit for one step of a layer, since there are as many tallies as steps.
+MOST_STEP_VALUES = 512
+# The bits of a float32's mantissa that folding gives up, which leaves a resolution of 2**-12.
+FOLDED_BITS = np.uint32(0x7FF)
+# Folding puts a value into the middle of those that share its other bits: at most 2**-13 off.
+HALF_FOLDED = np.uint32(0x400)
+# Values so many standard deviations from the mean are counted as outliers.
+OUTLIER = 3.0
+
+
+class Tally:
+    """Values and how often each came, in memory that is bounded.
+
+    Activations are 16-bit floats, so that amax has a few hundred distinct values however long
+    the log is. If more than `most` come all the same, all are rounded to 12 bits: 4,096 values
+    remain for each power of two that they span.
+
+    values, counts: float64 and int64 arrays of the same length, ascending; `settle` brings them up
+    to date. number: values added. least, largest: exact, whatever was rounded.
+    """
+
+    __slots__ = ("counts", "fresh", "largest", "least", "most", "number", "values", "waiting")
+
+    def __init__(self, most: int = MOST_VALUES):
+        """Begin empty; `most` is how many distinct values are kept before they are folded."""
+        self.values, self.counts = np.empty(0), np.empty(0, np.int64)
+        self.fresh: list[np.ndarray] = []
+        self.number = self.waiting = 0
+        self.most, self.least, self.largest = most, math.inf, -math.inf
+
+    def add(self, values: np.ndarray) -> None:
+        """Take values to be counted; they may wait until there are enough to sort.
+
+        values: float64 [n], n at least 1, positive and of float32's normal range.
+        """
+        self.least = min(self.least, float(values.min()))
+        self.largest = max(self.largest, float(values.max()))
+        self.fresh.append(values)
+        self.number += len(values)
+        self.waiting += len(values)
+        if self.waiting >= min(self.most, PENDING // 2):
+            self.settle()
+
+    def settle(self) -> None:
+        """Count the values that wait, and fold all of them if there are too many distinct ones.
+
+        Folding more than once does no further harm: what is folded stays where it is.
+        """
+        values = np.concatenate([self.values, *self.fresh])
+        counts = np.concatenate([self.counts, np.ones(self.waiting, np.int64)])
+        self.fresh, self.waiting = [], 0
+        self.values, self.counts = merged(values, counts)
+        if len(self.values) > self.most:
+            self.values, self.counts = merged(folded(self.values), self.counts)
+
+
+def merged(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sort values and sum the counts of equal ones.
+
+    values: float64 [n], counts: int64 [n], n at least 1. Returns the distinct values in ascending
+    order and the count of each.
+    """
+    # A stable sort is quick on what is sorted already, as the kept values are.
+    order = np.argsort(values, kind="stable")
+    values, counts = values[order], counts[order]
+    # Where a value differs from the one before it, its run begins.
+    first = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+    return values[first], np.add.reduceat(counts, first)
+
+
+def folded(values: np.ndarray) -> np.ndarray:
+    """Round positive float64 values to 12 bits of mantissa; what is rounded already stays.
+
+    The values have to be of float32's normal range; the result is at most 2**-13 of each off.
+    """
+    bits = values.astype(np.float32).view(np.uint32)
+    return (bits & ~FOLDED_BITS | HALF_FOLDED).view(np.float32).astype(np.float64)
+
+
+def tally_figures(tally: Tally, percentiles: Iterable[float]) -> dict[str, float | None]:
+    """Compute the figures of a tally that has one value at least, six digits of each.
+
+    Returns min, max, mean, std (of a population), kurtosis (excess; None where all values are
+    equal), outlier_frac_3std (the share beyond 3 std), and p50, p99_9 ... for the percentiles.
+    """
+    tally.settle()
+    # Folding has moved the ends, too; the exact ones are known, and nothing lies beyond them.
+    values, counts = np.clip(tally.values, tally.least, tally.largest), tally.counts
+    number = tally.number
+    # The first value is the origin: of equal values, the deviation has to be 0 and not a rounding.
+    mean = values[0] + ((values - values[0]) * counts).sum() / number
+    deviation = values - mean
+    std = math.sqrt((deviation**2 * counts).sum() / number)
+    # Equal values have no kurtosis, and dividing by their deviation would warn.
+    kurtosis = None
+    if std:
+        kurtosis = rounded(float(((deviation / std) ** 4 * counts).sum() / number - 3))
+    found = {
+        "min": tally.least,
+        "max": tally.largest,
+        "mean": float(mean),
+        "std": std,
+        "kurtosis": kurtosis,
+        "outlier_frac_3std": int(counts[abs(deviation) > OUTLIER * std].sum()) / number,
+    }
+    found |= zip(
+        map(percentile_key, percentiles), quantiles(values, counts, percentiles), strict=True
+    )
+    return {key: rounded(value) for key, value in found.items()}
+
+
+def quantiles(values: np.ndarray, counts: np.ndarray, percentiles: Iterable[float]) -> list[float]:
+    """Compute percentiles of counted values as numpy's default does, linear between neighbours.
+
+    values: float64 [n], ascending; counts: int64 [n]; percentiles: from 0 to 100. The neighbours
+    are those in rank, so that nothing of the length of the log is made.
+    """
+    # The value of rank r is the first one whose counts, summed up, exceed r.
+    ends = np.cumsum(counts)
+    ranks = (ends[-1] - 1) * np.asarray(tuple(percentiles)) / 100
+    below = np.floor(ranks)
+    left, right = (
+        values[np.searchsorted(ends, np.minimum(rank, ends[-1] - 1), side="right")]
+        for rank in (below, below + 1)
+    )
+    return (left + (right - left) * (ranks - below)).tolist()
+
+
+# ── nvfp4/logs/series.py: Collect the calls of one layer, and count lines that are left out ───────
+
+# Scales and amax are measured in float32, so that what is outside of its normal range is damage.
+LEAST, MOST = map(float, (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+
+
+class ZeroInputError(ValueError):
+    """A call whose input was all zeros, such as an empty prompt's.
+
+    There is no scale to learn from it, but it is no damage either: such calls are counted apart
+    from malformed lines.
+    """
+
+
+class Series:
+    """Collect all calls of one layer: tallies of its scales and amax, and of its scales by step.
+
+    calls: how many are counted; those that are pending come with `settle`.
+    kinds: the (format, mode) pairs that its lines had.
+    scale, amax: tallies over all calls; steps: a tally of scales for each step of a run.
+    """
+
+    # A log may have 20,000 layers: without slots, each would carry a dict.
+    __slots__ = ("amax", "calls", "choice", "kinds", "pending", "scale", "steps")
+
+    def __init__(self, choice: LineChoice):
+        """Begin without calls; `choice` tells how many steps a run has, and calls a step."""
+        self.choice, self.calls = choice, 0
+        self.kinds: set[tuple[str, str]] = set()
+        self.scale, self.amax, self.pending = Tally(), Tally(), array("d")
+        self.steps = [Tally(MOST_STEP_VALUES) for _ in range(choice.steps)]
+
+    def add(self, scale: bytes, amax: bytes) -> None:
+        """Count a call from the text of its two numbers.
+
+        scale, amax: as the line has them, in bytes. Raises ZeroInputError where both are 0, and
+        ValueError for what is no number, not positive, or beyond float32's normal range. The
+        numbers are pending until there are PENDING of them.
+        """
+        numbers = float(scale), float(amax)
+        # An empty prompt gives such inputs; their scale is 0, too.
+        if numbers == (0, 0):
+            raise ZeroInputError
+        # NaN fails every comparison, so it is refused here as well.
+        if not (LEAST <= numbers[0] <= MOST and LEAST <= numbers[1] <= MOST):
+            raise ValueError("scale and amax must be positive and finite")
+        self.pending.extend(numbers)
+        if len(self.pending) >= PENDING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Count the calls that are pending, each at its step.
+
+        A layer's calls come in the order of steps: `passes` of them for one step, and after the
+        last step the first again. It is called when enough are pending, and once before the figures
+        are read.
+        """
+        if not self.pending:
+            return
+        # The pending numbers are pairs, one after the other.
+        scales, amaxs = np.array(self.pending).reshape(-1, 2).T
+        self.pending = array("d")
+        self.scale.add(scales)
+        self.amax.add(amaxs)
+        if self.steps:
+            # Numbers of the calls within the layer: files that are given together go on from one
+            # another.
+            calls = self.calls + np.arange(len(scales))
+            step = calls // self.choice.passes % self.choice.steps
+            for index in np.unique(step):
+                self.steps[index].add(scales[step == index])
+        self.calls += len(scales)
+
+
+@dataclass(slots=True, kw_only=True)
+class LeftOut:
+    """Stand in a layer's place for lines that --format or --mode leave out, and count them.
+
+    counts: of the log, by (format, mode), which it adds to.
+    kind: the pair that these lines have.
+    """
+
+    counts: Counter[tuple[str, str]]
+    kind: tuple[str, str]
+
+    def add(self, scale: bytes, amax: bytes) -> None:  # noqa: ARG002 (what Series.add takes)
+        """Count a line, whatever its numbers are.
+
+        It takes what `Series.add` takes, so that the loop over lines need not ask which of the two
+        it has.
+        """
+        self.counts[self.kind] += 1
+
+
+# ── nvfp4/logs/reading.py: Read calibration logs, plain or compressed: a line for each call ───────
+
+# What unpacks a log, by the suffix of its file; any other log is plain text.
+OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+# Bytes of a log that are read at once: some thousand lines.
+LOG_CHUNK = 1 << 20
+# Bytes of a line at most: a file without line ends would otherwise fill the memory.
+LONGEST_LINE = 1 << 16
+# Characters of a malformed line that are shown.
+SHOWN_TEXT = 80
+# Layers of a log at most, as each costs some kilobytes; the largest models have some thousand.
+MOST_LAYERS = 20_000
+# A file whose first lines are malformed, so many and without exception, is no log.
+MOST_MALFORMED = 100_000
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn the errors of reading a log into a ConvertError of one line.
+
+    path: the log, for the message. Besides OSError these are the errors of damaged archives: they
+    have no error number, so that each kind is named here, and the message advises to unpack what is
+    left.
+    """
+    try:
+        with translated(path, "cannot read the log"):
+            yield
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        problem = f"the compressed log is damaged or cut off: {error}; unpack what is left of it"
+        raise ConvertError(f"{path}: {problem}") from error
+    except ValueError as error:
+        raise ConvertError(f"{path}: cannot read the log: {error}") from error
+
+
+def utf8_chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Yield a log's text in UTF-8, LOG_CHUNK bytes of the file at a time.
+
+    A log that begins with a byte order mark of UTF-16, as PowerShell 5.1 writes, is brought to
+    UTF-8. Raises ValueError for UTF-16 without a mark, or with damage; other bytes pass through.
+    """
+    chunk = file.read(LOG_CHUNK)
+    encoding = encoding_of(chunk)
+    decoder = codecs.getincrementaldecoder(encoding)()
+    while chunk:
+        yield chunk if encoding in ("utf-8", UTF8_MARKED) else decoder.decode(chunk).encode()
+        chunk = file.read(LOG_CHUNK)
+
+
+def line_feeds(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Bring all line ends of a text to line feeds: Windows', and lone carriage returns.
+
+    These end the lines of old Macs, and of what a terminal wrote over. chunks: a text in UTF-8, cut
+    anywhere.
+    """
+    held = b""
+    for chunk in chunks:
+        text = held + chunk
+        # A carriage return at the end of a chunk may have its line feed in the next one.
+        held = b"\r" if text.endswith(b"\r") else b""
+        yield text.removesuffix(held).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if held:
+        yield b"\n"
+
+
+def read_lines(log: Log) -> Iterator[list[bytes]]:
+    """Yield the complete lines of a log, some thousand at a time, without their ends.
+
+    log: what is read and where it is noted, in `log.incomplete`, that the last line has no end;
+    that line is not yielded. Progress is shown, in bytes of the file as it lies on the disk. Raises
+    ConvertError for what cannot be read, for a pointer or a web page in the log's place, and for a
+    line longer than LONGEST_LINE.
+    """
+    rest = b""
+    with readable(log.path), log.path.open("rb") as raw:
+        refuse_foreign(log.path, raw.peek(TELLING_BYTES))
+        refuse_models(log.path, raw.peek(TELLING_BYTES))
+        opener: Callable = OPENERS.get(log.path.suffix.lower(), lambda file, _: file)
+        file: BinaryIO = opener(raw, "rb")
+        name, nbytes = printable(log.path.name), log.path.stat().st_size
+        with progress_bar(name, nbytes) as bar:
+            for chunk in line_feeds(utf8_chunks(file)):
+                *lines, rest = (rest + chunk).split(b"\n")
+                if len(rest) > LONGEST_LINE:
+                    problem = f"is no log: line {log.lines + len(lines) + 1} does not end"
+                    raise ConvertError(f"{log.path}: {problem}")
+                yield lines
+                # Bytes of the file, packed or not: how many are unpacked is not known before.
+                bar.done = raw.tell()
+    log.incomplete = bool(rest)
+
+
+def read_log(path: Path, choice: LineChoice, found: dict[str, Series]) -> Log:
+    """Add the calls of a log to what was found in others before it, and count its lines.
+
+    choice: which lines count. found: {bare layer: its calls so far}, which grows.
+
+    Returns the Log, with counts of lines that were left out, malformed or of zero inputs, and the
+    first malformed ones as text. Raises ConvertError for a file that is no log, has too many
+    layers, or has no line that counts.
+    """
+    log, known = Log(path=path), {}
+    for lines in read_lines(log):
+        for number, line in enumerate(lines, start=log.lines + 1):
+            # From the right, as older logs lack the first column and shapes have no tab.
+            columns = line.rsplit(b"\t", 3)
+            try:
+                # All lines of a layer begin with the same bytes: these are looked at once.
+                target = known.get(columns[0])
+                if target is None:
+                    target = known[columns[0]] = open_target(columns, log, choice, found)
+                target.add(columns[1], columns[2])
+            except ZeroInputError:
+                log.zeros += 1
+            except ValueError as error:
+                log.malformed += 1
+                if log.malformed <= EXAMPLES:
+                    log.shown.append(f"{path} line {number}: {error}: {excerpt(line)}")
+                # Every line so far was malformed, and no layer was found: the file is something
+                # else.
+                elif log.malformed == number > MOST_MALFORMED:
+                    problem = f"is no log: its first {number:,} lines are malformed"
+                    raise ConvertError(f"{path}: {problem}") from error
+        log.lines += len(lines)
+    if not log.used:
+        raise ConvertError(f"{path}: {nothing_usable(log, choice)}")
+    return log
+
+
+def excerpt(line: bytes) -> str:
+    """Show the beginning of a malformed line as one printable line, tabs as \\t.
+
+    line: its bytes without the end. What is no UTF-8 is shown by replacement characters; text
+    beyond SHOWN_TEXT characters is cut off with "...".
+    """
+    text = line[: 4 * SHOWN_TEXT].decode("utf-8", "replace")
+    cut = "..." if len(text) > SHOWN_TEXT else ""
+    return one_line(text[:SHOWN_TEXT].replace("\t", "\\t")) + cut
+
+
+def open_target(
+    columns: list[bytes], log: Log, choice: LineChoice, found: dict[str, Series]
+) -> Series | LeftOut:
+    """Find where the lines of one format, mode and layer go; a new layer is added to `found`.
+
+    columns: of the first such line, split from its end: format, mode and layer in one, then scale,
+    amax and shape, all bytes. choice: which lines count.
+
+    Returns the layer's Series, or a LeftOut that only counts. Raises ValueError for a malformed
+    line, and ConvertError for a log of more than MOST_LAYERS layers.
+    """
+    if any(b"\0" in column for column in columns):
+        raise ValueError("it has zero bytes, as UTF-16 has, which PowerShell 5.1 appends by >>")
+    # Where logs were joined, marks stand at the beginning of lines.
+    head = columns[0].removeprefix(codecs.BOM_UTF8)
+    # A UnicodeDecodeError is a ValueError: a name that is no UTF-8 makes a malformed line.
+    words = head.decode().split("\t")
+    if len(columns) != 4 or len(words) not in (2, 3):
+        raise ValueError(f"{len(words) + len(columns) - 1} columns instead of 6, or 5")
+    if not columns[3].lstrip().startswith((b"(", b"[", b"torch.Size")):
+        raise ValueError("its last column is no shape")
+    kind, mode, layer = words if len(words) == 3 else (LOG_DEFAULTS["format"], *words)
+    if not all(map(is_layer_name, (kind, mode, layer))):
+        raise ValueError("a name is empty or has a space, a # or a control character")
+    # The numbers are tried before the name is taken: a damaged line's would become a layer.
+    float(columns[1]), float(columns[2])
+    if not choice.takes(kind, mode):
+        return LeftOut(counts=log.left_out, kind=(kind, mode))
+    layer = bare(unwrapped(layer))
+    series = found.get(layer) or found.setdefault(layer, Series(choice))
+    if len(found) > MOST_LAYERS:
+        raise ConvertError(f"{log.path}: is of no model: it has more than {MOST_LAYERS:,} layers")
+    series.kinds.add((kind, mode))
+    return series
+
+
+def nothing_usable(log: Log, choice: LineChoice) -> str:
+    """Tell why a log gave nothing: which lines were wanted, and what it has instead.
+
+    It is the sentence after the file's name, with the advice to choose another format or mode where
+    that is what was left out.
+    """
+    if log.malformed and log.malformed == log.lines:
+        first = log.shown[0].removeprefix(f"{log.path} ")
+        advice = "give the recorder's NAME.log"
+        if "{" in first:
+            advice += ", or --summary FILE for a summary in JSON"
+        return f"is no log: no line of it has a layer's scale, as {first}; {advice}"
+    wanted = f"no line of format {choice.format} and mode {choice.mode}"
+    has = [
+        f"{count:,} of {kind} {mode}" for (kind, mode), count in log.left_out.most_common(EXAMPLES)
+    ]
+    if log.malformed:
+        has.append(f"{log.malformed:,} malformed, as {log.shown[0].removeprefix(f'{log.path} ')}")
+    if log.incomplete:
+        has.append("a last line without its end")
+    advice = "; give --format and --mode" if log.left_out else ""
+    return f"{wanted}; it has {', '.join(has) or 'no line at all'}{advice}"
+
+
+# ── nvfp4/logs/rows.py: Make the rows of a summary from the calls of a layer, and check them ──────
+
+# Whole numbers of JSON can be larger than any float, and then cannot be compared with one.
+LARGEST = sys.float_info.max
+
+
+def layer_row(layer: str, series: Series, percentiles: Iterable[float]) -> dict:
+    """Make the row of one layer: `layer`, `count`, the figures of its scale and amax, scale_cv.
+
+    series: settled, with one call at least. percentiles: from 0 to 100, a scale_p and an amax_p
+    column each. See `tally_figures` for the other columns. Figures have six significant digits.
+    """
+    row = {"layer": layer, "count": series.calls}
+    for prefix, tally in (("scale", series.scale), ("amax", series.amax)):
+        found = tally_figures(tally, percentiles)
+        row |= {f"{prefix}_{key}": value for key, value in found.items()}
+    return with_cv(row)
+
+
+def step_rows(layer: str, series: Series, percentile: float) -> Iterator[dict]:
+    """Make one row for each step that a layer was called in: mean, maximum and one percentile.
+
+    series: settled. percentile: from 0 to 100. Steps count from 0; a step without a
+    call has no row. Yields dicts of layer, step, count, scale_mean, scale_max and such as
+    scale_p99_9.
+    """
+    key = percentile_key(percentile)
+    for step, tally in enumerate(series.steps):
+        if tally.number:
+            # Only three figures are kept of a step, as each layer has as many of these rows as a
+            # run has steps.
+            found = tally_figures(tally, [percentile])
+            kept = {f"scale_{name}": found[name] for name in ("mean", "max", key)}
+            yield {"layer": layer, "step": step, "count": tally.number} | kept
+
+
+def over_steps(rows: list[dict], percentile: float) -> dict[str, float | int]:
+    """Make the columns that tell how one percentile of a layer's scale differs between its steps.
+
+    rows: of `step_rows` for one layer, with this percentile; at least one. Returns the mean, the
+    least and the largest over the steps, and their number: scale_step_p99_9_mean and so on, as the
+    analyser that this one follows names them.
+    """
+    key = percentile_key(percentile)
+    found = [row[f"scale_{key}"] for row in rows]
+    mean = rounded(sum(found) / len(found))
+    figures = {"mean": mean, "min": min(found), "max": max(found), "steps": len(found)}
+    return {f"scale_step_{key}_{name}": figure for name, figure in figures.items()}
+
+
+def with_cv(row: dict) -> dict:
+    """Add scale_cv to a row, its standard deviation over its mean.
+
+    row: with scale_std and a positive scale_mean. It comes from the rounded figures that are
+    written, so that a log and its summary agree, and one that the row has already is replaced.
+    """
+    return row | {"scale_cv": rounded(row["scale_std"] / row["scale_mean"])}
+
+
+def without_nan(row: dict) -> dict:
+    """Put None in the place of NaN in a row: a kurtosis that one call, or equal ones, do not have.
+
+    row: of another program's summary; ours has None there, as JSON knows no NaN.
+    """
+    return {column: None if is_nan(value) else value for column, value in row.items()}
+
+
+def in_natural_order(rows: Iterable[dict]) -> list[dict]:
+    """Sort rows by the name of their layer, blocks.2 before blocks.10.
+
+    rows: dicts with a `layer`, of a summary or of its steps. Returns a new list.
+    """
+    return sorted(rows, key=lambda row: natural_key(row["layer"]))
+
+
+def is_row(row: object, needed: str) -> bool:
+    """Tell whether a value from a JSON file can be a row.
+
+    needed: the column that must be there and not negative: scale_std, or step. A row is an object
+    with a layer's name and a positive scale_mean; otherwise it has numbers or null. Infinities are
+    refused, as JSON cannot hold them, and so are true and false.
+    """
+    if not isinstance(row, dict) or not is_layer_name(row.get("layer")):
+        return False
+    # A truth value is an int for isinstance; by its type it is none.
+    numbers = {key: value for key, value in row.items() if key != "layer" and value is not None}
+    return (
+        all(
+            type(value) in (int, float) and -LARGEST <= value <= LARGEST
+            for value in numbers.values()
+        )
+        and numbers.get("scale_mean", 0) > 0
+        and numbers.get(needed, -1) >= 0
+    )
+
+
+def shared_percentiles(rows: Iterable[dict]) -> tuple[float, ...]:
+    """Find the percentiles of the scale that every row has, ascending.
+
+    rows: at least one. A column scale_p99_9 stands for 99.9; one that is empty or not positive in
+    any row is left out, as plots show it on a logarithmic axis.
+    """
+    positive = ({key for key, value in row.items() if key != "layer" and value is not None
+                 and value > 0} for row in rows)  # fmt: skip
+    found = (
+        re.fullmatch(r"scale_p(\d{1,3})(?:_(\d{1,9}))?", key) for key in set.intersection(*positive)
+    )
+    return tuple(sorted(float(f"{match[1]}.{match[2] or 0}") for match in found if match))
+
+
+# ── nvfp4/logs/summary.py: Summarise logs, read summaries again, join them with recordings ────────
+
+# Endings of logs that are no part of a model's name.
+LOG_SUFFIXES = (".log", ".tsv", ".txt", *OPENERS)
+# Pairs of format and mode that are listed as left out; a damaged log could have thousands.
+MOST_LEFT_OUT = 20
+
+
+def summarise_logs(
+    paths: Iterable[Path], choice: LineChoice, percentiles: tuple[float, ...]
+) -> LogSummary:
+    """Summarise all logs as if they were one: the calls of a layer go on from file to file.
+
+    paths: in the order in which they were recorded, if steps are asked for. choice: which lines
+    count. percentiles: ascending, from 0 to 100.
+
+    Returns a LogSummary whose notes tell what became of the lines. Raises ConvertError for a file
+    that is no log or has no line that counts.
+    """
+    found: dict[str, Series] = {}
+    # All logs fill the same dict, one after another.
+    logs = [read_log(path, choice, found) for path in paths]
+    used = {name: found[name] for name in sorted(found, key=natural_key)}
+    for series in used.values():
+        series.settle()
+    # A layer whose calls were all zeros has no figures.
+    used = {name: series for name, series in used.items() if series.calls}
+    asked = choice.step_percentile
+    of_step = percentiles[-1] if asked is None else asked
+    steps = {name: [*step_rows(name, series, of_step)] for name, series in used.items()}
+    return LogSummary(
+        format=choice.format,
+        mode=choice.mode,
+        percentiles=percentiles,
+        rows=[
+            layer_row(name, series, percentiles)
+            | ({} if asked is None else over_steps(steps[name], asked))
+            for name, series in used.items()
+        ],
+        steps=[*itertools.chain(*steps.values())],
+        notes=[*itertools.chain(*map(log_notes, logs)), *series_notes(used, choice)],
+        model=", ".join(dict.fromkeys(model_behind(log.path) for log in logs)),
+    )
+
+
+def model_behind(log: Path) -> str:
+    """Name the model that a log is of: the recorder calls the log by the model's file."""
+    while log.suffix.lower() in LOG_SUFFIXES:
+        log = log.with_suffix("")
+    return log.name
+
+
+def log_notes(log: Log) -> Iterator[Note]:
+    """Tell how many lines of a log were used, and why the others were not.
+
+    Yields the file's own line with the reasons under it, indented. Malformed lines, shown with
+    their number and beginning, and a last line without its end have notes of their own.
+    """
+    lines = [f"{log.path}: {log.lines:,} lines, {log.used:,} used"]
+    lines += [f"  left out: {count:,} of format {kind}, mode {mode}"
+              for (kind, mode), count in log.left_out.most_common(MOST_LEFT_OUT)]  # fmt: skip
+    if log.zeros:
+        lines += [f"  left out: {log.zeros:,} calls whose input was all zeros"]
+    yield Note("\n".join(lines), Rank.INFORMATION)
+    if log.malformed:
+        shown = "".join(f"\n  {one_line(text)}" for text in log.shown)
+        yield Note(f"{log.path}: left out: {log.malformed:,} malformed{shown}", Rank.WARNING)
+    if log.incomplete:
+        problem = "left out: the last line, which has no end: is the log still being written?"
+        yield Note(f"{log.path}: {problem}", Rank.NOTE)
+
+
+def series_notes(found: dict[str, Series], choice: LineChoice) -> Iterator[Note]:
+    """Tell which layers have lines of several kinds, or calls that do not fill whole runs.
+
+    found: {layer: its calls}. Lines of two formats in one layer are of two recordings; calls that
+    are no multiple of steps and passes were interrupted, and later ones are then dealt to wrong
+    steps.
+    """
+    mixed = [name for name, series in found.items() if len(series.kinds) > 1]
+    if mixed:
+        problem = "layers have lines of several formats or modes, taken together"
+        yield Note(f"{in_number(len(mixed), problem)}: {examples(mixed)}", Rank.WARNING)
+    if choice.steps:
+        whole = choice.steps * choice.passes
+        odd = [name for name, series in found.items() if series.calls % whole]
+        if odd:
+            problem = f"{len(odd)} layers' calls are no multiple of {choice.steps} steps x " \
+                      f"{choice.passes}, so that steps are mixed up"  # fmt: skip
+            yield Note(f"{problem}: {examples(odd)}", Rank.WARNING)
+
+
+def read_log_summary(path: Path) -> LogSummary:
+    """Read a summary that was made earlier, its rows in natural order.
+
+    path: of the JSON. Its percentiles are those that every row has, whatever it says itself, and
+    scale_cv is computed anew. Layers that were not measured are left out with a note; NaN elsewhere
+    stands for no figure. Raises ConvertError for a file that cannot be read, and for rows that are
+    malformed, of one layer twice, or without a percentile in common.
+    """
+    data = load_json(path, "summary")
+    rows, notes = measured_rows(path, rows_in(path, data), ("scale_mean", "scale_std"))
+    rows, steps = [*map(without_nan, rows)], data.get("steps", [])
+    for what, found, needed in (("layers", rows, "scale_std"), ("steps", steps, "step")):
+        if not isinstance(found, list) or not all(is_row(row, needed) for row in found):
+            problem = (
+                f"`{what}` must be a list of rows: a layer's name, a positive scale_mean, "
+                f"{needed}, and otherwise numbers or null"
+            )
+            raise ConvertError(f"{path}: {problem}")
+    percentiles = shared_percentiles(rows)
+    if not percentiles:
+        raise ConvertError(f"{path}: its layers have no percentile in common, like scale_p99_9")
+    return LogSummary(
+        format=str(data.get("format", LOG_DEFAULTS["format"])),
+        mode=str(data.get("mode", LOG_DEFAULTS["mode"])),
+        percentiles=percentiles,
+        rows=in_natural_order(map(with_cv, rows)),
+        steps=steps,
+        notes=notes,
+        # Older summaries do not name the model: the file's own name is the next best.
+        model=str(data.get("model", path.stem)),
+    )
+
+
+def read_errors(paths: Iterable[Path]) -> dict[str, float | None]:
+    """Read each layer's relative RMSE of its inputs in NVFP4 from recordings.
+
+    paths: .safetensors files of the recorder, which add up. Returns {bare layer: error}, rounded to
+    six digits, and None where no input had energy. Raises ConvertError for a file that is no
+    recording.
+    """
+    return {
+        layer: rounded(recorded.rel_rmse) if recorded.energy else None
+        for layer, recorded in read_recordings(paths).items()
+    }
+
+
+def with_errors(summary: LogSummary, errors: dict[str, float | None]) -> LogSummary:
+    """Add the column rel_rmse to a summary, and notes on layers that only one side has.
+
+    errors: {bare layer: relative RMSE, or None}. A layer that the recording does not have keeps the
+    error it had, or gets None. Returns a new LogSummary; the given one is not changed.
+    """
+    names = {bare(row["layer"]) for row in summary.rows}
+    rows = [
+        row | {"rel_rmse": errors.get(bare(row["layer"]), row.get("rel_rmse"))}
+        for row in summary.rows
+    ]
+    # A recorded layer without energy has no error either.
+    unmeasured = names - {name for name, error in errors.items() if error is not None}
+    notes = [
+        Note(f"{in_number(len(found), what)}: {examples(found)}", Rank.NOTE)
+        for found, what in (
+            (unmeasured, "layers have no error in the recording"),
+            (errors.keys() - names, "recorded layers are not in the log or summary"),
+        )
+        if found
+    ]
+    return dataclasses.replace(summary, rows=rows, notes=[*summary.notes, *notes])
+
+
+# ── nvfp4/logs/lists.py: Find sensitive layers by given criteria, and list them ───────────────────
+
+# Layers of a cross-attention, as --full-precision-mm-cross-attn-qkvo of the converter has them.
+CROSS_ATTENTION = FULL_PRECISION_OPTIONS["--full-precision-mm-cross-attn-qkvo"][0]
+# The layers that --cross-attn lists for each block that was measured, with a row or without.
+CROSS_ATTENTION_PARTS = "qkvo"
+# The block that a layer is in: "blocks.12", with a prefix if there is one.
+BLOCK = re.compile(rf"(?:.*\.)?(?:{'|'.join(TRANSFORMER_BLOCKS)})\.\d+(?=\.)")
+
+
+def reasons(row: dict, criteria: Criteria) -> list[str]:
+    """List every threshold that a layer reaches, as "scale_cv 0.172 >= 0.16".
+
+    row: of a summary. A column that it lacks, or that is None, reaches none.
+    """
+    return [
+        f"{column} {row[column]:.3g} >= {threshold:g}"
+        for column, threshold in criteria.thresholds.items()
+        if row.get(column) is not None and row[column] >= threshold
+    ]
+
+
+def sensitive_layers(rows: Iterable[dict], criteria: Criteria) -> dict[str, list[str]]:
+    """Find the sensitive layers: {layer: why}, in natural order of their names.
+
+    rows: of a summary, which names the layers. With criteria.cross_attention, q, k, v and o of
+    every block that has a row are among them, whether they have rows or not: the shipped summaries
+    have none for v, which was FP8 in those models. "cross-attention" stands before the thresholds
+    that a layer reaches.
+    """
+    found = defaultdict(list)
+    for row in rows:
+        found[row["layer"]] += reasons(row, criteria)
+        block = BLOCK.match(row["layer"])
+        if criteria.cross_attention and block:
+            # By the names that the converter matches, whether the layer was called or not; parts
+            # of other names, such as k_img, are there if they have a row.
+            names = [f"{block[0]}.cross_attn.{part}" for part in CROSS_ATTENTION_PARTS]
+            names += [row["layer"]] if re.search(CROSS_ATTENTION, row["layer"]) else []
+            for name in names:
+                # Each row of a block names the same four layers again.
+                if "cross-attention" not in found[name]:
+                    found[name].insert(0, "cross-attention")
+    return {name: found[name] for name in sorted(found, key=natural_key) if found[name]}
+
+
+def render_list(rows: Iterable[dict], criteria: Criteria) -> str:
+    """Render the list for --full-precision-mm-layers of the converter.
+
+    rows: of a summary. A first line, a comment, tells how many layers there are and what chose
+    them; then comes a name on each line, with its reasons as a comment. Ends with a line feed.
+    """
+    found = sensitive_layers(rows, criteria)
+    by = ", ".join(criteria.texts).replace("cross-attention", "all cross-attention of these blocks")
+    lines = [
+        f"# {len(found)} layers for convert_nvfp4.py --full-precision-mm-layers: {by}",
+        *(f"{name}  # {', '.join(why)}" for name, why in found.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+# ── nvfp4/logs/text.py: Render what the log analyser prints, and what thresholds cost ─────────────
+
+# The converter's option for a file that was written by an option of this program.
+NEXT = {"json": "--input-scale-summary-json", "sensitive_layers": "--full-precision-mm-layers"}
+# Layers in the table of the most variable input scales; the CSV has all of them.
+MOST_VARIABLE = 10
+# What thresholds cost: model, --cv-threshold, per cent of the measured layers that it flags, per
+# cent of their multiply work that stays W4A4 without these, and without all cross-attention, too.
+# calib/make_shipped.py --trade computes these figures, and a test compares.
+TRADE = (
+    ("TI2V 5B", 0.01, 94, 4, 0),
+    ("TI2V 5B", 0.16, 43, 64, 54),
+    ("I2V 14B low", 0.01, 90, 9, 0),
+    ("I2V 14B low", 0.11, 33, 64, 51),
+    ("I2V 14B high", 0.01, 89, 10, 0),
+    ("I2V 14B high", 0.12, 42, 68, 55),
+)
+
+
+def columns_of(title: str, rows: list[tuple[str, ...]]) -> list[str]:
+    """Lay out a table under its title, after an empty line.
+
+    rows: of the same length, the headings first. The first column is set to the left, numbers in
+    the others to the right. Returns the lines, indented by two spaces.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+    return ["", title, *(f"  {line}".rstrip() for line in lines)]
+
+
+def figure_text(value: float | None) -> str:
+    """Show a figure in a table: whole numbers in full, others with three digits.
+
+    None, which stands for what is not known, becomes "-".
+    """
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def render_variable(summary: LogSummary) -> list[str]:
+    """Render a table of the layers whose input scale varies most, by scale_cv.
+
+    The column rel_rmse is in it where any layer has one, and "-" where a layer lacks a figure.
+    """
+    worst = sorted(summary.rows, key=lambda row: -row["scale_cv"])[:MOST_VARIABLE]
+    columns = {
+        "calls": "count",
+        "median": "scale_p50",
+        f"p{summary.percentiles[-1]:g}": summary.highest,
+        "scale_cv": "scale_cv",
+        "kurtosis": "scale_kurtosis",
+    }
+    if any("rel_rmse" in row for row in summary.rows):
+        columns["rel_rmse"] = "rel_rmse"
+    rows = [(one_line(row["layer"]), *(figure_text(row.get(k)) for k in columns.values()))
+            for row in worst]  # fmt: skip
+    return columns_of("the most variable input scales", [("layer", *columns), *rows])
+
+
+def render_flags(summary: LogSummary, criteria: Criteria) -> list[str]:
+    """Render how many layers each criterion flags, and all together; nothing without criteria.
+
+    --cross-attn flags layers that have no row, too, so the table has two columns: all that are
+    flagged, and those of them that were measured.
+    """
+    if not criteria:
+        return []
+    every = {f"{column} >= {limit:g}": Criteria(thresholds={column: limit}, cross_attention=False)
+             for column, limit in criteria.thresholds.items()}  # fmt: skip
+    if criteria.cross_attention:
+        every["cross-attention"] = Criteria(thresholds={}, cross_attention=True)
+    # Layers without a row are only flagged by --cross-attn.
+    measured = {row["layer"] for row in summary.rows}
+    rows = [("", "flagged", f"of {len(measured):,} measured")]
+    for what, one in [*every.items(), ("sensitive", criteria)]:
+        flagged = sensitive_layers(summary.rows, one)
+        rows.append((what, figure_text(len(flagged)), figure_text(len(measured & flagged.keys()))))
+    return columns_of("sensitive layers", rows)
+
+
+def render_analysis(
+    summary: LogSummary, criteria: Criteria, written: dict[str, Path], plots: Iterable[Path] = ()
+) -> str:
+    """Render all that is printed at the end: what was read, tables, notes, what was written.
+
+    criteria: what flags layers, perhaps nothing. written: {option: file}, in the order in which
+    they were written, and plots after them; perhaps none. The last line is what to type next.
+    """
+    notes = by_rank(summary.notes)
+    read = [note.line for note in notes if note.rank == Rank.INFORMATION]
+    others = [note.line for note in notes if note.rank > Rank.INFORMATION]
+    files = [*written.values(), *plots]
+    return "\n".join(
+        [
+            *read,
+            summary.measured,
+            *render_variable(summary),
+            *render_flags(summary, criteria),
+            *([""] if others else []),
+            *others,
+            "",
+            *(f"written: {path}" for path in files),
+            *render_next(written),
+        ]
+    )
+
+
+def render_next(written: dict[str, Path]) -> list[str]:
+    """Render the converter's command for what was written, or what to write for one.
+
+    written: {option: file}. A file that the converter does not read has no line.
+    """
+    flags = [f"{NEXT[name]} {as_word(path)}" for name, path in written.items() if name in NEXT]
+    if flags:
+        return [f"next: {called_beside('convert_nvfp4.py')} SOURCE {' '.join(flags)}"]
+    return ["hint: --json FILE writes the summary that convert_nvfp4.py takes input scales from"]
+
+
+def render_trade() -> str:
+    """Render the table of what thresholds cost, for --help.
+
+    It tells what no single log can: which share of the work is left in W4A4 when layers are listed
+    from some scale_cv on.
+    """
+    rows = [("", "--cv-threshold", "layers flagged", "stays W4A4", "with --cross-attn")]
+    rows += [(model, f"{limit:g}", *(f"{share} %" for share in shares))
+             for model, limit, *shares in TRADE]  # fmt: skip
+    title = "  Of the multiply work of the measured layers:"
+    return "\n".join(columns_of(title, rows)[1:])
+
+
+# ── nvfp4/calibrate/run.py: Carry out a calibration: everything checked, ComfyUI started, prompts s
+
+# Characters of a file's name that the recorder takes; others become "_".
+NOT_IN_NAMES = re.compile(r"[^\w .()+-]|^\W")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnRecording:
+    """Name what is recorded of a model: `log` and `statistics` in the folder of the results."""
+
+    model: Path
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Make a name that the recorder takes of the model's."""
+        return NOT_IN_NAMES.sub("_", self.model.stem)
+
+    @property
+    def log(self) -> Path:
+        """The log of calls."""
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def statistics(self) -> Path:
+        """The statistics of channels, for --activation-stats."""
+        return self.folder / f"{self.name}.safetensors"
+
+    def inputs(self, second_moments: str) -> dict[str, object]:
+        """Make the inputs of the recorder's node, beside the model."""
+        return {
+            "enabled": True,
+            "name": self.name,
+            "folder": str(self.folder.resolve()),
+            "layers": "",
+            "tokens": 256,
+            "second_moments": second_moments,
+            "widest": 8192,
+        }
+
+
+def run_calibration(task: CalibrationRun) -> int:
+    """Carry out a task, print what came of it, and return the exit status: 0, 1, or 130."""
+    recorded = [OwnRecording(model=model, folder=task.results) for model in models_of(task)]
+    try:
+        show(printable("\n".join(calibrate(task, recorded))))
+    except ConvertError as error:
+        show_problems(error)
+        return 1
+    except KeyboardInterrupt:
+        SCREEN.clear()
+        kept = [str(one.statistics) for one in recorded if exists(one.statistics)]
+        left = (
+            f"what was recorded so far is in {', '.join(kept)}" if kept else "nothing was recorded"
+        )
+        SCREEN.tell(f"interrupted: ComfyUI was ended; {left}")
+        return 130
+    return 0
+
+
+def models_of(task: CalibrationRun) -> list[Path]:
+    """List the models that are recorded: one, or two halves."""
+    return [task.calibrate, *([task.low_noise] if task.low_noise else [])]
+
+
+def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[str]:
+    """Do it all, and yield the lines of the result.
+
+    Raises ConvertError for whatever is wrong, as far as possible before ComfyUI is started.
+    """
+    phase("reading headers and prompts", quiet=task.quiet)
+    comfyui, prompts = comfyui_of(task), read_prompts(task.prompts)
+    workflow = workflow_of(task)
+    loaders = {} if task.workflow else {"model": "unet_name", "low noise": "unet_name"}
+    loaders = loaders or loaders_of(workflow, task.calibrate)
+    with translated(task.results, "cannot make the folder"):
+        task.results.mkdir(parents=True, exist_ok=True)
+    older = [one for one in recorded if exists(one.statistics)]
+    began = time.monotonic()
+    with RunningComfyUI(comfyui, folders_of(task), task.comfyui_args) as running:
+        try:
+            info = started(running, task)
+            places = places_of(workflow, loaders, recorded, task)
+            sample_all(running, prepared(workflow, places, info), prompts, task)
+        except ConvertError as error:
+            kept = keep_log(running, recorded[0])
+            raise ConvertError(*(f"{problem}{kept}" for problem in error.problems)) from error
+        except KeyboardInterrupt:
+            phase("stopping ComfyUI: it writes what was recorded", quiet=task.quiet)
+            running.interrupt()
+            raise
+    SCREEN.clear()
+    yield f"{in_number(len(prompts), 'prompts')} sampled in {duration(time.monotonic() - began)}"
+    for one in recorded:
+        yield from result_lines(one)
+    yield from (f"note: {one.statistics} was there already, and was added to" for one in older)
+
+
+def comfyui_of(task: CalibrationRun) -> ComfyUI:
+    """Find the ComfyUI that is named. Raises ConvertError where none is."""
+    comfyui = find_comfyui(task.comfyui)
+    if comfyui is None:
+        raise ConvertError("--calibrate needs --comfyui DIR, the folder of your ComfyUI")
+    if comfyui.absent:
+        raise ConvertError(comfyui.absent)
+    return comfyui
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read prompts, one on each line; empty lines are left out. Raises ConvertError for none."""
+    with translated(path, "cannot read the prompts"):
+        try:
+            text = decode_text(read_whole(path))
+        except ValueError as error:
+            raise ConvertError(f"{path}: is no text of prompts: {error}") from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ConvertError(f"{path}: has no prompt; write one on each line")
+    return prompts
+
+
+def workflow_of(task: CalibrationRun) -> Workflow:
+    """Read or make the workflow, and check that its files are there.
+
+    Raises ConvertError for what is missing, and for models in shards, which ComfyUI does not load.
+    """
+    files = [*models_of(task), *task.text_encoder, *task.image, *([task.vae] if task.vae else [])]
+    if missing := [path for path in files if not path.is_file()]:
+        raise ConvertError(*(f"{path}: no such file" for path in missing))
+    if len({OwnRecording(model=path, folder=task.results).name for path in models_of(task)}) < len(
+        models_of(task)
+    ):
+        raise ConvertError("--low-noise: both halves have one name; rename one of them")
+    if task.workflow:
+        return read_workflow(task.workflow)
+    if task.calibrate.suffix.lower() == ".gguf":
+        raise ConvertError("a GGUF needs your own workflow: give --workflow FILE")
+    model = open_model(task.calibrate)
+    if model.shards:
+        raise ConvertError(
+            f"{task.calibrate}: is in shards, which ComfyUI does not load; calibrate with a "
+            "converted file of it, made with --no-input-scale"
+        )
+    return Builder(with_options(sampling_of(model), task), task).build()
+
+
+def folders_of(task: CalibrationRun) -> dict[str, Iterable[Path]]:
+    """Tell in which kinds of folders ComfyUI is to find which files."""
+    models = models_of(task)
+    return {
+        "diffusion_models": models,
+        "checkpoints": models if task.workflow else [],
+        "text_encoders": task.text_encoder,
+        "vae": [task.vae] if task.vae else [],
+    }
+
+
+def started(running: RunningComfyUI, task: CalibrationRun) -> dict[str, dict]:
+    """Start ComfyUI, and return what nodes it has. Raises ConvertError without a recorder."""
+    phase(f"starting {running.comfyui.title}", quiet=task.quiet, at_once=True)
+    images = None if task.workflow else task.image
+    running.start(own_nodes_only=not task.workflow, images=images)
+    info = running.wait_until_ready()
+    if RECORDER not in info:
+        why = "" if find_pack() else ": comfyui_nvfp4/ does not lie beside this script"
+        raise ConvertError(f"ComfyUI has not loaded the recorder{why}")
+    return info
+
+
+def places_of(
+    workflow: Workflow, loaders: dict[str, str], recorded: list[OwnRecording], task: CalibrationRun
+) -> dict[str, dict[str, object]]:
+    """Tell behind which nodes recorders go, {loader: recorder's inputs}, and name the files there.
+
+    The workflow is changed: the model lies in a folder of its own, under its plain name.
+    """
+    found = {}
+    halves = iter(recorded)
+    for node, name in loaders.items():
+        if node in workflow:
+            one = recorded[0] if task.workflow else next(halves)
+            workflow[node]["inputs"][name] = one.model.name
+            found[node] = one.inputs(task.second_moments)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Hold a workflow to queue: its samplers, and where its prompt goes."""
+
+    workflow: Workflow
+    samplers: list[str]
+    places: list[tuple[str, str]]
+
+
+def prepared(
+    workflow: Workflow, places: dict[str, dict[str, object]], info: dict[str, dict]
+) -> Prepared:
+    """Put recorders in, and cut the workflow to its samplers. Raises ConvertError."""
+    recorders = put_recorders(workflow, places, info)
+    samplers = samplers_behind(workflow, recorders, info)
+    workflow = cut_to_samplers(workflow, samplers, info)
+    return Prepared(workflow=workflow, samplers=samplers, places=prompt_places(workflow, samplers))
+
+
+def sample_all(
+    running: RunningComfyUI, made: Prepared, prompts: list[str], task: CalibrationRun
+) -> None:
+    """Sample each prompt, one after another, with a bar that counts steps."""
+    images = itertools.cycle([*itertools.starmap(input_name, enumerate(task.image))] or [""])
+    with progress_bar("prompts", len(prompts), in_bytes=False, quiet=task.quiet) as bar:
+        for number, prompt in enumerate(prompts):
+            bar.what = f"prompt {number + 1} of {len(prompts)}"
+            image = next(images)
+            workflow = with_prompt(made.workflow, made.places, prompt, task.seed + number, image)
+            follow(bar, running.queue(workflow), made, len(prompts))
+
+
+def follow(bar: Activity, events: Iterable[dict], made: Prepared, prompts: int) -> None:
+    """Let a bar follow one prompt's events: its steps, and the node that is busy.
+
+    How many steps a sampler does it tells when it begins; others are taken to do as many.
+    """
+    done, steps = {}, {}
+    for event in events:
+        data = event.get("data") or {}
+        node = data.get("node")
+        if event.get("type") == "progress" and node in made.samplers:
+            steps[node] = data["max"]
+            bar.total = prompts * round(sum(steps.values()) / len(steps) * len(made.samplers))
+            bar.update(data["value"] - done.get(node, 0))
+            done[node] = data["value"]
+        elif event.get("type") == "executing" and node in made.workflow:
+            bar.at(made.workflow[node]["class_type"])
+
+
+def keep_log(running: RunningComfyUI, recorded: OwnRecording) -> str:
+    """Keep what ComfyUI printed, and end a message with where it is; "" if it printed nothing."""
+    kept = recorded.folder / f"{recorded.name}.comfyui.txt"
+    if not running.log.exists():
+        return ""
+    with translated(kept, "cannot keep ComfyUI's output"):
+        shutil.copyfile(running.log, kept)
+    return f"; all that ComfyUI printed is in {kept}"
+
+
+def result_lines(recorded: OwnRecording) -> Iterator[str]:
+    """Tell what was recorded of a model: its most variable layers, files, and what to type next."""
+    choice = LineChoice(format=LOG_DEFAULTS["format"], mode=LOG_DEFAULTS["mode"], steps=0, passes=1)
+    summary = summarise_logs([recorded.log], choice, LOG_DEFAULTS["percentiles"])
+    summary = with_errors(summary, read_errors([recorded.statistics]))
+    yield f"{recorded.name}: {summary.measured}"
+    yield from render_variable(summary)
+    yield ""
+    yield f"written: {recorded.log}"
+    yield f"written: {recorded.statistics}"
+    words = f"{called_beside('convert_nvfp4.py')} {as_word(recorded.model)}"
+    statistics = as_word(recorded.statistics)
+    yield f"next: {words} --activation-stats {statistics} --input-scale-policy headroom"
+
+
+from collections.abc import Container, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from html import escape
+from statistics import median
+from subprocess import Popen
 
 
 # ── nvfp4/stored/defects.py: Every known defect of a file, and what ComfyUI does about it ─────────
@@ -12256,395 +16068,6 @@ class Answer:
         }
 
 
-# ── nvfp4/names.py: Tell what the names of layers say: their kind, their order, whether a list can 
-
-def kind_of(name: str) -> str:
-    """Name the kind of a layer: its name without prefix, and `*` for its block's number.
-
-    "model.diffusion_model.blocks.3.ffn.0" -> "blocks.*.ffn.0". Only the first number that another
-    part of the name follows is a block's; names without such a number are returned as they are.
-    """
-    return re.sub(r"(?<=\.)\d+(?=\.[^.])", "*", bare(name), count=1)
-
-
-def natural_key(name: str) -> list[int | str]:
-    """Make a key to sort names by that puts blocks.2 before blocks.10.
-
-    Text and numbers take turns in it, text first, so that any two keys can be compared.
-    """
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
-
-
-def is_layer_name(word: object) -> bool:
-    """Tell whether a list of layers could hold it: printable text without spaces and #.
-
-    In such a list a # begins a comment, so a name with one would come back cut short.
-    """
-    return isinstance(word, str) and word.isprintable() and bool(re.fullmatch(r"[^\s#]+", word))
-
-
-def block_of(name: str) -> str:
-    """Name the block that a layer is in, "blocks.3" for "blocks.3.ffn.0"; "" without any.
-
-    As for `kind_of`, only the first number that another part of the name follows is a block's.
-    """
-    found = re.search(r"(?<=\.)\d+(?=\.[^.])", bare(name))
-    return bare(name)[: found.end()] if found else ""
-
-
-def gaps(numbers: Collection[int]) -> list[int]:
-    """List the numbers from 0 to the highest that are not among these, as many as these at most.
-
-    Of a hostile number such as a billion no more gaps are told than there are numbers.
-    """
-    lacking = (number for number in itertools.count() if number not in numbers)
-    highest = max(numbers, default=0)
-    return [number for number in itertools.islice(lacking, len(numbers)) if number < highest]
-
-
-# ── nvfp4/coverage.py: Compare what a guide covers with what the source has, and refuse one that le
-
-# The share of the linear weights' bytes that may lack a counterpart in a guide of the same model:
-# files of one model differ in a few layers, as a GGUF leaves out what its author did not know.
-MOST_UNCOVERED = 0.1
-
-
-class Cover(NamedTuple):
-    """Name the files of a guide, and the layers that they tell of: bare names."""
-
-    files: tuple[Path, ...]
-    layers: frozenset[str]
-
-    @property
-    def title(self) -> str:
-        """Name the files without their folders, for notes."""
-        return " and ".join(path.name for path in self.files)
-
-
-def linear_bytes(model: Model) -> dict[str, int]:
-    """Return {bare layer: bytes} of the diffusion model's linear weights, in source order."""
-    prefix = diffusion_prefix(model.tensors)
-    return {
-        bare(ref.layer): ref.nbytes for ref in model.linear_weights if ref.name.startswith(prefix)
-    }
-
-
-def blocks_of(layers: Iterable[str]) -> set[str]:
-    """Name the blocks that layers are in, as "blocks.3"; layers outside of blocks have none."""
-    return {*map(block_of, layers)} - {""}
-
-
-def check_blocks(cover: Cover, model: Model, partial: bool) -> list[str]:
-    """Look for whole blocks that a guide has and the source lacks: an error, or `partial` a note.
-
-    Raises ConvertError, which names layers of both sides.
-    """
-    foreign = blocks_of(cover.layers) - blocks_of(bare(name) for name in model.tensors)
-    if foreign and not partial:
-        what = f"whole blocks of it are not in the source: {examples(foreign)}"
-        raise partial_error(cover, what, linear_bytes(model))
-    what = f"{cover.title} has whole blocks that the source lacks: {examples(foreign)}"
-    return [Note(f"--partial-guide: {what}", Rank.INFORMATION)] if foreign else []
-
-
-def check_cover(cover: Cover, wanted: dict[str, int], partial: bool) -> list[str]:
-    """Compare a guide with the layers that should follow it: gaps are an error, or a note.
-
-    wanted: {bare layer: bytes} of the source. Without `partial`, raises ConvertError where whole
-    blocks have no counterpart in the guide, or more than MOST_UNCOVERED of the bytes have none.
-    With it, a note tells the share that has.
-    """
-    lacking = {layer: size for layer, size in wanted.items() if layer not in cover.layers}
-    total, missed = sum(wanted.values()), sum(lacking.values())
-    if partial and missed:
-        share = percentage(total - missed, total)
-        what = f"{share} of the linear weights' bytes follow {cover.title}"
-        return [Note(f"--partial-guide: {what}", Rank.INFORMATION)]
-    if blocks := blocks_of(lacking) - blocks_of(wanted.keys() & cover.layers):
-        raise partial_error(cover, f"it has nothing for whole blocks: {examples(blocks)}", lacking)
-    if missed > MOST_UNCOVERED * total:
-        share = percentage(missed, total)
-        what = f"{share} of the linear weights' bytes have no counterpart in it"
-        raise partial_error(cover, what, lacking)
-    return []
-
-
-def partial_error(cover: Cover, what: str, source: Iterable[str]) -> ConvertError:
-    """Make the error for a guide that covers a part, with examples of both sides."""
-    files = " and ".join(map(str, cover.files))
-    return ConvertError(
-        f"{files}: is of another model, or only a part: {what}; it has "
-        f"{examples(cover.layers)}; the source has {examples(source)}; take the file of this "
-        "model, or go on with --partial-guide"
-    )
-
-
-# ── nvfp4/reasons.py: Reasons for decisions: a kind for code, a text for people ───────────────────
-
-class Why(Enum):
-    """Name what decided about a tensor's precision, or about a layer's full-precision matmul."""
-
-    # No rule names the tensor.
-    NOTHING = auto()
-    # What it is in the source: quantised already, not a linear layer's weight, a bias or a norm.
-    SOURCE = auto()
-    # It is not of the diffusion model: a text encoder's, a VAE's.
-    BESIDE = auto()
-    # An option that names layers or kinds of layers, or a recipe.
-    OPTION = auto()
-    # The files of --layer-config and --full-precision-mm-layers.
-    LAYER_CONFIG = auto()
-    LAYER_LIST = auto()
-    # What was measured for --target-size or --target-ratio, and for --w4a4-share.
-    TARGET_SIZE = auto()
-    W4A4_SHARE = auto()
-    # One of the first or last transformer blocks.
-    EDGE_BLOCK = auto()
-    # The tensor's type in the GGUF, or that it is not in there.
-    GGUF = auto()
-    # The rows of the preset.
-    FAMILY = auto()
-    # A figure of a sensitivity file or of a calibration summary.
-    MEASURED = auto()
-    # It may be no linear layer's weight, by its name or its shape.
-    DOUBTFUL = auto()
-    # ComfyUI tells what model it is by this tensor's shape.
-    RECOGNITION = auto()
-    # No card multiplies this shape in FP4, or the format does not store it.
-    SHAPE = auto()
-    # The format needs an input scale, and the layer has none.
-    NO_INPUT_SCALE = auto()
-    # Scaled FP8 has one switch for full-precision matmul, which holds for all its layers.
-    SHARED_SWITCH = auto()
-    # A value that float16 cannot hold.
-    FLOAT16 = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Give one decision's kind and text, and the decision that it overruled, if there was one.
-
-    `str()` tells both, such as "--exclude ^head (else GGUF Q4_K <= 4 bits)".
-    """
-
-    kind: Why
-    text: str
-    overruled: Reason | None = None
-
-    def __str__(self) -> str:
-        return f"{self.text} (else {self.overruled})" if self.overruled else self.text
-
-    def over(self, other: Reason) -> Reason:
-        """Return this reason as one that overrules `other`; neither of the two is changed."""
-        return dataclasses.replace(self, overruled=other)
-
-    @property
-    def overruled_kinds(self) -> Iterator[Why]:
-        """Yield the kinds of all decisions that it overruled, the latest first, without its own."""
-        reason = self.overruled
-        while reason is not None:
-            yield reason.kind
-            reason = reason.overruled
-
-
-# ── nvfp4/guides/records.py: Hold what guides say, as records: planning takes these and opens no fi
-
-# Bits a weight costs in each GGML type, block scales left aside: the number in the type's name.
-GGUF_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I8": 8, "I16": 16, "I32": 32, "I64": 64,
-    "Q1_0": 1, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q8_1": 8,
-    "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "Q8_K": 8,
-    "IQ1_S": 1, "IQ1_M": 1, "IQ2_XXS": 2, "IQ2_XS": 2, "IQ2_S": 2, "IQ3_XXS": 3, "IQ3_S": 3,
-    "IQ4_NL": 4, "IQ4_XS": 4, "TQ1_0": 1, "TQ2_0": 2, "MXFP4": 4, "NVFP4": 4,
-}  # fmt: skip
-# The recorder's histogram of block maxima: bin 0 is below 2**-24, bin i begins at
-# 2**(-24 + (i - 1) / 8), the last one at 2**16.
-BIN_EDGES = 2.0 ** np.concatenate([[-np.inf], np.arange(-24 * 8, 16 * 8 + 1) / 8])
-# A mean is dominant if it has this share of the energy of all rows, which then differ little from
-# step to step and token to token. Smaller ones are not those of the rows that count: biases that
-# made up for all mean errors of the small Wan gave it 3 % (W4A8) to 9 % (INT8) more error.
-DOMINANT = 0.5
-# With headroom, up to 1 % of the recorded blocks may fall into E4M3's subnormals.
-SMALL_BLOCKS = 0.01
-
-
-class Setting(NamedTuple):
-    """Hold what --layer-config says of the tensors that one of its keys names.
-
-    `dtype` is a safetensors dtype, "" for a quantised format; `names` are tensors of the source.
-    """
-
-    key: str
-    precision: Format
-    dtype: str
-    full_precision: bool
-    input_scale: float | None
-    names: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Calibration:
-    """Hold the input scales of one layer, by what its weight becomes, and their source.
-
-    An input scale is a positive number: the largest activation over the format's largest value.
-    `source` is the text that reports show.
-    """
-
-    scales: dict[Format, float]
-    source: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """Hold what a recording tells of one layer's input: figures, and where its statistics are.
-
-    `error` and `energy` are sums over sampled rows, so that those of several recordings add up.
-    """
-
-    amax: float  # over all calls
-    channels: int
-    block_histogram: np.ndarray  # int64, one bin more than BIN_EDGES has steps
-    error: float  # of quantising it to NVFP4, scaled anew on every call, squared and summed
-    energy: float
-    moments: Moments | None = None
-    sums: Sums | None = None
-    is_modelled: bool = False  # by calib/model_inputs.py, not recorded from prompts
-
-    def __add__(self, other: Recorded) -> Recorded:
-        """Add what another recording tells of the same layer."""
-        moments = [*self.moments.recordings] if self.moments else []
-        moments += other.moments.recordings if other.moments else ()
-        sums = [recorded.sums for recorded in (self, other) if recorded.sums]
-        return Recorded(
-            amax=max(self.amax, other.amax),
-            channels=self.channels,
-            block_histogram=self.block_histogram + other.block_histogram,
-            error=self.error + other.error,
-            energy=self.energy + other.energy,
-            moments=Moments(recordings=tuple(moments)) if moments else None,
-            sums=Sums(*map(sum, zip(*sums, strict=True))) if sums else None,
-            is_modelled=self.is_modelled or other.is_modelled,
-        )
-
-    @property
-    def rel_rmse(self) -> float:
-        """Return the relative RMSE of the input in NVFP4 with a dynamic scale.
-
-        It is the root of `error` over `energy`; 0 for an input of zeros.
-        """
-        return math.sqrt(self.error / self.energy) if self.energy else 0.0
-
-    @property
-    def small_block(self) -> float:
-        """Return the magnitude that all but SMALL_BLOCKS of the blocks exceed, zeros left out."""
-        counts = self.block_histogram[1:].cumsum()
-        # Bin 0 is left out: it has the blocks of zeros, which no scale can spoil.
-        index = int(np.searchsorted(counts, SMALL_BLOCKS * counts[-1], side="right"))
-        return float(BIN_EDGES[1:][index]) if counts[-1] else self.amax
-
-    def headroom(self, margin: float) -> float:
-        """Return the largest magnitude to scale for: `margin` times what was seen, or less.
-
-        Less where that would bring more than SMALL_BLOCKS of the blocks into E4M3's subnormals, in
-        which block scales lose precision; never less than what was seen.
-        """
-        ceiling = self.small_block * E4M3_MAX / LEAST_NORMAL_E4M3
-        return max(self.amax, min(self.amax * margin, ceiling))
-
-    def saturated(self, scale: float) -> float:
-        """Return the share of recorded blocks that clip at an input scale.
-
-        These are blocks whose block scale would exceed E4M3's 448. Bins that the limit cuts count
-        in part, as if magnitudes were spread evenly in them.
-        """
-        limit, counts = scale * NVFP4_MAX, self.block_histogram
-        if limit >= self.amax or not counts.sum():
-            return 0.0
-        widths = np.append(np.diff(BIN_EDGES), BIN_EDGES[-1])
-        above = np.clip((BIN_EDGES + widths - limit) / widths, 0.0, 1.0)
-        return float((counts * above).sum() / counts.sum())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moments:
-    """Tell where the statistics of a layer's input lie: MOMENT_PARTS of each recording."""
-
-    recordings: tuple[tuple[TensorRef, ...], ...]
-
-
-class Sums(NamedTuple):
-    """Hold sums over the sampled rows of a layer's input, which give its mean.
-
-    tokens: how many rows; total: [K] float64, their sum; squares: the sum of all squares.
-    """
-
-    tokens: int
-    total: np.ndarray
-    squares: float
-
-    @property
-    def mean(self) -> np.ndarray | None:
-        """Return the mean [K], float32, if it is DOMINANT in the input; else None."""
-        mean = self.total / self.tokens
-        is_dominant = float(mean @ mean) * self.tokens >= DOMINANT * self.squares > 0
-        return mean.astype(np.float32) if is_dominant else None
-
-
-class LayerList(NamedTuple):
-    """Hold what --full-precision-mm-layers names: weights, and names that match nothing."""
-
-    weights: frozenset[str]
-    unknown: frozenset[str]
-
-
-class Measured(NamedTuple):
-    """Hold weights for which a measured figure asks more than NVFP4 in W4A4.
-
-    `is_half` tells whether it asks for 16 bits, or only for a full-precision matmul.
-    """
-
-    is_half: bool
-    reason: Reason
-    weights: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guides:
-    """Hold all that steers a plan besides its options, matched to the source and read once.
-
-    That is what files say, and the row of FAMILIES that the source goes by. Nothing in it is read
-    again, however many plans are made; the second moments' data alone stay in their files.
-    """
-
-    family: Family
-    kinds: dict[str, str] | None = None  # {tensor: GGML type}; None without a GGUF
-    settings: tuple[Setting, ...] = ()
-    calibration: dict[str, Calibration] = field(default_factory=dict)  # by layer
-    recording: dict[str, Recorded] = field(default_factory=dict)  # by bare layer
-    listed: LayerList | None = None
-    measured: tuple[Measured, ...] = ()
-    covers: tuple[Cover, ...] = ()  # what has to tell of all layers in NVFP4 of the kinds it knows
-    notes: tuple[str, ...] = ()
-
-    @property
-    def configured(self) -> dict[str, Calibration]:
-        """Return {layer: Calibration} of the input scales in a --layer-config."""
-        return {
-            name.removesuffix(".weight"): Calibration(
-                scales={setting.precision: setting.input_scale}, source="--layer-config"
-            )
-            for setting in self.settings
-            for name in setting.names
-            if setting.input_scale is not None
-        }
-
-    @property
-    def scales(self) -> dict[str, Calibration]:
-        """Return {layer: Calibration} of all layers; those of a --layer-config go before others."""
-        return self.calibration | self.configured
-
-
 # ── nvfp4/plan/records.py: Define the records of planning: rules, and each tensor's plan ──────────
 
 # The reason of tensors that stay float32: float16 would turn such values to infinity.
@@ -12844,650 +16267,6 @@ def widen(plans: Iterable[TensorPlan], names: frozenset[str]) -> list[TensorPlan
         return dataclasses.replace(plan, precision=FP32, dtype="F32", reason=reason)
 
     return [*map(widened, plans)]
-
-
-# ── nvfp4/read/beginnings.py: Recognise by its first bytes what a file is, and in which encoding it
-
-# So many bytes at a file's begin tell what it is; a Git LFS pointer has about 130 in all.
-TELLING_BYTES = 512
-# What Python calls UTF-8 that may begin with a byte order mark, as Notepad writes it.
-UTF8_MARKED = "utf-8-sig"
-# The byte order marks that text may begin with, and its encoding then. The mark of UTF-32 begins
-# with one of UTF-16, and so comes first.
-ENCODINGS = {
-    codecs.BOM_UTF8: UTF8_MARKED,
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-# What a file is that version control left in the place of a large one.
-POINTER = "pointer, which only stands for the file; download the file itself"
-# How files begin that are downloaded or given in place of others, and what to call them.
-FOREIGN_STARTS = {
-    rb"version https?://[^\s]+/spec/|version http://git-media": f"a Git LFS {POINTER}",
-    rb"# xet version ": f"a Git Xet {POINTER}",
-    rb"[./\w]*/annex/objects/": f"a git-annex {POINTER}",
-    rb"\0\x05\x16\x07": "what macOS keeps beside a file, named ._ and so on; give the file itself",
-    rb"<": "a web page; download the file again",
-    rb"(Entry not found|Repository not found|Invalid (username|credentials)|Access to model )": (
-        "a download site's error message; download the file again, logged in if need be"
-    ),
-    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP": "a picture; give another file here",
-    rb"(?s).{4}ftyp|\x1a\x45\xdf\xa3": "a video; give another file here",
-    rb"%PDF-": "a PDF; give another file here",
-    rb'\{"error": ?"': "a download site's error message; download the file again",
-}
-# How models begin that are given where a text is expected. A safetensors file has eight bytes of a
-# length, of which the upper ones are zero, and then JSON.
-MODEL_STARTS = {rb"(?s).{3}\0{5}\{": "a safetensors file", rb"GGUF": "a GGUF"}
-
-
-def refuse_models(path: Path, start: bytes) -> None:
-    """Raise ConvertError for a model that is given where a text belongs; `start` is its begin."""
-    for begin, what in MODEL_STARTS.items():
-        if re.match(begin, start):
-            raise ConvertError(f"{path}: is {what}, and no text; give another file here")
-
-
-def refuse_foreign(path: Path, start: bytes) -> None:
-    """Raise ConvertError, saying what it is, for a pointer, page or picture in another's place.
-
-    start: its first TELLING_BYTES, or all of it. Blanks and a byte order mark before are passed
-    over; what PowerShell 5.1 downloads into a file is in UTF-16.
-    """
-    start = start[:TELLING_BYTES]
-    encoding = marked_encoding(start)
-    if encoding not in ("", UTF8_MARKED):
-        start = start.decode(encoding, "ignore").encode("utf-8", "ignore")
-    start = start.removeprefix(codecs.BOM_UTF8).lstrip()
-    for begin, what in FOREIGN_STARTS.items():
-        if re.match(begin, start, re.IGNORECASE):
-            raise ConvertError(f"{path}: is {what}")
-
-
-def marked_encoding(start: bytes) -> str:
-    """Name the encoding that a text's byte order mark tells, in which Python skips it; or ""."""
-    marked = (encoding for mark, encoding in ENCODINGS.items() if start.startswith(mark))
-    return next(marked, "")
-
-
-def encoding_of(start: bytes) -> str:
-    """Name the encoding of a text by how it begins: by its byte order mark, or else UTF-8.
-
-    Raises ValueError, whose text ends a sentence, for UTF-16 without a mark: every other byte is
-    zero then, as far as the text is ASCII. It is not read, as its order could only be guessed.
-    """
-    sample = start[:TELLING_BYTES]
-    for high, low in ((sample[::2], sample[1::2]), (sample[1::2], sample[::2])):
-        if not marked_encoding(start) and high and 2 * high.count(0) > len(high) and 0 not in low:
-            raise ValueError("it is UTF-16 without a byte order mark; save it as UTF-8")
-    return marked_encoding(start) or "utf-8"
-
-
-def decode_text(raw: bytes) -> str:
-    """Decode a whole text by its byte order mark, which is left out, or as UTF-8.
-
-    Raises ValueError for a text that is in no such encoding.
-    """
-    return raw.decode(encoding_of(raw))
-
-
-# ── nvfp4/read/json_files.py: Read JSON files within limits that hostile ones cannot exceed ───────
-
-# The safetensors library's own limit for a header. Files of JSON and lists may not be larger.
-MAX_HEADER_BYTES = 100_000_000
-# Two million values take some 150 MB as empty lists. Python itself refuses to read integers of more
-# than 4,300 digits, with a message of its own.
-MAX_JSON_VALUES, MAX_JSON_DEPTH, MAX_DIGITS = 2_000_000, 64, 4_300
-# What to do with a file that is given in place of JSON, by its suffix: the end of a message.
-JSON_HINTS = {
-    ".log": "; analyze_input_scale_log.py makes a summary of a log",
-    ".safetensors": "; a recording goes with --activation-stats",
-}
-# Columns that are 0 in the row of a layer which no call of the recording reached.
-ZERO_IF_NEVER_CALLED = ("max_abs", "amax_max", "count")
-
-
-def read_whole(path: Path) -> bytes:
-    """Read all bytes of a small file.
-
-    Raises ConvertError for a pointer or a web page in the file's place, and ValueError for a file
-    of more than MAX_HEADER_BYTES, of which no more is read: an endless one would fill the memory.
-    Raises OSError where it cannot be read.
-    """
-    # One byte more than is allowed tells a file that is too long from one that just fits.
-    with path.open("rb") as file:
-        refuse_models(path, file.peek(TELLING_BYTES))
-        raw = file.read(MAX_HEADER_BYTES + 1)
-    if len(raw) > MAX_HEADER_BYTES:
-        raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
-    refuse_foreign(path, raw)
-    return raw
-
-
-def parse_json(text: str, hook: Callable | None = None) -> object:
-    """Parse JSON within the limits MAX_JSON_VALUES, MAX_JSON_DEPTH and MAX_DIGITS.
-
-    An empty list takes two bytes here and 72 in memory; nesting ends in a RecursionError wherever
-    the value is written again; a number of a million digits takes minutes. `hook` is called with
-    each object's list of (key, value), and its result taken for the object. Raises ValueError.
-    """
-    # The text without its strings, whose characters are no structure; escapes are dropped first.
-    outside = re.sub(r'"[^"]*"?', "", text.replace(r"\\", "").replace(r"\"", ""))
-    # Each value but the outermost follows a comma or an opening bracket.
-    if sum(map(outside.count, ",[{")) > MAX_JSON_VALUES:
-        raise ValueError(f"it holds more than {MAX_JSON_VALUES:,} values")
-    # Depth is counted without recursion: +1 for an opening bracket, -1 for a closing one.
-    brackets = np.frombuffer(re.sub(r"[^][{}]+", "", outside).encode(), np.uint8)
-    steps = np.where(np.isin(brackets, bytearray(b"[{")), 1, -1)
-    if steps.cumsum().max(initial=0) > MAX_JSON_DEPTH:
-        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} deep")
-    if re.search(rf"(?<!\d)\d{{{MAX_DIGITS}}}", outside):
-        raise ValueError(f"it has a number of {MAX_DIGITS:,} digits or more")
-    return json.loads(text, object_pairs_hook=hook)
-
-
-def load_json(path: Path, what: str) -> dict:
-    """Read a JSON object from a file in UTF-8, UTF-16 or UTF-32.
-
-    `what` is what the message calls the file: "index", "summary". Raises ConvertError where it
-    cannot be read, is no JSON, has a key twice, or is not an object.
-    """
-    try:
-        with translated(path, f"cannot read the {what}"):
-            raw = read_whole(path)
-        value = parse_json(raw.decode(json.detect_encoding(raw)), unique_keys)
-    except ValueError as error:
-        hint = JSON_HINTS.get(path.suffix.lower(), "")
-        raise ConvertError(f"{path}: the {what} is not valid JSON: {error}{hint}") from error
-    if not isinstance(value, dict):
-        raise ConvertError(f"{path}: the {what} must be a JSON object")
-    return value
-
-
-def unique_keys(pairs: list[tuple[str, object]]) -> dict:
-    """Make a dict of an object's pairs, as a hook for `parse_json`; refuse a key that comes twice.
-
-    json's default keeps the last of two equal keys: a tensor would vanish unnoticed. Raises
-    ValueError, which `load_json` and the header's reader turn into a line on the file.
-    """
-    # Keys are counted only where one is missing: headers of 100,000 entries come through here.
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        [(repeated, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"duplicate key {repeated[:EXCERPT]!r}")
-    return found
-
-
-def read_rows(path: Path, what: str) -> list[dict]:
-    """Read the list `layers` of a JSON file, as `rows_in` does; messages call it `what`."""
-    return rows_in(path, load_json(path, what))
-
-
-def rows_in(path: Path, data: dict) -> list[dict]:
-    """Take the list `layers` from a file's JSON: objects that each have a `layer` name.
-
-    Calibration summaries and sensitivity files have this form. Layers are named without what
-    torch.compile puts in. Raises ConvertError if the list is missing, malformed or empty, or if two
-    rows name the same layer, prefixes stripped.
-    """
-    rows = data.get("layers")
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and isinstance(row.get("layer"), str) for row in rows
-    ):
-        raise ConvertError(f"{path}: has no list of `layers`, each with a `layer` name")
-    if not rows:
-        raise ConvertError(f"{path}: has no layers")
-    rows = [row | {"layer": unwrapped(row["layer"])} for row in rows]
-    # A layer's name with the model's prefix and the one without it are the same layer.
-    counts = Counter(bare(row["layer"]) for row in rows)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise ConvertError(f"{path}: has two rows for layer {twice[0]}")
-    return rows
-
-
-def measured_rows(
-    path: Path, rows: list[dict], columns: Iterable[str]
-) -> tuple[list[dict], list[str]]:
-    """Leave out the rows of layers that were not measured, as no call reached them.
-
-    These have NaN or null in one of `columns`, or 0 in one of ZERO_IF_NEVER_CALLED; a column that a
-    row lacks altogether is not minded here. Returns the other rows, and a note that counts what is
-    left out. Raises ConvertError where no row is left.
-    """
-    columns = [*columns]
-    left_out = [
-        row["layer"]
-        for row in rows
-        if is_never_called(row) or any(is_nan(row[column]) for column in columns if column in row)
-    ]
-    if len(left_out) == len(rows):
-        raise ConvertError(f"{path}: none of its {len(rows)} layers was measured")
-    if not left_out:
-        return rows, []
-    what = in_number(len(left_out), "layers were not measured and are left out")
-    note = Note(f"{path.name}: {what}: {examples(left_out)}", Rank.NOTE)
-    left = {*left_out}
-    return [row for row in rows if row["layer"] not in left], [note]
-
-
-def is_never_called(row: dict) -> bool:
-    """Tell whether a row says that its layer's input was never seen, by ZERO_IF_NEVER_CALLED."""
-    # By its type, as False is 0, too.
-    return any(type(row.get(k)) in (int, float) and row[k] == 0 for k in ZERO_IF_NEVER_CALLED)
-
-
-def is_nan(value: object) -> bool:
-    """Tell whether a figure of a row is missing, null or NaN: nothing was measured."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def is_figure(value: object) -> bool:
-    """Tell whether a JSON value is a finite number from 0 up; True and False are none."""
-    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
-
-
-def positive(path: Path, row: dict, column: str) -> float:
-    """Take the positive number of one column of a layer's row, as of `read_rows`.
-
-    Raises ConvertError, naming file, layer and column, for anything that is not a number above 0
-    and below float32's largest, and KeyError where the row has no such column.
-    """
-    value = row[column]
-    # bool is a subclass of int, and true is no number in JSON.
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < FLOAT32_MAX:
-        raise ConvertError(
-            f"{path}: layer {row['layer']}: {column} must be a positive number, "
-            f"not {repr(value)[:EXCERPT]}"
-        )
-    return float(value)
-
-
-# ── nvfp4/read/checkpoint.py: Open checkpoints: safetensors headers, indexes and shards ───────────
-
-# What hostile files announce must not cost memory or time. Published diffusion models have up to
-# 5,000 tensors, names of up to 100 characters, and JSON that is 5 deep. File systems allow names of
-# 255 characters.
-MAX_TENSORS, MAX_NAME, MAX_SHARDS, MAX_FILE_NAME = 100_000, 10_000, 10_000, 255
-# Pickles are named as such, and not opened: they run code. The two bytes after \x80 are protocols
-# 2 to 5; what torch.save() writes today is a zip archive.
-PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-GGUF_MAGIC = b"GGUF"
-# What single files of safetensors end in, and how indexes are named: diffusers puts a variant's
-# name, as fp16, before the last suffix.
-MODEL_SUFFIXES = (".safetensors", ".sft")
-INDEX_NAME = re.compile(r".+\.(safetensors|sft)\.index(\.[\w-]+)?\.json", re.IGNORECASE)
-# "N of M" as Hugging Face's libraries, gguf-split and people write it, in any count of digits.
-NUMBERED = re.compile(
-    r"(?:^|(?<=[-_. (\[])|(?<=part)|(?<=shard)|(?<=split))(\d{1,5})[-_ ]?of[-_ ]?(\d{1,5})(?!\d)",
-    re.IGNORECASE,
-)
-# A pipeline of diffusers is a folder with this file, and with a subfolder for each of its models.
-PIPELINE_INDEX = "model_index.json"
-DIFFUSION_FOLDER = re.compile(r"(transformer|unet|dit|diffusion_models?)(_\d+)?")
-
-
-def refuse_other_formats(path: Path, start: bytes, sound: bool) -> None:
-    """Raise ConvertError, saying what it is, for a file that is not safetensors but is known.
-
-    `start` is how it begins, and `sound` whether the first 8 bytes may be a header's length. The
-    length 640 begins as a pickle does, so such a beginning counts only where `sound` is false.
-    """
-    if path.suffix.lower() in PICKLE_SUFFIXES or (not sound and start.startswith(PICKLE_MAGIC)):
-        raise ConvertError(
-            f"{path}: is a pickle file, which can run code when opened; "
-            "give a .safetensors version of the model"
-        )
-    if start.startswith(GGUF_MAGIC):
-        raise ConvertError(f"{path}: is a GGUF; give a .safetensors model here")
-    if not sound:
-        refuse_foreign(path, start)
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to read in the `with` block.
-
-    Raises ConvertError where it cannot be opened, and for a pipe or a device, where opening would
-    wait for a writer. Errors of the block itself pass through unchanged.
-    """
-    with translated(path, "cannot read"):
-        size_of(path)
-        file = path.open("rb")
-    with file:
-        yield file
-
-
-def read_header(path: Path) -> tuple[dict[str, TensorRef], dict[str, str]]:
-    """Open a safetensors file and parse its header, as `parse_header` does.
-
-    Returns {name: TensorRef} in file order and the metadata. Raises ConvertError.
-    """
-    with opened(path) as file:
-        return parse_header(path, file)
-
-
-def parse_header(path: Path, file: BinaryIO) -> tuple[dict[str, TensorRef], dict[str, str]]:
-    """Parse and check the header of an open safetensors file.
-
-    The rules are those of the safetensors library: ranges within the file, each of its shape's
-    size, together covering the data exactly. `file` is read from its start; `path` is for messages
-    and for the TensorRefs. Returns {name: TensorRef} in file order, and `__metadata__`. Raises
-    DamagedFileError for what the library refuses, ConvertError for other formats and too much.
-    """
-    with translated(path, "cannot read"):
-        size = size_of(path)
-        # Eight bytes, little endian, are the length of the JSON that follows them.
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        sound = len(start) == 8 and 2 <= length <= min(size - 8, MAX_HEADER_BYTES)
-        refuse_other_formats(path, start if sound else start + file.read(TELLING_BYTES), sound)
-        if not sound:
-            cut = length <= MAX_HEADER_BYTES and len(start) == 8
-            cut = f", or cut off: its header should have {length:,} bytes" if cut else ""
-            problem = f"not a safetensors file{cut}; it has {size:,} bytes"
-            problem = problem if size else "is empty; copy or download it again"
-            raise DamagedFileError(f"{path}: {problem}")
-        raw = file.read(length)
-    try:
-        header = parse_json(raw.decode(), unique_keys)
-        # A list, or spaces before the object: the library refuses both.
-        if not raw.startswith(b"{"):
-            raise ValueError("it does not begin with {")
-    except ValueError as error:
-        raise DamagedFileError(f"{path}: the safetensors header is damaged: {error}") from error
-    metadata = header.pop("__metadata__", None)
-    # The library reads null as no metadata, and some writers put it where they have none.
-    metadata = {} if metadata is None else metadata
-    if len(header) > MAX_TENSORS:
-        raise ConvertError(f"{path}: has {len(header):,} tensors; {MAX_TENSORS:,} are read")
-    if not isinstance(metadata, dict) or not all(map(is_text, (*metadata, *metadata.values()))):
-        raise DamagedFileError(f"{path}: the safetensors header's __metadata__ must map to strings")
-    # Offsets count from the end of the header: 8 bytes of length, then the JSON.
-    refs = [parse_entry(path, 8 + length, name, entry) for name, entry in header.items()]
-    # An empty tensor begins where the next one does, and comes first.
-    refs.sort(key=lambda ref: (ref.begin, ref.nbytes))
-    check_coverage(path, refs, 8 + length, size)
-    return {ref.name: ref for ref in refs}, metadata
-
-
-def is_text(value: object) -> bool:
-    """Tell whether a JSON value is a string that UTF-8 can hold: no half of a surrogate pair."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
-
-
-def parse_entry(path: Path, data_begin: int, name: str, entry: object) -> TensorRef:
-    """Check one tensor's entry of a safetensors header, and make a TensorRef of it.
-
-    `data_begin` is where the data section starts in the file, which `data_offsets` count from.
-    Types are checked strictly, as bool and float pass for int in Python, and the shape's bits have
-    to be those of the range. Raises DamagedFileError, or a plain ConvertError for a name that the
-    library takes.
-    """
-    # A lone surrogate, which JSON allows in a name, is not printable and cannot be written either.
-    if len(name) > MAX_NAME or not name.isprintable():
-        long = f"{len(name):,} characters" if len(name) > MAX_NAME else "a control character"
-        # The library takes any text for a name, but a half of a surrogate pair is none.
-        if is_text(name):
-            raise ConvertError(f"{path}: tensor {name[:EXCERPT]}: its name has {long}")
-        raise DamagedFileError(
-            f"{path}: tensor {name[:EXCERPT]}: damaged or unknown entry: its name has {long}"
-        )
-    try:
-        dtype, shape = entry["dtype"], tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
-        # An empty text or object would pass for a scalar's [] below.
-        if not isinstance(entry["shape"], list):
-            raise ValueError("its shape is no list")
-        numbers = (*shape, begin, end)
-        sound = all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
-        if not sound or len(shape) > MAX_DIMENSIONS:
-            raise ValueError
-        expected = bits_of(dtype, shape)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(
-            f"{path}: tensor {name}: damaged or unknown entry {str(entry)[:EXCERPT]}"
-        ) from error
-    # Compared in bits, as dtypes of 4 and 6 bits may end inside a byte: such a shape is refused.
-    if expected != (end - begin) * 8:
-        needed = f"{expected // 8:,} bytes" if expected % 8 == 0 else f"{expected:,} bits"
-        raise DamagedFileError(
-            f"{path}: tensor {name}: {dtype} {list(shape)} needs {needed}, "
-            f"the header gives it {end - begin:,} bytes"
-        )
-    return TensorRef(
-        name=name, dtype=dtype, shape=shape, path=path, begin=data_begin + begin, nbytes=end - begin
-    )
-
-
-def check_coverage(path: Path, refs: list[TensorRef], data_begin: int, size: int) -> None:
-    """Check that the tensors fill the data section from its begin to the file's end.
-
-    `refs` are in the order of their offsets; `size` is the file's. Each has to begin where the one
-    before ends. Raises DamagedFileError, which tells a file that is cut off from other damage.
-    """
-    position = data_begin
-    for ref in refs:
-        if ref.begin != position:
-            what = "overlaps another" if ref.begin < position else "leaves a gap before it"
-            raise DamagedFileError(f"{path}: tensor {ref.name} {what} at byte {ref.begin:,}")
-        position += ref.nbytes
-    if position != size:
-        raise DamagedFileError(
-            f"{path}: the tensors end at byte {position:,}, the file at {size:,}: "
-            + ("it is cut off; download it again" if size < position else "trailing bytes")
-        )
-
-
-def open_model(source: Path) -> Model:
-    """Read the headers of a single file, of an index, or of a folder that holds one of them.
-
-    Raises ConvertError with all problems of all shards at once, and as `model_in` does.
-    """
-    if source.is_dir():
-        source = model_in(source)
-    if source.name == PIPELINE_INDEX:
-        raise ConvertError(
-            f"{source}: names the parts of a pipeline{where_models_are(source.parent)}"
-        )
-    if source.suffix.lower() == ".json":
-        return open_shards(source)
-    tensors, metadata = read_header(source)
-    return Model(tensors=tensors, metadata=metadata, files=(source,))
-
-
-def models_in(folder: Path) -> list[Path]:
-    """List the indexes in a folder, or else its single files, by name.
-
-    The companions that macOS lays beside files on foreign disks are passed over. Raises OSError.
-    """
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("._"))
-    indexes = [path for path in paths if INDEX_NAME.fullmatch(path.name)]
-    return indexes or [path for path in paths if path.suffix.lower() in MODEL_SUFFIXES]
-
-
-def is_part_of_model(path: Path) -> bool:
-    """Tell by its name whether a JSON file is a model's own: an index, or one of diffusers."""
-    return bool(INDEX_NAME.fullmatch(path.name)) or path.name in (PIPELINE_INDEX, "config.json")
-
-
-def numbered(path: Path) -> re.Match | None:
-    """Match the "N of M" in a file's name, its groups N and M; None for the only one of one."""
-    found = [found for found in NUMBERED.finditer(path.name) if int(found[2]) > 1]
-    return found[-1] if found else None
-
-
-def model_in(folder: Path) -> Path:
-    """Find the one model in a folder: an index goes before single files, which are its shards.
-
-    Raises ConvertError where there is not exactly one, and names subfolders that have one.
-    """
-    with translated(folder, "cannot read"):
-        found = models_in(folder)
-        if len(found) != 1 and isinstance(folder, VirtualPath):
-            refuse_choice(folder)
-    if len(found) != 1:
-        if any(map(numbered, found)):
-            raise ConvertError(
-                f"{folder}: holds shards ({examples(path.name for path in found)}) and no index; "
-                "download the *.safetensors.index.json that lists them"
-            )
-        what = "*.safetensors.index.json or *.safetensors files"
-        where = f"; it has {examples(path.name for path in found)}; give one by name"
-        where = where if found else where_models_are(folder)
-        raise ConvertError(f"{folder}: holds {len(found) or 'no'} {what}{where}")
-    return found[0]
-
-
-def refuse_choice(folder: VirtualPath) -> None:
-    """Raise ConvertError with a line for each model in a folder or below it, if there are any."""
-    folders, found = [folder], []
-    for one in folders:
-        folders += [path for path in one.iterdir() if path.is_dir()]
-        found += models_in(one)
-    if found:
-        what = f"{folder}: holds {len(found):,} models, or parts of some; give one of them:"
-        raise ConvertError(what, *(f"{path} ({size_told(path)})" for path in found))
-
-
-def size_told(path: Path) -> str:
-    """Tell how large a single file is, or the shards that an index lists by its own name."""
-    if not INDEX_NAME.fullmatch(path.name):
-        return gigabytes(path.stat().st_size)
-    stem = re.split(r"\.(?:safetensors|sft)", path.name, flags=re.IGNORECASE)[0]
-    beside = (one for one in path.parent.iterdir() if one.suffix.lower() in MODEL_SUFFIXES)
-    shards = [one.stat().st_size for one in beside if one.name.startswith(stem)]
-    return f"{gigabytes(sum(shards))} in {len(shards):,} shards"
-
-
-def where_models_are(folder: Path) -> str:
-    """Tell which subfolders hold a model, the diffusion model's alone in a pipeline of diffusers.
-
-    Returns the end of a message, which asks for a file by name where there are none.
-    """
-    found = []
-    with contextlib.suppress(OSError):
-        for path in sorted(folder.iterdir()):
-            with contextlib.suppress(OSError):
-                found += [path.name] if path.is_dir() and models_in(path) else []
-    found = [name for name in found if DIFFUSION_FOLDER.fullmatch(name)] or found
-    return f"; give its subfolder {examples(found)}" if found else "; give one by name"
-
-
-def read_index(index: Path) -> dict[str, set[str]]:
-    """Read an index's weight_map: {shard: the names of the tensors listed in it}.
-
-    Shards are sorted by name. Raises ConvertError where the map is malformed or too large, or a
-    shard's name leads out of the index's folder: a downloaded index must not make this program read
-    other files of the machine.
-    """
-    weight_map = load_json(index, "index").get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(shard, str) for shard in weight_map.values()
-    ):
-        raise ConvertError(f"{index}: has no weight_map of tensor names to file names")
-    # Sorted, so that the order of tensors does not depend on how the index was written.
-    shards = {shard: set() for shard in sorted(set(weight_map.values()))}
-    if len(shards) > MAX_SHARDS or len(weight_map) > MAX_TENSORS:
-        sizes = f"{len(weight_map):,} tensors in {len(shards):,} shards"
-        raise ConvertError(f"{index}: has {sizes}; {MAX_TENSORS:,} in {MAX_SHARDS:,} are read")
-    for shard in shards:
-        if reason := leads_outside(index, shard):
-            raise ConvertError(f"{index}: shard {shard[:EXCERPT]!r} {reason}")
-    for name, shard in weight_map.items():
-        shards[shard].add(name)
-    return shards
-
-
-def open_shards(index: Path) -> Model:
-    """Read every shard's header, and check it both ways against the index's weight_map.
-
-    A tensor that is listed has to be in its shard, and one that is in a shard has to be listed.
-    Raises ConvertError with the problems of all shards, so that all missing files are told at once.
-    """
-    shards = read_index(index)
-    # A problem of one shard is collected, and the next one is read.
-    headers, problems = {}, []
-    for shard in shards:
-        path = index.parent / shard
-        try:
-            if not exists(path):
-                raise ConvertError(f"{path}: is missing, but {index.name} lists it; download it")
-            headers[shard] = read_header(path)
-        except ConvertError as error:
-            problems += error.problems
-    for shard, (tensors, _) in headers.items():
-        if missing := shards[shard] - tensors.keys():
-            problems.append(f"{index.parent / shard}: the index lists {examples(missing)} in it")
-        if unlisted := tensors.keys() - shards[shard]:
-            problems.append(f"{index}: has no entry for {examples(unlisted)} of {shard}")
-    if problems:
-        raise ConvertError(*problems)
-    merged = {name: ref for tensors, _ in headers.values() for name, ref in tensors.items()}
-    files = (index, *(index.parent / shard for shard in shards))
-    metadata = merge_metadata([metadata for _, metadata in headers.values()])
-    return Model(tensors=merged, metadata=metadata, files=files)
-
-
-def leads_outside(index: Path, shard: str) -> str:
-    """Say why a shard's name, or the link of that name, leads to a file elsewhere; or "".
-
-    Hugging Face's cache has links for an index and its shards, all into one folder of blobs: the
-    folder that the index's own link leads to is allowed, too.
-    """
-    # Separators of both systems, drive letters, NUL, surrogates, and the names "", "." and "..".
-    if re.search(r"[/\\:\x00\ud800-\udfff]|^\.*$", shard):
-        return "is not a file name in its own folder"
-    if len(shard) > MAX_FILE_NAME:
-        return f"has a name of {len(shard):,} characters"
-    path = index.parent / shard
-    try:
-        if path.is_symlink():
-            path = path.resolve(strict=True)
-            if path.parent not in (index.parent.resolve(), index.resolve().parent):
-                return f"is a link to {path}, which is not in its own folder; copy it there"
-    except (OSError, RuntimeError):
-        # The link leads nowhere or in a circle, or is too long: opening the shard will say so.
-        pass
-    return ""
-
-
-def merge_metadata(shards: list[dict[str, str]]) -> dict[str, str]:
-    """Merge the metadata of shards, given in order.
-
-    Where shards have different values for one key, the first one's is kept. The quantised layers in
-    `_quantization_metadata` are collected from all, as each shard lists only its own.
-    """
-    merged, layers = {}, {}
-    for metadata in shards:
-        # The right side of | wins: what is merged already stays.
-        merged = metadata | merged
-        layers |= header_layers(metadata) or {}
-    if layers:
-        merged["_quantization_metadata"] = json.dumps({"layers": layers})
-    return merged
-
-
-def header_layers(metadata: dict[str, str]) -> dict | None:
-    """Read the layers that a header's metadata configures: {layer: configuration}.
-
-    They are JSON in `_quantization_metadata`, where ComfyUI looks for them. Returns {} if the
-    header has none, and None if they cannot be read; configurations themselves are not checked.
-    """
-    text = metadata.get("_quantization_metadata", '{"layers": {}}')
-    try:
-        layers = parse_json(text)["layers"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return layers if isinstance(layers, dict) else None
-
-
-def file_bytes(model: Model) -> int:
-    """Add up the sizes of a model's safetensors files, headers included and the index left out."""
-    return sum(path.stat().st_size for path in model.files if path.suffix.lower() != ".json")
 
 
 # ── nvfp4/layout.py: Lay the output out to the byte: tensors, headers, shards ─────────────────────
@@ -13780,272 +16559,6 @@ def render_index(job: Job) -> str:
     total = sum(size for _, size in slots.values())
     weight_map = {key: name for key, (name, _) in sorted(slots.items())}
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
-
-
-# ── nvfp4/numeric/dtypes.py: Name the torch dtypes of tensors in safetensors files ────────────────
-
-# Only dtypes that a conversion computes with; tensors of others are copied as bytes, untyped.
-TORCH_DTYPES = {
-    "F32": torch.float32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F64": torch.float64,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-}
-
-
-# ── nvfp4/numeric/lora.py: Compute what a LoRA, LoHa, LoKr or DoRA adds to a weight ───────────────
-
-def lora_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """Multiply the factors of a LoRA, up x down.
-
-    parts: `up` [N, r, ...] and `down` [r, K, ...], float32; a convolution may keep its kernel in a
-    third factor `mid` (LoCon's CP decomposition). Returns the change as [N, K * kernel], and the
-    rank r that `alpha` is divided by.
-    """
-    up, down = parts["up"], parts["down"]
-    rank = down.shape[0]
-    if "mid" in parts:
-        down = torch.einsum("mn...,nj->mj...", parts["mid"], down.flatten(1))
-    return up.flatten(1) @ down.flatten(1), rank
-
-
-def product(parts: dict[str, torch.Tensor], which: int) -> tuple[torch.Tensor, int | None]:
-    """Make one of the two matrices that LoHa and LoKr combine.
-
-    parts: either `w1` (`w2`) whole, or its factors `w1_a` [m, r] and `w1_b` [r, n], with a core
-    tensor `t1` for convolutions. which: 1 or 2. Returns the matrix, and its rank, None if it is
-    stored whole.
-    """
-    if (whole := parts.get(f"w{which}")) is not None:
-        return whole, None
-    a, b, core = parts[f"w{which}_a"], parts[f"w{which}_b"], parts.get(f"t{which}")
-    whole = a @ b if core is None else torch.einsum("ij...,jr,ip->pr...", core, b, a)
-    # torch.kron refuses the strides that einsum leaves.
-    return whole.contiguous(), b.shape[0]
-
-
-def loha_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """Multiply the two low-rank products of a LoHa element by element.
-
-    parts: float32 factors as `product` takes them, both products of the weight's shape. Returns the
-    change and the rank of the first product, which `alpha` is divided by.
-    """
-    (first, rank), (second, _) = product(parts, 1), product(parts, 2)
-    return first * second, rank
-
-
-def lokr_change(parts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int | None]:
-    """Form the Kronecker product of the two matrices of a LoKr.
-
-    parts: float32 factors as `product` takes them; the second holds a convolution's kernel, if
-    there is one. Returns the change and the second one's rank, else the first one's; it is None if
-    both are stored whole, where ComfyUI leaves `alpha` out.
-    """
-    (first, first_rank), (second, rank) = product(parts, 1), product(parts, 2)
-    # A plain matrix gets kernel dimensions of 1, as the Kronecker product needs equal dimensions.
-    first = first.reshape(first.shape + (1,) * (second.ndim - first.ndim))
-    return torch.kron(first, second), rank or first_rank
-
-
-# A patch's kind, as the names in a LoRA file tell it, and what makes a change and a rank of its
-# parts. "diff" and "set" hold a whole tensor, which is added, or takes the weight's place.
-CHANGES = {
-    "lora": lora_change,
-    "loha": loha_change,
-    "lokr": lokr_change,
-    "diff": lambda parts: (parts["diff"], None),
-    "set": lambda parts: (parts["set_weight"], None),
-}
-
-
-def dora(weight: torch.Tensor, merged: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Scale each row or column of a merged weight to the length that was trained for it.
-
-    weight: before merging; merged: after it, same shape [N, K, ...], float32; scale: `dora_scale`,
-    a length for each of N rows, else for each of K columns. As in ComfyUI, the lengths divided by
-    are those of the unmerged rows, but of the merged columns.
-    """
-    # ComfyUI tells rows from columns by this first dimension alone, square weights included.
-    if scale.shape[0] == weight.shape[0]:
-        length = weight.flatten(1).norm(dim=1)
-        length = length.reshape(-1, *[1] * (weight.ndim - 1))
-    else:
-        length = merged.transpose(0, 1).flatten(1).norm(dim=1)
-        length = length.reshape(1, -1, *[1] * (weight.ndim - 2))
-    # Float32's epsilon keeps rows of zeros from being divided by 0, as in ComfyUI.
-    return merged * (scale.reshape(length.shape) / (length + torch.finfo(torch.float32).eps))
-
-
-def merge(patch: Patch, parts: dict[str, torch.Tensor], weight: torch.Tensor) -> None:
-    """Add one patch to a weight in place: weight[rows] += strength * alpha / rank * change.
-
-    patch: its kind, strength, rows, and whether the halves of the change are swapped; parts: its
-    tensors in float32, `alpha` and `dora_scale` included; weight: float32, the whole tensor. A
-    patch of kind "set" replaces the rows instead. Raises ValueError, or torch's RuntimeError, where
-    the change does not fit the weight.
-    """
-    weight = weight[patch.rows]
-    change, rank = CHANGES[patch.kind](parts)
-    if change.shape[:1] != weight.shape[:1] or rank == 0:
-        # Reshape alone would accept a transposed change of the same number of elements.
-        raise ValueError(change.shape)
-    change = change.reshape(weight.shape)
-    if patch.swapped:
-        change = torch.cat(change.chunk(2)[::-1])
-    if patch.kind == "set":
-        weight.copy_(change)
-        return
-    if "alpha" in parts and rank is not None:
-        change = change * (parts["alpha"].reshape(()) / rank)
-    elif patch.scale != 1:
-        change = change * patch.scale
-    if "dora_scale" in parts and patch.kind != "diff":
-        # The strength applies to the rescaled weight's difference, not to the LoRA's own change.
-        change = dora(weight, weight + change, parts["dora_scale"]) - weight
-    weight.add_(change, alpha=patch.strength)
-
-
-# ── nvfp4/read/tensors.py: Read tensors: quantised weights decoded, LoRAs merged ──────────────────
-
-# Where layers are compared, this many rows stand for a weight, in 8 stripes spread over its height,
-# so that fused layers show all of their parts.
-STUDIED_ROWS, STRIPES = 256, 8
-
-
-def fill(ref: TensorRef, begin: int, view: memoryview, file: BinaryIO | None = None) -> None:
-    """Read bytes of a tensor from the disk into memory.
-
-    Fills all of `view` from the tensor's byte `begin` on. `file` is the tensor's file, if it is
-    open already; it is moved, but not closed. Raises ConvertError where the file cannot be read, or
-    ends inside the tensor, which its header excludes: it was changed meanwhile.
-    """
-    with (
-        translated(ref.path, f"cannot read {ref.name}"),
-        contextlib.nullcontext(file) if file else ref.path.open("rb", buffering=0) as file,
-    ):
-        file.seek(ref.begin + begin)
-        # readinto may give less than was asked for, and gives 0 only at the file's end.
-        filled = 0
-        while filled < len(view) and (count := file.readinto(view[filled:])):
-            filled += count
-    if filled < len(view):
-        raise ConvertError(f"{ref.path}: ended inside {ref.name}; {CHANGED_UNDER_WAY}")
-
-
-def load_bytes(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
-    """Load a whole tensor of any dtype as its stored bytes: uint8 [nbytes], on the CPU."""
-    data = torch.empty(ref.nbytes, dtype=torch.uint8)
-    fill(ref, 0, memoryview(data.numpy()), file)
-    return data
-
-
-def load(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
-    """Load a whole tensor as it is stored, in its own dtype and shape, on the CPU.
-
-    `file` is the tensor's file, if it is open already. Raises KeyError for a dtype that is not in
-    TORCH_DTYPES.
-    """
-    return load_bytes(ref, file).view(TORCH_DTYPES[ref.dtype]).view(ref.shape)
-
-
-def load_part(ref: TensorRef) -> torch.Tensor:
-    """Load a whole part of a quantised layer: uint8 where torch has no dtype for it, as E8M0."""
-    return load(ref) if ref.dtype in TORCH_DTYPES else load_bytes(ref).view(ref.shape)
-
-
-def load_weight(ref: TensorRef) -> torch.Tensor:
-    """Read a whole tensor: codes decoded and LoRAs merged, the values that are quantised.
-
-    Returns float32 where it was decoded or patched, else the stored dtype. Raises ConvertError as
-    `changed` does.
-    """
-    return changed(ref, load(ref)) if ref.is_changed else load(ref)
-
-
-def changed(ref: TensorRef, data: torch.Tensor, first: int = 0) -> torch.Tensor:
-    """Decode a stored tensor and merge LoRAs into it: float32 of the shape of `data`.
-
-    data: the tensor `ref` as it is stored, in any shape. Rows of it from the row `first` on suffice
-    if there are no patches, which are merged into the whole only. Raises ConvertError where codes
-    are no finite numbers, or where merging makes NaN or Inf.
-    """
-    if ref.coding is not None:
-        if has_no_number(data):
-            raise ConvertError(f"{ref.path}: {ref.name} holds NaN: the file is damaged")
-        data = decoded(ref, data, first)
-    if not ref.patches:
-        return data
-    data = data.float().view(ref.shape)
-    for patch in ref.patches:
-        # The parts of one patch at a time are in memory.
-        merge(patch, {part: load(other).float() for part, other in patch.parts.items()}, data)
-        if not data.isfinite().all():
-            lora = next(iter(patch.parts.values())).path
-            raise ConvertError(
-                f"{lora}: {ref.name} holds NaN or Inf after it is merged: the LoRA or the model "
-                "is damaged, or its strength too large"
-            )
-    return data
-
-
-def decoded(ref: TensorRef, codes: torch.Tensor, first: int) -> torch.Tensor:
-    """Decode rows of a tensor by its format: float32 of the shape of `codes`.
-
-    codes: as they are stored; first: the row of the tensor that they begin with. One scale takes
-    any part of a tensor, several take whole rows; these are read from the disk once more.
-    """
-    form = format_titled(ref.coding.title)
-    if ref.coding.scale is not None:
-        return form.decode(codes, torch.tensor(ref.coding.scale))
-    by_rows, scale = coded_scales(ref, ref.coding)
-    rows = codes.view(-1, *ref.shape[1:])
-    some = (part[first : first + len(rows)] for part in by_rows)
-    return form.decode(rows, *some, scale).view(codes.shape)
-
-
-def coded_scales(ref: TensorRef, coding: Coding) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Read the scales of a quantised weight as its format's decoder takes them.
-
-    Returns those that go by rows, for all rows of the weight, and the one scale, a float32 scalar.
-    """
-    # The decoder's parts are made of the scales alone; of the codes, only their shape counts.
-    codes = torch.empty(ref.shape, dtype=TORCH_DTYPES[ref.dtype], device="meta")
-    scales = {suffix: load_part(part) for suffix, part in coding.parts.items()}
-    (_, *by_rows), scale = format_titled(coding.title).unpack({"weight": codes} | scales)
-    return by_rows, scale
-
-
-def load_some_rows(ref: TensorRef) -> torch.Tensor:
-    """Read a sample of a weight's rows: [min(N, STUDIED_ROWS), K] of [N, K].
-
-    A weight of more rows gives as many from each of STRIPES places, evenly spread, the first and
-    last rows among them. Only these are read from the disk, unless the weight is patched. The dtype
-    is that of `load_weight`; the result is the same in every run.
-    """
-    height, (count, columns) = STUDIED_ROWS // STRIPES, ref.shape
-    if count <= STUDIED_ROWS:
-        return load_weight(ref)
-    # DoRA scales rows and columns by their lengths, so that a patch needs the whole weight.
-    if ref.patches:
-        weight, steps = load_weight(ref), range(STRIPES)
-        begins = (index * (count - height) // (STRIPES - 1) for index in steps)
-        return torch.cat([weight[begin : begin + height] for begin in begins])
-    row, stripes = ref.nbytes // count, []
-    for index in range(STRIPES):
-        # From 0 for the first stripe to count - height for the last, which ends with the weight.
-        begin = index * (count - height) // (STRIPES - 1)
-        data = torch.empty(height * row, dtype=torch.uint8)
-        fill(ref, begin * row, memoryview(data.numpy()))
-        stored = data.view(TORCH_DTYPES[ref.dtype]).view(-1, columns)
-        stripes.append(changed(ref, stored, begin) if ref.is_changed else stored)
-    return torch.cat(stripes)
 
 
 # ── nvfp4/asking/question.py: Make the question about a file, which is not there yet or is: names, 
@@ -15337,16 +17850,6 @@ def float16_overflows(plans: Iterable[TensorPlan], options: Options) -> frozense
     return frozenset(found)
 
 
-# ── nvfp4/guides/columns.py: Name the columns of a calibration summary ────────────────────────────
-
-def percentile_key(percentile: float) -> str:
-    """Name a percentile as calibration summaries name their columns: 99.9 -> "p99_9".
-
-    percentile: from 0 to 100; six significant digits of it count.
-    """
-    return f"p{percentile:g}".replace(".", "_")
-
-
 # ── nvfp4/quantisers.py: Recognise models that other programs quantised, by the names of what they 
 
 # What a layer's tensors end in, all of a row, where a program quantised it. The first row that
@@ -16408,269 +18911,6 @@ def refuse_extras(entry: dict, precision: Format | None) -> None:
         raise ValueError(f"{precision.title} takes no full_precision_matrix_mult")
     if scale is not None and not precision.activation_max:
         raise ValueError(f"{precision.title} takes no input_scale: ComfyUI measures its input")
-
-
-# ── nvfp4/guides/recording.py: Read what the ComfyUI recorder wrote: figures and statistics of laye
-
-# Largest channels and sampled rows of a layer. A file may be a hole of any size, which takes no
-# disk and would take all memory when it is read.
-MAX_CHANNELS, MAX_ROWS = 1 << 20, 1 << 16
-# Largest count in a bin of a histogram: sums over bins and recordings then fit 64 bits.
-MAX_CALLS = 1 << 50
-# The `format` in the header of a recording, beside a version.
-RECORDING_FORMAT = "nvfp4_recording"
-# What a recording has of every layer, with safetensors dtypes.
-RECORDING_PARTS = {
-    "tokens": "I64",
-    "absmax": "F32",
-    "block_histogram": "I64",
-    "quantisation": "F64",
-}
-# What it has besides of each distinct input, if second moments were recorded; the order is that of
-# the TensorRefs in a Moments.
-MOMENT_PARTS = {
-    "moment_tokens": "I64",
-    "first_moment": "F64",
-    "rows": "BF16",
-    "second_moment": "BF16",
-    "second_moment_low": "U8",
-    "absmax": "F32",
-}
-# Rows in a strip of a second moment, as the recorder writes them.
-STRIP_ROWS = 128
-
-
-def read_recording(path: Path) -> dict[str, Recorded]:
-    """Read {bare layer: Recorded} from a file that the ComfyUI node in calib/ wrote.
-
-    Raises ConvertError where it is damaged, is no recording, or has layers that saw NaN or
-    infinities, whose figures mean nothing.
-    """
-    with opened(path) as file:
-        return parse_recording(path, file)
-
-
-def parse_recording(path: Path, file: BinaryIO) -> dict[str, Recorded]:
-    """Check an open recording, and take every layer's figures from it; raises ConvertError."""
-    tensors, metadata = parse_header(path, file)
-    if (metadata.get("format"), metadata.get("version")) != (RECORDING_FORMAT, "1"):
-        raise ConvertError(f"{path}: is no recording (version 1) of the NVFP4 Calibration Recorder")
-    layers = defaultdict(dict)
-    for ref in tensors.values():
-        layer, _, part = ref.name.rpartition(".")
-        layers[layer][part] = ref
-    moments = read_moments(path, file, metadata, layers)
-    found = []
-    for layer, parts in layers.items():
-        wrong = [part for part, dtype in RECORDING_PARTS.items() if not is_part(parts, part, dtype)]
-        if wrong:
-            raise ConvertError(f"{path}: layer {layer}: {', '.join(wrong)} missing or malformed")
-        # Loaded only now, as a damaged tensor may announce any size.
-        error, energy = load(parts["quantisation"], file).tolist()
-        amax = float(load(parts["absmax"], file).max())
-        counts = load(parts["block_histogram"], file).numpy()
-        sums = read_sums(parts, file)
-        means = (sums.squares, float(np.abs(sums.total).max())) if sums else ()
-        if not all(map(is_figure, (amax, error, energy, *means))):
-            raise ConvertError(f"{path}: layer {layer} saw NaN or Inf; record it again")
-        if not ((counts >= 0) & (counts < MAX_CALLS)).all():
-            raise ConvertError(f"{path}: layer {layer}: block_histogram is damaged")
-        recorded = Recorded(
-            amax=amax,
-            channels=math.prod(parts["absmax"].shape),
-            block_histogram=counts,
-            error=error,
-            energy=energy,
-            moments=moments.get(layer),
-            sums=sums,
-            is_modelled=metadata.get("inputs_are") == "modelled",
-        )
-        found.append((path, {bare(unwrapped(layer)): recorded}))
-    # A layer that was recorded compiled and then not has two names in the file: they add up.
-    return add_recordings(found)
-
-
-def read_sums(parts: dict[str, TensorRef], file: BinaryIO) -> Sums | None:
-    """Read the sums over a layer's rows, by the layer's parts; None where there are none.
-
-    The recorder writes them with second moments or without.
-    """
-    shape = parts["absmax"].shape
-    refs = [parts[name] for name in ("sum", "sum_of_squares") if is_part(parts, name, "F64")]
-    tokens = int(load(parts["tokens"], file))
-    if len(refs) < 2 or any(ref.shape != shape for ref in refs) or tokens <= 0:
-        return None
-    total, squares = (load(ref, file).numpy().ravel() for ref in refs)
-    return Sums(tokens, total, float(squares.sum()))
-
-
-def read_moments(
-    path: Path, file: BinaryIO, metadata: dict[str, str], layers: dict[str, dict[str, TensorRef]]
-) -> dict[str, Moments]:
-    """Return {layer: Moments}, where the statistics of each layer's input lie in the file.
-
-    Layers with the same input share one entry, by the list `inputs` in the file's metadata. Raises
-    ConvertError where that list is damaged, or a tensor is not as the recorder writes it.
-    """
-    try:
-        shared = json.loads(metadata.get("inputs", "{}")).items()
-    except (ValueError, RecursionError, AttributeError):
-        raise ConvertError(f"{path}: its list of inputs is damaged") from None
-    found = {}
-    # The recorder stores the moments of one input with the first layer that has it.
-    for layer, first in shared:
-        # The list is untrusted: `first` may be of any type, or name a layer that is not there.
-        parts = layers.get(first, {}) if isinstance(first, str) else {}
-        refs = tuple(parts[part] for part in MOMENT_PARTS if part in parts)
-        channels = parts["absmax"].shape if "absmax" in parts else ()
-        own = layers.get(layer, {})
-        if not (are_moments(refs, channels, own) and are_finite(refs, file)):
-            raise ConvertError(f"{path}: the second moments of layer {layer} are damaged")
-        found[layer] = Moments(recordings=(refs,))
-    return found
-
-
-def are_moments(
-    refs: tuple[TensorRef, ...], channels: tuple[int, ...], layer: dict[str, TensorRef]
-) -> bool:
-    """Tell whether `refs` are MOMENT_PARTS of an input, with the shapes that `channels` ask for.
-
-    `layer` are the parts of the layer that uses them, whose `absmax` must have the same channels.
-    """
-    if len(refs) < len(MOMENT_PARTS) or len(channels) != 1:
-        return False
-    if "absmax" not in layer or layer["absmax"].shape != channels or math.prod(refs[0].shape) != 1:
-        return False
-    _, first, rows, upper, lower, _ = (ref.shape for ref in refs)
-    packed = (sum(height * width for height, width in strip_shapes(*channels)),)
-    return (
-        [ref.dtype for ref in refs] == [*MOMENT_PARTS.values()]
-        and (first, rows[1:], upper, lower) == (channels, channels, packed, packed)
-        and 0 < rows[0] <= MAX_ROWS
-    )
-
-
-def are_finite(refs: tuple[TensorRef, ...], file: BinaryIO) -> bool:
-    """Tell whether moments are of at least one token, and their rows are finite.
-
-    The large sums are not read here; `load_statistics` checks them when it does.
-    """
-    return int(load(refs[0], file)) > 0 and bool(load(refs[2], file).isfinite().all())
-
-
-def strip_shapes(channels: int) -> list[tuple[int, int]]:
-    """List (rows, columns) of the strips of a recorded second moment [K, K].
-
-    Only its upper half is stored, as it is symmetric: strip i has STRIP_ROWS rows, from the
-    diagonal's column on.
-    """
-    starts = range(0, channels, STRIP_ROWS)
-    return [(min(STRIP_ROWS, channels - start), channels - start) for start in starts]
-
-
-def load_statistics(moments: Moments, device: torch.device) -> Statistics:
-    """Sum up what the recordings have of an input: mean, second moment and rows of a token.
-
-    Sums are joined from their upper 16 and next 8 bits (see the recorder) and added over
-    recordings, then divided by the tokens. All tensors of the result are on `device`. Raises
-    ConvertError where they hold NaN or infinities.
-    """
-    tokens, first, packed, rows = 0, 0.0, 0.0, []
-    for refs in moments.recordings:
-        # In the order of MOMENT_PARTS, of which absmax, the last one, is not needed here.
-        count, total, some, *packing, _ = map(load, refs)
-        tokens, first = tokens + int(count), first + total
-        upper, lower = (part.to(device) for part in packing)
-        # float32 from its upper 16 bits and the 8 below; the last 8 are zero.
-        bits = upper.view(torch.int16).to(torch.int32) << 16
-        packed = packed + bits.bitwise_or_(lower.to(torch.int32) << 8).view(torch.float32)
-        rows.append(some.float())
-    channels = len(first)
-    second, shapes = packed.new_empty(channels, channels), strip_shapes(channels)
-    # Divided while packed, which is half of the work; then both halves are filled from it.
-    packed = packed.div_(tokens).split([height * width for height, width in shapes])
-    for strip, (height, width) in zip(packed, shapes, strict=True):
-        begin = channels - width
-        second[begin : begin + height, begin:] = strip.view(height, width)
-        second[begin:, begin : begin + height] = strip.view(height, width).t()
-    mean, rows = (first / tokens).float(), torch.cat(rows)
-    if not (mean.isfinite().all() and second.isfinite().all()):
-        ref = moments.recordings[0][0]
-        raise ConvertError(f"{ref.path}: {ref.name} and what goes with it hold NaN or Inf")
-    return Statistics(
-        mean=mean.to(device),
-        second=second,
-        rows=rows.to(device),
-        independent=count_different(rows, tokens),
-    )
-
-
-def count_different(rows: torch.Tensor, tokens: int) -> float:
-    """Estimate how many different rows, zero ones left out, the moments are of.
-
-    `rows` [r, K] are a sample of `tokens` rows. The estimate is from how often rows of the sample
-    are equal: a prompt's text is the same at every step, and padded with zeros. At least 1.
-    """
-    filled = rows[rows.any(1)]
-    count = len(filled)
-    same = filled.unique(dim=0, return_counts=True)[1].double() if count else torch.zeros(1)
-    # Of n different rows that are equally likely, a pair is equal with a chance of 1 / n.
-    pairs = float((same * (same - 1)).sum())
-    # No more than the rows that are not zero, by their share of the sample.
-    return max(
-        min(tokens * count / len(rows), count * (count - 1) / pairs if pairs else math.inf), 1.0
-    )
-
-
-def read_recordings(paths: Iterable[Path]) -> dict[str, Recorded]:
-    """Read {bare layer: Recorded} of all recordings together. Raises ConvertError."""
-    return add_recordings((path, read_recording(path)) for path in paths)
-
-
-def add_recordings(recordings: Iterable[tuple[Path, dict[str, Recorded]]]) -> dict[str, Recorded]:
-    """Add up what was read from several files: {bare layer: Recorded}.
-
-    Raises ConvertError where a layer has other columns in one file than in another.
-    """
-    found: dict[str, Recorded] = {}
-    for path, layers in recordings:
-        for layer, recorded in layers.items():
-            # A layer of equal name and other columns is of another model.
-            if layer in found and found[layer].channels != recorded.channels:
-                raise ConvertError(f"{path}: layer {layer} has other columns than in the others")
-            found[layer] = found[layer] + recorded if layer in found else recorded
-    return found
-
-
-def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
-    """Tell whether a recording has a tensor of a layer as it must be.
-
-    `parts` is {part: TensorRef} of the layer; the tensor must be there, of `dtype`, of the size
-    that its part has where that is fixed, and of no more than MAX_CHANNELS elements.
-    """
-    sizes = {"tokens": 1, "block_histogram": len(BIN_EDGES), "quantisation": 2}
-    ref = parts.get(part)
-    size = math.prod(ref.shape) if ref and len(ref.shape) < 2 else 0
-    return 0 < size <= MAX_CHANNELS and ref.dtype == dtype and size == sizes.get(part, size)
-
-
-def check_recording(recording: dict[str, Recorded], model: Model) -> None:
-    """Raise ConvertError if a recording is not of this model.
-
-    None of its layers is in the model, or layers of the same name have other numbers of columns.
-    """
-    columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
-    known = recording.keys() & columns.keys()
-    wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
-    if not known:
-        raise of_another_model("--activation-stats", it_has=recording, other_has=columns)
-    if wrong:
-        raise of_another_model(
-            "--activation-stats",
-            "layers have other columns",
-            it_has=(f"{layer} with {recording[layer].channels:,}" for layer in wrong),
-            other_has=(f"{layer} with {columns[layer]:,}" for layer in wrong),
-        )
 
 
 # ── nvfp4/guides/sensitivity.py: Turn measured figures of layers into what they ask for ───────────
@@ -25683,4 +27923,4 @@ if __name__ == "__main__":
         # A shell starts a script's background job (`&`) with the signal ignored: leave it so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
-    sys.exit(main())
+    sys.exit(run_calibration(tasks[0]) if isinstance(tasks[0], CalibrationRun) else main())

@@ -96,25 +96,35 @@ class NVFP4CalibrationRecorder(io.ComfyNode):
         if not enabled:
             return io.NodeOutput(model)
         name = name or file_behind(cls.hidden.prompt or {}, str(cls.hidden.unique_id))
-        if not name:
-            raise ValueError(
-                "the workflow does not tell the model's file: give the recorder a name"
-            )
-        if not re.fullmatch(r"\w[\w .()+-]*", name):
-            raise ValueError(f"name must be a plain file name, not {name!r}")
         re.compile(layers)  # raises for a mistake now, and not after the model was loaded
-        base = Path(folder or Path(folder_paths.get_output_directory()) / "nvfp4_calibration")
-        key = (base.resolve(), name)
-        recording = RECORDINGS.get(key)
-        if recording is None:
-            recording = RECORDINGS[key] = Recording(base, name)
+        recording = recording_of(name, folder)
+        how = {"pattern": layers, "tokens": tokens, "widest": widest}
+        return io.NodeOutput(watched(model, recording, second_moments=second_moments, **how))
 
-        def outer_sample(executor, *arguments, **keywords):
-            diffusion_model = executor.class_obj.model_patcher.model.diffusion_model
-            with recording.watching(diffusion_model, layers, tokens, second_moments, widest):
-                return executor(*arguments, **keywords)
 
-        model = model.clone()
-        kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
-        model.add_wrapper_with_key(kind, "nvfp4_calibration_recorder", outer_sample)
-        return io.NodeOutput(model)
+def recording_of(name: str, folder: str = "") -> Recording:
+    """Return the recording of a name, which goes on with what is there.
+
+    folder: "" for nvfp4_calibration in ComfyUI's output folder. Raises ValueError for a name that
+    is no plain file name, or "", as where a workflow does not tell its model.
+    """
+    if not name:
+        raise ValueError("the workflow does not tell the model's file: give the recorder a name")
+    if not re.fullmatch(r"\w[\w .()+-]*", name):
+        raise ValueError(f"name must be a plain file name, not {name!r}")
+    base = Path(folder or Path(folder_paths.get_output_directory()) / "nvfp4_calibration")
+    return RECORDINGS.setdefault((base.resolve(), name), Recording(base, name))
+
+
+def watched(model, recording: Recording, **how):
+    """Return a clone of a model that records while it is sampled; `how` is as in `watching`."""
+
+    def outer_sample(executor, *arguments, **keywords):
+        diffusion_model = executor.class_obj.model_patcher.model.diffusion_model
+        with recording.watching(diffusion_model, **how):
+            return executor(*arguments, **keywords)
+
+    model = model.clone()
+    kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+    model.add_wrapper_with_key(kind, "nvfp4_calibration_recorder", outer_sample)
+    return model

@@ -15,7 +15,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 from nvfp4.cli.console import announce, tolerate_consoles
 from nvfp4.cli.doctor import run_doctor
 from nvfp4.cli.parse import parse_tasks
-from nvfp4.options import Doctor
+from nvfp4.options import CalibrationRun, Doctor
 from nvfp4.requirements import REQUIRED, load_torch, require
 
 if __name__ == "__main__":
@@ -29,6 +29,7 @@ if __name__ == "__main__":
     announce(quiet=any(task.quiet for task in tasks))
     load_torch()
 
+from nvfp4.calibrate.run import run_calibration
 from nvfp4.cli.entry import interrupt, main
 from nvfp4.memory import memory_file  # noqa: F401 (for programs that import the built script)
 
@@ -40,4 +41,4 @@ if __name__ == "__main__":
         # A shell starts a script's background job (`&`) with the signal ignored: leave it so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
-    sys.exit(main())
+    sys.exit(run_calibration(tasks[0]) if isinstance(tasks[0], CalibrationRun) else main())

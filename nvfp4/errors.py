@@ -20,6 +20,7 @@ DASHES = "-\u2013\u2014\u2212"
 # What sentences say of several layers, and of one.
 SINGULAR = {
     "layers": "layer",
+    "prompts": "prompt",
     "tensors": "tensor",
     "names": "name",
     "scales": "scale",

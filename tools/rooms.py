@@ -69,6 +69,7 @@ FLOORS = (
     {"conversion": "one conversion, as the list of its phases"},
     {"cli": "the command line"},
     {"logs": "the analyser of calibration logs", "compare": "two checkpoints side by side"},
+    {"calibrate": "prompts sampled and recorded in a ComfyUI that is started for it"},
     {
         "__main__": "`python -m nvfp4`, and the template of the single file",
         "commands": "the commands of an installed package",

@@ -35,6 +35,7 @@ from nvfp4.options.recipe_files import overridden, read_recipe, render_recipes
 USAGE = """%(prog)s SOURCE [OUTPUT] [options]
        %(prog)s SOURCE SOURCE ... FOLDER [options]
        %(prog)s --verify FILE [--source SOURCE]
+       %(prog)s --calibrate MODEL --comfyui DIR --text-encoder FILE --prompts FILE
        %(prog)s --doctor"""
 # Options of other programs for what is a place here.
 NO_OPTIONS = {

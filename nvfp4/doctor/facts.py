@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nvfp4.doctor.records import Gpu, PythonFacts
-from nvfp4.programs import installed_program, python_command
+from nvfp4.programs import installed_program, is_embedded, python_command
 
 # What runs in the Python that is asked. tools/single_file.py puts the text itself here.
 PROBER = Path(__file__).with_name("prober.py").read_text(encoding="utf-8")
@@ -79,11 +79,6 @@ class Probe:
         return PythonFacts(
             path=self.python, python="", versions={}, torch={}, kitchen={}, silence=why
         )
-
-
-def is_embedded(python: Path) -> bool:
-    """Tell whether a Python is the one that a portable ComfyUI brings, by its folder's name."""
-    return python.parent.name.lower() in ("python_embeded", "python_embedded")
 
 
 def pip_command(python: Path) -> str:

@@ -19,7 +19,14 @@ from nvfp4.options.option import (
 )
 from nvfp4.options.switches import FULL_PRECISION_OPTIONS, MINIMUM_OPTIONS
 from nvfp4.options.table import LEGACY_RECIPE, REPORT_KINDS, TARGET, Options, __version__
-from nvfp4.options.tasks import OPTIONS, OTHER_TASKS, CommandLine, Doctor, Verification
+from nvfp4.options.tasks import (
+    OPTIONS,
+    OTHER_TASKS,
+    CalibrationRun,
+    CommandLine,
+    Doctor,
+    Verification,
+)
 
 __all__ = [
     "FULL_PRECISION_OPTIONS",
@@ -32,6 +39,7 @@ __all__ = [
     "TARGET",
     "UNQUANTISED",
     "Alias",
+    "CalibrationRun",
     "CommandLine",
     "Doctor",
     "LayerSwitch",

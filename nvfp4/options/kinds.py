@@ -211,6 +211,16 @@ def natural(given: str | int) -> int:
     return int(given)
 
 
+def frame_size(given: str | tuple[int, ...]) -> tuple[int, int, int]:
+    """Read WIDTHxHEIGHT or WIDTHxHEIGHTxFRAMES in pixels and frames; an image has one frame."""
+    text = given if isinstance(given, str) else "x".join(map(str, given))
+    found = re.fullmatch(r"(\d{2,5})x(\d{2,5})(?:x(\d{1,5}))?", text.lower())
+    size = tuple(int(number or 1) for number in found.groups()) if found else (0,)
+    if min(size) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size like 832x480x81 or 1024x1024")
+    return size
+
+
 def size_in_bytes(given: str | int) -> int:
     """Read 5GB, 500 MB, 4GiB or a plain number of bytes, and return whole bytes, at least 1.
 

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from nvfp4.model import Lora
-from nvfp4.options.kinds import FILE, SWITCH, Kind
+from nvfp4.options.kinds import FILE, FOLDER, NATURAL, SWITCH, Kind, frame_size, positive_float
 from nvfp4.options.option import Other, all_options, by_name, check_task, option, same_option
 from nvfp4.options.recipe_files import recipe_path
 from nvfp4.options.table import GENERAL, Options
@@ -18,6 +18,9 @@ from nvfp4.options.table import GENERAL, Options
 # The headings of these options in `--help` and in docs/options.md.
 VERIFY = "verify (instead of converting)"
 DOCTOR = "doctor (instead of converting)"
+CALIBRATE = "calibrate (instead of converting)"
+# What an own workflow says itself.
+IN_WORKFLOW = Other("--workflow", why=", which says so itself")
 
 
 @by_name
@@ -66,6 +69,58 @@ class Doctor:
         check_task(self)
 
 
+@by_name
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationRun:
+    """Describe one calibration, `--calibrate MODEL`: prompts sampled in a ComfyUI and recorded."""
+
+    # fmt: off
+    calibrate: Path = option(MISSING, CALIBRATE, FILE,
+        "start --comfyui without a window, sample --prompts from this model and record what its "
+        "layers are given, for --activation-stats",
+        everyday="record a model's inputs with your prompts", needs=["--prompts"])
+    prompts: Path | None = option(None, CALIBRATE, FILE,
+        "a text file with a prompt on each line; a few dozen, like those that you will use")
+    comfyui: Path | None = same_option(Options, "comfyui")
+    text_encoder: tuple[Path, ...] = option((), CALIBRATE, FILE._replace(repeatable=True),
+        "the text encoder's file (repeatable where a model has two)", conflicts=[IN_WORKFLOW])
+    low_noise: Path | None = option(None, CALIBRATE, FILE,
+        "the other half of Wan 2.2 14B: --calibrate has the high-noise one, and both are recorded",
+        conflicts=[IN_WORKFLOW])
+    vae: Path | None = option(None, CALIBRATE, FILE,
+        "the VAE's file, for models that are given an image", conflicts=[IN_WORKFLOW])
+    image: tuple[Path, ...] = option((), CALIBRATE, FILE._replace(repeatable=True),
+        "an image that a video begins with (repeatable: prompts take them in turn)",
+        needs=["--vae"], conflicts=[IN_WORKFLOW])
+    workflow: Path | None = option(None, CALIBRATE, FILE,
+        "your own workflow instead of the one that comes with the program: exported from ComfyUI's "
+        "menu by Export (API), or a PNG that was made by it")
+    negative: str = option("", CALIBRATE, Kind(str, "TEXT"), "the negative prompt of all prompts",
+        conflicts=[IN_WORKFLOW])
+    size: tuple[int, int, int] | None = option(None, CALIBRATE, Kind(frame_size, "WxHxF"),
+        "width, height and frames (default: what the model is usually used with)",
+        conflicts=[IN_WORKFLOW])
+    steps: int | None = option(None, CALIBRATE, NATURAL,
+        "steps of a run (default: what the model is usually used with)", conflicts=[IN_WORKFLOW])
+    cfg: float | None = option(None, CALIBRATE, Kind(positive_float, "X"),
+        "guidance scale (default: what the model is usually used with)", conflicts=[IN_WORKFLOW])
+    seed: int = option(1, CALIBRATE, NATURAL,
+        "seed of the first prompt; each further prompt takes the next (default: {default})")
+    second_moments: str = option("none", CALIBRATE,
+        Kind(choices=("none", "inner blocks", "all")),
+        "also record what rounding by statistics needs: gigabytes (default: {default})")
+    results: Path = option("nvfp4_calibration", CALIBRATE, FOLDER,
+        "the folder for MODEL.log and MODEL.safetensors, made if missing; a recording that is "
+        "there is added to (default: {default})")
+    comfyui_args: str = option("", CALIBRATE, Kind(str, "TEXT"),
+        "more arguments for ComfyUI, in one text: --comfyui-args=\"--lowvram --fp16-vae\"")
+    quiet: bool = same_option(Options, "quiet")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        check_task(self)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandLine:
     """Describe what the command line alone takes: it stands for options, which win over it."""
@@ -79,6 +134,6 @@ class CommandLine:
 
 
 # What is done instead of a conversion where the first row of one of these is given.
-OTHER_TASKS = (Verification, Doctor)
+OTHER_TASKS = (Verification, Doctor, CalibrationRun)
 # All rows, in the order of `--help`.
 OPTIONS = tuple(all_options(Options, CommandLine, *OTHER_TASKS))

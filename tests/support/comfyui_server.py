@@ -27,7 +27,7 @@ import pytest
 from support.comfyui import ABSENT, COMFYUI
 from support.paths import ROOT
 
-PACK = ROOT / "calib" / "comfyui_nvfp4_recorder"
+PACK = ROOT / "comfyui_nvfp4"
 HELPERS = ROOT / "tests" / "comfyui" / "helper_nodes"
 # What starting ComfyUI imports before it looks at any node, and what reads its websocket.
 SERVER_NEEDS = ("aiohttp", "alembic", "av", "einops", "scipy", "sqlalchemy", "transformers", "yaml")

@@ -1,6 +1,7 @@
 """The options table: what its rows say of each other, and what follows from them."""
 
 import dataclasses
+import itertools
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from nvfp4.model import Lora
 from nvfp4.options import (
     OPTIONS,
     OTHER_TASKS,
+    CalibrationRun,
     CommandLine,
     Options,
     Verification,
@@ -30,13 +32,17 @@ from nvfp4.options.table import GENERAL
 ROWS = {row.name: row for row in options_of(Options)}
 BY_FLAG = {flag: row for row in OPTIONS for flag in row.flags}
 BASE = {"source": "in.safetensors", "output": "out.safetensors"}
+CALIBRATE = {"--calibrate": __file__, "--prompts": __file__}
+OF_CALIBRATION = {row.flag for row in options_of(CalibrationRun)} - {
+    flag for row in ROWS.values() for flag in row.flags
+}
 HOLDERS = [one for row in OPTIONS for one in (row, *row.aliases)]
 # A value of each kind that no row has as its default, as text.
 VALUES = {
     "FILE": __file__, "FILE[:STRENGTH]": "l.safetensors:0.5", "REGEX": "x", "SIZE": "7GB",
     "SHARE": "0.5", "N": "3", "BITS": "5", "P": "90", "X": "3", "STD": "3", "CV": "3",
     "SCALE": "0.5", "DIR": "ComfyUI", "{auto,cpu,cuda,cuda:N}": "cpu",
-    "LIST": "nvfp4,16bit", "RECIPE": __file__,
+    "LIST": "nvfp4,16bit", "RECIPE": __file__, "TEXT": "a text", "WxHxF": "64x64x5",
 }  # fmt: skip
 
 
@@ -68,9 +74,13 @@ def field(flag, value=""):
 
 
 def told(capsys, *arguments):
-    """The sentence with which the command line refuses arguments."""
+    """The sentence with which the command line refuses arguments of a task."""
+    base = BASE.values()
+    if OF_CALIBRATION & {*arguments}:
+        # All that a calibration has to be given, but for what is asked about.
+        base = [] if arguments[0] in CALIBRATE else [*itertools.chain(*CALIBRATE.items())]
     with pytest.raises(SystemExit) as stop:
-        parse_options([*BASE.values(), *arguments])
+        parse_options([*base, *arguments])
     assert stop.value.code == 2
     *_, last = capsys.readouterr().err.splitlines()
     return last.removeprefix("convert_nvfp4.py: error: ")
@@ -191,7 +201,8 @@ def test_a_missing_companion_is_the_same_sentence(one, capsys):
     needed = " or ".join(other.text + other.why for other in one.needs)
     sentence = f"{one.flag} needs {needed}"
     assert told(capsys, *words(one.flag)) == sentence
-    assert sentence in refused(**field(one.flag))
+    if in_python(one.flag):
+        assert sentence in refused(**field(one.flag))
 
 
 def test_a_switch_for_one_value_contradicts_what_that_value_does(capsys):
@@ -329,6 +340,28 @@ def test_only_the_fields_of_a_verification_go_with_verify(row, capsys):
 def test_source_is_no_option_of_a_conversion(capsys):
     usual = NOTHING_ASKED
     assert told(capsys, "--source", "x") == usual
+
+
+def test_a_calibration_is_one_task_in_both_interfaces():
+    given = [
+        "--calibrate",
+        "m",
+        "--prompts",
+        "p",
+        "--size",
+        "64x32",
+        "--image",
+        "a",
+        "--image",
+        "b",
+    ]
+    task = CalibrationRun(
+        calibrate="m", prompts="p", size=(64, 32, 1), image=("a", "b"), vae=Path("v")
+    )
+    assert parse_options([*given, "--vae", "v", "--size", "64x32"]) == task
+    assert task.results == Path("nvfp4_calibration")
+    with pytest.raises(ConvertError, match=r"^argument --size: '64' is no size like 832x480x81"):
+        CalibrationRun(calibrate="m", prompts="p", size="64")
 
 
 # What follows from the rows

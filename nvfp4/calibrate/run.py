@@ -1,0 +1,297 @@
+"""Carry out a calibration: everything checked, ComfyUI started, prompts sampled, results told."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvfp4.asking.find import ComfyUI, find_comfyui
+from nvfp4.calibrate.recipes import sampling_of
+from nvfp4.calibrate.running import RunningComfyUI, find_pack, input_name
+from nvfp4.calibrate.shipped import Builder, Workflow, with_options
+from nvfp4.calibrate.workflow import (
+    RECORDER,
+    cut_to_samplers,
+    loaders_of,
+    prompt_places,
+    put_recorders,
+    read_workflow,
+    samplers_behind,
+    with_prompt,
+)
+from nvfp4.cli.arguments import called_beside
+from nvfp4.cli.console import show, show_problems
+from nvfp4.doctor.facts import as_word
+from nvfp4.errors import ConvertError, in_number, printable
+from nvfp4.files import exists, translated
+from nvfp4.logs.records import LOG_DEFAULTS, LineChoice
+from nvfp4.logs.summary import read_errors, summarise_logs, with_errors
+from nvfp4.logs.text import render_variable
+from nvfp4.options.tasks import CalibrationRun
+from nvfp4.progress import SCREEN, Activity, duration, phase, progress_bar
+from nvfp4.read.beginnings import decode_text
+from nvfp4.read.checkpoint import open_model
+from nvfp4.read.json_files import read_whole
+
+# Characters of a file's name that the recorder takes; others become "_".
+NOT_IN_NAMES = re.compile(r"[^\w .()+-]|^\W")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnRecording:
+    """Name what is recorded of a model: `log` and `statistics` in the folder of the results."""
+
+    model: Path
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Make a name that the recorder takes of the model's."""
+        return NOT_IN_NAMES.sub("_", self.model.stem)
+
+    @property
+    def log(self) -> Path:
+        """The log of calls."""
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def statistics(self) -> Path:
+        """The statistics of channels, for --activation-stats."""
+        return self.folder / f"{self.name}.safetensors"
+
+    def inputs(self, second_moments: str) -> dict[str, object]:
+        """Make the inputs of the recorder's node, beside the model."""
+        return {
+            "enabled": True,
+            "name": self.name,
+            "folder": str(self.folder.resolve()),
+            "layers": "",
+            "tokens": 256,
+            "second_moments": second_moments,
+            "widest": 8192,
+        }
+
+
+def run_calibration(task: CalibrationRun) -> int:
+    """Carry out a task, print what came of it, and return the exit status: 0, 1, or 130."""
+    recorded = [OwnRecording(model=model, folder=task.results) for model in models_of(task)]
+    try:
+        show(printable("\n".join(calibrate(task, recorded))))
+    except ConvertError as error:
+        show_problems(error)
+        return 1
+    except KeyboardInterrupt:
+        SCREEN.clear()
+        kept = [str(one.statistics) for one in recorded if exists(one.statistics)]
+        left = (
+            f"what was recorded so far is in {', '.join(kept)}" if kept else "nothing was recorded"
+        )
+        SCREEN.tell(f"interrupted: ComfyUI was ended; {left}")
+        return 130
+    return 0
+
+
+def models_of(task: CalibrationRun) -> list[Path]:
+    """List the models that are recorded: one, or two halves."""
+    return [task.calibrate, *([task.low_noise] if task.low_noise else [])]
+
+
+def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[str]:
+    """Do it all, and yield the lines of the result.
+
+    Raises ConvertError for whatever is wrong, as far as possible before ComfyUI is started.
+    """
+    phase("reading headers and prompts", quiet=task.quiet)
+    comfyui, prompts = comfyui_of(task), read_prompts(task.prompts)
+    workflow = workflow_of(task)
+    loaders = {} if task.workflow else {"model": "unet_name", "low noise": "unet_name"}
+    loaders = loaders or loaders_of(workflow, task.calibrate)
+    with translated(task.results, "cannot make the folder"):
+        task.results.mkdir(parents=True, exist_ok=True)
+    older = [one for one in recorded if exists(one.statistics)]
+    began = time.monotonic()
+    with RunningComfyUI(comfyui, folders_of(task), task.comfyui_args) as running:
+        try:
+            info = started(running, task)
+            places = places_of(workflow, loaders, recorded, task)
+            sample_all(running, prepared(workflow, places, info), prompts, task)
+        except ConvertError as error:
+            kept = keep_log(running, recorded[0])
+            raise ConvertError(*(f"{problem}{kept}" for problem in error.problems)) from error
+        except KeyboardInterrupt:
+            phase("stopping ComfyUI: it writes what was recorded", quiet=task.quiet)
+            running.interrupt()
+            raise
+    SCREEN.clear()
+    yield f"{in_number(len(prompts), 'prompts')} sampled in {duration(time.monotonic() - began)}"
+    for one in recorded:
+        yield from result_lines(one)
+    yield from (f"note: {one.statistics} was there already, and was added to" for one in older)
+
+
+def comfyui_of(task: CalibrationRun) -> ComfyUI:
+    """Find the ComfyUI that is named. Raises ConvertError where none is."""
+    comfyui = find_comfyui(task.comfyui)
+    if comfyui is None:
+        raise ConvertError("--calibrate needs --comfyui DIR, the folder of your ComfyUI")
+    if comfyui.absent:
+        raise ConvertError(comfyui.absent)
+    return comfyui
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read prompts, one on each line; empty lines are left out. Raises ConvertError for none."""
+    with translated(path, "cannot read the prompts"):
+        try:
+            text = decode_text(read_whole(path))
+        except ValueError as error:
+            raise ConvertError(f"{path}: is no text of prompts: {error}") from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ConvertError(f"{path}: has no prompt; write one on each line")
+    return prompts
+
+
+def workflow_of(task: CalibrationRun) -> Workflow:
+    """Read or make the workflow, and check that its files are there.
+
+    Raises ConvertError for what is missing, and for models in shards, which ComfyUI does not load.
+    """
+    files = [*models_of(task), *task.text_encoder, *task.image, *([task.vae] if task.vae else [])]
+    if missing := [path for path in files if not path.is_file()]:
+        raise ConvertError(*(f"{path}: no such file" for path in missing))
+    if len({OwnRecording(model=path, folder=task.results).name for path in models_of(task)}) < len(
+        models_of(task)
+    ):
+        raise ConvertError("--low-noise: both halves have one name; rename one of them")
+    if task.workflow:
+        return read_workflow(task.workflow)
+    if task.calibrate.suffix.lower() == ".gguf":
+        raise ConvertError("a GGUF needs your own workflow: give --workflow FILE")
+    model = open_model(task.calibrate)
+    if model.shards:
+        raise ConvertError(
+            f"{task.calibrate}: is in shards, which ComfyUI does not load; calibrate with a "
+            "converted file of it, made with --no-input-scale"
+        )
+    return Builder(with_options(sampling_of(model), task), task).build()
+
+
+def folders_of(task: CalibrationRun) -> dict[str, Iterable[Path]]:
+    """Tell in which kinds of folders ComfyUI is to find which files."""
+    models = models_of(task)
+    return {
+        "diffusion_models": models,
+        "checkpoints": models if task.workflow else [],
+        "text_encoders": task.text_encoder,
+        "vae": [task.vae] if task.vae else [],
+    }
+
+
+def started(running: RunningComfyUI, task: CalibrationRun) -> dict[str, dict]:
+    """Start ComfyUI, and return what nodes it has. Raises ConvertError without a recorder."""
+    phase(f"starting {running.comfyui.title}", quiet=task.quiet, at_once=True)
+    images = None if task.workflow else task.image
+    running.start(own_nodes_only=not task.workflow, images=images)
+    info = running.wait_until_ready()
+    if RECORDER not in info:
+        why = "" if find_pack() else ": comfyui_nvfp4/ does not lie beside this script"
+        raise ConvertError(f"ComfyUI has not loaded the recorder{why}")
+    return info
+
+
+def places_of(
+    workflow: Workflow, loaders: dict[str, str], recorded: list[OwnRecording], task: CalibrationRun
+) -> dict[str, dict[str, object]]:
+    """Tell behind which nodes recorders go, {loader: recorder's inputs}, and name the files there.
+
+    The workflow is changed: the model lies in a folder of its own, under its plain name.
+    """
+    found = {}
+    halves = iter(recorded)
+    for node, name in loaders.items():
+        if node in workflow:
+            one = recorded[0] if task.workflow else next(halves)
+            workflow[node]["inputs"][name] = one.model.name
+            found[node] = one.inputs(task.second_moments)
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Hold a workflow to queue: its samplers, and where its prompt goes."""
+
+    workflow: Workflow
+    samplers: list[str]
+    places: list[tuple[str, str]]
+
+
+def prepared(
+    workflow: Workflow, places: dict[str, dict[str, object]], info: dict[str, dict]
+) -> Prepared:
+    """Put recorders in, and cut the workflow to its samplers. Raises ConvertError."""
+    recorders = put_recorders(workflow, places, info)
+    samplers = samplers_behind(workflow, recorders, info)
+    workflow = cut_to_samplers(workflow, samplers, info)
+    return Prepared(workflow=workflow, samplers=samplers, places=prompt_places(workflow, samplers))
+
+
+def sample_all(
+    running: RunningComfyUI, made: Prepared, prompts: list[str], task: CalibrationRun
+) -> None:
+    """Sample each prompt, one after another, with a bar that counts steps."""
+    images = itertools.cycle([*itertools.starmap(input_name, enumerate(task.image))] or [""])
+    with progress_bar("prompts", len(prompts), in_bytes=False, quiet=task.quiet) as bar:
+        for number, prompt in enumerate(prompts):
+            bar.what = f"prompt {number + 1} of {len(prompts)}"
+            image = next(images)
+            workflow = with_prompt(made.workflow, made.places, prompt, task.seed + number, image)
+            follow(bar, running.queue(workflow), made, len(prompts))
+
+
+def follow(bar: Activity, events: Iterable[dict], made: Prepared, prompts: int) -> None:
+    """Let a bar follow one prompt's events: its steps, and the node that is busy.
+
+    How many steps a sampler does it tells when it begins; others are taken to do as many.
+    """
+    done, steps = {}, {}
+    for event in events:
+        data = event.get("data") or {}
+        node = data.get("node")
+        if event.get("type") == "progress" and node in made.samplers:
+            steps[node] = data["max"]
+            bar.total = prompts * round(sum(steps.values()) / len(steps) * len(made.samplers))
+            bar.update(data["value"] - done.get(node, 0))
+            done[node] = data["value"]
+        elif event.get("type") == "executing" and node in made.workflow:
+            bar.at(made.workflow[node]["class_type"])
+
+
+def keep_log(running: RunningComfyUI, recorded: OwnRecording) -> str:
+    """Keep what ComfyUI printed, and end a message with where it is; "" if it printed nothing."""
+    kept = recorded.folder / f"{recorded.name}.comfyui.txt"
+    if not running.log.exists():
+        return ""
+    with translated(kept, "cannot keep ComfyUI's output"):
+        shutil.copyfile(running.log, kept)
+    return f"; all that ComfyUI printed is in {kept}"
+
+
+def result_lines(recorded: OwnRecording) -> Iterator[str]:
+    """Tell what was recorded of a model: its most variable layers, files, and what to type next."""
+    choice = LineChoice(format=LOG_DEFAULTS["format"], mode=LOG_DEFAULTS["mode"], steps=0, passes=1)
+    summary = summarise_logs([recorded.log], choice, LOG_DEFAULTS["percentiles"])
+    summary = with_errors(summary, read_errors([recorded.statistics]))
+    yield f"{recorded.name}: {summary.measured}"
+    yield from render_variable(summary)
+    yield ""
+    yield f"written: {recorded.log}"
+    yield f"written: {recorded.statistics}"
+    words = f"{called_beside('convert_nvfp4.py')} {as_word(recorded.model)}"
+    statistics = as_word(recorded.statistics)
+    yield f"next: {words} --activation-stats {statistics} --input-scale-policy headroom"

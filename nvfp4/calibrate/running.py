@@ -1,0 +1,206 @@
+"""Start a user's ComfyUI without a window, beside what it has and changing none of it; end it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from nvfp4.asking.find import ComfyUI
+from nvfp4.calibrate.client import LOOPBACK, PATIENCE, Events, ask_server, free_port
+from nvfp4.errors import EXCERPT, ConvertError, one_line
+from nvfp4.programs import end_tree, server_command, start_server
+from nvfp4.requirements import HERE
+
+# The node pack, beside the script or around it; and what of it is no part of its nodes.
+PACK = "comfyui_nvfp4"
+PACK_EXTRAS = ("__pycache__", "example_workflows", "web", "calib", "recipes", "sensitive_layers")
+# Seconds until a ComfyUI answers: with many custom nodes, from a slow disk, it takes minutes.
+LONGEST_START = 900
+# Seconds that it has after Ctrl-C to end the step it is in, and to write what was recorded, and
+# those in which a process ends whose connections broke.
+LONGEST_STEP, LONGEST_END = 120, 5
+# Bytes at the end of what ComfyUI prints that are searched for its reason to end.
+LOG_END = 20_000
+
+
+def find_pack() -> Path | None:
+    """Find the folder of the node pack beside this program, or around it; None without one."""
+    places = (HERE / PACK, HERE)
+    return next((one for one in places if (one / "second_moments.py").is_file()), None)
+
+
+class RunningComfyUI:
+    """Run a ComfyUI on a free port of the loopback, as a context; `events` is its websocket.
+
+    Its output, temporary and user folders are in a folder that is deleted at the end; the models'
+    own folders are added to those that it looks in.
+    """
+
+    def __init__(self, comfyui: ComfyUI, models: dict[str, Iterable[Path]], arguments: str):
+        """Say what to run.
+
+        models: {kind of folder, as ComfyUI calls it: files that are to be found}. arguments: of the
+        user, as a shell would take them.
+        """
+        self.comfyui, self.models = comfyui, models
+        # A backslash is part of a path on Windows, and escapes nothing.
+        text = arguments.replace("\\", "\\\\") if os.name == "nt" else arguments
+        self.arguments = shlex.split(text)
+        self.port, self.client = free_port(), uuid.uuid4().hex
+        self.events = None
+
+    def __enter__(self) -> RunningComfyUI:
+        """Start it; `wait_until_ready` follows."""
+        self.folder = Path(tempfile.mkdtemp(prefix="nvfp4_calibration_"))
+        self.log = self.folder / "comfyui.txt"
+        self.process = None
+        return self
+
+    def start(self, *, own_nodes_only: bool, images: Iterable[Path] | None = None) -> None:
+        """Start the process. Raises ConvertError where that fails.
+
+        own_nodes_only: load no custom nodes of the user's, which start slowly and are not needed.
+        images: files that LoadImage finds, by their `input_name`; None for ComfyUI's own folder.
+        """
+        for name in ("user", "output", "input", "custom_nodes"):
+            (self.folder / name).mkdir()
+        paths, pack = self.model_folders(), find_pack()
+        if pack:
+            ignored = shutil.ignore_patterns(*PACK_EXTRAS)
+            shutil.copytree(pack, self.folder / "custom_nodes" / PACK, ignore=ignored)
+            paths["custom_nodes"] = str(self.folder / "custom_nodes")
+        configuration = self.folder / "paths.yaml"
+        # JSON is YAML, too.
+        text = json.dumps({"nvfp4_calibration": paths | {"is_default": True}})
+        configuration.write_text(text, encoding="utf-8")
+        words = [
+            "--listen", LOOPBACK, "--port", self.port, "--disable-auto-launch",
+            "--user-directory", self.folder / "user", "--output-directory", self.folder / "output",
+            "--temp-directory", self.folder, "--database-url", "sqlite:///:memory:",
+            "--extra-model-paths-config", configuration,
+        ]  # fmt: skip
+        if images is not None:
+            words += ["--input-directory", self.folder / "input"]
+            for number, image in enumerate(images):
+                shutil.copyfile(image, self.folder / "input" / input_name(number, image))
+        if own_nodes_only and pack:
+            words += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK]
+        words += self.arguments
+        script = self.comfyui.folder / "main.py"
+        command = server_command(self.comfyui.python, script, *map(str, words))
+        try:
+            with self.log.open("wb") as log:
+                self.process = start_server(command, log, self.comfyui.folder)
+        except OSError as error:
+            raise ConvertError(f"{self.comfyui.python} cannot be started: {error}") from error
+
+    def model_folders(self) -> dict[str, str]:
+        """Write down the folders that ComfyUI is to look in: a line for each, without doubles."""
+        folders = {
+            kind: dict.fromkeys(str(path.resolve().parent) for path in files)
+            for kind, files in self.models.items()
+        }
+        return {kind: "\n".join(found) for kind, found in folders.items() if found}
+
+    def wait_until_ready(self) -> dict[str, dict]:
+        """Wait until it answers, and return what nodes it has: its /object_info.
+
+        Raises ConvertError where it ends, or takes more than LONGEST_START.
+        """
+        until = time.monotonic() + LONGEST_START
+        while time.monotonic() < until:
+            self.check()
+            try:
+                info = ask_server(self.port, "/object_info")
+                self.events = Events(self.port, self.client)
+            except OSError:
+                time.sleep(PATIENCE)
+            else:
+                return info
+        raise ConvertError(f"ComfyUI did not answer within {LONGEST_START} seconds")
+
+    def check(self) -> None:
+        """Raise ConvertError if the process has ended."""
+        status = self.process.poll()
+        if status is not None:
+            raise ConvertError(f"ComfyUI ended with status {status}{self.last_words()}")
+
+    def last_words(self) -> str:
+        """Tell the last line that ComfyUI printed, as the end of a sentence."""
+        lines = self.log.read_bytes()[-LOG_END:].decode(errors="replace").strip().splitlines()
+        return f": {one_line(lines[-1])[:EXCERPT]}" if lines else ""
+
+    def queue(self, workflow: dict[str, dict]) -> Iterator[dict]:
+        """Run a workflow, and yield its events until it is done; {} where none came for a while.
+
+        Raises ConvertError with ComfyUI's own words where it is refused, or fails.
+        """
+        given = {"prompt": workflow, "client_id": self.client}
+        prompt = ask_server(self.port, "/prompt", given)["prompt_id"]
+        while True:
+            self.check()
+            for event in (*self.heard(), {}):
+                data = event.get("data") or {}
+                if data.get("prompt_id") not in (None, prompt):
+                    continue
+                kind = event.get("type")
+                if kind == "execution_error":
+                    raise ConvertError(failure(data))
+                if kind == "execution_interrupted":
+                    raise ConvertError("ComfyUI was told by somebody else to stop")
+                yield event
+                if kind == "execution_success":
+                    return
+
+    def heard(self) -> list[dict]:
+        """Return the events that came. Raises ConvertError where the connection is broken."""
+        try:
+            return [*self.events.take()]
+        except OSError as error:
+            # The process may take a moment to be gone, and then tells more.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(LONGEST_END)
+            self.check()
+            raise ConvertError(f"the connection to ComfyUI broke: {error}") from error
+
+    def interrupt(self) -> None:
+        """Have it stop sampling, and wait until it has, so that recordings are written.
+
+        It may have ended already, or not have begun to answer: then there is nothing to wait for.
+        """
+        until = time.monotonic() + LONGEST_STEP
+        with contextlib.suppress(OSError, ConvertError):
+            ask_server(self.port, "/interrupt", {})
+            while time.monotonic() < until and self.process.poll() is None:
+                if not ask_server(self.port, "/queue")["queue_running"]:
+                    return
+                time.sleep(PATIENCE)
+
+    def __exit__(self, *_: object) -> None:
+        """End it and all that it started, and delete its folder."""
+        if self.events:
+            self.events.close()
+        if self.process:
+            end_tree(self.process)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def input_name(number: int, image: Path) -> str:
+    """Name the copy of an image; two of them may have one name in two folders."""
+    return f"{number}{image.suffix}"
+
+
+def failure(data: dict) -> str:
+    """Write in one line what went wrong in a node, as ComfyUI tells it."""
+    lines = str(data.get("exception_message", "")).strip().splitlines() or ["no reason given"]
+    kind = str(data.get("exception_type", "")).rpartition(".")[2]
+    return one_line(f"ComfyUI: {data.get('node_type')}: {kind}: {lines[0]}")[:EXCERPT]
