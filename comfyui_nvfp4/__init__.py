@@ -11,8 +11,9 @@ WEB_DIRECTORY = "./web"
 # {module of this folder: the classes of its nodes}, in the order of the menu.
 NODES = {
     "convert": ("NVFP4Convert", "NVFP4MergeLora"),
-    "record": ("NVFP4CalibrationRecorder",),
+    "check": ("NVFP4CheckFile",),
     "calibrate": ("NVFP4Calibrate",),
+    "record": ("NVFP4CalibrationRecorder",),
 }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -12,17 +13,18 @@ import comfy.model_management
 import folder_paths
 from comfy_api.latest import io
 
-from .files import comfy_name, find_model, forget_list, model_names
-from .runtime import NodeError, converting
+from .files import NONE, comfy_name, find_model, forget_list, ggufs, model_names, recordings
+from .pages import page_file
+from .runtime import NodeError, converting, for_node
 from .settings import LORAS, settings_inputs, task_of
 
 # Columns of the summary on a node.
-WIDTH = 76
+WIDTH = 64
 # What a conversion needs on the card at most, in bytes, with room for what torch keeps beside it.
 NEEDED_BYTES = 3 << 30
 # {(node, inputs): (path, its status)} of files that nodes have made, and how often one of them was
 # missing or changed later: ComfyUI would go on with the name of a file that is gone.
-MADE: dict[tuple, tuple[Path, os.stat_result]] = {}
+MADE: dict[tuple, tuple[Path, tuple[int, int]]] = {}
 LOST: dict[tuple, int] = {}
 ALIASES = [
     "quantize", "quantise", "nvfp4", "convert model", "int8", "fp8", "fp4", "4-bit",
@@ -31,15 +33,17 @@ ALIASES = [
 
 
 class Delivered(NamedTuple):
-    """Hold what a conversion gives a node: the name for a loader, and a text."""
+    """Hold what a conversion gives a node: the name for a loader, a text, and its report's page."""
 
     name: str
     text: str
+    page: str
 
     @property
     def output(self) -> io.NodeOutput:
         """Make the node's outputs, and show the text on it."""
-        return io.NodeOutput(self.name, self.text, ui={"text": (self.text,)})
+        shown = {"text": (self.text,)} | ({"nvfp4_page": (self.page,)} if self.page else {})
+        return io.NodeOutput(self.name, self.text, ui=shown)
 
 
 def delivering_outputs() -> list[io.Output]:
@@ -64,7 +68,7 @@ def status(path: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def room_on_card(task: object):
+def room_on_card(task: object) -> Iterator[None]:
     """Let loaded models give way on the card to what the conversion needs, and clean up after it.
 
     It needs the same whatever the model's size: one layer and what is computed of it. ComfyUI
@@ -80,11 +84,19 @@ def room_on_card(task: object):
         comfy.model_management.soft_empty_cache()
 
 
-def deliver(program: ModuleType, task: object, kind: str, *, overwrite: bool) -> Delivered:
+def deliver(
+    program: ModuleType,
+    task: object,
+    kind: str,
+    *,
+    overwrite: bool,
+    notes: Callable[[], Iterable[str]] = tuple,
+) -> Delivered:
     """Convert, unless that was done already, and tell ComfyUI of the new file.
 
-    task: the Options, as `task_of` makes them; kind: the folder of ComfyUI's that the file goes to.
-    Raises NodeError where another file has the name and `overwrite` is off.
+    task: the Options, as `task_of` makes them; kind: the folder of ComfyUI's that the file goes to;
+    notes: called after the conversion for more lines of the text. Raises NodeError where another
+    file has the name and `overwrite` is off.
     """
     output, is_there = task.output, status(task.output) != (0, 0)
     if is_there and not overwrite:
@@ -95,12 +107,14 @@ def deliver(program: ModuleType, task: object, kind: str, *, overwrite: bool) ->
             )
         size = program.gigabytes(output.stat().st_size)
         text = f"{output.name}: {size}, used as it is: it was made in the same way"
-        return Delivered(comfy_name(output, kind), text)
+        page = page_file(f"{output.stem}.html")
+        return Delivered(comfy_name(output, kind), text, page.name if page.is_file() else "")
+    task = dataclasses.replace(task, report=page_file(f"{output.stem}.html"))
     with room_on_card(task):
         report = program.convert(task)
     forget_list(kind)
-    summary = program.printable(program.render_report(report, WIDTH))
-    return Delivered(comfy_name(output, kind), summary)
+    summary = for_node(program, "\n".join([program.render_report(report, WIDTH), *notes()]))
+    return Delivered(comfy_name(output, kind), summary, task.report.name)
 
 
 class NVFP4Convert(io.ComfyNode):
@@ -144,10 +158,7 @@ class NVFP4Convert(io.ComfyNode):
             if status(path) != was:
                 del MADE[key]
                 LOST[key] = LOST.get(key, 0) + 1
-        with contextlib.suppress(NodeError, TypeError, AttributeError):
-            path, _ = find_model(values["model_file"])
-            return (*status(path), LOST.get(key, 0))
-        return (LOST.get(key, 0),)
+        return LOST.get(key, 0), *map(status, read_by(values))
 
     @classmethod
     def execute(cls, model_file: str, overwrite: bool, **values: object) -> io.NodeOutput:
@@ -159,6 +170,16 @@ class NVFP4Convert(io.ComfyNode):
         key = key_of({"model_file": model_file, "overwrite": overwrite, **values})
         MADE[key] = task.output, status(task.output)
         return done.output
+
+
+def read_by(values: dict[str, object]) -> Iterator[Path]:
+    """Find the files that a converting node reads, as far as its inputs are known and there."""
+    with contextlib.suppress(NodeError):
+        if isinstance(values.get("model_file"), str):
+            yield find_model(values["model_file"])[0]
+    for name, files in (("statistics", recordings), ("gguf", ggufs)):
+        if values.get(name) not in (None, NONE):
+            yield from filter(None, [files().get(values[name])])
 
 
 def key_of(values: dict[str, object]) -> tuple:

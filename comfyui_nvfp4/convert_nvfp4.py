@@ -4659,6 +4659,92 @@ def titles(words: list[str]) -> str:
     return ", ".join(word.upper() for word in words) or "none"
 
 
+# ── nvfp4/options/checks.py: Check values that their kinds accept: an Option's `check`, which sees 
+
+# What OUTPUT is given as by mistake, and no folder ends in.
+OTHER_FILES = (".gguf", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".json", ".html")
+# Shards of fewer bytes are refused: their unit was forgotten.
+LEAST_SHARD = 1_000_000
+
+
+def page_or_data(flag: str, path: Path, given: GivenOptions) -> str:
+    """Refuse a report of a check that is neither page nor data, or would replace an index."""
+    if path.name.lower().endswith(".safetensors.index.json"):
+        return f"{flag} must not replace an index: {path}"
+    return must_end_in(".json", ".html")(flag, path, given)
+
+
+def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions], str]:
+    """Make the check of a file's suffix, for an Option's `check`.
+
+    kinds: suffixes in lower case; the case of the path's own does not matter. why: goes on with the
+    sentence.
+    """
+
+    told = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+
+    def check(flag: str, path: Path, _: GivenOptions) -> str:
+        wrong = path.suffix.lower() not in kinds
+        return f"{flag} must end in {told}{why}: {path}" if wrong else ""
+
+    return check
+
+
+def original_only(flag: str, path: Path, _: GivenOptions) -> str:
+    """Refuse a GGUF as SOURCE: the model that it was made from has to be given."""
+    wrong = path.suffix.lower() == ".gguf"
+    return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
+
+
+def is_model_file(path: Path) -> bool:
+    """Tell whether OUTPUT names the file to write, and no folder for it."""
+    return path.suffix.lower() == ".safetensors"
+
+
+def model_name(flag: str, path: Path, given: GivenOptions) -> str:
+    """Refuse an OUTPUT that is neither a .safetensors nor a folder, and tell what may be meant."""
+    if is_model_file(path):
+        return ""
+    source = given["SOURCE"]
+    if path.is_dir():
+        is_swapped = not exists(source) and any(path.glob("*.safetensors.index.json"))
+        no_source = f"{source}: no such file; are SOURCE and {flag} swapped?"
+        return no_source if is_swapped else ""
+    problem = f"{flag} must end in .safetensors, as ComfyUI looks for it, or be a folder: {path}"
+    if exists(path):
+        return f"{problem}; are SOURCE and {flag} swapped?"
+    suffix = path.suffix.lower()
+    if suffix in OTHER_FILES or did_you_mean(suffix, [".safetensors"]):
+        return problem
+    if "--make-folder" in given:
+        return ""
+    # A suffix of letters is that of a file; the dot of wan2.2 belongs to a folder's name.
+    if re.fullmatch(r"\.[a-z]\w*", suffix):
+        return problem
+    create = "create it first, or give --make-folder"
+    return f"{flag}: {path}: no such folder; {create} (a file's name would end in .safetensors)"
+
+
+def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
+    """Refuse `--preset none` without --include: it quantises nothing by itself."""
+    wrong = preset == "none" and "--include" not in given
+    return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
+
+
+def grows_not(flag: str, form: str, given: GivenOptions) -> str:
+    """Refuse to make INT8 of NVFP4 layers once --target-size has settled on sizes."""
+    sized = {"--target-size", "--target-ratio"} & given.keys()
+    if form != "int8" or not sized or "--w4a4-share" not in given:
+        return ""
+    return f"{flag} int8 contradicts --w4a4-share with {sized.pop()}: layers would become larger"
+
+
+def large_enough(flag: str, size: int, _: GivenOptions) -> str:
+    """Refuse shards of less than LEAST_SHARD bytes: whoever gives "5" means "5GB"."""
+    wrong = size < LEAST_SHARD
+    return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
+
+
 # ── nvfp4/options/recipe_files.py: Read recipe files, --recipe-file: options of one conversion or o
 
 # The folder beside this script whose files may be given by their names alone.
@@ -5179,85 +5265,6 @@ GENERAL_PRESETS = {
 }
 # What --preset takes, "auto" first; `--help` lists them in this order.
 PRESETS = ("auto", *FAMILIES, *list(GENERAL_PRESETS)[1:])
-
-
-# ── nvfp4/options/checks.py: Check values that their kinds accept: an Option's `check`, which sees 
-
-# What OUTPUT is given as by mistake, and no folder ends in.
-OTHER_FILES = (".gguf", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".json", ".html")
-# Shards of fewer bytes are refused: their unit was forgotten.
-LEAST_SHARD = 1_000_000
-
-
-def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions], str]:
-    """Make the check of a file's suffix, for an Option's `check`.
-
-    kinds: suffixes in lower case; the case of the path's own does not matter. why: goes on with the
-    sentence.
-    """
-
-    told = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
-
-    def check(flag: str, path: Path, _: GivenOptions) -> str:
-        wrong = path.suffix.lower() not in kinds
-        return f"{flag} must end in {told}{why}: {path}" if wrong else ""
-
-    return check
-
-
-def original_only(flag: str, path: Path, _: GivenOptions) -> str:
-    """Refuse a GGUF as SOURCE: the model that it was made from has to be given."""
-    wrong = path.suffix.lower() == ".gguf"
-    return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
-
-
-def is_model_file(path: Path) -> bool:
-    """Tell whether OUTPUT names the file to write, and no folder for it."""
-    return path.suffix.lower() == ".safetensors"
-
-
-def model_name(flag: str, path: Path, given: GivenOptions) -> str:
-    """Refuse an OUTPUT that is neither a .safetensors nor a folder, and tell what may be meant."""
-    if is_model_file(path):
-        return ""
-    source = given["SOURCE"]
-    if path.is_dir():
-        is_swapped = not exists(source) and any(path.glob("*.safetensors.index.json"))
-        no_source = f"{source}: no such file; are SOURCE and {flag} swapped?"
-        return no_source if is_swapped else ""
-    problem = f"{flag} must end in .safetensors, as ComfyUI looks for it, or be a folder: {path}"
-    if exists(path):
-        return f"{problem}; are SOURCE and {flag} swapped?"
-    suffix = path.suffix.lower()
-    if suffix in OTHER_FILES or did_you_mean(suffix, [".safetensors"]):
-        return problem
-    if "--make-folder" in given:
-        return ""
-    # A suffix of letters is that of a file; the dot of wan2.2 belongs to a folder's name.
-    if re.fullmatch(r"\.[a-z]\w*", suffix):
-        return problem
-    create = "create it first, or give --make-folder"
-    return f"{flag}: {path}: no such folder; {create} (a file's name would end in .safetensors)"
-
-
-def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
-    """Refuse `--preset none` without --include: it quantises nothing by itself."""
-    wrong = preset == "none" and "--include" not in given
-    return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
-
-
-def grows_not(flag: str, form: str, given: GivenOptions) -> str:
-    """Refuse to make INT8 of NVFP4 layers once --target-size has settled on sizes."""
-    sized = {"--target-size", "--target-ratio"} & given.keys()
-    if form != "int8" or not sized or "--w4a4-share" not in given:
-        return ""
-    return f"{flag} int8 contradicts --w4a4-share with {sized.pop()}: layers would become larger"
-
-
-def large_enough(flag: str, size: int, _: GivenOptions) -> str:
-    """Refuse shards of less than LEAST_SHARD bytes: whoever gives "5" means "5GB"."""
-    wrong = size < LEAST_SHARD
-    return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
 
 
 # ── nvfp4/options/goals.py: Say what the words of --goal stand for: values of other options, which 
@@ -5911,6 +5918,7 @@ class Verification:
     merge_lora: tuple[Lora, ...] = same_option(
         Options, "merge_lora", needs=[Other("--source", why=" to verify against")])
     lora_partial: bool = same_option(Options, "lora_partial")
+    report: Path | None = same_option(Options, "report", check=page_or_data)
     comfyui: Path | None = same_option(Options, "comfyui")
     quiet: bool = same_option(Options, "quiet")
     json: bool = same_option(Options, "json")
@@ -23653,1765 +23661,53 @@ def json_line(data: dict) -> str:
     return json.dumps(data, allow_nan=False)
 
 
-# ── nvfp4/report/layer_config.py: Write the plan as a file that --layer-config reads ──────────────
+# ── nvfp4/stored/needs.py: Tell which ComfyUI a file needs, by the formats of its layers and what e
 
-def layer_config(plans: Iterable[TensorPlan]) -> str:
-    """Render the plan as JSON text: an object with one line for each tensor, in the source's order.
-
-    Keys are bare names (a linear layer without `.weight`). An entry has "format" and, for quantised
-    layers, "full_precision_matrix_mult" and "input_scale" where they are set. Tensors that are
-    copied get "source"; a dtype that --layer-config has no name for becomes "float32".
-    """
-    # The table of the reader, the other way round: (format, dtype) -> the entry's name.
-    formats = {setting: name for name, setting in UNQUANTISED_SETTINGS.items()}
-    formats |= {(row, ""): setting_of(row) for row in written_formats()}
-    entries = {}
-    for plan in plans:
-        dtype = "" if plan.is_quantised or plan.precision.is_copy else plan.dtype
-        entry = {"format": formats.get((plan.precision, dtype), "float32")}
-        if plan.full_precision:
-            entry["full_precision_matrix_mult"] = True
-        if plan.input_scale is not None:
-            entry["input_scale"] = plan.input_scale
-        entries[config_key(plan.ref)] = entry
-    # One line for each tensor, so that the file can be edited and compared line by line.
-    lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
-    return "{\n " + ",\n ".join(lines) + "\n}\n"
+# What every file of this program needs.
+OLDEST = Format.since
 
 
-# ── nvfp4/report/looks.py: Say how layers are shown that are multiplied in different ways: a colour
+class Need(NamedTuple):
+    """Name the first version of ComfyUI that loads all of a file, and what asks for it.
 
-# Shades of a colour, from no error to the largest one of the model.
-SHADES = 5
-
-
-class Colours(NamedTuple):
-    """Hold one look's colours on a light or on a dark page, as "#rrggbb".
-
-    weak: the fill without an error; strong: that of the largest error, and of legends and bars;
-    line: outlines and patterns, on any of the fills.
+    version: as "0.31"; "" where any version with quantised layers does. formats: what needs it.
+    kitchen: the first version of comfy-kitchen, "" where any does that ComfyUI asks for.
     """
 
-    weak: str
-    strong: str
-    line: str
+    version: str
+    formats: tuple[str, ...] = ()
+    kitchen: str = ""
 
-    def shade(self, step: int) -> str:
-        """Mix the fill of an error, step 0 to SHADES - 1."""
-        part = step / (SHADES - 1)
-        pairs = zip(channels(self.weak), channels(self.strong), strict=True)
-        return "#" + "".join(f"{round(a + (b - a) * part):02x}" for a, b in pairs)
-
-
-class Tint(NamedTuple):
-    """Hold a colour on a light page and on a dark one."""
-
-    light: Colours
-    dark: Colours
+    def __str__(self) -> str:
+        """Tell it in a sentence's end, or "" where nothing is needed."""
+        if not self.version:
+            return ""
+        kitchen = f" with comfy-kitchen {self.kitchen}" if self.kitchen else ""
+        return f"needs ComfyUI {self.version}{kitchen} or newer ({', '.join(self.formats)})"
 
 
-class Look(NamedTuple):
-    """Show layers that are stored and multiplied in one way.
+def needed_comfyui(layers: Iterable[StoredLayer]) -> Need:
+    """Find the newest of the versions that a file's configured layers ask for.
 
-    label: its name in legends and cells. stored, matmul: what the report's data say of such layers;
-    `matmul` is "" where it does not matter. tint: its colours. pattern: one or two keys of
-    TEXTURES. says: what it is, for people.
+    Formats that every version has are not named.
     """
-
-    label: str
-    stored: tuple[str, ...]
-    matmul: str
-    tint: Tint
-    pattern: str
-    says: str
-
-    @property
-    def css(self) -> str:
-        """Name its class on the page: a letter first, as CSS wants it."""
-        return f"look-{self.label.replace(' ', '-')}"
-
-
-def channels(colour: str) -> tuple[int, ...]:
-    """Split "#rrggbb" into red, green and blue of 0 to 255."""
-    return tuple(bytes.fromhex(colour[1:]))
-
-
-# Found by a search for the largest distance (in OKLab) between the nearest two strong colours, for
-# people with and without a colour deficiency.
-BLUE = Tint(Colours("#e6f1fe", "#87bffe", "#1a4c7e"), Colours("#1d2f44", "#0265b6", "#abd2fe"))
-VIOLET = Tint(Colours("#fbeafc", "#ca84ce", "#653568"), Colours("#39263a", "#87428b", "#ecbaef"))
-GREEN = Tint(Colours("#e4f6e5", "#7cb181", "#1c5828"), Colours("#1e3420", "#345a39", "#a7deac"))
-YELLOW = Tint(Colours("#f6f0da", "#e4c64f", "#594900"), Colours("#352e11", "#7d6915", "#e0ce89"))
-ORANGE = Tint(Colours("#feece2", "#fb8435", "#74370c"), Colours("#402719", "#854419", "#ffbd99"))
-# What is not quantised has no fill of its own, the page's cards behind it instead.
-HOLLOW = Tint(Colours("#ffffff", "#ffffff", "#7d858e"), Colours("#181e26", "#181e26", "#7c858f"))
-GREY = Tint(Colours("#edf0f4", "#afb6bc", "#464b51"), Colours("#2b2e32", "#565c62", "#c8ced5"))
-
-# Formats that one look shows: what the report's data say that a layer is stored as.
-W4A8_FORMS = ("W4A8", "W4A8 without codebook")
-# The first row that fits a layer is its own, so that those of full-precision matmul come first.
-LOOK_ROWS = (
-    Look("W4A16", ("NVFP4",), "W4A16", GREEN, "corner", "4-bit weights, 16-bit inputs"),
-    Look("W4A4", ("NVFP4",), "", BLUE, "plain", "4-bit weights, 4-bit inputs"),
-    Look("W4A8", W4A8_FORMS, "", VIOLET, "rising", "4-bit weights, 8-bit inputs"),
-    Look("W6A8", ("W6A8",), "", VIOLET, "crossed", "6-bit weights, 8-bit inputs"),
-    Look("INT8 W8A16", ("INT8",), "W8A16", YELLOW, "dots corner", "8-bit weights, 16-bit inputs"),
-    Look("INT8", ("INT8",), "", YELLOW, "dots", "8-bit integers"),
-    Look("FP8 W8A16", ("FP8",), "W8A16", ORANGE, "level corner", "8-bit weights, 16-bit inputs"),
-    Look("FP8", ("FP8",), "", ORANGE, "level", "8-bit floats"),
-    Look("MXFP8", ("MXFP8",), "", ORANGE, "upright", "8-bit floats with block scales"),
-    Look("16-bit", ("BF16", "F16"), "", HOLLOW, "plain", "not quantised"),
-    Look("32-bit", ("F32",), "", GREY, "falling", "not quantised"),
-    Look("copied", ("as it was",), "", GREY, "dash", "quantised in the source, and copied"),
-)
-# All looks by label.
-LOOKS = {look.label: look for look in LOOK_ROWS}
-# A layer that no row fits is shown by this one; its tip tells what it is.
-OTHER_LOOK = Look("other", (), "", GREY, "sparse", "another format")
-
-
-def look_of(stored_as: str, matmul: str = "") -> Look:
-    """Find how a layer is shown: `stored_as` and `matmul` are those of the report's data."""
-    fitting = (
-        row for row in LOOKS.values() if stored_as in row.stored and row.matmul in ("", matmul)
-    )
-    return next(fitting, OTHER_LOOK)
-
-
-def shade_step(error: float | None, largest: float) -> int:
-    """Tell the shade of a relative error, where `largest` has the strongest.
-
-    Without an error, as after a dry run, it is the shade in the middle.
-    """
-    if error is None:
-        return SHADES // 2
-    return round((SHADES - 1) * min(error / largest, 1)) if largest else 0
-
-
-def every_look() -> Iterable[Look]:
-    """List all rows, OTHER_LOOK last."""
-    return (*LOOKS.values(), OTHER_LOOK)
-
-
-# ── nvfp4/report/page_parts.py: Make the small parts that the report's page is put together from: c
-
-def escaped(value: object) -> str:
-    """Make any value safe for HTML text and attributes, control characters included."""
-    return escape(printable(str(value)))
-
-
-def layers_of(data: dict) -> list[dict]:
-    """List the linear layers among the report's tensors: the 2-D ones that end in `.weight`.
-
-    The data have no mark for them: they are told by shape and name, as in the plan. Quantised or
-    not, they are in the map and in the table of layers; the rest counts in the totals only.
-    """
-    return [
-        tensor
-        for tensor in data["tensors"]
-        if len(tensor["shape"]) == 2 and tensor["name"].endswith(".weight")
-    ]
-
-
-def layer_look(layer: dict) -> Look:
-    """Find how a tensor of the report's data is shown."""
-    return look_of(layer["stored_as"], layer.get("matmul", ""))
-
-
-def shown_error(layer: dict) -> float | None:
-    """Find the relative RMSE by which a layer is shown; None where nothing was lost or measured.
-
-    It is the output's where rounding went by statistics: that enlarges the weight's error to lessen
-    the output's.
-    """
-    after = layer.get("output_after")
-    return layer.get("relative_rmse") if after is None else after
-
-
-def chip(look: Look, label: str = "") -> str:
-    """Render a label in a look's colour and pattern; the look's own label if none is given."""
-    return f'<span class="chip {look.css}"><span>{escaped(label or look.label)}</span></span>'
-
-
-def decibels(sqnr_db: float | None) -> str:
-    """Render an SQNR in dB; None, as the data have it where nothing was lost, is "lossless"."""
-    return "lossless" if sqnr_db is None else f"{sqnr_db:.1f} dB"
-
-
-def html_name(layer: dict) -> str:
-    """Render a layer's name so that a browser may break it after its dots."""
-    return escaped(layer["name"].removesuffix(".weight")).replace(".", ".<wbr>")
-
-
-def html_head(*columns: str) -> str:
-    """Render a table's head row of ready column titles; those that begin with "#" hold numbers."""
-    cells = (
-        f'<th scope="col"{" class=n" * title.startswith("#")}>{title.removeprefix("#")}</th>'
-        for title in columns
-    )
-    return f"<tr>{''.join(cells)}</tr>"
-
-
-def html_table(caption: str, columns: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
-    """Render a table of ready HTML cells; the first cell of each row becomes the row's heading.
-
-    Columns whose titles begin with "#" are set to the right, as numbers are.
-    """
-    marks = [" class=n" * title.startswith("#") for title in columns[1:]]
-    lines = "".join(
-        f'<tr><th scope="row">{name}</th>'
-        + "".join(f"<td{mark}>{cell}</td>" for mark, cell in zip(marks, cells, strict=True))
-        + "</tr>\n"
-        for name, *cells in rows
-    )
-    head = f"<caption>{caption}</caption><thead>{html_head(*columns)}</thead>"
-    table = f"<table>{head}<tbody>\n{lines}</tbody></table>"
-    return html_scroll(caption, table)
-
-
-def html_scroll(label: str, table: str, css: str = "scroll") -> str:
-    """Let a wide table be scrolled on its own, by keyboard as well, under a label."""
-    return f'<div class="{css}" tabindex="0" role="region" aria-label="{label}">{table}</div>\n'
-
-
-def html_fold(summary: str, body: str, css: str = "") -> str:
-    """Fold a body away behind a line; <details> does it without a script."""
-    return f'<details class="{css}"><summary>{summary}</summary>{body}</details>\n'
-
-
-def html_list(label: str, items: Iterable[str]) -> str:
-    """Render a list that screen readers call `label`; "" without items."""
-    lines = "".join(f"<li>{item}</li>" for item in items)
-    return f'<ul class="notes" aria-label="{label}">{lines}</ul>\n' if lines else ""
-
-
-def html_section(title: str, body: str) -> str:
-    """Render a section under a heading."""
-    return f"<section><h2>{title}</h2>\n{body}</section>\n"
-
-
-def html_stack(parts: Iterable[tuple[Look, str, float]]) -> str:
-    """Render a stacked bar of (look, label, share from 0 to 1).
-
-    It is hidden from screen readers: a list or a table beside it has to say the same.
-    """
-    # Three digits of a per cent, as parts that were rounded more would not fill the bar.
-    cells = "".join(
-        f'<div class="fit {look.css}" style="width:{100 * part:.3f}%">'
-        f"<span>{escaped(label)}</span></div>"
-        for look, label, part in parts
-        if part
-    )
-    return f'<div class="stack" aria-hidden="true">{cells}</div>'
-
-
-# ── nvfp4/report/summary.py: Render the report as text for the terminal ───────────────────────────
-
-# A trade-off may have hundreds of steps, one for each layer. About 10 of them show its bend and
-# fit into a terminal of usual width.
-CURVE_POINTS = 10
-
-
-def render_totals(report: Report) -> list[str]:
-    """Render a table with one line per precision: layers, tensors of the output, and bytes."""
-    lines = [f"  {'':10} {'layers':>7} {'tensors':>8} {'size':>11}"]
-    for label, total in totals(report.plans).items():
-        size = gigabytes(total["bytes"])
-        lines.append(f"  {label:10} {total['layers']:7} {total['tensors']:8} {size:>11}")
-    return lines
-
-
-def render_matmuls(report: Report) -> str:
-    """Render one line of how the linear layers are multiplied, each kind with its share."""
-    parts = [
-        f"{kind} {in_number(found['layers'], 'layers')} ({100 * found['share']:.0f} %)"
-        for kind, found in matmuls(report.plans).items()
-    ]
-    return f"  matmuls: {', '.join(parts)} of the linear weights, the rest unquantised"
-
-
-def least_first(number: float) -> float:
-    """Make a sort key that puts NaN before every number, as NaN compares false with everything."""
-    return -math.inf if math.isnan(number) else number
-
-
-def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
-    """Render the `count` layers with the largest relative RMSE of the decoded weight, worst first.
-
-    `damage` is {layer: Damage}; SQNR in dB stands beside each figure. Layers without a number (NaN)
-    are the worst of all, those without an error are left out. No lines where none is left.
-    """
-    # Negated, so that the largest comes first, and NaN before it.
-    damaged = [(layer, found) for layer, found in damage.items() if found.relative_rmse != 0]
-    worst = sorted(damaged, key=lambda item: least_first(-item[1].relative_rmse))[:count]
-    lines = [f"    {d.relative_rmse:.4f}  {d.sqnr_db:5.1f} dB  {layer}" for layer, d in worst]
-    title = "  worst layers by relative RMSE and SQNR of the decoded weight:"
-    return [title, *lines] if lines else []
-
-
-def rounded_layers(report: Report) -> dict[str, Damage]:
-    """Collect the layers that were rounded by statistics: {layer: its error}."""
-    return {
-        layer: damage for layer, damage in report.damage.items() if damage.output_before is not None
-    }
-
-
-def render_output_errors(report: Report) -> list[str]:
-    """Render what rounding by statistics gained over the plain search.
-
-    One line has the geometric means, over all such layers, of the output's relative RMSE before and
-    after, and how many layers did not gain. Layers whose second moments could not be used are named
-    first: they got the plain search.
-    """
-    found = rounded_layers(report)
-    # Planned with moments, measured without an output error: its rounding fell back.
-    asked = [plan.ref.layer for plan in report.plans if plan.moments]
-    failed = [layer for layer in asked if layer in report.damage.keys() - found.keys()]
-    lines = []
-    if failed:
-        what = f"second moments of {in_number(len(failed), 'layers')} are not positive definite"
-        lines.append(f"{what}, which got the plain search: {examples(failed)}")
-    if not found:
-        return lines
-    # The mean is geometric: a gain is a ratio, and each layer's counts alike.
-    pairs = [(damage.output_before, damage.output_after) for damage in found.values()]
-    kept = sum(before == after for before, after in pairs)
-    before, after = (geometric_mean(errors) for errors in zip(*pairs, strict=True))
-    return [
-        *lines,
-        f"output errors of the {in_number(len(found), 'layers')} rounded by their input's "
-        f"statistics: {before:.4f} -> {after:.4f} (geometric mean; {kept} did not gain)",
-    ]
-
-
-def render_largest(report: Report, count: int = 5) -> list[str]:
-    """Render the `count` layers rounded by statistics with the largest error of the output left."""
-    worst = sorted(rounded_layers(report).items(), key=lambda item: -item[1].output_after)[:count]
-    lines = [f"    {output_errors(dataclasses.asdict(d))}  {layer}" for layer, d in worst]
-    return ["  largest output errors of layers rounded by statistics:", *lines] if lines else []
-
-
-def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
-    """Render --w4a4-share's trade-off at about CURVE_POINTS points, as three lines.
-
-    For a share of the multiply work left in W4A4 they show the part that remains of the squared
-    output error that 4-bit activations add.
-    """
-    if not curve:
-        return []
-    step = max(1, (len(curve) - 1) // (CURVE_POINTS - 1))
-    points = [*curve[:-1:step], curve[-1]]  # both ends of the curve are always there
-    return [
-        "  W4A4 share of the multiply work, and what is left of the squared error it adds:",
-        "    " + "  ".join(f"{100 * point.share:3.0f} %" for point in points),
-        "    " + "  ".join(f"{100 * point.error:3.0f} %" for point in points),
-    ]
-
-
-def render_sizes(report: Report) -> list[str]:
-    """Render --target-size's trade-off: sizes, their mean errors, and which of them is this file.
-
-    Errors are relative RMSE of outputs, in the mean over the layers that could be chosen. The last
-    line says what one more gigabyte (1e9 bytes) would leave of the squared error, if there is such
-    a size.
-    """
-    points, size = report.sizes, report.output_bytes
-    if not points:
-        return []
-    # The file need not lie on the curve: leftover bytes were filled with other layers.
-    here = SizePoint(size, report.size_error)
-    some = {round(i * (len(points) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
-    lines = [
-        "  size, and mean relative RMSE of the outputs, by weights and activations, of the layers "
-        "that could be chosen:"
-    ]
-    for point in sorted({here, *(points[index] for index in some)}):
-        mark = "  <- this file" if point is here else ""
-        lines.append(f"    {gigabytes(point.nbytes):>10}  {point.error:.4f}{mark}")
-    more = max((point for point in points if point.nbytes <= size + 10**9), default=here)
-    if more.nbytes > here.nbytes and here.error:
-        left = (more.error / here.error) ** 2  # errors are RMSE; what adds up is their square
-        added = gigabytes(more.nbytes - here.nbytes)
-        lines.append(f"    {added} more would leave {100 * left:.0f} % of the squared error")
-    return lines
-
-
-def output_errors(data: dict) -> str:
-    """Render a layer's output error before and after rounding, and with 4-bit activations if known.
-
-    `data` has `output_before`, `output_after` and `output_w4a4` (or None), relative RMSE each; a
-    Damage as a dictionary and a tensor of the report's data both have them.
-    """
-    w4a4 = "" if data["output_w4a4"] is None else f", W4A4 {data['output_w4a4']:.4f}"
-    return f"{data['output_before']:.4f} -> {data['output_after']:.4f}{w4a4}"
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Return the geometric mean of the values above zero; 0 if there are none."""
-    logarithms = [math.log(value) for value in values if value > 0]
-    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else 0.0
-
-
-def render_plan(report: Report) -> list[str]:
-    """Render every tensor's precision, shape, name and reason, alike blocks together on one line.
-
-    Tensors of the transformer blocks that differ in nothing but the block's number share a line,
-    such as `blocks.{0-3,7}.ffn.0.weight`, unless --verbose asks for each on its own. Weights come
-    first, and what is planned otherwise in other blocks stands next to it.
-    """
-    groups, first = defaultdict(list), {}
-    for plan in report.plans:
-        fate = label_of(plan)
-        mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
-        row = (fate, list(plan.ref.shape), f"{plan.reason}{mark}")
-        # The first number in a name is the block's; only known families' blocks share a line, as
-        # other numbers may count anything.
-        number = (
-            None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
-        )
-        name, block = plan.ref.name, 0
-        if number and bare(name).startswith(TRANSFORMER_BLOCKS):
-            name, block = f"{name[: number.start()]}*{name[number.end() :]}", int(number[0])
-        is_weight = plan.is_multiplied or plan.is_quantised or plan.ref.name.endswith(".weight")
-        first.setdefault(name, (not (is_weight and len(plan.ref.shape) > 1), len(first)))
-        groups[name, str(row)].append((block, row))
-    lines = []
-    # Only the first "*" is ours: it stands for the block numbers.
-    for (key, _), members in sorted(groups.items(), key=lambda group: first[group[0][0]]):
-        name = key.replace("*", f"{{{ranges([number for number, _ in members])}}}", 1)
-        fate, shape, reason = members[0][1]
-        lines.append(f"  {fate:8} {len(members):4} x {shape!s:20} {name}  [{reason}]")
-    return lines
-
-
-def ranges(numbers: list[int]) -> str:
-    """Render numbers as runs: [2, 3, 4, 7] becomes "2-4,7". They may come in any order."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1] = [runs[-1][0], number]
-        else:
-            runs.append([number])
-    return ",".join("-".join(map(str, run)) for run in runs)
-
-
-def render_scales(report: Report) -> list[str]:
-    """Render every quantised layer's input scale, where it is from, and what it clips.
-
-    That is --input-scale-layer-summary. A layer without one is "dynamic" where ComfyUI measures its
-    input on every call, or "not used" with full-precision matmul. The share of blocks that clip is
-    known only with a recording.
-    """
-
-    def clipped(plan: TensorPlan) -> str:
-        share = plan.saturated_blocks
-        return "" if share is None else f"  clips {100 * share:.3g} % of the blocks"
-
-    return ["  input scales:"] + [
-        f"    {plan.ref.layer}  {plan.input_scale:.9g}  {plan.input_scale_source}{clipped(plan)}"
-        if plan.input_scale is not None
-        else f"    {plan.ref.layer}  none ({'not used' if plan.full_precision else 'dynamic'})"
-        for plan in report.plans
-        if plan.is_quantised and not plan.is_looked_up
-    ]
-
-
-def render_details(report: Report) -> list[str]:
-    """Render what --verbose and --dry-run print before the summary: the plan, totals, errors."""
-    options = report.options
-    if not (options.dry_run or options.verbose):
-        return []
-    errors = [*render_worst(report.damage), *render_largest(report)]
-    return [*render_plan(report), *render_totals(report), render_matmuls(report), *errors, ""]
-
-
-def render_layers(report: Report) -> str:
-    """Render one line of how many layers are stored and multiplied in which way."""
-    counts = defaultdict(Counter)
-    for plan in report.plans:
-        if plan.is_layer:
-            packed = plan.is_quantised or plan.ref.config
-            counts[label_of(plan)][matmul(plan) if packed else ""] += 1
-    parts = []
-    for label in totals(report.plans):
-        found = counts[label]
-        kinds = [kind for kind in sorted(found) if kind]
-        several = ", ".join(f"{found[kind]} {kind}" for kind in kinds)
-        told = several if len(kinds) > 1 else "".join(kinds)
-        told = f" ({told})" if told not in ("", label) else ""
-        parts += [f"{found.total()} {label}{told}"] if found else []
-    return ", ".join(parts)
-
-
-def told_goal(options: Options) -> str:
-    """Say in one line what --goal stood for, "" without one."""
-    if not options.goal:
-        return ""
-    meant = " ".join(f"{flag} {value}" for flag, value in options.expanded.items())
-    return f"--goal {options.goal} stands for {meant or 'the defaults'}"
-
-
-def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
-    """Render the beginning of the summary, as labels and their texts: file, size, time, layers."""
-    options, path = report.options, full_path(report.options.written)
-    size, share = report.output_bytes, percentage(report.output_bytes, report.source_bytes)
-    source = f"{share} of the source's {gigabytes(report.source_bytes)}"
-    fails = "this would fail, see the end; " if report.problems else ""
-    planned = f"{fails}nothing was written; this would be {path}"
-    on = f" on {report.device}" if report.device else ""
-    is_timed = report.seconds and not options.dry_run
-    return [
-        ("dry run", [planned]) if options.dry_run else ("written", [str(path)]),
-        ("size", [f"{gigabytes(size)}, exactly {size:,} bytes, {source}"]),
-        ("time", [f"{spent(report.seconds)}{on}" if is_timed else ""]),
-        ("checked", [data["checked"]]),
-        ("layers", [render_layers(report)]),
-        ("goal", [told_goal(options)]),
-    ]
-
-
-def render_use(report: Report, data: dict) -> list[tuple[str, list[str]]]:
-    """Render the rest of the summary, as labels and their texts: speed, errors, the next step."""
-    options, load = report.options, data["load"]["text"]
-    shares, speed, needs = render_work(data["work"]) or ("", "", "")
-    more = "--report FILE.html tells of every layer, --verbose prints the tables here"
-    if options.report:
-        more = f"every layer and its error: {full_path(options.report)}"
-    errors = render_errors(data["errors"], data["outliers"])
-    asked = report.asked.sentence if report.asked else NOT_ASKED
-    return [
-        ("work", [shares]),
-        ("speed", [speed.removeprefix("speed ")]),
-        ("errors", [*errors, *render_output_errors(report)]),
-        ("ComfyUI", ["" if report.problems else load, needs, asked]),
-        ("details", ["" if options.dry_run else more]),
-    ]
-
-
-def render_report(report: Report, width: int | None = None) -> str:
-    """Render the summary that a person reads at the end of a conversion.
-
-    width: of the terminal, by which long lines are broken; None breaks none. With --dry-run or
-    --verbose the plan stands before it. Size in bytes is exact in both cases, since the layout is
-    known before anything is written. Notes come last, warnings nearest to the prompt.
-    """
-    data = summary_data(report)
-    lines = render_details(report)
-    for label, texts in (*render_written(report, data), *render_use(report, data)):
-        lines += labelled(label, [text for text in texts if text], width)
-    lines += [*render_curve(report.curve), *render_sizes(report)]
-    lines += render_scales(report) if report.options.input_scale_layer_summary else []
-    for note in by_rank(report.notes):
-        lines += broken(note.line, width)
-    return "\n".join(lines)
-
-
-# ── nvfp4/report/page_map.py: Lay the layers out as the precision map, and render it for the page ─
-
-# What the reason of a layer in an edge block has in it.
-EDGE = "edge block"
-# A longer list of layers outside the blocks is folded.
-OUTSIDE_SHOWN = 12
-
-
-class BlockMap(NamedTuple):
-    """Hold one family's blocks: rows by kind of layer, columns by block.
-
-    family: the name before the blocks' numbers, such as "blocks". kinds: in the order in which the
-    model has them, those of one module side by side. blocks: their numbers in order, as in names.
-    cells: {(block, kind): tensor of the report's data}; blocks may lack kinds. edges: blocks that
-    were kept as edge blocks.
-    """
-
-    family: str
-    kinds: list[str]
-    blocks: list[str]
-    cells: dict[tuple[str, str], dict]
-    edges: set[str]
-
-    def runs(self) -> list[tuple[str, int]]:
-        """Tell which columns are edge blocks: ("edge" or "", number of columns) from the left."""
-        marks = ("edge" if block in self.edges else "" for block in self.blocks)
-        return [(mark, len([*run])) for mark, run in itertools.groupby(marks)]
-
-
-class ErrorScale(NamedTuple):
-    """Hold what shades and numbers of cells go by.
-
-    largest: the largest error of the model (see `shown_error`); None after a dry run. unusual:
-    names of layers whose error stands out.
-    """
-
-    largest: float | None
-    unusual: set[str]
-
-    def step(self, layer: dict) -> int:
-        """Tell the shade of a layer; one without an error, in a model with errors, lost nothing."""
-        if self.largest is None:
-            return shade_step(None, 0)
-        return shade_step(shown_error(layer) or 0, self.largest)
-
-
-def error_scale(data: dict) -> ErrorScale:
-    """Find the largest error of a report's layers, and those that stand out."""
-    errors = filter(None, map(shown_error, layers_of(data)))
-    measured = bool(data["errors"])
-    return ErrorScale(
-        largest=max(errors, default=0.0) if measured else None,
-        unusual={one["layer"] for one in data["outliers"]},
-    )
-
-
-def block_maps(layers: Iterable[dict]) -> tuple[list[BlockMap], list[dict]]:
-    """Sort layers into the blocks of their families, and those outside of any."""
-    families, outside = defaultdict(dict), []
-    # Matched on bare names; a prefix is put before the family's name again.
-    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
+    found, kitchen = defaultdict(dict), ""
     for layer in layers:
-        name = bare(layer["name"])
-        if found := inside.fullmatch(name):
-            families[layer["name"].removesuffix(name) + found[1]][found[2], found[3]] = layer
-        else:
-            outside.append(layer)
-    return [block_map(family, cells) for family, cells in families.items()], outside
-
-
-def block_map(family: str, cells: dict[tuple[str, str], dict]) -> BlockMap:
-    """Put one family's layers, {(block, kind): tensor of the data}, into rows and columns."""
-    modules = defaultdict(list)
-    for kind in dict.fromkeys(kind for _, kind in cells):
-        modules[kind.partition(".")[0]].append(kind)
-    return BlockMap(
-        family=family,
-        kinds=[kind for kinds in modules.values() for kind in kinds],
-        blocks=sorted({block for block, _ in cells}, key=int),  # "10" comes after "9"
-        cells=cells,
-        edges={block for (block, _), layer in cells.items() if EDGE in layer["reason"]},
-    )
-
-
-def html_tip(layer: dict) -> str:
-    """Render the facts about a layer that show while its cell is pointed at or tapped.
-
-    `layer` is a tensor of the report's data. Errors and matmul are left out where it has none.
-    """
-    facts = {
-        "stored as": f"{layer['stored_as']}, {gigabytes(layer['bytes'])}",
-        "shape": " x ".join(map(str, layer["shape"])),
-        "reason": layer["reason"],
-    }
-    if "matmul" in layer:
-        full, scale = layer["full_precision_mm"], layer["input_scale"]
-        facts["matmul"] = layer["matmul"] + (f", {full}" if full else "")
-        facts["input scale"] = f"none, {'not used' if full else 'dynamic'}"
-        if scale is not None:
-            facts["input scale"] = f"{scale:.9g}, {layer['input_scale_source']}"
-    if "relative_rmse" in layer:
-        facts["relative RMSE"] = f"{layer['relative_rmse']:.6f}"
-        facts["SQNR"] = decibels(layer["sqnr_db"])
-        if layer["output_before"] is not None:
-            facts["output error"] = output_errors(layer)
-    lines = "".join(f"<dt>{name}</dt><dd>{escaped(fact)}</dd>" for name, fact in facts.items())
-    return f'<div class="tip"><b>{html_name(layer)}</b><dl>{lines}</dl></div>'
-
-
-def html_cell(layer: dict, scale: ErrorScale) -> str:
-    """Render a layer as a cell in its look and shade, with the tip inside it.
-
-    Its error is printed if it stands out, else the look's label where there is room; a narrow cell
-    drops a number's leading zero. Name, format and error also stand in data attributes, for scripts
-    of a user and for the tests. A cell can be tapped, but the Tab key passes it by: a model has
-    hundreds, and the table of all layers tells the same.
-    """
-    look = layer_look(layer)
-    data = {"name": layer["name"], "stored": layer["stored_as"]}
-    label = f'<span class="name">{look.label}</span>'
-    if "relative_rmse" in layer:
-        # The error has all its digits here, so that scripts need not read the rounded label.
-        data["rmse"] = repr(layer["relative_rmse"])
-        if layer["name"].removesuffix(".weight") in scale.unusual:
-            # The leading zero is an element of its own, which the style sheet hides.
-            number = f"{shown_error(layer):.3f}".replace("0.", "<i>0</i>.", 1)
-            label = f"<span>{number}</span>"
-    attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
-    return (
-        f'<div class="cell {look.css} e{scale.step(layer)}" tabindex="-1"{attributes}>'
-        f'<div class="fit">{label}</div>{html_tip(layer)}</div>'
-    )
-
-
-def html_blocks(blocks: BlockMap, scale: ErrorScale) -> str:
-    """Render one family's blocks as a table; a block that lacks a kind has an empty cell there."""
-    family = escaped(blocks.family)
-    edges = "".join(
-        f'<th scope="colgroup" colspan="{count}">{mark}</th>'
-        if mark
-        else f"<td colspan={count}></td>"
-        for mark, count in blocks.runs()
-    )
-    edges = f'<tr><td class="corner"></td>{edges}</tr>' if blocks.edges else ""
-    numbers = "".join(f'<th scope="col">{block}</th>' for block in blocks.blocks)
-    rows, module = "", ""
-    for kind in blocks.kinds:
-        # A gap stands before the first kind of a module, such as self_attn.q after ffn.2.
-        above, module = module, kind.partition(".")[0]
-        gap = " class=first" if above not in ("", module) else ""
-        heading = escaped(kind).replace(".", ".<wbr>")
-        cells = (blocks.cells.get((block, kind)) for block in blocks.blocks)
-        cells = "".join(f"<td>{html_cell(cell, scale) if cell else ''}</td>" for cell in cells)
-        rows += f'<tr><th scope="row"{gap}>{heading}</th>{cells}</tr>\n'
-    head = f'{edges}<tr><th class="corner" scope="col">block</th>{numbers}</tr>'
-    table = (
-        f'<table style="--columns:{len(blocks.blocks)}">'
-        f"<caption>{family}: {len(blocks.blocks)} blocks</caption>"
-        f"<thead>{head}</thead><tbody>\n{rows}</tbody></table>"
-    )
-    return html_scroll(f"Map of {family}", table, "scroll map")
-
-
-def html_legend(layers: list[dict], scale: ErrorScale) -> str:
-    """Render what colours and patterns mean, how many layers have each, and the scale of errors."""
-    items = [
-        f"<li>{chip(look)} {look.says}, {in_number(count, 'layers')}</li>"
-        for look, count in Counter(map(layer_look, layers)).most_common()
-    ]
-    if scale.largest is not None:
-        worst = max(layers, key=lambda layer: shown_error(layer) or 0)
-        css = layer_look(worst).css
-        steps = "".join(f'<span class="{css} e{step}"></span>' for step in range(SHADES))
-        items.append(
-            f'<li>error 0 <span class="scale" aria-hidden="true">{steps}</span> '
-            f"{scale.largest:.4f}</li>"
-        )
-    return f'<ul class="legend">{"".join(items)}</ul>\n'
-
-
-def html_map(data: dict) -> str:
-    """Render the section of the precision map: legend, blocks, and layers outside of them."""
-    layers, scale = layers_of(data), error_scale(data)
-    maps, outside = block_maps(layers)
-    says = (
-        "Point at a cell or tap it for all about its layer; all layers are also in the table below."
-    )
-    if scale.largest is not None:
-        says = (
-            "The stronger the colour, the larger the error: the relative RMSE of the stored "
-            "weight, or of the layer's output where rounding went by statistics. Numbers stand "
-            f"where it stands out from what is usual for its format. {says}"
-        )
-    columns = max((len(blocks.blocks) for blocks in maps), default=1)
-    body = f'<p class="soft">{says}</p>\n{html_legend(layers, scale)}'
-    # All tables have columns of one width, which the style sheet finds from the largest number.
-    body += f'<div style="--blocks:{columns}">'
-    body += "".join(html_blocks(blocks, scale) for blocks in maps) + "</div>"
-    if outside:
-        rows = (
-            (html_name(layer), html_cell(layer, scale), escaped(layer["reason"]))
-            for layer in outside
-        )
-        table = html_table("Outside the blocks", ("Layer", "Precision", "Reason"), rows)
-        fold = in_number(len(outside), "layers outside the blocks")
-        body += table if len(outside) <= OUTSIDE_SHOWN else html_fold(fold, table)
-    return html_section("Precision map", body)
-
-
-# ── nvfp4/report/page_style.py: Hold the style sheet of the report's page ─────────────────────────
-
-# Patterns are drawn in a look's line colour, as layers of CSS backgrounds. Where a cell has a
-# number, it stands on a plate of the fill.
-TEXTURES = {
-    "plain": "",
-    "dash": "linear-gradient(var(--line) 0 0) center / .6rem 2px no-repeat",
-    "corner": "linear-gradient(225deg, var(--line) .35rem, transparent .4rem)",
-    "rising": "repeating-linear-gradient(135deg, var(--line) 0 1px, transparent 1px .35rem)",
-    "falling": "repeating-linear-gradient(45deg, var(--line) 0 1px, transparent 1px .35rem)",
-    "crossed": "repeating-linear-gradient(135deg, var(--line) 0 1px, transparent 1px .4rem), "
-    "repeating-linear-gradient(45deg, var(--line) 0 1px, transparent 1px .4rem)",
-    "dots": "radial-gradient(var(--line) 1px, transparent 1.5px) 0 0 / .4rem .4rem",
-    "sparse": "radial-gradient(var(--line) 1px, transparent 1.5px) 0 0 / .8rem .8rem",
-    "level": "repeating-linear-gradient(0deg, transparent 0 .25rem, var(--line) .25rem "
-    "calc(.25rem + 1px))",
-    "upright": "repeating-linear-gradient(90deg, transparent 0 .25rem, var(--line) .25rem "
-    "calc(.25rem + 1px))",
-}
-# Layout and colours of the page itself: (on a light page, on a dark one).
-PAGE_COLOURS = {
-    "page": ("#f4f6f8", "#10141a"),
-    "card": ("#ffffff", "#181e26"),
-    "ink": ("#17202b", "#e8edf3"),
-    "soft": ("#4f5a68", "#a8b3c0"),
-    "rule": ("#dde2e8", "#303a46"),
-    "link": ("#0b57a4", "#8ec1ff"),
-    "good": ("#116329", "#7fd892"),
-    "warn": ("#9a3412", "#ffb38a"),
-}
-
-
-def look_rules(look: Look, scheme: str) -> Iterator[str]:
-    """Yield the CSS rules of a look's colours for "light" or "dark", a fill for each shade."""
-    colours = getattr(look.tint, scheme)
-    yield f".{look.css} {{ --fill: {colours.strong}; --line: {colours.line}; }}"
-    for step in range(SHADES):
-        yield f".{look.css}.e{step} {{ --fill: {colours.shade(step)}; }}"
-
-
-def scheme_rules(scheme: str) -> str:
-    """Write the CSS rules of all colours for "light" or "dark"."""
-    index = ("light", "dark").index(scheme)
-    page = " ".join(f"--{name}: {pair[index]};" for name, pair in PAGE_COLOURS.items())
-    looks = (rule for look in every_look() for rule in look_rules(look, scheme))
-    return "\n".join([f":root {{ {page} }}", *looks])
-
-
-def pattern_rules() -> str:
-    """Write the CSS rules of all patterns."""
-    rules = []
-    for look in every_look():
-        layers = ", ".join(filter(None, (TEXTURES[word] for word in look.pattern.split())))
-        if layers:
-            rules.append(f".{look.css} {{ --pattern: {layers}; }}")
-    return "\n".join(rules)
-
-
-# A cell's classes are its look and its shade. Its details float beside it where the browser can do
-# that (anchor-scope), and lie at the screen's lower edge where it cannot, and on phones.
-LAYOUT = """
-* { box-sizing: border-box; --pattern: linear-gradient(transparent, transparent); }
-body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
-  overflow-wrap: anywhere; }
-main { max-width: 76rem; margin: auto; padding: 1.5rem 1rem 4rem; }
-section, header { background: var(--card); border: 1px solid var(--rule); border-radius: .75rem;
-  padding: 1.25rem 1.5rem 1.5rem; margin-top: 1.25rem; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; } h2 { font-size: 1.2rem; margin: 0; }
-h3 { font-size: 1rem; margin: 1.25rem 0 0; }
-p { margin: .25rem 0; } .soft { font-size: .9rem; }
-.soft, caption, dt, thead, small { color: var(--soft); }
-:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
-.verdict { font-weight: 600; margin-bottom: .5rem; } .good { color: var(--good); }
-.warn { color: var(--warn); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 1rem;
-  margin: 1rem 0; }
-dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
-small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
-.notes { padding: 0 0 0 1.2rem; margin: .5rem 0 0; }
-header h2 { margin-top: 1.25rem; } .notes b { font-weight: 600; }
-.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
-  margin: .75rem 0 0; font-size: .875rem; }
-table { width: 100%; border-collapse: collapse; margin-top: .75rem; font-size: .875rem;
-  font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .35rem; }
-thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-align: left; }
-td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--rule); }
-:is(td, th):first-child { padding-left: 0; } :is(td, th):last-child { padding-right: 0; }
-td.n, th.n { text-align: right; white-space: nowrap; }
-.chip, .cell, .bar, :is(.stack, .scale) > * { color: var(--ink); print-color-adjust: exact;
-  forced-color-adjust: none; }
-.chip, .cell, .stack > * { background: var(--pattern), var(--fill); border-radius: .2rem;
-  border: 1px solid var(--line); }
-.chip, .stack > * { padding: .1rem .35rem; font-size: .8rem; white-space: nowrap; }
-:is(.chip, .stack > *, .cell) span { background: var(--fill); padding: 0 .2rem;
-  border-radius: .15rem; }
-.bar { background: linear-gradient(var(--fill) 0 0) no-repeat 0 / var(--part); padding: 0 .4rem; }
-.stack { display: flex; gap: 2px; margin-top: .75rem; height: 2rem; line-height: 1.6rem;
-  text-align: center; }
-.stack > * { min-width: 4px; overflow: hidden; padding: .1rem 0; }
-summary { cursor: pointer; margin-top: 1rem; color: var(--link); }
-.scroll { overflow-x: auto; }
-.map { --head: 7.5rem; }
-.map table { table-layout: fixed; border-collapse: separate; border-spacing: 2px;
-  --cell: clamp(1.5rem, (min(100vw, 76rem) - var(--head) - 5.5rem) / var(--blocks), 6rem);
-  width: calc(var(--head) + var(--columns) * var(--cell)); overflow-wrap: normal; }
-.map :is(td, th) { padding: 0; border: 0; text-align: center; }
-.map thead { font-size: .75rem; }
-.map [scope=colgroup] { border-bottom: 1px solid var(--soft); }
-.map :is([scope=row], .corner) { position: sticky; left: 0; z-index: 1; width: var(--head);
-  background: var(--card); box-shadow: 0 0 0 2px var(--card); text-align: left; font-size: .75rem;
-  line-height: 1.15; color: var(--soft); vertical-align: middle; overflow-wrap: anywhere; }
-.map tr:has(.first) > * { padding-top: .5rem; }
-.cell { line-height: 1.4rem; height: 1.5rem; font-size: .75rem; text-align: center;
-  cursor: default; overflow: clip; } td > .cell { min-width: 4rem; }
-.map td > .cell { min-width: 0; }
-.cell:is(:hover, :focus) { outline: 2px solid var(--ink); overflow: visible; }
-.cell:is(:hover, :focus) > .tip { display: block; }
-.cell:focus > .tip { pointer-events: auto; } .cell:hover > .tip { z-index: 4; }
-.tip { display: none; position: fixed; z-index: 3; inset: auto 0 0; max-height: 90vh;
-  margin: .3rem; padding: .75rem 1rem; line-height: 1.5; text-align: left; overflow: auto;
-  pointer-events: none; background: var(--card); border: 1px solid var(--soft);
-  border-radius: .5rem; box-shadow: 0 .4rem 1.5rem #0006; font-size: .8rem; }
-.tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
-.fit { container-type: inline-size; position: relative; }
-@container (max-width: 3.5rem) { .stack span { display: none; } }
-@container (max-width: 3.4rem) { .cell .name { position: absolute; opacity: 0; } }
-@container (max-width: 2.2rem) { .cell i { display: none; }
-  .cell .fit span { font-size: .6rem; padding: 0; } }
-.scale { display: inline-flex; gap: 1px; vertical-align: middle; }
-.scale > * { width: 1rem; height: 1rem; background: var(--fill); border: 1px solid var(--line); }
-fieldset { border: 1px solid var(--rule); border-radius: .5rem; margin: .75rem 0 0;
-  padding: .5rem .75rem; display: flex; flex-wrap: wrap; gap: .35rem 1.25rem; }
-label { display: inline-flex; gap: .4rem; align-items: center; min-height: 1.5rem; }
-.layers table { min-width: 48rem; overflow-wrap: normal; } td:has(> .bar) { width: 9rem; }
-.curve { max-width: 30rem; width: 100%; height: auto; font-size: 11px; }
-.curve text { fill: var(--soft); } .curve .axis { stroke: var(--soft); fill: none; }
-.curve .line { stroke: var(--link); fill: none; stroke-width: 2; }
-.curve .here { fill: var(--link); stroke: var(--card); stroke-width: 2; }
-@media (min-width: 60em) {
-  .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 0 2.5rem; align-items: start; }
-  .tip { width: max-content; max-width: 28rem; margin: .3rem auto; }
-  @supports (anchor-scope: all) {
-    .cell { anchor-name: --cell; anchor-scope: --cell; }
-    .tip { position-anchor: --cell; position-area: bottom; position-try-fallbacks: flip-block;
-      inset: auto; margin: .3rem; } } }
-@media (max-width: 40em) {
-  main { padding: .5rem .5rem 3rem; } section, header { padding: 1rem .75rem; }
-  h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
-  .facts { grid-template-columns: 1fr 1fr; } .facts dd { font-size: 1.25rem; }
-  .map { --head: 6rem; } }
-@page { margin: 1.5cm; }
-@media print {
-  body { background: none; } main { max-width: none; padding: 0; }
-  section, header { border: 0; padding: .5rem 0; } h2 { break-after: avoid; }
-  .scroll { overflow: visible; } .map, .curve, .stack { break-inside: avoid; }
-  tr { break-inside: avoid; } fieldset { display: none; }
-  details:not(.long)::details-content { content-visibility: visible; block-size: auto; } }
-@media (forced-colors: active) { .cell, .chip { border-color: CanvasText; } }
-"""
-
-
-def page_style() -> str:
-    """Write the whole style sheet."""
-    dark = f"@media screen and (prefers-color-scheme: dark) {{ {scheme_rules('dark')} }}"
-    scheme = ":root { color-scheme: light dark; }"
-    return "\n".join([scheme, scheme_rules("light"), dark, pattern_rules(), LAYOUT])
-
-
-# ── nvfp4/report/map_svg.py: Draw the precision map as a picture: one SVG file that needs nothing e
-
-# The picture's width, the column of row headings, a row's height, and the line height of text, in
-# units of its viewBox.
-SVG_WIDTH, SVG_HEAD, SVG_ROW, SVG_LINE = 960, 130, 16, 18
-# The widest a cell becomes where there are few blocks.
-WIDEST_CELL = 104
-# The width that a block's number takes; where cells are narrower, only some blocks have theirs.
-SVG_NUMBER = 16
-# The estimated width of a letter, by which the legend is broken into lines.
-LETTER = 6.4
-# The tiles of the page's patterns, as paths in a box of 6 by 6, drawn with round ends: a line of no
-# length is a dot.
-TILES = {
-    "rising": "M0 6L6 0",
-    "falling": "M0 0L6 6",
-    "crossed": "M0 6L6 0M0 0L6 6",
-    "dots": "M1.5 1.5h0M4.5 4.5h0",
-    "sparse": "M3 3h0",
-    "level": "M0 2.5H6",
-    "upright": "M3 0V6",
-    "dash": "M1 3H5",
-}
-
-
-def svg_rules(looks: list[Look], scheme: str) -> str:
-    """Write the rules of all colours that occur, on "light" or "dark" pages."""
-    index = ("light", "dark").index(scheme)
-    ink, soft = (PAGE_COLOURS[name][index] for name in ("ink", "soft"))
-    rules = [f"text{{fill:{ink}}}.soft{{fill:{soft}}}"]
-    for look in looks:
-        colours = getattr(look.tint, scheme)
-        line = f".{look.css}{{stroke:{colours.line}}}path.{look.css}{{fill:{colours.line}}}"
-        shades = (f".{look.css}.e{step}{{fill:{colours.shade(step)}}}" for step in range(SHADES))
-        rules += [line, *shades]
-    return "".join(rules)
-
-
-def svg_style(looks: list[Look], scheme: str) -> str:
-    """Write the style sheet for "light" or "dark", or for both by what the reader prefers: ""."""
-    if scheme:
-        return svg_rules(looks, scheme)
-    dark = svg_rules(looks, "dark")
-    return f"{svg_rules(looks, 'light')}@media (prefers-color-scheme:dark){{{dark}}}"
-
-
-def svg_patterns(looks: list[Look]) -> str:
-    """Define the patterns that occur, one for each look: its lines have the look's colour."""
-    return "".join(
-        f'<pattern id="tile-{look.css}" width="6" height="6" patternUnits="userSpaceOnUse">'
-        f'<path class="{look.css}" d="{TILES[word]}" stroke-width=".9" stroke-linecap="round"/>'
-        "</pattern>"
-        for look in looks
-        for word in look.pattern.split()
-        if word in TILES
-    )
-
-
-def svg_text(x: float, y: float, text: str, more: str = "") -> str:
-    """Draw a text, which is escaped, from x on, its baseline at y."""
-    return f'<text x="{x:g}" y="{y:g}"{more and f" {more}"}>{escaped(text)}</text>\n'
-
-
-def svg_cell(x: float, y: float, width: float, look: Look, step: int) -> str:
-    """Draw a cell: its fill, and over it the pattern of its look."""
-    box = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{SVG_ROW - 3}" rx="2"'
-    parts = [f'<rect class="{look.css} e{step}" {box}/>']
-    if {*look.pattern.split()} & TILES.keys():
-        parts.append(f'<rect fill="url(#tile-{look.css})" {box}/>')
-    if "corner" in look.pattern:
-        corner = f"M{x + width - 6:g} {y:g}h6v6z"
-        parts.append(f'<path class="{look.css}" d="{corner}"/>')
-    return "".join(parts)
-
-
-def svg_blocks(blocks: BlockMap, scale: ErrorScale, cell: float, top: float) -> Iterator[str]:
-    """Draw one family's blocks from `top` on: a row of numbers, and a row for each kind."""
-    numbers = {block: SVG_HEAD + column * cell for column, block in enumerate(blocks.blocks)}
-    width, every = cell - min(2, cell / 4), math.ceil(SVG_NUMBER / cell)
-    yield svg_text(0, top + SVG_LINE - 5, blocks.family, 'font-weight="600"')
-    for block, x in [*numbers.items()][::every]:
-        middle = 'text-anchor="middle" font-size="9" class="soft"'
-        yield svg_text(x + width / 2, top + SVG_LINE - 5, block, middle)
-    for row, kind in enumerate(blocks.kinds):
-        y = top + SVG_LINE + row * SVG_ROW
-        yield svg_text(0, y + 10, kind, 'class="soft"')
-        for block, x in numbers.items():
-            if layer := blocks.cells.get((block, kind)):
-                yield svg_cell(x, y, width, layer_look(layer), scale.step(layer))
-    yield "\n"
-
-
-def svg_legend(layers: list[dict], scale: ErrorScale, top: float) -> tuple[list[str], float]:
-    """Draw the legend from `top` on, in as many lines as it takes; return it and where it ends."""
-    parts, x, y = [], 0.0, top
-    counts = Counter(map(layer_look, layers)).most_common()
-    items = [
-        (look, f"{look.label}: {look.says}, {in_number(count, 'layers')}") for look, count in counts
-    ]
-    for look, text in items:
-        width = 30 + LETTER * len(text)
-        if x and x + width > SVG_WIDTH:
-            x, y = 0.0, y + SVG_LINE
-        parts.append(svg_cell(x, y, 20, look, SHADES - 1) + svg_text(x + 26, y + 10, text))
-        x += width + 12
-    if scale.largest is not None:
-        y += SVG_LINE
-        text = f"stronger colour: larger error (relative RMSE), up to {scale.largest:.4f}"
-        steps = (svg_cell(21 * step, y, 20, LOOKS["W4A4"], step) for step in range(SHADES))
-        parts += [*steps, svg_text(21 * SHADES + 6, y + 10, text)]
-    return parts, y + SVG_LINE
-
-
-def precision_map_svg(data: dict, scheme: str = "") -> str:
-    """Draw the precision map of a report's data (see `data.report_data`, or a --report .json).
-
-    scheme: "light" or "dark"; "" for what the reader's system prefers, which need not be what a
-    site such as GitHub shows. The title tells the file's name, its size and what part that is of
-    the source's. Layers outside the transformer blocks are counted in the legend only.
-    """
-    layers = layers_of(data)
-    scale, (maps, _) = error_scale(data), block_maps(layers)
-    looks = [*dict.fromkeys([LOOKS["W4A4"], *map(layer_look, layers)])]
-    columns = max((len(blocks.blocks) for blocks in maps), default=1)
-    cell = min((SVG_WIDTH - SVG_HEAD) / columns, WIDEST_CELL)
-    output, source = data["output_bytes"], data["source_bytes"]
-    plan = "dry run, " if data["dry_run"] else ""
-    title = (
-        f"{data['output']}: {plan}{gigabytes(output)}, {percentage(output, source)} of the source"
-    )
-    parts, top = [svg_text(0, 16, title, 'font-size="15" font-weight="600"')], 26.0
-    for blocks in maps:
-        parts += svg_blocks(blocks, scale, cell, top)
-        top += SVG_LINE + SVG_ROW * len(blocks.kinds) + 8
-    legend, end = svg_legend(layers, scale, top + 4)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -4 {SVG_WIDTH + 16} {end + 8:g}" '
-        f'width="{SVG_WIDTH}" role="img" font-family="system-ui, sans-serif" font-size="11.5">'
-        f"<title>Precision map of {escaped(title)}</title>\n"
-        f"<style>{svg_style(looks, scheme)}</style>\n"
-        f"<defs>{svg_patterns(looks)}</defs>\n{''.join([*parts, *legend])}</svg>\n"
-    )
-
-
-# ── nvfp4/report/model_card.py: Write a card to publish a converted file with, for Hugging Face: --
-
-# The Hub's word for files that ComfyUI's loaders take whole.
-SINGLE_FILE = "diffusion-single-file"
-LICENCES = "https://huggingface.co/docs/hub/repositories-licenses"
-# What models do, in the Hub's words: by the family's variant, or by what the family makes. One
-# alone is what the model does; of several, a person has to choose.
-VARIANT_TASKS = {"T2V": ("text-to-video",), "I2V": ("image-to-video",)}
-IMAGE_TASKS = ("text-to-image", "image-to-image")
-VIDEO_TASKS = ("text-to-video", "image-to-video")
-ANY_TASK = (*IMAGE_TASKS, *VIDEO_TASKS)
-# What is in a source's place on the Hub: hf://owner/name[@revision][/path].
-ON_THE_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.*))?")
-
-
-class HubOrigin(NamedTuple):
-    """Tell where a source on the Hub is: its repository, its revision and the file in it."""
-
-    repository: str
-    revision: str
-    file: str
-
-
-def origin_on_hub(path: Path) -> HubOrigin | None:
-    """Tell where a file on the Hub is; None for a file that lies elsewhere."""
-    found = ON_THE_HUB.fullmatch(str(path)) if isinstance(path, VirtualPath) else None
-    return HubOrigin(*(part or "" for part in found.groups())) if found else None
-
-
-def as_code(text: object) -> str:
-    """Write a text as code, so that nothing in it is markup, a link or another cell of a table."""
-    line = one_line(str(text)) or " "
-    # Code ends at as many backticks as it began with.
-    fence = "`" * (longest_run(line) + 1)
-    space = " " * line.startswith("`") or " " * line.endswith("`")
-    return f"{fence}{space}{line}{space}{fence}"
-
-
-def longest_run(text: str) -> int:
-    """Count the backticks of the longest run of them."""
-    return max(map(len, re.findall("`+", text)), default=0)
-
-
-def as_name(text: str) -> str:
-    """Write a name as it is where it is of words that Markdown leaves alone, else as code."""
-    is_plain = re.fullmatch(r"[A-Za-z0-9]+([ ._-][A-Za-z0-9]+)*", text)
-    return text if is_plain else as_code(text)
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lay out a table of ready cells; all columns but the first are set to the right."""
-    marks = ["---", *["---:"] * (len(columns) - 1)]
-    # A bar ends a cell, in code as well.
-    safe = ([cell.replace("|", "\\|") for cell in cells] for cells in (columns, marks, *rows))
-    return [*(f"| {' | '.join(cells)} |" for cells in safe), ""]
-
-
-class CardFacts(NamedTuple):
-    """Hold what the sections of a card are made of.
-
-    data: of the report's summary. origin: where SOURCE is on the Hub, None elsewhere. family: a key
-    of FAMILIES, or "". title: what the model is. tasks: what it may do, in the Hub's words.
-    """
-
-    report: Report
-    data: dict
-    origin: HubOrigin | None
-    family: str
-    title: str
-    tasks: tuple[str, ...]
-
-    @property
-    def blanks(self) -> list[str]:
-        """List what a person has to fill in."""
-        task = ["the task"] if len(self.tasks) != 1 else []
-        return ["the licence", *([] if self.origin else ["the base model"]), *task]
-
-
-def make_card(report: Report) -> CardFacts:
-    """Gather what a card tells of a conversion."""
-    refs = {plan.ref.name: plan.ref for plan in report.plans}
-    name, variant = recognise(Model(tensors=refs, metadata={}, files=()))
-    family = FAMILIES.get(name)
-    title = family.title if family else "Diffusion model"
-    # A family of images may edit them, too, and one of videos begin with a picture.
-    usual = () if family is None else IMAGE_TASKS if family.image else VIDEO_TASKS
-    return CardFacts(
-        report=report,
-        data=summary_data(report),
-        origin=origin_on_hub(report.options.source),
-        family=name,
-        title=f"{title} ({variant})" if variant else title,
-        tasks=VARIANT_TASKS.get(variant, usual),
-    )
-
-
-def render_card(report: Report) -> str:
-    """Render the card of a conversion, or of a dry run, which it says."""
-    card = make_card(report)
-    sections = (
-        front_matter,
-        card_introduction,
-        card_loading,
-        card_contents,
-        card_losses,
-        card_making,
-    )
-    return "\n".join(line for section in sections for line in section(card)) + "\n"
-
-
-def front_matter(card: CardFacts) -> Iterator[str]:
-    """Render the lines of YAML; what is to be filled in is a comment, so that they are valid."""
-    is_single = not card.report.options.output_sharded
-    plans = card.report.plans
-    words = {plan.format.option for plan in plans if plan.is_quantised or plan.ref.config}
-    yield "---"
-    yield f"# license: FILL IN the base model's, such as apache-2.0 ({LICENCES})"
-    if card.origin:
-        yield f"base_model: {json.dumps(card.origin.repository)}"
-    else:
-        yield "# base_model: FILL IN the repository of the original model, as OWNER/NAME"
-    yield "base_model_relation: quantized"
-    if is_single:
-        yield f"library_name: {SINGLE_FILE}"
-    if len(card.tasks) == 1:
-        yield f"pipeline_tag: {card.tasks[0]}"
-    else:
-        yield f"# pipeline_tag: FILL IN what it does, such as {' or '.join(card.tasks or ANY_TASK)}"
-    yield "tags:"
-    tags = [*["comfyui"] * is_single, "quantized", *(word for word in UNITS if word in words)]
-    yield from (f"- {tag}" for tag in tags)
-    yield from ("---", "")
-
-
-def card_introduction(card: CardFacts) -> Iterator[str]:
-    """Render the heading, what a person has yet to fill in, and what the file is."""
-    report, options = card.report, card.report.options
-    size, source = report.output_bytes, report.source_bytes
-    yield f"# {as_name(options.output.stem)}"
-    yield ""
-    yield f"> **Fill in** at the top of this file: {', '.join(card.blanks)}. Then delete this."
-    yield ""
-    if options.dry_run:
-        yield "> **A dry run's card**: nothing was converted, so that no errors are known."
-        yield ""
-    share = percentage(size, source)
-    yield (
-        f"**{card.title}, quantised for ComfyUI**: {gigabytes(size)}, {share} of the source's "
-        f"{gigabytes(source)}. Made by convert_nvfp4.py {card.data['version']} from "
-        f"{source_told(options.source)}."
-    )
-    for lora in options.merge_lora:
-        yield f"Merged into it, with strength {lora.strength:g}: {source_told(lora.path)}."
-    yield ""
-
-
-def source_told(path: Path) -> str:
-    """Name a file, with its repository and commit where it is on the Hub."""
-    origin = origin_on_hub(path)
-    if not origin:
-        return as_code(path.name)
-    name, file = origin.repository, origin.file
-    at = f" at {as_code(origin.revision)}" if origin.revision else ""
-    return f"{as_code(file) + ' in ' if file else ''}[{name}](https://huggingface.co/{name}){at}"
-
-
-def card_loading(card: CardFacts) -> Iterator[str]:
-    """Render where the file goes, and which ComfyUI and cards it needs."""
-    load, work, asked = card.data["load"], card.data["work"], card.report.asked
-    yield from ("## How to load it", "")
-    if load["folder"]:
-        setting = f", weight_dtype {load['weight_dtype']}," if load["weight_dtype"] else ""
-        yield f"- Put {as_code(card.data['output'])} into `ComfyUI/models/{load['folder']}`."
-        yield f"- ComfyUI's own node **{load['node']}**{setting} loads it, without custom nodes."
-    else:
-        yield f"- {load['text']}."
-    _, _, needs = render_work(work) or ("", "", "")
-    yield from [f"- It {needs}."] if needs else []
-    yield from ["- Its maker's ComfyUI took it."] if asked and asked.is_known else []
-    yield ""
-    if not work["comfyui"]:
-        return
-    rows = ((CARDS[name].series, f"{speed:.1f}x") for name, speed in work["speed"].items())
-    yield from markdown_table(("Cards", "speed over 16-bit, at most"), rows)
-    run = work["run"]
-    yield f"Estimated from published peaks, for the linear layers of a typical run: {run}."
-    yield ""
-
-
-def card_contents(card: CardFacts) -> Iterator[str]:
-    """Render how layers are stored and multiplied, with their shares."""
-    totals, matmuls = card.data["totals"], card.data["matmuls"]
-    size = sum(total["bytes"] for total in totals.values())
-    yield from ("## What is in it", "")
-    stored = (
-        (name, f"{total['layers']:,}", percentage(total["bytes"], size))
-        for name, total in totals.items()
-    )
-    yield from markdown_table(("Stored as", "linear layers", "share of the bytes"), stored)
-    if not matmuls:
-        return
-    multiplied = (
-        (kind, f"{found['layers']:,}", percentage(found["share"], 1))
-        for kind, found in matmuls.items()
-    )
-    yield from markdown_table(
-        ("Multiplied as", "layers", "share of the linear weights"), multiplied
-    )
-    yield "W4A4: weights of 4 bits times activations of 4 bits. All other layers are in 16 bits."
-    shares, *_ = render_work(card.data["work"]) or ("",)
-    yield from [f"In a step, {shares}."] if shares else []
-    yield ""
-
-
-def card_losses(card: CardFacts) -> Iterator[str]:
-    """Render the error of each format, and the layers that stand out."""
-    errors, outliers = card.data["errors"], card.data["outliers"]
-    if not errors:
-        return
-    yield from ("## What was lost", "")
-    rows = (
-        (
-            name,
-            f"{row['layers']:,}",
-            *(told_figure(row[key]) for key in ("median", "largest", "usual")),
-        )
-        for name, row in errors.items()
-    )
-    yield from markdown_table(("Format", "layers", "median error", "largest", "usual for it"), rows)
-    yield (
-        "Errors are relative RMSE: of a layer's decoded weight against the source's, or of its "
-        "output where it was rounded by statistics of its inputs."
-    )
-    yield ""
-    if outliers:
-        yield from (f"{in_number(len(outliers), 'layers stand out')}, the worst first:", "")
-        for one in outliers[:NAMED]:
-            yield f"- {as_code(one['layer'])}: {told_figure(one['error'])} in {one['format']}"
-        yield ""
-
-
-def told_figure(number: float | None) -> str:
-    """Write an error, or a dash where there is no number."""
-    return "-" if number is None else f"{number:.4f}"
-
-
-def card_making(card: CardFacts) -> Iterator[str]:
-    """Render how the file was made: what chose the formats, the command, the sources."""
-    command = typed_command(card.report.options)
-    fence = "`" * max(3, longest_run(command) + 1)
-    yield from ("## How it was made", "", chosen_by(card), "", fence, command, fence, "")
-    sources = card.data["origin"]["sources"].items()
-    yield from markdown_table(
-        ("Source file", "bytes"), ((as_code(name), f"{size:,}") for name, size in sources)
-    )
-    yield "The file's own header tells version, options and sources, too (`convert_nvfp4`)."
-
-
-def chosen_by(card: CardFacts) -> str:
-    """Say in a sentence what chose the formats of the layers."""
-    options = card.report.options
-    if options.gguf:
-        return f"Formats follow the types of a GGUF: {source_told(options.gguf)}."
-    if options.target_size or options.target_ratio:
-        return "Formats were chosen by each layer's measured error, for the file's size."
-    if options.layer_config:
-        return f"Formats are those of a layer config: {as_code(options.layer_config.name)}."
-    preset = card.family or "smart" if options.preset == "auto" else options.preset
-    recipe = "" if options.recipe == "mixed" else f", and --recipe {options.recipe}"
-    return f"Formats were chosen by --preset {preset}{recipe}."
-
-
-# ── nvfp4/report/page_curve.py: Render the trade-offs that --target-size and --w4a4-share found, as
-
-# The drawing's size and the margins of its axes, in units of its viewBox. It is as narrow as a
-# phone, so that its text is legible there.
-CURVE_WIDTH, CURVE_HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 48, 16, 18, 40
-
-
-class CurveLabels(NamedTuple):
-    """Label a curve's axes: the smallest and the largest x, the largest y, and what it shows."""
-
-    left: str
-    right: str
-    top: str
-    says: str
-
-
-def html_curve(
-    points: list[tuple[float, float]], labels: CurveLabels, here: tuple[float, float] | None = None
-) -> str:
-    """Draw points (x, y), y from 0 up, and a dot where this file is, if that is known.
-
-    The drawing is one image for people who cannot see it: a table beside it has to tell the
-    figures.
-    """
-    xs, ys = zip(*points, *([here] if here else []), strict=True)
-    left, right, top = min(xs), max(xs), max(ys)
-    floor, end = CURVE_HEIGHT - BOTTOM, CURVE_WIDTH - RIGHT
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        across = (x - left) / ((right - left) or 1) * (end - LEFT)
-        return round(LEFT + across, 1), round(floor - y / (top or 1) * (floor - TOP), 1)
-
-    line = " ".join(f"{x},{y}" for x, y in (at(*point) for point in points))
-    dot = ""
-    if here:
-        x, y = at(*here)
-        anchor = "end" if x > CURVE_WIDTH / 2 else "start"
-        dot = f'<circle class="here" cx="{x}" cy="{y}" r="5"/>'
-        dot += f'<text x="{x}" y="{y - 10:.1f}" text-anchor="{anchor}">this file</text>'
-    return (
-        f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" '
-        f'aria-label="{escaped(labels.says)}">'
-        f'<path class="axis" d="M{LEFT} {TOP}V{floor}H{end}"/>'
-        f'<polyline class="line" points="{line}"/>{dot}'
-        f'<text x="{LEFT - 5}" y="{TOP + 4}" text-anchor="end">{labels.top}</text>'
-        f'<text x="{LEFT - 5}" y="{floor}" text-anchor="end">0</text>'
-        f'<text x="{LEFT}" y="{floor + 16}">{labels.left}</text>'
-        f'<text x="{end}" y="{floor + 16}" text-anchor="end">{labels.right}</text></svg>\n'
-    )
-
-
-def html_sizes(data: dict) -> str:
-    """Render --target-size's trade-off between size and error; "" without it."""
-    if not data["size_curve"]:
-        return ""
-    points = [(point["nbytes"], point["error"]) for point in data["size_curve"]]
-    here = (data["output_bytes"], data["size_error"])
-    marked = sorted([*((*point, "") for point in points), (*here, "this file")])
-    labels = CurveLabels(
-        left=gigabytes(marked[0][0]),
-        right=gigabytes(marked[-1][0]),
-        top=f"{max(error for _, error, _ in marked):.4f}",
-        says="File size, and mean relative RMSE of the outputs, by weights and activations, of the "
-        "layers that could be chosen",
-    )
-    rows = ((f"{size:,}", f"{error:.4f}", mark) for size, error, mark in marked)
-    table = html_table("Sizes and their mean errors", ("Bytes", "#Mean error", "Of these"), rows)
-    return (
-        f"<h3>Size and error</h3><p class=soft>{labels.says}. The file need not lie on the line: "
-        f"leftover bytes were filled with other layers.</p>\n"
-        f"{html_curve(points, labels, here)}{html_fold(f'{len(marked)} sizes', table, 'long')}"
-    )
-
-
-def html_w4a4(data: dict) -> str:
-    """Render --w4a4-share's trade-off between 4-bit inputs and their error; "" without it."""
-    if not data["w4a4_curve"]:
-        return ""
-    points = [(point["share"], point["error"]) for point in data["w4a4_curve"]]
-    low, high, top = min(points)[0], max(points)[0], max(error for _, error in points)
-    labels = CurveLabels(
-        left=percentage(low, 1),
-        right=percentage(high, 1),
-        top=percentage(top, 1),
-        says="W4A4 share of the multiply work, and what is left of the squared error it adds",
-    )
-    rows = (
-        (percentage(share, 1), percentage(error, 1), escaped(point["layer"] or "-"))
-        for point, (share, error) in zip(data["w4a4_curve"], points, strict=True)
-    )
-    columns = ("W4A4 share", "#Error left", "Next layer with full-precision matmul")
-    table = html_table("Shares and what is left of the error", columns, rows)
-    return (
-        f"<h3>W4A4 share and error</h3><p class=soft>{labels.says}.</p>\n"
-        f"{html_curve(points, labels)}{html_fold(f'{len(points)} shares', table, 'long')}"
-    )
-
-
-def html_curves(data: dict) -> str:
-    """Render the section of all trade-offs; "" where none was asked for."""
-    body = html_sizes(data) + html_w4a4(data)
-    return html_section("Trade-offs", body) if body else ""
-
-
-# ── nvfp4/report/page_layers.py: Render the table of all layers for the report's page: worst first,
-
-def filter_rules() -> str:
-    """Write the CSS rules that hide the rows of a look while its box is not checked.
-
-    They take the place of a script, which the page's policy would forbid.
-    """
-    looks = (
-        f".layers:has(#show-{look.css}:not(:checked)) tr:has(.{look.css}) {{ display: none; }}"
-        for look in every_look()
-    )
-    unusual = ".layers:has(#unusual:checked) tbody tr:not(:has(.unusual)) { display: none; }"
-    return "\n".join([*looks, unusual])
-
-
-def html_filter(layers: list[dict], unusual: int) -> str:
-    """Render a box to check for each look that there is, and one for `unusual` layers, if any."""
-    boxes = "".join(
-        f'<label><input type="checkbox" id="show-{look.css}" checked> {chip(look)} {count}</label>'
-        for look, count in Counter(map(layer_look, layers)).most_common()
-    )
-    if unusual:
-        boxes += (
-            f'<label><input type="checkbox" id="unusual"> only the {unusual} that stand out</label>'
-        )
-    return f"<fieldset><legend>Show</legend>{boxes}</fieldset>"
-
-
-def html_error(layer: dict, largest: float, usual: float | None) -> str:
-    """Render a layer's error as a bar, relative to the largest error; "-" where there is none.
-
-    usual: what is usual for its format, where its error stands out from that.
-    """
-    if "relative_rmse" not in layer:
-        return "-"
-    error = layer["relative_rmse"]
-    part = f"--part:{100 * error / (largest or 1):.1f}%"
-    told = f' <small class="unusual">usual {usual:.2g}</small>' if usual else ""
-    return f'<div class="bar {layer_look(layer).css}" style="{part}">{error:.4f}</div>{told}'
-
-
-def html_layers(data: dict) -> str:
-    """Render every linear layer as a row, the largest error first, then those without an error.
-
-    The columns of errors are left out after a dry run, that of output errors where no layer was
-    rounded by statistics. The table is folded: a model has hundreds of layers.
-    """
-    layers, usual = layers_of(data), {one["layer"]: one["usual"] for one in data["outliers"]}
-    damaged = [layer for layer in layers if "relative_rmse" in layer]
-    rounded = any(layer["output_before"] is not None for layer in damaged)
-    largest = max((layer["relative_rmse"] for layer in damaged), default=0)
-
-    def row(layer: dict) -> list[str]:
-        errors = []
-        if damaged:
-            unusual = usual.get(layer["name"].removesuffix(".weight"))
-            errors = [html_error(layer, largest, unusual), "-"]
-            if "relative_rmse" in layer:
-                errors[1] = decibels(layer["sqnr_db"])
-        if rounded:
-            known = layer.get("output_before") is not None
-            errors.append(escaped(output_errors(layer)) if known else "-")
-        shape = " x ".join(map(str, layer["shape"]))
-        size = [gigabytes(layer["bytes"]), shape, escaped(layer["reason"])]
-        return [html_name(layer), chip(layer_look(layer)), *errors, *size]
-
-    columns = ["Layer", "Precision"]
-    columns += ["Relative RMSE", "#SQNR"] if damaged else []
-    columns += ["Output error"] if rounded else []
-    columns += ["#Size", "#Shape", "Reason"]
-    rows = map(row, sorted(layers, key=lambda layer: -layer.get("relative_rmse", -1)))
-    caption = "All linear layers, the largest error first" if damaged else "All linear layers"
-    table = html_table(caption, tuple(columns), rows)
-    fold = html_fold(
-        in_number(len(layers), "layers"), html_filter(layers, len(usual)) + table, "long"
-    )
-    return html_section("All layers", f'<div class="layers">{fold}</div>')
-
-
-# ── nvfp4/report/page.py: Render the report as one HTML page ──────────────────────────────────────
-
-# The policy lets no script and no foreign file in, should a name ever get past `escaped`.
-PAGE_HEAD = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-"""
-# Ranks of what is told above the figures; the others stand below.
-BAD_RANKS = ("error", "warning")
-# How the kinds of multiply work are shown: {share of the work's data: (label of a look, words)}.
-WORK_LOOKS = {
-    "FP4": ("W4A4", "in 4 bits"),
-    "INT8 or FP8": ("INT8", "in 8 bits"),
-    "16-bit": ("16-bit", "in 16 bits"),
-}
-
-
-def html_facts(data: dict, layers: list[dict]) -> str:
-    """Render size, speed, layers and what ComfyUI is needed, as large figures."""
-    output, source, work = data["output_bytes"], data["source_bytes"], data["work"]
-    quantised = sum("matmul" in one or one["stored_as"] == AS_IT_WAS for one in layers)
-    facts = [
-        (
-            "Size",
-            gigabytes(output),
-            f"{percentage(output, source)} of the source's {gigabytes(source)}",
-        ),
-        ("Quantised", f"{quantised:,} of {len(layers):,}", "linear layers"),
-    ]
-    if work["comfyui"]:
-        card = max(work["speed"], key=work["speed"].get)
-        where = f"16-bit's, of the linear layers on {CARDS[card].series}, estimated"
-        facts.append(("Speed", f"up to {work['speed'][card]:.1f}x", where))
-        kitchen = f"with comfy-kitchen {work['comfy_kitchen']}" if work["comfy_kitchen"] else ""
-        also = " and ".join(filter(None, (kitchen, work["needs"])))
-        facts.append(("Needs", f"ComfyUI {work['comfyui']}", f"or newer{also and f', {also}'}"))
-    tiles = "".join(
-        f"<div><dt>{name}</dt><dd>{escaped(value)}<small>{escaped(more)}</small></dd></div>"
-        for name, value, more in facts
-    )
-    return f'<dl class="facts">{tiles}</dl>\n'
-
-
-def html_work(work: dict) -> str:
-    """Render the share of the multiply work by bits, and estimated speeds on classes of cards."""
-    if not work["comfyui"]:
-        return "<p>Nothing is quantised.</p>\n"
-    parts = [
-        (LOOKS[label], percentage(work["shares"][name], 1), work["shares"][name])
-        for name, (label, _) in WORK_LOOKS.items()
-    ]
-    items = "".join(
-        f"<li>{chip(look, share)} {words}</li>"
-        for (look, share, _), (_, words) in zip(parts, WORK_LOOKS.values(), strict=True)
-    )
-    speeds = (
-        f"{CARDS[card].series} {speed:.1f}x ({card})" for card, speed in work["speed"].items()
-    )
-    # The newest class multiplies all formats.
-    card = work["card"] or next(iter(CARDS))
-    others = " Other cards do the 4-bit part in 16." if work["shares"]["FP4"] else ""
-    return (
-        f"<h2>Multiply work on {CARDS[card].series} ({card})</h2>\n{html_stack(parts)}"
-        f'<ul class="legend">{items}</ul>\n'
-        f'<p class="soft">Of the linear layers, in a typical run: {escaped(work["run"])}.{others} '
-        f"Estimated speed of these layers over 16-bit, at most: {', '.join(speeds)}.</p>\n"
-    )
-
-
-def html_verdict(data: dict) -> str:
-    """Render what came of it: a file that was checked, a plan, or that a run would fail."""
-    if data["problems"]:
-        return '<p class="verdict warn">&#10007; Dry run: a run would fail</p>\n'
-    if data["dry_run"]:
-        return '<p class="verdict warn">&#9675; Dry run: nothing was written</p>\n'
-    return f'<p class="verdict good">&#10003; Checked: {escaped(data["checked"])}</p>\n'
-
-
-def html_use(data: dict) -> str:
-    """Render what to do with the file in ComfyUI, and whether errors are usual."""
-    asked = data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED
-    load = "" if data["problems"] else f"{data['load']['text']}. "
-    text = f"<p><b>In ComfyUI:</b> {escaped(load + asked)}</p>\n"
-    errors = render_errors(data["errors"], data["outliers"])
-    if errors:
-        text += f"<p><b>Errors:</b> {escaped(errors[0])}</p>\n"
-    return text + html_list("Errors that stand out", map(escaped, errors[1:]))
-
-
-def html_note(note: dict[str, str]) -> str:
-    """Render a note behind the word of its rank."""
-    word = RANK_WORDS.get(Rank.__members__.get(note["rank"].upper()), note["rank"])
-    bad = ' class="warn"' if note["rank"] in BAD_RANKS else ""
-    return f"{word and f'<b{bad}>{word}:</b> '}{escaped(note['text'])}"
-
-
-def html_notes(notes: list[dict[str, str]]) -> str:
-    """Render notes as a list, those that matter most first."""
-    # Notes come sorted for a terminal, where the last line is the nearest one.
-    ranked = sorted(notes, key=lambda note: -Rank.__members__.get(note["rank"].upper(), 9))
-    return html_list("Notes", map(html_note, ranked))
-
-
-def html_answer(data: dict, layers: list[dict]) -> str:
-    """Render what a person wants to know first: what came of it, and what to do with it."""
-    name, source = escaped(data["output"]), escaped(data["source"])
-    took = f", in {spent(data['seconds'])}" if data["seconds"] else ""
-    took += f" on {escaped(data['device'])}" if data["device"] else ""
-    if data["dry_run"]:
-        name, took = f"Dry run: {name}", ""
-    told = [*data["notes"], *({"rank": "error", "text": text} for text in data["problems"])]
-    bad = [note for note in told if note["rank"] in BAD_RANKS]
-    return (
-        f"<header>{html_verdict(data)}<h1>{name}</h1>\n"
-        f'<p class="soft">from {source}{took}, by convert_nvfp4.py {escaped(data["version"])}</p>\n'
-        f"{html_notes(bad)}{html_facts(data, layers)}{html_use(data)}{html_work(data['work'])}"
-        f"{html_notes([note for note in told if note not in bad])}</header>\n"
-    )
-
-
-def html_stored(totals: dict[str, dict[str, int]]) -> str:
-    """Render each precision's part of the bytes, as a bar over a folded table."""
-    size = sum(total["bytes"] for total in totals.values()) or 1  # a file may hold no bytes
-    bar = html_stack((look_of(name), name, total["bytes"] / size) for name, total in totals.items())
-    rows = (
-        (
-            chip(look_of(name), name),
-            *(f"{total[key]:,}" for key in ("layers", "tensors", "bytes")),
-            percentage(total["bytes"], size),
-        )
-        for name, total in totals.items()
-    )
-    columns = ("Stored as", "#Layers", "#Tensors", "#Bytes", "#Share")
-    return bar + html_fold("Bytes", html_table("Bytes per precision", columns, rows))
-
-
-def html_matmuls(data: dict) -> str:
-    """Render each matmul's part of the linear weights, as a bar over a folded table.
-
-    Unquantised layers, which the data's `matmuls` leave out, are shown as W16A16, so that the bar
-    is whole.
-    """
-    # Several formats may share a kind such as W8A8: it is shown as most of its layers are.
-    kinds = Counter((one.get("matmul", "W16A16"), layer_look(one)) for one in layers_of(data))
-    looks = {kind: look for (kind, look), _ in reversed(kinds.most_common())}
-    parts = [(kind, found["layers"], found["share"]) for kind, found in data["matmuls"].items()]
-    layers = sum(total["layers"] for total in data["totals"].values())
-    if rest := layers - sum(count for _, count, _ in parts):
-        parts.append(("W16A16", rest, 1 - sum(share for *_, share in parts)))
-    parts = [(looks.get(kind, OTHER_LOOK), kind, count, share) for kind, count, share in parts]
-    bar = html_stack((look, kind, share) for look, kind, _, share in parts)
-    rows = (
-        (chip(look, kind), f"{count:,}", percentage(share, 1)) for look, kind, count, share in parts
-    )
-    caption = "Matmuls, by share of the linear weights"
-    return bar + html_fold("Matmuls", html_table(caption, ("Matmul", "#Layers", "#Share"), rows))
-
-
-def html_totals(data: dict) -> str:
-    """Render the section of bytes and matmuls, side by side where there is room."""
-    stored, matmuls = html_stored(data["totals"]), html_matmuls(data)
-    body = f'<div class="pair"><div>{stored}</div><div>{matmuls}</div></div>\n'
-    return html_section("Size and matmuls", body)
-
-
-def command_line(options: dict) -> Iterator[tuple[str, str]]:
-    """Yield (option, value) as the command line has them, both escaped.
-
-    `options` are those that the header records, by field name. A repeatable option yields a pair
-    for each value, a switch "on".
-    """
-    rows = {row.name: row for row in options_of(Options)}
-    for name, value in options.items():
-        for one in value if isinstance(value, list | tuple) else [value]:
-            # A set of switches is recorded as the flags that were given; they have no value.
-            pair = (one, True) if rows[name].switches else (rows[name].flag, one)
-            yield escaped(pair[0]), "on" if pair[1] is True else escaped(pair[1])
-
-
-def html_origin(origin: dict) -> str:
-    """Render how the file was made: version, options, and the source's files with their sizes."""
-    files = [(escaped(name), gigabytes(size)) for name, size in origin["sources"].items()]
-    options = html_table("Options", ("Option", "Value"), command_line(origin["options"]))
-    sources = html_table("Source files", ("File", "#Size"), files) if files else ""
-    body = f'<div class="pair"><div>{options}</div><div>{sources}</div></div>'
-    return html_section("How it was made", html_fold("Options and source files", body))
-
-
-def render_html(data: dict) -> str:
-    """Render the report's data (see `data.report_data`) as a self-contained HTML page.
-
-    Layers are the 2-D tensors whose names end in `.weight`, quantised or not; biases and norms
-    count in the totals only.
-    """
-    layers = layers_of(data)
-    title = f"{escaped(data['output'])}: conversion report"
-    if data["dry_run"]:
-        title = f"Dry run: {escaped(data['output'])}, planned but not written"
-    return (
-        f"{PAGE_HEAD}<title>{title}</title>\n"
-        f"<style>{page_style()}{filter_rules()}</style></head>\n<body><main>\n"
-        f"{html_answer(data, layers)}{html_map(data)}{html_totals(data)}{html_curves(data)}"
-        f"{html_layers(data)}{html_origin(data['origin'])}</main></body></html>\n"
-    )
-
-
-# ── nvfp4/report/texts.py: Write the text files that a conversion is asked for: report, model card,
-
-# What writes --report, by the suffix of its file: a row for each of REPORT_KINDS.
-REPORTS = {".json": render_json, ".html": render_html, ".svg": precision_map_svg}
-
-
-def write_texts(report: Report) -> None:
-    """Write the report, the model card and the layer config, where options name a file for them.
-
-    Each is written whole or not at all. Raises ConvertError where one cannot be written.
-    """
-    options = report.options
-    if options.make_folder:
-        make_folders(options.texts)
-    if options.report:
-        render = REPORTS[options.report.suffix.lower()]
-        write_text(render(report_data(report)), options.report)
-    if options.model_card:
-        write_text(render_card(report), options.model_card)
-    if options.layer_config_out:
-        write_text(layer_config(report.plans), options.layer_config_out)
+        form = layer.configured
+        if layer.weight is None or form is None:
+            continue
+        asks = {form.title: form.since}
+        if "pre_quant_scale" in layer.parts:
+            asks["pre_quant_scale"] = SMOOTHING_SINCE
+        if layer.is_looked_up:
+            asks[f"embeddings in {form.kind}"] = form.embedding_since
+        for what, version in asks.items():
+            found[version_key(version)][what] = version
+        kitchen = max(kitchen, form.since_kitchen, key=version_key)
+    newest = max(found, default=())
+    if newest <= version_key(OLDEST):
+        return Need("")
+    return Need(next(iter(found[newest].values())), tuple(sorted(found[newest])), kitchen)
 
 
 # ── nvfp4/source/lora_names.py: Know the names that LoRA files have for layers, and for the parts o
@@ -26711,441 +25007,6 @@ def refuse_quantised(source: Path, refs: Iterable[TensorRef], problems: dict[str
         )
 
 
-# ── nvfp4/source/whole.py: Make sure that a source is a whole model, and not one of its shards unde
-
-# Parts that every block of a run has; scales and other parts of quantised layers may differ.
-EVERY_BLOCK = (".weight", ".bias")
-# What is numbered is a layer, and no block, if it has these itself.
-LAYER = {"weight", "bias"}
-# {block's number: the parts that it has}, as "attn.q.weight".
-Run = dict[int, set[str]]
-
-
-def refuse_part(path: Path, model: Model) -> list[str]:
-    """Raise ConvertError for a model of a known family that is not all there, naming what it lacks.
-
-    ComfyUI would load such a file, leave what is missing at random values, and make noise. Of a
-    model of no known family, whose blocks may differ by design, a note tells what they lack.
-    """
-    family = FAMILIES.get(recognise(model)[0])
-    missing = missing_parts(model, family)
-    shard = f"one shard of several: it lacks {examples(missing)}"
-    if family and missing:
-        raise ConvertError(
-            f"{path}: is not a whole {family.title} model, but maybe {shard}; give the "
-            "*.safetensors.index.json beside it, or the folder"
-        )
-    what = f"{path.name} may be {shard}, which its other blocks have"
-    return [Note(what, Rank.WARNING)] if missing else []
-
-
-def missing_parts(model: Model, family: Family | None) -> list[str]:
-    """List what a model of this family, or of none, has to have and lacks: layers, blocks, tensors.
-
-    Layers beside the blocks are those in the family's row. Blocks are counted from 0 to the highest
-    number there is; a block has to have what most blocks of its name have. In a model of no family
-    the first blocks or the last may have less than most, as in Mochi, SeedVR and Hunyuan3D.
-    """
-    names = {bare(name) for name in model.tensors}
-    missing = missing_beside(names, family) if family else []
-    for run, blocks in sorted(runs_of(names, family).items()):
-        missing += [f"{run}.{number}" for number in gaps(blocks)]
-        counts = Counter(part for parts in blocks.values() for part in parts)
-        usual = {part for part, count in counts.items() if 2 * count > len(blocks)}
-        if not family:
-            usual = {part for part in usual if not lacks_at_an_end(blocks, part)}
-        for number, parts in sorted(blocks.items()):
-            missing += [f"{run}.{number}.{part}" for part in usual - parts]
-    return missing
-
-
-def missing_beside(names: Iterable[str], family: Family) -> list[str]:
-    """List the layers and modules beside its blocks that a model of this family lacks."""
-    choices = [choice.split("|") for choice in family.outside]
-    missing = [
-        layers[0] for layers in choices if not any(f"{layer}.weight" in names for layer in layers)
-    ]
-    for modules in family.together:
-        lacking = [one for one in modules if not any(name.startswith(f"{one}.") for name in names)]
-        missing += lacking if len(lacking) < len(modules) else []
-    return missing
-
-
-def runs_of(names: Iterable[str], family: Family | None) -> dict[str, Run]:
-    """Find the blocks of a model by their names: {"blocks": {number: parts}}.
-
-    In a model of no family those are what is numbered, and not single layers, as in a Sequential.
-    Numbers inside a block tell layers of different kinds, as in a UNet: these need not be alike.
-    """
-    runs: dict[str, Run] = defaultdict(lambda: defaultdict(set))
-    for name in filter(lambda name: name.endswith(EVERY_BLOCK), names):
-        if family and (found := family.inside.match(name)):
-            runs[found[1]][int(found[2])].add(name[found.end() :])
-        elif not family and (block := block_of(name)):
-            run, _, number = block.rpartition(".")
-            # Block numbers of more than nine digits are hostile.
-            if len(number) < 10:
-                runs[run][int(number)].add(name[len(block) + 1 :])
-    if family:
-        return runs
-    return {
-        run: {n: {part for part in parts if not part[0].isdigit()} for n, parts in blocks.items()}
-        for run, blocks in runs.items()
-        if len(blocks) >= LEAST_REPEATS and not any(parts & LAYER for parts in blocks.values())
-    }
-
-
-def lacks_at_an_end(blocks: Run, part: str) -> bool:
-    """Tell whether the blocks that lack a part are the first or the last ones, and no others."""
-    has = [part in blocks[number] for number in sorted(blocks)]
-    return has in (sorted(has), sorted(has, reverse=True))
-
-
-# ── nvfp4/source/read.py: Read the source of a conversion: a model, and its LoRAs ─────────────────
-
-def read_source(options: Options) -> Source:
-    """Open the model and the LoRAs to merge, and note the state of all files that are read later.
-
-    Returns the model, with LoRAs as patches of its tensors, and the notes of both. Raises
-    ConvertError for what is damaged, or quantised in a way that cannot be decoded, and for LoRAs
-    that do not go with the model.
-    """
-    refuse_missing(options)
-    model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
-    refuse_overwriting(options, model)
-    doubts = refuse_part(options.source, model)
-    model = dataclasses.replace(model, stamps=stamps_of(options, model))
-    merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
-    return Source(merged.model, (*notes, *doubts, *merged.notes))
-
-
-def refuse_missing(options: Options) -> None:
-    """Raise ConvertError if there is no SOURCE but an original model is where OUTPUT is to go."""
-    if exists(options.source) or not exists(options.output):
-        return
-    try:
-        original = not open_source(options.output).model.quantised
-    except ConvertError:
-        return
-    if original:
-        raise ConvertError(
-            f"{options.source}: no such file, but OUTPUT is there and a 16- or 32-bit model: are "
-            f"SOURCE and OUTPUT swapped? ({options.output})"
-        )
-
-
-def refuse_overwriting(options: Options, model: Model) -> None:
-    """Raise ConvertError if OUTPUT is there and not made by this tool: it would be overwritten.
-
-    Whoever types two models may take both for sources, or the places for the other way round. An
-    input is refused later, in other words; shards that are there, of whatever tool, are, too.
-    """
-    output = options.output
-    inputs = (*options.inputs, *model.files)
-    if options.output_sharded or any(is_same(output, path) for path in inputs):
-        return
-    if not exists(output) or not output.is_file() or is_ours(output):
-        return
-    if model.quantised:
-        raise ConvertError(
-            f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are they "
-            "swapped? If not, delete it first"
-        )
-    raise ConvertError(
-        f"{output}: is no output of this program, and would be overwritten; delete it first, or "
-        "give a folder as the last place to convert several models"
-    )
-
-
-def is_ours(path: Path) -> bool:
-    """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
-
-    An empty file is nobody's loss. One that is no safetensors file counts as foreign. Raises
-    ConvertError where the system refuses to read it.
-    """
-    try:
-        return not path.stat().st_size or "convert_nvfp4" in read_header(path)[1]
-    except ConvertError as error:
-        if isinstance(error.__cause__, OSError):
-            raise
-        return False
-
-
-def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
-    """Tell size and time of the files that are read while converting, too, and not only before.
-
-    These are the model's, the LoRAs' and the recordings': a change of them would mix old and new
-    values in one output. Raises ConvertError where one is missing.
-    """
-    loras = (lora_in(lora.path) for lora in options.merge_lora)
-    paths = [*model.files, *loras, *options.activation_stats]
-    with translated(options.source):
-        return {path: stamp(path) for path in paths}
-
-
-# ── nvfp4/conversion.py: Run one conversion from end to end, as the list of its phases ────────────
-
-# Of the tensors that a file has as its source has them, those of so many bytes are compared: norms
-# and biases, which differ in each trained model.
-COMPARED_BYTES = 1 << 20
-
-
-def convert(options: Options, observe: Observe = unobserved) -> Report:
-    """Run a conversion, or with `dry_run` plan it, and write the reports that it asks for.
-
-    The Python interface; all else is as `run_phases` does it. Raises ConvertError, also for a
-    report that cannot be written once the model is.
-    """
-    if not isinstance(options, Options):
-        raise ConvertError(f"convert takes Options(source=..., output=...), not {options!r}")
-    report = run_phases(options, observe)
-    if read_ranks().is_first:
-        write_texts(report)
-    return report
-
-
-def look_ahead(options: Options) -> tuple[Path, ...]:
-    """Raise ConvertError for what keeps a conversion from being done, as far as headers tell it.
-
-    For whoever converts several models, and would learn of the last one's problems after hours. No
-    weight is read: with --target-size, which measures them, the output is not laid out. Returns all
-    files that the conversion reads, which no other may write.
-    """
-    refuse_lone_shard(options.source)
-    model = read_source(options).model
-    refuse_text_targets(options, model)
-    plans = make_plans(options, model, read_guides(options, model)).plans
-    if not options.target(model):
-        refuse_no_gain(options, model, plans)
-        refuse_problems(make_job(options, model, plans))
-    return (*options.inputs, *model.files)
-
-
-def is_converted(options: Options) -> bool:
-    """Tell whether OUTPUT is what this conversion would write: complete, and made in the same way.
-
-    For several conversions that were stopped, and are asked for again. The record in the file's
-    header has to be the one that this conversion would write, which a dry run makes: version,
-    options, names and sizes of the sources, formats. No input may be newer than the file. Models
-    for high and low noise may be alike in all that, so that the tensors that are copied, up to
-    COMPARED_BYTES each, have to have the source's bytes. Shards are never taken for complete.
-    """
-    output = options.written
-    if options.output_sharded or not exists(output):
-        return False
-    try:
-        there, metadata = read_header(output)
-        record = parse_json(metadata["convert_nvfp4"])
-    except (ConvertError, KeyError, ValueError):
-        return False
-    report = run_phases(dataclasses.replace(options, dry_run=True, quiet=True, comfyui=None))
-    files = {*options.inputs, *(plan.ref.path for plan in report.plans)}
-    newest = max(path.stat().st_mtime_ns for path in files if path.is_file())
-    if record != report.origin or newest > output.stat().st_mtime_ns:
-        return False
-    copied = (
-        plan.ref
-        for plan in report.plans
-        if not (plan.is_quantised or plan.ref.is_changed)
-        and plan.dtype == plan.ref.dtype
-        and plan.ref.nbytes <= COMPARED_BYTES
-    )
-    return all(
-        ref.name in there and torch.equal(load_bytes(ref), load_bytes(there[ref.name]))
-        for ref in copied
-    )
-
-
-@SCREEN
-def run_phases(options: Options, observe: Observe = unobserved) -> Report:
-    """Run a conversion, or with `dry_run` plan it. Raises ConvertError.
-
-    What fails leaves nothing behind, unless `resume` keeps partial files to go on with. Each phase
-    returns a record with its notes; they come together in the report, and only there. `observe` is
-    called with the name of each stage of writing the output (see `stages`). Under `torchrun` all
-    processes come here with the same options; each gets the report.
-    """
-    began = time.monotonic()
-    pins = pin_sources(options, noted_revisions(options))
-    refuse_lone_shard(options.source)
-    # Ranks meet before anything can fail on one of them alone: the others would wait for it.
-    with join_ranks() as ranks:
-        if (shared := ranks.gather(pins)[0]) != pins:
-            pinned(options.inputs, shared)
-        if not ranks.is_first:
-            options = dataclasses.replace(options, quiet=True)
-        comfyui = find_comfyui(options.comfyui) if ranks.is_first else None
-        planned = plan_conversion(options, ranks)
-        if comfyui:
-            phase("asking ComfyUI", quiet=options.quiet)
-        asked = ask_about_job(comfyui, planned.job)
-        phase("preparing the output", quiet=options.quiet)
-        if options.dry_run:
-            outcome = rehearse(planned.job, planned.tuned.plans, ranks)
-        else:
-            outcome = produce(planned.job, ranks, observe)
-    sized = planned.sized
-    heard, unfit = (asked.notes, asked.problems) if asked else ((), ())
-    return Report(
-        options=options,
-        plans=tuple(outcome.job.plans),
-        origin=outcome.job.origin,
-        source_bytes=planned.source_bytes,
-        output_bytes=outcome.job.nbytes,
-        notes=(*planned.notes, *outcome.notes, *heard),
-        problems=(*outcome.problems, *unfit),
-        damage=outcome.damage,
-        curve=planned.tuned.curve,
-        sizes=sized.sizes if sized else (),
-        size_error=sized.error if sized else 0.0,
-        asked=asked,
-        seconds=time.monotonic() - began,
-        device=describe_device(planned.device),
-    )
-
-
-def pin_sources(options: Options, noted: dict[str, str]) -> dict[str, str]:
-    """Stay with one commit of each repository on the Hub for the whole run, and tell which.
-
-    noted: those that the run to go on with had. Returns what is pinned, {} without such sources.
-    """
-    if virtual_of(options.inputs):
-        phase("asking the Hub", quiet=options.quiet)
-    pins = pinned(options.inputs, noted)
-    for place, commit in pins.items():
-        if not options.quiet and read_ranks().is_first:
-            SCREEN.tell(f"reading {place} at commit {commit}")
-    return pins
-
-
-class Planned(NamedTuple):
-    """Hold what a conversion is before anything is written: its job, where it runs.
-
-    `source_bytes` is the size of its files; `sized` is what --target-size found, None without it;
-    `notes` are those of all phases so far.
-    """
-
-    source_bytes: int
-    sized: SizedPlan | None
-    tuned: Tuned
-    job: Job
-    device: torch.device
-    notes: tuple[str, ...]
-
-
-def refuse_measuring(options: Options, model: Model) -> None:
-    """Raise ConvertError for a dry run that would measure weights which have to be fetched."""
-    measuring = {
-        "--target-size": options.target(model),
-        "--w4a4-share": options.w4a4_share,
-        "--pre-quant-scale": options.pre_quant_scale,
-    }
-    asked = [flag for flag, value in measuring.items() if value]
-    if options.dry_run and asked and any(path.is_remote for path in virtual_of(model.files)):
-        raise ConvertError(
-            f"--dry-run fetches headers alone, and {asked[0]} measures weights: leave one of them "
-            f"out, or download the model first ({options.source})"
-        )
-
-
-def unread_values(options: Options, plans: Iterable[TensorPlan]) -> list[str]:
-    """Note which values a dry run does not look at, as they would have to be fetched."""
-    unseen = [
-        plan.ref.name
-        for plan in plans
-        if plan.may_overflow and any(path.is_remote for path in virtual_of([plan.ref.path]))
-    ]
-    if not options.dry_run or not unseen:
-        return []
-    what = in_number(len(unseen), "tensors were not looked at: float16 may not hold them")
-    return [Note(f"{what}; a dry run fetches headers alone: {examples(unseen)}", Rank.NOTE)]
-
-
-def plan_conversion(options: Options, ranks: Ranks) -> Planned:
-    """Run the phases from reading headers to the job, laid out to the byte. Raises ConvertError."""
-    say = partial(phase, quiet=options.quiet)
-    say("reading headers")
-    # Only headers are read here; weights are read while they are measured or encoded.
-    source = read_source(options)
-    source_bytes = file_bytes(source.model)
-    device = pick_device(options.device, ranks)
-    refuse_text_targets(options, source.model)
-    say("reading guides")
-    guides = read_guides(options, source.model)
-    say("planning")
-    refuse_measuring(options, source.model)
-    planner = partial(make_plans, model=source.model, guides=guides)
-    sized = plan_for_size(options, source.model, planner, ranks)
-    plan = sized.plan if sized else planner(options)
-    refuse_no_gain(options, source.model, plan.plans)
-    tuned = tune_activations(options, plan.plans)
-    plans = tuned.plans
-    # --target-size has looked already, and a real run looks while it writes.
-    unseen = unread_values(options, plans)
-    if options.dry_run and not sized and not unseen:
-        plans = widen(plans, float16_overflows(plans, options))
-    notes = (
-        *plan.notes,
-        *unseen,
-        *shape_notes(options, plans),
-        *dynamic_notes(options, plans),
-        *card_notes(options, plans, capability_here()),
-        *source.notes,
-        *tuned.notes,
-    )
-    job = make_job(options, source.model, plans)
-    return Planned(source_bytes, sized, tuned, job, device, notes)
-
-
-# ── nvfp4/stored/needs.py: Tell which ComfyUI a file needs, by the formats of its layers and what e
-
-# What every file of this program needs.
-OLDEST = Format.since
-
-
-class Need(NamedTuple):
-    """Name the first version of ComfyUI that loads all of a file, and what asks for it.
-
-    version: as "0.31"; "" where any version with quantised layers does. formats: what needs it.
-    kitchen: the first version of comfy-kitchen, "" where any does that ComfyUI asks for.
-    """
-
-    version: str
-    formats: tuple[str, ...] = ()
-    kitchen: str = ""
-
-    def __str__(self) -> str:
-        """Tell it in a sentence's end, or "" where nothing is needed."""
-        if not self.version:
-            return ""
-        kitchen = f" with comfy-kitchen {self.kitchen}" if self.kitchen else ""
-        return f"needs ComfyUI {self.version}{kitchen} or newer ({', '.join(self.formats)})"
-
-
-def needed_comfyui(layers: Iterable[StoredLayer]) -> Need:
-    """Find the newest of the versions that a file's configured layers ask for.
-
-    Formats that every version has are not named.
-    """
-    found, kitchen = defaultdict(dict), ""
-    for layer in layers:
-        form = layer.configured
-        if layer.weight is None or form is None:
-            continue
-        asks = {form.title: form.since}
-        if "pre_quant_scale" in layer.parts:
-            asks["pre_quant_scale"] = SMOOTHING_SINCE
-        if layer.is_looked_up:
-            asks[f"embeddings in {form.kind}"] = form.embedding_since
-        for what, version in asks.items():
-            found[version_key(version)][what] = version
-        kitchen = max(kitchen, form.since_kitchen, key=version_key)
-    newest = max(found, default=())
-    if newest <= version_key(OLDEST):
-        return Need("")
-    return Need(next(iter(found[newest].values())), tuple(sorted(found[newest])), kitchen)
-
-
 # ── nvfp4/verify.py: Verify a quantised file, with its source or without: --verify ────────────────
 
 # Relative RMSE of a tensor that is not packed: below, it is still much of its original.
@@ -27600,6 +25461,2264 @@ def render_check(check: Check, width: int | None = None) -> str:
     return "\n".join(lines)
 
 
+# ── nvfp4/report/looks.py: Say how layers are shown that are multiplied in different ways: a colour
+
+# Shades of a colour, from no error to the largest one of the model.
+SHADES = 5
+
+
+class Colours(NamedTuple):
+    """Hold one look's colours on a light or on a dark page, as "#rrggbb".
+
+    weak: the fill without an error; strong: that of the largest error, and of legends and bars;
+    line: outlines and patterns, on any of the fills.
+    """
+
+    weak: str
+    strong: str
+    line: str
+
+    def shade(self, step: int) -> str:
+        """Mix the fill of an error, step 0 to SHADES - 1."""
+        part = step / (SHADES - 1)
+        pairs = zip(channels(self.weak), channels(self.strong), strict=True)
+        return "#" + "".join(f"{round(a + (b - a) * part):02x}" for a, b in pairs)
+
+
+class Tint(NamedTuple):
+    """Hold a colour on a light page and on a dark one."""
+
+    light: Colours
+    dark: Colours
+
+
+class Look(NamedTuple):
+    """Show layers that are stored and multiplied in one way.
+
+    label: its name in legends and cells. stored, matmul: what the report's data say of such layers;
+    `matmul` is "" where it does not matter. tint: its colours. pattern: one or two keys of
+    TEXTURES. says: what it is, for people.
+    """
+
+    label: str
+    stored: tuple[str, ...]
+    matmul: str
+    tint: Tint
+    pattern: str
+    says: str
+
+    @property
+    def css(self) -> str:
+        """Name its class on the page: a letter first, as CSS wants it."""
+        return f"look-{self.label.replace(' ', '-')}"
+
+
+def channels(colour: str) -> tuple[int, ...]:
+    """Split "#rrggbb" into red, green and blue of 0 to 255."""
+    return tuple(bytes.fromhex(colour[1:]))
+
+
+# Found by a search for the largest distance (in OKLab) between the nearest two strong colours, for
+# people with and without a colour deficiency.
+BLUE = Tint(Colours("#e6f1fe", "#87bffe", "#1a4c7e"), Colours("#1d2f44", "#0265b6", "#abd2fe"))
+VIOLET = Tint(Colours("#fbeafc", "#ca84ce", "#653568"), Colours("#39263a", "#87428b", "#ecbaef"))
+GREEN = Tint(Colours("#e4f6e5", "#7cb181", "#1c5828"), Colours("#1e3420", "#345a39", "#a7deac"))
+YELLOW = Tint(Colours("#f6f0da", "#e4c64f", "#594900"), Colours("#352e11", "#7d6915", "#e0ce89"))
+ORANGE = Tint(Colours("#feece2", "#fb8435", "#74370c"), Colours("#402719", "#854419", "#ffbd99"))
+# What is not quantised has no fill of its own, the page's cards behind it instead.
+HOLLOW = Tint(Colours("#ffffff", "#ffffff", "#7d858e"), Colours("#181e26", "#181e26", "#7c858f"))
+GREY = Tint(Colours("#edf0f4", "#afb6bc", "#464b51"), Colours("#2b2e32", "#565c62", "#c8ced5"))
+
+# Formats that one look shows: what the report's data say that a layer is stored as.
+W4A8_FORMS = ("W4A8", "W4A8 without codebook")
+# The first row that fits a layer is its own, so that those of full-precision matmul come first.
+LOOK_ROWS = (
+    Look("W4A16", ("NVFP4",), "W4A16", GREEN, "corner", "4-bit weights, 16-bit inputs"),
+    Look("W4A4", ("NVFP4",), "", BLUE, "plain", "4-bit weights, 4-bit inputs"),
+    Look("W4A8", W4A8_FORMS, "", VIOLET, "rising", "4-bit weights, 8-bit inputs"),
+    Look("W6A8", ("W6A8",), "", VIOLET, "crossed", "6-bit weights, 8-bit inputs"),
+    Look("INT8 W8A16", ("INT8",), "W8A16", YELLOW, "dots corner", "8-bit weights, 16-bit inputs"),
+    Look("INT8", ("INT8",), "", YELLOW, "dots", "8-bit integers"),
+    Look("FP8 W8A16", ("FP8",), "W8A16", ORANGE, "level corner", "8-bit weights, 16-bit inputs"),
+    Look("FP8", ("FP8",), "", ORANGE, "level", "8-bit floats"),
+    Look("MXFP8", ("MXFP8",), "", ORANGE, "upright", "8-bit floats with block scales"),
+    Look("16-bit", ("BF16", "F16"), "", HOLLOW, "plain", "not quantised"),
+    Look("32-bit", ("F32",), "", GREY, "falling", "not quantised"),
+    Look("copied", ("as it was",), "", GREY, "dash", "quantised in the source, and copied"),
+)
+# All looks by label.
+LOOKS = {look.label: look for look in LOOK_ROWS}
+# A layer that no row fits is shown by this one; its tip tells what it is.
+OTHER_LOOK = Look("other", (), "", GREY, "sparse", "another format")
+
+
+def look_of(stored_as: str, matmul: str = "") -> Look:
+    """Find how a layer is shown: `stored_as` and `matmul` are those of the report's data."""
+    fitting = (
+        row for row in LOOKS.values() if stored_as in row.stored and row.matmul in ("", matmul)
+    )
+    return next(fitting, OTHER_LOOK)
+
+
+def shade_step(error: float | None, largest: float) -> int:
+    """Tell the shade of a relative error, where `largest` has the strongest.
+
+    Without an error, as after a dry run, it is the shade in the middle.
+    """
+    if error is None:
+        return SHADES // 2
+    return round((SHADES - 1) * min(error / largest, 1)) if largest else 0
+
+
+def every_look() -> Iterable[Look]:
+    """List all rows, OTHER_LOOK last."""
+    return (*LOOKS.values(), OTHER_LOOK)
+
+
+# ── nvfp4/report/page_parts.py: Make the small parts that the report's page is put together from: c
+
+def escaped(value: object) -> str:
+    """Make any value safe for HTML text and attributes, control characters included."""
+    return escape(printable(str(value)))
+
+
+def layers_of(data: dict) -> list[dict]:
+    """List the linear layers among the report's tensors: the 2-D ones that end in `.weight`.
+
+    The data have no mark for them: they are told by shape and name, as in the plan. Quantised or
+    not, they are in the map and in the table of layers; the rest counts in the totals only.
+    """
+    return [
+        tensor
+        for tensor in data["tensors"]
+        if len(tensor["shape"]) == 2 and tensor["name"].endswith(".weight")
+    ]
+
+
+def layer_look(layer: dict) -> Look:
+    """Find how a tensor of the report's data is shown."""
+    return look_of(layer["stored_as"], layer.get("matmul", ""))
+
+
+def shown_error(layer: dict) -> float | None:
+    """Find the relative RMSE by which a layer is shown; None where nothing was lost or measured.
+
+    It is the output's where rounding went by statistics: that enlarges the weight's error to lessen
+    the output's.
+    """
+    after = layer.get("output_after")
+    return layer.get("relative_rmse") if after is None else after
+
+
+def chip(look: Look, label: str = "") -> str:
+    """Render a label in a look's colour and pattern; the look's own label if none is given."""
+    return f'<span class="chip {look.css}"><span>{escaped(label or look.label)}</span></span>'
+
+
+def decibels(sqnr_db: float | None) -> str:
+    """Render an SQNR in dB; None, as the data have it where nothing was lost, is "lossless"."""
+    return "lossless" if sqnr_db is None else f"{sqnr_db:.1f} dB"
+
+
+def html_name(layer: dict) -> str:
+    """Render a layer's name so that a browser may break it after its dots."""
+    return escaped(layer["name"].removesuffix(".weight")).replace(".", ".<wbr>")
+
+
+def html_head(*columns: str) -> str:
+    """Render a table's head row of ready column titles; those that begin with "#" hold numbers."""
+    cells = (
+        f'<th scope="col"{" class=n" * title.startswith("#")}>{title.removeprefix("#")}</th>'
+        for title in columns
+    )
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def html_table(caption: str, columns: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
+    """Render a table of ready HTML cells; the first cell of each row becomes the row's heading.
+
+    Columns whose titles begin with "#" are set to the right, as numbers are.
+    """
+    marks = [" class=n" * title.startswith("#") for title in columns[1:]]
+    lines = "".join(
+        f'<tr><th scope="row">{name}</th>'
+        + "".join(f"<td{mark}>{cell}</td>" for mark, cell in zip(marks, cells, strict=True))
+        + "</tr>\n"
+        for name, *cells in rows
+    )
+    head = f"<caption>{caption}</caption><thead>{html_head(*columns)}</thead>"
+    table = f"<table>{head}<tbody>\n{lines}</tbody></table>"
+    return html_scroll(caption, table)
+
+
+def html_scroll(label: str, table: str, css: str = "scroll") -> str:
+    """Let a wide table be scrolled on its own, by keyboard as well, under a label."""
+    return f'<div class="{css}" tabindex="0" role="region" aria-label="{label}">{table}</div>\n'
+
+
+def html_fold(summary: str, body: str, css: str = "") -> str:
+    """Fold a body away behind a line; <details> does it without a script."""
+    return f'<details class="{css}"><summary>{summary}</summary>{body}</details>\n'
+
+
+def html_list(label: str, items: Iterable[str]) -> str:
+    """Render a list that screen readers call `label`; "" without items."""
+    lines = "".join(f"<li>{item}</li>" for item in items)
+    return f'<ul class="notes" aria-label="{label}">{lines}</ul>\n' if lines else ""
+
+
+def html_section(title: str, body: str) -> str:
+    """Render a section under a heading."""
+    return f"<section><h2>{title}</h2>\n{body}</section>\n"
+
+
+def html_stack(parts: Iterable[tuple[Look, str, float]]) -> str:
+    """Render a stacked bar of (look, label, share from 0 to 1).
+
+    It is hidden from screen readers: a list or a table beside it has to say the same.
+    """
+    # Three digits of a per cent, as parts that were rounded more would not fill the bar.
+    cells = "".join(
+        f'<div class="fit {look.css}" style="width:{100 * part:.3f}%">'
+        f"<span>{escaped(label)}</span></div>"
+        for look, label, part in parts
+        if part
+    )
+    return f'<div class="stack" aria-hidden="true">{cells}</div>'
+
+
+# ── nvfp4/report/page_curve.py: Render the trade-offs that --target-size and --w4a4-share found, as
+
+# The drawing's size and the margins of its axes, in units of its viewBox. It is as narrow as a
+# phone, so that its text is legible there.
+CURVE_WIDTH, CURVE_HEIGHT = 360, 220
+LEFT, RIGHT, TOP, BOTTOM = 48, 16, 18, 40
+
+
+class CurveLabels(NamedTuple):
+    """Label a curve's axes: the smallest and the largest x, the largest y, and what it shows."""
+
+    left: str
+    right: str
+    top: str
+    says: str
+
+
+def html_curve(
+    points: list[tuple[float, float]], labels: CurveLabels, here: tuple[float, float] | None = None
+) -> str:
+    """Draw points (x, y), y from 0 up, and a dot where this file is, if that is known.
+
+    The drawing is one image for people who cannot see it: a table beside it has to tell the
+    figures.
+    """
+    xs, ys = zip(*points, *([here] if here else []), strict=True)
+    left, right, top = min(xs), max(xs), max(ys)
+    floor, end = CURVE_HEIGHT - BOTTOM, CURVE_WIDTH - RIGHT
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = (x - left) / ((right - left) or 1) * (end - LEFT)
+        return round(LEFT + across, 1), round(floor - y / (top or 1) * (floor - TOP), 1)
+
+    line = " ".join(f"{x},{y}" for x, y in (at(*point) for point in points))
+    dot = ""
+    if here:
+        x, y = at(*here)
+        anchor = "end" if x > CURVE_WIDTH / 2 else "start"
+        dot = f'<circle class="here" cx="{x}" cy="{y}" r="5"/>'
+        dot += f'<text x="{x}" y="{y - 10:.1f}" text-anchor="{anchor}">this file</text>'
+    return (
+        f'<svg class="curve" viewBox="0 0 {CURVE_WIDTH} {CURVE_HEIGHT}" role="img" '
+        f'aria-label="{escaped(labels.says)}">'
+        f'<path class="axis" d="M{LEFT} {TOP}V{floor}H{end}"/>'
+        f'<polyline class="line" points="{line}"/>{dot}'
+        f'<text x="{LEFT - 5}" y="{TOP + 4}" text-anchor="end">{labels.top}</text>'
+        f'<text x="{LEFT - 5}" y="{floor}" text-anchor="end">0</text>'
+        f'<text x="{LEFT}" y="{floor + 16}">{labels.left}</text>'
+        f'<text x="{end}" y="{floor + 16}" text-anchor="end">{labels.right}</text></svg>\n'
+    )
+
+
+def html_sizes(data: dict) -> str:
+    """Render --target-size's trade-off between size and error; "" without it."""
+    if not data["size_curve"]:
+        return ""
+    points = [(point["nbytes"], point["error"]) for point in data["size_curve"]]
+    here = (data["output_bytes"], data["size_error"])
+    marked = sorted([*((*point, "") for point in points), (*here, "this file")])
+    labels = CurveLabels(
+        left=gigabytes(marked[0][0]),
+        right=gigabytes(marked[-1][0]),
+        top=f"{max(error for _, error, _ in marked):.4f}",
+        says="File size, and mean relative RMSE of the outputs, by weights and activations, of the "
+        "layers that could be chosen",
+    )
+    rows = ((f"{size:,}", f"{error:.4f}", mark) for size, error, mark in marked)
+    table = html_table("Sizes and their mean errors", ("Bytes", "#Mean error", "Of these"), rows)
+    return (
+        f"<h3>Size and error</h3><p class=soft>{labels.says}. The file need not lie on the line: "
+        f"leftover bytes were filled with other layers.</p>\n"
+        f"{html_curve(points, labels, here)}{html_fold(f'{len(marked)} sizes', table, 'long')}"
+    )
+
+
+def html_w4a4(data: dict) -> str:
+    """Render --w4a4-share's trade-off between 4-bit inputs and their error; "" without it."""
+    if not data["w4a4_curve"]:
+        return ""
+    points = [(point["share"], point["error"]) for point in data["w4a4_curve"]]
+    low, high, top = min(points)[0], max(points)[0], max(error for _, error in points)
+    labels = CurveLabels(
+        left=percentage(low, 1),
+        right=percentage(high, 1),
+        top=percentage(top, 1),
+        says="W4A4 share of the multiply work, and what is left of the squared error it adds",
+    )
+    rows = (
+        (percentage(share, 1), percentage(error, 1), escaped(point["layer"] or "-"))
+        for point, (share, error) in zip(data["w4a4_curve"], points, strict=True)
+    )
+    columns = ("W4A4 share", "#Error left", "Next layer with full-precision matmul")
+    table = html_table("Shares and what is left of the error", columns, rows)
+    return (
+        f"<h3>W4A4 share and error</h3><p class=soft>{labels.says}.</p>\n"
+        f"{html_curve(points, labels)}{html_fold(f'{len(points)} shares', table, 'long')}"
+    )
+
+
+def html_curves(data: dict) -> str:
+    """Render the section of all trade-offs; "" where none was asked for."""
+    body = html_sizes(data) + html_w4a4(data)
+    return html_section("Trade-offs", body) if body else ""
+
+
+# ── nvfp4/report/summary.py: Render the report as text for the terminal ───────────────────────────
+
+# A trade-off may have hundreds of steps, one for each layer. About 10 of them show its bend and
+# fit into a terminal of usual width.
+CURVE_POINTS = 10
+
+
+def render_totals(report: Report) -> list[str]:
+    """Render a table with one line per precision: layers, tensors of the output, and bytes."""
+    lines = [f"  {'':10} {'layers':>7} {'tensors':>8} {'size':>11}"]
+    for label, total in totals(report.plans).items():
+        size = gigabytes(total["bytes"])
+        lines.append(f"  {label:10} {total['layers']:7} {total['tensors']:8} {size:>11}")
+    return lines
+
+
+def render_matmuls(report: Report) -> str:
+    """Render one line of how the linear layers are multiplied, each kind with its share."""
+    parts = [
+        f"{kind} {in_number(found['layers'], 'layers')} ({100 * found['share']:.0f} %)"
+        for kind, found in matmuls(report.plans).items()
+    ]
+    return f"  matmuls: {', '.join(parts)} of the linear weights, the rest unquantised"
+
+
+def least_first(number: float) -> float:
+    """Make a sort key that puts NaN before every number, as NaN compares false with everything."""
+    return -math.inf if math.isnan(number) else number
+
+
+def render_worst(damage: dict[str, Damage], count: int = 5) -> list[str]:
+    """Render the `count` layers with the largest relative RMSE of the decoded weight, worst first.
+
+    `damage` is {layer: Damage}; SQNR in dB stands beside each figure. Layers without a number (NaN)
+    are the worst of all, those without an error are left out. No lines where none is left.
+    """
+    # Negated, so that the largest comes first, and NaN before it.
+    damaged = [(layer, found) for layer, found in damage.items() if found.relative_rmse != 0]
+    worst = sorted(damaged, key=lambda item: least_first(-item[1].relative_rmse))[:count]
+    lines = [f"    {d.relative_rmse:.4f}  {d.sqnr_db:5.1f} dB  {layer}" for layer, d in worst]
+    title = "  worst layers by relative RMSE and SQNR of the decoded weight:"
+    return [title, *lines] if lines else []
+
+
+def rounded_layers(report: Report) -> dict[str, Damage]:
+    """Collect the layers that were rounded by statistics: {layer: its error}."""
+    return {
+        layer: damage for layer, damage in report.damage.items() if damage.output_before is not None
+    }
+
+
+def render_output_errors(report: Report) -> list[str]:
+    """Render what rounding by statistics gained over the plain search.
+
+    One line has the geometric means, over all such layers, of the output's relative RMSE before and
+    after, and how many layers did not gain. Layers whose second moments could not be used are named
+    first: they got the plain search.
+    """
+    found = rounded_layers(report)
+    # Planned with moments, measured without an output error: its rounding fell back.
+    asked = [plan.ref.layer for plan in report.plans if plan.moments]
+    failed = [layer for layer in asked if layer in report.damage.keys() - found.keys()]
+    lines = []
+    if failed:
+        what = f"second moments of {in_number(len(failed), 'layers')} are not positive definite"
+        lines.append(f"{what}, which got the plain search: {examples(failed)}")
+    if not found:
+        return lines
+    # The mean is geometric: a gain is a ratio, and each layer's counts alike.
+    pairs = [(damage.output_before, damage.output_after) for damage in found.values()]
+    kept = sum(before == after for before, after in pairs)
+    before, after = (geometric_mean(errors) for errors in zip(*pairs, strict=True))
+    return [
+        *lines,
+        f"output errors of the {in_number(len(found), 'layers')} rounded by their input's "
+        f"statistics: {before:.4f} -> {after:.4f} (geometric mean; {kept} did not gain)",
+    ]
+
+
+def render_largest(report: Report, count: int = 5) -> list[str]:
+    """Render the `count` layers rounded by statistics with the largest error of the output left."""
+    worst = sorted(rounded_layers(report).items(), key=lambda item: -item[1].output_after)[:count]
+    lines = [f"    {output_errors(dataclasses.asdict(d))}  {layer}" for layer, d in worst]
+    return ["  largest output errors of layers rounded by statistics:", *lines] if lines else []
+
+
+def render_curve(curve: tuple[CurvePoint, ...]) -> list[str]:
+    """Render --w4a4-share's trade-off at about CURVE_POINTS points, as three lines.
+
+    For a share of the multiply work left in W4A4 they show the part that remains of the squared
+    output error that 4-bit activations add.
+    """
+    if not curve:
+        return []
+    step = max(1, (len(curve) - 1) // (CURVE_POINTS - 1))
+    points = [*curve[:-1:step], curve[-1]]  # both ends of the curve are always there
+    return [
+        "  W4A4 share of the multiply work, and what is left of the squared error it adds:",
+        "    " + "  ".join(f"{100 * point.share:3.0f} %" for point in points),
+        "    " + "  ".join(f"{100 * point.error:3.0f} %" for point in points),
+    ]
+
+
+def render_sizes(report: Report) -> list[str]:
+    """Render --target-size's trade-off: sizes, their mean errors, and which of them is this file.
+
+    Errors are relative RMSE of outputs, in the mean over the layers that could be chosen. The last
+    line says what one more gigabyte (1e9 bytes) would leave of the squared error, if there is such
+    a size.
+    """
+    points, size = report.sizes, report.output_bytes
+    if not points:
+        return []
+    # The file need not lie on the curve: leftover bytes were filled with other layers.
+    here = SizePoint(size, report.size_error)
+    some = {round(i * (len(points) - 1) / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)}
+    lines = [
+        "  size, and mean relative RMSE of the outputs, by weights and activations, of the layers "
+        "that could be chosen:"
+    ]
+    for point in sorted({here, *(points[index] for index in some)}):
+        mark = "  <- this file" if point is here else ""
+        lines.append(f"    {gigabytes(point.nbytes):>10}  {point.error:.4f}{mark}")
+    more = max((point for point in points if point.nbytes <= size + 10**9), default=here)
+    if more.nbytes > here.nbytes and here.error:
+        left = (more.error / here.error) ** 2  # errors are RMSE; what adds up is their square
+        added = gigabytes(more.nbytes - here.nbytes)
+        lines.append(f"    {added} more would leave {100 * left:.0f} % of the squared error")
+    return lines
+
+
+def output_errors(data: dict) -> str:
+    """Render a layer's output error before and after rounding, and with 4-bit activations if known.
+
+    `data` has `output_before`, `output_after` and `output_w4a4` (or None), relative RMSE each; a
+    Damage as a dictionary and a tensor of the report's data both have them.
+    """
+    w4a4 = "" if data["output_w4a4"] is None else f", W4A4 {data['output_w4a4']:.4f}"
+    return f"{data['output_before']:.4f} -> {data['output_after']:.4f}{w4a4}"
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """Return the geometric mean of the values above zero; 0 if there are none."""
+    logarithms = [math.log(value) for value in values if value > 0]
+    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else 0.0
+
+
+def render_plan(report: Report) -> list[str]:
+    """Render every tensor's precision, shape, name and reason, alike blocks together on one line.
+
+    Tensors of the transformer blocks that differ in nothing but the block's number share a line,
+    such as `blocks.{0-3,7}.ffn.0.weight`, unless --verbose asks for each on its own. Weights come
+    first, and what is planned otherwise in other blocks stands next to it.
+    """
+    groups, first = defaultdict(list), {}
+    for plan in report.plans:
+        fate = label_of(plan)
+        mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
+        row = (fate, list(plan.ref.shape), f"{plan.reason}{mark}")
+        # The first number in a name is the block's; only known families' blocks share a line, as
+        # other numbers may count anything.
+        number = (
+            None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
+        )
+        name, block = plan.ref.name, 0
+        if number and bare(name).startswith(TRANSFORMER_BLOCKS):
+            name, block = f"{name[: number.start()]}*{name[number.end() :]}", int(number[0])
+        is_weight = plan.is_multiplied or plan.is_quantised or plan.ref.name.endswith(".weight")
+        first.setdefault(name, (not (is_weight and len(plan.ref.shape) > 1), len(first)))
+        groups[name, str(row)].append((block, row))
+    lines = []
+    # Only the first "*" is ours: it stands for the block numbers.
+    for (key, _), members in sorted(groups.items(), key=lambda group: first[group[0][0]]):
+        name = key.replace("*", f"{{{ranges([number for number, _ in members])}}}", 1)
+        fate, shape, reason = members[0][1]
+        lines.append(f"  {fate:8} {len(members):4} x {shape!s:20} {name}  [{reason}]")
+    return lines
+
+
+def ranges(numbers: list[int]) -> str:
+    """Render numbers as runs: [2, 3, 4, 7] becomes "2-4,7". They may come in any order."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ",".join("-".join(map(str, run)) for run in runs)
+
+
+def render_scales(report: Report) -> list[str]:
+    """Render every quantised layer's input scale, where it is from, and what it clips.
+
+    That is --input-scale-layer-summary. A layer without one is "dynamic" where ComfyUI measures its
+    input on every call, or "not used" with full-precision matmul. The share of blocks that clip is
+    known only with a recording.
+    """
+
+    def clipped(plan: TensorPlan) -> str:
+        share = plan.saturated_blocks
+        return "" if share is None else f"  clips {100 * share:.3g} % of the blocks"
+
+    return ["  input scales:"] + [
+        f"    {plan.ref.layer}  {plan.input_scale:.9g}  {plan.input_scale_source}{clipped(plan)}"
+        if plan.input_scale is not None
+        else f"    {plan.ref.layer}  none ({'not used' if plan.full_precision else 'dynamic'})"
+        for plan in report.plans
+        if plan.is_quantised and not plan.is_looked_up
+    ]
+
+
+def render_details(report: Report) -> list[str]:
+    """Render what --verbose and --dry-run print before the summary: the plan, totals, errors."""
+    options = report.options
+    if not (options.dry_run or options.verbose):
+        return []
+    errors = [*render_worst(report.damage), *render_largest(report)]
+    return [*render_plan(report), *render_totals(report), render_matmuls(report), *errors, ""]
+
+
+def render_layers(report: Report) -> str:
+    """Render one line of how many layers are stored and multiplied in which way."""
+    counts = defaultdict(Counter)
+    for plan in report.plans:
+        if plan.is_layer:
+            packed = plan.is_quantised or plan.ref.config
+            counts[label_of(plan)][matmul(plan) if packed else ""] += 1
+    parts = []
+    for label in totals(report.plans):
+        found = counts[label]
+        kinds = [kind for kind in sorted(found) if kind]
+        several = ", ".join(f"{found[kind]} {kind}" for kind in kinds)
+        told = several if len(kinds) > 1 else "".join(kinds)
+        told = f" ({told})" if told not in ("", label) else ""
+        parts += [f"{found.total()} {label}{told}"] if found else []
+    return ", ".join(parts)
+
+
+def told_goal(options: Options) -> str:
+    """Say in one line what --goal stood for, "" without one."""
+    if not options.goal:
+        return ""
+    meant = " ".join(f"{flag} {value}" for flag, value in options.expanded.items())
+    return f"--goal {options.goal} stands for {meant or 'the defaults'}"
+
+
+def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
+    """Render the beginning of the summary, as labels and their texts: file, size, time, layers."""
+    options, path = report.options, full_path(report.options.written)
+    size, share = report.output_bytes, percentage(report.output_bytes, report.source_bytes)
+    source = f"{share} of the source's {gigabytes(report.source_bytes)}"
+    fails = "this would fail, see the end; " if report.problems else ""
+    planned = f"{fails}nothing was written; this would be {path}"
+    on = f" on {report.device}" if report.device else ""
+    is_timed = report.seconds and not options.dry_run
+    return [
+        ("dry run", [planned]) if options.dry_run else ("written", [str(path)]),
+        ("size", [f"{gigabytes(size)}, exactly {size:,} bytes, {source}"]),
+        ("time", [f"{spent(report.seconds)}{on}" if is_timed else ""]),
+        ("checked", [data["checked"]]),
+        ("layers", [render_layers(report)]),
+        ("goal", [told_goal(options)]),
+    ]
+
+
+def render_use(report: Report, data: dict) -> list[tuple[str, list[str]]]:
+    """Render the rest of the summary, as labels and their texts: speed, errors, the next step."""
+    options, load = report.options, data["load"]["text"]
+    shares, speed, needs = render_work(data["work"]) or ("", "", "")
+    more = "--report FILE.html tells of every layer, --verbose prints the tables here"
+    if options.report:
+        more = f"every layer and its error: {full_path(options.report)}"
+    errors = render_errors(data["errors"], data["outliers"])
+    asked = report.asked.sentence if report.asked else NOT_ASKED
+    return [
+        ("work", [shares]),
+        ("speed", [speed.removeprefix("speed ")]),
+        ("errors", [*errors, *render_output_errors(report)]),
+        ("ComfyUI", ["" if report.problems else load, needs, asked]),
+        ("details", ["" if options.dry_run else more]),
+    ]
+
+
+def render_report(report: Report, width: int | None = None) -> str:
+    """Render the summary that a person reads at the end of a conversion.
+
+    width: of the terminal, by which long lines are broken; None breaks none. With --dry-run or
+    --verbose the plan stands before it. Size in bytes is exact in both cases, since the layout is
+    known before anything is written. Notes come last, warnings nearest to the prompt.
+    """
+    data = summary_data(report)
+    lines = render_details(report)
+    for label, texts in (*render_written(report, data), *render_use(report, data)):
+        lines += labelled(label, [text for text in texts if text], width)
+    lines += [*render_curve(report.curve), *render_sizes(report)]
+    lines += render_scales(report) if report.options.input_scale_layer_summary else []
+    for note in by_rank(report.notes):
+        lines += broken(note.line, width)
+    return "\n".join(lines)
+
+
+# ── nvfp4/report/page_layers.py: Render the table of all layers for the report's page: worst first,
+
+def filter_rules() -> str:
+    """Write the CSS rules that hide the rows of a look while its box is not checked.
+
+    They take the place of a script, which the page's policy would forbid.
+    """
+    looks = (
+        f".layers:has(#show-{look.css}:not(:checked)) tr:has(.{look.css}) {{ display: none; }}"
+        for look in every_look()
+    )
+    unusual = ".layers:has(#unusual:checked) tbody tr:not(:has(.unusual)) { display: none; }"
+    return "\n".join([*looks, unusual])
+
+
+def html_filter(layers: list[dict], unusual: int) -> str:
+    """Render a box to check for each look that there is, and one for `unusual` layers, if any."""
+    boxes = "".join(
+        f'<label><input type="checkbox" id="show-{look.css}" checked> {chip(look)} {count}</label>'
+        for look, count in Counter(map(layer_look, layers)).most_common()
+    )
+    if unusual:
+        boxes += (
+            f'<label><input type="checkbox" id="unusual"> only the {unusual} that stand out</label>'
+        )
+    return f"<fieldset><legend>Show</legend>{boxes}</fieldset>"
+
+
+def html_error(layer: dict, largest: float, usual: float | None) -> str:
+    """Render a layer's error as a bar, relative to the largest error; "-" where there is none.
+
+    usual: what is usual for its format, where its error stands out from that.
+    """
+    if "relative_rmse" not in layer:
+        return "-"
+    error = layer["relative_rmse"]
+    part = f"--part:{100 * error / (largest or 1):.1f}%"
+    told = f' <small class="unusual">usual {usual:.2g}</small>' if usual else ""
+    return f'<div class="bar {layer_look(layer).css}" style="{part}">{error:.4f}</div>{told}'
+
+
+def html_layers(data: dict) -> str:
+    """Render every linear layer as a row, the largest error first, then those without an error.
+
+    The columns of errors are left out after a dry run, that of output errors where no layer was
+    rounded by statistics. The table is folded: a model has hundreds of layers.
+    """
+    layers, usual = layers_of(data), {one["layer"]: one["usual"] for one in data["outliers"]}
+    damaged = [layer for layer in layers if "relative_rmse" in layer]
+    rounded = any(layer["output_before"] is not None for layer in damaged)
+    largest = max((layer["relative_rmse"] for layer in damaged), default=0)
+
+    def row(layer: dict) -> list[str]:
+        errors = []
+        if damaged:
+            unusual = usual.get(layer["name"].removesuffix(".weight"))
+            errors = [html_error(layer, largest, unusual), "-"]
+            if "relative_rmse" in layer:
+                errors[1] = decibels(layer["sqnr_db"])
+        if rounded:
+            known = layer.get("output_before") is not None
+            errors.append(escaped(output_errors(layer)) if known else "-")
+        shape = " x ".join(map(str, layer["shape"]))
+        size = [gigabytes(layer["bytes"]), shape, escaped(layer["reason"])]
+        return [html_name(layer), chip(layer_look(layer)), *errors, *size]
+
+    columns = ["Layer", "Precision"]
+    columns += ["Relative RMSE", "#SQNR"] if damaged else []
+    columns += ["Output error"] if rounded else []
+    columns += ["#Size", "#Shape", "Reason"]
+    rows = map(row, sorted(layers, key=lambda layer: -layer.get("relative_rmse", -1)))
+    caption = "All linear layers, the largest error first" if damaged else "All linear layers"
+    table = html_table(caption, tuple(columns), rows)
+    fold = html_fold(
+        in_number(len(layers), "layers"), html_filter(layers, len(usual)) + table, "long"
+    )
+    return html_section("All layers", f'<div class="layers">{fold}</div>')
+
+
+# ── nvfp4/report/page_map.py: Lay the layers out as the precision map, and render it for the page ─
+
+# What the reason of a layer in an edge block has in it.
+EDGE = "edge block"
+# A longer list of layers outside the blocks is folded.
+OUTSIDE_SHOWN = 12
+
+
+class BlockMap(NamedTuple):
+    """Hold one family's blocks: rows by kind of layer, columns by block.
+
+    family: the name before the blocks' numbers, such as "blocks". kinds: in the order in which the
+    model has them, those of one module side by side. blocks: their numbers in order, as in names.
+    cells: {(block, kind): tensor of the report's data}; blocks may lack kinds. edges: blocks that
+    were kept as edge blocks.
+    """
+
+    family: str
+    kinds: list[str]
+    blocks: list[str]
+    cells: dict[tuple[str, str], dict]
+    edges: set[str]
+
+    def runs(self) -> list[tuple[str, int]]:
+        """Tell which columns are edge blocks: ("edge" or "", number of columns) from the left."""
+        marks = ("edge" if block in self.edges else "" for block in self.blocks)
+        return [(mark, len([*run])) for mark, run in itertools.groupby(marks)]
+
+
+class ErrorScale(NamedTuple):
+    """Hold what shades and numbers of cells go by.
+
+    largest: the largest error of the model (see `shown_error`); None after a dry run. unusual:
+    names of layers whose error stands out.
+    """
+
+    largest: float | None
+    unusual: set[str]
+
+    def step(self, layer: dict) -> int:
+        """Tell the shade of a layer; one without an error, in a model with errors, lost nothing."""
+        if self.largest is None:
+            return shade_step(None, 0)
+        return shade_step(shown_error(layer) or 0, self.largest)
+
+
+def error_scale(data: dict) -> ErrorScale:
+    """Find the largest error of a report's layers, and those that stand out."""
+    errors = filter(None, map(shown_error, layers_of(data)))
+    measured = bool(data["errors"])
+    return ErrorScale(
+        largest=max(errors, default=0.0) if measured else None,
+        unusual={one["layer"] for one in data["outliers"]},
+    )
+
+
+def block_maps(layers: Iterable[dict]) -> tuple[list[BlockMap], list[dict]]:
+    """Sort layers into the blocks of their families, and those outside of any."""
+    families, outside = defaultdict(dict), []
+    # Matched on bare names; a prefix is put before the family's name again.
+    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
+    for layer in layers:
+        name = bare(layer["name"])
+        if found := inside.fullmatch(name):
+            families[layer["name"].removesuffix(name) + found[1]][found[2], found[3]] = layer
+        else:
+            outside.append(layer)
+    return [block_map(family, cells) for family, cells in families.items()], outside
+
+
+def block_map(family: str, cells: dict[tuple[str, str], dict]) -> BlockMap:
+    """Put one family's layers, {(block, kind): tensor of the data}, into rows and columns."""
+    modules = defaultdict(list)
+    for kind in dict.fromkeys(kind for _, kind in cells):
+        modules[kind.partition(".")[0]].append(kind)
+    return BlockMap(
+        family=family,
+        kinds=[kind for kinds in modules.values() for kind in kinds],
+        blocks=sorted({block for block, _ in cells}, key=int),  # "10" comes after "9"
+        cells=cells,
+        edges={block for (block, _), layer in cells.items() if EDGE in layer["reason"]},
+    )
+
+
+def html_tip(layer: dict) -> str:
+    """Render the facts about a layer that show while its cell is pointed at or tapped.
+
+    `layer` is a tensor of the report's data. Errors and matmul are left out where it has none.
+    """
+    facts = {
+        "stored as": f"{layer['stored_as']}, {gigabytes(layer['bytes'])}",
+        "shape": " x ".join(map(str, layer["shape"])),
+        "reason": layer["reason"],
+    }
+    if "matmul" in layer:
+        full, scale = layer["full_precision_mm"], layer["input_scale"]
+        facts["matmul"] = layer["matmul"] + (f", {full}" if full else "")
+        facts["input scale"] = f"none, {'not used' if full else 'dynamic'}"
+        if scale is not None:
+            facts["input scale"] = f"{scale:.9g}, {layer['input_scale_source']}"
+    if "relative_rmse" in layer:
+        facts["relative RMSE"] = f"{layer['relative_rmse']:.6f}"
+        facts["SQNR"] = decibels(layer["sqnr_db"])
+        if layer["output_before"] is not None:
+            facts["output error"] = output_errors(layer)
+    lines = "".join(f"<dt>{name}</dt><dd>{escaped(fact)}</dd>" for name, fact in facts.items())
+    return f'<div class="tip"><b>{html_name(layer)}</b><dl>{lines}</dl></div>'
+
+
+def html_cell(layer: dict, scale: ErrorScale) -> str:
+    """Render a layer as a cell in its look and shade, with the tip inside it.
+
+    Its error is printed if it stands out, else the look's label where there is room; a narrow cell
+    drops a number's leading zero. Name, format and error also stand in data attributes, for scripts
+    of a user and for the tests. A cell can be tapped, but the Tab key passes it by: a model has
+    hundreds, and the table of all layers tells the same.
+    """
+    look = layer_look(layer)
+    data = {"name": layer["name"], "stored": layer["stored_as"]}
+    label = f'<span class="name">{look.label}</span>'
+    if "relative_rmse" in layer:
+        # The error has all its digits here, so that scripts need not read the rounded label.
+        data["rmse"] = repr(layer["relative_rmse"])
+        if layer["name"].removesuffix(".weight") in scale.unusual:
+            # The leading zero is an element of its own, which the style sheet hides.
+            number = f"{shown_error(layer):.3f}".replace("0.", "<i>0</i>.", 1)
+            label = f"<span>{number}</span>"
+    attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
+    return (
+        f'<div class="cell {look.css} e{scale.step(layer)}" tabindex="-1"{attributes}>'
+        f'<div class="fit">{label}</div>{html_tip(layer)}</div>'
+    )
+
+
+def html_blocks(blocks: BlockMap, scale: ErrorScale) -> str:
+    """Render one family's blocks as a table; a block that lacks a kind has an empty cell there."""
+    family = escaped(blocks.family)
+    edges = "".join(
+        f'<th scope="colgroup" colspan="{count}">{mark}</th>'
+        if mark
+        else f"<td colspan={count}></td>"
+        for mark, count in blocks.runs()
+    )
+    edges = f'<tr><td class="corner"></td>{edges}</tr>' if blocks.edges else ""
+    numbers = "".join(f'<th scope="col">{block}</th>' for block in blocks.blocks)
+    rows, module = "", ""
+    for kind in blocks.kinds:
+        # A gap stands before the first kind of a module, such as self_attn.q after ffn.2.
+        above, module = module, kind.partition(".")[0]
+        gap = " class=first" if above not in ("", module) else ""
+        heading = escaped(kind).replace(".", ".<wbr>")
+        cells = (blocks.cells.get((block, kind)) for block in blocks.blocks)
+        cells = "".join(f"<td>{html_cell(cell, scale) if cell else ''}</td>" for cell in cells)
+        rows += f'<tr><th scope="row"{gap}>{heading}</th>{cells}</tr>\n'
+    head = f'{edges}<tr><th class="corner" scope="col">block</th>{numbers}</tr>'
+    table = (
+        f'<table style="--columns:{len(blocks.blocks)}">'
+        f"<caption>{family}: {len(blocks.blocks)} blocks</caption>"
+        f"<thead>{head}</thead><tbody>\n{rows}</tbody></table>"
+    )
+    return html_scroll(f"Map of {family}", table, "scroll map")
+
+
+def html_legend(layers: list[dict], scale: ErrorScale) -> str:
+    """Render what colours and patterns mean, how many layers have each, and the scale of errors."""
+    items = [
+        f"<li>{chip(look)} {look.says}, {in_number(count, 'layers')}</li>"
+        for look, count in Counter(map(layer_look, layers)).most_common()
+    ]
+    if scale.largest is not None:
+        worst = max(layers, key=lambda layer: shown_error(layer) or 0)
+        css = layer_look(worst).css
+        steps = "".join(f'<span class="{css} e{step}"></span>' for step in range(SHADES))
+        items.append(
+            f'<li>error 0 <span class="scale" aria-hidden="true">{steps}</span> '
+            f"{scale.largest:.4f}</li>"
+        )
+    return f'<ul class="legend">{"".join(items)}</ul>\n'
+
+
+def html_map(data: dict) -> str:
+    """Render the section of the precision map: legend, blocks, and layers outside of them."""
+    layers, scale = layers_of(data), error_scale(data)
+    maps, outside = block_maps(layers)
+    says = (
+        "Point at a cell or tap it for all about its layer; all layers are also in the table below."
+    )
+    if scale.largest is not None:
+        says = (
+            "The stronger the colour, the larger the error: the relative RMSE of the stored "
+            "weight, or of the layer's output where rounding went by statistics. Numbers stand "
+            f"where it stands out from what is usual for its format. {says}"
+        )
+    columns = max((len(blocks.blocks) for blocks in maps), default=1)
+    body = f'<p class="soft">{says}</p>\n{html_legend(layers, scale)}'
+    # All tables have columns of one width, which the style sheet finds from the largest number.
+    body += f'<div style="--blocks:{columns}">'
+    body += "".join(html_blocks(blocks, scale) for blocks in maps) + "</div>"
+    if outside:
+        rows = (
+            (html_name(layer), html_cell(layer, scale), escaped(layer["reason"]))
+            for layer in outside
+        )
+        table = html_table("Outside the blocks", ("Layer", "Precision", "Reason"), rows)
+        fold = in_number(len(outside), "layers outside the blocks")
+        body += table if len(outside) <= OUTSIDE_SHOWN else html_fold(fold, table)
+    return html_section("Precision map", body)
+
+
+# ── nvfp4/report/page_style.py: Hold the style sheet of the report's page ─────────────────────────
+
+# Patterns are drawn in a look's line colour, as layers of CSS backgrounds. Where a cell has a
+# number, it stands on a plate of the fill.
+TEXTURES = {
+    "plain": "",
+    "dash": "linear-gradient(var(--line) 0 0) center / .6rem 2px no-repeat",
+    "corner": "linear-gradient(225deg, var(--line) .35rem, transparent .4rem)",
+    "rising": "repeating-linear-gradient(135deg, var(--line) 0 1px, transparent 1px .35rem)",
+    "falling": "repeating-linear-gradient(45deg, var(--line) 0 1px, transparent 1px .35rem)",
+    "crossed": "repeating-linear-gradient(135deg, var(--line) 0 1px, transparent 1px .4rem), "
+    "repeating-linear-gradient(45deg, var(--line) 0 1px, transparent 1px .4rem)",
+    "dots": "radial-gradient(var(--line) 1px, transparent 1.5px) 0 0 / .4rem .4rem",
+    "sparse": "radial-gradient(var(--line) 1px, transparent 1.5px) 0 0 / .8rem .8rem",
+    "level": "repeating-linear-gradient(0deg, transparent 0 .25rem, var(--line) .25rem "
+    "calc(.25rem + 1px))",
+    "upright": "repeating-linear-gradient(90deg, transparent 0 .25rem, var(--line) .25rem "
+    "calc(.25rem + 1px))",
+}
+# Layout and colours of the page itself: (on a light page, on a dark one).
+PAGE_COLOURS = {
+    "page": ("#f4f6f8", "#10141a"),
+    "card": ("#ffffff", "#181e26"),
+    "ink": ("#17202b", "#e8edf3"),
+    "soft": ("#4f5a68", "#a8b3c0"),
+    "rule": ("#dde2e8", "#303a46"),
+    "link": ("#0b57a4", "#8ec1ff"),
+    "good": ("#116329", "#7fd892"),
+    "warn": ("#9a3412", "#ffb38a"),
+}
+
+
+def look_rules(look: Look, scheme: str) -> Iterator[str]:
+    """Yield the CSS rules of a look's colours for "light" or "dark", a fill for each shade."""
+    colours = getattr(look.tint, scheme)
+    yield f".{look.css} {{ --fill: {colours.strong}; --line: {colours.line}; }}"
+    for step in range(SHADES):
+        yield f".{look.css}.e{step} {{ --fill: {colours.shade(step)}; }}"
+
+
+def scheme_rules(scheme: str) -> str:
+    """Write the CSS rules of all colours for "light" or "dark"."""
+    index = ("light", "dark").index(scheme)
+    page = " ".join(f"--{name}: {pair[index]};" for name, pair in PAGE_COLOURS.items())
+    looks = (rule for look in every_look() for rule in look_rules(look, scheme))
+    return "\n".join([f":root {{ {page} }}", *looks])
+
+
+def pattern_rules() -> str:
+    """Write the CSS rules of all patterns."""
+    rules = []
+    for look in every_look():
+        layers = ", ".join(filter(None, (TEXTURES[word] for word in look.pattern.split())))
+        if layers:
+            rules.append(f".{look.css} {{ --pattern: {layers}; }}")
+    return "\n".join(rules)
+
+
+# A cell's classes are its look and its shade. Its details float beside it where the browser can do
+# that (anchor-scope), and lie at the screen's lower edge where it cannot, and on phones.
+LAYOUT = """
+* { box-sizing: border-box; --pattern: linear-gradient(transparent, transparent); }
+body { margin: 0; background: var(--page); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif;
+  overflow-wrap: anywhere; }
+main { max-width: 76rem; margin: auto; padding: 1.5rem 1rem 4rem; }
+section, header { background: var(--card); border: 1px solid var(--rule); border-radius: .75rem;
+  padding: 1.25rem 1.5rem 1.5rem; margin-top: 1.25rem; }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: 0; } h2 { font-size: 1.2rem; margin: 0; }
+h3 { font-size: 1rem; margin: 1.25rem 0 0; }
+p { margin: .25rem 0; } .soft { font-size: .9rem; }
+.soft, caption, dt, thead, small { color: var(--soft); }
+:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
+.verdict { font-weight: 600; margin-bottom: .5rem; } .good { color: var(--good); }
+.warn { color: var(--warn); }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 1rem;
+  margin: 1rem 0; }
+dd { margin: 0; } .facts dd { font-size: 1.5rem; line-height: 1.3; font-weight: 600; }
+small { display: block; font-size: .85rem; font-weight: 400; } i { font-style: normal; }
+.notes { padding: 0 0 0 1.2rem; margin: .5rem 0 0; }
+header h2 { margin-top: 1.25rem; } .notes b { font-weight: 600; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .35rem 1.5rem; padding: 0;
+  margin: .75rem 0 0; font-size: .875rem; }
+table { width: 100%; border-collapse: collapse; margin-top: .75rem; font-size: .875rem;
+  font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .35rem; }
+thead { font-size: .8rem; vertical-align: bottom; } th { font-weight: 500; text-align: left; }
+td, th { padding: .25rem .5rem; border-bottom: 1px solid var(--rule); }
+:is(td, th):first-child { padding-left: 0; } :is(td, th):last-child { padding-right: 0; }
+td.n, th.n { text-align: right; white-space: nowrap; }
+.chip, .cell, .bar, :is(.stack, .scale) > * { color: var(--ink); print-color-adjust: exact;
+  forced-color-adjust: none; }
+.chip, .cell, .stack > * { background: var(--pattern), var(--fill); border-radius: .2rem;
+  border: 1px solid var(--line); }
+.chip, .stack > * { padding: .1rem .35rem; font-size: .8rem; white-space: nowrap; }
+:is(.chip, .stack > *, .cell) span { background: var(--fill); padding: 0 .2rem;
+  border-radius: .15rem; }
+.bar { background: linear-gradient(var(--fill) 0 0) no-repeat 0 / var(--part); padding: 0 .4rem; }
+.stack { display: flex; gap: 2px; margin-top: .75rem; height: 2rem; line-height: 1.6rem;
+  text-align: center; }
+.stack > * { min-width: 4px; overflow: hidden; padding: .1rem 0; }
+summary { cursor: pointer; margin-top: 1rem; color: var(--link); }
+.scroll { overflow-x: auto; }
+.map { --head: 7.5rem; }
+.map table { table-layout: fixed; border-collapse: separate; border-spacing: 2px;
+  --cell: clamp(1.5rem, (min(100vw, 76rem) - var(--head) - 5.5rem) / var(--blocks), 6rem);
+  width: calc(var(--head) + var(--columns) * var(--cell)); overflow-wrap: normal; }
+.map :is(td, th) { padding: 0; border: 0; text-align: center; }
+.map thead { font-size: .75rem; }
+.map [scope=colgroup] { border-bottom: 1px solid var(--soft); }
+.map :is([scope=row], .corner) { position: sticky; left: 0; z-index: 1; width: var(--head);
+  background: var(--card); box-shadow: 0 0 0 2px var(--card); text-align: left; font-size: .75rem;
+  line-height: 1.15; color: var(--soft); vertical-align: middle; overflow-wrap: anywhere; }
+.map tr:has(.first) > * { padding-top: .5rem; }
+.cell { line-height: 1.4rem; height: 1.5rem; font-size: .75rem; text-align: center;
+  cursor: default; overflow: clip; } td > .cell { min-width: 4rem; }
+.map td > .cell { min-width: 0; }
+.cell:is(:hover, :focus) { outline: 2px solid var(--ink); overflow: visible; }
+.cell:is(:hover, :focus) > .tip { display: block; }
+.cell:focus > .tip { pointer-events: auto; } .cell:hover > .tip { z-index: 4; }
+.tip { display: none; position: fixed; z-index: 3; inset: auto 0 0; max-height: 90vh;
+  margin: .3rem; padding: .75rem 1rem; line-height: 1.5; text-align: left; overflow: auto;
+  pointer-events: none; background: var(--card); border: 1px solid var(--soft);
+  border-radius: .5rem; box-shadow: 0 .4rem 1.5rem #0006; font-size: .8rem; }
+.tip dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 .75rem; margin: .4rem 0 0; }
+.fit { container-type: inline-size; position: relative; }
+@container (max-width: 3.5rem) { .stack span { display: none; } }
+@container (max-width: 3.4rem) { .cell .name { position: absolute; opacity: 0; } }
+@container (max-width: 2.2rem) { .cell i { display: none; }
+  .cell .fit span { font-size: .6rem; padding: 0; } }
+.scale { display: inline-flex; gap: 1px; vertical-align: middle; }
+.scale > * { width: 1rem; height: 1rem; background: var(--fill); border: 1px solid var(--line); }
+fieldset { border: 1px solid var(--rule); border-radius: .5rem; margin: .75rem 0 0;
+  padding: .5rem .75rem; display: flex; flex-wrap: wrap; gap: .35rem 1.25rem; }
+label { display: inline-flex; gap: .4rem; align-items: center; min-height: 1.5rem; }
+.layers table { min-width: 48rem; overflow-wrap: normal; } td:has(> .bar) { width: 9rem; }
+.curve { max-width: 30rem; width: 100%; height: auto; font-size: 11px; }
+.curve text { fill: var(--soft); } .curve .axis { stroke: var(--soft); fill: none; }
+.curve .line { stroke: var(--link); fill: none; stroke-width: 2; }
+.curve .here { fill: var(--link); stroke: var(--card); stroke-width: 2; }
+@media (min-width: 60em) {
+  .pair { display: grid; grid-template-columns: 3fr 2fr; gap: 0 2.5rem; align-items: start; }
+  .tip { width: max-content; max-width: 28rem; margin: .3rem auto; }
+  @supports (anchor-scope: all) {
+    .cell { anchor-name: --cell; anchor-scope: --cell; }
+    .tip { position-anchor: --cell; position-area: bottom; position-try-fallbacks: flip-block;
+      inset: auto; margin: .3rem; } } }
+@media (max-width: 40em) {
+  main { padding: .5rem .5rem 3rem; } section, header { padding: 1rem .75rem; }
+  h1 { font-size: 1.35rem; } table { font-size: .8rem; } td, th { padding: .25rem; }
+  .facts { grid-template-columns: 1fr 1fr; } .facts dd { font-size: 1.25rem; }
+  .map { --head: 6rem; } }
+@page { margin: 1.5cm; }
+@media print {
+  body { background: none; } main { max-width: none; padding: 0; }
+  section, header { border: 0; padding: .5rem 0; } h2 { break-after: avoid; }
+  .scroll { overflow: visible; } .map, .curve, .stack { break-inside: avoid; }
+  tr { break-inside: avoid; } fieldset { display: none; }
+  details:not(.long)::details-content { content-visibility: visible; block-size: auto; } }
+@media (forced-colors: active) { .cell, .chip { border-color: CanvasText; } }
+"""
+
+
+def page_style() -> str:
+    """Write the whole style sheet."""
+    dark = f"@media screen and (prefers-color-scheme: dark) {{ {scheme_rules('dark')} }}"
+    scheme = ":root { color-scheme: light dark; }"
+    return "\n".join([scheme, scheme_rules("light"), dark, pattern_rules(), LAYOUT])
+
+
+# ── nvfp4/report/page.py: Render the report as one HTML page ──────────────────────────────────────
+
+# The policy lets no script and no foreign file in, should a name ever get past `escaped`.
+PAGE_HEAD = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+"""
+# Ranks of what is told above the figures; the others stand below.
+BAD_RANKS = ("error", "warning")
+# How the kinds of multiply work are shown: {share of the work's data: (label of a look, words)}.
+WORK_LOOKS = {
+    "FP4": ("W4A4", "in 4 bits"),
+    "INT8 or FP8": ("INT8", "in 8 bits"),
+    "16-bit": ("16-bit", "in 16 bits"),
+}
+
+
+def html_facts(data: dict, layers: list[dict]) -> str:
+    """Render size, speed, layers and what ComfyUI is needed, as large figures."""
+    output, source, work = data["output_bytes"], data["source_bytes"], data["work"]
+    quantised = sum("matmul" in one or one["stored_as"] == AS_IT_WAS for one in layers)
+    facts = [
+        (
+            "Size",
+            gigabytes(output),
+            f"{percentage(output, source)} of the source's {gigabytes(source)}",
+        ),
+        ("Quantised", f"{quantised:,} of {len(layers):,}", "linear layers"),
+    ]
+    if work["comfyui"]:
+        card = max(work["speed"], key=work["speed"].get)
+        where = f"16-bit's, of the linear layers on {CARDS[card].series}, estimated"
+        facts.append(("Speed", f"up to {work['speed'][card]:.1f}x", where))
+        kitchen = f"with comfy-kitchen {work['comfy_kitchen']}" if work["comfy_kitchen"] else ""
+        also = " and ".join(filter(None, (kitchen, work["needs"])))
+        facts.append(("Needs", f"ComfyUI {work['comfyui']}", f"or newer{also and f', {also}'}"))
+    tiles = "".join(
+        f"<div><dt>{name}</dt><dd>{escaped(value)}<small>{escaped(more)}</small></dd></div>"
+        for name, value, more in facts
+    )
+    return f'<dl class="facts">{tiles}</dl>\n'
+
+
+def html_work(work: dict) -> str:
+    """Render the share of the multiply work by bits, and estimated speeds on classes of cards."""
+    if not work["comfyui"]:
+        return "<p>Nothing is quantised.</p>\n"
+    parts = [
+        (LOOKS[label], percentage(work["shares"][name], 1), work["shares"][name])
+        for name, (label, _) in WORK_LOOKS.items()
+    ]
+    items = "".join(
+        f"<li>{chip(look, share)} {words}</li>"
+        for (look, share, _), (_, words) in zip(parts, WORK_LOOKS.values(), strict=True)
+    )
+    speeds = (
+        f"{CARDS[card].series} {speed:.1f}x ({card})" for card, speed in work["speed"].items()
+    )
+    # The newest class multiplies all formats.
+    card = work["card"] or next(iter(CARDS))
+    others = " Other cards do the 4-bit part in 16." if work["shares"]["FP4"] else ""
+    return (
+        f"<h2>Multiply work on {CARDS[card].series} ({card})</h2>\n{html_stack(parts)}"
+        f'<ul class="legend">{items}</ul>\n'
+        f'<p class="soft">Of the linear layers, in a typical run: {escaped(work["run"])}.{others} '
+        f"Estimated speed of these layers over 16-bit, at most: {', '.join(speeds)}.</p>\n"
+    )
+
+
+def html_verdict(data: dict) -> str:
+    """Render what came of it: a file that was checked, a plan, or that a run would fail."""
+    if data["problems"]:
+        return '<p class="verdict warn">&#10007; Dry run: a run would fail</p>\n'
+    if data["dry_run"]:
+        return '<p class="verdict warn">&#9675; Dry run: nothing was written</p>\n'
+    return f'<p class="verdict good">&#10003; Checked: {escaped(data["checked"])}</p>\n'
+
+
+def html_use(data: dict) -> str:
+    """Render what to do with the file in ComfyUI, and whether errors are usual."""
+    asked = data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED
+    load = "" if data["problems"] else f"{data['load']['text']}. "
+    text = f"<p><b>In ComfyUI:</b> {escaped(load + asked)}</p>\n"
+    errors = render_errors(data["errors"], data["outliers"])
+    if errors:
+        text += f"<p><b>Errors:</b> {escaped(errors[0])}</p>\n"
+    return text + html_list("Errors that stand out", map(escaped, errors[1:]))
+
+
+def html_note(note: dict[str, str]) -> str:
+    """Render a note behind the word of its rank."""
+    word = RANK_WORDS.get(Rank.__members__.get(note["rank"].upper()), note["rank"])
+    bad = ' class="warn"' if note["rank"] in BAD_RANKS else ""
+    return f"{word and f'<b{bad}>{word}:</b> '}{escaped(note['text'])}"
+
+
+def html_notes(notes: list[dict[str, str]]) -> str:
+    """Render notes as a list, those that matter most first."""
+    # Notes come sorted for a terminal, where the last line is the nearest one.
+    ranked = sorted(notes, key=lambda note: -Rank.__members__.get(note["rank"].upper(), 9))
+    return html_list("Notes", map(html_note, ranked))
+
+
+def html_answer(data: dict, layers: list[dict]) -> str:
+    """Render what a person wants to know first: what came of it, and what to do with it."""
+    name, source = escaped(data["output"]), escaped(data["source"])
+    took = f", in {spent(data['seconds'])}" if data["seconds"] else ""
+    took += f" on {escaped(data['device'])}" if data["device"] else ""
+    if data["dry_run"]:
+        name, took = f"Dry run: {name}", ""
+    told = [*data["notes"], *({"rank": "error", "text": text} for text in data["problems"])]
+    bad = [note for note in told if note["rank"] in BAD_RANKS]
+    return (
+        f"<header>{html_verdict(data)}<h1>{name}</h1>\n"
+        f'<p class="soft">from {source}{took}, by convert_nvfp4.py {escaped(data["version"])}</p>\n'
+        f"{html_notes(bad)}{html_facts(data, layers)}{html_use(data)}{html_work(data['work'])}"
+        f"{html_notes([note for note in told if note not in bad])}</header>\n"
+    )
+
+
+def html_stored(totals: dict[str, dict[str, int]]) -> str:
+    """Render each precision's part of the bytes, as a bar over a folded table."""
+    size = sum(total["bytes"] for total in totals.values()) or 1  # a file may hold no bytes
+    bar = html_stack((look_of(name), name, total["bytes"] / size) for name, total in totals.items())
+    rows = (
+        (
+            chip(look_of(name), name),
+            *(f"{total[key]:,}" for key in ("layers", "tensors", "bytes")),
+            percentage(total["bytes"], size),
+        )
+        for name, total in totals.items()
+    )
+    columns = ("Stored as", "#Layers", "#Tensors", "#Bytes", "#Share")
+    return bar + html_fold("Bytes", html_table("Bytes per precision", columns, rows))
+
+
+def html_matmuls(data: dict) -> str:
+    """Render each matmul's part of the linear weights, as a bar over a folded table.
+
+    Unquantised layers, which the data's `matmuls` leave out, are shown as W16A16, so that the bar
+    is whole.
+    """
+    # Several formats may share a kind such as W8A8: it is shown as most of its layers are.
+    kinds = Counter((one.get("matmul", "W16A16"), layer_look(one)) for one in layers_of(data))
+    looks = {kind: look for (kind, look), _ in reversed(kinds.most_common())}
+    parts = [(kind, found["layers"], found["share"]) for kind, found in data["matmuls"].items()]
+    layers = sum(total["layers"] for total in data["totals"].values())
+    if rest := layers - sum(count for _, count, _ in parts):
+        parts.append(("W16A16", rest, 1 - sum(share for *_, share in parts)))
+    parts = [(looks.get(kind, OTHER_LOOK), kind, count, share) for kind, count, share in parts]
+    bar = html_stack((look, kind, share) for look, kind, _, share in parts)
+    rows = (
+        (chip(look, kind), f"{count:,}", percentage(share, 1)) for look, kind, count, share in parts
+    )
+    caption = "Matmuls, by share of the linear weights"
+    return bar + html_fold("Matmuls", html_table(caption, ("Matmul", "#Layers", "#Share"), rows))
+
+
+def html_totals(data: dict) -> str:
+    """Render the section of bytes and matmuls, side by side where there is room."""
+    stored, matmuls = html_stored(data["totals"]), html_matmuls(data)
+    body = f'<div class="pair"><div>{stored}</div><div>{matmuls}</div></div>\n'
+    return html_section("Size and matmuls", body)
+
+
+def command_line(options: dict) -> Iterator[tuple[str, str]]:
+    """Yield (option, value) as the command line has them, both escaped.
+
+    `options` are those that the header records, by field name. A repeatable option yields a pair
+    for each value, a switch "on".
+    """
+    rows = {row.name: row for row in options_of(Options)}
+    for name, value in options.items():
+        for one in value if isinstance(value, list | tuple) else [value]:
+            # A set of switches is recorded as the flags that were given; they have no value.
+            pair = (one, True) if rows[name].switches else (rows[name].flag, one)
+            yield escaped(pair[0]), "on" if pair[1] is True else escaped(pair[1])
+
+
+def html_origin(origin: dict) -> str:
+    """Render how the file was made: version, options, and the source's files with their sizes."""
+    files = [(escaped(name), gigabytes(size)) for name, size in origin["sources"].items()]
+    options = html_table("Options", ("Option", "Value"), command_line(origin["options"]))
+    sources = html_table("Source files", ("File", "#Size"), files) if files else ""
+    body = f'<div class="pair"><div>{options}</div><div>{sources}</div></div>'
+    return html_section("How it was made", html_fold("Options and source files", body))
+
+
+def render_html(data: dict) -> str:
+    """Render the report's data (see `data.report_data`) as a self-contained HTML page.
+
+    Layers are the 2-D tensors whose names end in `.weight`, quantised or not; biases and norms
+    count in the totals only.
+    """
+    layers = layers_of(data)
+    title = f"{escaped(data['output'])}: conversion report"
+    if data["dry_run"]:
+        title = f"Dry run: {escaped(data['output'])}, planned but not written"
+    return (
+        f"{PAGE_HEAD}<title>{title}</title>\n"
+        f"<style>{page_style()}{filter_rules()}</style></head>\n<body><main>\n"
+        f"{html_answer(data, layers)}{html_map(data)}{html_totals(data)}{html_curves(data)}"
+        f"{html_layers(data)}{html_origin(data['origin'])}</main></body></html>\n"
+    )
+
+
+# ── nvfp4/report/check_page.py: Render what --verify found as one HTML page: verdict, defects, map 
+
+# What is told of a layer in the place of the reason that a conversion has.
+WITHOUT_DEFECT = "no defect found"
+
+
+def layer_data(layer: StoredLayer, damage: Damage | None, defects: str) -> dict:
+    """Describe a stored layer as the report of a conversion describes a tensor, for the same page.
+
+    defects: what is wrong with it, for people.
+    """
+    form = layer.format
+    data = {
+        "name": f"{layer.name}.weight",
+        "shape": layer.shape,
+        "stored_as": layer.scheme,
+        "bytes": sum(ref.nbytes for suffix, ref in layer.parts.items() if suffix != "bias"),
+        "reason": defects or WITHOUT_DEFECT,
+    }
+    if form and form.is_quantised:
+        full = layer.full_precision and form.takes_mark
+        data |= {
+            "matmul": f"W{form.weight_bits}A{16 if full else form.activation_bits}",
+            "full_precision_mm": "as it is configured" if full else None,
+            "input_scale": None,
+        }
+    if damage is not None:
+        lossless = math.isinf(damage.sqnr_db)
+        data |= {
+            "relative_rmse": damage.relative_rmse,
+            "sqnr_db": None if lossless else damage.sqnr_db,
+            "output_before": None,
+        }
+    return data
+
+
+def layers_data(check: Check) -> list[dict]:
+    """Describe every layer of a checked file that has a weight."""
+    wrong: dict[str, dict[str, None]] = {}
+    for finding in check.findings:
+        wrong.setdefault(finding.name, {})[DEFECTS[finding.defect].what] = None
+    return [
+        layer_data(layer, check.damage.get(name), "; ".join(wrong.get(name, ())))
+        for name, layer in check.layers.items()
+        if layer.weight is not None
+    ]
+
+
+def html_outcome(check: Check, data: dict) -> str:
+    """Render the verdict and what the file is: the first thing that a person wants to know."""
+    is_good = check.kind is None and check.outcome <= Outcome.LOADS
+    mark, css = ("&#10003;", "good") if is_good else ("&#10007;", "warn")
+    measured = f"{in_number(data['measured'], 'layers')} compared with the source"
+    told = [
+        f"{gigabytes(data['bytes'])}, {data['tensors']:,} tensors",
+        ", ".join(f"{count} {title}" for title, count in data["layers"].items()),
+        measured if data["measured"] else "no layer was compared with a source",
+    ]
+    errors = render_errors(data["errors"], data["outliers"])
+    use = [
+        data["load"]["text"] if data["load"] else "",
+        data["comfyui"]["answer"] if data["comfyui"] else NOT_ASKED,
+    ]
+    return (
+        f'<header><p class="verdict {css}">{mark} {escaped(data["verdict"])}</p>\n'
+        f'<h1>{escaped(data["file"])}</h1>\n<p class="soft">checked by convert_nvfp4.py '
+        f"{escaped(data['version'])}: {escaped('; '.join(filter(None, told)))}</p>\n"
+        f"<p><b>In ComfyUI:</b> {escaped('. '.join(filter(None, use)))}</p>\n"
+        f"{html_list('Errors', map(escaped, errors))}</header>\n"
+    )
+
+
+def defect_rows(check: Check) -> Iterator[tuple[str, ...]]:
+    """Yield a row of the table for each kind of defect, the worst first."""
+    for key, where in grouped(check.findings).items():
+        defect = DEFECTS[key]
+        texts = (defect.what, defect.consequence, defect.remedy, examples(where))
+        yield (escaped(defect.outcome.name), f"{len(where):,}", *map(escaped, texts))
+
+
+def html_defects(check: Check, data: dict) -> str:
+    """Render the section of defects, "" without any."""
+    if not check.findings:
+        return ""
+    columns = ("Outcome", "#Where", "What", "In ComfyUI", "To do", "Layers or tensors")
+    advice = f"<p>To do: {escaped(data['advice'])}</p>\n" if data["advice"] else ""
+    return html_section("Defects", advice + html_table("Defects", columns, defect_rows(check)))
+
+
+def render_check_page(check: Check) -> str:
+    """Render a check as a self-contained HTML page, in the style of a conversion's report."""
+    data = check_data(check)
+    shown = data | {"tensors": layers_data(check)}
+    return (
+        f"{PAGE_HEAD}<title>{escaped(data['file'])}: check</title>\n"
+        f"<style>{page_style()}{filter_rules()}</style></head>\n<body><main>\n"
+        f"{html_outcome(check, data)}{html_defects(check, data)}{html_map(shown)}"
+        f"{html_layers(shown)}</main></body></html>\n"
+    )
+
+
+# ── nvfp4/report/layer_config.py: Write the plan as a file that --layer-config reads ──────────────
+
+def layer_config(plans: Iterable[TensorPlan]) -> str:
+    """Render the plan as JSON text: an object with one line for each tensor, in the source's order.
+
+    Keys are bare names (a linear layer without `.weight`). An entry has "format" and, for quantised
+    layers, "full_precision_matrix_mult" and "input_scale" where they are set. Tensors that are
+    copied get "source"; a dtype that --layer-config has no name for becomes "float32".
+    """
+    # The table of the reader, the other way round: (format, dtype) -> the entry's name.
+    formats = {setting: name for name, setting in UNQUANTISED_SETTINGS.items()}
+    formats |= {(row, ""): setting_of(row) for row in written_formats()}
+    entries = {}
+    for plan in plans:
+        dtype = "" if plan.is_quantised or plan.precision.is_copy else plan.dtype
+        entry = {"format": formats.get((plan.precision, dtype), "float32")}
+        if plan.full_precision:
+            entry["full_precision_matrix_mult"] = True
+        if plan.input_scale is not None:
+            entry["input_scale"] = plan.input_scale
+        entries[config_key(plan.ref)] = entry
+    # One line for each tensor, so that the file can be edited and compared line by line.
+    lines = (f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in entries.items())
+    return "{\n " + ",\n ".join(lines) + "\n}\n"
+
+
+# ── nvfp4/report/map_svg.py: Draw the precision map as a picture: one SVG file that needs nothing e
+
+# The picture's width, the column of row headings, a row's height, and the line height of text, in
+# units of its viewBox.
+SVG_WIDTH, SVG_HEAD, SVG_ROW, SVG_LINE = 960, 130, 16, 18
+# The widest a cell becomes where there are few blocks.
+WIDEST_CELL = 104
+# The width that a block's number takes; where cells are narrower, only some blocks have theirs.
+SVG_NUMBER = 16
+# The estimated width of a letter, by which the legend is broken into lines.
+LETTER = 6.4
+# The tiles of the page's patterns, as paths in a box of 6 by 6, drawn with round ends: a line of no
+# length is a dot.
+TILES = {
+    "rising": "M0 6L6 0",
+    "falling": "M0 0L6 6",
+    "crossed": "M0 6L6 0M0 0L6 6",
+    "dots": "M1.5 1.5h0M4.5 4.5h0",
+    "sparse": "M3 3h0",
+    "level": "M0 2.5H6",
+    "upright": "M3 0V6",
+    "dash": "M1 3H5",
+}
+
+
+def svg_rules(looks: list[Look], scheme: str) -> str:
+    """Write the rules of all colours that occur, on "light" or "dark" pages."""
+    index = ("light", "dark").index(scheme)
+    ink, soft = (PAGE_COLOURS[name][index] for name in ("ink", "soft"))
+    rules = [f"text{{fill:{ink}}}.soft{{fill:{soft}}}"]
+    for look in looks:
+        colours = getattr(look.tint, scheme)
+        line = f".{look.css}{{stroke:{colours.line}}}path.{look.css}{{fill:{colours.line}}}"
+        shades = (f".{look.css}.e{step}{{fill:{colours.shade(step)}}}" for step in range(SHADES))
+        rules += [line, *shades]
+    return "".join(rules)
+
+
+def svg_style(looks: list[Look], scheme: str) -> str:
+    """Write the style sheet for "light" or "dark", or for both by what the reader prefers: ""."""
+    if scheme:
+        return svg_rules(looks, scheme)
+    dark = svg_rules(looks, "dark")
+    return f"{svg_rules(looks, 'light')}@media (prefers-color-scheme:dark){{{dark}}}"
+
+
+def svg_patterns(looks: list[Look]) -> str:
+    """Define the patterns that occur, one for each look: its lines have the look's colour."""
+    return "".join(
+        f'<pattern id="tile-{look.css}" width="6" height="6" patternUnits="userSpaceOnUse">'
+        f'<path class="{look.css}" d="{TILES[word]}" stroke-width=".9" stroke-linecap="round"/>'
+        "</pattern>"
+        for look in looks
+        for word in look.pattern.split()
+        if word in TILES
+    )
+
+
+def svg_text(x: float, y: float, text: str, more: str = "") -> str:
+    """Draw a text, which is escaped, from x on, its baseline at y."""
+    return f'<text x="{x:g}" y="{y:g}"{more and f" {more}"}>{escaped(text)}</text>\n'
+
+
+def svg_cell(x: float, y: float, width: float, look: Look, step: int) -> str:
+    """Draw a cell: its fill, and over it the pattern of its look."""
+    box = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{SVG_ROW - 3}" rx="2"'
+    parts = [f'<rect class="{look.css} e{step}" {box}/>']
+    if {*look.pattern.split()} & TILES.keys():
+        parts.append(f'<rect fill="url(#tile-{look.css})" {box}/>')
+    if "corner" in look.pattern:
+        corner = f"M{x + width - 6:g} {y:g}h6v6z"
+        parts.append(f'<path class="{look.css}" d="{corner}"/>')
+    return "".join(parts)
+
+
+def svg_blocks(blocks: BlockMap, scale: ErrorScale, cell: float, top: float) -> Iterator[str]:
+    """Draw one family's blocks from `top` on: a row of numbers, and a row for each kind."""
+    numbers = {block: SVG_HEAD + column * cell for column, block in enumerate(blocks.blocks)}
+    width, every = cell - min(2, cell / 4), math.ceil(SVG_NUMBER / cell)
+    yield svg_text(0, top + SVG_LINE - 5, blocks.family, 'font-weight="600"')
+    for block, x in [*numbers.items()][::every]:
+        middle = 'text-anchor="middle" font-size="9" class="soft"'
+        yield svg_text(x + width / 2, top + SVG_LINE - 5, block, middle)
+    for row, kind in enumerate(blocks.kinds):
+        y = top + SVG_LINE + row * SVG_ROW
+        yield svg_text(0, y + 10, kind, 'class="soft"')
+        for block, x in numbers.items():
+            if layer := blocks.cells.get((block, kind)):
+                yield svg_cell(x, y, width, layer_look(layer), scale.step(layer))
+    yield "\n"
+
+
+def svg_legend(layers: list[dict], scale: ErrorScale, top: float) -> tuple[list[str], float]:
+    """Draw the legend from `top` on, in as many lines as it takes; return it and where it ends."""
+    parts, x, y = [], 0.0, top
+    counts = Counter(map(layer_look, layers)).most_common()
+    items = [
+        (look, f"{look.label}: {look.says}, {in_number(count, 'layers')}") for look, count in counts
+    ]
+    for look, text in items:
+        width = 30 + LETTER * len(text)
+        if x and x + width > SVG_WIDTH:
+            x, y = 0.0, y + SVG_LINE
+        parts.append(svg_cell(x, y, 20, look, SHADES - 1) + svg_text(x + 26, y + 10, text))
+        x += width + 12
+    if scale.largest is not None:
+        y += SVG_LINE
+        text = f"stronger colour: larger error (relative RMSE), up to {scale.largest:.4f}"
+        steps = (svg_cell(21 * step, y, 20, LOOKS["W4A4"], step) for step in range(SHADES))
+        parts += [*steps, svg_text(21 * SHADES + 6, y + 10, text)]
+    return parts, y + SVG_LINE
+
+
+def precision_map_svg(data: dict, scheme: str = "") -> str:
+    """Draw the precision map of a report's data (see `data.report_data`, or a --report .json).
+
+    scheme: "light" or "dark"; "" for what the reader's system prefers, which need not be what a
+    site such as GitHub shows. The title tells the file's name, its size and what part that is of
+    the source's. Layers outside the transformer blocks are counted in the legend only.
+    """
+    layers = layers_of(data)
+    scale, (maps, _) = error_scale(data), block_maps(layers)
+    looks = [*dict.fromkeys([LOOKS["W4A4"], *map(layer_look, layers)])]
+    columns = max((len(blocks.blocks) for blocks in maps), default=1)
+    cell = min((SVG_WIDTH - SVG_HEAD) / columns, WIDEST_CELL)
+    output, source = data["output_bytes"], data["source_bytes"]
+    plan = "dry run, " if data["dry_run"] else ""
+    title = (
+        f"{data['output']}: {plan}{gigabytes(output)}, {percentage(output, source)} of the source"
+    )
+    parts, top = [svg_text(0, 16, title, 'font-size="15" font-weight="600"')], 26.0
+    for blocks in maps:
+        parts += svg_blocks(blocks, scale, cell, top)
+        top += SVG_LINE + SVG_ROW * len(blocks.kinds) + 8
+    legend, end = svg_legend(layers, scale, top + 4)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 -4 {SVG_WIDTH + 16} {end + 8:g}" '
+        f'width="{SVG_WIDTH}" role="img" font-family="system-ui, sans-serif" font-size="11.5">'
+        f"<title>Precision map of {escaped(title)}</title>\n"
+        f"<style>{svg_style(looks, scheme)}</style>\n"
+        f"<defs>{svg_patterns(looks)}</defs>\n{''.join([*parts, *legend])}</svg>\n"
+    )
+
+
+# ── nvfp4/report/model_card.py: Write a card to publish a converted file with, for Hugging Face: --
+
+# The Hub's word for files that ComfyUI's loaders take whole.
+SINGLE_FILE = "diffusion-single-file"
+LICENCES = "https://huggingface.co/docs/hub/repositories-licenses"
+# What models do, in the Hub's words: by the family's variant, or by what the family makes. One
+# alone is what the model does; of several, a person has to choose.
+VARIANT_TASKS = {"T2V": ("text-to-video",), "I2V": ("image-to-video",)}
+IMAGE_TASKS = ("text-to-image", "image-to-image")
+VIDEO_TASKS = ("text-to-video", "image-to-video")
+ANY_TASK = (*IMAGE_TASKS, *VIDEO_TASKS)
+# What is in a source's place on the Hub: hf://owner/name[@revision][/path].
+ON_THE_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.*))?")
+
+
+class HubOrigin(NamedTuple):
+    """Tell where a source on the Hub is: its repository, its revision and the file in it."""
+
+    repository: str
+    revision: str
+    file: str
+
+
+def origin_on_hub(path: Path) -> HubOrigin | None:
+    """Tell where a file on the Hub is; None for a file that lies elsewhere."""
+    found = ON_THE_HUB.fullmatch(str(path)) if isinstance(path, VirtualPath) else None
+    return HubOrigin(*(part or "" for part in found.groups())) if found else None
+
+
+def as_code(text: object) -> str:
+    """Write a text as code, so that nothing in it is markup, a link or another cell of a table."""
+    line = one_line(str(text)) or " "
+    # Code ends at as many backticks as it began with.
+    fence = "`" * (longest_run(line) + 1)
+    space = " " * line.startswith("`") or " " * line.endswith("`")
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def longest_run(text: str) -> int:
+    """Count the backticks of the longest run of them."""
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def as_name(text: str) -> str:
+    """Write a name as it is where it is of words that Markdown leaves alone, else as code."""
+    is_plain = re.fullmatch(r"[A-Za-z0-9]+([ ._-][A-Za-z0-9]+)*", text)
+    return text if is_plain else as_code(text)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lay out a table of ready cells; all columns but the first are set to the right."""
+    marks = ["---", *["---:"] * (len(columns) - 1)]
+    # A bar ends a cell, in code as well.
+    safe = ([cell.replace("|", "\\|") for cell in cells] for cells in (columns, marks, *rows))
+    return [*(f"| {' | '.join(cells)} |" for cells in safe), ""]
+
+
+class CardFacts(NamedTuple):
+    """Hold what the sections of a card are made of.
+
+    data: of the report's summary. origin: where SOURCE is on the Hub, None elsewhere. family: a key
+    of FAMILIES, or "". title: what the model is. tasks: what it may do, in the Hub's words.
+    """
+
+    report: Report
+    data: dict
+    origin: HubOrigin | None
+    family: str
+    title: str
+    tasks: tuple[str, ...]
+
+    @property
+    def blanks(self) -> list[str]:
+        """List what a person has to fill in."""
+        task = ["the task"] if len(self.tasks) != 1 else []
+        return ["the licence", *([] if self.origin else ["the base model"]), *task]
+
+
+def make_card(report: Report) -> CardFacts:
+    """Gather what a card tells of a conversion."""
+    refs = {plan.ref.name: plan.ref for plan in report.plans}
+    name, variant = recognise(Model(tensors=refs, metadata={}, files=()))
+    family = FAMILIES.get(name)
+    title = family.title if family else "Diffusion model"
+    # A family of images may edit them, too, and one of videos begin with a picture.
+    usual = () if family is None else IMAGE_TASKS if family.image else VIDEO_TASKS
+    return CardFacts(
+        report=report,
+        data=summary_data(report),
+        origin=origin_on_hub(report.options.source),
+        family=name,
+        title=f"{title} ({variant})" if variant else title,
+        tasks=VARIANT_TASKS.get(variant, usual),
+    )
+
+
+def render_card(report: Report) -> str:
+    """Render the card of a conversion, or of a dry run, which it says."""
+    card = make_card(report)
+    sections = (
+        front_matter,
+        card_introduction,
+        card_loading,
+        card_contents,
+        card_losses,
+        card_making,
+    )
+    return "\n".join(line for section in sections for line in section(card)) + "\n"
+
+
+def front_matter(card: CardFacts) -> Iterator[str]:
+    """Render the lines of YAML; what is to be filled in is a comment, so that they are valid."""
+    is_single = not card.report.options.output_sharded
+    plans = card.report.plans
+    words = {plan.format.option for plan in plans if plan.is_quantised or plan.ref.config}
+    yield "---"
+    yield f"# license: FILL IN the base model's, such as apache-2.0 ({LICENCES})"
+    if card.origin:
+        yield f"base_model: {json.dumps(card.origin.repository)}"
+    else:
+        yield "# base_model: FILL IN the repository of the original model, as OWNER/NAME"
+    yield "base_model_relation: quantized"
+    if is_single:
+        yield f"library_name: {SINGLE_FILE}"
+    if len(card.tasks) == 1:
+        yield f"pipeline_tag: {card.tasks[0]}"
+    else:
+        yield f"# pipeline_tag: FILL IN what it does, such as {' or '.join(card.tasks or ANY_TASK)}"
+    yield "tags:"
+    tags = [*["comfyui"] * is_single, "quantized", *(word for word in UNITS if word in words)]
+    yield from (f"- {tag}" for tag in tags)
+    yield from ("---", "")
+
+
+def card_introduction(card: CardFacts) -> Iterator[str]:
+    """Render the heading, what a person has yet to fill in, and what the file is."""
+    report, options = card.report, card.report.options
+    size, source = report.output_bytes, report.source_bytes
+    yield f"# {as_name(options.output.stem)}"
+    yield ""
+    yield f"> **Fill in** at the top of this file: {', '.join(card.blanks)}. Then delete this."
+    yield ""
+    if options.dry_run:
+        yield "> **A dry run's card**: nothing was converted, so that no errors are known."
+        yield ""
+    share = percentage(size, source)
+    yield (
+        f"**{card.title}, quantised for ComfyUI**: {gigabytes(size)}, {share} of the source's "
+        f"{gigabytes(source)}. Made by convert_nvfp4.py {card.data['version']} from "
+        f"{source_told(options.source)}."
+    )
+    for lora in options.merge_lora:
+        yield f"Merged into it, with strength {lora.strength:g}: {source_told(lora.path)}."
+    yield ""
+
+
+def source_told(path: Path) -> str:
+    """Name a file, with its repository and commit where it is on the Hub."""
+    origin = origin_on_hub(path)
+    if not origin:
+        return as_code(path.name)
+    name, file = origin.repository, origin.file
+    at = f" at {as_code(origin.revision)}" if origin.revision else ""
+    return f"{as_code(file) + ' in ' if file else ''}[{name}](https://huggingface.co/{name}){at}"
+
+
+def card_loading(card: CardFacts) -> Iterator[str]:
+    """Render where the file goes, and which ComfyUI and cards it needs."""
+    load, work, asked = card.data["load"], card.data["work"], card.report.asked
+    yield from ("## How to load it", "")
+    if load["folder"]:
+        setting = f", weight_dtype {load['weight_dtype']}," if load["weight_dtype"] else ""
+        yield f"- Put {as_code(card.data['output'])} into `ComfyUI/models/{load['folder']}`."
+        yield f"- ComfyUI's own node **{load['node']}**{setting} loads it, without custom nodes."
+    else:
+        yield f"- {load['text']}."
+    _, _, needs = render_work(work) or ("", "", "")
+    yield from [f"- It {needs}."] if needs else []
+    yield from ["- Its maker's ComfyUI took it."] if asked and asked.is_known else []
+    yield ""
+    if not work["comfyui"]:
+        return
+    rows = ((CARDS[name].series, f"{speed:.1f}x") for name, speed in work["speed"].items())
+    yield from markdown_table(("Cards", "speed over 16-bit, at most"), rows)
+    run = work["run"]
+    yield f"Estimated from published peaks, for the linear layers of a typical run: {run}."
+    yield ""
+
+
+def card_contents(card: CardFacts) -> Iterator[str]:
+    """Render how layers are stored and multiplied, with their shares."""
+    totals, matmuls = card.data["totals"], card.data["matmuls"]
+    size = sum(total["bytes"] for total in totals.values())
+    yield from ("## What is in it", "")
+    stored = (
+        (name, f"{total['layers']:,}", percentage(total["bytes"], size))
+        for name, total in totals.items()
+    )
+    yield from markdown_table(("Stored as", "linear layers", "share of the bytes"), stored)
+    if not matmuls:
+        return
+    multiplied = (
+        (kind, f"{found['layers']:,}", percentage(found["share"], 1))
+        for kind, found in matmuls.items()
+    )
+    yield from markdown_table(
+        ("Multiplied as", "layers", "share of the linear weights"), multiplied
+    )
+    yield "W4A4: weights of 4 bits times activations of 4 bits. All other layers are in 16 bits."
+    shares, *_ = render_work(card.data["work"]) or ("",)
+    yield from [f"In a step, {shares}."] if shares else []
+    yield ""
+
+
+def card_losses(card: CardFacts) -> Iterator[str]:
+    """Render the error of each format, and the layers that stand out."""
+    errors, outliers = card.data["errors"], card.data["outliers"]
+    if not errors:
+        return
+    yield from ("## What was lost", "")
+    rows = (
+        (
+            name,
+            f"{row['layers']:,}",
+            *(told_figure(row[key]) for key in ("median", "largest", "usual")),
+        )
+        for name, row in errors.items()
+    )
+    yield from markdown_table(("Format", "layers", "median error", "largest", "usual for it"), rows)
+    yield (
+        "Errors are relative RMSE: of a layer's decoded weight against the source's, or of its "
+        "output where it was rounded by statistics of its inputs."
+    )
+    yield ""
+    if outliers:
+        yield from (f"{in_number(len(outliers), 'layers stand out')}, the worst first:", "")
+        for one in outliers[:NAMED]:
+            yield f"- {as_code(one['layer'])}: {told_figure(one['error'])} in {one['format']}"
+        yield ""
+
+
+def told_figure(number: float | None) -> str:
+    """Write an error, or a dash where there is no number."""
+    return "-" if number is None else f"{number:.4f}"
+
+
+def card_making(card: CardFacts) -> Iterator[str]:
+    """Render how the file was made: what chose the formats, the command, the sources."""
+    command = typed_command(card.report.options)
+    fence = "`" * max(3, longest_run(command) + 1)
+    yield from ("## How it was made", "", chosen_by(card), "", fence, command, fence, "")
+    sources = card.data["origin"]["sources"].items()
+    yield from markdown_table(
+        ("Source file", "bytes"), ((as_code(name), f"{size:,}") for name, size in sources)
+    )
+    yield "The file's own header tells version, options and sources, too (`convert_nvfp4`)."
+
+
+def chosen_by(card: CardFacts) -> str:
+    """Say in a sentence what chose the formats of the layers."""
+    options = card.report.options
+    if options.gguf:
+        return f"Formats follow the types of a GGUF: {source_told(options.gguf)}."
+    if options.target_size or options.target_ratio:
+        return "Formats were chosen by each layer's measured error, for the file's size."
+    if options.layer_config:
+        return f"Formats are those of a layer config: {as_code(options.layer_config.name)}."
+    preset = card.family or "smart" if options.preset == "auto" else options.preset
+    recipe = "" if options.recipe == "mixed" else f", and --recipe {options.recipe}"
+    return f"Formats were chosen by --preset {preset}{recipe}."
+
+
+# ── nvfp4/report/texts.py: Write the text files that a conversion is asked for: report, model card,
+
+# What writes --report, by the suffix of its file: a row for each of REPORT_KINDS.
+REPORTS = {".json": render_json, ".html": render_html, ".svg": precision_map_svg}
+
+
+def write_check(check: Check, path: Path | None) -> None:
+    """Write what --verify found as a page (.html) or as data (.json); does nothing without a path.
+
+    Raises ConvertError where it cannot be written.
+    """
+    if path is not None:
+        is_page = path.suffix.lower() == ".html"
+        write_text(render_check_page(check) if is_page else render_json(check_data(check)), path)
+
+
+def write_texts(report: Report) -> None:
+    """Write the report, the model card and the layer config, where options name a file for them.
+
+    Each is written whole or not at all. Raises ConvertError where one cannot be written.
+    """
+    options = report.options
+    if options.make_folder:
+        make_folders(options.texts)
+    if options.report:
+        render = REPORTS[options.report.suffix.lower()]
+        write_text(render(report_data(report)), options.report)
+    if options.model_card:
+        write_text(render_card(report), options.model_card)
+    if options.layer_config_out:
+        write_text(layer_config(report.plans), options.layer_config_out)
+
+
+# ── nvfp4/source/whole.py: Make sure that a source is a whole model, and not one of its shards unde
+
+# Parts that every block of a run has; scales and other parts of quantised layers may differ.
+EVERY_BLOCK = (".weight", ".bias")
+# What is numbered is a layer, and no block, if it has these itself.
+LAYER = {"weight", "bias"}
+# {block's number: the parts that it has}, as "attn.q.weight".
+Run = dict[int, set[str]]
+
+
+def refuse_part(path: Path, model: Model) -> list[str]:
+    """Raise ConvertError for a model of a known family that is not all there, naming what it lacks.
+
+    ComfyUI would load such a file, leave what is missing at random values, and make noise. Of a
+    model of no known family, whose blocks may differ by design, a note tells what they lack.
+    """
+    family = FAMILIES.get(recognise(model)[0])
+    missing = missing_parts(model, family)
+    shard = f"one shard of several: it lacks {examples(missing)}"
+    if family and missing:
+        raise ConvertError(
+            f"{path}: is not a whole {family.title} model, but maybe {shard}; give the "
+            "*.safetensors.index.json beside it, or the folder"
+        )
+    what = f"{path.name} may be {shard}, which its other blocks have"
+    return [Note(what, Rank.WARNING)] if missing else []
+
+
+def missing_parts(model: Model, family: Family | None) -> list[str]:
+    """List what a model of this family, or of none, has to have and lacks: layers, blocks, tensors.
+
+    Layers beside the blocks are those in the family's row. Blocks are counted from 0 to the highest
+    number there is; a block has to have what most blocks of its name have. In a model of no family
+    the first blocks or the last may have less than most, as in Mochi, SeedVR and Hunyuan3D.
+    """
+    names = {bare(name) for name in model.tensors}
+    missing = missing_beside(names, family) if family else []
+    for run, blocks in sorted(runs_of(names, family).items()):
+        missing += [f"{run}.{number}" for number in gaps(blocks)]
+        counts = Counter(part for parts in blocks.values() for part in parts)
+        usual = {part for part, count in counts.items() if 2 * count > len(blocks)}
+        if not family:
+            usual = {part for part in usual if not lacks_at_an_end(blocks, part)}
+        for number, parts in sorted(blocks.items()):
+            missing += [f"{run}.{number}.{part}" for part in usual - parts]
+    return missing
+
+
+def missing_beside(names: Iterable[str], family: Family) -> list[str]:
+    """List the layers and modules beside its blocks that a model of this family lacks."""
+    choices = [choice.split("|") for choice in family.outside]
+    missing = [
+        layers[0] for layers in choices if not any(f"{layer}.weight" in names for layer in layers)
+    ]
+    for modules in family.together:
+        lacking = [one for one in modules if not any(name.startswith(f"{one}.") for name in names)]
+        missing += lacking if len(lacking) < len(modules) else []
+    return missing
+
+
+def runs_of(names: Iterable[str], family: Family | None) -> dict[str, Run]:
+    """Find the blocks of a model by their names: {"blocks": {number: parts}}.
+
+    In a model of no family those are what is numbered, and not single layers, as in a Sequential.
+    Numbers inside a block tell layers of different kinds, as in a UNet: these need not be alike.
+    """
+    runs: dict[str, Run] = defaultdict(lambda: defaultdict(set))
+    for name in filter(lambda name: name.endswith(EVERY_BLOCK), names):
+        if family and (found := family.inside.match(name)):
+            runs[found[1]][int(found[2])].add(name[found.end() :])
+        elif not family and (block := block_of(name)):
+            run, _, number = block.rpartition(".")
+            # Block numbers of more than nine digits are hostile.
+            if len(number) < 10:
+                runs[run][int(number)].add(name[len(block) + 1 :])
+    if family:
+        return runs
+    return {
+        run: {n: {part for part in parts if not part[0].isdigit()} for n, parts in blocks.items()}
+        for run, blocks in runs.items()
+        if len(blocks) >= LEAST_REPEATS and not any(parts & LAYER for parts in blocks.values())
+    }
+
+
+def lacks_at_an_end(blocks: Run, part: str) -> bool:
+    """Tell whether the blocks that lack a part are the first or the last ones, and no others."""
+    has = [part in blocks[number] for number in sorted(blocks)]
+    return has in (sorted(has), sorted(has, reverse=True))
+
+
+# ── nvfp4/source/read.py: Read the source of a conversion: a model, and its LoRAs ─────────────────
+
+def read_source(options: Options) -> Source:
+    """Open the model and the LoRAs to merge, and note the state of all files that are read later.
+
+    Returns the model, with LoRAs as patches of its tensors, and the notes of both. Raises
+    ConvertError for what is damaged, or quantised in a way that cannot be decoded, and for LoRAs
+    that do not go with the model.
+    """
+    refuse_missing(options)
+    model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
+    refuse_overwriting(options, model)
+    doubts = refuse_part(options.source, model)
+    model = dataclasses.replace(model, stamps=stamps_of(options, model))
+    merged = merge_loras(options.merge_lora, model, partial=options.lora_partial)
+    return Source(merged.model, (*notes, *doubts, *merged.notes))
+
+
+def refuse_missing(options: Options) -> None:
+    """Raise ConvertError if there is no SOURCE but an original model is where OUTPUT is to go."""
+    if exists(options.source) or not exists(options.output):
+        return
+    try:
+        original = not open_source(options.output).model.quantised
+    except ConvertError:
+        return
+    if original:
+        raise ConvertError(
+            f"{options.source}: no such file, but OUTPUT is there and a 16- or 32-bit model: are "
+            f"SOURCE and OUTPUT swapped? ({options.output})"
+        )
+
+
+def refuse_overwriting(options: Options, model: Model) -> None:
+    """Raise ConvertError if OUTPUT is there and not made by this tool: it would be overwritten.
+
+    Whoever types two models may take both for sources, or the places for the other way round. An
+    input is refused later, in other words; shards that are there, of whatever tool, are, too.
+    """
+    output = options.output
+    inputs = (*options.inputs, *model.files)
+    if options.output_sharded or any(is_same(output, path) for path in inputs):
+        return
+    if not exists(output) or not output.is_file() or is_ours(output):
+        return
+    if model.quantised:
+        raise ConvertError(
+            f"{output}: exists, and this tool did not make it, but SOURCE is quantised: are they "
+            "swapped? If not, delete it first"
+        )
+    raise ConvertError(
+        f"{output}: is no output of this program, and would be overwritten; delete it first, or "
+        "give a folder as the last place to convert several models"
+    )
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether this tool made a file: its header has a `convert_nvfp4` entry.
+
+    An empty file is nobody's loss. One that is no safetensors file counts as foreign. Raises
+    ConvertError where the system refuses to read it.
+    """
+    try:
+        return not path.stat().st_size or "convert_nvfp4" in read_header(path)[1]
+    except ConvertError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return False
+
+
+def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
+    """Tell size and time of the files that are read while converting, too, and not only before.
+
+    These are the model's, the LoRAs' and the recordings': a change of them would mix old and new
+    values in one output. Raises ConvertError where one is missing.
+    """
+    loras = (lora_in(lora.path) for lora in options.merge_lora)
+    paths = [*model.files, *loras, *options.activation_stats]
+    with translated(options.source):
+        return {path: stamp(path) for path in paths}
+
+
+# ── nvfp4/conversion.py: Run one conversion from end to end, as the list of its phases ────────────
+
+# Of the tensors that a file has as its source has them, those of so many bytes are compared: norms
+# and biases, which differ in each trained model.
+COMPARED_BYTES = 1 << 20
+
+
+def convert(options: Options, observe: Observe = unobserved) -> Report:
+    """Run a conversion, or with `dry_run` plan it, and write the reports that it asks for.
+
+    The Python interface; all else is as `run_phases` does it. Raises ConvertError, also for a
+    report that cannot be written once the model is.
+    """
+    if not isinstance(options, Options):
+        raise ConvertError(f"convert takes Options(source=..., output=...), not {options!r}")
+    report = run_phases(options, observe)
+    if read_ranks().is_first:
+        write_texts(report)
+    return report
+
+
+def look_ahead(options: Options) -> tuple[Path, ...]:
+    """Raise ConvertError for what keeps a conversion from being done, as far as headers tell it.
+
+    For whoever converts several models, and would learn of the last one's problems after hours. No
+    weight is read: with --target-size, which measures them, the output is not laid out. Returns all
+    files that the conversion reads, which no other may write.
+    """
+    refuse_lone_shard(options.source)
+    model = read_source(options).model
+    refuse_text_targets(options, model)
+    plans = make_plans(options, model, read_guides(options, model)).plans
+    if not options.target(model):
+        refuse_no_gain(options, model, plans)
+        refuse_problems(make_job(options, model, plans))
+    return (*options.inputs, *model.files)
+
+
+def is_converted(options: Options) -> bool:
+    """Tell whether OUTPUT is what this conversion would write: complete, and made in the same way.
+
+    For several conversions that were stopped, and are asked for again. The record in the file's
+    header has to be the one that this conversion would write, which a dry run makes: version,
+    options, names and sizes of the sources, formats. No input may be newer than the file. Models
+    for high and low noise may be alike in all that, so that the tensors that are copied, up to
+    COMPARED_BYTES each, have to have the source's bytes. Shards are never taken for complete.
+    """
+    output = options.written
+    if options.output_sharded or not exists(output):
+        return False
+    try:
+        there, metadata = read_header(output)
+        record = parse_json(metadata["convert_nvfp4"])
+    except (ConvertError, KeyError, ValueError):
+        return False
+    report = run_phases(dataclasses.replace(options, dry_run=True, quiet=True, comfyui=None))
+    files = {*options.inputs, *(plan.ref.path for plan in report.plans)}
+    newest = max(path.stat().st_mtime_ns for path in files if path.is_file())
+    if record != report.origin or newest > output.stat().st_mtime_ns:
+        return False
+    copied = (
+        plan.ref
+        for plan in report.plans
+        if not (plan.is_quantised or plan.ref.is_changed)
+        and plan.dtype == plan.ref.dtype
+        and plan.ref.nbytes <= COMPARED_BYTES
+    )
+    return all(
+        ref.name in there and torch.equal(load_bytes(ref), load_bytes(there[ref.name]))
+        for ref in copied
+    )
+
+
+@SCREEN
+def run_phases(options: Options, observe: Observe = unobserved) -> Report:
+    """Run a conversion, or with `dry_run` plan it. Raises ConvertError.
+
+    What fails leaves nothing behind, unless `resume` keeps partial files to go on with. Each phase
+    returns a record with its notes; they come together in the report, and only there. `observe` is
+    called with the name of each stage of writing the output (see `stages`). Under `torchrun` all
+    processes come here with the same options; each gets the report.
+    """
+    began = time.monotonic()
+    pins = pin_sources(options, noted_revisions(options))
+    refuse_lone_shard(options.source)
+    # Ranks meet before anything can fail on one of them alone: the others would wait for it.
+    with join_ranks() as ranks:
+        if (shared := ranks.gather(pins)[0]) != pins:
+            pinned(options.inputs, shared)
+        if not ranks.is_first:
+            options = dataclasses.replace(options, quiet=True)
+        comfyui = find_comfyui(options.comfyui) if ranks.is_first else None
+        planned = plan_conversion(options, ranks)
+        if comfyui:
+            phase("asking ComfyUI", quiet=options.quiet)
+        asked = ask_about_job(comfyui, planned.job)
+        phase("preparing the output", quiet=options.quiet)
+        if options.dry_run:
+            outcome = rehearse(planned.job, planned.tuned.plans, ranks)
+        else:
+            outcome = produce(planned.job, ranks, observe)
+    sized = planned.sized
+    heard, unfit = (asked.notes, asked.problems) if asked else ((), ())
+    return Report(
+        options=options,
+        plans=tuple(outcome.job.plans),
+        origin=outcome.job.origin,
+        source_bytes=planned.source_bytes,
+        output_bytes=outcome.job.nbytes,
+        notes=(*planned.notes, *outcome.notes, *heard),
+        problems=(*outcome.problems, *unfit),
+        damage=outcome.damage,
+        curve=planned.tuned.curve,
+        sizes=sized.sizes if sized else (),
+        size_error=sized.error if sized else 0.0,
+        asked=asked,
+        seconds=time.monotonic() - began,
+        device=describe_device(planned.device),
+    )
+
+
+def pin_sources(options: Options, noted: dict[str, str]) -> dict[str, str]:
+    """Stay with one commit of each repository on the Hub for the whole run, and tell which.
+
+    noted: those that the run to go on with had. Returns what is pinned, {} without such sources.
+    """
+    if virtual_of(options.inputs):
+        phase("asking the Hub", quiet=options.quiet)
+    pins = pinned(options.inputs, noted)
+    for place, commit in pins.items():
+        if not options.quiet and read_ranks().is_first:
+            SCREEN.tell(f"reading {place} at commit {commit}")
+    return pins
+
+
+class Planned(NamedTuple):
+    """Hold what a conversion is before anything is written: its job, where it runs.
+
+    `source_bytes` is the size of its files; `sized` is what --target-size found, None without it;
+    `notes` are those of all phases so far.
+    """
+
+    source_bytes: int
+    sized: SizedPlan | None
+    tuned: Tuned
+    job: Job
+    device: torch.device
+    notes: tuple[str, ...]
+
+
+def refuse_measuring(options: Options, model: Model) -> None:
+    """Raise ConvertError for a dry run that would measure weights which have to be fetched."""
+    measuring = {
+        "--target-size": options.target(model),
+        "--w4a4-share": options.w4a4_share,
+        "--pre-quant-scale": options.pre_quant_scale,
+    }
+    asked = [flag for flag, value in measuring.items() if value]
+    if options.dry_run and asked and any(path.is_remote for path in virtual_of(model.files)):
+        raise ConvertError(
+            f"--dry-run fetches headers alone, and {asked[0]} measures weights: leave one of them "
+            f"out, or download the model first ({options.source})"
+        )
+
+
+def unread_values(options: Options, plans: Iterable[TensorPlan]) -> list[str]:
+    """Note which values a dry run does not look at, as they would have to be fetched."""
+    unseen = [
+        plan.ref.name
+        for plan in plans
+        if plan.may_overflow and any(path.is_remote for path in virtual_of([plan.ref.path]))
+    ]
+    if not options.dry_run or not unseen:
+        return []
+    what = in_number(len(unseen), "tensors were not looked at: float16 may not hold them")
+    return [Note(f"{what}; a dry run fetches headers alone: {examples(unseen)}", Rank.NOTE)]
+
+
+def plan_conversion(options: Options, ranks: Ranks) -> Planned:
+    """Run the phases from reading headers to the job, laid out to the byte. Raises ConvertError."""
+    say = partial(phase, quiet=options.quiet)
+    say("reading headers")
+    # Only headers are read here; weights are read while they are measured or encoded.
+    source = read_source(options)
+    source_bytes = file_bytes(source.model)
+    device = pick_device(options.device, ranks)
+    refuse_text_targets(options, source.model)
+    say("reading guides")
+    guides = read_guides(options, source.model)
+    say("planning")
+    refuse_measuring(options, source.model)
+    planner = partial(make_plans, model=source.model, guides=guides)
+    sized = plan_for_size(options, source.model, planner, ranks)
+    plan = sized.plan if sized else planner(options)
+    refuse_no_gain(options, source.model, plan.plans)
+    tuned = tune_activations(options, plan.plans)
+    plans = tuned.plans
+    # --target-size has looked already, and a real run looks while it writes.
+    unseen = unread_values(options, plans)
+    if options.dry_run and not sized and not unseen:
+        plans = widen(plans, float16_overflows(plans, options))
+    notes = (
+        *plan.notes,
+        *unseen,
+        *shape_notes(options, plans),
+        *dynamic_notes(options, plans),
+        *card_notes(options, plans, capability_here()),
+        *source.notes,
+        *tuned.notes,
+    )
+    job = make_job(options, source.model, plans)
+    return Planned(source_bytes, sized, tuned, job, device, notes)
+
+
 # ── nvfp4/cli/entry.py: Carry out what the command line asks for, and end with its status ─────────
 
 def run(task: Options | Verification) -> tuple[str, int]:
@@ -27612,6 +27731,7 @@ def run(task: Options | Verification) -> tuple[str, int]:
     """
     if isinstance(task, Verification):
         check = verify_file(task)
+        write_check(check, task.report)
         text = json_line(check_data(check)) if task.json else render_check(check, stdout_width())
         return text, int(check.outcome > Outcome.LOADS)
     report = run_phases(task)

@@ -31,12 +31,9 @@ def find_model(name: str) -> tuple[Path, str]:
 
     Raises NodeError where there is none of this name.
     """
-    places = [(MODELS, name)]
-    folder, _, rest = name.replace("\\", "/").partition("/")
-    if folder == CHECKPOINTS:
-        places.append((CHECKPOINTS, rest))
-    for kind, inner in places:
-        if path := folder_paths.get_full_path(kind, inner):
+    inner = name.removeprefix(f"{CHECKPOINTS}/")
+    for kind, one in ((MODELS, name), (CHECKPOINTS, inner)):
+        if path := folder_paths.get_full_path(kind, one):
             return Path(path), kind
     raise NodeError(f"{name}: is in none of ComfyUI's folders for models")
 

@@ -56,6 +56,12 @@ class Progress:
             PromptServer.instance.send_progress_text(text, self.node_id)
 
 
+def for_node(program: ModuleType, text: str) -> str:
+    """Make a summary fit to be shown on a node, where nothing was typed on a command line."""
+    lines = program.printable(text).splitlines()
+    return "\n".join(line for line in lines if not line.endswith(program.NOT_ASKED))
+
+
 @contextlib.contextmanager
 def its_turn(progress: Progress) -> Iterator[None]:
     """Wait until no other conversion runs in this process; the cancel button works meanwhile."""
@@ -81,5 +87,6 @@ def converting(node_id: str | None) -> Iterator[ModuleType]:
     with its_turn(progress), torch.inference_mode(False), program.watched_by(progress):
         try:
             yield program
+            progress.say("done")
         except program.ConvertError as error:
             raise NodeError(program.printable(str(error))) from None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io as texts
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import comfy.model_management
+import comfyui_version
 import torch
 from comfy_api.latest import io
 
@@ -145,13 +147,31 @@ def card_here(program: ModuleType) -> str:
     return program.card_of(torch.cuda.get_device_capability(own))
 
 
+def formats_here(program: ModuleType, card: str, values: dict) -> str:
+    """List the formats to choose from where this ComfyUI is too old for some; "" where it is not.
+
+    A goal or a recipe that names formats itself is left alone.
+    """
+    if values["goal"] == "quality" or values["recipe"] != "mixed":
+        return ""
+    usual = program.DEFAULT_FORMATS
+    fast = [word for word in usual if not card or word in program.CARDS[card].fast]
+    here = version_key(comfyui_version.__version__)
+    known = [w for w in fast if version_key(program.COMFYUI_SINCE.get(w, "0")) <= here]
+    return "" if known == fast else ",".join(known)
+
+
+def version_key(text: str) -> tuple[int, ...]:
+    """Make a version comparable: "0.29.0" is newer than "0.10"."""
+    return tuple(map(int, re.findall(r"\d+", text)[:3]))
+
+
 def words_of(program: ModuleType, values: dict) -> Iterator[str]:
     """Write the inputs as the command line takes them."""
     if values["goal"] != "balanced":
         yield from ("--goal", values["goal"])
     card = card_here(program) if values["card"] == THIS_CARD else CARDS[values["card"]]
-    # Formats win over a card, and so they do here, where the card may be nobody's choice.
-    if card and not values["formats"]:
+    if card:
         yield from ("--card", card)
     if values["target_size_gb"]:
         yield from ("--target-size", str(round(values["target_size_gb"] * 1e9)))
@@ -164,8 +184,8 @@ def words_of(program: ModuleType, values: dict) -> Iterator[str]:
         yield from ("--recipe-file", str(RECIPE_FILES / f"{values['recipe_file']}.toml"))
     if values["gguf"] != NONE:
         yield from ("--gguf", str(one_of(ggufs(), values["gguf"], "GGUF")))
-    if values["formats"]:
-        yield from ("--formats", values["formats"])
+    if formats := values["formats"] or formats_here(program, card, values):
+        yield from ("--formats", formats)
     for name, strength in values.get("loras") or ():
         yield from ("--merge-lora", f"{find_lora(name)}:{strength:g}")
     yield from ("--device", pick_device(values["device"]))

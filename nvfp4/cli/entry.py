@@ -24,7 +24,7 @@ from nvfp4.report.check import check_data, render_check
 from nvfp4.report.data import Report, json_line, summary_data
 from nvfp4.report.lines import broken, stdout_width
 from nvfp4.report.summary import render_report
-from nvfp4.report.texts import write_texts
+from nvfp4.report.texts import write_check, write_texts
 from nvfp4.stored.defects import Outcome
 from nvfp4.verify import verify_file
 
@@ -39,6 +39,7 @@ def run(task: Options | Verification) -> tuple[str, int]:
     """
     if isinstance(task, Verification):
         check = verify_file(task)
+        write_check(check, task.report)
         text = json_line(check_data(check)) if task.json else render_check(check, stdout_width())
         return text, int(check.outcome > Outcome.LOADS)
     report = run_phases(task)

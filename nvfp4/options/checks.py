@@ -19,6 +19,13 @@ OTHER_FILES = (".gguf", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".json", ".html"
 LEAST_SHARD = 1_000_000
 
 
+def page_or_data(flag: str, path: Path, given: GivenOptions) -> str:
+    """Refuse a report of a check that is neither page nor data, or would replace an index."""
+    if path.name.lower().endswith(".safetensors.index.json"):
+        return f"{flag} must not replace an index: {path}"
+    return must_end_in(".json", ".html")(flag, path, given)
+
+
 def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions], str]:
     """Make the check of a file's suffix, for an Option's `check`.
 

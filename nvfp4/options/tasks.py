@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from nvfp4.model import Lora
+from nvfp4.options.checks import page_or_data
 from nvfp4.options.kinds import FILE, FOLDER, NATURAL, SWITCH, Kind, frame_size, positive_float
 from nvfp4.options.option import Other, all_options, by_name, check_task, option, same_option
 from nvfp4.options.recipe_files import recipe_path
@@ -41,6 +42,7 @@ class Verification:
     merge_lora: tuple[Lora, ...] = same_option(
         Options, "merge_lora", needs=[Other("--source", why=" to verify against")])
     lora_partial: bool = same_option(Options, "lora_partial")
+    report: Path | None = same_option(Options, "report", check=page_or_data)
     comfyui: Path | None = same_option(Options, "comfyui")
     quiet: bool = same_option(Options, "quiet")
     json: bool = same_option(Options, "json")

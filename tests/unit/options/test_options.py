@@ -333,7 +333,7 @@ def test_only_the_fields_of_a_verification_go_with_verify(row, capsys):
     with pytest.raises(SystemExit) as stop:
         parse_options(arguments)
     assert stop.value.code == 2
-    goes = "--source, --merge-lora, --lora-partial, --comfyui, --quiet and --json"
+    goes = "--source, --merge-lora, --lora-partial, --report, --comfyui, --quiet and --json"
     assert f"--verify FILE goes with {goes}, without OUTPUT" in capsys.readouterr().err
 
 

@@ -1,0 +1,53 @@
+"""Keep the pages of reports in ComfyUI's output folder, and serve them to its page.
+
+ComfyUI's own /view sends HTML as a download. These pages have no script; the headers forbid one all
+the same, and the browser treats them as of no origin.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import folder_paths
+from aiohttp import web
+from server import PromptServer
+
+ROUTE = "/nvfp4/page/"
+PAGE_NAME = re.compile(r"[^/\\\x00]+\.html")
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+def page_file(name: str) -> Path:
+    """Return where the page of a report is kept; the folder is made."""
+    folder = Path(folder_paths.get_output_directory()) / "nvfp4_reports"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def find_page(name: str) -> Path | None:
+    """Find a page by its name, None where there is none or it lies elsewhere."""
+    if not PAGE_NAME.fullmatch(name):
+        return None
+    path = page_file(name)
+    is_there = path.is_file() and path.resolve().parent == path.parent.resolve()
+    return path if is_there else None
+
+
+async def send_page(request: web.Request) -> web.Response:
+    """Answer ComfyUI's page with a report."""
+    path = find_page(request.match_info["name"])
+    if path is None:
+        return web.Response(status=404)
+    return web.Response(
+        body=path.read_bytes(), content_type="text/html", charset="utf-8", headers=HEADERS
+    )
+
+
+# Tests load the nodes without a server.
+if getattr(PromptServer, "instance", None) is not None:
+    PromptServer.instance.routes.get(ROUTE + "{name}")(send_page)
