@@ -11,6 +11,7 @@ WEB_DIRECTORY = "./web"
 # {module of this folder: the classes of its nodes}, in the order of the menu.
 NODES = {
     "convert": ("NVFP4Convert", "NVFP4MergeLora"),
+    "convert_model": ("NVFP4ConvertModel",),
     "check": ("NVFP4CheckFile",),
     "calibrate": ("NVFP4Calibrate",),
     "record": ("NVFP4CalibrationRecorder",),

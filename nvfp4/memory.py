@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from nvfp4.dtypes import bits_of, round_up
+from nvfp4.dtypes import SAFETENSORS_BITS, bits_of, round_up
 from nvfp4.errors import ConvertError
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.virtual import VirtualEntry, VirtualFile, VirtualPath
@@ -109,7 +109,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def make_content(tensors: Mapping[str, MemoryTensor], metadata: Mapping[str, str]) -> MemoryContent:
-    """Lay a file out: tensors in the order given, one after another, behind the header."""
+    """Lay a file out: the header, then the tensors, each at a multiple of its item size."""
+    bits = {name: SAFETENSORS_BITS[tensor.dtype] for name, tensor in tensors.items()}
+    tensors = {name: tensors[name] for name in sorted(tensors, key=bits.get, reverse=True)}
     entries, position = {"__metadata__": dict(metadata)} if metadata else {}, 0
     for name, tensor in tensors.items():
         end = position + bits_of(tensor.dtype, tensor.shape) // 8

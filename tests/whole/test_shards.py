@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +14,8 @@ from safetensors.torch import load_file
 import convert_nvfp4 as c
 from support.conversions import convert_tiny
 from support.files import OLDER
-from support.kills import NAMES, command, killed, needs_sigkill, run_killed
+from support.kills import NAMES, command, killed, needs_sigkill
+from support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +118,10 @@ def test_shards_go_on_after_a_kill(sharded, tiny, tmp_path):
 def test_shards_get_the_rest_of_their_names(sharded, tiny, tmp_path, capsys, named):
     out, more = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
     arguments = command(tiny, out, *more)
-    run_killed(NAMES, str(named), *arguments)
+    done = subprocess.run(
+        [sys.executable, "-c", NAMES, str(named), *arguments], check=False, cwd=ROOT
+    )
+    assert done.returncode == -signal.SIGKILL
     shards = sorted(tmp_path.glob("o-*.safetensors"))
     assert len(shards) == named
     if named:
@@ -132,7 +139,7 @@ def test_shards_get_the_rest_of_their_names(sharded, tiny, tmp_path, capsys, nam
 def test_a_shard_that_changed_since_is_an_older_one(tiny, tmp_path, capsys):
     out, more = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
     arguments = command(tiny, out, *more, "--resume")
-    run_killed(NAMES, "1", *arguments)
+    subprocess.run([sys.executable, "-c", NAMES, "1", *arguments], check=False, cwd=ROOT)
     (shard,) = tmp_path.glob("o-*.safetensors")
     os.utime(shard, (0, 0))
     assert c.main(arguments) == 1
@@ -142,7 +149,8 @@ def test_a_shard_that_changed_since_is_an_older_one(tiny, tmp_path, capsys):
 @needs_sigkill
 def test_what_a_run_of_other_shards_left_is_told(tiny, tmp_path, capsys):
     out, shards = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
-    run_killed(NAMES, "1", *command(tiny, out, *shards))
+    arguments = [sys.executable, "-c", NAMES, "1", *command(tiny, out, *shards)]
+    subprocess.run(arguments, check=False, cwd=ROOT)
     left = {path.name for path in tmp_path.iterdir()} - {"o.safetensors.partial.journal"}
     assert len(left) > 3
     assert c.main(command(tiny, out)) == 0
@@ -169,7 +177,7 @@ def test_a_kill_once_all_shards_are_named_is_made_good(tiny, sharded, tmp_path):
     out, shards = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
     arguments = command(tiny, out, *shards)
     killed_late = NAMES.replace("c.rename = kill", "c.sync_folder = lambda _: kill(0, 0)")
-    run_killed(killed_late, "0", *arguments)
+    subprocess.run([sys.executable, "-c", killed_late, "0", *arguments], check=False, cwd=ROOT)
     assert len(list(tmp_path.glob("*.index.json"))) == 1
     assert c.main([*arguments, "--resume"]) == 0
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -1,0 +1,130 @@
+"""The node that converts what is loaded: a MODEL, with the LoRAs that were merged into it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+from comfy_api.latest import io
+
+from .convert import ALIASES, MADE, NVFP4Convert, deliver, delivering_outputs, key_of, status
+from .files import MODELS
+from .loaded import DIGEST, Loaded, show_model
+from .runtime import NodeError, converting
+from .settings import settings_inputs, task_of
+from .workflow import loras_behind
+
+# What patches are called where the workflow names no LoRA for them.
+UNNAMED = "patches of the MODEL"
+
+
+class NVFP4ConvertModel(io.ComfyNode):
+    """Convert a MODEL as it is loaded, LoRAs merged, into a new file of ComfyUI's."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            node_id="NVFP4ConvertModel",
+            display_name="Convert Model (NVFP4)",
+            category="advanced/quantization",
+            description=(
+                "Converts what is loaded, with its LoRAs merged, to NVFP4, INT8, FP8 or a mix of "
+                "them: a new file in models/diffusion_models. The MODEL stays as it is, and is not "
+                "loaded once more."
+            ),
+            search_aliases=[*ALIASES, "save model", "bake lora", "merge lora"],
+            is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="from a loader, LoRA loaders or merging nodes: its patches are merged "
+                    "in float32 and rounded once",
+                ),
+                *settings_inputs(),
+            ],
+            outputs=delivering_outputs(),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **values: object) -> tuple:
+        """Tell ComfyUI whether the node has to run again; whether the MODEL changed it knows."""
+        return NVFP4Convert.fingerprint_inputs(**values)
+
+    @classmethod
+    def execute(cls, model: object, overwrite: bool, **values: object) -> io.NodeOutput:
+        """Convert, and return the new file's name."""
+        loras = loras_behind(cls.hidden.prompt or {}, str(cls.hidden.unique_id))
+        with converting(cls.hidden.unique_id) as program:
+            shown = show_model(model)
+            with task_in_memory(program, shown, loras, values) as task:
+                refuse_others_work(program, task, shown, overwrite)
+                notes = partial(notes_of, shown, loras)
+                done = deliver(program, task, MODELS, overwrite=overwrite, notes=notes)
+        MADE[key_of({"overwrite": overwrite, **values})] = task.output, status(task.output)
+        return done.output
+
+
+@contextlib.contextmanager
+def task_in_memory(
+    program: ModuleType, shown: Loaded, loras: list[tuple[str, float]], values: dict
+) -> Iterator[object]:
+    """Make the Options of a conversion whose source is in memory, for the `with` block.
+
+    loras: those that the workflow names; values: the node's inputs. Raises NodeError for a MODEL
+    that was loaded as FP8, unless --plain-fp8 is given.
+    """
+    with contextlib.ExitStack() as files:
+        named = program.memory_file(shown.path.name, shown.weights, shown.metadata)
+        task = task_of(program, files.enter_context(named), MODELS, values)
+        if shown.lost and not task.plain_fp8:
+            raise NodeError(f"{shown.lost}, or give --plain-fp8 in more_options")
+        title = program.source_name(shown.path)
+        if shown.merged:
+            name, strength = name_patches(loras)
+            path = files.enter_context(program.memory_file(name, shown.merged))
+            given = (program.Lora(path, strength), *task.merge_lora)
+            task = dataclasses.replace(task, merge_lora=given)
+            title += f"-{Path(loras[0][0]).stem}" if len(loras) == 1 else "-merged"
+        if not values["name"].strip():
+            file = f"{title}_{program.format_word(task)}.safetensors"
+            task = dataclasses.replace(task, output=task.output.with_name(file))
+        yield task
+
+
+def name_patches(loras: list[tuple[str, float]]) -> tuple[str, float]:
+    """Name the patches of a MODEL for the header and the report, and tell their strength.
+
+    One LoRA is called as the command line calls it; of several, names and strengths are one name.
+    """
+    if len(loras) == 1:
+        return loras[0]
+    return " + ".join(f"{name}:{strength:g}" for name, strength in loras) or UNNAMED, 1.0
+
+
+def refuse_others_work(program: ModuleType, task: object, shown: Loaded, overwrite: bool) -> None:
+    """Raise NodeError where a file is there with other patches merged into it.
+
+    The record of a conversion tells names and strengths of LoRAs, and of merged models nothing.
+    """
+    if overwrite or not task.output.is_file():
+        return
+    _, metadata = program.read_header(task.output)
+    if metadata.get(DIGEST) != shown.metadata.get(DIGEST):
+        raise NodeError(
+            f"{task.output}: exists already, with other LoRAs merged; give another name, or switch "
+            "overwrite on"
+        )
+
+
+def notes_of(shown: Loaded, loras: list[tuple[str, float]]) -> Iterator[str]:
+    """Yield lines of what is to be said of the MODEL beside the converter's report."""
+    yield from (f"note: {note}" for note in shown.notes)
+    yield from (f"note: ComfyUI could not merge: {line}" for line in shown.unmerged)
+    if loras and not shown.merged:
+        yield f"note: {name_patches(loras)[0]}: changes nothing in this MODEL"
