@@ -11,7 +11,16 @@ from pathlib import Path
 
 from nvfp4.model import Lora
 from nvfp4.options.checks import page_or_data
-from nvfp4.options.kinds import FILE, FOLDER, NATURAL, SWITCH, Kind, frame_size, positive_float
+from nvfp4.options.kinds import (
+    FILE,
+    FOLDER,
+    LOCAL_FILE,
+    NATURAL,
+    SWITCH,
+    Kind,
+    frame_size,
+    positive_float,
+)
 from nvfp4.options.option import Other, all_options, by_name, check_task, option, same_option
 from nvfp4.options.recipe_files import recipe_path
 from nvfp4.options.table import GENERAL, Options
@@ -77,24 +86,24 @@ class CalibrationRun:
     """Describe one calibration, `--calibrate MODEL`: prompts sampled in a ComfyUI and recorded."""
 
     # fmt: off
-    calibrate: Path = option(MISSING, CALIBRATE, FILE,
+    calibrate: Path = option(MISSING, CALIBRATE, LOCAL_FILE,
         "start --comfyui without a window, sample --prompts from this model and record what its "
         "layers are given, for --activation-stats",
         everyday="record a model's inputs with your prompts", needs=["--prompts"])
-    prompts: Path | None = option(None, CALIBRATE, FILE,
+    prompts: Path | None = option(None, CALIBRATE, LOCAL_FILE,
         "a text file with a prompt on each line; a few dozen, like those that you will use")
     comfyui: Path | None = same_option(Options, "comfyui")
-    text_encoder: tuple[Path, ...] = option((), CALIBRATE, FILE._replace(repeatable=True),
+    text_encoder: tuple[Path, ...] = option((), CALIBRATE, LOCAL_FILE._replace(repeatable=True),
         "the text encoder's file (repeatable where a model has two)", conflicts=[IN_WORKFLOW])
-    low_noise: Path | None = option(None, CALIBRATE, FILE,
+    low_noise: Path | None = option(None, CALIBRATE, LOCAL_FILE,
         "the other half of Wan 2.2 14B: --calibrate has the high-noise one, and both are recorded",
         conflicts=[IN_WORKFLOW])
-    vae: Path | None = option(None, CALIBRATE, FILE,
+    vae: Path | None = option(None, CALIBRATE, LOCAL_FILE,
         "the VAE's file, for models that are given an image", conflicts=[IN_WORKFLOW])
-    image: tuple[Path, ...] = option((), CALIBRATE, FILE._replace(repeatable=True),
+    image: tuple[Path, ...] = option((), CALIBRATE, LOCAL_FILE._replace(repeatable=True),
         "an image that a video begins with (repeatable: prompts take them in turn)",
         needs=["--vae"], conflicts=[IN_WORKFLOW])
-    workflow: Path | None = option(None, CALIBRATE, FILE,
+    workflow: Path | None = option(None, CALIBRATE, LOCAL_FILE,
         "your own workflow instead of the one that comes with the program: exported from ComfyUI's "
         "menu by Export (API), or a PNG that was made by it")
     negative: str = option("", CALIBRATE, Kind(str, "TEXT"), "the negative prompt of all prompts",
