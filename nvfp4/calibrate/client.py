@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -97,11 +98,12 @@ class Events:
 
     def take(self) -> Iterator[dict]:
         """Yield the events that are there, or that come within PATIENCE: none may have come."""
-        try:
-            self.receive()
-        except TimeoutError:
-            return
-        while (frame := self.next_frame()) is not None:
+        frame = self.next_frame()
+        if frame is None:
+            with contextlib.suppress(TimeoutError):
+                self.receive()
+            frame = self.next_frame()
+        while frame is not None:
             kind, content = frame
             if kind == TEXT:
                 yield json.loads(content)
@@ -113,6 +115,7 @@ class Events:
                 )
             elif kind == CLOSE:
                 raise ConnectionError("ComfyUI closed its websocket")
+            frame = self.next_frame()
 
     def next_frame(self) -> tuple[int, bytes] | None:
         """Cut a whole frame off what was received: its kind and content; None until it is there.

@@ -6,7 +6,7 @@ import itertools
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,9 +108,9 @@ def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[st
     """
     phase("reading headers and prompts", quiet=task.quiet)
     comfyui, prompts = comfyui_of(task), read_prompts(task.prompts)
-    workflow = workflow_of(task)
-    loaders = {} if task.workflow else {"model": "unet_name", "low noise": "unet_name"}
-    loaders = loaders or loaders_of(workflow, task.calibrate)
+    refuse_files(task, recorded)
+    workflow = read_workflow(task.workflow) if task.workflow else own_workflow(task)
+    places = places_of(workflow, recorded, task)
     with translated(task.results, "cannot make the folder"):
         task.results.mkdir(parents=True, exist_ok=True)
     older = [one for one in recorded if exists(one.statistics)]
@@ -118,7 +118,6 @@ def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[st
     with RunningComfyUI(comfyui, folders_of(task), task.comfyui_args) as running:
         try:
             info = started(running, task)
-            places = places_of(workflow, loaders, recorded, task)
             sample_all(running, prepared(workflow, places, info), prompts, task)
         except ConvertError as error:
             kept = keep_log(running, recorded[0])
@@ -157,32 +156,34 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def workflow_of(task: CalibrationRun) -> Workflow:
-    """Read or make the workflow, and check that its files are there.
-
-    Raises ConvertError for what is missing, and for models in shards, which ComfyUI does not load.
-    """
-    files = [*models_of(task), *task.text_encoder, *task.image, *([task.vae] if task.vae else [])]
-    if missing := [path for path in files if not path.is_file()]:
-        raise ConvertError(*(f"{path}: no such file" for path in missing))
-    if len({OwnRecording(model=path, folder=task.results).name for path in models_of(task)}) < len(
-        models_of(task)
-    ):
-        raise ConvertError("--low-noise: both halves have one name; rename one of them")
-    if task.workflow:
-        return read_workflow(task.workflow)
-    if task.calibrate.suffix.lower() == ".gguf":
-        raise ConvertError("a GGUF needs your own workflow: give --workflow FILE")
-    model = open_model(task.calibrate)
-    if model.shards:
-        raise ConvertError(
-            f"{task.calibrate}: is in shards, which ComfyUI does not load; calibrate with a "
-            "converted file of it, made with --no-input-scale"
-        )
-    return Builder(with_options(sampling_of(model), task), task).build()
+def refuse_files(task: CalibrationRun, recorded: list[OwnRecording]) -> None:
+    """Raise ConvertError for files that are missing, and for models that ComfyUI does not load."""
+    problems = []
+    for path in models_of(task):
+        if path.is_dir() or path.suffix.lower() == ".json":
+            problems.append(
+                f"{path}: is a model in shards, which ComfyUI does not load; calibrate with one "
+                "file of it, such as a conversion with --no-input-scale"
+            )
+    others = [*task.text_encoder, *task.image, *([task.vae] if task.vae else [])]
+    for path in [*models_of(task), *others]:
+        if not path.exists():
+            problems.append(f"{path}: no such file")
+    if len({one.name for one in recorded}) < len(recorded):
+        problems.append("--low-noise: both halves have one name; rename one of them")
+    if task.calibrate.suffix.lower() == ".gguf" and not task.workflow:
+        problems.append("a GGUF needs your own workflow: give --workflow FILE")
+    if problems:
+        raise ConvertError(*problems)
 
 
-def folders_of(task: CalibrationRun) -> dict[str, Iterable[Path]]:
+def own_workflow(task: CalibrationRun) -> Workflow:
+    """Make the workflow that comes with the program. Raises ConvertError where none does."""
+    sampling = sampling_of(open_model(task.calibrate))
+    return Builder(with_options(sampling, task), task).build()
+
+
+def folders_of(task: CalibrationRun) -> dict[str, Sequence[Path]]:
     """Tell in which kinds of folders ComfyUI is to find which files."""
     models = models_of(task)
     return {
@@ -206,20 +207,20 @@ def started(running: RunningComfyUI, task: CalibrationRun) -> dict[str, dict]:
 
 
 def places_of(
-    workflow: Workflow, loaders: dict[str, str], recorded: list[OwnRecording], task: CalibrationRun
+    workflow: Workflow, recorded: list[OwnRecording], task: CalibrationRun
 ) -> dict[str, dict[str, object]]:
-    """Tell behind which nodes recorders go, {loader: recorder's inputs}, and name the files there.
+    """Tell behind which nodes recorders go: {loader: inputs of its recorder}.
 
-    The workflow is changed: the model lies in a folder of its own, under its plain name.
+    In a user's workflow the model's file is named anew, as ComfyUI finds it in its own folder.
+    Raises ConvertError where the workflow does not load it.
     """
-    found = {}
-    halves = iter(recorded)
-    for node, name in loaders.items():
-        if node in workflow:
-            one = recorded[0] if task.workflow else next(halves)
-            workflow[node]["inputs"][name] = one.model.name
-            found[node] = one.inputs(task.second_moments)
-    return found
+    if not task.workflow:
+        made = zip(("model", "low noise"), recorded, strict=False)
+        return {loader: one.inputs(task.second_moments) for loader, one in made}
+    found = loaders_of(workflow, task.calibrate)
+    for node, name in found.items():
+        workflow[node]["inputs"][name] = task.calibrate.name
+    return dict.fromkeys(found, recorded[0].inputs(task.second_moments))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

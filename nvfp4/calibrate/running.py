@@ -11,12 +11,13 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from nvfp4.asking.find import ComfyUI
 from nvfp4.calibrate.client import LOOPBACK, PATIENCE, Events, ask_server, free_port
 from nvfp4.errors import EXCERPT, ConvertError, one_line
+from nvfp4.files import full_path, translated
 from nvfp4.programs import end_tree, server_command, start_server
 from nvfp4.requirements import HERE
 
@@ -45,7 +46,7 @@ class RunningComfyUI:
     own folders are added to those that it looks in.
     """
 
-    def __init__(self, comfyui: ComfyUI, models: dict[str, Iterable[Path]], arguments: str):
+    def __init__(self, comfyui: ComfyUI, models: dict[str, Sequence[Path]], arguments: str):
         """Say what to run.
 
         models: {kind of folder, as ComfyUI calls it: files that are to be found}. arguments: of the
@@ -54,7 +55,10 @@ class RunningComfyUI:
         self.comfyui, self.models = comfyui, models
         # A backslash is part of a path on Windows, and escapes nothing.
         text = arguments.replace("\\", "\\\\") if os.name == "nt" else arguments
-        self.arguments = shlex.split(text)
+        try:
+            self.arguments = shlex.split(text)
+        except ValueError as error:
+            raise ConvertError(f"--comfyui-args: {error}") from error
         self.port, self.client = free_port(), uuid.uuid4().hex
         self.events = None
 
@@ -71,45 +75,46 @@ class RunningComfyUI:
         own_nodes_only: load no custom nodes of the user's, which start slowly and are not needed.
         images: files that LoadImage finds, by their `input_name`; None for ComfyUI's own folder.
         """
-        for name in ("user", "output", "input", "custom_nodes"):
-            (self.folder / name).mkdir()
-        paths, pack = self.model_folders(), find_pack()
-        if pack:
-            ignored = shutil.ignore_patterns(*PACK_EXTRAS)
-            shutil.copytree(pack, self.folder / "custom_nodes" / PACK, ignore=ignored)
-            paths["custom_nodes"] = str(self.folder / "custom_nodes")
-        configuration = self.folder / "paths.yaml"
-        # JSON is YAML, too.
-        text = json.dumps({"nvfp4_calibration": paths | {"is_default": True}})
-        configuration.write_text(text, encoding="utf-8")
+        pack = find_pack()
         words = [
             "--listen", LOOPBACK, "--port", self.port, "--disable-auto-launch",
             "--user-directory", self.folder / "user", "--output-directory", self.folder / "output",
             "--temp-directory", self.folder, "--database-url", "sqlite:///:memory:",
-            "--extra-model-paths-config", configuration,
+            "--extra-model-paths-config", self.folder / "paths.yaml",
         ]  # fmt: skip
         if images is not None:
             words += ["--input-directory", self.folder / "input"]
-            for number, image in enumerate(images):
-                shutil.copyfile(image, self.folder / "input" / input_name(number, image))
         if own_nodes_only and pack:
             words += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK]
-        words += self.arguments
         script = self.comfyui.folder / "main.py"
-        command = server_command(self.comfyui.python, script, *map(str, words))
+        command = server_command(self.comfyui.python, script, *map(str, words), *self.arguments)
+        with translated(self.folder, "cannot prepare a folder for ComfyUI"):
+            self.fill_folder(pack, images or ())
         try:
             with self.log.open("wb") as log:
                 self.process = start_server(command, log, self.comfyui.folder)
         except OSError as error:
             raise ConvertError(f"{self.comfyui.python} cannot be started: {error}") from error
 
-    def model_folders(self) -> dict[str, str]:
-        """Write down the folders that ComfyUI is to look in: a line for each, without doubles."""
-        folders = {
-            kind: dict.fromkeys(str(path.resolve().parent) for path in files)
+    def fill_folder(self, pack: Path | None, images: Iterable[Path]) -> None:
+        """Put into its folder what ComfyUI is to find: the pack, images, and where models are."""
+        for name in ("user", "output", "input"):
+            (self.folder / name).mkdir()
+        for number, image in enumerate(images):
+            shutil.copyfile(image, self.folder / "input" / input_name(number, image))
+        # A linked file is looked for beside the link, under the link's name.
+        places = {
+            kind: "\n".join(dict.fromkeys(str(full_path(path).parent) for path in files))
             for kind, files in self.models.items()
+            if files
         }
-        return {kind: "\n".join(found) for kind, found in folders.items() if found}
+        if pack:
+            nodes = self.folder / "custom_nodes"
+            shutil.copytree(pack, nodes / PACK, ignore=shutil.ignore_patterns(*PACK_EXTRAS))
+            places["custom_nodes"] = str(nodes)
+        # JSON is YAML, too. These folders come before ComfyUI's own.
+        text = json.dumps({"nvfp4_calibration": places | {"is_default": True}})
+        (self.folder / "paths.yaml").write_text(text, encoding="utf-8")
 
     def wait_until_ready(self) -> dict[str, dict]:
         """Wait until it answers, and return what nodes it has: its /object_info.

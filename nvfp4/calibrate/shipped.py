@@ -14,8 +14,6 @@ Workflow = dict[str, dict]
 # What an input is linked to: [node id, output's place].
 Link = list
 
-# The nodes that load a model by its suffix; that for a GGUF is city96's ComfyUI-GGUF.
-GGUF_LOADER = "UnetLoaderGGUF"
 # What stands for each prompt's own text and seed until it is queued.
 NO_TEXT, NO_SEED = "", 0
 # What the nodes that make noise schedules are given beside the steps: their own defaults, and the
@@ -61,10 +59,7 @@ class Builder:
 
     def model(self, node: str, path: Path) -> Link:
         """Load a model, and shift its noise schedule where its kind wants that."""
-        if path.suffix.lower() == ".gguf":
-            loaded = self.add(node, GGUF_LOADER, unet_name=path.name)
-        else:
-            loaded = self.add(node, "UNETLoader", unet_name=path.name, weight_dtype="default")
+        loaded = self.add(node, "UNETLoader", unet_name=path.name, weight_dtype="default")
         if self.sampling.shift is None:
             return loaded
         kind, shift = self.sampling.shift
