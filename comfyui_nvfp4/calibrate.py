@@ -21,7 +21,7 @@ from server import PromptServer
 
 from .files import recordings_folder
 from .record import recording_of, watched
-from .runtime import NodeError
+from .runtime import NodeError, converting
 from .second_moments import LAYERS
 from .workflow import file_behind
 
@@ -343,4 +343,6 @@ class NVFP4Calibrate(io.ComfyNode):
         joined = sampled[-1] if sampled[-1].is_nested else torch.cat(sampled)
         # A converting node lists recordings by these names.
         shown = recording.path.relative_to(recordings_folder()).as_posix()
-        return io.NodeOutput(shown, {"samples": joined})
+        with converting(node_id) as program:
+            text = program.printable("\n".join(program.most_variable(recording.path)))
+        return io.NodeOutput(shown, {"samples": joined}, ui={"text": (text,)})

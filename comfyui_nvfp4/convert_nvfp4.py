@@ -5953,24 +5953,24 @@ class CalibrationRun:
     """Describe one calibration, `--calibrate MODEL`: prompts sampled in a ComfyUI and recorded."""
 
     # fmt: off
-    calibrate: Path = option(MISSING, CALIBRATE, FILE,
+    calibrate: Path = option(MISSING, CALIBRATE, LOCAL_FILE,
         "start --comfyui without a window, sample --prompts from this model and record what its "
         "layers are given, for --activation-stats",
         everyday="record a model's inputs with your prompts", needs=["--prompts"])
-    prompts: Path | None = option(None, CALIBRATE, FILE,
+    prompts: Path | None = option(None, CALIBRATE, LOCAL_FILE,
         "a text file with a prompt on each line; a few dozen, like those that you will use")
     comfyui: Path | None = same_option(Options, "comfyui")
-    text_encoder: tuple[Path, ...] = option((), CALIBRATE, FILE._replace(repeatable=True),
+    text_encoder: tuple[Path, ...] = option((), CALIBRATE, LOCAL_FILE._replace(repeatable=True),
         "the text encoder's file (repeatable where a model has two)", conflicts=[IN_WORKFLOW])
-    low_noise: Path | None = option(None, CALIBRATE, FILE,
+    low_noise: Path | None = option(None, CALIBRATE, LOCAL_FILE,
         "the other half of Wan 2.2 14B: --calibrate has the high-noise one, and both are recorded",
         conflicts=[IN_WORKFLOW])
-    vae: Path | None = option(None, CALIBRATE, FILE,
+    vae: Path | None = option(None, CALIBRATE, LOCAL_FILE,
         "the VAE's file, for models that are given an image", conflicts=[IN_WORKFLOW])
-    image: tuple[Path, ...] = option((), CALIBRATE, FILE._replace(repeatable=True),
+    image: tuple[Path, ...] = option((), CALIBRATE, LOCAL_FILE._replace(repeatable=True),
         "an image that a video begins with (repeatable: prompts take them in turn)",
         needs=["--vae"], conflicts=[IN_WORKFLOW])
-    workflow: Path | None = option(None, CALIBRATE, FILE,
+    workflow: Path | None = option(None, CALIBRATE, LOCAL_FILE,
         "your own workflow instead of the one that comes with the program: exported from ComfyUI's "
         "menu by Export (API), or a PNG that was made by it")
     negative: str = option("", CALIBRATE, Kind(str, "TEXT"), "the negative prompt of all prompts",
@@ -6914,11 +6914,12 @@ class Events:
 
     def take(self) -> Iterator[dict]:
         """Yield the events that are there, or that come within PATIENCE: none may have come."""
-        try:
-            self.receive()
-        except TimeoutError:
-            return
-        while (frame := self.next_frame()) is not None:
+        frame = self.next_frame()
+        if frame is None:
+            with contextlib.suppress(TimeoutError):
+                self.receive()
+            frame = self.next_frame()
+        while frame is not None:
             kind, content = frame
             if kind == TEXT:
                 yield json.loads(content)
@@ -6930,6 +6931,7 @@ class Events:
                 )
             elif kind == CLOSE:
                 raise ConnectionError("ComfyUI closed its websocket")
+            frame = self.next_frame()
 
     def next_frame(self) -> tuple[int, bytes] | None:
         """Cut a whole frame off what was received: its kind and content; None until it is there.
@@ -6980,7 +6982,7 @@ class RunningComfyUI:
     own folders are added to those that it looks in.
     """
 
-    def __init__(self, comfyui: ComfyUI, models: dict[str, Iterable[Path]], arguments: str):
+    def __init__(self, comfyui: ComfyUI, models: dict[str, Sequence[Path]], arguments: str):
         """Say what to run.
 
         models: {kind of folder, as ComfyUI calls it: files that are to be found}. arguments: of the
@@ -6989,7 +6991,10 @@ class RunningComfyUI:
         self.comfyui, self.models = comfyui, models
         # A backslash is part of a path on Windows, and escapes nothing.
         text = arguments.replace("\\", "\\\\") if os.name == "nt" else arguments
-        self.arguments = shlex.split(text)
+        try:
+            self.arguments = shlex.split(text)
+        except ValueError as error:
+            raise ConvertError(f"--comfyui-args: {error}") from error
         self.port, self.client = free_port(), uuid.uuid4().hex
         self.events = None
 
@@ -7006,45 +7011,46 @@ class RunningComfyUI:
         own_nodes_only: load no custom nodes of the user's, which start slowly and are not needed.
         images: files that LoadImage finds, by their `input_name`; None for ComfyUI's own folder.
         """
-        for name in ("user", "output", "input", "custom_nodes"):
-            (self.folder / name).mkdir()
-        paths, pack = self.model_folders(), find_pack()
-        if pack:
-            ignored = shutil.ignore_patterns(*PACK_EXTRAS)
-            shutil.copytree(pack, self.folder / "custom_nodes" / PACK, ignore=ignored)
-            paths["custom_nodes"] = str(self.folder / "custom_nodes")
-        configuration = self.folder / "paths.yaml"
-        # JSON is YAML, too.
-        text = json.dumps({"nvfp4_calibration": paths | {"is_default": True}})
-        configuration.write_text(text, encoding="utf-8")
+        pack = find_pack()
         words = [
             "--listen", LOOPBACK, "--port", self.port, "--disable-auto-launch",
             "--user-directory", self.folder / "user", "--output-directory", self.folder / "output",
             "--temp-directory", self.folder, "--database-url", "sqlite:///:memory:",
-            "--extra-model-paths-config", configuration,
+            "--extra-model-paths-config", self.folder / "paths.yaml",
         ]  # fmt: skip
         if images is not None:
             words += ["--input-directory", self.folder / "input"]
-            for number, image in enumerate(images):
-                shutil.copyfile(image, self.folder / "input" / input_name(number, image))
         if own_nodes_only and pack:
             words += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK]
-        words += self.arguments
         script = self.comfyui.folder / "main.py"
-        command = server_command(self.comfyui.python, script, *map(str, words))
+        command = server_command(self.comfyui.python, script, *map(str, words), *self.arguments)
+        with translated(self.folder, "cannot prepare a folder for ComfyUI"):
+            self.fill_folder(pack, images or ())
         try:
             with self.log.open("wb") as log:
                 self.process = start_server(command, log, self.comfyui.folder)
         except OSError as error:
             raise ConvertError(f"{self.comfyui.python} cannot be started: {error}") from error
 
-    def model_folders(self) -> dict[str, str]:
-        """Write down the folders that ComfyUI is to look in: a line for each, without doubles."""
-        folders = {
-            kind: dict.fromkeys(str(path.resolve().parent) for path in files)
+    def fill_folder(self, pack: Path | None, images: Iterable[Path]) -> None:
+        """Put into its folder what ComfyUI is to find: the pack, images, and where models are."""
+        for name in ("user", "output", "input"):
+            (self.folder / name).mkdir()
+        for number, image in enumerate(images):
+            shutil.copyfile(image, self.folder / "input" / input_name(number, image))
+        # A linked file is looked for beside the link, under the link's name.
+        places = {
+            kind: "\n".join(dict.fromkeys(str(full_path(path).parent) for path in files))
             for kind, files in self.models.items()
+            if files
         }
-        return {kind: "\n".join(found) for kind, found in folders.items() if found}
+        if pack:
+            nodes = self.folder / "custom_nodes"
+            shutil.copytree(pack, nodes / PACK, ignore=shutil.ignore_patterns(*PACK_EXTRAS))
+            places["custom_nodes"] = str(nodes)
+        # JSON is YAML, too. These folders come before ComfyUI's own.
+        text = json.dumps({"nvfp4_calibration": places | {"is_default": True}})
+        (self.folder / "paths.yaml").write_text(text, encoding="utf-8")
 
     def wait_until_ready(self) -> dict[str, dict]:
         """Wait until it answers, and return what nodes it has: its /object_info.
@@ -7148,8 +7154,6 @@ Workflow = dict[str, dict]
 # What an input is linked to: [node id, output's place].
 Link = list
 
-# The nodes that load a model by its suffix; that for a GGUF is city96's ComfyUI-GGUF.
-GGUF_LOADER = "UnetLoaderGGUF"
 # What stands for each prompt's own text and seed until it is queued.
 NO_TEXT, NO_SEED = "", 0
 # What the nodes that make noise schedules are given beside the steps: their own defaults, and the
@@ -7195,10 +7199,7 @@ class Builder:
 
     def model(self, node: str, path: Path) -> Link:
         """Load a model, and shift its noise schedule where its kind wants that."""
-        if path.suffix.lower() == ".gguf":
-            loaded = self.add(node, GGUF_LOADER, unet_name=path.name)
-        else:
-            loaded = self.add(node, "UNETLoader", unet_name=path.name, weight_dtype="default")
+        loaded = self.add(node, "UNETLoader", unet_name=path.name, weight_dtype="default")
         if self.sampling.shift is None:
             return loaded
         kind, shift = self.sampling.shift
@@ -15275,9 +15276,9 @@ def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[st
     """
     phase("reading headers and prompts", quiet=task.quiet)
     comfyui, prompts = comfyui_of(task), read_prompts(task.prompts)
-    workflow = workflow_of(task)
-    loaders = {} if task.workflow else {"model": "unet_name", "low noise": "unet_name"}
-    loaders = loaders or loaders_of(workflow, task.calibrate)
+    refuse_files(task, recorded)
+    workflow = read_workflow(task.workflow) if task.workflow else own_workflow(task)
+    places = places_of(workflow, recorded, task)
     with translated(task.results, "cannot make the folder"):
         task.results.mkdir(parents=True, exist_ok=True)
     older = [one for one in recorded if exists(one.statistics)]
@@ -15285,7 +15286,6 @@ def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[st
     with RunningComfyUI(comfyui, folders_of(task), task.comfyui_args) as running:
         try:
             info = started(running, task)
-            places = places_of(workflow, loaders, recorded, task)
             sample_all(running, prepared(workflow, places, info), prompts, task)
         except ConvertError as error:
             kept = keep_log(running, recorded[0])
@@ -15324,32 +15324,34 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def workflow_of(task: CalibrationRun) -> Workflow:
-    """Read or make the workflow, and check that its files are there.
-
-    Raises ConvertError for what is missing, and for models in shards, which ComfyUI does not load.
-    """
-    files = [*models_of(task), *task.text_encoder, *task.image, *([task.vae] if task.vae else [])]
-    if missing := [path for path in files if not path.is_file()]:
-        raise ConvertError(*(f"{path}: no such file" for path in missing))
-    if len({OwnRecording(model=path, folder=task.results).name for path in models_of(task)}) < len(
-        models_of(task)
-    ):
-        raise ConvertError("--low-noise: both halves have one name; rename one of them")
-    if task.workflow:
-        return read_workflow(task.workflow)
-    if task.calibrate.suffix.lower() == ".gguf":
-        raise ConvertError("a GGUF needs your own workflow: give --workflow FILE")
-    model = open_model(task.calibrate)
-    if model.shards:
-        raise ConvertError(
-            f"{task.calibrate}: is in shards, which ComfyUI does not load; calibrate with a "
-            "converted file of it, made with --no-input-scale"
-        )
-    return Builder(with_options(sampling_of(model), task), task).build()
+def refuse_files(task: CalibrationRun, recorded: list[OwnRecording]) -> None:
+    """Raise ConvertError for files that are missing, and for models that ComfyUI does not load."""
+    problems = []
+    for path in models_of(task):
+        if path.is_dir() or path.suffix.lower() == ".json":
+            problems.append(
+                f"{path}: is a model in shards, which ComfyUI does not load; calibrate with one "
+                "file of it, such as a conversion with --no-input-scale"
+            )
+    others = [*task.text_encoder, *task.image, *([task.vae] if task.vae else [])]
+    for path in [*models_of(task), *others]:
+        if not path.exists():
+            problems.append(f"{path}: no such file")
+    if len({one.name for one in recorded}) < len(recorded):
+        problems.append("--low-noise: both halves have one name; rename one of them")
+    if task.calibrate.suffix.lower() == ".gguf" and not task.workflow:
+        problems.append("a GGUF needs your own workflow: give --workflow FILE")
+    if problems:
+        raise ConvertError(*problems)
 
 
-def folders_of(task: CalibrationRun) -> dict[str, Iterable[Path]]:
+def own_workflow(task: CalibrationRun) -> Workflow:
+    """Make the workflow that comes with the program. Raises ConvertError where none does."""
+    sampling = sampling_of(open_model(task.calibrate))
+    return Builder(with_options(sampling, task), task).build()
+
+
+def folders_of(task: CalibrationRun) -> dict[str, Sequence[Path]]:
     """Tell in which kinds of folders ComfyUI is to find which files."""
     models = models_of(task)
     return {
@@ -15373,20 +15375,20 @@ def started(running: RunningComfyUI, task: CalibrationRun) -> dict[str, dict]:
 
 
 def places_of(
-    workflow: Workflow, loaders: dict[str, str], recorded: list[OwnRecording], task: CalibrationRun
+    workflow: Workflow, recorded: list[OwnRecording], task: CalibrationRun
 ) -> dict[str, dict[str, object]]:
-    """Tell behind which nodes recorders go, {loader: recorder's inputs}, and name the files there.
+    """Tell behind which nodes recorders go: {loader: inputs of its recorder}.
 
-    The workflow is changed: the model lies in a folder of its own, under its plain name.
+    In a user's workflow the model's file is named anew, as ComfyUI finds it in its own folder.
+    Raises ConvertError where the workflow does not load it.
     """
-    found = {}
-    halves = iter(recorded)
-    for node, name in loaders.items():
-        if node in workflow:
-            one = recorded[0] if task.workflow else next(halves)
-            workflow[node]["inputs"][name] = one.model.name
-            found[node] = one.inputs(task.second_moments)
-    return found
+    if not task.workflow:
+        made = zip(("model", "low noise"), recorded, strict=False)
+        return {loader: one.inputs(task.second_moments) for loader, one in made}
+    found = loaders_of(workflow, task.calibrate)
+    for node, name in found.items():
+        workflow[node]["inputs"][name] = task.calibrate.name
+    return dict.fromkeys(found, recorded[0].inputs(task.second_moments))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15449,13 +15451,22 @@ def keep_log(running: RunningComfyUI, recorded: OwnRecording) -> str:
     return f"; all that ComfyUI printed is in {kept}"
 
 
+def most_variable(statistics: Path) -> Iterator[str]:
+    """Tell how much a recording holds, and which layers' inputs differ most from call to call.
+
+    statistics: its file, with the log beside it. Raises ConvertError for what is none.
+    """
+    choice = LineChoice(format=LOG_DEFAULTS["format"], mode=LOG_DEFAULTS["mode"], steps=0, passes=1)
+    log = statistics.with_suffix(".log")
+    summary = summarise_logs([log], choice, LOG_DEFAULTS["percentiles"])
+    summary = with_errors(summary, read_errors([statistics]))
+    yield f"{statistics.stem}: {summary.measured}"
+    yield from render_variable(summary)
+
+
 def result_lines(recorded: OwnRecording) -> Iterator[str]:
     """Tell what was recorded of a model: its most variable layers, files, and what to type next."""
-    choice = LineChoice(format=LOG_DEFAULTS["format"], mode=LOG_DEFAULTS["mode"], steps=0, passes=1)
-    summary = summarise_logs([recorded.log], choice, LOG_DEFAULTS["percentiles"])
-    summary = with_errors(summary, read_errors([recorded.statistics]))
-    yield f"{recorded.name}: {summary.measured}"
-    yield from render_variable(summary)
+    yield from most_variable(recorded.statistics)
     yield ""
     yield f"written: {recorded.log}"
     yield f"written: {recorded.statistics}"

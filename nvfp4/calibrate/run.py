@@ -283,13 +283,22 @@ def keep_log(running: RunningComfyUI, recorded: OwnRecording) -> str:
     return f"; all that ComfyUI printed is in {kept}"
 
 
+def most_variable(statistics: Path) -> Iterator[str]:
+    """Tell how much a recording holds, and which layers' inputs differ most from call to call.
+
+    statistics: its file, with the log beside it. Raises ConvertError for what is none.
+    """
+    choice = LineChoice(format=LOG_DEFAULTS["format"], mode=LOG_DEFAULTS["mode"], steps=0, passes=1)
+    log = statistics.with_suffix(".log")
+    summary = summarise_logs([log], choice, LOG_DEFAULTS["percentiles"])
+    summary = with_errors(summary, read_errors([statistics]))
+    yield f"{statistics.stem}: {summary.measured}"
+    yield from render_variable(summary)
+
+
 def result_lines(recorded: OwnRecording) -> Iterator[str]:
     """Tell what was recorded of a model: its most variable layers, files, and what to type next."""
-    choice = LineChoice(format=LOG_DEFAULTS["format"], mode=LOG_DEFAULTS["mode"], steps=0, passes=1)
-    summary = summarise_logs([recorded.log], choice, LOG_DEFAULTS["percentiles"])
-    summary = with_errors(summary, read_errors([recorded.statistics]))
-    yield f"{recorded.name}: {summary.measured}"
-    yield from render_variable(summary)
+    yield from most_variable(recorded.statistics)
     yield ""
     yield f"written: {recorded.log}"
     yield f"written: {recorded.statistics}"
