@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 from comfy_api.latest import io
 
 from .convert import WIDTH, status
@@ -77,7 +80,8 @@ class NVFP4CheckFile(io.ComfyNode):
             check = program.verify_file(task)
             page = page_file(f"{path.stem}_check.html")
             program.write_check(check, page)
-            text = for_node(program, program.render_check(check, WIDTH))
+            found = program.render_check(check, WIDTH).replace(f"{path.parent}{os.sep}", "")
+            text = for_node(program, re.sub(r"^file\s+", "file      ", found, flags=re.M))
         good = check.outcome <= program.Outcome.LOADS
         return io.NodeOutput(text, good, ui={"text": (text,), "nvfp4_page": (page.name,)})
 

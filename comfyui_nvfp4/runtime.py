@@ -20,6 +20,8 @@ TURN = threading.RLock()
 # Seconds between two looks at ComfyUI's cancel button while another conversion runs, and between
 # two texts on the node; the bar has a rhythm of its own.
 LISTEN_EVERY, TEXT_EVERY = 0.25, 0.25
+# The rank of the clock time among the parts of an Activity's line; the drawn bar's is above it.
+CLOCK_TIME = 5
 # Steps of ComfyUI's progress bar.
 STEPS = 1000
 
@@ -47,13 +49,20 @@ class Progress:
         now = time.monotonic()
         if now >= self.next_text:
             self.next_text = now + TEXT_EVERY
-            self.say(activity.line(None, now, time.time()))
+            self.say(told(activity, now))
 
     def say(self, text: str) -> None:
         """Write a line on the node."""
         if text != self.text and self.node_id is not None and PromptServer.instance is not None:
             self.text = text
             PromptServer.instance.send_progress_text(text, self.node_id)
+
+
+def told(activity, now: float) -> str:
+    """Write what goes on in a line for a node, and the layer in a line below."""
+    # The highest ranks are the drawn bar, which ComfyUI has, and the time of day.
+    parts = [text for rank, text in activity.parts(now, time.time()) if rank < CLOCK_TIME]
+    return "\n".join(filter(None, ["  ".join(parts), activity.name]))
 
 
 def for_node(program: ModuleType, text: str) -> str:
@@ -90,3 +99,7 @@ def converting(node_id: str | None) -> Iterator[ModuleType]:
             progress.say("done")
         except program.ConvertError as error:
             raise NodeError(program.printable(str(error))) from None
+        except torch.cuda.OutOfMemoryError:
+            raise NodeError(
+                "the card has too little memory for this: choose the device cpu"
+            ) from None

@@ -73,6 +73,7 @@ def settings_inputs() -> list[io.Input]:
         io.String.Input(
             "name",
             default="",
+            placeholder="the source's name + format",
             tooltip="of the new file in models/diffusion_models (a checkpoint goes to "
             "models/checkpoints); empty: the source's name with the format at its end",
         ),
@@ -111,6 +112,7 @@ def settings_inputs() -> list[io.Input]:
         io.String.Input(
             "formats",
             default="",
+            placeholder="by the card",
             tooltip="what may be chosen from, such as nvfp4,int8,16bit; empty: by the card",
             advanced=True,
         ),
@@ -124,6 +126,7 @@ def settings_inputs() -> list[io.Input]:
         io.String.Input(
             "more_options",
             default="",
+            placeholder="--option value",
             tooltip="further options of the command line (docs/options.md), such as "
             "--edge-blocks 1 --exclude head",
             advanced=True,

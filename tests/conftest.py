@@ -70,7 +70,9 @@ def recording(tiny, tmp_path_factory):
 def moments(tiny, tmp_path_factory):
     """A recording with second moments of some layers of the tiny Wan, one of them of zeros."""
     folder = tmp_path_factory.mktemp("moments")
-    made, weights = recorder.Recording(folder, "m"), open_model(tiny).linear_weights
+    made = recorder.Recording(folder, "m")
+    # Those of the text embedding's 4096 columns would be ten times as large as all others together.
+    weights = [ref for ref in open_model(tiny).linear_weights if ref.shape[1] < 4096]
     squared = {ref.layer: ref.shape[1] for ref in weights if "blocks.7" not in ref.layer}
     made.begin({}, 4096, squared)
     for index, ref in enumerate(weights):

@@ -21,7 +21,7 @@ function showText(node, text) {
     });
     widget = node.addDOMWidget("nvfp4_summary", "nvfp4_summary", box, {
       serialize: false,
-      getMinHeight: () => 200,
+      getMinHeight: () => 240,
     });
     widget.serialize = false;
   }

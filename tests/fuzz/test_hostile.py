@@ -54,11 +54,11 @@ def test_refused(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", fuzz.READERS)
 def test_a_few_fuzzed_inputs_are_read_or_refused(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fuzz, "WARM_UP", 25)
+    monkeypatch.setattr(fuzz, "WARM_UP", 10)
     sample, read = fuzz.READERS[name]
     reader = fuzz.Reader(*fuzz.SAMPLES[sample], read)
     assert fuzz.fuzz(name, reader, 0, 0, tmp_path) == 0, capsys.readouterr().out
-    assert reader.counts.total() == 25
+    assert reader.counts.total() == 10
 
 
 LIMITED = """

@@ -57,6 +57,9 @@ def test_the_registry_is_told_the_converters_version_and_licence():
     project = text["project"]
     assert project["version"] == __version__
     assert (PACK / project["license"]["file"]).is_file()
+    # docs.comfy.org/registry/specifications: no "ComfyUI" in the name, which begins with a letter.
+    assert re.fullmatch(r"(?!.*comfyui)[a-z](?:[-_.]?[a-z0-9]){1,98}", project["name"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
     # requirements.txt asks for nothing either.
     lines = (PACK / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert project["dependencies"] == [line for line in lines if not line.startswith("#")] == []

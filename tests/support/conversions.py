@@ -1,11 +1,13 @@
-"""Conversions of the tiny Wan by the documented options, in this process and by torchrun."""
+"""Conversions of the tiny Wan by the documented options, in this process and by several."""
 
 import json
+import socket
 import subprocess
 import sys
 
 from nvfp4.read.checkpoint import open_model
 from nvfp4.stored.layers import stored_layers, stored_parts
+from support.forks import run_together
 from support.paths import ROOT
 
 # fmt: off
@@ -51,6 +53,19 @@ def torchrun(*arguments, script="convert_nvfp4.py", ranks=2, **keywords):
         text=True,
         **keywords,
     )
+
+
+def convert_in_ranks(*arguments, ranks=2):
+    """Convert by processes with what torchrun tells them, each of which has to end well."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    told = {"TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    told |= {"WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+    places = [told | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    program = "import sys, convert_nvfp4; sys.exit(convert_nvfp4.main(sys.argv[1:]))"
+    done = run_together(program, arguments, places)
+    assert [process.returncode for process in done] == [0] * ranks, done
+    return done
 
 
 def decoded(path):

@@ -2,17 +2,15 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from nvfp4.files import unfinished
 from support.conversions import RECIPE
-from support.paths import ROOT
+from support.forks import run_forked
 
 needs_sigkill = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
-# Run by `python -c` with a tensor's name and a command line: killed once that tensor is written.
+# Run with a tensor's name and a command line: killed once that tensor is written.
 KILL = """
 import os, signal, sys
 import convert_nvfp4 as c
@@ -47,15 +45,14 @@ def command(tiny, out, *more):
 
 def killed(tiny, out, *more, at="blocks.4.ffn.0.weight"):
     """A conversion that gets SIGKILL once a tensor is written; what it leaves."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILL, at, *command(tiny, out, *more)],
-        check=False,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    run_killed(KILL, at, *command(tiny, out, *more))
     return left_behind(out)
+
+
+def run_killed(program, *arguments):
+    """Run KILL, NAMES or one made of them, which has to end by the signal."""
+    done = run_forked(program, *arguments)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def left_behind(out):

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 
 import convert_nvfp4 as c
 from support.conversions import convert_tiny
-from support.kills import KILL, command, killed, left_behind, needs_sigkill
+from support.kills import KILL, command, killed, left_behind, needs_sigkill, run_killed
 from support.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -104,10 +103,7 @@ def test_other_options_or_a_changed_source_are_refused(tmp_path, capsys):
     out, source = tmp_path / "o.safetensors", tmp_path / "m.safetensors"
     save_file({f"x.{i}.weight": torch.randn(512, 512) for i in range(4)}, source)
     arguments = [str(source), str(out), "--include", "x", "--quiet", "--resume"]
-    done = subprocess.run(
-        [sys.executable, "-c", KILL, "x.2.weight", *arguments], check=False, cwd=ROOT
-    )
-    assert done.returncode == -signal.SIGKILL
+    run_killed(KILL, "x.2.weight", *arguments)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     for other, told in (
         (["--scale-search", "amax"], "--scale-search: not given, now amax"),
@@ -343,7 +339,7 @@ def test_a_source_of_the_same_name_size_and_time_is_another(tmp_path, capsys):
         os.utime(folder / "m.safetensors", (0, 0))
     high, low = ([str(folder), str(tmp_path / "o.safetensors")] for folder in folders)
     more = ["--include", "x", "--quiet", "--resume"]
-    subprocess.run([sys.executable, "-c", KILL, "x.2.weight", *high, *more], check=False, cwd=ROOT)
+    run_killed(KILL, "x.2.weight", *high, *more)
     assert c.main([*low, *more]) == 1
     told = f"--resume: {folders[1] / 'm.safetensors'} changed since, or was another; without"
     assert told in capsys.readouterr().err

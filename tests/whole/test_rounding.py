@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,9 +9,8 @@ from safetensors.torch import load_file
 
 import convert_nvfp4 as c
 from support.activations import correlated
-from support.conversions import RECIPE, decoded
-from support.kills import KILL, needs_sigkill
-from support.paths import ROOT
+from support.conversions import RECIPE, convert_in_ranks, decoded
+from support.kills import KILL, needs_sigkill, run_killed
 from support.recorder import recorder
 
 pytestmark = pytest.mark.slow
@@ -88,19 +84,14 @@ def test_what_was_done_is_told(tiny, moments, tmp_path, capsys):
 @pytest.mark.parametrize("at", ["blocks.4.ffn.0.weight", "blocks.4.ffn.0.bias"])
 def test_a_killed_run_goes_on_with_the_biases(tiny, moments, aware, tmp_path, at):
     out = tmp_path / "o.safetensors"
-    run = [sys.executable, "-c", KILL, at, *command(tiny, out, moments)]
-    done = subprocess.run(run, check=False, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == -9, done.stderr
+    run_killed(KILL, at, *command(tiny, out, moments))
     assert c.main(command(tiny, out, moments, "--resume")) == 0
     assert out.read_bytes() == aware[0].read_bytes()
 
 
 def test_ranks_write_what_one_process_writes(tiny, moments, aware, tmp_path):
     out = tmp_path / "o.safetensors"
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    run += [str(ROOT / "convert_nvfp4.py"), *command(tiny, out, moments)]
-    done = subprocess.run(run, check=False, capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 0, done.stderr
+    convert_in_ranks(*command(tiny, out, moments))
     assert out.read_bytes() == aware[0].read_bytes()
 
 

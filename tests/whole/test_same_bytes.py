@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import convert_nvfp4 as c
 from nvfp4.numeric.rotation import LARGEST_ROTATED
-from support.conversions import RECIPE, torchrun
+from support.conversions import RECIPE, convert_in_ranks
 from support.extremes import DTYPES, WEIGHTS
 from support.files import OLDER
 
@@ -86,9 +86,7 @@ def on_cuda(source: Path, out: Path, arguments: list[str]) -> None:
 
 
 def two_ranks(source: Path, out: Path, arguments: list[str]) -> None:
-    process = torchrun(str(source), str(out), *arguments)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+    convert_in_ranks(source, out, *arguments)
 
 
 def two_ranks_on_cuda(source: Path, out: Path, arguments: list[str]) -> None:

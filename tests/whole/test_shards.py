@@ -3,9 +3,6 @@
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,8 +11,7 @@ from safetensors.torch import load_file
 import convert_nvfp4 as c
 from support.conversions import convert_tiny
 from support.files import OLDER
-from support.kills import NAMES, command, killed, needs_sigkill
-from support.paths import ROOT
+from support.kills import NAMES, command, killed, needs_sigkill, run_killed
 
 pytestmark = pytest.mark.slow
 
@@ -118,10 +114,7 @@ def test_shards_go_on_after_a_kill(sharded, tiny, tmp_path):
 def test_shards_get_the_rest_of_their_names(sharded, tiny, tmp_path, capsys, named):
     out, more = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
     arguments = command(tiny, out, *more)
-    done = subprocess.run(
-        [sys.executable, "-c", NAMES, str(named), *arguments], check=False, cwd=ROOT
-    )
-    assert done.returncode == -signal.SIGKILL
+    run_killed(NAMES, str(named), *arguments)
     shards = sorted(tmp_path.glob("o-*.safetensors"))
     assert len(shards) == named
     if named:
@@ -139,7 +132,7 @@ def test_shards_get_the_rest_of_their_names(sharded, tiny, tmp_path, capsys, nam
 def test_a_shard_that_changed_since_is_an_older_one(tiny, tmp_path, capsys):
     out, more = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
     arguments = command(tiny, out, *more, "--resume")
-    subprocess.run([sys.executable, "-c", NAMES, "1", *arguments], check=False, cwd=ROOT)
+    run_killed(NAMES, "1", *arguments)
     (shard,) = tmp_path.glob("o-*.safetensors")
     os.utime(shard, (0, 0))
     assert c.main(arguments) == 1
@@ -149,8 +142,7 @@ def test_a_shard_that_changed_since_is_an_older_one(tiny, tmp_path, capsys):
 @needs_sigkill
 def test_what_a_run_of_other_shards_left_is_told(tiny, tmp_path, capsys):
     out, shards = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
-    arguments = [sys.executable, "-c", NAMES, "1", *command(tiny, out, *shards)]
-    subprocess.run(arguments, check=False, cwd=ROOT)
+    run_killed(NAMES, "1", *command(tiny, out, *shards))
     left = {path.name for path in tmp_path.iterdir()} - {"o.safetensors.partial.journal"}
     assert len(left) > 3
     assert c.main(command(tiny, out)) == 0
@@ -177,7 +169,7 @@ def test_a_kill_once_all_shards_are_named_is_made_good(tiny, sharded, tmp_path):
     out, shards = tmp_path / "o.safetensors", ["--output-sharded", "--max-shard-size", "3MB"]
     arguments = command(tiny, out, *shards)
     killed_late = NAMES.replace("c.rename = kill", "c.sync_folder = lambda _: kill(0, 0)")
-    subprocess.run([sys.executable, "-c", killed_late, "0", *arguments], check=False, cwd=ROOT)
+    run_killed(killed_late, "0", *arguments)
     assert len(list(tmp_path.glob("*.index.json"))) == 1
     assert c.main([*arguments, "--resume"]) == 0
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -1,11 +1,16 @@
 """A new format is a new file in nvfp4/formats/, and no other file changes."""
 
 import ast
+import contextlib
+import functools
+import importlib.util
+import io
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -21,10 +26,27 @@ CONFIG = {r"blocks\.\d\.a": {"format": "toy_int8"}, "outside": {"format": "bfloa
 
 
 def run(folder: Path, script: str, *arguments: object, status: int = 0) -> str:
+    """Run a script in a process that has none of the project's modules yet; what is on stdout."""
     command = [sys.executable, str(folder / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == status, done.stderr
     return done.stdout
+
+
+def run_built(folder: Path, *arguments: object, status: int = 0) -> str:
+    """Run the single file, which is a module of its own here; what is on stdout and stderr."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        assert built(folder).main([*map(str, arguments)]) == status, printed.getvalue()
+    return printed.getvalue()
+
+
+@functools.cache
+def built(folder: Path) -> ModuleType:
+    found = importlib.util.spec_from_file_location("built_with_toy", folder / "convert_nvfp4.py")
+    sys.modules[found.name] = module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +79,8 @@ def converted(house, source):
     config = source.with_name("config.json")
     config.write_text(json.dumps(CONFIG), encoding="utf-8")
     out, report = source.with_name("o.safetensors"), source.with_name("report.json")
-    text = run(
-        house, "convert_nvfp4.py", source, out, "--preset", "all", "--layer-config", config,
+    text = run_built(
+        house, source, out, "--preset", "all", "--layer-config", config,
         "--report", report, "--layer-config-out", source.with_name("again.json"), "--quiet",
     )  # fmt: skip
     return out, text, json.loads(report.read_text(encoding="utf-8"))
@@ -81,7 +103,7 @@ def test_a_layer_config_can_ask_for_it(converted, source):
 
 def test_verify_decodes_it_and_knows_its_defects(house, converted, source, tmp_path):
     out, _, report = converted
-    text = run(house, "convert_nvfp4.py", "--verify", out, "--source", source, "--quiet")
+    text = run_built(house, "--verify", out, "--source", source, "--quiet")
     assert "layers    4 NVFP4, 4 TOY8\n" in text
     assert "no defect found" in text
     worst = {row["name"]: row.get("relative_rmse") for row in report["tensors"]}
@@ -89,25 +111,25 @@ def test_verify_decodes_it_and_knows_its_defects(house, converted, source, tmp_p
     stored = load_file(out)
     stored["blocks.2.a.toy_scale"][3] = torch.nan
     save_file(stored, tmp_path / "bad.safetensors")
-    text = run(house, "convert_nvfp4.py", "--verify", tmp_path / "bad.safetensors", status=1)
+    text = run_built(house, "--verify", tmp_path / "bad.safetensors", status=1)
     assert "scales are NaN, infinite, zero or negative" in text
     for wrong in (stored["blocks.2.a.toy_scale"][:3], stored["blocks.2.a.toy_scale"].half()):
         save_file(stored | {"blocks.2.a.toy_scale": wrong.clone()}, tmp_path / "odd.safetensors")
-        text = run(house, "convert_nvfp4.py", "--verify", tmp_path / "odd.safetensors", status=1)
+        text = run_built(house, "--verify", tmp_path / "odd.safetensors", status=1)
         assert "blocks.2.a (toy_scale F" in text
     del stored["blocks.2.a.comfy_quant"]
     save_file(stored, tmp_path / "bare.safetensors")
-    text = run(house, "convert_nvfp4.py", "--verify", tmp_path / "bare.safetensors", status=1)
+    text = run_built(house, "--verify", tmp_path / "bare.safetensors", status=1)
     assert "packed weights have neither comfy_quant nor an entry in the header" in text
 
 
 def test_a_size_can_be_reached_with_it(house, source, tmp_path):
     out = tmp_path / "o.safetensors"
     command = [source, out, "--preset", "all", "--target-ratio", "0.58", "--quiet"]
-    run(house, "convert_nvfp4.py", *command)
+    run_built(house, *command)
     kinds = {tensor.dtype for tensor in load_file(out).values()}
     assert torch.int8 in kinds
-    assert "no defect found" in run(house, "convert_nvfp4.py", "--verify", out)
+    assert "no defect found" in run_built(house, "--verify", out)
 
 
 @pytest.mark.usefixtures("converted")  # writes the layer config
@@ -115,25 +137,19 @@ def test_scaled_fp8_files_have_no_form_for_it(house, source, tmp_path):
     config = source.with_name("config.json")
     command = [source, tmp_path / "o.safetensors", "--preset", "all", "--layer-config", config]
     command += ["--recipe", "scaled-fp8", "--quiet"]
-    done = subprocess.run(
-        [sys.executable, str(house / "convert_nvfp4.py"), *map(str, command)],
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-    )
-    assert done.returncode == 1
-    assert "error: --recipe scaled-fp8: has no form for blocks.0.a" in done.stderr
+    text = run_built(house, *command, status=1)
+    assert "error: --recipe scaled-fp8: has no form for blocks.0.a" in text
 
 
 def test_a_source_may_have_it(house, converted, tmp_path):
     out = tmp_path / "o.safetensors"
     command = [converted[0], out, "--preset", "none", "--include", "outside", "--quiet"]
-    text = run(house, "convert_nvfp4.py", *command)
+    text = run_built(house, *command)
     assert "8 layers are quantised in the source and go over as they are" in text
     before, after = load_file(converted[0]), load_file(out)
     assert torch.equal(before["blocks.1.a.weight"], after["blocks.1.a.weight"])
     assert torch.equal(before["blocks.1.a.toy_scale"], after["blocks.1.a.toy_scale"])
-    assert "no defect found" in run(house, "convert_nvfp4.py", "--verify", out)
+    assert "no defect found" in run_built(house, "--verify", out)
 
 
 def test_two_files_can_be_compared_by_it(house, converted, source):

@@ -1,21 +1,18 @@
 """Every file that steers a plan is opened once, however many plans are made."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-import nvfp4
 from nvfp4.guides.records import BIN_EDGES
 from nvfp4.read.checkpoint import open_model
+from support.forks import run_forked
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(nvfp4.__file__).resolve().parent.parent
 # Converts, counting what is opened to read, by file name.
 COUNT = """
 import collections, json, os, sys
@@ -34,8 +31,7 @@ LAYER = "blocks.3.self_attn.q"
 
 def opened(*command) -> dict[str, int]:
     """{file name: how often it was opened} by a conversion, which has to end well."""
-    arguments = [sys.executable, "-c", COUNT, *map(str, command), "--quiet"]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = run_forked(COUNT, *command, "--quiet")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.rpartition("opened ")[2])
 
