@@ -4,13 +4,18 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from make_wan import wan_shapes, weights
 from safetensors.torch import load_file, save_file
 
-from support.comfyui_server import Client, Server, why_no_server
+from support.chromium import why_no_browser
+from support.comfyui_page import Page
+from support.comfyui_server import Client, Server, why_no_page, why_no_server
+from support.paths import ROOT
 from support.tiny_encoder import write_tiny_encoder
 
 # A small Wan that was trained, in shards; no part of the repository.
-TRAINED = Path(os.environ.get("TRAINED_WAN", "/work/shared/data/tiny_wan_trained"))
+TRAINED = Path(os.environ.get("TRAINED_WAN", ROOT.parent / "shared" / "data" / "tiny_wan_trained"))
 
 
 @pytest.fixture(scope="session")
@@ -40,5 +45,23 @@ def server(trained, tmp_path_factory):
 @pytest.fixture
 def client(server):
     made = Client(server)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def long_model(server) -> str:
+    """A model of 32 M weights in 400 layers: its conversion takes seconds, enough to stop it."""
+    made = dict(weights(wan_shapes("tiny", blocks=40), torch.bfloat16))
+    save_file(made, server.model("long.safetensors"))
+    return "long.safetensors"
+
+
+@pytest.fixture(scope="session")
+def page(server, tmp_path_factory):
+    """ComfyUI's page in a browser, for all tests of it."""
+    if why := why_no_page() or why_no_browser():
+        pytest.skip(why)
+    made = Page(server, tmp_path_factory.mktemp("profile"))
     yield made
     made.close()

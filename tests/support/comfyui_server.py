@@ -29,6 +29,8 @@ from support.paths import ROOT
 
 PACK = ROOT / "comfyui_nvfp4"
 HELPERS = ROOT / "tests" / "comfyui" / "helper_nodes"
+# What ComfyUI is started with: COMFYUI_ARGUMENTS="" where a card is to be used.
+ARGUMENTS = os.environ.get("COMFYUI_ARGUMENTS", "--cpu").split()
 # What starting ComfyUI imports before it looks at any node, and what reads its websocket.
 SERVER_NEEDS = ("aiohttp", "alembic", "av", "einops", "scipy", "sqlalchemy", "transformers", "yaml")
 CLIENT_NEEDS = ("websocket",)
@@ -69,10 +71,11 @@ def free_port() -> int:
 
 
 class Server:
-    """A running ComfyUI on the CPU; `base` is the folder with its models, input and output."""
+    """A running ComfyUI; `base` is the folder with its models, input and output."""
 
     def __init__(self, base: Path):
         self.base, self.port = base, free_port()
+        self.kinds: dict[str, dict] = {}
         for folder in ("diffusion_models", "text_encoders", "loras", "vae"):
             (base / "models" / folder).mkdir(parents=True, exist_ok=True)
         for folder in ("input", "output", "custom_nodes", "site"):
@@ -85,7 +88,7 @@ class Server:
         self.process = self.start()
 
     def start(self) -> subprocess.Popen:
-        command = [sys.executable, Path(COMFYUI) / "main.py", "--cpu", "--disable-auto-launch"]
+        command = [sys.executable, Path(COMFYUI) / "main.py", *ARGUMENTS, "--disable-auto-launch"]
         command += ["--base-directory", self.base, "--listen", "127.0.0.1", "--port", self.port]
         command += ["--database-url", "sqlite:///:memory:"]
         if frontend():
@@ -95,7 +98,11 @@ class Server:
         environment |= {"PYTHONPATH": str(self.base / "site"), "PYTHONUTF8": "1"}
         with self.log_file.open("wb") as log:
             return subprocess.Popen(
-                [str(word) for word in command], stdout=log, stderr=log, env=environment
+                [str(word) for word in command],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self.base,
             )
 
     @property
@@ -148,6 +155,21 @@ class Server:
         except urllib.error.HTTPError as refused:
             body = refused.read()
         return json.loads(body) if body else None
+
+    def node(self, kind: str, **inputs) -> dict:
+        """Make a node in API form; its other inputs are as a new node's on the page."""
+        if kind not in self.kinds:
+            self.kinds |= self.get(f"object_info/{kind}")
+        values = {}
+        for name, (type_, *options) in self.kinds[kind]["input"].get("required", {}).items():
+            facts = options[0] if options else {}
+            choices = type_ if isinstance(type_, list) else facts.get("options")
+            if "default" in facts or choices:
+                values[name] = facts.get("default", choices and choices[0])
+        return {"class_type": kind, "inputs": values | inputs}
+
+    def convert(self, model: str, name: str, **more) -> dict:
+        return self.node("NVFP4Convert", model_file=model, name=name, **more)
 
     def model(self, name: str) -> Path:
         return self.base / "models" / "diffusion_models" / name

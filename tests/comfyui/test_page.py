@@ -1,0 +1,80 @@
+"""ComfyUI's page in a browser: what a person sees and presses."""
+
+import json
+
+import pytest
+
+from support.comfyui_server import PACK, needs_server
+
+pytestmark = [needs_server, pytest.mark.slow]
+EXAMPLES = sorted((PACK / "example_workflows").glob("*.json"))
+
+
+@pytest.fixture(autouse=True)
+def empty(page):
+    page.clear()
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("convert model file", "NVFP4Convert"),
+        ("quantize", "NVFP4Convert"),
+        ("NVFP4ConvertModel", "NVFP4ConvertModel"),
+        ("merge lora nvfp4", "NVFP4MergeLora"),
+        ("check model file", "NVFP4CheckFile"),
+        ("calibrate", "NVFP4Calibrate"),
+        ("calibration recorder", "NVFP4CalibrationRecorder"),
+    ],
+)
+def test_nodes_are_found_by_the_search(page, words, found):
+    assert found in page.found(words)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_open_from_the_template_browser(page, example):
+    page.open_template("comfyui_nvfp4", example.stem)
+    saved = json.loads(example.read_text(encoding="utf-8"))
+    page.wait(f"app.graph._nodes.length == {len(saved['nodes'])}")
+    kinds = page.server.get("object_info")
+    for node in page.nodes:
+        if node["type"] not in kinds:
+            assert node["type"] == "MarkdownNote"
+            continue
+        # What the page read into its widgets is what was saved, one by one.
+        [before] = [one for one in saved["nodes"] if str(one["id"]) == node["id"]]
+        assert [*node["widgets"].values()] == before.get("widgets_values", [])
+    preview = page.js(
+        "fetch('/api/workflow_templates/comfyui_nvfp4/"
+        f"{example.stem}.jpg').then(found => found.headers.get('content-type'))"
+    )
+    assert preview == "image/jpeg"
+
+
+def test_the_bar_moves_and_the_summary_shows(page, long_model):
+    page.add("NVFP4Convert", model_file=long_model, name="from_page")
+    page.press("Run")
+    page.wait("app.graph._nodes[0].progress > 0.05 && app.graph._nodes[0].progress < 1")
+    page.wait("document.querySelector('.nvfp4-summary')?.innerText.includes('from_page')")
+    assert page.server.model("from_page.safetensors").exists()
+
+
+def test_the_report_shows_in_the_check_node(page, client):
+    done = client.run({"1": page.server.convert("wan.safetensors", "to_check")})
+    assert done.ended == "execution_success"
+    page.refresh()
+    page.add("NVFP4CheckFile", model_file="to_check.safetensors", source="wan.safetensors")
+    page.press("Run")
+    page.wait("document.querySelector('.nvfp4-summary')?.innerText.includes('to_check')")
+    page.js("app.graph._nodes[0].widgets.find(one => one.name == 'nvfp4_page').callback()")
+    address = page.wait("document.querySelector('dialog.nvfp4-report iframe')?.src")
+    report = page.server.get_bytes(address.partition(page.server.address + "/")[2]).decode()
+    assert "<html" in report
+    assert "blocks.3.ffn.0" in report
+    page.js("document.querySelector('dialog.nvfp4-report').close()")
+
+
+def test_the_page_complains_of_nothing(page):
+    """ComfyUI's own page has a complaint of its own at its start."""
+    own = "ComfyApp graph accessed before initialization"
+    assert [line for line in page.browser.complaints if own not in line and "nvfp4" in line] == []
