@@ -1581,6 +1581,9 @@ class RemotePlan:
             self.fetch(block)
         with self.changed:
             while block.is_waiting:
+                # A connection that is silent must not keep a conversion from being interrupted.
+                if self.stop.is_set():
+                    raise ConvertError(f"{file.shown}: is no longer read")
                 self.changed.wait(GLANCE)
             if block.error:
                 raise block.error
@@ -2028,8 +2031,11 @@ class HubPath(VirtualPath):
     def pin(self, noted: dict[str, str]) -> dict[str, str]:
         """Take the commit that is noted for the path's repository, or its revision's one now."""
         place = self.place
-        revision = noted.get(place.repository) or place.revision
-        return {place.repository: HUB.pin(place, revision)}
+        commit = noted.get(place.repository)
+        known = HUB.listings.get(place.repository)
+        if not commit or known is None or known.commit != commit:
+            commit = HUB.pin(place, commit or place.revision)
+        return {place.repository: commit}
 
     def revisions(self) -> dict[str, str]:
         """Tell the commit that is read: {path of the repository: commit}."""
@@ -2046,7 +2052,8 @@ class HubPath(VirtualPath):
         begin = f"{place.path}/" if place.path else ""
         if any(path.startswith(begin) for path in listing.files) or not begin:
             return VirtualEntry(is_folder=True)
-        raise FileNotFoundError(2, f"no such file at commit {listing.commit[:7]}", str(self))
+        hint = did_you_mean(place.path, listing.files)
+        raise FileNotFoundError(2, f"no such file at commit {listing.commit[:7]}{hint}", str(self))
 
     def opened(self, size: int) -> io.RawIOBase:
         """Open the file, in the library's cache where it is there."""

@@ -274,6 +274,9 @@ class RemotePlan:
             self.fetch(block)
         with self.changed:
             while block.is_waiting:
+                # A connection that is silent must not keep a conversion from being interrupted.
+                if self.stop.is_set():
+                    raise ConvertError(f"{file.shown}: is no longer read")
                 self.changed.wait(GLANCE)
             if block.error:
                 raise block.error
