@@ -1113,11 +1113,11 @@ class RemoteAddress(NamedTuple):
 
 def library() -> Any:
     """Import `huggingface_hub`. Raises ConvertError where it is not installed."""
-    if importlib.util.find_spec("huggingface_hub") is None:
-        what = "hf:// needs huggingface_hub: python -m pip install huggingface_hub"
-        raise ConvertError(what)
-    import huggingface_hub
-
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        what = "hf:// needs the package huggingface_hub"
+        raise ConvertError(f"{what}: python -m pip install huggingface_hub") from error
     return huggingface_hub
 
 
@@ -1503,6 +1503,8 @@ class RemotePlan:
         # All blocks before `first` are taken, and those before `low` were read.
         self.first = self.low = self.held = 0
         self.stop = threading.Event()
+        # Whole blocks are used again, as allocating them in threads takes twice the memory.
+        self.spare: list[bytearray] = []
         for _ in range(min(CONNECTIONS, len(self.blocks))):
             threading.Thread(target=self.work, daemon=True).start()
 
@@ -1539,7 +1541,9 @@ class RemotePlan:
 
     def fetch(self, block: RemoteBlock) -> None:
         """Fetch a block that was taken, and tell those who wait for it."""
-        data, error = bytearray(block.end - block.begin), None
+        size, error = block.end - block.begin, None
+        with self.changed:
+            data = self.spare.pop() if self.spare and size == BLOCK_BYTES else bytearray(size)
         try:
             block.file.fetch(block.begin, memoryview(data), self.stop)
         except ConvertError as problem:
@@ -1599,6 +1603,7 @@ class RemotePlan:
         """Drop blocks, so that there is room for others; the caller holds the lock."""
         for block in blocks:
             self.held -= len(block.data or b"")
+            self.spare += [block.data] if len(block.data or b"") == BLOCK_BYTES else []
             block.data, block.is_read = b"", True
         self.changed.notify_all()
 
@@ -5636,9 +5641,10 @@ class Options(DerivedOptions):
     # fmt: off
     # The header has the source's files instead: a folder's name changes with the machine.
     source: Path = option(MISSING, "", Kind(input_path),
-        "*.safetensors.index.json, the folder it is in, or one .safetensors",
+        "*.safetensors.index.json, the folder it is in, or one .safetensors; or one of these on "
+        "Hugging Face: hf://owner/repo[@revision][/path]",
         flag="SOURCE", check=original_only, reads=True, trace=False,
-        everyday="a 16-bit model: .safetensors, index, or folder of it")
+        everyday="a 16-bit model: .safetensors, its folder, hf://o/repo")
     # None and a folder stand for a name that is made, until the task is checked.
     output: Path | None = option(None, "", Kind(local_path),
         "the .safetensors file to write; or a folder for it, or nothing for beside SOURCE (beside "

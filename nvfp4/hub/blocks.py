@@ -196,6 +196,8 @@ class RemotePlan:
         # All blocks before `first` are taken, and those before `low` were read.
         self.first = self.low = self.held = 0
         self.stop = threading.Event()
+        # Whole blocks are used again, as allocating them in threads takes twice the memory.
+        self.spare: list[bytearray] = []
         for _ in range(min(CONNECTIONS, len(self.blocks))):
             threading.Thread(target=self.work, daemon=True).start()
 
@@ -232,7 +234,9 @@ class RemotePlan:
 
     def fetch(self, block: RemoteBlock) -> None:
         """Fetch a block that was taken, and tell those who wait for it."""
-        data, error = bytearray(block.end - block.begin), None
+        size, error = block.end - block.begin, None
+        with self.changed:
+            data = self.spare.pop() if self.spare and size == BLOCK_BYTES else bytearray(size)
         try:
             block.file.fetch(block.begin, memoryview(data), self.stop)
         except ConvertError as problem:
@@ -292,5 +296,6 @@ class RemotePlan:
         """Drop blocks, so that there is room for others; the caller holds the lock."""
         for block in blocks:
             self.held -= len(block.data or b"")
+            self.spare += [block.data] if len(block.data or b"") == BLOCK_BYTES else []
             block.data, block.is_read = b"", True
         self.changed.notify_all()

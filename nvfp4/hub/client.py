@@ -8,7 +8,6 @@ requests hold secrets, a token or a signature: no message has any of them.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -77,11 +76,11 @@ class RemoteAddress(NamedTuple):
 
 def library() -> Any:
     """Import `huggingface_hub`. Raises ConvertError where it is not installed."""
-    if importlib.util.find_spec("huggingface_hub") is None:
-        what = "hf:// needs huggingface_hub: python -m pip install huggingface_hub"
-        raise ConvertError(what)
-    import huggingface_hub
-
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        what = "hf:// needs the package huggingface_hub"
+        raise ConvertError(f"{what}: python -m pip install huggingface_hub") from error
     return huggingface_hub
 
 

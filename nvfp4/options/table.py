@@ -107,9 +107,10 @@ class Options(DerivedOptions):
     # fmt: off
     # The header has the source's files instead: a folder's name changes with the machine.
     source: Path = option(MISSING, "", Kind(input_path),
-        "*.safetensors.index.json, the folder it is in, or one .safetensors",
+        "*.safetensors.index.json, the folder it is in, or one .safetensors; or one of these on "
+        "Hugging Face: hf://owner/repo[@revision][/path]",
         flag="SOURCE", check=original_only, reads=True, trace=False,
-        everyday="a 16-bit model: .safetensors, index, or folder of it")
+        everyday="a 16-bit model: .safetensors, its folder, hf://o/repo")
     # None and a folder stand for a name that is made, until the task is checked.
     output: Path | None = option(None, "", Kind(local_path),
         "the .safetensors file to write; or a folder for it, or nothing for beside SOURCE (beside "
