@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -53,9 +54,10 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Write a line on the node."""
-        if text != self.text and self.node_id is not None and PromptServer.instance is not None:
+        server = getattr(PromptServer, "instance", None)
+        if text != self.text and self.node_id is not None and server is not None:
             self.text = text
-            PromptServer.instance.send_progress_text(text, self.node_id)
+            server.send_progress_text(text, self.node_id)
 
 
 def told(activity, now: float) -> str:
@@ -99,6 +101,10 @@ def converting(node_id: str | None) -> Iterator[ModuleType]:
             progress.say("done")
         except program.ConvertError as error:
             raise NodeError(program.printable(str(error))) from None
+        except ModuleNotFoundError as error:
+            # ComfyUI has neither gguf nor huggingface_hub for certain.
+            install = f"{sys.executable} -m pip install {error.name}"
+            raise NodeError(f"this needs the Python package {error.name}: {install}") from None
         except torch.cuda.OutOfMemoryError:
             raise NodeError(
                 "the card has too little memory for this: choose the device cpu"
