@@ -106,8 +106,8 @@ def deliver(
     if is_there and not overwrite:
         if not program.is_converted(task):
             raise NodeError(
-                f"{output}: exists already, and was made in another way: give another name, or "
-                "switch overwrite on"
+                f"{output}: exists already, and is not what this conversion makes of its inputs: "
+                "give another name, or switch overwrite on"
             )
         size = program.gigabytes(output.stat().st_size)
         text = f"{output.name}: {size}, used as it is: it was made in the same way"
