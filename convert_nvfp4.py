@@ -6272,11 +6272,20 @@ def typed_value(value: object) -> str:
         strength = "" if value.strength == 1 else f":{value.strength!r}"
         return typed_value(value.path) + strength
     if isinstance(value, VirtualPath):
-        return str(value)
+        return at_revision(value)
     if isinstance(value, Path):
         # "." and ".." have no names that would tell others anything.
         return value.name if value.name.strip(".") else "FOLDER"
     return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def at_revision(path: VirtualPath) -> str:
+    """Write a virtual path at the revision that was read, where its kind has revisions."""
+    text = str(path)
+    for place, revision in path.revisions().items():
+        if text.startswith(place):
+            return f"{place.partition('@')[0]}@{revision}{text[len(place) :]}"
+    return text
 
 
 def typed_size(size: int) -> str:
@@ -22084,7 +22093,11 @@ class PartialFiles:
         The note goes through the writing thread, so that it stands behind the tensor's bytes and
         reaches the journal only with the sync that covers them.
         """
-        self.writer.submit(self.finished.__setitem__, name, damage)
+        self.writer.submit(self.note, name, damage)
+
+    def note(self, name: str, damage: Damage | None) -> None:
+        """Keep a finished tensor for the next sync; runs in the writing thread, as syncs do."""
+        self.finished[name] = damage
 
     def wait(self, ahead: int) -> None:
         """Wait until no more than `ahead` bytes are still to be written; raise what writing met."""
@@ -27063,22 +27076,6 @@ VARIANT_TASKS = {"T2V": ("text-to-video",), "I2V": ("image-to-video",)}
 IMAGE_TASKS = ("text-to-image", "image-to-image")
 VIDEO_TASKS = ("text-to-video", "image-to-video")
 ANY_TASK = (*IMAGE_TASKS, *VIDEO_TASKS)
-# What is in a source's place on the Hub: hf://owner/name[@revision][/path].
-ON_THE_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.*))?")
-
-
-class HubOrigin(NamedTuple):
-    """Tell where a source on the Hub is: its repository, its revision and the file in it."""
-
-    repository: str
-    revision: str
-    file: str
-
-
-def origin_on_hub(path: Path) -> HubOrigin | None:
-    """Tell where a file on the Hub is; None for a file that lies elsewhere."""
-    found = ON_THE_HUB.fullmatch(str(path)) if isinstance(path, VirtualPath) else None
-    return HubOrigin(*(part or "" for part in found.groups())) if found else None
 
 
 def as_code(text: object) -> str:
@@ -27112,13 +27109,14 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
 class CardFacts(NamedTuple):
     """Hold what the sections of a card are made of.
 
-    data: of the report's summary. origin: where SOURCE is on the Hub, None elsewhere. family: a key
-    of FAMILIES, or "". title: what the model is. tasks: what it may do, in the Hub's words.
+    data: of the report's summary. base: the repository of models that SOURCE is in, "" where it is
+    in none. family: a key of FAMILIES, or "". title: what the model is. tasks: what it may do, in
+    the Hub's words.
     """
 
     report: Report
     data: dict
-    origin: HubOrigin | None
+    base: str
     family: str
     title: str
     tasks: tuple[str, ...]
@@ -27127,7 +27125,7 @@ class CardFacts(NamedTuple):
     def blanks(self) -> list[str]:
         """List what a person has to fill in."""
         task = ["the task"] if len(self.tasks) != 1 else []
-        return ["the licence", *([] if self.origin else ["the base model"]), *task]
+        return ["the licence", *([] if self.base else ["the base model"]), *task]
 
 
 def make_card(report: Report) -> CardFacts:
@@ -27141,7 +27139,7 @@ def make_card(report: Report) -> CardFacts:
     return CardFacts(
         report=report,
         data=summary_data(report),
-        origin=origin_on_hub(report.options.source),
+        base=base_model(report.options.source),
         family=name,
         title=f"{title} ({variant})" if variant else title,
         tasks=VARIANT_TASKS.get(variant, usual),
@@ -27169,8 +27167,8 @@ def front_matter(card: CardFacts) -> Iterator[str]:
     words = {plan.format.option for plan in plans if plan.is_quantised or plan.ref.config}
     yield "---"
     yield f"# license: FILL IN the base model's, such as apache-2.0 ({LICENCES})"
-    if card.origin:
-        yield f"base_model: {json.dumps(card.origin.repository)}"
+    if card.base:
+        yield f"base_model: {json.dumps(card.base)}"
     else:
         yield "# base_model: FILL IN the repository of the original model, as OWNER/NAME"
     yield "base_model_relation: quantized"
@@ -27208,14 +27206,20 @@ def card_introduction(card: CardFacts) -> Iterator[str]:
     yield ""
 
 
+def base_model(path: Path) -> str:
+    """Name the repository of models that a file is in, on the Hub; "" for any other."""
+    is_model = isinstance(path, HubPath) and path.place.kind == "model"
+    return path.place.name if is_model else ""
+
+
 def source_told(path: Path) -> str:
     """Name a file, with its repository and commit where it is on the Hub."""
-    origin = origin_on_hub(path)
-    if not origin:
+    if not isinstance(path, HubPath):
         return as_code(path.name)
-    name, file = origin.repository, origin.file
-    at = f" at {as_code(origin.revision)}" if origin.revision else ""
-    return f"{as_code(file) + ' in ' if file else ''}[{name}](https://huggingface.co/{name}){at}"
+    kind, name, _, file = path.place
+    at = "" if kind == "model" else f"{kind}s/"
+    where = f"[{name}](https://huggingface.co/{at}{name}) at commit {as_code(path.commit)}"
+    return f"{as_code(file)} in {where}" if file else where
 
 
 def card_loading(card: CardFacts) -> Iterator[str]:

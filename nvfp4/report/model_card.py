@@ -16,11 +16,11 @@ from typing import NamedTuple
 from nvfp4.cards import CARDS, UNITS
 from nvfp4.errors import gigabytes, in_number, one_line, percentage
 from nvfp4.families import FAMILIES, recognise
+from nvfp4.hub.path import HubPath
 from nvfp4.model import Model
 from nvfp4.options.as_typed import typed_command
 from nvfp4.report.data import Report, summary_data
 from nvfp4.report.usual import NAMED
-from nvfp4.virtual import VirtualPath
 from nvfp4.work import render_work
 
 # The Hub's word for files that ComfyUI's loaders take whole.
@@ -32,22 +32,6 @@ VARIANT_TASKS = {"T2V": ("text-to-video",), "I2V": ("image-to-video",)}
 IMAGE_TASKS = ("text-to-image", "image-to-image")
 VIDEO_TASKS = ("text-to-video", "image-to-video")
 ANY_TASK = (*IMAGE_TASKS, *VIDEO_TASKS)
-# What is in a source's place on the Hub: hf://owner/name[@revision][/path].
-ON_THE_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.*))?")
-
-
-class HubOrigin(NamedTuple):
-    """Tell where a source on the Hub is: its repository, its revision and the file in it."""
-
-    repository: str
-    revision: str
-    file: str
-
-
-def origin_on_hub(path: Path) -> HubOrigin | None:
-    """Tell where a file on the Hub is; None for a file that lies elsewhere."""
-    found = ON_THE_HUB.fullmatch(str(path)) if isinstance(path, VirtualPath) else None
-    return HubOrigin(*(part or "" for part in found.groups())) if found else None
 
 
 def as_code(text: object) -> str:
@@ -81,13 +65,14 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> lis
 class CardFacts(NamedTuple):
     """Hold what the sections of a card are made of.
 
-    data: of the report's summary. origin: where SOURCE is on the Hub, None elsewhere. family: a key
-    of FAMILIES, or "". title: what the model is. tasks: what it may do, in the Hub's words.
+    data: of the report's summary. base: the repository of models that SOURCE is in, "" where it is
+    in none. family: a key of FAMILIES, or "". title: what the model is. tasks: what it may do, in
+    the Hub's words.
     """
 
     report: Report
     data: dict
-    origin: HubOrigin | None
+    base: str
     family: str
     title: str
     tasks: tuple[str, ...]
@@ -96,7 +81,7 @@ class CardFacts(NamedTuple):
     def blanks(self) -> list[str]:
         """List what a person has to fill in."""
         task = ["the task"] if len(self.tasks) != 1 else []
-        return ["the licence", *([] if self.origin else ["the base model"]), *task]
+        return ["the licence", *([] if self.base else ["the base model"]), *task]
 
 
 def make_card(report: Report) -> CardFacts:
@@ -110,7 +95,7 @@ def make_card(report: Report) -> CardFacts:
     return CardFacts(
         report=report,
         data=summary_data(report),
-        origin=origin_on_hub(report.options.source),
+        base=base_model(report.options.source),
         family=name,
         title=f"{title} ({variant})" if variant else title,
         tasks=VARIANT_TASKS.get(variant, usual),
@@ -138,8 +123,8 @@ def front_matter(card: CardFacts) -> Iterator[str]:
     words = {plan.format.option for plan in plans if plan.is_quantised or plan.ref.config}
     yield "---"
     yield f"# license: FILL IN the base model's, such as apache-2.0 ({LICENCES})"
-    if card.origin:
-        yield f"base_model: {json.dumps(card.origin.repository)}"
+    if card.base:
+        yield f"base_model: {json.dumps(card.base)}"
     else:
         yield "# base_model: FILL IN the repository of the original model, as OWNER/NAME"
     yield "base_model_relation: quantized"
@@ -177,14 +162,20 @@ def card_introduction(card: CardFacts) -> Iterator[str]:
     yield ""
 
 
+def base_model(path: Path) -> str:
+    """Name the repository of models that a file is in, on the Hub; "" for any other."""
+    is_model = isinstance(path, HubPath) and path.place.kind == "model"
+    return path.place.name if is_model else ""
+
+
 def source_told(path: Path) -> str:
     """Name a file, with its repository and commit where it is on the Hub."""
-    origin = origin_on_hub(path)
-    if not origin:
+    if not isinstance(path, HubPath):
         return as_code(path.name)
-    name, file = origin.repository, origin.file
-    at = f" at {as_code(origin.revision)}" if origin.revision else ""
-    return f"{as_code(file) + ' in ' if file else ''}[{name}](https://huggingface.co/{name}){at}"
+    kind, name, _, file = path.place
+    at = "" if kind == "model" else f"{kind}s/"
+    where = f"[{name}](https://huggingface.co/{at}{name}) at commit {as_code(path.commit)}"
+    return f"{as_code(file)} in {where}" if file else where
 
 
 def card_loading(card: CardFacts) -> Iterator[str]:

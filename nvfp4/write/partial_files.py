@@ -168,7 +168,11 @@ class PartialFiles:
         The note goes through the writing thread, so that it stands behind the tensor's bytes and
         reaches the journal only with the sync that covers them.
         """
-        self.writer.submit(self.finished.__setitem__, name, damage)
+        self.writer.submit(self.note, name, damage)
+
+    def note(self, name: str, damage: Damage | None) -> None:
+        """Keep a finished tensor for the next sync; runs in the writing thread, as syncs do."""
+        self.finished[name] = damage
 
     def wait(self, ahead: int) -> None:
         """Wait until no more than `ahead` bytes are still to be written; raise what writing met."""

@@ -146,13 +146,18 @@ def test_ctrl_c_with_resume_keeps_what_was_done(tiny, converted, tmp_path, capsy
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_what_is_encoded_at_ctrl_c_is_kept(tiny, converted, tmp_path, monkeypatch):
-    """Without it all since the last sync would be done again."""
-    out = tmp_path / "o.safetensors"
+@pytest.mark.parametrize("sync_bytes", [1 << 16, 1 << 30])
+def test_what_is_encoded_at_ctrl_c_is_kept(tiny, converted, tmp_path, monkeypatch, sync_bytes):
+    """Without it all since the last sync would be done again, or what was given during syncs."""
+    out, sync = tmp_path / "o.safetensors", os.fsync
+    given = [word for word in command(tiny, out, "--resume") if word != "--low-mem"]
     counted_layers(monkeypatch, interrupted_at=20)
-    assert c.main(command(tiny, out, "--resume")) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(c, "SYNC_BYTES", sync_bytes)
+        patch.setattr(os, "fsync", lambda file: (time.sleep(0.01), sync(file)))
+        assert c.main(given) == 130
     calls = counted_layers(monkeypatch)
-    assert c.main(command(tiny, out, "--resume")) == 0
+    assert c.main(given) == 0
     assert len(calls) == 40 - 19
     assert out.read_bytes() == converted.read_bytes()
 

@@ -10,7 +10,7 @@ from nvfp4.conversion import convert
 from nvfp4.errors import one_line
 from nvfp4.numeric.damage import Damage
 from nvfp4.options import Options
-from nvfp4.report.model_card import as_code, origin_on_hub, render_card
+from nvfp4.report.model_card import as_code, render_card
 from support.conversions import convert_tiny
 
 HOSTILE = "x`|```\n---\nlicense: mit\n# <script>alert(1)</script> [a](http://b) $$ \x1b[31m"
@@ -114,7 +114,3 @@ def test_shards_are_not_for_comfyui(tiny, tmp_path):
 )
 def test_code_is_code_whatever_is_in_it(text, shown):
     assert as_code(text) == shown
-
-
-def test_only_a_path_on_the_hub_is_there(tmp_path):
-    assert origin_on_hub(tmp_path / "hf:" / "owner" / "repo") is None
