@@ -127,10 +127,8 @@ class Run:
         given = comfy.sample.fix_empty_latent_channels(
             self.model, start["samples"], start.get("downscale_ratio_spacial")
         )
-        if self.first:
-            noise = comfy.sample.prepare_empty_noise(given)
-        else:
-            noise = comfy.sample.prepare_noise(given, seed)
+        # Latents of a high-noise half have their noise already; they may be nested ones.
+        noise = comfy.sample.prepare_noise(given, seed) * (0.0 if self.first else 1.0)
         return comfy.sample.sample(
             self.model,
             noise,

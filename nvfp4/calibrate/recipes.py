@@ -43,7 +43,8 @@ WAN_SHIFT = ("ModelSamplingSD3", 8.0)
 VIDEO_LATENT, IMAGE_LATENT = "EmptyHunyuanLatentVideo", "EmptySD3LatentImage"
 # Nodes that make latents of one frame, and take no length.
 IMAGE_LATENTS = (IMAGE_LATENT, "EmptyFlux2LatentImage")
-# {(family, variant): how it is sampled}; "" for the variants that have no row of their own.
+# {(family, variant): how it is sampled}. Variants that are given more than a text, such as those
+# that edit images, have none: without that, their inputs would not be what they see later.
 SAMPLINGS = {
     ("wan", "T2V"): Sampling(
         clip="wan", latent=VIDEO_LATENT, size=(832, 480, 81), cfg=3.5, shift=WAN_SHIFT
@@ -80,8 +81,11 @@ SAMPLINGS = {
         sigmas="Flux2Scheduler",
         guidance=4.0,
     ),
-    ("flux", ""): Sampling(
+    ("flux", "dev"): Sampling(
         clip="flux", encoders=2, latent=IMAGE_LATENT, size=(1024, 1024, 1), guidance=3.5
+    ),
+    ("flux", "schnell"): Sampling(
+        clip="flux", encoders=2, latent=IMAGE_LATENT, size=(1024, 1024, 1), steps=4
     ),
     ("z-image", ""): Sampling(
         clip="lumina2",
@@ -106,7 +110,7 @@ SAMPLINGS = {
 def sampling_of(model: Model) -> Sampling:
     """Find how a model is sampled. Raises ConvertError for one that no row is for."""
     family, variant = recognise(model)
-    found = SAMPLINGS.get((family, variant)) or SAMPLINGS.get((family, ""))
+    found = SAMPLINGS.get((family, variant))
     if found is None:
         title = f"{FAMILIES[family].title} {variant}".strip() if family else "of no known family"
         raise ConvertError(

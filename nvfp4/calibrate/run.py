@@ -201,8 +201,8 @@ def started(running: RunningComfyUI, task: CalibrationRun) -> dict[str, dict]:
     running.start(own_nodes_only=not task.workflow, images=images)
     info = running.wait_until_ready()
     if RECORDER not in info:
-        why = "" if find_pack() else ": comfyui_nvfp4/ does not lie beside this script"
-        raise ConvertError(f"ComfyUI has not loaded the recorder{why}")
+        lacking = "; copy comfyui_nvfp4/ into its custom_nodes" * (find_pack() is None)
+        raise ConvertError(f"ComfyUI has not loaded the recorder{lacking}")
     return info
 
 

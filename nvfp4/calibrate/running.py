@@ -137,7 +137,12 @@ class RunningComfyUI:
         """Raise ConvertError if the process has ended."""
         status = self.process.poll()
         if status is not None:
-            raise ConvertError(f"ComfyUI ended with status {status}{self.last_words()}")
+            said = self.last_words()
+            if "No module named" in said:
+                said += (
+                    f" for {self.comfyui.python}; run this with the Python that ComfyUI runs with"
+                )
+            raise ConvertError(f"ComfyUI ended with status {status}{said}")
 
     def last_words(self) -> str:
         """Tell the last line that ComfyUI printed, as the end of a sentence."""

@@ -34,7 +34,8 @@ def data_files() -> dict[str, Path]:
         if folder != "nvfp4":
             placed = WHEEL["sources"][folder]
             files |= {f"{placed}/{file.name}": file for file in (ROOT / folder).glob(rest or "*")}
-    return files
+    left_out = {ROOT / path.strip("/") for path in WHEEL["exclude"]}
+    return {place: file for place, file in files.items() if file not in left_out}
 
 
 def test_requirements_are_the_same_everywhere():
