@@ -6775,7 +6775,8 @@ WAN_SHIFT = ("ModelSamplingSD3", 8.0)
 VIDEO_LATENT, IMAGE_LATENT = "EmptyHunyuanLatentVideo", "EmptySD3LatentImage"
 # Nodes that make latents of one frame, and take no length.
 IMAGE_LATENTS = (IMAGE_LATENT, "EmptyFlux2LatentImage")
-# {(family, variant): how it is sampled}; "" for the variants that have no row of their own.
+# {(family, variant): how it is sampled}. Variants that are given more than a text, such as those
+# that edit images, have none: without that, their inputs would not be what they see later.
 SAMPLINGS = {
     ("wan", "T2V"): Sampling(
         clip="wan", latent=VIDEO_LATENT, size=(832, 480, 81), cfg=3.5, shift=WAN_SHIFT
@@ -6812,8 +6813,11 @@ SAMPLINGS = {
         sigmas="Flux2Scheduler",
         guidance=4.0,
     ),
-    ("flux", ""): Sampling(
+    ("flux", "dev"): Sampling(
         clip="flux", encoders=2, latent=IMAGE_LATENT, size=(1024, 1024, 1), guidance=3.5
+    ),
+    ("flux", "schnell"): Sampling(
+        clip="flux", encoders=2, latent=IMAGE_LATENT, size=(1024, 1024, 1), steps=4
     ),
     ("z-image", ""): Sampling(
         clip="lumina2",
@@ -6838,7 +6842,7 @@ SAMPLINGS = {
 def sampling_of(model: Model) -> Sampling:
     """Find how a model is sampled. Raises ConvertError for one that no row is for."""
     family, variant = recognise(model)
-    found = SAMPLINGS.get((family, variant)) or SAMPLINGS.get((family, ""))
+    found = SAMPLINGS.get((family, variant))
     if found is None:
         title = f"{FAMILIES[family].title} {variant}".strip() if family else "of no known family"
         raise ConvertError(
@@ -7095,7 +7099,12 @@ class RunningComfyUI:
         """Raise ConvertError if the process has ended."""
         status = self.process.poll()
         if status is not None:
-            raise ConvertError(f"ComfyUI ended with status {status}{self.last_words()}")
+            said = self.last_words()
+            if "No module named" in said:
+                said += (
+                    f" for {self.comfyui.python}; run this with the Python that ComfyUI runs with"
+                )
+            raise ConvertError(f"ComfyUI ended with status {status}{said}")
 
     def last_words(self) -> str:
         """Tell the last line that ComfyUI printed, as the end of a sentence."""
@@ -15391,8 +15400,8 @@ def started(running: RunningComfyUI, task: CalibrationRun) -> dict[str, dict]:
     running.start(own_nodes_only=not task.workflow, images=images)
     info = running.wait_until_ready()
     if RECORDER not in info:
-        why = "" if find_pack() else ": comfyui_nvfp4/ does not lie beside this script"
-        raise ConvertError(f"ComfyUI has not loaded the recorder{why}")
+        lacking = "; copy comfyui_nvfp4/ into its custom_nodes" * (find_pack() is None)
+        raise ConvertError(f"ComfyUI has not loaded the recorder{lacking}")
     return info
 
 
