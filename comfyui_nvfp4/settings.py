@@ -67,8 +67,9 @@ def settings_inputs() -> list[io.Input]:
         io.Combo.Input(
             "statistics",
             options=[NONE, *recordings()],
-            tooltip="a recording of the NVFP4 Calibration Recorder (output/nvfp4_calibration): "
-            "with second moments, weights are rounded to the least error of the layer's output",
+            tooltip="a recording of Calibrate Model or of the recorder: its input scales are baked "
+            "in, and with second moments weights are rounded to the least "
+            "error of the layer's output",
         ),
         io.String.Input(
             "name",
@@ -164,6 +165,20 @@ def formats_here(program: ModuleType, card: str, values: dict) -> str:
     return "" if known == fast else ",".join(known)
 
 
+def bakes_scales(program: ModuleType, card: str, formats: str, values: dict) -> bool:
+    """Tell whether a format that may be chosen takes the input scales of a recording."""
+    if "--no-input-scale" in values["more_options"]:
+        return False
+    if values["recipe"] != "mixed":
+        return program.RECIPES[values["recipe"]].format in program.MARKED_FORMATS
+    if not formats and values["goal"] == "quality":
+        return False
+    named = formats.split(",") if formats else program.DEFAULT_FORMATS
+    if card and not formats:
+        named = program.formats_of_card(card)
+    return not program.MARKED_FORMATS.isdisjoint(named)
+
+
 def version_key(text: str) -> tuple[int, ...]:
     """Make a version comparable: "0.29.0" is newer than "0.10"."""
     return tuple(map(int, re.findall(r"\d+", text)[:3]))
@@ -178,9 +193,6 @@ def words_of(program: ModuleType, values: dict) -> Iterator[str]:
         yield from ("--card", card)
     if values["target_size_gb"]:
         yield from ("--target-size", str(round(values["target_size_gb"] * 1e9)))
-    if values["statistics"] != NONE:
-        path = one_of(recordings(), values["statistics"], "recording")
-        yield from ("--activation-stats", str(path))
     if values["recipe"] != "mixed":
         yield from ("--recipe", values["recipe"])
     if values["recipe_file"] != NONE:
@@ -189,6 +201,11 @@ def words_of(program: ModuleType, values: dict) -> Iterator[str]:
         yield from ("--gguf", str(one_of(ggufs(), values["gguf"], "GGUF")))
     if formats := values["formats"] or formats_here(program, card, values):
         yield from ("--formats", formats)
+    if values["statistics"] != NONE:
+        path = one_of(recordings(), values["statistics"], "recording")
+        headroom = bakes_scales(program, card, formats, values)
+        yield from ("--activation-stats", str(path))
+        yield from ("--input-scale-policy", "headroom") * headroom
     for name, strength in values.get("loras") or ():
         yield from ("--merge-lora", f"{find_lora(name)}:{strength:g}")
     yield from ("--device", pick_device(values["device"]))

@@ -78,3 +78,12 @@ def test_the_page_complains_of_nothing(page):
     """ComfyUI's own page has a complaint of its own at its start."""
     own = "ComfyApp graph accessed before initialization"
     assert [line for line in page.browser.complaints if own not in line and "nvfp4" in line] == []
+
+
+def test_an_error_is_on_its_node_and_names_the_file(page):
+    page.server.model("torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0torn")
+    page.refresh()
+    page.add("NVFP4Convert", model_file="torn.safetensors", name="never")
+    page.press("Run")
+    message = page.wait("app.lastExecutionError?.exception_message")
+    assert "torn.safetensors: not a safetensors file" in message

@@ -15,7 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
+TESTS, REPOSITORY = Path(__file__).resolve().parents[1:3]
+sys.path[:0] = [str(TESTS), str(REPOSITORY), str(REPOSITORY / "examples")]
+
+import torch  # noqa: E402
+from make_wan import wan_shapes, weights  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 from support.comfyui_page import Page  # noqa: E402
 from support.comfyui_server import Server  # noqa: E402
@@ -38,6 +43,7 @@ TI2V, HIGH, LOW = (
     for kind in ("ti2v_5B", "t2v_high_noise_14B", "t2v_low_noise_14B")
 )
 SMALL = "wan2.2_ti2v_5B_nvfp4.safetensors"
+TINY = "tiny_wan.safetensors"
 ENCODER, LORA = "umt5_xxl_fp8_e4m3fn_scaled.safetensors", "my_lora.safetensors"
 PROMPTS = [
     "a red fox runs through deep snow, close view, morning light",
@@ -65,9 +71,13 @@ def convert_a_model(node: Callable) -> list[dict]:
 
 
 def shown_in_docs(node: Callable) -> list[dict]:
-    check = node("NVFP4CheckFile", model_file=["1", 0], source=TI2V)
-    made, loaded = convert_a_model(node)
-    return [made, loaded | {"3": check}]
+    return [
+        {"1": node("NVFP4Convert", model_file=TINY, name="tiny_wan_nvfp4")},
+        {
+            "2": core_node("UNETLoader", unet_name=["1", 0], weight_dtype="default"),
+            "3": node("NVFP4CheckFile", model_file=["1", 0], source=TINY),
+        },
+    ]
 
 
 def convert_this_model(node: Callable) -> list[dict]:
@@ -230,7 +240,12 @@ def main() -> None:
                 text = json.dumps(saved, indent=1, ensure_ascii=False)
                 (FOLDER / f"{example.name}.json").write_text(text + "\n", encoding="utf-8")
                 take_picture(page, FOLDER / f"{example.name}.jpg", quality=85, clip=SMALLER)
+            save_file(dict(weights(wan_shapes("tiny"), torch.bfloat16)), server.model(TINY))
+            page.refresh()
             build(page, IN_DOCS, server.node)
+            page.js("app.queuePrompt(0, 1).then(() => true)")
+            page.wait("document.querySelectorAll('.nvfp4-summary').length == 2", 120)
+            page.rest(1)
             page.browser.screenshot(PICTURE, clip=take_picture(page, PICTURE))
             page.close()
         finally:
