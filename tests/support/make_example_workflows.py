@@ -36,8 +36,8 @@ BARE = {
     f"Comfy.{name}": False for name in ("Minimap.Visible", "Graph.CanvasInfo", "Graph.CanvasMenu")
 }
 SMALLER = {"x": 0, "y": 0, "width": WINDOW[0], "height": WINDOW[1], "scale": 0.5}
-# Width of a column of nodes, and the gap between nodes, in the graph's units.
-WIDTH, GAP = 420, 70
+# Width of a column, as wide as nodes with a summary are, and gaps, in the graph's units.
+WIDTH, GAP = 480, 70
 TI2V, HIGH, LOW = (
     f"wan2.2_{kind}_fp16.safetensors"
     for kind in ("ti2v_5B", "t2v_high_noise_14B", "t2v_low_noise_14B")
