@@ -4715,6 +4715,8 @@ def is_model_file(path: Path) -> bool:
 
 def model_name(flag: str, path: Path, given: GivenOptions) -> str:
     """Refuse an OUTPUT that is neither a .safetensors nor a folder, and tell what may be meant."""
+    if isinstance(path, VirtualPath):
+        return f"{flag}: {path}: has to be on a disk of this machine"
     if is_model_file(path):
         return ""
     source = given["SOURCE"]
@@ -5646,7 +5648,7 @@ class Options(DerivedOptions):
         flag="SOURCE", check=original_only, reads=True, trace=False,
         everyday="a 16-bit model: .safetensors, its folder, hf://o/repo")
     # None and a folder stand for a name that is made, until the task is checked.
-    output: Path | None = option(None, "", Kind(local_path),
+    output: Path | None = option(None, "", Kind(input_path),
         "the .safetensors file to write; or a folder for it, or nothing for beside SOURCE (beside "
         "the folder of shards): then its name is SOURCE's with the format at its end, as in "
         "wan_nvfp4.safetensors, or _mixed where a GGUF, a layer config or a size decides",
@@ -6673,6 +6675,8 @@ def each_model(
     *more, output = given.get("OUTPUT") or [None]
     if len(recipe) > 1 and "SOURCE" in given:
         raise ConvertError("the recipe names its models itself; leave SOURCE and OUTPUT out")
+    if more and isinstance(output, VirtualPath):
+        raise ConvertError(f"of several models, the last place is a folder on a disk: {output}")
     if more and not output.is_dir() and (output.exists() or "--make-folder" not in given):
         hint = "" if output.exists() else "; --make-folder creates one"
         raise ConvertError(f"of several models, the last place is a folder: {output} is none{hint}")
@@ -13968,6 +13972,14 @@ def fill(ref: TensorRef, begin: int, view: memoryview, file: BinaryIO | None = N
             filled += count
     if filled < len(view):
         raise ConvertError(f"{ref.path}: ended inside {ref.name}; {CHANGED_UNDER_WAY}")
+
+
+def fetching(refs: Iterable[TensorRef]) -> contextlib.AbstractContextManager:
+    """Let whole tensors of virtual files be fetched ahead, which the `with` block reads in order.
+
+    Without it, each of a thousand small ones would be waited for.
+    """
+    return reading_ahead([Read(ref.path, ref.begin, ref.nbytes) for ref in refs])
 
 
 def load_bytes(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:
@@ -21475,15 +21487,17 @@ def stored_layers(model: Model) -> dict[str, StoredLayer]:
         if suffix in known:
             parts[layer][suffix] = ref
     listed = header_layers(model.metadata) or {}
-    return {
-        name: StoredLayer(
-            name=name,
-            parts=parts.get(name, {}),
-            in_header=as_config(listed[name]) if name in listed else None,
-            in_tensor=config_of(parts.get(name, {}).get("comfy_quant")),
-        )
-        for name in [*parts, *(name for name in listed if name not in parts)]
-    }
+    configs = {name: own.get("comfy_quant") for name, own in parts.items()}
+    with fetching(ref for ref in configs.values() if ref and ref.nbytes <= MAX_CONFIG_BYTES):
+        return {
+            name: StoredLayer(
+                name=name,
+                parts=parts.get(name, {}),
+                in_header=as_config(listed[name]) if name in listed else None,
+                in_tensor=config_of(configs.get(name)),
+            )
+            for name in [*parts, *(name for name in listed if name not in parts)]
+        }
 
 
 def config_of(ref: TensorRef | None) -> dict | None:
@@ -24240,8 +24254,7 @@ def stored_alphas(path: Path, alphas: dict[str, TensorRef]) -> dict[str, float]:
     Raises ConvertError for one that is NaN or infinite.
     """
     found = {}
-    reads = [Read(path, ref.begin, ref.nbytes) for ref in alphas.values()]
-    with opened(path) as file, reading_ahead(reads):
+    with opened(path) as file, fetching(alphas.values()):
         for layer, ref in alphas.items():
             if math.prod(ref.shape) == 1:
                 found[layer] = float(load(ref, file).float())
@@ -24946,8 +24959,10 @@ def adopted_tensors(
         if layer.format and layer.format.is_adopted and layer.weight.name not in beside
     }
     codings, problems = {}, unknown_formats(layers, beside)
-    for name, layer in found.items():
-        codings[name], problems[name] = decoding(layer)
+    parts = [pair for layer in found.values() for pair in own_parts(layer).items()]
+    with fetching(ref for suffix, ref in parts if suffix != "weight"):
+        for name, layer in found.items():
+            codings[name], problems[name] = decoding(layer)
     tensors, scales, known, markers = {}, 0, layer_parts(), marker_names()
     for ref in model.tensors.values():
         name, _, suffix = ref.name.rpartition(".")

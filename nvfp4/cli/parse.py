@@ -30,6 +30,7 @@ from nvfp4.options import (
     options_of,
 )
 from nvfp4.options.recipe_files import overridden, read_recipe, render_recipes
+from nvfp4.virtual import VirtualPath
 
 # How a conversion and a check are asked for.
 USAGE = """%(prog)s SOURCE [OUTPUT] [options]
@@ -199,6 +200,8 @@ def each_model(
     *more, output = given.get("OUTPUT") or [None]
     if len(recipe) > 1 and "SOURCE" in given:
         raise ConvertError("the recipe names its models itself; leave SOURCE and OUTPUT out")
+    if more and isinstance(output, VirtualPath):
+        raise ConvertError(f"of several models, the last place is a folder on a disk: {output}")
     if more and not output.is_dir() and (output.exists() or "--make-folder" not in given):
         hint = "" if output.exists() else "; --make-folder creates one"
         raise ConvertError(f"of several models, the last place is a folder: {output} is none{hint}")

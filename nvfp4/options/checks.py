@@ -12,6 +12,7 @@ from pathlib import Path
 from nvfp4.errors import did_you_mean
 from nvfp4.files import exists
 from nvfp4.options.option import GivenOptions
+from nvfp4.virtual import VirtualPath
 
 # What OUTPUT is given as by mistake, and no folder ends in.
 OTHER_FILES = (".gguf", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".json", ".html")
@@ -55,6 +56,8 @@ def is_model_file(path: Path) -> bool:
 
 def model_name(flag: str, path: Path, given: GivenOptions) -> str:
     """Refuse an OUTPUT that is neither a .safetensors nor a folder, and tell what may be meant."""
+    if isinstance(path, VirtualPath):
+        return f"{flag}: {path}: has to be on a disk of this machine"
     if is_model_file(path):
         return ""
     source = given["SOURCE"]

@@ -53,7 +53,6 @@ from nvfp4.options.kinds import (
     Kind,
     device_name,
     input_path,
-    local_path,
     lora_file,
     margin,
     natural,
@@ -112,7 +111,7 @@ class Options(DerivedOptions):
         flag="SOURCE", check=original_only, reads=True, trace=False,
         everyday="a 16-bit model: .safetensors, its folder, hf://o/repo")
     # None and a folder stand for a name that is made, until the task is checked.
-    output: Path | None = option(None, "", Kind(local_path),
+    output: Path | None = option(None, "", Kind(input_path),
         "the .safetensors file to write; or a folder for it, or nothing for beside SOURCE (beside "
         "the folder of shards): then its name is SOURCE's with the format at its end, as in "
         "wan_nvfp4.safetensors, or _mixed where a GGUF, a layer config or a size decides",

@@ -8,6 +8,7 @@ the rest of the program sees 16- or 32-bit weights whatever the source is.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import BinaryIO
 
 import torch
@@ -19,6 +20,7 @@ from nvfp4.model import Coding, TensorRef
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.numeric.float8 import has_no_number
 from nvfp4.numeric.lora import merge
+from nvfp4.virtual import Read, reading_ahead
 
 # Where layers are compared, this many rows stand for a weight, in 8 stripes spread over its height,
 # so that fused layers show all of their parts.
@@ -43,6 +45,14 @@ def fill(ref: TensorRef, begin: int, view: memoryview, file: BinaryIO | None = N
             filled += count
     if filled < len(view):
         raise ConvertError(f"{ref.path}: ended inside {ref.name}; {CHANGED_UNDER_WAY}")
+
+
+def fetching(refs: Iterable[TensorRef]) -> contextlib.AbstractContextManager:
+    """Let whole tensors of virtual files be fetched ahead, which the `with` block reads in order.
+
+    Without it, each of a thousand small ones would be waited for.
+    """
+    return reading_ahead([Read(ref.path, ref.begin, ref.nbytes) for ref in refs])
 
 
 def load_bytes(ref: TensorRef, file: BinaryIO | None = None) -> torch.Tensor:

@@ -21,9 +21,8 @@ from nvfp4.model import TensorRef, compiled
 from nvfp4.notes import Note, Rank
 from nvfp4.read.checkpoint import MODEL_SUFFIXES, opened
 from nvfp4.read.json_files import load_json, parse_json, unique_keys
-from nvfp4.read.tensors import load
+from nvfp4.read.tensors import fetching, load
 from nvfp4.source.lora_names import plain_layer
-from nvfp4.virtual import Read, reading_ahead
 
 # The file that PEFT writes beside a LoRA, and the name that it gives the LoRA itself.
 CONFIG_FILE, PEFT_MODEL = "adapter_config.json", "adapter_model"
@@ -148,8 +147,7 @@ def stored_alphas(path: Path, alphas: dict[str, TensorRef]) -> dict[str, float]:
     Raises ConvertError for one that is NaN or infinite.
     """
     found = {}
-    reads = [Read(path, ref.begin, ref.nbytes) for ref in alphas.values()]
-    with opened(path) as file, reading_ahead(reads):
+    with opened(path) as file, fetching(alphas.values()):
         for layer, ref in alphas.items():
             if math.prod(ref.shape) == 1:
                 found[layer] = float(load(ref, file).float())

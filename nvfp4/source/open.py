@@ -23,10 +23,11 @@ from nvfp4.prefixes import file_kind, named_for_comfyui
 from nvfp4.quantisers import quantiser_of
 from nvfp4.read.checkpoint import open_model
 from nvfp4.read.origin import origin_text
+from nvfp4.read.tensors import fetching
 from nvfp4.source.beside import carried, flaws_beside, kept_part, note_beside
 from nvfp4.source.plain import plain_notes, taken_as_is
 from nvfp4.stored.defects import DEFECTS, Outcome, grouped
-from nvfp4.stored.layers import StoredLayer, coding_of, stored_layers, undecodable
+from nvfp4.stored.layers import StoredLayer, coding_of, own_parts, stored_layers, undecodable
 from nvfp4.stored.lint import FileFacts, lint, lint_scalars, lint_values
 
 # Tensors of a decoded layer that are no part of its weight.
@@ -110,8 +111,10 @@ def adopted_tensors(
         if layer.format and layer.format.is_adopted and layer.weight.name not in beside
     }
     codings, problems = {}, unknown_formats(layers, beside)
-    for name, layer in found.items():
-        codings[name], problems[name] = decoding(layer)
+    parts = [pair for layer in found.values() for pair in own_parts(layer).items()]
+    with fetching(ref for suffix, ref in parts if suffix != "weight"):
+        for name, layer in found.items():
+            codings[name], problems[name] = decoding(layer)
     tensors, scales, known, markers = {}, 0, layer_parts(), marker_names()
     for ref in model.tensors.values():
         name, _, suffix = ref.name.rpartition(".")

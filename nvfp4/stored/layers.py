@@ -23,7 +23,7 @@ from nvfp4.model import Coding, Model, TensorRef, bare, diffusion_prefix
 from nvfp4.modules import EMBEDDING, not_linear
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.json_files import parse_json
-from nvfp4.read.tensors import coded_scales, load, load_part
+from nvfp4.read.tensors import coded_scales, fetching, load, load_part
 
 # A comfy_quant tensor usually has some 60 bytes. A larger one than this is not read, and counts as
 # unreadable.
@@ -182,15 +182,17 @@ def stored_layers(model: Model) -> dict[str, StoredLayer]:
         if suffix in known:
             parts[layer][suffix] = ref
     listed = header_layers(model.metadata) or {}
-    return {
-        name: StoredLayer(
-            name=name,
-            parts=parts.get(name, {}),
-            in_header=as_config(listed[name]) if name in listed else None,
-            in_tensor=config_of(parts.get(name, {}).get("comfy_quant")),
-        )
-        for name in [*parts, *(name for name in listed if name not in parts)]
-    }
+    configs = {name: own.get("comfy_quant") for name, own in parts.items()}
+    with fetching(ref for ref in configs.values() if ref and ref.nbytes <= MAX_CONFIG_BYTES):
+        return {
+            name: StoredLayer(
+                name=name,
+                parts=parts.get(name, {}),
+                in_header=as_config(listed[name]) if name in listed else None,
+                in_tensor=config_of(configs.get(name)),
+            )
+            for name in [*parts, *(name for name in listed if name not in parts)]
+        }
 
 
 def config_of(ref: TensorRef | None) -> dict | None:
