@@ -231,8 +231,9 @@ def test_no_model_of_comfyui_is_of_another_kind(path, tmp_path):
     for prefix in ("", "model.diffusion_model.", "model."):
         named = {prefix + name: shape for name, shape in shapes.items()}
         assert kind_of_file(named, is_model=bool(model_prefixes(named))) is None
-    assert open_source(file).model.tensors.keys() == shapes.keys()
-    assert recognise(open_model(file)) == recognise(open_source(file).model)
+    model = open_source(file).model
+    assert model.tensors.keys() == shapes.keys()
+    assert recognise(open_model(file)) == recognise(model)
 
 
 CLASSES_OF_COMFYUI = """

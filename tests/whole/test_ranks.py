@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import convert_nvfp4 as c
-from support.conversions import torchrun
+from support.conversions import convert_in_ranks, torchrun
 from support.files import OLDER
 from support.kills import KILL, command, needs_sigkill
 from support.paths import ROOT
@@ -35,9 +35,8 @@ def test_several_models_in_one_call(tmp_path):
         save_file({f"x.{i}.weight": torch.randn(64, 64) for i in range(8)}, tmp_path / name)
     (tmp_path / "out").mkdir()
     given = [*(str(tmp_path / name) for name in names), str(tmp_path / "out")]
-    process = torchrun(*given, "--preset", "all", "--device", "cpu", "--quiet")
-    text, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    done = convert_in_ranks(*given, "--preset", "all", "--device", "cpu", "--quiet")
+    text = "".join(process.stdout for process in done)
     assert text.count("written   ") == len([*(tmp_path / "out").iterdir()]) == len(names)
 
 
@@ -85,8 +84,6 @@ def test_two_ranks_give_up_a_plan_together(tmp_path):
     one, two = (str(tmp_path / name) for name in ("1.safetensors", "2.safetensors"))
     more = ["--include", "x", "--dtype", "float16", "--quiet"]
     assert c.main([str(tmp_path / "m.safetensors"), one, *more]) == 0
-    process = torchrun(str(tmp_path / "m.safetensors"), two, *more)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    convert_in_ranks(tmp_path / "m.safetensors", two, *more)
     assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
     assert len(list(tmp_path.iterdir())) == 3

@@ -50,7 +50,8 @@ def test_an_impatient_ctrl_c_leaves_no_traceback(tmp_path, program, before):
 @needs_sigkill
 @pytest.mark.parametrize("number", [signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
 def test_a_signal_cleans_up(tmp_path, number):
-    save_file({"x.weight": torch.randn(8192, 4096)}, tmp_path / "m.safetensors")
+    weight = torch.randn(8192, 4096, dtype=torch.bfloat16)
+    save_file({"x.weight": weight}, tmp_path / "m.safetensors")
     arguments = [str(tmp_path / name) for name in ("m.safetensors", "o.safetensors")]
     process = subprocess.Popen(
         [sys.executable, "convert_nvfp4.py", *arguments, "--include", "x", "--quiet"],
