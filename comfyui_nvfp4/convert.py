@@ -15,7 +15,16 @@ import comfy.model_management
 import folder_paths
 from comfy_api.latest import io
 
-from .files import NONE, comfy_name, find_model, forget_list, ggufs, model_names, recordings
+from .files import (
+    NONE,
+    comfy_name,
+    find_model,
+    forget_list,
+    ggufs,
+    hidden_by,
+    model_names,
+    recordings,
+)
 from .pages import page_file
 from .runtime import NodeError, converting, for_node
 from .settings import LORAS, settings_inputs, task_of
@@ -103,6 +112,8 @@ def deliver(
     file has the name and `overwrite` is off.
     """
     output, is_there = task.output, status(task.output) != (0, 0)
+    if other := hidden_by(output, kind):
+        raise NodeError(f"{other}: has this name, and ComfyUI would load it: give another name")
     if is_there and not overwrite:
         if not program.is_converted(task):
             raise NodeError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
@@ -15,6 +17,10 @@ MODELS, CHECKPOINTS = "diffusion_models", "checkpoints"
 SUFFIX = ".safetensors"
 # What the converter reads: ComfyUI has other kinds in its folders, too.
 READABLE = (SUFFIX, ".sft")
+# ComfyUI asks for the inputs of every node several times in a row: folders are looked through once
+# in so many seconds for that. {function: (when, names)}
+LISTED_FOR = 2.0
+LISTED: dict[Callable, tuple[float, list[str]]] = {}
 # A new file may go into folders inside of models/diffusion_models, and nowhere else.
 PLAIN_NAME = re.compile(r"(?!.*(^|[/\\])\.)[^<>:\"|?*\x00-\x1f]+")
 
@@ -46,12 +52,25 @@ def find_lora(name: str) -> Path:
 
 
 def below(folders: list[str | Path], suffix: str) -> dict[str, Path]:
-    """List files of a kind in some folders and theirs: {name with slashes: path}."""
+    """List files of a kind in some folders and theirs, links followed: {name: path}.
+
+    Names have slashes on every system, so that workflows may be shared.
+    """
     found: dict[str, Path] = {}
-    for folder in map(Path, folders):
-        for path in sorted(folder.rglob(f"*{suffix}")):
-            found.setdefault(path.relative_to(folder).as_posix(), path)
+    for folder in folders:
+        names, _ = folder_paths.recursive_search(str(folder), excluded_dir_names=[".git"])
+        for name in sorted(names):
+            if name.lower().endswith(suffix):
+                found.setdefault(name.replace("\\", "/"), Path(folder) / name)
     return found
+
+
+def names_of(files: Callable[[], dict[str, Path]]) -> list[str]:
+    """List the names of `recordings` or `ggufs` for a node's input, at most every LISTED_FOR."""
+    now = time.monotonic()
+    if files not in LISTED or LISTED[files][0] < now - LISTED_FOR:
+        LISTED[files] = now, [*files()]
+    return LISTED[files][1]
 
 
 def recordings_folder() -> Path:
@@ -101,6 +120,12 @@ def output_file(kind: str, name: str) -> Path:
 def comfy_name(path: Path, kind: str) -> str:
     """Name a file as ComfyUI's loaders do: relative to its folder, in the system's own slashes."""
     return str(path.relative_to(output_folder(kind)))
+
+
+def hidden_by(path: Path, kind: str) -> Path | None:
+    """Find the file that ComfyUI would load instead of a new one, as it has its name elsewhere."""
+    found = folder_paths.get_full_path(kind, comfy_name(path, kind))
+    return None if found is None or Path(found) == path else Path(found)
 
 
 def forget_list(kind: str) -> None:

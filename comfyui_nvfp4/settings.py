@@ -16,7 +16,7 @@ import comfyui_version
 import torch
 from comfy_api.latest import io
 
-from .files import NONE, find_lora, ggufs, one_of, output_file, output_folder, recordings
+from .files import NONE, find_lora, ggufs, names_of, one_of, output_file, output_folder, recordings
 from .runtime import NodeError
 
 # What LoRAs to merge travel as from node to node: pairs of ComfyUI's name and a strength.
@@ -66,7 +66,7 @@ def settings_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "statistics",
-            options=[NONE, *recordings()],
+            options=[NONE, *names_of(recordings)],
             tooltip="a recording of Calibrate Model or of the recorder: its input scales are baked "
             "in, and with second moments weights are rounded to the least "
             "error of the layer's output",
@@ -105,7 +105,7 @@ def settings_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "gguf",
-            options=[NONE, *ggufs()],
+            options=[NONE, *names_of(ggufs)],
             tooltip="a GGUF of the same model, in a folder of diffusion models: its types choose "
             "the precisions (needs the Python package gguf)",
             advanced=True,
