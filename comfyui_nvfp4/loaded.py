@@ -105,6 +105,10 @@ class Weights:
             return found if isinstance(found, torch.Tensor) else None
         return None
 
+    def stored(self, key: str, dtype: torch.dtype) -> torch.Tensor:
+        """Find a weight, where it lies, in the dtype that it had when it was described."""
+        return self.find(key).detach().to(dtype)
+
     def part(self, key: str, suffix: str) -> torch.Tensor:
         """Find a part of a quantised weight by what its name has behind the weight's."""
         return self.find(key).state_dict("")[suffix]
@@ -164,7 +168,7 @@ def show_model(patcher: Any) -> Loaded:
             shown |= show_weight(weights, name, value, origin.dtypes.get(name))
     merged = merge_patches(weights, shown)
     shown |= {n: converter().MemoryTensor.of(t) for n, t in beside_model(patcher).items()}
-    lost, rounded = losses(shown, origin.dtypes)
+    lost, rounded = losses(weights, origin.dtypes)
     return Loaded(
         path=origin.path or Path(f"{type(patcher.model).__name__}.safetensors"),
         weights=shown,
@@ -266,7 +270,7 @@ def show_weight(
     if patched:
         shape = comfy.lora.calculate_shape(patched, weight, key)
     elif dtype == weight.dtype:
-        values = partial(weights.find, key)
+        values = partial(weights.stored, key, dtype)
         return {name: module.MemoryTensor(module.dtype_name(dtype), tuple(shape), values)}
     values = partial(weights.cast, key, dtype, shape)
     return {name: module.MemoryTensor(module.dtype_name(dtype), tuple(shape), values)}
@@ -275,15 +279,18 @@ def show_weight(
 def dtype_shown(weight: torch.Tensor, in_file: str | None) -> torch.dtype:
     """Choose the dtype that a weight is shown in: that of its file, where it holds all values.
 
-    ComfyUI loads 16 bits as 32 on a CPU, and FP8 as 16 bits where the card has none; shown so,
-    layers that are kept would grow, and FP8 that was cast would pass for 16 bits.
+    ComfyUI loads bfloat16 as float32 on a CPU and as float16 on most cards, and FP8 as 16 bits
+    where the card has none; shown so, layers that are kept would grow or change, and FP8 that was
+    cast would pass for 16 bits.
     """
-    if in_file in CAST and not isinstance(weight, QuantizedTensor) and not weight.is_meta:
-        dtype = converter().TORCH_DTYPES[in_file]
-        narrow = dtype.itemsize < weight.dtype.itemsize
-        if narrow and torch.equal(weight.detach().to(dtype).to(weight.dtype), weight.detach()):
-            return dtype
-    return weight.dtype
+    dtype = converter().TORCH_DTYPES[in_file] if in_file in CAST else weight.dtype
+    if dtype == weight.dtype or weight.is_meta or isinstance(weight, QuantizedTensor):
+        return weight.dtype
+    given = weight.detach()
+    fits = dtype.itemsize <= given.dtype.itemsize and torch.equal(
+        given.to(dtype).to(given.dtype), given
+    )
+    return dtype if fits else weight.dtype
 
 
 def beside_codes(name: str, weights: Weights) -> set[str]:
@@ -347,23 +354,26 @@ def origin_of_model(patcher: Any) -> Origin:
     return Origin(path, {module.bare(name): r.dtype for name, r in refs.items()}, metadata)
 
 
-def losses(shown: dict[str, Any], dtypes: dict[str, str]) -> tuple[str, list[str]]:
+def losses(weights: Weights, dtypes: dict[str, str]) -> tuple[str, list[str]]:
     """Tell what loading has lost: what says that weights became FP8, or "", and lines of the rest.
 
-    shown: the tensors of the MODEL; dtypes: {name: dtype in its file}.
+    dtypes: {name: dtype in the file}.
     """
-    casts = {
-        (dtypes[name], tensor.dtype): name
-        for name, tensor in shown.items()
-        if len(tensor.shape) > 1 and is_loss(dtypes.get(name, ""), tensor.dtype)
-    }
+    casts = {}
+    for name, before in dtypes.items():
+        weight = weights.find(PREFIX + name)
+        if weight is not None and weight.ndim > 1 and not isinstance(weight, QuantizedTensor):
+            after = converter().dtype_name(weight.dtype)
+            casts |= {(before, after): name} if is_loss(before, after) else {}
     lost, lines = "", []
     for (before, after), name in casts.items():
         line = f"weights of {before} were loaded as {after} ({name})"
         if after.startswith("F8_"):
             lost = f"{line}; set weight_dtype of the loader to default to convert all there is"
+        elif (before, after) == ("BF16", "F16"):
+            lines.append(f"{line}, in which numbers below 0.00006 lose bits")
         else:
-            lines.append(f"{line}, one rounding more")
+            lines.append(f"{line}: one rounding more")
     return lost, lines
 
 

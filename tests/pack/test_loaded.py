@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from nvfp4.conversion import convert
 from nvfp4.options import Options
-from support.comfyui import PREAMBLE, needs_comfyui, run_comfyui
+from support.comfyui import PREAMBLE, loaded_formats, needs_comfyui, run_comfyui
 from support.loras import loha, lora
 from support.paths import ROOT
 from support.tiny_models import tiny_model
@@ -54,6 +54,7 @@ def refused(function, *arguments):
 
 
 def asked(folder, script):
+    script = f"FORMATS = {loaded_formats()!r}\n{script}"
     return run_comfyui(SCRIPT + script + '\nprint("RESULT", json.dumps(answer))', OUT=str(folder))[
         0
     ]
@@ -165,7 +166,7 @@ weight = model.model.diffusion_model.blocks[2].ffn[0].weight
 base = weight.dequantize().float()
 merged = patched.merged[name + ".set_weight"].values()
 answer["moved"] = float((merged - base).norm() / base.norm())
-made(with_lora(model, "style.safetensors", 0.5), "from_all.safetensors")
+made(with_lora(model, "style.safetensors", 0.5), "from_all.safetensors", formats=FORMATS)
 answer["loads"] = type(load("from_all.safetensors")).__name__
 """,
     )
