@@ -203,7 +203,7 @@ REFUSED = {
         lambda hub: setattr(hub.repo(REPOSITORY), "private", True),
         None,
     ),
-    "a wrong token": ("no such repository, or a private one: check its name, or", None, "hf_Wrong"),
+    "a wrong token": ("the Hub does not know the token: log in anew", None, "hf_Wrong"),
     "disabled": (
         "access to the repository is disabled by the Hub",
         lambda hub: setattr(hub.repo(REPOSITORY), "disabled", True),

@@ -114,7 +114,7 @@ def test_a_repository_of_several_models_lists_them(hub):
     [
         (None, "is gated: accept its licence at http.*/owner/model, then log in with `hf auth"),
         ("hf_secret_other", "is gated, and your account has no access: accept its licence"),
-        ("hf_secret_wrong", "no such repository, or a private one: .* the token may be wrong"),
+        ("hf_secret_wrong", "the Hub does not know the token: log in anew with `hf auth"),
     ],
 )
 def test_who_is_not_let_in_learns_what_to_do_and_no_token(hub, monkeypatch, token, told):

@@ -125,3 +125,4 @@ def test_a_reason_has_no_address():
     outer.__cause__ = inner
     assert reason_of(outer) == "Connection refused"
     assert reason_of(RuntimeError("https://x.y/?Signature=secret")) == "RuntimeError"
+    assert reason_of(TimeoutError()) == "no answer came in time"
