@@ -1064,6 +1064,12 @@ WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 LONGEST_ASKED = 310.0
 # Answers after which the same request may well succeed.
 PASSING_STATUSES = (408, 425, 429, 500, 502, 503, 504, 520, 522, 524)
+# What the libraries' errors mean, by their names: of those that the system has no words for.
+REASONS = {
+    "Timeout": "no answer came in time",
+    "Protocol|Chunked|Incomplete|ReadError|Disconnected": "the connection ended too early",
+    "Connect": "no connection",
+}
 # What to do without a token, or with one that does not open a repository.
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -1148,7 +1154,8 @@ def wait_for(tries: int, problem: Passing, stop: threading.Event) -> None:
     tries: how many brought nothing. A `stop` that is set ends the wait.
     """
     if tries > len(WAITS):
-        raise ConvertError(f"{problem}; {tries} tries brought nothing: try again later")
+        kept = "what a run with --resume wrote is kept"
+        raise ConvertError(f"{problem}; {tries} tries brought nothing: try again later ({kept})")
     stop.wait(min(LONGEST_ASKED, max(problem.wait or 0.0, WAITS[tries - 1])))
 
 
@@ -1166,7 +1173,10 @@ def reason_of(error: BaseException) -> str:
     while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
         causes.append(cause)
     told = [one.strerror for one in causes if isinstance(one, OSError) and one.strerror]
-    return told[-1] if told else type(error).__name__
+    if told:
+        return told[-1]
+    names = " ".join(type(one).__name__ for one in causes)
+    return next((text for name, text in REASONS.items() if re.search(name, names)), names)
 
 
 def status_of(error: BaseException) -> tuple[int, Mapping[str, str]]:
@@ -1225,8 +1235,11 @@ def refused(shown: str, status: int, headers: Mapping[str, str], error: BaseExce
         return f"{shown}: the repository has no such revision"
     if code == "EntryNotFound" or kind.endswith("EntryNotFoundError"):
         return f"{shown}: the repository has no such file"
+    if "Invalid credentials" in (headers.get("x-error-message") or ""):
+        how = "log in anew with `hf auth login`, or change HF_TOKEN"
+        return f"{shown}: the Hub does not know the token: {how}"
     if status in (401, 404):
-        why = "the token may be wrong" if has_token() else LOG_IN
+        why = "what your token may read" if has_token() else LOG_IN
         return f"{shown}: no such repository, or a private one: check its name, or {why}"
     return f"{shown}: the Hub refuses it: HTTP {status}"
 
