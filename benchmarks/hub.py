@@ -100,7 +100,7 @@ def downloaded(endpoint: str, files: list[Path]) -> float:
 def convert(endpoint: str, out: Path, options: list[str]) -> dict:
     """Convert from the Hub in a process of its own, and return what it printed of itself."""
     with tempfile.TemporaryDirectory() as home:
-        there = {"HF_ENDPOINT": endpoint, "HF_HOME": home, "NO_PROXY": "127.0.0.1"}
+        there = {"HF_ENDPOINT": endpoint, "HF_HOME": home, "NO_PROXY": "127.0.0.1,localhost"}
         command = [sys.executable, str(ONE), f"hf://{REPOSITORY}", str(out), "--quiet", *options]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env=os.environ | there

@@ -82,7 +82,7 @@ class HubServer:
 
     def environment(self, home: Path) -> dict[str, str]:
         """Variables that make a client's process use this server, with a cache of its own."""
-        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1",
+        return {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1,localhost",
                 "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
 
     def repo(self, name: str) -> Repo:
@@ -119,7 +119,9 @@ class Port(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], of: str, hub: HubServer):
         super().__init__(address, Handler)
         self.of, self.hub = of, hub
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        # The storage is another host: some versions of the library look at no port.
+        host = {"hub": "127.0.0.1", "cdn": "localhost"}[of]
+        self.url = f"http://{host}:{self.server_address[1]}"
 
     def handle_error(self, *_) -> None:
         """Say nothing of clients that hang up."""
