@@ -7677,7 +7677,7 @@ def positive(path: Path, row: dict, column: str) -> float:
 PNG, PROMPT_CHUNK = b"\x89PNG\r\n\x1a\n", b"tEXtprompt\0"
 # Of a picture so much is read; the chunk stands before the pixels.
 PNG_BYTES = 64_000_000
-# A node that has no input of these types is no sampler, and nothing else has all of these outputs.
+# The types of what a sampler is given, a model or what guides one, and of what it gives.
 SAMPLED_BY, SAMPLED = {"MODEL", "GUIDER"}, "LATENT"
 # Inputs through which a text reaches a sampler's positive conditioning.
 TEXT_WAY = re.compile(
@@ -7696,7 +7696,8 @@ def read_workflow(path: Path) -> Workflow:
     how to get this one.
     """
     with translated(path, "cannot read the workflow"):
-        is_png = path.open("rb").read(len(PNG)) == PNG
+        with path.open("rb") as file:
+            is_png = file.read(len(PNG)) == PNG
         try:
             text = prompt_of_png(path) if is_png else read_whole(path).decode("utf-8-sig")
             found = parse_json(text)
@@ -7817,9 +7818,8 @@ def samplers_behind(workflow: Workflow, recorders: list[str], info: dict[str, di
         if node in reached
         and SAMPLED in outputs_of(workflow[node], info)
         and any(
-            origin in reached and outputs_of(workflow[origin], info)[place] in SAMPLED_BY
+            origin in reached and {*outputs_of(workflow[origin], info)[place:][:1]} & SAMPLED_BY
             for _, origin, place in links(workflow[node])
-            if origin in workflow
         )
     ]
     if not found:
@@ -15343,6 +15343,7 @@ def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[st
         try:
             info = started(running, task)
             sample_all(running, prepared(workflow, places, info), prompts, task)
+            phase(f"ending {comfyui.title}", quiet=task.quiet)
         except ConvertError as error:
             kept = keep_log(running, recorded[0])
             raise ConvertError(*(f"{problem}{kept}" for problem in error.problems)) from error
@@ -15480,21 +15481,25 @@ def sample_all(
 
 
 def follow(bar: Activity, events: Iterable[dict], made: Prepared, prompts: int) -> None:
-    """Let a bar follow one prompt's events: its steps, and the node that is busy.
+    """Let a bar follow one prompt's events: its steps, what one takes, and the node that is busy.
 
     How many steps a sampler does it tells when it begins; others are taken to do as many.
     """
-    done, steps = {}, {}
+    done, steps, last = {}, {}, 0.0
     for event in events:
         data = event.get("data") or {}
         node = data.get("node")
-        if event.get("type") == "progress" and node in made.samplers:
-            steps[node] = data["max"]
-            bar.total = prompts * round(sum(steps.values()) / len(steps) * len(made.samplers))
-            bar.update(data["value"] - done.get(node, 0))
-            done[node] = data["value"]
-        elif event.get("type") == "executing" and node in made.workflow:
+        if event.get("type") == "executing" and node in made.workflow:
             bar.at(made.workflow[node]["class_type"])
+        if event.get("type") == "progress" and node in made.samplers:
+            steps[node], now = data["max"], time.monotonic()
+            bar.total = prompts * round(sum(steps.values()) / len(steps) * len(made.samplers))
+            more = data["value"] - done.get(node, 0)
+            # The first step of a sampler loads the model, too.
+            if node in done and more > 0:
+                bar.at(f"{made.workflow[node]['class_type']}, {(now - last) / more:.1f} s a step")
+            bar.update(more)
+            done[node], last = data["value"], now
 
 
 def keep_log(running: RunningComfyUI, recorded: OwnRecording) -> str:

@@ -119,6 +119,7 @@ def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[st
         try:
             info = started(running, task)
             sample_all(running, prepared(workflow, places, info), prompts, task)
+            phase(f"ending {comfyui.title}", quiet=task.quiet)
         except ConvertError as error:
             kept = keep_log(running, recorded[0])
             raise ConvertError(*(f"{problem}{kept}" for problem in error.problems)) from error
@@ -256,21 +257,25 @@ def sample_all(
 
 
 def follow(bar: Activity, events: Iterable[dict], made: Prepared, prompts: int) -> None:
-    """Let a bar follow one prompt's events: its steps, and the node that is busy.
+    """Let a bar follow one prompt's events: its steps, what one takes, and the node that is busy.
 
     How many steps a sampler does it tells when it begins; others are taken to do as many.
     """
-    done, steps = {}, {}
+    done, steps, last = {}, {}, 0.0
     for event in events:
         data = event.get("data") or {}
         node = data.get("node")
-        if event.get("type") == "progress" and node in made.samplers:
-            steps[node] = data["max"]
-            bar.total = prompts * round(sum(steps.values()) / len(steps) * len(made.samplers))
-            bar.update(data["value"] - done.get(node, 0))
-            done[node] = data["value"]
-        elif event.get("type") == "executing" and node in made.workflow:
+        if event.get("type") == "executing" and node in made.workflow:
             bar.at(made.workflow[node]["class_type"])
+        if event.get("type") == "progress" and node in made.samplers:
+            steps[node], now = data["max"], time.monotonic()
+            bar.total = prompts * round(sum(steps.values()) / len(steps) * len(made.samplers))
+            more = data["value"] - done.get(node, 0)
+            # The first step of a sampler loads the model, too.
+            if node in done and more > 0:
+                bar.at(f"{made.workflow[node]['class_type']}, {(now - last) / more:.1f} s a step")
+            bar.update(more)
+            done[node], last = data["value"], now
 
 
 def keep_log(running: RunningComfyUI, recorded: OwnRecording) -> str:

@@ -21,7 +21,7 @@ from nvfp4.read.json_files import parse_json, read_whole
 PNG, PROMPT_CHUNK = b"\x89PNG\r\n\x1a\n", b"tEXtprompt\0"
 # Of a picture so much is read; the chunk stands before the pixels.
 PNG_BYTES = 64_000_000
-# A node that has no input of these types is no sampler, and nothing else has all of these outputs.
+# The types of what a sampler is given, a model or what guides one, and of what it gives.
 SAMPLED_BY, SAMPLED = {"MODEL", "GUIDER"}, "LATENT"
 # Inputs through which a text reaches a sampler's positive conditioning.
 TEXT_WAY = re.compile(
@@ -40,7 +40,8 @@ def read_workflow(path: Path) -> Workflow:
     how to get this one.
     """
     with translated(path, "cannot read the workflow"):
-        is_png = path.open("rb").read(len(PNG)) == PNG
+        with path.open("rb") as file:
+            is_png = file.read(len(PNG)) == PNG
         try:
             text = prompt_of_png(path) if is_png else read_whole(path).decode("utf-8-sig")
             found = parse_json(text)
@@ -161,9 +162,8 @@ def samplers_behind(workflow: Workflow, recorders: list[str], info: dict[str, di
         if node in reached
         and SAMPLED in outputs_of(workflow[node], info)
         and any(
-            origin in reached and outputs_of(workflow[origin], info)[place] in SAMPLED_BY
+            origin in reached and {*outputs_of(workflow[origin], info)[place:][:1]} & SAMPLED_BY
             for _, origin, place in links(workflow[node])
-            if origin in workflow
         )
     ]
     if not found:
