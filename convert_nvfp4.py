@@ -7000,9 +7000,14 @@ class Events:
 
 # ── nvfp4/calibrate/running.py: Start a user's ComfyUI without a window, beside what it has and cha
 
-# The node pack, beside the script or around it; and what of it is no part of its nodes.
-PACK = "comfyui_nvfp4"
-PACK_EXTRAS = ("__pycache__", "example_workflows", "web", "calib", "recipes", "sensitive_layers")
+# The node pack, beside the script or around it, and the folder that brings its recorder alone: the
+# user's ComfyUI may have the pack as well, whose other nodes cannot be loaded twice.
+PACK, RECORDER_ALONE = "comfyui_nvfp4", "nvfp4_recorder"
+RECORDER_MODULE = f"""\
+from .{PACK} import node_classes
+
+NODE_CLASS_MAPPINGS = {{node.GET_SCHEMA().node_id: node for node in node_classes("record")}}
+"""
 # Seconds until a ComfyUI answers: with many custom nodes, from a slow disk, it takes minutes.
 LONGEST_START = 900
 # Seconds that it has after Ctrl-C to end the step it is in, and to write what was recorded, and
@@ -7064,7 +7069,7 @@ class RunningComfyUI:
         if images is not None:
             words += ["--input-directory", self.folder / "input"]
         if own_nodes_only and pack:
-            words += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK]
+            words += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", RECORDER_ALONE]
         script = self.comfyui.folder / "main.py"
         command = server_command(self.comfyui.python, script, *map(str, words), *self.arguments)
         with translated(self.folder, "cannot prepare a folder for ComfyUI"):
@@ -7089,7 +7094,11 @@ class RunningComfyUI:
         }
         if pack:
             nodes = self.folder / "custom_nodes"
-            shutil.copytree(pack, nodes / PACK, ignore=shutil.ignore_patterns(*PACK_EXTRAS))
+            copy = nodes / RECORDER_ALONE / PACK
+            copy.mkdir(parents=True)
+            for file in pack.glob("*.py"):
+                shutil.copy(file, copy)
+            (copy.parent / "__init__.py").write_text(RECORDER_MODULE, encoding="utf-8")
             places["custom_nodes"] = str(nodes)
         # JSON is YAML, too. These folders come before ComfyUI's own.
         text = json.dumps({"nvfp4_calibration": places | {"is_default": True}})

@@ -35,7 +35,7 @@ class Command:
         extra = folder / "extra.yaml"
         extra.write_text(json.dumps(paths), encoding="utf-8")
         words = ["--cpu", f'--extra-model-paths-config "{extra}"']
-        words += ["--whitelist-custom-nodes comfyui_nvfp4 helper_nodes"]
+        words += ["--whitelist-custom-nodes nvfp4_recorder helper_nodes"]
         words += [f'--front-end-root "{frontend()}"'] if frontend() else []
         self.arguments = " ".join(words)
         (folder / "prompts.txt").write_text("a red square\n\ntwo green discs\n", "utf-8")
@@ -104,6 +104,7 @@ def test_an_own_workflow_is_recorded_up_to_its_sampler(command):
     workflow = sampling(loader("elsewhere/wan.safetensors"), steps=1)
     workflow["5"]["inputs"] |= {"width": 64, "height": 64, "length": 5}
     workflow["9"] = node("PreviewAny", source=["6", 0])
+    # All nodes are loaded for it: the server's folder has the whole pack, too.
     file = command.folder / "mine.json"
     file.write_text(json.dumps(workflow), encoding="utf-8")
     status, out, err = command.run("--workflow", file)
