@@ -1704,6 +1704,8 @@ class VirtualPath(PurePosixPath):
 
     __slots__ = ()
     scheme: ClassVar[str] = ""
+    # Whom a person is told to be asked for the version; "" where nobody is.
+    asked: ClassVar[str] = ""
 
     def __init_subclass__(cls, **facts: object) -> None:
         super().__init_subclass__(**facts)
@@ -2014,6 +2016,7 @@ class HubPath(VirtualPath):
 
     __slots__ = ()
     scheme = "hf"
+    asked = "the Hub"
 
     @classmethod
     def made(cls, text: str) -> HubPath:
@@ -27710,8 +27713,8 @@ def pin_sources(options: Options, noted: dict[str, str]) -> dict[str, str]:
 
     noted: those that the run to go on with had. Returns what is pinned, {} without such sources.
     """
-    if virtual_of(options.inputs):
-        phase("asking the Hub", quiet=options.quiet)
+    for asked in dict.fromkeys(path.asked for path in virtual_of(options.inputs) if path.asked):
+        phase(f"asking {asked}", quiet=options.quiet)
     pins = pinned(options.inputs, noted)
     for place, commit in pins.items():
         if not options.quiet and read_ranks().is_first:

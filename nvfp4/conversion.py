@@ -170,8 +170,8 @@ def pin_sources(options: Options, noted: dict[str, str]) -> dict[str, str]:
 
     noted: those that the run to go on with had. Returns what is pinned, {} without such sources.
     """
-    if virtual_of(options.inputs):
-        phase("asking the Hub", quiet=options.quiet)
+    for asked in dict.fromkeys(path.asked for path in virtual_of(options.inputs) if path.asked):
+        phase(f"asking {asked}", quiet=options.quiet)
     pins = pinned(options.inputs, noted)
     for place, commit in pins.items():
         if not options.quiet and read_ranks().is_first:

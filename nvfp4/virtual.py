@@ -98,6 +98,8 @@ class VirtualPath(PurePosixPath):
 
     __slots__ = ()
     scheme: ClassVar[str] = ""
+    # Whom a person is told to be asked for the version; "" where nobody is.
+    asked: ClassVar[str] = ""
 
     def __init_subclass__(cls, **facts: object) -> None:
         super().__init_subclass__(**facts)

@@ -146,6 +146,7 @@ class HubPath(VirtualPath):
 
     __slots__ = ()
     scheme = "hf"
+    asked = "the Hub"
 
     @classmethod
     def made(cls, text: str) -> HubPath:
