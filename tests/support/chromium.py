@@ -89,7 +89,7 @@ class Browser:
         assert "exceptionDetails" not in done, (expression, done["exceptionDetails"])
         return done["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 60):
+    def wait(self, expression: str, seconds: float = 120):
         """Return the first true value of an expression. Raises AssertionError after `seconds`."""
         return waited(lambda: self.js(expression), seconds, expression)
 
