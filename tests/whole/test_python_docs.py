@@ -31,7 +31,7 @@ def wan(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize("module", ["nvfp4", "convert_nvfp4"])
 def test_the_examples_print_what_the_document_shows(wan, module):
     names = {}
-    assert len(BLOCKS) == TEXT.count("```python") == 5
+    assert len(BLOCKS) == TEXT.count("```python") == 6
     for code, shown in BLOCKS:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
