@@ -1960,11 +1960,10 @@ class Hub:
         """Ask for a repository anew, at the commit of a revision now, and return the commit."""
         ask = cached_listing if is_offline() else list_repository
         listing = ask(place.repository, place.kind, place.name, revision)
+        begin = f"{place.repository}/"
         with self.lock:
-            known = self.listings.get(place.repository)
-            if known is None or known.commit != listing.commit:
-                begin = f"{place.repository}/"
-                self.files = {one: f for one, f in self.files.items() if not one.startswith(begin)}
+            # What was another commit's, or has come to the cache since, or is no longer there.
+            self.files = {one: f for one, f in self.files.items() if not one.startswith(begin)}
             self.listings[place.repository] = listing
         return listing.commit
 
