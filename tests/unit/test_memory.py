@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load_file, save_file
 
 from nvfp4.conversion import convert
 from nvfp4.errors import ConvertError
@@ -51,11 +51,13 @@ def same(path, other):
     )
 
 
-def test_the_library_reads_what_is_shown():
+def test_the_library_reads_what_is_shown(tmp_path):
     with memory_file("m.safetensors", shown(EVERY), {"format": "pt"}) as path:
         data = path.read_bytes()
         assert path.stat().st_size == len(data)
-        read = load(data)
+        # From a file, as old versions of `load` refuse tensors without values.
+        (tmp_path / "m.safetensors").write_bytes(data)
+        read = load_file(tmp_path / "m.safetensors")
         assert read.keys() == EVERY.keys()
         for name, tensor in EVERY.items():
             assert read[name].dtype == tensor.dtype
